@@ -1,0 +1,47 @@
+//! The component binary: upstream's programs compiled from their Go modules, once.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::host;
+use crate::progress::step;
+
+/// The Kubernetes release; `go.mod` pins the same.
+const KUBERNETES: &str = "1.34.4";
+
+/// The path of the component binary, built now unless the cache holds it.
+pub fn binary() -> Result<PathBuf> {
+    let source = host::workspace().join("e2e/cluster/components");
+    let files = ["go.mod", "go.sum", "main.go"].map(|name| source.join(name));
+    let flags = ldflags()?;
+    let key = host::content_key(&files.each_ref().map(PathBuf::as_path), &flags)?;
+    let binary = host::cache()?.join(format!("components-{key}"));
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    if !host::exists("go") {
+        bail!("the cluster's components are compiled from Go modules: install Go 1.24 or newer and try again");
+    }
+    step("compiling Kubernetes, etcd and CoreDNS from their Go modules (about 5 minutes, once)");
+    let half = binary.with_extension("half");
+    let arguments = ["build", "-trimpath", "-ldflags", &flags, "-o"];
+    host::output(
+        Command::new("go").current_dir(&source).env("CGO_ENABLED", "0").args(arguments).arg(&half).arg("."),
+    )
+    .context("compiling the cluster's components")?;
+    fs::rename(&half, &binary)?;
+    Ok(binary)
+}
+
+/// Linker flags: no symbols, and the version that the API server reports.
+fn ldflags() -> Result<String> {
+    let (major, rest) = KUBERNETES.split_once('.').context("a version has dots")?;
+    let minor = rest.split('.').next().context("a version has a minor part")?;
+    let version = "k8s.io/component-base/version";
+    Ok(format!(
+        "-s -w -X {version}.gitVersion=v{KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    ))
+}

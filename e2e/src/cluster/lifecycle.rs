@@ -1,0 +1,239 @@
+//! Up and down, from outside the node's namespaces.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{components, files, pki};
+use crate::host;
+use crate::images;
+use crate::progress::step;
+
+/// The embedded cluster of this machine.
+pub struct Cluster {
+    state: PathBuf,
+}
+
+impl Cluster {
+    /// The cluster whose state is in `TULLE_CLUSTER` or the default folder.
+    pub fn new() -> Result<Self> {
+        let state = std::env::var_os("TULLE_CLUSTER").map_or_else(|| PathBuf::from("/var/tmp/tulle-cluster"), PathBuf::from);
+        Ok(Self { state })
+    }
+
+    /// Starts the cluster unless it runs, and waits until its node is ready.
+    pub fn up(&self) -> Result<()> {
+        host::require_root()?;
+        host::install_programs()?;
+        if self.pid().is_some() && self.wait_ready(Duration::from_secs(5)).is_ok() {
+            return Ok(());
+        }
+        let components = components::binary()?;
+        let pause = images::archive(&images::PAUSE)?;
+        self.down()?;
+        step("starting the embedded cluster");
+        files::write(&self.state)?;
+        pki::create(&self.state.join("pki"))?;
+        make_cgroups()?;
+        self.start_node(&components)?;
+        self.wait_for(Duration::from_secs(30), "containerd", || self.state.join("containerd.sock").exists())?;
+        self.load(&pause)?;
+        self.wait_ready(Duration::from_secs(90))?;
+        let dns = self.state.join("dns.yaml");
+        host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns)).map(drop)
+    }
+
+    /// Ends every process of the cluster and removes its files and control groups.
+    pub fn down(&self) -> Result<()> {
+        if let Some(pid) = self.pid() {
+            kill_process(pid, Signal::KILL).ok();
+            self.wait_for(Duration::from_secs(20), "the node's end", || self.pid().is_none())?;
+        }
+        remove_cgroups();
+        if self.state.exists() {
+            remove_state(&self.state)?;
+        }
+        Ok(())
+    }
+
+    /// Prints what the node says.
+    pub fn status(&self) -> Result<()> {
+        if self.pid().is_none() {
+            bail!("the cluster does not run; start it with: cargo xtask cluster up");
+        }
+        host::run(self.kubectl()?.args(["get", "nodes,pods", "--all-namespaces", "-o", "wide"]))
+    }
+
+    /// kubectl as the cluster's administrator.
+    pub fn kubectl(&self) -> Result<Command> {
+        let mut command = self.inside(&components::binary()?.display().to_string())?;
+        command.arg("kubectl");
+        Ok(command)
+    }
+
+    /// A command inside the node's namespaces.
+    pub fn inside(&self, program: &str) -> Result<Command> {
+        let Some(init) = self.pid().and_then(|pid| child_of(pid)) else {
+            bail!("the cluster does not run; start it with: cargo xtask cluster up");
+        };
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &init.to_string(), "-m", "-p", "-n", "-u", "-i"])
+            .arg(format!("--wd={}", std::env::current_dir()?.display()))
+            .arg(program)
+            .env("KUBECONFIG", self.state.join("pki/admin.conf"))
+            .env("CONTAINERD_ADDRESS", self.state.join("containerd.sock"))
+            .env("CONTAINERD_NAMESPACE", "k8s.io");
+        Ok(command)
+    }
+
+    /// Loads an image archive, once per content.
+    pub fn load(&self, archive: &Path) -> Result<()> {
+        let name = archive.file_name().context("an archive has a name")?;
+        let loaded = self.state.join("images").join(name);
+        if loaded.exists() {
+            return Ok(());
+        }
+        host::output(self.inside("ctr")?.args(["images", "import"]).arg(archive))?;
+        host::write(&loaded, "")
+    }
+
+    /// Prints the log of a component.
+    pub fn print_log(&self, component: &str) -> Result<()> {
+        let path = self.state.join("logs").join(component);
+        let log = fs::read_to_string(&path).with_context(|| {
+            let names = fs::read_dir(self.state.join("logs")).into_iter().flatten().flatten();
+            let names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+            format!("no log of {component:?}; there are: {}", names.join(", "))
+        })?;
+        print!("{log}");
+        Ok(())
+    }
+
+    fn start_node(&self, components: &Path) -> Result<()> {
+        let log = fs::File::create(self.state.join("logs/node"))?;
+        let myself = std::env::current_exe()?;
+        // A copy, so that rebuilding xtask does not pull the program from under pid 1.
+        let init = self.state.join("xtask-init");
+        fs::copy(&myself, &init)?;
+        let child = Command::new("setsid")
+            .args(["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"])
+            .args(["--mount-proc", "--propagation", "private"])
+            .arg(&init)
+            .args(["cluster", "init"])
+            .arg(&self.state)
+            .arg(components)
+            .stdin(Stdio::null())
+            .stderr(log.try_clone()?)
+            .stdout(log)
+            .spawn()
+            .context("cannot start the node")?;
+        host::write(&self.state.join("node.pid"), child.id().to_string())
+    }
+
+    /// The process that holds the namespaces, if it is alive and really ours.
+    fn pid(&self) -> Option<Pid> {
+        let pid: i32 = fs::read_to_string(self.state.join("node.pid")).ok()?.trim().parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mine = self.state.display().to_string();
+        let ours = String::from_utf8_lossy(&command).contains(&mine);
+        if ours { Pid::from_raw(pid) } else { None }
+    }
+
+    fn wait_ready(&self, most: Duration) -> Result<()> {
+        let result = self.wait_for(most, "a ready node", || {
+            let ready = self.kubectl().and_then(|mut kubectl| {
+                host::output(kubectl.args(["get", "node", files::NODE, "--no-headers", "--request-timeout=2s"]))
+            });
+            ready.is_ok_and(|text| text.contains(" Ready"))
+        });
+        result.context("see: cargo xtask cluster logs kubelet")
+    }
+
+    fn wait_for(&self, most: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !done() {
+            if start.elapsed() > most {
+                bail!("waited {} s for {what} in vain", most.as_secs());
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+fn child_of(pid: Pid) -> Option<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children", pid = pid.as_raw_nonzero());
+    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// The roots of every control group hierarchy: one on cgroup v2, one per controller on v1.
+fn cgroup_roots() -> Vec<PathBuf> {
+    let top = PathBuf::from("/sys/fs/cgroup");
+    if top.join("cgroup.controllers").exists() {
+        return vec![top];
+    }
+    let entries = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir() && !path.is_symlink()).collect()
+}
+
+/// kubelet wants its root group to exist, with the CPUs and memory nodes of the machine on v1.
+fn make_cgroups() -> Result<()> {
+    for root in cgroup_roots() {
+        let group = root.join(files::CGROUP);
+        fs::create_dir_all(&group).with_context(|| format!("cannot create {}", group.display()))?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = fs::read_to_string(root.join(file)) {
+                fs::write(group.join(file), value.trim()).ok();
+            }
+        }
+        if root.join("cgroup.subtree_control").exists() {
+            for folder in [&root, &group] {
+                for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
+                    fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}")).ok();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroups() {
+    for root in cgroup_roots() {
+        for top in [root.join(files::CGROUP), root.join("k8s.io")] {
+            // A group whose last process has just been killed is busy for a moment.
+            for _ in 0..50 {
+                remove_group(&top);
+                if !top.exists() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn remove_group(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&entry.path());
+        }
+    }
+    fs::remove_dir(group).ok();
+}
+
+fn remove_state(state: &Path) -> Result<()> {
+    for _ in 0..50 {
+        match fs::remove_dir_all(state) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+    fs::remove_dir_all(state).with_context(|| format!("cannot remove {}", state.display()))
+}

@@ -1,0 +1,137 @@
+//! This machine: commands, packages, caches.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::progress::step;
+
+/// A program that the cluster needs and the Debian package that brings it.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
+    ("ethtool", "ethtool"),
+    ("socat", "socat"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("mount", "mount"),
+    ("buildah", "buildah"),
+];
+
+/// The workspace that this program was built from.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Where what is expensive to make is kept between runs and clones, keyed by its content.
+pub fn cache() -> Result<PathBuf> {
+    let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => PathBuf::from(home).join(".cache"),
+        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME is set; set HOME"),
+    };
+    let cache = base.join("tulle");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    Ok(cache)
+}
+
+/// Fails with what to do unless this is Linux and root.
+pub fn require_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the embedded cluster needs root (network namespaces, mounts): run it as root or with sudo -E");
+    }
+    Ok(())
+}
+
+/// Installs the Debian packages of the programs that are missing.
+pub fn install_programs() -> Result<()> {
+    install_packages(PROGRAMS)
+}
+
+/// Installs what is missing of `programs`: pairs of a program and its package.
+pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    if !exists("apt-get") {
+        bail!("missing: {}. On a Debian or Ubuntu they come with: {by_hand}", missing.join(", "));
+    }
+    step(&format!("installing {}", missing.join(" ")));
+    let quiet = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
+    quiet(Command::new("apt-get").args(["update", "-qq"]))?;
+    quiet(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
+        .with_context(|| format!("could not install; try by hand: {by_hand}"))?;
+    Ok(())
+}
+
+/// Whether a program is on the PATH (or at the given absolute path).
+pub fn exists(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).exists();
+    }
+    let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(sbin).any(|folder| folder.join(program).is_file())
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Errors
+/// The command line and its standard error, when it cannot be started or exits non-zero.
+pub fn output(command: &mut Command) -> Result<String> {
+    let shown = shown(command);
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    if !done.status.success() {
+        let error = String::from_utf8_lossy(&done.stderr);
+        bail!("{shown}: {}\n{}{}", done.status, text.trim_end(), error.trim_end());
+    }
+    Ok(text)
+}
+
+/// Runs a command with this program's own output.
+pub fn run(command: &mut Command) -> Result<()> {
+    let shown = shown(command);
+    let status = command.status().with_context(|| format!("cannot run {shown}"))?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// A short name for the content of files (and of `extra`), the same for the same content.
+pub fn content_key(files: &[&Path], extra: &str) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(extra.as_bytes());
+    for file in files {
+        let content = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        hash.update((content.len() as u64).to_be_bytes());
+        hash.update(&content);
+    }
+    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Writes a file whole or not at all, so that a run that is killed leaves no half of it.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    let parent = path.parent().context("a file needs a folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let half = path.with_extension("half");
+    let mut file = fs::File::create(&half).with_context(|| format!("cannot write {}", half.display()))?;
+    file.write_all(content.as_ref())?;
+    fs::rename(&half, path).with_context(|| format!("cannot write {}", path.display()))
+}

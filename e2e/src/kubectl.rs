@@ -1,0 +1,1 @@
+//! kubectl, as the demo and the tests use it.

@@ -1,0 +1,159 @@
+//! The head of a stream: typed fields, each with a *critical* bit, then the message head as HTTP/1
+//! text. A receiver refuses a stream with a critical field that it does not know and skips others,
+//! so new fields need no new version.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Set in a field's type when a receiver that does not know the field must refuse the stream.
+pub const CRITICAL: u8 = 0x80;
+
+const PROTOCOL: u8 = 0x01 | CRITICAL;
+const SERVICE: u8 = 0x02;
+const ATTEMPT: u8 = 0x03;
+const LOAD: u8 = 0x04;
+const END_OF_FIELDS: u8 = 0x00;
+
+/// What travels on a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// Bytes of a TCP connection.
+    #[default]
+    Opaque,
+    /// One HTTP/1.1 message and its answer.
+    Http1,
+    /// One HTTP/2 message and its answer.
+    Http2,
+}
+
+impl Protocol {
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Opaque => 0,
+            Self::Http1 => 1,
+            Self::Http2 => 2,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Opaque),
+            1 => Some(Self::Http1),
+            2 => Some(Self::Http2),
+            _ => None,
+        }
+    }
+}
+
+/// The fields of a stream's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// What travels. Critical.
+    pub protocol: Protocol,
+    /// The Service that the application dialled, `namespace/name:port`.
+    pub service: Option<Bytes>,
+    /// 0 for a first attempt; a retry counts up.
+    pub attempt: u8,
+    /// In an answer: requests in flight at the pod, all clients together.
+    pub load: Option<u32>,
+}
+
+/// Why a head was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// It ends within a field.
+    #[error("the stream's head is cut short")]
+    Truncated,
+    /// A critical field that this build does not know.
+    #[error("the stream's head holds the unknown critical field {0:#x}")]
+    UnknownCritical(u8),
+    /// A value outside its set.
+    #[error("field {0:#x} of the stream's head has a value that is not in its set")]
+    BadValue(u8),
+}
+
+impl Fields {
+    /// Appends the fields; the message head follows in the same block.
+    pub fn encode(&self, out: &mut BytesMut) {
+        put(out, PROTOCOL, &[self.protocol.to_byte()]);
+        if let Some(service) = &self.service {
+            put(out, SERVICE, service);
+        }
+        if self.attempt > 0 {
+            put(out, ATTEMPT, &[self.attempt]);
+        }
+        if let Some(load) = self.load {
+            put(out, LOAD, &load.to_be_bytes());
+        }
+        out.put_u8(END_OF_FIELDS);
+    }
+
+    /// Takes the fields off a block; what remains is the message head.
+    ///
+    /// # Errors
+    /// [`HeadError`]; the stream is then reset with `BadHead`.
+    pub fn decode(block: &mut Bytes) -> Result<Self, HeadError> {
+        let mut fields = Self::default();
+        loop {
+            let kind = block.try_get_u8().map_err(|_| HeadError::Truncated)?;
+            if kind == END_OF_FIELDS {
+                return Ok(fields);
+            }
+            let length = usize::from(block.try_get_u8().map_err(|_| HeadError::Truncated)?);
+            if block.len() < length {
+                return Err(HeadError::Truncated);
+            }
+            let value = block.split_to(length);
+            match (kind, value.as_ref()) {
+                (PROTOCOL, [byte]) => {
+                    fields.protocol = Protocol::from_byte(*byte).ok_or(HeadError::BadValue(kind))?;
+                }
+                (SERVICE, _) => fields.service = Some(value),
+                (ATTEMPT, [byte]) => fields.attempt = *byte,
+                (LOAD, [a, b, c, d]) => fields.load = Some(u32::from_be_bytes([*a, *b, *c, *d])),
+                (PROTOCOL | ATTEMPT | LOAD, _) => return Err(HeadError::BadValue(kind)),
+                _ if kind & CRITICAL != 0 => return Err(HeadError::UnknownCritical(kind)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn put(out: &mut BytesMut, kind: u8, value: &[u8]) {
+    let value = value.get(..255).unwrap_or(value);
+    out.put_u8(kind);
+    out.put_u8(value.len() as u8);
+    out.put_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn unknown_fields_are_skipped_unless_they_are_critical() {
+        let mut skipped = Bytes::from_static(&[0x31, 2, 9, 9, 0x81, 1, 1, 0, b'x']);
+        assert_eq!(Fields::decode(&mut skipped).unwrap().protocol, Protocol::Http1);
+        assert_eq!(&skipped[..], b"x");
+        let mut refused = Bytes::from_static(&[0xb1, 0, 0]);
+        assert_eq!(Fields::decode(&mut refused), Err(HeadError::UnknownCritical(0xb1)));
+    }
+
+    proptest! {
+        #[test]
+        fn fields_survive_the_round_trip(protocol in 0u8..3, service in proptest::option::of("[a-z/:0-9]{0,60}"), attempt in any::<u8>(), load in proptest::option::of(any::<u32>())) {
+            let fields = Fields { protocol: Protocol::from_byte(protocol).unwrap(), service: service.map(Bytes::from), attempt, load };
+            let mut block = BytesMut::new();
+            fields.encode(&mut block);
+            block.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+            let mut block = block.freeze();
+            prop_assert_eq!(Fields::decode(&mut block), Ok(fields));
+            prop_assert_eq!(&block[..], b"GET / HTTP/1.1\r\n\r\n");
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Fields::decode(&mut Bytes::from(bytes));
+        }
+    }
+}

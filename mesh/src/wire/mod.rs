@@ -1,0 +1,21 @@
+//! The `tulle/1` protocol between two sidecars, as bytes: frames ([`frame`]) and the typed fields of
+//! a stream's head ([`head`]). WIRE.md beside this crate's manifest describes it as a public
+//! protocol. Nothing here reads a socket.
+
+pub mod frame;
+pub mod head;
+
+/// What TLS negotiates (ALPN).
+pub const ALPN: &[u8] = b"tulle/1";
+/// The largest frame, header included: it fits one TLS record.
+pub const MAX_FRAME: usize = 16 * 1024;
+/// The largest payload of one frame.
+pub const MAX_PAYLOAD: usize = MAX_FRAME - frame::HEADER;
+/// The largest message head (fields and HTTP head together).
+pub const MAX_HEAD: usize = 40 * 1024;
+/// Streams that a peer may have open on one connection.
+pub const MAX_STREAMS: usize = 128;
+/// Bytes of DATA that may be under way on one stream before the receiver grants more.
+pub const STREAM_CREDIT: u32 = 256 * 1024;
+/// The same for a whole connection.
+pub const CONNECTION_CREDIT: u32 = 4 * 1024 * 1024;
