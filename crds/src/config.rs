@@ -1,0 +1,90 @@
+//! MeshConfig: the one object of the whole mesh.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::MtlsMode;
+
+/// Settings of the whole mesh. There is one, named `mesh`; without it the defaults hold.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "tulle.dev",
+    version = "v1alpha1",
+    kind = "MeshConfig",
+    status = "MeshConfigStatus",
+    category = "tulle",
+    derive = "PartialEq",
+    derive = "Default",
+    validation = ("self.metadata.name == 'mesh'", "there is one MeshConfig: name it mesh"),
+    printcolumn(name = "TRUST DOMAIN", type_ = "string", json_path = ".spec.trustDomain"),
+    printcolumn(name = "MTLS", type_ = "string", json_path = ".spec.mtls"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfigSpec {
+    /// The trust domain of every identity. Fixed once certificates have been issued.
+    #[serde(default = "trust_domain")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9._-]+$"))]
+    pub trust_domain: String,
+    /// What holds where no MeshPolicy says otherwise.
+    #[serde(default)]
+    pub mtls: MtlsMode,
+    /// Lifetimes of certificates.
+    #[serde(default)]
+    pub certificates: Certificates,
+    /// Pods that may stay without a sidecar in namespaces where one is required.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub exemptions: Vec<Exemption>,
+}
+
+/// The default trust domain.
+pub fn trust_domain() -> String {
+    "cluster.local".to_owned()
+}
+
+/// Lifetimes of certificates.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Certificates {
+    /// How long a sidecar's certificate lives; it is renewed at half of that.
+    #[serde(default = "leaf_lifetime")]
+    #[schemars(regex(pattern = "^[0-9]+(s|m|h)$"))]
+    pub leaf_lifetime: String,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self { leaf_lifetime: leaf_lifetime() }
+    }
+}
+
+fn leaf_lifetime() -> String {
+    "24h".to_owned()
+}
+
+/// Pods that may stay without a sidecar.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Exemption {
+    /// Their namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Their service account.
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account: String,
+}
+
+/// What became of the settings.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfigStatus {
+    /// The generation that the rest of the status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
