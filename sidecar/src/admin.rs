@@ -1,0 +1,134 @@
+//! `/ready`, `/metrics`, `/config` for people and Prometheus, on a thread of its own.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::config::{ConfigStore, Destination};
+use crate::settings::Settings;
+use crate::telemetry::{Telemetry, prometheus};
+use crate::tls::TlsStore;
+
+/// What the admin port shows.
+pub struct Admin {
+    /// The pod and its operator.
+    pub settings: Arc<Settings>,
+    /// What the operator has said.
+    pub config: Arc<ConfigStore>,
+    /// Key, chain, roots: of them only the dates are shown.
+    pub tls: Arc<TlsStore>,
+    /// Counters.
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl Admin {
+    /// Serves for ever.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let admin = Arc::clone(&self);
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let answer = admin.answer(&request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match request.uri().path() {
+            "/ready" => self.ready(),
+            "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
+            "/config" => text(StatusCode::OK, "application/json", self.config()),
+            _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /ready, /metrics and /config\n".to_owned()),
+        }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let missing = match (self.tls.current(), self.config.inbound()) {
+            (None, _) => Some("no certificate yet: is the operator running, and can this pod reach it?"),
+            (_, None) => Some("no policy yet: the operator has not answered"),
+            _ => None,
+        };
+        match missing {
+            None => text(StatusCode::OK, "text/plain", "ready\n".to_owned()),
+            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut out = prometheus::render(&self.telemetry);
+        let not_after = self.tls.current().map_or(0, |configs| configs.not_after);
+        out.push_str("# TYPE tulle_certificate_expiry_timestamp_seconds gauge\n");
+        out.push_str(&format!("tulle_certificate_expiry_timestamp_seconds {not_after}\n"));
+        out.push_str("# TYPE tulle_operator_connected gauge\n");
+        out.push_str(&format!("tulle_operator_connected {}\n", u8::from(self.config.is_connected())));
+        out
+    }
+
+    fn config(&self) -> String {
+        let destinations: Vec<_> = self
+            .config
+            .snapshot()
+            .into_iter()
+            .map(|(address, destination)| json!({"address": address, "leadsTo": show(destination.as_deref())}))
+            .collect();
+        let inbound = self.config.inbound().map(|inbound| {
+            json!({
+                "mtls": format!("{:?}", inbound.mtls),
+                "revision": inbound.revision,
+                "accessPolicy": inbound.access.as_ref().map(|access| &access.policy),
+                "shadow": inbound.access.as_ref().is_some_and(|access| access.shadow),
+            })
+        });
+        let tls = self.tls.current();
+        let all = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pod": format!("{}/{}", self.settings.pod_namespace, self.settings.pod_name),
+            "identity": tls.as_ref().map(|configs| configs.identity.to_string()),
+            "certificateNotAfter": tls.as_ref().map(|configs| configs.not_after),
+            "operatorConnected": self.config.is_connected(),
+            "inbound": inbound,
+            "destinations": destinations,
+        });
+        serde_json::to_string_pretty(&all).unwrap_or_default()
+    }
+}
+
+fn show(destination: Option<&Destination>) -> serde_json::Value {
+    let endpoint = |endpoint: &crate::config::Endpoint| {
+        json!({
+            "address": endpoint.address,
+            "identity": endpoint.identity.as_ref().map(ToString::to_string),
+            "revision": &*endpoint.revision,
+            "terminating": endpoint.terminating,
+        })
+    };
+    match destination {
+        None => json!("not known yet"),
+        Some(Destination::Unknown) => json!("nobody in the cluster: passed through"),
+        Some(Destination::Pod(pod)) => json!({"pod": endpoint(pod)}),
+        Some(Destination::Service(service)) => json!({
+            "service": format!("{}/{}:{}", service.namespace, service.name, service.port),
+            "protocol": format!("{:?}", service.protocol),
+            "endpoints": service.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+            "split": service.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s})).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,71 @@
+//! Why a request or a connection was not served: one enum, mapped in one place to an HTTP status, a
+//! metric label and a log field. The name says who is at fault.
+
+/// Why a request or a connection failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The client's bytes are no acceptable HTTP.
+    #[error("the client sent a request that is refused: {0}")]
+    ClientBadRequest(&'static str),
+    /// The client went away.
+    #[error("the client closed the connection")]
+    ClientGone,
+    /// An access rule refused it.
+    #[error("refused by policy")]
+    PolicyDenied,
+    /// Plain text where encryption is required.
+    #[error("plain text is refused: mTLS is Strict here")]
+    PolicyPlaintext,
+    /// The service has no endpoint that takes requests.
+    #[error("the service has no ready endpoint")]
+    UpstreamNone,
+    /// No endpoint could be reached.
+    #[error("no endpoint could be reached")]
+    UpstreamConnect,
+    /// The endpoint's certificate names another workload: a reused address.
+    #[error("the endpoint is another workload than expected")]
+    UpstreamIdentity,
+    /// The server closed or reset before its answer was complete.
+    #[error("the server ended the connection before its answer was complete")]
+    UpstreamReset,
+    /// The server's bytes are no acceptable HTTP.
+    #[error("the server sent an answer that is refused: {0}")]
+    UpstreamBadResponse(&'static str),
+    /// The request met endpoints that were gone, three times.
+    #[error("every endpoint that was tried had gone")]
+    UpstreamNotProcessed,
+    /// A head or a connection took too long.
+    #[error("timed out: {0}")]
+    Timeout(&'static str),
+}
+
+impl Failure {
+    /// The status that an HTTP client is answered with, if it still can be.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::ClientBadRequest(_) => 400,
+            Self::ClientGone => 499,
+            Self::PolicyDenied | Self::PolicyPlaintext => 403,
+            Self::UpstreamNone | Self::UpstreamConnect | Self::UpstreamNotProcessed => 503,
+            Self::UpstreamIdentity | Self::UpstreamReset | Self::UpstreamBadResponse(_) => 502,
+            Self::Timeout(_) => 504,
+        }
+    }
+
+    /// The word in metrics and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ClientBadRequest(_) => "ClientBadRequest",
+            Self::ClientGone => "ClientGone",
+            Self::PolicyDenied => "PolicyDenied",
+            Self::PolicyPlaintext => "PolicyPlaintext",
+            Self::UpstreamNone => "UpstreamNone",
+            Self::UpstreamConnect => "UpstreamConnect",
+            Self::UpstreamIdentity => "UpstreamIdentity",
+            Self::UpstreamReset => "UpstreamReset",
+            Self::UpstreamBadResponse(_) => "UpstreamBadResponse",
+            Self::UpstreamNotProcessed => "UpstreamNotProcessed",
+            Self::Timeout(_) => "Timeout",
+        }
+    }
+}

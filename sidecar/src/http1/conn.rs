@@ -1,0 +1,224 @@
+//! The two halves of a TCP connection that speaks HTTP/1, each with its buffer.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::body::{Decoder, Encoder, Part};
+use super::head::{self, Framing, Head};
+use crate::error::Failure;
+
+/// A head must be whole this long after its first byte (Slowloris).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A write that makes no progress for this long ends the connection.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Room for one read.
+const READ_ROOM: usize = 8 * 1024;
+
+/// Reads messages.
+#[derive(Debug)]
+pub struct Reader {
+    io: OwnedReadHalf,
+    buffer: BytesMut,
+    decoder: Decoder,
+    reusable: bool,
+}
+
+/// Writes messages.
+#[derive(Debug)]
+pub struct Writer {
+    io: OwnedWriteHalf,
+    buffer: BytesMut,
+    encoder: Encoder,
+    closes: bool,
+}
+
+/// Splits a connection; `read` are bytes that were read from it before.
+pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
+    let (input, output) = stream.into_split();
+    let reader = Reader { io: input, buffer: read, decoder: Decoder::new(Framing::None), reusable: true };
+    let writer = Writer { io: output, buffer: BytesMut::new(), encoder: Encoder::new(Framing::None), closes: false };
+    (reader, writer)
+}
+
+impl Reader {
+    /// The next request's head; `None` when the client has closed between requests.
+    ///
+    /// # Errors
+    /// [`Failure::ClientBadRequest`], [`Failure::ClientGone`] or a time-out.
+    pub async fn request(&mut self) -> Result<Option<Head>, Failure> {
+        if self.buffer.is_empty() && self.fill().await.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        let read = async {
+            loop {
+                match head::parse_request(&mut self.buffer) {
+                    Ok(Some(head)) => return Ok(Some(head)),
+                    Ok(None) => {}
+                    Err(error) => return Err(Failure::ClientBadRequest(error.0)),
+                }
+                if self.fill().await.map_err(|_| Failure::ClientGone)? == 0 {
+                    return if self.buffer.is_empty() { Ok(None) } else { Err(Failure::ClientGone) };
+                }
+            }
+        };
+        let head = timeout(HEAD_TIMEOUT, read).await.map_err(|_| Failure::Timeout("the request's head"))??;
+        if let Some(head) = &head {
+            self.decoder = Decoder::new(head.framing);
+        }
+        Ok(head)
+    }
+
+    /// The next response's head, for a request with this method.
+    ///
+    /// # Errors
+    /// [`Failure::UpstreamBadResponse`] or [`Failure::UpstreamReset`].
+    pub async fn response(&mut self, method: &[u8]) -> Result<Head, Failure> {
+        loop {
+            match head::parse_response(&mut self.buffer, method) {
+                Ok(Some(head)) => {
+                    let framing = if head.upgrade { Framing::UntilClose } else { head.framing };
+                    self.decoder = Decoder::new(framing);
+                    self.reusable = head.keep_alive;
+                    return Ok(head);
+                }
+                Ok(None) => {}
+                Err(error) => return Err(Failure::UpstreamBadResponse(error.0)),
+            }
+            if self.fill().await.map_err(|_| Failure::UpstreamReset)? == 0 {
+                return Err(Failure::UpstreamReset);
+            }
+        }
+    }
+
+    /// The next part of the body.
+    ///
+    /// # Errors
+    /// Malformed chunks, or an end before the body's.
+    pub async fn part(&mut self) -> Result<Part, BodyError> {
+        loop {
+            match self.decoder.decode(&mut self.buffer) {
+                Ok(Some(part)) => return Ok(part),
+                Ok(None) => {}
+                Err(error) => return Err(BodyError::Malformed(error.0)),
+            }
+            if self.fill().await.map_err(|_| BodyError::Gone)? == 0 {
+                return if self.decoder.closed() { Ok(Part::End) } else { Err(BodyError::Gone) };
+            }
+        }
+    }
+
+    /// Whether the body has been read to its end.
+    pub fn is_done(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    /// Whether the peer has sent or closed while nothing was expected: such a connection is not
+    /// reused.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut probe = [0u8; 1];
+        self.buffer.is_empty()
+            && matches!(self.io.try_read(&mut probe), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Waits until the peer closes or sends.
+    pub async fn stirred(&mut self) {
+        let _ = self.io.readable().await;
+    }
+
+    /// From here on all bytes until the connection closes.
+    pub fn unframe(&mut self) {
+        self.decoder = Decoder::new(Framing::UntilClose);
+    }
+
+    /// Whether the last head let the connection be used again.
+    pub fn is_reusable(&self) -> bool {
+        self.reusable && self.buffer.is_empty()
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(READ_ROOM);
+        self.io.read_buf(&mut self.buffer).await
+    }
+}
+
+/// Why a body broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyError {
+    /// Its bytes are malformed.
+    Malformed(&'static str),
+    /// The connection ended first.
+    Gone,
+}
+
+impl Writer {
+    /// Buffers a head; the body follows as its framing says.
+    pub fn head(&mut self, head: &Head, close: bool) {
+        head.write(&mut self.buffer, close);
+        self.encoder = Encoder::new(head.framing);
+    }
+
+    /// Buffers bytes of the body and writes once enough have gathered.
+    ///
+    /// # Errors
+    /// When the peer is gone or slower than allowed, or the bytes exceed what the head declared.
+    pub async fn data(&mut self, bytes: &Bytes) -> Result<(), BodyError> {
+        self.encoder.data(&mut self.buffer, bytes).map_err(|error| BodyError::Malformed(error.0))?;
+        if self.buffer.len() >= 64 * 1024 { self.flush().await } else { Ok(()) }
+    }
+
+    /// Buffers the end and writes everything.
+    ///
+    /// # Errors
+    /// When the peer is gone or fewer bytes came than the head declared.
+    pub async fn end(&mut self, trailers: &[(Bytes, Bytes)]) -> Result<(), BodyError> {
+        self.encoder.end(&mut self.buffer, trailers).map_err(|error| BodyError::Malformed(error.0))?;
+        self.flush().await?;
+        if self.closes {
+            self.io.shutdown().await.map_err(|_| BodyError::Gone)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is buffered.
+    ///
+    /// # Errors
+    /// When the peer is gone or slower than allowed.
+    pub async fn flush(&mut self) -> Result<(), BodyError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let write = self.io.write_all(&self.buffer);
+        timeout(WRITE_TIMEOUT, write).await.map_err(|_| BodyError::Gone)?.map_err(|_| BodyError::Gone)?;
+        self.buffer.clear();
+        if self.buffer.capacity() > 128 * 1024 {
+            self.buffer = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// From here on bytes go as they are, and the end closes this direction.
+    pub fn unframe(&mut self) {
+        self.encoder = Encoder::new(Framing::UntilClose);
+        self.closes = true;
+    }
+
+    /// Whether all bytes have been written.
+    pub fn is_flushed(&self) -> bool {
+        self.buffer.is_empty()
+    }
+}
+
+/// Joins the halves again, with the bytes that were read ahead: for what follows an upgrade.
+///
+/// # Errors
+/// When the halves are of different connections.
+pub fn reunite(reader: Reader, writer: Writer) -> io::Result<(TcpStream, BytesMut)> {
+    let stream = reader.io.reunite(writer.io).map_err(io::Error::other)?;
+    Ok((stream, reader.buffer))
+}

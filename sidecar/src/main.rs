@@ -1,0 +1,34 @@
+//! `tulle-sidecar init` sets the redirect rules, `tulle-sidecar proxy` is the data plane.
+
+use clap::Parser;
+use tulle_sidecar::init::Rules;
+use tulle_sidecar::run;
+use tulle_sidecar::settings::Settings;
+
+/// Memory goes back to the system: 5 s of decay, no huge pages, few arenas.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Tulle's sidecar.
+#[derive(Parser)]
+#[command(version)]
+enum Command {
+    /// Sets the redirect rules of this network namespace and exits.
+    Init(Rules),
+    /// Runs the proxy.
+    Proxy,
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TULLE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    installed.map_err(|_| anyhow::anyhow!("another cryptography provider is installed"))?;
+    match Command::parse() {
+        Command::Init(rules) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(rules.apply())
+        }
+        Command::Proxy => run::proxy(Settings::from_env()?),
+    }
+}

@@ -1,0 +1,170 @@
+//! To an endpoint: its sidecar where it has one, itself where it has none; another one when the
+//! first could not be reached or had gone.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+use tulle_mesh::wire::frame::Code;
+use tulle_mesh::wire::head::{Fields, Protocol as Travels};
+
+use crate::balance::Upstream;
+use crate::error::Failure;
+use crate::forward::{Exchange, UpSink, UpSource, tunnel};
+use crate::http1::conn::split;
+use crate::http1::{Framing, Head, Reader, Writer};
+use crate::http2;
+use crate::message::{Sink, Source};
+use crate::pool::connect;
+use crate::wire::{Event, Receiver, Sender};
+use crate::worker::{Route, Worker};
+
+/// Endpoints that are tried for one request or connection.
+pub(super) const MAX_ATTEMPTS: usize = 4;
+
+/// Opens an exchange with an endpoint.
+pub(super) async fn open(
+    worker: &Worker,
+    route: &Route,
+    upstream: &Rc<Upstream>,
+    head: &Head,
+    travels: Travels,
+    attempt: u8,
+) -> Result<Exchange, Failure> {
+    let address = upstream.endpoint.address;
+    let bodiless = matches!(head.framing, Framing::None | Framing::Length(0)) && !head.upgrade;
+    if let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) {
+        let mut block = BytesMut::with_capacity(1024);
+        let service = route.service_name().map(Bytes::from);
+        Fields { protocol: travels, service, attempt, load: None }.encode(&mut block);
+        head.write(&mut block, false);
+        let (sender, receiver) = worker.mesh.open(address, identity, &block, bodiless).await?;
+        return Ok(Exchange { sink: UpSink::Mesh(sender), source: UpSource::Mesh(receiver), reused: false });
+    }
+    open_plain(worker, address, head, travels).await
+}
+
+/// Opens an exchange with a server that has no sidecar, or with this pod's own application.
+pub(crate) async fn open_plain(
+    worker: &Worker,
+    address: SocketAddr,
+    head: &Head,
+    travels: Travels,
+) -> Result<Exchange, Failure> {
+    if travels == Travels::Http2 {
+        let (mut send, reused) = worker.http2.ready(address).await?;
+        let bodiless = matches!(head.framing, Framing::None | Framing::Length(0));
+        let request = http2::to_request(head)?;
+        let (answer, body) = send.send_request(request, bodiless).map_err(|_| Failure::UpstreamConnect)?;
+        return Ok(Exchange { sink: UpSink::Http2(body), source: UpSource::Http2(Some(answer), None), reused });
+    }
+    let (reader, mut writer, reused) = match worker.http1.take(address) {
+        Some((reader, writer)) => (reader, writer, true),
+        None => {
+            let (reader, writer) = worker.http1.connect(address).await?;
+            (reader, writer, false)
+        }
+    };
+    writer.head(head, false);
+    Ok(Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused })
+}
+
+/// A connection whose content is opaque, open to an endpoint.
+pub(super) struct Opened {
+    upstream: Rc<Upstream>,
+    way: Way,
+    /// What the server has said already.
+    first: Option<Bytes>,
+    since: Instant,
+}
+
+enum Way {
+    Mesh(Sender, Receiver),
+    Plain(Reader, Writer),
+}
+
+/// Opens an opaque connection to an endpoint of the route.
+pub(super) async fn open_opaque(worker: &Worker, route: &Route) -> Result<Opened, Failure> {
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut last = Failure::UpstreamNone;
+    while tried.len() < MAX_ATTEMPTS {
+        let Some(upstream) = route.pick(worker, "opaque", &tried) else { break };
+        let address = upstream.endpoint.address;
+        let way = match upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) {
+            Some(identity) => {
+                let mut block = BytesMut::with_capacity(128);
+                let service = route.service_name().map(Bytes::from);
+                Fields { service, ..Fields::default() }.encode(&mut block);
+                worker.mesh.open(address, identity, &block, false).await.map(|(s, r)| Way::Mesh(s, r))
+            }
+            None => connect(address).await.map(|stream| {
+                let (mut reader, mut writer) = split(stream, BytesMut::new());
+                reader.unframe();
+                writer.unframe();
+                Way::Plain(reader, writer)
+            }),
+        };
+        match way {
+            Ok(mut way) => match accepted(&mut way).await {
+                Ok(()) => return Ok(Opened { upstream, way, first: None, since: Instant::now() }),
+                Err(failure) => last = failure,
+            },
+            Err(failure) => last = failure,
+        }
+        upstream.avoid();
+        tried.push(address);
+    }
+    Err(last)
+}
+
+/// The server's sidecar says when it has reached the application: nothing is sent before, so that a
+/// connection to an endpoint that has gone can go elsewhere whole.
+async fn accepted(way: &mut Way) -> Result<(), Failure> {
+    let Way::Mesh(_, receiver) = way else { return Ok(()) };
+    match receiver.next().await {
+        Event::Head(_) => Ok(()),
+        Event::Reset(Code::Denied) => Err(Failure::PolicyDenied),
+        Event::Reset(Code::NotProcessed) => Err(Failure::UpstreamNotProcessed),
+        _ => Err(Failure::UpstreamReset),
+    }
+}
+
+impl Opened {
+    /// Resolves when the server speaks, or ends.
+    pub(super) async fn answered(&mut self) {
+        match &mut self.way {
+            Way::Mesh(_, receiver) => {
+                if let Event::Data(bytes) = receiver.next().await {
+                    self.first = Some(bytes);
+                }
+            }
+            Way::Plain(reader, _) => reader.stirred().await,
+        }
+    }
+}
+
+/// Moves bytes both ways until each way has ended.
+pub(super) async fn tunnel_opaque(opened: Opened, reader: &mut Reader, writer: &mut Writer) -> Result<(), Failure> {
+    let Opened { upstream, mut way, first, since } = opened;
+    let mut early = 0;
+    if let Some(bytes) = first {
+        early = bytes.len() as u64;
+        writer.data(&bytes).await.map_err(|_| Failure::ClientGone)?;
+        writer.flush().await.map_err(|_| Failure::ClientGone)?;
+    }
+    let (from_client, to_client) = (Source::Http1(reader), Sink::Http1(writer));
+    let (up, down) = match &mut way {
+        Way::Mesh(sender, receiver) => {
+            tunnel((from_client, Sink::Mesh(sender)), (Source::Mesh(receiver), to_client)).await
+        }
+        Way::Plain(input, output) => {
+            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client)).await
+        }
+    };
+    let took: Duration = since.elapsed();
+    tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
+    upstream.series.connection(None, (up, down + early));
+    Ok(())
+}

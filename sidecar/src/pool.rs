@@ -1,0 +1,248 @@
+//! Connections that are kept: to other sidecars, to HTTP/1 and to HTTP/2 servers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tulle_mesh::identity::WorkloadId;
+
+use crate::error::Failure;
+use crate::http1::conn::split;
+use crate::http1::{Reader, Writer};
+use crate::http2;
+use crate::tls::store::Configs;
+use crate::tls::{TlsStore, peer_identity};
+use crate::wire::{Connection, Receiver, Role, Sender, drive};
+
+/// A TCP connection within a cluster that takes longer is not coming.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same with a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Streams on one connection before another is opened.
+const STREAMS_PER_CONNECTION: usize = 100;
+/// A connection between sidecars that carries nothing for this long is closed.
+const MESH_IDLE: Duration = Duration::from_secs(60);
+/// A connection between sidecars is replaced at this age, and up to a tenth earlier, so that buffers
+/// that have grown are given back (a peer keeps 700 KB per connection for ever).
+const MESH_MAX_AGE: Duration = Duration::from_secs(600);
+/// A connection to an HTTP/1 server that carries nothing for this long is closed.
+const HTTP1_IDLE: Duration = Duration::from_secs(20);
+/// Kept connections to one HTTP/1 server.
+const HTTP1_KEPT: usize = 128;
+
+/// Connects.
+///
+/// # Errors
+/// [`Failure::UpstreamConnect`].
+pub async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| Failure::UpstreamConnect)?.map_err(|_| Failure::UpstreamConnect)?;
+    stream.set_nodelay(true).map_err(|_| Failure::UpstreamConnect)?;
+    Ok(stream)
+}
+
+/// Connections to other sidecars.
+pub struct MeshPool {
+    tls: Arc<TlsStore>,
+    peers: RefCell<HashMap<SocketAddr, Rc<Peer>>>,
+}
+
+#[derive(Default)]
+struct Peer {
+    connections: RefCell<Vec<Rc<Kept>>>,
+    /// One handshake at a time: those who wait will find its connection.
+    connecting: Mutex<()>,
+}
+
+struct Kept {
+    connection: Connection,
+    identity: WorkloadId,
+    configs: Arc<Configs>,
+    born: Instant,
+    max_age: Duration,
+    used: Cell<Instant>,
+}
+
+impl MeshPool {
+    /// An empty pool.
+    pub fn new(tls: Arc<TlsStore>) -> Self {
+        Self { tls, peers: RefCell::default() }
+    }
+
+    /// Opens a stream to a sidecar that must be `identity`.
+    ///
+    /// # Errors
+    /// [`Failure::UpstreamConnect`] or [`Failure::UpstreamIdentity`]; no byte of the head was sent.
+    pub async fn open(
+        &self,
+        address: SocketAddr,
+        identity: &WorkloadId,
+        head: &[u8],
+        end: bool,
+    ) -> Result<(Sender, Receiver), Failure> {
+        let peer = Rc::clone(self.peers.borrow_mut().entry(address).or_default());
+        if let Some(stream) = peer.open(identity, head, end) {
+            return Ok(stream);
+        }
+        let _one_at_a_time = peer.connecting.lock().await;
+        if let Some(stream) = peer.open(identity, head, end) {
+            return Ok(stream);
+        }
+        let kept = self.connect(address, identity).await?;
+        let stream = kept.connection.open(head, end).map_err(|_| Failure::UpstreamConnect)?;
+        peer.connections.borrow_mut().push(kept);
+        Ok(stream)
+    }
+
+    async fn connect(&self, address: SocketAddr, identity: &WorkloadId) -> Result<Rc<Kept>, Failure> {
+        let configs = self.tls.current().ok_or(Failure::UpstreamConnect)?;
+        let stream = connect(address).await?;
+        // The name is not sent; whom we expect is compared below.
+        let name = ServerName::try_from("mesh.tulle").map_err(|_| Failure::UpstreamConnect)?;
+        let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client)).connect(name, stream);
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Failure::UpstreamConnect)?;
+        let stream = stream.map_err(|error| {
+            tracing::debug!(%address, %error, "no handshake with a sidecar");
+            Failure::UpstreamConnect
+        })?;
+        let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let named = leaf.and_then(|leaf| peer_identity(leaf).ok());
+        if named.as_ref() != Some(identity) {
+            tracing::warn!(%address, expected = %identity, found = ?named, "a stale endpoint: another workload has its address");
+            return Err(Failure::UpstreamIdentity);
+        }
+        let connection = Connection::new(Role::Client);
+        let driven = connection.clone();
+        spawn_local(async move {
+            if let Err(error) = drive(driven, stream).await {
+                tracing::debug!(%address, %error, "a connection to a sidecar ended");
+            }
+        });
+        let now = Instant::now();
+        Ok(Rc::new(Kept {
+            connection,
+            identity: identity.clone(),
+            configs,
+            born: now,
+            max_age: MESH_MAX_AGE.mul_f64(0.9 + 0.1 * fastrand::f64()),
+            used: Cell::new(now),
+        }))
+    }
+
+    /// Drains what is too old, idle, or of former credentials; forgets what has ended.
+    pub fn sweep(&self) {
+        let current = self.tls.current();
+        self.peers.borrow_mut().retain(|_, peer| {
+            peer.connections.borrow_mut().retain(|kept| {
+                let stale = current.as_ref().is_some_and(|configs| !Arc::ptr_eq(configs, &kept.configs));
+                let idle = kept.connection.active() == 0 && kept.used.get().elapsed() > MESH_IDLE;
+                if stale || idle || kept.born.elapsed() > kept.max_age {
+                    kept.connection.drain();
+                }
+                !kept.connection.is_closed()
+            });
+            !peer.connections.borrow().is_empty() || Rc::strong_count(peer) > 1
+        });
+    }
+}
+
+impl Peer {
+    fn open(&self, identity: &WorkloadId, head: &[u8], end: bool) -> Option<(Sender, Receiver)> {
+        let connections = self.connections.borrow();
+        let free = |kept: &&Rc<Kept>| {
+            kept.connection.takes_streams()
+                && kept.connection.active() < STREAMS_PER_CONNECTION
+                && kept.identity == *identity
+        };
+        let kept = connections.iter().find(free)?;
+        kept.used.set(Instant::now());
+        kept.connection.open(head, end).ok()
+    }
+}
+
+/// Connections to HTTP/1 servers that may carry another request.
+#[derive(Default)]
+pub struct Http1Pool {
+    idle: RefCell<HashMap<SocketAddr, Vec<(Reader, Writer, Instant)>>>,
+}
+
+impl Http1Pool {
+    /// A kept connection that is still quiet, the youngest first.
+    pub fn take(&self, address: SocketAddr) -> Option<(Reader, Writer)> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(&address)?;
+        while let Some((mut reader, writer, since)) = kept.pop() {
+            if since.elapsed() < HTTP1_IDLE && reader.is_quiet() {
+                return Some((reader, writer));
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection that has ended its exchange cleanly.
+    pub fn put(&self, address: SocketAddr, reader: Reader, writer: Writer) {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(address).or_default();
+        if kept.len() < HTTP1_KEPT {
+            kept.push((reader, writer, Instant::now()));
+        }
+    }
+
+    /// Connects anew.
+    ///
+    /// # Errors
+    /// [`Failure::UpstreamConnect`].
+    pub async fn connect(&self, address: SocketAddr) -> Result<(Reader, Writer), Failure> {
+        Ok(split(connect(address).await?, BytesMut::new()))
+    }
+
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self) {
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain_mut(|(reader, _, since)| since.elapsed() < HTTP1_IDLE && reader.is_quiet());
+            !kept.is_empty()
+        });
+    }
+}
+
+/// One connection to each HTTP/2 server.
+#[derive(Default)]
+pub struct Http2Pool {
+    connections: RefCell<HashMap<SocketAddr, h2::client::SendRequest<Bytes>>>,
+}
+
+impl Http2Pool {
+    /// A connection that takes a request, and whether it is a kept one.
+    ///
+    /// # Errors
+    /// [`Failure::UpstreamConnect`].
+    pub async fn ready(&self, address: SocketAddr) -> Result<(h2::client::SendRequest<Bytes>, bool), Failure> {
+        let kept = self.connections.borrow().get(&address).cloned();
+        if let Some(kept) = kept {
+            if let Ok(ready) = kept.ready().await {
+                return Ok((ready, true));
+            }
+            self.connections.borrow_mut().remove(&address);
+        }
+        let stream = connect(address).await?;
+        let handshake = timeout(HANDSHAKE_TIMEOUT, http2::client().handshake(stream)).await;
+        let handshake = handshake.map_err(|_| Failure::UpstreamConnect)?;
+        let (send, connection) = handshake.map_err(|_| Failure::UpstreamConnect)?;
+        spawn_local(async move {
+            let _ = connection.await;
+        });
+        let ready = send.ready().await.map_err(|_| Failure::UpstreamConnect)?;
+        self.connections.borrow_mut().insert(address, ready.clone());
+        Ok((ready, false))
+    }
+}

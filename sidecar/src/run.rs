@@ -1,0 +1,123 @@
+//! Threads: one for configuration, certificates, metrics and probes, and one per worker for data.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{MissedTickBehavior, interval};
+use tulle_mesh::ports;
+
+use crate::admin::Admin;
+use crate::config::store::Wanted;
+use crate::config::{ConfigStore, client, identity};
+use crate::settings::Settings;
+use crate::telemetry::Telemetry;
+use crate::tls::TlsStore;
+use crate::worker::Worker;
+use crate::{inbound, listen, outbound, probe};
+
+/// Runs the proxy until it is told to stop. A native sidecar is told so after the application has
+/// exited: there is nothing left to wait for.
+///
+/// # Errors
+/// A port that cannot be bound.
+pub fn proxy(settings: Settings) -> Result<()> {
+    let settings = Arc::new(settings);
+    let (config, wanted) = ConfigStore::new();
+    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default() };
+    for number in 0..parts.settings.workers.max(1) {
+        let parts = parts.clone();
+        let ready = thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker(&parts));
+        ready.context("cannot start a worker thread")?;
+    }
+    Builder::new_current_thread().enable_all().build()?.block_on(control(parts, wanted))
+}
+
+#[derive(Clone)]
+struct Parts {
+    settings: Arc<Settings>,
+    config: Arc<ConfigStore>,
+    tls: Arc<TlsStore>,
+    telemetry: Arc<Telemetry>,
+}
+
+async fn control(parts: Parts, wanted: UnboundedReceiver<Wanted>) -> Result<()> {
+    let Parts { settings, config, tls, telemetry } = parts;
+    let admin = Arc::new(Admin {
+        settings: Arc::clone(&settings),
+        config: Arc::clone(&config),
+        tls: Arc::clone(&tls),
+        telemetry: Arc::clone(&telemetry),
+    });
+    tokio::spawn(admin.serve(bind(ports::ADMIN)?));
+    tokio::spawn(probe::serve(Arc::clone(&settings), bind(ports::PROBES)?));
+    tokio::spawn(identity::run(Arc::clone(&settings), Arc::clone(&tls)));
+    tokio::spawn(client::run(settings, config, tls, telemetry, wanted));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to stop: the application has exited");
+    Ok(())
+}
+
+fn bind(port: u16) -> Result<TcpListener> {
+    listen::bind(port).with_context(|| format!("cannot bind port {port}"))
+}
+
+/// A data thread; it ends with the process.
+fn worker(parts: &Parts) {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "cannot start a worker"),
+    };
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, data(parts));
+    if let Err(error) = result {
+        tracing::error!(error = format!("{error:#}"), "a worker ended");
+        std::process::exit(1);
+    }
+}
+
+async fn data(parts: &Parts) -> Result<()> {
+    let Parts { settings, config, tls, telemetry } = parts.clone();
+    let worker = Worker::new(settings, config, tls, telemetry);
+    let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
+    let sweeping = Rc::clone(&worker);
+    spawn_local(async move {
+        let mut ticks = interval(Duration::from_secs(5));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            sweeping.sweep();
+        }
+    });
+    loop {
+        tokio::select! {
+            accepted = inbound.accept() => match accepted {
+                Ok((stream, peer)) => drop(spawn_local(inbound::serve(Rc::clone(&worker), stream, peer))),
+                Err(error) => accept_failed(&error).await,
+            },
+            accepted = outbound.accept() => match accepted {
+                Ok((stream, _)) => drop(spawn_local(outbound::serve(Rc::clone(&worker), stream))),
+                Err(error) => accept_failed(&error).await,
+            },
+        }
+    }
+}
+
+/// Out of file descriptors, say: waiting a little lets others close.
+async fn accept_failed(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}

@@ -1,0 +1,97 @@
+//! What the webhook tells the sidecar through its environment, read once, before a port is bound.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, bail};
+use tulle_mesh::identity::WorkloadId;
+
+/// Environment variables that the webhook writes.
+pub mod env {
+    /// The pod's name.
+    pub const POD_NAME: &str = "TULLE_POD_NAME";
+    /// The pod's namespace.
+    pub const POD_NAMESPACE: &str = "TULLE_POD_NAMESPACE";
+    /// The pod's uid: the identity request must name the pod of its token.
+    pub const POD_UID: &str = "TULLE_POD_UID";
+    /// The pod's addresses, comma separated.
+    pub const POD_IPS: &str = "TULLE_POD_IPS";
+    /// The trust domain.
+    pub const TRUST_DOMAIN: &str = "TULLE_TRUST_DOMAIN";
+    /// `host:port` of the operator.
+    pub const OPERATOR: &str = "TULLE_OPERATOR";
+    /// Whom the operator's certificate must name, `namespace/service-account`.
+    pub const OPERATOR_IDENTITY: &str = "TULLE_OPERATOR_IDENTITY";
+    /// The projected token.
+    pub const TOKEN_FILE: &str = "TULLE_TOKEN_FILE";
+    /// The trust bundle.
+    pub const TRUST_FILE: &str = "TULLE_TRUST_FILE";
+    /// Rewritten probes, JSON.
+    pub const PROBES: &str = "TULLE_PROBES";
+    /// Data threads; 1 unless a pod needs more.
+    pub const WORKERS: &str = "TULLE_WORKERS";
+}
+
+/// The sidecar's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The pod's name.
+    pub pod_name: String,
+    /// The pod's namespace.
+    pub pod_namespace: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// The pod's addresses.
+    pub pod_ips: Vec<IpAddr>,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// `host:port` of the operator.
+    pub operator: String,
+    /// Whom the operator's certificate must name.
+    pub operator_identity: WorkloadId,
+    /// Path of the projected token.
+    pub token_file: String,
+    /// Path of the trust bundle.
+    pub trust_file: String,
+    /// Rewritten probes.
+    pub probes: Vec<crate::probe::Probe>,
+    /// Data threads.
+    pub workers: usize,
+}
+
+impl Settings {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// The first variable that is missing or malformed, by name.
+    pub fn from_env() -> Result<Self> {
+        let read = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: was this pod injected by the webhook?"));
+        let trust_domain = read(env::TRUST_DOMAIN)?;
+        let operator = read(env::OPERATOR_IDENTITY)?;
+        let Some((namespace, account)) = operator.split_once('/') else {
+            bail!("{} must be namespace/service-account, not {operator:?}", env::OPERATOR_IDENTITY);
+        };
+        let ips = read(env::POD_IPS)?;
+        let ips = ips.split(',').filter(|ip| !ip.is_empty()).map(str::parse).collect::<Result<_, _>>();
+        let probes = match std::env::var(env::PROBES) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} cannot be read", env::PROBES))?,
+            Err(_) => Vec::new(),
+        };
+        let workers = match std::env::var(env::WORKERS) {
+            Ok(text) => text.parse().with_context(|| format!("{} must be a number", env::WORKERS))?,
+            Err(_) => 1,
+        };
+        Ok(Self {
+            pod_name: read(env::POD_NAME)?,
+            pod_namespace: read(env::POD_NAMESPACE)?,
+            pod_uid: read(env::POD_UID)?,
+            pod_ips: ips.with_context(|| format!("{} must be addresses", env::POD_IPS))?,
+            operator_identity: WorkloadId::new(&trust_domain, namespace, account),
+            trust_domain,
+            operator: read(env::OPERATOR)?,
+            token_file: read(env::TOKEN_FILE)?,
+            trust_file: read(env::TRUST_FILE)?,
+            probes,
+            workers,
+        })
+    }
+}

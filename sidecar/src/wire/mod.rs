@@ -1,0 +1,13 @@
+//! `tulle/1` over a TLS connection: many streams on one connection, each with credit of its own.
+//!
+//! One task drives a connection ([`connection::drive`]): it splits what arrived among the streams
+//! and writes what they have gathered since, in one go. Streams append to one shared buffer; there
+//! is no lock, no channel and no task per request.
+
+mod connection;
+mod driver;
+mod stream;
+
+pub use connection::{Connection, Role};
+pub use driver::drive;
+pub use stream::{Event, Receiver, Sender, StreamError};
