@@ -21,7 +21,6 @@ pub use policy::*;
 pub use quantity::{Percent, QuantityError, Span};
 
 use kube::CustomResourceExt as _;
-use kube::core::crd::v1::CustomResourceExt as _;
 
 /// The API group.
 pub const GROUP: &str = "tulle.dev";

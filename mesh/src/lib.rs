@@ -4,6 +4,7 @@
 //!   wire       the tulle/1 protocol between two sidecars: frames and stream heads (see WIRE.md)
 //!   identity   SPIFFE ids
 //!   canonical  the one form of a path and a host that routes, policies and logs agree on
+//!   svid       what a peer's certificate must be (X509-SVID)
 //!   policy     who may call what: rules in, one decision out
 //!   histogram  the one latency histogram that judge, OTLP and Prometheus read
 //!   proto      messages of the discovery protocol, generated from proto/
@@ -14,6 +15,7 @@ pub mod canonical;
 pub mod histogram;
 pub mod identity;
 pub mod policy;
+pub mod svid;
 pub mod wire;
 
 /// Messages and services of the discovery protocol, generated from `proto/tulle/v1/mesh.proto`.

@@ -1,1 +1,23 @@
-//! stub
+//! Tulle's control plane: watches Kubernetes, decides, serves the sidecars.
+//!
+//! ```text
+//!   watch ──▶ model ──▶ discovery ──▶ sidecars
+//!               │           ▲ acks, counts
+//!               ├──▶ status │
+//!               └──▶ rollout┴──▶ Canary status ──▶ (watched again) ──▶ model
+//! ```
+//! [`model`], [`rollout::machine`], [`rollout::judge`] and [`lease::evaluate`] are pure. Every replica
+//! serves; only the one that holds the Lease writes to Kubernetes. A Canary's weight reaches the
+//! sidecars through its status: it is written before it is pushed, and every replica pushes the same.
+
+pub mod discovery;
+pub mod health;
+pub mod identity;
+pub mod lease;
+pub mod model;
+pub mod rollout;
+pub mod run;
+pub mod settings;
+pub mod status;
+pub mod telemetry;
+pub mod watch;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::wire::ALPN;
 
-use super::verify::SvidVerifier;
+use tulle_mesh::svid::SvidVerifier;
 
 /// A key and the chain that the operator signed for it.
 #[derive(Debug)]

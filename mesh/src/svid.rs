@@ -7,10 +7,11 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use tulle_mesh::identity::{IdentityError, WorkloadId};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::identity::{IdentityError, WorkloadId};
 
 /// Why a peer's certificate was refused. The peer, or whoever signed it, is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +58,7 @@ pub struct SvidVerifier {
     trust_domain: String,
     roots: Vec<TrustAnchor<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
+    mandatory: bool,
 }
 
 impl SvidVerifier {
@@ -67,6 +69,17 @@ impl SvidVerifier {
             trust_domain: trust_domain.to_owned(),
             roots: anchors.map(|anchor| anchor.to_owned()).collect(),
             algorithms: rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms,
+            mandatory: true,
+        })
+    }
+
+    /// The same for a server whose clients may show no certificate; one that they show must be good.
+    pub fn optional(&self) -> Arc<Self> {
+        Arc::new(Self {
+            trust_domain: self.trust_domain.clone(),
+            roots: self.roots.clone(),
+            algorithms: self.algorithms,
+            mandatory: false,
         })
     }
 
@@ -131,8 +144,16 @@ pub fn peer_identity(leaf: &CertificateDer<'_>) -> Result<WorkloadId, PeerCertif
     }
 }
 
+/// The end of a certificate's lifetime, seconds since 1970.
+///
+/// # Errors
+/// [`PeerCertificateError::Unreadable`].
+pub fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, PeerCertificateError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| PeerCertificateError::Unreadable)?;
+    Ok(parsed.validity().not_after.timestamp())
+}
+
 fn refuse(error: &PeerCertificateError) -> rustls::Error {
-    tracing::warn!(reason = %error, "refused a peer's certificate");
     rustls::Error::General(error.to_string())
 }
 
@@ -177,6 +198,10 @@ impl ServerCertVerifier for SvidVerifier {
 impl ClientCertVerifier for SvidVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
     }
 
     fn verify_client_cert(

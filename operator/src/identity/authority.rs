@@ -1,0 +1,221 @@
+//! The root, and leaves signed by it.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
+use tulle_mesh::identity::WorkloadId;
+
+/// The Secret with the root.
+pub const SECRET: &str = "tulle-root";
+/// How long the root lives. A shorter one ends a mesh that nobody looks at (istio#14516).
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Leaves are valid from this long ago: clocks differ.
+const SKEW: Duration = Duration::from_secs(120);
+
+/// The root and what it signs.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+    root_pem: String,
+    not_after: SystemTime,
+}
+
+/// A signed leaf.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its end, seconds since 1970.
+    pub not_after_unix: i64,
+}
+
+/// Why a request was refused. The requester is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Not a PKCS #10 request with a valid signature of its own key.
+    #[error("the certificate request cannot be read, or its signature is not of its key")]
+    Unreadable,
+    /// Keys are P-256.
+    #[error("the request's key is not on P-256")]
+    Key,
+}
+
+impl Authority {
+    /// Makes a root.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn generate() -> Result<(Self, String)> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, "Tulle root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let now = SystemTime::now();
+        params.not_before = (now - SKEW).into();
+        params.not_after = (now + ROOT_LIFETIME).into();
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let (pem, key) = (root.pem(), root.key().serialize_pem());
+        Ok((Self::load(&pem, &key)?, key))
+    }
+
+    /// A root from its PEM files.
+    ///
+    /// # Errors
+    /// When they cannot be read or don't belong together.
+    pub fn load(root_pem: &str, key_pem: &str) -> Result<Self> {
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).context("the root certificate")?;
+        let issuer = Issuer::from_ca_cert_pem(root_pem, KeyPair::from_pem(key_pem).context("the root's key")?)?;
+        let not_after = end_of(&root)?;
+        Ok(Self { issuer, root, root_pem: root_pem.to_owned(), not_after })
+    }
+
+    /// The root that every replica shares: read, or made by whoever is first.
+    ///
+    /// # Errors
+    /// When the Secret can be neither read nor written, or holds no root.
+    pub async fn shared(client: &Client, namespace: &str) -> Result<Self> {
+        let api = Api::<Secret>::namespaced(client.clone(), namespace);
+        if let Some(secret) = api.get_opt(SECRET).await.context("reading the root's Secret")? {
+            return Self::from_secret(&secret);
+        }
+        let (authority, key) = Self::generate()?;
+        let data = [("ca.crt", &authority.root_pem), ("ca.key", &key)];
+        let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.clone().into_bytes())));
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
+            data: Some(data.into()),
+            ..Secret::default()
+        };
+        match api.create(&PostParams::default(), &secret).await {
+            Ok(_) => Ok(authority),
+            Err(kube::Error::Api(status)) if status.code == 409 => Self::from_secret(&api.get(SECRET).await?),
+            Err(error) => Err(error).context("writing the root's Secret"),
+        }
+    }
+
+    fn from_secret(secret: &Secret) -> Result<Self> {
+        let read = |name: &str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+            let bytes = bytes.with_context(|| format!("Secret {SECRET} has no {name}"))?;
+            String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
+        };
+        Self::load(&read("ca.crt")?, &read("ca.key")?)
+    }
+
+    /// The root, for trust bundles.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// The root.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// Signs the key of a request for an identity. Nothing else of the request is read.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn sign_request(&self, csr_der: &[u8], identity: &WorkloadId, lifetime: Duration) -> Result<Leaf> {
+        let csr = CertificateSigningRequestDer::from(csr_der);
+        let request = CertificateSigningRequestParams::from_der(&csr).map_err(|_| RequestError::Unreadable)?;
+        if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
+            bail!(RequestError::Key);
+        }
+        self.sign(&request.public_key, identity, lifetime)
+    }
+
+    /// Signs a key for an identity.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn sign(&self, key: &impl PublicKeyData, identity: &WorkloadId, lifetime: Duration) -> Result<Leaf> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "Tulle");
+        params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_string())?)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = SystemTime::now();
+        // A leaf that outlives its root would be renewed too late.
+        let not_after = (now + lifetime).min(self.not_after);
+        params.not_before = (now - SKEW).into();
+        params.not_after = not_after.into();
+        let leaf = params.signed_by(key, &self.issuer)?.der().clone();
+        let not_after_unix = i64::try_from(not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
+        Ok(Leaf { chain: vec![leaf], not_after_unix })
+    }
+}
+
+fn end_of(root: &CertificateDer<'_>) -> Result<SystemTime> {
+    let seconds = tulle_mesh::svid::not_after(root)?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::SigningKey as _;
+    use tulle_mesh::svid::peer_identity;
+
+    const LIFE: Duration = Duration::from_secs(3600);
+
+    fn csr(change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        change(&mut params);
+        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn names_in_a_request_are_not_read() {
+        let (authority, _) = Authority::generate().unwrap();
+        let me = WorkloadId::new("cluster.local", "shop", "web");
+        let greedy = csr(|params| {
+            params.subject_alt_names =
+                vec![SanType::URI("spiffe://cluster.local/ns/kube-system/sa/admin".try_into().unwrap())];
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        });
+        let leaf = authority.sign_request(&greedy, &me, LIFE);
+        // A request that asks to be an authority may be refused; if it is signed, then for us alone.
+        if let Ok(leaf) = leaf {
+            assert_eq!(peer_identity(&leaf.chain[0]), Ok(me.clone()));
+        }
+        let plain = csr(|params| params.subject_alt_names = vec![SanType::DnsName("evil".try_into().unwrap())]);
+        let leaf = authority.sign_request(&plain, &me, LIFE).unwrap();
+        assert_eq!(peer_identity(&leaf.chain[0]), Ok(me));
+    }
+
+    #[test]
+    fn requests_that_are_broken_or_of_another_kind_of_key_are_refused() {
+        let (authority, _) = Authority::generate().unwrap();
+        let me = WorkloadId::new("cluster.local", "shop", "web");
+        let mut forged = csr(|_| {});
+        let last = forged.len() - 1;
+        forged[last] ^= 1;
+        assert!(authority.sign_request(&forged, &me, LIFE).is_err());
+        assert!(authority.sign_request(b"x", &me, LIFE).is_err());
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        assert!(!key.der_bytes().is_empty() && key.sign(b"x").is_ok());
+        let other = CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap();
+        assert!(authority.sign_request(other.der(), &me, LIFE).is_err());
+    }
+
+    #[test]
+    fn a_leaf_does_not_outlive_its_root() {
+        let (authority, _) = Authority::generate().unwrap();
+        let me = WorkloadId::new("cluster.local", "shop", "web");
+        let leaf = authority.sign_request(&csr(|_| {}), &me, ROOT_LIFETIME * 2).unwrap();
+        assert!(leaf.not_after_unix <= tulle_mesh::svid::not_after(authority.root()).unwrap());
+    }
+}

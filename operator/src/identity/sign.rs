@@ -1,0 +1,134 @@
+//! Who may have which leaf: a token of ours, bound to a pod that exists, decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tonic::{Request, Response, Status};
+use tulle_crds::Span;
+use tulle_mesh::identity::WorkloadId;
+use tulle_mesh::proto::identity_server::Identity;
+use tulle_mesh::proto::{SignRequest, SignResponse};
+
+use super::authority::Authority;
+use crate::watch::Hub;
+
+/// The audience of the tokens that sidecars show. Others are refused: there is no fallback.
+pub const AUDIENCE: &str = "tulle";
+
+/// Signs for whoever shows a good token.
+pub struct Signer {
+    client: Client,
+    hub: Arc<Hub>,
+    authority: Arc<Authority>,
+}
+
+/// A reviewed token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bearer {
+    namespace: String,
+    service_account: String,
+    pod_uid: String,
+}
+
+impl Signer {
+    /// A signer.
+    pub fn new(client: Client, hub: Arc<Hub>, authority: Arc<Authority>) -> Self {
+        Self { client, hub, authority }
+    }
+
+    async fn review(&self, token: String) -> Result<Bearer, Status> {
+        let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let review = Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
+        let review = review.map_err(|error| Status::unavailable(format!("the token could not be reviewed: {error}")))?;
+        bearer(&review)
+    }
+}
+
+/// What a review says of the token, if it is one of ours.
+fn bearer(review: &TokenReview) -> Result<Bearer, Status> {
+    let refuse = |why: &str| Status::unauthenticated(why.to_owned());
+    let status = review.status.as_ref().ok_or_else(|| refuse("the token was not reviewed"))?;
+    let ours = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
+    if status.authenticated != Some(true) || !ours {
+        return Err(refuse("the token is not valid for the audience tulle"));
+    }
+    let user = status.user.as_ref().ok_or_else(|| refuse("the token names nobody"))?;
+    let name = user.username.as_deref().unwrap_or("");
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    let (namespace, service_account) = account.ok_or_else(|| refuse("the token is not of a service account"))?;
+    let pod_uid = user.extra.as_ref().and_then(|extra| extra.get("authentication.kubernetes.io/pod-uid"));
+    let pod_uid = pod_uid.and_then(|uids| uids.first()).ok_or_else(|| refuse("the token is not bound to a pod"))?;
+    Ok(Bearer {
+        namespace: namespace.to_owned(),
+        service_account: service_account.to_owned(),
+        pod_uid: pod_uid.clone(),
+    })
+}
+
+#[tonic::async_trait]
+impl Identity for Signer {
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let request = request.into_inner();
+        let bearer = self.review(request.token).await.inspect_err(|status| {
+            tracing::warn!(pod_uid = request.pod_uid, reason = status.message(), "refused a certificate");
+        })?;
+        if bearer.pod_uid != request.pod_uid {
+            tracing::warn!(asked = request.pod_uid, bearer = ?bearer, "refused a certificate for another pod");
+            return Err(Status::permission_denied("the token is bound to another pod"));
+        }
+        let (identity, lifetime) = {
+            let model = self.hub.model();
+            if model.pod(&bearer.pod_uid).is_none() {
+                return Err(Status::unavailable("this pod is not known yet, or gone"));
+            }
+            let settings = model.settings();
+            let identity = WorkloadId::new(&settings.trust_domain, &bearer.namespace, &bearer.service_account);
+            (identity, Span::parse(&settings.leaf_lifetime).unwrap_or(Duration::from_secs(86_400)))
+        };
+        let leaf = self.authority.sign_request(&request.csr_der, &identity, lifetime);
+        let leaf = leaf.map_err(|error| {
+            tracing::warn!(%identity, %error, "refused a certificate");
+            Status::invalid_argument(error.to_string())
+        })?;
+        Ok(Response::new(SignResponse {
+            chain_der: leaf.chain.iter().map(|der| der.to_vec()).collect(),
+            not_after_unix: leaf.not_after_unix,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn review(change: impl FnOnce(&mut serde_json::Value)) -> TokenReview {
+        let mut review = json!({"spec": {}, "status": {
+            "authenticated": true,
+            "audiences": ["tulle"],
+            "user": {"username": "system:serviceaccount:shop:web", "extra": {"authentication.kubernetes.io/pod-uid": ["u1"]}},
+        }});
+        change(&mut review["status"]);
+        serde_json::from_value(review).unwrap()
+    }
+
+    #[test]
+    fn only_our_audience_bound_to_a_pod_is_a_bearer() {
+        let good = bearer(&review(|_| {})).unwrap();
+        assert_eq!((good.namespace.as_str(), good.service_account.as_str(), good.pod_uid.as_str()), ("shop", "web", "u1"));
+        for change in [
+            json!({"authenticated": false}),
+            json!({"audiences": ["https://kubernetes.default.svc"]}),
+            json!({"audiences": null}),
+            json!({"user": {"username": "admin", "extra": {"authentication.kubernetes.io/pod-uid": ["u1"]}}}),
+            json!({"user": {"username": "system:serviceaccount:shop:web"}}),
+        ] {
+            let changed = review(|status| status.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
+            assert!(bearer(&changed).is_err(), "{change}");
+        }
+    }
+}

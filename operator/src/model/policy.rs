@@ -1,0 +1,206 @@
+//! Which policy's section holds for a pod: the narrowest target wins, of two of equal breadth the
+//! older; the younger is told that it conflicts.
+
+use std::collections::BTreeMap;
+
+use tulle_crds::{Caller, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
+use tulle_mesh::policy::{Access, RuleError};
+use tulle_mesh::proto;
+
+use super::{Key, Model, Pod};
+
+/// What a policy's status is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyReport {
+    /// Uids of the injected pods that it selects.
+    pub pods: Vec<String>,
+    /// Whether it holds.
+    pub verdict: Verdict,
+}
+
+/// Whether a policy holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does.
+    Accepted,
+    /// A section of it is overruled by an older policy of the same breadth.
+    Conflicted {
+        /// The older policy.
+        with: String,
+        /// The section.
+        section: &'static str,
+    },
+    /// A value cannot be enforced.
+    Invalid(String),
+    /// The Service that it targets does not exist.
+    TargetNotFound(String),
+}
+
+/// How narrow a target is; more is narrower.
+fn breadth(policy: &MeshPolicy) -> u8 {
+    match policy.spec.target.kind {
+        TargetKind::Namespace => 0,
+        TargetKind::Service | TargetKind::Workload => 1,
+    }
+}
+
+impl Model {
+    /// Whether a policy's target includes a pod.
+    pub fn selects(&self, key: &Key, policy: &MeshPolicy, pod: &Pod) -> bool {
+        if pod.namespace != key.0 || pod.finished {
+            return false;
+        }
+        match policy.spec.target.kind {
+            TargetKind::Namespace => true,
+            TargetKind::Workload => {
+                policy.spec.target.selector.as_ref().is_some_and(|selector| pod.matches(&selector.match_labels))
+            }
+            TargetKind::Service => {
+                let name = policy.spec.target.name.as_deref().unwrap_or("");
+                let service = self.services.get(&(key.0.clone(), name.into()));
+                service.is_some_and(|service| !service.selector.is_empty() && pod.matches(&service.selector))
+            }
+        }
+    }
+
+    /// The policy whose section holds for a pod. Policies are ordered by age, then by name.
+    fn section_for<'a, T>(
+        &'a self,
+        pod: &Pod,
+        section: impl Fn(&'a MeshPolicy) -> Option<T>,
+    ) -> Option<(&'a Key, &'a MeshPolicy, T)> {
+        let mut best: Option<(u8, &Key, &MeshPolicy, T)> = None;
+        for (key, policy) in self.by_age() {
+            let Some(value) = section(policy).filter(|_| self.selects(key, policy, pod)) else { continue };
+            if best.as_ref().is_none_or(|(narrow, ..)| breadth(policy) > *narrow) {
+                best = Some((breadth(policy), key, policy, value));
+            }
+        }
+        best.map(|(_, key, policy, value)| (key, policy, value))
+    }
+
+    fn by_age(&self) -> Vec<(&Key, &MeshPolicy)> {
+        let mut all: Vec<_> = self.policies.iter().collect();
+        all.sort_by(|a, b| a.1.metadata.creation_timestamp.cmp(&b.1.metadata.creation_timestamp).then(a.0.cmp(b.0)));
+        all
+    }
+
+    /// The mTLS mode of a pod and the policy that set it. A policy in Shadow sets nothing.
+    pub(super) fn mtls_for(&self, pod: &Pod) -> (MtlsMode, Option<proto::ObjectRef>) {
+        let enforced = |policy: &MeshPolicy| policy.spec.mtls.filter(|_| policy.spec.mode == PolicyMode::Enforce);
+        match self.section_for(pod, enforced) {
+            Some((key, policy, mode)) => (mode, Some(reference(key, policy))),
+            None => (self.settings.mtls, None),
+        }
+    }
+
+    /// The access section of a pod. One that cannot be enforced is left out and reported: the last
+    /// good one stays at the sidecars that have it.
+    pub(super) fn access_for(&self, pod: &Pod) -> Option<proto::Access> {
+        let section = |policy: &MeshPolicy| policy.spec.access.is_some().then_some(());
+        let (key, policy, ()) = self.section_for(pod, section)?;
+        Some(self.compile(key, policy))
+    }
+
+    fn compile(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
+        let access = policy.spec.access.clone().unwrap_or_default();
+        let rules = |rules: Vec<tulle_crds::AccessRule>| {
+            let rule = |rule: tulle_crds::AccessRule| proto::Rule {
+                from: rule.from.iter().map(|caller| self.peer(key, caller)).collect(),
+                to: rule.to.into_iter().map(operation).collect(),
+            };
+            rules.into_iter().map(rule).collect::<Vec<_>>()
+        };
+        proto::Access {
+            policy: Some(reference(key, policy)),
+            shadow: policy.spec.mode == PolicyMode::Shadow,
+            has_allow: access.allow.is_some(),
+            allow: rules(access.allow.unwrap_or_default()),
+            deny: rules(access.deny.unwrap_or_default()),
+        }
+    }
+
+    /// A caller, with labels of namespaces resolved to their names.
+    fn peer(&self, key: &Key, caller: &Caller) -> proto::Peer {
+        if let Some(cidr) = &caller.cidr {
+            return proto::Peer { cidr: cidr.clone(), ..Default::default() };
+        }
+        let namespaces = match (&caller.namespace, &caller.namespace_labels) {
+            (Some(namespace), _) => vec![namespace.clone()],
+            (None, Some(labels)) => self.namespaces_with(labels),
+            (None, None) => vec![key.0.to_string()],
+        };
+        proto::Peer {
+            service_account: caller.service_account.clone().unwrap_or_default(),
+            namespaces,
+            ..Default::default()
+        }
+    }
+
+    fn namespaces_with(&self, labels: &BTreeMap<String, String>) -> Vec<String> {
+        let has = |name: &str| {
+            self.namespaces.get(name).is_some_and(|n| labels.iter().all(|(key, value)| n.labels.get(key) == Some(value)))
+        };
+        let mut names: Vec<String> = self.namespaces.keys().filter(|name| has(name)).map(|n| n.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// What a policy's status is made of.
+    pub fn report(&self, key: &Key, policy: &MeshPolicy) -> PolicyReport {
+        let selected = self.pods.values().filter(|pod| pod.injected && self.selects(key, policy, pod));
+        let mut pods: Vec<&Pod> = selected.collect();
+        pods.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let verdict = self.verdict(key, policy, &pods);
+        PolicyReport { pods: pods.iter().map(|pod| pod.uid.to_string()).collect(), verdict }
+    }
+
+    fn verdict(&self, key: &Key, policy: &MeshPolicy, pods: &[&Pod]) -> Verdict {
+        if let Err(error) = self.check(key, policy) {
+            return Verdict::Invalid(error.to_string());
+        }
+        if let (TargetKind::Service, Some(name)) = (policy.spec.target.kind, &policy.spec.target.name) {
+            if !self.services.contains_key(&(key.0.clone(), name.as_str().into())) {
+                return Verdict::TargetNotFound(format!("there is no Service {name} in namespace {}", key.0));
+            }
+        }
+        let sections: [(&'static str, fn(&MeshPolicy) -> bool); 2] =
+            [("mtls", |policy| policy.spec.mtls.is_some()), ("access", |policy| policy.spec.access.is_some())];
+        for pod in pods {
+            for (name, has) in sections {
+                let winner = self.section_for(pod, |candidate| has(candidate).then_some(()));
+                if let Some((other, winning, ())) = winner {
+                    if has(policy) && other != key && breadth(winning) == breadth(policy) {
+                        return Verdict::Conflicted { with: other.1.to_string(), section: name };
+                    }
+                }
+            }
+        }
+        Verdict::Accepted
+    }
+
+    /// Whether a sidecar could enforce a policy.
+    ///
+    /// # Errors
+    /// [`RuleError`] names the value.
+    fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), RuleError> {
+        Access::compile(&self.compile(key, policy)).map(drop)
+    }
+}
+
+fn reference(key: &Key, policy: &MeshPolicy) -> proto::ObjectRef {
+    proto::ObjectRef {
+        namespace: key.0.to_string(),
+        name: key.1.to_string(),
+        uid: policy.metadata.uid.clone().unwrap_or_default(),
+        generation: policy.metadata.generation.unwrap_or_default(),
+    }
+}
+
+fn operation(operation: tulle_crds::Operation) -> proto::Operation {
+    proto::Operation {
+        methods: operation.methods.unwrap_or_default(),
+        paths: operation.paths.unwrap_or_default(),
+        ports: operation.ports.unwrap_or_default().into_iter().map(u32::from).collect(),
+    }
+}

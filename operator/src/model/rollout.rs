@@ -1,0 +1,72 @@
+//! What the rollout machine wants to know of a workload.
+
+use super::{Model, WorkloadKey};
+
+/// A workload and its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadSeen {
+    /// Pods that it wants.
+    pub replicas: u32,
+    /// The revision of its newest template, once its controller has seen that.
+    pub latest: Option<String>,
+    /// Its pods that have not ended.
+    pub pods: Vec<PodSeen>,
+}
+
+/// A pod of the workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSeen {
+    /// Its name.
+    pub name: String,
+    /// Its revision.
+    pub revision: String,
+    /// All its containers are ready.
+    pub containers_ready: bool,
+    /// It is ready.
+    pub ready: bool,
+    /// It carries our gate, and the gate is shut.
+    pub parked: bool,
+    /// It is being deleted.
+    pub terminating: bool,
+}
+
+impl Model {
+    /// A workload and its pods; `None`: it does not exist.
+    pub fn workload(&self, key: &WorkloadKey) -> Option<WorkloadSeen> {
+        let workload = self.workloads.get(key)?;
+        let newest = self.revisions.values().filter(|r| r.owner == *key).max_by_key(|r| r.number);
+        let named = workload.update_revision.as_ref().map(ToString::to_string);
+        let latest = named.or_else(|| newest.map(|revision| revision.hash.to_string()));
+        let mut pods: Vec<PodSeen> = self
+            .pods
+            .values()
+            .filter(|pod| pod.workload.as_ref() == Some(key) && !pod.finished)
+            .map(|pod| PodSeen {
+                name: pod.name.to_string(),
+                revision: pod.revision().to_owned(),
+                containers_ready: pod.containers_ready,
+                ready: pod.ready,
+                parked: pod.gated && !pod.gate_open,
+                terminating: pod.terminating,
+            })
+            .collect();
+        pods.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(WorkloadSeen { replicas: workload.replicas, latest: latest.filter(|_| workload.observed), pods })
+    }
+
+    /// Pods that wait behind our gate although no Canary holds their workload any more: the gate must
+    /// be opened, or the workload would be stuck for ever.
+    pub fn orphaned_gates(&self) -> Vec<(String, String)> {
+        let watched = |key: &WorkloadKey| {
+            self.canaries.iter().any(|(name, canary)| {
+                name.0 == key.namespace
+                    && canary.spec.target.kind == key.kind
+                    && *canary.spec.target.name == *key.name
+            })
+        };
+        let parked = self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);
+        let orphaned = parked.filter(|pod| !pod.workload.as_ref().is_some_and(watched));
+        orphaned.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect()
+    }
+}
+

@@ -1,0 +1,156 @@
+//! Wires the parts together.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource as _};
+use rcgen::KeyPair;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tulle_mesh::identity::WorkloadId;
+use tulle_mesh::ports;
+use tulle_mesh::svid::SvidVerifier;
+
+use crate::discovery::Registry;
+use crate::discovery::relay::Outlet;
+use crate::discovery::server::{Services, Tls, serve};
+use crate::health::{self, Health};
+use crate::identity::authority::Authority;
+use crate::identity::{sign::Signer, trust};
+use crate::lease::{self, Leadership};
+use crate::rollout::driver::Driver;
+use crate::settings::Settings;
+use crate::status;
+use crate::telemetry::Aggregates;
+use crate::watch::{self as feed, Hub};
+
+/// The operator's own certificate is made anew this often, and lives four times as long.
+const OWN_RENEWAL: Duration = Duration::from_secs(6 * 3600);
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// What keeps the operator from starting: no API server, no Secret, no port.
+pub async fn run(settings: Settings) -> Result<()> {
+    let settings = Arc::new(settings);
+    let client = Client::try_default().await.context("no connection to the API server")?;
+    let hub = Arc::new(Hub::default());
+    let registry = Arc::new(Registry::default());
+    let aggregates = Arc::new(Aggregates::default());
+    let (leading, leadership) = watch::channel(Leadership::default());
+    feed::start(&client, &hub);
+    let health =
+        Health { hub: Arc::clone(&hub), registry: Arc::clone(&registry), aggregates: Arc::clone(&aggregates), leadership: leadership.clone() };
+    let listener = TcpListener::bind(("::", ports::HEALTH)).await.or(bind_v4(ports::HEALTH).await)?;
+    tokio::spawn(async move { axum::serve(listener, health::routes(health)).await });
+
+    let authority = Arc::new(Authority::shared(&client, &settings.namespace).await?);
+    while !hub.is_synced() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let trust_domain = hub.model().settings().trust_domain.clone();
+    let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
+    let tls = Arc::new(own_tls(&authority, &me)?);
+    tokio::spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
+
+    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership.clone());
+    tokio::spawn(lease::run(client.clone(), Arc::clone(&settings), Arc::new(leading)));
+    tokio::spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
+    tokio::spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
+    tokio::spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
+    tokio::spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
+    let driver = Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
+    tokio::spawn(driver.run(leadership));
+
+    let services = Services::new(Arc::clone(&hub), outlet, registry, aggregates, me);
+    let signer = Signer::new(client, hub, authority);
+    let listener = TcpListener::bind(("::", ports::DISCOVERY)).await.or(bind_v4(ports::DISCOVERY).await)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        end = serve(listener, tls, services, signer) => end,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+async fn bind_v4(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(("0.0.0.0", port)).await
+}
+
+/// A certificate of our own root for ourselves.
+fn own_tls(authority: &Authority, me: &WorkloadId) -> Result<Tls> {
+    let (server, client) = own_configs(authority, me)?;
+    Ok(Tls { server: RwLock::new(server), client: RwLock::new(client), identity: me.clone() })
+}
+
+fn own_configs(authority: &Authority, me: &WorkloadId) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
+    let key = KeyPair::generate()?;
+    let leaf = authority.sign(&key, me, OWN_RENEWAL * 4)?;
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let verifier = SvidVerifier::new(&me.trust_domain, &[authority.root().clone()]);
+    let tls13 = &[&rustls::version::TLS13];
+    // Sidecars without a certificate yet may come, to ask for one; what else they may is decided per call.
+    let mut server = ServerConfig::builder_with_protocol_versions(tls13)
+        .with_client_cert_verifier(verifier.optional())
+        .with_single_cert(leaf.chain.clone(), private.clone_key())?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    server.send_tls13_tickets = 0;
+    let mut client = ClientConfig::builder_with_protocol_versions(tls13)
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(leaf.chain, private)?;
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    client.enable_sni = false;
+    Ok((Arc::new(server), Arc::new(client)))
+}
+
+async fn renew(tls: Arc<Tls>, authority: Arc<Authority>) {
+    loop {
+        tokio::time::sleep(OWN_RENEWAL).await;
+        match own_configs(&authority, &tls.identity) {
+            Ok((server, client)) => {
+                *tls.server.write().unwrap_or_else(PoisonError::into_inner) = server;
+                *tls.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "cannot renew the operator's certificate"),
+        }
+    }
+}
+
+/// A pod that should have a sidecar and has none is told about, once.
+async fn report_bare_pods(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
+    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let mut told: HashSet<(String, String)> = HashSet::new();
+    loop {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        if !leadership.borrow().mine || !hub.is_synced() {
+            continue;
+        }
+        let bare = health::bare_pods(&hub);
+        told.retain(|pod| bare.contains(pod));
+        for (namespace, name) in bare {
+            if !told.insert((namespace.clone(), name.clone())) {
+                continue;
+            }
+            tracing::warn!(namespace, pod = name, "a pod of a meshed namespace has no sidecar");
+            let Ok(pod) = Api::<Pod>::namespaced(client.clone(), &namespace).get(&name).await else { continue };
+            let event = Event {
+                type_: EventType::Warning,
+                reason: "NoSidecar".to_owned(),
+                note: Some("the namespace is meshed and this pod has no sidecar: it started while the webhook was away, or before the namespace was labelled; restart it to inject one".to_owned()),
+                action: "Inject".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = recorder.publish(&event, &pod.object_ref(&())).await {
+                tracing::debug!(%error, "an event was not written");
+            }
+        }
+    }
+}

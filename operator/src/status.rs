@@ -1,0 +1,95 @@
+//! What became of a MeshPolicy: who is selected, who has acknowledged it, what is wrong with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tulle_crds::{MeshPolicy, MeshPolicyStatus, reason, set_condition};
+
+use crate::discovery::Registry;
+use crate::lease::Leadership;
+use crate::model::{Key, Model, PolicyReport, Verdict, access_summary, target_name};
+use crate::watch::Hub;
+
+/// How often statuses are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Keeps the statuses for ever, while this replica leads.
+pub async fn run(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, leadership: watch::Receiver<Leadership>) {
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !leadership.borrow().mine || !hub.is_synced() {
+            continue;
+        }
+        let changed = changed(&hub.model(), &registry);
+        for (key, policy, next) in changed {
+            let api = Api::<MeshPolicy>::namespaced(client.clone(), &key.0);
+            let patch = json!({"metadata": {"resourceVersion": policy.metadata.resource_version}, "status": next});
+            if let Err(error) = api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                tracing::debug!(namespace = %key.0, name = %key.1, %error, "a policy's status was not written");
+            }
+        }
+    }
+}
+
+fn changed(model: &Model, registry: &Registry) -> Vec<(Key, MeshPolicy, MeshPolicyStatus)> {
+    let mut all = Vec::new();
+    for (key, policy) in model.policies() {
+        let report = model.report(key, policy);
+        let enforced = report.pods.iter().filter(|uid| registry.enforces(model, uid)).count();
+        let refusal = report.pods.iter().find_map(|uid| {
+            let pod = model.pod(uid)?;
+            Some(format!("pod {}: {}", pod.name, registry.refusal(uid)?))
+        });
+        let next = status(key, policy, &report, enforced, refusal, &Time(Timestamp::now()));
+        if policy.status.as_ref() != Some(&next) {
+            all.push((key.clone(), policy.clone(), next));
+        }
+    }
+    all
+}
+
+/// The status of a policy.
+pub fn status(
+    key: &Key,
+    policy: &MeshPolicy,
+    report: &PolicyReport,
+    enforced: usize,
+    refusal: Option<String>,
+    now: &Time,
+) -> MeshPolicyStatus {
+    let mut status = policy.status.clone().unwrap_or_default();
+    let generation = policy.metadata.generation.unwrap_or_default();
+    let pods = report.pods.len();
+    status.observed_generation = Some(generation);
+    status.target = Some(target_name(&policy.spec, &key.0));
+    status.access = Some(access_summary(&policy.spec));
+    status.workloads = i32::try_from(pods).ok();
+    status.enforced = Some(format!("{enforced}/{pods}"));
+    let (ready, reason, message) = match (&report.verdict, refusal) {
+        (Verdict::Invalid(why), _) => (false, reason::INVALID, why.clone()),
+        (Verdict::TargetNotFound(why), _) => (false, reason::TARGET_NOT_FOUND, why.clone()),
+        (Verdict::Conflicted { with, section }, _) => {
+            let message = format!("MeshPolicy {with} is older and has {section} for the same pods: merge them, or narrow a target");
+            (false, reason::CONFLICTED, message)
+        }
+        (Verdict::Accepted, Some(refusal)) => (false, reason::REFUSED, refusal),
+        (Verdict::Accepted, None) if pods == 0 => {
+            (true, reason::NO_WORKLOADS, "the target selects no pod with a sidecar".to_owned())
+        }
+        (Verdict::Accepted, None) if enforced < pods => {
+            (false, reason::PROPAGATING, format!("{enforced} of {pods} sidecars have acknowledged it"))
+        }
+        (Verdict::Accepted, None) => (true, reason::ENFORCED, format!("all {pods} sidecars have acknowledged it")),
+    };
+    set_condition(&mut status.conditions, ("Ready", ready, reason, &message), generation, now);
+    status
+}

@@ -1,0 +1,166 @@
+//! From Kubernetes objects to what the model keeps.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, ResourceExt as _};
+use tulle_crds::{WorkloadKind, keys};
+
+use super::wire;
+use crate::model::object::ServicePort;
+use crate::model::{Endpoint, Key, Namespace, Pod, Revision, Service, Slice, Workload, WorkloadKey};
+
+/// The name of the injected container, by which the final pod is known to be meshed.
+const SIDECAR: &str = "tulle-proxy";
+
+pub(super) fn key<K: Resource>(object: &K) -> Key {
+    let meta = object.meta();
+    (meta.namespace.as_deref().unwrap_or("").into(), meta.name.as_deref().unwrap_or("").into())
+}
+
+pub(super) fn namespace(object: &wire::Namespace) -> Namespace {
+    Namespace { labels: object.labels().clone() }
+}
+
+pub(super) fn pod(object: &wire::Pod) -> Pod {
+    let (spec, status) = (&object.spec, &object.status);
+    let holds = |name: &str| {
+        status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
+    };
+    let ips = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
+    let gates = spec.readiness_gates.iter().flatten();
+    let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let labels = object.labels().iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+    Pod {
+        uid: object.uid().unwrap_or_default().into(),
+        name: object.name_any().into(),
+        namespace: object.namespace().unwrap_or_default().into(),
+        service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
+        node: spec.node_name.as_deref().unwrap_or("").into(),
+        labels: labels.collect(),
+        ips: ips.collect(),
+        workload: workload_of(object.meta()),
+        host_network: spec.host_network.unwrap_or(false),
+        injected: spec.init_containers.iter().flatten().any(|container| container.name == SIDECAR),
+        containers_ready: holds("ContainersReady"),
+        ready: holds("Ready"),
+        terminating: object.metadata.deletion_timestamp.is_some(),
+        finished,
+        gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
+        gate_open: holds(keys::GATE),
+    }
+}
+
+/// The workload behind a pod. A ReplicaSet is named after its Deployment and the template's hash.
+pub(super) fn workload_of(meta: &ObjectMeta) -> Option<WorkloadKey> {
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or("").into();
+    let (kind, name) = match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = meta.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"))?;
+            let name = owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
+            (WorkloadKind::Deployment, name)
+        }
+        "StatefulSet" => (WorkloadKind::StatefulSet, owner.name.as_str()),
+        "DaemonSet" => (WorkloadKind::DaemonSet, owner.name.as_str()),
+        _ => return None,
+    };
+    Some(WorkloadKey { kind, namespace, name: name.into() })
+}
+
+pub(super) fn service(object: &wire::Service) -> Service {
+    let spec = &object.spec;
+    // An ExternalName is an alias in DNS and nothing else.
+    let external_name = spec.type_.as_deref() == Some("ExternalName");
+    let balanced = object.status.load_balancer.ingress.iter().flatten();
+    let balanced = balanced.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    let balanced = balanced.filter_map(|ingress| ingress.ip.as_deref());
+    let own = spec.cluster_ips.iter().flatten().chain(spec.external_ips.iter().flatten()).map(String::as_str);
+    let ips = own.chain(balanced).filter_map(|ip| ip.parse().ok());
+    let tcp = |port: &&wire::ServicePort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
+    let ports = spec.ports.iter().flatten().filter(tcp).map(|port| ServicePort {
+        name: port.name.clone().unwrap_or_default(),
+        port: port.port,
+        app_protocol: port.app_protocol.clone(),
+    });
+    Service {
+        uid: object.uid().unwrap_or_default().into(),
+        ips: if external_name { Vec::new() } else { ips.collect() },
+        ports: ports.collect(),
+        selector: spec.selector.clone().unwrap_or_default(),
+        local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+    }
+}
+
+pub(super) fn slice(object: &wire::EndpointSlice) -> Slice {
+    let service = object.labels().get("kubernetes.io/service-name").map_or("", String::as_str);
+    let tcp = |port: &&wire::SlicePort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
+    let ports = object.ports.iter().flatten().filter(tcp);
+    let ports = ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?)));
+    Slice {
+        service: service.into(),
+        ports: ports.collect(),
+        endpoints: object.endpoints.iter().flatten().map(endpoint).collect(),
+    }
+}
+
+fn endpoint(endpoint: &wire::Endpoint) -> Endpoint {
+    let conditions = &endpoint.conditions;
+    // Absent means ready, and serving means what ready says unless it is given (KEP-1672).
+    let ready = conditions.ready.unwrap_or(true);
+    let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    Endpoint {
+        address: endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()),
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: endpoint.node_name.as_deref().unwrap_or("").into(),
+        zone: endpoint.zone.as_deref().unwrap_or("").into(),
+        pod_uid: pod.and_then(|target| target.uid.as_deref()).map(Into::into),
+    }
+}
+
+pub(super) fn workload_key<K: Resource>(kind: WorkloadKind, object: &K) -> WorkloadKey {
+    let (namespace, name) = key(object);
+    WorkloadKey { kind, namespace, name }
+}
+
+pub(super) fn workload(meta: &ObjectMeta, spec: &wire::WorkloadSpec, status: &wire::WorkloadStatus) -> Workload {
+    Workload {
+        replicas: spec.replicas.or(status.desired_number_scheduled).unwrap_or(1),
+        observed: status.observed_generation == meta.generation,
+        update_revision: status.update_revision.as_deref().map(Into::into),
+    }
+}
+
+/// One revision of a Deployment.
+pub(super) fn replica_set(object: &wire::ReplicaSet) -> Option<Revision> {
+    let meta = object.meta();
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let number = object.annotations().get("deployment.kubernetes.io/revision")?.parse().ok()?;
+    let namespace = meta.namespace.as_deref().unwrap_or("").into();
+    Some(Revision {
+        owner: WorkloadKey { kind: WorkloadKind::Deployment, namespace, name: owner.name.as_str().into() },
+        hash: object.labels().get("pod-template-hash")?.as_str().into(),
+        number,
+    })
+}
+
+/// One revision of a StatefulSet or DaemonSet.
+pub(super) fn controller_revision(object: &wire::ControllerRevision) -> Option<Revision> {
+    let meta = object.meta();
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or("").into();
+    let (kind, hash) = match owner.kind.as_str() {
+        // A StatefulSet's pods carry the revision's name, a DaemonSet's only its hash.
+        "StatefulSet" => (WorkloadKind::StatefulSet, object.name_any()),
+        "DaemonSet" => (WorkloadKind::DaemonSet, object.labels().get("controller-revision-hash")?.clone()),
+        _ => return None,
+    };
+    Some(Revision {
+        owner: WorkloadKey { kind, namespace, name: owner.name.as_str().into() },
+        hash: hash.into(),
+        number: object.revision,
+    })
+}

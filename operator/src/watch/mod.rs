@@ -1,0 +1,251 @@
+//! Feeds the model: one watcher per kind, with back-off; a bad object is skipped and reported, and
+//! stops nothing.
+//!
+//! ```text
+//!   wire   the parts of Kubernetes objects that are read
+//! ```
+
+mod convert;
+mod wire;
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use futures::StreamExt as _;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{Config, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
+
+use crate::model::{Key, Model};
+use convert::key;
+
+/// Kinds that are watched.
+const KINDS: usize = 12;
+/// A list of at least this many objects that comes back less than half as long is asked for again
+/// before anything is removed: an API server that starts answers with less than there is.
+const SUSPICIOUS: usize = 10;
+
+/// The model, and who wants to know that it has changed.
+#[derive(Debug)]
+pub struct Hub {
+    model: RwLock<Model>,
+    changed: watch::Sender<u64>,
+    synced: AtomicUsize,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { model: RwLock::default(), changed: watch::channel(0).0, synced: AtomicUsize::new(0) }
+    }
+}
+
+impl Hub {
+    /// The model, to be read.
+    pub fn model(&self) -> RwLockReadGuard<'_, Model> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts up with every change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether every kind has been listed once: before that an absent object means nothing.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire) >= KINDS
+    }
+
+    /// Changes the model.
+    pub fn change(&self, change: impl FnOnce(&mut Model)) {
+        change(&mut self.model.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_modify(|generation| *generation += 1);
+    }
+}
+
+/// Starts every watcher.
+pub fn start(client: &Client, hub: &Arc<Hub>) {
+    let feed = Feed { client: client.clone(), hub: Arc::clone(hub) };
+    feed.start::<wire::Namespace, _>(
+        |object| object.name_any(),
+        |model, object| model.apply_namespace(object.name_any().into(), convert::namespace(&object)),
+        |model, name| model.delete_namespace(name),
+    );
+    feed.start::<wire::Pod, _>(
+        |object| object.uid().unwrap_or_default(),
+        |model, object| model.apply_pod(convert::pod(&object)),
+        |model, uid| model.delete_pod(uid),
+    );
+    feed.start::<wire::Service, _>(
+        key,
+        |model, object| model.apply_service(key(&object), convert::service(&object)),
+        |model, key| model.delete_service(key),
+    );
+    feed.start::<wire::EndpointSlice, _>(
+        key,
+        |model, object| model.apply_slice(key(&object), convert::slice(&object)),
+        |model, key| model.delete_slice(key),
+    );
+    feed.start_guarded::<MeshPolicy>(Model::apply_policy, Model::delete_policy);
+    feed.start_guarded::<Canary>(Model::apply_canary, Model::delete_canary);
+    feed.start_guarded::<MeshConfig>(
+        |model, key, config| {
+            if &*key.1 == "mesh" {
+                model.apply_config(Some(&config));
+            }
+        },
+        |model, key| {
+            if &*key.1 == "mesh" {
+                model.apply_config(None);
+            }
+        },
+    );
+    start_workloads(&feed);
+}
+
+fn start_workloads(feed: &Feed) {
+    macro_rules! workload {
+        ($kind:ident) => {
+            feed.start::<wire::$kind, _>(
+                |object| convert::workload_key(WorkloadKind::$kind, object),
+                |model, object| {
+                    let key = convert::workload_key(WorkloadKind::$kind, &object);
+                    model.apply_workload(key, convert::workload(&object.metadata, &object.spec, &object.status));
+                },
+                |model, key| model.delete_workload(key),
+            );
+        };
+    }
+    workload!(Deployment);
+    workload!(StatefulSet);
+    workload!(DaemonSet);
+    feed.start::<wire::ReplicaSet, _>(
+        key,
+        |model, object| match convert::replica_set(&object) {
+            Some(revision) => model.apply_revision(key(&object), revision),
+            None => model.delete_revision(&key(&object)),
+        },
+        |model, key| model.delete_revision(key),
+    );
+    feed.start::<wire::ControllerRevision, _>(
+        key,
+        |model, object| match convert::controller_revision(&object) {
+            Some(revision) => model.apply_revision(key(&object), revision),
+            None => model.delete_revision(&key(&object)),
+        },
+        |model, key| model.delete_revision(key),
+    );
+}
+
+struct Feed {
+    client: Client,
+    hub: Arc<Hub>,
+}
+
+impl Feed {
+    fn start<K, Id>(
+        &self,
+        id: impl Fn(&K) -> Id + Send + Sync + 'static,
+        apply: impl Fn(&mut Model, K) + Send + Sync + 'static,
+        delete: impl Fn(&mut Model, &Id) + Send + Sync + 'static,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        Id: Hash + Eq + Clone + Send + 'static,
+    {
+        let (api, hub) = (Api::<K>::all(self.client.clone()), Arc::clone(&self.hub));
+        tokio::spawn(async move {
+            let mut known: HashSet<Id> = HashSet::new();
+            let mut doubted = false;
+            loop {
+                let again = follow(&api, &hub, &mut known, doubted, (&id, &apply, &delete)).await;
+                doubted = again == Again::Doubted;
+            }
+        });
+    }
+
+    /// For our own kinds: an object that this build cannot read is reported, and the last good one stays.
+    fn start_guarded<K>(
+        &self,
+        apply: impl Fn(&mut Model, Key, K) + Send + Sync + 'static,
+        delete: impl Fn(&mut Model, &Key) + Send + Sync + 'static,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        self.start::<DeserializeGuard<K>, Key>(
+            key,
+            move |model, guarded| {
+                let key = key(&guarded);
+                match guarded.0 {
+                    Ok(object) => apply(model, key, object),
+                    Err(error) => {
+                        tracing::error!(kind = %K::kind(&()), namespace = %key.0, name = %key.1, %error, "an object cannot be read; the last good one stays in force");
+                    }
+                }
+            },
+            delete,
+        );
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    Ended,
+    Doubted,
+}
+
+/// Follows one watch until its list is doubted or it ends.
+async fn follow<K, Id>(
+    api: &Api<K>,
+    hub: &Hub,
+    known: &mut HashSet<Id>,
+    doubted: bool,
+    (id, apply, delete): (&impl Fn(&K) -> Id, &impl Fn(&mut Model, K), &impl Fn(&mut Model, &Id)),
+) -> Again
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    Id: Hash + Eq + Clone,
+{
+    let mut events = std::pin::pin!(watcher(api.clone(), Config::default()).default_backoff());
+    let mut listed: HashSet<Id> = HashSet::new();
+    let mut first = true;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(object)) => {
+                listed.insert(id(&object));
+                hub.change(|model| apply(model, object));
+            }
+            Ok(Event::InitDone) => {
+                if !doubted && known.len() >= SUSPICIOUS && listed.len() < known.len() / 2 {
+                    tracing::warn!(kind = %K::kind(&()), known = known.len(), listed = listed.len(), "a list is less than half as long as what is known: asking again");
+                    return Again::Doubted;
+                }
+                for gone in known.difference(&listed) {
+                    hub.change(|model| delete(model, gone));
+                }
+                *known = std::mem::take(&mut listed);
+                if std::mem::take(&mut first) {
+                    hub.synced.fetch_add(1, Ordering::Release);
+                    hub.change(|_| {});
+                }
+            }
+            Ok(Event::Apply(object)) => {
+                known.insert(id(&object));
+                hub.change(|model| apply(model, object));
+            }
+            Ok(Event::Delete(object)) => {
+                let gone = id(&object);
+                known.remove(&gone);
+                hub.change(|model| delete(model, &gone));
+            }
+            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "a watch broke; it is taken up again"),
+        }
+    }
+    Again::Ended
+}

@@ -1,0 +1,176 @@
+//! The parts of Kubernetes objects that are read; everything else is skipped while it is decoded.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::core::{ClusterResourceScope, NamespaceResourceScope};
+use serde::Deserialize;
+
+macro_rules! wire {
+    ($name:ident, $group:literal, $version:literal, $plural:literal, $scope:ty { $($field:ident : $type:ty),* $(,)? }) => {
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        pub(super) struct $name {
+            #[serde(default)]
+            pub(super) metadata: ObjectMeta,
+            $(#[serde(default)] pub(super) $field: $type,)*
+        }
+
+        impl Resource for $name {
+            type DynamicType = ();
+            type Scope = $scope;
+
+            fn kind(_: &()) -> Cow<'_, str> { stringify!($name).into() }
+            fn group(_: &()) -> Cow<'_, str> { $group.into() }
+            fn version(_: &()) -> Cow<'_, str> { $version.into() }
+            fn plural(_: &()) -> Cow<'_, str> { $plural.into() }
+            fn meta(&self) -> &ObjectMeta { &self.metadata }
+            fn meta_mut(&mut self) -> &mut ObjectMeta { &mut self.metadata }
+        }
+    };
+}
+
+wire!(Namespace, "", "v1", "namespaces", ClusterResourceScope {});
+wire!(Pod, "", "v1", "pods", NamespaceResourceScope { spec: PodSpec, status: PodStatus });
+wire!(Service, "", "v1", "services", NamespaceResourceScope { spec: ServiceSpec, status: ServiceStatus });
+wire!(EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope {
+    endpoints: Option<Vec<Endpoint>>, ports: Option<Vec<SlicePort>>,
+});
+wire!(Deployment, "apps", "v1", "deployments", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
+wire!(StatefulSet, "apps", "v1", "statefulsets", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
+wire!(DaemonSet, "apps", "v1", "daemonsets", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
+wire!(ReplicaSet, "apps", "v1", "replicasets", NamespaceResourceScope {});
+wire!(ControllerRevision, "apps", "v1", "controllerrevisions", NamespaceResourceScope { revision: u64 });
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PodSpec {
+    pub(super) service_account_name: Option<String>,
+    pub(super) node_name: Option<String>,
+    pub(super) host_network: Option<bool>,
+    pub(super) readiness_gates: Option<Vec<ReadinessGate>>,
+    pub(super) init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ReadinessGate {
+    pub(super) condition_type: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Container {
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PodStatus {
+    pub(super) phase: Option<String>,
+    #[serde(rename = "podIPs")]
+    pub(super) pod_ips: Option<Vec<PodIp>>,
+    pub(super) conditions: Option<Vec<PodCondition>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PodIp {
+    pub(super) ip: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PodCondition {
+    #[serde(rename = "type")]
+    pub(super) type_: String,
+    pub(super) status: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ServiceSpec {
+    #[serde(rename = "clusterIPs")]
+    pub(super) cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    pub(super) external_ips: Option<Vec<String>>,
+    pub(super) ports: Option<Vec<ServicePort>>,
+    pub(super) selector: Option<BTreeMap<String, String>>,
+    pub(super) internal_traffic_policy: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ServicePort {
+    pub(super) name: Option<String>,
+    pub(super) port: u16,
+    pub(super) protocol: Option<String>,
+    pub(super) app_protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ServiceStatus {
+    pub(super) load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct LoadBalancer {
+    pub(super) ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Ingress {
+    pub(super) ip: Option<String>,
+    pub(super) ip_mode: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Endpoint {
+    pub(super) addresses: Vec<String>,
+    pub(super) conditions: EndpointConditions,
+    pub(super) node_name: Option<String>,
+    pub(super) zone: Option<String>,
+    pub(super) target_ref: Option<TargetRef>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct EndpointConditions {
+    pub(super) ready: Option<bool>,
+    pub(super) serving: Option<bool>,
+    pub(super) terminating: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct TargetRef {
+    pub(super) kind: Option<String>,
+    pub(super) uid: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct SlicePort {
+    pub(super) name: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WorkloadSpec {
+    pub(super) replicas: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct WorkloadStatus {
+    pub(super) observed_generation: Option<i64>,
+    pub(super) update_revision: Option<String>,
+    pub(super) desired_number_scheduled: Option<u32>,
+}
