@@ -74,7 +74,7 @@ impl World {
     /// What Kubernetes does once the newest revision needs no gate: it replaces the rest by itself.
     fn roll(&mut self) {
         let approved = self.status.approved_revision.clone();
-        let target = self.target();
+        let Some(target) = &mut self.seen.target else { return };
         if target.latest.as_deref() != Some(&approved) {
             return;
         }

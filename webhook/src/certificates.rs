@@ -1,0 +1,162 @@
+//! The webhook's own certificate: an authority in a Secret that the replicas share, a leaf of each
+//! replica's own, renewed in memory, and the authority in the webhook configurations.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::json;
+
+use crate::settings::Settings;
+
+const SECRET: &str = "tulle-webhook-authority";
+/// The configurations that carry the authority.
+const CONFIGURATION: &str = "tulle";
+const LEAF_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
+const RENEW_EVERY: Duration = Duration::from_secs(86_400);
+/// The configurations are looked at this often: somebody may have applied the manifests again.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const SKEW: Duration = Duration::from_secs(120);
+
+/// The present TLS configuration.
+#[derive(Clone, Debug)]
+pub struct Serving(Arc<RwLock<Arc<ServerConfig>>>);
+
+impl Serving {
+    /// For a connection that begins now.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The authority that the replicas share.
+pub struct Authority {
+    pem: String,
+    key_pem: String,
+    names: Vec<String>,
+}
+
+impl Authority {
+    /// Read from its Secret, or made by whoever is first.
+    ///
+    /// # Errors
+    /// When the Secret can be neither read nor written.
+    pub async fn shared(client: &Client, settings: &Settings) -> Result<Self> {
+        let (service, namespace) = (&settings.service, &settings.namespace);
+        let names = vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")];
+        let api = Api::<Secret>::namespaced(client.clone(), namespace);
+        if let Some(secret) = api.get_opt(SECRET).await.context("reading the authority's Secret")? {
+            return Self::from_secret(&secret, names);
+        }
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, "Tulle webhook authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = (SystemTime::now() - SKEW).into();
+        params.not_after = (SystemTime::now() + Duration::from_secs(10 * 365 * 86_400)).into();
+        let made = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let data = [("ca.crt", made.pem()), ("ca.key", made.key().serialize_pem())];
+        let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes())));
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
+            data: Some(data.into()),
+            ..Secret::default()
+        };
+        match api.create(&PostParams::default(), &secret).await {
+            Ok(secret) => Self::from_secret(&secret, names),
+            Err(kube::Error::Api(status)) if status.code == 409 => Self::from_secret(&api.get(SECRET).await?, names),
+            Err(error) => Err(error).context("writing the authority's Secret"),
+        }
+    }
+
+    fn from_secret(secret: &Secret, names: Vec<String>) -> Result<Self> {
+        let read = |name: &str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+            let bytes = bytes.with_context(|| format!("Secret {SECRET} has no {name}; delete it to have it made again"))?;
+            String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
+        };
+        Ok(Self { pem: read("ca.crt")?, key_pem: read("ca.key")?, names })
+    }
+
+    fn leaf(&self) -> Result<Arc<ServerConfig>> {
+        let issuer = Issuer::from_ca_cert_pem(&self.pem, KeyPair::from_pem(&self.key_pem)?)?;
+        let mut params = CertificateParams::new(self.names.clone())?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = (SystemTime::now() - SKEW).into();
+        params.not_after = (SystemTime::now() + LEAF_LIFETIME).into();
+        let key = KeyPair::generate()?;
+        let leaf = params.signed_by(&key, &issuer)?;
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], private)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// A leaf now, and a new one every day.
+    ///
+    /// # Errors
+    /// When the first cannot be made.
+    pub fn serve(self: &Arc<Self>) -> Result<Serving> {
+        let serving = Serving(Arc::new(RwLock::new(self.leaf()?)));
+        let (authority, renewed) = (Arc::clone(self), serving.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RENEW_EVERY).await;
+                match authority.leaf() {
+                    Ok(leaf) => *renewed.0.write().unwrap_or_else(PoisonError::into_inner) = leaf,
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "cannot renew the webhook's certificate"),
+                }
+            }
+        });
+        Ok(serving)
+    }
+
+    /// Keeps the authority in the configurations: only that field is ours.
+    pub async fn keep_configured(&self, client: &Client) {
+        loop {
+            if let Err(error) = self.configure(client).await {
+                tracing::warn!(error = format!("{error:#}"), "cannot write the authority into the webhook configurations");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn configure(&self, client: &Client) -> Result<()> {
+        let bundle = ByteString(self.pem.clone().into_bytes());
+        let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
+        if let Some(configuration) = mutating.get_opt(CONFIGURATION).await? {
+            let hooks = configuration.webhooks.iter().flatten();
+            let stale: Vec<&str> = hooks.filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle)).map(|h| h.name.as_str()).collect();
+            if !stale.is_empty() {
+                let patch = self.patch("MutatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                mutating.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+                tracing::info!(?stale, "wrote the authority into the webhook configuration");
+            }
+        }
+        let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+        if let Some(configuration) = validating.get_opt(CONFIGURATION).await? {
+            let hooks = configuration.webhooks.iter().flatten();
+            let stale: Vec<&str> = hooks.filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle)).map(|h| h.name.as_str()).collect();
+            if !stale.is_empty() {
+                let patch = self.patch("ValidatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                validating.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn patch(&self, kind: &str, name: &str, hooks: &[&str], bundle: &ByteString) -> serde_json::Value {
+        let hooks: Vec<_> = hooks.iter().map(|hook| json!({"name": hook, "clientConfig": {"caBundle": bundle}})).collect();
+        json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": hooks})
+    }
+}

@@ -1,0 +1,162 @@
+//! What admission needs to know, kept in memory: labels of namespaces, Canaries, the MeshConfig.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::StreamExt as _;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{Config, Event, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::Value;
+use tulle_crds::{Canary, Exemption, MeshConfig, WorkloadKind};
+
+/// What is known.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    pod_security: HashMap<String, String>,
+    canaries: HashMap<(String, String), Canary>,
+    config: Option<MeshConfig>,
+}
+
+impl Cluster {
+    /// The Pod Security level that a namespace enforces.
+    pub fn pod_security(&self, namespace: &str) -> Option<String> {
+        self.read().pod_security.get(namespace).cloned()
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> String {
+        self.read().config.as_ref().map_or_else(tulle_crds::trust_domain, |config| config.spec.trust_domain.clone())
+    }
+
+    /// Whether a pod of this account may stay without a sidecar.
+    pub fn is_exempt(&self, namespace: &str, service_account: &str) -> bool {
+        let inner = self.read();
+        let exemptions = inner.config.iter().flat_map(|config| &config.spec.exemptions);
+        let matches = |e: &Exemption| e.namespace == namespace && e.service_account == service_account;
+        exemptions.into_iter().any(matches)
+    }
+
+    /// Whether a Canary holds the pod's workload and its revision has not been approved.
+    pub fn is_on_trial(&self, namespace: &str, pod: &Value) -> bool {
+        let Some((kind, name, revision)) = workload_of(pod) else { return false };
+        let inner = self.read();
+        let canary = inner.canaries.iter().find(|((ns, _), canary)| {
+            ns == namespace && canary.spec.target.kind == kind && canary.spec.target.name == name
+        });
+        let approved = canary.and_then(|(_, canary)| canary.status.as_ref()).map(|status| &status.approved_revision);
+        approved.is_some_and(|approved| !approved.is_empty() && *approved != revision)
+    }
+
+    /// Other Canaries with the same target.
+    pub fn siblings(&self, namespace: &str, canary: &Canary) -> Vec<String> {
+        let name = canary.name_any();
+        let inner = self.read();
+        let same = |((ns, other), candidate): &(&(String, String), &Canary)| {
+            ns == namespace && *other != name && candidate.spec.target == canary.spec.target
+        };
+        inner.canaries.iter().filter(same).map(|((_, other), _)| other.clone()).collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.inner.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes a Canary over; `None`: it is gone.
+    pub fn set_canary(&self, namespace: String, name: String, canary: Option<Canary>) {
+        self.change(|inner| match canary {
+            Some(canary) => drop(inner.canaries.insert((namespace, name), canary)),
+            None => drop(inner.canaries.remove(&(namespace, name))),
+        });
+    }
+}
+
+/// The workload of a pod and the pod's revision, by its owner and labels.
+fn workload_of(pod: &Value) -> Option<(WorkloadKind, String, String)> {
+    let owners = pod.pointer("/metadata/ownerReferences")?.as_array()?;
+    let owner = owners.iter().find(|owner| owner.get("controller") == Some(&Value::Bool(true)))?;
+    let (kind, name) = (owner.get("kind")?.as_str()?, owner.get("name")?.as_str()?);
+    let label = |key: &str| pod.pointer("/metadata/labels")?.get(key)?.as_str().map(str::to_owned);
+    match kind {
+        "ReplicaSet" => {
+            let hash = label("pod-template-hash")?;
+            let name = name.strip_suffix(&hash)?.strip_suffix('-')?;
+            Some((WorkloadKind::Deployment, name.to_owned(), hash))
+        }
+        "StatefulSet" => Some((WorkloadKind::StatefulSet, name.to_owned(), label("controller-revision-hash")?)),
+        "DaemonSet" => Some((WorkloadKind::DaemonSet, name.to_owned(), label("controller-revision-hash")?)),
+        _ => None,
+    }
+}
+
+/// Keeps what is known current.
+pub fn start(client: &Client, cluster: &Arc<Cluster>) {
+    let namespaces = Api::<PartialObjectMeta<k8s_openapi::api::core::v1::Namespace>>::all(client.clone());
+    let known = Arc::clone(cluster);
+    tokio::spawn(async move {
+        let mut events = std::pin::pin!(watcher(namespaces, Config::default()).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(namespace) | Event::InitApply(namespace)) => {
+                    let level = namespace.labels().get("pod-security.kubernetes.io/enforce").cloned();
+                    known.change(|inner| match level {
+                        Some(level) => drop(inner.pod_security.insert(namespace.name_any(), level)),
+                        None => drop(inner.pod_security.remove(&namespace.name_any())),
+                    });
+                }
+                Ok(Event::Delete(namespace)) => known.change(|i| drop(i.pod_security.remove(&namespace.name_any()))),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the watch of namespaces broke; it is taken up again"),
+            }
+        }
+    });
+    start_ours(client, cluster);
+}
+
+fn start_ours(client: &Client, cluster: &Arc<Cluster>) {
+    let (canaries, known) = (Api::<DeserializeGuard<Canary>>::all(client.clone()), Arc::clone(cluster));
+    tokio::spawn(async move {
+        let mut events = std::pin::pin!(watcher(canaries, Config::default()).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                    if let Ok(canary) = object.0 {
+                        known.set_canary(namespace, name, Some(canary));
+                    }
+                }
+                Ok(Event::Delete(object)) => {
+                    known.set_canary(object.namespace().unwrap_or_default(), object.name_any(), None);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the watch of Canaries broke; it is taken up again"),
+            }
+        }
+    });
+    let (configs, known) = (Api::<DeserializeGuard<MeshConfig>>::all(client.clone()), Arc::clone(cluster));
+    tokio::spawn(async move {
+        let mut events = std::pin::pin!(watcher(configs, Config::default()).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                    if let Ok(config) = object.0 {
+                        known.change(|inner| inner.config = Some(config));
+                    }
+                }
+                Ok(Event::Delete(_)) => known.change(|inner| inner.config = None),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the watch of the MeshConfig broke; it is taken up again"),
+            }
+        }
+    });
+}

@@ -1,0 +1,107 @@
+//! The two containers and their volumes.
+
+use serde_json::{Value, json};
+use tulle_mesh::ports;
+
+use super::{Context, INIT, PROXY, PodSettings};
+
+const TOKEN_VOLUME: &str = "tulle-token";
+const TRUST_VOLUME: &str = "tulle-trust";
+const TOKEN_PATH: &str = "/var/run/tulle/token";
+const TRUST_PATH: &str = "/var/run/tulle/trust";
+
+/// Sets the redirect rules and exits. It is root for NET_ADMIN and has nothing else.
+pub(super) fn init(context: &Context, settings: &PodSettings) -> Value {
+    let mut arguments = vec!["init".to_owned()];
+    let lists = [("--skip-inbound-ports", &settings.skip_inbound_ports), ("--skip-outbound-ports", &settings.skip_outbound_ports)];
+    for (flag, ports) in lists.into_iter().filter(|(_, ports)| !ports.is_empty()) {
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        arguments.push(format!("{flag}={}", ports.join(",")));
+    }
+    json!({
+        "name": INIT,
+        "image": context.image,
+        "args": arguments,
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "resources": {"requests": {"cpu": "10m", "memory": "10Mi"}},
+    })
+}
+
+/// The data plane, as a native sidecar: started before the application, stopped after it.
+pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -> Value {
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    let mut env = vec![
+        json!({"name": "TULLE_POD_NAME", "valueFrom": field("metadata.name")}),
+        json!({"name": "TULLE_POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
+        json!({"name": "TULLE_POD_UID", "valueFrom": field("metadata.uid")}),
+        json!({"name": "TULLE_POD_IPS", "valueFrom": field("status.podIPs")}),
+        json!({"name": "TULLE_TRUST_DOMAIN", "value": context.trust_domain}),
+        json!({"name": "TULLE_OPERATOR", "value": context.operator}),
+        json!({"name": "TULLE_OPERATOR_IDENTITY", "value": context.operator_identity}),
+        json!({"name": "TULLE_TOKEN_FILE", "value": format!("{TOKEN_PATH}/token")}),
+        json!({"name": "TULLE_TRUST_FILE", "value": format!("{TRUST_PATH}/roots.pem")}),
+    ];
+    if probes.as_array().is_some_and(|probes| !probes.is_empty()) {
+        env.push(json!({"name": "TULLE_PROBES", "value": probes.to_string()}));
+    }
+    if let Some(level) = &settings.log_level {
+        env.push(json!({"name": "TULLE_LOG", "value": level}));
+    }
+    if let Some(workers) = settings.workers {
+        env.push(json!({"name": "TULLE_WORKERS", "value": workers.to_string()}));
+    }
+    let mut resources = json!({"requests": {
+        "cpu": settings.cpu.as_deref().unwrap_or("10m"),
+        "memory": settings.memory.as_deref().unwrap_or("16Mi"),
+    }});
+    if let (Some(limit), Some(resources)) = (&settings.memory_limit, resources.as_object_mut()) {
+        resources.insert("limits".to_owned(), json!({"memory": limit}));
+    }
+    json!({
+        "name": PROXY,
+        "image": context.image,
+        "args": ["proxy"],
+        "restartPolicy": "Always",
+        "ports": [{"name": "tulle-metrics", "containerPort": ports::ADMIN, "protocol": "TCP"}],
+        "env": env,
+        // The application starts once the sidecar has its certificate and its rules.
+        "startupProbe": {
+            "httpGet": {"path": "/ready", "port": ports::ADMIN},
+            "periodSeconds": 1,
+            "failureThreshold": 600,
+        },
+        "securityContext": {
+            "runAsUser": ports::PROXY_UID,
+            "runAsGroup": ports::PROXY_UID,
+            "runAsNonRoot": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "resources": resources,
+        "volumeMounts": [
+            {"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
+            {"name": TRUST_VOLUME, "mountPath": TRUST_PATH, "readOnly": true},
+        ],
+    })
+}
+
+pub(super) fn volumes() -> [Value; 2] {
+    [
+        json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o444, "sources": [
+            {"serviceAccountToken": {"audience": "tulle", "expirationSeconds": 3600, "path": "token"}},
+        ]}}),
+        json!({"name": TRUST_VOLUME, "configMap": {"name": "tulle-trust", "defaultMode": 0o444}}),
+    ]
+}

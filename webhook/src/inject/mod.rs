@@ -1,0 +1,197 @@
+//! What is added to a pod.
+//!
+//! Patches are explicit operations against the pod as it came: what this build does not know survives.
+//! Injecting twice changes nothing.
+//!
+//! ```text
+//!   annotations  per-pod settings, each read or warned about
+//!   containers   tulle-init and tulle-proxy
+//!   probes       kubelet's probes, moved to the sidecar
+//! ```
+
+mod annotations;
+mod containers;
+mod probes;
+
+use json_patch::{AddOperation, Patch, PatchOperation};
+use json_patch::jsonptr::PointerBuf;
+use serde_json::{Value, json};
+use tulle_crds::keys;
+use tulle_mesh::ports;
+
+pub use annotations::PodSettings;
+
+/// The injected init container.
+pub const INIT: &str = "tulle-init";
+/// The injected sidecar.
+pub const PROXY: &str = "tulle-proxy";
+
+/// What a namespace asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Pods get a sidecar; a pod may opt out.
+    Enabled,
+    /// Pods get a sidecar or are refused.
+    Required,
+}
+
+/// What injection needs to know besides the pod.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// What the namespace asks for.
+    pub mode: Mode,
+    /// The namespace's Pod Security level that is enforced.
+    pub pod_security: Option<String>,
+    /// The pod is exempt by MeshConfig.
+    pub exempt: bool,
+    /// A Canary holds the pod's workload, and its revision has not been approved.
+    pub on_trial: bool,
+    /// The sidecar's image.
+    pub image: String,
+    /// `host:port` of the operator.
+    pub operator: String,
+    /// `namespace/service-account` of the operator.
+    pub operator_identity: String,
+    /// The trust domain.
+    pub trust_domain: String,
+}
+
+/// What is done with a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is changed.
+    Inject(Patch),
+    /// It is let through as it is.
+    Skip,
+    /// It is refused, with what to do.
+    Refuse(String),
+}
+
+/// Decides, and says what its author should know.
+pub fn inject(pod: &Value, context: &Context) -> (Outcome, Vec<String>) {
+    let mut warnings = Vec::new();
+    let outcome = decide(pod, context, &mut warnings);
+    (outcome, warnings)
+}
+
+fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome {
+    let label = pod.pointer("/metadata/labels/tulle.dev~1inject").and_then(Value::as_str);
+    // A static pod's mirror must stay what kubelet made it.
+    if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() || is_injected(pod) {
+        return Outcome::Skip;
+    }
+    if context.exempt {
+        return Outcome::Skip;
+    }
+    match (label, context.mode) {
+        (Some("disabled"), Mode::Enabled) => return Outcome::Skip,
+        (Some("disabled"), Mode::Required) => {
+            warnings.push(format!("label {}=disabled has no effect: the namespace requires a sidecar; exemptions are in MeshConfig mesh", keys::INJECT));
+        }
+        (Some("enabled" | "required") | None, _) => {}
+        (Some(other), _) => {
+            warnings.push(format!("label {}={other} is unknown and has no effect; a pod may say disabled", keys::INJECT));
+        }
+    }
+    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        let why = "a pod with hostNetwork cannot have a sidecar: redirect rules would hit the whole node";
+        return refuse_or_skip(context, why, warnings);
+    }
+    if let Some(container) = runs_as_proxy(pod) {
+        return Outcome::Refuse(format!(
+            "{container} runs as uid {uid}, which is the sidecar's: its traffic would leave the mesh; choose another runAsUser",
+            uid = ports::PROXY_UID
+        ));
+    }
+    if let Some(level @ ("baseline" | "restricted")) = context.pod_security.as_deref() {
+        warnings.push(format!(
+            "namespace enforces Pod Security {level}, which forbids NET_ADMIN: the injected container {INIT} will be refused; set pod-security.kubernetes.io/enforce=privileged on the namespace until Tulle's node agent is available"
+        ));
+    }
+    let settings = PodSettings::read(pod, warnings);
+    Outcome::Inject(patch(pod, context, &settings, warnings))
+}
+
+fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> Outcome {
+    match context.mode {
+        Mode::Required => Outcome::Refuse(format!("the namespace requires a sidecar, and {why}; exempt it in MeshConfig mesh")),
+        Mode::Enabled => {
+            warnings.push(format!("no sidecar: {why}"));
+            Outcome::Skip
+        }
+    }
+}
+
+/// Whether the sidecar is there.
+pub fn is_injected(pod: &Value) -> bool {
+    containers_at(pod, "/spec/initContainers").any(|container| name_of(container) == PROXY)
+}
+
+fn containers_at<'a>(pod: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
+    pod.pointer(path).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn name_of(container: &Value) -> &str {
+    container.get("name").and_then(Value::as_str).unwrap_or("")
+}
+
+/// Who runs as the sidecar's user: a container by name, or the pod.
+pub fn runs_as_proxy(pod: &Value) -> Option<String> {
+    let uid = |value: Option<&Value>| value.and_then(Value::as_u64) == Some(u64::from(ports::PROXY_UID));
+    let lists = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
+    for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
+        let name = name_of(container);
+        if name != PROXY && uid(container.pointer("/securityContext/runAsUser")) {
+            return Some(format!("container {name}"));
+        }
+    }
+    uid(pod.pointer("/spec/securityContext/runAsUser")).then(|| "the pod".to_owned())
+}
+
+fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut Vec<String>) -> Patch {
+    let mut operations = Operations::default();
+    let probes = probes::rewrite(pod, &mut operations, warnings);
+    if pod.pointer("/spec/initContainers").and_then(Value::as_array).is_none() {
+        operations.add(&["spec", "initContainers"], json!([]));
+    }
+    // Inserted at the front, the last first: init, then the proxy, then what the pod had.
+    operations.add(&["spec", "initContainers", "0"], containers::proxy(context, settings, &probes));
+    operations.add(&["spec", "initContainers", "0"], containers::init(context, settings));
+    if pod.pointer("/spec/volumes").and_then(Value::as_array).is_none() {
+        operations.add(&["spec", "volumes"], json!([]));
+    }
+    for volume in containers::volumes() {
+        operations.add(&["spec", "volumes", "-"], volume);
+    }
+    if pod.pointer("/metadata/labels").is_none() {
+        operations.add(&["metadata", "labels"], json!({}));
+    }
+    operations.add(&["metadata", "labels", keys::INJECTED], json!(env!("CARGO_PKG_VERSION")));
+    if context.on_trial {
+        if pod.pointer("/spec/readinessGates").and_then(Value::as_array).is_none() {
+            operations.add(&["spec", "readinessGates"], json!([]));
+        }
+        operations.add(&["spec", "readinessGates", "-"], json!({"conditionType": keys::GATE}));
+    }
+    Patch(operations.0)
+}
+
+/// Operations of a patch.
+#[derive(Default)]
+struct Operations(Vec<PatchOperation>);
+
+impl Operations {
+    fn add(&mut self, path: &[&str], value: Value) {
+        let path = PointerBuf::from_tokens(path.iter().copied());
+        self.0.push(PatchOperation::Add(AddOperation { path, value }));
+    }
+
+    fn remove(&mut self, path: &[&str]) {
+        let path = PointerBuf::from_tokens(path.iter().copied());
+        self.0.push(PatchOperation::Remove(json_patch::RemoveOperation { path }));
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! Real-world pods, before and after.
+
+use json_patch::patch;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn context(mode: Mode) -> Context {
+    Context {
+        mode,
+        pod_security: None,
+        exempt: false,
+        on_trial: false,
+        image: "tulle/sidecar:test".into(),
+        operator: "tulle-operator.tulle-system.svc:4160".into(),
+        operator_identity: "tulle-system/tulle-operator".into(),
+        trust_domain: "cluster.local".into(),
+    }
+}
+
+fn injected(pod: &Value, context: &Context) -> (Value, Vec<String>) {
+    let (outcome, warnings) = inject(pod, context);
+    let Outcome::Inject(operations) = outcome else { panic!("{outcome:?}") };
+    let mut pod = pod.clone();
+    patch(&mut pod, &operations).unwrap();
+    (pod, warnings)
+}
+
+fn fixture(name: &str) -> Value {
+    let path = format!("{}/tests/pods/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    serde_yaml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn names(pod: &Value, list: &str) -> Vec<String> {
+    containers_at(pod, &format!("/spec/{list}")).map(|container| name_of(container).to_owned()).collect()
+}
+
+#[test]
+fn pods_of_every_kind_of_workload_come_out_as_before() {
+    for name in ["deployment", "statefulset", "job", "daemonset", "bare"] {
+        let (pod, warnings) = injected(&fixture(name), &context(Mode::Enabled));
+        insta::assert_yaml_snapshot!(name, json!({"pod": pod, "warnings": warnings}));
+    }
+}
+
+#[test]
+fn the_sidecar_comes_before_everything_that_the_pod_had() {
+    let (pod, _) = injected(&fixture("statefulset"), &context(Mode::Enabled));
+    assert_eq!(names(&pod, "initContainers")[..2], [INIT, PROXY]);
+    assert_eq!(names(&pod, "initContainers").len(), 2 + names(&fixture("statefulset"), "initContainers").len());
+}
+
+#[test]
+fn injecting_twice_changes_nothing() {
+    let (once, _) = injected(&fixture("deployment"), &context(Mode::Enabled));
+    assert_eq!(inject(&once, &context(Mode::Enabled)).0, Outcome::Skip);
+}
+
+#[test]
+fn fields_of_a_future_kubernetes_survive() {
+    let (pod, _) = injected(&fixture("deployment"), &context(Mode::Enabled));
+    assert_eq!(pod.pointer("/spec/futureField/inside"), Some(&json!([1, {"deep": true}])));
+    assert_eq!(pod.pointer("/spec/containers/0/futureProbe"), Some(&json!({"quantum": {"port": 1}})));
+}
+
+#[test]
+fn opting_out_works_where_the_sidecar_is_not_required() {
+    let pod = json!({"metadata": {"labels": {"tulle.dev/inject": "disabled"}}, "spec": {"containers": [{"name": "a"}]}});
+    assert_eq!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Skip);
+    let (pod, warnings) = injected(&pod, &context(Mode::Required));
+    assert!(is_injected(&pod));
+    assert!(warnings[0].contains("the namespace requires a sidecar"), "{warnings:?}");
+}
+
+#[test]
+fn a_pod_on_the_nodes_network_is_left_alone_or_refused() {
+    let pod = json!({"metadata": {}, "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
+    let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
+    assert_eq!((outcome, warnings.len()), (Outcome::Skip, 1));
+    assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains("hostNetwork")));
+}
+
+#[test]
+fn nobody_else_may_run_as_the_sidecars_user() {
+    for spec in [
+        json!({"containers": [{"name": "a", "securityContext": {"runAsUser": 4150}}]}),
+        json!({"containers": [{"name": "a"}], "initContainers": [{"name": "b", "securityContext": {"runAsUser": 4150}}]}),
+        json!({"containers": [{"name": "a"}], "ephemeralContainers": [{"name": "c", "securityContext": {"runAsUser": 4150}}]}),
+        json!({"containers": [{"name": "a"}], "securityContext": {"runAsUser": 4150}}),
+    ] {
+        let pod = json!({"metadata": {}, "spec": spec});
+        assert!(matches!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Refuse(_)), "{pod}");
+    }
+}
+
+#[test]
+fn mirror_pods_are_left_alone() {
+    let pod = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {"containers": []}});
+    assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip);
+}
+
+#[test]
+fn annotations_that_are_unknown_or_malformed_are_named() {
+    let pod = json!({"metadata": {"annotations": {
+        "tulle.dev/skip-outbound-ports": "25,smtp", "tulle.dev/log-level": "loud", "tulle.dev/colour": "red",
+        "tulle.dev/memory": "lots", "tulle.dev/workers": "0", "other.dev/x": "y",
+    }}, "spec": {"containers": [{"name": "a"}]}});
+    let (_, warnings) = injected(&pod, &context(Mode::Enabled));
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
+    assert!(warnings.iter().any(|w| w == "annotation tulle.dev/skip-outbound-ports: \"25,smtp\" has no effect: write ports like 25,3306"));
+}
+
+#[test]
+fn a_namespace_that_forbids_net_admin_is_named_in_a_warning() {
+    let restricted = Context { pod_security: Some("restricted".into()), ..context(Mode::Enabled) };
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let (_, warnings) = injected(&pod, &restricted);
+    assert!(warnings[0].contains("enforces Pod Security restricted"), "{warnings:?}");
+}
+
+#[test]
+fn a_revision_on_trial_gets_the_gate_and_keeps_its_own() {
+    let on_trial = Context { on_trial: true, ..context(Mode::Enabled) };
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "mine"}]}});
+    let (pod, _) = injected(&pod, &on_trial);
+    assert_eq!(pod.pointer("/spec/readinessGates"), Some(&json!([{"conditionType": "mine"}, {"conditionType": "tulle.dev/approved"}])));
+}
+
+#[test]
+fn probes_of_every_kind_are_moved_and_exec_is_not() {
+    let pod = json!({"metadata": {}, "spec": {"containers": [{
+        "name": "app",
+        "ports": [{"name": "web", "containerPort": 8080}],
+        "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 3},
+        "livenessProbe": {"exec": {"command": ["true"]}},
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": "web", "httpHeaders": [{"name": "X", "value": "y"}]}, "timeoutSeconds": 4},
+    }, {"name": "rpc", "readinessProbe": {"grpc": {"port": 9000, "service": "s"}}, "livenessProbe": {"httpGet": {"port": "nowhere"}}}]}});
+    let (pod, warnings) = injected(&pod, &context(Mode::Enabled));
+    let app = pod.pointer("/spec/containers/0").unwrap();
+    assert_eq!(app["startupProbe"], json!({"httpGet": {"path": "/app/startupProbe", "port": 4153, "scheme": "HTTP"}, "periodSeconds": 3}));
+    assert_eq!(app["livenessProbe"], json!({"exec": {"command": ["true"]}}));
+    assert_eq!(app["readinessProbe"]["httpGet"]["path"], "/app/readinessProbe");
+    let proxy = containers_at(&pod, "/spec/initContainers").find(|container| name_of(container) == PROXY).unwrap();
+    let env = proxy["env"].as_array().unwrap().iter().find(|env| env["name"] == "TULLE_PROBES").unwrap();
+    let probes: Value = serde_json::from_str(env["value"].as_str().unwrap()).unwrap();
+    assert_eq!(probes, json!([
+        {"path": "/app/startupProbe", "check": {"tcp": {"port": 8080}}, "timeoutSeconds": 1},
+        {"path": "/app/readinessProbe", "check": {"http": {"port": 8080, "path": "/ready", "headers": [["X", "y"]], "tls": false}}, "timeoutSeconds": 4},
+        {"path": "/rpc/readinessProbe", "check": {"grpc": {"port": 9000, "service": "s"}}, "timeoutSeconds": 1},
+    ]));
+    assert_eq!(warnings, ["livenessProbe of container rpc stays as it is: the container has no port named nowhere"]);
+}

@@ -1,0 +1,29 @@
+//! Arguments of the webhook.
+
+use clap::Parser;
+
+/// Tulle's admission webhook.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Settings {
+    /// The namespace that Tulle runs in.
+    #[arg(long, env = "TULLE_NAMESPACE", default_value = "tulle-system")]
+    pub namespace: String,
+    /// The sidecar's image.
+    #[arg(long, env = "TULLE_SIDECAR_IMAGE")]
+    pub sidecar_image: String,
+    /// The Service of the webhook.
+    #[arg(long, default_value = "tulle-webhook")]
+    pub service: String,
+    /// `host:port` of the operator, as sidecars reach it.
+    #[arg(long, env = "TULLE_OPERATOR")]
+    pub operator: Option<String>,
+}
+
+impl Settings {
+    /// `host:port` of the operator, as sidecars reach it.
+    pub fn operator(&self) -> String {
+        let port = tulle_mesh::ports::DISCOVERY;
+        self.operator.clone().unwrap_or_else(|| format!("tulle-operator.{}.svc:{port}", self.namespace))
+    }
+}

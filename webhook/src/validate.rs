@@ -1,0 +1,198 @@
+//! What CEL in the CRDs cannot say about Tulle's objects.
+
+use ipnet::IpNet;
+use serde_json::Value;
+use tulle_crds::{Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, WorkloadKind};
+use tulle_mesh::policy::Glob;
+
+/// What is said about an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Why it is refused; each says what to write instead.
+    pub errors: Vec<String>,
+    /// What its author should know.
+    pub warnings: Vec<String>,
+}
+
+impl Findings {
+    fn error(&mut self, text: impl Into<String>) {
+        self.errors.push(text.into());
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+}
+
+/// Looks at a policy.
+pub fn policy(policy: &MeshPolicy) -> Findings {
+    let mut findings = Findings::default();
+    let MeshPolicySpec { access, .. } = &policy.spec;
+    let Some(access) = access else { return findings };
+    let lists = [("allow", &access.allow), ("deny", &access.deny)];
+    for (list, rules) in lists {
+        for (index, rule) in rules.iter().flatten().enumerate() {
+            for cidr in rule.from.iter().filter_map(|caller| caller.cidr.as_ref()) {
+                if cidr.parse::<IpNet>().is_err() {
+                    findings.error(format!("spec.access.{list}[{index}]: {cidr:?} is no CIDR; write for example 10.1.0.0/16"));
+                }
+            }
+            for path in rule.to.iter().flat_map(|operation| operation.paths.iter().flatten()) {
+                if let Err(error) = Glob::compile(path) {
+                    findings.error(format!("spec.access.{list}[{index}]: {error}"));
+                }
+                if list == "deny" {
+                    findings.warn(format!(
+                        "spec.access.deny[{index}] names path {path}: a deny by path is easily incomplete; an allow list of what is needed fails safe"
+                    ));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// Looks at the mesh's settings.
+pub fn config(config: &MeshConfig) -> Findings {
+    let mut findings = Findings::default();
+    match Span::parse(&config.spec.certificates.leaf_lifetime) {
+        Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
+        Ok(span) if span.as_secs() < 20 => findings.error("spec.certificates.leafLifetime: at least 20s"),
+        Ok(span) if span.as_secs() > 7 * 86_400 => {
+            findings.warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
+        }
+        Ok(_) => {}
+    }
+    findings
+}
+
+/// Looks at a Canary, its siblings and its target as it is now, if it exists.
+pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
+    let mut findings = Findings::default();
+    let spec = &canary.spec;
+    if let Err(error) = Percent::parse(&spec.judge.confidence) {
+        findings.error(format!("spec.judge.confidence: {error}"));
+    }
+    let holds: Vec<_> = spec.steps.iter().filter_map(|step| step.hold.as_deref()).map(Span::parse).collect();
+    for error in holds.iter().filter_map(|hold| hold.as_ref().err()) {
+        findings.error(format!("spec.steps: {error}"));
+    }
+    let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
+    if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
+        findings.warn("spec.steps: weights usually ascend");
+    }
+    if let Some(sibling) = siblings.first() {
+        findings.error(format!("Canary {sibling} has the same target: one workload has one Canary"));
+    }
+    match target {
+        Some(target) => about_target(spec, target, &mut findings),
+        None => findings.warn(format!(
+            "there is no {} {} yet; it is picked up when it appears",
+            spec.target.kind.name(),
+            spec.target.name
+        )),
+    }
+    findings
+}
+
+fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
+    let at = |path: &str| target.pointer(path);
+    let name = format!("{} {}", spec.target.kind.name(), spec.target.name);
+    match spec.target.kind {
+        WorkloadKind::Deployment => {
+            let deadline = at("/spec/progressDeadlineSeconds").and_then(Value::as_u64).unwrap_or(600);
+            let held = seconds(spec);
+            if held > deadline {
+                findings.warn(format!(
+                    "the steps hold for {held}s, {name} reports ProgressDeadlineExceeded after {deadline}s and `kubectl rollout status` then fails; set its spec.progressDeadlineSeconds to {} or more",
+                    held + 60
+                ));
+            }
+            let surge = at("/spec/strategy/rollingUpdate/maxSurge");
+            if surge == Some(&Value::from(0)) || surge == Some(&Value::from("0%")) {
+                findings.warn(format!("{name} has maxSurge 0: a stable pod is given up for the first canary pod; set maxSurge to 1 or more"));
+            }
+            let unavailable = at("/spec/strategy/rollingUpdate/maxUnavailable");
+            if unavailable != Some(&Value::from(0)) && unavailable != Some(&Value::from("0%")) && unavailable.is_some() {
+                findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be taken down for parked ones; set maxUnavailable to 0"));
+            }
+        }
+        WorkloadKind::StatefulSet => findings.warn(format!(
+            "{name} has no surge: the pod with the highest ordinal is replaced and waits while the new version is tried"
+        )),
+        WorkloadKind::DaemonSet => {
+            let surge = at("/spec/updateStrategy/rollingUpdate/maxSurge");
+            if surge.is_none() || surge == Some(&Value::from(0)) {
+                findings.warn(format!("{name} has no maxSurge: one node's stable pod is given up per gate; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
+            }
+        }
+    }
+    if spec.on_failure == OnFailure::Undo && spec.target.kind != WorkloadKind::Deployment {
+        findings.error("spec.onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo");
+    }
+    let managed = at("/metadata/labels/app.kubernetes.io~1managed-by").and_then(Value::as_str);
+    let by_helm = managed == Some("Helm");
+    let by_flux = at("/metadata/labels/kustomize.toolkit.fluxcd.io~1name").is_some() || at("/metadata/labels/helm.toolkit.fluxcd.io~1name").is_some();
+    let by_argo = at("/metadata/annotations/argocd.argoproj.io~1tracking-id").is_some();
+    for (owner, owns) in [("Helm", by_helm), ("Flux", by_flux), ("Argo CD", by_argo)] {
+        if owns && seconds(spec) > 300 {
+            findings.warn(format!("{name} is {owner}'s: a wait of 5 minutes (--atomic, --rollback-on-failure, health checks) is shorter than the steps and would restore the old version; wait longer or not at all"));
+        }
+    }
+}
+
+/// How long the steps hold; a pause counts as long as a person may take.
+fn seconds(spec: &CanarySpec) -> u64 {
+    if spec.steps.is_empty() {
+        return 5 * 120;
+    }
+    let hold = |step: &tulle_crds::Step| match (&step.pause, &step.hold) {
+        (Some(_), _) => 3600,
+        (None, Some(hold)) => Span::parse(hold).map_or(0, |span| span.as_secs()),
+        (None, None) => 120,
+    };
+    spec.steps.iter().map(hold).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn canary_of(spec: Value) -> Canary {
+        serde_json::from_value(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_policy_with_values_that_cannot_be_enforced_is_refused_with_what_to_write() {
+        let policy: MeshPolicy = serde_json::from_value(json!({
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "p"},
+            "spec": {"target": {"kind": "Namespace"}, "access": {"deny": [
+                {"from": [{"cidr": "10.1"}]}, {"to": [{"paths": ["/a//b"]}]},
+            ]}},
+        }))
+        .unwrap();
+        let findings = super::policy(&policy);
+        assert_eq!(findings.errors, [
+            "spec.access.deny[0]: \"10.1\" is no CIDR; write for example 10.1.0.0/16",
+            "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
+        ]);
+    }
+
+    #[test]
+    fn holds_longer_than_the_progress_deadline_are_warned_about_with_the_value_to_set() {
+        let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 5, "hold": "20m"}]}));
+        let target = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}, "spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}});
+        let findings = super::canary(&canary, &[], Some(&target));
+        assert!(findings.errors.is_empty());
+        assert!(findings.warnings[0].contains("progressDeadlineSeconds to 1260 or more"), "{:?}", findings.warnings);
+        assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
+    }
+
+    #[test]
+    fn two_canaries_for_one_workload_are_refused() {
+        let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
+        let findings = super::canary(&canary, &["other".to_owned()], None);
+        assert_eq!(findings.errors, ["Canary other has the same target: one workload has one Canary"]);
+    }
+}
