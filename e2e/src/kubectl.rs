@@ -1,1 +1,96 @@
 //! kubectl, as the demo and the tests use it.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::host;
+
+/// A cluster that can be asked and told.
+pub enum Kube {
+    /// The embedded one.
+    Embedded(Cluster),
+    /// A context of KUBECONFIG.
+    Context(String),
+}
+
+impl Kube {
+    /// kubectl with these arguments.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = match self {
+            Self::Embedded(cluster) => cluster.kubectl()?,
+            Self::Context(name) => {
+                let mut command = Command::new("kubectl");
+                command.args(["--context", name]);
+                command
+            }
+        };
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// What kubectl prints.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        host::output(&mut self.command(arguments)?)
+    }
+
+    /// Applies manifests; returns what kubectl prints, warnings included.
+    pub fn apply(&self, manifests: &str) -> Result<String> {
+        let mut command = self.command(&["apply", "-f", "-"])?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run kubectl")?;
+        child.stdin.take().context("kubectl's input")?.write_all(manifests.as_bytes())?;
+        let done = child.wait_with_output()?;
+        let mut text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let _ = write!(text, "{}", String::from_utf8_lossy(&done.stderr));
+        if !done.status.success() {
+            bail!("kubectl apply: {}", text.trim());
+        }
+        Ok(text)
+    }
+
+    /// An object, or a list.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.run(&[arguments, &["-o", "json"]].concat())?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// A field of an object, empty where it is absent.
+    pub fn field(&self, namespace: &str, object: &str, path: &str) -> Result<String> {
+        self.run(&["-n", namespace, "get", object, "-o", &format!("jsonpath={{{path}}}")])
+    }
+
+    /// Waits until a rollout is complete.
+    pub fn rolled_out(&self, namespace: &str, workload: &str, seconds: u64) -> Result<()> {
+        let limit = format!("--timeout={seconds}s");
+        self.run(&["-n", namespace, "rollout", "status", workload, &limit]).map(drop)
+    }
+
+    /// Waits until something holds; looks twice a second.
+    pub fn wait_for(&self, what: &str, seconds: u64, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        let mut last = None;
+        while start.elapsed() < Duration::from_secs(seconds) {
+            match holds() {
+                Ok(true) => return Ok(()),
+                Ok(false) => last = None,
+                Err(error) => last = Some(error),
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        match last {
+            Some(error) => Err(error.context(format!("waited {seconds} s in vain: {what}"))),
+            None => bail!("waited {seconds} s in vain: {what}"),
+        }
+    }
+}

@@ -3,6 +3,7 @@
 mod cluster;
 mod host;
 mod images;
+mod install;
 mod kubectl;
 mod progress;
 
@@ -23,12 +24,19 @@ enum Command {
     /// A real Kubernetes on this machine, in namespaces of its own.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Builds the images, loads them and installs Tulle with the sample shop.
+    Install {
+        /// `embedded`, or `context:NAME` of KUBECONFIG.
+        #[arg(long, default_value = "embedded")]
+        cluster: String,
+    },
 }
 
 fn main() -> ExitCode {
     progress::start();
     let done = match Arguments::parse().command {
         Command::Cluster(command) => cluster::run(command),
+        Command::Install { cluster } => install(&cluster),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,4 +45,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn install(cluster: &str) -> anyhow::Result<()> {
+    let kube = install::cluster(cluster)?;
+    install::load_images(&kube)?;
+    install::tulle(&kube)?;
+    kube.apply(&install::sample("shop.yaml")?).map(drop)
 }

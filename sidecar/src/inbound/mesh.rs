@@ -113,7 +113,7 @@ impl Peer {
         self.opaque.connection(None, bytes);
     }
 
-    async fn request(&self, head: Head, travels: Travels, sender: Sender, mut receiver: Receiver) {
+    async fn request(&self, mut head: Head, travels: Travels, sender: Sender, mut receiver: Receiver) {
         let since = Instant::now();
         let series = if travels == Travels::Http2 { &self.http2 } else { &self.http1 };
         let load = &self.worker.load;
@@ -122,6 +122,7 @@ impl Peer {
             Downstream::Mesh(&sender, load.get()).answer(&denied).await;
             return;
         }
+        self.client.introduce(&mut head);
         load.set(load.get() + 1);
         let mut body = RequestBody::new(Source::Mesh(&mut receiver), head.framing);
         let mut down = Downstream::Mesh(&sender, load.get());

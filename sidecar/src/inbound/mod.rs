@@ -23,6 +23,7 @@ use tulle_mesh::wire::ALPN;
 
 use crate::detect;
 use crate::error::Failure;
+use crate::http1::Head;
 use crate::io::Prefixed;
 use crate::listen::{canonical, original_destination};
 use crate::tls::peer_identity;
@@ -42,6 +43,19 @@ pub struct Client {
     pub address: SocketAddr,
     /// The address of ours that it dialled.
     pub destination: SocketAddr,
+}
+
+/// The header that tells the application who calls; what a client claims is removed first.
+const CLIENT_ID: &str = "tulle-client-id";
+
+impl Client {
+    /// Tells the application who calls.
+    fn introduce(&self, head: &mut Head) {
+        head.remove(CLIENT_ID);
+        if let Some(identity) = &self.identity {
+            head.push(CLIENT_ID, identity.to_string());
+        }
+    }
 }
 
 /// Serves one connection to the application.

@@ -109,7 +109,7 @@ async fn opaque(
 async fn http1(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: &Client) -> Result<(), Failure> {
     let (mut reader, mut writer) = split(stream, read);
     loop {
-        let head = match reader.request().await {
+        let mut head = match reader.request().await {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
             Err(failure) => {
@@ -120,7 +120,7 @@ async fn http1(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: &
         let framing = head.framing;
         let mut body = RequestBody::new(Source::Http1(&mut reader), framing);
         let mut down = Downstream::Http1(&mut writer);
-        if !request(worker, client, &head, &mut body, &mut down, Travels::Http1).await {
+        if !request(worker, client, &mut head, &mut body, &mut down, Travels::Http1).await {
             return Ok(());
         }
     }
@@ -138,10 +138,10 @@ async fn http2(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: C
             let head = http2::request_head(&parts, body.is_end_stream());
             let mut down = Downstream::Http2(&mut respond, None);
             match head {
-                Ok(head) => {
+                Ok(mut head) => {
                     let framing = head.framing;
                     let mut body = RequestBody::new(Source::Http2(&mut body), framing);
-                    request(&worker, &client, &head, &mut body, &mut down, Travels::Http2).await;
+                    request(&worker, &client, &mut head, &mut body, &mut down, Travels::Http2).await;
                 }
                 Err(failure) => down.answer(&failure).await,
             }
@@ -154,7 +154,7 @@ async fn http2(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: C
 async fn request(
     worker: &Rc<Worker>,
     client: &Client,
-    head: &Head,
+    head: &mut Head,
     body: &mut RequestBody<'_>,
     down: &mut Downstream<'_>,
     travels: Travels,
@@ -167,6 +167,7 @@ async fn request(
         down.answer(&denied).await;
         return false;
     }
+    client.introduce(head);
     worker.load.set(worker.load.get() + 1);
     let relayed = to_application(worker, client.destination, head, body, down, travels).await;
     worker.load.set(worker.load.get().saturating_sub(1));

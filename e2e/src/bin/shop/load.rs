@@ -1,0 +1,158 @@
+//! Load at a fixed rate, whatever the answers take, and an account of every request.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+/// Sends requests at a fixed rate and counts the answers.
+#[derive(clap::Parser)]
+pub struct Load {
+    /// `host:port` of the service.
+    #[arg(long)]
+    target: String,
+    /// Requests a second.
+    #[arg(long, default_value_t = 100)]
+    rate: u64,
+    /// Stops after this many seconds; 0: when told to.
+    #[arg(long, default_value_t = 0)]
+    seconds: u64,
+    /// Every n-th request is a POST with a body; 0: none.
+    #[arg(long, default_value_t = 4)]
+    post_every: u64,
+    /// A request that takes longer has failed.
+    #[arg(long, default_value_t = 30)]
+    timeout: u64,
+}
+
+/// What came of the requests.
+#[derive(Default)]
+struct Account {
+    sent: u64,
+    ok: u64,
+    failed: u64,
+    /// Answers by version of the service.
+    versions: BTreeMap<String, u64>,
+    /// Failures by what they were.
+    failures: BTreeMap<String, u64>,
+    micros: Vec<u32>,
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+impl Load {
+    /// Sends, and prints the account once a second as a line of JSON.
+    pub async fn run(self) -> anyhow::Result<()> {
+        LocalSet::new().run_until(self.send()).await
+    }
+
+    async fn send(self) -> anyhow::Result<()> {
+        let load = Rc::new(self);
+        let account = Rc::new(RefCell::new(Account::default()));
+        let idle: Rc<RefCell<Vec<Sender>>> = Rc::default();
+        let mut ticks = interval(Duration::from_secs(1) / u32::try_from(load.rate.max(1))?);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut print = interval(Duration::from_secs(1));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let end = Instant::now() + Duration::from_secs(if load.seconds == 0 { 86_400 } else { load.seconds });
+        while Instant::now() < end {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let (load, account, idle) = (Rc::clone(&load), Rc::clone(&account), Rc::clone(&idle));
+                    spawn_local(async move { load.one(&account, &idle).await });
+                }
+                _ = print.tick() => println!("{}", account.borrow().line()),
+                _ = terminate.recv() => break,
+            }
+        }
+        let waiting = Instant::now();
+        while account.borrow().open() > 0 && waiting.elapsed() < Duration::from_secs(load.timeout) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        println!("{}", account.borrow().line());
+        Ok(())
+    }
+
+    async fn one(&self, account: &RefCell<Account>, idle: &RefCell<Vec<Sender>>) {
+        let number = {
+            let mut account = account.borrow_mut();
+            account.sent += 1;
+            account.sent
+        };
+        let since = Instant::now();
+        let outcome = timeout(Duration::from_secs(self.timeout), self.exchange(number, idle)).await;
+        let mut account = account.borrow_mut();
+        account.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
+        match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
+            Ok(version) => {
+                account.ok += 1;
+                *account.versions.entry(version).or_default() += 1;
+            }
+            Err(error) => {
+                account.failed += 1;
+                *account.failures.entry(format!("{error:#}")).or_default() += 1;
+            }
+        }
+    }
+
+    async fn exchange(&self, number: u64, idle: &RefCell<Vec<Sender>>) -> anyhow::Result<String> {
+        let kept = idle.borrow_mut().pop();
+        let mut sender = match kept {
+            Some(sender) if sender.is_ready() => sender,
+            _ => self.connect().await?,
+        };
+        let post = self.post_every > 0 && number.is_multiple_of(self.post_every);
+        let body = if post { Bytes::from(vec![b'x'; 2000]) } else { Bytes::new() };
+        let request = Request::builder()
+            .method(if post { "POST" } else { "GET" })
+            .uri(format!("/?sequence={number}"))
+            .header("host", &self.target)
+            .body(Full::new(body))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        sender.ready().await.ok();
+        if sender.is_ready() {
+            idle.borrow_mut().push(sender);
+        }
+        let text = String::from_utf8_lossy(&body);
+        anyhow::ensure!(status.is_success(), "{status} {}", text.chars().take(80).collect::<String>().trim());
+        let answer: serde_json::Value = serde_json::from_slice(&body)?;
+        Ok(answer.get("version").and_then(|v| v.as_str()).unwrap_or("").to_owned())
+    }
+
+    async fn connect(&self) -> anyhow::Result<Sender> {
+        let stream = TcpStream::connect(&self.target).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+impl Account {
+    fn open(&self) -> u64 {
+        self.sent - self.ok - self.failed
+    }
+
+    fn line(&self) -> serde_json::Value {
+        let mut sorted = self.micros.clone();
+        sorted.sort_unstable();
+        let quantile = |q: usize| sorted.get(sorted.len() * q / 1000).copied().unwrap_or(0);
+        json!({
+            "sent": self.sent, "ok": self.ok, "failed": self.failed, "versions": self.versions,
+            "failures": self.failures, "p50_us": quantile(500), "p99_us": quantile(990),
+        })
+    }
+}

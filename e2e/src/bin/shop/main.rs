@@ -1,0 +1,24 @@
+//! The sample shop: a service that answers, calls the next one, and fails on demand, and the load
+//! that counts what it gets.
+
+mod load;
+mod serve;
+
+use clap::Parser;
+
+/// The sample shop.
+#[derive(Parser)]
+enum Command {
+    /// Answers requests.
+    Serve(serve::Serve),
+    /// Sends requests at a fixed rate and counts the answers.
+    Load(load::Load),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Serve(serve) => serve.run().await,
+        Command::Load(load) => load.run().await,
+    }
+}

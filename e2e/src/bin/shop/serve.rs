@@ -1,0 +1,140 @@
+//! A service of the shop.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Answers requests.
+#[derive(clap::Parser)]
+pub struct Serve {
+    /// The service's name, as it answers.
+    #[arg(long)]
+    name: String,
+    /// Its version, as it answers.
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Its port.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// `host:port` of a service that it calls for each request.
+    #[arg(long)]
+    next: Option<String>,
+    /// Percent of the requests that it answers with 500.
+    #[arg(long, default_value_t = 0)]
+    errors: u64,
+    /// Milliseconds that it takes for an answer.
+    #[arg(long, default_value_t = 0)]
+    delay: u64,
+    /// On SIGTERM, exits at once instead of ending what runs.
+    #[arg(long)]
+    abrupt: bool,
+}
+
+struct Service {
+    settings: Serve,
+    requests: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Serve {
+    /// Serves until told to stop, then ends what runs.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(("::", self.port)).await.or(bind_v4(self.port).await)?;
+        let abrupt = self.abrupt;
+        let service = Arc::new(Service { settings: self, requests: AtomicU64::new(0), stopping: AtomicBool::new(false) });
+        let graceful = GracefulShutdown::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted?;
+                    stream.set_nodelay(true)?;
+                    let service = Arc::clone(&service);
+                    let handler = service_fn(move |request| {
+                        let service = Arc::clone(&service);
+                        async move { Ok::<_, Infallible>(service.answer(request).await) }
+                    });
+                    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler);
+                    let watched = graceful.watch(connection);
+                    tokio::spawn(async move { drop(watched.await) });
+                }
+                _ = terminate.recv() => break,
+            }
+        }
+        service.stopping.store(true, Ordering::Relaxed);
+        if abrupt {
+            return Ok(());
+        }
+        drop(listener);
+        tokio::select! {
+            () = graceful.shutdown() => {}
+            () = tokio::time::sleep(Duration::from_secs(25)) => {}
+        }
+        Ok(())
+    }
+}
+
+async fn bind_v4(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(("0.0.0.0", port)).await
+}
+
+impl Service {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() == "/ready" {
+            let ok = !self.stopping.load(Ordering::Relaxed);
+            return respond(if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, "ready".into());
+        }
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let client = request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
+        if self.settings.delay > 0 {
+            tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
+        }
+        // Spread evenly: of a hundred in a row, exactly as many fail.
+        if number * self.settings.errors % 100 + self.settings.errors > 100 || self.settings.errors == 100 {
+            return respond(StatusCode::INTERNAL_SERVER_ERROR, "broken on purpose".into());
+        }
+        let next = match &self.settings.next {
+            Some(next) => match get(next).await {
+                Ok(next) => next,
+                Err(error) => return respond(StatusCode::BAD_GATEWAY, format!("{next}: {error:#}")),
+            },
+            None => serde_json::Value::Null,
+        };
+        let answer = json!({
+            "service": self.settings.name, "version": self.settings.version, "client": client, "bytes": body, "next": next,
+        });
+        respond(StatusCode::OK, answer.to_string())
+    }
+}
+
+async fn get(address: &str) -> anyhow::Result<serde_json::Value> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/").header("host", address).body(Empty::<Bytes>::new())?;
+    let response = send.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
+    Ok(serde_json::from_slice(&body)?)
+}
+
+fn respond(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,78 @@
+//! Tulle on a cluster: images, manifests, and what the sample shop needs.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cluster::Cluster;
+use crate::host;
+use crate::images;
+use crate::kubectl::Kube;
+use crate::progress::step;
+
+/// The cluster that the user asked for, up and running: `embedded`, or `context:NAME`.
+pub fn cluster(name: &str) -> Result<Kube> {
+    match name.strip_prefix("context:") {
+        Some(context) => {
+            if !host::exists("kubectl") {
+                bail!("kubectl is needed for --cluster {name}: install it and try again");
+            }
+            Ok(Kube::Context(context.to_owned()))
+        }
+        None if name == "embedded" => {
+            let cluster = Cluster::new()?;
+            cluster.up()?;
+            Ok(Kube::Embedded(cluster))
+        }
+        None => bail!("--cluster is embedded or context:NAME, not {name:?}"),
+    }
+}
+
+/// Builds the images and loads them.
+pub fn load_images(kube: &Kube) -> Result<()> {
+    images::compile(images::TULLE)?;
+    for image in images::TULLE.iter().chain([&images::EMPTY]) {
+        let archive = images::archive(image)?;
+        match kube {
+            Kube::Embedded(cluster) => cluster.load(&archive)?,
+            Kube::Context(context) => load_into(context, &archive.display().to_string())?,
+        }
+    }
+    Ok(())
+}
+
+/// kind, k3d and minikube each have a way of their own.
+fn load_into(context: &str, archive: &str) -> Result<()> {
+    let (program, arguments) = if let Some(name) = context.strip_prefix("kind-") {
+        ("kind", vec!["load", "image-archive", archive, "--name", name])
+    } else if let Some(name) = context.strip_prefix("k3d-") {
+        ("k3d", vec!["image", "import", archive, "--cluster", name])
+    } else {
+        ("minikube", vec!["image", "load", archive, "--profile", context])
+    };
+    host::output(std::process::Command::new(program).args(arguments)).map(drop)
+}
+
+/// Installs Tulle and waits until it works.
+pub fn tulle(kube: &Kube) -> Result<()> {
+    step("installing Tulle: kubectl apply -k config/");
+    let config = host::workspace().join("config");
+    let config = config.to_str().context("the workspace's path is text")?;
+    kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;
+    for workload in ["deployment/tulle-operator", "deployment/tulle-webhook"] {
+        // The images have the same name at every build.
+        kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;
+        kube.rolled_out("tulle-system", workload, 120)?;
+    }
+    kube.wait_for("the webhook's authority in its configuration", 30, || {
+        let hooks = kube.json(&["get", "mutatingwebhookconfiguration", "tulle"])?;
+        let hooks = hooks["webhooks"].as_array().cloned().unwrap_or_default();
+        Ok(!hooks.is_empty() && hooks.iter().all(|hook| hook["clientConfig"]["caBundle"].is_string()))
+    })
+}
+
+/// A sample manifest.
+pub fn sample(name: &str) -> Result<String> {
+    let path = host::workspace().join("config/samples").join(name);
+    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+}
