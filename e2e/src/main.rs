@@ -1,6 +1,7 @@
 //! `cargo xtask`: the embedded cluster, the demo, the tests and the benchmark. See `--help`.
 
 mod cluster;
+mod demo;
 mod host;
 mod images;
 mod install;
@@ -24,6 +25,15 @@ enum Command {
     /// A real Kubernetes on this machine, in namespaces of its own.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Sets everything up and tells what Tulle does, on a real cluster.
+    Demo {
+        /// `embedded`, or `context:NAME` of KUBECONFIG.
+        #[arg(long, default_value = "embedded")]
+        cluster: String,
+        /// Leaves the cluster running.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Builds the images, loads them and installs Tulle with the sample shop.
     Install {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -36,6 +46,7 @@ fn main() -> ExitCode {
     progress::start();
     let done = match Arguments::parse().command {
         Command::Cluster(command) => cluster::run(command),
+        Command::Demo { cluster, keep } => demo::requirements().and_then(|()| demo::run(&cluster, keep)),
         Command::Install { cluster } => install(&cluster),
     };
     match done {

@@ -1,5 +1,6 @@
 //! What became of a MeshPolicy: who is selected, who has acknowledged it, what is wrong with it.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -32,12 +35,30 @@ pub async fn run(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, leaders
         let changed = changed(&hub.model(), &registry);
         for (key, policy, next) in changed {
             let api = Api::<MeshPolicy>::namespaced(client.clone(), &key.0);
-            let patch = json!({"metadata": {"resourceVersion": policy.metadata.resource_version}, "status": next});
-            if let Err(error) = api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            if let Err(error) = write(&api, &key.1, policy.metadata.resource_version.as_deref(), &next).await {
                 tracing::debug!(namespace = %key.0, name = %key.1, %error, "a policy's status was not written");
             }
         }
     }
+}
+
+/// Writes a whole status, provided that the object is still the one that was decided about. Whole: a
+/// merge would keep fields that the new status no longer has.
+///
+/// # Errors
+/// Somebody else has written, or the API server is away.
+pub async fn write<K, S>(api: &Api<K>, name: &str, version: Option<&str>, status: &S) -> anyhow::Result<()>
+where
+    K: Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
+    let operations = json!([
+        {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+        {"op": "add", "path": "/status", "value": status},
+    ]);
+    let patch: json_patch::Patch = serde_json::from_value(operations)?;
+    api.patch_status(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
+    Ok(())
 }
 
 fn changed(model: &Model, registry: &Registry) -> Vec<(Key, MeshPolicy, MeshPolicyStatus)> {

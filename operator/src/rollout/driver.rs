@@ -81,9 +81,9 @@ impl Driver {
         let (seen, totals) = self.see(key, canary, baselines);
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
         if next != status {
-            let patch = json!({"metadata": {"resourceVersion": canary.metadata.resource_version}, "status": next});
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
-            if let Err(error) = api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            let version = canary.metadata.resource_version.as_deref();
+            if let Err(error) = crate::status::write(&api, &key.1, version, &next).await {
                 // Somebody else has written, or the API server is away: the next look begins anew.
                 tracing::debug!(namespace = %key.0, name = %key.1, %error, "a canary's status was not written");
                 return None;

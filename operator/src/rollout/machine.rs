@@ -189,6 +189,7 @@ impl Turn<'_> {
         self.status.step = 0;
         self.status.evidence = Evidence::default();
         self.status.verdict = "Undecided".to_owned();
+        self.status.evidence_summary.clear();
         self.status.started = Some(Time(self.seen.now));
         self.change_weight(0);
         self.event(false, "Started", format!("revision {latest} goes through {} steps", self.steps.len()));

@@ -103,7 +103,7 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
         }
         // Spread evenly: of a hundred in a row, exactly as many fail.
-        if number * self.settings.errors % 100 + self.settings.errors > 100 || self.settings.errors == 100 {
+        if number * self.settings.errors % 100 + self.settings.errors >= 100 && self.settings.errors > 0 {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, "broken on purpose".into());
         }
         let next = match &self.settings.next {

@@ -1,0 +1,281 @@
+//! The tour: what a user comes for, on a real cluster, with what kubectl prints at each step. Each step
+//! fails the demo if it did not happen.
+
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::host;
+use crate::install;
+use crate::kubectl::Kube;
+use crate::progress::step;
+
+const NAMESPACE: &str = "shop";
+
+/// Runs the tour.
+pub fn run(cluster: &str, keep: bool) -> Result<()> {
+    let kube = install::cluster(cluster)?;
+    install::load_images(&kube)?;
+    install::tulle(&kube)?;
+    let tour = Tour { kube };
+    let told = tour.tell();
+    if let (Err(_), true) = (&told, keep) {
+        eprintln!("the cluster is left as it is: cargo xtask cluster kubectl -- get pods -A");
+    }
+    if told.is_ok() {
+        tour.farewell(keep);
+    }
+    if !keep {
+        if let Kube::Embedded(cluster) = &tour.kube {
+            step("taking the cluster down");
+            cluster.down()?;
+        }
+    }
+    told
+}
+
+struct Tour {
+    kube: Kube,
+}
+
+/// What the load generator has counted.
+#[derive(Clone, Debug)]
+struct Account {
+    sent: u64,
+    failed: u64,
+    failures: Value,
+    versions: Value,
+}
+
+impl Tour {
+    fn tell(&self) -> Result<()> {
+        self.injected()?;
+        self.encrypted()?;
+        self.denied()?;
+        self.promoted()?;
+        self.stopped()
+    }
+
+    /// Prints a heading.
+    fn say(&self, heading: &str) {
+        println!("\n\x1b[1m━━ {heading}\x1b[0m");
+    }
+
+    /// Prints a command as a person would type it, and what it prints.
+    fn show(&self, arguments: &[&str]) -> Result<String> {
+        let shown: Vec<String> =
+            arguments.iter().map(|a| if a.contains(' ') || a.contains('{') { format!("'{a}'") } else { (*a).to_owned() }).collect();
+        println!("$ kubectl {}", shown.join(" "));
+        let text = self.kube.run(arguments)?;
+        println!("{}", text.trim_end());
+        Ok(text)
+    }
+
+    fn injected(&self) -> Result<()> {
+        self.say("A label on the namespace, and every pod gets a sidecar at admission");
+        // A shop of an earlier run would be in the middle of something.
+        self.kube.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
+        let shop = install::sample("shop.yaml")?;
+        let (services, load) = shop.rsplit_once("---").context("the load comes last in shop.yaml")?;
+        self.kube.apply(services)?;
+        for workload in ["deployment/web", "deployment/checkout", "deployment/payments"] {
+            self.kube.rolled_out(NAMESPACE, workload, 120)?;
+        }
+        self.kube.apply(load)?;
+        self.kube.rolled_out(NAMESPACE, "deployment/load", 60)?;
+        let pods = self.show(&["get", "pods", "-n", NAMESPACE])?;
+        let meshed = pods.lines().skip(1).filter(|line| line.contains("2/2")).count();
+        ensure!(meshed == 9, "9 pods should be 2/2, {meshed} are");
+        Ok(())
+    }
+
+    fn encrypted(&self) -> Result<()> {
+        self.say("A request that crossed mutual TLS: each service saw who called it");
+        let answer = self.call("web", "checkout")?;
+        println!("checkout answered: {}", answer.trim());
+        let answer: Value = serde_json::from_str(&answer)?;
+        let expected = "spiffe://cluster.local/ns/shop/sa/web";
+        ensure!(answer["client"] == expected, "checkout saw {} instead of {expected}", answer["client"]);
+        self.wait_for_traffic()?;
+        let line = self.load_line()?;
+        println!(
+            "\nunder load (150 requests/s, two hops of sidecars each way): p50 {} µs, p99 {} µs",
+            line["p50_us"], line["p99_us"]
+        );
+        Ok(())
+    }
+
+    fn denied(&self) -> Result<()> {
+        self.say("A MeshPolicy: only checkout may call payments");
+        self.show(&["get", "meshpolicies", "-n", NAMESPACE]).ok();
+        println!("before: web → payments: {}", self.status("web", "payments")?);
+        let deny = install::sample("deny.yaml")?;
+        println!("$ kubectl apply -f config/samples/deny.yaml");
+        print!("{}", self.kube.apply(&deny)?);
+        self.kube.wait_for("every sidecar to acknowledge the policy", 30, || {
+            Ok(self.kube.field(NAMESPACE, "meshpolicy/payments", ".status.enforced")? == "2/2")
+        })?;
+        self.show(&["get", "meshpolicies", "-n", NAMESPACE])?;
+        let (web, checkout) = (self.status("web", "payments")?, self.status("checkout", "payments")?);
+        println!("after:  web → payments: {web}");
+        println!("after:  checkout → payments: {checkout}");
+        ensure!(web == "403" && checkout == "200", "web should get 403 and checkout 200");
+        Ok(())
+    }
+
+    fn promoted(&self) -> Result<()> {
+        self.say("A Canary: version 2 earns its traffic");
+        println!("$ kubectl apply -f config/samples/canary.yaml");
+        print!("{}", self.kube.apply(&install::sample("canary.yaml")?)?);
+        self.kube.wait_for("the Canary to know the stable revision", 20, || Ok(self.canary(".status.phase")? == "Stable"))?;
+        let before = self.account()?;
+        self.deploy("v2", 0)?;
+        let seen = self.follow(|phase, revision_done| phase == "Stable" && revision_done, 180)?;
+        for weight in ["5%", "25%", "50%"] {
+            ensure!(seen.iter().any(|line| line.contains(weight)), "the weight was never {weight}");
+        }
+        self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
+        let after = self.account()?;
+        self.lost(&before, &after)?;
+        println!("answers by version so far: {}", after.versions);
+        Ok(())
+    }
+
+    fn stopped(&self) -> Result<()> {
+        self.say("A bad version: 20% errors, stopped by itself");
+        let before = self.account()?;
+        self.deploy("v3", 20)?;
+        self.follow(|phase, _| phase == "Failed", 180)?;
+        self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
+        println!("\nwhy: {}", self.canary(".status.evidenceSummary")?);
+        thread::sleep(Duration::from_secs(2));
+        let (stopped, later) = (self.account()?, {
+            thread::sleep(Duration::from_secs(4));
+            self.account()?
+        });
+        let failed = stopped.failed - before.failed;
+        println!("requests that met the bad version and failed: {failed} of {}", stopped.sent - before.sent);
+        ensure!(later.failed == stopped.failed, "requests fail although the bad version was stopped");
+        ensure!(failed > 0, "the bad version never got traffic");
+        self.show(&["events", "-n", NAMESPACE, "--for", "canary/checkout"]).map(drop)
+    }
+
+    fn farewell(&self, keep: bool) {
+        self.say("Done");
+        if keep {
+            println!("The cluster runs on. Look around:");
+            println!("  cargo xtask cluster kubectl -- get tulle -A");
+            println!("  cargo xtask cluster kubectl -- describe canary -n shop checkout");
+            println!("  cargo xtask cluster shell");
+            println!("Clean up: cargo xtask cluster down");
+        } else {
+            println!("Look around with: cargo xtask demo --keep");
+        }
+    }
+
+    /// Changes the version of checkout.
+    fn deploy(&self, version: &str, errors: u32) -> Result<()> {
+        let arguments = format!(
+            r#"[{{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["serve","--name=checkout","--next=payments:80","--version={version}","--errors={errors}"]}}]"#
+        );
+        println!("$ kubectl patch deployment checkout … --version={version} --errors={errors}");
+        self.kube.run(&["-n", NAMESPACE, "patch", "deployment", "checkout", "--type=json", "-p", &arguments]).map(drop)
+    }
+
+    /// Prints the Canary's line whenever it changes, until `done` (of its phase, and whether a rollout
+    /// has ended since).
+    fn follow(&self, done: impl Fn(&str, bool) -> bool, seconds: u64) -> Result<Vec<String>> {
+        println!("$ kubectl get canary -n {NAMESPACE} checkout --watch");
+        let decided = self.canary(".status.history[0].ended")?;
+        let mut seen: Vec<String> = Vec::new();
+        let mut last = String::new();
+        for _ in 0..seconds * 2 {
+            let text = self.kube.run(&["get", "canary", "-n", NAMESPACE, "checkout"])?;
+            let line = text.lines().nth(1).unwrap_or("").to_owned();
+            let shape: Vec<&str> = line.split_whitespace().take(5).collect();
+            let shape = shape.join(" ");
+            if shape != last {
+                if seen.is_empty() {
+                    println!("{}", text.lines().next().unwrap_or(""));
+                }
+                println!("{line}");
+                last = shape;
+                seen.push(line);
+            }
+            let phase = self.canary(".status.phase")?;
+            if done(&phase, self.canary(".status.history[0].ended")? != decided) {
+                return Ok(seen);
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        bail!("after {seconds} s the Canary is still: {last}")
+    }
+
+    fn canary(&self, path: &str) -> Result<String> {
+        self.kube.field(NAMESPACE, "canary/checkout", path)
+    }
+
+    /// What a service answers to another one's call.
+    fn call(&self, from: &str, to: &str) -> Result<String> {
+        self.curl(from, to, &["-s"])
+    }
+
+    fn status(&self, from: &str, to: &str) -> Result<String> {
+        self.curl(from, to, &["-s", "-o", "/dev/null", "-w", "%{http_code}"])
+    }
+
+    /// A pod with the caller's service account and the host's curl: the shop's own image has none.
+    fn curl(&self, from: &str, to: &str, arguments: &[&str]) -> Result<String> {
+        let name = format!("curl-{from}");
+        let exists = self.kube.run(&["-n", NAMESPACE, "get", "pod", &name, "--ignore-not-found"])?;
+        if exists.is_empty() {
+            let host = ["usr", "lib", "lib64", "etc"];
+            let mounts: Vec<String> = host.iter().map(|p| format!("{{name: {p}, mountPath: /{p}, readOnly: true}}")).collect();
+            let paths: Vec<String> = host.iter().map(|p| format!("{{name: {p}, hostPath: {{path: /{p}}}}}")).collect();
+            self.kube.apply(&format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: {from}, terminationGracePeriodSeconds: 0, containers: [{{name: curl, image: 'tulle.local/empty:1', command: [/usr/bin/sleep, '100000'], volumeMounts: [{}]}}], volumes: [{}]}}}}",
+                mounts.join(", "),
+                paths.join(", ")
+            ))?;
+            self.kube.run(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")])?;
+        }
+        let url = format!("http://{to}.{NAMESPACE}.svc.cluster.local/");
+        let call = [&["-n", NAMESPACE, "exec", &name, "-c", "curl", "--", "/usr/bin/curl", "-m", "5"], arguments, &[&url]].concat();
+        self.kube.run(&call)
+    }
+
+    fn load_line(&self) -> Result<Value> {
+        let text = self.kube.run(&["-n", NAMESPACE, "logs", "deployment/load", "-c", "load", "--tail=1"])?;
+        Ok(serde_json::from_str(text.trim())?)
+    }
+
+    fn account(&self) -> Result<Account> {
+        let line = self.load_line()?;
+        Ok(Account {
+            sent: line["sent"].as_u64().unwrap_or(0),
+            failed: line["failed"].as_u64().unwrap_or(0),
+            failures: line["failures"].clone(),
+            versions: line["versions"].clone(),
+        })
+    }
+
+    fn wait_for_traffic(&self) -> Result<()> {
+        self.kube.wait_for("load", 30, || Ok(self.account()?.sent > 500))
+    }
+
+    fn lost(&self, before: &Account, after: &Account) -> Result<()> {
+        let (sent, failed) = (after.sent - before.sent, after.failed - before.failed);
+        println!("requests while the version changed: {sent}, failed: {failed}");
+        ensure!(failed == 0, "requests were lost: {}", after.failures);
+        Ok(())
+    }
+}
+
+/// Programs that the demo's pods borrow from the host.
+pub fn requirements() -> Result<()> {
+    host::install_packages(&[("curl", "curl")])?;
+    host::output(Command::new("curl").arg("--version")).map(drop)
+}
