@@ -7,6 +7,7 @@ mod images;
 mod install;
 mod kubectl;
 mod progress;
+mod suites;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,20 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Runs the tests: all suites, or one.
+    Test {
+        /// workspace, node, mesh, talk, rollouts or faults.
+        suite: Option<String>,
+        /// Only tests whose sentence contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// `embedded`, or `context:NAME` of KUBECONFIG.
+        #[arg(long, default_value = "embedded")]
+        cluster: String,
+        /// Leaves the cluster running.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Builds the images, loads them and installs Tulle with the sample shop.
     Install {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -47,6 +62,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Cluster(command) => cluster::run(command),
         Command::Demo { cluster, keep } => demo::requirements().and_then(|()| demo::run(&cluster, keep)),
+        Command::Test { suite, only, cluster, keep } => {
+            suites::run(suite.as_deref(), only.as_deref(), &cluster, keep)
+        }
         Command::Install { cluster } => install(&cluster),
     };
     match done {

@@ -61,6 +61,27 @@ impl Cluster {
         Ok(())
     }
 
+    /// What is left of the cluster on this machine; empty once it is down.
+    pub fn left_behind(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        if self.state.exists() {
+            left.push(self.state.display().to_string());
+        }
+        let groups = cgroup_roots().into_iter().map(|root| root.join(files::CGROUP)).filter(|group| group.exists());
+        left.extend(groups.map(|group| group.display().to_string()));
+        let mine = self.state.display().to_string();
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        left.extend(mounts.lines().filter(|line| line.contains(&mine)).map(str::to_owned));
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(&mine) && entry.file_name() != *std::process::id().to_string() {
+                left.push(format!("process {}: {command}", entry.file_name().to_string_lossy()));
+            }
+        }
+        left
+    }
+
     /// Prints what the node says.
     pub fn status(&self) -> Result<()> {
         if self.pid().is_none() {

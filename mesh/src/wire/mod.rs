@@ -15,7 +15,8 @@ pub const MAX_PAYLOAD: usize = MAX_FRAME - frame::HEADER;
 pub const MAX_HEAD: usize = 40 * 1024;
 /// Streams that a peer may have open on one connection.
 pub const MAX_STREAMS: usize = 128;
-/// Bytes of DATA that may be under way on one stream before the receiver grants more.
-pub const STREAM_CREDIT: u32 = 256 * 1024;
+/// Bytes of DATA that may be under way on one stream before the receiver grants more. It is also what a
+/// client keeps of a request to send it elsewhere: no application can have taken more unasked.
+pub const STREAM_CREDIT: u32 = 64 * 1024;
 /// The same for a whole connection.
 pub const CONNECTION_CREDIT: u32 = 4 * 1024 * 1024;

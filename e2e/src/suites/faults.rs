@@ -1,0 +1,168 @@
+//! What must keep working when something else does not.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::Test;
+use super::field::{Field, host_pod};
+use crate::host;
+use crate::install;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("a rolling update under load loses no request; without Tulle it does", rolling_update),
+    ("both operator replicas gone for a minute under load: nothing is lost", operator_gone),
+    ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
+    ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
+    ("certificates renewed under load lose nothing", renewal),
+    ("uninstalling leaves nothing", uninstall),
+];
+
+fn rolling_update(kube: &Kube) -> Result<()> {
+    // The same service and the same load, with and without the mesh.
+    let lost = |field: &Field<'_>| -> Result<(u64, String)> {
+        field.service("web", 3, &["--delay=20"])?;
+        field.load("load", "web:80", 150)?;
+        field.failed_during("load", || {
+            for _ in 0..2 {
+                field.kubectl(&["rollout", "restart", "deployment/web"])?;
+                kube.rolled_out(&field.namespace, "deployment/web", 120)?;
+            }
+            Ok(())
+        })
+    };
+    let (with, why) = {
+        let field = Field::meshed(kube, "t-roll")?;
+        lost(&field)?
+    };
+    let (without, _) = {
+        let field = Field::plain(kube, "t-roll-plain")?;
+        lost(&field)?
+    };
+    println!("        lost with Tulle: {with}, without: {without}");
+    ensure!(with == 0, "{with} requests were lost: {why}");
+    ensure!(without > 0, "nothing is lost without Tulle either: this proves nothing");
+    Ok(())
+}
+
+fn operator_gone(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-headless")?;
+    field.service("web", 2, &[])?;
+    field.load("load", "web:80", 100)?;
+    let outcome = field.failed_during("load", || {
+        scale(kube, "tulle-operator", 0)?;
+        thread::sleep(Duration::from_secs(60));
+        Ok(())
+    });
+    scale(kube, "tulle-operator", 2)?;
+    let (failed, why) = outcome?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    // And what has changed meanwhile arrives.
+    field.client("client")?;
+    ensure!(field.status("client", "http://web.t-headless.svc.cluster.local/")? == "200", "no answer afterwards");
+    Ok(())
+}
+
+fn operator_killed(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-killed")?;
+    field.service("web", 2, &["--version=v1"])?;
+    field.load("load", "web:80", 100)?;
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
+        "target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 25, "hold": "25s"}], "judge": {"minRequests": 50},
+    }}))?;
+    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
+    let arguments = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--version=v2"},
+        {"op": "remove", "path": "/spec/template/spec/containers/0/args/2"}]);
+    field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &arguments.to_string()])?;
+    kube.wait_for("a quarter on v2", 60, || Ok(field.get("canary/web", ".status.weightSummary")? == "25%"))?;
+    thread::sleep(Duration::from_secs(3));
+    let evidence = || -> Result<u64> {
+        let seen = field.get("canary/web", ".status.evidence.canaryRequests")?;
+        seen.parse().with_context(|| format!("evidence: {seen:?}"))
+    };
+    let before = evidence()?;
+    let (failed, why) = field.failed_during("load", || {
+        kube.run(&["-n", "tulle-system", "delete", "pod", "-l", "app=tulle-operator", "--grace-period=0", "--force"])?;
+        kube.rolled_out("tulle-system", "deployment/tulle-operator", 90)?;
+        kube.wait_for("the evidence to grow", 60, || {
+            Ok(evidence()? > before || field.get("canary/web", ".status.phase")? != "Progressing")
+        })
+    })?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    ensure!(before > 0, "there was no evidence before");
+    kube.wait_for("the promotion", 120, || Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted"))
+}
+
+fn webhook_gone(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-bare")?;
+    scale(kube, "tulle-webhook", 0)?;
+    let outcome = (|| {
+        field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"]))?;
+        field.ready("bare")?;
+        ensure!(field.get("pod/bare", ".spec.initContainers")?.is_empty(), "who injected it?");
+        let required = Field::new(kube, "t-waits", json!({"tulle.dev/inject": "required"}))?;
+        let refused = required.apply(host_pod("waits", "default", &["/usr/bin/sleep", "1000"]));
+        ensure!(refused.is_err(), "a pod of a required namespace came in without a sidecar");
+        kube.wait_for("the event on the bare pod", 30, || {
+            Ok(field.kubectl(&["events", "--for", "pod/bare"])?.contains("NoSidecar"))
+        })
+    })();
+    scale(kube, "tulle-webhook", 2)?;
+    outcome
+}
+
+fn renewal(kube: &Kube) -> Result<()> {
+    let config = |life: &str| {
+        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}})
+    };
+    kube.apply(&config("20s").to_string())?;
+    let outcome = (|| {
+        let field = Field::meshed(kube, "t-renew")?;
+        field.service("web", 2, &[])?;
+        field.load("load", "web:80", 100)?;
+        let serials = || -> Result<String> {
+            let logs = field.kubectl(&["logs", "deployment/load", "-c", "tulle-proxy"])?;
+            Ok(logs.lines().filter(|line| line.contains("a new certificate")).count().to_string())
+        };
+        let before: u64 = serials()?.parse()?;
+        let (failed, why) = field.failed_during("load", || {
+            thread::sleep(Duration::from_secs(40));
+            Ok(())
+        })?;
+        let after: u64 = serials()?.parse()?;
+        ensure!(after >= before + 3, "only {} renewals in 40 s", after - before);
+        ensure!(failed == 0, "{failed} requests were lost over {} renewals: {why}", after - before);
+        Ok(())
+    })();
+    kube.run(&["delete", "meshconfig", "mesh"])?;
+    outcome
+}
+
+fn uninstall(kube: &Kube) -> Result<()> {
+    let config = host::workspace().join("config");
+    let config = config.to_str().context("the workspace's path is text")?;
+    kube.run(&["delete", "--timeout=90s", "-k", config])?;
+    let left = kube.run(&[
+        "get", "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy", "-o", "name",
+    ])?;
+    let left: Vec<&str> = left.lines().filter(|name| name.contains("tulle")).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    // The cluster works without it, in namespaces that were meshed too.
+    let field = Field::meshed(kube, "t-after")?;
+    field.host_pod("app", "default", &["/usr/bin/sleep", "1000"])?;
+    drop(field);
+    install::tulle(kube)
+}
+
+fn scale(kube: &Kube, workload: &str, replicas: u32) -> Result<()> {
+    kube.run(&["-n", "tulle-system", "scale", "deployment", workload, &format!("--replicas={replicas}")])?;
+    if replicas > 0 {
+        return kube.rolled_out("tulle-system", &format!("deployment/{workload}"), 120);
+    }
+    kube.wait_for(&format!("{workload} to be gone"), 60, || {
+        Ok(kube.run(&["-n", "tulle-system", "get", "pods", "-l", &format!("app={workload}"), "-o", "name"])?.trim().is_empty())
+    })
+}

@@ -1,0 +1,216 @@
+//! What tests put on the cluster: namespaces, servers, clients, load.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::kubectl::Kube;
+
+/// Programs of the host that test pods run.
+pub const PROGRAMS: &[(&str, &str)] = &[
+    ("curl", "curl"),
+    ("mariadbd", "mariadb-server"),
+    ("mariadb", "mariadb-client"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
+    ("psql", "postgresql-client-15"),
+];
+
+/// A namespace of a test's own; deleted when the test has ended.
+pub struct Field<'a> {
+    /// The cluster.
+    pub kube: &'a Kube,
+    /// The namespace.
+    pub namespace: String,
+}
+
+/// What load has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Requests.
+    pub sent: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// What they failed of.
+    pub failures: String,
+    /// Answers by version.
+    pub versions: Value,
+}
+
+impl<'a> Field<'a> {
+    /// A namespace with labels.
+    pub fn new(kube: &'a Kube, namespace: &str, labels: Value) -> Result<Self> {
+        kube.run(&["delete", "namespace", namespace, "--ignore-not-found"])?;
+        let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
+        kube.apply(&manifest.to_string())?;
+        Ok(Self { kube, namespace: namespace.to_owned() })
+    }
+
+    /// A namespace whose pods are injected.
+    pub fn meshed(kube: &'a Kube, namespace: &str) -> Result<Self> {
+        Self::new(kube, namespace, json!({"tulle.dev/inject": "enabled"}))
+    }
+
+    /// A namespace whose pods are not.
+    pub fn plain(kube: &'a Kube, namespace: &str) -> Result<Self> {
+        Self::new(kube, namespace, json!({}))
+    }
+
+    /// Applies an object in the namespace.
+    pub fn apply(&self, mut object: Value) -> Result<String> {
+        object["metadata"]["namespace"] = json!(self.namespace);
+        self.kube.apply(&object.to_string())
+    }
+
+    /// kubectl in the namespace.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kube.run(&[&["-n", &self.namespace], arguments].concat())
+    }
+
+    /// A field of an object.
+    pub fn get(&self, object: &str, path: &str) -> Result<String> {
+        self.kube.field(&self.namespace, object, path)
+    }
+
+    /// A service account, a Deployment of the shop's service and a Service of port 80, ready.
+    pub fn service(&self, name: &str, replicas: u32, arguments: &[&str]) -> Result<()> {
+        self.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
+        self.apply(service(name, json!({})))?;
+        self.apply(deployment(name, replicas, arguments))?;
+        self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 120)
+    }
+
+    /// Load on a target from a pod of its own.
+    pub fn load(&self, name: &str, target: &str, rate: u32) -> Result<()> {
+        let target = format!("--target={target}");
+        let rate = format!("--rate={rate}");
+        let mut load = deployment(name, 1, &[]);
+        let container = &mut load["spec"]["template"]["spec"]["containers"][0];
+        container["args"] = json!(["load", target, rate]);
+        container.as_object_mut().context("a container")?.remove("readinessProbe");
+        load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
+        self.apply(load)?;
+        self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 60)?;
+        self.kube.wait_for("load", 30, || Ok(self.account(name)?.sent > 50))
+    }
+
+    /// What load has counted.
+    pub fn account(&self, name: &str) -> Result<Account> {
+        let text = self.kubectl(&["logs", &format!("deployment/{name}"), "-c", name, "--tail=1"])?;
+        let line: Value = serde_json::from_str(text.trim())?;
+        Ok(Account {
+            sent: line["sent"].as_u64().unwrap_or(0),
+            failed: line["failed"].as_u64().unwrap_or(0),
+            failures: line["failures"].to_string(),
+            versions: line["versions"].clone(),
+        })
+    }
+
+    /// Does something under load; the requests that failed meanwhile.
+    pub fn failed_during(&self, load: &str, what: impl FnOnce() -> Result<()>) -> Result<(u64, String)> {
+        let before = self.account(load)?;
+        what()?;
+        thread::sleep(Duration::from_millis(2500));
+        let after = self.account(load)?;
+        ensure!(after.sent > before.sent, "the load stood still: {after:?}");
+        Ok((after.failed - before.failed, after.failures))
+    }
+
+    /// A pod that runs programs of the host.
+    pub fn host_pod(&self, name: &str, account: &str, command: &[&str]) -> Result<()> {
+        self.apply(host_pod(name, account, command))?;
+        self.ready(name)
+    }
+
+    /// Waits until a pod is ready.
+    pub fn ready(&self, pod: &str) -> Result<()> {
+        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", &format!("pod/{pod}")]).map(drop)
+    }
+
+    /// A pod to call others from.
+    pub fn client(&self, name: &str) -> Result<()> {
+        self.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
+        self.host_pod(name, name, &["/usr/bin/sleep", "100000"])
+    }
+
+    /// What a program prints in a pod.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+        self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())
+    }
+
+    /// The HTTP status that a pod gets, `000` for none.
+    pub fn status(&self, pod: &str, url: &str) -> Result<String> {
+        // curl's own exit code says only that there was no answer.
+        let script = format!("curl -s -m 8 -o /dev/null -w '%{{http_code}}' {url} || true");
+        self.exec(pod, &["/bin/sh", "-c", &script])
+    }
+}
+
+impl Drop for Field<'_> {
+    fn drop(&mut self) {
+        let _ = self.kube.run(&["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"]);
+    }
+}
+
+/// A Deployment of the shop's service.
+pub fn deployment(name: &str, replicas: u32, arguments: &[&str]) -> Value {
+    let arguments: Vec<String> =
+        ["serve", &format!("--name={name}")].iter().map(|a| (*a).to_owned()).chain(arguments.iter().map(|a| (*a).to_owned())).collect();
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": {"app": name}},
+            "template": pod_template(name, &arguments),
+        },
+    })
+}
+
+/// The template of its pods.
+pub fn pod_template(name: &str, arguments: &[String]) -> Value {
+    json!({
+        "metadata": {"labels": {"app": name}},
+        "spec": {
+            "serviceAccountName": name,
+            "containers": [{
+                "name": name, "image": "tulle.local/shop:dev", "args": arguments,
+                "ports": [{"containerPort": 8080}],
+                "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1},
+            }],
+        },
+    })
+}
+
+/// A Service of port 80; `more` is merged into its spec.
+pub fn service(name: &str, more: Value) -> Value {
+    let mut spec = json!({"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+/// A pod with the host's programs, and a writable /tmp and /run.
+pub fn host_pod(name: &str, account: &str, command: &[&str]) -> Value {
+    let host = ["usr", "lib", "lib64", "etc", "bin"];
+    let mut mounts: Vec<Value> =
+        host.iter().map(|folder| json!({"name": folder, "mountPath": format!("/{folder}"), "readOnly": true})).collect();
+    let mut volumes: Vec<Value> =
+        host.iter().map(|folder| json!({"name": folder, "hostPath": {"path": format!("/{folder}")}})).collect();
+    for (volume, path) in [("tmp", "/tmp"), ("run", "/run"), ("data", "/data")] {
+        mounts.push(json!({"name": volume, "mountPath": path}));
+        volumes.push(json!({"name": volume, "emptyDir": {}}));
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "serviceAccountName": account, "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": name, "image": "tulle.local/empty:1", "command": command, "volumeMounts": mounts}],
+            "volumes": volumes,
+        },
+    })
+}

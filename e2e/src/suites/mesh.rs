@@ -1,0 +1,184 @@
+//! Injection, policy and identity on real pods.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::Test;
+use super::field::{Field, host_pod};
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("pods get a sidecar at admission, and a malformed annotation is named in a warning", injection),
+    ("a pod may opt out where the sidecar is not required, and not where it is", opting_out),
+    ("nobody else may run as the sidecar's user, not even a debug container", proxy_uid),
+    ("a Job with a sidecar completes", job),
+    ("strict mTLS refuses plain text, and probes still pass", strict),
+    ("a deny from the dev to the prod namespace blocks one caller and not the other", dev_to_prod),
+    ("shadow mode says what it would deny and denies nothing", shadow),
+    ("objects that cannot be enforced are refused at apply with what to write", refused_objects),
+    ("two policies for the same pods: the younger says that it conflicts", conflict),
+    ("kubectl explain reads well", explain),
+];
+
+fn injection(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-inject")?;
+    let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
+    pod["metadata"]["annotations"] = json!({"tulle.dev/colour": "red"});
+    let said = field.apply(pod)?;
+    ensure!(said.contains("annotation tulle.dev/colour"), "no warning: {said}");
+    field.ready("app")?;
+    let names = field.get("pod/app", ".spec.initContainers[*].name")?;
+    ensure!(names == "tulle-init tulle-proxy", "init containers: {names}");
+    Ok(())
+}
+
+fn opting_out(kube: &Kube) -> Result<()> {
+    let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
+    pod["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
+    let enabled = Field::meshed(kube, "t-optout")?;
+    enabled.apply(pod.clone())?;
+    ensure!(enabled.get("pod/app", ".spec.initContainers")?.is_empty(), "injected although disabled");
+    let required = Field::new(kube, "t-required", json!({"tulle.dev/inject": "required"}))?;
+    let said = required.apply(pod.clone())?;
+    ensure!(said.contains("has no effect"), "no warning: {said}");
+    ensure!(required.get("pod/app", ".spec.initContainers[1].name")? == "tulle-proxy", "not injected");
+    pod["metadata"]["name"] = json!("host");
+    pod["spec"]["hostNetwork"] = json!(true);
+    let refused = required.apply(pod);
+    ensure!(refused.is_err_and(|error| error.to_string().contains("hostNetwork")), "a hostNetwork pod came in");
+    Ok(())
+}
+
+fn proxy_uid(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-uid")?;
+    let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
+    pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 4150});
+    let refused = field.apply(pod.clone());
+    ensure!(refused.is_err_and(|error| error.to_string().contains("uid 4150")), "a pod with the proxy's uid came in");
+    pod["spec"]["containers"][0]["securityContext"] = json!({});
+    field.apply(pod)?;
+    let debug = json!({"spec": {"ephemeralContainers": [{
+        "name": "debug", "image": "tulle.local/empty:1", "securityContext": {"runAsUser": 4150},
+    }]}});
+    let refused = field.kubectl(&["patch", "pod", "app", "--subresource=ephemeralcontainers", "-p", &debug.to_string()]);
+    ensure!(refused.is_err_and(|error| error.to_string().contains("sidecar's user")), "a debug container came in");
+    Ok(())
+}
+
+fn job(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-job")?;
+    let pod = host_pod("work", "default", &["/bin/sh", "-c", "echo done"]);
+    let mut template = json!({"metadata": {"labels": {"app": "work"}}, "spec": pod["spec"]});
+    template["spec"]["restartPolicy"] = json!("Never");
+    field.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "work"}, "spec": {"template": template}}))?;
+    field.kubectl(&["wait", "--for=condition=Complete", "--timeout=90s", "job/work"])?;
+    let proxied = field.kubectl(&["get", "pods", "-l", "app=work", "-o", "jsonpath={.items[0].spec.initContainers[1].name}"])?;
+    ensure!(proxied == "tulle-proxy", "the Job's pod had no sidecar");
+    Ok(())
+}
+
+fn strict(kube: &Kube) -> Result<()> {
+    let (meshed, plain) = (Field::meshed(kube, "t-strict")?, Field::plain(kube, "t-plain")?);
+    meshed.service("web", 1, &[])?;
+    meshed.client("insider")?;
+    plain.client("outsider")?;
+    let url = "http://web.t-strict.svc.cluster.local/";
+    ensure!(plain.status("outsider", url)? == "200", "Permissive, the default, refused a plain client");
+    policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
+    enforced(&meshed, "strict", "1/1")?;
+    ensure!(plain.status("outsider", url)? == "000", "a plain client got through");
+    ensure!(meshed.status("insider", url)? == "200", "a meshed client was refused");
+    thread::sleep(Duration::from_secs(4));
+    let ready = meshed.get("deployment/web", ".status.readyReplicas")?;
+    ensure!(ready == "1", "probes fail under Strict: {ready} ready");
+    Ok(())
+}
+
+fn dev_to_prod(kube: &Kube) -> Result<()> {
+    let prod = Field::new(kube, "t-prod", json!({"tulle.dev/inject": "enabled", "env": "prod"}))?;
+    let dev = Field::new(kube, "t-dev", json!({"tulle.dev/inject": "enabled", "env": "dev"}))?;
+    prod.service("web", 1, &[])?;
+    prod.client("insider")?;
+    dev.client("outsider")?;
+    let url = "http://web.t-prod.svc.cluster.local/";
+    ensure!(dev.status("outsider", url)? == "200", "blocked before there was a policy");
+    let deny = json!([{"from": [{"namespaceLabels": {"env": "dev"}}]}]);
+    policy(&prod, "no-dev", json!({"target": {"kind": "Namespace"}, "access": {"deny": deny}}))?;
+    enforced(&prod, "no-dev", "2/2")?;
+    ensure!(dev.status("outsider", url)? == "403", "dev still gets through");
+    ensure!(prod.status("insider", url)? == "200", "prod was blocked");
+    prod.kubectl(&["delete", "meshpolicy", "no-dev"])?;
+    kube.wait_for("the deny to go", 20, || Ok(dev.status("outsider", url)? == "200"))
+}
+
+fn shadow(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-shadow")?;
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    let spec = json!({"target": {"kind": "Service", "name": "web"}, "mode": "Shadow", "access": {"allow": []}});
+    policy(&field, "nobody", spec)?;
+    enforced(&field, "nobody", "1/1")?;
+    ensure!(field.status("client", "http://web.t-shadow.svc.cluster.local/")? == "200", "Shadow denied");
+    let logs = field.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
+    let said = logs.lines().any(|line| line.contains("refused by policy") && line.contains("\"shadow\":true"));
+    ensure!(said, "Shadow did not say what it would deny");
+    Ok(())
+}
+
+fn refused_objects(kube: &Kube) -> Result<()> {
+    let field = Field::plain(kube, "t-refused")?;
+    for (spec, expected) in [
+        (json!({"target": {"kind": "Service"}}), "a Service target needs a name"),
+        (json!({"target": {"kind": "Namespace"}, "access": {"allow": [{"from": [{}]}]}}), "a caller needs serviceAccount"),
+        (json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"from": [{"cidr": "10.1"}]}]}}), "write for example 10.1.0.0/16"),
+        (json!({"target": {"kind": "Namespace"}, "mtls": "Always"}), "Unsupported value"),
+    ] {
+        let said = policy(&field, "bad", spec.clone());
+        ensure!(said.as_ref().is_err_and(|error| format!("{error:#}").contains(expected)), "{spec}: {said:?}");
+    }
+    let canary = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "c"},
+        "spec": {"target": {"kind": "Deployment", "name": "nobody"}, "steps": [{"weight": 5, "pause": {}}]}});
+    let said = field.apply(canary);
+    ensure!(said.as_ref().is_err_and(|error| format!("{error:#}").contains("either a weight or a pause")), "{said:?}");
+    Ok(())
+}
+
+fn conflict(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-conflict")?;
+    field.service("web", 1, &[])?;
+    let spec = json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"});
+    policy(&field, "older", spec.clone())?;
+    thread::sleep(Duration::from_millis(1100));
+    policy(&field, "younger", spec)?;
+    kube.wait_for("the younger to say so", 20, || {
+        Ok(field.get("meshpolicy/younger", ".status.conditions[0].reason")? == "Conflicted")
+    })?;
+    let reason = field.get("meshpolicy/older", ".status.conditions[0].reason")?;
+    ensure!(reason == "Enforced", "the older is {reason}");
+    Ok(())
+}
+
+fn explain(kube: &Kube) -> Result<()> {
+    let text = kube.run(&["explain", "canary.spec.judge"])?;
+    for word in ["errors", "minRequests", "confidence", "onInconclusive", "When a version is good or bad"] {
+        ensure!(text.contains(word), "no {word} in:\n{text}");
+    }
+    Ok(())
+}
+
+fn policy(field: &Field<'_>, name: &str, spec: serde_json::Value) -> Result<String> {
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": name}, "spec": spec}))
+}
+
+fn enforced(field: &Field<'_>, name: &str, expected: &str) -> Result<()> {
+    let start = Instant::now();
+    let object = format!("meshpolicy/{name}");
+    field.kube.wait_for(&format!("{name} to be enforced by {expected}"), 30, || {
+        Ok(field.get(&object, ".status.enforced")? == expected && field.get(&object, ".status.conditions[0].status")? == "True")
+    })?;
+    ensure!(start.elapsed() < Duration::from_secs(30), "too late");
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! `cargo xtask test`: suites in the order in which what fails fast runs first, a line per test, a line
+//! per suite, and the sum.
+
+mod faults;
+mod field;
+mod mesh;
+mod node;
+mod rollouts;
+mod talk;
+mod workspace;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::cluster::Cluster;
+use crate::host;
+use crate::install;
+use crate::kubectl::Kube;
+use crate::progress::step;
+
+/// A test and the sentence that it proves.
+pub type Test = (&'static str, fn(&Kube) -> Result<()>);
+
+/// Suites, in their order.
+const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "rollouts", "faults"];
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+/// Runs all suites, or one; `only` further restricts to tests whose sentence contains it.
+pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -> Result<()> {
+    if let Some(unknown) = suite.filter(|name| !SUITES.contains(name)) {
+        bail!("there is no suite {unknown:?}; there are {}", SUITES.join(", "));
+    }
+    let chosen = |name: &str| suite.is_none_or(|only| only == name);
+    let mut all = Tally::default();
+    if chosen("workspace") {
+        all.add(workspace::run());
+    }
+    if SUITES.iter().skip(1).any(|name| chosen(name)) {
+        match on_cluster(&chosen, only, cluster, keep) {
+            Ok(tally) => all.add(tally),
+            Err(error) => {
+                eprintln!("FAILED the cluster: {error:#}");
+                all.failed += 1;
+            }
+        }
+    }
+    println!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
+    if all.failed > 0 {
+        bail!("{} tests failed", all.failed);
+    }
+    Ok(())
+}
+
+fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
+    let mut all = Tally::default();
+    let tests: [(&str, &[Test]); 5] = [
+        ("node", node::TESTS),
+        ("mesh", mesh::TESTS),
+        ("talk", talk::TESTS),
+        ("rollouts", rollouts::TESTS),
+        ("faults", faults::TESTS),
+    ];
+    if cluster == "embedded" {
+        if let Err(why) = host::require_root() {
+            for (suite, tests) in tests.iter().filter(|(name, _)| chosen(name)) {
+                println!("suite {suite}: {} skipped: {why}", tests.len());
+                all.skipped += tests.len();
+            }
+            return Ok(all);
+        }
+        host::install_packages(field::PROGRAMS)?;
+    }
+    let kube = install::cluster(cluster)?;
+    install::load_images(&kube)?;
+    let mut installed = false;
+    for (suite, tests) in tests {
+        if !chosen(suite) {
+            continue;
+        }
+        if suite != "node" && !installed {
+            install::tulle(&kube)?;
+            installed = true;
+        }
+        all.add(run_tests(suite, tests, only, &kube));
+    }
+    if let (Kube::Embedded(cluster), false) = (&kube, keep) {
+        step("taking the cluster down");
+        cluster.down()?;
+        all.add(left_behind(cluster));
+    }
+    Ok(all)
+}
+
+fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Tally {
+    let mut tally = Tally::default();
+    step(&format!("suite {suite}"));
+    for (sentence, test) in tests.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
+        let start = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
+        let seconds = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(Ok(())) => {
+                tally.passed += 1;
+                println!("ok      {suite}: {sentence} ({seconds:.1} s)");
+            }
+            Ok(Err(error)) => {
+                tally.failed += 1;
+                println!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}");
+            }
+            Err(_) => {
+                tally.failed += 1;
+                println!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked");
+            }
+        }
+    }
+    println!("suite {suite}: {} passed, {} failed", tally.passed, tally.failed);
+    tally
+}
+
+/// Nothing of the embedded cluster may be left once it is down.
+fn left_behind(cluster: &Cluster) -> Tally {
+    let left = cluster.left_behind();
+    if left.is_empty() {
+        println!("ok      node: down leaves no process, mount, namespace, file or control group behind");
+        return Tally { passed: 1, ..Tally::default() };
+    }
+    println!("FAILED  node: down left behind: {}", left.join(", "));
+    Tally { failed: 1, ..Tally::default() }
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}

@@ -1,0 +1,56 @@
+//! The embedded cluster itself: what Kubernetes does without Tulle.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Test;
+use super::field::Field;
+use crate::host;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("pods find Services by name, and the node reaches pods", services_and_dns),
+    ("exec, logs and port-forward work", tools),
+    ("up is idempotent", up_twice),
+];
+
+fn services_and_dns(kube: &Kube) -> Result<()> {
+    let field = Field::plain(kube, "t-node")?;
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    ensure!(field.status("client", "http://web.t-node.svc.cluster.local/")? == "200", "no answer by name");
+    let unknown = field.status("client", "http://nobody.t-node.svc.cluster.local/")?;
+    ensure!(unknown == "000", "a name that does not exist answered {unknown}");
+    Ok(())
+}
+
+fn tools(kube: &Kube) -> Result<()> {
+    let field = Field::plain(kube, "t-tools")?;
+    field.host_pod("shell", "default", &["/bin/sh", "-c", "echo hello from the log; exec sleep 1000"])?;
+    ensure!(field.exec("shell", &["/bin/echo", "said"])?.trim() == "said", "exec");
+    ensure!(field.kubectl(&["logs", "shell"])?.contains("hello from the log"), "logs");
+    field.service("web", 1, &[])?;
+    let mut forward = kube.command(&["-n", "t-tools", "port-forward", "service/web", "18080:80"])?;
+    let mut forward = forward.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut lines = BufReader::new(forward.stdout.take().context("its output")?).lines();
+    let first = lines.next().context("port-forward printed nothing")??;
+    let answer = match kube {
+        Kube::Embedded(cluster) => host::output(cluster.inside("curl")?.args(["-s", "-m", "5", "http://127.0.0.1:18080/"])),
+        Kube::Context(_) => host::output(std::process::Command::new("curl").args(["-s", "-m", "5", "http://127.0.0.1:18080/"])),
+    };
+    forward.kill()?;
+    forward.wait()?;
+    ensure!(first.contains("Forwarding"), "port-forward said {first}");
+    ensure!(answer?.contains("\"service\":\"web\""), "no answer through port-forward");
+    Ok(())
+}
+
+fn up_twice(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(cluster) = kube else { return Ok(()) };
+    let before = kube.field("default", "node/node", ".metadata.uid")?;
+    cluster.up()?;
+    ensure!(kube.field("default", "node/node", ".metadata.uid")? == before, "the cluster was made anew");
+    Ok(())
+}

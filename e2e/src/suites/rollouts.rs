@@ -1,0 +1,136 @@
+//! Rollouts on a real cluster under load. Promotion and a bad version under load are told by the demo
+//! too; here are their corners.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::Test;
+use super::field::{Field, pod_template, service};
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("a canary is promoted under load without a lost request", promoted),
+    ("a bad canary is stopped, and its pods are parked", stopped),
+    ("kubectl rollout undo in the middle restores the stable version", undo_in_the_middle),
+    ("a StatefulSet canary parks its highest ordinal", stateful_set),
+    ("a Canary for a missing target says so, and picks it up when it appears", missing_target),
+    ("deleting a Canary opens the gates", deleted),
+];
+
+fn promoted(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-promote", json!([{"weight": 20, "hold": "4s"}, {"weight": 50, "hold": "4s"}]), 30)?;
+    let (failed, why) = field.failed_during("load", || {
+        deploy(&field, "v2", 0)?;
+        kube.wait_for("the promotion", 120, || {
+            Ok(status(&field, ".history[0].outcome")? == "Promoted" && status(&field, ".phase")? == "Stable")
+        })
+    })?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    let versions = field.account("load")?.versions;
+    ensure!(versions["v2"].as_u64() > Some(0), "nothing came from v2: {versions}");
+    Ok(())
+}
+
+fn stopped(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-stop", json!([{"weight": 20, "hold": "60s"}]), 50)?;
+    deploy(&field, "v2", 30)?;
+    kube.wait_for("the bad version to be stopped", 90, || Ok(status(&field, ".phase")? == "Failed"))?;
+    kube.wait_for("the weight to be acknowledged", 20, || Ok(status(&field, ".weightSummary")? == "0%"))?;
+    let (failed, why) = field.failed_during("load", || Ok(()))?;
+    ensure!(failed == 0, "{failed} requests fail after it was stopped: {why}");
+    let ready = field.get("deployment/web", ".status.updatedReplicas")?;
+    ensure!(ready == "1", "{ready} pods of the bad version instead of the one that is parked");
+    let because = status(&field, ".evidenceSummary")?;
+    ensure!(because.contains("worse than 1.5x"), "it says: {because}");
+    Ok(())
+}
+
+fn undo_in_the_middle(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-undo", json!([{"weight": 20, "hold": "600s"}]), 30)?;
+    let (failed, why) = field.failed_during("load", || {
+        deploy(&field, "v2", 0)?;
+        kube.wait_for("traffic on v2", 60, || Ok(status(&field, ".weightSummary")? == "20%"))?;
+        field.kubectl(&["rollout", "undo", "deployment/web"])?;
+        kube.wait_for("the stable version", 60, || {
+            Ok(status(&field, ".phase")? == "Stable" && status(&field, ".canaryRevision")?.is_empty())
+        })
+    })?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    field.kube.rolled_out("t-undo", "deployment/web", 60)
+}
+
+fn stateful_set(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-stateful")?;
+    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "db"}}))?;
+    field.apply(service("db", json!({"clusterIP": "None"})))?;
+    let set = |version: &str| {
+        let arguments: Vec<String> = ["serve", "--name=db", version].iter().map(|a| (*a).to_owned()).collect();
+        json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": {
+            "serviceName": "db", "replicas": 2, "selector": {"matchLabels": {"app": "db"}}, "template": pod_template("db", &arguments),
+        }})
+    };
+    field.apply(set("--version=v1"))?;
+    field.kube.rolled_out("t-stateful", "statefulset/db", 120)?;
+    let said = field.apply(canary("db", "StatefulSet", json!([{"pause": {}}]), 1))?;
+    ensure!(said.contains("has no surge"), "no warning: {said}");
+    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/db", ".status.phase")? == "Stable"))?;
+    field.apply(set("--version=v2"))?;
+    kube.wait_for("db-1 parked", 90, || {
+        let gate = field.get("pod/db-1", ".spec.readinessGates[0].conditionType")?;
+        let conditions = kube.json(&["-n", "t-stateful", "get", "pod", "db-1"])?;
+        let of = |kind: &str| condition(&conditions, kind);
+        Ok(gate == "tulle.dev/approved" && of("ContainersReady") == "True" && of("Ready") == "False")
+    })?;
+    ensure!(field.get("pod/db-0", ".spec.containers[0].args[2]")? == "--version=v1", "db-0 was replaced too");
+    field.kubectl(&["annotate", "canary", "db", "tulle.dev/action=promote@1"])?;
+    field.kube.rolled_out("t-stateful", "statefulset/db", 120)
+}
+
+fn missing_target(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-missing")?;
+    let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
+    ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
+    kube.wait_for("the condition", 20, || Ok(field.get("canary/web", ".status.conditions[0].reason")? == "TargetNotFound"))?;
+    field.service("web", 1, &[])?;
+    kube.wait_for("the target to be picked up", 20, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))
+}
+
+fn deleted(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-deleted", json!([{"pause": {}}]), 10)?;
+    deploy(&field, "v2", 0)?;
+    kube.wait_for("the pause", 60, || Ok(status(&field, ".phase")? == "Paused"))?;
+    field.kubectl(&["delete", "canary", "web"])?;
+    field.kube.rolled_out("t-deleted", "deployment/web", 90)
+}
+
+/// A service of two pods under load, watched by a Canary.
+fn shop<'a>(kube: &'a Kube, namespace: &str, steps: Value, requests: u32) -> Result<Field<'a>> {
+    let field = Field::meshed(kube, namespace)?;
+    field.service("web", 2, &["--version=v1"])?;
+    field.load("load", "web:80", 100)?;
+    field.apply(canary("web", "Deployment", steps, requests))?;
+    kube.wait_for("the stable revision", 20, || Ok(status(&field, ".phase")? == "Stable"))?;
+    Ok(field)
+}
+
+fn canary(name: &str, kind: &str, steps: Value, requests: u32) -> Value {
+    json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": name}, "spec": {
+        "target": {"kind": kind, "name": name}, "steps": steps, "judge": {"minRequests": requests},
+    }})
+}
+
+fn deploy(field: &Field<'_>, version: &str, errors: u32) -> Result<()> {
+    let arguments = json!(["serve", "--name=web", format!("--version={version}"), format!("--errors={errors}")]);
+    let patch = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": arguments}]);
+    field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &patch.to_string()]).map(drop)
+}
+
+fn status(field: &Field<'_>, path: &str) -> Result<String> {
+    field.get("canary/web", &format!(".status{path}"))
+}
+
+fn condition(pod: &Value, kind: &str) -> String {
+    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    found.and_then(|condition| condition["status"].as_str()).unwrap_or("").to_owned()
+}
