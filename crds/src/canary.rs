@@ -63,7 +63,10 @@ pub struct CanaryTarget {
 
 /// Kinds of workload.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum WorkloadKind {
     Deployment,
     StatefulSet,
@@ -150,7 +153,10 @@ impl Default for ErrorJudge {
 
 /// What happens when the evidence does not decide.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum OnInconclusive {
     #[default]
     Hold,
@@ -160,7 +166,10 @@ pub enum OnInconclusive {
 
 /// What happens to the pods of a bad version.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum OnFailure {
     #[default]
     Hold,
@@ -190,7 +199,10 @@ fn deadline() -> String {
 
 /// Where a rollout stands.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum Phase {
     /// The target is missing or has no revision yet.
     #[default]

@@ -24,7 +24,12 @@ pub mod reason {
 
 /// Sets a condition; the transition time moves only when the status changes. Returns whether
 /// anything changed.
-pub fn set_condition(conditions: &mut Vec<Condition>, new: (&str, bool, &str, &str), generation: i64, now: &Time) -> bool {
+pub fn set_condition(
+    conditions: &mut Vec<Condition>,
+    new: (&str, bool, &str, &str),
+    generation: i64,
+    now: &Time,
+) -> bool {
     let (type_, holds, reason, message) = new;
     let status = if holds { "True" } else { "False" };
     let fresh = Condition {

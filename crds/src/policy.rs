@@ -72,7 +72,10 @@ pub struct LabelMatch {
 
 /// How a target is named.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum TargetKind {
     Service,
     Workload,
@@ -81,7 +84,10 @@ pub enum TargetKind {
 
 /// Whether a policy acts or only says what it would do.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum PolicyMode {
     #[default]
     Enforce,
@@ -90,7 +96,10 @@ pub enum PolicyMode {
 
 /// Whether connections must be encrypted.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
 pub enum MtlsMode {
     Strict,
     #[default]

@@ -28,11 +28,9 @@ pub fn run(cluster: &str, keep: bool) -> Result<()> {
     if told.is_ok() {
         tour.farewell(keep);
     }
-    if !keep {
-        if let Kube::Embedded(cluster) = &tour.kube {
-            step("taking the cluster down");
-            cluster.down()?;
-        }
+    if let (Kube::Embedded(cluster), false) = (&tour.kube, keep) {
+        step("taking the cluster down");
+        cluster.down()?;
     }
     told
 }
@@ -66,8 +64,10 @@ impl Tour {
 
     /// Prints a command as a person would type it, and what it prints.
     fn show(&self, arguments: &[&str]) -> Result<String> {
-        let shown: Vec<String> =
-            arguments.iter().map(|a| if a.contains(' ') || a.contains('{') { format!("'{a}'") } else { (*a).to_owned() }).collect();
+        let shown: Vec<String> = arguments
+            .iter()
+            .map(|a| if a.contains(' ') || a.contains('{') { format!("'{a}'") } else { (*a).to_owned() })
+            .collect();
         println!("$ kubectl {}", shown.join(" "));
         let text = self.kube.run(arguments)?;
         println!("{}", text.trim_end());
@@ -100,11 +100,13 @@ impl Tour {
         let expected = "spiffe://cluster.local/ns/shop/sa/web";
         ensure!(answer["client"] == expected, "checkout saw {} instead of {expected}", answer["client"]);
         self.wait_for_traffic()?;
-        let line = self.load_line()?;
-        println!(
-            "\nunder load (150 requests/s, two hops of sidecars each way): p50 {} µs, p99 {} µs",
-            line["p50_us"], line["p99_us"]
-        );
+        let (with, without) = (self.latency("shop", "enabled")?, self.latency("shop-plain", "disabled")?);
+        let names = ["p50_us", "p99_us"];
+        let [p50, p99] =
+            names.map(|name| (with[name].as_u64().unwrap_or(0), without[name].as_u64().unwrap_or(0)));
+        println!("\nwhat it costs, 200 requests/s to payments for 8 s, with the mesh and without:");
+        println!("  p50 {} µs and {} µs, p99 {} µs and {} µs", p50.0, p50.1, p99.0, p99.1);
+        self.kube.run(&["delete", "namespace", "shop-plain", "--wait=false"])?;
         Ok(())
     }
 
@@ -130,7 +132,9 @@ impl Tour {
         self.say("A Canary: version 2 earns its traffic");
         println!("$ kubectl apply -f config/samples/canary.yaml");
         print!("{}", self.kube.apply(&install::sample("canary.yaml")?)?);
-        self.kube.wait_for("the Canary to know the stable revision", 20, || Ok(self.canary(".status.phase")? == "Stable"))?;
+        self.kube.wait_for("the Canary to know the stable revision", 20, || {
+            Ok(self.canary(".status.phase")? == "Stable")
+        })?;
         let before = self.account()?;
         self.deploy("v2", 0)?;
         let seen = self.follow(|phase, revision_done| phase == "Stable" && revision_done, 180)?;
@@ -182,7 +186,9 @@ impl Tour {
             r#"[{{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["serve","--name=checkout","--next=payments:80","--version={version}","--errors={errors}"]}}]"#
         );
         println!("$ kubectl patch deployment checkout … --version={version} --errors={errors}");
-        self.kube.run(&["-n", NAMESPACE, "patch", "deployment", "checkout", "--type=json", "-p", &arguments]).map(drop)
+        self.kube
+            .run(&["-n", NAMESPACE, "patch", "deployment", "checkout", "--type=json", "-p", &arguments])
+            .map(drop)
     }
 
     /// Prints the Canary's line whenever it changes, until `done` (of its phase, and whether a rollout
@@ -233,18 +239,55 @@ impl Tour {
         let exists = self.kube.run(&["-n", NAMESPACE, "get", "pod", &name, "--ignore-not-found"])?;
         if exists.is_empty() {
             let host = ["usr", "lib", "lib64", "etc"];
-            let mounts: Vec<String> = host.iter().map(|p| format!("{{name: {p}, mountPath: /{p}, readOnly: true}}")).collect();
-            let paths: Vec<String> = host.iter().map(|p| format!("{{name: {p}, hostPath: {{path: /{p}}}}}")).collect();
+            let mounts: Vec<String> =
+                host.iter().map(|p| format!("{{name: {p}, mountPath: /{p}, readOnly: true}}")).collect();
+            let paths: Vec<String> =
+                host.iter().map(|p| format!("{{name: {p}, hostPath: {{path: /{p}}}}}")).collect();
             self.kube.apply(&format!(
                 "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: {from}, terminationGracePeriodSeconds: 0, containers: [{{name: curl, image: 'tulle.local/empty:1', command: [/usr/bin/sleep, '100000'], volumeMounts: [{}]}}], volumes: [{}]}}}}",
                 mounts.join(", "),
                 paths.join(", ")
             ))?;
-            self.kube.run(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")])?;
+            self.kube.run(&[
+                "-n",
+                NAMESPACE,
+                "wait",
+                "--for=condition=Ready",
+                "--timeout=60s",
+                &format!("pod/{name}"),
+            ])?;
         }
         let url = format!("http://{to}.{NAMESPACE}.svc.cluster.local/");
-        let call = [&["-n", NAMESPACE, "exec", &name, "-c", "curl", "--", "/usr/bin/curl", "-m", "5"], arguments, &[&url]].concat();
+        let call = [
+            &["-n", NAMESPACE, "exec", &name, "-c", "curl", "--", "/usr/bin/curl", "-m", "5"],
+            arguments,
+            &[&url],
+        ]
+        .concat();
         self.kube.run(&call)
+    }
+
+    /// Latency of a Service `payments` as a client of the same namespace sees it.
+    fn latency(&self, namespace: &str, inject: &str) -> Result<Value> {
+        if inject == "disabled" {
+            let shop = install::sample("shop.yaml")?.replace("namespace: shop", "namespace: shop-plain");
+            let shop = shop
+                .replace("name: shop\n", "name: shop-plain\n")
+                .replace("tulle.dev/inject: enabled", "plain: shop");
+            let wanted = |part: &&str| part.contains("name: payments") || part.contains("kind: Namespace");
+            let parts: Vec<&str> = shop.split("---\n").filter(wanted).collect();
+            self.kube.apply(&parts.join("---\n"))?;
+            self.kube.rolled_out(namespace, "deployment/payments", 60)?;
+        }
+        self.kube.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: probe, namespace: {namespace}}}, spec: {{restartPolicy: Never, serviceAccountName: payments, containers: [{{name: probe, image: 'tulle.local/shop:dev', args: [load, '--target=payments:80', '--rate=200', '--seconds=8', '--post-every=0']}}]}}}}"
+        ))?;
+        self.kube.wait_for("the probe to end", 60, || {
+            Ok(self.kube.field(namespace, "pod/probe", ".status.phase")? == "Succeeded")
+        })?;
+        let text = self.kube.run(&["-n", namespace, "logs", "probe", "-c", "probe", "--tail=1"])?;
+        self.kube.run(&["-n", namespace, "delete", "pod", "probe", "--wait=false"])?;
+        Ok(serde_json::from_str(text.trim())?)
     }
 
     fn load_line(&self) -> Result<Value> {

@@ -58,7 +58,8 @@ pub fn install_programs() -> Result<()> {
 
 /// Installs what is missing of `programs`: pairs of a program and its package.
 pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<&str> = programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
+    let missing: Vec<&str> =
+        programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -52,7 +52,8 @@ pub fn compile(images: &[Image]) -> Result<()> {
 /// The image's archive, made now unless the cache holds one of the same content.
 pub fn archive(image: &Image) -> Result<PathBuf> {
     let short = image.name.rsplit('/').next().unwrap_or(image.name).replace(':', "-");
-    let dockerfile = host::workspace().join(format!("e2e/images/Dockerfile.{}", if image.binary.is_some() { "program" } else { "empty" }));
+    let dockerfile = host::workspace()
+        .join(format!("e2e/images/Dockerfile.{}", if image.binary.is_some() { "program" } else { "empty" }));
     let mut files = vec![dockerfile.clone()];
     if let Some(binary) = image.binary {
         let program = program(image, binary)?;
@@ -72,7 +73,14 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
         let mine = std::env::current_exe()?.with_file_name("pause");
         if !mine.is_file() {
             let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(host::workspace()).args(["build", "--quiet", "--package", "tulle-e2e", "--bin", "pause"]);
+            cargo.current_dir(host::workspace()).args([
+                "build",
+                "--quiet",
+                "--package",
+                "tulle-e2e",
+                "--bin",
+                "pause",
+            ]);
             host::output(&mut cargo)?;
         }
         return Ok(mine);
@@ -98,19 +106,31 @@ fn build(image: &Image, dockerfile: &Path, program: Option<&Path>, archive: &Pat
     fs::remove_file(&half).ok();
     let name = image.name;
     if Command::new("docker").arg("info").output().is_ok_and(|done| done.status.success()) {
-        host::output(Command::new("docker").args(["build", "-q", "-t", name, "-f"]).arg(dockerfile).arg(&context))?;
+        host::output(
+            Command::new("docker").args(["build", "-q", "-t", name, "-f"]).arg(dockerfile).arg(&context),
+        )?;
         host::output(Command::new("docker").args(["save", name, "-o"]).arg(&half))?;
     } else {
         let storage = host::cache()?.join("buildah");
         let buildah = || {
             let mut command = Command::new("buildah");
-            command.args(["--storage-driver", "vfs"]).arg("--root").arg(&storage).arg("--runroot").arg(storage.join("run"));
+            command
+                .args(["--storage-driver", "vfs"])
+                .arg("--root")
+                .arg(&storage)
+                .arg("--runroot")
+                .arg(storage.join("run"));
             command
         };
         host::output(
-            buildah().args(["bud", "-q", "--isolation", "chroot", "--layers=false", "-t", name, "-f"]).arg(dockerfile).arg(&context),
+            buildah()
+                .args(["bud", "-q", "--isolation", "chroot", "--layers=false", "-t", name, "-f"])
+                .arg(dockerfile)
+                .arg(&context),
         )?;
-        host::output(buildah().args(["push", "-q", name]).arg(format!("docker-archive:{}:{name}", half.display())))?;
+        host::output(
+            buildah().args(["push", "-q", name]).arg(format!("docker-archive:{}:{name}", half.display())),
+        )?;
         host::output(buildah().args(["rmi", name])).ok();
     }
     fs::remove_dir_all(&context)?;

@@ -155,18 +155,19 @@ impl Rule {
         })
     }
 
-    fn from_matches(&self, subject: &Subject<'_>) -> bool {
+    fn caller_matches(&self, subject: &Subject<'_>) -> bool {
         self.from.is_empty() || self.from.iter().any(|peer| peer.matches(subject))
     }
 
     fn may_match(&self, subject: &Subject<'_>, paths: Paths<'_>) -> bool {
-        self.from_matches(subject)
+        self.caller_matches(subject)
             && (self.to.is_empty() || self.to.iter().any(|operation| operation.may_match(subject, paths)))
     }
 
     fn surely_matches(&self, subject: &Subject<'_>, paths: Paths<'_>) -> bool {
-        self.from_matches(subject)
-            && (self.to.is_empty() || self.to.iter().any(|operation| operation.surely_matches(subject, paths)))
+        self.caller_matches(subject)
+            && (self.to.is_empty()
+                || self.to.iter().any(|operation| operation.surely_matches(subject, paths)))
     }
 }
 
@@ -278,7 +279,8 @@ fn segments_match(pattern: &[String], path: &[&str]) -> bool {
         (None, None) => true,
         (None, Some(_)) => false,
         (Some((first, rest)), _) if first == "**" => {
-            rest.is_empty() || (0..=path.len()).any(|skip| segments_match(rest, path.get(skip..).unwrap_or(&[])))
+            rest.is_empty()
+                || (0..=path.len()).any(|skip| segments_match(rest, path.get(skip..).unwrap_or(&[])))
         }
         (Some(_), None) => false,
         (Some((first, rest)), Some((segment, more))) => {
@@ -379,8 +381,19 @@ mod tests {
         };
         let deny = access(None, vec![rule]);
         for target in [
-            "/admin/x", "/admin", "//admin/x", "/%61dmin/x", "/a/../admin/x", "/admin;a=b/x", "/admin%2Fx",
-            "/x/..;y/admin/x", "/admin/x?y=1", "/admin#x", "/admin/a*b", "/./admin/x", "/admin//x",
+            "/admin/x",
+            "/admin",
+            "//admin/x",
+            "/%61dmin/x",
+            "/a/../admin/x",
+            "/admin;a=b/x",
+            "/admin%2Fx",
+            "/x/..;y/admin/x",
+            "/admin/x?y=1",
+            "/admin#x",
+            "/admin/a*b",
+            "/./admin/x",
+            "/admin//x",
         ] {
             assert!(!deny.decide(&subject(None, Some(("GET", target)))).allowed, "{target}");
         }
@@ -407,7 +420,10 @@ mod tests {
         };
         let operation = proto::Operation::default();
         let cidr = proto::Peer { cidr: "10.1".into(), ..Default::default() };
-        assert_eq!(Access::compile(&with(cidr, operation.clone())).unwrap_err(), RuleError::Cidr("10.1".into()));
+        assert_eq!(
+            Access::compile(&with(cidr, operation.clone())).unwrap_err(),
+            RuleError::Cidr("10.1".into())
+        );
         assert_eq!(Access::compile(&with(peer("", ""), operation)).unwrap_err(), RuleError::EmptyPeer);
         let path = proto::Operation { paths: vec!["/a//b".into()], ..Default::default() };
         assert!(matches!(Access::compile(&with(peer("a", "b"), path)), Err(RuleError::Path(_))));

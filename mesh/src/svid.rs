@@ -93,20 +93,31 @@ impl SvidVerifier {
         check_lifetime(leaf, now)?;
         let certificate = EndEntityCert::try_from(leaf).map_err(|_| PeerCertificateError::Unreadable)?;
         let path = certificate.verify_for_usage(
-            self.algorithms.all, &self.roots, intermediates, now, usage, None, None,
+            self.algorithms.all,
+            &self.roots,
+            intermediates,
+            now,
+            usage,
+            None,
+            None,
         );
         path.map_err(|error| match error {
             webpki::Error::CaUsedAsEndEntity => PeerCertificateError::IsAuthority,
             other => PeerCertificateError::Untrusted(other.to_string()),
         })?;
         let id = peer_identity(leaf)?;
-        if id.trust_domain == self.trust_domain { Ok(id) } else { Err(PeerCertificateError::TrustDomain(id.trust_domain)) }
+        if id.trust_domain == self.trust_domain {
+            Ok(id)
+        } else {
+            Err(PeerCertificateError::TrustDomain(id.trust_domain))
+        }
     }
 }
 
 fn check_lifetime(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), PeerCertificateError> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| PeerCertificateError::Unreadable)?;
-    let (not_before, not_after) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    let (not_before, not_after) =
+        (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if (not_before..=not_after).contains(&now) {
         Ok(())
@@ -243,7 +254,9 @@ impl ClientCertVerifier for SvidVerifier {
 mod tests {
     use super::*;
     use rcgen::string::Ia5String;
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    };
     use std::time::Duration;
 
     struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -256,10 +269,15 @@ mod tests {
             Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
         }
 
-        fn leaf(&self, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+        fn leaf(
+            &self,
+            uris: &[&str],
+            change: impl FnOnce(&mut CertificateParams),
+        ) -> CertificateDer<'static> {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            params.subject_alt_names = uris.iter().map(|uri| SanType::URI(Ia5String::try_from(*uri).unwrap())).collect();
+            params.subject_alt_names =
+                uris.iter().map(|uri| SanType::URI(Ia5String::try_from(*uri).unwrap())).collect();
             change(&mut params);
             params.signed_by(&KeyPair::generate().unwrap(), &self.0).unwrap().der().clone()
         }
@@ -283,9 +301,15 @@ mod tests {
     fn each_way_to_be_wrong_is_its_own_error() {
         let authority = Authority::new();
         let why = |leaf: &CertificateDer<'static>| authority.check(leaf).unwrap_err();
-        assert_eq!(why(&authority.leaf(&[SHOP, "spiffe://cluster.local/ns/a/sa/b"], |_| {})), PeerCertificateError::UriCount(2));
+        assert_eq!(
+            why(&authority.leaf(&[SHOP, "spiffe://cluster.local/ns/a/sa/b"], |_| {})),
+            PeerCertificateError::UriCount(2)
+        );
         assert_eq!(why(&authority.leaf(&[], |_| {})), PeerCertificateError::UriCount(0));
-        assert_eq!(why(&authority.leaf(&["spiffe://other/ns/a/sa/b"], |_| {})), PeerCertificateError::TrustDomain("other".into()));
+        assert_eq!(
+            why(&authority.leaf(&["spiffe://other/ns/a/sa/b"], |_| {})),
+            PeerCertificateError::TrustDomain("other".into())
+        );
         assert!(matches!(why(&authority.leaf(&["https://a/b"], |_| {})), PeerCertificateError::Identity(_)));
         assert_eq!(why(&authority.leaf(&[SHOP], |p| p.key_usages.clear())), PeerCertificateError::KeyUsage);
         let signing = authority.leaf(&[SHOP], |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign));
@@ -296,7 +320,9 @@ mod tests {
             p.not_after = std::time::SystemTime::now().checked_sub(Duration::from_secs(60)).unwrap().into();
         });
         assert!(matches!(why(&expired), PeerCertificateError::Lifetime { .. }));
-        let future = authority.leaf(&[SHOP], |p| p.not_before = (std::time::SystemTime::now() + Duration::from_secs(600)).into());
+        let future = authority.leaf(&[SHOP], |p| {
+            p.not_before = (std::time::SystemTime::now() + Duration::from_secs(600)).into()
+        });
         assert!(matches!(why(&future), PeerCertificateError::Lifetime { .. }));
         let stranger = Authority::new().leaf(&[SHOP], |_| {});
         assert!(matches!(why(&stranger), PeerCertificateError::Untrusted(_)));

@@ -40,7 +40,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.hub.is_synced() {
         (StatusCode::OK, "ready\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "still reading the cluster: is the API server reachable, and are the CRDs installed?\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "still reading the cluster: is the API server reachable, and are the CRDs installed?\n",
+        )
     }
 }
 
@@ -51,13 +54,26 @@ async fn metrics(State(health): State<Health>) -> String {
     let connected = health.registry.connected();
     let _ = writeln!(out, "# TYPE tulle_operator_sidecars gauge\ntulle_operator_sidecars {connected}");
     let bare = bare_pods(&health.hub);
-    let _ = writeln!(out, "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {}", bare.len());
+    let _ = writeln!(
+        out,
+        "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {}",
+        bare.len()
+    );
     let _ = writeln!(out, "# TYPE tulle_operator_requests_total counter");
     for (destination, counts, _) in health.aggregates.all() {
         let (ns, svc, rev) = (destination.namespace, destination.service, destination.revision);
-        let labels = format!("destination_namespace=\"{ns}\",destination_service=\"{svc}\",revision=\"{rev}\"");
-        let _ = writeln!(out, "tulle_operator_requests_total{{{labels},outcome=\"success\"}} {}", counts.requests - counts.failures);
-        let _ = writeln!(out, "tulle_operator_requests_total{{{labels},outcome=\"failure\"}} {}", counts.failures);
+        let labels =
+            format!("destination_namespace=\"{ns}\",destination_service=\"{svc}\",revision=\"{rev}\"");
+        let _ = writeln!(
+            out,
+            "tulle_operator_requests_total{{{labels},outcome=\"success\"}} {}",
+            counts.requests - counts.failures
+        );
+        let _ = writeln!(
+            out,
+            "tulle_operator_requests_total{{{labels},outcome=\"failure\"}} {}",
+            counts.failures
+        );
     }
     out
 }

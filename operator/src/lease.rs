@@ -61,11 +61,8 @@ pub fn evaluate(lease: &LeaseSpec, me: &str, seen_unchanged: Duration) -> Step {
 /// Tries for the Lease for ever.
 pub async fn run(client: Client, settings: Arc<Settings>, leadership: Arc<watch::Sender<Leadership>>) {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
-    let mut candidate = Candidate {
-        me: format!("{}/{}", settings.pod_name, settings.pod_ip),
-        seen: None,
-        renewed: None,
-    };
+    let mut candidate =
+        Candidate { me: format!("{}/{}", settings.pod_name, settings.pod_ip), seen: None, renewed: None };
     loop {
         let outcome = timeout(GIVE_UP / 3, candidate.turn(&api)).await;
         match outcome {
@@ -146,7 +143,11 @@ mod tests {
     use super::*;
 
     fn held_by(holder: &str) -> LeaseSpec {
-        LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: Some(8), ..LeaseSpec::default() }
+        LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(8),
+            ..LeaseSpec::default()
+        }
     }
 
     #[test]

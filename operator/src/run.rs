@@ -46,8 +46,12 @@ pub async fn run(settings: Settings) -> Result<()> {
     let aggregates = Arc::new(Aggregates::default());
     let (leading, leadership) = watch::channel(Leadership::default());
     feed::start(&client, &hub);
-    let health =
-        Health { hub: Arc::clone(&hub), registry: Arc::clone(&registry), aggregates: Arc::clone(&aggregates), leadership: leadership.clone() };
+    let health = Health {
+        hub: Arc::clone(&hub),
+        registry: Arc::clone(&registry),
+        aggregates: Arc::clone(&aggregates),
+        leadership: leadership.clone(),
+    };
     let listener = TcpListener::bind(("::", ports::HEALTH)).await.or(bind_v4(ports::HEALTH).await)?;
     tokio::spawn(async move { axum::serve(listener, health::routes(health)).await });
 
@@ -66,7 +70,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
     tokio::spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
     tokio::spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
-    let driver = Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
+    let driver =
+        Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
     tokio::spawn(driver.run(leadership));
 
     let services = Services::new(Arc::clone(&hub), outlet, registry, aggregates, me);
@@ -118,7 +123,9 @@ async fn renew(tls: Arc<Tls>, authority: Arc<Authority>) {
                 *tls.server.write().unwrap_or_else(PoisonError::into_inner) = server;
                 *tls.client.write().unwrap_or_else(PoisonError::into_inner) = client;
             }
-            Err(error) => tracing::error!(error = format!("{error:#}"), "cannot renew the operator's certificate"),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot renew the operator's certificate")
+            }
         }
     }
 }
@@ -140,7 +147,9 @@ async fn report_bare_pods(client: Client, hub: Arc<Hub>, leadership: watch::Rece
                 continue;
             }
             tracing::warn!(namespace, pod = name, "a pod of a meshed namespace has no sidecar");
-            let Ok(pod) = Api::<Pod>::namespaced(client.clone(), &namespace).get(&name).await else { continue };
+            let Ok(pod) = Api::<Pod>::namespaced(client.clone(), &namespace).get(&name).await else {
+                continue;
+            };
             let event = Event {
                 type_: EventType::Warning,
                 reason: "NoSidecar".to_owned(),

@@ -24,7 +24,12 @@ use crate::watch::Hub;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Keeps the statuses for ever, while this replica leads.
-pub async fn run(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, leadership: watch::Receiver<Leadership>) {
+pub async fn run(
+    client: Client,
+    hub: Arc<Hub>,
+    registry: Arc<Registry>,
+    leadership: watch::Receiver<Leadership>,
+) {
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -35,7 +40,8 @@ pub async fn run(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, leaders
         let changed = changed(&hub.model(), &registry);
         for (key, policy, next) in changed {
             let api = Api::<MeshPolicy>::namespaced(client.clone(), &key.0);
-            if let Err(error) = write(&api, &key.1, policy.metadata.resource_version.as_deref(), &next).await {
+            if let Err(error) = write(&api, &key.1, policy.metadata.resource_version.as_deref(), &next).await
+            {
                 tracing::debug!(namespace = %key.0, name = %key.1, %error, "a policy's status was not written");
             }
         }
@@ -99,7 +105,9 @@ pub fn status(
         (Verdict::Invalid(why), _) => (false, reason::INVALID, why.clone()),
         (Verdict::TargetNotFound(why), _) => (false, reason::TARGET_NOT_FOUND, why.clone()),
         (Verdict::Conflicted { with, section }, _) => {
-            let message = format!("MeshPolicy {with} is older and has {section} for the same pods: merge them, or narrow a target");
+            let message = format!(
+                "MeshPolicy {with} is older and has {section} for the same pods: merge them, or narrow a target"
+            );
             (false, reason::CONFLICTED, message)
         }
         (Verdict::Accepted, Some(refusal)) => (false, reason::REFUSED, refusal),
@@ -109,7 +117,9 @@ pub fn status(
         (Verdict::Accepted, None) if enforced < pods => {
             (false, reason::PROPAGATING, format!("{enforced} of {pods} sidecars have acknowledged it"))
         }
-        (Verdict::Accepted, None) => (true, reason::ENFORCED, format!("all {pods} sidecars have acknowledged it")),
+        (Verdict::Accepted, None) => {
+            (true, reason::ENFORCED, format!("all {pods} sidecars have acknowledged it"))
+        }
     };
     set_condition(&mut status.conditions, ("Ready", ready, reason, &message), generation, now);
     status

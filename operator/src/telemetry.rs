@@ -76,7 +76,8 @@ impl Aggregates {
     /// Everything counted for a revision, over all Services of its namespace.
     pub fn revision(&self, namespace: &str, revision: &str) -> Counts {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let matching = inner.destinations.iter().filter(|(d, _)| d.namespace == namespace && d.revision == revision);
+        let matching =
+            inner.destinations.iter().filter(|(d, _)| d.namespace == namespace && d.revision == revision);
         matching.fold(Counts::default(), |sum, (_, (counts, _))| Counts {
             requests: sum.requests + counts.requests,
             failures: sum.failures + counts.failures,
@@ -86,7 +87,11 @@ impl Aggregates {
     /// All destinations, for `/metrics`.
     pub fn all(&self) -> Vec<(Destination, Counts, Histogram)> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.destinations.iter().map(|(d, (counts, latency))| (d.clone(), *counts, latency.clone())).collect()
+        inner
+            .destinations
+            .iter()
+            .map(|(d, (counts, latency))| (d.clone(), *counts, latency.clone()))
+            .collect()
     }
 }
 
@@ -98,11 +103,22 @@ mod tests {
     #[test]
     fn a_report_that_comes_twice_counts_once() {
         let aggregates = Aggregates::default();
-        let counts = RequestCounts { namespace: "shop".into(), service: "web".into(), revision: "a".into(), requests: 5, failures: 1, buckets: vec![3, 5], sum_micros: 9 };
+        let counts = RequestCounts {
+            namespace: "shop".into(),
+            service: "web".into(),
+            revision: "a".into(),
+            requests: 5,
+            failures: 1,
+            buckets: vec![3, 5],
+            sum_micros: 9,
+        };
         let report = TelemetryReport { sequence: 1, process: 7, counts: vec![counts], interval_ms: 1000 };
         assert!(aggregates.add("pod", &report));
         assert!(!aggregates.add("pod", &report), "through another replica");
-        assert!(aggregates.add("pod", &TelemetryReport { process: 8, ..report }), "the sidecar was restarted");
+        assert!(
+            aggregates.add("pod", &TelemetryReport { process: 8, ..report }),
+            "the sidecar was restarted"
+        );
         assert_eq!(aggregates.revision("shop", "a"), Counts { requests: 10, failures: 2 });
         assert_eq!(aggregates.revision("shop", "b"), Counts::default());
     }

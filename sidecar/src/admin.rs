@@ -39,7 +39,9 @@ impl Admin {
                     let answer = admin.answer(&request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             });
         }
     }
@@ -49,7 +51,11 @@ impl Admin {
             "/ready" => self.ready(),
             "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
             "/config" => text(StatusCode::OK, "application/json", self.config()),
-            _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /ready, /metrics and /config\n".to_owned()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "there are /ready, /metrics and /config\n".to_owned(),
+            ),
         }
     }
 
@@ -80,7 +86,9 @@ impl Admin {
             .config
             .snapshot()
             .into_iter()
-            .map(|(address, destination)| json!({"address": address, "leadsTo": show(destination.as_deref())}))
+            .map(
+                |(address, destination)| json!({"address": address, "leadsTo": show(destination.as_deref())}),
+            )
             .collect();
         let inbound = self.config.inbound().map(|inbound| {
             json!({

@@ -64,7 +64,8 @@ impl Balancer {
     pub fn pick(&self, tried: &[SocketAddr]) -> Option<Rc<Upstream>> {
         let upstreams = self.upstreams.borrow();
         let usable = |up: &&Rc<Upstream>| !tried.contains(&up.endpoint.address);
-        let ready: Vec<&Rc<Upstream>> = upstreams.iter().filter(usable).filter(|up| !up.endpoint.terminating).collect();
+        let ready: Vec<&Rc<Upstream>> =
+            upstreams.iter().filter(usable).filter(|up| !up.endpoint.terminating).collect();
         // As kube-proxy: endpoints that terminate serve on while there is no other.
         let ready = if ready.is_empty() { upstreams.iter().filter(usable).collect() } else { ready };
         let split = self.split.borrow();
@@ -72,7 +73,8 @@ impl Balancer {
             return choose(&ready);
         }
         let revision = choose_revision(&split, &ready, fastrand::u32(..))?;
-        let of_revision: Vec<&Rc<Upstream>> = ready.into_iter().filter(|up| up.endpoint.revision == revision).collect();
+        let of_revision: Vec<&Rc<Upstream>> =
+            ready.into_iter().filter(|up| up.endpoint.revision == revision).collect();
         choose(&of_revision)
     }
 }
@@ -198,20 +200,29 @@ mod tests {
     }
 
     fn share(balancer: &Balancer, revision: &str) -> f64 {
-        let hits = (0..20_000).filter(|_| &*balancer.pick(&[]).unwrap().endpoint.revision == revision).count();
+        let hits =
+            (0..20_000).filter(|_| &*balancer.pick(&[]).unwrap().endpoint.revision == revision).count();
         hits as f64 / 20_000.0
     }
 
     #[test]
     fn revisions_get_their_share_however_many_pods_they_have() {
-        let endpoints = vec![endpoint(1, "old", false), endpoint(2, "old", false), endpoint(3, "old", false), endpoint(4, "new", false)];
+        let endpoints = vec![
+            endpoint(1, "old", false),
+            endpoint(2, "old", false),
+            endpoint(3, "old", false),
+            endpoint(4, "new", false),
+        ];
         let seen = share(&balancer(endpoints, &[("old", 950), ("new", 50)]), "new");
         assert!((0.04..0.06).contains(&seen), "{seen}");
     }
 
     #[test]
     fn a_revision_without_a_ready_endpoint_gets_nothing() {
-        let balancer = balancer(vec![endpoint(1, "old", false), endpoint(2, "new", true)], &[("old", 500), ("new", 500)]);
+        let balancer = balancer(
+            vec![endpoint(1, "old", false), endpoint(2, "new", true)],
+            &[("old", 500), ("new", 500)],
+        );
         assert!((share(&balancer, "new") - 0.0).abs() < f64::EPSILON);
     }
 
@@ -222,7 +233,8 @@ mod tests {
 
     #[test]
     fn a_revision_that_nobody_named_gets_nothing() {
-        let balancer = balancer(vec![endpoint(1, "old", false), endpoint(2, "stray", false)], &[("old", 1000)]);
+        let balancer =
+            balancer(vec![endpoint(1, "old", false), endpoint(2, "stray", false)], &[("old", 1000)]);
         assert!((share(&balancer, "stray") - 0.0).abs() < f64::EPSILON);
     }
 

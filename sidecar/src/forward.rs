@@ -155,7 +155,12 @@ impl<'a> RequestBody<'a> {
 }
 
 /// Carries one attempt: sends the body, waits for the answer, passes it on.
-pub async fn relay(request: &Head, body: &mut RequestBody<'_>, exchange: Exchange, down: &mut Downstream<'_>) -> Relayed {
+pub async fn relay(
+    request: &Head,
+    body: &mut RequestBody<'_>,
+    exchange: Exchange,
+    down: &mut Downstream<'_>,
+) -> Relayed {
     let Exchange { mut sink, mut source, .. } = exchange;
     let mut relayed = Relayed { unprocessed: false, ..Relayed::unprocessed(Failure::UpstreamReset) };
     let method = method_of(request);
@@ -172,7 +177,12 @@ pub async fn relay(request: &Head, body: &mut RequestBody<'_>, exchange: Exchang
             let head = if upload_result.is_none() {
                 match select(&mut upload, pin!(source.head(&method))).await {
                     Either::Left((result, _)) => {
-                        let failed = matches!(result, Err(PumpError::SourceGone | PumpError::SourceMalformed(_) | PumpError::SourceReset(_)));
+                        let failed = matches!(
+                            result,
+                            Err(PumpError::SourceGone
+                                | PumpError::SourceMalformed(_)
+                                | PumpError::SourceReset(_))
+                        );
                         let gone = result;
                         upload_result = Some(gone);
                         if failed {
@@ -206,9 +216,7 @@ pub async fn relay(request: &Head, body: &mut RequestBody<'_>, exchange: Exchang
                 }
                 let keep = keep || head.framing == Framing::Chunked && request.keep_alive;
                 let close = !keep;
-                let upload = async {
-                    if upload_result.is_none() { Some(upload.await) } else { None }
-                };
+                let upload = async { if upload_result.is_none() { Some(upload.await) } else { None } };
                 let download = download(&head, end, close, &mut source, down);
                 let result = finish(upload, download, &mut relayed).await;
                 relayed.client_reusable = result && keep;
@@ -283,7 +291,11 @@ async fn download(
     Ok((moved, grpc))
 }
 
-async fn pump_with_trailers(from: Source<'_>, to: Sink<'_>, grpc: &mut Option<u16>) -> Result<u64, PumpError> {
+async fn pump_with_trailers(
+    from: Source<'_>,
+    to: Sink<'_>,
+    grpc: &mut Option<u16>,
+) -> Result<u64, PumpError> {
     pump(from, to, |_| {}, |trailers| *grpc = grpc_status(trailers)).await
 }
 
@@ -364,7 +376,9 @@ fn client_failure(result: Result<(), PumpError>) -> Failure {
 
 fn idle(sink: UpSink, source: UpSource) -> Option<(Reader, Writer)> {
     match (sink, source) {
-        (UpSink::Http1(writer), UpSource::Http1(reader)) if reader.is_done() && writer.is_flushed() && reader.is_reusable() => {
+        (UpSink::Http1(writer), UpSource::Http1(reader))
+            if reader.is_done() && writer.is_flushed() && reader.is_reusable() =>
+        {
             Some((reader, writer))
         }
         _ => None,
@@ -425,10 +439,14 @@ impl UpSource {
                 Err(failure) => Err(HeadFailure::Failed(failure)),
             },
             Self::Mesh(receiver) => match receiver.next().await {
-                Event::Head(block) => mesh_head(block, method).map(|head| (head, false)).map_err(HeadFailure::Failed),
+                Event::Head(block) => {
+                    mesh_head(block, method).map(|head| (head, false)).map_err(HeadFailure::Failed)
+                }
                 Event::Reset(Code::NotProcessed) => Err(HeadFailure::NotProcessed),
                 Event::Reset(Code::Denied) => Err(HeadFailure::Failed(Failure::PolicyDenied)),
-                Event::Reset(Code::BadHead) => Err(HeadFailure::Failed(Failure::ClientBadRequest("refused by the server's sidecar"))),
+                Event::Reset(Code::BadHead) => {
+                    Err(HeadFailure::Failed(Failure::ClientBadRequest("refused by the server's sidecar")))
+                }
                 Event::Reset(_) | Event::Lost => Err(HeadFailure::Gone),
                 _ => Err(HeadFailure::Failed(Failure::UpstreamBadResponse("a body without a head"))),
             },
@@ -441,7 +459,9 @@ impl UpSource {
                         *body = Some(stream);
                         http2::response_head(&parts, end).map(|head| (head, end)).map_err(HeadFailure::Failed)
                     }
-                    Err(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => Err(HeadFailure::NotProcessed),
+                    Err(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+                        Err(HeadFailure::NotProcessed)
+                    }
                     Err(_) => Err(HeadFailure::Gone),
                 }
             }
@@ -536,10 +556,10 @@ impl Downstream<'_> {
         if self.head_with(&head, false, true).await.is_err() {
             return;
         }
-        if let Ok(mut sink) = self.sink() {
-            if sink.data(Bytes::from(text)).await.is_ok() {
-                sink.end(None).await.ok();
-            }
+        if let Ok(mut sink) = self.sink()
+            && sink.data(Bytes::from(text)).await.is_ok()
+        {
+            sink.end(None).await.ok();
         }
     }
 }

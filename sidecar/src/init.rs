@@ -52,7 +52,9 @@ impl Rules {
         let rule = || Rule::new(TABLE, "inbound").family(Family::Inet);
         let ours = [ports::INBOUND, ports::OUTBOUND, ports::ADMIN, ports::PROBES];
         let mut rules = vec![rule().match_iif("lo").accept()];
-        rules.extend(ours.iter().chain(&self.skip_inbound_ports).map(|port| rule().match_tcp_dport(*port).accept()));
+        rules.extend(
+            ours.iter().chain(&self.skip_inbound_ports).map(|port| rule().match_tcp_dport(*port).accept()),
+        );
         rules.push(rule().match_l4proto(6).redirect(Some(ports::INBOUND)));
         rules
     }
@@ -62,7 +64,11 @@ impl Rules {
         let mut rules = vec![
             rule()
                 .then(Expr::Meta { dreg: Register::R0, key: MetaKey::SkUid })
-                .then(Expr::Cmp { sreg: Register::R0, op: CmpOp::Eq, data: ports::PROXY_UID.to_ne_bytes().to_vec() })
+                .then(Expr::Cmp {
+                    sreg: Register::R0,
+                    op: CmpOp::Eq,
+                    data: ports::PROXY_UID.to_ne_bytes().to_vec(),
+                })
                 .accept(),
             rule().match_oif("lo").accept(),
         ];

@@ -57,9 +57,9 @@ impl Source<'_> {
             }),
             Self::Mesh(receiver) => match receiver.next().await {
                 Event::Data(bytes) => Ok(Part::Data(bytes)),
-                Event::Trailers(block) => {
-                    head::parse_trailers(&block).map(Part::Trailers).map_err(|e| PumpError::SourceMalformed(e.0))
-                }
+                Event::Trailers(block) => head::parse_trailers(&block)
+                    .map(Part::Trailers)
+                    .map_err(|e| PumpError::SourceMalformed(e.0)),
                 Event::End => Ok(Part::End),
                 Event::Reset(code) => Err(PumpError::SourceReset(code)),
                 Event::Lost => Err(PumpError::SourceGone),

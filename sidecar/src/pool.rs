@@ -170,10 +170,13 @@ impl Peer {
     }
 }
 
+/// A connection that carries nothing, and since when.
+type Idle = (Reader, Writer, Instant);
+
 /// Connections to HTTP/1 servers that may carry another request.
 #[derive(Default)]
 pub struct Http1Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<(Reader, Writer, Instant)>>>,
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
 }
 
 impl Http1Pool {
@@ -226,7 +229,10 @@ impl Http2Pool {
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`].
-    pub async fn ready(&self, address: SocketAddr) -> Result<(h2::client::SendRequest<Bytes>, bool), Failure> {
+    pub async fn ready(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(h2::client::SendRequest<Bytes>, bool), Failure> {
         let kept = self.connections.borrow().get(&address).cloned();
         if let Some(kept) = kept {
             if let Ok(ready) = kept.ready().await {

@@ -67,7 +67,9 @@ pub async fn serve(settings: Arc<Settings>, listener: TcpListener) {
                 let settings = Arc::clone(&settings);
                 async move { Ok::<_, Infallible>(answer(&settings, &request).await) }
             });
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -97,7 +99,13 @@ async fn carry_out(check: &Check, host: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)], tls: bool) -> anyhow::Result<()> {
+async fn http_get(
+    host: &str,
+    port: u16,
+    path: &str,
+    headers: &[(String, String)],
+    tls: bool,
+) -> anyhow::Result<()> {
     anyhow::ensure!(!tls, "HTTPS probes are carried out by kubelet itself");
     let stream = TcpStream::connect((host, port)).await?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -120,7 +128,8 @@ async fn grpc_health(host: &str, port: u16, service: &str) -> anyhow::Result<()>
     let (mut send, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let length = u8::try_from(service.len()).map_err(|_| anyhow::anyhow!("the service's name is too long"))?;
+    let length =
+        u8::try_from(service.len()).map_err(|_| anyhow::anyhow!("the service's name is too long"))?;
     let mut message = Vec::from([0, 0, 0, 0, 0]);
     if length > 0 {
         message = Vec::from([0, 0, 0, 0, length.saturating_add(2), 0x0a, length]);

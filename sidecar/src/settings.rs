@@ -64,7 +64,10 @@ impl Settings {
     /// # Errors
     /// The first variable that is missing or malformed, by name.
     pub fn from_env() -> Result<Self> {
-        let read = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: was this pod injected by the webhook?"));
+        let read = |name: &str| {
+            std::env::var(name)
+                .with_context(|| format!("{name} is not set: was this pod injected by the webhook?"))
+        };
         let trust_domain = read(env::TRUST_DOMAIN)?;
         let operator = read(env::OPERATOR_IDENTITY)?;
         let Some((namespace, account)) = operator.split_once('/') else {
@@ -73,7 +76,9 @@ impl Settings {
         let ips = read(env::POD_IPS)?;
         let ips = ips.split(',').filter(|ip| !ip.is_empty()).map(str::parse).collect::<Result<_, _>>();
         let probes = match std::env::var(env::PROBES) {
-            Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} cannot be read", env::PROBES))?,
+            Ok(text) => {
+                serde_json::from_str(&text).with_context(|| format!("{} cannot be read", env::PROBES))?
+            }
             Err(_) => Vec::new(),
         };
         let workers = match std::env::var(env::WORKERS) {

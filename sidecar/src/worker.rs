@@ -91,10 +91,8 @@ impl Worker {
 
     /// The route of an address.
     pub async fn route(&self, address: SocketAddr) -> Rc<Route> {
-        if let Some(route) = self.routes.borrow().get(&address) {
-            if !route.entry.is_gone() {
-                return Rc::clone(route);
-            }
+        if let Some(route) = self.routes.borrow().get(&address).filter(|route| !route.entry.is_gone()) {
+            return Rc::clone(route);
         }
         let entry = self.config.resolve(address).await;
         let route = Rc::new(Route {
@@ -143,7 +141,12 @@ impl Route {
     }
 
     /// Chooses an endpoint that is not among `tried`.
-    pub fn pick(&self, worker: &Worker, protocol: &'static str, tried: &[SocketAddr]) -> Option<Rc<Upstream>> {
+    pub fn pick(
+        &self,
+        worker: &Worker,
+        protocol: &'static str,
+        tried: &[SocketAddr],
+    ) -> Option<Rc<Upstream>> {
         self.refresh(worker, protocol);
         if let Some(single) = &*self.single.borrow() {
             return (!tried.contains(&single.endpoint.address)).then(|| Rc::clone(single));
@@ -182,5 +185,8 @@ fn single(worker: &Worker, endpoint: &Endpoint, protocol: &'static str) -> Rc<Up
         Some(id) => (id.namespace.as_str(), id.service_account.as_str()),
         None => ("", "pod"),
     };
-    Upstream::single(endpoint.clone(), worker.telemetry.outbound(namespace, name, &endpoint.revision, protocol))
+    Upstream::single(
+        endpoint.clone(),
+        worker.telemetry.outbound(namespace, name, &endpoint.revision, protocol),
+    )
 }

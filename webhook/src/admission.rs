@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::routing::post;
 use axum::{Json, Router};
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::core::DynamicObject;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::{Api, Client};
 use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
@@ -42,7 +42,11 @@ pub fn routes(admission: Admission) -> Router {
 
 type Review = AdmissionReview<DynamicObject>;
 
-async fn inject_pod(State(admission): State<Admission>, Path(mode): Path<String>, Json(review): Json<Review>) -> Json<Review> {
+async fn inject_pod(
+    State(admission): State<Admission>,
+    Path(mode): Path<String>,
+    Json(review): Json<Review>,
+) -> Json<Review> {
     let mode = if mode == "required" { Mode::Required } else { Mode::Enabled };
     answer(review, |request, response| admission.inject(mode, request, response))
 }
@@ -51,7 +55,9 @@ async fn check_ephemeral(Json(review): Json<Review>) -> Json<Review> {
     answer(review, |request, response| {
         let pod = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()).unwrap_or_default();
         match inject::runs_as_proxy(&pod) {
-            Some(who) => response.deny(format!("{who} runs as the sidecar's user: its traffic would leave the mesh; choose another runAsUser")),
+            Some(who) => response.deny(format!(
+                "{who} runs as the sidecar's user: its traffic would leave the mesh; choose another runAsUser"
+            )),
             None => response,
         }
     })
@@ -78,15 +84,24 @@ fn answer(
             let response = AdmissionResponse::from(&request);
             decide(&request, response)
         }
-        Err(error) => AdmissionResponse::invalid(format!("this is no AdmissionReview with a request: {error}")),
+        Err(error) => {
+            AdmissionResponse::invalid(format!("this is no AdmissionReview with a request: {error}"))
+        }
     };
     Json(response.into_review())
 }
 
 impl Admission {
-    fn inject(&self, mode: Mode, request: &AdmissionRequest<DynamicObject>, mut response: AdmissionResponse) -> AdmissionResponse {
+    fn inject(
+        &self,
+        mode: Mode,
+        request: &AdmissionRequest<DynamicObject>,
+        mut response: AdmissionResponse,
+    ) -> AdmissionResponse {
         let namespace = request.namespace.clone().unwrap_or_default();
-        let Some(pod) = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) else { return response };
+        let Some(pod) = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) else {
+            return response;
+        };
         let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
         let context = Context {
             mode,
@@ -99,7 +114,8 @@ impl Admission {
             trust_domain: self.cluster.trust_domain(),
         };
         let (outcome, warnings) = inject::inject(&pod, &context);
-        let who = pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
+        let who =
+            pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
         tracing::info!(%namespace, pod = who, gated = context.on_trial, outcome = name(&outcome), ?warnings, "admitted a pod");
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         match outcome {
@@ -117,7 +133,8 @@ impl Admission {
             return Findings::default();
         };
         fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Findings> {
-            serde_json::from_value(object).map_err(|error| Findings { errors: vec![error.to_string()], warnings: Vec::new() })
+            serde_json::from_value(object)
+                .map_err(|error| Findings { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
             "MeshPolicy" => read::<MeshPolicy>(object).map(|policy| validate::policy(&policy)),
@@ -126,7 +143,11 @@ impl Admission {
                 Ok(canary) => {
                     let namespace = request.namespace.clone().unwrap_or_default();
                     let target = self.target(&namespace, &canary).await;
-                    Ok(validate::canary(&canary, &self.cluster.siblings(&namespace, &canary), target.as_ref()))
+                    Ok(validate::canary(
+                        &canary,
+                        &self.cluster.siblings(&namespace, &canary),
+                        target.as_ref(),
+                    ))
                 }
                 Err(findings) => Err(findings),
             },

@@ -6,12 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
@@ -52,7 +57,8 @@ impl Authority {
     /// When the Secret can be neither read nor written.
     pub async fn shared(client: &Client, settings: &Settings) -> Result<Self> {
         let (service, namespace) = (&settings.service, &settings.namespace);
-        let names = vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")];
+        let names =
+            vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")];
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
         if let Some(secret) = api.get_opt(SECRET).await.context("reading the authority's Secret")? {
             return Self::from_secret(&secret, names);
@@ -73,7 +79,9 @@ impl Authority {
         };
         match api.create(&PostParams::default(), &secret).await {
             Ok(secret) => Self::from_secret(&secret, names),
-            Err(kube::Error::Api(status)) if status.code == 409 => Self::from_secret(&api.get(SECRET).await?, names),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Self::from_secret(&api.get(SECRET).await?, names)
+            }
             Err(error) => Err(error).context("writing the authority's Secret"),
         }
     }
@@ -81,7 +89,8 @@ impl Authority {
     fn from_secret(secret: &Secret, names: Vec<String>) -> Result<Self> {
         let read = |name: &str| {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
-            let bytes = bytes.with_context(|| format!("Secret {SECRET} has no {name}; delete it to have it made again"))?;
+            let bytes = bytes
+                .with_context(|| format!("Secret {SECRET} has no {name}; delete it to have it made again"))?;
             String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
         };
         Ok(Self { pem: read("ca.crt")?, key_pem: read("ca.key")?, names })
@@ -97,7 +106,9 @@ impl Authority {
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &issuer)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], private)?;
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
@@ -114,7 +125,10 @@ impl Authority {
                 tokio::time::sleep(RENEW_EVERY).await;
                 match authority.leaf() {
                     Ok(leaf) => *renewed.0.write().unwrap_or_else(PoisonError::into_inner) = leaf,
-                    Err(error) => tracing::error!(error = format!("{error:#}"), "cannot renew the webhook's certificate"),
+                    Err(error) => tracing::error!(
+                        error = format!("{error:#}"),
+                        "cannot renew the webhook's certificate"
+                    ),
                 }
             }
         });
@@ -125,7 +139,10 @@ impl Authority {
     pub async fn keep_configured(&self, client: &Client) {
         loop {
             if let Err(error) = self.configure(client).await {
-                tracing::warn!(error = format!("{error:#}"), "cannot write the authority into the webhook configurations");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "cannot write the authority into the webhook configurations"
+                );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -136,27 +153,40 @@ impl Authority {
         let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = mutating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.iter().flatten();
-            let stale: Vec<&str> = hooks.filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle)).map(|h| h.name.as_str()).collect();
+            let stale: Vec<&str> = hooks
+                .filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle))
+                .map(|h| h.name.as_str())
+                .collect();
             if !stale.is_empty() {
-                let patch = self.patch("MutatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
-                mutating.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+                let patch =
+                    self.patch("MutatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                mutating
+                    .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
+                    .await?;
                 tracing::info!(?stale, "wrote the authority into the webhook configuration");
             }
         }
         let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = validating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.iter().flatten();
-            let stale: Vec<&str> = hooks.filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle)).map(|h| h.name.as_str()).collect();
+            let stale: Vec<&str> = hooks
+                .filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle))
+                .map(|h| h.name.as_str())
+                .collect();
             if !stale.is_empty() {
-                let patch = self.patch("ValidatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
-                validating.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+                let patch =
+                    self.patch("ValidatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                validating
+                    .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
+                    .await?;
             }
         }
         Ok(())
     }
 
     fn patch(&self, kind: &str, name: &str, hooks: &[&str], bundle: &ByteString) -> serde_json::Value {
-        let hooks: Vec<_> = hooks.iter().map(|hook| json!({"name": hook, "clientConfig": {"caBundle": bundle}})).collect();
+        let hooks: Vec<_> =
+            hooks.iter().map(|hook| json!({"name": hook, "clientConfig": {"caBundle": bundle}})).collect();
         json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": hooks})
     }
 }

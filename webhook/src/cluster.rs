@@ -32,7 +32,10 @@ impl Cluster {
 
     /// The trust domain.
     pub fn trust_domain(&self) -> String {
-        self.read().config.as_ref().map_or_else(tulle_crds::trust_domain, |config| config.spec.trust_domain.clone())
+        self.read()
+            .config
+            .as_ref()
+            .map_or_else(tulle_crds::trust_domain, |config| config.spec.trust_domain.clone())
     }
 
     /// Whether a pod of this account may stay without a sidecar.
@@ -50,7 +53,8 @@ impl Cluster {
         let canary = inner.canaries.iter().find(|((ns, _), canary)| {
             ns == namespace && canary.spec.target.kind == kind && canary.spec.target.name == name
         });
-        let approved = canary.and_then(|(_, canary)| canary.status.as_ref()).map(|status| &status.approved_revision);
+        let approved =
+            canary.and_then(|(_, canary)| canary.status.as_ref()).map(|status| &status.approved_revision);
         approved.is_some_and(|approved| !approved.is_empty() && *approved != revision)
     }
 
@@ -93,7 +97,9 @@ fn workload_of(pod: &Value) -> Option<(WorkloadKind, String, String)> {
             let name = name.strip_suffix(&hash)?.strip_suffix('-')?;
             Some((WorkloadKind::Deployment, name.to_owned(), hash))
         }
-        "StatefulSet" => Some((WorkloadKind::StatefulSet, name.to_owned(), label("controller-revision-hash")?)),
+        "StatefulSet" => {
+            Some((WorkloadKind::StatefulSet, name.to_owned(), label("controller-revision-hash")?))
+        }
         "DaemonSet" => Some((WorkloadKind::DaemonSet, name.to_owned(), label("controller-revision-hash")?)),
         _ => None,
     }
@@ -114,7 +120,9 @@ pub fn start(client: &Client, cluster: &Arc<Cluster>) {
                         None => drop(inner.pod_security.remove(&namespace.name_any())),
                     });
                 }
-                Ok(Event::Delete(namespace)) => known.change(|i| drop(i.pod_security.remove(&namespace.name_any()))),
+                Ok(Event::Delete(namespace)) => {
+                    known.change(|i| drop(i.pod_security.remove(&namespace.name_any())))
+                }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "the watch of namespaces broke; it is taken up again"),
             }
@@ -155,7 +163,9 @@ fn start_ours(client: &Client, cluster: &Arc<Cluster>) {
                 }
                 Ok(Event::Delete(_)) => known.change(|inner| inner.config = None),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the watch of the MeshConfig broke; it is taken up again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the watch of the MeshConfig broke; it is taken up again")
+                }
             }
         }
     });

@@ -35,7 +35,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listener = bind(ports::WEBHOOK).await?;
     let health = bind(ports::HEALTH).await?;
     tokio::spawn(async move {
-        let health_routes = Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(|| async { "ready\n" }));
+        let health_routes = Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(|| async { "ready\n" }));
         axum::serve(health, health_routes).await
     });
     // The configurations name this authority only now that the port answers.
@@ -54,7 +56,9 @@ pub async fn run(settings: Settings) -> Result<()> {
 async fn bind(port: u16) -> Result<TcpListener> {
     match TcpListener::bind(("::", port)).await {
         Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot bind port {port}")),
+        Err(_) => {
+            TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot bind port {port}"))
+        }
     }
 }
 
@@ -64,9 +68,13 @@ async fn serve(listener: TcpListener, serving: Serving, routes: Router) -> Resul
         let (serving, routes) = (serving.clone(), routes.clone());
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(serving.current());
-            let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await else {
+                return;
+            };
             let service = TowerToHyperService::new(routes);
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }

@@ -2,7 +2,9 @@
 
 use ipnet::IpNet;
 use serde_json::Value;
-use tulle_crds::{Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, WorkloadKind};
+use tulle_crds::{
+    Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, WorkloadKind,
+};
 use tulle_mesh::policy::Glob;
 
 /// What is said about an object.
@@ -34,7 +36,9 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
         for (index, rule) in rules.iter().flatten().enumerate() {
             for cidr in rule.from.iter().filter_map(|caller| caller.cidr.as_ref()) {
                 if cidr.parse::<IpNet>().is_err() {
-                    findings.error(format!("spec.access.{list}[{index}]: {cidr:?} is no CIDR; write for example 10.1.0.0/16"));
+                    findings.error(format!(
+                        "spec.access.{list}[{index}]: {cidr:?} is no CIDR; write for example 10.1.0.0/16"
+                    ));
                 }
             }
             for path in rule.to.iter().flat_map(|operation| operation.paths.iter().flatten()) {
@@ -59,7 +63,8 @@ pub fn config(config: &MeshConfig) -> Findings {
         Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
         Ok(span) if span.as_secs() < 20 => findings.error("spec.certificates.leafLifetime: at least 20s"),
         Ok(span) if span.as_secs() > 7 * 86_400 => {
-            findings.warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
+            findings
+                .warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
         }
         Ok(_) => {}
     }
@@ -128,11 +133,14 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
         }
     }
     if spec.on_failure == OnFailure::Undo && spec.target.kind != WorkloadKind::Deployment {
-        findings.error("spec.onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo");
+        findings.error(
+            "spec.onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo",
+        );
     }
     let managed = at("/metadata/labels/app.kubernetes.io~1managed-by").and_then(Value::as_str);
     let by_helm = managed == Some("Helm");
-    let by_flux = at("/metadata/labels/kustomize.toolkit.fluxcd.io~1name").is_some() || at("/metadata/labels/helm.toolkit.fluxcd.io~1name").is_some();
+    let by_flux = at("/metadata/labels/kustomize.toolkit.fluxcd.io~1name").is_some()
+        || at("/metadata/labels/helm.toolkit.fluxcd.io~1name").is_some();
     let by_argo = at("/metadata/annotations/argocd.argoproj.io~1tracking-id").is_some();
     for (owner, owns) in [("Helm", by_helm), ("Flux", by_flux), ("Argo CD", by_argo)] {
         if owns && seconds(spec) > 300 {
@@ -173,19 +181,28 @@ mod tests {
         }))
         .unwrap();
         let findings = super::policy(&policy);
-        assert_eq!(findings.errors, [
-            "spec.access.deny[0]: \"10.1\" is no CIDR; write for example 10.1.0.0/16",
-            "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
-        ]);
+        assert_eq!(
+            findings.errors,
+            [
+                "spec.access.deny[0]: \"10.1\" is no CIDR; write for example 10.1.0.0/16",
+                "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
+            ]
+        );
     }
 
     #[test]
     fn holds_longer_than_the_progress_deadline_are_warned_about_with_the_value_to_set() {
-        let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 5, "hold": "20m"}]}));
+        let canary = canary_of(
+            json!({"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 5, "hold": "20m"}]}),
+        );
         let target = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}, "spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}});
         let findings = super::canary(&canary, &[], Some(&target));
         assert!(findings.errors.is_empty());
-        assert!(findings.warnings[0].contains("progressDeadlineSeconds to 1260 or more"), "{:?}", findings.warnings);
+        assert!(
+            findings.warnings[0].contains("progressDeadlineSeconds to 1260 or more"),
+            "{:?}",
+            findings.warnings
+        );
         assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
     }
 

@@ -23,7 +23,9 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(binary);
     }
     if !host::exists("go") {
-        bail!("the cluster's components are compiled from Go modules: install Go 1.24 or newer and try again");
+        bail!(
+            "the cluster's components are compiled from Go modules: install Go 1.24 or newer and try again"
+        );
     }
     step("compiling Kubernetes, etcd and CoreDNS from their Go modules (about 5 minutes, once)");
     let half = binary.with_extension("half");

@@ -22,7 +22,8 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster whose state is in `TULLE_CLUSTER` or the default folder.
     pub fn new() -> Result<Self> {
-        let state = std::env::var_os("TULLE_CLUSTER").map_or_else(|| PathBuf::from("/var/tmp/tulle-cluster"), PathBuf::from);
+        let state = std::env::var_os("TULLE_CLUSTER")
+            .map_or_else(|| PathBuf::from("/var/tmp/tulle-cluster"), PathBuf::from);
         Ok(Self { state })
     }
 
@@ -67,7 +68,8 @@ impl Cluster {
         if self.state.exists() {
             left.push(self.state.display().to_string());
         }
-        let groups = cgroup_roots().into_iter().map(|root| root.join(files::CGROUP)).filter(|group| group.exists());
+        let groups =
+            cgroup_roots().into_iter().map(|root| root.join(files::CGROUP)).filter(|group| group.exists());
         left.extend(groups.map(|group| group.display().to_string()));
         let mine = self.state.display().to_string();
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
@@ -99,7 +101,7 @@ impl Cluster {
 
     /// A command inside the node's namespaces.
     pub fn inside(&self, program: &str) -> Result<Command> {
-        let Some(init) = self.pid().and_then(|pid| child_of(pid)) else {
+        let Some(init) = self.pid().and_then(child_of) else {
             bail!("the cluster does not run; start it with: cargo xtask cluster up");
         };
         let mut command = Command::new("nsenter");
@@ -169,7 +171,13 @@ impl Cluster {
     fn wait_ready(&self, most: Duration) -> Result<()> {
         let result = self.wait_for(most, "a ready node", || {
             let ready = self.kubectl().and_then(|mut kubectl| {
-                host::output(kubectl.args(["get", "node", files::NODE, "--no-headers", "--request-timeout=2s"]))
+                host::output(kubectl.args([
+                    "get",
+                    "node",
+                    files::NODE,
+                    "--no-headers",
+                    "--request-timeout=2s",
+                ]))
             });
             ready.is_ok_and(|text| text.contains(" Ready"))
         });

@@ -53,7 +53,9 @@ fn supervise(state: &Path, mut running: Vec<(Child, Component)>) -> Result<()> {
 fn mounts(state: &Path) -> Result<()> {
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).context("mounting /run")?;
-    for (folder, source) in [("/var/lib/kubelet", "kubelet"), ("/var/lib/cni", "var-cni"), ("/var/log/pods", "podlogs")] {
+    for (folder, source) in
+        [("/var/lib/kubelet", "kubelet"), ("/var/lib/cni", "var-cni"), ("/var/log/pods", "podlogs")]
+    {
         fs::create_dir_all(folder)?;
         mount_bind(state.join(source), folder).with_context(|| format!("mounting {folder}"))?;
     }
@@ -108,7 +110,11 @@ fn all(state: &Path, components: &Path) -> Vec<Component> {
         ),
         upstream(
             "kube-scheduler",
-            vec![kubeconfig("scheduler.conf"), "--leader-elect=false".into(), "--bind-address=127.0.0.1".into()],
+            vec![
+                kubeconfig("scheduler.conf"),
+                "--leader-elect=false".into(),
+                "--bind-address=127.0.0.1".into(),
+            ],
         ),
         upstream(
             "kubelet",

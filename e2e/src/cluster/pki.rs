@@ -30,7 +30,12 @@ pub fn create(folder: &Path) -> Result<()> {
     let server = Pair { folder, name: "apiserver", common_name: "kube-apiserver", organization: "" };
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
     server.issue(&authority, &[&names[..], &["127.0.0.1", "10.96.0.1", ADDRESS]].concat())?;
-    let kubelet = Pair { folder, name: "kubelet-server", common_name: "system:node:node", organization: "system:nodes" };
+    let kubelet = Pair {
+        folder,
+        name: "kubelet-server",
+        common_name: "system:node:node",
+        organization: "system:nodes",
+    };
     kubelet.issue(&authority, &[NODE, ADDRESS])?;
     let client = Pair {
         folder,
@@ -74,7 +79,8 @@ impl Pair<'_> {
             params.distinguished_name.push(DnType::OrganizationName, self.organization);
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, authority)?;
         host::write(&self.folder.join(format!("{}.crt", self.name)), certificate.pem())?;

@@ -62,7 +62,10 @@ fn operator_gone(kube: &Kube) -> Result<()> {
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     // And what has changed meanwhile arrives.
     field.client("client")?;
-    ensure!(field.status("client", "http://web.t-headless.svc.cluster.local/")? == "200", "no answer afterwards");
+    ensure!(
+        field.status("client", "http://web.t-headless.svc.cluster.local/")? == "200",
+        "no answer afterwards"
+    );
     Ok(())
 }
 
@@ -85,7 +88,16 @@ fn operator_killed(kube: &Kube) -> Result<()> {
     };
     let before = evidence()?;
     let (failed, why) = field.failed_during("load", || {
-        kube.run(&["-n", "tulle-system", "delete", "pod", "-l", "app=tulle-operator", "--grace-period=0", "--force"])?;
+        kube.run(&[
+            "-n",
+            "tulle-system",
+            "delete",
+            "pod",
+            "-l",
+            "app=tulle-operator",
+            "--grace-period=0",
+            "--force",
+        ])?;
         kube.rolled_out("tulle-system", "deployment/tulle-operator", 90)?;
         kube.wait_for("the evidence to grow", 60, || {
             Ok(evidence()? > before || field.get("canary/web", ".status.phase")? != "Progressing")
@@ -93,7 +105,9 @@ fn operator_killed(kube: &Kube) -> Result<()> {
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     ensure!(before > 0, "there was no evidence before");
-    kube.wait_for("the promotion", 120, || Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted"))
+    kube.wait_for("the promotion", 120, || {
+        Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted")
+    })
 }
 
 fn webhook_gone(kube: &Kube) -> Result<()> {
@@ -115,9 +129,7 @@ fn webhook_gone(kube: &Kube) -> Result<()> {
 }
 
 fn renewal(kube: &Kube) -> Result<()> {
-    let config = |life: &str| {
-        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}})
-    };
+    let config = |life: &str| json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}});
     kube.apply(&config("20s").to_string())?;
     let outcome = (|| {
         let field = Field::meshed(kube, "t-renew")?;
@@ -163,6 +175,9 @@ fn scale(kube: &Kube, workload: &str, replicas: u32) -> Result<()> {
         return kube.rolled_out("tulle-system", &format!("deployment/{workload}"), 120);
     }
     kube.wait_for(&format!("{workload} to be gone"), 60, || {
-        Ok(kube.run(&["-n", "tulle-system", "get", "pods", "-l", &format!("app={workload}"), "-o", "name"])?.trim().is_empty())
+        Ok(kube
+            .run(&["-n", "tulle-system", "get", "pods", "-l", &format!("app={workload}"), "-o", "name"])?
+            .trim()
+            .is_empty())
     })
 }

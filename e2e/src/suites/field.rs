@@ -151,14 +151,18 @@ impl<'a> Field<'a> {
 
 impl Drop for Field<'_> {
     fn drop(&mut self) {
-        let _ = self.kube.run(&["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"]);
+        let _ =
+            self.kube.run(&["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"]);
     }
 }
 
 /// A Deployment of the shop's service.
 pub fn deployment(name: &str, replicas: u32, arguments: &[&str]) -> Value {
-    let arguments: Vec<String> =
-        ["serve", &format!("--name={name}")].iter().map(|a| (*a).to_owned()).chain(arguments.iter().map(|a| (*a).to_owned())).collect();
+    let arguments: Vec<String> = ["serve", &format!("--name={name}")]
+        .iter()
+        .map(|a| (*a).to_owned())
+        .chain(arguments.iter().map(|a| (*a).to_owned()))
+        .collect();
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
@@ -187,7 +191,8 @@ pub fn pod_template(name: &str, arguments: &[String]) -> Value {
 
 /// A Service of port 80; `more` is merged into its spec.
 pub fn service(name: &str, more: Value) -> Value {
-    let mut spec = json!({"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
+    let mut spec =
+        json!({"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
     for (key, value) in more.as_object().into_iter().flatten() {
         spec[key] = value.clone();
     }
@@ -197,10 +202,14 @@ pub fn service(name: &str, more: Value) -> Value {
 /// A pod with the host's programs, and a writable /tmp and /run.
 pub fn host_pod(name: &str, account: &str, command: &[&str]) -> Value {
     let host = ["usr", "lib", "lib64", "etc", "bin"];
-    let mut mounts: Vec<Value> =
-        host.iter().map(|folder| json!({"name": folder, "mountPath": format!("/{folder}"), "readOnly": true})).collect();
-    let mut volumes: Vec<Value> =
-        host.iter().map(|folder| json!({"name": folder, "hostPath": {"path": format!("/{folder}")}})).collect();
+    let mut mounts: Vec<Value> = host
+        .iter()
+        .map(|folder| json!({"name": folder, "mountPath": format!("/{folder}"), "readOnly": true}))
+        .collect();
+    let mut volumes: Vec<Value> = host
+        .iter()
+        .map(|folder| json!({"name": folder, "hostPath": {"path": format!("/{folder}")}}))
+        .collect();
     for (volume, path) in [("tmp", "/tmp"), ("run", "/run"), ("data", "/data")] {
         mounts.push(json!({"name": volume, "mountPath": path}));
         volumes.push(json!({"name": volume, "emptyDir": {}}));

@@ -48,7 +48,10 @@ fn opting_out(kube: &Kube) -> Result<()> {
     pod["metadata"]["name"] = json!("host");
     pod["spec"]["hostNetwork"] = json!(true);
     let refused = required.apply(pod);
-    ensure!(refused.is_err_and(|error| error.to_string().contains("hostNetwork")), "a hostNetwork pod came in");
+    ensure!(
+        refused.is_err_and(|error| error.to_string().contains("hostNetwork")),
+        "a hostNetwork pod came in"
+    );
     Ok(())
 }
 
@@ -57,14 +60,27 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
     let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
     pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 4150});
     let refused = field.apply(pod.clone());
-    ensure!(refused.is_err_and(|error| error.to_string().contains("uid 4150")), "a pod with the proxy's uid came in");
+    ensure!(
+        refused.is_err_and(|error| error.to_string().contains("uid 4150")),
+        "a pod with the proxy's uid came in"
+    );
     pod["spec"]["containers"][0]["securityContext"] = json!({});
     field.apply(pod)?;
     let debug = json!({"spec": {"ephemeralContainers": [{
         "name": "debug", "image": "tulle.local/empty:1", "securityContext": {"runAsUser": 4150},
     }]}});
-    let refused = field.kubectl(&["patch", "pod", "app", "--subresource=ephemeralcontainers", "-p", &debug.to_string()]);
-    ensure!(refused.is_err_and(|error| error.to_string().contains("sidecar's user")), "a debug container came in");
+    let refused = field.kubectl(&[
+        "patch",
+        "pod",
+        "app",
+        "--subresource=ephemeralcontainers",
+        "-p",
+        &debug.to_string(),
+    ]);
+    ensure!(
+        refused.is_err_and(|error| error.to_string().contains("sidecar's user")),
+        "a debug container came in"
+    );
     Ok(())
 }
 
@@ -75,7 +91,14 @@ fn job(kube: &Kube) -> Result<()> {
     template["spec"]["restartPolicy"] = json!("Never");
     field.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "work"}, "spec": {"template": template}}))?;
     field.kubectl(&["wait", "--for=condition=Complete", "--timeout=90s", "job/work"])?;
-    let proxied = field.kubectl(&["get", "pods", "-l", "app=work", "-o", "jsonpath={.items[0].spec.initContainers[1].name}"])?;
+    let proxied = field.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "app=work",
+        "-o",
+        "jsonpath={.items[0].spec.initContainers[1].name}",
+    ])?;
     ensure!(proxied == "tulle-proxy", "the Job's pod had no sidecar");
     Ok(())
 }
@@ -118,12 +141,14 @@ fn shadow(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-shadow")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
-    let spec = json!({"target": {"kind": "Service", "name": "web"}, "mode": "Shadow", "access": {"allow": []}});
+    let spec =
+        json!({"target": {"kind": "Service", "name": "web"}, "mode": "Shadow", "access": {"allow": []}});
     policy(&field, "nobody", spec)?;
     enforced(&field, "nobody", "1/1")?;
     ensure!(field.status("client", "http://web.t-shadow.svc.cluster.local/")? == "200", "Shadow denied");
     let logs = field.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
-    let said = logs.lines().any(|line| line.contains("refused by policy") && line.contains("\"shadow\":true"));
+    let said =
+        logs.lines().any(|line| line.contains("refused by policy") && line.contains("\"shadow\":true"));
     ensure!(said, "Shadow did not say what it would deny");
     Ok(())
 }
@@ -132,17 +157,29 @@ fn refused_objects(kube: &Kube) -> Result<()> {
     let field = Field::plain(kube, "t-refused")?;
     for (spec, expected) in [
         (json!({"target": {"kind": "Service"}}), "a Service target needs a name"),
-        (json!({"target": {"kind": "Namespace"}, "access": {"allow": [{"from": [{}]}]}}), "a caller needs serviceAccount"),
-        (json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"from": [{"cidr": "10.1"}]}]}}), "write for example 10.1.0.0/16"),
+        (
+            json!({"target": {"kind": "Namespace"}, "access": {"allow": [{"from": [{}]}]}}),
+            "a caller needs serviceAccount",
+        ),
+        (
+            json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"from": [{"cidr": "10.1"}]}]}}),
+            "write for example 10.1.0.0/16",
+        ),
         (json!({"target": {"kind": "Namespace"}, "mtls": "Always"}), "Unsupported value"),
     ] {
         let said = policy(&field, "bad", spec.clone());
-        ensure!(said.as_ref().is_err_and(|error| format!("{error:#}").contains(expected)), "{spec}: {said:?}");
+        ensure!(
+            said.as_ref().is_err_and(|error| format!("{error:#}").contains(expected)),
+            "{spec}: {said:?}"
+        );
     }
     let canary = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "c"},
         "spec": {"target": {"kind": "Deployment", "name": "nobody"}, "steps": [{"weight": 5, "pause": {}}]}});
     let said = field.apply(canary);
-    ensure!(said.as_ref().is_err_and(|error| format!("{error:#}").contains("either a weight or a pause")), "{said:?}");
+    ensure!(
+        said.as_ref().is_err_and(|error| format!("{error:#}").contains("either a weight or a pause")),
+        "{said:?}"
+    );
     Ok(())
 }
 
@@ -177,7 +214,8 @@ fn enforced(field: &Field<'_>, name: &str, expected: &str) -> Result<()> {
     let start = Instant::now();
     let object = format!("meshpolicy/{name}");
     field.kube.wait_for(&format!("{name} to be enforced by {expected}"), 30, || {
-        Ok(field.get(&object, ".status.enforced")? == expected && field.get(&object, ".status.conditions[0].status")? == "True")
+        Ok(field.get(&object, ".status.enforced")? == expected
+            && field.get(&object, ".status.conditions[0].status")? == "True")
     })?;
     ensure!(start.elapsed() < Duration::from_secs(30), "too late");
     Ok(())

@@ -37,8 +37,15 @@ fn tools(kube: &Kube) -> Result<()> {
     let mut lines = BufReader::new(forward.stdout.take().context("its output")?).lines();
     let first = lines.next().context("port-forward printed nothing")??;
     let answer = match kube {
-        Kube::Embedded(cluster) => host::output(cluster.inside("curl")?.args(["-s", "-m", "5", "http://127.0.0.1:18080/"])),
-        Kube::Context(_) => host::output(std::process::Command::new("curl").args(["-s", "-m", "5", "http://127.0.0.1:18080/"])),
+        Kube::Embedded(cluster) => {
+            host::output(cluster.inside("curl")?.args(["-s", "-m", "5", "http://127.0.0.1:18080/"]))
+        }
+        Kube::Context(_) => host::output(std::process::Command::new("curl").args([
+            "-s",
+            "-m",
+            "5",
+            "http://127.0.0.1:18080/",
+        ])),
     };
     forward.kill()?;
     forward.wait()?;

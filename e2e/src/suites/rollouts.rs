@@ -18,7 +18,8 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn promoted(kube: &Kube) -> Result<()> {
-    let field = shop(kube, "t-promote", json!([{"weight": 20, "hold": "4s"}, {"weight": 50, "hold": "4s"}]), 30)?;
+    let field =
+        shop(kube, "t-promote", json!([{"weight": 20, "hold": "4s"}, {"weight": 50, "hold": "4s"}]), 30)?;
     let (failed, why) = field.failed_during("load", || {
         deploy(&field, "v2", 0)?;
         kube.wait_for("the promotion", 120, || {
@@ -64,7 +65,8 @@ fn stateful_set(kube: &Kube) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "db"}}))?;
     field.apply(service("db", json!({"clusterIP": "None"})))?;
     let set = |version: &str| {
-        let arguments: Vec<String> = ["serve", "--name=db", version].iter().map(|a| (*a).to_owned()).collect();
+        let arguments: Vec<String> =
+            ["serve", "--name=db", version].iter().map(|a| (*a).to_owned()).collect();
         json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": {
             "serviceName": "db", "replicas": 2, "selector": {"matchLabels": {"app": "db"}}, "template": pod_template("db", &arguments),
         }})
@@ -90,9 +92,13 @@ fn missing_target(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-missing")?;
     let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
     ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
-    kube.wait_for("the condition", 20, || Ok(field.get("canary/web", ".status.conditions[0].reason")? == "TargetNotFound"))?;
+    kube.wait_for("the condition", 20, || {
+        Ok(field.get("canary/web", ".status.conditions[0].reason")? == "TargetNotFound")
+    })?;
     field.service("web", 1, &[])?;
-    kube.wait_for("the target to be picked up", 20, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))
+    kube.wait_for("the target to be picked up", 20, || {
+        Ok(field.get("canary/web", ".status.phase")? == "Stable")
+    })
 }
 
 fn deleted(kube: &Kube) -> Result<()> {
@@ -120,8 +126,10 @@ fn canary(name: &str, kind: &str, steps: Value, requests: u32) -> Value {
 }
 
 fn deploy(field: &Field<'_>, version: &str, errors: u32) -> Result<()> {
-    let arguments = json!(["serve", "--name=web", format!("--version={version}"), format!("--errors={errors}")]);
-    let patch = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": arguments}]);
+    let arguments =
+        json!(["serve", "--name=web", format!("--version={version}"), format!("--errors={errors}")]);
+    let patch =
+        json!([{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": arguments}]);
     field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &patch.to_string()]).map(drop)
 }
 

@@ -10,9 +10,18 @@ use super::field::{Field, service};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("meshed to meshed is always mTLS: by Service, headless Service and the pod's own address", meshed_to_meshed),
-    ("a meshed client reaches a plain server, the Kubernetes API, and itself through its Service", meshed_to_others),
-    ("a Service without endpoints answers at once, and an address that nobody knows fails as without a mesh", nobody),
+    (
+        "meshed to meshed is always mTLS: by Service, headless Service and the pod's own address",
+        meshed_to_meshed,
+    ),
+    (
+        "a meshed client reaches a plain server, the Kubernetes API, and itself through its Service",
+        meshed_to_others,
+    ),
+    (
+        "a Service without endpoints answers at once, and an address that nobody knows fails as without a mesh",
+        nobody,
+    ),
     ("MariaDB, a server that speaks first, connects without delay", mariadb),
     ("PostgreSQL and Redis work through the mesh", postgres_and_redis),
     ("a large upload and a large download arrive whole", bulk),
@@ -26,14 +35,18 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
     headless["spec"]["ports"][0]["port"] = json!(8080);
     field.apply(headless)?;
     field.client("client")?;
-    let address = field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let address =
+        field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
     for url in [
         "http://web.t-talk.svc.cluster.local/".to_owned(),
         "http://headless.t-talk.svc.cluster.local:8080/".to_owned(),
         format!("http://{address}:8080/"),
     ] {
         let answer = field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", &url])?;
-        ensure!(answer.contains("spiffe://cluster.local/ns/t-talk/sa/client"), "{url}: the server saw {answer}");
+        ensure!(
+            answer.contains("spiffe://cluster.local/ns/t-talk/sa/client"),
+            "{url}: the server saw {answer}"
+        );
     }
     Ok(())
 }
@@ -42,14 +55,27 @@ fn meshed_to_others(kube: &Kube) -> Result<()> {
     let (meshed, plain) = (Field::meshed(kube, "t-out")?, Field::plain(kube, "t-server")?);
     plain.service("web", 1, &[])?;
     meshed.client("client")?;
-    ensure!(meshed.status("client", "http://web.t-server.svc.cluster.local/")? == "200", "no answer from a plain server");
-    let api = meshed.exec("client", &["/usr/bin/curl", "-sk", "-m", "8", "https://kubernetes.default.svc.cluster.local/version"])?;
+    ensure!(
+        meshed.status("client", "http://web.t-server.svc.cluster.local/")? == "200",
+        "no answer from a plain server"
+    );
+    let api = meshed.exec(
+        "client",
+        &["/usr/bin/curl", "-sk", "-m", "8", "https://kubernetes.default.svc.cluster.local/version"],
+    )?;
     ensure!(api.contains("gitVersion"), "the API answered {api}");
     // A pod that is its own Service: the sidecar hands the connection over locally.
     meshed.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "self"}}))?;
     meshed.apply(service("self", json!({"ports": [{"port": 80, "targetPort": 8080}]})))?;
-    meshed.host_pod("self", "self", &["/usr/bin/python3", "-m", "http.server", "8080", "--directory", "/etc/apt"])?;
-    ensure!(meshed.status("self", "http://self.t-out.svc.cluster.local/")? == "200", "a pod cannot reach itself");
+    meshed.host_pod(
+        "self",
+        "self",
+        &["/usr/bin/python3", "-m", "http.server", "8080", "--directory", "/etc/apt"],
+    )?;
+    ensure!(
+        meshed.status("self", "http://self.t-out.svc.cluster.local/")? == "200",
+        "a pod cannot reach itself"
+    );
     Ok(())
 }
 
@@ -73,7 +99,16 @@ fn mariadb(kube: &Kube) -> Result<()> {
     field.apply(service("db", json!({"ports": [{"port": 3306, "targetPort": 3306}]})))?;
     field.host_pod("db", "default", &["/bin/bash", "-c", script])?;
     field.client("client")?;
-    let query = ["/usr/bin/mariadb", "--no-defaults", "-h", "db.t-mariadb.svc.cluster.local", "--skip-ssl", "-N", "-e", "select 40+2"];
+    let query = [
+        "/usr/bin/mariadb",
+        "--no-defaults",
+        "-h",
+        "db.t-mariadb.svc.cluster.local",
+        "--skip-ssl",
+        "-N",
+        "-e",
+        "select 40+2",
+    ];
     kube.wait_for("MariaDB", 60, || Ok(field.exec("client", &query)?.trim() == "42"))?;
     let start = Instant::now();
     for _ in 0..3 {
@@ -93,9 +128,21 @@ fn postgres_and_redis(kube: &Kube) -> Result<()> {
     field.apply(service("postgres", json!({"ports": [{"port": 5432, "targetPort": 5432}]})))?;
     field.apply(service("redis", json!({"ports": [{"port": 6379, "targetPort": 6379}]})))?;
     field.host_pod("postgres", "default", &["/bin/bash", "-c", &script])?;
-    field.host_pod("redis", "default", &["/usr/bin/redis-server", "--protected-mode", "no", "--save", "", "--dir", "/data"])?;
+    field.host_pod(
+        "redis",
+        "default",
+        &["/usr/bin/redis-server", "--protected-mode", "no", "--save", "", "--dir", "/data"],
+    )?;
     field.client("client")?;
-    let psql = ["/usr/bin/psql", "-h", "postgres.t-databases.svc.cluster.local", "-U", "postgres", "-Atc", "select 40+2"];
+    let psql = [
+        "/usr/bin/psql",
+        "-h",
+        "postgres.t-databases.svc.cluster.local",
+        "-U",
+        "postgres",
+        "-Atc",
+        "select 40+2",
+    ];
     kube.wait_for("PostgreSQL", 60, || Ok(field.exec("client", &psql)?.trim() == "42"))?;
     let redis = ["/usr/bin/redis-cli", "-h", "redis.t-databases.svc.cluster.local", "ping"];
     kube.wait_for("Redis", 30, || Ok(field.exec("client", &redis)?.trim() == "PONG"))
@@ -113,20 +160,35 @@ fn bulk(kube: &Kube) -> Result<()> {
     field.host_pod("files", "default", &["/bin/sh", "-c", serve])?;
     let sums = "curl -s -m 30 http://files.t-bulk.svc.cluster.local/b | md5sum";
     let sent = field.exec("files", &["/bin/sh", "-c", "md5sum < /data/b"])?;
-    kube.wait_for("the download to arrive whole", 20, || Ok(field.exec("client", &["/bin/sh", "-c", sums])? == sent))
+    kube.wait_for("the download to arrive whole", 20, || {
+        Ok(field.exec("client", &["/bin/sh", "-c", sums])? == sent)
+    })
 }
 
 fn garbage(kube: &Kube) -> Result<()> {
     let (meshed, plain) = (Field::meshed(kube, "t-garbage")?, Field::plain(kube, "t-attacker")?);
     meshed.service("web", 1, &[])?;
     plain.client("attacker")?;
-    let address = meshed.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let address =
+        meshed.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
     for port in [8080, 4150, 4151, 4152, 4153, 9999] {
-        let script = format!("head -c 20000 /dev/urandom | timeout 3 bash -c 'cat > /dev/tcp/{address}/{port}' 2>/dev/null; true");
+        let script = format!(
+            "head -c 20000 /dev/urandom | timeout 3 bash -c 'cat > /dev/tcp/{address}/{port}' 2>/dev/null; true"
+        );
         plain.exec("attacker", &["/bin/bash", "-c", &script])?;
     }
-    ensure!(plain.status("attacker", "http://web.t-garbage.svc.cluster.local/")? == "200", "the pod does not answer any more");
-    let restarts = meshed.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.initContainerStatuses[1].restartCount}"])?;
+    ensure!(
+        plain.status("attacker", "http://web.t-garbage.svc.cluster.local/")? == "200",
+        "the pod does not answer any more"
+    );
+    let restarts = meshed.kubectl(&[
+        "get",
+        "pod",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={.items[0].status.initContainerStatuses[1].restartCount}",
+    ])?;
     ensure!(restarts == "0", "the sidecar was restarted {restarts} times");
     let logs = meshed.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
     ensure!(!logs.contains("panicked"), "a panic: {logs}");

@@ -11,7 +11,10 @@ pub(super) fn run() -> Tally {
     let mut tally = Tally::default();
     let checks: [(&str, &[&str]); 2] = [
         ("the code is formatted", &["fmt", "--all", "--check"]),
-        ("clippy has nothing to say", &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        (
+            "clippy has nothing to say",
+            &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        ),
     ];
     for (sentence, arguments) in checks {
         step(sentence);
@@ -52,7 +55,9 @@ fn cargo() -> Command {
 /// Adds up the result lines of cargo's tests.
 fn count(text: &str) -> (usize, usize) {
     let results = text.lines().filter(|line| line.starts_with("test result:"));
-    results.fold((0, 0), |(passed, failed), line| (passed + before(line, " passed"), failed + before(line, " failed")))
+    results.fold((0, 0), |(passed, failed), line| {
+        (passed + before(line, " passed"), failed + before(line, " failed"))
+    })
 }
 
 fn before(line: &str, word: &str) -> usize {

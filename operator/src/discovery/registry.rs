@@ -82,7 +82,9 @@ impl Registry {
             all.push((uid.clone(), Report::Connected));
             all.extend(sidecar.acked.iter().map(|(n, v)| (uid.clone(), Report::Acked(n.clone(), v.clone()))));
             let refused = sidecar.refused.iter();
-            all.extend(refused.map(|(n, (v, r))| (uid.clone(), Report::Refused(n.clone(), v.clone(), r.clone()))));
+            all.extend(
+                refused.map(|(n, (v, r))| (uid.clone(), Report::Refused(n.clone(), v.clone(), r.clone()))),
+            );
         }
         all
     }
@@ -141,7 +143,11 @@ fn inbound(pod_uid: &str) -> ResourceName {
 /// The version of a destination if it is behind this Canary. Where the model does not show the epoch
 /// yet, no version can be the right one.
 fn version_for_canary(model: &Model, name: &str, uid: &str, canary: &Key, epoch: u64) -> Option<String> {
-    let name = ResourceName { r#type: ResourceType::Destination as i32, cluster: String::new(), name: name.to_owned() };
+    let name = ResourceName {
+        r#type: ResourceType::Destination as i32,
+        cluster: String::new(),
+        name: name.to_owned(),
+    };
     let resource = model.resource(&name, uid)?;
     let Some(resource::Body::Destination(view)) = &resource.body else { return None };
     let Some(destination::Kind::Service(service)) = &view.kind else { return None };

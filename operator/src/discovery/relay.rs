@@ -28,8 +28,18 @@ pub struct Outlet {
 
 impl Outlet {
     /// An outlet.
-    pub fn new(registry: Arc<Registry>, aggregates: Arc<Aggregates>, leadership: watch::Receiver<Leadership>) -> Arc<Self> {
-        Arc::new(Self { registry, aggregates, leadership, leader: Mutex::default(), waiting: Mutex::default() })
+    pub fn new(
+        registry: Arc<Registry>,
+        aggregates: Arc<Aggregates>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            aggregates,
+            leadership,
+            leader: Mutex::default(),
+            waiting: Mutex::default(),
+        })
     }
 
     /// Takes a report of a sidecar of this replica.
@@ -52,7 +62,11 @@ impl Outlet {
         }
         if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
             let message = relay_message::Message::Telemetry(report);
-            let _ = leader.send(RelayMessage { pod_uid: pod_uid.to_owned(), message: Some(message), ..Default::default() });
+            let _ = leader.send(RelayMessage {
+                pod_uid: pod_uid.to_owned(),
+                message: Some(message),
+                ..Default::default()
+            });
         }
         false
     }
@@ -107,14 +121,19 @@ impl Outlet {
 }
 
 fn message(pod_uid: &str, report: Report) -> RelayMessage {
-    let name = |(kind, name): (i32, String)| Some(ResourceName { r#type: kind, cluster: String::new(), name });
+    let name =
+        |(kind, name): (i32, String)| Some(ResourceName { r#type: kind, cluster: String::new(), name });
     let message = match report {
         Report::Connected => relay_message::Message::Connected(true),
         Report::Gone => relay_message::Message::Connected(false),
         Report::Acked(id, version) => relay_message::Message::Ack(Ack { name: name(id), version }),
-        Report::Refused(id, version, reason) => relay_message::Message::Nack(Nack { name: name(id), version, reason }),
+        Report::Refused(id, version, reason) => {
+            relay_message::Message::Nack(Nack { name: name(id), version, reason })
+        }
         // An acknowledgement of nothing: the subscription is over.
-        Report::Unsubscribed(id) => relay_message::Message::Ack(Ack { name: name(id), version: String::new() }),
+        Report::Unsubscribed(id) => {
+            relay_message::Message::Ack(Ack { name: name(id), version: String::new() })
+        }
     };
     RelayMessage { pod_uid: pod_uid.to_owned(), message: Some(message), ..Default::default() }
 }

@@ -24,7 +24,9 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
 use tulle_mesh::proto::identity_server::IdentityServer;
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
-use tulle_mesh::proto::{OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message};
+use tulle_mesh::proto::{
+    OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
+};
 
 use super::registry::Registry;
 use super::relay::{Outlet, report_of};
@@ -69,7 +71,13 @@ pub struct Services {
 
 impl Services {
     /// The services.
-    pub fn new(hub: Arc<Hub>, outlet: Arc<Outlet>, registry: Arc<Registry>, aggregates: Arc<Aggregates>, me: WorkloadId) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        outlet: Arc<Outlet>,
+        registry: Arc<Registry>,
+        aggregates: Arc<Aggregates>,
+        me: WorkloadId,
+    ) -> Self {
         Self { hub, outlet, registry, aggregates, me, admission: Arc::new(Semaphore::new(ADMITTED)) }
     }
 }
@@ -125,7 +133,10 @@ fn caller<T>(request: &Request<T>) -> Result<WorkloadId, Status> {
 impl Discovery for Services {
     type StreamStream = ReceiverStream<Result<OperatorMessage, Status>>;
 
-    async fn stream(&self, request: Request<Streaming<SidecarMessage>>) -> Result<Response<Self::StreamStream>, Status> {
+    async fn stream(
+        &self,
+        request: Request<Streaming<SidecarMessage>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
         let identity = caller(&request)?;
         if !self.hub.is_synced() {
             return Err(Status::unavailable("the operator is still reading the cluster"));
@@ -139,7 +150,8 @@ impl Discovery for Services {
         // A sidecar speaks for its own pod only: namespace and account are those of its certificate.
         {
             let model = self.hub.model();
-            let pod = model.pod(&hello.pod_uid).ok_or_else(|| Status::unavailable("this pod is not known yet"))?;
+            let pod =
+                model.pod(&hello.pod_uid).ok_or_else(|| Status::unavailable("this pod is not known yet"))?;
             if *pod.namespace != *identity.namespace || *pod.service_account != *identity.service_account {
                 tracing::warn!(%identity, pod = hello.pod_name, "a sidecar asked for another's pod");
                 return Err(Status::permission_denied("the certificate is of another workload"));
@@ -167,7 +179,10 @@ impl Discovery for Services {
 impl Relay for Services {
     type ForwardStream = ReceiverStream<Result<RelayReply, Status>>;
 
-    async fn forward(&self, request: Request<Streaming<RelayMessage>>) -> Result<Response<Self::ForwardStream>, Status> {
+    async fn forward(
+        &self,
+        request: Request<Streaming<RelayMessage>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
         if caller(&request)? != self.me {
             return Err(Status::permission_denied("only replicas of the operator relay"));
         }
@@ -223,7 +238,8 @@ impl Peer {
         let config = Arc::clone(&tls.client.read().unwrap_or_else(std::sync::PoisonError::into_inner));
         let name = ServerName::try_from("operator.tulle")?;
         let stream = TlsConnector::from(config).connect(name, stream).await?;
-        let leaf: Option<&CertificateDer<'_>> = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let leaf: Option<&CertificateDer<'_>> =
+            stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let identity = tulle_mesh::svid::peer_identity(leaf.context("no certificate")?)?;
         anyhow::ensure!(identity == tls.identity, "{address} is {identity}, not a replica of the operator");
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());

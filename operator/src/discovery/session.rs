@@ -54,7 +54,8 @@ impl Session {
     /// Serves the stream to its end.
     pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<(i32, String), String>) {
         self.outlet.report(&self.pod_uid, Report::Connected);
-        let mut state = State { subscribed: HashMap::new(), held, sends_in_second: 0, second: Instant::now() };
+        let mut state =
+            State { subscribed: HashMap::new(), held, sends_in_second: 0, second: Instant::now() };
         let end = self.serve(&mut up, &mut state).await;
         if let Err(status) = end {
             tracing::debug!(pod = self.pod_uid, %status, "a sidecar's stream ended");
@@ -98,7 +99,8 @@ impl Session {
                 if state.subscribed.len() >= MAX_SUBSCRIPTIONS {
                     return Err(Status::resource_exhausted("more subscriptions than one sidecar may have"));
                 }
-                let _turn = self.admission.acquire().await.map_err(|_| Status::unavailable("the operator stops"))?;
+                let _turn =
+                    self.admission.acquire().await.map_err(|_| Status::unavailable("the operator stops"))?;
                 let id = (name.r#type, name.name.clone());
                 let held = state.held.remove(&id);
                 state.subscribed.insert(id.clone(), (name, held));
@@ -118,13 +120,20 @@ impl Session {
             }
             Some(sidecar_message::Message::Nack(nack)) => {
                 let Some(name) = nack.name else { return Ok(()) };
-                tracing::warn!(pod = self.pod_uid, resource = name.name, reason = nack.reason, "a sidecar refused a resource");
+                tracing::warn!(
+                    pod = self.pod_uid,
+                    resource = name.name,
+                    reason = nack.reason,
+                    "a sidecar refused a resource"
+                );
                 let report = Report::Refused((name.r#type, name.name), nack.version, nack.reason);
                 self.outlet.report(&self.pod_uid, report);
                 Ok(())
             }
             Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report).await,
-            Some(sidecar_message::Message::Hello(_)) | None => Err(Status::invalid_argument("one hello, at the start")),
+            Some(sidecar_message::Message::Hello(_)) | None => {
+                Err(Status::invalid_argument("one hello, at the start"))
+            }
         }
     }
 
@@ -145,7 +154,12 @@ impl Session {
     }
 
     /// Sends a resource unless the sidecar holds this version of it.
-    async fn send_if_changed(&self, state: &mut State, id: &(i32, String), fresh: bool) -> Result<(), Status> {
+    async fn send_if_changed(
+        &self,
+        state: &mut State,
+        id: &(i32, String),
+        fresh: bool,
+    ) -> Result<(), Status> {
         let Some((name, sent)) = state.subscribed.get_mut(id) else { return Ok(()) };
         let Some(resource) = self.hub.model().resource(name, &self.pod_uid) else { return Ok(()) };
         if sent.as_ref() == Some(&resource.version) {

@@ -75,7 +75,8 @@ impl Authority {
     /// When they cannot be read or don't belong together.
     pub fn load(root_pem: &str, key_pem: &str) -> Result<Self> {
         let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).context("the root certificate")?;
-        let issuer = Issuer::from_ca_cert_pem(root_pem, KeyPair::from_pem(key_pem).context("the root's key")?)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(root_pem, KeyPair::from_pem(key_pem).context("the root's key")?)?;
         let not_after = end_of(&root)?;
         Ok(Self { issuer, root, root_pem: root_pem.to_owned(), not_after })
     }
@@ -129,7 +130,8 @@ impl Authority {
     /// [`RequestError`].
     pub fn sign_request(&self, csr_der: &[u8], identity: &WorkloadId, lifetime: Duration) -> Result<Leaf> {
         let csr = CertificateSigningRequestDer::from(csr_der);
-        let request = CertificateSigningRequestParams::from_der(&csr).map_err(|_| RequestError::Unreadable)?;
+        let request =
+            CertificateSigningRequestParams::from_der(&csr).map_err(|_| RequestError::Unreadable)?;
         if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             bail!(RequestError::Key);
         }
@@ -146,7 +148,8 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationName, "Tulle");
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_string())?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let now = SystemTime::now();
         // A leaf that outlives its root would be renewed too late.
         let not_after = (now + lifetime).min(self.not_after);
@@ -191,7 +194,8 @@ mod tests {
         if let Ok(leaf) = leaf {
             assert_eq!(peer_identity(&leaf.chain[0]), Ok(me.clone()));
         }
-        let plain = csr(|params| params.subject_alt_names = vec![SanType::DnsName("evil".try_into().unwrap())]);
+        let plain =
+            csr(|params| params.subject_alt_names = vec![SanType::DnsName("evil".try_into().unwrap())]);
         let leaf = authority.sign_request(&plain, &me, LIFE).unwrap();
         assert_eq!(peer_identity(&leaf.chain[0]), Ok(me));
     }

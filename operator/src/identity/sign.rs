@@ -42,8 +42,10 @@ impl Signer {
     async fn review(&self, token: String) -> Result<Bearer, Status> {
         let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token) };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let review = Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
-        let review = review.map_err(|error| Status::unavailable(format!("the token could not be reviewed: {error}")))?;
+        let review =
+            Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
+        let review = review
+            .map_err(|error| Status::unavailable(format!("the token could not be reviewed: {error}")))?;
         bearer(&review)
     }
 }
@@ -59,9 +61,11 @@ fn bearer(review: &TokenReview) -> Result<Bearer, Status> {
     let user = status.user.as_ref().ok_or_else(|| refuse("the token names nobody"))?;
     let name = user.username.as_deref().unwrap_or("");
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    let (namespace, service_account) = account.ok_or_else(|| refuse("the token is not of a service account"))?;
+    let (namespace, service_account) =
+        account.ok_or_else(|| refuse("the token is not of a service account"))?;
     let pod_uid = user.extra.as_ref().and_then(|extra| extra.get("authentication.kubernetes.io/pod-uid"));
-    let pod_uid = pod_uid.and_then(|uids| uids.first()).ok_or_else(|| refuse("the token is not bound to a pod"))?;
+    let pod_uid =
+        pod_uid.and_then(|uids| uids.first()).ok_or_else(|| refuse("the token is not bound to a pod"))?;
     Ok(Bearer {
         namespace: namespace.to_owned(),
         service_account: service_account.to_owned(),
@@ -86,7 +90,8 @@ impl Identity for Signer {
                 return Err(Status::unavailable("this pod is not known yet, or gone"));
             }
             let settings = model.settings();
-            let identity = WorkloadId::new(&settings.trust_domain, &bearer.namespace, &bearer.service_account);
+            let identity =
+                WorkloadId::new(&settings.trust_domain, &bearer.namespace, &bearer.service_account);
             (identity, Span::parse(&settings.leaf_lifetime).unwrap_or(Duration::from_secs(86_400)))
         };
         let leaf = self.authority.sign_request(&request.csr_der, &identity, lifetime);
@@ -119,7 +124,10 @@ mod tests {
     #[test]
     fn only_our_audience_bound_to_a_pod_is_a_bearer() {
         let good = bearer(&review(|_| {})).unwrap();
-        assert_eq!((good.namespace.as_str(), good.service_account.as_str(), good.pod_uid.as_str()), ("shop", "web", "u1"));
+        assert_eq!(
+            (good.namespace.as_str(), good.service_account.as_str(), good.pod_uid.as_str()),
+            ("shop", "web", "u1")
+        );
         for change in [
             json!({"authenticated": false}),
             json!({"audiences": ["https://kubernetes.default.svc"]}),
@@ -127,7 +135,8 @@ mod tests {
             json!({"user": {"username": "admin", "extra": {"authentication.kubernetes.io/pod-uid": ["u1"]}}}),
             json!({"user": {"username": "system:serviceaccount:shop:web"}}),
         ] {
-            let changed = review(|status| status.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
+            let changed =
+                review(|status| status.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
             assert!(bearer(&changed).is_err(), "{change}");
         }
     }

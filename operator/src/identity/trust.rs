@@ -24,7 +24,12 @@ pub const FILE: &str = "roots.pem";
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// Keeps the bundles for ever, while this replica leads.
-pub async fn run(client: Client, hub: Arc<Hub>, authority: Arc<Authority>, mut leadership: watch::Receiver<Leadership>) {
+pub async fn run(
+    client: Client,
+    hub: Arc<Hub>,
+    authority: Arc<Authority>,
+    mut leadership: watch::Receiver<Leadership>,
+) {
     let mut changes = hub.changes();
     let mut written: BTreeMap<Arc<str>, tokio::time::Instant> = BTreeMap::new();
     loop {

@@ -231,3 +231,6 @@ impl Model {
         self.revisions.remove(key);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,12 @@ pub enum Verdict {
     TargetNotFound(String),
 }
 
+/// A section by its name, and whether a policy has it.
+type Section = (&'static str, fn(&MeshPolicy) -> bool);
+
+const SECTIONS: [Section; 2] =
+    [("mtls", |policy| policy.spec.mtls.is_some()), ("access", |policy| policy.spec.access.is_some())];
+
 /// How narrow a target is; more is narrower.
 fn breadth(policy: &MeshPolicy) -> u8 {
     match policy.spec.target.kind {
@@ -52,9 +58,12 @@ impl Model {
         }
         match policy.spec.target.kind {
             TargetKind::Namespace => true,
-            TargetKind::Workload => {
-                policy.spec.target.selector.as_ref().is_some_and(|selector| pod.matches(&selector.match_labels))
-            }
+            TargetKind::Workload => policy
+                .spec
+                .target
+                .selector
+                .as_ref()
+                .is_some_and(|selector| pod.matches(&selector.match_labels)),
             TargetKind::Service => {
                 let name = policy.spec.target.name.as_deref().unwrap_or("");
                 let service = self.services.get(&(key.0.clone(), name.into()));
@@ -81,13 +90,16 @@ impl Model {
 
     fn by_age(&self) -> Vec<(&Key, &MeshPolicy)> {
         let mut all: Vec<_> = self.policies.iter().collect();
-        all.sort_by(|a, b| a.1.metadata.creation_timestamp.cmp(&b.1.metadata.creation_timestamp).then(a.0.cmp(b.0)));
+        all.sort_by(|a, b| {
+            a.1.metadata.creation_timestamp.cmp(&b.1.metadata.creation_timestamp).then(a.0.cmp(b.0))
+        });
         all
     }
 
     /// The mTLS mode of a pod and the policy that set it. A policy in Shadow sets nothing.
     pub(super) fn mtls_for(&self, pod: &Pod) -> (MtlsMode, Option<proto::ObjectRef>) {
-        let enforced = |policy: &MeshPolicy| policy.spec.mtls.filter(|_| policy.spec.mode == PolicyMode::Enforce);
+        let enforced =
+            |policy: &MeshPolicy| policy.spec.mtls.filter(|_| policy.spec.mode == PolicyMode::Enforce);
         match self.section_for(pod, enforced) {
             Some((key, policy, mode)) => (mode, Some(reference(key, policy))),
             None => (self.settings.mtls, None),
@@ -139,9 +151,12 @@ impl Model {
 
     fn namespaces_with(&self, labels: &BTreeMap<String, String>) -> Vec<String> {
         let has = |name: &str| {
-            self.namespaces.get(name).is_some_and(|n| labels.iter().all(|(key, value)| n.labels.get(key) == Some(value)))
+            self.namespaces
+                .get(name)
+                .is_some_and(|n| labels.iter().all(|(key, value)| n.labels.get(key) == Some(value)))
         };
-        let mut names: Vec<String> = self.namespaces.keys().filter(|name| has(name)).map(|n| n.to_string()).collect();
+        let mut names: Vec<String> =
+            self.namespaces.keys().filter(|name| has(name)).map(|n| n.to_string()).collect();
         names.sort_unstable();
         names
     }
@@ -159,20 +174,20 @@ impl Model {
         if let Err(error) = self.check(key, policy) {
             return Verdict::Invalid(error.to_string());
         }
-        if let (TargetKind::Service, Some(name)) = (policy.spec.target.kind, &policy.spec.target.name) {
-            if !self.services.contains_key(&(key.0.clone(), name.as_str().into())) {
-                return Verdict::TargetNotFound(format!("there is no Service {name} in namespace {}", key.0));
-            }
+        if let (TargetKind::Service, Some(name)) = (policy.spec.target.kind, &policy.spec.target.name)
+            && !self.services.contains_key(&(key.0.clone(), name.as_str().into()))
+        {
+            return Verdict::TargetNotFound(format!("there is no Service {name} in namespace {}", key.0));
         }
-        let sections: [(&'static str, fn(&MeshPolicy) -> bool); 2] =
-            [("mtls", |policy| policy.spec.mtls.is_some()), ("access", |policy| policy.spec.access.is_some())];
         for pod in pods {
-            for (name, has) in sections {
+            for (name, has) in SECTIONS {
                 let winner = self.section_for(pod, |candidate| has(candidate).then_some(()));
-                if let Some((other, winning, ())) = winner {
-                    if has(policy) && other != key && breadth(winning) == breadth(policy) {
-                        return Verdict::Conflicted { with: other.1.to_string(), section: name };
-                    }
+                if let Some((other, winning, ())) = winner
+                    && has(policy)
+                    && other != key
+                    && breadth(winning) == breadth(policy)
+                {
+                    return Verdict::Conflicted { with: other.1.to_string(), section: name };
                 }
             }
         }

@@ -64,9 +64,9 @@ impl Model {
                     && *canary.spec.target.name == *key.name
             })
         };
-        let parked = self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);
+        let parked =
+            self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);
         let orphaned = parked.filter(|pod| !pod.workload.as_ref().is_some_and(watched));
         orphaned.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect()
     }
 }
-

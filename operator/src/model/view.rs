@@ -97,7 +97,13 @@ impl Model {
         }
     }
 
-    fn service_port(&self, key: &Key, service: &Service, port: &ServicePort, node: &str) -> proto::ServicePort {
+    fn service_port(
+        &self,
+        key: &Key,
+        service: &Service,
+        port: &ServicePort,
+        node: &str,
+    ) -> proto::ServicePort {
         let endpoints = self.endpoints(key, service, port, node);
         let (split, canary) = self.split(&endpoints);
         proto::ServicePort {
@@ -115,16 +121,25 @@ impl Model {
 
     /// Endpoints come from slices only: address and port as they stand there. A pod that is in more
     /// than one slice counts once.
-    fn endpoints(&self, key: &Key, service: &Service, port: &ServicePort, node: &str) -> Vec<proto::Endpoint> {
+    fn endpoints(
+        &self,
+        key: &Key,
+        service: &Service,
+        port: &ServicePort,
+        node: &str,
+    ) -> Vec<proto::Endpoint> {
         let mut found: HashMap<String, proto::Endpoint> = HashMap::new();
-        for slice in self.slices_by_service.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key)) {
+        for slice in
+            self.slices_by_service.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key))
+        {
             let Some((_, number)) = slice.ports.iter().find(|(name, _)| *name == port.name) else { continue };
             for endpoint in &slice.endpoints {
                 if service.local_only && &*endpoint.node != node {
                     continue;
                 }
                 if let Some(made) = self.endpoint(endpoint, *number) {
-                    let id = if made.pod_uid.is_empty() { made.address.clone() } else { made.pod_uid.clone() };
+                    let id =
+                        if made.pod_uid.is_empty() { made.address.clone() } else { made.pod_uid.clone() };
                     found.insert(id, made);
                 }
             }
@@ -140,7 +155,8 @@ impl Model {
         let pod = endpoint.pod_uid.as_ref().and_then(|uid| self.pods.get(uid));
         let address = SocketAddr::new(endpoint.address?, port).to_string();
         let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);
-        let parked = pod.is_some_and(|pod| pod.gated && !pod.gate_open && pod.containers_ready && !pod.finished);
+        let parked =
+            pod.is_some_and(|pod| pod.gated && !pod.gate_open && pod.containers_ready && !pod.finished);
         // `ready` is true for every endpoint of a Service with publishNotReadyAddresses: a pod under
         // trial must really be ready.
         let on_trial = pod.is_some_and(|pod| pod.gated && !pod.gate_open);
@@ -172,7 +188,8 @@ impl Model {
     /// revision gets only its share whether or not its pods carry a gate.
     fn split(&self, endpoints: &[proto::Endpoint]) -> (Vec<proto::RevisionShare>, Option<proto::CanaryRef>) {
         let none = (Vec::new(), None);
-        let mut workloads = endpoints.iter().filter_map(|e| self.pods.get(e.pod_uid.as_str())?.workload.as_ref());
+        let mut workloads =
+            endpoints.iter().filter_map(|e| self.pods.get(e.pod_uid.as_str())?.workload.as_ref());
         let Some(workload) = workloads.next() else { return none };
         if workloads.any(|other| other != workload) {
             return none;
@@ -188,9 +205,11 @@ impl Model {
         if status.approved_revision.is_empty() || status.phase == Phase::Promoting {
             return none;
         }
-        let on_trial = !status.canary_revision.is_empty() && status.canary_revision != status.approved_revision;
+        let on_trial =
+            !status.canary_revision.is_empty() && status.canary_revision != status.approved_revision;
         let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
-        let share = |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
+        let share =
+            |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
         let mut split = vec![share(&status.approved_revision, 1000 - weight)];
         if on_trial {
             split.push(share(&status.canary_revision, weight));
@@ -229,7 +248,8 @@ pub fn target_name(spec: &MeshPolicySpec, namespace: &str) -> String {
 /// A policy's access section in a few words.
 pub fn access_summary(spec: &MeshPolicySpec) -> String {
     let Some(access) = &spec.access else { return "all".to_owned() };
-    let count = |rules: &Option<Vec<_>>, word: &str| rules.as_ref().map(|rules| format!("{} {word}", rules.len()));
+    let count =
+        |rules: &Option<Vec<_>>, word: &str| rules.as_ref().map(|rules| format!("{} {word}", rules.len()));
     let parts: Vec<String> =
         [count(&access.allow, "allow"), count(&access.deny, "deny")].into_iter().flatten().collect();
     parts.join(", ")

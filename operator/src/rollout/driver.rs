@@ -39,6 +39,8 @@ pub struct Driver {
 
 /// What had been counted at the last look: for a Canary, of its two revisions.
 type Baselines = HashMap<(Key, String), Counts>;
+/// One of them.
+type Total = ((Key, String), Counts);
 
 impl Driver {
     /// A driver.
@@ -76,7 +78,7 @@ impl Driver {
 
     /// One look at one Canary. Returns what had been counted, once the status that holds it is written:
     /// counts that were not written are counted again.
-    async fn look(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> Option<Vec<((Key, String), Counts)>> {
+    async fn look(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> Option<Vec<Total>> {
         let status = canary.status.clone().unwrap_or_default();
         let (seen, totals) = self.see(key, canary, baselines);
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
@@ -97,7 +99,7 @@ impl Driver {
         Some(totals)
     }
 
-    fn see(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> (Seen, Vec<((Key, String), Counts)>) {
+    fn see(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> (Seen, Vec<Total>) {
         let model = self.hub.model();
         let status = canary.status.clone().unwrap_or_default();
         let workload = WorkloadKey {
@@ -124,7 +126,7 @@ impl Driver {
             target: model.workload(&workload),
             acknowledged: self.registry.acknowledged_canary(&model, key, status.epoch),
             counted,
-            action: annotation.and_then(|text| Verb::parse(text)),
+            action: annotation.and_then(|text| Verb::parse(text.as_str())),
         };
         (seen, totals)
     }
@@ -149,7 +151,8 @@ impl Driver {
     }
 
     async fn open_gate(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
-        let condition = json!({"type": keys::GATE, "status": "True", "lastTransitionTime": Timestamp::now().to_string()});
+        let condition =
+            json!({"type": keys::GATE, "status": "True", "lastTransitionTime": Timestamp::now().to_string()});
         let patch = json!({"status": {"conditions": [condition]}});
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         // Strategic: conditions are merged by type, those of kubelet stay.
@@ -170,13 +173,16 @@ impl Driver {
     /// Restores the template of the approved revision, as `kubectl rollout undo` does.
     async fn undo(&self, key: &Key, canary: &Canary, revision: &str) -> anyhow::Result<()> {
         if canary.spec.target.kind != WorkloadKind::Deployment {
-            anyhow::bail!("onFailure: Undo is offered for Deployments only; undo by hand: kubectl rollout undo");
+            anyhow::bail!(
+                "onFailure: Undo is offered for Deployments only; undo by hand: kubectl rollout undo"
+            );
         }
         let sets = Api::<ReplicaSet>::namespaced(self.client.clone(), &key.0);
         let of_revision = ListParams::default().labels(&format!("pod-template-hash={revision}"));
         let sets = sets.list(&of_revision).await?;
         let template = sets.items.into_iter().find_map(|set| set.spec?.template);
-        let mut template = template.ok_or_else(|| anyhow::anyhow!("there is no ReplicaSet of revision {revision}"))?;
+        let mut template =
+            template.ok_or_else(|| anyhow::anyhow!("there is no ReplicaSet of revision {revision}"))?;
         if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
             labels.remove("pod-template-hash");
         }

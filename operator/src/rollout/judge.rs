@@ -73,7 +73,10 @@ pub struct Judgement {
 pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
     let log_evidence = counted.former_log_evidence + step_log_evidence(counted, rule.worse_by);
     let needed = (1.0 / rule.alpha).ln();
-    let (canary, stable) = (rate(counted.canary_failures, counted.canary_requests), rate(counted.stable_failures, counted.stable_requests));
+    let (canary, stable) = (
+        rate(counted.canary_failures, counted.canary_requests),
+        rate(counted.stable_failures, counted.stable_requests),
+    );
     let facts = format!(
         "canary failed {} of {} ({:.2}%), stable {} of {} ({:.2}%)",
         counted.canary_failures,
@@ -150,7 +153,13 @@ mod tests {
     }
 
     /// Runs a rollout at one weight, looking after every hundred requests; the request at which it failed.
-    fn simulate(seed: u64, weight: f64, canary_rate: f64, stable_rate: impl Fn(u64) -> f64, requests: u64) -> Option<u64> {
+    fn simulate(
+        seed: u64,
+        weight: f64,
+        canary_rate: f64,
+        stable_rate: impl Fn(u64) -> f64,
+        requests: u64,
+    ) -> Option<u64> {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let mut seen = Counted::default();
         for number in 1..=requests {
@@ -184,7 +193,8 @@ mod tests {
 
     #[test]
     fn a_version_that_fails_often_is_stopped_soon() {
-        let mut needed: Vec<u64> = (1..=50).filter_map(|seed| simulate(seed, 0.05, 100.0, |_| 0.002, 20_000)).collect();
+        let mut needed: Vec<u64> =
+            (1..=50).filter_map(|seed| simulate(seed, 0.05, 100.0, |_| 0.002, 20_000)).collect();
         assert_eq!(needed.len(), 50, "found every time");
         needed.sort_unstable();
         assert!(needed[25] <= 1_500, "median: after {} requests", needed[25]);

@@ -7,8 +7,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, Evidence, HistoryEntry, OnFailure, OnInconclusive, Percent, Phase, Span, Step, reason,
-    set_condition,
+    CanarySpec, CanaryStatus, Evidence, HistoryEntry, OnFailure, OnInconclusive, Percent, Phase, Span, Step,
+    reason, set_condition,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -111,7 +111,10 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn look(&mut self) {
         let Some(target) = self.seen.target.clone() else {
-            let message = format!("there is no {} in this namespace; it is picked up when it appears", self.status.target);
+            let message = format!(
+                "there is no {} in this namespace; it is picked up when it appears",
+                self.status.target
+            );
             self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
             return;
         };
@@ -148,7 +151,9 @@ impl Turn<'_> {
         self.status.last_action.clone_from(&id);
         let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused);
         match verb {
-            Verb::Promote if on_trial || self.status.phase == Phase::Failed => self.promote("promoted by hand"),
+            Verb::Promote if on_trial || self.status.phase == Phase::Failed => {
+                self.promote("promoted by hand")
+            }
             Verb::Abort if on_trial => self.fail("aborted by hand".to_owned()),
             Verb::Resume if self.status.phase == Phase::Paused => {
                 self.status.phase = Phase::Progressing;
@@ -204,7 +209,11 @@ impl Turn<'_> {
             if self.status.phase != Phase::Paused {
                 self.status.phase = Phase::Paused;
                 let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
-                self.event(false, "Paused", format!("step {} waits for a human: {how}", self.status.step + 1));
+                self.event(
+                    false,
+                    "Paused",
+                    format!("step {} waits for a human: {how}", self.status.step + 1),
+                );
             }
             return self.weigh();
         };
@@ -212,7 +221,11 @@ impl Turn<'_> {
             if self.has_capacity(target, weight) {
                 self.fold_evidence();
                 self.change_weight(u32::from(weight));
-                let message = format!("step {}: {weight}% to revision {}", self.status.step + 1, self.status.canary_revision);
+                let message = format!(
+                    "step {}: {weight}% to revision {}",
+                    self.status.step + 1,
+                    self.status.canary_revision
+                );
                 self.event(false, "WeightChanged", message);
             }
             return;
@@ -224,7 +237,8 @@ impl Turn<'_> {
             self.status.step_started = Some(Time(self.seen.now));
             return;
         }
-        if !target.pods.iter().any(|pod| pod.revision == self.status.canary_revision && pod.containers_ready) {
+        if !target.pods.iter().any(|pod| pod.revision == self.status.canary_revision && pod.containers_ready)
+        {
             if self.elapsed(self.status.step_started.as_ref()) > SignedDuration::from_secs(30) {
                 self.fail("no pod of the new revision is ready any more".to_owned());
             }
@@ -260,7 +274,8 @@ impl Turn<'_> {
         match (self.judge().verdict, self.spec.judge.on_inconclusive) {
             (Verdict::Pass, _) | (Verdict::Inconclusive, OnInconclusive::Promote) => self.next_step(),
             (Verdict::Inconclusive, OnInconclusive::Rollback) => {
-                let because = format!("the evidence did not decide in time: {}", self.status.evidence_summary);
+                let because =
+                    format!("the evidence did not decide in time: {}", self.status.evidence_summary);
                 self.fail(because);
             }
             (Verdict::Inconclusive, OnInconclusive::Hold) | (Verdict::Fail, _) => {}
@@ -303,18 +318,30 @@ impl Turn<'_> {
     fn has_capacity(&mut self, target: &WorkloadSeen, weight: u8) -> bool {
         let wanted = f64::from(weight) / 100.0 * f64::from(target.replicas) * self.spec.capacity.headroom;
         let needed = (wanted.ceil() as usize).min(target.replicas as usize).max(usize::from(weight > 0));
-        let mine: Vec<_> = target.pods.iter().filter(|p| p.revision == self.status.canary_revision && !p.terminating).collect();
+        let mine: Vec<_> = target
+            .pods
+            .iter()
+            .filter(|p| p.revision == self.status.canary_revision && !p.terminating)
+            .collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
         if ready >= needed {
-            self.condition("Stalled", false, "Capacity", "the new revision has the pods that its weight needs");
+            self.condition(
+                "Stalled",
+                false,
+                "Capacity",
+                "the new revision has the pods that its weight needs",
+            );
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
         if let (Some(parked), true, false) = (parked, ready == mine.len(), self.spec.capacity.keep_stable) {
             self.actions.push(Action::OpenGate(parked.name.clone()));
         }
-        let message = format!("{weight}% needs {needed} ready pods of revision {}, {ready} are", self.status.canary_revision);
-        self.condition("Stalled", true, "Capacity", &message);
+        let message = format!(
+            "{weight}% needs {needed} ready pods of revision {}, {ready} are",
+            self.status.canary_revision
+        );
+        self.condition("Capacity", false, "TooFewPods", &message);
         false
     }
 
@@ -322,7 +349,11 @@ impl Turn<'_> {
         self.status.phase = Phase::Promoting;
         self.status.approved_revision.clone_from(&self.status.canary_revision);
         self.change_weight(100);
-        self.event(false, "Promoted", format!("revision {} is approved: {because}", self.status.canary_revision));
+        self.event(
+            false,
+            "Promoted",
+            format!("revision {} is approved: {because}", self.status.canary_revision),
+        );
     }
 
     fn promoting(&mut self, target: &WorkloadSeen) {
@@ -344,7 +375,8 @@ impl Turn<'_> {
         if revision != self.status.approved_revision {
             return;
         }
-        let parked = target.pods.iter().filter(|pod| pod.parked && pod.revision == revision && !pod.terminating);
+        let parked =
+            target.pods.iter().filter(|pod| pod.parked && pod.revision == revision && !pod.terminating);
         self.actions.extend(parked.map(|pod| Action::OpenGate(pod.name.clone())));
     }
 
@@ -353,7 +385,11 @@ impl Turn<'_> {
         self.change_weight(0);
         self.remember("Failed", &because);
         self.condition("Promoted", false, "Failed", &because);
-        self.event(true, "Failed", format!("revision {} gets no traffic: {because}", self.status.canary_revision));
+        self.event(
+            true,
+            "Failed",
+            format!("revision {} gets no traffic: {because}", self.status.canary_revision),
+        );
     }
 
     /// Traffic is taken away first, acknowledged; only then do pods change.
@@ -398,7 +434,12 @@ impl Turn<'_> {
 
     fn condition(&mut self, type_: &str, holds: bool, reason: &str, message: &str) {
         let now = Time(self.seen.now);
-        set_condition(&mut self.status.conditions, (type_, holds, reason, message), self.seen.generation, &now);
+        set_condition(
+            &mut self.status.conditions,
+            (type_, holds, reason, message),
+            self.seen.generation,
+            &now,
+        );
     }
 
     fn summarise(&mut self) {

@@ -21,7 +21,8 @@ impl World {
         all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pods = (0..4).map(|n| pod(&format!("old-{n}"), "old", false)).collect();
         let target = WorkloadSeen { replicas: 4, latest: Some("old".into()), pods };
-        let seen = Seen { target: Some(target), acknowledged: true, now: Timestamp::UNIX_EPOCH, ..Seen::default() };
+        let seen =
+            Seen { target: Some(target), acknowledged: true, now: Timestamp::UNIX_EPOCH, ..Seen::default() };
         let mut world = Self {
             spec: serde_json::from_value(all).unwrap(),
             status: CanaryStatus::default(),
@@ -35,7 +36,9 @@ impl World {
 
     /// Three steps of ten seconds.
     fn quick() -> Self {
-        Self::new(json!({"steps": [{"weight": 5, "hold": "10s"}, {"weight": 25, "hold": "10s"}, {"weight": 50, "hold": "10s"}]}))
+        Self::new(
+            json!({"steps": [{"weight": 5, "hold": "10s"}, {"weight": 25, "hold": "10s"}, {"weight": 50, "hold": "10s"}]}),
+        )
     }
 
     fn target(&mut self) -> &mut WorkloadSeen {
@@ -108,13 +111,21 @@ impl World {
     }
 
     fn reasons(&self) -> Vec<&'static str> {
-        let reason = |action: &Action| if let Action::Event { reason, .. } = action { Some(*reason) } else { None };
+        let reason =
+            |action: &Action| if let Action::Event { reason, .. } = action { Some(*reason) } else { None };
         self.actions.iter().filter_map(reason).collect()
     }
 }
 
 fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
-    PodSeen { name: name.into(), revision: revision.into(), containers_ready: true, ready: !parked, parked, terminating: false }
+    PodSeen {
+        name: name.into(),
+        revision: revision.into(),
+        containers_ready: true,
+        ready: !parked,
+        parked,
+        terminating: false,
+    }
 }
 
 #[test]
@@ -195,7 +206,10 @@ fn a_newer_version_discards_the_evidence_and_starts_over_against_the_stable_one(
     world.run(1);
     assert_eq!((world.status.step, world.status.canary_revision.as_str()), (0, "v3"));
     assert_eq!(world.status.evidence, Evidence::default());
-    assert_eq!((world.status.approved_revision.as_str(), world.status.history[0].outcome.as_str()), ("old", "Superseded"));
+    assert_eq!(
+        (world.status.approved_revision.as_str(), world.status.history[0].outcome.as_str()),
+        ("old", "Superseded")
+    );
 }
 
 #[test]
@@ -227,17 +241,20 @@ fn more_weight_than_the_surge_carries_opens_gates_one_at_a_time() {
 
 #[test]
 fn keep_stable_never_gives_a_stable_pod_up() {
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "1s"}], "capacity": {"keepStable": true}}));
+    let mut world =
+        World::new(json!({"steps": [{"weight": 50, "hold": "1s"}], "capacity": {"keepStable": true}}));
     world.deploy("new");
     world.run(60);
     assert_eq!(world.status.weight, 0);
-    let stalled = world.status.conditions.iter().find(|c| c.type_ == "Stalled").unwrap();
-    assert_eq!(stalled.message, "50% needs 2 ready pods of revision new, 1 are");
+    let capacity = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
+    assert_eq!(capacity.message, "50% needs 2 ready pods of revision new, 1 are");
 }
 
 #[test]
 fn a_pause_waits_for_a_human_and_a_verb_works_once() {
-    let mut world = World::new(json!({"steps": [{"weight": 5, "hold": "10s"}, {"pause": {}}, {"weight": 25, "hold": "10s"}]}));
+    let mut world = World::new(
+        json!({"steps": [{"weight": 5, "hold": "10s"}, {"pause": {}}, {"weight": 25, "hold": "10s"}]}),
+    );
     world.deploy("new");
     world.run(100);
     assert_eq!(world.status.phase, Phase::Paused);
@@ -264,7 +281,9 @@ fn abort_and_promote_do_what_they_say() {
 
 #[test]
 fn a_rollout_that_is_not_decided_ends_at_its_deadline() {
-    let mut world = World::new(json!({"steps": [{"weight": 5, "hold": "10s"}], "judge": {"minRequests": 1_000_000}, "deadline": "30s"}));
+    let mut world = World::new(
+        json!({"steps": [{"weight": 5, "hold": "10s"}], "judge": {"minRequests": 1_000_000}, "deadline": "30s"}),
+    );
     world.deploy("new");
     world.run(40);
     assert_eq!(world.status.phase, Phase::Failed);

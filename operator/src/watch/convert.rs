@@ -26,7 +26,11 @@ pub(super) fn namespace(object: &wire::Namespace) -> Namespace {
 pub(super) fn pod(object: &wire::Pod) -> Pod {
     let (spec, status) = (&object.spec, &object.status);
     let holds = |name: &str| {
-        status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == name && condition.status == "True")
     };
     let ips = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
     let gates = spec.readiness_gates.iter().flatten();
@@ -126,7 +130,11 @@ pub(super) fn workload_key<K: Resource>(kind: WorkloadKind, object: &K) -> Workl
     WorkloadKey { kind, namespace, name }
 }
 
-pub(super) fn workload(meta: &ObjectMeta, spec: &wire::WorkloadSpec, status: &wire::WorkloadStatus) -> Workload {
+pub(super) fn workload(
+    meta: &ObjectMeta,
+    spec: &wire::WorkloadSpec,
+    status: &wire::WorkloadStatus,
+) -> Workload {
     Workload {
         replicas: spec.replicas.or(status.desired_number_scheduled).unwrap_or(1),
         observed: status.observed_generation == meta.generation,

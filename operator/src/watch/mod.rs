@@ -116,7 +116,10 @@ fn start_workloads(feed: &Feed) {
                 |object| convert::workload_key(WorkloadKind::$kind, object),
                 |model, object| {
                     let key = convert::workload_key(WorkloadKind::$kind, &object);
-                    model.apply_workload(key, convert::workload(&object.metadata, &object.spec, &object.status));
+                    model.apply_workload(
+                        key,
+                        convert::workload(&object.metadata, &object.spec, &object.status),
+                    );
                 },
                 |model, key| model.delete_workload(key),
             );

@@ -38,9 +38,27 @@ wire!(Service, "", "v1", "services", NamespaceResourceScope { spec: ServiceSpec,
 wire!(EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope {
     endpoints: Option<Vec<Endpoint>>, ports: Option<Vec<SlicePort>>,
 });
-wire!(Deployment, "apps", "v1", "deployments", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
-wire!(StatefulSet, "apps", "v1", "statefulsets", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
-wire!(DaemonSet, "apps", "v1", "daemonsets", NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus });
+wire!(
+    Deployment,
+    "apps",
+    "v1",
+    "deployments",
+    NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus }
+);
+wire!(
+    StatefulSet,
+    "apps",
+    "v1",
+    "statefulsets",
+    NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus }
+);
+wire!(
+    DaemonSet,
+    "apps",
+    "v1",
+    "daemonsets",
+    NamespaceResourceScope { spec: WorkloadSpec, status: WorkloadStatus }
+);
 wire!(ReplicaSet, "apps", "v1", "replicasets", NamespaceResourceScope {});
 wire!(ControllerRevision, "apps", "v1", "controllerrevisions", NamespaceResourceScope { revision: u64 });
 

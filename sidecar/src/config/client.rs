@@ -64,22 +64,29 @@ impl Operator {
     pub async fn connect(settings: &Settings, tls: Arc<rustls::ClientConfig>) -> Result<Self> {
         let connect = async {
             let stream = TcpStream::connect(&settings.operator).await;
-            let stream = stream.with_context(|| format!("cannot reach the operator at {}", settings.operator))?;
+            let stream =
+                stream.with_context(|| format!("cannot reach the operator at {}", settings.operator))?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from("operator.tulle").context("a server name")?;
-            let stream = TlsConnector::from(tls).connect(name, stream).await.context("TLS to the operator")?;
+            let stream =
+                TlsConnector::from(tls).connect(name, stream).await.context("TLS to the operator")?;
             let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let identity = peer_identity(peer.context("the operator showed no certificate")?)?;
             if identity != settings.operator_identity {
                 bail!("{} is not the operator: its certificate names {identity}", settings.operator);
             }
             let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-            builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(10)).keep_alive_while_idle(true);
+            builder
+                .timer(TokioTimer::new())
+                .keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_while_idle(true);
             let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
             Ok(Self(send))
         };
-        timeout(Duration::from_secs(10), connect).await.context("connecting to the operator took longer than 10 s")?
+        timeout(Duration::from_secs(10), connect)
+            .await
+            .context("connecting to the operator took longer than 10 s")?
     }
 }
 
@@ -107,7 +114,10 @@ pub async fn run(
         let end = session.run(&tls).await;
         store.set_connected(false);
         if let Err(error) = end {
-            tracing::warn!(error = format!("{error:#}"), "the discovery stream ended; what is known stays in force");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the discovery stream ended; what is known stays in force"
+            );
         }
         if started.elapsed() > MAX_BACKOFF {
             backoff = Duration::from_millis(200);
@@ -154,7 +164,7 @@ impl Session<'_> {
                 },
                 Some(wanted) = self.wanted.recv() => self.want(wanted, &up).await?,
                 _ = report.tick() => {
-                    if let Some(report) = self.reporter.next() {
+                    if let Some(report) = self.reporter.next_report() {
                         send(&up, sidecar_message::Message::Telemetry(report)).await?;
                     }
                 }

@@ -24,7 +24,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Keeps a valid certificate installed for ever.
 pub async fn run(settings: Arc<Settings>, tls: Arc<TlsStore>) {
     let mut backoff = Duration::from_millis(200);
-    let mut keeper = Keeper { settings, tls, credentials: None, roots: Vec::new(), renew_at: SystemTime::UNIX_EPOCH };
+    let mut keeper =
+        Keeper { settings, tls, credentials: None, roots: Vec::new(), renew_at: SystemTime::UNIX_EPOCH };
     loop {
         match keeper.look().await {
             Ok(()) => {
@@ -33,7 +34,11 @@ pub async fn run(settings: Arc<Settings>, tls: Arc<TlsStore>) {
             }
             Err(error) => {
                 let left = keeper.seconds_left();
-                tracing::warn!(error = format!("{error:#}"), seconds_left = left, "no new certificate; trying again");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    seconds_left = left,
+                    "no new certificate; trying again"
+                );
                 sleep(backoff.mul_f64(0.5 + fastrand::f64())).await;
                 backoff = (backoff * 2).min(MAX_BACKOFF);
             }
@@ -70,7 +75,9 @@ impl Keeper {
 
     async fn request(&self) -> Result<Credentials> {
         let token_file = &self.settings.token_file;
-        let token = tokio::fs::read_to_string(token_file).await.with_context(|| format!("cannot read {token_file}"))?;
+        let token = tokio::fs::read_to_string(token_file)
+            .await
+            .with_context(|| format!("cannot read {token_file}"))?;
         let key = KeyPair::generate()?;
         // Only the key of the request is read: names come from the token.
         let csr = CertificateParams::new(Vec::new())?.serialize_request(&key)?;

@@ -118,9 +118,12 @@ pub enum Resource {
 /// # Errors
 /// [`Refused`] with a reason; the last good one stays.
 pub fn decode(resource: &proto::Resource) -> Result<Resource, Refused> {
-    if let Some(feature) = resource.requires.iter().find(|feature| !features::ALL.contains(&feature.as_str())) {
+    if let Some(feature) = resource.requires.iter().find(|feature| !features::ALL.contains(&feature.as_str()))
+    {
         let version = env!("CARGO_PKG_VERSION");
-        return Err(Refused(format!("this sidecar ({version}) has no {feature}: restart the pod to update it")));
+        return Err(Refused(format!(
+            "this sidecar ({version}) has no {feature}: restart the pod to update it"
+        )));
     }
     match &resource.body {
         Some(proto::resource::Body::Inbound(inbound)) => Ok(Resource::Inbound(decode_inbound(inbound)?)),
@@ -138,7 +141,9 @@ fn decode_inbound(inbound: &proto::Inbound) -> Result<Inbound, Refused> {
         proto::MtlsMode::Permissive => Mtls::Permissive,
         proto::MtlsMode::Strict => Mtls::Strict,
         proto::MtlsMode::Off => Mtls::Off,
-        proto::MtlsMode::Unspecified => return Err(Refused(format!("mTLS mode {} is unknown", inbound.mtls))),
+        proto::MtlsMode::Unspecified => {
+            return Err(Refused(format!("mTLS mode {} is unknown", inbound.mtls)));
+        }
     };
     let access = inbound.access.as_ref().map(|access| {
         let policy = access.policy.as_ref();
@@ -159,7 +164,8 @@ fn decode_destination(destination: &proto::Destination) -> Result<Destination, R
         None => Err(Refused("the destination is of a kind that this sidecar does not know".to_owned())),
         Some(proto::destination::Kind::Unknown(_)) => Ok(Destination::Unknown),
         Some(proto::destination::Kind::Pod(pod)) => {
-            let endpoint = pod.endpoint.as_ref().ok_or_else(|| Refused("a pod without endpoint".to_owned()))?;
+            let endpoint =
+                pod.endpoint.as_ref().ok_or_else(|| Refused("a pod without endpoint".to_owned()))?;
             Ok(Destination::Pod(decode_endpoint(endpoint)?))
         }
         Some(proto::destination::Kind::Service(service)) => {
@@ -168,7 +174,8 @@ fn decode_destination(destination: &proto::Destination) -> Result<Destination, R
             Ok(Destination::Service(Service {
                 namespace: service.namespace.clone(),
                 name: service.name.clone(),
-                port: u16::try_from(service.port).map_err(|_| Refused(format!("{} is no port", service.port)))?,
+                port: u16::try_from(service.port)
+                    .map_err(|_| Refused(format!("{} is no port", service.port)))?,
                 protocol: match proto::Protocol::try_from(service.protocol) {
                     Ok(proto::Protocol::Detect) => Protocol::Detect,
                     Ok(proto::Protocol::Http1) => Protocol::Http1,
@@ -184,7 +191,8 @@ fn decode_destination(destination: &proto::Destination) -> Result<Destination, R
 }
 
 fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
-    let address = endpoint.address.parse().map_err(|_| Refused(format!("{:?} is no address", endpoint.address)))?;
+    let address =
+        endpoint.address.parse().map_err(|_| Refused(format!("{:?} is no address", endpoint.address)))?;
     let identity = if endpoint.identity.is_empty() {
         None
     } else {
@@ -217,7 +225,10 @@ mod tests {
         };
         assert!(decode(&inbound(proto::Inbound { mtls: 99, ..Default::default() })).is_err());
         let access = proto::Access {
-            deny: vec![proto::Rule { from: vec![proto::Peer { any_namespace: true, ..Default::default() }], to: vec![] }],
+            deny: vec![proto::Rule {
+                from: vec![proto::Peer { any_namespace: true, ..Default::default() }],
+                to: vec![],
+            }],
             ..Default::default()
         };
         let unknown_peer = proto::Inbound { mtls: 1, access: Some(access), ..Default::default() };

@@ -228,9 +228,20 @@ mod tests {
     #[test]
     fn malformed_chunks_are_refused() {
         for bytes in [
-            "5;\nAAAAA\r\n", "5 \r\nAAAAA\r\n", "+5\r\nAAAAA\r\n", "0x5\r\nAAAAA\r\n", "\r\nAAAAA\r\n",
-            "00000000000000005\r\nAAAAA\r\n", "5\r\nAAAAAB\r\n", "5\r\nAAAAA\n0\r\n\r\n", "5\nAAAAA\r\n0\r\n\r\n",
-            "0\r\nX: y\n\r\n\r\n", "0\r\n\n", "0\r\n X: y\r\n\r\n", "5;a\rb\r\nAAAAA\r\n", "-5\r\nAAAAA\r\n",
+            "5;\nAAAAA\r\n",
+            "5 \r\nAAAAA\r\n",
+            "+5\r\nAAAAA\r\n",
+            "0x5\r\nAAAAA\r\n",
+            "\r\nAAAAA\r\n",
+            "00000000000000005\r\nAAAAA\r\n",
+            "5\r\nAAAAAB\r\n",
+            "5\r\nAAAAA\n0\r\n\r\n",
+            "5\nAAAAA\r\n0\r\n\r\n",
+            "0\r\nX: y\n\r\n\r\n",
+            "0\r\n\n",
+            "0\r\n X: y\r\n\r\n",
+            "5;a\rb\r\nAAAAA\r\n",
+            "-5\r\nAAAAA\r\n",
         ] {
             assert!(decode_all(Framing::Chunked, bytes.as_bytes()).is_err(), "{bytes:?}");
         }

@@ -42,7 +42,8 @@ pub struct Writer {
 pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
     let (input, output) = stream.into_split();
     let reader = Reader { io: input, buffer: read, decoder: Decoder::new(Framing::None), reusable: true };
-    let writer = Writer { io: output, buffer: BytesMut::new(), encoder: Encoder::new(Framing::None), closes: false };
+    let writer =
+        Writer { io: output, buffer: BytesMut::new(), encoder: Encoder::new(Framing::None), closes: false };
     (reader, writer)
 }
 
@@ -67,7 +68,8 @@ impl Reader {
                 }
             }
         };
-        let head = timeout(HEAD_TIMEOUT, read).await.map_err(|_| Failure::Timeout("the request's head"))??;
+        let head =
+            timeout(HEAD_TIMEOUT, read).await.map_err(|_| Failure::Timeout("the request's head"))??;
         if let Some(head) = &head {
             self.decoder = Decoder::new(head.framing);
         }

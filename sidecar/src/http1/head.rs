@@ -94,7 +94,11 @@ pub fn parse_request(buffer: &mut BytesMut) -> Result<Option<Head>, HeadError> {
         keep_alive,
         upgrade,
         expects_continue: fields.expects_continue && minor == 1,
-        framing: if fields.length == Some(0) && framing == Framing::None { Framing::Length(0) } else { framing },
+        framing: if fields.length == Some(0) && framing == Framing::None {
+            Framing::Length(0)
+        } else {
+            framing
+        },
         headers: fields.end_to_end(),
     }))
 }
@@ -150,15 +154,32 @@ pub fn parse_trailers(raw: &Bytes) -> Result<Vec<(Bytes, Bytes)>, HeadError> {
     check_line_ends(raw)?;
     let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let parsed = httparse::parse_headers(raw, &mut lines).map_err(explain)?;
-    let httparse::Status::Complete((_, lines)) = parsed else { return Err(HeadError("trailers are cut short")) };
-    let kept = lines.iter().filter(|line| !FORBIDDEN_TRAILERS.iter().any(|name| line.name.eq_ignore_ascii_case(name)));
+    let httparse::Status::Complete((_, lines)) = parsed else {
+        return Err(HeadError("trailers are cut short"));
+    };
+    let kept = lines
+        .iter()
+        .filter(|line| !FORBIDDEN_TRAILERS.iter().any(|name| line.name.eq_ignore_ascii_case(name)));
     Ok(kept.map(|line| (raw.slice_ref(line.name.as_bytes()), raw.slice_ref(line.value))).collect())
 }
 
 /// Never merged into a head, never passed on (RFC 9110 §6.5.1).
 const FORBIDDEN_TRAILERS: &[&str] = &[
-    "authorization", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect",
-    "host", "keep-alive", "proxy-authorization", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 impl Head {
@@ -342,13 +363,28 @@ struct Fields {
 
 /// Fields that concern one connection only (RFC 9110 §7.6.1), and those that we write ourselves.
 const HOP_BY_HOP: &[&str] = &[
-    "connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "content-length",
-    "expect", "http2-settings",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "expect",
+    "http2-settings",
 ];
 
 /// A client that nominates one of these in `Connection` wants a proxy to remove what it relies on.
-const NEVER_NOMINATED: &[&str] =
-    &["host", "content-length", "authorization", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-client-cert", "tulle-client-id"];
+const NEVER_NOMINATED: &[&str] = &[
+    "host",
+    "content-length",
+    "authorization",
+    "cookie",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-client-cert",
+    "tulle-client-id",
+];
 
 impl Fields {
     fn read(raw: &Bytes, lines: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
@@ -453,23 +489,47 @@ mod tests {
     fn heads_with_two_readings_are_refused() {
         let post = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n");
         for lines in [
-            "Content-Length: 6\r\nTransfer-Encoding: chunked", "Content-Length: 6\r\nContent-Length: 6",
-            "Content-Length: 6, 6", "Content-Length: +6", "Content-Length: -0", "Content-Length: 0x6",
-            "Content-Length: 6 6", "Content-Length:", "Content-Length: 18446744073709551616",
-            "Transfer-Encoding: xchunked", "Transfer-Encoding: \x0bchunked", "Transfer-Encoding: chunked;q=1",
-            "Transfer-Encoding: ,chunked", "Transfer-Encoding: identity", "Transfer-Encoding: chunked, chunked",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "Transfer-Encoding : chunked",
-            ": x", "X: a\rb", "X: a\nY: b", "X: 1\r\n fold", "X: a\0b", "X y: a", "Host: b",
-            "Connection: content-length", "Connection: close, x-forwarded-client-cert", "Expect: 200-ok",
+            "Content-Length: 6\r\nTransfer-Encoding: chunked",
+            "Content-Length: 6\r\nContent-Length: 6",
+            "Content-Length: 6, 6",
+            "Content-Length: +6",
+            "Content-Length: -0",
+            "Content-Length: 0x6",
+            "Content-Length: 6 6",
+            "Content-Length:",
+            "Content-Length: 18446744073709551616",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: \x0bchunked",
+            "Transfer-Encoding: chunked;q=1",
+            "Transfer-Encoding: ,chunked",
+            "Transfer-Encoding: identity",
+            "Transfer-Encoding: chunked, chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding : chunked",
+            ": x",
+            "X: a\rb",
+            "X: a\nY: b",
+            "X: 1\r\n fold",
+            "X: a\0b",
+            "X y: a",
+            "Host: b",
+            "Connection: content-length",
+            "Connection: close, x-forwarded-client-cert",
+            "Expect: 200-ok",
             "Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 5",
         ] {
             assert!(request(&post(lines)).is_err(), "{lines:?}");
         }
         for text in [
-            "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET x HTTP/1.1\r\nHost: a\r\n\r\n", "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
-            "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", "* * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "* * HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         ] {
             assert!(request(text).is_err(), "{text:?}");
@@ -505,7 +565,10 @@ mod tests {
         assert_eq!(of("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "GET"), Framing::None);
         assert_eq!(of("HTTP/1.1 204 No Content\r\n\r\n", "GET"), Framing::None);
         assert_eq!(of("HTTP/1.0 200 OK\r\n\r\n", "GET"), Framing::UntilClose);
-        assert!(response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "GET").is_err());
+        assert!(
+            response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "GET")
+                .is_err()
+        );
         let head = response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD").unwrap();
         assert_eq!(head.header("content-length").unwrap(), "5");
     }

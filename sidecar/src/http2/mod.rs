@@ -85,7 +85,10 @@ pub async fn send(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Resul
 ///
 /// # Errors
 /// [`PumpError::SinkGone`].
-pub fn finish(stream: &mut h2::SendStream<Bytes>, trailers: Option<Vec<(Bytes, Bytes)>>) -> Result<(), PumpError> {
+pub fn finish(
+    stream: &mut h2::SendStream<Bytes>,
+    trailers: Option<Vec<(Bytes, Bytes)>>,
+) -> Result<(), PumpError> {
     let sent = match trailers {
         Some(trailers) => stream.send_trailers(map(&trailers)),
         None => stream.send_data(Bytes::new(), true),
@@ -146,7 +149,8 @@ pub fn request_head(parts: &http::request::Parts, end: bool) -> Result<Head, Fai
 /// [`Failure::UpstreamBadResponse`] for a length that is none.
 pub fn response_head(parts: &http::response::Parts, end: bool) -> Result<Head, Failure> {
     let mut headers = lines(&parts.headers);
-    let framing = framing(&mut headers, end).map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
+    let framing =
+        framing(&mut headers, end).map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
     let start = Start::Response { status: parts.status.as_u16(), reason: Bytes::new() };
     Ok(Head { start, headers, framing, keep_alive: true, upgrade: false, expects_continue: false })
 }
@@ -190,7 +194,9 @@ pub fn to_request(head: &Head) -> Result<Request<()>, Failure> {
         *headers = map(&head.headers);
         headers.remove(http::header::HOST);
         insert_length(headers, head.framing);
-        if head.header("grpc-encoding").is_some() || head.header("content-type").is_some_and(|t| t.starts_with(b"application/grpc")) {
+        if head.header("grpc-encoding").is_some()
+            || head.header("content-type").is_some_and(|t| t.starts_with(b"application/grpc"))
+        {
             headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
         }
     }
@@ -218,7 +224,10 @@ fn insert_length(headers: &mut HeaderMap, framing: Framing) {
 
 fn lines(headers: &HeaderMap) -> Vec<(Bytes, Bytes)> {
     let hop = |name: &HeaderName| {
-        matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
+        matches!(
+            name.as_str(),
+            "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+        )
     };
     let kept = headers.iter().filter(|(name, _)| !hop(name));
     kept.map(|(name, value)| {
@@ -230,7 +239,9 @@ fn lines(headers: &HeaderMap) -> Vec<(Bytes, Bytes)> {
 fn map(lines: &[(Bytes, Bytes)]) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(lines.len());
     for (name, value) in lines {
-        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) else { continue };
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) else {
+            continue;
+        };
         headers.append(name, value);
     }
     headers

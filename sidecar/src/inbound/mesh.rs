@@ -39,8 +39,10 @@ pub(super) async fn serve<S>(worker: &Rc<Worker>, stream: S, client: Client) -> 
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let (namespace, account) =
-        client.identity.as_ref().map_or(("", "_PLAIN"), |id| (id.namespace.as_str(), id.service_account.as_str()));
+    let (namespace, account) = client
+        .identity
+        .as_ref()
+        .map_or(("", "_PLAIN"), |id| (id.namespace.as_str(), id.service_account.as_str()));
     let revision = worker.config.inbound().map_or_else(String::new, |inbound| inbound.revision.clone());
     let series = |protocol| worker.telemetry.inbound(namespace, account, &revision, protocol);
     let peer = Rc::new(Peer {
@@ -126,7 +128,8 @@ impl Peer {
         load.set(load.get() + 1);
         let mut body = RequestBody::new(Source::Mesh(&mut receiver), head.framing);
         let mut down = Downstream::Mesh(&sender, load.get());
-        let relayed = to_application(&self.worker, self.client.destination, &head, &mut body, &mut down, travels).await;
+        let relayed =
+            to_application(&self.worker, self.client.destination, &head, &mut body, &mut down, travels).await;
         load.set(load.get().saturating_sub(1));
         series.request(&relayed.result, relayed.grpc_status, since.elapsed(), relayed.bytes);
         if relayed.answered {
@@ -164,7 +167,8 @@ pub(super) async fn to_application(
         if let Some((reader, writer)) = relayed.idle.take() {
             worker.http1.put(address, reader, writer);
         }
-        let idempotent = matches!(head.request_line().0, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
+        let idempotent =
+            matches!(head.request_line().0, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
         if reused && relayed.unanswered && !relayed.answered && idempotent && !head.upgrade {
             worker.telemetry.event("repeated_request", "KeptConnectionClosed");
             continue;

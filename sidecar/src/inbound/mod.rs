@@ -101,7 +101,10 @@ async fn offers_mesh(stream: &mut TcpStream, buffer: &mut BytesMut) -> bool {
         }
         match acceptor.accept() {
             Ok(Some(accepted)) => {
-                return accepted.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN));
+                return accepted
+                    .client_hello()
+                    .alpn()
+                    .is_some_and(|mut names| names.any(|name| name == ALPN));
             }
             Ok(None) if buffer.len() < MAX_HELLO => {}
             _ => return false,
@@ -117,7 +120,8 @@ async fn offers_mesh(stream: &mut TcpStream, buffer: &mut BytesMut) -> bool {
 async fn accept_mesh(worker: &Rc<Worker>, stream: Prefixed, mut client: Client) -> Result<(), Failure> {
     let configs = worker.tls.current().ok_or(Failure::UpstreamConnect)?;
     let handshake = TlsAcceptor::from(Arc::clone(&configs.mesh_server)).accept(stream);
-    let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
+    let stream =
+        timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
     let stream = stream.map_err(|error| {
         tracing::info!(peer = %client.address, %error, "refused a handshake");
         Failure::ClientBadRequest("a handshake that is refused")

@@ -40,7 +40,11 @@ pub(super) async fn first_of_client(
         return if read.map_err(gone)? == 0 { Err(Failure::ClientGone) } else { Ok(None) };
     }
     if worker.config.inbound().is_none_or(|inbound| inbound.mtls == Mtls::Strict) {
-        return if stream.read_buf(buffer).await.map_err(gone)? == 0 { Err(Failure::ClientGone) } else { Ok(None) };
+        return if stream.read_buf(buffer).await.map_err(gone)? == 0 {
+            Err(Failure::ClientGone)
+        } else {
+            Ok(None)
+        };
     }
     let Ok(app) = connect(client.destination).await else {
         reset_on_close(stream);
@@ -106,7 +110,12 @@ async fn opaque(
     Ok(())
 }
 
-async fn http1(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: &Client) -> Result<(), Failure> {
+async fn http1(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    read: BytesMut,
+    client: &Client,
+) -> Result<(), Failure> {
     let (mut reader, mut writer) = split(stream, read);
     loop {
         let mut head = match reader.request().await {
@@ -126,7 +135,12 @@ async fn http1(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: &
     }
 }
 
-async fn http2(worker: &Rc<Worker>, stream: TcpStream, read: BytesMut, client: Client) -> Result<(), Failure> {
+async fn http2(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    read: BytesMut,
+    client: Client,
+) -> Result<(), Failure> {
     let handshake = http2::server().handshake::<_, Bytes>(Prefixed::new(stream, read)).await;
     let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
     let client = Rc::new(client);

@@ -116,7 +116,9 @@ async fn serve(
             worker.http1.put(upstream.endpoint.address, reader, writer);
         }
         if !relayed.answered && may_repeat(head, &relayed) {
-            worker.telemetry.event("repeated_request", if relayed.unprocessed { "NotProcessed" } else { "Unanswered" });
+            worker
+                .telemetry
+                .event("repeated_request", if relayed.unprocessed { "NotProcessed" } else { "Unanswered" });
             failure = relayed.result.err().unwrap_or(Failure::UpstreamReset);
             upstream.avoid();
             tried.push(upstream.endpoint.address);
@@ -150,7 +152,13 @@ fn may_repeat(head: &Head, relayed: &Relayed) -> bool {
     relayed.unanswered && idempotent && !head.upgrade && head.framing == Framing::None
 }
 
-fn report_failure(worker: &Worker, route: &Route, failure: &Failure, protocol: &'static str, tried: &[SocketAddr]) {
+fn report_failure(
+    worker: &Worker,
+    route: &Route,
+    failure: &Failure,
+    protocol: &'static str,
+    tried: &[SocketAddr],
+) {
     let service = route.service_name().unwrap_or_else(|| route.address.to_string());
     tracing::warn!(service, ?tried, reason = failure.name(), "no endpoint served a request: {failure}");
     let (namespace, name) = match service.split_once('/') {

@@ -90,7 +90,12 @@ async fn speak(
 }
 
 /// A connection whose content is not looked at, to one endpoint of the route.
-async fn opaque(worker: &Rc<Worker>, route: &Rc<Route>, mut reader: Reader, mut writer: Writer) -> Result<(), Failure> {
+async fn opaque(
+    worker: &Rc<Worker>,
+    route: &Rc<Route>,
+    mut reader: Reader,
+    mut writer: Writer,
+) -> Result<(), Failure> {
     let opened = send::open_opaque(worker, route).await?;
     writer.unframe();
     send::tunnel_opaque(opened, &mut reader, &mut writer).await

@@ -15,7 +15,11 @@ use crate::http1::conn::split;
 use crate::worker::{Learned, Route, Worker};
 
 /// Serves a connection whose protocol is not known yet.
-pub(super) async fn serve(worker: &Rc<Worker>, route: &Rc<Route>, mut stream: TcpStream) -> Result<(), Failure> {
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    route: &Rc<Route>,
+    mut stream: TcpStream,
+) -> Result<(), Failure> {
     let mut buffer = BytesMut::new();
     // Bytes that are here already decide without a connection to the server.
     let early = stream.try_read_buf(&mut buffer);

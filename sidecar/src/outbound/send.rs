@@ -58,7 +58,11 @@ pub(crate) async fn open_plain(
         let bodiless = matches!(head.framing, Framing::None | Framing::Length(0));
         let request = http2::to_request(head)?;
         let (answer, body) = send.send_request(request, bodiless).map_err(|_| Failure::UpstreamConnect)?;
-        return Ok(Exchange { sink: UpSink::Http2(body), source: UpSource::Http2(Some(answer), None), reused });
+        return Ok(Exchange {
+            sink: UpSink::Http2(body),
+            source: UpSource::Http2(Some(answer), None),
+            reused,
+        });
     }
     let (reader, mut writer, reused) = match worker.http1.take(address) {
         Some((reader, writer)) => (reader, writer, true),
@@ -146,7 +150,11 @@ impl Opened {
 }
 
 /// Moves bytes both ways until each way has ended.
-pub(super) async fn tunnel_opaque(opened: Opened, reader: &mut Reader, writer: &mut Writer) -> Result<(), Failure> {
+pub(super) async fn tunnel_opaque(
+    opened: Opened,
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> Result<(), Failure> {
     let Opened { upstream, mut way, first, since } = opened;
     let mut early = 0;
     if let Some(bytes) = first {

@@ -73,7 +73,13 @@ impl Default for Series {
 
 impl Series {
     /// Counts a request.
-    pub fn request(&self, result: &Result<u16, Failure>, grpc: Option<u16>, took: Duration, bytes: (u64, u64)) {
+    pub fn request(
+        &self,
+        result: &Result<u16, Failure>,
+        grpc: Option<u16>,
+        took: Duration,
+        bytes: (u64, u64),
+    ) {
         let class = match result {
             Ok(_) if matches!(grpc, Some(2 | 4 | 13 | 14 | 15)) => CLASS_GRPC,
             Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
@@ -128,7 +134,13 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// The series of requests to a revision of a Service.
-    pub fn outbound(&self, namespace: &str, service: &str, revision: &str, protocol: &'static str) -> Arc<Series> {
+    pub fn outbound(
+        &self,
+        namespace: &str,
+        service: &str,
+        revision: &str,
+        protocol: &'static str,
+    ) -> Arc<Series> {
         self.get(SeriesKey {
             direction: "outbound",
             namespace: namespace.to_owned(),
@@ -139,7 +151,13 @@ impl Telemetry {
     }
 
     /// The series of requests from a client.
-    pub fn inbound(&self, namespace: &str, account: &str, revision: &str, protocol: &'static str) -> Arc<Series> {
+    pub fn inbound(
+        &self,
+        namespace: &str,
+        account: &str,
+        revision: &str,
+        protocol: &'static str,
+    ) -> Arc<Series> {
         self.get(SeriesKey {
             direction: "inbound",
             namespace: namespace.to_owned(),

@@ -19,12 +19,23 @@ pub fn render(telemetry: &Telemetry) -> String {
         for (class, count) in series.by_class.iter().enumerate() {
             let count = load(count);
             if count > 0 {
-                line(&mut out, "tulle_requests_total", key, &format!(",status=\"{}\"", class_name(class)), count);
+                line(
+                    &mut out,
+                    "tulle_requests_total",
+                    key,
+                    &format!(",status=\"{}\"", class_name(class)),
+                    count,
+                );
             }
         }
     }
     histogram(&mut out, &all);
-    family(&mut out, "tulle_failures_total", "counter", "Requests and connections that failed in the mesh, by reason.");
+    family(
+        &mut out,
+        "tulle_failures_total",
+        "counter",
+        "Requests and connections that failed in the mesh, by reason.",
+    );
     for (key, series) in &all {
         for (reason, count) in series.failures() {
             line(&mut out, "tulle_failures_total", key, &format!(",reason=\"{reason}\""), count);
@@ -58,7 +69,11 @@ fn histogram(out: &mut String, all: &[(SeriesKey, std::sync::Arc<Series>)]) {
             continue;
         }
         for bound in CLASSIC {
-            let within = series.latency.iter().enumerate().filter(|(bucket, _)| upper_bound_micros(*bucket) <= bound * 1e6 * 1.045);
+            let within = series
+                .latency
+                .iter()
+                .enumerate()
+                .filter(|(bucket, _)| upper_bound_micros(*bucket) <= bound * 1e6 * 1.045);
             let count: u64 = within.map(|(_, count)| load(count)).sum();
             line(out, "tulle_request_duration_seconds_bucket", key, &format!(",le=\"{bound}\""), count);
         }
@@ -137,7 +152,12 @@ mod tests {
     fn more_peers_than_the_table_holds_become_one_series() {
         let telemetry = Telemetry::default();
         for number in 0..super::super::MAX_SERIES + 500 {
-            telemetry.outbound("shop", &format!("s{number}"), "", "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+            telemetry.outbound("shop", &format!("s{number}"), "", "http1").request(
+                &Ok(200),
+                None,
+                Duration::ZERO,
+                (0, 0),
+            );
         }
         assert_eq!(telemetry.all().len(), super::super::MAX_SERIES + 1);
     }

@@ -30,7 +30,14 @@ struct Counts {
 impl Reporter {
     /// A reporter for this process.
     pub fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, process: fastrand::u64(1..), sequence: 0, sent: HashMap::new(), under_way: None, resend: false }
+        Self {
+            telemetry,
+            process: fastrand::u64(1..),
+            sequence: 0,
+            sent: HashMap::new(),
+            under_way: None,
+            resend: false,
+        }
     }
 
     /// The stream is new: what was under way goes again, under its number.
@@ -46,7 +53,7 @@ impl Reporter {
     }
 
     /// The next report, if there is anything to say and nothing is under way.
-    pub fn next(&mut self) -> Option<TelemetryReport> {
+    pub fn next_report(&mut self) -> Option<TelemetryReport> {
         if let Some(report) = &self.under_way {
             return std::mem::take(&mut self.resend).then(|| report.clone());
         }
@@ -107,15 +114,15 @@ mod tests {
         let series = telemetry.outbound("shop", "web", "a", "http1");
         let mut reporter = Reporter::new(Arc::clone(&telemetry));
         series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        let first = reporter.next().unwrap();
+        let first = reporter.next_report().unwrap();
         series.request(&Ok(500), None, Duration::from_millis(1), (0, 0));
-        assert!(reporter.next().is_none(), "one at a time");
+        assert!(reporter.next_report().is_none(), "one at a time");
         reporter.reconnected();
-        assert_eq!(reporter.next().unwrap(), first, "the same again, under its number");
+        assert_eq!(reporter.next_report().unwrap(), first, "the same again, under its number");
         reporter.acknowledged(first.sequence);
-        let second = reporter.next().unwrap();
+        let second = reporter.next_report().unwrap();
         assert_eq!((second.counts[0].requests, second.counts[0].failures), (1, 1));
         reporter.acknowledged(second.sequence);
-        assert!(reporter.next().is_none());
+        assert!(reporter.next_report().is_none());
     }
 }

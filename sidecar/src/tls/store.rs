@@ -74,7 +74,8 @@ impl TlsStore {
         credentials: &Credentials,
         roots: &[CertificateDer<'static>],
     ) -> anyhow::Result<()> {
-        let leaf = credentials.chain.first().ok_or_else(|| anyhow::anyhow!("the operator sent an empty chain"))?;
+        let leaf =
+            credentials.chain.first().ok_or_else(|| anyhow::anyhow!("the operator sent an empty chain"))?;
         let identity = super::peer_identity(leaf)?;
         let verifier = SvidVerifier::new(trust_domain, roots);
         let client = |alpn: &[u8]| -> anyhow::Result<Arc<ClientConfig>> {

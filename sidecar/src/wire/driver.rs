@@ -65,7 +65,12 @@ struct Driver {
 }
 
 impl Driver {
-    fn poll<S>(&mut self, connection: &Connection, io: &mut S, cx: &mut Context<'_>) -> Poll<Result<(), DriveError>>
+    fn poll<S>(
+        &mut self,
+        connection: &Connection,
+        io: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), DriveError>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -99,14 +104,21 @@ impl Driver {
     }
 
     /// Ready when the peer has closed.
-    fn poll_read<S>(&mut self, connection: &Connection, io: &mut S, cx: &mut Context<'_>) -> Result<Poll<()>, DriveError>
+    fn poll_read<S>(
+        &mut self,
+        connection: &Connection,
+        io: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Result<Poll<()>, DriveError>
     where
         S: AsyncRead + Unpin,
     {
         // Bounded, so that a peer that sends without end does not keep the writer waiting.
         for _ in 0..16 {
             self.incoming.reserve(READ_ROOM);
-            let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *io), cx, &mut self.incoming) else { return Ok(Poll::Pending) };
+            let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *io), cx, &mut self.incoming) else {
+                return Ok(Poll::Pending);
+            };
             if read? == 0 {
                 return if self.incoming.is_empty() {
                     Ok(Poll::Ready(()))
@@ -124,7 +136,12 @@ impl Driver {
     }
 
     /// Ready when everything is written and flushed.
-    fn poll_write<S>(&mut self, connection: &Connection, io: &mut S, cx: &mut Context<'_>) -> Result<Poll<()>, DriveError>
+    fn poll_write<S>(
+        &mut self,
+        connection: &Connection,
+        io: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Result<Poll<()>, DriveError>
     where
         S: AsyncWrite + Unpin,
     {

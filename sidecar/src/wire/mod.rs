@@ -11,3 +11,6 @@ mod stream;
 pub use connection::{Connection, Role};
 pub use driver::drive;
 pub use stream::{Event, Receiver, Sender, StreamError};
+
+#[cfg(test)]
+mod tests;

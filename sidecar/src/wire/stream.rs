@@ -81,10 +81,10 @@ impl StreamState {
             Event::Lost => self.failed = Some(StreamError::Lost),
             _ => {}
         }
-        if self.failed.is_some() {
-            if let Some(waker) = self.sender.take() {
-                waker.wake();
-            }
+        if self.failed.is_some()
+            && let Some(waker) = self.sender.take()
+        {
+            waker.wake();
         }
         self.events.push_back(event);
         if let Some(waker) = self.receiver.take() {
@@ -314,8 +314,11 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         let (open, unread) = {
             let mut state = self.state.borrow_mut();
-            let unread: usize =
-                state.events.drain(..).map(|e| if let Event::Data(bytes) = e { bytes.len() } else { 0 }).sum();
+            let unread: usize = state
+                .events
+                .drain(..)
+                .map(|e| if let Event::Data(bytes) = e { bytes.len() } else { 0 })
+                .sum();
             (!state.receive_ended && state.failed.is_none(), unread)
         };
         self.connection.shared.borrow_mut().give_back(unread as u32);

@@ -13,8 +13,8 @@ mod annotations;
 mod containers;
 mod probes;
 
-use json_patch::{AddOperation, Patch, PatchOperation};
 use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch, PatchOperation};
 use serde_json::{Value, json};
 use tulle_crds::keys;
 use tulle_mesh::ports;
@@ -90,7 +90,10 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         }
         (Some("enabled" | "required") | None, _) => {}
         (Some(other), _) => {
-            warnings.push(format!("label {}={other} is unknown and has no effect; a pod may say disabled", keys::INJECT));
+            warnings.push(format!(
+                "label {}={other} is unknown and has no effect; a pod may say disabled",
+                keys::INJECT
+            ));
         }
     }
     if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
@@ -114,7 +117,9 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
 
 fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> Outcome {
     match context.mode {
-        Mode::Required => Outcome::Refuse(format!("the namespace requires a sidecar, and {why}; exempt it in MeshConfig mesh")),
+        Mode::Required => Outcome::Refuse(format!(
+            "the namespace requires a sidecar, and {why}; exempt it in MeshConfig mesh"
+        )),
         Mode::Enabled => {
             warnings.push(format!("no sidecar: {why}"));
             Outcome::Skip

@@ -28,7 +28,8 @@ pub(super) fn rewrite(pod: &Value, operations: &mut Operations, warnings: &mut V
                         probes.push(json!({"path": path, "check": check, "timeoutSeconds": timeout}));
                     }
                     Ok(None) => {}
-                    Err(why) => warnings.push(format!("{kind} of container {} stays as it is: {why}", name_of(container))),
+                    Err(why) => warnings
+                        .push(format!("{kind} of container {} stays as it is: {why}", name_of(container))),
                 }
             }
         }
@@ -54,7 +55,10 @@ fn check(container: &Value, probe: &Value) -> Result<Option<(&'static str, Value
             .flatten()
             .map(|header| json!([header.get("name"), header.get("value")]))
             .collect();
-        return Ok(Some(("httpGet", json!({"http": {"port": port, "path": path, "headers": headers, "tls": false}}))));
+        return Ok(Some((
+            "httpGet",
+            json!({"http": {"port": port, "path": path, "headers": headers, "tls": false}}),
+        )));
     }
     if let Some(tcp) = probe.get("tcpSocket") {
         let port = port(container, tcp.get("port"))?;
@@ -75,7 +79,9 @@ fn port(container: &Value, port: Option<&Value>) -> Result<u64, String> {
             let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
             let named = ports.into_iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name));
             let number = named.and_then(|port| port.get("containerPort")).and_then(Value::as_u64);
-            number.or_else(|| name.parse().ok()).ok_or_else(|| format!("the container has no port named {name}"))
+            number
+                .or_else(|| name.parse().ok())
+                .ok_or_else(|| format!("the container has no port named {name}"))
         }
         _ => Err("it has no port".to_owned()),
     }

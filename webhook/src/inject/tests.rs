@@ -47,7 +47,10 @@ fn pods_of_every_kind_of_workload_come_out_as_before() {
 fn the_sidecar_comes_before_everything_that_the_pod_had() {
     let (pod, _) = injected(&fixture("statefulset"), &context(Mode::Enabled));
     assert_eq!(names(&pod, "initContainers")[..2], [INIT, PROXY]);
-    assert_eq!(names(&pod, "initContainers").len(), 2 + names(&fixture("statefulset"), "initContainers").len());
+    assert_eq!(
+        names(&pod, "initContainers").len(),
+        2 + names(&fixture("statefulset"), "initContainers").len()
+    );
 }
 
 #[test]
@@ -77,7 +80,9 @@ fn a_pod_on_the_nodes_network_is_left_alone_or_refused() {
     let pod = json!({"metadata": {}, "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
     let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
     assert_eq!((outcome, warnings.len()), (Outcome::Skip, 1));
-    assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains("hostNetwork")));
+    assert!(
+        matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains("hostNetwork"))
+    );
 }
 
 #[test]
@@ -107,7 +112,8 @@ fn annotations_that_are_unknown_or_malformed_are_named() {
     }}, "spec": {"containers": [{"name": "a"}]}});
     let (_, warnings) = injected(&pod, &context(Mode::Enabled));
     assert_eq!(warnings.len(), 5, "{warnings:?}");
-    assert!(warnings.iter().any(|w| w == "annotation tulle.dev/skip-outbound-ports: \"25,smtp\" has no effect: write ports like 25,3306"));
+    assert!(warnings.iter().any(|w| w
+        == "annotation tulle.dev/skip-outbound-ports: \"25,smtp\" has no effect: write ports like 25,3306"));
 }
 
 #[test]
@@ -123,7 +129,10 @@ fn a_revision_on_trial_gets_the_gate_and_keeps_its_own() {
     let on_trial = Context { on_trial: true, ..context(Mode::Enabled) };
     let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "mine"}]}});
     let (pod, _) = injected(&pod, &on_trial);
-    assert_eq!(pod.pointer("/spec/readinessGates"), Some(&json!([{"conditionType": "mine"}, {"conditionType": "tulle.dev/approved"}])));
+    assert_eq!(
+        pod.pointer("/spec/readinessGates"),
+        Some(&json!([{"conditionType": "mine"}, {"conditionType": "tulle.dev/approved"}]))
+    );
 }
 
 #[test]
@@ -137,16 +146,26 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
     }, {"name": "rpc", "readinessProbe": {"grpc": {"port": 9000, "service": "s"}}, "livenessProbe": {"httpGet": {"port": "nowhere"}}}]}});
     let (pod, warnings) = injected(&pod, &context(Mode::Enabled));
     let app = pod.pointer("/spec/containers/0").unwrap();
-    assert_eq!(app["startupProbe"], json!({"httpGet": {"path": "/app/startupProbe", "port": 4153, "scheme": "HTTP"}, "periodSeconds": 3}));
+    assert_eq!(
+        app["startupProbe"],
+        json!({"httpGet": {"path": "/app/startupProbe", "port": 4153, "scheme": "HTTP"}, "periodSeconds": 3})
+    );
     assert_eq!(app["livenessProbe"], json!({"exec": {"command": ["true"]}}));
     assert_eq!(app["readinessProbe"]["httpGet"]["path"], "/app/readinessProbe");
-    let proxy = containers_at(&pod, "/spec/initContainers").find(|container| name_of(container) == PROXY).unwrap();
+    let proxy =
+        containers_at(&pod, "/spec/initContainers").find(|container| name_of(container) == PROXY).unwrap();
     let env = proxy["env"].as_array().unwrap().iter().find(|env| env["name"] == "TULLE_PROBES").unwrap();
     let probes: Value = serde_json::from_str(env["value"].as_str().unwrap()).unwrap();
-    assert_eq!(probes, json!([
-        {"path": "/app/startupProbe", "check": {"tcp": {"port": 8080}}, "timeoutSeconds": 1},
-        {"path": "/app/readinessProbe", "check": {"http": {"port": 8080, "path": "/ready", "headers": [["X", "y"]], "tls": false}}, "timeoutSeconds": 4},
-        {"path": "/rpc/readinessProbe", "check": {"grpc": {"port": 9000, "service": "s"}}, "timeoutSeconds": 1},
-    ]));
-    assert_eq!(warnings, ["livenessProbe of container rpc stays as it is: the container has no port named nowhere"]);
+    assert_eq!(
+        probes,
+        json!([
+            {"path": "/app/startupProbe", "check": {"tcp": {"port": 8080}}, "timeoutSeconds": 1},
+            {"path": "/app/readinessProbe", "check": {"http": {"port": 8080, "path": "/ready", "headers": [["X", "y"]], "tls": false}}, "timeoutSeconds": 4},
+            {"path": "/rpc/readinessProbe", "check": {"grpc": {"port": 9000, "service": "s"}}, "timeoutSeconds": 1},
+        ])
+    );
+    assert_eq!(
+        warnings,
+        ["livenessProbe of container rpc stays as it is: the container has no port named nowhere"]
+    );
 }

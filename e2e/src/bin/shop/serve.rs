@@ -53,7 +53,11 @@ impl Serve {
     pub async fn run(self) -> anyhow::Result<()> {
         let listener = TcpListener::bind(("::", self.port)).await.or(bind_v4(self.port).await)?;
         let abrupt = self.abrupt;
-        let service = Arc::new(Service { settings: self, requests: AtomicU64::new(0), stopping: AtomicBool::new(false) });
+        let service = Arc::new(Service {
+            settings: self,
+            requests: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        });
         let graceful = GracefulShutdown::new();
         let mut terminate = signal(SignalKind::terminate())?;
         loop {
@@ -94,10 +98,14 @@ impl Service {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() == "/ready" {
             let ok = !self.stopping.load(Ordering::Relaxed);
-            return respond(if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, "ready".into());
+            return respond(
+                if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
+                "ready".into(),
+            );
         }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let client = request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let client =
+            request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
         if self.settings.delay > 0 {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
