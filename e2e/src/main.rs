@@ -4,6 +4,7 @@
     reason = "JSON of kubectl: an absent field is null, and a test that panics has failed"
 )]
 
+mod bench;
 mod cluster;
 mod demo;
 mod host;
@@ -53,6 +54,12 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measures Tulle beside no proxy and Envoy, in one run.
+    Bench {
+        /// Rounds; the medians are printed.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Builds the images, loads them and installs Tulle with the sample shop.
     Install {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -69,6 +76,7 @@ fn main() -> ExitCode {
         Command::Test { suite, only, cluster, keep } => {
             suites::run(suite.as_deref(), only.as_deref(), &cluster, keep)
         }
+        Command::Bench { rounds } => bench::run(rounds),
         Command::Install { cluster } => install(&cluster),
     };
     match done {

@@ -89,7 +89,10 @@ async fn bind_v4(port: u16) -> std::io::Result<TcpListener> {
 }
 
 /// A certificate of our own root for ourselves.
-fn own_tls(authority: &Authority, me: &WorkloadId) -> Result<Tls> {
+///
+/// # Errors
+/// When it cannot be signed.
+pub fn own_tls(authority: &Authority, me: &WorkloadId) -> Result<Tls> {
     let (server, client) = own_configs(authority, me)?;
     Ok(Tls { server: RwLock::new(server), client: RwLock::new(client), identity: me.clone() })
 }

@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
-use tulle_mesh::proto::identity_server::IdentityServer;
+use tulle_mesh::proto::identity_server::{Identity, IdentityServer};
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
 use tulle_mesh::proto::{
     OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
@@ -31,7 +31,6 @@ use tulle_mesh::proto::{
 use super::registry::Registry;
 use super::relay::{Outlet, report_of};
 use super::session::Session;
-use crate::identity::sign::Signer;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -86,7 +85,12 @@ impl Services {
 ///
 /// # Errors
 /// When the port cannot be listened on.
-pub async fn serve(listener: TcpListener, tls: Arc<Tls>, services: Services, signer: Signer) -> Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<Tls>,
+    services: Services,
+    signer: impl Identity,
+) -> Result<()> {
     let routes = Routes::new(DiscoveryServer::new(services.clone()))
         .add_service(RelayServer::new(services))
         .add_service(IdentityServer::new(signer));

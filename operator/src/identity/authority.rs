@@ -36,6 +36,8 @@ pub struct Authority {
 pub struct Leaf {
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf as PEM, for peers that read files.
+    pub pem: String,
     /// Its end, seconds since 1970.
     pub not_after_unix: i64,
 }
@@ -155,9 +157,9 @@ impl Authority {
         let not_after = (now + lifetime).min(self.not_after);
         params.not_before = (now - SKEW).into();
         params.not_after = not_after.into();
-        let leaf = params.signed_by(key, &self.issuer)?.der().clone();
+        let leaf = params.signed_by(key, &self.issuer)?;
         let not_after_unix = i64::try_from(not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
-        Ok(Leaf { chain: vec![leaf], not_after_unix })
+        Ok(Leaf { chain: vec![leaf.der().clone()], pem: leaf.pem(), not_after_unix })
     }
 }
 

@@ -47,6 +47,11 @@ impl Default for Hub {
 }
 
 impl Hub {
+    /// A hub whose model is all there is and will ever be: for tools that know their whole world.
+    pub fn complete(model: Model) -> Self {
+        Self { model: RwLock::new(model), synced: AtomicUsize::new(KINDS), ..Self::default() }
+    }
+
     /// The model, to be read.
     pub fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.model.read().unwrap_or_else(PoisonError::into_inner)

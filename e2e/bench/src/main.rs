@@ -1,0 +1,132 @@
+//! The control plane of the benchmark: the operator's own discovery and certificate authority over a
+//! model of two pods and one Service, without Kubernetes. It trusts whoever asks: it runs in network
+//! namespaces that nobody else is in.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use rcgen::KeyPair;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+use tulle_mesh::identity::WorkloadId;
+use tulle_mesh::proto::identity_server::Identity;
+use tulle_mesh::proto::{SignRequest, SignResponse};
+use tulle_operator::discovery::Registry;
+use tulle_operator::discovery::relay::Outlet;
+use tulle_operator::discovery::server::{Services, serve};
+use tulle_operator::identity::authority::Authority;
+use tulle_operator::lease::Leadership;
+use tulle_operator::model::object::ServicePort;
+use tulle_operator::model::{Endpoint, Model, Pod, Service, Slice};
+use tulle_operator::run::own_tls;
+use tulle_operator::telemetry::Aggregates;
+use tulle_operator::watch::Hub;
+
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// The control plane of the benchmark.
+#[derive(Parser)]
+struct Arguments {
+    /// Where sidecars connect to.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Where the trust bundle and the peers' certificates are written to.
+    #[arg(long)]
+    folder: PathBuf,
+    /// The client's address.
+    #[arg(long)]
+    client: IpAddr,
+    /// The server's address.
+    #[arg(long)]
+    server: IpAddr,
+    /// The Service's address.
+    #[arg(long)]
+    service: IpAddr,
+}
+
+/// Signs for every pod that it knows.
+struct Everybody {
+    authority: Arc<Authority>,
+}
+
+#[tonic::async_trait]
+impl Identity for Everybody {
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let request = request.into_inner();
+        let identity = WorkloadId::new("cluster.local", "bench", &request.pod_uid);
+        let leaf = self.authority.sign_request(&request.csr_der, &identity, LIFETIME);
+        let leaf = leaf.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let chain_der = leaf.chain.iter().map(|der| der.to_vec()).collect();
+        Ok(Response::new(SignResponse { chain_der, not_after_unix: leaf.not_after_unix }))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    installed.map_err(|_| anyhow::anyhow!("another cryptography provider is installed"))?;
+    let (authority, _) = Authority::generate()?;
+    let authority = Arc::new(authority);
+    fs::write(arguments.folder.join("roots.pem"), authority.root_pem())?;
+    for name in ["client", "server"] {
+        let key = KeyPair::generate()?;
+        let leaf = authority.sign(&key, &WorkloadId::new("cluster.local", "bench", name), LIFETIME)?;
+        fs::write(arguments.folder.join(format!("{name}.key")), key.serialize_pem())?;
+        fs::write(arguments.folder.join(format!("{name}.crt")), leaf.pem)?;
+    }
+    let hub = Arc::new(Hub::complete(model(&arguments)));
+    let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
+    let leader = Leadership { mine: true, ..Leadership::default() };
+    let (_leading, leadership) = watch::channel(leader);
+    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let me = WorkloadId::new("cluster.local", "tulle-system", "tulle-operator");
+    let tls = Arc::new(own_tls(&authority, &me)?);
+    let listener = TcpListener::bind(arguments.listen).await.context("listening")?;
+    let services = Services::new(hub, outlet, registry, aggregates, me);
+    serve(listener, tls, services, Everybody { authority }).await
+}
+
+fn model(arguments: &Arguments) -> Model {
+    let mut model = Model::default();
+    for (name, address) in [("client", arguments.client), ("server", arguments.server)] {
+        model.apply_pod(Pod {
+            uid: name.into(),
+            name: name.into(),
+            namespace: "bench".into(),
+            service_account: name.into(),
+            ips: Box::new([address]),
+            injected: true,
+            containers_ready: true,
+            ready: true,
+            ..Pod::default()
+        });
+    }
+    let ports = [("http", 80, 8080, "http"), ("bulk", 5201, 5201, "tcp")];
+    let service_ports = ports.iter().map(|(name, port, _, protocol)| ServicePort {
+        name: (*name).to_owned(),
+        port: *port,
+        app_protocol: Some((*protocol).to_owned()),
+    });
+    let service =
+        Service { ips: vec![arguments.service], ports: service_ports.collect(), ..Service::default() };
+    let key = ("bench".into(), "server".into());
+    model.apply_service(key, service);
+    let endpoint = Endpoint {
+        address: Some(arguments.server),
+        ready: true,
+        serving: true,
+        pod_uid: Some("server".into()),
+        ..Endpoint::default()
+    };
+    let slice_ports = ports.iter().map(|(name, _, port, _)| ((*name).to_owned(), *port));
+    let slice = Slice { service: "server".into(), ports: slice_ports.collect(), endpoints: vec![endpoint] };
+    model.apply_slice(("bench".into(), "server-1".into()), slice);
+    model
+}

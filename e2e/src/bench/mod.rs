@@ -1,0 +1,99 @@
+//! `cargo xtask bench`: client | outbound proxy → inbound proxy | server, in two network namespaces, with
+//! mutual TLS between the proxies. In one run: no proxy, Tulle, and Envoy set up as a mesh does it, one
+//! worker each. Ratios within a run are firm, absolute figures are this machine's on this day.
+//!
+//! ```text
+//!   field   namespaces, server, load generators
+//!   proxies Tulle's pair and Envoy's pair
+//! ```
+
+mod field;
+mod proxies;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::host;
+use crate::progress::step;
+use field::{Field, Measured};
+use proxies::Pair;
+
+/// Programs that the benchmark needs.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("wrk", "wrk"),
+    ("nginx", "nginx-light"),
+    ("iperf3", "iperf3"),
+    ("ip", "iproute2"),
+    ("setpriv", "util-linux"),
+    ("pip3", "python3-pip"),
+];
+
+/// How long each measurement lasts.
+const SECONDS: u64 = 8;
+
+/// Runs the benchmark and prints the table.
+pub fn run(rounds: usize) -> Result<()> {
+    host::require_root()?;
+    host::install_packages(PROGRAMS)?;
+    let programs = proxies::Programs::build()?;
+    let field = Field::new()?;
+    let mut table = Vec::new();
+    for round in 1..=rounds {
+        step(&format!("round {round} of {rounds}: no proxy"));
+        table.push(("none", measure(&field, None)?));
+        step(&format!("round {round} of {rounds}: Tulle"));
+        let tulle = Pair::tulle(&field, &programs)?;
+        table.push(("Tulle", measure(&field, Some(&tulle))?));
+        drop(tulle);
+        step(&format!("round {round} of {rounds}: Envoy"));
+        let envoy = Pair::envoy(&field, &programs)?;
+        table.push(("Envoy", measure(&field, Some(&envoy))?));
+    }
+    print!("{}", report(&table));
+    Ok(())
+}
+
+fn measure(field: &Field, pair: Option<&Pair>) -> Result<Measured> {
+    let target = pair.map_or_else(|| field.direct(), Pair::target);
+    field.wait_for(&target)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = pair.map_or(0, Pair::rss_kib);
+    let before = pair.map_or(0.0, Pair::cpu_seconds);
+    let (rps, requests) = field.closed_loop(&target, SECONDS)?;
+    let cpu = pair.map_or(0.0, Pair::cpu_seconds) - before;
+    let (p50, p99) = field.open_loop(&target, SECONDS)?;
+    let bulk = field.bulk(&pair.map_or_else(|| field.direct_bulk(), Pair::bulk_target), SECONDS / 2)?;
+    let per_million = if requests > 0 { cpu * 1e6 / requests as f64 } else { 0.0 };
+    Ok(Measured { rps, cpu_per_million: per_million, p50, p99, bulk, idle_kib: idle / 2 })
+}
+
+fn report(table: &[(&str, Measured)]) -> String {
+    let mut out = String::new();
+    let mean = |name: &str, value: &dyn Fn(&Measured) -> f64| {
+        let mut values: Vec<f64> = table.iter().filter(|(n, _)| *n == name).map(|(_, m)| value(m)).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(0.0)
+    };
+    let _ =
+        writeln!(out, "\nmedians; CPU and memory are those of the proxies: CPU of the pair, memory of one\n");
+    let _ = writeln!(out, "| | none | Tulle | Envoy | Tulle ÷ Envoy |\n|---|---|---|---|---|");
+    type Row<'a> = (&'a str, &'a dyn Fn(&Measured) -> f64, bool);
+    let rows: [Row<'_>; 6] = [
+        ("HTTP/1.1, 1 KiB, 64 connections: requests/s", &|m| m.rps, false),
+        ("CPU seconds per million requests", &|m| m.cpu_per_million, false),
+        ("at 1,000 requests/s: p50 added, µs", &|m| m.p50, true),
+        ("at 1,000 requests/s: p99 added, µs", &|m| m.p99, true),
+        ("opaque TCP, bulk: GB/s", &|m| m.bulk, false),
+        ("idle memory of one proxy, MiB", &|m| m.idle_kib as f64 / 1024.0, false),
+    ];
+    for (name, value, added) in rows {
+        let [none, tulle, envoy] = ["none", "Tulle", "Envoy"].map(|which| mean(which, value));
+        let base = if added { none } else { 0.0 };
+        let ratio = (tulle - base) / (envoy - base);
+        let _ =
+            writeln!(out, "| {name} | {none:.2} | {:.2} | {:.2} | {ratio:.2} |", tulle - base, envoy - base);
+    }
+    out
+}
