@@ -64,11 +64,31 @@ pub fn tulle(kube: &Kube) -> Result<()> {
         kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;
         kube.rolled_out("tulle-system", workload, 120)?;
     }
-    kube.wait_for("the webhook's authority in its configuration", 30, || {
-        let hooks = kube.json(&["get", "mutatingwebhookconfiguration", "tulle"])?;
-        let hooks = hooks["webhooks"].as_array().cloned().unwrap_or_default();
-        Ok(!hooks.is_empty() && hooks.iter().all(|hook| hook["clientConfig"]["caBundle"].is_string()))
-    })
+    injects(kube)
+}
+
+/// Waits until a pod would be injected: the API server learns of a webhook's authority a moment after it
+/// is written, and until then lets pods of `enabled` namespaces in as they are.
+fn injects(kube: &Kube) -> Result<()> {
+    const NAMESPACE: &str = "tulle-probe";
+    let labels = serde_json::json!({"tulle.dev/inject": "enabled"});
+    let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
+    kube.apply(&namespace.to_string())?;
+    let outcome = kube.wait_for("the webhook to inject", 60, || {
+        let run = [
+            "-n",
+            NAMESPACE,
+            "run",
+            "probe",
+            "--image=probe",
+            "--dry-run=server",
+            "-o",
+            "jsonpath={.spec.initContainers[*].name}",
+        ];
+        Ok(kube.run(&run)?.contains("tulle-proxy"))
+    });
+    kube.run(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
+    outcome
 }
 
 /// A sample manifest.
