@@ -232,6 +232,8 @@ pub struct CanaryStatus {
     pub phase: Phase,
     /// The revision that carries no gate: everything else is on trial.
     pub approved_revision: String,
+    /// The revision that was approved before, while its pods are being replaced: still stable.
+    pub former_revision: String,
     /// The revision on trial, or the last that was.
     pub canary_revision: String,
     /// The revision that the last decision was about; another one starts a rollout.
@@ -260,6 +262,9 @@ pub struct CanaryStatus {
     /// When the present step began to get its weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_started: Option<Time>,
+    /// Since when the revision on trial has no ready pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unready_since: Option<Time>,
     /// The last action that was carried out, by its request id.
     pub last_action: String,
     /// `Ready`: the target exists and its rollouts are watched. `Progressing`, `Promoted`.

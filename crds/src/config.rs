@@ -27,6 +27,7 @@ pub struct MeshConfigSpec {
     /// The trust domain of every identity. Fixed once certificates have been issued.
     #[serde(default = "trust_domain")]
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9._-]+$"))]
+    #[x_kube(validation = ("self == oldSelf", "the trust domain is fixed: every certificate names it"))]
     pub trust_domain: String,
     /// What holds where no MeshPolicy says otherwise.
     #[serde(default)]

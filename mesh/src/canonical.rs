@@ -91,6 +91,10 @@ fn decode_unreserved(raw: &str) -> Result<String, TargetError> {
 }
 
 fn resolve_segments(path: &str) -> Result<String, TargetError> {
+    // `/a//../b` is `/b` to who merges slashes first and `/a/b` to who does not.
+    if path.contains("//..") {
+        return Err(TargetError::Ambiguous);
+    }
     let mut kept: Vec<&str> = Vec::new();
     let mut ends_open = false;
     for segment in path.split('/').skip(1) {
@@ -176,6 +180,7 @@ mod tests {
             ("/a%00", TargetError::Illegal),
             ("/a%zz", TargetError::BrokenEscape),
             ("/a%+1", TargetError::BrokenEscape),
+            ("/a//../b", TargetError::Ambiguous),
             ("/a%4", TargetError::BrokenEscape),
             ("pkg.Service/Method", TargetError::NotAbsolute),
         ] {

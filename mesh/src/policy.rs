@@ -118,6 +118,11 @@ impl Access {
         Ok(Self { allow: access.has_allow.then_some(allow), deny, needs_path })
     }
 
+    /// Whether a rule looks at paths: the application must then get the path that was looked at.
+    pub fn needs_path(&self) -> bool {
+        self.needs_path
+    }
+
     /// Decides; deny wins over allow.
     pub fn decide(&self, subject: &Subject<'_>) -> Decision {
         let paths = match subject.http {

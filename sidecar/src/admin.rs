@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -32,7 +33,12 @@ pub struct Admin {
 impl Admin {
     /// Serves for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        while let Ok((stream, _)) = listener.accept().await {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of file descriptors, say: waiting a little lets others close.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
             let admin = Arc::clone(&self);
             tokio::spawn(async move {
                 let service = service_fn(|request| {

@@ -170,6 +170,7 @@ pub async fn relay(
     }
     let mut sent = 0;
     let mut upload_result = None;
+    let mut uploaded = false;
     {
         let mut up = sink.sink();
         let mut upload = pin!(body.send(&mut up, &mut sent));
@@ -181,7 +182,8 @@ pub async fn relay(
                             result,
                             Err(PumpError::SourceGone
                                 | PumpError::SourceMalformed(_)
-                                | PumpError::SourceReset(_))
+                                | PumpError::SourceReset(_)
+                                | PumpError::SinkRefused(_))
                         );
                         let gone = result;
                         upload_result = Some(gone);
@@ -216,16 +218,22 @@ pub async fn relay(
                 }
                 let keep = keep || head.framing == Framing::Chunked && request.keep_alive;
                 let close = !keep;
-                let upload = async { if upload_result.is_none() { Some(upload.await) } else { None } };
+                let upload = async {
+                    match upload_result {
+                        Some(done) => Some(done),
+                        None => Some(upload.await),
+                    }
+                };
                 let download = download(&head, end, close, &mut source, down);
-                let result = finish(upload, download, &mut relayed).await;
-                relayed.client_reusable = result && keep;
+                uploaded = finish(upload, download, &mut relayed).await;
+                relayed.client_reusable = uploaded && keep;
             }
             Err(failure) => failure.record(&mut relayed),
         }
     }
     relayed.bytes.0 = sent;
-    let clean = relayed.client_reusable || (relayed.answered && relayed.result.is_ok() && body.is_ended());
+    // A request that was not sent to its end leaves a server that waits for the rest: never reused.
+    let clean = uploaded && relayed.answered && relayed.result.is_ok() && body.is_ended();
     relayed.client_reusable &= body.is_ended();
     if !body.is_replayable() {
         relayed.unprocessed = false;
@@ -352,8 +360,9 @@ pub async fn tunnel(up: (Source<'_>, Sink<'_>), down: (Source<'_>, Sink<'_>)) ->
         let upload = pin!(pump(up.0, up.1, |bytes| sent += bytes.len() as u64, |_| {}));
         let download = pin!(pump(down.0, down.1, |bytes| received += bytes.len() as u64, |_| {}));
         match select(upload, download).await {
-            Either::Left((Ok(_), other)) => drop(other.await),
-            Either::Right((Ok(_), other)) => drop(other.await),
+            // A reader that is gone may still have something to say.
+            Either::Left((Ok(_) | Err(PumpError::SinkGone), other)) => drop(other.await),
+            Either::Right((Ok(_) | Err(PumpError::SinkGone), other)) => drop(other.await),
             _ => {}
         }
     }
@@ -369,7 +378,7 @@ fn method_of(request: &Head) -> Bytes {
 
 fn client_failure(result: Result<(), PumpError>) -> Failure {
     match result {
-        Err(PumpError::SourceMalformed(why)) => Failure::ClientBadRequest(why),
+        Err(PumpError::SourceMalformed(why) | PumpError::SinkRefused(why)) => Failure::ClientBadRequest(why),
         _ => Failure::ClientGone,
     }
 }
@@ -440,8 +449,14 @@ impl UpSource {
             },
             Self::Mesh(receiver) => match receiver.next().await {
                 Event::Head(block) => {
-                    mesh_head(block, method).map(|head| (head, false)).map_err(HeadFailure::Failed)
+                    let mut head = mesh_head(block, method).map_err(HeadFailure::Failed)?;
+                    let end = receiver.take_end();
+                    if end && head.framing == Framing::UntilClose {
+                        head.framing = Framing::None;
+                    }
+                    Ok((head, end))
                 }
+
                 Event::Reset(Code::NotProcessed) => Err(HeadFailure::NotProcessed),
                 Event::Reset(Code::Denied) => Err(HeadFailure::Failed(Failure::PolicyDenied)),
                 Event::Reset(Code::BadHead) => {
@@ -451,8 +466,11 @@ impl UpSource {
                 _ => Err(HeadFailure::Failed(Failure::UpstreamBadResponse("a body without a head"))),
             },
             Self::Http2(future, body) => {
-                let Some(answer) = future.take() else { return Err(HeadFailure::Gone) };
-                match answer.await {
+                let Some(answer) = future.as_mut() else { return Err(HeadFailure::Gone) };
+                // Taken only when it has answered: this wait may be given up and begun again.
+                let result = answer.await;
+                *future = None;
+                match result {
                     Ok(response) => {
                         let (parts, stream) = response.into_parts();
                         let end = stream.is_end_stream();

@@ -60,7 +60,12 @@ pub enum Check {
 
 /// Serves for ever.
 pub async fn serve(settings: Arc<Settings>, listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, say: waiting a little lets others close.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
         let settings = Arc::clone(&settings);
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {

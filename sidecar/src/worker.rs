@@ -121,6 +121,11 @@ impl Worker {
 }
 
 impl Route {
+    /// Whether this route is no longer kept current: a connection that outlives it asks for a new one.
+    pub fn is_gone(&self) -> bool {
+        self.entry.is_gone()
+    }
+
     /// What kind of destination this is now.
     pub fn target(&self, worker: &Worker) -> Target {
         self.refresh(worker, "http1");

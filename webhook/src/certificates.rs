@@ -158,8 +158,12 @@ impl Authority {
                 .map(|h| h.name.as_str())
                 .collect();
             if !stale.is_empty() {
-                let patch =
-                    self.patch("MutatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                let patch = self.patch(
+                    "MutatingWebhookConfiguration",
+                    &configuration.name_any(),
+                    &names(configuration.webhooks.iter().flatten().map(|h| h.name.as_str())),
+                    &bundle,
+                );
                 mutating
                     .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
                     .await?;
@@ -174,8 +178,12 @@ impl Authority {
                 .map(|h| h.name.as_str())
                 .collect();
             if !stale.is_empty() {
-                let patch =
-                    self.patch("ValidatingWebhookConfiguration", &configuration.name_any(), &stale, &bundle);
+                let patch = self.patch(
+                    "ValidatingWebhookConfiguration",
+                    &configuration.name_any(),
+                    &names(configuration.webhooks.iter().flatten().map(|h| h.name.as_str())),
+                    &bundle,
+                );
                 validating
                     .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
                     .await?;
@@ -189,4 +197,9 @@ impl Authority {
             hooks.iter().map(|hook| json!({"name": hook, "clientConfig": {"caBundle": bundle}})).collect();
         json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": hooks})
     }
+}
+
+/// Every hook is written at once: server-side apply takes away what an apply leaves out.
+fn names<'a>(hooks: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    hooks.collect()
 }

@@ -19,4 +19,7 @@ pub const MAX_STREAMS: usize = 128;
 /// client keeps of a request to send it elsewhere: no application can have taken more unasked.
 pub const STREAM_CREDIT: u32 = 64 * 1024;
 /// The same for a whole connection.
-pub const CONNECTION_CREDIT: u32 = 4 * 1024 * 1024;
+pub const CONNECTION_CREDIT: u32 = 12 * 1024 * 1024;
+
+// However many streams are stalled, the others still have credit.
+const _: () = assert!(MAX_STREAMS as u32 * STREAM_CREDIT + CONNECTION_CREDIT / 4 <= CONNECTION_CREDIT);

@@ -44,9 +44,6 @@ impl Outlet {
 
     /// Takes a report of a sidecar of this replica.
     pub fn report(&self, pod_uid: &str, report: Report) {
-        if report == Report::Gone {
-            self.lock_waiting().remove(pod_uid);
-        }
         self.registry.report(pod_uid, report.clone());
         if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = leader.send(message(pod_uid, report));
@@ -74,7 +71,10 @@ impl Outlet {
     /// Sequence numbers of reports that the leader has taken.
     pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::UnboundedReceiver<u64> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.lock_waiting().insert(pod_uid.to_owned(), sender);
+        let mut waiting = self.lock_waiting();
+        // Those of streams that have ended; a stream that took over under the same pod stays.
+        waiting.retain(|_, session| !session.is_closed());
+        waiting.insert(pod_uid.to_owned(), sender);
         receiver
     }
 

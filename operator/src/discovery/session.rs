@@ -115,6 +115,10 @@ impl Session {
             }
             Some(sidecar_message::Message::Ack(ack)) => {
                 let Some(name) = ack.name else { return Ok(()) };
+                // An acknowledgement that crossed its unsubscription is about nothing any more.
+                if !state.subscribed.contains_key(&(name.r#type, name.name.clone())) {
+                    return Ok(());
+                }
                 self.outlet.report(&self.pod_uid, Report::Acked((name.r#type, name.name), ack.version));
                 Ok(())
             }

@@ -74,6 +74,11 @@ impl Pod {
         labels.iter().all(|(key, value)| self.label(key) == Some(value))
     }
 
+    /// Whether it waits behind our gate.
+    pub fn is_parked(&self) -> bool {
+        self.gated && !self.gate_open
+    }
+
     /// Its revision, as its workload's controller names it.
     pub fn revision(&self) -> &str {
         self.label("pod-template-hash").or_else(|| self.label("controller-revision-hash")).unwrap_or("")

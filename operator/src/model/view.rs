@@ -76,7 +76,10 @@ impl Model {
             let service = self.services.get(key);
             let port = service.and_then(|s| s.ports.iter().find(|port| port.port == address.port()));
             return match (service, port) {
-                (Some(service), Some(port)) => Kind::Service(self.service_port(key, service, port, node)),
+                (Some(service), Some(port)) => {
+                    let ipv4 = address.is_ipv4();
+                    Kind::Service(self.service_port(key, service, port, (node, ipv4)))
+                }
                 _ => Kind::Unknown(proto::Unknown {}),
             };
         }
@@ -102,10 +105,15 @@ impl Model {
         key: &Key,
         service: &Service,
         port: &ServicePort,
-        node: &str,
+        (node, ipv4): (&str, bool),
     ) -> proto::ServicePort {
-        let endpoints = self.endpoints(key, service, port, node);
+        let mut endpoints = self.endpoints(key, service, port, (node, ipv4));
         let (split, canary) = self.split(&endpoints);
+        if split.is_empty() {
+            // Nobody sets a share here: a pod on trial waits for its gate as with any client.
+            endpoints
+                .retain(|endpoint| !self.pods.get(endpoint.pod_uid.as_str()).is_some_and(Pod::is_parked));
+        }
         proto::ServicePort {
             namespace: key.0.to_string(),
             name: key.1.to_string(),
@@ -120,13 +128,13 @@ impl Model {
     }
 
     /// Endpoints come from slices only: address and port as they stand there. A pod that is in more
-    /// than one slice counts once.
+    /// than one slice counts once, and by the family of the address that was dialled, as with kube-proxy.
     fn endpoints(
         &self,
         key: &Key,
         service: &Service,
         port: &ServicePort,
-        node: &str,
+        (node, ipv4): (&str, bool),
     ) -> Vec<proto::Endpoint> {
         let mut found: HashMap<String, proto::Endpoint> = HashMap::new();
         for slice in
@@ -134,6 +142,9 @@ impl Model {
         {
             let Some((_, number)) = slice.ports.iter().find(|(name, _)| *name == port.name) else { continue };
             for endpoint in &slice.endpoints {
+                if endpoint.address.is_some_and(|address| address.is_ipv4() != ipv4) {
+                    continue;
+                }
                 if service.local_only && &*endpoint.node != node {
                     continue;
                 }
@@ -155,11 +166,10 @@ impl Model {
         let pod = endpoint.pod_uid.as_ref().and_then(|uid| self.pods.get(uid));
         let address = SocketAddr::new(endpoint.address?, port).to_string();
         let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);
-        let parked =
-            pod.is_some_and(|pod| pod.gated && !pod.gate_open && pod.containers_ready && !pod.finished);
+        let on_trial = pod.is_some_and(Pod::is_parked);
+        let parked = on_trial && pod.is_some_and(|pod| pod.containers_ready && !pod.finished);
         // `ready` is true for every endpoint of a Service with publishNotReadyAddresses: a pod under
         // trial must really be ready.
-        let on_trial = pod.is_some_and(|pod| pod.gated && !pod.gate_open);
         let ready = if on_trial { parked } else { endpoint.ready };
         let state = match (ready && !terminating, terminating && endpoint.serving) {
             (true, _) => proto::EndpointState::Ready,
@@ -210,7 +220,17 @@ impl Model {
         let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
         let share =
             |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
-        let mut split = vec![share(&status.approved_revision, 1000 - weight)];
+        // What was stable until its replacement was approved stays stable as long as it has pods.
+        let of =
+            |revision: &str| endpoints.iter().filter(|endpoint| endpoint.revision == revision).count() as u32;
+        let former =
+            if status.former_revision == status.canary_revision { 0 } else { of(&status.former_revision) };
+        let (approved, stable) = (of(&status.approved_revision), 1000 - weight);
+        let formers = (stable * former).checked_div(former + approved).unwrap_or(0);
+        let mut split = vec![share(&status.approved_revision, stable - formers)];
+        if formers > 0 {
+            split.push(share(&status.former_revision, formers));
+        }
         if on_trial {
             split.push(share(&status.canary_revision, weight));
         }

@@ -71,7 +71,8 @@ pub struct Judgement {
 
 /// Judges.
 pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
-    let log_evidence = counted.former_log_evidence + step_log_evidence(counted, rule.worse_by);
+    let step = step_log_evidence(counted, rule.worse_by);
+    let log_evidence = counted.former_log_evidence + step;
     let needed = (1.0 / rule.alpha).ln();
     let (canary, stable) = (
         rate(counted.canary_failures, counted.canary_requests),
@@ -92,7 +93,9 @@ pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
     } else if counted.canary_requests < rule.min_requests {
         let missing = rule.min_requests - counted.canary_requests;
         (Verdict::Inconclusive, format!("{facts}: {missing} more requests to the canary are needed"))
-    } else if counted.canary_failures > 0 && canary > stable * rule.worse_by && log_evidence > 0.0 {
+    } else if counted.stable_requests == 0 && counted.canary_failures > 0 {
+        (Verdict::Inconclusive, format!("{facts}: there is nothing to compare with"))
+    } else if counted.canary_failures > 0 && canary > stable * rule.worse_by && step > 0.0 {
         (Verdict::Inconclusive, format!("{facts}: looks worse than {}x, not surely yet", rule.worse_by))
     } else {
         (Verdict::Pass, format!("{facts}: not worse than {}x", rule.worse_by))
@@ -110,7 +113,8 @@ fn step_log_evidence(counted: &Counted, worse_by: f64) -> f64 {
     if canary < 1.0 || stable < 1.0 {
         return 0.0;
     }
-    let share = canary / (canary + stable);
+    // Bounded, so that counts that cannot be true cannot end the judge either.
+    let share = (canary / (canary + stable)).clamp(1e-9, 1.0 - 1e-9);
     // With the margin: at exactly `worse_by` times the rate, this is the canary's share of failures.
     let null = share * worse_by / (1.0 - share + share * worse_by);
     let (a, b) = (PRIOR * null, PRIOR * (1.0 - null));
@@ -121,7 +125,15 @@ fn step_log_evidence(counted: &Counted, worse_by: f64) -> f64 {
 
 /// ln P(Beta(a, b) > x), without loss where the tail is thin.
 fn ln_upper_tail(x: f64, a: f64, b: f64) -> f64 {
-    beta_reg(b, a, 1.0 - x).max(f64::MIN_POSITIVE).ln()
+    let tail = beta_reg(b, a, 1.0 - x);
+    if tail > 1e-290 {
+        return tail.ln();
+    }
+    // So thin that it has underflowed: the first term of its series, the rest bounded by a geometric
+    // one. A clamp would turn "surely better" into evidence of being worse.
+    let y = 1.0 - x;
+    let ratio = ((a + b) / (b + 1.0) * y).min(0.999);
+    b * y.ln() + a * x.ln() - ln_beta(a, b) - b.ln() - (1.0 - ratio).ln()
 }
 
 #[cfg(test)]
@@ -210,6 +222,24 @@ mod tests {
     #[test]
     fn no_data_is_neither_good_nor_bad() {
         assert_eq!(judge(&Counted::default(), &RULE).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn a_version_that_mends_an_outage_is_not_called_worse() {
+        let judged = judge(&counted((2000, 0), (2000, 1000)), &RULE);
+        assert_eq!(judged.verdict, Verdict::Pass, "{judged:?}");
+        assert!(judged.log_evidence < 0.0, "{judged:?}");
+    }
+
+    #[test]
+    fn failures_without_anything_to_compare_with_do_not_pass() {
+        assert_eq!(judge(&counted((500, 500), (0, 0)), &RULE).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn counts_that_cannot_be_true_do_not_end_the_judge() {
+        let judged = judge(&counted((u64::MAX / 2, u64::MAX / 2), (1, 0)), &RULE);
+        assert!(!judged.log_evidence.is_nan(), "{judged:?}");
     }
 
     #[test]

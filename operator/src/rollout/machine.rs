@@ -121,6 +121,11 @@ impl Turn<'_> {
         self.condition("Ready", true, reason::WATCHING, "new versions of the target go through the steps");
         let Some(latest) = target.latest.clone() else { return };
         if self.status.approved_revision.is_empty() {
+            // While two revisions serve, neither is the stable one: a Canary that comes in the middle of a
+            // rollout waits for its end.
+            if target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision != latest) {
+                return;
+            }
             // The first revision that is seen is the stable one: watching a workload starts nothing.
             self.status.approved_revision.clone_from(&latest);
             self.status.decided_revision.clone_from(&latest);
@@ -133,9 +138,11 @@ impl Turn<'_> {
         if latest != self.status.decided_revision {
             self.new_revision(&latest);
         }
+        let approved = self.status.approved_revision.clone();
+        self.open_gates(&target, &approved);
         match self.status.phase {
             Phase::Waiting => self.status.phase = Phase::Stable,
-            Phase::Stable => self.open_gates(&target, &latest),
+            Phase::Stable => self.forget_former(&target),
             Phase::Failed => self.failed(),
             Phase::Progressing | Phase::Paused => self.progress(&target),
             Phase::Promoting => self.promoting(&target),
@@ -176,6 +183,10 @@ impl Turn<'_> {
             let because = format!("revision {latest} came");
             self.remember("Superseded", &because);
         }
+        // Back to what was stable until a moment ago, while most of its pods are still here.
+        if self.status.phase == Phase::Promoting && latest == self.status.former_revision {
+            self.status.approved_revision = latest.to_owned();
+        }
         if latest == self.status.approved_revision {
             self.change_weight(0);
             self.status.phase = Phase::Stable;
@@ -195,6 +206,7 @@ impl Turn<'_> {
         self.status.evidence = Evidence::default();
         self.status.verdict = "Undecided".to_owned();
         self.status.evidence_summary.clear();
+        self.status.unready_since = None;
         self.status.started = Some(Time(self.seen.now));
         self.change_weight(0);
         self.event(false, "Started", format!("revision {latest} goes through {} steps", self.steps.len()));
@@ -204,7 +216,11 @@ impl Turn<'_> {
         if self.elapsed(self.status.started.as_ref()) > span(&self.spec.deadline) {
             return self.fail(format!("not decided within the deadline of {}", self.spec.deadline));
         }
-        let Some(step) = self.step().cloned() else { return self.promote("passed every step") };
+        if self.step().is_none() {
+            // The steps were shortened meanwhile: nothing is promoted that has not passed its last one.
+            self.status.step = u32::try_from(self.steps.len().saturating_sub(1)).unwrap_or(0);
+        }
+        let Some(step) = self.step().cloned() else { return };
         let Some(weight) = step.weight else {
             if self.status.phase != Phase::Paused {
                 self.status.phase = Phase::Paused;
@@ -217,6 +233,7 @@ impl Turn<'_> {
             }
             return self.weigh();
         };
+        self.status.phase = Phase::Progressing;
         if self.status.weight != u32::from(weight) {
             if self.has_capacity(target, weight) {
                 self.fold_evidence();
@@ -239,11 +256,14 @@ impl Turn<'_> {
         }
         if !target.pods.iter().any(|pod| pod.revision == self.status.canary_revision && pod.containers_ready)
         {
-            if self.elapsed(self.status.step_started.as_ref()) > SignedDuration::from_secs(30) {
-                self.fail("no pod of the new revision is ready any more".to_owned());
+            let now = Time(self.seen.now);
+            let since = self.status.unready_since.get_or_insert(now).clone();
+            if self.elapsed(Some(&since)) > SignedDuration::from_secs(30) {
+                self.fail("no pod of the new revision has been ready for 30 s".to_owned());
             }
             return;
         }
+        self.status.unready_since = None;
         self.weigh();
         self.decide(&step);
     }
@@ -284,6 +304,7 @@ impl Turn<'_> {
 
     fn next_step(&mut self) {
         self.status.step += 1;
+        self.status.step_started = None;
         if self.step().is_none() {
             self.promote("passed every step");
         }
@@ -347,6 +368,7 @@ impl Turn<'_> {
 
     fn promote(&mut self, because: &str) {
         self.status.phase = Phase::Promoting;
+        self.status.former_revision = std::mem::take(&mut self.status.approved_revision);
         self.status.approved_revision.clone_from(&self.status.canary_revision);
         self.change_weight(100);
         self.event(
@@ -358,7 +380,6 @@ impl Turn<'_> {
 
     fn promoting(&mut self, target: &WorkloadSeen) {
         let approved = self.status.approved_revision.clone();
-        self.open_gates(target, &approved);
         let done = target.pods.iter().all(|pod| pod.revision == approved && pod.ready && !pod.terminating);
         if done && target.pods.len() >= target.replicas as usize {
             let because = self.status.evidence_summary.clone();
@@ -367,7 +388,15 @@ impl Turn<'_> {
             self.status.weight = 0;
             self.status.acknowledged_weight = 0;
             self.status.canary_revision.clear();
+            self.status.former_revision.clear();
             self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
+        }
+    }
+
+    /// A former revision without pods is nobody's.
+    fn forget_former(&mut self, target: &WorkloadSeen) {
+        if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
+            self.status.former_revision.clear();
         }
     }
 

@@ -174,6 +174,10 @@ impl Session<'_> {
     }
 
     async fn begin(&mut self, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
+        // Only what is really here may be claimed: the operator does not send it again.
+        let known: Vec<String> = self.store.known().iter().map(ToString::to_string).collect();
+        self.versions
+            .retain(|(kind, name), _| *kind != ResourceType::Destination as i32 || known.contains(name));
         let held = self.versions.iter().map(|((kind, name), version)| tulle_mesh::proto::Held {
             name: Some(ResourceName { r#type: *kind, cluster: String::new(), name: name.clone() }),
             version: version.clone(),

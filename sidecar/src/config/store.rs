@@ -141,6 +141,13 @@ impl ConfigStore {
         self.destinations.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
+    /// The addresses of which something is known.
+    pub fn known(&self) -> Vec<SocketAddr> {
+        let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = destinations.iter().filter(|(_, entry)| entry.current.load().is_some());
+        known.map(|(address, _)| *address).collect()
+    }
+
     /// Forgets what has not been used since the last call.
     pub fn forget_idle(&self) {
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);

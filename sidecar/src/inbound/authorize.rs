@@ -1,10 +1,15 @@
 //! May this client do this? One place for requests and opaque connections, plain and encrypted.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use tulle_mesh::canonical;
 use tulle_mesh::policy::Subject;
 
 use super::Client;
 use crate::config::Mtls;
 use crate::error::Failure;
+use crate::http1::{Head, Start};
 use crate::worker::Worker;
 
 /// Whether plain text may come in at all.
@@ -16,6 +21,19 @@ pub(super) fn plaintext(worker: &Worker) -> Result<(), Failure> {
         Some(inbound) if inbound.mtls == Mtls::Strict => Err(Failure::PolicyPlaintext),
         Some(_) => Ok(()),
         None => Err(Failure::PolicyDenied),
+    }
+}
+
+/// Where a rule looks at paths, the application gets the path that was looked at: two readings of one
+/// path are how policies are bypassed.
+pub(super) fn canonicalise(worker: &Worker, head: &mut Head) {
+    let needs =
+        worker.config.inbound().is_some_and(|i| i.access.as_ref().is_some_and(|a| a.rules.needs_path()));
+    let Start::Request { target, .. } = &mut head.start else { return };
+    let Ok(raw) = std::str::from_utf8(target) else { return };
+    if let (true, Ok(Cow::Owned(path))) = (needs, canonical::path(raw)) {
+        let query = raw.find('?').and_then(|at| raw.get(at..)).unwrap_or("");
+        *target = Bytes::from(path + query);
     }
 }
 

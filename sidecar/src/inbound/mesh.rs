@@ -124,6 +124,7 @@ impl Peer {
             Downstream::Mesh(&sender, load.get()).answer(&denied).await;
             return;
         }
+        authorize::canonicalise(&self.worker, &mut head);
         self.client.introduce(&mut head);
         load.set(load.get() + 1);
         let mut body = RequestBody::new(Source::Mesh(&mut receiver), head.framing);
@@ -157,8 +158,9 @@ pub(super) async fn to_application(
     down: &mut Downstream<'_>,
     travels: Travels,
 ) -> Relayed {
+    let mut repeated = false;
     loop {
-        let exchange = match open_plain(worker, address, head, travels).await {
+        let exchange = match open_plain(worker, address, head, travels, repeated).await {
             Ok(exchange) => exchange,
             Err(failure) => return Relayed::unprocessed(failure),
         };
@@ -169,8 +171,9 @@ pub(super) async fn to_application(
         }
         let idempotent =
             matches!(head.request_line().0, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
-        if reused && relayed.unanswered && !relayed.answered && idempotent && !head.upgrade {
+        if !repeated && reused && relayed.unanswered && !relayed.answered && idempotent && !head.upgrade {
             worker.telemetry.event("repeated_request", "KeptConnectionClosed");
+            repeated = true;
             continue;
         }
         return relayed;

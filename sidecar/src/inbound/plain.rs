@@ -181,6 +181,7 @@ async fn request(
         down.answer(&denied).await;
         return false;
     }
+    authorize::canonicalise(worker, head);
     client.introduce(head);
     worker.load.set(worker.load.get() + 1);
     let relayed = to_application(worker, client.destination, head, body, down, travels).await;

@@ -95,6 +95,8 @@ async fn serve(
     travels: Travels,
 ) -> bool {
     let protocol = if travels == Travels::Http2 { "http2" } else { "http1" };
+    let renewed = if route.is_gone() { Some(worker.route(route.address).await) } else { None };
+    let route = renewed.as_ref().unwrap_or(route);
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = Failure::UpstreamNone;
     while tried.len() < send::MAX_ATTEMPTS {

@@ -45,7 +45,12 @@ pub(super) async fn serve(
             http::serve_http2(worker, route, stream, buffer).await
         }
         opaque => {
-            route.learned.set(if opaque.is_some() { Learned::ClientFirst } else { Learned::ServerFirst });
+            let learned = match opaque {
+                Some(_) => Learned::ClientFirst,
+                None if opened.has_spoken() => Learned::ServerFirst,
+                None => Learned::Nothing,
+            };
+            route.learned.set(learned);
             let (mut reader, mut writer) = split(stream, buffer);
             reader.unframe();
             writer.unframe();

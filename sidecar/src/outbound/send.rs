@@ -43,15 +43,17 @@ pub(super) async fn open(
         let (sender, receiver) = worker.mesh.open(address, identity, &block, bodiless).await?;
         return Ok(Exchange { sink: UpSink::Mesh(sender), source: UpSource::Mesh(receiver), reused: false });
     }
-    open_plain(worker, address, head, travels).await
+    open_plain(worker, address, head, travels, false).await
 }
 
-/// Opens an exchange with a server that has no sidecar, or with this pod's own application.
+/// Opens an exchange with a server that has no sidecar, or with this pod's own application. `fresh`: on a
+/// connection that has served nothing yet.
 pub(crate) async fn open_plain(
     worker: &Worker,
     address: SocketAddr,
     head: &Head,
     travels: Travels,
+    fresh: bool,
 ) -> Result<Exchange, Failure> {
     if travels == Travels::Http2 {
         let (mut send, reused) = worker.http2.ready(address).await?;
@@ -64,7 +66,7 @@ pub(crate) async fn open_plain(
             reused,
         });
     }
-    let (reader, mut writer, reused) = match worker.http1.take(address) {
+    let (reader, mut writer, reused) = match worker.http1.take(address).filter(|_| !fresh) {
         Some((reader, writer)) => (reader, writer, true),
         None => {
             let (reader, writer) = worker.http1.connect(address).await?;
@@ -80,7 +82,7 @@ pub(super) struct Opened {
     upstream: Rc<Upstream>,
     way: Way,
     /// What the server has said already.
-    first: Option<Bytes>,
+    first: Option<Event>,
     since: Instant,
 }
 
@@ -136,13 +138,19 @@ async fn accepted(way: &mut Way) -> Result<(), Failure> {
 }
 
 impl Opened {
+    /// Whether the server has spoken.
+    pub(super) fn has_spoken(&self) -> bool {
+        match &self.way {
+            Way::Mesh(..) => matches!(self.first, Some(Event::Data(_))),
+            Way::Plain(..) => true,
+        }
+    }
+
     /// Resolves when the server speaks, or ends.
     pub(super) async fn answered(&mut self) {
         match &mut self.way {
             Way::Mesh(_, receiver) => {
-                if let Event::Data(bytes) = receiver.next().await {
-                    self.first = Some(bytes);
-                }
+                self.first = Some(receiver.next().await);
             }
             Way::Plain(reader, _) => reader.stirred().await,
         }
@@ -157,7 +165,11 @@ pub(super) async fn tunnel_opaque(
 ) -> Result<(), Failure> {
     let Opened { upstream, mut way, first, since } = opened;
     let mut early = 0;
-    if let Some(bytes) = first {
+    if let Some(Event::End | Event::Reset(_) | Event::Lost) = first {
+        // The server has closed before anybody spoke: so does the client's connection.
+        return Ok(());
+    }
+    if let Some(Event::Data(bytes)) = first {
         early = bytes.len() as u64;
         writer.data(&bytes).await.map_err(|_| Failure::ClientGone)?;
         writer.flush().await.map_err(|_| Failure::ClientGone)?;

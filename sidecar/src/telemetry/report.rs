@@ -16,8 +16,14 @@ pub struct Reporter {
     sequence: u64,
     sent: HashMap<SeriesKey, Counts>,
     under_way: Option<TelemetryReport>,
+    /// Looks since it was sent.
+    looks: u32,
     resend: bool,
 }
+
+/// Looks without an acknowledgement after which a report goes again: the leader may have changed while it
+/// was on its way.
+const RESEND_AFTER: u32 = 5;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -36,6 +42,7 @@ impl Reporter {
             sequence: 0,
             sent: HashMap::new(),
             under_way: None,
+            looks: 0,
             resend: false,
         }
     }
@@ -55,8 +62,11 @@ impl Reporter {
     /// The next report, if there is anything to say and nothing is under way.
     pub fn next_report(&mut self) -> Option<TelemetryReport> {
         if let Some(report) = &self.under_way {
-            return std::mem::take(&mut self.resend).then(|| report.clone());
+            self.looks += 1;
+            let again = std::mem::take(&mut self.resend) || self.looks.is_multiple_of(RESEND_AFTER);
+            return again.then(|| report.clone());
         }
+        self.looks = 0;
         self.resend = false;
         let mut counts = Vec::new();
         for (key, series) in self.telemetry.all() {
@@ -117,6 +127,8 @@ mod tests {
         let first = reporter.next_report().unwrap();
         series.request(&Ok(500), None, Duration::from_millis(1), (0, 0));
         assert!(reporter.next_report().is_none(), "one at a time");
+        let later: Vec<_> = (0..RESEND_AFTER).filter_map(|_| reporter.next_report()).collect();
+        assert_eq!(later, std::slice::from_ref(&first), "again, in case nobody who leads has seen it");
         reporter.reconnected();
         assert_eq!(reporter.next_report().unwrap(), first, "the same again, under its number");
         reporter.acknowledged(first.sequence);

@@ -236,7 +236,9 @@ impl Connection {
         let id = frame.stream;
         let known = shared.streams.get(&id).cloned();
         let state = match known {
-            Some(state) => state,
+            // Another frame of a head that has not ended; a stream is opened once.
+            Some(state) if state.borrow().is_opening() => state,
+            Some(_) => return Err(PeerError::StreamOrder(id)),
             None => {
                 if id.is_multiple_of(2) || id <= shared.last_accepted {
                     return Err(PeerError::StreamOrder(id));

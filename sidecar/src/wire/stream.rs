@@ -108,6 +108,11 @@ impl StreamState {
         Some(self.partial.take().map(BytesMut::freeze))
     }
 
+    /// Whether a head has begun and not ended.
+    pub(super) fn is_opening(&self) -> bool {
+        self.partial.is_some()
+    }
+
     pub(super) fn take_granted(&mut self, length: u32) -> bool {
         match self.granted.checked_sub(length) {
             Some(left) => {
@@ -266,6 +271,21 @@ impl Receiver {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Takes the end, if it has come with what was received last.
+    pub fn take_end(&mut self) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.events.front() != Some(&Event::End) {
+            return false;
+        }
+        state.events.pop_front();
+        state.receive_ended = true;
+        if state.finished() {
+            drop(state);
+            self.connection.shared.borrow_mut().streams.remove(&self.id);
+        }
+        true
+    }
+
     /// As [`Self::next`], to be polled.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut state = self.state.borrow_mut();
@@ -314,6 +334,10 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         let (open, unread) = {
             let mut state = self.state.borrow_mut();
+            // The end that nobody has read yet is an end: no reset for it.
+            if state.events.contains(&Event::End) {
+                state.receive_ended = true;
+            }
             let unread: usize = state
                 .events
                 .drain(..)
@@ -321,7 +345,12 @@ impl Drop for Receiver {
                 .sum();
             (!state.receive_ended && state.failed.is_none(), unread)
         };
-        self.connection.shared.borrow_mut().give_back(unread as u32);
+        let mut shared = self.connection.shared.borrow_mut();
+        shared.give_back(unread as u32);
+        if self.state.borrow().finished() {
+            shared.streams.remove(&self.id);
+        }
+        drop(shared);
         if open {
             reset(&self.connection, self.id, &self.state, Code::Cancel);
         }
