@@ -77,8 +77,16 @@ pub fn inject(pod: &Value, context: &Context) -> (Outcome, Vec<String>) {
 fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome {
     let label = pod.pointer("/metadata/labels/tulle.dev~1inject").and_then(Value::as_str);
     // A static pod's mirror must stay what kubelet made it.
-    if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() || is_injected(pod) {
+    if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return Outcome::Skip;
+    }
+    if is_injected(pod) {
+        return match (context.mode, impostor(pod, context)) {
+            (Mode::Required, Some(name)) => Outcome::Refuse(format!(
+                "container {name} is not the one that Tulle injects: leave it out, it is added at admission"
+            )),
+            _ => Outcome::Skip,
+        };
     }
     if context.exempt {
         return Outcome::Skip;
@@ -125,6 +133,23 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
             Outcome::Skip
         }
     }
+}
+
+/// A container with the name of one of ours that is another: a way to look meshed without being so.
+fn impostor<'a>(pod: &'a Value, context: &Context) -> Option<&'a str> {
+    let ours = |container: &Value, argument: &str| {
+        container.get("image").and_then(Value::as_str) == Some(&context.image)
+            && container.pointer("/args/0").and_then(Value::as_str) == Some(argument)
+            && container.get("command").is_none()
+    };
+    let found =
+        |name: &'static str| containers_at(pod, "/spec/initContainers").find(move |c| name_of(c) == name);
+    let genuine =
+        |name: &'static str, argument: &str| found(name).is_some_and(|container| ours(container, argument));
+    [(INIT, "init"), (PROXY, "proxy")]
+        .into_iter()
+        .find(|(name, argument)| !genuine(name, argument))
+        .map(|(name, _)| name)
 }
 
 /// Whether the sidecar is there.

@@ -60,6 +60,17 @@ fn injecting_twice_changes_nothing() {
 }
 
 #[test]
+fn a_required_sidecar_cannot_be_impersonated() {
+    let (mut pod, _) = injected(&fixture("deployment"), &context(Mode::Required));
+    assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "the genuine one, once more");
+    pod["spec"]["initContainers"][1]["image"] = json!("pause:1");
+    assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains(PROXY)));
+    let bare = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}],
+        "initContainers": [{"name": PROXY, "image": "pause:1", "restartPolicy": "Always"}]}});
+    assert!(matches!(inject(&bare, &context(Mode::Required)).0, Outcome::Refuse(_)));
+}
+
+#[test]
 fn fields_of_a_future_kubernetes_survive() {
     let (pod, _) = injected(&fixture("deployment"), &context(Mode::Enabled));
     assert_eq!(pod.pointer("/spec/futureField/inside"), Some(&json!([1, {"deep": true}])));
