@@ -1,6 +1,7 @@
 //! What admission needs to know, kept in memory: labels of namespaces, Canaries, the MeshConfig.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::StreamExt as _;
@@ -15,7 +16,11 @@ use tulle_crds::{Canary, Exemption, MeshConfig, WorkloadKind};
 #[derive(Debug, Default)]
 pub struct Cluster {
     inner: RwLock<Inner>,
+    listed: AtomicUsize,
 }
+
+/// Kinds that are watched.
+const KINDS: usize = 3;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -25,6 +30,11 @@ struct Inner {
 }
 
 impl Cluster {
+    /// Whether every kind has been listed: before that a pod could miss its gate.
+    pub fn is_synced(&self) -> bool {
+        self.listed.load(Ordering::Acquire) >= KINDS
+    }
+
     /// The Pod Security level that a namespace enforces.
     pub fn pod_security(&self, namespace: &str) -> Option<String> {
         self.read().pod_security.get(namespace).cloned()
@@ -76,6 +86,13 @@ impl Cluster {
         change(&mut self.inner.write().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// A list is complete; the first of its kind counts.
+    fn first_list(&self, first: &mut bool) {
+        if std::mem::take(first) {
+            self.listed.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// Takes a Canary over; `None`: it is gone.
     pub fn set_canary(&self, namespace: String, name: String, canary: Option<Canary>) {
         self.change(|inner| match canary {
@@ -110,6 +127,7 @@ pub fn start(client: &Client, cluster: &Arc<Cluster>) {
     let namespaces = Api::<PartialObjectMeta<k8s_openapi::api::core::v1::Namespace>>::all(client.clone());
     let known = Arc::clone(cluster);
     tokio::spawn(async move {
+        let mut first = true;
         let mut events = std::pin::pin!(watcher(namespaces, Config::default()).default_backoff());
         while let Some(event) = events.next().await {
             match event {
@@ -120,6 +138,7 @@ pub fn start(client: &Client, cluster: &Arc<Cluster>) {
                         None => drop(inner.pod_security.remove(&namespace.name_any())),
                     });
                 }
+                Ok(Event::InitDone) => known.first_list(&mut first),
                 Ok(Event::Delete(namespace)) => {
                     known.change(|i| drop(i.pod_security.remove(&namespace.name_any())))
                 }
@@ -134,25 +153,34 @@ pub fn start(client: &Client, cluster: &Arc<Cluster>) {
 fn start_ours(client: &Client, cluster: &Arc<Cluster>) {
     let (canaries, known) = (Api::<DeserializeGuard<Canary>>::all(client.clone()), Arc::clone(cluster));
     tokio::spawn(async move {
+        let mut listed: HashSet<(String, String)> = HashSet::new();
+        let mut first = true;
         let mut events = std::pin::pin!(watcher(canaries, Config::default()).default_backoff());
         while let Some(event) = events.next().await {
             match event {
+                Ok(Event::Init) => listed.clear(),
                 Ok(Event::Apply(object) | Event::InitApply(object)) => {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                    listed.insert((namespace.clone(), name.clone()));
                     if let Ok(canary) = object.0 {
                         known.set_canary(namespace, name, Some(canary));
                     }
                 }
+                Ok(Event::InitDone) => {
+                    // One that was deleted while the watch was broken is not in the list.
+                    known.change(|inner| inner.canaries.retain(|key, _| listed.contains(key)));
+                    known.first_list(&mut first);
+                }
                 Ok(Event::Delete(object)) => {
                     known.set_canary(object.namespace().unwrap_or_default(), object.name_any(), None);
                 }
-                Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "the watch of Canaries broke; it is taken up again"),
             }
         }
     });
     let (configs, known) = (Api::<DeserializeGuard<MeshConfig>>::all(client.clone()), Arc::clone(cluster));
     tokio::spawn(async move {
+        let mut first = true;
         let mut events = std::pin::pin!(watcher(configs, Config::default()).default_backoff());
         while let Some(event) = events.next().await {
             match event {
@@ -161,6 +189,7 @@ fn start_ours(client: &Client, cluster: &Arc<Cluster>) {
                         known.change(|inner| inner.config = Some(config));
                     }
                 }
+                Ok(Event::InitDone) => known.first_list(&mut first),
                 Ok(Event::Delete(_)) => known.change(|inner| inner.config = None),
                 Ok(_) => {}
                 Err(error) => {

@@ -31,6 +31,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     let serving = authority.serve()?;
     let cluster = Arc::new(Cluster::default());
     cluster::start(&client, &cluster);
+    while !cluster.is_synced() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let routes = routes(Admission { settings, cluster, client: client.clone() });
     let listener = bind(ports::WEBHOOK).await?;
     let health = bind(ports::HEALTH).await?;
