@@ -62,6 +62,9 @@ struct Peer {
     connections: RefCell<Vec<Rc<Kept>>>,
     /// One handshake at a time: those who wait will find its connection.
     connecting: Mutex<()>,
+    /// When a handshake last failed, and of what: those who waited for it share its outcome, instead of
+    /// trying a dead address one after another.
+    failed: RefCell<Option<(Instant, Failure)>>,
 }
 
 struct Kept {
@@ -94,11 +97,21 @@ impl MeshPool {
         if let Some(stream) = peer.open(identity, head, end) {
             return Ok(stream);
         }
+        let asked = Instant::now();
         let _one_at_a_time = peer.connecting.lock().await;
         if let Some(stream) = peer.open(identity, head, end) {
             return Ok(stream);
         }
-        let kept = self.connect(address, identity).await?;
+        if let Some((_, failure)) = peer.failed.borrow().as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(failure.clone());
+        }
+        let kept = match self.connect(address, identity).await {
+            Ok(kept) => kept,
+            Err(failure) => {
+                peer.failed.replace(Some((Instant::now(), failure.clone())));
+                return Err(failure);
+            }
+        };
         let stream = kept.connection.open(head, end).map_err(|_| Failure::UpstreamConnect)?;
         peer.connections.borrow_mut().push(kept);
         Ok(stream)
