@@ -1,6 +1,7 @@
 //! The webhook's own certificate: an authority in a Secret that the replicas share, a leaf of each
 //! replica's own, renewed in memory, and the authority in the webhook configurations.
 
+use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -12,13 +13,14 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::settings::Settings;
@@ -149,57 +151,41 @@ impl Authority {
     }
 
     async fn configure(&self, client: &Client) -> Result<()> {
-        let bundle = ByteString(self.pem.clone().into_bytes());
         let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = mutating.get_opt(CONFIGURATION).await? {
-            let hooks = configuration.webhooks.iter().flatten();
-            let stale: Vec<&str> = hooks
-                .filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle))
-                .map(|h| h.name.as_str())
-                .collect();
-            if !stale.is_empty() {
-                let patch = self.patch(
-                    "MutatingWebhookConfiguration",
-                    &configuration.name_any(),
-                    &names(configuration.webhooks.iter().flatten().map(|h| h.name.as_str())),
-                    &bundle,
-                );
-                mutating
-                    .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
-                    .await?;
-                tracing::info!(?stale, "wrote the authority into the webhook configuration");
-            }
+            let hooks = configuration.webhooks.into_iter().flatten();
+            self.keep(&mutating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
+                .await?;
         }
         let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = validating.get_opt(CONFIGURATION).await? {
-            let hooks = configuration.webhooks.iter().flatten();
-            let stale: Vec<&str> = hooks
-                .filter(|h| h.client_config.ca_bundle.as_ref() != Some(&bundle))
-                .map(|h| h.name.as_str())
-                .collect();
-            if !stale.is_empty() {
-                let patch = self.patch(
-                    "ValidatingWebhookConfiguration",
-                    &configuration.name_any(),
-                    &names(configuration.webhooks.iter().flatten().map(|h| h.name.as_str())),
-                    &bundle,
-                );
-                validating
-                    .patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch))
-                    .await?;
-            }
+            let hooks = configuration.webhooks.into_iter().flatten();
+            self.keep(&validating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
+                .await?;
         }
         Ok(())
     }
 
-    fn patch(&self, kind: &str, name: &str, hooks: &[&str], bundle: &ByteString) -> serde_json::Value {
-        let hooks: Vec<_> =
-            hooks.iter().map(|hook| json!({"name": hook, "clientConfig": {"caBundle": bundle}})).collect();
-        json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": hooks})
+    /// Writes the authority into a configuration unless all of its hooks have it. Every hook is written at
+    /// once: server-side apply takes away what an apply leaves out.
+    async fn keep<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let bundle = ByteString(self.pem.clone().into_bytes());
+        if hooks.iter().all(|(_, present)| present.as_ref() == Some(&bundle)) {
+            return Ok(());
+        }
+        let hooks: Vec<_> = hooks
+            .iter()
+            .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
+            .collect();
+        let patch = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+            "metadata": {"name": CONFIGURATION}, "webhooks": hooks,
+        });
+        api.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+        tracing::info!(kind = %K::kind(&()), "wrote the authority into a webhook configuration");
+        Ok(())
     }
-}
-
-/// Every hook is written at once: server-side apply takes away what an apply leaves out.
-fn names<'a>(hooks: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    hooks.collect()
 }
