@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{Endpoint, Service};
-use crate::telemetry::Series;
+use crate::telemetry::{Series, Telemetry};
 
 /// Latency that an endpoint without history is believed to have.
 const FIRST_LATENCY: f64 = 0.001;
@@ -24,8 +24,10 @@ const AVOID: Duration = Duration::from_secs(2);
 pub struct Upstream {
     /// Where and who.
     pub endpoint: Endpoint,
-    /// What is counted for its revision.
-    pub series: Arc<Series>,
+    /// The namespace and name that its requests are counted under.
+    counted_as: Rc<(String, String)>,
+    /// What is counted for its revision, by protocol: one port may speak several.
+    series: RefCell<Vec<(&'static str, Arc<Series>)>>,
     latency: Cell<f64>,
     updated: Cell<Instant>,
     pending: Cell<u32>,
@@ -41,19 +43,13 @@ pub struct Balancer {
 
 impl Balancer {
     /// Takes a new list of endpoints over; what is known of those that stay is kept.
-    pub fn update(&self, service: &Service, series: impl Fn(&str) -> Arc<Series>) {
+    pub fn update(&self, service: &Service) {
         let mut upstreams = self.upstreams.borrow_mut();
+        let counted_as = Rc::new((service.namespace.clone(), service.name.clone()));
         let fresh = service.endpoints.iter().map(|endpoint| {
             match upstreams.iter().find(|old| old.endpoint == *endpoint) {
                 Some(old) => Rc::clone(old),
-                None => Rc::new(Upstream {
-                    endpoint: endpoint.clone(),
-                    series: series(&endpoint.revision),
-                    latency: Cell::new(FIRST_LATENCY),
-                    updated: Cell::new(Instant::now()),
-                    pending: Cell::new(0),
-                    avoid_until: Cell::new(None),
-                }),
+                None => Upstream::new(endpoint.clone(), &counted_as),
             }
         });
         *upstreams = fresh.collect();
@@ -113,16 +109,28 @@ fn choose(candidates: &[&Rc<Upstream>]) -> Option<Rc<Upstream>> {
 }
 
 impl Upstream {
-    /// A destination that is one pod.
-    pub fn single(endpoint: Endpoint, series: Arc<Series>) -> Rc<Self> {
+    /// An endpoint without history, whose requests are counted under this namespace and name.
+    pub fn new(endpoint: Endpoint, counted_as: &Rc<(String, String)>) -> Rc<Self> {
         Rc::new(Self {
             endpoint,
-            series,
+            counted_as: Rc::clone(counted_as),
+            series: RefCell::default(),
             latency: Cell::new(FIRST_LATENCY),
             updated: Cell::new(Instant::now()),
             pending: Cell::new(0),
             avoid_until: Cell::new(None),
         })
+    }
+
+    /// What is counted for this protocol.
+    pub fn series(&self, telemetry: &Telemetry, protocol: &'static str) -> Arc<Series> {
+        if let Some((_, series)) = self.series.borrow().iter().find(|(of, _)| *of == protocol) {
+            return Arc::clone(series);
+        }
+        let (namespace, name) = &*self.counted_as;
+        let series = telemetry.outbound(namespace, name, &self.endpoint.revision, protocol);
+        self.series.borrow_mut().push((protocol, Arc::clone(&series)));
+        series
     }
 
     fn cost(&self, now: Instant) -> f64 {
@@ -176,7 +184,6 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::Telemetry;
 
     fn endpoint(port: u16, revision: &str, terminating: bool) -> Endpoint {
         Endpoint {
@@ -193,9 +200,8 @@ mod tests {
             split: split.iter().map(|(revision, share)| ((*revision).into(), *share)).collect(),
             ..Service::default()
         };
-        let telemetry = Telemetry::default();
         let balancer = Balancer::default();
-        balancer.update(&service, |revision| telemetry.outbound("shop", "web", revision, "http1"));
+        balancer.update(&service);
         balancer
     }
 
@@ -243,6 +249,16 @@ mod tests {
         let both = balancer(vec![endpoint(1, "", false), endpoint(2, "", true)], &[]);
         assert!((0..100).all(|_| both.pick(&[]).unwrap().endpoint.address.port() == 1));
         assert_eq!(balancer(vec![endpoint(2, "", true)], &[]).pick(&[]).unwrap().endpoint.address.port(), 2);
+    }
+
+    #[test]
+    fn one_port_is_counted_by_what_each_connection_speaks() {
+        let telemetry = Telemetry::default();
+        let one = balancer(vec![endpoint(1, "a", false)], &[]).pick(&[]).unwrap();
+        one.series(&telemetry, "opaque").connection(None, (1, 2));
+        one.series(&telemetry, "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+        let protocols: Vec<_> = telemetry.all().into_iter().map(|(key, _)| key.protocol).collect();
+        assert_eq!(protocols, ["http1", "opaque"]);
     }
 
     #[test]

@@ -44,6 +44,13 @@ pub enum PumpError {
     SinkRefused(&'static str),
 }
 
+impl PumpError {
+    /// Whether it was the request's side that broke off, when the request is what moves.
+    pub fn is_of_client(self) -> bool {
+        !matches!(self, Self::SinkGone)
+    }
+}
+
 impl Source<'_> {
     /// The next part.
     ///
@@ -114,6 +121,24 @@ impl Sink<'_> {
         }
     }
 
+    /// Resolves when whoever reads this has gone away.
+    pub async fn gone(&mut self) {
+        match self {
+            Self::Http1(writer) => writer.gone().await,
+            Self::Mesh(sender) => sender.gone().await,
+            Self::Http2(stream) => drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await),
+        }
+    }
+
+    /// Breaks off, so that the reader cannot take it for a proper end.
+    pub fn abort(&mut self) {
+        match self {
+            Self::Http1(writer) => writer.abort(),
+            Self::Mesh(sender) => sender.reset(Code::UpstreamFailed),
+            Self::Http2(stream) => stream.send_reset(h2::Reason::CANCEL),
+        }
+    }
+
     /// Writes what is buffered.
     ///
     /// # Errors
@@ -133,36 +158,60 @@ fn sink_error(error: BodyError) -> PumpError {
     }
 }
 
-/// Moves a body to its end. What has gathered is written as soon as the source has nothing more at
-/// hand, so that a slow stream of events is not held back. Returns the bytes moved. `keep` sees each
-/// piece before it goes, `end` the trailers.
+/// The next part. What has gathered in the sink is written as soon as the source has nothing more at hand,
+/// so that a slow stream of events is not held back. `watch`: a reader that goes away ends the wait.
+async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<Part, PumpError> {
+    if let Some(part) = from.next().now_or_never() {
+        return part;
+    }
+    to.flush().await?;
+    if !watch {
+        return from.next().await;
+    }
+    tokio::select! {
+        biased;
+        part = from.next() => part,
+        () = to.gone() => Err(PumpError::SinkGone),
+    }
+}
+
+/// Moves one direction of an opaque connection to its end, and counts into `moved`. The other direction
+/// goes on when this one has ended.
 ///
 /// # Errors
 /// [`PumpError`] says which side broke off.
-pub async fn pump(
+pub async fn pump(mut from: Source<'_>, to: &mut Sink<'_>, moved: &mut u64) -> Result<(), PumpError> {
+    loop {
+        match next(&mut from, to, false).await? {
+            Part::Data(bytes) => {
+                *moved += bytes.len() as u64;
+                to.data(bytes).await?;
+            }
+            Part::Trailers(_) => {}
+            Part::End => return to.end(None).await,
+        }
+    }
+}
+
+/// Moves the body of an answer to its end, and returns its length. `seen` is shown the trailers.
+///
+/// # Errors
+/// [`PumpError`] says which side broke off; also when the client goes away while the server is silent.
+pub async fn deliver(
     mut from: Source<'_>,
     mut to: Sink<'_>,
-    mut keep: impl FnMut(&Bytes),
-    mut end: impl FnMut(&[(Bytes, Bytes)]),
+    mut seen: impl FnMut(&[(Bytes, Bytes)]),
 ) -> Result<u64, PumpError> {
     let mut moved = 0;
     let mut trailers = None;
     loop {
-        let part = match from.next().now_or_never() {
-            Some(part) => part?,
-            None => {
-                to.flush().await?;
-                from.next().await?
-            }
-        };
-        match part {
+        match next(&mut from, &mut to, true).await? {
             Part::Data(bytes) => {
                 moved += bytes.len() as u64;
-                keep(&bytes);
                 to.data(bytes).await?;
             }
             Part::Trailers(lines) => {
-                end(&lines);
+                seen(&lines);
                 trailers = Some(lines);
             }
             Part::End => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::spawn_local;
@@ -20,6 +21,8 @@ use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::http1::{Reader, Writer};
 use crate::http2;
+use crate::io::Prefixed;
+use crate::listen::KEEPALIVE;
 use crate::tls::store::Configs;
 use crate::tls::{TlsStore, peer_identity};
 use crate::wire::{Connection, Receiver, Role, Sender, drive};
@@ -48,6 +51,7 @@ pub async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| Failure::UpstreamConnect)?.map_err(|_| Failure::UpstreamConnect)?;
     stream.set_nodelay(true).map_err(|_| Failure::UpstreamConnect)?;
+    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE).map_err(|_| Failure::UpstreamConnect)?;
     Ok(stream)
 }
 
@@ -122,7 +126,8 @@ impl MeshPool {
         let stream = connect(address).await?;
         // The name is not sent; whom we expect is compared below.
         let name = ServerName::try_from("mesh.tulle").map_err(|_| Failure::UpstreamConnect)?;
-        let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client)).connect(name, stream);
+        let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client))
+            .connect(name, Prefixed::new(stream, BytesMut::new()));
         let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Failure::UpstreamConnect)?;
         let stream = stream.map_err(|error| {
             tracing::debug!(%address, %error, "no handshake with a sidecar");

@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tulle_mesh::ports;
 
 use crate::admin::Admin;
@@ -24,21 +25,33 @@ use crate::tls::TlsStore;
 use crate::worker::Worker;
 use crate::{inbound, listen, outbound, probe};
 
+/// What runs when the sidecar is told to stop may take this long to end: the application has exited, so
+/// these are answers that are being written.
+const DRAIN: Duration = Duration::from_millis(600);
+/// How long the last report may take.
+const LAST_REPORT: Duration = Duration::from_millis(300);
+
 /// Runs the proxy until it is told to stop. A native sidecar is told so after the application has
-/// exited: there is nothing left to wait for.
+/// exited: it ends what it has begun, reports what it has counted, and is gone within a second.
 ///
 /// # Errors
 /// A port that cannot be bound.
 pub fn proxy(settings: Settings) -> Result<()> {
     let settings = Arc::new(settings);
     let (config, wanted) = ConfigStore::new();
-    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default() };
+    let stop = CancellationToken::new();
+    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default(), stop };
+    let (working, workers) = mpsc::channel::<()>(1);
     for number in 0..parts.settings.workers.max(1) {
-        let parts = parts.clone();
-        let ready = thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker(&parts));
-        ready.context("cannot start a worker thread")?;
+        let (parts, working) = (parts.clone(), working.clone());
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            worker(&parts);
+            drop(working);
+        });
+        thread.context("cannot start a worker thread")?;
     }
-    Builder::new_current_thread().enable_all().build()?.block_on(control(parts, wanted))
+    drop(working);
+    Builder::new_current_thread().enable_all().build()?.block_on(control(parts, wanted, workers))
 }
 
 #[derive(Clone)]
@@ -47,10 +60,16 @@ struct Parts {
     config: Arc<ConfigStore>,
     tls: Arc<TlsStore>,
     telemetry: Arc<Telemetry>,
+    stop: CancellationToken,
 }
 
-async fn control(parts: Parts, wanted: UnboundedReceiver<Wanted>) -> Result<()> {
-    let Parts { settings, config, tls, telemetry } = parts;
+/// `workers` closes when the last worker has ended.
+async fn control(
+    parts: Parts,
+    wanted: UnboundedReceiver<Wanted>,
+    mut workers: mpsc::Receiver<()>,
+) -> Result<()> {
+    let Parts { settings, config, tls, telemetry, stop } = parts;
     let admin = Arc::new(Admin {
         settings: Arc::clone(&settings),
         config: Arc::clone(&config),
@@ -60,14 +79,23 @@ async fn control(parts: Parts, wanted: UnboundedReceiver<Wanted>) -> Result<()> 
     tokio::spawn(admin.serve(bind(ports::ADMIN)?));
     tokio::spawn(probe::serve(Arc::clone(&settings), bind(ports::PROBES)?));
     tokio::spawn(identity::run(Arc::clone(&settings), Arc::clone(&tls)));
-    tokio::spawn(client::run(settings, config, tls, telemetry, wanted));
+    let last_report = CancellationToken::new();
+    let client = client::run(settings, config, tls, telemetry, wanted, last_report.clone());
+    let client = tokio::spawn(client);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        // A worker that cannot start, or has panicked, takes the sidecar with it: it is started again.
+        _ = workers.recv() => anyhow::bail!("every worker has ended"),
     }
     tracing::info!("told to stop: the application has exited");
+    stop.cancel();
+    let drained = timeout(DRAIN, workers.recv()).await.is_ok();
+    last_report.cancel();
+    let reported = timeout(LAST_REPORT, client).await.is_ok();
+    tracing::info!(drained, reported, "stopped");
     Ok(())
 }
 
@@ -75,7 +103,7 @@ fn bind(port: u16) -> Result<TcpListener> {
     listen::bind(port).with_context(|| format!("cannot bind port {port}"))
 }
 
-/// A data thread; it ends with the process.
+/// A data thread; it ends when the sidecar is told to stop.
 fn worker(parts: &Parts) {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -90,7 +118,7 @@ fn worker(parts: &Parts) {
 }
 
 async fn data(parts: &Parts) -> Result<()> {
-    let Parts { settings, config, tls, telemetry } = parts.clone();
+    let Parts { settings, config, tls, telemetry, stop } = parts.clone();
     let worker = Worker::new(settings, config, tls, telemetry);
     let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
     let sweeping = Rc::clone(&worker);
@@ -104,6 +132,7 @@ async fn data(parts: &Parts) -> Result<()> {
     });
     loop {
         tokio::select! {
+            () = stop.cancelled() => break,
             accepted = inbound.accept() => match accepted {
                 Ok((stream, peer)) => drop(spawn_local(inbound::serve(Rc::clone(&worker), stream, peer))),
                 Err(error) => accept_failed(&error).await,
@@ -114,6 +143,9 @@ async fn data(parts: &Parts) -> Result<()> {
             },
         }
     }
+    drop((inbound, outbound));
+    worker.drain().await;
+    Ok(())
 }
 
 /// Out of file descriptors, say: waiting a little lets others close.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::balance::{Balancer, Upstream};
 use crate::config::{ConfigStore, Destination, Endpoint, Entry, Protocol};
@@ -13,6 +14,7 @@ use crate::pool::{Http1Pool, Http2Pool, MeshPool};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::tls::TlsStore;
+use crate::wire::Connection;
 
 /// One data thread.
 pub struct Worker {
@@ -33,6 +35,8 @@ pub struct Worker {
     /// Requests that the pod's application has in hand.
     pub load: Cell<u32>,
     routes: RefCell<HashMap<SocketAddr, Rc<Route>>>,
+    /// Connections that other sidecars have opened.
+    peers: RefCell<Vec<Connection>>,
 }
 
 /// Where a dialled address leads, with this worker's knowledge of it.
@@ -86,6 +90,7 @@ impl Worker {
             http2: Http2Pool::default(),
             load: Cell::new(0),
             routes: RefCell::default(),
+            peers: RefCell::default(),
         })
     }
 
@@ -112,10 +117,26 @@ impl Worker {
         self.settings.pod_ips.contains(&address.ip())
     }
 
+    /// Keeps a connection that another sidecar has opened, to end it properly later.
+    pub fn opened_by_peer(&self, connection: &Connection) {
+        self.peers.borrow_mut().push(connection.clone());
+    }
+
+    /// Tells every sidecar that is connected to open no new streams here, and waits until those that run
+    /// have ended.
+    pub async fn drain(&self) {
+        let peers = self.peers.take();
+        peers.iter().for_each(Connection::drain);
+        while !peers.iter().all(Connection::is_closed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Closes what is idle or old, forgets routes that are no longer kept current.
     pub fn sweep(&self) {
         self.mesh.sweep();
         self.http1.sweep();
+        self.peers.borrow_mut().retain(|connection| !connection.is_closed());
         self.routes.borrow_mut().retain(|_, route| !route.entry.is_gone());
     }
 }
@@ -128,7 +149,7 @@ impl Route {
 
     /// What kind of destination this is now.
     pub fn target(&self, worker: &Worker) -> Target {
-        self.refresh(worker, "http1");
+        self.refresh();
         match self.seen.borrow().as_deref() {
             None | Some(Destination::Unknown) => Target::Passthrough,
             Some(Destination::Pod(endpoint)) if worker.is_own(endpoint.address) => Target::Passthrough,
@@ -146,20 +167,15 @@ impl Route {
     }
 
     /// Chooses an endpoint that is not among `tried`.
-    pub fn pick(
-        &self,
-        worker: &Worker,
-        protocol: &'static str,
-        tried: &[SocketAddr],
-    ) -> Option<Rc<Upstream>> {
-        self.refresh(worker, protocol);
+    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Rc<Upstream>> {
+        self.refresh();
         if let Some(single) = &*self.single.borrow() {
             return (!tried.contains(&single.endpoint.address)).then(|| Rc::clone(single));
         }
         self.balancer.pick(tried)
     }
 
-    fn refresh(&self, worker: &Worker, protocol: &'static str) {
+    fn refresh(&self) {
         let current = self.entry.current();
         let unchanged = match (&current, &*self.seen.borrow()) {
             (Some(current), Some(seen)) => Arc::ptr_eq(current, seen),
@@ -172,12 +188,10 @@ impl Route {
         match current.as_deref() {
             Some(Destination::Service(service)) => {
                 self.single.replace(None);
-                self.balancer.update(service, |revision| {
-                    worker.telemetry.outbound(&service.namespace, &service.name, revision, protocol)
-                });
+                self.balancer.update(service);
             }
             Some(Destination::Pod(endpoint)) => {
-                self.single.replace(Some(single(worker, endpoint, protocol)));
+                self.single.replace(Some(single(endpoint)));
             }
             _ => drop(self.single.replace(None)),
         }
@@ -185,13 +199,10 @@ impl Route {
     }
 }
 
-fn single(worker: &Worker, endpoint: &Endpoint, protocol: &'static str) -> Rc<Upstream> {
+fn single(endpoint: &Endpoint) -> Rc<Upstream> {
     let (namespace, name) = match &endpoint.identity {
         Some(id) => (id.namespace.as_str(), id.service_account.as_str()),
         None => ("", "pod"),
     };
-    Upstream::single(
-        endpoint.clone(),
-        worker.telemetry.outbound(namespace, name, &endpoint.revision, protocol),
-    )
+    Upstream::new(endpoint.clone(), &Rc::new((namespace.to_owned(), name.to_owned())))
 }

@@ -18,8 +18,14 @@ pub const MAX_STREAMS: usize = 128;
 /// Bytes of DATA that may be under way on one stream before the receiver grants more. It is also what a
 /// client keeps of a request to send it elsewhere: no application can have taken more unasked.
 pub const STREAM_CREDIT: u32 = 64 * 1024;
-/// The same for a whole connection.
-pub const CONNECTION_CREDIT: u32 = 12 * 1024 * 1024;
+/// What a receiver lets a stream's credit grow to while its bytes are taken as they come.
+pub const MAX_STREAM_CREDIT: u32 = 512 * 1024;
+/// Growth that a receiver gives to all streams of a connection together.
+pub const CONNECTION_GROWTH: u32 = 4 * 1024 * 1024;
+/// Bytes of DATA that may be under way on a whole connection.
+pub const CONNECTION_CREDIT: u32 = 16 * 1024 * 1024;
 
-// However many streams are stalled, the others still have credit.
-const _: () = assert!(MAX_STREAMS as u32 * STREAM_CREDIT + CONNECTION_CREDIT / 4 <= CONNECTION_CREDIT);
+// However many streams are stalled, with whatever they have grown to, the others still have credit.
+const _: () = assert!(
+    MAX_STREAMS as u32 * STREAM_CREDIT + CONNECTION_GROWTH + CONNECTION_CREDIT / 4 <= CONNECTION_CREDIT
+);

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tulle_mesh::features;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
@@ -90,13 +91,14 @@ impl Operator {
     }
 }
 
-/// Keeps the discovery stream up for ever.
+/// Keeps the discovery stream up until `stop`, and then reports what has been counted last.
 pub async fn run(
     settings: Arc<Settings>,
     store: Arc<ConfigStore>,
     tls: Arc<TlsStore>,
     telemetry: Arc<Telemetry>,
     mut wanted: mpsc::UnboundedReceiver<Wanted>,
+    stop: CancellationToken,
 ) {
     let mut reporter = Reporter::new(telemetry);
     let mut versions = HashMap::new();
@@ -109,10 +111,15 @@ pub async fn run(
             reporter: &mut reporter,
             versions: &mut versions,
             wanted: &mut wanted,
+            stop: &stop,
+            stop_seen: false,
         };
         let started = tokio::time::Instant::now();
         let end = session.run(&tls).await;
         store.set_connected(false);
+        if stop.is_cancelled() {
+            return;
+        }
         if let Err(error) = end {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -134,6 +141,9 @@ struct Session<'a> {
     reporter: &'a mut Reporter,
     versions: &'a mut HashMap<(i32, String), String>,
     wanted: &'a mut mpsc::UnboundedReceiver<Wanted>,
+    stop: &'a CancellationToken,
+    /// Told to stop: the session ends once everything has been reported.
+    stop_seen: bool,
 }
 
 impl Session<'_> {
@@ -163,13 +173,26 @@ impl Session<'_> {
                     None => bail!("the operator closed the stream"),
                 },
                 Some(wanted) = self.wanted.recv() => self.want(wanted, &up).await?,
-                _ = report.tick() => {
-                    if let Some(report) = self.reporter.next_report() {
-                        send(&up, sidecar_message::Message::Telemetry(report)).await?;
-                    }
-                }
+                _ = report.tick() => self.report(&up).await?,
                 _ = forget.tick() => self.store.forget_idle(),
+                () = self.stop.cancelled(), if !self.stop_seen => {
+                    self.stop_seen = true;
+                    self.report(&up).await?;
+                }
             }
+            if self.stop_seen && self.reporter.is_idle() {
+                self.report(&up).await?;
+                if self.reporter.is_idle() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn report(&mut self, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
+        match self.reporter.next_report() {
+            Some(report) => send(up, sidecar_message::Message::Telemetry(report)).await,
+            None => Ok(()),
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,8 +18,12 @@ use crate::error::Failure;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A write that makes no progress for this long ends the connection.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Room for one read.
+/// How long a peer that sends no more is believed to read on.
+const HALF_CLOSED: Duration = Duration::from_secs(1);
+/// Room for one read, at first; it doubles while reads fill it.
 const READ_ROOM: usize = 8 * 1024;
+/// The most room for one read.
+const MAX_READ_ROOM: usize = 64 * 1024;
 
 /// Reads messages.
 #[derive(Debug)]
@@ -27,6 +32,7 @@ pub struct Reader {
     buffer: BytesMut,
     decoder: Decoder,
     reusable: bool,
+    room: usize,
 }
 
 /// Writes messages.
@@ -41,7 +47,8 @@ pub struct Writer {
 /// Splits a connection; `read` are bytes that were read from it before.
 pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
     let (input, output) = stream.into_split();
-    let reader = Reader { io: input, buffer: read, decoder: Decoder::new(Framing::None), reusable: true };
+    let decoder = Decoder::new(Framing::None);
+    let reader = Reader { io: input, buffer: read, decoder, reusable: true, room: READ_ROOM };
     let writer =
         Writer { io: output, buffer: BytesMut::new(), encoder: Encoder::new(Framing::None), closes: false };
     (reader, writer)
@@ -144,8 +151,18 @@ impl Reader {
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ_ROOM);
-        self.io.read_buf(&mut self.buffer).await
+        self.buffer.reserve(self.room);
+        let read = self.io.read_buf(&mut self.buffer).await?;
+        if read >= self.room {
+            self.room = (self.room * 2).min(MAX_READ_ROOM);
+        } else if read < self.room / 4 && self.room > READ_ROOM {
+            self.room = READ_ROOM;
+            // What a burst has needed is given back.
+            if self.buffer.len() == read {
+                self.buffer = BytesMut::from(&self.buffer[..]);
+            }
+        }
+        Ok(read)
     }
 }
 
@@ -195,13 +212,35 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let write = self.io.write_all(&self.buffer);
-        timeout(WRITE_TIMEOUT, write).await.map_err(|_| BodyError::Gone)?.map_err(|_| BodyError::Gone)?;
+        let mut rest = &self.buffer[..];
+        while !rest.is_empty() {
+            match timeout(WRITE_TIMEOUT, self.io.write(rest)).await {
+                Ok(Ok(written)) if written > 0 => rest = rest.get(written..).unwrap_or(&[]),
+                _ => return Err(BodyError::Gone),
+            }
+        }
         self.buffer.clear();
         if self.buffer.capacity() > 128 * 1024 {
             self.buffer = BytesMut::new();
         }
         Ok(())
+    }
+
+    /// Resolves when the peer has gone away. One that only sends no more may still read for a moment (`nc`
+    /// does so), but nobody knows for how long: it is given [`HALF_CLOSED`].
+    pub async fn gone(&mut self) {
+        let stream: &TcpStream = self.io.as_ref();
+        match stream.peek(&mut [0]).await {
+            Ok(0) => tokio::time::sleep(HALF_CLOSED).await,
+            // The next request is here already.
+            Ok(_) => std::future::pending().await,
+            Err(_) => {}
+        }
+    }
+
+    /// The connection will be reset when it is closed, so that the peer sees that it broke off.
+    pub fn abort(&mut self) {
+        let _ = SockRef::from(self.io.as_ref()).set_linger(Some(Duration::ZERO));
     }
 
     /// From here on bytes go as they are, and the end closes this direction.
@@ -214,13 +253,4 @@ impl Writer {
     pub fn is_flushed(&self) -> bool {
         self.buffer.is_empty()
     }
-}
-
-/// Joins the halves again, with the bytes that were read ahead: for what follows an upgrade.
-///
-/// # Errors
-/// When the halves are of different connections.
-pub fn reunite(reader: Reader, writer: Writer) -> io::Result<(TcpStream, BytesMut)> {
-    let stream = reader.io.reunite(writer.io).map_err(io::Error::other)?;
-    Ok((stream, reader.buffer))
 }

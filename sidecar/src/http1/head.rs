@@ -51,6 +51,8 @@ pub struct Head {
     pub upgrade: bool,
     /// The client waits for `100 Continue`.
     pub expects_continue: bool,
+    /// A request of HTTP/1.0: its client knows neither chunks nor interim answers.
+    pub http10: bool,
 }
 
 /// Why a head was refused.
@@ -88,12 +90,13 @@ pub fn parse_request(buffer: &mut BytesMut) -> Result<Option<Head>, HeadError> {
     if upgrade && framing != Framing::None {
         return Err(HeadError("an upgrade with a body"));
     }
-    let keep_alive = if minor == 1 { !fields.close } else { fields.keep_alive };
     Ok(Some(Head {
         start: Start::Request { method: raw.slice_ref(method.as_bytes()), target },
-        keep_alive,
+        // Of HTTP/1.0 one request per connection: its way to ask for more was never defined for proxies.
+        keep_alive: minor == 1 && !fields.close,
         upgrade,
         expects_continue: fields.expects_continue && minor == 1,
+        http10: minor == 0,
         framing: if fields.length == Some(0) && framing == Framing::None {
             Framing::Length(0)
         } else {
@@ -143,6 +146,7 @@ pub fn parse_response(buffer: &mut BytesMut, method: &[u8]) -> Result<Option<Hea
         keep_alive: reusable && framing != Framing::UntilClose && !upgrade,
         upgrade,
         expects_continue: false,
+        http10: false,
     }))
 }
 
@@ -216,12 +220,13 @@ impl Head {
         }
     }
 
-    /// Writes the head as HTTP/1.1. `connection`: say that the connection closes (`close`), upgrades,
-    /// or nothing.
+    /// Writes the head as HTTP/1.1, except a request that came as HTTP/1.0: it may have no Host, and its
+    /// answer must suit its client. `close`: say that the connection closes.
     pub fn write(&self, out: &mut BytesMut, close: bool) {
         match &self.start {
             Start::Request { method, target } => {
-                put(out, &[method, b" ", target, b" HTTP/1.1\r\n"]);
+                let version: &[u8] = if self.http10 { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" };
+                put(out, &[method, b" ", target, version]);
             }
             Start::Response { status, reason } => {
                 let mut digits = [b'0'; 3];
@@ -261,6 +266,7 @@ impl Head {
             keep_alive: false,
             upgrade: false,
             expects_continue: false,
+            http10: false,
         }
     }
 }

@@ -140,7 +140,15 @@ pub fn request_head(parts: &http::request::Parts, end: bool) -> Result<Head, Fai
         target: Bytes::copy_from_slice(path.as_bytes()),
     };
     let framing = framing(&mut headers, end)?;
-    Ok(Head { start, headers, framing, keep_alive: true, upgrade: false, expects_continue: false })
+    Ok(Head {
+        start,
+        headers,
+        framing,
+        keep_alive: true,
+        upgrade: false,
+        expects_continue: false,
+        http10: false,
+    })
 }
 
 /// An answer of an HTTP/2 server as a head.
@@ -152,7 +160,15 @@ pub fn response_head(parts: &http::response::Parts, end: bool) -> Result<Head, F
     let framing =
         framing(&mut headers, end).map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
     let start = Start::Response { status: parts.status.as_u16(), reason: Bytes::new() };
-    Ok(Head { start, headers, framing, keep_alive: true, upgrade: false, expects_continue: false })
+    Ok(Head {
+        start,
+        headers,
+        framing,
+        keep_alive: true,
+        upgrade: false,
+        expects_continue: false,
+        http10: false,
+    })
 }
 
 /// The declared length, taken out of the headers; without one, the end is where the stream's is.

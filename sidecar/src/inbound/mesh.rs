@@ -53,6 +53,7 @@ where
         client,
     });
     let connection = Connection::new(Role::Server);
+    worker.opened_by_peer(&connection);
     let accepting = connection.clone();
     let acceptor = async {
         while let Some((head, sender, receiver)) = poll_fn(|cx| accepting.poll_accept(cx)).await {

@@ -100,7 +100,7 @@ async fn serve(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = Failure::UpstreamNone;
     while tried.len() < send::MAX_ATTEMPTS {
-        let Some(upstream) = route.pick(worker, protocol, &tried) else { break };
+        let Some(upstream) = route.pick(&tried) else { break };
         let in_flight = upstream.begin();
         let attempt = u8::try_from(tried.len()).unwrap_or(u8::MAX);
         let exchange = match send::open(worker, route, &upstream, head, travels, attempt).await {
@@ -127,7 +127,8 @@ async fn serve(
             continue;
         }
         let took = in_flight.end(relayed.result.as_ref().map_or(true, |status| *status >= 500));
-        upstream.series.request(&relayed.result, relayed.grpc_status, took, relayed.bytes);
+        let series = upstream.series(&worker.telemetry, protocol);
+        series.request(&relayed.result, relayed.grpc_status, took, relayed.bytes);
         return finish(relayed, down).await;
     }
     report_failure(worker, route, &failure, protocol, &tried);

@@ -96,9 +96,10 @@ async fn opaque(
     mut reader: Reader,
     mut writer: Writer,
 ) -> Result<(), Failure> {
-    let opened = send::open_opaque(worker, route).await?;
+    // The client sees a connection that fails, not one that was served and closed.
+    let opened = send::open_opaque(worker, route).await.inspect_err(|_| writer.abort())?;
     writer.unframe();
-    send::tunnel_opaque(opened, &mut reader, &mut writer).await
+    send::tunnel_opaque(worker, opened, &mut reader, &mut writer).await
 }
 
 /// Bytes as they are to the address as it was dialled.

@@ -96,7 +96,7 @@ pub(super) async fn open_opaque(worker: &Worker, route: &Route) -> Result<Opened
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Failure::UpstreamNone;
     while tried.len() < MAX_ATTEMPTS {
-        let Some(upstream) = route.pick(worker, "opaque", &tried) else { break };
+        let Some(upstream) = route.pick(&tried) else { break };
         let address = upstream.endpoint.address;
         let way = match upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) {
             Some(identity) => {
@@ -159,15 +159,21 @@ impl Opened {
 
 /// Moves bytes both ways until each way has ended.
 pub(super) async fn tunnel_opaque(
+    worker: &Worker,
     opened: Opened,
     reader: &mut Reader,
     writer: &mut Writer,
 ) -> Result<(), Failure> {
     let Opened { upstream, mut way, first, since } = opened;
     let mut early = 0;
-    if let Some(Event::End | Event::Reset(_) | Event::Lost) = first {
+    match first {
         // The server has closed before anybody spoke: so does the client's connection.
-        return Ok(());
+        Some(Event::End) => return Ok(()),
+        Some(Event::Reset(_) | Event::Lost) => {
+            writer.abort();
+            return Ok(());
+        }
+        _ => {}
     }
     if let Some(Event::Data(bytes)) = first {
         early = bytes.len() as u64;
@@ -185,6 +191,6 @@ pub(super) async fn tunnel_opaque(
     };
     let took: Duration = since.elapsed();
     tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
-    upstream.series.connection(None, (up, down + early));
+    upstream.series(&worker.telemetry, "opaque").connection(None, (up, down + early));
     Ok(())
 }

@@ -59,6 +59,11 @@ impl Reporter {
         }
     }
 
+    /// Whether everything that was sent has been counted by the operator.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_none()
+    }
+
     /// The next report, if there is anything to say and nothing is under way.
     pub fn next_report(&mut self) -> Option<TelemetryReport> {
         if let Some(report) = &self.under_way {

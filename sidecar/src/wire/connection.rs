@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
-use tulle_mesh::wire::{CONNECTION_CREDIT, MAX_HEAD, MAX_STREAMS, STREAM_CREDIT};
+use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_STREAMS};
 
 use super::stream::{Event, Receiver, Sender, StreamError, StreamState};
 
@@ -37,6 +37,8 @@ pub(super) struct Shared {
     /// Bytes of DATA that the peer still takes on the whole connection.
     pub(super) credit: u32,
     pub(super) credit_waiters: Vec<Waker>,
+    /// What is left to widen the windows of streams with.
+    pub(super) growth: u32,
     /// Bytes of DATA that were consumed here and not yet granted again.
     pub(super) consumed: u32,
     accepted: VecDeque<(Bytes, Sender, Receiver)>,
@@ -69,6 +71,9 @@ pub enum PeerError {
     /// A head or trailers over `MAX_HEAD`.
     #[error("the peer sent a head of more than {MAX_HEAD} bytes")]
     HeadTooLong,
+    /// Something after the end of a direction.
+    #[error("the peer sent more on stream {0} after its end")]
+    AfterEnd(u32),
     /// Too many frames that carry nothing.
     #[error("the peer floods control frames")]
     Flood,
@@ -76,6 +81,9 @@ pub enum PeerError {
 
 /// Frames without content that a peer may send in a second: far above what an honest one needs.
 pub(super) const CONTROL_FRAMES_PER_SECOND: u32 = 20_000;
+
+/// Heads that may wait to be read on one stream: interim answers and the final one.
+const MAX_BLOCKS: usize = 16;
 
 impl Connection {
     /// A connection whose driver has not started.
@@ -90,6 +98,7 @@ impl Connection {
                 last_accepted: 0,
                 credit: CONNECTION_CREDIT,
                 credit_waiters: Vec::new(),
+                growth: CONNECTION_GROWTH,
                 consumed: 0,
                 accepted: VecDeque::new(),
                 accept_waiter: None,
@@ -280,6 +289,9 @@ impl Connection {
         };
         drop(shared);
         let mut state = state.borrow_mut();
+        if state.has_ended() {
+            return Err(PeerError::AfterEnd(frame.stream));
+        }
         if !state.take_granted(length) {
             return Err(PeerError::Overrun);
         }
@@ -295,6 +307,12 @@ impl Connection {
     fn block(&self, frame: &Frame) -> Result<(), PeerError> {
         let Some(state) = self.shared.borrow().streams.get(&frame.stream).cloned() else { return Ok(()) };
         let mut state = state.borrow_mut();
+        if state.has_ended() {
+            return Err(PeerError::AfterEnd(frame.stream));
+        }
+        if state.blocks() >= MAX_BLOCKS {
+            return Err(PeerError::Flood);
+        }
         let Some(block) = state.join(&frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)? else {
             return Ok(());
         };
@@ -335,5 +353,3 @@ impl Connection {
 fn own(payload: Bytes) -> Bytes {
     if payload.len() < 2048 { Bytes::copy_from_slice(&payload) } else { payload }
 }
-
-const _: () = assert!(STREAM_CREDIT <= CONNECTION_CREDIT, "one stream must not need more than all have");

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use tulle_mesh::wire::frame::{self, Code, Kind};
-use tulle_mesh::wire::{MAX_HEAD, MAX_PAYLOAD, STREAM_CREDIT};
+use tulle_mesh::wire::{MAX_HEAD, MAX_PAYLOAD, MAX_STREAM_CREDIT, STREAM_CREDIT};
 
 use super::connection::Connection;
 
@@ -52,10 +52,14 @@ pub(super) struct StreamState {
     credit: u32,
     /// Bytes that the peer may still send.
     granted: u32,
+    /// What may be under way to us; grows while we keep up.
+    window: u32,
     consumed: u32,
     partial: Option<BytesMut>,
     send_ended: bool,
     receive_ended: bool,
+    /// The peer has sent its end, read or not.
+    peer_ended: bool,
     failed: Option<StreamError>,
 }
 
@@ -67,10 +71,12 @@ impl StreamState {
             sender: None,
             credit: STREAM_CREDIT,
             granted: STREAM_CREDIT,
+            window: STREAM_CREDIT,
             consumed: 0,
             partial: None,
             send_ended,
             receive_ended: false,
+            peer_ended: false,
             failed: None,
         }))
     }
@@ -79,6 +85,7 @@ impl StreamState {
         match &event {
             Event::Reset(code) => self.failed = Some(StreamError::Reset(*code)),
             Event::Lost => self.failed = Some(StreamError::Lost),
+            Event::End => self.peer_ended = true,
             _ => {}
         }
         if self.failed.is_some()
@@ -108,6 +115,16 @@ impl StreamState {
         Some(self.partial.take().map(BytesMut::freeze))
     }
 
+    /// Whether the peer has ended its direction.
+    pub(super) fn has_ended(&self) -> bool {
+        self.peer_ended
+    }
+
+    /// Heads and trailers that nobody has read yet.
+    pub(super) fn blocks(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, Event::Head(_) | Event::Trailers(_))).count()
+    }
+
     /// Whether a head has begun and not ended.
     pub(super) fn is_opening(&self) -> bool {
         self.partial.is_some()
@@ -121,6 +138,28 @@ impl StreamState {
             }
             None => false,
         }
+    }
+
+    /// What the peer may send in addition, now that `length` bytes have been taken: nothing until half of
+    /// the window has been; then that, and as much again while `growth` lasts.
+    fn grant(&mut self, length: u32, growth: &mut u32) -> u32 {
+        self.consumed += length;
+        if self.consumed < self.window / 2 || self.peer_ended {
+            return 0;
+        }
+        let wider = self.window.min(MAX_STREAM_CREDIT.saturating_sub(self.window)).min(*growth);
+        *growth -= wider;
+        self.window += wider;
+        let grant = std::mem::take(&mut self.consumed) + wider;
+        self.granted = self.granted.saturating_add(grant);
+        grant
+    }
+
+    /// What the window has grown by, to be given to other streams.
+    fn grown(&mut self) -> u32 {
+        let grown = self.window.saturating_sub(STREAM_CREDIT);
+        self.window = STREAM_CREDIT;
+        grown
     }
 
     pub(super) fn add_credit(&mut self, grant: u32) -> bool {
@@ -201,6 +240,19 @@ impl Sender {
         shared.wake_driver();
         drop(shared);
         self.ended();
+    }
+
+    /// Resolves when the peer has given the stream up, or the connection is gone.
+    pub async fn gone(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.borrow_mut();
+            if state.failed.is_some() {
+                return Poll::Ready(());
+            }
+            state.sender = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Gives the stream up, with a reason.
@@ -302,15 +354,9 @@ impl Receiver {
         match &event {
             Event::Data(bytes) => {
                 let length = bytes.len() as u32;
-                state.consumed += length;
-                let grant = if state.consumed >= STREAM_CREDIT / 2 && !state.receive_ended {
-                    std::mem::take(&mut state.consumed)
-                } else {
-                    0
-                };
-                state.granted = state.granted.saturating_add(grant);
-                drop(state);
                 let mut shared = self.connection.shared.borrow_mut();
+                let grant = state.grant(length, &mut shared.growth);
+                drop(state);
                 if grant > 0 && shared.streams.contains_key(&self.id) {
                     frame::encode(&mut shared.out, Kind::Credit, 0, self.id, &grant.to_be_bytes());
                     shared.wake_driver();
@@ -332,7 +378,7 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let (open, unread) = {
+        let (open, unread, grown) = {
             let mut state = self.state.borrow_mut();
             // The end that nobody has read yet is an end: no reset for it.
             if state.events.contains(&Event::End) {
@@ -343,9 +389,10 @@ impl Drop for Receiver {
                 .drain(..)
                 .map(|e| if let Event::Data(bytes) = e { bytes.len() } else { 0 })
                 .sum();
-            (!state.receive_ended && state.failed.is_none(), unread)
+            (!state.receive_ended && state.failed.is_none(), unread, state.grown())
         };
         let mut shared = self.connection.shared.borrow_mut();
+        shared.growth += grown;
         shared.give_back(unread as u32);
         if self.state.borrow().finished() {
             shared.streams.remove(&self.id);

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 use tulle_mesh::wire::frame::{self, Code, Kind};
-use tulle_mesh::wire::{MAX_STREAMS, STREAM_CREDIT};
+use tulle_mesh::wire::{CONNECTION_GROWTH, MAX_STREAM_CREDIT, MAX_STREAMS, STREAM_CREDIT};
 
 use super::*;
 
@@ -84,6 +84,29 @@ fn a_slow_reader_stalls_its_own_stream_and_no_other() {
 }
 
 #[test]
+fn a_reader_that_keeps_up_is_sent_more_at_a_time_and_gives_it_back() {
+    local(async {
+        let (client, server) = pair();
+        let growth = |connection: &Connection| connection.shared.borrow().growth;
+        let (sender, answer) = client.open(b"bulk", false).unwrap();
+        let (_, _reply, mut request) = accept(&server).await;
+        let sending = spawn_local(async move {
+            sender.data(Bytes::from(vec![1u8; 4 << 20])).await.unwrap();
+            sender.end();
+        });
+        let mut read = 0;
+        while let Event::Data(bytes) = request.next().await {
+            read += bytes.len();
+        }
+        assert_eq!(read, 4 << 20);
+        assert_eq!(growth(&server), CONNECTION_GROWTH - (MAX_STREAM_CREDIT - STREAM_CREDIT));
+        sending.await.unwrap();
+        drop((request, answer));
+        assert_eq!(growth(&server), CONNECTION_GROWTH);
+    });
+}
+
+#[test]
 fn a_reset_says_why_to_both_halves() {
     local(async {
         let (client, server) = pair();
@@ -130,7 +153,7 @@ fn peers_that_break_the_rules_lose_their_connection() {
         build(&mut bytes);
         bytes
     };
-    let cases: [(&str, BytesMut); 7] = [
+    let cases: [(&str, BytesMut); 9] = [
         ("an even stream", frames(&|out| frame::encode(out, Kind::Open, 0, 2, b""))),
         (
             "a stream that goes back",
@@ -168,6 +191,22 @@ fn peers_that_break_the_rules_lose_their_connection() {
             frames(&|out| {
                 for _ in 0..4 {
                     frame::encode(out, Kind::Open, frame::MORE, 1, &[0; 16_000]);
+                }
+            }),
+        ),
+        (
+            "bytes after the end",
+            frames(&|out| {
+                frame::encode(out, Kind::Open, frame::END, 1, b"\0");
+                frame::encode(out, Kind::Data, 0, 1, b"more");
+            }),
+        ),
+        (
+            "heads without end",
+            frames(&|out| {
+                frame::encode(out, Kind::Open, 0, 1, b"\0");
+                for _ in 0..100 {
+                    frame::encode(out, Kind::Head, 0, 1, b"\0");
                 }
             }),
         ),
