@@ -1,5 +1,6 @@
 //! Two network namespaces with a wire between them, a server in one and load in the other.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,6 +38,8 @@ pub struct Field {
     /// Files of this run.
     pub folder: PathBuf,
     servers: Vec<Child>,
+    /// Something did not work: the logs are wanted.
+    failed: Cell<bool>,
 }
 
 impl Field {
@@ -44,7 +47,7 @@ impl Field {
     pub fn new() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("tulle-bench-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let mut field = Self { folder, servers: Vec::new() };
+        let mut field = Self { folder, servers: Vec::new(), failed: Cell::new(false) };
         field.clear();
         let (client, server) = (CLIENT, SERVER);
         for command in [
@@ -130,6 +133,7 @@ user root;
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        self.failed.set(true);
         bail!("{target} does not answer; logs are in {}", self.folder.display())
     }
 
@@ -187,7 +191,7 @@ impl Drop for Field {
             let _ = server.wait();
         }
         self.clear();
-        if !std::thread::panicking() {
+        if !self.failed.get() {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }

@@ -233,8 +233,11 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends this direction.
+    /// Ends this direction, unless it was opened as ended or has been.
     pub fn end(&self) {
+        if self.state.borrow().send_ended {
+            return;
+        }
         let mut shared = self.connection.shared.borrow_mut();
         frame::encode(&mut shared.out, Kind::Data, frame::END, self.id, &[]);
         shared.wake_driver();
