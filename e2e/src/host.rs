@@ -112,7 +112,8 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    // A program that is given as an argument would hide what it was.
+    words.map(|word| word.to_string_lossy().chars().take(200).collect()).collect::<Vec<String>>().join(" ")
 }
 
 /// A short name for the content of files (and of `extra`), the same for the same content.

@@ -17,6 +17,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("redis-cli", "redis-tools"),
     ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     ("psql", "postgresql-client-15"),
+    ("/usr/lib/python3/dist-packages/grpc", "python3-grpcio"),
+    ("/usr/lib/python3/dist-packages/websockets", "python3-websockets"),
 ];
 
 /// A namespace of a test's own; deleted when the test has ended.

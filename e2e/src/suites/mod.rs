@@ -3,6 +3,7 @@
 
 mod faults;
 mod field;
+mod framing;
 mod mesh;
 mod node;
 mod rollouts;
@@ -24,7 +25,7 @@ use crate::progress::step;
 pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 
 /// Suites, in their order.
-const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "rollouts", "faults"];
+const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "framing", "rollouts", "faults"];
 
 #[derive(Default)]
 struct Tally {
@@ -61,10 +62,11 @@ pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -
 
 fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
     let mut all = Tally::default();
-    let tests: [(&str, &[Test]); 5] = [
+    let tests: [(&str, &[Test]); 6] = [
         ("node", node::TESTS),
         ("mesh", mesh::TESTS),
         ("talk", talk::TESTS),
+        ("framing", framing::TESTS),
         ("rollouts", rollouts::TESTS),
         ("faults", faults::TESTS),
     ];

@@ -24,6 +24,8 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("MariaDB, a server that speaks first, connects without delay", mariadb),
     ("PostgreSQL and Redis work through the mesh", postgres_and_redis),
+    ("gRPC works through the mesh: unary, streams both ways, errors; the server sees who calls", grpc),
+    ("WebSockets work through the mesh", websocket),
     ("a large upload and a large download arrive whole", bulk),
     ("garbage on any port closes the connection and harms nobody else", garbage),
 ];
@@ -146,6 +148,50 @@ fn postgres_and_redis(kube: &Kube) -> Result<()> {
     kube.wait_for("PostgreSQL", 60, || Ok(field.exec("client", &psql)?.trim() == "42"))?;
     let redis = ["/usr/bin/redis-cli", "-h", "redis.t-databases.svc.cluster.local", "ping"];
     kube.wait_for("Redis", 30, || Ok(field.exec("client", &redis)?.trim() == "PONG"))
+}
+
+fn grpc(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-grpc")?;
+    field.apply(service("counter", json!({"ports": [{"port": 50051, "targetPort": 50051}]})))?;
+    let server = include_str!("../../peers/grpc_server.py");
+    field.host_pod("counter", "default", &["/usr/bin/python3", "-c", server, "50051"])?;
+    field.client("client")?;
+    let client = include_str!("../../peers/grpc_client.py");
+    let target = "counter.t-grpc.svc.cluster.local:50051";
+    let command = ["/usr/bin/python3", "-c", client, "once", target];
+    // The pod is ready before Python has loaded gRPC.
+    let mut seen = json!({});
+    kube.wait_for("the gRPC server", 30, || {
+        seen = serde_json::from_str(&field.exec("client", &command)?)?;
+        Ok(true)
+    })?;
+    let expected = json!({
+        "caller": "spiffe://cluster.local/ns/t-grpc/sa/client", "counted": [0, 1, 2, 3, 4], "echoed": [1, 100_000, 1],
+        "missing": "NOT_FOUND: there is no such thing",
+    });
+    ensure!(seen == expected, "the client saw {seen}");
+    Ok(())
+}
+
+fn websocket(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-websocket")?;
+    field.apply(service("socket", json!({})))?;
+    let server = include_str!("../../peers/websocket_server.py");
+    field.host_pod("socket", "default", &["/usr/bin/python3", "-c", server, "8080"])?;
+    field.client("client")?;
+    let client = include_str!("../../peers/websocket_client.py");
+    let command = ["/usr/bin/python3", "-c", client, "ws://socket.t-websocket.svc.cluster.local/"];
+    let mut seen = json!({});
+    kube.wait_for("the WebSocket server", 30, || {
+        seen = serde_json::from_str(&field.exec("client", &command)?)?;
+        Ok(true)
+    })?;
+    let expected = json!({
+        "caller": "spiffe://cluster.local/ns/t-websocket/sa/client", "counted": ["0", "1", "2"], "large": true,
+        "last": "last", "closed": 1000,
+    });
+    ensure!(seen == expected, "the client saw {seen}");
+    Ok(())
 }
 
 fn bulk(kube: &Kube) -> Result<()> {

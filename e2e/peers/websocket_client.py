@@ -1,0 +1,22 @@
+"""A WebSocket client: what it was told, what came back, how it was closed. Prints JSON."""
+import asyncio
+import json
+import sys
+
+import websockets
+
+
+async def main():
+    async with websockets.connect(sys.argv[1], max_size=None) as socket:
+        seen = {"caller": await socket.recv()}
+        seen["counted"] = [await socket.recv() for _ in range(3)]
+        large = bytes(range(256)) * 8192
+        await socket.send(large)
+        seen["large"] = await socket.recv() == large
+        await socket.send("last")
+        seen["last"] = await socket.recv()
+    seen["closed"] = socket.close_code
+    print(json.dumps(seen))
+
+
+asyncio.run(asyncio.wait_for(main(), 20))

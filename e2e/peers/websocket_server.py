@@ -1,0 +1,22 @@
+"""A WebSocket server that says who calls, counts to three unasked, and echoes."""
+import asyncio
+import sys
+
+import websockets
+
+
+async def serve(socket):
+    await socket.send(socket.request_headers.get("tulle-client-id", ""))
+    for number in range(3):
+        await asyncio.sleep(0.1)
+        await socket.send(str(number))
+    async for message in socket:
+        await socket.send(message)
+
+
+async def main():
+    async with websockets.serve(serve, "0.0.0.0", int(sys.argv[1]), max_size=None):
+        await asyncio.Future()
+
+
+asyncio.run(main())
