@@ -13,40 +13,12 @@ use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("a rolling update under load loses no request; without Tulle it does", rolling_update),
     ("both operator replicas gone for a minute under load: nothing is lost", operator_gone),
     ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
     ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
     ("certificates renewed under load lose nothing", renewal),
     ("uninstalling leaves nothing", uninstall),
 ];
-
-fn rolling_update(kube: &Kube) -> Result<()> {
-    // The same service and the same load, with and without the mesh.
-    let lost = |field: &Field<'_>| -> Result<(u64, String)> {
-        field.service("web", 3, &["--delay=20"])?;
-        field.load("load", "web:80", 150)?;
-        field.failed_during("load", || {
-            for _ in 0..2 {
-                field.kubectl(&["rollout", "restart", "deployment/web"])?;
-                kube.rolled_out(&field.namespace, "deployment/web", 120)?;
-            }
-            Ok(())
-        })
-    };
-    let (with, why) = {
-        let field = Field::meshed(kube, "t-roll")?;
-        lost(&field)?
-    };
-    let (without, _) = {
-        let field = Field::plain(kube, "t-roll-plain")?;
-        lost(&field)?
-    };
-    println!("        lost with Tulle: {with}, without: {without}");
-    ensure!(with == 0, "{with} requests were lost: {why}");
-    ensure!(without > 0, "nothing is lost without Tulle either: this proves nothing");
-    Ok(())
-}
 
 fn operator_gone(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-headless")?;

@@ -8,6 +8,7 @@ mod mesh;
 mod node;
 mod rollouts;
 mod talk;
+mod updates;
 mod workspace;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +26,7 @@ use crate::progress::step;
 pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 
 /// Suites, in their order.
-const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "framing", "rollouts", "faults"];
+const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "framing", "updates", "rollouts", "faults"];
 
 #[derive(Default)]
 struct Tally {
@@ -62,11 +63,12 @@ pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -
 
 fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
     let mut all = Tally::default();
-    let tests: [(&str, &[Test]); 6] = [
+    let tests: [(&str, &[Test]); 7] = [
         ("node", node::TESTS),
         ("mesh", mesh::TESTS),
         ("talk", talk::TESTS),
         ("framing", framing::TESTS),
+        ("updates", updates::TESTS),
         ("rollouts", rollouts::TESTS),
         ("faults", faults::TESTS),
     ];

@@ -1,6 +1,9 @@
 //! A service of the shop.
 
 use std::convert::Infallible;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use serde_json::json;
@@ -40,6 +43,9 @@ pub struct Serve {
     /// On SIGTERM, exits at once instead of ending what runs.
     #[arg(long)]
     abrupt: bool,
+    /// A file to which it appends the sequence number of every POST that it carries out.
+    #[arg(long)]
+    ledger: Option<PathBuf>,
 }
 
 struct Service {
@@ -106,9 +112,16 @@ impl Service {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let client =
             request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let carried_out =
+            (request.method() == Method::POST).then(|| request.uri().query().unwrap_or("").to_owned());
         let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
         if self.settings.delay > 0 {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
+        }
+        if let (Some(ledger), Some(sequence)) = (&self.settings.ledger, carried_out)
+            && let Err(error) = write_down(ledger, &sequence)
+        {
+            return respond(StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {error}", ledger.display()));
         }
         // Spread evenly: of a hundred in a row, exactly as many fail.
         if number * self.settings.errors % 100 + self.settings.errors >= 100 && self.settings.errors > 0 {
@@ -126,6 +139,11 @@ impl Service {
         });
         respond(StatusCode::OK, answer.to_string())
     }
+}
+
+/// One write, so that lines of several pods do not mix.
+fn write_down(ledger: &Path, line: &str) -> std::io::Result<()> {
+    File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 
 async fn get(address: &str) -> anyhow::Result<serde_json::Value> {
