@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::MtlsMode;
 
-/// Settings of the whole mesh. There is one, named `mesh`; without it the defaults hold.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+/// Settings of the whole mesh. There is one, named `mesh`; the operator makes it with the defaults where
+/// it is missing.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "tulle.dev",
     version = "v1alpha1",
@@ -39,6 +40,17 @@ pub struct MeshConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub exemptions: Vec<Exemption>,
+}
+
+impl Default for MeshConfigSpec {
+    fn default() -> Self {
+        Self {
+            trust_domain: trust_domain(),
+            mtls: MtlsMode::default(),
+            certificates: Certificates::default(),
+            exemptions: Vec::new(),
+        }
+    }
 }
 
 /// The default trust domain.

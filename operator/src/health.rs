@@ -59,6 +59,10 @@ async fn metrics(State(health): State<Health>) -> String {
         "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {}",
         bare.len()
     );
+    let _ = writeln!(out, "# TYPE tulle_operator_refusals_total counter");
+    for ((what, reason), count) in health.aggregates.refusals() {
+        let _ = writeln!(out, "tulle_operator_refusals_total{{what=\"{what}\",reason=\"{reason}\"}} {count}");
+    }
     let _ = writeln!(out, "# TYPE tulle_operator_requests_total counter");
     for (destination, counts, _) in health.aggregates.all() {
         let (ns, svc, rev) = (destination.namespace, destination.service, destination.revision);
@@ -67,7 +71,7 @@ async fn metrics(State(health): State<Health>) -> String {
         let _ = writeln!(
             out,
             "tulle_operator_requests_total{{{labels},outcome=\"success\"}} {}",
-            counts.requests - counts.failures
+            counts.requests.saturating_sub(counts.failures)
         );
         let _ = writeln!(
             out,

@@ -20,6 +20,10 @@ const NAME: &str = "tulle-operator";
 const DURATION: Duration = Duration::from_secs(8);
 /// The holder renews this often.
 const RENEW: Duration = Duration::from_secs(2);
+/// One try takes at most this long.
+const TURN: Duration = Duration::from_secs(2);
+/// A try that failed is repeated after this.
+const AGAIN: Duration = Duration::from_millis(500);
 /// The holder stops writing when it could not renew for this long.
 const GIVE_UP: Duration = Duration::from_secs(6);
 
@@ -64,8 +68,9 @@ pub async fn run(client: Client, settings: Arc<Settings>, leadership: Arc<watch:
     let mut candidate =
         Candidate { me: format!("{}/{}", settings.pod_name, settings.pod_ip), seen: None, renewed: None };
     loop {
-        let outcome = timeout(GIVE_UP / 3, candidate.turn(&api)).await;
-        match outcome {
+        // The answer is not waited for beyond the moment at which a holder must have stopped.
+        let patience = candidate.renewed.map_or(TURN, |at| GIVE_UP.saturating_sub(at.elapsed()));
+        match timeout(patience.min(TURN), candidate.turn(&api)).await {
             Ok(Ok(now)) => {
                 leadership.send_if_modified(|known| {
                     let changed = *known != now;
@@ -75,15 +80,17 @@ pub async fn run(client: Client, settings: Arc<Settings>, leadership: Arc<watch:
                     }
                     changed
                 });
+                sleep(RENEW).await;
             }
             failed => {
-                if candidate.renewed.is_none_or(|at| at.elapsed() > GIVE_UP) {
+                if candidate.renewed.is_none_or(|at| at.elapsed() >= GIVE_UP) {
+                    candidate.renewed = None;
                     leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
                 }
                 tracing::warn!(error = ?failed.err(), "cannot renew the lease");
+                sleep(AGAIN).await;
             }
         }
-        sleep(RENEW).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
@@ -14,10 +14,12 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::ports;
 use tulle_mesh::svid::SvidVerifier;
 
+use crate::defaults;
 use crate::discovery::Registry;
 use crate::discovery::relay::Outlet;
 use crate::discovery::server::{Services, Tls, serve};
@@ -65,22 +67,43 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
 
     let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership.clone());
-    tokio::spawn(lease::run(client.clone(), Arc::clone(&settings), Arc::new(leading)));
-    tokio::spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
-    tokio::spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
-    tokio::spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
-    tokio::spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
+    // None of these ends by itself: when one does, or panics, Kubernetes starts the operator anew.
+    let mut parts = JoinSet::new();
+    parts.spawn(lease::run(client.clone(), Arc::clone(&settings), Arc::new(leading)));
+    parts.spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
+    parts.spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
+    parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
+    parts.spawn(defaults::run(client.clone(), leadership.clone()));
+    parts.spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
+    parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates)));
     let driver =
         Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
-    tokio::spawn(driver.run(leadership));
+    parts.spawn(driver.run(leadership));
 
-    let services = Services::new(Arc::clone(&hub), outlet, registry, aggregates, me);
-    let signer = Signer::new(client, hub, authority);
+    let signer = Signer::new(client, Arc::clone(&hub), authority, Arc::clone(&aggregates));
+    let services = Services::new(hub, outlet, registry, aggregates, me);
     let listener = TcpListener::bind(("::", ports::DISCOVERY)).await.or(bind_v4(ports::DISCOVERY).await)?;
+    parts.spawn(serve(listener, tls, services, signer));
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        end = serve(listener, tls, services, signer) => end,
+        ended = parts.join_next() => bail!("a part of the operator ended: {ended:?}"),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Forgets now and then what has been counted for pods and revisions that are no more.
+async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let (mut pods, mut revisions) = (HashSet::new(), HashSet::new());
+        for pod in hub.model().pods() {
+            pods.insert(Arc::clone(&pod.uid));
+            revisions.insert((pod.namespace.to_string(), pod.revision().to_owned()));
+        }
+        aggregates.retain(
+            |uid| pods.contains(uid),
+            |namespace, revision| revisions.contains(&(namespace.to_owned(), revision.to_owned())),
+        );
     }
 }
 

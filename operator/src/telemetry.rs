@@ -1,6 +1,6 @@
 //! What sidecars report, aggregated: each report counts once, whichever replica it came through.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use tulle_mesh::histogram::Histogram;
@@ -37,6 +37,7 @@ struct Inner {
     /// The last report of each sidecar process.
     last: HashMap<(String, u64), u64>,
     destinations: HashMap<Destination, (Counts, Histogram)>,
+    refused: BTreeMap<(&'static str, &'static str), u64>,
 }
 
 impl Aggregates {
@@ -67,10 +68,24 @@ impl Aggregates {
         true
     }
 
-    /// Forgets a pod that is gone.
-    pub fn forget(&self, pod_uid: &str) {
+    /// Forgets what is about pods and revisions that are no more: `pod` by its uid, `revision` by
+    /// namespace and name. Called now and then; what has been asked for was asked for while they were.
+    pub fn retain(&self, pod: impl Fn(&str) -> bool, revision: impl Fn(&str, &str) -> bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.last.retain(|(uid, _), _| uid != pod_uid);
+        inner.last.retain(|(uid, _), _| pod(uid));
+        inner.destinations.retain(|d, _| d.revision.is_empty() || revision(&d.namespace, &d.revision));
+    }
+
+    /// Counts something that the operator has refused.
+    pub fn refused(&self, what: &'static str, reason: &'static str) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        *inner.refused.entry((what, reason)).or_default() += 1;
+    }
+
+    /// What has been refused, and why, for `/metrics`.
+    pub fn refusals(&self) -> Vec<((&'static str, &'static str), u64)> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.refused.iter().map(|(key, count)| (*key, *count)).collect()
     }
 
     /// Everything counted for a revision, over all Services of its namespace.
@@ -121,5 +136,7 @@ mod tests {
         );
         assert_eq!(aggregates.revision("shop", "a"), Counts { requests: 10, failures: 2 });
         assert_eq!(aggregates.revision("shop", "b"), Counts::default());
+        aggregates.retain(|_| false, |_, _| false);
+        assert!(aggregates.all().is_empty(), "of a revision that is no more nothing is kept");
     }
 }

@@ -47,7 +47,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(async move { authority.keep_configured(&client).await });
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        end = serve(listener, serving, routes) => end,
+        () = serve(listener, serving, routes) => Ok(()),
         _ = terminate.recv() => {
             // The API server may still have this address for a moment.
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -65,9 +65,17 @@ async fn bind(port: u16) -> Result<TcpListener> {
     }
 }
 
-async fn serve(listener: TcpListener, serving: Serving, routes: Router) -> Result<()> {
+async fn serve(listener: TcpListener, serving: Serving, routes: Router) {
     loop {
-        let (stream, _) = listener.accept().await.context("accepting")?;
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, say: waiting a little lets others close.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
         let (serving, routes) = (serving.clone(), routes.clone());
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(serving.current());

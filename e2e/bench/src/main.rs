@@ -90,7 +90,8 @@ async fn main() -> Result<()> {
     let tls = Arc::new(own_tls(&authority, &me)?);
     let listener = TcpListener::bind(arguments.listen).await.context("listening")?;
     let services = Services::new(hub, outlet, registry, aggregates, me);
-    serve(listener, tls, services, Everybody { authority }).await
+    serve(listener, tls, services, Everybody { authority }).await;
+    Ok(())
 }
 
 fn model(arguments: &Arguments) -> Model {

@@ -18,6 +18,8 @@ pub enum Report {
     Connected,
     /// It is gone.
     Gone,
+    /// It was sent this, and has acknowledged no version of it yet.
+    Sent(Name),
     /// It enforces this version.
     Acked(Name, String),
     /// It refused this version.
@@ -29,111 +31,139 @@ pub enum Report {
 /// All sidecars that are connected to any replica, as far as this one knows.
 #[derive(Debug, Default)]
 pub struct Registry {
-    sidecars: Mutex<HashMap<String, Sidecar>>,
+    /// This replica's own.
+    own: Mutex<Sidecars>,
+    /// Those that other replicas tell the leader about. Apart, because they are not ours to pass on to the
+    /// next leader.
+    relayed: Mutex<Sidecars>,
 }
+
+/// Sidecars by the uid of their pod.
+type Sidecars = HashMap<String, Sidecar>;
 
 #[derive(Debug, Default)]
 struct Sidecar {
     /// Streams that are up: a new one may begin before the old one is seen to end.
     streams: u32,
+    /// What it has acknowledged; an empty version: it was sent and not acknowledged yet.
     acked: HashMap<Name, String>,
     refused: HashMap<Name, (String, String)>,
 }
 
 impl Registry {
-    /// Takes a sidecar's report.
-    pub fn report(&self, pod_uid: &str, report: Report) {
-        let mut sidecars = self.lock();
-        match report {
-            Report::Connected => sidecars.entry(pod_uid.to_owned()).or_default().streams += 1,
-            Report::Gone => {
-                if let Some(sidecar) = sidecars.get_mut(pod_uid) {
-                    sidecar.streams = sidecar.streams.saturating_sub(1);
-                    if sidecar.streams == 0 {
-                        sidecars.remove(pod_uid);
-                    }
-                }
-            }
-            Report::Acked(name, version) => {
-                if let Some(sidecar) = sidecars.get_mut(pod_uid) {
-                    sidecar.refused.remove(&name);
-                    sidecar.acked.insert(name, version);
-                }
-            }
-            Report::Refused(name, version, reason) => {
-                if let Some(sidecar) = sidecars.get_mut(pod_uid) {
-                    sidecar.refused.insert(name, (version, reason));
-                }
-            }
-            Report::Unsubscribed(name) => {
-                if let Some(sidecar) = sidecars.get_mut(pod_uid) {
-                    sidecar.acked.remove(&name);
-                    sidecar.refused.remove(&name);
-                }
-            }
-        }
+    /// Takes a report of one of this replica's sidecars. `pass_on` sees it while no snapshot can be taken:
+    /// who takes one misses nothing and hears nothing twice.
+    pub fn report(&self, pod_uid: &str, report: Report, pass_on: impl FnOnce(Report)) {
+        let mut own = lock(&self.own);
+        take(&mut own, pod_uid, report.clone());
+        pass_on(report);
     }
 
-    /// Everything that is known of this replica's sidecars, for a leader that has just begun.
-    pub fn snapshot(&self) -> Vec<(String, Report)> {
-        let sidecars = self.lock();
+    /// Takes a report that another replica relays.
+    pub fn relayed(&self, pod_uid: &str, report: Report) {
+        take(&mut lock(&self.relayed), pod_uid, report);
+    }
+
+    /// Everything that is known of this replica's own sidecars, for a leader that has just begun, with
+    /// `then` carried out before the next report.
+    pub fn snapshot(&self, then: impl FnOnce(Vec<(String, Report)>)) {
+        let own = lock(&self.own);
         let mut all = Vec::new();
-        for (uid, sidecar) in sidecars.iter() {
+        for (uid, sidecar) in own.iter() {
             all.push((uid.clone(), Report::Connected));
-            all.extend(sidecar.acked.iter().map(|(n, v)| (uid.clone(), Report::Acked(n.clone(), v.clone()))));
+            all.extend(sidecar.acked.iter().map(|(name, version)| {
+                let report = match version.as_str() {
+                    "" => Report::Sent(name.clone()),
+                    version => Report::Acked(name.clone(), version.to_owned()),
+                };
+                (uid.clone(), report)
+            }));
             let refused = sidecar.refused.iter();
             all.extend(
                 refused.map(|(n, (v, r))| (uid.clone(), Report::Refused(n.clone(), v.clone(), r.clone()))),
             );
         }
-        all
+        then(all);
     }
 
     /// How many sidecars are connected.
     pub fn connected(&self) -> usize {
-        self.lock().len()
+        lock(&self.own).len() + lock(&self.relayed).len()
     }
 
     /// Whether a pod's sidecar enforces the present version of its inbound resource.
     pub fn enforces(&self, model: &Model, pod_uid: &str) -> bool {
         let name = inbound(pod_uid);
         let Some(wanted) = model.resource(&name, pod_uid) else { return false };
-        let sidecars = self.lock();
-        let acked = sidecars.get(pod_uid).and_then(|sidecar| sidecar.acked.get(&(name.r#type, name.name)));
-        acked == Some(&wanted.version)
+        let id = (name.r#type, name.name);
+        [&self.own, &self.relayed].into_iter().any(|sidecars| {
+            let sidecars = lock(sidecars);
+            sidecars.get(pod_uid).and_then(|sidecar| sidecar.acked.get(&id)) == Some(&wanted.version)
+        })
     }
 
     /// Why a pod's sidecar has refused its inbound resource, if it has.
     pub fn refusal(&self, pod_uid: &str) -> Option<String> {
         let name = inbound(pod_uid);
-        let sidecars = self.lock();
-        let (_, reason) = sidecars.get(pod_uid)?.refused.get(&(name.r#type, name.name))?;
-        Some(reason.clone())
+        let id = (name.r#type, name.name);
+        [&self.own, &self.relayed].into_iter().find_map(|sidecars| {
+            let sidecars = lock(sidecars);
+            let (_, reason) = sidecars.get(pod_uid)?.refused.get(&id)?;
+            Some(reason.clone())
+        })
     }
 
     /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> bool {
-        let sidecars = self.lock();
         let mut views: HashMap<(String, String), Option<String>> = HashMap::new();
-        for (uid, sidecar) in sidecars.iter() {
+        let mut acknowledged = |uid: &str, sidecar: &Sidecar| {
             let node = model.pod(uid).map_or_else(String::new, |pod| pod.node.to_string());
-            for ((kind, name), acked) in &sidecar.acked {
+            sidecar.acked.iter().all(|((kind, name), acked)| {
                 if *kind != ResourceType::Destination as i32 {
-                    continue;
+                    return true;
                 }
                 let view = views.entry((name.clone(), node.clone()));
                 let wanted = view.or_insert_with(|| version_for_canary(model, name, uid, canary, epoch));
-                if wanted.as_ref().is_some_and(|wanted| wanted != acked) {
-                    return false;
-                }
+                wanted.as_ref().is_none_or(|wanted| wanted == acked)
+            })
+        };
+        [&self.own, &self.relayed]
+            .into_iter()
+            .all(|sidecars| lock(sidecars).iter().all(|(uid, sidecar)| acknowledged(uid, sidecar)))
+    }
+}
+
+fn take(sidecars: &mut Sidecars, pod_uid: &str, report: Report) {
+    if report == Report::Connected {
+        sidecars.entry(pod_uid.to_owned()).or_default().streams += 1;
+        return;
+    }
+    let Some(sidecar) = sidecars.get_mut(pod_uid) else { return };
+    match report {
+        Report::Connected => {}
+        Report::Gone => {
+            sidecar.streams = sidecar.streams.saturating_sub(1);
+            if sidecar.streams == 0 {
+                sidecars.remove(pod_uid);
             }
         }
-        true
+        Report::Sent(name) => drop(sidecar.acked.entry(name).or_default()),
+        Report::Acked(name, version) => {
+            sidecar.refused.remove(&name);
+            sidecar.acked.insert(name, version);
+        }
+        Report::Refused(name, version, reason) => {
+            sidecar.refused.insert(name, (version, reason));
+        }
+        Report::Unsubscribed(name) => {
+            sidecar.acked.remove(&name);
+            sidecar.refused.remove(&name);
+        }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Sidecar>> {
-        self.sidecars.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(sidecars: &Mutex<Sidecars>) -> MutexGuard<'_, Sidecars> {
+    sidecars.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn inbound(pod_uid: &str) -> ResourceName {

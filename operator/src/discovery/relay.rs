@@ -44,10 +44,11 @@ impl Outlet {
 
     /// Takes a report of a sidecar of this replica.
     pub fn report(&self, pod_uid: &str, report: Report) {
-        self.registry.report(pod_uid, report.clone());
-        if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = leader.send(message(pod_uid, report));
-        }
+        self.registry.report(pod_uid, report, |report| {
+            if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = leader.send(message(pod_uid, report));
+            }
+        });
     }
 
     /// Takes counts of a sidecar of this replica. Returns whether they are taken for good; otherwise the
@@ -106,10 +107,12 @@ impl Outlet {
         let peer = Peer::connect(address, tls).await?;
         let mut client = RelayClient::with_origin(peer, http::Uri::from_static("http://leader.tulle"));
         let (sender, messages) = mpsc::unbounded_channel();
-        for (uid, report) in self.registry.snapshot() {
-            let _ = sender.send(message(&uid, report));
-        }
-        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        self.registry.snapshot(|reports| {
+            for (uid, report) in reports {
+                let _ = sender.send(message(&uid, report));
+            }
+            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        });
         let mut replies = client.forward(UnboundedReceiverStream::new(messages)).await?.into_inner();
         while let Some(reply) = replies.message().await? {
             if let Some(session) = self.lock_waiting().get(&reply.pod_uid) {
@@ -126,6 +129,9 @@ fn message(pod_uid: &str, report: Report) -> RelayMessage {
     let message = match report {
         Report::Connected => relay_message::Message::Connected(true),
         Report::Gone => relay_message::Message::Connected(false),
+        Report::Sent(id) => {
+            relay_message::Message::Sent(ResourceName { r#type: id.0, cluster: String::new(), name: id.1 })
+        }
         Report::Acked(id, version) => relay_message::Message::Ack(Ack { name: name(id), version }),
         Report::Refused(id, version, reason) => {
             relay_message::Message::Nack(Nack { name: name(id), version, reason })
@@ -144,6 +150,7 @@ pub fn report_of(message: relay_message::Message) -> Option<Report> {
     Some(match message {
         relay_message::Message::Connected(true) => Report::Connected,
         relay_message::Message::Connected(false) => Report::Gone,
+        relay_message::Message::Sent(name) => Report::Sent(id(Some(name))?),
         relay_message::Message::Ack(ack) if ack.version.is_empty() => Report::Unsubscribed(id(ack.name)?),
         relay_message::Message::Ack(ack) => Report::Acked(id(ack.name)?, ack.version),
         relay_message::Message::Nack(nack) => Report::Refused(id(nack.name)?, nack.version, nack.reason),

@@ -82,20 +82,20 @@ impl Services {
 }
 
 /// Serves for ever.
-///
-/// # Errors
-/// When the port cannot be listened on.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Arc<Tls>,
-    services: Services,
-    signer: impl Identity,
-) -> Result<()> {
+pub async fn serve(listener: TcpListener, tls: Arc<Tls>, services: Services, signer: impl Identity) {
     let routes = Routes::new(DiscoveryServer::new(services.clone()))
         .add_service(RelayServer::new(services))
         .add_service(IdentityServer::new(signer));
     loop {
-        let (stream, peer) = listener.accept().await.context("accepting")?;
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, say: waiting a little lets others close.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
         let (tls, routes) = (Arc::clone(&tls), routes.clone());
         tokio::spawn(async move {
             if let Err(error) = connection(stream, &tls, routes).await {
@@ -157,6 +157,7 @@ impl Discovery for Services {
             let pod =
                 model.pod(&hello.pod_uid).ok_or_else(|| Status::unavailable("this pod is not known yet"))?;
             if *pod.namespace != *identity.namespace || *pod.service_account != *identity.service_account {
+                self.aggregates.refused("stream", "OtherPod");
                 tracing::warn!(%identity, pod = hello.pod_name, "a sidecar asked for another's pod");
                 return Err(Status::permission_denied("the certificate is of another workload"));
             }
@@ -211,7 +212,7 @@ impl Relay for Services {
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
                         if let Some(report) = report_of(message) {
-                            services.registry.report(&uid, report);
+                            services.registry.relayed(&uid, report);
                         }
                     }
                     None => {}
@@ -220,7 +221,7 @@ impl Relay for Services {
             // The replica is gone, and its streams with it.
             for (uid, streams) in mine {
                 for _ in 0..streams {
-                    services.registry.report(&uid, super::Report::Gone);
+                    services.registry.relayed(&uid, super::Report::Gone);
                 }
             }
         });

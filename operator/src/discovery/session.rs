@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
+use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::{
-    OperatorMessage, Resource, ResourceName, SidecarMessage, TelemetryAck, TelemetryReport, operator_message,
-    sidecar_message,
+    OperatorMessage, Resource, ResourceName, SidecarMessage, TelemetryAck, TelemetryReport, destination,
+    operator_message, resource, sidecar_message,
 };
 
 use super::registry::Report;
@@ -42,12 +43,20 @@ pub struct Session {
 }
 
 struct State {
-    /// What is subscribed, and the version that was sent last.
-    subscribed: HashMap<(i32, String), (ResourceName, Option<String>)>,
+    /// What is subscribed.
+    subscribed: HashMap<(i32, String), Subscription>,
     /// What the sidecar said at the start that it holds.
     held: HashMap<(i32, String), String>,
     sends_in_second: u32,
     second: Instant,
+}
+
+struct Subscription {
+    name: ResourceName,
+    /// The version that was sent last, or that the sidecar holds from before.
+    sent: Option<String>,
+    /// The namespace and name that its requests are counted under.
+    counted_as: Option<(String, String)>,
 }
 
 impl Session {
@@ -99,12 +108,18 @@ impl Session {
                 if state.subscribed.len() >= MAX_SUBSCRIPTIONS {
                     return Err(Status::resource_exhausted("more subscriptions than one sidecar may have"));
                 }
-                let _turn =
-                    self.admission.acquire().await.map_err(|_| Status::unavailable("the operator stops"))?;
                 let id = (name.r#type, name.name.clone());
-                let held = state.held.remove(&id);
-                state.subscribed.insert(id.clone(), (name, held));
-                self.send_if_changed(state, &id, true).await
+                let sent = state.held.remove(&id);
+                state.subscribed.insert(id.clone(), Subscription { name, sent, counted_as: None });
+                let resource = {
+                    let _turn = self.admission.acquire().await;
+                    self.changed(state, &id, true)
+                };
+                // Sending waits for this sidecar only: the others' turn is not spent on it.
+                match resource {
+                    Some(resource) => self.send_resource(resource).await,
+                    None => Ok(()),
+                }
             }
             Some(sidecar_message::Message::Unsubscribe(unsubscribe)) => {
                 let Some(name) = unsubscribe.name else { return Ok(()) };
@@ -134,14 +149,31 @@ impl Session {
                 self.outlet.report(&self.pod_uid, report);
                 Ok(())
             }
-            Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report).await,
+            Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report, state).await,
             Some(sidecar_message::Message::Hello(_)) | None => {
                 Err(Status::invalid_argument("one hello, at the start"))
             }
         }
     }
 
-    async fn telemetry(&self, report: TelemetryReport) -> Result<(), Status> {
+    /// What a sidecar counts of destinations that it is not subscribed to is not believed: nobody may give
+    /// evidence about a rollout that he sends nothing to.
+    async fn telemetry(&self, mut report: TelemetryReport, state: &State) -> Result<(), Status> {
+        let known = |namespace: &str, service: &str| {
+            state.subscribed.values().filter_map(|subscription| subscription.counted_as.as_ref()).any(
+                |(known_namespace, known_service)| known_namespace == namespace && known_service == service,
+            )
+        };
+        let before = report.counts.len();
+        report.counts.retain(|c| known(&c.namespace, &c.service) && c.failures <= c.requests);
+        if report.counts.len() < before {
+            let dropped = before - report.counts.len();
+            tracing::debug!(
+                pod = self.pod_uid,
+                dropped,
+                "counts of destinations that it is not subscribed to"
+            );
+        }
         let sequence = report.sequence;
         if self.outlet.telemetry(&self.pod_uid, report) {
             self.send(operator_message::Message::TelemetryAck(TelemetryAck { sequence })).await?;
@@ -152,30 +184,31 @@ impl Session {
     async fn send_changed(&self, state: &mut State) -> Result<(), Status> {
         let ids: Vec<(i32, String)> = state.subscribed.keys().cloned().collect();
         for id in ids {
-            self.send_if_changed(state, &id, false).await?;
+            if let Some(resource) = self.changed(state, &id, false) {
+                self.send_resource(resource).await?;
+            }
         }
         Ok(())
     }
 
-    /// Sends a resource unless the sidecar holds this version of it.
-    async fn send_if_changed(
-        &self,
-        state: &mut State,
-        id: &(i32, String),
-        fresh: bool,
-    ) -> Result<(), Status> {
-        let Some((name, sent)) = state.subscribed.get_mut(id) else { return Ok(()) };
-        let Some(resource) = self.hub.model().resource(name, &self.pod_uid) else { return Ok(()) };
-        if sent.as_ref() == Some(&resource.version) {
+    /// A resource, unless the sidecar holds this version of it.
+    fn changed(&self, state: &mut State, id: &(i32, String), fresh: bool) -> Option<Resource> {
+        let subscription = state.subscribed.get_mut(id)?;
+        let resource = self.hub.model().resource(&subscription.name, &self.pod_uid)?;
+        subscription.counted_as = counted_as(&resource);
+        if subscription.sent.as_ref() == Some(&resource.version) {
             if fresh {
                 // Held from before: what it holds, it enforces.
                 self.outlet.report(&self.pod_uid, Report::Acked(id.clone(), resource.version));
             }
-            return Ok(());
+            return None;
         }
-        *sent = Some(resource.version.clone());
+        if fresh {
+            self.outlet.report(&self.pod_uid, Report::Sent(id.clone()));
+        }
+        subscription.sent = Some(resource.version.clone());
         state.sends_in_second += 1;
-        self.send_resource(resource).await
+        Some(resource)
     }
 
     async fn send_resource(&self, resource: Resource) -> Result<(), Status> {
@@ -200,6 +233,19 @@ impl State {
             sends if sends < BUSY => some,
             _ => most,
         }
+    }
+}
+
+/// As sidecars do it: by Service, or by the identity of a single pod.
+fn counted_as(resource: &Resource) -> Option<(String, String)> {
+    let Some(resource::Body::Destination(destination)) = &resource.body else { return None };
+    match destination.kind.as_ref()? {
+        destination::Kind::Service(service) => Some((service.namespace.clone(), service.name.clone())),
+        destination::Kind::Pod(pod) => {
+            let identity: WorkloadId = pod.endpoint.as_ref()?.identity.parse().ok()?;
+            Some((identity.namespace, identity.service_account))
+        }
+        destination::Kind::Unknown(_) => None,
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tulle_crds::Span;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
 
 use super::authority::Authority;
+use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
 /// The audience of the tokens that sidecars show. Others are refused: there is no fallback.
@@ -23,6 +24,7 @@ pub struct Signer {
     client: Client,
     hub: Arc<Hub>,
     authority: Arc<Authority>,
+    aggregates: Arc<Aggregates>,
 }
 
 /// A reviewed token.
@@ -35,8 +37,13 @@ struct Bearer {
 
 impl Signer {
     /// A signer.
-    pub fn new(client: Client, hub: Arc<Hub>, authority: Arc<Authority>) -> Self {
-        Self { client, hub, authority }
+    pub fn new(
+        client: Client,
+        hub: Arc<Hub>,
+        authority: Arc<Authority>,
+        aggregates: Arc<Aggregates>,
+    ) -> Self {
+        Self { client, hub, authority, aggregates }
     }
 
     async fn review(&self, token: String) -> Result<Bearer, Status> {
@@ -78,15 +85,19 @@ impl Identity for Signer {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let request = request.into_inner();
         let bearer = self.review(request.token).await.inspect_err(|status| {
+            let reason = if status.code() == Code::Unavailable { "NoReview" } else { "Token" };
+            self.aggregates.refused("certificate", reason);
             tracing::warn!(pod_uid = request.pod_uid, reason = status.message(), "refused a certificate");
         })?;
         if bearer.pod_uid != request.pod_uid {
+            self.aggregates.refused("certificate", "OtherPod");
             tracing::warn!(asked = request.pod_uid, bearer = ?bearer, "refused a certificate for another pod");
             return Err(Status::permission_denied("the token is bound to another pod"));
         }
         let (identity, lifetime) = {
             let model = self.hub.model();
             if model.pod(&bearer.pod_uid).is_none() {
+                self.aggregates.refused("certificate", "UnknownPod");
                 return Err(Status::unavailable("this pod is not known yet, or gone"));
             }
             let settings = model.settings();
@@ -96,6 +107,7 @@ impl Identity for Signer {
         };
         let leaf = self.authority.sign_request(&request.csr_der, &identity, lifetime);
         let leaf = leaf.map_err(|error| {
+            self.aggregates.refused("certificate", "Request");
             tracing::warn!(%identity, %error, "refused a certificate");
             Status::invalid_argument(error.to_string())
         })?;

@@ -18,7 +18,7 @@ pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
 pub use view::{access_summary, target_name};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -41,6 +41,8 @@ pub struct Model {
     slices_by_service: HashMap<Key, Vec<Key>>,
     policies: BTreeMap<Key, MeshPolicy>,
     canaries: BTreeMap<Key, Canary>,
+    /// Canaries that this build cannot read: which workload they hold is not known.
+    doubted_canaries: BTreeSet<Key>,
     workloads: HashMap<WorkloadKey, Workload>,
     revisions: HashMap<Key, Revision>,
 }
@@ -198,11 +200,19 @@ impl Model {
 
     /// Takes a Canary over.
     pub fn apply_canary(&mut self, key: Key, canary: Canary) {
+        self.doubted_canaries.remove(&key);
         self.canaries.insert(key, canary);
+    }
+
+    /// A Canary that cannot be read: the last good one stays, and no gate of its namespace is taken for
+    /// one that nobody holds.
+    pub fn doubt_canary(&mut self, key: Key) {
+        self.doubted_canaries.insert(key);
     }
 
     /// Forgets a Canary.
     pub fn delete_canary(&mut self, key: &Key) {
+        self.doubted_canaries.remove(key);
         self.canaries.remove(key);
     }
 

@@ -1,6 +1,6 @@
 //! What the rollout machine wants to know of a workload.
 
-use super::{Model, WorkloadKey};
+use super::{Model, Pod, WorkloadKey};
 
 /// A workload and its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,9 @@ impl Model {
         };
         let parked =
             self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);
+        let doubtful =
+            |pod: &&Pod| self.doubted_canaries.iter().any(|(namespace, _)| *namespace == pod.namespace);
+        let parked = parked.filter(|pod| !doubtful(pod));
         let orphaned = parked.filter(|pod| !pod.workload.as_ref().is_some_and(watched));
         orphaned.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect()
     }

@@ -1,19 +1,18 @@
 //! Carries out what the machine decides, for every Canary, on the replica that leads.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tulle_crds::{Canary, WorkloadKind, keys};
 
 use super::machine::{self, Action, Seen, Verb};
@@ -25,6 +24,11 @@ use crate::watch::Hub;
 
 /// How often each Canary is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a new leader waits for the other replicas, and the sidecars of one that has gone, to say what
+/// they enforce: what it has not heard of is unknown, not acknowledged.
+const SETTLED: Duration = Duration::from_secs(10);
+/// An action that failed at this look is not tried again before.
+const RETRY_UNDO: Duration = Duration::from_secs(30);
 /// Canaries that are looked at at the same time.
 const AT_ONCE: usize = 8;
 
@@ -35,6 +39,8 @@ pub struct Driver {
     registry: Arc<Registry>,
     aggregates: Arc<Aggregates>,
     recorder: Recorder,
+    /// Canaries, by their epoch, whose target could not be restored, and when that was.
+    undo_failed: Mutex<HashMap<(Key, u64), Instant>>,
 }
 
 /// What had been counted at the last look: for a Canary, of its two revisions.
@@ -46,27 +52,31 @@ impl Driver {
     /// A driver.
     pub fn new(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, aggregates: Arc<Aggregates>) -> Self {
         let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, hub, registry, aggregates }
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { recorder, client, hub, registry, aggregates, undo_failed: Mutex::default() }
     }
 
     /// Looks at every Canary for ever, while this replica leads.
     pub async fn run(self, leadership: watch::Receiver<Leadership>) {
         let mut baselines = Baselines::new();
+        let mut leads_since = None;
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             if !leadership.borrow().mine || !self.hub.is_synced() {
                 baselines.clear();
+                leads_since = None;
                 continue;
             }
+            let settled = leads_since.get_or_insert_with(Instant::now).elapsed() > SETTLED;
             self.open_orphaned_gates().await;
             let canaries: Vec<(Key, Canary)> =
                 self.hub.model().canaries().map(|(key, canary)| (key.clone(), canary.clone())).collect();
             for some in canaries.chunks(AT_ONCE) {
                 let mut looks = Vec::with_capacity(some.len());
                 for (key, canary) in some {
-                    looks.push(self.look(key, canary, &baselines));
+                    looks.push(self.look(key, canary, &baselines, settled));
                 }
                 let looked = futures::future::join_all(looks).await;
                 for counted in looked.into_iter().flatten() {
@@ -78,9 +88,16 @@ impl Driver {
 
     /// One look at one Canary. Returns what had been counted, once the status that holds it is written:
     /// counts that were not written are counted again.
-    async fn look(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> Option<Vec<Total>> {
+    async fn look(
+        &self,
+        key: &Key,
+        canary: &Canary,
+        baselines: &Baselines,
+        settled: bool,
+    ) -> Option<Vec<Total>> {
         let status = canary.status.clone().unwrap_or_default();
-        let (seen, totals) = self.see(key, canary, baselines);
+        let (mut seen, totals) = self.see(key, canary, baselines);
+        seen.acknowledged &= settled;
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
         if next != status {
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
@@ -134,20 +151,27 @@ impl Driver {
     async fn carry_out(&self, key: &Key, canary: &Canary, action: &Action) -> anyhow::Result<()> {
         match action {
             Action::OpenGate(pod) => self.open_gate(&key.0, pod).await,
-            Action::Undo { revision } => self.undo(key, canary, revision).await,
-            Action::Event { warning, reason, message } => {
-                let event = Event {
-                    type_: if *warning { EventType::Warning } else { EventType::Normal },
-                    reason: (*reason).to_owned(),
-                    note: Some(message.chars().take(1000).collect()),
-                    action: "Rollout".to_owned(),
-                    secondary: None,
-                };
-                tracing::info!(namespace = %key.0, canary = %key.1, reason, message);
-                self.recorder.publish(&event, &canary.object_ref(&())).await?;
+            Action::Undo { revision } => {
+                self.try_undo(key, canary, revision).await;
                 Ok(())
             }
+            Action::Event { warning, reason, message } => {
+                tracing::info!(namespace = %key.0, canary = %key.1, reason, message);
+                self.tell(canary, *warning, reason, message).await
+            }
         }
+    }
+
+    async fn tell(&self, canary: &Canary, warning: bool, reason: &str, message: &str) -> anyhow::Result<()> {
+        let event = Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: Some(message.chars().take(1000).collect()),
+            action: "Rollout".to_owned(),
+            secondary: None,
+        };
+        self.recorder.publish(&event, &canary.object_ref(&())).await?;
+        Ok(())
     }
 
     async fn open_gate(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
@@ -170,33 +194,78 @@ impl Driver {
         }
     }
 
-    /// Restores the template of the approved revision, as `kubectl rollout undo` does.
+    /// Restores the template of the approved revision, as `kubectl rollout undo` does, unless the target has
+    /// a third one by now.
     async fn undo(&self, key: &Key, canary: &Canary, revision: &str) -> anyhow::Result<()> {
-        if canary.spec.target.kind != WorkloadKind::Deployment {
+        let target = &canary.spec.target;
+        if target.kind != WorkloadKind::Deployment {
             anyhow::bail!(
                 "onFailure: Undo is offered for Deployments only; undo by hand: kubectl rollout undo"
             );
         }
-        let sets = Api::<ReplicaSet>::namespaced(self.client.clone(), &key.0);
+        let failed = canary.status.as_ref().map_or("", |status| status.canary_revision.as_str());
+        let workloads = self.objects("Deployment", "deployments", &key.0);
+        let workload = workloads.get(&target.name).await?;
+        let (stable, failed) = (self.template(key, revision).await?, self.template(key, failed).await?);
+        let Some(now) = workload.data.pointer("/spec/template") else { anyhow::bail!("no template") };
+        if *now != failed {
+            anyhow::bail!(
+                "the template of {} is no longer the one that failed: it is left alone",
+                target.name
+            );
+        }
+        let patch = json!([
+            {"op": "test", "path": "/metadata/resourceVersion", "value": workload.metadata.resource_version},
+            {"op": "replace", "path": "/spec/template", "value": stable},
+        ]);
+        let patch: json_patch::Patch = serde_json::from_value(patch)?;
+        workloads.patch(&target.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
+        Ok(())
+    }
+
+    /// The template of a revision, whole: fields that this build does not know are kept.
+    async fn template(&self, key: &Key, revision: &str) -> anyhow::Result<Value> {
         let of_revision = ListParams::default().labels(&format!("pod-template-hash={revision}"));
-        let sets = sets.list(&of_revision).await?;
-        let template = sets.items.into_iter().find_map(|set| set.spec?.template);
-        let mut template =
-            template.ok_or_else(|| anyhow::anyhow!("there is no ReplicaSet of revision {revision}"))?;
-        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        let sets = self.objects("ReplicaSet", "replicasets", &key.0).list(&of_revision).await?;
+        let found = sets.items.into_iter().find_map(|set| set.data.pointer("/spec/template").cloned());
+        let mut template = found.ok_or_else(|| {
+            anyhow::anyhow!(
+                "there is no ReplicaSet of revision {revision}: is revisionHistoryLimit too small?"
+            )
+        })?;
+        if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
             labels.remove("pod-template-hash");
         }
+        Ok(template)
+    }
+
+    fn objects(&self, kind: &str, plural: &str, namespace: &str) -> Api<DynamicObject> {
         let resource = ApiResource {
             group: "apps".into(),
             version: "v1".into(),
             api_version: "apps/v1".into(),
-            kind: "Deployment".into(),
-            plural: "deployments".into(),
+            kind: kind.into(),
+            plural: plural.into(),
         };
-        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &key.0, &resource);
-        let patch = json!([{"op": "replace", "path": "/spec/template", "value": template}]);
-        let patch: json_patch::Patch = serde_json::from_value(patch)?;
-        api.patch(&canary.spec.target.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
-        Ok(())
+        Api::namespaced_with(self.client.clone(), namespace, &resource)
+    }
+
+    /// Tries to undo, and not again at once when it could not: whoever reads events is told why.
+    async fn try_undo(&self, key: &Key, canary: &Canary, revision: &str) {
+        let recently = |at: &Instant| at.elapsed() < RETRY_UNDO;
+        let epoch = canary.status.as_ref().map_or(0, |status| status.epoch);
+        let id = (key.clone(), epoch);
+        if self.undo_failed.lock().unwrap_or_else(PoisonError::into_inner).get(&id).is_some_and(recently) {
+            return;
+        }
+        let Err(error) = self.undo(key, canary, revision).await else { return };
+        {
+            let mut failed = self.undo_failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.retain(|_, at| recently(at));
+            failed.insert(id, Instant::now());
+        }
+        tracing::warn!(namespace = %key.0, canary = %key.1, error = format!("{error:#}"), "cannot undo");
+        let message = format!("cannot restore revision {revision}: {error:#}");
+        self.tell(canary, true, "UndoFailed", &message).await.ok();
     }
 }

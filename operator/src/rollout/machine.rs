@@ -371,6 +371,7 @@ impl Turn<'_> {
         self.status.former_revision = std::mem::take(&mut self.status.approved_revision);
         self.status.approved_revision.clone_from(&self.status.canary_revision);
         self.change_weight(100);
+        self.status.step_started = Some(Time(self.seen.now));
         self.event(
             false,
             "Promoted",
@@ -390,6 +391,22 @@ impl Turn<'_> {
             self.status.canary_revision.clear();
             self.status.former_revision.clear();
             self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
+            self.condition("Stalled", false, "Promoted", "every pod has been replaced");
+        } else if self.elapsed(self.status.step_started.as_ref()) > span(&self.spec.deadline) {
+            // It is approved, and all traffic may go to it; what is left is its controller's to do.
+            let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
+            let because = format!(
+                "{of_it} of {} pods are ready with revision {approved} after {}: see kubectl describe of the target",
+                target.replicas, self.spec.deadline
+            );
+            self.remember("PromotionStalled", &because);
+            self.status.phase = Phase::Stable;
+            self.status.weight = 0;
+            self.status.acknowledged_weight = 0;
+            self.status.canary_revision.clear();
+            self.status.step_started = None;
+            self.condition("Stalled", true, "PromotionStalled", &because);
+            self.event(true, "PromotionStalled", because);
         }
     }
 

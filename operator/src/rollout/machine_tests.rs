@@ -341,3 +341,21 @@ fn pods_that_all_break_end_the_rollout() {
     assert_eq!(world.status.phase, Phase::Failed);
     assert_eq!(world.reasons().last(), Some(&"Failed"));
 }
+
+#[test]
+fn a_promotion_that_its_controller_does_not_finish_ends_with_a_name() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
+    world.deploy("new");
+    while world.status.phase != Phase::Promoting {
+        world.run(1);
+        assert!(world.seen.now < Timestamp::UNIX_EPOCH + SignedDuration::from_secs(100));
+    }
+    // Its controller is stuck: an old pod never goes.
+    for _ in 0..130 {
+        world.target().pods.push(pod("old-stuck", "old", false));
+        world.run(1);
+        world.target().pods.retain(|pod| pod.name != "old-stuck");
+    }
+    assert_eq!(world.status.history[0].outcome, "PromotionStalled");
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+}

@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
-use crate::model::{Key, Model};
+use crate::model::{Key, Model, Pod};
 use convert::key;
 
 /// Kinds that are watched.
@@ -97,14 +97,15 @@ pub fn start(client: &Client, hub: &Arc<Hub>) {
         |model, object| model.apply_slice(key(&object), convert::slice(&object)),
         |model, key| model.delete_slice(key),
     );
-    feed.start_guarded::<MeshPolicy>(Model::apply_policy, Model::delete_policy);
-    feed.start_guarded::<Canary>(Model::apply_canary, Model::delete_canary);
+    feed.start_guarded::<MeshPolicy>(Model::apply_policy, |_, _| {}, Model::delete_policy);
+    feed.start_guarded::<Canary>(Model::apply_canary, Model::doubt_canary, Model::delete_canary);
     feed.start_guarded::<MeshConfig>(
         |model, key, config| {
             if &*key.1 == "mesh" {
                 model.apply_config(Some(&config));
             }
         },
+        |_, _| {},
         |model, key| {
             if &*key.1 == "mesh" {
                 model.apply_config(None);
@@ -151,6 +152,14 @@ fn start_workloads(feed: &Feed) {
     );
 }
 
+/// A pod as the API server writes it, as it is kept.
+///
+/// # Errors
+/// When it is no pod.
+pub fn pod_of_json(text: &str) -> serde_json::Result<Pod> {
+    serde_json::from_str(text).map(|pod| convert::pod(&pod))
+}
+
 struct Feed {
     client: Client,
     hub: Arc<Hub>,
@@ -181,6 +190,7 @@ impl Feed {
     fn start_guarded<K>(
         &self,
         apply: impl Fn(&mut Model, Key, K) + Send + Sync + 'static,
+        unreadable: impl Fn(&mut Model, Key) + Send + Sync + 'static,
         delete: impl Fn(&mut Model, &Key) + Send + Sync + 'static,
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -193,6 +203,7 @@ impl Feed {
                     Ok(object) => apply(model, key, object),
                     Err(error) => {
                         tracing::error!(kind = %K::kind(&()), namespace = %key.0, name = %key.1, %error, "an object cannot be read; the last good one stays in force");
+                        unreadable(model, key);
                     }
                 }
             },

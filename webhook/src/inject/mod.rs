@@ -120,6 +120,12 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         ));
     }
     let settings = PodSettings::read(pod, warnings);
+    let skips = !settings.skip_inbound_ports.is_empty() || !settings.skip_outbound_ports.is_empty();
+    if skips && context.mode == Mode::Required {
+        return Outcome::Refuse(
+            "the namespace requires that all traffic goes through the sidecar: leave tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports out, or exempt the service account in MeshConfig mesh".to_owned(),
+        );
+    }
     Outcome::Inject(patch(pod, context, &settings, warnings))
 }
 

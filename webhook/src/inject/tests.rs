@@ -61,7 +61,13 @@ fn injecting_twice_changes_nothing() {
 
 #[test]
 fn a_required_sidecar_cannot_be_impersonated() {
-    let (mut pod, _) = injected(&fixture("deployment"), &context(Mode::Required));
+    let mut plain = fixture("deployment");
+    assert!(
+        matches!(inject(&plain, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains("skip-outbound-ports")),
+        "no port may leave a mesh that is required"
+    );
+    plain["metadata"]["annotations"] = json!({});
+    let (mut pod, _) = injected(&plain, &context(Mode::Required));
     assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "the genuine one, once more");
     pod["spec"]["initContainers"][1]["image"] = json!("pause:1");
     assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains(PROXY)));
