@@ -21,7 +21,7 @@ pub fn cluster(name: &str) -> Result<Kube> {
         }
         None if name == "embedded" => {
             let cluster = Cluster::new()?;
-            cluster.up()?;
+            cluster.up(None)?;
             Ok(Kube::Embedded(cluster))
         }
         None => bail!("--cluster is embedded or context:NAME, not {name:?}"),

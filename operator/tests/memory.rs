@@ -82,6 +82,7 @@ fn ten_thousand_pods_and_their_services_take_less_than_40_mb() {
             ports: vec![port],
             selector: [("app.kubernetes.io/name".to_owned(), name.clone())].into(),
             local_only: false,
+            affinity_seconds: 0,
         };
         model.apply_service(key, service);
         let endpoints = (0..PODS_PER_SERVICE).map(|n| {

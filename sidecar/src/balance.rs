@@ -39,6 +39,9 @@ pub struct Upstream {
 pub struct Balancer {
     upstreams: RefCell<Vec<Rc<Upstream>>>,
     split: RefCell<Vec<(Arc<str>, u32)>>,
+    affinity: Cell<Option<Duration>>,
+    /// The endpoint that this pod stays with, and when it was last used.
+    last: RefCell<Option<(Rc<Upstream>, Instant)>>,
 }
 
 impl Balancer {
@@ -54,6 +57,16 @@ impl Balancer {
         });
         *upstreams = fresh.collect();
         self.split.replace(service.split.clone());
+        self.affinity.set(service.affinity);
+    }
+
+    /// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this
+    /// pod is the one client), unless it has gone or was tried.
+    fn kept(&self, ready: &[&Rc<Upstream>]) -> Option<Rc<Upstream>> {
+        let affinity = self.affinity.get()?;
+        let last = self.last.borrow();
+        let (upstream, _) = last.as_ref().filter(|(_, used)| used.elapsed() < affinity)?;
+        ready.iter().find(|up| up.endpoint.address == upstream.endpoint.address).map(|up| Rc::clone(up))
     }
 
     /// Chooses an endpoint that is not among `tried`.
@@ -66,7 +79,11 @@ impl Balancer {
         let ready = if ready.is_empty() { upstreams.iter().filter(usable).collect() } else { ready };
         let split = self.split.borrow();
         if split.is_empty() {
-            return choose(&ready);
+            let chosen = self.kept(&ready).or_else(|| choose(&ready))?;
+            if self.affinity.get().is_some() {
+                self.last.replace(Some((Rc::clone(&chosen), Instant::now())));
+            }
+            return Some(chosen);
         }
         let revision = choose_revision(&split, &ready, fastrand::u32(..))?;
         let of_revision: Vec<&Rc<Upstream>> =
@@ -259,6 +276,19 @@ mod tests {
         one.series(&telemetry, "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
         let protocols: Vec<_> = telemetry.all().into_iter().map(|(key, _)| key.protocol).collect();
         assert_eq!(protocols, ["http1", "opaque"]);
+    }
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_where_the_service_says_so() {
+        let endpoints: Vec<Endpoint> = (1..=4).map(|port| endpoint(port, "", false)).collect();
+        let service = Service { endpoints, affinity: Some(Duration::from_secs(60)), ..Service::default() };
+        let balancer = Balancer::default();
+        balancer.update(&service);
+        let first = balancer.pick(&[]).unwrap().endpoint.address;
+        assert!((0..100).all(|_| balancer.pick(&[]).unwrap().endpoint.address == first));
+        let other = balancer.pick(&[first]).unwrap().endpoint.address;
+        assert_ne!(other, first, "one that was tried is left");
+        assert_eq!(balancer.pick(&[]).unwrap().endpoint.address, other);
     }
 
     #[test]

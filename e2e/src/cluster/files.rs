@@ -1,68 +1,114 @@
 //! Configuration of every component, with the reason for each odd setting.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rustix::fs::Mode;
 
 use crate::host;
 
-/// The node's name.
-pub const NODE: &str = "node";
-/// The node's address, on a bridge of its own (not every kernel has `dummy` devices).
-pub const ADDRESS: &str = "172.30.0.1";
-/// Where CoreDNS listens on the node.
-pub const DNS: &str = "172.30.0.10";
-/// Pod addresses.
-pub const PODS: &str = "10.244.0.0/24";
+/// Where CoreDNS listens, on the first node.
+pub const DNS: &str = "172.30.0.100";
 /// Service addresses.
 pub const SERVICES: &str = "10.96.0.0/16";
-/// The control group that kubelet makes its own groups in: `down` removes it without touching those
-/// of another kubelet on this machine.
-pub const CGROUP: &str = "tulle-node";
 /// The image of every pod's first container.
 pub const PAUSE_IMAGE: &str = "tulle.local/pause:1";
 
-/// Writes all configuration files below `state`.
-pub fn write(state: &Path) -> Result<()> {
-    for folder in ["logs", "cni", "etcd", "kubelet", "var-cni", "podlogs", "images"] {
-        std::fs::create_dir_all(state.join(folder))?;
+/// One node of a cluster; the first one runs the control plane too.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The cluster's files.
+    pub state: PathBuf,
+    /// From 1.
+    pub number: u8,
+}
+
+impl Node {
+    /// Its name.
+    pub fn name(&self) -> String {
+        if self.number == 1 { "node".to_owned() } else { format!("node-{}", self.number) }
     }
-    rustix::fs::chmod(state, Mode::from_bits_truncate(0o755))?;
-    let shown = state.display();
-    let files = [
-        ("resolv.conf", String::new()),
-        ("cni/10-node.conflist", cni()),
-        ("containerd.toml", containerd(&shown.to_string())),
-        ("kubelet.yaml", kubelet(&shown.to_string())),
-        ("proxy.yaml", proxy(&shown.to_string())),
-        ("Corefile", corefile(&shown.to_string())),
-        ("dns.yaml", dns_service()),
-    ];
-    for (name, content) in files {
-        host::write(&state.join(name), content)?;
+
+    /// Its address, on a bridge of the first node (not every kernel has `dummy` devices).
+    pub fn address(&self) -> String {
+        format!("172.30.0.{}", self.number)
+    }
+
+    /// Addresses of its pods.
+    pub fn pods(&self) -> String {
+        format!("10.244.{}.0/24", self.number - 1)
+    }
+
+    /// The control group that its kubelet makes its own groups in: `down` removes it without touching those
+    /// of another kubelet on this machine.
+    pub fn cgroup(&self) -> String {
+        format!("{}-{}", cgroup_prefix(&self.state), self.name())
+    }
+
+    /// Its own files.
+    pub fn folder(&self) -> PathBuf {
+        self.state.join("nodes").join(self.name())
+    }
+
+    /// Where its containerd listens.
+    pub fn containerd(&self) -> PathBuf {
+        self.folder().join("containerd.sock")
+    }
+}
+
+/// What the names of a cluster's control groups begin with: two clusters on one machine have their own.
+pub fn cgroup_prefix(state: &Path) -> String {
+    let name = state.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("tulle-{name}")
+}
+
+/// Writes the configuration files of all nodes.
+pub fn write(nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        let (folder, state) = (node.folder(), node.state.as_path());
+        for made in ["cni", "kubelet", "var-cni", "podlogs", "images"] {
+            std::fs::create_dir_all(folder.join(made))?;
+        }
+        std::fs::create_dir_all(state.join("logs"))?;
+        rustix::fs::chmod(state, Mode::from_bits_truncate(0o755))?;
+        let files = [
+            ("resolv.conf", String::new()),
+            ("cni/10-node.conflist", cni(node)),
+            ("containerd.toml", containerd(&folder.display().to_string())),
+            ("kubelet.yaml", kubelet(node)),
+            ("proxy.yaml", proxy(node)),
+        ];
+        for (name, content) in files {
+            host::write(&folder.join(name), content)?;
+        }
+        if node.number == 1 {
+            std::fs::create_dir_all(state.join("etcd"))?;
+            host::write(&state.join("Corefile"), corefile(&state.display().to_string()))?;
+            host::write(&state.join("dns.yaml"), dns_service())?;
+        }
     }
     Ok(())
 }
 
-fn cni() -> String {
+fn cni(node: &Node) -> String {
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "node", "plugins": [
   {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
-   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{PODS}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
+   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
-"#
+"#,
+        node.pods()
     )
 }
 
 /// `restrict_oom_score_adj`: without CAP_SYS_RESOURCE every sandbox would die at its first write.
-fn containerd(state: &str) -> String {
+fn containerd(folder: &str) -> String {
     format!(
         r#"version = 2
-root = "{state}/containerd"
+root = "{folder}/containerd"
 state = "/run/containerd"
 [grpc]
-  address = "{state}/containerd.sock"
+  address = "{folder}/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   restrict_oom_score_adj = true
@@ -70,24 +116,26 @@ state = "/run/containerd"
     snapshotter = "overlayfs"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
-    conf_dir = "{state}/cni"
+    conf_dir = "{folder}/cni"
 "#
     )
 }
 
 /// No eviction and no image collection (a developer's disk may be nearly full); cgroup v1 accepted; a
 /// serving certificate of the cluster's authority, without which exec, logs and port-forward fail.
-fn kubelet(state: &str) -> String {
+fn kubelet(node: &Node) -> String {
+    let (state, folder, cgroup) = (node.state.display(), node.folder(), node.cgroup());
+    let (folder, name) = (folder.display(), node.name());
     format!(
         r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {state}/pki/ca.crt}}}}
 authorization: {{mode: Webhook}}
 cgroupDriver: cgroupfs
-cgroupRoot: /{CGROUP}
+cgroupRoot: /{cgroup}
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
-containerRuntimeEndpoint: unix://{state}/containerd.sock
+containerRuntimeEndpoint: unix://{folder}/containerd.sock
 enforceNodeAllocatable: []
 evictionHard: {{memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}}
 failCgroupV1: false
@@ -95,24 +143,25 @@ failSwapOn: false
 imageGCHighThresholdPercent: 100
 maxPods: 250
 nodeStatusUpdateFrequency: 5s
-resolvConf: {state}/resolv.conf
+resolvConf: {folder}/resolv.conf
 serializeImagePulls: false
 shutdownGracePeriod: 0s
 syncFrequency: 10s
-tlsCertFile: {state}/pki/kubelet-server.crt
-tlsPrivateKeyFile: {state}/pki/kubelet-server.key
+tlsCertFile: {state}/pki/{name}-server.crt
+tlsPrivateKeyFile: {state}/pki/{name}-server.key
 "#
     )
 }
 
-fn proxy(state: &str) -> String {
+fn proxy(node: &Node) -> String {
+    let (state, name) = (node.state.display(), node.name());
     format!(
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {{kubeconfig: {state}/pki/proxy.conf}}
-clusterCIDR: {PODS}
-hostnameOverride: {NODE}
+clusterCIDR: 10.244.0.0/16
+hostnameOverride: {name}
 conntrack: {{maxPerCore: 0, min: 0, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: 0s}}
 "#
     )

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::files::Node;
 use super::{components, files, pki};
 use crate::host;
 use crate::images;
@@ -27,26 +28,44 @@ impl Cluster {
         Ok(Self { state })
     }
 
-    /// Starts the cluster unless it runs, and waits until its node is ready.
-    pub fn up(&self) -> Result<()> {
+    /// A cluster with its state in a folder of its own, beside the default one.
+    pub fn at(state: &Path) -> Self {
+        Self { state: state.to_path_buf() }
+    }
+
+    /// Starts the cluster unless it runs, and waits until its nodes are ready. `count`: of nodes; `None`: as
+    /// many as it has, or one.
+    pub fn up(&self, count: Option<u8>) -> Result<()> {
         host::require_root()?;
         host::install_programs()?;
-        if self.pid().is_some() && self.wait_ready(Duration::from_secs(5)).is_ok() {
+        let has = u8::try_from(self.nodes().len()).unwrap_or(0);
+        let right = count.is_none_or(|count| count == has);
+        if right && self.pid().is_some() && self.wait_ready(Duration::from_secs(5)).is_ok() {
             return Ok(());
         }
         let components = components::binary()?;
         let pause = images::archive(&images::PAUSE)?;
         self.down()?;
         step("starting the embedded cluster");
-        files::write(&self.state)?;
-        pki::create(&self.state.join("pki"))?;
-        make_cgroups()?;
-        self.start_node(&components)?;
-        self.wait_for(Duration::from_secs(30), "containerd", || self.state.join("containerd.sock").exists())?;
+        let count = count.unwrap_or(1);
+        let nodes: Vec<Node> = (1..=count).map(|number| Node { state: self.state.clone(), number }).collect();
+        files::write(&nodes)?;
+        pki::create(&self.state.join("pki"), &nodes)?;
+        nodes.iter().try_for_each(|node| make_cgroups(&node.cgroup()))?;
+        self.start_node(&components, count)?;
+        self.wait_for(Duration::from_secs(30), "containerd", || {
+            nodes.iter().all(|node| node.containerd().exists())
+        })?;
         self.load(&pause)?;
         self.wait_ready(Duration::from_secs(90))?;
         let dns = self.state.join("dns.yaml");
         host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns)).map(drop)
+    }
+
+    /// The nodes that it was started with.
+    fn nodes(&self) -> Vec<Node> {
+        let node = |number| Node { state: self.state.clone(), number };
+        (1..=u8::MAX).map(node).take_while(|node| node.folder().exists()).collect()
     }
 
     /// Ends every process of the cluster and removes its files and control groups.
@@ -55,7 +74,7 @@ impl Cluster {
             kill_process(pid, Signal::KILL).ok();
             self.wait_for(Duration::from_secs(20), "the node's end", || self.pid().is_none())?;
         }
-        remove_cgroups();
+        remove_cgroups(&self.state);
         if self.state.exists() {
             remove_state(&self.state)?;
         }
@@ -68,9 +87,7 @@ impl Cluster {
         if self.state.exists() {
             left.push(self.state.display().to_string());
         }
-        let groups =
-            cgroup_roots().into_iter().map(|root| root.join(files::CGROUP)).filter(|group| group.exists());
-        left.extend(groups.map(|group| group.display().to_string()));
+        left.extend(cgroups(&self.state).iter().map(|group| group.display().to_string()));
         let mine = self.state.display().to_string();
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         left.extend(mounts.lines().filter(|line| line.contains(&mine)).map(str::to_owned));
@@ -110,7 +127,7 @@ impl Cluster {
             .arg(format!("--wd={}", std::env::current_dir()?.display()))
             .arg(program)
             .env("KUBECONFIG", self.state.join("pki/admin.conf"))
-            .env("CONTAINERD_ADDRESS", self.state.join("containerd.sock"))
+            .env("CONTAINERD_ADDRESS", Node { state: self.state.clone(), number: 1 }.containerd())
             .env("CONTAINERD_NAMESPACE", "k8s.io");
         Ok(command)
     }
@@ -118,12 +135,17 @@ impl Cluster {
     /// Loads an image archive, once per content.
     pub fn load(&self, archive: &Path) -> Result<()> {
         let name = archive.file_name().context("an archive has a name")?;
-        let loaded = self.state.join("images").join(name);
-        if loaded.exists() {
-            return Ok(());
+        for node in self.nodes() {
+            let loaded = node.folder().join("images").join(name);
+            if loaded.exists() {
+                continue;
+            }
+            let mut ctr = self.inside("ctr")?;
+            ctr.env("CONTAINERD_ADDRESS", node.containerd());
+            host::output(ctr.args(["images", "import"]).arg(archive))?;
+            host::write(&loaded, "")?;
         }
-        host::output(self.inside("ctr")?.args(["images", "import"]).arg(archive))?;
-        host::write(&loaded, "")
+        Ok(())
     }
 
     /// Prints the log of a component.
@@ -138,7 +160,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn start_node(&self, components: &Path) -> Result<()> {
+    fn start_node(&self, components: &Path, count: u8) -> Result<()> {
         let log = fs::File::create(self.state.join("logs/node"))?;
         let myself = std::env::current_exe()?;
         // A copy, so that rebuilding xtask does not pull the program from under pid 1.
@@ -151,6 +173,7 @@ impl Cluster {
             .args(["cluster", "init"])
             .arg(&self.state)
             .arg(components)
+            .arg(format!("--nodes={count}"))
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
             .stdout(log)
@@ -169,17 +192,12 @@ impl Cluster {
     }
 
     fn wait_ready(&self, most: Duration) -> Result<()> {
-        let result = self.wait_for(most, "a ready node", || {
-            let ready = self.kubectl().and_then(|mut kubectl| {
-                host::output(kubectl.args([
-                    "get",
-                    "node",
-                    files::NODE,
-                    "--no-headers",
-                    "--request-timeout=2s",
-                ]))
+        let wanted = self.nodes().len();
+        let result = self.wait_for(most, "ready nodes", || {
+            let nodes = self.kubectl().and_then(|mut kubectl| {
+                host::output(kubectl.args(["get", "nodes", "--no-headers", "--request-timeout=2s"]))
             });
-            ready.is_ok_and(|text| text.contains(" Ready"))
+            nodes.is_ok_and(|text| text.lines().filter(|line| line.contains(" Ready")).count() == wanted)
         });
         result.context("see: cargo xtask cluster logs kubelet")
     }
@@ -212,9 +230,9 @@ fn cgroup_roots() -> Vec<PathBuf> {
 }
 
 /// kubelet wants its root group to exist, with the CPUs and memory nodes of the machine on v1.
-fn make_cgroups() -> Result<()> {
+fn make_cgroups(name: &str) -> Result<()> {
     for root in cgroup_roots() {
-        let group = root.join(files::CGROUP);
+        let group = root.join(name);
         fs::create_dir_all(&group).with_context(|| format!("cannot create {}", group.display()))?;
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(value) = fs::read_to_string(root.join(file)) {
@@ -232,18 +250,23 @@ fn make_cgroups() -> Result<()> {
     Ok(())
 }
 
-fn remove_cgroups() {
-    for root in cgroup_roots() {
-        for top in [root.join(files::CGROUP), root.join("k8s.io")] {
-            // A group whose last process has just been killed is busy for a moment.
-            for _ in 0..50 {
-                remove_group(&top);
-                if !top.exists() {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(100));
-            }
+/// The control groups of a cluster's nodes.
+fn cgroups(state: &Path) -> Vec<PathBuf> {
+    let prefix = format!("{}-node", files::cgroup_prefix(state));
+    let folders = cgroup_roots().into_iter().filter_map(|root| fs::read_dir(root).ok());
+    let ours = folders.flatten().flatten().filter(|e| e.file_name().to_string_lossy().starts_with(&prefix));
+    ours.map(|entry| entry.path()).collect()
+}
+
+fn remove_cgroups(state: &Path) {
+    // A group whose last process has just been killed is busy for a moment.
+    for _ in 0..50 {
+        let left = cgroups(state);
+        left.iter().for_each(|group| remove_group(group));
+        if left.iter().all(|group| !group.exists()) {
+            return;
         }
+        thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -29,7 +29,11 @@ use crate::host;
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Starts the cluster, or does nothing when it runs.
-    Up,
+    Up {
+        /// How many nodes it has; a running cluster of another size is made anew.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+        nodes: Option<u8>,
+    },
     /// Ends it and leaves nothing behind, also after a crash.
     Down,
     /// Says whether it runs and what its node reports.
@@ -59,18 +63,27 @@ pub enum Command {
         state: PathBuf,
         /// The component binary.
         components: PathBuf,
+        /// How many nodes there are.
+        #[arg(long, default_value_t = 1)]
+        nodes: u8,
+        /// Which of the others this is; none: the first.
+        #[arg(long)]
+        worker: Option<u8>,
     },
 }
 
 /// Carries a command out.
 pub fn run(command: Command) -> Result<()> {
-    if let Command::Init { state, components } = command {
-        return node::run(&state, &components);
+    if let Command::Init { state, components, nodes, worker } = command {
+        return match worker {
+            Some(number) => node::run_worker(&state, &components, number),
+            None => node::run(&state, &components, nodes),
+        };
     }
     host::require_root()?;
     let cluster = Cluster::new()?;
     match command {
-        Command::Up => cluster.up(),
+        Command::Up { nodes } => cluster.up(nodes),
         Command::Down => cluster.down(),
         Command::Status => cluster.status(),
         Command::Kubectl { arguments } => host::run(cluster.kubectl()?.args(arguments)),

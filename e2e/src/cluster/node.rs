@@ -10,15 +10,37 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::process::{WaitOptions, wait};
 
-use super::files::{ADDRESS, DNS, NODE, SERVICES};
+use super::files::{DNS, Node, SERVICES};
 use crate::host;
 
-/// Runs the node; returns only on an error before the components run.
-pub fn run(state: &Path, components: &Path) -> Result<()> {
-    mounts(state)?;
-    network()?;
+/// Runs the first node, and inside it the others up to `count`; returns only on an error before the
+/// components run.
+pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
+    let node = Node { state: state.to_path_buf(), number: 1 };
+    mounts(&node)?;
+    first_network(&node)?;
+    let mut all = control_plane(&node, components);
+    all.extend(worker_components(&node, components));
+    for number in 2..=count {
+        let worker = Node { state: state.to_path_buf(), number };
+        connect(&worker)?;
+        all.push(nested(&worker, components)?);
+    }
+    start_all(state, all)
+}
+
+/// Runs another node, in namespaces inside those of the first one.
+pub fn run_worker(state: &Path, components: &Path, number: u8) -> Result<()> {
+    let node = Node { state: state.to_path_buf(), number };
+    mounts(&node)?;
+    rustix::system::sethostname(node.name().as_bytes())?;
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("enabling forwarding")?;
+    start_all(state, worker_components(&node, components))
+}
+
+fn start_all(state: &Path, components: Vec<Component>) -> Result<()> {
     let mut running = Vec::new();
-    for component in all(state, components) {
+    for component in components {
         running.push((start(state, &component)?, component));
     }
     supervise(state, running)
@@ -26,7 +48,7 @@ pub fn run(state: &Path, components: &Path) -> Result<()> {
 
 /// A program of the node and its arguments.
 struct Component {
-    name: &'static str,
+    name: String,
     program: PathBuf,
     arguments: Vec<String>,
 }
@@ -50,14 +72,14 @@ fn supervise(state: &Path, mut running: Vec<(Child, Component)>) -> Result<()> {
 
 /// A tmpfs and binds keep the host's own folders clean: without them network namespaces and pod
 /// volumes would stay behind there.
-fn mounts(state: &Path) -> Result<()> {
+fn mounts(node: &Node) -> Result<()> {
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).context("mounting /run")?;
     for (folder, source) in
         [("/var/lib/kubelet", "kubelet"), ("/var/lib/cni", "var-cni"), ("/var/log/pods", "podlogs")]
     {
         fs::create_dir_all(folder)?;
-        mount_bind(state.join(source), folder).with_context(|| format!("mounting {folder}"))?;
+        mount_bind(node.folder().join(source), folder).with_context(|| format!("mounting {folder}"))?;
     }
     Ok(())
 }
@@ -65,38 +87,102 @@ fn mounts(state: &Path) -> Result<()> {
 /// No default route: what tries to leave the node fails at once instead of hanging. The route to the
 /// Service range lets processes on the node reach Services (the route is looked up before the
 /// address is rewritten).
-fn network() -> Result<()> {
-    rustix::system::sethostname(NODE.as_bytes())?;
-    let commands = [
+fn first_network(node: &Node) -> Result<()> {
+    rustix::system::sethostname(node.name().as_bytes())?;
+    ip(&[
         "link set lo up".to_owned(),
         "link add node0 type bridge".to_owned(),
-        format!("addr add {ADDRESS}/32 dev node0"),
+        format!("addr add {}/24 dev node0", node.address()),
         format!("addr add {DNS}/32 dev node0"),
         "link set node0 up".to_owned(),
         format!("route add {SERVICES} dev node0"),
         "route add unreachable default metric 4278198272".to_owned(),
-    ];
-    for command in commands {
-        host::output(Command::new("ip").args(command.split(' ')))?;
-    }
+    ])?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("enabling forwarding")
 }
 
-fn all(state: &Path, components: &Path) -> Vec<Component> {
-    let pki = state.join("pki");
-    let path = |name: &str| state.join(name).display().to_string();
+/// A network namespace for another node, with a wire to the first one's bridge and routes both ways.
+fn connect(worker: &Node) -> Result<()> {
+    let (name, address, pods) = (worker.name(), worker.address(), worker.pods());
+    ip(&[
+        format!("netns add {name}"),
+        format!("link add {name} type veth peer name uplink netns {name}"),
+        format!("link set {name} master node0 up"),
+        format!("route add {pods} via {address}"),
+        format!("-n {name} link set lo up"),
+        format!("-n {name} addr add {address}/24 dev uplink"),
+        format!("-n {name} link set uplink up"),
+        format!("-n {name} route add {SERVICES} dev uplink"),
+        format!("-n {name} route add unreachable default metric 4278198272"),
+    ])?;
+    for number in 1..worker.number {
+        let other = Node { state: worker.state.clone(), number };
+        ip(&[format!("-n {name} route add {} via {}", other.pods(), other.address())])?;
+        if number > 1 {
+            ip(&[format!("-n {} route add {pods} via {address}", other.name())])?;
+        }
+    }
+    Ok(())
+}
+
+fn ip(commands: &[String]) -> Result<()> {
+    for command in commands {
+        host::output(Command::new("ip").args(command.split(' ')))?;
+    }
+    Ok(())
+}
+
+/// Another node as a process of the first: it ends with it.
+fn nested(worker: &Node, components: &Path) -> Result<Component> {
+    let mut arguments = vec![format!("--net=/run/netns/{}", worker.name()), "unshare".to_owned()];
+    let flags = ["--mount", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"];
+    arguments.extend(flags.map(str::to_owned));
+    arguments.push(std::env::current_exe()?.display().to_string());
+    arguments.extend(["cluster", "init"].map(str::to_owned));
+    arguments.extend([worker.state.display().to_string(), components.display().to_string()]);
+    arguments.push(format!("--worker={}", worker.number));
+    Ok(Component { name: worker.name(), program: "nsenter".into(), arguments })
+}
+
+fn upstream(name: &str, node: &Node, components: &Path, mut arguments: Vec<String>) -> Component {
+    arguments.insert(0, name.to_owned());
+    Component { name: log_name(name, node), program: components.to_path_buf(), arguments }
+}
+
+/// Logs of the first node are named after the component, those of others after the node too.
+fn log_name(component: &str, node: &Node) -> String {
+    if node.number == 1 { component.to_owned() } else { format!("{component}-{}", node.name()) }
+}
+
+/// What every node runs.
+fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
+    let path = |name: &str| node.folder().join(name).display().to_string();
+    let kubeconfig = node.state.join("pki").join(format!("{}.conf", node.name()));
+    let containerd = vec!["-c".into(), path("containerd.toml")];
+    let kubelet = vec![
+        format!("--config={}", path("kubelet.yaml")),
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--hostname-override={}", node.name()),
+        format!("--node-ip={}", node.address()),
+    ];
+    let proxy = vec![format!("--config={}", path("proxy.yaml"))];
+    vec![
+        Component { name: log_name("containerd", node), program: "containerd".into(), arguments: containerd },
+        upstream("kubelet", node, components, kubelet),
+        upstream("kube-proxy", node, components, proxy),
+    ]
+}
+
+/// What the first node runs besides.
+fn control_plane(node: &Node, components: &Path) -> Vec<Component> {
+    let pki = node.state.join("pki");
+    let path = |name: &str| node.state.join(name).display().to_string();
     let key = |name: &str| pki.join(name).display().to_string();
     let kubeconfig = |name: &str| format!("--kubeconfig={}", key(name));
-    let upstream = |name: &'static str, mut arguments: Vec<String>| {
-        let program = components.to_path_buf();
-        arguments.insert(0, name.to_owned());
-        Component { name, program, arguments }
-    };
-    let containerd = vec!["-c".into(), path("containerd.toml")];
+    let upstream = |name: &str, arguments: Vec<String>| upstream(name, node, components, arguments);
     vec![
-        Component { name: "containerd", program: "containerd".into(), arguments: containerd },
         upstream("etcd", vec!["--data-dir".into(), path("etcd"), "--unsafe-no-fsync".into()]),
-        upstream("kube-apiserver", api_server(&key)),
+        upstream("kube-apiserver", api_server(&node.address(), &key)),
         upstream(
             "kube-controller-manager",
             vec![
@@ -116,24 +202,14 @@ fn all(state: &Path, components: &Path) -> Vec<Component> {
                 "--bind-address=127.0.0.1".into(),
             ],
         ),
-        upstream(
-            "kubelet",
-            vec![
-                format!("--config={}", path("kubelet.yaml")),
-                kubeconfig("kubelet.conf"),
-                format!("--hostname-override={NODE}"),
-                format!("--node-ip={ADDRESS}"),
-            ],
-        ),
-        upstream("kube-proxy", vec![format!("--config={}", path("proxy.yaml"))]),
         upstream("coredns", vec!["-conf".into(), path("Corefile")]),
     ]
 }
 
-fn api_server(key: &dyn Fn(&str) -> String) -> Vec<String> {
+fn api_server(address: &str, key: &dyn Fn(&str) -> String) -> Vec<String> {
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
-        format!("--advertise-address={ADDRESS}"),
+        format!("--advertise-address={address}"),
         format!("--service-cluster-ip-range={SERVICES}"),
         "--authorization-mode=Node,RBAC".into(),
         "--allow-privileged=true".into(),
@@ -151,7 +227,7 @@ fn api_server(key: &dyn Fn(&str) -> String) -> Vec<String> {
 }
 
 fn start(state: &Path, component: &Component) -> Result<Child> {
-    let path = state.join("logs").join(component.name);
+    let path = state.join("logs").join(&component.name);
     let log = File::options().create(true).append(true).open(path)?;
     let errors = log.try_clone()?;
     let mut command = Command::new(&component.program);

@@ -8,20 +8,21 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use super::files::{ADDRESS, NODE};
+use super::files::Node;
 use crate::host;
 
 /// Users that get a kubeconfig: file name, common name, group.
 const USERS: &[(&str, &str, &str)] = &[
     ("admin", "admin", "system:masters"),
-    ("kubelet", "system:node:node", "system:nodes"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
     ("proxy", "system:kube-proxy", ""),
 ];
 
 /// Makes everything below `folder`, unless a former run has.
-pub fn create(folder: &Path) -> Result<()> {
+pub fn create(folder: &Path, nodes: &[Node]) -> Result<()> {
+    let Some(first) = nodes.first() else { return Ok(()) };
+    let address = first.address();
     if folder.join("complete").exists() {
         return Ok(());
     }
@@ -29,14 +30,16 @@ pub fn create(folder: &Path) -> Result<()> {
     host::write(&folder.join("ca.crt"), authority.pem())?;
     let server = Pair { folder, name: "apiserver", common_name: "kube-apiserver", organization: "" };
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
-    server.issue(&authority, &[&names[..], &["127.0.0.1", "10.96.0.1", ADDRESS]].concat())?;
-    let kubelet = Pair {
-        folder,
-        name: "kubelet-server",
-        common_name: "system:node:node",
-        organization: "system:nodes",
-    };
-    kubelet.issue(&authority, &[NODE, ADDRESS])?;
+    server.issue(&authority, &[&names[..], &["127.0.0.1", "10.96.0.1", &address]].concat())?;
+    for node in nodes {
+        let (name, user) = (node.name(), format!("system:node:{}", node.name()));
+        let server = format!("{name}-server");
+        let server = Pair { folder, name: &server, common_name: &user, organization: "system:nodes" };
+        server.issue(&authority, &[&name, &node.address()])?;
+        Pair { folder, name: &name, common_name: &user, organization: "system:nodes" }
+            .issue(&authority, &[])?;
+        host::write(&folder.join(format!("{name}.conf")), kubeconfig(folder, &name, &address))?;
+    }
     let client = Pair {
         folder,
         name: "kubelet-client",
@@ -46,7 +49,7 @@ pub fn create(folder: &Path) -> Result<()> {
     client.issue(&authority, &[])?;
     for (name, common_name, organization) in USERS {
         Pair { folder, name, common_name, organization }.issue(&authority, &[])?;
-        host::write(&folder.join(format!("{name}.conf")), kubeconfig(folder, name))?;
+        host::write(&folder.join(format!("{name}.conf")), kubeconfig(folder, name, &address))?;
     }
     let tokens = KeyPair::generate()?;
     host::write(&folder.join("sa.key"), tokens.serialize_pem())?;
@@ -88,12 +91,12 @@ impl Pair<'_> {
     }
 }
 
-fn kubeconfig(folder: &Path, user: &str) -> String {
+fn kubeconfig(folder: &Path, user: &str, address: &str) -> String {
     let folder = folder.display();
     format!(
         "apiVersion: v1
 kind: Config
-clusters: [{{name: tulle, cluster: {{server: 'https://127.0.0.1:6443', certificate-authority: {folder}/ca.crt}}}}]
+clusters: [{{name: tulle, cluster: {{server: 'https://{address}:6443', certificate-authority: {folder}/ca.crt}}}}]
 users: [{{name: {user}, user: {{client-certificate: {folder}/{user}.crt, client-key: {folder}/{user}.key}}}}]
 contexts: [{{name: tulle, context: {{cluster: tulle, user: {user}}}}}]
 current-context: tulle

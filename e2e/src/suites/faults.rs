@@ -17,6 +17,7 @@ pub(super) const TESTS: &[Test] = &[
     ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
     ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
     ("certificates renewed under load lose nothing", renewal),
+    ("a certificate for another pod's identity is refused, logged and counted", foreign_identity),
     ("uninstalling leaves nothing", uninstall),
 ];
 
@@ -123,6 +124,50 @@ fn renewal(kube: &Kube) -> Result<()> {
     })();
     kube.run(&["delete", "meshconfig", "mesh"])?;
     outcome
+}
+
+fn foreign_identity(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-foreign")?;
+    field.client("victim")?;
+    let victim = kube.json(&["-n", "t-foreign", "get", "pod", "victim"])?;
+    // A real sidecar with a real token of its own, that says it is another pod.
+    let mut sidecar = victim["spec"]["initContainers"][1].clone();
+    let known = ["image", "args", "env", "volumeMounts"];
+    sidecar.as_object_mut().context("the sidecar")?.retain(|name, _| known.contains(&name.as_str()));
+    sidecar["name"] = json!("impostor");
+    for variable in sidecar["env"].as_array_mut().context("its environment")? {
+        if variable["name"] == "TULLE_POD_UID" {
+            *variable = json!({"name": "TULLE_POD_UID", "value": victim["metadata"]["uid"]});
+        }
+    }
+    let volumes = victim["spec"]["volumes"].as_array().context("volumes")?;
+    let volumes: Vec<_> = volumes
+        .iter()
+        .filter(|v| ["tulle-token", "tulle-trust"].contains(&v["name"].as_str().unwrap_or("")))
+        .collect();
+    let mounts = sidecar["volumeMounts"].as_array_mut().context("mounts")?;
+    mounts.retain(|mount| ["tulle-token", "tulle-trust"].contains(&mount["name"].as_str().unwrap_or("")));
+    field.apply(json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "impostor", "labels": {"tulle.dev/inject": "disabled"}},
+        "spec": {"serviceAccountName": "default", "containers": [sidecar], "volumes": volumes}}))?;
+    let counted = || -> Result<bool> {
+        let pods =
+            kube.run(&["-n", "tulle-system", "get", "pods", "-l", "app=tulle-operator", "-o", "name"])?;
+        for pod in pods.lines().filter_map(|name| name.strip_prefix("pod/")) {
+            let path = format!("/api/v1/namespaces/tulle-system/pods/{pod}:4161/proxy/metrics");
+            let wanted = "tulle_operator_refusals_total{what=\"certificate\",reason=\"OtherPod\"}";
+            if kube.run(&["get", "--raw", &path])?.contains(wanted) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    kube.wait_for("the refusal to be counted", 60, counted)?;
+    let logs = kube.run(&["-n", "tulle-system", "logs", "-l", "app=tulle-operator", "--tail=200"])?;
+    ensure!(logs.contains("refused a certificate for another pod"), "it is not in the operator's log");
+    let said = field.kubectl(&["logs", "impostor"])?;
+    ensure!(said.contains("the token is bound to another pod"), "the sidecar does not say why: {said}");
+    Ok(())
 }
 
 fn uninstall(kube: &Kube) -> Result<()> {

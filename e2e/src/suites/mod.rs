@@ -4,6 +4,7 @@
 mod faults;
 mod field;
 mod framing;
+mod lifecycle;
 mod mesh;
 mod node;
 mod rollouts;
@@ -26,7 +27,8 @@ use crate::progress::step;
 pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 
 /// Suites, in their order.
-const SUITES: &[&str] = &["workspace", "node", "mesh", "talk", "framing", "updates", "rollouts", "faults"];
+const SUITES: &[&str] =
+    &["workspace", "node", "lifecycle", "mesh", "talk", "framing", "updates", "rollouts", "faults"];
 
 #[derive(Default)]
 struct Tally {
@@ -63,8 +65,9 @@ pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -
 
 fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
     let mut all = Tally::default();
-    let tests: [(&str, &[Test]); 7] = [
+    let tests: [(&str, &[Test]); 8] = [
         ("node", node::TESTS),
+        ("lifecycle", lifecycle::TESTS),
         ("mesh", mesh::TESTS),
         ("talk", talk::TESTS),
         ("framing", framing::TESTS),
@@ -89,7 +92,7 @@ fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, 
         if !chosen(suite) {
             continue;
         }
-        if suite != "node" && !installed {
+        if !["node", "lifecycle"].contains(&suite) && !installed {
             install::tulle(&kube)?;
             installed = true;
         }

@@ -57,7 +57,7 @@ fn tools(kube: &Kube) -> Result<()> {
 fn up_twice(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else { return Ok(()) };
     let before = kube.field("default", "node/node", ".metadata.uid")?;
-    cluster.up()?;
+    cluster.up(None)?;
     ensure!(kube.field("default", "node/node", ".metadata.uid")? == before, "the cluster was made anew");
     Ok(())
 }

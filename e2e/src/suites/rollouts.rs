@@ -13,6 +13,8 @@ pub(super) const TESTS: &[Test] = &[
     ("a bad canary is stopped, and its pods are parked", stopped),
     ("kubectl rollout undo in the middle restores the stable version", undo_in_the_middle),
     ("a StatefulSet canary parks its highest ordinal", stateful_set),
+    ("a DaemonSet canary parks its surge pod beside the stable one", daemon_set),
+    ("onFailure: Undo restores the template of a version that failed", undone),
     ("a Canary for a missing target says so, and picks it up when it appears", missing_target),
     ("deleting a Canary opens the gates", deleted),
 ];
@@ -86,6 +88,57 @@ fn stateful_set(kube: &Kube) -> Result<()> {
     ensure!(field.get("pod/db-0", ".spec.containers[0].args[2]")? == "--version=v1", "db-0 was replaced too");
     field.kubectl(&["annotate", "canary", "db", "tulle.dev/action=promote@1"])?;
     field.kube.rolled_out("t-stateful", "statefulset/db", 120)
+}
+
+fn daemon_set(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-daemon")?;
+    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "agent"}}))?;
+    let set = |version: &str| {
+        let arguments: Vec<String> =
+            ["serve", "--name=agent", version].iter().map(|a| (*a).to_owned()).collect();
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"}, "spec": {
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": {"app": "agent"}}, "template": pod_template("agent", &arguments),
+        }})
+    };
+    field.apply(set("--version=v1"))?;
+    field.kube.rolled_out("t-daemon", "daemonset/agent", 120)?;
+    field.apply(canary("agent", "DaemonSet", json!([{"pause": {}}]), 1))?;
+    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/agent", ".status.phase")? == "Stable"))?;
+    field.apply(set("--version=v2"))?;
+    kube.wait_for("a parked pod of v2 beside a ready one of v1", 90, || {
+        let pods = kube.json(&["-n", "t-daemon", "get", "pods"])?;
+        let seen = |version: &str, ready: &str| {
+            pods["items"].as_array().into_iter().flatten().any(|pod| {
+                pod["spec"]["containers"][0]["args"][2] == version
+                    && condition(pod, "ContainersReady") == "True"
+                    && condition(pod, "Ready") == ready
+            })
+        };
+        Ok(seen("--version=v1", "True") && seen("--version=v2", "False"))
+    })?;
+    field.kubectl(&["annotate", "canary", "agent", "tulle.dev/action=promote@1"])?;
+    field.kube.rolled_out("t-daemon", "daemonset/agent", 120)
+}
+
+fn undone(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-undone", json!([{"weight": 20, "hold": "60s"}]), 50)?;
+    field.kubectl(&[
+        "patch",
+        "canary",
+        "web",
+        "--type=merge",
+        "-p",
+        "{\"spec\": {\"onFailure\": \"Undo\"}}",
+    ])?;
+    let before = field.get("deployment/web", ".spec.template")?;
+    deploy(&field, "v2", 30)?;
+    kube.wait_for("the bad version to be undone", 90, || {
+        Ok(status(&field, ".history[0].outcome")? == "Failed" && status(&field, ".phase")? == "Stable")
+    })?;
+    let after = field.get("deployment/web", ".spec.template")?;
+    ensure!(after == before, "the template is {after} instead of {before}");
+    field.kube.rolled_out("t-undone", "deployment/web", 60)
 }
 
 fn missing_target(kube: &Kube) -> Result<()> {

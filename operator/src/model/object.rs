@@ -98,6 +98,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// `internalTrafficPolicy: Local`.
     pub local_only: bool,
+    /// `sessionAffinity: ClientIP`: for how long; 0: none.
+    pub affinity_seconds: u32,
 }
 
 /// A port of a Service.

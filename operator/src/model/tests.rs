@@ -62,6 +62,7 @@ fn shop(pods: &[Pod]) -> Model {
             ports: vec![Port { name: "http".into(), port: 80, app_protocol: None }],
             selector: [("app".to_owned(), "web".to_owned())].into(),
             local_only: false,
+            affinity_seconds: 0,
         },
     );
     for pod in pods {

@@ -122,7 +122,7 @@ impl Model {
             protocol: protocol(port.app_protocol.as_deref()).into(),
             endpoints,
             split,
-            session_affinity_seconds: 0,
+            session_affinity_seconds: service.affinity_seconds,
             canary,
         }
     }

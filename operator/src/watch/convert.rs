@@ -88,12 +88,20 @@ pub(super) fn service(object: &wire::Service) -> Service {
         port: port.port,
         app_protocol: port.app_protocol.clone(),
     });
+    let by_client = spec.session_affinity.as_deref() == Some("ClientIP");
+    let affinity = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     Service {
         uid: object.uid().unwrap_or_default().into(),
         ips: if external_name { Vec::new() } else { ips.collect() },
         ports: ports.collect(),
         selector: spec.selector.clone().unwrap_or_default(),
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        // Kubernetes' own default is three hours.
+        affinity_seconds: if by_client {
+            affinity.and_then(|a| a.timeout_seconds).unwrap_or(10_800)
+        } else {
+            0
+        },
     }
 }
 

@@ -114,8 +114,22 @@ pub(super) struct ServiceSpec {
     pub(super) ports: Option<Vec<ServicePort>>,
     pub(super) selector: Option<BTreeMap<String, String>>,
     pub(super) internal_traffic_policy: Option<String>,
+    pub(super) session_affinity: Option<String>,
+    pub(super) session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "type")]
     pub(super) type_: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub(super) client_ip: Option<ClientIp>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ClientIp {
+    pub(super) timeout_seconds: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

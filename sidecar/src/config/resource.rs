@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tulle_mesh::features;
 use tulle_mesh::identity::WorkloadId;
@@ -35,6 +36,8 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// Shares of revisions in permille; empty: none.
     pub split: Vec<(Arc<str>, u32)>,
+    /// A client stays with an endpoint for this long after its last request.
+    pub affinity: Option<Duration>,
 }
 
 /// What is spoken on a port.
@@ -185,6 +188,10 @@ fn decode_destination(destination: &proto::Destination) -> Result<Destination, R
                 },
                 endpoints,
                 split: split.collect(),
+                affinity: match service.session_affinity_seconds {
+                    0 => None,
+                    seconds => Some(Duration::from_secs(u64::from(seconds))),
+                },
             }))
         }
     }

@@ -1,0 +1,103 @@
+//! The embedded cluster's beginning and end, with a second one beside the tests' own.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::Test;
+use super::field::{Field, host_pod, service};
+use crate::cluster::Cluster;
+use crate::images;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("xtask killed while it starts a cluster: down leaves nothing behind", killed),
+    (
+        "a cluster of two nodes: pods find each other by Service across them, exec and logs work on both",
+        two_nodes,
+    ),
+];
+
+fn second() -> (PathBuf, Cluster) {
+    let state = PathBuf::from("/var/tmp/tulle-cluster-second");
+    let cluster = Cluster::at(&state);
+    (state, cluster)
+}
+
+fn killed(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(_) = kube else { return Ok(()) };
+    let (state, cluster) = second();
+    cluster.down()?;
+    let mut up = Command::new(std::env::current_exe()?);
+    up.args(["cluster", "up"]).env("TULLE_CLUSTER", &state).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut up = up.spawn()?;
+    // As soon as the node's components run, and before anything is ready.
+    let started = wait(20, || state.join("logs/kubelet").exists());
+    thread::sleep(Duration::from_millis(500));
+    up.kill()?;
+    up.wait()?;
+    ensure!(started, "the node did not start");
+    ensure!(!cluster.left_behind().is_empty(), "nothing was started: this proves nothing");
+    gone(&cluster)
+}
+
+fn two_nodes(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(_) = kube else { return Ok(()) };
+    let (_, cluster) = second();
+    cluster.up(Some(2))?;
+    let outcome = across(cluster);
+    let down = gone(&second().1);
+    outcome.and(down)
+}
+
+fn across(cluster: Cluster) -> Result<()> {
+    cluster.load(&images::archive(&images::EMPTY)?)?;
+    let kube = Kube::Embedded(cluster);
+    let field = Field::plain(&kube, "t-nodes")?;
+    field.apply(service("web", json!({})))?;
+    // A namespace of a cluster that is seconds old has none yet.
+    kube.wait_for("the service account default", 30, || {
+        Ok(field.kubectl(&["get", "serviceaccount", "default"]).is_ok())
+    })?;
+    let serve = ["/usr/bin/python3", "-m", "http.server", "8080", "--directory", "/etc/apt"];
+    for (name, node, command) in [
+        ("web", "node-2", &serve[..]),
+        ("client", "node", &["/usr/bin/sleep", "1000"]),
+        ("far", "node-2", &["/usr/bin/sleep", "1000"]),
+    ] {
+        let mut pod = host_pod(name, "default", command);
+        pod["spec"]["nodeName"] = json!(node);
+        pod["metadata"]["labels"] = json!({"app": name});
+        field.apply(pod)?;
+        field.ready(name)?;
+    }
+    for client in ["client", "far"] {
+        kube.wait_for(&format!("an answer to {client}"), 20, || {
+            Ok(field.status(client, "http://web.t-nodes.svc.cluster.local/")? == "200")
+        })?;
+    }
+    let address = field.get("pod/client", ".status.podIP")?;
+    let ping = format!("exec 3<>/dev/tcp/{address}/1 || true");
+    let refused = field.exec("far", &["/bin/bash", "-c", &format!("timeout 3 bash -c '{ping}' 2>&1")])?;
+    ensure!(refused.contains("refused"), "node-2 does not reach pods of the first node: {refused}");
+    ensure!(field.kubectl(&["logs", "web"])?.contains("GET /"), "no logs from node-2");
+    Ok(())
+}
+
+fn gone(cluster: &Cluster) -> Result<()> {
+    cluster.down()?;
+    let left = cluster.left_behind();
+    ensure!(left.is_empty(), "down left behind: {}", left.join(", "));
+    Ok(())
+}
+
+fn wait(seconds: u64, holds: impl Fn() -> bool) -> bool {
+    (0..seconds * 10).any(|_| {
+        thread::sleep(Duration::from_millis(100));
+        holds()
+    })
+}
