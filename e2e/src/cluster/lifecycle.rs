@@ -239,11 +239,10 @@ fn make_cgroups(name: &str) -> Result<()> {
                 fs::write(group.join(file), value.trim()).ok();
             }
         }
-        if root.join("cgroup.subtree_control").exists() {
+        // v2: kubelet refuses a root group that lacks a controller that the machine has.
+        for controller in fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default().split(' ') {
             for folder in [&root, &group] {
-                for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
-                    fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}")).ok();
-                }
+                fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.trim())).ok();
             }
         }
     }
