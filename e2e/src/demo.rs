@@ -107,6 +107,33 @@ impl Tour {
         println!("\nwhat it costs, 200 requests/s to payments for 8 s, with the mesh and without:");
         println!("  p50 {} µs and {} µs, p99 {} µs and {} µs", p50.0, p50.1, p99.0, p99.1);
         self.kube.run(&["delete", "namespace", "shop-plain", "--wait=false"])?;
+        self.memory()
+    }
+
+    /// What each part holds in memory, where its processes can be seen.
+    fn memory(&self) -> Result<()> {
+        let Kube::Embedded(cluster) = &self.kube else { return Ok(()) };
+        // Every program is `/program` in its image: which one it is, its environment says.
+        let script = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /program ] || continue
+            echo $(tr '\\0' '\\n' < $p/environ | grep -oE -m1 '^TULLE_(POD_UID|POD_IP|SIDECAR_IMAGE)=') $(grep VmRSS $p/status); done";
+        let listed = host::output(cluster.inside("sh")?.args(["-c", script]))?;
+        println!("\nmemory (resident):");
+        for (part, variable) in [
+            ("sidecar", "TULLE_POD_UID="),
+            ("operator", "TULLE_POD_IP="),
+            ("webhook", "TULLE_SIDECAR_IMAGE="),
+        ] {
+            let mut kib: Vec<u64> = listed
+                .lines()
+                .filter(|line| line.starts_with(variable))
+                .filter_map(|line| line.split_whitespace().rev().nth(1)?.parse().ok())
+                .collect();
+            ensure!(!kib.is_empty(), "no process of the {part} was found");
+            kib.sort_unstable();
+            let mib = |at: usize| kib.get(at).map_or(0.0, |kib| *kib as f64 / 1024.0);
+            let last = kib.len().saturating_sub(1);
+            println!("  {} × {part}: {:.1} MiB, the largest {:.1}", kib.len(), mib(kib.len() / 2), mib(last));
+        }
         Ok(())
     }
 

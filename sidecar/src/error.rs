@@ -28,6 +28,9 @@ pub enum Failure {
     /// The server closed or reset before its answer was complete.
     #[error("the server ended the connection before its answer was complete")]
     UpstreamReset,
+    /// The connection to the server's sidecar ended before the answer was complete.
+    #[error("the connection to the server's sidecar was lost before the answer was complete")]
+    UpstreamLost,
     /// The server's bytes are no acceptable HTTP.
     #[error("the server sent an answer that is refused: {0}")]
     UpstreamBadResponse(&'static str),
@@ -47,7 +50,10 @@ impl Failure {
             Self::ClientGone => 499,
             Self::PolicyDenied | Self::PolicyPlaintext => 403,
             Self::UpstreamNone | Self::UpstreamConnect | Self::UpstreamNotProcessed => 503,
-            Self::UpstreamIdentity | Self::UpstreamReset | Self::UpstreamBadResponse(_) => 502,
+            Self::UpstreamIdentity
+            | Self::UpstreamReset
+            | Self::UpstreamLost
+            | Self::UpstreamBadResponse(_) => 502,
             Self::Timeout(_) => 504,
         }
     }
@@ -63,6 +69,7 @@ impl Failure {
             Self::UpstreamConnect => "UpstreamConnect",
             Self::UpstreamIdentity => "UpstreamIdentity",
             Self::UpstreamReset => "UpstreamReset",
+            Self::UpstreamLost => "UpstreamLost",
             Self::UpstreamBadResponse(_) => "UpstreamBadResponse",
             Self::UpstreamNotProcessed => "UpstreamNotProcessed",
             Self::Timeout(_) => "Timeout",

@@ -162,6 +162,10 @@ fn sink_error(error: BodyError) -> PumpError {
 /// so that a slow stream of events is not held back. `watch`: a reader that goes away ends the wait.
 async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<Part, PumpError> {
     if let Some(part) = from.next().now_or_never() {
+        if part.is_err() {
+            // What came before the source broke off still belongs to the reader.
+            let _ = to.flush().await;
+        }
         return part;
     }
     to.flush().await?;

@@ -157,6 +157,18 @@ impl MeshPool {
         }))
     }
 
+    /// Ends every connection once its streams have ended and their last bytes are out.
+    pub async fn drain(&self) {
+        let peers: Vec<Rc<Peer>> = self.peers.borrow().values().cloned().collect();
+        for peer in peers {
+            let kept: Vec<Rc<Kept>> = peer.connections.borrow().clone();
+            kept.iter().for_each(|kept| kept.connection.drain());
+            while !kept.iter().all(|kept| kept.connection.is_closed()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
     /// Drains what is too old, idle, or of former credentials; forgets what has ended.
     pub fn sweep(&self) {
         let current = self.tls.current();

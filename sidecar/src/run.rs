@@ -41,17 +41,26 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let (config, wanted) = ConfigStore::new();
     let stop = CancellationToken::new();
     let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default(), stop };
-    let (working, workers) = mpsc::channel::<()>(1);
-    for number in 0..parts.settings.workers.max(1) {
-        let (parts, working) = (parts.clone(), working.clone());
+    let count = parts.settings.workers.max(1);
+    let (ended, workers) = mpsc::channel::<()>(count);
+    for number in 0..count {
+        let (parts, ended) = (parts.clone(), Ended(ended.clone()));
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            let _ended = ended;
             worker(&parts);
-            drop(working);
         });
         thread.context("cannot start a worker thread")?;
     }
-    drop(working);
     Builder::new_current_thread().enable_all().build()?.block_on(control(parts, wanted, workers))
+}
+
+/// Tells that a worker has ended, also when it panicked.
+struct Ended(mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 #[derive(Clone)]
@@ -63,13 +72,14 @@ struct Parts {
     stop: CancellationToken,
 }
 
-/// `workers` closes when the last worker has ended.
+/// `workers` says whenever a worker has ended.
 async fn control(
     parts: Parts,
     wanted: UnboundedReceiver<Wanted>,
     mut workers: mpsc::Receiver<()>,
 ) -> Result<()> {
     let Parts { settings, config, tls, telemetry, stop } = parts;
+    let count = settings.workers.max(1);
     let admin = Arc::new(Admin {
         settings: Arc::clone(&settings),
         config: Arc::clone(&config),
@@ -88,11 +98,16 @@ async fn control(
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         // A worker that cannot start, or has panicked, takes the sidecar with it: it is started again.
-        _ = workers.recv() => anyhow::bail!("every worker has ended"),
+        _ = workers.recv() => anyhow::bail!("a worker has ended"),
     }
     tracing::info!("told to stop: the application has exited");
     stop.cancel();
-    let drained = timeout(DRAIN, workers.recv()).await.is_ok();
+    let all = async {
+        for _ in 0..count {
+            workers.recv().await;
+        }
+    };
+    let drained = timeout(DRAIN, all).await.is_ok();
     last_report.cancel();
     let reported = timeout(LAST_REPORT, client).await.is_ok();
     tracing::info!(drained, reported, "stopped");
@@ -130,21 +145,34 @@ async fn data(parts: &Parts) -> Result<()> {
             sweeping.sweep();
         }
     });
+    let tasks = Rc::new(());
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = inbound.accept() => match accepted {
-                Ok((stream, peer)) => drop(spawn_local(inbound::serve(Rc::clone(&worker), stream, peer))),
+                Ok((stream, peer)) => {
+                    let (worker, task) = (Rc::clone(&worker), Rc::clone(&tasks));
+                    spawn_local(async move {
+                        inbound::serve(worker, stream, peer).await;
+                        drop(task);
+                    });
+                }
                 Err(error) => accept_failed(&error).await,
             },
             accepted = outbound.accept() => match accepted {
-                Ok((stream, _)) => drop(spawn_local(outbound::serve(Rc::clone(&worker), stream))),
+                Ok((stream, _)) => {
+                    let (worker, task) = (Rc::clone(&worker), Rc::clone(&tasks));
+                    spawn_local(async move {
+                        outbound::serve(worker, stream).await;
+                        drop(task);
+                    });
+                }
                 Err(error) => accept_failed(&error).await,
             },
         }
     }
     drop((inbound, outbound));
-    worker.drain().await;
+    worker.drain(&tasks).await;
     Ok(())
 }
 

@@ -122,14 +122,15 @@ impl Worker {
         self.peers.borrow_mut().push(connection.clone());
     }
 
-    /// Tells every sidecar that is connected to open no new streams here, and waits until those that run
-    /// have ended.
-    pub async fn drain(&self) {
+    /// Ends properly: sidecars that are connected are told to open no new streams here, what runs may end
+    /// (`tasks`: everything that serves a connection holds one), and what has been written goes out.
+    pub async fn drain(&self, tasks: &Rc<()>) {
         let peers = self.peers.take();
         peers.iter().for_each(Connection::drain);
-        while !peers.iter().all(Connection::is_closed) {
+        while Rc::strong_count(tasks) > 1 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.mesh.drain().await;
     }
 
     /// Closes what is idle or old, forgets routes that are no longer kept current.

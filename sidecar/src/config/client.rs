@@ -80,6 +80,7 @@ impl Operator {
             builder
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(5))
                 .keep_alive_while_idle(true);
             let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);

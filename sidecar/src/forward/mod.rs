@@ -39,6 +39,8 @@ pub struct Relayed {
     pub unprocessed: bool,
     /// Nothing of an answer arrived, but the application may have seen the request.
     pub unanswered: bool,
+    /// Nothing of an answer arrived, and the application has not read the request to its end.
+    pub unread: bool,
     /// The answer's head has gone to the client: nothing else can be answered.
     pub answered: bool,
     /// The client's connection ended cleanly and may carry another request.
@@ -58,6 +60,7 @@ impl Relayed {
             result: Err(failure),
             unprocessed: true,
             unanswered: false,
+            unread: false,
             answered: false,
             client_reusable: false,
             grpc_status: None,
@@ -168,6 +171,7 @@ pub async fn relay(
     if !body.is_replayable() {
         relayed.unprocessed = false;
         relayed.unanswered = false;
+        relayed.unread = false;
     }
     relayed.idle = if clean { idle(sink, source) } else { None };
     relayed
@@ -216,6 +220,11 @@ async fn finish(
 ) -> bool {
     let (upload, download) = (pin!(upload), pin!(download));
     let (downloaded, uploaded) = match select(upload, download).await {
+        Either::Left((Err(error), _)) if error.is_of_client() => {
+            // The server would wait for the rest for ever.
+            relayed.result = Err(client_failure(error));
+            return false;
+        }
         Either::Left((uploaded, download)) => (download.await, uploaded.is_ok()),
         // An early answer: what the client still sends has nobody to read it.
         Either::Right((downloaded, mut upload)) => {
@@ -318,18 +327,26 @@ async fn upgrade(
 pub async fn tunnel(up: (Source<'_>, Sink<'_>), down: (Source<'_>, Sink<'_>)) -> (u64, u64) {
     let (mut sent, mut received) = (0u64, 0u64);
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
-    let ended = {
+    let (uploaded, downloaded) = {
         let upload = pin!(pump(from_client, &mut to_server, &mut sent));
         let download = pin!(pump(from_server, &mut to_client, &mut received));
         match select(upload, download).await {
             // A reader that is gone may still have something to say.
-            Either::Left((Ok(()) | Err(PumpError::SinkGone), other)) => other.await,
-            Either::Right((Ok(()) | Err(PumpError::SinkGone), other)) => other.await,
-            Either::Left((broken, _)) | Either::Right((broken, _)) => broken,
+            Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                (Some(result), Some(other.await))
+            }
+            Either::Right((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                (Some(other.await), Some(result))
+            }
+            Either::Left((broken, _)) => (Some(broken), None),
+            Either::Right((broken, _)) => (None, Some(broken)),
         }
     };
-    if ended.is_err() {
+    // A way that has ended properly keeps what is still on it.
+    if uploaded != Some(Ok(())) {
         to_server.abort();
+    }
+    if downloaded != Some(Ok(())) {
         to_client.abort();
     }
     (sent, received)

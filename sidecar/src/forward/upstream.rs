@@ -44,7 +44,12 @@ pub enum UpSource {
 /// Why no head of an answer arrived.
 pub(super) enum HeadFailure {
     NotProcessed,
+    /// The server, or its application, ended the connection.
     Gone,
+    /// The server reset the connection: it had not read the request to its end.
+    Unread,
+    /// The connection to its sidecar ended.
+    Lost,
     Failed(Failure),
 }
 
@@ -58,6 +63,15 @@ impl HeadFailure {
             Self::Gone => {
                 relayed.unanswered = true;
                 relayed.result = Err(Failure::UpstreamReset);
+            }
+            Self::Unread => {
+                relayed.unanswered = true;
+                relayed.unread = true;
+                relayed.result = Err(Failure::UpstreamReset);
+            }
+            Self::Lost => {
+                relayed.unanswered = true;
+                relayed.result = Err(Failure::UpstreamLost);
             }
             Self::Failed(failure) => relayed.result = Err(failure),
         }
@@ -91,15 +105,17 @@ impl UpSource {
         match self {
             Self::Http1(reader) => match reader.response(method).await {
                 Ok(head) => Ok((head, false)),
+                Err(Failure::UpstreamReset) if reader.was_reset() => Err(HeadFailure::Unread),
                 Err(Failure::UpstreamReset) => Err(HeadFailure::Gone),
                 Err(failure) => Err(HeadFailure::Failed(failure)),
             },
             Self::Mesh(receiver) => match receiver.next().await {
                 Event::Head(block) => {
                     let mut head = mesh_head(block, method).map_err(HeadFailure::Failed)?;
-                    let end = receiver.take_end();
-                    if end && head.framing == Framing::UntilClose {
-                        head.framing = Framing::None;
+                    // After an upgrade the end is that of the tunnel.
+                    let end = !head.upgrade && receiver.take_end();
+                    if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
+                        head.framing = Framing::Length(0);
                     }
                     Ok((head, end))
                 }
@@ -109,7 +125,8 @@ impl UpSource {
                 Event::Reset(Code::BadHead) => {
                     Err(HeadFailure::Failed(Failure::ClientBadRequest("refused by the server's sidecar")))
                 }
-                Event::Reset(_) | Event::Lost => Err(HeadFailure::Gone),
+                Event::Reset(_) => Err(HeadFailure::Gone),
+                Event::Lost => Err(HeadFailure::Lost),
                 _ => Err(HeadFailure::Failed(Failure::UpstreamBadResponse("a body without a head"))),
             },
             Self::Http2(future, body) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -16,8 +16,9 @@ use crate::error::Failure;
 
 /// A head must be whole this long after its first byte (Slowloris).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// A write that makes no progress for this long ends the connection.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// An HTTP client or server that takes nothing for this long has hung. The contents of opaque connections may
+/// stand still for as long as they like.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a peer that sends no more is believed to read on.
 const HALF_CLOSED: Duration = Duration::from_secs(1);
 /// Room for one read, at first; it doubles while reads fill it.
@@ -38,7 +39,8 @@ pub struct Reader {
 /// Writes messages.
 #[derive(Debug)]
 pub struct Writer {
-    io: OwnedWriteHalf,
+    /// `None`: it was broken off.
+    io: Option<OwnedWriteHalf>,
     buffer: BytesMut,
     encoder: Encoder,
     closes: bool,
@@ -49,8 +51,12 @@ pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
     let (input, output) = stream.into_split();
     let decoder = Decoder::new(Framing::None);
     let reader = Reader { io: input, buffer: read, decoder, reusable: true, room: READ_ROOM };
-    let writer =
-        Writer { io: output, buffer: BytesMut::new(), encoder: Encoder::new(Framing::None), closes: false };
+    let writer = Writer {
+        io: Some(output),
+        buffer: BytesMut::new(),
+        encoder: Encoder::new(Framing::None),
+        closes: false,
+    };
     (reader, writer)
 }
 
@@ -140,6 +146,14 @@ impl Reader {
         let _ = self.io.readable().await;
     }
 
+    /// Whether the peer has reset the connection without a byte of an answer. A server does so when it
+    /// closes a connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does): since bytes
+    /// arrive in order, it has not read the end of what was sent. One that has read everything and then
+    /// closes ends the connection properly.
+    pub fn was_reset(&self) -> bool {
+        self.buffer.is_empty() && self.io.peer_addr().is_err()
+    }
+
     /// From here on all bytes until the connection closes.
     pub fn unframe(&mut self) {
         self.decoder = Decoder::new(Framing::UntilClose);
@@ -199,7 +213,8 @@ impl Writer {
         self.encoder.end(&mut self.buffer, trailers).map_err(|error| BodyError::Malformed(error.0))?;
         self.flush().await?;
         if self.closes {
-            self.io.shutdown().await.map_err(|_| BodyError::Gone)?;
+            let io = self.io.as_mut().ok_or(BodyError::Gone)?;
+            io.shutdown().await.map_err(|_| BodyError::Gone)?;
         }
         Ok(())
     }
@@ -212,10 +227,16 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let io = self.io.as_mut().ok_or(BodyError::Gone)?;
         let mut rest = &self.buffer[..];
         while !rest.is_empty() {
-            match timeout(WRITE_TIMEOUT, self.io.write(rest)).await {
-                Ok(Ok(written)) if written > 0 => rest = rest.get(written..).unwrap_or(&[]),
+            let write = io.write(rest);
+            let written = match self.closes {
+                true => write.await,
+                false => timeout(WRITE_TIMEOUT, write).await.map_err(|_| BodyError::Gone)?,
+            };
+            match written {
+                Ok(written) if written > 0 => rest = rest.get(written..).unwrap_or(&[]),
                 _ => return Err(BodyError::Gone),
             }
         }
@@ -229,18 +250,27 @@ impl Writer {
     /// Resolves when the peer has gone away. One that only sends no more may still read for a moment (`nc`
     /// does so), but nobody knows for how long: it is given [`HALF_CLOSED`].
     pub async fn gone(&mut self) {
-        let stream: &TcpStream = self.io.as_ref();
+        let Some(io) = &self.io else { return };
+        let stream: &TcpStream = io.as_ref();
         match stream.peek(&mut [0]).await {
             Ok(0) => tokio::time::sleep(HALF_CLOSED).await,
-            // The next request is here already.
-            Ok(_) => std::future::pending().await,
+            // More is here already, which nobody reads at the moment: look behind it now and then.
+            Ok(_) => loop {
+                tokio::time::sleep(HALF_CLOSED).await;
+                if stream.ready(Interest::READABLE).await.map_or(true, |ready| ready.is_read_closed()) {
+                    return;
+                }
+            },
             Err(_) => {}
         }
     }
 
-    /// The connection will be reset when it is closed, so that the peer sees that it broke off.
+    /// Closes with a reset, so that the peer sees that it broke off. (Dropped as usual, this half would say
+    /// that everything has been sent, and a reset that follows comes too late.)
     pub fn abort(&mut self) {
-        let _ = SockRef::from(self.io.as_ref()).set_linger(Some(Duration::ZERO));
+        let Some(io) = self.io.take() else { return };
+        let _ = SockRef::from(io.as_ref()).set_linger(Some(Duration::ZERO));
+        io.forget();
     }
 
     /// From here on bytes go as they are, and the end closes this direction.
@@ -252,5 +282,72 @@ impl Writer {
     /// Whether all bytes have been written.
     pub fn is_flushed(&self) -> bool {
         self.buffer.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_is_broken_off_does_not_look_like_an_end() {
+        let (near, mut far) = pair().await;
+        let (reader, mut writer) = split(near, BytesMut::new());
+        writer.unframe();
+        writer.data(&Bytes::from_static(b"half")).await.unwrap();
+        writer.flush().await.unwrap();
+        let mut seen = [0; 4];
+        far.read_exact(&mut seen).await.unwrap();
+        writer.abort();
+        drop((reader, writer));
+        assert_eq!(far.read(&mut seen).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_without_reading_is_told_from_one_that_has_read() {
+        for (reads, unread) in [(false, true), (true, false)] {
+            let (near, mut far) = pair().await;
+            let (mut reader, mut writer) = split(near, BytesMut::new());
+            writer.unframe();
+            writer.data(&Bytes::from_static(b"POST")).await.unwrap();
+            writer.flush().await.unwrap();
+            if reads {
+                far.read_exact(&mut [0; 4]).await.unwrap();
+            } else {
+                far.readable().await.unwrap();
+            }
+            drop(far);
+            assert_eq!(reader.response(b"POST").await.unwrap_err(), Failure::UpstreamReset);
+            assert_eq!(reader.was_reset(), unread);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closed_before_the_request_came_has_not_read_it() {
+        let (near, far) = pair().await;
+        let (mut reader, mut writer) = split(near, BytesMut::new());
+        drop(far);
+        writer.unframe();
+        writer.data(&Bytes::from_static(b"POST")).await.unwrap();
+        let _ = writer.flush().await;
+        assert!(reader.response(b"POST").await.is_err());
+        assert!(reader.was_reset());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_left_is_noticed_behind_what_it_had_sent() {
+        let (near, mut far) = pair().await;
+        let (_reader, mut writer) = split(near, BytesMut::new());
+        far.write_all(b"GET / HTTP/1.1").await.unwrap();
+        assert!(timeout(Duration::from_millis(200), writer.gone()).await.is_err(), "it is still here");
+        drop(far);
+        timeout(Duration::from_secs(5), writer.gone()).await.expect("nobody noticed");
     }
 }

@@ -142,7 +142,10 @@ impl Peer {
                 self.worker.telemetry.event("not_processed", "AppRefused");
                 sender.reset(Code::NotProcessed);
             }
-            (false, Err(Failure::UpstreamReset)) => sender.reset(Code::UpstreamFailed),
+            (false, Err(Failure::UpstreamReset)) => {
+                tracing::info!(client = ?self.client.identity, method = head.request_line().0, "the application closed a connection without an answer");
+                sender.reset(Code::UpstreamFailed);
+            }
             (false, Err(failure)) => down.answer(&failure).await,
             (false, Ok(_)) => sender.reset(Code::UpstreamFailed),
         }
@@ -170,13 +173,20 @@ pub(super) async fn to_application(
         if let Some((reader, writer)) = relayed.idle.take() {
             worker.http1.put(address, reader, writer);
         }
+        if relayed.answered || !relayed.unanswered || head.upgrade {
+            return relayed;
+        }
         let idempotent =
             matches!(head.request_line().0, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
-        if !repeated && reused && relayed.unanswered && !relayed.answered && idempotent && !head.upgrade {
+        // A kept connection that the application closed just then: whatever the method, if it has not read
+        // the request.
+        if !repeated && reused && (idempotent || relayed.unread) {
             worker.telemetry.event("repeated_request", "KeptConnectionClosed");
             repeated = true;
             continue;
         }
+        // A fresh one, closed unread: an application that ends leaves what it has not accepted yet.
+        relayed.unprocessed |= relayed.unread && connect(address).await.is_err();
         return relayed;
     }
 }

@@ -16,7 +16,7 @@ use crate::forward::{Exchange, UpSink, UpSource, tunnel};
 use crate::http1::conn::split;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::http2;
-use crate::message::{Sink, Source};
+use crate::message::{Sink, Source, pump};
 use crate::pool::connect;
 use crate::wire::{Event, Receiver, Sender};
 use crate::worker::{Route, Worker};
@@ -167,8 +167,16 @@ pub(super) async fn tunnel_opaque(
     let Opened { upstream, mut way, first, since } = opened;
     let mut early = 0;
     match first {
-        // The server has closed before anybody spoke: so does the client's connection.
-        Some(Event::End) => return Ok(()),
+        // The server will say nothing; it may still listen.
+        Some(Event::End) => {
+            writer.end(&[]).await.map_err(|_| Failure::ClientGone)?;
+            let mut up = 0;
+            if let Way::Mesh(sender, _) = &way {
+                let _ = pump(Source::Http1(reader), &mut Sink::Mesh(sender), &mut up).await;
+            }
+            upstream.series(&worker.telemetry, "opaque").connection(None, (up, 0));
+            return Ok(());
+        }
         Some(Event::Reset(_) | Event::Lost) => {
             writer.abort();
             return Ok(());

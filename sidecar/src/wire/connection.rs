@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
 use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_STREAMS};
 
-use super::stream::{Event, Receiver, Sender, StreamError, StreamState};
+use super::stream::{Event, Receiver, Sender, StreamError, StreamState, reset};
 
 /// Which side opened the connection: clients open streams, servers accept them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +175,16 @@ impl Shared {
         }
     }
 
+    /// A stream that has ended; whether it was still here. A driver that only waits for its last stream is
+    /// told.
+    pub(super) fn forget(&mut self, id: u32) -> bool {
+        let was_here = self.streams.remove(&id).is_some();
+        if self.draining {
+            self.wake_driver();
+        }
+        was_here
+    }
+
     /// Ends everything; streams see that their connection is gone.
     pub(super) fn close(&mut self) {
         self.closed = true;
@@ -306,12 +316,13 @@ impl Connection {
 
     fn block(&self, frame: &Frame) -> Result<(), PeerError> {
         let Some(state) = self.shared.borrow().streams.get(&frame.stream).cloned() else { return Ok(()) };
+        if state.borrow().blocks() >= MAX_BLOCKS {
+            reset(self, frame.stream, &state, Code::FlowControl);
+            return Ok(());
+        }
         let mut state = state.borrow_mut();
         if state.has_ended() {
             return Err(PeerError::AfterEnd(frame.stream));
-        }
-        if state.blocks() >= MAX_BLOCKS {
-            return Err(PeerError::Flood);
         }
         let Some(block) = state.join(&frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)? else {
             return Ok(());

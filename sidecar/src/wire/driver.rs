@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, interval_at};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, Interval, interval_at, timeout};
 use tokio_util::io::poll_read_buf;
 use tulle_mesh::wire::frame::{self, FrameError, Kind};
 
-use super::connection::{Connection, PeerError};
+use super::connection::{Connection, PeerError, Role};
 
 /// A ping goes out when nothing has arrived for this long; twice as long ends the connection.
 const PING_AFTER: Duration = Duration::from_secs(15);
@@ -53,6 +53,10 @@ where
     };
     let result = poll_fn(|cx| driver.poll(&connection, &mut io, cx)).await;
     connection.shared.borrow_mut().close();
+    if result.is_ok() {
+        // TLS says goodbye: without that the peer would have to take the end for a failure.
+        let _ = timeout(Duration::from_secs(1), io.shutdown()).await;
+    }
     result
 }
 
@@ -83,7 +87,10 @@ impl Driver {
         // Writing comes last: what the streams answered to what has just arrived goes out with it.
         let idle = self.poll_write(connection, io, cx)?.is_ready();
         let mut shared = connection.shared.borrow_mut();
-        if idle && shared.draining && shared.streams.is_empty() && shared.out.is_empty() {
+        // Only the client ends a connection that drains: a server that closed would lose the stream whose
+        // opening is under way to it.
+        let ends = shared.role == Role::Client;
+        if ends && idle && shared.draining && shared.streams.is_empty() && shared.out.is_empty() {
             return Poll::Ready(Ok(()));
         }
         shared.driver = Some(cx.waker().clone());

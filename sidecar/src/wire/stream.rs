@@ -267,7 +267,7 @@ impl Sender {
         let mut state = self.state.borrow_mut();
         state.send_ended = true;
         if state.finished() {
-            self.connection.shared.borrow_mut().streams.remove(&self.id);
+            self.connection.shared.borrow_mut().forget(self.id);
         }
     }
 
@@ -300,7 +300,7 @@ impl Drop for Sender {
     }
 }
 
-fn reset(connection: &Connection, id: u32, state: &Rc<RefCell<StreamState>>, code: Code) {
+pub(super) fn reset(connection: &Connection, id: u32, state: &Rc<RefCell<StreamState>>, code: Code) {
     {
         let mut state = state.borrow_mut();
         state.send_ended = true;
@@ -310,7 +310,7 @@ fn reset(connection: &Connection, id: u32, state: &Rc<RefCell<StreamState>>, cod
         state.push(Event::Reset(code));
     }
     let mut shared = connection.shared.borrow_mut();
-    if shared.streams.remove(&id).is_some() && !shared.closed {
+    if shared.forget(id) && !shared.closed {
         frame::encode(&mut shared.out, Kind::Reset, 0, id, &(code as u32).to_be_bytes());
         shared.wake_driver();
     }
@@ -336,7 +336,7 @@ impl Receiver {
         state.receive_ended = true;
         if state.finished() {
             drop(state);
-            self.connection.shared.borrow_mut().streams.remove(&self.id);
+            self.connection.shared.borrow_mut().forget(self.id);
         }
         true
     }
@@ -350,6 +350,9 @@ impl Receiver {
                     StreamError::Reset(code) => Event::Reset(code),
                     _ => Event::Lost,
                 });
+            }
+            if state.receive_ended {
+                return Poll::Ready(Event::End);
             }
             state.receiver = Some(cx.waker().clone());
             return Poll::Pending;
@@ -370,7 +373,7 @@ impl Receiver {
                 state.receive_ended = true;
                 if state.finished() {
                     drop(state);
-                    self.connection.shared.borrow_mut().streams.remove(&self.id);
+                    self.connection.shared.borrow_mut().forget(self.id);
                 }
             }
             _ => {}
@@ -398,7 +401,7 @@ impl Drop for Receiver {
         shared.growth += grown;
         shared.give_back(unread as u32);
         if self.state.borrow().finished() {
-            shared.streams.remove(&self.id);
+            shared.forget(self.id);
         }
         drop(shared);
         if open {

@@ -153,7 +153,7 @@ fn peers_that_break_the_rules_lose_their_connection() {
         build(&mut bytes);
         bytes
     };
-    let cases: [(&str, BytesMut); 9] = [
+    let cases: [(&str, BytesMut); 8] = [
         ("an even stream", frames(&|out| frame::encode(out, Kind::Open, 0, 2, b""))),
         (
             "a stream that goes back",
@@ -202,15 +202,6 @@ fn peers_that_break_the_rules_lose_their_connection() {
             }),
         ),
         (
-            "heads without end",
-            frames(&|out| {
-                frame::encode(out, Kind::Open, 0, 1, b"\0");
-                for _ in 0..100 {
-                    frame::encode(out, Kind::Head, 0, 1, b"\0");
-                }
-            }),
-        ),
-        (
             "a flood of pings",
             frames(&|out| {
                 for _ in 0..30_000 {
@@ -226,6 +217,25 @@ fn peers_that_break_the_rules_lose_their_connection() {
             assert!(driver.await.unwrap().is_err(), "{what} was accepted");
         });
     }
+}
+
+#[test]
+fn a_stream_of_heads_that_nobody_reads_is_reset_and_the_others_go_on() {
+    local(async {
+        let (client, server) = pair();
+        let (_sender, mut many) = client.open(b"many", true).unwrap();
+        let (_other, mut quick) = client.open(b"quick", true).unwrap();
+        let (_, heads, _a) = accept(&server).await;
+        let (_, answer, _b) = accept(&server).await;
+        (0..30).for_each(|_| heads.head(b"interim", false));
+        answer.head(b"ok", true);
+        assert_eq!(quick.next().await, Event::Head(Bytes::from_static(b"ok")));
+        let mut last = many.next().await;
+        while let Event::Head(_) = last {
+            last = many.next().await;
+        }
+        assert_eq!(last, Event::Reset(Code::FlowControl));
+    });
 }
 
 #[test]
