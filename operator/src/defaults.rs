@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use serde_json::json;
 use tokio::sync::watch;
-use tulle_crds::{MeshConfig, MeshConfigSpec};
+use tokio::time::timeout;
+use tulle_crds::MeshConfig;
 
 use crate::lease::Leadership;
 
@@ -16,14 +18,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Makes it for ever, while this replica leads.
 pub async fn run(client: Client, mut leadership: watch::Receiver<Leadership>) {
     let api = Api::<MeshConfig>::all(client);
-    let manager = PostParams { field_manager: Some("tulle-operator".to_owned()), ..PostParams::default() };
     loop {
-        if leadership.borrow_and_update().mine
-            && let Ok(None) = api.get_opt("mesh").await
-        {
-            match api.create(&manager, &MeshConfig::new("mesh", MeshConfigSpec::default())).await {
-                Ok(_) => tracing::info!("made MeshConfig mesh with the defaults"),
-                Err(error) => tracing::warn!(%error, "cannot make MeshConfig mesh"),
+        if leadership.borrow_and_update().mine {
+            match timeout(LOOK_EVERY, make(&api)).await {
+                Ok(Ok(())) => {}
+                failed => tracing::warn!(?failed, "cannot make MeshConfig mesh"),
             }
         }
         tokio::select! {
@@ -31,4 +30,15 @@ pub async fn run(client: Client, mut leadership: watch::Receiver<Leadership>) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// The defaults are the schema's: applied empty, so that its author owns every field that he writes later.
+async fn make(api: &Api<MeshConfig>) -> Result<(), kube::Error> {
+    if api.get_opt("mesh").await?.is_some() {
+        return Ok(());
+    }
+    let empty = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {}});
+    api.patch("mesh", &PatchParams::apply("tulle-operator"), &Patch::Apply(&empty)).await?;
+    tracing::info!("made MeshConfig mesh with the defaults");
+    Ok(())
 }

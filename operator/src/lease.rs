@@ -103,11 +103,13 @@ struct Candidate {
 
 impl Candidate {
     async fn turn(&mut self, api: &Api<Lease>) -> Result<Leadership, kube::Error> {
+        // Before the write: others count from when they see it, which may be before its answer is here.
+        let begun = Instant::now();
         let Some(mut lease) = api.get_opt(NAME).await? else {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.held(0)) };
             api.create(&PostParams::default(), &lease).await?;
-            self.renewed = Some(Instant::now());
+            self.renewed = Some(begun);
             return Ok(Leadership { mine: true, address: None, epoch: 0 });
         };
         let spec = lease.spec.clone().unwrap_or_default();
@@ -130,7 +132,7 @@ impl Candidate {
         // The write carries the version that was read: of two who try, one fails.
         lease.spec = Some(self.held(epoch));
         api.replace(NAME, &PostParams::default(), &lease).await?;
-        self.renewed = Some(Instant::now());
+        self.renewed = Some(begun);
         Ok(Leadership { mine: true, address: None, epoch })
     }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tulle_crds::{MeshPolicy, MeshPolicyStatus, reason, set_condition};
 
 use crate::discovery::Registry;
@@ -22,6 +22,8 @@ use crate::watch::Hub;
 
 /// How often statuses are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long one write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Keeps the statuses for ever, while this replica leads.
 pub async fn run(
@@ -40,9 +42,13 @@ pub async fn run(
         let changed = changed(&hub.model(), &registry);
         for (key, policy, next) in changed {
             let api = Api::<MeshPolicy>::namespaced(client.clone(), &key.0);
-            if let Err(error) = write(&api, &key.1, policy.metadata.resource_version.as_deref(), &next).await
-            {
-                tracing::debug!(namespace = %key.0, name = %key.1, %error, "a policy's status was not written");
+            let version = policy.metadata.resource_version.as_deref();
+            // An answer that never comes must not stop the others.
+            match timeout(WRITE_TIMEOUT, write(&api, &key.1, version, &next)).await {
+                Ok(Ok(())) => {}
+                failed => {
+                    tracing::debug!(namespace = %key.0, name = %key.1, ?failed, "a policy's status was not written");
+                }
             }
         }
     }

@@ -94,8 +94,8 @@ impl Aggregates {
         let matching =
             inner.destinations.iter().filter(|(d, _)| d.namespace == namespace && d.revision == revision);
         matching.fold(Counts::default(), |sum, (_, (counts, _))| Counts {
-            requests: sum.requests + counts.requests,
-            failures: sum.failures + counts.failures,
+            requests: sum.requests.saturating_add(counts.requests),
+            failures: sum.failures.saturating_add(counts.failures),
         })
     }
 

@@ -63,9 +63,10 @@ impl Cluster {
         let canary = inner.canaries.iter().find(|((ns, _), canary)| {
             ns == namespace && canary.spec.target.kind == kind && canary.spec.target.name == name
         });
-        let approved =
-            canary.and_then(|(_, canary)| canary.status.as_ref()).map(|status| &status.approved_revision);
-        approved.is_some_and(|approved| !approved.is_empty() && *approved != revision)
+        let Some(status) = canary.and_then(|(_, canary)| canary.status.as_ref()) else { return false };
+        // What was stable until its successor has taken over needs no trial either.
+        let stable = [&status.approved_revision, &status.former_revision];
+        !status.approved_revision.is_empty() && !stable.iter().any(|known| **known == revision)
     }
 
     /// Other Canaries with the same target.

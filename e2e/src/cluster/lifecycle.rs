@@ -47,7 +47,7 @@ impl Cluster {
         let pause = images::archive(&images::PAUSE)?;
         self.down()?;
         step("starting the embedded cluster");
-        let count = count.unwrap_or(1);
+        let count = count.unwrap_or(has.max(1));
         let nodes: Vec<Node> = (1..=count).map(|number| Node { state: self.state.clone(), number }).collect();
         files::write(&nodes)?;
         pki::create(&self.state.join("pki"), &nodes)?;
@@ -94,7 +94,8 @@ impl Cluster {
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains(&mine) && entry.file_name() != *std::process::id().to_string() {
+            let ours = command.split([' ', '=', ':']).any(|word| Path::new(word).starts_with(&self.state));
+            if ours && entry.file_name() != *std::process::id().to_string() {
                 left.push(format!("process {}: {command}", entry.file_name().to_string_lossy()));
             }
         }
@@ -182,13 +183,24 @@ impl Cluster {
         host::write(&self.state.join("node.pid"), child.id().to_string())
     }
 
-    /// The process that holds the namespaces, if it is alive and really ours.
+    /// The process that holds the namespaces, if it is alive and really ours. Found by its arguments too: an
+    /// xtask that was killed may not have written it down.
     fn pid(&self) -> Option<Pid> {
-        let pid: i32 = fs::read_to_string(self.state.join("node.pid")).ok()?.trim().parse().ok()?;
-        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let mine = self.state.display().to_string();
-        let ours = String::from_utf8_lossy(&command).contains(&mine);
-        if ours { Pid::from_raw(pid) } else { None }
+        let written = fs::read_to_string(self.state.join("node.pid")).ok();
+        let written = written.and_then(|text| text.trim().parse().ok()).filter(|pid| self.is_node(*pid));
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut numbers = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+        written.or_else(|| numbers.find(|pid| self.is_node(*pid))).and_then(Pid::from_raw)
+    }
+
+    /// Whether a process is the one that started the node's first process.
+    fn is_node(&self, pid: i32) -> bool {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        let state = self.state.display().to_string();
+        let init = [b"cluster".as_slice(), b"init", state.as_bytes()];
+        arguments.first().is_some_and(|program| program.ends_with(b"unshare"))
+            && arguments.windows(3).any(|window| window == init)
     }
 
     fn wait_ready(&self, most: Duration) -> Result<()> {

@@ -3,10 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tulle_mesh::proto::{ResourceName, ResourceType, destination, resource};
 
 use crate::model::{Key, Model};
+
+/// A sidecar that has not been heard of for this long is taken for dead, whatever its pod says.
+const LOST_AFTER: Duration = Duration::from_secs(60);
+/// A version that no resource has.
+const NEVER: &str = "-";
 
 /// A resource by type and name.
 type Name = (i32, String);
@@ -45,6 +51,8 @@ type Sidecars = HashMap<String, Sidecar>;
 struct Sidecar {
     /// Streams that are up: a new one may begin before the old one is seen to end.
     streams: u32,
+    /// Since when there is none: the sidecar itself may well be there, and enforce what it had.
+    unheard: Option<Instant>,
     /// What it has acknowledged; an empty version: it was sent and not acknowledged yet.
     acked: HashMap<Name, String>,
     refused: HashMap<Name, (String, String)>,
@@ -69,8 +77,8 @@ impl Registry {
     pub fn snapshot(&self, then: impl FnOnce(Vec<(String, Report)>)) {
         let own = lock(&self.own);
         let mut all = Vec::new();
-        for (uid, sidecar) in own.iter() {
-            all.push((uid.clone(), Report::Connected));
+        for (uid, sidecar) in own.iter().filter(|(_, sidecar)| sidecar.streams > 0) {
+            all.extend((0..sidecar.streams).map(|_| (uid.clone(), Report::Connected)));
             all.extend(sidecar.acked.iter().map(|(name, version)| {
                 let report = match version.as_str() {
                     "" => Report::Sent(name.clone()),
@@ -88,7 +96,8 @@ impl Registry {
 
     /// How many sidecars are connected.
     pub fn connected(&self) -> usize {
-        lock(&self.own).len() + lock(&self.relayed).len()
+        let live = |sidecars: &Mutex<Sidecars>| lock(sidecars).values().filter(|s| s.streams > 0).count();
+        live(&self.own) + live(&self.relayed)
     }
 
     /// Whether a pod's sidecar enforces the present version of its inbound resource.
@@ -98,7 +107,8 @@ impl Registry {
         let id = (name.r#type, name.name);
         [&self.own, &self.relayed].into_iter().any(|sidecars| {
             let sidecars = lock(sidecars);
-            sidecars.get(pod_uid).and_then(|sidecar| sidecar.acked.get(&id)) == Some(&wanted.version)
+            let sidecar = sidecars.get(pod_uid).filter(|sidecar| sidecar.streams > 0);
+            sidecar.and_then(|sidecar| sidecar.acked.get(&id)) == Some(&wanted.version)
         })
     }
 
@@ -113,29 +123,46 @@ impl Registry {
         })
     }
 
-    /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares.
+    /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares. One
+    /// that has not been heard of for a moment counts with what it last said: it goes on enforcing that.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> bool {
-        let mut views: HashMap<(String, String), Option<String>> = HashMap::new();
-        let mut acknowledged = |uid: &str, sidecar: &Sidecar| {
-            let node = model.pod(uid).map_or_else(String::new, |pod| pod.node.to_string());
+        let (mut own, mut relayed) = (lock(&self.own), lock(&self.relayed));
+        forget_lost(&mut own, model, &relayed);
+        forget_lost(&mut relayed, model, &own);
+        let mut views: HashMap<(&str, &str), Option<String>> = HashMap::new();
+        own.iter().chain(relayed.iter()).all(|(uid, sidecar)| {
+            let node = model.pod(uid).map_or("", |pod| &*pod.node);
             sidecar.acked.iter().all(|((kind, name), acked)| {
                 if *kind != ResourceType::Destination as i32 {
                     return true;
                 }
-                let view = views.entry((name.clone(), node.clone()));
+                let view = views.entry((name.as_str(), node));
                 let wanted = view.or_insert_with(|| version_for_canary(model, name, uid, canary, epoch));
                 wanted.as_ref().is_none_or(|wanted| wanted == acked)
             })
-        };
-        [&self.own, &self.relayed]
-            .into_iter()
-            .all(|sidecars| lock(sidecars).iter().all(|(uid, sidecar)| acknowledged(uid, sidecar)))
+        })
     }
+}
+
+/// A sidecar that is not heard of any more is forgotten when its pod is gone, when another replica hears of
+/// it, and in the end.
+fn forget_lost(sidecars: &mut Sidecars, model: &Model, others: &Sidecars) {
+    sidecars.retain(|uid, sidecar| {
+        let Some(since) = sidecar.unheard else { return true };
+        let here = model.pod(uid).is_some_and(|pod| !pod.terminating && !pod.finished);
+        let elsewhere = others.get(uid).is_some_and(|other| other.streams > 0);
+        here && !elsewhere && since.elapsed() < LOST_AFTER
+    });
 }
 
 fn take(sidecars: &mut Sidecars, pod_uid: &str, report: Report) {
     if report == Report::Connected {
-        sidecars.entry(pod_uid.to_owned()).or_default().streams += 1;
+        let sidecar = sidecars.entry(pod_uid.to_owned()).or_default();
+        sidecar.streams += 1;
+        sidecar.unheard = None;
+        // The new stream says anew what it holds; what the old one said may be about nothing any more.
+        sidecar.acked.clear();
+        sidecar.refused.clear();
         return;
     }
     let Some(sidecar) = sidecars.get_mut(pod_uid) else { return };
@@ -144,7 +171,7 @@ fn take(sidecars: &mut Sidecars, pod_uid: &str, report: Report) {
         Report::Gone => {
             sidecar.streams = sidecar.streams.saturating_sub(1);
             if sidecar.streams == 0 {
-                sidecars.remove(pod_uid);
+                sidecar.unheard = Some(Instant::now());
             }
         }
         Report::Sent(name) => drop(sidecar.acked.entry(name).or_default()),
@@ -185,5 +212,5 @@ fn version_for_canary(model: &Model, name: &str, uid: &str, canary: &Key, epoch:
     if *shown.namespace != *canary.0 || *shown.name != *canary.1 {
         return None;
     }
-    Some(if shown.epoch == epoch { resource.version } else { String::new() })
+    Some(if shown.epoch == epoch { resource.version } else { NEVER.to_owned() })
 }

@@ -69,6 +69,11 @@ impl Outlet {
         false
     }
 
+    /// Whether this replica leads.
+    pub fn leads(&self) -> bool {
+        self.leadership.borrow().mine
+    }
+
     /// Sequence numbers of reports that the leader has taken.
     pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::UnboundedReceiver<u64> {
         let (sender, receiver) = mpsc::unbounded_channel();

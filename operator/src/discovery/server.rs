@@ -199,6 +199,8 @@ impl Relay for Services {
             while let Ok(Some(relayed)) = messages.message().await {
                 let uid = relayed.pod_uid;
                 match relayed.message {
+                    // Counts that are taken by one who leads no more would be lost.
+                    Some(relay_message::Message::Telemetry(_)) if !services.outlet.leads() => break,
                     Some(relay_message::Message::Telemetry(report)) => {
                         services.aggregates.add(&uid, &report);
                         let reply = RelayReply { pod_uid: uid, sequence: report.sequence };

@@ -27,6 +27,9 @@ const BUSY: u32 = 30;
 /// Resources that one sidecar may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
 
+/// Requests that one report may count of a destination.
+const MAX_COUNT: u64 = 100_000_000;
+
 /// What a stream needs.
 pub struct Session {
     /// The model.
@@ -165,7 +168,12 @@ impl Session {
             )
         };
         let before = report.counts.len();
-        report.counts.retain(|c| known(&c.namespace, &c.service) && c.failures <= c.requests);
+        report.counts.retain(|counts| known(&counts.namespace, &counts.service));
+        for counts in &mut report.counts {
+            // The two are read one after the other; and nobody makes a sum that no other can add to.
+            counts.requests = counts.requests.min(MAX_COUNT);
+            counts.failures = counts.failures.min(counts.requests);
+        }
         if report.counts.len() < before {
             let dropped = before - report.counts.len();
             tracing::debug!(

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tulle_crds::keys;
 
 use super::authority::Authority;
@@ -22,6 +22,9 @@ pub const CONFIG_MAP: &str = "tulle-trust";
 pub const FILE: &str = "roots.pem";
 /// Every bundle is written again this often, in case somebody has changed it.
 const REFRESH: Duration = Duration::from_secs(30);
+
+/// How long one write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Keeps the bundles for ever, while this replica leads.
 pub async fn run(
@@ -39,9 +42,9 @@ pub async fn run(
                 if written.get(&namespace).is_some_and(|at| at.elapsed() < REFRESH) {
                     continue;
                 }
-                match write(&client, &namespace, authority.root_pem()).await {
-                    Ok(()) => drop(written.insert(namespace, tokio::time::Instant::now())),
-                    Err(error) => tracing::warn!(%namespace, %error, "cannot write the trust bundle"),
+                match timeout(WRITE_TIMEOUT, write(&client, &namespace, authority.root_pem())).await {
+                    Ok(Ok(())) => drop(written.insert(namespace, tokio::time::Instant::now())),
+                    failed => tracing::warn!(%namespace, ?failed, "cannot write the trust bundle"),
                 }
             }
         }

@@ -12,8 +12,8 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tulle_crds::{Canary, WorkloadKind, keys};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tulle_crds::{Canary, Phase, WorkloadKind, keys};
 
 use super::machine::{self, Action, Seen, Verb};
 use crate::discovery::Registry;
@@ -26,7 +26,9 @@ use crate::watch::Hub;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a new leader waits for the other replicas, and the sidecars of one that has gone, to say what
 /// they enforce: what it has not heard of is unknown, not acknowledged.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(30);
+/// One look and what it writes may take this long: an answer that never comes must not stop the others.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// An action that failed at this look is not tried again before.
 const RETRY_UNDO: Duration = Duration::from_secs(30);
 /// Canaries that are looked at at the same time.
@@ -70,16 +72,19 @@ impl Driver {
                 continue;
             }
             let settled = leads_since.get_or_insert_with(Instant::now).elapsed() > SETTLED;
-            self.open_orphaned_gates().await;
+            let _ = timeout(LOOK_TIMEOUT, self.open_orphaned_gates()).await;
             let canaries: Vec<(Key, Canary)> =
                 self.hub.model().canaries().map(|(key, canary)| (key.clone(), canary.clone())).collect();
             for some in canaries.chunks(AT_ONCE) {
+                if !leadership.borrow().mine {
+                    break;
+                }
                 let mut looks = Vec::with_capacity(some.len());
                 for (key, canary) in some {
-                    looks.push(self.look(key, canary, &baselines, settled));
+                    looks.push(timeout(LOOK_TIMEOUT, self.look(key, canary, &baselines, settled)));
                 }
                 let looked = futures::future::join_all(looks).await;
-                for counted in looked.into_iter().flatten() {
+                for counted in looked.into_iter().flatten().flatten() {
                     baselines.extend(counted);
                 }
             }
@@ -136,12 +141,14 @@ impl Driver {
             }
         };
         let counted = (since(&status.canary_revision), since(&status.approved_revision));
+        // Who has acknowledged is asked only where it decides something: the answer costs a view each.
+        let matters = matches!(status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
         let seen = Seen {
             now: Timestamp::now(),
             generation: canary.metadata.generation.unwrap_or_default(),
             target: model.workload(&workload),
-            acknowledged: self.registry.acknowledged_canary(&model, key, status.epoch),
+            acknowledged: matters && self.registry.acknowledged_canary(&model, key, status.epoch),
             counted,
             action: annotation.and_then(|text| Verb::parse(text.as_str())),
         };
@@ -208,6 +215,9 @@ impl Driver {
         let workload = workloads.get(&target.name).await?;
         let (stable, failed) = (self.template(key, revision).await?, self.template(key, failed).await?);
         let Some(now) = workload.data.pointer("/spec/template") else { anyhow::bail!("no template") };
+        if *now == stable {
+            return Ok(());
+        }
         if *now != failed {
             anyhow::bail!(
                 "the template of {} is no longer the one that failed: it is left alone",

@@ -88,7 +88,9 @@ fn default_steps() -> Vec<Step> {
 
 /// One look: the next status and what to do.
 pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanaryStatus, Vec<Action>) {
-    let mut turn = Turn { spec, steps: steps(spec), seen, status: status.clone(), actions: Vec::new() };
+    let acknowledged = seen.acknowledged;
+    let mut turn =
+        Turn { spec, steps: steps(spec), seen, status: status.clone(), actions: Vec::new(), acknowledged };
     turn.status.observed_generation = Some(seen.generation);
     turn.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
     turn.look();
@@ -106,6 +108,8 @@ struct Turn<'a> {
     seen: &'a Seen,
     status: CanaryStatus,
     actions: Vec<Action>,
+    /// Sidecars have acknowledged the status as it now stands.
+    acknowledged: bool,
 }
 
 impl Turn<'_> {
@@ -131,15 +135,14 @@ impl Turn<'_> {
             self.status.decided_revision.clone_from(&latest);
             self.status.phase = Phase::Stable;
         }
-        if self.status.phase == Phase::Progressing && self.seen.acknowledged {
+        if self.status.phase == Phase::Progressing && self.acknowledged {
             self.status.acknowledged_weight = self.status.weight;
         }
         self.human(&target);
         if latest != self.status.decided_revision {
             self.new_revision(&latest);
         }
-        let approved = self.status.approved_revision.clone();
-        self.open_gates(&target, &approved);
+        self.open_gates(&target);
         match self.status.phase {
             Phase::Waiting => self.status.phase = Phase::Stable,
             Phase::Stable => self.forget_former(&target),
@@ -184,8 +187,9 @@ impl Turn<'_> {
             self.remember("Superseded", &because);
         }
         // Back to what was stable until a moment ago, while most of its pods are still here.
-        if self.status.phase == Phase::Promoting && latest == self.status.former_revision {
+        if !latest.is_empty() && latest == self.status.former_revision {
             self.status.approved_revision = latest.to_owned();
+            self.status.former_revision.clear();
         }
         if latest == self.status.approved_revision {
             self.change_weight(0);
@@ -247,7 +251,7 @@ impl Turn<'_> {
             }
             return;
         }
-        if !self.seen.acknowledged {
+        if !self.acknowledged {
             return;
         }
         if self.status.step_started.is_none() {
@@ -412,17 +416,22 @@ impl Turn<'_> {
 
     /// A former revision without pods is nobody's.
     fn forget_former(&mut self, target: &WorkloadSeen) {
+        if self.status.former_revision.is_empty() {
+            return;
+        }
         if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
             self.status.former_revision.clear();
+            self.condition("Stalled", false, "Promoted", "every pod has been replaced");
         }
     }
 
-    fn open_gates(&mut self, target: &WorkloadSeen, revision: &str) {
-        if revision != self.status.approved_revision {
-            return;
-        }
-        let parked =
-            target.pods.iter().filter(|pod| pod.parked && pod.revision == revision && !pod.terminating);
+    /// Nothing of what is approved, or was until its successor has taken over, waits behind a gate.
+    fn open_gates(&mut self, target: &WorkloadSeen) {
+        let stable = [&self.status.approved_revision, &self.status.former_revision];
+        let parked = target
+            .pods
+            .iter()
+            .filter(|pod| pod.parked && stable.contains(&&pod.revision) && !pod.terminating);
         self.actions.extend(parked.map(|pod| Action::OpenGate(pod.name.clone())));
     }
 
@@ -440,7 +449,7 @@ impl Turn<'_> {
 
     /// Traffic is taken away first, acknowledged; only then do pods change.
     fn failed(&mut self) {
-        if !self.seen.acknowledged {
+        if !self.acknowledged {
             return;
         }
         self.status.acknowledged_weight = 0;
@@ -453,6 +462,8 @@ impl Turn<'_> {
         self.status.weight = weight;
         self.status.epoch += 1;
         self.status.step_started = None;
+        // Nobody has seen this yet.
+        self.acknowledged = false;
     }
 
     fn step(&self) -> Option<&Step> {

@@ -359,3 +359,33 @@ fn a_promotion_that_its_controller_does_not_finish_ends_with_a_name() {
     assert_eq!(world.status.history[0].outcome, "PromotionStalled");
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
 }
+
+#[test]
+fn going_back_after_a_stalled_promotion_needs_no_canary() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
+    world.deploy("new");
+    world.run(60);
+    world.status.phase = Phase::Stable;
+    world.status.approved_revision = "new".to_owned();
+    world.status.former_revision = "old".to_owned();
+    world.target().pods = vec![pod("new-0", "new", false), pod("old-0", "old", true)];
+    world.target().latest = Some("old".into());
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate("old-0".into())), "what serves is not held back: {actions:?}");
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "old"));
+}
+
+#[test]
+fn an_abort_is_shown_and_undone_only_once_it_is_acknowledged() {
+    let mut world = World::new(json!({"steps": [{"weight": 25, "hold": "600s"}], "onFailure": "Undo"}));
+    world.deploy("new");
+    world.run(5);
+    assert_eq!(world.status.acknowledged_weight, 25);
+    world.seen.action = Some((Verb::Abort, "1".into()));
+    let first = world.run(1);
+    assert_eq!((world.status.weight, world.status.acknowledged_weight), (0, 25));
+    assert!(!first.iter().any(|action| matches!(action, Action::Undo { .. })), "{first:?}");
+    let second = world.run(1);
+    assert_eq!(world.status.acknowledged_weight, 0);
+    assert!(second.iter().any(|action| matches!(action, Action::Undo { .. })), "{second:?}");
+}

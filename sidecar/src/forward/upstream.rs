@@ -105,7 +105,7 @@ impl UpSource {
         match self {
             Self::Http1(reader) => match reader.response(method).await {
                 Ok(head) => Ok((head, false)),
-                Err(Failure::UpstreamReset) if reader.was_reset() => Err(HeadFailure::Unread),
+                Err(Failure::UpstreamReset) if reader.was_reset().await => Err(HeadFailure::Unread),
                 Err(Failure::UpstreamReset) => Err(HeadFailure::Gone),
                 Err(failure) => Err(HeadFailure::Failed(failure)),
             },

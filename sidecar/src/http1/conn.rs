@@ -149,9 +149,16 @@ impl Reader {
     /// Whether the peer has reset the connection without a byte of an answer. A server does so when it
     /// closes a connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does): since bytes
     /// arrive in order, it has not read the end of what was sent. One that has read everything and then
-    /// closes ends the connection properly.
-    pub fn was_reset(&self) -> bool {
-        self.buffer.is_empty() && self.io.peer_addr().is_err()
+    /// closes ends the connection properly. Many say that they send no more before they close: the reset
+    /// then comes a moment after the end.
+    pub async fn was_reset(&self) -> bool {
+        for wait in [0, 1, 4, 15, 30].map(Duration::from_millis) {
+            tokio::time::sleep(wait).await;
+            if self.buffer.is_empty() && self.io.peer_addr().is_err() {
+                return true;
+            }
+        }
+        false
     }
 
     /// From here on all bytes until the connection closes.
@@ -323,9 +330,14 @@ mod tests {
             } else {
                 far.readable().await.unwrap();
             }
-            drop(far);
+            far.shutdown().await.unwrap();
+            let later = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                drop(far);
+            });
             assert_eq!(reader.response(b"POST").await.unwrap_err(), Failure::UpstreamReset);
-            assert_eq!(reader.was_reset(), unread);
+            assert_eq!(reader.was_reset().await, unread);
+            later.await.unwrap();
         }
     }
 
@@ -338,7 +350,7 @@ mod tests {
         writer.data(&Bytes::from_static(b"POST")).await.unwrap();
         let _ = writer.flush().await;
         assert!(reader.response(b"POST").await.is_err());
-        assert!(reader.was_reset());
+        assert!(reader.was_reset().await);
     }
 
     #[tokio::test]

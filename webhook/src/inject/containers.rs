@@ -105,6 +105,31 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
     })
 }
 
+/// Variables that annotations and probes add.
+const OPTIONAL: &[&str] = &["TULLE_PROBES", "TULLE_LOG", "TULLE_WORKERS"];
+
+/// Whether a container does what `wanted` does: the same program with the same arguments, environment and
+/// user. Resources, probes and what others mount into it may differ.
+pub(super) fn is_ours(found: &Value, wanted: &Value) -> bool {
+    let same = |path: &str| found.pointer(path) == wanted.pointer(path);
+    let equal = ["/image", "/args", "/command", "/envFrom", "/restartPolicy", "/securityContext/runAsUser"];
+    let list = |container: &Value, name: &str| -> Vec<Value> {
+        container.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    let part = |value: &Value, path: &str| value.pointer(path).cloned();
+    let variable =
+        |v: &Value| (part(v, "/name"), part(v, "/value"), part(v, "/valueFrom/fieldRef/fieldPath"));
+    let mount = |m: &Value| (part(m, "/name"), part(m, "/mountPath"), part(m, "/subPath"));
+    let (has, needs) = (list(found, "env"), list(wanted, "env"));
+    let optional = |v: &Value| v.get("name").and_then(Value::as_str).is_some_and(|n| OPTIONAL.contains(&n));
+    let known = |v: &Value| optional(v) || needs.iter().any(|need| variable(need) == variable(v));
+    let mounts = list(found, "volumeMounts");
+    equal.into_iter().all(same)
+        && needs.iter().all(|need| has.iter().any(|v| variable(v) == variable(need)))
+        && has.iter().all(known)
+        && list(wanted, "volumeMounts").iter().all(|need| mounts.iter().any(|m| mount(m) == mount(need)))
+}
+
 pub(super) fn volumes() -> [Value; 2] {
     [
         json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o444, "sources": [

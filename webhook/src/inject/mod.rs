@@ -82,8 +82,8 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     }
     if is_injected(pod) {
         return match (context.mode, impostor(pod, context)) {
-            (Mode::Required, Some(name)) => Outcome::Refuse(format!(
-                "container {name} is not the one that Tulle injects: leave it out, it is added at admission"
+            (Mode::Required, Some(what)) => Outcome::Refuse(format!(
+                "{what} is not the one that Tulle injects: leave it out, it is added at admission"
             )),
             _ => Outcome::Skip,
         };
@@ -141,21 +141,27 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
     }
 }
 
-/// A container with the name of one of ours that is another: a way to look meshed without being so.
-fn impostor<'a>(pod: &'a Value, context: &Context) -> Option<&'a str> {
-    let ours = |container: &Value, argument: &str| {
-        container.get("image").and_then(Value::as_str) == Some(&context.image)
-            && container.pointer("/args/0").and_then(Value::as_str) == Some(argument)
-            && container.get("command").is_none()
-    };
-    let found =
-        |name: &'static str| containers_at(pod, "/spec/initContainers").find(move |c| name_of(c) == name);
-    let genuine =
-        |name: &'static str, argument: &str| found(name).is_some_and(|container| ours(container, argument));
-    [(INIT, "init"), (PROXY, "proxy")]
-        .into_iter()
-        .find(|(name, argument)| !genuine(name, argument))
-        .map(|(name, _)| name)
+/// A container, or a volume, with the name of one of ours that is another: a way to look meshed without
+/// being so. What the API server or a service account adds to ours is left alone.
+fn impostor(pod: &Value, context: &Context) -> Option<String> {
+    let settings = PodSettings::default();
+    let ours = [
+        (INIT, containers::init(context, &settings)),
+        (PROXY, containers::proxy(context, &settings, &json!([]))),
+    ];
+    for (name, wanted) in ours {
+        let found = containers_at(pod, "/spec/initContainers").find(|container| name_of(container) == name);
+        if !found.is_some_and(|found| containers::is_ours(found, &wanted)) {
+            return Some(format!("container {name}"));
+        }
+    }
+    containers::volumes().into_iter().find_map(|wanted| {
+        let name = name_of(&wanted).to_owned();
+        let found = containers_at(pod, "/spec/volumes").find(|volume| name_of(volume) == name);
+        let source = ["/configMap/name", "/projected/sources/0/serviceAccountToken/audience"];
+        let same = |found: &Value| source.iter().all(|path| found.pointer(path) == wanted.pointer(path));
+        (!found.is_some_and(same)).then(|| format!("volume {name}"))
+    })
 }
 
 /// Whether the sidecar is there.

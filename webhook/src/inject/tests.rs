@@ -71,6 +71,27 @@ fn a_required_sidecar_cannot_be_impersonated() {
     assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "the genuine one, once more");
     pod["spec"]["initContainers"][1]["image"] = json!("pause:1");
     assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains(PROXY)));
+    for (path, value) in [
+        ("/spec/initContainers/0/args", json!(["init", "--skip-outbound-ports=5432"])),
+        ("/spec/initContainers/1/env/0", json!({"name": "TULLE_OPERATOR", "value": "mine:4160"})),
+        ("/spec/initContainers/1/volumeMounts", json!([])),
+    ] {
+        let (mut pod, _) = injected(&plain, &context(Mode::Required));
+        *pod.pointer_mut(path).unwrap() = value;
+        assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(_)), "{path}");
+    }
+    let (mut defaulted, _) = injected(&plain, &context(Mode::Required));
+    for variable in defaulted.pointer_mut("/spec/initContainers/1/env").unwrap().as_array_mut().unwrap() {
+        if let Some(field) = variable.pointer_mut("/valueFrom/fieldRef") {
+            field["apiVersion"] = json!("v1");
+        }
+    }
+    defaulted["spec"]["initContainers"][1]["imagePullPolicy"] = json!("IfNotPresent");
+    defaulted["spec"]["initContainers"][1]["volumeMounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "kube-api-access", "mountPath": "/var/run/secrets"}));
+    assert_eq!(inject(&defaulted, &context(Mode::Required)).0, Outcome::Skip, "defaults of the API server");
     let bare = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}],
         "initContainers": [{"name": PROXY, "image": "pause:1", "restartPolicy": "Always"}]}});
     assert!(matches!(inject(&bare, &context(Mode::Required)).0, Outcome::Refuse(_)));
