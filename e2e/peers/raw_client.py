@@ -1,6 +1,6 @@
 """Sends bytes as they are. Arguments: host, port, port that tells what was seen, and JSON: a list of cases,
 each with `send` (pieces of Latin-1, sent one after another) and optionally `leave` (close at once, without
-waiting for an answer). Prints for each case the answers' first lines, whether the connection was closed,
+waiting for an answer) and `wait` (seconds until the server is asked). Prints for each case the answers' first lines, whether the connection was closed,
 and what the server saw."""
 import json
 import re
@@ -34,7 +34,7 @@ def run(case):
     except socket.timeout:
         pass
     sock.close()
-    time.sleep(0.05)
+    time.sleep(case.get("wait", 0.05))
     # A body may end right before the next status line, and may speak of HTTP itself.
     statuses = [int(status) for status in re.findall(r"HTTP/1\.1 (\d{3}) ", answer.decode("latin1"))]
     return {"statuses": statuses, "closed": closed, "connections": seen()}

@@ -69,6 +69,10 @@ class Connection:
                 early = " /early" in request["line"]
                 if not early:
                     self.body(request)
+                if " /hang" in request["line"]:
+                    # Never answered: only the end of the connection gets out of here.
+                    while True:
+                        self.more()
                 self.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 if early or "upgrade" in request["headers"]:
                     # Answered, with more to come that nobody has asked for: what does come?

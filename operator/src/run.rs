@@ -75,7 +75,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
     parts.spawn(defaults::run(client.clone(), leadership.clone()));
     parts.spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
-    parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates)));
+    parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates), Arc::clone(&registry)));
     let driver =
         Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
     parts.spawn(driver.run(leadership));
@@ -91,10 +91,11 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
 }
 
-/// Forgets now and then what has been counted for pods and revisions that are no more.
-async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>) {
+/// Forgets now and then what is known of sidecars, pods and revisions that are no more.
+async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Registry>) {
     loop {
         tokio::time::sleep(Duration::from_secs(600)).await;
+        registry.forget_lost(&hub.model());
         let (mut pods, mut revisions) = (HashSet::new(), HashSet::new());
         for pod in hub.model().pods() {
             pods.insert(Arc::clone(&pod.uid));

@@ -12,6 +12,7 @@ pub(super) const TESTS: &[Test] = &[
     ("ambiguous heads are refused, and the server sees nothing of them", heads),
     ("malformed chunks never become a whole request", chunks),
     ("early answers, upgrades without 101 and aborted bodies carry nothing over to the next request", desync),
+    ("a client that leaves while the application is silent is passed on to the application", left),
     ("what is well-formed arrives as it was sent, from HTTP/1.0 clients too", well_formed),
 ];
 
@@ -28,6 +29,8 @@ struct Case {
     heads: u64,
     /// Whether the client's connection is closed.
     closed: bool,
+    /// Whether the server's connection must have ended a little later.
+    passed_on: bool,
 }
 
 const SERVER: &str = include_str!("../../peers/raw_server.py");
@@ -152,6 +155,29 @@ fn desync(kube: &Kube) -> Result<()> {
     try_all(kube, "t-desync", &cases)
 }
 
+fn left(kube: &Kube) -> Result<()> {
+    let hang = |what: &str, send: &[&str]| Case {
+        leave: true,
+        statuses: vec![],
+        whole: 1,
+        heads: 1,
+        passed_on: true,
+        ..refused(what, send)
+    };
+    try_all(
+        kube,
+        "t-left",
+        &[
+            hang("a GET", &["GET /hang HTTP/1.1\r\nHost: a\r\n\r\n"]),
+            hang("a POST", &["POST /hang HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345"]),
+            hang(
+                "a GET with another behind it",
+                &["GET /hang HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"],
+            ),
+        ],
+    )
+}
+
 fn well_formed(kube: &Kube) -> Result<()> {
     let passed = |what: &str, send: &[&str], requests: u64, closed: bool| Case {
         statuses: vec![200; requests as usize],
@@ -210,6 +236,7 @@ fn refused(what: &str, send: &[&str]) -> Case {
         whole: 0,
         heads: 0,
         closed: true,
+        passed_on: false,
     }
 }
 
@@ -224,7 +251,7 @@ fn try_all(kube: &Kube, namespace: &str, cases: &[Case]) -> Result<()> {
     field.host_pod("server", "default", &["/usr/bin/python3", "-c", SERVER, "8080", "8081"])?;
     field.client("client")?;
     plain.client("client")?;
-    let sent: Vec<Value> = cases.iter().map(|case| json!({"send": case.send, "leave": case.leave})).collect();
+    let sent: Vec<Value> = cases.iter().map(Case::for_client).collect();
     let sent = Value::from(sent).to_string();
     for (through, client) in [("both sidecars", &field), ("the server's sidecar", &plain)] {
         let host = format!("server.{namespace}.svc.cluster.local");
@@ -240,6 +267,11 @@ fn try_all(kube: &Kube, namespace: &str, cases: &[Case]) -> Result<()> {
 }
 
 impl Case {
+    fn for_client(&self) -> Value {
+        // Half-closed clients are given a second.
+        json!({"send": self.send, "leave": self.leave, "wait": if self.passed_on { 3.0 } else { 0.05 }})
+    }
+
     /// What is not as it should be.
     fn differs(&self, result: &Value) -> Option<String> {
         let requests: Vec<&Value> = result["connections"]
@@ -254,7 +286,9 @@ impl Case {
         let closed = self.leave || result["closed"] == self.closed;
         // What lies unread on a connection must be no request either.
         let smuggled = result["connections"].to_string().contains("/admin") && self.whole + self.heads < 3;
+        let open = result["connections"].as_array().into_iter().flatten().any(|c| c["open"] == true);
         let right = statuses == self.statuses
+            && !(self.passed_on && open)
             && whole == self.whole
             && requests.len() as u64 <= self.heads
             && closed

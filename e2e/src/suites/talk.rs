@@ -18,6 +18,7 @@ pub(super) const TESTS: &[Test] = &[
         "a meshed client reaches a plain server, the Kubernetes API, and itself through its Service",
         meshed_to_others,
     ),
+    ("UDP and loopback are left alone", udp_and_loopback),
     (
         "a Service without endpoints answers at once, and an address that nobody knows fails as without a mesh",
         nobody,
@@ -50,6 +51,38 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
             "{url}: the server saw {answer}"
         );
     }
+    // What a sidecar knows follows what its pod uses.
+    field.apply(service("unused", json!({"selector": {"app": "web"}})))?;
+    let config = kube.run(&["get", "--raw", "/api/v1/namespaces/t-talk/pods/client:4152/proxy/config"])?;
+    ensure!(
+        config.contains("t-talk/web:80") && !config.contains("t-talk/unused"),
+        "the sidecar believes: {config}"
+    );
+    Ok(())
+}
+
+fn udp_and_loopback(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-udp")?;
+    let serve = "import socket, threading, http.server
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(('0.0.0.0', 9999))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(str(self.headers.get('tulle-client-id')).encode())
+threading.Thread(target=http.server.HTTPServer(('127.0.0.1', 9000), Handler).serve_forever, daemon=True).start()
+while True:
+    data, who = udp.recvfrom(2000); udp.sendto(data + b' from ' + who[0].encode(), who)";
+    field.host_pod("server", "default", &["/usr/bin/python3", "-c", serve])?;
+    field.client("client")?;
+    let (server, client) =
+        (field.get("pod/server", ".status.podIP")?, field.get("pod/client", ".status.podIP")?);
+    let ask = format!(
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.sendto(b'ping', ('{server}', 9999)); print(s.recv(2000).decode())"
+    );
+    kube.wait_for("an echo over UDP, from the client's own address", 20, || {
+        Ok(field.exec("client", &["/usr/bin/python3", "-c", &ask])?.trim() == format!("ping from {client}"))
+    })?;
+    let local = field.exec("server", &["/usr/bin/curl", "-s", "-m", "5", "http://127.0.0.1:9000/"])?;
+    ensure!(local == "None", "a request over loopback went through the sidecar: {local}");
     Ok(())
 }
 

@@ -123,12 +123,19 @@ impl Registry {
         })
     }
 
-    /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares. One
-    /// that has not been heard of for a moment counts with what it last said: it goes on enforcing that.
-    pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> bool {
+    /// Forgets sidecars that are not heard of any more: their pod is gone, another replica hears of them, or it
+    /// has been too long. Called now and then.
+    pub fn forget_lost(&self, model: &Model) {
         let (mut own, mut relayed) = (lock(&self.own), lock(&self.relayed));
         forget_lost(&mut own, model, &relayed);
         forget_lost(&mut relayed, model, &own);
+    }
+
+    /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares. One
+    /// that has not been heard of for a moment counts with what it last said: it goes on enforcing that.
+    pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> bool {
+        self.forget_lost(model);
+        let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut views: HashMap<(&str, &str), Option<String>> = HashMap::new();
         own.iter().chain(relayed.iter()).all(|(uid, sidecar)| {
             let node = model.pod(uid).map_or("", |pod| &*pod.node);
@@ -213,4 +220,44 @@ fn version_for_canary(model: &Model, name: &str, uid: &str, canary: &Key, epoch:
         return None;
     }
     Some(if shown.epoch == epoch { resource.version } else { NEVER.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
+        let registry = Registry::default();
+        let mut model = Model::default();
+        model.apply_pod(crate::model::Pod { uid: "u".into(), ..Default::default() });
+        let kept = |registry: &Registry| lock(&registry.own).contains_key("u");
+        registry.report("u", Report::Connected, |_| {});
+        registry.report("u", Report::Acked((2, "10.0.0.1:80".into()), "v1".into()), |_| {});
+        registry.report("u", Report::Gone, |_| {});
+        registry.forget_lost(&model);
+        assert!(kept(&registry), "it may well go on enforcing what it had");
+        assert_eq!(registry.connected(), 0);
+        registry.relayed("u", Report::Connected);
+        registry.forget_lost(&model);
+        assert!(!kept(&registry), "another replica hears of it now");
+        registry.relayed("u", Report::Gone);
+        model.delete_pod("u");
+        registry.forget_lost(&model);
+        assert!(lock(&registry.relayed).is_empty(), "its pod is gone");
+    }
+
+    #[test]
+    fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
+        let registry = Registry::default();
+        let name = (2, "10.0.0.1:80".to_owned());
+        registry.report("u", Report::Connected, |_| {});
+        registry.report("u", Report::Connected, |_| {});
+        registry.report("u", Report::Sent(name.clone()), |_| {});
+        registry.relayed("v", Report::Connected);
+        let mut seen = Vec::new();
+        registry.snapshot(|all| seen = all);
+        let of_u = |report| ("u".to_owned(), report);
+        assert_eq!(seen, [of_u(Report::Connected), of_u(Report::Connected), of_u(Report::Sent(name))]);
+    }
 }

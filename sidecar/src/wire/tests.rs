@@ -250,3 +250,28 @@ fn pings_are_answered() {
         assert_eq!(answer, *b"\0\x08\x07\x01\0\0\0\0abcdefgh");
     });
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 300, ..Default::default() })]
+    /// Whatever frames a peer sends, in whatever order: an error or not, never a panic, and the driver's memory
+    /// stays within what was granted.
+    #[test]
+    fn no_sequence_of_frames_breaks_a_connection(
+        frames in proptest::collection::vec((1u8..10, 0u8..4, 0u32..8, 0usize..3000), 0..60),
+    ) {
+        local(async move {
+            let (mut peer, driver) = raw();
+            let mut bytes = BytesMut::new();
+            for (kind, flags, stream, length) in frames {
+                let length = match kind { 5 | 6 => 4, 7 => 8, 8 => 0, _ => length };
+                bytes.extend_from_slice(&(length as u16).to_be_bytes());
+                bytes.extend_from_slice(&[kind, flags]);
+                bytes.extend_from_slice(&stream.to_be_bytes());
+                bytes.extend(std::iter::repeat_n(1u8, length));
+            }
+            let _ = peer.write_all(&bytes).await;
+            drop(peer);
+            let _ = timeout(Duration::from_secs(5), driver).await.expect("the driver hangs").expect("it panicked");
+        });
+    }
+}
