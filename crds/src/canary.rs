@@ -199,10 +199,6 @@ fn deadline() -> String {
 
 /// Where a rollout stands.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(
-    missing_docs,
-    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
-)]
 pub enum Phase {
     /// The target is missing or has no revision yet.
     #[default]

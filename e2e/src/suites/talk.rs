@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Test;
 use super::field::{Field, service};
@@ -185,25 +185,16 @@ fn postgres_and_redis(kube: &Kube) -> Result<()> {
 
 fn grpc(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-grpc")?;
-    field.apply(service("counter", json!({"ports": [{"port": 50051, "targetPort": 50051}]})))?;
+    let ports = json!({"ports": [{"port": 80, "targetPort": 50051}]});
+    field.apply(service("counter", ports))?;
     let server = include_str!("../../peers/grpc_server.py");
     field.host_pod("counter", "default", &["/usr/bin/python3", "-c", server, "50051"])?;
-    field.client("client")?;
     let client = include_str!("../../peers/grpc_client.py");
-    let target = "counter.t-grpc.svc.cluster.local:50051";
-    let command = ["/usr/bin/python3", "-c", client, "once", target];
-    // The pod is ready before Python has loaded gRPC.
-    let mut seen = json!({});
-    kube.wait_for("the gRPC server", 30, || {
-        seen = serde_json::from_str(&field.exec("client", &command)?)?;
-        Ok(true)
-    })?;
     let expected = json!({
         "caller": "spiffe://cluster.local/ns/t-grpc/sa/client", "counted": [0, 1, 2, 3, 4], "echoed": [1, 100_000, 1],
         "missing": "NOT_FOUND: there is no such thing",
     });
-    ensure!(seen == expected, "the client saw {seen}");
-    Ok(())
+    sees(&field, &[client, "once", "counter.t-grpc.svc.cluster.local:80"], &expected)
 }
 
 fn websocket(kube: &Kube) -> Result<()> {
@@ -211,19 +202,25 @@ fn websocket(kube: &Kube) -> Result<()> {
     field.apply(service("socket", json!({})))?;
     let server = include_str!("../../peers/websocket_server.py");
     field.host_pod("socket", "default", &["/usr/bin/python3", "-c", server, "8080"])?;
-    field.client("client")?;
     let client = include_str!("../../peers/websocket_client.py");
-    let command = ["/usr/bin/python3", "-c", client, "ws://socket.t-websocket.svc.cluster.local/"];
-    let mut seen = json!({});
-    kube.wait_for("the WebSocket server", 30, || {
-        seen = serde_json::from_str(&field.exec("client", &command)?)?;
-        Ok(true)
-    })?;
     let expected = json!({
         "caller": "spiffe://cluster.local/ns/t-websocket/sa/client", "counted": ["0", "1", "2"], "large": true,
         "last": "last", "closed": 1000,
     });
-    ensure!(seen == expected, "the client saw {seen}");
+    sees(&field, &[client, "ws://socket.t-websocket.svc.cluster.local/"], &expected)
+}
+
+/// Runs a client written in Python, which prints as JSON what it has seen.
+fn sees(field: &Field<'_>, client: &[&str], expected: &Value) -> Result<()> {
+    field.client("client")?;
+    let command = [&["/usr/bin/python3", "-c"], client].concat();
+    let mut seen = Value::Null;
+    // The server's pod is ready before its program has loaded.
+    field.kube.wait_for("an answer of the server", 30, || {
+        seen = serde_json::from_str(&field.exec("client", &command)?)?;
+        Ok(true)
+    })?;
+    ensure!(seen == *expected, "the client saw {seen}");
     Ok(())
 }
 

@@ -140,15 +140,7 @@ pub fn request_head(parts: &http::request::Parts, end: bool) -> Result<Head, Fai
         target: Bytes::copy_from_slice(path.as_bytes()),
     };
     let framing = framing(&mut headers, end)?;
-    Ok(Head {
-        start,
-        headers,
-        framing,
-        keep_alive: true,
-        upgrade: false,
-        expects_continue: false,
-        http10: false,
-    })
+    Ok(head(start, headers, framing))
 }
 
 /// An answer of an HTTP/2 server as a head.
@@ -160,15 +152,12 @@ pub fn response_head(parts: &http::response::Parts, end: bool) -> Result<Head, F
     let framing =
         framing(&mut headers, end).map_err(|_| Failure::UpstreamBadResponse("a bad content-length"))?;
     let start = Start::Response { status: parts.status.as_u16(), reason: Bytes::new() };
-    Ok(Head {
-        start,
-        headers,
-        framing,
-        keep_alive: true,
-        upgrade: false,
-        expects_continue: false,
-        http10: false,
-    })
+    Ok(head(start, headers, framing))
+}
+
+/// HTTP/2 knows no connection handling in heads: each stream ends by itself.
+fn head(start: Start, headers: Vec<(Bytes, Bytes)>, framing: Framing) -> Head {
+    Head { start, headers, framing, keep_alive: true, upgrade: false, expects_continue: false, http10: false }
 }
 
 /// The declared length, taken out of the headers; without one, the end is where the stream's is.
