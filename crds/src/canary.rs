@@ -263,7 +263,8 @@ pub struct CanaryStatus {
     pub unready_since: Option<Time>,
     /// The last action that was carried out, by its request id.
     pub last_action: String,
-    /// `Ready`: the target exists and its rollouts are watched. `Progressing`, `Promoted`.
+    /// `Ready`: the target exists and its rollouts are watched. `Acknowledged`: every sidecar concerned
+    /// enforces the present weight; if not, who is waited for. `Capacity`, `Progressing`, `Promoted`, `Stalled`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// The last rollouts, newest first.

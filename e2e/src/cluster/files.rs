@@ -9,8 +9,10 @@ use crate::host;
 
 /// Where CoreDNS listens, on the first node.
 pub const DNS: &str = "172.30.0.100";
-/// Service addresses.
-pub const SERVICES: &str = "10.96.0.0/16";
+/// Service addresses; the first family is that of Services that name none.
+pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+/// Pod addresses of all nodes.
+const PODS: &str = "10.244.0.0/16,fd00:244::/48";
 /// The image of every pod's first container.
 pub const PAUSE_IMAGE: &str = "tulle.local/pause:1";
 
@@ -34,9 +36,19 @@ impl Node {
         format!("172.30.0.{}", self.number)
     }
 
+    /// Its IPv6 address.
+    pub fn address_v6(&self) -> String {
+        format!("fd00:30::{:x}", self.number)
+    }
+
     /// Addresses of its pods.
     pub fn pods(&self) -> String {
         format!("10.244.{}.0/24", self.number - 1)
+    }
+
+    /// IPv6 addresses of its pods.
+    pub fn pods_v6(&self) -> String {
+        format!("fd00:244:0:{:x}::/64", self.number)
     }
 
     /// The control group that its kubelet makes its own groups in: `down` removes it without touching those
@@ -94,10 +106,12 @@ fn cni(node: &Node) -> String {
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "node", "plugins": [
   {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
-   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
+   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{}"}}], [{{"subnet": "{}"}}]],
+    "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
 "#,
-        node.pods()
+        node.pods(),
+        node.pods_v6()
     )
 }
 
@@ -160,7 +174,7 @@ fn proxy(node: &Node) -> String {
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {{kubeconfig: {state}/pki/proxy.conf}}
-clusterCIDR: 10.244.0.0/16
+clusterCIDR: {PODS}
 hostnameOverride: {name}
 conntrack: {{maxPerCore: 0, min: 0, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: 0s}}
 "#

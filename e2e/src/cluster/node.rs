@@ -34,7 +34,7 @@ pub fn run_worker(state: &Path, components: &Path, number: u8) -> Result<()> {
     let node = Node { state: state.to_path_buf(), number };
     mounts(&node)?;
     rustix::system::sethostname(node.name().as_bytes())?;
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("enabling forwarding")?;
+    forward()?;
     start_all(state, worker_components(&node, components))
 }
 
@@ -93,33 +93,49 @@ fn first_network(node: &Node) -> Result<()> {
         "link set lo up".to_owned(),
         "link add node0 type bridge".to_owned(),
         format!("addr add {}/24 dev node0", node.address()),
+        format!("addr add {}/64 dev node0 nodad", node.address_v6()),
         format!("addr add {DNS}/32 dev node0"),
         "link set node0 up".to_owned(),
-        format!("route add {SERVICES} dev node0"),
-        "route add unreachable default metric 4278198272".to_owned(),
     ])?;
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("enabling forwarding")
+    ip(&SERVICES.map(|services| format!("route add {services} dev node0")))?;
+    ip(&["", "-6 "].map(|family| format!("{family}route add unreachable default metric 4278198272")))?;
+    forward()
+}
+
+fn forward() -> Result<()> {
+    for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        fs::write(Path::new("/proc/sys/net").join(file), "1").context("enabling forwarding")?;
+    }
+    Ok(())
 }
 
 /// A network namespace for another node, with a wire to the first one's bridge and routes both ways.
 fn connect(worker: &Node) -> Result<()> {
-    let (name, address, pods) = (worker.name(), worker.address(), worker.pods());
+    let (name, address, address_v6) = (worker.name(), worker.address(), worker.address_v6());
+    let routes = |to: &Node| {
+        [
+            format!("route add {} via {}", to.pods(), to.address()),
+            format!("route add {} via {}", to.pods_v6(), to.address_v6()),
+        ]
+    };
     ip(&[
         format!("netns add {name}"),
         format!("link add {name} type veth peer name uplink netns {name}"),
         format!("link set {name} master node0 up"),
-        format!("route add {pods} via {address}"),
         format!("-n {name} link set lo up"),
         format!("-n {name} addr add {address}/24 dev uplink"),
+        format!("-n {name} addr add {address_v6}/64 dev uplink nodad"),
         format!("-n {name} link set uplink up"),
-        format!("-n {name} route add {SERVICES} dev uplink"),
-        format!("-n {name} route add unreachable default metric 4278198272"),
     ])?;
+    ip(&routes(worker))?;
+    ip(&SERVICES.map(|services| format!("-n {name} route add {services} dev uplink")))?;
+    let nowhere = "route add unreachable default metric 4278198272";
+    ip(&["", "-6 "].map(|family| format!("-n {name} {family}{nowhere}")))?;
     for number in 1..worker.number {
         let other = Node { state: worker.state.clone(), number };
-        ip(&[format!("-n {name} route add {} via {}", other.pods(), other.address())])?;
+        ip(&routes(&other).map(|route| format!("-n {name} {route}")))?;
         if number > 1 {
-            ip(&[format!("-n {} route add {pods} via {address}", other.name())])?;
+            ip(&routes(worker).map(|route| format!("-n {} {route}", other.name())))?;
         }
     }
     Ok(())
@@ -163,7 +179,7 @@ fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
         format!("--config={}", path("kubelet.yaml")),
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--hostname-override={}", node.name()),
-        format!("--node-ip={}", node.address()),
+        format!("--node-ip={},{}", node.address(), node.address_v6()),
     ];
     let proxy = vec![format!("--config={}", path("proxy.yaml"))];
     vec![
@@ -210,7 +226,7 @@ fn api_server(address: &str, key: &dyn Fn(&str) -> String) -> Vec<String> {
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={address}"),
-        format!("--service-cluster-ip-range={SERVICES}"),
+        format!("--service-cluster-ip-range={}", SERVICES.join(",")),
         "--authorization-mode=Node,RBAC".into(),
         "--allow-privileged=true".into(),
         format!("--client-ca-file={}", key("ca.crt")),

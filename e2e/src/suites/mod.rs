@@ -30,6 +30,18 @@ pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 const SUITES: &[&str] =
     &["workspace", "node", "lifecycle", "mesh", "talk", "framing", "updates", "rollouts", "faults"];
 
+/// Why a test cannot run on this cluster; it counts as skipped.
+#[derive(Debug)]
+struct Skip(&'static str);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
 #[derive(Default)]
 struct Tally {
     passed: usize,
@@ -118,6 +130,10 @@ fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Ta
                 tally.passed += 1;
                 println!("ok      {suite}: {sentence} ({seconds:.1} s)");
             }
+            Ok(Err(error)) if error.is::<Skip>() => {
+                tally.skipped += 1;
+                println!("skipped {suite}: {sentence}: {error}");
+            }
             Ok(Err(error)) => {
                 tally.failed += 1;
                 println!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}");
@@ -128,7 +144,7 @@ fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Ta
             }
         }
     }
-    println!("suite {suite}: {} passed, {} failed", tally.passed, tally.failed);
+    println!("suite {suite}: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     tally
 }
 

@@ -3,10 +3,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use super::Test;
 use super::field::Field;
+use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
 
@@ -55,7 +55,7 @@ fn tools(kube: &Kube) -> Result<()> {
 }
 
 fn up_twice(kube: &Kube) -> Result<()> {
-    let Kube::Embedded(cluster) = kube else { return Ok(()) };
+    let Kube::Embedded(cluster) = kube else { bail!(Skip("up is for the embedded cluster")) };
     let before = kube.field("default", "node/node", ".metadata.uid")?;
     cluster.up(None)?;
     ensure!(kube.field("default", "node/node", ".metadata.uid")? == before, "the cluster was made anew");

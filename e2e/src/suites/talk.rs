@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::Test;
-use super::field::{Field, service};
+use super::field::{Field, host_pod, service};
+use super::{Skip, Test};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
@@ -18,6 +18,7 @@ pub(super) const TESTS: &[Test] = &[
         "a meshed client reaches a plain server, the Kubernetes API, and itself through its Service",
         meshed_to_others,
     ),
+    ("IPv6 is redirected, encrypted and authorised like IPv4", ipv6),
     ("UDP and loopback are left alone", udp_and_loopback),
     (
         "a Service without endpoints answers at once, and an address that nobody knows fails as without a mesh",
@@ -83,6 +84,37 @@ while True:
     })?;
     let local = field.exec("server", &["/usr/bin/curl", "-s", "-m", "5", "http://127.0.0.1:9000/"])?;
     ensure!(local == "None", "a request over loopback went through the sidecar: {local}");
+    Ok(())
+}
+
+fn ipv6(kube: &Kube) -> Result<()> {
+    let addresses = kube.run(&["get", "nodes", "-o", "jsonpath={.items[*].status.addresses[*].address}"])?;
+    if !addresses.contains(':') {
+        bail!(Skip("the nodes of this cluster have no IPv6 address"));
+    }
+    let field = Field::meshed(kube, "t-six")?;
+    field.service("web", 1, &[])?;
+    let six = json!({"selector": {"app": "web"}, "ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"});
+    field.apply(service("six", six))?;
+    field.client("client")?;
+    let mut plain = host_pod("plain", "default", &["/usr/bin/sleep", "100000"]);
+    plain["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
+    field.apply(plain)?;
+    field.ready("plain")?;
+    let all = "jsonpath={.items[0].status.podIPs[*].ip}";
+    let all = field.kubectl(&["get", "pod", "-l", "app=web", "-o", all])?;
+    let own = all.split(' ').find(|address| address.contains(':')).context("no IPv6 address")?;
+    let (by_pod, by_service) = (format!("http://[{own}]:8080/"), "http://six.t-six.svc.cluster.local/");
+    for url in [by_pod.as_str(), by_service] {
+        let answer = field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url])?;
+        ensure!(answer.contains("spiffe://cluster.local/ns/t-six/sa/client"), "{url}: the server saw {answer}");
+    }
+    ensure!(field.status("plain", &by_pod)? == "200", "no plain text under Permissive");
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
+        "spec": {"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}}))?;
+    kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1"))?;
+    ensure!(field.status("plain", &by_pod)? == "000", "plain text got in over IPv6 under Strict");
+    ensure!(field.status("client", by_service)? == "200", "mTLS did not get in over IPv6 under Strict");
     Ok(())
 }
 

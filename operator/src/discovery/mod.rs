@@ -12,4 +12,4 @@ pub mod relay;
 pub mod server;
 pub mod session;
 
-pub use registry::{Registry, Report};
+pub use registry::{Acknowledgement, Registry, Report};

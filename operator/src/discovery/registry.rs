@@ -34,6 +34,17 @@ pub enum Report {
     Unsubscribed(Name),
 }
 
+/// How far the present shares of a Canary have come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// Every sidecar concerned enforces them.
+    Complete,
+    /// Some do not; a sentence says who.
+    Awaited(String),
+    /// One has refused them; a sentence says which and why.
+    Refused(String),
+}
+
 /// All sidecars that are connected to any replica, as far as this one knows.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -133,21 +144,38 @@ impl Registry {
 
     /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares. One
     /// that has not been heard of for a moment counts with what it last said: it goes on enforcing that.
-    pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> bool {
+    pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
         self.forget_lost(model);
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut views: HashMap<(&str, &str), Option<String>> = HashMap::new();
-        own.iter().chain(relayed.iter()).all(|(uid, sidecar)| {
-            let node = model.pod(uid).map_or("", |pod| &*pod.node);
-            sidecar.acked.iter().all(|((kind, name), acked)| {
+        let mut awaited = Vec::new();
+        for (uid, sidecar) in own.iter().chain(relayed.iter()) {
+            let pod = model.pod(uid);
+            let node = pod.map_or("", |pod| &*pod.node);
+            let behind = sidecar.acked.iter().find(|((kind, name), acked)| {
                 if *kind != ResourceType::Destination as i32 {
-                    return true;
+                    return false;
                 }
                 let view = views.entry((name.as_str(), node));
                 let wanted = view.or_insert_with(|| version_for_canary(model, name, uid, canary, epoch));
-                wanted.as_ref().is_none_or(|wanted| wanted == acked)
-            })
-        })
+                wanted.as_ref().is_some_and(|wanted| wanted != *acked)
+            });
+            let Some((name, _)) = behind else { continue };
+            let pod = pod.map_or_else(|| uid.clone(), |pod| format!("{}/{}", pod.namespace, pod.name));
+            if let Some((_, reason)) = sidecar.refused.get(name) {
+                return Acknowledgement::Refused(format!("pod {pod}: {reason}"));
+            }
+            awaited.push(pod);
+        }
+        awaited.sort();
+        match awaited.as_slice() {
+            [] => Acknowledgement::Complete,
+            [one] => Acknowledgement::Awaited(format!("the sidecar of pod {one} has not acknowledged it")),
+            [first, ..] => Acknowledgement::Awaited(format!(
+                "{} sidecars have not acknowledged it, that of pod {first} among them",
+                awaited.len()
+            )),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tulle_crds::{Canary, Phase, WorkloadKind, keys};
 
 use super::machine::{self, Action, Seen, Verb};
-use crate::discovery::Registry;
+use crate::discovery::{Acknowledgement, Registry};
 use crate::lease::Leadership;
 use crate::model::{Key, WorkloadKey};
 use crate::telemetry::{Aggregates, Counts};
@@ -102,7 +102,10 @@ impl Driver {
     ) -> Option<Vec<Total>> {
         let status = canary.status.clone().unwrap_or_default();
         let (mut seen, totals) = self.see(key, canary, baselines);
-        seen.acknowledged &= settled;
+        if !settled && seen.acknowledged == Acknowledgement::Complete {
+            let why = "this operator leads since a moment ago: not every sidecar may have been heard of";
+            seen.acknowledged = Acknowledgement::Awaited(why.to_owned());
+        }
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
         if next != status {
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
@@ -148,7 +151,10 @@ impl Driver {
             now: Timestamp::now(),
             generation: canary.metadata.generation.unwrap_or_default(),
             target: model.workload(&workload),
-            acknowledged: matters && self.registry.acknowledged_canary(&model, key, status.epoch),
+            acknowledged: match matters {
+                true => self.registry.acknowledged_canary(&model, key, status.epoch),
+                false => Acknowledgement::Awaited(String::new()),
+            },
             counted,
             action: annotation.and_then(|text| Verb::parse(text.as_str())),
         };

@@ -4,7 +4,7 @@
 //! first; evidence counts only while the weight is acknowledged; unknown holds; a newer revision
 //! starts over; every phase that is not an end has a deadline.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
     CanarySpec, CanaryStatus, Evidence, HistoryEntry, OnFailure, OnInconclusive, Percent, Phase, Span, Step,
@@ -12,11 +12,12 @@ use tulle_crds::{
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
+use crate::discovery::Acknowledgement;
 use crate::model::WorkloadSeen;
 use crate::telemetry::Counts;
 
 /// What is seen of the world at one look.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Seen {
     /// Now.
     pub now: Timestamp,
@@ -24,8 +25,8 @@ pub struct Seen {
     pub generation: i64,
     /// The target; `None`: it does not exist.
     pub target: Option<WorkloadSeen>,
-    /// Every sidecar that sends to the target has acknowledged the present status.
-    pub acknowledged: bool,
+    /// Whether every sidecar that sends to the target has acknowledged the present status.
+    pub acknowledged: Acknowledgement,
     /// Requests since the last look: to the canary, to the approved revision.
     pub counted: (Counts, Counts),
     /// A human's verb and its request id.
@@ -88,9 +89,10 @@ fn default_steps() -> Vec<Step> {
 
 /// One look: the next status and what to do.
 pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanaryStatus, Vec<Action>) {
-    let acknowledged = seen.acknowledged;
+    let acknowledged = seen.acknowledged == Acknowledgement::Complete;
+    let status = status.clone();
     let mut turn =
-        Turn { spec, steps: steps(spec), seen, status: status.clone(), actions: Vec::new(), acknowledged };
+        Turn { spec, steps: steps(spec), seen, status, actions: Vec::new(), acknowledged, changed: false };
     turn.status.observed_generation = Some(seen.generation);
     turn.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
     turn.look();
@@ -110,7 +112,12 @@ struct Turn<'a> {
     actions: Vec<Action>,
     /// Sidecars have acknowledged the status as it now stands.
     acknowledged: bool,
+    /// The weight was changed at this look.
+    changed: bool,
 }
+
+/// The condition that tells whom a rollout waits for.
+const ACKNOWLEDGED: &str = "Acknowledged";
 
 impl Turn<'_> {
     fn look(&mut self) {
@@ -350,12 +357,7 @@ impl Turn<'_> {
             .collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
         if ready >= needed {
-            self.condition(
-                "Stalled",
-                false,
-                "Capacity",
-                "the new revision has the pods that its weight needs",
-            );
+            self.condition("Capacity", true, "EnoughPods", "the new revision has the pods that its weight needs");
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
@@ -464,6 +466,7 @@ impl Turn<'_> {
         self.status.step_started = None;
         // Nobody has seen this yet.
         self.acknowledged = false;
+        self.changed = true;
     }
 
     fn step(&self) -> Option<&Step> {
@@ -509,6 +512,33 @@ impl Turn<'_> {
         let progressing = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting);
         let message = format!("{:?}", self.status.phase);
         self.condition("Progressing", progressing, &message.clone(), &message);
+        if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed) {
+            self.show_acknowledgement();
+        } else {
+            self.status.conditions.retain(|condition| condition.type_ != ACKNOWLEDGED);
+        }
+    }
+
+    /// Whoever asks why a rollout stands still is told whom it waits for.
+    fn show_acknowledgement(&mut self) {
+        let weight = self.status.weight;
+        match &self.seen.acknowledged {
+            Acknowledgement::Refused(why) if !self.changed => {
+                let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
+                if !self.status.conditions.iter().any(known) {
+                    self.event(true, reason::REFUSED, format!("the weight of {weight}% is not everywhere: {why}"));
+                }
+                self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
+            }
+            Acknowledgement::Awaited(who) if !self.changed => {
+                self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}%: {who}"));
+            }
+            Acknowledgement::Complete if !self.changed => {
+                let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
+                self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
+            }
+            _ => self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}% was just set")),
+        }
     }
 }
 

@@ -21,8 +21,14 @@ impl World {
         all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pods = (0..4).map(|n| pod(&format!("old-{n}"), "old", false)).collect();
         let target = WorkloadSeen { replicas: 4, latest: Some("old".into()), pods };
-        let seen =
-            Seen { target: Some(target), acknowledged: true, now: Timestamp::UNIX_EPOCH, ..Seen::default() };
+        let seen = Seen {
+            target: Some(target),
+            acknowledged: Acknowledgement::Complete,
+            now: Timestamp::UNIX_EPOCH,
+            generation: 1,
+            counted: Default::default(),
+            action: None,
+        };
         let mut world = Self {
             spec: serde_json::from_value(all).unwrap(),
             status: CanaryStatus::default(),
@@ -117,6 +123,10 @@ impl World {
     }
 }
 
+fn awaited() -> Acknowledgement {
+    Acknowledgement::Awaited("the sidecar of pod shop/web-0 has not acknowledged it".to_owned())
+}
+
 fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
     PodSeen {
         name: name.into(),
@@ -171,13 +181,37 @@ fn a_bad_version_is_stopped_and_stays_stopped() {
 fn the_weight_that_is_shown_is_the_weight_that_is_acknowledged() {
     let mut world = World::quick();
     world.deploy("new");
-    world.seen.acknowledged = false;
+    world.seen.acknowledged = awaited();
     world.run(30);
     assert_eq!((world.status.weight, world.status.weight_summary.as_str()), (5, "0%"));
     assert_eq!(world.status.evidence, Evidence::default(), "nothing counts before");
-    world.seen.acknowledged = true;
+    world.seen.acknowledged = Acknowledgement::Complete;
     world.run(2);
     assert_eq!(world.status.weight_summary, "5%");
+}
+
+#[test]
+fn whoever_asks_is_told_whom_the_rollout_waits_for() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(1);
+    let refused = "pod shop/web-1: this sidecar (0.0.1) has no split/v1";
+    world.seen.acknowledged = Acknowledgement::Refused(refused.to_owned());
+    let events = world.run(30);
+    let shown = |world: &World| {
+        let all = &world.status.conditions;
+        let found = all.iter().find(|condition| condition.type_ == "Acknowledged").unwrap();
+        (found.status.clone(), found.reason.clone(), found.message.clone())
+    };
+    assert_eq!(shown(&world), ("False".into(), "RefusedBySidecar".into(), refused.into()));
+    let told = events.iter().filter(|a| matches!(a, Action::Event { reason: "RefusedBySidecar", .. }));
+    assert_eq!(told.count(), 1, "once, not at every look");
+    world.seen.acknowledged = Acknowledgement::Complete;
+    world.run(2);
+    assert_eq!(shown(&world).0, "True");
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Stable);
+    assert!(world.status.conditions.iter().all(|condition| condition.type_ != "Acknowledged"));
 }
 
 #[test]
@@ -299,9 +333,9 @@ fn traffic_is_taken_away_and_acknowledged_before_the_template_is_restored() {
     while world.status.phase != Phase::Failed {
         world.run(1);
     }
-    world.seen.acknowledged = false;
+    world.seen.acknowledged = awaited();
     assert!(!world.run(5).iter().any(|action| matches!(action, Action::Undo { .. })));
-    world.seen.acknowledged = true;
+    world.seen.acknowledged = Acknowledgement::Complete;
     assert!(world.run(1).contains(&Action::Undo { revision: "old".into() }));
 }
 
