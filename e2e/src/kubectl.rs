@@ -1,6 +1,5 @@
 //! kubectl, as the demo and the tests use it.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -42,21 +41,33 @@ impl Kube {
 
     /// Applies manifests; returns what kubectl prints, warnings included.
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        let mut command = self.command(&["apply", "-f", "-"])?;
+        let (mut text, warnings) = self.fed(&["apply", "-f", "-"], manifests)?;
+        text.push_str(&warnings);
+        Ok(text)
+    }
+
+    /// What would become of an object at admission, as JSON.
+    pub fn dry_run(&self, manifest: &str) -> Result<String> {
+        Ok(self.fed(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
+    }
+
+    /// kubectl with something to read; what it prints on standard output and error.
+    fn fed(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
+        let mut command = self.command(arguments)?;
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .context("cannot run kubectl")?;
-        child.stdin.take().context("kubectl's input")?.write_all(manifests.as_bytes())?;
+        child.stdin.take().context("kubectl's input")?.write_all(input.as_bytes())?;
         let done = child.wait_with_output()?;
-        let mut text = String::from_utf8_lossy(&done.stdout).into_owned();
-        let _ = write!(text, "{}", String::from_utf8_lossy(&done.stderr));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (output, error) = (text(&done.stdout), text(&done.stderr));
         if !done.status.success() {
-            bail!("kubectl apply: {}", text.trim());
+            bail!("kubectl {}: {} {}", arguments.join(" "), output.trim(), error.trim());
         }
-        Ok(text)
+        Ok((output, error))
     }
 
     /// An object, or a list.

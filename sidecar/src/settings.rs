@@ -29,6 +29,9 @@ pub mod env {
     pub const PROBES: &str = "TULLE_PROBES";
     /// Data threads; 1 unless a pod needs more.
     pub const WORKERS: &str = "TULLE_WORKERS";
+    /// Not written by the webhook: features to have, comma separated, instead of all that this build has. What
+    /// a sidecar without the others would refuse, this one refuses too: a way to try an upgrade.
+    pub const FEATURES: &str = "TULLE_FEATURES";
 }
 
 /// The sidecar's settings.
@@ -56,6 +59,8 @@ pub struct Settings {
     pub probes: Vec<crate::probe::Probe>,
     /// Data threads.
     pub workers: usize,
+    /// What resources may require of this sidecar.
+    pub features: Vec<&'static str>,
 }
 
 impl Settings {
@@ -85,7 +90,12 @@ impl Settings {
             Ok(text) => text.parse().with_context(|| format!("{} must be a number", env::WORKERS))?,
             Err(_) => 1,
         };
+        let features = match std::env::var(env::FEATURES) {
+            Ok(text) => features(&text)?,
+            Err(_) => tulle_mesh::features::ALL.to_vec(),
+        };
         Ok(Self {
+            features,
             pod_name: read(env::POD_NAME)?,
             pod_namespace: read(env::POD_NAMESPACE)?,
             pod_uid: read(env::POD_UID)?,
@@ -99,4 +109,14 @@ impl Settings {
             workers,
         })
     }
+}
+
+fn features(text: &str) -> Result<Vec<&'static str>> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    let known = |name| {
+        let all = tulle_mesh::features::ALL;
+        let found = all.iter().copied().find(|feature| *feature == name);
+        found.with_context(|| format!("{} may hold {}, not {name:?}", env::FEATURES, all.join(", ")))
+    };
+    names.map(known).collect()
 }

@@ -8,6 +8,7 @@ mod lifecycle;
 mod mesh;
 mod node;
 mod rollouts;
+mod skew;
 mod talk;
 mod updates;
 mod workspace;
@@ -28,7 +29,7 @@ pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 
 /// Suites, in their order.
 const SUITES: &[&str] =
-    &["workspace", "node", "lifecycle", "mesh", "talk", "framing", "updates", "rollouts", "faults"];
+    &["workspace", "node", "lifecycle", "mesh", "talk", "framing", "updates", "rollouts", "skew", "faults"];
 
 /// Why a test cannot run on this cluster; it counts as skipped.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -
 
 fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
     let mut all = Tally::default();
-    let tests: [(&str, &[Test]); 8] = [
+    let tests: [(&str, &[Test]); 9] = [
         ("node", node::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("mesh", mesh::TESTS),
@@ -85,6 +86,7 @@ fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, 
         ("framing", framing::TESTS),
         ("updates", updates::TESTS),
         ("rollouts", rollouts::TESTS),
+        ("skew", skew::TESTS),
         ("faults", faults::TESTS),
     ];
     if cluster == "embedded" {

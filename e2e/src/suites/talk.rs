@@ -107,11 +107,16 @@ fn ipv6(kube: &Kube) -> Result<()> {
     let (by_pod, by_service) = (format!("http://[{own}]:8080/"), "http://six.t-six.svc.cluster.local/");
     for url in [by_pod.as_str(), by_service] {
         let answer = field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url])?;
-        ensure!(answer.contains("spiffe://cluster.local/ns/t-six/sa/client"), "{url}: the server saw {answer}");
+        ensure!(
+            answer.contains("spiffe://cluster.local/ns/t-six/sa/client"),
+            "{url}: the server saw {answer}"
+        );
     }
     ensure!(field.status("plain", &by_pod)? == "200", "no plain text under Permissive");
-    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
-        "spec": {"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}}))?;
+    field.apply(
+        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
+        "spec": {"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}}),
+    )?;
     kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1"))?;
     ensure!(field.status("plain", &by_pod)? == "000", "plain text got in over IPv6 under Strict");
     ensure!(field.status("client", by_service)? == "200", "mTLS did not get in over IPv6 under Strict");

@@ -357,7 +357,12 @@ impl Turn<'_> {
             .collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
         if ready >= needed {
-            self.condition("Capacity", true, "EnoughPods", "the new revision has the pods that its weight needs");
+            self.condition(
+                "Capacity",
+                true,
+                "EnoughPods",
+                "the new revision has the pods that its weight needs",
+            );
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
@@ -526,7 +531,11 @@ impl Turn<'_> {
             Acknowledgement::Refused(why) if !self.changed => {
                 let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
                 if !self.status.conditions.iter().any(known) {
-                    self.event(true, reason::REFUSED, format!("the weight of {weight}% is not everywhere: {why}"));
+                    self.event(
+                        true,
+                        reason::REFUSED,
+                        format!("the weight of {weight}% is not everywhere: {why}"),
+                    );
                 }
                 self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
             }

@@ -18,7 +18,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tulle_mesh::features;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
     Ack, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
@@ -211,7 +210,7 @@ impl Session<'_> {
             pod_name: self.settings.pod_name.clone(),
             pod_uid: self.settings.pod_uid.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: features::ALL.iter().map(|feature| (*feature).to_owned()).collect(),
+            features: self.settings.features.iter().map(|feature| (*feature).to_owned()).collect(),
             held: held.collect(),
         };
         self.reporter.reconnected();
@@ -251,7 +250,7 @@ impl Session<'_> {
 
     fn apply(&mut self, resource: &Resource) -> sidecar_message::Message {
         let (name, version) = (resource.name.clone(), resource.version.clone());
-        match resource::decode(resource) {
+        match resource::decode(resource, &self.settings.features) {
             Ok(decoded) => {
                 match decoded {
                     resource::Resource::Inbound(inbound) => self.store.set_inbound(inbound),

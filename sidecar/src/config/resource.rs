@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tulle_mesh::features;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
@@ -116,13 +115,12 @@ pub enum Resource {
     Destination(SocketAddr, Destination),
 }
 
-/// Decodes a resource.
+/// Decodes a resource for a sidecar with these features.
 ///
 /// # Errors
 /// [`Refused`] with a reason; the last good one stays.
-pub fn decode(resource: &proto::Resource) -> Result<Resource, Refused> {
-    if let Some(feature) = resource.requires.iter().find(|feature| !features::ALL.contains(&feature.as_str()))
-    {
+pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource, Refused> {
+    if let Some(feature) = resource.requires.iter().find(|feature| !features.contains(&feature.as_str())) {
         let version = env!("CARGO_PKG_VERSION");
         return Err(Refused(format!(
             "this sidecar ({version}) has no {feature}: restart the pod to update it"
@@ -216,12 +214,14 @@ fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::features;
+
     use super::*;
 
     #[test]
     fn a_resource_that_needs_more_than_this_build_has_is_refused() {
         let resource = proto::Resource { requires: vec!["access/v9".into()], ..Default::default() };
-        assert!(decode(&resource).unwrap_err().0.contains("access/v9"));
+        assert!(decode(&resource, features::ALL).unwrap_err().0.contains("access/v9"));
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
             body: Some(proto::resource::Body::Inbound(inbound)),
             ..Default::default()
         };
-        assert!(decode(&inbound(proto::Inbound { mtls: 99, ..Default::default() })).is_err());
+        assert!(decode(&inbound(proto::Inbound { mtls: 99, ..Default::default() }), features::ALL).is_err());
         let access = proto::Access {
             deny: vec![proto::Rule {
                 from: vec![proto::Peer { any_namespace: true, ..Default::default() }],
@@ -239,11 +239,11 @@ mod tests {
             ..Default::default()
         };
         let unknown_peer = proto::Inbound { mtls: 1, access: Some(access), ..Default::default() };
-        assert!(decode(&inbound(unknown_peer)).is_err());
+        assert!(decode(&inbound(unknown_peer), features::ALL).is_err());
         let empty = proto::Resource {
             body: Some(proto::resource::Body::Destination(proto::Destination { kind: None })),
             ..Default::default()
         };
-        assert!(decode(&empty).is_err());
+        assert!(decode(&empty, features::ALL).is_err());
     }
 }
