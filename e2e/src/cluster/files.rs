@@ -9,6 +9,8 @@ use crate::host;
 
 /// Where CoreDNS listens, on the first node.
 pub const DNS: &str = "172.30.0.100";
+/// Where CoreDNS says that it has read the Services.
+pub const DNS_READY: &str = "172.30.0.100:8181";
 /// Service addresses; the first family is that of Services that name none.
 pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 /// Pod addresses of all nodes.
@@ -62,6 +64,11 @@ impl Node {
         self.state.join("nodes").join(self.name())
     }
 
+    /// Exists once the API server is ready.
+    pub fn api_ready(&self) -> PathBuf {
+        self.state.join("api-ready")
+    }
+
     /// Where its containerd listens.
     pub fn containerd(&self) -> PathBuf {
         self.folder().join("containerd.sock")
@@ -78,7 +85,7 @@ pub fn cgroup_prefix(state: &Path) -> String {
 pub fn write(nodes: &[Node]) -> Result<()> {
     for node in nodes {
         let (folder, state) = (node.folder(), node.state.as_path());
-        for made in ["cni", "kubelet", "var-cni", "podlogs", "images"] {
+        for made in ["cni", "kubelet", "var-cni", "podlogs", "images", "static-pods"] {
             std::fs::create_dir_all(folder.join(made))?;
         }
         std::fs::create_dir_all(state.join("logs"))?;
@@ -160,6 +167,7 @@ nodeStatusUpdateFrequency: 5s
 resolvConf: {folder}/resolv.conf
 serializeImagePulls: false
 shutdownGracePeriod: 0s
+staticPodPath: {folder}/static-pods
 syncFrequency: 10s
 tlsCertFile: {state}/pki/{name}-server.crt
 tlsPrivateKeyFile: {state}/pki/{name}-server.key
@@ -188,6 +196,7 @@ fn corefile(state: &str) -> String {
         ".:53 {{
   bind {DNS}
   errors
+  ready {DNS_READY}
   kubernetes cluster.local in-addr.arpa ip6.arpa {{
     kubeconfig {state}/pki/admin.conf
     ttl 1

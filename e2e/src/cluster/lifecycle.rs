@@ -15,6 +15,9 @@ use crate::host;
 use crate::images;
 use crate::progress::step;
 
+/// How long a slow machine may take for a step.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The embedded cluster of this machine.
 pub struct Cluster {
     state: PathBuf,
@@ -53,13 +56,29 @@ impl Cluster {
         pki::create(&self.state.join("pki"), &nodes)?;
         nodes.iter().try_for_each(|node| make_cgroups(&node.cgroup()))?;
         self.start_node(&components, count)?;
-        self.wait_for(Duration::from_secs(30), "containerd", || {
-            nodes.iter().all(|node| node.containerd().exists())
-        })?;
+        self.wait_for(PATIENCE, "containerd", || nodes.iter().all(|node| node.containerd().exists()))?;
         self.load(&pause)?;
-        self.wait_ready(Duration::from_secs(90))?;
+        self.wait_for(PATIENCE, "the API server (see: cargo xtask cluster logs kube-apiserver)", || {
+            self.answers(&[], "/readyz")
+        })?;
+        nodes.iter().take(1).try_for_each(|first| host::write(&first.api_ready(), ""))?;
         let dns = self.state.join("dns.yaml");
-        host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns)).map(drop)
+        host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns))?;
+        self.wait_ready(PATIENCE)?;
+        self.wait_for(PATIENCE, "Services (see: cargo xtask cluster logs kube-proxy)", || {
+            self.answers(&["--server=https://10.96.0.1:443"], "/readyz")
+        })?;
+        self.wait_for(PATIENCE, "names (see: cargo xtask cluster logs coredns)", || {
+            self.answers(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
+        })
+    }
+
+    /// Whether the API server, or another server that kubectl is told of, answers.
+    fn answers(&self, server: &[&str], path: &str) -> bool {
+        let kubectl = self.kubectl().map(|mut kubectl| {
+            host::output(kubectl.args(server).args(["get", "--raw", path, "--request-timeout=2s"]))
+        });
+        kubectl.is_ok_and(|answer| answer.is_ok())
     }
 
     /// The nodes that it was started with.
@@ -147,6 +166,11 @@ impl Cluster {
             host::write(&loaded, "")?;
         }
         Ok(())
+    }
+
+    /// Where the first node's kubelet looks for static pods.
+    pub fn static_pods(&self) -> PathBuf {
+        Node { state: self.state.clone(), number: 1 }.folder().join("static-pods")
     }
 
     /// Prints the log of a component.

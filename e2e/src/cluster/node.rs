@@ -19,14 +19,14 @@ pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
     let node = Node { state: state.to_path_buf(), number: 1 };
     mounts(&node)?;
     first_network(&node)?;
-    let mut all = control_plane(&node, components);
-    all.extend(worker_components(&node, components));
+    let mut later = control_plane(&node, components);
+    later.extend(worker_components(&node, components));
     for number in 2..=count {
         let worker = Node { state: state.to_path_buf(), number };
         connect(&worker)?;
-        all.push(nested(&worker, components)?);
+        later.push(nested(&worker, components)?);
     }
-    start_all(state, all)
+    supervise(&node, api_server(&node, components), later)
 }
 
 /// Runs another node, in namespaces inside those of the first one.
@@ -35,15 +35,7 @@ pub fn run_worker(state: &Path, components: &Path, number: u8) -> Result<()> {
     mounts(&node)?;
     rustix::system::sethostname(node.name().as_bytes())?;
     forward()?;
-    start_all(state, worker_components(&node, components))
-}
-
-fn start_all(state: &Path, components: Vec<Component>) -> Result<()> {
-    let mut running = Vec::new();
-    for component in components {
-        running.push((start(state, &component)?, component));
-    }
-    supervise(state, running)
+    supervise(&node, Vec::new(), worker_components(&node, components))
 }
 
 /// A program of the node and its arguments.
@@ -53,21 +45,36 @@ struct Component {
     arguments: Vec<String>,
 }
 
-/// Starts again what ends: kubelet, say, gives up when containerd does not listen yet. Orphans of
-/// containerd's shims are children of pid 1 too, and nobody else waits for them.
-fn supervise(state: &Path, mut running: Vec<(Child, Component)>) -> Result<()> {
+/// Starts `later` once the API server is ready: what asks too early asks again later and later, and on a
+/// slow machine a cluster that is up would have no Services for a minute. Starts again what ends: kubelet,
+/// say, gives up when containerd does not listen yet. Orphans of containerd's shims are children of pid 1
+/// too, and nobody else waits for them.
+fn supervise(node: &Node, first: Vec<Component>, mut later: Vec<Component>) -> Result<()> {
+    let mut running = Vec::new();
+    start_all(node, &mut running, first)?;
+    start_all(node, &mut running, vec![containerd(node)])?;
     loop {
-        let Ok(Some((ended, _))) = wait(WaitOptions::empty()) else {
-            thread::sleep(Duration::from_millis(200));
+        if !later.is_empty() && node.api_ready().exists() {
+            start_all(node, &mut running, std::mem::take(&mut later))?;
+        }
+        let Ok(Some((ended, _))) = wait(WaitOptions::NOHANG) else {
+            thread::sleep(Duration::from_millis(50));
             continue;
         };
         for (child, component) in &mut running {
             if child.id() == ended.as_raw_nonzero().get().unsigned_abs() {
                 thread::sleep(Duration::from_millis(300));
-                *child = start(state, component)?;
+                *child = start(&node.state, component)?;
             }
         }
     }
+}
+
+fn start_all(node: &Node, running: &mut Vec<(Child, Component)>, components: Vec<Component>) -> Result<()> {
+    for component in components {
+        running.push((start(&node.state, &component)?, component));
+    }
+    Ok(())
 }
 
 /// A tmpfs and binds keep the host's own folders clean: without them network namespaces and pod
@@ -170,11 +177,16 @@ fn log_name(component: &str, node: &Node) -> String {
     if node.number == 1 { component.to_owned() } else { format!("{component}-{}", node.name()) }
 }
 
-/// What every node runs.
+fn containerd(node: &Node) -> Component {
+    let config = node.folder().join("containerd.toml").display().to_string();
+    let name = log_name("containerd", node);
+    Component { name, program: "containerd".into(), arguments: vec!["-c".into(), config] }
+}
+
+/// What every node runs besides containerd.
 fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
     let path = |name: &str| node.folder().join(name).display().to_string();
     let kubeconfig = node.state.join("pki").join(format!("{}.conf", node.name()));
-    let containerd = vec!["-c".into(), path("containerd.toml")];
     let kubelet = vec![
         format!("--config={}", path("kubelet.yaml")),
         format!("--kubeconfig={}", kubeconfig.display()),
@@ -182,14 +194,20 @@ fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
         format!("--node-ip={},{}", node.address(), node.address_v6()),
     ];
     let proxy = vec![format!("--config={}", path("proxy.yaml"))];
+    vec![upstream("kubelet", node, components, kubelet), upstream("kube-proxy", node, components, proxy)]
+}
+
+/// The API server and its store.
+fn api_server(node: &Node, components: &Path) -> Vec<Component> {
+    let key = |name: &str| node.state.join("pki").join(name).display().to_string();
+    let data = node.state.join("etcd").display().to_string();
     vec![
-        Component { name: log_name("containerd", node), program: "containerd".into(), arguments: containerd },
-        upstream("kubelet", node, components, kubelet),
-        upstream("kube-proxy", node, components, proxy),
+        upstream("etcd", node, components, vec!["--data-dir".into(), data, "--unsafe-no-fsync".into()]),
+        upstream("kube-apiserver", node, components, api_server_arguments(&node.address(), &key)),
     ]
 }
 
-/// What the first node runs besides.
+/// What the first node runs besides, once its API server is ready.
 fn control_plane(node: &Node, components: &Path) -> Vec<Component> {
     let pki = node.state.join("pki");
     let path = |name: &str| node.state.join(name).display().to_string();
@@ -197,8 +215,6 @@ fn control_plane(node: &Node, components: &Path) -> Vec<Component> {
     let kubeconfig = |name: &str| format!("--kubeconfig={}", key(name));
     let upstream = |name: &str, arguments: Vec<String>| upstream(name, node, components, arguments);
     vec![
-        upstream("etcd", vec!["--data-dir".into(), path("etcd"), "--unsafe-no-fsync".into()]),
-        upstream("kube-apiserver", api_server(&node.address(), &key)),
         upstream(
             "kube-controller-manager",
             vec![
@@ -222,7 +238,7 @@ fn control_plane(node: &Node, components: &Path) -> Vec<Component> {
     ]
 }
 
-fn api_server(address: &str, key: &dyn Fn(&str) -> String) -> Vec<String> {
+fn api_server_arguments(address: &str, key: &dyn Fn(&str) -> String) -> Vec<String> {
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={address}"),

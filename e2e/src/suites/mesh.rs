@@ -3,17 +3,19 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::Test;
 use super::field::{Field, host_pod};
+use super::{Skip, Test};
+use crate::host;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
     ("pods get a sidecar at admission, and a malformed annotation is named in a warning", injection),
     ("a pod may opt out where the sidecar is not required, and not where it is", opting_out),
     ("nobody else may run as the sidecar's user, not even a debug container", proxy_uid),
+    ("a static pod's mirror is left alone", static_pod),
     ("a Job with a sidecar completes", job),
     ("strict mTLS refuses plain text, and probes still pass", strict),
     ("a deny from the dev to the prod namespace blocks one caller and not the other", dev_to_prod),
@@ -82,6 +84,37 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
         "a debug container came in"
     );
     Ok(())
+}
+
+/// kubelet runs it whatever the API server says: an injected mirror would show a sidecar that is not there.
+fn static_pod(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(cluster) = kube else {
+        bail!(Skip("kubelet's folder of static pods is out of reach"))
+    };
+    let field = Field::meshed(kube, "t-static")?;
+    let mut pod = host_pod("app", "", &["/usr/bin/sleep", "1000"]);
+    pod["metadata"]["namespace"] = json!("t-static");
+    pod["spec"].as_object_mut().context("a spec")?.remove("serviceAccountName");
+    let manifest = cluster.static_pods().join("app.json");
+    host::write(&manifest, pod.to_string())?;
+    let outcome = (|| {
+        kube.wait_for("the mirror", 60, || {
+            Ok(field.kubectl(&["get", "pods", "-o", "name"])? == "pod/app-node\n")
+        })?;
+        field.ready("app-node")?;
+        let mirror = kube.json(&["-n", "t-static", "get", "pod", "app-node"])?;
+        ensure!(
+            mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string(),
+            "it is no mirror"
+        );
+        ensure!(mirror["spec"]["initContainers"].is_null(), "the mirror shows a sidecar");
+        let label = &mirror["metadata"]["labels"]["tulle.dev/injected"];
+        ensure!(label.is_null(), "the mirror is labelled as injected: {label}");
+        Ok(())
+    })();
+    std::fs::remove_file(manifest)?;
+    kube.wait_for("its end", 60, || Ok(field.kubectl(&["get", "pods", "-o", "name"])?.is_empty()))?;
+    outcome
 }
 
 fn job(kube: &Kube) -> Result<()> {
