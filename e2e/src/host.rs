@@ -14,7 +14,7 @@ use crate::progress::step;
 const PROGRAMS: &[(&str, &str)] = &[
     ("containerd", "containerd"),
     ("runc", "runc"),
-    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
     ("nft", "nftables"),
     ("iptables", "iptables"),
     ("conntrack", "conntrack"),

@@ -109,10 +109,12 @@ pub fn write(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
+/// A routed wire for each pod. On a bridge the answer of one pod to another would not come by where the
+/// Service's address is put back, unless the kernel has br_netfilter loaded.
 fn cni(node: &Node) -> String {
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "node", "plugins": [
-  {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+  {{"type": "ptp", "ipMasq": false,
    "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{}"}}], [{{"subnet": "{}"}}]],
     "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}

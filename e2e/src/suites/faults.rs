@@ -16,6 +16,10 @@ pub(super) const TESTS: &[Test] = &[
     ("both operator replicas gone for a minute under load: nothing is lost", operator_gone),
     ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
     ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
+    (
+        "the webhook's configuration deleted: required namespaces still let no bare pod in",
+        configuration_gone,
+    ),
     ("certificates renewed under load lose nothing", renewal),
     ("a certificate for another pod's identity is refused, logged and counted", foreign_identity),
     ("uninstalling leaves nothing", uninstall),
@@ -98,6 +102,27 @@ fn webhook_gone(kube: &Kube) -> Result<()> {
         })
     })();
     scale(kube, "tulle-webhook", 2)?;
+    outcome
+}
+
+fn configuration_gone(kube: &Kube) -> Result<()> {
+    let field = Field::new(kube, "t-policy", json!({"tulle.dev/inject": "required"}))?;
+    kube.run(&["delete", "mutatingwebhookconfiguration", "tulle"])?;
+    let mut bare = false;
+    let outcome = kube.wait_for("the refusal by the admission policy", 30, || {
+        let refused = match field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"])) {
+            Ok(_) => {
+                // Until the API server has noticed, the webhook still injects.
+                bare |= field.get("pod/bare", ".spec.initContainers[1].name")? != "tulle-proxy";
+                field.kubectl(&["delete", "pod", "bare", "--now"])?;
+                return Ok(false);
+            }
+            Err(refused) => refused.to_string(),
+        };
+        Ok(refused.contains("the namespace requires Tulle's sidecar"))
+    });
+    install::tulle(kube)?;
+    ensure!(!bare, "a bare pod came in");
     outcome
 }
 
