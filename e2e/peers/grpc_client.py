@@ -26,7 +26,7 @@ def once(target):
 
 
 def load(target, rate):
-    account = {"sent": 0, "failed": 0, "failures": {}, "versions": {}}
+    account = {"sent": 0, "ok": 0, "failed": 0, "failures": {}, "versions": {}}
     lock = threading.Lock()
     channel = grpc.insecure_channel(target)
 
@@ -37,7 +37,9 @@ def load(target, rate):
         except grpc.RpcError as error:
             failure = f"{error.code().name}: {error.details()}"
         with lock:
-            if failure:
+            if not failure:
+                account["ok"] += 1
+            else:
                 account["failed"] += 1
                 account["failures"][failure] = account["failures"].get(failure, 0) + 1
 

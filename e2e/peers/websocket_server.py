@@ -5,8 +5,10 @@ import sys
 import websockets
 
 
-async def serve(socket):
-    await socket.send(socket.request_headers.get("tulle-client-id", ""))
+async def serve(socket, _path=None):
+    # Where the handshake's headers are depends on the library's version.
+    headers = socket.request.headers if hasattr(socket, "request") else socket.request_headers
+    await socket.send(headers.get("tulle-client-id", ""))
     for number in range(3):
         await asyncio.sleep(0.1)
         await socket.send(str(number))

@@ -43,6 +43,8 @@ struct Tour {
 #[derive(Clone, Debug)]
 struct Account {
     sent: u64,
+    /// Requests that have come to an end, one way or the other.
+    ended: u64,
     failed: u64,
     failures: Value,
     versions: Value,
@@ -76,7 +78,19 @@ impl Tour {
 
     fn injected(&self) -> Result<()> {
         self.say("A label on the namespace, and every pod gets a sidecar at admission");
-        // A shop of an earlier run would be in the middle of something.
+        // A shop of an earlier run would be in the middle of something. Somebody else's is not ours to delete.
+        let theirs = self.kube.run(&[
+            "get",
+            "namespace",
+            NAMESPACE,
+            "--ignore-not-found",
+            "-o",
+            "jsonpath={.metadata.labels}",
+        ])?;
+        ensure!(
+            theirs.is_empty() || theirs.contains("tulle-sample"),
+            "this cluster has a namespace {NAMESPACE} that is not the sample's: the demo would delete it; use another cluster"
+        );
         self.kube.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
         let shop = install::sample("shop.yaml")?;
         let (services, load) = shop.rsplit_once("---").context("the load comes last in shop.yaml")?;
@@ -166,10 +180,11 @@ impl Tour {
         self.deploy("v2", 0)?;
         let seen = self.follow(|phase, revision_done| phase == "Stable" && revision_done, 180)?;
         for weight in ["5%", "25%", "50%"] {
-            ensure!(seen.iter().any(|line| line.contains(weight)), "the weight was never {weight}");
+            let shown = |line: &String| line.split_whitespace().any(|word| word == weight);
+            ensure!(seen.iter().any(shown), "the weight was never {weight}");
         }
         self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
-        let after = self.account()?;
+        let after = self.settled()?;
         self.lost(&before, &after)?;
         println!("answers by version so far: {}", after.versions);
         Ok(())
@@ -326,10 +341,23 @@ impl Tour {
         let line = self.load_line()?;
         Ok(Account {
             sent: line["sent"].as_u64().unwrap_or(0),
+            ended: line["ok"].as_u64().unwrap_or(0) + line["failed"].as_u64().unwrap_or(0),
             failed: line["failed"].as_u64().unwrap_or(0),
             failures: line["failures"].clone(),
             versions: line["versions"].clone(),
         })
+    }
+
+    /// What has been counted once every request that is under way now has ended: one that hangs has not failed
+    /// before its time-out.
+    fn settled(&self) -> Result<Account> {
+        let mut now = self.account()?;
+        let sent = now.sent;
+        self.kube.wait_for("requests under way to end", 60, || {
+            now = self.account()?;
+            Ok(now.ended >= sent)
+        })?;
+        Ok(now)
     }
 
     fn wait_for_traffic(&self) -> Result<()> {

@@ -69,10 +69,38 @@ pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     }
     step(&format!("installing {}", missing.join(" ")));
     let quiet = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
-    quiet(Command::new("apt-get").args(["update", "-qq"]))?;
-    quiet(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
+    // Another apt may be at work on a machine that has just started; and nothing of the user's is removed.
+    let polite = ["-qq", "-o", "DPkg::Lock::Timeout=300"];
+    if let Err(error) = quiet(Command::new("apt-get").arg("update").args(polite)) {
+        eprintln!("warning: {error:#}");
+    }
+    let install = ["install", "-y", "--no-remove", "--no-install-recommends"];
+    quiet(Command::new("apt-get").args(install).args(polite).args(&missing))
         .with_context(|| format!("could not install; try by hand: {by_hand}"))?;
     Ok(())
+}
+
+/// Settings of the whole machine that kubelet wants, and the values that it wants.
+pub const KERNEL_SETTINGS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// What they are now.
+pub fn kernel_settings() -> Vec<String> {
+    let value = |name: &str| fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap_or_default();
+    KERNEL_SETTINGS.iter().map(|(name, _)| format!("{name} = {}", value(name).trim())).collect()
+}
+
+/// The search path with the folders of system programs, which a shell of root need not have.
+pub fn path() -> std::ffi::OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+    path
 }
 
 /// Whether a program is on the PATH (or at the given absolute path).
@@ -80,9 +108,7 @@ pub fn exists(program: &str) -> bool {
     if program.starts_with('/') {
         return Path::new(program).exists();
     }
-    let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(sbin).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path()).any(|folder| folder.join(program).is_file())
 }
 
 /// Runs a command to its end and returns what it printed.
@@ -91,6 +117,7 @@ pub fn exists(program: &str) -> bool {
 /// The command line and its standard error, when it cannot be started or exits non-zero.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = shown(command);
+    command.env("PATH", path());
     let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     if !done.status.success() {

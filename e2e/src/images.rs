@@ -31,6 +31,9 @@ pub const TULLE: &[Image] = &[
     Image { name: "tulle.local/shop:dev", package: "tulle-e2e", binary: Some("shop") },
 ];
 
+/// Archives of an image that stay in the cache.
+const KEPT: usize = 4;
+
 /// The cargo profile of the images: `release`, or what TULLE_PROFILE names (`dev` builds faster).
 pub fn profile() -> String {
     std::env::var("TULLE_PROFILE").unwrap_or_else(|_| "release".to_owned())
@@ -64,8 +67,20 @@ pub fn archive(image: &Image) -> Result<PathBuf> {
     if !archive.is_file() {
         fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
         build(image, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
+        forget_old(&archive, &short);
     }
     Ok(archive)
+}
+
+/// Keeps the newest archives of an image: every build of a changed program makes another one.
+fn forget_old(newest: &Path, short: &str) {
+    let entries =
+        newest.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let mine = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{short}-")));
+    let mut archives: Vec<_> =
+        mine.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    archives.sort_by(|a, b| b.cmp(a));
+    archives.iter().skip(KEPT).for_each(|(_, path)| drop(fs::remove_file(path)));
 }
 
 fn program(image: &Image, binary: &str) -> Result<PathBuf> {

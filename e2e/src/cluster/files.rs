@@ -11,12 +11,26 @@ use crate::host;
 pub const DNS: &str = "172.30.0.100";
 /// Where CoreDNS says that it has read the Services.
 pub const DNS_READY: &str = "172.30.0.100:8181";
-/// Service addresses; the first family is that of Services that name none.
-pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
-/// Pod addresses of all nodes.
-const PODS: &str = "10.244.0.0/16,fd00:244::/48";
+/// Service addresses by family; the first is that of Services that name none.
+const SERVICES: &[&str] = &["10.96.0.0/16", "fd00:96::/112"];
+/// Pod addresses of all nodes, by family.
+const PODS: &[&str] = &["10.244.0.0/16", "fd00:244::/48"];
 /// The image of every pod's first container.
 pub const PAUSE_IMAGE: &str = "tulle.local/pause:1";
+
+/// Whether this machine's kernel has IPv6: clusters have both families then.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Service addresses of the families that there are.
+pub fn services() -> &'static [&'static str] {
+    SERVICES.split_at(if has_ipv6() { 2 } else { 1 }).0
+}
+
+fn pods() -> String {
+    PODS.split_at(if has_ipv6() { 2 } else { 1 }).0.join(",")
+}
 
 /// One node of a cluster; the first one runs the control plane too.
 #[derive(Clone, Debug)]
@@ -41,6 +55,11 @@ impl Node {
     /// Its IPv6 address.
     pub fn address_v6(&self) -> String {
         format!("fd00:30::{:x}", self.number)
+    }
+
+    /// Its addresses, of both families where there are both.
+    pub fn addresses(&self) -> String {
+        if has_ipv6() { format!("{},{}", self.address(), self.address_v6()) } else { self.address() }
     }
 
     /// Addresses of its pods.
@@ -85,7 +104,7 @@ pub fn cgroup_prefix(state: &Path) -> String {
 pub fn write(nodes: &[Node]) -> Result<()> {
     for node in nodes {
         let (folder, state) = (node.folder(), node.state.as_path());
-        for made in ["cni", "kubelet", "var-cni", "podlogs", "images", "static-pods"] {
+        for made in ["cni", "kubelet", "var-cni", "podlogs", "containerlogs", "images", "static-pods"] {
             std::fs::create_dir_all(folder.join(made))?;
         }
         std::fs::create_dir_all(state.join("logs"))?;
@@ -109,18 +128,21 @@ pub fn write(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-/// A routed wire for each pod. On a bridge the answer of one pod to another would not come by where the
+/// A routed wire for each pod, in the version that plugins of 2020 know too. On a bridge the answer of one pod to another would not come by where the
 /// Service's address is put back, unless the kernel has br_netfilter loaded.
 fn cni(node: &Node) -> String {
+    let (mut ranges, mut routes) =
+        (format!(r#"[{{"subnet": "{}"}}]"#, node.pods()), r#"{"dst": "0.0.0.0/0"}"#.to_owned());
+    if has_ipv6() {
+        ranges += &format!(r#", [{{"subnet": "{}"}}]"#, node.pods_v6());
+        routes += r#", {"dst": "::/0"}"#;
+    }
     format!(
-        r#"{{"cniVersion": "1.0.0", "name": "node", "plugins": [
+        r#"{{"cniVersion": "0.4.0", "name": "node", "plugins": [
   {{"type": "ptp", "ipMasq": false,
-   "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{}"}}], [{{"subnet": "{}"}}]],
-    "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]}}}},
+   "ipam": {{"type": "host-local", "ranges": [{ranges}], "routes": [{routes}]}}}},
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
-"#,
-        node.pods(),
-        node.pods_v6()
+"#
     )
 }
 
@@ -130,6 +152,8 @@ fn containerd(folder: &str) -> String {
         r#"version = 2
 root = "{folder}/containerd"
 state = "/run/containerd"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
 [grpc]
   address = "{folder}/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -171,6 +195,7 @@ serializeImagePulls: false
 shutdownGracePeriod: 0s
 staticPodPath: {folder}/static-pods
 syncFrequency: 10s
+volumePluginDir: {folder}/volume-plugins
 tlsCertFile: {state}/pki/{name}-server.crt
 tlsPrivateKeyFile: {state}/pki/{name}-server.key
 "#
@@ -178,13 +203,13 @@ tlsPrivateKeyFile: {state}/pki/{name}-server.key
 }
 
 fn proxy(node: &Node) -> String {
-    let (state, name) = (node.state.display(), node.name());
+    let (state, name, pods) = (node.state.display(), node.name(), pods());
     format!(
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {{kubeconfig: {state}/pki/proxy.conf}}
-clusterCIDR: {PODS}
+clusterCIDR: {pods}
 hostnameOverride: {name}
 conntrack: {{maxPerCore: 0, min: 0, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: 0s}}
 "#

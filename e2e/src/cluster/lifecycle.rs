@@ -18,6 +18,9 @@ use crate::progress::step;
 /// How long a slow machine may take for a step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Where control groups are mounted: the one hierarchy of version 2, or those of version 1.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// The embedded cluster of this machine.
 pub struct Cluster {
     state: PathBuf,
@@ -43,7 +46,10 @@ impl Cluster {
         host::install_programs()?;
         let has = u8::try_from(self.nodes().len()).unwrap_or(0);
         let right = count.is_none_or(|count| count == has);
-        if right && self.pid().is_some() && self.wait_ready(Duration::from_secs(5)).is_ok() {
+        let _turn = lock()?;
+        // One whose start was cut off will never get ready; another may just be busy.
+        let begun = self.nodes().first().is_some_and(|first| first.api_ready().exists());
+        if right && begun && self.pid().is_some() && self.wait_ready(PATIENCE).is_ok() {
             return Ok(());
         }
         let components = components::binary()?;
@@ -56,19 +62,19 @@ impl Cluster {
         pki::create(&self.state.join("pki"), &nodes)?;
         nodes.iter().try_for_each(|node| make_cgroups(&node.cgroup()))?;
         self.start_node(&components, count)?;
-        self.wait_for(PATIENCE, "containerd", || nodes.iter().all(|node| node.containerd().exists()))?;
+        self.wait_up("containerd", || nodes.iter().all(|node| node.containerd().exists()))?;
         self.load(&pause)?;
-        self.wait_for(PATIENCE, "the API server (see: cargo xtask cluster logs kube-apiserver)", || {
+        self.wait_up("the API server (see: cargo xtask cluster logs kube-apiserver)", || {
             self.answers(&[], "/readyz")
         })?;
         nodes.iter().take(1).try_for_each(|first| host::write(&first.api_ready(), ""))?;
         let dns = self.state.join("dns.yaml");
         host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns))?;
         self.wait_ready(PATIENCE)?;
-        self.wait_for(PATIENCE, "Services (see: cargo xtask cluster logs kube-proxy)", || {
+        self.wait_up("Services (see: cargo xtask cluster logs kube-proxy)", || {
             self.answers(&["--server=https://10.96.0.1:443"], "/readyz")
         })?;
-        self.wait_for(PATIENCE, "names (see: cargo xtask cluster logs coredns)", || {
+        self.wait_up("names (see: cargo xtask cluster logs coredns)", || {
             self.answers(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
         })
     }
@@ -95,6 +101,10 @@ impl Cluster {
         }
         remove_cgroups(&self.state);
         if self.state.exists() {
+            let empty = fs::read_dir(&self.state)?.next().is_none();
+            if !empty && !self.state.join("logs").exists() {
+                bail!("{} holds no cluster: it is left alone", self.state.display());
+            }
             remove_state(&self.state)?;
         }
         Ok(())
@@ -143,6 +153,7 @@ impl Cluster {
         };
         let mut command = Command::new("nsenter");
         command
+            .env("PATH", host::path())
             .args(["-t", &init.to_string(), "-m", "-p", "-n", "-u", "-i"])
             .arg(format!("--wd={}", std::env::current_dir()?.display()))
             .arg(program)
@@ -156,14 +167,17 @@ impl Cluster {
     pub fn load(&self, archive: &Path) -> Result<()> {
         let name = archive.file_name().context("an archive has a name")?;
         for node in self.nodes() {
-            let loaded = node.folder().join("images").join(name);
-            if loaded.exists() {
+            // By name: what was loaded under it last is what runs.
+            let file = name.to_string_lossy();
+            let image = file.rsplit_once('-').map_or(&*file, |(image, _)| image);
+            let loaded = node.folder().join("images").join(image);
+            if fs::read_to_string(&loaded).is_ok_and(|last| last == file) {
                 continue;
             }
             let mut ctr = self.inside("ctr")?;
             ctr.env("CONTAINERD_ADDRESS", node.containerd());
             host::output(ctr.args(["images", "import"]).arg(archive))?;
-            host::write(&loaded, "")?;
+            host::write(&loaded, file.as_bytes())?;
         }
         Ok(())
     }
@@ -195,6 +209,7 @@ impl Cluster {
             .args(["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"])
             .args(["--mount-proc", "--propagation", "private"])
             .arg(&init)
+            .env("PATH", host::path())
             .args(["cluster", "init"])
             .arg(&self.state)
             .arg(components)
@@ -204,7 +219,10 @@ impl Cluster {
             .stdout(log)
             .spawn()
             .context("cannot start the node")?;
-        host::write(&self.state.join("node.pid"), child.id().to_string())
+        host::write(&self.state.join("node.pid"), child.id().to_string())?;
+        // It takes a moment to become what it is told by.
+        self.wait_for(Duration::from_secs(2), "the node", || self.pid().is_some()).ok();
+        Ok(())
     }
 
     /// The process that holds the namespaces, if it is alive and really ours. Found by its arguments too: an
@@ -238,6 +256,18 @@ impl Cluster {
         result.context("see: cargo xtask cluster logs kubelet")
     }
 
+    /// Waits for a step of the start, as long as the node lives.
+    fn wait_up(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
+        let ended = || self.pid().is_none();
+        self.wait_for(PATIENCE, what, || done() || ended())?;
+        if ended() {
+            let log = fs::read_to_string(self.state.join("logs/node")).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(5).collect();
+            bail!("the node has ended: {}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        Ok(())
+    }
+
     fn wait_for(&self, most: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let start = Instant::now();
         while !done() {
@@ -250,6 +280,13 @@ impl Cluster {
     }
 }
 
+/// Two that start a cluster at once wait for each other; held until it is dropped.
+fn lock() -> Result<fs::File> {
+    let file = fs::File::open(host::cache()?)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 fn child_of(pid: Pid) -> Option<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children", pid = pid.as_raw_nonzero());
     fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
@@ -257,7 +294,7 @@ fn child_of(pid: Pid) -> Option<i32> {
 
 /// The roots of every control group hierarchy: one on cgroup v2, one per controller on v1.
 fn cgroup_roots() -> Vec<PathBuf> {
-    let top = PathBuf::from("/sys/fs/cgroup");
+    let top = PathBuf::from(CGROUPS);
     if top.join("cgroup.controllers").exists() {
         return vec![top];
     }
@@ -280,6 +317,16 @@ fn make_cgroups(name: &str) -> Result<()> {
             for folder in [&root, &group] {
                 fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.trim())).ok();
             }
+        }
+        // A machine with both versions has its controllers in the first.
+        if root == Path::new(CGROUPS)
+            && let Ok(controllers) = fs::read_to_string(group.join("cgroup.subtree_control"))
+            && let Some(missing) = ["cpu", "memory", "pids"].iter().find(|name| !controllers.contains(**name))
+        {
+            bail!(
+                "the control group {} has no controller {missing}: kubelet needs it; run on the machine itself, or in a container whose control groups are its own and empty",
+                group.display()
+            );
         }
     }
     Ok(())

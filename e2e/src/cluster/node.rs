@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::process::{WaitOptions, wait};
 
-use super::files::{DNS, Node, SERVICES};
+use super::files::{DNS, Node, has_ipv6, services};
 use crate::host;
 
 /// Runs the first node, and inside it the others up to `count`; returns only on an error before the
@@ -21,12 +21,13 @@ pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
     first_network(&node)?;
     let mut later = control_plane(&node, components);
     later.extend(worker_components(&node, components));
+    let mut first = api_server(&node, components);
     for number in 2..=count {
         let worker = Node { state: state.to_path_buf(), number };
         connect(&worker)?;
-        later.push(nested(&worker, components)?);
+        first.push(nested(&worker, components)?);
     }
-    supervise(&node, api_server(&node, components), later)
+    supervise(&node, first, later)
 }
 
 /// Runs another node, in namespaces inside those of the first one.
@@ -77,16 +78,33 @@ fn start_all(node: &Node, running: &mut Vec<(Child, Component)>, components: Vec
     Ok(())
 }
 
+/// Folders of the machine that the node has for itself, and where it keeps what is in them.
+const FOLDERS: [(&str, &str); 4] = [
+    ("/var/lib/kubelet", "kubelet"),
+    ("/var/lib/cni", "var-cni"),
+    ("/var/log/pods", "podlogs"),
+    ("/var/log/containers", "containerlogs"),
+];
+
 /// A tmpfs and binds keep the host's own folders clean: without them network namespaces and pod
 /// volumes would stay behind there.
 fn mounts(node: &Node) -> Result<()> {
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).context("mounting /run")?;
-    for (folder, source) in
-        [("/var/lib/kubelet", "kubelet"), ("/var/lib/cni", "var-cni"), ("/var/log/pods", "podlogs")]
-    {
+    for (folder, source) in FOLDERS {
         fs::create_dir_all(folder)?;
         mount_bind(node.folder().join(source), folder).with_context(|| format!("mounting {folder}"))?;
+    }
+    kernel_settings(node)
+}
+
+/// kubelet sets some of the machine's kernel settings where they are not as it wants them, panics among
+/// them. It is shown what it wants to see: these are the developer's.
+fn kernel_settings(node: &Node) -> Result<()> {
+    for (name, value) in host::KERNEL_SETTINGS {
+        let (file, setting) = (node.folder().join("sysctl").join(name), Path::new("/proc/sys").join(name));
+        host::write(&file, value)?;
+        mount_bind(&file, &setting).with_context(|| format!("mounting {}", setting.display()))?;
     }
     Ok(())
 }
@@ -100,30 +118,37 @@ fn first_network(node: &Node) -> Result<()> {
         "link set lo up".to_owned(),
         "link add node0 type bridge".to_owned(),
         format!("addr add {}/24 dev node0", node.address()),
-        format!("addr add {}/64 dev node0 nodad", node.address_v6()),
         format!("addr add {DNS}/32 dev node0"),
         "link set node0 up".to_owned(),
+        "route add unreachable default metric 4278198272".to_owned(),
     ])?;
-    ip(&SERVICES.map(|services| format!("route add {services} dev node0")))?;
-    ip(&["", "-6 "].map(|family| format!("{family}route add unreachable default metric 4278198272")))?;
+    if has_ipv6() {
+        ip(&[
+            format!("addr add {}/64 dev node0 nodad", node.address_v6()),
+            "-6 route add unreachable default metric 4278198272".to_owned(),
+        ])?;
+    }
+    let routes: Vec<String> = services().iter().map(|range| format!("route add {range} dev node0")).collect();
+    ip(&routes)?;
     forward()
 }
 
 fn forward() -> Result<()> {
-    for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        fs::write(Path::new("/proc/sys/net").join(file), "1").context("enabling forwarding")?;
-    }
-    Ok(())
+    let files: &[&str] =
+        if has_ipv6() { &["ipv4/ip_forward", "ipv6/conf/all/forwarding"] } else { &["ipv4/ip_forward"] };
+    let enable = |file: &&str| fs::write(Path::new("/proc/sys/net").join(file), "1");
+    files.iter().try_for_each(enable).context("enabling forwarding")
 }
 
 /// A network namespace for another node, with a wire to the first one's bridge and routes both ways.
 fn connect(worker: &Node) -> Result<()> {
     let (name, address, address_v6) = (worker.name(), worker.address(), worker.address_v6());
-    let routes = |to: &Node| {
-        [
-            format!("route add {} via {}", to.pods(), to.address()),
-            format!("route add {} via {}", to.pods_v6(), to.address_v6()),
-        ]
+    let routes = |to: &Node, at: &str| {
+        let mut routes = vec![format!("{at}route add {} via {}", to.pods(), to.address())];
+        if has_ipv6() {
+            routes.push(format!("{at}route add {} via {}", to.pods_v6(), to.address_v6()));
+        }
+        routes
     };
     ip(&[
         format!("netns add {name}"),
@@ -131,18 +156,23 @@ fn connect(worker: &Node) -> Result<()> {
         format!("link set {name} master node0 up"),
         format!("-n {name} link set lo up"),
         format!("-n {name} addr add {address}/24 dev uplink"),
-        format!("-n {name} addr add {address_v6}/64 dev uplink nodad"),
         format!("-n {name} link set uplink up"),
+        format!("-n {name} route add unreachable default metric 4278198272"),
     ])?;
-    ip(&routes(worker))?;
-    ip(&SERVICES.map(|services| format!("-n {name} route add {services} dev uplink")))?;
-    let nowhere = "route add unreachable default metric 4278198272";
-    ip(&["", "-6 "].map(|family| format!("-n {name} {family}{nowhere}")))?;
+    if has_ipv6() {
+        ip(&[
+            format!("-n {name} addr add {address_v6}/64 dev uplink nodad"),
+            format!("-n {name} -6 route add unreachable default metric 4278198272"),
+        ])?;
+    }
+    ip(&routes(worker, ""))?;
+    let to_services = services().iter().map(|range| format!("-n {name} route add {range} dev uplink"));
+    ip(&to_services.collect::<Vec<_>>())?;
     for number in 1..worker.number {
         let other = Node { state: worker.state.clone(), number };
-        ip(&routes(&other).map(|route| format!("-n {name} {route}")))?;
+        ip(&routes(&other, &format!("-n {name} ")))?;
         if number > 1 {
-            ip(&routes(worker).map(|route| format!("-n {} {route}", other.name())))?;
+            ip(&routes(worker, &format!("-n {} ", other.name())))?;
         }
     }
     Ok(())
@@ -191,7 +221,7 @@ fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
         format!("--config={}", path("kubelet.yaml")),
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--hostname-override={}", node.name()),
-        format!("--node-ip={},{}", node.address(), node.address_v6()),
+        format!("--node-ip={}", node.addresses()),
     ];
     let proxy = vec![format!("--config={}", path("proxy.yaml"))];
     vec![upstream("kubelet", node, components, kubelet), upstream("kube-proxy", node, components, proxy)]
@@ -242,7 +272,7 @@ fn api_server_arguments(address: &str, key: &dyn Fn(&str) -> String) -> Vec<Stri
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={address}"),
-        format!("--service-cluster-ip-range={}", SERVICES.join(",")),
+        format!("--service-cluster-ip-range={}", services().join(",")),
         "--authorization-mode=Node,RBAC".into(),
         "--allow-privileged=true".into(),
         format!("--client-ca-file={}", key("ca.crt")),
@@ -263,6 +293,7 @@ fn start(state: &Path, component: &Component) -> Result<Child> {
     let log = File::options().create(true).append(true).open(path)?;
     let errors = log.try_clone()?;
     let mut command = Command::new(&component.program);
+    command.env("PATH", host::path());
     command.args(&component.arguments).stdin(Stdio::null()).stdout(log).stderr(errors);
     command.spawn().with_context(|| format!("cannot start {}", component.name))
 }

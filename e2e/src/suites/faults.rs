@@ -16,10 +16,7 @@ pub(super) const TESTS: &[Test] = &[
     ("both operator replicas gone for a minute under load: nothing is lost", operator_gone),
     ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
     ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
-    (
-        "the webhook's configuration deleted: required namespaces still let no bare pod in",
-        configuration_gone,
-    ),
+    ("the webhook's configuration deleted: required namespaces still let no bare pod in", configuration_gone),
     ("certificates renewed under load lose nothing", renewal),
     ("a certificate for another pod's identity is refused, logged and counted", foreign_identity),
     ("uninstalling leaves nothing", uninstall),
@@ -92,11 +89,12 @@ fn webhook_gone(kube: &Kube) -> Result<()> {
     scale(kube, "tulle-webhook", 0)?;
     let outcome = (|| {
         field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"]))?;
-        field.ready("bare")?;
+        field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/bare"])?;
         ensure!(field.get("pod/bare", ".spec.initContainers")?.is_empty(), "who injected it?");
         let required = Field::new(kube, "t-waits", json!({"tulle.dev/inject": "required"}))?;
         let refused = required.apply(host_pod("waits", "default", &["/usr/bin/sleep", "1000"]));
-        ensure!(refused.is_err(), "a pod of a required namespace came in without a sidecar");
+        let why = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(why.contains("required.inject.tulle.dev"), "a pod of a required namespace: {why:?}");
         kube.wait_for("the event on the bare pod", 30, || {
             Ok(field.kubectl(&["events", "--for", "pod/bare"])?.contains("NoSidecar"))
         })

@@ -1,5 +1,6 @@
 //! What tests put on the cluster: namespaces, servers, clients, load.
 
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use crate::kubectl::Kube;
 /// Programs of the host that test pods run.
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
-    ("mariadbd", "mariadb-server"),
+    ("mariadbd", "mariadb-server-core"),
     ("mariadb", "mariadb-client"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
-    ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
-    ("psql", "postgresql-client-15"),
+    ("pg_ctlcluster", "postgresql"),
+    ("psql", "postgresql-client"),
     ("/usr/lib/python3/dist-packages/grpc", "python3-grpcio"),
     ("/usr/lib/python3/dist-packages/websockets", "python3-websockets"),
 ];
@@ -27,6 +28,30 @@ pub struct Field<'a> {
     pub kube: &'a Kube,
     /// The namespace.
     pub namespace: String,
+    /// Whether its pods must have sidecars.
+    meshed: bool,
+}
+
+/// Namespaces of tests that have ended, to be deleted once it is known whether they failed.
+static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Deletes the namespaces of a test that has ended; of one that failed, what is in them is shown first.
+pub fn clean_up(kube: &Kube, failed: bool) {
+    let ended = std::mem::take(&mut *ENDED.lock().unwrap_or_else(PoisonError::into_inner));
+    for namespace in ended {
+        if failed {
+            for what in [
+                ["get", "pods,meshpolicies,canaries", "-o", "wide"],
+                ["get", "events", "--sort-by", ".lastTimestamp"],
+            ] {
+                println!("        $ kubectl -n {namespace} {}", what.join(" "));
+                let text = kube.run(&[&["-n", &namespace], &what[..]].concat());
+                let text = text.unwrap_or_else(|error| format!("{error:#}"));
+                text.lines().for_each(|line| println!("        {line}"));
+            }
+        }
+        let _ = kube.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"]);
+    }
 }
 
 /// What load has counted.
@@ -34,6 +59,8 @@ pub struct Field<'a> {
 pub struct Account {
     /// Requests.
     pub sent: u64,
+    /// Requests that have come to an end, one way or the other.
+    pub ended: u64,
     /// Requests that failed.
     pub failed: u64,
     /// What they failed of.
@@ -48,7 +75,8 @@ impl<'a> Field<'a> {
         kube.run(&["delete", "namespace", namespace, "--ignore-not-found"])?;
         let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
         kube.apply(&manifest.to_string())?;
-        Ok(Self { kube, namespace: namespace.to_owned() })
+        let meshed = manifest["metadata"]["labels"]["tulle.dev/inject"].is_string();
+        Ok(Self { kube, namespace: namespace.to_owned(), meshed })
     }
 
     /// A namespace whose pods are injected.
@@ -105,6 +133,7 @@ impl<'a> Field<'a> {
         let line: Value = serde_json::from_str(text.trim())?;
         Ok(Account {
             sent: line["sent"].as_u64().unwrap_or(0),
+            ended: line["ok"].as_u64().unwrap_or(0) + line["failed"].as_u64().unwrap_or(0),
             failed: line["failed"].as_u64().unwrap_or(0),
             failures: line["failures"].to_string(),
             versions: line["versions"].clone(),
@@ -116,9 +145,21 @@ impl<'a> Field<'a> {
         let before = self.account(load)?;
         what()?;
         thread::sleep(Duration::from_millis(2500));
-        let after = self.account(load)?;
+        let after = self.settled(load)?;
         ensure!(after.sent > before.sent, "the load stood still: {after:?}");
         Ok((after.failed - before.failed, after.failures))
+    }
+
+    /// What load has counted once every request that is under way now has ended: one that hangs has not
+    /// failed before its time-out.
+    pub fn settled(&self, load: &str) -> Result<Account> {
+        let mut now = self.account(load)?;
+        let sent = now.sent;
+        self.kube.wait_for("requests under way to end", 60, || {
+            now = self.account(load)?;
+            Ok(now.ended >= sent)
+        })?;
+        Ok(now)
     }
 
     /// A pod that runs programs of the host.
@@ -127,9 +168,26 @@ impl<'a> Field<'a> {
         self.ready(name)
     }
 
-    /// Waits until a pod is ready.
+    /// A pod that runs a server of the host; it is ready when its port is open.
+    pub fn server_pod(&self, name: &str, port: u16, command: &[&str]) -> Result<()> {
+        let mut pod = host_pod(name, "default", command);
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"tcpSocket": {"port": port}, "periodSeconds": 1});
+        self.apply(pod)?;
+        self.ready(name)
+    }
+
+    /// Waits until a pod is ready, and in a meshed namespace sees to it that it has a sidecar: what would be
+    /// shown without one proves nothing.
     pub fn ready(&self, pod: &str) -> Result<()> {
-        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", &format!("pod/{pod}")]).map(drop)
+        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", &format!("pod/{pod}")])?;
+        let json = self.kube.json(&["-n", &self.namespace, "get", "pod", pod])?;
+        let out = json["metadata"]["labels"]["tulle.dev/inject"] == "disabled";
+        let mirror = json["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string();
+        let mut containers = json["spec"]["initContainers"].as_array().into_iter().flatten();
+        let sidecar = containers.any(|container| container["name"] == "tulle-proxy");
+        ensure!(sidecar || out || mirror || !self.meshed, "pod {pod} came in without a sidecar");
+        Ok(())
     }
 
     /// A pod to call others from.
@@ -153,8 +211,7 @@ impl<'a> Field<'a> {
 
 impl Drop for Field<'_> {
     fn drop(&mut self) {
-        let _ =
-            self.kube.run(&["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"]);
+        ENDED.lock().unwrap_or_else(PoisonError::into_inner).push(self.namespace.clone());
     }
 }
 

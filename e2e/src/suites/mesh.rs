@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::field::{Field, host_pod};
+use super::field::{Field, host_pod, pod_template};
 use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
@@ -15,6 +15,10 @@ pub(super) const TESTS: &[Test] = &[
     ("pods get a sidecar at admission, and a malformed annotation is named in a warning", injection),
     ("a pod may opt out where the sidecar is not required, and not where it is", opting_out),
     ("nobody else may run as the sidecar's user, not even a debug container", proxy_uid),
+    (
+        "a namespace whose Pod Security level forbids NET_ADMIN: the refusal comes with what to do",
+        pod_security,
+    ),
     ("a static pod's mirror is left alone", static_pod),
     ("a Job with a sidecar completes", job),
     ("strict mTLS refuses plain text, and probes still pass", strict),
@@ -84,6 +88,25 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
         "a debug container came in"
     );
     Ok(())
+}
+
+fn pod_security(kube: &Kube) -> Result<()> {
+    let labels = json!({"tulle.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "baseline"});
+    let field = Field::new(kube, "t-baseline", labels)?;
+    let mut pod = pod_template("app", &["serve".to_owned(), "--name=app".to_owned()]);
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["name"] = json!("app");
+    pod["spec"]["serviceAccountName"] = json!("default");
+    let Err(refused) = field.apply(pod.clone()) else { bail!("it came in, with NET_ADMIN under baseline") };
+    let said = refused.to_string();
+    ensure!(said.contains("violates PodSecurity"), "refused by somebody else: {said}");
+    ensure!(
+        said.contains("pod-security.kubernetes.io/enforce=privileged"),
+        "no warning says what to do: {said}"
+    );
+    pod["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
+    field.apply(pod).map(drop)
 }
 
 /// kubelet runs it whatever the API server says: an injected mirror would show a sidecar that is not there.

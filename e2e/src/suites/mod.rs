@@ -20,6 +20,7 @@ use anyhow::{Result, bail};
 
 use crate::cluster::Cluster;
 use crate::host;
+use crate::images;
 use crate::install;
 use crate::kubectl::Kube;
 use crate::progress::step;
@@ -70,6 +71,9 @@ pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -
         }
     }
     println!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
+    if all.passed + all.failed + all.skipped == 0 {
+        bail!("no test has {:?} in its sentence", only.unwrap_or(""));
+    }
     if all.failed > 0 {
         bail!("{} tests failed", all.failed);
     }
@@ -99,6 +103,8 @@ fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, 
         }
         host::install_packages(field::PROGRAMS)?;
     }
+    let before = host::kernel_settings();
+    images::compile(images::TULLE)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     let mut installed = false;
@@ -115,7 +121,7 @@ fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, 
     if let (Kube::Embedded(cluster), false) = (&kube, keep) {
         step("taking the cluster down");
         cluster.down()?;
-        all.add(left_behind(cluster));
+        all.add(left_behind(cluster, &before));
     }
     Ok(all)
 }
@@ -124,7 +130,7 @@ fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Ta
     let mut tally = Tally::default();
     step(&format!("suite {suite}"));
     for (sentence, test) in tests.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
-        let start = Instant::now();
+        let (start, failed) = (Instant::now(), tally.failed);
         let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
         let seconds = start.elapsed().as_secs_f64();
         match outcome {
@@ -145,16 +151,18 @@ fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Ta
                 println!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked");
             }
         }
+        field::clean_up(kube, tally.failed > failed);
     }
     println!("suite {suite}: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     tally
 }
 
 /// Nothing of the embedded cluster may be left once it is down.
-fn left_behind(cluster: &Cluster) -> Tally {
-    let left = cluster.left_behind();
+fn left_behind(cluster: &Cluster, before: &[String]) -> Tally {
+    let mut left = cluster.left_behind();
+    left.extend(host::kernel_settings().into_iter().filter(|setting| !before.contains(setting)));
     if left.is_empty() {
-        println!("ok      node: down leaves no process, mount, namespace, file or control group behind");
+        println!("ok      node: down leaves no process, mount, file, control group or kernel setting behind");
         return Tally { passed: 1, ..Tally::default() };
     }
     println!("FAILED  node: down left behind: {}", left.join(", "));

@@ -169,7 +169,7 @@ fn mariadb(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-mariadb")?;
     let script = "mkdir -p /data/db /run/mysqld && mariadb-install-db --no-defaults --user=root --datadir=/data/db --auth-root-authentication-method=normal >/dev/null && exec mariadbd --no-defaults --user=root --datadir=/data/db --skip-grant-tables --skip-networking=0 --bind-address=0.0.0.0 --port=3306 --socket=/run/mysqld/s";
     field.apply(service("db", json!({"ports": [{"port": 3306, "targetPort": 3306}]})))?;
-    field.host_pod("db", "default", &["/bin/bash", "-c", script])?;
+    field.server_pod("db", 3306, &["/bin/bash", "-c", script])?;
     field.client("client")?;
     let query = [
         "/usr/bin/mariadb",
@@ -181,7 +181,6 @@ fn mariadb(kube: &Kube) -> Result<()> {
         "-e",
         "select 40+2",
     ];
-    kube.wait_for("MariaDB", 60, || Ok(field.exec("client", &query)?.trim() == "42"))?;
     let start = Instant::now();
     for _ in 0..3 {
         ensure!(field.exec("client", &query)?.trim() == "42", "a wrong answer");
@@ -193,16 +192,19 @@ fn mariadb(kube: &Kube) -> Result<()> {
 
 fn postgres_and_redis(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-databases")?;
-    let bin = "/usr/lib/postgresql/15/bin";
+    let versions = std::fs::read_dir("/usr/lib/postgresql").context("PostgreSQL's programs")?;
+    let versions = versions.flatten().map(|version| version.path().join("bin"));
+    let bin = versions.filter(|bin| bin.join("postgres").exists()).max().context("PostgreSQL's programs")?;
+    let bin = bin.display();
     let script = format!(
         "chown nobody /data /run && exec setpriv --reuid=65534 --regid=65534 --clear-groups /bin/bash -c '{bin}/initdb -D /data/db -A trust -U postgres >/dev/null && echo host all all all trust >> /data/db/pg_hba.conf && exec {bin}/postgres -D /data/db -h 0.0.0.0 -k /tmp'"
     );
     field.apply(service("postgres", json!({"ports": [{"port": 5432, "targetPort": 5432}]})))?;
     field.apply(service("redis", json!({"ports": [{"port": 6379, "targetPort": 6379}]})))?;
-    field.host_pod("postgres", "default", &["/bin/bash", "-c", &script])?;
-    field.host_pod(
+    field.server_pod("postgres", 5432, &["/bin/bash", "-c", &script])?;
+    field.server_pod(
         "redis",
-        "default",
+        6379,
         &["/usr/bin/redis-server", "--protected-mode", "no", "--save", "", "--dir", "/data"],
     )?;
     field.client("client")?;
@@ -215,9 +217,12 @@ fn postgres_and_redis(kube: &Kube) -> Result<()> {
         "-Atc",
         "select 40+2",
     ];
-    kube.wait_for("PostgreSQL", 60, || Ok(field.exec("client", &psql)?.trim() == "42"))?;
+    let answer = field.exec("client", &psql)?;
+    ensure!(answer.trim() == "42", "PostgreSQL: {answer}");
     let redis = ["/usr/bin/redis-cli", "-h", "redis.t-databases.svc.cluster.local", "ping"];
-    kube.wait_for("Redis", 30, || Ok(field.exec("client", &redis)?.trim() == "PONG"))
+    let answer = field.exec("client", &redis)?;
+    ensure!(answer.trim() == "PONG", "Redis: {answer}");
+    Ok(())
 }
 
 fn grpc(kube: &Kube) -> Result<()> {
@@ -225,7 +230,7 @@ fn grpc(kube: &Kube) -> Result<()> {
     let ports = json!({"ports": [{"port": 80, "targetPort": 50051}]});
     field.apply(service("counter", ports))?;
     let server = include_str!("../../peers/grpc_server.py");
-    field.host_pod("counter", "default", &["/usr/bin/python3", "-c", server, "50051"])?;
+    field.server_pod("counter", 50051, &["/usr/bin/python3", "-c", server, "50051"])?;
     let client = include_str!("../../peers/grpc_client.py");
     let expected = json!({
         "caller": "spiffe://cluster.local/ns/t-grpc/sa/client", "counted": [0, 1, 2, 3, 4], "echoed": [1, 100_000, 1],
@@ -238,7 +243,7 @@ fn websocket(kube: &Kube) -> Result<()> {
     let field = Field::meshed(kube, "t-websocket")?;
     field.apply(service("socket", json!({})))?;
     let server = include_str!("../../peers/websocket_server.py");
-    field.host_pod("socket", "default", &["/usr/bin/python3", "-c", server, "8080"])?;
+    field.server_pod("socket", 8080, &["/usr/bin/python3", "-c", server, "8080"])?;
     let client = include_str!("../../peers/websocket_client.py");
     let expected = json!({
         "caller": "spiffe://cluster.local/ns/t-websocket/sa/client", "counted": ["0", "1", "2"], "large": true,
@@ -251,12 +256,7 @@ fn websocket(kube: &Kube) -> Result<()> {
 fn sees(field: &Field<'_>, client: &[&str], expected: &Value) -> Result<()> {
     field.client("client")?;
     let command = [&["/usr/bin/python3", "-c"], client].concat();
-    let mut seen = Value::Null;
-    // The server's pod is ready before its program has loaded.
-    field.kube.wait_for("an answer of the server", 30, || {
-        seen = serde_json::from_str(&field.exec("client", &command)?)?;
-        Ok(true)
-    })?;
+    let seen: Value = serde_json::from_str(&field.exec("client", &command)?)?;
     ensure!(seen == *expected, "the client saw {seen}");
     Ok(())
 }
@@ -270,12 +270,12 @@ fn bulk(kube: &Kube) -> Result<()> {
     ensure!(answer.contains("\"bytes\":30000000"), "the upload: {answer}");
     field.apply(service("files", json!({"ports": [{"port": 80, "targetPort": 8080}]})))?;
     let serve = "head -c 30000000 /dev/urandom > /data/b && cd /data && exec python3 -m http.server 8080";
-    field.host_pod("files", "default", &["/bin/sh", "-c", serve])?;
+    field.server_pod("files", 8080, &["/bin/sh", "-c", serve])?;
     let sums = "curl -s -m 30 http://files.t-bulk.svc.cluster.local/b | md5sum";
     let sent = field.exec("files", &["/bin/sh", "-c", "md5sum < /data/b"])?;
-    kube.wait_for("the download to arrive whole", 20, || {
-        Ok(field.exec("client", &["/bin/sh", "-c", sums])? == sent)
-    })
+    let arrived = field.exec("client", &["/bin/sh", "-c", sums])?;
+    ensure!(arrived == sent, "the download: {sent} was sent, {arrived} arrived");
+    Ok(())
 }
 
 fn garbage(kube: &Kube) -> Result<()> {

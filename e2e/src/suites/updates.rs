@@ -2,7 +2,6 @@
 //! lost, and none may be carried out twice. The same without the mesh must lose some: else it proves nothing.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -83,10 +82,9 @@ fn lost(field: &Field<'_>) -> Result<Vec<Lost>> {
     field.kube.wait_for("the old pods to end", 60, || {
         Ok(!field.kubectl(&["get", "pods", "--no-headers"])?.contains("Terminating"))
     })?;
-    thread::sleep(Duration::from_secs(4));
     let mut all = Vec::new();
     for (application, before) in APPLICATIONS.iter().zip(before) {
-        let after = field.account(&format!("load-{application}"))?;
+        let after = field.settled(&format!("load-{application}"))?;
         ensure!(after.sent > before.sent, "the load on {application} stood still: {after:?}");
         let (failed, of) = (after.failed - before.failed, after.sent - before.sent);
         all.push(Lost { application, failed, of, why: after.failures });
