@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.onFailure) || self.onFailure != 'Undo' || self.target.kind == 'Deployment'", "onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo"))]
 pub struct CanarySpec {
     /// The workload whose new versions are tried.
     pub target: CanaryTarget,

@@ -93,6 +93,9 @@ pub fn bare_pods(hub: &Hub) -> Vec<(String, String)> {
             && !pod.terminating
             && pod.label(tulle_crds::keys::INJECT) != Some("disabled")
             && meshed.contains(&pod.namespace)
+            && !model.settings().exemptions.iter().any(|exempt| {
+                exempt.namespace == *pod.namespace && exempt.service_account == *pod.service_account
+            })
     });
     let mut bare: Vec<_> = bare.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect();
     bare.sort();

@@ -73,7 +73,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     parts.spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
     parts.spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
     parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
-    parts.spawn(defaults::run(client.clone(), leadership.clone()));
+    parts.spawn(defaults::run(client.clone(), Arc::clone(&hub), leadership.clone()));
     parts.spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
     parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates), Arc::clone(&registry)));
     let driver =

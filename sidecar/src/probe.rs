@@ -116,7 +116,7 @@ async fn http_get(
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut request = Request::get(path).body(Empty::<Bytes>::new())?;
-    request.headers_mut().insert(http::header::HOST, HeaderValue::try_from(format!("{host}:{port}"))?);
+    request.headers_mut().insert(http::header::HOST, HeaderValue::try_from(authority(host, port))?);
     request.headers_mut().insert(http::header::USER_AGENT, HeaderValue::from_static("kube-probe/tulle"));
     for (name, value) in headers {
         request.headers_mut().insert(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
@@ -126,6 +126,11 @@ async fn http_get(
     Ok(())
 }
 
+/// An address as it stands in a URI.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// `grpc.health.v1.Health/Check`: the request is one string field, the answer one enum.
 async fn grpc_health(host: &str, port: u16, service: &str) -> anyhow::Result<()> {
     use http_body_util::BodyExt as _;
@@ -133,14 +138,15 @@ async fn grpc_health(host: &str, port: u16, service: &str) -> anyhow::Result<()>
     let (mut send, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let length =
-        u8::try_from(service.len()).map_err(|_| anyhow::anyhow!("the service's name is too long"))?;
+    // One byte of length is enough for less than 128.
+    let length = u8::try_from(service.len()).ok().filter(|length| *length < 126);
+    let length = length.ok_or_else(|| anyhow::anyhow!("the service's name is too long"))?;
     let mut message = Vec::from([0, 0, 0, 0, 0]);
     if length > 0 {
         message = Vec::from([0, 0, 0, 0, length.saturating_add(2), 0x0a, length]);
         message.extend_from_slice(service.as_bytes());
     }
-    let uri: Uri = format!("http://{host}:{port}/grpc.health.v1.Health/Check").parse()?;
+    let uri: Uri = format!("http://{}/grpc.health.v1.Health/Check", authority(host, port)).parse()?;
     let request = Request::post(uri)
         .header(http::header::CONTENT_TYPE, "application/grpc")
         .header(http::header::TE, "trailers")

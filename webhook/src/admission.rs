@@ -34,7 +34,6 @@ pub struct Admission {
 pub fn routes(admission: Admission) -> Router {
     Router::new()
         .route("/inject/{mode}", post(inject_pod))
-        .route("/ephemeral", post(check_ephemeral))
         .route("/validate", post(validate_object))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(admission)
@@ -49,18 +48,6 @@ async fn inject_pod(
 ) -> Json<Review> {
     let mode = if mode == "required" { Mode::Required } else { Mode::Enabled };
     answer(review, |request, response| admission.inject(mode, request, response))
-}
-
-async fn check_ephemeral(Json(review): Json<Review>) -> Json<Review> {
-    answer(review, |request, response| {
-        let pod = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()).unwrap_or_default();
-        match inject::runs_as_proxy(&pod) {
-            Some(who) => response.deny(format!(
-                "{who} runs as the sidecar's user: its traffic would leave the mesh; choose another runAsUser"
-            )),
-            None => response,
-        }
-    })
 }
 
 async fn validate_object(State(admission): State<Admission>, Json(review): Json<Review>) -> Json<Review> {
@@ -132,6 +119,11 @@ impl Admission {
         let Some(object) = request.object.as_ref().and_then(|o| serde_json::to_value(o).ok()) else {
             return Findings::default();
         };
+        // A verb by annotation, or the end of an object: not the moment to ask for another spec.
+        let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
+        if old.is_some_and(|old| old == object.get("spec")) {
+            return Findings::default();
+        }
         fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Findings> {
             serde_json::from_value(object)
                 .map_err(|error| Findings { errors: vec![error.to_string()], warnings: Vec::new() })

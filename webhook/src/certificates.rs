@@ -138,8 +138,15 @@ impl Authority {
     }
 
     /// Keeps the authority in the configurations: only that field is ours.
-    pub async fn keep_configured(&self, client: &Client) {
+    ///
+    /// Returns when the Secret holds another authority, or none: this process must begin anew then.
+    pub async fn keep_configured(&self, client: &Client, namespace: &str) {
         loop {
+            if self.is_replaced(client, namespace).await {
+                // Two replicas with two authorities would overwrite each other for ever.
+                tracing::error!("the authority's Secret holds another one by now: starting anew with that");
+                return;
+            }
             if let Err(error) = self.configure(client).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
@@ -147,6 +154,18 @@ impl Authority {
                 );
             }
             tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn is_replaced(&self, client: &Client, namespace: &str) -> bool {
+        let api = Api::<Secret>::namespaced(client.clone(), namespace);
+        match api.get_opt(SECRET).await {
+            Ok(Some(secret)) => {
+                let pem = secret.data.as_ref().and_then(|data| data.get("ca.crt"));
+                pem.is_some_and(|pem| pem.0 != self.pem.as_bytes())
+            }
+            Ok(None) => true,
+            Err(_) => false,
         }
     }
 
@@ -166,8 +185,8 @@ impl Authority {
         Ok(())
     }
 
-    /// Writes the authority into a configuration unless all of its hooks have it. Every hook is written at
-    /// once: server-side apply takes away what an apply leaves out.
+    /// Writes the authority into a configuration unless all of its hooks have it. Merged by name: server-side
+    /// apply would make the hooks themselves ours, and a release that drops one could not remove it.
     async fn keep<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -180,11 +199,8 @@ impl Authority {
             .iter()
             .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
             .collect();
-        let patch = json!({
-            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
-            "metadata": {"name": CONFIGURATION}, "webhooks": hooks,
-        });
-        api.patch(CONFIGURATION, &PatchParams::apply("tulle-webhook").force(), &Patch::Apply(patch)).await?;
+        let patch = Patch::Strategic(json!({"webhooks": hooks}));
+        api.patch(CONFIGURATION, &PatchParams::default(), &patch).await?;
         tracing::info!(kind = %K::kind(&()), "wrote the authority into a webhook configuration");
         Ok(())
     }

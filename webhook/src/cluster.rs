@@ -10,7 +10,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
-use tulle_crds::{Canary, Exemption, MeshConfig, WorkloadKind};
+use tulle_crds::{Canary, Exemption, MeshConfig, MeshConfigSpec, WorkloadKind};
 
 /// What is known.
 #[derive(Debug, Default)]
@@ -191,7 +191,13 @@ fn start_ours(client: &Client, cluster: &Arc<Cluster>) {
                     }
                 }
                 Ok(Event::InitDone) => known.first_list(&mut first),
-                Ok(Event::Delete(_)) => known.change(|inner| inner.config = None),
+                // The defaults hold then, in the trust domain that the mesh has.
+                Ok(Event::Delete(_)) => known.change(|inner| {
+                    if let Some(config) = &mut inner.config {
+                        let trust_domain = std::mem::take(&mut config.spec.trust_domain);
+                        config.spec = MeshConfigSpec { trust_domain, ..MeshConfigSpec::default() };
+                    }
+                }),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the watch of the MeshConfig broke; it is taken up again")

@@ -34,6 +34,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     while !cluster.is_synced() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let namespace = settings.namespace.clone();
     let routes = routes(Admission { settings, cluster, client: client.clone() });
     let listener = bind(ports::WEBHOOK).await?;
     let health = bind(ports::HEALTH).await?;
@@ -44,10 +45,11 @@ pub async fn run(settings: Settings) -> Result<()> {
         axum::serve(health, health_routes).await
     });
     // The configurations name this authority only now that the port answers.
-    tokio::spawn(async move { authority.keep_configured(&client).await });
+    let configured = authority.keep_configured(&client, &namespace);
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         () = serve(listener, serving, routes) => Ok(()),
+        () = configured => anyhow::bail!("this replica's authority is no longer the one in the Secret"),
         _ = terminate.recv() => {
             // The API server may still have this address for a moment.
             tokio::time::sleep(Duration::from_secs(2)).await;

@@ -2,9 +2,7 @@
 
 use ipnet::IpNet;
 use serde_json::Value;
-use tulle_crds::{
-    Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, WorkloadKind,
-};
+use tulle_crds::{Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, Percent, Span, WorkloadKind};
 use tulle_mesh::policy::Glob;
 
 /// What is said about an object.
@@ -113,6 +111,9 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
                     held + 60
                 ));
             }
+            if at("/spec/strategy/type") == Some(&Value::from("Recreate")) {
+                findings.error(format!("{name} has strategy Recreate: every stable pod would end before the new version is tried; set spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
+            }
             let surge = at("/spec/strategy/rollingUpdate/maxSurge");
             if surge == Some(&Value::from(0)) || surge == Some(&Value::from("0%")) {
                 findings.warn(format!("{name} has maxSurge 0: a stable pod is given up for the first canary pod; set maxSurge to 1 or more"));
@@ -131,11 +132,6 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
                 findings.warn(format!("{name} has no maxSurge: one node's stable pod is given up per gate; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
             }
         }
-    }
-    if spec.on_failure == OnFailure::Undo && spec.target.kind != WorkloadKind::Deployment {
-        findings.error(
-            "spec.onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo",
-        );
     }
     let managed = at("/metadata/labels/app.kubernetes.io~1managed-by").and_then(Value::as_str);
     let by_helm = managed == Some("Helm");
@@ -204,6 +200,14 @@ mod tests {
             findings.warnings
         );
         assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
+    }
+
+    #[test]
+    fn a_deployment_that_ends_all_its_pods_first_cannot_have_a_canary() {
+        let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
+        let target = json!({"spec": {"strategy": {"type": "Recreate"}}});
+        let findings = super::canary(&canary, &[], Some(&target));
+        assert!(findings.errors[0].contains("RollingUpdate"), "{:?}", findings.errors);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tulle_crds::{Canary, MeshConfig, MeshPolicy, MtlsMode};
+use tulle_crds::{Canary, Exemption, MeshConfig, MeshPolicy, MtlsMode};
 
 /// `namespace`, `name`.
 pub type Key = (Arc<str>, Arc<str>);
@@ -56,6 +56,8 @@ pub struct Settings {
     pub mtls: MtlsMode,
     /// How long a leaf lives.
     pub leaf_lifetime: String,
+    /// Service accounts whose pods need no sidecar.
+    pub exemptions: Vec<Exemption>,
 }
 
 impl Default for Settings {
@@ -64,6 +66,7 @@ impl Default for Settings {
             trust_domain: tulle_crds::trust_domain(),
             mtls: MtlsMode::Permissive,
             leaf_lifetime: tulle_crds::Certificates::default().leaf_lifetime,
+            exemptions: Vec::new(),
         }
     }
 }
@@ -74,13 +77,15 @@ impl Model {
         &self.settings
     }
 
-    /// Takes the MeshConfig over; `None`: the defaults. The trust domain of a mesh that has issued
-    /// certificates is not changed here: see `identity`.
+    /// Takes the MeshConfig over; `None`: the defaults, and the trust domain that the mesh has: whoever deletes
+    /// the object must not move every identity to another one.
     pub fn apply_config(&mut self, config: Option<&MeshConfig>) {
-        self.settings = config.map_or_else(Settings::default, |config| Settings {
+        let deleted = Settings { trust_domain: self.settings.trust_domain.clone(), ..Settings::default() };
+        self.settings = config.map_or(deleted, |config| Settings {
             trust_domain: config.spec.trust_domain.clone(),
             mtls: config.spec.mtls,
             leaf_lifetime: config.spec.certificates.leaf_lifetime.clone(),
+            exemptions: config.spec.exemptions.clone(),
         });
     }
 

@@ -288,3 +288,14 @@ fn addresses_of_both_families_lead_to_the_service() {
     model.delete_service(&key("shop", "web"));
     assert!(matches!(model.destination((six, 80).into(), "").kind, Some(destination::Kind::Unknown(_))));
 }
+
+#[test]
+fn a_deleted_meshconfig_leaves_the_trust_domain() {
+    let mut model = Model::default();
+    let config = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+        "spec": {"trustDomain": "corp.example", "mtls": "Strict"}});
+    model.apply_config(Some(&serde_json::from_value(config).unwrap()));
+    model.apply_config(None);
+    let settings = model.settings();
+    assert_eq!((settings.trust_domain.as_str(), settings.mtls), ("corp.example", MtlsMode::Permissive));
+}

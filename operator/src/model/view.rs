@@ -52,7 +52,7 @@ impl Model {
         let mode = match mtls {
             MtlsMode::Permissive => proto::MtlsMode::Permissive,
             MtlsMode::Strict => proto::MtlsMode::Strict,
-            MtlsMode::Off => proto::MtlsMode::Off,
+            MtlsMode::Disabled => proto::MtlsMode::Off,
         };
         let workload = pod.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name));
         Some(proto::Inbound {

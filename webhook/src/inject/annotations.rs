@@ -18,12 +18,15 @@ pub struct PodSettings {
     pub cpu: Option<String>,
     /// Memory request.
     pub memory: Option<String>,
+    /// CPU limit.
+    pub cpu_limit: Option<String>,
     /// Memory limit.
     pub memory_limit: Option<String>,
 }
 
 /// The annotations that are read, for the warning about others.
-const KNOWN: &str = "skip-inbound-ports, skip-outbound-ports, log-level, workers, cpu, memory, memory-limit";
+const KNOWN: &str =
+    "skip-inbound-ports, skip-outbound-ports, log-level, workers, cpu, memory, cpu-limit, memory-limit";
 
 impl PodSettings {
     /// Reads a pod's annotations.
@@ -51,6 +54,7 @@ impl PodSettings {
             }
             "cpu" => self.cpu = Some(quantity(value)?),
             "memory" => self.memory = Some(quantity(value)?),
+            "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
             "memory-limit" => self.memory_limit = Some(quantity(value)?),
             _ => return Err(format!("the annotations of a pod are: {KNOWN}")),
         }

@@ -39,8 +39,25 @@ pub(super) fn init(context: &Context, settings: &PodSettings) -> Value {
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "resources": {"requests": {"cpu": "10m", "memory": "10Mi"}},
+        "resources": resources(settings),
     })
+}
+
+/// The same for both: a quota or a limit range asks it of every container, and the first ends before the
+/// second begins.
+fn resources(settings: &PodSettings) -> Value {
+    let mut resources = json!({"requests": {
+        "cpu": settings.cpu.as_deref().unwrap_or("10m"),
+        "memory": settings.memory.as_deref().unwrap_or("16Mi"),
+    }});
+    let limits = [("cpu", &settings.cpu_limit), ("memory", &settings.memory_limit)];
+    let limits =
+        limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!(limit.as_ref()?))));
+    let limits: serde_json::Map<_, _> = limits.collect();
+    if let (false, Some(resources)) = (limits.is_empty(), resources.as_object_mut()) {
+        resources.insert("limits".to_owned(), Value::Object(limits));
+    }
+    resources
 }
 
 /// The data plane, as a native sidecar: started before the application, stopped after it.
@@ -67,13 +84,6 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
     if let Some(workers) = settings.workers {
         env.push(json!({"name": "TULLE_WORKERS", "value": workers.to_string()}));
     }
-    let mut resources = json!({"requests": {
-        "cpu": settings.cpu.as_deref().unwrap_or("10m"),
-        "memory": settings.memory.as_deref().unwrap_or("16Mi"),
-    }});
-    if let (Some(limit), Some(resources)) = (&settings.memory_limit, resources.as_object_mut()) {
-        resources.insert("limits".to_owned(), json!({"memory": limit}));
-    }
     json!({
         "name": PROXY,
         "image": context.image,
@@ -97,7 +107,7 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "resources": resources,
+        "resources": resources(settings),
         "volumeMounts": [
             {"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
             {"name": TRUST_VOLUME, "mountPath": TRUST_PATH, "readOnly": true},
@@ -108,11 +118,16 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
 /// Variables that annotations and probes add.
 const OPTIONAL: &[&str] = &["TULLE_PROBES", "TULLE_LOG", "TULLE_WORKERS"];
 
-/// Whether a container does what `wanted` does: the same program with the same arguments, environment and
-/// user. Resources, probes and what others mount into it may differ.
-pub(super) fn is_ours(found: &Value, wanted: &Value) -> bool {
-    let same = |path: &str| found.pointer(path) == wanted.pointer(path);
+/// Where a container does not do what `wanted` does: another program, arguments, environment or user; `None`:
+/// nowhere. Resources, probes, what others mount into it, and variables that our program does not read may
+/// differ.
+pub(super) fn difference(found: &Value, wanted: &Value) -> Option<String> {
     let equal = ["/image", "/args", "/command", "/envFrom", "/restartPolicy", "/securityContext/runAsUser"];
+    let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+    if let Some(path) = equal.into_iter().find(|path| found.pointer(path) != wanted.pointer(path)) {
+        let (is, should) = (shown(found.pointer(path)), shown(wanted.pointer(path)));
+        return Some(format!("its {} is {is} instead of {should}", path.trim_start_matches('/')));
+    }
     let list = |container: &Value, name: &str| -> Vec<Value> {
         container.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
     };
@@ -120,14 +135,20 @@ pub(super) fn is_ours(found: &Value, wanted: &Value) -> bool {
     let variable =
         |v: &Value| (part(v, "/name"), part(v, "/value"), part(v, "/valueFrom/fieldRef/fieldPath"));
     let mount = |m: &Value| (part(m, "/name"), part(m, "/mountPath"), part(m, "/subPath"));
+    let named = |v: &Value| v.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
     let (has, needs) = (list(found, "env"), list(wanted, "env"));
-    let optional = |v: &Value| v.get("name").and_then(Value::as_str).is_some_and(|n| OPTIONAL.contains(&n));
-    let known = |v: &Value| optional(v) || needs.iter().any(|need| variable(need) == variable(v));
+    let read = |v: &&Value| ["TULLE_", "_RJEM_"].iter().any(|prefix| named(v).starts_with(prefix));
+    let foreign = has.iter().filter(read).find(|v| {
+        !OPTIONAL.contains(&named(v).as_str()) && !needs.iter().any(|need| variable(need) == variable(v))
+    });
+    let missing = needs.iter().find(|need| !has.iter().any(|v| variable(v) == variable(need)));
+    if let Some(v) = foreign.or(missing) {
+        return Some(format!("its variable {} is another", named(v)));
+    }
     let mounts = list(found, "volumeMounts");
-    equal.into_iter().all(same)
-        && needs.iter().all(|need| has.iter().any(|v| variable(v) == variable(need)))
-        && has.iter().all(known)
-        && list(wanted, "volumeMounts").iter().all(|need| mounts.iter().any(|m| mount(m) == mount(need)))
+    let unmounted =
+        list(wanted, "volumeMounts").into_iter().find(|need| !mounts.iter().any(|m| mount(m) == mount(need)));
+    unmounted.map(|volume| format!("it does not mount {}", named(&volume)))
 }
 
 pub(super) fn volumes() -> [Value; 2] {

@@ -83,7 +83,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     if is_injected(pod) {
         return match (context.mode, impostor(pod, context)) {
             (Mode::Required, Some(what)) => Outcome::Refuse(format!(
-                "{what} is not the one that Tulle injects: leave it out, it is added at admission"
+                "{what}: it is not as Tulle injects it. Leave it out of the pod, it is added at admission; if another webhook changes it, leave tulle-init and tulle-proxy out there, or give the webhook's TULLE_SIDECAR_IMAGE the rewritten name"
             )),
             _ => Outcome::Skip,
         };
@@ -104,8 +104,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             ));
         }
     }
-    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
-        let why = "a pod with hostNetwork cannot have a sidecar: redirect rules would hit the whole node";
+    if let Some(why) = cannot_have_one(pod) {
         return refuse_or_skip(context, why, warnings);
     }
     if let Some(container) = runs_as_proxy(pod) {
@@ -119,6 +118,12 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             "namespace enforces Pod Security {level}, which forbids NET_ADMIN: the injected container {INIT} will be refused; set pod-security.kubernetes.io/enforce=privileged on the namespace until Tulle's node agent is available"
         ));
     }
+    if let Some(policy @ ("Default" | "None")) = pod.pointer("/spec/dnsPolicy").and_then(Value::as_str) {
+        warnings.push(format!(
+            "dnsPolicy {policy}: the sidecar finds the operator by its name in the cluster; if the pod stays in Init, write ClusterFirst, or the label {}=disabled",
+            keys::INJECT
+        ));
+    }
     let settings = PodSettings::read(pod, warnings);
     let skips = !settings.skip_inbound_ports.is_empty() || !settings.skip_outbound_ports.is_empty();
     if skips && context.mode == Mode::Required {
@@ -127,6 +132,21 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         );
     }
     Outcome::Inject(patch(pod, context, &settings, warnings))
+}
+
+/// Why a pod cannot have a sidecar at all.
+fn cannot_have_one(pod: &Value) -> Option<&'static str> {
+    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        return Some("a pod with hostNetwork cannot have a sidecar: redirect rules would hit the whole node");
+    }
+    if pod.pointer("/spec/os/name").and_then(Value::as_str) == Some("windows") {
+        return Some("a Windows pod cannot have one");
+    }
+    let mut containers =
+        ["/spec/containers", "/spec/initContainers"].into_iter().flat_map(|path| containers_at(pod, path));
+    containers
+        .any(|container| ["istio-proxy", "linkerd-proxy"].contains(&name_of(container)))
+        .then_some("it has the sidecar of another mesh: the two would redirect into each other")
 }
 
 fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> Outcome {
@@ -151,8 +171,12 @@ fn impostor(pod: &Value, context: &Context) -> Option<String> {
     ];
     for (name, wanted) in ours {
         let found = containers_at(pod, "/spec/initContainers").find(|container| name_of(container) == name);
-        if !found.is_some_and(|found| containers::is_ours(found, &wanted)) {
-            return Some(format!("container {name}"));
+        let difference = match found {
+            Some(found) => containers::difference(found, &wanted),
+            None => Some("it is missing".to_owned()),
+        };
+        if let Some(difference) = difference {
+            return Some(format!("container {name}: {difference}"));
         }
     }
     containers::volumes().into_iter().find_map(|wanted| {
@@ -178,9 +202,9 @@ fn name_of(container: &Value) -> &str {
 }
 
 /// Who runs as the sidecar's user: a container by name, or the pod.
-pub fn runs_as_proxy(pod: &Value) -> Option<String> {
+fn runs_as_proxy(pod: &Value) -> Option<String> {
     let uid = |value: Option<&Value>| value.and_then(Value::as_u64) == Some(u64::from(ports::PROXY_UID));
-    let lists = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
+    let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
         let name = name_of(container);
         if name != PROXY && uid(container.pointer("/securityContext/runAsUser")) {

@@ -14,6 +14,14 @@ pub(super) fn rewrite(pod: &Value, operations: &mut Operations, warnings: &mut V
     for list in ["containers", "initContainers"] {
         let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
         for (index, container) in containers.into_iter().flatten().enumerate() {
+            for hook in ["postStart", "preStop"] {
+                if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
+                    warnings.push(format!(
+                        "{hook} of container {} comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
+                        name_of(container)
+                    ));
+                }
+            }
             for kind in KINDS {
                 let Some(probe) = container.get(kind) else { continue };
                 let path = format!("/{}/{kind}", name_of(container));
@@ -47,7 +55,9 @@ fn check(container: &Value, probe: &Value) -> Result<Option<(&'static str, Value
             return Err("HTTPS probes are passed through to the application; under mtls: Strict kubelet is refused, use an exec probe".to_owned());
         }
         let port = port(container, get.get("port"))?;
+        // kubelet adds the slash too.
         let path = get.get("path").and_then(Value::as_str).unwrap_or("/");
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let headers: Vec<Value> = get
             .get("httpHeaders")
             .and_then(Value::as_array)
@@ -61,6 +71,9 @@ fn check(container: &Value, probe: &Value) -> Result<Option<(&'static str, Value
         )));
     }
     if let Some(tcp) = probe.get("tcpSocket") {
+        if tcp.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty()) {
+            return Err("it names a host of its own".to_owned());
+        }
         let port = port(container, tcp.get("port"))?;
         return Ok(Some(("tcpSocket", json!({"tcp": {"port": port}}))));
     }

@@ -128,12 +128,56 @@ fn nobody_else_may_run_as_the_sidecars_user() {
     for spec in [
         json!({"containers": [{"name": "a", "securityContext": {"runAsUser": 4150}}]}),
         json!({"containers": [{"name": "a"}], "initContainers": [{"name": "b", "securityContext": {"runAsUser": 4150}}]}),
-        json!({"containers": [{"name": "a"}], "ephemeralContainers": [{"name": "c", "securityContext": {"runAsUser": 4150}}]}),
         json!({"containers": [{"name": "a"}], "securityContext": {"runAsUser": 4150}}),
     ] {
         let pod = json!({"metadata": {}, "spec": spec});
         assert!(matches!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Refuse(_)), "{pod}");
     }
+}
+
+#[test]
+fn pods_that_cannot_have_a_sidecar_are_left_alone_or_refused() {
+    for (spec, word) in [
+        (json!({"os": {"name": "windows"}, "containers": [{"name": "a"}]}), "Windows"),
+        (json!({"containers": [{"name": "a"}, {"name": "istio-proxy"}]}), "another mesh"),
+        (
+            json!({"containers": [{"name": "a"}], "initContainers": [{"name": "linkerd-proxy"}]}),
+            "another mesh",
+        ),
+    ] {
+        let pod = json!({"metadata": {}, "spec": spec});
+        let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
+        assert!(outcome == Outcome::Skip && warnings[0].contains(word), "{warnings:?}");
+        assert!(
+            matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains(word))
+        );
+    }
+}
+
+#[test]
+fn what_another_webhook_changes_in_the_sidecar_is_named_unless_it_is_harmless() {
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let (mut pod, _) = injected(&plain, &context(Mode::Required));
+    let proxy = pod.pointer_mut("/spec/initContainers/1").unwrap();
+    proxy["env"].as_array_mut().unwrap().push(json!({"name": "DD_AGENT_HOST", "value": "10.0.0.1"}));
+    assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "a variable that nobody reads");
+    pod.pointer_mut("/spec/initContainers/1").unwrap()["image"] = json!("mirror.example/sidecar:1");
+    let Outcome::Refuse(why) = inject(&pod, &context(Mode::Required)).0 else { panic!("let in") };
+    assert!(why.contains("its image is \"mirror.example/sidecar:1\" instead of"), "{why}");
+}
+
+#[test]
+fn quotas_and_limit_ranges_can_be_met_by_both_containers() {
+    let annotations =
+        json!({"tulle.dev/cpu": "50m", "tulle.dev/cpu-limit": "500m", "tulle.dev/memory-limit": "64Mi"});
+    let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
+    let (pod, warnings) = injected(&pod, &context(Mode::Enabled));
+    let wanted =
+        json!({"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
+    for container in containers_at(&pod, "/spec/initContainers") {
+        assert_eq!(container["resources"], wanted);
+    }
+    assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 #[test]
@@ -178,10 +222,12 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
     let pod = json!({"metadata": {}, "spec": {"containers": [{
         "name": "app",
         "ports": [{"name": "web", "containerPort": 8080}],
+        "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": "web"}}},
         "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 3},
         "livenessProbe": {"exec": {"command": ["true"]}},
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": "web", "httpHeaders": [{"name": "X", "value": "y"}]}, "timeoutSeconds": 4},
-    }, {"name": "rpc", "readinessProbe": {"grpc": {"port": 9000, "service": "s"}}, "livenessProbe": {"httpGet": {"port": "nowhere"}}}]}});
+        "readinessProbe": {"httpGet": {"path": "ready", "port": "web", "httpHeaders": [{"name": "X", "value": "y"}]}, "timeoutSeconds": 4},
+    }, {"name": "rpc", "readinessProbe": {"grpc": {"port": 9000, "service": "s"}}, "livenessProbe": {"httpGet": {"port": "nowhere"}},
+        "startupProbe": {"tcpSocket": {"host": "db.example", "port": 5432}}}]}});
     let (pod, warnings) = injected(&pod, &context(Mode::Enabled));
     let app = pod.pointer("/spec/containers/0").unwrap();
     assert_eq!(
@@ -204,6 +250,10 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
     );
     assert_eq!(
         warnings,
-        ["livenessProbe of container rpc stays as it is: the container has no port named nowhere"]
+        [
+            "preStop of container app comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
+            "startupProbe of container rpc stays as it is: it names a host of its own",
+            "livenessProbe of container rpc stays as it is: the container has no port named nowhere",
+        ]
     );
 }
