@@ -1,9 +1,11 @@
 //! This machine: commands, packages, caches.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -116,15 +118,48 @@ pub fn exists(program: &str) -> bool {
 /// # Errors
 /// The command line and its standard error, when it cannot be started or exits non-zero.
 pub fn output(command: &mut Command) -> Result<String> {
+    output_within(command, Duration::from_secs(3600))
+}
+
+/// The same, ended when it takes longer than `limit`.
+///
+/// # Errors
+/// The command line and its standard error, or how long it was waited for.
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     let shown = shown(command);
-    command.env("PATH", path());
-    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
-    let text = String::from_utf8_lossy(&done.stdout).into_owned();
-    if !done.status.success() {
-        let error = String::from_utf8_lossy(&done.stderr);
-        bail!("{shown}: {}\n{}{}", done.status, text.trim_end(), error.trim_end());
+    let piped =
+        command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
+    let (text, error) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            bail!("{shown}: ended after {} s without a result", limit.as_secs());
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let read = |reader: thread::JoinHandle<Vec<u8>>| reader.join().unwrap_or_default();
+    let text = String::from_utf8_lossy(&read(text)).into_owned();
+    if !status.success() {
+        let error = read(error);
+        bail!("{shown}: {status}\n{}{}", text.trim_end(), String::from_utf8_lossy(&error).trim_end());
     }
     Ok(text)
+}
+
+/// Reads a pipe to its end beside the program that fills it.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        // A pipe that breaks has been read as far as there was anything.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut all));
+        all
+    })
 }
 
 /// Runs a command with this program's own output.

@@ -11,6 +11,9 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::host;
 
+/// No call of kubectl takes longer; one that hangs must not hold a whole run up.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// A cluster that can be asked and told.
 pub enum Kube {
     /// The embedded one.
@@ -36,7 +39,7 @@ impl Kube {
 
     /// What kubectl prints.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        host::output(&mut self.command(arguments)?)
+        host::output_within(&mut self.command(arguments)?, LIMIT)
     }
 
     /// Applies manifests; returns what kubectl prints, warnings included.

@@ -42,7 +42,7 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, mesh, talk, framing, updates, rollouts or faults.
+        /// workspace, node, lifecycle, mesh, talk, framing, updates, rollouts, skew or faults.
         suite: Option<String>,
         /// Only tests whose sentence contains this.
         #[arg(long)]

@@ -22,9 +22,11 @@ pub fn binary() -> Result<PathBuf> {
     if binary.is_file() {
         return Ok(binary);
     }
-    if !host::exists("go") {
+    let version = host::output(Command::new("go").arg("version")).unwrap_or_default();
+    if !knows_toolchains(&version) {
+        let found = if version.is_empty() { "there is none" } else { version.trim() };
         bail!(
-            "the cluster's components are compiled from Go modules: install Go 1.24 or newer and try again"
+            "the cluster's components are compiled from Go modules: install Go 1.24 or newer and try again ({found})"
         );
     }
     step("compiling Kubernetes, etcd and CoreDNS from their Go modules (about 5 minutes, once)");
@@ -38,6 +40,12 @@ pub fn binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Whether this Go compiles the modules, or fetches the one that does, as it can since 1.21.
+fn knows_toolchains(version: &str) -> bool {
+    let minor = version.split("go1.").nth(1).and_then(|rest| rest.split(['.', ' ']).next());
+    minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 21)
+}
+
 /// Linker flags: no symbols, and the version that the API server reports.
 fn ldflags() -> Result<String> {
     let (major, rest) = KUBERNETES.split_once('.').context("a version has dots")?;
@@ -46,4 +54,16 @@ fn ldflags() -> Result<String> {
     Ok(format!(
         "-s -w -X {version}.gitVersion=v{KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::knows_toolchains;
+
+    #[test]
+    fn a_go_that_is_too_old_is_known_by_its_version() {
+        assert!(knows_toolchains("go version go1.26.8 linux/amd64"));
+        assert!(!knows_toolchains("go version go1.19 linux/amd64"));
+        assert!(!knows_toolchains(""));
+    }
 }
