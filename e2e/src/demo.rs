@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::host;
+use crate::images;
 use crate::install;
 use crate::kubectl::Kube;
 use crate::progress::step;
@@ -17,6 +18,7 @@ const NAMESPACE: &str = "shop";
 
 /// Runs the tour.
 pub fn run(cluster: &str, keep: bool) -> Result<()> {
+    images::compile(images::TULLE)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;

@@ -28,6 +28,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("buildah", "buildah"),
 ];
 
+/// What compiling the workspace needs besides cargo.
+pub const TOOLCHAIN: &[(&str, &str)] = &[("cc", "gcc"), ("make", "make"), ("strip", "binutils")];
+
 /// The workspace that this program was built from.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))

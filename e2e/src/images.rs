@@ -48,6 +48,7 @@ pub fn compile(images: &[Image]) -> Result<()> {
             cargo.args(["--package", image.package, "--bin", binary]);
         }
     }
+    host::install_packages(host::TOOLCHAIN)?;
     step(&format!("compiling the images' programs (profile {})", profile()));
     host::output(&mut cargo).map(drop)
 }

@@ -53,12 +53,29 @@ fn load_into(context: &str, archive: &str) -> Result<()> {
     host::output(std::process::Command::new(program).args(arguments)).map(drop)
 }
 
+/// The label of a tulle-system that may be removed again.
+const OURS: &str = "tulle.dev/xtask";
+
 /// Installs Tulle and waits until it works.
 pub fn tulle(kube: &Kube) -> Result<()> {
+    let mine = kube.run(&[
+        "get",
+        "namespace",
+        "tulle-system",
+        "--ignore-not-found",
+        "-o",
+        "jsonpath={.metadata.labels}",
+    ])?;
+    if matches!(kube, Kube::Context(_)) && !mine.is_empty() && !mine.contains(OURS) {
+        bail!(
+            "this cluster has a Tulle that was not installed by xtask, which would change and remove it: use another cluster"
+        );
+    }
     step("installing Tulle: kubectl apply -k config/");
     let config = host::workspace().join("config");
     let config = config.to_str().context("the workspace's path is text")?;
     kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;
+    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{OURS}=true")])?;
     for workload in ["deployment/tulle-operator", "deployment/tulle-webhook"] {
         // The images have the same name at every build.
         kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;

@@ -34,6 +34,7 @@ pub struct Admission {
 pub fn routes(admission: Admission) -> Router {
     Router::new()
         .route("/inject/{mode}", post(inject_pod))
+        .route("/template/{mode}", post(look_at_template))
         .route("/validate", post(validate_object))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(admission)
@@ -46,8 +47,21 @@ async fn inject_pod(
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    let mode = if mode == "required" { Mode::Required } else { Mode::Enabled };
-    answer(review, |request, response| admission.inject(mode, request, response))
+    answer(review, |request, response| admission.inject(mode_of(&mode), request, response))
+}
+
+/// Warnings about a pod that a controller makes would end in the controller's log: whoever applies the
+/// workload is told here.
+async fn look_at_template(
+    State(admission): State<Admission>,
+    Path(mode): Path<String>,
+    Json(review): Json<Review>,
+) -> Json<Review> {
+    answer(review, |request, response| admission.look_ahead(mode_of(&mode), request, response))
+}
+
+fn mode_of(path: &str) -> Mode {
+    if path == "required" { Mode::Required } else { Mode::Enabled }
 }
 
 async fn validate_object(State(admission): State<Admission>, Json(review): Json<Review>) -> Json<Review> {
@@ -89,17 +103,7 @@ impl Admission {
         let Some(pod) = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) else {
             return response;
         };
-        let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
-        let context = Context {
-            mode,
-            pod_security: self.cluster.pod_security(&namespace),
-            exempt: self.cluster.is_exempt(&namespace, account),
-            on_trial: self.cluster.is_on_trial(&namespace, &pod),
-            image: self.settings.sidecar_image.clone(),
-            operator: self.settings.operator(),
-            operator_identity: format!("{}/tulle-operator", self.settings.namespace),
-            trust_domain: self.cluster.trust_domain(),
-        };
+        let context = self.context(mode, &namespace, &pod);
         let (outcome, warnings) = inject::inject(&pod, &context);
         let who =
             pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
@@ -113,6 +117,47 @@ impl Admission {
                 Err(error) => response.deny(format!("the sidecar's patch could not be written: {error}")),
             },
         }
+    }
+
+    fn context(&self, mode: Mode, namespace: &str, pod: &Value) -> Context {
+        let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+        Context {
+            mode,
+            pod_security: self.cluster.pod_security(namespace),
+            exempt: self.cluster.is_exempt(namespace, account),
+            on_trial: self.cluster.is_on_trial(namespace, pod),
+            image: self.settings.sidecar_image.clone(),
+            operator: self.settings.operator(),
+            operator_identity: format!("{}/tulle-operator", self.settings.namespace),
+            trust_domain: self.cluster.trust_domain(),
+        }
+    }
+
+    /// Warns of what will be said about a workload's pods; it is never refused here.
+    fn look_ahead(
+        &self,
+        mode: Mode,
+        request: &AdmissionRequest<DynamicObject>,
+        mut response: AdmissionResponse,
+    ) -> AdmissionResponse {
+        let template = |object: &Option<DynamicObject>| {
+            let data = &object.as_ref()?.data;
+            data.pointer("/spec/template").or(data.pointer("/spec/jobTemplate/spec/template")).cloned()
+        };
+        let (Some(pod), old) = (template(&request.object), template(&request.old_object)) else {
+            return response;
+        };
+        // A new number of replicas is not the moment to say the same again.
+        if old.as_ref() == Some(&pod) {
+            return response;
+        }
+        let context = self.context(mode, request.namespace.as_deref().unwrap_or_default(), &pod);
+        let (outcome, mut warnings) = inject::inject(&pod, &context);
+        if let Outcome::Refuse(why) = outcome {
+            warnings.push(format!("its pods will be refused: {why}"));
+        }
+        response.warnings = (!warnings.is_empty()).then_some(warnings);
+        response
     }
 
     async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Findings {

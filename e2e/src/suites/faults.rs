@@ -204,8 +204,10 @@ fn uninstall(kube: &Kube) -> Result<()> {
     ensure!(left.is_empty(), "left behind: {left:?}");
     // The cluster works without it, in namespaces that were meshed too.
     let field = Field::meshed(kube, "t-after")?;
-    field.host_pod("app", "default", &["/usr/bin/sleep", "1000"])?;
-    drop(field);
+    field.apply(host_pod("app", "default", &["/usr/bin/sleep", "1000"]))?;
+    field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/app"])?;
+    // A bare pod must not be there when the mesh is.
+    kube.run(&["delete", "namespace", "t-after"])?;
     install::tulle(kube)
 }
 

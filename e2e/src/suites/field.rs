@@ -4,9 +4,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::Skip;
 use crate::kubectl::Kube;
 
 /// Programs of the host that test pods run.
@@ -34,6 +35,15 @@ pub struct Field<'a> {
 
 /// Namespaces of tests that have ended, to be deleted once it is known whether they failed.
 static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Fails with why a test is skipped where its pods would run programs of their node that only this machine
+/// is known to have.
+pub fn borrows(kube: &Kube) -> Result<()> {
+    match kube {
+        Kube::Embedded(_) => Ok(()),
+        Kube::Context(_) => bail!(Skip("its pods run programs that the nodes of this cluster need not have")),
+    }
+}
 
 /// Deletes the namespaces of a test that has ended; of one that failed, what is in them is shown first.
 pub fn clean_up(kube: &Kube, failed: bool) {
@@ -170,6 +180,7 @@ impl<'a> Field<'a> {
 
     /// A pod that runs a server of the host; it is ready when its port is open.
     pub fn server_pod(&self, name: &str, port: u16, command: &[&str]) -> Result<()> {
+        borrows(self.kube)?;
         let mut pod = host_pod(name, "default", command);
         pod["spec"]["containers"][0]["readinessProbe"] =
             json!({"tcpSocket": {"port": port}, "periodSeconds": 1});

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::field::{Field, host_pod, pod_template};
+use super::field::{Field, deployment, host_pod, pod_template};
 use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
@@ -35,6 +35,10 @@ fn injection(kube: &Kube) -> Result<()> {
     pod["metadata"]["annotations"] = json!({"tulle.dev/colour": "red"});
     let said = field.apply(pod)?;
     ensure!(said.contains("annotation tulle.dev/colour"), "no warning: {said}");
+    let mut workload = deployment("web", 0, &[]);
+    workload["spec"]["template"]["metadata"]["annotations"] = json!({"tulle.dev/colour": "red"});
+    let said = field.apply(workload)?;
+    ensure!(said.contains("annotation tulle.dev/colour"), "no warning about a Deployment's pods: {said}");
     field.ready("app")?;
     let names = field.get("pod/app", ".spec.initContainers[*].name")?;
     ensure!(names == "tulle-init tulle-proxy", "init containers: {names}");
@@ -84,7 +88,7 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
         &debug.to_string(),
     ]);
     ensure!(
-        refused.is_err_and(|error| error.to_string().contains("sidecar's user")),
+        refused.is_err_and(|error| error.to_string().contains("uid 4150 is the sidecar's")),
         "a debug container came in"
     );
     Ok(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::{Field, host_pod, service};
+use super::field::{Field, borrows, host_pod, service};
 use super::{Skip, Test};
 use crate::kubectl::Kube;
 
@@ -63,6 +63,7 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
 }
 
 fn udp_and_loopback(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
     let field = Field::meshed(kube, "t-udp")?;
     let serve = "import socket, threading, http.server
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(('0.0.0.0', 9999))
@@ -124,6 +125,7 @@ fn ipv6(kube: &Kube) -> Result<()> {
 }
 
 fn meshed_to_others(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
     let (meshed, plain) = (Field::meshed(kube, "t-out")?, Field::plain(kube, "t-server")?);
     plain.service("web", 1, &[])?;
     meshed.client("client")?;

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::field::{Field, deployment, host_pod, service};
+use super::field::{Field, borrows, deployment, host_pod, service};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[(
@@ -19,6 +19,7 @@ pub(super) const TESTS: &[Test] = &[(
 const APPLICATIONS: &[&str] = &["graceful", "abrupt", "slow", "counter"];
 
 fn rolling_update(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
     let (meshed, plain) = (Field::meshed(kube, "t-roll")?, Field::plain(kube, "t-roll-plain")?);
     // Side by side: half the time, and the same machine under the same strain.
     let (with, without) = thread::scope(|scope| {

@@ -9,6 +9,9 @@ use crate::progress::step;
 /// Runs everything that cargo can.
 pub(super) fn run() -> Tally {
     let mut tally = Tally::default();
+    if let Err(error) = host::install_packages(host::TOOLCHAIN) {
+        eprintln!("warning: {error:#}");
+    }
     let checks: [(&str, &[&str]); 2] = [
         ("the code is formatted", &["fmt", "--all", "--check"]),
         (

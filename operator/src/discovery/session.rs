@@ -21,6 +21,8 @@ use crate::watch::Hub;
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
 /// first in a while, 100 ms in a burst, 800 ms in a storm.
 const GATHER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(800)];
+/// An end is not gathered for longer: whoever still sends to a pod whose process has been told loses.
+const GATHER_ENDS: Duration = Duration::from_millis(5);
 /// Sends within a second before gathering steps up.
 const CALM: u32 = 5;
 const BUSY: u32 = 30;
@@ -76,7 +78,7 @@ impl Session {
     }
 
     async fn serve(&self, up: &mut Streaming<SidecarMessage>, state: &mut State) -> Result<(), Status> {
-        let mut changes = self.hub.changes();
+        let (mut changes, mut endings) = (self.hub.changes(), self.hub.endings());
         let mut send_at: Option<Instant> = None;
         let mut acks = self.outlet.telemetry_acks(&self.pod_uid);
         loop {
@@ -95,9 +97,17 @@ impl Session {
                     }
                     send_at = Some(Instant::now() + state.gather());
                 }
+                ending = endings.changed() => {
+                    if ending.is_err() {
+                        return Ok(());
+                    }
+                    let soon = Instant::now() + GATHER_ENDS;
+                    send_at = Some(send_at.map_or(soon, |at| at.min(soon)));
+                }
                 () = wait(send_at), if send_at.is_some() => {
                     send_at = None;
                     changes.mark_unchanged();
+                    endings.mark_unchanged();
                     self.send_changed(state).await?;
                 }
             }

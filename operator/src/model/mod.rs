@@ -45,6 +45,8 @@ pub struct Model {
     doubted_canaries: BTreeSet<Key>,
     workloads: HashMap<WorkloadKey, Workload>,
     revisions: HashMap<Key, Revision>,
+    /// Pods that have begun to end since this model began.
+    endings: u64,
 }
 
 /// What the MeshConfig says, or its defaults.
@@ -107,6 +109,9 @@ impl Model {
 
     /// Takes a pod over.
     pub fn apply_pod(&mut self, pod: Pod) {
+        if pod.terminating && self.pods.get(&pod.uid).is_some_and(|known| !known.terminating) {
+            self.endings += 1;
+        }
         self.forget_addresses(&pod.uid);
         if pod.has_own_addresses() {
             for ip in &pod.ips {
@@ -115,6 +120,11 @@ impl Model {
         }
         self.pod_names.insert((Arc::clone(&pod.namespace), Arc::clone(&pod.name)), Arc::clone(&pod.uid));
         self.pods.insert(Arc::clone(&pod.uid), pod);
+    }
+
+    /// Counts up when a pod begins to end: clients should leave it before its process is told.
+    pub fn endings(&self) -> u64 {
+        self.endings
     }
 
     /// Forgets a pod.

@@ -299,3 +299,15 @@ fn a_deleted_meshconfig_leaves_the_trust_domain() {
     let settings = model.settings();
     assert_eq!((settings.trust_domain.as_str(), settings.mtls), ("corp.example", MtlsMode::Permissive));
 }
+
+#[test]
+fn a_pod_that_begins_to_end_counts_once() {
+    let mut model = Model::default();
+    let going = || Pod { terminating: true, ..pod("web", "10.0.0.1", "v1") };
+    model.apply_pod(going());
+    assert_eq!(model.endings(), 0, "it was never here");
+    model.apply_pod(pod("web", "10.0.0.1", "v1"));
+    model.apply_pod(going());
+    model.apply_pod(going());
+    assert_eq!(model.endings(), 1);
+}

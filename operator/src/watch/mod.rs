@@ -37,12 +37,18 @@ const SUSPICIOUS: usize = 10;
 pub struct Hub {
     model: RwLock<Model>,
     changed: watch::Sender<u64>,
+    ending: watch::Sender<u64>,
     synced: AtomicUsize,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { model: RwLock::default(), changed: watch::channel(0).0, synced: AtomicUsize::new(0) }
+        Self {
+            model: RwLock::default(),
+            changed: watch::channel(0).0,
+            ending: watch::channel(0).0,
+            synced: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -62,6 +68,11 @@ impl Hub {
         self.changed.subscribe()
     }
 
+    /// Counts up with every pod that begins to end.
+    pub fn endings(&self) -> watch::Receiver<u64> {
+        self.ending.subscribe()
+    }
+
     /// Whether every kind has been listed once: before that an absent object means nothing.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= KINDS
@@ -69,8 +80,13 @@ impl Hub {
 
     /// Changes the model.
     pub fn change(&self, change: impl FnOnce(&mut Model)) {
-        change(&mut self.model.write().unwrap_or_else(PoisonError::into_inner));
+        let endings = {
+            let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
+            change(&mut model);
+            model.endings()
+        };
         self.changed.send_modify(|generation| *generation += 1);
+        self.ending.send_if_modified(|known| std::mem::replace(known, endings) != endings);
     }
 }
 
