@@ -128,8 +128,9 @@ pub fn write(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-/// A routed wire for each pod, in the version that plugins of 2020 know too. On a bridge the answer of one pod to another would not come by where the
-/// Service's address is put back, unless the kernel has br_netfilter loaded.
+/// A routed wire for each pod, in a version that plugins of 2020 know too. On a bridge the answer of one pod
+/// to another would not come by where the Service's address is put back, unless the kernel has br_netfilter
+/// loaded.
 fn cni(node: &Node) -> String {
     let (mut ranges, mut routes) =
         (format!(r#"[{{"subnet": "{}"}}]"#, node.pods()), r#"{"dst": "0.0.0.0/0"}"#.to_owned());

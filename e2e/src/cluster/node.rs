@@ -103,6 +103,9 @@ fn mounts(node: &Node) -> Result<()> {
 fn kernel_settings(node: &Node) -> Result<()> {
     for (name, value) in host::KERNEL_SETTINGS {
         let (file, setting) = (node.folder().join("sysctl").join(name), Path::new("/proc/sys").join(name));
+        if !setting.exists() {
+            continue;
+        }
         host::write(&file, value)?;
         mount_bind(&file, &setting).with_context(|| format!("mounting {}", setting.display()))?;
     }

@@ -152,6 +152,8 @@ impl<'a> Field<'a> {
 
     /// Does something under load; the requests that failed meanwhile.
     pub fn failed_during(&self, load: &str, what: impl FnOnce() -> Result<()>) -> Result<(u64, String)> {
+        // The load prints once a second: its last line may lack what has failed a moment ago.
+        thread::sleep(Duration::from_millis(1200));
         let before = self.account(load)?;
         what()?;
         thread::sleep(Duration::from_millis(2500));
