@@ -209,6 +209,14 @@ impl<'a> Field<'a> {
         self.host_pod(name, name, &["/usr/bin/sleep", "100000"])
     }
 
+    /// A pod without sidecar to call others from.
+    pub fn plain_client(&self, name: &str) -> Result<()> {
+        let mut pod = host_pod(name, "default", &["/usr/bin/sleep", "100000"]);
+        pod["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
+        self.apply(pod)?;
+        self.ready(name)
+    }
+
     /// What a program prints in a pod.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())

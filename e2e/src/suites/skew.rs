@@ -26,10 +26,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     pod["metadata"]["name"] = json!("web");
     older(&field, pod, "split/v1")?;
     field.client("client")?;
-    let mut plain = host_pod("plain", "default", &["/usr/bin/sleep", "100000"]);
-    plain["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
-    field.apply(plain)?;
-    field.ready("plain")?;
+    field.plain_client("plain")?;
     let url = "http://web.t-skew.svc.cluster.local/";
     field.apply(policy(json!({"mtls": "Strict"})))?;
     kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1"))?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::{Field, borrows, host_pod, service};
+use super::field::{Field, borrows, service};
 use super::{Skip, Test};
 use crate::kubectl::Kube;
 
@@ -98,10 +98,7 @@ fn ipv6(kube: &Kube) -> Result<()> {
     let six = json!({"selector": {"app": "web"}, "ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"});
     field.apply(service("six", six))?;
     field.client("client")?;
-    let mut plain = host_pod("plain", "default", &["/usr/bin/sleep", "100000"]);
-    plain["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
-    field.apply(plain)?;
-    field.ready("plain")?;
+    field.plain_client("plain")?;
     let all = "jsonpath={.items[0].status.podIPs[*].ip}";
     let all = field.kubectl(&["get", "pod", "-l", "app=web", "-o", all])?;
     let own = all.split(' ').find(|address| address.contains(':')).context("no IPv6 address")?;
