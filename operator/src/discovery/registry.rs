@@ -152,7 +152,7 @@ impl Registry {
         for (uid, sidecar) in own.iter().chain(relayed.iter()) {
             let pod = model.pod(uid);
             let node = pod.map_or("", |pod| &*pod.node);
-            let behind = sidecar.acked.iter().find(|((kind, name), acked)| {
+            let mut behind = sidecar.acked.iter().filter(|((kind, name), acked)| {
                 if *kind != ResourceType::Destination as i32 {
                     return false;
                 }
@@ -160,9 +160,12 @@ impl Registry {
                 let wanted = view.or_insert_with(|| version_for_canary(model, name, uid, canary, epoch));
                 wanted.as_ref().is_some_and(|wanted| wanted != *acked)
             });
-            let Some((name, _)) = behind else { continue };
+            let Some((first, _)) = behind.next() else { continue };
+            // Any of them that was refused explains more than the others.
+            let mut names = std::iter::once(first).chain(behind.map(|(name, _)| name));
+            let refused = names.find_map(|name| sidecar.refused.get(name));
             let pod = pod.map_or_else(|| uid.clone(), |pod| format!("{}/{}", pod.namespace, pod.name));
-            if let Some((_, reason)) = sidecar.refused.get(name) {
+            if let Some((_, reason)) = refused {
                 return Acknowledgement::Refused(format!("pod {pod}: {reason}"));
             }
             awaited.push(pod);
@@ -252,7 +255,31 @@ fn version_for_canary(model: &Model, name: &str, uid: &str, canary: &Key, epoch:
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::model::tests::{canary, key, pod, shop};
+
+    #[test]
+    fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
+        let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1", "phase": "Stable"})));
+        let names = ["10.96.0.1:80", "203.0.113.1:80"]
+            .map(|name| (ResourceType::Destination as i32, name.to_owned()));
+        let acknowledged = |registry: &Registry| registry.acknowledged_canary(&model, &key("shop", "web"), 0);
+        // Whichever of the two a walk over them meets first.
+        for refused in &names {
+            let registry = Registry::default();
+            registry.report("uid-a", Report::Connected, |_| {});
+            for name in &names {
+                registry.report("uid-a", Report::Sent(name.clone()), |_| {});
+            }
+            let awaited = "the sidecar of pod shop/a has not acknowledged it".to_owned();
+            assert_eq!(acknowledged(&registry), Acknowledgement::Awaited(awaited));
+            registry.report("uid-a", Report::Refused(refused.clone(), "v".into(), "too new".into()), |_| {});
+            assert_eq!(acknowledged(&registry), Acknowledgement::Refused("pod shop/a: too new".to_owned()));
+        }
+    }
 
     #[test]
     fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {

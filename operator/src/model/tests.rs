@@ -10,11 +10,11 @@ use super::*;
 
 const VIP: &str = "10.96.0.1:80";
 
-fn key(namespace: &str, name: &str) -> Key {
+pub(crate) fn key(namespace: &str, name: &str) -> Key {
     (namespace.into(), name.into())
 }
 
-fn pod(name: &str, ip: &str, revision: &str) -> Pod {
+pub(crate) fn pod(name: &str, ip: &str, revision: &str) -> Pod {
     Pod {
         uid: format!("uid-{name}").into(),
         name: name.into(),
@@ -47,8 +47,8 @@ fn endpoint(pod: &Pod, ready: bool) -> Endpoint {
     }
 }
 
-/// A Service `shop/web` with these pods in one slice.
-fn shop(pods: &[Pod]) -> Model {
+/// A Service `shop/web`, with an external address too, with these pods in one slice.
+pub(crate) fn shop(pods: &[Pod]) -> Model {
     let mut model = Model::default();
     model.apply_namespace(
         "shop".into(),
@@ -58,7 +58,7 @@ fn shop(pods: &[Pod]) -> Model {
         key("shop", "web"),
         Service {
             uid: "svc".into(),
-            ips: vec!["10.96.0.1".parse().unwrap()],
+            ips: vec!["10.96.0.1".parse().unwrap(), "203.0.113.1".parse().unwrap()],
             ports: vec![Port { name: "http".into(), port: 80, app_protocol: None }],
             selector: [("app".to_owned(), "web".to_owned())].into(),
             local_only: false,
@@ -87,7 +87,7 @@ fn addresses(model: &Model) -> Vec<String> {
     view(model, "node-a").endpoints.into_iter().map(|endpoint| endpoint.address).collect()
 }
 
-fn canary(status: serde_json::Value) -> Canary {
+pub(crate) fn canary(status: serde_json::Value) -> Canary {
     serde_json::from_value(json!({
         "apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web", "namespace": "shop"},
         "spec": {"target": {"kind": "Deployment", "name": "web"}}, "status": status,
