@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.onFailure) || self.onFailure != 'Undo' || self.target.kind == 'Deployment'", "onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo"))]
 pub struct CanarySpec {
-    /// The workload whose new versions are tried.
+    /// The workload whose new versions are tried. Fixed: what is known of one workload's revisions says
+    /// nothing about another's.
+    #[x_kube(validation = ("self == oldSelf", "the target is fixed: delete this Canary and make one for the other workload"))]
     pub target: CanaryTarget,
     /// What a new version goes through. Default: 1, 5, 10, 25 and 50 % for two minutes each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -247,7 +249,8 @@ pub struct CanaryStatus {
     pub weight_summary: String,
     /// Counts up with every change of a weight; sidecars acknowledge it.
     pub epoch: u64,
-    /// Pass, Fail or Inconclusive, and Undecided while there is nothing to judge.
+    /// Pass, Fail or Inconclusive, Undecided while there is nothing to judge, and FailedBefore for a revision
+    /// that was undone and came back.
     pub verdict: String,
     /// The evidence in one sentence.
     pub evidence_summary: String,
@@ -262,6 +265,9 @@ pub struct CanaryStatus {
     /// Since when the revision on trial has no ready pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unready_since: Option<Time>,
+    /// Since when what is stable has no pod at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stable_gone_since: Option<Time>,
     /// The last action that was carried out, by its request id.
     pub last_action: String,
     /// `Ready`: the target exists and its rollouts are watched. `Acknowledged`: every sidecar concerned
@@ -295,7 +301,7 @@ pub struct Evidence {
 pub struct HistoryEntry {
     /// The revision that was tried.
     pub revision: String,
-    /// Promoted, Failed or Superseded.
+    /// Promoted, PromotionStalled, Failed or Superseded.
     pub outcome: String,
     /// Why, in one sentence.
     pub because: String,

@@ -60,8 +60,13 @@ impl Cluster {
     pub fn is_on_trial(&self, namespace: &str, pod: &Value) -> bool {
         let Some((kind, name, revision)) = workload_of(pod) else { return false };
         let inner = self.read();
-        let canary = inner.canaries.iter().find(|((ns, _), canary)| {
+        let its = inner.canaries.iter().filter(|((ns, _), canary)| {
             ns == namespace && canary.spec.target.kind == kind && canary.spec.target.name == name
+        });
+        // Of several the oldest holds it, as with the operator.
+        let canary = its.min_by(|a, b| {
+            let age = |canary: &Canary| canary.metadata.creation_timestamp.clone();
+            age(a.1).cmp(&age(b.1)).then_with(|| a.0.cmp(b.0))
         });
         let Some(status) = canary.and_then(|(_, canary)| canary.status.as_ref()) else { return false };
         // What was stable until its successor has taken over needs no trial either.

@@ -1,6 +1,8 @@
 //! What the rollout machine wants to know of a workload.
 
-use super::{Model, Pod, WorkloadKey};
+use tulle_crds::Canary;
+
+use super::{Key, Model, Pod, WorkloadKey};
 
 /// A workload and its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct PodSeen {
     pub ready: bool,
     /// It carries our gate, and the gate is shut.
     pub parked: bool,
+    /// It carries our gate, and the gate is open.
+    pub opened: bool,
     /// It is being deleted.
     pub terminating: bool,
 }
@@ -47,6 +51,7 @@ impl Model {
                 containers_ready: pod.containers_ready,
                 ready: pod.ready,
                 parked: pod.gated && !pod.gate_open,
+                opened: pod.gated && pod.gate_open,
                 terminating: pod.terminating,
             })
             .collect();
@@ -54,15 +59,24 @@ impl Model {
         Some(WorkloadSeen { replicas: workload.replicas, latest: latest.filter(|_| workload.observed), pods })
     }
 
-    /// Pods that wait behind our gate although no Canary holds their workload any more: the gate must
-    /// be opened, or the workload would be stuck for ever.
+    /// The Canary of a workload: of several the oldest.
+    pub fn canary_of(&self, workload: &WorkloadKey) -> Option<(&Key, &Canary)> {
+        let its = self.canaries.iter().filter(|(key, canary)| {
+            let target = &canary.spec.target;
+            key.0 == workload.namespace && target.kind == workload.kind && *target.name == *workload.name
+        });
+        its.min_by(|a, b| {
+            let age = |canary: &Canary| canary.metadata.creation_timestamp.clone();
+            age(a.1).cmp(&age(b.1)).then_with(|| a.0.cmp(b.0))
+        })
+    }
+
+    /// Pods that wait behind our gate although no Canary holds their workload any more, or one that has not
+    /// begun to: the gate must be opened, or the workload would be stuck for ever.
     pub fn orphaned_gates(&self) -> Vec<(String, String)> {
         let watched = |key: &WorkloadKey| {
-            self.canaries.iter().any(|(name, canary)| {
-                name.0 == key.namespace
-                    && canary.spec.target.kind == key.kind
-                    && *canary.spec.target.name == *key.name
-            })
+            let status = self.canary_of(key).and_then(|(_, canary)| canary.status.as_ref());
+            status.is_some_and(|status| !status.approved_revision.is_empty())
         };
         let parked =
             self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);

@@ -212,6 +212,9 @@ fn gates_that_no_canary_holds_are_found() {
     assert_eq!(model.orphaned_gates(), [("shop".to_owned(), "new".to_owned())]);
     model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1"})));
     assert!(model.orphaned_gates().is_empty());
+    // One that was made anew in the middle of a trial waits for its end: nobody else opens that gate.
+    model.apply_canary(key("shop", "web"), canary(json!({})));
+    assert_eq!(model.orphaned_gates().len(), 1);
 }
 
 #[test]

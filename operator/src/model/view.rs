@@ -204,11 +204,7 @@ impl Model {
         if workloads.any(|other| other != workload) {
             return none;
         }
-        let found = self.canaries.iter().find(|(key, canary)| {
-            key.0 == workload.namespace
-                && canary.spec.target.kind == workload.kind
-                && *canary.spec.target.name == *workload.name
-        });
+        let found = self.canary_of(workload);
         let Some((key, status)) = found.and_then(|(key, canary)| Some((key, canary.status.as_ref()?))) else {
             return none;
         };

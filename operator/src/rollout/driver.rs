@@ -1,7 +1,7 @@
 //! Carries out what the machine decides, for every Canary, on the replica that leads.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, Phase, WorkloadKind, keys};
+use tulle_crds::{Canary, CanaryStatus, Phase, WorkloadKind, keys};
 
 use super::machine::{self, Action, Seen, Verb};
 use crate::discovery::{Acknowledgement, Registry};
@@ -31,6 +31,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// An action that failed at this look is not tried again before.
 const RETRY_UNDO: Duration = Duration::from_secs(30);
+/// Counts alone are written this often: each write goes to every replica and every sidecar's view.
+const WRITE_EVIDENCE_EVERY: Duration = Duration::from_secs(3);
 /// Canaries that are looked at at the same time.
 const AT_ONCE: usize = 8;
 
@@ -43,6 +45,8 @@ pub struct Driver {
     recorder: Recorder,
     /// Canaries, by their epoch, whose target could not be restored, and when that was.
     undo_failed: Mutex<HashMap<(Key, u64), Instant>>,
+    /// When the status of a Canary was last written.
+    written: Mutex<HashMap<Key, Instant>>,
 }
 
 /// What had been counted at the last look: for a Canary, of its two revisions.
@@ -55,7 +59,15 @@ impl Driver {
     pub fn new(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, aggregates: Arc<Aggregates>) -> Self {
         let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { recorder, client, hub, registry, aggregates, undo_failed: Mutex::default() }
+        Self {
+            recorder,
+            client,
+            hub,
+            registry,
+            aggregates,
+            undo_failed: Mutex::default(),
+            written: Mutex::default(),
+        }
     }
 
     /// Looks at every Canary for ever, while this replica leads.
@@ -107,7 +119,7 @@ impl Driver {
             seen.acknowledged = Acknowledgement::Awaited(why.to_owned());
         }
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
-        if next != status {
+        if next != status && !self.may_wait(key, &status, &next) {
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
             let version = canary.metadata.resource_version.as_deref();
             if let Err(error) = crate::status::write(&api, &key.1, version, &next).await {
@@ -115,6 +127,10 @@ impl Driver {
                 tracing::debug!(namespace = %key.0, name = %key.1, %error, "a canary's status was not written");
                 return None;
             }
+            lock(&self.written).insert(key.clone(), Instant::now());
+        } else if next != status {
+            // Decided with, but not written: counted again at the next look.
+            return None;
         }
         for action in &actions {
             if let Err(error) = self.carry_out(key, canary, action).await {
@@ -122,6 +138,17 @@ impl Driver {
             }
         }
         Some(totals)
+    }
+
+    /// Whether only counts have changed, and they were written a moment ago.
+    fn may_wait(&self, key: &Key, status: &CanaryStatus, next: &CanaryStatus) -> bool {
+        let but_counts = CanaryStatus {
+            evidence: next.evidence.clone(),
+            evidence_summary: next.evidence_summary.clone(),
+            ..status.clone()
+        };
+        let recently = |at: &Instant| at.elapsed() < WRITE_EVIDENCE_EVERY;
+        but_counts == *next && lock(&self.written).get(key).is_some_and(recently)
     }
 
     fn see(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> (Seen, Vec<Total>) {
@@ -151,6 +178,10 @@ impl Driver {
             now: Timestamp::now(),
             generation: canary.metadata.generation.unwrap_or_default(),
             target: model.workload(&workload),
+            conflict: model
+                .canary_of(&workload)
+                .filter(|(holds, _)| *holds != key)
+                .map(|(holds, _)| holds.1.to_string()),
             acknowledged: match matters {
                 true => self.registry.acknowledged_canary(&model, key, status.epoch),
                 false => Acknowledgement::Awaited(String::new()),
@@ -163,7 +194,8 @@ impl Driver {
 
     async fn carry_out(&self, key: &Key, canary: &Canary, action: &Action) -> anyhow::Result<()> {
         match action {
-            Action::OpenGate(pod) => self.open_gate(&key.0, pod).await,
+            Action::OpenGate(pod) => self.set_gate(&key.0, pod, true).await,
+            Action::ShutGate(pod) => self.set_gate(&key.0, pod, false).await,
             Action::Undo { revision } => {
                 self.try_undo(key, canary, revision).await;
                 Ok(())
@@ -187,9 +219,10 @@ impl Driver {
         Ok(())
     }
 
-    async fn open_gate(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+    async fn set_gate(&self, namespace: &str, pod: &str, open: bool) -> anyhow::Result<()> {
+        let status = if open { "True" } else { "False" };
         let condition =
-            json!({"type": keys::GATE, "status": "True", "lastTransitionTime": Timestamp::now().to_string()});
+            json!({"type": keys::GATE, "status": status, "lastTransitionTime": Timestamp::now().to_string()});
         let patch = json!({"status": {"conditions": [condition]}});
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         // Strategic: conditions are merged by type, those of kubelet stay.
@@ -201,7 +234,7 @@ impl Driver {
     async fn open_orphaned_gates(&self) {
         let orphaned = self.hub.model().orphaned_gates();
         for (namespace, pod) in orphaned {
-            if let Err(error) = self.open_gate(&namespace, &pod).await {
+            if let Err(error) = self.set_gate(&namespace, &pod, true).await {
                 tracing::warn!(namespace, pod, %error, "cannot open a gate that no Canary holds");
             }
         }
@@ -271,12 +304,12 @@ impl Driver {
         let recently = |at: &Instant| at.elapsed() < RETRY_UNDO;
         let epoch = canary.status.as_ref().map_or(0, |status| status.epoch);
         let id = (key.clone(), epoch);
-        if self.undo_failed.lock().unwrap_or_else(PoisonError::into_inner).get(&id).is_some_and(recently) {
+        if lock(&self.undo_failed).get(&id).is_some_and(recently) {
             return;
         }
         let Err(error) = self.undo(key, canary, revision).await else { return };
         {
-            let mut failed = self.undo_failed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failed = lock(&self.undo_failed);
             failed.retain(|_, at| recently(at));
             failed.insert(id, Instant::now());
         }
@@ -284,4 +317,8 @@ impl Driver {
         let message = format!("cannot restore revision {revision}: {error:#}");
         self.tell(canary, true, "UndoFailed", &message).await.ok();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,17 +4,31 @@
 //! first; evidence counts only while the weight is acknowledged; unknown holds; a newer revision
 //! starts over; every phase that is not an end has a deadline.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+mod gates;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, Evidence, HistoryEntry, OnFailure, OnInconclusive, Percent, Phase, Span, Step,
-    reason, set_condition,
+    CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step, reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::WorkloadSeen;
 use crate::telemetry::Counts;
+
+/// A version whose pods take traffic and are all broken for this long is bad.
+const BROKEN_AFTER: SignedDuration = SignedDuration::from_secs(30);
+/// A version of which no pod has become ready for this long, before it had any traffic, is bad: what
+/// Kubernetes waits by default (`progressDeadlineSeconds`).
+const NEVER_READY_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
+const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
+/// The verdict on a revision that has failed before and came back.
+const FAILED_BEFORE: &str = "FailedBefore";
 
 /// What is seen of the world at one look.
 #[derive(Clone, Debug)]
@@ -31,6 +45,8 @@ pub struct Seen {
     pub counted: (Counts, Counts),
     /// A human's verb and its request id.
     pub action: Option<(Verb, String)>,
+    /// An older Canary with the same target.
+    pub conflict: Option<String>,
 }
 
 /// A human's verb.
@@ -66,6 +82,8 @@ impl Verb {
 pub enum Action {
     /// Open the gate of this pod.
     OpenGate(String),
+    /// Shut the gate of this pod again.
+    ShutGate(String),
     /// Restore the template of this revision.
     Undo {
         /// The revision.
@@ -116,11 +134,13 @@ struct Turn<'a> {
     changed: bool,
 }
 
-/// The condition that tells whom a rollout waits for.
-const ACKNOWLEDGED: &str = "Acknowledged";
-
 impl Turn<'_> {
     fn look(&mut self) {
+        if let Some(older) = &self.seen.conflict {
+            let message = format!("Canary {older} is older and has the same target: delete one of the two");
+            self.condition("Ready", false, reason::CONFLICTED, &message);
+            return;
+        }
         let Some(target) = self.seen.target.clone() else {
             let message = format!(
                 "there is no {} in this namespace; it is picked up when it appears",
@@ -129,19 +149,11 @@ impl Turn<'_> {
             self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
             return;
         };
-        self.condition("Ready", true, reason::WATCHING, "new versions of the target go through the steps");
         let Some(latest) = target.latest.clone() else { return };
-        if self.status.approved_revision.is_empty() {
-            // While two revisions serve, neither is the stable one: a Canary that comes in the middle of a
-            // rollout waits for its end.
-            if target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision != latest) {
-                return;
-            }
-            // The first revision that is seen is the stable one: watching a workload starts nothing.
-            self.status.approved_revision.clone_from(&latest);
-            self.status.decided_revision.clone_from(&latest);
-            self.status.phase = Phase::Stable;
+        if self.status.approved_revision.is_empty() && !self.adopt(&target, &latest) {
+            return;
         }
+        self.condition("Ready", true, reason::WATCHING, "new versions of the target go through the steps");
         if self.status.phase == Phase::Progressing && self.acknowledged {
             self.status.acknowledged_weight = self.status.weight;
         }
@@ -149,14 +161,48 @@ impl Turn<'_> {
         if latest != self.status.decided_revision {
             self.new_revision(&latest);
         }
+        self.take_what_is_left(&target, &latest);
         self.open_gates(&target);
         match self.status.phase {
             Phase::Waiting => self.status.phase = Phase::Stable,
             Phase::Stable => self.forget_former(&target),
-            Phase::Failed => self.failed(),
+            Phase::Failed => self.failed(&target),
             Phase::Progressing | Phase::Paused => self.progress(&target),
             Phase::Promoting => self.promoting(&target),
         }
+    }
+
+    /// The first revision that is seen is the stable one: watching a workload starts nothing. While two
+    /// revisions serve, neither is: a Canary that comes in the middle of a rollout waits for its end.
+    fn adopt(&mut self, target: &WorkloadSeen, latest: &str) -> bool {
+        if target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision != latest) {
+            let message =
+                "pods of two revisions serve: new versions go through the steps once that has ended";
+            self.condition("Ready", true, reason::WATCHING, message);
+            return false;
+        }
+        self.status.approved_revision = latest.to_owned();
+        self.status.decided_revision = latest.to_owned();
+        self.status.phase = Phase::Stable;
+        true
+    }
+
+    /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces
+    /// all at once), a trial would be an outage: the newest revision is all there is.
+    fn take_what_is_left(&mut self, target: &WorkloadSeen, latest: &str) {
+        if latest == self.status.approved_revision || self.stable_pods(target).next().is_some() {
+            self.status.stable_gone_since = None;
+            return;
+        }
+        let since = self.status.stable_gone_since.get_or_insert(Time(self.seen.now)).clone();
+        if self.elapsed(Some(&since)) < GONE_AFTER {
+            return;
+        }
+        self.status.stable_gone_since = None;
+        let because = format!("no pod of revision {} is left to compare with", self.status.approved_revision);
+        self.event(true, "NothingToCompareWith", format!("revision {latest} takes all traffic: {because}"));
+        self.status.evidence_summary.clone_from(&because);
+        self.promote(&because);
     }
 
     /// A verb is carried out once: its request id is remembered.
@@ -193,10 +239,10 @@ impl Turn<'_> {
             let because = format!("revision {latest} came");
             self.remember("Superseded", &because);
         }
-        // Back to what was stable until a moment ago, while most of its pods are still here.
+        // Back to what was stable until a moment ago, while pods of both are here: they share as many are.
         if !latest.is_empty() && latest == self.status.former_revision {
-            self.status.approved_revision = latest.to_owned();
-            self.status.former_revision.clear();
+            std::mem::swap(&mut self.status.approved_revision, &mut self.status.former_revision);
+            self.no_longer_stalled("Restored", "the target is back at its former revision");
         }
         if latest == self.status.approved_revision {
             self.change_weight(0);
@@ -206,7 +252,24 @@ impl Turn<'_> {
             self.event(false, "Restored", format!("the target is back at the approved revision {latest}"));
         } else {
             self.begin(latest);
+            self.refuse_again(latest);
         }
+    }
+
+    /// A revision that was undone and comes back, as a GitOps controller brings it, is not tried again and
+    /// again: users would pay for every round.
+    fn refuse_again(&mut self, latest: &str) {
+        let before = self.status.history.iter().find(|entry| entry.revision == latest);
+        let Some(failed) = before.filter(|entry| entry.outcome == "Failed") else { return };
+        if self.spec.on_failure != OnFailure::Undo {
+            return;
+        }
+        let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=retry@ID tries it again";
+        let message = format!("revision {latest} has failed before ({}): {how}", failed.because);
+        self.status.phase = Phase::Failed;
+        self.status.verdict = FAILED_BEFORE.to_owned();
+        self.condition("Promoted", false, FAILED_BEFORE, &message);
+        self.event(true, FAILED_BEFORE, message);
     }
 
     fn begin(&mut self, latest: &str) {
@@ -227,6 +290,10 @@ impl Turn<'_> {
         if self.elapsed(self.status.started.as_ref()) > span(&self.spec.deadline) {
             return self.fail(format!("not decided within the deadline of {}", self.spec.deadline));
         }
+        let broken = self.is_broken(target);
+        if self.status.phase == Phase::Failed || (broken && self.status.weight > 0) {
+            return;
+        }
         if self.step().is_none() {
             // The steps were shortened meanwhile: nothing is promoted that has not passed its last one.
             self.status.step = u32::try_from(self.steps.len().saturating_sub(1)).unwrap_or(0);
@@ -236,26 +303,21 @@ impl Turn<'_> {
             if self.status.phase != Phase::Paused {
                 self.status.phase = Phase::Paused;
                 let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
-                self.event(
-                    false,
-                    "Paused",
-                    format!("step {} waits for a human: {how}", self.status.step + 1),
-                );
+                let message = format!("step {} waits for a human: {how}", self.status.step + 1);
+                self.event(false, "Paused", message);
             }
-            return self.weigh();
+            return self.keep_watch();
         };
         self.status.phase = Phase::Progressing;
         if self.status.weight != u32::from(weight) {
-            if self.has_capacity(target, weight) {
-                self.fold_evidence();
-                self.change_weight(u32::from(weight));
-                let message = format!(
-                    "step {}: {weight}% to revision {}",
-                    self.status.step + 1,
-                    self.status.canary_revision
-                );
-                self.event(false, "WeightChanged", message);
+            if !self.has_capacity(target, weight) {
+                return self.keep_watch();
             }
+            self.fold_evidence();
+            self.change_weight(u32::from(weight));
+            let revision = &self.status.canary_revision;
+            let message = format!("step {}: {weight}% to revision {revision}", self.status.step + 1);
+            self.event(false, "WeightChanged", message);
             return;
         }
         if !self.acknowledged {
@@ -265,18 +327,33 @@ impl Turn<'_> {
             self.status.step_started = Some(Time(self.seen.now));
             return;
         }
-        if !target.pods.iter().any(|pod| pod.revision == self.status.canary_revision && pod.containers_ready)
-        {
-            let now = Time(self.seen.now);
-            let since = self.status.unready_since.get_or_insert(now).clone();
-            if self.elapsed(Some(&since)) > SignedDuration::from_secs(30) {
-                self.fail("no pod of the new revision has been ready for 30 s".to_owned());
-            }
-            return;
-        }
-        self.status.unready_since = None;
         self.weigh();
         self.decide(&step);
+    }
+
+    /// Whether no pod of the new revision is ready; for too long, it has failed.
+    fn is_broken(&mut self, target: &WorkloadSeen) -> bool {
+        if self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            self.status.unready_since = None;
+            return false;
+        }
+        let since = self.status.unready_since.get_or_insert(Time(self.seen.now)).clone();
+        let (patience, what) = match self.status.weight {
+            0 => (NEVER_READY_AFTER, "no pod of the new revision has become ready for 10 min"),
+            _ => (BROKEN_AFTER, "no pod of the new revision has been ready for 30 s"),
+        };
+        if self.elapsed(Some(&since)) > patience {
+            self.fail(format!("{what}: see kubectl describe of its pods"));
+        }
+        true
+    }
+
+    /// Judges what already has traffic while the rollout waits for something else.
+    fn keep_watch(&mut self) {
+        if self.status.weight > 0 && self.acknowledged {
+            self.status.step_started.get_or_insert(Time(self.seen.now));
+            self.weigh();
+        }
     }
 
     /// Adds what was counted, and judges.
@@ -345,38 +422,6 @@ impl Turn<'_> {
         self.status.evidence = Evidence { former_log_evidence: former, ..Evidence::default() };
     }
 
-    /// Whether the new revision has the pods that a weight needs. Where it has not, and stable pods
-    /// may be given up, one gate is opened: its workload's controller then replaces one stable pod.
-    fn has_capacity(&mut self, target: &WorkloadSeen, weight: u8) -> bool {
-        let wanted = f64::from(weight) / 100.0 * f64::from(target.replicas) * self.spec.capacity.headroom;
-        let needed = (wanted.ceil() as usize).min(target.replicas as usize).max(usize::from(weight > 0));
-        let mine: Vec<_> = target
-            .pods
-            .iter()
-            .filter(|p| p.revision == self.status.canary_revision && !p.terminating)
-            .collect();
-        let ready = mine.iter().filter(|pod| pod.containers_ready).count();
-        if ready >= needed {
-            self.condition(
-                "Capacity",
-                true,
-                "EnoughPods",
-                "the new revision has the pods that its weight needs",
-            );
-            return true;
-        }
-        let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
-        if let (Some(parked), true, false) = (parked, ready == mine.len(), self.spec.capacity.keep_stable) {
-            self.actions.push(Action::OpenGate(parked.name.clone()));
-        }
-        let message = format!(
-            "{weight}% needs {needed} ready pods of revision {}, {ready} are",
-            self.status.canary_revision
-        );
-        self.condition("Capacity", false, "TooFewPods", &message);
-        false
-    }
-
     fn promote(&mut self, because: &str) {
         self.status.phase = Phase::Promoting;
         self.status.former_revision = std::mem::take(&mut self.status.approved_revision);
@@ -392,8 +437,10 @@ impl Turn<'_> {
 
     fn promoting(&mut self, target: &WorkloadSeen) {
         let approved = self.status.approved_revision.clone();
-        let done = target.pods.iter().all(|pod| pod.revision == approved && pod.ready && !pod.terminating);
-        if done && target.pods.len() >= target.replicas as usize {
+        // A pod of a node that is lost ends for as long as the node is: that holds nobody up.
+        let pods: Vec<_> = target.pods.iter().filter(|pod| !pod.terminating).collect();
+        let done = pods.iter().all(|pod| pod.revision == approved && pod.ready);
+        if done && pods.len() >= target.replicas as usize {
             let because = self.status.evidence_summary.clone();
             self.remember("Promoted", &because);
             self.status.phase = Phase::Stable;
@@ -402,7 +449,7 @@ impl Turn<'_> {
             self.status.canary_revision.clear();
             self.status.former_revision.clear();
             self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
-            self.condition("Stalled", false, "Promoted", "every pod has been replaced");
+            self.no_longer_stalled("Promoted", "every pod has been replaced");
         } else if self.elapsed(self.status.step_started.as_ref()) > span(&self.spec.deadline) {
             // It is approved, and all traffic may go to it; what is left is its controller's to do.
             let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
@@ -428,18 +475,8 @@ impl Turn<'_> {
         }
         if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
             self.status.former_revision.clear();
-            self.condition("Stalled", false, "Promoted", "every pod has been replaced");
+            self.no_longer_stalled("Promoted", "every pod has been replaced");
         }
-    }
-
-    /// Nothing of what is approved, or was until its successor has taken over, waits behind a gate.
-    fn open_gates(&mut self, target: &WorkloadSeen) {
-        let stable = [&self.status.approved_revision, &self.status.former_revision];
-        let parked = target
-            .pods
-            .iter()
-            .filter(|pod| pod.parked && stable.contains(&&pod.revision) && !pod.terminating);
-        self.actions.extend(parked.map(|pod| Action::OpenGate(pod.name.clone())));
     }
 
     fn fail(&mut self, because: String) {
@@ -455,12 +492,13 @@ impl Turn<'_> {
     }
 
     /// Traffic is taken away first, acknowledged; only then do pods change.
-    fn failed(&mut self) {
+    fn failed(&mut self, target: &WorkloadSeen) {
         if !self.acknowledged {
             return;
         }
         self.status.acknowledged_weight = 0;
-        if self.spec.on_failure == OnFailure::Undo && self.status.verdict != "Undone" {
+        self.shut_gates(target);
+        if self.spec.on_failure == OnFailure::Undo && self.status.verdict != FAILED_BEFORE {
             self.actions.push(Action::Undo { revision: self.status.approved_revision.clone() });
         }
     }
@@ -481,74 +519,6 @@ impl Turn<'_> {
     fn elapsed(&self, since: Option<&Time>) -> SignedDuration {
         since.map_or(SignedDuration::ZERO, |since| self.seen.now.duration_since(since.0))
     }
-
-    fn remember(&mut self, outcome: &str, because: &str) {
-        let entry = HistoryEntry {
-            revision: self.status.canary_revision.clone(),
-            outcome: outcome.to_owned(),
-            because: because.to_owned(),
-            ended: Time(self.seen.now),
-        };
-        self.status.history.insert(0, entry);
-        self.status.history.truncate(10);
-    }
-
-    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
-        self.actions.push(Action::Event { warning, reason, message });
-    }
-
-    fn condition(&mut self, type_: &str, holds: bool, reason: &str, message: &str) {
-        let now = Time(self.seen.now);
-        set_condition(
-            &mut self.status.conditions,
-            (type_, holds, reason, message),
-            self.seen.generation,
-            &now,
-        );
-    }
-
-    fn summarise(&mut self) {
-        let steps = self.steps.len();
-        let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
-        let step = (self.status.step as usize + 1).min(steps);
-        self.status.step_summary = if on_trial { format!("{step}/{steps}") } else { String::new() };
-        let weight = self.status.acknowledged_weight;
-        self.status.weight_summary = if on_trial { format!("{weight}%") } else { String::new() };
-        let progressing = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting);
-        let message = format!("{:?}", self.status.phase);
-        self.condition("Progressing", progressing, &message.clone(), &message);
-        if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed) {
-            self.show_acknowledgement();
-        } else {
-            self.status.conditions.retain(|condition| condition.type_ != ACKNOWLEDGED);
-        }
-    }
-
-    /// Whoever asks why a rollout stands still is told whom it waits for.
-    fn show_acknowledgement(&mut self) {
-        let weight = self.status.weight;
-        match &self.seen.acknowledged {
-            Acknowledgement::Refused(why) if !self.changed => {
-                let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
-                if !self.status.conditions.iter().any(known) {
-                    self.event(
-                        true,
-                        reason::REFUSED,
-                        format!("the weight of {weight}% is not everywhere: {why}"),
-                    );
-                }
-                self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
-            }
-            Acknowledgement::Awaited(who) if !self.changed => {
-                self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}%: {who}"));
-            }
-            Acknowledgement::Complete if !self.changed => {
-                let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
-                self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
-            }
-            _ => self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}% was just set")),
-        }
-    }
 }
 
 /// Spans are validated at admission; one that cannot be read is a day.
@@ -556,7 +526,3 @@ fn span(text: &str) -> SignedDuration {
     let span = Span::parse(text).ok().and_then(|span| SignedDuration::try_from(span).ok());
     span.unwrap_or(SignedDuration::from_hours(24))
 }
-
-#[cfg(test)]
-#[path = "machine_tests.rs"]
-mod tests;

@@ -28,6 +28,7 @@ impl World {
             generation: 1,
             counted: Default::default(),
             action: None,
+            conflict: None,
         };
         let mut world = Self {
             spec: serde_json::from_value(all).unwrap(),
@@ -69,8 +70,10 @@ impl World {
             let (status, actions) = next(&self.spec, &self.status, &self.seen);
             self.status = status;
             for action in &actions {
-                if let Action::OpenGate(name) = action {
-                    self.open(&name.clone());
+                match action {
+                    Action::OpenGate(name) => self.open(&name.clone()),
+                    Action::ShutGate(name) => self.shut(&name.clone()),
+                    _ => {}
                 }
             }
             all.extend(actions);
@@ -99,7 +102,7 @@ impl World {
         let latest = self.target().latest.clone().unwrap();
         let target = self.target();
         if let Some(pod) = target.pods.iter_mut().find(|pod| pod.name == name) {
-            (pod.parked, pod.ready) = (false, true);
+            (pod.parked, pod.opened, pod.ready) = (false, true, true);
         }
         if let Some(old) = target.pods.iter().position(|pod| pod.revision != latest) {
             target.pods.remove(old);
@@ -114,6 +117,17 @@ impl World {
             let count = target.pods.len();
             target.pods.push(pod(&format!("{latest}-x{count}"), &latest, latest != approved));
         }
+    }
+
+    /// What kubelet does with a gate that is shut again.
+    fn shut(&mut self, name: &str) {
+        let pod = self.target().pods.iter_mut().find(|pod| pod.name == name).unwrap();
+        (pod.parked, pod.opened, pod.ready) = (true, false, false);
+    }
+
+    fn condition(&self, type_: &str) -> (&str, &str) {
+        let found = self.status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+        (&found.status, &found.reason)
     }
 
     fn reasons(&self) -> Vec<&'static str> {
@@ -134,6 +148,7 @@ fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
         containers_ready: true,
         ready: !parked,
         parked,
+        opened: false,
         terminating: false,
     }
 }
@@ -422,4 +437,143 @@ fn an_abort_is_shown_and_undone_only_once_it_is_acknowledged() {
     let second = world.run(1);
     assert_eq!(world.status.acknowledged_weight, 0);
     assert!(second.iter().any(|action| matches!(action, Action::Undo { .. })), "{second:?}");
+}
+
+#[test]
+fn a_workload_without_a_stable_pod_takes_what_is_left_instead_of_an_outage() {
+    // Stopped and parked; a downscaler then takes every pod away, and Kubernetes brings the newest back.
+    let mut world = World::quick();
+    world.deploy("bad");
+    world.canary_failures = 20;
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Failed);
+    world.target().pods = vec![pod("bad-1", "bad", true)];
+    world.target().replicas = 1;
+    world.run(9);
+    assert_eq!(world.status.approved_revision, "old", "the watch may lag");
+    let actions = world.run(3);
+    assert!(actions.contains(&Action::OpenGate("bad-1".into())), "{actions:?}");
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "bad"));
+    assert!(world.reasons().contains(&"NothingToCompareWith"));
+}
+
+#[test]
+fn a_version_that_is_deployed_while_there_are_no_pods_is_the_stable_one() {
+    let mut world = World::quick();
+    (world.target().replicas, world.target().pods) = (0, Vec::new());
+    world.target().latest = Some("new".into());
+    world.run(13);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+}
+
+#[test]
+fn pods_of_a_failed_version_leave_the_services_they_were_let_into() {
+    let mut world = World::quick();
+    world.deploy("new");
+    while world.status.weight < 50 {
+        world.run(1);
+    }
+    assert_eq!(world.target().pods.iter().filter(|pod| pod.opened).count(), 1);
+    world.canary_failures = 50;
+    world.run(10);
+    assert_eq!(world.status.phase, Phase::Failed);
+    let serves = |pod: &&PodSeen| pod.revision == "new" && pod.ready;
+    assert_eq!(world.target().pods.iter().filter(serves).count(), 0, "clients without a sidecar reached it");
+}
+
+#[test]
+fn the_last_stable_pod_is_not_given_up() {
+    let mut world = World::new(json!({"steps": [{"weight": 100, "hold": "600s"}]}));
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.weight, 100);
+    let old = world.target().pods.iter().filter(|pod| pod.revision == "old").count();
+    assert!(old > 0, "there is nothing to go back to");
+}
+
+#[test]
+fn a_version_that_turns_bad_while_a_human_is_waited_for_is_stopped() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Paused);
+    world.canary_failures = 20;
+    world.run(30);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
+}
+
+#[test]
+fn a_version_whose_pods_never_become_ready_is_stopped() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.target().pods.last_mut().unwrap().containers_ready = false;
+    world.run(590);
+    assert_eq!(
+        (world.status.phase, world.condition("Capacity")),
+        (Phase::Progressing, ("False", "TooFewPods"))
+    );
+    world.run(20);
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert!(world.status.history[0].because.contains("ready for 10 min"), "{:?}", world.status.history);
+}
+
+#[test]
+fn going_back_late_in_a_promotion_keeps_the_pods_that_serve() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}]}));
+    world.deploy("new");
+    while world.status.phase != Phase::Promoting {
+        world.run(1);
+    }
+    world.target().pods = (0..4).map(|n| pod(&format!("new-{n}"), "new", false)).collect();
+    world.target().pods.push(pod("old-0", "old", false));
+    world.target().latest = Some("old".into());
+    // One look: nothing has rolled yet.
+    let (status, _) = next(&world.spec, &world.status, &world.seen);
+    let (approved, former) = (status.approved_revision.as_str(), status.former_revision.as_str());
+    assert_eq!((status.phase, approved, former), (Phase::Stable, "old", "new"), "both are stable meanwhile");
+    world.run(20);
+    assert_eq!(world.status.former_revision, "", "it has no pod any more");
+}
+
+#[test]
+fn what_nobody_wants_any_more_does_not_block_a_stateful_set() {
+    let mut world =
+        World::new(json!({"target": {"kind": "StatefulSet", "name": "db"}, "steps": [{"pause": {}}]}));
+    world.target().pods.pop();
+    world.deploy("v2");
+    world.run(3);
+    world.target().latest = Some("old".into());
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate("v2-0".into())), "{actions:?}");
+}
+
+#[test]
+fn of_two_canaries_of_one_target_the_younger_does_nothing() {
+    let mut world = World::quick();
+    world.seen.conflict = Some("first".to_owned());
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.condition("Ready"), ("False", "Conflicted"));
+    assert_eq!((world.status.weight, world.actions.len()), (0, 0));
+}
+
+#[test]
+fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
+    let mut world = World::new(json!({"steps": [{"weight": 5, "hold": "10s"}], "onFailure": "Undo"}));
+    world.canary_failures = 50;
+    world.deploy("bad");
+    world.run(30);
+    world.target().latest = Some("old".into());
+    world.run(5);
+    world.deploy("bad");
+    let actions = world.run(60);
+    assert_eq!((world.status.phase, world.status.verdict.as_str()), (Phase::Failed, "FailedBefore"));
+    assert!(
+        !actions.iter().any(|action| matches!(action, Action::Undo { .. })),
+        "whoever brings it would bring it again"
+    );
+    world.canary_failures = 0;
+    world.seen.action = Some((Verb::Retry, "1".into()));
+    world.run(3);
+    assert_eq!(world.status.weight, 5, "a human may want it so");
 }

@@ -1,0 +1,89 @@
+//! What a human reads of a rollout: conditions, events, columns, history.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use tulle_crds::{HistoryEntry, Phase, reason, set_condition};
+
+use super::{Action, Turn};
+use crate::discovery::Acknowledgement;
+
+/// The condition that tells whom a rollout waits for.
+const ACKNOWLEDGED: &str = "Acknowledged";
+/// The condition of a promotion that its workload's controller does not finish.
+const STALLED: &str = "Stalled";
+
+impl Turn<'_> {
+    pub(super) fn remember(&mut self, outcome: &str, because: &str) {
+        let entry = HistoryEntry {
+            revision: self.status.canary_revision.clone(),
+            outcome: outcome.to_owned(),
+            because: because.to_owned(),
+            ended: Time(self.seen.now),
+        };
+        self.status.history.insert(0, entry);
+        self.status.history.truncate(10);
+    }
+
+    pub(super) fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+        self.actions.push(Action::Event { warning, reason, message });
+    }
+
+    pub(super) fn condition(&mut self, type_: &str, holds: bool, reason: &str, message: &str) {
+        let now = Time(self.seen.now);
+        set_condition(
+            &mut self.status.conditions,
+            (type_, holds, reason, message),
+            self.seen.generation,
+            &now,
+        );
+    }
+
+    pub(super) fn summarise(&mut self) {
+        let steps = self.steps.len();
+        let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
+        let step = (self.status.step as usize + 1).min(steps);
+        self.status.step_summary = if on_trial { format!("{step}/{steps}") } else { String::new() };
+        let weight = self.status.acknowledged_weight;
+        self.status.weight_summary = if on_trial { format!("{weight}%") } else { String::new() };
+        let progressing = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting);
+        let message = format!("{:?}", self.status.phase);
+        self.condition("Progressing", progressing, &message.clone(), &message);
+        if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed) {
+            self.show_acknowledgement();
+        } else {
+            self.status.conditions.retain(|condition| condition.type_ != ACKNOWLEDGED);
+        }
+    }
+
+    /// Whoever asks why a rollout stands still is told whom it waits for.
+    fn show_acknowledgement(&mut self) {
+        let weight = self.status.weight;
+        match &self.seen.acknowledged {
+            Acknowledgement::Refused(why) if !self.changed => {
+                let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
+                if !self.status.conditions.iter().any(known) {
+                    self.event(
+                        true,
+                        reason::REFUSED,
+                        format!("the weight of {weight}% is not everywhere: {why}"),
+                    );
+                }
+                self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
+            }
+            Acknowledgement::Awaited(who) if !self.changed => {
+                self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}%: {who}"));
+            }
+            Acknowledgement::Complete if !self.changed => {
+                let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
+                self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
+            }
+            _ => self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}% was just set")),
+        }
+    }
+
+    /// A promotion that had stalled has ended, if there was one.
+    pub(super) fn no_longer_stalled(&mut self, reason: &str, message: &str) {
+        if self.status.conditions.iter().any(|condition| condition.type_ == STALLED) {
+            self.condition(STALLED, false, reason, message);
+        }
+    }
+}
