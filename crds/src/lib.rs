@@ -35,6 +35,8 @@ pub mod keys {
     pub const GATE: &str = "tulle.dev/approved";
     /// On a Canary: a human's verb with a request id, `promote@4711`.
     pub const ACTION: &str = "tulle.dev/action";
+    /// Annotation of a pod: ports that its sidecar does not see.
+    pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";
     /// On a ConfigMap: the trust bundle that Tulle keeps there.
     pub const TRUST: &str = "tulle.dev/trust";
 }

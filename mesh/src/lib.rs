@@ -34,6 +34,8 @@ pub mod ports {
     pub const ADMIN: u16 = 4152;
     /// Rewritten kubelet probes.
     pub const PROBES: u16 = 4153;
+    /// All ports of a sidecar.
+    pub const SIDECAR: [u16; 4] = [OUTBOUND, INBOUND, ADMIN, PROBES];
     /// The operator's gRPC port.
     pub const DISCOVERY: u16 = 4160;
     /// Health and metrics of operator and webhook.

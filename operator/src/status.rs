@@ -77,12 +77,16 @@ fn changed(model: &Model, registry: &Registry) -> Vec<(Key, MeshPolicy, MeshPoli
     let mut all = Vec::new();
     for (key, policy) in model.policies() {
         let report = model.report(key, policy);
-        let enforced = report.pods.iter().filter(|uid| registry.enforces(model, uid)).count();
+        let awaited: Vec<_> = report.pods.iter().filter(|uid| !registry.enforces(model, uid)).collect();
+        let awaited = Awaited {
+            pods: awaited.len(),
+            first: awaited.first().and_then(|uid| Some(model.pod(uid)?.name.to_string())).unwrap_or_default(),
+        };
         let refusal = report.pods.iter().find_map(|uid| {
             let pod = model.pod(uid)?;
             Some(format!("pod {}: {}", pod.name, registry.refusal(uid)?))
         });
-        let next = status(key, policy, &report, enforced, refusal, &Time(Timestamp::now()));
+        let next = status(key, policy, &report, &awaited, refusal, &Time(Timestamp::now()));
         if policy.status.as_ref() != Some(&next) {
             all.push((key.clone(), policy.clone(), next));
         }
@@ -90,18 +94,28 @@ fn changed(model: &Model, registry: &Registry) -> Vec<(Key, MeshPolicy, MeshPoli
     all
 }
 
+/// Pods whose sidecars have not acknowledged a policy.
+#[derive(Clone, Debug, Default)]
+pub struct Awaited {
+    /// How many.
+    pub pods: usize,
+    /// The name of one of them.
+    pub first: String,
+}
+
 /// The status of a policy.
 pub fn status(
     key: &Key,
     policy: &MeshPolicy,
     report: &PolicyReport,
-    enforced: usize,
+    awaited: &Awaited,
     refusal: Option<String>,
     now: &Time,
 ) -> MeshPolicyStatus {
     let mut status = policy.status.clone().unwrap_or_default();
     let generation = policy.metadata.generation.unwrap_or_default();
     let pods = report.pods.len();
+    let enforced = pods.saturating_sub(awaited.pods);
     status.observed_generation = Some(generation);
     status.target = Some(target_name(&policy.spec, &key.0));
     status.access = Some(access_summary(&policy.spec));
@@ -121,7 +135,12 @@ pub fn status(
             (true, reason::NO_WORKLOADS, "the target selects no pod with a sidecar".to_owned())
         }
         (Verdict::Accepted, None) if enforced < pods => {
-            (false, reason::PROPAGATING, format!("{enforced} of {pods} sidecars have acknowledged it"))
+            let first = &awaited.first;
+            (
+                false,
+                reason::PROPAGATING,
+                format!("{enforced} of {pods} sidecars have acknowledged it, not that of pod {first}"),
+            )
         }
         (Verdict::Accepted, None) => {
             (true, reason::ENFORCED, format!("all {pods} sidecars have acknowledged it"))

@@ -101,7 +101,7 @@ impl Admin {
                 "mtls": format!("{:?}", inbound.mtls),
                 "revision": inbound.revision,
                 "accessPolicy": inbound.access.as_ref().map(|access| &access.policy),
-                "shadow": inbound.access.as_ref().is_some_and(|access| access.shadow),
+                "shadowPolicy": inbound.shadow.as_ref().map(|access| &access.policy),
             })
         });
         let tls = self.tls.current();

@@ -16,6 +16,8 @@ use crate::telemetry::{Series, Telemetry};
 const FIRST_LATENCY: f64 = 0.001;
 /// How fast the average follows.
 const DECAY: Duration = Duration::from_secs(10);
+/// Latency in seconds that a failure counts as, and the most that an answer does.
+const SLOW: f64 = 1.0;
 /// How long an endpoint that could not be reached is passed over while others can.
 const AVOID: Duration = Duration::from_secs(2);
 
@@ -168,6 +170,15 @@ impl Upstream {
     }
 }
 
+/// What a request says about its endpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// The head of its answer came then.
+    Answered(Instant),
+    /// It failed.
+    Failed,
+}
+
 /// A request at an endpoint.
 #[derive(Debug)]
 pub struct InFlight {
@@ -176,11 +187,16 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// Counts the request out, with its latency. One that failed counts as slow: an endpoint that
-    /// fails fast must not look fast.
-    pub fn end(self, failed: bool) -> Duration {
+    /// Counts the request out, with the time until its answer began: what a stream lasts, or a wait for news,
+    /// says nothing about its endpoint. One that failed counts as slow: an endpoint that fails fast must not
+    /// look fast. `None`: its client gave it up, and nobody knows.
+    pub fn end(self, outcome: Option<Outcome>) -> Duration {
         let elapsed = self.since.elapsed();
-        let seen = if failed { elapsed.as_secs_f64().max(1.0) } else { elapsed.as_secs_f64() };
+        let seen = match outcome {
+            None => return elapsed,
+            Some(Outcome::Failed) => elapsed.as_secs_f64().max(SLOW),
+            Some(Outcome::Answered(at)) => at.duration_since(self.since).as_secs_f64().min(SLOW),
+        };
         let now = Instant::now();
         let age = now.duration_since(self.upstream.updated.get()).as_secs_f64();
         let weight = (-age / DECAY.as_secs_f64()).exp();

@@ -58,6 +58,11 @@ impl Failure {
         }
     }
 
+    /// Whether the client is at fault, or gave up: nothing is known of the server.
+    pub fn is_of_client(&self) -> bool {
+        matches!(self, Self::ClientBadRequest(_) | Self::ClientGone)
+    }
+
     /// The word in metrics and logs.
     pub fn name(&self) -> &'static str {
         match self {

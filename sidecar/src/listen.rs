@@ -53,8 +53,8 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
         IpAddr::V6(_) => socket.original_dst_v6(),
     };
     let original = canonical(original.ok()?.as_socket()?);
-    let ours = [ports::OUTBOUND, ports::INBOUND, ports::ADMIN, ports::PROBES];
-    (!ours.contains(&original.port())).then_some(original)
+    let ours = ports::SIDECAR.contains(&original.port()) && original.ip() == local.ip().to_canonical();
+    (!ours).then_some(original)
 }
 
 /// An IPv4 address in IPv6 clothing, undressed.

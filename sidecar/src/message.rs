@@ -135,7 +135,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.abort(),
             Self::Mesh(sender) => sender.reset(Code::UpstreamFailed),
-            Self::Http2(stream) => stream.send_reset(h2::Reason::CANCEL),
+            Self::Http2(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
         }
     }
 
@@ -180,14 +180,22 @@ async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<P
 }
 
 /// Moves one direction of an opaque connection to its end, and counts into `moved`. The other direction
-/// goes on when this one has ended.
+/// goes on when this one has ended. `admit` sees every byte first, and may break off.
 ///
 /// # Errors
 /// [`PumpError`] says which side broke off.
-pub async fn pump(mut from: Source<'_>, to: &mut Sink<'_>, moved: &mut u64) -> Result<(), PumpError> {
+pub async fn pump(
+    mut from: Source<'_>,
+    to: &mut Sink<'_>,
+    moved: &mut u64,
+    mut admit: impl FnMut(&[u8]) -> bool,
+) -> Result<(), PumpError> {
     loop {
         match next(&mut from, to, false).await? {
             Part::Data(bytes) => {
+                if !admit(&bytes) {
+                    return Err(PumpError::SourceMalformed("bytes that are not admitted"));
+                }
                 *moved += bytes.len() as u64;
                 to.data(bytes).await?;
             }

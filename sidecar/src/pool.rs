@@ -27,8 +27,11 @@ use crate::tls::store::Configs;
 use crate::tls::{TlsStore, peer_identity};
 use crate::wire::{Connection, Receiver, Role, Sender, drive};
 
-/// A TCP connection within a cluster that takes longer is not coming.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A TCP connection within a cluster that takes longer is not coming. One lost packet is sent again after a
+/// second.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// The same to the pod's own application: one that has too much to do may accept late, and is the only one.
+pub const APP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same with a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Streams on one connection before another is opened.
@@ -40,6 +43,8 @@ const MESH_IDLE: Duration = Duration::from_secs(60);
 const MESH_MAX_AGE: Duration = Duration::from_secs(600);
 /// A connection to an HTTP/1 server that carries nothing for this long is closed.
 const HTTP1_IDLE: Duration = Duration::from_secs(20);
+/// The same of HTTP/2.
+const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// Kept connections to one HTTP/1 server.
 const HTTP1_KEPT: usize = 128;
 
@@ -48,7 +53,15 @@ const HTTP1_KEPT: usize = 128;
 /// # Errors
 /// [`Failure::UpstreamConnect`].
 pub async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    connect_within(address, CONNECT_TIMEOUT).await
+}
+
+/// Connects, and waits for as long as this.
+///
+/// # Errors
+/// [`Failure::UpstreamConnect`].
+pub async fn connect_within(address: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
+    let stream = timeout(limit, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| Failure::UpstreamConnect)?.map_err(|_| Failure::UpstreamConnect)?;
     stream.set_nodelay(true).map_err(|_| Failure::UpstreamConnect)?;
     SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE).map_err(|_| Failure::UpstreamConnect)?;
@@ -248,37 +261,89 @@ impl Http1Pool {
     }
 }
 
-/// One connection to each HTTP/2 server.
+/// Connections to HTTP/2 servers, each shared by as many requests as the server takes at once.
 #[derive(Default)]
 pub struct Http2Pool {
-    connections: RefCell<HashMap<SocketAddr, h2::client::SendRequest<Bytes>>>,
+    servers: RefCell<HashMap<SocketAddr, Vec<Rc<Shared>>>>,
+}
+
+struct Shared {
+    send: h2::client::SendRequest<Bytes>,
+    active: Cell<usize>,
+    used: Cell<Instant>,
+    closed: Cell<bool>,
+}
+
+impl Shared {
+    /// A place, if there is one: a request beyond what the server takes would wait for another to end.
+    fn place(self: &Rc<Self>) -> Option<Place> {
+        let most = self.send.current_max_send_streams().min(STREAMS_PER_CONNECTION);
+        if self.closed.get() || self.active.get() >= most {
+            return None;
+        }
+        self.active.set(self.active.get() + 1);
+        Some(Place(Rc::clone(self)))
+    }
+}
+
+/// The place of a request on a connection that it shares.
+pub struct Place(Rc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.used.set(Instant::now());
+    }
 }
 
 impl Http2Pool {
-    /// A connection that takes a request, and whether it is a kept one.
+    /// A connection that takes a request, the request's place on it, and whether it is a kept one.
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`].
     pub async fn ready(
         &self,
         address: SocketAddr,
-    ) -> Result<(h2::client::SendRequest<Bytes>, bool), Failure> {
-        let kept = self.connections.borrow().get(&address).cloned();
-        if let Some(kept) = kept {
-            if let Ok(ready) = kept.ready().await {
-                return Ok((ready, true));
+    ) -> Result<(h2::client::SendRequest<Bytes>, Place, bool), Failure> {
+        loop {
+            let kept = self.servers.borrow().get(&address).and_then(|all| all.iter().find_map(Shared::place));
+            let Some(place) = kept else { break };
+            match place.0.send.clone().ready().await {
+                Ok(send) => return Ok((send, place, true)),
+                Err(_) => place.0.closed.set(true),
             }
-            self.connections.borrow_mut().remove(&address);
         }
         let stream = connect(address).await?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, http2::client().handshake(stream)).await;
         let handshake = handshake.map_err(|_| Failure::UpstreamConnect)?;
         let (send, connection) = handshake.map_err(|_| Failure::UpstreamConnect)?;
+        let send = send.ready().await.map_err(|_| Failure::UpstreamConnect)?;
+        let shared = Rc::new(Shared {
+            send: send.clone(),
+            active: Cell::new(0),
+            used: Cell::new(Instant::now()),
+            closed: Cell::new(false),
+        });
+        let driven = Rc::downgrade(&shared);
         spawn_local(async move {
             let _ = connection.await;
+            if let Some(shared) = driven.upgrade() {
+                shared.closed.set(true);
+            }
         });
-        let ready = send.ready().await.map_err(|_| Failure::UpstreamConnect)?;
-        self.connections.borrow_mut().insert(address, ready.clone());
-        Ok((ready, false))
+        let place = shared.place().ok_or(Failure::UpstreamConnect)?;
+        self.servers.borrow_mut().entry(address).or_default().push(shared);
+        Ok((send, place, false))
+    }
+
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self) {
+        self.servers.borrow_mut().retain(|_, all| {
+            all.retain(|shared| {
+                let idle = shared.active.get() == 0 && shared.used.get().elapsed() > HTTP2_IDLE;
+                !idle && !shared.closed.get()
+            });
+            !all.is_empty()
+        });
     }
 }

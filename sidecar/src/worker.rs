@@ -137,6 +137,7 @@ impl Worker {
     pub fn sweep(&self) {
         self.mesh.sweep();
         self.http1.sweep();
+        self.http2.sweep();
         self.peers.borrow_mut().retain(|connection| !connection.is_closed());
         self.routes.borrow_mut().retain(|_, route| !route.entry.is_gone());
     }

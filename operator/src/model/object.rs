@@ -44,6 +44,8 @@ pub struct Pod {
     pub host_network: bool,
     /// It has a sidecar.
     pub injected: bool,
+    /// Ports of it that its sidecar does not see.
+    pub skipped_ports: Box<[u16]>,
     /// All its containers are ready, whatever its gates say.
     pub containers_ready: bool,
     /// It is ready.

@@ -79,7 +79,7 @@ impl Model {
         section: impl Fn(&'a MeshPolicy) -> Option<T>,
     ) -> Option<(&'a Key, &'a MeshPolicy, T)> {
         let mut best: Option<(u8, &Key, &MeshPolicy, T)> = None;
-        for (key, policy) in self.by_age() {
+        for (key, policy) in self.by_age(&pod.namespace) {
             let Some(value) = section(policy).filter(|_| self.selects(key, policy, pod)) else { continue };
             if best.as_ref().is_none_or(|(narrow, ..)| breadth(policy) > *narrow) {
                 best = Some((breadth(policy), key, policy, value));
@@ -88,8 +88,8 @@ impl Model {
         best.map(|(_, key, policy, value)| (key, policy, value))
     }
 
-    fn by_age(&self) -> Vec<(&Key, &MeshPolicy)> {
-        let mut all: Vec<_> = self.policies.iter().collect();
+    fn by_age(&self, namespace: &str) -> Vec<(&Key, &MeshPolicy)> {
+        let mut all: Vec<_> = self.policies.iter().filter(|(key, _)| &*key.0 == namespace).collect();
         all.sort_by(|a, b| {
             a.1.metadata.creation_timestamp.cmp(&b.1.metadata.creation_timestamp).then(a.0.cmp(b.0))
         });
@@ -98,20 +98,37 @@ impl Model {
 
     /// The mTLS mode of a pod and the policy that set it. A policy in Shadow sets nothing.
     pub(super) fn mtls_for(&self, pod: &Pod) -> (MtlsMode, Option<proto::ObjectRef>) {
-        let enforced =
-            |policy: &MeshPolicy| policy.spec.mtls.filter(|_| policy.spec.mode == PolicyMode::Enforce);
-        match self.section_for(pod, enforced) {
+        match self.section_for(pod, |policy| policy.spec.mtls.filter(|_| enforces(policy))) {
             Some((key, policy, mode)) => (mode, Some(reference(key, policy))),
             None => (self.settings.mtls, None),
         }
     }
 
-    /// The access section of a pod. One that cannot be enforced is left out and reported: the last
-    /// good one stays at the sidecars that have it.
-    pub(super) fn access_for(&self, pod: &Pod) -> Option<proto::Access> {
-        let section = |policy: &MeshPolicy| policy.spec.access.is_some().then_some(());
-        let (key, policy, ()) = self.section_for(pod, section)?;
-        Some(self.compile(key, policy))
+    /// Whether a policy in Shadow would refuse plain text.
+    pub(super) fn is_strict_in_shadow(&self, pod: &Pod) -> bool {
+        let shadow = self.section_for(pod, |policy| policy.spec.mtls.filter(|_| !enforces(policy)));
+        matches!(shadow, Some((.., MtlsMode::Strict)))
+    }
+
+    /// Whether clients send a pod plain text.
+    pub(super) fn takes_plain_text(&self, pod: &Pod) -> bool {
+        let disabled = |policy: &MeshPolicy| policy.spec.mtls == Some(MtlsMode::Disabled);
+        let possible = self.settings.mtls == MtlsMode::Disabled
+            || self.policies.iter().any(|(key, policy)| key.0 == pod.namespace && disabled(policy));
+        possible && self.mtls_for(pod).0 == MtlsMode::Disabled
+    }
+
+    /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that
+    /// cannot enforce what it is sent keeps its last good one.
+    pub(super) fn access_for(&self, pod: &Pod) -> (Option<proto::Access>, Option<proto::Access>) {
+        let of = |mode: PolicyMode| {
+            let section = |policy: &MeshPolicy| {
+                (policy.spec.access.is_some() && policy.spec.mode == mode).then_some(())
+            };
+            let (key, policy, ()) = self.section_for(pod, section)?;
+            Some(self.compile(key, policy))
+        };
+        (of(PolicyMode::Enforce), of(PolicyMode::Shadow))
     }
 
     fn compile(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
@@ -125,7 +142,6 @@ impl Model {
         };
         proto::Access {
             policy: Some(reference(key, policy)),
-            shadow: policy.spec.mode == PolicyMode::Shadow,
             has_allow: access.allow.is_some(),
             allow: rules(access.allow.unwrap_or_default()),
             deny: rules(access.deny.unwrap_or_default()),
@@ -163,7 +179,9 @@ impl Model {
 
     /// What a policy's status is made of.
     pub fn report(&self, key: &Key, policy: &MeshPolicy) -> PolicyReport {
-        let selected = self.pods.values().filter(|pod| pod.injected && self.selects(key, policy, pod));
+        // A pod that has no address yet, or is going, enforces nothing that anybody waits for.
+        let serves = |pod: &&Pod| pod.injected && !pod.terminating && !pod.ips.is_empty();
+        let selected = self.pods.values().filter(serves).filter(|pod| self.selects(key, policy, pod));
         let mut pods: Vec<&Pod> = selected.collect();
         pods.sort_by(|a, b| a.uid.cmp(&b.uid));
         let verdict = self.verdict(key, policy, &pods);
@@ -181,7 +199,10 @@ impl Model {
         }
         for pod in pods {
             for (name, has) in SECTIONS {
-                let winner = self.section_for(pod, |candidate| has(candidate).then_some(()));
+                // What is only tried does not stand in the way of what is enforced.
+                let rival =
+                    |candidate: &MeshPolicy| has(candidate) && candidate.spec.mode == policy.spec.mode;
+                let winner = self.section_for(pod, |candidate| rival(candidate).then_some(()));
                 if let Some((other, winning, ())) = winner
                     && has(policy)
                     && other != key
@@ -201,6 +222,10 @@ impl Model {
     fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), RuleError> {
         Access::compile(&self.compile(key, policy)).map(drop)
     }
+}
+
+fn enforces(policy: &MeshPolicy) -> bool {
+    policy.spec.mode == PolicyMode::Enforce
 }
 
 fn reference(key: &Key, policy: &MeshPolicy) -> proto::ObjectRef {

@@ -20,7 +20,13 @@ impl Model {
         let (body, requires) = match name.r#type() {
             proto::ResourceType::Inbound => {
                 let inbound = self.inbound(pod_uid)?;
-                let requires = inbound.access.iter().map(|_| features::ACCESS_V1).collect();
+                let requires = inbound
+                    .access
+                    .iter()
+                    .chain(&inbound.shadow)
+                    .map(|_| features::ACCESS_V1)
+                    .take(1)
+                    .collect();
                 (proto::resource::Body::Inbound(inbound), requires)
             }
             proto::ResourceType::Destination => {
@@ -54,14 +60,16 @@ impl Model {
             MtlsMode::Strict => proto::MtlsMode::Strict,
             MtlsMode::Disabled => proto::MtlsMode::Off,
         };
+        let (access, shadow) = self.access_for(pod);
         let workload = pod.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name));
         Some(proto::Inbound {
             mtls: mode.into(),
             mtls_from,
-            access: self.access_for(pod),
+            access,
+            shadow,
+            shadow_strict: self.is_strict_in_shadow(pod),
             workload: workload.unwrap_or_default(),
             revision: pod.revision().to_owned(),
-            opaque_ports: Vec::new(),
         })
     }
 
@@ -88,7 +96,7 @@ impl Model {
             Some(pod) => {
                 let endpoint = proto::Endpoint {
                     address: address.to_string(),
-                    identity: self.identity(pod),
+                    identity: self.identity(pod, address.port()),
                     revision: pod.revision().to_owned(),
                     zone: String::new(),
                     state: proto::EndpointState::Ready.into(),
@@ -178,7 +186,7 @@ impl Model {
         };
         Some(proto::Endpoint {
             address,
-            identity: pod.map_or_else(String::new, |pod| self.identity(pod)),
+            identity: pod.map_or_else(String::new, |pod| self.identity(pod, port)),
             revision: pod.map_or("", Pod::revision).to_owned(),
             zone: endpoint.zone.to_string(),
             state: state.into(),
@@ -186,9 +194,10 @@ impl Model {
         })
     }
 
-    /// Whom a pod's certificate names; empty where it has no sidecar.
-    fn identity(&self, pod: &Pod) -> String {
-        if !pod.injected || pod.host_network {
+    /// Whom a pod's certificate names; empty where no sidecar listens, or clients are to send plain text.
+    fn identity(&self, pod: &Pod, port: u16) -> String {
+        let listens = pod.injected && !pod.host_network && !pod.skipped_ports.contains(&port);
+        if !listens || self.takes_plain_text(pod) {
             return String::new();
         }
         WorkloadId::new(&self.settings.trust_domain, &pod.namespace, &pod.service_account).to_string()

@@ -47,6 +47,10 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         workload: workload_of(object.meta()),
         host_network: spec.host_network.unwrap_or(false),
         injected: spec.init_containers.iter().flatten().any(|container| container.name == SIDECAR),
+        skipped_ports: object
+            .annotations()
+            .get(keys::SKIP_INBOUND_PORTS)
+            .map_or_else(Box::default, |text| ports(text)),
         containers_ready: holds("ContainersReady"),
         ready: holds("Ready"),
         terminating: object.metadata.deletion_timestamp.is_some(),
@@ -54,6 +58,12 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
         gate_open: holds(keys::GATE),
     }
+}
+
+/// Ports as an annotation lists them; one that is malformed has no effect, and admission has said so.
+fn ports(text: &str) -> Box<[u16]> {
+    let ports: Result<Vec<u16>, _> = text.split(',').map(|port| port.trim().parse()).collect();
+    ports.map_or_else(|_| Box::default(), Vec::into_boxed_slice)
 }
 
 /// The workload behind a pod. A ReplicaSet is named after its Deployment and the template's hash.

@@ -101,6 +101,12 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut reporter = Reporter::new(telemetry);
+    let (forgetting, stopped) = (Arc::clone(&store), stop.clone());
+    tokio::spawn(async move {
+        while timeout(FORGET_EVERY, stopped.cancelled()).await.is_err() {
+            forgetting.forget_idle();
+        }
+    });
     let mut versions = HashMap::new();
     let mut backoff = Duration::from_millis(200);
     loop {
@@ -164,8 +170,6 @@ impl Session<'_> {
         }
         let mut report = interval(REPORT_EVERY);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut forget = interval(FORGET_EVERY);
-        forget.reset();
         loop {
             tokio::select! {
                 message = down.message() => match message? {
@@ -174,7 +178,6 @@ impl Session<'_> {
                 },
                 Some(wanted) = self.wanted.recv() => self.want(wanted, &up).await?,
                 _ = report.tick() => self.report(&up).await?,
-                _ = forget.tick() => self.store.forget_idle(),
                 () = self.stop.cancelled(), if !self.stop_seen => {
                     self.stop_seen = true;
                     self.report(&up).await?;

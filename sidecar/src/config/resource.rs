@@ -73,10 +73,12 @@ pub struct Inbound {
     pub mtls: Mtls,
     /// Who may call; `None`: everybody.
     pub access: Option<InboundAccess>,
+    /// Rules that are only tried: what they would refuse is told, and let through.
+    pub shadow: Option<InboundAccess>,
+    /// Whether plain text would be refused by what is only tried.
+    pub shadow_strict: bool,
     /// The pod's revision.
     pub revision: String,
-    /// Ports whose content is not looked at.
-    pub opaque_ports: Vec<u16>,
 }
 
 /// Access rules and where they come from.
@@ -84,8 +86,6 @@ pub struct Inbound {
 pub struct InboundAccess {
     /// The rules.
     pub rules: Access,
-    /// Say what would be refused, and let it through.
-    pub shadow: bool,
     /// `namespace/name` of the policy.
     pub policy: String,
 }
@@ -146,17 +146,18 @@ fn decode_inbound(inbound: &proto::Inbound) -> Result<Inbound, Refused> {
             return Err(Refused(format!("mTLS mode {} is unknown", inbound.mtls)));
         }
     };
-    let access = inbound.access.as_ref().map(|access| {
+    let rules = |access: &proto::Access| {
         let policy = access.policy.as_ref();
         let rules = Access::compile(access).map_err(|error| Refused(error.to_string()))?;
         let policy = policy.map_or_else(String::new, |p| format!("{}/{}", p.namespace, p.name));
-        Ok(InboundAccess { rules, shadow: access.shadow, policy })
-    });
+        Ok(InboundAccess { rules, policy })
+    };
     Ok(Inbound {
         mtls,
-        access: access.transpose()?,
+        access: inbound.access.as_ref().map(rules).transpose()?,
+        shadow: inbound.shadow.as_ref().map(rules).transpose()?,
+        shadow_strict: inbound.shadow_strict,
         revision: inbound.revision.clone(),
-        opaque_ports: inbound.opaque_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
     })
 }
 

@@ -95,6 +95,16 @@ impl ConfigStore {
         let _ = known.wait_for(|known| *known).await;
     }
 
+    /// Waits until what the operator says is so.
+    pub async fn inbound_becomes(&self, so: impl Fn(&Inbound) -> bool) {
+        let mut changed = self.inbound_known.subscribe();
+        while !self.inbound().is_some_and(|inbound| so(&inbound)) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Whether the discovery stream is up.
     pub fn set_connected(&self, connected: bool) {
         self.connected.store(Arc::new(connected));
@@ -115,7 +125,7 @@ impl ConfigStore {
                 None => {
                     let entry = Entry::new();
                     destinations.insert(address, Arc::clone(&entry));
-                    let _ = self.wanted.send(Wanted::Subscribe(address));
+                    self.want(Wanted::Subscribe(address));
                     entry
                 }
             }
@@ -125,6 +135,13 @@ impl ConfigStore {
             let _ = tokio::time::timeout(ANSWER_TIMEOUT, answered.wait_for(|answered| *answered)).await;
         }
         entry
+    }
+
+    /// Without a stream nobody takes wishes: the next one begins with everything that is subscribed.
+    fn want(&self, wanted: Wanted) {
+        if self.is_connected() {
+            let _ = self.wanted.send(wanted);
+        }
     }
 
     /// Swaps in what the operator says of an address.
@@ -155,7 +172,7 @@ impl ConfigStore {
             let used = entry.used.swap(false, Ordering::Relaxed);
             if !used {
                 entry.gone.store(true, Ordering::Release);
-                let _ = self.wanted.send(Wanted::Unsubscribe(*address));
+                self.want(Wanted::Unsubscribe(*address));
             }
             used
         });
@@ -175,6 +192,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_is_asked_for_once_and_forgotten_when_idle() {
         let (store, mut wanted) = ConfigStore::new();
+        store.set_connected(true);
         let address = "10.96.0.1:80".parse().unwrap();
         let entry = store.resolve(address).await;
         store.resolve(address).await;

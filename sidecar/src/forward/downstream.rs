@@ -32,10 +32,13 @@ impl Downstream<'_> {
         }
     }
 
-    /// An HTTP/1 client sees its connection reset, and cannot take what it got for the whole.
-    pub(super) fn abort(&mut self) {
-        if let Self::Http1(writer) = self {
-            writer.abort();
+    /// The answer with this head broke off: its client cannot take what it got for the whole, nor for
+    /// something that it has given up itself.
+    pub(super) fn abort(&mut self, head: &Head) {
+        match self {
+            Self::Http1(writer) if head.framing == Framing::UntilClose => writer.abort(),
+            Self::Http2(_, Some(stream)) => http2::break_off(stream, head),
+            _ => {}
         }
     }
 

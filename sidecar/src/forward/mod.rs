@@ -12,8 +12,9 @@ pub use upstream::{Exchange, UpSink, UpSource};
 
 use std::pin::{Pin, pin};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
+use tokio::time::Instant;
 use tulle_mesh::wire::STREAM_CREDIT;
 use upstream::HeadFailure;
 
@@ -21,10 +22,15 @@ use crate::error::Failure;
 use crate::http1::{Framing, Head, Part, Reader, Start, Writer};
 use crate::message::{PumpError, Sink, Source, deliver, pump};
 
+/// A piece of a body from this size on is held as it was read, with the buffer around it.
+const WORTH_HOLDING: usize = 4 * 1024;
+
 /// A request's body, kept while it may have to be sent again.
 pub struct RequestBody<'a> {
     source: Option<Source<'a>>,
     kept: Vec<Bytes>,
+    /// Small pieces after those: each would hold the whole buffer that it was read into.
+    kept_small: BytesMut,
     kept_bytes: usize,
     trailers: Option<Vec<(Bytes, Bytes)>>,
     ended: bool,
@@ -51,6 +57,8 @@ pub struct Relayed {
     pub bytes: (u64, u64),
     /// A server's connection that ended cleanly.
     pub idle: Option<(Reader, Writer)>,
+    /// When the answer's head arrived.
+    pub head_at: Option<Instant>,
 }
 
 impl Relayed {
@@ -66,6 +74,7 @@ impl Relayed {
             grpc_status: None,
             bytes: (0, 0),
             idle: None,
+            head_at: None,
         }
     }
 }
@@ -74,7 +83,14 @@ impl<'a> RequestBody<'a> {
     /// The body of a request with this framing.
     pub fn new(source: Source<'a>, framing: Framing) -> Self {
         let ended = matches!(framing, Framing::None | Framing::Length(0));
-        Self { source: Some(source), kept: Vec::new(), kept_bytes: 0, trailers: None, ended }
+        Self {
+            source: Some(source),
+            kept: Vec::new(),
+            kept_small: BytesMut::new(),
+            kept_bytes: 0,
+            trailers: None,
+            ended,
+        }
     }
 
     /// Whether the whole of what was read is still here.
@@ -87,7 +103,26 @@ impl<'a> RequestBody<'a> {
         self.ended
     }
 
+    /// Keeps a piece for another attempt, as long as the whole fits.
+    fn keep(&mut self, bytes: &Bytes) {
+        self.kept_bytes += bytes.len();
+        if !self.is_replayable() {
+            self.kept.clear();
+            self.kept_small.clear();
+        } else if bytes.len() >= WORTH_HOLDING || self.kept.is_empty() {
+            if !self.kept_small.is_empty() {
+                self.kept.push(self.kept_small.split().freeze());
+            }
+            self.kept.push(bytes.clone());
+        } else {
+            self.kept_small.extend_from_slice(bytes);
+        }
+    }
+
     async fn send(&mut self, sink: &mut Sink<'_>, moved: &mut u64) -> Result<(), PumpError> {
+        if !self.kept_small.is_empty() {
+            self.kept.push(self.kept_small.split().freeze());
+        }
         for bytes in self.kept.clone() {
             *moved += bytes.len() as u64;
             sink.data(bytes).await?;
@@ -103,12 +138,7 @@ impl<'a> RequestBody<'a> {
             };
             match part {
                 Part::Data(bytes) => {
-                    self.kept_bytes += bytes.len();
-                    if self.kept_bytes <= STREAM_CREDIT as usize {
-                        self.kept.push(bytes.clone());
-                    } else {
-                        self.kept.clear();
-                    }
+                    self.keep(&bytes);
                     *moved += bytes.len() as u64;
                     sink.data(bytes).await?;
                 }
@@ -142,6 +172,7 @@ pub async fn relay(
         match answer_head(request, upload.as_mut(), &mut uploaded, &mut source, down).await {
             Ok((mut head, end)) => {
                 relayed.result = Ok(head.status());
+                relayed.head_at = Some(Instant::now());
                 relayed.grpc_status = grpc_status(&head.headers);
                 relayed.answered = true;
                 if !end {
@@ -157,8 +188,8 @@ pub async fn relay(
                 let download = download(&head, end, !keep, &mut source, down);
                 clean = finish(upload, download, &mut relayed).await;
                 relayed.client_reusable = clean && keep;
-                if relayed.result.is_err() && head.framing == Framing::UntilClose {
-                    down.abort();
+                if relayed.result.is_err() {
+                    down.abort(&head);
                 }
             }
             Err(failure) => failure.record(&mut relayed),
@@ -300,6 +331,7 @@ async fn upgrade(
         Err(failure) => return failure.record(relayed),
     };
     relayed.answered = true;
+    relayed.head_at = Some(Instant::now());
     relayed.result = Ok(head.status());
     if head.status() != 101 || !head.upgrade {
         // Refused or ignored: the answer is an ordinary one, and the connection is not used again.
@@ -318,18 +350,22 @@ async fn upgrade(
     let (Some(from_client), Some(from_server)) = (body.source.take(), source.body()) else { return };
     sink.unframe();
     let Ok(to_client) = down.unframed() else { return };
-    let (up, down) = tunnel((from_client.unframed(), sink.sink()), (from_server, to_client)).await;
+    let (up, down) = tunnel((from_client.unframed(), sink.sink()), (from_server, to_client), |_| true).await;
     relayed.bytes = (up, down);
 }
 
 /// Moves bytes both ways until each way has ended. A way that breaks off ends the other, and both ends see
-/// that it was no proper end.
-pub async fn tunnel(up: (Source<'_>, Sink<'_>), down: (Source<'_>, Sink<'_>)) -> (u64, u64) {
+/// that it was no proper end. `admit` sees what the client sends, and may break off.
+pub async fn tunnel(
+    up: (Source<'_>, Sink<'_>),
+    down: (Source<'_>, Sink<'_>),
+    admit: impl FnMut(&[u8]) -> bool,
+) -> (u64, u64) {
     let (mut sent, mut received) = (0u64, 0u64);
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
     let (uploaded, downloaded) = {
-        let upload = pin!(pump(from_client, &mut to_server, &mut sent));
-        let download = pin!(pump(from_server, &mut to_client, &mut received));
+        let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
+        let download = pin!(pump(from_server, &mut to_client, &mut received, |_| true));
         match select(upload, download).await {
             // A reader that is gone may still have something to say.
             Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {

@@ -9,6 +9,7 @@ use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::http2;
 use crate::message::{PumpError, Sink, Source};
+use crate::pool::Place;
 use crate::wire::{Event, Receiver, Sender};
 
 /// A request under way to a server.
@@ -19,6 +20,8 @@ pub struct Exchange {
     pub source: UpSource,
     /// The connection had served a request before: it may have been closed meanwhile.
     pub reused: bool,
+    /// The place on a connection that several requests share.
+    pub place: Option<Place>,
 }
 
 /// Where a request goes.
@@ -141,7 +144,12 @@ impl UpSource {
                         *body = Some(stream);
                         http2::response_head(&parts, end).map(|head| (head, end)).map_err(HeadFailure::Failed)
                     }
-                    Err(error) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+                    // Streams above the last one that a server names when it goes away were not processed
+                    // either (RFC 9113 §6.8); h2 tells this of those only.
+                    Err(error)
+                        if error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                            || (error.is_go_away() && error.is_remote()) =>
+                    {
                         Err(HeadFailure::NotProcessed)
                     }
                     Err(_) => Err(HeadFailure::Gone),

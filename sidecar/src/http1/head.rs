@@ -183,6 +183,7 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "te",
     "trailer",
     "transfer-encoding",
+    "tulle-client-id",
     "upgrade",
 ];
 

@@ -18,6 +18,9 @@ pub const MAX_STREAMS: u32 = 100;
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes under way on a connection.
 pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes under way on a stream of a server: many clients share its connection, and one that reads slowly must
+/// not use up what the others need.
+const SHARED_STREAM_WINDOW: u32 = 64 * 1024;
 /// Resets that are remembered or waited for (CVE-2023-44487, CVE-2025-8671).
 pub const MAX_RESETS: usize = 50;
 
@@ -41,13 +44,31 @@ pub fn client() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .max_header_list_size(MAX_HEADER_LIST)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(SHARED_STREAM_WINDOW)
+        .initial_connection_window_size(SHARED_STREAM_WINDOW * MAX_STREAMS)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .max_send_buffer_size(STREAM_WINDOW as usize)
         .enable_push(false);
     builder
+}
+
+/// Ends the answer with this head as broken off. A gRPC client is told that the server is not available, as
+/// without a mesh: for it a reset would mean that it had cancelled the call itself.
+pub fn break_off(stream: &mut h2::SendStream<Bytes>, head: &Head) {
+    let grpc = head.header("content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
+    if grpc {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("14"));
+        trailers.insert(
+            "grpc-message",
+            HeaderValue::from_static("tulle: the server ended before its answer was complete"),
+        );
+        if stream.send_trailers(trailers).is_ok() {
+            return;
+        }
+    }
+    stream.send_reset(h2::Reason::INTERNAL_ERROR);
 }
 
 /// The next part of a body.

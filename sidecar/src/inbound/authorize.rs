@@ -7,7 +7,7 @@ use tulle_mesh::canonical;
 use tulle_mesh::policy::Subject;
 
 use super::Client;
-use crate::config::Mtls;
+use crate::config::{InboundAccess, Mtls};
 use crate::error::Failure;
 use crate::http1::{Head, Start};
 use crate::worker::Worker;
@@ -19,7 +19,12 @@ use crate::worker::Worker;
 pub(super) fn plaintext(worker: &Worker) -> Result<(), Failure> {
     match worker.config.inbound() {
         Some(inbound) if inbound.mtls == Mtls::Strict => Err(Failure::PolicyPlaintext),
-        Some(_) => Ok(()),
+        Some(inbound) => {
+            if inbound.shadow_strict {
+                worker.telemetry.event("policy_would_deny", "Plaintext");
+            }
+            Ok(())
+        }
         None => Err(Failure::PolicyDenied),
     }
 }
@@ -43,24 +48,33 @@ pub(super) fn canonicalise(worker: &Worker, head: &mut Head) {
 /// [`Failure::PolicyDenied`].
 pub(super) fn check(worker: &Worker, client: &Client, http: Option<(&str, &str)>) -> Result<(), Failure> {
     let inbound = worker.config.inbound().ok_or(Failure::PolicyDenied)?;
-    let Some(access) = &inbound.access else { return Ok(()) };
     let subject = Subject {
         identity: client.identity.as_ref(),
         address: client.address.ip(),
         port: client.destination.port(),
         http,
     };
-    let decision = access.rules.decide(&subject);
-    if decision.allowed {
-        return Ok(());
+    let denied = |access: &InboundAccess, shadow: bool| {
+        let decision = access.rules.decide(&subject);
+        if decision.allowed {
+            return false;
+        }
+        let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
+        worker.telemetry.event(kind, decision.reason.name());
+        let who =
+            client.identity.as_ref().map_or_else(|| client.address.ip().to_string(), ToString::to_string);
+        let (method, target) = http.unwrap_or(("", ""));
+        tracing::info!(
+            policy = access.policy, rule = ?decision.reason, client = who, method, target, shadow,
+            port = client.destination.port(), "refused by policy"
+        );
+        true
+    };
+    if inbound.access.as_ref().is_some_and(|access| denied(access, false)) {
+        return Err(Failure::PolicyDenied);
     }
-    let kind = if access.shadow { "policy_would_deny" } else { "policy_denied" };
-    worker.telemetry.event(kind, decision.reason.name());
-    let who = client.identity.as_ref().map_or_else(|| client.address.ip().to_string(), ToString::to_string);
-    let (method, target) = http.unwrap_or(("", ""));
-    tracing::info!(
-        policy = access.policy, rule = ?decision.reason, client = who, method, target, shadow = access.shadow,
-        port = client.destination.port(), "refused by policy"
-    );
-    if access.shadow { Ok(()) } else { Err(Failure::PolicyDenied) }
+    if let Some(access) = &inbound.shadow {
+        denied(access, true);
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
+use super::claim::no_claims;
 use super::{Client, authorize};
 use crate::error::Failure;
 use crate::forward::{Downstream, Relayed, RequestBody, relay, tunnel};
@@ -20,7 +21,7 @@ use crate::http1::conn::split;
 use crate::http1::head::parse_request;
 use crate::message::{Sink, Source};
 use crate::outbound::open_plain;
-use crate::pool::connect;
+use crate::pool::{APP_TIMEOUT, connect, connect_within};
 use crate::telemetry::Series;
 use crate::wire::{Connection, Receiver, Role, Sender, drive};
 use crate::worker::Worker;
@@ -96,7 +97,7 @@ impl Peer {
             self.opaque.connection(Some(&Failure::PolicyDenied), (0, 0));
             return sender.reset(Code::Denied);
         }
-        let app = match connect(self.client.destination).await {
+        let app = match connect_within(self.client.destination, APP_TIMEOUT).await {
             Ok(app) => app,
             Err(_) => {
                 self.worker.telemetry.event("not_processed", "AppRefused");
@@ -112,7 +113,7 @@ impl Peer {
         writer.unframe();
         let up = (Source::Mesh(&mut receiver), Sink::Http1(&mut writer));
         let down = (Source::Http1(&mut reader), Sink::Mesh(&sender));
-        let bytes = tunnel(up, down).await;
+        let bytes = tunnel(up, down, no_claims(&self.worker, &self.client)).await;
         self.opaque.connection(None, bytes);
     }
 

@@ -4,6 +4,7 @@
 //! application's own TLS carries is opaque.
 
 mod authorize;
+mod claim;
 mod mesh;
 mod plain;
 
@@ -49,12 +50,16 @@ pub struct Client {
 const CLIENT_ID: &str = "tulle-client-id";
 
 impl Client {
-    /// Tells the application who calls.
     fn introduce(&self, head: &mut Head) {
-        head.remove(CLIENT_ID);
-        if let Some(identity) = &self.identity {
-            head.push(CLIENT_ID, identity.to_string());
-        }
+        introduce(head, self.identity.as_ref());
+    }
+}
+
+/// Tells the application who calls.
+pub(crate) fn introduce(head: &mut Head, identity: Option<&WorkloadId>) {
+    head.headers.retain(|(name, _)| !claim::is_claim(name));
+    if let Some(identity) = identity {
+        head.push(CLIENT_ID, identity.to_string());
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tulle_mesh::wire::head::Protocol as Travels;
 
+use super::claim::no_claims;
 use super::mesh::to_application;
 use super::{Client, authorize};
 use crate::config::{Mtls, Protocol};
@@ -21,7 +22,7 @@ use crate::http2;
 use crate::io::Prefixed;
 use crate::message::Source;
 use crate::outbound::splice;
-use crate::pool::connect;
+use crate::pool::{APP_TIMEOUT, connect, connect_within};
 use crate::worker::Worker;
 
 /// Reads the client's first bytes. Where plain text is accepted, the application may speak first: the
@@ -35,7 +36,7 @@ pub(super) async fn first_of_client(
     let gone = |_| Failure::ClientGone;
     buffer.reserve(4 * 1024);
     // A sidecar speaks at once; only who stays silent can be waiting for the application.
-    let quick = tokio::time::timeout(std::time::Duration::from_millis(5), stream.read_buf(buffer)).await;
+    let quick = tokio::time::timeout(std::time::Duration::from_millis(20), stream.read_buf(buffer)).await;
     if let Ok(read) = quick {
         return if read.map_err(gone)? == 0 { Err(Failure::ClientGone) } else { Ok(None) };
     }
@@ -67,25 +68,23 @@ pub(super) async fn serve(
     app: Option<TcpStream>,
 ) -> Result<(), Failure> {
     if let Err(refused) = authorize::plaintext(worker) {
-        worker.telemetry.event("policy_denied", "Plaintext");
-        tracing::info!(client = %client.address, port = client.destination.port(), "refused plain text: mTLS is Strict");
         reset_on_close(&stream);
-        return Err(refused);
+        return Err(refuse_plaintext(worker, &client, refused));
     }
     if let Some(app) = app {
         return opaque(worker, stream, buffer, &client, Some(app)).await;
     }
-    let hinted = worker.config.inbound().is_some_and(|i| i.opaque_ports.contains(&client.destination.port()));
-    let protocol = if hinted {
-        Protocol::Opaque
-    } else {
-        detect::first_bytes(&mut stream, &mut buffer).await.map_err(|_| Failure::ClientGone)?
-    };
-    match protocol {
+    match detect::first_bytes(&mut stream, &mut buffer).await.map_err(|_| Failure::ClientGone)? {
         Protocol::Http1 => http1(worker, stream, buffer, &client).await,
         Protocol::Http2 => http2(worker, stream, buffer, client).await,
         Protocol::Opaque | Protocol::Detect => opaque(worker, stream, buffer, &client, None).await,
     }
+}
+
+fn refuse_plaintext(worker: &Worker, client: &Client, refused: Failure) -> Failure {
+    worker.telemetry.event("policy_denied", "Plaintext");
+    tracing::info!(client = %client.address, port = client.destination.port(), "refused plain text: mTLS is Strict");
+    refused
 }
 
 async fn opaque(
@@ -103,11 +102,20 @@ async fn opaque(
     }
     let app = match app {
         Some(app) => app,
-        None => connect(client.destination).await.inspect_err(|_| reset_on_close(&stream))?,
+        None => {
+            connect_within(client.destination, APP_TIMEOUT).await.inspect_err(|_| reset_on_close(&stream))?
+        }
     };
-    let bytes = splice(stream, read, app, BytesMut::new()).await;
-    series.connection(None, bytes);
-    Ok(())
+    tokio::select! {
+        bytes = splice((stream, read), app, no_claims(worker, client)) => {
+            series.connection(None, bytes);
+            Ok(())
+        }
+        () = worker.config.inbound_becomes(|inbound| inbound.mtls == Mtls::Strict) => {
+            series.connection(Some(&Failure::PolicyPlaintext), (0, 0));
+            Err(refuse_plaintext(worker, client, Failure::PolicyPlaintext))
+        }
+    }
 }
 
 async fn http1(
@@ -176,7 +184,10 @@ async fn request(
     let since = Instant::now();
     let protocol = if travels == Travels::Http2 { "http2" } else { "http1" };
     let series = worker.telemetry.inbound("", "_PLAIN", "", protocol);
-    if let Err(denied) = authorize::check(worker, client, Some(head.request_line())) {
+    // A connection that was let in may have been there before the policy.
+    let plaintext = authorize::plaintext(worker).map_err(|failure| refuse_plaintext(worker, client, failure));
+    let allowed = plaintext.and_then(|()| authorize::check(worker, client, Some(head.request_line())));
+    if let Err(denied) = allowed {
         series.request(&Err(denied.clone()), None, since.elapsed(), (0, 0));
         down.answer(&denied).await;
         return false;

@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::send;
+use crate::balance::Outcome;
 use crate::error::Failure;
 use crate::forward::{Downstream, Relayed, RequestBody, relay};
 use crate::http1::conn::split;
@@ -126,7 +127,7 @@ async fn serve(
             tried.push(upstream.endpoint.address);
             continue;
         }
-        let took = in_flight.end(relayed.result.as_ref().map_or(true, |status| *status >= 500));
+        let took = in_flight.end(outcome(&relayed));
         let series = upstream.series(&worker.telemetry, protocol);
         series.request(&relayed.result, relayed.grpc_status, took, relayed.bytes);
         return finish(relayed, down).await;
@@ -135,6 +136,14 @@ async fn serve(
     down.answer(&failure).await;
     // The request's body may not have been read: only a request without one leaves the connection clean.
     false
+}
+
+fn outcome(relayed: &Relayed) -> Option<Outcome> {
+    match &relayed.result {
+        Ok(status) if *status < 500 => relayed.head_at.map(Outcome::Answered),
+        Err(failure) if failure.is_of_client() => None,
+        _ => Some(Outcome::Failed),
+    }
 }
 
 async fn finish(relayed: Relayed, down: &mut Downstream<'_>) -> bool {

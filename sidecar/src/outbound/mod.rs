@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
+use tulle_mesh::ports;
 
 use crate::config::Protocol;
 use crate::detect;
@@ -24,11 +25,14 @@ use crate::http1::conn::split;
 use crate::http1::{Reader, Writer};
 use crate::listen::original_destination;
 use crate::message::{Sink, Source};
-use crate::pool::connect;
+use crate::pool::connect_within;
 use crate::worker::{Learned, Route, Target, Worker};
 
 /// A client of a port whose clients speak first is believed to wait for the server after this long.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// A connection to somewhere that the mesh does not know may take as long as it would without a mesh.
+const PASSTHROUGH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves one connection of the application.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
@@ -45,7 +49,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
 }
 
 async fn route(worker: &Rc<Worker>, mut stream: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
-    if worker.is_own(destination) {
+    // Ports of sidecars are not redirected where they are, and nobody else's sidecar speaks for them.
+    if worker.is_own(destination) || ports::SIDECAR.contains(&destination.port()) {
         return passthrough(worker, stream, BytesMut::new(), destination).await;
     }
     let route = worker.route(destination).await;
@@ -56,14 +61,15 @@ async fn route(worker: &Rc<Worker>, mut stream: TcpStream, destination: SocketAd
     let mut buffer = BytesMut::new();
     let protocol = match (protocol, route.learned.get()) {
         (Protocol::Detect, Learned::Nothing) => {
-            return race::serve(worker, &route, stream).await;
+            return race::serve(worker, &route, stream, buffer).await;
         }
         (Protocol::Detect, Learned::ServerFirst) => Protocol::Opaque,
         (Protocol::Detect, Learned::ClientFirst) => {
             let first = tokio::time::timeout(SILENCE, detect::first_bytes(&mut stream, &mut buffer)).await;
             match first {
                 Ok(protocol) => protocol.map_err(|_| Failure::ClientGone)?,
-                Err(_) => Protocol::Opaque,
+                // A connection that its client keeps for later, or a server that speaks first after all.
+                Err(_) => return race::serve(worker, &route, stream, buffer).await,
             }
         }
         (known, _) => known,
@@ -110,7 +116,7 @@ async fn passthrough(
     destination: SocketAddr,
 ) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
-    let server = match connect(destination).await {
+    let server = match connect_within(destination, PASSTHROUGH_TIMEOUT).await {
         Ok(server) => server,
         Err(failure) => {
             series.connection(Some(&failure), (0, 0));
@@ -119,14 +125,18 @@ async fn passthrough(
             return Err(failure);
         }
     };
-    let bytes = splice(client, read, server, BytesMut::new()).await;
+    let bytes = splice((client, read), server, |_| true).await;
     series.connection(None, bytes);
     Ok(())
 }
 
-/// Joins two TCP connections until both ways have ended.
-pub async fn splice(a: TcpStream, from_a: BytesMut, b: TcpStream, from_b: BytesMut) -> (u64, u64) {
-    let ((mut a_in, mut a_out), (mut b_in, mut b_out)) = (split(a, from_a), split(b, from_b));
+/// Joins two TCP connections until both ways have ended. `admit` sees what the first sends, and may break off.
+pub async fn splice(
+    (a, from_a): (TcpStream, BytesMut),
+    b: TcpStream,
+    admit: impl FnMut(&[u8]) -> bool,
+) -> (u64, u64) {
+    let ((mut a_in, mut a_out), (mut b_in, mut b_out)) = (split(a, from_a), split(b, BytesMut::new()));
     for reader in [&mut a_in, &mut b_in] {
         reader.unframe();
     }
@@ -135,5 +145,5 @@ pub async fn splice(a: TcpStream, from_a: BytesMut, b: TcpStream, from_b: BytesM
     }
     let up = (Source::Http1(&mut a_in), Sink::Http1(&mut b_out));
     let down = (Source::Http1(&mut b_in), Sink::Http1(&mut a_out));
-    tunnel(up, down).await
+    tunnel(up, down, admit).await
 }

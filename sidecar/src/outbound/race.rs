@@ -27,8 +27,8 @@ pub(super) async fn serve(
     worker: &Rc<Worker>,
     route: &Rc<Route>,
     mut stream: TcpStream,
+    mut buffer: BytesMut,
 ) -> Result<(), Failure> {
-    let mut buffer = BytesMut::new();
     // Bytes that are here already decide without a connection to the server.
     let early = stream.try_read_buf(&mut buffer);
     let decided = if matches!(early, Ok(read) if read > 0) { detect::classify(&buffer) } else { None };
@@ -58,10 +58,13 @@ pub(super) async fn serve(
         opaque => {
             let learned = match opaque {
                 Some(_) => Learned::ClientFirst,
-                None if opened.has_spoken() => Learned::ServerFirst,
+                None if opened.has_greeted().await => Learned::ServerFirst,
                 None => Learned::Nothing,
             };
-            route.learned.set(learned);
+            // One client that stays silent must not make the port opaque for the others.
+            if route.learned.get() != Learned::ClientFirst {
+                route.learned.set(learned);
+            }
             let (mut reader, mut writer) = split(stream, buffer);
             reader.unframe();
             writer.unframe();

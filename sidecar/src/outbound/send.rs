@@ -16,6 +16,7 @@ use crate::forward::{Exchange, UpSink, UpSource, tunnel};
 use crate::http1::conn::split;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::http2;
+use crate::inbound::introduce;
 use crate::message::{Sink, Source, pump};
 use crate::pool::connect;
 use crate::wire::{Event, Receiver, Sender};
@@ -35,13 +36,24 @@ pub(super) async fn open(
 ) -> Result<Exchange, Failure> {
     let address = upstream.endpoint.address;
     let bodiless = matches!(head.framing, Framing::None | Framing::Length(0)) && !head.upgrade;
-    if let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) {
+    if let Some(identity) = &upstream.endpoint.identity {
+        if worker.is_own(address) {
+            // Past our own inbound side: what it would tell the application is told here.
+            let mut head = head.clone();
+            introduce(&mut head, Some(identity));
+            return open_plain(worker, address, &head, travels, false).await;
+        }
         let mut block = BytesMut::with_capacity(1024);
         let service = route.service_name().map(Bytes::from);
         Fields { protocol: travels, service, attempt, load: None }.encode(&mut block);
         head.write(&mut block, false);
         let (sender, receiver) = worker.mesh.open(address, identity, &block, bodiless).await?;
-        return Ok(Exchange { sink: UpSink::Mesh(sender), source: UpSource::Mesh(receiver), reused: false });
+        return Ok(Exchange {
+            sink: UpSink::Mesh(sender),
+            source: UpSource::Mesh(receiver),
+            reused: false,
+            place: None,
+        });
     }
     open_plain(worker, address, head, travels, false).await
 }
@@ -56,7 +68,7 @@ pub(crate) async fn open_plain(
     fresh: bool,
 ) -> Result<Exchange, Failure> {
     if travels == Travels::Http2 {
-        let (mut send, reused) = worker.http2.ready(address).await?;
+        let (mut send, place, reused) = worker.http2.ready(address).await?;
         let bodiless = matches!(head.framing, Framing::None | Framing::Length(0));
         let request = http2::to_request(head)?;
         let (answer, body) = send.send_request(request, bodiless).map_err(|_| Failure::UpstreamConnect)?;
@@ -64,6 +76,7 @@ pub(crate) async fn open_plain(
             sink: UpSink::Http2(body),
             source: UpSource::Http2(Some(answer), None),
             reused,
+            place: Some(place),
         });
     }
     let (reader, mut writer, reused) = match worker.http1.take(address).filter(|_| !fresh) {
@@ -74,7 +87,7 @@ pub(crate) async fn open_plain(
         }
     };
     writer.head(head, false);
-    Ok(Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused })
+    Ok(Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused, place: None })
 }
 
 /// A connection whose content is opaque, open to an endpoint.
@@ -138,11 +151,14 @@ async fn accepted(way: &mut Way) -> Result<(), Failure> {
 }
 
 impl Opened {
-    /// Whether the server has spoken.
-    pub(super) fn has_spoken(&self) -> bool {
-        match &self.way {
-            Way::Mesh(..) => matches!(self.first, Some(Event::Data(_))),
-            Way::Plain(..) => true,
+    /// Whether the server has greeted its client: an end is no greeting, nor is what an HTTP server says to
+    /// clients that take too long (408).
+    pub(super) async fn has_greeted(&mut self) -> bool {
+        match &mut self.way {
+            Way::Mesh(..) => {
+                matches!(&self.first, Some(Event::Data(bytes)) if !bytes.starts_with(b"HTTP/"))
+            }
+            Way::Plain(reader, _) => reader.has_greeted().await,
         }
     }
 
@@ -172,7 +188,7 @@ pub(super) async fn tunnel_opaque(
             writer.end(&[]).await.map_err(|_| Failure::ClientGone)?;
             let mut up = 0;
             if let Way::Mesh(sender, _) = &way {
-                let _ = pump(Source::Http1(reader), &mut Sink::Mesh(sender), &mut up).await;
+                let _ = pump(Source::Http1(reader), &mut Sink::Mesh(sender), &mut up, |_| true).await;
             }
             upstream.series(&worker.telemetry, "opaque").connection(None, (up, 0));
             return Ok(());
@@ -191,10 +207,10 @@ pub(super) async fn tunnel_opaque(
     let (from_client, to_client) = (Source::Http1(reader), Sink::Http1(writer));
     let (up, down) = match &mut way {
         Way::Mesh(sender, receiver) => {
-            tunnel((from_client, Sink::Mesh(sender)), (Source::Mesh(receiver), to_client)).await
+            tunnel((from_client, Sink::Mesh(sender)), (Source::Mesh(receiver), to_client), |_| true).await
         }
         Way::Plain(input, output) => {
-            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client)).await
+            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client), |_| true).await
         }
     };
     let took: Duration = since.elapsed();

@@ -36,8 +36,8 @@ pub struct SeriesKey {
 /// Counters of one series.
 #[derive(Debug)]
 pub struct Series {
-    /// By class of status: 1xx to 5xx, then gRPC server errors, then no answer.
-    pub by_class: [AtomicU64; 7],
+    /// By class of status: 1xx to 5xx, then gRPC server errors, no answer, and given up by the client.
+    pub by_class: [AtomicU64; 8],
     /// Latencies, exponential buckets.
     pub latency: Box<[AtomicU64]>,
     /// Their sum in microseconds.
@@ -53,6 +53,8 @@ pub struct Series {
 
 /// The class of what had no answer.
 pub const CLASS_NONE: usize = 6;
+/// The class of what its client gave up or got wrong: it says nothing about the server.
+pub const CLASS_CLIENT: usize = 7;
 /// The class of gRPC server errors (`UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE`,
 /// `DATA_LOSS`), whose HTTP status is 200.
 pub const CLASS_GRPC: usize = 5;
@@ -85,7 +87,7 @@ impl Series {
             Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
             Err(failure) => {
                 self.failure(failure);
-                CLASS_NONE
+                if failure.is_of_client() { CLASS_CLIENT } else { CLASS_NONE }
             }
         };
         if let Some(counter) = self.by_class.get(class) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tulle_mesh::histogram::upper_bound_micros;
 
-use super::{CLASS_GRPC, CLASS_NONE, Series, SeriesKey, Telemetry};
+use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series, SeriesKey, Telemetry};
 
 /// Seconds; each the upper bound of exponential buckets to within 9 %, and enough for a quick look.
 const CLASSIC: [f64; 12] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -108,6 +108,7 @@ fn class_name(class: usize) -> &'static str {
     match class {
         CLASS_GRPC => "grpc_error",
         CLASS_NONE => "none",
+        CLASS_CLIENT => "client",
         0 => "1xx",
         1 => "2xx",
         2 => "3xx",

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tulle_mesh::proto::{RequestCounts, TelemetryReport};
 
-use super::{CLASS_GRPC, CLASS_NONE, SeriesKey, Telemetry};
+use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, SeriesKey, Telemetry};
 
 /// Makes reports of what has changed since the last one.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Reporter {
             let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             let class = |index: usize| series.by_class.get(index).map_or(0, read);
             let now = Counts {
-                requests: series.by_class.iter().map(read).sum(),
+                requests: series.by_class.iter().map(read).sum::<u64>() - class(CLASS_CLIENT),
                 failures: class(4) + class(CLASS_GRPC) + class(CLASS_NONE),
                 sum_micros: read(&series.latency_sum),
                 buckets: series.latency.iter().map(read).collect(),

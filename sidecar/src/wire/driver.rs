@@ -16,6 +16,9 @@ use super::connection::{Connection, PeerError, Role};
 /// A ping goes out when nothing has arrived for this long; twice as long ends the connection.
 const PING_AFTER: Duration = Duration::from_secs(15);
 
+/// Bytes that wait for the peer beyond what it has granted: answers to pings, heads. More is no accident.
+const MAX_WAITING: usize = 8 * 1024 * 1024;
+
 /// Room for one read: a TLS record and some.
 const READ_ROOM: usize = 20 * 1024;
 
@@ -31,6 +34,9 @@ pub enum DriveError {
     /// The peer broke the protocol.
     #[error(transparent)]
     Peer(#[from] PeerError),
+    /// The peer reads nothing of what it asks for.
+    #[error("more than {MAX_WAITING} bytes wait for a peer that does not read")]
+    Unread,
     /// The peer did not answer.
     #[error("the peer sent nothing for {} s", PING_AFTER.as_secs() * 2)]
     Silent,
@@ -104,6 +110,9 @@ impl Driver {
         }
         let mut shared = connection.shared.borrow_mut();
         shared.control_frames = 0;
+        if shared.out.len() > MAX_WAITING {
+            return Err(DriveError::Unread);
+        }
         if silent > PING_AFTER {
             frame::encode(&mut shared.out, Kind::Ping, 0, 0, b"tulle/1?");
         }
