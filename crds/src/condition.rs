@@ -18,6 +18,10 @@ pub mod reason {
     pub const REFUSED: &str = "RefusedBySidecar";
     /// The workload or Service that is named does not exist.
     pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
+    /// The settings hold.
+    pub const ACCEPTED: &str = "Accepted";
+    /// The root of the mesh names another trust domain than the settings.
+    pub const TRUST_DOMAIN_FIXED: &str = "TrustDomainFixed";
     /// The object is accepted and watched.
     pub const WATCHING: &str = "Watching";
 }

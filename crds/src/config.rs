@@ -19,8 +19,9 @@ use crate::MtlsMode;
     derive = "PartialEq",
     derive = "Default",
     validation = ("self.metadata.name == 'mesh'", "there is one MeshConfig: name it mesh"),
-    printcolumn(name = "TRUST DOMAIN", type_ = "string", json_path = ".spec.trustDomain"),
+    printcolumn(name = "TRUST DOMAIN", type_ = "string", json_path = ".status.trustDomain"),
     printcolumn(name = "MTLS", type_ = "string", json_path = ".spec.mtls"),
+    printcolumn(name = "READY", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -97,7 +98,10 @@ pub struct MeshConfigStatus {
     /// The generation that the rest of the status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: accepted.
+    /// The trust domain that is in force: that of the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// `Ready`: the settings hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -13,12 +13,14 @@ mod condition;
 mod config;
 mod policy;
 mod quantity;
+mod verb;
 
 pub use canary::*;
 pub use condition::{reason, set_condition};
 pub use config::*;
 pub use policy::*;
 pub use quantity::{Percent, QuantityError, Span};
+pub use verb::Verb;
 
 use kube::CustomResourceExt as _;
 

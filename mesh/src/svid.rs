@@ -143,16 +143,27 @@ pub fn peer_identity(leaf: &CertificateDer<'_>) -> Result<WorkloadId, PeerCertif
         Some((true, usage)) if usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign() => {}
         _ => return Err(PeerCertificateError::KeyUsage),
     }
-    let names = parsed.subject_alternative_name().map_err(|_| PeerCertificateError::Unreadable)?;
-    let uris: Vec<&str> = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
-        .collect();
+    let uris = uris(&parsed)?;
     match uris.as_slice() {
         [uri] => Ok(uri.parse()?),
         _ => Err(PeerCertificateError::UriCount(uris.len())),
     }
+}
+
+/// The trust domain that a root names, if it names one (X509-SVID §2: a signing certificate's id has no path).
+pub fn trust_domain_of(root: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(root).ok()?;
+    match uris(&parsed).ok()?.as_slice() {
+        [uri] => uri.strip_prefix("spiffe://").filter(|domain| !domain.contains('/')).map(str::to_owned),
+        _ => None,
+    }
+}
+
+fn uris<'a>(certificate: &'a X509Certificate<'_>) -> Result<Vec<&'a str>, PeerCertificateError> {
+    let names = certificate.subject_alternative_name().map_err(|_| PeerCertificateError::Unreadable)?;
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    let uri = |name: &'a GeneralName<'_>| if let GeneralName::URI(uri) = name { Some(*uri) } else { None };
+    Ok(names.iter().filter_map(uri).collect())
 }
 
 /// The end of a certificate's lifetime, seconds since 1970.

@@ -57,11 +57,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listener = TcpListener::bind(("::", ports::HEALTH)).await.or(bind_v4(ports::HEALTH).await)?;
     tokio::spawn(async move { axum::serve(listener, health::routes(health)).await });
 
-    let authority = Arc::new(Authority::shared(&client, &settings.namespace).await?);
     while !hub.is_synced() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let trust_domain = hub.model().settings().trust_domain.clone();
+    let authority = Arc::new(Authority::shared(&client, &settings.namespace, &trust_domain).await?);
+    // Whatever the MeshConfig says by now: every certificate out there is of the root's.
+    let trust_domain = authority.trust_domain().unwrap_or(trust_domain);
+    hub.change(|model| model.fix_trust_domain(&trust_domain));
     let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
     let tls = Arc::new(own_tls(&authority, &me)?);
     tokio::spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));

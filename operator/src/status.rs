@@ -1,4 +1,5 @@
-//! What became of a MeshPolicy: who is selected, who has acknowledged it, what is wrong with it.
+//! What became of a MeshPolicy: who is selected, who has acknowledged it, what is wrong with it. And of the
+//! MeshConfig.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tulle_crds::{MeshPolicy, MeshPolicyStatus, reason, set_condition};
+use tulle_crds::{MeshConfig, MeshConfigStatus, MeshPolicy, MeshPolicyStatus, reason, set_condition};
 
 use crate::discovery::Registry;
 use crate::lease::Leadership;
@@ -38,6 +39,13 @@ pub async fn run(
         ticks.tick().await;
         if !leadership.borrow().mine || !hub.is_synced() {
             continue;
+        }
+        let config = changed_config(&hub.model());
+        if let Some((config, next)) = config {
+            let api = Api::<MeshConfig>::all(client.clone());
+            let version = config.metadata.resource_version.as_deref();
+            let written = timeout(WRITE_TIMEOUT, write(&api, "mesh", version, &next)).await;
+            tracing::debug!(?written, "the status of MeshConfig mesh");
         }
         let changed = changed(&hub.model(), &registry);
         for (key, policy, next) in changed {
@@ -71,6 +79,33 @@ where
     let patch: json_patch::Patch = serde_json::from_value(operations)?;
     api.patch_status(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
     Ok(())
+}
+
+fn changed_config(model: &Model) -> Option<(MeshConfig, MeshConfigStatus)> {
+    let config = model.config()?;
+    let next = config_status(config, &model.settings().trust_domain, &Time(Timestamp::now()));
+    (config.status.as_ref() != Some(&next)).then(|| (config.clone(), next))
+}
+
+/// The status of the MeshConfig of a mesh with this trust domain.
+pub fn config_status(config: &MeshConfig, trust_domain: &str, now: &Time) -> MeshConfigStatus {
+    let mut status = config.status.clone().unwrap_or_default();
+    let generation = config.metadata.generation.unwrap_or_default();
+    status.observed_generation = Some(generation);
+    status.trust_domain = Some(trust_domain.to_owned());
+    let asked = &config.spec.trust_domain;
+    let (ready, reason, message) = match asked == trust_domain {
+        true => (true, reason::ACCEPTED, format!("identities are spiffe://{trust_domain}/ns/…/sa/…")),
+        false => (
+            false,
+            reason::TRUST_DOMAIN_FIXED,
+            format!(
+                "the root names {trust_domain}, which stays in force: {asked} needs Tulle removed, with Secret tulle-root, and installed anew; or delete this object and apply it with trustDomain: {trust_domain}"
+            ),
+        ),
+    };
+    set_condition(&mut status.conditions, ("Ready", ready, reason, &message), generation, now);
+    status
 }
 
 fn changed(model: &Model, registry: &Registry) -> Vec<(Key, MeshPolicy, MeshPolicyStatus)> {

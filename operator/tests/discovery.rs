@@ -109,7 +109,7 @@ fn slice(service: &str, endpoints: u32) -> Slice {
 
 /// An operator whose whole world is `model`.
 async fn operator(folder: &Path) -> (SocketAddr, Arc<Hub>, Arc<Registry>) {
-    let authority = Arc::new(Authority::generate().unwrap().0);
+    let authority = Arc::new(Authority::generate("cluster.local").unwrap().0);
     std::fs::write(folder.join("roots.pem"), authority.root_pem()).unwrap();
     std::fs::write(folder.join("token"), "token").unwrap();
     let hub = Arc::new(Hub::complete(model()));

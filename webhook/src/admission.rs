@@ -167,7 +167,7 @@ impl Admission {
         // A verb by annotation, or the end of an object: not the moment to ask for another spec.
         let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
         if old.is_some_and(|old| old == object.get("spec")) {
-            return Findings::default();
+            return validate::action(&object);
         }
         fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Findings> {
             serde_json::from_value(object)

@@ -40,12 +40,12 @@ impl Cluster {
         self.read().pod_security.get(namespace).cloned()
     }
 
-    /// The trust domain.
+    /// The trust domain: the one that the operator says is in force, if it has said so.
     pub fn trust_domain(&self) -> String {
-        self.read()
-            .config
-            .as_ref()
-            .map_or_else(tulle_crds::trust_domain, |config| config.spec.trust_domain.clone())
+        let inner = self.read();
+        let Some(config) = &inner.config else { return tulle_crds::trust_domain() };
+        let in_force = config.status.as_ref().and_then(|status| status.trust_domain.clone());
+        in_force.unwrap_or_else(|| config.spec.trust_domain.clone())
     }
 
     /// Whether a pod of this account may stay without a sidecar.

@@ -2,7 +2,10 @@
 
 use ipnet::IpNet;
 use serde_json::Value;
-use tulle_crds::{Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, Percent, Span, WorkloadKind};
+use tulle_crds::{
+    Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, Verb, WorkloadKind,
+    keys,
+};
 use tulle_mesh::policy::Glob;
 
 /// What is said about an object.
@@ -98,6 +101,20 @@ pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> F
     findings
 }
 
+/// Looks at the verb that an object carries, if it is a Canary.
+pub fn action(object: &Value) -> Findings {
+    let mut findings = Findings::default();
+    let annotations = object.pointer("/metadata/annotations");
+    let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
+    if let Some(text) = action.filter(|text| Verb::parse(text).is_none()) {
+        findings.warn(format!(
+            "{}={text} does nothing: write promote, abort, resume or retry, then @ and an id that was not used before",
+            keys::ACTION
+        ));
+    }
+    findings
+}
+
 fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
     let at = |path: &str| target.pointer(path);
     let name = format!("{} {}", spec.target.kind.name(), spec.target.name);
@@ -123,6 +140,11 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
                 findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be taken down for parked ones; set maxUnavailable to 0"));
             }
         }
+        WorkloadKind::StatefulSet if at("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 => {
+            findings.warn(format!(
+                "{name} has one pod: a new version replaces it, with nothing to compare with; use 2 replicas or more"
+            ));
+        }
         WorkloadKind::StatefulSet => findings.warn(format!(
             "{name} has no surge: the pod with the highest ordinal is replaced and waits while the new version is tried"
         )),
@@ -139,6 +161,9 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
         || at("/metadata/labels/helm.toolkit.fluxcd.io~1name").is_some();
     let by_argo = at("/metadata/annotations/argocd.argoproj.io~1tracking-id").is_some();
     for (owner, owns) in [("Helm", by_helm), ("Flux", by_flux), ("Argo CD", by_argo)] {
+        if owns && owner != "Helm" && spec.on_failure == OnFailure::Undo {
+            findings.warn(format!("{name} is {owner}'s, which brings back what onFailure: Undo takes away: that revision is then held at 0% until tulle.dev/action=retry@ID; use Hold, and go back in the repository"));
+        }
         if owns && seconds(spec) > 300 {
             findings.warn(format!("{name} is {owner}'s: a wait of 5 minutes (--atomic, --rollback-on-failure, health checks) is shorter than the steps and would restore the old version; wait longer or not at all"));
         }
@@ -215,5 +240,22 @@ mod tests {
         let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
         let findings = super::canary(&canary, &["other".to_owned()], None);
         assert_eq!(findings.errors, ["Canary other has the same target: one workload has one Canary"]);
+    }
+
+    #[test]
+    fn what_would_surprise_later_is_said_when_it_is_written() {
+        let set = canary_of(json!({"target": {"kind": "StatefulSet", "name": "db"}}));
+        let said = canary(&set, &[], Some(&json!({"spec": {"replicas": 1}}))).warnings;
+        assert!(said.iter().any(|warning| warning.contains("has one pod")), "{said:?}");
+        let undone = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}, "onFailure": "Undo"}));
+        let flux = json!({"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "apps"}}, "spec": {}});
+        let said = canary(&undone, &[], Some(&flux)).warnings;
+        assert!(said.iter().any(|warning| warning.contains("brings back")), "{said:?}");
+        for (text, warned) in
+            [("promote@7", false), ("promote", true), ("promotes@7", true), ("retry@", true)]
+        {
+            let object = json!({"metadata": {"annotations": {"tulle.dev/action": text}}});
+            assert_eq!(action(&object).warnings.len(), usize::from(warned), "{text}");
+        }
     }
 }

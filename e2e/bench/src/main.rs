@@ -72,7 +72,7 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     installed.map_err(|_| anyhow::anyhow!("another cryptography provider is installed"))?;
-    let (authority, _) = Authority::generate()?;
+    let (authority, _) = Authority::generate("cluster.local")?;
     let authority = Arc::new(authority);
     fs::write(arguments.folder.join("roots.pem"), authority.root_pem())?;
     for name in ["client", "server"] {

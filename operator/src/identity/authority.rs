@@ -54,12 +54,14 @@ pub enum RequestError {
 }
 
 impl Authority {
-    /// Makes a root.
+    /// Makes the root of a trust domain.
     ///
     /// # Errors
-    /// When there is no randomness.
-    pub fn generate() -> Result<(Self, String)> {
+    /// When there is no randomness, or the name is none.
+    pub fn generate(trust_domain: &str) -> Result<(Self, String)> {
         let mut params = CertificateParams::new(Vec::new())?;
+        let uri = Ia5String::try_from(format!("spiffe://{trust_domain}"))?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
         params.distinguished_name.push(DnType::CommonName, "Tulle root");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -83,16 +85,16 @@ impl Authority {
         Ok(Self { issuer, root, root_pem: root_pem.to_owned(), not_after })
     }
 
-    /// The root that every replica shares: read, or made by whoever is first.
+    /// The root that every replica shares: read, or made for this trust domain by whoever is first.
     ///
     /// # Errors
     /// When the Secret can be neither read nor written, or holds no root.
-    pub async fn shared(client: &Client, namespace: &str) -> Result<Self> {
+    pub async fn shared(client: &Client, namespace: &str, trust_domain: &str) -> Result<Self> {
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
         if let Some(secret) = api.get_opt(SECRET).await.context("reading the root's Secret")? {
             return Self::from_secret(&secret);
         }
-        let (authority, key) = Self::generate()?;
+        let (authority, key) = Self::generate(trust_domain)?;
         let data = [("ca.crt", &authority.root_pem), ("ca.key", &key)];
         let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.clone().into_bytes())));
         let secret = Secret {
@@ -119,6 +121,11 @@ impl Authority {
     /// The root, for trust bundles.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// The trust domain that the root names; a root that somebody else has made may name none.
+    pub fn trust_domain(&self) -> Option<String> {
+        tulle_mesh::svid::trust_domain_of(&self.root)
     }
 
     /// The root.
@@ -184,7 +191,7 @@ mod tests {
 
     #[test]
     fn names_in_a_request_are_not_read() {
-        let (authority, _) = Authority::generate().unwrap();
+        let (authority, _) = Authority::generate("cluster.local").unwrap();
         let me = WorkloadId::new("cluster.local", "shop", "web");
         let greedy = csr(|params| {
             params.subject_alt_names =
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn requests_that_are_broken_or_of_another_kind_of_key_are_refused() {
-        let (authority, _) = Authority::generate().unwrap();
+        let (authority, _) = Authority::generate("cluster.local").unwrap();
         let me = WorkloadId::new("cluster.local", "shop", "web");
         let mut forged = csr(|_| {});
         let last = forged.len() - 1;
@@ -218,8 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn a_root_names_its_trust_domain() {
+        let (authority, key) = Authority::generate("corp.example").unwrap();
+        assert_eq!(authority.trust_domain().as_deref(), Some("corp.example"));
+        let again = Authority::load(authority.root_pem(), &key).unwrap();
+        assert_eq!(again.trust_domain().as_deref(), Some("corp.example"));
+    }
+
+    #[test]
     fn a_leaf_does_not_outlive_its_root() {
-        let (authority, _) = Authority::generate().unwrap();
+        let (authority, _) = Authority::generate("cluster.local").unwrap();
         let me = WorkloadId::new("cluster.local", "shop", "web");
         let leaf = authority.sign_request(&csr(|_| {}), &me, ROOT_LIFETIME * 2).unwrap();
         assert!(leaf.not_after_unix <= tulle_mesh::svid::not_after(authority.root()).unwrap());

@@ -31,6 +31,9 @@ pub type Key = (Arc<str>, Arc<str>);
 #[derive(Debug, Default)]
 pub struct Model {
     settings: Settings,
+    config: Option<MeshConfig>,
+    /// The trust domain of the root.
+    fixed_trust_domain: Option<String>,
     namespaces: HashMap<Arc<str>, Namespace>,
     pods: HashMap<Arc<str>, Pod>,
     pod_names: HashMap<Key, Arc<str>>,
@@ -82,13 +85,28 @@ impl Model {
     /// Takes the MeshConfig over; `None`: the defaults, and the trust domain that the mesh has: whoever deletes
     /// the object must not move every identity to another one.
     pub fn apply_config(&mut self, config: Option<&MeshConfig>) {
-        let deleted = Settings { trust_domain: self.settings.trust_domain.clone(), ..Settings::default() };
+        self.config = config.cloned();
+        let known = self.settings.trust_domain.clone();
+        let fixed = self.fixed_trust_domain.clone();
+        let deleted = Settings { trust_domain: known, ..Settings::default() };
         self.settings = config.map_or(deleted, |config| Settings {
-            trust_domain: config.spec.trust_domain.clone(),
+            trust_domain: fixed.unwrap_or_else(|| config.spec.trust_domain.clone()),
             mtls: config.spec.mtls,
             leaf_lifetime: config.spec.certificates.leaf_lifetime.clone(),
             exemptions: config.spec.exemptions.clone(),
         });
+    }
+
+    /// From here on this is the trust domain: a MeshConfig that was made anew with another one would cut every
+    /// connection.
+    pub fn fix_trust_domain(&mut self, trust_domain: &str) {
+        self.fixed_trust_domain = Some(trust_domain.to_owned());
+        self.settings.trust_domain = trust_domain.to_owned();
+    }
+
+    /// The MeshConfig, if there is one.
+    pub fn config(&self) -> Option<&MeshConfig> {
+        self.config.as_ref()
     }
 
     /// Takes a namespace over.

@@ -301,6 +301,13 @@ fn a_deleted_meshconfig_leaves_the_trust_domain() {
     model.apply_config(None);
     let settings = model.settings();
     assert_eq!((settings.trust_domain.as_str(), settings.mtls), ("corp.example", MtlsMode::Permissive));
+    // Nor does one that was made anew, once there are certificates.
+    model.fix_trust_domain("corp.example");
+    let other = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+        "spec": {"trustDomain": "other.example", "mtls": "Strict"}});
+    model.apply_config(Some(&serde_json::from_value(other).unwrap()));
+    let settings = model.settings();
+    assert_eq!((settings.trust_domain.as_str(), settings.mtls), ("corp.example", MtlsMode::Strict));
 }
 
 #[test]

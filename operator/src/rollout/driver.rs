@@ -13,9 +13,9 @@ use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, CanaryStatus, Phase, WorkloadKind, keys};
+use tulle_crds::{Canary, CanaryStatus, Phase, Verb, WorkloadKind, keys};
 
-use super::machine::{self, Action, Seen, Verb};
+use super::machine::{self, Action, Seen};
 use crate::discovery::{Acknowledgement, Registry};
 use crate::lease::Leadership;
 use crate::model::{Key, WorkloadKey};

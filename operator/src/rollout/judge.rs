@@ -9,6 +9,8 @@ use statrs::function::beta::{beta_reg, ln_beta};
 
 /// Weight of the prior: how many failures it is worth.
 const PRIOR: f64 = 10.0;
+/// Error rate of a stable version that nobody asks anything: what a new one is compared with then.
+const ASSUMED_RATE: f64 = 0.01;
 
 /// What was counted in the present step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -89,7 +91,11 @@ pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
     );
     let (verdict, because) = if log_evidence >= needed {
         let sure = (1.0 - rule.alpha) * 100.0;
-        (Verdict::Fail, format!("{facts}: worse than {}x, {sure}% sure at every look", rule.worse_by))
+        let than = match counted.stable_requests {
+            0 => format!("{}%", ASSUMED_RATE * rule.worse_by * 100.0),
+            _ => format!("{}x", rule.worse_by),
+        };
+        (Verdict::Fail, format!("{facts}: worse than {than}, {sure}% sure at every look"))
     } else if counted.canary_requests < rule.min_requests {
         let missing = rule.min_requests - counted.canary_requests;
         (Verdict::Inconclusive, format!("{facts}: {missing} more requests to the canary are needed"))
@@ -110,15 +116,25 @@ fn rate(failures: u64, requests: u64) -> f64 {
 /// Logarithm of the e-value of one step, one-sided: only "the canary is worse" counts.
 fn step_log_evidence(counted: &Counted, worse_by: f64) -> f64 {
     let (canary, stable) = (counted.canary_requests as f64, counted.stable_requests as f64);
-    if canary < 1.0 || stable < 1.0 {
+    if canary < 1.0 {
         return 0.0;
+    }
+    if stable < 1.0 {
+        // Nothing to compare with: each request is a trial of its own, under a rate that is assumed.
+        let null = (ASSUMED_RATE * worse_by).min(0.5);
+        let failures = counted.canary_failures.min(counted.canary_requests) as f64;
+        return log_evidence(null, failures, canary - failures);
     }
     // Bounded, so that counts that cannot be true cannot end the judge either.
     let share = (canary / (canary + stable)).clamp(1e-9, 1.0 - 1e-9);
     // With the margin: at exactly `worse_by` times the rate, this is the canary's share of failures.
     let null = share * worse_by / (1.0 - share + share * worse_by);
+    log_evidence(null, counted.canary_failures as f64, counted.stable_failures as f64)
+}
+
+/// Logarithm of the evidence of `c` hits and `p` misses that hits are likelier than `null`.
+fn log_evidence(null: f64, c: f64, p: f64) -> f64 {
     let (a, b) = (PRIOR * null, PRIOR * (1.0 - null));
-    let (c, p) = (counted.canary_failures as f64, counted.stable_failures as f64);
     let mixture = ln_beta(a + c, b + p) - ln_beta(a, b) - c * null.ln() - p * (1.0 - null).ln();
     mixture + ln_upper_tail(null, a + c, b + p) - ln_upper_tail(null, a, b)
 }
@@ -232,11 +248,6 @@ mod tests {
     }
 
     #[test]
-    fn failures_without_anything_to_compare_with_do_not_pass() {
-        assert_eq!(judge(&counted((500, 500), (0, 0)), &RULE).verdict, Verdict::Inconclusive);
-    }
-
-    #[test]
     fn counts_that_cannot_be_true_do_not_end_the_judge() {
         let judged = judge(&counted((u64::MAX / 2, u64::MAX / 2), (1, 0)), &RULE);
         assert!(!judged.log_evidence.is_nan(), "{judged:?}");
@@ -250,5 +261,18 @@ mod tests {
             judged.because,
             "canary failed 100 of 500 (20.00%), stable 20 of 9500 (0.21%): worse than 1.5x, 99% sure at every look"
         );
+    }
+
+    #[test]
+    fn a_version_that_takes_all_requests_is_still_judged() {
+        let alone = |requests, failures| Counted {
+            canary_requests: requests,
+            canary_failures: failures,
+            ..Counted::default()
+        };
+        assert_eq!(judge(&alone(200, 100), &RULE).verdict, Verdict::Fail);
+        assert!(judge(&alone(200, 100), &RULE).because.contains("worse than 1.5%"));
+        assert_eq!(judge(&alone(1_000, 2), &RULE).verdict, Verdict::Inconclusive);
+        assert_eq!(judge(&alone(1_000, 0), &RULE).verdict, Verdict::Pass);
     }
 }

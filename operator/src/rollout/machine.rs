@@ -12,7 +12,7 @@ mod tests;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step, reason,
+    CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step, Verb, reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -47,34 +47,6 @@ pub struct Seen {
     pub action: Option<(Verb, String)>,
     /// An older Canary with the same target.
     pub conflict: Option<String>,
-}
-
-/// A human's verb.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
-    /// Approve the canary now.
-    Promote,
-    /// Give it up now.
-    Abort,
-    /// Go on after a pause.
-    Resume,
-    /// Try the same revision again after a failure.
-    Retry,
-}
-
-impl Verb {
-    /// Reads `promote@4711`.
-    pub fn parse(annotation: &str) -> Option<(Self, String)> {
-        let (verb, id) = annotation.split_once('@').filter(|(_, id)| !id.is_empty())?;
-        let verb = match verb {
-            "promote" => Self::Promote,
-            "abort" => Self::Abort,
-            "resume" => Self::Resume,
-            "retry" => Self::Retry,
-            _ => return None,
-        };
-        Some((verb, id.to_owned()))
-    }
 }
 
 /// What the driver must do besides writing the status.
@@ -379,7 +351,11 @@ impl Turn<'_> {
         if self.status.phase != Phase::Progressing || self.elapsed(self.status.step_started.as_ref()) < hold {
             return;
         }
+        let evidence = &self.status.evidence;
+        let incomparable = evidence.stable_requests == 0 && evidence.canary_failures > 0;
         match (self.judge().verdict, self.spec.judge.on_inconclusive) {
+            // Failures that nothing can be compared with are nothing to promote on.
+            (Verdict::Inconclusive, OnInconclusive::Promote) if incomparable => {}
             (Verdict::Pass, _) | (Verdict::Inconclusive, OnInconclusive::Promote) => self.next_step(),
             (Verdict::Inconclusive, OnInconclusive::Rollback) => {
                 let because =
