@@ -24,9 +24,6 @@ pub use verb::Verb;
 
 use kube::CustomResourceExt as _;
 
-/// The API group.
-pub const GROUP: &str = "tulle.dev";
-
 /// Labels and annotations that Tulle reads and writes.
 pub mod keys {
     /// On a namespace: `enabled` or `required`; on a pod: `disabled` (in `enabled` namespaces).

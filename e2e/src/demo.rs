@@ -1,7 +1,6 @@
 //! The tour: what a user comes for, on a real cluster, with what kubectl prints at each step. Each step
 //! fails the demo if it did not happen.
 
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -110,8 +109,8 @@ impl Tour {
 
     fn encrypted(&self) -> Result<()> {
         self.say("A request that crossed mutual TLS: each service saw who called it");
-        let answer = self.call("web", "checkout")?;
-        println!("checkout answered: {}", answer.trim());
+        let (_, answer) = self.call("web", "checkout")?;
+        println!("checkout answered: {answer}");
         let answer: Value = serde_json::from_str(&answer)?;
         let expected = "spiffe://cluster.local/ns/shop/sa/web";
         ensure!(answer["client"] == expected, "checkout saw {} instead of {expected}", answer["client"]);
@@ -156,7 +155,7 @@ impl Tour {
     fn denied(&self) -> Result<()> {
         self.say("A MeshPolicy: only checkout may call payments");
         self.show(&["get", "meshpolicies", "-n", NAMESPACE]).ok();
-        println!("before: web → payments: {}", self.status("web", "payments")?);
+        println!("before: web → payments: {}", self.call("web", "payments")?.0);
         let deny = install::sample("deny.yaml")?;
         println!("$ kubectl apply -f config/samples/deny.yaml");
         print!("{}", self.kube.apply(&deny)?);
@@ -164,7 +163,7 @@ impl Tour {
             Ok(self.kube.field(NAMESPACE, "meshpolicy/payments", ".status.enforced")? == "2/2")
         })?;
         self.show(&["get", "meshpolicies", "-n", NAMESPACE])?;
-        let (web, checkout) = (self.status("web", "payments")?, self.status("checkout", "payments")?);
+        let (web, checkout) = (self.call("web", "payments")?.0, self.call("checkout", "payments")?.0);
         println!("after:  web → payments: {web}");
         println!("after:  checkout → payments: {checkout}");
         ensure!(web == "403" && checkout == "200", "web should get 403 and checkout 200");
@@ -268,47 +267,13 @@ impl Tour {
         self.kube.field(NAMESPACE, "canary/checkout", path)
     }
 
-    /// What a service answers to another one's call.
-    fn call(&self, from: &str, to: &str) -> Result<String> {
-        self.curl(from, to, &["-s"])
-    }
-
-    fn status(&self, from: &str, to: &str) -> Result<String> {
-        self.curl(from, to, &["-s", "-o", "/dev/null", "-w", "%{http_code}"])
-    }
-
-    /// A pod with the caller's service account and the host's curl: the shop's own image has none.
-    fn curl(&self, from: &str, to: &str, arguments: &[&str]) -> Result<String> {
-        let name = format!("curl-{from}");
-        let exists = self.kube.run(&["-n", NAMESPACE, "get", "pod", &name, "--ignore-not-found"])?;
-        if exists.is_empty() {
-            let host = ["usr", "lib", "lib64", "etc"];
-            let mounts: Vec<String> =
-                host.iter().map(|p| format!("{{name: {p}, mountPath: /{p}, readOnly: true}}")).collect();
-            let paths: Vec<String> =
-                host.iter().map(|p| format!("{{name: {p}, hostPath: {{path: /{p}}}}}")).collect();
-            self.kube.apply(&format!(
-                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: {from}, terminationGracePeriodSeconds: 0, containers: [{{name: curl, image: 'tulle.local/empty:1', command: [/usr/bin/sleep, '100000'], volumeMounts: [{}]}}], volumes: [{}]}}}}",
-                mounts.join(", "),
-                paths.join(", ")
-            ))?;
-            self.kube.run(&[
-                "-n",
-                NAMESPACE,
-                "wait",
-                "--for=condition=Ready",
-                "--timeout=60s",
-                &format!("pod/{name}"),
-            ])?;
-        }
-        let url = format!("http://{to}.{NAMESPACE}.svc.cluster.local/");
-        let call = [
-            &["-n", NAMESPACE, "exec", &name, "-c", "curl", "--", "/usr/bin/curl", "-m", "5"],
-            arguments,
-            &[&url],
-        ]
-        .concat();
-        self.kube.run(&call)
+    /// The status and the answer that a service gets when it calls another one.
+    fn call(&self, from: &str, to: &str) -> Result<(String, String)> {
+        let (pod, target) = (format!("deployment/{from}"), format!("{to}:80"));
+        let call = ["-n", NAMESPACE, "exec", &pod, "-c", from, "--", "/program", "get", &target];
+        let printed = self.kube.run(&call)?;
+        let (status, answer) = printed.trim().split_once(' ').unwrap_or((printed.trim(), ""));
+        Ok((status.to_owned(), answer.to_owned()))
     }
 
     /// Latency of a Service `payments` as a client of the same namespace sees it.
@@ -372,10 +337,4 @@ impl Tour {
         ensure!(failed == 0, "requests were lost: {}", after.failures);
         Ok(())
     }
-}
-
-/// Programs that the demo's pods borrow from the host.
-pub fn requirements() -> Result<()> {
-    host::install_packages(&[("curl", "curl")])?;
-    host::output(Command::new("curl").arg("--version")).map(drop)
 }

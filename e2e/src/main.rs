@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     progress::start();
     let done = match Arguments::parse().command {
         Command::Cluster(command) => cluster::run(command),
-        Command::Demo { cluster, keep } => demo::requirements().and_then(|()| demo::run(&cluster, keep)),
+        Command::Demo { cluster, keep } => demo::run(&cluster, keep),
         Command::Test { suite, only, cluster, keep } => {
             suites::run(suite.as_deref(), only.as_deref(), &cluster, keep)
         }

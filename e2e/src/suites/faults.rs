@@ -146,6 +146,19 @@ fn renewal(kube: &Kube) -> Result<()> {
         Ok(())
     })();
     kube.run(&["delete", "meshconfig", "mesh"])?;
+    // One that is made anew for another trust domain would cut every connection.
+    let other = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"trustDomain": "other.example"}});
+    kube.apply(&other.to_string())?;
+    let said = kube.wait_for("MeshConfig mesh to say that its trust domain does not hold", 20, || {
+        let path = "{.status.conditions[0].reason} {.status.trustDomain}";
+        let status = kube.run(&["get", "meshconfig", "mesh", "-o", &format!("jsonpath={path}")])?;
+        Ok(status == "TrustDomainFixed cluster.local")
+    });
+    kube.run(&["delete", "meshconfig", "mesh"])?;
+    said?;
+    kube.wait_for("the defaults", 40, || {
+        Ok(kube.run(&["wait", "--for=condition=Ready", "--timeout=1s", "meshconfig/mesh"]).is_ok())
+    })?;
     outcome
 }
 

@@ -81,6 +81,12 @@ fn heads(kube: &Kube) -> Result<()> {
     ] {
         cases.push(refused(text, &[text]));
     }
+    // What is no HTTP to us and would be to a lenient server must not say who calls.
+    let (line, claim) = ("get / HTTP/1.1\r\nHost: a\r\n", "Tulle_Client-Id: spiffe://x\r\n\r\n");
+    for pieces in [&[format!("{line}{claim}")][..], &[line.to_owned(), claim.to_owned()]] {
+        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+        cases.push(Case { statuses: vec![], ..refused("a claim of another identity", &pieces) });
+    }
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(40_000));
     cases.push(refused("a head of 40 kB", &[&long]));
     try_all(kube, "t-heads", &cases)
@@ -193,6 +199,7 @@ fn well_formed(kube: &Kube) -> Result<()> {
         "t-formed",
         &[
             passed("a request", &[get], 1, false),
+            passed("a method that is none by the standard", &["get / HTTP/1.1\r\nHost: a\r\n\r\n"], 1, false),
             passed("two requests in one piece", &[&format!("{get}{get}")], 2, false),
             passed("a head byte by byte", &["GE", "T / HT", "TP/1.1\r", "\nHost: a\r\n\r", "\n"], 1, false),
             passed(

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::field::{Field, deployment, host_pod, pod_template};
@@ -23,7 +23,8 @@ pub(super) const TESTS: &[Test] = &[
     ("a Job with a sidecar completes", job),
     ("strict mTLS refuses plain text, and probes still pass", strict),
     ("a deny from the dev to the prod namespace blocks one caller and not the other", dev_to_prod),
-    ("shadow mode says what it would deny and denies nothing", shadow),
+    ("shadow mode says what it would deny, denies nothing, and switches nothing off", shadow),
+    ("mtls: Disabled lets meshed clients send plain text", disabled),
     ("objects that cannot be enforced are refused at apply with what to write", refused_objects),
     ("two policies for the same pods: the younger says that it conflicts", conflict),
     ("kubectl explain reads well", explain),
@@ -163,6 +164,17 @@ fn job(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
+/// Asks on one connection until the answer is another, and prints every answer once.
+const KEEPS_ASKING: &str = "import http.client, time
+connection, seen = http.client.HTTPConnection('web.t-strict.svc.cluster.local', timeout=8), []
+for _ in range(240):
+    connection.request('GET', '/')
+    answer = connection.getresponse(); answer.read()
+    if answer.status not in seen: seen.append(answer.status)
+    if len(seen) > 1: break
+    time.sleep(0.25)
+print(*seen)";
+
 fn strict(kube: &Kube) -> Result<()> {
     let (meshed, plain) = (Field::meshed(kube, "t-strict")?, Field::plain(kube, "t-plain")?);
     meshed.service("web", 1, &[])?;
@@ -170,8 +182,14 @@ fn strict(kube: &Kube) -> Result<()> {
     plain.client("outsider")?;
     let url = "http://web.t-strict.svc.cluster.local/";
     ensure!(plain.status("outsider", url)? == "200", "Permissive, the default, refused a plain client");
-    policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
-    enforced(&meshed, "strict", "1/1")?;
+    let kept = thread::scope(|scope| {
+        let kept = scope.spawn(|| plain.exec("outsider", &["/usr/bin/python3", "-c", KEEPS_ASKING]));
+        thread::sleep(Duration::from_secs(2));
+        policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
+        enforced(&meshed, "strict", "1/1")?;
+        kept.join().map_err(|_| anyhow!("a panic"))?
+    })?;
+    ensure!(kept.trim() == "200 403", "a plain connection from before the policy saw {kept}");
     ensure!(plain.status("outsider", url)? == "000", "a plain client got through");
     ensure!(meshed.status("insider", url)? == "200", "a meshed client was refused");
     thread::sleep(Duration::from_secs(4));
@@ -210,7 +228,26 @@ fn shadow(kube: &Kube) -> Result<()> {
     let said =
         logs.lines().any(|line| line.contains("refused by policy") && line.contains("\"shadow\":true"));
     ensure!(said, "Shadow did not say what it would deny");
+    // What is enforced stays so beside it, although its target is broader.
+    let allow = json!([{"from": [{"serviceAccount": "somebody"}]}]);
+    policy(&field, "somebody", json!({"target": {"kind": "Namespace"}, "access": {"allow": allow}}))?;
+    enforced(&field, "somebody", "2/2")?;
+    let status = field.status("client", "http://web.t-shadow.svc.cluster.local/")?;
+    ensure!(status == "403", "a policy in Shadow has switched off another: {status}");
     Ok(())
+}
+
+fn disabled(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-disabled")?;
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    policy(&field, "plain", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Disabled"}))?;
+    enforced(&field, "plain", "1/1")?;
+    let ask = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-disabled.svc.cluster.local/"];
+    kube.wait_for("plain text", 20, || {
+        let answer = field.exec("client", &ask)?;
+        Ok(answer.contains("\"client\":null"))
+    })
 }
 
 fn refused_objects(kube: &Kube) -> Result<()> {

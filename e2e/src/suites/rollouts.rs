@@ -86,6 +86,12 @@ fn stateful_set(kube: &Kube) -> Result<()> {
         Ok(gate == "tulle.dev/approved" && of("ContainersReady") == "True" && of("Ready") == "False")
     })?;
     ensure!(field.get("pod/db-0", ".spec.containers[0].args[2]")? == "--version=v1", "db-0 was replaced too");
+    // Going back: its controller waits for the parked pod before it replaces it.
+    field.apply(set("--version=v1"))?;
+    field.kube.rolled_out("t-stateful", "statefulset/db", 120)?;
+    ensure!(field.get("pod/db-1", ".spec.containers[0].args[2]")? == "--version=v1", "db-1 is still of v2");
+    field.apply(set("--version=v2"))?;
+    kube.wait_for("v2 on trial again", 90, || Ok(field.get("canary/db", ".status.phase")? == "Paused"))?;
     field.kubectl(&["annotate", "canary", "db", "tulle.dev/action=promote@1"])?;
     field.kube.rolled_out("t-stateful", "statefulset/db", 120)
 }

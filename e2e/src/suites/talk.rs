@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::{Field, borrows, service};
+use super::field::{Field, borrows, deployment, service};
 use super::{Skip, Test};
 use crate::kubectl::Kube;
 
@@ -20,6 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("IPv6 is redirected, encrypted and authorised like IPv4", ipv6),
     ("UDP and loopback are left alone", udp_and_loopback),
+    ("ports that a sidecar does not see are reached as they are", unseen_ports),
     (
         "a Service without endpoints answers at once, and an address that nobody knows fails as without a mesh",
         nobody,
@@ -85,6 +86,24 @@ while True:
     })?;
     let local = field.exec("server", &["/usr/bin/curl", "-s", "-m", "5", "http://127.0.0.1:9000/"])?;
     ensure!(local == "None", "a request over loopback went through the sidecar: {local}");
+    Ok(())
+}
+
+fn unseen_ports(kube: &Kube) -> Result<()> {
+    let field = Field::meshed(kube, "t-unseen")?;
+    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web"}}))?;
+    let mut web = deployment("web", 1, &[]);
+    web["spec"]["template"]["metadata"]["annotations"] = json!({"tulle.dev/skip-inbound-ports": "8080"});
+    field.apply(service("web", json!({})))?;
+    field.apply(web)?;
+    kube.rolled_out("t-unseen", "deployment/web", 120)?;
+    field.client("client")?;
+    let ask = |url: &str| field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url]);
+    let answer = ask("http://web.t-unseen.svc.cluster.local/")?;
+    ensure!(answer.contains("\"client\":null"), "the server said {answer}");
+    let pod = field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let metrics = ask(&format!("http://{pod}:4152/metrics"))?;
+    ensure!(metrics.contains("tulle_operator_connected 1"), "a meshed Prometheus would read {metrics:?}");
     Ok(())
 }
 

@@ -172,7 +172,11 @@ impl Driver {
         };
         let counted = (since(&status.canary_revision), since(&status.approved_revision));
         // Who has acknowledged is asked only where it decides something: the answer costs a view each.
-        let matters = matches!(status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
+        let matters = match status.phase {
+            Phase::Progressing | Phase::Paused => true,
+            Phase::Failed => status.acknowledged_weight > 0,
+            Phase::Waiting | Phase::Stable | Phase::Promoting => false,
+        };
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
         let seen = Seen {
             now: Timestamp::now(),
@@ -182,9 +186,11 @@ impl Driver {
                 .canary_of(&workload)
                 .filter(|(holds, _)| *holds != key)
                 .map(|(holds, _)| holds.1.to_string()),
-            acknowledged: match matters {
-                true => self.registry.acknowledged_canary(&model, key, status.epoch),
-                false => Acknowledgement::Awaited(String::new()),
+            acknowledged: match (matters, status.phase) {
+                (true, _) => self.registry.acknowledged_canary(&model, key, status.epoch),
+                // That nothing is sent any more has been acknowledged, and stays so.
+                (false, Phase::Failed) => Acknowledgement::Complete,
+                (false, _) => Acknowledgement::Awaited(String::new()),
             },
             counted,
             action: annotation.and_then(|text| Verb::parse(text.as_str())),

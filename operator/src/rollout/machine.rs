@@ -457,6 +457,8 @@ impl Turn<'_> {
 
     fn fail(&mut self, because: String) {
         self.status.phase = Phase::Failed;
+        // Some sidecars may have it already: until all have said otherwise, it counts as there.
+        self.status.acknowledged_weight = self.status.acknowledged_weight.max(self.status.weight);
         self.change_weight(0);
         self.remember("Failed", &because);
         self.condition("Promoted", false, "Failed", &because);

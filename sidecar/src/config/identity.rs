@@ -18,6 +18,8 @@ use crate::tls::{Credentials, TlsStore, store};
 
 /// How often the trust bundle is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// New roots are followed by a new certificate within this, so that pods don't ask together.
+const AFTER_NEW_ROOTS: Duration = Duration::from_secs(10);
 /// The longest wait before a failed request is tried again.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -59,6 +61,11 @@ impl Keeper {
         let roots = read_roots(&self.settings.trust_file).await?;
         let roots_changed = roots != self.roots;
         self.roots = roots;
+        if roots_changed && self.credentials.is_some() {
+            // A leaf of a root that is gone is of no use to anybody.
+            let soon = SystemTime::now() + AFTER_NEW_ROOTS.mul_f64(fastrand::f64());
+            self.renew_at = self.renew_at.min(soon);
+        }
         if SystemTime::now() >= self.renew_at {
             let credentials = self.request().await?;
             self.renew_at = renewal(&credentials);

@@ -143,6 +143,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_ours_in_every_spelling_that_a_gateway_interface_makes_one_of() {
+        for name in ["tulle-client-id", "Tulle-Client-ID", "tulle_client_id", "TULLE_CLIENT-id"] {
+            assert!(is_claim(name.as_bytes()), "{name}");
+        }
+        for name in ["tulle-client", "tulle-client-idx", "xulle-client-id", "tulle.client.id"] {
+            assert!(!is_claim(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
     fn everything_else_passes() {
         for other in [
             &b"set key 0 0 15\r\ntulle-client-id\r\n"[..],

@@ -13,6 +13,11 @@ enum Command {
     Serve(serve::Serve),
     /// Sends requests at a fixed rate and counts the answers.
     Load(load::Load),
+    /// Asks once, and prints the status and the answer.
+    Get {
+        /// `host:port` of the service.
+        target: String,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -20,5 +25,10 @@ async fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Serve(serve) => serve.run().await,
         Command::Load(load) => load.run().await,
+        Command::Get { target } => {
+            let (status, body) = serve::get(&target).await?;
+            println!("{} {}", status.as_u16(), String::from_utf8_lossy(&body).trim());
+            Ok(())
+        }
     }
 }

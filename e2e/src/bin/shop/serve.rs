@@ -128,7 +128,7 @@ impl Service {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, "broken on purpose".into());
         }
         let next = match &self.settings.next {
-            Some(next) => match get(next).await {
+            Some(next) => match self.next(next).await {
                 Ok(next) => next,
                 Err(error) => return respond(StatusCode::BAD_GATEWAY, format!("{next}: {error:#}")),
             },
@@ -139,6 +139,12 @@ impl Service {
         });
         respond(StatusCode::OK, answer.to_string())
     }
+
+    async fn next(&self, address: &str) -> anyhow::Result<serde_json::Value> {
+        let (status, body) = get(address).await?;
+        anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
+        Ok(serde_json::from_slice(&body)?)
+    }
 }
 
 /// One write, so that lines of several pods do not mix.
@@ -146,7 +152,11 @@ fn write_down(ledger: &Path, line: &str) -> std::io::Result<()> {
     File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 
-async fn get(address: &str) -> anyhow::Result<serde_json::Value> {
+/// What a service at `host:port` answers.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn get(address: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -154,9 +164,7 @@ async fn get(address: &str) -> anyhow::Result<serde_json::Value> {
     let request = Request::get("/").header("host", address).body(Empty::<Bytes>::new())?;
     let response = send.send_request(request).await?;
     let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
-    Ok(serde_json::from_slice(&body)?)
+    Ok((status, response.into_body().collect().await?.to_bytes()))
 }
 
 fn respond(status: StatusCode, body: String) -> Response<Full<Bytes>> {
