@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod claim;
 pub mod config;
 pub mod detect;
 pub mod error;

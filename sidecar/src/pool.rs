@@ -29,7 +29,7 @@ use crate::wire::{Connection, Receiver, Role, Sender, drive};
 
 /// A TCP connection within a cluster that takes longer is not coming. One lost packet is sent again after a
 /// second.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// The same to the pod's own application: one that has too much to do may accept late, and is the only one.
 pub const APP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same with a handshake.
@@ -244,12 +244,12 @@ impl Http1Pool {
         }
     }
 
-    /// Connects anew.
+    /// Connects anew, within this time.
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`].
-    pub async fn connect(&self, address: SocketAddr) -> Result<(Reader, Writer), Failure> {
-        Ok(split(connect(address).await?, BytesMut::new()))
+    pub async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<(Reader, Writer), Failure> {
+        Ok(split(connect_within(address, limit).await?, BytesMut::new()))
     }
 
     /// Closes what has been idle for too long.
@@ -264,7 +264,28 @@ impl Http1Pool {
 /// Connections to HTTP/2 servers, each shared by as many requests as the server takes at once.
 #[derive(Default)]
 pub struct Http2Pool {
-    servers: RefCell<HashMap<SocketAddr, Vec<Rc<Shared>>>>,
+    servers: RefCell<HashMap<SocketAddr, Rc<Server>>>,
+}
+
+#[derive(Default)]
+struct Server {
+    connections: RefCell<Vec<Rc<Shared>>>,
+    /// One is opened at a time: those who wait will find places on it, or share its failure.
+    connecting: Mutex<()>,
+    failed: Cell<Option<Instant>>,
+}
+
+impl Server {
+    /// A place on a kept connection that takes requests.
+    async fn place(&self) -> Option<(h2::client::SendRequest<Bytes>, Place)> {
+        loop {
+            let place = self.connections.borrow().iter().find_map(Shared::place)?;
+            match place.0.send.clone().ready().await {
+                Ok(send) => return Some((send, place)),
+                Err(_) => place.0.closed.set(true),
+            }
+        }
+    }
 }
 
 struct Shared {
@@ -297,27 +318,43 @@ impl Drop for Place {
 }
 
 impl Http2Pool {
-    /// A connection that takes a request, the request's place on it, and whether it is a kept one.
+    /// A connection that takes a request, the request's place on it, and whether it is a kept one. `limit`: how
+    /// long connecting may take.
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`].
     pub async fn ready(
         &self,
         address: SocketAddr,
+        limit: Duration,
     ) -> Result<(h2::client::SendRequest<Bytes>, Place, bool), Failure> {
-        loop {
-            let kept = self.servers.borrow().get(&address).and_then(|all| all.iter().find_map(Shared::place));
-            let Some(place) = kept else { break };
-            match place.0.send.clone().ready().await {
-                Ok(send) => return Ok((send, place, true)),
-                Err(_) => place.0.closed.set(true),
-            }
+        let server = Rc::clone(self.servers.borrow_mut().entry(address).or_default());
+        if let Some((send, place)) = server.place().await {
+            return Ok((send, place, true));
         }
-        let stream = connect(address).await?;
+        let asked = Instant::now();
+        let _one_at_a_time = server.connecting.lock().await;
+        if let Some((send, place)) = server.place().await {
+            return Ok((send, place, true));
+        }
+        if server.failed.get().is_some_and(|at| at >= asked) {
+            return Err(Failure::UpstreamConnect);
+        }
+        let opened = Self::open(address, limit).await;
+        let (send, shared) = opened.inspect_err(|_| server.failed.set(Some(Instant::now())))?;
+        let place = shared.place().ok_or(Failure::UpstreamConnect)?;
+        server.connections.borrow_mut().push(shared);
+        Ok((send, place, false))
+    }
+
+    async fn open(
+        address: SocketAddr,
+        limit: Duration,
+    ) -> Result<(h2::client::SendRequest<Bytes>, Rc<Shared>), Failure> {
+        let stream = connect_within(address, limit).await?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, http2::client().handshake(stream)).await;
         let handshake = handshake.map_err(|_| Failure::UpstreamConnect)?;
         let (send, connection) = handshake.map_err(|_| Failure::UpstreamConnect)?;
-        let send = send.ready().await.map_err(|_| Failure::UpstreamConnect)?;
         let shared = Rc::new(Shared {
             send: send.clone(),
             active: Cell::new(0),
@@ -331,19 +368,81 @@ impl Http2Pool {
                 shared.closed.set(true);
             }
         });
-        let place = shared.place().ok_or(Failure::UpstreamConnect)?;
-        self.servers.borrow_mut().entry(address).or_default().push(shared);
-        Ok((send, place, false))
+        let send = send.ready().await.map_err(|_| Failure::UpstreamConnect)?;
+        Ok((send, shared))
     }
 
     /// Closes what has been idle for too long.
     pub fn sweep(&self) {
-        self.servers.borrow_mut().retain(|_, all| {
-            all.retain(|shared| {
+        self.servers.borrow_mut().retain(|_, server| {
+            server.connections.borrow_mut().retain(|shared| {
                 let idle = shared.active.get() == 0 && shared.used.get().elapsed() > HTTP2_IDLE;
                 !idle && !shared.closed.get()
             });
-            !all.is_empty()
+            !server.connections.borrow().is_empty() || Rc::strong_count(server) > 1
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    /// An HTTP/2 server that takes two requests at once, and answers none.
+    async fn server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                spawn_local(async move {
+                    let mut builder = h2::server::Builder::new();
+                    let handshake = builder.max_concurrent_streams(2).handshake::<_, Bytes>(stream);
+                    let mut connection = handshake.await.unwrap();
+                    while connection.accept().await.is_some() {}
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_request_beyond_what_a_server_takes_at_once_goes_over_another_connection() {
+        let test = async {
+            let (address, pool) = (server().await, Http2Pool::default());
+            let ready = || pool.ready(address, CONNECT_TIMEOUT);
+            let (send, first, kept) = ready().await.unwrap();
+            assert!(!kept);
+            // What the server takes is known with its settings.
+            for _ in 0..500 {
+                if send.current_max_send_streams() == 2 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let (_, second, kept) = ready().await.unwrap();
+            assert!(kept, "there is another place");
+            let (_, third, kept) = ready().await.unwrap();
+            assert!(!kept, "it would wait for one of the others to end");
+            drop((first, second, third));
+            let (_, _, kept) = ready().await.unwrap();
+            assert!(kept);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_server_that_is_gone_are_told_at_once() {
+        let test = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            drop(listener);
+            let pool = Http2Pool::default();
+            let all = (0..50).map(|_| pool.ready(address, CONNECT_TIMEOUT));
+            let all = futures::future::join_all(all).await;
+            assert!(all.into_iter().all(|one| matches!(one, Err(Failure::UpstreamConnect))));
+        };
+        LocalSet::new().run_until(test).await;
     }
 }

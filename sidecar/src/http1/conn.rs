@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -147,8 +148,9 @@ impl Reader {
     }
 
     /// Whether a server that has stirred has greeted its client. What it said is still there to be read.
-    pub async fn has_greeted(&mut self) -> bool {
-        self.fill().await.is_ok_and(|read| read > 0) && !self.buffer.starts_with(b"HTTP/")
+    pub fn has_greeted(&mut self) -> bool {
+        let read = self.fill().now_or_never();
+        matches!(read, Some(Ok(read)) if read > 0) && !self.buffer.starts_with(b"HTTP/")
     }
 
     /// Whether the peer has reset the connection without a byte of an answer. A server does so when it

@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
-use super::claim::no_claims;
-use super::{Client, authorize};
+use super::{Client, authorize, no_claims};
 use crate::error::Failure;
 use crate::forward::{Downstream, Relayed, RequestBody, relay, tunnel};
 use crate::http1::Head;

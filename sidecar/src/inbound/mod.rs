@@ -4,7 +4,6 @@
 //! application's own TLS carries is opaque.
 
 mod authorize;
-mod claim;
 mod mesh;
 mod plain;
 
@@ -22,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::wire::ALPN;
 
+use crate::claim::{Claims, introduce};
 use crate::detect;
 use crate::error::Failure;
 use crate::http1::Head;
@@ -46,20 +46,26 @@ pub struct Client {
     pub destination: SocketAddr,
 }
 
-/// The header that tells the application who calls; what a client claims is removed first.
-const CLIENT_ID: &str = "tulle-client-id";
-
 impl Client {
+    /// Tells the application who calls.
     fn introduce(&self, head: &mut Head) {
         introduce(head, self.identity.as_ref());
     }
 }
 
-/// Tells the application who calls.
-pub(crate) fn introduce(head: &mut Head, identity: Option<&WorkloadId>) {
-    head.headers.retain(|(name, _)| !claim::is_claim(name));
-    if let Some(identity) = identity {
-        head.push(CLIENT_ID, identity.to_string());
+/// Admits what a client sends as long as it claims no identity.
+fn no_claims<'a>(worker: &'a Worker, client: &'a Client) -> impl FnMut(&[u8]) -> bool + 'a {
+    let mut claims = Claims::default();
+    move |bytes| {
+        let admitted = claims.admit(bytes);
+        if !admitted {
+            worker.telemetry.event("refused_connection", "ClaimedIdentity");
+            tracing::warn!(
+                client = %client.address, identity = ?client.identity, port = client.destination.port(),
+                "broken off: the client claims an identity in HTTP that is none by the standard"
+            );
+        }
+        admitted
     }
 }
 

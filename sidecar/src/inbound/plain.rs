@@ -9,9 +9,8 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use super::claim::no_claims;
 use super::mesh::to_application;
-use super::{Client, authorize};
+use super::{Client, authorize, no_claims};
 use crate::config::{Mtls, Protocol};
 use crate::detect;
 use crate::error::Failure;

@@ -58,7 +58,7 @@ pub(super) async fn serve(
         opaque => {
             let learned = match opaque {
                 Some(_) => Learned::ClientFirst,
-                None if opened.has_greeted().await => Learned::ServerFirst,
+                None if opened.has_greeted() => Learned::ServerFirst,
                 None => Learned::Nothing,
             };
             // One client that stays silent must not make the port opaque for the others.

@@ -11,14 +11,14 @@ use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use crate::balance::Upstream;
+use crate::claim::introduce;
 use crate::error::Failure;
 use crate::forward::{Exchange, UpSink, UpSource, tunnel};
 use crate::http1::conn::split;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::http2;
-use crate::inbound::introduce;
 use crate::message::{Sink, Source, pump};
-use crate::pool::connect;
+use crate::pool::{APP_TIMEOUT, CONNECT_TIMEOUT, connect};
 use crate::wire::{Event, Receiver, Sender};
 use crate::worker::{Route, Worker};
 
@@ -67,8 +67,9 @@ pub(crate) async fn open_plain(
     travels: Travels,
     fresh: bool,
 ) -> Result<Exchange, Failure> {
+    let limit = if worker.is_own(address) { APP_TIMEOUT } else { CONNECT_TIMEOUT };
     if travels == Travels::Http2 {
-        let (mut send, place, reused) = worker.http2.ready(address).await?;
+        let (mut send, place, reused) = worker.http2.ready(address, limit).await?;
         let bodiless = matches!(head.framing, Framing::None | Framing::Length(0));
         let request = http2::to_request(head)?;
         let (answer, body) = send.send_request(request, bodiless).map_err(|_| Failure::UpstreamConnect)?;
@@ -82,7 +83,7 @@ pub(crate) async fn open_plain(
     let (reader, mut writer, reused) = match worker.http1.take(address).filter(|_| !fresh) {
         Some((reader, writer)) => (reader, writer, true),
         None => {
-            let (reader, writer) = worker.http1.connect(address).await?;
+            let (reader, writer) = worker.http1.connect(address, limit).await?;
             (reader, writer, false)
         }
     };
@@ -153,12 +154,12 @@ async fn accepted(way: &mut Way) -> Result<(), Failure> {
 impl Opened {
     /// Whether the server has greeted its client: an end is no greeting, nor is what an HTTP server says to
     /// clients that take too long (408).
-    pub(super) async fn has_greeted(&mut self) -> bool {
+    pub(super) fn has_greeted(&mut self) -> bool {
         match &mut self.way {
             Way::Mesh(..) => {
                 matches!(&self.first, Some(Event::Data(bytes)) if !bytes.starts_with(b"HTTP/"))
             }
-            Way::Plain(reader, _) => reader.has_greeted().await,
+            Way::Plain(reader, _) => reader.has_greeted(),
         }
     }
 

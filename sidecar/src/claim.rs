@@ -1,36 +1,31 @@
-//! Who a client says it is, where nobody else can say it: what a connection carries that is opaque to us
-//! may be HTTP to a lenient server (a line break before the request, a method that we do not know). What
-//! looks like it and claims an identity in our header is broken off.
+//! Who a client is, told to the application in a header of ours, and nobody else's claim of it. What a
+//! connection carries that is opaque to us may be HTTP to a lenient server (a line break before the request,
+//! a method that we do not know): what looks like it and claims an identity is broken off.
 
-use super::Client;
-use crate::worker::Worker;
+use tulle_mesh::identity::WorkloadId;
 
-/// Our header, for the comparison below.
-const CLAIM: &[u8] = b"tulle-client-id";
+use crate::http1::Head;
+
+/// The header that tells the application who calls.
+const CLIENT_ID: &str = "tulle-client-id";
+/// The same, for the comparison below.
+const CLAIM: &[u8] = CLIENT_ID.as_bytes();
 /// What the first line of every HTTP/1 request ends with.
 const VERSION: &[u8] = b"http/";
 /// A first line that is longer is of no HTTP server (Go's reads the longest, 1 MiB).
 const MAX_LINE: usize = 1024 * 1024;
 
-/// Admits what a client sends as long as it claims no identity.
-pub(super) fn no_claims<'a>(worker: &'a Worker, client: &'a Client) -> impl FnMut(&[u8]) -> bool + 'a {
-    let mut claims = Claims::default();
-    move |bytes| {
-        let admitted = claims.admit(bytes);
-        if !admitted {
-            worker.telemetry.event("refused_connection", "ClaimedIdentity");
-            tracing::warn!(
-                client = %client.address, identity = ?client.identity, port = client.destination.port(),
-                "broken off: the client claims an identity in HTTP that is none by the standard"
-            );
-        }
-        admitted
+/// Tells the application who calls; what the client claims itself is removed.
+pub fn introduce(head: &mut Head, identity: Option<&WorkloadId>) {
+    head.headers.retain(|(name, _)| !is_claim(name));
+    if let Some(identity) = identity {
+        head.push(CLIENT_ID, identity.to_string());
     }
 }
 
 /// Looks at the bytes of a client as they pass.
 #[derive(Debug, Default)]
-struct Claims {
+pub struct Claims {
     state: State,
     /// How much of [`VERSION`] or [`CLAIM`] the last bytes are.
     matched: usize,
@@ -54,7 +49,7 @@ impl Default for State {
 
 impl Claims {
     /// Whether these bytes may pass.
-    fn admit(&mut self, bytes: &[u8]) -> bool {
+    pub fn admit(&mut self, bytes: &[u8]) -> bool {
         if self.state == State::Other {
             return true;
         }
@@ -108,7 +103,7 @@ impl Claims {
 }
 
 /// Whether a header's name is ours, for a server that makes one variable of `-` and `_`.
-pub(super) fn is_claim(name: &[u8]) -> bool {
+fn is_claim(name: &[u8]) -> bool {
     name.len() == CLAIM.len()
         && name.iter().zip(CLAIM).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
 }
