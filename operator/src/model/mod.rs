@@ -43,6 +43,7 @@ pub struct Model {
     slices: HashMap<Key, Slice>,
     slices_by_service: HashMap<Key, Vec<Key>>,
     policies: BTreeMap<Key, MeshPolicy>,
+    some_policy_disables_mtls: bool,
     canaries: BTreeMap<Key, Canary>,
     /// Canaries that this build cannot read: which workload they hold is not known.
     doubted_canaries: BTreeSet<Key>,
@@ -219,11 +220,18 @@ impl Model {
     /// Takes a policy over.
     pub fn apply_policy(&mut self, key: Key, policy: MeshPolicy) {
         self.policies.insert(key, policy);
+        self.policies_changed();
     }
 
     /// Forgets a policy.
     pub fn delete_policy(&mut self, key: &Key) {
         self.policies.remove(key);
+        self.policies_changed();
+    }
+
+    fn policies_changed(&mut self) {
+        let disables = |policy: &MeshPolicy| policy.spec.mtls == Some(MtlsMode::Disabled);
+        self.some_policy_disables_mtls = self.policies.values().any(disables);
     }
 
     /// All policies.

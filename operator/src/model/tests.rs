@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use serde_json::json;
-use tulle_mesh::proto::{EndpointState, ServicePort, destination};
+use tulle_mesh::proto::{self, EndpointState, ServicePort, destination};
 
 use super::object::ServicePort as Port;
 use super::*;
@@ -243,6 +243,42 @@ fn the_narrowest_policy_wins_section_by_section() {
     let inbound = model.inbound("uid-a").unwrap();
     assert_eq!(inbound.mtls(), tulle_mesh::proto::MtlsMode::Permissive);
     assert_eq!(inbound.access.unwrap().policy.unwrap().name, "wide");
+}
+
+#[test]
+fn a_policy_in_shadow_is_tried_beside_what_is_enforced_and_instead_of_nothing() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let broad = json!({"target": {"kind": "Namespace"}, "mtls": "Strict", "access": {"allow": []}});
+    let tried = json!({"target": {"kind": "Service", "name": "web"}, "mode": "Shadow", "mtls": "Disabled", "access": {"deny": []}});
+    model.apply_policy(key("shop", "tried"), policy("tried", 0, tried));
+    model.apply_policy(key("shop", "broad"), policy("broad", 1, broad));
+    let inbound = model.inbound("uid-a").unwrap();
+    let name = |access: Option<proto::Access>| access.unwrap().policy.unwrap().name;
+    assert_eq!((inbound.mtls(), inbound.shadow_strict), (proto::MtlsMode::Strict, false));
+    assert_eq!((name(inbound.access), name(inbound.shadow)), ("broad".to_owned(), "tried".to_owned()));
+    assert!(!view(&model, "").endpoints[0].identity.is_empty(), "what is only tried disables nothing");
+    for (name, policy) in model.policies() {
+        assert_eq!(model.report(name, policy).verdict, Verdict::Accepted, "{name:?}");
+    }
+}
+
+#[test]
+fn clients_send_plain_text_where_no_sidecar_listens_or_mtls_is_disabled() {
+    let skips = Pod { skipped_ports: [8080].into(), ..pod("b", "10.1.0.2", "r1") };
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), skips]);
+    let identities = |model: &Model| {
+        view(model, "")
+            .endpoints
+            .into_iter()
+            .map(|endpoint| !endpoint.identity.is_empty())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(identities(&model), [true, false]);
+    let disabled = json!({"target": {"kind": "Namespace"}, "mtls": "Disabled"});
+    model.apply_policy(key("shop", "plain"), policy("plain", 0, disabled));
+    assert_eq!(identities(&model), [false, false]);
+    model.delete_policy(&key("shop", "plain"));
+    assert_eq!(identities(&model), [true, false]);
 }
 
 #[test]

@@ -119,7 +119,9 @@ impl Driver {
             seen.acknowledged = Acknowledgement::Awaited(why.to_owned());
         }
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
-        if next != status && !self.may_wait(key, &status, &next) {
+        // What is decided with and not written is counted again at the next look.
+        let waits = next != status && self.may_wait(key, &status, &next);
+        if next != status && !waits {
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
             let version = canary.metadata.resource_version.as_deref();
             if let Err(error) = crate::status::write(&api, &key.1, version, &next).await {
@@ -128,16 +130,13 @@ impl Driver {
                 return None;
             }
             lock(&self.written).insert(key.clone(), Instant::now());
-        } else if next != status {
-            // Decided with, but not written: counted again at the next look.
-            return None;
         }
         for action in &actions {
             if let Err(error) = self.carry_out(key, canary, action).await {
                 tracing::warn!(namespace = %key.0, name = %key.1, ?action, %error, "an action failed; it is tried again");
             }
         }
-        Some(totals)
+        (!waits).then_some(totals)
     }
 
     /// Whether only counts have changed, and they were written a moment ago.
