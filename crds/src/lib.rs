@@ -28,7 +28,7 @@ use kube::CustomResourceExt as _;
 pub mod keys {
     /// On a namespace: `enabled` or `required`; on a pod: `disabled` (in `enabled` namespaces).
     pub const INJECT: &str = "tulle.dev/inject";
-    /// On an injected pod: the sidecar's version. Also how the operator finds injected pods.
+    /// On an injected pod: the sidecar's version.
     pub const INJECTED: &str = "tulle.dev/sidecar";
     /// The readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";

@@ -71,7 +71,7 @@ pub fn tulle(kube: &Kube) -> Result<()> {
             "this cluster has a Tulle that was not installed by xtask, which would change and remove it: use another cluster"
         );
     }
-    step("installing Tulle: kubectl apply -k config/");
+    step("installing Tulle: kubectl apply --server-side -k config/");
     let config = host::workspace().join("config");
     let config = config.to_str().context("the workspace's path is text")?;
     kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;

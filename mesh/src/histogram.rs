@@ -1,6 +1,6 @@
 //! The one latency histogram: exponential, base 2^(1/8) (OpenTelemetry scale 3, Prometheus native
 //! schema 3), at most 160 buckets, relative error at most 4.4 %. Mergeable by addition, so deltas of
-//! many sidecars become one truth for the judge, OTLP and Prometheus.
+//! many sidecars become one truth.
 
 /// Buckets that are kept: from 2^6 = 64 µs up by factors of 2^(1/8), so 160 reach 2^26 µs ≈ 67 s.
 /// What is quicker counts in the first, what is slower in the last.

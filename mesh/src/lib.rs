@@ -6,7 +6,7 @@
 //!   canonical  the one form of a path and a host that routes, policies and logs agree on
 //!   svid       what a peer's certificate must be (X509-SVID)
 //!   policy     who may call what: rules in, one decision out
-//!   histogram  the one latency histogram that judge, OTLP and Prometheus read
+//!   histogram  the one latency histogram, of sidecars, of the operator and of Prometheus
 //!   proto      messages of the discovery protocol, generated from proto/
 //! ```
 #![deny(missing_docs)]

@@ -49,7 +49,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word in metrics, logs and `tulle explain`.
+    /// The word in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::AllowRule(_) => "AllowRule",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{Endpoint, Service};
-use crate::telemetry::{Series, Telemetry};
+use crate::telemetry::{ByProtocol, Series, Telemetry};
 
 /// Latency that an endpoint without history is believed to have.
 const FIRST_LATENCY: f64 = 0.001;
@@ -29,7 +29,7 @@ pub struct Upstream {
     /// The namespace and name that its requests are counted under.
     counted_as: Rc<(String, String)>,
     /// What is counted for its revision, by protocol: one port may speak several.
-    series: RefCell<Vec<(&'static str, Arc<Series>)>>,
+    series: ByProtocol,
     latency: Cell<f64>,
     updated: Cell<Instant>,
     pending: Cell<u32>,
@@ -133,7 +133,7 @@ impl Upstream {
         Rc::new(Self {
             endpoint,
             counted_as: Rc::clone(counted_as),
-            series: RefCell::default(),
+            series: ByProtocol::default(),
             latency: Cell::new(FIRST_LATENCY),
             updated: Cell::new(Instant::now()),
             pending: Cell::new(0),
@@ -143,13 +143,8 @@ impl Upstream {
 
     /// What is counted for this protocol.
     pub fn series(&self, telemetry: &Telemetry, protocol: &'static str) -> Arc<Series> {
-        if let Some((_, series)) = self.series.borrow().iter().find(|(of, _)| *of == protocol) {
-            return Arc::clone(series);
-        }
         let (namespace, name) = &*self.counted_as;
-        let series = telemetry.outbound(namespace, name, &self.endpoint.revision, protocol);
-        self.series.borrow_mut().push((protocol, Arc::clone(&series)));
-        series
+        self.series.get(protocol, || telemetry.outbound(namespace, name, &self.endpoint.revision, protocol))
     }
 
     fn cost(&self, now: Instant) -> f64 {

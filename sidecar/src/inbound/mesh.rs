@@ -21,7 +21,7 @@ use crate::http1::head::parse_request;
 use crate::message::{Sink, Source};
 use crate::outbound::open_plain;
 use crate::pool::{APP_TIMEOUT, connect, connect_within};
-use crate::telemetry::Series;
+use crate::telemetry::{ByProtocol, Series};
 use crate::wire::{Connection, Receiver, Role, Sender, drive};
 use crate::worker::Worker;
 
@@ -29,9 +29,7 @@ use crate::worker::Worker;
 struct Peer {
     worker: Rc<Worker>,
     client: Client,
-    http1: Arc<Series>,
-    http2: Arc<Series>,
-    opaque: Arc<Series>,
+    series: ByProtocol,
 }
 
 /// Serves the streams of a connection until it ends.
@@ -39,19 +37,7 @@ pub(super) async fn serve<S>(worker: &Rc<Worker>, stream: S, client: Client) -> 
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let (namespace, account) = client
-        .identity
-        .as_ref()
-        .map_or(("", "_PLAIN"), |id| (id.namespace.as_str(), id.service_account.as_str()));
-    let revision = worker.config.inbound().map_or_else(String::new, |inbound| inbound.revision.clone());
-    let series = |protocol| worker.telemetry.inbound(namespace, account, &revision, protocol);
-    let peer = Rc::new(Peer {
-        worker: Rc::clone(worker),
-        http1: series("http1"),
-        http2: series("http2"),
-        opaque: series("opaque"),
-        client,
-    });
+    let peer = Rc::new(Peer { worker: Rc::clone(worker), client, series: ByProtocol::default() });
     let connection = Connection::new(Role::Server);
     worker.opened_by_peer(&connection);
     let accepting = connection.clone();
@@ -70,6 +56,19 @@ where
 }
 
 impl Peer {
+    /// What is counted of this client's requests or connections.
+    fn series(&self, protocol: &'static str) -> Arc<Series> {
+        self.series.get(protocol, || {
+            let worker = &self.worker;
+            let identity = self.client.identity.as_ref();
+            let (namespace, account) =
+                identity.map_or(("", "_PLAIN"), |id| (id.namespace.as_str(), id.service_account.as_str()));
+            let inbound = worker.config.inbound();
+            let revision = inbound.as_ref().map_or("", |inbound| inbound.revision.as_str());
+            worker.telemetry.inbound(namespace, account, revision, protocol)
+        })
+    }
+
     async fn stream(&self, mut block: Bytes, sender: Sender, receiver: Receiver) {
         let fields = match Fields::decode(&mut block) {
             Ok(fields) => fields,
@@ -93,7 +92,7 @@ impl Peer {
 
     async fn opaque(&self, sender: Sender, mut receiver: Receiver) {
         if authorize::check(&self.worker, &self.client, None).is_err() {
-            self.opaque.connection(Some(&Failure::PolicyDenied), (0, 0));
+            self.series("opaque").connection(Some(&Failure::PolicyDenied), (0, 0));
             return sender.reset(Code::Denied);
         }
         let app = match connect_within(self.client.destination, APP_TIMEOUT).await {
@@ -113,12 +112,12 @@ impl Peer {
         let up = (Source::Mesh(&mut receiver), Sink::Http1(&mut writer));
         let down = (Source::Http1(&mut reader), Sink::Mesh(&sender));
         let bytes = tunnel(up, down, no_claims(&self.worker, &self.client)).await;
-        self.opaque.connection(None, bytes);
+        self.series("opaque").connection(None, bytes);
     }
 
     async fn request(&self, mut head: Head, travels: Travels, sender: Sender, mut receiver: Receiver) {
         let since = Instant::now();
-        let series = if travels == Travels::Http2 { &self.http2 } else { &self.http1 };
+        let series = self.series(if travels == Travels::Http2 { "http2" } else { "http1" });
         let load = &self.worker.load;
         if let Err(denied) = authorize::check(&self.worker, &self.client, Some(head.request_line())) {
             series.request(&Err(denied.clone()), None, since.elapsed(), (0, 0));

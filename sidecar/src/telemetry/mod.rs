@@ -6,6 +6,7 @@
 pub mod prometheus;
 pub mod report;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,6 +125,22 @@ impl Series {
     fn bytes(&self, (up, down): (u64, u64)) {
         self.bytes_up.fetch_add(up, Ordering::Relaxed);
         self.bytes_down.fetch_add(down, Ordering::Relaxed);
+    }
+}
+
+/// The series of one peer by protocol, made when it is first used: few peers speak more than one.
+#[derive(Debug, Default)]
+pub struct ByProtocol(RefCell<Vec<(&'static str, Arc<Series>)>>);
+
+impl ByProtocol {
+    /// The series of a protocol.
+    pub fn get(&self, protocol: &'static str, make: impl FnOnce() -> Arc<Series>) -> Arc<Series> {
+        if let Some((_, series)) = self.0.borrow().iter().find(|(of, _)| *of == protocol) {
+            return Arc::clone(series);
+        }
+        let series = make();
+        self.0.borrow_mut().push((protocol, Arc::clone(&series)));
+        series
     }
 }
 
