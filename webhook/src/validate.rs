@@ -135,6 +135,12 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             if surge == Some(&Value::from(0)) || surge == Some(&Value::from("0%")) {
                 findings.warn(format!("{name} has maxSurge 0: a stable pod is given up for the first canary pod; set maxSurge to 1 or more"));
             }
+            let most = surge_weight(spec, target);
+            if spec.capacity.keep_stable && spec.steps.iter().any(|step| step.weight.unwrap_or(0) > most) {
+                findings.warn(format!(
+                    "capacity.keepStable: the pods that {name} may have in excess carry {most}%, and the steps go beyond; set its maxSurge higher, or the steps lower"
+                ));
+            }
             let unavailable = at("/spec/strategy/rollingUpdate/maxUnavailable");
             if unavailable != Some(&Value::from(0)) && unavailable != Some(&Value::from("0%")) && unavailable.is_some() {
                 findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be taken down for parked ones; set maxUnavailable to 0"));
@@ -168,6 +174,20 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             findings.warn(format!("{name} is {owner}'s: a wait of 5 minutes (--atomic, --rollback-on-failure, health checks) is shorter than the steps and would restore the old version; wait longer or not at all"));
         }
     }
+}
+
+/// The percentage that the surge pods of a Deployment carry.
+fn surge_weight(spec: &CanarySpec, target: &Value) -> u8 {
+    let replicas = target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1).max(1) as f64;
+    let surge = match target.pointer("/spec/strategy/rollingUpdate/maxSurge") {
+        Some(Value::Number(pods)) => pods.as_f64().unwrap_or(0.0),
+        Some(Value::String(text)) => {
+            let percent: f64 = text.trim_end_matches('%').parse().unwrap_or(25.0);
+            (replicas * percent / 100.0).ceil()
+        }
+        _ => (replicas * 0.25).ceil(),
+    };
+    (surge / (replicas * spec.capacity.headroom) * 100.0).clamp(0.0, 100.0) as u8
 }
 
 /// How long the steps hold; a pause counts as long as a person may take.
@@ -247,6 +267,15 @@ mod tests {
         let set = canary_of(json!({"target": {"kind": "StatefulSet", "name": "db"}}));
         let said = canary(&set, &[], Some(&json!({"spec": {"replicas": 1}}))).warnings;
         assert!(said.iter().any(|warning| warning.contains("has one pod")), "{said:?}");
+        let kept = json!({"target": {"kind": "Deployment", "name": "web"}, "capacity": {"keepStable": true},
+            "steps": [{"weight": 20}, {"weight": 50}]});
+        for (surge, warned) in
+            [(json!(2), true), (json!("25%"), true), (json!(5), false), (json!("50%"), false)]
+        {
+            let web = json!({"spec": {"replicas": 10, "strategy": {"rollingUpdate": {"maxSurge": surge}}}});
+            let said = canary(&canary_of(kept.clone()), &[], Some(&web)).warnings;
+            assert_eq!(said.iter().any(|warning| warning.contains("in excess")), warned, "{surge}: {said:?}");
+        }
         let undone = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}, "onFailure": "Undo"}));
         let flux = json!({"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "apps"}}, "spec": {}});
         let said = canary(&undone, &[], Some(&flux)).warnings;

@@ -178,7 +178,8 @@ impl<'a> Field<'a> {
     pub fn host_pod(&self, name: &str, account: &str, command: &[&str]) -> Result<()> {
         self.apply(host_pod(name, account, command))?;
         let ready = self.ready(name);
-        if matches!(self.kube, Kube::Context(_)) && self.exec(name, &["/usr/bin/curl", "--version"]).is_err() {
+        if matches!(self.kube, Kube::Context(_)) && self.exec(name, &["/usr/bin/curl", "--version"]).is_err()
+        {
             bail!(Skip("the nodes of this cluster have no curl that pods could borrow"));
         }
         ready
