@@ -143,7 +143,8 @@ impl Default for Judge {
 #[serde(rename_all = "camelCase", default)]
 pub struct ErrorJudge {
     /// The new version is bad when its error rate is surely more than this many times the stable
-    /// version's over the same seconds; where the stable version gets no requests, than this many percent.
+    /// version's over the same seconds; at a weight of 100, which leaves nothing to compare with, this many
+    /// times 10 percent.
     #[schemars(range(min = 1.0, max = 100.0))]
     pub worse_by: f64,
 }

@@ -35,7 +35,8 @@ pub struct MeshPolicySpec {
     #[serde(default)]
     pub mode: PolicyMode,
     /// Whether connections must be encrypted and authenticated. Strict refuses plain text (kubelet's
-    /// probes excepted), Permissive accepts both, Disabled uses plain text.
+    /// probes excepted), Permissive accepts both, Disabled uses plain text except to pods with access rules, which
+    /// name callers by their certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<MtlsMode>,
     /// Who may call. Absent: everybody. Present: with `allow`, only what matches; `deny` always wins.

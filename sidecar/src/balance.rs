@@ -172,6 +172,8 @@ pub enum Outcome {
     Answered(Instant),
     /// It failed.
     Failed,
+    /// Its client gave up waiting: an answer would have taken at least so long.
+    Abandoned,
 }
 
 /// A request at an endpoint.
@@ -190,12 +192,16 @@ impl InFlight {
         let seen = match outcome {
             None => return elapsed,
             Some(Outcome::Failed) => elapsed.as_secs_f64().max(SLOW),
+            Some(Outcome::Abandoned) => elapsed.as_secs_f64().min(SLOW),
             Some(Outcome::Answered(at)) => at.duration_since(self.since).as_secs_f64().min(SLOW),
         };
         let now = Instant::now();
         let age = now.duration_since(self.upstream.updated.get()).as_secs_f64();
         let weight = (-age / DECAY.as_secs_f64()).exp();
         let old = self.upstream.latency.get();
+        if matches!(outcome, Some(Outcome::Abandoned)) && seen < old {
+            return elapsed;
+        }
         let new = if seen > old { seen } else { old * weight + seen * (1.0 - weight) };
         self.upstream.latency.set(new);
         self.upstream.updated.set(now);

@@ -27,78 +27,93 @@ pub fn introduce(head: &mut Head, identity: Option<&WorkloadId>) {
 #[derive(Debug, Default)]
 pub struct Claims {
     state: State,
-    /// How much of [`VERSION`] or [`CLAIM`] the last bytes are.
+    /// How many bytes of [`VERSION`] or [`CLAIM`] have matched.
     matched: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    /// In front of the first line.
+    #[default]
+    Start,
     /// In the first line, after this many bytes of it.
     Line(usize),
-    /// The first line is one of HTTP.
-    Http,
-    /// It is not.
+    /// Behind its version, if nothing else follows.
+    Version(usize),
+    /// The first line was none of HTTP.
     Other,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self::Line(0)
-    }
+    /// It was: at the start of another line, perhaps in our name.
+    Name,
+    /// Behind our name.
+    Colon,
+    /// In the rest of a line.
+    Rest,
 }
 
 impl Claims {
     /// Whether these bytes may pass.
     pub fn admit(&mut self, bytes: &[u8]) -> bool {
-        if self.state == State::Other {
-            return true;
-        }
         for byte in bytes {
-            match self.state {
-                State::Other => return true,
-                State::Http => {
-                    if self.advance(*byte, CLAIM) {
-                        return false;
-                    }
-                }
-                State::Line(0) if matches!(byte, b'\r' | b'\n' | b' ' | b'\t') => {}
-                State::Line(length) => {
-                    if self.advance(*byte, VERSION) {
-                        self.state = State::Http;
-                    } else if *byte == b'\n' || length >= MAX_LINE {
-                        self.state = State::Other;
-                    } else {
-                        self.state = State::Line(length + 1);
-                    }
-                }
+            if self.state == State::Other {
+                return true;
             }
+            let Some(next) = self.next(*byte) else { return false };
+            self.state = next;
         }
         true
     }
 
-    /// Takes one byte; whether the pattern is complete. Case does not matter, nor whether a gateway interface
-    /// would see `-` or `_` (RFC 3875 §4.1.18 makes one variable of both).
-    fn advance(&mut self, byte: u8, pattern: &[u8]) -> bool {
+    /// Takes one byte; `None`: it completes a claim.
+    fn next(&mut self, byte: u8) -> Option<State> {
+        let blank = matches!(byte, b' ' | b'\t' | b'\r');
+        let state = self.state;
+        Some(match state {
+            State::Start if blank || byte == b'\n' => State::Start,
+            State::Start => self.line(byte, 0),
+            State::Line(length) => self.line(byte, length),
+            State::Version(_) if byte == b'\n' => State::Name,
+            State::Version(length) if blank || byte == b'.' || byte.is_ascii_digit() => {
+                State::Version(length)
+            }
+            State::Version(length) => self.line(byte, length),
+            State::Other => State::Other,
+            State::Name | State::Colon | State::Rest if byte == b'\n' => {
+                self.matched = 0;
+                State::Name
+            }
+            State::Name if blank && self.matched == 0 => State::Name,
+            State::Name if !self.matches(byte, CLAIM) => State::Rest,
+            State::Name if self.matched < CLAIM.len() => State::Name,
+            State::Name => State::Colon,
+            State::Colon if byte == b':' => return None,
+            State::Colon if blank => State::Colon,
+            State::Colon | State::Rest => State::Rest,
+        })
+    }
+
+    /// Takes a byte of the first line.
+    fn line(&mut self, byte: u8, length: usize) -> State {
+        if byte == b'\n' || length >= MAX_LINE {
+            return State::Other;
+        }
+        if !self.matches(byte, VERSION) {
+            // No other part of it begins as it does.
+            self.matches(byte, VERSION);
+        }
+        if self.matched < VERSION.len() {
+            return State::Line(length + 1);
+        }
+        self.matched = 0;
+        State::Version(length + 1)
+    }
+
+    /// Whether a byte goes on with a pattern; otherwise the match begins anew. Case does not matter, nor whether a
+    /// gateway interface would see `-` or `_` (RFC 3875 §4.1.18 makes one variable of both).
+    fn matches(&mut self, byte: u8, pattern: &[u8]) -> bool {
         let byte = if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        loop {
-            if pattern.get(self.matched) == Some(&byte) {
-                self.matched += 1;
-                break;
-            }
-            if self.matched == 0 {
-                break;
-            }
-            // The longest end of what has matched that the pattern begins with, as Knuth, Morris and Pratt.
-            let seen = pattern.get(..self.matched).unwrap_or(&[]);
-            let shorter =
-                (0..self.matched).rev().find(|length| seen.ends_with(pattern.get(..*length).unwrap_or(&[])));
-            self.matched = shorter.unwrap_or(0);
-        }
-        let complete = self.matched == pattern.len();
-        if complete {
-            self.matched = 0;
-        }
-        complete
+        let goes_on = pattern.get(self.matched) == Some(&byte);
+        self.matched = if goes_on { self.matched + 1 } else { 0 };
+        goes_on
     }
 }
 
@@ -131,7 +146,8 @@ mod tests {
             &b"\r\nGET /x HTTP/1.1\r\nHost: a\r\ntulle-client-id: spiffe://x\r\n\r\n"[..],
             b"get / http/1.1\r\nTULLE_Client-ID: x\r\n\r\n",
             b"ABCDEFGHIJKLMNOPQRS / HTTP/1.0\r\ntulle-client-id: x\r\n\r\n",
-            b"GET HTTP://a/ HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\ntttulle-client-tulle-client-id: x\r\n\r\n",
+            b"GET HTTP://a/ HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: y\r\n tulle-client-id : x\r\n\r\n",
+            b"get /hhttp/1.1/x hHTTP/1.1 \nhost: a\ntulle-client-id:x\n\n",
         ] {
             assert!(!passes(claim), "{:?}", String::from_utf8_lossy(claim));
         }
@@ -154,6 +170,11 @@ mod tests {
             b"*2\r\n$3\r\nGET\r\n$15\r\ntulle-client-id\r\n",
             b"\r\nGET / HTTP/1.1\r\nHost: a\r\nx-client-id: tulle\r\n\r\n",
             b"\x16\x03\x01\x02\x00",
+            b"get / HTTP/1.1\r\nx: tulle-client-id: y\r\ntulle-client-idx: y\r\ntulle-client\r\n-id: x\r\n",
+            b"<13>1 - web - - - \"GET / HTTP/1.1\" 200\ntulle-client-id: x\n",
+            b"{\"short_message\":\"GET / HTTP/1.1\",\"headers\":\"\\ntulle-client-id: x\"}\0",
+            b"agent okhttp/4.12 (linux)\ntulle-client-id: x\n",
+            b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01",
         ] {
             assert!(passes(other), "{:?}", String::from_utf8_lossy(other));
         }

@@ -10,6 +10,9 @@ pub enum Failure {
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
+    /// The client went away while it waited for the answer.
+    #[error("the client closed the connection before there was an answer")]
+    ClientGaveUp,
     /// An access rule refused it.
     #[error("refused by policy")]
     PolicyDenied,
@@ -47,7 +50,7 @@ impl Failure {
     pub fn status(&self) -> u16 {
         match self {
             Self::ClientBadRequest(_) => 400,
-            Self::ClientGone => 499,
+            Self::ClientGone | Self::ClientGaveUp => 499,
             Self::PolicyDenied | Self::PolicyPlaintext => 403,
             Self::UpstreamNone | Self::UpstreamConnect | Self::UpstreamNotProcessed => 503,
             Self::UpstreamIdentity
@@ -58,7 +61,8 @@ impl Failure {
         }
     }
 
-    /// Whether the client is at fault, or gave up: nothing is known of the server.
+    /// Whether the client is at fault, or broke off what the server was carrying out: nothing is known of the
+    /// server. One that gave up waiting for an answer may well have had reason to.
     pub fn is_of_client(&self) -> bool {
         matches!(self, Self::ClientBadRequest(_) | Self::ClientGone)
     }
@@ -68,6 +72,7 @@ impl Failure {
         match self {
             Self::ClientBadRequest(_) => "ClientBadRequest",
             Self::ClientGone => "ClientGone",
+            Self::ClientGaveUp => "ClientGaveUp",
             Self::PolicyDenied => "PolicyDenied",
             Self::PolicyPlaintext => "PolicyPlaintext",
             Self::UpstreamNone => "UpstreamNone",

@@ -161,6 +161,8 @@ pub struct WorkloadKey {
 pub struct Workload {
     /// Pods that it wants.
     pub replicas: u32,
+    /// Seconds that a new version may take to become ready.
+    pub progress_deadline: u32,
     /// Its controller has seen the newest template.
     pub observed: bool,
     /// The revision that its controller rolls out, where the status names it (StatefulSet).

@@ -114,7 +114,8 @@ impl Model {
     pub(super) fn takes_plain_text(&self, pod: &Pod) -> bool {
         // Asked for every endpoint of every view: nearly always the answer costs nothing.
         let possible = self.settings.mtls == MtlsMode::Disabled || self.some_policy_disables_mtls;
-        possible && self.mtls_for(pod).0 == MtlsMode::Disabled
+        // Rules name callers by their certificates: without those a deny would let everybody in.
+        possible && self.mtls_for(pod).0 == MtlsMode::Disabled && self.access_for(pod).0.is_none()
     }
 
     /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that

@@ -9,6 +9,8 @@ use super::{Key, Model, Pod, WorkloadKey};
 pub struct WorkloadSeen {
     /// Pods that it wants.
     pub replicas: u32,
+    /// Seconds that a new version may take to become ready.
+    pub progress_deadline: u32,
     /// The revision of its newest template, once its controller has seen that.
     pub latest: Option<String>,
     /// Its pods that have not ended.
@@ -56,7 +58,12 @@ impl Model {
             })
             .collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
-        Some(WorkloadSeen { replicas: workload.replicas, latest: latest.filter(|_| workload.observed), pods })
+        Some(WorkloadSeen {
+            replicas: workload.replicas,
+            progress_deadline: workload.progress_deadline,
+            latest: latest.filter(|_| workload.observed),
+            pods,
+        })
     }
 
     /// The Canary of a workload: of several the oldest.

@@ -20,13 +20,11 @@ impl Model {
         let (body, requires) = match name.r#type() {
             proto::ResourceType::Inbound => {
                 let inbound = self.inbound(pod_uid)?;
-                let requires = inbound
-                    .access
-                    .iter()
-                    .chain(&inbound.shadow)
-                    .map(|_| features::ACCESS_V1)
-                    .take(1)
-                    .collect();
+                let shadow = inbound.shadow.is_some() || inbound.shadow_strict;
+                let access = inbound.access.is_some() || inbound.shadow.is_some();
+                let needs = [(access, features::ACCESS_V1), (shadow, features::SHADOW_V1)];
+                let requires =
+                    needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
                 (proto::resource::Body::Inbound(inbound), requires)
             }
             proto::ResourceType::Destination => {

@@ -169,7 +169,13 @@ impl Driver {
                 failures: total.failures.saturating_sub(before.failures),
             }
         };
-        let counted = (since(&status.canary_revision), since(&status.approved_revision));
+        let mut counted = (since(&status.canary_revision), since(&status.approved_revision));
+        // While its successor takes over, what was stable before is stable too.
+        if !status.former_revision.is_empty() && status.former_revision != status.canary_revision {
+            let former = since(&status.former_revision);
+            counted.1.requests += former.requests;
+            counted.1.failures += former.failures;
+        }
         // Who has acknowledged is asked only where it decides something: the answer costs a view each.
         let matters = match status.phase {
             Phase::Progressing | Phase::Paused => true,

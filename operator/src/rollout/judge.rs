@@ -9,8 +9,9 @@ use statrs::function::beta::{beta_reg, ln_beta};
 
 /// Weight of the prior: how many failures it is worth.
 const PRIOR: f64 = 10.0;
-/// Error rate of a stable version that nobody asks anything: what a new one is compared with then.
-const ASSUMED_RATE: f64 = 0.01;
+/// Error rate of a stable version that gets no request because the new one gets all: what that is compared
+/// with then.
+const ASSUMED_RATE: f64 = 0.1;
 
 /// What was counted in the present step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -25,6 +26,8 @@ pub struct Counted {
     pub stable_failures: u64,
     /// Logarithm of the evidence of former steps.
     pub former_log_evidence: f64,
+    /// The canary gets all requests: there is nothing to compare with, and never will be.
+    pub alone: bool,
 }
 
 /// What makes a version bad.
@@ -73,6 +76,7 @@ pub struct Judgement {
 
 /// Judges.
 pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
+    let alone = counted.alone && counted.stable_requests == 0;
     let step = step_log_evidence(counted, rule.worse_by);
     let log_evidence = counted.former_log_evidence + step;
     let needed = (1.0 / rule.alpha).ln();
@@ -91,14 +95,17 @@ pub fn judge(counted: &Counted, rule: &Rule) -> Judgement {
     );
     let (verdict, because) = if log_evidence >= needed {
         let sure = (1.0 - rule.alpha) * 100.0;
-        let than = match counted.stable_requests {
-            0 => format!("{}%", ASSUMED_RATE * rule.worse_by * 100.0),
-            _ => format!("{}x", rule.worse_by),
+        let than = match alone {
+            true => format!("{:.1}%", ASSUMED_RATE * rule.worse_by * 100.0),
+            false => format!("{}x", rule.worse_by),
         };
         (Verdict::Fail, format!("{facts}: worse than {than}, {sure}% sure at every look"))
     } else if counted.canary_requests < rule.min_requests {
         let missing = rule.min_requests - counted.canary_requests;
         (Verdict::Inconclusive, format!("{facts}: {missing} more requests to the canary are needed"))
+    } else if alone && canary <= ASSUMED_RATE * rule.worse_by {
+        let most = ASSUMED_RATE * rule.worse_by * 100.0;
+        (Verdict::Pass, format!("{facts}: not worse than {most:.1}%, with nothing to compare with"))
     } else if counted.stable_requests == 0 && counted.canary_failures > 0 {
         (Verdict::Inconclusive, format!("{facts}: there is nothing to compare with"))
     } else if counted.canary_failures > 0 && canary > stable * rule.worse_by && step > 0.0 {
@@ -120,6 +127,9 @@ fn step_log_evidence(counted: &Counted, worse_by: f64) -> f64 {
         return 0.0;
     }
     if stable < 1.0 {
+        if !counted.alone {
+            return 0.0;
+        }
         // Nothing to compare with: each request is a trial of its own, under a rate that is assumed.
         let null = (ASSUMED_RATE * worse_by).min(0.5);
         let failures = counted.canary_failures.min(counted.canary_requests) as f64;
@@ -165,6 +175,7 @@ mod tests {
             stable_requests: stable.0,
             stable_failures: stable.1,
             former_log_evidence: 0.0,
+            alone: false,
         }
     }
 
@@ -268,11 +279,15 @@ mod tests {
         let alone = |requests, failures| Counted {
             canary_requests: requests,
             canary_failures: failures,
+            alone: true,
             ..Counted::default()
         };
         assert_eq!(judge(&alone(200, 100), &RULE).verdict, Verdict::Fail);
-        assert!(judge(&alone(200, 100), &RULE).because.contains("worse than 1.5%"));
-        assert_eq!(judge(&alone(1_000, 2), &RULE).verdict, Verdict::Inconclusive);
+        assert!(judge(&alone(200, 100), &RULE).because.contains("worse than 15.0%"));
+        assert_eq!(judge(&alone(1_000, 50), &RULE).verdict, Verdict::Pass);
+        // Before the stable version has been asked for the first time, failures say nothing.
+        let early = Counted { alone: false, ..alone(500, 500) };
+        assert_eq!(judge(&early, &RULE).verdict, Verdict::Inconclusive);
         assert_eq!(judge(&alone(1_000, 0), &RULE).verdict, Verdict::Pass);
     }
 }

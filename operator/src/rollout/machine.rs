@@ -20,11 +20,9 @@ use crate::discovery::Acknowledgement;
 use crate::model::WorkloadSeen;
 use crate::telemetry::Counts;
 
-/// A version whose pods take traffic and are all broken for this long is bad.
-const BROKEN_AFTER: SignedDuration = SignedDuration::from_secs(30);
-/// A version of which no pod has become ready for this long, before it had any traffic, is bad: what
-/// Kubernetes waits by default (`progressDeadlineSeconds`).
-const NEVER_READY_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// A version whose pods take traffic and are all broken for these seconds is bad. Before it has any, it is
+/// given what Kubernetes gives it (`progressDeadlineSeconds`).
+const BROKEN_AFTER: i64 = 30;
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// The verdict on a revision that has failed before and came back.
@@ -263,8 +261,11 @@ impl Turn<'_> {
             return self.fail(format!("not decided within the deadline of {}", self.spec.deadline));
         }
         let broken = self.is_broken(target);
-        if self.status.phase == Phase::Failed || (broken && self.status.weight > 0) {
+        if self.status.phase == Phase::Failed {
             return;
+        }
+        if broken && self.status.weight > 0 {
+            return self.keep_watch();
         }
         if self.step().is_none() {
             // The steps were shortened meanwhile: nothing is promoted that has not passed its last one.
@@ -309,13 +310,20 @@ impl Turn<'_> {
             self.status.unready_since = None;
             return false;
         }
+        if self.status.weight == 0 && self.pods_on_trial(target).next().is_none() {
+            // Its controller, or who replaces pods by hand, has made none yet.
+            self.status.unready_since = None;
+            return true;
+        }
         let since = self.status.unready_since.get_or_insert(Time(self.seen.now)).clone();
-        let (patience, what) = match self.status.weight {
-            0 => (NEVER_READY_AFTER, "no pod of the new revision has become ready for 10 min"),
-            _ => (BROKEN_AFTER, "no pod of the new revision has been ready for 30 s"),
+        let patience = match self.status.weight {
+            0 => i64::from(target.progress_deadline),
+            _ => BROKEN_AFTER,
         };
-        if self.elapsed(Some(&since)) > patience {
-            self.fail(format!("{what}: see kubectl describe of its pods"));
+        if self.elapsed(Some(&since)) > SignedDuration::from_secs(patience) {
+            self.fail(format!(
+                "no pod of the new revision has been ready for {patience} s: see kubectl describe of its pods"
+            ));
         }
         true
     }
@@ -382,6 +390,7 @@ impl Turn<'_> {
             stable_requests: evidence.stable_requests,
             stable_failures: evidence.stable_failures,
             former_log_evidence: evidence.former_log_evidence,
+            alone: self.status.weight >= 100,
         };
         let confidence = Percent::parse(&self.spec.judge.confidence).unwrap_or(0.99);
         let rule = Rule {

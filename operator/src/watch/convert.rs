@@ -155,6 +155,7 @@ pub(super) fn workload(
 ) -> Workload {
     Workload {
         replicas: spec.replicas.or(status.desired_number_scheduled).unwrap_or(1),
+        progress_deadline: spec.progress_deadline_seconds.unwrap_or(600),
         observed: status.observed_generation == meta.generation,
         update_revision: status.update_revision.as_deref().map(Into::into),
     }

@@ -194,9 +194,10 @@ pub(super) struct SlicePort {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub(super) struct WorkloadSpec {
     pub(super) replicas: Option<u32>,
+    pub(super) progress_deadline_seconds: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

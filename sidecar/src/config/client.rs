@@ -104,7 +104,10 @@ pub async fn run(
     let (forgetting, stopped) = (Arc::clone(&store), stop.clone());
     tokio::spawn(async move {
         while timeout(FORGET_EVERY, stopped.cancelled()).await.is_err() {
-            forgetting.forget_idle();
+            // Without an operator, what is known is all there is.
+            if forgetting.is_connected() {
+                forgetting.forget_idle();
+            }
         }
     });
     let mut versions = HashMap::new();

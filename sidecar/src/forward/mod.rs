@@ -10,6 +10,7 @@ mod upstream;
 pub use downstream::Downstream;
 pub use upstream::{Exchange, UpSink, UpSource};
 
+use std::future::pending;
 use std::pin::{Pin, pin};
 
 use bytes::{Bytes, BytesMut};
@@ -237,7 +238,7 @@ async fn answer_head(
                 }
                 other => return other,
             },
-            () = down.gone() => return Err(HeadFailure::Failed(Failure::ClientGone)),
+            () = down.gone() => return Err(HeadFailure::Failed(Failure::ClientGaveUp)),
         }
     }
 }
@@ -324,7 +325,7 @@ async fn upgrade(
     }
     let answer = tokio::select! {
         answer = source.head(b"GET") => answer,
-        () = down.gone() => Err(HeadFailure::Failed(Failure::ClientGone)),
+        () = down.gone() => Err(HeadFailure::Failed(Failure::ClientGaveUp)),
     };
     let (head, end) = match answer {
         Ok(head) => head,
@@ -350,32 +351,40 @@ async fn upgrade(
     let (Some(from_client), Some(from_server)) = (body.source.take(), source.body()) else { return };
     sink.unframe();
     let Ok(to_client) = down.unframed() else { return };
-    let (up, down) = tunnel((from_client.unframed(), sink.sink()), (from_server, to_client), |_| true).await;
+    let (up, down) =
+        tunnel((from_client.unframed(), sink.sink()), (from_server, to_client), |_| true, pending()).await;
     relayed.bytes = (up, down);
 }
 
 /// Moves bytes both ways until each way has ended. A way that breaks off ends the other, and both ends see
-/// that it was no proper end. `admit` sees what the client sends, and may break off.
+/// that it was no proper end, as when `stop` resolves. `admit` sees what the client sends, and may break off.
 pub async fn tunnel(
     up: (Source<'_>, Sink<'_>),
     down: (Source<'_>, Sink<'_>),
     admit: impl FnMut(&[u8]) -> bool,
+    stop: impl Future<Output = ()>,
 ) -> (u64, u64) {
     let (mut sent, mut received) = (0u64, 0u64);
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
     let (uploaded, downloaded) = {
         let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
         let download = pin!(pump(from_server, &mut to_client, &mut received, |_| true));
-        match select(upload, download).await {
-            // A reader that is gone may still have something to say.
-            Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
-                (Some(result), Some(other.await))
+        let both = async {
+            match select(upload, download).await {
+                // A reader that is gone may still have something to say.
+                Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                    (Some(result), Some(other.await))
+                }
+                Either::Right((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                    (Some(other.await), Some(result))
+                }
+                Either::Left((broken, _)) => (Some(broken), None),
+                Either::Right((broken, _)) => (None, Some(broken)),
             }
-            Either::Right((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
-                (Some(other.await), Some(result))
-            }
-            Either::Left((broken, _)) => (Some(broken), None),
-            Either::Right((broken, _)) => (None, Some(broken)),
+        };
+        tokio::select! {
+            ends = both => ends,
+            () = stop => (None, None),
         }
     };
     // A way that has ended properly keeps what is still on it.

@@ -1,6 +1,6 @@
 //! Streams of another sidecar.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ impl Peer {
         writer.unframe();
         let up = (Source::Mesh(&mut receiver), Sink::Http1(&mut writer));
         let down = (Source::Http1(&mut reader), Sink::Mesh(&sender));
-        let bytes = tunnel(up, down, no_claims(&self.worker, &self.client)).await;
+        let bytes = tunnel(up, down, no_claims(&self.worker, &self.client), pending()).await;
         self.series("opaque").connection(None, bytes);
     }
 

@@ -105,16 +105,11 @@ async fn opaque(
             connect_within(client.destination, APP_TIMEOUT).await.inspect_err(|_| reset_on_close(&stream))?
         }
     };
-    tokio::select! {
-        bytes = splice((stream, read), app, no_claims(worker, client)) => {
-            series.connection(None, bytes);
-            Ok(())
-        }
-        () = worker.config.inbound_becomes(|inbound| inbound.mtls == Mtls::Strict) => {
-            series.connection(Some(&Failure::PolicyPlaintext), (0, 0));
-            Err(refuse_plaintext(worker, client, Failure::PolicyPlaintext))
-        }
-    }
+    let stop = worker.config.inbound_becomes(|inbound| inbound.mtls == Mtls::Strict);
+    let bytes = splice((stream, read), app, no_claims(worker, client), stop).await;
+    let allowed = authorize::plaintext(worker).map_err(|failure| refuse_plaintext(worker, client, failure));
+    series.connection(allowed.as_ref().err(), bytes);
+    allowed
 }
 
 async fn http1(

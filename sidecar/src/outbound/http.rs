@@ -141,6 +141,7 @@ async fn serve(
 fn outcome(relayed: &Relayed) -> Option<Outcome> {
     match &relayed.result {
         Ok(status) if *status < 500 => relayed.head_at.map(Outcome::Answered),
+        Err(Failure::ClientGaveUp) => Some(Outcome::Abandoned),
         Err(failure) if failure.is_of_client() => None,
         _ => Some(Outcome::Failed),
     }

@@ -9,6 +9,7 @@ mod send;
 
 pub(crate) use send::open_plain;
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -125,16 +126,18 @@ async fn passthrough(
             return Err(failure);
         }
     };
-    let bytes = splice((client, read), server, |_| true).await;
+    let bytes = splice((client, read), server, |_| true, pending()).await;
     series.connection(None, bytes);
     Ok(())
 }
 
-/// Joins two TCP connections until both ways have ended. `admit` sees what the first sends, and may break off.
+/// Joins two TCP connections until both ways have ended, or `stop` breaks them off. `admit` sees what the first
+/// sends, and may break off.
 pub async fn splice(
     (a, from_a): (TcpStream, BytesMut),
     b: TcpStream,
     admit: impl FnMut(&[u8]) -> bool,
+    stop: impl Future<Output = ()>,
 ) -> (u64, u64) {
     let ((mut a_in, mut a_out), (mut b_in, mut b_out)) = (split(a, from_a), split(b, BytesMut::new()));
     for reader in [&mut a_in, &mut b_in] {
@@ -145,5 +148,5 @@ pub async fn splice(
     }
     let up = (Source::Http1(&mut a_in), Sink::Http1(&mut b_out));
     let down = (Source::Http1(&mut b_in), Sink::Http1(&mut a_out));
-    tunnel(up, down, admit).await
+    tunnel(up, down, admit, stop).await
 }

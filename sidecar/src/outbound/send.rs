@@ -1,6 +1,7 @@
 //! To an endpoint: its sidecar where it has one, itself where it has none; another one when the
 //! first could not be reached or had gone.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -208,10 +209,17 @@ pub(super) async fn tunnel_opaque(
     let (from_client, to_client) = (Source::Http1(reader), Sink::Http1(writer));
     let (up, down) = match &mut way {
         Way::Mesh(sender, receiver) => {
-            tunnel((from_client, Sink::Mesh(sender)), (Source::Mesh(receiver), to_client), |_| true).await
+            tunnel(
+                (from_client, Sink::Mesh(sender)),
+                (Source::Mesh(receiver), to_client),
+                |_| true,
+                pending(),
+            )
+            .await
         }
         Way::Plain(input, output) => {
-            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client), |_| true).await
+            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client), |_| true, pending())
+                .await
         }
     };
     let took: Duration = since.elapsed();

@@ -82,7 +82,7 @@ impl Reporter {
             let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             let class = |index: usize| series.by_class.get(index).map_or(0, read);
             let now = Counts {
-                requests: series.by_class.iter().map(read).sum::<u64>() - class(CLASS_CLIENT),
+                requests: (0..CLASS_CLIENT).map(class).sum(),
                 failures: class(4) + class(CLASS_GRPC) + class(CLASS_NONE),
                 sum_micros: read(&series.latency_sum),
                 buckets: series.latency.iter().map(read).collect(),
@@ -111,7 +111,7 @@ fn delta(key: &SeriesKey, before: &Counts, now: &Counts) -> RequestCounts {
         namespace: key.namespace.clone(),
         service: key.peer.clone(),
         revision: key.revision.clone(),
-        requests: now.requests - before.requests,
+        requests: now.requests.saturating_sub(before.requests),
         failures: now.failures.saturating_sub(before.failures),
         buckets: changed.flat_map(|(bucket, (now, old))| [bucket as u64, now - old]).collect(),
         sum_micros: now.sum_micros.saturating_sub(before.sum_micros),

@@ -20,7 +20,7 @@ impl World {
         let mut all = json!({"target": {"kind": "Deployment", "name": "web"}});
         all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pods = (0..4).map(|n| pod(&format!("old-{n}"), "old", false)).collect();
-        let target = WorkloadSeen { replicas: 4, latest: Some("old".into()), pods };
+        let target = WorkloadSeen { replicas: 4, progress_deadline: 600, latest: Some("old".into()), pods };
         let seen = Seen {
             target: Some(target),
             acknowledged: Acknowledgement::Complete,
@@ -514,7 +514,7 @@ fn a_version_whose_pods_never_become_ready_is_stopped() {
     );
     world.run(20);
     assert_eq!(world.status.phase, Phase::Failed);
-    assert!(world.status.history[0].because.contains("ready for 10 min"), "{:?}", world.status.history);
+    assert!(world.status.history[0].because.contains("ready for 600 s"), "{:?}", world.status.history);
 }
 
 #[test]
@@ -576,4 +576,16 @@ fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
     world.seen.action = Some((Verb::Retry, "1".into()));
     world.run(3);
     assert_eq!(world.status.weight, 5, "a human may want it so");
+}
+
+#[test]
+fn a_version_that_its_controller_does_not_roll_out_yet_is_waited_for() {
+    // OnDelete, say: whoever replaces the pods by hand has not begun.
+    let mut world = World::quick();
+    world.target().latest = Some("new".into());
+    world.run(2000);
+    assert_eq!(world.status.phase, Phase::Progressing);
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.approved_revision, "new");
 }
