@@ -1,5 +1,7 @@
 //! Canary: how a new version of a workload earns its traffic.
 
+use std::cmp::Ordering;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -51,6 +53,12 @@ pub struct CanarySpec {
     /// How many pods of the new version carry its traffic.
     #[serde(default)]
     pub capacity: Capacity,
+}
+
+/// Of several Canaries of one target the first in this order holds it: the oldest.
+pub fn by_age(a: &Canary, b: &Canary) -> Ordering {
+    let of = |canary: &Canary| (canary.metadata.creation_timestamp.clone(), canary.metadata.name.clone());
+    of(a).cmp(&of(b))
 }
 
 /// The workload whose new versions are tried.

@@ -10,7 +10,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
-use tulle_crds::{Canary, Exemption, MeshConfig, MeshConfigSpec, WorkloadKind};
+use tulle_crds::{Canary, Exemption, MeshConfig, MeshConfigSpec, WorkloadKind, by_age};
 
 /// What is known.
 #[derive(Debug, Default)]
@@ -64,10 +64,7 @@ impl Cluster {
             ns == namespace && canary.spec.target.kind == kind && canary.spec.target.name == name
         });
         // Of several the oldest holds it, as with the operator.
-        let canary = its.min_by(|a, b| {
-            let age = |canary: &Canary| canary.metadata.creation_timestamp.clone();
-            age(a.1).cmp(&age(b.1)).then_with(|| a.0.cmp(b.0))
-        });
+        let canary = its.min_by(|a, b| by_age(a.1, b.1));
         let Some(status) = canary.and_then(|(_, canary)| canary.status.as_ref()) else { return false };
         // What was stable until its successor has taken over needs no trial either.
         let stable = [&status.approved_revision, &status.former_revision];

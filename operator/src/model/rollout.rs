@@ -1,6 +1,6 @@
 //! What the rollout machine wants to know of a workload.
 
-use tulle_crds::Canary;
+use tulle_crds::{Canary, by_age};
 
 use super::{Key, Model, Pod, WorkloadKey};
 
@@ -72,10 +72,7 @@ impl Model {
             let target = &canary.spec.target;
             key.0 == workload.namespace && target.kind == workload.kind && *target.name == *workload.name
         });
-        its.min_by(|a, b| {
-            let age = |canary: &Canary| canary.metadata.creation_timestamp.clone();
-            age(a.1).cmp(&age(b.1)).then_with(|| a.0.cmp(b.0))
-        })
+        its.min_by(|a, b| by_age(a.1, b.1))
     }
 
     /// Pods that wait behind our gate although no Canary holds their workload any more, or one that has not

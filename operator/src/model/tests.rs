@@ -206,6 +206,21 @@ fn an_unapproved_revision_gets_nothing_before_anybody_has_decided() {
 }
 
 #[test]
+fn of_two_canaries_of_a_workload_the_older_holds_it() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    for (name, age) in [("younger", "2026-01-02T00:00:00Z"), ("zolder", "2026-01-01T00:00:00Z")] {
+        let mut one = canary(json!({"approvedRevision": "r1"}));
+        one.metadata.name = Some(name.to_owned());
+        one.metadata.creation_timestamp = serde_json::from_value(json!(age)).unwrap();
+        model.apply_canary(key("shop", name), one);
+    }
+    let workload = pod("a", "10.1.0.1", "r1").workload.unwrap();
+    assert_eq!(model.canary_of(&workload).unwrap().0, &key("shop", "zolder"));
+    model.delete_canary(&key("shop", "zolder"));
+    assert_eq!(model.canary_of(&workload).unwrap().0, &key("shop", "younger"));
+}
+
+#[test]
 fn gates_that_no_canary_holds_are_found() {
     let parked = Pod { gated: true, ready: false, ..pod("new", "10.1.0.2", "r2") };
     let mut model = shop(&[parked]);

@@ -193,11 +193,6 @@ impl Head {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 
-    /// Removes every line with this name.
-    pub fn remove(&mut self, name: &str) {
-        self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name.as_bytes()));
-    }
-
     /// Adds a line.
     pub fn push(&mut self, name: &'static str, value: impl Into<Bytes>) {
         self.headers.push((Bytes::from_static(name.as_bytes()), value.into()));

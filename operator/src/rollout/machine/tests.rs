@@ -360,8 +360,7 @@ fn a_missing_target_is_said_and_picked_up_when_it_appears() {
     let target = world.seen.target.take();
     world.status = CanaryStatus::default();
     world.run(1);
-    let ready = world.status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
-    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "TargetNotFound"));
+    assert_eq!(world.condition("Ready"), ("False", "TargetNotFound"));
     world.seen.target = target;
     world.run(1);
     assert_eq!(world.status.phase, Phase::Stable);
