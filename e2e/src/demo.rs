@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::build;
 use crate::host;
 use crate::images;
 use crate::install;
@@ -17,7 +18,7 @@ const NAMESPACE: &str = "shop";
 
 /// Runs the tour.
 pub fn run(cluster: &str, keep: bool) -> Result<()> {
-    images::compile(images::TULLE)?;
+    build::prepare(images::TULLE, cluster)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;

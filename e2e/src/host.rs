@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// What compiling the workspace needs besides cargo.
 pub const TOOLCHAIN: &[(&str, &str)] = &[("cc", "gcc"), ("make", "make"), ("strip", "binutils")];
+
+/// How much of the standard error of a command that failed is shown.
+const LAST_LINES: usize = 200;
 
 /// The workspace that this program was built from.
 pub fn workspace() -> &'static Path {
@@ -63,6 +67,8 @@ pub fn install_programs() -> Result<()> {
 
 /// Installs what is missing of `programs`: pairs of a program and its package.
 pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
     if missing.is_empty() {
@@ -151,6 +157,45 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     if !status.success() {
         let error = read(error);
         bail!("{shown}: {status}\n{}{}", text.trim_end(), String::from_utf8_lossy(&error).trim_end());
+    }
+    Ok(text)
+}
+
+/// Runs a command to its end and hands every line of its standard error to `line` as it comes; a carriage return
+/// ends a line too, as in progress bars. Returns what it printed on standard output.
+///
+/// # Errors
+/// The command line and the last lines of its standard error, when it cannot be started or exits non-zero.
+pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
+    let shown = shown(command);
+    let piped =
+        command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
+    let text = drain(child.stdout.take());
+    let mut lines = std::collections::VecDeque::new();
+    if let Some(errors) = child.stderr.take() {
+        let mut pending = Vec::new();
+        for byte in std::io::BufReader::new(errors).bytes() {
+            match byte? {
+                b'\n' | b'\r' => {
+                    let text = String::from_utf8_lossy(&pending).into_owned();
+                    pending.clear();
+                    line(&text);
+                    lines.push_back(text);
+                    if lines.len() > LAST_LINES {
+                        lines.pop_front();
+                    }
+                }
+                byte => pending.push(byte),
+            }
+        }
+        lines.push_back(String::from_utf8_lossy(&pending).into_owned());
+    }
+    let status = child.wait()?;
+    let text = String::from_utf8_lossy(&text.join().unwrap_or_default()).into_owned();
+    if !status.success() {
+        let lines: Vec<String> = lines.into_iter().filter(|line| !line.trim().is_empty()).collect();
+        bail!("{shown}: {status}\n{}{}", text.trim_end(), lines.join("\n"));
     }
     Ok(text)
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::build::cargo;
 use crate::host;
 use crate::progress::step;
 
@@ -17,40 +18,80 @@ pub struct Image {
     pub package: &'static str,
     /// The program; `None`: an empty image.
     pub binary: Option<&'static str>,
+    /// The cargo profile that its program is built with, unless TULLE_PROFILE names another.
+    pub profile: &'static str,
 }
 
 /// Holds a pod's namespaces.
-pub const PAUSE: Image = Image { name: "tulle.local/pause:1", package: "tulle-e2e", binary: Some("pause") };
+pub const PAUSE: Image =
+    Image { name: "tulle.local/pause:1", package: "tulle-e2e", binary: Some("pause"), profile: "dev" };
 /// Nothing: pods that mount the host's programs.
-pub const EMPTY: Image = Image { name: "tulle.local/empty:1", package: "tulle-e2e", binary: None };
-/// Tulle's own images, and the sample shop.
+pub const EMPTY: Image =
+    Image { name: "tulle.local/empty:1", package: "tulle-e2e", binary: None, profile: "dev" };
+/// Tulle's own images, and the sample shop. The sidecar is what is measured, so it is built as users get it;
+/// optimising the control plane's dependencies would take most of the time of a first run.
 pub const TULLE: &[Image] = &[
-    Image { name: "tulle.local/operator:dev", package: "tulle-operator", binary: Some("tulle-operator") },
-    Image { name: "tulle.local/webhook:dev", package: "tulle-webhook", binary: Some("tulle-webhook") },
-    Image { name: "tulle.local/sidecar:dev", package: "tulle-sidecar", binary: Some("tulle-sidecar") },
-    Image { name: "tulle.local/shop:dev", package: "tulle-e2e", binary: Some("shop") },
+    Image {
+        name: "tulle.local/sidecar:dev",
+        package: "tulle-sidecar",
+        binary: Some("tulle-sidecar"),
+        profile: "release",
+    },
+    Image {
+        name: "tulle.local/operator:dev",
+        package: "tulle-operator",
+        binary: Some("tulle-operator"),
+        profile: "dev",
+    },
+    Image {
+        name: "tulle.local/webhook:dev",
+        package: "tulle-webhook",
+        binary: Some("tulle-webhook"),
+        profile: "dev",
+    },
+    Image { name: "tulle.local/shop:dev", package: "tulle-shop", binary: Some("shop"), profile: "dev" },
 ];
 
 /// Archives of an image that stay in the cache.
 const KEPT: usize = 4;
 
-/// The cargo profile of the images: `release`, or what TULLE_PROFILE names (`dev` builds faster).
-pub fn profile() -> String {
-    std::env::var("TULLE_PROFILE").unwrap_or_else(|_| "release".to_owned())
+impl Image {
+    /// The cargo profile of its program.
+    pub fn profile(&self) -> String {
+        std::env::var("TULLE_PROFILE").unwrap_or_else(|_| self.profile.to_owned())
+    }
+
+    /// The folder below `target/TRIPLE` where cargo leaves its program.
+    pub fn folder(&self) -> String {
+        let profile = self.profile();
+        if profile == "dev" { "debug".to_owned() } else { profile }
+    }
 }
 
-/// Builds the programs of all images with one cargo call.
-pub fn compile(images: &[Image]) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(host::workspace()).args(["build", "--quiet", "--locked", "--profile", &profile()]);
-    for image in images {
-        if let Some(binary) = image.binary {
-            cargo.args(["--package", image.package, "--bin", binary]);
+/// Builds the programs of images, one cargo call for each profile. `with_tests`: cargo selects features by all
+/// packages that it builds, so beside `cargo test --workspace` the same selection spares a second compilation.
+pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
+    host::install_packages(host::TOOLCHAIN)?;
+    let mut profiles: Vec<String> = Vec::new();
+    for image in images.iter().filter(|image| image.binary.is_some()) {
+        if !profiles.contains(&image.profile()) {
+            profiles.push(image.profile());
         }
     }
-    host::install_packages(host::TOOLCHAIN)?;
-    step(&format!("compiling the images' programs (profile {})", profile()));
-    host::output(&mut cargo).map(drop)
+    for profile in profiles {
+        let its = images.iter().filter(|image| image.binary.is_some() && image.profile() == profile);
+        let packages: Vec<&str> = its.map(|image| image.package).collect();
+        let mut arguments = vec!["build", "--locked", "--profile", &profile];
+        if with_tests && profile == "dev" {
+            arguments.extend(["--workspace", "--all-targets"]);
+        } else {
+            arguments.push("--bins");
+            packages.iter().for_each(|package| arguments.extend(["--package", package]));
+        }
+        let names: Vec<&str> = packages.iter().map(|package| package.trim_start_matches("tulle-")).collect();
+        cargo(&format!("compiling {} (profile {profile})", names.join(", ")), &arguments)?;
+    }
+    Ok(())
 }
 
 /// The image's archive, made now unless the cache holds one of the same content.
@@ -88,23 +129,13 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
     if image.package == PAUSE.package && binary == "pause" {
         let mine = std::env::current_exe()?.with_file_name("pause");
         if !mine.is_file() {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(host::workspace()).args([
-                "build",
-                "--quiet",
-                "--package",
-                "tulle-e2e",
-                "--bin",
-                "pause",
-            ]);
-            host::output(&mut cargo)?;
+            cargo("compiling pause", &["build", "--locked", "--package", "tulle-e2e", "--bin", "pause"])?;
         }
         return Ok(mine);
     }
-    let folder = if profile() == "dev" { "debug".to_owned() } else { profile() };
     let mine = std::env::current_exe()?;
     let target = mine.parent().and_then(Path::parent).context("cargo's folder of programs")?;
-    let built = target.join(folder).join(binary);
+    let built = target.join(image.folder()).join(binary);
     let stripped = target.join("stripped").join(binary);
     fs::create_dir_all(target.join("stripped"))?;
     host::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;

@@ -28,9 +28,8 @@ pub fn cluster(name: &str) -> Result<Kube> {
     }
 }
 
-/// Builds the images and loads them.
+/// Loads the images, whose programs have been compiled.
 pub fn load_images(kube: &Kube) -> Result<()> {
-    images::compile(images::TULLE)?;
     for image in images::TULLE.iter().chain([&images::EMPTY]) {
         let archive = images::archive(image)?;
         match kube {

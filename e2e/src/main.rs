@@ -5,6 +5,7 @@
 )]
 
 mod bench;
+mod build;
 mod cluster;
 mod demo;
 mod host;
@@ -53,6 +54,9 @@ enum Command {
         /// Leaves the cluster running.
         #[arg(long)]
         keep: bool,
+        /// How many tests run side by side.
+        #[arg(long)]
+        jobs: Option<usize>,
     },
     /// Measures Tulle beside no proxy and Envoy, in one run.
     Bench {
@@ -73,9 +77,13 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Cluster(command) => cluster::run(command),
         Command::Demo { cluster, keep } => demo::run(&cluster, keep),
-        Command::Test { suite, only, cluster, keep } => {
-            suites::run(suite.as_deref(), only.as_deref(), &cluster, keep)
-        }
+        Command::Test { suite, only, cluster, keep, jobs } => suites::run(&suites::Choice {
+            suite: suite.as_deref(),
+            only: only.as_deref(),
+            cluster: &cluster,
+            keep,
+            jobs,
+        }),
         Command::Bench { rounds } => bench::run(rounds),
         Command::Install { cluster } => install(&cluster),
     };
@@ -89,6 +97,7 @@ fn main() -> ExitCode {
 }
 
 fn install(cluster: &str) -> anyhow::Result<()> {
+    build::prepare(images::TULLE, cluster)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;

@@ -1,17 +1,138 @@
-//! What a person sees while something takes time: one line per step, with the time since the start.
+//! What a person sees while something takes time.
+//!
+//! A line per step with the time since the start, and the state of everything that runs in the background: on a
+//! terminal one line that is redrawn every second, elsewhere (CI, a file) a line every 30 seconds.
 
-use std::sync::OnceLock;
-use std::time::Instant;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 static START: OnceLock<Instant> = OnceLock::new();
+static BOARD: Mutex<Board> = Mutex::new(Board { tasks: Vec::new(), next: 0, ticking: false, drawn: false });
+
+/// Between two lines where nothing can be redrawn.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
+
+/// What runs in the background.
+struct Board {
+    tasks: Vec<(u64, String, String)>,
+    next: u64,
+    ticking: bool,
+    drawn: bool,
+}
+
+/// Something that takes a while; it is on the board until it is dropped.
+pub struct Task {
+    id: u64,
+    name: String,
+    since: Instant,
+}
 
 /// Starts the clock; the first call counts.
 pub fn start() {
     START.get_or_init(Instant::now);
 }
 
-/// Says what happens now.
+/// Prints what is being done now.
 pub fn step(what: &str) {
+    line(&format!("[{}] {what}", clock()));
+}
+
+/// Prints a line to standard error, above the line that is redrawn.
+fn line(text: &str) {
+    let mut board = board();
+    erase(&mut board);
+    eprintln!("{text}");
+}
+
+/// Prints a line to standard output, above the line that is redrawn.
+pub fn say(text: &str) {
+    let mut board = board();
+    erase(&mut board);
+    println!("{text}");
+}
+
+/// Puts something on the board.
+pub fn task(name: &str) -> Task {
+    step(name);
+    let mut board = board();
+    let id = board.next;
+    board.next += 1;
+    board.tasks.push((id, name.to_owned(), String::new()));
+    if !board.ticking {
+        board.ticking = true;
+        thread::spawn(tick);
+    }
+    Task { id, name: name.to_owned(), since: Instant::now() }
+}
+
+impl Task {
+    /// Says how far it is, such as `812 of 1904 packages`.
+    pub fn report(&self, state: &str) {
+        if let Some(task) = board().tasks.iter_mut().find(|(id, ..)| *id == self.id) {
+            state.clone_into(&mut task.2);
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        board().tasks.retain(|(id, ..)| *id != self.id);
+        let seconds = self.since.elapsed().as_secs();
+        if seconds > 0 {
+            step(&format!("{}: {} min {:02} s", self.name, seconds / 60, seconds % 60));
+        }
+    }
+}
+
+/// Shows the board as long as something is on it.
+fn tick() {
+    let terminal = std::io::stderr().is_terminal();
+    let mut reported = Instant::now();
+    loop {
+        thread::sleep(Duration::from_millis(if terminal { 1000 } else { 250 }));
+        let mut board = board();
+        if board.tasks.is_empty() {
+            erase(&mut board);
+            board.ticking = false;
+            return;
+        }
+        let states: Vec<String> = board
+            .tasks
+            .iter()
+            .map(|(_, name, state)| if state.is_empty() { name.clone() } else { format!("{name}: {state}") })
+            .collect();
+        let text = format!("[{}] {}", clock(), states.join(" | "));
+        if terminal {
+            let columns = columns();
+            let text: String = text.chars().take(columns.saturating_sub(1)).collect();
+            eprint!("\r\x1b[K{text}");
+            std::io::stderr().flush().ok();
+            board.drawn = true;
+        } else if reported.elapsed() >= REPORT_EVERY {
+            reported = Instant::now();
+            eprintln!("{text}");
+        }
+    }
+}
+
+fn erase(board: &mut Board) {
+    if std::mem::take(&mut board.drawn) {
+        eprint!("\r\x1b[K");
+    }
+}
+
+/// The width of the terminal.
+fn columns() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20))
+}
+
+fn clock() -> String {
     let elapsed = START.get_or_init(Instant::now).elapsed().as_secs();
-    eprintln!("[{:02}:{:02}] {what}", elapsed / 60, elapsed % 60);
+    format!("{:02}:{:02}", elapsed / 60, elapsed % 60)
+}
+
+fn board() -> MutexGuard<'static, Board> {
+    BOARD.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use super::field::{CLIENT, Field, SERVER};
+use crate::build::cargo;
 use crate::host;
 use crate::images;
 use crate::progress::step;
@@ -27,26 +28,16 @@ pub struct Programs {
 impl Programs {
     /// Builds Tulle's and fetches Envoy.
     pub fn build() -> Result<Self> {
-        step("building the sidecar (release) and the benchmark's control plane");
-        let cargo = || {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(host::workspace()).args(["build", "--quiet", "--locked"]);
-            cargo
-        };
-        host::output(cargo().args([
-            "--profile",
-            &images::profile(),
-            "--package",
-            "tulle-sidecar",
-            "--bin",
-            "tulle-sidecar",
-        ]))?;
-        host::output(cargo().args(["--package", "tulle-bench", "--package", "tulle-e2e"]))?;
+        let [sidecar, ..] = images::TULLE else { bail!("the sidecar is the first image") };
+        images::compile(std::slice::from_ref(sidecar), false)?;
+        cargo(
+            "compiling the benchmark's control plane",
+            &["build", "--locked", "--package", "tulle-bench", "--package", "tulle-e2e"],
+        )?;
         let mine = std::env::current_exe()?;
         let target =
             mine.parent().and_then(|folder| folder.parent()).context("cargo's folder of programs")?;
-        let folder = if images::profile() == "dev" { "debug".to_owned() } else { images::profile() };
-        let sidecar = target.join(folder).join("tulle-sidecar");
+        let sidecar = target.join(sidecar.folder()).join("tulle-sidecar");
         Ok(Self { sidecar, control: mine.with_file_name("tulle-bench"), envoy: envoy()? })
     }
 }

@@ -1,6 +1,6 @@
 //! What tests put on the cluster: namespaces, servers, clients, load.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
 use std::thread;
 use std::time::Duration;
 
@@ -33,8 +33,10 @@ pub struct Field<'a> {
     meshed: bool,
 }
 
-/// Namespaces of tests that have ended, to be deleted once it is known whether they failed.
-static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+thread_local! {
+    /// Namespaces of the test that this thread runs, to be deleted once it is known whether it failed.
+    static ENDED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Fails with why a test is skipped where its pods would run programs of their node that only this machine
 /// is known to have.
@@ -45,23 +47,24 @@ pub fn borrows(kube: &Kube) -> Result<()> {
     }
 }
 
-/// Deletes the namespaces of a test that has ended; of one that failed, what is in them is shown first.
-pub fn clean_up(kube: &Kube, failed: bool) {
-    let ended = std::mem::take(&mut *ENDED.lock().unwrap_or_else(PoisonError::into_inner));
-    for namespace in ended {
+/// Deletes the namespaces of a test that has ended; of one that failed, returns what is in them.
+pub fn clean_up(kube: &Kube, failed: bool) -> String {
+    let mut seen = String::new();
+    for namespace in ENDED.take() {
         if failed {
             for what in [
                 ["get", "pods,meshpolicies,canaries", "-o", "wide"],
                 ["get", "events", "--sort-by", ".lastTimestamp"],
             ] {
-                println!("        $ kubectl -n {namespace} {}", what.join(" "));
+                seen.push_str(&format!("\n        $ kubectl -n {namespace} {}", what.join(" ")));
                 let text = kube.run(&[&["-n", &namespace], &what[..]].concat());
                 let text = text.unwrap_or_else(|error| format!("{error:#}"));
-                text.lines().for_each(|line| println!("        {line}"));
+                text.lines().for_each(|line| seen.push_str(&format!("\n        {line}")));
             }
         }
         let _ = kube.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"]);
     }
+    seen
 }
 
 /// What load has counted.
@@ -237,7 +240,7 @@ impl<'a> Field<'a> {
 
 impl Drop for Field<'_> {
     fn drop(&mut self) {
-        ENDED.lock().unwrap_or_else(PoisonError::into_inner).push(self.namespace.clone());
+        ENDED.with_borrow_mut(|ended| ended.push(std::mem::take(&mut self.namespace)));
     }
 }
 

@@ -1,5 +1,8 @@
 //! `cargo xtask test`: suites in the order in which what fails fast runs first, a line per test, a line
 //! per suite, and the sum.
+//!
+//! Tests mostly wait, and each has namespaces of its own: those of all suites but the last run side by side, a few at
+//! a time. What changes Tulle itself ([`Suite::alone`]) runs afterwards, one at a time.
 
 mod faults;
 mod field;
@@ -13,24 +16,77 @@ mod talk;
 mod updates;
 mod workspace;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::host;
 use crate::images;
 use crate::install;
 use crate::kubectl::Kube;
-use crate::progress::step;
+use crate::progress::{say, step};
 
 /// A test and the sentence that it proves.
 pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 
-/// Suites, in their order.
-const SUITES: &[&str] =
-    &["workspace", "node", "lifecycle", "mesh", "talk", "framing", "updates", "rollouts", "skew", "faults"];
+/// Tests of one subject.
+struct Suite {
+    name: &'static str,
+    tests: &'static [Test],
+    /// Whether its tests change Tulle itself, so that no other test may run meanwhile.
+    alone: bool,
+}
+
+/// Formatting, lints and unit tests; it has no cluster.
+const WORKSPACE: &str = "workspace";
+
+/// The suites that need a cluster; those with the longest tests begin.
+const SUITES: &[Suite] = &[
+    Suite { name: "node", tests: node::TESTS, alone: false },
+    Suite { name: "lifecycle", tests: lifecycle::TESTS, alone: false },
+    Suite { name: "updates", tests: updates::TESTS, alone: false },
+    Suite { name: "rollouts", tests: rollouts::TESTS, alone: false },
+    Suite { name: "skew", tests: skew::TESTS, alone: false },
+    Suite { name: "mesh", tests: mesh::TESTS, alone: false },
+    Suite { name: "talk", tests: talk::TESTS, alone: false },
+    Suite { name: "framing", tests: framing::TESTS, alone: false },
+    Suite { name: "faults", tests: faults::TESTS, alone: true },
+];
+
+/// How many tests run side by side unless `--jobs` says otherwise: their pods share two cores with the cluster, and
+/// with more of them they wait for each other instead of for the clock.
+const JOBS: usize = 4;
+
+/// Which tests run, and where.
+pub struct Choice<'a> {
+    /// One suite; `None`: all.
+    pub suite: Option<&'a str>,
+    /// Only tests whose sentence contains this.
+    pub only: Option<&'a str>,
+    /// `embedded`, or `context:NAME`.
+    pub cluster: &'a str,
+    /// Leaves the embedded cluster running.
+    pub keep: bool,
+    /// Tests side by side; `None`: [`JOBS`].
+    pub jobs: Option<usize>,
+}
+
+impl Choice<'_> {
+    fn has(&self, suite: &str) -> bool {
+        self.suite.is_none_or(|only| only == suite)
+    }
+
+    fn tests(&self, alone: bool) -> VecDeque<(&'static str, Test)> {
+        let suites = SUITES.iter().filter(|suite| suite.alone == alone && self.has(suite.name));
+        let tests = suites.flat_map(|suite| suite.tests.iter().map(|test| (suite.name, *test)));
+        tests.filter(|(_, (sentence, _))| self.only.is_none_or(|only| sentence.contains(only))).collect()
+    }
+}
 
 /// Why a test cannot run on this cluster; it counts as skipped.
 #[derive(Debug)]
@@ -44,81 +100,93 @@ impl std::fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
 }
 
-/// Runs all suites, or one; `only` further restricts to tests whose sentence contains it.
-pub fn run(suite: Option<&str>, only: Option<&str>, cluster: &str, keep: bool) -> Result<()> {
-    if let Some(unknown) = suite.filter(|name| !SUITES.contains(name)) {
-        bail!("there is no suite {unknown:?}; there are {}", SUITES.join(", "));
+/// Runs the tests that were chosen.
+pub fn run(choice: &Choice<'_>) -> Result<()> {
+    let names: Vec<&str> = [WORKSPACE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
+    if let Some(unknown) = choice.suite.filter(|name| !names.contains(name)) {
+        bail!("there is no suite {unknown:?}; there are {}", names.join(", "));
     }
-    let chosen = |name: &str| suite.is_none_or(|only| only == name);
     let mut all = Tally::default();
-    if chosen("workspace") {
+    let needs_cluster = SUITES.iter().any(|suite| choice.has(suite.name));
+    let embedded = needs_cluster && choice.cluster == "embedded";
+    let not_root = if embedded { host::require_root().err() } else { None };
+    // Go and apt are at work while cargo compiles and the unit tests run.
+    let prepared = thread::spawn(move || match embedded && host::require_root().is_ok() {
+        true => cluster::prepare().and_then(|()| host::install_packages(field::PROGRAMS)),
+        false => Ok(()),
+    });
+    if choice.has(WORKSPACE) {
         all.add(workspace::run());
     }
-    if SUITES.iter().skip(1).any(|name| chosen(name)) {
-        match on_cluster(&chosen, only, cluster, keep) {
+    let prepared = prepared.join().unwrap_or_else(|_| Err(anyhow!("preparing the cluster panicked")));
+    if let Some(why) = not_root {
+        all.skipped += choice.tests(false).len() + choice.tests(true).len();
+        say(&format!("skipped every suite that needs a cluster: {why}"));
+    } else if needs_cluster {
+        match prepared.and_then(|()| on_cluster(choice)) {
             Ok(tally) => all.add(tally),
             Err(error) => {
-                eprintln!("FAILED the cluster: {error:#}");
+                say(&format!("FAILED  the cluster: {error:#}"));
                 all.failed += 1;
             }
         }
     }
-    println!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
+    conclude(all, choice)
+}
+
+/// The last lines: the sum, and in words what a sum of skipped tests hides.
+fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
+    say(&format!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped));
     if all.passed + all.failed + all.skipped == 0 {
-        bail!("no test has {:?} in its sentence", only.unwrap_or(""));
+        bail!("no test has {:?} in its sentence", choice.only.unwrap_or(""));
     }
     if all.failed > 0 {
         bail!("{} tests failed", all.failed);
     }
+    if choice.cluster == "embedded" && host::require_root().is_err() && all.skipped > 0 {
+        bail!(
+            "NOT TESTED: no test ran on a cluster, because the embedded cluster needs root ({} tests skipped). Run it as root, or run only what needs no cluster: cargo xtask test workspace",
+            all.skipped
+        );
+    }
     Ok(())
 }
 
-fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, keep: bool) -> Result<Tally> {
-    let mut all = Tally::default();
-    let tests: [(&str, &[Test]); 9] = [
-        ("node", node::TESTS),
-        ("lifecycle", lifecycle::TESTS),
-        ("mesh", mesh::TESTS),
-        ("talk", talk::TESTS),
-        ("framing", framing::TESTS),
-        ("updates", updates::TESTS),
-        ("rollouts", rollouts::TESTS),
-        ("skew", skew::TESTS),
-        ("faults", faults::TESTS),
-    ];
-    if cluster == "embedded" {
-        if let Err(why) = host::require_root() {
-            for (suite, tests) in tests.iter().filter(|(name, _)| chosen(name)) {
-                println!("suite {suite}: {} skipped: {why}", tests.len());
-                all.skipped += tests.len();
-            }
-            return Ok(all);
-        }
-        host::install_packages(field::PROGRAMS)?;
-    }
+fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
-    images::compile(images::TULLE)?;
-    let kube = install::cluster(cluster)?;
+    // With the tests' own selection of packages cargo has nothing to compile again.
+    images::compile(images::TULLE, choice.has(WORKSPACE))?;
+    let kube = install::cluster(choice.cluster)?;
     install::load_images(&kube)?;
-    let mut installed = false;
-    for (suite, tests) in tests {
-        if !chosen(suite) {
-            continue;
-        }
-        if !["node", "lifecycle"].contains(&suite) && !installed {
-            install::tulle(&kube)?;
-            installed = true;
-        }
-        all.add(run_tests(suite, tests, only, &kube));
+    let needs_tulle = |suite: &str| !["node", "lifecycle"].contains(&suite);
+    if SUITES.iter().any(|suite| choice.has(suite.name) && needs_tulle(suite.name)) {
+        install::tulle(&kube)?;
     }
-    if let (Kube::Embedded(cluster), false) = (&kube, keep) {
+    let tallies = Mutex::new(vec![Tally::default(); SUITES.len()]);
+    let jobs = choice.jobs.unwrap_or(JOBS).max(1);
+    step(&format!("tests, {jobs} side by side"));
+    run_tests(choice.tests(false), jobs, &kube, &tallies);
+    let alone = choice.tests(true);
+    if !alone.is_empty() {
+        step("tests that change Tulle itself, one at a time");
+        run_tests(alone, 1, &kube, &tallies);
+    }
+    let mut all = Tally::default();
+    for (suite, tally) in SUITES.iter().zip(tallies.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+        if choice.has(suite.name) {
+            let Tally { passed, failed, skipped } = tally;
+            say(&format!("suite {}: {passed} passed, {failed} failed, {skipped} skipped", suite.name));
+            all.add(tally);
+        }
+    }
+    if let (Kube::Embedded(cluster), false) = (&kube, choice.keep) {
         step("taking the cluster down");
         cluster.down()?;
         all.add(left_behind(cluster, &before));
@@ -126,34 +194,44 @@ fn on_cluster(chosen: &dyn Fn(&str) -> bool, only: Option<&str>, cluster: &str, 
     Ok(all)
 }
 
-fn run_tests(suite: &str, tests: &[Test], only: Option<&str>, kube: &Kube) -> Tally {
-    let mut tally = Tally::default();
-    step(&format!("suite {suite}"));
-    for (sentence, test) in tests.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
-        let (start, failed) = (Instant::now(), tally.failed);
-        let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
-        let seconds = start.elapsed().as_secs_f64();
-        match outcome {
-            Ok(Ok(())) => {
-                tally.passed += 1;
-                println!("ok      {suite}: {sentence} ({seconds:.1} s)");
-            }
-            Ok(Err(error)) if error.is::<Skip>() => {
-                tally.skipped += 1;
-                println!("skipped {suite}: {sentence}: {error}");
-            }
-            Ok(Err(error)) => {
-                tally.failed += 1;
-                println!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}");
-            }
-            Err(_) => {
-                tally.failed += 1;
-                println!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked");
-            }
+/// Runs tests, `jobs` at a time, in their order.
+fn run_tests(tests: VecDeque<(&'static str, Test)>, jobs: usize, kube: &Kube, tallies: &Mutex<Vec<Tally>>) {
+    let tests = Mutex::new(tests);
+    let next = || tests.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some((suite, test)) = next() {
+                    let tally = run_test(suite, test, kube);
+                    let mut tallies = tallies.lock().unwrap_or_else(PoisonError::into_inner);
+                    let its = SUITES.iter().position(|known| known.name == suite);
+                    if let Some(sum) = its.and_then(|index| tallies.get_mut(index)) {
+                        sum.add(tally);
+                    }
+                }
+            });
         }
-        field::clean_up(kube, tally.failed > failed);
-    }
-    println!("suite {suite}: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    });
+}
+
+fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
+    let start = Instant::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
+    let seconds = start.elapsed().as_secs_f64();
+    let mut tally = Tally::default();
+    let (count, line) = match outcome {
+        Ok(Ok(())) => (&mut tally.passed, format!("ok      {suite}: {sentence} ({seconds:.1} s)")),
+        Ok(Err(error)) if error.is::<Skip>() => {
+            (&mut tally.skipped, format!("skipped {suite}: {sentence}: {error}"))
+        }
+        Ok(Err(error)) => {
+            (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}"))
+        }
+        Err(_) => (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked")),
+    };
+    *count += 1;
+    let seen = field::clean_up(kube, tally.failed > 0);
+    say(&(line + &seen));
     tally
 }
 
@@ -162,10 +240,10 @@ fn left_behind(cluster: &Cluster, before: &[String]) -> Tally {
     let mut left = cluster.left_behind();
     left.extend(host::kernel_settings().into_iter().filter(|setting| !before.contains(setting)));
     if left.is_empty() {
-        println!("ok      node: down leaves no process, mount, file, control group or kernel setting behind");
+        say("ok      node: down leaves no process, mount, file, control group or kernel setting behind");
         return Tally { passed: 1, ..Tally::default() };
     }
-    println!("FAILED  node: down left behind: {}", left.join(", "));
+    say(&format!("FAILED  node: down left behind: {}", left.join(", ")));
     Tally { failed: 1, ..Tally::default() }
 }
 

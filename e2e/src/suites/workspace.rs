@@ -1,10 +1,9 @@
 //! Formatting, lints, unit and property tests: no cluster, no root.
 
-use std::process::Command;
-
 use super::Tally;
+use crate::build::cargo;
 use crate::host;
-use crate::progress::step;
+use crate::progress::say;
 
 /// Runs everything that cargo can.
 pub(super) fn run() -> Tally {
@@ -16,43 +15,35 @@ pub(super) fn run() -> Tally {
         ("the code is formatted", &["fmt", "--all", "--check"]),
         (
             "clippy has nothing to say",
-            &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+            &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
         ),
     ];
     for (sentence, arguments) in checks {
-        step(sentence);
-        match host::output(cargo().args(arguments)) {
+        match cargo(sentence, arguments) {
             Ok(_) => {
                 tally.passed += 1;
-                println!("ok      workspace: {sentence}");
+                say(&format!("ok      workspace: {sentence}"));
             }
             Err(error) => {
                 tally.failed += 1;
-                println!("FAILED  workspace: {sentence}\n{error:#}");
+                say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
             }
         }
     }
-    step("unit and property tests");
-    let tests = host::output(cargo().args(["test", "--locked", "--workspace", "--no-fail-fast"]));
+    let tests = cargo("unit and property tests", &["test", "--locked", "--workspace", "--no-fail-fast"]);
     let text = match &tests {
         Ok(text) => text.clone(),
         Err(error) => format!("{error:#}"),
     };
     let (passed, failed) = count(&text);
     if tests.is_err() {
-        println!("{text}");
+        say(&text);
     }
     // A build that fails counts too.
     tally.failed += if tests.is_err() { failed.max(1) } else { 0 };
     tally.passed += passed;
-    println!("suite workspace: {} passed, {} failed", tally.passed, tally.failed);
+    say(&format!("suite workspace: {} passed, {} failed", tally.passed, tally.failed));
     tally
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(host::workspace());
-    cargo
 }
 
 /// Adds up the result lines of cargo's tests.
