@@ -6,6 +6,8 @@
 
 mod bench;
 mod build;
+#[cfg(test)]
+mod chart;
 mod cluster;
 mod demo;
 mod host;

@@ -7,6 +7,7 @@
 mod faults;
 mod field;
 mod framing;
+mod helm;
 mod lifecycle;
 mod mesh;
 mod node;
@@ -55,6 +56,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
+    Suite { name: "helm", tests: helm::TESTS, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
 

@@ -1,0 +1,335 @@
+//! The Helm chart and kustomize overlays: what they render, and a life of the chart on the cluster.
+//!
+//! Runs alone: it removes the Tulle that the other suites use, and installs it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::field::Field;
+use super::{Skip, Test};
+use crate::cluster::{self, Cluster};
+use crate::host;
+use crate::install;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("helm template renders what kustomize renders", renders_alike),
+    ("an overlay's namespace and images reach every object", overlay),
+    ("values that the chart does not know, or of another type, are refused", wrong_values),
+    (
+        "helm installs Tulle into a namespace of another name, upgrades and uninstalls it: CRDs and user objects stay",
+        lifecycle,
+    ),
+];
+
+/// The release, and the namespace that it is installed into.
+const RELEASE: [&str; 3] = ["tulle", "--namespace", "mesh-system"];
+
+/// No call of helm takes longer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// The trust domain of the release.
+const TRUST_DOMAIN: &str = "mesh.example";
+
+/// CustomResourceDefinitions of the chart.
+const DEFINITIONS: [&str; 3] = ["canaries.tulle.dev", "meshconfigs.tulle.dev", "meshpolicies.tulle.dev"];
+
+/// The real helm, as the administrator of the embedded cluster.
+struct Helm<'a> {
+    cluster: &'a Cluster,
+    program: PathBuf,
+    /// The folder of the chart.
+    chart: String,
+}
+
+impl<'a> Helm<'a> {
+    fn new(kube: &'a Kube) -> Result<Self> {
+        let Kube::Embedded(cluster) = kube else {
+            bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+        };
+        Ok(Self { cluster, program: cluster::helm()?, chart: folder("config/helm/tulle")? })
+    }
+
+    /// What helm prints.
+    fn run(&self, arguments: &[&str]) -> Result<String> {
+        let home = host::cache()?.join("helm-home");
+        let mut command = self.cluster.inside(&self.program.display().to_string())?;
+        // Plugins and settings of whoever runs the tests stay out.
+        for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(variable, &home);
+        }
+        host::output_within(command.args(arguments), LIMIT)
+    }
+
+    /// `install` or `upgrade` of the release, until its pods are ready.
+    fn roll_out(&self, verb: &str, more: &[&str]) -> Result<()> {
+        let wait = [self.chart.as_str(), "--wait", "--timeout", "2m"];
+        self.run(&[&[verb], &RELEASE[..], &wait, more].concat()).map(drop)
+    }
+
+    fn install(&self) -> Result<()> {
+        let trust_domain = format!("trustDomain={TRUST_DOMAIN}");
+        self.roll_out("install", &["--create-namespace", "--set", &trust_domain])
+    }
+
+    fn uninstall(&self) -> Result<()> {
+        let wait = ["--ignore-not-found", "--wait", "--timeout", "2m"];
+        self.run(&[&["uninstall"], &RELEASE[..], &wait].concat()).map(drop)
+    }
+}
+
+fn renders_alike(kube: &Kube) -> Result<()> {
+    let helm = Helm::new(kube)?;
+    helm.run(&["lint", &helm.chart])?;
+    let chart = objects(&helm.run(&["template", "tulle", &helm.chart, "--namespace", "tulle-system"])?)?;
+    for definition in DEFINITIONS {
+        let found = chart.get(&format!("CustomResourceDefinition {definition}"));
+        let policy = found.map(|object| &object["metadata"]["annotations"]["helm.sh/resource-policy"]);
+        ensure!(policy == Some(&json!("keep")), "resource policy of {definition}: {policy:?}");
+    }
+    let kustomize = objects(&kube.run(&["kustomize", &folder("config")?])?)?;
+    let names: BTreeSet<&String> = chart.keys().chain(kustomize.keys()).collect();
+    let mut differences = Vec::new();
+    // Helm creates the namespace.
+    for name in names.into_iter().filter(|name| *name != "Namespace tulle-system") {
+        match (kustomize.get(name), chart.get(name)) {
+            (Some(left), Some(right)) => {
+                differences.extend(difference(name, &comparable(left), &comparable(right)));
+            }
+            (left, _) => {
+                differences.push(format!("{name}: only in {}", left.map_or("the chart", |_| "kustomize")))
+            }
+        }
+    }
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// The object without what differs by design.
+fn comparable(object: &Value) -> Value {
+    let mut object = object.clone();
+    let cluster_wide = is_admission_policy(&object);
+    let metadata = &mut object["metadata"];
+    if cluster_wide {
+        metadata["namespace"] = Value::Null;
+    }
+    metadata["labels"] =
+        json!({"app.kubernetes.io/part-of": metadata["labels"]["app.kubernetes.io/part-of"]});
+    if let Some(annotations) = metadata["annotations"].as_object_mut() {
+        annotations.remove("helm.sh/resource-policy");
+    }
+    if metadata["annotations"] == json!({}) {
+        metadata["annotations"] = Value::Null;
+    }
+    without_own_namespace(&mut object);
+    object
+}
+
+/// kustomize leaves Tulle's own namespace out of injection by a label, the chart by its name as well.
+fn without_own_namespace(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(without_own_namespace),
+        Value::Array(items) => {
+            if items.contains(&json!("kube-node-lease")) {
+                items.retain(|item| *item != "tulle-system");
+            }
+            items.iter_mut().for_each(without_own_namespace);
+        }
+        _ => {}
+    }
+}
+
+/// Where two values differ first.
+fn difference(path: &str, kustomize: &Value, chart: &Value) -> Option<String> {
+    match (kustomize, chart) {
+        (Value::Object(left), Value::Object(right)) => {
+            let keys: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
+            keys.into_iter()
+                .find_map(|key| difference(&format!("{path}.{key}"), &kustomize[key], &chart[key]))
+        }
+        (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+            let mut pairs = left.iter().zip(right).enumerate();
+            pairs.find_map(|(index, (left, right))| difference(&format!("{path}[{index}]"), left, right))
+        }
+        _ if kustomize == chart => None,
+        _ => Some(format!("{path}: {kustomize} by kustomize, {chart} by the chart")),
+    }
+}
+
+fn overlay(kube: &Kube) -> Result<()> {
+    let objects = objects(&kube.run(&["kustomize", &folder("config/samples/overlay")?])?)?;
+    for (name, object) in &objects {
+        let text = object.to_string();
+        for left in ["tulle-system", "tulle.local/"] {
+            ensure!(!text.contains(left), "{name} still has {left:?}: {text}");
+        }
+    }
+    let template = |part: &str| {
+        let name = format!("Deployment mesh-system/tulle-{part}");
+        objects
+            .get(&name)
+            .map(|object| &object["spec"]["template"])
+            .with_context(|| format!("there is no {name}"))
+    };
+    for part in ["operator", "webhook"] {
+        let image = &template(part)?["spec"]["containers"][0]["image"];
+        ensure!(*image == format!("registry.example/tulle-{part}:0.1.0"), "image of the {part}: {image}");
+    }
+    let sidecar = &template("webhook")?["metadata"]["annotations"]["tulle.dev/sidecar-image"];
+    ensure!(*sidecar == "registry.example/tulle-sidecar:0.1.0", "image of the sidecar: {sidecar}");
+    Ok(())
+}
+
+fn wrong_values(kube: &Kube) -> Result<()> {
+    let helm = Helm::new(kube)?;
+    for (value, named) in [
+        ("replicas=2", "'replicas' not allowed"),
+        ("operator.replica=2", "'replica' not allowed"),
+        ("operator.replicas=two", "/operator/replicas"),
+        ("webhook.replicas=0", "/webhook/replicas"),
+        ("sidecar.image=", "/sidecar/image"),
+        ("webhook.resources.request.cpu=1", "'request' not allowed"),
+        ("trustDomain=Mesh!", "/trustDomain"),
+        ("imagePullPolicy=Sometimes", "/imagePullPolicy"),
+    ] {
+        let Err(error) = helm.run(&["template", "tulle", &helm.chart, "--set", value]) else {
+            bail!("the chart accepts --set {value}");
+        };
+        let error = error.to_string();
+        ensure!(error.contains("schema") && error.contains(named), "--set {value}: {error}");
+    }
+    Ok(())
+}
+
+fn lifecycle(kube: &Kube) -> Result<()> {
+    let helm = Helm::new(kube)?;
+    let removed = kube.run(&["delete", "--timeout=90s", "-k", &folder("config")?]);
+    let outcome = removed.and_then(|_| life(&helm, kube)).with_context(|| {
+        let pods = kube.run(&["get", "pods", "--all-namespaces", "-o", "wide"]);
+        format!("the pods at that time:\n{}", pods.unwrap_or_else(|error| error.to_string()))
+    });
+    let restored = restore(&helm, kube).context("installing Tulle again with kustomize");
+    outcome.and(restored)
+}
+
+fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
+    helm.install()?;
+    let trust_domain = || kube.run(&["get", "meshconfig", "mesh", "-o", "jsonpath={.status.trustDomain}"]);
+    kube.wait_for("the operator's MeshConfig", 30, || Ok(trust_domain()? == TRUST_DOMAIN))?;
+    let field = Field::meshed(kube, "t-helm")?;
+    injects(&field)?;
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    policy(&field, &json!([{"from": [{"serviceAccount": "client"}]}]))?;
+    kube.wait_for("the policy to be enforced", 60, || Ok(reason(&field)? == "Enforced"))?;
+    called(&field)?;
+
+    helm.roll_out("upgrade", &["--reuse-values", "--set", "operator.replicas=1"])?;
+    let replicas = kube.field("mesh-system", "deployment/tulle-operator", ".spec.replicas")?;
+    ensure!(replicas == "1", "{replicas} replicas of the operator after helm upgrade");
+    ensure!(trust_domain()? == TRUST_DOMAIN, "the upgrade has changed the trust domain");
+    injects(&field)?;
+    called(&field)?;
+
+    helm.uninstall()?;
+    nothing_but_definitions(kube)?;
+    ensure!(reason(&field)? == "Enforced", "helm uninstall has changed the MeshPolicy");
+    ensure!(trust_domain()? == TRUST_DOMAIN, "helm uninstall has changed the MeshConfig");
+    called(&field)?;
+
+    // A release of the same name adopts what was kept, and sidecars find its operator.
+    helm.install()?;
+    policy(&field, &json!([]))?;
+    kube.wait_for("the changed policy to be enforced", 90, || {
+        Ok(field.status("client", "http://web.t-helm.svc.cluster.local/")? == "403")
+    })
+}
+
+/// After `helm uninstall`: the definitions are there, and nothing else of Tulle beyond users' objects.
+fn nothing_but_definitions(kube: &Kube) -> Result<()> {
+    kube.run(&[&["get", "crd"], &DEFINITIONS[..]].concat())?;
+    let kinds = "clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding";
+    let mut left = kube.run(&["get", kinds, "-o", "name"])?;
+    let namespaced =
+        "deployment,service,serviceaccount,role,rolebinding,networkpolicy,resourcequota,poddisruptionbudget";
+    left.push_str(&kube.run(&["-n", "mesh-system", "get", namespaced, "-o", "name"])?);
+    let left: Vec<&str> = left.lines().filter(|name| name.contains("tulle")).collect();
+    ensure!(left.is_empty(), "helm uninstall has left {left:?}");
+    Ok(())
+}
+
+/// What the other suites expect: the install of `config/`, and nothing of the release.
+fn restore(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
+    helm.uninstall()?;
+    // Its sidecars have certificates of the release's root.
+    kube.run(&["delete", "--ignore-not-found", "namespace", "t-helm", "mesh-system"])?;
+    kube.run(&[&["delete", "crd", "--ignore-not-found"], &DEFINITIONS[..]].concat())?;
+    install::tulle(kube)
+}
+
+/// Waits until pods that are created in the namespace get a sidecar.
+fn injects(field: &Field<'_>) -> Result<()> {
+    field.kube.wait_for("the webhook to inject", 60, || {
+        let containers = "jsonpath={.spec.initContainers[*].name}";
+        let run = ["run", "probe", "--image=probe", "--dry-run=server", "-o", containers];
+        Ok(field.kubectl(&run)?.contains("tulle-proxy"))
+    })
+}
+
+/// The client reaches the server over mTLS: the header is from the client's certificate.
+fn called(field: &Field<'_>) -> Result<()> {
+    let curl = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-helm.svc.cluster.local/"];
+    let answer = field.exec("client", &curl)?;
+    let client = format!("spiffe://{TRUST_DOMAIN}/ns/t-helm/sa/client");
+    ensure!(answer.contains(&client), "expected an answer to {client}, found {answer:?}");
+    Ok(())
+}
+
+/// A strict MeshPolicy of the server with these rules.
+fn policy(field: &Field<'_>, allow: &Value) -> Result<()> {
+    let spec =
+        json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict", "access": {"allow": allow}});
+    field
+        .apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "web"}, "spec": spec}))
+        .map(drop)
+}
+
+/// The reason in the policy's condition `Ready`.
+fn reason(field: &Field<'_>) -> Result<String> {
+    field.get("meshpolicy/web", ".status.conditions[?(@.type==\"Ready\")].reason")
+}
+
+/// Objects by kind, namespace and name.
+fn objects(manifests: &str) -> Result<BTreeMap<String, Value>> {
+    let mut objects = BTreeMap::new();
+    let empty = |line: &str| line.is_empty() || line == "---" || line.starts_with('#');
+    for manifest in manifests.split("\n---\n").filter(|manifest| !manifest.lines().all(empty)) {
+        let object: Value =
+            serde_yaml::from_str(manifest).with_context(|| format!("not YAML: {manifest}"))?;
+        let kind = object["kind"].as_str().context("an object has a kind")?;
+        let name = object["metadata"]["name"].as_str().context("an object has a name")?;
+        let namespace = object["metadata"]["namespace"].as_str();
+        let key = match namespace.filter(|_| !is_admission_policy(&object)) {
+            Some(namespace) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} {name}"),
+        };
+        ensure!(objects.insert(key.clone(), object).is_none(), "{key} is there twice");
+    }
+    Ok(objects)
+}
+
+/// Whether this is an admission policy or its binding: kustomize does not know that these belong to the whole
+/// cluster and gives them a namespace, which kubectl ignores.
+fn is_admission_policy(object: &Value) -> bool {
+    object["kind"].as_str().is_some_and(|kind| kind.starts_with("ValidatingAdmissionPolicy"))
+}
+
+/// A folder of the workspace, as an argument.
+fn folder(path: &str) -> Result<String> {
+    let folder = host::workspace().join(path);
+    folder.to_str().map(str::to_owned).context("the workspace's path is text")
+}
