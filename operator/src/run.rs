@@ -21,7 +21,7 @@ use tulle_mesh::svid::SvidVerifier;
 
 use crate::defaults;
 use crate::discovery::Registry;
-use crate::discovery::relay::Outlet;
+use crate::discovery::relay::LeaderRelay;
 use crate::discovery::server::{Services, Tls, serve};
 use crate::health::{self, Health};
 use crate::identity::authority::Authority;
@@ -69,11 +69,11 @@ pub async fn run(settings: Settings) -> Result<()> {
     let tls = Arc::new(own_tls(&authority, &me)?);
     tokio::spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
 
-    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership.clone());
+    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership.clone());
     // None of these ends by itself: when one does, or panics, Kubernetes starts the operator anew.
     let mut parts = JoinSet::new();
     parts.spawn(lease::run(client.clone(), Arc::clone(&settings), Arc::new(leading)));
-    parts.spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
+    parts.spawn(Arc::clone(&relay).run(Arc::clone(&tls)));
     parts.spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
     parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
     parts.spawn(defaults::run(client.clone(), Arc::clone(&hub), leadership.clone()));
@@ -84,7 +84,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     parts.spawn(driver.run(leadership));
 
     let signer = Signer::new(client, Arc::clone(&hub), authority, Arc::clone(&aggregates));
-    let services = Services::new(hub, outlet, registry, aggregates, me);
+    let services = Services::new(hub, relay, registry, aggregates, me);
     let listener = TcpListener::bind(("::", ports::DISCOVERY)).await.or(bind_v4(ports::DISCOVERY).await)?;
     parts.spawn(serve(listener, tls, services, signer));
     let mut terminate = signal(SignalKind::terminate())?;
