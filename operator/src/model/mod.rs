@@ -45,8 +45,8 @@ pub struct Model {
     policies: BTreeMap<Key, MeshPolicy>,
     some_policy_disables_mtls: bool,
     canaries: BTreeMap<Key, Canary>,
-    /// Canaries that this build cannot read: which workload they hold is not known.
-    doubted_canaries: BTreeSet<Key>,
+    /// Canaries that this build cannot decode: it is unknown which workloads they target.
+    unreadable_canaries: BTreeSet<Key>,
     workloads: HashMap<WorkloadKey, Workload>,
     revisions: HashMap<Key, Revision>,
     /// Pods that have begun to end since this model began.
@@ -241,19 +241,19 @@ impl Model {
 
     /// Takes a Canary over.
     pub fn apply_canary(&mut self, key: Key, canary: Canary) {
-        self.doubted_canaries.remove(&key);
+        self.unreadable_canaries.remove(&key);
         self.canaries.insert(key, canary);
     }
 
-    /// A Canary that cannot be read: the last good one stays, and no gate of its namespace is taken for
-    /// one that nobody holds.
-    pub fn doubt_canary(&mut self, key: Key) {
-        self.doubted_canaries.insert(key);
+    /// Notes a Canary that this build cannot decode. The last readable version stays in force, and no gate
+    /// of its namespace counts as orphaned.
+    pub fn mark_canary_unreadable(&mut self, key: Key) {
+        self.unreadable_canaries.insert(key);
     }
 
     /// Forgets a Canary.
     pub fn delete_canary(&mut self, key: &Key) {
-        self.doubted_canaries.remove(key);
+        self.unreadable_canaries.remove(key);
         self.canaries.remove(key);
     }
 

@@ -114,7 +114,7 @@ pub fn start(client: &Client, hub: &Arc<Hub>) {
         |model, key| model.delete_slice(key),
     );
     feed.start_guarded::<MeshPolicy>(Model::apply_policy, |_, _| {}, Model::delete_policy);
-    feed.start_guarded::<Canary>(Model::apply_canary, Model::doubt_canary, Model::delete_canary);
+    feed.start_guarded::<Canary>(Model::apply_canary, Model::mark_canary_unreadable, Model::delete_canary);
     feed.start_guarded::<MeshConfig>(
         |model, key, config| {
             if &*key.1 == "mesh" {
@@ -194,10 +194,10 @@ impl Feed {
         let (api, hub) = (Api::<K>::all(self.client.clone()), Arc::clone(&self.hub));
         tokio::spawn(async move {
             let mut known: HashSet<Id> = HashSet::new();
-            let mut doubted = false;
+            let mut suspect = false;
             loop {
-                let again = follow(&api, &hub, &mut known, doubted, (&id, &apply, &delete)).await;
-                doubted = again == Again::Doubted;
+                let relist = follow(&api, &hub, &mut known, suspect, (&id, &apply, &delete)).await;
+                suspect = relist == Relist::Suspect;
             }
         });
     }
@@ -229,19 +229,19 @@ impl Feed {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
+enum Relist {
     Ended,
-    Doubted,
+    Suspect,
 }
 
-/// Follows one watch until its list is doubted or it ends.
+/// Follows one watch until its list is suspect or it ends.
 async fn follow<K, Id>(
     api: &Api<K>,
     hub: &Hub,
     known: &mut HashSet<Id>,
-    doubted: bool,
+    suspect: bool,
     (id, apply, delete): (&impl Fn(&K) -> Id, &impl Fn(&mut Model, K), &impl Fn(&mut Model, &Id)),
-) -> Again
+) -> Relist
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     Id: Hash + Eq + Clone,
@@ -257,9 +257,9 @@ where
                 hub.change(|model| apply(model, object));
             }
             Ok(Event::InitDone) => {
-                if !doubted && known.len() >= SUSPICIOUS && listed.len() < known.len() / 2 {
+                if !suspect && known.len() >= SUSPICIOUS && listed.len() < known.len() / 2 {
                     tracing::warn!(kind = %K::kind(&()), known = known.len(), listed = listed.len(), "a list is less than half as long as what is known: asking again");
-                    return Again::Doubted;
+                    return Relist::Suspect;
                 }
                 for gone in known.difference(&listed) {
                     hub.change(|model| delete(model, gone));
@@ -282,5 +282,5 @@ where
             Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "a watch broke; it is taken up again"),
         }
     }
-    Again::Ended
+    Relist::Ended
 }
