@@ -53,11 +53,10 @@ async fn metrics(State(health): State<Health>) -> String {
     let _ = writeln!(out, "# TYPE tulle_operator_leader gauge\ntulle_operator_leader {leads}");
     let connected = health.registry.connected();
     let _ = writeln!(out, "# TYPE tulle_operator_sidecars gauge\ntulle_operator_sidecars {connected}");
-    let bare = bare_pods(&health.hub);
+    let uninjected = health.hub.model().uninjected_pods().len();
     let _ = writeln!(
         out,
-        "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {}",
-        bare.len()
+        "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {uninjected}"
     );
     let _ = writeln!(out, "# TYPE tulle_operator_refusals_total counter");
     for ((what, reason), count) in health.aggregates.refusals() {
@@ -80,24 +79,4 @@ async fn metrics(State(health): State<Health>) -> String {
         );
     }
     out
-}
-
-/// Pods in meshed namespaces that have no sidecar and should: `namespace/name`.
-pub fn bare_pods(hub: &Hub) -> Vec<(String, String)> {
-    let model = hub.model();
-    let meshed = model.meshed_namespaces();
-    let bare = model.pods().filter(|pod| {
-        !pod.injected
-            && !pod.host_network
-            && !pod.finished
-            && !pod.terminating
-            && pod.label(tulle_crds::keys::INJECT) != Some("disabled")
-            && meshed.contains(&pod.namespace)
-            && !model.settings().exemptions.iter().any(|exempt| {
-                exempt.namespace == *pod.namespace && exempt.service_account == *pod.service_account
-            })
-    });
-    let mut bare: Vec<_> = bare.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect();
-    bare.sort();
-    bare
 }

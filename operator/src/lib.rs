@@ -21,4 +21,5 @@ pub mod run;
 pub mod settings;
 pub mod status;
 pub mod telemetry;
+pub mod uninjected;
 pub mod watch;

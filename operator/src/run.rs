@@ -5,9 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Api, Client, Resource as _};
+use kube::Client;
 use rcgen::KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ServerConfig};
@@ -31,6 +29,7 @@ use crate::rollout::driver::Driver;
 use crate::settings::Settings;
 use crate::status;
 use crate::telemetry::Aggregates;
+use crate::uninjected;
 use crate::watch::{self as feed, Hub};
 
 /// The operator's own certificate is made anew this often, and lives four times as long.
@@ -77,7 +76,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     parts.spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
     parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
     parts.spawn(defaults::run(client.clone(), Arc::clone(&hub), leadership.clone()));
-    parts.spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
+    parts.spawn(uninjected::run(client.clone(), Arc::clone(&hub), leadership.clone()));
     parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates), Arc::clone(&registry)));
     let driver =
         Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
@@ -155,40 +154,6 @@ async fn renew(tls: Arc<Tls>, authority: Arc<Authority>) {
             }
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "cannot renew the operator's certificate")
-            }
-        }
-    }
-}
-
-/// A pod that should have a sidecar and has none is told about, once.
-async fn report_bare_pods(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
-    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-    let recorder = Recorder::new(client.clone(), reporter);
-    let mut told: HashSet<(String, String)> = HashSet::new();
-    loop {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        if !leadership.borrow().mine || !hub.is_synced() {
-            continue;
-        }
-        let bare = health::bare_pods(&hub);
-        told.retain(|pod| bare.contains(pod));
-        for (namespace, name) in bare {
-            if !told.insert((namespace.clone(), name.clone())) {
-                continue;
-            }
-            tracing::warn!(namespace, pod = name, "a pod of a meshed namespace has no sidecar");
-            let Ok(pod) = Api::<Pod>::namespaced(client.clone(), &namespace).get(&name).await else {
-                continue;
-            };
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "NoSidecar".to_owned(),
-                note: Some("the namespace is meshed and this pod has no sidecar: it started while the webhook was away, or before the namespace was labelled; restart it to inject one".to_owned()),
-                action: "Inject".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &pod.object_ref(&())).await {
-                tracing::debug!(%error, "an event was not written");
             }
         }
     }

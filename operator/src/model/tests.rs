@@ -52,7 +52,7 @@ pub(crate) fn shop(pods: &[Pod]) -> Model {
     let mut model = Model::default();
     model.apply_namespace(
         "shop".into(),
-        Namespace { labels: [("tulle.dev/inject".into(), "enabled".into())].into() },
+        Namespace { labels: [("tulle.dev/inject".into(), "enabled".into())].into(), terminating: false },
     );
     model.apply_service(
         key("shop", "web"),
@@ -316,7 +316,10 @@ fn labels_of_namespaces_follow_the_namespaces() {
     let denied =
         |model: &Model| model.inbound("uid-a").unwrap().access.unwrap().deny[0].from[0].namespaces.clone();
     assert!(denied(&model).is_empty());
-    model.apply_namespace("dev-1".into(), Namespace { labels: [("env".into(), "dev".into())].into() });
+    model.apply_namespace(
+        "dev-1".into(),
+        Namespace { labels: [("env".into(), "dev".into())].into(), terminating: false },
+    );
     assert_eq!(denied(&model), ["dev-1"]);
 }
 

@@ -52,9 +52,14 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// A hub whose model is all there is and will ever be: for tools that know their whole world.
+    /// A hub whose model the watches fill.
+    pub fn new(model: Model) -> Self {
+        Self { model: RwLock::new(model), ..Self::default() }
+    }
+
+    /// A hub whose model is complete: for tools that need no cluster.
     pub fn complete(model: Model) -> Self {
-        Self { model: RwLock::new(model), synced: AtomicUsize::new(KINDS), ..Self::default() }
+        Self { synced: AtomicUsize::new(KINDS), ..Self::new(model) }
     }
 
     /// The model, to be read.
