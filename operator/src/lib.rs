@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod health;
 pub mod identity;
 pub mod lease;
+pub mod metrics;
 pub mod model;
 pub mod rollout;
 pub mod run;
