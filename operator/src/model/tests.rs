@@ -375,3 +375,17 @@ fn a_pod_that_begins_to_end_counts_once() {
     model.apply_pod(going());
     assert_eq!(model.endings(), 1);
 }
+
+#[test]
+fn of_argument_meshconfig_and_root_the_last_sets_the_trust_domain() {
+    let mut model = Model::new("tulle-system", "argument.example");
+    assert_eq!(model.settings().trust_domain, "argument.example");
+    let config = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+        "spec": {"trustDomain": "config.example"}});
+    model.apply_config(Some(&serde_json::from_value(config).unwrap()));
+    assert_eq!(model.settings().trust_domain, "config.example");
+    model.fix_trust_domain("root.example");
+    assert_eq!(model.settings().trust_domain, "root.example");
+    model.apply_config(None);
+    assert_eq!(model.settings().trust_domain, "root.example");
+}
