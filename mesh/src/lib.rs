@@ -7,6 +7,7 @@
 //!   svid       what a peer's certificate must be (X509-SVID)
 //!   policy     who may call what: rules in, one decision out
 //!   histogram  the one latency histogram, of sidecars, of the operator and of Prometheus
+//!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   proto      messages of the discovery protocol, generated from proto/
 //! ```
 #![deny(missing_docs)]
@@ -15,6 +16,7 @@ pub mod canonical;
 pub mod histogram;
 pub mod identity;
 pub mod policy;
+pub mod ports;
 pub mod svid;
 pub mod wire;
 
@@ -22,28 +24,6 @@ pub mod wire;
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("tulle.v1");
-}
-
-/// TCP ports and the uid that sidecar, webhook and redirect rules agree on.
-pub mod ports {
-    /// Where redirected outbound connections arrive.
-    pub const OUTBOUND: u16 = 4150;
-    /// Where redirected inbound connections arrive.
-    pub const INBOUND: u16 = 4151;
-    /// The sidecar's `/metrics`, `/ready`, `/config`.
-    pub const ADMIN: u16 = 4152;
-    /// Rewritten kubelet probes.
-    pub const PROBES: u16 = 4153;
-    /// All ports of a sidecar.
-    pub const SIDECAR: [u16; 4] = [OUTBOUND, INBOUND, ADMIN, PROBES];
-    /// The operator's gRPC port.
-    pub const DISCOVERY: u16 = 4160;
-    /// Health and metrics of operator and webhook.
-    pub const HEALTH: u16 = 4161;
-    /// The webhook's HTTPS port.
-    pub const WEBHOOK: u16 = 4170;
-    /// The user that the sidecar runs as; its connections are not redirected.
-    pub const PROXY_UID: u32 = 4150;
 }
 
 /// Names of what a resource may require of a sidecar (`Resource.requires`).

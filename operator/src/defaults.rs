@@ -1,52 +1,123 @@
-//! The MeshConfig `mesh` with the defaults, where nobody has written one. The API server's own policies
-//! refer to it, and `kubectl get meshconfig` shows what holds.
+//! The MeshConfig `mesh` with the defaults, where nobody has written one.
+//!
+//! In: whether the model shows one. Out: one that is created after [`GRACE`]. The API server's policies
+//! refer to it, and `kubectl get meshconfig` shows the settings in force. Whoever creates it owns it: the
+//! operator never writes to one that exists, except to its status.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tulle_crds::MeshConfig;
 
 use crate::lease::Leadership;
 use crate::watch::Hub;
 
-/// How often it is looked for.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How long it must be missing under one leader. `kubectl apply` and `helm install` create the user's own
+/// MeshConfig last, some seconds after CRDs and operator: it must win, or `helm install` fails because it
+/// finds an object of another owner.
+const GRACE: Duration = Duration::from_secs(15);
+/// How often the model is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long one write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes it for ever, while this replica leads.
-pub async fn run(client: Client, hub: Arc<Hub>, mut leadership: watch::Receiver<Leadership>) {
-    let api = Api::<MeshConfig>::all(client);
-    loop {
-        if leadership.borrow_and_update().mine && hub.is_synced() {
-            let trust_domain = hub.model().settings().trust_domain.clone();
-            match timeout(LOOK_EVERY, make(&api, &trust_domain)).await {
-                Ok(Ok(())) => {}
-                failed => tracing::warn!(?failed, "cannot make MeshConfig mesh"),
-            }
+/// Since when this leader has seen no MeshConfig.
+#[derive(Debug, Default)]
+struct Absence(Option<Instant>);
+
+impl Absence {
+    /// Notes whether it is missing now. Returns whether it is to be created; then the grace begins anew, so
+    /// that a creation that failed is repeated after it.
+    fn note(&mut self, missing: bool, now: Instant) -> bool {
+        let since = *self.0.get_or_insert(now);
+        let over = missing && now.saturating_duration_since(since) >= GRACE;
+        if !missing || over {
+            self.0 = None;
         }
-        tokio::select! {
-            _ = leadership.changed() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+        over
+    }
+}
+
+/// Creates it for ever, while this replica leads.
+pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
+    let api = Api::<MeshConfig>::all(client);
+    let mut absence = Absence::default();
+    loop {
+        sleep(LOOK_EVERY).await;
+        let leads = leadership.borrow().mine && hub.is_synced();
+        let missing = leads && hub.model().config().is_none();
+        if !absence.note(missing, Instant::now()) {
+            continue;
+        }
+        let trust_domain = hub.model().settings().trust_domain.clone();
+        match timeout(WRITE_TIMEOUT, create(&api, &trust_domain)).await {
+            Ok(Ok(())) => {}
+            failed => tracing::warn!(?failed, "cannot create MeshConfig mesh"),
         }
     }
 }
 
-/// The defaults are the schema's: applied empty, so that its author owns every field that he writes later. One
-/// that was deleted comes back with the trust domain that the mesh has.
-async fn make(api: &Api<MeshConfig>, trust_domain: &str) -> Result<(), kube::Error> {
+/// Creates it, unless the API server has one that the watch has not shown yet.
+///
+/// By server-side apply of an empty `spec`, so that the operator owns no field that a user writes later. A
+/// plain create would own every default that the schema fills in, and `kubectl apply --server-side` and
+/// Helm 4 would report conflicts with it.
+async fn create(api: &Api<MeshConfig>, trust_domain: &str) -> Result<(), kube::Error> {
     if api.get_opt("mesh").await?.is_some() {
         return Ok(());
     }
-    let spec = match trust_domain == tulle_crds::trust_domain() {
-        true => json!({}),
-        false => json!({"trustDomain": trust_domain}),
-    };
-    let object = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": spec});
-    api.patch("mesh", &PatchParams::apply("tulle-operator"), &Patch::Apply(&object)).await?;
-    tracing::info!("made MeshConfig mesh with the defaults");
+    let object = json!({
+        "apiVersion": "tulle.dev/v1alpha1",
+        "kind": "MeshConfig",
+        "metadata": {"name": "mesh"},
+        "spec": spec(trust_domain),
+    });
+    // Not forced: if somebody else was first, with another trust domain, this is a conflict.
+    match api.patch("mesh", &PatchParams::apply("tulle-operator"), &Patch::Apply(&object)).await {
+        Ok(_) => tracing::info!(trust_domain, "created MeshConfig mesh with the defaults"),
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(error),
+    }
     Ok(())
+}
+
+/// What the operator writes: nothing that the schema's defaults say too. The trust domain is immutable, so
+/// that nobody can want to write another one.
+fn spec(trust_domain: &str) -> Value {
+    if trust_domain == tulle_crds::trust_domain() { json!({}) } else { json!({"trustDomain": trust_domain}) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_meshconfig_that_comes_within_the_grace_wins() {
+        let (mut absence, start) = (Absence::default(), Instant::now());
+        assert!(!absence.note(true, start));
+        assert!(!absence.note(true, start + GRACE - Duration::from_millis(1)));
+        assert!(!absence.note(false, start + GRACE), "it is there");
+        assert!(!absence.note(true, start + GRACE * 2), "deleted: the grace begins anew");
+        assert!(absence.note(true, start + GRACE * 3));
+    }
+
+    #[test]
+    fn a_creation_that_failed_is_repeated_after_another_grace() {
+        let (mut absence, start) = (Absence::default(), Instant::now());
+        absence.note(true, start);
+        assert!(absence.note(true, start + GRACE));
+        assert!(!absence.note(true, start + GRACE + LOOK_EVERY));
+        assert!(absence.note(true, start + GRACE * 2 + LOOK_EVERY));
+    }
+
+    #[test]
+    fn the_operator_owns_no_field_that_a_user_writes() {
+        assert_eq!(spec("cluster.local"), json!({}));
+        assert_eq!(spec("corp.example"), json!({"trustDomain": "corp.example"}));
+    }
 }

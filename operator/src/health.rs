@@ -1,22 +1,40 @@
 //! `/healthz`, `/readyz` and `/metrics` of the operator.
+//!
+//! In: the [`Stage`] that [`run`](crate::run) has reached, and what is counted. Live from the first moment;
+//! ready while sidecars can be served.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
 use crate::discovery::Registry;
 use crate::lease::Leadership;
+use crate::metrics::{self, Metrics};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
+
+/// How far the operator has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// The cluster is being read, or there is no certificate authority yet.
+    #[default]
+    Starting,
+    /// The discovery port listens.
+    Serving,
+    /// SIGTERM has been received.
+    Stopping,
+}
 
 /// What health and metrics are read from.
 #[derive(Clone)]
 pub struct Health {
+    /// How far the operator has come.
+    pub stage: watch::Receiver<Stage>,
     /// The model.
     pub hub: Arc<Hub>,
     /// Who is connected.
@@ -36,68 +54,66 @@ pub fn routes(health: Health) -> Router {
         .with_state(health)
 }
 
+/// Why the operator is not ready, or `Ok`.
+fn readiness(stage: Stage, synced: bool) -> Result<&'static str, &'static str> {
+    match (stage, synced) {
+        (Stage::Serving, true) => Ok("ready\n"),
+        (Stage::Stopping, _) => Err("stopping: SIGTERM received\n"),
+        (_, false) => Err(
+            "listing the cluster's objects: is the API server reachable, and are Tulle's CRDs installed?\n",
+        ),
+        (Stage::Starting, true) => Err(
+            "loading the certificate authority and opening the discovery port: can Secret tulle-root be read and created?\n",
+        ),
+    }
+}
+
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.hub.is_synced() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "still reading the cluster: is the API server reachable, and are the CRDs installed?\n",
-        )
+    match readiness(*health.stage.borrow(), health.hub.is_synced()) {
+        Ok(text) => (StatusCode::OK, text),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
     }
 }
 
-async fn metrics(State(health): State<Health>) -> String {
-    let mut out = String::new();
-    let leads = u8::from(health.leadership.borrow().mine);
-    let _ = writeln!(out, "# TYPE tulle_operator_leader gauge\ntulle_operator_leader {leads}");
-    let connected = health.registry.connected();
-    let _ = writeln!(out, "# TYPE tulle_operator_sidecars gauge\ntulle_operator_sidecars {connected}");
-    let bare = bare_pods(&health.hub);
-    let _ = writeln!(
-        out,
-        "# TYPE tulle_operator_pods_without_sidecar gauge\ntulle_operator_pods_without_sidecar {}",
-        bare.len()
-    );
-    let _ = writeln!(out, "# TYPE tulle_operator_refusals_total counter");
-    for ((what, reason), count) in health.aggregates.refusals() {
-        let _ = writeln!(out, "tulle_operator_refusals_total{{what=\"{what}\",reason=\"{reason}\"}} {count}");
+async fn metrics(State(health): State<Health>) -> Response {
+    let metrics = Metrics {
+        leader: health.leadership.borrow().mine,
+        sidecars: health.registry.connected(),
+        pods_without_sidecar: health.hub.model().uninjected_pods().len(),
+        refusals: health.aggregates.refusals(),
+        requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
+    };
+    match metrics.into_text() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot encode the metrics");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
-    let _ = writeln!(out, "# TYPE tulle_operator_requests_total counter");
-    for (destination, counts, _) in health.aggregates.all() {
-        let (ns, svc, rev) = (destination.namespace, destination.service, destination.revision);
-        let labels =
-            format!("destination_namespace=\"{ns}\",destination_service=\"{svc}\",revision=\"{rev}\"");
-        let _ = writeln!(
-            out,
-            "tulle_operator_requests_total{{{labels},outcome=\"success\"}} {}",
-            counts.requests.saturating_sub(counts.failures)
-        );
-        let _ = writeln!(
-            out,
-            "tulle_operator_requests_total{{{labels},outcome=\"failure\"}} {}",
-            counts.failures
-        );
-    }
-    out
 }
 
-/// Pods in meshed namespaces that have no sidecar and should: `namespace/name`.
-pub fn bare_pods(hub: &Hub) -> Vec<(String, String)> {
-    let model = hub.model();
-    let meshed = model.meshed_namespaces();
-    let bare = model.pods().filter(|pod| {
-        !pod.injected
-            && !pod.host_network
-            && !pod.finished
-            && !pod.terminating
-            && pod.label(tulle_crds::keys::INJECT) != Some("disabled")
-            && meshed.contains(&pod.namespace)
-            && !model.settings().exemptions.iter().any(|exempt| {
-                exempt.namespace == *pod.namespace && exempt.service_account == *pod.service_account
-            })
-    });
-    let mut bare: Vec<_> = bare.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect();
-    bare.sort();
-    bare
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_operator_that_has_read_the_cluster_and_listens_is_ready() {
+        assert!(readiness(Stage::Serving, true).is_ok());
+        for (stage, synced) in [
+            (Stage::Starting, false),
+            (Stage::Starting, true),
+            (Stage::Serving, false),
+            (Stage::Stopping, true),
+            (Stage::Stopping, false),
+        ] {
+            assert!(readiness(stage, synced).is_err(), "{stage:?}, synced: {synced}");
+        }
+    }
+
+    #[test]
+    fn an_operator_that_is_not_ready_names_what_it_waits_for() {
+        assert!(readiness(Stage::Starting, false).unwrap_err().contains("CRDs"));
+        assert!(readiness(Stage::Starting, true).unwrap_err().contains("tulle-root"));
+        assert!(readiness(Stage::Stopping, true).unwrap_err().contains("SIGTERM"));
+    }
 }

@@ -1,5 +1,9 @@
-//! Who leads: a Kubernetes Lease. The decision is a pure function; the loop reads, decides, writes.
-//! The writer stops before the lease expires, so that two never write.
+//! Which replica leads: a Kubernetes Lease.
+//!
+//! In: the Lease as it is read, and how long it has been seen unchanged. Out: [`Leadership`]. A holder that
+//! cannot renew stops leading before the Lease expires, so that two replicas never write at once; one that
+//! is told to stop releases the Lease, so that another takes it at its next look. [`evaluate`] and
+//! [`released`] decide; [`run`] and [`release`] read and write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::Settings;
@@ -20,6 +24,8 @@ const NAME: &str = "tulle-operator";
 const DURATION: Duration = Duration::from_secs(8);
 /// The holder renews this often.
 const RENEW: Duration = Duration::from_secs(2);
+/// Another replica looks this often: a Lease that was released is taken after half of this on average.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// One try takes at most this long.
 const TURN: Duration = Duration::from_secs(2);
 /// A try that failed is repeated after this.
@@ -62,34 +68,86 @@ pub fn evaluate(lease: &LeaseSpec, me: &str, seen_unchanged: Duration) -> Step {
     }
 }
 
-/// Tries for the Lease for ever.
-pub async fn run(client: Client, settings: Arc<Settings>, leadership: Arc<watch::Sender<Leadership>>) {
+/// The Lease as its holder releases it, for others to take at once. `None`: it is not held by `me`.
+///
+/// It keeps its version, so that it is not written over a newer one, and its number of transitions, which
+/// counts up when it is taken.
+pub fn released(mut lease: Lease, me: &str) -> Option<Lease> {
+    let spec = lease.spec.as_mut()?;
+    if spec.holder_identity.as_deref() != Some(me) {
+        return None;
+    }
+    spec.holder_identity = Some(String::new());
+    Some(lease)
+}
+
+/// Competes for the Lease until `stop` is sent or dropped. From then on this replica does not lead, although
+/// the Lease names it until [`release`].
+pub async fn run(
+    client: Client,
+    settings: Arc<Settings>,
+    leadership: watch::Sender<Leadership>,
+    mut stop: oneshot::Receiver<()>,
+) {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
-    let mut candidate =
-        Candidate { me: format!("{}/{}", settings.pod_name, settings.pod_ip), seen: None, renewed: None };
+    let mut candidate = Candidate { me: holder(&settings), seen: None, renewed: None };
     loop {
-        // The answer is not waited for beyond the moment at which a holder must have stopped.
-        let patience = candidate.renewed.map_or(TURN, |at| GIVE_UP.saturating_sub(at.elapsed()));
-        match timeout(patience.min(TURN), candidate.turn(&api)).await {
-            Ok(Ok(now)) => {
-                leadership.send_if_modified(|known| {
-                    let changed = *known != now;
-                    if changed {
-                        tracing::info!(mine = now.mine, epoch = now.epoch, "leadership changed");
-                        *known = now;
-                    }
-                    changed
-                });
-                sleep(RENEW).await;
-            }
-            failed => {
-                if candidate.renewed.is_none_or(|at| at.elapsed() >= GIVE_UP) {
-                    candidate.renewed = None;
-                    leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
+        // A turn is not interrupted by `stop`: its write could reach the API server after the release.
+        let pause = turn(&api, &mut candidate, &leadership).await;
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = &mut stop => break,
+        }
+    }
+    leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
+}
+
+/// Releases the Lease if it names this replica. To be called when nothing is written any more.
+///
+/// # Errors
+/// The Lease could not be read or written: it expires.
+pub async fn release(client: Client, settings: &Settings) -> Result<(), kube::Error> {
+    let api = Api::<Lease>::namespaced(client, &settings.namespace);
+    let Some(lease) = api.get_opt(NAME).await? else { return Ok(()) };
+    let Some(released) = released(lease, &holder(settings)) else { return Ok(()) };
+    api.replace(NAME, &PostParams::default(), &released).await?;
+    tracing::info!("released the Lease");
+    Ok(())
+}
+
+/// This replica, as the Lease names it: others find the leader's address there.
+fn holder(settings: &Settings) -> String {
+    format!("{}/{}", settings.pod_name, settings.pod_ip)
+}
+
+/// Tries once, publishes what came of it, and returns when to try again.
+async fn turn(
+    api: &Api<Lease>,
+    candidate: &mut Candidate,
+    leadership: &watch::Sender<Leadership>,
+) -> Duration {
+    // The answer is not waited for beyond the moment at which a holder must have stopped.
+    let patience = candidate.renewed.map_or(TURN, |at| GIVE_UP.saturating_sub(at.elapsed()));
+    match timeout(patience.min(TURN), candidate.turn(api)).await {
+        Ok(Ok(now)) => {
+            let pause = if now.mine { RENEW } else { FOLLOW };
+            leadership.send_if_modified(|known| {
+                let changed = *known != now;
+                if changed {
+                    tracing::info!(mine = now.mine, epoch = now.epoch, "leadership changed");
+                    *known = now;
                 }
-                tracing::warn!(error = ?failed.err(), "cannot renew the lease");
-                sleep(AGAIN).await;
+                changed
+            });
+            pause
+        }
+        failed => {
+            if candidate.renewed.is_none_or(|at| at.elapsed() >= GIVE_UP) {
+                candidate.renewed = None;
+                leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
             }
+            tracing::warn!(?failed, "cannot read or write the Lease");
+            AGAIN
         }
     }
 }
@@ -165,6 +223,26 @@ mod tests {
         assert_eq!(evaluate(&held_by("other"), "me", Duration::from_secs(7)), Step::Follow);
         assert_eq!(evaluate(&held_by("other"), "me", Duration::from_secs(9)), Step::Take);
         assert_eq!(evaluate(&held_by(""), "me", Duration::ZERO), Step::Take);
+    }
+
+    #[test]
+    fn a_released_lease_is_taken_at_once_and_counts_as_a_change_of_hands() {
+        let metadata = ObjectMeta { resource_version: Some("41".into()), ..ObjectMeta::default() };
+        let spec = LeaseSpec { lease_transitions: Some(7), ..held_by("me") };
+        let lease = Lease { metadata, spec: Some(spec) };
+        let free = released(lease, "me").unwrap();
+        assert_eq!(free.metadata.resource_version.as_deref(), Some("41"), "a newer Lease must not be lost");
+        let spec = free.spec.unwrap();
+        assert_eq!(spec.lease_transitions, Some(7));
+        assert_eq!(evaluate(&spec, "other", Duration::ZERO), Step::Take);
+    }
+
+    #[test]
+    fn a_lease_of_another_replica_is_not_released() {
+        let of = |spec| Lease { metadata: ObjectMeta::default(), spec };
+        assert_eq!(released(of(Some(held_by("other"))), "me"), None);
+        assert_eq!(released(of(Some(LeaseSpec::default())), "me"), None);
+        assert_eq!(released(of(None), "me"), None);
     }
 
     #[test]

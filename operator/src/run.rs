@@ -1,103 +1,173 @@
-//! Wires the parts together.
+//! Starts the parts of the operator and stops them: in an order that leaves no moment at which it is ready
+//! and does not listen, or has given the Lease away and still writes.
 
 use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Api, Client, Resource as _};
+use kube::Client;
 use rcgen::KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::ports;
 use tulle_mesh::svid::SvidVerifier;
 
 use crate::defaults;
 use crate::discovery::Registry;
-use crate::discovery::relay::Outlet;
+use crate::discovery::relay::LeaderRelay;
 use crate::discovery::server::{Services, Tls, serve};
-use crate::health::{self, Health};
+use crate::health::{self, Health, Stage};
 use crate::identity::authority::Authority;
 use crate::identity::{sign::Signer, trust};
 use crate::lease::{self, Leadership};
+use crate::model::Model;
 use crate::rollout::driver::Driver;
 use crate::settings::Settings;
 use crate::status;
 use crate::telemetry::Aggregates;
+use crate::uninjected;
 use crate::watch::{self as feed, Hub};
 
-/// The operator's own certificate is made anew this often, and lives four times as long.
+/// The operator's own certificate is renewed this often, and lives four times as long.
 const OWN_RENEWAL: Duration = Duration::from_secs(6 * 3600);
+/// How long stopping may take; the Lease expires when it could not be released within it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until told to stop.
+/// Runs until SIGTERM.
 ///
 /// # Errors
-/// What keeps the operator from starting: no API server, no Secret, no port.
+/// What keeps the operator from running: no API server, no Secret, no port, or a part that ended.
 pub async fn run(settings: Settings) -> Result<()> {
+    // First of all: a process with PID 1 ignores SIGTERM until it asks for it.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let settings = Arc::new(settings);
-    let client = Client::try_default().await.context("no connection to the API server")?;
-    let hub = Arc::new(Hub::default());
-    let registry = Arc::new(Registry::default());
-    let aggregates = Arc::new(Aggregates::default());
+    let (stage, stages) = watch::channel(Stage::Starting);
     let (leading, leadership) = watch::channel(Leadership::default());
-    feed::start(&client, &hub);
     let health = Health {
-        hub: Arc::clone(&hub),
-        registry: Arc::clone(&registry),
-        aggregates: Arc::clone(&aggregates),
-        leadership: leadership.clone(),
+        stage: stages,
+        hub: Arc::new(Hub::new(Model::new(&settings.namespace, &settings.trust_domain))),
+        registry: Arc::new(Registry::default()),
+        aggregates: Arc::new(Aggregates::default()),
+        leadership,
     };
-    let listener = TcpListener::bind(("::", ports::HEALTH)).await.or(bind_v4(ports::HEALTH).await)?;
-    tokio::spawn(async move { axum::serve(listener, health::routes(health)).await });
-
-    while !hub.is_synced() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let trust_domain = hub.model().settings().trust_domain.clone();
-    let authority = Arc::new(Authority::shared(&client, &settings.namespace, &trust_domain).await?);
-    // Whatever the MeshConfig says by now: every certificate out there is of the root's.
-    let trust_domain = authority.trust_domain().unwrap_or(trust_domain);
-    hub.change(|model| model.fix_trust_domain(&trust_domain));
-    let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
-    let tls = Arc::new(own_tls(&authority, &me)?);
-    tokio::spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
-
-    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership.clone());
-    // None of these ends by itself: when one does, or panics, Kubernetes starts the operator anew.
-    let mut parts = JoinSet::new();
-    parts.spawn(lease::run(client.clone(), Arc::clone(&settings), Arc::new(leading)));
-    parts.spawn(Arc::clone(&outlet).run(Arc::clone(&tls)));
-    parts.spawn(trust::run(client.clone(), Arc::clone(&hub), Arc::clone(&authority), leadership.clone()));
-    parts.spawn(status::run(client.clone(), Arc::clone(&hub), Arc::clone(&registry), leadership.clone()));
-    parts.spawn(defaults::run(client.clone(), Arc::clone(&hub), leadership.clone()));
-    parts.spawn(report_bare_pods(client.clone(), Arc::clone(&hub), leadership.clone()));
-    parts.spawn(keep_house(Arc::clone(&hub), Arc::clone(&aggregates), Arc::clone(&registry)));
-    let driver =
-        Driver::new(client.clone(), Arc::clone(&hub), Arc::clone(&registry), Arc::clone(&aggregates));
-    parts.spawn(driver.run(leadership));
-
-    let signer = Signer::new(client, Arc::clone(&hub), authority, Arc::clone(&aggregates));
-    let services = Services::new(hub, outlet, registry, aggregates, me);
-    let listener = TcpListener::bind(("::", ports::DISCOVERY)).await.or(bind_v4(ports::DISCOVERY).await)?;
-    parts.spawn(serve(listener, tls, services, signer));
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        ended = parts.join_next() => bail!("a part of the operator ended: {ended:?}"),
+    let listener = bind(ports::HEALTH).await?;
+    let routes = health::routes(health.clone());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    let client = Client::try_default().await.context("no connection to the API server")?;
+    let started = tokio::select! {
+        started = start(&client, &settings, &health, leading) => started,
+        _ = terminate.recv() => return Ok(()),
+    };
+    let mut operator = started?;
+    stage.send_replace(Stage::Serving);
+    let end = tokio::select! {
+        end = operator.join_next() => end,
         _ = terminate.recv() => Ok(()),
+    };
+    stage.send_replace(Stage::Stopping);
+    if timeout(STOP_WITHIN, operator.stop(client, &settings)).await.is_err() {
+        tracing::warn!("could not stop in time: another replica leads when the Lease has expired");
+    }
+    end
+}
+
+/// The parts of a running operator. None of them ends by itself: when one does, or panics, the operator
+/// stops, and Kubernetes starts it anew.
+struct Operator {
+    /// Those that write to Kubernetes while this replica leads.
+    writers: JoinSet<()>,
+    /// Those that serve sidecars and other replicas.
+    servers: JoinSet<()>,
+    /// The one that competes for the Lease.
+    election: JoinSet<()>,
+    stop_election: oneshot::Sender<()>,
+}
+
+impl Operator {
+    /// Waits for a part that ends although it should not.
+    async fn join_next(&mut self) -> Result<()> {
+        let (group, ended) = tokio::select! {
+            ended = self.writers.join_next() => ("writes to Kubernetes", ended),
+            ended = self.servers.join_next() => ("serves sidecars", ended),
+            ended = self.election.join_next() => ("competes for the Lease", ended),
+        };
+        bail!("a part of the operator that {group} ended: {ended:?}")
+    }
+
+    /// Stops leading, then writing, and then releases the Lease, so that another replica leads within about a
+    /// second. An interrupted write may still reach the API server: it names the version that it is based
+    /// on, or repeats what the next leader would write.
+    async fn stop(mut self, client: Client, settings: &Settings) {
+        // Its receiver is gone when the election has panicked.
+        let _ = self.stop_election.send(());
+        while self.election.join_next().await.is_some() {}
+        self.writers.shutdown().await;
+        if let Err(error) = lease::release(client, settings).await {
+            tracing::warn!(%error, "cannot release the Lease: another replica leads when it has expired");
+        }
     }
 }
 
-/// Forgets now and then what is known of sidecars, pods and revisions that are no more.
+/// Reads the cluster, loads the certificate authority, and starts every part, with the discovery port
+/// listening.
+async fn start(
+    client: &Client,
+    settings: &Arc<Settings>,
+    health: &Health,
+    leading: watch::Sender<Leadership>,
+) -> Result<Operator> {
+    let Health { hub, registry, aggregates, leadership, .. } = health;
+    feed::start(client, hub);
+    while !hub.is_synced() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let trust_domain = hub.model().settings().trust_domain.clone();
+    let authority = Arc::new(Authority::shared(client, &settings.namespace, &trust_domain).await?);
+    // Whatever arguments and MeshConfig say: every certificate of the mesh was issued by this root.
+    let trust_domain = authority.trust_domain().unwrap_or(trust_domain);
+    tracing::info!(trust_domain, "certificate authority loaded");
+    hub.change(|model| model.fix_trust_domain(&trust_domain));
+    let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
+    let tls = Arc::new(own_tls(&authority, &me)?);
+    // Before this replica can become the leader, to which the others connect.
+    let listener = bind(ports::DISCOVERY).await?;
+
+    let relay = LeaderRelay::new(Arc::clone(registry), Arc::clone(aggregates), leadership.clone());
+    let signer = Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
+    let services =
+        Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(registry), Arc::clone(aggregates), me);
+    let mut servers = JoinSet::new();
+    servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
+    servers.spawn(relay.run(Arc::clone(&tls)));
+    servers.spawn(keep_house(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(registry)));
+    servers.spawn(serve(listener, tls, services, signer));
+
+    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(registry), Arc::clone(aggregates));
+    let mut writers = JoinSet::new();
+    writers.spawn(trust::run(client.clone(), Arc::clone(hub), authority, leadership.clone()));
+    writers.spawn(status::run(client.clone(), Arc::clone(hub), Arc::clone(registry), leadership.clone()));
+    writers.spawn(defaults::run(client.clone(), Arc::clone(hub), leadership.clone()));
+    writers.spawn(uninjected::run(client.clone(), Arc::clone(hub), leadership.clone()));
+    writers.spawn(driver.run(leadership.clone()));
+
+    let (stop_election, stop) = oneshot::channel();
+    let mut election = JoinSet::new();
+    election.spawn(lease::run(client.clone(), Arc::clone(settings), leading, stop));
+    Ok(Operator { writers, servers, election, stop_election })
+}
+
+/// Every ten minutes, forgets sidecars, pods and revisions that no longer exist.
 async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Registry>) {
     loop {
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        sleep(Duration::from_secs(600)).await;
         registry.forget_lost(&hub.model());
         let (mut pods, mut revisions) = (HashSet::new(), HashSet::new());
         for pod in hub.model().pods() {
@@ -111,8 +181,14 @@ async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Re
     }
 }
 
-async fn bind_v4(port: u16) -> std::io::Result<TcpListener> {
-    TcpListener::bind(("0.0.0.0", port)).await
+/// Listens on every address of the pod: on IPv4 alone where the node has no IPv6.
+async fn bind(port: u16) -> Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(dual) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+            .await
+            .with_context(|| format!("cannot listen on port {port} (with IPv6: {dual})")),
+    }
 }
 
 /// A certificate of our own root for ourselves.
@@ -147,7 +223,7 @@ fn own_configs(authority: &Authority, me: &WorkloadId) -> Result<(Arc<ServerConf
 
 async fn renew(tls: Arc<Tls>, authority: Arc<Authority>) {
     loop {
-        tokio::time::sleep(OWN_RENEWAL).await;
+        sleep(OWN_RENEWAL).await;
         match own_configs(&authority, &tls.identity) {
             Ok((server, client)) => {
                 *tls.server.write().unwrap_or_else(PoisonError::into_inner) = server;
@@ -160,36 +236,15 @@ async fn renew(tls: Arc<Tls>, authority: Arc<Authority>) {
     }
 }
 
-/// A pod that should have a sidecar and has none is told about, once.
-async fn report_bare_pods(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
-    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-    let recorder = Recorder::new(client.clone(), reporter);
-    let mut told: HashSet<(String, String)> = HashSet::new();
-    loop {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        if !leadership.borrow().mine || !hub.is_synced() {
-            continue;
-        }
-        let bare = health::bare_pods(&hub);
-        told.retain(|pod| bare.contains(pod));
-        for (namespace, name) in bare {
-            if !told.insert((namespace.clone(), name.clone())) {
-                continue;
-            }
-            tracing::warn!(namespace, pod = name, "a pod of a meshed namespace has no sidecar");
-            let Ok(pod) = Api::<Pod>::namespaced(client.clone(), &namespace).get(&name).await else {
-                continue;
-            };
-            let event = Event {
-                type_: EventType::Warning,
-                reason: "NoSidecar".to_owned(),
-                note: Some("the namespace is meshed and this pod has no sidecar: it started while the webhook was away, or before the namespace was labelled; restart it to inject one".to_owned()),
-                action: "Inject".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = recorder.publish(&event, &pod.object_ref(&())).await {
-                tracing::debug!(%error, "an event was not written");
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named() {
+        let first = bind(0).await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let error = format!("{:#}", bind(port).await.unwrap_err());
+        assert!(error.contains(&format!("cannot listen on port {port}")), "{error}");
     }
 }

@@ -20,7 +20,7 @@ use tulle_mesh::proto::{
     Hello, ResourceName, ResourceType, SidecarMessage, SignRequest, SignResponse, Subscribe, sidecar_message,
 };
 use tulle_operator::discovery::Registry;
-use tulle_operator::discovery::relay::Outlet;
+use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
 use tulle_operator::lease::Leadership;
@@ -115,11 +115,11 @@ async fn operator(folder: &Path) -> (SocketAddr, Arc<Hub>, Arc<Registry>) {
     let hub = Arc::new(Hub::complete(model()));
     let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
     let (_, leadership) = watch::channel(Leadership { mine: true, ..Leadership::default() });
-    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
     let tls = Arc::new(own_tls(&authority, &id("operator")).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let services = Services::new(Arc::clone(&hub), outlet, Arc::clone(&registry), aggregates, id("operator"));
+    let services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
     tokio::spawn(serve(listener, tls, services, Everybody(authority)));
     (address, hub, registry)
 }

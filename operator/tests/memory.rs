@@ -46,7 +46,7 @@ fn pod(number: u32) -> String {
             "uid": format!("0f8fad5b-d9cb-469f-a165-{number:012}"), "resourceVersion": format!("{number}"),
             "labels": {
                 "app.kubernetes.io/name": app, "app.kubernetes.io/part-of": "shop", "app.kubernetes.io/version": "1.2.3",
-                "pod-template-hash": hash, "tulle.dev/injected": "0.1.0",
+                "pod-template-hash": hash, "tulle.dev/sidecar": "0.1.0",
             },
             "annotations": {"prometheus.io/scrape": "true", "checksum/config": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"},
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-{hash}"), "uid": "x", "controller": true}],

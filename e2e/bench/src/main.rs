@@ -18,7 +18,7 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
 use tulle_operator::discovery::Registry;
-use tulle_operator::discovery::relay::Outlet;
+use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
 use tulle_operator::lease::Leadership;
@@ -85,11 +85,11 @@ async fn main() -> Result<()> {
     let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
-    let outlet = Outlet::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
     let me = WorkloadId::new("cluster.local", "tulle-system", "tulle-operator");
     let tls = Arc::new(own_tls(&authority, &me)?);
     let listener = TcpListener::bind(arguments.listen).await.context("listening")?;
-    let services = Services::new(hub, outlet, registry, aggregates, me);
+    let services = Services::new(hub, relay, registry, aggregates, me);
     serve(listener, tls, services, Everybody { authority }).await;
     Ok(())
 }

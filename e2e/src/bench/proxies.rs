@@ -79,7 +79,7 @@ impl Pair {
     pub fn tulle(field: &Field, programs: &Programs) -> Result<Self> {
         let folder = field.folder.display().to_string();
         let control = programs.control.display().to_string();
-        let listen = format!("{}:4160", SERVER.1);
+        let listen = format!("{}:26160", SERVER.1);
         let arguments = [
             "--listen",
             &listen,
@@ -103,7 +103,7 @@ impl Pair {
         fs::write(field.folder.join("token"), "none")?;
         let sidecar = programs.sidecar.display().to_string();
         for (namespace, address) in [CLIENT, SERVER] {
-            let init = ["init", "--skip-inbound-ports=4160"];
+            let init = ["init", "--skip-inbound-ports=26160"];
             host::output(field.inside(namespace, &sidecar).args(init))?;
             let uid = if namespace == CLIENT.0 { "client" } else { "server" };
             let environment = [

@@ -190,7 +190,7 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
         let pods =
             kube.run(&["-n", "tulle-system", "get", "pods", "-l", "app=tulle-operator", "-o", "name"])?;
         for pod in pods.lines().filter_map(|name| name.strip_prefix("pod/")) {
-            let path = format!("/api/v1/namespaces/tulle-system/pods/{pod}:4161/proxy/metrics");
+            let path = format!("/api/v1/namespaces/tulle-system/pods/{pod}:26161/proxy/metrics");
             let wanted = "tulle_operator_refusals_total{what=\"certificate\",reason=\"OtherPod\"}";
             if kube.run(&["get", "--raw", &path])?.contains(wanted) {
                 return Ok(true);

@@ -55,7 +55,7 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
     }
     // What a sidecar knows follows what its pod uses.
     field.apply(service("unused", json!({"selector": {"app": "web"}})))?;
-    let config = kube.run(&["get", "--raw", "/api/v1/namespaces/t-talk/pods/client:4152/proxy/config"])?;
+    let config = kube.run(&["get", "--raw", "/api/v1/namespaces/t-talk/pods/client:26152/proxy/config"])?;
     ensure!(
         config.contains("t-talk/web:80") && !config.contains("t-talk/unused"),
         "the sidecar believes: {config}"
@@ -102,7 +102,7 @@ fn unseen_ports(kube: &Kube) -> Result<()> {
     let answer = ask("http://web.t-unseen.svc.cluster.local/")?;
     ensure!(answer.contains("\"client\":null"), "the server said {answer}");
     let pod = field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
-    let metrics = ask(&format!("http://{pod}:4152/metrics"))?;
+    let metrics = ask(&format!("http://{pod}:26152/metrics"))?;
     ensure!(metrics.contains("tulle_operator_connected 1"), "a meshed Prometheus would read {metrics:?}");
     Ok(())
 }
@@ -302,7 +302,7 @@ fn garbage(kube: &Kube) -> Result<()> {
     plain.client("attacker")?;
     let address =
         meshed.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
-    for port in [8080, 4150, 4151, 4152, 4153, 9999] {
+    for port in [8080, 26150, 26151, 26152, 26153, 9999] {
         let script = format!(
             "head -c 20000 /dev/urandom | timeout 3 bash -c 'cat > /dev/tcp/{address}/{port}' 2>/dev/null; true"
         );

@@ -15,8 +15,8 @@ use super::server::{Peer, Tls};
 use crate::lease::Leadership;
 use crate::telemetry::Aggregates;
 
-/// Where sessions put what they hear.
-pub struct Outlet {
+/// Passes what this replica's sidecars report on to the leader; on the leader itself, to its own registry.
+pub struct LeaderRelay {
     registry: Arc<Registry>,
     aggregates: Arc<Aggregates>,
     leadership: watch::Receiver<Leadership>,
@@ -26,8 +26,8 @@ pub struct Outlet {
     waiting: Mutex<HashMap<String, mpsc::UnboundedSender<u64>>>,
 }
 
-impl Outlet {
-    /// An outlet.
+impl LeaderRelay {
+    /// A relay without a stream: [`Self::run`] keeps one.
     pub fn new(
         registry: Arc<Registry>,
         aggregates: Arc<Aggregates>,

@@ -29,7 +29,7 @@ use tulle_mesh::proto::{
 };
 
 use super::registry::Registry;
-use super::relay::{Outlet, report_of};
+use super::relay::{LeaderRelay, report_of};
 use super::session::Session;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
@@ -57,8 +57,8 @@ pub struct PeerIdentity(pub Option<WorkloadId>);
 pub struct Services {
     /// The model.
     pub hub: Arc<Hub>,
-    /// Where reports go.
-    pub outlet: Arc<Outlet>,
+    /// Takes the sidecars' reports to the leader.
+    pub relay: Arc<LeaderRelay>,
     /// Who is connected.
     pub registry: Arc<Registry>,
     /// What is counted.
@@ -72,12 +72,12 @@ impl Services {
     /// The services.
     pub fn new(
         hub: Arc<Hub>,
-        outlet: Arc<Outlet>,
+        relay: Arc<LeaderRelay>,
         registry: Arc<Registry>,
         aggregates: Arc<Aggregates>,
         me: WorkloadId,
     ) -> Self {
-        Self { hub, outlet, registry, aggregates, me, admission: Arc::new(Semaphore::new(ADMITTED)) }
+        Self { hub, relay, registry, aggregates, me, admission: Arc::new(Semaphore::new(ADMITTED)) }
     }
 }
 
@@ -170,7 +170,7 @@ impl Discovery for Services {
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),
-            outlet: Arc::clone(&self.outlet),
+            relay: Arc::clone(&self.relay),
             admission: Arc::clone(&self.admission),
             pod_uid: hello.pod_uid,
             down,
@@ -200,7 +200,7 @@ impl Relay for Services {
                 let uid = relayed.pod_uid;
                 match relayed.message {
                     // Counts that are taken by one who leads no more would be lost.
-                    Some(relay_message::Message::Telemetry(_)) if !services.outlet.leads() => break,
+                    Some(relay_message::Message::Telemetry(_)) if !services.relay.leads() => break,
                     Some(relay_message::Message::Telemetry(report)) => {
                         services.aggregates.add(&uid, &report);
                         let reply = RelayReply { pod_uid: uid, sequence: report.sequence };

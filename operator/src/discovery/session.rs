@@ -15,7 +15,7 @@ use tulle_mesh::proto::{
 };
 
 use super::registry::Report;
-use super::relay::Outlet;
+use super::relay::LeaderRelay;
 use crate::watch::Hub;
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
@@ -36,8 +36,8 @@ const MAX_COUNT: u64 = 100_000_000;
 pub struct Session {
     /// The model.
     pub hub: Arc<Hub>,
-    /// Where reports go.
-    pub outlet: Arc<Outlet>,
+    /// Takes the sidecars' reports to the leader.
+    pub relay: Arc<LeaderRelay>,
     /// New subscriptions that are computed at the same time, over all streams: a cluster of sidecars
     /// that come back at once must not starve those that are here.
     pub admission: Arc<Semaphore>,
@@ -67,20 +67,20 @@ struct Subscription {
 impl Session {
     /// Serves the stream to its end.
     pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<(i32, String), String>) {
-        self.outlet.report(&self.pod_uid, Report::Connected);
+        self.relay.report(&self.pod_uid, Report::Connected);
         let mut state =
             State { subscribed: HashMap::new(), held, sends_in_second: 0, second: Instant::now() };
         let end = self.serve(&mut up, &mut state).await;
         if let Err(status) = end {
             tracing::debug!(pod = self.pod_uid, %status, "a sidecar's stream ended");
         }
-        self.outlet.report(&self.pod_uid, Report::Gone);
+        self.relay.report(&self.pod_uid, Report::Gone);
     }
 
     async fn serve(&self, up: &mut Streaming<SidecarMessage>, state: &mut State) -> Result<(), Status> {
         let (mut changes, mut endings) = (self.hub.changes(), self.hub.endings());
         let mut send_at: Option<Instant> = None;
-        let mut acks = self.outlet.telemetry_acks(&self.pod_uid);
+        let mut acks = self.relay.telemetry_acks(&self.pod_uid);
         loop {
             tokio::select! {
                 message = up.message() => match message? {
@@ -138,7 +138,7 @@ impl Session {
                 let Some(name) = unsubscribe.name else { return Ok(()) };
                 let id = (name.r#type, name.name);
                 state.subscribed.remove(&id);
-                self.outlet.report(&self.pod_uid, Report::Unsubscribed(id));
+                self.relay.report(&self.pod_uid, Report::Unsubscribed(id));
                 Ok(())
             }
             Some(sidecar_message::Message::Ack(ack)) => {
@@ -147,7 +147,7 @@ impl Session {
                 if !state.subscribed.contains_key(&(name.r#type, name.name.clone())) {
                     return Ok(());
                 }
-                self.outlet.report(&self.pod_uid, Report::Acked((name.r#type, name.name), ack.version));
+                self.relay.report(&self.pod_uid, Report::Acked((name.r#type, name.name), ack.version));
                 Ok(())
             }
             Some(sidecar_message::Message::Nack(nack)) => {
@@ -159,7 +159,7 @@ impl Session {
                     "a sidecar refused a resource"
                 );
                 let report = Report::Refused((name.r#type, name.name), nack.version, nack.reason);
-                self.outlet.report(&self.pod_uid, report);
+                self.relay.report(&self.pod_uid, report);
                 Ok(())
             }
             Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report, state).await,
@@ -193,7 +193,7 @@ impl Session {
             );
         }
         let sequence = report.sequence;
-        if self.outlet.telemetry(&self.pod_uid, report) {
+        if self.relay.telemetry(&self.pod_uid, report) {
             self.send(operator_message::Message::TelemetryAck(TelemetryAck { sequence })).await?;
         }
         Ok(())
@@ -217,12 +217,12 @@ impl Session {
         if subscription.sent.as_ref() == Some(&resource.version) {
             if fresh {
                 // Held from before: what it holds, it enforces.
-                self.outlet.report(&self.pod_uid, Report::Acked(id.clone(), resource.version));
+                self.relay.report(&self.pod_uid, Report::Acked(id.clone(), resource.version));
             }
             return None;
         }
         if fresh {
-            self.outlet.report(&self.pod_uid, Report::Sent(id.clone()));
+            self.relay.report(&self.pod_uid, Report::Sent(id.clone()));
         }
         subscription.sent = Some(resource.version.clone());
         state.sends_in_second += 1;

@@ -1,8 +1,12 @@
-//! Trust for namespaces: the roots in a ConfigMap in each one whose pods are injected.
+//! The trust bundle: the root certificates in a ConfigMap in each meshed namespace.
+//!
+//! In: the meshed namespaces of the model. Out: one write per namespace when it becomes meshed, then one per
+//! [`REFRESH`]. A failed write is repeated with a growing delay, so that no namespace is written at every
+//! change of the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -22,9 +26,38 @@ pub const CONFIG_MAP: &str = "tulle-trust";
 pub const FILE: &str = "roots.pem";
 /// Every bundle is written again this often, in case somebody has changed it.
 const REFRESH: Duration = Duration::from_secs(30);
-
+/// Delay after the first failed write; it doubles with each further failure, up to [`REFRESH`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How long one write may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes of the model are gathered for this long.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// The last write to one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    at: Instant,
+    /// Writes that have failed since the last one that succeeded.
+    failures: u32,
+}
+
+impl Record {
+    /// When to write next.
+    fn due(&self) -> Instant {
+        self.at + if self.failures == 0 { REFRESH } else { retry_delay(self.failures) }
+    }
+}
+
+/// The delay after this many failures in a row.
+fn retry_delay(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(8);
+    (FIRST_RETRY * 2_u32.pow(doublings)).min(REFRESH)
+}
+
+/// Decides whether to write to a namespace now.
+fn due(record: Option<&Record>, now: Instant) -> bool {
+    record.is_none_or(|record| record.due() <= now)
+}
 
 /// Keeps the bundles for ever, while this replica leads.
 pub async fn run(
@@ -34,26 +67,47 @@ pub async fn run(
     mut leadership: watch::Receiver<Leadership>,
 ) {
     let mut changes = hub.changes();
-    let mut written: BTreeMap<Arc<str>, tokio::time::Instant> = BTreeMap::new();
+    let mut records: BTreeMap<Arc<str>, Record> = BTreeMap::new();
     loop {
         if leadership.borrow_and_update().mine && hub.is_synced() {
-            let namespaces = hub.model().meshed_namespaces();
+            let namespaces: BTreeSet<_> = hub.model().meshed_namespaces().into_iter().collect();
+            // One that was deleted and created again under the same name has no bundle.
+            records.retain(|known, _| namespaces.contains(known));
             for namespace in namespaces {
-                if written.get(&namespace).is_some_and(|at| at.elapsed() < REFRESH) {
-                    continue;
-                }
-                match timeout(WRITE_TIMEOUT, write(&client, &namespace, authority.root_pem())).await {
-                    Ok(Ok(())) => drop(written.insert(namespace, tokio::time::Instant::now())),
-                    failed => tracing::warn!(%namespace, ?failed, "cannot write the trust bundle"),
+                let record = records.get(&namespace).copied();
+                if due(record.as_ref(), Instant::now()) && leadership.borrow().mine {
+                    let failures = keep(&client, &namespace, authority.root_pem(), record).await;
+                    records.insert(namespace, Record { at: Instant::now(), failures });
                 }
             }
+        } else {
+            // Another replica writes: a new term begins with a write to every namespace.
+            records.clear();
         }
+        let next = records.values().map(Record::due).min();
+        let pause = next.map_or(REFRESH, |next| next.saturating_duration_since(Instant::now()));
         tokio::select! {
-            _ = changes.changed() => sleep(Duration::from_millis(50)).await,
+            _ = changes.changed() => sleep(GATHER).await,
             _ = leadership.changed() => {}
-            () = sleep(REFRESH) => {}
+            () = sleep(pause.max(GATHER)) => {}
         }
     }
+}
+
+/// Writes one bundle. Returns how many writes in a row have failed.
+async fn keep(client: &Client, namespace: &str, roots: &str, record: Option<Record>) -> u32 {
+    let written = timeout(WRITE_TIMEOUT, write(client, namespace, roots)).await;
+    let written = written.map_err(anyhow::Error::from).and_then(|written| written.map_err(Into::into));
+    let Err(error) = written else { return 0 };
+    let failures = record.map_or(0, |record| record.failures).saturating_add(1);
+    tracing::warn!(
+        namespace,
+        failures,
+        retry_in_seconds = retry_delay(failures).as_secs(),
+        error = format!("{error:#}"),
+        "cannot write ConfigMap tulle-trust: new pods in this namespace wait for it"
+    );
+    failures
 }
 
 async fn write(client: &Client, namespace: &str, roots: &str) -> Result<(), kube::Error> {
@@ -69,4 +123,36 @@ async fn write(client: &Client, namespace: &str, roots: &str) -> Result<(), kube
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     api.patch(CONFIG_MAP, &PatchParams::apply("tulle-operator").force(), &Patch::Apply(&config_map)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(failures: u32, elapsed: Duration) -> bool {
+        let at = Instant::now();
+        due(Some(&Record { at, failures }), at + elapsed)
+    }
+
+    #[test]
+    fn a_namespace_without_a_bundle_is_written_at_once() {
+        assert!(due(None, Instant::now()));
+    }
+
+    #[test]
+    fn a_written_bundle_is_left_alone_until_its_refresh() {
+        assert!(!after(0, Duration::ZERO));
+        assert!(!after(0, REFRESH - Duration::from_millis(1)));
+        assert!(after(0, REFRESH));
+    }
+
+    #[test]
+    fn a_failed_write_is_not_repeated_at_the_next_change_but_with_a_doubling_delay() {
+        assert!(!after(1, Duration::from_millis(999)));
+        assert!(after(1, Duration::from_secs(1)));
+        assert!(!after(2, Duration::from_millis(1999)));
+        assert!(after(2, Duration::from_secs(2)));
+        let delays = [1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|failures| retry_delay(failures).as_secs());
+        assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
 }

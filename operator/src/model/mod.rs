@@ -2,20 +2,23 @@
 //! by `apply` and `delete`, views are computed when asked for.
 //!
 //! ```text
-//!   object   objects as they are kept: the few fields that are used
-//!   policy   which policy's section holds for a pod
-//!   view     resources for sidecars, versioned by their content
-//!   rollout  what the rollout machine wants to know of a workload
+//!   object      objects as they are kept: the few fields that are used
+//!   policy      which policy's section holds for a pod
+//!   view        resources for sidecars, versioned by their content
+//!   rollout     what the rollout machine wants to know of a workload
+//!   uninjected  pods without the sidecar that their namespace asks for
 //! ```
 
 pub mod object;
 mod policy;
 mod rollout;
+mod uninjected;
 mod view;
 
-pub use object::{Endpoint, Namespace, Pod, Revision, Service, Slice, Workload, WorkloadKey};
+pub use object::{Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey};
 pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
+pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,6 +35,8 @@ pub type Key = (Arc<str>, Arc<str>);
 pub struct Model {
     settings: Settings,
     config: Option<MeshConfig>,
+    /// The namespace of the control plane, which is never meshed.
+    own_namespace: Option<Arc<str>>,
     /// The trust domain of the root.
     fixed_trust_domain: Option<String>,
     namespaces: HashMap<Arc<str>, Namespace>,
@@ -45,8 +50,8 @@ pub struct Model {
     policies: BTreeMap<Key, MeshPolicy>,
     some_policy_disables_mtls: bool,
     canaries: BTreeMap<Key, Canary>,
-    /// Canaries that this build cannot read: which workload they hold is not known.
-    doubted_canaries: BTreeSet<Key>,
+    /// Canaries that this build cannot decode: it is unknown which workloads they target.
+    unreadable_canaries: BTreeSet<Key>,
     workloads: HashMap<WorkloadKey, Workload>,
     revisions: HashMap<Key, Revision>,
     /// Pods that have begun to end since this model began.
@@ -78,6 +83,16 @@ impl Default for Settings {
 }
 
 impl Model {
+    /// An empty model for the control plane in this namespace. The trust domain holds while there is neither
+    /// a root nor a MeshConfig.
+    pub fn new(namespace: &str, trust_domain: &str) -> Self {
+        Self {
+            settings: Settings { trust_domain: trust_domain.to_owned(), ..Settings::default() },
+            own_namespace: Some(namespace.into()),
+            ..Self::default()
+        }
+    }
+
     /// The mesh's settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -118,12 +133,6 @@ impl Model {
     /// Forgets a namespace.
     pub fn delete_namespace(&mut self, name: &str) {
         self.namespaces.remove(name);
-    }
-
-    /// Namespaces whose pods are injected.
-    pub fn meshed_namespaces(&self) -> Vec<Arc<str>> {
-        let meshed = self.namespaces.iter().filter(|(_, namespace)| namespace.injects());
-        meshed.map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// Takes a pod over.
@@ -241,19 +250,19 @@ impl Model {
 
     /// Takes a Canary over.
     pub fn apply_canary(&mut self, key: Key, canary: Canary) {
-        self.doubted_canaries.remove(&key);
+        self.unreadable_canaries.remove(&key);
         self.canaries.insert(key, canary);
     }
 
-    /// A Canary that cannot be read: the last good one stays, and no gate of its namespace is taken for
-    /// one that nobody holds.
-    pub fn doubt_canary(&mut self, key: Key) {
-        self.doubted_canaries.insert(key);
+    /// Notes a Canary that this build cannot decode. The last readable version stays in force, and no gate
+    /// of its namespace counts as orphaned.
+    pub fn mark_canary_unreadable(&mut self, key: Key) {
+        self.unreadable_canaries.insert(key);
     }
 
     /// Forgets a Canary.
     pub fn delete_canary(&mut self, key: &Key) {
-        self.doubted_canaries.remove(key);
+        self.unreadable_canaries.remove(key);
         self.canaries.remove(key);
     }
 

@@ -12,13 +12,41 @@ use tulle_crds::{WorkloadKind, keys};
 pub struct Namespace {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// It is being deleted: nothing can be created in it any more.
+    pub terminating: bool,
+}
+
+/// What a namespace asks of its new pods, by its label `tulle.dev/inject`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injection {
+    /// They get a sidecar, unless they opt out or cannot have one.
+    Enabled,
+    /// They get a sidecar or are rejected.
+    Required,
 }
 
 impl Namespace {
-    /// Whether its pods are injected.
-    pub fn injects(&self) -> bool {
-        matches!(self.labels.get(keys::INJECT).map(String::as_str), Some("enabled" | "required"))
+    /// What its label asks for.
+    pub fn injection(&self) -> Option<Injection> {
+        match self.labels.get(keys::INJECT).map(String::as_str) {
+            Some("enabled") => Some(Injection::Enabled),
+            Some("required") => Some(Injection::Required),
+            _ => None,
+        }
     }
+}
+
+/// What keeps a pod from ever having a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Obstacle {
+    /// It mirrors a static pod, which kubelet started from a file and no webhook has seen.
+    Mirror,
+    /// It shares the node's network.
+    HostNetwork,
+    /// It runs on Windows.
+    Windows,
+    /// It has the sidecar of another mesh.
+    OtherMesh,
 }
 
 /// A pod.
@@ -44,6 +72,8 @@ pub struct Pod {
     pub host_network: bool,
     /// It has a sidecar.
     pub injected: bool,
+    /// What keeps it from having one, beside `host_network`. One byte, computed when the pod is decoded.
+    pub obstacle: Option<Obstacle>,
     /// Ports of it that its sidecar does not see.
     pub skipped_ports: Box<[u16]>,
     /// All its containers are ready, whatever its gates say.

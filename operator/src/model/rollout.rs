@@ -84,9 +84,9 @@ impl Model {
         };
         let parked =
             self.pods.values().filter(|pod| pod.gated && !pod.gate_open && !pod.finished && !pod.terminating);
-        let doubtful =
-            |pod: &&Pod| self.doubted_canaries.iter().any(|(namespace, _)| *namespace == pod.namespace);
-        let parked = parked.filter(|pod| !doubtful(pod));
+        let may_be_held =
+            |pod: &&Pod| self.unreadable_canaries.iter().any(|(namespace, _)| *namespace == pod.namespace);
+        let parked = parked.filter(|pod| !may_be_held(pod));
         let orphaned = parked.filter(|pod| !pod.workload.as_ref().is_some_and(watched));
         orphaned.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).collect()
     }

@@ -52,7 +52,7 @@ pub(crate) fn shop(pods: &[Pod]) -> Model {
     let mut model = Model::default();
     model.apply_namespace(
         "shop".into(),
-        Namespace { labels: [("tulle.dev/inject".into(), "enabled".into())].into() },
+        Namespace { labels: [("tulle.dev/inject".into(), "enabled".into())].into(), terminating: false },
     );
     model.apply_service(
         key("shop", "web"),
@@ -316,7 +316,10 @@ fn labels_of_namespaces_follow_the_namespaces() {
     let denied =
         |model: &Model| model.inbound("uid-a").unwrap().access.unwrap().deny[0].from[0].namespaces.clone();
     assert!(denied(&model).is_empty());
-    model.apply_namespace("dev-1".into(), Namespace { labels: [("env".into(), "dev".into())].into() });
+    model.apply_namespace(
+        "dev-1".into(),
+        Namespace { labels: [("env".into(), "dev".into())].into(), terminating: false },
+    );
     assert_eq!(denied(&model), ["dev-1"]);
 }
 
@@ -371,4 +374,18 @@ fn a_pod_that_begins_to_end_counts_once() {
     model.apply_pod(going());
     model.apply_pod(going());
     assert_eq!(model.endings(), 1);
+}
+
+#[test]
+fn of_argument_meshconfig_and_root_the_last_sets_the_trust_domain() {
+    let mut model = Model::new("tulle-system", "argument.example");
+    assert_eq!(model.settings().trust_domain, "argument.example");
+    let config = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+        "spec": {"trustDomain": "config.example"}});
+    model.apply_config(Some(&serde_json::from_value(config).unwrap()));
+    assert_eq!(model.settings().trust_domain, "config.example");
+    model.fix_trust_domain("root.example");
+    assert_eq!(model.settings().trust_domain, "root.example");
+    model.apply_config(None);
+    assert_eq!(model.settings().trust_domain, "root.example");
 }

@@ -9,10 +9,16 @@ use tulle_crds::{WorkloadKind, keys};
 
 use super::wire;
 use crate::model::object::ServicePort;
-use crate::model::{Endpoint, Key, Namespace, Pod, Revision, Service, Slice, Workload, WorkloadKey};
+use crate::model::{
+    Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
+};
 
 /// The name of the injected container, by which the final pod is known to be meshed.
 const SIDECAR: &str = "tulle-proxy";
+/// The annotation of pods that mirror a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The containers that other meshes inject.
+const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
 pub(super) fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
@@ -20,7 +26,9 @@ pub(super) fn key<K: Resource>(object: &K) -> Key {
 }
 
 pub(super) fn namespace(object: &wire::Namespace) -> Namespace {
-    Namespace { labels: object.labels().clone() }
+    let terminating =
+        object.metadata.deletion_timestamp.is_some() || object.status.phase.as_deref() == Some("Terminating");
+    Namespace { labels: object.labels().clone(), terminating }
 }
 
 pub(super) fn pod(object: &wire::Pod) -> Pod {
@@ -47,6 +55,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         workload: workload_of(object.meta()),
         host_network: spec.host_network.unwrap_or(false),
         injected: spec.init_containers.iter().flatten().any(|container| container.name == SIDECAR),
+        obstacle: obstacle(object),
         skipped_ports: object
             .annotations()
             .get(keys::SKIP_INBOUND_PORTS)
@@ -57,6 +66,24 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         finished,
         gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
         gate_open: holds(keys::GATE),
+    }
+}
+
+/// What keeps a pod from having a sidecar, beside `hostNetwork`; of several the first.
+fn obstacle(object: &wire::Pod) -> Option<Obstacle> {
+    let spec = &object.spec;
+    let os = spec.os.iter().map(|os| &os.name);
+    let selected = spec.node_selector.iter().flat_map(|selector| [&selector.os, &selector.beta_os]);
+    let mut os = os.chain(selected.flatten());
+    let mut containers = [&spec.init_containers, &spec.containers].into_iter().flatten().flatten();
+    if object.annotations().contains_key(MIRROR) {
+        Some(Obstacle::Mirror)
+    } else if os.any(|name| name == "windows") {
+        Some(Obstacle::Windows)
+    } else if containers.any(|container| OTHER_SIDECARS.contains(&container.name.as_str())) {
+        Some(Obstacle::OtherMesh)
+    } else {
+        None
     }
 }
 
@@ -190,4 +217,73 @@ pub(super) fn controller_revision(object: &wire::ControllerRevision) -> Option<R
         hash: hash.into(),
         number: object.revision,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn obstacle_of(metadata: Value, spec: Value) -> Option<Obstacle> {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        pod(&serde_json::from_value(object).unwrap()).obstacle
+    }
+
+    fn spec_with(field: &str, value: Value) -> Value {
+        let mut spec = json!({"containers": [{"name": "app"}], "nodeSelector": {"disk": "ssd"}});
+        spec[field] = value;
+        spec
+    }
+
+    #[test]
+    fn a_mirror_of_a_static_pod_is_known_by_its_annotation() {
+        let annotated = json!({"name": "a", "annotations": {"kubernetes.io/config.mirror": "5f0c"}});
+        assert_eq!(obstacle_of(annotated, spec_with("hostNetwork", json!(true))), Some(Obstacle::Mirror));
+        let other = json!({"name": "a", "annotations": {"kubernetes.io/config.source": "api"}});
+        assert_eq!(obstacle_of(other, spec_with("hostNetwork", json!(true))), None);
+    }
+
+    #[test]
+    fn a_windows_pod_is_known_by_its_os_or_either_label_of_its_node_selector() {
+        for (field, value) in [
+            ("os", json!({"name": "windows"})),
+            ("nodeSelector", json!({"kubernetes.io/os": "windows"})),
+            ("nodeSelector", json!({"beta.kubernetes.io/os": "windows"})),
+        ] {
+            let found = obstacle_of(json!({"name": "a"}), spec_with(field, value.clone()));
+            assert_eq!(found, Some(Obstacle::Windows), "{field}: {value}");
+        }
+        for (field, value) in [
+            ("os", json!({"name": "linux"})),
+            ("nodeSelector", json!({"kubernetes.io/os": "linux"})),
+            ("nodeSelector", json!(null)),
+        ] {
+            assert_eq!(obstacle_of(json!({"name": "a"}), spec_with(field, value)), None, "{field}");
+        }
+    }
+
+    #[test]
+    fn the_sidecar_of_another_mesh_is_known_by_its_name_wherever_it_stands() {
+        for field in ["containers", "initContainers"] {
+            for name in OTHER_SIDECARS {
+                let found = obstacle_of(json!({"name": "a"}), spec_with(field, json!([{"name": name}])));
+                assert_eq!(found, Some(Obstacle::OtherMesh), "{name} in {field}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_namespace_terminates_from_its_deletion_on() {
+        let terminating = |metadata: Value, status: Value| {
+            let object =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata, "status": status});
+            namespace(&serde_json::from_value(object).unwrap()).terminating
+        };
+        let deleted = json!({"name": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert!(terminating(deleted, json!({"phase": "Active"})));
+        assert!(terminating(json!({"name": "shop"}), json!({"phase": "Terminating"})));
+        assert!(!terminating(json!({"name": "shop"}), json!({"phase": "Active"})));
+        assert!(!terminating(json!({"name": "shop"}), json!({})));
+    }
 }

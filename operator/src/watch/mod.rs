@@ -1,23 +1,24 @@
-//! Feeds the model: one watcher per kind, with back-off; a bad object is skipped and reported, and
-//! stops nothing.
+//! Feeds the model: one watch per kind, with back-off. An object of Tulle's own kinds that cannot be
+//! decoded is logged and skipped.
 //!
 //! ```text
-//!   wire   the parts of Kubernetes objects that are read
+//!   wire     the parts of Kubernetes objects that are decoded
+//!   convert  from these to what the model keeps
+//!   follow   the events of one watch
 //! ```
 
 mod convert;
+mod follow;
 mod wire;
 
-use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use futures::StreamExt as _;
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{Config, Event, watcher};
+use kube::runtime::watcher::{Config, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -25,12 +26,10 @@ use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
 use crate::model::{Key, Model, Pod};
 use convert::key;
+use follow::{Handlers, Known, follow};
 
 /// Kinds that are watched.
 const KINDS: usize = 12;
-/// A list of at least this many objects that comes back less than half as long is asked for again
-/// before anything is removed: an API server that starts answers with less than there is.
-const SUSPICIOUS: usize = 10;
 
 /// The model, and who wants to know that it has changed.
 #[derive(Debug)]
@@ -53,9 +52,14 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// A hub whose model is all there is and will ever be: for tools that know their whole world.
+    /// A hub whose model the watches fill.
+    pub fn new(model: Model) -> Self {
+        Self { model: RwLock::new(model), ..Self::default() }
+    }
+
+    /// A hub whose model is complete: for tools that need no cluster.
     pub fn complete(model: Model) -> Self {
-        Self { model: RwLock::new(model), synced: AtomicUsize::new(KINDS), ..Self::default() }
+        Self { synced: AtomicUsize::new(KINDS), ..Self::new(model) }
     }
 
     /// The model, to be read.
@@ -114,7 +118,7 @@ pub fn start(client: &Client, hub: &Arc<Hub>) {
         |model, key| model.delete_slice(key),
     );
     feed.start_guarded::<MeshPolicy>(Model::apply_policy, |_, _| {}, Model::delete_policy);
-    feed.start_guarded::<Canary>(Model::apply_canary, Model::doubt_canary, Model::delete_canary);
+    feed.start_guarded::<Canary>(Model::apply_canary, Model::mark_canary_unreadable, Model::delete_canary);
     feed.start_guarded::<MeshConfig>(
         |model, key, config| {
             if &*key.1 == "mesh" {
@@ -192,17 +196,18 @@ impl Feed {
         Id: Hash + Eq + Clone + Send + 'static,
     {
         let (api, hub) = (Api::<K>::all(self.client.clone()), Arc::clone(&self.hub));
+        let handlers = Handlers { id, apply, delete };
         tokio::spawn(async move {
-            let mut known: HashSet<Id> = HashSet::new();
-            let mut doubted = false;
+            let mut known = Known::default();
             loop {
-                let again = follow(&api, &hub, &mut known, doubted, (&id, &apply, &delete)).await;
-                doubted = again == Again::Doubted;
+                let events = watcher(api.clone(), Config::default()).default_backoff();
+                follow(events, &hub, &mut known, &handlers).await;
             }
         });
     }
 
-    /// For our own kinds: an object that this build cannot read is reported, and the last good one stays.
+    /// For Tulle's own kinds: an object that this build cannot decode is logged, and its last readable
+    /// version stays in force.
     fn start_guarded<K>(
         &self,
         apply: impl Fn(&mut Model, Key, K) + Send + Sync + 'static,
@@ -218,7 +223,7 @@ impl Feed {
                 match guarded.0 {
                     Ok(object) => apply(model, key, object),
                     Err(error) => {
-                        tracing::error!(kind = %K::kind(&()), namespace = %key.0, name = %key.1, %error, "an object cannot be read; the last good one stays in force");
+                        tracing::error!(kind = %K::kind(&()), namespace = %key.0, name = %key.1, %error, "cannot decode this object; its last readable version stays in force");
                         unreadable(model, key);
                     }
                 }
@@ -226,61 +231,4 @@ impl Feed {
             delete,
         );
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
-    Ended,
-    Doubted,
-}
-
-/// Follows one watch until its list is doubted or it ends.
-async fn follow<K, Id>(
-    api: &Api<K>,
-    hub: &Hub,
-    known: &mut HashSet<Id>,
-    doubted: bool,
-    (id, apply, delete): (&impl Fn(&K) -> Id, &impl Fn(&mut Model, K), &impl Fn(&mut Model, &Id)),
-) -> Again
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    Id: Hash + Eq + Clone,
-{
-    let mut events = std::pin::pin!(watcher(api.clone(), Config::default()).default_backoff());
-    let mut listed: HashSet<Id> = HashSet::new();
-    let mut first = true;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(object)) => {
-                listed.insert(id(&object));
-                hub.change(|model| apply(model, object));
-            }
-            Ok(Event::InitDone) => {
-                if !doubted && known.len() >= SUSPICIOUS && listed.len() < known.len() / 2 {
-                    tracing::warn!(kind = %K::kind(&()), known = known.len(), listed = listed.len(), "a list is less than half as long as what is known: asking again");
-                    return Again::Doubted;
-                }
-                for gone in known.difference(&listed) {
-                    hub.change(|model| delete(model, gone));
-                }
-                *known = std::mem::take(&mut listed);
-                if std::mem::take(&mut first) {
-                    hub.synced.fetch_add(1, Ordering::Release);
-                    hub.change(|_| {});
-                }
-            }
-            Ok(Event::Apply(object)) => {
-                known.insert(id(&object));
-                hub.change(|model| apply(model, object));
-            }
-            Ok(Event::Delete(object)) => {
-                let gone = id(&object);
-                known.remove(&gone);
-                hub.change(|model| delete(model, &gone));
-            }
-            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "a watch broke; it is taken up again"),
-        }
-    }
-    Again::Ended
 }

@@ -32,7 +32,7 @@ macro_rules! wire {
     };
 }
 
-wire!(Namespace, "", "v1", "namespaces", ClusterResourceScope {});
+wire!(Namespace, "", "v1", "namespaces", ClusterResourceScope { status: NamespaceStatus });
 wire!(Pod, "", "v1", "pods", NamespaceResourceScope { spec: PodSpec, status: PodStatus });
 wire!(Service, "", "v1", "services", NamespaceResourceScope { spec: ServiceSpec, status: ServiceStatus });
 wire!(EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope {
@@ -63,6 +63,12 @@ wire!(ReplicaSet, "apps", "v1", "replicasets", NamespaceResourceScope {});
 wire!(ControllerRevision, "apps", "v1", "controllerrevisions", NamespaceResourceScope { revision: u64 });
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct NamespaceStatus {
+    pub(super) phase: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct PodSpec {
     pub(super) service_account_name: Option<String>,
@@ -70,6 +76,25 @@ pub(super) struct PodSpec {
     pub(super) host_network: Option<bool>,
     pub(super) readiness_gates: Option<Vec<ReadinessGate>>,
     pub(super) init_containers: Option<Vec<Container>>,
+    pub(super) containers: Option<Vec<Container>>,
+    pub(super) os: Option<PodOs>,
+    pub(super) node_selector: Option<NodeSelector>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PodOs {
+    pub(super) name: String,
+}
+
+/// The operating system that a pod's `nodeSelector` asks for, by either label; the others are skipped.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct NodeSelector {
+    #[serde(rename = "kubernetes.io/os")]
+    pub(super) os: Option<String>,
+    #[serde(rename = "beta.kubernetes.io/os")]
+    pub(super) beta_os: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -12,7 +12,7 @@ fn context(mode: Mode) -> Context {
         exempt: false,
         on_trial: false,
         image: "tulle/sidecar:test".into(),
-        operator: "tulle-operator.tulle-system.svc:4160".into(),
+        operator: "tulle-operator.tulle-system.svc:26160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
         trust_domain: "cluster.local".into(),
     }
@@ -73,7 +73,7 @@ fn a_required_sidecar_cannot_be_impersonated() {
     assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(why) if why.contains(PROXY)));
     for (path, value) in [
         ("/spec/initContainers/0/args", json!(["init", "--skip-outbound-ports=5432"])),
-        ("/spec/initContainers/1/env/0", json!({"name": "TULLE_OPERATOR", "value": "mine:4160"})),
+        ("/spec/initContainers/1/env/0", json!({"name": "TULLE_OPERATOR", "value": "mine:26160"})),
         ("/spec/initContainers/1/volumeMounts", json!([])),
     ] {
         let (mut pod, _) = injected(&plain, &context(Mode::Required));
@@ -232,7 +232,7 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
     let app = pod.pointer("/spec/containers/0").unwrap();
     assert_eq!(
         app["startupProbe"],
-        json!({"httpGet": {"path": "/app/startupProbe", "port": 4153, "scheme": "HTTP"}, "periodSeconds": 3})
+        json!({"httpGet": {"path": "/app/startupProbe", "port": 26153, "scheme": "HTTP"}, "periodSeconds": 3})
     );
     assert_eq!(app["livenessProbe"], json!({"exec": {"command": ["true"]}}));
     assert_eq!(app["readinessProbe"]["httpGet"]["path"], "/app/readinessProbe");

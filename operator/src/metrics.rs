@@ -1,0 +1,146 @@
+//! The operator's metrics as OpenMetrics text.
+//!
+//! In: the numbers of one scrape. Out: the text. Nothing is counted here: registry and aggregates do that, so
+//! that a scrape is a snapshot of what they hold.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::telemetry::{Counts, Destination};
+
+/// The content type of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The numbers of one scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// This replica leads.
+    pub leader: bool,
+    /// Sidecars that are connected, as far as this replica knows.
+    pub sidecars: usize,
+    /// Pods without the sidecar that their namespace asks for.
+    pub pods_without_sidecar: usize,
+    /// What was refused and the reason, with how often.
+    pub refusals: Vec<((&'static str, &'static str), u64)>,
+    /// Requests that sidecars have reported.
+    pub requests: Vec<(Destination, Counts)>,
+}
+
+impl Metrics {
+    /// The text.
+    ///
+    /// # Errors
+    /// Never in practice: a string takes everything.
+    pub fn into_text(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut out = String::new();
+        text::encode(&mut out, &registry)?;
+        Ok(out)
+    }
+}
+
+// The encoder appends `_total` to the name of a counter.
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let leader = ("tulle_operator_leader", "Whether this replica leads.", u64::from(self.leader));
+        let sidecars = ("tulle_operator_sidecars", "Connected sidecars.", count(self.sidecars));
+        let uninjected = (
+            "tulle_operator_pods_without_sidecar",
+            "Pods without the sidecar that their namespace asks for.",
+            count(self.pods_without_sidecar),
+        );
+        for (name, help, value) in [leader, sidecars, uninjected] {
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        let mut refusals = encoder.encode_descriptor(
+            "tulle_operator_refusals",
+            "Calls that were refused.",
+            None,
+            MetricType::Counter,
+        )?;
+        for ((what, reason), value) in &self.refusals {
+            counter(&mut refusals, &[("what", *what), ("reason", *reason)], *value)?;
+        }
+        let mut requests = encoder.encode_descriptor(
+            "tulle_operator_requests",
+            "Requests that sidecars have reported.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (to, Counts { requests: all, failures }) in &self.requests {
+            for (outcome, value) in [("success", all.saturating_sub(*failures)), ("failure", *failures)] {
+                let labels = [
+                    ("destination_namespace", to.namespace.as_str()),
+                    ("destination_service", to.service.as_str()),
+                    ("revision", to.revision.as_str()),
+                    ("outcome", outcome),
+                ];
+                counter(&mut requests, &labels, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn counter<const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str); N],
+    value: u64,
+) -> fmt::Result {
+    family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_every_metric_as_dashboards_know_it() {
+        let destination =
+            Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
+        let metrics = Metrics {
+            leader: true,
+            sidecars: 3,
+            pods_without_sidecar: 1,
+            refusals: vec![(("certificate", "OtherPod"), 2)],
+            requests: vec![(destination, Counts { requests: 10, failures: 4 })],
+        };
+        let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
+# TYPE tulle_operator_leader gauge
+tulle_operator_leader 1
+# HELP tulle_operator_sidecars Connected sidecars.
+# TYPE tulle_operator_sidecars gauge
+tulle_operator_sidecars 3
+# HELP tulle_operator_pods_without_sidecar Pods without the sidecar that their namespace asks for.
+# TYPE tulle_operator_pods_without_sidecar gauge
+tulle_operator_pods_without_sidecar 1
+# HELP tulle_operator_refusals Calls that were refused.
+# TYPE tulle_operator_refusals counter
+tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
+# HELP tulle_operator_requests Requests that sidecars have reported.
+# TYPE tulle_operator_requests counter
+tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="success"} 6
+tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
+# EOF
+"#;
+        assert_eq!(metrics.into_text().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_label_cannot_break_the_text() {
+        let destination =
+            Destination { revision: "a\"b\n".into(), namespace: "n".into(), service: "s".into() };
+        let metrics = Metrics { requests: vec![(destination, Counts::default())], ..Metrics::default() };
+        let text = metrics.into_text().unwrap();
+        assert!(text.contains(r#"revision="a\"b\n",outcome="success"} 0"#), "{text}");
+    }
+}

@@ -1,0 +1,229 @@
+//! Follows the events of one watch.
+//!
+//! In: events as kube's watcher yields them. Out: changes of the model behind a [`Hub`]. Decides whether a
+//! list is complete enough to delete what it leaves out; never opens a connection.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::atomic::Ordering;
+
+use futures::{Stream, StreamExt as _};
+use kube::Resource;
+use kube::runtime::watcher::{self, Event};
+
+use super::Hub;
+use crate::model::Model;
+
+/// A list that comes back less than half as long as at least this many known objects is requested again
+/// before anything is deleted, because an API server that is still starting answers with fewer objects than
+/// exist.
+const SUSPICIOUS: usize = 10;
+
+/// What is done with the objects of one kind.
+pub(super) struct Handlers<I, A, D> {
+    /// Identifies an object.
+    pub(super) id: I,
+    /// Puts an object into the model.
+    pub(super) apply: A,
+    /// Removes an object from the model.
+    pub(super) delete: D,
+}
+
+/// The objects of one kind, as its watches have shown them. Outlives each watch.
+#[derive(Debug)]
+pub(super) struct Known<Id> {
+    ids: HashSet<Id>,
+    /// Those of the list in progress.
+    listed: HashSet<Id>,
+    /// The last list was suspect: the next one is accepted whatever it holds.
+    suspected: bool,
+    /// A list has been accepted, and the hub knows.
+    synced: bool,
+}
+
+impl<Id> Default for Known<Id> {
+    fn default() -> Self {
+        Self { ids: HashSet::new(), listed: HashSet::new(), suspected: false, synced: false }
+    }
+}
+
+/// The verdict on a list that has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Relist<Id> {
+    /// List again before anything is deleted.
+    Suspect,
+    /// The list is complete: these objects are gone.
+    Accepted { gone: Vec<Id>, first: bool },
+}
+
+impl<Id: Hash + Eq + Clone> Known<Id> {
+    fn end_of_list(&mut self) -> Relist<Id> {
+        let listed = std::mem::take(&mut self.listed);
+        if !self.suspected && self.ids.len() >= SUSPICIOUS && listed.len() < self.ids.len() / 2 {
+            self.suspected = true;
+            // They are in the model by now: one that the next list leaves out is deleted then.
+            self.ids.extend(listed);
+            return Relist::Suspect;
+        }
+        self.suspected = false;
+        let gone = self.ids.difference(&listed).cloned().collect();
+        self.ids = listed;
+        Relist::Accepted { gone, first: !std::mem::replace(&mut self.synced, true) }
+    }
+}
+
+/// Follows one watch until it ends, or until a list is suspect: the caller starts another one.
+pub(super) async fn follow<K, Id>(
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    hub: &Hub,
+    known: &mut Known<Id>,
+    handlers: &Handlers<impl Fn(&K) -> Id, impl Fn(&mut Model, K), impl Fn(&mut Model, &Id)>,
+) where
+    K: Resource<DynamicType = ()>,
+    Id: Hash + Eq + Clone,
+{
+    let Handlers { id, apply, delete } = handlers;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => known.listed.clear(),
+            Ok(Event::InitApply(object)) => {
+                known.listed.insert(id(&object));
+                hub.change(|model| apply(model, object));
+            }
+            Ok(Event::InitDone) => {
+                let (before, listed) = (known.ids.len(), known.listed.len());
+                match known.end_of_list() {
+                    Relist::Suspect => {
+                        tracing::warn!(kind = %K::kind(&()), known = before, listed, "list is less than half as long as the known objects; listing again before deleting any");
+                        return;
+                    }
+                    Relist::Accepted { gone, first } => {
+                        for gone in &gone {
+                            hub.change(|model| delete(model, gone));
+                        }
+                        if first {
+                            hub.synced.fetch_add(1, Ordering::Release);
+                            hub.change(|_| {});
+                        }
+                    }
+                }
+            }
+            Ok(Event::Apply(object)) => {
+                known.ids.insert(id(&object));
+                hub.change(|model| apply(model, object));
+            }
+            Ok(Event::Delete(object)) => {
+                let gone = id(&object);
+                known.ids.remove(&gone);
+                hub.change(|model| delete(model, &gone));
+            }
+            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; retrying"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use kube::ResourceExt as _;
+    use tulle_crds::keys;
+
+    use super::super::{convert, wire};
+    use super::*;
+
+    /// A hub that follows namespaces `n0`, `n1`, …, all of them meshed.
+    #[derive(Default)]
+    struct Watch {
+        hub: Hub,
+        known: Known<String>,
+    }
+
+    impl Watch {
+        async fn events(&mut self, events: Vec<Event<wire::Namespace>>) {
+            let handlers = Handlers {
+                id: |object: &wire::Namespace| object.name_any(),
+                apply: |model: &mut Model, object: wire::Namespace| {
+                    model.apply_namespace(object.name_any().into(), convert::namespace(&object));
+                },
+                delete: |model: &mut Model, name: &String| model.delete_namespace(name),
+            };
+            let events = futures::stream::iter(events.into_iter().map(Ok));
+            follow(events, &self.hub, &mut self.known, &handlers).await;
+        }
+
+        async fn list(&mut self, numbers: Range<u32>) {
+            let objects = numbers.map(|number| Event::InitApply(namespace(number)));
+            self.events([Event::Init].into_iter().chain(objects).chain([Event::InitDone]).collect()).await;
+        }
+
+        fn in_model(&self) -> usize {
+            self.hub.model().meshed_namespaces().len()
+        }
+
+        fn kinds_synced(&self) -> usize {
+            self.hub.synced.load(Ordering::Acquire)
+        }
+    }
+
+    fn namespace(number: u32) -> wire::Namespace {
+        let metadata = ObjectMeta {
+            name: Some(format!("n{number}")),
+            labels: Some([(keys::INJECT.to_owned(), "enabled".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        wire::Namespace { metadata, ..wire::Namespace::default() }
+    }
+
+    #[tokio::test]
+    async fn a_list_that_shrinks_by_more_than_half_is_accepted_only_when_it_comes_twice() {
+        let mut watch = Watch::default();
+        watch.list(0..20).await;
+        watch.list(0..3).await;
+        assert_eq!(watch.in_model(), 20, "nothing is deleted after a suspect list");
+        watch.list(0..3).await;
+        assert_eq!(watch.in_model(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_kind_counts_as_synced_once_however_often_it_is_listed() {
+        let mut watch = Watch::default();
+        watch.list(0..20).await;
+        assert_eq!(watch.kinds_synced(), 1);
+        watch.list(0..3).await;
+        watch.list(0..3).await;
+        watch.list(0..20).await;
+        assert_eq!(watch.kinds_synced(), 1, "a suspect list and its repetition are the same kind");
+    }
+
+    #[tokio::test]
+    async fn after_a_suspect_list_was_repeated_the_next_short_one_is_suspect_again() {
+        let mut watch = Watch::default();
+        watch.list(0..20).await;
+        watch.list(0..3).await;
+        watch.list(0..20).await;
+        watch.list(0..3).await;
+        assert_eq!(watch.in_model(), 20);
+    }
+
+    #[tokio::test]
+    async fn an_object_that_only_the_suspect_list_held_is_deleted() {
+        let mut watch = Watch::default();
+        watch.list(0..20).await;
+        watch.list(30..31).await;
+        assert_eq!(watch.in_model(), 21);
+        watch.list(0..20).await;
+        assert_eq!(watch.in_model(), 20);
+    }
+
+    #[tokio::test]
+    async fn objects_come_and_go_between_lists() {
+        let mut watch = Watch::default();
+        watch.events(vec![Event::Init, Event::InitDone, Event::Apply(namespace(1))]).await;
+        assert_eq!(watch.in_model(), 1);
+        watch.events(vec![Event::Delete(namespace(1))]).await;
+        assert_eq!(watch.in_model(), 0);
+    }
+}
