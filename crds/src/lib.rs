@@ -8,19 +8,19 @@
 //! ```
 #![deny(missing_docs)]
 
+mod action;
 mod canary;
 mod condition;
 mod config;
 mod policy;
 mod quantity;
-mod verb;
 
+pub use action::CanaryAction;
 pub use canary::*;
 pub use condition::{reason, set_condition};
 pub use config::*;
 pub use policy::*;
 pub use quantity::{Percent, QuantityError, Span};
-pub use verb::Verb;
 
 use kube::CustomResourceExt as _;
 
@@ -32,7 +32,7 @@ pub mod keys {
     pub const INJECTED: &str = "tulle.dev/sidecar";
     /// The readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";
-    /// On a Canary: a human's verb with a request id, `promote@4711`.
+    /// On a Canary: an action with a request id, such as `promote@4711`.
     pub const ACTION: &str = "tulle.dev/action";
     /// Annotation of a pod: ports that its sidecar does not see.
     pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";

@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 use serde_json::Value;
 use tulle_crds::{
-    Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, Verb, WorkloadKind,
-    keys,
+    Canary, CanaryAction, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span,
+    WorkloadKind, keys,
 };
 use tulle_mesh::policy::Glob;
 
@@ -101,12 +101,12 @@ pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> F
     findings
 }
 
-/// Looks at the verb that an object carries, if it is a Canary.
+/// Looks at the action that an object requests, if it is a Canary.
 pub fn action(object: &Value) -> Findings {
     let mut findings = Findings::default();
     let annotations = object.pointer("/metadata/annotations");
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
-    if let Some(text) = action.filter(|text| Verb::parse(text).is_none()) {
+    if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
         findings.warn(format!(
             "{}={text} does nothing: write promote, abort, resume or retry, then @ and an id that was not used before",
             keys::ACTION

@@ -12,7 +12,8 @@ mod tests;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step, Verb, reason,
+    CanaryAction, CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step,
+    reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -41,8 +42,8 @@ pub struct Seen {
     pub acknowledged: Acknowledgement,
     /// Requests since the last look: to the canary, to the approved revision.
     pub counted: (Counts, Counts),
-    /// A human's verb and its request id.
-    pub action: Option<(Verb, String)>,
+    /// The action that a user requested, and its request id.
+    pub action: Option<(CanaryAction, String)>,
     /// An older Canary with the same target.
     pub conflict: Option<String>,
 }
@@ -175,30 +176,30 @@ impl Turn<'_> {
         self.promote(&because);
     }
 
-    /// A verb is carried out once: its request id is remembered.
+    /// Carries out the requested action once: its request id is remembered.
     fn human(&mut self, target: &WorkloadSeen) {
-        let Some((verb, id)) = self.seen.action.clone() else { return };
+        let Some((action, id)) = self.seen.action.clone() else { return };
         if self.status.last_action == id {
             return;
         }
         self.status.last_action.clone_from(&id);
         let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused);
-        match verb {
-            Verb::Promote if on_trial || self.status.phase == Phase::Failed => {
+        match action {
+            CanaryAction::Promote if on_trial || self.status.phase == Phase::Failed => {
                 self.promote("promoted by hand")
             }
-            Verb::Abort if on_trial => self.fail("aborted by hand".to_owned()),
-            Verb::Resume if self.status.phase == Phase::Paused => {
+            CanaryAction::Abort if on_trial => self.fail("aborted by hand".to_owned()),
+            CanaryAction::Resume if self.status.phase == Phase::Paused => {
                 self.status.phase = Phase::Progressing;
                 self.next_step();
             }
-            Verb::Retry if self.status.phase == Phase::Failed => {
+            CanaryAction::Retry if self.status.phase == Phase::Failed => {
                 if let Some(latest) = &target.latest {
                     self.begin(&latest.clone());
                 }
             }
             _ => {
-                let message = format!("{verb:?}@{id} does nothing in phase {:?}", self.status.phase);
+                let message = format!("{action:?}@{id} does nothing in phase {:?}", self.status.phase);
                 self.event(true, "ActionIgnored", message);
             }
         }
