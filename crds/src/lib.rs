@@ -20,7 +20,7 @@ pub use canary::*;
 pub use condition::{reason, set_condition};
 pub use config::*;
 pub use policy::*;
-pub use quantity::{Percent, QuantityError, Span};
+pub use quantity::{QuantityError, parse_duration, parse_percent};
 
 use kube::CustomResourceExt as _;
 

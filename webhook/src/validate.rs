@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 use serde_json::Value;
 use tulle_crds::{
-    Canary, CanaryAction, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span,
-    WorkloadKind, keys,
+    Canary, CanaryAction, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, WorkloadKind, keys,
+    parse_duration, parse_percent,
 };
 use tulle_mesh::policy::Glob;
 
@@ -60,10 +60,12 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
 /// Looks at the mesh's settings.
 pub fn config(config: &MeshConfig) -> Findings {
     let mut findings = Findings::default();
-    match Span::parse(&config.spec.certificates.leaf_lifetime) {
+    match parse_duration(&config.spec.certificates.leaf_lifetime) {
         Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
-        Ok(span) if span.as_secs() < 20 => findings.error("spec.certificates.leafLifetime: at least 20s"),
-        Ok(span) if span.as_secs() > 7 * 86_400 => {
+        Ok(lifetime) if lifetime.as_secs() < 20 => {
+            findings.error("spec.certificates.leafLifetime: at least 20s")
+        }
+        Ok(lifetime) if lifetime.as_secs() > 7 * 86_400 => {
             findings
                 .warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
         }
@@ -76,10 +78,11 @@ pub fn config(config: &MeshConfig) -> Findings {
 pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
     let mut findings = Findings::default();
     let spec = &canary.spec;
-    if let Err(error) = Percent::parse(&spec.judge.confidence) {
+    if let Err(error) = parse_percent(&spec.judge.confidence) {
         findings.error(format!("spec.judge.confidence: {error}"));
     }
-    let holds: Vec<_> = spec.steps.iter().filter_map(|step| step.hold.as_deref()).map(Span::parse).collect();
+    let holds: Vec<_> =
+        spec.steps.iter().filter_map(|step| step.hold.as_deref()).map(parse_duration).collect();
     for error in holds.iter().filter_map(|hold| hold.as_ref().err()) {
         findings.error(format!("spec.steps: {error}"));
     }
@@ -197,7 +200,7 @@ fn seconds(spec: &CanarySpec) -> u64 {
     }
     let hold = |step: &tulle_crds::Step| match (&step.pause, &step.hold) {
         (Some(_), _) => 3600,
-        (None, Some(hold)) => Span::parse(hold).map_or(0, |span| span.as_secs()),
+        (None, Some(hold)) => parse_duration(hold).map_or(0, |hold| hold.as_secs()),
         (None, None) => 120,
     };
     spec.steps.iter().map(hold).sum()

@@ -12,8 +12,8 @@ mod tests;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanaryAction, CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step,
-    reason,
+    CanaryAction, CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Phase, Step, parse_duration,
+    parse_percent, reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -258,7 +258,7 @@ impl Turn<'_> {
     }
 
     fn progress(&mut self, target: &WorkloadSeen) {
-        if self.elapsed(self.status.started.as_ref()) > span(&self.spec.deadline) {
+        if self.elapsed(self.status.started.as_ref()) > duration(&self.spec.deadline) {
             return self.fail(format!("not decided within the deadline of {}", self.spec.deadline));
         }
         let broken = self.is_broken(target);
@@ -356,7 +356,7 @@ impl Turn<'_> {
     }
 
     fn decide(&mut self, step: &Step) {
-        let hold = step.hold.as_deref().map_or(SignedDuration::from_secs(120), span);
+        let hold = step.hold.as_deref().map_or(SignedDuration::from_secs(120), duration);
         if self.status.phase != Phase::Progressing || self.elapsed(self.status.step_started.as_ref()) < hold {
             return;
         }
@@ -393,7 +393,7 @@ impl Turn<'_> {
             former_log_evidence: evidence.former_log_evidence,
             alone: self.status.weight >= 100,
         };
-        let confidence = Percent::parse(&self.spec.judge.confidence).unwrap_or(0.99);
+        let confidence = parse_percent(&self.spec.judge.confidence).unwrap_or(0.99);
         let rule = Rule {
             worse_by: self.spec.judge.errors.worse_by,
             alpha: (1.0 - confidence).max(1e-9),
@@ -436,7 +436,7 @@ impl Turn<'_> {
             self.status.former_revision.clear();
             self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
             self.no_longer_stalled("Promoted", "every pod has been replaced");
-        } else if self.elapsed(self.status.step_started.as_ref()) > span(&self.spec.deadline) {
+        } else if self.elapsed(self.status.step_started.as_ref()) > duration(&self.spec.deadline) {
             // It is approved, and all traffic may go to it; what is left is its controller's to do.
             let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
             let because = format!(
@@ -509,8 +509,8 @@ impl Turn<'_> {
     }
 }
 
-/// Spans are validated at admission; one that cannot be read is a day.
-fn span(text: &str) -> SignedDuration {
-    let span = Span::parse(text).ok().and_then(|span| SignedDuration::try_from(span).ok());
-    span.unwrap_or(SignedDuration::from_hours(24))
+/// Durations are validated at admission; an invalid one counts as a day.
+fn duration(text: &str) -> SignedDuration {
+    let duration = parse_duration(text).ok().and_then(|duration| SignedDuration::try_from(duration).ok());
+    duration.unwrap_or(SignedDuration::from_hours(24))
 }
