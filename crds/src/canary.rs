@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::DURATION_PATTERN;
+
 /// A new version of the target gets traffic in steps, is judged against the stable version over the
 /// same seconds, and is promoted or stopped. Nothing of the target is renamed, copied or rescaled.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -44,7 +46,7 @@ pub struct CanarySpec {
     pub judge: Judge,
     /// After this long a rollout that is not decided ends as `onFailure` says. Default: 24h.
     #[serde(default = "deadline")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h|d)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub deadline: String,
     /// What happens to the pods of a bad version. Hold parks them for a look; Undo restores the
     /// workload's former template.
@@ -107,7 +109,7 @@ pub struct Step {
     pub weight: Option<u8>,
     /// For at least this long. Default: 2m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h|d)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub hold: Option<String>,
     /// Until `kubectl annotate canary NAME tulle.dev/action=resume@ID` goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::MtlsMode;
+use crate::quantity::DURATION_PATTERN;
 
 /// Settings of the whole mesh. There is one, named `mesh`; the operator makes it with the defaults where
 /// it is missing.
@@ -65,7 +66,7 @@ pub fn trust_domain() -> String {
 pub struct Certificates {
     /// How long a sidecar's certificate lives; it is renewed at half of that.
     #[serde(default = "leaf_lifetime")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub leaf_lifetime: String,
 }
 
