@@ -16,6 +16,9 @@ use crate::quantity::DURATION_PATTERN;
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "Canary",
+    doc = "Canary rolls out each new version of a workload in steps. The new version gets a growing share of the \
+           traffic, is compared with the stable version over the same period, and is promoted or stopped. A Canary \
+           never renames, copies or scales the workload.",
     plural = "canaries",
     namespaced,
     status = "CanaryStatus",
@@ -284,6 +287,7 @@ pub struct CanaryStatus {
     /// `Ready`: the target exists and its rollouts are watched. `Acknowledged`: every sidecar concerned
     /// enforces the present weight; if not, who is waited for. `Capacity`, `Progressing`, `Promoted`, `Stalled`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// The last rollouts, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]

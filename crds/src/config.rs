@@ -15,6 +15,8 @@ use crate::quantity::DURATION_PATTERN;
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshConfig",
+    doc = "MeshConfig holds the settings of the whole mesh. A cluster has one, named mesh; the operator creates \
+           it with the defaults if it is missing.",
     status = "MeshConfigStatus",
     category = "tulle",
     derive = "PartialEq",
@@ -104,5 +106,6 @@ pub struct MeshConfigStatus {
     pub trust_domain: Option<String>,
     /// `Ready`: the settings hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshPolicy",
+    doc = "MeshPolicy sets encryption and access rules for the traffic to a Service, to pods with given labels, \
+           or to all pods of a namespace. Every section is optional. For each section the most specific target \
+           wins: Service and Workload over Namespace, Namespace over MeshConfig. Of two equally specific policies \
+           the older one wins, and the newer one reports Conflicted.",
     namespaced,
     status = "MeshPolicyStatus",
     shortname = "mp",
@@ -202,5 +206,6 @@ pub struct MeshPolicyStatus {
     pub enforced: Option<String>,
     /// `Ready`: accepted and acknowledged by every sidecar that it concerns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
