@@ -50,6 +50,7 @@ pub struct CanarySpec {
     /// After this long a rollout that is not decided ends as `onFailure` says. Default: 24h.
     #[serde(default = "deadline")]
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
+    #[x_kube(validation = ("self.matches('[1-9]')", "deadline must be longer than 0s; write for example 24h"))]
     pub deadline: String,
     /// What happens to the pods of a bad version. Hold parks them for a look; Undo restores the
     /// workload's former template.
@@ -104,11 +105,12 @@ impl WorkloadKind {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.weight) != has(self.pause)", "a step is either a weight or a pause: {weight: 5, hold: 2m} or {pause: {}}"))]
+#[x_kube(validation = ("!has(self.weight) || self.weight > 0", "weight must be from 1 to 100; to keep the new version without traffic, write {pause: {}} as the first step"))]
 #[x_kube(validation = ("!has(self.hold) || has(self.weight)", "hold belongs to a weight"))]
 pub struct Step {
     /// Percent of the traffic that the new version gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 100))]
+    #[schemars(range(min = 1, max = 100))]
     pub weight: Option<u8>,
     /// For at least this long. Default: 2m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,7 +136,16 @@ pub struct Judge {
     pub min_requests: u32,
     /// How sure a verdict must be. At 99% one good version in a hundred is stopped by mistake,
     /// however often the judge looks.
-    #[schemars(regex(pattern = "^[0-9]+(\\.[0-9]+)?%$"))]
+    // Not `x_kube`: KubeSchema cannot be derived for a type with `#[serde(default)]`, whose default would have to
+    // be that of the type it generates.
+    #[schemars(
+        regex(pattern = "^[0-9]+(\\.[0-9]+)?%$"),
+        length(max = 16),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('^[0-9]{1,2}([.][0-9]+)?%$') && self.matches('[1-9]')",
+            "message": "confidence must be above 0% and below 100%; write for example 99%"
+        }])
+    )]
     pub confidence: String,
     /// What happens when a step's time is up and the evidence does not decide.
     pub on_inconclusive: OnInconclusive,

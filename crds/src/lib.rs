@@ -149,7 +149,7 @@ mod tests {
         let weight = "/properties/spec/properties/steps/items/properties/weight";
         let weight = schema("Canary").pointer(weight).unwrap().clone();
         assert_eq!(weight["type"], "integer");
-        assert_eq!(weight["maximum"], 100.0);
+        assert_eq!((&weight["minimum"], &weight["maximum"]), (&json!(1.0), &json!(100.0)));
     }
 
     #[test]
@@ -158,6 +158,43 @@ mod tests {
             let conditions = schema.pointer("/properties/status/properties/conditions").unwrap();
             assert_eq!(conditions["x-kubernetes-list-type"], "map", "{kind}");
             assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]), "{kind}");
+        }
+    }
+
+    /// The CEL rules and messages at a place in a kind's `spec`.
+    fn rules(kind: &str, pointer: &str) -> Vec<(String, String)> {
+        let schema = schema(kind);
+        let at = schema.pointer(&format!("/properties/spec{pointer}/x-kubernetes-validations")).unwrap();
+        let text = |rule: &Value, key: &str| rule[key].as_str().unwrap().to_owned();
+        at.as_array().unwrap().iter().map(|rule| (text(rule, "rule"), text(rule, "message"))).collect()
+    }
+
+    #[test]
+    fn a_policy_target_rejects_the_fields_that_its_kind_does_not_use_and_says_what_to_write() {
+        let rules = rules("MeshPolicy", "/properties/target");
+        for (unused, instead) in [
+            ("self.kind != 'Service' || !has(self.selector)", "write kind: Workload"),
+            ("self.kind != 'Workload' || !has(self.name)", "write kind: Service"),
+            (
+                "self.kind != 'Namespace' || (!has(self.name) && !has(self.selector))",
+                "leave name and selector out",
+            ),
+        ] {
+            let found = rules.iter().find(|(rule, _)| rule == unused);
+            assert!(found.is_some_and(|(_, message)| message.contains(instead)), "{unused}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_would_decide_a_rollout_before_it_starts_are_rejected_with_what_to_write() {
+        for (place, rule, message) in [
+            ("/properties/steps/items", "self.weight > 0", "from 1 to 100"),
+            ("/properties/deadline", "matches('[1-9]')", "write for example 24h"),
+            ("/properties/judge/properties/confidence", "{1,2}", "write for example 99%"),
+        ] {
+            let rules = rules("Canary", place);
+            let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
+            assert!(rules.iter().any(has), "{place}: {rules:?}");
         }
     }
 

@@ -52,6 +52,8 @@ pub struct MeshPolicySpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.kind != 'Service' || has(self.name)", "a Service target needs a name"))]
+#[x_kube(validation = ("self.kind != 'Service' || !has(self.selector)", "a Service target uses only name: leave selector out, or write kind: Workload to select pods by labels"))]
+#[x_kube(validation = ("self.kind != 'Workload' || !has(self.name)", "a Workload target uses only selector: leave name out, or write kind: Service to target a Service by name"))]
 #[x_kube(validation = ("self.kind != 'Workload' || has(self.selector)", "a Workload target needs a selector with matchLabels"))]
 #[x_kube(validation = ("self.kind != 'Namespace' || (!has(self.name) && !has(self.selector))", "a Namespace target is the policy's own namespace: leave name and selector out"))]
 pub struct PolicyTarget {

@@ -78,14 +78,7 @@ pub fn config(config: &MeshConfig) -> Findings {
 pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
     let mut findings = Findings::default();
     let spec = &canary.spec;
-    if let Err(error) = parse_percent(&spec.judge.confidence) {
-        findings.error(format!("spec.judge.confidence: {error}"));
-    }
-    let holds: Vec<_> =
-        spec.steps.iter().filter_map(|step| step.hold.as_deref()).map(parse_duration).collect();
-    for error in holds.iter().filter_map(|hold| hold.as_ref().err()) {
-        findings.error(format!("spec.steps: {error}"));
-    }
+    check_judge_and_times(spec, &mut findings);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
         findings.warn("spec.steps: weights usually ascend");
@@ -102,6 +95,37 @@ pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> F
         )),
     }
     findings
+}
+
+/// The limits of 0 and 100 % are in the schema too. They are repeated because Helm does not upgrade CRDs, so the
+/// schema in the cluster may be older than this webhook.
+fn check_judge_and_times(spec: &CanarySpec, findings: &mut Findings) {
+    match parse_percent(&spec.judge.confidence) {
+        Err(error) => findings.error(format!("spec.judge.confidence: {error}")),
+        Ok(share) if share <= 0.0 || share >= 1.0 => findings.error(format!(
+            "spec.judge.confidence: {} must be above 0% and below 100%; write for example 99%",
+            spec.judge.confidence
+        )),
+        Ok(_) => {}
+    }
+    match parse_duration(&spec.deadline) {
+        Err(error) => findings.error(format!("spec.deadline: {error}")),
+        Ok(deadline) if deadline.is_zero() => findings.error(format!(
+            "spec.deadline: {} fails every rollout at once; write for example 24h",
+            spec.deadline
+        )),
+        Ok(_) => {}
+    }
+    for (index, step) in spec.steps.iter().enumerate() {
+        if step.weight == Some(0) {
+            findings.error(format!(
+                "spec.steps[{index}].weight: must be from 1 to 100; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+            ));
+        }
+        if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
+            findings.error(format!("spec.steps[{index}].hold: {error}"));
+        }
+    }
 }
 
 /// Looks at the action that an object requests, if it is a Canary.
@@ -248,6 +272,30 @@ mod tests {
             findings.warnings
         );
         assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
+    }
+
+    #[test]
+    fn times_and_limits_that_cannot_work_are_rejected_with_what_to_write() {
+        let target = json!({"kind": "Deployment", "name": "web"});
+        for (field, spec, expected) in [
+            ("spec.deadline", json!({"deadline": "0s"}), "write for example 24h"),
+            ("spec.deadline", json!({"deadline": "0h0m"}), "write for example 24h"),
+            ("spec.deadline", json!({"deadline": "30m1h"}), "for example 90s, 5m or 1h30m"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "0%"}}), "write for example 99%"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "100%"}}), "write for example 99%"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "101%"}}), "for example 99% or 99.5%"),
+            ("spec.steps[0].weight", json!({"steps": [{"weight": 0}]}), "from 1 to 100"),
+            ("spec.steps[0].hold", json!({"steps": [{"weight": 5, "hold": "5 minutes"}]}), "1h30m"),
+        ] {
+            let mut all = json!({"target": target});
+            all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            let errors = canary(&canary_of(all), &[], None).errors;
+            assert_eq!(errors.len(), 1, "{spec}: {errors:?}");
+            assert!(errors[0].starts_with(field) && errors[0].contains(expected), "{spec}: {errors:?}");
+        }
+        let accepted = json!({"target": target, "deadline": "1h30m", "judge": {"confidence": "99.9%"},
+            "steps": [{"weight": 1, "hold": "0s"}, {"weight": 100, "hold": "1d12h"}]});
+        assert_eq!(canary(&canary_of(accepted), &[], None).errors, Vec::<String>::new());
     }
 
     #[test]
