@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::DURATION_PATTERN;
+
 /// A new version of the target gets traffic in steps, is judged against the stable version over the
 /// same seconds, and is promoted or stopped. Nothing of the target is renamed, copied or rescaled.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -14,6 +16,9 @@ use serde::{Deserialize, Serialize};
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "Canary",
+    doc = "Canary rolls out each new version of a workload in steps. The new version gets a growing share of the \
+           traffic, is compared with the stable version over the same period, and is promoted or stopped. A Canary \
+           never renames, copies or scales the workload.",
     plural = "canaries",
     namespaced,
     status = "CanaryStatus",
@@ -44,7 +49,8 @@ pub struct CanarySpec {
     pub judge: Judge,
     /// After this long a rollout that is not decided ends as `onFailure` says. Default: 24h.
     #[serde(default = "deadline")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h|d)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
+    #[x_kube(validation = ("self.matches('[1-9]')", "deadline must be longer than 0s; write for example 24h"))]
     pub deadline: String,
     /// What happens to the pods of a bad version. Hold parks them for a look; Undo restores the
     /// workload's former template.
@@ -99,15 +105,16 @@ impl WorkloadKind {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.weight) != has(self.pause)", "a step is either a weight or a pause: {weight: 5, hold: 2m} or {pause: {}}"))]
+#[x_kube(validation = ("!has(self.weight) || self.weight > 0", "weight must be from 1 to 100; to keep the new version without traffic, write {pause: {}} as the first step"))]
 #[x_kube(validation = ("!has(self.hold) || has(self.weight)", "hold belongs to a weight"))]
 pub struct Step {
     /// Percent of the traffic that the new version gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 100))]
+    #[schemars(range(min = 1, max = 100))]
     pub weight: Option<u8>,
     /// For at least this long. Default: 2m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h|d)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub hold: Option<String>,
     /// Until `kubectl annotate canary NAME tulle.dev/action=resume@ID` goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,7 +136,16 @@ pub struct Judge {
     pub min_requests: u32,
     /// How sure a verdict must be. At 99% one good version in a hundred is stopped by mistake,
     /// however often the judge looks.
-    #[schemars(regex(pattern = "^[0-9]+(\\.[0-9]+)?%$"))]
+    // Not `x_kube`: KubeSchema cannot be derived for a type with `#[serde(default)]`, whose default would have to
+    // be that of the type it generates.
+    #[schemars(
+        regex(pattern = "^[0-9]+(\\.[0-9]+)?%$"),
+        length(max = 16),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('^[0-9]{1,2}([.][0-9]+)?%$') && self.matches('[1-9]')",
+            "message": "confidence must be above 0% and below 100%; write for example 99%"
+        }])
+    )]
     pub confidence: String,
     /// What happens when a step's time is up and the evidence does not decide.
     pub on_inconclusive: OnInconclusive,
@@ -282,6 +298,7 @@ pub struct CanaryStatus {
     /// `Ready`: the target exists and its rollouts are watched. `Acknowledged`: every sidecar concerned
     /// enforces the present weight; if not, who is waited for. `Capacity`, `Progressing`, `Promoted`, `Stalled`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// The last rollouts, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]

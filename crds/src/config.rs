@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::MtlsMode;
+use crate::quantity::DURATION_PATTERN;
 
 /// Settings of the whole mesh. There is one, named `mesh`; the operator makes it with the defaults where
 /// it is missing.
@@ -14,6 +15,8 @@ use crate::MtlsMode;
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshConfig",
+    doc = "MeshConfig holds the settings of the whole mesh. A cluster has one, named mesh; the operator creates \
+           it with the defaults if it is missing.",
     status = "MeshConfigStatus",
     category = "tulle",
     derive = "PartialEq",
@@ -65,7 +68,7 @@ pub fn trust_domain() -> String {
 pub struct Certificates {
     /// How long a sidecar's certificate lives; it is renewed at half of that.
     #[serde(default = "leaf_lifetime")]
-    #[schemars(regex(pattern = "^[0-9]+(s|m|h)$"))]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub leaf_lifetime: String,
 }
 
@@ -103,5 +106,6 @@ pub struct MeshConfigStatus {
     pub trust_domain: Option<String>,
     /// `Ready`: the settings hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -8,21 +8,23 @@
 //! ```
 #![deny(missing_docs)]
 
+mod action;
 mod canary;
 mod condition;
 mod config;
 mod policy;
 mod quantity;
-mod verb;
 
+pub use action::CanaryAction;
 pub use canary::*;
 pub use condition::{reason, set_condition};
 pub use config::*;
 pub use policy::*;
-pub use quantity::{Percent, QuantityError, Span};
-pub use verb::Verb;
+pub use quantity::{QuantityError, parse_duration, parse_percent};
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
+use serde_json::Value;
 
 /// Labels and annotations that Tulle reads and writes.
 pub mod keys {
@@ -32,7 +34,7 @@ pub mod keys {
     pub const INJECTED: &str = "tulle.dev/sidecar";
     /// The readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";
-    /// On a Canary: a human's verb with a request id, `promote@4711`.
+    /// On a Canary: an action with a request id, such as `promote@4711`.
     pub const ACTION: &str = "tulle.dev/action";
     /// Annotation of a pod: ports that its sidecar does not see.
     pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";
@@ -42,18 +44,79 @@ pub mod keys {
 
 /// File name and content of every CustomResourceDefinition.
 pub fn manifests() -> Vec<(&'static str, String)> {
-    let yaml = |definition| serde_yaml::to_string(&definition).unwrap_or_default();
     vec![
-        ("canaries.yaml", yaml(Canary::crd())),
-        ("meshconfigs.yaml", yaml(MeshConfig::crd())),
-        ("meshpolicies.yaml", yaml(MeshPolicy::crd())),
+        ("canaries.yaml", manifest(Canary::crd())),
+        ("meshconfigs.yaml", manifest(MeshConfig::crd())),
+        ("meshpolicies.yaml", manifest(MeshPolicy::crd())),
     ]
+}
+
+fn manifest(definition: CustomResourceDefinition) -> String {
+    let mut definition = serde_json::to_value(definition).unwrap_or_default();
+    remove_unknown_formats(&mut definition);
+    serde_yaml::to_string(&definition).unwrap_or_default()
+}
+
+/// Removes the integer formats that schemars derives from Rust types and Kubernetes does not know (`uint8`), about
+/// which the API server warns when a CRD is applied. Minimum and maximum stay, so the range is still checked.
+///
+/// Done here, on all that was generated, because an attribute on each field would be forgotten on the next one.
+fn remove_unknown_formats(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let format = fields.get("format").and_then(Value::as_str);
+            let is_integer = fields.get("type").and_then(Value::as_str) == Some("integer");
+            if is_integer && format.is_some_and(|format| !matches!(format, "int32" | "int64")) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(remove_unknown_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_unknown_formats),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    /// Where a version's schema is in a CustomResourceDefinition.
+    const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";
+
+    /// Each kind and its generated schema.
+    fn schemas() -> Vec<(String, Value)> {
+        let parse = |(_, yaml): (&str, String)| {
+            let definition: Value = serde_yaml::from_str(&yaml).unwrap();
+            let kind = definition["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+            (kind, definition.pointer(SCHEMA).unwrap().clone())
+        };
+        super::manifests().into_iter().map(parse).collect()
+    }
+
+    fn schema(kind: &str) -> Value {
+        schemas().into_iter().find(|(name, _)| name == kind).unwrap().1
+    }
+
+    /// Every `format` in a schema, with the path to it.
+    fn formats(path: &str, schema: &Value, found: &mut Vec<(String, String)>) {
+        match schema {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    match value {
+                        Value::String(format) if key == "format" => {
+                            found.push((path.to_owned(), format.clone()))
+                        }
+                        _ => formats(&format!("{path}.{key}"), value, found),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| formats(path, item, found)),
+            _ => {}
+        }
+    }
 
     #[test]
     fn the_checked_in_manifests_are_what_the_types_generate() {
@@ -65,6 +128,82 @@ mod tests {
             }
             let checked_in = fs::read_to_string(&path).unwrap_or_default();
             assert!(checked_in == generated, "{name} is stale: TULLE_UPDATE=1 cargo test -p tulle-crds");
+        }
+    }
+
+    #[test]
+    fn kubernetes_knows_every_format_in_the_schemas() {
+        let known = ["int32", "int64", "float", "double", "date-time", "byte", "date", "password"];
+        for (kind, schema) in schemas() {
+            let mut found = Vec::new();
+            formats(&kind, &schema, &mut found);
+            assert!(!found.is_empty(), "{kind} has no format at all: the search is broken");
+            for (path, format) in found {
+                assert!(known.contains(&format.as_str()), "{path} has format {format}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_without_a_format_keeps_its_range() {
+        let weight = "/properties/spec/properties/steps/items/properties/weight";
+        let weight = schema("Canary").pointer(weight).unwrap().clone();
+        assert_eq!(weight["type"], "integer");
+        assert_eq!((&weight["minimum"], &weight["maximum"]), (&json!(1.0), &json!(100.0)));
+    }
+
+    #[test]
+    fn conditions_are_a_map_by_their_type_so_that_several_managers_can_own_one_each() {
+        for (kind, schema) in schemas() {
+            let conditions = schema.pointer("/properties/status/properties/conditions").unwrap();
+            assert_eq!(conditions["x-kubernetes-list-type"], "map", "{kind}");
+            assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]), "{kind}");
+        }
+    }
+
+    /// The CEL rules and messages at a place in a kind's `spec`.
+    fn rules(kind: &str, pointer: &str) -> Vec<(String, String)> {
+        let schema = schema(kind);
+        let at = schema.pointer(&format!("/properties/spec{pointer}/x-kubernetes-validations")).unwrap();
+        let text = |rule: &Value, key: &str| rule[key].as_str().unwrap().to_owned();
+        at.as_array().unwrap().iter().map(|rule| (text(rule, "rule"), text(rule, "message"))).collect()
+    }
+
+    #[test]
+    fn a_policy_target_rejects_the_fields_that_its_kind_does_not_use_and_says_what_to_write() {
+        let rules = rules("MeshPolicy", "/properties/target");
+        for (unused, instead) in [
+            ("self.kind != 'Service' || !has(self.selector)", "write kind: Workload"),
+            ("self.kind != 'Workload' || !has(self.name)", "write kind: Service"),
+            (
+                "self.kind != 'Namespace' || (!has(self.name) && !has(self.selector))",
+                "leave name and selector out",
+            ),
+        ] {
+            let found = rules.iter().find(|(rule, _)| rule == unused);
+            assert!(found.is_some_and(|(_, message)| message.contains(instead)), "{unused}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_would_decide_a_rollout_before_it_starts_are_rejected_with_what_to_write() {
+        for (place, rule, message) in [
+            ("/properties/steps/items", "self.weight > 0", "from 1 to 100"),
+            ("/properties/deadline", "matches('[1-9]')", "write for example 24h"),
+            ("/properties/judge/properties/confidence", "{1,2}", "write for example 99%"),
+        ] {
+            let rules = rules("Canary", place);
+            let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
+            assert!(rules.iter().any(has), "{place}: {rules:?}");
+        }
+    }
+
+    #[test]
+    fn kubectl_explain_begins_with_what_the_kind_is_for() {
+        for (kind, schema) in schemas() {
+            let description = schema["description"].as_str().unwrap();
+            assert!(description.starts_with(&kind) && description.ends_with('.'), "{kind}: {description}");
+            assert!(!description.contains("  "), "{kind}: indentation of the source is left: {description}");
         }
     }
 }

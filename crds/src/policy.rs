@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshPolicy",
+    doc = "MeshPolicy sets encryption and access rules for the traffic to a Service, to pods with given labels, \
+           or to all pods of a namespace. Every section is optional. For each section the most specific target \
+           wins: Service and Workload over Namespace, Namespace over MeshConfig. Of two equally specific policies \
+           the older one wins, and the newer one reports Conflicted.",
     namespaced,
     status = "MeshPolicyStatus",
     shortname = "mp",
@@ -48,6 +52,8 @@ pub struct MeshPolicySpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.kind != 'Service' || has(self.name)", "a Service target needs a name"))]
+#[x_kube(validation = ("self.kind != 'Service' || !has(self.selector)", "a Service target uses only name: leave selector out, or write kind: Workload to select pods by labels"))]
+#[x_kube(validation = ("self.kind != 'Workload' || !has(self.name)", "a Workload target uses only selector: leave name out, or write kind: Service to target a Service by name"))]
 #[x_kube(validation = ("self.kind != 'Workload' || has(self.selector)", "a Workload target needs a selector with matchLabels"))]
 #[x_kube(validation = ("self.kind != 'Namespace' || (!has(self.name) && !has(self.selector))", "a Namespace target is the policy's own namespace: leave name and selector out"))]
 pub struct PolicyTarget {
@@ -202,5 +208,6 @@ pub struct MeshPolicyStatus {
     pub enforced: Option<String>,
     /// `Ready`: accepted and acknowledged by every sidecar that it concerns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -1,76 +1,132 @@
-//! Values with units as people write them: `2m`, `99%`.
+//! Values with units, as users write them: `1h30m`, `99%`.
 
+use std::num::ParseFloatError;
 use std::time::Duration;
 
-/// Why a value was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QuantityError {
-    value: String,
-    example: &'static str,
+use jiff::SpanRelativeTo;
+use jiff::fmt::friendly::SpanParser;
+
+/// The schema's pattern of a duration: whole numbers with units, the largest unit first.
+pub(crate) const DURATION_PATTERN: &str = "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$";
+
+/// Why a value is invalid, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub enum QuantityError {
+    /// Not a duration, or longer than jiff can represent.
+    #[error(
+        "invalid duration {value:?}: write whole numbers with the units d, h, m, s or ms, the largest unit first, for example 90s, 5m or 1h30m"
+    )]
+    Duration {
+        /// The value.
+        value: String,
+        /// What jiff reported; absent if the value was not given to it.
+        #[source]
+        cause: Option<jiff::Error>,
+    },
+    /// Not a percentage.
+    #[error(
+        "invalid percentage {value:?}: write a number from 0 to 100 and a percent sign, for example 99% or 99.5%"
+    )]
+    Percent {
+        /// The value.
+        value: String,
+        /// Why the part before the percent sign is not a number; absent if it is one.
+        #[source]
+        cause: Option<ParseFloatError>,
+    },
 }
 
-impl std::fmt::Display for QuantityError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} cannot be read; write for example {}", self.value, self.example)
+/// Parses a duration: `500ms`, `90s`, `5m`, `1h30m`, `1d`. A day has 24 hours.
+///
+/// # Errors
+/// [`QuantityError::Duration`] unless the text is whole numbers with units, the largest unit first, and no more
+/// than jiff can represent (about 20,000 years).
+pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
+    let invalid = |cause| QuantityError::Duration { value: text.to_owned(), cause };
+    // jiff also accepts words, spaces, signs, fractions, months and years. The schema does not.
+    if !text.bytes().all(|byte| byte.is_ascii_digit() || b"dhms".contains(&byte)) {
+        return Err(invalid(None));
     }
+    SpanParser::new()
+        .parse_span(text)
+        .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()))
+        .and_then(Duration::try_from)
+        .map_err(|error| invalid(Some(error)))
 }
 
-impl std::error::Error for QuantityError {}
-
-/// A span of time: `500ms`, `30s`, `5m`, `2h`, `1d`.
-pub struct Span;
-
-impl Span {
-    /// Reads a span.
-    ///
-    /// # Errors
-    /// [`QuantityError`] with an example, unless it is digits and one of the units above.
-    pub fn parse(text: &str) -> Result<Duration, QuantityError> {
-        let refuse = || QuantityError { value: text.to_owned(), example: "30s, 5m or 2h" };
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refuse)?;
-        let (digits, unit) = text.split_at(unit_at);
-        let number: u64 = digits.parse().map_err(|_| refuse())?;
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(refuse()),
-        };
-        number.checked_mul(millis).map(Duration::from_millis).ok_or_else(refuse)
-    }
-}
-
-/// A share: `99%`, `0.5%`.
-pub struct Percent;
-
-impl Percent {
-    /// Reads a percentage as a fraction of 1.
-    ///
-    /// # Errors
-    /// [`QuantityError`] unless it is a number of 0 to 100 with a percent sign.
-    pub fn parse(text: &str) -> Result<f64, QuantityError> {
-        let refuse = || QuantityError { value: text.to_owned(), example: "99% or 0.5%" };
-        let number: f64 = text.strip_suffix('%').ok_or_else(refuse)?.parse().map_err(|_| refuse())?;
-        if (0.0..=100.0).contains(&number) { Ok(number / 100.0) } else { Err(refuse()) }
-    }
+/// Parses a percentage, such as `99%` or `0.5%`, as a fraction of 1.
+///
+/// # Errors
+/// [`QuantityError::Percent`] unless the text is a number from 0 to 100 with a percent sign.
+pub fn parse_percent(text: &str) -> Result<f64, QuantityError> {
+    let invalid = |cause| QuantityError::Percent { value: text.to_owned(), cause };
+    let number = text.strip_suffix('%').ok_or_else(|| invalid(None))?;
+    let number: f64 = number.parse().map_err(|error| invalid(Some(error)))?;
+    if (0.0..=100.0).contains(&number) { Ok(number / 100.0) } else { Err(invalid(None)) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+
     use super::*;
 
     #[test]
-    fn spans_and_shares_are_read_or_refused_with_an_example() {
-        assert_eq!(Span::parse("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(Span::parse("2h"), Ok(Duration::from_secs(7200)));
-        assert_eq!(Percent::parse("99.5%"), Ok(0.995));
-        for bad in ["", "5", "m", "5 m", "-5m", "5m5s", "99999999999999999999h"] {
-            assert!(Span::parse(bad).is_err(), "{bad}");
+    fn a_duration_is_whole_numbers_with_units_from_days_to_milliseconds() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("0s", 0),
+            ("90s", 90_000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+            ("1h30m", 5_400_000),
+            ("1h30m5s", 5_405_000),
+            ("5m500ms", 300_500),
+            ("1d", 86_400_000),
+            ("1d1h1m1s1ms", 90_061_001),
+        ] {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
-        for bad in ["", "99", "101%", "-1%", "x%", "NaN%"] {
-            assert!(Percent::parse(bad).is_err(), "{bad}");
+    }
+
+    #[test]
+    fn other_ways_to_write_a_duration_are_rejected_with_what_to_write() {
+        for text in [
+            "",
+            "5",
+            "m",
+            "hms",
+            "5 m",
+            " 5m",
+            "-5m",
+            "+5m",
+            "5m ago",
+            "1.5h",
+            "5min",
+            "5M",
+            "1w",
+            "1mo",
+            "1y",
+            "PT5M",
+            "00:05:00",
+            "30m1h",
+            "5m5m",
+            "5hs",
+            "99999999999999999999h",
+            "9999999999d",
+        ] {
+            let error = parse_duration(text).unwrap_err();
+            assert!(error.to_string().contains("for example 90s, 5m or 1h30m"), "{text}: {error}");
+        }
+        assert!(parse_duration("30m1h").unwrap_err().source().is_some());
+    }
+
+    #[test]
+    fn a_percentage_is_a_number_from_0_to_100_with_a_percent_sign() {
+        assert_eq!(parse_percent("99.5%").unwrap(), 0.995);
+        for text in ["", "99", "101%", "-1%", "x%", "NaN%"] {
+            let error = parse_percent(text).unwrap_err();
+            assert!(error.to_string().contains("for example 99% or 99.5%"), "{text}: {error}");
         }
     }
 }

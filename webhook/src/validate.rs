@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 use serde_json::Value;
 use tulle_crds::{
-    Canary, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, Percent, Span, Verb, WorkloadKind,
-    keys,
+    Canary, CanaryAction, CanarySpec, MeshConfig, MeshPolicy, MeshPolicySpec, OnFailure, WorkloadKind, keys,
+    parse_duration, parse_percent,
 };
 use tulle_mesh::policy::Glob;
 
@@ -60,10 +60,12 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
 /// Looks at the mesh's settings.
 pub fn config(config: &MeshConfig) -> Findings {
     let mut findings = Findings::default();
-    match Span::parse(&config.spec.certificates.leaf_lifetime) {
+    match parse_duration(&config.spec.certificates.leaf_lifetime) {
         Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
-        Ok(span) if span.as_secs() < 20 => findings.error("spec.certificates.leafLifetime: at least 20s"),
-        Ok(span) if span.as_secs() > 7 * 86_400 => {
+        Ok(lifetime) if lifetime.as_secs() < 20 => {
+            findings.error("spec.certificates.leafLifetime: at least 20s")
+        }
+        Ok(lifetime) if lifetime.as_secs() > 7 * 86_400 => {
             findings
                 .warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
         }
@@ -76,13 +78,7 @@ pub fn config(config: &MeshConfig) -> Findings {
 pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
     let mut findings = Findings::default();
     let spec = &canary.spec;
-    if let Err(error) = Percent::parse(&spec.judge.confidence) {
-        findings.error(format!("spec.judge.confidence: {error}"));
-    }
-    let holds: Vec<_> = spec.steps.iter().filter_map(|step| step.hold.as_deref()).map(Span::parse).collect();
-    for error in holds.iter().filter_map(|hold| hold.as_ref().err()) {
-        findings.error(format!("spec.steps: {error}"));
-    }
+    check_judge_and_times(spec, &mut findings);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
         findings.warn("spec.steps: weights usually ascend");
@@ -101,12 +97,43 @@ pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> F
     findings
 }
 
-/// Looks at the verb that an object carries, if it is a Canary.
+/// The limits of 0 and 100 % are in the schema too. They are repeated because Helm does not upgrade CRDs, so the
+/// schema in the cluster may be older than this webhook.
+fn check_judge_and_times(spec: &CanarySpec, findings: &mut Findings) {
+    match parse_percent(&spec.judge.confidence) {
+        Err(error) => findings.error(format!("spec.judge.confidence: {error}")),
+        Ok(share) if share <= 0.0 || share >= 1.0 => findings.error(format!(
+            "spec.judge.confidence: {} must be above 0% and below 100%; write for example 99%",
+            spec.judge.confidence
+        )),
+        Ok(_) => {}
+    }
+    match parse_duration(&spec.deadline) {
+        Err(error) => findings.error(format!("spec.deadline: {error}")),
+        Ok(deadline) if deadline.is_zero() => findings.error(format!(
+            "spec.deadline: {} fails every rollout at once; write for example 24h",
+            spec.deadline
+        )),
+        Ok(_) => {}
+    }
+    for (index, step) in spec.steps.iter().enumerate() {
+        if step.weight == Some(0) {
+            findings.error(format!(
+                "spec.steps[{index}].weight: must be from 1 to 100; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+            ));
+        }
+        if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
+            findings.error(format!("spec.steps[{index}].hold: {error}"));
+        }
+    }
+}
+
+/// Looks at the action that an object requests, if it is a Canary.
 pub fn action(object: &Value) -> Findings {
     let mut findings = Findings::default();
     let annotations = object.pointer("/metadata/annotations");
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
-    if let Some(text) = action.filter(|text| Verb::parse(text).is_none()) {
+    if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
         findings.warn(format!(
             "{}={text} does nothing: write promote, abort, resume or retry, then @ and an id that was not used before",
             keys::ACTION
@@ -197,7 +224,7 @@ fn seconds(spec: &CanarySpec) -> u64 {
     }
     let hold = |step: &tulle_crds::Step| match (&step.pause, &step.hold) {
         (Some(_), _) => 3600,
-        (None, Some(hold)) => Span::parse(hold).map_or(0, |span| span.as_secs()),
+        (None, Some(hold)) => parse_duration(hold).map_or(0, |hold| hold.as_secs()),
         (None, None) => 120,
     };
     spec.steps.iter().map(hold).sum()
@@ -245,6 +272,30 @@ mod tests {
             findings.warnings
         );
         assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
+    }
+
+    #[test]
+    fn times_and_limits_that_cannot_work_are_rejected_with_what_to_write() {
+        let target = json!({"kind": "Deployment", "name": "web"});
+        for (field, spec, expected) in [
+            ("spec.deadline", json!({"deadline": "0s"}), "write for example 24h"),
+            ("spec.deadline", json!({"deadline": "0h0m"}), "write for example 24h"),
+            ("spec.deadline", json!({"deadline": "30m1h"}), "for example 90s, 5m or 1h30m"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "0%"}}), "write for example 99%"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "100%"}}), "write for example 99%"),
+            ("spec.judge.confidence", json!({"judge": {"confidence": "101%"}}), "for example 99% or 99.5%"),
+            ("spec.steps[0].weight", json!({"steps": [{"weight": 0}]}), "from 1 to 100"),
+            ("spec.steps[0].hold", json!({"steps": [{"weight": 5, "hold": "5 minutes"}]}), "1h30m"),
+        ] {
+            let mut all = json!({"target": target});
+            all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            let errors = canary(&canary_of(all), &[], None).errors;
+            assert_eq!(errors.len(), 1, "{spec}: {errors:?}");
+            assert!(errors[0].starts_with(field) && errors[0].contains(expected), "{spec}: {errors:?}");
+        }
+        let accepted = json!({"target": target, "deadline": "1h30m", "judge": {"confidence": "99.9%"},
+            "steps": [{"weight": 1, "hold": "0s"}, {"weight": 100, "hold": "1d12h"}]});
+        assert_eq!(canary(&canary_of(accepted), &[], None).errors, Vec::<String>::new());
     }
 
     #[test]

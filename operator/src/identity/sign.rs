@@ -7,7 +7,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tonic::{Code, Request, Response, Status};
-use tulle_crds::Span;
+use tulle_crds::parse_duration;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
@@ -103,7 +103,7 @@ impl Identity for Signer {
             let settings = model.settings();
             let identity =
                 WorkloadId::new(&settings.trust_domain, &bearer.namespace, &bearer.service_account);
-            (identity, Span::parse(&settings.leaf_lifetime).unwrap_or(Duration::from_secs(86_400)))
+            (identity, parse_duration(&settings.leaf_lifetime).unwrap_or(Duration::from_secs(86_400)))
         };
         let leaf = self.authority.sign_request(&request.csr_der, &identity, lifetime);
         let leaf = leaf.map_err(|error| {

@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource as _};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, CanaryStatus, Phase, Verb, WorkloadKind, keys};
+use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, WorkloadKind, keys};
 
 use super::machine::{self, Action, Seen};
 use crate::discovery::{Acknowledgement, Registry};
@@ -198,7 +198,7 @@ impl Driver {
                 (false, _) => Acknowledgement::Awaited(String::new()),
             },
             counted,
-            action: annotation.and_then(|text| Verb::parse(text.as_str())),
+            action: annotation.and_then(|text| CanaryAction::parse(text.as_str())),
         };
         (seen, totals)
     }

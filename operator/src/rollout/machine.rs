@@ -12,7 +12,8 @@ mod tests;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Percent, Phase, Span, Step, Verb, reason,
+    CanaryAction, CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Phase, Step, parse_duration,
+    parse_percent, reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -41,8 +42,8 @@ pub struct Seen {
     pub acknowledged: Acknowledgement,
     /// Requests since the last look: to the canary, to the approved revision.
     pub counted: (Counts, Counts),
-    /// A human's verb and its request id.
-    pub action: Option<(Verb, String)>,
+    /// The action that a user requested, and its request id.
+    pub action: Option<(CanaryAction, String)>,
     /// An older Canary with the same target.
     pub conflict: Option<String>,
 }
@@ -175,30 +176,30 @@ impl Turn<'_> {
         self.promote(&because);
     }
 
-    /// A verb is carried out once: its request id is remembered.
+    /// Carries out the requested action once: its request id is remembered.
     fn human(&mut self, target: &WorkloadSeen) {
-        let Some((verb, id)) = self.seen.action.clone() else { return };
+        let Some((action, id)) = self.seen.action.clone() else { return };
         if self.status.last_action == id {
             return;
         }
         self.status.last_action.clone_from(&id);
         let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused);
-        match verb {
-            Verb::Promote if on_trial || self.status.phase == Phase::Failed => {
+        match action {
+            CanaryAction::Promote if on_trial || self.status.phase == Phase::Failed => {
                 self.promote("promoted by hand")
             }
-            Verb::Abort if on_trial => self.fail("aborted by hand".to_owned()),
-            Verb::Resume if self.status.phase == Phase::Paused => {
+            CanaryAction::Abort if on_trial => self.fail("aborted by hand".to_owned()),
+            CanaryAction::Resume if self.status.phase == Phase::Paused => {
                 self.status.phase = Phase::Progressing;
                 self.next_step();
             }
-            Verb::Retry if self.status.phase == Phase::Failed => {
+            CanaryAction::Retry if self.status.phase == Phase::Failed => {
                 if let Some(latest) = &target.latest {
                     self.begin(&latest.clone());
                 }
             }
             _ => {
-                let message = format!("{verb:?}@{id} does nothing in phase {:?}", self.status.phase);
+                let message = format!("{action:?}@{id} does nothing in phase {:?}", self.status.phase);
                 self.event(true, "ActionIgnored", message);
             }
         }
@@ -257,7 +258,7 @@ impl Turn<'_> {
     }
 
     fn progress(&mut self, target: &WorkloadSeen) {
-        if self.elapsed(self.status.started.as_ref()) > span(&self.spec.deadline) {
+        if self.elapsed(self.status.started.as_ref()) > duration(&self.spec.deadline) {
             return self.fail(format!("not decided within the deadline of {}", self.spec.deadline));
         }
         let broken = self.is_broken(target);
@@ -355,7 +356,7 @@ impl Turn<'_> {
     }
 
     fn decide(&mut self, step: &Step) {
-        let hold = step.hold.as_deref().map_or(SignedDuration::from_secs(120), span);
+        let hold = step.hold.as_deref().map_or(SignedDuration::from_secs(120), duration);
         if self.status.phase != Phase::Progressing || self.elapsed(self.status.step_started.as_ref()) < hold {
             return;
         }
@@ -392,7 +393,7 @@ impl Turn<'_> {
             former_log_evidence: evidence.former_log_evidence,
             alone: self.status.weight >= 100,
         };
-        let confidence = Percent::parse(&self.spec.judge.confidence).unwrap_or(0.99);
+        let confidence = parse_percent(&self.spec.judge.confidence).unwrap_or(0.99);
         let rule = Rule {
             worse_by: self.spec.judge.errors.worse_by,
             alpha: (1.0 - confidence).max(1e-9),
@@ -435,7 +436,7 @@ impl Turn<'_> {
             self.status.former_revision.clear();
             self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
             self.no_longer_stalled("Promoted", "every pod has been replaced");
-        } else if self.elapsed(self.status.step_started.as_ref()) > span(&self.spec.deadline) {
+        } else if self.elapsed(self.status.step_started.as_ref()) > duration(&self.spec.deadline) {
             // It is approved, and all traffic may go to it; what is left is its controller's to do.
             let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
             let because = format!(
@@ -508,8 +509,8 @@ impl Turn<'_> {
     }
 }
 
-/// Spans are validated at admission; one that cannot be read is a day.
-fn span(text: &str) -> SignedDuration {
-    let span = Span::parse(text).ok().and_then(|span| SignedDuration::try_from(span).ok());
-    span.unwrap_or(SignedDuration::from_hours(24))
+/// Durations are validated at admission; an invalid one counts as a day.
+fn duration(text: &str) -> SignedDuration {
+    let duration = parse_duration(text).ok().and_then(|duration| SignedDuration::try_from(duration).ok());
+    duration.unwrap_or(SignedDuration::from_hours(24))
 }

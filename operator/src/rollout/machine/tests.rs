@@ -307,7 +307,7 @@ fn a_pause_waits_for_a_human_and_a_verb_works_once() {
     world.deploy("new");
     world.run(100);
     assert_eq!(world.status.phase, Phase::Paused);
-    world.seen.action = Some((Verb::Resume, "1".into()));
+    world.seen.action = Some((CanaryAction::Resume, "1".into()));
     world.run(3);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 25));
     let step = world.status.step;
@@ -320,10 +320,10 @@ fn abort_and_promote_do_what_they_say() {
     let mut world = World::quick();
     world.deploy("new");
     world.run(3);
-    world.seen.action = Some((Verb::Abort, "1".into()));
+    world.seen.action = Some((CanaryAction::Abort, "1".into()));
     world.run(1);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
-    world.seen.action = Some((Verb::Promote, "2".into()));
+    world.seen.action = Some((CanaryAction::Promote, "2".into()));
     world.run(1);
     assert_eq!(world.status.approved_revision, "new");
 }
@@ -429,7 +429,7 @@ fn an_abort_is_shown_and_undone_only_once_it_is_acknowledged() {
     world.deploy("new");
     world.run(5);
     assert_eq!(world.status.acknowledged_weight, 25);
-    world.seen.action = Some((Verb::Abort, "1".into()));
+    world.seen.action = Some((CanaryAction::Abort, "1".into()));
     let first = world.run(1);
     assert_eq!((world.status.weight, world.status.acknowledged_weight), (0, 25));
     assert!(!first.iter().any(|action| matches!(action, Action::Undo { .. })), "{first:?}");
@@ -572,7 +572,7 @@ fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
         "whoever brings it would bring it again"
     );
     world.canary_failures = 0;
-    world.seen.action = Some((Verb::Retry, "1".into()));
+    world.seen.action = Some((CanaryAction::Retry, "1".into()));
     world.run(3);
     assert_eq!(world.status.weight, 5, "a human may want it so");
 }
