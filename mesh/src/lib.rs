@@ -8,10 +8,12 @@
 //!   policy     who may call what: rules in, one decision out
 //!   histogram  the one latency histogram, of sidecars, of the operator and of Prometheus
 //!   proto      messages of the discovery protocol, generated from proto/
+//!   health     the gRPC health protocol, generated from proto/
 //! ```
 #![deny(missing_docs)]
 
 pub mod canonical;
+pub mod health;
 pub mod histogram;
 pub mod identity;
 pub mod policy;
