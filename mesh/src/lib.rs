@@ -9,10 +9,12 @@
 //!   histogram  the one latency histogram, of sidecars, of the operator and of Prometheus
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   proto      messages of the discovery protocol, generated from proto/
+//!   health     the gRPC health protocol, generated from proto/
 //! ```
 #![deny(missing_docs)]
 
 pub mod canonical;
+pub mod health;
 pub mod histogram;
 pub mod identity;
 pub mod policy;

@@ -85,7 +85,8 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             (Mode::Required, Some(what)) => Outcome::Refuse(format!(
                 "{what}: it is not as Tulle injects it. Leave it out of the pod, it is added at admission; if another webhook changes it, leave tulle-init and tulle-proxy out there, or give the webhook's TULLE_SIDECAR_IMAGE the rewritten name"
             )),
-            _ => Outcome::Skip,
+            // Containers that other webhooks have added since.
+            _ => probes::complete(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
         };
     }
     if context.exempt {

@@ -1,101 +1,187 @@
 //! Kubelet's probes come from the node, without a certificate. They are moved to a port of the sidecar
 //! that carries them out from within the pod, so that no policy can fail them.
+//!
+//! In: a pod, without the sidecar or with it. Out: operations that move its probes, and the list of checks
+//! that the sidecar reads from `TULLE_PROBES`. What kubelet can only check itself (exec, HTTPS, another host)
+//! stays with kubelet.
 
+use json_patch::Patch;
 use serde_json::{Value, json};
 use tulle_mesh::ports;
 
-use super::{Operations, name_of};
+use super::{INIT, Operations, PROXY, containers_at, name_of};
 
 const KINDS: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
 
-/// Rewrites the probes of every container; returns what the sidecar needs to carry them out.
+/// The sidecar's environment variable with the checks, as JSON.
+const VARIABLE: &str = "TULLE_PROBES";
+
+/// Moves the probes of a pod that gets its sidecar now; returns the checks.
 pub(super) fn rewrite(pod: &Value, operations: &mut Operations, warnings: &mut Vec<String>) -> Value {
-    let mut probes = Vec::new();
-    for list in ["containers", "initContainers"] {
-        let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
-        for (index, container) in containers.into_iter().flatten().enumerate() {
-            for hook in ["postStart", "preStop"] {
-                if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
-                    warnings.push(format!(
-                        "{hook} of container {} comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
-                        name_of(container)
-                    ));
-                }
+    Value::Array(move_probes(pod, &[], operations, warnings))
+}
+
+/// Moves the probes that an injected pod still has, because another webhook has added a container or a probe
+/// after the injection; `None` when there are none. Only for pods that are being created: probes are
+/// immutable after that.
+pub(super) fn complete(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
+    let (index, proxy) = containers_at(pod, "/spec/initContainers")
+        .enumerate()
+        .find(|(_, container)| name_of(container) == PROXY)?;
+    let variables: Vec<&Value> = items(proxy, "env").collect();
+    let known_at = variables.iter().position(|variable| name_of(variable) == VARIABLE);
+    let known = known_at.and_then(|at| variables.get(at)?.get("value")?.as_str());
+    // What cannot be read is replaced: the sidecar would not start with it.
+    let mut checks: Vec<Value> = known.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+
+    let mut operations = Operations::default();
+    let added = move_probes(pod, &checks, &mut operations, warnings);
+    if added.is_empty() {
+        return None;
+    }
+    checks.retain(|check| !added.iter().any(|added| added.get("path") == check.get("path")));
+    checks.extend(added);
+    let value = json!(Value::Array(checks).to_string());
+    let index = index.to_string();
+    match known_at.map(|at| at.to_string()) {
+        Some(at) => operations.add(&["spec", "initContainers", &index, "env", &at, "value"], value),
+        None => {
+            if proxy.get("env").is_none() {
+                operations.add(&["spec", "initContainers", &index, "env"], json!([]));
             }
+            let variable = json!({"name": VARIABLE, "value": value});
+            operations.add(&["spec", "initContainers", &index, "env", "-"], variable);
+        }
+    }
+    Some(Patch(operations.0))
+}
+
+/// Moves every probe that is not among the `known` checks.
+fn move_probes(
+    pod: &Value,
+    known: &[Value],
+    operations: &mut Operations,
+    warnings: &mut Vec<String>,
+) -> Vec<Value> {
+    let mut checks = Vec::new();
+    for list in ["containers", "initContainers"] {
+        for (index, container) in containers_at(pod, &format!("/spec/{list}")).enumerate() {
+            let name = name_of(container);
+            if [INIT, PROXY].contains(&name) {
+                continue;
+            }
+            warn_of_hooks(container, warnings);
             for kind in KINDS {
                 let Some(probe) = container.get(kind) else { continue };
-                let path = format!("/{}/{kind}", name_of(container));
+                let path = format!("/{name}/{kind}");
+                if is_moved(probe, &path, known) {
+                    continue;
+                }
                 match check(container, probe) {
-                    Ok(Some((handler, check))) => {
+                    Ok(Some(Check { handler, what })) => {
                         let index = index.to_string();
-                        let list_at = "spec";
-                        operations.remove(&[list_at, list, &index, kind, handler]);
+                        operations.remove(&["spec", list, &index, kind, handler]);
                         let get = json!({"path": path, "port": ports::PROBES, "scheme": "HTTP"});
-                        operations.add(&[list_at, list, &index, kind, "httpGet"], get);
+                        operations.add(&["spec", list, &index, kind, "httpGet"], get);
                         let timeout = probe.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(1);
-                        probes.push(json!({"path": path, "check": check, "timeoutSeconds": timeout}));
+                        checks.push(json!({"path": path, "check": what, "timeoutSeconds": timeout}));
                     }
                     Ok(None) => {}
-                    Err(why) => warnings
-                        .push(format!("{kind} of container {} stays as it is: {why}", name_of(container))),
+                    Err(why) => warnings.push(format!("{kind} of container {name} stays as it is: {why}")),
                 }
             }
         }
     }
-    Value::Array(probes)
+    checks
 }
 
-/// What a probe checks, and which field says so; `None`: nothing that comes over the network.
-fn check(container: &Value, probe: &Value) -> Result<Option<(&'static str, Value)>, String> {
-    if let Some(get) = probe.get("httpGet") {
-        if get.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty()) {
-            return Err("it names a host of its own".to_owned());
+fn warn_of_hooks(container: &Value, warnings: &mut Vec<String>) {
+    for hook in ["postStart", "preStop"] {
+        if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
+            warnings.push(format!(
+                "{hook} of container {} comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
+                name_of(container)
+            ));
         }
+    }
+}
+
+/// Whether a probe goes to the sidecar already. Its port alone is enough: a check that leads back to the
+/// sidecar would call itself.
+fn is_moved(probe: &Value, path: &str, known: &[Value]) -> bool {
+    let is_ours = probe.pointer("/httpGet/path").and_then(Value::as_str) == Some(path);
+    let port = probe.pointer("/httpGet/port").and_then(Value::as_u64);
+    let listed = || known.iter().any(|check| check.get("path").and_then(Value::as_str) == Some(path));
+    is_ours && (port == Some(u64::from(ports::PROBES)) || listed())
+}
+
+/// A probe that can be moved.
+struct Check {
+    /// The field of the probe that says what is checked.
+    handler: &'static str,
+    /// The same for the sidecar.
+    what: Value,
+}
+
+/// What a probe checks; `None`: nothing that comes over the network.
+fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
+    if let Some(get) = probe.get("httpGet") {
+        refuse_host(get)?;
         if get.get("scheme").and_then(Value::as_str) == Some("HTTPS") {
             return Err("HTTPS probes are passed through to the application; under mtls: Strict kubelet is refused, use an exec probe".to_owned());
         }
         let port = port(container, get.get("port"))?;
-        // kubelet adds the slash too.
+        // As written: the sidecar reads it as kubelet would.
         let path = get.get("path").and_then(Value::as_str).unwrap_or("/");
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        let headers: Vec<Value> = get
-            .get("httpHeaders")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .map(|header| json!([header.get("name"), header.get("value")]))
-            .collect();
-        return Ok(Some((
-            "httpGet",
-            json!({"http": {"port": port, "path": path, "headers": headers, "tls": false}}),
-        )));
+        let text =
+            |header: &Value, field: &str| header.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
+        let headers: Vec<[String; 2]> =
+            items(get, "httpHeaders").map(|header| [text(header, "name"), text(header, "value")]).collect();
+        let what = json!({"http": {"port": port, "path": path, "headers": headers, "tls": false}});
+        return Ok(Some(Check { handler: "httpGet", what }));
     }
     if let Some(tcp) = probe.get("tcpSocket") {
-        if tcp.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty()) {
-            return Err("it names a host of its own".to_owned());
-        }
+        refuse_host(tcp)?;
         let port = port(container, tcp.get("port"))?;
-        return Ok(Some(("tcpSocket", json!({"tcp": {"port": port}}))));
+        return Ok(Some(Check { handler: "tcpSocket", what: json!({"tcp": {"port": port}}) }));
     }
     if let Some(grpc) = probe.get("grpc") {
         let port = port(container, grpc.get("port"))?;
         let service = grpc.get("service").and_then(Value::as_str).unwrap_or("");
-        return Ok(Some(("grpc", json!({"grpc": {"port": port, "service": service}}))));
+        let what = json!({"grpc": {"port": port, "service": service}});
+        return Ok(Some(Check { handler: "grpc", what }));
     }
     Ok(None)
 }
 
-fn port(container: &Value, port: Option<&Value>) -> Result<u64, String> {
-    match port {
-        Some(Value::Number(number)) => number.as_u64().ok_or_else(|| "its port is no number".to_owned()),
-        Some(Value::String(name)) => {
-            let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
-            let named = ports.into_iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name));
-            let number = named.and_then(|port| port.get("containerPort")).and_then(Value::as_u64);
-            number
-                .or_else(|| name.parse().ok())
-                .ok_or_else(|| format!("the container has no port named {name}"))
-        }
-        _ => Err("it has no port".to_owned()),
+fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(field).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn refuse_host(handler: &Value) -> Result<(), String> {
+    match handler.get("host").and_then(Value::as_str) {
+        None | Some("") => Ok(()),
+        Some(_) => Err("it names a host of its own".to_owned()),
     }
 }
+
+/// The number of a port that is given by number or by name, by kubelet's rules (`ResolveContainerPort`): a name
+/// is one of the same container's, and a number as text is a number.
+fn port(container: &Value, port: Option<&Value>) -> Result<u16, String> {
+    let number = match port {
+        Some(Value::Number(number)) => number.as_u64().ok_or_else(|| format!("invalid port {number}"))?,
+        Some(Value::String(name)) => {
+            let named = items(container, "ports").find(|port| name_of(port) == name);
+            let number = match named {
+                Some(port) => port.get("containerPort").and_then(Value::as_u64),
+                None => name.parse().ok(),
+            };
+            number.ok_or_else(|| format!("the container has no port named {name}"))?
+        }
+        _ => return Err("it has no port".to_owned()),
+    };
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("invalid port {number}"))
+}
+
+#[cfg(test)]
+mod tests;

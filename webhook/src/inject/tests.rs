@@ -244,7 +244,7 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
         probes,
         json!([
             {"path": "/app/startupProbe", "check": {"tcp": {"port": 8080}}, "timeoutSeconds": 1},
-            {"path": "/app/readinessProbe", "check": {"http": {"port": 8080, "path": "/ready", "headers": [["X", "y"]], "tls": false}}, "timeoutSeconds": 4},
+            {"path": "/app/readinessProbe", "check": {"http": {"port": 8080, "path": "ready", "headers": [["X", "y"]], "tls": false}}, "timeoutSeconds": 4},
             {"path": "/rpc/readinessProbe", "check": {"grpc": {"port": 9000, "service": "s"}}, "timeoutSeconds": 1},
         ])
     );

@@ -1,0 +1,237 @@
+//! Kubelet's probes, which the webhook has moved to a port of the sidecar.
+//!
+//! In: kubelet's request for `/CONTAINER/KIND`. Out: the result of that probe, carried out from within the pod,
+//! where no policy stands between it and the application. Every probe must succeed exactly when kubelet's own
+//! would. Never decides how often a probe may fail: that stays with kubelet.
+//!
+//! ```text
+//!   http_get  httpGet: redirects, headers, TLS
+//!   grpc      grpc: the health service
+//!   url       URLs as Go, and so kubelet, reads them
+//! ```
+
+mod grpc;
+mod http_get;
+mod url;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+use tulle_mesh::health::health_check_response::ServingStatus;
+
+use self::http_get::HttpGet;
+pub use self::url::UrlError;
+use crate::settings::Settings;
+
+/// A probe as the webhook found it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    /// The path that kubelet requests here, `/CONTAINER/KIND`.
+    pub path: String,
+    /// The check that the pod's author wrote.
+    pub check: Check,
+    /// Seconds after which the probe has failed.
+    pub timeout_seconds: u64,
+}
+
+/// What a probe checks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Check {
+    /// An HTTP GET that must be answered with 200 to 399.
+    Http {
+        /// The application's port.
+        port: u16,
+        /// Path and query, as the pod's author wrote them.
+        path: String,
+        /// Additional headers; a name may be repeated.
+        headers: Vec<(String, String)>,
+        /// TLS. The certificate is not verified, as with kubelet.
+        tls: bool,
+    },
+    /// A TCP connection that must be accepted.
+    Tcp {
+        /// The application's port.
+        port: u16,
+    },
+    /// A call of the gRPC health service that must be answered with SERVING.
+    Grpc {
+        /// The application's port.
+        port: u16,
+        /// The service that is checked; empty: the whole server.
+        service: String,
+    },
+}
+
+/// Why a probe failed without an HTTP status of the application.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The application does not listen.
+    #[error("connect to {address}: {source}")]
+    Connect {
+        /// The pod and the application's port.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The application does not speak TLS there.
+    #[error("TLS handshake with {address}: {source}")]
+    Tls {
+        /// The pod and the application's port.
+        address: SocketAddr,
+        /// What rustls says.
+        source: io::Error,
+    },
+    /// TLS could not be configured.
+    #[error("TLS configuration: {0}")]
+    TlsConfig(rustls::Error),
+    /// The application's answer is not HTTP, or broke off.
+    #[error("GET {url}: {source}")]
+    Http {
+        /// What was requested.
+        url: String,
+        /// What hyper says.
+        source: hyper::Error,
+    },
+    /// The path of the probe, or a redirect, cannot be requested.
+    #[error("URL {url:?}: {source}")]
+    Url {
+        /// As it was written.
+        url: String,
+        /// What is wrong with it.
+        source: UrlError,
+    },
+    /// A request target that HTTP does not allow.
+    #[error("request target {target:?}: {source}")]
+    Target {
+        /// Path and query.
+        target: String,
+        /// What is wrong with it.
+        source: http::uri::InvalidUri,
+    },
+    /// The probe has a header that cannot be sent.
+    #[error("header {name:?}: {source}")]
+    HeaderName {
+        /// As it was written.
+        name: String,
+        /// What is wrong with it.
+        source: http::header::InvalidHeaderName,
+    },
+    /// The probe has a header that cannot be sent.
+    #[error("value of header {name}: {source}")]
+    HeaderValue {
+        /// The header.
+        name: String,
+        /// What is wrong with its value.
+        source: http::header::InvalidHeaderValue,
+    },
+    /// The application redirects in circles.
+    #[error("stopped after {} redirects", http_get::MAX_REQUESTS)]
+    TooManyRedirects,
+    /// The health service answered with an error.
+    #[error("health check: {}: {}", .0.code(), .0.message())]
+    Grpc(tonic::Status),
+    /// The health service says that the service does not serve.
+    #[error("service {service:?} is {}, expected SERVING", .status.as_str_name())]
+    NotServing {
+        /// The service that was checked.
+        service: String,
+        /// Its status.
+        status: ServingStatus,
+    },
+}
+
+/// Answers kubelet for as long as the sidecar runs.
+pub async fn serve(settings: Arc<Settings>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, say: waiting a little lets others close.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let settings = Arc::clone(&settings);
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let settings = Arc::clone(&settings);
+                async move { Ok::<_, Infallible>(answer(&settings, &request).await) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(settings: &Settings, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    let Some(probe) = settings.probes.iter().find(|probe| probe.path == path) else {
+        return text(StatusCode::NOT_FOUND, "no such probe");
+    };
+    let pod = settings.pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    // Kubelet's own, with its version: an application may tell probes from others by it.
+    let user_agent = request.headers().get(USER_AGENT).cloned();
+    let user_agent = user_agent.unwrap_or(HeaderValue::from_static("kube-probe/tulle"));
+    let limit = Duration::from_secs(probe.timeout_seconds.max(1));
+    reply(timeout(limit, carry_out(&probe.check, pod, &user_agent)).await)
+}
+
+/// The status is the application's, where it answered HTTP.
+async fn carry_out(check: &Check, pod: IpAddr, user_agent: &HeaderValue) -> Result<StatusCode, ProbeError> {
+    match check {
+        Check::Http { port, path, headers, tls } => {
+            let scheme = if *tls { "https" } else { "http" };
+            let address = SocketAddr::new(pod, *port);
+            http_get::get(&HttpGet { scheme, address, path, headers, user_agent }).await
+        }
+        Check::Tcp { port } => {
+            let address = SocketAddr::new(pod, *port);
+            let connected = TcpStream::connect(address).await;
+            connected.map_err(|source| ProbeError::Connect { address, source })?;
+            Ok(StatusCode::OK)
+        }
+        Check::Grpc { port, service } => {
+            grpc::check(SocketAddr::new(pod, *port), service, user_agent).await?;
+            Ok(StatusCode::OK)
+        }
+    }
+}
+
+/// What kubelet gets to see. It judges the application's status by itself: the events of the pod then name that
+/// status, and warn of a redirect to another host as they do without a sidecar. There is no Location, so that
+/// kubelet does not follow it.
+fn reply(outcome: Result<Result<StatusCode, ProbeError>, Elapsed>) -> Response<Full<Bytes>> {
+    match outcome {
+        Ok(Ok(status)) if status.is_success() => text(StatusCode::OK, "ok"),
+        // kubelet would wait for another answer.
+        Ok(Ok(status)) if status.is_informational() => {
+            text(StatusCode::BAD_GATEWAY, &format!("the application answered {status}"))
+        }
+        Ok(Ok(status)) => text(status, &format!("the application answered {status}")),
+        Ok(Err(error)) => text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(_) => text(StatusCode::GATEWAY_TIMEOUT, "the application did not answer in time"),
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests;
