@@ -203,9 +203,16 @@ pub struct MeshPolicyStatus {
     /// Pods with a sidecar that the policy selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<i32>,
-    /// How many of their sidecars have acknowledged it, such as 12/12.
+    /// How many sidecars enforce the policy, of those that it selects, such as 12/12. For people; programs read
+    /// selectedSidecars and enforcingSidecars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<String>,
+    /// Number of sidecars that the policy selects: those of running pods that have an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected_sidecars: Option<i32>,
+    /// Number of those sidecars that have acknowledged the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcing_sidecars: Option<i32>,
     /// `Ready`: accepted and acknowledged by every sidecar that it concerns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
