@@ -243,6 +243,38 @@ pub enum Phase {
     Failed,
 }
 
+/// The judge's verdict on the new revision.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CanaryVerdict {
+    /// No rollout has been judged yet. Empty, so that its column is empty.
+    #[default]
+    #[serde(rename = "")]
+    NotJudged,
+    /// A rollout has begun; the new revision has no traffic to judge yet.
+    Undecided,
+    /// Not worse than the stable revision, on enough requests.
+    Pass,
+    /// Worse than the stable revision.
+    Fail,
+    /// Too few requests, or worse without enough confidence.
+    Inconclusive,
+    /// This revision failed before, was undone and came back.
+    FailedBefore,
+}
+
+/// How a rollout ended.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RolloutOutcome {
+    /// Every pod has the new revision.
+    Promoted,
+    /// The new revision was promoted, and its workload's controller did not replace every pod before the deadline.
+    PromotionStalled,
+    /// The new revision was judged worse, aborted, or ran out of time.
+    Failed,
+    /// A newer revision came first.
+    Superseded,
+}
+
 /// What became of a Canary.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
@@ -276,7 +308,7 @@ pub struct CanaryStatus {
     pub epoch: u64,
     /// Pass, Fail or Inconclusive, Undecided while there is nothing to judge, and FailedBefore for a revision
     /// that was undone and came back.
-    pub verdict: String,
+    pub verdict: CanaryVerdict,
     /// The evidence in one sentence.
     pub evidence_summary: String,
     /// The evidence, so that an operator that starts anew resumes the same test.
@@ -328,7 +360,7 @@ pub struct HistoryEntry {
     /// The revision that was tried.
     pub revision: String,
     /// Promoted, PromotionStalled, Failed or Superseded.
-    pub outcome: String,
+    pub outcome: RolloutOutcome,
     /// Why, in one sentence.
     pub because: String,
     /// When it ended.

@@ -83,6 +83,8 @@ mod tests {
 
     use serde_json::{Value, json};
 
+    use super::CanaryStatus;
+
     /// Where a version's schema is in a CustomResourceDefinition.
     const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";
 
@@ -196,6 +198,23 @@ mod tests {
             let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
             assert!(rules.iter().any(has), "{place}: {rules:?}");
         }
+    }
+
+    #[test]
+    fn verdicts_and_outcomes_are_enums_with_the_values_that_were_strings_before() {
+        let schema = schema("Canary");
+        let status = |pointer: &str| schema.pointer(&format!("/properties/status{pointer}")).unwrap().clone();
+        assert_eq!(
+            status("/properties/verdict/enum"),
+            json!(["", "Undecided", "Pass", "Fail", "Inconclusive", "FailedBefore"])
+        );
+        assert_eq!(
+            status("/properties/history/items/properties/outcome/enum"),
+            json!(["Promoted", "PromotionStalled", "Failed", "Superseded"])
+        );
+        let at_rest: CanaryStatus = serde_json::from_value(json!({"verdict": ""})).unwrap();
+        assert_eq!(at_rest, CanaryStatus::default());
+        assert_eq!(serde_json::to_value(&at_rest).unwrap()["verdict"], "");
     }
 
     #[test]
