@@ -1,11 +1,14 @@
-//! The Kubernetes API of Tulle, group `tulle.dev`: one file per kind. The YAML below `manifests/` is
-//! generated from these types and checked by a test.
+//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind.
 //!
 //! ```text
-//!   MeshPolicy   how traffic to a target is treated: encryption, who may call
-//!   Canary       how a new version of a workload earns its traffic
-//!   MeshConfig   the one object of the whole mesh: trust domain, lifetimes, defaults
+//!   MeshPolicy   encryption and access rules for the traffic to a target
+//!   Canary       stepwise rollout of a workload's new versions
+//!   MeshConfig   settings of the whole mesh: trust domain, certificate lifetime, defaults
 //! ```
+//!
+//! In: Rust types. Out: the CustomResourceDefinitions below `manifests/`, which are generated from these types and
+//! compared by a test. Doc comments of the types are what `kubectl explain` shows, so they address users. What a
+//! JSON schema and CEL cannot check is checked by the webhook.
 #![deny(missing_docs)]
 
 mod action;
@@ -28,17 +31,17 @@ use serde_json::Value;
 
 /// Labels and annotations that Tulle reads and writes.
 pub mod keys {
-    /// On a namespace: `enabled` or `required`; on a pod: `disabled` (in `enabled` namespaces).
+    /// Label of a namespace, `enabled` or `required`; label of a pod, `disabled` (in `enabled` namespaces).
     pub const INJECT: &str = "tulle.dev/inject";
-    /// On an injected pod: the sidecar's version.
+    /// Label of an injected pod: the sidecar's version.
     pub const INJECTED: &str = "tulle.dev/sidecar";
-    /// The readiness gate of pods whose revision has not been approved.
+    /// Readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";
-    /// On a Canary: an action with a request id, such as `promote@4711`.
+    /// Annotation of a Canary: a requested action and its id, such as `promote@4711`.
     pub const ACTION: &str = "tulle.dev/action";
-    /// Annotation of a pod: ports that its sidecar does not see.
+    /// Annotation of a pod: ports whose inbound connections bypass the sidecar.
     pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";
-    /// On a ConfigMap: the trust bundle that Tulle keeps there.
+    /// Label of the ConfigMaps in which Tulle distributes the trust bundle.
     pub const TRUST: &str = "tulle.dev/trust";
 }
 
