@@ -1,4 +1,7 @@
-//! Canary: how a new version of a workload earns its traffic.
+//! Canary: stepwise rollout of a workload's new versions.
+//!
+//! A version of the user's application is a *revision* of the workload in the status, as in Kubernetes. The
+//! *stable* revision is the approved one.
 
 use std::cmp::Ordering;
 
@@ -9,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantity::DURATION_PATTERN;
 
-/// A new version of the target gets traffic in steps, is judged against the stable version over the
-/// same seconds, and is promoted or stopped. Nothing of the target is renamed, copied or rescaled.
+/// Which workload to watch, the steps of a rollout, and how to judge the new version.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "tulle.dev",
@@ -34,51 +36,53 @@ use crate::quantity::DURATION_PATTERN;
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.onFailure) || self.onFailure != 'Undo' || self.target.kind == 'Deployment'", "onFailure: Undo is offered for Deployments; write Hold and undo with kubectl rollout undo"))]
+#[x_kube(validation = ("!has(self.onFailure) || self.onFailure != 'Undo' || self.target.kind == 'Deployment'", "onFailure: Undo works only for Deployments; write onFailure: Hold and undo by hand with kubectl rollout undo"))]
 pub struct CanarySpec {
-    /// The workload whose new versions are tried. Fixed: what is known of one workload's revisions says
-    /// nothing about another's.
-    #[x_kube(validation = ("self == oldSelf", "the target is fixed: delete this Canary and make one for the other workload"))]
+    /// The workload whose new versions are rolled out. Immutable, because the status describes revisions of this
+    /// workload.
+    #[x_kube(validation = ("self == oldSelf", "target is immutable: delete this Canary and create one for the other workload"))]
     pub target: CanaryTarget,
-    /// What a new version goes through. Default: 1, 5, 10, 25 and 50 % for two minutes each.
+    /// The steps of a rollout, in order. Default: weights of 1, 5, 10, 25 and 50, for two minutes each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub steps: Vec<Step>,
-    /// When a version is good or bad.
+    /// How the new version is judged.
     #[serde(default)]
     pub judge: Judge,
-    /// After this long a rollout that is not decided ends as `onFailure` says. Default: 24h.
+    /// How long a rollout may take, such as 2h or 1h30m. A rollout that is still undecided then fails, and
+    /// `onFailure` applies. A promotion that takes longer is reported as stalled. Default: 24h.
     #[serde(default = "deadline")]
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = ("self.matches('[1-9]')", "deadline must be longer than 0s; write for example 24h"))]
     pub deadline: String,
-    /// What happens to the pods of a bad version. Hold parks them for a look; Undo restores the
-    /// workload's former template.
+    /// What happens to the pods of a failed version, which get no traffic in either case. Hold keeps them for
+    /// debugging. Undo restores the previous pod template and works only for Deployments.
     #[serde(default)]
     pub on_failure: OnFailure,
-    /// How many pods of the new version carry its traffic.
+    /// How many pods the new version needs for its share of the traffic.
     #[serde(default)]
     pub capacity: Capacity,
 }
 
-/// Of several Canaries of one target the first in this order holds it: the oldest.
+/// Orders Canaries by age, then by name. Of several Canaries with the same target, only the first in this order is
+/// active.
 pub fn by_age(a: &Canary, b: &Canary) -> Ordering {
     let of = |canary: &Canary| (canary.metadata.creation_timestamp.clone(), canary.metadata.name.clone());
     of(a).cmp(&of(b))
 }
 
-/// The workload whose new versions are tried.
+/// The workload whose new versions are rolled out.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CanaryTarget {
-    /// Deployment, StatefulSet or DaemonSet.
+    /// Kind of the workload: Deployment, StatefulSet or DaemonSet.
     pub kind: WorkloadKind,
-    /// Its name, in the Canary's namespace.
+    /// Name of the workload, in the Canary's namespace.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// Kinds of workload.
+/// Kind of a workload.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(
     missing_docs,
@@ -91,7 +95,7 @@ pub enum WorkloadKind {
 }
 
 impl WorkloadKind {
-    /// The kind's name in Kubernetes.
+    /// The name of the kind, as in manifests.
     pub fn name(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
@@ -101,41 +105,43 @@ impl WorkloadKind {
     }
 }
 
-/// One step: a weight to hold, or a pause until a human goes on.
+/// One step: either a weight that is held for a time, or a pause until a user resumes the rollout.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.weight) != has(self.pause)", "a step is either a weight or a pause: {weight: 5, hold: 2m} or {pause: {}}"))]
 #[x_kube(validation = ("!has(self.weight) || self.weight > 0", "weight must be from 1 to 100; to keep the new version without traffic, write {pause: {}} as the first step"))]
-#[x_kube(validation = ("!has(self.hold) || has(self.weight)", "hold belongs to a weight"))]
+#[x_kube(validation = ("!has(self.hold) || has(self.weight)", "hold is valid only together with weight; a pause lasts until it is resumed"))]
 pub struct Step {
-    /// Percent of the traffic that the new version gets.
+    /// Percentage of the traffic that the new version gets, from 1 to 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub weight: Option<u8>,
-    /// For at least this long. Default: 2m.
+    /// Minimum duration of the step, such as 90s, 5m or 1h30m. Default: 2m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub hold: Option<String>,
-    /// Until `kubectl annotate canary NAME tulle.dev/action=resume@ID` goes on.
+    /// Pauses the rollout at the current weight until `kubectl annotate --overwrite canary NAME
+    /// tulle.dev/action=resume@ID` resumes it. ID is any text that was not used before. Write `{}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<Pause>,
 }
 
-/// A pause has no settings yet: write `{}`.
+/// A pause. It has no settings; write `{}`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pause {}
 
-/// When a version is good or bad.
+/// How the new version is judged.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Judge {
-    /// Errors (5xx answers, resets, gRPC server errors) against the stable version.
+    /// Compares the error rates of the new and the stable version. Errors are HTTP 5xx responses, resets and gRPC
+    /// server errors.
     pub errors: ErrorJudge,
-    /// Requests that the new version must have answered before a step can pass.
+    /// Number of requests that the new version must have answered before a step can pass.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_requests: u32,
-    /// How sure a verdict must be. At 99% one good version in a hundred is stopped by mistake,
-    /// however often the judge looks.
+    /// Confidence that a verdict of Fail needs, above 0% and below 100%. At 99%, at most one good version in a
+    /// hundred is stopped by mistake, however often the judge evaluates it.
     // Not `x_kube`: KubeSchema cannot be derived for a type with `#[serde(default)]`, whose default would have to
     // be that of the type it generates.
     #[schemars(
@@ -147,7 +153,8 @@ pub struct Judge {
         }])
     )]
     pub confidence: String,
-    /// What happens when a step's time is up and the evidence does not decide.
+    /// What happens when a step's hold has passed and the verdict is still Inconclusive. Hold waits for more
+    /// requests, Promote continues with the next step, Rollback fails the rollout.
     pub on_inconclusive: OnInconclusive,
 }
 
@@ -162,13 +169,13 @@ impl Default for Judge {
     }
 }
 
-/// Errors against the stable version.
+/// Comparison of error rates.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ErrorJudge {
-    /// The new version is bad when its error rate is surely more than this many times the stable
-    /// version's over the same seconds; at a weight of 100, which leaves nothing to compare with, this many
-    /// times 10 percent.
+    /// The new version fails when its error rate exceeds the stable version's error rate over the same period by
+    /// this factor, with the required confidence. At a weight of 100 the stable version gets no requests, and its
+    /// error rate is taken as 10 percent.
     #[schemars(range(min = 1.0, max = 100.0))]
     pub worse_by: f64,
 }
@@ -179,7 +186,7 @@ impl Default for ErrorJudge {
     }
 }
 
-/// What happens when the evidence does not decide.
+/// What happens when the verdict is Inconclusive.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -192,7 +199,7 @@ pub enum OnInconclusive {
     Rollback,
 }
 
-/// What happens to the pods of a bad version.
+/// What happens to the pods of a failed version.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -204,14 +211,16 @@ pub enum OnFailure {
     Undo,
 }
 
-/// How many pods of the new version carry its traffic.
+/// How many pods the new version needs for its share of the traffic.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Capacity {
-    /// A weight needs `ceil(weight × replicas × headroom)` pods of the new version.
+    /// Factor for the number of pods. Before a weight is set, the new version must have `ceil(weight / 100 ×
+    /// replicas × headroom)` ready pods, but never more than all replicas except one.
     #[schemars(range(min = 0.1, max = 10.0))]
     pub headroom: f64,
-    /// Never give up a stable pod: the weight stops at what the surge carries.
+    /// Keeps all stable pods until the new version is promoted. A weight that needs more pods than the workload's
+    /// surge provides is then not set.
     pub keep_stable: bool,
 }
 
@@ -225,111 +234,145 @@ fn deadline() -> String {
     "24h".to_owned()
 }
 
-/// Where a rollout stands.
+/// Phase of a rollout.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// The target is missing or has no revision yet.
+    /// The target does not exist or has no revision yet.
     #[default]
     Waiting,
-    /// One revision, approved.
+    /// No rollout; the target runs the approved revision.
     Stable,
     /// A new revision goes through the steps.
     Progressing,
-    /// A step waits for a human.
+    /// A pause step waits for a user.
     Paused,
-    /// The new revision is approved; the workload's controller completes the update.
+    /// The new revision is approved; the workload's controller replaces the remaining pods.
     Promoting,
-    /// The new revision was judged bad, aborted or ran out of time; it gets no traffic.
+    /// The new revision was judged worse, aborted, or ran out of time. It gets no traffic.
     Failed,
 }
 
-/// What became of a Canary.
+/// The judge's verdict on the new revision.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CanaryVerdict {
+    /// No rollout has been judged yet. Empty, so that its column is empty.
+    #[default]
+    #[serde(rename = "")]
+    NotJudged,
+    /// A rollout has begun; the new revision has no traffic to judge yet.
+    Undecided,
+    /// Not worse than the stable revision, on enough requests.
+    Pass,
+    /// Worse than the stable revision.
+    Fail,
+    /// Too few requests, or worse without enough confidence.
+    Inconclusive,
+    /// This revision failed before, was undone and came back.
+    FailedBefore,
+}
+
+/// How a rollout ended.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RolloutOutcome {
+    /// Every pod has the new revision.
+    Promoted,
+    /// The new revision was promoted, and its workload's controller did not replace every pod before the deadline.
+    PromotionStalled,
+    /// The new revision was judged worse, aborted, or ran out of time.
+    Failed,
+    /// A newer revision came first.
+    Superseded,
+}
+
+/// Observed state of the Canary and its current or last rollout.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CanaryStatus {
-    /// The generation that the rest of the status is about.
+    /// The generation of the spec that the status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The target in one word, such as Deployment/checkout.
+    /// The target as kind and name, such as Deployment/checkout.
     pub target: String,
-    /// Where the rollout stands.
+    /// Phase of the rollout.
     pub phase: Phase,
-    /// The revision that carries no gate: everything else is on trial.
+    /// The approved revision. Pods of every other revision stay unready until the rollout admits them.
     pub approved_revision: String,
-    /// The revision that was approved before, while its pods are being replaced: still stable.
+    /// The previously approved revision, while its pods are being replaced. They still count as stable.
     pub former_revision: String,
-    /// The revision on trial, or the last that was.
+    /// The revision that is being rolled out, or the last one that was.
     pub canary_revision: String,
-    /// The revision that the last decision was about; another one starts a rollout.
+    /// The newest revision that was handled. Any other revision of the target starts a rollout.
     pub decided_revision: String,
-    /// The present step, from 0.
+    /// Index of the current step, starting at 0.
     pub step: u32,
-    /// The present step for a column, such as 2/3.
+    /// The current step and the number of steps, such as 2/3.
     pub step_summary: String,
-    /// The weight that sidecars are told, in percent.
+    /// The weight that is sent to the sidecars, in percent.
     pub weight: u32,
-    /// The weight that every sidecar concerned has acknowledged, in percent.
+    /// The weight that every sidecar that sends to the target has acknowledged, in percent.
     pub acknowledged_weight: u32,
-    /// The acknowledged weight for a column, such as 25%.
+    /// The acknowledged weight, such as 25%.
     pub weight_summary: String,
-    /// Counts up with every change of a weight; sidecars acknowledge it.
+    /// Version of the weight: increases with every change. Sidecars acknowledge it.
     pub epoch: u64,
-    /// Pass, Fail or Inconclusive, Undecided while there is nothing to judge, and FailedBefore for a revision
-    /// that was undone and came back.
-    pub verdict: String,
-    /// The evidence in one sentence.
+    /// The judge's verdict on the new revision: Pass, Fail or Inconclusive; Undecided while it has no traffic to
+    /// judge; FailedBefore for a revision that failed, was undone and came back; empty before the first rollout.
+    pub verdict: CanaryVerdict,
+    /// The evidence behind the verdict, in one sentence.
     pub evidence_summary: String,
-    /// The evidence, so that an operator that starts anew resumes the same test.
+    /// The counts that the verdict is based on. A restarted operator continues with them.
     pub evidence: Evidence,
-    /// When the rollout began.
+    /// When the rollout started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<Time>,
-    /// When the present step began to get its weight.
+    /// When every sidecar had acknowledged the weight of the current step, which starts its hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_started: Option<Time>,
-    /// Since when the revision on trial has no ready pod.
+    /// Since when the new revision has had no ready pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unready_since: Option<Time>,
-    /// Since when what is stable has no pod at all.
+    /// Since when the stable revision has had no pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stable_gone_since: Option<Time>,
-    /// The last action that was carried out, by its request id.
+    /// The request id of the last action that a user requested with the annotation tulle.dev/action.
     pub last_action: String,
-    /// `Ready`: the target exists and its rollouts are watched. `Acknowledged`: every sidecar concerned
-    /// enforces the present weight; if not, who is waited for. `Capacity`, `Progressing`, `Promoted`, `Stalled`.
+    /// Ready: the target exists and is watched. Progressing: a rollout is in progress. Acknowledged: every sidecar
+    /// that sends to the target uses the current weight; the message names the first one that does not. Capacity:
+    /// the new version has enough pods for its weight. Promoted: how the last rollout ended. Stalled: the
+    /// promotion was not completed before the deadline.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// The last rollouts, newest first.
+    /// The last ten rollouts, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<HistoryEntry>,
 }
 
-/// What the judge has seen of the present rollout.
+/// Counts that the judge uses.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evidence {
-    /// Requests to the new version in this step.
+    /// Number of requests to the new version in this step.
     pub canary_requests: u64,
-    /// Of them failed.
+    /// How many of those requests failed.
     pub canary_failures: u64,
-    /// Requests to the stable version in this step.
+    /// Number of requests to the stable version in this step.
     pub stable_requests: u64,
-    /// Of them failed.
+    /// How many of those requests failed.
     pub stable_failures: u64,
-    /// Logarithm of the evidence of former steps; evidence multiplies over steps.
+    /// Logarithm of the evidence from earlier steps that the new version is worse. Evidence of steps is multiplied.
     pub former_log_evidence: f64,
 }
 
-/// A former rollout.
+/// A rollout that has ended.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// The revision that was tried.
+    /// The revision that was rolled out.
     pub revision: String,
-    /// Promoted, PromotionStalled, Failed or Superseded.
-    pub outcome: String,
-    /// Why, in one sentence.
+    /// How it ended: Promoted, PromotionStalled, Failed or Superseded.
+    pub outcome: RolloutOutcome,
+    /// Why it ended, in one sentence.
     pub because: String,
     /// When it ended.
     pub ended: Time,

@@ -1,33 +1,32 @@
-//! Conditions of Tulle's objects.
+//! Conditions in the status of Tulle's objects, and their reasons.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// Reasons of conditions; each names what happened or what to fix.
+/// Reasons of conditions. Each names what was observed or what to fix.
 pub mod reason {
-    /// Accepted, and every sidecar that it concerns has acknowledged it.
+    /// The policy is valid, and every selected sidecar has acknowledged it.
     pub const ENFORCED: &str = "Enforced";
-    /// Accepted; some sidecars have not acknowledged it yet.
+    /// Some sidecars have not acknowledged the policy or the weight yet; the message names one.
     pub const PROPAGATING: &str = "Propagating";
     /// The target selects no pod with a sidecar.
     pub const NO_WORKLOADS: &str = "NoWorkloads";
-    /// Another, older object of the same breadth has the same section.
+    /// An older, equally specific policy has the same section, or an older Canary has the same target.
     pub const CONFLICTED: &str = "Conflicted";
-    /// A value cannot be enforced; the message names it.
+    /// A value is invalid; the message names it.
     pub const INVALID: &str = "Invalid";
-    /// A sidecar has refused it; the message says which and why.
+    /// A sidecar rejected the policy or the weight; the message contains the pod and the cause.
     pub const REFUSED: &str = "RefusedBySidecar";
-    /// The workload or Service that is named does not exist.
+    /// The Service or workload that the target names does not exist.
     pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
-    /// The settings hold.
+    /// The settings are in use.
     pub const ACCEPTED: &str = "Accepted";
-    /// The root of the mesh names another trust domain than the settings.
+    /// The root certificate has another trust domain than the settings.
     pub const TRUST_DOMAIN_FIXED: &str = "TrustDomainFixed";
-    /// The object is accepted and watched.
+    /// The Canary is valid, and its target is watched.
     pub const WATCHING: &str = "Watching";
 }
 
-/// Sets a condition; the transition time moves only when the status changes. Returns whether
-/// anything changed.
+/// Sets a condition and returns whether anything changed. The transition time changes only with the status.
 pub fn set_condition(
     conditions: &mut Vec<Condition>,
     new: (&str, bool, &str, &str),

@@ -1,4 +1,4 @@
-//! MeshConfig: the one object of the whole mesh.
+//! MeshConfig: settings of the whole mesh.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::MtlsMode;
 use crate::quantity::DURATION_PATTERN;
 
-/// Settings of the whole mesh. There is one, named `mesh`; the operator makes it with the defaults where
-/// it is missing.
+/// Settings of the whole mesh.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "tulle.dev",
@@ -21,7 +20,7 @@ use crate::quantity::DURATION_PATTERN;
     category = "tulle",
     derive = "PartialEq",
     derive = "Default",
-    validation = ("self.metadata.name == 'mesh'", "there is one MeshConfig: name it mesh"),
+    validation = ("self.metadata.name == 'mesh'", "a cluster has one MeshConfig: name it mesh"),
     printcolumn(name = "TRUST DOMAIN", type_ = "string", json_path = ".status.trustDomain"),
     printcolumn(name = "MTLS", type_ = "string", json_path = ".spec.mtls"),
     printcolumn(name = "READY", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -29,18 +28,19 @@ use crate::quantity::DURATION_PATTERN;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MeshConfigSpec {
-    /// The trust domain of every identity. Fixed once certificates have been issued.
+    /// The trust domain of all workload identities, as in spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT. Immutable,
+    /// because every certificate contains it.
     #[serde(default = "trust_domain")]
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9._-]+$"))]
-    #[x_kube(validation = ("self == oldSelf", "the trust domain is fixed: every certificate names it"))]
+    #[x_kube(validation = ("self == oldSelf", "trustDomain is immutable, because every certificate contains it"))]
     pub trust_domain: String,
-    /// What holds where no MeshPolicy says otherwise.
+    /// The mTLS mode of pods for which no MeshPolicy sets one: Strict, Permissive or Disabled.
     #[serde(default)]
     pub mtls: MtlsMode,
-    /// Lifetimes of certificates.
+    /// Settings of workload certificates.
     #[serde(default)]
     pub certificates: Certificates,
-    /// Pods that may stay without a sidecar in namespaces where one is required.
+    /// Pods that may run without a sidecar in namespaces with the label tulle.dev/inject=required.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub exemptions: Vec<Exemption>,
@@ -62,11 +62,12 @@ pub fn trust_domain() -> String {
     "cluster.local".to_owned()
 }
 
-/// Lifetimes of certificates.
+/// Settings of workload certificates.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Certificates {
-    /// How long a sidecar's certificate lives; it is renewed at half of that.
+    /// Lifetime of a workload certificate, such as 24h or 1h30m; at least 20s. The sidecar renews it at half of its
+    /// lifetime.
     #[serde(default = "leaf_lifetime")]
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub leaf_lifetime: String,
@@ -82,29 +83,29 @@ fn leaf_lifetime() -> String {
     "24h".to_owned()
 }
 
-/// Pods that may stay without a sidecar.
+/// Pods that may run without a sidecar.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Exemption {
-    /// Their namespace.
+    /// Namespace of the pods.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// Their service account.
+    /// Service account of the pods.
     #[schemars(length(min = 1, max = 253))]
     pub service_account: String,
 }
 
-/// What became of the settings.
+/// Observed state of the settings.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshConfigStatus {
-    /// The generation that the rest of the status is about.
+    /// The generation of the spec that the status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The trust domain that is in force: that of the root.
+    /// The trust domain in use, which is that of the root certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
-    /// `Ready`: the settings hold.
+    /// Ready: the settings are in use. If not, the message explains what to change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -1,11 +1,14 @@
-//! The Kubernetes API of Tulle, group `tulle.dev`: one file per kind. The YAML below `manifests/` is
-//! generated from these types and checked by a test.
+//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind.
 //!
 //! ```text
-//!   MeshPolicy   how traffic to a target is treated: encryption, who may call
-//!   Canary       how a new version of a workload earns its traffic
-//!   MeshConfig   the one object of the whole mesh: trust domain, lifetimes, defaults
+//!   MeshPolicy   encryption and access rules for the traffic to a target
+//!   Canary       stepwise rollout of a workload's new versions
+//!   MeshConfig   settings of the whole mesh: trust domain, certificate lifetime, defaults
 //! ```
+//!
+//! In: Rust types. Out: the CustomResourceDefinitions below `manifests/`, which are generated from these types and
+//! compared by a test. Doc comments of the types are what `kubectl explain` shows, so they address users. What a
+//! JSON schema and CEL cannot check is checked by the webhook.
 #![deny(missing_docs)]
 
 mod action;
@@ -28,17 +31,17 @@ use serde_json::Value;
 
 /// Labels and annotations that Tulle reads and writes.
 pub mod keys {
-    /// On a namespace: `enabled` or `required`; on a pod: `disabled` (in `enabled` namespaces).
+    /// Label of a namespace, `enabled` or `required`; label of a pod, `disabled` (in `enabled` namespaces).
     pub const INJECT: &str = "tulle.dev/inject";
-    /// On an injected pod: the sidecar's version.
+    /// Label of an injected pod: the sidecar's version.
     pub const INJECTED: &str = "tulle.dev/sidecar";
-    /// The readiness gate of pods whose revision has not been approved.
+    /// Readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";
-    /// On a Canary: an action with a request id, such as `promote@4711`.
+    /// Annotation of a Canary: a requested action and its id, such as `promote@4711`.
     pub const ACTION: &str = "tulle.dev/action";
-    /// Annotation of a pod: ports that its sidecar does not see.
+    /// Annotation of a pod: ports whose inbound connections bypass the sidecar.
     pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";
-    /// On a ConfigMap: the trust bundle that Tulle keeps there.
+    /// Label of the ConfigMaps in which Tulle distributes the trust bundle.
     pub const TRUST: &str = "tulle.dev/trust";
 }
 
@@ -82,6 +85,8 @@ mod tests {
     use std::path::Path;
 
     use serde_json::{Value, json};
+
+    use super::CanaryStatus;
 
     /// Where a version's schema is in a CustomResourceDefinition.
     const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";
@@ -196,6 +201,23 @@ mod tests {
             let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
             assert!(rules.iter().any(has), "{place}: {rules:?}");
         }
+    }
+
+    #[test]
+    fn verdicts_and_outcomes_are_enums_with_the_values_that_were_strings_before() {
+        let schema = schema("Canary");
+        let status = |pointer: &str| schema.pointer(&format!("/properties/status{pointer}")).unwrap().clone();
+        assert_eq!(
+            status("/properties/verdict/enum"),
+            json!(["", "Undecided", "Pass", "Fail", "Inconclusive", "FailedBefore"])
+        );
+        assert_eq!(
+            status("/properties/history/items/properties/outcome/enum"),
+            json!(["Promoted", "PromotionStalled", "Failed", "Superseded"])
+        );
+        let at_rest: CanaryStatus = serde_json::from_value(json!({"verdict": ""})).unwrap();
+        assert_eq!(at_rest, CanaryStatus::default());
+        assert_eq!(serde_json::to_value(&at_rest).unwrap()["verdict"], "");
     }
 
     #[test]

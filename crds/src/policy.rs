@@ -1,4 +1,4 @@
-//! MeshPolicy: how traffic to a target is treated.
+//! MeshPolicy: encryption and access rules for the traffic to a target.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How traffic to a target is treated. Every section is optional; for each section the narrowest
-/// target wins: Workload and Service over Namespace over the mesh's default.
+/// The target, and how traffic to it is handled. Every section is optional.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "tulle.dev",
@@ -33,22 +32,23 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MeshPolicySpec {
-    /// What the policy is for, in its own namespace.
+    /// The pods that the policy selects, in the policy's namespace.
     pub target: PolicyTarget,
-    /// Enforce, or Shadow: decide, count and log, but let through.
+    /// Enforce, or Shadow, which evaluates the policy, counts and logs what it would refuse, and lets it pass.
     #[serde(default)]
     pub mode: PolicyMode,
-    /// Whether connections must be encrypted and authenticated. Strict refuses plain text (kubelet's
-    /// probes excepted), Permissive accepts both, Disabled uses plain text except to pods with access rules, which
-    /// name callers by their certificates.
+    /// Whether connections must be encrypted and authenticated. Strict refuses plain text, except for kubelet's
+    /// probes. Permissive accepts both. Disabled uses plain text, except to pods with access rules, because these
+    /// identify callers by their certificates. Absent: as in the less specific policy or in MeshConfig.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<MtlsMode>,
-    /// Who may call. Absent: everybody. Present: with `allow`, only what matches; `deny` always wins.
+    /// Who may call. Absent: every caller may. With `allow`, only matching requests pass. `deny` takes precedence over
+    /// `allow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessSpec>,
 }
 
-/// What a policy is for.
+/// The pods that a policy selects.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.kind != 'Service' || has(self.name)", "a Service target needs a name"))]
@@ -57,27 +57,28 @@ pub struct MeshPolicySpec {
 #[x_kube(validation = ("self.kind != 'Workload' || has(self.selector)", "a Workload target needs a selector with matchLabels"))]
 #[x_kube(validation = ("self.kind != 'Namespace' || (!has(self.name) && !has(self.selector))", "a Namespace target is the policy's own namespace: leave name and selector out"))]
 pub struct PolicyTarget {
-    /// Service (by name), Workload (pods by labels) or Namespace (all pods of this one).
+    /// Service (the pods of a Service, by name), Workload (pods by labels) or Namespace (all pods of the policy's
+    /// namespace).
     pub kind: TargetKind,
-    /// The Service's name.
+    /// Name of the Service. Only for kind Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub name: Option<String>,
-    /// Labels of the pods.
+    /// Labels of the pods. Only for kind Workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelMatch>,
 }
 
-/// Pods by their labels.
+/// Selects pods by their labels.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelMatch {
-    /// All of these labels, with these values.
+    /// Labels and values. A pod must have all of them.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
     pub match_labels: BTreeMap<String, String>,
 }
 
-/// How a target is named.
+/// Kind of a policy target.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -89,7 +90,7 @@ pub enum TargetKind {
     Namespace,
 }
 
-/// Whether a policy acts or only says what it would do.
+/// Whether a policy is enforced or only evaluated.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -117,40 +118,40 @@ pub enum MtlsMode {
 /// Who may call.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.allow) || has(self.deny)", "access needs allow, deny or both; leave access out to allow everybody"))]
+#[x_kube(validation = ("has(self.allow) || has(self.deny)", "access needs allow, deny or both; leave access out to allow every caller"))]
 pub struct AccessSpec {
-    /// Only requests that match one of these pass. An empty list lets nobody pass.
+    /// Only requests that match at least one of these rules pass. An empty list refuses every request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub allow: Option<Vec<AccessRule>>,
-    /// Requests that match one of these are refused, whatever `allow` says.
+    /// Requests that match at least one of these rules are refused, even if they match `allow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub deny: Option<Vec<AccessRule>>,
 }
 
-/// One rule: from any of these callers to any of these operations.
+/// A rule. It matches requests from any of the callers to any of the operations.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessRule {
-    /// Callers; empty: anybody.
+    /// Callers. Empty: every caller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub from: Vec<Caller>,
-    /// Operations; empty: all.
+    /// Operations. Empty: every operation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub to: Vec<Operation>,
 }
 
-/// A caller: by certificate (service account, namespace) or by address.
+/// A caller, identified by its certificate (service account and namespace) or by its address.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.serviceAccount) || has(self.namespace) || has(self.namespaceLabels) || has(self.cidr)", "a caller needs serviceAccount, namespace, namespaceLabels or cidr"))]
-#[x_kube(validation = ("!has(self.cidr) || (!has(self.serviceAccount) && !has(self.namespace) && !has(self.namespaceLabels))", "cidr stands alone: write a caller of its own for it"))]
-#[x_kube(validation = ("!has(self.namespace) || !has(self.namespaceLabels)", "give namespace or namespaceLabels, not both"))]
+#[x_kube(validation = ("!has(self.cidr) || (!has(self.serviceAccount) && !has(self.namespace) && !has(self.namespaceLabels))", "cidr cannot be combined with serviceAccount, namespace or namespaceLabels: write a separate caller for it"))]
+#[x_kube(validation = ("!has(self.namespace) || !has(self.namespaceLabels)", "use either namespace or namespaceLabels, not both"))]
 pub struct Caller {
-    /// The caller's service account; in the policy's namespace unless a namespace is given.
+    /// The caller's service account. It is in the policy's namespace unless `namespace` or `namespaceLabels` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account: Option<String>,
@@ -158,55 +159,62 @@ pub struct Caller {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
-    /// Labels of the caller's namespace.
+    /// Labels of the caller's namespace. The namespace must have all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
     pub namespace_labels: Option<BTreeMap<String, String>>,
-    /// The caller's address range, such as 10.1.0.0/16: for callers without a certificate.
+    /// The caller's address range, such as 10.1.0.0/16. For callers without a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 43))]
     pub cidr: Option<String>,
 }
 
-/// What is called.
+/// An operation: HTTP methods, paths and ports. A request matches if it matches each list that is present.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.methods) || has(self.paths) || has(self.ports)", "an operation needs methods, paths or ports; leave `to` out to mean all"))]
 pub struct Operation {
-    /// HTTP methods, upper case.
+    /// HTTP methods in upper case, such as GET.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16), inner(regex(pattern = "^[A-Z]+$"), length(max = 32)))]
     pub methods: Option<Vec<String>>,
-    /// Paths from the root: `*` within a segment, `**` across segments.
+    /// Absolute paths, such as /v1/**. `*` matches within a segment, `**` across segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(regex(pattern = "^/"), length(max = 1024)))]
     pub paths: Option<Vec<String>>,
-    /// Ports of the pod.
+    /// Ports of the pod, which may differ from the ports of its Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(range(min = 1, max = 65535)))]
     pub ports: Option<Vec<u16>>,
 }
 
-/// What became of a policy.
+/// Observed state of the policy.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshPolicyStatus {
-    /// The generation that the rest of the status is about.
+    /// The generation of the spec that the status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The target in one word, such as Service/payments.
+    /// The target as kind and name, such as Service/payments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The access section in a few words, such as "2 allow, 1 deny".
+    /// Summary of the access section, such as "2 allow, 1 deny".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
-    /// Pods with a sidecar that the policy selects.
+    /// Number of pods with a sidecar that the policy selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<i32>,
-    /// How many of their sidecars have acknowledged it, such as 12/12.
+    /// How many of the selected sidecars have acknowledged the policy, such as 12/12. Programs should read
+    /// enforcingSidecars and selectedSidecars instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<String>,
-    /// `Ready`: accepted and acknowledged by every sidecar that it concerns.
+    /// Number of sidecars that the policy selects. Pods without an address and terminating pods do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected_sidecars: Option<i32>,
+    /// Number of those sidecars that have acknowledged the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcing_sidecars: Option<i32>,
+    /// Ready: the policy is valid, and every selected sidecar has acknowledged it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -156,6 +156,8 @@ pub fn status(
     status.access = Some(access_summary(&policy.spec));
     status.workloads = i32::try_from(pods).ok();
     status.enforced = Some(format!("{enforced}/{pods}"));
+    status.selected_sidecars = i32::try_from(pods).ok();
+    status.enforcing_sidecars = i32::try_from(enforced).ok();
     let (ready, reason, message) = match (&report.verdict, refusal) {
         (Verdict::Invalid(why), _) => (false, reason::INVALID, why.clone()),
         (Verdict::TargetNotFound(why), _) => (false, reason::TARGET_NOT_FOUND, why.clone()),
@@ -183,4 +185,27 @@ pub fn status(
     };
     set_condition(&mut status.conditions, ("Ready", ready, reason, &message), generation, now);
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_integers_beside_enforced_say_the_same_as_the_string() {
+        let policy: MeshPolicy = serde_json::from_value(json!({
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
+            "spec": {"target": {"kind": "Namespace"}, "mtls": "Strict"},
+        }))
+        .unwrap();
+        let key: Key = ("shop".into(), "strict".into());
+        let pods = vec!["uid-a".to_owned(), "uid-b".to_owned(), "uid-c".to_owned()];
+        let report = PolicyReport { pods, verdict: Verdict::Accepted };
+        for (awaited, enforced, enforcing) in [(1, "2/3", 2), (0, "3/3", 3)] {
+            let awaited = Awaited { pods: awaited, first: "web-a".to_owned() };
+            let status = status(&key, &policy, &report, &awaited, None, &Time(Timestamp::UNIX_EPOCH));
+            assert_eq!(status.enforced.as_deref(), Some(enforced));
+            assert_eq!((status.selected_sidecars, status.enforcing_sidecars), (Some(3), Some(enforcing)));
+        }
+    }
 }

@@ -1,4 +1,7 @@
-//! What CEL in the CRDs cannot say about Tulle's objects.
+//! Validates what JSON schema and CEL in the CRDs cannot.
+//!
+//! In: an object that a user applies, and the workload that it targets. Out: [`Findings`], which are errors that
+//! reject the object and warnings that `kubectl` shows. Never reads the cluster and never changes an object.
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -8,12 +11,12 @@ use tulle_crds::{
 };
 use tulle_mesh::policy::Glob;
 
-/// What is said about an object.
+/// Errors and warnings about an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Why it is refused; each says what to write instead.
+    /// Reasons to reject the object. Each says what to write instead.
     pub errors: Vec<String>,
-    /// What its author should know.
+    /// Warnings for the author. They do not reject the object.
     pub warnings: Vec<String>,
 }
 
@@ -27,7 +30,7 @@ impl Findings {
     }
 }
 
-/// Looks at a policy.
+/// Validates a MeshPolicy.
 pub fn policy(policy: &MeshPolicy) -> Findings {
     let mut findings = Findings::default();
     let MeshPolicySpec { access, .. } = &policy.spec;
@@ -38,7 +41,7 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
             for cidr in rule.from.iter().filter_map(|caller| caller.cidr.as_ref()) {
                 if cidr.parse::<IpNet>().is_err() {
                     findings.error(format!(
-                        "spec.access.{list}[{index}]: {cidr:?} is no CIDR; write for example 10.1.0.0/16"
+                        "spec.access.{list}[{index}]: invalid CIDR {cidr:?}; write for example 10.1.0.0/16"
                     ));
                 }
             }
@@ -48,7 +51,7 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
                 }
                 if list == "deny" {
                     findings.warn(format!(
-                        "spec.access.deny[{index}] names path {path}: a deny by path is easily incomplete; an allow list of what is needed fails safe"
+                        "spec.access.deny[{index}] denies path {path}: a deny rule misses every path that it does not list; prefer an allow list"
                     ));
                 }
             }
@@ -57,39 +60,40 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
     findings
 }
 
-/// Looks at the mesh's settings.
+/// Validates the MeshConfig.
 pub fn config(config: &MeshConfig) -> Findings {
     let mut findings = Findings::default();
     match parse_duration(&config.spec.certificates.leaf_lifetime) {
         Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
         Ok(lifetime) if lifetime.as_secs() < 20 => {
-            findings.error("spec.certificates.leafLifetime: at least 20s")
+            findings.error("spec.certificates.leafLifetime: must be at least 20s; write for example 24h")
         }
         Ok(lifetime) if lifetime.as_secs() > 7 * 86_400 => {
-            findings
-                .warn("spec.certificates.leafLifetime of more than 7 days: a stolen key is good for as long");
+            findings.warn(
+                "spec.certificates.leafLifetime is more than 7 days: a stolen key can be used for that long",
+            );
         }
         Ok(_) => {}
     }
     findings
 }
 
-/// Looks at a Canary, its siblings and its target as it is now, if it exists.
+/// Validates a Canary, given the names of other Canaries with the same target, and the target if it exists.
 pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
     let mut findings = Findings::default();
     let spec = &canary.spec;
     check_judge_and_times(spec, &mut findings);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
-        findings.warn("spec.steps: weights usually ascend");
+        findings.warn("spec.steps: a weight is not higher than the one before it");
     }
     if let Some(sibling) = siblings.first() {
-        findings.error(format!("Canary {sibling} has the same target: one workload has one Canary"));
+        findings.error(format!("Canary {sibling} already has this target: a workload can have only one Canary; delete one of the two"));
     }
     match target {
-        Some(target) => about_target(spec, target, &mut findings),
+        Some(target) => check_target(spec, target, &mut findings),
         None => findings.warn(format!(
-            "there is no {} {} yet; it is picked up when it appears",
+            "there is no {} {} yet; the Canary takes effect when that workload is created",
             spec.target.kind.name(),
             spec.target.name
         )),
@@ -128,21 +132,21 @@ fn check_judge_and_times(spec: &CanarySpec, findings: &mut Findings) {
     }
 }
 
-/// Looks at the action that an object requests, if it is a Canary.
+/// Warns about an invalid action annotation.
 pub fn action(object: &Value) -> Findings {
     let mut findings = Findings::default();
     let annotations = object.pointer("/metadata/annotations");
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
     if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
         findings.warn(format!(
-            "{}={text} does nothing: write promote, abort, resume or retry, then @ and an id that was not used before",
+            "{}={text} is invalid and has no effect: write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1",
             keys::ACTION
         ));
     }
     findings
 }
 
-fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
+fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
     let at = |path: &str| target.pointer(path);
     let name = format!("{} {}", spec.target.kind.name(), spec.target.name);
     match spec.target.kind {
@@ -151,40 +155,40 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             let held = seconds(spec);
             if held > deadline {
                 findings.warn(format!(
-                    "the steps hold for {held}s, {name} reports ProgressDeadlineExceeded after {deadline}s and `kubectl rollout status` then fails; set its spec.progressDeadlineSeconds to {} or more",
+                    "the steps take about {held}s, but {name} reports ProgressDeadlineExceeded after {deadline}s, and `kubectl rollout status` then fails; set its spec.progressDeadlineSeconds to {} or more",
                     held + 60
                 ));
             }
             if at("/spec/strategy/type") == Some(&Value::from("Recreate")) {
-                findings.error(format!("{name} has strategy Recreate: every stable pod would end before the new version is tried; set spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
+                findings.error(format!("{name} has strategy Recreate, which deletes all stable pods before the new version starts; set its spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
             }
             let surge = at("/spec/strategy/rollingUpdate/maxSurge");
             if surge == Some(&Value::from(0)) || surge == Some(&Value::from("0%")) {
-                findings.warn(format!("{name} has maxSurge 0: a stable pod is given up for the first canary pod; set maxSurge to 1 or more"));
+                findings.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
             }
             let most = surge_weight(spec, target);
             if spec.capacity.keep_stable && spec.steps.iter().any(|step| step.weight.unwrap_or(0) > most) {
                 findings.warn(format!(
-                    "capacity.keepStable: the pods that {name} may have in excess carry {most}%, and the steps go beyond; set its maxSurge higher, or the steps lower"
+                    "spec.capacity.keepStable: the surge pods of {name} can carry {most}%, but a step has a higher weight, which will not be set; increase its maxSurge or lower the weights"
                 ));
             }
             let unavailable = at("/spec/strategy/rollingUpdate/maxUnavailable");
             if unavailable != Some(&Value::from(0)) && unavailable != Some(&Value::from("0%")) && unavailable.is_some() {
-                findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be taken down for parked ones; set maxUnavailable to 0"));
+                findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
             }
         }
         WorkloadKind::StatefulSet if at("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 => {
             findings.warn(format!(
-                "{name} has one pod: a new version replaces it, with nothing to compare with; use 2 replicas or more"
+                "{name} has one replica: the new version replaces the only pod, and there is nothing to compare it with; use 2 replicas or more"
             ));
         }
         WorkloadKind::StatefulSet => findings.warn(format!(
-            "{name} has no surge: the pod with the highest ordinal is replaced and waits while the new version is tried"
+            "{name} has no surge, because it is a StatefulSet: the pod with the highest ordinal is replaced and is not ready until the rollout admits it"
         )),
         WorkloadKind::DaemonSet => {
             let surge = at("/spec/updateStrategy/rollingUpdate/maxSurge");
             if surge.is_none() || surge == Some(&Value::from(0)) {
-                findings.warn(format!("{name} has no maxSurge: one node's stable pod is given up per gate; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
+                findings.warn(format!("{name} has no maxSurge, so each pod of the new version replaces the stable pod of its node; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
             }
         }
     }
@@ -195,15 +199,15 @@ fn about_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
     let by_argo = at("/metadata/annotations/argocd.argoproj.io~1tracking-id").is_some();
     for (owner, owns) in [("Helm", by_helm), ("Flux", by_flux), ("Argo CD", by_argo)] {
         if owns && owner != "Helm" && spec.on_failure == OnFailure::Undo {
-            findings.warn(format!("{name} is {owner}'s, which brings back what onFailure: Undo takes away: that revision is then held at 0% until tulle.dev/action=retry@ID; use Hold, and go back in the repository"));
+            findings.warn(format!("{name} is managed by {owner}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
         }
         if owns && seconds(spec) > 300 {
-            findings.warn(format!("{name} is {owner}'s: a wait of 5 minutes (--atomic, --rollback-on-failure, health checks) is shorter than the steps and would restore the old version; wait longer or not at all"));
+            findings.warn(format!("{name} is managed by {owner}: the steps take more than 5 minutes, so a shorter wait (--atomic, --rollback-on-failure, health checks) restores the old version; set a longer timeout or do not wait"));
         }
     }
 }
 
-/// The percentage that the surge pods of a Deployment carry.
+/// The highest weight that the surge pods of a Deployment can carry, in percent.
 fn surge_weight(spec: &CanarySpec, target: &Value) -> u8 {
     let replicas = target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1).max(1) as f64;
     let surge = match target.pointer("/spec/strategy/rollingUpdate/maxSurge") {
@@ -217,7 +221,7 @@ fn surge_weight(spec: &CanarySpec, target: &Value) -> u8 {
     (surge / (replicas * spec.capacity.headroom) * 100.0).clamp(0.0, 100.0) as u8
 }
 
-/// How long the steps hold; a pause counts as long as a person may take.
+/// Total duration of the steps. A pause counts as one hour, the time that a user may take.
 fn seconds(spec: &CanarySpec) -> u64 {
     if spec.steps.is_empty() {
         return 5 * 120;
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_with_values_that_cannot_be_enforced_is_refused_with_what_to_write() {
+    fn a_policy_with_invalid_values_is_rejected_with_what_to_write() {
         let policy: MeshPolicy = serde_json::from_value(json!({
             "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "p"},
             "spec": {"target": {"kind": "Namespace"}, "access": {"deny": [
@@ -252,7 +256,7 @@ mod tests {
         assert_eq!(
             findings.errors,
             [
-                "spec.access.deny[0]: \"10.1\" is no CIDR; write for example 10.1.0.0/16",
+                "spec.access.deny[0]: invalid CIDR \"10.1\"; write for example 10.1.0.0/16",
                 "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
             ]
         );
@@ -271,7 +275,7 @@ mod tests {
             "{:?}",
             findings.warnings
         );
-        assert!(findings.warnings[1].contains("Helm's"), "{:?}", findings.warnings);
+        assert!(findings.warnings[1].contains("managed by Helm"), "{:?}", findings.warnings);
     }
 
     #[test]
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_that_ends_all_its_pods_first_cannot_have_a_canary() {
+    fn a_deployment_with_strategy_recreate_cannot_have_a_canary() {
         let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
         let target = json!({"spec": {"strategy": {"type": "Recreate"}}});
         let findings = super::canary(&canary, &[], Some(&target));
@@ -307,30 +311,39 @@ mod tests {
     }
 
     #[test]
-    fn two_canaries_for_one_workload_are_refused() {
+    fn a_second_canary_for_a_workload_is_rejected() {
         let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
         let findings = super::canary(&canary, &["other".to_owned()], None);
-        assert_eq!(findings.errors, ["Canary other has the same target: one workload has one Canary"]);
+        assert_eq!(
+            findings.errors,
+            [
+                "Canary other already has this target: a workload can have only one Canary; delete one of the two"
+            ]
+        );
     }
 
     #[test]
-    fn what_would_surprise_later_is_said_when_it_is_written() {
+    fn a_canary_whose_target_hinders_it_is_accepted_with_a_warning() {
         let set = canary_of(json!({"target": {"kind": "StatefulSet", "name": "db"}}));
-        let said = canary(&set, &[], Some(&json!({"spec": {"replicas": 1}}))).warnings;
-        assert!(said.iter().any(|warning| warning.contains("has one pod")), "{said:?}");
+        let warnings = canary(&set, &[], Some(&json!({"spec": {"replicas": 1}}))).warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("has one replica")), "{warnings:?}");
         let kept = json!({"target": {"kind": "Deployment", "name": "web"}, "capacity": {"keepStable": true},
             "steps": [{"weight": 20}, {"weight": 50}]});
         for (surge, warned) in
             [(json!(2), true), (json!("25%"), true), (json!(5), false), (json!("50%"), false)]
         {
             let web = json!({"spec": {"replicas": 10, "strategy": {"rollingUpdate": {"maxSurge": surge}}}});
-            let said = canary(&canary_of(kept.clone()), &[], Some(&web)).warnings;
-            assert_eq!(said.iter().any(|warning| warning.contains("in excess")), warned, "{surge}: {said:?}");
+            let warnings = canary(&canary_of(kept.clone()), &[], Some(&web)).warnings;
+            assert_eq!(
+                warnings.iter().any(|warning| warning.contains("surge pods of")),
+                warned,
+                "{surge}: {warnings:?}"
+            );
         }
         let undone = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}, "onFailure": "Undo"}));
         let flux = json!({"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "apps"}}, "spec": {}});
-        let said = canary(&undone, &[], Some(&flux)).warnings;
-        assert!(said.iter().any(|warning| warning.contains("brings back")), "{said:?}");
+        let warnings = canary(&undone, &[], Some(&flux)).warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("re-applies")), "{warnings:?}");
         for (text, warned) in
             [("promote@7", false), ("promote", true), ("promotes@7", true), ("retry@", true)]
         {

@@ -297,7 +297,7 @@ fn conflict(kube: &Kube) -> Result<()> {
 
 fn explain(kube: &Kube) -> Result<()> {
     let text = kube.run(&["explain", "canary.spec.judge"])?;
-    for word in ["errors", "minRequests", "confidence", "onInconclusive", "When a version is good or bad"] {
+    for word in ["errors", "minRequests", "confidence", "onInconclusive", "How the new version is judged"] {
         ensure!(text.contains(word), "no {word} in:\n{text}");
     }
     Ok(())

@@ -6,6 +6,7 @@
 //! drifts for both.
 
 use statrs::function::beta::{beta_reg, ln_beta};
+use tulle_crds::CanaryVerdict;
 
 /// Weight of the prior: how many failures it is worth.
 const PRIOR: f64 = 10.0;
@@ -52,13 +53,12 @@ pub enum Verdict {
     Inconclusive,
 }
 
-impl Verdict {
-    /// As it stands in the status.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pass => "Pass",
-            Self::Fail => "Fail",
-            Self::Inconclusive => "Inconclusive",
+impl From<Verdict> for CanaryVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Fail => Self::Fail,
+            Verdict::Inconclusive => Self::Inconclusive,
         }
     }
 }

@@ -12,8 +12,8 @@ mod tests;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanaryAction, CanarySpec, CanaryStatus, Evidence, OnFailure, OnInconclusive, Phase, Step, parse_duration,
-    parse_percent, reason,
+    CanaryAction, CanarySpec, CanaryStatus, CanaryVerdict, Evidence, OnFailure, OnInconclusive, Phase,
+    RolloutOutcome, Step, parse_duration, parse_percent, reason,
 };
 
 use super::judge::{Counted, Judgement, Rule, Verdict, judge};
@@ -26,7 +26,7 @@ use crate::telemetry::Counts;
 const BROKEN_AFTER: i64 = 30;
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
-/// The verdict on a revision that has failed before and came back.
+/// The reason of the condition and the event of a revision that failed before and came back.
 const FAILED_BEFORE: &str = "FailedBefore";
 
 /// What is seen of the world at one look.
@@ -208,7 +208,7 @@ impl Turn<'_> {
     fn new_revision(&mut self, latest: &str) {
         if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting) {
             let because = format!("revision {latest} came");
-            self.remember("Superseded", &because);
+            self.remember(RolloutOutcome::Superseded, &because);
         }
         // Back to what was stable until a moment ago, while pods of both are here: they share as many are.
         if !latest.is_empty() && latest == self.status.former_revision {
@@ -231,14 +231,14 @@ impl Turn<'_> {
     /// again: users would pay for every round.
     fn refuse_again(&mut self, latest: &str) {
         let before = self.status.history.iter().find(|entry| entry.revision == latest);
-        let Some(failed) = before.filter(|entry| entry.outcome == "Failed") else { return };
+        let Some(failed) = before.filter(|entry| entry.outcome == RolloutOutcome::Failed) else { return };
         if self.spec.on_failure != OnFailure::Undo {
             return;
         }
         let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=retry@ID tries it again";
         let message = format!("revision {latest} has failed before ({}): {how}", failed.because);
         self.status.phase = Phase::Failed;
-        self.status.verdict = FAILED_BEFORE.to_owned();
+        self.status.verdict = CanaryVerdict::FailedBefore;
         self.condition("Promoted", false, FAILED_BEFORE, &message);
         self.event(true, FAILED_BEFORE, message);
     }
@@ -249,7 +249,7 @@ impl Turn<'_> {
         self.status.canary_revision = latest.to_owned();
         self.status.step = 0;
         self.status.evidence = Evidence::default();
-        self.status.verdict = "Undecided".to_owned();
+        self.status.verdict = CanaryVerdict::Undecided;
         self.status.evidence_summary.clear();
         self.status.unready_since = None;
         self.status.started = Some(Time(self.seen.now));
@@ -348,7 +348,7 @@ impl Turn<'_> {
             evidence.stable_failures += stable.failures;
         }
         let judged = self.judge();
-        self.status.verdict = judged.verdict.name().to_owned();
+        self.status.verdict = judged.verdict.into();
         self.status.evidence_summary.clone_from(&judged.because);
         if judged.verdict == Verdict::Fail {
             self.fail(judged.because);
@@ -428,7 +428,7 @@ impl Turn<'_> {
         let done = pods.iter().all(|pod| pod.revision == approved && pod.ready);
         if done && pods.len() >= target.replicas as usize {
             let because = self.status.evidence_summary.clone();
-            self.remember("Promoted", &because);
+            self.remember(RolloutOutcome::Promoted, &because);
             self.status.phase = Phase::Stable;
             self.status.weight = 0;
             self.status.acknowledged_weight = 0;
@@ -443,7 +443,7 @@ impl Turn<'_> {
                 "{of_it} of {} pods are ready with revision {approved} after {}: see kubectl describe of the target",
                 target.replicas, self.spec.deadline
             );
-            self.remember("PromotionStalled", &because);
+            self.remember(RolloutOutcome::PromotionStalled, &because);
             self.status.phase = Phase::Stable;
             self.status.weight = 0;
             self.status.acknowledged_weight = 0;
@@ -470,7 +470,7 @@ impl Turn<'_> {
         // Some sidecars may have it already: until all have said otherwise, it counts as there.
         self.status.acknowledged_weight = self.status.acknowledged_weight.max(self.status.weight);
         self.change_weight(0);
-        self.remember("Failed", &because);
+        self.remember(RolloutOutcome::Failed, &because);
         self.condition("Promoted", false, "Failed", &because);
         self.event(
             true,
@@ -486,7 +486,7 @@ impl Turn<'_> {
         }
         self.status.acknowledged_weight = 0;
         self.shut_gates(target);
-        if self.spec.on_failure == OnFailure::Undo && self.status.verdict != FAILED_BEFORE {
+        if self.spec.on_failure == OnFailure::Undo && self.status.verdict != CanaryVerdict::FailedBefore {
             self.actions.push(Action::Undo { revision: self.status.approved_revision.clone() });
         }
     }

@@ -1,7 +1,7 @@
 //! What a human reads of a rollout: conditions, events, columns, history.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use tulle_crds::{HistoryEntry, Phase, reason, set_condition};
+use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 
 use super::{Action, Turn};
 use crate::discovery::Acknowledgement;
@@ -12,10 +12,10 @@ const ACKNOWLEDGED: &str = "Acknowledged";
 const STALLED: &str = "Stalled";
 
 impl Turn<'_> {
-    pub(super) fn remember(&mut self, outcome: &str, because: &str) {
+    pub(super) fn remember(&mut self, outcome: RolloutOutcome, because: &str) {
         let entry = HistoryEntry {
             revision: self.status.canary_revision.clone(),
-            outcome: outcome.to_owned(),
+            outcome,
             because: because.to_owned(),
             ended: Time(self.seen.now),
         };

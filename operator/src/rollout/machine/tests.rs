@@ -174,7 +174,7 @@ fn a_good_version_goes_through_every_step_and_is_promoted() {
     }
     assert_eq!(weights, [5, 25, 50, 100, 0]);
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
-    assert_eq!(world.status.history[0].outcome, "Promoted");
+    assert_eq!(world.status.history[0].outcome, RolloutOutcome::Promoted);
     assert!(world.seen.target.unwrap().pods.iter().all(|pod| pod.revision == "new" && pod.ready));
 }
 
@@ -242,7 +242,7 @@ fn missing_data_holds_and_neither_fails_nor_passes() {
         world.status = status;
     }
     assert_eq!((world.status.phase, world.status.step), (Phase::Progressing, 0));
-    assert_eq!(world.status.verdict, "Inconclusive");
+    assert_eq!(world.status.verdict, CanaryVerdict::Inconclusive);
 }
 
 #[test]
@@ -256,8 +256,8 @@ fn a_newer_version_discards_the_evidence_and_starts_over_against_the_stable_one(
     assert_eq!((world.status.step, world.status.canary_revision.as_str()), (0, "v3"));
     assert_eq!(world.status.evidence, Evidence::default());
     assert_eq!(
-        (world.status.approved_revision.as_str(), world.status.history[0].outcome.as_str()),
-        ("old", "Superseded")
+        (world.status.approved_revision.as_str(), world.status.history[0].outcome),
+        ("old", RolloutOutcome::Superseded)
     );
 }
 
@@ -404,7 +404,7 @@ fn a_promotion_that_its_controller_does_not_finish_ends_with_a_name() {
         world.run(1);
         world.target().pods.retain(|pod| pod.name != "old-stuck");
     }
-    assert_eq!(world.status.history[0].outcome, "PromotionStalled");
+    assert_eq!(world.status.history[0].outcome, RolloutOutcome::PromotionStalled);
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
 }
 
@@ -566,7 +566,7 @@ fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
     world.run(5);
     world.deploy("bad");
     let actions = world.run(60);
-    assert_eq!((world.status.phase, world.status.verdict.as_str()), (Phase::Failed, "FailedBefore"));
+    assert_eq!((world.status.phase, world.status.verdict), (Phase::Failed, CanaryVerdict::FailedBefore));
     assert!(
         !actions.iter().any(|action| matches!(action, Action::Undo { .. })),
         "whoever brings it would bring it again"
