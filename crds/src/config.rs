@@ -1,5 +1,7 @@
 //! MeshConfig: settings of the whole mesh.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -40,6 +42,9 @@ pub struct MeshConfigSpec {
     /// Settings of workload certificates.
     #[serde(default)]
     pub certificates: Certificates,
+    /// Defaults of injected sidecars. Annotations of a namespace or a pod override them.
+    #[serde(default, skip_serializing_if = "SidecarDefaults::is_empty")]
+    pub sidecar: SidecarDefaults,
     /// Pods that may run without a sidecar in namespaces with the label tulle.dev/inject=required.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
@@ -52,6 +57,7 @@ impl Default for MeshConfigSpec {
             trust_domain: trust_domain(),
             mtls: MtlsMode::default(),
             certificates: Certificates::default(),
+            sidecar: SidecarDefaults::default(),
             exemptions: Vec::new(),
         }
     }
@@ -60,6 +66,44 @@ impl Default for MeshConfigSpec {
 /// The default trust domain.
 pub fn trust_domain() -> String {
     "cluster.local".to_owned()
+}
+
+/// Defaults of injected sidecars.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SidecarDefaults {
+    /// Resources of each injected container. They are adapted to the LimitRanges and ResourceQuotas of a namespace, and
+    /// to pods whose QoS class is Guaranteed.
+    #[serde(skip_serializing_if = "SidecarResources::is_empty")]
+    pub resources: SidecarResources,
+}
+
+/// Resources of an injected container.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SidecarResources {
+    /// Requests of cpu and memory, such as {cpu: 20m, memory: 32Mi}. Default: 10m and 16Mi.
+    #[schemars(extend("maxProperties" = 2))]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, String>,
+    /// Limits of cpu and memory. Default: none.
+    #[schemars(extend("maxProperties" = 2))]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, String>,
+}
+
+impl SidecarDefaults {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+}
+
+impl SidecarResources {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.limits.is_empty()
+    }
 }
 
 /// Settings of workload certificates.

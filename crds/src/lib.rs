@@ -35,6 +35,8 @@ pub mod keys {
     pub const INJECT: &str = "tulle.dev/inject";
     /// Label of an injected pod: the sidecar's version.
     pub const INJECTED: &str = "tulle.dev/sidecar";
+    /// Annotation of an injected pod: proof that its sidecar is as Tulle made it.
+    pub const SEAL: &str = "tulle.dev/injection";
     /// Readiness gate of pods whose revision has not been approved.
     pub const GATE: &str = "tulle.dev/approved";
     /// Annotation of a Canary: a requested action and its id, such as `promote@4711`.

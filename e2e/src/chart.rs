@@ -35,7 +35,7 @@ const SUBSTITUTIONS: &[Substitution] = &[
     Substitution {
         files: &["admission.yaml"],
         text: "kube-node-lease]",
-        times: 3,
+        times: 4,
         // A namespace made by `helm install --create-namespace` lacks the label tulle.dev/control-plane.
         template: "kube-node-lease, {{ .Release.Namespace | quote }}]",
     },
@@ -78,9 +78,9 @@ const SUBSTITUTIONS: &[Substitution] = &[
         template: "          resources: {{- toYaml .Values.webhook.resources | nindent 12 }}\n",
     },
     Substitution {
-        files: &["operator.yaml"],
+        files: &["operator.yaml", "webhook.yaml"],
         text: "{name: TULLE_TRUST_DOMAIN, value: cluster.local}",
-        times: 1,
+        times: 2,
         template: "{name: TULLE_TRUST_DOMAIN, value: {{ .Values.trustDomain | quote }}}",
     },
     Substitution {

@@ -1,8 +1,8 @@
-//! `/ready`, `/metrics`, `/config` for people and Prometheus, on a thread of its own.
+//! `/ready`, `/live`, `/metrics`, `/config` for kubelet, people and Prometheus, on a thread of its own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::config::{ConfigStore, Destination};
+use crate::liveness::Heartbeats;
 use crate::settings::Settings;
 use crate::telemetry::{Telemetry, prometheus};
 use crate::tls::TlsStore;
@@ -28,6 +29,8 @@ pub struct Admin {
     pub tls: Arc<TlsStore>,
     /// Counters.
     pub telemetry: Arc<Telemetry>,
+    /// Signs of life of the data threads.
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 impl Admin {
@@ -55,25 +58,43 @@ impl Admin {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         match request.uri().path() {
             "/ready" => self.ready(),
+            "/live" => self.live(),
             "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
             "/config" => text(StatusCode::OK, "application/json", self.config()),
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "there are /ready, /metrics and /config\n".to_owned(),
+                "there are /ready, /live, /metrics and /config\n".to_owned(),
             ),
         }
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let expired = |not_after: i64| u64::try_from(not_after).is_ok_and(|not_after| not_after <= now);
         let missing = match (self.tls.current(), self.config.inbound()) {
             (None, _) => Some("no certificate yet: is the operator running, and can this pod reach it?"),
+            (Some(tls), _) if expired(tls.not_after) => {
+                Some("the certificate has expired: is the operator running, and can this pod reach it?")
+            }
             (_, None) => Some("no policy yet: the operator has not answered"),
             _ => None,
         };
         match missing {
             None => text(StatusCode::OK, "text/plain", "ready\n".to_owned()),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+        }
+    }
+
+    fn live(&self) -> Response<Full<Bytes>> {
+        match self.heartbeats.stuck() {
+            None => text(StatusCode::OK, "text/plain", "alive\n".to_owned()),
+            Some((worker, silent)) => {
+                let seconds = silent.as_secs();
+                tracing::error!(worker, seconds, "a data thread is stuck");
+                let why = format!("data thread {worker} has been stuck for {seconds} s\n");
+                text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", why)
+            }
         }
     }
 

@@ -21,6 +21,7 @@ pub mod inbound;
 pub mod init;
 pub mod io;
 pub mod listen;
+pub mod liveness;
 pub mod message;
 pub mod outbound;
 pub mod pool;

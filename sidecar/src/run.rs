@@ -19,6 +19,7 @@ use tulle_mesh::ports;
 use crate::admin::Admin;
 use crate::config::store::Wanted;
 use crate::config::{ConfigStore, client, identity};
+use crate::liveness::Heartbeats;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::tls::TlsStore;
@@ -40,14 +41,15 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let settings = Arc::new(settings);
     let (config, wanted) = ConfigStore::new();
     let stop = CancellationToken::new();
-    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default(), stop };
-    let count = parts.settings.workers.max(1);
+    let count = settings.workers.max(1);
+    let heartbeats = Arc::new(Heartbeats::new(count));
+    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default(), heartbeats, stop };
     let (ended, workers) = mpsc::channel::<()>(count);
     for number in 0..count {
         let (parts, ended) = (parts.clone(), Ended(ended.clone()));
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let _ended = ended;
-            worker(&parts);
+            worker(&parts, number);
         });
         thread.context("cannot start a worker thread")?;
     }
@@ -69,6 +71,7 @@ struct Parts {
     config: Arc<ConfigStore>,
     tls: Arc<TlsStore>,
     telemetry: Arc<Telemetry>,
+    heartbeats: Arc<Heartbeats>,
     stop: CancellationToken,
 }
 
@@ -78,13 +81,14 @@ async fn control(
     wanted: UnboundedReceiver<Wanted>,
     mut workers: mpsc::Receiver<()>,
 ) -> Result<()> {
-    let Parts { settings, config, tls, telemetry, stop } = parts;
+    let Parts { settings, config, tls, telemetry, heartbeats, stop } = parts;
     let count = settings.workers.max(1);
     let admin = Arc::new(Admin {
         settings: Arc::clone(&settings),
         config: Arc::clone(&config),
         tls: Arc::clone(&tls),
         telemetry: Arc::clone(&telemetry),
+        heartbeats,
     });
     tokio::spawn(admin.serve(bind(ports::ADMIN)?));
     tokio::spawn(probe::serve(Arc::clone(&settings), bind(ports::PROBES)?));
@@ -119,21 +123,21 @@ fn bind(port: u16) -> Result<TcpListener> {
 }
 
 /// A data thread; it ends when the sidecar is told to stop.
-fn worker(parts: &Parts) {
+fn worker(parts: &Parts, number: usize) {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    let result = local.block_on(&runtime, data(parts));
+    let result = local.block_on(&runtime, data(parts, number));
     if let Err(error) = result {
         tracing::error!(error = format!("{error:#}"), "a worker ended");
         std::process::exit(1);
     }
 }
 
-async fn data(parts: &Parts) -> Result<()> {
-    let Parts { settings, config, tls, telemetry, stop } = parts.clone();
+async fn data(parts: &Parts, number: usize) -> Result<()> {
+    let Parts { settings, config, tls, telemetry, heartbeats, stop } = parts.clone();
     let worker = Worker::new(settings, config, tls, telemetry);
     let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
     let sweeping = Rc::clone(&worker);
@@ -142,6 +146,7 @@ async fn data(parts: &Parts) -> Result<()> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            heartbeats.beat(number);
             sweeping.sweep();
         }
     });

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
 use crate::cluster::Cluster;
-use crate::inject::{self, Context, Mode, Outcome};
+use crate::inject::{self, Context, Mode, Outcome, SealKey};
 use crate::settings::Settings;
 use crate::validate::{self, Findings};
 
@@ -28,6 +28,8 @@ pub struct Admission {
     pub cluster: Arc<Cluster>,
     /// To look at a Canary's target.
     pub client: Client,
+    /// Signs what is injected.
+    pub key: SealKey,
 }
 
 /// The routes.
@@ -85,9 +87,7 @@ fn answer(
             let response = AdmissionResponse::from(&request);
             decide(&request, response)
         }
-        Err(error) => {
-            AdmissionResponse::invalid(format!("this is no AdmissionReview with a request: {error}"))
-        }
+        Err(error) => AdmissionResponse::invalid(format!("not an AdmissionReview with a request: {error}")),
     };
     Json(response.into_review())
 }
@@ -123,13 +123,15 @@ impl Admission {
         let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
         Context {
             mode,
-            pod_security: self.cluster.pod_security(namespace),
+            namespace: self.cluster.namespace(namespace),
+            defaults: self.cluster.defaults(),
             exempt: self.cluster.is_exempt(namespace, account),
             on_trial: self.cluster.is_on_trial(namespace, pod),
             image: self.settings.sidecar_image.clone(),
             operator: self.settings.operator(),
             operator_identity: format!("{}/tulle-operator", self.settings.namespace),
             trust_domain: self.cluster.trust_domain(),
+            key: self.key.clone(),
         }
     }
 
@@ -154,7 +156,7 @@ impl Admission {
         let context = self.context(mode, request.namespace.as_deref().unwrap_or_default(), &pod);
         let (outcome, mut warnings) = inject::inject(&pod, &context);
         if let Outcome::Refuse(why) = outcome {
-            warnings.push(format!("its pods will be refused: {why}"));
+            warnings.push(format!("its pods will be rejected: {why}"));
         }
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         response

@@ -2,10 +2,11 @@
 //! replica's own, renewed in memory, and the authority in the webhook configurations.
 
 use std::fmt::Debug;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use axum_server::tls_rustls::RustlsConfig;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -23,6 +24,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::inject::SealKey;
 use crate::settings::Settings;
 
 const SECRET: &str = "tulle-webhook-authority";
@@ -33,17 +35,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(86_400);
 /// The configurations are looked at this often: somebody may have applied the manifests again.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const SKEW: Duration = Duration::from_secs(120);
-
-/// The present TLS configuration.
-#[derive(Clone, Debug)]
-pub struct Serving(Arc<RwLock<Arc<ServerConfig>>>);
-
-impl Serving {
-    /// For a connection that begins now.
-    pub fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// The authority that the replicas share.
 pub struct Authority {
@@ -93,7 +84,8 @@ impl Authority {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
             let bytes = bytes
                 .with_context(|| format!("Secret {SECRET} has no {name}; delete it to have it made again"))?;
-            String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
+            String::from_utf8(bytes.0.clone())
+                .with_context(|| format!("{name} of Secret {SECRET} is not PEM"))
         };
         Ok(Self { pem: read("ca.crt")?, key_pem: read("ca.key")?, names })
     }
@@ -115,18 +107,23 @@ impl Authority {
         Ok(Arc::new(config))
     }
 
+    /// The key that seals what replicas inject: whoever has the authority is a replica.
+    pub fn seal_key(&self) -> SealKey {
+        SealKey::derive(self.key_pem.as_bytes())
+    }
+
     /// A leaf now, and a new one every day.
     ///
     /// # Errors
     /// When the first cannot be made.
-    pub fn serve(self: &Arc<Self>) -> Result<Serving> {
-        let serving = Serving(Arc::new(RwLock::new(self.leaf()?)));
+    pub fn serve(self: &Arc<Self>) -> Result<RustlsConfig> {
+        let serving = RustlsConfig::from_config(self.leaf()?);
         let (authority, renewed) = (Arc::clone(self), serving.clone());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(RENEW_EVERY).await;
                 match authority.leaf() {
-                    Ok(leaf) => *renewed.0.write().unwrap_or_else(PoisonError::into_inner) = leaf,
+                    Ok(leaf) => renewed.reload_from_config(leaf),
                     Err(error) => tracing::error!(
                         error = format!("{error:#}"),
                         "cannot renew the webhook's certificate"

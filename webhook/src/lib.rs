@@ -5,6 +5,7 @@
 //!   validate      what CEL in the CRDs cannot say: pure, and one look at the target
 //!   admission     AdmissionReview in and out
 //!   cluster       what admission needs to know: namespaces and Canaries, from memory
+//!   drain         serving on until no caller has a stopped replica's address
 //!   certificates  the webhook's own certificate, and its authority in the configurations
 //! ```
 //! A pod's admission needs nothing outside this process's memory: it answers in microseconds, and its
@@ -13,7 +14,9 @@
 pub mod admission;
 pub mod certificates;
 pub mod cluster;
+pub mod drain;
 pub mod inject;
+pub mod quantity;
 pub mod run;
 pub mod settings;
 pub mod validate;

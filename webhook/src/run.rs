@@ -1,93 +1,133 @@
 //! Wires the parts together.
 
+use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
+use axum_server::Handle;
+use axum_server::tls_rustls::from_tcp_rustls;
 use kube::Client;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tulle_mesh::ports;
 
 use crate::admission::{Admission, routes};
-use crate::certificates::{Authority, Serving};
-use crate::cluster::{self, Cluster};
+use crate::certificates::Authority;
+use crate::cluster::Cluster;
+use crate::drain;
 use crate::settings::Settings;
+
+/// Between two tries for the authority's Secret.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long answers that are being written may take once the endpoint is gone.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Runs until told to stop.
 ///
 /// # Errors
-/// What keeps the webhook from starting: no API server, no Secret, no port.
+/// What keeps the webhook from starting: no address of the API server, no port.
 pub async fn run(settings: Settings) -> Result<()> {
+    // First: the kernel ignores signals that process 1 has no handler for.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let ready = Arc::new(AtomicBool::new(false));
+    // Alive at once: an API server that is slow, or not there, is no reason to start this process again.
+    let health = tokio::net::TcpListener::from_std(bind(ports::HEALTH)?)?;
+    tokio::spawn(axum::serve(health, health_routes(Arc::clone(&ready))).into_future());
     let settings = Arc::new(settings);
-    let client = Client::try_default().await.context("no connection to the API server")?;
-    let authority = Arc::new(Authority::shared(&client, &settings).await?);
-    let serving = authority.serve()?;
-    let cluster = Arc::new(Cluster::default());
-    cluster::start(&client, &cluster);
+    let prepared = tokio::select! {
+        _ = terminate.recv() => return Ok(()),
+        prepared = prepare(&settings) => prepared?,
+    };
+    serve(prepared, &settings, &ready, terminate).await
+}
+
+/// What admission needs before it can answer.
+struct Prepared {
+    client: Client,
+    cluster: Arc<Cluster>,
+    authority: Arc<Authority>,
+}
+
+fn health_routes(ready: Arc<AtomicBool>) -> Router {
+    let readiness = move || {
+        let ready = ready.load(Ordering::Relaxed);
+        async move {
+            match ready {
+                true => (StatusCode::OK, "ready\n"),
+                false => (
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "waiting for the API server: namespaces, limits, Canaries, the authority's Secret\n",
+                ),
+            }
+        }
+    };
+    Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(readiness))
+}
+
+async fn prepare(settings: &Settings) -> Result<Prepared> {
+    let client = Client::try_default().await.context("no address of the API server")?;
+    let cluster = Cluster::follow(&client, settings.trust_domain.clone());
+    let authority = Arc::new(authority(&client, settings).await);
     while !cluster.is_synced() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let namespace = settings.namespace.clone();
-    let routes = routes(Admission { settings, cluster, client: client.clone() });
-    let listener = bind(ports::WEBHOOK).await?;
-    let health = bind(ports::HEALTH).await?;
-    tokio::spawn(async move {
-        let health_routes = Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(|| async { "ready\n" }));
-        axum::serve(health, health_routes).await
-    });
+    Ok(Prepared { client, cluster, authority })
+}
+
+async fn serve(
+    Prepared { client, cluster, authority }: Prepared,
+    settings: &Arc<Settings>,
+    ready: &AtomicBool,
+    mut terminate: Signal,
+) -> Result<()> {
+    let serving = authority.serve()?;
+    let (key, listener) = (authority.seal_key(), bind(ports::WEBHOOK)?);
+    let admission = Admission { settings: Arc::clone(settings), cluster, client: client.clone(), key };
+    let handle = Handle::new();
+    let server = from_tcp_rustls(listener, serving)?.handle(handle.clone());
+    let server = tokio::spawn(server.serve(routes(admission).into_make_service()));
+    ready.store(true, Ordering::Relaxed);
+    tracing::info!("serving admission");
     // The configurations name this authority only now that the port answers.
-    let configured = authority.keep_configured(&client, &namespace);
-    let mut terminate = signal(SignalKind::terminate())?;
+    let configured = authority.keep_configured(&client, &settings.namespace);
     tokio::select! {
-        () = serve(listener, serving, routes) => Ok(()),
+        ended = server => anyhow::bail!("the admission server ended: {ended:?}"),
         () = configured => anyhow::bail!("this replica's authority is no longer the one in the Secret"),
-        _ = terminate.recv() => {
-            // The API server may still have this address for a moment.
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            Ok(())
-        }
+        _ = terminate.recv() => {}
     }
+    // The API server still has this address: until it has not, its calls are answered as before.
+    tracing::info!("told to stop: serving until no caller has this address");
+    drain::endpoint_gone(&client, settings).await;
+    handle.graceful_shutdown(Some(LAST_ANSWERS));
+    while handle.connection_count() > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::info!("stopped");
+    Ok(())
 }
 
-async fn bind(port: u16) -> Result<TcpListener> {
-    match TcpListener::bind(("::", port)).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => {
-            TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot bind port {port}"))
-        }
-    }
-}
-
-async fn serve(listener: TcpListener, serving: Serving, routes: Router) {
+/// The authority, as soon as it can be had.
+async fn authority(client: &Client, settings: &Settings) -> Authority {
     loop {
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, say: waiting a little lets others close.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            }
-        };
-        let (serving, routes) = (serving.clone(), routes.clone());
-        tokio::spawn(async move {
-            let acceptor = TlsAcceptor::from(serving.current());
-            let Ok(Ok(stream)) = timeout(Duration::from_secs(10), acceptor.accept(stream)).await else {
-                return;
-            };
-            let service = TowerToHyperService::new(routes);
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
+        match Authority::shared(client, settings).await {
+            Ok(authority) => return authority,
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "cannot read or write the authority's Secret; trying again"
+            ),
+        }
+        tokio::time::sleep(RETRY).await;
     }
+}
+
+/// A listener for IPv6 and IPv4, or on a node without IPv6 for IPv4 alone.
+fn bind(port: u16) -> Result<TcpListener> {
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    let listener = listener.with_context(|| format!("cannot bind port {port}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }

@@ -9,6 +9,12 @@ pub struct Settings {
     /// The namespace that Tulle runs in.
     #[arg(long, env = "TULLE_NAMESPACE", default_value = "tulle-system")]
     pub namespace: String,
+    /// This pod's name.
+    #[arg(long, env = "TULLE_POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// The trust domain while there is no MeshConfig.
+    #[arg(long, env = "TULLE_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
     /// The sidecar's image.
     #[arg(long, env = "TULLE_SIDECAR_IMAGE")]
     pub sidecar_image: String,

@@ -1,9 +1,13 @@
-//! Per-pod settings: annotations `tulle.dev/<name>`. An unknown or malformed one is answered with a
-//! warning that names it, never ignored in silence.
+//! Settings of the sidecar: annotations `tulle.dev/<name>` of a pod, else of its namespace, else MeshConfig. An unknown
+//! or malformed one is answered with a warning that names it, never ignored in silence.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-/// What a pod's annotations ask for.
+use tulle_crds::{SidecarDefaults, keys};
+
+use crate::quantity::Quantity;
+
+/// What annotations ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSettings {
     /// Inbound ports that the sidecar does not see.
@@ -29,18 +33,72 @@ const KNOWN: &str =
     "skip-inbound-ports, skip-outbound-ports, log-level, workers, cpu, memory, cpu-limit, memory-limit";
 
 impl PodSettings {
-    /// Reads a pod's annotations.
-    pub fn read(pod: &Value, warnings: &mut Vec<String>) -> Self {
+    /// Reads the annotations of an object; `object` is how warnings name it.
+    pub fn read<'a>(
+        annotations: impl Iterator<Item = (&'a str, &'a str)>,
+        object: &str,
+        warnings: &mut Vec<String>,
+    ) -> Self {
         let mut settings = Self::default();
-        let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
-        for (key, value) in annotations.into_iter().flatten() {
-            let Some(name) = key.strip_prefix("tulle.dev/") else { continue };
-            let value = value.as_str().unwrap_or("");
+        for (key, value) in annotations {
+            let Some(name) = key.strip_prefix("tulle.dev/").filter(|_| key != keys::SEAL) else { continue };
             if let Err(why) = settings.set(name, value) {
-                warnings.push(format!("annotation {key}: {value:?} has no effect: {why}"));
+                warnings.push(format!("annotation {key}{object}: {value:?} has no effect: {why}"));
             }
         }
         settings
+    }
+
+    /// The defaults of MeshConfig.
+    pub fn of_mesh(defaults: &SidecarDefaults, warnings: &mut Vec<String>) -> Self {
+        let mut read = |amounts: &BTreeMap<String, String>, kind: &str, name: &str| {
+            let text = amounts.get(name)?;
+            let known = quantity(text);
+            if let Err(why) = &known {
+                warnings.push(format!(
+                    "MeshConfig mesh: spec.sidecar.resources.{kind}.{name} {text:?} has no effect: {why}"
+                ));
+            }
+            known.ok()
+        };
+        let resources = &defaults.resources;
+        Self {
+            cpu: read(&resources.requests, "requests", "cpu"),
+            memory: read(&resources.requests, "requests", "memory"),
+            cpu_limit: read(&resources.limits, "limits", "cpu"),
+            memory_limit: read(&resources.limits, "limits", "memory"),
+            ..Self::default()
+        }
+    }
+
+    /// These settings, and where they say nothing the others.
+    pub fn or(self, others: Self) -> Self {
+        let ports = |mine: Vec<u16>, others| if mine.is_empty() { others } else { mine };
+        Self {
+            skip_inbound_ports: ports(self.skip_inbound_ports, others.skip_inbound_ports),
+            skip_outbound_ports: ports(self.skip_outbound_ports, others.skip_outbound_ports),
+            log_level: self.log_level.or(others.log_level),
+            workers: self.workers.or(others.workers),
+            cpu: self.cpu.or(others.cpu),
+            memory: self.memory.or(others.memory),
+            cpu_limit: self.cpu_limit.or(others.cpu_limit),
+            memory_limit: self.memory_limit.or(others.memory_limit),
+        }
+    }
+
+    /// Whether ports are excluded from redirection.
+    pub fn skips_ports(&self) -> bool {
+        !self.skip_inbound_ports.is_empty() || !self.skip_outbound_ports.is_empty()
+    }
+
+    /// The request of a resource, `cpu` or `memory`.
+    pub(super) fn request(&self, resource: &str) -> Option<&str> {
+        if resource == "cpu" { self.cpu.as_deref() } else { self.memory.as_deref() }
+    }
+
+    /// The limit of a resource.
+    pub(super) fn limit(&self, resource: &str) -> Option<&str> {
+        if resource == "cpu" { self.cpu_limit.as_deref() } else { self.memory_limit.as_deref() }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -56,7 +114,7 @@ impl PodSettings {
             "memory" => self.memory = Some(quantity(value)?),
             "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
             "memory-limit" => self.memory_limit = Some(quantity(value)?),
-            _ => return Err(format!("the annotations of a pod are: {KNOWN}")),
+            _ => return Err(format!("known annotations are {KNOWN}")),
         }
         Ok(())
     }
@@ -74,12 +132,10 @@ fn log_level(value: &str) -> Result<String, String> {
     }
 }
 
-/// A Kubernetes quantity, roughly: the API server checks it again and would name a container that the
-/// pod's author never wrote.
+/// Checked here, because the API server would name a container that the pod's author never wrote.
 fn quantity(value: &str) -> Result<String, String> {
-    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = value.get(digits.len()..).unwrap_or("");
-    let known = ["", "m", "k", "M", "G", "Ki", "Mi", "Gi"].contains(&unit);
-    let number = digits.parse::<f64>().is_ok_and(|number| number > 0.0);
-    if known && number { Ok(value.to_owned()) } else { Err("write a quantity like 100m or 32Mi".to_owned()) }
+    match Quantity::parse(value).filter(|quantity| !quantity.is_zero()) {
+        Some(_) => Ok(value.to_owned()),
+        None => Err("write a quantity like 100m or 32Mi".to_owned()),
+    }
 }

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use tulle_mesh::ports;
 
-use super::{Context, INIT, PROXY, PodSettings};
+use super::seal::is_same_image;
+use super::{Context, INIT, PROXY, PodSettings, containers_at, name_of};
 
 const TOKEN_VOLUME: &str = "tulle-token";
 const TRUST_VOLUME: &str = "tulle-trust";
@@ -15,7 +16,7 @@ const TRUST_PATH: &str = "/var/run/tulle/trust";
 const MALLOC: &str = "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never";
 
 /// Sets the redirect rules and exits. It is root for NET_ADMIN and has nothing else.
-pub(super) fn init(context: &Context, settings: &PodSettings) -> Value {
+pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value) -> Value {
     let mut arguments = vec!["init".to_owned()];
     let lists = [
         ("--skip-inbound-ports", &settings.skip_inbound_ports),
@@ -39,29 +40,12 @@ pub(super) fn init(context: &Context, settings: &PodSettings) -> Value {
             "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "resources": resources(settings),
+        "resources": resources,
     })
 }
 
-/// The same for both: a quota or a limit range asks it of every container, and the first ends before the
-/// second begins.
-fn resources(settings: &PodSettings) -> Value {
-    let mut resources = json!({"requests": {
-        "cpu": settings.cpu.as_deref().unwrap_or("10m"),
-        "memory": settings.memory.as_deref().unwrap_or("16Mi"),
-    }});
-    let limits = [("cpu", &settings.cpu_limit), ("memory", &settings.memory_limit)];
-    let limits =
-        limits.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!(limit.as_ref()?))));
-    let limits: serde_json::Map<_, _> = limits.collect();
-    if let (false, Some(resources)) = (limits.is_empty(), resources.as_object_mut()) {
-        resources.insert("limits".to_owned(), Value::Object(limits));
-    }
-    resources
-}
-
 /// The data plane, as a native sidecar: started before the application, stopped after it.
-pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -> Value {
+pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value, probes: &Value) -> Value {
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     let mut env = vec![
         json!({"name": "TULLE_POD_NAME", "valueFrom": field("metadata.name")}),
@@ -97,6 +81,19 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
             "periodSeconds": 1,
             "failureThreshold": 600,
         },
+        // A certificate that has expired, and nothing that has to do with the operator being there.
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": ports::ADMIN},
+            "periodSeconds": 5,
+            "failureThreshold": 3,
+        },
+        // A thread that serves nobody for half a minute. Slow to act: a busy node is no reason to end connections.
+        "livenessProbe": {
+            "httpGet": {"path": "/live", "port": ports::ADMIN},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
         "securityContext": {
             "runAsUser": ports::PROXY_UID,
             "runAsGroup": ports::PROXY_UID,
@@ -107,7 +104,7 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "resources": resources(settings),
+        "resources": resources,
         "volumeMounts": [
             {"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
             {"name": TRUST_VOLUME, "mountPath": TRUST_PATH, "readOnly": true},
@@ -118,37 +115,53 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, probes: &Value) -
 /// Variables that annotations and probes add.
 const OPTIONAL: &[&str] = &["TULLE_PROBES", "TULLE_LOG", "TULLE_WORKERS"];
 
+/// The variables of a container that decide what our program does, as `[name, value, field]`.
+pub(super) fn variables(container: &Value) -> Vec<Value> {
+    let read = |v: &&Value| ["TULLE_", "_RJEM_"].iter().any(|prefix| name_of(v).starts_with(prefix));
+    containers_at(container, "/env")
+        .filter(read)
+        .filter(|v| !OPTIONAL.contains(&name_of(v)))
+        .map(|v| json!([v.get("name"), v.get("value"), v.pointer("/valueFrom/fieldRef/fieldPath")]))
+        .collect()
+}
+
+/// Where a container finds its token and its trust, as `[volume, path, subpath]`.
+pub(super) fn mounts(container: &Value) -> Vec<Value> {
+    containers_at(container, "/volumeMounts")
+        .filter(|m| [TOKEN_VOLUME, TRUST_VOLUME].contains(&name_of(m)))
+        .map(|m| json!([m.get("name"), m.get("mountPath"), m.get("subPath")]))
+        .collect()
+}
+
+/// Where a volume's content comes from.
+pub(super) fn volume_source(volume: &Value) -> [Option<&Value>; 2] {
+    ["/configMap/name", "/projected/sources/0/serviceAccountToken/audience"].map(|path| volume.pointer(path))
+}
+
 /// Where a container does not do what `wanted` does: another program, arguments, environment or user; `None`:
 /// nowhere. Resources, probes, what others mount into it, and variables that our program does not read may
 /// differ.
 pub(super) fn difference(found: &Value, wanted: &Value) -> Option<String> {
-    let equal = ["/image", "/args", "/command", "/envFrom", "/restartPolicy", "/securityContext/runAsUser"];
+    let image = |container: &Value| container.get("image").and_then(Value::as_str).unwrap_or("").to_owned();
+    if !is_same_image(&image(found), &image(wanted)) {
+        return Some(format!("its image is {:?} instead of {:?}", image(found), image(wanted)));
+    }
+    let equal = ["/args", "/command", "/envFrom", "/restartPolicy", "/securityContext/runAsUser"];
     let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
     if let Some(path) = equal.into_iter().find(|path| found.pointer(path) != wanted.pointer(path)) {
         let (is, should) = (shown(found.pointer(path)), shown(wanted.pointer(path)));
         return Some(format!("its {} is {is} instead of {should}", path.trim_start_matches('/')));
     }
-    let list = |container: &Value, name: &str| -> Vec<Value> {
-        container.get(name).and_then(Value::as_array).cloned().unwrap_or_default()
-    };
-    let part = |value: &Value, path: &str| value.pointer(path).cloned();
-    let variable =
-        |v: &Value| (part(v, "/name"), part(v, "/value"), part(v, "/valueFrom/fieldRef/fieldPath"));
-    let mount = |m: &Value| (part(m, "/name"), part(m, "/mountPath"), part(m, "/subPath"));
-    let named = |v: &Value| v.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
-    let (has, needs) = (list(found, "env"), list(wanted, "env"));
-    let read = |v: &&Value| ["TULLE_", "_RJEM_"].iter().any(|prefix| named(v).starts_with(prefix));
-    let foreign = has.iter().filter(read).find(|v| {
-        !OPTIONAL.contains(&named(v).as_str()) && !needs.iter().any(|need| variable(need) == variable(v))
-    });
-    let missing = needs.iter().find(|need| !has.iter().any(|v| variable(v) == variable(need)));
-    if let Some(v) = foreign.or(missing) {
-        return Some(format!("its variable {} is another", named(v)));
+    let (has, needs) = (variables(found), variables(wanted));
+    let foreign = has.iter().find(|variable| !needs.contains(variable));
+    let missing = needs.iter().find(|variable| !has.contains(variable));
+    if let Some(variable) = foreign.or(missing) {
+        let name = variable.get(0).and_then(Value::as_str).unwrap_or("");
+        return Some(format!("environment variable {name} differs from the injected value"));
     }
-    let mounts = list(found, "volumeMounts");
-    let unmounted =
-        list(wanted, "volumeMounts").into_iter().find(|need| !mounts.iter().any(|m| mount(m) == mount(need)));
-    unmounted.map(|volume| format!("it does not mount {}", named(&volume)))
+    let mounted = mounts(found);
+    let missing = mounts(wanted).into_iter().find(|mount| !mounted.contains(mount));
+    missing.map(|mount| format!("it does not mount {}", mount.get(0).and_then(Value::as_str).unwrap_or("")))
 }
 
 pub(super) fn volumes() -> [Value; 2] {

@@ -7,19 +7,27 @@
 //!   annotations  per-pod settings, each read or warned about
 //!   containers   tulle-init and tulle-proxy
 //!   probes       kubelet's probes, moved to the sidecar
+//!   resources    requests and limits that the namespace admits
+//!   seal         the seal by which a later call recognises an injected pod
 //! ```
 
 mod annotations;
 mod containers;
 mod probes;
+mod resources;
+mod seal;
+
+use std::collections::BTreeMap;
 
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation};
 use serde_json::{Value, json};
-use tulle_crds::keys;
+use tulle_crds::{SidecarDefaults, keys};
 use tulle_mesh::ports;
 
 pub use annotations::PodSettings;
+pub use resources::NamespaceLimits;
+pub use seal::SealKey;
 
 /// The injected init container.
 pub const INIT: &str = "tulle-init";
@@ -40,8 +48,10 @@ pub enum Mode {
 pub struct Context {
     /// What the namespace asks for.
     pub mode: Mode,
-    /// The namespace's Pod Security level that is enforced.
-    pub pod_security: Option<String>,
+    /// The pod's namespace.
+    pub namespace: Namespace,
+    /// Settings of the sidecar that hold for the whole mesh.
+    pub defaults: SidecarDefaults,
     /// The pod is exempt by MeshConfig.
     pub exempt: bool,
     /// A Canary holds the pod's workload, and its revision has not been approved.
@@ -54,6 +64,21 @@ pub struct Context {
     pub operator_identity: String,
     /// The trust domain.
     pub trust_domain: String,
+    /// Signs what is injected.
+    pub key: SealKey,
+}
+
+/// A pod's namespace, as far as injection depends on it.
+#[derive(Clone, Debug, Default)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// The Pod Security level that it enforces.
+    pub pod_security: Option<String>,
+    /// Its annotations: settings of the sidecars of its pods.
+    pub annotations: BTreeMap<String, String>,
+    /// What it lets its pods use.
+    pub limits: NamespaceLimits,
 }
 
 /// What is done with a pod.
@@ -83,7 +108,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     if is_injected(pod) {
         return match (context.mode, impostor(pod, context)) {
             (Mode::Required, Some(what)) => Outcome::Refuse(format!(
-                "{what}: it is not as Tulle injects it. Leave it out of the pod, it is added at admission; if another webhook changes it, leave tulle-init and tulle-proxy out there, or give the webhook's TULLE_SIDECAR_IMAGE the rewritten name"
+                "{what}, so it is not as Tulle injects it. Leave it out of the pod, because it is added at admission. If another webhook changes it, exclude tulle-init and tulle-proxy there, or install Tulle with the image's rewritten name"
             )),
             // Containers that other webhooks have added since.
             _ => probes::complete(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
@@ -114,7 +139,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             uid = ports::PROXY_UID
         ));
     }
-    if let Some(level @ ("baseline" | "restricted")) = context.pod_security.as_deref() {
+    if let Some(level @ ("baseline" | "restricted")) = context.namespace.pod_security.as_deref() {
         warnings.push(format!(
             "namespace enforces Pod Security {level}, which forbids NET_ADMIN: the injected container {INIT} will be refused; set pod-security.kubernetes.io/enforce=privileged on the namespace until Tulle's node agent is available"
         ));
@@ -125,14 +150,61 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             keys::INJECT
         ));
     }
-    let settings = PodSettings::read(pod, warnings);
-    let skips = !settings.skip_inbound_ports.is_empty() || !settings.skip_outbound_ports.is_empty();
-    if skips && context.mode == Mode::Required {
+    warn_of_ports(pod, warnings);
+    let settings = PodSettings::read(annotations_of(pod), "", warnings);
+    if settings.skips_ports() && context.mode == Mode::Required {
         return Outcome::Refuse(
             "the namespace requires that all traffic goes through the sidecar: leave tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports out, or exempt the service account in MeshConfig mesh".to_owned(),
         );
     }
+    let settings = settings.or(context.defaults(warnings));
     Outcome::Inject(patch(pod, context, &settings, warnings))
+}
+
+impl Context {
+    /// Settings of the sidecar where the pod has none.
+    fn defaults(&self, warnings: &mut Vec<String>) -> PodSettings {
+        let annotations =
+            self.namespace.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let of = format!(" of namespace {}", self.namespace.name);
+        let mut settings = PodSettings::read(annotations, &of, warnings);
+        if settings.skips_ports() && self.mode == Mode::Required {
+            warnings.push(format!(
+                "annotations tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports{of} have no effect: it requires that all traffic goes through the sidecar"
+            ));
+            settings = PodSettings { skip_inbound_ports: vec![], skip_outbound_ports: vec![], ..settings };
+        }
+        settings.or(PodSettings::of_mesh(&self.defaults, warnings))
+    }
+}
+
+fn annotations_of(pod: &Value) -> impl Iterator<Item = (&str, &str)> {
+    let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+    annotations.into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or("")))
+}
+
+/// A port of the sidecar that the pod's own containers would find taken.
+fn warn_of_ports(pod: &Value, warnings: &mut Vec<String>) {
+    let lists = ["/spec/containers", "/spec/initContainers"];
+    for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
+        let declared = containers_at(container, "/ports").filter_map(|port| port.get("containerPort"));
+        let probes = probes::KINDS.iter().filter_map(|kind| container.get(kind));
+        let probed = probes.flat_map(|probe| {
+            ["/httpGet/port", "/tcpSocket/port", "/grpc/port"]
+                .into_iter()
+                .filter_map(|path| probe.pointer(path))
+        });
+        let mut taken: Vec<u64> = declared.chain(probed).filter_map(Value::as_u64).collect();
+        taken.retain(|port| ports::SIDECAR.iter().any(|ours| u64::from(*ours) == *port));
+        taken.sort_unstable();
+        taken.dedup();
+        for port in taken {
+            warnings.push(format!(
+                "container {} uses port {port}, which is the sidecar's: one of the two will not start; choose another port (the sidecar has {} to {})",
+                name_of(container), ports::OUTBOUND, ports::PROBES
+            ));
+        }
+    }
 }
 
 /// Why a pod cannot have a sidecar at all.
@@ -140,7 +212,7 @@ fn cannot_have_one(pod: &Value) -> Option<&'static str> {
     if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
         return Some("a pod with hostNetwork cannot have a sidecar: redirect rules would hit the whole node");
     }
-    if pod.pointer("/spec/os/name").and_then(Value::as_str) == Some("windows") {
+    if is_windows(pod) {
         return Some("a Windows pod cannot have one");
     }
     let mut containers =
@@ -148,6 +220,32 @@ fn cannot_have_one(pod: &Value) -> Option<&'static str> {
     containers
         .any(|container| ["istio-proxy", "linkerd-proxy"].contains(&name_of(container)))
         .then_some("it has the sidecar of another mesh: the two would redirect into each other")
+}
+
+/// Whether a pod can only run on Windows, by any of the ways to say so.
+fn is_windows(pod: &Value) -> bool {
+    const LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
+    let windows = Some("windows");
+    let selector = pod.pointer("/spec/nodeSelector");
+    let selected =
+        || LABELS.iter().any(|label| selector.and_then(|s| s.get(label)).and_then(Value::as_str) == windows);
+    let terms =
+        "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let only_windows = |term: &Value| {
+        containers_at(term, "/matchExpressions").any(|expression| {
+            let text = |name: &str| expression.get(name).and_then(Value::as_str).unwrap_or("");
+            let mut values = containers_at(expression, "/values").map(Value::as_str).peekable();
+            LABELS.contains(&text("key"))
+                && text("operator") == "In"
+                && values.peek().is_some()
+                && values.all(|value| value == windows)
+        })
+    };
+    // The terms are alternatives.
+    let mut terms = containers_at(pod, terms).peekable();
+    pod.pointer("/spec/os/name").and_then(Value::as_str) == windows
+        || selected()
+        || (terms.peek().is_some() && terms.all(only_windows))
 }
 
 fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> Outcome {
@@ -165,10 +263,15 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
 /// A container, or a volume, with the name of one of ours that is another: a way to look meshed without
 /// being so. What the API server or a service account adds to ours is left alone.
 fn impostor(pod: &Value, context: &Context) -> Option<String> {
-    let settings = PodSettings::default();
+    let seal = pod.pointer("/metadata/annotations/tulle.dev~1injection").and_then(Value::as_str);
+    let Namespace { name, .. } = &context.namespace;
+    if seal.is_some_and(|seal| context.key.holds(seal, pod, name, context.mode)) {
+        return None;
+    }
+    let (settings, none) = (PodSettings::default(), Value::Null);
     let ours = [
-        (INIT, containers::init(context, &settings)),
-        (PROXY, containers::proxy(context, &settings, &json!([]))),
+        (INIT, containers::init(context, &settings, &none)),
+        (PROXY, containers::proxy(context, &settings, &none, &json!([]))),
     ];
     for (name, wanted) in ours {
         let found = containers_at(pod, "/spec/initContainers").find(|container| name_of(container) == name);
@@ -183,9 +286,8 @@ fn impostor(pod: &Value, context: &Context) -> Option<String> {
     containers::volumes().into_iter().find_map(|wanted| {
         let name = name_of(&wanted).to_owned();
         let found = containers_at(pod, "/spec/volumes").find(|volume| name_of(volume) == name);
-        let source = ["/configMap/name", "/projected/sources/0/serviceAccountToken/audience"];
-        let same = |found: &Value| source.iter().all(|path| found.pointer(path) == wanted.pointer(path));
-        (!found.is_some_and(same)).then(|| format!("volume {name}"))
+        let same = |found: &Value| containers::volume_source(found) == containers::volume_source(&wanted);
+        (!found.is_some_and(same)).then(|| format!("volume {name} differs from the injected one"))
     })
 }
 
@@ -218,12 +320,19 @@ fn runs_as_proxy(pod: &Value) -> Option<String> {
 fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut Vec<String>) -> Patch {
     let mut operations = Operations::default();
     let probes = probes::rewrite(pod, &mut operations, warnings);
+    let resources = resources::resources(pod, settings, &context.namespace.limits, warnings);
+    let (init, proxy) = (
+        containers::init(context, settings, &resources),
+        containers::proxy(context, settings, &resources, &probes),
+    );
+    let ours = json!({"spec": {"initContainers": [init, proxy], "volumes": containers::volumes()}});
+    let seal = context.key.seal(&ours, &context.namespace.name, context.mode, &context.image);
     if pod.pointer("/spec/initContainers").and_then(Value::as_array).is_none() {
         operations.add(&["spec", "initContainers"], json!([]));
     }
     // Inserted at the front, the last first: init, then the proxy, then what the pod had.
-    operations.add(&["spec", "initContainers", "0"], containers::proxy(context, settings, &probes));
-    operations.add(&["spec", "initContainers", "0"], containers::init(context, settings));
+    operations.add(&["spec", "initContainers", "0"], proxy);
+    operations.add(&["spec", "initContainers", "0"], init);
     if pod.pointer("/spec/volumes").and_then(Value::as_array).is_none() {
         operations.add(&["spec", "volumes"], json!([]));
     }
@@ -234,6 +343,10 @@ fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut 
         operations.add(&["metadata", "labels"], json!({}));
     }
     operations.add(&["metadata", "labels", keys::INJECTED], json!(env!("CARGO_PKG_VERSION")));
+    if pod.pointer("/metadata/annotations").is_none() {
+        operations.add(&["metadata", "annotations"], json!({}));
+    }
+    operations.add(&["metadata", "annotations", keys::SEAL], json!(seal));
     if context.on_trial {
         if pod.pointer("/spec/readinessGates").and_then(Value::as_array).is_none() {
             operations.add(&["spec", "readinessGates"], json!([]));

@@ -11,7 +11,7 @@ use tulle_mesh::ports;
 
 use super::{INIT, Operations, PROXY, containers_at, name_of};
 
-const KINDS: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
+pub(super) const KINDS: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
 
 /// The sidecar's environment variable with the checks, as JSON.
 const VARIABLE: &str = "TULLE_PROBES";

@@ -8,13 +8,15 @@ use super::*;
 fn context(mode: Mode) -> Context {
     Context {
         mode,
-        pod_security: None,
+        namespace: Namespace { name: "shop".into(), ..Namespace::default() },
+        defaults: SidecarDefaults::default(),
         exempt: false,
         on_trial: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:26160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
         trust_domain: "cluster.local".into(),
+        key: SealKey::derive(b"of the tests"),
     }
 }
 
@@ -200,7 +202,10 @@ fn annotations_that_are_unknown_or_malformed_are_named() {
 
 #[test]
 fn a_namespace_that_forbids_net_admin_is_named_in_a_warning() {
-    let restricted = Context { pod_security: Some("restricted".into()), ..context(Mode::Enabled) };
+    let restricted = Context {
+        namespace: Namespace { pod_security: Some("restricted".into()), ..Namespace::default() },
+        ..context(Mode::Enabled)
+    };
     let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
     let (_, warnings) = injected(&pod, &restricted);
     assert!(warnings[0].contains("enforces Pod Security restricted"), "{warnings:?}");
@@ -256,4 +261,117 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
             "livenessProbe of container rpc stays as it is: the container has no port named nowhere",
         ]
     );
+}
+
+#[test]
+fn a_pod_that_another_version_injected_or_whose_image_was_pinned_is_genuine() {
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let older = Context { image: "registry.example/sidecar:0.9".into(), ..context(Mode::Required) };
+    let (pod, _) = injected(&plain, &older);
+    assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "a replica of another version");
+    let mut pinned = pod.clone();
+    for at in [0, 1] {
+        pinned["spec"]["initContainers"][at]["image"] =
+            json!(format!("registry.example/sidecar:0.9@sha256:{}", "a".repeat(64)));
+    }
+    assert_eq!(inject(&pinned, &context(Mode::Required)).0, Outcome::Skip, "pinned by another webhook");
+    for (what, path, value) in [
+        ("another image", "/spec/initContainers/1/image", json!("registry.example/mine:0.9")),
+        ("other arguments", "/spec/initContainers/0/args", json!(["init", "--skip-outbound-ports=5432"])),
+        (
+            "a seal of its own",
+            "/metadata/annotations/tulle.dev~1injection",
+            json!("v1 registry.example/sidecar:0.9 00"),
+        ),
+    ] {
+        let mut forged = pod.clone();
+        *forged.pointer_mut(path).unwrap() = value;
+        assert!(matches!(inject(&forged, &context(Mode::Required)).0, Outcome::Refuse(_)), "{what}");
+    }
+    let elsewhere = Context { namespace: Namespace::default(), ..context(Mode::Required) };
+    assert!(matches!(inject(&pod, &elsewhere).0, Outcome::Refuse(_)), "sealed for another namespace");
+    let key = Context { key: SealKey::derive(b"of somebody else"), ..context(Mode::Required) };
+    assert!(matches!(inject(&pod, &key).0, Outcome::Refuse(_)), "sealed by somebody else");
+}
+
+#[test]
+fn a_pod_sealed_in_an_enabled_namespace_does_not_pass_in_a_required_one() {
+    let skips = json!({"metadata": {"annotations": {"tulle.dev/skip-outbound-ports": "5432"}}, "spec": {"containers": [{"name": "a"}]}});
+    let (pod, _) = injected(&skips, &context(Mode::Enabled));
+    assert!(matches!(inject(&pod, &context(Mode::Required)).0, Outcome::Refuse(_)));
+}
+
+#[test]
+fn windows_pods_are_known_by_every_way_to_ask_for_a_node() {
+    let affinity = |values: Value| {
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": values}]}]}}})
+    };
+    for (spec, windows) in [
+        (json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), true),
+        (json!({"nodeSelector": {"beta.kubernetes.io/os": "windows"}}), true),
+        (json!({"nodeSelector": {"kubernetes.io/os": "linux"}}), false),
+        (json!({"affinity": affinity(json!(["windows"]))}), true),
+        (json!({"affinity": affinity(json!(["windows", "linux"]))}), false),
+        (json!({}), false),
+    ] {
+        assert_eq!(is_windows(&json!({"spec": spec})), windows, "{spec}");
+    }
+}
+
+#[test]
+fn a_port_of_the_sidecar_that_a_pod_declares_or_probes_is_named() {
+    let pod = json!({"metadata": {}, "spec": {"containers": [
+        {"name": "queue", "ports": [{"containerPort": ports::OUTBOUND}]},
+        {"name": "web", "livenessProbe": {"tcpSocket": {"port": ports::ADMIN}}},
+        {"name": "fine", "ports": [{"containerPort": 4150}]},
+    ]}});
+    let (_, warnings) = injected(&pod, &context(Mode::Enabled));
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("container queue uses port 26150"), "{warnings:?}");
+    assert!(warnings[1].contains("container web uses port 26152"), "{warnings:?}");
+}
+
+#[test]
+fn defaults_come_from_the_namespace_and_then_from_mesh_config() {
+    let mut context = context(Mode::Enabled);
+    context.defaults.resources.requests =
+        [("cpu".to_owned(), "20m".to_owned()), ("memory".to_owned(), "24Mi".to_owned())].into();
+    context.namespace.annotations = [
+        ("tulle.dev/memory".to_owned(), "32Mi".to_owned()),
+        ("tulle.dev/cpu-limit".to_owned(), "loads".to_owned()),
+    ]
+    .into();
+    let pod = json!({"metadata": {"annotations": {"tulle.dev/log-level": "debug"}}, "spec": {"containers": [{"name": "a"}]}});
+    let (pod, warnings) = injected(&pod, &context);
+    assert_eq!(
+        pod.pointer("/spec/initContainers/1/resources"),
+        Some(&json!({"requests": {"cpu": "20m", "memory": "32Mi"}}))
+    );
+    assert_eq!(
+        warnings,
+        [
+            "annotation tulle.dev/cpu-limit of namespace shop: \"loads\" has no effect: write a quantity like 100m or 32Mi"
+        ]
+    );
+}
+
+#[test]
+fn the_ports_of_the_manifests_are_those_of_the_code() {
+    let read = |name: &str| {
+        std::fs::read_to_string(format!("{}/../config/base/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    };
+    for (file, name, port) in [
+        ("operator.yaml", "discovery", ports::DISCOVERY),
+        ("operator.yaml", "health", ports::HEALTH),
+        ("webhook.yaml", "https", ports::WEBHOOK),
+        ("webhook.yaml", "health", ports::HEALTH),
+    ] {
+        assert!(read(file).contains(&format!("{{name: {name}, containerPort: {port}}}")), "{file}: {name}");
+    }
+    let policy = read("network-policy.yaml");
+    for port in [ports::DISCOVERY, ports::HEALTH, ports::WEBHOOK] {
+        assert!(policy.contains(&format!("{{port: {port}, protocol: TCP}}")), "{port}");
+    }
+    assert!(read("admission.yaml").contains(&format!("uid {}", ports::PROXY_UID)));
 }

@@ -6,13 +6,15 @@ use super::*;
 fn context(mode: Mode) -> Context {
     Context {
         mode,
-        pod_security: None,
+        namespace: crate::inject::Namespace { name: "shop".into(), ..Default::default() },
+        defaults: Default::default(),
         exempt: false,
         on_trial: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:4160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
         trust_domain: "cluster.local".into(),
+        key: crate::inject::SealKey::derive(b"of the tests"),
     }
 }
 

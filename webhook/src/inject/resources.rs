@@ -1,0 +1,353 @@
+//! What the injected containers request, and what limits them.
+//!
+//! In: what annotations, MeshConfig and the namespace's LimitRanges and ResourceQuotas ask for. Out: requests and limits
+//! with which the pod is admitted where it would be admitted without a sidecar, and with the same QoS class.
+
+use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, ResourceQuota};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use serde_json::{Value, json};
+
+use super::{PodSettings, containers_at};
+use crate::quantity::Quantity;
+
+/// What a namespace lets its pods use.
+#[derive(Clone, Debug, Default)]
+pub struct NamespaceLimits {
+    /// Its LimitRanges.
+    pub ranges: Vec<LimitRange>,
+    /// Its ResourceQuotas.
+    pub quotas: Vec<ResourceQuota>,
+}
+
+/// A resource that containers request, with what a sidecar asks for by itself.
+struct Resource {
+    name: &'static str,
+    /// Enough for an idle sidecar (9 MiB resident) and a few connections.
+    request: &'static str,
+    /// Request and limit in a pod whose QoS class is Guaranteed: enough for about 5,000 requests per second.
+    guaranteed: &'static str,
+    /// The limit where a quota asks for one.
+    limit: &'static str,
+}
+
+const RESOURCES: [Resource; 2] = [
+    Resource { name: "cpu", request: "10m", guaranteed: "100m", limit: "500m" },
+    Resource { name: "memory", request: "16Mi", guaranteed: "64Mi", limit: "128Mi" },
+];
+
+/// What one container gets of one resource.
+struct Share {
+    request: Quantity,
+    limit: Option<Quantity>,
+}
+
+/// Requests and limits of each injected container. Both get the same: a quota or a LimitRange asks it of every
+/// container, and the first ends before the second begins.
+pub(super) fn resources(
+    pod: &Value,
+    settings: &PodSettings,
+    namespace: &NamespaceLimits,
+    warnings: &mut Vec<String>,
+) -> Value {
+    let guaranteed = is_guaranteed(pod);
+    let (mut requests, mut limits) = (serde_json::Map::new(), serde_json::Map::new());
+    for resource in &RESOURCES {
+        let mut share = wanted(resource, settings, namespace, guaranteed);
+        let asked = (share.request, share.limit);
+        for item in container_ranges(namespace) {
+            fit(&mut share, resource.name, item.1);
+        }
+        let explicit = settings.request(resource.name).is_some() || settings.limit(resource.name).is_some();
+        if explicit && asked != (share.request, share.limit) {
+            warnings.push(format!(
+                "the sidecar's {} is adapted to the namespace's LimitRange: {}",
+                resource.name,
+                shown(&share)
+            ));
+        }
+        if guaranteed && share.limit != Some(share.request) {
+            warnings.push(format!(
+                "the sidecar's {} ({}) makes the pod's QoS class Burstable; write the same request and limit to keep it Guaranteed",
+                resource.name,
+                shown(&share)
+            ));
+        }
+        will_be_rejected(pod, resource.name, &share, namespace, warnings);
+        requests.insert(resource.name.to_owned(), json!(share.request.to_string()));
+        if let Some(limit) = share.limit {
+            limits.insert(resource.name.to_owned(), json!(limit.to_string()));
+        }
+    }
+    if limits.is_empty() {
+        json!({"requests": requests})
+    } else {
+        json!({"requests": requests, "limits": limits})
+    }
+}
+
+fn shown(share: &Share) -> String {
+    let limit = share.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"));
+    format!("request {}, {limit}", share.request)
+}
+
+/// What is asked for before the LimitRanges are looked at.
+fn wanted(
+    resource: &Resource,
+    settings: &PodSettings,
+    namespace: &NamespaceLimits,
+    guaranteed: bool,
+) -> Share {
+    let parse = |text: &str| Quantity::parse(text).unwrap_or_default();
+    let (request, limit) = (settings.request(resource.name), settings.limit(resource.name));
+    let (request, limit) = (request.map(parse), limit.map(parse));
+    if guaranteed {
+        let both = request.or(limit).unwrap_or_else(|| parse(resource.guaranteed));
+        return Share { request: both, limit: Some(limit.unwrap_or(both)) };
+    }
+    let default =
+        container_ranges(namespace).find_map(|(_, item)| bound(item.default.as_ref(), resource.name));
+    // A request above the default limit is what its author wants; the maximum still holds.
+    let default = default.map(|default| default.max(request.unwrap_or_default()));
+    let limit = limit.or(default).or_else(|| {
+        let name = format!("limits.{}", resource.name);
+        let asked = namespace.quotas.iter().any(|quota| hard(quota, &name).is_some());
+        asked.then(|| parse(resource.limit).max(request.unwrap_or_default()))
+    });
+    let request = request.unwrap_or_else(|| parse(resource.request));
+    Share { request: limit.map_or(request, |limit| request.min(limit)), limit }
+}
+
+/// Moves a share into what a LimitRange allows a container.
+fn fit(share: &mut Share, name: &str, item: &LimitRangeItem) {
+    let was_equal = share.limit == Some(share.request);
+    if let Some(least) = bound(item.min.as_ref(), name) {
+        share.request = share.request.max(least);
+        share.limit = share.limit.map(|limit| limit.max(least));
+    }
+    if let Some(most) = bound(item.max.as_ref(), name) {
+        share.limit = Some(share.limit.map_or(most, |limit| limit.min(most)));
+    }
+    if let Some(limit) = share.limit {
+        let ratio = bound(item.max_limit_request_ratio.as_ref(), name).filter(|ratio| !ratio.is_zero());
+        let least = ratio.map_or(Quantity::default(), |ratio| limit.divided_by(ratio));
+        share.request = share.request.max(least).min(limit);
+    }
+    if was_equal && let Some(limit) = share.limit {
+        share.request = limit;
+    }
+}
+
+/// Warns when a pod with its sidecar goes beyond what a quota has left, or a LimitRange allows a pod: its controller
+/// would only say so in its own status.
+fn will_be_rejected(
+    pod: &Value,
+    name: &str,
+    share: &Share,
+    namespace: &NamespaceLimits,
+    warnings: &mut Vec<String>,
+) {
+    let totals = [
+        ("requests", total(pod, name, "requests", Some(share.request))),
+        ("limits", total(pod, name, "limits", share.limit)),
+    ];
+    for (kind, total) in totals {
+        let Some(total) = total else { continue };
+        for quota in &namespace.quotas {
+            let names = [format!("{kind}.{name}"), name.to_owned()];
+            // A bare name is short for requests.
+            let key = names.iter().take(if kind == "requests" { 2 } else { 1 });
+            for key in key {
+                let Some(hard) = hard(quota, key) else { continue };
+                let used = quota.status.as_ref().and_then(|status| status.used.as_ref());
+                let used = used.and_then(|used| bound(Some(used), key)).unwrap_or_default();
+                if total > hard.minus(used) {
+                    let quota = quota.metadata.name.as_deref().unwrap_or("");
+                    warnings.push(format!(
+                        "ResourceQuota {quota} allows {key} {hard}, of which {used} are used: a pod with its sidecar needs {total} and will be rejected; raise the quota, or lower the sidecar's share by tulle.dev/{name} and tulle.dev/{name}-limit"
+                    ));
+                }
+            }
+        }
+        let pods = items(namespace).filter(|(_, item)| item.type_ == "Pod");
+        for (range, item) in pods {
+            if let Some(most) = bound(item.max.as_ref(), name).filter(|most| total > *most) {
+                warnings.push(format!(
+                    "LimitRange {range} allows a pod at most {name} {most}: with its sidecar the pod needs {total} and will be rejected; raise it, or lower the sidecar's share by tulle.dev/{name} and tulle.dev/{name}-limit"
+                ));
+            }
+        }
+    }
+}
+
+/// What the containers that run at the same time ask for, with the sidecar; `None`: one of them does not say.
+fn total(pod: &Value, name: &str, kind: &str, ours: Option<Quantity>) -> Option<Quantity> {
+    let at = |container: &Value, kind: &str| {
+        let text = container.pointer(&format!("/resources/{kind}/{name}"))?;
+        Quantity::parse(text.as_str().map_or_else(|| text.to_string(), str::to_owned).as_str())
+    };
+    let sidecars = containers_at(pod, "/spec/initContainers")
+        .filter(|container| container.get("restartPolicy").and_then(Value::as_str) == Some("Always"));
+    let mut sum = ours?;
+    for container in containers_at(pod, "/spec/containers").chain(sidecars) {
+        let amount =
+            at(container, kind).or_else(|| if kind == "requests" { at(container, "limits") } else { None });
+        sum = sum.plus(match amount {
+            Some(amount) => amount,
+            None if kind == "requests" => Quantity::default(),
+            None => return None,
+        });
+    }
+    Some(sum)
+}
+
+/// Whether kubelet puts the pod into the QoS class Guaranteed: every container has limits of CPU and memory, and
+/// requests nothing less. <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
+fn is_guaranteed(pod: &Value) -> bool {
+    let guaranteed = |container: &Value| {
+        RESOURCES.iter().all(|resource| {
+            let at = |kind: &str| {
+                let text = container.pointer(&format!("/resources/{kind}/{}", resource.name))?;
+                Quantity::parse(text.as_str().map_or_else(|| text.to_string(), str::to_owned).as_str())
+            };
+            let limit = at("limits").filter(|limit| !limit.is_zero());
+            limit.is_some_and(|limit| at("requests").is_none_or(|request| request == limit))
+        })
+    };
+    let mut containers =
+        ["/spec/containers", "/spec/initContainers"].into_iter().flat_map(|path| containers_at(pod, path));
+    containers_at(pod, "/spec/containers").next().is_some() && containers.all(guaranteed)
+}
+
+fn items(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, &LimitRangeItem)> {
+    namespace.ranges.iter().flat_map(|range| {
+        let name = range.metadata.name.as_deref().unwrap_or("");
+        range.spec.iter().flat_map(move |spec| spec.limits.iter().map(move |item| (name, item)))
+    })
+}
+
+fn container_ranges(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, &LimitRangeItem)> {
+    items(namespace).filter(|(_, item)| item.type_ == "Container")
+}
+
+fn bound(amounts: Option<&std::collections::BTreeMap<String, Text>>, name: &str) -> Option<Quantity> {
+    Quantity::parse(&amounts?.get(name)?.0)
+}
+
+/// What a quota allows; one that counts only some pods is left to the API server.
+fn hard(quota: &ResourceQuota, name: &str) -> Option<Quantity> {
+    let spec = quota.spec.as_ref()?;
+    let scoped =
+        spec.scopes.as_ref().is_some_and(|scopes| !scopes.is_empty()) || spec.scope_selector.is_some();
+    if scoped { None } else { bound(spec.hard.as_ref(), name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(ranges: Value, quotas: Value) -> NamespaceLimits {
+        let object = |kind: &str, spec: &Value, status: &Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "team"}, "spec": spec, "status": status});
+        let all = |list: &Value| list.as_array().unwrap().clone();
+        NamespaceLimits {
+            ranges: all(&ranges)
+                .iter()
+                .map(|item| {
+                    serde_json::from_value(object("LimitRange", &json!({"limits": [item]}), &Value::Null))
+                        .unwrap()
+                })
+                .collect(),
+            quotas: all(&quotas)
+                .iter()
+                .map(|q| {
+                    serde_json::from_value(object(
+                        "ResourceQuota",
+                        &json!({"hard": q["hard"]}),
+                        &json!({"used": q["used"]}),
+                    ))
+                    .unwrap()
+                })
+                .collect(),
+        }
+    }
+
+    fn pod(resources: Value) -> Value {
+        json!({"spec": {"containers": [{"name": "app", "resources": resources}]}})
+    }
+
+    fn of(pod: &Value, settings: &PodSettings, limits: &NamespaceLimits) -> (Value, Vec<String>) {
+        let mut warnings = Vec::new();
+        (resources(pod, settings, limits, &mut warnings), warnings)
+    }
+
+    #[test]
+    fn a_pod_without_resources_gets_small_requests_and_no_limits() {
+        let (got, warnings) = of(&pod(json!({})), &PodSettings::default(), &NamespaceLimits::default());
+        assert_eq!(got, json!({"requests": {"cpu": "10m", "memory": "16Mi"}}));
+        assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn a_guaranteed_pod_stays_guaranteed() {
+        let fixed = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}});
+        let (got, warnings) = of(&pod(fixed.clone()), &PodSettings::default(), &NamespaceLimits::default());
+        let same = json!({"cpu": "100m", "memory": "64Mi"});
+        assert_eq!((got, warnings), (json!({"requests": same, "limits": same}), vec![]));
+        let cpu = PodSettings { cpu: Some("250m".into()), ..PodSettings::default() };
+        let (got, _) = of(&pod(fixed.clone()), &cpu, &NamespaceLimits::default());
+        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("250m"), &json!("250m")));
+        let minimum = limits(json!([{"type": "Container", "min": {"memory": "100Mi"}}]), json!([]));
+        let (got, _) = of(&pod(fixed.clone()), &PodSettings::default(), &minimum);
+        assert_eq!(got["requests"], got["limits"]);
+        let both =
+            PodSettings { cpu: Some("50m".into()), cpu_limit: Some("1".into()), ..PodSettings::default() };
+        let (_, warnings) = of(&pod(fixed), &both, &NamespaceLimits::default());
+        assert!(warnings[0].contains("QoS class Burstable"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_quota_on_limits_gets_limits() {
+        let quota = limits(json!([]), json!([{"hard": {"limits.cpu": "4", "limits.memory": "4Gi"}}]));
+        let (got, warnings) = of(&pod(json!({})), &PodSettings::default(), &quota);
+        assert_eq!(got["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_limit_range_is_kept_at_both_ends() {
+        let range = json!([{"type": "Container", "min": {"cpu": "20m", "memory": "32Mi"}, "max": {"cpu": "2", "memory": "64Mi"},
+            "default": {"cpu": "2", "memory": "64Mi"}, "maxLimitRequestRatio": {"cpu": "10"}}]);
+        let (got, _) = of(&pod(json!({})), &PodSettings::default(), &limits(range.clone(), json!([])));
+        assert_eq!(
+            got,
+            json!({"requests": {"cpu": "200m", "memory": "32Mi"}, "limits": {"cpu": "2", "memory": "64Mi"}})
+        );
+        let asked = PodSettings { memory: Some("128Mi".into()), ..PodSettings::default() };
+        let (got, warnings) = of(&pod(json!({})), &asked, &limits(range, json!([])));
+        assert_eq!(got["requests"]["memory"], "64Mi");
+        assert!(warnings[0].contains("adapted to the namespace's LimitRange"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_memory_limit_below_the_default_request_lowers_the_request() {
+        let small = PodSettings { memory_limit: Some("12Mi".into()), ..PodSettings::default() };
+        let (got, _) = of(&pod(json!({})), &small, &NamespaceLimits::default());
+        assert_eq!((&got["requests"]["memory"], &got["limits"]["memory"]), (&json!("12Mi"), &json!("12Mi")));
+    }
+
+    #[test]
+    fn what_will_be_rejected_anyway_is_said_with_the_numbers() {
+        let quota =
+            limits(json!([]), json!([{"hard": {"requests.cpu": "1"}, "used": {"requests.cpu": "950m"}}]));
+        let (_, warnings) = of(&pod(json!({"requests": {"cpu": "45m"}})), &PodSettings::default(), &quota);
+        assert_eq!(
+            warnings,
+            [
+                "ResourceQuota team allows requests.cpu 1, of which 950m are used: a pod with its sidecar needs 55m and will be rejected; raise the quota, or lower the sidecar's share by tulle.dev/cpu and tulle.dev/cpu-limit"
+            ]
+        );
+        let range = limits(json!([{"type": "Pod", "max": {"memory": "64Mi"}}]), json!([]));
+        let (_, warnings) =
+            of(&pod(json!({"requests": {"memory": "60Mi"}})), &PodSettings::default(), &range);
+        assert!(warnings[0].contains("at most memory 64Mi"), "{warnings:?}");
+    }
+}

@@ -1,0 +1,126 @@
+//! The seal that injection leaves on a pod: proof for a later call that the sidecar is as Tulle made it.
+//!
+//! The API server calls the webhook again when another webhook has changed the pod, and the call may reach a replica of
+//! another version, or meet an image that was pinned to its digest in between. Comparing with what *this* build would
+//! inject rejects both. Instead the injecting replica signs what it has written, with a key that the replicas share,
+//! and any replica can check it. What is covered is what decides where traffic goes: program, arguments, user, our
+//! variables, token and trust. Resources, probes and what others mount are not.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::hmac;
+use serde_json::{Value, json};
+
+use super::{INIT, Mode, PROXY, containers, containers_at, name_of};
+
+/// Of what is signed and how; another version is not recognised.
+const VERSION: &str = "v1";
+
+/// The key that the replicas share.
+#[derive(Clone, Debug)]
+pub struct SealKey(hmac::Key);
+
+impl SealKey {
+    /// Derived from a secret that every replica has.
+    pub fn derive(secret: &[u8]) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derived = hmac::sign(&root, b"tulle injection seal v1");
+        Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
+    }
+
+    /// The seal of an injected pod: `v1 IMAGE SIGNATURE`.
+    pub(super) fn seal(&self, pod: &Value, namespace: &str, mode: Mode, image: &str) -> String {
+        let signature = hmac::sign(&self.0, content(pod, namespace, mode, image).as_bytes());
+        let mut hex = String::new();
+        for byte in signature.as_ref() {
+            let _ = write!(hex, "{byte:02x}");
+        }
+        format!("{VERSION} {image} {hex}")
+    }
+
+    /// Whether a pod carries a seal that fits it.
+    pub(super) fn holds(&self, seal: &str, pod: &Value, namespace: &str, mode: Mode) -> bool {
+        let parts: Vec<&str> = seal.split(' ').collect();
+        let [VERSION, image, signature] = parts[..] else { return false };
+        let bytes: Option<Vec<u8>> = (0..signature.len() / 2)
+            .map(|at| u8::from_str_radix(signature.get(2 * at..2 * at + 2)?, 16).ok())
+            .collect();
+        let signed = content(pod, namespace, mode, image);
+        let genuine = bytes.is_some_and(|bytes| hmac::verify(&self.0, signed.as_bytes(), &bytes).is_ok());
+        let images = ours(pod).all(|container| {
+            container.get("image").and_then(Value::as_str).is_some_and(|found| is_same_image(found, image))
+        });
+        genuine && images
+    }
+}
+
+/// Whether an image is the one that was injected, or that one pinned to a digest by another webhook.
+pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
+    let pinned = || {
+        let (name, digest) = found.split_once("@sha256:")?;
+        let digest_is_whole = digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit());
+        let (injected, _) = injected.split_once('@').unwrap_or((injected, ""));
+        // With or without the tag.
+        let repository =
+            injected.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(injected, |(r, _)| r);
+        Some(digest_is_whole && (name == injected || name == repository))
+    };
+    found == injected || pinned().unwrap_or(false)
+}
+
+fn ours(pod: &Value) -> impl Iterator<Item = &Value> {
+    containers_at(pod, "/spec/initContainers").filter(|container| [INIT, PROXY].contains(&name_of(container)))
+}
+
+/// What is signed, in one form whatever defaults the API server has added.
+fn content(pod: &Value, namespace: &str, mode: Mode, image: &str) -> String {
+    let containers: Vec<Value> = ours(pod)
+        .map(|container| {
+            let at = |path: &str| container.pointer(path).cloned().unwrap_or_default();
+            json!([
+                at("/name"),
+                at("/args"),
+                at("/command"),
+                at("/envFrom"),
+                at("/restartPolicy"),
+                at("/securityContext/runAsUser"),
+                containers::variables(container),
+                containers::mounts(container),
+            ])
+        })
+        .collect();
+    let volumes: Vec<Value> = containers::volumes()
+        .iter()
+        .map(|wanted| {
+            let found = containers_at(pod, "/spec/volumes").find(|volume| name_of(volume) == name_of(wanted));
+            json!([name_of(wanted), found.map(containers::volume_source)])
+        })
+        .collect();
+    json!([VERSION, namespace, format!("{mode:?}"), image, containers, volumes]).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinned_image_is_the_same_and_a_foreign_one_is_not() {
+        let digest = "0".repeat(64);
+        let injected = "registry.example:5000/tulle/sidecar:1.2";
+        for same in [
+            injected.to_owned(),
+            format!("{injected}@sha256:{digest}"),
+            format!("registry.example:5000/tulle/sidecar@sha256:{digest}"),
+        ] {
+            assert!(is_same_image(&same, injected), "{same}");
+        }
+        for other in [
+            "registry.example:5000/tulle/sidecar:1.3".to_owned(),
+            format!("mirror.example/tulle/sidecar@sha256:{digest}"),
+            format!("registry.example@sha256:{digest}"),
+            "registry.example:5000/tulle/sidecar@sha256:1".to_owned(),
+        ] {
+            assert!(!is_same_image(&other, injected), "{other}");
+        }
+    }
+}
