@@ -80,7 +80,7 @@ const SUBSTITUTIONS: &[Substitution] = &[
     Substitution {
         files: &["operator.yaml", "webhook.yaml"],
         text: "{name: TULLE_TRUST_DOMAIN, value: cluster.local}",
-        times: 2,
+        times: 1,
         template: "{name: TULLE_TRUST_DOMAIN, value: {{ .Values.trustDomain | quote }}}",
     },
     Substitution {

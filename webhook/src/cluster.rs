@@ -200,11 +200,11 @@ where
 }
 
 /// Only objects that this build can read; of one that it cannot, the last readable version stays until the next list.
-fn readable<K: Send + 'static>(
+fn readable<K>(
     events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
 where
-    K: Resource,
+    K: Resource + Send + 'static,
 {
     events.filter_map(|event| {
         let event = match event {

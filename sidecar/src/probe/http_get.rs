@@ -140,7 +140,8 @@ fn headers(hop: &Hop, probe: &HttpGet<'_>) -> Result<HeaderMap, ProbeError> {
         headers.insert(REFERER, value("referer", referer)?);
     }
     let asks_upgrade = headers.get(UPGRADE).is_some_and(|value| !value.is_empty());
-    if !has_option(&headers, "close") && !(asks_upgrade && has_option(&headers, "upgrade")) {
+    let says_so = has_option(&headers, "close") || asks_upgrade && has_option(&headers, "upgrade");
+    if !says_so {
         headers.append(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(headers)
