@@ -83,7 +83,8 @@ pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
         let packages: Vec<&str> = its.map(|image| image.package).collect();
         let mut arguments = vec!["build", "--locked", "--profile", &profile];
         if with_tests && profile == "dev" {
-            arguments.extend(["--workspace", "--all-targets"]);
+            // Not this program: it would be replaced while it runs.
+            arguments.extend(["--workspace", "--exclude", "tulle-e2e", "--all-targets"]);
         } else {
             arguments.push("--bins");
             packages.iter().for_each(|package| arguments.extend(["--package", package]));

@@ -201,10 +201,9 @@ impl Cluster {
 
     fn start_node(&self, components: &Path, count: u8) -> Result<()> {
         let log = fs::File::create(self.state.join("logs/node"))?;
-        let myself = std::env::current_exe()?;
         // A copy, so that rebuilding xtask does not pull the program from under pid 1.
         let init = self.state.join("xtask-init");
-        fs::copy(&myself, &init)?;
+        fs::copy("/proc/self/exe", &init)?;
         let child = Command::new("setsid")
             .args(["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"])
             .args(["--mount-proc", "--propagation", "private"])

@@ -155,6 +155,8 @@ fn difference(path: &str, kustomize: &Value, chart: &Value) -> Option<String> {
             let mut pairs = left.iter().zip(right).enumerate();
             pairs.find_map(|(index, (left, right))| difference(&format!("{path}[{index}]"), left, right))
         }
+        // 1 and 1.0 are the same to the API server.
+        (Value::Number(left), Value::Number(right)) if left.as_f64() == right.as_f64() => None,
         _ if kustomize == chart => None,
         _ => Some(format!("{path}: {kustomize} by kustomize, {chart} by the chart")),
     }

@@ -32,7 +32,7 @@ fn killed(kube: &Kube) -> Result<()> {
     let Kube::Embedded(_) = kube else { bail!(Skip("it starts embedded clusters")) };
     let (state, cluster) = second();
     cluster.down()?;
-    let mut up = Command::new(std::env::current_exe()?);
+    let mut up = Command::new("/proc/self/exe");
     up.args(["cluster", "up"]).env("TULLE_CLUSTER", &state).stdout(Stdio::null()).stderr(Stdio::null());
     let mut up = up.spawn()?;
     // As soon as the node's first components run, and before anything is ready.

@@ -1,9 +1,16 @@
 //! Formatting, lints, unit and property tests: no cluster, no root.
 
+use std::process::Command;
+
+use anyhow::Result;
+
 use super::Tally;
-use crate::build::cargo;
+use crate::build::{cargo, cargo_in};
 use crate::host;
 use crate::progress::say;
+
+/// The release of cargo-deny.
+const CARGO_DENY: &str = "0.20.2";
 
 /// Runs everything that cargo can.
 pub(super) fn run() -> Tally {
@@ -30,6 +37,17 @@ pub(super) fn run() -> Tally {
             }
         }
     }
+    let sentence = "every dependency has a permissive licence and a known source, and none is banned";
+    match dependencies() {
+        Ok(advisories) => {
+            tally.passed += 1;
+            say(&format!("ok      workspace: {sentence} ({advisories})"));
+        }
+        Err(error) => {
+            tally.failed += 1;
+            say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
+        }
+    }
     let tests = cargo("unit and property tests", &["test", "--locked", "--workspace", "--no-fail-fast"]);
     let text = match &tests {
         Ok(text) => text.clone(),
@@ -44,6 +62,31 @@ pub(super) fn run() -> Tally {
     tally.passed += passed;
     say(&format!("suite workspace: {} passed, {} failed", tally.passed, tally.failed));
     tally
+}
+
+/// Checks `deny.toml` with cargo-deny, compiled once and kept outside the clone; returns what became of the advisories,
+/// whose database is the one part that has to be fetched anew each time.
+fn dependencies() -> Result<&'static str> {
+    let folder = host::cache()?.join(format!("cargo-deny-{CARGO_DENY}"));
+    let program = folder.join("bin/cargo-deny");
+    if !program.is_file() {
+        let root = folder.display().to_string();
+        let arguments =
+            ["install", "--locked", "--debug", "--root", &root, "--version", CARGO_DENY, "cargo-deny"];
+        cargo_in(&host::cache()?, "compiling cargo-deny (once)", &arguments)?;
+    }
+    let check = |what: &[&str]| {
+        let mut deny = Command::new(&program);
+        host::output(deny.current_dir(host::workspace()).args(["--log-level", "error", "check"]).args(what))
+    };
+    check(&["bans", "licenses", "sources"])?;
+    match check(&["advisories"]) {
+        Ok(_) => Ok("no advisories"),
+        Err(error) if format!("{error:#}").contains("advisory database") => {
+            Ok("advisories not checked: their database could not be fetched")
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Adds up the result lines of cargo's tests.
