@@ -34,9 +34,23 @@ pub fn cargo(name: &str, arguments: &[&str]) -> Result<String> {
 /// # Errors
 /// The command line and the end of what cargo printed.
 pub fn cargo_in(folder: &Path, name: &str, arguments: &[&str]) -> Result<String> {
+    cargo_with(folder, name, arguments, &[])
+}
+
+/// Runs cargo in a folder with more environment variables.
+///
+/// # Errors
+/// The command line and the end of what cargo printed.
+pub fn cargo_with(
+    folder: &Path,
+    name: &str,
+    arguments: &[&str],
+    variables: &[(String, String)],
+) -> Result<String> {
     let task = task(name);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(folder).args(arguments);
+    cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     // Its own progress bar has the counts: crates done, crates in all.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
     host::watched(&mut cargo, |line| show(&task, line))

@@ -133,7 +133,7 @@ impl Tour {
         let script = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /program ] || continue
             echo $(tr '\\0' '\\n' < $p/environ | grep -oE -m1 '^TULLE_(POD_UID|POD_IP|SIDECAR_IMAGE)=') $(grep VmRSS $p/status); done";
         let listed = host::output(cluster.inside("sh")?.args(["-c", script]))?;
-        println!("\nmemory (resident):");
+        println!("\nmemory (resident; operator and webhook are debug builds here, which need more):");
         for (part, variable) in [
             ("sidecar", "TULLE_POD_UID="),
             ("operator", "TULLE_POD_IP="),

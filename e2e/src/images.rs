@@ -109,7 +109,7 @@ pub fn archive(image: &Image) -> Result<PathBuf> {
     let archive = host::cache()?.join("images").join(format!("{short}-{key}.tar"));
     if !archive.is_file() {
         fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
-        build(image, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
+        build(image.name, None, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
         forget_old(&archive, &short);
     }
     Ok(archive)
@@ -143,8 +143,17 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
     Ok(stripped)
 }
 
-fn build(image: &Image, dockerfile: &Path, program: Option<&Path>, archive: &Path) -> Result<()> {
-    step(&format!("building image {}", image.name));
+/// Builds an image with docker or buildah and leaves it in an archive of docker's format. `platform`: such as
+/// `linux/arm64`; `None`: this machine's.
+pub fn build(
+    name: &str,
+    platform: Option<&str>,
+    dockerfile: &Path,
+    program: Option<&Path>,
+    archive: &Path,
+) -> Result<()> {
+    step(&format!("building image {name}{}", platform.map_or(String::new(), |p| format!(" for {p}"))));
+    let platform: Vec<&str> = platform.map_or(Vec::new(), |platform| vec!["--platform", platform]);
     let half = archive.with_extension("half");
     let context = archive.with_extension("context");
     fs::create_dir_all(&context)?;
@@ -152,10 +161,14 @@ fn build(image: &Image, dockerfile: &Path, program: Option<&Path>, archive: &Pat
         fs::copy(program, context.join("program"))?;
     }
     fs::remove_file(&half).ok();
-    let name = image.name;
     if Command::new("docker").arg("info").output().is_ok_and(|done| done.status.success()) {
         host::output(
-            Command::new("docker").args(["build", "-q", "-t", name, "-f"]).arg(dockerfile).arg(&context),
+            Command::new("docker")
+                .args(["build", "-q", "-t", name])
+                .args(&platform)
+                .arg("-f")
+                .arg(dockerfile)
+                .arg(&context),
         )?;
         host::output(Command::new("docker").args(["save", name, "-o"]).arg(&half))?;
     } else {
@@ -172,7 +185,9 @@ fn build(image: &Image, dockerfile: &Path, program: Option<&Path>, archive: &Pat
         };
         host::output(
             buildah()
-                .args(["bud", "-q", "--isolation", "chroot", "--layers=false", "-t", name, "-f"])
+                .args(["bud", "-q", "--isolation", "chroot", "--layers=false", "-t", name])
+                .args(&platform)
+                .arg("-f")
                 .arg(dockerfile)
                 .arg(&context),
         )?;

@@ -15,6 +15,7 @@ mod images;
 mod install;
 mod kubectl;
 mod progress;
+mod publish;
 mod suites;
 
 use std::process::ExitCode;
@@ -66,6 +67,18 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// Builds the images that go to a registry, and prints how they are pushed.
+    Images {
+        /// Where they will be pushed, such as registry.example/team.
+        #[arg(long)]
+        registry: String,
+        /// Their tag.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+        /// Architectures; more than one makes a manifest list.
+        #[arg(long, value_delimiter = ',', default_value = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })]
+        arch: Vec<publish::Arch>,
+    },
     /// Builds the images, loads them and installs Tulle with the sample shop.
     Install {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -87,6 +100,7 @@ fn main() -> ExitCode {
             jobs,
         }),
         Command::Bench { rounds } => bench::run(rounds),
+        Command::Images { registry, tag, arch } => publish::run(&registry, &tag, &arch),
         Command::Install { cluster } => install(&cluster),
     };
     match done {
