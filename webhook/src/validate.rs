@@ -51,7 +51,7 @@ pub fn policy(policy: &MeshPolicy) -> Findings {
                 }
                 if list == "deny" {
                     findings.warn(format!(
-                        "spec.access.deny[{index}] denies path {path}: a deny rule misses every path that it does not list; prefer an allow list"
+                        "spec.access.deny[{index}] denies path {path} but no other path that leads to the same resource; prefer an allow list"
                     ));
                 }
             }
@@ -70,7 +70,7 @@ pub fn config(config: &MeshConfig) -> Findings {
         }
         Ok(lifetime) if lifetime.as_secs() > 7 * 86_400 => {
             findings.warn(
-                "spec.certificates.leafLifetime is more than 7 days: a stolen key can be used for that long",
+                "spec.certificates.leafLifetime is more than 7 days, and a stolen key can be used that long; write for example 24h",
             );
         }
         Ok(_) => {}
@@ -85,10 +85,12 @@ pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> F
     check_judge_and_times(spec, &mut findings);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
-        findings.warn("spec.steps: a weight is not higher than the one before it");
+        findings.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
     }
     if let Some(sibling) = siblings.first() {
-        findings.error(format!("Canary {sibling} already has this target: a workload can have only one Canary; delete one of the two"));
+        findings.error(format!(
+            "Canary {sibling} already has this target, and a workload can have only one Canary; delete one of the two"
+        ));
     }
     match target {
         Some(target) => check_target(spec, target, &mut findings),
@@ -139,7 +141,7 @@ pub fn action(object: &Value) -> Findings {
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
     if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
         findings.warn(format!(
-            "{}={text} is invalid and has no effect: write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1",
+            "{}={text} has no effect because it is invalid; write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1",
             keys::ACTION
         ));
     }
@@ -174,16 +176,16 @@ fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             }
             let unavailable = at("/spec/strategy/rollingUpdate/maxUnavailable");
             if unavailable != Some(&Value::from(0)) && unavailable != Some(&Value::from("0%")) && unavailable.is_some() {
-                findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
+                findings.warn(format!("{name} has maxUnavailable above 0, so stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
             }
         }
         WorkloadKind::StatefulSet if at("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 => {
             findings.warn(format!(
-                "{name} has one replica: the new version replaces the only pod, and there is nothing to compare it with; use 2 replicas or more"
+                "{name} has one replica, so the new version replaces the only stable pod and cannot be compared with it; use 2 replicas or more"
             ));
         }
         WorkloadKind::StatefulSet => findings.warn(format!(
-            "{name} has no surge, because it is a StatefulSet: the pod with the highest ordinal is replaced and is not ready until the rollout admits it"
+            "{name} has no surge because it is a StatefulSet, so the pod with the highest ordinal is replaced, and stays unready until the rollout gives it traffic"
         )),
         WorkloadKind::DaemonSet => {
             let surge = at("/spec/updateStrategy/rollingUpdate/maxSurge");
@@ -202,7 +204,7 @@ fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             findings.warn(format!("{name} is managed by {owner}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
         }
         if owns && seconds(spec) > 300 {
-            findings.warn(format!("{name} is managed by {owner}: the steps take more than 5 minutes, so a shorter wait (--atomic, --rollback-on-failure, health checks) restores the old version; set a longer timeout or do not wait"));
+            findings.warn(format!("{name} is managed by {owner}, and the steps take more than 5 minutes, so a shorter wait (--atomic, --rollback-on-failure, health checks) restores the old version; set a longer timeout or do not wait"));
         }
     }
 }
@@ -257,7 +259,7 @@ mod tests {
             findings.errors,
             [
                 "spec.access.deny[0]: invalid CIDR \"10.1\"; write for example 10.1.0.0/16",
-                "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
+                "spec.access.deny[1]: invalid path \"/a//b\"; write it from the root, for example /v1/**",
             ]
         );
     }
@@ -317,7 +319,7 @@ mod tests {
         assert_eq!(
             findings.errors,
             [
-                "Canary other already has this target: a workload can have only one Canary; delete one of the two"
+                "Canary other already has this target, and a workload can have only one Canary; delete one of the two"
             ]
         );
     }
