@@ -1,4 +1,6 @@
-//! AdmissionReview in and out.
+//! HTTP handlers of the webhook.
+//!
+//! In: an AdmissionReview. Out: an AdmissionReview with a patch, warnings or a rejection.
 
 use std::sync::Arc;
 
@@ -16,19 +18,19 @@ use crate::inject::{self, Context, Mode, Outcome, SealKey};
 use crate::settings::Settings;
 use crate::validate::{self, Findings};
 
-/// The longest review that is read: the API server's own limit for an object, twice (new and old).
+/// Longest request body that is read: two objects (new and old) of at most 1.5 MiB, etcd's default limit.
 const MAX_BODY: usize = 3 << 20;
 
-/// What the handlers need.
+/// State of the handlers.
 #[derive(Clone)]
 pub struct Admission {
-    /// Arguments.
+    /// Command-line arguments.
     pub settings: Arc<Settings>,
-    /// What is known.
+    /// Watched objects.
     pub cluster: Arc<Cluster>,
-    /// To look at a Canary's target.
+    /// Reads the target of a Canary.
     pub client: Client,
-    /// Signs what is injected.
+    /// Signs injected sidecars.
     pub key: SealKey,
 }
 
@@ -52,8 +54,8 @@ async fn inject_pod(
     answer(review, |request, response| admission.inject(mode_of(&mode), request, response))
 }
 
-/// Warnings about a pod that a controller makes would end in the controller's log: whoever applies the
-/// workload is told here.
+/// Warns about the pods of a workload when the workload is applied, because warnings about its pods go to the
+/// controller that creates them and not to the user.
 async fn look_at_template(
     State(admission): State<Admission>,
     Path(mode): Path<String>,
@@ -87,7 +89,9 @@ fn answer(
             let response = AdmissionResponse::from(&request);
             decide(&request, response)
         }
-        Err(error) => AdmissionResponse::invalid(format!("not an AdmissionReview with a request: {error}")),
+        Err(error) => {
+            AdmissionResponse::invalid(format!("the body is not an AdmissionReview with a request: {error}"))
+        }
     };
     Json(response.into_review())
 }
@@ -107,14 +111,16 @@ impl Admission {
         let (outcome, warnings) = inject::inject(&pod, &context);
         let who =
             pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
-        tracing::info!(%namespace, pod = who, gated = context.on_trial, outcome = name(&outcome), ?warnings, "admitted a pod");
+        tracing::info!(%namespace, pod = who, gated = context.on_trial, outcome = name(&outcome), ?warnings, "reviewed a pod");
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         match outcome {
             Outcome::Skip => response,
             Outcome::Refuse(why) => response.deny(why),
             Outcome::Inject(patch) => match response.clone().with_patch(patch) {
                 Ok(patched) => patched,
-                Err(error) => response.deny(format!("the sidecar's patch could not be written: {error}")),
+                Err(error) => {
+                    response.deny(format!("cannot encode the patch that injects the sidecar: {error}"))
+                }
             },
         }
     }
@@ -135,7 +141,7 @@ impl Admission {
         }
     }
 
-    /// Warns of what will be said about a workload's pods; it is never refused here.
+    /// Reviews the pod template of a workload. Never rejects the workload.
     fn look_ahead(
         &self,
         mode: Mode,
@@ -149,14 +155,14 @@ impl Admission {
         let (Some(pod), old) = (template(&request.object), template(&request.old_object)) else {
             return response;
         };
-        // A new number of replicas is not the moment to say the same again.
+        // An update that keeps the template, such as scaling, would repeat the same warnings.
         if old.as_ref() == Some(&pod) {
             return response;
         }
         let context = self.context(mode, request.namespace.as_deref().unwrap_or_default(), &pod);
         let (outcome, mut warnings) = inject::inject(&pod, &context);
         if let Outcome::Refuse(why) = outcome {
-            warnings.push(format!("its pods will be rejected: {why}"));
+            warnings.push(format!("pods of this {} will be rejected: {why}", request.kind.kind));
         }
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         response
@@ -166,7 +172,7 @@ impl Admission {
         let Some(object) = request.object.as_ref().and_then(|o| serde_json::to_value(o).ok()) else {
             return Findings::default();
         };
-        // A verb by annotation, or the end of an object: not the moment to ask for another spec.
+        // An action annotation or the removal of a finalizer must work on an object whose spec is invalid today.
         let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
         if old.is_some_and(|old| old == object.get("spec")) {
             return validate::action(&object);

@@ -1,4 +1,4 @@
-//! Named ports, and probes that appear after the injection.
+//! Named ports, and probes that are added after the injection.
 
 use super::super::{Context, Mode, Outcome, inject};
 use super::*;
@@ -18,7 +18,7 @@ fn context(mode: Mode) -> Context {
     }
 }
 
-/// Admits a pod as the API server does; `None`: it was let through as it was.
+/// Admits a pod as the API server does; `None` when it was admitted unchanged.
 fn admit(pod: &mut Value, mode: Mode) -> Option<Vec<String>> {
     let (outcome, warnings) = inject(pod, &context(mode));
     match outcome {
@@ -84,9 +84,9 @@ fn a_port_is_resolved_as_kubelet_resolves_it() {
         (json!("web"), Ok(8080)),
         (json!("81"), Ok(81)),
         (json!("other"), Err("the container has no port named other")),
-        (json!(0), Err("invalid port 0")),
-        (json!(65536), Err("invalid port 65536")),
-        (json!("65536"), Err("invalid port 65536")),
+        (json!(0), Err("port 0 is invalid")),
+        (json!(65536), Err("port 65536 is invalid")),
+        (json!("65536"), Err("port 65536 is invalid")),
         (json!(null), Err("it has no port")),
     ] {
         assert_eq!(port(&container, Some(&given)), resolved.map_err(str::to_owned), "{given}");
@@ -162,7 +162,12 @@ fn a_probe_that_has_to_stay_with_kubelet_is_named_and_changes_nothing() {
     );
     let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
     assert_eq!(outcome, Outcome::Skip);
-    assert!(warnings[0].starts_with("livenessProbe of container late stays as it is: HTTPS"), "{warnings:?}");
+    assert!(
+        warnings[0].starts_with(
+            "livenessProbe of container late is not moved to the sidecar because its scheme is HTTPS"
+        ),
+        "{warnings:?}"
+    );
 }
 
 #[test]
