@@ -16,7 +16,7 @@ use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 use crate::cluster::Cluster;
 use crate::inject::{self, Context, Mode, Outcome, SealKey};
 use crate::settings::Settings;
-use crate::validate::{self, Findings};
+use crate::validate::{self, Validation};
 
 /// Longest request body that is read: two objects (new and old) of at most 1.5 MiB, etcd's default limit.
 const MAX_BODY: usize = 3 << 20;
@@ -38,7 +38,7 @@ pub struct Admission {
 pub fn routes(admission: Admission) -> Router {
     Router::new()
         .route("/inject/{mode}", post(inject_pod))
-        .route("/template/{mode}", post(look_at_template))
+        .route("/template/{mode}", post(review_template))
         .route("/validate", post(validate_object))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(admission)
@@ -51,17 +51,17 @@ async fn inject_pod(
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    answer(review, |request, response| admission.inject(mode_of(&mode), request, response))
+    respond(review, |request, response| admission.inject(mode_of(&mode), request, response))
 }
 
 /// Warns about the pods of a workload when the workload is applied, because warnings about its pods go to the
 /// controller that creates them and not to the user.
-async fn look_at_template(
+async fn review_template(
     State(admission): State<Admission>,
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    answer(review, |request, response| admission.look_ahead(mode_of(&mode), request, response))
+    respond(review, |request, response| admission.warn_about_template(mode_of(&mode), request, response))
 }
 
 fn mode_of(path: &str) -> Mode {
@@ -69,17 +69,17 @@ fn mode_of(path: &str) -> Mode {
 }
 
 async fn validate_object(State(admission): State<Admission>, Json(review): Json<Review>) -> Json<Review> {
-    let findings = match review.request.as_ref() {
+    let validation = match review.request.as_ref() {
         Some(request) => admission.validate(request).await,
-        None => Findings::default(),
+        None => Validation::default(),
     };
-    answer(review, |_, mut response| {
-        response.warnings = (!findings.warnings.is_empty()).then(|| findings.warnings.clone());
-        if findings.errors.is_empty() { response } else { response.deny(findings.errors.join("; ")) }
+    respond(review, |_, mut response| {
+        response.warnings = (!validation.warnings.is_empty()).then(|| validation.warnings.clone());
+        if validation.errors.is_empty() { response } else { response.deny(validation.errors.join("; ")) }
     })
 }
 
-fn answer(
+fn respond(
     review: Review,
     decide: impl FnOnce(&AdmissionRequest<DynamicObject>, AdmissionResponse) -> AdmissionResponse,
 ) -> Json<Review> {
@@ -111,7 +111,7 @@ impl Admission {
         let (outcome, warnings) = inject::inject(&pod, &context);
         let who =
             pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
-        tracing::info!(%namespace, pod = who, gated = context.on_trial, outcome = name(&outcome), ?warnings, "reviewed a pod");
+        tracing::info!(%namespace, pod = who, gated = context.needs_approval, outcome = name(&outcome), ?warnings, "reviewed a pod");
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         match outcome {
             Outcome::Skip => response,
@@ -132,7 +132,7 @@ impl Admission {
             namespace: self.cluster.namespace(namespace),
             defaults: self.cluster.defaults(),
             exempt: self.cluster.is_exempt(namespace, account),
-            on_trial: self.cluster.is_on_trial(namespace, pod),
+            needs_approval: self.cluster.needs_approval(namespace, pod),
             image: self.settings.sidecar_image.clone(),
             operator: self.settings.operator(),
             operator_identity: format!("{}/tulle-operator", self.settings.namespace),
@@ -142,7 +142,7 @@ impl Admission {
     }
 
     /// Reviews the pod template of a workload. Never rejects the workload.
-    fn look_ahead(
+    fn warn_about_template(
         &self,
         mode: Mode,
         request: &AdmissionRequest<DynamicObject>,
@@ -168,18 +168,18 @@ impl Admission {
         response
     }
 
-    async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Findings {
+    async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Validation {
         let Some(object) = request.object.as_ref().and_then(|o| serde_json::to_value(o).ok()) else {
-            return Findings::default();
+            return Validation::default();
         };
         // An action annotation or the removal of a finalizer must work on an object whose spec is invalid today.
         let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
         if old.is_some_and(|old| old == object.get("spec")) {
             return validate::action(&object);
         }
-        fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Findings> {
+        fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Validation> {
             serde_json::from_value(object)
-                .map_err(|error| Findings { errors: vec![error.to_string()], warnings: Vec::new() })
+                .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
             "MeshPolicy" => read::<MeshPolicy>(object).map(|policy| validate::policy(&policy)),
@@ -194,11 +194,11 @@ impl Admission {
                         target.as_ref(),
                     ))
                 }
-                Err(findings) => Err(findings),
+                Err(validation) => Err(validation),
             },
-            _ => Ok(Findings::default()),
+            _ => Ok(Validation::default()),
         };
-        found.unwrap_or_else(|findings| findings)
+        found.unwrap_or_else(|validation| validation)
     }
 
     async fn target(&self, namespace: &str, canary: &Canary) -> Option<Value> {

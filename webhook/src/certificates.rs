@@ -145,14 +145,14 @@ impl Authority {
     /// Keeps the CA in `caBundle` of the webhook configurations. Other fields are not changed.
     ///
     /// Returns when the Secret has been deleted or holds another CA: this process has to restart then.
-    pub async fn keep_configured(&self, client: &Client, namespace: &str) {
+    pub async fn maintain_ca_bundles(&self, client: &Client, namespace: &str) {
         loop {
             if self.is_replaced(client, namespace).await {
                 // Two replicas with different CAs would overwrite each other's caBundle again and again.
                 tracing::error!(secret = SECRET, "the Secret no longer holds this replica's CA; restarting");
                 return;
             }
-            if let Err(error) = self.configure(client).await {
+            if let Err(error) = self.write_ca_bundles(client).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
                     "cannot write caBundle of the webhook configurations; trying again"
@@ -174,18 +174,24 @@ impl Authority {
         }
     }
 
-    async fn configure(&self, client: &Client) -> Result<()> {
+    async fn write_ca_bundles(&self, client: &Client) -> Result<()> {
         let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = mutating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.into_iter().flatten();
-            self.keep(&mutating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
-                .await?;
+            self.write_ca_bundle(
+                &mutating,
+                hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect(),
+            )
+            .await?;
         }
         let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = validating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.into_iter().flatten();
-            self.keep(&validating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
-                .await?;
+            self.write_ca_bundle(
+                &validating,
+                hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect(),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -193,7 +199,7 @@ impl Authority {
     /// Writes the CA into a configuration unless all of its webhooks have it. A strategic merge patch by name, because
     /// with server-side apply this process would own the list entries, and a release that drops a webhook could not
     /// remove it.
-    async fn keep<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
+    async fn write_ca_bundle<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {

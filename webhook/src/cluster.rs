@@ -21,7 +21,7 @@ use crate::inject::{self, NamespaceLimits};
 /// Watched objects.
 pub struct Cluster {
     /// How many kinds have not been listed yet.
-    missing: AtomicUsize,
+    unsynced_kinds: AtomicUsize,
     namespaces: Store<PartialObjectMeta<Namespace>>,
     limit_ranges: ByNamespace<LimitRange>,
     quotas: ByNamespace<ResourceQuota>,
@@ -37,7 +37,7 @@ struct ByNamespace<K>(RwLock<HashMap<String, BTreeMap<String, K>>>);
 impl<K: Resource + Clone> ByNamespace<K> {
     fn of(&self, namespace: &str) -> Vec<K> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(namespace).into_iter().flat_map(|its| its.values().cloned()).collect()
+        all.get(namespace).into_iter().flat_map(|of_namespace| of_namespace.values().cloned()).collect()
     }
 
     fn apply(&self, event: &Event<K>) {
@@ -46,12 +46,12 @@ impl<K: Resource + Clone> ByNamespace<K> {
             // Objects that were deleted while the watch was interrupted are not in the new list.
             Event::Init => all.clear(),
             Event::Apply(object) | Event::InitApply(object) => {
-                let its = all.entry(object.namespace().unwrap_or_default()).or_default();
-                its.insert(object.name_any(), object.clone());
+                let of_namespace = all.entry(object.namespace().unwrap_or_default()).or_default();
+                of_namespace.insert(object.name_any(), object.clone());
             }
             Event::Delete(object) => {
-                if let Some(its) = all.get_mut(&object.namespace().unwrap_or_default()) {
-                    its.remove(&object.name_any());
+                if let Some(of_namespace) = all.get_mut(&object.namespace().unwrap_or_default()) {
+                    of_namespace.remove(&object.name_any());
                 }
             }
             Event::InitDone => {}
@@ -66,7 +66,7 @@ impl Cluster {
         let (canaries, canary_writer) = reflector::store();
         let (configs, config_writer) = reflector::store();
         let cluster = Arc::new(Self {
-            missing: AtomicUsize::new(5),
+            unsynced_kinds: AtomicUsize::new(5),
             namespaces,
             limit_ranges: ByNamespace(RwLock::default()),
             quotas: ByNamespace(RwLock::default()),
@@ -74,17 +74,17 @@ impl Cluster {
             configs,
             trust_domain: RwLock::new(trust_domain),
         });
-        cluster.reflect(watched(client, "namespaces"), namespace_writer);
-        cluster.reflect(readable(watched(client, "Canaries")), canary_writer);
-        cluster.reflect(readable(watched(client, "MeshConfigs")), config_writer);
-        cluster.keep(watched(client, "LimitRanges"), |cluster, event| cluster.limit_ranges.apply(event));
-        cluster.keep(watched(client, "ResourceQuotas"), |cluster, event| cluster.quotas.apply(event));
+        cluster.reflect(watch_all(client, "namespaces"), namespace_writer);
+        cluster.reflect(parseable(watch_all(client, "Canaries")), canary_writer);
+        cluster.reflect(parseable(watch_all(client, "MeshConfigs")), config_writer);
+        cluster.watch(watch_all(client, "LimitRanges"), |cluster, event| cluster.limit_ranges.apply(event));
+        cluster.watch(watch_all(client, "ResourceQuotas"), |cluster, event| cluster.quotas.apply(event));
         cluster
     }
 
     /// Whether every kind has been listed. Before that, a pod could miss its readiness gate.
     pub fn is_synced(&self) -> bool {
-        self.missing.load(Ordering::Acquire) == 0
+        self.unsynced_kinds.load(Ordering::Acquire) == 0
     }
 
     /// A namespace, as injection needs it.
@@ -131,8 +131,8 @@ impl Cluster {
     }
 
     /// Whether a Canary targets the pod's workload and the pod's revision is not approved yet.
-    pub fn is_on_trial(&self, namespace: &str, pod: &Value) -> bool {
-        is_on_trial(&self.canaries.state(), namespace, pod)
+    pub fn needs_approval(&self, namespace: &str, pod: &Value) -> bool {
+        needs_approval(&self.canaries.state(), namespace, pod)
     }
 
     /// Names of other Canaries with the same target.
@@ -154,11 +154,11 @@ impl Cluster {
     ) where
         K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
     {
-        self.keep(reflector::reflector(writer, events), |_, _| {});
+        self.watch(reflector::reflector(writer, events), |_, _| {});
     }
 
     /// Passes the events of a watch to `apply`, as long as the process runs.
-    fn keep<K: Send + 'static>(
+    fn watch<K: Send + 'static>(
         self: &Arc<Self>,
         events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
         apply: impl Fn(&Self, &Event<K>) + Send + 'static,
@@ -177,7 +177,7 @@ impl Cluster {
                     Err(error) => is_absent(error),
                 };
                 if complete && std::mem::take(&mut first) {
-                    cluster.missing.fetch_sub(1, Ordering::Release);
+                    cluster.unsynced_kinds.fetch_sub(1, Ordering::Release);
                 }
             }
         });
@@ -185,7 +185,7 @@ impl Cluster {
 }
 
 /// A watch that is restarted when it fails.
-fn watched<K>(
+fn watch_all<K>(
     client: &Client,
     kind: &'static str,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + use<K>
@@ -201,7 +201,7 @@ where
 }
 
 /// Drops objects that this build cannot parse. The last version that it could parse stays until the next list.
-fn readable<K>(
+fn parseable<K>(
     events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
 where
@@ -229,14 +229,14 @@ fn is_absent(error: &watcher::Error) -> bool {
 }
 
 /// Whether one of these Canaries targets the pod's workload and the pod's revision is not approved yet.
-fn is_on_trial(canaries: &[Arc<Canary>], namespace: &str, pod: &Value) -> bool {
+fn needs_approval(canaries: &[Arc<Canary>], namespace: &str, pod: &Value) -> bool {
     let Some((kind, name, revision)) = workload_of(pod) else { return false };
-    let its = canaries.iter().filter(|canary| {
+    let of_workload = canaries.iter().filter(|canary| {
         let target = &canary.spec.target;
         canary.namespace().as_deref() == Some(namespace) && target.kind == kind && target.name == name
     });
     // The oldest Canary of a target applies, as in the operator.
-    let canary = its.min_by(|a, b| by_age(a, b));
+    let canary = of_workload.min_by(|a, b| by_age(a, b));
     let Some(status) = canary.and_then(|canary| canary.status.as_ref()) else { return false };
     // The former stable revision is approved too, until its successor has been promoted completely.
     let stable = [&status.approved_revision, &status.former_revision];

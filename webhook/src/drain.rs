@@ -15,7 +15,7 @@ use crate::settings::Settings;
 /// Interval between two checks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait for the endpoint to disappear, also when the API server does not respond.
-const PATIENCE: Duration = Duration::from_secs(15);
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time that kube-proxy and other implementations of Services may take to apply a changed EndpointSlice.
 const PROPAGATION: Duration = Duration::from_secs(3);
 
@@ -24,7 +24,7 @@ const PROPAGATION: Duration = Duration::from_secs(3);
 pub async fn endpoint_gone(client: &Client, settings: &Settings) {
     let api = Api::<EndpointSlice>::namespaced(client.clone(), &settings.namespace);
     let slices = ListParams::default().labels(&format!("kubernetes.io/service-name={}", settings.service));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ENDPOINT_TIMEOUT;
     while Instant::now() < deadline {
         match timeout(LOOK_EVERY * 4, api.list(&slices)).await {
             Ok(Ok(slices)) if !is_ready(&slices.items, &settings.pod_name) => break,

@@ -24,7 +24,7 @@ use crate::settings::Settings;
 /// Interval between two attempts to read or create the CA's Secret.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long open requests may take after the endpoint has disappeared.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM.
 ///
@@ -93,16 +93,16 @@ async fn serve(
     ready.store(true, Ordering::Relaxed);
     tracing::info!("serving admission requests");
     // Only now, because with caBundle written the API server starts to call this port.
-    let configured = authority.keep_configured(&client, &settings.namespace);
+    let maintained = authority.maintain_ca_bundles(&client, &settings.namespace);
     tokio::select! {
         ended = server => anyhow::bail!("the HTTPS server stopped: {ended:?}"),
-        () = configured => anyhow::bail!("Secret tulle-webhook-authority no longer holds this replica's CA; a restart reads or creates it"),
+        () = maintained => anyhow::bail!("Secret tulle-webhook-authority no longer holds this replica's CA; a restart reads or creates it"),
         _ = terminate.recv() => {}
     }
     // The API server still sends requests to this pod.
     tracing::info!("received SIGTERM; serving until the Service no longer has this pod as an endpoint");
     drain::endpoint_gone(&client, settings).await;
-    handle.graceful_shutdown(Some(LAST_ANSWERS));
+    handle.graceful_shutdown(Some(OPEN_REQUESTS_TIMEOUT));
     while handle.connection_count() > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

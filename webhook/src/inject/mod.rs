@@ -56,7 +56,7 @@ pub struct Context {
     /// Whether MeshConfig exempts the pod.
     pub exempt: bool,
     /// Whether a Canary targets the pod's workload and the pod's revision is not approved yet.
-    pub on_trial: bool,
+    pub needs_approval: bool,
     /// The sidecar's image.
     pub image: String,
     /// `host:port` of the operator.
@@ -107,13 +107,13 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         return Outcome::Skip;
     }
     if is_injected(pod) {
-        return match (context.mode, impostor(pod, context)) {
-            (Mode::Required, Some(what)) => Outcome::Refuse(format!(
-                "{what}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
+        return match (context.mode, forged_sidecar(pod, context)) {
+            (Mode::Required, Some(difference)) => Outcome::Refuse(format!(
+                "{difference}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
                 context.namespace.name
             )),
             // Another webhook may have added containers after the injection.
-            _ => probes::complete(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
+            _ => probes::move_added(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
         };
     }
     if context.exempt {
@@ -135,10 +135,10 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             ));
         }
     }
-    if let Some(why) = cannot_have_one(pod) {
+    if let Some(why) = why_not_injectable(pod) {
         return refuse_or_skip(context, why, warnings);
     }
-    if let Some(container) = runs_as_proxy(pod) {
+    if let Some(container) = runs_as_proxy_uid(pod) {
         return Outcome::Refuse(format!(
             "{container} runs as uid {uid}, which is reserved for the sidecar because traffic of this uid is not redirected; choose another runAsUser",
             uid = ports::PROXY_UID
@@ -156,7 +156,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             keys::INJECT
         ));
     }
-    warn_of_ports(pod, warnings);
+    warn_about_ports(pod, warnings);
     let settings = PodSettings::read(annotations_of(pod), "", warnings);
     if settings.skips_ports() && context.mode == Mode::Required {
         return Outcome::Refuse(format!(
@@ -191,7 +191,7 @@ fn annotations_of(pod: &Value) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Warns about ports of the sidecar that the pod's own containers declare or probe.
-fn warn_of_ports(pod: &Value, warnings: &mut Vec<String>) {
+fn warn_about_ports(pod: &Value, warnings: &mut Vec<String>) {
     let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
         let declared = containers_at(container, "/ports").filter_map(|port| port.get("containerPort"));
@@ -215,7 +215,7 @@ fn warn_of_ports(pod: &Value, warnings: &mut Vec<String>) {
 }
 
 /// The reason why a pod cannot have a sidecar, if there is one.
-fn cannot_have_one(pod: &Value) -> Option<&'static str> {
+fn why_not_injectable(pod: &Value) -> Option<&'static str> {
     if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
         return Some("it has hostNetwork: true, and the redirect rules would apply to the whole node");
     }
@@ -270,10 +270,10 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
 
 /// How a pod's sidecar differs from the one that Tulle injects, if it does: a pod must not pass as meshed with a
 /// container or volume that only has the injected name. Fields that the API server adds are ignored.
-fn impostor(pod: &Value, context: &Context) -> Option<String> {
+fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
     let seal = pod.pointer("/metadata/annotations/tulle.dev~1injection").and_then(Value::as_str);
     let Namespace { name, .. } = &context.namespace;
-    if seal.is_some_and(|seal| context.key.holds(seal, pod, name, context.mode)) {
+    if seal.is_some_and(|seal| context.key.verify(seal, pod, name, context.mode)) {
         return None;
     }
     let (settings, none) = (PodSettings::default(), Value::Null);
@@ -314,7 +314,7 @@ fn name_of(container: &Value) -> &str {
 }
 
 /// The container, or the pod, whose `runAsUser` is the sidecar's uid.
-fn runs_as_proxy(pod: &Value) -> Option<String> {
+fn runs_as_proxy_uid(pod: &Value) -> Option<String> {
     let uid = |value: Option<&Value>| value.and_then(Value::as_u64) == Some(u64::from(ports::PROXY_UID));
     let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
@@ -328,7 +328,7 @@ fn runs_as_proxy(pod: &Value) -> Option<String> {
 
 fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut Vec<String>) -> Patch {
     let mut operations = Operations::default();
-    let probes = probes::rewrite(pod, &mut operations, warnings);
+    let probes = probes::move_all(pod, &mut operations, warnings);
     let resources = resources::resources(pod, settings, &context.namespace.limits, warnings);
     let (init, proxy) = (
         containers::init(context, settings, &resources),
@@ -356,7 +356,7 @@ fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut 
         operations.add(&["metadata", "annotations"], json!({}));
     }
     operations.add(&["metadata", "annotations", keys::SEAL], json!(seal));
-    if context.on_trial {
+    if context.needs_approval {
         if pod.pointer("/spec/readinessGates").and_then(Value::as_array).is_none() {
             operations.add(&["spec", "readinessGates"], json!([]));
         }

@@ -16,21 +16,21 @@ use super::{INIT, Operations, PROXY, containers_at, name_of};
 pub(super) const KINDS: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
 
 /// Environment variable of the sidecar: the checks, as JSON.
-const VARIABLE: &str = "TULLE_PROBES";
+const PROBES_VARIABLE: &str = "TULLE_PROBES";
 
 /// Moves the probes of a pod that is being injected; returns the checks.
-pub(super) fn rewrite(pod: &Value, operations: &mut Operations, warnings: &mut Vec<String>) -> Value {
+pub(super) fn move_all(pod: &Value, operations: &mut Operations, warnings: &mut Vec<String>) -> Value {
     Value::Array(move_probes(pod, &[], operations, warnings))
 }
 
 /// Moves the probes that another webhook has added to a pod after its injection; `None` when there are none. Only for
 /// pods that are being created, because probes are immutable afterwards.
-pub(super) fn complete(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
+pub(super) fn move_added(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
     let (index, proxy) = containers_at(pod, "/spec/initContainers")
         .enumerate()
         .find(|(_, container)| name_of(container) == PROXY)?;
     let variables: Vec<&Value> = items(proxy, "env").collect();
-    let known_at = variables.iter().position(|variable| name_of(variable) == VARIABLE);
+    let known_at = variables.iter().position(|variable| name_of(variable) == PROBES_VARIABLE);
     let known = known_at.and_then(|at| variables.get(at)?.get("value")?.as_str());
     // An unreadable list is replaced, because the sidecar would not start with it.
     let mut checks: Vec<Value> = known.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
@@ -50,7 +50,7 @@ pub(super) fn complete(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch>
             if proxy.get("env").is_none() {
                 operations.add(&["spec", "initContainers", &index, "env"], json!([]));
             }
-            let variable = json!({"name": VARIABLE, "value": value});
+            let variable = json!({"name": PROBES_VARIABLE, "value": value});
             operations.add(&["spec", "initContainers", &index, "env", "-"], variable);
         }
     }
@@ -71,7 +71,7 @@ fn move_probes(
             if [INIT, PROXY].contains(&name) {
                 continue;
             }
-            warn_of_hooks(container, warnings);
+            warn_about_http_hooks(container, warnings);
             for kind in KINDS {
                 let Some(probe) = container.get(kind) else { continue };
                 let path = format!("/{name}/{kind}");
@@ -98,7 +98,7 @@ fn move_probes(
     checks
 }
 
-fn warn_of_hooks(container: &Value, warnings: &mut Vec<String>) {
+fn warn_about_http_hooks(container: &Value, warnings: &mut Vec<String>) {
     for hook in ["postStart", "preStop"] {
         if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
             warnings.push(format!(
@@ -129,7 +129,7 @@ struct Check {
 /// The check of a probe; `None` when it does not use the network.
 fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
     if let Some(get) = probe.get("httpGet") {
-        refuse_host(get)?;
+        reject_host(get)?;
         if get.get("scheme").and_then(Value::as_str) == Some("HTTPS") {
             return Err(
                 "its scheme is HTTPS, so it fails where mtls is Strict; use an exec probe there".to_owned()
@@ -146,7 +146,7 @@ fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
         return Ok(Some(Check { handler: "httpGet", what }));
     }
     if let Some(tcp) = probe.get("tcpSocket") {
-        refuse_host(tcp)?;
+        reject_host(tcp)?;
         let port = port(container, tcp.get("port"))?;
         return Ok(Some(Check { handler: "tcpSocket", what: json!({"tcp": {"port": port}}) }));
     }
@@ -163,7 +163,7 @@ fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value.get(field).and_then(Value::as_array).into_iter().flatten()
 }
 
-fn refuse_host(handler: &Value) -> Result<(), String> {
+fn reject_host(handler: &Value) -> Result<(), String> {
     match handler.get("host").and_then(Value::as_str) {
         None | Some("") => Ok(()),
         Some(_) => Err("it sets host".to_owned()),

@@ -4,7 +4,7 @@
 //! is admitted if it would be without a sidecar, and keeps its QoS class; warnings where that is impossible.
 
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, ResourceQuota};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use serde_json::{Value, json};
 
 use super::{PodSettings, containers_at};
@@ -56,24 +56,24 @@ pub(super) fn resources(
         let mut share = wanted(resource, settings, namespace, guaranteed);
         let asked = (share.request, share.limit);
         for item in container_ranges(namespace) {
-            fit(&mut share, resource.name, item.1);
+            clamp(&mut share, resource.name, item.1);
         }
         let explicit = settings.request(resource.name).is_some() || settings.limit(resource.name).is_some();
         if explicit && asked != (share.request, share.limit) {
             warnings.push(format!(
                 "the sidecar's {} is set to {} because a LimitRange of the namespace does not allow the configured values",
                 resource.name,
-                shown(&share)
+                describe(&share)
             ));
         }
         if guaranteed && share.limit != Some(share.request) {
             warnings.push(format!(
                 "the sidecar's {} ({}) changes the pod's QoS class from Guaranteed to Burstable; set its request and limit to the same value",
                 resource.name,
-                shown(&share)
+                describe(&share)
             ));
         }
-        will_be_rejected(pod, resource.name, &share, namespace, warnings);
+        warn_about_rejection(pod, resource.name, &share, namespace, warnings);
         requests.insert(resource.name.to_owned(), json!(share.request.to_string()));
         if let Some(limit) = share.limit {
             limits.insert(resource.name.to_owned(), json!(limit.to_string()));
@@ -86,7 +86,7 @@ pub(super) fn resources(
     }
 }
 
-fn shown(share: &Share) -> String {
+fn describe(share: &Share) -> String {
     let limit = share.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"));
     format!("request {}, {limit}", share.request)
 }
@@ -119,7 +119,7 @@ fn wanted(
 }
 
 /// Changes a share to values that a LimitRange allows for a container.
-fn fit(share: &mut Share, name: &str, item: &LimitRangeItem) {
+fn clamp(share: &mut Share, name: &str, item: &LimitRangeItem) {
     let was_equal = share.limit == Some(share.request);
     if let Some(least) = bound(item.min.as_ref(), name) {
         share.request = share.request.max(least);
@@ -140,7 +140,7 @@ fn fit(share: &mut Share, name: &str, item: &LimitRangeItem) {
 
 /// Warns when a pod with its sidecar exceeds what a ResourceQuota has left or a LimitRange allows for a pod, because
 /// otherwise only the status of its controller shows the rejection.
-fn will_be_rejected(
+fn warn_about_rejection(
     pod: &Value,
     name: &str,
     share: &Share,
@@ -231,7 +231,7 @@ fn container_ranges(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, 
     items(namespace).filter(|(_, item)| item.type_ == "Container")
 }
 
-fn bound(amounts: Option<&std::collections::BTreeMap<String, Text>>, name: &str) -> Option<Quantity> {
+fn bound(amounts: Option<&std::collections::BTreeMap<String, RawQuantity>>, name: &str) -> Option<Quantity> {
     Quantity::parse(&amounts?.get(name)?.0)
 }
 

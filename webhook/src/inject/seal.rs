@@ -40,7 +40,7 @@ impl SealKey {
     }
 
     /// Whether a seal is valid for a pod.
-    pub(super) fn holds(&self, seal: &str, pod: &Value, namespace: &str, mode: Mode) -> bool {
+    pub(super) fn verify(&self, seal: &str, pod: &Value, namespace: &str, mode: Mode) -> bool {
         let parts: Vec<&str> = seal.split(' ').collect();
         let [VERSION, image, signature] = parts[..] else { return false };
         let bytes: Option<Vec<u8>> = (0..signature.len() / 2)
@@ -48,7 +48,7 @@ impl SealKey {
             .collect();
         let signed = content(pod, namespace, mode, image);
         let genuine = bytes.is_some_and(|bytes| hmac::verify(&self.0, signed.as_bytes(), &bytes).is_ok());
-        let images = ours(pod).all(|container| {
+        let images = injected_containers(pod).all(|container| {
             container.get("image").and_then(Value::as_str).is_some_and(|found| is_same_image(found, image))
         });
         genuine && images
@@ -69,13 +69,13 @@ pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
     found == injected || pinned().unwrap_or(false)
 }
 
-fn ours(pod: &Value) -> impl Iterator<Item = &Value> {
+fn injected_containers(pod: &Value) -> impl Iterator<Item = &Value> {
     containers_at(pod, "/spec/initContainers").filter(|container| [INIT, PROXY].contains(&name_of(container)))
 }
 
 /// The signed text. It does not contain fields to which the API server adds defaults.
 fn content(pod: &Value, namespace: &str, mode: Mode, image: &str) -> String {
-    let containers: Vec<Value> = ours(pod)
+    let containers: Vec<Value> = injected_containers(pod)
         .map(|container| {
             let at = |path: &str| container.pointer(path).cloned().unwrap_or_default();
             json!([

@@ -11,7 +11,7 @@ fn context(mode: Mode) -> Context {
         namespace: Namespace { name: "shop".into(), ..Namespace::default() },
         defaults: SidecarDefaults::default(),
         exempt: false,
-        on_trial: false,
+        needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:26160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
@@ -212,10 +212,10 @@ fn a_namespace_that_forbids_net_admin_is_named_in_a_warning() {
 }
 
 #[test]
-fn a_revision_on_trial_gets_the_gate_and_keeps_its_own() {
-    let on_trial = Context { on_trial: true, ..context(Mode::Enabled) };
+fn an_unapproved_revision_gets_the_gate_and_keeps_its_own() {
+    let unapproved = Context { needs_approval: true, ..context(Mode::Enabled) };
     let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "mine"}]}});
-    let (pod, _) = injected(&pod, &on_trial);
+    let (pod, _) = injected(&pod, &unapproved);
     assert_eq!(
         pod.pointer("/spec/readinessGates"),
         Some(&json!([{"conditionType": "mine"}, {"conditionType": "tulle.dev/approved"}]))

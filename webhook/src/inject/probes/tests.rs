@@ -9,7 +9,7 @@ fn context(mode: Mode) -> Context {
         namespace: crate::inject::Namespace { name: "shop".into(), ..Default::default() },
         defaults: Default::default(),
         exempt: false,
-        on_trial: false,
+        needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:4160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
@@ -35,7 +35,7 @@ fn add_container(pod: &mut Value, container: Value) {
 
 fn checks(pod: &Value) -> Vec<Value> {
     let proxy = containers_at(pod, "/spec/initContainers").find(|one| name_of(one) == PROXY).unwrap();
-    let mut variables = items(proxy, "env").filter(|variable| name_of(variable) == VARIABLE);
+    let mut variables = items(proxy, "env").filter(|variable| name_of(variable) == PROBES_VARIABLE);
     let text = variables.next().map(|variable| variable["value"].as_str().unwrap());
     assert!(variables.next().is_none(), "the variable is there twice");
     text.map(|text| serde_json::from_str(text).unwrap()).unwrap_or_default()
@@ -171,7 +171,7 @@ fn a_probe_that_has_to_stay_with_kubelet_is_named_and_changes_nothing() {
 }
 
 #[test]
-fn an_impostor_is_refused_whatever_its_containers_probe() {
+fn a_forged_sidecar_is_refused_whatever_its_containers_probe() {
     let mut pod = json!({"metadata": {}, "spec": {"containers": [probed("app")]}});
     admit(&mut pod, Mode::Required).unwrap();
     pod["spec"]["initContainers"][1]["image"] = json!("pause:1");
