@@ -1,4 +1,4 @@
-//! cargo, with what it is doing on the board, and everything that a cluster needs, made side by side.
+//! Builds everything that a cluster needs, in parallel, and shows cargo's progress.
 
 use std::process::Command;
 use std::thread;
@@ -10,8 +10,8 @@ use crate::host;
 use crate::images::{self, Image};
 use crate::progress::{Task, task};
 
-/// Installs the machine's programs, compiles the cluster's components and the images' programs: Go and apt use the
-/// processors while cargo links, and the other way round.
+/// Installs the machine's programs, and compiles the cluster's components and the images' programs. In parallel, so that
+/// Go and apt use the processors while cargo links, and the other way round.
 pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
     let embedded = cluster == "embedded";
     let components = thread::spawn(move || if embedded { cluster::prepare() } else { Ok(()) });
@@ -20,15 +20,15 @@ pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
     programs.and(components)
 }
 
-/// Runs cargo in the workspace; `name` is what stands on the board.
+/// Runs cargo in the workspace; `name` names the task in the progress line.
 ///
 /// # Errors
-/// The command line and the end of what cargo said.
+/// The command line and the last lines of cargo's standard error.
 pub fn cargo(name: &str, arguments: &[&str]) -> Result<String> {
     let task = task(name);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(host::workspace()).args(arguments);
-    // Its own progress bar has the counts: crates done, crates in all.
+    // Cargo's progress bar has the counts: crates compiled, and all crates.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
     host::watched(&mut cargo, |line| show(&task, line))
 }
@@ -42,7 +42,7 @@ fn show(task: &Task, line: &str) {
     }
 }
 
-/// Reads cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
+/// Parses cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
 fn progress(line: &str) -> Option<(u32, u32, &str)> {
     let (_, bar) = line.split_once("Building [")?;
     let (_, counts) = bar.split_once("] ")?;

@@ -1,6 +1,8 @@
-//! `cargo xtask bench`: client | outbound proxy → inbound proxy | server, in two network namespaces, with
-//! mutual TLS between the proxies. In one run: no proxy, Tulle, and Envoy set up as a mesh does it, one
-//! worker each. Ratios within a run are firm, absolute figures are this machine's on this day.
+//! `cargo xtask bench`: compares no proxy, Tulle and Envoy.
+//!
+//! The path is client → outbound proxy → inbound proxy → server, in two network namespaces, with mutual TLS between the
+//! proxies. Envoy is configured as in a mesh, and each proxy has one worker. Compare only figures of the same run:
+//! absolute figures depend on the machine and its other load.
 //!
 //! ```text
 //!   field   namespaces, server, load generators
@@ -20,7 +22,7 @@ use crate::progress::step;
 use field::{Field, Measured};
 use proxies::Pair;
 
-/// Programs that the benchmark needs.
+/// Programs that the benchmark needs, and their Debian packages.
 const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
     ("nginx", "nginx-light"),
@@ -30,7 +32,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("pip3", "python3-pip"),
 ];
 
-/// How long each measurement lasts.
+/// Duration of each measurement, in seconds.
 const SECONDS: u64 = 8;
 
 /// Runs the benchmark and prints the table.
@@ -76,8 +78,7 @@ fn report(table: &[(&str, Measured)]) -> String {
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied().unwrap_or(0.0)
     };
-    let _ =
-        writeln!(out, "\nmedians; CPU and memory are those of the proxies: CPU of the pair, memory of one\n");
+    let _ = writeln!(out, "\nMedians. CPU is that of both proxies, memory that of one proxy.\n");
     let _ = writeln!(out, "| | none | Tulle | Envoy | Tulle ÷ Envoy |\n|---|---|---|---|---|");
     type Row<'a> = (&'a str, &'a dyn Fn(&Measured) -> f64, bool);
     let rows: [Row<'_>; 6] = [

