@@ -30,11 +30,11 @@ pub fn cargo(name: &str, arguments: &[&str]) -> Result<String> {
     cargo.current_dir(host::workspace()).args(arguments);
     // Cargo's progress bar has the counts: crates compiled, and all crates.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
-    host::watched(&mut cargo, |line| show(&task, line))
+    host::output_with_progress(&mut cargo, |line| report_progress(&task, line))
 }
 
-fn show(task: &Task, line: &str) {
-    if let Some((done, all, now)) = progress(line) {
+fn report_progress(task: &Task, line: &str) {
+    if let Some((done, all, now)) = parse_progress(line) {
         task.report(&format!(
             "{done} of {all} crates{}",
             if now.is_empty() { "" } else { ", " }.to_owned() + now
@@ -43,7 +43,7 @@ fn show(task: &Task, line: &str) {
 }
 
 /// Parses cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
-fn progress(line: &str) -> Option<(u32, u32, &str)> {
+fn parse_progress(line: &str) -> Option<(u32, u32, &str)> {
     let (_, bar) = line.split_once("Building [")?;
     let (_, counts) = bar.split_once("] ")?;
     let (counts, now) = counts.split_once(": ").unwrap_or((counts, ""));
@@ -54,15 +54,15 @@ fn progress(line: &str) -> Option<(u32, u32, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::progress;
+    use super::parse_progress;
 
     #[test]
     fn the_counts_of_cargos_progress_bar_are_read() {
         assert_eq!(
-            progress("    Building [=====>      ] 12/204: tokio, syn(build.rs)..."),
+            parse_progress("    Building [=====>      ] 12/204: tokio, syn(build.rs)..."),
             Some((12, 204, "tokio"))
         );
-        assert_eq!(progress("    Building [=====>      ] 204/204"), Some((204, 204, "")));
-        assert_eq!(progress("   Compiling tokio v1.54.1"), None);
+        assert_eq!(parse_progress("    Building [=====>      ] 204/204"), Some((204, 204, "")));
+        assert_eq!(parse_progress("   Compiling tokio v1.54.1"), None);
     }
 }

@@ -22,28 +22,28 @@ pub fn run(cluster: &str, keep: bool) -> Result<()> {
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;
-    let tour = Tour { kube };
-    let told = tour.tell();
-    if let (Err(_), true) = (&told, keep) {
+    let demo = Demo { kube };
+    let outcome = demo.run_steps();
+    if let (Err(_), true) = (&outcome, keep) {
         eprintln!("the cluster keeps running; inspect it with: cargo xtask cluster kubectl -- get pods -A");
     }
-    if told.is_ok() {
-        tour.farewell(keep);
+    if outcome.is_ok() {
+        demo.print_next_steps(keep);
     }
-    if let (Kube::Embedded(cluster), false) = (&tour.kube, keep) {
+    if let (Kube::Embedded(cluster), false) = (&demo.kube, keep) {
         step("stopping the cluster");
         cluster.down()?;
     }
-    told
+    outcome
 }
 
-struct Tour {
+struct Demo {
     kube: Kube,
 }
 
 /// Counts of the load generator.
 #[derive(Clone, Debug)]
-struct Account {
+struct LoadCounts {
     sent: u64,
     /// Requests that have succeeded or failed.
     ended: u64,
@@ -52,8 +52,8 @@ struct Account {
     versions: Value,
 }
 
-impl Tour {
-    fn tell(&self) -> Result<()> {
+impl Demo {
+    fn run_steps(&self) -> Result<()> {
         self.injected()?;
         self.encrypted()?;
         self.denied()?;
@@ -62,7 +62,7 @@ impl Tour {
     }
 
     /// Prints a heading.
-    fn say(&self, heading: &str) {
+    fn heading(&self, heading: &str) {
         println!("\n\x1b[1m━━ {heading}\x1b[0m");
     }
 
@@ -79,9 +79,9 @@ impl Tour {
     }
 
     fn injected(&self) -> Result<()> {
-        self.say("A label on the namespace, and every pod gets a sidecar at admission");
+        self.heading("A label on the namespace, and every pod gets a sidecar at admission");
         // The shop of an earlier run is replaced. A namespace of the same name that the demo has not created is kept.
-        let theirs = self.kube.run(&[
+        let labels = self.kube.run(&[
             "get",
             "namespace",
             NAMESPACE,
@@ -90,7 +90,7 @@ impl Tour {
             "jsonpath={.metadata.labels}",
         ])?;
         ensure!(
-            theirs.is_empty() || theirs.contains("tulle-sample"),
+            labels.is_empty() || labels.contains("tulle-sample"),
             "this cluster has a namespace {NAMESPACE} that the demo has not created and would delete; use another cluster"
         );
         self.kube.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
@@ -110,7 +110,7 @@ impl Tour {
     }
 
     fn encrypted(&self) -> Result<()> {
-        self.say("A request over mutual TLS: each service sees the identity of its client");
+        self.heading("A request over mutual TLS: each service sees the identity of its client");
         let (_, answer) = self.call("web", "checkout")?;
         println!("checkout answered: {answer}");
         let answer: Value = serde_json::from_str(&answer)?;
@@ -164,7 +164,7 @@ impl Tour {
     }
 
     fn denied(&self) -> Result<()> {
-        self.say("A MeshPolicy: only checkout may call payments");
+        self.heading("A MeshPolicy: only checkout may call payments");
         self.show(&["get", "meshpolicies", "-n", NAMESPACE]).ok();
         println!("before: web → payments: {}", self.call("web", "payments")?.0);
         let deny = install::sample("deny.yaml")?;
@@ -185,13 +185,13 @@ impl Tour {
     }
 
     fn promoted(&self) -> Result<()> {
-        self.say("A Canary: version 2 gets more traffic step by step");
+        self.heading("A Canary: version 2 gets more traffic step by step");
         println!("$ kubectl apply -f config/samples/canary.yaml");
         print!("{}", self.kube.apply(&install::sample("canary.yaml")?)?);
         self.kube.wait_for("the Canary to record the stable revision", 20, || {
             Ok(self.canary(".status.phase")? == "Stable")
         })?;
-        let before = self.account()?;
+        let before = self.load_counts()?;
         self.deploy("v2", 0)?;
         let seen = self.follow(|phase, revision_done| phase == "Stable" && revision_done, 180)?;
         for weight in ["5%", "25%", "50%"] {
@@ -199,23 +199,23 @@ impl Tour {
             ensure!(seen.iter().any(shown), "kubectl never showed weight {weight}");
         }
         self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
-        let after = self.settled()?;
-        self.lost(&before, &after)?;
+        let after = self.counts_after_in_flight()?;
+        self.ensure_none_failed(&before, &after)?;
         println!("responses by version so far: {}", after.versions);
         Ok(())
     }
 
     fn stopped(&self) -> Result<()> {
-        self.say("A bad version: 20% errors, and the Canary stops it");
-        let before = self.account()?;
+        self.heading("A bad version: 20% errors, and the Canary stops it");
+        let before = self.load_counts()?;
         self.deploy("v3", 20)?;
         self.follow(|phase, _| phase == "Failed", 180)?;
         self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
         println!("\nevidence: {}", self.canary(".status.evidenceSummary")?);
         thread::sleep(Duration::from_secs(2));
-        let (stopped, later) = (self.account()?, {
+        let (stopped, later) = (self.load_counts()?, {
             thread::sleep(Duration::from_secs(4));
-            self.account()?
+            self.load_counts()?
         });
         let failed = stopped.failed - before.failed;
         println!("requests that failed on the bad version: {failed} of {} sent", stopped.sent - before.sent);
@@ -224,8 +224,8 @@ impl Tour {
         self.show(&["events", "-n", NAMESPACE, "--for", "canary/checkout"]).map(drop)
     }
 
-    fn farewell(&self, keep: bool) {
-        self.say("Done");
+    fn print_next_steps(&self, keep: bool) {
+        self.heading("Done");
         if keep {
             println!("The cluster keeps running. Commands to inspect it:");
             println!("  cargo xtask cluster kubectl -- get tulle -A");
@@ -318,9 +318,9 @@ impl Tour {
         Ok(serde_json::from_str(text.trim())?)
     }
 
-    fn account(&self) -> Result<Account> {
+    fn load_counts(&self) -> Result<LoadCounts> {
         let line = self.load_line()?;
-        Ok(Account {
+        Ok(LoadCounts {
             sent: line["sent"].as_u64().unwrap_or(0),
             ended: line["ok"].as_u64().unwrap_or(0) + line["failed"].as_u64().unwrap_or(0),
             failed: line["failed"].as_u64().unwrap_or(0),
@@ -331,21 +331,21 @@ impl Tour {
 
     /// The counts once every request that is now in flight has ended, because a request that hangs is counted as failed
     /// only after its timeout.
-    fn settled(&self) -> Result<Account> {
-        let mut now = self.account()?;
+    fn counts_after_in_flight(&self) -> Result<LoadCounts> {
+        let mut now = self.load_counts()?;
         let sent = now.sent;
         self.kube.wait_for("requests in flight to end", 60, || {
-            now = self.account()?;
+            now = self.load_counts()?;
             Ok(now.ended >= sent)
         })?;
         Ok(now)
     }
 
     fn wait_for_traffic(&self) -> Result<()> {
-        self.kube.wait_for("load", 30, || Ok(self.account()?.sent > 500))
+        self.kube.wait_for("load", 30, || Ok(self.load_counts()?.sent > 500))
     }
 
-    fn lost(&self, before: &Account, after: &Account) -> Result<()> {
+    fn ensure_none_failed(&self, before: &LoadCounts, after: &LoadCounts) -> Result<()> {
         let (sent, failed) = (after.sent - before.sent, after.failed - before.failed);
         println!("requests while the version changed: {sent}, failed: {failed}");
         ensure!(failed == 0, "{failed} requests failed: {}", after.failures);

@@ -72,26 +72,26 @@ pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&str> =
-        programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
+        programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, p)| *p).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let by_hand = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
-    if !exists("apt-get") {
+    if !is_installed("apt-get") {
         bail!(
             "missing packages: {}; install the equivalents of this command for Debian and Ubuntu: {by_hand}",
             missing.join(", ")
         );
     }
     step(&format!("installing {}", missing.join(" ")));
-    let quiet = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
+    let noninteractive = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
     // Waits for another apt, which often runs on a machine that has just started.
-    let polite = ["-qq", "-o", "DPkg::Lock::Timeout=300"];
-    if let Err(error) = quiet(Command::new("apt-get").arg("update").args(polite)) {
+    let apt_options = ["-qq", "-o", "DPkg::Lock::Timeout=300"];
+    if let Err(error) = noninteractive(Command::new("apt-get").arg("update").args(apt_options)) {
         eprintln!("warning: apt-get update failed; installing from the present package lists: {error:#}");
     }
     let install = ["install", "-y", "--no-remove", "--no-install-recommends"];
-    quiet(Command::new("apt-get").args(install).args(polite).args(&missing))
+    noninteractive(Command::new("apt-get").args(install).args(apt_options).args(&missing))
         .with_context(|| format!("cannot install packages; try: {by_hand}"))?;
     Ok(())
 }
@@ -120,7 +120,7 @@ pub fn path() -> std::ffi::OsString {
 }
 
 /// Whether a program is on the PATH (or at the given absolute path).
-pub fn exists(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     if program.starts_with('/') {
         return Path::new(program).exists();
     }
@@ -144,7 +144,7 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
-    let (text, error) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    let (text, error) = (read_in_background(child.stdout.take()), read_in_background(child.stderr.take()));
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -171,12 +171,12 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
 ///
 /// # Errors
 /// The command line and the last lines of its standard error, when it cannot be started or exits non-zero.
-pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
+pub fn output_with_progress(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
     let shown = shown(command);
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
-    let text = drain(child.stdout.take());
+    let text = read_in_background(child.stdout.take());
     let mut lines = std::collections::VecDeque::new();
     if let Some(errors) = child.stderr.take() {
         let mut pending = Vec::new();
@@ -206,7 +206,7 @@ pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<Stri
 }
 
 /// Reads a pipe to its end in a thread, so that the program that writes to it does not block.
-fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut all = Vec::new();
         // After an error, the bytes read so far are returned.

@@ -53,7 +53,7 @@ pub const TULLE: &[Image] = &[
 ];
 
 /// How many archives of an image stay in the cache.
-const KEPT: usize = 4;
+const KEPT_ARCHIVES: usize = 4;
 
 impl Image {
     /// Cargo profile of the program.
@@ -70,8 +70,8 @@ impl Image {
 
 /// Builds the programs of images, with one cargo call per profile.
 ///
-/// With `with_tests`, it builds all packages of the workspace, as `cargo test --workspace` does. Cargo selects features by
-/// the packages that it builds, so another selection would compile the dependencies a second time.
+/// With `with_tests`, it builds all packages of the workspace, as `cargo test --workspace` does. Cargo selects features
+/// by the packages that it builds, so another selection would compile the dependencies a second time.
 pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
     host::install_packages(host::TOOLCHAIN)?;
     let mut profiles: Vec<String> = Vec::new();
@@ -111,20 +111,20 @@ pub fn archive(image: &Image) -> Result<PathBuf> {
     if !archive.is_file() {
         fs::create_dir_all(archive.parent().context("the archive has no parent folder")?)?;
         build(image, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
-        forget_old(&archive, &short);
+        remove_old_archives(&archive, &short);
     }
     Ok(archive)
 }
 
 /// Removes old archives of an image, because every build of a changed program adds one.
-fn forget_old(newest: &Path, short: &str) {
+fn remove_old_archives(newest: &Path, short: &str) {
     let entries =
         newest.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let mine = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{short}-")));
     let mut archives: Vec<_> =
         mine.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
     archives.sort_by(|a, b| b.cmp(a));
-    archives.iter().skip(KEPT).for_each(|(_, path)| drop(fs::remove_file(path)));
+    archives.iter().skip(KEPT_ARCHIVES).for_each(|(_, path)| drop(fs::remove_file(path)));
 }
 
 fn program(image: &Image, binary: &str) -> Result<PathBuf> {

@@ -14,7 +14,7 @@ use crate::progress::step;
 pub fn cluster(name: &str) -> Result<Kube> {
     match name.strip_prefix("context:") {
         Some(context) => {
-            if !host::exists("kubectl") {
+            if !host::is_installed("kubectl") {
                 bail!("--cluster {name} needs kubectl; install it and try again");
             }
             Ok(Kube::Context(context.to_owned()))
@@ -34,14 +34,14 @@ pub fn load_images(kube: &Kube) -> Result<()> {
         let archive = images::archive(image)?;
         match kube {
             Kube::Embedded(cluster) => cluster.load(&archive)?,
-            Kube::Context(context) => load_into(context, &archive.display().to_string())?,
+            Kube::Context(context) => load_into_context(context, &archive.display().to_string())?,
         }
     }
     Ok(())
 }
 
 /// Loads an archive into a cluster of kind, k3d or, for other context names, minikube.
-fn load_into(context: &str, archive: &str) -> Result<()> {
+fn load_into_context(context: &str, archive: &str) -> Result<()> {
     let (program, arguments) = if let Some(name) = context.strip_prefix("kind-") {
         ("kind", vec!["load", "image-archive", archive, "--name", name])
     } else if let Some(name) = context.strip_prefix("k3d-") {
@@ -53,11 +53,11 @@ fn load_into(context: &str, archive: &str) -> Result<()> {
 }
 
 /// Label of a namespace tulle-system that xtask has installed, and so may change and remove.
-const OURS: &str = "tulle.dev/xtask";
+const INSTALLED_BY_XTASK: &str = "tulle.dev/xtask";
 
 /// Installs Tulle and waits until pods are injected.
 pub fn tulle(kube: &Kube) -> Result<()> {
-    let mine = kube.run(&[
+    let labels = kube.run(&[
         "get",
         "namespace",
         "tulle-system",
@@ -65,7 +65,7 @@ pub fn tulle(kube: &Kube) -> Result<()> {
         "-o",
         "jsonpath={.metadata.labels}",
     ])?;
-    if matches!(kube, Kube::Context(_)) && !mine.is_empty() && !mine.contains(OURS) {
+    if matches!(kube, Kube::Context(_)) && !labels.is_empty() && !labels.contains(INSTALLED_BY_XTASK) {
         bail!(
             "Tulle on this cluster was not installed by xtask, which would change and remove it; use another cluster"
         );
@@ -74,18 +74,18 @@ pub fn tulle(kube: &Kube) -> Result<()> {
     let config = host::workspace().join("config");
     let config = config.to_str().context("the path of the workspace is not UTF-8")?;
     kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;
-    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{OURS}=true")])?;
+    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{INSTALLED_BY_XTASK}=true")])?;
     for workload in ["deployment/tulle-operator", "deployment/tulle-webhook"] {
         // A restart, because images of a new build have the same names.
         kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;
         kube.rolled_out("tulle-system", workload, 120)?;
     }
-    injects(kube)
+    wait_until_injecting(kube)
 }
 
-/// Waits until a pod would be injected: the API server applies a changed `caBundle` only after a moment, and admits pods of
-/// `enabled` namespaces without a sidecar until then.
-fn injects(kube: &Kube) -> Result<()> {
+/// Waits until a pod would be injected: the API server applies a changed `caBundle` only after a moment, and admits pods
+/// of `enabled` namespaces without a sidecar until then.
+fn wait_until_injecting(kube: &Kube) -> Result<()> {
     const NAMESPACE: &str = "tulle-probe";
     let labels = serde_json::json!({"tulle.dev/inject": "enabled"});
     let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});

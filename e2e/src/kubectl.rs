@@ -44,18 +44,18 @@ impl Kube {
 
     /// Applies manifests; returns the output of kubectl, including warnings.
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        let (mut text, warnings) = self.fed(&["apply", "-f", "-"], manifests)?;
+        let (mut text, warnings) = self.run_with_input(&["apply", "-f", "-"], manifests)?;
         text.push_str(&warnings);
         Ok(text)
     }
 
     /// The object after admission, as JSON, without creating it.
     pub fn dry_run(&self, manifest: &str) -> Result<String> {
-        Ok(self.fed(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
+        Ok(self.run_with_input(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
     }
 
     /// Runs kubectl with standard input; returns its standard output and error.
-    fn fed(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
+    fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
         let mut command = self.command(arguments)?;
         let mut child = command
             .stdin(Stdio::piped())

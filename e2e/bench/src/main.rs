@@ -52,12 +52,12 @@ struct Arguments {
 }
 
 /// Signs every request, for the pod UID in it.
-struct Everybody {
+struct UnauthenticatedSigner {
     authority: Arc<Authority>,
 }
 
 #[tonic::async_trait]
-impl Identity for Everybody {
+impl Identity for UnauthenticatedSigner {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let request = request.into_inner();
         let identity = WorkloadId::new("cluster.local", "bench", &request.pod_uid);
@@ -93,7 +93,7 @@ async fn main() -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let services = Services::new(hub, relay, registry, aggregates, me);
-    serve(listener, tls, services, Everybody { authority }).await;
+    serve(listener, tls, services, UnauthenticatedSigner { authority }).await;
     Ok(())
 }
 

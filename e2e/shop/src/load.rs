@@ -41,7 +41,7 @@ pub struct Load {
 
 /// Counts of the requests by outcome.
 #[derive(Default)]
-struct Account {
+struct Counts {
     sent: u64,
     ok: u64,
     failed: u64,
@@ -62,7 +62,7 @@ impl Load {
 
     async fn send(self) -> anyhow::Result<()> {
         let load = Rc::new(self);
-        let account = Rc::new(RefCell::new(Account::default()));
+        let counts = Rc::new(RefCell::new(Counts::default()));
         let idle: Rc<RefCell<Vec<Sender>>> = Rc::default();
         let mut ticks = interval(Duration::from_secs(1) / u32::try_from(load.rate.max(1))?);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -76,38 +76,38 @@ impl Load {
                     // (coordinated omission). The timer's resolution of a millisecond does not count as late.
                     let late = scheduled.elapsed() > Duration::from_millis(2);
                     let since = if late { scheduled } else { Instant::now() };
-                    let (load, account, idle) = (Rc::clone(&load), Rc::clone(&account), Rc::clone(&idle));
-                    spawn_local(async move { load.one(since, &account, &idle).await });
+                    let (load, counts, idle) = (Rc::clone(&load), Rc::clone(&counts), Rc::clone(&idle));
+                    spawn_local(async move { load.send_one(since, &counts, &idle).await });
                 }
-                _ = print.tick() => println!("{}", account.borrow().line()),
+                _ = print.tick() => println!("{}", counts.borrow().line()),
                 _ = terminate.recv() => break,
             }
         }
         let waiting = Instant::now();
-        while account.borrow().open() > 0 && waiting.elapsed() < Duration::from_secs(load.timeout) {
+        while counts.borrow().in_flight() > 0 && waiting.elapsed() < Duration::from_secs(load.timeout) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        println!("{}", account.borrow().line());
+        println!("{}", counts.borrow().line());
         Ok(())
     }
 
-    async fn one(&self, since: Instant, account: &RefCell<Account>, idle: &RefCell<Vec<Sender>>) {
+    async fn send_one(&self, since: Instant, counts: &RefCell<Counts>, idle: &RefCell<Vec<Sender>>) {
         let number = {
-            let mut account = account.borrow_mut();
-            account.sent += 1;
-            account.sent
+            let mut counts = counts.borrow_mut();
+            counts.sent += 1;
+            counts.sent
         };
         let outcome = timeout(Duration::from_secs(self.timeout), self.exchange(number, idle)).await;
-        let mut account = account.borrow_mut();
-        account.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
+        let mut counts = counts.borrow_mut();
+        counts.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
         match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no response within the timeout"))) {
             Ok(version) => {
-                account.ok += 1;
-                *account.versions.entry(version).or_default() += 1;
+                counts.ok += 1;
+                *counts.versions.entry(version).or_default() += 1;
             }
             Err(error) => {
-                account.failed += 1;
-                *account.failures.entry(format!("{error:#}")).or_default() += 1;
+                counts.failed += 1;
+                *counts.failures.entry(format!("{error:#}")).or_default() += 1;
             }
         }
     }
@@ -150,8 +150,8 @@ impl Load {
     }
 }
 
-impl Account {
-    fn open(&self) -> u64 {
+impl Counts {
+    fn in_flight(&self) -> u64 {
         self.sent - self.ok - self.failed
     }
 

@@ -119,7 +119,7 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
         }
         if let (Some(ledger), Some(sequence)) = (&self.settings.ledger, carried_out)
-            && let Err(error) = write_down(ledger, &sequence)
+            && let Err(error) = append_line(ledger, &sequence)
         {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {error}", ledger.display()));
         }
@@ -148,7 +148,7 @@ impl Service {
 }
 
 /// Appends a line in one write, so that lines of several pods do not interleave.
-fn write_down(ledger: &Path, line: &str) -> std::io::Result<()> {
+fn append_line(ledger: &Path, line: &str) -> std::io::Result<()> {
     File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 

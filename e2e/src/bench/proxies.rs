@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
-use super::field::{CLIENT, Field, SERVER};
+use super::testbed::{CLIENT, SERVER, Testbed};
 use crate::build::cargo;
 use crate::host;
 use crate::images;
@@ -69,17 +69,17 @@ fn envoy() -> Result<PathBuf> {
 }
 
 /// Two running proxies, and the processes that they need.
-pub struct Pair {
+pub struct ProxyPair {
     proxies: Vec<Child>,
     others: Vec<Child>,
     http: String,
     bulk: (String, u16),
 }
 
-impl Pair {
+impl ProxyPair {
     /// Starts two Tulle sidecars, with redirect rules as in a pod.
-    pub fn tulle(field: &Field, programs: &Programs) -> Result<Self> {
-        let folder = field.folder.display().to_string();
+    pub fn tulle(testbed: &Testbed, programs: &Programs) -> Result<Self> {
+        let folder = testbed.folder.display().to_string();
         let control = programs.control.display().to_string();
         let listen = format!("{}:26160", SERVER.1);
         let arguments = [
@@ -94,19 +94,19 @@ impl Pair {
             "--service",
             SERVICE,
         ];
-        let control = field.start(SERVER.0, &control, &arguments)?;
+        let control = testbed.start(SERVER.0, &control, &arguments)?;
         let mut pair = Self {
             proxies: Vec::new(),
             others: vec![control],
             http: format!("{SERVICE}:80"),
             bulk: (SERVICE.to_owned(), 5201),
         };
-        wait_for_file(&field.folder.join("server.crt"))?;
-        fs::write(field.folder.join("token"), "none")?;
+        wait_for_file(&testbed.folder.join("server.crt"))?;
+        fs::write(testbed.folder.join("token"), "none")?;
         let sidecar = programs.sidecar.display().to_string();
         for (namespace, address) in [CLIENT, SERVER] {
             let init = ["init", "--skip-inbound-ports=26160"];
-            host::output(field.inside(namespace, &sidecar).args(init))?;
+            host::output(testbed.inside(namespace, &sidecar).args(init))?;
             let uid = if namespace == CLIENT.0 { "client" } else { "server" };
             let environment = [
                 ("TULLE_POD_NAME", uid.to_owned()),
@@ -124,8 +124,8 @@ impl Pair {
                     "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never".to_owned(),
                 ),
             ];
-            let log = fs::File::create(field.folder.join(format!("{uid}-tulle.log")))?;
-            let mut command = field.inside(namespace, "setpriv");
+            let log = fs::File::create(testbed.folder.join(format!("{uid}-tulle.log")))?;
+            let mut command = testbed.inside(namespace, "setpriv");
             command.args(["--reuid=4150", "--regid=4150", "--clear-groups"]).arg(&sidecar).arg("proxy");
             pair.proxies.push(command.envs(environment).stdout(log.try_clone()?).stderr(log).spawn()?);
         }
@@ -133,7 +133,7 @@ impl Pair {
     }
 
     /// Starts two Envoys, configured as in a mesh: mutual TLS and an HTTP connection manager on both sides.
-    pub fn envoy(field: &Field, programs: &Programs) -> Result<Self> {
+    pub fn envoy(testbed: &Testbed, programs: &Programs) -> Result<Self> {
         let program = programs.envoy.display().to_string();
         let mut pair = Self {
             proxies: Vec::new(),
@@ -141,8 +141,8 @@ impl Pair {
             http: "127.0.0.1:15001".to_owned(),
             bulk: ("127.0.0.1".to_owned(), 15002),
         };
-        for (namespace, config) in [(CLIENT.0, outbound(field)), (SERVER.0, inbound(field))] {
-            let path = field.folder.join(format!("{namespace}.json"));
+        for (namespace, config) in [(CLIENT.0, outbound(testbed)), (SERVER.0, inbound(testbed))] {
+            let path = testbed.folder.join(format!("{namespace}.json"));
             fs::write(&path, config.to_string())?;
             let path = path.display().to_string();
             let base = if namespace == CLIENT.0 { "1" } else { "2" };
@@ -157,7 +157,7 @@ impl Pair {
                 "error",
                 "--disable-hot-restart",
             ];
-            pair.proxies.push(field.start(namespace, &program, &arguments)?);
+            pair.proxies.push(testbed.start(namespace, &program, &arguments)?);
         }
         Ok(pair)
     }
@@ -183,7 +183,7 @@ impl Pair {
     }
 }
 
-impl Drop for Pair {
+impl Drop for ProxyPair {
     fn drop(&mut self) {
         for process in self.proxies.iter_mut().chain(&mut self.others) {
             let _ = process.kill();
@@ -225,8 +225,8 @@ fn rss(pid: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn tls(field: &Field, name: &str, server: bool) -> serde_json::Value {
-    let file = |file: String| json!({"filename": field.folder.join(file).display().to_string()});
+fn tls(testbed: &Testbed, name: &str, server: bool) -> serde_json::Value {
+    let file = |file: String| json!({"filename": testbed.folder.join(file).display().to_string()});
     let kind = if server { "DownstreamTlsContext" } else { "UpstreamTlsContext" };
     let mut config = json!({
         "@type": format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}"),
@@ -297,24 +297,24 @@ fn cluster(
     cluster
 }
 
-fn outbound(field: &Field) -> serde_json::Value {
+fn outbound(testbed: &Testbed) -> serde_json::Value {
     json!({"static_resources": {
         "listeners": [
             listener("http", "127.0.0.1", 15001, manager("http"), None),
             listener("bulk", "127.0.0.1", 15002, tcp("bulk"), None),
         ],
         "clusters": [
-            cluster("http", SERVER.1, 15006, true, Some(tls(field, "client", false))),
-            cluster("bulk", SERVER.1, 15007, false, Some(tls(field, "client", false))),
+            cluster("http", SERVER.1, 15006, true, Some(tls(testbed, "client", false))),
+            cluster("bulk", SERVER.1, 15007, false, Some(tls(testbed, "client", false))),
         ],
     }})
 }
 
-fn inbound(field: &Field) -> serde_json::Value {
+fn inbound(testbed: &Testbed) -> serde_json::Value {
     json!({"static_resources": {
         "listeners": [
-            listener("http", "0.0.0.0", 15006, manager("http"), Some(tls(field, "server", true))),
-            listener("bulk", "0.0.0.0", 15007, tcp("bulk"), Some(tls(field, "server", true))),
+            listener("http", "0.0.0.0", 15006, manager("http"), Some(tls(testbed, "server", true))),
+            listener("bulk", "0.0.0.0", 15007, tcp("bulk"), Some(tls(testbed, "server", true))),
         ],
         "clusters": [cluster("http", "127.0.0.1", 8080, false, None), cluster("bulk", "127.0.0.1", 5201, false, None)],
     }})

@@ -81,7 +81,7 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
         return Ok(binary);
     }
     let version = host::output(Command::new("go").arg("version")).unwrap_or_default();
-    if !knows_toolchains(&version) {
+    if !can_download_toolchain(&version) {
         let found = if version.is_empty() { "go was not found" } else { version.trim() };
         bail!(
             "{} is compiled from a Go module and needs Go 1.24 or newer ({found}); install it and try again",
@@ -92,7 +92,7 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let mut packages = Command::new("go");
     packages.current_dir(&source).env("CGO_ENABLED", "0").args(["list", "-deps", program.package]);
     let mut fetched = 0;
-    let all = host::watched(&mut packages, |line| {
+    let all = host::output_with_progress(&mut packages, |line| {
         fetched += u32::from(line.starts_with("go: downloading"));
         task.report(&format!("{fetched} modules downloaded"));
     })
@@ -102,7 +102,7 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let mut go = Command::new("go");
     go.current_dir(&source).env("CGO_ENABLED", "0");
     go.args(["build", "-v", "-trimpath", "-ldflags", program.ldflags, "-o"]).arg(&half).arg(program.package);
-    host::watched(&mut go, |_| {
+    host::output_with_progress(&mut go, |_| {
         done += 1;
         task.report(&format!("{done} of {all} packages"));
     })
@@ -118,19 +118,19 @@ fn kubernetes() -> Result<(&'static str, &'static str)> {
 }
 
 /// Whether this Go can download the toolchain that `go.mod` requires: possible since 1.21.
-fn knows_toolchains(version: &str) -> bool {
+fn can_download_toolchain(version: &str) -> bool {
     let minor = version.split("go1.").nth(1).and_then(|rest| rest.split(['.', ' ']).next());
     minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 21)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::knows_toolchains;
+    use super::can_download_toolchain;
 
     #[test]
-    fn a_go_that_is_too_old_is_known_by_its_version() {
-        assert!(knows_toolchains("go version go1.26.8 linux/amd64"));
-        assert!(!knows_toolchains("go version go1.19 linux/amd64"));
-        assert!(!knows_toolchains(""));
+    fn a_go_that_cannot_download_toolchains_is_recognised() {
+        assert!(can_download_toolchain("go version go1.26.8 linux/amd64"));
+        assert!(!can_download_toolchain("go version go1.19 linux/amd64"));
+        assert!(!can_download_toolchain(""));
     }
 }

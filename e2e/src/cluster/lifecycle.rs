@@ -16,7 +16,7 @@ use crate::images;
 use crate::progress::step;
 
 /// Time limit of each step of the start, with room for slow machines.
-const PATIENCE: Duration = Duration::from_secs(120);
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Mount point of control groups: the hierarchy of version 2, or those of version 1.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -44,19 +44,19 @@ impl Cluster {
     pub fn up(&self, count: Option<u8>) -> Result<()> {
         host::require_root()?;
         host::install_programs()?;
-        let has = u8::try_from(self.nodes().len()).unwrap_or(0);
-        let right = count.is_none_or(|count| count == has);
+        let current = u8::try_from(self.nodes().len()).unwrap_or(0);
+        let size_matches = count.is_none_or(|count| count == current);
         let _turn = lock()?;
         // A cluster that was ready before may only be busy; one whose start was interrupted never becomes ready.
-        let begun = self.nodes().first().is_some_and(|first| first.api_ready().exists());
-        if right && begun && self.pid().is_some() && self.wait_ready(PATIENCE).is_ok() {
+        let was_ready = self.nodes().first().is_some_and(|first| first.api_ready().exists());
+        if size_matches && was_ready && self.pid().is_some() && self.wait_ready(STEP_TIMEOUT).is_ok() {
             return Ok(());
         }
         let components = components::binary()?;
         let pause = images::archive(&images::PAUSE)?;
         self.down()?;
         step("starting the embedded cluster");
-        let count = count.unwrap_or(has.max(1));
+        let count = count.unwrap_or(current.max(1));
         let nodes: Vec<Node> = (1..=count).map(|number| Node { state: self.state.clone(), number }).collect();
         files::write(&nodes)?;
         pki::create(&self.state.join("pki"), &nodes)?;
@@ -68,22 +68,22 @@ impl Cluster {
         self.load(&pause)?;
         self.wait_up(
             "the API server to become ready (see: cargo xtask cluster logs kube-apiserver)",
-            || self.answers(&[], "/readyz"),
+            || self.responds(&[], "/readyz"),
         )?;
         nodes.iter().take(1).try_for_each(|first| host::write(&first.api_ready(), ""))?;
         let dns = self.state.join("dns.yaml");
         host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns))?;
-        self.wait_ready(PATIENCE)?;
+        self.wait_ready(STEP_TIMEOUT)?;
         self.wait_up("Services to be reachable (see: cargo xtask cluster logs kube-proxy)", || {
-            self.answers(&["--server=https://10.96.0.1:443"], "/readyz")
+            self.responds(&["--server=https://10.96.0.1:443"], "/readyz")
         })?;
         self.wait_up("DNS to become ready (see: cargo xtask cluster logs coredns)", || {
-            self.answers(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
+            self.responds(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
         })
     }
 
     /// Whether the API server responds, or another server that `server` sets as kubectl's `--server`.
-    fn answers(&self, server: &[&str], path: &str) -> bool {
+    fn responds(&self, server: &[&str], path: &str) -> bool {
         let kubectl = self.kubectl().map(|mut kubectl| {
             host::output(kubectl.args(server).args(["get", "--raw", path, "--request-timeout=2s"]))
         });
@@ -207,10 +207,10 @@ impl Cluster {
 
     fn start_node(&self, components: &Path, count: u8) -> Result<()> {
         let log = fs::File::create(self.state.join("logs/node"))?;
-        let myself = std::env::current_exe()?;
+        let xtask = std::env::current_exe()?;
         // A copy, so that rebuilding xtask does not replace the program of a running pid 1.
         let init = self.state.join("xtask-init");
-        fs::copy(&myself, &init)?;
+        fs::copy(&xtask, &init)?;
         let child = Command::new("setsid")
             .args(["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"])
             .args(["--mount-proc", "--propagation", "private"])
@@ -251,9 +251,9 @@ impl Cluster {
             && arguments.windows(3).any(|window| window == init)
     }
 
-    fn wait_ready(&self, most: Duration) -> Result<()> {
+    fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let wanted = self.nodes().len();
-        let result = self.wait_for(most, "every node to become ready", || {
+        let result = self.wait_for(timeout, "every node to become ready", || {
             let nodes = self.kubectl().and_then(|mut kubectl| {
                 host::output(kubectl.args(["get", "nodes", "--no-headers", "--request-timeout=2s"]))
             });
@@ -265,7 +265,7 @@ impl Cluster {
     /// Waits for a step of the start, or fails when the node has ended.
     fn wait_up(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let ended = || self.pid().is_none();
-        self.wait_for(PATIENCE, what, || done() || ended())?;
+        self.wait_for(STEP_TIMEOUT, what, || done() || ended())?;
         if ended() {
             let log = fs::read_to_string(self.state.join("logs/node")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
@@ -277,11 +277,11 @@ impl Cluster {
         Ok(())
     }
 
-    fn wait_for(&self, most: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    fn wait_for(&self, timeout: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let start = Instant::now();
         while !done() {
-            if start.elapsed() > most {
-                bail!("timed out after {} s waiting for {what}", most.as_secs());
+            if start.elapsed() > timeout {
+                bail!("timed out after {} s waiting for {what}", timeout.as_secs());
             }
             thread::sleep(Duration::from_millis(100));
         }

@@ -23,8 +23,8 @@ pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
     let mut first = api_server(&node, components);
     for number in 2..=count {
         let worker = Node { state: state.to_path_buf(), number };
-        connect(&worker)?;
-        first.push(nested(&worker, components)?);
+        connect_worker(&worker)?;
+        first.push(nested_node(&worker, components)?);
     }
     supervise(&node, first, later)
 }
@@ -34,7 +34,7 @@ pub fn run_worker(state: &Path, components: &Path, number: u8) -> Result<()> {
     let node = Node { state: state.to_path_buf(), number };
     mounts(&node)?;
     rustix::system::sethostname(node.name().as_bytes())?;
-    forward()?;
+    enable_forwarding()?;
     supervise(&node, Vec::new(), worker_components(&node, components))
 }
 
@@ -132,10 +132,10 @@ fn first_network(node: &Node) -> Result<()> {
     }
     let routes: Vec<String> = services().iter().map(|range| format!("route add {range} dev node0")).collect();
     ip(&routes)?;
-    forward()
+    enable_forwarding()
 }
 
-fn forward() -> Result<()> {
+fn enable_forwarding() -> Result<()> {
     let files: &[&str] =
         if has_ipv6() { &["ipv4/ip_forward", "ipv6/conf/all/forwarding"] } else { &["ipv4/ip_forward"] };
     let enable = |file: &&str| fs::write(Path::new("/proc/sys/net").join(file), "1");
@@ -143,7 +143,7 @@ fn forward() -> Result<()> {
 }
 
 /// Creates a network namespace for another node, with a veth pair to the first node's bridge and routes both ways.
-fn connect(worker: &Node) -> Result<()> {
+fn connect_worker(worker: &Node) -> Result<()> {
     let (name, address, address_v6) = (worker.name(), worker.address(), worker.address_v6());
     let routes = |to: &Node, at: &str| {
         let mut routes = vec![format!("{at}route add {} via {}", to.pods(), to.address())];
@@ -188,7 +188,7 @@ fn ip(commands: &[String]) -> Result<()> {
 }
 
 /// Another node, as a process of the first one so that both end together.
-fn nested(worker: &Node, components: &Path) -> Result<Component> {
+fn nested_node(worker: &Node, components: &Path) -> Result<Component> {
     let mut arguments = vec![format!("--net=/run/netns/{}", worker.name()), "unshare".to_owned()];
     let flags = ["--mount", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"];
     arguments.extend(flags.map(str::to_owned));

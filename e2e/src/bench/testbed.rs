@@ -18,7 +18,7 @@ pub const SERVER: (&str, &str) = ("tulle-bench-server", "10.77.0.2");
 
 /// Results of one round with one set of proxies.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Measured {
+pub struct Measurement {
     /// Requests per second at 64 connections.
     pub rps: f64,
     /// CPU seconds of both proxies per million requests.
@@ -34,7 +34,7 @@ pub struct Measured {
 }
 
 /// The namespaces, and the servers that all rounds share.
-pub struct Field {
+pub struct Testbed {
     /// Files of this run.
     pub folder: PathBuf,
     servers: Vec<Child>,
@@ -42,13 +42,13 @@ pub struct Field {
     failed: Cell<bool>,
 }
 
-impl Field {
+impl Testbed {
     /// Creates the namespaces and starts nginx and iperf3.
     pub fn new() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("tulle-bench-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let mut field = Self { folder, servers: Vec::new(), failed: Cell::new(false) };
-        field.clear();
+        let mut testbed = Self { folder, servers: Vec::new(), failed: Cell::new(false) };
+        testbed.clear();
         let (client, server) = (CLIENT, SERVER);
         for command in [
             format!("netns add {}", client.0),
@@ -64,11 +64,11 @@ impl Field {
         ] {
             host::output(Command::new("ip").args(command.split(' ')))?;
         }
-        let nginx = field.nginx()?;
-        field.servers.push(nginx);
-        let iperf = field.start(SERVER.0, "iperf3", &["-s", "-p", "5201"])?;
-        field.servers.push(iperf);
-        Ok(field)
+        let nginx = testbed.nginx()?;
+        testbed.servers.push(nginx);
+        let iperf = testbed.start(SERVER.0, "iperf3", &["-s", "-p", "5201"])?;
+        testbed.servers.push(iperf);
+        Ok(testbed)
     }
 
     /// `host:port` of the HTTP server, without a proxy.
@@ -189,7 +189,7 @@ user root;
     }
 }
 
-impl Drop for Field {
+impl Drop for Testbed {
     fn drop(&mut self) {
         for server in &mut self.servers {
             let _ = server.kill();
