@@ -1,4 +1,4 @@
-//! cargo, with what it is doing on the board, and everything that a cluster needs, made side by side.
+//! Builds everything that a cluster needs, in parallel, and shows cargo's progress.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,8 +11,8 @@ use crate::host;
 use crate::images::{self, Image};
 use crate::progress::{Task, task};
 
-/// Installs the machine's programs, compiles the cluster's components and the images' programs: Go and apt use the
-/// processors while cargo links, and the other way round.
+/// Installs the machine's programs, and compiles the cluster's components and the images' programs. In parallel, so that
+/// Go and apt use the processors while cargo links, and the other way round.
 pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
     let embedded = cluster == "embedded";
     let components = thread::spawn(move || if embedded { cluster::prepare() } else { Ok(()) });
@@ -21,10 +21,10 @@ pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
     programs.and(components)
 }
 
-/// Runs cargo in the workspace; `name` is what stands on the board.
+/// Runs cargo in the workspace; `name` names the task in the progress line.
 ///
 /// # Errors
-/// The command line and the end of what cargo said.
+/// The command line and the last lines of cargo's standard error.
 pub fn cargo(name: &str, arguments: &[&str]) -> Result<String> {
     cargo_in(host::workspace(), name, arguments)
 }
@@ -53,11 +53,11 @@ pub fn cargo_with(
     cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     // Its own progress bar has the counts: crates done, crates in all.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
-    host::watched(&mut cargo, |line| show(&task, line))
+    host::output_with_progress(&mut cargo, |line| report_progress(&task, line))
 }
 
-fn show(task: &Task, line: &str) {
-    if let Some((done, all, now)) = progress(line) {
+fn report_progress(task: &Task, line: &str) {
+    if let Some((done, all, now)) = parse_progress(line) {
         task.report(&format!(
             "{done} of {all} crates{}",
             if now.is_empty() { "" } else { ", " }.to_owned() + now
@@ -65,8 +65,8 @@ fn show(task: &Task, line: &str) {
     }
 }
 
-/// Reads cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
-fn progress(line: &str) -> Option<(u32, u32, &str)> {
+/// Parses cargo's progress bar, `Building [===>  ] 12/204: tokio, syn`.
+fn parse_progress(line: &str) -> Option<(u32, u32, &str)> {
     let (_, bar) = line.split_once("Building [")?;
     let (_, counts) = bar.split_once("] ")?;
     let (counts, now) = counts.split_once(": ").unwrap_or((counts, ""));
@@ -77,15 +77,15 @@ fn progress(line: &str) -> Option<(u32, u32, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::progress;
+    use super::parse_progress;
 
     #[test]
     fn the_counts_of_cargos_progress_bar_are_read() {
         assert_eq!(
-            progress("    Building [=====>      ] 12/204: tokio, syn(build.rs)..."),
+            parse_progress("    Building [=====>      ] 12/204: tokio, syn(build.rs)..."),
             Some((12, 204, "tokio"))
         );
-        assert_eq!(progress("    Building [=====>      ] 204/204"), Some((204, 204, "")));
-        assert_eq!(progress("   Compiling tokio v1.54.1"), None);
+        assert_eq!(parse_progress("    Building [=====>      ] 204/204"), Some((204, 204, "")));
+        assert_eq!(parse_progress("   Compiling tokio v1.54.1"), None);
     }
 }

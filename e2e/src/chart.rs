@@ -1,7 +1,7 @@
 //! Generates the templates of the Helm chart `config/helm/tulle`.
 //!
 //! In: the manifests of `config/base` and `crds/manifests`, as text, comments included. Out: one template per
-//! file, in which the release's namespace and the chart's values stand where the manifest has a fixed text. Never
+//! file, in which fixed texts of the manifest are replaced by the release's namespace and the chart's values. Never
 //! parses YAML. `Chart.yaml`, `values.yaml`, its schema and the templates named in [`HANDWRITTEN`] are not generated.
 
 use std::collections::BTreeMap;
@@ -15,18 +15,18 @@ use crate::host;
 /// Templates that are not generated.
 const HANDWRITTEN: [&str; 2] = ["NOTES.txt", "_helpers.tpl"];
 
-/// Files of `config/base` without a template: kustomize's own, and the namespace, which Helm creates.
+/// Files of `config/base` without a template: those of kustomize, and the namespace, which Helm creates.
 const LEFT_OUT: [&str; 3] = ["images.yaml", "kustomization.yaml", "namespace.yaml"];
 
-/// The namespace of the kustomize base; the release's in the chart.
+/// Namespace of the kustomize base, replaced by the release's namespace.
 const NAMESPACE: &str = "tulle-system";
 
-/// A text of a manifest, and what the chart has in its place. `PART` stands for the file's name without `.yaml`.
+/// A text of a manifest, and its replacement in the chart. `PART` stands for the file's name without `.yaml`.
 struct Substitution {
     /// File names in `config/base`.
     files: &'static [&'static str],
     text: &'static str,
-    /// How often the text must occur: a manifest that has changed must not lose a value of the chart unnoticed.
+    /// How often the text must occur, so that a change of the manifest cannot silently remove a value of the chart.
     times: usize,
     template: &'static str,
 }
@@ -91,10 +91,10 @@ const SUBSTITUTIONS: &[Substitution] = &[
     },
 ];
 
-/// What every object of the chart has below `metadata:`.
+/// Labels of every object of the chart.
 const LABELS: &str = "  labels: {{- include \"tulle.labels\" . | nindent 4 }}\n";
 
-/// What every CustomResourceDefinition has as well: `helm uninstall` would delete every object of its kind with it.
+/// Annotation of every CustomResourceDefinition, because `helm uninstall` would delete all its objects with it.
 const KEEP: &str = "  annotations: {helm.sh/resource-policy: keep}\n";
 
 /// The chart's folder.
@@ -110,7 +110,10 @@ fn templates() -> Result<BTreeMap<String, String>> {
         templates.insert(name, template);
     }
     for name in SUBSTITUTIONS.iter().flat_map(|substitution| substitution.files) {
-        ensure!(templates.contains_key(*name), "there is no config/base/{name}, which SUBSTITUTIONS names");
+        ensure!(
+            templates.contains_key(*name),
+            "SUBSTITUTIONS in e2e/src/chart.rs names config/base/{name}, which does not exist"
+        );
     }
     for (name, manifest) in manifests("crds/manifests")? {
         let name = format!("crd-{name}");
@@ -144,11 +147,11 @@ fn template(name: &str, manifest: &str) -> Result<String> {
     Ok(header("config/base", name) + &with_metadata(name, &text, &[LABELS])?)
 }
 
-/// The manifest with more lines below each object's `metadata:`.
+/// The manifest with additional lines below each object's `metadata:`.
 fn with_metadata(name: &str, manifest: &str, lines: &[&str]) -> Result<String> {
     let mut text = String::new();
     for line in manifest.lines() {
-        // Indented by two: of an object's metadata or spec, and no spec of ours has such a field.
+        // Indented by two: a field of the object's metadata, since no spec in these manifests has such a field.
         ensure!(
             !["  labels:", "  annotations:"].iter().any(|key| line.starts_with(key)),
             "{name} has {line:?}: the chart sets this field itself, so with_metadata() must learn to merge them"
@@ -162,12 +165,12 @@ fn with_metadata(name: &str, manifest: &str, lines: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// Text that Helm's template engine prints as it stands.
+/// Escapes text so that Helm's template engine prints it unchanged.
 fn escaped(manifest: &str) -> String {
     manifest.replace("{{", "{{ \"{{\" }}")
 }
 
-/// The first line of a template; rendered, nothing is left of it.
+/// The first line of a template: a comment that is not rendered.
 fn header(source: &str, name: &str) -> String {
     format!(
         "{{{{- /* Generated from {source}/{}: TULLE_UPDATE=1 cargo test -p tulle-e2e chart */ -}}}}\n",
@@ -206,7 +209,7 @@ fn the_checked_in_chart_is_what_the_kustomize_base_generates() {
     let mut others = names(&folder).unwrap();
     others.retain(|name| !generated.contains_key(name));
     others.sort();
-    assert_eq!(others, HANDWRITTEN, "a template whose manifest is gone: delete it");
+    assert_eq!(others, HANDWRITTEN, "templates without a manifest: delete them");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The tour: what a user comes for, on a real cluster, with what kubectl prints at each step. Each step
-//! fails the demo if it did not happen.
+//! `cargo xtask demo`: shows injection, mutual TLS, a MeshPolicy and two rollouts on a real cluster, with the output of
+//! kubectl. Each step fails the demo unless the cluster shows the expected result.
 
 use std::thread;
 use std::time::Duration;
@@ -16,44 +16,44 @@ use crate::progress::step;
 
 const NAMESPACE: &str = "shop";
 
-/// Runs the tour.
+/// Runs the demo.
 pub fn run(cluster: &str, keep: bool) -> Result<()> {
     build::prepare(images::TULLE, cluster)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;
-    let tour = Tour { kube };
-    let told = tour.tell();
-    if let (Err(_), true) = (&told, keep) {
-        eprintln!("the cluster is left as it is: cargo xtask cluster kubectl -- get pods -A");
+    let demo = Demo { kube };
+    let outcome = demo.run_steps();
+    if let (Err(_), true) = (&outcome, keep) {
+        eprintln!("the cluster keeps running; inspect it with: cargo xtask cluster kubectl -- get pods -A");
     }
-    if told.is_ok() {
-        tour.farewell(keep);
+    if outcome.is_ok() {
+        demo.print_next_steps(keep);
     }
-    if let (Kube::Embedded(cluster), false) = (&tour.kube, keep) {
-        step("taking the cluster down");
+    if let (Kube::Embedded(cluster), false) = (&demo.kube, keep) {
+        step("stopping the cluster");
         cluster.down()?;
     }
-    told
+    outcome
 }
 
-struct Tour {
+struct Demo {
     kube: Kube,
 }
 
-/// What the load generator has counted.
+/// Counts of the load generator.
 #[derive(Clone, Debug)]
-struct Account {
+struct LoadCounts {
     sent: u64,
-    /// Requests that have come to an end, one way or the other.
+    /// Requests that have succeeded or failed.
     ended: u64,
     failed: u64,
     failures: Value,
     versions: Value,
 }
 
-impl Tour {
-    fn tell(&self) -> Result<()> {
+impl Demo {
+    fn run_steps(&self) -> Result<()> {
         self.injected()?;
         self.encrypted()?;
         self.denied()?;
@@ -62,11 +62,11 @@ impl Tour {
     }
 
     /// Prints a heading.
-    fn say(&self, heading: &str) {
+    fn heading(&self, heading: &str) {
         println!("\n\x1b[1m━━ {heading}\x1b[0m");
     }
 
-    /// Prints a command as a person would type it, and what it prints.
+    /// Runs a kubectl command, and prints it and its output.
     fn show(&self, arguments: &[&str]) -> Result<String> {
         let shown: Vec<String> = arguments
             .iter()
@@ -79,9 +79,9 @@ impl Tour {
     }
 
     fn injected(&self) -> Result<()> {
-        self.say("A label on the namespace, and every pod gets a sidecar at admission");
-        // A shop of an earlier run would be in the middle of something. Somebody else's is not ours to delete.
-        let theirs = self.kube.run(&[
+        self.heading("A label on the namespace, and every pod gets a sidecar at admission");
+        // The shop of an earlier run is replaced. A namespace of the same name that the demo has not created is kept.
+        let labels = self.kube.run(&[
             "get",
             "namespace",
             NAMESPACE,
@@ -90,12 +90,13 @@ impl Tour {
             "jsonpath={.metadata.labels}",
         ])?;
         ensure!(
-            theirs.is_empty() || theirs.contains("tulle-sample"),
-            "this cluster has a namespace {NAMESPACE} that is not the sample's: the demo would delete it; use another cluster"
+            labels.is_empty() || labels.contains("tulle-sample"),
+            "this cluster has a namespace {NAMESPACE} that the demo has not created and would delete; use another cluster"
         );
         self.kube.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
         let shop = install::sample("shop.yaml")?;
-        let (services, load) = shop.rsplit_once("---").context("the load comes last in shop.yaml")?;
+        let (services, load) =
+            shop.rsplit_once("---").context("config/samples/shop.yaml does not end with the load")?;
         self.kube.apply(services)?;
         for workload in ["deployment/web", "deployment/checkout", "deployment/payments"] {
             self.kube.rolled_out(NAMESPACE, workload, 120)?;
@@ -104,32 +105,36 @@ impl Tour {
         self.kube.rolled_out(NAMESPACE, "deployment/load", 60)?;
         let pods = self.show(&["get", "pods", "-n", NAMESPACE])?;
         let meshed = pods.lines().skip(1).filter(|line| line.contains("2/2")).count();
-        ensure!(meshed == 9, "9 pods should be 2/2, {meshed} are");
+        ensure!(meshed == 9, "expected 9 pods that are 2/2, found {meshed}");
         Ok(())
     }
 
     fn encrypted(&self) -> Result<()> {
-        self.say("A request that crossed mutual TLS: each service saw who called it");
+        self.heading("A request over mutual TLS: each service sees the identity of its client");
         let (_, answer) = self.call("web", "checkout")?;
         println!("checkout answered: {answer}");
         let answer: Value = serde_json::from_str(&answer)?;
         let expected = "spiffe://cluster.local/ns/shop/sa/web";
-        ensure!(answer["client"] == expected, "checkout saw {} instead of {expected}", answer["client"]);
+        ensure!(
+            answer["client"] == expected,
+            "checkout saw client {}, expected {expected}",
+            answer["client"]
+        );
         self.wait_for_traffic()?;
         let (with, without) = (self.latency("shop", "enabled")?, self.latency("shop-plain", "disabled")?);
         let names = ["p50_us", "p99_us"];
         let [p50, p99] =
             names.map(|name| (with[name].as_u64().unwrap_or(0), without[name].as_u64().unwrap_or(0)));
-        println!("\nwhat it costs, 200 requests/s to payments for 8 s, with the mesh and without:");
+        println!("\nlatency at 200 requests/s to payments for 8 s, with the mesh and without:");
         println!("  p50 {} µs and {} µs, p99 {} µs and {} µs", p50.0, p50.1, p99.0, p99.1);
         self.kube.run(&["delete", "namespace", "shop-plain", "--wait=false"])?;
         self.memory()
     }
 
-    /// What each part holds in memory, where its processes can be seen.
+    /// Prints the resident memory of each program; only on the embedded cluster, whose processes are visible.
     fn memory(&self) -> Result<()> {
         let Kube::Embedded(cluster) = &self.kube else { return Ok(()) };
-        // Every program is `/program` in its image: which one it is, its environment says.
+        // Every program is `/program` in its image; an environment variable identifies it.
         let script = "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /program ] || continue
             echo $(tr '\\0' '\\n' < $p/environ | grep -oE -m1 '^TULLE_(POD_UID|POD_IP|SIDECAR_IMAGE)=') $(grep VmRSS $p/status); done";
         let listed = host::output(cluster.inside("sh")?.args(["-c", script]))?;
@@ -144,17 +149,22 @@ impl Tour {
                 .filter(|line| line.starts_with(variable))
                 .filter_map(|line| line.split_whitespace().rev().nth(1)?.parse().ok())
                 .collect();
-            ensure!(!kib.is_empty(), "no process of the {part} was found");
+            ensure!(!kib.is_empty(), "found no process of the {part}");
             kib.sort_unstable();
             let mib = |at: usize| kib.get(at).map_or(0.0, |kib| *kib as f64 / 1024.0);
             let last = kib.len().saturating_sub(1);
-            println!("  {} × {part}: {:.1} MiB, the largest {:.1}", kib.len(), mib(kib.len() / 2), mib(last));
+            println!(
+                "  {} × {part}: median {:.1} MiB, maximum {:.1} MiB",
+                kib.len(),
+                mib(kib.len() / 2),
+                mib(last)
+            );
         }
         Ok(())
     }
 
     fn denied(&self) -> Result<()> {
-        self.say("A MeshPolicy: only checkout may call payments");
+        self.heading("A MeshPolicy: only checkout may call payments");
         self.show(&["get", "meshpolicies", "-n", NAMESPACE]).ok();
         println!("before: web → payments: {}", self.call("web", "payments")?.0);
         let deny = install::sample("deny.yaml")?;
@@ -167,60 +177,63 @@ impl Tour {
         let (web, checkout) = (self.call("web", "payments")?.0, self.call("checkout", "payments")?.0);
         println!("after:  web → payments: {web}");
         println!("after:  checkout → payments: {checkout}");
-        ensure!(web == "403" && checkout == "200", "web should get 403 and checkout 200");
+        ensure!(
+            web == "403" && checkout == "200",
+            "expected 403 for web and 200 for checkout, found {web} and {checkout}"
+        );
         Ok(())
     }
 
     fn promoted(&self) -> Result<()> {
-        self.say("A Canary: version 2 earns its traffic");
+        self.heading("A Canary: version 2 gets more traffic step by step");
         println!("$ kubectl apply -f config/samples/canary.yaml");
         print!("{}", self.kube.apply(&install::sample("canary.yaml")?)?);
-        self.kube.wait_for("the Canary to know the stable revision", 20, || {
+        self.kube.wait_for("the Canary to record the stable revision", 20, || {
             Ok(self.canary(".status.phase")? == "Stable")
         })?;
-        let before = self.account()?;
+        let before = self.load_counts()?;
         self.deploy("v2", 0)?;
         let seen = self.follow(|phase, revision_done| phase == "Stable" && revision_done, 180)?;
         for weight in ["5%", "25%", "50%"] {
             let shown = |line: &String| line.split_whitespace().any(|word| word == weight);
-            ensure!(seen.iter().any(shown), "the weight was never {weight}");
+            ensure!(seen.iter().any(shown), "kubectl never showed weight {weight}");
         }
         self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
-        let after = self.settled()?;
-        self.lost(&before, &after)?;
-        println!("answers by version so far: {}", after.versions);
+        let after = self.counts_after_in_flight()?;
+        self.ensure_none_failed(&before, &after)?;
+        println!("responses by version so far: {}", after.versions);
         Ok(())
     }
 
     fn stopped(&self) -> Result<()> {
-        self.say("A bad version: 20% errors, stopped by itself");
-        let before = self.account()?;
+        self.heading("A bad version: 20% errors, and the Canary stops it");
+        let before = self.load_counts()?;
         self.deploy("v3", 20)?;
         self.follow(|phase, _| phase == "Failed", 180)?;
         self.show(&["get", "pods", "-n", NAMESPACE, "-l", "app=checkout"])?;
-        println!("\nwhy: {}", self.canary(".status.evidenceSummary")?);
+        println!("\nevidence: {}", self.canary(".status.evidenceSummary")?);
         thread::sleep(Duration::from_secs(2));
-        let (stopped, later) = (self.account()?, {
+        let (stopped, later) = (self.load_counts()?, {
             thread::sleep(Duration::from_secs(4));
-            self.account()?
+            self.load_counts()?
         });
         let failed = stopped.failed - before.failed;
-        println!("requests that met the bad version and failed: {failed} of {}", stopped.sent - before.sent);
-        ensure!(later.failed == stopped.failed, "requests fail although the bad version was stopped");
-        ensure!(failed > 0, "the bad version never got traffic");
+        println!("requests that failed on the bad version: {failed} of {} sent", stopped.sent - before.sent);
+        ensure!(later.failed == stopped.failed, "requests still fail after the bad version was stopped");
+        ensure!(failed > 0, "the bad version got no traffic");
         self.show(&["events", "-n", NAMESPACE, "--for", "canary/checkout"]).map(drop)
     }
 
-    fn farewell(&self, keep: bool) {
-        self.say("Done");
+    fn print_next_steps(&self, keep: bool) {
+        self.heading("Done");
         if keep {
-            println!("The cluster runs on. Look around:");
+            println!("The cluster keeps running. Commands to inspect it:");
             println!("  cargo xtask cluster kubectl -- get tulle -A");
             println!("  cargo xtask cluster kubectl -- describe canary -n shop checkout");
             println!("  cargo xtask cluster shell");
-            println!("Clean up: cargo xtask cluster down");
+            println!("Stop it with: cargo xtask cluster down");
         } else {
-            println!("Look around with: cargo xtask demo --keep");
+            println!("To keep the cluster and inspect it: cargo xtask demo --keep");
         }
     }
 
@@ -235,8 +248,8 @@ impl Tour {
             .map(drop)
     }
 
-    /// Prints the Canary's line whenever it changes, until `done` (of its phase, and whether a rollout
-    /// has ended since).
+    /// Prints the Canary's line whenever it changes, until `done` holds for its phase and whether a rollout has ended
+    /// since the start. Returns the printed lines.
     fn follow(&self, done: impl Fn(&str, bool) -> bool, seconds: u64) -> Result<Vec<String>> {
         println!("$ kubectl get canary -n {NAMESPACE} checkout --watch");
         let decided = self.canary(".status.history[0].ended")?;
@@ -261,14 +274,14 @@ impl Tour {
             }
             thread::sleep(Duration::from_millis(500));
         }
-        bail!("after {seconds} s the Canary is still: {last}")
+        bail!("timed out after {seconds} s; last state of the Canary: {last}")
     }
 
     fn canary(&self, path: &str) -> Result<String> {
         self.kube.field(NAMESPACE, "canary/checkout", path)
     }
 
-    /// The status and the answer that a service gets when it calls another one.
+    /// Sends a request from one service to another; returns the HTTP status and the body.
     fn call(&self, from: &str, to: &str) -> Result<(String, String)> {
         let (pod, target) = (format!("deployment/{from}"), format!("{to}:80"));
         let call = ["-n", NAMESPACE, "exec", &pod, "-c", from, "--", "/program", "get", &target];
@@ -277,7 +290,7 @@ impl Tour {
         Ok((status.to_owned(), answer.to_owned()))
     }
 
-    /// Latency of a Service `payments` as a client of the same namespace sees it.
+    /// Measures the latency of Service `payments`, from a pod in the same namespace.
     fn latency(&self, namespace: &str, inject: &str) -> Result<Value> {
         if inject == "disabled" {
             let shop = install::sample("shop.yaml")?.replace("namespace: shop", "namespace: shop-plain");
@@ -305,9 +318,9 @@ impl Tour {
         Ok(serde_json::from_str(text.trim())?)
     }
 
-    fn account(&self) -> Result<Account> {
+    fn load_counts(&self) -> Result<LoadCounts> {
         let line = self.load_line()?;
-        Ok(Account {
+        Ok(LoadCounts {
             sent: line["sent"].as_u64().unwrap_or(0),
             ended: line["ok"].as_u64().unwrap_or(0) + line["failed"].as_u64().unwrap_or(0),
             failed: line["failed"].as_u64().unwrap_or(0),
@@ -316,26 +329,26 @@ impl Tour {
         })
     }
 
-    /// What has been counted once every request that is under way now has ended: one that hangs has not failed
-    /// before its time-out.
-    fn settled(&self) -> Result<Account> {
-        let mut now = self.account()?;
+    /// The counts once every request that is now in flight has ended, because a request that hangs is counted as failed
+    /// only after its timeout.
+    fn counts_after_in_flight(&self) -> Result<LoadCounts> {
+        let mut now = self.load_counts()?;
         let sent = now.sent;
-        self.kube.wait_for("requests under way to end", 60, || {
-            now = self.account()?;
+        self.kube.wait_for("requests in flight to end", 60, || {
+            now = self.load_counts()?;
             Ok(now.ended >= sent)
         })?;
         Ok(now)
     }
 
     fn wait_for_traffic(&self) -> Result<()> {
-        self.kube.wait_for("load", 30, || Ok(self.account()?.sent > 500))
+        self.kube.wait_for("load", 30, || Ok(self.load_counts()?.sent > 500))
     }
 
-    fn lost(&self, before: &Account, after: &Account) -> Result<()> {
+    fn ensure_none_failed(&self, before: &LoadCounts, after: &LoadCounts) -> Result<()> {
         let (sent, failed) = (after.sent - before.sent, after.failed - before.failed);
         println!("requests while the version changed: {sent}, failed: {failed}");
-        ensure!(failed == 0, "requests were lost: {}", after.failures);
+        ensure!(failed == 0, "{failed} requests failed: {}", after.failures);
         Ok(())
     }
 }

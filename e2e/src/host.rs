@@ -1,4 +1,4 @@
-//! This machine: commands, packages, caches.
+//! This machine: runs commands, installs packages, and keeps the cache.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::progress::step;
 
-/// A program that the cluster needs and the Debian package that brings it.
+/// Programs that the cluster needs, and the Debian packages that contain them.
 const PROGRAMS: &[(&str, &str)] = &[
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -29,18 +29,18 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("buildah", "buildah"),
 ];
 
-/// What compiling the workspace needs besides cargo.
+/// Programs that compiling the workspace needs besides cargo, and their Debian packages.
 pub const TOOLCHAIN: &[(&str, &str)] = &[("cc", "gcc"), ("make", "make"), ("strip", "binutils")];
 
-/// How much of the standard error of a command that failed is shown.
+/// How many lines of standard error are shown of a command that failed.
 const LAST_LINES: usize = 200;
 
-/// The workspace that this program was built from.
+/// Root folder of the workspace from which this program was built.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where what is expensive to make is kept between runs and clones, keyed by its content.
+/// Folder for build results that are kept between runs and clones, with their content hash in the name.
 pub fn cache() -> Result<PathBuf> {
     let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
         (Some(cache), _) => PathBuf::from(cache),
@@ -52,10 +52,12 @@ pub fn cache() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// Fails with what to do unless this is Linux and root.
+/// Fails unless the process runs as root.
 pub fn require_root() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("the embedded cluster needs root (network namespaces, mounts): run it as root or with sudo -E");
+        bail!(
+            "the embedded cluster needs root for network namespaces and mounts; run this command as root or with sudo -E"
+        );
     }
     Ok(())
 }
@@ -65,33 +67,36 @@ pub fn install_programs() -> Result<()> {
     install_packages(PROGRAMS)
 }
 
-/// Installs what is missing of `programs`: pairs of a program and its package.
+/// Installs the packages of missing programs; `programs` are pairs of a program and its package.
 pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&str> =
-        programs.iter().filter(|(program, _)| !exists(program)).map(|(_, p)| *p).collect();
+        programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, p)| *p).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let by_hand = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
-    if !exists("apt-get") {
-        bail!("missing: {}. On a Debian or Ubuntu they come with: {by_hand}", missing.join(", "));
+    if !is_installed("apt-get") {
+        bail!(
+            "missing packages: {}; install the equivalents of this command for Debian and Ubuntu: {by_hand}",
+            missing.join(", ")
+        );
     }
     step(&format!("installing {}", missing.join(" ")));
-    let quiet = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
-    // Another apt may be at work on a machine that has just started; and nothing of the user's is removed.
-    let polite = ["-qq", "-o", "DPkg::Lock::Timeout=300"];
-    if let Err(error) = quiet(Command::new("apt-get").arg("update").args(polite)) {
-        eprintln!("warning: {error:#}");
+    let noninteractive = |command: &mut Command| output(command.env("DEBIAN_FRONTEND", "noninteractive"));
+    // Waits for another apt, which often runs on a machine that has just started.
+    let apt_options = ["-qq", "-o", "DPkg::Lock::Timeout=300"];
+    if let Err(error) = noninteractive(Command::new("apt-get").arg("update").args(apt_options)) {
+        eprintln!("warning: apt-get update failed; installing from the present package lists: {error:#}");
     }
     let install = ["install", "-y", "--no-remove", "--no-install-recommends"];
-    quiet(Command::new("apt-get").args(install).args(polite).args(&missing))
-        .with_context(|| format!("could not install; try by hand: {by_hand}"))?;
+    noninteractive(Command::new("apt-get").args(install).args(apt_options).args(&missing))
+        .with_context(|| format!("cannot install packages; try: {by_hand}"))?;
     Ok(())
 }
 
-/// Settings of the whole machine that kubelet wants, and the values that it wants.
+/// Kernel settings that kubelet checks, and the values that it expects.
 pub const KERNEL_SETTINGS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -101,13 +106,13 @@ pub const KERNEL_SETTINGS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// What they are now.
+/// The present values of [`KERNEL_SETTINGS`].
 pub fn kernel_settings() -> Vec<String> {
     let value = |name: &str| fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap_or_default();
     KERNEL_SETTINGS.iter().map(|(name, _)| format!("{name} = {}", value(name).trim())).collect()
 }
 
-/// The search path with the folders of system programs, which a shell of root need not have.
+/// PATH with the folders of system programs, which may be missing from a root shell's.
 pub fn path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin");
@@ -115,14 +120,14 @@ pub fn path() -> std::ffi::OsString {
 }
 
 /// Whether a program is on the PATH (or at the given absolute path).
-pub fn exists(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     if program.starts_with('/') {
         return Path::new(program).exists();
     }
     std::env::split_paths(&path()).any(|folder| folder.join(program).is_file())
 }
 
-/// Runs a command to its end and returns what it printed.
+/// Runs a command and returns its standard output.
 ///
 /// # Errors
 /// The command line and its standard error, when it cannot be started or exits non-zero.
@@ -130,16 +135,16 @@ pub fn output(command: &mut Command) -> Result<String> {
     output_within(command, Duration::from_secs(3600))
 }
 
-/// The same, ended when it takes longer than `limit`.
+/// Runs a command, kills it after `limit`, and returns its standard output.
 ///
 /// # Errors
-/// The command line and its standard error, or how long it was waited for.
+/// The command line and its standard error, or the limit.
 pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     let shown = shown(command);
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
-    let (text, error) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    let (text, error) = (read_in_background(child.stdout.take()), read_in_background(child.stderr.take()));
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -148,7 +153,7 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
         if start.elapsed() > limit {
             child.kill()?;
             child.wait()?;
-            bail!("{shown}: ended after {} s without a result", limit.as_secs());
+            bail!("{shown}: killed after {} s", limit.as_secs());
         }
         thread::sleep(Duration::from_millis(5));
     };
@@ -161,17 +166,17 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     Ok(text)
 }
 
-/// Runs a command to its end and hands every line of its standard error to `line` as it comes; a carriage return
-/// ends a line too, as in progress bars. Returns what it printed on standard output.
+/// Runs a command, passes each line of its standard error to `line` as soon as it is written, and returns its standard
+/// output. A carriage return also ends a line, as in progress bars.
 ///
 /// # Errors
 /// The command line and the last lines of its standard error, when it cannot be started or exits non-zero.
-pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
+pub fn output_with_progress(command: &mut Command, mut line: impl FnMut(&str)) -> Result<String> {
     let shown = shown(command);
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
-    let text = drain(child.stdout.take());
+    let text = read_in_background(child.stdout.take());
     let mut lines = std::collections::VecDeque::new();
     if let Some(errors) = child.stderr.take() {
         let mut pending = Vec::new();
@@ -200,17 +205,17 @@ pub fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> Result<Stri
     Ok(text)
 }
 
-/// Reads a pipe to its end beside the program that fills it.
-fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+/// Reads a pipe to its end in a thread, so that the program that writes to it does not block.
+fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut all = Vec::new();
-        // A pipe that breaks has been read as far as there was anything.
+        // After an error, the bytes read so far are returned.
         let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut all));
         all
     })
 }
 
-/// Runs a command with this program's own output.
+/// Runs a command with inherited standard input, output and error.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     let status = command.status().with_context(|| format!("cannot run {shown}"))?;
@@ -222,11 +227,11 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    // A program that is given as an argument would hide what it was.
+    // Shortened, because a script that is passed as an argument would fill the screen.
     words.map(|word| word.to_string_lossy().chars().take(200).collect()).collect::<Vec<String>>().join(" ")
 }
 
-/// A short name for the content of files (and of `extra`), the same for the same content.
+/// Hash of the content of files and of `extra`.
 pub fn content_key(files: &[&Path], extra: &str) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(extra.as_bytes());
@@ -238,9 +243,9 @@ pub fn content_key(files: &[&Path], extra: &str) -> Result<String> {
     Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Writes a file whole or not at all, so that a run that is killed leaves no half of it.
+/// Writes a file atomically, so that a run that is killed leaves no incomplete file.
 pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    let parent = path.parent().context("a file needs a folder")?;
+    let parent = path.parent().with_context(|| format!("{} has no parent folder", path.display()))?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let half = path.with_extension("half");
     let mut file = fs::File::create(&half).with_context(|| format!("cannot write {}", half.display()))?;

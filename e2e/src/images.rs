@@ -1,4 +1,4 @@
-//! Container images: binaries of this workspace, FROM scratch, built with docker or buildah.
+//! Builds the container images: each one program of this workspace, FROM scratch, with docker or buildah.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,25 @@ use crate::build::cargo;
 use crate::host;
 use crate::progress::step;
 
-/// An image and the program in it.
+/// A container image with one program.
 pub struct Image {
-    /// Its name with tag.
+    /// Name and tag.
     pub name: &'static str,
-    /// The cargo package.
+    /// Cargo package of the program.
     pub package: &'static str,
-    /// The program; `None`: an empty image.
+    /// Name of the program; `None` for an empty image.
     pub binary: Option<&'static str>,
-    /// The cargo profile that its program is built with, unless TULLE_PROFILE names another.
+    /// Cargo profile of the program, unless the variable TULLE_PROFILE is set.
     pub profile: &'static str,
 }
 
-/// Holds a pod's namespaces.
+/// The sandbox image, whose process holds a pod's namespaces.
 pub const PAUSE: Image =
     Image { name: "tulle.local/pause:1", package: "tulle-e2e", binary: Some("pause"), profile: "dev" };
-/// Nothing: pods that mount the host's programs.
+/// An empty image, for pods that mount the host's programs.
 pub const EMPTY: Image =
     Image { name: "tulle.local/empty:1", package: "tulle-e2e", binary: None, profile: "dev" };
-/// Tulle's own images, and the sample shop. The sidecar is what is measured, so it is built as users get it;
+/// Tulle's own images, and the sample shop. The sidecar has the release profile because the benchmark measures it;
 /// optimising the control plane's dependencies would take most of the time of a first run.
 pub const TULLE: &[Image] = &[
     Image {
@@ -52,24 +52,26 @@ pub const TULLE: &[Image] = &[
     Image { name: "tulle.local/shop:dev", package: "tulle-shop", binary: Some("shop"), profile: "dev" },
 ];
 
-/// Archives of an image that stay in the cache.
-const KEPT: usize = 4;
+/// How many archives of an image stay in the cache.
+const KEPT_ARCHIVES: usize = 4;
 
 impl Image {
-    /// The cargo profile of its program.
+    /// Cargo profile of the program.
     pub fn profile(&self) -> String {
         std::env::var("TULLE_PROFILE").unwrap_or_else(|_| self.profile.to_owned())
     }
 
-    /// The folder below `target/TRIPLE` where cargo leaves its program.
+    /// Folder of the program below cargo's target directory.
     pub fn folder(&self) -> String {
         let profile = self.profile();
         if profile == "dev" { "debug".to_owned() } else { profile }
     }
 }
 
-/// Builds the programs of images, one cargo call for each profile. `with_tests`: cargo selects features by all
-/// packages that it builds, so beside `cargo test --workspace` the same selection spares a second compilation.
+/// Builds the programs of images, with one cargo call per profile.
+///
+/// With `with_tests`, it builds all packages of the workspace, as `cargo test --workspace` does. Cargo selects features
+/// by the packages that it builds, so another selection would compile the dependencies a second time.
 pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
     host::install_packages(host::TOOLCHAIN)?;
     let mut profiles: Vec<String> = Vec::new();
@@ -95,7 +97,7 @@ pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
     Ok(())
 }
 
-/// The image's archive, made now unless the cache holds one of the same content.
+/// Path of the image's archive, which is built unless the cache has one of the same content.
 pub fn archive(image: &Image) -> Result<PathBuf> {
     let short = image.name.rsplit('/').next().unwrap_or(image.name).replace(':', "-");
     let dockerfile = host::workspace()
@@ -110,20 +112,20 @@ pub fn archive(image: &Image) -> Result<PathBuf> {
     if !archive.is_file() {
         fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
         build(image.name, None, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
-        forget_old(&archive, &short);
+        remove_old_archives(&archive, &short);
     }
     Ok(archive)
 }
 
-/// Keeps the newest archives of an image: every build of a changed program makes another one.
-fn forget_old(newest: &Path, short: &str) {
+/// Removes old archives of an image, because every build of a changed program adds one.
+fn remove_old_archives(newest: &Path, short: &str) {
     let entries =
         newest.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let mine = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{short}-")));
     let mut archives: Vec<_> =
         mine.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
     archives.sort_by(|a, b| b.cmp(a));
-    archives.iter().skip(KEPT).for_each(|(_, path)| drop(fs::remove_file(path)));
+    archives.iter().skip(KEPT_ARCHIVES).for_each(|(_, path)| drop(fs::remove_file(path)));
 }
 
 fn program(image: &Image, binary: &str) -> Result<PathBuf> {
@@ -135,7 +137,8 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
         return Ok(mine);
     }
     let mine = std::env::current_exe()?;
-    let target = mine.parent().and_then(Path::parent).context("cargo's folder of programs")?;
+    let target =
+        mine.parent().and_then(Path::parent).context("xtask is not in a target directory of cargo")?;
     let built = target.join(image.folder()).join(binary);
     let stripped = target.join("stripped").join(binary);
     fs::create_dir_all(target.join("stripped"))?;

@@ -1,4 +1,4 @@
-//! Tulle on a cluster: images, manifests, and what the sample shop needs.
+//! Installs Tulle on a cluster: images and manifests.
 
 use std::fs;
 
@@ -10,12 +10,12 @@ use crate::images;
 use crate::kubectl::Kube;
 use crate::progress::step;
 
-/// The cluster that the user asked for, up and running: `embedded`, or `context:NAME`.
+/// The cluster of argument `--cluster`: `embedded`, which is started if necessary, or `context:NAME`.
 pub fn cluster(name: &str) -> Result<Kube> {
     match name.strip_prefix("context:") {
         Some(context) => {
-            if !host::exists("kubectl") {
-                bail!("kubectl is needed for --cluster {name}: install it and try again");
+            if !host::is_installed("kubectl") {
+                bail!("--cluster {name} needs kubectl; install it and try again");
             }
             Ok(Kube::Context(context.to_owned()))
         }
@@ -24,24 +24,24 @@ pub fn cluster(name: &str) -> Result<Kube> {
             cluster.up(None)?;
             Ok(Kube::Embedded(cluster))
         }
-        None => bail!("--cluster is embedded or context:NAME, not {name:?}"),
+        None => bail!("invalid --cluster {name:?}; write embedded or context:NAME"),
     }
 }
 
-/// Loads the images, whose programs have been compiled.
+/// Builds the images from the compiled programs, and loads them into the cluster.
 pub fn load_images(kube: &Kube) -> Result<()> {
     for image in images::TULLE.iter().chain([&images::EMPTY]) {
         let archive = images::archive(image)?;
         match kube {
             Kube::Embedded(cluster) => cluster.load(&archive)?,
-            Kube::Context(context) => load_into(context, &archive.display().to_string())?,
+            Kube::Context(context) => load_into_context(context, &archive.display().to_string())?,
         }
     }
     Ok(())
 }
 
-/// kind, k3d and minikube each have a way of their own.
-fn load_into(context: &str, archive: &str) -> Result<()> {
+/// Loads an archive into a cluster of kind, k3d or, for other context names, minikube.
+fn load_into_context(context: &str, archive: &str) -> Result<()> {
     let (program, arguments) = if let Some(name) = context.strip_prefix("kind-") {
         ("kind", vec!["load", "image-archive", archive, "--name", name])
     } else if let Some(name) = context.strip_prefix("k3d-") {
@@ -52,12 +52,12 @@ fn load_into(context: &str, archive: &str) -> Result<()> {
     host::output(std::process::Command::new(program).args(arguments)).map(drop)
 }
 
-/// The label of a tulle-system that may be removed again.
-const OURS: &str = "tulle.dev/xtask";
+/// Label of a namespace tulle-system that xtask has installed, and so may change and remove.
+const INSTALLED_BY_XTASK: &str = "tulle.dev/xtask";
 
-/// Installs Tulle and waits until it works.
+/// Installs Tulle and waits until pods are injected.
 pub fn tulle(kube: &Kube) -> Result<()> {
-    let mine = kube.run(&[
+    let labels = kube.run(&[
         "get",
         "namespace",
         "tulle-system",
@@ -65,27 +65,27 @@ pub fn tulle(kube: &Kube) -> Result<()> {
         "-o",
         "jsonpath={.metadata.labels}",
     ])?;
-    if matches!(kube, Kube::Context(_)) && !mine.is_empty() && !mine.contains(OURS) {
+    if matches!(kube, Kube::Context(_)) && !labels.is_empty() && !labels.contains(INSTALLED_BY_XTASK) {
         bail!(
-            "this cluster has a Tulle that was not installed by xtask, which would change and remove it: use another cluster"
+            "Tulle on this cluster was not installed by xtask, which would change and remove it; use another cluster"
         );
     }
     step("installing Tulle: kubectl apply --server-side -k config/");
     let config = host::workspace().join("config");
-    let config = config.to_str().context("the workspace's path is text")?;
+    let config = config.to_str().context("the path of the workspace is not UTF-8")?;
     kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;
-    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{OURS}=true")])?;
+    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{INSTALLED_BY_XTASK}=true")])?;
     for workload in ["deployment/tulle-operator", "deployment/tulle-webhook"] {
-        // The images have the same name at every build.
+        // A restart, because images of a new build have the same names.
         kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;
         kube.rolled_out("tulle-system", workload, 120)?;
     }
-    injects(kube)
+    wait_until_injecting(kube)
 }
 
-/// Waits until a pod would be injected: the API server learns of a webhook's authority a moment after it
-/// is written, and until then lets pods of `enabled` namespaces in as they are.
-fn injects(kube: &Kube) -> Result<()> {
+/// Waits until a pod would be injected: the API server applies a changed `caBundle` only after a moment, and admits pods
+/// of `enabled` namespaces without a sidecar until then.
+fn wait_until_injecting(kube: &Kube) -> Result<()> {
     const NAMESPACE: &str = "tulle-probe";
     let labels = serde_json::json!({"tulle.dev/inject": "enabled"});
     let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
@@ -107,7 +107,7 @@ fn injects(kube: &Kube) -> Result<()> {
     outcome
 }
 
-/// A sample manifest.
+/// Text of a manifest in `config/samples`.
 pub fn sample(name: &str) -> Result<String> {
     let path = host::workspace().join("config/samples").join(name);
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))

@@ -1,4 +1,4 @@
-//! kubectl, as the demo and the tests use it.
+//! Runs kubectl for the demo and the tests.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -11,19 +11,19 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::host;
 
-/// No call of kubectl takes longer; one that hangs must not hold a whole run up.
+/// Time limit of a call of kubectl, so that one that hangs does not block the whole run.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A cluster that can be asked and told.
+/// A cluster.
 pub enum Kube {
-    /// The embedded one.
+    /// The embedded cluster.
     Embedded(Cluster),
-    /// A context of KUBECONFIG.
+    /// The cluster of a context of KUBECONFIG.
     Context(String),
 }
 
 impl Kube {
-    /// kubectl with these arguments.
+    /// A kubectl command with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = match self {
             Self::Embedded(cluster) => cluster.kubectl()?,
@@ -37,25 +37,25 @@ impl Kube {
         Ok(command)
     }
 
-    /// What kubectl prints.
+    /// Runs kubectl and returns its standard output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         host::output_within(&mut self.command(arguments)?, LIMIT)
     }
 
-    /// Applies manifests; returns what kubectl prints, warnings included.
+    /// Applies manifests; returns the output of kubectl, including warnings.
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        let (mut text, warnings) = self.fed(&["apply", "-f", "-"], manifests)?;
+        let (mut text, warnings) = self.run_with_input(&["apply", "-f", "-"], manifests)?;
         text.push_str(&warnings);
         Ok(text)
     }
 
-    /// What would become of an object at admission, as JSON.
+    /// The object after admission, as JSON, without creating it.
     pub fn dry_run(&self, manifest: &str) -> Result<String> {
-        Ok(self.fed(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
+        Ok(self.run_with_input(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
     }
 
-    /// kubectl with something to read; what it prints on standard output and error.
-    fn fed(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
+    /// Runs kubectl with standard input; returns its standard output and error.
+    fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
         let mut command = self.command(arguments)?;
         let mut child = command
             .stdin(Stdio::piped())
@@ -63,7 +63,7 @@ impl Kube {
             .stderr(Stdio::piped())
             .spawn()
             .context("cannot run kubectl")?;
-        child.stdin.take().context("kubectl's input")?.write_all(input.as_bytes())?;
+        child.stdin.take().context("kubectl has no standard input")?.write_all(input.as_bytes())?;
         let done = child.wait_with_output()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (output, error) = (text(&done.stdout), text(&done.stderr));
@@ -73,7 +73,7 @@ impl Kube {
         Ok((output, error))
     }
 
-    /// An object, or a list.
+    /// Runs kubectl with `-o json` and parses its output.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.run(&[arguments, &["-o", "json"]].concat())?;
         Ok(serde_json::from_str(&text)?)
@@ -90,7 +90,7 @@ impl Kube {
         self.run(&["-n", namespace, "rollout", "status", workload, &limit]).map(drop)
     }
 
-    /// Waits until something holds; looks twice a second.
+    /// Waits until `holds` returns true, and calls it twice per second; `what` completes "waiting for".
     pub fn wait_for(&self, what: &str, seconds: u64, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         let start = Instant::now();
         let mut last = None;
@@ -103,8 +103,8 @@ impl Kube {
             thread::sleep(Duration::from_millis(500));
         }
         match last {
-            Some(error) => Err(error.context(format!("waited {seconds} s in vain: {what}"))),
-            None => bail!("waited {seconds} s in vain: {what}"),
+            Some(error) => Err(error.context(format!("timed out after {seconds} s waiting for {what}"))),
+            None => bail!("timed out after {seconds} s waiting for {what}"),
         }
     }
 }

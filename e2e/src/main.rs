@@ -1,7 +1,7 @@
 //! `cargo xtask`: the embedded cluster, the demo, the tests and the benchmark. See `--help`.
 #![allow(
     clippy::indexing_slicing,
-    reason = "JSON of kubectl: an absent field is null, and a test that panics has failed"
+    reason = "indexing JSON of kubectl returns null for an absent field, and a panic fails only one test"
 )]
 
 mod bench;
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Builds, tries and measures Tulle.
+/// Builds, demonstrates, tests and measures Tulle.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 struct Arguments {
@@ -32,10 +32,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A real Kubernetes on this machine, in namespaces of its own.
+    /// Manages the embedded cluster: Kubernetes on this machine, in its own Linux namespaces.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Sets everything up and tells what Tulle does, on a real cluster.
+    /// Installs Tulle and the sample shop on a cluster, and shows injection, mTLS, a policy and two rollouts.
     Demo {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
         #[arg(long, default_value = "embedded")]
@@ -46,9 +46,9 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, mesh, talk, framing, updates, rollouts, skew or faults.
+        /// workspace, node, lifecycle, updates, rollouts, skew, mesh, talk, framing, helm or faults.
         suite: Option<String>,
-        /// Only tests whose sentence contains this.
+        /// Runs only tests whose sentence contains this text.
         #[arg(long)]
         only: Option<String>,
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -57,13 +57,13 @@ enum Command {
         /// Leaves the cluster running.
         #[arg(long)]
         keep: bool,
-        /// How many tests run side by side.
+        /// How many tests run in parallel.
         #[arg(long)]
         jobs: Option<usize>,
     },
-    /// Measures Tulle beside no proxy and Envoy, in one run.
+    /// Compares no proxy, Tulle and Envoy.
     Bench {
-        /// Rounds; the medians are printed.
+        /// Number of rounds; the medians are printed.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },

@@ -1,7 +1,7 @@
-//! What a person sees while something takes time.
+//! Progress output of xtask.
 //!
-//! A line per step with the time since the start, and the state of everything that runs in the background: on a
-//! terminal one line that is redrawn every second, elsewhere (CI, a file) a line every 30 seconds.
+//! Prints a line per step with the time since the start, and the state of the running tasks: on a terminal in one line
+//! that is redrawn every second, elsewhere (CI, a file) in a line every 30 seconds.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 static START: OnceLock<Instant> = OnceLock::new();
 static BOARD: Mutex<Board> = Mutex::new(Board { tasks: Vec::new(), next: 0, ticking: false, drawn: false });
 
-/// Between two lines where nothing can be redrawn.
+/// Interval of progress lines where standard error is not a terminal.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 
-/// What runs in the background.
+/// The running tasks, and the state of the progress line.
 struct Board {
     tasks: Vec<(u64, String, String)>,
     next: u64,
@@ -22,38 +22,38 @@ struct Board {
     drawn: bool,
 }
 
-/// Something that takes a while; it is on the board until it is dropped.
+/// A running task; it is shown until it is dropped.
 pub struct Task {
     id: u64,
     name: String,
     since: Instant,
 }
 
-/// Starts the clock; the first call counts.
+/// Starts the clock; later calls have no effect.
 pub fn start() {
     START.get_or_init(Instant::now);
 }
 
-/// Prints what is being done now.
+/// Prints the step that begins now.
 pub fn step(what: &str) {
     line(&format!("[{}] {what}", clock()));
 }
 
-/// Prints a line to standard error, above the line that is redrawn.
+/// Prints a line to standard error, above the progress line.
 fn line(text: &str) {
     let mut board = board();
     erase(&mut board);
     eprintln!("{text}");
 }
 
-/// Prints a line to standard output, above the line that is redrawn.
+/// Prints a line to standard output, above the progress line.
 pub fn say(text: &str) {
     let mut board = board();
     erase(&mut board);
     println!("{text}");
 }
 
-/// Puts something on the board.
+/// Adds a task to the progress line.
 pub fn task(name: &str) -> Task {
     step(name);
     let mut board = board();
@@ -68,7 +68,7 @@ pub fn task(name: &str) -> Task {
 }
 
 impl Task {
-    /// Says how far it is, such as `812 of 1904 packages`.
+    /// Sets the state of the task, such as `812 of 1904 packages`.
     pub fn report(&self, state: &str) {
         if let Some(task) = board().tasks.iter_mut().find(|(id, ..)| *id == self.id) {
             state.clone_into(&mut task.2);
@@ -86,7 +86,7 @@ impl Drop for Task {
     }
 }
 
-/// Shows the board as long as something is on it.
+/// Prints the progress as long as tasks are running.
 fn tick() {
     let terminal = std::io::stderr().is_terminal();
     let mut reported = Instant::now();

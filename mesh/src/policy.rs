@@ -92,16 +92,16 @@ struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// Not an address range.
-    #[error("{0:?} is no CIDR; write for example 10.1.0.0/16")]
+    #[error("invalid CIDR {0:?}; write for example 10.1.0.0/16")]
     Cidr(String),
     /// Not a path glob.
-    #[error("{0:?} is no path; write it from the root, for example /v1/**")]
+    #[error("invalid path {0:?}; write it from the root, for example /v1/**")]
     Path(String),
     /// Outside 1..=65535.
-    #[error("{0} is no port")]
+    #[error("invalid port {0}")]
     Port(u32),
     /// A peer that names nothing would match everybody.
-    #[error("a peer names neither service account, namespace nor CIDR")]
+    #[error("a peer has neither service account, namespace nor CIDR, so it would match every client")]
     EmptyPeer,
 }
 

@@ -1,4 +1,6 @@
-//! AdmissionReview in and out.
+//! HTTP handlers of the webhook.
+//!
+//! In: an AdmissionReview. Out: an AdmissionReview with a patch, warnings or a rejection.
 
 use std::sync::Arc;
 
@@ -14,21 +16,21 @@ use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 use crate::cluster::Cluster;
 use crate::inject::{self, Context, Mode, Outcome, SealKey};
 use crate::settings::Settings;
-use crate::validate::{self, Findings};
+use crate::validate::{self, Validation};
 
-/// The longest review that is read: the API server's own limit for an object, twice (new and old).
+/// Longest request body that is read: two objects (new and old) of at most 1.5 MiB, etcd's default limit.
 const MAX_BODY: usize = 3 << 20;
 
-/// What the handlers need.
+/// State of the handlers.
 #[derive(Clone)]
 pub struct Admission {
-    /// Arguments.
+    /// Command-line arguments.
     pub settings: Arc<Settings>,
-    /// What is known.
+    /// Watched objects.
     pub cluster: Arc<Cluster>,
-    /// To look at a Canary's target.
+    /// Reads the target of a Canary.
     pub client: Client,
-    /// Signs what is injected.
+    /// Signs injected sidecars.
     pub key: SealKey,
 }
 
@@ -36,7 +38,7 @@ pub struct Admission {
 pub fn routes(admission: Admission) -> Router {
     Router::new()
         .route("/inject/{mode}", post(inject_pod))
-        .route("/template/{mode}", post(look_at_template))
+        .route("/template/{mode}", post(review_template))
         .route("/validate", post(validate_object))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(admission)
@@ -49,17 +51,17 @@ async fn inject_pod(
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    answer(review, |request, response| admission.inject(mode_of(&mode), request, response))
+    respond(review, |request, response| admission.inject(mode_of(&mode), request, response))
 }
 
-/// Warnings about a pod that a controller makes would end in the controller's log: whoever applies the
-/// workload is told here.
-async fn look_at_template(
+/// Warns about the pods of a workload when the workload is applied, because warnings about its pods go to the
+/// controller that creates them and not to the user.
+async fn review_template(
     State(admission): State<Admission>,
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    answer(review, |request, response| admission.look_ahead(mode_of(&mode), request, response))
+    respond(review, |request, response| admission.warn_about_template(mode_of(&mode), request, response))
 }
 
 fn mode_of(path: &str) -> Mode {
@@ -67,17 +69,17 @@ fn mode_of(path: &str) -> Mode {
 }
 
 async fn validate_object(State(admission): State<Admission>, Json(review): Json<Review>) -> Json<Review> {
-    let findings = match review.request.as_ref() {
+    let validation = match review.request.as_ref() {
         Some(request) => admission.validate(request).await,
-        None => Findings::default(),
+        None => Validation::default(),
     };
-    answer(review, |_, mut response| {
-        response.warnings = (!findings.warnings.is_empty()).then(|| findings.warnings.clone());
-        if findings.errors.is_empty() { response } else { response.deny(findings.errors.join("; ")) }
+    respond(review, |_, mut response| {
+        response.warnings = (!validation.warnings.is_empty()).then(|| validation.warnings.clone());
+        if validation.errors.is_empty() { response } else { response.deny(validation.errors.join("; ")) }
     })
 }
 
-fn answer(
+fn respond(
     review: Review,
     decide: impl FnOnce(&AdmissionRequest<DynamicObject>, AdmissionResponse) -> AdmissionResponse,
 ) -> Json<Review> {
@@ -87,7 +89,9 @@ fn answer(
             let response = AdmissionResponse::from(&request);
             decide(&request, response)
         }
-        Err(error) => AdmissionResponse::invalid(format!("not an AdmissionReview with a request: {error}")),
+        Err(error) => {
+            AdmissionResponse::invalid(format!("the body is not an AdmissionReview with a request: {error}"))
+        }
     };
     Json(response.into_review())
 }
@@ -107,14 +111,16 @@ impl Admission {
         let (outcome, warnings) = inject::inject(&pod, &context);
         let who =
             pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
-        tracing::info!(%namespace, pod = who, gated = context.on_trial, outcome = name(&outcome), ?warnings, "admitted a pod");
+        tracing::info!(%namespace, pod = who, gated = context.needs_approval, outcome = name(&outcome), ?warnings, "reviewed a pod");
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         match outcome {
             Outcome::Skip => response,
             Outcome::Refuse(why) => response.deny(why),
             Outcome::Inject(patch) => match response.clone().with_patch(patch) {
                 Ok(patched) => patched,
-                Err(error) => response.deny(format!("the sidecar's patch could not be written: {error}")),
+                Err(error) => {
+                    response.deny(format!("cannot encode the patch that injects the sidecar: {error}"))
+                }
             },
         }
     }
@@ -126,7 +132,7 @@ impl Admission {
             namespace: self.cluster.namespace(namespace),
             defaults: self.cluster.defaults(),
             exempt: self.cluster.is_exempt(namespace, account),
-            on_trial: self.cluster.is_on_trial(namespace, pod),
+            needs_approval: self.cluster.needs_approval(namespace, pod),
             image: self.settings.sidecar_image.clone(),
             operator: self.settings.operator(),
             operator_identity: format!("{}/tulle-operator", self.settings.namespace),
@@ -135,8 +141,8 @@ impl Admission {
         }
     }
 
-    /// Warns of what will be said about a workload's pods; it is never refused here.
-    fn look_ahead(
+    /// Reviews the pod template of a workload. Never rejects the workload.
+    fn warn_about_template(
         &self,
         mode: Mode,
         request: &AdmissionRequest<DynamicObject>,
@@ -149,31 +155,31 @@ impl Admission {
         let (Some(pod), old) = (template(&request.object), template(&request.old_object)) else {
             return response;
         };
-        // A new number of replicas is not the moment to say the same again.
+        // An update that keeps the template, such as scaling, would repeat the same warnings.
         if old.as_ref() == Some(&pod) {
             return response;
         }
         let context = self.context(mode, request.namespace.as_deref().unwrap_or_default(), &pod);
         let (outcome, mut warnings) = inject::inject(&pod, &context);
         if let Outcome::Refuse(why) = outcome {
-            warnings.push(format!("its pods will be rejected: {why}"));
+            warnings.push(format!("pods of this {} will be rejected: {why}", request.kind.kind));
         }
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         response
     }
 
-    async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Findings {
+    async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Validation {
         let Some(object) = request.object.as_ref().and_then(|o| serde_json::to_value(o).ok()) else {
-            return Findings::default();
+            return Validation::default();
         };
-        // A verb by annotation, or the end of an object: not the moment to ask for another spec.
+        // An action annotation or the removal of a finalizer must work on an object whose spec is invalid today.
         let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
         if old.is_some_and(|old| old == object.get("spec")) {
             return validate::action(&object);
         }
-        fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Findings> {
+        fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Validation> {
             serde_json::from_value(object)
-                .map_err(|error| Findings { errors: vec![error.to_string()], warnings: Vec::new() })
+                .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
             "MeshPolicy" => read::<MeshPolicy>(object).map(|policy| validate::policy(&policy)),
@@ -188,11 +194,11 @@ impl Admission {
                         target.as_ref(),
                     ))
                 }
-                Err(findings) => Err(findings),
+                Err(validation) => Err(validation),
             },
-            _ => Ok(Findings::default()),
+            _ => Ok(Validation::default()),
         };
-        found.unwrap_or_else(|findings| findings)
+        found.unwrap_or_else(|validation| validation)
     }
 
     async fn target(&self, namespace: &str, canary: &Canary) -> Option<Value> {

@@ -1,5 +1,7 @@
-//! The webhook's own certificate: an authority in a Secret that the replicas share, a leaf of each
-//! replica's own, renewed in memory, and the authority in the webhook configurations.
+//! The webhook's serving certificate.
+//!
+//! The replicas share a certificate authority (CA) in a Secret. Each replica signs its own leaf certificate in memory,
+//! renews it daily, and writes the CA into `caBundle` of the webhook configurations.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -28,15 +30,15 @@ use crate::inject::SealKey;
 use crate::settings::Settings;
 
 const SECRET: &str = "tulle-webhook-authority";
-/// The configurations that carry the authority.
+/// Name of both webhook configurations.
 const CONFIGURATION: &str = "tulle";
 const LEAF_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 const RENEW_EVERY: Duration = Duration::from_secs(86_400);
-/// The configurations are looked at this often: somebody may have applied the manifests again.
+/// How often `caBundle` is checked, because applying the manifests again can remove it.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const SKEW: Duration = Duration::from_secs(120);
 
-/// The authority that the replicas share.
+/// The certificate authority that the replicas share.
 pub struct Authority {
     pem: String,
     key_pem: String,
@@ -44,7 +46,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Read from its Secret, or made by whoever is first.
+    /// Reads the CA from its Secret, or creates both. If two replicas create it at once, the first one's is used.
     ///
     /// # Errors
     /// When the Secret can be neither read nor written.
@@ -53,7 +55,9 @@ impl Authority {
         let names =
             vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local")];
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
-        if let Some(secret) = api.get_opt(SECRET).await.context("reading the authority's Secret")? {
+        if let Some(secret) =
+            api.get_opt(SECRET).await.with_context(|| format!("cannot read Secret {SECRET}"))?
+        {
             return Self::from_secret(&secret, names);
         }
         let mut params = CertificateParams::new(Vec::new())?;
@@ -75,17 +79,21 @@ impl Authority {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 Self::from_secret(&api.get(SECRET).await?, names)
             }
-            Err(error) => Err(error).context("writing the authority's Secret"),
+            Err(error) => Err(error).with_context(|| format!("cannot create Secret {SECRET}")),
         }
     }
 
     fn from_secret(secret: &Secret, names: Vec<String>) -> Result<Self> {
         let read = |name: &str| {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
-            let bytes = bytes
-                .with_context(|| format!("Secret {SECRET} has no {name}; delete it to have it made again"))?;
-            String::from_utf8(bytes.0.clone())
-                .with_context(|| format!("{name} of Secret {SECRET} is not PEM"))
+            let bytes = bytes.with_context(|| {
+                format!("Secret {SECRET} has no key {name}; delete it, and a new one is created")
+            })?;
+            String::from_utf8(bytes.0.clone()).with_context(|| {
+                format!(
+                    "key {name} of Secret {SECRET} is not PEM; delete the Secret, and a new one is created"
+                )
+            })
         };
         Ok(Self { pem: read("ca.crt")?, key_pem: read("ca.key")?, names })
     }
@@ -107,15 +115,15 @@ impl Authority {
         Ok(Arc::new(config))
     }
 
-    /// The key that seals what replicas inject: whoever has the authority is a replica.
+    /// The key that signs injected sidecars, derived from the CA's key, which only the replicas have.
     pub fn seal_key(&self) -> SealKey {
         SealKey::derive(self.key_pem.as_bytes())
     }
 
-    /// A leaf now, and a new one every day.
+    /// Signs a leaf certificate now, and a new one every day.
     ///
     /// # Errors
-    /// When the first cannot be made.
+    /// When the first one cannot be signed.
     pub fn serve(self: &Arc<Self>) -> Result<RustlsConfig> {
         let serving = RustlsConfig::from_config(self.leaf()?);
         let (authority, renewed) = (Arc::clone(self), serving.clone());
@@ -126,7 +134,7 @@ impl Authority {
                     Ok(leaf) => renewed.reload_from_config(leaf),
                     Err(error) => tracing::error!(
                         error = format!("{error:#}"),
-                        "cannot renew the webhook's certificate"
+                        "cannot renew the serving certificate; trying again in 24 h"
                     ),
                 }
             }
@@ -134,20 +142,20 @@ impl Authority {
         Ok(serving)
     }
 
-    /// Keeps the authority in the configurations: only that field is ours.
+    /// Keeps the CA in `caBundle` of the webhook configurations. Other fields are not changed.
     ///
-    /// Returns when the Secret holds another authority, or none: this process must begin anew then.
-    pub async fn keep_configured(&self, client: &Client, namespace: &str) {
+    /// Returns when the Secret has been deleted or holds another CA: this process has to restart then.
+    pub async fn maintain_ca_bundles(&self, client: &Client, namespace: &str) {
         loop {
             if self.is_replaced(client, namespace).await {
-                // Two replicas with two authorities would overwrite each other for ever.
-                tracing::error!("the authority's Secret holds another one by now: starting anew with that");
+                // Two replicas with different CAs would overwrite each other's caBundle again and again.
+                tracing::error!(secret = SECRET, "the Secret no longer holds this replica's CA; restarting");
                 return;
             }
-            if let Err(error) = self.configure(client).await {
+            if let Err(error) = self.write_ca_bundles(client).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "cannot write the authority into the webhook configurations"
+                    "cannot write caBundle of the webhook configurations; trying again"
                 );
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -166,25 +174,32 @@ impl Authority {
         }
     }
 
-    async fn configure(&self, client: &Client) -> Result<()> {
+    async fn write_ca_bundles(&self, client: &Client) -> Result<()> {
         let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = mutating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.into_iter().flatten();
-            self.keep(&mutating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
-                .await?;
+            self.write_ca_bundle(
+                &mutating,
+                hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect(),
+            )
+            .await?;
         }
         let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
         if let Some(configuration) = validating.get_opt(CONFIGURATION).await? {
             let hooks = configuration.webhooks.into_iter().flatten();
-            self.keep(&validating, hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect())
-                .await?;
+            self.write_ca_bundle(
+                &validating,
+                hooks.map(|hook| (hook.name, hook.client_config.ca_bundle)).collect(),
+            )
+            .await?;
         }
         Ok(())
     }
 
-    /// Writes the authority into a configuration unless all of its hooks have it. Merged by name: server-side
-    /// apply would make the hooks themselves ours, and a release that drops one could not remove it.
-    async fn keep<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
+    /// Writes the CA into a configuration unless all of its webhooks have it. A strategic merge patch by name, because
+    /// with server-side apply this process would own the list entries, and a release that drops a webhook could not
+    /// remove it.
+    async fn write_ca_bundle<K>(&self, api: &Api<K>, hooks: Vec<(String, Option<ByteString>)>) -> Result<()>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
@@ -198,7 +213,7 @@ impl Authority {
             .collect();
         let patch = Patch::Strategic(json!({"webhooks": hooks}));
         api.patch(CONFIGURATION, &PatchParams::default(), &patch).await?;
-        tracing::info!(kind = %K::kind(&()), "wrote the authority into a webhook configuration");
+        tracing::info!(kind = %K::kind(&()), "wrote caBundle of a webhook configuration");
         Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! What admission needs to know, kept in memory by reflectors: namespaces and their limits, Canaries, the MeshConfig.
+//! Objects that admission depends on, kept in memory by watches: namespaces, LimitRanges, ResourceQuotas, Canaries and
+//! the MeshConfig.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,16 +18,16 @@ use tulle_crds::{Canary, Exemption, MeshConfig, SidecarDefaults, WorkloadKind, b
 
 use crate::inject::{self, NamespaceLimits};
 
-/// What is known.
+/// Watched objects.
 pub struct Cluster {
-    /// Kinds whose first list has not come.
-    missing: AtomicUsize,
+    /// How many kinds have not been listed yet.
+    unsynced_kinds: AtomicUsize,
     namespaces: Store<PartialObjectMeta<Namespace>>,
     limit_ranges: ByNamespace<LimitRange>,
     quotas: ByNamespace<ResourceQuota>,
     canaries: Store<Canary>,
     configs: Store<MeshConfig>,
-    /// The trust domain while there is no MeshConfig: that of the last one, or the argument.
+    /// The trust domain while there is no MeshConfig: that of the last MeshConfig, or the command-line argument.
     trust_domain: RwLock<String>,
 }
 
@@ -36,21 +37,21 @@ struct ByNamespace<K>(RwLock<HashMap<String, BTreeMap<String, K>>>);
 impl<K: Resource + Clone> ByNamespace<K> {
     fn of(&self, namespace: &str) -> Vec<K> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(namespace).into_iter().flat_map(|its| its.values().cloned()).collect()
+        all.get(namespace).into_iter().flat_map(|of_namespace| of_namespace.values().cloned()).collect()
     }
 
     fn apply(&self, event: &Event<K>) {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            // What a broken watch has missed is not in the new list.
+            // Objects that were deleted while the watch was interrupted are not in the new list.
             Event::Init => all.clear(),
             Event::Apply(object) | Event::InitApply(object) => {
-                let its = all.entry(object.namespace().unwrap_or_default()).or_default();
-                its.insert(object.name_any(), object.clone());
+                let of_namespace = all.entry(object.namespace().unwrap_or_default()).or_default();
+                of_namespace.insert(object.name_any(), object.clone());
             }
             Event::Delete(object) => {
-                if let Some(its) = all.get_mut(&object.namespace().unwrap_or_default()) {
-                    its.remove(&object.name_any());
+                if let Some(of_namespace) = all.get_mut(&object.namespace().unwrap_or_default()) {
+                    of_namespace.remove(&object.name_any());
                 }
             }
             Event::InitDone => {}
@@ -59,13 +60,13 @@ impl<K: Resource + Clone> ByNamespace<K> {
 }
 
 impl Cluster {
-    /// Begins to follow the cluster.
+    /// Starts the watches.
     pub fn follow(client: &Client, trust_domain: String) -> Arc<Self> {
         let (namespaces, namespace_writer) = reflector::store();
         let (canaries, canary_writer) = reflector::store();
         let (configs, config_writer) = reflector::store();
         let cluster = Arc::new(Self {
-            missing: AtomicUsize::new(5),
+            unsynced_kinds: AtomicUsize::new(5),
             namespaces,
             limit_ranges: ByNamespace(RwLock::default()),
             quotas: ByNamespace(RwLock::default()),
@@ -73,20 +74,20 @@ impl Cluster {
             configs,
             trust_domain: RwLock::new(trust_domain),
         });
-        cluster.reflect(watched(client, "namespaces"), namespace_writer);
-        cluster.reflect(readable(watched(client, "Canaries")), canary_writer);
-        cluster.reflect(readable(watched(client, "MeshConfigs")), config_writer);
-        cluster.keep(watched(client, "LimitRanges"), |cluster, event| cluster.limit_ranges.apply(event));
-        cluster.keep(watched(client, "ResourceQuotas"), |cluster, event| cluster.quotas.apply(event));
+        cluster.reflect(watch_all(client, "namespaces"), namespace_writer);
+        cluster.reflect(parseable(watch_all(client, "Canaries")), canary_writer);
+        cluster.reflect(parseable(watch_all(client, "MeshConfigs")), config_writer);
+        cluster.watch(watch_all(client, "LimitRanges"), |cluster, event| cluster.limit_ranges.apply(event));
+        cluster.watch(watch_all(client, "ResourceQuotas"), |cluster, event| cluster.quotas.apply(event));
         cluster
     }
 
-    /// Whether every kind has been listed: before that a pod could miss its gate.
+    /// Whether every kind has been listed. Before that, a pod could miss its readiness gate.
     pub fn is_synced(&self) -> bool {
-        self.missing.load(Ordering::Acquire) == 0
+        self.unsynced_kinds.load(Ordering::Acquire) == 0
     }
 
-    /// A namespace, as injection sees it.
+    /// A namespace, as injection needs it.
     pub fn namespace(&self, name: &str) -> inject::Namespace {
         let known = self.namespaces.get(&ObjectRef::new(name));
         let (labels, annotations) = match &known {
@@ -101,25 +102,25 @@ impl Cluster {
         }
     }
 
-    /// The trust domain: the one that the operator reports to be in force, if it has done so.
+    /// The trust domain: from the status of the MeshConfig, which the operator writes, or else from its spec.
     pub fn trust_domain(&self) -> String {
         let known = || self.trust_domain.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(config) = self.config() else { return known() };
         let in_force = config.status.as_ref().and_then(|status| status.trust_domain.clone());
         let trust_domain = in_force.unwrap_or_else(|| config.spec.trust_domain.clone());
         if known() != trust_domain {
-            // A MeshConfig that is deleted does not move the mesh to another one.
+            // Deleting the MeshConfig must not change the trust domain of new pods.
             trust_domain.clone_into(&mut self.trust_domain.write().unwrap_or_else(PoisonError::into_inner));
         }
         trust_domain
     }
 
-    /// Settings of sidecars for the whole mesh.
+    /// Mesh-wide defaults of sidecars, from MeshConfig.
     pub fn defaults(&self) -> SidecarDefaults {
         self.config().map(|config| config.spec.sidecar.clone()).unwrap_or_default()
     }
 
-    /// Whether a pod of this account may stay without a sidecar.
+    /// Whether MeshConfig exempts pods of a service account.
     pub fn is_exempt(&self, namespace: &str, service_account: &str) -> bool {
         let matches = |e: &Exemption| e.namespace == namespace && e.service_account == service_account;
         self.config().is_some_and(|config| config.spec.exemptions.iter().any(matches))
@@ -129,12 +130,12 @@ impl Cluster {
         self.configs.get(&ObjectRef::new("mesh"))
     }
 
-    /// Whether a Canary holds the pod's workload and its revision has not been approved.
-    pub fn is_on_trial(&self, namespace: &str, pod: &Value) -> bool {
-        is_on_trial(&self.canaries.state(), namespace, pod)
+    /// Whether a Canary targets the pod's workload and the pod's revision is not approved yet.
+    pub fn needs_approval(&self, namespace: &str, pod: &Value) -> bool {
+        needs_approval(&self.canaries.state(), namespace, pod)
     }
 
-    /// Other Canaries with the same target.
+    /// Names of other Canaries with the same target.
     pub fn siblings(&self, namespace: &str, canary: &Canary) -> Vec<String> {
         let name = canary.name_any();
         let same = |other: &Arc<Canary>| {
@@ -145,7 +146,7 @@ impl Cluster {
         self.canaries.state().iter().filter(|other| same(other)).map(|other| other.name_any()).collect()
     }
 
-    /// Fills a store for ever.
+    /// Fills a store from a watch, as long as the process runs.
     fn reflect<K>(
         self: &Arc<Self>,
         events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
@@ -153,11 +154,11 @@ impl Cluster {
     ) where
         K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
     {
-        self.keep(reflector::reflector(writer, events), |_, _| {});
+        self.watch(reflector::reflector(writer, events), |_, _| {});
     }
 
-    /// Follows a kind for ever.
-    fn keep<K: Send + 'static>(
+    /// Passes the events of a watch to `apply`, as long as the process runs.
+    fn watch<K: Send + 'static>(
         self: &Arc<Self>,
         events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
         apply: impl Fn(&Self, &Event<K>) + Send + 'static,
@@ -172,19 +173,19 @@ impl Cluster {
                         apply(&cluster, event);
                         matches!(event, Event::InitDone)
                     }
-                    // A kind that this cluster does not have, or does not let us read, has no objects to wait for.
+                    // A kind that does not exist, or that RBAC denies, must not keep the webhook from being ready.
                     Err(error) => is_absent(error),
                 };
                 if complete && std::mem::take(&mut first) {
-                    cluster.missing.fetch_sub(1, Ordering::Release);
+                    cluster.unsynced_kinds.fetch_sub(1, Ordering::Release);
                 }
             }
         });
     }
 }
 
-/// A watch that is taken up again when it breaks.
-fn watched<K>(
+/// A watch that is restarted when it fails.
+fn watch_all<K>(
     client: &Client,
     kind: &'static str,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + use<K>
@@ -194,13 +195,13 @@ where
     let events = watcher(Api::<K>::all(client.clone()), Config::default()).default_backoff();
     events.inspect(move |event| {
         if let Err(error) = event {
-            tracing::warn!(%error, kind, "the watch broke; it is taken up again");
+            tracing::warn!(%error, kind, "the watch failed; restarting it");
         }
     })
 }
 
-/// Only objects that this build can read; of one that it cannot, the last readable version stays until the next list.
-fn readable<K>(
+/// Drops objects that this build cannot parse. The last version that it could parse stays until the next list.
+fn parseable<K>(
     events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
 ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
 where
@@ -219,7 +220,7 @@ where
     })
 }
 
-/// Whether the API server does not have the kind (its CRD is missing) or does not let us read it.
+/// Whether the kind does not exist, because its CRD is missing, or RBAC denies it.
 fn is_absent(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) = error else {
         return false;
@@ -227,22 +228,22 @@ fn is_absent(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if [403, 404].contains(&status.code))
 }
 
-/// Whether one of these Canaries holds the pod's workload and the pod's revision has not been approved.
-fn is_on_trial(canaries: &[Arc<Canary>], namespace: &str, pod: &Value) -> bool {
+/// Whether one of these Canaries targets the pod's workload and the pod's revision is not approved yet.
+fn needs_approval(canaries: &[Arc<Canary>], namespace: &str, pod: &Value) -> bool {
     let Some((kind, name, revision)) = workload_of(pod) else { return false };
-    let its = canaries.iter().filter(|canary| {
+    let of_workload = canaries.iter().filter(|canary| {
         let target = &canary.spec.target;
         canary.namespace().as_deref() == Some(namespace) && target.kind == kind && target.name == name
     });
-    // Of several the oldest holds it, as with the operator.
-    let canary = its.min_by(|a, b| by_age(a, b));
+    // The oldest Canary of a target applies, as in the operator.
+    let canary = of_workload.min_by(|a, b| by_age(a, b));
     let Some(status) = canary.and_then(|canary| canary.status.as_ref()) else { return false };
-    // What was stable until its successor has taken over needs no trial either.
+    // The former stable revision is approved too, until its successor has been promoted completely.
     let stable = [&status.approved_revision, &status.former_revision];
     !status.approved_revision.is_empty() && !stable.iter().any(|known| **known == revision)
 }
 
-/// The workload of a pod and the pod's revision, by its owner and labels.
+/// The workload and the revision of a pod, from its owner reference and labels.
 fn workload_of(pod: &Value) -> Option<(WorkloadKind, String, String)> {
     let owners = pod.pointer("/metadata/ownerReferences")?.as_array()?;
     let owner = owners.iter().find(|owner| owner.get("controller") == Some(&Value::Bool(true)))?;

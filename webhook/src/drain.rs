@@ -1,7 +1,7 @@
-//! The end of a replica: it serves until nobody calls it any more.
+//! Waits, after SIGTERM, until the API server no longer sends requests to this replica.
 //!
-//! A pod that is deleted gets SIGTERM at once, while the API server still sends it admission requests. In `enabled`
-//! namespaces a call that fails gives a pod without a sidecar, in `required` ones none at all.
+//! A pod that is deleted gets SIGTERM at once, while it is still an endpoint of the Service. A failed call creates a pod
+//! without a sidecar in `enabled` namespaces, and rejects the pod in `required` ones.
 
 use std::time::Duration;
 
@@ -12,24 +12,27 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::Settings;
 
-/// Between two looks.
+/// Interval between two checks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long to wait for the endpoint to go; without an answer of the API server, how long to go on serving.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How long kube-proxy and other implementations of Services may take to follow an EndpointSlice.
+/// How long to wait for the endpoint to disappear, also when the API server does not respond.
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time that kube-proxy and other implementations of Services may take to apply a changed EndpointSlice.
 const PROPAGATION: Duration = Duration::from_secs(3);
 
-/// Returns when this pod is not a ready endpoint of the webhook's Service any more, and callers have had the time to
-/// notice.
+/// Returns when this pod is no longer a ready endpoint of the webhook's Service and the change has had
+/// [`PROPAGATION`] to take effect.
 pub async fn endpoint_gone(client: &Client, settings: &Settings) {
     let api = Api::<EndpointSlice>::namespaced(client.clone(), &settings.namespace);
     let slices = ListParams::default().labels(&format!("kubernetes.io/service-name={}", settings.service));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ENDPOINT_TIMEOUT;
     while Instant::now() < deadline {
         match timeout(LOOK_EVERY * 4, api.list(&slices)).await {
             Ok(Ok(slices)) if !is_ready(&slices.items, &settings.pod_name) => break,
             Ok(Ok(_)) => {}
-            failed => tracing::warn!(?failed, "cannot read the webhook's EndpointSlices"),
+            failed => tracing::warn!(
+                ?failed,
+                "cannot list the EndpointSlices of the webhook's Service; trying again"
+            ),
         }
         sleep(LOOK_EVERY).await;
     }
@@ -42,7 +45,7 @@ fn is_ready(slices: &[EndpointSlice], pod: &str) -> bool {
     endpoints.any(|endpoint| {
         let name = endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref());
         let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
-        // Not known means ready, says the API.
+        // The API defines a missing condition as ready.
         name == Some(pod) && ready.unwrap_or(true)
     })
 }

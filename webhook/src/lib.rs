@@ -1,15 +1,15 @@
-//! Tulle's admission webhook: injects the sidecar into pods, validates Tulle's objects.
+//! Tulle's admission webhook: injects the sidecar into pods, and validates Tulle's objects.
 //!
 //! ```text
-//!   inject        what is added to a pod: pure, JSON in, patch and warnings out
-//!   validate      what CEL in the CRDs cannot say: pure, and one look at the target
-//!   admission     AdmissionReview in and out
-//!   cluster       what admission needs to know: namespaces and Canaries, from memory
-//!   drain         serving on until no caller has a stopped replica's address
-//!   certificates  the webhook's own certificate, and its authority in the configurations
+//!   inject        injection of a pod: JSON in, patch and warnings out; pure
+//!   validate      rules that CEL in the CRDs cannot express; pure
+//!   admission     HTTP handlers: AdmissionReview in and out
+//!   cluster       watched objects: namespaces, limits, Canaries, MeshConfig
+//!   drain         shutdown without failed admission requests
+//!   certificates  the serving certificate, and caBundle of the webhook configurations
 //! ```
-//! A pod's admission needs nothing outside this process's memory: it answers in microseconds, and its
-//! absence is bounded by the failure policies in `config/`.
+//! The review of a pod uses only this process's memory, so it takes microseconds. The failure policies in `config/`
+//! define what happens while no replica responds.
 
 pub mod admission;
 pub mod certificates;

@@ -1,15 +1,15 @@
-//! Quantities of CPU and memory, as far as admission calculates with them.
+//! Kubernetes quantities of CPU and memory.
 
 use std::fmt;
 
 /// An amount of a resource, in thousandths of a core or of a byte.
 ///
 /// The syntax is that of Kubernetes' `resource.Quantity`: a decimal number with a suffix such as `m`, `Mi` or `G`, or
-/// with an exponent. What is smaller than a thousandth is rounded up, as the API server does for CPU.
+/// with an exponent. Fractions of a thousandth are rounded up, as the API server does for CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity(i128);
 
-/// Suffixes and how many thousandths each stands for, times 10⁶ (`n` is a billionth).
+/// Suffixes, in billionths of a unit.
 const SUFFIXES: [(&str, i128); 16] = [
     ("n", 1),
     ("u", 1_000),
@@ -29,11 +29,11 @@ const SUFFIXES: [(&str, i128); 16] = [
     ("Ei", 1_000_000_000 << 60),
 ];
 
-/// Digits that are read on each side of the point; the API server stops at fewer.
+/// Most digits on each side of the decimal point; the API server accepts fewer.
 const MOST_DIGITS: usize = 18;
 
 impl Quantity {
-    /// Reads a quantity; `None` when it is not one, or negative.
+    /// Parses a quantity; `None` when it is invalid or negative.
     pub fn parse(text: &str) -> Option<Self> {
         let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, suffix) = text.split_at_checked(at)?;
@@ -50,22 +50,22 @@ impl Quantity {
         Some(Self(digits.checked_mul(unit)?.checked_add(scale - 1)?.checked_div(scale)?))
     }
 
-    /// Whether it is nothing.
+    /// Whether the quantity is 0.
     pub fn is_zero(self) -> bool {
         self.0 == 0
     }
 
-    /// The sum.
+    /// Adds two quantities.
     pub fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// What is left after something has been used; nothing when it is used up.
+    /// Subtracts a quantity; 0 when `used` is larger.
     pub fn minus(self, used: Self) -> Self {
         Self(self.0.saturating_sub(used.0).max(0))
     }
 
-    /// Divided by a ratio such as `maxLimitRequestRatio`, rounded up to a thousandth.
+    /// Divides by a ratio such as `maxLimitRequestRatio`, and rounds up to a thousandth.
     pub fn divided_by(self, ratio: Self) -> Self {
         let scaled = self.0.saturating_mul(1000);
         Self(scaled.saturating_add(ratio.0.saturating_sub(1)).checked_div(ratio.0).unwrap_or(self.0))

@@ -1,4 +1,4 @@
-//! Wires the parts together.
+//! Startup and shutdown of the webhook.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use crate::cluster::Cluster;
 use crate::drain;
 use crate::settings::Settings;
 
-/// Between two tries for the authority's Secret.
+/// Interval between two attempts to read or create the CA's Secret.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long answers that are being written may take once the endpoint is gone.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// How long open requests may take after the endpoint has disappeared.
+const OPEN_REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs until told to stop.
+/// Runs until SIGTERM.
 ///
 /// # Errors
-/// What keeps the webhook from starting: no address of the API server, no port.
+/// When the client cannot be configured, a port cannot be bound, or the Secret no longer holds this replica's CA.
 pub async fn run(settings: Settings) -> Result<()> {
-    // First: the kernel ignores signals that process 1 has no handler for.
+    // Before anything else, because the kernel ignores signals for which process 1 has no handler.
     let mut terminate = signal(SignalKind::terminate())?;
     let ready = Arc::new(AtomicBool::new(false));
-    // Alive at once: an API server that is slow, or not there, is no reason to start this process again.
+    // Alive before the API server responds: restarting this process would not help against a slow API server.
     let health = tokio::net::TcpListener::from_std(bind(ports::HEALTH)?)?;
     tokio::spawn(axum::serve(health, health_routes(Arc::clone(&ready))).into_future());
     let settings = Arc::new(settings);
@@ -45,7 +45,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     serve(prepared, &settings, &ready, terminate).await
 }
 
-/// What admission needs before it can answer.
+/// Prerequisites of serving admission requests.
 struct Prepared {
     client: Client,
     cluster: Arc<Cluster>,
@@ -60,7 +60,7 @@ fn health_routes(ready: Arc<AtomicBool>) -> Router {
                 true => (StatusCode::OK, "ready\n"),
                 false => (
                     StatusCode::SERVICE_UNAVAILABLE,
-                    "waiting for the API server: namespaces, limits, Canaries, the authority's Secret\n",
+                    "waiting for the first lists of namespaces, LimitRanges, ResourceQuotas, Canaries and MeshConfigs, or for Secret tulle-webhook-authority\n",
                 ),
             }
         }
@@ -69,7 +69,7 @@ fn health_routes(ready: Arc<AtomicBool>) -> Router {
 }
 
 async fn prepare(settings: &Settings) -> Result<Prepared> {
-    let client = Client::try_default().await.context("no address of the API server")?;
+    let client = Client::try_default().await.context("cannot configure the Kubernetes client")?;
     let cluster = Cluster::follow(&client, settings.trust_domain.clone());
     let authority = Arc::new(authority(&client, settings).await);
     while !cluster.is_synced() {
@@ -91,18 +91,18 @@ async fn serve(
     let server = from_tcp_rustls(listener, serving)?.handle(handle.clone());
     let server = tokio::spawn(server.serve(routes(admission).into_make_service()));
     ready.store(true, Ordering::Relaxed);
-    tracing::info!("serving admission");
-    // The configurations name this authority only now that the port answers.
-    let configured = authority.keep_configured(&client, &settings.namespace);
+    tracing::info!("serving admission requests");
+    // Only now, because with caBundle written the API server starts to call this port.
+    let maintained = authority.maintain_ca_bundles(&client, &settings.namespace);
     tokio::select! {
-        ended = server => anyhow::bail!("the admission server ended: {ended:?}"),
-        () = configured => anyhow::bail!("this replica's authority is no longer the one in the Secret"),
+        ended = server => anyhow::bail!("the HTTPS server stopped: {ended:?}"),
+        () = maintained => anyhow::bail!("Secret tulle-webhook-authority no longer holds this replica's CA; a restart reads or creates it"),
         _ = terminate.recv() => {}
     }
-    // The API server still has this address: until it has not, its calls are answered as before.
-    tracing::info!("told to stop: serving until no caller has this address");
+    // The API server still sends requests to this pod.
+    tracing::info!("received SIGTERM; serving until the Service no longer has this pod as an endpoint");
     drain::endpoint_gone(&client, settings).await;
-    handle.graceful_shutdown(Some(LAST_ANSWERS));
+    handle.graceful_shutdown(Some(OPEN_REQUESTS_TIMEOUT));
     while handle.connection_count() > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -110,21 +110,18 @@ async fn serve(
     Ok(())
 }
 
-/// The authority, as soon as it can be had.
+/// Reads or creates the CA, and retries until it succeeds.
 async fn authority(client: &Client, settings: &Settings) -> Authority {
     loop {
         match Authority::shared(client, settings).await {
             Ok(authority) => return authority,
-            Err(error) => tracing::warn!(
-                error = format!("{error:#}"),
-                "cannot read or write the authority's Secret; trying again"
-            ),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot load the CA; trying again"),
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-/// A listener for IPv6 and IPv4, or on a node without IPv6 for IPv4 alone.
+/// A listener for IPv6 and IPv4, or for IPv4 only on a node without IPv6.
 fn bind(port: u16) -> Result<TcpListener> {
     let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
     let listener = listener.with_context(|| format!("cannot bind port {port}"))?;

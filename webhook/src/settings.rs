@@ -1,4 +1,4 @@
-//! Arguments of the webhook.
+//! Command-line arguments and environment of the webhook.
 
 use clap::Parser;
 
@@ -6,7 +6,7 @@ use clap::Parser;
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Settings {
-    /// The namespace that Tulle runs in.
+    /// Namespace of Tulle's control plane.
     #[arg(long, env = "TULLE_NAMESPACE", default_value = "tulle-system")]
     pub namespace: String,
     /// This pod's name.
@@ -15,10 +15,10 @@ pub struct Settings {
     /// The trust domain while there is no MeshConfig.
     #[arg(long, env = "TULLE_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// The sidecar's image.
+    /// Image of the injected sidecar.
     #[arg(long, env = "TULLE_SIDECAR_IMAGE")]
     pub sidecar_image: String,
-    /// The Service of the webhook.
+    /// Name of the webhook's Service.
     #[arg(long, default_value = "tulle-webhook")]
     pub service: String,
     /// `host:port` of the operator, as sidecars reach it.

@@ -1,6 +1,6 @@
 //! Validates what JSON schema and CEL in the CRDs cannot.
 //!
-//! In: an object that a user applies, and the workload that it targets. Out: [`Findings`], which are errors that
+//! In: an object that a user applies, and the workload that it targets. Out: [`Validation`], which are errors that
 //! reject the object and warnings that `kubectl` shows. Never reads the cluster and never changes an object.
 
 use ipnet::IpNet;
@@ -13,14 +13,14 @@ use tulle_mesh::policy::Glob;
 
 /// Errors and warnings about an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
+pub struct Validation {
     /// Reasons to reject the object. Each says what to write instead.
     pub errors: Vec<String>,
     /// Warnings for the author. They do not reject the object.
     pub warnings: Vec<String>,
 }
 
-impl Findings {
+impl Validation {
     fn error(&mut self, text: impl Into<String>) {
         self.errors.push(text.into());
     }
@@ -31,90 +31,92 @@ impl Findings {
 }
 
 /// Validates a MeshPolicy.
-pub fn policy(policy: &MeshPolicy) -> Findings {
-    let mut findings = Findings::default();
+pub fn policy(policy: &MeshPolicy) -> Validation {
+    let mut validation = Validation::default();
     let MeshPolicySpec { access, .. } = &policy.spec;
-    let Some(access) = access else { return findings };
+    let Some(access) = access else { return validation };
     let lists = [("allow", &access.allow), ("deny", &access.deny)];
     for (list, rules) in lists {
         for (index, rule) in rules.iter().flatten().enumerate() {
             for cidr in rule.from.iter().filter_map(|caller| caller.cidr.as_ref()) {
                 if cidr.parse::<IpNet>().is_err() {
-                    findings.error(format!(
+                    validation.error(format!(
                         "spec.access.{list}[{index}]: invalid CIDR {cidr:?}; write for example 10.1.0.0/16"
                     ));
                 }
             }
             for path in rule.to.iter().flat_map(|operation| operation.paths.iter().flatten()) {
                 if let Err(error) = Glob::compile(path) {
-                    findings.error(format!("spec.access.{list}[{index}]: {error}"));
+                    validation.error(format!("spec.access.{list}[{index}]: {error}"));
                 }
                 if list == "deny" {
-                    findings.warn(format!(
-                        "spec.access.deny[{index}] denies path {path}: a deny rule misses every path that it does not list; prefer an allow list"
+                    validation.warn(format!(
+                        "spec.access.deny[{index}] denies path {path} but no other path that leads to the same resource; prefer an allow list"
                     ));
                 }
             }
         }
     }
-    findings
+    validation
 }
 
 /// Validates the MeshConfig.
-pub fn config(config: &MeshConfig) -> Findings {
-    let mut findings = Findings::default();
+pub fn config(config: &MeshConfig) -> Validation {
+    let mut validation = Validation::default();
     match parse_duration(&config.spec.certificates.leaf_lifetime) {
-        Err(error) => findings.error(format!("spec.certificates.leafLifetime: {error}")),
+        Err(error) => validation.error(format!("spec.certificates.leafLifetime: {error}")),
         Ok(lifetime) if lifetime.as_secs() < 20 => {
-            findings.error("spec.certificates.leafLifetime: must be at least 20s; write for example 24h")
+            validation.error("spec.certificates.leafLifetime: must be at least 20s; write for example 24h")
         }
         Ok(lifetime) if lifetime.as_secs() > 7 * 86_400 => {
-            findings.warn(
-                "spec.certificates.leafLifetime is more than 7 days: a stolen key can be used for that long",
+            validation.warn(
+                "spec.certificates.leafLifetime is more than 7 days, and a stolen key can be used that long; write for example 24h",
             );
         }
         Ok(_) => {}
     }
-    findings
+    validation
 }
 
 /// Validates a Canary, given the names of other Canaries with the same target, and the target if it exists.
-pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Findings {
-    let mut findings = Findings::default();
+pub fn canary(canary: &Canary, siblings: &[String], target: Option<&Value>) -> Validation {
+    let mut validation = Validation::default();
     let spec = &canary.spec;
-    check_judge_and_times(spec, &mut findings);
+    check_judge_and_times(spec, &mut validation);
     let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
-        findings.warn("spec.steps: a weight is not higher than the one before it");
+        validation.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
     }
     if let Some(sibling) = siblings.first() {
-        findings.error(format!("Canary {sibling} already has this target: a workload can have only one Canary; delete one of the two"));
+        validation.error(format!(
+            "Canary {sibling} already has this target, and a workload can have only one Canary; delete one of the two"
+        ));
     }
     match target {
-        Some(target) => check_target(spec, target, &mut findings),
-        None => findings.warn(format!(
+        Some(target) => check_target(spec, target, &mut validation),
+        None => validation.warn(format!(
             "there is no {} {} yet; the Canary takes effect when that workload is created",
             spec.target.kind.name(),
             spec.target.name
         )),
     }
-    findings
+    validation
 }
 
 /// The limits of 0 and 100 % are in the schema too. They are repeated because Helm does not upgrade CRDs, so the
 /// schema in the cluster may be older than this webhook.
-fn check_judge_and_times(spec: &CanarySpec, findings: &mut Findings) {
+fn check_judge_and_times(spec: &CanarySpec, validation: &mut Validation) {
     match parse_percent(&spec.judge.confidence) {
-        Err(error) => findings.error(format!("spec.judge.confidence: {error}")),
-        Ok(share) if share <= 0.0 || share >= 1.0 => findings.error(format!(
+        Err(error) => validation.error(format!("spec.judge.confidence: {error}")),
+        Ok(share) if share <= 0.0 || share >= 1.0 => validation.error(format!(
             "spec.judge.confidence: {} must be above 0% and below 100%; write for example 99%",
             spec.judge.confidence
         )),
         Ok(_) => {}
     }
     match parse_duration(&spec.deadline) {
-        Err(error) => findings.error(format!("spec.deadline: {error}")),
-        Ok(deadline) if deadline.is_zero() => findings.error(format!(
+        Err(error) => validation.error(format!("spec.deadline: {error}")),
+        Ok(deadline) if deadline.is_zero() => validation.error(format!(
             "spec.deadline: {} fails every rollout at once; write for example 24h",
             spec.deadline
         )),
@@ -122,31 +124,31 @@ fn check_judge_and_times(spec: &CanarySpec, findings: &mut Findings) {
     }
     for (index, step) in spec.steps.iter().enumerate() {
         if step.weight == Some(0) {
-            findings.error(format!(
+            validation.error(format!(
                 "spec.steps[{index}].weight: must be from 1 to 100; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
             ));
         }
         if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
-            findings.error(format!("spec.steps[{index}].hold: {error}"));
+            validation.error(format!("spec.steps[{index}].hold: {error}"));
         }
     }
 }
 
 /// Warns about an invalid action annotation.
-pub fn action(object: &Value) -> Findings {
-    let mut findings = Findings::default();
+pub fn action(object: &Value) -> Validation {
+    let mut validation = Validation::default();
     let annotations = object.pointer("/metadata/annotations");
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
     if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
-        findings.warn(format!(
-            "{}={text} is invalid and has no effect: write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1",
+        validation.warn(format!(
+            "{}={text} has no effect because it is invalid; write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1",
             keys::ACTION
         ));
     }
-    findings
+    validation
 }
 
-fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
+fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
     let at = |path: &str| target.pointer(path);
     let name = format!("{} {}", spec.target.kind.name(), spec.target.name);
     match spec.target.kind {
@@ -154,41 +156,41 @@ fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
             let deadline = at("/spec/progressDeadlineSeconds").and_then(Value::as_u64).unwrap_or(600);
             let held = seconds(spec);
             if held > deadline {
-                findings.warn(format!(
+                validation.warn(format!(
                     "the steps take about {held}s, but {name} reports ProgressDeadlineExceeded after {deadline}s, and `kubectl rollout status` then fails; set its spec.progressDeadlineSeconds to {} or more",
                     held + 60
                 ));
             }
             if at("/spec/strategy/type") == Some(&Value::from("Recreate")) {
-                findings.error(format!("{name} has strategy Recreate, which deletes all stable pods before the new version starts; set its spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
+                validation.error(format!("{name} has strategy Recreate, which deletes all stable pods before the new version starts; set its spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
             }
             let surge = at("/spec/strategy/rollingUpdate/maxSurge");
             if surge == Some(&Value::from(0)) || surge == Some(&Value::from("0%")) {
-                findings.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
+                validation.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
             }
             let most = surge_weight(spec, target);
             if spec.capacity.keep_stable && spec.steps.iter().any(|step| step.weight.unwrap_or(0) > most) {
-                findings.warn(format!(
+                validation.warn(format!(
                     "spec.capacity.keepStable: the surge pods of {name} can carry {most}%, but a step has a higher weight, which will not be set; increase its maxSurge or lower the weights"
                 ));
             }
             let unavailable = at("/spec/strategy/rollingUpdate/maxUnavailable");
             if unavailable != Some(&Value::from(0)) && unavailable != Some(&Value::from("0%")) && unavailable.is_some() {
-                findings.warn(format!("{name} has maxUnavailable above 0: stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
+                validation.warn(format!("{name} has maxUnavailable above 0, so stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
             }
         }
         WorkloadKind::StatefulSet if at("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 => {
-            findings.warn(format!(
-                "{name} has one replica: the new version replaces the only pod, and there is nothing to compare it with; use 2 replicas or more"
+            validation.warn(format!(
+                "{name} has one replica, so the new version replaces the only stable pod and cannot be compared with it; use 2 replicas or more"
             ));
         }
-        WorkloadKind::StatefulSet => findings.warn(format!(
-            "{name} has no surge, because it is a StatefulSet: the pod with the highest ordinal is replaced and is not ready until the rollout admits it"
+        WorkloadKind::StatefulSet => validation.warn(format!(
+            "{name} has no surge because it is a StatefulSet, so the pod with the highest ordinal is replaced, and stays unready until the rollout gives it traffic"
         )),
         WorkloadKind::DaemonSet => {
             let surge = at("/spec/updateStrategy/rollingUpdate/maxSurge");
             if surge.is_none() || surge == Some(&Value::from(0)) {
-                findings.warn(format!("{name} has no maxSurge, so each pod of the new version replaces the stable pod of its node; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
+                validation.warn(format!("{name} has no maxSurge, so each pod of the new version replaces the stable pod of its node; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
             }
         }
     }
@@ -199,10 +201,10 @@ fn check_target(spec: &CanarySpec, target: &Value, findings: &mut Findings) {
     let by_argo = at("/metadata/annotations/argocd.argoproj.io~1tracking-id").is_some();
     for (owner, owns) in [("Helm", by_helm), ("Flux", by_flux), ("Argo CD", by_argo)] {
         if owns && owner != "Helm" && spec.on_failure == OnFailure::Undo {
-            findings.warn(format!("{name} is managed by {owner}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
+            validation.warn(format!("{name} is managed by {owner}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
         }
         if owns && seconds(spec) > 300 {
-            findings.warn(format!("{name} is managed by {owner}: the steps take more than 5 minutes, so a shorter wait (--atomic, --rollback-on-failure, health checks) restores the old version; set a longer timeout or do not wait"));
+            validation.warn(format!("{name} is managed by {owner}, and the steps take more than 5 minutes, so a shorter wait (--atomic, --rollback-on-failure, health checks) restores the old version; set a longer timeout or do not wait"));
         }
     }
 }
@@ -252,12 +254,12 @@ mod tests {
             ]}},
         }))
         .unwrap();
-        let findings = super::policy(&policy);
+        let validation = super::policy(&policy);
         assert_eq!(
-            findings.errors,
+            validation.errors,
             [
                 "spec.access.deny[0]: invalid CIDR \"10.1\"; write for example 10.1.0.0/16",
-                "spec.access.deny[1]: \"/a//b\" is no path; write it from the root, for example /v1/**",
+                "spec.access.deny[1]: invalid path \"/a//b\"; write it from the root, for example /v1/**",
             ]
         );
     }
@@ -268,14 +270,14 @@ mod tests {
             json!({"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 5, "hold": "20m"}]}),
         );
         let target = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}, "spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}});
-        let findings = super::canary(&canary, &[], Some(&target));
-        assert!(findings.errors.is_empty());
+        let validation = super::canary(&canary, &[], Some(&target));
+        assert!(validation.errors.is_empty());
         assert!(
-            findings.warnings[0].contains("progressDeadlineSeconds to 1260 or more"),
+            validation.warnings[0].contains("progressDeadlineSeconds to 1260 or more"),
             "{:?}",
-            findings.warnings
+            validation.warnings
         );
-        assert!(findings.warnings[1].contains("managed by Helm"), "{:?}", findings.warnings);
+        assert!(validation.warnings[1].contains("managed by Helm"), "{:?}", validation.warnings);
     }
 
     #[test]
@@ -306,18 +308,18 @@ mod tests {
     fn a_deployment_with_strategy_recreate_cannot_have_a_canary() {
         let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
         let target = json!({"spec": {"strategy": {"type": "Recreate"}}});
-        let findings = super::canary(&canary, &[], Some(&target));
-        assert!(findings.errors[0].contains("RollingUpdate"), "{:?}", findings.errors);
+        let validation = super::canary(&canary, &[], Some(&target));
+        assert!(validation.errors[0].contains("RollingUpdate"), "{:?}", validation.errors);
     }
 
     #[test]
     fn a_second_canary_for_a_workload_is_rejected() {
         let canary = canary_of(json!({"target": {"kind": "Deployment", "name": "web"}}));
-        let findings = super::canary(&canary, &["other".to_owned()], None);
+        let validation = super::canary(&canary, &["other".to_owned()], None);
         assert_eq!(
-            findings.errors,
+            validation.errors,
             [
-                "Canary other already has this target: a workload can have only one Canary; delete one of the two"
+                "Canary other already has this target, and a workload can have only one Canary; delete one of the two"
             ]
         );
     }

@@ -1,6 +1,7 @@
-//! The control plane of the benchmark: the operator's own discovery and certificate authority over a
-//! model of two pods and one Service, without Kubernetes. It trusts whoever asks: it runs in network
-//! namespaces that nobody else is in.
+//! Control plane of the benchmark, without Kubernetes.
+//!
+//! Runs the operator's discovery and certificate authority for a fixed model of two pods and one Service. It does not
+//! authenticate sidecars, because only the benchmark runs in its network namespaces.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -33,30 +34,30 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 /// The control plane of the benchmark.
 #[derive(Parser)]
 struct Arguments {
-    /// Where sidecars connect to.
+    /// Address to listen on for sidecars.
     #[arg(long)]
     listen: SocketAddr,
-    /// Where the trust bundle and the peers' certificates are written to.
+    /// Folder for the trust bundle and Envoy's certificates.
     #[arg(long)]
     folder: PathBuf,
-    /// The client's address.
+    /// IP address of the client.
     #[arg(long)]
     client: IpAddr,
-    /// The server's address.
+    /// IP address of the server.
     #[arg(long)]
     server: IpAddr,
-    /// The Service's address.
+    /// ClusterIP of the Service.
     #[arg(long)]
     service: IpAddr,
 }
 
-/// Signs for every pod that it knows.
-struct Everybody {
+/// Signs every request, for the pod UID in it.
+struct UnauthenticatedSigner {
     authority: Arc<Authority>,
 }
 
 #[tonic::async_trait]
-impl Identity for Everybody {
+impl Identity for UnauthenticatedSigner {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let request = request.into_inner();
         let identity = WorkloadId::new("cluster.local", "bench", &request.pod_uid);
@@ -88,9 +89,11 @@ async fn main() -> Result<()> {
     let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
     let me = WorkloadId::new("cluster.local", "tulle-system", "tulle-operator");
     let tls = Arc::new(own_tls(&authority, &me)?);
-    let listener = TcpListener::bind(arguments.listen).await.context("listening")?;
+    let listener = TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let services = Services::new(hub, relay, registry, aggregates, me);
-    serve(listener, tls, services, Everybody { authority }).await;
+    serve(listener, tls, services, UnauthenticatedSigner { authority }).await;
     Ok(())
 }
 

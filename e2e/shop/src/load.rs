@@ -1,4 +1,4 @@
-//! Load at a fixed rate, whatever the answers take, and an account of every request.
+//! The load generator: sends requests at a fixed rate, independent of response times, and counts the outcomes.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,38 +16,38 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-/// Sends requests at a fixed rate and counts the answers.
+/// Sends requests at a fixed rate and counts the responses.
 #[derive(clap::Parser)]
 pub struct Load {
     /// `host:port` of the service.
     #[arg(long)]
     target: String,
-    /// Requests a second.
+    /// Requests per second.
     #[arg(long, default_value_t = 100)]
     rate: u64,
-    /// Stops after this many seconds; 0: when told to.
+    /// Stops after this many seconds; 0 means at SIGTERM.
     #[arg(long, default_value_t = 0)]
     seconds: u64,
-    /// Every n-th request is a POST with a body; 0: none.
+    /// Every n-th request is a POST with a body; 0 means none.
     #[arg(long, default_value_t = 4)]
     post_every: u64,
-    /// The answers are not the shop's: their bodies are not read.
+    /// Accepts any response body, for servers other than the shop.
     #[arg(long)]
     any_body: bool,
-    /// A request that takes longer has failed.
+    /// Seconds after which a request is counted as failed.
     #[arg(long, default_value_t = 30)]
     timeout: u64,
 }
 
-/// What came of the requests.
+/// Counts of the requests by outcome.
 #[derive(Default)]
-struct Account {
+struct Counts {
     sent: u64,
     ok: u64,
     failed: u64,
-    /// Answers by version of the service.
+    /// Responses by version of the service.
     versions: BTreeMap<String, u64>,
-    /// Failures by what they were.
+    /// Failures by error text.
     failures: BTreeMap<String, u64>,
     micros: Vec<u32>,
 }
@@ -55,14 +55,14 @@ struct Account {
 type Sender = SendRequest<Full<Bytes>>;
 
 impl Load {
-    /// Sends, and prints the account once a second as a line of JSON.
+    /// Sends requests, and prints the counts once per second as a line of JSON.
     pub async fn run(self) -> anyhow::Result<()> {
         LocalSet::new().run_until(self.send()).await
     }
 
     async fn send(self) -> anyhow::Result<()> {
         let load = Rc::new(self);
-        let account = Rc::new(RefCell::new(Account::default()));
+        let counts = Rc::new(RefCell::new(Counts::default()));
         let idle: Rc<RefCell<Vec<Sender>>> = Rc::default();
         let mut ticks = interval(Duration::from_secs(1) / u32::try_from(load.rate.max(1))?);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -72,42 +72,42 @@ impl Load {
         while Instant::now() < end {
             tokio::select! {
                 scheduled = ticks.tick() => {
-                    // A late send counts from when it was due: otherwise a stall would hide itself.
-                    // The timer's own slack of a millisecond is not the server's.
+                    // The latency of a late request counts from its scheduled time, so that a stall is not hidden
+                    // (coordinated omission). The timer's resolution of a millisecond does not count as late.
                     let late = scheduled.elapsed() > Duration::from_millis(2);
                     let since = if late { scheduled } else { Instant::now() };
-                    let (load, account, idle) = (Rc::clone(&load), Rc::clone(&account), Rc::clone(&idle));
-                    spawn_local(async move { load.one(since, &account, &idle).await });
+                    let (load, counts, idle) = (Rc::clone(&load), Rc::clone(&counts), Rc::clone(&idle));
+                    spawn_local(async move { load.send_one(since, &counts, &idle).await });
                 }
-                _ = print.tick() => println!("{}", account.borrow().line()),
+                _ = print.tick() => println!("{}", counts.borrow().line()),
                 _ = terminate.recv() => break,
             }
         }
         let waiting = Instant::now();
-        while account.borrow().open() > 0 && waiting.elapsed() < Duration::from_secs(load.timeout) {
+        while counts.borrow().in_flight() > 0 && waiting.elapsed() < Duration::from_secs(load.timeout) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        println!("{}", account.borrow().line());
+        println!("{}", counts.borrow().line());
         Ok(())
     }
 
-    async fn one(&self, since: Instant, account: &RefCell<Account>, idle: &RefCell<Vec<Sender>>) {
+    async fn send_one(&self, since: Instant, counts: &RefCell<Counts>, idle: &RefCell<Vec<Sender>>) {
         let number = {
-            let mut account = account.borrow_mut();
-            account.sent += 1;
-            account.sent
+            let mut counts = counts.borrow_mut();
+            counts.sent += 1;
+            counts.sent
         };
         let outcome = timeout(Duration::from_secs(self.timeout), self.exchange(number, idle)).await;
-        let mut account = account.borrow_mut();
-        account.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
-        match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
+        let mut counts = counts.borrow_mut();
+        counts.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
+        match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no response within the timeout"))) {
             Ok(version) => {
-                account.ok += 1;
-                *account.versions.entry(version).or_default() += 1;
+                counts.ok += 1;
+                *counts.versions.entry(version).or_default() += 1;
             }
             Err(error) => {
-                account.failed += 1;
-                *account.failures.entry(format!("{error:#}")).or_default() += 1;
+                counts.failed += 1;
+                *counts.failures.entry(format!("{error:#}")).or_default() += 1;
             }
         }
     }
@@ -150,8 +150,8 @@ impl Load {
     }
 }
 
-impl Account {
-    fn open(&self) -> u64 {
+impl Counts {
+    fn in_flight(&self) -> u64 {
         self.sent - self.ok - self.failed
     }
 

@@ -1,5 +1,4 @@
-//! The sample shop: a service that answers, calls the next one, and fails on demand, and the load
-//! that counts what it gets.
+//! The sample shop: a service that calls the next one and can return errors, and a load generator.
 
 mod load;
 mod serve;
@@ -9,11 +8,11 @@ use clap::Parser;
 /// The sample shop.
 #[derive(Parser)]
 enum Command {
-    /// Answers requests.
+    /// Serves requests.
     Serve(serve::Serve),
-    /// Sends requests at a fixed rate and counts the answers.
+    /// Sends requests at a fixed rate and counts the responses.
     Load(load::Load),
-    /// Asks once, and prints the status and the answer.
+    /// Sends one request, and prints the status and the body.
     Get {
         /// `host:port` of the service.
         target: String,

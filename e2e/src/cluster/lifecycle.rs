@@ -1,4 +1,4 @@
-//! Up and down, from outside the node's namespaces.
+//! Starts and stops the cluster, from outside the node's namespaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::host;
 use crate::images;
 use crate::progress::step;
 
-/// How long a slow machine may take for a step.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time limit of each step of the start, with room for slow machines.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Where control groups are mounted: the one hierarchy of version 2, or those of version 1.
+/// Mount point of control groups: the hierarchy of version 2, or those of version 1.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The embedded cluster of this machine.
@@ -34,83 +34,89 @@ impl Cluster {
         Ok(Self { state })
     }
 
-    /// A cluster with its state in a folder of its own, beside the default one.
+    /// A cluster with its state in another folder; it can run at the same time as the default one.
     pub fn at(state: &Path) -> Self {
         Self { state: state.to_path_buf() }
     }
 
-    /// Starts the cluster unless it runs, and waits until its nodes are ready. `count`: of nodes; `None`: as
-    /// many as it has, or one.
+    /// Starts the cluster unless it is running, and waits until its nodes are ready. `count` is the number of nodes;
+    /// `None` keeps the current number, or starts one.
     pub fn up(&self, count: Option<u8>) -> Result<()> {
         host::require_root()?;
         host::install_programs()?;
-        let has = u8::try_from(self.nodes().len()).unwrap_or(0);
-        let right = count.is_none_or(|count| count == has);
+        let current = u8::try_from(self.nodes().len()).unwrap_or(0);
+        let size_matches = count.is_none_or(|count| count == current);
         let _turn = lock()?;
-        // One whose start was cut off will never get ready; another may just be busy.
-        let begun = self.nodes().first().is_some_and(|first| first.api_ready().exists());
-        if right && begun && self.pid().is_some() && self.wait_ready(PATIENCE).is_ok() {
+        // A cluster that was ready before may only be busy; one whose start was interrupted never becomes ready.
+        let was_ready = self.nodes().first().is_some_and(|first| first.api_ready().exists());
+        if size_matches && was_ready && self.pid().is_some() && self.wait_ready(STEP_TIMEOUT).is_ok() {
             return Ok(());
         }
         let components = components::binary()?;
         let pause = images::archive(&images::PAUSE)?;
         self.down()?;
         step("starting the embedded cluster");
-        let count = count.unwrap_or(has.max(1));
+        let count = count.unwrap_or(current.max(1));
         let nodes: Vec<Node> = (1..=count).map(|number| Node { state: self.state.clone(), number }).collect();
         files::write(&nodes)?;
         pki::create(&self.state.join("pki"), &nodes)?;
         nodes.iter().try_for_each(|node| make_cgroups(&node.cgroup()))?;
         self.start_node(&components, count)?;
-        self.wait_up("containerd", || nodes.iter().all(|node| node.containerd().exists()))?;
-        self.load(&pause)?;
-        self.wait_up("the API server (see: cargo xtask cluster logs kube-apiserver)", || {
-            self.answers(&[], "/readyz")
+        self.wait_up("containerd to listen (see: cargo xtask cluster logs containerd)", || {
+            nodes.iter().all(|node| node.containerd().exists())
         })?;
+        self.load(&pause)?;
+        self.wait_up(
+            "the API server to become ready (see: cargo xtask cluster logs kube-apiserver)",
+            || self.responds(&[], "/readyz"),
+        )?;
         nodes.iter().take(1).try_for_each(|first| host::write(&first.api_ready(), ""))?;
         let dns = self.state.join("dns.yaml");
         host::output(self.kubectl()?.arg("apply").arg("-f").arg(dns))?;
-        self.wait_ready(PATIENCE)?;
-        self.wait_up("Services (see: cargo xtask cluster logs kube-proxy)", || {
-            self.answers(&["--server=https://10.96.0.1:443"], "/readyz")
+        self.wait_ready(STEP_TIMEOUT)?;
+        self.wait_up("Services to be reachable (see: cargo xtask cluster logs kube-proxy)", || {
+            self.responds(&["--server=https://10.96.0.1:443"], "/readyz")
         })?;
-        self.wait_up("names (see: cargo xtask cluster logs coredns)", || {
-            self.answers(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
+        self.wait_up("DNS to become ready (see: cargo xtask cluster logs coredns)", || {
+            self.responds(&[&format!("--server=http://{}", files::DNS_READY)], "/ready")
         })
     }
 
-    /// Whether the API server, or another server that kubectl is told of, answers.
-    fn answers(&self, server: &[&str], path: &str) -> bool {
+    /// Whether the API server responds, or another server that `server` sets as kubectl's `--server`.
+    fn responds(&self, server: &[&str], path: &str) -> bool {
         let kubectl = self.kubectl().map(|mut kubectl| {
             host::output(kubectl.args(server).args(["get", "--raw", path, "--request-timeout=2s"]))
         });
         kubectl.is_ok_and(|answer| answer.is_ok())
     }
 
-    /// The nodes that it was started with.
+    /// The nodes with which the cluster was started.
     fn nodes(&self) -> Vec<Node> {
         let node = |number| Node { state: self.state.clone(), number };
         (1..=u8::MAX).map(node).take_while(|node| node.folder().exists()).collect()
     }
 
-    /// Ends every process of the cluster and removes its files and control groups.
+    /// Stops every process of the cluster and removes its files and control groups.
     pub fn down(&self) -> Result<()> {
         if let Some(pid) = self.pid() {
             kill_process(pid, Signal::KILL).ok();
-            self.wait_for(Duration::from_secs(20), "the node's end", || self.pid().is_none())?;
+            self.wait_for(Duration::from_secs(20), "the node's processes to end", || self.pid().is_none())?;
         }
         remove_cgroups(&self.state);
         if self.state.exists() {
             let empty = fs::read_dir(&self.state)?.next().is_none();
             if !empty && !self.state.join("logs").exists() {
-                bail!("{} holds no cluster: it is left alone", self.state.display());
+                bail!(
+                    "{} is not the folder of a cluster, so it is not removed; set TULLE_CLUSTER to another folder",
+                    self.state.display()
+                );
             }
             remove_state(&self.state)?;
         }
         Ok(())
     }
 
-    /// What is left of the cluster on this machine; empty once it is down.
+    /// Files, control groups, mounts and processes of the cluster on this machine; empty once it is down.
     pub fn left_behind(&self) -> Vec<String> {
         let mut left = Vec::new();
         if self.state.exists() {
@@ -131,10 +137,10 @@ impl Cluster {
         left
     }
 
-    /// Prints what the node says.
+    /// Prints the nodes and pods.
     pub fn status(&self) -> Result<()> {
         if self.pid().is_none() {
-            bail!("the cluster does not run; start it with: cargo xtask cluster up");
+            bail!("the cluster is not running; start it with: cargo xtask cluster up");
         }
         host::run(self.kubectl()?.args(["get", "nodes,pods", "--all-namespaces", "-o", "wide"]))
     }
@@ -146,10 +152,10 @@ impl Cluster {
         Ok(command)
     }
 
-    /// A command inside the node's namespaces.
+    /// A command inside the first node's namespaces.
     pub fn inside(&self, program: &str) -> Result<Command> {
         let Some(init) = self.pid().and_then(child_of) else {
-            bail!("the cluster does not run; start it with: cargo xtask cluster up");
+            bail!("the cluster is not running; start it with: cargo xtask cluster up");
         };
         let mut command = Command::new("nsenter");
         command
@@ -163,11 +169,11 @@ impl Cluster {
         Ok(command)
     }
 
-    /// Loads an image archive, once per content.
+    /// Loads an image archive into every node, unless that node has loaded it already.
     pub fn load(&self, archive: &Path) -> Result<()> {
-        let name = archive.file_name().context("an archive has a name")?;
+        let name = archive.file_name().with_context(|| format!("{} is not a file", archive.display()))?;
         for node in self.nodes() {
-            // By name: what was loaded under it last is what runs.
+            // One marker file per image name, because the archive loaded last determines the image.
             let file = name.to_string_lossy();
             let image = file.rsplit_once('-').map_or(&*file, |(image, _)| image);
             let loaded = node.folder().join("images").join(image);
@@ -182,7 +188,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Where the first node's kubelet looks for static pods.
+    /// Folder of the first node's static pods.
     pub fn static_pods(&self) -> PathBuf {
         Node { state: self.state.clone(), number: 1 }.folder().join("static-pods")
     }
@@ -193,7 +199,7 @@ impl Cluster {
         let log = fs::read_to_string(&path).with_context(|| {
             let names = fs::read_dir(self.state.join("logs")).into_iter().flatten().flatten();
             let names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-            format!("no log of {component:?}; there are: {}", names.join(", "))
+            format!("cannot read the log of {component:?}; there are logs of {}", names.join(", "))
         })?;
         print!("{log}");
         Ok(())
@@ -217,15 +223,15 @@ impl Cluster {
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()
-            .context("cannot start the node")?;
+            .context("cannot start the first node")?;
         host::write(&self.state.join("node.pid"), child.id().to_string())?;
-        // It takes a moment to become what it is told by.
-        self.wait_for(Duration::from_secs(2), "the node", || self.pid().is_some()).ok();
+        // is_node() recognises the process only after it has executed unshare.
+        self.wait_for(Duration::from_secs(2), "the node to start", || self.pid().is_some()).ok();
         Ok(())
     }
 
-    /// The process that holds the namespaces, if it is alive and really ours. Found by its arguments too: an
-    /// xtask that was killed may not have written it down.
+    /// The process that holds the namespaces, if it is running. It is also searched by its arguments, because an xtask
+    /// that was killed may not have written `node.pid`.
     fn pid(&self) -> Option<Pid> {
         let written = fs::read_to_string(self.state.join("node.pid")).ok();
         let written = written.and_then(|text| text.trim().parse().ok()).filter(|pid| self.is_node(*pid));
@@ -234,7 +240,7 @@ impl Cluster {
         written.or_else(|| numbers.find(|pid| self.is_node(*pid))).and_then(Pid::from_raw)
     }
 
-    /// Whether a process is the one that started the node's first process.
+    /// Whether a process is the parent of the node's pid 1.
     fn is_node(&self, pid: i32) -> bool {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let arguments: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
@@ -244,34 +250,37 @@ impl Cluster {
             && arguments.windows(3).any(|window| window == init)
     }
 
-    fn wait_ready(&self, most: Duration) -> Result<()> {
+    fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let wanted = self.nodes().len();
-        let result = self.wait_for(most, "ready nodes", || {
+        let result = self.wait_for(timeout, "every node to become ready", || {
             let nodes = self.kubectl().and_then(|mut kubectl| {
                 host::output(kubectl.args(["get", "nodes", "--no-headers", "--request-timeout=2s"]))
             });
             nodes.is_ok_and(|text| text.lines().filter(|line| line.contains(" Ready")).count() == wanted)
         });
-        result.context("see: cargo xtask cluster logs kubelet")
+        result.context("the cluster is not ready (see: cargo xtask cluster logs kubelet)")
     }
 
-    /// Waits for a step of the start, as long as the node lives.
+    /// Waits for a step of the start, or fails when the node has ended.
     fn wait_up(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let ended = || self.pid().is_none();
-        self.wait_for(PATIENCE, what, || done() || ended())?;
+        self.wait_for(STEP_TIMEOUT, what, || done() || ended())?;
         if ended() {
             let log = fs::read_to_string(self.state.join("logs/node")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
-            bail!("the node has ended: {}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            bail!(
+                "the node has ended; last lines of its log:\n{}",
+                last.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
         Ok(())
     }
 
-    fn wait_for(&self, most: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    fn wait_for(&self, timeout: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let start = Instant::now();
         while !done() {
-            if start.elapsed() > most {
-                bail!("waited {} s for {what} in vain", most.as_secs());
+            if start.elapsed() > timeout {
+                bail!("timed out after {} s waiting for {what}", timeout.as_secs());
             }
             thread::sleep(Duration::from_millis(100));
         }
@@ -279,7 +288,7 @@ impl Cluster {
     }
 }
 
-/// Two that start a cluster at once wait for each other; held until it is dropped.
+/// Takes the lock that lets only one xtask at a time start a cluster; dropping the file releases it.
 fn lock() -> Result<fs::File> {
     let file = fs::File::open(host::cache()?)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
@@ -301,7 +310,7 @@ fn cgroup_roots() -> Vec<PathBuf> {
     entries.filter(|path| path.is_dir() && !path.is_symlink()).collect()
 }
 
-/// kubelet wants its root group to exist, with the CPUs and memory nodes of the machine on v1.
+/// Creates a kubelet's root control group, which must exist, on v1 with the CPUs and memory nodes of the machine.
 fn make_cgroups(name: &str) -> Result<()> {
     for root in cgroup_roots() {
         let group = root.join(name);
@@ -311,19 +320,19 @@ fn make_cgroups(name: &str) -> Result<()> {
                 fs::write(group.join(file), value.trim()).ok();
             }
         }
-        // v2: kubelet refuses a root group that lacks a controller that the machine has.
+        // v2: kubelet does not start with a root group that lacks one of the machine's controllers.
         for controller in fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default().split(' ') {
             for folder in [&root, &group] {
                 fs::write(folder.join("cgroup.subtree_control"), format!("+{}", controller.trim())).ok();
             }
         }
-        // A machine with both versions has its controllers in the first.
+        // A machine with both versions has its controllers in the hierarchies of version 1.
         if root == Path::new(CGROUPS)
             && let Ok(controllers) = fs::read_to_string(group.join("cgroup.subtree_control"))
             && let Some(missing) = ["cpu", "memory", "pids"].iter().find(|name| !controllers.contains(**name))
         {
             bail!(
-                "the control group {} has no controller {missing}: kubelet needs it; run on the machine itself, or in a container whose control groups are its own and empty",
+                "control group {} has no controller {missing}, which kubelet needs; run on the machine itself, or in a container with its own, empty control group namespace",
                 group.display()
             );
         }
@@ -340,7 +349,7 @@ fn cgroups(state: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_cgroups(state: &Path) {
-    // A group whose last process has just been killed is busy for a moment.
+    // Retried, because the kernel reports a group as busy for a moment after its last process was killed.
     for _ in 0..50 {
         let left = cgroups(state);
         left.iter().for_each(|group| remove_group(group));

@@ -1,15 +1,15 @@
-//! The embedded cluster: upstream's own etcd, API server, controllers, scheduler, kubelet, proxy and
-//! DNS, with containerd and runc, in mount, pid, network, UTS and IPC namespaces of their own.
+//! The embedded cluster: upstream etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy
+//! and CoreDNS, with containerd and runc, in their own mount, PID, network, UTS and IPC namespaces.
 //!
 //! ```text
-//!   components  the Go binary, built once and cached by what it was built from
+//!   components  the Go binary, cached by the hash of its sources
 //!   pki         certificates and kubeconfigs
 //!   files       configuration of every component
 //!   node        pid 1 of the namespaces: mounts, network, processes
-//!   lifecycle   up, down, status, from outside
+//!   lifecycle   up, down and status, from outside the namespaces
 //! ```
-//! Namespaces are the teardown: when pid 1 dies the kernel ends every process and mount with it;
-//! only control groups stay, and `down` removes those.
+//! When pid 1 of the namespaces ends, the kernel ends every process and mount in them. Only control groups remain, and
+//! `down` removes them.
 
 mod components;
 mod files;
@@ -26,36 +26,36 @@ use anyhow::Result;
 
 use crate::host;
 
-/// What `cargo xtask cluster` can do.
+/// Subcommands of `cargo xtask cluster`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Starts the cluster, or does nothing when it runs.
+    /// Starts the cluster unless it is running.
     Up {
-        /// How many nodes it has; a running cluster of another size is made anew.
+        /// Number of nodes; a running cluster with another number is replaced.
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
         nodes: Option<u8>,
     },
-    /// Ends it and leaves nothing behind, also after a crash.
+    /// Stops the cluster and removes its files, also after a crash.
     Down,
-    /// Says whether it runs and what its node reports.
+    /// Shows nodes and pods, or fails if the cluster is not running.
     Status,
-    /// Runs kubectl against it.
+    /// Runs kubectl against the cluster.
     Kubectl {
         /// kubectl's arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Loads an image archive (docker-archive or OCI) into it.
+    /// Loads an image archive (docker-archive or OCI) into the cluster.
     Load {
-        /// The archive.
+        /// Path of the archive.
         archive: PathBuf,
     },
     /// Prints the log of a component (etcd, kubelet, containerd …).
     Logs {
-        /// The component.
+        /// Name of the component; nodes other than the first: COMPONENT-NODE.
         component: String,
     },
-    /// A shell inside the node, with kubectl's configuration set.
+    /// Starts a shell inside the first node, with KUBECONFIG set.
     Shell,
     /// Pid 1 of the node's namespaces; started by `up`.
     #[command(hide = true)]
@@ -64,16 +64,16 @@ pub enum Command {
         state: PathBuf,
         /// The component binary.
         components: PathBuf,
-        /// How many nodes there are.
+        /// Number of nodes.
         #[arg(long, default_value_t = 1)]
         nodes: u8,
-        /// Which of the others this is; none: the first.
+        /// Number of this node, unless it is the first.
         #[arg(long)]
         worker: Option<u8>,
     },
 }
 
-/// Carries a command out.
+/// Runs a command.
 pub fn run(command: Command) -> Result<()> {
     if let Command::Init { state, components, nodes, worker } = command {
         return match worker {

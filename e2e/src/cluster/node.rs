@@ -1,4 +1,4 @@
-//! Pid 1 of the node's namespaces: prepares them, starts every component, reaps what dies.
+//! Pid 1 of the node's namespaces: mounts, networks, starts and restarts components, reaps orphans.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,7 @@ use rustix::process::{WaitOptions, wait};
 use super::files::{DNS, Node, has_ipv6, services};
 use crate::host;
 
-/// Runs the first node, and inside it the others up to `count`; returns only on an error before the
-/// components run.
+/// Runs the first node, and inside it the others up to `count`. Returns only on an error.
 pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
     let node = Node { state: state.to_path_buf(), number: 1 };
     mounts(&node)?;
@@ -24,32 +23,32 @@ pub fn run(state: &Path, components: &Path, count: u8) -> Result<()> {
     let mut first = api_server(&node, components);
     for number in 2..=count {
         let worker = Node { state: state.to_path_buf(), number };
-        connect(&worker)?;
-        first.push(nested(&worker, components)?);
+        connect_worker(&worker)?;
+        first.push(nested_node(&worker, components)?);
     }
     supervise(&node, first, later)
 }
 
-/// Runs another node, in namespaces inside those of the first one.
+/// Runs another node, in namespaces nested in those of the first one.
 pub fn run_worker(state: &Path, components: &Path, number: u8) -> Result<()> {
     let node = Node { state: state.to_path_buf(), number };
     mounts(&node)?;
     rustix::system::sethostname(node.name().as_bytes())?;
-    forward()?;
+    enable_forwarding()?;
     supervise(&node, Vec::new(), worker_components(&node, components))
 }
 
-/// A program of the node and its arguments.
+/// A process of the node.
 struct Component {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
 }
 
-/// Starts `later` once the API server is ready: what asks too early asks again later and later, and on a
-/// slow machine a cluster that is up would have no Services for a minute. Starts again what ends: kubelet,
-/// say, gives up when containerd does not listen yet. Orphans of containerd's shims are children of pid 1
-/// too, and nobody else waits for them.
+/// Starts components, and restarts those that end: kubelet, for example, exits when containerd does not listen yet.
+///
+/// The components in `later` are started once the API server is ready, because their retries back off: on a slow machine
+/// the cluster would have no Services for a minute after that. Pid 1 also waits for orphans of containerd's shims.
 fn supervise(node: &Node, first: Vec<Component>, mut later: Vec<Component>) -> Result<()> {
     let mut running = Vec::new();
     start_all(node, &mut running, first)?;
@@ -78,7 +77,7 @@ fn start_all(node: &Node, running: &mut Vec<(Child, Component)>, components: Vec
     Ok(())
 }
 
-/// Folders of the machine that the node has for itself, and where it keeps what is in them.
+/// Folders of the machine over which the node mounts its own, and the names of these in the node's folder.
 const FOLDERS: [(&str, &str); 4] = [
     ("/var/lib/kubelet", "kubelet"),
     ("/var/lib/cni", "var-cni"),
@@ -86,20 +85,20 @@ const FOLDERS: [(&str, &str); 4] = [
     ("/var/log/containers", "containerlogs"),
 ];
 
-/// A tmpfs and binds keep the host's own folders clean: without them network namespaces and pod
-/// volumes would stay behind there.
+/// Mounts a tmpfs and the node's own folders over the host's, so that no network namespaces and pod volumes remain in the
+/// host's folders.
 fn mounts(node: &Node) -> Result<()> {
     mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?;
-    mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).context("mounting /run")?;
+    mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).context("cannot mount /run")?;
     for (folder, source) in FOLDERS {
         fs::create_dir_all(folder)?;
-        mount_bind(node.folder().join(source), folder).with_context(|| format!("mounting {folder}"))?;
+        mount_bind(node.folder().join(source), folder).with_context(|| format!("cannot mount {folder}"))?;
     }
     kernel_settings(node)
 }
 
-/// kubelet sets some of the machine's kernel settings where they are not as it wants them, panics among
-/// them. It is shown what it wants to see: these are the developer's.
+/// Mounts files with the values that kubelet expects over some kernel settings, because kubelet would otherwise change
+/// them for the developer's whole machine, including its behaviour on a kernel panic.
 fn kernel_settings(node: &Node) -> Result<()> {
     for (name, value) in host::KERNEL_SETTINGS {
         let (file, setting) = (node.folder().join("sysctl").join(name), Path::new("/proc/sys").join(name));
@@ -107,14 +106,14 @@ fn kernel_settings(node: &Node) -> Result<()> {
             continue;
         }
         host::write(&file, value)?;
-        mount_bind(&file, &setting).with_context(|| format!("mounting {}", setting.display()))?;
+        mount_bind(&file, &setting).with_context(|| format!("cannot mount {}", setting.display()))?;
     }
     Ok(())
 }
 
-/// No default route: what tries to leave the node fails at once instead of hanging. The route to the
-/// Service range lets processes on the node reach Services (the route is looked up before the
-/// address is rewritten).
+/// Network of the first node. Its default route is unreachable, so that connections that would leave the node fail at
+/// once instead of timing out. The routes to the Service ranges let processes on the node reach Services, because the
+/// kernel looks up the route before it translates the address.
 fn first_network(node: &Node) -> Result<()> {
     rustix::system::sethostname(node.name().as_bytes())?;
     ip(&[
@@ -133,18 +132,18 @@ fn first_network(node: &Node) -> Result<()> {
     }
     let routes: Vec<String> = services().iter().map(|range| format!("route add {range} dev node0")).collect();
     ip(&routes)?;
-    forward()
+    enable_forwarding()
 }
 
-fn forward() -> Result<()> {
+fn enable_forwarding() -> Result<()> {
     let files: &[&str] =
         if has_ipv6() { &["ipv4/ip_forward", "ipv6/conf/all/forwarding"] } else { &["ipv4/ip_forward"] };
     let enable = |file: &&str| fs::write(Path::new("/proc/sys/net").join(file), "1");
-    files.iter().try_for_each(enable).context("enabling forwarding")
+    files.iter().try_for_each(enable).context("cannot enable IP forwarding")
 }
 
-/// A network namespace for another node, with a wire to the first one's bridge and routes both ways.
-fn connect(worker: &Node) -> Result<()> {
+/// Creates a network namespace for another node, with a veth pair to the first node's bridge and routes both ways.
+fn connect_worker(worker: &Node) -> Result<()> {
     let (name, address, address_v6) = (worker.name(), worker.address(), worker.address_v6());
     let routes = |to: &Node, at: &str| {
         let mut routes = vec![format!("{at}route add {} via {}", to.pods(), to.address())];
@@ -188,8 +187,8 @@ fn ip(commands: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Another node as a process of the first: it ends with it.
-fn nested(worker: &Node, components: &Path) -> Result<Component> {
+/// Another node, as a process of the first one so that both end together.
+fn nested_node(worker: &Node, components: &Path) -> Result<Component> {
     let mut arguments = vec![format!("--net=/run/netns/{}", worker.name()), "unshare".to_owned()];
     let flags = ["--mount", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"];
     arguments.extend(flags.map(str::to_owned));
@@ -205,7 +204,7 @@ fn upstream(name: &str, node: &Node, components: &Path, mut arguments: Vec<Strin
     Component { name: log_name(name, node), program: components.to_path_buf(), arguments }
 }
 
-/// Logs of the first node are named after the component, those of others after the node too.
+/// Name of a component's log: that of the component, followed by the node's name except for the first node.
 fn log_name(component: &str, node: &Node) -> String {
     if node.number == 1 { component.to_owned() } else { format!("{component}-{}", node.name()) }
 }
@@ -216,7 +215,7 @@ fn containerd(node: &Node) -> Component {
     Component { name, program: "containerd".into(), arguments: vec!["-c".into(), config] }
 }
 
-/// What every node runs besides containerd.
+/// Components of every node besides containerd.
 fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
     let path = |name: &str| node.folder().join(name).display().to_string();
     let kubeconfig = node.state.join("pki").join(format!("{}.conf", node.name()));
@@ -230,7 +229,7 @@ fn worker_components(node: &Node, components: &Path) -> Vec<Component> {
     vec![upstream("kubelet", node, components, kubelet), upstream("kube-proxy", node, components, proxy)]
 }
 
-/// The API server and its store.
+/// The API server and etcd.
 fn api_server(node: &Node, components: &Path) -> Vec<Component> {
     let key = |name: &str| node.state.join("pki").join(name).display().to_string();
     let data = node.state.join("etcd").display().to_string();
@@ -240,7 +239,7 @@ fn api_server(node: &Node, components: &Path) -> Vec<Component> {
     ]
 }
 
-/// What the first node runs besides, once its API server is ready.
+/// Components of the first node that are started once its API server is ready.
 fn control_plane(node: &Node, components: &Path) -> Vec<Component> {
     let pki = node.state.join("pki");
     let path = |name: &str| node.state.join(name).display().to_string();

@@ -1,4 +1,4 @@
-//! Certificates and kubeconfigs of the cluster.
+//! Creates the certificates and kubeconfigs of the cluster.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ const USERS: &[(&str, &str, &str)] = &[
     ("proxy", "system:kube-proxy", ""),
 ];
 
-/// Makes everything below `folder`, unless a former run has.
+/// Creates all files below `folder`, unless they are complete already.
 pub fn create(folder: &Path, nodes: &[Node]) -> Result<()> {
     let Some(first) = nodes.first() else { return Ok(()) };
     let address = first.address();

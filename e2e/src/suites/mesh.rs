@@ -89,7 +89,7 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
         &debug.to_string(),
     ]);
     ensure!(
-        refused.is_err_and(|error| error.to_string().contains("uid 4150 is the sidecar's")),
+        refused.is_err_and(|error| error.to_string().contains("uid 4150 is reserved for the sidecar")),
         "a debug container came in"
     );
     Ok(())

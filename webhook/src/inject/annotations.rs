@@ -1,5 +1,6 @@
-//! Settings of the sidecar: annotations `tulle.dev/<name>` of a pod, else of its namespace, else MeshConfig. An unknown
-//! or malformed one is answered with a warning that names it, never ignored in silence.
+//! Settings of the sidecar: annotations `tulle.dev/<name>` of the pod, then of its namespace, then MeshConfig.
+//!
+//! In: annotations. Out: [`PodSettings`], and a warning for each annotation that is unknown or invalid.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +8,16 @@ use tulle_crds::{SidecarDefaults, keys};
 
 use crate::quantity::Quantity;
 
-/// What annotations ask for.
+/// Settings of a sidecar; a field that is empty or `None` is not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSettings {
-    /// Inbound ports that the sidecar does not see.
+    /// Inbound ports that are not redirected to the sidecar.
     pub skip_inbound_ports: Vec<u16>,
-    /// Outbound ports that the sidecar does not see.
+    /// Outbound ports that are not redirected to the sidecar.
     pub skip_outbound_ports: Vec<u16>,
-    /// What the sidecar logs.
+    /// Log level.
     pub log_level: Option<String>,
-    /// Data threads.
+    /// Number of worker threads.
     pub workers: Option<u16>,
     /// CPU request.
     pub cpu: Option<String>,
@@ -28,12 +29,12 @@ pub struct PodSettings {
     pub memory_limit: Option<String>,
 }
 
-/// The annotations that are read, for the warning about others.
+/// Known annotations, for the warning about unknown ones.
 const KNOWN: &str =
     "skip-inbound-ports, skip-outbound-ports, log-level, workers, cpu, memory, cpu-limit, memory-limit";
 
 impl PodSettings {
-    /// Reads the annotations of an object; `object` is how warnings name it.
+    /// Reads the annotations of an object; `object` names it in warnings.
     pub fn read<'a>(
         annotations: impl Iterator<Item = (&'a str, &'a str)>,
         object: &str,
@@ -43,7 +44,7 @@ impl PodSettings {
         for (key, value) in annotations {
             let Some(name) = key.strip_prefix("tulle.dev/").filter(|_| key != keys::SEAL) else { continue };
             if let Err(why) = settings.set(name, value) {
-                warnings.push(format!("annotation {key}{object}: {value:?} has no effect: {why}"));
+                warnings.push(format!("annotation {key}{object} has no effect because {why}"));
             }
         }
         settings
@@ -56,7 +57,7 @@ impl PodSettings {
             let known = quantity(text);
             if let Err(why) = &known {
                 warnings.push(format!(
-                    "MeshConfig mesh: spec.sidecar.resources.{kind}.{name} {text:?} has no effect: {why}"
+                    "spec.sidecar.resources.{kind}.{name} of MeshConfig mesh has no effect because {why}"
                 ));
             }
             known.ok()
@@ -71,7 +72,7 @@ impl PodSettings {
         }
     }
 
-    /// These settings, and where they say nothing the others.
+    /// These settings, completed by `others` where they are not set.
     pub fn or(self, others: Self) -> Self {
         let ports = |mine: Vec<u16>, others| if mine.is_empty() { others } else { mine };
         Self {
@@ -108,13 +109,14 @@ impl PodSettings {
             "log-level" => self.log_level = Some(log_level(value)?),
             "workers" => {
                 let workers = value.parse().ok().filter(|count| (1..=64).contains(count));
-                self.workers = Some(workers.ok_or("write a number of 1 to 64")?);
+                self.workers =
+                    Some(workers.ok_or_else(|| format!("{value:?} is not a number from 1 to 64"))?);
             }
             "cpu" => self.cpu = Some(quantity(value)?),
             "memory" => self.memory = Some(quantity(value)?),
             "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
             "memory-limit" => self.memory_limit = Some(quantity(value)?),
-            _ => return Err(format!("known annotations are {KNOWN}")),
+            _ => return Err(format!("it is unknown; known annotations are {KNOWN}")),
         }
         Ok(())
     }
@@ -122,20 +124,21 @@ impl PodSettings {
 
 fn ports(value: &str) -> Result<Vec<u16>, String> {
     let parse = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
-    value.split(',').map(|text| parse(text).ok_or_else(|| "write ports like 25,3306".to_owned())).collect()
+    let ports: Option<Vec<u16>> = value.split(',').map(parse).collect();
+    ports.ok_or_else(|| format!("{value:?} is not a list of ports; write for example 25,3306"))
 }
 
 fn log_level(value: &str) -> Result<String, String> {
     match value {
         "error" | "warn" | "info" | "debug" | "trace" => Ok(value.to_owned()),
-        _ => Err("write error, warn, info, debug or trace".to_owned()),
+        _ => Err(format!("{value:?} is not a log level; write error, warn, info, debug or trace")),
     }
 }
 
-/// Checked here, because the API server would name a container that the pod's author never wrote.
+/// Checked here because the API server's error would name an injected container, not the annotation.
 fn quantity(value: &str) -> Result<String, String> {
     match Quantity::parse(value).filter(|quantity| !quantity.is_zero()) {
         Some(_) => Ok(value.to_owned()),
-        None => Err("write a quantity like 100m or 32Mi".to_owned()),
+        None => Err(format!("{value:?} is not a quantity above 0; write for example 100m or 32Mi")),
     }
 }

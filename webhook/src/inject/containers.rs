@@ -1,4 +1,4 @@
-//! The two containers and their volumes.
+//! The injected containers and their volumes, and how a pod's differ from them.
 
 use serde_json::{Value, json};
 use tulle_mesh::ports;
@@ -11,11 +11,11 @@ const TRUST_VOLUME: &str = "tulle-trust";
 const TOKEN_PATH: &str = "/var/run/tulle/token";
 const TRUST_PATH: &str = "/var/run/tulle/trust";
 
-/// jemalloc gives memory back after 5 s, uses no huge pages and one arena per thread: a sidecar that has
-/// had its burst is small again.
+/// jemalloc returns freed memory after 5 s, and uses no huge pages and one arena per thread, so that a sidecar shrinks
+/// again after a burst.
 const MALLOC: &str = "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never";
 
-/// Sets the redirect rules and exits. It is root for NET_ADMIN and has nothing else.
+/// The init container, which sets the redirect rules and exits. It is root to use NET_ADMIN, its only capability.
 pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value) -> Value {
     let mut arguments = vec!["init".to_owned()];
     let lists = [
@@ -44,7 +44,7 @@ pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value)
     })
 }
 
-/// The data plane, as a native sidecar: started before the application, stopped after it.
+/// The proxy, as a native sidecar: started before the application, stopped after it.
 pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value, probes: &Value) -> Value {
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     let mut env = vec![
@@ -75,19 +75,21 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
         "restartPolicy": "Always",
         "ports": [{"name": "tulle-metrics", "containerPort": ports::ADMIN, "protocol": "TCP"}],
         "env": env,
-        // The application starts once the sidecar has its certificate and its rules.
+        // Holds the application back until the sidecar has its certificate and its policy.
         "startupProbe": {
             "httpGet": {"path": "/ready", "port": ports::ADMIN},
             "periodSeconds": 1,
             "failureThreshold": 600,
         },
-        // A certificate that has expired, and nothing that has to do with the operator being there.
+        // Fails when the certificate has expired. It does not depend on a connection to the operator, because the
+        // pod would become unready with every outage of the operator.
         "readinessProbe": {
             "httpGet": {"path": "/ready", "port": ports::ADMIN},
             "periodSeconds": 5,
             "failureThreshold": 3,
         },
-        // A thread that serves nobody for half a minute. Slow to act: a busy node is no reason to end connections.
+        // Fails when a worker thread is stuck. It takes 30 s, because a restart ends connections and a busy node must
+        // not cause one.
         "livenessProbe": {
             "httpGet": {"path": "/live", "port": ports::ADMIN},
             "periodSeconds": 10,
@@ -112,10 +114,10 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
     })
 }
 
-/// Variables that annotations and probes add.
+/// Variables that depend on annotations and probes.
 const OPTIONAL: &[&str] = &["TULLE_PROBES", "TULLE_LOG", "TULLE_WORKERS"];
 
-/// The variables of a container that decide what our program does, as `[name, value, field]`.
+/// The environment variables that the sidecar reads, without the optional ones, as `[name, value, field]`.
 pub(super) fn variables(container: &Value) -> Vec<Value> {
     let read = |v: &&Value| ["TULLE_", "_RJEM_"].iter().any(|prefix| name_of(v).starts_with(prefix));
     containers_at(container, "/env")
@@ -125,7 +127,7 @@ pub(super) fn variables(container: &Value) -> Vec<Value> {
         .collect()
 }
 
-/// Where a container finds its token and its trust, as `[volume, path, subpath]`.
+/// Mounts of the token and of the trust bundle, as `[volume, path, subpath]`.
 pub(super) fn mounts(container: &Value) -> Vec<Value> {
     containers_at(container, "/volumeMounts")
         .filter(|m| [TOKEN_VOLUME, TRUST_VOLUME].contains(&name_of(m)))
@@ -133,37 +135,40 @@ pub(super) fn mounts(container: &Value) -> Vec<Value> {
         .collect()
 }
 
-/// Where a volume's content comes from.
+/// The ConfigMap, and the token's audience, of a volume.
 pub(super) fn volume_source(volume: &Value) -> [Option<&Value>; 2] {
     ["/configMap/name", "/projected/sources/0/serviceAccountToken/audience"].map(|path| volume.pointer(path))
 }
 
-/// Where a container does not do what `wanted` does: another program, arguments, environment or user; `None`:
-/// nowhere. Resources, probes, what others mount into it, and variables that our program does not read may
-/// differ.
+/// The first difference of a container from the injected one, worded to follow the container's name; `None` when
+/// image, arguments, user, environment and mounts are the same. Resources, probes, additional mounts and variables
+/// that the sidecar does not read may differ, because they do not change where traffic goes.
 pub(super) fn difference(found: &Value, wanted: &Value) -> Option<String> {
     let image = |container: &Value| container.get("image").and_then(Value::as_str).unwrap_or("").to_owned();
     if !is_same_image(&image(found), &image(wanted)) {
-        return Some(format!("its image is {:?} instead of {:?}", image(found), image(wanted)));
+        return Some(format!("has image {:?}, expected {:?}", image(found), image(wanted)));
     }
     let equal = ["/args", "/command", "/envFrom", "/restartPolicy", "/securityContext/runAsUser"];
     let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
     if let Some(path) = equal.into_iter().find(|path| found.pointer(path) != wanted.pointer(path)) {
-        let (is, should) = (shown(found.pointer(path)), shown(wanted.pointer(path)));
-        return Some(format!("its {} is {is} instead of {should}", path.trim_start_matches('/')));
+        let (actual, expected) = (shown(found.pointer(path)), shown(wanted.pointer(path)));
+        let field = path.trim_start_matches('/').replace('/', ".");
+        return Some(format!("has {field} {actual}, expected {expected}"));
     }
     let (has, needs) = (variables(found), variables(wanted));
     let foreign = has.iter().find(|variable| !needs.contains(variable));
     let missing = needs.iter().find(|variable| !has.contains(variable));
     if let Some(variable) = foreign.or(missing) {
         let name = variable.get(0).and_then(Value::as_str).unwrap_or("");
-        return Some(format!("environment variable {name} differs from the injected value"));
+        return Some(format!("differs from the injected container in environment variable {name}"));
     }
     let mounted = mounts(found);
     let missing = mounts(wanted).into_iter().find(|mount| !mounted.contains(mount));
-    missing.map(|mount| format!("it does not mount {}", mount.get(0).and_then(Value::as_str).unwrap_or("")))
+    missing
+        .map(|mount| format!("does not mount volume {}", mount.get(0).and_then(Value::as_str).unwrap_or("")))
 }
 
+/// The injected volumes: the service account token for the operator, and the trust bundle.
 pub(super) fn volumes() -> [Value; 2] {
     [
         json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o444, "sources": [

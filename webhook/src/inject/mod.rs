@@ -1,14 +1,15 @@
-//! What is added to a pod.
+//! Injects the sidecar into a pod.
 //!
-//! Patches are explicit operations against the pod as it came: what this build does not know survives.
-//! Injecting twice changes nothing.
+//! In: a pod as JSON and a [`Context`]. Out: an [`Outcome`] and warnings for the pod's author. Never reads the
+//! cluster. The patch adds or replaces single fields, so fields that this build does not know survive. Injecting
+//! twice changes nothing.
 //!
 //! ```text
-//!   annotations  per-pod settings, each read or warned about
+//!   annotations  settings of a pod or namespace; invalid ones cause a warning
 //!   containers   tulle-init and tulle-proxy
 //!   probes       kubelet's probes, moved to the sidecar
-//!   resources    requests and limits that the namespace admits
-//!   seal         the seal by which a later call recognises an injected pod
+//!   resources    requests and limits that the namespace allows
+//!   seal         the signature by which a later call recognises an injected pod
 //! ```
 
 mod annotations;
@@ -34,28 +35,28 @@ pub const INIT: &str = "tulle-init";
 /// The injected sidecar.
 pub const PROXY: &str = "tulle-proxy";
 
-/// What a namespace asks for.
+/// Value of the namespace's label `tulle.dev/inject`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Pods get a sidecar; a pod may opt out.
+    /// Pods get a sidecar; a pod can opt out.
     Enabled,
-    /// Pods get a sidecar or are refused.
+    /// Pods get a sidecar or are rejected.
     Required,
 }
 
-/// What injection needs to know besides the pod.
+/// Inputs of injection besides the pod.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// What the namespace asks for.
+    /// The namespace's injection mode.
     pub mode: Mode,
     /// The pod's namespace.
     pub namespace: Namespace,
-    /// Settings of the sidecar that hold for the whole mesh.
+    /// Mesh-wide defaults of sidecars, from MeshConfig.
     pub defaults: SidecarDefaults,
-    /// The pod is exempt by MeshConfig.
+    /// Whether MeshConfig exempts the pod.
     pub exempt: bool,
-    /// A Canary holds the pod's workload, and its revision has not been approved.
-    pub on_trial: bool,
+    /// Whether a Canary targets the pod's workload and the pod's revision is not approved yet.
+    pub needs_approval: bool,
     /// The sidecar's image.
     pub image: String,
     /// `host:port` of the operator.
@@ -71,28 +72,28 @@ pub struct Context {
 /// A pod's namespace, as far as injection depends on it.
 #[derive(Clone, Debug, Default)]
 pub struct Namespace {
-    /// Its name.
+    /// Name of the namespace.
     pub name: String,
-    /// The Pod Security level that it enforces.
+    /// Pod Security level that the namespace enforces.
     pub pod_security: Option<String>,
-    /// Its annotations: settings of the sidecars of its pods.
+    /// Annotations of the namespace: default settings of the sidecars of its pods.
     pub annotations: BTreeMap<String, String>,
-    /// What it lets its pods use.
+    /// LimitRanges and ResourceQuotas of the namespace.
     pub limits: NamespaceLimits,
 }
 
-/// What is done with a pod.
+/// Decision about a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It is changed.
+    /// Admit the pod with this patch.
     Inject(Patch),
-    /// It is let through as it is.
+    /// Admit the pod unchanged.
     Skip,
-    /// It is refused, with what to do.
+    /// Reject the pod with this message.
     Refuse(String),
 }
 
-/// Decides, and says what its author should know.
+/// Decides what to do with a pod, and returns warnings for its author.
 pub fn inject(pod: &Value, context: &Context) -> (Outcome, Vec<String>) {
     let mut warnings = Vec::new();
     let outcome = decide(pod, context, &mut warnings);
@@ -101,17 +102,18 @@ pub fn inject(pod: &Value, context: &Context) -> (Outcome, Vec<String>) {
 
 fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome {
     let label = pod.pointer("/metadata/labels/tulle.dev~1inject").and_then(Value::as_str);
-    // A static pod's mirror must stay what kubelet made it.
+    // Kubelet runs a static pod from its file, so changes to its mirror pod would have no effect.
     if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return Outcome::Skip;
     }
     if is_injected(pod) {
-        return match (context.mode, impostor(pod, context)) {
-            (Mode::Required, Some(what)) => Outcome::Refuse(format!(
-                "{what}, so it is not as Tulle injects it. Leave it out of the pod, because it is added at admission. If another webhook changes it, exclude tulle-init and tulle-proxy there, or install Tulle with the image's rewritten name"
+        return match (context.mode, forged_sidecar(pod, context)) {
+            (Mode::Required, Some(difference)) => Outcome::Refuse(format!(
+                "{difference}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
+                context.namespace.name
             )),
-            // Containers that other webhooks have added since.
-            _ => probes::complete(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
+            // Another webhook may have added containers after the injection.
+            _ => probes::move_added(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
         };
     }
     if context.exempt {
@@ -120,49 +122,54 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     match (label, context.mode) {
         (Some("disabled"), Mode::Enabled) => return Outcome::Skip,
         (Some("disabled"), Mode::Required) => {
-            warnings.push(format!("label {}=disabled has no effect: the namespace requires a sidecar; exemptions are in MeshConfig mesh", keys::INJECT));
+            warnings.push(format!(
+                "label {}=disabled has no effect because namespace {} requires a sidecar; to leave the pod out, add its service account to spec.exemptions of MeshConfig mesh",
+                keys::INJECT, context.namespace.name
+            ));
         }
         (Some("enabled" | "required") | None, _) => {}
         (Some(other), _) => {
             warnings.push(format!(
-                "label {}={other} is unknown and has no effect; a pod may say disabled",
+                "label {}={other} has no effect because the value is unknown; to leave the pod out, set it to disabled",
                 keys::INJECT
             ));
         }
     }
-    if let Some(why) = cannot_have_one(pod) {
+    if let Some(why) = why_not_injectable(pod) {
         return refuse_or_skip(context, why, warnings);
     }
-    if let Some(container) = runs_as_proxy(pod) {
+    if let Some(container) = runs_as_proxy_uid(pod) {
         return Outcome::Refuse(format!(
-            "{container} runs as uid {uid}, which is the sidecar's: its traffic would leave the mesh; choose another runAsUser",
+            "{container} runs as uid {uid}, which is reserved for the sidecar because traffic of this uid is not redirected; choose another runAsUser",
             uid = ports::PROXY_UID
         ));
     }
     if let Some(level @ ("baseline" | "restricted")) = context.namespace.pod_security.as_deref() {
         warnings.push(format!(
-            "namespace enforces Pod Security {level}, which forbids NET_ADMIN: the injected container {INIT} will be refused; set pod-security.kubernetes.io/enforce=privileged on the namespace until Tulle's node agent is available"
+            "namespace {} enforces Pod Security {level}, which forbids the capability NET_ADMIN of the injected container {INIT}, so the pod will be rejected; label the namespace pod-security.kubernetes.io/enforce=privileged",
+            context.namespace.name
         ));
     }
     if let Some(policy @ ("Default" | "None")) = pod.pointer("/spec/dnsPolicy").and_then(Value::as_str) {
         warnings.push(format!(
-            "dnsPolicy {policy}: the sidecar finds the operator by its name in the cluster; if the pod stays in Init, write ClusterFirst, or the label {}=disabled",
+            "spec.dnsPolicy is {policy}, so the sidecar may be unable to resolve the operator's Service; if the pod stays in Init, set dnsPolicy to ClusterFirst, or leave the pod out with label {}=disabled",
             keys::INJECT
         ));
     }
-    warn_of_ports(pod, warnings);
+    warn_about_ports(pod, warnings);
     let settings = PodSettings::read(annotations_of(pod), "", warnings);
     if settings.skips_ports() && context.mode == Mode::Required {
-        return Outcome::Refuse(
-            "the namespace requires that all traffic goes through the sidecar: leave tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports out, or exempt the service account in MeshConfig mesh".to_owned(),
-        );
+        return Outcome::Refuse(format!(
+            "annotations tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports are not allowed because namespace {} requires that all traffic passes through the sidecar; remove them, or exempt the service account in MeshConfig mesh",
+            context.namespace.name
+        ));
     }
     let settings = settings.or(context.defaults(warnings));
     Outcome::Inject(patch(pod, context, &settings, warnings))
 }
 
 impl Context {
-    /// Settings of the sidecar where the pod has none.
+    /// Default settings of the sidecar: the namespace's annotations, then MeshConfig.
     fn defaults(&self, warnings: &mut Vec<String>) -> PodSettings {
         let annotations =
             self.namespace.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -170,7 +177,7 @@ impl Context {
         let mut settings = PodSettings::read(annotations, &of, warnings);
         if settings.skips_ports() && self.mode == Mode::Required {
             warnings.push(format!(
-                "annotations tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports{of} have no effect: it requires that all traffic goes through the sidecar"
+                "annotations tulle.dev/skip-inbound-ports and tulle.dev/skip-outbound-ports{of} have no effect because the namespace requires that all traffic passes through the sidecar"
             ));
             settings = PodSettings { skip_inbound_ports: vec![], skip_outbound_ports: vec![], ..settings };
         }
@@ -183,8 +190,8 @@ fn annotations_of(pod: &Value) -> impl Iterator<Item = (&str, &str)> {
     annotations.into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or("")))
 }
 
-/// A port of the sidecar that the pod's own containers would find taken.
-fn warn_of_ports(pod: &Value, warnings: &mut Vec<String>) {
+/// Warns about ports of the sidecar that the pod's own containers declare or probe.
+fn warn_about_ports(pod: &Value, warnings: &mut Vec<String>) {
     let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
         let declared = containers_at(container, "/ports").filter_map(|port| port.get("containerPort"));
@@ -200,29 +207,29 @@ fn warn_of_ports(pod: &Value, warnings: &mut Vec<String>) {
         taken.dedup();
         for port in taken {
             warnings.push(format!(
-                "container {} uses port {port}, which is the sidecar's: one of the two will not start; choose another port (the sidecar has {} to {})",
+                "container {} uses port {port}, on which the sidecar listens, so one of the two will not start; choose a port outside {} to {}",
                 name_of(container), ports::OUTBOUND, ports::PROBES
             ));
         }
     }
 }
 
-/// Why a pod cannot have a sidecar at all.
-fn cannot_have_one(pod: &Value) -> Option<&'static str> {
+/// The reason why a pod cannot have a sidecar, if there is one.
+fn why_not_injectable(pod: &Value) -> Option<&'static str> {
     if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
-        return Some("a pod with hostNetwork cannot have a sidecar: redirect rules would hit the whole node");
+        return Some("it has hostNetwork: true, and the redirect rules would apply to the whole node");
     }
     if is_windows(pod) {
-        return Some("a Windows pod cannot have one");
+        return Some("it is a Windows pod");
     }
     let mut containers =
         ["/spec/containers", "/spec/initContainers"].into_iter().flat_map(|path| containers_at(pod, path));
     containers
         .any(|container| ["istio-proxy", "linkerd-proxy"].contains(&name_of(container)))
-        .then_some("it has the sidecar of another mesh: the two would redirect into each other")
+        .then_some("it has the sidecar of another mesh, and both would redirect the same connections")
 }
 
-/// Whether a pod can only run on Windows, by any of the ways to say so.
+/// Whether `spec.os`, the node selector or the node affinity restricts a pod to Windows nodes.
 fn is_windows(pod: &Value) -> bool {
     const LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
     let windows = Some("windows");
@@ -241,7 +248,7 @@ fn is_windows(pod: &Value) -> bool {
                 && values.all(|value| value == windows)
         })
     };
-    // The terms are alternatives.
+    // A node has to match only one of the terms.
     let mut terms = containers_at(pod, terms).peekable();
     pod.pointer("/spec/os/name").and_then(Value::as_str) == windows
         || selected()
@@ -251,21 +258,22 @@ fn is_windows(pod: &Value) -> bool {
 fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> Outcome {
     match context.mode {
         Mode::Required => Outcome::Refuse(format!(
-            "the namespace requires a sidecar, and {why}; exempt it in MeshConfig mesh"
+            "namespace {} requires a sidecar, and the pod cannot have one because {why}; move it to another namespace, or exempt its service account in MeshConfig mesh",
+            context.namespace.name
         )),
         Mode::Enabled => {
-            warnings.push(format!("no sidecar: {why}"));
+            warnings.push(format!("the pod gets no sidecar because {why}"));
             Outcome::Skip
         }
     }
 }
 
-/// A container, or a volume, with the name of one of ours that is another: a way to look meshed without
-/// being so. What the API server or a service account adds to ours is left alone.
-fn impostor(pod: &Value, context: &Context) -> Option<String> {
+/// How a pod's sidecar differs from the one that Tulle injects, if it does: a pod must not pass as meshed with a
+/// container or volume that only has the injected name. Fields that the API server adds are ignored.
+fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
     let seal = pod.pointer("/metadata/annotations/tulle.dev~1injection").and_then(Value::as_str);
     let Namespace { name, .. } = &context.namespace;
-    if seal.is_some_and(|seal| context.key.holds(seal, pod, name, context.mode)) {
+    if seal.is_some_and(|seal| context.key.verify(seal, pod, name, context.mode)) {
         return None;
     }
     let (settings, none) = (PodSettings::default(), Value::Null);
@@ -277,21 +285,22 @@ fn impostor(pod: &Value, context: &Context) -> Option<String> {
         let found = containers_at(pod, "/spec/initContainers").find(|container| name_of(container) == name);
         let difference = match found {
             Some(found) => containers::difference(found, &wanted),
-            None => Some("it is missing".to_owned()),
+            None => Some("is missing".to_owned()),
         };
         if let Some(difference) = difference {
-            return Some(format!("container {name}: {difference}"));
+            return Some(format!("container {name} {difference}"));
         }
     }
     containers::volumes().into_iter().find_map(|wanted| {
         let name = name_of(&wanted).to_owned();
         let found = containers_at(pod, "/spec/volumes").find(|volume| name_of(volume) == name);
         let same = |found: &Value| containers::volume_source(found) == containers::volume_source(&wanted);
-        (!found.is_some_and(same)).then(|| format!("volume {name} differs from the injected one"))
+        (!found.is_some_and(same))
+            .then(|| format!("volume {name} is missing or differs from the injected one"))
     })
 }
 
-/// Whether the sidecar is there.
+/// Whether a pod has a container with the sidecar's name.
 pub fn is_injected(pod: &Value) -> bool {
     containers_at(pod, "/spec/initContainers").any(|container| name_of(container) == PROXY)
 }
@@ -304,8 +313,8 @@ fn name_of(container: &Value) -> &str {
     container.get("name").and_then(Value::as_str).unwrap_or("")
 }
 
-/// Who runs as the sidecar's user: a container by name, or the pod.
-fn runs_as_proxy(pod: &Value) -> Option<String> {
+/// The container, or the pod, whose `runAsUser` is the sidecar's uid.
+fn runs_as_proxy_uid(pod: &Value) -> Option<String> {
     let uid = |value: Option<&Value>| value.and_then(Value::as_u64) == Some(u64::from(ports::PROXY_UID));
     let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
@@ -319,7 +328,7 @@ fn runs_as_proxy(pod: &Value) -> Option<String> {
 
 fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut Vec<String>) -> Patch {
     let mut operations = Operations::default();
-    let probes = probes::rewrite(pod, &mut operations, warnings);
+    let probes = probes::move_all(pod, &mut operations, warnings);
     let resources = resources::resources(pod, settings, &context.namespace.limits, warnings);
     let (init, proxy) = (
         containers::init(context, settings, &resources),
@@ -330,7 +339,7 @@ fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut 
     if pod.pointer("/spec/initContainers").and_then(Value::as_array).is_none() {
         operations.add(&["spec", "initContainers"], json!([]));
     }
-    // Inserted at the front, the last first: init, then the proxy, then what the pod had.
+    // Each is inserted at the front, so the resulting order is init, proxy, the pod's own init containers.
     operations.add(&["spec", "initContainers", "0"], proxy);
     operations.add(&["spec", "initContainers", "0"], init);
     if pod.pointer("/spec/volumes").and_then(Value::as_array).is_none() {
@@ -347,7 +356,7 @@ fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut 
         operations.add(&["metadata", "annotations"], json!({}));
     }
     operations.add(&["metadata", "annotations", keys::SEAL], json!(seal));
-    if context.on_trial {
+    if context.needs_approval {
         if pod.pointer("/spec/readinessGates").and_then(Value::as_array).is_none() {
             operations.add(&["spec", "readinessGates"], json!([]));
         }

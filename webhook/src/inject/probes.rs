@@ -1,9 +1,11 @@
-//! Kubelet's probes come from the node, without a certificate. They are moved to a port of the sidecar
-//! that carries them out from within the pod, so that no policy can fail them.
+//! Moves a pod's probes to the sidecar.
 //!
-//! In: a pod, without the sidecar or with it. Out: operations that move its probes, and the list of checks
-//! that the sidecar reads from `TULLE_PROBES`. What kubelet can only check itself (exec, HTTPS, another host)
-//! stays with kubelet.
+//! Kubelet sends probes from the node, without a certificate, so a policy could reject them. A moved probe goes to a
+//! port of the sidecar instead, which carries it out from within the pod.
+//!
+//! In: a pod, with or without the sidecar. Out: operations that move its probes, and the list of checks that the
+//! sidecar reads from `TULLE_PROBES`. Probes that only kubelet can carry out (exec, HTTPS, another host) are not
+//! moved.
 
 use json_patch::Patch;
 use serde_json::{Value, json};
@@ -13,25 +15,24 @@ use super::{INIT, Operations, PROXY, containers_at, name_of};
 
 pub(super) const KINDS: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
 
-/// The sidecar's environment variable with the checks, as JSON.
-const VARIABLE: &str = "TULLE_PROBES";
+/// Environment variable of the sidecar: the checks, as JSON.
+const PROBES_VARIABLE: &str = "TULLE_PROBES";
 
-/// Moves the probes of a pod that gets its sidecar now; returns the checks.
-pub(super) fn rewrite(pod: &Value, operations: &mut Operations, warnings: &mut Vec<String>) -> Value {
+/// Moves the probes of a pod that is being injected; returns the checks.
+pub(super) fn move_all(pod: &Value, operations: &mut Operations, warnings: &mut Vec<String>) -> Value {
     Value::Array(move_probes(pod, &[], operations, warnings))
 }
 
-/// Moves the probes that an injected pod still has, because another webhook has added a container or a probe
-/// after the injection; `None` when there are none. Only for pods that are being created: probes are
-/// immutable after that.
-pub(super) fn complete(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
+/// Moves the probes that another webhook has added to a pod after its injection; `None` when there are none. Only for
+/// pods that are being created, because probes are immutable afterwards.
+pub(super) fn move_added(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
     let (index, proxy) = containers_at(pod, "/spec/initContainers")
         .enumerate()
         .find(|(_, container)| name_of(container) == PROXY)?;
     let variables: Vec<&Value> = items(proxy, "env").collect();
-    let known_at = variables.iter().position(|variable| name_of(variable) == VARIABLE);
+    let known_at = variables.iter().position(|variable| name_of(variable) == PROBES_VARIABLE);
     let known = known_at.and_then(|at| variables.get(at)?.get("value")?.as_str());
-    // What cannot be read is replaced: the sidecar would not start with it.
+    // An unreadable list is replaced, because the sidecar would not start with it.
     let mut checks: Vec<Value> = known.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
 
     let mut operations = Operations::default();
@@ -49,7 +50,7 @@ pub(super) fn complete(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch>
             if proxy.get("env").is_none() {
                 operations.add(&["spec", "initContainers", &index, "env"], json!([]));
             }
-            let variable = json!({"name": VARIABLE, "value": value});
+            let variable = json!({"name": PROBES_VARIABLE, "value": value});
             operations.add(&["spec", "initContainers", &index, "env", "-"], variable);
         }
     }
@@ -70,7 +71,7 @@ fn move_probes(
             if [INIT, PROXY].contains(&name) {
                 continue;
             }
-            warn_of_hooks(container, warnings);
+            warn_about_http_hooks(container, warnings);
             for kind in KINDS {
                 let Some(probe) = container.get(kind) else { continue };
                 let path = format!("/{name}/{kind}");
@@ -87,7 +88,9 @@ fn move_probes(
                         checks.push(json!({"path": path, "check": what, "timeoutSeconds": timeout}));
                     }
                     Ok(None) => {}
-                    Err(why) => warnings.push(format!("{kind} of container {name} stays as it is: {why}")),
+                    Err(why) => warnings.push(format!(
+                        "{kind} of container {name} is not moved to the sidecar because {why}"
+                    )),
                 }
             }
         }
@@ -95,19 +98,19 @@ fn move_probes(
     checks
 }
 
-fn warn_of_hooks(container: &Value, warnings: &mut Vec<String>) {
+fn warn_about_http_hooks(container: &Value, warnings: &mut Vec<String>) {
     for hook in ["postStart", "preStop"] {
         if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
             warnings.push(format!(
-                "{hook} of container {} comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
+                "{hook} of container {} is sent by kubelet without a certificate, so mtls: Strict and allow lists reject it; use an exec hook",
                 name_of(container)
             ));
         }
     }
 }
 
-/// Whether a probe goes to the sidecar already. Its port alone is enough: a check that leads back to the
-/// sidecar would call itself.
+/// Whether a probe goes to the sidecar already. Its path and the sidecar's port are enough, even when no check is
+/// listed, because moving it again would make the sidecar probe itself.
 fn is_moved(probe: &Value, path: &str, known: &[Value]) -> bool {
     let is_ours = probe.pointer("/httpGet/path").and_then(Value::as_str) == Some(path);
     let port = probe.pointer("/httpGet/port").and_then(Value::as_u64);
@@ -117,21 +120,23 @@ fn is_moved(probe: &Value, path: &str, known: &[Value]) -> bool {
 
 /// A probe that can be moved.
 struct Check {
-    /// The field of the probe that says what is checked.
+    /// The probe's handler field: `httpGet`, `tcpSocket` or `grpc`.
     handler: &'static str,
-    /// The same for the sidecar.
+    /// The check that the sidecar carries out.
     what: Value,
 }
 
-/// What a probe checks; `None`: nothing that comes over the network.
+/// The check of a probe; `None` when it does not use the network.
 fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
     if let Some(get) = probe.get("httpGet") {
-        refuse_host(get)?;
+        reject_host(get)?;
         if get.get("scheme").and_then(Value::as_str) == Some("HTTPS") {
-            return Err("HTTPS probes are passed through to the application; under mtls: Strict kubelet is refused, use an exec probe".to_owned());
+            return Err(
+                "its scheme is HTTPS, so it fails where mtls is Strict; use an exec probe there".to_owned()
+            );
         }
         let port = port(container, get.get("port"))?;
-        // As written: the sidecar reads it as kubelet would.
+        // Not normalized here: the sidecar parses it as kubelet does.
         let path = get.get("path").and_then(Value::as_str).unwrap_or("/");
         let text =
             |header: &Value, field: &str| header.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
@@ -141,7 +146,7 @@ fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
         return Ok(Some(Check { handler: "httpGet", what }));
     }
     if let Some(tcp) = probe.get("tcpSocket") {
-        refuse_host(tcp)?;
+        reject_host(tcp)?;
         let port = port(container, tcp.get("port"))?;
         return Ok(Some(Check { handler: "tcpSocket", what: json!({"tcp": {"port": port}}) }));
     }
@@ -158,18 +163,18 @@ fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value.get(field).and_then(Value::as_array).into_iter().flatten()
 }
 
-fn refuse_host(handler: &Value) -> Result<(), String> {
+fn reject_host(handler: &Value) -> Result<(), String> {
     match handler.get("host").and_then(Value::as_str) {
         None | Some("") => Ok(()),
-        Some(_) => Err("it names a host of its own".to_owned()),
+        Some(_) => Err("it sets host".to_owned()),
     }
 }
 
-/// The number of a port that is given by number or by name, by kubelet's rules (`ResolveContainerPort`): a name
-/// is one of the same container's, and a number as text is a number.
+/// The number of a probe's port, resolved by kubelet's rules (`ResolveContainerPort`): a name refers to a port of the
+/// same container, and a number may be written as text.
 fn port(container: &Value, port: Option<&Value>) -> Result<u16, String> {
     let number = match port {
-        Some(Value::Number(number)) => number.as_u64().ok_or_else(|| format!("invalid port {number}"))?,
+        Some(Value::Number(number)) => number.as_u64().ok_or_else(|| format!("port {number} is invalid"))?,
         Some(Value::String(name)) => {
             let named = items(container, "ports").find(|port| name_of(port) == name);
             let number = match named {
@@ -180,7 +185,7 @@ fn port(container: &Value, port: Option<&Value>) -> Result<u16, String> {
         }
         _ => return Err("it has no port".to_owned()),
     };
-    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("invalid port {number}"))
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("port {number} is invalid"))
 }
 
 #[cfg(test)]

@@ -1,32 +1,32 @@
-//! What the injected containers request, and what limits them.
+//! Requests and limits of the injected containers.
 //!
-//! In: what annotations, MeshConfig and the namespace's LimitRanges and ResourceQuotas ask for. Out: requests and limits
-//! with which the pod is admitted where it would be admitted without a sidecar, and with the same QoS class.
+//! In: the settings, and the namespace's LimitRanges and ResourceQuotas. Out: requests and limits with which the pod
+//! is admitted if it would be without a sidecar, and keeps its QoS class; warnings where that is impossible.
 
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, ResourceQuota};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use serde_json::{Value, json};
 
 use super::{PodSettings, containers_at};
 use crate::quantity::Quantity;
 
-/// What a namespace lets its pods use.
+/// LimitRanges and ResourceQuotas of a namespace.
 #[derive(Clone, Debug, Default)]
 pub struct NamespaceLimits {
-    /// Its LimitRanges.
+    /// LimitRanges.
     pub ranges: Vec<LimitRange>,
-    /// Its ResourceQuotas.
+    /// ResourceQuotas.
     pub quotas: Vec<ResourceQuota>,
 }
 
-/// A resource that containers request, with what a sidecar asks for by itself.
+/// A resource, and the sidecar's defaults for it.
 struct Resource {
     name: &'static str,
     /// Enough for an idle sidecar (9 MiB resident) and a few connections.
     request: &'static str,
     /// Request and limit in a pod whose QoS class is Guaranteed: enough for about 5,000 requests per second.
     guaranteed: &'static str,
-    /// The limit where a quota asks for one.
+    /// Limit where a ResourceQuota requires one.
     limit: &'static str,
 }
 
@@ -35,14 +35,15 @@ const RESOURCES: [Resource; 2] = [
     Resource { name: "memory", request: "16Mi", guaranteed: "64Mi", limit: "128Mi" },
 ];
 
-/// What one container gets of one resource.
+/// Request and limit of one container for one resource.
 struct Share {
     request: Quantity,
     limit: Option<Quantity>,
 }
 
-/// Requests and limits of each injected container. Both get the same: a quota or a LimitRange asks it of every
-/// container, and the first ends before the second begins.
+/// Requests and limits of each injected container. Both containers get the same, because ResourceQuotas and
+/// LimitRanges apply to each one; the pod's total counts them once, because the init container ends before the
+/// proxy starts.
 pub(super) fn resources(
     pod: &Value,
     settings: &PodSettings,
@@ -55,24 +56,24 @@ pub(super) fn resources(
         let mut share = wanted(resource, settings, namespace, guaranteed);
         let asked = (share.request, share.limit);
         for item in container_ranges(namespace) {
-            fit(&mut share, resource.name, item.1);
+            clamp(&mut share, resource.name, item.1);
         }
         let explicit = settings.request(resource.name).is_some() || settings.limit(resource.name).is_some();
         if explicit && asked != (share.request, share.limit) {
             warnings.push(format!(
-                "the sidecar's {} is adapted to the namespace's LimitRange: {}",
+                "the sidecar's {} is set to {} because a LimitRange of the namespace does not allow the configured values",
                 resource.name,
-                shown(&share)
+                describe(&share)
             ));
         }
         if guaranteed && share.limit != Some(share.request) {
             warnings.push(format!(
-                "the sidecar's {} ({}) makes the pod's QoS class Burstable; write the same request and limit to keep it Guaranteed",
+                "the sidecar's {} ({}) changes the pod's QoS class from Guaranteed to Burstable; set its request and limit to the same value",
                 resource.name,
-                shown(&share)
+                describe(&share)
             ));
         }
-        will_be_rejected(pod, resource.name, &share, namespace, warnings);
+        warn_about_rejection(pod, resource.name, &share, namespace, warnings);
         requests.insert(resource.name.to_owned(), json!(share.request.to_string()));
         if let Some(limit) = share.limit {
             limits.insert(resource.name.to_owned(), json!(limit.to_string()));
@@ -85,12 +86,12 @@ pub(super) fn resources(
     }
 }
 
-fn shown(share: &Share) -> String {
+fn describe(share: &Share) -> String {
     let limit = share.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"));
     format!("request {}, {limit}", share.request)
 }
 
-/// What is asked for before the LimitRanges are looked at.
+/// Request and limit before the LimitRanges are applied.
 fn wanted(
     resource: &Resource,
     settings: &PodSettings,
@@ -106,7 +107,7 @@ fn wanted(
     }
     let default =
         container_ranges(namespace).find_map(|(_, item)| bound(item.default.as_ref(), resource.name));
-    // A request above the default limit is what its author wants; the maximum still holds.
+    // A request above the default limit raises the limit; the LimitRange's maximum is applied afterwards.
     let default = default.map(|default| default.max(request.unwrap_or_default()));
     let limit = limit.or(default).or_else(|| {
         let name = format!("limits.{}", resource.name);
@@ -117,8 +118,8 @@ fn wanted(
     Share { request: limit.map_or(request, |limit| request.min(limit)), limit }
 }
 
-/// Moves a share into what a LimitRange allows a container.
-fn fit(share: &mut Share, name: &str, item: &LimitRangeItem) {
+/// Changes a share to values that a LimitRange allows for a container.
+fn clamp(share: &mut Share, name: &str, item: &LimitRangeItem) {
     let was_equal = share.limit == Some(share.request);
     if let Some(least) = bound(item.min.as_ref(), name) {
         share.request = share.request.max(least);
@@ -137,9 +138,9 @@ fn fit(share: &mut Share, name: &str, item: &LimitRangeItem) {
     }
 }
 
-/// Warns when a pod with its sidecar goes beyond what a quota has left, or a LimitRange allows a pod: its controller
-/// would only say so in its own status.
-fn will_be_rejected(
+/// Warns when a pod with its sidecar exceeds what a ResourceQuota has left or a LimitRange allows for a pod, because
+/// otherwise only the status of its controller shows the rejection.
+fn warn_about_rejection(
     pod: &Value,
     name: &str,
     share: &Share,
@@ -154,7 +155,7 @@ fn will_be_rejected(
         let Some(total) = total else { continue };
         for quota in &namespace.quotas {
             let names = [format!("{kind}.{name}"), name.to_owned()];
-            // A bare name is short for requests.
+            // In a ResourceQuota, `cpu` is the same as `requests.cpu`.
             let key = names.iter().take(if kind == "requests" { 2 } else { 1 });
             for key in key {
                 let Some(hard) = hard(quota, key) else { continue };
@@ -163,7 +164,7 @@ fn will_be_rejected(
                 if total > hard.minus(used) {
                     let quota = quota.metadata.name.as_deref().unwrap_or("");
                     warnings.push(format!(
-                        "ResourceQuota {quota} allows {key} {hard}, of which {used} are used: a pod with its sidecar needs {total} and will be rejected; raise the quota, or lower the sidecar's share by tulle.dev/{name} and tulle.dev/{name}-limit"
+                        "the pod with its sidecar needs {key} {total} and will be rejected because ResourceQuota {quota} allows {hard}, of which {used} is used; raise the quota, or lower the sidecar's share with annotations tulle.dev/{name} and tulle.dev/{name}-limit"
                     ));
                 }
             }
@@ -172,14 +173,15 @@ fn will_be_rejected(
         for (range, item) in pods {
             if let Some(most) = bound(item.max.as_ref(), name).filter(|most| total > *most) {
                 warnings.push(format!(
-                    "LimitRange {range} allows a pod at most {name} {most}: with its sidecar the pod needs {total} and will be rejected; raise it, or lower the sidecar's share by tulle.dev/{name} and tulle.dev/{name}-limit"
+                    "the pod with its sidecar needs {kind}.{name} {total} and will be rejected because LimitRange {range} allows a pod at most {most}; raise its max, or lower the sidecar's share with annotations tulle.dev/{name} and tulle.dev/{name}-limit"
                 ));
             }
         }
     }
 }
 
-/// What the containers that run at the same time ask for, with the sidecar; `None`: one of them does not say.
+/// The sum over the sidecar and the pod's containers that run at the same time; `None` when one of these containers
+/// has no limit.
 fn total(pod: &Value, name: &str, kind: &str, ours: Option<Quantity>) -> Option<Quantity> {
     let at = |container: &Value, kind: &str| {
         let text = container.pointer(&format!("/resources/{kind}/{name}"))?;
@@ -200,8 +202,8 @@ fn total(pod: &Value, name: &str, kind: &str, ours: Option<Quantity>) -> Option<
     Some(sum)
 }
 
-/// Whether kubelet puts the pod into the QoS class Guaranteed: every container has limits of CPU and memory, and
-/// requests nothing less. <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
+/// Whether a pod has the QoS class Guaranteed: every container has limits of CPU and memory, and requests equal to
+/// them. <https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>
 fn is_guaranteed(pod: &Value) -> bool {
     let guaranteed = |container: &Value| {
         RESOURCES.iter().all(|resource| {
@@ -229,11 +231,11 @@ fn container_ranges(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, 
     items(namespace).filter(|(_, item)| item.type_ == "Container")
 }
 
-fn bound(amounts: Option<&std::collections::BTreeMap<String, Text>>, name: &str) -> Option<Quantity> {
+fn bound(amounts: Option<&std::collections::BTreeMap<String, RawQuantity>>, name: &str) -> Option<Quantity> {
     Quantity::parse(&amounts?.get(name)?.0)
 }
 
-/// What a quota allows; one that counts only some pods is left to the API server.
+/// The amount that a ResourceQuota allows. Quotas with scopes count only some pods and are left to the API server.
 fn hard(quota: &ResourceQuota, name: &str) -> Option<Quantity> {
     let spec = quota.spec.as_ref()?;
     let scoped =
@@ -301,7 +303,7 @@ mod tests {
         let both =
             PodSettings { cpu: Some("50m".into()), cpu_limit: Some("1".into()), ..PodSettings::default() };
         let (_, warnings) = of(&pod(fixed), &both, &NamespaceLimits::default());
-        assert!(warnings[0].contains("QoS class Burstable"), "{warnings:?}");
+        assert!(warnings[0].contains("QoS class from Guaranteed to Burstable"), "{warnings:?}");
     }
 
     #[test]
@@ -324,7 +326,11 @@ mod tests {
         let asked = PodSettings { memory: Some("128Mi".into()), ..PodSettings::default() };
         let (got, warnings) = of(&pod(json!({})), &asked, &limits(range, json!([])));
         assert_eq!(got["requests"]["memory"], "64Mi");
-        assert!(warnings[0].contains("adapted to the namespace's LimitRange"), "{warnings:?}");
+        assert!(
+            warnings[0]
+                .contains("memory is set to request 64Mi, limit 64Mi because a LimitRange of the namespace"),
+            "{warnings:?}"
+        );
     }
 
     #[test]
@@ -342,12 +348,12 @@ mod tests {
         assert_eq!(
             warnings,
             [
-                "ResourceQuota team allows requests.cpu 1, of which 950m are used: a pod with its sidecar needs 55m and will be rejected; raise the quota, or lower the sidecar's share by tulle.dev/cpu and tulle.dev/cpu-limit"
+                "the pod with its sidecar needs requests.cpu 55m and will be rejected because ResourceQuota team allows 1, of which 950m is used; raise the quota, or lower the sidecar's share with annotations tulle.dev/cpu and tulle.dev/cpu-limit"
             ]
         );
         let range = limits(json!([{"type": "Pod", "max": {"memory": "64Mi"}}]), json!([]));
         let (_, warnings) =
             of(&pod(json!({"requests": {"memory": "60Mi"}})), &PodSettings::default(), &range);
-        assert!(warnings[0].contains("at most memory 64Mi"), "{warnings:?}");
+        assert!(warnings[0].contains("needs requests.memory 76Mi and will be rejected because LimitRange team allows a pod at most 64Mi"), "{warnings:?}");
     }
 }

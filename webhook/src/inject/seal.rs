@@ -1,10 +1,11 @@
-//! The seal that injection leaves on a pod: proof for a later call that the sidecar is as Tulle made it.
+//! The seal: an annotation in which injection signs the sidecar, so that a later call can verify it.
 //!
-//! The API server calls the webhook again when another webhook has changed the pod, and the call may reach a replica of
-//! another version, or meet an image that was pinned to its digest in between. Comparing with what *this* build would
-//! inject rejects both. Instead the injecting replica signs what it has written, with a key that the replicas share,
-//! and any replica can check it. What is covered is what decides where traffic goes: program, arguments, user, our
-//! variables, token and trust. Resources, probes and what others mount are not.
+//! The API server calls the webhook again when another webhook has changed the pod. This call may reach a replica of
+//! another version, or find an image that was pinned to its digest in between. A comparison with what *this* build
+//! injects would reject both. Therefore the injecting replica signs what it has injected, with a key that the replicas
+//! share, and any replica can verify it. The signature covers what determines where traffic goes: image, arguments,
+//! user, the variables that the sidecar reads, token and trust bundle. It does not cover resources, probes and
+//! additional mounts.
 
 use std::fmt::Write as _;
 
@@ -13,15 +14,15 @@ use serde_json::{Value, json};
 
 use super::{INIT, Mode, PROXY, containers, containers_at, name_of};
 
-/// Of what is signed and how; another version is not recognised.
+/// Version of the seal's format; seals of other versions are not accepted.
 const VERSION: &str = "v1";
 
-/// The key that the replicas share.
+/// The signing key that the replicas share.
 #[derive(Clone, Debug)]
 pub struct SealKey(hmac::Key);
 
 impl SealKey {
-    /// Derived from a secret that every replica has.
+    /// Derives the key from a secret that every replica has.
     pub fn derive(secret: &[u8]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let derived = hmac::sign(&root, b"tulle injection seal v1");
@@ -38,8 +39,8 @@ impl SealKey {
         format!("{VERSION} {image} {hex}")
     }
 
-    /// Whether a pod carries a seal that fits it.
-    pub(super) fn holds(&self, seal: &str, pod: &Value, namespace: &str, mode: Mode) -> bool {
+    /// Whether a seal is valid for a pod.
+    pub(super) fn verify(&self, seal: &str, pod: &Value, namespace: &str, mode: Mode) -> bool {
         let parts: Vec<&str> = seal.split(' ').collect();
         let [VERSION, image, signature] = parts[..] else { return false };
         let bytes: Option<Vec<u8>> = (0..signature.len() / 2)
@@ -47,20 +48,20 @@ impl SealKey {
             .collect();
         let signed = content(pod, namespace, mode, image);
         let genuine = bytes.is_some_and(|bytes| hmac::verify(&self.0, signed.as_bytes(), &bytes).is_ok());
-        let images = ours(pod).all(|container| {
+        let images = injected_containers(pod).all(|container| {
             container.get("image").and_then(Value::as_str).is_some_and(|found| is_same_image(found, image))
         });
         genuine && images
     }
 }
 
-/// Whether an image is the one that was injected, or that one pinned to a digest by another webhook.
+/// Whether an image is the injected one, or the injected one pinned to a digest by another webhook.
 pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
     let pinned = || {
         let (name, digest) = found.split_once("@sha256:")?;
         let digest_is_whole = digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit());
         let (injected, _) = injected.split_once('@').unwrap_or((injected, ""));
-        // With or without the tag.
+        // Webhooks that pin images keep or drop the tag.
         let repository =
             injected.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(injected, |(r, _)| r);
         Some(digest_is_whole && (name == injected || name == repository))
@@ -68,13 +69,13 @@ pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
     found == injected || pinned().unwrap_or(false)
 }
 
-fn ours(pod: &Value) -> impl Iterator<Item = &Value> {
+fn injected_containers(pod: &Value) -> impl Iterator<Item = &Value> {
     containers_at(pod, "/spec/initContainers").filter(|container| [INIT, PROXY].contains(&name_of(container)))
 }
 
-/// What is signed, in one form whatever defaults the API server has added.
+/// The signed text. It does not contain fields to which the API server adds defaults.
 fn content(pod: &Value, namespace: &str, mode: Mode, image: &str) -> String {
-    let containers: Vec<Value> = ours(pod)
+    let containers: Vec<Value> = injected_containers(pod)
         .map(|container| {
             let at = |path: &str| container.pointer(path).cloned().unwrap_or_default();
             json!([

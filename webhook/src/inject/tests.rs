@@ -11,7 +11,7 @@ fn context(mode: Mode) -> Context {
         namespace: Namespace { name: "shop".into(), ..Namespace::default() },
         defaults: SidecarDefaults::default(),
         exempt: false,
-        on_trial: false,
+        needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:26160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
@@ -112,7 +112,7 @@ fn opting_out_works_where_the_sidecar_is_not_required() {
     assert_eq!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Skip);
     let (pod, warnings) = injected(&pod, &context(Mode::Required));
     assert!(is_injected(&pod));
-    assert!(warnings[0].contains("the namespace requires a sidecar"), "{warnings:?}");
+    assert!(warnings[0].contains("because namespace shop requires a sidecar"), "{warnings:?}");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn what_another_webhook_changes_in_the_sidecar_is_named_unless_it_is_harmless() 
     assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "a variable that nobody reads");
     pod.pointer_mut("/spec/initContainers/1").unwrap()["image"] = json!("mirror.example/sidecar:1");
     let Outcome::Refuse(why) = inject(&pod, &context(Mode::Required)).0 else { panic!("let in") };
-    assert!(why.contains("its image is \"mirror.example/sidecar:1\" instead of"), "{why}");
+    assert!(why.contains("container tulle-proxy has image \"mirror.example/sidecar:1\", expected"), "{why}");
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn annotations_that_are_unknown_or_malformed_are_named() {
     let (_, warnings) = injected(&pod, &context(Mode::Enabled));
     assert_eq!(warnings.len(), 5, "{warnings:?}");
     assert!(warnings.iter().any(|w| w
-        == "annotation tulle.dev/skip-outbound-ports: \"25,smtp\" has no effect: write ports like 25,3306"));
+        == "annotation tulle.dev/skip-outbound-ports has no effect because \"25,smtp\" is not a list of ports; write for example 25,3306"));
 }
 
 #[test]
@@ -212,10 +212,10 @@ fn a_namespace_that_forbids_net_admin_is_named_in_a_warning() {
 }
 
 #[test]
-fn a_revision_on_trial_gets_the_gate_and_keeps_its_own() {
-    let on_trial = Context { on_trial: true, ..context(Mode::Enabled) };
+fn an_unapproved_revision_gets_the_gate_and_keeps_its_own() {
+    let unapproved = Context { needs_approval: true, ..context(Mode::Enabled) };
     let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "mine"}]}});
-    let (pod, _) = injected(&pod, &on_trial);
+    let (pod, _) = injected(&pod, &unapproved);
     assert_eq!(
         pod.pointer("/spec/readinessGates"),
         Some(&json!([{"conditionType": "mine"}, {"conditionType": "tulle.dev/approved"}]))
@@ -256,9 +256,9 @@ fn probes_of_every_kind_are_moved_and_exec_is_not() {
     assert_eq!(
         warnings,
         [
-            "preStop of container app comes from kubelet without a certificate: mtls: Strict refuses it, an allow list too; write it as exec",
-            "startupProbe of container rpc stays as it is: it names a host of its own",
-            "livenessProbe of container rpc stays as it is: the container has no port named nowhere",
+            "preStop of container app is sent by kubelet without a certificate, so mtls: Strict and allow lists reject it; use an exec hook",
+            "startupProbe of container rpc is not moved to the sidecar because it sets host",
+            "livenessProbe of container rpc is not moved to the sidecar because the container has no port named nowhere",
         ]
     );
 }
@@ -351,7 +351,7 @@ fn defaults_come_from_the_namespace_and_then_from_mesh_config() {
     assert_eq!(
         warnings,
         [
-            "annotation tulle.dev/cpu-limit of namespace shop: \"loads\" has no effect: write a quantity like 100m or 32Mi"
+            "annotation tulle.dev/cpu-limit of namespace shop has no effect because \"loads\" is not a quantity above 0; write for example 100m or 32Mi"
         ]
     );
 }

@@ -1,4 +1,4 @@
-//! Named ports, and probes that appear after the injection.
+//! Named ports, and probes that are added after the injection.
 
 use super::super::{Context, Mode, Outcome, inject};
 use super::*;
@@ -9,7 +9,7 @@ fn context(mode: Mode) -> Context {
         namespace: crate::inject::Namespace { name: "shop".into(), ..Default::default() },
         defaults: Default::default(),
         exempt: false,
-        on_trial: false,
+        needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:4160".into(),
         operator_identity: "tulle-system/tulle-operator".into(),
@@ -18,7 +18,7 @@ fn context(mode: Mode) -> Context {
     }
 }
 
-/// Admits a pod as the API server does; `None`: it was let through as it was.
+/// Admits a pod as the API server does; `None` when it was admitted unchanged.
 fn admit(pod: &mut Value, mode: Mode) -> Option<Vec<String>> {
     let (outcome, warnings) = inject(pod, &context(mode));
     match outcome {
@@ -35,7 +35,7 @@ fn add_container(pod: &mut Value, container: Value) {
 
 fn checks(pod: &Value) -> Vec<Value> {
     let proxy = containers_at(pod, "/spec/initContainers").find(|one| name_of(one) == PROXY).unwrap();
-    let mut variables = items(proxy, "env").filter(|variable| name_of(variable) == VARIABLE);
+    let mut variables = items(proxy, "env").filter(|variable| name_of(variable) == PROBES_VARIABLE);
     let text = variables.next().map(|variable| variable["value"].as_str().unwrap());
     assert!(variables.next().is_none(), "the variable is there twice");
     text.map(|text| serde_json::from_str(text).unwrap()).unwrap_or_default()
@@ -84,9 +84,9 @@ fn a_port_is_resolved_as_kubelet_resolves_it() {
         (json!("web"), Ok(8080)),
         (json!("81"), Ok(81)),
         (json!("other"), Err("the container has no port named other")),
-        (json!(0), Err("invalid port 0")),
-        (json!(65536), Err("invalid port 65536")),
-        (json!("65536"), Err("invalid port 65536")),
+        (json!(0), Err("port 0 is invalid")),
+        (json!(65536), Err("port 65536 is invalid")),
+        (json!("65536"), Err("port 65536 is invalid")),
         (json!(null), Err("it has no port")),
     ] {
         assert_eq!(port(&container, Some(&given)), resolved.map_err(str::to_owned), "{given}");
@@ -162,11 +162,16 @@ fn a_probe_that_has_to_stay_with_kubelet_is_named_and_changes_nothing() {
     );
     let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
     assert_eq!(outcome, Outcome::Skip);
-    assert!(warnings[0].starts_with("livenessProbe of container late stays as it is: HTTPS"), "{warnings:?}");
+    assert!(
+        warnings[0].starts_with(
+            "livenessProbe of container late is not moved to the sidecar because its scheme is HTTPS"
+        ),
+        "{warnings:?}"
+    );
 }
 
 #[test]
-fn an_impostor_is_refused_whatever_its_containers_probe() {
+fn a_forged_sidecar_is_refused_whatever_its_containers_probe() {
     let mut pod = json!({"metadata": {}, "spec": {"containers": [probed("app")]}});
     admit(&mut pod, Mode::Required).unwrap();
     pod["spec"]["initContainers"][1]["image"] = json!("pause:1");

@@ -1,4 +1,4 @@
-//! Two network namespaces with a wire between them, a server in one and load in the other.
+//! Two network namespaces connected by a veth pair: servers in one, load generators in the other.
 
 use std::cell::Cell;
 use std::fs;
@@ -16,39 +16,39 @@ pub const CLIENT: (&str, &str) = ("tulle-bench-client", "10.77.0.1");
 /// The server's namespace and address.
 pub const SERVER: (&str, &str) = ("tulle-bench-server", "10.77.0.2");
 
-/// What was measured of one set-up.
+/// Results of one round with one set of proxies.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Measured {
-    /// Requests a second at 64 connections.
+pub struct Measurement {
+    /// Requests per second at 64 connections.
     pub rps: f64,
     /// CPU seconds of both proxies per million requests.
     pub cpu_per_million: f64,
-    /// Microseconds at 1,000 requests a second.
+    /// Median latency at 1,000 requests per second, in microseconds.
     pub p50: f64,
-    /// The same.
+    /// 99th percentile of latency at 1,000 requests per second, in microseconds.
     pub p99: f64,
-    /// GB a second.
+    /// Throughput of one TCP connection, in GB per second.
     pub bulk: f64,
     /// Memory of one proxy before load.
     pub idle_kib: u64,
 }
 
-/// The namespaces, and what runs in them for all set-ups.
-pub struct Field {
+/// The namespaces, and the servers that all rounds share.
+pub struct Testbed {
     /// Files of this run.
     pub folder: PathBuf,
     servers: Vec<Child>,
-    /// Something did not work: the logs are wanted.
+    /// Whether a measurement failed; the files with the logs are kept then.
     failed: Cell<bool>,
 }
 
-impl Field {
-    /// Makes the namespaces and starts nginx and iperf3.
+impl Testbed {
+    /// Creates the namespaces and starts nginx and iperf3.
     pub fn new() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("tulle-bench-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let mut field = Self { folder, servers: Vec::new(), failed: Cell::new(false) };
-        field.clear();
+        let mut testbed = Self { folder, servers: Vec::new(), failed: Cell::new(false) };
+        testbed.clear();
         let (client, server) = (CLIENT, SERVER);
         for command in [
             format!("netns add {}", client.0),
@@ -64,19 +64,19 @@ impl Field {
         ] {
             host::output(Command::new("ip").args(command.split(' ')))?;
         }
-        let nginx = field.nginx()?;
-        field.servers.push(nginx);
-        let iperf = field.start(SERVER.0, "iperf3", &["-s", "-p", "5201"])?;
-        field.servers.push(iperf);
-        Ok(field)
+        let nginx = testbed.nginx()?;
+        testbed.servers.push(nginx);
+        let iperf = testbed.start(SERVER.0, "iperf3", &["-s", "-p", "5201"])?;
+        testbed.servers.push(iperf);
+        Ok(testbed)
     }
 
-    /// Where the server is without a proxy.
+    /// `host:port` of the HTTP server, without a proxy.
     pub fn direct(&self) -> String {
         format!("{}:8080", SERVER.1)
     }
 
-    /// The same for bulk.
+    /// Host and port of the iperf3 server, without a proxy.
     pub fn direct_bulk(&self) -> (String, u16) {
         (SERVER.1.to_owned(), 5201)
     }
@@ -97,7 +97,8 @@ impl Field {
             .with_context(|| format!("cannot start {program}"))
     }
 
-    /// A command in a namespace. `nsenter` becomes the program, so that its process id is the program's.
+    /// A command in a namespace. `nsenter` executes the program in its own process, so the child's process id is the
+    /// program's.
     pub fn inside(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
@@ -121,7 +122,7 @@ user root;
         self.start(SERVER.0, "nginx", &["-c", &path.display().to_string()])
     }
 
-    /// Waits until a target answers.
+    /// Waits until a target responds with success.
     pub fn wait_for(&self, target: &str) -> Result<()> {
         let start = Instant::now();
         let url = format!("http://{target}/");
@@ -134,10 +135,10 @@ user root;
             std::thread::sleep(Duration::from_millis(200));
         }
         self.failed.set(true);
-        bail!("{target} does not answer; logs are in {}", self.folder.display())
+        bail!("no successful response from {target} within 20 s; logs are in {}", self.folder.display())
     }
 
-    /// 64 connections as fast as they go: requests a second, requests.
+    /// Sends as many requests as 64 connections allow; returns requests per second and their number.
     pub fn closed_loop(&self, target: &str, seconds: u64) -> Result<(f64, u64)> {
         let (url, duration) = (format!("http://{target}/"), format!("-d{seconds}s"));
         let text = host::output(self.inside(CLIENT.0, "wrk").args(["-t1", "-c64", &duration, &url]))?;
@@ -147,17 +148,21 @@ user root;
         if text.contains("Non-2xx") || text.contains("Socket errors") {
             bail!("requests failed:\n{text}");
         }
-        Ok((rps.context("wrk's rate")?, requests.context("wrk's count")? as u64))
+        Ok((
+            rps.context("no request rate in the output of wrk")?,
+            requests.context("no request count in the output of wrk")? as u64,
+        ))
     }
 
-    /// 1,000 requests a second whatever the answers take: p50 and p99 in microseconds.
+    /// Sends 1,000 requests per second, independent of the response times; returns p50 and p99 in microseconds.
     pub fn open_loop(&self, target: &str, seconds: u64) -> Result<(f64, f64)> {
         let shop = std::env::current_exe()?.with_file_name("shop");
         let mut command = self.inside(CLIENT.0, &shop.display().to_string());
         command.args(["load", "--rate=1000", "--post-every=0", "--any-body"]);
         command.arg(format!("--target={target}")).arg(format!("--seconds={seconds}"));
         let text = host::output(&mut command)?;
-        let line: Value = serde_json::from_str(text.lines().last().context("no account")?)?;
+        let line: Value =
+            serde_json::from_str(text.lines().last().context("no output of the load generator")?)?;
         if line["failed"] != 0 {
             bail!("requests failed: {line}");
         }
@@ -165,7 +170,7 @@ user root;
         Ok((value("p50_us"), value("p99_us")))
     }
 
-    /// Bytes through one connection: GB a second.
+    /// Sends bytes through one connection; returns GB per second.
     pub fn bulk(&self, target: &(String, u16), seconds: u64) -> Result<f64> {
         let port = target.1.to_string();
         let seconds = seconds.to_string();
@@ -174,7 +179,7 @@ user root;
         )?;
         let result: Value = serde_json::from_str(&text)?;
         let bits = result["end"]["sum_received"]["bits_per_second"].as_f64();
-        Ok(bits.context("iperf3's rate")? / 8e9)
+        Ok(bits.context("no rate in the output of iperf3")? / 8e9)
     }
 
     fn clear(&self) {
@@ -184,7 +189,7 @@ user root;
     }
 }
 
-impl Drop for Field {
+impl Drop for Testbed {
     fn drop(&mut self) {
         for server in &mut self.servers {
             let _ = server.kill();
