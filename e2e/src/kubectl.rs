@@ -54,6 +54,11 @@ impl Kube {
         Ok(self.fed(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
     }
 
+    /// The warnings that creating an object would print.
+    pub fn warnings(&self, manifest: &str) -> Result<String> {
+        Ok(self.fed(&["create", "--dry-run=server", "-f", "-"], manifest)?.1)
+    }
+
     /// kubectl with something to read; what it prints on standard output and error.
     fn fed(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
         let mut command = self.command(arguments)?;
