@@ -54,6 +54,11 @@ impl Kube {
         Ok(self.run_with_input(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)
     }
 
+    /// The warnings that creating an object would print.
+    pub fn warnings(&self, manifest: &str) -> Result<String> {
+        Ok(self.run_with_input(&["create", "--dry-run=server", "-f", "-"], manifest)?.1)
+    }
+
     /// Runs kubectl with standard input; returns its standard output and error.
     fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
         let mut command = self.command(arguments)?;

@@ -1,0 +1,41 @@
+"""A mutating webhook that adds a container to every pod. Arguments: its port, and the container as JSON. The
+certificate and its key are in /tls."""
+import base64
+import http.server
+import json
+import ssl
+import sys
+
+ADDED = json.loads(sys.argv[2])
+
+
+def patch(pod):
+    if any(container["name"] == ADDED["name"] for container in pod["spec"]["containers"]):
+        return []
+    return [{"op": "add", "path": "/spec/containers/-", "value": ADDED}]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["request"]
+        response = {"uid": request["uid"], "allowed": True}
+        if operations := patch(request["object"]):
+            response["patchType"] = "JSONPatch"
+            response["patch"] = base64.b64encode(json.dumps(operations).encode()).decode()
+        review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+        body = json.dumps(review).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/tls/tls.crt", "/tls/tls.key")
+server = http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler)
+# The handshake belongs to the connection's own thread: one that never begins must not hold the others up.
+server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()

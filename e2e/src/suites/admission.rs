@@ -1,0 +1,189 @@
+//! What admission does to real pods: resources, annotations, probes, required namespaces, and the objects of the API.
+//!
+//! ```text
+//!   resources    quotas, LimitRanges and QoS classes
+//!   annotations  settings of a namespace and of a pod
+//!   pods         containers, ports and pods of every kind
+//!   required     what a namespace that requires the sidecar rejects, and what it does not
+//!   probes       kubelet's probes through the sidecar
+//!   objects      what the CRDs accept, reject and show
+//! ```
+//! Nothing here changes Tulle itself: every test has namespaces of its own.
+
+mod annotations;
+mod objects;
+mod pods;
+mod probes;
+mod required;
+mod resources;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::Test;
+use super::field::{Field, host_pod};
+use crate::cluster::Cluster;
+use crate::host;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    ("under a ResourceQuota on limits the pods of a Deployment come up", resources::quota),
+    ("a Guaranteed pod stays Guaranteed with its sidecar, also under a ResourceQuota", resources::guaranteed),
+    ("under a LimitRange with a minimum and a maximum the pods of a Deployment come up", resources::range),
+    (
+        "under a LimitRange with defaults and a maximum ratio the pods of a Deployment come up",
+        resources::ratio,
+    ),
+    (
+        "under a LimitRange with nothing but a maximum ratio the pods of a Deployment come up",
+        resources::bare_ratio,
+    ),
+    (
+        "a quota too small for a pod with its sidecar is named when the Deployment is applied, with what to lower",
+        resources::small_quota,
+    ),
+    (
+        "annotations of a namespace are defaults of its sidecars, a pod's own win, and a malformed one is named",
+        annotations::of_a_namespace,
+    ),
+    (
+        "annotations for cpu and memory set requests and limits of the injected containers",
+        annotations::amounts,
+    ),
+    (
+        "annotation log-level: the sidecar logs what debugging needs, and without it does not",
+        annotations::log_level,
+    ),
+    ("annotation workers: the sidecar has so many data threads", annotations::workers),
+    (
+        "annotation skip-outbound-ports: those connections leave the pod without the sidecar",
+        annotations::skip_outbound,
+    ),
+    (
+        "an init container and a native sidecar of the user call a meshed service with mTLS before the app starts",
+        pods::early_containers,
+    ),
+    (
+        "a pod that declares or probes a port of the sidecar gets a warning that names the port",
+        pods::taken_ports,
+    ),
+    ("the ports of NSQ are free for an application, and are reached through the mesh", pods::nsq_ports),
+    ("a Windows pod is left alone where the sidecar is optional, and a warning says why", pods::windows),
+    (
+        "pods that cannot have a sidecar are not reported where it is optional; one that was not admitted is",
+        pods::not_reported,
+    ),
+    ("the sidecar answers /live and /ready, and kubelet asks for both", pods::probed_sidecar),
+    ("a stuck sidecar makes its pod unready and is restarted; the application is not", pods::stuck_sidecar),
+    (
+        "required: images of a running sidecar cannot be changed; the app's image and labels can",
+        required::running_sidecar,
+    ),
+    (
+        "required: a pod from before the label can still be labelled and deleted, and an opt-out is reported",
+        required::pods_from_before,
+    ),
+    (
+        "required: an injected pod is admitted again, also pinned to a digest; another image or arguments are not",
+        required::injected_pods,
+    ),
+    (
+        "required: an injected pod of another namespace is admitted as an exact copy, and not when it differs",
+        required::copies,
+    ),
+    (
+        "under Strict every kind of probe succeeds, fails and arrives as without a sidecar",
+        probes::as_without_a_sidecar,
+    ),
+    ("the probes of a container that a later webhook adds pass under Strict", probes::of_a_later_webhook),
+    ("the CRDs are accepted without a warning", objects::definitions),
+    ("values that decide nothing or everything are rejected with what to write", objects::rejected),
+    ("durations of several units are accepted", objects::durations),
+    ("the two numbers in a MeshPolicy's status are those of its summary", objects::numbers),
+];
+
+/// After so long both replicas of the webhook have seen a change of a namespace or of its limits.
+const NOTICED: Duration = Duration::from_secs(2);
+
+/// The init container that is injected.
+const INIT: &str = "tulle-init";
+/// The sidecar that is injected.
+const PROXY: &str = "tulle-proxy";
+
+/// A namespace that requires the sidecar.
+fn requires<'a>(kube: &'a Kube, namespace: &str) -> Result<Field<'a>> {
+    Field::new(kube, namespace, json!({"tulle.dev/inject": "required"}))
+}
+
+/// A pod that does nothing.
+fn sleeper(name: &str) -> Value {
+    host_pod(name, "default", &["/usr/bin/sleep", "100000"])
+}
+
+/// A pod that does nothing, with annotations.
+fn annotated(name: &str, annotations: Value) -> Value {
+    let mut pod = sleeper(name);
+    pod["metadata"]["annotations"] = annotations;
+    pod
+}
+
+/// A pod of the namespace, as the API server has it.
+fn pod(field: &Field<'_>, name: &str) -> Result<Value> {
+    field.kube.json(&["-n", &field.namespace, "get", "pod", name])
+}
+
+/// What would become of a pod at admission.
+fn reviewed(field: &Field<'_>, mut pod: Value) -> Result<Value> {
+    pod["metadata"]["namespace"] = json!(field.namespace);
+    Ok(serde_json::from_str(&field.kube.dry_run(&pod.to_string())?)?)
+}
+
+/// A pod as admission returns it, in a form that can be created.
+fn as_admitted(field: &Field<'_>, pod: Value) -> Result<Value> {
+    let mut pod = reviewed(field, pod)?;
+    pod.as_object_mut().context("a pod")?.remove("status");
+    let metadata = pod["metadata"].as_object_mut().context("metadata")?;
+    metadata.retain(|name, _| ["name", "labels", "annotations"].contains(&name.as_str()));
+    Ok(pod)
+}
+
+/// An injected container of a pod.
+fn injected<'a>(pod: &'a Value, name: &str) -> Result<&'a Value> {
+    let mut containers = pod["spec"]["initContainers"].as_array().into_iter().flatten();
+    containers.find(|container| container["name"] == name).with_context(|| format!("{name} was not injected"))
+}
+
+/// The value of a variable of the sidecar; empty when it is not set.
+fn variable<'a>(pod: &'a Value, name: &str) -> Result<&'a str> {
+    let mut variables = injected(pod, PROXY)?["env"].as_array().into_iter().flatten();
+    let found = variables.find(|variable| variable["name"] == name);
+    Ok(found.and_then(|variable| variable["value"].as_str()).unwrap_or(""))
+}
+
+/// Why an object was rejected.
+fn rejection<T>(outcome: Result<T>) -> Result<String> {
+    match outcome {
+        Ok(_) => bail!("it was admitted"),
+        Err(error) => Ok(format!("{error:#}")),
+    }
+}
+
+/// All pods of the namespace refuse plain text.
+fn strict(field: &Field<'_>) -> Result<()> {
+    let spec = json!({"target": {"kind": "Namespace"}, "mtls": "Strict"});
+    field
+        .apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"}, "spec": spec}))
+        .map(drop)
+}
+
+/// The process of a pod's sidecar, by its number on the node.
+fn sidecar_process(cluster: &Cluster, field: &Field<'_>, name: &str) -> Result<u32> {
+    let uid = field.get(&format!("pod/{name}"), ".metadata.uid")?;
+    let script = format!("grep -lszx TULLE_POD_UID={uid} /proc/[0-9]*/environ || true");
+    let found = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;
+    let number = found.trim().strip_prefix("/proc/").and_then(|rest| rest.strip_suffix("/environ"));
+    let number = number.and_then(|number| number.parse().ok());
+    number.with_context(|| format!("expected one process of the sidecar of pod {name}, found {found:?}"))
+}

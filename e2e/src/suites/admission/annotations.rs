@@ -1,0 +1,114 @@
+//! Annotations of namespaces and pods, by their effect on real pods.
+
+use std::thread;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+
+use super::{INIT, NOTICED, PROXY, annotated, injected, pod, sidecar_process, variable};
+use crate::host;
+use crate::kubectl::Kube;
+use crate::suites::Skip;
+use crate::suites::field::{Field, borrows};
+
+pub(super) fn of_a_namespace(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = Field::meshed(kube, "t-adm-defaults")?;
+    let defaults = [
+        "tulle.dev/cpu=30m",
+        "tulle.dev/memory=40Mi",
+        "tulle.dev/workers=2",
+        "tulle.dev/memory-limit=plenty",
+    ];
+    kube.run(&[&["annotate", "namespace", field.namespace.as_str()], &defaults[..]].concat())?;
+    thread::sleep(NOTICED);
+    let said = field.apply(annotated("app", json!({"tulle.dev/cpu": "45m"})))?;
+    let named = "annotation tulle.dev/memory-limit of namespace t-adm-defaults";
+    ensure!(said.contains(named) && said.contains("has no effect"), "no warning: {said}");
+    field.ready("app")?;
+    let app = pod(&field, "app")?;
+    // The pod's own cpu, the namespace's memory and workers, no limit.
+    let wanted = json!({"requests": {"cpu": "45m", "memory": "40Mi"}});
+    for name in [INIT, PROXY] {
+        let resources = &injected(&app, name)?["resources"];
+        ensure!(*resources == wanted, "resources of {name}: {resources}, expected {wanted}");
+    }
+    let workers = variable(&app, "TULLE_WORKERS")?;
+    ensure!(workers == "2", "the sidecar has {workers:?} workers");
+    Ok(())
+}
+
+pub(super) fn amounts(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = Field::meshed(kube, "t-adm-amounts")?;
+    let annotations = json!({"tulle.dev/cpu": "25m", "tulle.dev/memory": "24Mi", "tulle.dev/cpu-limit": "300m",
+        "tulle.dev/memory-limit": "96Mi"});
+    field.apply(annotated("app", annotations))?;
+    field.ready("app")?;
+    let app = pod(&field, "app")?;
+    let wanted =
+        json!({"requests": {"cpu": "25m", "memory": "24Mi"}, "limits": {"cpu": "300m", "memory": "96Mi"}});
+    for name in [INIT, PROXY] {
+        let resources = &injected(&app, name)?["resources"];
+        ensure!(*resources == wanted, "resources of {name}: {resources}, expected {wanted}");
+    }
+    Ok(())
+}
+
+pub(super) fn log_level(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = Field::meshed(kube, "t-adm-log")?;
+    field.apply(annotated("loud", json!({"tulle.dev/log-level": "debug"})))?;
+    field.apply(annotated("usual", json!({})))?;
+    field.ready("loud")?;
+    field.ready("usual")?;
+    let log = |pod: &str| field.kubectl(&["logs", pod, "-c", PROXY]);
+    for pod in ["loud", "usual"] {
+        ensure!(field.status(pod, "http://10.99.99.99/")? == "000", "an address that nobody has answers");
+    }
+    kube.wait_for("the failed connection in the log", 20, || {
+        let is_it = |line: &str| {
+            line.contains("\"level\":\"DEBUG\"") && line.contains("an outbound connection failed")
+        };
+        Ok(log("loud")?.lines().any(is_it))
+    })?;
+    let usual = log("usual")?;
+    ensure!(!usual.is_empty() && !usual.contains("\"level\":\"DEBUG\""), "without the annotation: {usual}");
+    Ok(())
+}
+
+pub(super) fn workers(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(cluster) = kube else {
+        bail!(Skip("the threads of a sidecar are seen from its node only"))
+    };
+    let field = Field::meshed(kube, "t-adm-workers")?;
+    field.apply(annotated("three", json!({"tulle.dev/workers": "3"})))?;
+    field.apply(annotated("one", json!({})))?;
+    for (name, wanted) in [("three", &["worker-0", "worker-1", "worker-2"][..]), ("one", &["worker-0"][..])] {
+        field.ready(name)?;
+        let process = sidecar_process(cluster, &field, name)?;
+        let script = format!("cat /proc/{process}/task/*/comm");
+        let threads = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;
+        let mut workers: Vec<&str> = threads.lines().filter(|name| name.starts_with("worker-")).collect();
+        workers.sort_unstable();
+        ensure!(workers == wanted, "threads of pod {name}: {threads}");
+    }
+    Ok(())
+}
+
+pub(super) fn skip_outbound(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = Field::meshed(kube, "t-adm-skip")?;
+    field.service("web", 1, &[])?;
+    field.apply(annotated("client", json!({"tulle.dev/skip-outbound-ports": "80"})))?;
+    field.ready("client")?;
+    let ask = |url: &str| field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url]);
+    let answer = ask("http://web.t-adm-skip.svc.cluster.local/")?;
+    ensure!(answer.contains("\"client\":null"), "over the skipped port 80 the server saw {answer}");
+    let address =
+        field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let answer = ask(&format!("http://{address}:8080/"))?;
+    let identity = "spiffe://cluster.local/ns/t-adm-skip/sa/default";
+    ensure!(answer.contains(identity), "over port 8080, which is not skipped, the server saw {answer}");
+    Ok(())
+}
