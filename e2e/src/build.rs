@@ -1,5 +1,6 @@
 //! cargo, with what it is doing on the board, and everything that a cluster needs, made side by side.
 
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -25,9 +26,22 @@ pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
 /// # Errors
 /// The command line and the end of what cargo said.
 pub fn cargo(name: &str, arguments: &[&str]) -> Result<String> {
+    cargo_in(host::workspace(), name, arguments, &[])
+}
+
+/// Runs cargo in the workspace in `folder`, with variables whose values are paths.
+///
+/// # Errors
+/// The command line and the end of what cargo printed.
+pub fn cargo_in(
+    folder: &Path,
+    name: &str,
+    arguments: &[&str],
+    variables: &[(&str, &Path)],
+) -> Result<String> {
     let task = task(name);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(host::workspace()).args(arguments);
+    cargo.current_dir(folder).args(arguments).envs(variables.iter().copied());
     // Its own progress bar has the counts: crates done, crates in all.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
     host::watched(&mut cargo, |line| show(&task, line))

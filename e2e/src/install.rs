@@ -1,6 +1,7 @@
 //! Tulle on a cluster: images, manifests, and what the sample shop needs.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -31,13 +32,17 @@ pub fn cluster(name: &str) -> Result<Kube> {
 /// Loads the images, whose programs have been compiled.
 pub fn load_images(kube: &Kube) -> Result<()> {
     for image in images::TULLE.iter().chain([&images::EMPTY]) {
-        let archive = images::archive(image)?;
-        match kube {
-            Kube::Embedded(cluster) => cluster.load(&archive)?,
-            Kube::Context(context) => load_into(context, &archive.display().to_string())?,
-        }
+        load(kube, &images::archive(image)?)?;
     }
     Ok(())
+}
+
+/// Loads the archive of an image.
+pub fn load(kube: &Kube, archive: &Path) -> Result<()> {
+    match kube {
+        Kube::Embedded(cluster) => cluster.load(archive),
+        Kube::Context(context) => load_into(context, &archive.display().to_string()),
+    }
 }
 
 /// kind, k3d and minikube each have a way of their own.
