@@ -99,22 +99,36 @@ pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
 
 /// Path of the image's archive, which is built unless the cache has one of the same content.
 pub fn archive(image: &Image) -> Result<PathBuf> {
-    let short = image.name.rsplit('/').next().unwrap_or(image.name).replace(':', "-");
-    let dockerfile = host::workspace()
-        .join(format!("e2e/images/Dockerfile.{}", if image.binary.is_some() { "program" } else { "empty" }));
-    let mut files = vec![dockerfile.clone()];
-    if let Some(binary) = image.binary {
-        let program = program(image, binary)?;
-        files.push(program);
-    }
-    let key = host::content_key(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), image.name)?;
-    let archive = host::cache()?.join("images").join(format!("{short}-{key}.tar"));
+    let program = image.binary.map(|binary| program(image, binary)).transpose()?;
+    let dockerfile = dockerfile(program.is_some());
+    let files: Vec<&Path> = [dockerfile.as_path()].into_iter().chain(program.as_deref()).collect();
+    let archive = place(image.name, &host::content_key(&files, image.name)?)?;
     if !archive.is_file() {
-        fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
-        build(image.name, None, &dockerfile, files.get(1).map(PathBuf::as_path), &archive)?;
-        remove_old_archives(&archive, &short);
+        pack(image.name, program.as_deref(), &archive)?;
     }
     Ok(archive)
+}
+
+/// Where the cache keeps the archive of an image. `key`: of its content.
+pub fn place(name: &str, key: &str) -> Result<PathBuf> {
+    Ok(host::cache()?.join("images").join(format!("{}-{key}.tar", short(name))))
+}
+
+/// Makes the archive of an image with this program, or of an empty one.
+pub fn pack(name: &str, program: Option<&Path>, archive: &Path) -> Result<()> {
+    fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
+    build(name, None, &dockerfile(program.is_some()), program, archive)?;
+    remove_old_archives(archive, &short(name));
+    Ok(())
+}
+
+/// An image's name as a part of file names.
+fn short(name: &str) -> String {
+    name.rsplit('/').next().unwrap_or(name).replace(':', "-")
+}
+
+fn dockerfile(has_program: bool) -> PathBuf {
+    host::workspace().join(format!("e2e/images/Dockerfile.{}", if has_program { "program" } else { "empty" }))
 }
 
 /// Removes old archives of an image, because every build of a changed program adds one.

@@ -1,6 +1,7 @@
 //! Installs Tulle on a cluster: images and manifests.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -31,13 +32,17 @@ pub fn cluster(name: &str) -> Result<Kube> {
 /// Builds the images from the compiled programs, and loads them into the cluster.
 pub fn load_images(kube: &Kube) -> Result<()> {
     for image in images::TULLE.iter().chain([&images::EMPTY]) {
-        let archive = images::archive(image)?;
-        match kube {
-            Kube::Embedded(cluster) => cluster.load(&archive)?,
-            Kube::Context(context) => load_into_context(context, &archive.display().to_string())?,
-        }
+        load(kube, &images::archive(image)?)?;
     }
     Ok(())
+}
+
+/// Loads the archive of an image.
+pub fn load(kube: &Kube, archive: &Path) -> Result<()> {
+    match kube {
+        Kube::Embedded(cluster) => cluster.load(archive),
+        Kube::Context(context) => load_into_context(context, &archive.display().to_string()),
+    }
 }
 
 /// Loads an archive into a cluster of kind, k3d or, for other context names, minikube.

@@ -49,6 +49,16 @@ impl Kube {
         Ok(text)
     }
 
+    /// Applies manifests as a user who owns their fields; fails where a field has another owner.
+    pub fn apply_server_side(&self, manifests: &str) -> Result<()> {
+        self.run_with_input(&["apply", "--server-side", "-f", "-"], manifests).map(drop)
+    }
+
+    /// Creates objects and returns what kubectl prints about them in the format `output`.
+    pub fn create(&self, manifests: &str, output: &str) -> Result<String> {
+        Ok(self.run_with_input(&["create", "-o", output, "-f", "-"], manifests)?.0)
+    }
+
     /// The object after admission, as JSON, without creating it.
     pub fn dry_run(&self, manifest: &str) -> Result<String> {
         Ok(self.run_with_input(&["create", "--dry-run=server", "-o", "json", "-f", "-"], manifest)?.0)

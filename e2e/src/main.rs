@@ -10,6 +10,7 @@ mod build;
 mod chart;
 mod cluster;
 mod demo;
+mod earlier;
 mod host;
 mod images;
 mod install;
@@ -46,7 +47,7 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, updates, rollouts, skew, mesh, talk, framing, helm or faults.
+        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, talk, framing, operations, helm or faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.
         #[arg(long)]

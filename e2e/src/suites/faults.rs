@@ -19,7 +19,10 @@ pub(super) const TESTS: &[Test] = &[
     ("the webhook's configuration deleted: required namespaces still let no bare pod in", configuration_gone),
     ("certificates renewed under load lose nothing", renewal),
     ("a certificate for another pod's identity is refused, logged and counted", foreign_identity),
-    ("uninstalling leaves nothing", uninstall),
+    (
+        "uninstalled as config/README.md says, Tulle leaves no object of any kind in any namespace, and pods start",
+        uninstall,
+    ),
 ];
 
 fn operator_gone(kube: &Kube) -> Result<()> {
@@ -207,21 +210,54 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
 }
 
 fn uninstall(kube: &Kube) -> Result<()> {
+    let outcome = uninstalled(kube);
+    // A bare pod must not be there when the mesh is.
+    let removed = kube.run(&["delete", "namespace", "t-after", "--ignore-not-found"]);
+    let restored = removed.and_then(|_| install::tulle(kube)).context("installing Tulle again");
+    outcome.and(restored)
+}
+
+fn uninstalled(kube: &Kube) -> Result<()> {
     let config = host::workspace().join("config");
     let config = config.to_str().context("the workspace's path is text")?;
+    // Something to leave behind.
+    let field = Field::meshed(kube, "t-after")?;
+    kube.wait_for("the trust bundle", 30, || {
+        Ok(field.kubectl(&["get", "configmap", "tulle-trust"]).is_ok())
+    })?;
     kube.run(&["delete", "--timeout=90s", "-k", config])?;
-    let left = kube.run(&[
-        "get", "crd,clusterrole,clusterrolebinding,mutatingwebhookconfiguration,validatingwebhookconfiguration,validatingadmissionpolicy", "-o", "name",
-    ])?;
-    let left: Vec<&str> = left.lines().filter(|name| name.contains("tulle")).collect();
+    // The API server removes the APIService of a group some time after the group's last kind.
+    let mut left = Vec::new();
+    let bundles = kube.wait_for("only the ConfigMaps that the last step deletes to be left", 30, || {
+        left = left_of_tulle(kube)?;
+        let bundle = |left: &String| left.starts_with("ConfigMap ") && left.ends_with("/tulle-trust");
+        Ok(left.iter().any(|left| left == "ConfigMap t-after/tulle-trust") && left.iter().all(bundle))
+    });
+    bundles.with_context(|| format!("there are: {left:?}"))?;
+    kube.run(&["delete", "configmaps", "--all-namespaces", "-l", "tulle.dev/trust=bundle"])?;
+    let left = left_of_tulle(kube)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     // The cluster works without it, in namespaces that were meshed too.
-    let field = Field::meshed(kube, "t-after")?;
     field.apply(host_pod("app", "default", &["/usr/bin/sleep", "1000"]))?;
     field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/app"])?;
-    // A bare pod must not be there when the mesh is.
-    kube.run(&["delete", "namespace", "t-after"])?;
-    install::tulle(kube)
+    ensure!(field.get("pod/app", ".spec.initContainers")?.is_empty(), "who injected it?");
+    Ok(())
+}
+
+/// Objects of every kind that can be listed, in all namespaces and in none, whose names are Tulle's. Not events, which
+/// are a record and expire.
+fn left_of_tulle(kube: &Kube) -> Result<Vec<String>> {
+    let lines = "jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
+    let mut left = Vec::new();
+    for namespaced in ["--namespaced=true", "--namespaced=false"] {
+        let kinds = kube.run(&["api-resources", "--verbs=list", namespaced, "-o", "name"])?;
+        let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
+        let objects = kube.run(&["get", &kinds.join(","), "--all-namespaces", "-o", lines])?;
+        // The probe's namespace is xtask's own.
+        let ours = |line: &&str| line.contains("tulle") && !line.contains("tulle-probe");
+        left.extend(objects.lines().filter(ours).map(str::to_owned));
+    }
+    Ok(left)
 }
 
 fn scale(kube: &Kube, workload: &str, replicas: u32) -> Result<()> {

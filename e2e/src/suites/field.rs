@@ -21,6 +21,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("psql", "postgresql-client"),
     ("/usr/lib/python3/dist-packages/grpc", "python3-grpcio"),
     ("/usr/lib/python3/dist-packages/websockets", "python3-websockets"),
+    ("/usr/lib/python3/dist-packages/prometheus_client", "python3-prometheus-client"),
 ];
 
 /// A namespace of a test's own; deleted when the test has ended.
@@ -116,6 +117,19 @@ impl<'a> Field<'a> {
     /// A field of an object.
     pub fn get(&self, object: &str, path: &str) -> Result<String> {
         self.kube.field(&self.namespace, object, path)
+    }
+
+    /// Whether a pod that is created now gets a sidecar.
+    pub fn injects_now(&self) -> Result<bool> {
+        let containers = "jsonpath={.spec.initContainers[*].name}";
+        let run = ["run", "probe", "--image=probe", "--dry-run=server", "-o", containers];
+        Ok(self.kubectl(&run)?.contains("tulle-proxy"))
+    }
+
+    /// Waits until pods that are created get a sidecar.
+    pub fn injects(&self) -> Result<()> {
+        let what = format!("pods in {} to get a sidecar", self.namespace);
+        self.kube.wait_for(&what, 60, || self.injects_now())
     }
 
     /// A service account, a Deployment of the shop's service and a Service of port 80, ready.

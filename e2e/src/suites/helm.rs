@@ -223,7 +223,7 @@ fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     let trust_domain = || kube.run(&["get", "meshconfig", "mesh", "-o", "jsonpath={.status.trustDomain}"]);
     kube.wait_for("the operator's MeshConfig", 30, || Ok(trust_domain()? == TRUST_DOMAIN))?;
     let field = Field::meshed(kube, "t-helm")?;
-    injects(&field)?;
+    field.injects()?;
     field.service("web", 1, &[])?;
     field.client("client")?;
     policy(&field, &json!([{"from": [{"serviceAccount": "client"}]}]))?;
@@ -234,7 +234,7 @@ fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     let replicas = kube.field("mesh-system", "deployment/tulle-operator", ".spec.replicas")?;
     ensure!(replicas == "1", "{replicas} replicas of the operator after helm upgrade");
     ensure!(trust_domain()? == TRUST_DOMAIN, "the upgrade has changed the trust domain");
-    injects(&field)?;
+    field.injects()?;
     called(&field)?;
 
     helm.uninstall()?;
@@ -271,15 +271,6 @@ fn restore(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     kube.run(&["delete", "--ignore-not-found", "namespace", "t-helm", "mesh-system"])?;
     kube.run(&[&["delete", "crd", "--ignore-not-found"], &DEFINITIONS[..]].concat())?;
     install::tulle(kube)
-}
-
-/// Waits until pods that are created in the namespace get a sidecar.
-fn injects(field: &Field<'_>) -> Result<()> {
-    field.kube.wait_for("the webhook to inject", 60, || {
-        let containers = "jsonpath={.spec.initContainers[*].name}";
-        let run = ["run", "probe", "--image=probe", "--dry-run=server", "-o", containers];
-        Ok(field.kubectl(&run)?.contains("tulle-proxy"))
-    })
 }
 
 /// The client reaches the server over mTLS: the header is from the client's certificate.

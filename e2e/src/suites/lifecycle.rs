@@ -22,15 +22,17 @@ pub(super) const TESTS: &[Test] = &[
     ),
 ];
 
-fn second() -> (PathBuf, Cluster) {
-    let state = PathBuf::from("/var/tmp/tulle-cluster-second");
+/// A cluster beside the tests' own, with files of its own. No name begins with `node`: the control groups of the
+/// tests' own cluster are named so.
+pub(super) fn second(name: &str) -> (PathBuf, Cluster) {
+    let state = PathBuf::from(format!("/var/tmp/tulle-cluster-{name}"));
     let cluster = Cluster::at(&state);
     (state, cluster)
 }
 
 fn killed(kube: &Kube) -> Result<()> {
     let Kube::Embedded(_) = kube else { bail!(Skip("it starts embedded clusters")) };
-    let (state, cluster) = second();
+    let (state, cluster) = second("killed");
     cluster.down()?;
     let mut up = Command::new("/proc/self/exe");
     up.args(["cluster", "up"]).env("TULLE_CLUSTER", &state).stdout(Stdio::null()).stderr(Stdio::null());
@@ -48,9 +50,9 @@ fn killed(kube: &Kube) -> Result<()> {
 
 fn two_nodes(kube: &Kube) -> Result<()> {
     let Kube::Embedded(_) = kube else { bail!(Skip("it starts embedded clusters")) };
-    let (_, cluster) = second();
+    let (_, cluster) = second("second");
     let outcome = cluster.up(Some(2)).and_then(|()| across(cluster));
-    let down = gone(&second().1);
+    let down = gone(&second("second").1);
     outcome.and(down)
 }
 
@@ -88,7 +90,8 @@ fn across(cluster: Cluster) -> Result<()> {
     Ok(())
 }
 
-fn gone(cluster: &Cluster) -> Result<()> {
+/// Takes a cluster down; nothing of it may be left.
+pub(super) fn gone(cluster: &Cluster) -> Result<()> {
     cluster.down()?;
     let left = cluster.left_behind();
     ensure!(left.is_empty(), "down left behind: {}", left.join(", "));

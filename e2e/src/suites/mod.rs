@@ -4,6 +4,8 @@
 //! Tests mostly wait, and each has namespaces of its own: those of all suites but the last run side by side, a few at
 //! a time. What changes Tulle itself ([`Suite::alone`]) runs afterwards, one at a time.
 
+mod admission;
+mod control;
 mod faults;
 mod field;
 mod framing;
@@ -11,6 +13,7 @@ mod helm;
 mod lifecycle;
 mod mesh;
 mod node;
+mod operations;
 mod rollouts;
 mod skew;
 mod talk;
@@ -26,6 +29,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 
 use crate::cluster::{self, Cluster};
+use crate::earlier;
 use crate::host;
 use crate::images;
 use crate::install;
@@ -53,9 +57,12 @@ const SUITES: &[Suite] = &[
     Suite { name: "updates", tests: updates::TESTS, alone: false },
     Suite { name: "rollouts", tests: rollouts::TESTS, alone: false },
     Suite { name: "skew", tests: skew::TESTS, alone: false },
+    Suite { name: "admission", tests: admission::TESTS, alone: false },
+    Suite { name: "control", tests: control::TESTS, alone: false },
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
+    Suite { name: "operations", tests: operations::TESTS, alone: true },
     Suite { name: "helm", tests: helm::TESTS, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
@@ -165,6 +172,9 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
     // With the tests' own selection of packages cargo has nothing to compile again.
     images::compile(images::TULLE, choice.has(WORKSPACE))?;
+    if choice.has("skew") {
+        earlier::sidecar()?;
+    }
     let kube = install::cluster(choice.cluster)?;
     install::load_images(&kube)?;
     let needs_tulle = |suite: &str| !["node", "lifecycle"].contains(&suite);

@@ -1,14 +1,25 @@
-//! Sidecars that are older than the operator: what they cannot enforce they refuse, the object says so,
-//! and what they knew before stays in force.
+//! Sidecars of an earlier release with today's operator and beside today's sidecars: they work together, and what an
+//! older sidecar cannot enforce it refuses, the object says so, and what it knew before stays in force.
+//!
+//! The older sidecars are built from an earlier commit. That commit has every feature of today's policies, so a
+//! variable takes some of them away where a refusal is wanted.
 
-use anyhow::{Context as _, Result, ensure};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::Test;
 use super::field::{Field, deployment, host_pod, pod_template, service};
+use super::{Skip, Test};
+use crate::earlier;
+use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
+    (
+        "a sidecar of the earlier build and today's talk over mTLS in both directions, and it takes today's policies",
+        both_directions,
+    ),
     (
         "a policy that an older sidecar refuses says which and why, and the last good one stays",
         refused_policy,
@@ -16,23 +27,51 @@ pub(super) const TESTS: &[Test] = &[
     ("a canary waits for an older client's sidecar and says so, and goes on without it", refused_split),
 ];
 
+fn both_directions(kube: &Kube) -> Result<()> {
+    load_earlier(kube)?;
+    let field = Field::meshed(kube, "t-skew-mtls")?;
+    field.service("today", 1, &[])?;
+    field.client("today-client")?;
+    field.plain_client("plain")?;
+    older_server(&field, "old", None)?;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "old-client"}});
+    field.apply(account)?;
+    older(&field, host_pod("old-client", "old-client", &["/usr/bin/sleep", "100000"]), None)?;
+    // What the server saw: the identity in the client's certificate.
+    for (client, server) in [("old-client", "today"), ("today-client", "old"), ("old-client", "old")] {
+        let url = format!("http://{server}.t-skew-mtls.svc.cluster.local/");
+        let answer = field.exec(client, &["/usr/bin/curl", "-s", "-m", "8", &url])?;
+        let identity = format!("spiffe://cluster.local/ns/t-skew-mtls/sa/{client}");
+        ensure!(answer.contains(&identity), "{server} does not know {client} by its certificate: {answer:?}");
+    }
+
+    let url = "http://old.t-skew-mtls.svc.cluster.local/";
+    ensure!(field.status("plain", url)? == "200", "Permissive, the default, refused plain text");
+    let allow = json!({"allow": [{"from": [{"serviceAccount": "today-client"}]}]});
+    field.apply(policy("old", json!({"mtls": "Strict", "access": allow})))?;
+    kube.wait_for("the older sidecar to enforce today's policy", 30, || {
+        let ready = field.get("meshpolicy/old", ".status.conditions[?(@.type==\"Ready\")].reason")?;
+        Ok(field.get("meshpolicy/old", ".status.enforced")? == "1/1" && ready == "Enforced")
+    })?;
+    for (client, wanted) in [("today-client", "200"), ("old-client", "403"), ("plain", "000")] {
+        let status = field.status(client, url)?;
+        ensure!(status == wanted, "{client} got {status} from the older sidecar, expected {wanted}");
+    }
+    Ok(())
+}
+
 fn refused_policy(kube: &Kube) -> Result<()> {
+    load_earlier(kube)?;
     let field = Field::meshed(kube, "t-skew")?;
-    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web"}}))?;
-    field.apply(service("web", json!({})))?;
-    let mut pod = pod_template("web", &["serve".to_owned(), "--name=web".to_owned()]);
-    pod["apiVersion"] = json!("v1");
-    pod["kind"] = json!("Pod");
-    pod["metadata"]["name"] = json!("web");
-    older(&field, pod, "split/v1")?;
+    older_server(&field, "web", Some("split/v1"))?;
     field.client("client")?;
     field.plain_client("plain")?;
     let url = "http://web.t-skew.svc.cluster.local/";
-    field.apply(policy(json!({"mtls": "Strict"})))?;
+    field.apply(policy("web", json!({"mtls": "Strict"})))?;
     kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1"))?;
 
     let deny = json!({"allow": [{"from": [{"serviceAccount": "somebody-else"}]}]});
-    field.apply(policy(json!({"mtls": "Strict", "access": deny})))?;
+    field.apply(policy("web", json!({"mtls": "Strict", "access": deny})))?;
     let ready =
         |path: &str| field.get("meshpolicy/web", &format!(".status.conditions[?(@.type==\"Ready\")].{path}"));
     kube.wait_for("the refusal in the condition", 20, || Ok(ready("reason")? == "RefusedBySidecar"))?;
@@ -42,17 +81,18 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     ensure!(field.status("client", url)? == "200", "the last good policy let everybody in with mTLS");
     ensure!(field.status("plain", url)? == "000", "the last good policy was Strict: plain text got in");
 
-    field.apply(policy(json!({"mtls": "Strict", "access": null})))?;
+    field.apply(policy("web", json!({"mtls": "Strict", "access": null})))?;
     kube.wait_for("what it can enforce", 20, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1" && ready("status")? == "True")
     })
 }
 
 fn refused_split(kube: &Kube) -> Result<()> {
+    load_earlier(kube)?;
     let field = Field::meshed(kube, "t-skewed")?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
-    older(&field, host_pod("old", "default", &["/usr/bin/sleep", "100000"]), "access/v1")?;
+    older(&field, host_pod("old", "default", &["/usr/bin/sleep", "100000"]), Some("access/v1"))?;
     let url = "http://web.t-skewed.svc.cluster.local/";
     ensure!(field.status("old", url)? == "200", "the older client reaches nobody");
     field.apply(
@@ -83,27 +123,99 @@ fn refused_split(kube: &Kube) -> Result<()> {
     })
 }
 
-fn policy(more: Value) -> Value {
-    let mut policy = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "web"},
-        "spec": {"target": {"kind": "Service", "name": "web"}}});
+fn policy(name: &str, more: Value) -> Value {
+    let mut policy = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": name},
+        "spec": {"target": {"kind": "Service", "name": name}}});
     for (key, value) in more.as_object().into_iter().flatten() {
         policy["spec"][key] = value.clone();
     }
     policy
 }
 
-/// A pod whose sidecar has only some of the features: as the webhook makes it, and one variable more.
-fn older(field: &Field<'_>, mut pod: Value, features: &str) -> Result<()> {
+/// Loads the image of the earlier build, made once per machine.
+fn load_earlier(kube: &Kube) -> Result<()> {
+    // Tests side by side wait for one build and one import.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(archive) = earlier::sidecar()? else {
+        bail!(Skip(
+            "git does not find the commit of the earlier build in this clone: git fetch --unshallow brings it"
+        ));
+    };
+    install::load(kube, &archive)
+}
+
+/// The shop's service in a pod with an older sidecar, and its Service.
+fn older_server(field: &Field<'_>, name: &str, features: Option<&str>) -> Result<()> {
+    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
+    field.apply(service(name, json!({})))?;
+    let mut pod = pod_template(name, &["serve".to_owned(), format!("--name={name}")]);
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["name"] = json!(name);
+    older(field, pod, features)
+}
+
+/// A pod with a sidecar of the earlier build, ready. `features`: those that it has; `None`: all of that build.
+///
+/// The pod is as today's webhook makes it, with what the earlier one wrote instead where the two differ. It gets ready
+/// only if its sidecar answers on that build's port.
+fn older(field: &Field<'_>, mut pod: Value, features: Option<&str>) -> Result<()> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     let injected = field.kube.dry_run(&pod.to_string())?;
     let mut injected: Value = serde_json::from_str(&injected)?;
-    let containers = injected["spec"]["initContainers"].as_array_mut().context("no sidecar was injected")?;
-    let proxy = containers.iter_mut().find(|container| container["name"] == "tulle-proxy");
-    let environment = proxy.context("no sidecar was injected")?["env"].as_array_mut().context("env")?;
-    environment.push(json!({"name": "TULLE_FEATURES", "value": features}));
+    let mut sidecars = 0;
+    for list in ["initContainers", "containers"] {
+        for container in injected["spec"][list].as_array_mut().into_iter().flatten() {
+            match container["name"].as_str() {
+                Some("tulle-init") => container["image"] = json!(earlier::IMAGE),
+                Some("tulle-proxy") => {
+                    as_earlier(container, features)?;
+                    sidecars += 1;
+                }
+                _ => move_probes(container),
+            }
+        }
+    }
+    ensure!(sidecars == 1, "no sidecar was injected");
     let metadata = injected["metadata"].as_object_mut().context("metadata")?;
     metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
+    // Of today's injection.
+    metadata["annotations"].as_object_mut().context("annotations")?.remove("tulle.dev/injection");
     let name = metadata["name"].as_str().context("a name")?.to_owned();
     field.apply(injected)?;
     field.ready(&name)
+}
+
+/// Where the earlier build's sidecar answers `/ready` and `/metrics`.
+const EARLIER_ADMIN: u16 = 4152;
+/// Where it carries probes out.
+const EARLIER_PROBES: u16 = 4153;
+/// Where today's does.
+const PROBES: u16 = 26153;
+
+/// Makes today's sidecar container the earlier webhook's: another program with other ports, which is not probed once it
+/// has started. The operator is today's, and so is its address.
+fn as_earlier(proxy: &mut Value, features: Option<&str>) -> Result<()> {
+    proxy["image"] = json!(earlier::IMAGE);
+    proxy["ports"][0]["containerPort"] = json!(EARLIER_ADMIN);
+    proxy["startupProbe"]["httpGet"]["port"] = json!(EARLIER_ADMIN);
+    let container = proxy.as_object_mut().context("a container")?;
+    container.remove("readinessProbe");
+    container.remove("livenessProbe");
+    if let Some(features) = features {
+        let variables = proxy["env"].as_array_mut().context("its environment")?;
+        variables.push(json!({"name": "TULLE_FEATURES", "value": features}));
+    }
+    Ok(())
+}
+
+/// Leads kubelet's probes of a container to the earlier build's port.
+fn move_probes(container: &mut Value) {
+    for kind in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let port = container.get_mut(kind).and_then(|probe| probe.pointer_mut("/httpGet/port"));
+        if let Some(port) = port.filter(|port| **port == PROBES) {
+            *port = json!(EARLIER_PROBES);
+        }
+    }
 }

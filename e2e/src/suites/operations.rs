@@ -1,0 +1,100 @@
+//! Tulle's own workloads, changed while they are in use: restarts, drains, lost Secrets, settings.
+//!
+//! Runs alone: each test changes the installation that the others use, and restores it, also when it fails.
+//!
+//! ```text
+//!   admission  pods are created while the webhook restarts, or its node is drained
+//!   webhook    its authority, the CRDs that it watches, its API server
+//!   operator   the Lease, readiness, MeshConfig
+//! ```
+
+mod admission;
+mod operator;
+mod webhook;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::Test;
+use crate::install;
+use crate::kubectl::Kube;
+
+pub(super) const TESTS: &[Test] = &[
+    (
+        "restarting the webhook while pods are created: none without a sidecar, none rejected",
+        admission::restarted,
+    ),
+    (
+        "the authority's Secret lost: a new one is made, the configurations follow and pods are injected",
+        webhook::authority_lost,
+    ),
+    ("a caBundle that somebody else has overwritten is repaired", webhook::bundle_overwritten),
+    (
+        "without the CRD canaries.tulle.dev the webhook starts, gets ready and injects",
+        webhook::definition_missing,
+    ),
+    (
+        "while the webhook cannot reach the API server it is alive, not ready, and not restarted",
+        webhook::api_server_out_of_reach,
+    ),
+    (
+        "the leader's pod deleted: the Lease is released and another leads within seconds",
+        operator::leader_deleted,
+    ),
+    ("an operator is ready only when its discovery port listens", operator::ready_when_listening),
+    (
+        "a MeshConfig that a user applies over the default: no conflict, its defaults and exemptions hold, and the default comes back after it",
+        operator::users_settings,
+    ),
+    (
+        "draining one node after the other while pods are created: none without a sidecar, none rejected, one replica always available",
+        admission::drained,
+    ),
+];
+
+/// Tulle's own namespace.
+const SYSTEM: &str = "tulle-system";
+
+/// The pods of a workload of Tulle that have not been deleted.
+fn pods(kube: &Kube, app: &str) -> Result<Vec<Value>> {
+    let pods = kube.json(&["-n", SYSTEM, "get", "pods", "-l", &format!("app={app}")])?;
+    let pods = pods["items"].as_array().context("a list of pods")?;
+    Ok(pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).cloned().collect())
+}
+
+fn rolled_out(kube: &Kube, deployment: &str) -> Result<()> {
+    kube.rolled_out(SYSTEM, &format!("deployment/{deployment}"), 120)
+}
+
+fn restart(kube: &Kube, deployment: &str) -> Result<()> {
+    kube.run(&["-n", SYSTEM, "rollout", "restart", &format!("deployment/{deployment}")])?;
+    rolled_out(kube, deployment)
+}
+
+/// Waits for the MeshConfig, without which `required` namespaces admit no pod: where there is none, the operator creates
+/// one after a while.
+fn has_settings(kube: &Kube) -> Result<()> {
+    kube.wait_for("MeshConfig mesh", 60, || {
+        Ok(kube.run(&["wait", "--for=condition=Ready", "--timeout=1s", "meshconfig/mesh"]).is_ok())
+    })
+}
+
+/// A Deployment of Tulle under another name: one replica, behind no Service.
+fn copy_of(kube: &Kube, deployment: &str, name: &str) -> Result<Value> {
+    let original = kube.json(&["-n", SYSTEM, "get", "deployment", deployment])?;
+    let mut template = original["spec"]["template"].clone();
+    template["metadata"]["labels"] = json!({"app": name});
+    template["spec"].as_object_mut().context("the template's spec")?.remove("affinity");
+    Ok(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": template},
+    }))
+}
+
+/// Installs Tulle again where a test has failed, which may have left anything behind.
+fn or_reinstalled(kube: &Kube, outcome: Result<()>) -> Result<()> {
+    outcome.or_else(|error| {
+        install::tulle(kube).with_context(|| format!("installing Tulle again after: {error:#}"))?;
+        Err(error)
+    })
+}
