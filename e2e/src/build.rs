@@ -9,16 +9,27 @@ use anyhow::{Result, anyhow};
 use crate::cluster;
 use crate::host;
 use crate::images::{self, Image};
-use crate::progress::{Task, task};
+use crate::install;
+use crate::progress::{Task, step, task};
 
 /// Installs the machine's programs, and compiles the cluster's components and the images' programs. In parallel, so that
 /// Go and apt use the processors while cargo links, and the other way round.
 pub fn prepare(images: &[Image], cluster: &str) -> Result<()> {
+    install::check(cluster)?;
     let embedded = cluster == "embedded";
-    let components = thread::spawn(move || if embedded { cluster::prepare() } else { Ok(()) });
+    let components = thread::spawn(move || {
+        let done = if embedded { cluster::prepare() } else { Ok(()) };
+        if let Err(error) = &done {
+            step(&format!("FAILED, while cargo goes on: {error:#}"));
+        }
+        done
+    });
     let programs = images::compile(images, false);
     let components = components.join().map_err(|_| anyhow!("compiling the cluster's components panicked"))?;
-    programs.and(components)
+    match (programs, components) {
+        (Err(programs), Err(components)) => Err(anyhow!("{programs:#}\n\n{components:#}")),
+        (programs, components) => programs.and(components),
+    }
 }
 
 /// Runs cargo in the workspace; `name` names the task in the progress line.

@@ -70,9 +70,14 @@ pub fn install_programs() -> Result<()> {
 /// Installs the packages of missing programs; `programs` are pairs of a program and its package.
 pub fn install_packages(programs: &[(&str, &str)]) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let missing = || -> Vec<&str> {
+        programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, p)| *p).collect()
+    };
+    if missing().is_empty() {
+        return Ok(());
+    }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let missing: Vec<&str> =
-        programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, p)| *p).collect();
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }

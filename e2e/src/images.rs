@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::build::cargo;
 use crate::host;
@@ -157,7 +157,20 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
     let stripped = target.join("stripped").join(binary);
     fs::create_dir_all(target.join("stripped"))?;
     host::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    ensure_static(&stripped)?;
     Ok(stripped)
+}
+
+/// Fails unless a program needs no other file to start, as in an image that has no other.
+pub fn ensure_static(program: &Path) -> Result<()> {
+    let headers = host::output(Command::new("readelf").arg("-lW").arg(program))?;
+    if headers.contains("INTERP") {
+        bail!(
+            "{} is linked dynamically and would not start in its image; unset RUSTFLAGS, because it replaces the flags of .cargo/config.toml",
+            program.display()
+        );
+    }
+    Ok(())
 }
 
 /// Builds an image with docker or buildah and leaves it in an archive of docker's format. `platform`: such as

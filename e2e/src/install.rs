@@ -5,23 +5,38 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::host;
 use crate::images;
 use crate::kubectl::Kube;
 use crate::progress::step;
 
+/// Fails at once where `--cluster` cannot work, before anything is compiled for it.
+pub fn check(name: &str) -> Result<()> {
+    if let Some(context) = name.strip_prefix("context:") {
+        if !host::is_installed("kubectl") {
+            bail!("--cluster {name} needs kubectl; install it and try again");
+        }
+        return host::output(std::process::Command::new("kubectl").args(["config", "get-contexts", context]))
+            .map(drop);
+    }
+    if name != "embedded" {
+        bail!("invalid --cluster {name:?}; write embedded or context:NAME");
+    }
+    host::require_root()?;
+    cluster::check()
+}
+
 /// The cluster of argument `--cluster`: `embedded`, which is started if necessary, or `context:NAME`.
 pub fn cluster(name: &str) -> Result<Kube> {
     match name.strip_prefix("context:") {
-        Some(context) => {
-            if !host::is_installed("kubectl") {
-                bail!("--cluster {name} needs kubectl; install it and try again");
-            }
-            Ok(Kube::Context(context.to_owned()))
-        }
+        Some(context) => Ok(Kube::Context(context.to_owned())),
         None if name == "embedded" => {
             let cluster = Cluster::new()?;
+            if cluster.was_interrupted() {
+                step("tests were interrupted on this cluster: making it anew");
+                cluster.down()?;
+            }
             cluster.up(None)?;
             Ok(Kube::Embedded(cluster))
         }
@@ -75,11 +90,14 @@ pub fn tulle(kube: &Kube) -> Result<()> {
             "Tulle on this cluster was not installed by xtask, which would change and remove it; use another cluster"
         );
     }
+    // First, so that an installation that is interrupted can be repeated.
+    let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "tulle-system", "labels": {INSTALLED_BY_XTASK: "true"}}});
+    kube.apply_server_side(&namespace.to_string())?;
     step("installing Tulle: kubectl apply --server-side -k config/");
     let config = host::workspace().join("config");
     let config = config.to_str().context("the path of the workspace is not UTF-8")?;
     kube.run(&["apply", "--server-side", "--force-conflicts", "-k", config])?;
-    kube.run(&["label", "--overwrite", "namespace", "tulle-system", &format!("{INSTALLED_BY_XTASK}=true")])?;
     for workload in ["deployment/tulle-operator", "deployment/tulle-webhook"] {
         // A restart, because images of a new build have the same names.
         kube.run(&["-n", "tulle-system", "rollout", "restart", workload])?;
@@ -94,6 +112,7 @@ fn wait_until_injecting(kube: &Kube) -> Result<()> {
     const NAMESPACE: &str = "tulle-probe";
     let labels = serde_json::json!({"tulle.dev/inject": "enabled"});
     let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
+    kube.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
     kube.apply(&namespace.to_string())?;
     let outcome = kube.wait_for("the webhook to inject", 60, || {
         let run = [

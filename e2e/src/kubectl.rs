@@ -72,6 +72,7 @@ impl Kube {
     /// Runs kubectl with standard input; returns its standard output and error.
     fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<(String, String)> {
         let mut command = self.command(arguments)?;
+        command.arg("--request-timeout=60s");
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

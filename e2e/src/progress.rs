@@ -27,6 +27,7 @@ pub struct Task {
     id: u64,
     name: String,
     since: Instant,
+    announced: bool,
 }
 
 /// Starts the clock; later calls have no effect.
@@ -56,6 +57,13 @@ pub fn say(text: &str) {
 /// Adds a task to the progress line.
 pub fn task(name: &str) -> Task {
     step(name);
+    let mut task = background(name);
+    task.announced = true;
+    task
+}
+
+/// Starts a task that is shown only while it runs.
+pub fn background(name: &str) -> Task {
     let mut board = board();
     let id = board.next;
     board.next += 1;
@@ -64,7 +72,7 @@ pub fn task(name: &str) -> Task {
         board.ticking = true;
         thread::spawn(tick);
     }
-    Task { id, name: name.to_owned(), since: Instant::now() }
+    Task { id, name: name.to_owned(), since: Instant::now(), announced: false }
 }
 
 impl Task {
@@ -80,7 +88,7 @@ impl Drop for Task {
     fn drop(&mut self) {
         board().tasks.retain(|(id, ..)| *id != self.id);
         let seconds = self.since.elapsed().as_secs();
-        if seconds > 0 {
+        if self.announced && seconds > 0 {
             step(&format!("{}: {} min {:02} s", self.name, seconds / 60, seconds % 60));
         }
     }

@@ -95,7 +95,11 @@ pub fn run(registry: &str, tag: &str, architectures: &[Arch]) -> Result<()> {
 
 fn compile(arch: Arch) -> Result<()> {
     let triple = arch.triple();
-    let cross = arch.cross()?;
+    let mut cross = arch.cross()?;
+    if arch == Arch::Arm64 {
+        // Kernels for 64-bit ARM have pages of 4, 16 or 64 KiB; jemalloc runs on pages up to what it was built for.
+        cross.push(("JEMALLOC_SYS_WITH_LG_PAGE".to_owned(), "16".to_owned()));
+    }
     standard_library(&triple)?;
     let mut arguments = vec!["build", "--locked", "--release", "--target", &triple, "--bins"];
     let packages = PARTS.map(|part| format!("tulle-{part}"));
@@ -127,6 +131,7 @@ fn standard_library(triple: &str) -> Result<()> {
 
 fn image(name: &str, arch: Arch, program: &Path, archive: &Path) -> Result<()> {
     std::fs::create_dir_all(archive.parent().context("an archive is in a folder")?)?;
+    images::ensure_static(program)?;
     let dockerfile = host::workspace().join("e2e/images/Dockerfile.program");
     images::build(name, Some(&format!("linux/{}", arch.name())), &dockerfile, Some(program), archive)?;
     let size = std::fs::metadata(archive)?.len() as f64 / 1e6;

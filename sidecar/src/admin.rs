@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::config::{ConfigStore, Destination};
+use crate::config::{ConfigStore, Destination, Mtls};
 use crate::liveness::Heartbeats;
 use crate::settings::Settings;
 use crate::telemetry::{Telemetry, prometheus};
@@ -74,7 +74,9 @@ impl Admin {
         let expired = |not_after: i64| u64::try_from(not_after).is_ok_and(|not_after| not_after <= now);
         let missing = match (self.tls.current(), self.config.inbound()) {
             (None, _) => Some("no certificate yet: is the operator running, and can this pod reach it?"),
-            (Some(tls), _) if expired(tls.not_after) => {
+            // Only where nobody can be served without it: an operator that is away for a day must not empty every
+            // Service of a mesh that also takes plain text.
+            (Some(tls), Some(inbound)) if inbound.mtls == Mtls::Strict && expired(tls.not_after) => {
                 Some("the certificate has expired: is the operator running, and can this pod reach it?")
             }
             (_, None) => Some("no policy yet: the operator has not answered"),

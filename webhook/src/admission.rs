@@ -51,7 +51,8 @@ async fn inject_pod(
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    respond(review, |request, response| admission.inject(mode_of(&mode), request, response))
+    let namespace = admission.namespace_of(&review).await;
+    respond(review, |request, response| admission.inject(mode_of(&mode), namespace, request, response))
 }
 
 /// Warns about the pods of a workload when the workload is applied, because warnings about its pods go to the
@@ -61,7 +62,10 @@ async fn review_template(
     Path(mode): Path<String>,
     Json(review): Json<Review>,
 ) -> Json<Review> {
-    respond(review, |request, response| admission.warn_about_template(mode_of(&mode), request, response))
+    let namespace = admission.namespace_of(&review).await;
+    respond(review, |request, response| {
+        admission.warn_about_template(mode_of(&mode), namespace, request, response)
+    })
 }
 
 fn mode_of(path: &str) -> Mode {
@@ -97,21 +101,33 @@ fn respond(
 }
 
 impl Admission {
+    async fn namespace_of(&self, review: &Review) -> inject::Namespace {
+        let name = review.request.as_ref().and_then(|request| request.namespace.as_deref()).unwrap_or("");
+        self.cluster.namespace(&self.client, name).await
+    }
+
     fn inject(
         &self,
         mode: Mode,
+        namespace: inject::Namespace,
         request: &AdmissionRequest<DynamicObject>,
         mut response: AdmissionResponse,
     ) -> AdmissionResponse {
-        let namespace = request.namespace.clone().unwrap_or_default();
         let Some(pod) = request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) else {
             return response;
         };
-        let context = self.context(mode, &namespace, &pod);
+        let context = self.context(mode, namespace, &pod);
         let (outcome, warnings) = inject::inject(&pod, &context);
         let who =
             pod.pointer("/metadata/generateName").or(pod.pointer("/metadata/name")).and_then(Value::as_str);
-        tracing::info!(%namespace, pod = who, gated = context.needs_approval, outcome = name(&outcome), ?warnings, "reviewed a pod");
+        tracing::info!(
+            namespace = context.namespace.name,
+            pod = who,
+            gated = context.needs_approval,
+            outcome = name(&outcome),
+            ?warnings,
+            "reviewed a pod"
+        );
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         match outcome {
             Outcome::Skip => response,
@@ -125,14 +141,14 @@ impl Admission {
         }
     }
 
-    fn context(&self, mode: Mode, namespace: &str, pod: &Value) -> Context {
+    fn context(&self, mode: Mode, namespace: inject::Namespace, pod: &Value) -> Context {
         let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
         Context {
             mode,
-            namespace: self.cluster.namespace(namespace),
+            exempt: self.cluster.is_exempt(&namespace.name, account),
+            needs_approval: self.cluster.needs_approval(&namespace.name, pod),
+            namespace,
             defaults: self.cluster.defaults(),
-            exempt: self.cluster.is_exempt(namespace, account),
-            needs_approval: self.cluster.needs_approval(namespace, pod),
             image: self.settings.sidecar_image.clone(),
             operator: self.settings.operator(),
             operator_identity: format!("{}/tulle-operator", self.settings.namespace),
@@ -145,6 +161,7 @@ impl Admission {
     fn warn_about_template(
         &self,
         mode: Mode,
+        namespace: inject::Namespace,
         request: &AdmissionRequest<DynamicObject>,
         mut response: AdmissionResponse,
     ) -> AdmissionResponse {
@@ -159,7 +176,7 @@ impl Admission {
         if old.as_ref() == Some(&pod) {
             return response;
         }
-        let context = self.context(mode, request.namespace.as_deref().unwrap_or_default(), &pod);
+        let context = self.context(mode, namespace, &pod);
         let (outcome, mut warnings) = inject::inject(&pod, &context);
         if let Outcome::Refuse(why) = outcome {
             warnings.push(format!("pods of this {} will be rejected: {why}", request.kind.kind));

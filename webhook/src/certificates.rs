@@ -128,13 +128,21 @@ impl Authority {
         let serving = RustlsConfig::from_config(self.leaf()?);
         let (authority, renewed) = (Arc::clone(self), serving.clone());
         tokio::spawn(async move {
+            let mut issued = SystemTime::now();
             loop {
-                tokio::time::sleep(RENEW_EVERY).await;
+                tokio::time::sleep(LOOK_EVERY).await;
+                // By the wall clock, which goes on while a machine sleeps; a clock that was set back counts as expired.
+                if SystemTime::now().duration_since(issued).is_ok_and(|age| age < RENEW_EVERY) {
+                    continue;
+                }
                 match authority.leaf() {
-                    Ok(leaf) => renewed.reload_from_config(leaf),
+                    Ok(leaf) => {
+                        renewed.reload_from_config(leaf);
+                        issued = SystemTime::now();
+                    }
                     Err(error) => tracing::error!(
                         error = format!("{error:#}"),
-                        "cannot renew the serving certificate; trying again in 24 h"
+                        "cannot renew the serving certificate; trying again"
                     ),
                 }
             }

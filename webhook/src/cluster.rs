@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use std::time::Duration;
+
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{LimitRange, Namespace, ResourceQuota};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -17,6 +19,9 @@ use serde_json::Value;
 use tulle_crds::{Canary, Exemption, MeshConfig, SidecarDefaults, WorkloadKind, by_age};
 
 use crate::inject::{self, NamespaceLimits};
+
+/// How long reading a namespace may take: the API server waits 3 s for the webhook.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Watched objects.
 pub struct Cluster {
@@ -32,29 +37,46 @@ pub struct Cluster {
 }
 
 /// Objects of one kind by namespace.
-struct ByNamespace<K>(RwLock<HashMap<String, BTreeMap<String, K>>>);
+struct ByNamespace<K>(RwLock<Lists<K>>);
+
+/// The present objects, and those of a list that is not complete yet. As with kube's own store, the present ones hold
+/// until then: a watch that is restarted must not make limits disappear for a moment.
+struct Lists<K> {
+    present: HashMap<String, BTreeMap<String, K>>,
+    arriving: HashMap<String, BTreeMap<String, K>>,
+}
 
 impl<K: Resource + Clone> ByNamespace<K> {
+    fn new() -> Self {
+        Self(RwLock::new(Lists { present: HashMap::new(), arriving: HashMap::new() }))
+    }
+
     fn of(&self, namespace: &str) -> Vec<K> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(namespace).into_iter().flat_map(|of_namespace| of_namespace.values().cloned()).collect()
+        let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let of_namespace = lists.present.get(namespace);
+        of_namespace.into_iter().flat_map(|of_namespace| of_namespace.values().cloned()).collect()
     }
 
     fn apply(&self, event: &Event<K>) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let place = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
         match event {
-            // Objects that were deleted while the watch was interrupted are not in the new list.
-            Event::Init => all.clear(),
-            Event::Apply(object) | Event::InitApply(object) => {
-                let of_namespace = all.entry(object.namespace().unwrap_or_default()).or_default();
-                of_namespace.insert(object.name_any(), object.clone());
+            Event::Init => lists.arriving.clear(),
+            Event::InitApply(object) => {
+                let (namespace, name) = place(object);
+                lists.arriving.entry(namespace).or_default().insert(name, object.clone());
+            }
+            Event::InitDone => lists.present = std::mem::take(&mut lists.arriving),
+            Event::Apply(object) => {
+                let (namespace, name) = place(object);
+                lists.present.entry(namespace).or_default().insert(name, object.clone());
             }
             Event::Delete(object) => {
-                if let Some(of_namespace) = all.get_mut(&object.namespace().unwrap_or_default()) {
-                    of_namespace.remove(&object.name_any());
+                let (namespace, name) = place(object);
+                if let Some(of_namespace) = lists.present.get_mut(&namespace) {
+                    of_namespace.remove(&name);
                 }
             }
-            Event::InitDone => {}
         }
     }
 }
@@ -68,8 +90,8 @@ impl Cluster {
         let cluster = Arc::new(Self {
             unsynced_kinds: AtomicUsize::new(5),
             namespaces,
-            limit_ranges: ByNamespace(RwLock::default()),
-            quotas: ByNamespace(RwLock::default()),
+            limit_ranges: ByNamespace::new(),
+            quotas: ByNamespace::new(),
             canaries,
             configs,
             trust_domain: RwLock::new(trust_domain),
@@ -87,17 +109,21 @@ impl Cluster {
         self.unsynced_kinds.load(Ordering::Acquire) == 0
     }
 
-    /// A namespace, as injection needs it.
-    pub fn namespace(&self, name: &str) -> inject::Namespace {
-        let known = self.namespaces.get(&ObjectRef::new(name));
-        let (labels, annotations) = match &known {
-            Some(known) => (known.labels().clone(), known.annotations().clone()),
-            None => Default::default(),
-        };
+    /// A namespace as injection sees it. One that the watch has not delivered yet, because its first pods come with it,
+    /// is read: its annotations would be lost on them for good.
+    pub async fn namespace(&self, client: &Client, name: &str) -> inject::Namespace {
+        let mut known = self.namespaces.get(&ObjectRef::new(name)).map(|known| known.metadata.clone());
+        if known.is_none() && !name.is_empty() {
+            let api = Api::<Namespace>::all(client.clone());
+            let read = tokio::time::timeout(READ_TIMEOUT, api.get_metadata(name)).await;
+            known = read.ok().and_then(Result::ok).map(|read| read.metadata);
+        }
+        let known = known.unwrap_or_default();
+        let labels = known.labels.unwrap_or_default();
         inject::Namespace {
             name: name.to_owned(),
             pod_security: labels.get("pod-security.kubernetes.io/enforce").cloned(),
-            annotations,
+            annotations: known.annotations.unwrap_or_default(),
             limits: NamespaceLimits { ranges: self.limit_ranges.of(name), quotas: self.quotas.of(name) },
         }
     }
@@ -173,7 +199,8 @@ impl Cluster {
                         apply(&cluster, event);
                         matches!(event, Event::InitDone)
                     }
-                    // A kind that does not exist, or that RBAC denies, must not keep the webhook from being ready.
+                    // Kinds of Tulle whose CRD is missing must not keep the webhook from being ready. A denial may end
+                    // in a moment, when the API server has seen the webhook's role.
                     Err(error) => is_absent(error),
                 };
                 if complete && std::mem::take(&mut first) {
@@ -220,12 +247,12 @@ where
     })
 }
 
-/// Whether the kind does not exist, because its CRD is missing, or RBAC denies it.
+/// Whether the API server does not have the kind, because its CRD is missing.
 fn is_absent(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) = error else {
         return false;
     };
-    matches!(error, kube::Error::Api(status) if [403, 404].contains(&status.code))
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// Whether one of these Canaries targets the pod's workload and the pod's revision is not approved yet.

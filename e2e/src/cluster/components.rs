@@ -46,6 +46,22 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
+/// Fails at once where the component binary cannot be made.
+pub fn check() -> Result<()> {
+    check_go("components")
+}
+
+fn check_go(what: &str) -> Result<()> {
+    let version = host::output(Command::new("go").arg("version")).unwrap_or_default();
+    if !can_download_toolchain(&version) {
+        let found = if version.is_empty() { "go was not found" } else { version.trim() };
+        bail!(
+            "{what} is compiled from a Go module, which needs Go 1.24 or newer ({found}); install it and try again"
+        );
+    }
+    Ok(())
+}
+
 /// Installs the node's programs and builds the component binary.
 pub fn prepare() -> Result<()> {
     host::install_programs()?;
@@ -80,14 +96,7 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     if binary.is_file() {
         return Ok(binary);
     }
-    let version = host::output(Command::new("go").arg("version")).unwrap_or_default();
-    if !can_download_toolchain(&version) {
-        let found = if version.is_empty() { "go was not found" } else { version.trim() };
-        bail!(
-            "{} is compiled from a Go module and needs Go 1.24 or newer ({found}); install it and try again",
-            program.name
-        );
-    }
+    check_go(program.name)?;
     let task = task(program.step);
     let mut packages = Command::new("go");
     packages.current_dir(&source).env("CGO_ENABLED", "0").args(["list", "-deps", program.package]);
@@ -101,7 +110,10 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let half = binary.with_extension("half");
     let mut go = Command::new("go");
     go.current_dir(&source).env("CGO_ENABLED", "0");
-    go.args(["build", "-v", "-trimpath", "-ldflags", program.ldflags, "-o"]).arg(&half).arg(program.package);
+    // A clone of another owner has no version that git would tell.
+    go.args(["build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", program.ldflags, "-o"])
+        .arg(&half)
+        .arg(program.package);
     host::output_with_progress(&mut go, |_| {
         done += 1;
         task.report(&format!("{done} of {all} packages"));

@@ -100,8 +100,14 @@ pub fn cgroup_prefix(state: &Path) -> String {
     format!("tulle-{name}")
 }
 
+/// File in a cluster's folder by which `down` knows that it may remove it.
+pub const MARKER: &str = ".tulle-cluster";
+
 /// Writes the configuration files of all nodes.
 pub fn write(nodes: &[Node]) -> Result<()> {
+    for node in nodes.iter().take(1) {
+        host::write(&node.state.join(MARKER), "This folder is removed by: cargo xtask cluster down\n")?;
+    }
     for node in nodes {
         let (folder, state) = (node.folder(), node.state.as_path());
         for made in ["cni", "kubelet", "var-cni", "podlogs", "containerlogs", "images", "static-pods"] {

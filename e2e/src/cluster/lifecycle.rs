@@ -105,7 +105,9 @@ impl Cluster {
         remove_cgroups(&self.state);
         if self.state.exists() {
             let empty = fs::read_dir(&self.state)?.next().is_none();
-            if !empty && !self.state.join("logs").exists() {
+            // Clusters of earlier builds have no marker.
+            let earlier = ["logs", "pki"].iter().all(|folder| self.state.join(folder).exists());
+            if !empty && !earlier && !self.state.join(files::MARKER).exists() {
                 bail!(
                     "{} is not the folder of a cluster, so it is not removed; set TULLE_CLUSTER to another folder",
                     self.state.display()
@@ -285,6 +287,37 @@ impl Cluster {
             thread::sleep(Duration::from_millis(100));
         }
         Ok(())
+    }
+}
+
+impl Cluster {
+    /// Keeps other runs of demo, tests and installations from this cluster until the file is dropped, because the first
+    /// to end would stop it under the others.
+    pub fn reserve(&self) -> Result<fs::File> {
+        let path = self.state.with_extension("lock");
+        let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            step(
+                "waiting for another run that uses this cluster (TULLE_CLUSTER=FOLDER starts a cluster of its own)",
+            );
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        }
+        Ok(file)
+    }
+
+    /// Notes whether tests are in the middle of something: a cluster on which they were interrupted is not used again.
+    pub fn set_in_use(&self, in_use: bool) -> Result<()> {
+        let note = self.state.join("in-use");
+        match in_use {
+            true => host::write(&note, ""),
+            false if note.exists() => fs::remove_file(&note).context("cannot remove a note"),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether tests were interrupted on it.
+    pub fn was_interrupted(&self) -> bool {
+        self.state.join("in-use").exists()
     }
 }
 

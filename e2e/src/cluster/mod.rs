@@ -17,7 +17,7 @@ mod lifecycle;
 mod node;
 mod pki;
 
-pub use components::{helm, prepare};
+pub use components::{check, helm, prepare};
 pub use lifecycle::Cluster;
 
 use std::path::PathBuf;

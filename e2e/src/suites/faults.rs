@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::Test;
 use super::field::{Field, host_pod};
+use super::{Skip, Test};
 use crate::host;
 use crate::install;
 use crate::kubectl::Kube;
@@ -128,6 +128,9 @@ fn configuration_gone(kube: &Kube) -> Result<()> {
 }
 
 fn renewal(kube: &Kube) -> Result<()> {
+    if matches!(kube, Kube::Context(_)) {
+        bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+    }
     let config = |life: &str| json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}});
     kube.apply(&config("20s").to_string())?;
     let outcome = (|| {
@@ -210,6 +213,9 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
 }
 
 fn uninstall(kube: &Kube) -> Result<()> {
+    if matches!(kube, Kube::Context(_)) {
+        bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+    }
     let outcome = uninstalled(kube);
     // A bare pod must not be there when the mesh is.
     let removed = kube.run(&["delete", "namespace", "t-after", "--ignore-not-found"]);

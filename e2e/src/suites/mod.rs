@@ -34,7 +34,7 @@ use crate::host;
 use crate::images;
 use crate::install;
 use crate::kubectl::Kube;
-use crate::progress::{say, step};
+use crate::progress::{background, say, step};
 
 /// A test and the sentence that it proves.
 pub type Test = (&'static str, fn(&Kube) -> Result<()>);
@@ -90,6 +90,11 @@ impl Choice<'_> {
         self.suite.is_none_or(|only| only == suite)
     }
 
+    /// Its tests have no sentences to choose by.
+    fn has_workspace(&self) -> bool {
+        self.has(WORKSPACE) && (self.only.is_none() || self.suite.is_some())
+    }
+
     fn tests(&self, alone: bool) -> VecDeque<(&'static str, Test)> {
         let suites = SUITES.iter().filter(|suite| suite.alone == alone && self.has(suite.name));
         let tests = suites.flat_map(|suite| suite.tests.iter().map(|test| (suite.name, *test)));
@@ -122,6 +127,10 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     if let Some(unknown) = choice.suite.filter(|name| !names.contains(name)) {
         bail!("there is no suite {unknown:?}; there are {}", names.join(", "));
     }
+    let none = choice.tests(false).is_empty() && choice.tests(true).is_empty();
+    if let Some(only) = choice.only.filter(|_| none && choice.suite != Some(WORKSPACE)) {
+        bail!("no test has {only:?} in its sentence");
+    }
     let mut all = Tally::default();
     let needs_cluster = SUITES.iter().any(|suite| choice.has(suite.name));
     let embedded = needs_cluster && choice.cluster == "embedded";
@@ -131,7 +140,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         true => cluster::prepare().and_then(|()| host::install_packages(field::PROGRAMS)),
         false => Ok(()),
     });
-    if choice.has(WORKSPACE) {
+    if choice.has_workspace() {
         all.add(workspace::run());
     }
     let prepared = prepared.join().unwrap_or_else(|_| Err(anyhow!("preparing the cluster panicked")));
@@ -153,9 +162,6 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
 /// The last lines: the sum, and in words what a sum of skipped tests hides.
 fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
     say(&format!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped));
-    if all.passed + all.failed + all.skipped == 0 {
-        bail!("no test has {:?} in its sentence", choice.only.unwrap_or(""));
-    }
     if all.failed > 0 {
         bail!("{} tests failed", all.failed);
     }
@@ -171,11 +177,18 @@ fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
 fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
     // With the tests' own selection of packages cargo has nothing to compile again.
-    images::compile(images::TULLE, choice.has(WORKSPACE))?;
+    images::compile(images::TULLE, choice.has_workspace())?;
     if choice.has("skew") {
         earlier::sidecar()?;
     }
+    let _reserved = match choice.cluster {
+        "embedded" => Some(Cluster::new()?.reserve()?),
+        _ => None,
+    };
     let kube = install::cluster(choice.cluster)?;
+    if let Kube::Embedded(cluster) = &kube {
+        cluster.set_in_use(true)?;
+    }
     install::load_images(&kube)?;
     let needs_tulle = |suite: &str| !["node", "lifecycle"].contains(&suite);
     if SUITES.iter().any(|suite| choice.has(suite.name) && needs_tulle(suite.name)) {
@@ -197,6 +210,9 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
             say(&format!("suite {}: {passed} passed, {failed} failed, {skipped} skipped", suite.name));
             all.add(tally);
         }
+    }
+    if let Kube::Embedded(cluster) = &kube {
+        cluster.set_in_use(false)?;
     }
     if let (Kube::Embedded(cluster), false) = (&kube, choice.keep) {
         step("taking the cluster down");
@@ -228,6 +244,8 @@ fn run_tests(tests: VecDeque<(&'static str, Test)>, jobs: usize, kube: &Kube, ta
 
 fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
     let start = Instant::now();
+    // Named while it runs: one that hangs is seen.
+    let task = background(&format!("{suite}: {sentence}"));
     let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
     let seconds = start.elapsed().as_secs_f64();
     let mut tally = Tally::default();
@@ -242,6 +260,7 @@ fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
         Err(_) => (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked")),
     };
     *count += 1;
+    drop(task);
     let seen = field::clean_up(kube, tally.failed > 0);
     say(&(line + &seen));
     tally

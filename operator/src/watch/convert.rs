@@ -15,6 +15,8 @@ use crate::model::{
 
 /// The name of the injected container, by which the final pod is known to be meshed.
 const SIDECAR: &str = "tulle-proxy";
+/// The init container with the redirect rules.
+const INIT: &str = "tulle-init";
 /// The annotation of pods that mirror a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The containers that other meshes inject.
@@ -56,10 +58,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         host_network: spec.host_network.unwrap_or(false),
         injected: spec.init_containers.iter().flatten().any(|container| container.name == SIDECAR),
         obstacle: obstacle(object),
-        skipped_ports: object
-            .annotations()
-            .get(keys::SKIP_INBOUND_PORTS)
-            .map_or_else(Box::default, |text| ports(text)),
+        skipped_ports: skipped_ports(spec),
         containers_ready: holds("ContainersReady"),
         ready: holds("Ready"),
         terminating: object.metadata.deletion_timestamp.is_some(),
@@ -67,6 +66,16 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
         gate_open: holds(keys::GATE),
     }
+}
+
+/// Ports that the pod's redirect rules leave out: as injected, because the annotation may be of the namespace, or be
+/// changed afterwards.
+fn skipped_ports(spec: &wire::PodSpec) -> Box<[u16]> {
+    let mut containers = spec.init_containers.iter().flatten();
+    let init = containers.find(|container| container.name == INIT);
+    let arguments = init.into_iter().flat_map(|init| init.args.iter().flatten());
+    let skipped = arguments.into_iter().find_map(|argument| argument.strip_prefix("--skip-inbound-ports="));
+    skipped.map_or_else(Box::default, ports)
 }
 
 /// What keeps a pod from having a sidecar, beside `hostNetwork`; of several the first.

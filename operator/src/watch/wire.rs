@@ -106,6 +106,7 @@ pub(super) struct ReadinessGate {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Container {
     pub(super) name: String,
+    pub(super) args: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

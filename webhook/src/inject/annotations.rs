@@ -94,12 +94,20 @@ impl PodSettings {
 
     /// The request of a resource, `cpu` or `memory`.
     pub(super) fn request(&self, resource: &str) -> Option<&str> {
-        if resource == "cpu" { self.cpu.as_deref() } else { self.memory.as_deref() }
+        match resource {
+            "cpu" => self.cpu.as_deref(),
+            "memory" => self.memory.as_deref(),
+            _ => None,
+        }
     }
 
     /// The limit of a resource.
     pub(super) fn limit(&self, resource: &str) -> Option<&str> {
-        if resource == "cpu" { self.cpu_limit.as_deref() } else { self.memory_limit.as_deref() }
+        match resource {
+            "cpu" => self.cpu_limit.as_deref(),
+            "memory" => self.memory_limit.as_deref(),
+            _ => None,
+        }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {

@@ -86,6 +86,7 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
         "readinessProbe": {
             "httpGet": {"path": "/ready", "port": ports::ADMIN},
             "periodSeconds": 5,
+            "timeoutSeconds": 5,
             "failureThreshold": 3,
         },
         // Fails when a worker thread is stuck. It takes 30 s, because a restart ends connections and a busy node must
@@ -133,6 +134,37 @@ pub(super) fn mounts(container: &Value) -> Vec<Value> {
         .filter(|m| [TOKEN_VOLUME, TRUST_VOLUME].contains(&name_of(m)))
         .map(|m| json!([m.get("name"), m.get("mountPath"), m.get("subPath")]))
         .collect()
+}
+
+/// Where a container runs something else than its image, or with other rights than it was injected with; worded to
+/// follow the container's name.
+pub(super) fn tampered(container: &Value) -> Option<String> {
+    // The program, and what it reads. Mounts elsewhere are harmless: the image has nothing else.
+    const OURS: [&str; 2] = ["/program", "/var/run/tulle"];
+    let ours = [TOKEN_VOLUME, TRUST_VOLUME];
+    let over =
+        containers_at(container, "/volumeMounts").filter(|m| !ours.contains(&name_of(m))).find_map(|m| {
+            let path = m.get("mountPath").and_then(Value::as_str)?.trim_end_matches('/');
+            let hides = OURS.iter().any(|our| our.starts_with(&format!("{path}/")) || path.starts_with(our));
+            hides.then(|| format!("mounts volume {} over {path:?}", name_of(m)))
+        });
+    let exec = ["startupProbe", "livenessProbe", "readinessProbe"].into_iter().find_map(|probe| {
+        container.pointer(&format!("/{probe}/exec")).map(|_| format!("has an exec handler in its {probe}"))
+    });
+    let has = |path: &str| {
+        container.pointer(path).is_some_and(|value| ![json!([]), json!({}), json!(null)].contains(value))
+    };
+    let added = containers_at(container, "/securityContext/capabilities/add");
+    let capability = added
+        .filter_map(Value::as_str)
+        .find(|name| name_of(container) != INIT || *name != "NET_ADMIN")
+        .map(|name| format!("has capability {name}"));
+    let privileged = container.pointer("/securityContext/privileged") == Some(&Value::Bool(true));
+    over.or(exec)
+        .or(capability)
+        .or_else(|| has("/lifecycle").then(|| "has lifecycle hooks".to_owned()))
+        .or_else(|| has("/volumeDevices").then(|| "has volumeDevices".to_owned()))
+        .or_else(|| privileged.then(|| "is privileged".to_owned()))
 }
 
 /// The ConfigMap, and the token's audience, of a volume.

@@ -27,6 +27,7 @@ use tulle_crds::{SidecarDefaults, keys};
 use tulle_mesh::ports;
 
 pub use annotations::PodSettings;
+use resources::Asked;
 pub use resources::NamespaceLimits;
 pub use seal::SealKey;
 
@@ -106,6 +107,11 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return Outcome::Skip;
     }
+    if is_injected(pod) && pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        return Outcome::Refuse(format!(
+            "the pod has hostNetwork and the containers {INIT} and {PROXY}, whose redirect rules would apply to the whole node; remove one of the two"
+        ));
+    }
     if is_injected(pod) {
         return match (context.mode, forged_sidecar(pod, context)) {
             (Mode::Required, Some(difference)) => Outcome::Refuse(format!(
@@ -164,8 +170,8 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             context.namespace.name
         ));
     }
-    let settings = settings.or(context.defaults(warnings));
-    Outcome::Inject(patch(pod, context, &settings, warnings))
+    let all = settings.clone().or(context.defaults(warnings));
+    Outcome::Inject(patch(pod, context, Asked { pod: &settings, all: &all }, warnings))
 }
 
 impl Context {
@@ -194,7 +200,10 @@ fn annotations_of(pod: &Value) -> impl Iterator<Item = (&str, &str)> {
 fn warn_about_ports(pod: &Value, warnings: &mut Vec<String>) {
     let lists = ["/spec/containers", "/spec/initContainers"];
     for container in lists.iter().flat_map(|path| containers_at(pod, path)) {
-        let declared = containers_at(container, "/ports").filter_map(|port| port.get("containerPort"));
+        let is_tcp =
+            |port: &&Value| port.get("protocol").and_then(Value::as_str).is_none_or(|name| name == "TCP");
+        let declared =
+            containers_at(container, "/ports").filter(is_tcp).filter_map(|port| port.get("containerPort"));
         let probes = probes::KINDS.iter().filter_map(|kind| container.get(kind));
         let probed = probes.flat_map(|probe| {
             ["/httpGet/port", "/tcpSocket/port", "/grpc/port"]
@@ -271,6 +280,14 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
 /// How a pod's sidecar differs from the one that Tulle injects, if it does: a pod must not pass as meshed with a
 /// container or volume that only has the injected name. Fields that the API server adds are ignored.
 fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
+    let tampered = |container: &Value| {
+        let why = containers::tampered(container)?;
+        Some(format!("container {} {why}", name_of(container)))
+    };
+    let ours = containers_at(pod, "/spec/initContainers").filter(|c| [INIT, PROXY].contains(&name_of(c)));
+    if let Some(difference) = ours.into_iter().find_map(tampered) {
+        return Some(difference);
+    }
     let seal = pod.pointer("/metadata/annotations/tulle.dev~1injection").and_then(Value::as_str);
     let Namespace { name, .. } = &context.namespace;
     if seal.is_some_and(|seal| context.key.verify(seal, pod, name, context.mode)) {
@@ -326,26 +343,34 @@ fn runs_as_proxy_uid(pod: &Value) -> Option<String> {
     uid(pod.pointer("/spec/securityContext/runAsUser")).then(|| "the pod".to_owned())
 }
 
-fn patch(pod: &Value, context: &Context, settings: &PodSettings, warnings: &mut Vec<String>) -> Patch {
+fn patch(pod: &Value, context: &Context, asked: Asked<'_>, warnings: &mut Vec<String>) -> Patch {
     let mut operations = Operations::default();
     let probes = probes::move_all(pod, &mut operations, warnings);
-    let resources = resources::resources(pod, settings, &context.namespace.limits, warnings);
+    let settings = asked.all;
+    let resources = resources::resources(pod, asked, &context.namespace.limits, warnings);
     let (init, proxy) = (
         containers::init(context, settings, &resources),
         containers::proxy(context, settings, &resources, &probes),
     );
     let ours = json!({"spec": {"initContainers": [init, proxy], "volumes": containers::volumes()}});
     let seal = context.key.seal(&ours, &context.namespace.name, context.mode, &context.image);
+    for (kind, resource, amount) in resources::pod_level(pod, &resources) {
+        operations.add(&["spec", "resources", kind, resource], json!(amount));
+    }
     if pod.pointer("/spec/initContainers").and_then(Value::as_array).is_none() {
         operations.add(&["spec", "initContainers"], json!([]));
     }
+    // A pod that was copied without its sidecar may still have other parts of the injection.
+    operations.remove_named(pod, "initContainers", &[INIT]);
     // Each is inserted at the front, so the resulting order is init, proxy, the pod's own init containers.
     operations.add(&["spec", "initContainers", "0"], proxy);
     operations.add(&["spec", "initContainers", "0"], init);
     if pod.pointer("/spec/volumes").and_then(Value::as_array).is_none() {
         operations.add(&["spec", "volumes"], json!([]));
     }
-    for volume in containers::volumes() {
+    let volumes = containers::volumes();
+    operations.remove_named(pod, "volumes", &[name_of(&volumes[0]), name_of(&volumes[1])]);
+    for volume in volumes {
         operations.add(&["spec", "volumes", "-"], volume);
     }
     if pod.pointer("/metadata/labels").is_none() {
@@ -373,6 +398,17 @@ impl Operations {
     fn add(&mut self, path: &[&str], value: Value) {
         let path = PointerBuf::from_tokens(path.iter().copied());
         self.0.push(PatchOperation::Add(AddOperation { path, value }));
+    }
+
+    /// Removes the items of a list in the pod's spec that have one of these names.
+    fn remove_named(&mut self, pod: &Value, list: &str, names: &[&str]) {
+        let items: Vec<&Value> = containers_at(pod, &format!("/spec/{list}")).collect();
+        // From the end, so that the places of the others stay.
+        for (index, item) in items.into_iter().enumerate().rev() {
+            if names.contains(&name_of(item)) {
+                self.remove(&["spec", list, &index.to_string()]);
+            }
+        }
     }
 
     fn remove(&mut self, path: &[&str]) {

@@ -75,8 +75,16 @@ fn move_probes(
             for kind in KINDS {
                 let Some(probe) = container.get(kind) else { continue };
                 let path = format!("/{name}/{kind}");
-                if is_moved(probe, &path, known) {
-                    continue;
+                match where_to(probe, &path, known) {
+                    Leads::Elsewhere => {}
+                    Leads::ToTheSidecar => continue,
+                    Leads::Nowhere => {
+                        operations.remove(&["spec", list, &index.to_string(), kind]);
+                        warnings.push(format!(
+                            "{kind} of container {name} is removed because it was moved to a sidecar that the pod no longer has, and the original check is unknown; write the probe again"
+                        ));
+                        continue;
+                    }
                 }
                 match check(container, probe) {
                     Ok(Some(Check { handler, what })) => {
@@ -109,13 +117,25 @@ fn warn_about_http_hooks(container: &Value, warnings: &mut Vec<String>) {
     }
 }
 
-/// Whether a probe goes to the sidecar already. Its path and the sidecar's port are enough, even when no check is
-/// listed, because moving it again would make the sidecar probe itself.
-fn is_moved(probe: &Value, path: &str, known: &[Value]) -> bool {
+/// Where a probe leads.
+enum Leads {
+    /// To the application.
+    Elsewhere,
+    /// To the sidecar, which has the check.
+    ToTheSidecar,
+    /// To a sidecar's port, where no check is known: moving it again would make the sidecar probe itself.
+    Nowhere,
+}
+
+fn where_to(probe: &Value, path: &str, known: &[Value]) -> Leads {
     let is_ours = probe.pointer("/httpGet/path").and_then(Value::as_str) == Some(path);
     let port = probe.pointer("/httpGet/port").and_then(Value::as_u64);
     let listed = || known.iter().any(|check| check.get("path").and_then(Value::as_str) == Some(path));
-    is_ours && (port == Some(u64::from(ports::PROBES)) || listed())
+    match is_ours {
+        true if listed() => Leads::ToTheSidecar,
+        true if port == Some(u64::from(ports::PROBES)) => Leads::Nowhere,
+        _ => Leads::Elsewhere,
+    }
 }
 
 /// A probe that can be moved.

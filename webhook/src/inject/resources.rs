@@ -35,10 +35,23 @@ const RESOURCES: [Resource; 2] = [
     Resource { name: "memory", request: "16Mi", guaranteed: "64Mi", limit: "128Mi" },
 ];
 
+/// Written only where a LimitRange names it: its defaults, which are meant for applications, would apply otherwise.
+const STORAGE: [Resource; 1] =
+    [Resource { name: "ephemeral-storage", request: "16Mi", guaranteed: "256Mi", limit: "256Mi" }];
+
 /// Request and limit of one container for one resource.
 struct Share {
     request: Quantity,
     limit: Option<Quantity>,
+}
+
+/// Settings of the sidecar's resources.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// What the pod's own annotations ask for.
+    pub(super) pod: &'a PodSettings,
+    /// The same, completed by the defaults of the namespace and of MeshConfig.
+    pub(super) all: &'a PodSettings,
 }
 
 /// Requests and limits of each injected container. Both containers get the same, because ResourceQuotas and
@@ -46,27 +59,31 @@ struct Share {
 /// proxy starts.
 pub(super) fn resources(
     pod: &Value,
-    settings: &PodSettings,
+    asked: Asked<'_>,
     namespace: &NamespaceLimits,
     warnings: &mut Vec<String>,
 ) -> Value {
     let guaranteed = is_guaranteed(pod);
     let (mut requests, mut limits) = (serde_json::Map::new(), serde_json::Map::new());
-    for resource in &RESOURCES {
-        let mut share = wanted(resource, settings, namespace, guaranteed);
-        let asked = (share.request, share.limit);
-        for item in container_ranges(namespace) {
-            clamp(&mut share, resource.name, item.1);
+    for resource in RESOURCES.iter().chain(&STORAGE) {
+        let bounds = bounds(namespace, resource.name);
+        if resource.name == STORAGE[0].name && !bounds.any() {
+            continue;
         }
-        let explicit = settings.request(resource.name).is_some() || settings.limit(resource.name).is_some();
-        if explicit && asked != (share.request, share.limit) {
+        let mut share = wanted(resource, asked, namespace, &bounds, guaranteed);
+        let before = (share.request, share.limit);
+        clamp(&mut share, &bounds);
+        let set = |settings: &PodSettings| {
+            settings.request(resource.name).is_some() || settings.limit(resource.name).is_some()
+        };
+        if set(asked.all) && before != (share.request, share.limit) {
             warnings.push(format!(
                 "the sidecar's {} is set to {} because a LimitRange of the namespace does not allow the configured values",
                 resource.name,
                 describe(&share)
             ));
         }
-        if guaranteed && share.limit != Some(share.request) {
+        if guaranteed && resource.name != STORAGE[0].name && share.limit != Some(share.request) {
             warnings.push(format!(
                 "the sidecar's {} ({}) changes the pod's QoS class from Guaranteed to Burstable; set its request and limit to the same value",
                 resource.name,
@@ -86,6 +103,24 @@ pub(super) fn resources(
     }
 }
 
+/// The pod's own requests and limits, where it has them (`spec.resources`), with room for the sidecar:
+/// `(kind, resource, amount)`.
+pub(super) fn pod_level(pod: &Value, ours: &Value) -> Vec<(&'static str, &'static str, String)> {
+    let mut raised = Vec::new();
+    for kind in ["requests", "limits"] {
+        for resource in &RESOURCES {
+            let at =
+                |value: &Value, kind: &str| amount(value.pointer(&format!("/{kind}/{}", resource.name))?);
+            let room = at(ours, kind).or_else(|| at(ours, "requests"));
+            let own = pod.pointer("/spec/resources").and_then(|resources| at(resources, kind));
+            if let (Some(own), Some(room)) = (own, room) {
+                raised.push((kind, resource.name, own.plus(room).to_string()));
+            }
+        }
+    }
+    raised
+}
+
 fn describe(share: &Share) -> String {
     let limit = share.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"));
     format!("request {}, {limit}", share.request)
@@ -94,43 +129,95 @@ fn describe(share: &Share) -> String {
 /// Request and limit before the LimitRanges are applied.
 fn wanted(
     resource: &Resource,
-    settings: &PodSettings,
+    asked: Asked<'_>,
     namespace: &NamespaceLimits,
+    bounds: &Bounds,
     guaranteed: bool,
 ) -> Share {
     let parse = |text: &str| Quantity::parse(text).unwrap_or_default();
-    let (request, limit) = (settings.request(resource.name), settings.limit(resource.name));
-    let (request, limit) = (request.map(parse), limit.map(parse));
+    let of = |settings: &PodSettings| {
+        (settings.request(resource.name).map(parse), settings.limit(resource.name).map(parse))
+    };
+    let (request, limit) = of(asked.all);
     if guaranteed {
-        let both = request.or(limit).unwrap_or_else(|| parse(resource.guaranteed));
-        return Share { request: both, limit: Some(limit.unwrap_or(both)) };
+        // Only what the pod itself asks for may end its QoS class; a default request is not meant as a limit.
+        return match of(asked.pod) {
+            (None, None) => {
+                let least = parse(resource.guaranteed);
+                let both = limit.unwrap_or_else(|| request.unwrap_or_default().max(least));
+                Share { request: both, limit: Some(both) }
+            }
+            (request, limit) => {
+                Share { request: request.or(limit).unwrap_or_default(), limit: limit.or(request) }
+            }
+        };
     }
-    let default =
-        container_ranges(namespace).find_map(|(_, item)| bound(item.default.as_ref(), resource.name));
-    // A request above the default limit raises the limit; the LimitRange's maximum is applied afterwards.
-    let default = default.map(|default| default.max(request.unwrap_or_default()));
-    let limit = limit.or(default).or_else(|| {
+    // A limit of our own, because the namespace's default is meant for applications, and its maximum is the default
+    // where there is no other.
+    let limit = limit.or_else(|| {
         let name = format!("limits.{}", resource.name);
-        let asked = namespace.quotas.iter().any(|quota| hard(quota, &name).is_some());
-        asked.then(|| parse(resource.limit).max(request.unwrap_or_default()))
+        // A quota with a scope may count this pod: whether it does depends on more than is known here.
+        let of_quota = |quota: &ResourceQuota| bound(quota.spec.as_ref()?.hard.as_ref(), &name);
+        let by_quota = namespace.quotas.iter().any(|quota| of_quota(quota).is_some());
+        // With a ratio, the limit decides how much is reserved.
+        let text = if bounds.ratio.is_some() { resource.guaranteed } else { resource.limit };
+        (by_quota || bounds.any()).then(|| parse(text).max(request.unwrap_or_default()))
     });
     let request = request.unwrap_or_else(|| parse(resource.request));
     Share { request: limit.map_or(request, |limit| request.min(limit)), limit }
 }
 
-/// Changes a share to values that a LimitRange allows for a container.
-fn clamp(share: &mut Share, name: &str, item: &LimitRangeItem) {
+/// What all LimitRanges of a namespace together allow a container.
+#[derive(Default)]
+struct Bounds {
+    least: Option<Quantity>,
+    most: Option<Quantity>,
+    /// The largest limit, as a multiple of the request; also of the pod's, whose other containers keep it themselves.
+    ratio: Option<Quantity>,
+    has_default: bool,
+}
+
+impl Bounds {
+    fn any(&self) -> bool {
+        self.least.is_some() || self.most.is_some() || self.ratio.is_some() || self.has_default
+    }
+}
+
+fn bounds(namespace: &NamespaceLimits, name: &str) -> Bounds {
+    let mut bounds = Bounds::default();
+    for (_, item) in items(namespace) {
+        let ratio = bound(item.max_limit_request_ratio.as_ref(), name).filter(|ratio| !ratio.is_zero());
+        if item.type_ == "Container" {
+            bounds.least = bounds.least.max(bound(item.min.as_ref(), name));
+            bounds.most = smaller(bounds.most, bound(item.max.as_ref(), name));
+            bounds.has_default |= bound(item.default.as_ref(), name).is_some();
+        }
+        if ["Container", "Pod"].contains(&item.type_.as_str()) {
+            bounds.ratio = smaller(bounds.ratio, ratio);
+        }
+    }
+    bounds
+}
+
+fn smaller(a: Option<Quantity>, b: Option<Quantity>) -> Option<Quantity> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Changes a share to values that the LimitRanges allow for a container.
+fn clamp(share: &mut Share, bounds: &Bounds) {
     let was_equal = share.limit == Some(share.request);
-    if let Some(least) = bound(item.min.as_ref(), name) {
+    if let Some(least) = bounds.least {
         share.request = share.request.max(least);
         share.limit = share.limit.map(|limit| limit.max(least));
     }
-    if let Some(most) = bound(item.max.as_ref(), name) {
+    if let Some(most) = bounds.most {
         share.limit = Some(share.limit.map_or(most, |limit| limit.min(most)));
     }
     if let Some(limit) = share.limit {
-        let ratio = bound(item.max_limit_request_ratio.as_ref(), name).filter(|ratio| !ratio.is_zero());
-        let least = ratio.map_or(Quantity::default(), |ratio| limit.divided_by(ratio));
+        let least = bounds.ratio.map_or(Quantity::default(), |ratio| limit.divided_by(ratio));
         share.request = share.request.max(least).min(limit);
     }
     if was_equal && let Some(limit) = share.limit {
@@ -183,10 +270,7 @@ fn warn_about_rejection(
 /// The sum over the sidecar and the pod's containers that run at the same time; `None` when one of these containers
 /// has no limit.
 fn total(pod: &Value, name: &str, kind: &str, ours: Option<Quantity>) -> Option<Quantity> {
-    let at = |container: &Value, kind: &str| {
-        let text = container.pointer(&format!("/resources/{kind}/{name}"))?;
-        Quantity::parse(text.as_str().map_or_else(|| text.to_string(), str::to_owned).as_str())
-    };
+    let at = |container: &Value, kind: &str| amount(container.pointer(&format!("/resources/{kind}/{name}"))?);
     let sidecars = containers_at(pod, "/spec/initContainers")
         .filter(|container| container.get("restartPolicy").and_then(Value::as_str) == Some("Always"));
     let mut sum = ours?;
@@ -207,17 +291,23 @@ fn total(pod: &Value, name: &str, kind: &str, ours: Option<Quantity>) -> Option<
 fn is_guaranteed(pod: &Value) -> bool {
     let guaranteed = |container: &Value| {
         RESOURCES.iter().all(|resource| {
-            let at = |kind: &str| {
-                let text = container.pointer(&format!("/resources/{kind}/{}", resource.name))?;
-                Quantity::parse(text.as_str().map_or_else(|| text.to_string(), str::to_owned).as_str())
-            };
+            let at = |kind: &str| amount(container.pointer(&format!("/resources/{kind}/{}", resource.name))?);
             let limit = at("limits").filter(|limit| !limit.is_zero());
             limit.is_some_and(|limit| at("requests").is_none_or(|request| request == limit))
         })
     };
+    // With resources of its own, the pod's class does not depend on its containers.
+    if pod.pointer("/spec/resources").is_some_and(|resources| *resources != json!({})) {
+        return false;
+    }
     let mut containers =
         ["/spec/containers", "/spec/initContainers"].into_iter().flat_map(|path| containers_at(pod, path));
     containers_at(pod, "/spec/containers").next().is_some() && containers.all(guaranteed)
+}
+
+/// A quantity in a manifest: text, or a number.
+fn amount(value: &Value) -> Option<Quantity> {
+    Quantity::parse(value.as_str().map_or_else(|| value.to_string(), str::to_owned).as_str())
 }
 
 fn items(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, &LimitRangeItem)> {
@@ -225,10 +315,6 @@ fn items(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, &LimitRange
         let name = range.metadata.name.as_deref().unwrap_or("");
         range.spec.iter().flat_map(move |spec| spec.limits.iter().map(move |item| (name, item)))
     })
-}
-
-fn container_ranges(namespace: &NamespaceLimits) -> impl Iterator<Item = (&str, &LimitRangeItem)> {
-    items(namespace).filter(|(_, item)| item.type_ == "Container")
 }
 
 fn bound(amounts: Option<&std::collections::BTreeMap<String, RawQuantity>>, name: &str) -> Option<Quantity> {
@@ -278,7 +364,7 @@ mod tests {
 
     fn of(pod: &Value, settings: &PodSettings, limits: &NamespaceLimits) -> (Value, Vec<String>) {
         let mut warnings = Vec::new();
-        (resources(pod, settings, limits, &mut warnings), warnings)
+        (resources(pod, Asked { pod: settings, all: settings }, limits, &mut warnings), warnings)
     }
 
     #[test]
@@ -321,7 +407,7 @@ mod tests {
         let (got, _) = of(&pod(json!({})), &PodSettings::default(), &limits(range.clone(), json!([])));
         assert_eq!(
             got,
-            json!({"requests": {"cpu": "200m", "memory": "32Mi"}, "limits": {"cpu": "2", "memory": "64Mi"}})
+            json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}})
         );
         let asked = PodSettings { memory: Some("128Mi".into()), ..PodSettings::default() };
         let (got, warnings) = of(&pod(json!({})), &asked, &limits(range, json!([])));
@@ -355,5 +441,57 @@ mod tests {
         let (_, warnings) =
             of(&pod(json!({"requests": {"memory": "60Mi"}})), &PodSettings::default(), &range);
         assert!(warnings[0].contains("needs requests.memory 76Mi and will be rejected because LimitRange team allows a pod at most 64Mi"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_ratio_alone_a_scoped_quota_and_storage_are_met_too() {
+        let none = PodSettings::default();
+        let ratio = limits(json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "4"}}]), json!([]));
+        let (got, _) = of(&pod(json!({})), &none, &ratio);
+        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("25m"), &json!("100m")));
+        // The maximum of one range is met after the minimum of another has raised the limit.
+        let two = json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "10"}}, {"type": "Container", "min": {"cpu": "200m"}, "max": {"cpu": "300m"}}]);
+        let (got, _) = of(&pod(json!({})), &none, &limits(two, json!([])));
+        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("200m"), &json!("200m")));
+        let mut scoped = limits(json!([]), json!([{"hard": {"limits.cpu": "4"}}]));
+        scoped.quotas[0].spec.as_mut().unwrap().scopes = Some(vec!["NotTerminating".into()]);
+        let (got, warnings) = of(&pod(json!({})), &none, &scoped);
+        assert_eq!((&got["limits"]["cpu"], warnings.len()), (&json!("500m"), 0));
+        let storage = limits(
+            json!([{"type": "Container", "max": {"ephemeral-storage": "10Gi"}, "default": {"ephemeral-storage": "10Gi"}}]),
+            json!([]),
+        );
+        let (got, _) = of(&pod(json!({})), &none, &storage);
+        assert_eq!(
+            (&got["requests"]["ephemeral-storage"], &got["limits"]["ephemeral-storage"]),
+            (&json!("16Mi"), &json!("256Mi"))
+        );
+    }
+
+    #[test]
+    fn the_default_limit_of_a_namespace_is_not_taken_for_the_sidecars() {
+        let range = json!([{"type": "Container", "max": {"cpu": "4", "memory": "8Gi"}, "default": {"cpu": "4", "memory": "8Gi"}}]);
+        let (got, _) = of(&pod(json!({})), &PodSettings::default(), &limits(range, json!([])));
+        assert_eq!(got["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
+    }
+
+    #[test]
+    fn a_default_request_of_the_mesh_is_no_limit_of_a_guaranteed_pod() {
+        let fixed = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
+        let mesh = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
+        let asked = Asked { pod: &PodSettings::default(), all: &mesh };
+        let got = resources(&pod(fixed), asked, &NamespaceLimits::default(), &mut Vec::new());
+        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("100m"), &json!("100m")));
+    }
+
+    #[test]
+    fn a_pod_with_resources_of_its_own_gets_room_for_the_sidecar() {
+        let mut pod = pod(json!({"requests": {"cpu": "500m"}}));
+        pod["spec"]["resources"] = json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}});
+        let (ours, _) = of(&pod, &PodSettings::default(), &NamespaceLimits::default());
+        assert_eq!(
+            pod_level(&pod, &ours),
+            [("requests", "cpu", "510m".to_owned()), ("limits", "cpu", "1010m".to_owned())]
+        );
     }
 }

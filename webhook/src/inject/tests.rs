@@ -370,8 +370,53 @@ fn the_ports_of_the_manifests_are_those_of_the_code() {
         assert!(read(file).contains(&format!("{{name: {name}, containerPort: {port}}}")), "{file}: {name}");
     }
     let policy = read("network-policy.yaml");
-    for port in [ports::DISCOVERY, ports::HEALTH, ports::WEBHOOK] {
-        assert!(policy.contains(&format!("{{port: {port}, protocol: TCP}}")), "{port}");
+    for name in ["discovery", "https", "health"] {
+        assert!(policy.contains(&format!("{{port: {name}, protocol: TCP}}")), "{name}");
     }
     assert!(read("admission.yaml").contains(&format!("uid {}", ports::PROXY_UID)));
+}
+
+#[test]
+fn a_sealed_sidecar_whose_program_or_rights_were_changed_is_forged() {
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let (pod, _) = injected(&plain, &context(Mode::Required));
+    for (path, value) in [
+        ("volumeMounts/-", json!({"name": "mine", "mountPath": "/program", "subPath": "p"})),
+        ("volumeMounts/-", json!({"name": "mine", "mountPath": "/var/run/"})),
+        ("livenessProbe", json!({"exec": {"command": ["/x"]}})),
+        ("lifecycle", json!({"postStart": {"exec": {"command": ["/x"]}}})),
+        ("securityContext/privileged", json!(true)),
+        ("securityContext/capabilities/add", json!(["SYS_ADMIN"])),
+    ] {
+        let mut forged = pod.clone();
+        let add: Result<Patch, _> = serde_json::from_value(
+            json!([{"op": "add", "path": format!("/spec/initContainers/1/{path}"), "value": value}]),
+        );
+        patch(&mut forged, &add.unwrap()).unwrap();
+        assert!(matches!(inject(&forged, &context(Mode::Required)).0, Outcome::Refuse(_)), "{path}");
+    }
+    let mut harmless = pod;
+    let mounts = harmless.pointer_mut("/spec/initContainers/1/volumeMounts").unwrap().as_array_mut().unwrap();
+    mounts.push(json!({"name": "certificates", "mountPath": "/etc/ssl"}));
+    assert_eq!(inject(&harmless, &context(Mode::Required)).0, Outcome::Skip);
+}
+
+#[test]
+fn a_pod_that_was_copied_without_its_sidecar_is_injected_anew() {
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "livenessProbe": {"httpGet": {"port": 8080}}}]}});
+    let (mut copy, _) = injected(&plain, &context(Mode::Enabled));
+    copy["spec"].as_object_mut().unwrap().remove("initContainers");
+    let (again, warnings) = injected(&copy, &context(Mode::Enabled));
+    assert_eq!(names(&again, "volumes").len(), 2, "each volume once");
+    assert_eq!(again.pointer("/spec/containers/0/livenessProbe"), None, "it would fail for ever");
+    assert!(warnings.iter().any(|w| w.contains("livenessProbe of container a is removed")), "{warnings:?}");
+}
+
+#[test]
+fn a_sidecar_on_the_nodes_network_is_refused() {
+    let (mut pod, _) = injected(&fixture("deployment"), &context(Mode::Enabled));
+    pod["spec"]["hostNetwork"] = json!(true);
+    assert!(
+        matches!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Refuse(why) if why.contains("hostNetwork"))
+    );
 }
