@@ -1,7 +1,7 @@
 //! The embedded cluster itself: what Kubernetes does without Tulle.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -32,21 +32,23 @@ fn tools(kube: &Kube) -> Result<()> {
     ensure!(field.exec("shell", &["/bin/echo", "said"])?.trim() == "said", "exec");
     ensure!(field.kubectl(&["logs", "shell"])?.contains("hello from the log"), "logs");
     field.service("web", 1, &[])?;
-    let mut forward = kube.command(&["-n", "t-tools", "port-forward", "service/web", "18080:80"])?;
+    // A port of its own choice: an interrupted run may have left a forwarder behind.
+    let mut forward = kube.command(&["-n", "t-tools", "port-forward", "service/web", ":80"])?;
     let mut forward = forward.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut lines = BufReader::new(forward.stdout.take().context("its output")?).lines();
     let first = lines.next().context("port-forward printed nothing")??;
+    let port = first.split([':', ' ']).find_map(|word| word.parse::<u16>().ok());
+    let url = format!("http://127.0.0.1:{}/", port.with_context(|| format!("no port in {first:?}"))?);
     let answer = match kube {
-        Kube::Embedded(cluster) => {
-            host::output(cluster.inside("curl")?.args(["-s", "-m", "5", "http://127.0.0.1:18080/"]))
-        }
-        Kube::Context(_) => host::output(std::process::Command::new("curl").args([
-            "-s",
-            "-m",
-            "5",
-            "http://127.0.0.1:18080/",
-        ])),
+        Kube::Embedded(cluster) => host::output(cluster.inside("curl")?.args(["-s", "-m", "5", &url])),
+        Kube::Context(_) => host::output(Command::new("curl").args(["-s", "-m", "5", &url])),
     };
+    // What enters the node's namespaces waits for kubectl, which is its child.
+    let pid = forward.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    for child in children.split_whitespace() {
+        host::output(Command::new("kill").arg(child)).ok();
+    }
     forward.kill()?;
     forward.wait()?;
     ensure!(first.contains("Forwarding"), "port-forward said {first}");
