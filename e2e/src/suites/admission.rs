@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::field::{Field, host_pod};
+use super::namespace::{TestNamespace, host_pod};
 use crate::cluster::Cluster;
 use crate::host;
 use crate::kubectl::Kube;
@@ -113,8 +113,8 @@ const INIT: &str = "tulle-init";
 const PROXY: &str = "tulle-proxy";
 
 /// A namespace that requires the sidecar.
-fn requires<'a>(kube: &'a Kube, namespace: &str) -> Result<Field<'a>> {
-    Field::new(kube, namespace, json!({"tulle.dev/inject": "required"}))
+fn requires<'a>(kube: &'a Kube, namespace: &str) -> Result<TestNamespace<'a>> {
+    TestNamespace::new(kube, namespace, json!({"tulle.dev/inject": "required"}))
 }
 
 /// A pod that does nothing.
@@ -130,18 +130,18 @@ fn annotated(name: &str, annotations: Value) -> Value {
 }
 
 /// A pod of the namespace, as the API server has it.
-fn pod(field: &Field<'_>, name: &str) -> Result<Value> {
+fn pod(field: &TestNamespace<'_>, name: &str) -> Result<Value> {
     field.kube.json(&["-n", &field.namespace, "get", "pod", name])
 }
 
 /// What would become of a pod at admission.
-fn reviewed(field: &Field<'_>, mut pod: Value) -> Result<Value> {
+fn reviewed(field: &TestNamespace<'_>, mut pod: Value) -> Result<Value> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     Ok(serde_json::from_str(&field.kube.dry_run(&pod.to_string())?)?)
 }
 
 /// A pod as admission returns it, in a form that can be created.
-fn as_admitted(field: &Field<'_>, pod: Value) -> Result<Value> {
+fn as_admitted(field: &TestNamespace<'_>, pod: Value) -> Result<Value> {
     let mut pod = reviewed(field, pod)?;
     pod.as_object_mut().context("a pod")?.remove("status");
     let metadata = pod["metadata"].as_object_mut().context("metadata")?;
@@ -171,7 +171,7 @@ fn rejection<T>(outcome: Result<T>) -> Result<String> {
 }
 
 /// All pods of the namespace refuse plain text.
-fn strict(field: &Field<'_>) -> Result<()> {
+fn strict(field: &TestNamespace<'_>) -> Result<()> {
     let spec = json!({"target": {"kind": "Namespace"}, "mtls": "Strict"});
     field
         .apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"}, "spec": spec}))
@@ -179,7 +179,7 @@ fn strict(field: &Field<'_>) -> Result<()> {
 }
 
 /// The process of a pod's sidecar, by its number on the node.
-fn sidecar_process(cluster: &Cluster, field: &Field<'_>, name: &str) -> Result<u32> {
+fn sidecar_process(cluster: &Cluster, field: &TestNamespace<'_>, name: &str) -> Result<u32> {
     let uid = field.get(&format!("pod/{name}"), ".metadata.uid")?;
     let script = format!("grep -lszx TULLE_POD_UID={uid} /proc/[0-9]*/environ || true");
     let found = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;

@@ -1,4 +1,5 @@
-//! What the control plane may do, reports, and leaves alone. These tests change nothing of Tulle.
+//! What the control plane may do, reports, and leaves alone. These tests change nothing of the Tulle
+//! that other tests use.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,14 +7,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::Test;
-use super::field::{Field, borrows};
+use super::namespace::{TestNamespace, borrows};
+use super::{Test, operations};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
     ("a Terminating namespace is left alone", terminating),
     ("the operator's metrics are OpenMetrics, and one replica leads", metrics),
     ("the service accounts of operator and webhook may do what they need and no more", rights),
+    (
+        "while the webhook cannot reach the API server it is alive, not ready, and not restarted",
+        operations::webhook::api_server_out_of_reach,
+    ),
+    ("an operator is ready only when its discovery port listens", operations::operator::ready_when_listening),
+    (
+        "draining one node after the other while pods are created: none without a sidecar, none rejected, one replica always available",
+        operations::admission::drained,
+    ),
 ];
 
 /// Longer than the time after which the operator writes every bundle again: 30 s.
@@ -22,7 +32,7 @@ const BEYOND_REFRESH: Duration = Duration::from_secs(34);
 const ENDING: &str = "t-control-ending";
 
 fn terminating(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, ENDING)?;
+    let field = TestNamespace::meshed(kube, ENDING)?;
     let outcome = left_alone(&field);
     // Without the finalizer it ends.
     let free = json!({"metadata": {"finalizers": null}}).to_string();
@@ -34,7 +44,7 @@ fn terminating(kube: &Kube) -> Result<()> {
     })
 }
 
-fn left_alone(field: &Field<'_>) -> Result<()> {
+fn left_alone(field: &TestNamespace<'_>) -> Result<()> {
     let kube = field.kube;
     let finalizers = json!(["tulle.dev/test"]);
     field.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held", "finalizers": finalizers}}))?;
@@ -47,7 +57,7 @@ fn left_alone(field: &Field<'_>) -> Result<()> {
     // The model changes, and the operator writes the bundles of others.
     let mut others = Vec::new();
     for number in 0..4 {
-        let other = Field::meshed(kube, &format!("t-control-other-{number}"))?;
+        let other = TestNamespace::meshed(kube, &format!("t-control-other-{number}"))?;
         kube.wait_for("the bundle of another namespace", 20, || has_bundle(&other))?;
         others.push(other);
     }
@@ -60,7 +70,7 @@ fn left_alone(field: &Field<'_>) -> Result<()> {
     Ok(())
 }
 
-fn has_bundle(field: &Field<'_>) -> Result<bool> {
+fn has_bundle(field: &TestNamespace<'_>) -> Result<bool> {
     let get = ["get", "configmap", "tulle-trust", "--ignore-not-found", "-o", "name"];
     Ok(!field.kubectl(&get)?.is_empty())
 }
@@ -78,7 +88,7 @@ print(json.dumps({"type": answer.headers["Content-Type"], "families": sums}))
 
 fn metrics(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::plain(kube, "t-control-metrics")?;
+    let field = TestNamespace::plain(kube, "t-control-metrics")?;
     field.client("prometheus")?;
     kube.wait_for("one replica to lead", 20, || {
         let addresses = "jsonpath={.items[*].status.podIP}";
@@ -93,7 +103,7 @@ fn metrics(kube: &Kube) -> Result<()> {
 }
 
 /// The metric families of an operator.
-fn scrape(field: &Field<'_>, address: &str) -> Result<Value> {
+fn scrape(field: &TestNamespace<'_>, address: &str) -> Result<Value> {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     let url = format!("http://{host}:26161/metrics");
     let printed = field.exec("prometheus", &["/usr/bin/python3", "-c", SCRAPE, &url])?;

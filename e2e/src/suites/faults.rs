@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::field::{Field, host_pod};
+use super::namespace::{TestNamespace, host_pod};
 use super::{Skip, Test};
 use crate::host;
 use crate::install;
@@ -26,7 +26,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn operator_gone(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-headless")?;
+    let field = TestNamespace::meshed(kube, "t-headless")?;
     field.service("web", 2, &[])?;
     field.load("load", "web:80", 100)?;
     let outcome = field.failed_during("load", || {
@@ -47,7 +47,7 @@ fn operator_gone(kube: &Kube) -> Result<()> {
 }
 
 fn operator_killed(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-killed")?;
+    let field = TestNamespace::meshed(kube, "t-killed")?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
@@ -88,13 +88,13 @@ fn operator_killed(kube: &Kube) -> Result<()> {
 }
 
 fn webhook_gone(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-bare")?;
+    let field = TestNamespace::meshed(kube, "t-bare")?;
     scale(kube, "tulle-webhook", 0)?;
     let outcome = (|| {
         field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"]))?;
         field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/bare"])?;
         ensure!(field.get("pod/bare", ".spec.initContainers")?.is_empty(), "who injected it?");
-        let required = Field::new(kube, "t-waits", json!({"tulle.dev/inject": "required"}))?;
+        let required = TestNamespace::new(kube, "t-waits", json!({"tulle.dev/inject": "required"}))?;
         let refused = required.apply(host_pod("waits", "default", &["/usr/bin/sleep", "1000"]));
         let why = refused.err().map(|error| error.to_string()).unwrap_or_default();
         ensure!(why.contains("required.inject.tulle.dev"), "a pod of a required namespace: {why:?}");
@@ -107,7 +107,7 @@ fn webhook_gone(kube: &Kube) -> Result<()> {
 }
 
 fn configuration_gone(kube: &Kube) -> Result<()> {
-    let field = Field::new(kube, "t-policy", json!({"tulle.dev/inject": "required"}))?;
+    let field = TestNamespace::new(kube, "t-policy", json!({"tulle.dev/inject": "required"}))?;
     kube.run(&["delete", "mutatingwebhookconfiguration", "tulle"])?;
     let mut bare = false;
     let outcome = kube.wait_for("the refusal by the admission policy", 30, || {
@@ -134,7 +134,7 @@ fn renewal(kube: &Kube) -> Result<()> {
     let config = |life: &str| json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}});
     kube.apply(&config("20s").to_string())?;
     let outcome = (|| {
-        let field = Field::meshed(kube, "t-renew")?;
+        let field = TestNamespace::meshed(kube, "t-renew")?;
         field.service("web", 2, &[])?;
         field.load("load", "web:80", 100)?;
         let serials = || -> Result<String> {
@@ -169,7 +169,7 @@ fn renewal(kube: &Kube) -> Result<()> {
 }
 
 fn foreign_identity(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-foreign")?;
+    let field = TestNamespace::meshed(kube, "t-foreign")?;
     field.client("victim")?;
     let victim = kube.json(&["-n", "t-foreign", "get", "pod", "victim"])?;
     // A real sidecar with a real token of its own, that says it is another pod.
@@ -227,7 +227,7 @@ fn uninstalled(kube: &Kube) -> Result<()> {
     let config = host::workspace().join("config");
     let config = config.to_str().context("the workspace's path is text")?;
     // Something to leave behind.
-    let field = Field::meshed(kube, "t-after")?;
+    let field = TestNamespace::meshed(kube, "t-after")?;
     kube.wait_for("the trust bundle", 30, || {
         Ok(field.kubectl(&["get", "configmap", "tulle-trust"]).is_ok())
     })?;

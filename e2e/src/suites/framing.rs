@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::field::{Field, borrows, service};
+use super::namespace::{TestNamespace, borrows, service};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
@@ -250,8 +250,8 @@ fn refused(what: &str, send: &[&str]) -> Case {
 /// Tries every case through both sidecars, and through the server's alone.
 fn try_all(kube: &Kube, namespace: &str, cases: &[Case]) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, namespace)?;
-    let plain = Field::plain(kube, &format!("{namespace}-plain"))?;
+    let field = TestNamespace::meshed(kube, namespace)?;
+    let plain = TestNamespace::plain(kube, &format!("{namespace}-plain"))?;
     let ports = json!([
         {"name": "http", "port": 80, "targetPort": 8080}, {"name": "seen", "port": 81, "targetPort": 8081},
     ]);

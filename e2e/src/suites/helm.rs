@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::Field;
+use super::namespace::TestNamespace;
 use super::{Skip, Test};
 use crate::cluster::{self, Cluster};
 use crate::host;
@@ -222,7 +222,7 @@ fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     helm.install()?;
     let trust_domain = || kube.run(&["get", "meshconfig", "mesh", "-o", "jsonpath={.status.trustDomain}"]);
     kube.wait_for("the operator's MeshConfig", 30, || Ok(trust_domain()? == TRUST_DOMAIN))?;
-    let field = Field::meshed(kube, "t-helm")?;
+    let field = TestNamespace::meshed(kube, "t-helm")?;
     field.injects()?;
     field.service("web", 1, &[])?;
     field.client("client")?;
@@ -274,7 +274,7 @@ fn restore(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
 }
 
 /// The client reaches the server over mTLS: the header is from the client's certificate.
-fn called(field: &Field<'_>) -> Result<()> {
+fn called(field: &TestNamespace<'_>) -> Result<()> {
     let curl = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-helm.svc.cluster.local/"];
     let answer = field.exec("client", &curl)?;
     let client = format!("spiffe://{TRUST_DOMAIN}/ns/t-helm/sa/client");
@@ -283,7 +283,7 @@ fn called(field: &Field<'_>) -> Result<()> {
 }
 
 /// A strict MeshPolicy of the server with these rules.
-fn policy(field: &Field<'_>, allow: &Value) -> Result<()> {
+fn policy(field: &TestNamespace<'_>, allow: &Value) -> Result<()> {
     let spec =
         json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict", "access": {"allow": allow}});
     field
@@ -292,7 +292,7 @@ fn policy(field: &Field<'_>, allow: &Value) -> Result<()> {
 }
 
 /// The reason in the policy's condition `Ready`.
-fn reason(field: &Field<'_>) -> Result<String> {
+fn reason(field: &TestNamespace<'_>) -> Result<String> {
     field.get("meshpolicy/web", ".status.conditions[?(@.type==\"Ready\")].reason")
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
-use super::field::{Field, host_pod, service};
+use super::namespace::{TestNamespace, host_pod, service};
 use super::{Skip, Test};
 use crate::cluster::Cluster;
 use crate::images;
@@ -59,7 +59,7 @@ fn two_nodes(kube: &Kube) -> Result<()> {
 fn across(cluster: Cluster) -> Result<()> {
     cluster.load(&images::archive(&images::EMPTY)?)?;
     let kube = Kube::Embedded(cluster);
-    let field = Field::plain(&kube, "t-nodes")?;
+    let field = TestNamespace::plain(&kube, "t-nodes")?;
     field.apply(service("web", json!({})))?;
     // A namespace of a cluster that is seconds old has none yet.
     kube.wait_for("the service account default", 30, || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::json;
 
-use super::field::{Field, deployment, host_pod, pod_template};
+use super::namespace::{TestNamespace, deployment, host_pod, pod_template};
 use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
@@ -34,7 +34,7 @@ pub(super) const TESTS: &[Test] = &[
 const INJECTED: &str = "tulle.dev/sidecar";
 
 fn injection(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-inject")?;
+    let field = TestNamespace::meshed(kube, "t-inject")?;
     let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
     pod["metadata"]["annotations"] = json!({"tulle.dev/colour": "red"});
     let said = field.apply(pod)?;
@@ -55,10 +55,10 @@ fn injection(kube: &Kube) -> Result<()> {
 fn opting_out(kube: &Kube) -> Result<()> {
     let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
     pod["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
-    let enabled = Field::meshed(kube, "t-optout")?;
+    let enabled = TestNamespace::meshed(kube, "t-optout")?;
     enabled.apply(pod.clone())?;
     ensure!(enabled.get("pod/app", ".spec.initContainers")?.is_empty(), "injected although disabled");
-    let required = Field::new(kube, "t-required", json!({"tulle.dev/inject": "required"}))?;
+    let required = TestNamespace::new(kube, "t-required", json!({"tulle.dev/inject": "required"}))?;
     let said = required.apply(pod.clone())?;
     ensure!(said.contains("has no effect"), "no warning: {said}");
     ensure!(required.get("pod/app", ".spec.initContainers[1].name")? == "tulle-proxy", "not injected");
@@ -73,7 +73,7 @@ fn opting_out(kube: &Kube) -> Result<()> {
 }
 
 fn proxy_uid(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-uid")?;
+    let field = TestNamespace::meshed(kube, "t-uid")?;
     let mut pod = host_pod("app", "default", &["/usr/bin/sleep", "1000"]);
     pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 4150});
     let refused = field.apply(pod.clone());
@@ -103,7 +103,7 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
 
 fn pod_security(kube: &Kube) -> Result<()> {
     let labels = json!({"tulle.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "baseline"});
-    let field = Field::new(kube, "t-baseline", labels)?;
+    let field = TestNamespace::new(kube, "t-baseline", labels)?;
     let mut pod = pod_template("app", &["serve".to_owned(), "--name=app".to_owned()]);
     pod["apiVersion"] = json!("v1");
     pod["kind"] = json!("Pod");
@@ -125,7 +125,7 @@ fn static_pod(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else {
         bail!(Skip("kubelet's folder of static pods is out of reach"))
     };
-    let field = Field::meshed(kube, "t-static")?;
+    let field = TestNamespace::meshed(kube, "t-static")?;
     let mut pod = host_pod("app", "", &["/usr/bin/sleep", "1000"]);
     pod["metadata"]["namespace"] = json!("t-static");
     pod["spec"].as_object_mut().context("a spec")?.remove("serviceAccountName");
@@ -152,7 +152,7 @@ fn static_pod(kube: &Kube) -> Result<()> {
 }
 
 fn job(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-job")?;
+    let field = TestNamespace::meshed(kube, "t-job")?;
     let pod = host_pod("work", "default", &["/bin/sh", "-c", "echo done"]);
     let mut template = json!({"metadata": {"labels": {"app": "work"}}, "spec": pod["spec"]});
     template["spec"]["restartPolicy"] = json!("Never");
@@ -182,7 +182,7 @@ for _ in range(240):
 print(*seen)";
 
 fn strict(kube: &Kube) -> Result<()> {
-    let (meshed, plain) = (Field::meshed(kube, "t-strict")?, Field::plain(kube, "t-plain")?);
+    let (meshed, plain) = (TestNamespace::meshed(kube, "t-strict")?, TestNamespace::plain(kube, "t-plain")?);
     meshed.service("web", 1, &[])?;
     meshed.client("insider")?;
     plain.client("outsider")?;
@@ -205,8 +205,8 @@ fn strict(kube: &Kube) -> Result<()> {
 }
 
 fn dev_to_prod(kube: &Kube) -> Result<()> {
-    let prod = Field::new(kube, "t-prod", json!({"tulle.dev/inject": "enabled", "env": "prod"}))?;
-    let dev = Field::new(kube, "t-dev", json!({"tulle.dev/inject": "enabled", "env": "dev"}))?;
+    let prod = TestNamespace::new(kube, "t-prod", json!({"tulle.dev/inject": "enabled", "env": "prod"}))?;
+    let dev = TestNamespace::new(kube, "t-dev", json!({"tulle.dev/inject": "enabled", "env": "dev"}))?;
     prod.service("web", 1, &[])?;
     prod.client("insider")?;
     dev.client("outsider")?;
@@ -222,7 +222,7 @@ fn dev_to_prod(kube: &Kube) -> Result<()> {
 }
 
 fn shadow(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-shadow")?;
+    let field = TestNamespace::meshed(kube, "t-shadow")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
     let spec =
@@ -244,7 +244,7 @@ fn shadow(kube: &Kube) -> Result<()> {
 }
 
 fn disabled(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-disabled")?;
+    let field = TestNamespace::meshed(kube, "t-disabled")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
     policy(&field, "plain", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Disabled"}))?;
@@ -257,7 +257,7 @@ fn disabled(kube: &Kube) -> Result<()> {
 }
 
 fn refused_objects(kube: &Kube) -> Result<()> {
-    let field = Field::plain(kube, "t-refused")?;
+    let field = TestNamespace::plain(kube, "t-refused")?;
     for (spec, expected) in [
         (json!({"target": {"kind": "Service"}}), "a Service target needs a name"),
         (
@@ -287,7 +287,7 @@ fn refused_objects(kube: &Kube) -> Result<()> {
 }
 
 fn conflict(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-conflict")?;
+    let field = TestNamespace::meshed(kube, "t-conflict")?;
     field.service("web", 1, &[])?;
     let spec = json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"});
     policy(&field, "older", spec.clone())?;
@@ -327,11 +327,11 @@ fn explain(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-fn policy(field: &Field<'_>, name: &str, spec: serde_json::Value) -> Result<String> {
+fn policy(field: &TestNamespace<'_>, name: &str, spec: serde_json::Value) -> Result<String> {
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": name}, "spec": spec}))
 }
 
-fn enforced(field: &Field<'_>, name: &str, expected: &str) -> Result<()> {
+fn enforced(field: &TestNamespace<'_>, name: &str, expected: &str) -> Result<()> {
     let object = format!("meshpolicy/{name}");
     field.kube.wait_for(&format!("{name} to be enforced by {expected}"), 30, || {
         Ok(field.get(&object, ".status.enforced")? == expected

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::field::Field;
+use super::namespace::TestNamespace;
 use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
@@ -17,7 +17,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn services_and_dns(kube: &Kube) -> Result<()> {
-    let field = Field::plain(kube, "t-node")?;
+    let field = TestNamespace::plain(kube, "t-node")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
     ensure!(field.status("client", "http://web.t-node.svc.cluster.local/")? == "200", "no answer by name");
@@ -27,7 +27,7 @@ fn services_and_dns(kube: &Kube) -> Result<()> {
 }
 
 fn tools(kube: &Kube) -> Result<()> {
-    let field = Field::plain(kube, "t-tools")?;
+    let field = TestNamespace::plain(kube, "t-tools")?;
     field.host_pod("shell", "default", &["/bin/sh", "-c", "echo hello from the log; exec sleep 1000"])?;
     ensure!(field.exec("shell", &["/bin/echo", "said"])?.trim() == "said", "exec");
     ensure!(field.kubectl(&["logs", "shell"])?.contains("hello from the log"), "logs");

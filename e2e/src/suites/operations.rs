@@ -8,9 +8,9 @@
 //!   operator   the Lease, readiness, MeshConfig
 //! ```
 
-mod admission;
-mod operator;
-mod webhook;
+pub(super) mod admission;
+pub(super) mod operator;
+pub(super) mod webhook;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -34,21 +34,12 @@ pub(super) const TESTS: &[Test] = &[
         webhook::definition_missing,
     ),
     (
-        "while the webhook cannot reach the API server it is alive, not ready, and not restarted",
-        webhook::api_server_out_of_reach,
-    ),
-    (
         "the leader's pod deleted: the Lease is released and another leads within seconds",
         operator::leader_deleted,
     ),
-    ("an operator is ready only when its discovery port listens", operator::ready_when_listening),
     (
         "a MeshConfig that a user applies over the default: no conflict, its defaults and exemptions hold, and the default comes back after it",
         operator::users_settings,
-    ),
-    (
-        "draining one node after the other while pods are created: none without a sidecar, none rejected, one replica always available",
-        admission::drained,
     ),
 ];
 

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::field::{Field, pod_template, service};
+use super::namespace::{TestNamespace, pod_template, service};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
@@ -63,7 +63,7 @@ fn undo_in_the_middle(kube: &Kube) -> Result<()> {
 }
 
 fn stateful_set(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-stateful")?;
+    let field = TestNamespace::meshed(kube, "t-stateful")?;
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "db"}}))?;
     field.apply(service("db", json!({"clusterIP": "None"})))?;
     let set = |version: &str| {
@@ -97,7 +97,7 @@ fn stateful_set(kube: &Kube) -> Result<()> {
 }
 
 fn daemon_set(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-daemon")?;
+    let field = TestNamespace::meshed(kube, "t-daemon")?;
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "agent"}}))?;
     let set = |version: &str| {
         let arguments: Vec<String> =
@@ -148,7 +148,7 @@ fn undone(kube: &Kube) -> Result<()> {
 }
 
 fn missing_target(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-missing")?;
+    let field = TestNamespace::meshed(kube, "t-missing")?;
     let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
     ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
     kube.wait_for("the condition", 20, || {
@@ -169,8 +169,8 @@ fn deleted(kube: &Kube) -> Result<()> {
 }
 
 /// A service of two pods under load, watched by a Canary.
-fn shop<'a>(kube: &'a Kube, namespace: &str, steps: Value, requests: u32) -> Result<Field<'a>> {
-    let field = Field::meshed(kube, namespace)?;
+fn shop<'a>(kube: &'a Kube, namespace: &str, steps: Value, requests: u32) -> Result<TestNamespace<'a>> {
+    let field = TestNamespace::meshed(kube, namespace)?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
     field.apply(canary("web", "Deployment", steps, requests))?;
@@ -184,7 +184,7 @@ fn canary(name: &str, kind: &str, steps: Value, requests: u32) -> Value {
     }})
 }
 
-fn deploy(field: &Field<'_>, version: &str, errors: u32) -> Result<()> {
+fn deploy(field: &TestNamespace<'_>, version: &str, errors: u32) -> Result<()> {
     let arguments =
         json!(["serve", "--name=web", format!("--version={version}"), format!("--errors={errors}")]);
     let patch =
@@ -192,7 +192,7 @@ fn deploy(field: &Field<'_>, version: &str, errors: u32) -> Result<()> {
     field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &patch.to_string()]).map(drop)
 }
 
-fn status(field: &Field<'_>, path: &str) -> Result<String> {
+fn status(field: &TestNamespace<'_>, path: &str) -> Result<String> {
     field.get("canary/web", &format!(".status{path}"))
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::{Field, deployment, host_pod, pod_template, service};
+use super::namespace::{TestNamespace, deployment, host_pod, pod_template, service};
 use super::{Skip, Test};
 use crate::earlier;
 use crate::install;
@@ -29,7 +29,7 @@ pub(super) const TESTS: &[Test] = &[
 
 fn both_directions(kube: &Kube) -> Result<()> {
     load_earlier(kube)?;
-    let field = Field::meshed(kube, "t-skew-mtls")?;
+    let field = TestNamespace::meshed(kube, "t-skew-mtls")?;
     field.service("today", 1, &[])?;
     field.client("today-client")?;
     field.plain_client("plain")?;
@@ -62,7 +62,7 @@ fn both_directions(kube: &Kube) -> Result<()> {
 
 fn refused_policy(kube: &Kube) -> Result<()> {
     load_earlier(kube)?;
-    let field = Field::meshed(kube, "t-skew")?;
+    let field = TestNamespace::meshed(kube, "t-skew")?;
     older_server(&field, "web", Some("split/v1"))?;
     field.client("client")?;
     field.plain_client("plain")?;
@@ -89,7 +89,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
 
 fn refused_split(kube: &Kube) -> Result<()> {
     load_earlier(kube)?;
-    let field = Field::meshed(kube, "t-skewed")?;
+    let field = TestNamespace::meshed(kube, "t-skewed")?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
     older(&field, host_pod("old", "default", &["/usr/bin/sleep", "100000"]), Some("access/v1"))?;
@@ -146,7 +146,7 @@ fn load_earlier(kube: &Kube) -> Result<()> {
 }
 
 /// The shop's service in a pod with an older sidecar, and its Service.
-fn older_server(field: &Field<'_>, name: &str, features: Option<&str>) -> Result<()> {
+fn older_server(field: &TestNamespace<'_>, name: &str, features: Option<&str>) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
     field.apply(service(name, json!({})))?;
     let mut pod = pod_template(name, &["serve".to_owned(), format!("--name={name}")]);
@@ -160,7 +160,7 @@ fn older_server(field: &Field<'_>, name: &str, features: Option<&str>) -> Result
 ///
 /// The pod is as today's webhook makes it, with what the earlier one wrote instead where the two differ. It gets ready
 /// only if its sidecar answers on that build's port.
-fn older(field: &Field<'_>, mut pod: Value, features: Option<&str>) -> Result<()> {
+fn older(field: &TestNamespace<'_>, mut pod: Value, features: Option<&str>) -> Result<()> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     let injected = field.kube.dry_run(&pod.to_string())?;
     let mut injected: Value = serde_json::from_str(&injected)?;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::field::{Field, borrows, deployment, service};
+use super::namespace::{TestNamespace, borrows, deployment, service};
 use super::{Skip, Test};
 use crate::kubectl::Kube;
 
@@ -32,7 +32,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn meshed_to_meshed(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-talk")?;
+    let field = TestNamespace::meshed(kube, "t-talk")?;
     field.service("web", 1, &[])?;
     let mut headless = service("headless", json!({"clusterIP": "None", "selector": {"app": "web"}}));
     headless["spec"]["ports"][0]["port"] = json!(8080);
@@ -63,7 +63,7 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
 
 fn udp_and_loopback(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-udp")?;
+    let field = TestNamespace::meshed(kube, "t-udp")?;
     let serve = "import socket, threading, http.server
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(('0.0.0.0', 9999))
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,7 +88,7 @@ while True:
 }
 
 fn unseen_ports(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-unseen")?;
+    let field = TestNamespace::meshed(kube, "t-unseen")?;
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web"}}))?;
     let mut web = deployment("web", 1, &[]);
     web["spec"]["template"]["metadata"]["annotations"] = json!({"tulle.dev/skip-inbound-ports": "8080"});
@@ -110,7 +110,7 @@ fn ipv6(kube: &Kube) -> Result<()> {
     if !addresses.contains(':') {
         bail!(Skip("the nodes of this cluster have no IPv6 address"));
     }
-    let field = Field::meshed(kube, "t-six")?;
+    let field = TestNamespace::meshed(kube, "t-six")?;
     field.service("web", 1, &[])?;
     let six = json!({"selector": {"app": "web"}, "ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"});
     field.apply(service("six", six))?;
@@ -140,7 +140,7 @@ fn ipv6(kube: &Kube) -> Result<()> {
 
 fn meshed_to_others(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let (meshed, plain) = (Field::meshed(kube, "t-out")?, Field::plain(kube, "t-server")?);
+    let (meshed, plain) = (TestNamespace::meshed(kube, "t-out")?, TestNamespace::plain(kube, "t-server")?);
     plain.service("web", 1, &[])?;
     meshed.client("client")?;
     ensure!(
@@ -168,7 +168,7 @@ fn meshed_to_others(kube: &Kube) -> Result<()> {
 }
 
 fn nobody(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-nobody")?;
+    let field = TestNamespace::meshed(kube, "t-nobody")?;
     field.apply(service("empty", json!({})))?;
     field.client("client")?;
     field.plain_client("plain")?;
@@ -199,7 +199,7 @@ struct Fastest {
     seconds: f64,
 }
 
-fn fastest(field: &Field<'_>, pod: &str, url: &str) -> Result<Fastest> {
+fn fastest(field: &TestNamespace<'_>, pod: &str, url: &str) -> Result<Fastest> {
     // curl's own exit code says only that there was no answer.
     let script = format!(
         "for i in 1 2 3 4 5; do curl -s -m 8 -o /dev/null -w '%{{http_code}} %{{time_total}}\\n' {url}; done; true"
@@ -221,7 +221,7 @@ fn fastest(field: &Field<'_>, pod: &str, url: &str) -> Result<Fastest> {
 }
 
 fn mariadb(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-mariadb")?;
+    let field = TestNamespace::meshed(kube, "t-mariadb")?;
     let script = "mkdir -p /data/db /run/mysqld && mariadb-install-db --no-defaults --user=root --datadir=/data/db --auth-root-authentication-method=normal >/dev/null && exec mariadbd --no-defaults --user=root --datadir=/data/db --skip-grant-tables --skip-name-resolve --skip-networking=0 --bind-address=0.0.0.0 --port=3306 --socket=/run/mysqld/s";
     field.apply(service("db", json!({"ports": [{"port": 3306, "targetPort": 3306}]})))?;
     field.server_pod("db", 3306, &["/bin/bash", "-c", script])?;
@@ -256,7 +256,7 @@ def greeted():
 print(statistics.median(greeted() for _ in range(7)))";
 
 fn postgres_and_redis(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-databases")?;
+    let field = TestNamespace::meshed(kube, "t-databases")?;
     let versions = std::fs::read_dir("/usr/lib/postgresql").context("PostgreSQL's programs")?;
     let versions = versions.flatten().map(|version| version.path().join("bin"));
     let bin = versions.filter(|bin| bin.join("postgres").exists()).max().context("PostgreSQL's programs")?;
@@ -291,7 +291,7 @@ fn postgres_and_redis(kube: &Kube) -> Result<()> {
 }
 
 fn grpc(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-grpc")?;
+    let field = TestNamespace::meshed(kube, "t-grpc")?;
     let ports = json!({"ports": [{"port": 80, "targetPort": 50051}]});
     field.apply(service("counter", ports))?;
     let server = include_str!("../../peers/grpc_server.py");
@@ -305,7 +305,7 @@ fn grpc(kube: &Kube) -> Result<()> {
 }
 
 fn websocket(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-websocket")?;
+    let field = TestNamespace::meshed(kube, "t-websocket")?;
     field.apply(service("socket", json!({})))?;
     let server = include_str!("../../peers/websocket_server.py");
     field.server_pod("socket", 8080, &["/usr/bin/python3", "-c", server, "8080"])?;
@@ -318,7 +318,7 @@ fn websocket(kube: &Kube) -> Result<()> {
 }
 
 /// Runs a client written in Python, which prints as JSON what it has seen.
-fn sees(field: &Field<'_>, client: &[&str], expected: &Value) -> Result<()> {
+fn sees(field: &TestNamespace<'_>, client: &[&str], expected: &Value) -> Result<()> {
     field.client("client")?;
     let command = [&["/usr/bin/python3", "-c"], client].concat();
     let seen: Value = serde_json::from_str(&field.exec("client", &command)?)?;
@@ -327,7 +327,7 @@ fn sees(field: &Field<'_>, client: &[&str], expected: &Value) -> Result<()> {
 }
 
 fn bulk(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-bulk")?;
+    let field = TestNamespace::meshed(kube, "t-bulk")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
     let script = "head -c 30000000 /dev/zero > /tmp/b && curl -s -m 30 --data-binary @/tmp/b http://web.t-bulk.svc.cluster.local/";
@@ -357,7 +357,8 @@ for port in sys.argv[2:]:
         print(port, 'closed')";
 
 fn garbage(kube: &Kube) -> Result<()> {
-    let (meshed, plain) = (Field::meshed(kube, "t-garbage")?, Field::plain(kube, "t-attacker")?);
+    let (meshed, plain) =
+        (TestNamespace::meshed(kube, "t-garbage")?, TestNamespace::plain(kube, "t-attacker")?);
     meshed.service("web", 1, &[])?;
     plain.client("attacker")?;
     let address =

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::Test;
-use super::field::{Field, borrows, deployment, host_pod, service};
+use super::namespace::{TestNamespace, borrows, deployment, host_pod, service};
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[(
@@ -20,7 +20,8 @@ const APPLICATIONS: &[&str] = &["graceful", "abrupt", "slow", "counter"];
 
 fn rolling_update(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let (meshed, plain) = (Field::meshed(kube, "t-roll")?, Field::plain(kube, "t-roll-plain")?);
+    let (meshed, plain) =
+        (TestNamespace::meshed(kube, "t-roll")?, TestNamespace::plain(kube, "t-roll-plain")?);
     // Side by side: half the time, and the same machine under the same strain.
     let (with, without) = thread::scope(|scope| {
         let without = scope.spawn(|| lost(&plain));
@@ -51,7 +52,7 @@ fn shown(all: &[Lost]) -> String {
 }
 
 /// Updates every kind of application at once, under load.
-fn lost(field: &Field<'_>) -> Result<Vec<Lost>> {
+fn lost(field: &TestNamespace<'_>) -> Result<Vec<Lost>> {
     let mut reader = host_pod("ledger", "default", &["/usr/bin/sleep", "100000"]);
     mount_ledger(field, &mut reader["spec"], "");
     field.apply(reader)?;
@@ -103,7 +104,7 @@ fn lost(field: &Field<'_>) -> Result<Vec<Lost>> {
 }
 
 /// Pods of a Deployment share a ledger in a folder of their node's `/run`.
-fn with_ledger(field: &Field<'_>, mut deployment: Value, name: &str) -> Value {
+fn with_ledger(field: &TestNamespace<'_>, mut deployment: Value, name: &str) -> Value {
     let spec = &mut deployment["spec"]["template"]["spec"];
     mount_ledger(field, spec, name);
     // The folder on the node belongs to root.
@@ -111,7 +112,7 @@ fn with_ledger(field: &Field<'_>, mut deployment: Value, name: &str) -> Value {
     deployment
 }
 
-fn mount_ledger(field: &Field<'_>, spec: &mut Value, sub_path: &str) {
+fn mount_ledger(field: &TestNamespace<'_>, spec: &mut Value, sub_path: &str) {
     let folder = format!("/run/tulle-ledger-{}", field.namespace);
     let volume = json!({"name": "ledger", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}});
     let mount = json!({"name": "ledger", "mountPath": "/ledger", "subPath": sub_path});
@@ -127,7 +128,7 @@ fn push(list: &mut Value, value: &Value) {
 }
 
 /// A gRPC server as a Deployment.
-fn counter(field: &Field<'_>) -> Result<()> {
+fn counter(field: &TestNamespace<'_>) -> Result<()> {
     let server = include_str!("../../peers/grpc_server.py");
     field.apply(service("counter", json!({"ports": [{"port": 50051, "targetPort": 50051}]})))?;
     let mut counter = deployment("counter", 2, &[]);
@@ -139,7 +140,7 @@ fn counter(field: &Field<'_>) -> Result<()> {
     field.apply(counter).map(drop)
 }
 
-fn grpc_load(field: &Field<'_>) -> Result<()> {
+fn grpc_load(field: &TestNamespace<'_>) -> Result<()> {
     let client = include_str!("../../peers/grpc_client.py");
     let target = format!("counter.{}.svc.cluster.local:50051", field.namespace);
     let mut load = deployment("load-counter", 1, &[]);

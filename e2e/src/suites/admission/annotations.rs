@@ -9,11 +9,11 @@ use super::{INIT, NOTICED, PROXY, annotated, injected, pod, sidecar_process, var
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::field::{Field, borrows};
+use crate::suites::namespace::{TestNamespace, borrows};
 
 pub(super) fn of_a_namespace(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-defaults")?;
+    let field = TestNamespace::meshed(kube, "t-adm-defaults")?;
     let defaults = [
         "tulle.dev/cpu=30m",
         "tulle.dev/memory=40Mi",
@@ -40,7 +40,7 @@ pub(super) fn of_a_namespace(kube: &Kube) -> Result<()> {
 
 pub(super) fn amounts(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-amounts")?;
+    let field = TestNamespace::meshed(kube, "t-adm-amounts")?;
     let annotations = json!({"tulle.dev/cpu": "25m", "tulle.dev/memory": "24Mi", "tulle.dev/cpu-limit": "300m",
         "tulle.dev/memory-limit": "96Mi"});
     field.apply(annotated("app", annotations))?;
@@ -57,7 +57,7 @@ pub(super) fn amounts(kube: &Kube) -> Result<()> {
 
 pub(super) fn log_level(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-log")?;
+    let field = TestNamespace::meshed(kube, "t-adm-log")?;
     field.apply(annotated("loud", json!({"tulle.dev/log-level": "debug"})))?;
     field.apply(annotated("usual", json!({})))?;
     field.ready("loud")?;
@@ -81,7 +81,7 @@ pub(super) fn workers(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else {
         bail!(Skip("the threads of a sidecar are seen from its node only"))
     };
-    let field = Field::meshed(kube, "t-adm-workers")?;
+    let field = TestNamespace::meshed(kube, "t-adm-workers")?;
     field.apply(annotated("three", json!({"tulle.dev/workers": "3"})))?;
     field.apply(annotated("one", json!({})))?;
     for (name, wanted) in [("three", &["worker-0", "worker-1", "worker-2"][..]), ("one", &["worker-0"][..])] {
@@ -98,7 +98,7 @@ pub(super) fn workers(kube: &Kube) -> Result<()> {
 
 pub(super) fn skip_outbound(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-skip")?;
+    let field = TestNamespace::meshed(kube, "t-adm-skip")?;
     field.service("web", 1, &[])?;
     field.apply(annotated("client", json!({"tulle.dev/skip-outbound-ports": "80"})))?;
     field.ready("client")?;

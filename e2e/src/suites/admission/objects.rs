@@ -7,7 +7,7 @@ use super::{PROXY, as_admitted, rejection, sleeper};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::field::{Field, borrows};
+use crate::suites::namespace::{TestNamespace, borrows};
 
 /// A group that nobody has: there the definitions are new, as on a cluster without Tulle.
 const GROUP: &str = "adm.tulle.test";
@@ -38,7 +38,7 @@ fn definition(plural: &str) -> Result<Value> {
 }
 
 pub(super) fn rejected(kube: &Kube) -> Result<()> {
-    let field = Field::plain(kube, "t-adm-rejected")?;
+    let field = TestNamespace::plain(kube, "t-adm-rejected")?;
     let selector = json!({"matchLabels": {"app": "web"}});
     for (target, expected) in [
         (json!({"kind": "Service", "name": "web", "selector": selector}), "a Service target uses only name"),
@@ -67,7 +67,7 @@ pub(super) fn rejected(kube: &Kube) -> Result<()> {
 }
 
 pub(super) fn durations(kube: &Kube) -> Result<()> {
-    let field = Field::plain(kube, "t-adm-durations")?;
+    let field = TestNamespace::plain(kube, "t-adm-durations")?;
     field.apply(canary(&json!({"deadline": "1h30m", "steps": [{"weight": 5, "hold": "1m30s"}]})))?;
     ensure!(field.get("canary/web", ".spec.deadline")? == "1h30m", "the deadline was changed");
     ensure!(field.get("canary/web", ".spec.steps[0].hold")? == "1m30s", "the hold was changed");
@@ -87,7 +87,7 @@ fn canary(more: &Value) -> Value {
 
 pub(super) fn numbers(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-numbers")?;
+    let field = TestNamespace::meshed(kube, "t-adm-numbers")?;
     field.service("web", 1, &[])?;
     // A sidecar that knows no access rules: the two numbers differ as long as there are some.
     let mut older = as_admitted(&field, sleeper("older"))?;

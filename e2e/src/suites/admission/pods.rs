@@ -10,14 +10,14 @@ use super::{PROXY, injected, pod, rejection, requires, reviewed, sidecar_process
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::field::{Field, borrows, host_pod, service};
+use crate::suites::namespace::{TestNamespace, borrows, host_pod, service};
 
 /// Calls a meshed service once, without another attempt; the answer is the log.
-const CALLS: &str = "curl -sf -m 20 http://web.t-adm-early.svc.cluster.local/";
+const CALLS: &str = "curl -sf -m 20 http://web.t-adm-early.svc.cluster.local/ && echo";
 
 pub(super) fn early_containers(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-early")?;
+    let field = TestNamespace::meshed(kube, "t-adm-early")?;
     strict(&field)?;
     field.service("web", 1, &[])?;
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "client"}}))?;
@@ -52,14 +52,17 @@ pub(super) fn early_containers(kube: &Kube) -> Result<()> {
 
 pub(super) fn taken_ports(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-ports")?;
+    let field = TestNamespace::meshed(kube, "t-adm-ports")?;
     let mut declares = sleeper("declares");
     declares["spec"]["containers"][0]["ports"] = json!([{"containerPort": 26150}]);
     let mut probes = sleeper("probes");
     probes["spec"]["containers"][0]["livenessProbe"] = json!({"tcpSocket": {"port": 26152}});
     for (pod, port) in [(declares, "26150"), (probes, "26152")] {
         let said = field.apply(pod)?;
-        ensure!(said.contains(&format!("uses port {port}, which is the sidecar's")), "no warning: {said}");
+        ensure!(
+            said.contains(&format!("uses port {port}, on which the sidecar listens")),
+            "no warning: {said}"
+        );
     }
     let mut others = sleeper("others");
     others["spec"]["containers"][0]["ports"] = json!([{"containerPort": 26149}, {"containerPort": 26154}]);
@@ -78,7 +81,7 @@ for port in (4150, 4151, 4160, 4161):
 
 pub(super) fn nsq_ports(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-queue")?;
+    let field = TestNamespace::meshed(kube, "t-adm-queue")?;
     let mut queue = host_pod("queue", "default", &["/usr/bin/python3", "-c", QUEUE]);
     let container = &mut queue["spec"]["containers"][0];
     container["ports"] = json!([{"containerPort": 4150}, {"containerPort": 4151}, {"containerPort": 4160}, {"containerPort": 4161}]);
@@ -110,9 +113,9 @@ fn windows_pod(name: &str) -> Value {
 
 pub(super) fn windows(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-windows")?;
+    let field = TestNamespace::meshed(kube, "t-adm-windows")?;
     let said = field.apply(windows_pod("app"))?;
-    ensure!(said.contains("no sidecar: a Windows pod cannot have one"), "no warning: {said}");
+    ensure!(said.contains("gets no sidecar because it is a Windows pod"), "no warning: {said}");
     let app = pod(&field, "app")?;
     ensure!(app["spec"]["initContainers"].is_null(), "it was injected: {}", app["spec"]["initContainers"]);
     let label = &app["metadata"]["labels"]["tulle.dev/sidecar"];
@@ -120,13 +123,13 @@ pub(super) fn windows(kube: &Kube) -> Result<()> {
     ensure!(app["status"]["phase"] == "Pending", "phase: {}", app["status"]["phase"]);
     let required = requires(kube, "t-adm-windows-required")?;
     let why = rejection(reviewed(&required, windows_pod("app"))).context("where the sidecar is required")?;
-    ensure!(why.contains("a Windows pod cannot have one; exempt it in MeshConfig mesh"), "{why}");
+    ensure!(why.contains("because it is a Windows pod; move it to another namespace"), "{why}");
     Ok(())
 }
 
 pub(super) fn not_reported(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::plain(kube, "t-adm-reports")?;
+    let field = TestNamespace::plain(kube, "t-adm-reports")?;
     // The pod that is reported: without it the silence about the others would prove nothing.
     field.apply(sleeper("bare"))?;
     field.apply(windows_pod("windows"))?;
@@ -151,7 +154,7 @@ pub(super) fn not_reported(kube: &Kube) -> Result<()> {
 
 pub(super) fn probed_sidecar(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::meshed(kube, "t-adm-live")?;
+    let field = TestNamespace::meshed(kube, "t-adm-live")?;
     field.client("client")?;
     let client = pod(&field, "client")?;
     let proxy = injected(&client, PROXY)?;
@@ -175,7 +178,7 @@ pub(super) fn stuck_sidecar(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else {
         bail!(Skip("the process of a sidecar is in reach on its node only"))
     };
-    let field = Field::meshed(kube, "t-adm-stuck")?;
+    let field = TestNamespace::meshed(kube, "t-adm-stuck")?;
     field.apply(sleeper("app"))?;
     field.ready("app")?;
     let process = sidecar_process(cluster, &field, "app")?;

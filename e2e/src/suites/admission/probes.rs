@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{PROXY, injected, pod, requires, reviewed, sleeper, strict, variable};
 use crate::kubectl::Kube;
-use crate::suites::field::{Field, borrows, host_pod, service};
+use crate::suites::namespace::{TestNamespace, borrows, host_pod, service};
 
 /// After so long a probe that is going to pass has passed.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// The same pod with and without a sidecar: kubelet itself says what must come out.
 pub(super) fn as_without_a_sidecar(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let (meshed, plain) = (Field::meshed(kube, "t-adm-probed")?, Field::plain(kube, "t-adm-probed-plain")?);
+    let (meshed, plain) =
+        (TestNamespace::meshed(kube, "t-adm-probed")?, TestNamespace::plain(kube, "t-adm-probed-plain")?);
     strict(&meshed)?;
     let service = "s".repeat(240);
     let probes = probes(&service);
@@ -120,7 +121,7 @@ fn probed_pod(service: &str, probes: &[Probe]) -> Result<Value> {
 }
 
 /// Whether each container of the pod is ready.
-fn readiness(field: &Field<'_>) -> Result<BTreeMap<String, bool>> {
+fn readiness(field: &TestNamespace<'_>) -> Result<BTreeMap<String, bool>> {
     let probed = pod(field, "probed")?;
     let statuses = probed["status"]["containerStatuses"].as_array().into_iter().flatten();
     let ready = statuses.map(|status| -> Result<(String, bool)> {
@@ -131,7 +132,7 @@ fn readiness(field: &Field<'_>) -> Result<BTreeMap<String, bool>> {
 }
 
 /// Request lines and headers that the server has seen, whatever the pod's address is.
-fn requests(field: &Field<'_>) -> Result<BTreeSet<String>> {
+fn requests(field: &TestNamespace<'_>) -> Result<BTreeSet<String>> {
     let address = field.get("pod/probed", ".status.podIP")?;
     let seen = field.exec("probed", &["/usr/bin/curl", "-s", "-m", "8", "http://127.0.0.1:8080/seen"])?;
     let seen: Vec<Value> = serde_json::from_str(&seen.replace(&address, "POD"))?;
@@ -153,8 +154,8 @@ impl Drop for Configuration<'_> {
 
 pub(super) fn of_a_later_webhook(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let hook = Field::plain(kube, "t-adm-hook")?;
-    let fields = [Field::meshed(kube, "t-adm-later")?, requires(kube, "t-adm-later-required")?];
+    let hook = TestNamespace::plain(kube, "t-adm-hook")?;
+    let fields = [TestNamespace::meshed(kube, "t-adm-later")?, requires(kube, "t-adm-later-required")?];
     let mut added = serves("added", 8090);
     let authority = serve(&hook, &added["spec"]["containers"][0].take())?;
     let _configuration = Configuration(kube);
@@ -207,7 +208,7 @@ fn is_moved(pod: &Value) -> Result<()> {
 }
 
 /// Runs the webhook that adds a container; returns the certificate to trust, in Base64.
-fn serve(hook: &Field<'_>, added: &Value) -> Result<String> {
+fn serve(hook: &TestNamespace<'_>, added: &Value) -> Result<String> {
     let name = format!("hook.{}.svc", hook.namespace);
     let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![name])?;
     let files = json!({"tls.crt": cert.pem(), "tls.key": signing_key.serialize_pem()});
@@ -230,7 +231,7 @@ fn serve(hook: &Field<'_>, added: &Value) -> Result<String> {
 }
 
 /// The configuration of the webhook, for pods of these namespaces only.
-fn configure(hook: &Field<'_>, authority: &str, fields: &[Field<'_>]) -> Value {
+fn configure(hook: &TestNamespace<'_>, authority: &str, fields: &[TestNamespace<'_>]) -> Value {
     let namespaces: Vec<&str> = fields.iter().map(|field| field.namespace.as_str()).collect();
     let only = json!({"key": "kubernetes.io/metadata.name", "operator": "In", "values": namespaces});
     json!({

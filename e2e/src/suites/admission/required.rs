@@ -9,10 +9,10 @@ use super::{
     INIT, NOTICED, PROXY, annotated, as_admitted, injected, pod, rejection, requires, reviewed, sleeper,
 };
 use crate::kubectl::Kube;
-use crate::suites::field::{Field, borrows};
+use crate::suites::namespace::{TestNamespace, borrows};
 
 /// From the message of the policy tulle-required-update.
-const FIXED: &str = "whose image cannot be changed in a running pod";
+const FIXED: &str = "its image cannot be changed in an existing pod";
 
 pub(super) fn running_sidecar(kube: &Kube) -> Result<()> {
     borrows(kube)?;
@@ -38,7 +38,7 @@ pub(super) fn running_sidecar(kube: &Kube) -> Result<()> {
 }
 
 /// Nobody can replace an injected container of pod `app`.
-fn replacing_is_rejected(field: &Field<'_>, name: &str) -> Result<()> {
+fn replacing_is_rejected(field: &TestNamespace<'_>, name: &str) -> Result<()> {
     let image = format!("{name}=tulle.local/empty:1");
     let why = rejection(field.kubectl(&["set", "image", "pod/app", &image])).context(image)?;
     ensure!(why.contains(FIXED), "{name} was rejected by somebody else: {why}");
@@ -47,7 +47,7 @@ fn replacing_is_rejected(field: &Field<'_>, name: &str) -> Result<()> {
 
 pub(super) fn pods_from_before(kube: &Kube) -> Result<()> {
     borrows(kube)?;
-    let field = Field::plain(kube, "t-adm-before")?;
+    let field = TestNamespace::plain(kube, "t-adm-before")?;
     field.apply(sleeper("bare"))?;
     let mut opted_out = sleeper("opted-out");
     opted_out["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
@@ -84,7 +84,7 @@ pub(super) fn pods_from_before(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-fn events(field: &Field<'_>, name: &str) -> Result<String> {
+fn events(field: &TestNamespace<'_>, name: &str) -> Result<String> {
     field.kubectl(&["events", "--for", &format!("pod/{name}")])
 }
 
@@ -115,17 +115,17 @@ pub(super) fn injected_pods(kube: &Kube) -> Result<()> {
     ];
     for foreign in foreign {
         let why = rejection(reviewed(&field, with_images(&sealed, &foreign)?)).context(foreign.clone())?;
-        ensure!(why.contains("its image is"), "{foreign}: {why}");
+        ensure!(why.contains("has image"), "{foreign}: {why}");
     }
     let why = rejection(reviewed(&field, with_arguments(&sealed)?)).context("other arguments")?;
-    ensure!(why.contains("its args is"), "other arguments: {why}");
+    ensure!(why.contains("has args"), "other arguments: {why}");
     Ok(())
 }
 
 pub(super) fn copies(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let (field, other) = (requires(kube, "t-adm-copied")?, requires(kube, "t-adm-copy")?);
-    let optional = Field::meshed(kube, "t-adm-optional")?;
+    let optional = TestNamespace::meshed(kube, "t-adm-optional")?;
     // The service account of a new namespace, and its label, take a moment.
     thread::sleep(NOTICED);
     let sealed = as_admitted(&field, sleeper("app"))?;
@@ -133,7 +133,7 @@ pub(super) fn copies(kube: &Kube) -> Result<()> {
     let count = seen["spec"]["initContainers"].as_array().map_or(0, Vec::len);
     ensure!(count == 2, "the copy has {count} init containers");
     let why = rejection(reviewed(&other, with_arguments(&sealed)?)).context("a copy with other arguments")?;
-    ensure!(why.contains("its args is"), "a copy with other arguments: {why}");
+    ensure!(why.contains("has args"), "a copy with other arguments: {why}");
 
     // Genuine where it comes from, but there ports may be left out.
     let skips = annotated("app", json!({"tulle.dev/skip-outbound-ports": "5432"}));

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{INIT, NOTICED, PROXY, injected, reviewed, sleeper};
 use crate::kubectl::Kube;
-use crate::suites::field::{Field, deployment};
+use crate::suites::namespace::{TestNamespace, deployment};
 
 pub(super) fn quota(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-quota")?;
+    let field = TestNamespace::meshed(kube, "t-adm-quota")?;
     let hard =
         json!({"requests.cpu": "1", "requests.memory": "1Gi", "limits.cpu": "2", "limits.memory": "1Gi"});
     limit(&field, &hard)?;
@@ -25,7 +25,7 @@ pub(super) fn quota(kube: &Kube) -> Result<()> {
 }
 
 pub(super) fn guaranteed(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-guaranteed")?;
+    let field = TestNamespace::meshed(kube, "t-adm-guaranteed")?;
     let amounts = json!({"cpu": "100m", "memory": "64Mi"});
     let fixed = json!({"requests": amounts, "limits": amounts});
     let mut annotated = sleeper("annotated");
@@ -51,7 +51,7 @@ pub(super) fn guaranteed(kube: &Kube) -> Result<()> {
 }
 
 pub(super) fn range(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-range")?;
+    let field = TestNamespace::meshed(kube, "t-adm-range")?;
     let minimum = json!({"cpu": "20m", "memory": "32Mi"});
     allow(&field, &json!({"type": "Container", "min": minimum, "max": {"cpu": "1", "memory": "512Mi"}}))?;
     field.apply(workload(burstable(), json!({})))?;
@@ -62,7 +62,7 @@ pub(super) fn range(kube: &Kube) -> Result<()> {
 }
 
 pub(super) fn ratio(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-ratio")?;
+    let field = TestNamespace::meshed(kube, "t-adm-ratio")?;
     allow(
         &field,
         &json!({"type": "Container", "default": {"cpu": "400m", "memory": "256Mi"},
@@ -71,26 +71,26 @@ pub(super) fn ratio(kube: &Kube) -> Result<()> {
     field.apply(workload(json!({}), json!({})))?;
     let pod = comes_up(&field)?;
     let resources = &injected(&pod, PROXY)?["resources"];
-    ensure!(resources["limits"]["cpu"] == "400m", "the default limit does not hold: {resources}");
-    ensure!(resources["requests"]["cpu"] == "100m", "expected a quarter of the limit: {resources}");
+    ensure!(resources["limits"]["cpu"] == "100m", "the limit is the sidecar's own: {resources}");
+    ensure!(resources["requests"]["cpu"] == "25m", "expected a quarter of the limit: {resources}");
     Ok(())
 }
 
 /// A ratio asks for a limit: without one the API server rejects the container.
 pub(super) fn bare_ratio(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-bare-ratio")?;
+    let field = TestNamespace::meshed(kube, "t-adm-bare-ratio")?;
     allow(&field, &json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "10", "memory": "4"}}))?;
     field.apply(workload(burstable(), json!({})))?;
     comes_up(&field).map(drop)
 }
 
 pub(super) fn small_quota(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-adm-small")?;
+    let field = TestNamespace::meshed(kube, "t-adm-small")?;
     limit(&field, &json!({"limits.cpu": "600m"}))?;
     let app = json!({"requests": {"cpu": "20m"}, "limits": {"cpu": "300m"}});
     let said = field.apply(workload(app.clone(), json!({})))?;
     for part in
-        ["ResourceQuota team", "limits.cpu 600m", "needs 800m", "will be rejected", "tulle.dev/cpu-limit"]
+        ["ResourceQuota team allows 600m", "needs limits.cpu 800m", "will be rejected", "tulle.dev/cpu-limit"]
     {
         ensure!(said.contains(part), "applying the Deployment did not print {part:?}: {said}");
     }
@@ -120,7 +120,7 @@ fn workload(resources: Value, annotations: Value) -> Value {
 }
 
 /// A ResourceQuota `team`, counted once: before that it rejects every pod.
-fn limit(field: &Field<'_>, hard: &Value) -> Result<()> {
+fn limit(field: &TestNamespace<'_>, hard: &Value) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": hard}}))?;
     field.kube.wait_for("the quota to be counted", 30, || {
         Ok(!field.get("resourcequota/team", ".status.used")?.is_empty())
@@ -130,19 +130,19 @@ fn limit(field: &Field<'_>, hard: &Value) -> Result<()> {
 }
 
 /// A LimitRange `team`.
-fn allow(field: &Field<'_>, item: &Value) -> Result<()> {
+fn allow(field: &TestNamespace<'_>, item: &Value) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "team"}, "spec": {"limits": [item]}}))?;
     thread::sleep(NOTICED);
     Ok(())
 }
 
 /// Why the Deployment has no pods; empty when it has.
-fn obstacle(field: &Field<'_>) -> Result<String> {
+fn obstacle(field: &TestNamespace<'_>) -> Result<String> {
     field.get("deployment/web", ".status.conditions[?(@.type==\"ReplicaFailure\")].message")
 }
 
 /// The Deployment's pod, once it is ready.
-fn comes_up(field: &Field<'_>) -> Result<Value> {
+fn comes_up(field: &TestNamespace<'_>) -> Result<Value> {
     field.kube.rolled_out(&field.namespace, "deployment/web", 90).with_context(|| {
         obstacle(field).map_or_else(|error| format!("{error:#}"), |why| format!("no pod: {why}"))
     })?;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{SYSTEM, has_settings, pods, restart, rolled_out};
 use crate::install;
 use crate::kubectl::Kube;
-use crate::suites::field::Field;
+use crate::suites::namespace::TestNamespace;
 use crate::suites::{Skip, lifecycle};
 
 /// A pod is created this often.
@@ -37,7 +37,7 @@ pub(super) fn restarted(kube: &Kube) -> Result<()> {
     namespaces.create_pods_during(|| restart(kube, "tulle-webhook"))
 }
 
-pub(super) fn drained(kube: &Kube) -> Result<()> {
+pub(crate) fn drained(kube: &Kube) -> Result<()> {
     let Kube::Embedded(_) = kube else { bail!(Skip("it starts an embedded cluster")) };
     let (_, cluster) = lifecycle::second("drained");
     let outcome = cluster.up(Some(2)).and_then(|()| {
@@ -128,8 +128,8 @@ fn fewest_available(kube: &Kube, draining: &AtomicBool) -> Result<u64> {
 
 /// Where pods are created, by what the namespace asks for.
 struct Namespaces<'a> {
-    enabled: Field<'a>,
-    required: Field<'a>,
+    enabled: TestNamespace<'a>,
+    required: TestNamespace<'a>,
 }
 
 /// What became of the pods.
@@ -148,8 +148,9 @@ const FOLLOWING: usize = 2;
 impl<'a> Namespaces<'a> {
     fn new(kube: &'a Kube, name: &str) -> Result<Self> {
         has_settings(kube)?;
-        let field =
-            |mode: &str| Field::new(kube, &format!("{name}-{mode}"), json!({"tulle.dev/inject": mode}));
+        let field = |mode: &str| {
+            TestNamespace::new(kube, &format!("{name}-{mode}"), json!({"tulle.dev/inject": mode}))
+        };
         let namespaces = Self { enabled: field("enabled")?, required: field("required")? };
         for field in [&namespaces.enabled, &namespaces.required] {
             // Until there is a service account, and until the API server knows the namespace's label.
@@ -206,7 +207,7 @@ impl<'a> Namespaces<'a> {
 }
 
 /// Creates a pod; fails when it is rejected, or admitted without a sidecar.
-fn create_pod(field: &Field<'_>, name: &str) -> Result<()> {
+fn create_pod(field: &TestNamespace<'_>, name: &str) -> Result<()> {
     let containers = field.kubectl(&[
         "run",
         name,

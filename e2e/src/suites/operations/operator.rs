@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::field::{Field, borrows, host_pod};
+use crate::suites::namespace::{TestNamespace, borrows, host_pod};
 
 /// Another replica must lead within this time. The Lease lasts 8 s from its last renewal, which is up to 2 s old: one
 /// that is not released is not taken before 6 s have passed.
@@ -85,7 +85,7 @@ done
 echo "never $not_ready"
 "#;
 
-pub(super) fn ready_when_listening(kube: &Kube) -> Result<()> {
+pub(crate) fn ready_when_listening(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else { bail!(Skip("it connects to pods from within their node")) };
     let outcome = first_ready(kube, cluster);
     let objects = ["deployment", "serviceaccount", "rolebinding", "clusterrolebinding"];
@@ -167,7 +167,7 @@ pub(super) fn users_settings(kube: &Kube) -> Result<()> {
 }
 
 fn applied_by_user(kube: &Kube) -> Result<()> {
-    let field = Field::new(kube, "t-ops-settings", json!({"tulle.dev/inject": "required"}))?;
+    let field = TestNamespace::new(kube, "t-ops-settings", json!({"tulle.dev/inject": "required"}))?;
     field.injects()?;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "exempt"}});
     field.apply(account)?;
@@ -200,7 +200,7 @@ fn applied_by_user(kube: &Kube) -> Result<()> {
 }
 
 /// The sidecar that a pod would get, if any.
-fn admitted(field: &Field<'_>, mut pod: Value) -> Result<Option<Value>> {
+fn admitted(field: &TestNamespace<'_>, mut pod: Value) -> Result<Option<Value>> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     let pod: Value = serde_json::from_str(&field.kube.dry_run(&pod.to_string())?)?;
     let mut containers = pod["spec"]["initContainers"].as_array().into_iter().flatten();

@@ -10,7 +10,7 @@ use super::{SYSTEM, copy_of, has_settings, or_reinstalled, pods, restart, rolled
 use crate::install;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::field::Field;
+use crate::suites::namespace::TestNamespace;
 
 /// The Secret with the authority that the webhook's replicas share.
 const AUTHORITY: &str = "secret/tulle-webhook-authority";
@@ -24,7 +24,7 @@ pub(super) fn authority_lost(kube: &Kube) -> Result<()> {
 }
 
 fn new_authority(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-ops-authority")?;
+    let field = TestNamespace::meshed(kube, "t-ops-authority")?;
     field.injects()?;
     let lost = certificate(kube, AUTHORITY)?;
     kube.run(&["-n", SYSTEM, "delete", AUTHORITY])?;
@@ -53,7 +53,7 @@ pub(super) fn bundle_overwritten(kube: &Kube) -> Result<()> {
 
 fn repaired(kube: &Kube) -> Result<()> {
     has_settings(kube)?;
-    let required = Field::new(kube, "t-ops-bundle", json!({"tulle.dev/inject": "required"}))?;
+    let required = TestNamespace::new(kube, "t-ops-bundle", json!({"tulle.dev/inject": "required"}))?;
     required.injects()?;
     let (ours, foreign) = (certificate(kube, AUTHORITY)?, certificate(kube, "secret/tulle-root")?);
     let patch: Vec<_> = ["/webhooks/0", "/webhooks/1"]
@@ -87,7 +87,7 @@ pub(super) fn definition_missing(kube: &Kube) -> Result<()> {
 }
 
 fn without_definition(kube: &Kube) -> Result<()> {
-    let field = Field::meshed(kube, "t-ops-definition")?;
+    let field = TestNamespace::meshed(kube, "t-ops-definition")?;
     kube.run(&["delete", "crd", "canaries.tulle.dev", "--timeout=60s"])?;
     restart(kube, "tulle-webhook")?;
     field.injects()?;
@@ -97,7 +97,7 @@ fn without_definition(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn api_server_out_of_reach(kube: &Kube) -> Result<()> {
+pub(crate) fn api_server_out_of_reach(kube: &Kube) -> Result<()> {
     let outcome = alive_and_not_ready(kube);
     let removed = kube.run(&["-n", SYSTEM, "delete", "deployment", OUT_OF_REACH, "--ignore-not-found"]);
     outcome.and(removed.map(drop))

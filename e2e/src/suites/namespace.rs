@@ -25,7 +25,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// A namespace of a test's own; deleted when the test has ended.
-pub struct Field<'a> {
+pub struct TestNamespace<'a> {
     /// The cluster.
     pub kube: &'a Kube,
     /// The namespace.
@@ -83,7 +83,7 @@ pub struct Account {
     pub versions: Value,
 }
 
-impl<'a> Field<'a> {
+impl<'a> TestNamespace<'a> {
     /// A namespace with labels.
     pub fn new(kube: &'a Kube, namespace: &str, labels: Value) -> Result<Self> {
         kube.run(&["delete", "namespace", namespace, "--ignore-not-found"])?;
@@ -252,7 +252,7 @@ impl<'a> Field<'a> {
     }
 }
 
-impl Drop for Field<'_> {
+impl Drop for TestNamespace<'_> {
     fn drop(&mut self) {
         ENDED.with_borrow_mut(|ended| ended.push(std::mem::take(&mut self.namespace)));
     }
