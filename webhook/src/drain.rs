@@ -3,8 +3,15 @@
 //! A pod that is deleted gets SIGTERM at once, while it is still an endpoint of the Service. A failed call creates a pod
 //! without a sidecar in `enabled` namespaces, and rejects the pod in `required` ones.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
+use axum::middleware::map_response;
+use axum::response::Response;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -17,7 +24,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait for the endpoint to disappear, also when the API server does not respond.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time that kube-proxy and other implementations of Services may take to apply a changed EndpointSlice.
-const PROPAGATION: Duration = Duration::from_secs(3);
+const PROPAGATION: Duration = Duration::from_secs(5);
+
+/// Ends each connection after its next answer once `draining` is set. The API server keeps connections of a Service open
+/// and goes on using them after their endpoint is gone, and a request that meets the end of an idle one is lost: a POST
+/// is not sent again.
+pub fn closing(routes: Router, draining: Arc<AtomicBool>) -> Router {
+    routes.layer(map_response(move |mut response: Response| {
+        let closes = draining.load(Ordering::Relaxed);
+        async move {
+            if closes {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+    }))
+}
 
 /// Returns when this pod is no longer a ready endpoint of the webhook's Service and the change has had
 /// [`PROPAGATION`] to take effect.

@@ -89,7 +89,9 @@ async fn serve(
     let admission = Admission { settings: Arc::clone(settings), cluster, client: client.clone(), key };
     let handle = Handle::new();
     let server = from_tcp_rustls(listener, serving)?.handle(handle.clone());
-    let server = tokio::spawn(server.serve(routes(admission).into_make_service()));
+    let draining = Arc::new(AtomicBool::new(false));
+    let routes = drain::closing(routes(admission), Arc::clone(&draining));
+    let server = tokio::spawn(server.serve(routes.into_make_service()));
     ready.store(true, Ordering::Relaxed);
     tracing::info!("serving admission requests");
     // Only now, because with caBundle written the API server starts to call this port.
@@ -101,6 +103,7 @@ async fn serve(
     }
     // The API server still sends requests to this pod.
     tracing::info!("received SIGTERM; serving until the Service no longer has this pod as an endpoint");
+    draining.store(true, Ordering::Relaxed);
     drain::endpoint_gone(&client, settings).await;
     handle.graceful_shutdown(Some(OPEN_REQUESTS_TIMEOUT));
     while handle.connection_count() > 0 {
