@@ -20,13 +20,6 @@ const COMMIT: &str = "2bfbb5381ddbabc6eade476a2fb66b6dab5d7404";
 /// The image's name.
 pub const IMAGE: &str = "tulle.local/sidecar:earlier";
 
-/// Settings of today's release profile that the commit does not have. With them every dependency is the one that is
-/// compiled already for today's sidecar.
-const PROFILE: &[&str] = &[
-    "--config=profile.release.package.nlink.opt-level=1",
-    "--config=profile.release.package.nlink.codegen-units=16",
-];
-
 /// The archive of the image, made now unless the cache holds it; `None` where this clone lacks the commit.
 pub fn sidecar() -> Result<Option<PathBuf>> {
     let archive = images::place(IMAGE, COMMIT)?;
@@ -57,16 +50,15 @@ fn compile(folder: &Path) -> Result<PathBuf> {
     host::output(git().arg("archive").arg("--output").arg(&packed).arg(COMMIT))?;
     host::output(Command::new("tar").arg("-xf").arg(&packed).arg("-C").arg(&source))?;
     host::install_packages(host::TOOLCHAIN)?;
-    // target/TRIPLE/PROFILE/xtask
+    // A folder of its own: in a shared one, cargo takes packages of the same name and version at the same place in their
+    // workspace for the same ones. Unoptimised, because nothing is measured with it.
+    let variables = [("CARGO_TARGET_DIR".to_owned(), target.display().to_string())];
+    let arguments = ["build", "--locked", "--bins", "--package", "tulle-sidecar"];
+    cargo_with(&source, "compiling the sidecar of an earlier commit (once)", &arguments, &variables)?;
     let xtask = std::env::current_exe()?;
-    let mut folders = xtask.ancestors().skip(2);
-    let triple = folders.next().and_then(Path::file_name).context("cargo's folder of the target")?;
-    let shared = folders.next().context("cargo's folder")?;
-    let arguments = ["build", "--locked", "--release", "--bins", "--package", "tulle-sidecar"];
-    // The dependencies are shared, and the program is not: today's has the same name.
-    let variables = [("CARGO_BUILD_BUILD_DIR", shared), ("CARGO_TARGET_DIR", target.as_path())]
-        .map(|(name, folder)| (name.to_owned(), folder.display().to_string()));
-    let name = "compiling the sidecar of an earlier commit";
-    cargo_with(&source, name, &[&arguments, PROFILE].concat(), &variables)?;
-    Ok(target.join(triple).join("release/tulle-sidecar"))
+    let triple =
+        xtask.ancestors().nth(2).and_then(Path::file_name).context("cargo's folder of the target")?;
+    let (built, stripped) = (target.join(triple).join("debug/tulle-sidecar"), folder.join("tulle-sidecar"));
+    host::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    Ok(stripped)
 }
