@@ -56,6 +56,10 @@ pub(super) const TESTS: &[Test] = &[
         "annotation log-level: the sidecar logs what debugging needs, and without it does not",
         annotations::log_level,
     ),
+    (
+        "ports that a namespace excludes from redirection are reached by meshed clients as they are",
+        annotations::skipped_ports_of_a_namespace,
+    ),
     ("annotation workers: the sidecar has so many data threads", annotations::workers),
     (
         "annotation skip-outbound-ports: those connections leave the pod without the sidecar",

@@ -38,6 +38,24 @@ pub(super) fn of_a_namespace(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn skipped_ports_of_a_namespace(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-adm-unseen")?;
+    kube.run(&["annotate", "namespace", "t-adm-unseen", "tulle.dev/skip-inbound-ports=8080"])?;
+    thread::sleep(NOTICED);
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    let url = "http://web.t-adm-unseen.svc.cluster.local/";
+    let ask = || field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url]);
+    let answer = ask()?;
+    ensure!(answer.contains("\"client\":null"), "a port without the sidecar answered {answer:?}");
+    // What the redirect rules leave out does not follow an annotation that comes later.
+    let pod = field.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    field.kubectl(&["annotate", "pod", &pod, "tulle.dev/skip-inbound-ports=9999"])?;
+    thread::sleep(NOTICED);
+    ensure!(ask()?.contains("\"client\":null"), "an annotation of the running pod changed what clients send");
+    Ok(())
+}
+
 pub(super) fn amounts(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let field = TestNamespace::meshed(kube, "t-adm-amounts")?;
