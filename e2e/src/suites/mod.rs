@@ -137,9 +137,15 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let embedded = needs_cluster && choice.cluster == "embedded";
     let not_root = if embedded { host::require_root().err() } else { None };
     // Go and apt are at work while cargo compiles and the unit tests run.
-    let prepared = thread::spawn(move || match embedded && host::require_root().is_ok() {
-        true => cluster::prepare().and_then(|()| host::install_packages(namespace::PROGRAMS)),
-        false => Ok(()),
+    let runs = needs_cluster && not_root.is_none();
+    let prepared = thread::spawn(move || {
+        if embedded && runs {
+            cluster::prepare()?;
+            host::install_packages(namespace::PROGRAMS)?;
+        }
+        // The one program that is built with other settings than the tests, so that cargo can do both at once.
+        let sidecar = images::TULLE.iter().find(|image| runs && image.profile() == "release");
+        sidecar.map_or(Ok(()), |sidecar| images::compile(std::slice::from_ref(sidecar), false))
     });
     if choice.has_workspace() {
         all.add(workspace::run());
