@@ -137,7 +137,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let embedded = needs_cluster && choice.cluster == "embedded";
     let not_root = if embedded { host::require_root().err() } else { None };
     // Go and apt are at work while cargo compiles and the unit tests run.
-    let runs = needs_cluster && not_root.is_none();
+    let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -145,7 +145,13 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         // The one program that is built with other settings than the tests, so that cargo can do both at once.
         let sidecar = images::TULLE.iter().find(|image| runs && image.profile() == "release");
-        sidecar.map_or(Ok(()), |sidecar| images::compile(std::slice::from_ref(sidecar), false))
+        if let Some(sidecar) = sidecar {
+            images::compile(std::slice::from_ref(sidecar), false)?;
+        }
+        if runs && skew {
+            earlier::sidecar()?;
+        }
+        Ok(())
     });
     if choice.has_workspace() {
         all.add(workspace::run());
@@ -185,9 +191,6 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
     // With the tests' own selection of packages cargo has nothing to compile again.
     images::compile(images::TULLE, choice.has_workspace())?;
-    if choice.has("skew") {
-        earlier::sidecar()?;
-    }
     let _reserved = match choice.cluster {
         "embedded" => Some(Cluster::new()?.reserve()?),
         _ => None,
