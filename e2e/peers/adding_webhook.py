@@ -36,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("/tls/tls.crt", "/tls/tls.key")
 server = http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler)
-# The handshake belongs to the connection's own thread: one that never begins must not hold the others up.
+# The handshake runs in the connection's own thread, because a client that never begins it must not block the
+# others.
 server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 server.serve_forever()

@@ -37,5 +37,5 @@ server.start()
 told = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: told.set())
 told.wait()
-# What runs may end; nothing new begins.
+# Running calls may end; new ones are refused.
 server.stop(25).wait()

@@ -1,7 +1,7 @@
-"""Sends bytes as they are. Arguments: host, port, port that tells what was seen, and JSON: a list of cases,
+"""Sends bytes as they are. Arguments: host, port, port of the server's records, and JSON: a list of cases,
 each with `send` (pieces of Latin-1, sent one after another) and optionally `leave` (close at once, without
-waiting for an answer) and `wait` (seconds until the server is asked). Prints for each case the answers' first lines, whether the connection was closed,
-and what the server saw."""
+waiting for an answer) and `wait` (seconds until the records are read). Prints for each case the statuses of
+the answers, whether the connection was closed, and the server's records."""
 import json
 import re
 import socket

@@ -1,5 +1,5 @@
-"""An HTTP/1 server that keeps what it has seen. Port 1: answers, and records every connection. Port 2:
-`GET /seen` prints the records as JSON and forgets them."""
+"""An HTTP/1 server that records what it receives. Port 1: answers, and records every connection. Port 2:
+`GET /seen` prints the records as JSON and deletes them."""
 import json
 import socket
 import sys
@@ -70,12 +70,12 @@ class Connection:
                 if not early:
                     self.body(request)
                 if " /hang" in request["line"]:
-                    # Never answered: only the end of the connection gets out of here.
+                    # Never answers; only the end of the connection leaves this loop.
                     while True:
                         self.more()
                 self.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 if early or "upgrade" in request["headers"]:
-                    # Answered, with more to come that nobody has asked for: what does come?
+                    # Already answered; keeps whatever else arrives on the connection.
                     while True:
                         self.more()
         except (Closed, OSError, ValueError):

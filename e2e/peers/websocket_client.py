@@ -1,4 +1,4 @@
-"""A WebSocket client: what it was told, what came back, how it was closed. Prints JSON."""
+"""A WebSocket client. Prints as JSON the messages it received and the connection's close code."""
 import asyncio
 import json
 import sys

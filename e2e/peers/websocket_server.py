@@ -1,4 +1,4 @@
-"""A WebSocket server that says who calls, counts to three unasked, and echoes."""
+"""A WebSocket server that sends the caller's identity and three numbers unasked, and then echoes."""
 import asyncio
 import sys
 

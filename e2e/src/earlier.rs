@@ -13,8 +13,8 @@ use crate::build::cargo_with;
 use crate::host;
 use crate::images;
 
-/// The last commit before the sidecar's ports and the webhook's probes of it changed: what a mesh runs that is upgraded
-/// from there.
+/// The last commit before the sidecar's ports and its container's probes changed. A mesh that is upgraded
+/// from there runs such sidecars.
 const COMMIT: &str = "2bfbb5381ddbabc6eade476a2fb66b6dab5d7404";
 
 /// The image's name.
@@ -50,14 +50,17 @@ fn compile(folder: &Path) -> Result<PathBuf> {
     host::output(git().arg("archive").arg("--output").arg(&packed).arg(COMMIT))?;
     host::output(Command::new("tar").arg("-xf").arg(&packed).arg("-C").arg(&source))?;
     host::install_packages(host::TOOLCHAIN)?;
-    // A folder of its own: in a shared one, cargo takes packages of the same name and version at the same place in their
-    // workspace for the same ones. Unoptimised, because nothing is measured with it.
+    // In a shared folder, cargo confuses packages of the same name and version at the same place in their
+    // workspaces. Unoptimised, because nothing is measured with it.
     let variables = [("CARGO_TARGET_DIR".to_owned(), target.display().to_string())];
     let arguments = ["build", "--locked", "--bins", "--package", "tulle-sidecar"];
     cargo_with(&source, "compiling the sidecar of an earlier commit (once)", &arguments, &variables)?;
     let xtask = std::env::current_exe()?;
-    let triple =
-        xtask.ancestors().nth(2).and_then(Path::file_name).context("cargo's folder of the target")?;
+    let triple = xtask
+        .ancestors()
+        .nth(2)
+        .and_then(Path::file_name)
+        .context("xtask is not in a target folder of cargo")?;
     let (built, stripped) = (target.join(triple).join("debug/tulle-sidecar"), folder.join("tulle-sidecar"));
     host::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
     Ok(stripped)

@@ -1,5 +1,5 @@
-//! `cargo xtask images`: what goes to a registry. Tulle's programs in the release profile, for each architecture, as
-//! image archives, and the commands that push them under one name.
+//! `cargo xtask images` builds what goes to a registry: Tulle's programs in the release profile, for each
+//! architecture, as image archives. It prints the commands that push them under one name.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +20,7 @@ pub enum Arch {
     Arm64,
 }
 
-/// The parts that are images.
+/// The parts of Tulle that have images.
 const PARTS: [&str; 3] = ["operator", "webhook", "sidecar"];
 
 impl Arch {
@@ -69,7 +69,7 @@ impl Arch {
 /// Builds the images `REGISTRY/tulle-PART:TAG` for each architecture and prints how they are pushed.
 pub fn run(registry: &str, tag: &str, architectures: &[Arch]) -> Result<()> {
     let target = std::env::current_exe()?;
-    let target = target.ancestors().nth(3).context("cargo's folder of targets")?;
+    let target = target.ancestors().nth(3).context("xtask is not in a target folder of cargo")?;
     let mut archives = Vec::new();
     for arch in architectures {
         compile(*arch)?;
@@ -113,7 +113,7 @@ fn compile(arch: Arch) -> Result<()> {
     .map(drop)
 }
 
-/// Rust's standard library for a target; rustup brings it where there is rustup.
+/// Makes sure that Rust's standard library for a target is there, installed by rustup if need be.
 fn standard_library(triple: &str) -> Result<()> {
     let rustc = || Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     let folder = host::output(rustc().args(["--print", "target-libdir", "--target", triple]))?;
@@ -130,7 +130,7 @@ fn standard_library(triple: &str) -> Result<()> {
 }
 
 fn image(name: &str, arch: Arch, program: &Path, archive: &Path) -> Result<()> {
-    std::fs::create_dir_all(archive.parent().context("an archive is in a folder")?)?;
+    std::fs::create_dir_all(archive.parent().context("the archive's path has no folder")?)?;
     images::ensure_static(program)?;
     let dockerfile = host::workspace().join("e2e/images/Dockerfile.program");
     images::build(name, Some(&format!("linux/{}", arch.name())), &dockerfile, Some(program), archive)?;

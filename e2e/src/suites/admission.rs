@@ -45,7 +45,7 @@ pub(super) const TESTS: &[Test] = &[
         resources::small_quota,
     ),
     (
-        "annotations of a namespace are defaults of its sidecars, a pod's own win, and a malformed one is named",
+        "a namespace's annotations are defaults for its sidecars, a pod's own win, a malformed one is named",
         annotations::of_a_namespace,
     ),
     (
@@ -53,16 +53,16 @@ pub(super) const TESTS: &[Test] = &[
         annotations::amounts,
     ),
     (
-        "annotation log-level: the sidecar logs what debugging needs, and without it does not",
+        "with annotation log-level the sidecar logs what debugging needs, and without it does not",
         annotations::log_level,
     ),
     (
-        "ports that a namespace excludes from redirection are reached by meshed clients as they are",
+        "meshed clients reach ports that a namespace excludes from redirection, in plain text",
         annotations::skipped_ports_of_a_namespace,
     ),
-    ("annotation workers: the sidecar has so many data threads", annotations::workers),
+    ("annotation workers sets the number of the sidecar's data threads", annotations::workers),
     (
-        "annotation skip-outbound-ports: those connections leave the pod without the sidecar",
+        "connections to the ports in annotation skip-outbound-ports bypass the sidecar",
         annotations::skip_outbound,
     ),
     (
@@ -76,10 +76,10 @@ pub(super) const TESTS: &[Test] = &[
     ("the ports of NSQ are free for an application, and are reached through the mesh", pods::nsq_ports),
     ("a Windows pod is left alone where the sidecar is optional, and a warning says why", pods::windows),
     (
-        "pods that cannot have a sidecar are not reported where it is optional; one that was not admitted is",
+        "where the sidecar is optional, a pod without one is reported unless it cannot have one",
         pods::not_reported,
     ),
-    ("the sidecar answers /live and /ready, and kubelet asks for both", pods::probed_sidecar),
+    ("the sidecar answers /live and /ready, and kubelet probes both", pods::probed_sidecar),
     ("a stuck sidecar makes its pod unready and is restarted; the application is not", pods::stuck_sidecar),
     (
         "required: images of a running sidecar cannot be changed; the app's image and labels can",
@@ -103,12 +103,15 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("the probes of a container that a later webhook adds pass under Strict", probes::of_a_later_webhook),
     ("the CRDs are accepted without a warning", objects::definitions),
-    ("values that decide nothing or everything are rejected with what to write", objects::rejected),
+    (
+        "contradictory and meaningless values are rejected, and the message says what to write",
+        objects::rejected,
+    ),
     ("durations of several units are accepted", objects::durations),
     ("the two numbers in a MeshPolicy's status are those of its summary", objects::numbers),
 ];
 
-/// After so long both replicas of the webhook have seen a change of a namespace or of its limits.
+/// Time after which both replicas of the webhook have seen a change of a namespace or of its limits.
 const NOTICED: Duration = Duration::from_secs(2);
 
 /// The init container that is injected.
@@ -138,7 +141,7 @@ fn pod(field: &TestNamespace<'_>, name: &str) -> Result<Value> {
     field.kube.json(&["-n", &field.namespace, "get", "pod", name])
 }
 
-/// What would become of a pod at admission.
+/// A pod as admission would return it, by a dry run.
 fn reviewed(field: &TestNamespace<'_>, mut pod: Value) -> Result<Value> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     Ok(serde_json::from_str(&field.kube.dry_run(&pod.to_string())?)?)
@@ -147,8 +150,8 @@ fn reviewed(field: &TestNamespace<'_>, mut pod: Value) -> Result<Value> {
 /// A pod as admission returns it, in a form that can be created.
 fn as_admitted(field: &TestNamespace<'_>, pod: Value) -> Result<Value> {
     let mut pod = reviewed(field, pod)?;
-    pod.as_object_mut().context("a pod")?.remove("status");
-    let metadata = pod["metadata"].as_object_mut().context("metadata")?;
+    pod.as_object_mut().context("the pod is not an object")?.remove("status");
+    let metadata = pod["metadata"].as_object_mut().context("the pod has no metadata")?;
     metadata.retain(|name, _| ["name", "labels", "annotations"].contains(&name.as_str()));
     Ok(pod)
 }
@@ -169,12 +172,12 @@ fn variable<'a>(pod: &'a Value, name: &str) -> Result<&'a str> {
 /// Why an object was rejected.
 fn rejection<T>(outcome: Result<T>) -> Result<String> {
     match outcome {
-        Ok(_) => bail!("it was admitted"),
+        Ok(_) => bail!("the object was admitted"),
         Err(error) => Ok(format!("{error:#}")),
     }
 }
 
-/// All pods of the namespace refuse plain text.
+/// Makes all pods of the namespace refuse plain text.
 fn strict(field: &TestNamespace<'_>) -> Result<()> {
     let spec = json!({"target": {"kind": "Namespace"}, "mtls": "Strict"});
     field

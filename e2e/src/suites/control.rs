@@ -1,5 +1,5 @@
-//! What the control plane may do, reports, and leaves alone. These tests change nothing of the Tulle
-//! that other tests use.
+//! The control plane's rights, metrics and readiness, and what it leaves alone. These tests change nothing of
+//! the Tulle that other tests use.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,20 +21,20 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("an operator is ready only when its discovery port listens", operations::operator::ready_when_listening),
     (
-        "draining one node after the other while pods are created: none without a sidecar, none rejected, one replica always available",
+        "while nodes are drained in turn, every new pod gets a sidecar and one replica stays available",
         operations::admission::drained,
     ),
 ];
 
 /// Longer than the time after which the operator writes every bundle again: 30 s.
 const BEYOND_REFRESH: Duration = Duration::from_secs(34);
-/// The namespace that cannot end.
+/// The namespace that stays Terminating.
 const ENDING: &str = "t-control-ending";
 
 fn terminating(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, ENDING)?;
     let outcome = left_alone(&field);
-    // Without the finalizer it ends.
+    // Without the finalizer the namespace can end.
     let free = json!({"metadata": {"finalizers": null}}).to_string();
     let freed = field.kubectl(&["patch", "configmap", "held", "--type=merge", "-p", &free]);
     outcome?;
@@ -54,7 +54,7 @@ fn left_alone(field: &TestNamespace<'_>) -> Result<()> {
     kube.wait_for("the bundle to go with the namespace", 30, || Ok(!has_bundle(field)?))?;
     let phase = kube.run(&["get", "namespace", ENDING, "-o", "jsonpath={.status.phase}"])?;
     ensure!(phase == "Terminating", "the namespace is {phase}");
-    // The model changes, and the operator writes the bundles of others.
+    // New namespaces make the operator write bundles, which must leave this namespace out.
     let mut others = Vec::new();
     for number in 0..4 {
         let other = TestNamespace::meshed(kube, &format!("t-control-other-{number}"))?;
@@ -107,7 +107,8 @@ fn scrape(field: &TestNamespace<'_>, address: &str) -> Result<Value> {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     let url = format!("http://{host}:26161/metrics");
     let printed = field.exec("prometheus", &["/usr/bin/python3", "-c", SCRAPE, &url])?;
-    let scraped: Value = serde_json::from_str(&printed).with_context(|| format!("it printed {printed:?}"))?;
+    let scraped: Value =
+        serde_json::from_str(&printed).with_context(|| format!("the scrape printed {printed:?}"))?;
     let content_type = scraped["type"].as_str().unwrap_or("");
     ensure!(
         content_type.starts_with("application/openmetrics-text; version=1.0.0"),

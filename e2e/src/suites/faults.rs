@@ -1,4 +1,4 @@
-//! What must keep working when something else does not.
+//! What must keep working while a part of the control plane is missing.
 
 use std::thread;
 use std::time::Duration;
@@ -13,11 +13,20 @@ use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("both operator replicas gone for a minute under load: nothing is lost", operator_gone),
-    ("the operator killed in the middle of a canary: the share stays, the rollout goes on", operator_killed),
-    ("the webhook away: pods of enabled namespaces start, and the bare one is reported", webhook_gone),
-    ("the webhook's configuration deleted: required namespaces still let no bare pod in", configuration_gone),
-    ("certificates renewed under load lose nothing", renewal),
+    ("while both operator replicas are gone for a minute, no request is lost", operator_gone),
+    (
+        "when the operator is killed during a canary, the weight stays and the rollout continues",
+        operator_killed,
+    ),
+    (
+        "while the webhook is down, pods of enabled namespaces start without a sidecar and are reported",
+        webhook_gone,
+    ),
+    (
+        "without the webhook's configuration, required namespaces still admit no pod without a sidecar",
+        configuration_gone,
+    ),
+    ("certificate renewal under load loses no request", renewal),
     ("a certificate for another pod's identity is refused, logged and counted", foreign_identity),
     (
         "uninstalled as config/README.md says, Tulle leaves no object of any kind in any namespace, and pods start",
@@ -37,11 +46,11 @@ fn operator_gone(kube: &Kube) -> Result<()> {
     scale(kube, "tulle-operator", 2)?;
     let (failed, why) = outcome?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
-    // And what has changed meanwhile arrives.
+    // Sidecars get what has changed meanwhile.
     field.client("client")?;
     ensure!(
         field.status("client", "http://web.t-headless.svc.cluster.local/")? == "200",
-        "no answer afterwards"
+        "no answer after the operator's return"
     );
     Ok(())
 }
@@ -57,11 +66,13 @@ fn operator_killed(kube: &Kube) -> Result<()> {
     let arguments = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--version=v2"},
         {"op": "remove", "path": "/spec/template/spec/containers/0/args/2"}]);
     field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &arguments.to_string()])?;
-    kube.wait_for("a quarter on v2", 60, || Ok(field.get("canary/web", ".status.weightSummary")? == "25%"))?;
+    kube.wait_for("25% of the traffic on v2", 60, || {
+        Ok(field.get("canary/web", ".status.weightSummary")? == "25%")
+    })?;
     thread::sleep(Duration::from_secs(3));
     let evidence = || -> Result<u64> {
         let seen = field.get("canary/web", ".status.evidence.canaryRequests")?;
-        seen.parse().with_context(|| format!("evidence: {seen:?}"))
+        seen.parse().with_context(|| format!("canaryRequests is not a number: {seen:?}"))
     };
     let before = evidence()?;
     let (failed, why) = field.failed_during("load", || {
@@ -81,7 +92,7 @@ fn operator_killed(kube: &Kube) -> Result<()> {
         })
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
-    ensure!(before > 0, "there was no evidence before");
+    ensure!(before > 0, "there was no evidence before the operator was killed");
     kube.wait_for("the promotion", 120, || {
         Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted")
     })
@@ -93,11 +104,17 @@ fn webhook_gone(kube: &Kube) -> Result<()> {
     let outcome = (|| {
         field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"]))?;
         field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/bare"])?;
-        ensure!(field.get("pod/bare", ".spec.initContainers")?.is_empty(), "who injected it?");
+        ensure!(
+            field.get("pod/bare", ".spec.initContainers")?.is_empty(),
+            "the pod was injected while the webhook is down"
+        );
         let required = TestNamespace::new(kube, "t-waits", json!({"tulle.dev/inject": "required"}))?;
         let refused = required.apply(host_pod("waits", "default", &["/usr/bin/sleep", "1000"]));
         let why = refused.err().map(|error| error.to_string()).unwrap_or_default();
-        ensure!(why.contains("required.inject.tulle.dev"), "a pod of a required namespace: {why:?}");
+        ensure!(
+            why.contains("required.inject.tulle.dev"),
+            "a pod of a required namespace was not rejected for the webhook's absence: {why:?}"
+        );
         kube.wait_for("the event on the bare pod", 30, || {
             Ok(field.kubectl(&["events", "--for", "pod/bare"])?.contains("NoSidecar"))
         })
@@ -110,7 +127,7 @@ fn configuration_gone(kube: &Kube) -> Result<()> {
     let field = TestNamespace::new(kube, "t-policy", json!({"tulle.dev/inject": "required"}))?;
     kube.run(&["delete", "mutatingwebhookconfiguration", "tulle"])?;
     let mut bare = false;
-    let outcome = kube.wait_for("the refusal by the admission policy", 30, || {
+    let outcome = kube.wait_for("the rejection by the admission policy", 30, || {
         let refused = match field.apply(host_pod("bare", "default", &["/usr/bin/sleep", "1000"])) {
             Ok(_) => {
                 // Until the API server has noticed, the webhook still injects.
@@ -123,13 +140,13 @@ fn configuration_gone(kube: &Kube) -> Result<()> {
         Ok(refused.contains("the namespace requires Tulle's sidecar"))
     });
     install::tulle(kube)?;
-    ensure!(!bare, "a bare pod came in");
+    ensure!(!bare, "a pod without a sidecar was admitted");
     outcome
 }
 
 fn renewal(kube: &Kube) -> Result<()> {
     if matches!(kube, Kube::Context(_)) {
-        bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+        bail!(Skip("the test would remove Tulle and its objects from this cluster"));
     }
     let config = |life: &str| json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"certificates": {"leafLifetime": life}}});
     kube.apply(&config("20s").to_string())?;
@@ -152,17 +169,17 @@ fn renewal(kube: &Kube) -> Result<()> {
         Ok(())
     })();
     kube.run(&["delete", "meshconfig", "mesh"])?;
-    // One that is made anew for another trust domain would cut every connection.
+    // A MeshConfig that is created again must not change the trust domain, which would cut every connection.
     let other = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"trustDomain": "other.example"}});
     kube.apply(&other.to_string())?;
-    let said = kube.wait_for("MeshConfig mesh to say that its trust domain does not hold", 20, || {
+    let said = kube.wait_for("MeshConfig mesh to report that its trust domain has no effect", 20, || {
         let path = "{.status.conditions[0].reason} {.status.trustDomain}";
         let status = kube.run(&["get", "meshconfig", "mesh", "-o", &format!("jsonpath={path}")])?;
         Ok(status == "TrustDomainFixed cluster.local")
     });
     kube.run(&["delete", "meshconfig", "mesh"])?;
     said?;
-    kube.wait_for("the defaults", 40, || {
+    kube.wait_for("the default MeshConfig", 40, || {
         Ok(kube.run(&["wait", "--for=condition=Ready", "--timeout=1s", "meshconfig/mesh"]).is_ok())
     })?;
     outcome
@@ -172,22 +189,25 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-foreign")?;
     field.client("victim")?;
     let victim = kube.json(&["-n", "t-foreign", "get", "pod", "victim"])?;
-    // A real sidecar with a real token of its own, that says it is another pod.
+    // A real sidecar with a real token of its own, which claims to be another pod.
     let mut sidecar = victim["spec"]["initContainers"][1].clone();
     let known = ["image", "args", "env", "volumeMounts"];
-    sidecar.as_object_mut().context("the sidecar")?.retain(|name, _| known.contains(&name.as_str()));
+    sidecar
+        .as_object_mut()
+        .context("the sidecar is not an object")?
+        .retain(|name, _| known.contains(&name.as_str()));
     sidecar["name"] = json!("impostor");
-    for variable in sidecar["env"].as_array_mut().context("its environment")? {
+    for variable in sidecar["env"].as_array_mut().context("the sidecar has no environment")? {
         if variable["name"] == "TULLE_POD_UID" {
             *variable = json!({"name": "TULLE_POD_UID", "value": victim["metadata"]["uid"]});
         }
     }
-    let volumes = victim["spec"]["volumes"].as_array().context("volumes")?;
+    let volumes = victim["spec"]["volumes"].as_array().context("the pod has no volumes")?;
     let volumes: Vec<_> = volumes
         .iter()
         .filter(|v| ["tulle-token", "tulle-trust"].contains(&v["name"].as_str().unwrap_or("")))
         .collect();
-    let mounts = sidecar["volumeMounts"].as_array_mut().context("mounts")?;
+    let mounts = sidecar["volumeMounts"].as_array_mut().context("the sidecar has no mounts")?;
     mounts.retain(|mount| ["tulle-token", "tulle-trust"].contains(&mount["name"].as_str().unwrap_or("")));
     field.apply(json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "impostor", "labels": {"tulle.dev/inject": "disabled"}},
@@ -206,18 +226,24 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
     };
     kube.wait_for("the refusal to be counted", 60, counted)?;
     let logs = kube.run(&["-n", "tulle-system", "logs", "-l", "app=tulle-operator", "--tail=200"])?;
-    ensure!(logs.contains("refused a certificate for another pod"), "it is not in the operator's log");
+    ensure!(
+        logs.contains("refused a certificate for another pod"),
+        "the refusal is not in the operator's log"
+    );
     let said = field.kubectl(&["logs", "impostor"])?;
-    ensure!(said.contains("the token is bound to another pod"), "the sidecar does not say why: {said}");
+    ensure!(
+        said.contains("the token is bound to another pod"),
+        "the sidecar does not log the reason: {said}"
+    );
     Ok(())
 }
 
 fn uninstall(kube: &Kube) -> Result<()> {
     if matches!(kube, Kube::Context(_)) {
-        bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+        bail!(Skip("the test would remove Tulle and its objects from this cluster"));
     }
     let outcome = uninstalled(kube);
-    // A bare pod must not be there when the mesh is.
+    // No pod without a sidecar may be there once Tulle is installed again.
     let removed = kube.run(&["delete", "namespace", "t-after", "--ignore-not-found"]);
     let restored = removed.and_then(|_| install::tulle(kube)).context("installing Tulle again");
     outcome.and(restored)
@@ -225,8 +251,8 @@ fn uninstall(kube: &Kube) -> Result<()> {
 
 fn uninstalled(kube: &Kube) -> Result<()> {
     let config = host::workspace().join("config");
-    let config = config.to_str().context("the workspace's path is text")?;
-    // Something to leave behind.
+    let config = config.to_str().context("the workspace's path is not UTF-8")?;
+    // A namespace in which something could be left behind.
     let field = TestNamespace::meshed(kube, "t-after")?;
     kube.wait_for("the trust bundle", 30, || {
         Ok(field.kubectl(&["get", "configmap", "tulle-trust"]).is_ok())
@@ -239,19 +265,22 @@ fn uninstalled(kube: &Kube) -> Result<()> {
         let bundle = |left: &String| left.starts_with("ConfigMap ") && left.ends_with("/tulle-trust");
         Ok(left.iter().any(|left| left == "ConfigMap t-after/tulle-trust") && left.iter().all(bundle))
     });
-    bundles.with_context(|| format!("there are: {left:?}"))?;
+    bundles.with_context(|| format!("objects left: {left:?}"))?;
     kube.run(&["delete", "configmaps", "--all-namespaces", "-l", "tulle.dev/trust=bundle"])?;
     let left = left_of_tulle(kube)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     // The cluster works without it, in namespaces that were meshed too.
     field.apply(host_pod("app", "default", &["/usr/bin/sleep", "1000"]))?;
     field.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/app"])?;
-    ensure!(field.get("pod/app", ".spec.initContainers")?.is_empty(), "who injected it?");
+    ensure!(
+        field.get("pod/app", ".spec.initContainers")?.is_empty(),
+        "the pod was injected after the uninstall"
+    );
     Ok(())
 }
 
-/// Objects of every kind that can be listed, in all namespaces and in none, whose names are Tulle's. Not events, which
-/// are a record and expire.
+/// Objects of every kind that can be listed, namespaced or not, whose names contain `tulle`. Events are left
+/// out, because they are a record and expire.
 fn left_of_tulle(kube: &Kube) -> Result<Vec<String>> {
     let lines = "jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
     let mut left = Vec::new();

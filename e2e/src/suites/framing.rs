@@ -1,5 +1,6 @@
-//! What a server behind the sidecars sees of HTTP/1 that two readers could read differently. The peers are
-//! raw: a client that sends any bytes, and a server that records every connection and request.
+//! HTTP/1 messages that two readers could interpret differently, and what a server behind the sidecars sees
+//! of them. The peers are raw: a client that sends any bytes, and a server that records every connection and
+//! request.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -12,11 +13,11 @@ pub(super) const TESTS: &[Test] = &[
     ("ambiguous heads are refused, and the server sees nothing of them", heads),
     ("malformed chunks never become a whole request", chunks),
     ("early answers, upgrades without 101 and aborted bodies carry nothing over to the next request", desync),
-    ("a client that leaves while the application is silent is passed on to the application", left),
-    ("what is well-formed arrives as it was sent, from HTTP/1.0 clients too", well_formed),
+    ("when a client leaves while the application is silent, the application's connection ends too", left),
+    ("well-formed requests arrive as they were sent, also from HTTP/1.0 clients", well_formed),
 ];
 
-/// What is sent, and what must come of it.
+/// What a client sends, and the expected result.
 struct Case {
     what: String,
     send: Vec<String>,
@@ -25,7 +26,7 @@ struct Case {
     statuses: Vec<u64>,
     /// Requests that the server sees whole.
     whole: u64,
-    /// Heads that it sees at most.
+    /// Heads that the server sees at most.
     heads: u64,
     /// Whether the client's connection is closed.
     closed: bool,
@@ -81,7 +82,8 @@ fn heads(kube: &Kube) -> Result<()> {
     ] {
         cases.push(refused(text, &[text]));
     }
-    // What is no HTTP to us and would be to a lenient server must not say who calls.
+    // Bytes that are invalid HTTP to the sidecar, but not to a lenient server, must not carry a client's
+    // identity.
     let (line, claim) = ("get / HTTP/1.1\r\nHost: a\r\n", "Tulle_Client-Id: spiffe://x\r\n\r\n");
     for pieces in [&[format!("{line}{claim}")][..], &[line.to_owned(), claim.to_owned()]] {
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
@@ -108,7 +110,7 @@ fn chunks(kube: &Kube) -> Result<()> {
     .iter()
     .map(|body| {
         let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-        // What would be taken for the end of the body, and for another request.
+        // A lenient reader would take these bytes for the end of the body and another request.
         let tail = "0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a\r\n\r\n";
         Case { heads: 1, ..refused(body, &[head, body, tail]) }
     })
@@ -129,7 +131,7 @@ fn desync(kube: &Kube) -> Result<()> {
     let cases = [
         ok("an upgrade that is answered 200", &[upgrade, admin], 1, 1),
         ok("an upgrade with a request right behind it", &[&format!("{upgrade}{admin}")], 1, 1),
-        // The body that nobody has read must not become the next request of anybody.
+        // A body that was not read must not become another request.
         ok(
             "an early answer",
             &["POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", admin],
@@ -199,7 +201,12 @@ fn well_formed(kube: &Kube) -> Result<()> {
         "t-formed",
         &[
             passed("a request", &[get], 1, false),
-            passed("a method that is none by the standard", &["get / HTTP/1.1\r\nHost: a\r\n\r\n"], 1, false),
+            passed(
+                "a method that the standard does not define",
+                &["get / HTTP/1.1\r\nHost: a\r\n\r\n"],
+                1,
+                false,
+            ),
             passed("two requests in one piece", &[&format!("{get}{get}")], 2, false),
             passed("a head byte by byte", &["GE", "T / HT", "TP/1.1\r", "\nHost: a\r\n\r", "\n"], 1, false),
             passed(
@@ -265,8 +272,9 @@ fn try_all(kube: &Kube, namespace: &str, cases: &[Case]) -> Result<()> {
         let host = format!("server.{namespace}.svc.cluster.local");
         let command = ["/usr/bin/python3", "-c", CLIENT, &host, "80", "81", &sent];
         let printed = client.exec("client", &command)?;
-        let results: Vec<Value> = serde_json::from_str(&printed).context("what the client printed")?;
-        ensure!(results.len() == cases.len(), "{} results of {} cases", results.len(), cases.len());
+        let results: Vec<Value> =
+            serde_json::from_str(&printed).context("the client did not print a list of results")?;
+        ensure!(results.len() == cases.len(), "{} results for {} cases", results.len(), cases.len());
         let wrong: Vec<String> =
             cases.iter().zip(&results).filter_map(|(case, result)| case.differs(result)).collect();
         ensure!(wrong.is_empty(), "through {through}:\n{}", wrong.join("\n"));
@@ -276,7 +284,8 @@ fn try_all(kube: &Kube, namespace: &str, cases: &[Case]) -> Result<()> {
 
 impl Case {
     fn for_client(&self) -> Value {
-        // Half-closed clients are given a second. What a client that leaves has sent may reach the server later.
+        // A sidecar gives half-closed clients a second. Bytes of a client that leaves may reach the server
+        // later.
         let wait = match (self.passed_on, self.leave) {
             (true, _) => 3.0,
             (false, true) => 1.0,
@@ -285,7 +294,7 @@ impl Case {
         json!({"send": self.send, "leave": self.leave, "wait": wait})
     }
 
-    /// What is not as it should be.
+    /// Describes the result if it differs from what the case expects.
     fn differs(&self, result: &Value) -> Option<String> {
         let requests: Vec<&Value> = result["connections"]
             .as_array()
@@ -297,7 +306,7 @@ impl Case {
         let statuses: Vec<u64> =
             result["statuses"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
         let closed = self.leave || result["closed"] == self.closed;
-        // What lies unread on a connection must be no request either.
+        // Unread bytes on a connection must not contain a request either.
         let smuggled = result["connections"].to_string().contains("/admin") && self.whole + self.heads < 3;
         let open = result["connections"].as_array().into_iter().flatten().any(|c| c["open"] == true);
         let right = statuses == self.statuses

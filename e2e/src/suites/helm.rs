@@ -1,4 +1,4 @@
-//! The Helm chart and kustomize overlays: what they render, and a life of the chart on the cluster.
+//! The Helm chart and kustomize overlays: what they render, and install, upgrade and uninstall of the chart.
 //!
 //! Runs alone: it removes the Tulle that the other suites use, and installs it again.
 
@@ -19,7 +19,7 @@ use crate::kubectl::Kube;
 pub(super) const TESTS: &[Test] = &[
     ("helm template renders what kustomize renders", renders_alike),
     ("an overlay's namespace and images reach every object", overlay),
-    ("values that the chart does not know, or of another type, are refused", wrong_values),
+    ("the chart rejects unknown values and values of a wrong type", wrong_values),
     (
         "helm installs Tulle into a namespace of another name, upgrades and uninstalls it: CRDs and user objects stay",
         lifecycle,
@@ -29,7 +29,7 @@ pub(super) const TESTS: &[Test] = &[
 /// The release, and the namespace that it is installed into.
 const RELEASE: [&str; 3] = ["tulle", "--namespace", "mesh-system"];
 
-/// No call of helm takes longer.
+/// Time limit of one call of helm.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// The trust domain of the release.
@@ -49,16 +49,16 @@ struct Helm<'a> {
 impl<'a> Helm<'a> {
     fn new(kube: &'a Kube) -> Result<Self> {
         let Kube::Embedded(cluster) = kube else {
-            bail!(Skip("it would remove the Tulle of this cluster, and its objects"));
+            bail!(Skip("the test would remove Tulle and its objects from this cluster"));
         };
         Ok(Self { cluster, program: cluster::helm()?, chart: folder("config/helm/tulle")? })
     }
 
-    /// What helm prints.
+    /// Runs helm; returns what it prints.
     fn run(&self, arguments: &[&str]) -> Result<String> {
         let home = host::cache()?.join("helm-home");
         let mut command = self.cluster.inside(&self.program.display().to_string())?;
-        // Plugins and settings of whoever runs the tests stay out.
+        // Plugins and settings of the user who runs the tests must not have an effect.
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, &home);
         }
@@ -264,16 +264,17 @@ fn nothing_but_definitions(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// What the other suites expect: the install of `config/`, and nothing of the release.
+/// Restores what the other suites expect: the install of `config/`, and nothing of the release.
 fn restore(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     helm.uninstall()?;
-    // Its sidecars have certificates of the release's root.
+    // The sidecars in t-helm have certificates of the release's root.
     kube.run(&["delete", "--ignore-not-found", "namespace", "t-helm", "mesh-system"])?;
     kube.run(&[&["delete", "crd", "--ignore-not-found"], &DEFINITIONS[..]].concat())?;
     install::tulle(kube)
 }
 
-/// The client reaches the server over mTLS: the header is from the client's certificate.
+/// Fails unless the client reaches the server over mTLS: the identity in the answer is from the client's
+/// certificate.
 fn called(field: &TestNamespace<'_>) -> Result<()> {
     let curl = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-helm.svc.cluster.local/"];
     let answer = field.exec("client", &curl)?;
@@ -303,14 +304,14 @@ fn objects(manifests: &str) -> Result<BTreeMap<String, Value>> {
     for manifest in manifests.split("\n---\n").filter(|manifest| !manifest.lines().all(empty)) {
         let object: Value =
             serde_yaml::from_str(manifest).with_context(|| format!("not YAML: {manifest}"))?;
-        let kind = object["kind"].as_str().context("an object has a kind")?;
-        let name = object["metadata"]["name"].as_str().context("an object has a name")?;
+        let kind = object["kind"].as_str().context("an object has no kind")?;
+        let name = object["metadata"]["name"].as_str().context("an object has no name")?;
         let namespace = object["metadata"]["namespace"].as_str();
         let key = match namespace.filter(|_| !is_admission_policy(&object)) {
             Some(namespace) => format!("{kind} {namespace}/{name}"),
             None => format!("{kind} {name}"),
         };
-        ensure!(objects.insert(key.clone(), object).is_none(), "{key} is there twice");
+        ensure!(objects.insert(key.clone(), object).is_none(), "{key} is rendered twice");
     }
     Ok(objects)
 }
@@ -324,5 +325,5 @@ fn is_admission_policy(object: &Value) -> bool {
 /// A folder of the workspace, as an argument.
 fn folder(path: &str) -> Result<String> {
     let folder = host::workspace().join(path);
-    folder.to_str().map(str::to_owned).context("the workspace's path is text")
+    folder.to_str().map(str::to_owned).context("the workspace's path is not UTF-8")
 }

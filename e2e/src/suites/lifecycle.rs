@@ -1,4 +1,4 @@
-//! The embedded cluster's beginning and end, with a second one beside the tests' own.
+//! Start and end of the embedded cluster, tested on others beside the tests' own.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,15 +15,15 @@ use crate::images;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("xtask killed while it starts a cluster: down leaves nothing behind", killed),
+    ("after xtask is killed while it starts a cluster, down leaves nothing behind", killed),
     (
-        "a cluster of two nodes: pods find each other by Service across them, exec and logs work on both",
+        "on two nodes, pods reach each other across nodes by Service, and exec and logs work on both",
         two_nodes,
     ),
 ];
 
-/// A cluster beside the tests' own, with files of its own. No name begins with `node`: the control groups of the
-/// tests' own cluster are named so.
+/// A cluster beside the tests' own, with files of its own. Its name must not begin with `node`, as the
+/// control groups of the tests' own cluster do.
 pub(super) fn second(name: &str) -> (PathBuf, Cluster) {
     let state = PathBuf::from(format!("/var/tmp/tulle-cluster-{name}"));
     let cluster = Cluster::at(&state);
@@ -37,14 +37,14 @@ fn killed(kube: &Kube) -> Result<()> {
     let mut up = Command::new("/proc/self/exe");
     up.args(["cluster", "up"]).env("TULLE_CLUSTER", &state).stdout(Stdio::null()).stderr(Stdio::null());
     let mut up = up.spawn()?;
-    // As soon as the node's first components run, and before anything is ready.
+    // Until the node's first components run; nothing is ready yet.
     let started = wait(120, || state.join("logs/etcd").exists());
     thread::sleep(Duration::from_millis(500));
     up.kill()?;
     up.wait()?;
     let running = cluster.left_behind().iter().any(|left| left.starts_with("process"));
     gone(&cluster)?;
-    ensure!(started && running, "nothing was started: this proves nothing");
+    ensure!(started && running, "no process was started, so the test proves nothing");
     Ok(())
 }
 
@@ -61,7 +61,7 @@ fn across(cluster: Cluster) -> Result<()> {
     let kube = Kube::Embedded(cluster);
     let field = TestNamespace::plain(&kube, "t-nodes")?;
     field.apply(service("web", json!({})))?;
-    // A namespace of a cluster that is seconds old has none yet.
+    // In a cluster that is seconds old, a namespace has no service account yet.
     kube.wait_for("the service account default", 30, || {
         Ok(field.kubectl(&["get", "serviceaccount", "default"]).is_ok())
     })?;
@@ -90,7 +90,7 @@ fn across(cluster: Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Takes a cluster down; nothing of it may be left.
+/// Takes a cluster down; fails if anything of it is left.
 pub(super) fn gone(cluster: &Cluster) -> Result<()> {
     cluster.down()?;
     let left = cluster.left_behind();

@@ -15,19 +15,19 @@ pub(super) const TESTS: &[Test] = &[
     ("pods get a sidecar at admission, and a malformed annotation is named in a warning", injection),
     ("a pod may opt out where the sidecar is not required, and not where it is", opting_out),
     ("nobody else may run as the sidecar's user, not even a debug container", proxy_uid),
-    (
-        "a namespace whose Pod Security level forbids NET_ADMIN: the refusal comes with what to do",
-        pod_security,
-    ),
+    ("where a namespace's Pod Security level forbids NET_ADMIN, a warning says what to do", pod_security),
     ("a static pod's mirror is left alone", static_pod),
     ("a Job with a sidecar completes", job),
     ("strict mTLS refuses plain text, and probes still pass", strict),
     ("a deny from the dev to the prod namespace blocks one caller and not the other", dev_to_prod),
-    ("shadow mode says what it would deny, denies nothing, and switches nothing off", shadow),
+    ("shadow mode logs what it would deny, denies nothing, and disables no other policy", shadow),
     ("mtls: Disabled lets meshed clients send plain text", disabled),
-    ("objects that cannot be enforced are refused at apply with what to write", refused_objects),
-    ("two policies for the same pods: the younger says that it conflicts", conflict),
-    ("kubectl explain says what each kind is for, and describes each of its fields", explain),
+    (
+        "objects that cannot be enforced are rejected at apply, and the message says what to write",
+        refused_objects,
+    ),
+    ("of two policies for the same pods, the younger reports the conflict", conflict),
+    ("kubectl explain describes each kind and each of its fields", explain),
 ];
 
 /// The label of an injected pod.
@@ -48,7 +48,7 @@ fn injection(kube: &Kube) -> Result<()> {
     ensure!(names == "tulle-init tulle-proxy", "init containers: {names}");
     let app = kube.json(&["-n", "t-inject", "get", "pod", "app"])?;
     let label = &app["metadata"]["labels"][INJECTED];
-    ensure!(label.is_string(), "an injected pod is not labelled as such: {label}");
+    ensure!(label.is_string(), "an injected pod lacks its label: {label}");
     Ok(())
 }
 
@@ -57,17 +57,23 @@ fn opting_out(kube: &Kube) -> Result<()> {
     pod["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
     let enabled = TestNamespace::meshed(kube, "t-optout")?;
     enabled.apply(pod.clone())?;
-    ensure!(enabled.get("pod/app", ".spec.initContainers")?.is_empty(), "injected although disabled");
+    ensure!(
+        enabled.get("pod/app", ".spec.initContainers")?.is_empty(),
+        "the pod was injected although it opts out"
+    );
     let required = TestNamespace::new(kube, "t-required", json!({"tulle.dev/inject": "required"}))?;
     let said = required.apply(pod.clone())?;
     ensure!(said.contains("has no effect"), "no warning: {said}");
-    ensure!(required.get("pod/app", ".spec.initContainers[1].name")? == "tulle-proxy", "not injected");
+    ensure!(
+        required.get("pod/app", ".spec.initContainers[1].name")? == "tulle-proxy",
+        "the pod was not injected"
+    );
     pod["metadata"]["name"] = json!("host");
     pod["spec"]["hostNetwork"] = json!(true);
     let refused = required.apply(pod);
     ensure!(
         refused.is_err_and(|error| error.to_string().contains("hostNetwork")),
-        "a hostNetwork pod came in"
+        "a hostNetwork pod was not rejected as such"
     );
     Ok(())
 }
@@ -79,7 +85,7 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
     let refused = field.apply(pod.clone());
     ensure!(
         refused.is_err_and(|error| error.to_string().contains("uid 4150")),
-        "a pod with the proxy's uid came in"
+        "a pod with the sidecar's uid was not rejected as such"
     );
     pod["spec"]["containers"][0]["securityContext"] = json!({});
     field.apply(pod)?;
@@ -96,7 +102,7 @@ fn proxy_uid(kube: &Kube) -> Result<()> {
     ]);
     ensure!(
         refused.is_err_and(|error| error.to_string().contains("uid 4150 is reserved for the sidecar")),
-        "a debug container came in"
+        "a debug container with the sidecar's uid was not rejected as such"
     );
     Ok(())
 }
@@ -109,9 +115,11 @@ fn pod_security(kube: &Kube) -> Result<()> {
     pod["kind"] = json!("Pod");
     pod["metadata"]["name"] = json!("app");
     pod["spec"]["serviceAccountName"] = json!("default");
-    let Err(refused) = field.apply(pod.clone()) else { bail!("it came in, with NET_ADMIN under baseline") };
+    let Err(refused) = field.apply(pod.clone()) else {
+        bail!("a pod with NET_ADMIN was admitted under baseline")
+    };
     let said = refused.to_string();
-    ensure!(said.contains("violates PodSecurity"), "refused by somebody else: {said}");
+    ensure!(said.contains("violates PodSecurity"), "the pod was rejected for another reason: {said}");
     ensure!(
         said.contains("pod-security.kubernetes.io/enforce=privileged"),
         "no warning says what to do: {said}"
@@ -120,7 +128,7 @@ fn pod_security(kube: &Kube) -> Result<()> {
     field.apply(pod).map(drop)
 }
 
-/// kubelet runs it whatever the API server says: an injected mirror would show a sidecar that is not there.
+/// kubelet runs a static pod from its file, so an injected mirror would show a sidecar that does not run.
 fn static_pod(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else {
         bail!(Skip("kubelet's folder of static pods is out of reach"))
@@ -128,18 +136,18 @@ fn static_pod(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-static")?;
     let mut pod = host_pod("app", "", &["/usr/bin/sleep", "1000"]);
     pod["metadata"]["namespace"] = json!("t-static");
-    pod["spec"].as_object_mut().context("a spec")?.remove("serviceAccountName");
+    pod["spec"].as_object_mut().context("the pod has no spec")?.remove("serviceAccountName");
     let manifest = cluster.static_pods().join("app.json");
     host::write(&manifest, pod.to_string())?;
     let outcome = (|| {
-        kube.wait_for("the mirror", 60, || {
+        kube.wait_for("the mirror pod", 60, || {
             Ok(field.kubectl(&["get", "pods", "-o", "name"])? == "pod/app-node\n")
         })?;
         field.ready("app-node")?;
         let mirror = kube.json(&["-n", "t-static", "get", "pod", "app-node"])?;
         ensure!(
             mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string(),
-            "it is no mirror"
+            "the pod is not a mirror pod"
         );
         ensure!(mirror["spec"]["initContainers"].is_null(), "the mirror shows a sidecar");
         let label = &mirror["metadata"]["labels"][INJECTED];
@@ -147,7 +155,9 @@ fn static_pod(kube: &Kube) -> Result<()> {
         Ok(())
     })();
     std::fs::remove_file(manifest)?;
-    kube.wait_for("its end", 60, || Ok(field.kubectl(&["get", "pods", "-o", "name"])?.is_empty()))?;
+    kube.wait_for("the mirror pod to end", 60, || {
+        Ok(field.kubectl(&["get", "pods", "-o", "name"])?.is_empty())
+    })?;
     outcome
 }
 
@@ -170,7 +180,7 @@ fn job(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// Asks on one connection until the answer is another, and prints every answer once.
+/// Sends requests on one connection until the status changes, and prints each status once.
 const KEEPS_ASKING: &str = "import http.client, time
 connection, seen = http.client.HTTPConnection('web.t-strict.svc.cluster.local', timeout=8), []
 for _ in range(240):
@@ -193,9 +203,9 @@ fn strict(kube: &Kube) -> Result<()> {
         thread::sleep(Duration::from_secs(2));
         policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
         enforced(&meshed, "strict", "1/1")?;
-        kept.join().map_err(|_| anyhow!("a panic"))?
+        kept.join().map_err(|_| anyhow!("the client's thread panicked"))?
     })?;
-    ensure!(kept.trim() == "200 403", "a plain connection from before the policy saw {kept}");
+    ensure!(kept.trim() == "200 403", "a plain connection from before the policy was answered {kept}");
     ensure!(plain.status("outsider", url)? == "000", "a plain client got through");
     ensure!(meshed.status("insider", url)? == "200", "a meshed client was refused");
     thread::sleep(Duration::from_secs(4));
@@ -211,14 +221,14 @@ fn dev_to_prod(kube: &Kube) -> Result<()> {
     prod.client("insider")?;
     dev.client("outsider")?;
     let url = "http://web.t-prod.svc.cluster.local/";
-    ensure!(dev.status("outsider", url)? == "200", "blocked before there was a policy");
+    ensure!(dev.status("outsider", url)? == "200", "dev was blocked before there was a policy");
     let deny = json!([{"from": [{"namespaceLabels": {"env": "dev"}}]}]);
     policy(&prod, "no-dev", json!({"target": {"kind": "Namespace"}, "access": {"deny": deny}}))?;
     enforced(&prod, "no-dev", "2/2")?;
     ensure!(dev.status("outsider", url)? == "403", "dev still gets through");
     ensure!(prod.status("insider", url)? == "200", "prod was blocked");
     prod.kubectl(&["delete", "meshpolicy", "no-dev"])?;
-    kube.wait_for("the deny to go", 20, || Ok(dev.status("outsider", url)? == "200"))
+    kube.wait_for("dev to get through again", 20, || Ok(dev.status("outsider", url)? == "200"))
 }
 
 fn shadow(kube: &Kube) -> Result<()> {
@@ -233,13 +243,13 @@ fn shadow(kube: &Kube) -> Result<()> {
     let logs = field.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
     let said =
         logs.lines().any(|line| line.contains("refused by policy") && line.contains("\"shadow\":true"));
-    ensure!(said, "Shadow did not say what it would deny");
-    // What is enforced stays so beside it, although its target is broader.
+    ensure!(said, "the sidecar did not log what Shadow would deny");
+    // An enforced policy stays in force beside the one in Shadow, although its target is broader.
     let allow = json!([{"from": [{"serviceAccount": "somebody"}]}]);
     policy(&field, "somebody", json!({"target": {"kind": "Namespace"}, "access": {"allow": allow}}))?;
     enforced(&field, "somebody", "2/2")?;
     let status = field.status("client", "http://web.t-shadow.svc.cluster.local/")?;
-    ensure!(status == "403", "a policy in Shadow has switched off another: {status}");
+    ensure!(status == "403", "a policy in Shadow disabled an enforced one: status {status}");
     Ok(())
 }
 
@@ -250,7 +260,7 @@ fn disabled(kube: &Kube) -> Result<()> {
     policy(&field, "plain", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Disabled"}))?;
     enforced(&field, "plain", "1/1")?;
     let ask = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-disabled.svc.cluster.local/"];
-    kube.wait_for("plain text", 20, || {
+    kube.wait_for("an answer over plain text", 20, || {
         let answer = field.exec("client", &ask)?;
         Ok(answer.contains("\"client\":null"))
     })
@@ -293,11 +303,11 @@ fn conflict(kube: &Kube) -> Result<()> {
     policy(&field, "older", spec.clone())?;
     thread::sleep(Duration::from_millis(1100));
     policy(&field, "younger", spec)?;
-    kube.wait_for("the younger to say so", 20, || {
+    kube.wait_for("the younger policy to report the conflict", 20, || {
         Ok(field.get("meshpolicy/younger", ".status.conditions[0].reason")? == "Conflicted")
     })?;
     let reason = field.get("meshpolicy/older", ".status.conditions[0].reason")?;
-    ensure!(reason == "Enforced", "the older is {reason}");
+    ensure!(reason == "Enforced", "the older policy is {reason}");
     Ok(())
 }
 

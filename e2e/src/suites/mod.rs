@@ -1,8 +1,8 @@
-//! `cargo xtask test`: suites in the order in which what fails fast runs first, a line per test, a line
-//! per suite, and the sum.
+//! `cargo xtask test` runs the suite that needs no cluster, then the others, and prints a line per test, a
+//! line per suite, and the totals.
 //!
-//! Tests mostly wait, and each has namespaces of its own: those of all suites but the last run side by side, a few at
-//! a time. What changes Tulle itself ([`Suite::alone`]) runs afterwards, one at a time.
+//! Tests mostly wait, and each has namespaces of its own, so most of them run side by side, a few at a time.
+//! Suites that other tests would disturb ([`Suite::alone`]) run afterwards, one test at a time.
 
 mod admission;
 mod control;
@@ -43,14 +43,15 @@ pub type Test = (&'static str, fn(&Kube) -> Result<()>);
 struct Suite {
     name: &'static str,
     tests: &'static [Test],
-    /// Whether its tests change Tulle itself, so that no other test may run meanwhile.
+    /// Whether no other test may run meanwhile: its tests change Tulle itself, or the load of other tests
+    /// would change their result.
     alone: bool,
 }
 
-/// Formatting, lints and unit tests; it has no cluster.
+/// The suite of formatting, lints and unit tests, which needs no cluster.
 const WORKSPACE: &str = "workspace";
 
-/// The suites that need a cluster; those with the longest tests begin.
+/// The suites that need a cluster; those with the longest tests come first.
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
     Suite { name: "lifecycle", tests: lifecycle::TESTS, alone: false },
@@ -61,15 +62,16 @@ const SUITES: &[Suite] = &[
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
-    // It counts every request while pods end: who learns of that a second late loses one, with a mesh and without.
+    // This suite counts lost requests while pods end. A client that learns of an end a second late loses a
+    // request, with a mesh and without, so that no other test may keep the machine busy.
     Suite { name: "updates", tests: updates::TESTS, alone: true },
     Suite { name: "operations", tests: operations::TESTS, alone: true },
     Suite { name: "helm", tests: helm::TESTS, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
 
-/// How many tests run side by side unless `--jobs` says otherwise: their pods share two cores with the cluster, and
-/// with more of them they wait for each other instead of for the clock.
+/// How many tests run side by side without `--jobs`. Their pods share two cores with the cluster; more tests
+/// would wait for processor time.
 const JOBS: usize = 4;
 
 /// Which tests run, and where.
@@ -91,7 +93,7 @@ impl Choice<'_> {
         self.suite.is_none_or(|only| only == suite)
     }
 
-    /// Its tests have no sentences to choose by.
+    /// Whether the workspace suite runs. `--only` cannot choose its tests, which have no sentences.
     fn has_workspace(&self) -> bool {
         self.has(WORKSPACE) && (self.only.is_none() || self.suite.is_some())
     }
@@ -126,17 +128,17 @@ struct Tally {
 pub fn run(choice: &Choice<'_>) -> Result<()> {
     let names: Vec<&str> = [WORKSPACE].into_iter().chain(SUITES.iter().map(|suite| suite.name)).collect();
     if let Some(unknown) = choice.suite.filter(|name| !names.contains(name)) {
-        bail!("there is no suite {unknown:?}; there are {}", names.join(", "));
+        bail!("unknown suite {unknown:?}; the suites are {}", names.join(", "));
     }
     let none = choice.tests(false).is_empty() && choice.tests(true).is_empty();
     if let Some(only) = choice.only.filter(|_| none && choice.suite != Some(WORKSPACE)) {
-        bail!("no test has {only:?} in its sentence");
+        bail!("no test's sentence contains {only:?}");
     }
     let mut all = Tally::default();
     let needs_cluster = SUITES.iter().any(|suite| choice.has(suite.name));
     let embedded = needs_cluster && choice.cluster == "embedded";
     let not_root = if embedded { host::require_root().err() } else { None };
-    // Go and apt are at work while cargo compiles and the unit tests run.
+    // The cluster is prepared while cargo compiles and the unit tests run.
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
     let prepared = thread::spawn(move || {
         if embedded && runs {
@@ -172,7 +174,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     conclude(all, choice)
 }
 
-/// The last lines: the sum, and in words what a sum of skipped tests hides.
+/// Prints the totals. Fails if a test failed, or if no test could run on the embedded cluster.
 fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
     say(&format!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped));
     if all.failed > 0 {
@@ -189,7 +191,7 @@ fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
 
 fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
-    // With the tests' own selection of packages cargo has nothing to compile again.
+    // With the same selection of packages as the unit tests, cargo compiles nothing again.
     images::compile(images::TULLE, choice.has_workspace())?;
     let _reserved = match choice.cluster {
         "embedded" => Some(Cluster::new()?.reserve()?),
@@ -210,7 +212,7 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     run_tests(choice.tests(false), jobs, &kube, &tallies);
     let alone = choice.tests(true);
     if !alone.is_empty() {
-        step("tests that change Tulle itself, one at a time");
+        step("tests that run alone, one at a time");
         run_tests(alone, 1, &kube, &tallies);
     }
     let mut all = Tally::default();
@@ -254,7 +256,7 @@ fn run_tests(tests: VecDeque<(&'static str, Test)>, jobs: usize, kube: &Kube, ta
 
 fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
     let start = Instant::now();
-    // Named while it runs: one that hangs is seen.
+    // Shows the test while it runs, so that a test that hangs is noticed.
     let task = background(&format!("{suite}: {sentence}"));
     let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
     let seconds = start.elapsed().as_secs_f64();
@@ -267,7 +269,9 @@ fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
         Ok(Err(error)) => {
             (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}"))
         }
-        Err(_) => (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s): it panicked")),
+        Err(_) => {
+            (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s): the test panicked"))
+        }
     };
     *count += 1;
     drop(task);
@@ -276,7 +280,7 @@ fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
     tally
 }
 
-/// Nothing of the embedded cluster may be left once it is down.
+/// Fails if anything of the embedded cluster is left once it is down.
 fn left_behind(cluster: &Cluster, before: &[String]) -> Tally {
     let mut left = cluster.left_behind();
     left.extend(host::kernel_settings().into_iter().filter(|setting| !before.contains(setting)));

@@ -39,16 +39,15 @@ thread_local! {
     static ENDED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Fails with why a test is skipped where its pods would run programs of their node that only this machine
-/// is known to have.
+/// Skips a test whose pods run programs of their node, unless that node is this machine.
 pub fn borrows(kube: &Kube) -> Result<()> {
     match kube {
         Kube::Embedded(_) => Ok(()),
-        Kube::Context(_) => bail!(Skip("its pods run programs that the nodes of this cluster need not have")),
+        Kube::Context(_) => bail!(Skip("its pods run programs that the nodes of this cluster may lack")),
     }
 }
 
-/// Deletes the namespaces of a test that has ended; of one that failed, returns what is in them.
+/// Deletes the namespaces of a test that has ended. If the test failed, returns their objects and events.
 pub fn clean_up(kube: &Kube, failed: bool) -> String {
     let mut seen = String::new();
     for namespace in ENDED.take() {
@@ -71,13 +70,13 @@ pub fn clean_up(kube: &Kube, failed: bool) -> String {
 /// What load has counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Requests.
+    /// Requests sent.
     pub sent: u64,
-    /// Requests that have come to an end, one way or the other.
+    /// Requests that were answered or failed.
     pub ended: u64,
     /// Requests that failed.
     pub failed: u64,
-    /// What they failed of.
+    /// Why requests failed.
     pub failures: String,
     /// Answers by version.
     pub versions: Value,
@@ -98,7 +97,7 @@ impl<'a> TestNamespace<'a> {
         Self::new(kube, namespace, json!({"tulle.dev/inject": "enabled"}))
     }
 
-    /// A namespace whose pods are not.
+    /// A namespace whose pods are not injected.
     pub fn plain(kube: &'a Kube, namespace: &str) -> Result<Self> {
         Self::new(kube, namespace, json!({}))
     }
@@ -132,7 +131,8 @@ impl<'a> TestNamespace<'a> {
         self.kube.wait_for(&what, 60, || self.injects_now())
     }
 
-    /// A service account, a Deployment of the shop's service and a Service of port 80, ready.
+    /// Creates a service account, a Deployment of the shop's service and a Service of port 80; waits until
+    /// the pods are ready.
     pub fn service(&self, name: &str, replicas: u32, arguments: &[&str]) -> Result<()> {
         self.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
         self.apply(service(name, json!({})))?;
@@ -140,18 +140,18 @@ impl<'a> TestNamespace<'a> {
         self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 120)
     }
 
-    /// Load on a target from a pod of its own.
+    /// Starts load on a target from a pod of its own.
     pub fn load(&self, name: &str, target: &str, rate: u32) -> Result<()> {
         let target = format!("--target={target}");
         let rate = format!("--rate={rate}");
         let mut load = deployment(name, 1, &[]);
         let container = &mut load["spec"]["template"]["spec"]["containers"][0];
         container["args"] = json!(["load", target, rate]);
-        container.as_object_mut().context("a container")?.remove("readinessProbe");
+        container.as_object_mut().context("the Deployment has no container")?.remove("readinessProbe");
         load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         self.apply(load)?;
         self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 60)?;
-        self.kube.wait_for("load", 30, || Ok(self.account(name)?.sent > 50))
+        self.kube.wait_for("the load to start", 30, || Ok(self.account(name)?.sent > 50))
     }
 
     /// What load has counted.
@@ -167,20 +167,20 @@ impl<'a> TestNamespace<'a> {
         })
     }
 
-    /// Does something under load; the requests that failed meanwhile.
+    /// Does something under load. Returns how many requests failed meanwhile, and why.
     pub fn failed_during(&self, load: &str, what: impl FnOnce() -> Result<()>) -> Result<(u64, String)> {
-        // The load prints once a second: its last line may lack what has failed a moment ago.
+        // The load's pod prints once a second, so its last line may lack the latest failures.
         thread::sleep(Duration::from_millis(1200));
         let before = self.account(load)?;
         what()?;
         thread::sleep(Duration::from_millis(2500));
         let after = self.settled(load)?;
-        ensure!(after.sent > before.sent, "the load stood still: {after:?}");
+        ensure!(after.sent > before.sent, "the load sent no request meanwhile: {after:?}");
         Ok((after.failed - before.failed, after.failures))
     }
 
-    /// What load has counted once every request that is under way now has ended: one that hangs has not
-    /// failed before its time-out.
+    /// What load has counted once every request that is under way now has ended. A request that hangs counts
+    /// as failed only after its timeout.
     pub fn settled(&self, load: &str) -> Result<Account> {
         let mut now = self.account(load)?;
         let sent = now.sent;
@@ -197,7 +197,7 @@ impl<'a> TestNamespace<'a> {
         let ready = self.ready(name);
         if matches!(self.kube, Kube::Context(_)) && self.exec(name, &["/usr/bin/curl", "--version"]).is_err()
         {
-            bail!(Skip("the nodes of this cluster have no curl that pods could borrow"));
+            bail!(Skip("the nodes of this cluster have no curl that pods could run"));
         }
         ready
     }
@@ -212,8 +212,8 @@ impl<'a> TestNamespace<'a> {
         self.ready(name)
     }
 
-    /// Waits until a pod is ready, and in a meshed namespace sees to it that it has a sidecar: what would be
-    /// shown without one proves nothing.
+    /// Waits until a pod is ready. In a meshed namespace, fails unless the pod has a sidecar, because without
+    /// one the test would prove nothing.
     pub fn ready(&self, pod: &str) -> Result<()> {
         self.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", &format!("pod/{pod}")])?;
         let json = self.kube.json(&["-n", &self.namespace, "get", "pod", pod])?;
@@ -221,7 +221,7 @@ impl<'a> TestNamespace<'a> {
         let mirror = json["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string();
         let mut containers = json["spec"]["initContainers"].as_array().into_iter().flatten();
         let sidecar = containers.any(|container| container["name"] == "tulle-proxy");
-        ensure!(sidecar || out || mirror || !self.meshed, "pod {pod} came in without a sidecar");
+        ensure!(sidecar || out || mirror || !self.meshed, "pod {pod} was admitted without a sidecar");
         Ok(())
     }
 
@@ -239,12 +239,12 @@ impl<'a> TestNamespace<'a> {
         self.ready(name)
     }
 
-    /// What a program prints in a pod.
+    /// Runs a program in a pod; returns what it prints.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())
     }
 
-    /// The HTTP status that a pod gets, `000` for none.
+    /// The HTTP status that a pod gets, `000` for no answer.
     pub fn status(&self, pod: &str, url: &str) -> Result<String> {
         // curl's own exit code says only that there was no answer.
         let script = format!("curl -s -m 8 -o /dev/null -w '%{{http_code}}' {url} || true");
@@ -276,7 +276,7 @@ pub fn deployment(name: &str, replicas: u32, arguments: &[&str]) -> Value {
     })
 }
 
-/// The template of its pods.
+/// The pod template of such a Deployment.
 pub fn pod_template(name: &str, arguments: &[String]) -> Value {
     json!({
         "metadata": {"labels": {"app": name}},

@@ -20,7 +20,10 @@ fn services_and_dns(kube: &Kube) -> Result<()> {
     let field = TestNamespace::plain(kube, "t-node")?;
     field.service("web", 1, &[])?;
     field.client("client")?;
-    ensure!(field.status("client", "http://web.t-node.svc.cluster.local/")? == "200", "no answer by name");
+    ensure!(
+        field.status("client", "http://web.t-node.svc.cluster.local/")? == "200",
+        "the Service did not answer by its name"
+    );
     let unknown = field.status("client", "http://nobody.t-node.svc.cluster.local/")?;
     ensure!(unknown == "000", "a name that does not exist answered {unknown}");
     Ok(())
@@ -29,13 +32,19 @@ fn services_and_dns(kube: &Kube) -> Result<()> {
 fn tools(kube: &Kube) -> Result<()> {
     let field = TestNamespace::plain(kube, "t-tools")?;
     field.host_pod("shell", "default", &["/bin/sh", "-c", "echo hello from the log; exec sleep 1000"])?;
-    ensure!(field.exec("shell", &["/bin/echo", "said"])?.trim() == "said", "exec");
-    ensure!(field.kubectl(&["logs", "shell"])?.contains("hello from the log"), "logs");
+    ensure!(
+        field.exec("shell", &["/bin/echo", "said"])?.trim() == "said",
+        "exec did not return what the command printed"
+    );
+    ensure!(
+        field.kubectl(&["logs", "shell"])?.contains("hello from the log"),
+        "logs lack what the pod printed"
+    );
     field.service("web", 1, &[])?;
-    // A port of its own choice: an interrupted run may have left a forwarder behind.
+    // kubectl chooses the port, because an interrupted run may have left a forwarder on a fixed one.
     let mut forward = kube.command(&["-n", "t-tools", "port-forward", "service/web", ":80"])?;
     let mut forward = forward.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let mut lines = BufReader::new(forward.stdout.take().context("its output")?).lines();
+    let mut lines = BufReader::new(forward.stdout.take().context("port-forward has no output")?).lines();
     let first = lines.next().context("port-forward printed nothing")??;
     let port = first.split([':', ' ']).find_map(|word| word.parse::<u16>().ok());
     let url = format!("http://127.0.0.1:{}/", port.with_context(|| format!("no port in {first:?}"))?);
@@ -43,7 +52,8 @@ fn tools(kube: &Kube) -> Result<()> {
         Kube::Embedded(cluster) => host::output(cluster.inside("curl")?.args(["-s", "-m", "5", &url])),
         Kube::Context(_) => host::output(Command::new("curl").args(["-s", "-m", "5", &url])),
     };
-    // What enters the node's namespaces waits for kubectl, which is its child.
+    // The spawned program enters the node's namespaces and waits for kubectl, its child, which would survive
+    // it.
     let pid = forward.id();
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     for child in children.split_whitespace() {
@@ -51,7 +61,7 @@ fn tools(kube: &Kube) -> Result<()> {
     }
     forward.kill()?;
     forward.wait()?;
-    ensure!(first.contains("Forwarding"), "port-forward said {first}");
+    ensure!(first.contains("Forwarding"), "port-forward printed {first}");
     ensure!(answer?.contains("\"service\":\"web\""), "no answer through port-forward");
     Ok(())
 }
@@ -60,6 +70,9 @@ fn up_twice(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else { bail!(Skip("up is for the embedded cluster")) };
     let before = kube.field("default", "node/node", ".metadata.uid")?;
     cluster.up(None)?;
-    ensure!(kube.field("default", "node/node", ".metadata.uid")? == before, "the cluster was made anew");
+    ensure!(
+        kube.field("default", "node/node", ".metadata.uid")? == before,
+        "the second up has created another cluster"
+    );
     Ok(())
 }

@@ -20,25 +20,22 @@ use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
+    ("while the webhook restarts, every new pod is admitted with a sidecar", admission::restarted),
     (
-        "restarting the webhook while pods are created: none without a sidecar, none rejected",
-        admission::restarted,
-    ),
-    (
-        "the authority's Secret lost: a new one is made, the configurations follow and pods are injected",
+        "when the authority's Secret is lost, the configurations get a new authority and pods are injected",
         webhook::authority_lost,
     ),
     ("a caBundle that somebody else has overwritten is repaired", webhook::bundle_overwritten),
     (
-        "without the CRD canaries.tulle.dev the webhook starts, gets ready and injects",
+        "without the CRD canaries.tulle.dev the webhook starts, becomes ready and injects",
         webhook::definition_missing,
     ),
     (
-        "the leader's pod deleted: the Lease is released and another leads within seconds",
+        "when the leader's pod is deleted, it releases the Lease and another replica leads within seconds",
         operator::leader_deleted,
     ),
     (
-        "a MeshConfig that a user applies over the default: no conflict, its defaults and exemptions hold, and the default comes back after it",
+        "a user's MeshConfig takes effect over the default without a conflict; deletion restores the default",
         operator::users_settings,
     ),
 ];
@@ -49,7 +46,7 @@ const SYSTEM: &str = "tulle-system";
 /// The pods of a workload of Tulle that have not been deleted.
 fn pods(kube: &Kube, app: &str) -> Result<Vec<Value>> {
     let pods = kube.json(&["-n", SYSTEM, "get", "pods", "-l", &format!("app={app}")])?;
-    let pods = pods["items"].as_array().context("a list of pods")?;
+    let pods = pods["items"].as_array().context("kubectl returned no list of pods")?;
     Ok(pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).cloned().collect())
 }
 
@@ -65,7 +62,7 @@ fn restart(kube: &Kube, deployment: &str) -> Result<()> {
 /// Waits for the MeshConfig, without which `required` namespaces admit no pod: where there is none, the operator creates
 /// one after a while.
 fn has_settings(kube: &Kube) -> Result<()> {
-    kube.wait_for("MeshConfig mesh", 60, || {
+    kube.wait_for("MeshConfig mesh to be ready", 60, || {
         Ok(kube.run(&["wait", "--for=condition=Ready", "--timeout=1s", "meshconfig/mesh"]).is_ok())
     })
 }
@@ -75,14 +72,14 @@ fn copy_of(kube: &Kube, deployment: &str, name: &str) -> Result<Value> {
     let original = kube.json(&["-n", SYSTEM, "get", "deployment", deployment])?;
     let mut template = original["spec"]["template"].clone();
     template["metadata"]["labels"] = json!({"app": name});
-    template["spec"].as_object_mut().context("the template's spec")?.remove("affinity");
+    template["spec"].as_object_mut().context("the template has no spec")?.remove("affinity");
     Ok(json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": SYSTEM},
         "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": template},
     }))
 }
 
-/// Installs Tulle again where a test has failed, which may have left anything behind.
+/// Installs Tulle again if a test has failed, because it may have left Tulle in any state.
 fn or_reinstalled(kube: &Kube, outcome: Result<()>) -> Result<()> {
     outcome.or_else(|error| {
         install::tulle(kube).with_context(|| format!("installing Tulle again after: {error:#}"))?;

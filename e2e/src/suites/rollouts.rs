@@ -1,5 +1,5 @@
-//! Rollouts on a real cluster under load. Promotion and a bad version under load are told by the demo
-//! too; here are their corners.
+//! Rollouts on a real cluster under load. The demo shows promotion and a bad version; these tests add every
+//! kind of workload, undo, and missing objects.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -11,11 +11,11 @@ use crate::kubectl::Kube;
 pub(super) const TESTS: &[Test] = &[
     ("a canary is promoted under load without a lost request", promoted),
     ("a bad canary is stopped, and its pods are parked", stopped),
-    ("kubectl rollout undo in the middle restores the stable version", undo_in_the_middle),
+    ("kubectl rollout undo during a rollout restores the stable version", undo_in_the_middle),
     ("a StatefulSet canary parks its highest ordinal", stateful_set),
     ("a DaemonSet canary parks its surge pod beside the stable one", daemon_set),
     ("onFailure: Undo restores the template of a version that failed", undone),
-    ("a Canary for a missing target says so, and picks it up when it appears", missing_target),
+    ("a Canary reports a missing target, and picks it up when it appears", missing_target),
     ("deleting a Canary opens the gates", deleted),
 ];
 
@@ -30,7 +30,7 @@ fn promoted(kube: &Kube) -> Result<()> {
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     let versions = field.account("load")?.versions;
-    ensure!(versions["v2"].as_u64() > Some(0), "nothing came from v2: {versions}");
+    ensure!(versions["v2"].as_u64() > Some(0), "no answer came from v2: {versions}");
     Ok(())
 }
 
@@ -40,11 +40,11 @@ fn stopped(kube: &Kube) -> Result<()> {
     kube.wait_for("the bad version to be stopped", 90, || Ok(status(&field, ".phase")? == "Failed"))?;
     kube.wait_for("the weight to be acknowledged", 20, || Ok(status(&field, ".weightSummary")? == "0%"))?;
     let (failed, why) = field.failed_during("load", || Ok(()))?;
-    ensure!(failed == 0, "{failed} requests fail after it was stopped: {why}");
+    ensure!(failed == 0, "{failed} requests failed after the bad version was stopped: {why}");
     let ready = field.get("deployment/web", ".status.updatedReplicas")?;
-    ensure!(ready == "1", "{ready} pods of the bad version instead of the one that is parked");
+    ensure!(ready == "1", "{ready} pods of the bad version, expected only the parked one");
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("worse than 1.5x"), "it says: {because}");
+    ensure!(because.contains("worse than 1.5x"), "the evidence summary does not give the reason: {because}");
     Ok(())
 }
 
@@ -52,9 +52,9 @@ fn undo_in_the_middle(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-undo", json!([{"weight": 20, "hold": "600s"}]), 30)?;
     let (failed, why) = field.failed_during("load", || {
         deploy(&field, "v2", 0)?;
-        kube.wait_for("traffic on v2", 60, || Ok(status(&field, ".weightSummary")? == "20%"))?;
+        kube.wait_for("20% of the traffic on v2", 60, || Ok(status(&field, ".weightSummary")? == "20%"))?;
         field.kubectl(&["rollout", "undo", "deployment/web"])?;
-        kube.wait_for("the stable version", 60, || {
+        kube.wait_for("the stable version to be restored", 60, || {
             Ok(status(&field, ".phase")? == "Stable" && status(&field, ".canaryRevision")?.is_empty())
         })
     })?;
@@ -79,19 +79,22 @@ fn stateful_set(kube: &Kube) -> Result<()> {
     ensure!(said.contains("has no surge"), "no warning: {said}");
     kube.wait_for("the stable revision", 20, || Ok(field.get("canary/db", ".status.phase")? == "Stable"))?;
     field.apply(set("--version=v2"))?;
-    kube.wait_for("db-1 parked", 90, || {
+    kube.wait_for("db-1 to be parked", 90, || {
         let gate = field.get("pod/db-1", ".spec.readinessGates[0].conditionType")?;
         let conditions = kube.json(&["-n", "t-stateful", "get", "pod", "db-1"])?;
         let of = |kind: &str| condition(&conditions, kind);
         Ok(gate == "tulle.dev/approved" && of("ContainersReady") == "True" && of("Ready") == "False")
     })?;
     ensure!(field.get("pod/db-0", ".spec.containers[0].args[2]")? == "--version=v1", "db-0 was replaced too");
-    // Going back: its controller waits for the parked pod before it replaces it.
+    // On the way back to v1, the StatefulSet's controller waits for the parked pod before it replaces that
+    // pod.
     field.apply(set("--version=v1"))?;
     field.kube.rolled_out("t-stateful", "statefulset/db", 120)?;
-    ensure!(field.get("pod/db-1", ".spec.containers[0].args[2]")? == "--version=v1", "db-1 is still of v2");
+    ensure!(field.get("pod/db-1", ".spec.containers[0].args[2]")? == "--version=v1", "db-1 still runs v2");
     field.apply(set("--version=v2"))?;
-    kube.wait_for("v2 on trial again", 90, || Ok(field.get("canary/db", ".status.phase")? == "Paused"))?;
+    kube.wait_for("the rollout of v2 to pause", 90, || {
+        Ok(field.get("canary/db", ".status.phase")? == "Paused")
+    })?;
     field.kubectl(&["annotate", "canary", "db", "tulle.dev/action=promote@1"])?;
     field.kube.rolled_out("t-stateful", "statefulset/db", 120)
 }
@@ -151,7 +154,7 @@ fn missing_target(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-missing")?;
     let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
     ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
-    kube.wait_for("the condition", 20, || {
+    kube.wait_for("reason TargetNotFound in the condition", 20, || {
         Ok(field.get("canary/web", ".status.conditions[0].reason")? == "TargetNotFound")
     })?;
     field.service("web", 1, &[])?;
@@ -163,7 +166,7 @@ fn missing_target(kube: &Kube) -> Result<()> {
 fn deleted(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-deleted", json!([{"pause": {}}]), 10)?;
     deploy(&field, "v2", 0)?;
-    kube.wait_for("the pause", 60, || Ok(status(&field, ".phase")? == "Paused"))?;
+    kube.wait_for("the rollout to pause", 60, || Ok(status(&field, ".phase")? == "Paused"))?;
     field.kubectl(&["delete", "canary", "web"])?;
     field.kube.rolled_out("t-deleted", "deployment/web", 90)
 }

@@ -1,5 +1,6 @@
-//! Sidecars of an earlier release with today's operator and beside today's sidecars: they work together, and what an
-//! older sidecar cannot enforce it refuses, the object says so, and what it knew before stays in force.
+//! Sidecars of an earlier release with today's operator and beside today's sidecars: they work together. An
+//! older sidecar refuses what it cannot enforce, the object's status reports the refusal, and the last good
+//! configuration stays in force.
 //!
 //! The older sidecars are built from an earlier commit. That commit has every feature of today's policies, so a
 //! variable takes some of them away where a refusal is wanted.
@@ -17,14 +18,17 @@ use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
     (
-        "a sidecar of the earlier build and today's talk over mTLS in both directions, and it takes today's policies",
+        "an earlier build's sidecar uses mTLS with today's in both directions and enforces today's policies",
         both_directions,
     ),
     (
-        "a policy that an older sidecar refuses says which and why, and the last good one stays",
+        "a policy that an older sidecar refuses names sidecar and reason; the last good one stays in force",
         refused_policy,
     ),
-    ("a canary waits for an older client's sidecar and says so, and goes on without it", refused_split),
+    (
+        "a canary waits for an older client's sidecar, reports the wait, and continues without that client",
+        refused_split,
+    ),
 ];
 
 fn both_directions(kube: &Kube) -> Result<()> {
@@ -42,7 +46,7 @@ fn both_directions(kube: &Kube) -> Result<()> {
         let url = format!("http://{server}.t-skew-mtls.svc.cluster.local/");
         let answer = field.exec(client, &["/usr/bin/curl", "-s", "-m", "8", &url])?;
         let identity = format!("spiffe://cluster.local/ns/t-skew-mtls/sa/{client}");
-        ensure!(answer.contains(&identity), "{server} does not know {client} by its certificate: {answer:?}");
+        ensure!(answer.contains(&identity), "{server} did not see the identity of {client}: {answer:?}");
     }
 
     let url = "http://old.t-skew-mtls.svc.cluster.local/";
@@ -68,7 +72,9 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     field.plain_client("plain")?;
     let url = "http://web.t-skew.svc.cluster.local/";
     field.apply(policy("web", json!({"mtls": "Strict"})))?;
-    kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1"))?;
+    kube.wait_for("Strict to be enforced", 20, || {
+        Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1")
+    })?;
 
     let deny = json!({"allow": [{"from": [{"serviceAccount": "somebody-else"}]}]});
     field.apply(policy("web", json!({"mtls": "Strict", "access": deny})))?;
@@ -76,13 +82,25 @@ fn refused_policy(kube: &Kube) -> Result<()> {
         |path: &str| field.get("meshpolicy/web", &format!(".status.conditions[?(@.type==\"Ready\")].{path}"));
     kube.wait_for("the refusal in the condition", 20, || Ok(ready("reason")? == "RefusedBySidecar"))?;
     let message = ready("message")?;
-    ensure!(message.contains("pod web") && message.contains("access/v1"), "the condition says: {message}");
-    ensure!(field.get("meshpolicy/web", ".status.enforced")? == "0/1", "it is shown as enforced");
-    ensure!(field.status("client", url)? == "200", "the last good policy let everybody in with mTLS");
-    ensure!(field.status("plain", url)? == "000", "the last good policy was Strict: plain text got in");
+    ensure!(
+        message.contains("pod web") && message.contains("access/v1"),
+        "the condition does not name pod and feature: {message}"
+    );
+    ensure!(
+        field.get("meshpolicy/web", ".status.enforced")? == "0/1",
+        "the refused policy counts as enforced"
+    );
+    ensure!(
+        field.status("client", url)? == "200",
+        "the last good policy admits every mTLS client, but one was refused"
+    );
+    ensure!(
+        field.status("plain", url)? == "000",
+        "the last good policy is Strict, but plain text was accepted"
+    );
 
     field.apply(policy("web", json!({"mtls": "Strict", "access": null})))?;
-    kube.wait_for("what it can enforce", 20, || {
+    kube.wait_for("the policy that the older sidecar can enforce", 20, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1" && ready("status")? == "True")
     })
 }
@@ -94,7 +112,7 @@ fn refused_split(kube: &Kube) -> Result<()> {
     field.load("load", "web:80", 100)?;
     older(&field, host_pod("old", "default", &["/usr/bin/sleep", "100000"]), Some("access/v1"))?;
     let url = "http://web.t-skewed.svc.cluster.local/";
-    ensure!(field.status("old", url)? == "200", "the older client reaches nobody");
+    ensure!(field.status("old", url)? == "200", "the older client does not reach the server");
     field.apply(
         json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
             "target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 50, "hold": "4s"}],
@@ -110,13 +128,16 @@ fn refused_split(kube: &Kube) -> Result<()> {
     let message = condition("message")?;
     ensure!(
         message.contains("t-skewed/old") && message.contains("split/v1"),
-        "the condition says: {message}"
+        "the condition does not name pod and feature: {message}"
     );
     let events = field.kubectl(&["events", "--for", "canary/web"])?;
     ensure!(events.contains("RefusedBySidecar"), "no event: {events}");
     let evidence = field.get("canary/web", ".status.evidence.canaryRequests")?;
-    ensure!(evidence.is_empty() || evidence == "0", "{evidence} requests count before all know the weight");
-    ensure!(field.status("old", url)? == "200", "the older client has lost what it knew");
+    ensure!(
+        evidence.is_empty() || evidence == "0",
+        "{evidence} requests count before every sidecar has the weight"
+    );
+    ensure!(field.status("old", url)? == "200", "the older client has lost its last good configuration");
     field.kubectl(&["delete", "pod", "old"])?;
     kube.wait_for("the promotion", 120, || {
         Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted")
@@ -138,9 +159,7 @@ fn load_earlier(kube: &Kube) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(archive) = earlier::sidecar()? else {
-        bail!(Skip(
-            "git does not find the commit of the earlier build in this clone: git fetch --unshallow brings it"
-        ));
+        bail!(Skip("this clone lacks the commit of the earlier build; run git fetch --unshallow"));
     };
     install::load(kube, &archive)
 }
@@ -156,10 +175,11 @@ fn older_server(field: &TestNamespace<'_>, name: &str, features: Option<&str>) -
     older(field, pod, features)
 }
 
-/// A pod with a sidecar of the earlier build, ready. `features`: those that it has; `None`: all of that build.
+/// Creates a pod with a sidecar of the earlier build, and waits until it is ready. `features`: those that the
+/// sidecar has; `None`: all of that build.
 ///
-/// The pod is as today's webhook makes it, with what the earlier one wrote instead where the two differ. It gets ready
-/// only if its sidecar answers on that build's port.
+/// The pod is as today's webhook makes it, with the earlier webhook's values where the two differ. It becomes
+/// ready only if its sidecar answers on that build's port.
 fn older(field: &TestNamespace<'_>, mut pod: Value, features: Option<&str>) -> Result<()> {
     pod["metadata"]["namespace"] = json!(field.namespace);
     let injected = field.kube.dry_run(&pod.to_string())?;
@@ -178,39 +198,42 @@ fn older(field: &TestNamespace<'_>, mut pod: Value, features: Option<&str>) -> R
         }
     }
     ensure!(sidecars == 1, "no sidecar was injected");
-    let metadata = injected["metadata"].as_object_mut().context("metadata")?;
+    let metadata = injected["metadata"].as_object_mut().context("the pod has no metadata")?;
     metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
-    // Of today's injection.
-    metadata["annotations"].as_object_mut().context("annotations")?.remove("tulle.dev/injection");
-    let name = metadata["name"].as_str().context("a name")?.to_owned();
+    // The seal of today's injection, which the changed containers do not match.
+    metadata["annotations"]
+        .as_object_mut()
+        .context("the pod has no annotations")?
+        .remove("tulle.dev/injection");
+    let name = metadata["name"].as_str().context("the pod has no name")?.to_owned();
     field.apply(injected)?;
     field.ready(&name)
 }
 
-/// Where the earlier build's sidecar answers `/ready` and `/metrics`.
+/// The port on which the earlier build's sidecar answers `/ready` and `/metrics`.
 const EARLIER_ADMIN: u16 = 4152;
-/// Where it carries probes out.
+/// The port on which it carries out probes.
 const EARLIER_PROBES: u16 = 4153;
-/// Where today's does.
+/// The port on which today's sidecar carries out probes.
 const PROBES: u16 = 26153;
 
-/// Makes today's sidecar container the earlier webhook's: another program with other ports, which is not probed once it
-/// has started. The operator is today's, and so is its address.
+/// Turns today's sidecar container into the earlier webhook's: another program with other ports, which is not
+/// probed once it has started. The operator and its address are today's.
 fn as_earlier(proxy: &mut Value, features: Option<&str>) -> Result<()> {
     proxy["image"] = json!(earlier::IMAGE);
     proxy["ports"][0]["containerPort"] = json!(EARLIER_ADMIN);
     proxy["startupProbe"]["httpGet"]["port"] = json!(EARLIER_ADMIN);
-    let container = proxy.as_object_mut().context("a container")?;
+    let container = proxy.as_object_mut().context("the sidecar is not an object")?;
     container.remove("readinessProbe");
     container.remove("livenessProbe");
     if let Some(features) = features {
-        let variables = proxy["env"].as_array_mut().context("its environment")?;
+        let variables = proxy["env"].as_array_mut().context("the sidecar has no environment")?;
         variables.push(json!({"name": "TULLE_FEATURES", "value": features}));
     }
     Ok(())
 }
 
-/// Leads kubelet's probes of a container to the earlier build's port.
+/// Points kubelet's probes of a container at the earlier build's port.
 fn move_probes(container: &mut Value) {
     for kind in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let port = container.get_mut(kind).and_then(|probe| probe.pointer_mut("/httpGet/port"));

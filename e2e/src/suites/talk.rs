@@ -1,4 +1,4 @@
-//! Who talks to whom, and what: real servers, every kind of address.
+//! Connections between pods, to every kind of address, with real servers of several protocols.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -18,14 +18,17 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("IPv6 is redirected, encrypted and authorised like IPv4", ipv6),
     ("UDP and loopback are left alone", udp_and_loopback),
-    ("ports that a sidecar does not see are reached as they are", unseen_ports),
+    ("meshed clients reach ports that a sidecar does not intercept, in plain text", unseen_ports),
     (
-        "a Service without endpoints answers 503 before a timer ends, and an address that nobody has fails as fast as without a mesh",
+        "a Service without endpoints answers 503 at once; an unused address fails as fast as without a mesh",
         nobody,
     ),
     ("MariaDB, a server that speaks first, greets its clients before a timer ends", mariadb),
     ("PostgreSQL and Redis work through the mesh", postgres_and_redis),
-    ("gRPC works through the mesh: unary, streams both ways, errors; the server sees who calls", grpc),
+    (
+        "gRPC works through the mesh: unary calls, streams in both directions, errors, the caller's identity",
+        grpc,
+    ),
     ("WebSockets work through the mesh", websocket),
     ("a large upload and a large download arrive whole", bulk),
     ("garbage on any port closes the connection and harms nobody else", garbage),
@@ -51,12 +54,12 @@ fn meshed_to_meshed(kube: &Kube) -> Result<()> {
             "{url}: the server saw {answer}"
         );
     }
-    // What a sidecar knows follows what its pod uses.
+    // A sidecar's configuration contains only what its pod uses.
     field.apply(service("unused", json!({"selector": {"app": "web"}})))?;
     let config = kube.run(&["get", "--raw", "/api/v1/namespaces/t-talk/pods/client:26152/proxy/config"])?;
     ensure!(
         config.contains("t-talk/web:80") && !config.contains("t-talk/unused"),
-        "the sidecar believes: {config}"
+        "expected t-talk/web:80, and not t-talk/unused, in the sidecar's configuration: {config}"
     );
     Ok(())
 }
@@ -98,7 +101,10 @@ fn unseen_ports(kube: &Kube) -> Result<()> {
     field.client("client")?;
     let ask = |url: &str| field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url]);
     let answer = ask("http://web.t-unseen.svc.cluster.local/")?;
-    ensure!(answer.contains("\"client\":null"), "the server said {answer}");
+    ensure!(
+        answer.contains("\"client\":null"),
+        "the excluded port was reached through the sidecar: {answer}"
+    );
     let pod = field.kubectl(&["get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].status.podIP}"])?;
     let metrics = ask(&format!("http://{pod}:26152/metrics"))?;
     ensure!(metrics.contains("tulle_operator_connected 1"), "a meshed Prometheus would read {metrics:?}");
@@ -132,9 +138,11 @@ fn ipv6(kube: &Kube) -> Result<()> {
         json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
         "spec": {"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}}),
     )?;
-    kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1"))?;
-    ensure!(field.status("plain", &by_pod)? == "000", "plain text got in over IPv6 under Strict");
-    ensure!(field.status("client", by_service)? == "200", "mTLS did not get in over IPv6 under Strict");
+    kube.wait_for("Strict to be enforced", 20, || {
+        Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1")
+    })?;
+    ensure!(field.status("plain", &by_pod)? == "000", "plain text was accepted over IPv6 under Strict");
+    ensure!(field.status("client", by_service)? == "200", "mTLS was not accepted over IPv6 under Strict");
     Ok(())
 }
 
@@ -151,8 +159,8 @@ fn meshed_to_others(kube: &Kube) -> Result<()> {
         "client",
         &["/usr/bin/curl", "-sk", "-m", "8", "https://kubernetes.default.svc.cluster.local/version"],
     )?;
-    ensure!(api.contains("gitVersion"), "the API answered {api}");
-    // A pod that is its own Service: the sidecar hands the connection over locally.
+    ensure!(api.contains("gitVersion"), "the Kubernetes API answered {api}");
+    // A pod that calls itself through its Service: the sidecar hands the connection over locally.
     meshed.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "self"}}))?;
     meshed.apply(service("self", json!({"ports": [{"port": 80, "targetPort": 8080}]})))?;
     meshed.host_pod(
@@ -176,25 +184,21 @@ fn nobody(kube: &Kube) -> Result<()> {
     ensure!(status == "503", "a Service without endpoints answered {status}");
     ensure!(seconds < TIMER, "a Service without endpoints took {seconds} s to answer");
     let without = fastest(&field, "plain", "http://10.99.99.99/")?;
-    ensure!(
-        without.status == "000",
-        "without a mesh, an address that nobody has answered {}",
-        without.status
-    );
+    ensure!(without.status == "000", "without a mesh, an unused address answered {}", without.status);
     let Fastest { status, seconds } = fastest(&field, "client", "http://10.99.99.99/")?;
-    ensure!(status == "000", "an address that nobody has answered {status}");
+    ensure!(status == "000", "an unused address answered {status}");
     let without = without.seconds;
     ensure!(seconds < without + TIMER, "the failure took {seconds} s, and {without} s without a mesh");
     Ok(())
 }
 
-/// Shorter, in seconds, than any timer by which a proxy decides that nobody speaks or answers; longer than a busy
-/// machine takes for a connection, the fastest or the median of several.
+/// In seconds: shorter than any timer by which a proxy decides that a peer stays silent, and longer than the
+/// fastest or the median of several connections takes on a busy machine.
 const TIMER: f64 = 0.5;
 
-/// The fastest of several answers: a timer would be in every one, what a busy machine adds is not.
+/// The fastest of several answers. A timer would delay each of them; a busy machine delays only some.
 struct Fastest {
-    /// The HTTP status of all, `000` for no answer.
+    /// The HTTP status of all answers, `000` for no answer.
     status: String,
     seconds: f64,
 }
@@ -236,17 +240,17 @@ fn mariadb(kube: &Kube) -> Result<()> {
         "-e",
         "select 40+2",
     ];
-    ensure!(field.exec("client", &query)?.trim() == "42", "a wrong answer");
+    ensure!(field.exec("client", &query)?.trim() == "42", "MariaDB gave a wrong answer");
     let host = "db.t-mariadb.svc.cluster.local";
     let median = field.exec("client", &["/usr/bin/python3", "-c", GREETED, host])?;
     let seconds: f64 = median.trim().parse().with_context(|| format!("the client printed {median:?}"))?;
-    ensure!(seconds < TIMER, "the greeting takes {seconds} s: somebody waits for a timer");
-    // And once the port is known.
-    ensure!(field.exec("client", &query)?.trim() == "42", "a wrong answer");
+    ensure!(seconds < TIMER, "the greeting takes {seconds} s: a proxy waits for a timer");
+    // The same once the sidecar knows the port.
+    ensure!(field.exec("client", &query)?.trim() == "42", "MariaDB gave a wrong answer");
     Ok(())
 }
 
-/// The median of the seconds until the server's first byte, of clients that say nothing.
+/// Prints the median time in seconds until the server's first byte, for clients that send nothing.
 const GREETED: &str = "import socket, statistics, sys, time
 def greeted():
     start = time.monotonic()
@@ -257,9 +261,10 @@ print(statistics.median(greeted() for _ in range(7)))";
 
 fn postgres_and_redis(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-databases")?;
-    let versions = std::fs::read_dir("/usr/lib/postgresql").context("PostgreSQL's programs")?;
+    let versions = std::fs::read_dir("/usr/lib/postgresql").context("PostgreSQL is not installed")?;
     let versions = versions.flatten().map(|version| version.path().join("bin"));
-    let bin = versions.filter(|bin| bin.join("postgres").exists()).max().context("PostgreSQL's programs")?;
+    let bin =
+        versions.filter(|bin| bin.join("postgres").exists()).max().context("PostgreSQL is not installed")?;
     let bin = bin.display();
     let script = format!(
         "chown nobody /data /run && exec setpriv --reuid=65534 --regid=65534 --clear-groups /bin/bash -c '{bin}/initdb -D /data/db -A trust -U postgres >/dev/null && echo host all all all trust >> /data/db/pg_hba.conf && exec {bin}/postgres -D /data/db -h 0.0.0.0 -k /tmp'"
@@ -332,7 +337,7 @@ fn bulk(kube: &Kube) -> Result<()> {
     field.client("client")?;
     let script = "head -c 30000000 /dev/zero > /tmp/b && curl -s -m 30 --data-binary @/tmp/b http://web.t-bulk.svc.cluster.local/";
     let answer = field.exec("client", &["/bin/sh", "-c", script])?;
-    ensure!(answer.contains("\"bytes\":30000000"), "the upload: {answer}");
+    ensure!(answer.contains("\"bytes\":30000000"), "the upload was answered {answer}");
     field.apply(service("files", json!({"ports": [{"port": 80, "targetPort": 8080}]})))?;
     let serve = "head -c 30000000 /dev/urandom > /data/b && cd /data && exec python3 -m http.server 8080";
     field.server_pod("files", 8080, &["/bin/sh", "-c", serve])?;
@@ -367,10 +372,10 @@ fn garbage(kube: &Kube) -> Result<()> {
     let attack = [&["/usr/bin/python3", "-c", GARBAGE, address.as_str()], &ports[..]].concat();
     let ends = plain.exec("attacker", &attack)?;
     let closed: String = ports.iter().map(|port| format!("{port} closed\n")).collect();
-    ensure!(ends == closed, "connections with garbage: {ends}");
+    ensure!(ends == closed, "not every connection with garbage was closed: {ends}");
     ensure!(
         plain.status("attacker", "http://web.t-garbage.svc.cluster.local/")? == "200",
-        "the pod does not answer any more"
+        "the pod no longer answers"
     );
     let restarts = meshed.kubectl(&[
         "get",
@@ -382,6 +387,6 @@ fn garbage(kube: &Kube) -> Result<()> {
     ])?;
     ensure!(restarts == "0", "the sidecar was restarted {restarts} times");
     let logs = meshed.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
-    ensure!(!logs.contains("panicked"), "a panic: {logs}");
+    ensure!(!logs.contains("panicked"), "the sidecar panicked: {logs}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Rolling updates under load: whatever kind of application ends, and however it does, no request may be
-//! lost, and none may be carried out twice. The same without the mesh must lose some: else it proves nothing.
+//! Rolling updates under load: however an application ends, no request may be lost, and none may be carried
+//! out twice. The same update without the mesh must lose requests; otherwise the test proves nothing.
 
 use std::thread;
 
@@ -22,20 +22,24 @@ fn rolling_update(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let (meshed, plain) =
         (TestNamespace::meshed(kube, "t-roll")?, TestNamespace::plain(kube, "t-roll-plain")?);
-    // Side by side: half the time, and the same machine under the same strain.
+    // Side by side, both take half the time and run under the same load of the machine.
     let (with, without) = thread::scope(|scope| {
         let without = scope.spawn(|| lost(&plain));
         (lost(&meshed), without.join())
     });
-    let (with, without) = (with?, without.map_err(|_| anyhow::anyhow!("it panicked"))??);
+    let (with, without) =
+        (with?, without.map_err(|_| anyhow::anyhow!("the update without Tulle panicked"))??);
     println!("        lost with Tulle:    {}", shown(&with));
     println!("        lost without Tulle: {}", shown(&without));
     ensure!(with.iter().all(|lost| lost.failed == 0), "requests were lost: {}", shown(&with));
-    ensure!(without.iter().any(|lost| lost.failed > 0), "nothing is lost without Tulle either");
+    ensure!(
+        without.iter().any(|lost| lost.failed > 0),
+        "no request was lost without Tulle either, so the test proves nothing"
+    );
     Ok(())
 }
 
-/// What an application's clients have lost.
+/// Requests that an application's clients have lost.
 struct Lost {
     application: &'static str,
     failed: u64,
@@ -58,7 +62,8 @@ fn lost(field: &TestNamespace<'_>) -> Result<Vec<Lost>> {
     field.apply(reader)?;
     field.ready("ledger")?;
     field.exec("ledger", &["/bin/sh", "-c", "rm -rf /ledger/*"])?;
-    // Apps that end what runs; that exit at once; that take 20 s for an answer; gRPC streams of 2 s.
+    // `graceful` ends its running requests, `abrupt` exits at once, `slow` takes 20 s to answer; `counter`
+    // has gRPC streams of 2 s.
     for (name, arguments) in [("graceful", "--delay=20"), ("abrupt", "--abrupt"), ("slow", "--delay=20000")] {
         field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
         field.apply(service(name, json!({})))?;
@@ -80,14 +85,14 @@ fn lost(field: &TestNamespace<'_>) -> Result<Vec<Lost>> {
     for name in APPLICATIONS {
         field.kube.rolled_out(&field.namespace, &format!("deployment/{name}"), 180)?;
     }
-    // Until the last old pod has gone with its last answer.
+    // The last old pod is gone only after its last answer.
     field.kube.wait_for("the old pods to end", 60, || {
         Ok(!field.kubectl(&["get", "pods", "--no-headers"])?.contains("Terminating"))
     })?;
     let mut all = Vec::new();
     for (application, before) in APPLICATIONS.iter().zip(before) {
         let after = field.settled(&format!("load-{application}"))?;
-        ensure!(after.sent > before.sent, "the load on {application} stood still: {after:?}");
+        ensure!(after.sent > before.sent, "the load on {application} sent no request meanwhile: {after:?}");
         let (failed, of) = (after.failed - before.failed, after.sent - before.sent);
         all.push(Lost { application, failed, of, why: after.failures });
     }
@@ -96,7 +101,9 @@ fn lost(field: &TestNamespace<'_>) -> Result<Vec<Lost>> {
         let count = format!("wc -l < {posts}; sort {posts} | uniq -d | wc -l");
         let counted = field.exec("ledger", &["/bin/sh", "-c", &count])?;
         let numbers: Vec<u64> = counted.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let [carried_out, twice] = numbers[..] else { anyhow::bail!("the ledger of {name}: {counted}") };
+        let [carried_out, twice] = numbers[..] else {
+            anyhow::bail!("expected two counts of the ledger of {name}, found {counted}")
+        };
         ensure!(carried_out > 0, "no POST of {name} was carried out");
         ensure!(twice == 0, "{twice} of {carried_out} POSTs of {name} were carried out twice");
     }

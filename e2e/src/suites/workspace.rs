@@ -12,7 +12,7 @@ use crate::progress::say;
 /// The release of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Runs everything that cargo can.
+/// Runs every check that needs nothing but cargo.
 pub(super) fn run() -> Tally {
     let mut tally = Tally::default();
     if let Err(error) = host::install_packages(host::TOOLCHAIN) {
@@ -21,7 +21,7 @@ pub(super) fn run() -> Tally {
     let checks: [(&str, &[&str]); 2] = [
         ("the code is formatted", &["fmt", "--all", "--check"]),
         (
-            "clippy has nothing to say",
+            "clippy reports nothing",
             &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
         ),
     ];
@@ -57,15 +57,15 @@ pub(super) fn run() -> Tally {
     if tests.is_err() {
         say(&text);
     }
-    // A build that fails counts too.
+    // A build that fails counts as a failed test.
     tally.failed += if tests.is_err() { failed.max(1) } else { 0 };
     tally.passed += passed;
     say(&format!("suite workspace: {} passed, {} failed", tally.passed, tally.failed));
     tally
 }
 
-/// Checks `deny.toml` with cargo-deny, compiled once and kept outside the clone; returns what became of the advisories,
-/// whose database is the one part that has to be fetched anew each time.
+/// Checks `deny.toml` with cargo-deny, compiled once and kept outside the clone. Returns the result for the
+/// advisories, whose database is the one part that has to be fetched each time.
 fn dependencies() -> Result<&'static str> {
     let folder = host::cache()?.join(format!("cargo-deny-{CARGO_DENY}"));
     let program = folder.join("bin/cargo-deny");

@@ -47,8 +47,11 @@ pub(super) fn skipped_ports_of_a_namespace(kube: &Kube) -> Result<()> {
     let url = "http://web.t-adm-unseen.svc.cluster.local/";
     let ask = || field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", url]);
     let answer = ask()?;
-    ensure!(answer.contains("\"client\":null"), "a port without the sidecar answered {answer:?}");
-    // What the redirect rules leave out does not follow an annotation that comes later.
+    ensure!(
+        answer.contains("\"client\":null"),
+        "the excluded port was reached through the sidecar: {answer:?}"
+    );
+    // The redirect rules were made when the pod started, and do not follow a later annotation.
     let pod = field.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"])?;
     field.kubectl(&["annotate", "pod", &pod, "tulle.dev/skip-inbound-ports=9999"])?;
     thread::sleep(NOTICED);
@@ -82,7 +85,7 @@ pub(super) fn log_level(kube: &Kube) -> Result<()> {
     field.ready("usual")?;
     let log = |pod: &str| field.kubectl(&["logs", pod, "-c", PROXY]);
     for pod in ["loud", "usual"] {
-        ensure!(field.status(pod, "http://10.99.99.99/")? == "000", "an address that nobody has answers");
+        ensure!(field.status(pod, "http://10.99.99.99/")? == "000", "an unused address answers");
     }
     kube.wait_for("the failed connection in the log", 20, || {
         let is_it = |line: &str| {
@@ -91,7 +94,10 @@ pub(super) fn log_level(kube: &Kube) -> Result<()> {
         Ok(log("loud")?.lines().any(is_it))
     })?;
     let usual = log("usual")?;
-    ensure!(!usual.is_empty() && !usual.contains("\"level\":\"DEBUG\""), "without the annotation: {usual}");
+    ensure!(
+        !usual.is_empty() && !usual.contains("\"level\":\"DEBUG\""),
+        "the log without the annotation is empty or has level DEBUG: {usual}"
+    );
     Ok(())
 }
 

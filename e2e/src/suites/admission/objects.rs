@@ -9,13 +9,13 @@ use crate::kubectl::Kube;
 use crate::suites::Skip;
 use crate::suites::namespace::{TestNamespace, borrows};
 
-/// A group that nobody has: there the definitions are new, as on a cluster without Tulle.
+/// An unused API group, in which the definitions are new, as on a cluster without Tulle.
 const GROUP: &str = "adm.tulle.test";
 
 pub(super) fn definitions(kube: &Kube) -> Result<()> {
     let mut control = definition("canaries")?;
     let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
-    let fields = control.pointer_mut(schema).context("the fields of a Canary")?;
+    let fields = control.pointer_mut(schema).context("the Canary's schema has no fields")?;
     fields["added"] = json!({"type": "string", "format": "nobodys"});
     if !kube.warnings(&control.to_string())?.contains("unrecognized format \"nobodys\"") {
         bail!(Skip("this API server does not warn of formats that it does not know"));
@@ -71,7 +71,7 @@ pub(super) fn durations(kube: &Kube) -> Result<()> {
     field.apply(canary(&json!({"deadline": "1h30m", "steps": [{"weight": 5, "hold": "1m30s"}]})))?;
     ensure!(field.get("canary/web", ".spec.deadline")? == "1h30m", "the deadline was changed");
     ensure!(field.get("canary/web", ".spec.steps[0].hold")? == "1m30s", "the hold was changed");
-    // The operator reads it, too: an object that it cannot read gets no status.
+    // The operator must read the object, too; one that it cannot read gets no status.
     kube.wait_for("the Canary's status", 30, || Ok(!field.get("canary/web", ".status.target")?.is_empty()))
 }
 
@@ -89,11 +89,11 @@ pub(super) fn numbers(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let field = TestNamespace::meshed(kube, "t-adm-numbers")?;
     field.service("web", 1, &[])?;
-    // A sidecar that knows no access rules: the two numbers differ as long as there are some.
+    // A sidecar that does not support access rules, so that the two numbers differ while the policy has some.
     let mut older = as_admitted(&field, sleeper("older"))?;
     let mut containers = older["spec"]["initContainers"].as_array_mut().into_iter().flatten();
     let proxy = containers.find(|container| container["name"] == PROXY).context("no sidecar was injected")?;
-    let environment = proxy["env"].as_array_mut().context("its environment")?;
+    let environment = proxy["env"].as_array_mut().context("the sidecar has no environment")?;
     environment.push(json!({"name": "TULLE_FEATURES", "value": "split/v1"}));
     field.apply(older)?;
     field.ready("older")?;

@@ -12,7 +12,7 @@ use crate::kubectl::Kube;
 use crate::suites::Skip;
 use crate::suites::namespace::{TestNamespace, borrows, host_pod, service};
 
-/// Calls a meshed service once, without another attempt; the answer is the log.
+/// Calls a meshed service once, without a retry, and logs the answer.
 const CALLS: &str = "curl -sf -m 20 http://web.t-adm-early.svc.cluster.local/ && echo";
 
 pub(super) fn early_containers(kube: &Kube) -> Result<()> {
@@ -32,7 +32,7 @@ pub(super) fn early_containers(kube: &Kube) -> Result<()> {
     let serves = format!("{CALLS} && exec /usr/bin/python3 -m http.server 8090 --directory /data");
     let mut native = container("native", &serves);
     native["restartPolicy"] = json!("Always");
-    // Under Strict it passes only where the sidecar carries it out.
+    // Under Strict this probe passes only if the sidecar carries it out.
     native["startupProbe"] =
         json!({"httpGet": {"path": "/", "port": 8090}, "periodSeconds": 1, "failureThreshold": 60});
     caller["spec"]["initContainers"] = json!([init, native]);
@@ -46,7 +46,7 @@ pub(super) fn early_containers(kube: &Kube) -> Result<()> {
         ensure!(answer.contains(identity), "to {name} the server answered {answer}");
     }
     let restarts = field.get("pod/caller", ".status.initContainerStatuses[*].restartCount")?;
-    ensure!(restarts == "0 0 0 0", "not at the first attempt, restarts: {restarts}");
+    ensure!(restarts == "0 0 0 0", "a container failed at its first attempt; restarts: {restarts}");
     Ok(())
 }
 
@@ -71,7 +71,7 @@ pub(super) fn taken_ports(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// Answers with whom the sidecar names as the client, on all ports of nsqd and nsqlookupd.
+/// Answers with the client identity that the sidecar has added, on all ports of nsqd and nsqlookupd.
 const QUEUE: &str = "import http.server, threading
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -117,10 +117,14 @@ pub(super) fn windows(kube: &Kube) -> Result<()> {
     let said = field.apply(windows_pod("app"))?;
     ensure!(said.contains("gets no sidecar because it is a Windows pod"), "no warning: {said}");
     let app = pod(&field, "app")?;
-    ensure!(app["spec"]["initContainers"].is_null(), "it was injected: {}", app["spec"]["initContainers"]);
+    ensure!(
+        app["spec"]["initContainers"].is_null(),
+        "the pod was injected: {}",
+        app["spec"]["initContainers"]
+    );
     let label = &app["metadata"]["labels"]["tulle.dev/sidecar"];
-    ensure!(label.is_null(), "it is labelled as injected: {label}");
-    ensure!(app["status"]["phase"] == "Pending", "phase: {}", app["status"]["phase"]);
+    ensure!(label.is_null(), "the pod is labelled as injected: {label}");
+    ensure!(app["status"]["phase"] == "Pending", "expected phase Pending, found {}", app["status"]["phase"]);
     let required = requires(kube, "t-adm-windows-required")?;
     let why = rejection(reviewed(&required, windows_pod("app"))).context("where the sidecar is required")?;
     ensure!(why.contains("because it is a Windows pod; move it to another namespace"), "{why}");
@@ -130,13 +134,13 @@ pub(super) fn windows(kube: &Kube) -> Result<()> {
 pub(super) fn not_reported(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let field = TestNamespace::plain(kube, "t-adm-reports")?;
-    // The pod that is reported: without it the silence about the others would prove nothing.
+    // This pod must be reported; otherwise the silence about the others would prove nothing.
     field.apply(sleeper("bare"))?;
     field.apply(windows_pod("windows"))?;
     let mut foreign = sleeper("foreign");
     let mut other = foreign["spec"]["containers"][0].clone();
     other["name"] = json!("istio-proxy");
-    foreign["spec"]["containers"].as_array_mut().context("containers")?.push(other);
+    foreign["spec"]["containers"].as_array_mut().context("the pod has no containers")?.push(other);
     field.apply(foreign)?;
     field.ready("bare")?;
     field.ready("foreign")?;
@@ -173,7 +177,7 @@ pub(super) fn probed_sidecar(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// The process is stopped by a signal: its ports accept, and nobody answers.
+/// A signal stops the process: its ports accept connections, and no answer comes.
 pub(super) fn stuck_sidecar(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else {
         bail!(Skip("the process of a sidecar is in reach on its node only"))
@@ -184,7 +188,7 @@ pub(super) fn stuck_sidecar(kube: &Kube) -> Result<()> {
     let process = sidecar_process(cluster, &field, "app")?;
     let stop = format!("kill -STOP {process}");
     host::output(cluster.inside("/bin/sh")?.args(["-c", &stop]))?;
-    kube.wait_for("the pod to be unready", 60, || {
+    kube.wait_for("the pod to become unready", 60, || {
         Ok(field.get("pod/app", ".status.conditions[?(@.type==\"Ready\")].status")? == "False")
     })?;
     let restarts = |list: &str, name: &str| {

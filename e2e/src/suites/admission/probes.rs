@@ -12,10 +12,10 @@ use super::{PROXY, injected, pod, requires, reviewed, sleeper, strict, variable}
 use crate::kubectl::Kube;
 use crate::suites::namespace::{TestNamespace, borrows, host_pod, service};
 
-/// After so long a probe that is going to pass has passed.
+/// Time after which a probe that can pass has passed.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// The same pod with and without a sidecar: kubelet itself says what must come out.
+/// The same pod with and without a sidecar: kubelet's own results are the expected ones.
 pub(super) fn as_without_a_sidecar(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let (meshed, plain) =
@@ -32,7 +32,7 @@ pub(super) fn as_without_a_sidecar(kube: &Kube) -> Result<()> {
         probes.iter().map(|probe| (probe.container.to_owned(), probe.passes)).collect();
     for field in [&plain, &meshed] {
         let passing = || expected.iter().filter(|(_, passes)| **passes);
-        kube.wait_for(&format!("the probes that pass in {}", field.namespace), 120, || {
+        kube.wait_for(&format!("the probes to pass in {}", field.namespace), 120, || {
             let ready = readiness(field)?;
             Ok(passing().all(|(name, _)| ready.get(name) == Some(&true)))
         })?;
@@ -47,11 +47,11 @@ pub(super) fn as_without_a_sidecar(kube: &Kube) -> Result<()> {
 
     let (by_kubelet, by_sidecar) = (requests(&plain)?, requests(&meshed)?);
     let differ: Vec<_> = by_kubelet.symmetric_difference(&by_sidecar).collect();
-    ensure!(differ.is_empty(), "requests of only one of kubelet and the sidecar: {differ:#?}");
+    ensure!(differ.is_empty(), "requests that only kubelet or only the sidecar sent: {differ:#?}");
     for part in ["[\"X-Twice\",\"a\"],[\"X-Twice\",\"b\"]", "GET /a%2Fb/%C3%BC?q=1&r=%20x HTTP/1.1"] {
         ensure!(by_sidecar.iter().any(|request| request.contains(part)), "no {part} in {by_sidecar:#?}");
     }
-    // What kubelet sends itself would be refused.
+    // kubelet's own plain text would be refused.
     let url = format!("http://{}:8080/ok", meshed.get("pod/probed", ".status.podIP")?);
     ensure!(plain.status("probed", &url)? == "000", "the pod accepts plain text");
     Ok(())
@@ -101,8 +101,8 @@ fn probed_pod(service: &str, probes: &[Probe]) -> Result<Value> {
     let server = include_str!("../../../peers/probe_server.py");
     let command = ["/usr/bin/python3", "-c", server, "8080", "9000", service];
     let mut pod = host_pod("probed", "default", &command);
-    let containers = pod["spec"]["containers"].as_array_mut().context("containers")?;
-    let first = containers.pop().context("a container")?;
+    let containers = pod["spec"]["containers"].as_array_mut().context("the pod has no containers")?;
+    let first = containers.pop().context("the pod has no container")?;
     for probe in probes {
         let mut container = first.clone();
         if probe.container != "probed" {
@@ -111,7 +111,7 @@ fn probed_pod(service: &str, probes: &[Probe]) -> Result<Value> {
         }
         container["ports"] = probe.ports.clone();
         container["readinessProbe"] = probe.handler.clone();
-        // A busy machine must not fail what passes.
+        // A busy machine must not make a probe fail.
         for (field, value) in [("periodSeconds", 2), ("timeoutSeconds", 5), ("failureThreshold", 3)] {
             container["readinessProbe"][field] = json!(value);
         }
@@ -125,7 +125,7 @@ fn readiness(field: &TestNamespace<'_>) -> Result<BTreeMap<String, bool>> {
     let probed = pod(field, "probed")?;
     let statuses = probed["status"]["containerStatuses"].as_array().into_iter().flatten();
     let ready = statuses.map(|status| -> Result<(String, bool)> {
-        let name = status["name"].as_str().context("a container has a name")?;
+        let name = status["name"].as_str().context("a container has no name")?;
         Ok((name.to_owned(), status["ready"] == true))
     });
     ready.collect()
@@ -136,14 +136,14 @@ fn requests(field: &TestNamespace<'_>) -> Result<BTreeSet<String>> {
     let address = field.get("pod/probed", ".status.podIP")?;
     let seen = field.exec("probed", &["/usr/bin/curl", "-s", "-m", "8", "http://127.0.0.1:8080/seen"])?;
     let seen: Vec<Value> = serde_json::from_str(&seen.replace(&address, "POD"))?;
-    ensure!(!seen.is_empty(), "the server has seen nothing");
+    ensure!(!seen.is_empty(), "the server has seen no request");
     Ok(seen.iter().map(Value::to_string).collect())
 }
 
-/// It sorts after `tulle`: what it adds comes when the pod has its sidecar already.
+/// The name sorts after `tulle`, so that this webhook is called when the pod already has its sidecar.
 const LATER: &str = "zz-tulle-test-adds-a-container";
 
-/// The configuration of a webhook, removed with this, whatever becomes of the test.
+/// Removes the configuration of the webhook when dropped, also if the test fails.
 struct Configuration<'a>(&'a Kube);
 
 impl Drop for Configuration<'_> {
@@ -169,13 +169,15 @@ pub(super) fn of_a_later_webhook(kube: &Kube) -> Result<()> {
         field.apply(serves("app", 8080))?;
         field.ready("app")?;
         is_moved(&pod(field, "app")?).with_context(|| format!("in {}", field.namespace))?;
-        kube.wait_for("Strict", 20, || Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1"))?;
+        kube.wait_for("Strict to be enforced", 20, || {
+            Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1")
+        })?;
         let address = field.get("pod/app", ".status.podIP")?;
         for port in [8080, 8090] {
             let status = hook.status("hook", &format!("http://{address}:{port}/"))?;
             ensure!(status == "000", "plain text to port {port} is answered with {status}");
         }
-        // It stays so: kubelet goes on probing after Strict has come.
+        // The containers must stay ready, because kubelet continues to probe under Strict.
         thread::sleep(PATIENCE);
         let ready = field.get("pod/app", ".status.containerStatuses[*].ready")?;
         ensure!(ready == "true true", "containers ready under Strict: {ready}");
@@ -193,7 +195,7 @@ fn serves(name: &str, port: u16) -> Value {
     pod
 }
 
-/// Both readiness probes are the sidecar's.
+/// Fails unless the sidecar carries out both readiness probes.
 fn is_moved(pod: &Value) -> Result<()> {
     for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
         let get = &container["readinessProbe"]["httpGet"];
@@ -218,10 +220,10 @@ fn serve(hook: &TestNamespace<'_>, added: &Value) -> Result<String> {
     let server = include_str!("../../../peers/adding_webhook.py");
     let added = added.to_string();
     let mut pod = host_pod("hook", "default", &["/usr/bin/python3", "-c", server, "8443", &added]);
-    let volumes = pod["spec"]["volumes"].as_array_mut().context("volumes")?;
+    let volumes = pod["spec"]["volumes"].as_array_mut().context("the pod has no volumes")?;
     volumes.push(json!({"name": "tls", "secret": {"secretName": "hook"}}));
     let container = &mut pod["spec"]["containers"][0];
-    let mounts = container["volumeMounts"].as_array_mut().context("mounts")?;
+    let mounts = container["volumeMounts"].as_array_mut().context("the container has no mounts")?;
     mounts.push(json!({"name": "tls", "mountPath": "/tls"}));
     container["readinessProbe"] = json!({"tcpSocket": {"port": 8443}, "periodSeconds": 1});
     hook.apply(service("hook", json!({"ports": [{"port": 443, "targetPort": 8443}]})))?;

@@ -37,11 +37,11 @@ pub(super) fn running_sidecar(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// Nobody can replace an injected container of pod `app`.
+/// Fails unless replacing the image of an injected container of pod `app` is rejected.
 fn replacing_is_rejected(field: &TestNamespace<'_>, name: &str) -> Result<()> {
     let image = format!("{name}=tulle.local/empty:1");
     let why = rejection(field.kubectl(&["set", "image", "pod/app", &image])).context(image)?;
-    ensure!(why.contains(FIXED), "{name} was rejected by somebody else: {why}");
+    ensure!(why.contains(FIXED), "the image of {name} was rejected for another reason: {why}");
     Ok(())
 }
 
@@ -80,7 +80,7 @@ pub(super) fn pods_from_before(kube: &Kube) -> Result<()> {
         Ok(events(&field, "opted-out")?.contains("OptOutIgnored"))
     })?;
     let events = events(&field, "opted-out")?;
-    ensure!(!events.contains("NoSidecar"), "two reasons for one pod: {events}");
+    ensure!(!events.contains("NoSidecar"), "the pod that opted out also has event NoSidecar: {events}");
     Ok(())
 }
 
@@ -98,11 +98,11 @@ pub(super) fn injected_pods(kube: &Kube) -> Result<()> {
     field.ready("app")?;
     for name in [INIT, PROXY] {
         let (is, was) = (pod(&field, "app")?, injected(&sealed, name)?);
-        ensure!(injected(&is, name)?["args"] == was["args"], "{name} was injected anew");
+        ensure!(injected(&is, name)?["args"] == was["args"], "{name} was injected again");
     }
 
-    let image = injected(&sealed, PROXY)?["image"].as_str().context("an image")?;
-    let (repository, _) = image.rsplit_once(':').context("a tag")?;
+    let image = injected(&sealed, PROXY)?["image"].as_str().context("the sidecar has no image")?;
+    let (repository, _) = image.rsplit_once(':').context("the sidecar's image has no tag")?;
     let digest = format!("sha256:{}", "a".repeat(64));
     for pinned in [format!("{image}@{digest}"), format!("{repository}@{digest}")] {
         let seen = reviewed(&field, with_images(&sealed, &pinned)?).context(pinned.clone())?;
@@ -135,10 +135,10 @@ pub(super) fn copies(kube: &Kube) -> Result<()> {
     let why = rejection(reviewed(&other, with_arguments(&sealed)?)).context("a copy with other arguments")?;
     ensure!(why.contains("has args"), "a copy with other arguments: {why}");
 
-    // Genuine where it comes from, but there ports may be left out.
+    // The pod is genuine in its own namespace, where ports may be skipped, as they may not in the other.
     let skips = annotated("app", json!({"tulle.dev/skip-outbound-ports": "5432"}));
     let sealed = as_admitted(&optional, skips)?;
-    reviewed(&optional, renamed(&sealed)).context("where it comes from")?;
+    reviewed(&optional, renamed(&sealed)).context("in its own namespace")?;
     let why = rejection(reviewed(&other, renamed(&sealed))).context("a pod that skips ports")?;
     ensure!(why.contains("--skip-outbound-ports=5432"), "a pod that skips ports: {why}");
     Ok(())
@@ -154,7 +154,8 @@ fn renamed(pod: &Value) -> Value {
 /// The same pod with another image for both injected containers.
 fn with_images(pod: &Value, image: &str) -> Result<Value> {
     let mut pod = renamed(pod);
-    let containers = pod["spec"]["initContainers"].as_array_mut().context("init containers")?;
+    let containers =
+        pod["spec"]["initContainers"].as_array_mut().context("the pod has no init containers")?;
     for container in containers.iter_mut().filter(|c| [INIT, PROXY].iter().any(|name| c["name"] == *name)) {
         container["image"] = json!(image);
     }
@@ -164,8 +165,12 @@ fn with_images(pod: &Value, image: &str) -> Result<Value> {
 /// The same pod with redirect rules that leave a port out.
 fn with_arguments(pod: &Value) -> Result<Value> {
     let mut pod = renamed(pod);
-    let containers = pod["spec"]["initContainers"].as_array_mut().context("init containers")?;
-    let init = containers.iter_mut().find(|container| container["name"] == INIT).context("no init")?;
+    let containers =
+        pod["spec"]["initContainers"].as_array_mut().context("the pod has no init containers")?;
+    let init = containers
+        .iter_mut()
+        .find(|container| container["name"] == INIT)
+        .context("the pod has no tulle-init")?;
     init["args"] = json!(["init", "--skip-outbound-ports=5432"]);
     Ok(pod)
 }

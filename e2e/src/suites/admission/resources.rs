@@ -57,7 +57,7 @@ pub(super) fn range(kube: &Kube) -> Result<()> {
     field.apply(workload(burstable(), json!({})))?;
     let pod = comes_up(&field)?;
     let requests = &injected(&pod, PROXY)?["resources"]["requests"];
-    ensure!(*requests == minimum, "the sidecar requests {requests}, where the least is {minimum}");
+    ensure!(*requests == minimum, "the sidecar requests {requests}, where the minimum is {minimum}");
     Ok(())
 }
 
@@ -71,12 +71,12 @@ pub(super) fn ratio(kube: &Kube) -> Result<()> {
     field.apply(workload(json!({}), json!({})))?;
     let pod = comes_up(&field)?;
     let resources = &injected(&pod, PROXY)?["resources"];
-    ensure!(resources["limits"]["cpu"] == "100m", "the limit is the sidecar's own: {resources}");
+    ensure!(resources["limits"]["cpu"] == "100m", "expected the sidecar's own limit: {resources}");
     ensure!(resources["requests"]["cpu"] == "25m", "expected a quarter of the limit: {resources}");
     Ok(())
 }
 
-/// A ratio asks for a limit: without one the API server rejects the container.
+/// A maximum ratio requires a limit; without one, the API server rejects the container.
 pub(super) fn bare_ratio(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-adm-bare-ratio")?;
     allow(&field, &json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "10", "memory": "4"}}))?;
@@ -94,11 +94,11 @@ pub(super) fn small_quota(kube: &Kube) -> Result<()> {
     {
         ensure!(said.contains(part), "applying the Deployment did not print {part:?}: {said}");
     }
-    // What the warning foretells.
+    // The warning predicts this rejection.
     kube.wait_for("the ReplicaSet's pods to be rejected", 60, || {
         Ok(obstacle(&field)?.contains("exceeded quota: team"))
     })?;
-    // What the warning advises.
+    // The warning recommends this annotation.
     let said = field.apply(workload(app, json!({"tulle.dev/cpu-limit": "200m"})))?;
     ensure!(!said.contains("ResourceQuota"), "a warning although the quota suffices: {said}");
     comes_up(&field).map(drop)
@@ -119,7 +119,8 @@ fn workload(resources: Value, annotations: Value) -> Value {
     workload
 }
 
-/// A ResourceQuota `team`, counted once: before that it rejects every pod.
+/// Creates ResourceQuota `team` and waits until it has been counted, because before that it rejects every
+/// pod.
 fn limit(field: &TestNamespace<'_>, hard: &Value) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": hard}}))?;
     field.kube.wait_for("the quota to be counted", 30, || {

@@ -1,5 +1,5 @@
-//! Pods are created without a pause while replicas of the webhook end and begin: every one of them must be admitted,
-//! and with a sidecar.
+//! Pods are created without a pause while replicas of the webhook stop and start. Every pod must be admitted
+//! with a sidecar.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,15 +15,16 @@ use crate::kubectl::Kube;
 use crate::suites::namespace::TestNamespace;
 use crate::suites::{Skip, lifecycle};
 
-/// A pod is created this often.
+/// Interval between two pods.
 const EVERY: Duration = Duration::from_millis(150);
-/// How long before the change.
+/// How long pods are created before the change.
 const BEFORE: Duration = Duration::from_secs(3);
-/// How long after it: a replica that is told to stop serves for some seconds more, and its end is what is tested.
+/// How long pods are created after the change: a terminating replica serves for some seconds more, and its
+/// end is under test.
 const AFTER: Duration = Duration::from_secs(8);
-/// How long at most, where a machine is too slow for enough pods.
+/// How long at most, on a machine too slow to create enough pods.
 const AFTER_AT_MOST: Duration = Duration::from_secs(60);
-/// With fewer pods than this nothing is proven.
+/// Fewer pods than this prove nothing.
 const ENOUGH: usize = 60;
 /// The same for each phase.
 const ENOUGH_IN_PHASE: usize = 5;
@@ -71,10 +72,10 @@ fn drain_under_load(kube: &Kube) -> Result<()> {
     })
 }
 
-/// Sees to it that each node has a replica of both workloads: anti-affinity is a preference.
+/// Makes sure that each node has a replica of both workloads, because anti-affinity is only a preference.
 fn spread(kube: &Kube) -> Result<()> {
     for app in ["tulle-webhook", "tulle-operator"] {
-        kube.wait_for(&format!("{app} on both nodes"), 120, || {
+        kube.wait_for(&format!("{app} to run on both nodes"), 120, || {
             rolled_out(kube, app)?;
             let pods = pods(kube, app)?;
             let nodes: BTreeSet<&str> =
@@ -83,7 +84,7 @@ fn spread(kube: &Kube) -> Result<()> {
                 return Ok(true);
             }
             let name = pods.first().and_then(|pod| pod["metadata"]["name"].as_str());
-            kube.run(&["-n", SYSTEM, "delete", "pod", name.context("a pod")?])?;
+            kube.run(&["-n", SYSTEM, "delete", "pod", name.context("the workload has no pod")?])?;
             Ok(false)
         })?;
     }
@@ -118,7 +119,7 @@ fn fewest_available(kube: &Kube, draining: &AtomicBool) -> Result<u64> {
     while draining.load(Ordering::Relaxed) {
         let deployments = kube.json(&["-n", SYSTEM, "get", "deployments"])?;
         for deployment in deployments["items"].as_array().into_iter().flatten() {
-            // Absent when it is 0.
+            // The field is absent when it is 0.
             fewest = fewest.min(deployment["status"]["availableReplicas"].as_u64().unwrap_or(0));
         }
         thread::sleep(Duration::from_millis(300));
@@ -126,18 +127,18 @@ fn fewest_available(kube: &Kube, draining: &AtomicBool) -> Result<u64> {
     Ok(fewest)
 }
 
-/// Where pods are created, by what the namespace asks for.
+/// The namespaces in which pods are created, one for each injection mode.
 struct Namespaces<'a> {
     enabled: TestNamespace<'a>,
     required: TestNamespace<'a>,
 }
 
-/// What became of the pods.
+/// Result of creating pods.
 #[derive(Debug, Default)]
 struct Created {
-    /// How many, before, during and after the change.
+    /// Number of pods created before, during and after the change.
     by_phase: [usize; 3],
-    /// What was wrong with those that were rejected or have no sidecar.
+    /// Why pods were rejected, or that they have no sidecar.
     failures: Vec<String>,
 }
 
@@ -153,7 +154,7 @@ impl<'a> Namespaces<'a> {
         };
         let namespaces = Self { enabled: field("enabled")?, required: field("required")? };
         for field in [&namespaces.enabled, &namespaces.required] {
-            // Until there is a service account, and until the API server knows the namespace's label.
+            // There has to be a service account, and the API server has to know the namespace's label.
             field.injects()?;
         }
         Ok(namespaces)
@@ -173,11 +174,11 @@ impl<'a> Namespaces<'a> {
         let Created { by_phase, failures } = created.map_err(|_| anyhow!("creating pods panicked"))?;
         let all: usize = by_phase.iter().sum();
         let sum = format!("{} of {all} pods were rejected or have no sidecar", failures.len());
-        changed.with_context(|| format!("the change itself; meanwhile {sum}"))?;
+        changed.with_context(|| format!("the change itself failed; meanwhile {sum}"))?;
         ensure!(failures.is_empty(), "{sum}:\n{}", failures.join("\n"));
         ensure!(
             all >= ENOUGH && by_phase.iter().all(|count| *count >= ENOUGH_IN_PHASE),
-            "only {by_phase:?} pods were created before, during and after the change: this proves nothing"
+            "too few pods were created before, during and after the change: {by_phase:?}"
         );
         Ok(())
     }

@@ -13,8 +13,8 @@ use crate::kubectl::Kube;
 use crate::suites::Skip;
 use crate::suites::namespace::{TestNamespace, borrows, host_pod};
 
-/// Another replica must lead within this time. The Lease lasts 8 s from its last renewal, which is up to 2 s old: one
-/// that is not released is not taken before 6 s have passed.
+/// Another replica must lead within this time. The Lease lasts 8 s from its last renewal, which is up to 2 s
+/// old: without a release, no replica takes it before 6 s have passed.
 const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The Lease of the leading replica.
@@ -35,7 +35,7 @@ impl Lease {
 pub(super) fn leader_deleted(kube: &Kube) -> Result<()> {
     rolled_out(kube, "tulle-operator")?;
     let before = Lease::of(kube)?;
-    let (pod, _) = before.holder.split_once('/').context("nobody holds the Lease")?;
+    let (pod, _) = before.holder.split_once('/').context("no replica holds the Lease")?;
     let deleted = Instant::now();
     kube.run(&["-n", SYSTEM, "delete", "pod", pod, "--wait=false"])?;
     let after = loop {
@@ -43,14 +43,18 @@ pub(super) fn leader_deleted(kube: &Kube) -> Result<()> {
         if !now.holder.is_empty() && now.holder != before.holder {
             break now;
         }
-        ensure!(deleted.elapsed() < Duration::from_secs(30), "nobody took the Lease of {}", before.holder);
+        ensure!(
+            deleted.elapsed() < Duration::from_secs(30),
+            "no replica took the Lease of {}",
+            before.holder
+        );
         thread::sleep(Duration::from_millis(100));
     };
     let taken = deleted.elapsed();
     rolled_out(kube, "tulle-operator")?;
     ensure!(
         taken <= TAKEN_WITHIN,
-        "the Lease was taken after {taken:?}: did it expire instead of being released?"
+        "the Lease was taken after {taken:?}, as if it had expired instead of being released"
     );
     ensure!(
         after.transitions == before.transitions + 1,
@@ -61,7 +65,7 @@ pub(super) fn leader_deleted(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-/// An operator that may not read the cluster until it is allowed to.
+/// An operator that gets its rights only after it has started.
 const LATE: &str = "tulle-operator-late";
 
 /// Asks an operator at this address for `/readyz` until it is ready, and then connects to its discovery port at once.
@@ -99,14 +103,14 @@ fn first_ready(kube: &Kube, cluster: &Cluster) -> Result<()> {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": LATE, "namespace": SYSTEM}});
     kube.apply(&account.to_string())?;
     let mut copy = copy_of(kube, "tulle-operator", LATE)?;
-    // Both names of the field, which the API server has filled in.
+    // The API server has filled in both names of the field.
     for field in ["serviceAccountName", "serviceAccount"] {
         copy["spec"]["template"]["spec"][field] = json!(LATE);
     }
     kube.apply(&copy.to_string())?;
     let mut address = String::new();
     kube.wait_for("the operator without rights to run", 60, || {
-        let pod = pods(kube, LATE)?.pop().context("it has no pod")?;
+        let pod = pods(kube, LATE)?.pop().context("the operator has no pod")?;
         pod["status"]["podIP"].as_str().unwrap_or("").clone_into(&mut address);
         Ok(pod["status"]["phase"] == "Running" && !address.is_empty())
     })?;
@@ -119,17 +123,21 @@ fn first_ready(kube: &Kube, cluster: &Cluster) -> Result<()> {
         (seen.join(), allowed)
     });
     allowed?;
-    let seen = seen.map_err(|_| anyhow!("watching it panicked"))??;
-    let (port, not_ready) = seen.trim().split_once(' ').with_context(|| format!("it printed {seen:?}"))?;
-    ensure!(not_ready != "0", "it was never seen running and not ready: this proves nothing");
+    let seen = seen.map_err(|_| anyhow!("watching the operator panicked"))??;
+    let (port, not_ready) =
+        seen.trim().split_once(' ').with_context(|| format!("the watching script printed {seen:?}"))?;
+    ensure!(
+        not_ready != "0",
+        "the operator was never seen running and not ready, so the test proves nothing"
+    );
     ensure!(
         port == "open",
-        "at its first ready answer, after {not_ready} others, the discovery port was: {port}"
+        "at the first ready answer, after {not_ready} others, the discovery port was {port}"
     );
     Ok(())
 }
 
-/// What the operator's own service account may do.
+/// The rights of the operator's own service account.
 fn rights() -> Value {
     let binding = |kind: &str, metadata: Value, role: &str| {
         json!({
@@ -159,7 +167,7 @@ pub(super) fn users_settings(kube: &Kube) -> Result<()> {
     );
     let outcome = applied_by_user(kube);
     kube.run(&["delete", "meshconfig", "mesh", "--ignore-not-found"])?;
-    let back = has_settings(kube).context("the default MeshConfig, after the user's was deleted");
+    let back = has_settings(kube).context("waiting for the default MeshConfig after the user's was deleted");
     outcome.and(back)?;
     let exemptions = kube.run(&["get", "meshconfig", "mesh", "-o", "jsonpath={.spec.exemptions}"])?;
     ensure!(exemptions.is_empty(), "the new default has the user's exemptions: {exemptions}");
@@ -182,12 +190,12 @@ fn applied_by_user(kube: &Kube) -> Result<()> {
     kube.apply_server_side(&settings.to_string()).context("applying a user's MeshConfig over the default")?;
 
     let sleep = ["/usr/bin/sleep", "1000"];
-    kube.wait_for("the defaults of sidecars", 30, || {
+    kube.wait_for("the MeshConfig's resources in new sidecars", 30, || {
         Ok(admitted(&field, host_pod("probe", "default", &sleep))?.is_some_and(|sidecar| {
             sidecar["resources"]["requests"] == json!({"cpu": "11m", "memory": "24Mi"})
         }))
     })?;
-    kube.wait_for("the exemption", 30, || {
+    kube.wait_for("the exemption to take effect", 30, || {
         Ok(admitted(&field, host_pod("probe", "exempt", &sleep))?.is_none())
     })?;
     field.apply(host_pod("exempt", "exempt", &sleep))?;

@@ -32,7 +32,7 @@ fn new_authority(kube: &Kube) -> Result<()> {
         let made = certificate(kube, AUTHORITY)?;
         Ok(made != lost && configured(kube, &made)?)
     })?;
-    // A replica that still serves with the lost one would be called once in a while.
+    // A replica that still serves with the lost authority would be called now and then.
     rolled_out(kube, "tulle-webhook")?;
     kube.wait_for("ten pods in a row to get a sidecar", 60, || {
         for _ in 0..10 {
@@ -77,8 +77,8 @@ fn repaired(kube: &Kube) -> Result<()> {
 
 pub(super) fn definition_missing(kube: &Kube) -> Result<()> {
     let Kube::Embedded(_) = kube else { bail!(Skip("it would delete the Canaries of this cluster")) };
-    // Those of tests that have ended go with their namespaces.
-    kube.wait_for("no Canary to be there", 60, || {
+    // Canaries of tests that have ended go with their namespaces.
+    kube.wait_for("all Canaries to be gone", 60, || {
         Ok(kube.run(&["get", "canaries", "--all-namespaces", "-o", "name"])?.is_empty())
     })?;
     let outcome = without_definition(kube);
@@ -106,25 +106,28 @@ pub(crate) fn api_server_out_of_reach(kube: &Kube) -> Result<()> {
 fn alive_and_not_ready(kube: &Kube) -> Result<()> {
     let mut copy = copy_of(kube, "tulle-webhook", OUT_OF_REACH)?;
     let environment = copy["spec"]["template"]["spec"]["containers"][0]["env"].as_array_mut();
-    // An address that nobody has (RFC 5737).
+    // An address that is reserved for documentation and unused (RFC 5737).
     let address = json!({"name": "KUBERNETES_SERVICE_HOST", "value": "192.0.2.1"});
-    environment.context("the webhook's environment")?.push(address);
+    environment.context("the webhook has no environment")?.push(address);
     kube.apply(&copy.to_string())?;
     kube.wait_for("the container to run", 60, || {
         Ok(pods(kube, OUT_OF_REACH)?.iter().any(|pod| pod["status"]["phase"] == "Running"))
     })?;
     thread::sleep(LONG_ENOUGH);
-    let pod = pods(kube, OUT_OF_REACH)?.pop().context("its pod is gone")?;
+    let pod = pods(kube, OUT_OF_REACH)?.pop().context("the webhook's pod is gone")?;
     let status = &pod["status"]["containerStatuses"][0];
-    ensure!(status["restartCount"] == 0, "it was restarted: {status}");
-    ensure!(status["state"]["running"].is_object() && status["ready"] == false, "its status: {status}");
-    let name = pod["metadata"]["name"].as_str().context("a pod has a name")?;
+    ensure!(status["restartCount"] == 0, "the webhook was restarted: {status}");
+    ensure!(
+        status["state"]["running"].is_object() && status["ready"] == false,
+        "expected a running container that is not ready: {status}"
+    );
+    let name = pod["metadata"]["name"].as_str().context("the pod has no name")?;
     let get = |path: &str| {
         kube.run(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{name}:26161/proxy{path}")])
     };
     let alive = get("/healthz")?;
     ensure!(alive.trim() == "ok", "/healthz answers {alive:?}");
-    ensure!(get("/readyz").is_err(), "/readyz answers although it cannot know the namespaces");
+    ensure!(get("/readyz").is_err(), "/readyz succeeds although the webhook cannot list namespaces");
     Ok(())
 }
 
