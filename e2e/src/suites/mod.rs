@@ -205,6 +205,11 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let needs_tulle = |suite: &str| !["node", "lifecycle"].contains(&suite);
     if SUITES.iter().any(|suite| choice.has(suite.name) && needs_tulle(suite.name)) {
         install::tulle(&kube)?;
+        // `required` namespaces need it, and the operator gives users a quarter of a minute to apply their own.
+        kube.wait_for("the default MeshConfig", 60, || {
+            let found = kube.run(&["get", "meshconfig", "mesh", "--ignore-not-found", "-o", "name"])?;
+            Ok(!found.is_empty())
+        })?;
     }
     let tallies = Mutex::new(vec![Tally::default(); SUITES.len()]);
     let jobs = choice.jobs.unwrap_or(JOBS).max(1);
