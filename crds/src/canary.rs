@@ -49,8 +49,9 @@ pub struct CanarySpec {
     /// How the new version is judged.
     #[serde(default)]
     pub judge: Judge,
-    /// How long a rollout may take, such as 2h or 1h30m. A rollout that is still undecided then fails, and
-    /// `onFailure` applies. A promotion that takes longer is reported as stalled. Default: 24h.
+    /// How long a rollout may take, such as 2h or 1h30m, without its pauses. `judge.onInconclusive` says what happens
+    /// to a rollout that is still undecided then; Hold reports it and waits on. A promotion that takes longer is
+    /// reported as stalled. Default: 24h.
     #[serde(default = "deadline")]
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = ("self.matches('[1-9]')", "deadline must be longer than 0s; write for example 24h"))]
@@ -137,11 +138,27 @@ pub struct Judge {
     /// Compares the error rates of the new and the stable version. Errors are HTTP 5xx responses, resets and gRPC
     /// server errors.
     pub errors: ErrorJudge,
-    /// Number of requests that the new version must have answered before a step can pass.
+    /// Compares the latency of the new and the stable version.
+    pub latency: LatencyJudge,
+    /// What happens when the share of HTTP 4xx responses of the new version is surely larger than `errors.worseBy`
+    /// times that of the stable version: Hold keeps the verdict at Inconclusive, Fail fails the rollout, Ignore does
+    /// not look at them.
+    pub client_errors: OnClientErrors,
+    /// Limits that the new version must meet whatever the stable version does.
+    #[serde(skip_serializing_if = "Objectives::is_empty")]
+    pub objectives: Objectives,
+    /// Number of requests that the new version must have received during the rollout before a step can pass.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_requests: u32,
+    /// How long the first requests to a new pod are no evidence, such as 10s or 1m. 0s judges them too.
+    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
+    pub warm_up: String,
+    /// What happens when the target returns to a revision that was approved before, as with `kubectl rollout undo`:
+    /// Approve approves it at once, Trial lets it go through the steps again.
+    pub undo: OnUndo,
     /// Confidence that a verdict of Fail needs, above 0% and below 100%. At 99%, at most one good version in a
-    /// hundred is stopped by mistake, however often the judge evaluates it.
+    /// hundred is stopped by mistake, however often the judge evaluates it. All comparisons share the remaining
+    /// 1%.
     // Not `x_kube`: KubeSchema cannot be derived for a type with `#[serde(default)]`, whose default would have to
     // be that of the type it generates.
     #[schemars(
@@ -162,7 +179,12 @@ impl Default for Judge {
     fn default() -> Self {
         Self {
             errors: ErrorJudge::default(),
+            latency: LatencyJudge::default(),
+            client_errors: OnClientErrors::default(),
+            objectives: Objectives::default(),
             min_requests: 200,
+            warm_up: "10s".to_owned(),
+            undo: OnUndo::default(),
             confidence: "99%".to_owned(),
             on_inconclusive: OnInconclusive::Hold,
         }
@@ -184,6 +206,97 @@ impl Default for ErrorJudge {
     fn default() -> Self {
         Self { worse_by: 1.5 }
     }
+}
+
+/// Comparison of latencies.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LatencyJudge {
+    /// The quantile that is compared, such as p90, p99 or p99.9.
+    #[schemars(
+        regex(pattern = "^p[0-9]{1,2}([.][0-9]{1,2})?$"),
+        length(max = 16),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('[1-9]')",
+            "message": "quantile must be above p0; write for example p99"
+        }])
+    )]
+    pub quantile: String,
+    /// The new version fails when its quantile exceeds the stable version's quantile over the same period by this
+    /// factor, with the required confidence. Differences below 10 ms are never a reason. 0 turns the comparison off.
+    #[schemars(
+        range(min = 0.0, max = 1000.0),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self == 0.0 || self >= 1.0",
+            "message": "worseBy must be at least 1, or 0 to leave latency out; write for example 3"
+        }])
+    )]
+    pub worse_by: f64,
+}
+
+impl Default for LatencyJudge {
+    fn default() -> Self {
+        Self { quantile: "p99".to_owned(), worse_by: 3.0 }
+    }
+}
+
+/// What happens when the new version answers with more client errors.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
+pub enum OnClientErrors {
+    #[default]
+    Hold,
+    Fail,
+    Ignore,
+}
+
+/// Limits that the new version must meet whatever the stable version does.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Objectives {
+    /// Percentage of requests that must succeed, such as 99.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        range(min = 1.0, max = 99.9999),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self > 1.0",
+            "message": "successRate is a percentage; write for example 99.5"
+        }])
+    )]
+    pub success_rate: Option<f64>,
+    /// Latency that 99 percent of the requests must not exceed, such as 300ms or 2s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        regex(pattern = DURATION_PATTERN),
+        length(min = 2, max = 32),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.matches('[1-9]')",
+            "message": "p99 must be longer than 0s; write for example 300ms"
+        }])
+    )]
+    pub p99: Option<String>,
+}
+
+impl Objectives {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What happens when the target returns to a revision that was approved before.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    missing_docs,
+    reason = "the names say it; a doc comment on a variant would turn the schema's enum into oneOf"
+)]
+pub enum OnUndo {
+    #[default]
+    Approve,
+    Trial,
 }
 
 /// What happens when the verdict is Inconclusive.
@@ -336,6 +449,22 @@ pub struct CanaryStatus {
     pub stable_gone_since: Option<Time>,
     /// The request id of the last action that a user requested with the annotation tulle.dev/action.
     pub last_action: String,
+    /// Request ids that were used, newest first: none of them acts again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub used_actions: Vec<String>,
+    /// Revisions that were approved before, newest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub approved_before: Vec<String>,
+    /// The newest revision that failed, was aborted or is held although nothing else can serve; empty once a newer
+    /// one is approved.
+    pub failed_revision: String,
+    /// How many seconds of the rollout were pauses; they do not count against the deadline.
+    pub paused_seconds: u64,
+    /// Since when the rollout has paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_since: Option<Time>,
     /// Ready: the target exists and is watched. Progressing: a rollout is in progress. Acknowledged: every sidecar
     /// that sends to the target uses the current weight; the message names the first one that does not. Capacity:
     /// the new version has enough pods for its weight. Promoted: how the last rollout ended. Stalled: the
@@ -348,20 +477,61 @@ pub struct CanaryStatus {
     pub history: Vec<HistoryEntry>,
 }
 
-/// Counts that the judge uses.
+/// What the judge knows. A restarted operator continues with it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evidence {
-    /// Number of requests to the new version in this step.
-    pub canary_requests: u64,
-    /// How many of those requests failed.
-    pub canary_failures: u64,
-    /// Number of requests to the stable version in this step.
-    pub stable_requests: u64,
-    /// How many of those requests failed.
-    pub stable_failures: u64,
-    /// Logarithm of the evidence from earlier steps that the new version is worse. Evidence of steps is multiplied.
-    pub former_log_evidence: f64,
+    /// Attempts at the new version in this rollout.
+    pub canary: AttemptTotals,
+    /// Attempts at the stable version over the same seconds.
+    pub stable: AttemptTotals,
+    /// The comparisons and how far each has come.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tests: Vec<TestEvidence>,
+}
+
+/// Attempts at one version.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttemptTotals {
+    /// Number of attempts.
+    pub attempts: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// How many of the failures the application has not seen, because it could not be reached.
+    pub unreached: u64,
+    /// How many were answered with HTTP 4xx.
+    pub client_errors: u64,
+}
+
+/// The evidence of one comparison.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TestEvidence {
+    /// Name of the comparison: errors, latency, clientErrors, successRate or p99.
+    pub name: String,
+    /// What the comparison remembers of the past: the stable version's quantile in microseconds, or the size of a
+    /// typical burst.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<f64>,
+    /// Evidence since the beginning, and since later starting points: a version that turns bad after a long pause is
+    /// found as quickly as at the start.
+    #[schemars(length(max = 8))]
+    pub windows: Vec<EvidenceWindow>,
+}
+
+/// Evidence since one starting point.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EvidenceWindow {
+    /// Which starting point it is, counted from 0.
+    pub number: u32,
+    /// Blocks of ten seconds since then.
+    pub blocks: u32,
+    /// Logarithm of the evidence for each factor that the new version may be worse by.
+    #[schemars(length(max = 16))]
+    pub log_evidence: Vec<f64>,
 }
 
 /// A rollout that has ended.
