@@ -68,6 +68,11 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// Measures the operator without Kubernetes: 10,000 pods, 1,000 Services, 500 policies, 200 Canaries and 2,000
+    /// sidecars, simulated. Prints each figure beside its goal, and fails when one is missed by more than half.
+    Scale,
+    /// Simulates rollouts, and prints how often the judge stops a good version and how soon a bad one.
+    Judge,
     /// Builds the images that go to a registry, and prints how they are pushed.
     Images {
         /// Where they will be pushed, such as registry.example/team.
@@ -101,6 +106,8 @@ fn main() -> ExitCode {
             jobs,
         }),
         Command::Bench { rounds } => bench::run(rounds),
+        Command::Scale => build::example("scale"),
+        Command::Judge => build::example("judge"),
         Command::Images { registry, tag, arch } => publish::run(&registry, &tag, &arch),
         Command::Install { cluster } => install(&cluster),
     };
