@@ -83,7 +83,7 @@ impl Balancer {
             // What the Canary's versions have no name for is another workload's.
             let revision = &upstream.endpoint.revision;
             let named = !revision.is_empty() && service.split.iter().any(|(name, _)| name == revision);
-            upstream.is_evidence_of(canary.as_ref().filter(|_| named));
+            upstream.counts_for(canary.as_ref().filter(|_| named));
         }
         // The same over restarts, and whatever the shares are: as one grows, clients come to it and none leaves.
         let point = hash((self.client, &service.namespace, &service.name));
@@ -210,7 +210,7 @@ impl Upstream {
     }
 
     /// Whose evidence attempts are that begin from now on; those under way count where they began.
-    fn is_evidence_of(&self, canary: Option<&Rc<CanaryRef>>) {
+    fn counts_for(&self, canary: Option<&Rc<CanaryRef>>) {
         let mut evidence = self.evidence.borrow_mut();
         if evidence.as_ref().map(|evidence| &evidence.canary) != canary {
             *evidence =

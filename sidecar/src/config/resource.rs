@@ -261,7 +261,7 @@ mod tests {
         };
         let kind = Some(proto::destination::Kind::Service(service));
         let decoded = decode_destination(&proto::Destination { kind }).unwrap();
-        let Destination::Service(service) = decoded else { panic!("{decoded:?}") };
+        let Destination::Service(service) = decoded else { panic!("no Service") };
         let canary = CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 };
         assert_eq!(service.canary, Some(canary));
         assert_eq!(&*service.endpoints[0].pod_uid, "u1");
