@@ -23,12 +23,11 @@ pub struct Reporter {
     resend: bool,
     /// When counts are looked at next; `None`: at once.
     due: Option<Instant>,
-    /// The end of the interval that the last report was of.
+    /// When counts were looked at last.
     reported_at: Option<Instant>,
 }
 
-/// How often it is looked whether attempts under a Canary are to be reported, and how long a report waits for
-/// its acknowledgement at least before it is looked whether it goes again.
+/// How often it is looked whether there are attempts under a Canary to report, or a report is to go again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often other counts are reported, when there are new ones: nobody decides by them.
 const COUNTS_EVERY: Duration = Duration::from_secs(5);
