@@ -159,6 +159,7 @@ fn show(destination: Option<&Destination>) -> serde_json::Value {
             "protocol": format!("{:?}", service.protocol),
             "endpoints": service.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
             "split": service.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s})).collect::<Vec<_>>(),
+            "canary": service.canary.as_ref().map(|c| format!("{}/{}, epoch {}", c.namespace, c.name, c.epoch)),
         }),
     }
 }

@@ -1,7 +1,11 @@
 //! Which endpoint gets a request: first the revision by its share, then the better of two by
 //! latency × load (power of two choices, peak EWMA).
 
-use std::cell::{Cell, RefCell};
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +13,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{Endpoint, Service};
+use crate::config::{CanaryRef, Endpoint, Service};
+use crate::telemetry::attempts::{AttemptKey, Attempts};
 use crate::telemetry::{ByProtocol, Series, Telemetry};
 
 /// Latency that an endpoint without history is believed to have.
@@ -30,15 +35,29 @@ pub struct Upstream {
     counted_as: Rc<(String, String)>,
     /// What is counted for its revision, by protocol: one port may speak several.
     series: ByProtocol,
+    /// Whose evidence its attempts are.
+    evidence: RefCell<Option<Evidence>>,
     latency: Cell<f64>,
     updated: Cell<Instant>,
     pending: Cell<u32>,
     avoid_until: Cell<Option<Instant>>,
 }
 
+/// The Canary of an endpoint, and where attempts are counted for it, found when there is the first.
+#[derive(Debug)]
+struct Evidence {
+    canary: Rc<CanaryRef>,
+    attempts: OnceCell<Option<Arc<Attempts>>>,
+}
+
 /// The endpoints of one destination.
 #[derive(Debug, Default)]
 pub struct Balancer {
+    /// This pod, as a number: all its workers have the same.
+    client: u64,
+    /// Where this pod stands among all clients, 0 to 1, by which it gets its endpoints where clients stay with
+    /// theirs: among workloads, and among versions of one.
+    points: Cell<(f64, f64)>,
     upstreams: RefCell<Vec<Rc<Upstream>>>,
     split: RefCell<Vec<(Arc<str>, u32)>>,
     affinity: Cell<Option<Duration>>,
@@ -47,6 +66,11 @@ pub struct Balancer {
 }
 
 impl Balancer {
+    /// A balancer without endpoints for the pod with this uid.
+    pub fn of_client(pod_uid: &str) -> Self {
+        Self { client: hash(pod_uid), ..Self::default() }
+    }
+
     /// Takes a new list of endpoints over; what is known of those that stay is kept.
     pub fn update(&self, service: &Service) {
         let mut upstreams = self.upstreams.borrow_mut();
@@ -58,6 +82,19 @@ impl Balancer {
             }
         });
         *upstreams = fresh.collect();
+        let canary = service.canary.as_ref().map(|canary| Rc::new(canary.clone()));
+        for upstream in upstreams.iter() {
+            // What the Canary's versions have no name for is another workload's.
+            let revision = &upstream.endpoint.revision;
+            let named = !revision.is_empty() && service.split.iter().any(|(name, _)| name == revision);
+            upstream.counts_for(canary.as_ref().filter(|_| named));
+        }
+        // The same over restarts, and whatever the shares are: as one grows, clients come to it and none leaves.
+        let point = |of: &str| {
+            let hash = hash((self.client, &service.namespace, &service.name, of));
+            (hash >> 11) as f64 / (1u64 << 53) as f64
+        };
+        self.points.set((point("workload"), point("version")));
         self.split.replace(service.split.clone());
         self.affinity.set(service.affinity);
     }
@@ -80,30 +117,83 @@ impl Balancer {
         // As kube-proxy: endpoints that terminate serve on while there is no other.
         let ready = if ready.is_empty() { upstreams.iter().filter(usable).collect() } else { ready };
         let split = self.split.borrow();
-        if split.is_empty() {
-            let chosen = self.kept(&ready).or_else(|| choose(&ready))?;
-            if self.affinity.get().is_some() {
-                self.last.replace(Some((Rc::clone(&chosen), Instant::now())));
-            }
-            return Some(chosen);
+        let affinity = self.affinity.get();
+        let candidates = if split.is_empty() {
+            ready
+        } else {
+            let entry = match affinity {
+                None => choose_entry(&split, &ready, fastrand::f64(), true)?,
+                Some(_) => self.entry_of_client(&split, &ready)?,
+            };
+            ready.into_iter().filter(|up| covers(&split, entry, &up.endpoint.revision)).collect()
+        };
+        let chosen = self.kept(&candidates).or_else(|| choose(&candidates))?;
+        if affinity.is_some() {
+            self.last.replace(Some((Rc::clone(&chosen), Instant::now())));
         }
-        let revision = choose_revision(&split, &ready, fastrand::u32(..))?;
-        let of_revision: Vec<&Rc<Upstream>> =
-            ready.into_iter().filter(|up| up.endpoint.revision == revision).collect();
-        choose(&of_revision)
+        Some(chosen)
+    }
+
+    /// The entry of the shares for a client that stays with its endpoint: it stays with its version too, so that
+    /// the shares are those of clients. A Canary of one workload moves nobody to another.
+    fn entry_of_client<'a>(&self, split: &'a [(Arc<str>, u32)], ready: &[&Rc<Upstream>]) -> Option<&'a str> {
+        let (among_workloads, among_versions) = self.points.get();
+        let any = || choose_entry(split, ready, among_workloads, true);
+        let shared = split.iter().any(|(name, share)| name.is_empty() && *share > 0);
+        let elsewhere = match self.kept(ready) {
+            Some(kept) => shared && covers(split, "", &kept.endpoint.revision),
+            None => any()?.is_empty(),
+        };
+        if elsewhere {
+            return Some("");
+        }
+        choose_entry(split, ready, among_versions, false).or_else(any)
+    }
+
+    /// Whether an endpoint, as it is known now, is about to end.
+    pub fn is_ending(&self, endpoint: &Endpoint) -> bool {
+        let same = |up: &Rc<Upstream>| {
+            up.endpoint.address == endpoint.address && up.endpoint.pod_uid == endpoint.pod_uid
+        };
+        self.upstreams.borrow().iter().any(|up| up.endpoint.terminating && same(up))
     }
 }
 
-/// A revision by its share of those that have a ready endpoint: one without gets no traffic.
-fn choose_revision(split: &[(Arc<str>, u32)], ready: &[&Rc<Upstream>], random: u32) -> Option<Arc<str>> {
-    let present = |revision: &Arc<str>| ready.iter().any(|up| up.endpoint.revision == *revision);
-    let total: u32 = split.iter().filter(|(revision, _)| present(revision)).map(|(_, share)| share).sum();
-    let mut point = random.checked_rem(total)?;
-    for (revision, share) in split.iter().filter(|(revision, _)| present(revision)) {
-        if point < *share {
-            return Some(Arc::clone(revision));
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Whether an entry of the shares is that of a revision. One without a name is of every revision that no other
+/// names.
+fn covers(split: &[(Arc<str>, u32)], entry: &str, revision: &str) -> bool {
+    if entry.is_empty() {
+        return !split.iter().any(|(name, _)| !name.is_empty() && **name == *revision);
+    }
+    entry == revision
+}
+
+/// An entry by its share of those that have a ready endpoint: one without gets no traffic. `point`, 0 to 1, is
+/// where among all; the last named entry, the version on trial, begins at 0. `others`: also one without a name.
+fn choose_entry<'a>(
+    split: &'a [(Arc<str>, u32)],
+    ready: &[&Rc<Upstream>],
+    point: f64,
+    others: bool,
+) -> Option<&'a str> {
+    let present = |name: &Arc<str>| ready.iter().any(|up| covers(split, name, &up.endpoint.revision));
+    let named = split.iter().rev().filter(|(name, _)| !name.is_empty());
+    let rest = split.iter().filter(|(name, _)| name.is_empty() && others);
+    let entries = named.chain(rest).filter(|(name, _)| present(name));
+    let total: u32 = entries.clone().map(|(_, share)| share).sum();
+    let mut left = point * f64::from(total);
+    for (name, share) in entries {
+        let share = f64::from(*share);
+        if left < share {
+            return Some(name);
         }
-        point -= share;
+        left -= share;
     }
     None
 }
@@ -134,6 +224,7 @@ impl Upstream {
             endpoint,
             counted_as: Rc::clone(counted_as),
             series: ByProtocol::default(),
+            evidence: RefCell::default(),
             latency: Cell::new(FIRST_LATENCY),
             updated: Cell::new(Instant::now()),
             pending: Cell::new(0),
@@ -145,6 +236,32 @@ impl Upstream {
     pub fn series(&self, telemetry: &Telemetry, protocol: &'static str) -> Arc<Series> {
         let (namespace, name) = &*self.counted_as;
         self.series.get(protocol, || telemetry.outbound(namespace, name, &self.endpoint.revision, protocol))
+    }
+
+    /// Whose evidence attempts are that begin from now on; those under way count where they began.
+    fn counts_for(&self, canary: Option<&Rc<CanaryRef>>) {
+        let mut evidence = self.evidence.borrow_mut();
+        if evidence.as_ref().map(|evidence| &evidence.canary) != canary {
+            *evidence =
+                canary.map(|canary| Evidence { canary: Rc::clone(canary), attempts: OnceCell::new() });
+        }
+    }
+
+    /// Where an attempt that begins now is counted when it ends, if it is evidence of a Canary. To be asked
+    /// when the endpoint is chosen: the next epoch may come while the attempt runs.
+    pub fn attempts(&self, telemetry: &Telemetry) -> Option<Arc<Attempts>> {
+        let evidence = self.evidence.borrow();
+        let Evidence { canary, attempts } = evidence.as_ref()?;
+        let find = || {
+            telemetry.attempts_of(AttemptKey {
+                namespace: Arc::clone(&canary.namespace),
+                canary: Arc::clone(&canary.name),
+                epoch: canary.epoch,
+                revision: Arc::clone(&self.endpoint.revision),
+                pod_uid: Arc::clone(&self.endpoint.pod_uid),
+            })
+        };
+        attempts.get_or_init(find).clone()
     }
 
     fn cost(&self, now: Instant) -> f64 {
@@ -184,6 +301,11 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// When the request was counted in.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Counts the request out, with the time until its answer began: what a stream lasts, or a wait for news,
     /// says nothing about its endpoint. One that failed counts as slow: an endpoint that fails fast must not
     /// look fast. `None`: its client gave it up, and nobody knows.
@@ -212,114 +334,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.upstream.pending.set(self.upstream.pending.get().saturating_sub(1));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn endpoint(port: u16, revision: &str, terminating: bool) -> Endpoint {
-        Endpoint {
-            address: SocketAddr::from(([10, 0, 0, 1], port)),
-            identity: None,
-            revision: revision.into(),
-            terminating,
-        }
-    }
-
-    fn balancer(endpoints: Vec<Endpoint>, split: &[(&str, u32)]) -> Balancer {
-        let service = Service {
-            endpoints,
-            split: split.iter().map(|(revision, share)| ((*revision).into(), *share)).collect(),
-            ..Service::default()
-        };
-        let balancer = Balancer::default();
-        balancer.update(&service);
-        balancer
-    }
-
-    fn share(balancer: &Balancer, revision: &str) -> f64 {
-        let hits =
-            (0..20_000).filter(|_| &*balancer.pick(&[]).unwrap().endpoint.revision == revision).count();
-        hits as f64 / 20_000.0
-    }
-
-    #[test]
-    fn revisions_get_their_share_however_many_pods_they_have() {
-        let endpoints = vec![
-            endpoint(1, "old", false),
-            endpoint(2, "old", false),
-            endpoint(3, "old", false),
-            endpoint(4, "new", false),
-        ];
-        let seen = share(&balancer(endpoints, &[("old", 950), ("new", 50)]), "new");
-        assert!((0.04..0.06).contains(&seen), "{seen}");
-    }
-
-    #[test]
-    fn a_revision_without_a_ready_endpoint_gets_nothing() {
-        let balancer = balancer(
-            vec![endpoint(1, "old", false), endpoint(2, "new", true)],
-            &[("old", 500), ("new", 500)],
-        );
-        assert!((share(&balancer, "new") - 0.0).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn a_revision_of_weight_nought_gets_nothing_even_when_it_is_all_there_is() {
-        assert!(balancer(vec![endpoint(1, "new", false)], &[("old", 1000), ("new", 0)]).pick(&[]).is_none());
-    }
-
-    #[test]
-    fn a_revision_that_nobody_named_gets_nothing() {
-        let balancer =
-            balancer(vec![endpoint(1, "old", false), endpoint(2, "stray", false)], &[("old", 1000)]);
-        assert!((share(&balancer, "stray") - 0.0).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn terminating_endpoints_serve_only_while_there_is_no_other() {
-        let both = balancer(vec![endpoint(1, "", false), endpoint(2, "", true)], &[]);
-        assert!((0..100).all(|_| both.pick(&[]).unwrap().endpoint.address.port() == 1));
-        assert_eq!(balancer(vec![endpoint(2, "", true)], &[]).pick(&[]).unwrap().endpoint.address.port(), 2);
-    }
-
-    #[test]
-    fn one_port_is_counted_by_what_each_connection_speaks() {
-        let telemetry = Telemetry::default();
-        let one = balancer(vec![endpoint(1, "a", false)], &[]).pick(&[]).unwrap();
-        one.series(&telemetry, "opaque").connection(None, (1, 2));
-        one.series(&telemetry, "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
-        let protocols: Vec<_> = telemetry.all().into_iter().map(|(key, _)| key.protocol).collect();
-        assert_eq!(protocols, ["http1", "opaque"]);
-    }
-
-    #[test]
-    fn a_client_stays_with_its_endpoint_where_the_service_says_so() {
-        let endpoints: Vec<Endpoint> = (1..=4).map(|port| endpoint(port, "", false)).collect();
-        let service = Service { endpoints, affinity: Some(Duration::from_secs(60)), ..Service::default() };
-        let balancer = Balancer::default();
-        balancer.update(&service);
-        let first = balancer.pick(&[]).unwrap().endpoint.address;
-        assert!((0..100).all(|_| balancer.pick(&[]).unwrap().endpoint.address == first));
-        let other = balancer.pick(&[first]).unwrap().endpoint.address;
-        assert_ne!(other, first, "one that was tried is left");
-        assert_eq!(balancer.pick(&[]).unwrap().endpoint.address, other);
-    }
-
-    #[test]
-    fn an_endpoint_that_was_tried_is_not_tried_again() {
-        let two = balancer(vec![endpoint(1, "", false), endpoint(2, "", false)], &[]);
-        let first = two.pick(&[]).unwrap().endpoint.address;
-        assert_ne!(two.pick(&[first]).unwrap().endpoint.address, first);
-    }
-
-    #[test]
-    fn an_endpoint_that_could_not_be_reached_is_passed_over() {
-        let two = balancer(vec![endpoint(1, "", false), endpoint(2, "", false)], &[]);
-        let first = two.pick(&[]).unwrap();
-        first.avoid();
-        assert!((0..100).all(|_| two.pick(&[]).unwrap().endpoint != first.endpoint));
     }
 }

@@ -104,7 +104,7 @@ impl Worker {
             address,
             entry,
             seen: RefCell::default(),
-            balancer: Balancer::default(),
+            balancer: Balancer::of_client(&self.settings.pod_uid),
             single: RefCell::default(),
             learned: Cell::default(),
         });
@@ -175,6 +175,12 @@ impl Route {
             return (!tried.contains(&single.endpoint.address)).then(|| Rc::clone(single));
         }
         self.balancer.pick(tried)
+    }
+
+    /// Whether an endpoint, as it is known now, is about to end.
+    pub fn is_ending(&self, endpoint: &Endpoint) -> bool {
+        self.refresh();
+        self.balancer.is_ending(endpoint)
     }
 
     fn refresh(&self) {

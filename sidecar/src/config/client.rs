@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,8 +33,6 @@ use crate::tls::{TlsStore, peer_identity};
 
 /// The longest wait before the stream is tried again.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
-/// How often counts are reported, when there are new ones.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// What has not been used for one to two of these is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(300);
 
@@ -123,7 +121,7 @@ pub async fn run(
             stop: &stop,
             stop_seen: false,
         };
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let end = session.run(&tls).await;
         store.set_connected(false);
         if stop.is_cancelled() {
@@ -171,8 +169,7 @@ impl Session<'_> {
         for address in self.store.subscribed() {
             self.want(Wanted::Subscribe(address), &up).await?;
         }
-        let mut report = interval(REPORT_EVERY);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = Instant::now();
         loop {
             tokio::select! {
                 message = down.message() => match message? {
@@ -180,7 +177,10 @@ impl Session<'_> {
                     None => bail!("the operator closed the stream"),
                 },
                 Some(wanted) = self.wanted.recv() => self.want(wanted, &up).await?,
-                _ = report.tick() => self.report(&up).await?,
+                () = sleep_until(look) => {
+                    look = Instant::now() + Reporter::pause();
+                    self.report(&up).await?;
+                }
                 () = self.stop.cancelled(), if !self.stop_seen => {
                     self.stop_seen = true;
                     self.report(&up).await?;
@@ -196,7 +196,10 @@ impl Session<'_> {
     }
 
     async fn report(&mut self, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
-        match self.reporter.next_report() {
+        if self.stop_seen {
+            self.reporter.flush();
+        }
+        match self.reporter.next_report(Instant::now()) {
             Some(report) => send(up, sidecar_message::Message::Telemetry(report)).await,
             None => Ok(()),
         }

@@ -13,5 +13,5 @@ pub mod identity;
 pub mod resource;
 pub mod store;
 
-pub use resource::{Destination, Endpoint, Inbound, InboundAccess, Mtls, Protocol, Service};
+pub use resource::{CanaryRef, Destination, Endpoint, Inbound, InboundAccess, Mtls, Protocol, Service};
 pub use store::{ConfigStore, Entry};

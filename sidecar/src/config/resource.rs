@@ -33,10 +33,24 @@ pub struct Service {
     pub protocol: Protocol,
     /// Where it is served.
     pub endpoints: Vec<Endpoint>,
-    /// Shares of revisions in permille; empty: none.
+    /// Shares of revisions in permille; empty: none. One without a name is that of every endpoint whose
+    /// revision no other names.
     pub split: Vec<(Arc<str>, u32)>,
+    /// The Canary that the shares are of.
+    pub canary: Option<CanaryRef>,
     /// A client stays with an endpoint for this long after its last request.
     pub affinity: Option<Duration>,
+}
+
+/// A Canary and the version of its shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanaryRef {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The version of the shares.
+    pub epoch: u64,
 }
 
 /// What is spoken on a port.
@@ -64,6 +78,8 @@ pub struct Endpoint {
     pub revision: Arc<str>,
     /// It is going: no new requests.
     pub terminating: bool,
+    /// The uid of its pod; empty: it is none of the cluster's.
+    pub pod_uid: Arc<str>,
 }
 
 /// What this pod enforces on connections that arrive.
@@ -187,6 +203,11 @@ fn decode_destination(destination: &proto::Destination) -> Result<Destination, R
                 },
                 endpoints,
                 split: split.collect(),
+                canary: service.canary.as_ref().map(|canary| CanaryRef {
+                    namespace: canary.namespace.as_str().into(),
+                    name: canary.name.as_str().into(),
+                    epoch: canary.epoch,
+                }),
                 affinity: match service.session_affinity_seconds {
                     0 => None,
                     seconds => Some(Duration::from_secs(u64::from(seconds))),
@@ -210,6 +231,7 @@ fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
         identity,
         revision: endpoint.revision.as_str().into(),
         terminating: endpoint.state() == proto::EndpointState::Terminating,
+        pod_uid: endpoint.pod_uid.as_str().into(),
     })
 }
 
@@ -223,6 +245,26 @@ mod tests {
     fn a_resource_that_needs_more_than_this_build_has_is_refused() {
         let resource = proto::Resource { requires: vec!["access/v9".into()], ..Default::default() };
         assert!(decode(&resource, features::ALL).unwrap_err().0.contains("access/v9"));
+    }
+
+    #[test]
+    fn the_canary_of_a_service_and_the_pods_of_its_endpoints_are_known() {
+        let service = proto::ServicePort {
+            split: vec![proto::RevisionShare { revision: "a".into(), permille: 1000 }],
+            canary: Some(proto::CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 }),
+            endpoints: vec![proto::Endpoint {
+                address: "10.0.0.1:80".into(),
+                pod_uid: "u1".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let kind = Some(proto::destination::Kind::Service(service));
+        let decoded = decode_destination(&proto::Destination { kind }).unwrap();
+        let Destination::Service(service) = decoded else { panic!("no Service") };
+        let canary = CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 };
+        assert_eq!(service.canary, Some(canary));
+        assert_eq!(&*service.endpoints[0].pod_uid, "u1");
     }
 
     #[test]

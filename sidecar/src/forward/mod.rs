@@ -364,11 +364,36 @@ pub async fn tunnel(
     admit: impl FnMut(&[u8]) -> bool,
     stop: impl Future<Output = ()>,
 ) -> (u64, u64) {
+    join(up, down, admit, || {}, stop).await.bytes
+}
+
+/// How both ways of a tunnel ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Joined {
+    /// Bytes: from the client, from the server.
+    pub bytes: (u64, u64),
+    /// How the way from the client ended; `None`: it was ended with the other.
+    pub from_client: Option<Result<(), PumpError>>,
+    /// How the way from the server ended; `None`: it was ended with the other.
+    pub from_server: Option<Result<(), PumpError>>,
+}
+
+/// As [`tunnel`], and tells how it ended. `heard` is called whenever the server sends something.
+pub async fn join(
+    up: (Source<'_>, Sink<'_>),
+    down: (Source<'_>, Sink<'_>),
+    admit: impl FnMut(&[u8]) -> bool,
+    mut heard: impl FnMut(),
+    stop: impl Future<Output = ()>,
+) -> Joined {
     let (mut sent, mut received) = (0u64, 0u64);
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
     let (uploaded, downloaded) = {
         let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
-        let download = pin!(pump(from_server, &mut to_client, &mut received, |_| true));
+        let download = pin!(pump(from_server, &mut to_client, &mut received, |_| {
+            heard();
+            true
+        }));
         let both = async {
             match select(upload, download).await {
                 // A reader that is gone may still have something to say.
@@ -394,7 +419,7 @@ pub async fn tunnel(
     if downloaded != Some(Ok(())) {
         to_client.abort();
     }
-    (sent, received)
+    Joined { bytes: (sent, received), from_client: uploaded, from_server: downloaded }
 }
 
 fn method_of(request: &Head) -> Bytes {

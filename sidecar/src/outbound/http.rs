@@ -17,6 +17,7 @@ use crate::http1::{Framing, Head};
 use crate::http2;
 use crate::io::Prefixed;
 use crate::message::Source;
+use crate::telemetry::attempts::evidence_of;
 use crate::worker::{Route, Worker};
 
 /// Serves an HTTP/1 connection until either side closes it.
@@ -102,12 +103,14 @@ async fn serve(
     let mut failure = Failure::UpstreamNone;
     while tried.len() < send::MAX_ATTEMPTS {
         let Some(upstream) = route.pick(&tried) else { break };
+        let evidence = upstream.attempts(&worker.telemetry);
         let in_flight = upstream.begin();
         let attempt = u8::try_from(tried.len()).unwrap_or(u8::MAX);
         let exchange = match send::open(worker, route, &upstream, head, travels, attempt).await {
             Ok(exchange) => exchange,
             Err(error) => {
                 // Nothing was sent: whatever the method, the request may go elsewhere.
+                send::count(evidence.as_ref(), route, &upstream, evidence_of(Err(&error), None), None);
                 failure = error;
                 upstream.avoid();
                 tried.push(upstream.endpoint.address);
@@ -118,6 +121,10 @@ async fn serve(
         if let Some((reader, writer)) = relayed.idle.take() {
             worker.http1.put(upstream.endpoint.address, reader, writer);
         }
+        // Also when another endpoint saves the request.
+        let seen = evidence_of(relayed.result.as_ref().copied(), relayed.grpc_status);
+        let head_after = relayed.head_at.map(|at| at.duration_since(in_flight.since()));
+        send::count(evidence.as_ref(), route, &upstream, seen, head_after);
         if !relayed.answered && may_repeat(head, &relayed) {
             worker
                 .telemetry

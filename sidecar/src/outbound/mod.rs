@@ -6,6 +6,8 @@
 mod http;
 mod race;
 mod send;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use send::open_plain;
 

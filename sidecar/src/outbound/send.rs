@@ -4,6 +4,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,17 +15,35 @@ use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 use crate::balance::Upstream;
 use crate::claim::introduce;
 use crate::error::Failure;
-use crate::forward::{Exchange, UpSink, UpSource, tunnel};
+use crate::forward::{Exchange, UpSink, UpSource, join};
 use crate::http1::conn::split;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::http2;
 use crate::message::{Sink, Source, pump};
 use crate::pool::{APP_TIMEOUT, CONNECT_TIMEOUT, connect};
+use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silence};
 use crate::wire::{Event, Receiver, Sender};
 use crate::worker::{Route, Worker};
 
 /// Endpoints that are tried for one request or connection.
 pub(super) const MAX_ATTEMPTS: usize = 4;
+
+/// Counts an attempt that has ended for the Canary under whose shares its endpoint was chosen. `head`: the
+/// time until the head of its answer.
+pub(super) fn count(
+    evidence: Option<&Arc<Attempts>>,
+    route: &Route,
+    upstream: &Upstream,
+    seen: Option<Seen>,
+    head: Option<Duration>,
+) {
+    let (Some(attempts), Some(seen)) = (evidence, seen) else { return };
+    // A pod that ends takes nothing new: every rollout does that, and it says nothing of the version.
+    if seen == Seen::Unreached && route.is_ending(&upstream.endpoint) {
+        return;
+    }
+    attempts.count(seen, head);
+}
 
 /// Opens an exchange with an endpoint.
 pub(super) async fn open(
@@ -99,6 +118,8 @@ pub(super) struct Opened {
     /// What the server has said already.
     first: Option<Event>,
     since: Instant,
+    /// Where the attempt is counted, once the server has been heard or has ended.
+    evidence: Option<Arc<Attempts>>,
 }
 
 enum Way {
@@ -112,6 +133,7 @@ pub(super) async fn open_opaque(worker: &Worker, route: &Route) -> Result<Opened
     let mut last = Failure::UpstreamNone;
     while tried.len() < MAX_ATTEMPTS {
         let Some(upstream) = route.pick(&tried) else { break };
+        let evidence = upstream.attempts(&worker.telemetry);
         let address = upstream.endpoint.address;
         let way = match upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) {
             Some(identity) => {
@@ -129,11 +151,14 @@ pub(super) async fn open_opaque(worker: &Worker, route: &Route) -> Result<Opened
         };
         match way {
             Ok(mut way) => match accepted(&mut way).await {
-                Ok(()) => return Ok(Opened { upstream, way, first: None, since: Instant::now() }),
+                Ok(()) => {
+                    return Ok(Opened { upstream, way, first: None, since: Instant::now(), evidence });
+                }
                 Err(failure) => last = failure,
             },
             Err(failure) => last = failure,
         }
+        count(evidence.as_ref(), route, &upstream, evidence_of(Err(&last), None), None);
         upstream.avoid();
         tried.push(address);
     }
@@ -182,11 +207,18 @@ pub(super) async fn tunnel_opaque(
     reader: &mut Reader,
     writer: &mut Writer,
 ) -> Result<(), Failure> {
-    let Opened { upstream, mut way, first, since } = opened;
+    let Opened { upstream, mut way, first, since, mut evidence } = opened;
     let mut early = 0;
+    // Counted once, with the server's first word or at the end.
+    let mut heard = |seen: Seen| {
+        if let Some(attempts) = evidence.take() {
+            attempts.count(seen, None);
+        }
+    };
     match first {
         // The server will say nothing; it may still listen.
         Some(Event::End) => {
+            heard(Seen::Good);
             writer.end(&[]).await.map_err(|_| Failure::ClientGone)?;
             let mut up = 0;
             if let Way::Mesh(sender, _) = &way {
@@ -196,32 +228,33 @@ pub(super) async fn tunnel_opaque(
             return Ok(());
         }
         Some(Event::Reset(_) | Event::Lost) => {
+            heard(Seen::Failed);
             writer.abort();
             return Ok(());
         }
         _ => {}
     }
     if let Some(Event::Data(bytes)) = first {
+        heard(Seen::Good);
         early = bytes.len() as u64;
         writer.data(&bytes).await.map_err(|_| Failure::ClientGone)?;
         writer.flush().await.map_err(|_| Failure::ClientGone)?;
     }
     let (from_client, to_client) = (Source::Http1(reader), Sink::Http1(writer));
-    let (up, down) = match &mut way {
+    let joined = match &mut way {
         Way::Mesh(sender, receiver) => {
-            tunnel(
-                (from_client, Sink::Mesh(sender)),
-                (Source::Mesh(receiver), to_client),
-                |_| true,
-                pending(),
-            )
-            .await
+            let (up, down) = ((from_client, Sink::Mesh(sender)), (Source::Mesh(receiver), to_client));
+            join(up, down, |_| true, || heard(Seen::Good), pending()).await
         }
         Way::Plain(input, output) => {
-            tunnel((from_client, Sink::Http1(output)), (Source::Http1(input), to_client), |_| true, pending())
-                .await
+            let (up, down) = ((from_client, Sink::Http1(output)), (Source::Http1(input), to_client));
+            join(up, down, |_| true, || heard(Seen::Good), pending()).await
         }
     };
+    if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
+        heard(seen);
+    }
+    let (up, down) = joined.bytes;
     let took: Duration = since.elapsed();
     tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
     upstream.series(&worker.telemetry, "opaque").connection(None, (up, down + early));

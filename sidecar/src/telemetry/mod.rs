@@ -3,6 +3,7 @@
 //! No label comes from the wire: services, revisions and namespaces come from the operator, methods
 //! and hosts are no labels. Handles are resolved when a route is built, not per request.
 
+pub mod attempts;
 pub mod prometheus;
 pub mod report;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 
 use crate::error::Failure;
+use attempts::{AttemptKey, AttemptTable, Attempts};
 
 /// Series beyond this many are counted as one, named `_OTHER`.
 const MAX_SERIES: usize = 2_000;
@@ -149,6 +151,8 @@ impl ByProtocol {
 pub struct Telemetry {
     series: Mutex<HashMap<SeriesKey, Arc<Series>>>,
     events: Mutex<HashMap<(&'static str, &'static str), u64>>,
+    /// Attempts under Canaries.
+    pub attempts: AttemptTable,
 }
 
 impl Telemetry {
@@ -196,6 +200,15 @@ impl Telemetry {
             key
         };
         Arc::clone(series.entry(key).or_default())
+    }
+
+    /// Where attempts of a Canary are counted; `None`: too much is counted already, and these are no evidence.
+    pub fn attempts_of(&self, key: AttemptKey) -> Option<Arc<Attempts>> {
+        let attempts = self.attempts.of(key);
+        if attempts.is_none() {
+            self.event("evidence_dropped", "TableFull");
+        }
+        attempts
     }
 
     /// Counts something that is neither request nor connection: a refused certificate, say.
