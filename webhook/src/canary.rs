@@ -1,8 +1,8 @@
 //! Validates a Canary, and warns about what around it would hinder its rollouts.
 //!
-//! In: a Canary that a user applies, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. Only values
-//! that can never work are rejected; everything about the target and its Services is a warning, because they can be
-//! changed later. Never reads the cluster and never changes an object.
+//! In: a Canary that a user applies, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. What can never
+//! work is rejected; what makes a rollout slow, risky or confusing is a warning. Never reads the cluster and never
+//! changes an object.
 
 use std::time::Duration;
 
