@@ -7,13 +7,16 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::routing::post;
 use axum::{Json, Router};
+use k8s_openapi::api::core::v1::Service;
+use kube::api::ListParams;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::{Api, Client};
 use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
-use crate::cluster::Cluster;
+use crate::canary::{self, Facts, Target};
+use crate::cluster::{Cluster, READ_TIMEOUT};
 use crate::inject::{self, Context, Mode, Outcome, SealKey};
 use crate::settings::Settings;
 use crate::validate::{self, Validation};
@@ -28,7 +31,7 @@ pub struct Admission {
     pub settings: Arc<Settings>,
     /// Watched objects.
     pub cluster: Arc<Cluster>,
-    /// Reads the target of a Canary.
+    /// Reads the target of a Canary and the Services of its namespace.
     pub client: Client,
     /// Signs injected sidecars.
     pub key: SealKey,
@@ -192,7 +195,7 @@ impl Admission {
         // An action annotation or the removal of a finalizer must work on an object whose spec is invalid today.
         let old = request.old_object.as_ref().map(|old| old.data.get("spec"));
         if old.is_some_and(|old| old == object.get("spec")) {
-            return validate::action(&object);
+            return canary::action(&object);
         }
         fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, Validation> {
             serde_json::from_value(object)
@@ -203,13 +206,7 @@ impl Admission {
             "MeshConfig" => read::<MeshConfig>(object).map(|config| validate::config(&config)),
             "Canary" => match read::<Canary>(object) {
                 Ok(canary) => {
-                    let namespace = request.namespace.clone().unwrap_or_default();
-                    let target = self.target(&namespace, &canary).await;
-                    Ok(validate::canary(
-                        &canary,
-                        &self.cluster.siblings(&namespace, &canary),
-                        target.as_ref(),
-                    ))
+                    Ok(self.validate_canary(request.namespace.as_deref().unwrap_or(""), &canary).await)
                 }
                 Err(validation) => Err(validation),
             },
@@ -218,7 +215,32 @@ impl Admission {
         found.unwrap_or_else(|validation| validation)
     }
 
-    async fn target(&self, namespace: &str, canary: &Canary) -> Option<Value> {
+    /// Reads what is needed for warnings from the API server: Canaries are rarely applied, so that a watch on every
+    /// workload and Service would cost more. What cannot be read in time is not warned about.
+    async fn validate_canary(&self, namespace: &str, canary: &Canary) -> Validation {
+        let (target, services) = tokio::join!(
+            tokio::time::timeout(READ_TIMEOUT, self.target(namespace, canary)),
+            tokio::time::timeout(READ_TIMEOUT, self.services(namespace)),
+        );
+        let target = match &target {
+            Ok(Some(Some(found))) => Target::Found(found),
+            Ok(Some(None)) => Target::Absent,
+            Ok(None) | Err(_) => Target::Unknown,
+        };
+        let services = services.unwrap_or_default();
+        let siblings = self.cluster.siblings(namespace, canary);
+        canary::validate(canary, &Facts { siblings: &siblings, target, services: &services })
+    }
+
+    async fn services(&self, namespace: &str) -> Vec<Service> {
+        let api = Api::<Service>::namespaced(self.client.clone(), namespace);
+        // From the API server's cache, because a warning may be a second late.
+        let listed = api.list(&ListParams::default().match_any()).await;
+        listed.map_or_else(|_| Vec::new(), |listed| listed.items)
+    }
+
+    /// The target, or that it does not exist. None: it could not be read.
+    async fn target(&self, namespace: &str, canary: &Canary) -> Option<Option<Value>> {
         let plural = match canary.spec.target.kind {
             WorkloadKind::Deployment => "deployments",
             WorkloadKind::StatefulSet => "statefulsets",
@@ -232,8 +254,8 @@ impl Admission {
             plural: plural.into(),
         };
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
-        let object = api.get_opt(&canary.spec.target.name).await.ok()??;
-        serde_json::to_value(object).ok()
+        let object = api.get_opt(&canary.spec.target.name).await.ok()?;
+        Some(object.and_then(|object| serde_json::to_value(object).ok()))
     }
 }
 

@@ -20,8 +20,8 @@ use tulle_crds::{Canary, Exemption, MeshConfig, SidecarDefaults, WorkloadKind, b
 
 use crate::inject::{self, NamespaceLimits};
 
-/// How long reading a namespace may take: the API server waits 3 s for the webhook.
-const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long reading from the API server during a review may take: the API server waits 3 s for the webhook.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Watched objects.
 pub struct Cluster {

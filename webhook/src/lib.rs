@@ -3,6 +3,7 @@
 //! ```text
 //!   inject        injection of a pod: JSON in, patch and warnings out; pure
 //!   validate      rules that CEL in the CRDs cannot express; pure
+//!   canary        the same for Canaries, with warnings about their targets; pure
 //!   admission     HTTP handlers: AdmissionReview in and out
 //!   cluster       watched objects: namespaces, limits, Canaries, MeshConfig
 //!   drain         shutdown without failed admission requests
@@ -12,6 +13,7 @@
 //! define what happens while no replica responds.
 
 pub mod admission;
+pub mod canary;
 pub mod certificates;
 pub mod cluster;
 pub mod drain;

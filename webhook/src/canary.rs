@@ -1,0 +1,383 @@
+//! Validates a Canary, and warns about what around it would hinder its rollouts.
+//!
+//! In: a Canary that a user applies, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. What can never
+//! work is rejected; what makes a rollout slow, risky or confusing is a warning. Never reads the cluster and never
+//! changes an object.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use serde_json::Value;
+use tulle_crds::{
+    Canary, CanaryAction, CanarySpec, Judge, OnFailure, Step, WorkloadKind, keys, parse_duration,
+    parse_percent,
+};
+
+use crate::validate::Validation;
+
+/// Hold of a step that does not set one.
+const DEFAULT_HOLD: Duration = Duration::from_secs(120);
+/// Number of steps of a Canary that does not set them.
+const DEFAULT_STEPS: u32 = 5;
+/// `progressDeadlineSeconds` of a Deployment that does not set it.
+const DEFAULT_PROGRESS_DEADLINE: u64 = 600;
+/// `progressDeadlineSeconds` that a rollout with a pause is advised to have: one day.
+const PROGRESS_DEADLINE_WITH_PAUSE: u64 = 86_400;
+/// How long Helm and Flux's HelmRelease wait by default.
+const DEPLOY_TOOL_TIMEOUT: u64 = 300;
+
+/// What the cluster has around a Canary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts<'a> {
+    /// Names of other Canaries with the same target.
+    pub siblings: &'a [String],
+    /// The target.
+    pub target: Target<'a>,
+    /// Services of the Canary's namespace; none if they could not be read.
+    pub services: &'a [Service],
+}
+
+/// The target of a Canary.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Target<'a> {
+    /// It could not be read.
+    #[default]
+    Unknown,
+    /// It does not exist.
+    Absent,
+    /// The workload.
+    Found(&'a Value),
+}
+
+/// Validates a Canary.
+pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
+    let mut validation = Validation::default();
+    let spec = &canary.spec;
+    check_times(spec, &mut validation);
+    check_judge(&spec.judge, &mut validation);
+    check_warm_up(spec, &mut validation);
+    let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
+    if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
+        validation.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
+    }
+    if let Some(sibling) = facts.siblings.first() {
+        validation.error(format!(
+            "Canary {sibling} already has this target, and a workload can have only one Canary; delete one of the two"
+        ));
+    }
+    if spec.on_failure == OnFailure::Undo {
+        validation.warn("onFailure: Undo needs the overlay config/overlays/undo, which gives the operator the right to change Deployments; without it a failed version is kept without traffic, as with onFailure: Hold");
+    }
+    match facts.target {
+        Target::Unknown => {}
+        Target::Found(target) => {
+            check_target(spec, target, &mut validation);
+            check_manager(spec, target, &mut validation);
+            check_services(spec, target, facts.services, &mut validation);
+        }
+        Target::Absent => validation.warn(format!(
+            "there is no {} yet; the Canary takes effect when that workload is created",
+            name_of(spec)
+        )),
+    }
+    validation
+}
+
+/// Warns about an invalid action annotation.
+pub fn action(object: &Value) -> Validation {
+    let mut validation = Validation::default();
+    let annotations = object.pointer("/metadata/annotations");
+    let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
+    if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
+        validation.warn(format!(
+            "{}={text} has no effect because it is invalid; write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1, or promote:REVISION@1 to act on that revision only",
+            keys::ACTION
+        ));
+    }
+    validation
+}
+
+fn name_of(spec: &CanarySpec) -> String {
+    format!("{} {}", spec.target.kind.name(), spec.target.name)
+}
+
+/// The limits of `weight` and `deadline` are in the schema too. They are repeated because the schema in the cluster
+/// may be older than this webhook. The same is true of those in [`check_judge`].
+fn check_times(spec: &CanarySpec, validation: &mut Validation) {
+    match parse_duration(&spec.deadline) {
+        Err(error) => validation.error(format!("spec.deadline: {error}")),
+        Ok(deadline) if deadline.is_zero() => validation.error(format!(
+            "spec.deadline: {} fails every rollout at once; write for example 24h",
+            spec.deadline
+        )),
+        Ok(_) => {}
+    }
+    for (index, step) in spec.steps.iter().enumerate() {
+        if step.weight == Some(0) {
+            validation.error(format!(
+                "spec.steps[{index}].weight: must be from 1 to 100; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+            ));
+        }
+        if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
+            validation.error(format!("spec.steps[{index}].hold: {error}"));
+        }
+    }
+}
+
+fn check_judge(judge: &Judge, validation: &mut Validation) {
+    match parse_percent(&judge.confidence) {
+        Err(error) => validation.error(format!("spec.judge.confidence: {error}")),
+        Ok(share) if share <= 0.0 || share >= 1.0 => validation.error(format!(
+            "spec.judge.confidence: {} must be above 0% and below 100%; write for example 99%",
+            judge.confidence
+        )),
+        Ok(_) => {}
+    }
+    let worse_by = judge.latency.worse_by;
+    if worse_by != 0.0 && worse_by < 1.0 {
+        validation.error(format!(
+            "spec.judge.latency.worseBy: {worse_by} must be at least 1, or 0 to leave latency out; write for example 3"
+        ));
+    }
+    match judge.objectives.p99.as_deref().map(parse_duration) {
+        Some(Err(error)) => validation.error(format!("spec.judge.objectives.p99: {error}")),
+        Some(Ok(limit)) if limit.is_zero() => {
+            validation.error("spec.judge.objectives.p99: must be longer than 0s; write for example 300ms");
+        }
+        Some(Ok(_)) | None => {}
+    }
+    if let Err(error) = parse_duration(&judge.warm_up) {
+        validation.error(format!("spec.judge.warmUp: {error}"));
+    }
+}
+
+fn check_warm_up(spec: &CanarySpec, validation: &mut Validation) {
+    let Ok(warm_up) = parse_duration(&spec.judge.warm_up) else { return };
+    let shortest = spec.steps.iter().filter_map(hold_of).min();
+    let shortest = shortest.or(spec.steps.is_empty().then_some(DEFAULT_HOLD));
+    if let Some(shortest) = shortest.filter(|shortest| warm_up > *shortest) {
+        validation.warn(format!(
+            "spec.judge.warmUp: requests to a new pod are not judged for {}, which is longer than the shortest hold ({} s), so nothing may be judged within that step; write a shorter warmUp or a longer hold",
+            spec.judge.warm_up,
+            shortest.as_secs()
+        ));
+    }
+}
+
+/// How long a step lasts at least. None: it is a pause, which lasts until a user resumes the rollout.
+fn hold_of(step: &Step) -> Option<Duration> {
+    if step.pause.is_some() {
+        return None;
+    }
+    // An invalid hold is an error of its own.
+    Some(step.hold.as_deref().map_or(DEFAULT_HOLD, |hold| parse_duration(hold).unwrap_or_default()))
+}
+
+/// How long the steps take.
+struct StepTime {
+    /// The sum of the holds.
+    seconds: u64,
+    /// Whether there is a pause too, which can take any time.
+    has_pause: bool,
+}
+
+impl StepTime {
+    fn of(spec: &CanarySpec) -> Self {
+        if spec.steps.is_empty() {
+            return Self { seconds: (DEFAULT_HOLD * DEFAULT_STEPS).as_secs(), has_pause: false };
+        }
+        let seconds = spec.steps.iter().filter_map(hold_of).map(|hold| hold.as_secs());
+        Self {
+            seconds: seconds.fold(0, u64::saturating_add),
+            has_pause: spec.steps.iter().any(|step| step.pause.is_some()),
+        }
+    }
+
+    /// Half more than the holds need, because steps also wait for pods, acknowledgements and requests; in units of
+    /// five minutes.
+    fn progress_deadline(&self) -> u64 {
+        let needed = self.seconds.saturating_mul(3).div_ceil(600).saturating_mul(300);
+        if self.has_pause { needed.max(PROGRESS_DEADLINE_WITH_PAUSE) } else { needed }
+    }
+}
+
+fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let name = name_of(spec);
+    match spec.target.kind {
+        WorkloadKind::Deployment => {
+            check_progress_deadline(spec, target, validation);
+            check_strategy(spec, target, validation);
+        }
+        WorkloadKind::StatefulSet
+            if target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 =>
+        {
+            validation.warn(format!(
+                "{name} has one replica, so the new version replaces the only stable pod and cannot be compared with it; use 2 replicas or more"
+            ));
+        }
+        WorkloadKind::StatefulSet => validation.warn(format!(
+            "{name} has no surge because it is a StatefulSet, so the pod with the highest ordinal is replaced, and stays unready until the rollout gives it traffic"
+        )),
+        WorkloadKind::DaemonSet => {
+            let surge = target.pointer("/spec/updateStrategy/rollingUpdate/maxSurge");
+            if surge.is_none_or(is_zero) {
+                validation.warn(format!("{name} has no maxSurge, so each pod of the new version replaces the stable pod of its node; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
+            }
+        }
+    }
+}
+
+/// While pods of the new version wait behind their gates, Kubernetes sees a rolling update without progress.
+fn check_progress_deadline(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let deadline = target.pointer("/spec/progressDeadlineSeconds").and_then(Value::as_u64);
+    let deadline = deadline.unwrap_or(DEFAULT_PROGRESS_DEADLINE);
+    let steps = StepTime::of(spec);
+    let take = if steps.has_pause && deadline < PROGRESS_DEADLINE_WITH_PAUSE {
+        "the steps contain a pause, which can take any time,".to_owned()
+    } else if steps.seconds >= deadline {
+        format!("the steps take at least {} s", steps.seconds)
+    } else {
+        return;
+    };
+    validation.warn(format!(
+        "{take} and the progressDeadlineSeconds of {} is {deadline}: set its spec.progressDeadlineSeconds: {}, or kubectl rollout status, Helm, Flux and Argo CD report a failed rollout in the middle",
+        name_of(spec),
+        steps.progress_deadline()
+    ));
+}
+
+fn check_strategy(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let name = name_of(spec);
+    if target.pointer("/spec/strategy/type").and_then(Value::as_str) == Some("Recreate") {
+        validation.error(format!("{name} has strategy Recreate, which deletes all stable pods before the new version starts; set its spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
+    }
+    if target.pointer("/spec/strategy/rollingUpdate/maxSurge").is_some_and(is_zero) {
+        validation.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
+    }
+    let most = surge_weight(spec, target);
+    if spec.capacity.keep_stable && spec.steps.iter().any(|step| step.weight.unwrap_or(0) > most) {
+        validation.warn(format!(
+            "spec.capacity.keepStable: the surge pods of {name} can carry {most}%, but a step has a higher weight, which will not be set; increase its maxSurge or lower the weights"
+        ));
+    }
+    let unavailable = target.pointer("/spec/strategy/rollingUpdate/maxUnavailable");
+    if unavailable.is_some_and(|unavailable| !is_zero(unavailable)) {
+        validation.warn(format!("{name} has maxUnavailable above 0, so stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
+    }
+}
+
+fn is_zero(pods: &Value) -> bool {
+    pods.as_u64() == Some(0) || pods.as_str() == Some("0%")
+}
+
+/// The highest weight that the surge pods of a Deployment can carry, in percent.
+fn surge_weight(spec: &CanarySpec, target: &Value) -> u8 {
+    let replicas = target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1).max(1) as f64;
+    let surge = match target.pointer("/spec/strategy/rollingUpdate/maxSurge") {
+        Some(Value::Number(pods)) => pods.as_f64().unwrap_or(0.0),
+        Some(Value::String(text)) => {
+            let percent: f64 = text.trim_end_matches('%').parse().unwrap_or(25.0);
+            (replicas * percent / 100.0).ceil()
+        }
+        _ => (replicas * 0.25).ceil(),
+    };
+    (surge / (replicas * spec.capacity.headroom) * 100.0).clamp(0.0, 100.0) as u8
+}
+
+/// The tool that applies the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    Helm,
+    Flux,
+    ArgoCd,
+}
+
+impl Manager {
+    /// Flux before Helm: what Flux installs from a chart has the labels of both.
+    fn of(target: &Value) -> Option<Self> {
+        let label = |key: &str| target.pointer("/metadata/labels")?.get(key)?.as_str();
+        let annotation = |key: &str| target.pointer("/metadata/annotations")?.get(key)?.as_str();
+        if label("kustomize.toolkit.fluxcd.io/name").or(label("helm.toolkit.fluxcd.io/name")).is_some() {
+            Some(Self::Flux)
+        } else if annotation("argocd.argoproj.io/tracking-id").is_some()
+            || label("argocd.argoproj.io/instance").is_some()
+        {
+            Some(Self::ArgoCd)
+        } else if label("app.kubernetes.io/managed-by") == Some("Helm")
+            || annotation("meta.helm.sh/release-name").is_some()
+        {
+            Some(Self::Helm)
+        } else {
+            None
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Helm => "Helm",
+            Self::Flux => "Flux",
+            Self::ArgoCd => "Argo CD",
+        }
+    }
+
+    /// What to do so that the tool does not take a rollout in progress for a failed one.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Helm => {
+                "which waits for 5 minutes by default when it waits: set helm --timeout to more than the steps take, and use neither --atomic nor --rollback-on-failure, which restore the old version"
+            }
+            Self::Flux => {
+                "which waits for 5 minutes by default: set spec.timeout of its Kustomization or HelmRelease to more than the steps take, and use no spec.upgrade.remediation, which restores the old version"
+            }
+            Self::ArgoCd => {
+                "which reports the application as Progressing until the promotion: let no sync wave and no `argocd app wait` with a shorter --timeout depend on it"
+            }
+        }
+    }
+}
+
+fn check_manager(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let Some(manager) = Manager::of(target) else { return };
+    let (name, tool) = (name_of(spec), manager.name());
+    if manager != Manager::Helm && spec.on_failure == OnFailure::Undo {
+        validation.warn(format!("{name} is managed by {tool}, which re-applies the version that onFailure: Undo removes; that revision then gets no traffic until tulle.dev/action=retry@ID; use onFailure: Hold and revert in the repository"));
+    }
+    let steps = StepTime::of(spec);
+    if steps.has_pause || steps.seconds > DEPLOY_TOOL_TIMEOUT {
+        validation.warn(format!(
+            "the steps take more than 5 minutes, and {name} is managed by {tool}, {}",
+            manager.advice()
+        ));
+    }
+}
+
+/// A Service can be split where clients dial its own address. Clients of a headless Service dial pods.
+fn check_services(spec: &CanarySpec, target: &Value, services: &[Service], validation: &mut Validation) {
+    let selecting: Vec<&Service> = services.iter().filter(|service| selects(service, target)).collect();
+    let is_headless = |service: &&Service| {
+        let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
+        address == Some("None")
+    };
+    if selecting.is_empty() || !selecting.iter().all(is_headless) {
+        return;
+    }
+    let names: Vec<&str> = selecting.iter().filter_map(|service| service.metadata.name.as_deref()).collect();
+    validation.warn(format!(
+        "{} is selected by headless Services only ({}), so clients dial pods by address: the weight cannot be applied and the rollout holds at its first step; add a Service with a cluster address for the clients",
+        name_of(spec),
+        names.join(", ")
+    ));
+}
+
+fn selects(service: &Service, target: &Value) -> bool {
+    let Some(spec) = service.spec.as_ref() else { return false };
+    let label = |key: &str| target.pointer("/spec/template/metadata/labels")?.get(key)?.as_str();
+    // Kubernetes ignores the selector of an ExternalName Service, and one without a selector selects nothing.
+    let mut selector = spec.selector.iter().flatten().peekable();
+    spec.type_.as_deref() != Some("ExternalName")
+        && selector.peek().is_some()
+        && selector.all(|(key, value)| label(key) == Some(value.as_str()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+use super::*;
+use serde_json::json;
+
+fn canary_of(spec: Value) -> Canary {
+    serde_json::from_value(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": spec})).unwrap()
+}
+
+/// A Canary of Deployment web with further fields.
+fn web(fields: Value) -> Canary {
+    let mut spec = json!({"target": {"kind": "Deployment", "name": "web"}});
+    spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    canary_of(spec)
+}
+
+/// What is found when the target is this.
+fn with_target(canary: &Canary, target: &Value) -> Validation {
+    validate(canary, &Facts { target: Target::Found(target), ..Facts::default() })
+}
+
+fn errors(canary: &Canary) -> Vec<String> {
+    validate(canary, &Facts::default()).errors
+}
+
+/// The warnings that contain the text.
+fn about(validation: &Validation, text: &str) -> Vec<String> {
+    validation.warnings.iter().filter(|warning| warning.contains(text)).cloned().collect()
+}
+
+#[test]
+fn steps_that_take_as_long_as_the_progress_deadline_are_warned_about_with_the_value_to_set() {
+    let warnings = about(&with_target(&web(json!({})), &json!({"spec": {}})), "progressDeadlineSeconds");
+    assert_eq!(
+        warnings,
+        [
+            "the steps take at least 600 s and the progressDeadlineSeconds of Deployment web is 600: set its spec.progressDeadlineSeconds: 900, or kubectl rollout status, Helm, Flux and Argo CD report a failed rollout in the middle"
+        ]
+    );
+    for (steps, deadline, value) in [
+        (json!([{"weight": 5, "hold": "20m"}]), 600, Some(1800)),
+        (json!([{"weight": 5}, {"weight": 50, "hold": "481s"}]), 600, Some(1200)),
+        (json!([{"weight": 5, "hold": "20m"}]), 1201, None),
+        (json!([{"weight": 5}, {"weight": 50}]), 600, None),
+    ] {
+        let target = json!({"spec": {"progressDeadlineSeconds": deadline}});
+        let warnings = about(&with_target(&web(json!({"steps": steps})), &target), "progressDeadlineSeconds");
+        assert_eq!(warnings.len(), usize::from(value.is_some()), "{steps}: {warnings:?}");
+        if let Some(value) = value {
+            let line = format!("set its spec.progressDeadlineSeconds: {value},");
+            assert!(warnings[0].contains(&line), "{steps}: {warnings:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pause_needs_a_progress_deadline_of_a_day_because_it_can_take_any_time() {
+    let canary = web(json!({"steps": [{"weight": 5}, {"pause": {}}]}));
+    let warnings = about(&with_target(&canary, &json!({"spec": {}})), "progressDeadlineSeconds");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("the steps contain a pause, which can take any time,"), "{warnings:?}");
+    assert!(warnings[0].contains("spec.progressDeadlineSeconds: 86400"), "{warnings:?}");
+    let patient = json!({"spec": {"progressDeadlineSeconds": 86_400}});
+    assert!(about(&with_target(&canary, &patient), "progressDeadlineSeconds").is_empty());
+}
+
+#[test]
+fn a_tool_that_would_not_wait_for_the_steps_is_named_with_what_to_do() {
+    for (metadata, expected) in [
+        (json!({"labels": {"app.kubernetes.io/managed-by": "Helm"}}), Some("set helm --timeout")),
+        (json!({"annotations": {"meta.helm.sh/release-name": "web"}}), Some("set helm --timeout")),
+        (json!({"labels": {"kustomize.toolkit.fluxcd.io/name": "apps"}}), Some("managed by Flux")),
+        (
+            json!({"labels": {"helm.toolkit.fluxcd.io/name": "apps", "app.kubernetes.io/managed-by": "Helm"}}),
+            Some("managed by Flux"),
+        ),
+        (json!({"labels": {"argocd.argoproj.io/instance": "apps"}}), Some("managed by Argo CD")),
+        (json!({"annotations": {"argocd.argoproj.io/tracking-id": "a"}}), Some("managed by Argo CD")),
+        (json!({"labels": {"app.kubernetes.io/managed-by": "me"}}), None),
+    ] {
+        let target = json!({"metadata": metadata, "spec": {}});
+        let warnings = about(&with_target(&web(json!({})), &target), "more than 5 minutes");
+        assert_eq!(warnings.len(), usize::from(expected.is_some()), "{metadata}: {warnings:?}");
+        assert!(warnings.iter().all(|warning| warning.contains(expected.unwrap())), "{warnings:?}");
+        let short = web(json!({"steps": [{"weight": 5, "hold": "5m"}]}));
+        assert!(about(&with_target(&short, &target), "more than 5 minutes").is_empty(), "{metadata}");
+    }
+    let flux = json!({"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "apps"}}, "spec": {}});
+    let undone = web(json!({"onFailure": "Undo"}));
+    assert_eq!(about(&with_target(&undone, &flux), "re-applies").len(), 1);
+}
+
+#[test]
+fn a_target_that_only_headless_services_select_cannot_be_split() {
+    let target = json!({"spec": {"template": {"metadata": {"labels": {"app": "web", "tier": "front"}}}}});
+    let service = |name: &str, address: &str, selector: Value| -> Service {
+        serde_json::from_value(
+            json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "selector": selector}}),
+        )
+        .unwrap()
+    };
+    let headless = service("pods", "None", json!({"app": "web"}));
+    let usual = service("web", "10.96.0.7", json!({"app": "web", "tier": "front"}));
+    let other = service("other", "10.96.0.8", json!({"app": "other"}));
+    let without_selector = service("manual", "10.96.0.9", json!({}));
+    let warned = |services: &[&Service]| {
+        let services: Vec<Service> = services.iter().copied().cloned().collect();
+        let facts = Facts { target: Target::Found(&target), services: &services, ..Facts::default() };
+        about(&validate(&web(json!({})), &facts), "headless")
+    };
+    let warnings = warned(&[&headless, &other, &without_selector]);
+    assert_eq!(
+        warnings,
+        [
+            "Deployment web is selected by headless Services only (pods), so clients dial pods by address: the weight cannot be applied and the rollout holds at its first step; add a Service with a cluster address for the clients"
+        ]
+    );
+    assert!(warned(&[&headless, &usual]).is_empty());
+    assert!(warned(&[&other, &without_selector]).is_empty());
+    assert!(warned(&[]).is_empty());
+}
+
+#[test]
+fn undo_is_accepted_with_a_warning_about_the_right_that_it_needs() {
+    let validation = validate(&web(json!({"onFailure": "Undo"})), &Facts::default());
+    assert!(validation.errors.is_empty(), "{:?}", validation.errors);
+    assert_eq!(about(&validation, "config/overlays/undo").len(), 1);
+    let held = validate(&web(json!({})), &Facts::default());
+    assert!(about(&held, "config/overlays/undo").is_empty());
+}
+
+#[test]
+fn a_warm_up_longer_than_the_shortest_hold_is_warned_about() {
+    for (fields, warned) in [
+        (json!({"judge": {"warmUp": "3m"}}), true),
+        (json!({"judge": {"warmUp": "2m"}}), false),
+        (json!({"judge": {"warmUp": "30s"}, "steps": [{"weight": 5}, {"weight": 9, "hold": "20s"}]}), true),
+        (json!({"steps": [{"weight": 5, "hold": "10s"}]}), false),
+        (json!({"judge": {"warmUp": "3m"}, "steps": [{"pause": {}}]}), false),
+    ] {
+        let validation = validate(&web(fields.clone()), &Facts::default());
+        assert!(validation.errors.is_empty(), "{fields}: {:?}", validation.errors);
+        assert_eq!(about(&validation, "spec.judge.warmUp").len(), usize::from(warned), "{fields}");
+    }
+}
+
+#[test]
+fn times_and_limits_that_cannot_work_are_rejected_with_what_to_write() {
+    for (field, spec, expected) in [
+        ("spec.deadline", json!({"deadline": "0s"}), "write for example 24h"),
+        ("spec.deadline", json!({"deadline": "0h0m"}), "write for example 24h"),
+        ("spec.deadline", json!({"deadline": "30m1h"}), "for example 90s, 5m or 1h30m"),
+        ("spec.judge.confidence", json!({"judge": {"confidence": "0%"}}), "write for example 99%"),
+        ("spec.judge.confidence", json!({"judge": {"confidence": "100%"}}), "write for example 99%"),
+        ("spec.judge.confidence", json!({"judge": {"confidence": "101%"}}), "for example 99% or 99.5%"),
+        ("spec.steps[0].weight", json!({"steps": [{"weight": 0}]}), "from 1 to 100"),
+        ("spec.steps[0].hold", json!({"steps": [{"weight": 5, "hold": "5 minutes"}]}), "1h30m"),
+        ("spec.judge.objectives.p99", json!({"judge": {"objectives": {"p99": "fast"}}}), "1h30m"),
+        ("spec.judge.objectives.p99", json!({"judge": {"objectives": {"p99": "0ms"}}}), "for example 300ms"),
+        ("spec.judge.warmUp", json!({"judge": {"warmUp": "soon"}}), "1h30m"),
+        ("spec.judge.latency.worseBy", json!({"judge": {"latency": {"worseBy": 0.5}}}), "for example 3"),
+    ] {
+        let errors = errors(&web(spec.clone()));
+        assert_eq!(errors.len(), 1, "{spec}: {errors:?}");
+        assert!(errors[0].starts_with(field) && errors[0].contains(expected), "{spec}: {errors:?}");
+    }
+    let accepted = json!({"deadline": "1h30m", "judge": {"confidence": "99.9%",
+        "objectives": {"successRate": 99.5, "p99": "300ms"}, "latency": {"worseBy": 0.0}},
+        "steps": [{"weight": 1, "hold": "0s"}, {"weight": 100, "hold": "1d12h"}]});
+    assert_eq!(errors(&web(accepted)), Vec::<String>::new());
+}
+
+#[test]
+fn a_deployment_with_strategy_recreate_cannot_have_a_canary() {
+    let validation = with_target(&web(json!({})), &json!({"spec": {"strategy": {"type": "Recreate"}}}));
+    assert!(validation.errors[0].contains("RollingUpdate"), "{:?}", validation.errors);
+}
+
+#[test]
+fn a_second_canary_for_a_workload_is_rejected() {
+    let siblings = ["other".to_owned()];
+    let validation = validate(&web(json!({})), &Facts { siblings: &siblings, ..Facts::default() });
+    assert_eq!(
+        validation.errors,
+        [
+            "Canary other already has this target, and a workload can have only one Canary; delete one of the two"
+        ]
+    );
+}
+
+#[test]
+fn a_canary_whose_target_hinders_it_is_accepted_with_a_warning() {
+    let set = canary_of(json!({"target": {"kind": "StatefulSet", "name": "db"}}));
+    let warnings = with_target(&set, &json!({"spec": {"replicas": 1}})).warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("has one replica")), "{warnings:?}");
+    let kept = json!({"capacity": {"keepStable": true},
+        "steps": [{"weight": 20}, {"weight": 50}]});
+    for (surge, warned) in [(json!(2), true), (json!("25%"), true), (json!(5), false), (json!("50%"), false)]
+    {
+        let target = json!({"spec": {"replicas": 10, "strategy": {"rollingUpdate": {"maxSurge": surge}}}});
+        let warnings = with_target(&web(kept.clone()), &target).warnings;
+        assert_eq!(
+            warnings.iter().any(|warning| warning.contains("surge pods of")),
+            warned,
+            "{surge}: {warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn a_target_that_does_not_exist_is_warned_about_and_one_that_was_not_read_is_not() {
+    let absent = Facts { target: Target::Absent, ..Facts::default() };
+    assert_eq!(about(&validate(&web(json!({})), &absent), "there is no Deployment web yet").len(), 1);
+    assert_eq!(validate(&web(json!({})), &Facts::default()), Validation::default());
+}
+
+#[test]
+fn an_invalid_action_is_warned_about() {
+    for (text, warned) in [
+        ("promote@7", false),
+        ("promote:59d8@7", false),
+        ("promote", true),
+        ("promotes@7", true),
+        ("retry@", true),
+    ] {
+        let object = json!({"metadata": {"annotations": {"tulle.dev/action": text}}});
+        assert_eq!(action(&object).warnings.len(), usize::from(warned), "{text}");
+    }
+}
