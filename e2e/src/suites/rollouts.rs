@@ -81,7 +81,7 @@ fn stopped(kube: &Kube) -> Result<()> {
     let ready = field.get("deployment/web", ".status.updatedReplicas")?;
     ensure!(ready == "1", "{ready} pods of the bad version, expected only the parked one");
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("1.5"), "the evidence summary does not give the reason: {because}");
+    ensure!(because.contains("worse than 1.5x"), "the evidence summary does not give the reason: {because}");
     Ok(())
 }
 

@@ -77,7 +77,10 @@ pub(super) fn objective(kube: &Kube) -> Result<()> {
     deploy(&field, "v2", 20)?;
     reaches(&field, "Failed", SOON)?;
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("99"), "the evidence summary does not name the objective: {because}");
+    ensure!(
+        because.contains("objective of 99% success"),
+        "the evidence summary does not name the objective: {because}"
+    );
     Ok(())
 }
 
