@@ -1,8 +1,7 @@
 //! A service of the shop.
 
-use std::convert::Infallible;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Error, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,12 +33,21 @@ pub struct Serve {
     /// `host:port` of a service to call for each request.
     #[arg(long)]
     next: Option<String>,
-    /// Percentage of requests that get status 500.
+    /// Percentage of requests that get an error status.
     #[arg(long, default_value_t = 0)]
     errors: u64,
-    /// Milliseconds to wait before each response.
+    /// The error status.
+    #[arg(long, default_value_t = 500)]
+    status: u16,
+    /// Percentage of requests whose connection is closed without a response.
+    #[arg(long, default_value_t = 0)]
+    closes: u64,
+    /// Milliseconds to wait before a response.
     #[arg(long, default_value_t = 0)]
     delay: u64,
+    /// Percentage of requests whose response is delayed.
+    #[arg(long, default_value_t = 100)]
+    delayed: u64,
     /// On SIGTERM, exits at once instead of completing open requests.
     #[arg(long)]
     abrupt: bool,
@@ -50,6 +58,8 @@ pub struct Serve {
 
 struct Service {
     settings: Serve,
+    /// Name of the pod, included in responses.
+    pod: String,
     requests: AtomicU64,
     stopping: AtomicBool,
 }
@@ -61,6 +71,7 @@ impl Serve {
         let abrupt = self.abrupt;
         let service = Arc::new(Service {
             settings: self,
+            pod: pod_name(),
             requests: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         });
@@ -74,7 +85,8 @@ impl Serve {
                     let service = Arc::clone(&service);
                     let handler = service_fn(move |request| {
                         let service = Arc::clone(&service);
-                        async move { Ok::<_, Infallible>(service.answer(request).await) }
+                        // After an error of the handler, hyper closes the connection without a response.
+                        async move { service.answer(request).await.ok_or_else(|| Error::other("closed on purpose")) }
                     });
                     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler);
                     let watched = graceful.watch(connection);
@@ -100,22 +112,39 @@ async fn bind_v4(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(("0.0.0.0", port)).await
 }
 
+/// The name of the pod, which is its host name.
+fn pod_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether this request is one of `percentage`. Spread evenly, so that it holds for exactly that many of 100
+/// consecutive requests.
+fn is_one_of(percentage: u64, number: u64) -> bool {
+    percentage > 0 && number * percentage % 100 + percentage >= 100
+}
+
 impl Service {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// The response, or none where the connection is to be closed instead.
+    async fn answer(&self, request: Request<Incoming>) -> Option<Response<Full<Bytes>>> {
         if request.uri().path() == "/ready" {
             let ok = !self.stopping.load(Ordering::Relaxed);
-            return respond(
-                if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
-                "ready".into(),
-            );
+            let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            return Some(respond(status, "ready".into()));
         }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        if is_one_of(self.settings.closes, number) {
+            return None;
+        }
+        Some(self.carry_out(request, number).await)
+    }
+
+    async fn carry_out(&self, request: Request<Incoming>, number: u64) -> Response<Full<Bytes>> {
         let client =
             request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let carried_out =
             (request.method() == Method::POST).then(|| request.uri().query().unwrap_or("").to_owned());
         let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
-        if self.settings.delay > 0 {
+        if self.settings.delay > 0 && is_one_of(self.settings.delayed, number) {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
         }
         if let (Some(ledger), Some(sequence)) = (&self.settings.ledger, carried_out)
@@ -123,9 +152,10 @@ impl Service {
         {
             return respond(StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {error}", ledger.display()));
         }
-        // Spread evenly, so that of 100 consecutive requests exactly `errors` fail.
-        if number * self.settings.errors % 100 + self.settings.errors >= 100 && self.settings.errors > 0 {
-            return respond(StatusCode::INTERNAL_SERVER_ERROR, "broken on purpose".into());
+        if is_one_of(self.settings.errors, number) {
+            let status =
+                StatusCode::from_u16(self.settings.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return respond(status, "broken on purpose".into());
         }
         let next = match &self.settings.next {
             Some(next) => match self.next(next).await {
@@ -135,7 +165,8 @@ impl Service {
             None => serde_json::Value::Null,
         };
         let answer = json!({
-            "service": self.settings.name, "version": self.settings.version, "client": client, "bytes": body, "next": next,
+            "service": self.settings.name, "version": self.settings.version, "pod": self.pod, "client": client,
+            "bytes": body, "next": next,
         });
         respond(StatusCode::OK, answer.to_string())
     }

@@ -186,7 +186,7 @@ fn strict(field: &TestNamespace<'_>) -> Result<()> {
 }
 
 /// The process of a pod's sidecar, by its number on the node.
-fn sidecar_process(cluster: &Cluster, field: &TestNamespace<'_>, name: &str) -> Result<u32> {
+pub(super) fn sidecar_process(cluster: &Cluster, field: &TestNamespace<'_>, name: &str) -> Result<u32> {
     let uid = field.get(&format!("pod/{name}"), ".metadata.uid")?;
     let script = format!("grep -lszx TULLE_POD_UID={uid} /proc/[0-9]*/environ || true");
     let found = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;

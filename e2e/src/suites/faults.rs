@@ -69,11 +69,11 @@ fn operator_killed(kube: &Kube) -> Result<()> {
     kube.wait_for("25% of the traffic on v2", 60, || {
         Ok(field.get("canary/web", ".status.weightSummary")? == "25%")
     })?;
-    thread::sleep(Duration::from_secs(3));
     let evidence = || -> Result<u64> {
-        let seen = field.get("canary/web", ".status.evidence.canaryRequests")?;
-        seen.parse().with_context(|| format!("canaryRequests is not a number: {seen:?}"))
+        let seen = field.get("canary/web", ".status.evidence.canary.attempts")?;
+        seen.parse().with_context(|| format!("the attempts are not a number: {seen:?}"))
     };
+    kube.wait_for("evidence", 20, || Ok(evidence()? > 0))?;
     let before = evidence()?;
     let (failed, why) = field.failed_during("load", || {
         kube.run(&[
@@ -92,7 +92,6 @@ fn operator_killed(kube: &Kube) -> Result<()> {
         })
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
-    ensure!(before > 0, "there was no evidence before the operator was killed");
     kube.wait_for("the promotion", 120, || {
         Ok(field.get("canary/web", ".status.history[0].outcome")? == "Promoted")
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::json;
 
-use super::namespace::{TestNamespace, deployment, host_pod, pod_template};
+use super::namespace::{TestNamespace, deployment, host_pod, pod_template, service};
 use super::{Skip, Test};
 use crate::host;
 use crate::kubectl::Kube;
@@ -27,6 +27,8 @@ pub(super) const TESTS: &[Test] = &[
         refused_objects,
     ),
     ("of two policies for the same pods, the younger reports the conflict", conflict),
+    ("a Service of another namespace cannot take over a cluster address by externalIPs", foreign_claim),
+    ("an invalid cidr is refused by the schema, without the webhook", invalid_cidr),
     ("kubectl explain describes each kind and each of its fields", explain),
 ];
 
@@ -308,6 +310,35 @@ fn conflict(kube: &Kube) -> Result<()> {
     })?;
     let reason = field.get("meshpolicy/older", ".status.conditions[0].reason")?;
     ensure!(reason == "Enforced", "the older policy is {reason}");
+    Ok(())
+}
+
+fn foreign_claim(kube: &Kube) -> Result<()> {
+    let (owner, thief) = (TestNamespace::meshed(kube, "t-owner")?, TestNamespace::meshed(kube, "t-thief")?);
+    owner.service("payments", 1, &[])?;
+    owner.client("client")?;
+    thief.service("thief", 1, &[])?;
+    let address = owner.get("service/payments", ".spec.clusterIP")?;
+    thief.apply(service("claim", json!({"selector": {"app": "thief"}, "externalIPs": [address]})))?;
+    let ask = "for i in $(seq 20); do curl -s -m 8 http://payments.t-owner.svc.cluster.local/; echo; sleep 0.25; done";
+    let answers = owner.exec("client", &["/bin/sh", "-c", ask])?;
+    let (mut all, mut own) = (0, 0);
+    for answer in answers.lines().filter(|line| !line.is_empty()) {
+        all += 1;
+        own += usize::from(answer.contains("\"service\":\"payments\"") && answer.contains("/sa/client"));
+    }
+    ensure!(all == 20 && own == 20, "{own} of {all} answers came from payments over mTLS: {answers}");
+    Ok(())
+}
+
+/// The API server checks the schema before it calls a validating webhook, so that the schema's message comes alone.
+fn invalid_cidr(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::plain(kube, "t-cidr")?;
+    let access = json!({"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]});
+    let said = policy(&field, "bad", json!({"target": {"kind": "Namespace"}, "access": access}));
+    let said = said.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(said.contains("spec.access.deny[0].from[0]"), "the message does not name the field: {said:?}");
+    ensure!(!said.contains("admission webhook"), "only the webhook rejects the cidr: {said}");
     Ok(())
 }
 

@@ -1,6 +1,10 @@
 //! Rollouts on a real cluster under load. The demo shows promotion and a bad version; these tests add every
 //! kind of workload, undo, and missing objects.
 
+mod bad;
+mod decisions;
+mod services;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
@@ -17,11 +21,44 @@ pub(super) const TESTS: &[Test] = &[
     ("onFailure: Undo restores the template of a version that failed", undone),
     ("a Canary reports a missing target, and picks it up when it appears", missing_target),
     ("deleting a Canary opens the gates", deleted),
+    (
+        "a version that closes half of its connections without an answer is stopped, although retries hide it from users",
+        bad::closes,
+    ),
+    ("a version that adds 1.5 s to 40 % of its requests is stopped by its latency", bad::slow),
+    ("a version that answers 403 to 40 % is held, and the status says why", bad::forbids),
+    ("of two bad versions, a canary that fails every request is never promoted", bad::both_bad),
+    ("an objective holds whatever the stable version does", bad::objective),
+    ("a client that never acknowledges does not keep a bad version alive", bad::silent_client),
+    (
+        "a good version of a TCP service is promoted, and one that resets its connections is stopped",
+        services::tcp,
+    ),
+    (
+        "with a newer version in the middle no request is lost, and the older one leaves the Service",
+        decisions::newer,
+    ),
+    (
+        "a failed version stays Failed when its Deployment is scaled to zero and back",
+        decisions::scaled_to_zero,
+    ),
+    ("kubectl events shows the start of each of two rollouts", decisions::events),
+    ("kubectl rollout undo to an approved revision takes no second trial", decisions::undo_approved),
+    ("promote for another revision is ignored and says so", decisions::promote_other),
+    ("abort works during a promotion", decisions::abort_promotion),
+    (
+        "with sessionAffinity: ClientIP a client stays with its pod at rest, and with its version during a rollout",
+        services::affinity,
+    ),
+    ("behind a headless Service the rollout holds and names the Service", services::headless),
+    ("a Service with two workloads shares the weight of the one that has a Canary", services::two_workloads),
 ];
 
 fn promoted(kube: &Kube) -> Result<()> {
     let field =
         shop(kube, "t-promote", json!([{"weight": 20, "hold": "4s"}, {"weight": 50, "hold": "4s"}]), 30)?;
+    // The one test with the default warm-up.
+    patch(&field, &json!({"judge": {"warmUp": null}}))?;
     let (failed, why) = field.failed_during("load", || {
         deploy(&field, "v2", 0)?;
         kube.wait_for("the promotion", 120, || {
@@ -132,14 +169,7 @@ fn daemon_set(kube: &Kube) -> Result<()> {
 
 fn undone(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-undone", json!([{"weight": 20, "hold": "60s"}]), 50)?;
-    field.kubectl(&[
-        "patch",
-        "canary",
-        "web",
-        "--type=merge",
-        "-p",
-        "{\"spec\": {\"onFailure\": \"Undo\"}}",
-    ])?;
+    patch(&field, &json!({"onFailure": "Undo"}))?;
     let before = field.get("deployment/web", ".spec.template")?;
     deploy(&field, "v2", 30)?;
     kube.wait_for("the bad version to be undone", 90, || {
@@ -155,7 +185,7 @@ fn missing_target(kube: &Kube) -> Result<()> {
     let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
     ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
     kube.wait_for("reason TargetNotFound in the condition", 20, || {
-        Ok(field.get("canary/web", ".status.conditions[0].reason")? == "TargetNotFound")
+        Ok(status(&field, ".conditions[?(@.type==\"Ready\")].reason")? == "TargetNotFound")
     })?;
     field.service("web", 1, &[])?;
     kube.wait_for("the target to be picked up", 20, || {
@@ -176,23 +206,64 @@ fn shop<'a>(kube: &'a Kube, namespace: &str, steps: Value, requests: u32) -> Res
     let field = TestNamespace::meshed(kube, namespace)?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
-    field.apply(canary("web", "Deployment", steps, requests))?;
-    kube.wait_for("the stable revision", 20, || Ok(status(&field, ".phase")? == "Stable"))?;
+    watch(&field, canary("web", "Deployment", steps, requests))?;
     Ok(field)
+}
+
+/// Creates Canary web, and waits until it has recorded the stable revision.
+fn watch(field: &TestNamespace<'_>, canary: Value) -> Result<()> {
+    field.apply(canary)?;
+    reaches(field, "Stable", 20)
 }
 
 fn canary(name: &str, kind: &str, steps: Value, requests: u32) -> Value {
     json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": name}, "spec": {
-        "target": {"kind": kind, "name": name}, "steps": steps, "judge": {"minRequests": requests},
+        "target": {"kind": kind, "name": name}, "steps": steps,
+        "judge": {"minRequests": requests, "warmUp": "2s"},
     }})
 }
 
 fn deploy(field: &TestNamespace<'_>, version: &str, errors: u32) -> Result<()> {
-    let arguments =
-        json!(["serve", "--name=web", format!("--version={version}"), format!("--errors={errors}")]);
+    deploy_with(field, version, &[&format!("--errors={errors}")])
+}
+
+/// Changes the version of Deployment web, which is started with these arguments.
+fn deploy_with(field: &TestNamespace<'_>, version: &str, more: &[&str]) -> Result<()> {
+    let version = format!("--version={version}");
+    let arguments: Vec<&str> =
+        ["serve", "--name=web", version.as_str()].into_iter().chain(more.iter().copied()).collect();
     let patch =
         json!([{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": arguments}]);
     field.kubectl(&["patch", "deployment", "web", "--type=json", "-p", &patch.to_string()]).map(drop)
+}
+
+/// Changes the spec of Canary web.
+fn patch(field: &TestNamespace<'_>, spec: &Value) -> Result<()> {
+    let patch = json!({"spec": spec}).to_string();
+    field.kubectl(&["patch", "canary", "web", "--type=merge", "-p", &patch]).map(drop)
+}
+
+/// Requests an action on Canary web.
+fn act(field: &TestNamespace<'_>, action: &str) -> Result<()> {
+    let action = format!("tulle.dev/action={action}");
+    field.kubectl(&["annotate", "--overwrite", "canary", "web", &action]).map(drop)
+}
+
+/// Waits for the phase of Canary web.
+fn reaches(field: &TestNamespace<'_>, phase: &str, seconds: u64) -> Result<()> {
+    field.kube.wait_for(&format!("phase {phase}"), seconds, || Ok(status(field, ".phase")? == phase))
+}
+
+/// Waits until every client uses this weight.
+fn flows(field: &TestNamespace<'_>, weight: &str, seconds: u64) -> Result<()> {
+    let what = format!("{weight} of the traffic on the new version");
+    field.kube.wait_for(&what, seconds, || Ok(status(field, ".weightSummary")? == weight))
+}
+
+/// Whether a condition of Canary web is True, and its message.
+fn reported(field: &TestNamespace<'_>, kind: &str) -> Result<(String, String)> {
+    let of = |part: &str| status(field, &format!(".conditions[?(@.type==\"{kind}\")].{part}"));
+    Ok((of("status")?, of("message")?))
 }
 
 fn status(field: &TestNamespace<'_>, path: &str) -> Result<String> {

@@ -132,11 +132,8 @@ fn refused_split(kube: &Kube) -> Result<()> {
     );
     let events = field.kubectl(&["events", "--for", "canary/web"])?;
     ensure!(events.contains("RefusedBySidecar"), "no event: {events}");
-    let evidence = field.get("canary/web", ".status.evidence.canaryRequests")?;
-    ensure!(
-        evidence.is_empty() || evidence == "0",
-        "{evidence} requests count before every sidecar has the weight"
-    );
+    let held = field.get("canary/web", ".status.stepStarted")?;
+    ensure!(held.is_empty(), "the hold began at {held}, before every sidecar had the weight");
     ensure!(field.status("old", url)? == "200", "the older client has lost its last good configuration");
     field.kubectl(&["delete", "pod", "old"])?;
     kube.wait_for("the promotion", 120, || {

@@ -1,0 +1,155 @@
+//! Newer versions, undo and what users decide.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{act, canary, condition, deploy, flows, reaches, reported, shop, status, watch};
+use crate::kubectl::Kube;
+use crate::suites::namespace::{TestNamespace, borrows};
+
+/// Four pods, of which a surge of one does not carry 60 %, so that gates of v2 are opened.
+pub(super) fn newer(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-newer")?;
+    field.service("web", 4, &["--version=v1"])?;
+    field.load("load", "web:80", 100)?;
+    field.plain_client("outsider")?;
+    watch(&field, canary("web", "Deployment", json!([{"weight": 60, "hold": "600s"}]), 30))?;
+    let (failed, why) = field.failed_during("load", || {
+        deploy(&field, "v2", 0)?;
+        flows(&field, "60%", 90)?;
+        ensure!(ready(&field, "v2")? > 0, "no gate of v2 was opened, so the test proves nothing");
+        deploy(&field, "v3", 0)?;
+        kube.wait_for("the pods of v2 to leave the Service", 40, || Ok(ready(&field, "v2")? == 0))?;
+        // The endpoints of kube-proxy follow a moment later.
+        thread::sleep(Duration::from_secs(2));
+        let ask = "for i in $(seq 40); do curl -s -m 8 http://web.t-newer.svc.cluster.local/; done";
+        let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
+        ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
+        kube.wait_for("v2 to be recorded as superseded", 20, || {
+            Ok(status(&field, ".history[0].outcome")? == "Superseded")
+        })?;
+        flows(&field, "60%", 90)
+    })?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    Ok(())
+}
+
+/// How many pods of a version are ready, which is when Services have them as endpoints.
+fn ready(field: &TestNamespace<'_>, version: &str) -> Result<usize> {
+    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
+    let argument = json!(format!("--version={version}"));
+    let of_version = |pod: &&Value| {
+        let arguments = pod["spec"]["containers"][0]["args"].as_array();
+        arguments.is_some_and(|arguments| arguments.contains(&argument))
+            && pod["metadata"]["deletionTimestamp"].is_null()
+            && condition(pod, "Ready") == "True"
+    };
+    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).count())
+}
+
+pub(super) fn scaled_to_zero(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-zero", json!([{"weight": 20, "hold": "60s"}]), 20)?;
+    deploy(&field, "v2", 100)?;
+    reaches(&field, "Failed", 90)?;
+    let (approved, failed) = (status(&field, ".approvedRevision")?, status(&field, ".canaryRevision")?);
+    let scale = |replicas: &str| field.kubectl(&["scale", "deployment", "web", "--replicas", replicas]);
+    scale("0")?;
+    kube.wait_for("the pods to be gone", 60, || {
+        Ok(field.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"])?.is_empty())
+    })?;
+    scale("2")?;
+    kube.wait_for("the failed version to serve, and the status to say so", 90, || {
+        let (serves, message) = reported(&field, "ServingFailedRevision")?;
+        Ok(serves == "True" && message.contains(&failed))
+    })?;
+    let (phase, now) = (status(&field, ".phase")?, status(&field, ".approvedRevision")?);
+    ensure!(phase == "Failed", "the failed version is {phase}");
+    ensure!(now == approved, "the approved revision is {now}, although nobody approved it");
+    act(&field, "promote@1")?;
+    reaches(&field, "Stable", 60)?;
+    let now = status(&field, ".approvedRevision")?;
+    ensure!(now == failed, "the approved revision is {now} instead of {failed}");
+    let serves = reported(&field, "ServingFailedRevision")?.0;
+    ensure!(serves != "True", "an approved version is still reported as failed");
+    Ok(())
+}
+
+pub(super) fn events(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-events", json!([{"pause": {}}]), 10)?;
+    let mut revisions = Vec::new();
+    for version in ["v2", "v3"] {
+        let before = status(&field, ".canaryRevision")?;
+        deploy(&field, version, 0)?;
+        kube.wait_for("the rollout to pause", 60, || {
+            Ok(status(&field, ".phase")? == "Paused" && status(&field, ".canaryRevision")? != before)
+        })?;
+        revisions.push(status(&field, ".canaryRevision")?);
+    }
+    kube.wait_for("an event for the start of each rollout", 20, || {
+        let selector = "involvedObject.name=web,involvedObject.kind=Canary,reason=Started";
+        let notes = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
+        let notes = field.kubectl(&["get", "events", "--field-selector", selector, "-o", notes])?;
+        let shown = field.kubectl(&["events", "--for", "canary/web"])?;
+        let started = |text: &str, revision: &String| text.lines().any(|line| line.contains(revision));
+        Ok(revisions.iter().all(|revision| started(&notes, revision) && started(&shown, revision)))
+    })
+}
+
+/// The step is a pause, which a second trial would never leave.
+pub(super) fn undo_approved(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-undo-approved", json!([{"pause": {}}]), 10)?;
+    let first = status(&field, ".approvedRevision")?;
+    let (failed, why) = field.failed_during("load", || {
+        deploy(&field, "v2", 0)?;
+        reaches(&field, "Paused", 60)?;
+        act(&field, "promote@1")?;
+        kube.wait_for("the promotion of v2", 60, || {
+            Ok(status(&field, ".history[0].outcome")? == "Promoted" && status(&field, ".phase")? == "Stable")
+        })?;
+        field.kubectl(&["rollout", "undo", "deployment/web"])?;
+        kube.wait_for("v1 to be approved again", 30, || {
+            Ok(status(&field, ".approvedRevision")? == first && status(&field, ".phase")? == "Stable")
+        })?;
+        field.kube.rolled_out("t-undo-approved", "deployment/web", 30)
+    })?;
+    ensure!(failed == 0, "{failed} requests were lost: {why}");
+    Ok(())
+}
+
+pub(super) fn promote_other(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-promote-other", json!([{"pause": {}}]), 10)?;
+    deploy(&field, "v2", 0)?;
+    reaches(&field, "Paused", 60)?;
+    let revision = status(&field, ".canaryRevision")?;
+    act(&field, "promote:another@1")?;
+    kube.wait_for("the event that the action is ignored", 20, || {
+        Ok(field.kubectl(&["events", "--for", "canary/web"])?.contains("another"))
+    })?;
+    let phase = status(&field, ".phase")?;
+    ensure!(phase == "Paused", "an action for another revision has made the rollout {phase}");
+    act(&field, &format!("promote:{revision}@2"))?;
+    kube.wait_for("the promotion", 60, || {
+        Ok(status(&field, ".approvedRevision")? == revision && status(&field, ".phase")? == "Stable")
+    })
+}
+
+/// A pod counts as available only after a while, so that the promotion takes longer than this test.
+pub(super) fn abort_promotion(kube: &Kube) -> Result<()> {
+    let field = shop(kube, "t-abort", json!([{"pause": {}}]), 10)?;
+    let slowly = json!({"spec": {"minReadySeconds": 60}}).to_string();
+    field.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", &slowly])?;
+    let approved = status(&field, ".approvedRevision")?;
+    deploy(&field, "v2", 0)?;
+    reaches(&field, "Paused", 60)?;
+    act(&field, "promote@1")?;
+    reaches(&field, "Promoting", 20)?;
+    act(&field, "abort@2")?;
+    reaches(&field, "Failed", 30)?;
+    let now = status(&field, ".approvedRevision")?;
+    ensure!(now == approved, "the aborted version is approved: {now} instead of {approved}");
+    flows(&field, "0%", 30)
+}
