@@ -52,11 +52,7 @@ fn found(hub: &Hub) -> HashSet<Collision> {
     let model = hub.model();
     let claims = model.colliding_claims().into_iter();
     claims
-        .map(|claim| Collision {
-            claimant: claim.claimant,
-            holder: claim.holder,
-            address: claim.ip,
-        })
+        .map(|claim| Collision { claimant: claim.claimant, holder: claim.holder, address: claim.ip })
         .collect()
 }
 
