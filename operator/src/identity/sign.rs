@@ -51,7 +51,9 @@ impl Limiter {
         if self.0.len() >= PEERS && !self.0.contains_key(&peer) {
             // The one that has asked least recently has most of its burst again.
             let oldest = self.0.iter().min_by_key(|(_, bucket)| bucket.last_used()).map(|(peer, _)| *peer);
-            oldest.and_then(|oldest| self.0.remove(&oldest));
+            if let Some(oldest) = oldest {
+                self.0.remove(&oldest);
+            }
         }
         self.0.entry(peer).or_insert_with(|| Bucket::new(BURST, now)).take(RATE, BURST, now)
     }

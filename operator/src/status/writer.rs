@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kube::api::DynamicObject;
 use kube::core::ApiResource;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
