@@ -24,6 +24,8 @@ pub enum Stage {
     /// The cluster is being read, or there is no certificate authority yet.
     #[default]
     Starting,
+    /// The mesh has a root, and its Secret is missing or broken: a person has to act.
+    NoRoot,
     /// The discovery port listens.
     Serving,
     /// SIGTERM has been received.
@@ -58,6 +60,9 @@ pub fn routes(health: Health) -> Router {
 fn readiness(stage: Stage, synced: bool) -> Result<&'static str, &'static str> {
     match (stage, synced) {
         (Stage::Serving, true) => Ok("ready\n"),
+        (Stage::NoRoot, _) => Err(
+            "no root: Secret tulle-root is missing or broken, and this mesh has had a root; restore the Secret from its backup, or see the operator's log\n",
+        ),
         (Stage::Stopping, _) => Err("stopping: SIGTERM received\n"),
         (_, false) => Err(
             "listing the cluster's objects: is the API server reachable, and are Tulle's CRDs installed?\n",
@@ -102,6 +107,7 @@ mod tests {
         for (stage, synced) in [
             (Stage::Starting, false),
             (Stage::Starting, true),
+            (Stage::NoRoot, true),
             (Stage::Serving, false),
             (Stage::Stopping, true),
             (Stage::Stopping, false),
@@ -114,6 +120,7 @@ mod tests {
     fn an_operator_that_is_not_ready_names_what_it_waits_for() {
         assert!(readiness(Stage::Starting, false).unwrap_err().contains("CRDs"));
         assert!(readiness(Stage::Starting, true).unwrap_err().contains("tulle-root"));
+        assert!(readiness(Stage::NoRoot, true).unwrap_err().contains("backup"));
         assert!(readiness(Stage::Stopping, true).unwrap_err().contains("SIGTERM"));
     }
 }

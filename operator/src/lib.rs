@@ -10,6 +10,7 @@
 //! serves; only the one that holds the Lease writes to Kubernetes. A Canary's weight reaches the
 //! sidecars through its status: it is written before it is pushed, and every replica pushes the same.
 
+pub mod bucket;
 pub mod defaults;
 pub mod discovery;
 pub mod health;

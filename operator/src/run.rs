@@ -26,7 +26,7 @@ use crate::discovery::relay::LeaderRelay;
 use crate::discovery::server::{Services, Tls, serve};
 use crate::health::{self, Health, Stage};
 use crate::identity::authority::Authority;
-use crate::identity::{sign::Signer, trust};
+use crate::identity::{root, sign::Signer, trust};
 use crate::lease::{self, Leadership};
 use crate::model::Model;
 use crate::rollout::driver::Driver;
@@ -63,7 +63,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(async move { axum::serve(listener, routes).await });
     let client = Client::try_default().await.context("no connection to the API server")?;
     let started = tokio::select! {
-        started = start(&client, &settings, &health, leading) => started,
+        started = start(&client, &settings, &health, leading, &stage) => started,
         _ = terminate.recv() => return Ok(()),
     };
     let mut operator = started?;
@@ -123,16 +123,26 @@ async fn start(
     settings: &Arc<Settings>,
     health: &Health,
     leading: watch::Sender<Leadership>,
+    stage: &watch::Sender<Stage>,
 ) -> Result<Operator> {
     let Health { hub, registry, aggregates, leadership, .. } = health;
     feed::start(client, hub);
     while !hub.is_synced() {
         sleep(Duration::from_millis(20)).await;
     }
-    let trust_domain = hub.model().settings().trust_domain.clone();
-    let authority = Arc::new(Authority::shared(client, &settings.namespace, &trust_domain).await?);
+    let (stop_election, stop) = oneshot::channel();
+    let mut candidacy = Some(lease::run(client.clone(), Arc::clone(settings), leading, stop));
+    let mut election = JoinSet::new();
+    // A new mesh has nobody to serve yet: there alone a replica may lead before it listens.
+    let compete = || drop(candidacy.take().map(|candidacy| election.spawn(candidacy)));
+    let waits = |for_a_person| {
+        stage.send_replace(if for_a_person { Stage::NoRoot } else { Stage::Starting });
+    };
+    let authority = root::obtain(client, &settings.namespace, hub, leadership, compete, waits).await?;
+    let authority = Arc::new(authority);
     // Whatever arguments and MeshConfig say: every certificate of the mesh was issued by this root.
-    let trust_domain = authority.trust_domain().unwrap_or(trust_domain);
+    let configured = hub.model().settings().trust_domain.clone();
+    let trust_domain = authority.trust_domain().unwrap_or(configured);
     tracing::info!(trust_domain, "certificate authority loaded");
     hub.change(|model| model.fix_trust_domain(&trust_domain));
     let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
@@ -152,15 +162,27 @@ async fn start(
 
     let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(registry), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
+    let (root_states, root_state) = watch::channel(None);
+    let namespace = settings.namespace.clone();
+    writers.spawn(root::watch(
+        client.clone(),
+        namespace,
+        Arc::clone(&authority),
+        leadership.clone(),
+        root_states,
+    ));
     writers.spawn(trust::run(client.clone(), Arc::clone(hub), authority, leadership.clone()));
-    writers.spawn(status::run(client.clone(), Arc::clone(hub), Arc::clone(registry), leadership.clone()));
+    let statuses =
+        status::run(client.clone(), Arc::clone(hub), Arc::clone(registry), leadership.clone(), root_state);
+    writers.spawn(statuses);
+    writers.spawn(status::claims::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(defaults::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(uninjected::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(driver.run(leadership.clone()));
 
-    let (stop_election, stop) = oneshot::channel();
-    let mut election = JoinSet::new();
-    election.spawn(lease::run(client.clone(), Arc::clone(settings), leading, stop));
+    if let Some(candidacy) = candidacy {
+        election.spawn(candidacy);
+    }
     Ok(Operator { writers, servers, election, stop_election })
 }
 

@@ -6,13 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
-use kube::{Api, Client};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use tulle_mesh::identity::WorkloadId;
 
@@ -79,43 +78,37 @@ impl Authority {
     /// When they cannot be read or don't belong together.
     pub fn load(root_pem: &str, key_pem: &str) -> Result<Self> {
         let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).context("the root certificate")?;
-        let issuer =
-            Issuer::from_ca_cert_pem(root_pem, KeyPair::from_pem(key_pem).context("the root's key")?)?;
+        let key = KeyPair::from_pem(key_pem).context("the root's key")?;
+        if !belongs(&key, &root)? {
+            bail!("ca.key is not the key of ca.crt");
+        }
+        let issuer = Issuer::from_ca_cert_pem(root_pem, key).context("the root certificate")?;
         let not_after = end_of(&root)?;
         Ok(Self { issuer, root, root_pem: root_pem.to_owned(), not_after })
     }
 
-    /// The root that every replica shares: read, or made for this trust domain by whoever is first.
+    /// The root in its Secret.
     ///
     /// # Errors
-    /// When the Secret can be neither read nor written, or holds no root.
-    pub async fn shared(client: &Client, namespace: &str, trust_domain: &str) -> Result<Self> {
-        let api = Api::<Secret>::namespaced(client.clone(), namespace);
-        if let Some(secret) = api.get_opt(SECRET).await.context("reading the root's Secret")? {
-            return Self::from_secret(&secret);
-        }
-        let (authority, key) = Self::generate(trust_domain)?;
-        let data = [("ca.crt", &authority.root_pem), ("ca.key", &key)];
-        let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.clone().into_bytes())));
-        let secret = Secret {
-            metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
-            data: Some(data.into()),
-            ..Secret::default()
-        };
-        match api.create(&PostParams::default(), &secret).await {
-            Ok(_) => Ok(authority),
-            Err(kube::Error::Api(status)) if status.code == 409 => Self::from_secret(&api.get(SECRET).await?),
-            Err(error) => Err(error).context("writing the root's Secret"),
-        }
-    }
-
-    fn from_secret(secret: &Secret) -> Result<Self> {
+    /// When a part is missing, cannot be read, or does not belong to the other.
+    pub fn from_secret(secret: &Secret) -> Result<Self> {
         let read = |name: &str| {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
             let bytes = bytes.with_context(|| format!("Secret {SECRET} has no {name}"))?;
             String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
         };
         Self::load(&read("ca.crt")?, &read("ca.key")?)
+    }
+
+    /// The Secret of a root and its key.
+    pub fn to_secret(&self, key_pem: &str) -> Secret {
+        let data = [("ca.crt", self.root_pem.as_str()), ("ca.key", key_pem)];
+        let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.as_bytes().to_vec())));
+        Secret {
+            metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
+            data: Some(data.into()),
+            ..Secret::default()
+        }
     }
 
     /// The root, for trust bundles.
@@ -168,6 +161,16 @@ impl Authority {
         let not_after_unix = i64::try_from(not_after.duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
         Ok(Leaf { chain: vec![leaf.der().clone()], pem: leaf.pem(), not_after_unix })
     }
+}
+
+/// Whether a certificate is of this key: leaves that another key signs would be trusted by nobody.
+fn belongs(key: &KeyPair, certificate: &CertificateDer<'_>) -> Result<bool> {
+    let mut store = RootCertStore::empty();
+    store.add(certificate.clone()).context("the root certificate")?;
+    let anchor = store.roots.first().context("the root certificate")?;
+    // The key is the last part of a SubjectPublicKeyInfo, and what precedes it says how long it is.
+    let info: &[u8] = anchor.subject_public_key_info.as_ref();
+    Ok(info.ends_with(key.public_key_raw()))
 }
 
 fn end_of(root: &CertificateDer<'_>) -> Result<SystemTime> {
@@ -230,6 +233,23 @@ mod tests {
         assert_eq!(authority.trust_domain().as_deref(), Some("corp.example"));
         let again = Authority::load(authority.root_pem(), &key).unwrap();
         assert_eq!(again.trust_domain().as_deref(), Some("corp.example"));
+    }
+
+    #[test]
+    fn a_root_and_its_key_survive_the_secret() {
+        let (authority, key) = Authority::generate("cluster.local").unwrap();
+        let again = Authority::from_secret(&authority.to_secret(&key)).unwrap();
+        assert_eq!(again.root(), authority.root());
+    }
+
+    #[test]
+    fn a_key_that_is_not_that_of_the_certificate_is_noticed() {
+        let ((authority, _), (_, other)) =
+            (Authority::generate("cluster.local").unwrap(), Authority::generate("cluster.local").unwrap());
+        let error = Authority::load(authority.root_pem(), &other).err().unwrap();
+        assert_eq!(error.to_string(), "ca.key is not the key of ca.crt");
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+        assert!(Authority::load(authority.root_pem(), &p384).is_err());
     }
 
     #[test]

@@ -1,23 +1,34 @@
 //! Who may have which leaf: a token of ours, bound to a pod that exists, decides.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tonic::{Code, Request, Response, Status};
-use tulle_crds::parse_duration;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
 
 use super::authority::Authority;
+use super::lifetime::Lifetime;
+use crate::bucket::Bucket;
+use crate::discovery::server::PeerAddress;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
 /// The audience of the tokens that sidecars show. Others are refused: there is no fallback.
 pub const AUDIENCE: &str = "tulle";
+
+/// Requests of one address per second, on average. A sidecar needs one per half of its leaf's lifetime.
+const RATE: f64 = 1.0;
+/// Requests of one address in a row: a sidecar that restarts, or cannot use an answer, asks again at once.
+const BURST: f64 = 10.0;
+/// Addresses that are remembered.
+const PEERS: usize = 4096;
 
 /// Signs for whoever shows a good token.
 pub struct Signer {
@@ -25,6 +36,27 @@ pub struct Signer {
     hub: Arc<Hub>,
     authority: Arc<Authority>,
     aggregates: Arc<Aggregates>,
+    limiter: Mutex<Limiter>,
+}
+
+/// How many requests an address may make. Each pod has its own address, and each request costs a TokenReview
+/// at the API server: one pod must not use up what all need.
+#[derive(Debug, Default)]
+struct Limiter(HashMap<IpAddr, Bucket>);
+
+impl Limiter {
+    /// Takes one request of an address.
+    fn take(&mut self, peer: IpAddr, now: Instant) -> bool {
+        let peer = peer.to_canonical();
+        if self.0.len() >= PEERS && !self.0.contains_key(&peer) {
+            // The one that has asked least recently has most of its burst again.
+            let oldest = self.0.iter().min_by_key(|(_, bucket)| bucket.last_used()).map(|(peer, _)| *peer);
+            if let Some(oldest) = oldest {
+                self.0.remove(&oldest);
+            }
+        }
+        self.0.entry(peer).or_insert_with(|| Bucket::new(BURST, now)).take(RATE, BURST, now)
+    }
 }
 
 /// A reviewed token.
@@ -43,7 +75,22 @@ impl Signer {
         authority: Arc<Authority>,
         aggregates: Arc<Aggregates>,
     ) -> Self {
-        Self { client, hub, authority, aggregates }
+        Self { client, hub, authority, aggregates, limiter: Mutex::default() }
+    }
+
+    /// Refuses a peer that asks too often, before a TokenReview is spent on it.
+    fn admit(&self, request: &Request<SignRequest>) -> Result<(), Status> {
+        let Some(PeerAddress(peer)) = request.extensions().get() else { return Ok(()) };
+        let admitted =
+            self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(peer.ip(), Instant::now());
+        if admitted {
+            return Ok(());
+        }
+        self.aggregates.refused("certificate", "TooOften");
+        tracing::debug!(%peer, "refused a certificate to an address that asks too often");
+        Err(Status::resource_exhausted(
+            "this address asks for certificates more often than once a second; try again in a second",
+        ))
     }
 
     async fn review(&self, token: String) -> Result<Bearer, Status> {
@@ -83,6 +130,7 @@ fn bearer(review: &TokenReview) -> Result<Bearer, Status> {
 #[tonic::async_trait]
 impl Identity for Signer {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        self.admit(&request)?;
         let request = request.into_inner();
         let bearer = self.review(request.token).await.inspect_err(|status| {
             let reason = if status.code() == Code::Unavailable { "NoReview" } else { "Token" };
@@ -103,7 +151,7 @@ impl Identity for Signer {
             let settings = model.settings();
             let identity =
                 WorkloadId::new(&settings.trust_domain, &bearer.namespace, &bearer.service_account);
-            (identity, parse_duration(&settings.leaf_lifetime).unwrap_or(Duration::from_secs(86_400)))
+            (identity, Lifetime::of(&settings.leaf_lifetime).leaf)
         };
         let leaf = self.authority.sign_request(&request.csr_der, &identity, lifetime);
         let leaf = leaf.map_err(|error| {
@@ -120,8 +168,43 @@ impl Identity for Signer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn one_address_that_asks_without_end_does_not_delay_the_others() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let granted = (0..100).filter(|_| limiter.take(greedy, now)).count();
+        assert_eq!(granted, 10);
+        assert!(limiter.take(other, now));
+        assert!(!limiter.take(greedy, now + Duration::from_millis(900)));
+        assert!(limiter.take(greedy, now + Duration::from_millis(1100)));
+    }
+
+    #[test]
+    fn an_address_is_the_same_whether_it_came_over_ipv4_or_mapped_into_ipv6() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let plain = std::net::Ipv4Addr::new(10, 0, 0, 1);
+        (0..10).for_each(|_| assert!(limiter.take(plain.into(), now)));
+        assert!(!limiter.take(plain.to_ipv6_mapped().into(), now));
+    }
+
+    #[test]
+    fn addresses_are_forgotten_when_there_are_too_many() {
+        let (mut limiter, start) = (Limiter::default(), Instant::now());
+        for number in 0..u32::try_from(PEERS).unwrap() + 100 {
+            let peer = IpAddr::from(number.to_be_bytes());
+            assert!(limiter.take(peer, start + Duration::from_millis(number.into())));
+        }
+        assert_eq!(limiter.0.len(), PEERS);
+        assert!(
+            !limiter.0.contains_key(&IpAddr::from([0, 0, 0, 0])),
+            "the one that asked first is forgotten"
+        );
+    }
 
     fn review(change: impl FnOnce(&mut serde_json::Value)) -> TokenReview {
         let mut review = json!({"spec": {}, "status": {

@@ -1,0 +1,306 @@
+//! The root's Secret: made once, by the leader, for a mesh that never had one; never silently replaced.
+//!
+//! ```text
+//!   Secret         the mesh had a root        what an operator does when it starts
+//!   a root         –                          uses it
+//!   absent         no                         competes for the Lease; who leads creates a root
+//!   absent         yes                        waits, until the backup is restored
+//!   absent         yes, annotation new-root   as for a new mesh
+//!   broken         –                          waits, until it is repaired or deleted
+//! ```
+//! That the mesh had a root is known from `status.trustDomain` of MeshConfig mesh, which the operator writes
+//! when it has loaded one. An operator that runs keeps the root that it has in memory, and the leader reports
+//! in condition RootValid of the MeshConfig, and in an event, that the Secret does not hold it any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use kube::api::PostParams;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource as _};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tulle_crds::MeshConfig;
+
+use super::authority::{Authority, SECRET};
+use crate::lease::Leadership;
+use crate::watch::Hub;
+
+/// Annotation of MeshConfig mesh: a new root may be made although the mesh had one.
+pub const NEW_ROOT: &str = "tulle.dev/new-root";
+/// How often an operator without a root looks for one.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often the leader compares the Secret with the root in memory.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the Secret holds.
+pub enum Found {
+    /// There is none.
+    Absent,
+    /// It holds no root: why.
+    Broken(String),
+    /// A root.
+    Root(Box<Authority>),
+}
+
+/// What an operator without a root is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Use the root.
+    Use,
+    /// Create a root, if this replica leads.
+    Create,
+    /// Wait for a person: what is wrong, and what to do.
+    Wait(String),
+}
+
+/// Decides what an operator without a root is to do.
+pub fn decide(found: &Found, config: Option<&MeshConfig>) -> Step {
+    let had_a_root =
+        config.and_then(|config| config.status.as_ref()).is_some_and(|status| status.trust_domain.is_some());
+    match found {
+        Found::Root(_) => Step::Use,
+        Found::Broken(why) => Step::Wait(RootState::Mismatch(why.clone()).message()),
+        Found::Absent if !had_a_root || config.is_some_and(|config| new_root(config).is_some()) => {
+            Step::Create
+        }
+        Found::Absent => Step::Wait(RootState::Missing.message()),
+    }
+}
+
+/// The annotation that allows a new root.
+pub fn new_root(config: &MeshConfig) -> Option<&str> {
+    let annotations = config.metadata.annotations.as_ref()?;
+    annotations.get(NEW_ROOT).map(String::as_str).filter(|id| !id.is_empty())
+}
+
+/// Whether the Secret holds the root in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootState {
+    /// It does.
+    Valid,
+    /// The Secret is gone.
+    Missing,
+    /// It holds no root: why.
+    Mismatch(String),
+    /// It holds another root.
+    Replaced,
+}
+
+impl RootState {
+    /// Compares what the Secret holds with the root in use.
+    pub fn of(found: &Found, in_use: &Authority) -> Self {
+        match found {
+            Found::Absent => Self::Missing,
+            Found::Broken(why) => Self::Mismatch(why.clone()),
+            Found::Root(root) if root.root() == in_use.root() => Self::Valid,
+            Found::Root(_) => Self::Replaced,
+        }
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_valid(&self) -> bool {
+        *self == Self::Valid
+    }
+
+    /// The reason for conditions and events.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Valid => "RootInUse",
+            Self::Missing => "RootMissing",
+            Self::Mismatch(_) => "RootMismatch",
+            Self::Replaced => "RootReplaced",
+        }
+    }
+
+    /// What is wrong, and what to do.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Valid => format!("Secret {SECRET} holds the root in use"),
+            Self::Missing => format!(
+                "Secret {SECRET} is missing, and this mesh has a root: operators that run keep it in memory, one that starts waits. Restore the Secret from its backup. To give the root up, so that sidecars reject each other until all have a certificate of the new one, annotate MeshConfig mesh with {NEW_ROOT}=ID and restart the operators"
+            ),
+            Self::Mismatch(why) => format!(
+                "Secret {SECRET} holds no root: {why}. Operators that run keep theirs in memory, one that starts waits. Restore the Secret from its backup; or delete it, for the choice that condition RootMissing names"
+            ),
+            Self::Replaced => format!(
+                "Secret {SECRET} holds another root than the one in use: an operator that starts would use it, and sidecars would reject each other until all have a certificate of it. Restore the Secret from its backup; or restart the operators, if the other root is wanted"
+            ),
+        }
+    }
+}
+
+/// Reads the Secret.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn read(client: &Client, namespace: &str) -> Result<Found> {
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    let secret = timeout(REQUEST_TIMEOUT, api.get_opt(SECRET)).await.context("reading the root's Secret")?;
+    let Some(secret) = secret.context("reading the root's Secret")? else { return Ok(Found::Absent) };
+    Ok(match Authority::from_secret(&secret) {
+        Ok(root) => Found::Root(Box::new(root)),
+        Err(error) => Found::Broken(format!("{error:#}")),
+    })
+}
+
+/// The root, when there is one: waits for it, or creates it as the leader of a mesh that never had one.
+/// `compete` is called when that needs the Lease; `waits` says whether a person has to act.
+///
+/// # Errors
+/// When the Secret can be neither read nor written.
+pub async fn obtain(
+    client: &Client,
+    namespace: &str,
+    hub: &Hub,
+    leadership: &watch::Receiver<Leadership>,
+    mut compete: impl FnMut(),
+    waits: impl Fn(bool),
+) -> Result<Authority> {
+    let mut said = None;
+    loop {
+        let found = read(client, namespace).await?;
+        let step = decide(&found, hub.model().config());
+        waits(matches!(step, Step::Wait(_)));
+        match (step, found) {
+            (_, Found::Root(root)) => return Ok(*root),
+            (Step::Wait(why), _) => {
+                if said.as_ref() != Some(&why) {
+                    tracing::error!("not ready, no root: {why}");
+                    said = Some(why);
+                }
+            }
+            _ => {
+                compete();
+                if leadership.borrow().mine {
+                    let trust_domain = hub.model().settings().trust_domain.clone();
+                    create(client, namespace, &trust_domain).await?;
+                    continue;
+                }
+            }
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// Creates a root and its Secret, unless there is one by now.
+async fn create(client: &Client, namespace: &str, trust_domain: &str) -> Result<()> {
+    let (authority, key) = Authority::generate(trust_domain)?;
+    let secret = authority.to_secret(&key);
+    match Api::<Secret>::namespaced(client.clone(), namespace).create(&PostParams::default(), &secret).await {
+        Ok(_) => tracing::info!(trust_domain, "created the root"),
+        // Somebody has restored it, or a former leader was slow: that one is read next.
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(error).context("writing the root's Secret"),
+    }
+    Ok(())
+}
+
+/// Compares the Secret with the root in use for ever, while this replica leads.
+pub async fn watch(
+    client: Client,
+    namespace: String,
+    authority: Arc<Authority>,
+    leadership: watch::Receiver<Leadership>,
+    state: watch::Sender<Option<RootState>>,
+) {
+    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
+    let recorder = Recorder::new(client.clone(), reporter);
+    loop {
+        if leadership.borrow().mine {
+            match read(&client, &namespace).await {
+                Ok(found) => {
+                    let now = RootState::of(&found, &authority);
+                    let before = state.send_replace(Some(now.clone()));
+                    if !now.is_valid() && before.as_ref() != Some(&now) {
+                        warn(&recorder, &now).await;
+                    }
+                }
+                // What is not known is not reported.
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot compare the root"),
+            }
+        }
+        sleep(COMPARE_EVERY).await;
+    }
+}
+
+async fn warn(recorder: &Recorder, state: &RootState) {
+    let message = state.message();
+    tracing::error!(reason = state.reason(), "{message}");
+    let event = Event {
+        type_: EventType::Warning,
+        reason: state.reason().to_owned(),
+        note: Some(message.chars().take(1000).collect()),
+        action: "Compare".to_owned(),
+        secondary: None,
+    };
+    let about = ObjectReference {
+        api_version: Some(MeshConfig::api_version(&()).into_owned()),
+        kind: Some(MeshConfig::kind(&()).into_owned()),
+        name: Some("mesh".to_owned()),
+        ..ObjectReference::default()
+    };
+    match timeout(REQUEST_TIMEOUT, recorder.publish(&event, &about)).await {
+        Ok(Ok(())) => {}
+        failed => tracing::debug!(?failed, "cannot write the event"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn root() -> Found {
+        Found::Root(Box::new(Authority::generate("cluster.local").unwrap().0))
+    }
+
+    fn config(annotations: Value, status: Value) -> MeshConfig {
+        serde_json::from_value(json!({
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig",
+            "metadata": {"name": "mesh", "annotations": annotations}, "spec": {}, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_root_is_created_only_for_a_mesh_that_never_had_one_or_on_purpose() {
+        let (fresh, used) = (json!({}), json!({"trustDomain": "cluster.local"}));
+        assert_eq!(decide(&Found::Absent, None), Step::Create);
+        assert_eq!(decide(&Found::Absent, Some(&config(json!({}), fresh))), Step::Create);
+        let Step::Wait(why) = decide(&Found::Absent, Some(&config(json!({}), used.clone()))) else {
+            panic!("a lost root is replaced")
+        };
+        assert!(why.contains("backup") && why.contains("tulle.dev/new-root=ID"), "{why}");
+        let on_purpose = config(json!({NEW_ROOT: "1"}), used.clone());
+        assert_eq!(decide(&Found::Absent, Some(&on_purpose)), Step::Create);
+        assert!(matches!(decide(&Found::Absent, Some(&config(json!({NEW_ROOT: ""}), used))), Step::Wait(_)));
+    }
+
+    #[test]
+    fn a_root_is_used_and_a_broken_one_is_never_replaced() {
+        let on_purpose = config(json!({NEW_ROOT: "1"}), json!({}));
+        for config in [None, Some(&on_purpose)] {
+            assert_eq!(decide(&root(), config), Step::Use);
+            let broken = Found::Broken("ca.key is not the key of ca.crt".to_owned());
+            let Step::Wait(why) = decide(&broken, config) else { panic!("a broken root is replaced") };
+            assert!(why.contains("ca.key is not the key of ca.crt"), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_state_says_how_the_secret_differs_from_the_root_in_use() {
+        let Found::Root(in_use) = root() else { return };
+        assert_eq!(RootState::of(&Found::Absent, &in_use).reason(), "RootMissing");
+        assert_eq!(RootState::of(&Found::Broken("x".into()), &in_use).reason(), "RootMismatch");
+        assert_eq!(RootState::of(&root(), &in_use).reason(), "RootReplaced");
+        let (authority, key) = Authority::generate("cluster.local").unwrap();
+        let same = Authority::load(authority.root_pem(), &key).unwrap();
+        assert!(RootState::of(&Found::Root(Box::new(same)), &authority).is_valid());
+    }
+}

@@ -1,0 +1,262 @@
+//! What became of the user's objects: their statuses, and events about what has none.
+//!
+//! ```text
+//!   changes of the model ──▶ which policies ──▶ policy, config ──▶ writer ──▶ API server
+//!   acknowledgements awaited ──┘                (pure)             (queue, rate, fence)
+//! ```
+//! A policy is looked at when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
+//! acknowledged it, and every [`LOOK_AT_ALL`] in any case.
+
+pub mod claims;
+pub mod config;
+pub mod policy;
+pub mod writer;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tulle_crds::MeshPolicy;
+
+use crate::discovery::Registry;
+use crate::identity::root::RootState;
+use crate::lease::Leadership;
+use crate::model::{Key, Model};
+use crate::watch::Hub;
+use policy::Progress;
+use writer::{Target, Write, Writer};
+
+/// How often policies are looked at that sidecars have not acknowledged.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often every policy is looked at.
+const LOOK_AT_ALL: Duration = Duration::from_secs(30);
+/// Changes of the model are gathered for this long.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Keeps the statuses for ever, while this replica leads.
+pub async fn run(
+    client: Client,
+    hub: Arc<Hub>,
+    registry: Arc<Registry>,
+    leadership: watch::Receiver<Leadership>,
+    root: watch::Receiver<Option<RootState>>,
+) {
+    let (changed, writer) = (Changed::default(), Writer::default());
+    tokio::join!(
+        changed.follow(&hub),
+        decide(&hub, &registry, &leadership, &root, &changed, &writer),
+        writer.run(client, leadership.clone()),
+    );
+}
+
+/// Policies that changes may concern, since they were last looked at.
+#[derive(Debug, Default)]
+struct Changed {
+    due: Mutex<Due>,
+    some: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Due {
+    all: bool,
+    policies: HashSet<Key>,
+}
+
+impl Changed {
+    /// Gathers the changes of the model for ever.
+    async fn follow(&self, hub: &Hub) {
+        let mut follower = hub.follow();
+        loop {
+            let touched = follower.next().await;
+            if !touched.everything && touched.policies.is_empty() {
+                continue;
+            }
+            {
+                let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+                due.all |= touched.everything;
+                due.policies.extend(touched.policies);
+            }
+            self.some.notify_one();
+        }
+    }
+
+    fn take(&self) -> Due {
+        std::mem::take(&mut *self.due.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Decides for ever which statuses are to be written.
+async fn decide(
+    hub: &Hub,
+    registry: &Registry,
+    leadership: &watch::Receiver<Leadership>,
+    root: &watch::Receiver<Option<RootState>>,
+    changed: &Changed,
+    writer: &Writer,
+) {
+    let mut desk = Desk::default();
+    let mut all_at: Option<Instant> = None;
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = changed.some.notified() => sleep(GATHER).await,
+        }
+        if !leadership.borrow().mine || !hub.is_synced() {
+            desk = Desk::default();
+            all_at = None;
+            continue;
+        }
+        let due = changed.take();
+        let all = due.all || all_at.is_none_or(|at| at.elapsed() >= LOOK_AT_ALL);
+        if all {
+            all_at = Some(Instant::now());
+        }
+        let root = root.borrow().clone();
+        desk.look(&hub.model(), registry, root.as_ref(), (all, due.policies), writer);
+        writer.wake();
+    }
+}
+
+/// What is remembered between two looks.
+#[derive(Debug, Default)]
+struct Desk {
+    /// Policies that sidecars have not acknowledged.
+    pending: HashSet<Key>,
+    /// Of policies that cannot be decoded: generation and error that their status names. It cannot be read.
+    told: HashMap<Key, (i64, String)>,
+}
+
+impl Desk {
+    /// Decides about the MeshConfig, unreadable policies, and those policies that are due.
+    fn look(
+        &mut self,
+        model: &Model,
+        registry: &Registry,
+        root: Option<&RootState>,
+        (all, mut keys): (bool, HashSet<Key>),
+        writer: &Writer,
+    ) {
+        self.config(model, root, writer);
+        self.unreadable(model, writer);
+        let policies: HashMap<&Key, &MeshPolicy> = model.policies().collect();
+        keys.extend(self.pending.iter().cloned());
+        keys.extend(writer.queue().policies().cloned());
+        if all {
+            keys.extend(policies.keys().map(|key| (*key).clone()));
+        }
+        for key in keys {
+            self.policy(model, registry, (&key, policies.get(&key).copied()), writer);
+        }
+    }
+
+    fn config(&self, model: &Model, root: Option<&RootState>, writer: &Writer) {
+        let Some(config) = model.config() else { return writer.queue().withdraw(&Target::Config) };
+        let trust_domain = &model.settings().trust_domain;
+        let next = config::config_status(config, trust_domain, root, &Time(Timestamp::now()));
+        let differs = config.status.as_ref() != Some(&next);
+        offer(writer, Target::Config, config.metadata.resource_version.clone(), differs.then_some(&next));
+    }
+
+    fn policy(
+        &mut self,
+        model: &Model,
+        registry: &Registry,
+        (key, policy): (&Key, Option<&MeshPolicy>),
+        writer: &Writer,
+    ) {
+        if self.told.contains_key(key) {
+            self.pending.remove(key);
+            return;
+        }
+        let Some(policy) = policy else {
+            self.pending.remove(key);
+            return writer.queue().withdraw(&Target::Policy(key.clone()));
+        };
+        let verdict = model.report(key, policy).verdict;
+        let pods = model.policy_pods(key);
+        let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
+        let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &pods);
+        let progress = Progress {
+            pods: pods.len(),
+            enforcing: seen.enforcing,
+            awaited: seen.awaited,
+            refusal: seen.refusal,
+        };
+        if progress.is_complete() {
+            self.pending.remove(key);
+        } else {
+            self.pending.insert(key.clone());
+        }
+        let next = policy::status(key, policy, &verdict, &progress, &Time(Timestamp::now()));
+        let differs = policy.status.as_ref() != Some(&next);
+        let version = policy.metadata.resource_version.clone();
+        offer(writer, Target::Policy(key.clone()), version, differs.then_some(&next));
+    }
+
+    /// Their status is written once per generation and error, and again while that has not succeeded.
+    fn unreadable(&mut self, model: &Model, writer: &Writer) {
+        let mut known = HashSet::new();
+        for (key, found) in model.unreadable_policies() {
+            known.insert(key.clone());
+            let target = Target::Policy(key.clone());
+            let now = (found.generation, found.error.clone());
+            let is_told = self.told.get(key) == Some(&now);
+            if is_told && !writer.queue().holds(&target) {
+                continue;
+            }
+            let status = policy::unreadable(found.generation, &found.error, &Time(Timestamp::now()));
+            offer(writer, target, found.resource_version.clone(), Some(&status));
+            self.told.insert(key.clone(), now);
+        }
+        // One that is gone leaves the queue; one that is readable by now is looked at as every other.
+        let (told, pending) = (&mut self.told, &mut self.pending);
+        told.retain(|key, _| {
+            let stays = known.contains(key);
+            if !stays {
+                writer.queue().withdraw(&Target::Policy(key.clone()));
+                pending.insert(key.clone());
+            }
+            stays
+        });
+    }
+}
+
+/// Queues a status, or takes back what waits where the object has it already.
+fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>, status: Option<&S>) {
+    match status.map(serde_json::to_value) {
+        Some(Ok(status)) => writer.queue().offer(target, Write { version, status }, Instant::now()),
+        Some(Err(error)) => tracing::error!(?target, %error, "a status cannot be encoded"),
+        None => writer.queue().withdraw(&target),
+    }
+}
+
+/// Writes a whole status, provided that the object is still the one that was decided about. Whole: a
+/// merge would keep fields that the new status no longer has.
+///
+/// # Errors
+/// Somebody else has written, or the API server is away.
+pub async fn write<K, S>(api: &Api<K>, name: &str, version: Option<&str>, status: &S) -> anyhow::Result<()>
+where
+    K: Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
+    let operations = json!([
+        {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+        {"op": "add", "path": "/status", "value": status},
+    ]);
+    let patch: json_patch::Patch = serde_json::from_value(operations)?;
+    api.patch_status(name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
+    Ok(())
+}

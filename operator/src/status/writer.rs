@@ -1,0 +1,314 @@
+//! The one writer of statuses: a queue with one entry per object, of which the newest wins, a limit of the
+//! rate, and a fence: nothing is written by a replica that does not lead.
+//!
+//! [`Queue`] decides what is written when, without a clock of its own; [`Writer`] writes.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kube::api::DynamicObject;
+use kube::core::ApiResource;
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tulle_crds::{MeshConfig, MeshPolicy};
+
+use crate::bucket::Bucket;
+use crate::lease::Leadership;
+use crate::model::Key;
+
+/// Writes per second, on average.
+const RATE: f64 = 20.0;
+/// Writes in a row.
+const BURST: f64 = 50.0;
+/// One object is written at most this often: while a change reaches the sidecars, its status changes with each
+/// of them.
+const GAP: Duration = Duration::from_secs(1);
+/// Delay after the first failed write; it doubles with each further failure, up to [`LAST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// The longest delay.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How long one write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the queue is looked at while it waits for a time or a token.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Whose status it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// That of the MeshConfig.
+    Config,
+    /// That of a MeshPolicy.
+    Policy(Key),
+}
+
+/// A status and the version of the object that it was decided about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The object's resourceVersion.
+    pub version: Option<String>,
+    /// The whole status.
+    pub status: Value,
+}
+
+#[derive(Debug)]
+struct Entry {
+    write: Write,
+    due: Instant,
+    /// The order of arrival: among those that are due, the first is written first.
+    number: u64,
+    failures: u32,
+}
+
+/// Statuses to be written: one per object at most.
+#[derive(Debug)]
+pub struct Queue {
+    entries: HashMap<Target, Entry>,
+    written: HashMap<Target, Instant>,
+    bucket: Bucket,
+    arrivals: u64,
+}
+
+impl Queue {
+    /// An empty queue.
+    pub fn new(now: Instant) -> Self {
+        let bucket = Bucket::new(BURST, now);
+        Self { entries: HashMap::new(), written: HashMap::new(), bucket, arrivals: 0 }
+    }
+
+    /// Queues a status. One of the same object that still waits is replaced, and keeps its place.
+    pub fn offer(&mut self, target: Target, write: Write, now: Instant) {
+        if let Some(waiting) = self.entries.get_mut(&target) {
+            waiting.write = write;
+            return;
+        }
+        let due = self.written.get(&target).map_or(now, |at| now.max(*at + GAP));
+        self.arrivals += 1;
+        self.entries.insert(target, Entry { write, due, number: self.arrivals, failures: 0 });
+    }
+
+    /// Takes a status back: the object has it by now, or is gone.
+    pub fn withdraw(&mut self, target: &Target) {
+        self.entries.remove(target);
+    }
+
+    /// Whether a status of this object waits.
+    pub fn holds(&self, target: &Target) -> bool {
+        self.entries.contains_key(target)
+    }
+
+    /// The policies whose status waits.
+    pub fn policies(&self) -> impl Iterator<Item = &Key> {
+        self.entries.keys().filter_map(|target| match target {
+            Target::Policy(key) => Some(key),
+            Target::Config => None,
+        })
+    }
+
+    /// What to write now, if the rate allows it.
+    pub fn next(&mut self, now: Instant) -> Option<(Target, Write)> {
+        let due = self.entries.iter().filter(|(_, entry)| entry.due <= now);
+        let (target, entry) = due.min_by_key(|(_, entry)| (entry.due, entry.number))?;
+        let next = (target.clone(), entry.write.clone());
+        self.bucket.take(RATE, BURST, now).then_some(next)
+    }
+
+    /// Notes what came of a write. One that succeeded leaves the queue, unless a newer one took its place.
+    pub fn done(&mut self, target: &Target, write: &Write, succeeded: bool, now: Instant) {
+        if succeeded {
+            self.written.retain(|_, at| now.saturating_duration_since(*at) < GAP);
+            self.written.insert(target.clone(), now);
+        }
+        let Some(entry) = self.entries.get_mut(target) else { return };
+        if succeeded && entry.write == *write {
+            self.entries.remove(target);
+        } else if succeeded {
+            (entry.failures, entry.due) = (0, now + GAP);
+        } else {
+            entry.failures = entry.failures.saturating_add(1);
+            entry.due = now + retry_delay(entry.failures);
+        }
+    }
+
+    /// Forgets everything: another replica writes.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.written.clear();
+    }
+}
+
+/// The delay after this many failures in a row.
+fn retry_delay(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(8);
+    (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
+}
+
+/// Writes what is in its queue.
+#[derive(Debug)]
+pub struct Writer {
+    queue: Mutex<Queue>,
+    offered: Notify,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Queue::new(Instant::now())), offered: Notify::new() }
+    }
+}
+
+impl Writer {
+    /// The queue.
+    pub fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the queue was filled.
+    pub fn wake(&self) {
+        self.offered.notify_one();
+    }
+
+    /// Writes for ever, while this replica leads.
+    pub async fn run(&self, client: Client, mut leadership: watch::Receiver<Leadership>) {
+        loop {
+            // Before each write: the Lease may have been lost during the last one.
+            if !leadership.borrow_and_update().mine {
+                self.queue().clear();
+                if leadership.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+                continue;
+            }
+            let (next, empty) = {
+                let mut queue = self.queue();
+                (queue.next(Instant::now()), queue.entries.is_empty())
+            };
+            let Some((target, write)) = next else {
+                tokio::select! {
+                    () = self.offered.notified(), if empty => {}
+                    () = sleep(LOOK_EVERY), if !empty => {}
+                    _ = leadership.changed() => {}
+                }
+                continue;
+            };
+            let written = tokio::select! {
+                written = timeout(WRITE_TIMEOUT, patch(&client, &target, &write)) => written,
+                // A holder stops leading before its Lease expires: what is on its way is given up then.
+                () = lost(leadership.clone()) => continue,
+            };
+            let succeeded = matches!(written, Ok(Ok(())));
+            if !succeeded {
+                tracing::debug!(?target, ?written, "a status was not written; it is decided and tried again");
+            }
+            self.queue().done(&target, &write, succeeded, Instant::now());
+        }
+    }
+}
+
+/// Waits until this replica does not lead.
+async fn lost(mut leadership: watch::Receiver<Leadership>) {
+    // An error: the sender is gone, and with it the election.
+    let _ = leadership.wait_for(|known| !known.mine).await;
+}
+
+/// As an object of any content: a policy that this build cannot decode has a status too.
+async fn patch(client: &Client, target: &Target, write: &Write) -> anyhow::Result<()> {
+    let (api, name) = match target {
+        Target::Config => {
+            let api = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::erase::<MeshConfig>(&()));
+            (api, "mesh")
+        }
+        Target::Policy(key) => {
+            let resource = ApiResource::erase::<MeshPolicy>(&());
+            (Api::<DynamicObject>::namespaced_with(client.clone(), &key.0, &resource), &*key.1)
+        }
+    };
+    super::write(&api, name, write.version.as_deref(), &write.status).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policy(name: &str) -> Target {
+        Target::Policy(("shop".into(), name.into()))
+    }
+
+    fn status(version: u32) -> Write {
+        Write { version: Some(version.to_string()), status: json!({"observedGeneration": version}) }
+    }
+
+    #[test]
+    fn of_two_statuses_of_an_object_the_newest_is_written_in_the_place_of_the_first() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        queue.offer(policy("a"), status(1), now);
+        queue.offer(policy("b"), status(1), now);
+        queue.offer(policy("a"), status(2), now);
+        assert_eq!(queue.next(now), Some((policy("a"), status(2))));
+        queue.done(&policy("a"), &status(2), true, now);
+        assert_eq!(queue.next(now), Some((policy("b"), status(1))));
+        queue.done(&policy("b"), &status(1), true, now);
+        assert_eq!(queue.next(now), None);
+    }
+
+    #[test]
+    fn a_status_that_came_during_a_write_is_not_lost() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        queue.offer(policy("a"), status(1), now);
+        queue.next(now).unwrap();
+        queue.offer(policy("a"), status(2), now);
+        queue.done(&policy("a"), &status(1), true, now);
+        assert_eq!(queue.next(now), None, "one object is not written twice within a second");
+        assert_eq!(queue.next(now + GAP), Some((policy("a"), status(2))));
+    }
+
+    #[test]
+    fn writes_are_limited_to_a_burst_and_then_to_the_rate() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        for number in 0..200 {
+            queue.offer(policy(&number.to_string()), status(1), now);
+        }
+        let mut written = |at: Instant| {
+            let mut count = 0;
+            while let Some((target, write)) = queue.next(at) {
+                queue.done(&target, &write, true, at);
+                count += 1;
+            }
+            count
+        };
+        assert_eq!(written(now), 50);
+        assert_eq!(written(now + Duration::from_millis(1001)), 20);
+    }
+
+    #[test]
+    fn a_write_that_failed_is_repeated_with_a_growing_delay_and_does_not_delay_others() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        queue.offer(policy("a"), status(1), now);
+        queue.next(now).unwrap();
+        queue.done(&policy("a"), &status(1), false, now);
+        queue.offer(policy("b"), status(1), now);
+        assert_eq!(queue.next(now).unwrap().0, policy("b"));
+        queue.done(&policy("b"), &status(1), true, now);
+        assert_eq!(queue.next(now + FIRST_RETRY / 2), None);
+        assert_eq!(queue.next(now + FIRST_RETRY).unwrap().0, policy("a"));
+        let delays = [1, 2, 3, 7, u32::MAX].map(|failures| retry_delay(failures).as_millis());
+        assert_eq!(delays, [500, 1000, 2000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_status_that_the_object_has_by_now_is_withdrawn() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        queue.offer(policy("a"), status(1), now);
+        queue.withdraw(&policy("a"));
+        assert!(!queue.holds(&policy("a")));
+        assert_eq!(queue.next(now), None);
+    }
+}
