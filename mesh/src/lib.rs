@@ -34,8 +34,10 @@ pub mod features {
     pub const ACCESS_V1: &str = "access/v1";
     /// Shares of revisions.
     pub const SPLIT_V1: &str = "split/v1";
+    /// Shares of revisions, and one for all other endpoints.
+    pub const SPLIT_V2: &str = "split/v2";
     /// Rules that are tried beside those that are enforced.
     pub const SHADOW_V1: &str = "shadow/v1";
     /// All that this build has.
-    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SHADOW_V1];
+    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1];
 }
