@@ -183,7 +183,10 @@ mod tests {
     fn an_address_range_is_checked_by_the_api_server_too() {
         let text = schema("MeshPolicy").to_string();
         assert!(text.contains("cidr must be an address range such as 10.1.0.0/16"), "{text}");
-        let rules = rules("MeshPolicy", "/properties/access/properties/allow/items/properties/from/items/properties/cidr");
+        let rules = rules(
+            "MeshPolicy",
+            "/properties/access/properties/allow/items/properties/from/items/properties/cidr",
+        );
         assert!(rules.iter().any(|(rule, _)| rule.contains("/(3[0-2]|[12]?[0-9])$")), "{rules:?}");
     }
 
