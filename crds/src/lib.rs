@@ -58,15 +58,18 @@ pub fn manifests() -> Vec<(&'static str, Value)> {
 
 fn manifest(definition: CustomResourceDefinition) -> Value {
     let mut definition = serde_json::to_value(definition).unwrap_or_default();
-    remove_unknown_formats(&mut definition);
+    remove_what_kubernetes_rejects(&mut definition);
     definition
 }
 
 /// Removes the integer formats that schemars derives from Rust types and Kubernetes does not know (`uint8`), about
 /// which the API server warns when a CRD is applied. Minimum and maximum stay, so the range is still checked.
 ///
+/// Removes `additionalProperties: false` too, which `deny_unknown_fields` adds and the API server rejects beside
+/// `properties`: it prunes unknown fields by itself.
+///
 /// Done here, on all that was generated, because an attribute on each field would be forgotten on the next one.
-fn remove_unknown_formats(schema: &mut Value) {
+fn remove_what_kubernetes_rejects(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
             let format = fields.get("format").and_then(Value::as_str);
@@ -74,9 +77,12 @@ fn remove_unknown_formats(schema: &mut Value) {
             if is_integer && format.is_some_and(|format| !matches!(format, "int32" | "int64")) {
                 fields.remove("format");
             }
-            fields.values_mut().for_each(remove_unknown_formats);
+            if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
+                fields.remove("additionalProperties");
+            }
+            fields.values_mut().for_each(remove_what_kubernetes_rejects);
         }
-        Value::Array(items) => items.iter_mut().for_each(remove_unknown_formats),
+        Value::Array(items) => items.iter_mut().for_each(remove_what_kubernetes_rejects),
         _ => {}
     }
 }
@@ -149,6 +155,39 @@ mod tests {
                 assert!(known.contains(&format.as_str()), "{path} has format {format}");
             }
         }
+    }
+
+    #[test]
+    fn no_schema_forbids_unknown_fields_because_the_api_server_rejects_such_a_schema() {
+        for (kind, schema) in schemas() {
+            let text = schema.to_string();
+            assert!(!text.contains("\"additionalProperties\":false"), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_policy_with_an_unknown_field_cannot_be_read() {
+        let read = |spec: Value| serde_json::from_value::<super::MeshPolicySpec>(spec);
+        assert!(read(json!({"target": {"kind": "Namespace"}, "access": {"allow": []}})).is_ok());
+        for spec in [
+            json!({"target": {"kind": "Namespace"}, "acess": {"allow": []}}),
+            json!({"target": {"kind": "Namespace", "except": "web"}}),
+            json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"unless": []}]}}),
+            json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"from": [{"notNamespace": "a"}]}]}}),
+        ] {
+            assert!(read(spec.clone()).is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn an_address_range_is_checked_by_the_api_server_too() {
+        let text = schema("MeshPolicy").to_string();
+        assert!(text.contains("cidr must be an address range such as 10.1.0.0/16"), "{text}");
+        let rules = rules(
+            "MeshPolicy",
+            "/properties/access/properties/allow/items/properties/from/items/properties/cidr",
+        );
+        assert!(rules.iter().any(|(rule, _)| rule.contains("/(3[0-2]|[12]?[0-9])$")), "{rules:?}");
     }
 
     #[test]

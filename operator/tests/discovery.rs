@@ -87,8 +87,8 @@ fn model() -> Model {
     for number in 0..SERVICES {
         let name = format!("service-{number}");
         let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
-        let ips = vec![service_address(number).ip()];
-        let service = Service { ips, ports: vec![port], ..Service::default() };
+        let cluster_ips = vec![service_address(number).ip()];
+        let service = Service { cluster_ips, ports: vec![port], ..Service::default() };
         model.apply_service(("shop".into(), name.as_str().into()), service);
         model.apply_slice(("shop".into(), name.as_str().into()), slice(&name, ENDPOINTS));
     }

@@ -78,11 +78,10 @@ fn ten_thousand_pods_and_their_services_take_less_than_40_mb() {
         let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
         let service = Service {
             uid: name.as_str().into(),
-            ips: vec![address(1 << 20 | number)],
+            cluster_ips: vec![address(1 << 20 | number)],
             ports: vec![port],
             selector: [("app.kubernetes.io/name".to_owned(), name.clone())].into(),
-            local_only: false,
-            affinity_seconds: 0,
+            ..Service::default()
         };
         model.apply_service(key, service);
         let endpoints = (0..PODS_PER_SERVICE).map(|n| {

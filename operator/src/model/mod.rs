@@ -3,29 +3,46 @@
 //!
 //! ```text
 //!   object      objects as they are kept: the few fields that are used
+//!   touched     what a change may have altered
+//!   address     whose an address is
+//!   selection   which pods each policy selects, and the version of it that holds
 //!   policy      which policy's section holds for a pod
 //!   view        resources for sidecars, versioned by their content
+//!   split       shares of revisions, and what stands in their way
 //!   rollout     what the rollout machine wants to know of a workload
 //!   uninjected  pods without the sidecar that their namespace asks for
 //! ```
 
+mod address;
 pub mod object;
 mod policy;
 mod rollout;
+mod selection;
+mod split;
+mod touched;
 mod uninjected;
 mod view;
 
+pub use address::Collision;
 pub use object::{Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey};
 pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
+pub use selection::Unreadable;
+pub use split::SplitObstacle;
+pub use touched::{Compiled, Dependency, Touched, Variant};
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tulle_crds::{Canary, Exemption, MeshConfig, MeshPolicy, MtlsMode};
+use tulle_crds::{Canary, CanaryStatus, Exemption, MeshConfig, MeshPolicy, MtlsMode, by_age};
+
+use selection::InForce;
+use touched::PodViews;
 
 /// `namespace`, `name`.
 pub type Key = (Arc<str>, Arc<str>);
@@ -43,19 +60,35 @@ pub struct Model {
     pods: HashMap<Arc<str>, Pod>,
     pod_names: HashMap<Key, Arc<str>>,
     pods_by_ip: HashMap<IpAddr, Arc<str>>,
-    services: HashMap<Key, Service>,
-    services_by_ip: HashMap<IpAddr, Key>,
+    pods_by_namespace: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    pods_by_workload: HashMap<WorkloadKey, HashSet<Arc<str>>>,
+    services: BTreeMap<Key, Service>,
+    /// Services by each address that they claim, whether it is theirs or not.
+    claims: HashMap<IpAddr, Vec<Key>>,
     slices: HashMap<Key, Slice>,
     slices_by_service: HashMap<Key, Vec<Key>>,
+    slices_by_pod: HashMap<Arc<str>, Vec<Key>>,
     policies: BTreeMap<Key, MeshPolicy>,
+    /// What holds of each policy: its last valid version.
+    in_force: HashMap<Key, InForce>,
+    /// The policies of a namespace, the oldest first.
+    ordered: HashMap<Arc<str>, Vec<Key>>,
+    /// Pods that each policy selects, whether or not they have a sidecar.
+    selected: HashMap<Key, BTreeSet<Arc<str>>>,
+    /// Policies that this build cannot decode.
+    unreadable_policies: BTreeMap<Key, Unreadable>,
+    /// Policies that hold and name callers by labels of their namespaces.
+    by_namespace_labels: HashSet<Key>,
     some_policy_disables_mtls: bool,
     canaries: BTreeMap<Key, Canary>,
+    /// The Canaries of a workload, the oldest first.
+    canaries_by_workload: HashMap<WorkloadKey, Vec<Key>>,
     /// Canaries that this build cannot decode: it is unknown which workloads they target.
     unreadable_canaries: BTreeSet<Key>,
     workloads: HashMap<WorkloadKey, Workload>,
     revisions: HashMap<Key, Revision>,
-    /// Pods that have begun to end since this model began.
-    endings: u64,
+    revisions_by_workload: HashMap<WorkloadKey, HashSet<Key>>,
+    touched: Touched,
 }
 
 /// What the MeshConfig says, or its defaults.
@@ -101,6 +134,9 @@ impl Model {
     /// Takes the MeshConfig over; `None`: the defaults, and the trust domain that the mesh has: whoever deletes
     /// the object must not move every identity to another one.
     pub fn apply_config(&mut self, config: Option<&MeshConfig>) {
+        let what = |config: &MeshConfig| (config.spec.clone(), config.metadata.generation);
+        let spec_differs = self.config.as_ref().map(what) != config.map(what);
+        let before = self.settings.clone();
         self.config = config.cloned();
         let known = self.settings.trust_domain.clone();
         let fixed = self.fixed_trust_domain.clone();
@@ -111,11 +147,13 @@ impl Model {
             leaf_lifetime: config.spec.certificates.leaf_lifetime.clone(),
             exemptions: config.spec.exemptions.clone(),
         });
+        self.touched.everything |= spec_differs || self.settings != before;
     }
 
     /// From here on this is the trust domain: a MeshConfig that was made anew with another one would cut every
     /// connection.
     pub fn fix_trust_domain(&mut self, trust_domain: &str) {
+        self.touched.everything |= self.settings.trust_domain != trust_domain;
         self.fixed_trust_domain = Some(trust_domain.to_owned());
         self.settings.trust_domain = trust_domain.to_owned();
     }
@@ -127,52 +165,74 @@ impl Model {
 
     /// Takes a namespace over.
     pub fn apply_namespace(&mut self, name: Arc<str>, namespace: Namespace) {
-        self.namespaces.insert(name, namespace);
+        let labels = namespace.labels.clone();
+        let old = self.namespaces.insert(name, namespace);
+        if old.is_none_or(|old| old.labels != labels) {
+            self.touch_callers_by_label();
+        }
     }
 
     /// Forgets a namespace.
     pub fn delete_namespace(&mut self, name: &str) {
-        self.namespaces.remove(name);
+        if self.namespaces.remove(name).is_some() {
+            self.touch_callers_by_label();
+        }
     }
 
     /// Takes a pod over.
     pub fn apply_pod(&mut self, pod: Pod) {
-        if pod.terminating && self.pods.get(&pod.uid).is_some_and(|known| !known.terminating) {
-            self.endings += 1;
+        let known = self.pods.get(&pod.uid);
+        if known == Some(&pod) {
+            return;
         }
-        self.forget_addresses(&pod.uid);
-        if pod.has_own_addresses() {
-            for ip in &pod.ips {
-                self.pods_by_ip.insert(*ip, Arc::clone(&pod.uid));
-            }
-        }
-        self.pod_names.insert((Arc::clone(&pod.namespace), Arc::clone(&pod.name)), Arc::clone(&pod.uid));
-        self.pods.insert(Arc::clone(&pod.uid), pod);
-    }
-
-    /// Counts up when a pod begins to end: clients should leave it before its process is told.
-    pub fn endings(&self) -> u64 {
-        self.endings
+        self.touched.ending |= pod.terminating && known.is_some_and(|known| !known.terminating);
+        let views = known.map_or(PodViews::ALL, |known| PodViews::between(known, &pod));
+        let uid = Arc::clone(&pod.uid);
+        self.touch_pod(&uid, views);
+        self.take_pod_out(&uid);
+        self.put_pod_in(pod);
+        self.touch_pod(&uid, views);
     }
 
     /// Forgets a pod.
     pub fn delete_pod(&mut self, uid: &str) {
-        self.forget_addresses(uid);
-        if let Some(pod) = self.pods.remove(uid) {
-            let name = (pod.namespace, pod.name);
-            if self.pod_names.get(&name).is_some_and(|known| &**known == uid) {
-                self.pod_names.remove(&name);
-            }
-        }
+        let Some(uid) = self.pods.get(uid).map(|pod| Arc::clone(&pod.uid)) else { return };
+        self.touch_pod(&uid, PodViews::ALL);
+        self.take_pod_out(&uid);
     }
 
-    fn forget_addresses(&mut self, uid: &str) {
-        let Some(old) = self.pods.get(uid) else { return };
-        for ip in &old.ips {
+    fn put_pod_in(&mut self, pod: Pod) {
+        let uid = &pod.uid;
+        if pod.has_own_addresses() {
+            for ip in &pod.ips {
+                self.pods_by_ip.insert(*ip, Arc::clone(uid));
+            }
+        }
+        self.pod_names.insert((Arc::clone(&pod.namespace), Arc::clone(&pod.name)), Arc::clone(uid));
+        self.pods_by_namespace.entry(Arc::clone(&pod.namespace)).or_default().insert(Arc::clone(uid));
+        if let Some(workload) = &pod.workload {
+            self.pods_by_workload.entry(workload.clone()).or_default().insert(Arc::clone(uid));
+        }
+        self.select_pod(&pod);
+        self.pods.insert(Arc::clone(&pod.uid), pod);
+    }
+
+    fn take_pod_out(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else { return };
+        for ip in &pod.ips {
             // The address may belong to another pod already.
             if self.pods_by_ip.get(ip).is_some_and(|owner| &**owner == uid) {
                 self.pods_by_ip.remove(ip);
             }
+        }
+        self.deselect_pod(&pod);
+        remove_from(&mut self.pods_by_namespace, &pod.namespace, uid);
+        if let Some(workload) = &pod.workload {
+            remove_from(&mut self.pods_by_workload, workload, uid);
+        }
+        let name = (pod.namespace, pod.name);
+        if self.pod_names.get(&name).is_some_and(|known| &**known == uid) {
+            self.pod_names.remove(&name);
         }
     }
 
@@ -188,59 +248,73 @@ impl Model {
 
     /// Takes a Service over.
     pub fn apply_service(&mut self, key: Key, service: Service) {
-        self.delete_service(&key);
-        for ip in &service.ips {
-            self.services_by_ip.insert(*ip, key.clone());
+        let known = self.services.get(&key);
+        if known == Some(&service) {
+            return;
         }
-        self.services.insert(key, service);
+        // Whom a policy for the Service selects depends on nothing else of it.
+        let reselects = known.is_none_or(|known| known.selector != service.selector);
+        self.take_service_out(&key);
+        for ip in service.ips() {
+            let claims = self.claims.entry(ip).or_insert_with(|| Vec::with_capacity(1));
+            if !claims.contains(&key) {
+                claims.push(key.clone());
+            }
+        }
+        self.touch_service(&key, &service);
+        self.services.insert(key.clone(), service);
+        if reselects {
+            self.reselect_for_service(&key);
+        }
     }
 
     /// Forgets a Service.
     pub fn delete_service(&mut self, key: &Key) {
-        if let Some(old) = self.services.remove(key) {
-            for ip in &old.ips {
-                if self.services_by_ip.get(ip) == Some(key) {
-                    self.services_by_ip.remove(ip);
+        if self.take_service_out(key) {
+            self.reselect_for_service(key);
+        }
+    }
+
+    fn take_service_out(&mut self, key: &Key) -> bool {
+        let Some(old) = self.services.remove(key) else { return false };
+        self.touch_service(key, &old);
+        for ip in old.ips() {
+            if let Some(claims) = self.claims.get_mut(&ip) {
+                claims.retain(|known| known != key);
+                if claims.is_empty() {
+                    self.claims.remove(&ip);
                 }
             }
         }
+        true
     }
 
     /// Takes an EndpointSlice over.
     pub fn apply_slice(&mut self, key: Key, slice: Slice) {
+        if self.slices.get(&key) == Some(&slice) {
+            return;
+        }
         self.delete_slice(&key);
+        self.touch_slice(&key, &slice);
         let service = (Arc::clone(&key.0), Arc::clone(&slice.service));
         self.slices_by_service.entry(service).or_default().push(key.clone());
+        for uid in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
+            let slices = self.slices_by_pod.entry(Arc::clone(uid)).or_insert_with(|| Vec::with_capacity(1));
+            if !slices.contains(&key) {
+                slices.push(key.clone());
+            }
+        }
         self.slices.insert(key, slice);
     }
 
     /// Forgets an EndpointSlice.
     pub fn delete_slice(&mut self, key: &Key) {
         let Some(old) = self.slices.remove(key) else { return };
-        let service = (Arc::clone(&key.0), old.service);
-        if let Some(keys) = self.slices_by_service.get_mut(&service) {
-            keys.retain(|known| known != key);
-            if keys.is_empty() {
-                self.slices_by_service.remove(&service);
-            }
+        self.touch_slice(key, &old);
+        for uid in old.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
+            retain_other(&mut self.slices_by_pod, uid, key);
         }
-    }
-
-    /// Takes a policy over.
-    pub fn apply_policy(&mut self, key: Key, policy: MeshPolicy) {
-        self.policies.insert(key, policy);
-        self.policies_changed();
-    }
-
-    /// Forgets a policy.
-    pub fn delete_policy(&mut self, key: &Key) {
-        self.policies.remove(key);
-        self.policies_changed();
-    }
-
-    fn policies_changed(&mut self) {
-        let disables = |policy: &MeshPolicy| policy.spec.mtls == Some(MtlsMode::Disabled);
-        self.some_policy_disables_mtls = self.policies.values().any(disables);
+        retain_other(&mut self.slices_by_service, &(Arc::clone(&key.0), old.service), key);
     }
 
     /// All policies.
@@ -251,19 +325,59 @@ impl Model {
     /// Takes a Canary over.
     pub fn apply_canary(&mut self, key: Key, canary: Canary) {
         self.unreadable_canaries.remove(&key);
-        self.canaries.insert(key, canary);
+        self.touched.canaries.insert(key.clone());
+        let known = self.canaries.get(&key);
+        // Most changes are the evidence, which is written every few seconds and sent to no sidecar.
+        if known.is_some_and(|known| decide_alike(known, &canary)) {
+            self.canaries.insert(key, canary);
+            return;
+        }
+        self.take_canary_out(&key);
+        let workload = target_of(&key.0, &canary);
+        self.canaries.insert(key.clone(), canary);
+        let mut all = self.canaries_by_workload.remove(&workload).unwrap_or_default();
+        all.push(key);
+        all.sort_by(|a, b| match (self.canaries.get(a), self.canaries.get(b)) {
+            (Some(one), Some(other)) => by_age(one, other),
+            _ => a.cmp(b),
+        });
+        self.canaries_by_workload.insert(workload.clone(), all);
+        self.touch_shares_of(&workload);
     }
 
     /// Notes a Canary that this build cannot decode. The last readable version stays in force, and no gate
     /// of its namespace counts as orphaned.
     pub fn mark_canary_unreadable(&mut self, key: Key) {
+        self.touched.canaries.insert(key.clone());
         self.unreadable_canaries.insert(key);
     }
 
     /// Forgets a Canary.
     pub fn delete_canary(&mut self, key: &Key) {
+        self.touched.canaries.insert(key.clone());
         self.unreadable_canaries.remove(key);
-        self.canaries.remove(key);
+        self.take_canary_out(key);
+    }
+
+    fn take_canary_out(&mut self, key: &Key) {
+        let Some(old) = self.canaries.remove(key) else { return };
+        let workload = target_of(&key.0, &old);
+        self.touch_shares_of(&workload);
+        retain_other(&mut self.canaries_by_workload, &workload, key);
+    }
+
+    /// The Canaries of a namespace.
+    fn canaries_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = (&Key, &Canary)> {
+        let from: Key = (Arc::clone(namespace), "".into());
+        let namespace = Arc::clone(namespace);
+        self.canaries.range(from..).take_while(move |(key, _)| key.0 == namespace)
+    }
+
+    /// The Services of a namespace.
+    fn services_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = (&Key, &Service)> {
+        let from: Key = (Arc::clone(namespace), "".into());
+        let namespace = Arc::clone(namespace);
+        self.services.range(from..).take_while(move |(key, _)| key.0 == namespace)
     }
 
     /// All Canaries.
@@ -273,22 +387,79 @@ impl Model {
 
     /// Takes a workload over.
     pub fn apply_workload(&mut self, key: WorkloadKey, workload: Workload) {
-        self.workloads.insert(key, workload);
+        if self.workloads.get(&key) != Some(&workload) {
+            self.touch_canaries_of(&key);
+            self.workloads.insert(key, workload);
+        }
     }
 
     /// Forgets a workload.
     pub fn delete_workload(&mut self, key: &WorkloadKey) {
-        self.workloads.remove(key);
+        if self.workloads.remove(key).is_some() {
+            self.touch_canaries_of(key);
+        }
     }
 
     /// Takes a ReplicaSet or ControllerRevision over: one revision of a workload.
     pub fn apply_revision(&mut self, key: Key, revision: Revision) {
+        if self.revisions.get(&key) == Some(&revision) {
+            return;
+        }
+        self.delete_revision(&key);
+        self.touch_canaries_of(&revision.owner);
+        self.revisions_by_workload.entry(revision.owner.clone()).or_default().insert(key.clone());
         self.revisions.insert(key, revision);
     }
 
     /// Forgets a revision.
     pub fn delete_revision(&mut self, key: &Key) {
-        self.revisions.remove(key);
+        if let Some(old) = self.revisions.remove(key) {
+            self.touch_canaries_of(&old.owner);
+            remove_from(&mut self.revisions_by_workload, &old.owner, key);
+        }
+    }
+}
+
+/// The workload that a Canary watches.
+fn target_of(namespace: &Arc<str>, canary: &Canary) -> WorkloadKey {
+    let target = &canary.spec.target;
+    WorkloadKey { kind: target.kind, namespace: Arc::clone(namespace), name: target.name.as_str().into() }
+}
+
+/// Whether two versions of a Canary say the same about who holds a workload and about the shares.
+fn decide_alike(one: &Canary, other: &Canary) -> bool {
+    let of = |status: &CanaryStatus| {
+        let revisions =
+            [&status.approved_revision, &status.former_revision, &status.canary_revision].map(String::clone);
+        (revisions, status.phase, status.weight, status.epoch)
+    };
+    one.spec.target == other.spec.target
+        && one.metadata.creation_timestamp == other.metadata.creation_timestamp
+        && one.status.as_ref().map(of) == other.status.as_ref().map(of)
+}
+
+/// Removes one entry of an index, and the index's key with the last one.
+fn remove_from<K, V, Q>(index: &mut HashMap<K, HashSet<V>>, key: &K, value: &Q)
+where
+    K: Hash + Eq,
+    V: Hash + Eq + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
+{
+    if let Some(values) = index.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// The same for an index with an order.
+fn retain_other<K: Hash + Eq, V: PartialEq>(index: &mut HashMap<K, Vec<V>>, key: &K, value: &V) {
+    if let Some(values) = index.get_mut(key) {
+        values.retain(|known| known != value);
+        if values.is_empty() {
+            index.remove(key);
+        }
     }
 }
 

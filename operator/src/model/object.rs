@@ -122,8 +122,14 @@ impl Pod {
 pub struct Service {
     /// Its uid.
     pub uid: Arc<str>,
-    /// Its cluster, external and load-balancer addresses.
-    pub ips: Vec<IpAddr>,
+    /// When it was created, in seconds since 1970: of two that claim an address the older keeps it.
+    pub created: i64,
+    /// Its cluster addresses, which no other Service can have.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its external and load-balancer addresses, which anybody who may write a Service can claim.
+    pub other_ips: Vec<IpAddr>,
+    /// `clusterIP: None`: clients dial its pods by their own addresses.
+    pub headless: bool,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// Labels of the pods that it selects.
@@ -132,6 +138,18 @@ pub struct Service {
     pub local_only: bool,
     /// `sessionAffinity: ClientIP`: for how long; 0: none.
     pub affinity_seconds: u32,
+}
+
+impl Service {
+    /// All its addresses.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.cluster_ips.iter().chain(&self.other_ips).copied()
+    }
+
+    /// Whether it selects a pod. One without a selector selects none.
+    pub fn selects(&self, pod: &Pod) -> bool {
+        !self.selector.is_empty() && pod.matches(&self.selector)
+    }
 }
 
 /// A port of a Service.

@@ -2,6 +2,7 @@
 //! older; the younger is told that it conflicts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tulle_crds::{Caller, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
 use tulle_mesh::policy::{Access, RuleError};
@@ -30,7 +31,7 @@ pub enum Verdict {
         /// The section.
         section: &'static str,
     },
-    /// A value cannot be enforced.
+    /// A value cannot be enforced: which one, and what holds instead.
     Invalid(String),
     /// The Service that it targets does not exist.
     TargetNotFound(String),
@@ -66,13 +67,13 @@ impl Model {
                 .is_some_and(|selector| pod.matches(&selector.match_labels)),
             TargetKind::Service => {
                 let name = policy.spec.target.name.as_deref().unwrap_or("");
-                let service = self.services.get(&(key.0.clone(), name.into()));
-                service.is_some_and(|service| !service.selector.is_empty() && pod.matches(&service.selector))
+                let service = self.services.get(&(Arc::clone(&key.0), name.into()));
+                service.is_some_and(|service| service.selects(pod))
             }
         }
     }
 
-    /// The policy whose section holds for a pod. Policies are ordered by age, then by name.
+    /// The policy whose section holds for a pod. Only versions that hold count.
     fn section_for<'a, T>(
         &'a self,
         pod: &Pod,
@@ -80,20 +81,12 @@ impl Model {
     ) -> Option<(&'a Key, &'a MeshPolicy, T)> {
         let mut best: Option<(u8, &Key, &MeshPolicy, T)> = None;
         for (key, policy) in self.by_age(&pod.namespace) {
-            let Some(value) = section(policy).filter(|_| self.selects(key, policy, pod)) else { continue };
+            let Some(value) = section(policy).filter(|_| self.is_selected(key, &pod.uid)) else { continue };
             if best.as_ref().is_none_or(|(narrow, ..)| breadth(policy) > *narrow) {
                 best = Some((breadth(policy), key, policy, value));
             }
         }
         best.map(|(_, key, policy, value)| (key, policy, value))
-    }
-
-    fn by_age(&self, namespace: &str) -> Vec<(&Key, &MeshPolicy)> {
-        let mut all: Vec<_> = self.policies.iter().filter(|(key, _)| &*key.0 == namespace).collect();
-        all.sort_by(|a, b| {
-            a.1.metadata.creation_timestamp.cmp(&b.1.metadata.creation_timestamp).then(a.0.cmp(b.0))
-        });
-        all
     }
 
     /// The mTLS mode of a pod and the policy that set it. A policy in Shadow sets nothing.
@@ -104,18 +97,20 @@ impl Model {
         }
     }
 
-    /// Whether a policy in Shadow would refuse plain text.
-    pub(super) fn is_strict_in_shadow(&self, pod: &Pod) -> bool {
+    /// The policy in Shadow that would refuse plain text, if any.
+    pub(super) fn strict_in_shadow(&self, pod: &Pod) -> Option<proto::ObjectRef> {
         let shadow = self.section_for(pod, |policy| policy.spec.mtls.filter(|_| !enforces(policy)));
-        matches!(shadow, Some((.., MtlsMode::Strict)))
+        let (key, policy, mode) = shadow?;
+        (mode == MtlsMode::Strict).then(|| reference(key, policy))
     }
 
     /// Whether clients send a pod plain text.
     pub(super) fn takes_plain_text(&self, pod: &Pod) -> bool {
         // Asked for every endpoint of every view: nearly always the answer costs nothing.
-        let possible = self.settings.mtls == MtlsMode::Disabled || self.some_policy_disables_mtls;
         // Rules name callers by their certificates: without those a deny would let everybody in.
-        possible && self.mtls_for(pod).0 == MtlsMode::Disabled && self.access_for(pod).0.is_none()
+        self.plain_text_is_possible()
+            && self.mtls_for(pod).0 == MtlsMode::Disabled
+            && self.access_for(pod).0.is_none()
     }
 
     /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that
@@ -126,12 +121,12 @@ impl Model {
                 (policy.spec.access.is_some() && policy.spec.mode == mode).then_some(())
             };
             let (key, policy, ()) = self.section_for(pod, section)?;
-            Some(self.compile(key, policy))
+            Some(self.access_of(key, policy))
         };
         (of(PolicyMode::Enforce), of(PolicyMode::Shadow))
     }
 
-    fn compile(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
+    fn access_of(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
         let access = policy.spec.access.clone().unwrap_or_default();
         let rules = |rules: Vec<tulle_crds::AccessRule>| {
             let rule = |rule: tulle_crds::AccessRule| proto::Rule {
@@ -179,18 +174,15 @@ impl Model {
 
     /// What a policy's status is made of.
     pub fn report(&self, key: &Key, policy: &MeshPolicy) -> PolicyReport {
-        // A pod that has no address yet, or is going, enforces nothing that anybody waits for.
-        let serves = |pod: &&Pod| pod.injected && !pod.terminating && !pod.ips.is_empty();
-        let selected = self.pods.values().filter(serves).filter(|pod| self.selects(key, policy, pod));
-        let mut pods: Vec<&Pod> = selected.collect();
-        pods.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let uids = self.policy_pods(key);
+        let pods: Vec<&Pod> = uids.iter().filter_map(|uid| self.pods.get(uid)).collect();
         let verdict = self.verdict(key, policy, &pods);
-        PolicyReport { pods: pods.iter().map(|pod| pod.uid.to_string()).collect(), verdict }
+        PolicyReport { pods: uids.iter().map(ToString::to_string).collect(), verdict }
     }
 
     fn verdict(&self, key: &Key, policy: &MeshPolicy, pods: &[&Pod]) -> Verdict {
-        if let Err(error) = self.check(key, policy) {
-            return Verdict::Invalid(error.to_string());
+        if let Some(invalid) = self.in_force.get(key).and_then(|held| held.invalid.clone()) {
+            return Verdict::Invalid(invalid);
         }
         if let (TargetKind::Service, Some(name)) = (policy.spec.target.kind, &policy.spec.target.name)
             && !self.services.contains_key(&(key.0.clone(), name.as_str().into()))
@@ -219,8 +211,8 @@ impl Model {
     ///
     /// # Errors
     /// [`RuleError`] names the value.
-    fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), RuleError> {
-        Access::compile(&self.compile(key, policy)).map(drop)
+    pub(super) fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), RuleError> {
+        Access::compile(&self.access_of(key, policy)).map(drop)
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the rollout machine wants to know of a workload.
 
-use tulle_crds::{Canary, by_age};
+use std::sync::Arc;
+
+use tulle_crds::Canary;
 
 use super::{Key, Model, Pod, WorkloadKey};
 
@@ -15,11 +17,15 @@ pub struct WorkloadSeen {
     pub latest: Option<String>,
     /// Its pods that have not ended.
     pub pods: Vec<PodSeen>,
+    /// Names of the Services that select it, in order.
+    pub services: Vec<String>,
 }
 
 /// A pod of the workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSeen {
+    /// Its uid.
+    pub uid: Arc<str>,
     /// Its name.
     pub name: String,
     /// Its revision.
@@ -40,14 +46,14 @@ impl Model {
     /// A workload and its pods; `None`: it does not exist.
     pub fn workload(&self, key: &WorkloadKey) -> Option<WorkloadSeen> {
         let workload = self.workloads.get(key)?;
-        let newest = self.revisions.values().filter(|r| r.owner == *key).max_by_key(|r| r.number);
+        let revisions = self.revisions_by_workload.get(key).into_iter().flatten();
+        let newest = revisions.filter_map(|key| self.revisions.get(key)).max_by_key(|r| r.number);
         let named = workload.update_revision.as_ref().map(ToString::to_string);
         let latest = named.or_else(|| newest.map(|revision| revision.hash.to_string()));
         let mut pods: Vec<PodSeen> = self
-            .pods
-            .values()
-            .filter(|pod| pod.workload.as_ref() == Some(key) && !pod.finished)
+            .pods_of(key)
             .map(|pod| PodSeen {
+                uid: Arc::clone(&pod.uid),
                 name: pod.name.to_string(),
                 revision: pod.revision().to_owned(),
                 containers_ready: pod.containers_ready,
@@ -63,16 +69,19 @@ impl Model {
             progress_deadline: workload.progress_deadline,
             latest: latest.filter(|_| workload.observed),
             pods,
+            services: self.services_of(key).iter().map(|(_, name)| name.to_string()).collect(),
         })
+    }
+
+    /// The pods of a workload that have not ended.
+    pub(super) fn pods_of(&self, key: &WorkloadKey) -> impl Iterator<Item = &Pod> {
+        let uids = self.pods_by_workload.get(key).into_iter().flatten();
+        uids.filter_map(|uid| self.pods.get(uid)).filter(|pod| !pod.finished)
     }
 
     /// The Canary of a workload: of several the oldest.
     pub fn canary_of(&self, workload: &WorkloadKey) -> Option<(&Key, &Canary)> {
-        let its = self.canaries.iter().filter(|(key, canary)| {
-            let target = &canary.spec.target;
-            key.0 == workload.namespace && target.kind == workload.kind && *target.name == *workload.name
-        });
-        its.min_by(|a, b| by_age(a.1, b.1))
+        self.canaries.get_key_value(self.canaries_by_workload.get(workload)?.first()?)
     }
 
     /// Pods that wait behind our gate although no Canary holds their workload any more, or one that has not

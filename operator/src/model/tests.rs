@@ -8,7 +8,11 @@ use tulle_mesh::proto::{self, EndpointState, ServicePort, destination};
 use super::object::ServicePort as Port;
 use super::*;
 
-const VIP: &str = "10.96.0.1:80";
+mod addresses;
+mod invalid;
+mod splits;
+
+pub(super) const VIP: &str = "10.96.0.1:80";
 
 pub(crate) fn key(namespace: &str, name: &str) -> Key {
     (namespace.into(), name.into())
@@ -35,7 +39,7 @@ pub(crate) fn pod(name: &str, ip: &str, revision: &str) -> Pod {
     }
 }
 
-fn endpoint(pod: &Pod, ready: bool) -> Endpoint {
+pub(super) fn endpoint(pod: &Pod, ready: bool) -> Endpoint {
     Endpoint {
         address: pod.ips.first().copied(),
         ready,
@@ -58,11 +62,11 @@ pub(crate) fn shop(pods: &[Pod]) -> Model {
         key("shop", "web"),
         Service {
             uid: "svc".into(),
-            ips: vec!["10.96.0.1".parse().unwrap(), "203.0.113.1".parse().unwrap()],
+            cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            other_ips: vec!["203.0.113.1".parse().unwrap()],
             ports: vec![Port { name: "http".into(), port: 80, app_protocol: None }],
             selector: [("app".to_owned(), "web".to_owned())].into(),
-            local_only: false,
-            affinity_seconds: 0,
+            ..Service::default()
         },
     );
     for pod in pods {
@@ -76,7 +80,7 @@ pub(crate) fn shop(pods: &[Pod]) -> Model {
     model
 }
 
-fn view(model: &Model, node: &str) -> ServicePort {
+pub(super) fn view(model: &Model, node: &str) -> ServicePort {
     match model.destination(VIP.parse().unwrap(), node).kind {
         Some(destination::Kind::Service(service)) => service,
         other => panic!("{other:?}"),
@@ -95,7 +99,7 @@ pub(crate) fn canary(status: serde_json::Value) -> Canary {
     .unwrap()
 }
 
-fn policy(name: &str, age: u32, spec: serde_json::Value) -> MeshPolicy {
+pub(super) fn policy(name: &str, age: u32, spec: serde_json::Value) -> MeshPolicy {
     serde_json::from_value(json!({
         "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "spec": spec,
         "metadata": {"name": name, "namespace": "shop", "creationTimestamp": format!("2026-01-01T00:00:{age:02}Z")},
@@ -339,7 +343,7 @@ fn addresses_of_both_families_lead_to_the_service() {
     let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
     let six: IpAddr = "fd00::1".parse().unwrap();
     let mut service = model.services[&key("shop", "web")].clone();
-    service.ips.push(six);
+    service.cluster_ips.push(six);
     model.apply_service(key("shop", "web"), service);
     assert!(matches!(model.destination((six, 80).into(), "").kind, Some(destination::Kind::Service(_))));
     model.delete_service(&key("shop", "web"));
@@ -365,15 +369,17 @@ fn a_deleted_meshconfig_leaves_the_trust_domain() {
 }
 
 #[test]
-fn a_pod_that_begins_to_end_counts_once() {
+fn a_pod_that_begins_to_end_is_told_once() {
     let mut model = Model::default();
     let going = || Pod { terminating: true, ..pod("web", "10.0.0.1", "v1") };
-    model.apply_pod(going());
-    assert_eq!(model.endings(), 0, "it was never here");
-    model.apply_pod(pod("web", "10.0.0.1", "v1"));
-    model.apply_pod(going());
-    model.apply_pod(going());
-    assert_eq!(model.endings(), 1);
+    let mut ends = |pod: Pod| {
+        model.apply_pod(pod);
+        model.take_touched().ending
+    };
+    assert!(!ends(going()), "it was never here");
+    assert!(!ends(pod("web", "10.0.0.1", "v1")));
+    assert!(ends(going()));
+    assert!(!ends(going()));
 }
 
 #[test]

@@ -7,46 +7,97 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
-use tulle_crds::{MeshPolicySpec, MtlsMode, Phase, TargetKind};
+use tulle_crds::{MeshPolicySpec, MtlsMode, TargetKind};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::{features, proto};
 
+use super::address::Owner;
 use super::object::{Endpoint, ServicePort};
+use super::touched::{Compiled, Dependency, Variant};
 use super::{Key, Model, Pod, Service};
 
 impl Model {
     /// The resource of this name, for the sidecar of a pod. `None`: there is no such pod.
     pub fn resource(&self, name: &proto::ResourceName, pod_uid: &str) -> Option<proto::Resource> {
-        let (body, requires) = match name.r#type() {
-            proto::ResourceType::Inbound => {
-                let inbound = self.inbound(pod_uid)?;
-                let shadow = inbound.shadow.is_some() || inbound.shadow_strict;
-                let access = inbound.access.is_some() || inbound.shadow.is_some();
-                let needs = [(access, features::ACCESS_V1), (shadow, features::SHADOW_V1)];
-                let requires =
-                    needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
-                (proto::resource::Body::Inbound(inbound), requires)
+        self.compile(name, &self.variant(name, pod_uid)).map(|compiled| compiled.resource)
+    }
+
+    /// Which variant of a resource a pod's sidecar gets.
+    pub fn variant(&self, name: &proto::ResourceName, pod_uid: &str) -> Variant {
+        if name.r#type() != proto::ResourceType::Destination {
+            return Variant::default();
+        }
+        let local = name.name.parse().is_ok_and(
+            |address: SocketAddr| matches!(self.owner(address), Owner::Service(_, service) if service.local_only),
+        );
+        let pod = self.pods.get(pod_uid).filter(|_| local);
+        Variant(pod.map(|pod| Arc::clone(&pod.node)))
+    }
+
+    /// The resource of this name, for all sidecars of this variant. The name of an inbound resource is the pod's
+    /// uid. `None`: there is no such pod, or the name is none.
+    pub fn compile(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {
+        match name.r#type() {
+            proto::ResourceType::Inbound => self.compile_inbound(name),
+            proto::ResourceType::Destination => self.compile_destination(name, variant),
+            proto::ResourceType::Unspecified => None,
+        }
+    }
+
+    fn compile_inbound(&self, name: &proto::ResourceName) -> Option<Compiled> {
+        let pod = self.pods.get(name.name.as_str())?;
+        let inbound = self.inbound(&pod.uid)?;
+        let shadow = inbound.shadow.is_some() || inbound.shadow_strict;
+        let access = inbound.access.is_some() || inbound.shadow.is_some();
+        let needs = [(access, features::ACCESS_V1), (shadow, features::SHADOW_V1)];
+        let requires = needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
+        let of = |access: &Option<proto::Access>| access.as_ref().and_then(|access| access.policy.clone());
+        let carried =
+            [inbound.mtls_from.clone(), of(&inbound.access), of(&inbound.shadow), self.strict_in_shadow(pod)];
+        let mut stamps: Vec<proto::Stamp> = Vec::new();
+        for policy in carried.into_iter().flatten() {
+            let stamp = policy_stamp(policy);
+            if !stamps.contains(&stamp) {
+                stamps.push(stamp);
             }
-            proto::ResourceType::Destination => {
-                let address = name.name.parse().ok()?;
-                let node = self.pods.get(pod_uid).map(|pod| Arc::clone(&pod.node));
-                let destination = self.destination(address, node.as_deref().unwrap_or(""));
-                let splits = matches!(&destination.kind, Some(proto::destination::Kind::Service(s)) if !s.split.is_empty());
-                let requires: Vec<&str> = splits.then_some(features::SPLIT_V1).into_iter().collect();
-                (proto::resource::Body::Destination(destination), requires)
-            }
-            proto::ResourceType::Unspecified => return None,
+        }
+        Some(Compiled {
+            resource: versioned(name, requires, proto::resource::Body::Inbound(inbound)),
+            stamps,
+            counted_as: None,
+            depends: Dependency::Inbound(Arc::clone(&pod.uid)),
+        })
+    }
+
+    fn compile_destination(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {
+        let address: SocketAddr = name.name.parse().ok()?;
+        let depends = match self.owner(address) {
+            Owner::Service(key, _) => Dependency::Service(key.clone()),
+            Owner::Pod(_) | Owner::Nobody => Dependency::Address(address.ip()),
         };
-        let mut resource = proto::Resource {
-            name: Some(name.clone()),
-            version: String::new(),
-            requires: requires.into_iter().map(str::to_owned).collect(),
-            body: Some(body),
-        };
-        let mut digest = DefaultHasher::new();
-        resource.encode_to_vec().hash(&mut digest);
-        resource.version = format!("{:016x}", digest.finish());
-        Some(resource)
+        let destination = self.destination(address, variant.0.as_deref().unwrap_or(""));
+        let (mut requires, mut stamps, mut counted_as) = (Vec::new(), Vec::new(), None);
+        if let Some(proto::destination::Kind::Service(service)) = &destination.kind {
+            let others = service.split.iter().any(|share| share.revision.is_empty());
+            let needs = [(!service.split.is_empty(), features::SPLIT_V1), (others, features::SPLIT_V2)];
+            requires.extend(needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)));
+            stamps.extend(service.canary.as_ref().map(|canary| self.canary_stamp(canary)));
+            counted_as = Some((service.namespace.clone(), service.name.clone()));
+        }
+        let body = proto::resource::Body::Destination(destination);
+        Some(Compiled { resource: versioned(name, requires, body), stamps, counted_as, depends })
+    }
+
+    fn canary_stamp(&self, canary: &proto::CanaryRef) -> proto::Stamp {
+        let key: Key = (canary.namespace.as_str().into(), canary.name.as_str().into());
+        let uid = self.canaries.get(&key).and_then(|canary| canary.metadata.uid.clone());
+        proto::Stamp {
+            kind: proto::stamp::Kind::Canary.into(),
+            namespace: canary.namespace.clone(),
+            name: canary.name.clone(),
+            uid: uid.unwrap_or_default(),
+            version: canary.epoch,
+        }
     }
 
     /// What a pod enforces on connections that arrive.
@@ -65,7 +116,7 @@ impl Model {
             mtls_from,
             access,
             shadow,
-            shadow_strict: self.is_strict_in_shadow(pod),
+            shadow_strict: self.strict_in_shadow(pod).is_some(),
             workload: workload.unwrap_or_default(),
             revision: pod.revision().to_owned(),
         })
@@ -78,20 +129,16 @@ impl Model {
 
     fn kind_of(&self, address: SocketAddr, node: &str) -> proto::destination::Kind {
         use proto::destination::Kind;
-        if let Some(key) = self.services_by_ip.get(&address.ip()) {
-            let service = self.services.get(key);
-            let port = service.and_then(|s| s.ports.iter().find(|port| port.port == address.port()));
-            return match (service, port) {
-                (Some(service), Some(port)) => {
-                    let ipv4 = address.is_ipv4();
-                    Kind::Service(self.service_port(key, service, port, (node, ipv4)))
+        match self.owner(address) {
+            Owner::Service(key, service) => {
+                match service.ports.iter().find(|port| port.port == address.port()) {
+                    Some(port) => {
+                        Kind::Service(self.service_port(key, service, port, (node, address.is_ipv4())))
+                    }
+                    None => Kind::Unknown(proto::Unknown {}),
                 }
-                _ => Kind::Unknown(proto::Unknown {}),
-            };
-        }
-        let pod = self.pods_by_ip.get(&address.ip()).and_then(|uid| self.pods.get(uid));
-        match pod {
-            Some(pod) => {
+            }
+            Owner::Pod(pod) => {
                 let endpoint = proto::Endpoint {
                     address: address.to_string(),
                     identity: self.identity(pod, address.port()),
@@ -102,7 +149,7 @@ impl Model {
                 };
                 Kind::Pod(proto::PodPort { endpoint: Some(endpoint) })
             }
-            None => Kind::Unknown(proto::Unknown {}),
+            Owner::Nobody => Kind::Unknown(proto::Unknown {}),
         }
     }
 
@@ -114,12 +161,7 @@ impl Model {
         (node, ipv4): (&str, bool),
     ) -> proto::ServicePort {
         let mut endpoints = self.endpoints(key, service, port, (node, ipv4));
-        let (split, canary) = self.split(&endpoints);
-        if split.is_empty() {
-            // Nobody sets a share here: a pod on trial waits for its gate as with any client.
-            endpoints
-                .retain(|endpoint| !self.pods.get(endpoint.pod_uid.as_str()).is_some_and(Pod::is_parked));
-        }
+        let (split, canary) = self.split(&mut endpoints);
         proto::ServicePort {
             namespace: key.0.to_string(),
             name: key.1.to_string(),
@@ -169,7 +211,12 @@ impl Model {
     /// An endpoint that takes traffic, or would if it were not going. A pod parked behind our gate
     /// takes traffic as soon as its containers are ready: its share is set by the split.
     fn endpoint(&self, endpoint: &Endpoint, port: u16) -> Option<proto::Endpoint> {
-        let pod = endpoint.pod_uid.as_ref().and_then(|uid| self.pods.get(uid));
+        let pod = match &endpoint.pod_uid {
+            // A slice may be seen before its pod. Until the pod is known nobody can say whether it has a sidecar, and
+            // without an identity clients would send it plain text.
+            Some(uid) => Some(self.pods.get(uid)?),
+            None => None,
+        };
         let address = SocketAddr::new(endpoint.address?, port).to_string();
         let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);
         let on_trial = pod.is_some_and(Pod::is_parked);
@@ -200,46 +247,33 @@ impl Model {
         }
         WorkloadId::new(&self.settings.trust_domain, &pod.namespace, &pod.service_account).to_string()
     }
+}
 
-    /// Shares of revisions where a Canary watches the workload behind these endpoints. An unapproved
-    /// revision gets only its share whether or not its pods carry a gate.
-    fn split(&self, endpoints: &[proto::Endpoint]) -> (Vec<proto::RevisionShare>, Option<proto::CanaryRef>) {
-        let none = (Vec::new(), None);
-        let mut workloads =
-            endpoints.iter().filter_map(|e| self.pods.get(e.pod_uid.as_str())?.workload.as_ref());
-        let Some(workload) = workloads.next() else { return none };
-        if workloads.any(|other| other != workload) {
-            return none;
-        }
-        let found = self.canary_of(workload);
-        let Some((key, status)) = found.and_then(|(key, canary)| Some((key, canary.status.as_ref()?))) else {
-            return none;
-        };
-        if status.approved_revision.is_empty() || status.phase == Phase::Promoting {
-            return none;
-        }
-        let on_trial =
-            !status.canary_revision.is_empty() && status.canary_revision != status.approved_revision;
-        let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
-        let share =
-            |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
-        // What was stable until its replacement was approved stays stable as long as it has pods.
-        let of =
-            |revision: &str| endpoints.iter().filter(|endpoint| endpoint.revision == revision).count() as u32;
-        let former =
-            if status.former_revision == status.canary_revision { 0 } else { of(&status.former_revision) };
-        let (approved, stable) = (of(&status.approved_revision), 1000 - weight);
-        let formers = (stable * former).checked_div(former + approved).unwrap_or(0);
-        let mut split = vec![share(&status.approved_revision, stable - formers)];
-        if formers > 0 {
-            split.push(share(&status.former_revision, formers));
-        }
-        if on_trial {
-            split.push(share(&status.canary_revision, weight));
-        }
-        let canary =
-            proto::CanaryRef { namespace: key.0.to_string(), name: key.1.to_string(), epoch: status.epoch };
-        (split, Some(canary))
+/// A resource whose version is a digest of its content.
+fn versioned(
+    name: &proto::ResourceName,
+    requires: Vec<&'static str>,
+    body: proto::resource::Body,
+) -> proto::Resource {
+    let mut resource = proto::Resource {
+        name: Some(name.clone()),
+        version: String::new(),
+        requires: requires.into_iter().map(str::to_owned).collect(),
+        body: Some(body),
+    };
+    let mut digest = DefaultHasher::new();
+    resource.encode_to_vec().hash(&mut digest);
+    resource.version = format!("{:016x}", digest.finish());
+    resource
+}
+
+fn policy_stamp(policy: proto::ObjectRef) -> proto::Stamp {
+    proto::Stamp {
+        kind: proto::stamp::Kind::Policy.into(),
+        namespace: policy.namespace,
+        name: policy.name,
+        uid: policy.uid,
+        version: u64::try_from(policy.generation).unwrap_or_default(),
     }
 }
 

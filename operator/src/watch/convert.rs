@@ -126,8 +126,11 @@ pub(super) fn service(object: &wire::Service) -> Service {
     let balanced = object.status.load_balancer.ingress.iter().flatten();
     let balanced = balanced.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
     let balanced = balanced.filter_map(|ingress| ingress.ip.as_deref());
-    let own = spec.cluster_ips.iter().flatten().chain(spec.external_ips.iter().flatten()).map(String::as_str);
-    let ips = own.chain(balanced).filter_map(|ip| ip.parse().ok());
+    let other = spec.external_ips.iter().flatten().map(String::as_str).chain(balanced);
+    let other = other.filter_map(|ip| ip.parse().ok());
+    let cluster = spec.cluster_ips.iter().flatten();
+    let headless = cluster.clone().any(|ip| ip == "None");
+    let cluster = cluster.filter_map(|ip| ip.parse().ok());
     let tcp = |port: &&wire::ServicePort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
     let ports = spec.ports.iter().flatten().filter(tcp).map(|port| ServicePort {
         name: port.name.clone().unwrap_or_default(),
@@ -138,7 +141,10 @@ pub(super) fn service(object: &wire::Service) -> Service {
     let affinity = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     Service {
         uid: object.uid().unwrap_or_default().into(),
-        ips: if external_name { Vec::new() } else { ips.collect() },
+        created: object.meta().creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        cluster_ips: if external_name { Vec::new() } else { cluster.collect() },
+        other_ips: if external_name { Vec::new() } else { other.collect() },
+        headless: headless && !external_name,
         ports: ports.collect(),
         selector: spec.selector.clone().unwrap_or_default(),
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
@@ -280,6 +286,23 @@ mod tests {
                 assert_eq!(found, Some(Obstacle::OtherMesh), "{name} in {field}");
             }
         }
+    }
+
+    #[test]
+    fn addresses_of_a_service_are_kept_apart_by_who_assigned_them() {
+        let object = |spec: Value| {
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "creationTimestamp": "1970-01-01T00:01:00Z"},
+                "spec": spec, "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}, {"ip": "203.0.113.8", "ipMode": "Proxy"}]}}})
+        };
+        let of = |spec: Value| service(&serde_json::from_value(object(spec)).unwrap());
+        let both = of(json!({"clusterIPs": ["10.96.0.1"], "externalIPs": ["192.0.2.1"]}));
+        let ips = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(ips(&both.cluster_ips), ["10.96.0.1"]);
+        assert_eq!(ips(&both.other_ips), ["192.0.2.1", "203.0.113.9"]);
+        assert_eq!((both.headless, both.created), (false, 60));
+        assert!(of(json!({"clusterIPs": ["None"]})).headless);
+        let alias = of(json!({"type": "ExternalName", "externalIPs": ["192.0.2.1"]}));
+        assert!(alias.other_ips.is_empty() && !alias.headless);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
-use crate::model::{Key, Model, Pod};
+use crate::model::{Key, Model, Pod, Unreadable};
 use convert::key;
 use follow::{Handlers, Known, follow};
 
@@ -117,15 +117,23 @@ pub fn start(client: &Client, hub: &Arc<Hub>) {
         |model, object| model.apply_slice(key(&object), convert::slice(&object)),
         |model, key| model.delete_slice(key),
     );
-    feed.start_guarded::<MeshPolicy>(Model::apply_policy, |_, _| {}, Model::delete_policy);
-    feed.start_guarded::<Canary>(Model::apply_canary, Model::mark_canary_unreadable, Model::delete_canary);
+    feed.start_guarded::<MeshPolicy>(
+        Model::apply_policy,
+        Model::mark_policy_unreadable,
+        Model::delete_policy,
+    );
+    feed.start_guarded::<Canary>(
+        Model::apply_canary,
+        |model, key, _| model.mark_canary_unreadable(key),
+        Model::delete_canary,
+    );
     feed.start_guarded::<MeshConfig>(
         |model, key, config| {
             if &*key.1 == "mesh" {
                 model.apply_config(Some(&config));
             }
         },
-        |_, _| {},
+        |_, _, _| {},
         |model, key| {
             if &*key.1 == "mesh" {
                 model.apply_config(None);
@@ -211,7 +219,7 @@ impl Feed {
     fn start_guarded<K>(
         &self,
         apply: impl Fn(&mut Model, Key, K) + Send + Sync + 'static,
-        unreadable: impl Fn(&mut Model, Key) + Send + Sync + 'static,
+        unreadable: impl Fn(&mut Model, Key, Unreadable) + Send + Sync + 'static,
         delete: impl Fn(&mut Model, &Key) + Send + Sync + 'static,
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -224,7 +232,12 @@ impl Feed {
                     Ok(object) => apply(model, key, object),
                     Err(error) => {
                         tracing::error!(kind = %K::kind(&()), namespace = %key.0, name = %key.1, %error, "cannot decode this object; its last readable version stays in force");
-                        unreadable(model, key);
+                        let seen = Unreadable {
+                            error: error.error,
+                            generation: error.metadata.generation.unwrap_or_default(),
+                            resource_version: error.metadata.resource_version,
+                        };
+                        unreadable(model, key, seen);
                     }
                 }
             },

@@ -1,0 +1,216 @@
+//! Shares of revisions where a Canary watches a workload behind a Service, and what stands in their way.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use tulle_crds::{Canary, CanaryStatus, Phase, by_age};
+use tulle_mesh::proto;
+
+use super::{Key, Model, Pod, Service, WorkloadKey};
+
+/// Why sidecars cannot choose the version of a workload behind one of its Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitObstacle {
+    /// The name of the Service.
+    pub service: String,
+    /// Why, as a part of a sentence.
+    pub reason: String,
+}
+
+/// Numbers of ready endpoints.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    /// Of the approved revision.
+    approved: u32,
+    /// Of the revision that was approved before.
+    former: u32,
+    /// Of the revision on trial.
+    canary: u32,
+    /// Of nothing that the Canary watches.
+    others: u32,
+}
+
+impl Model {
+    /// Sets the shares of a Service's endpoints, and removes the endpoints that must get none. An unapproved revision
+    /// gets only its share whether or not its pods carry a gate.
+    pub(super) fn split(
+        &self,
+        endpoints: &mut Vec<proto::Endpoint>,
+    ) -> (Vec<proto::RevisionShare>, Option<proto::CanaryRef>) {
+        let pod = |endpoint: &proto::Endpoint| self.pods.get(endpoint.pod_uid.as_str());
+        let Some((key, status, workload)) = self.sharing_canary(endpoints) else {
+            // Nobody sets a share here: a pod on trial waits for its gate as with any client.
+            endpoints.retain(|endpoint| !pod(endpoint).is_some_and(Pod::is_parked));
+            return (Vec::new(), None);
+        };
+        let is_watched = |endpoint: &proto::Endpoint| {
+            pod(endpoint).is_some_and(|pod| pod.workload.as_ref() == Some(&workload))
+        };
+        endpoints.retain(|endpoint| is_watched(endpoint) || !pod(endpoint).is_some_and(Pod::is_parked));
+        let on_trial =
+            !status.canary_revision.is_empty() && status.canary_revision != status.approved_revision;
+        // What was stable until its replacement was approved stays stable as long as it has pods.
+        let former = match status.former_revision == status.canary_revision {
+            true => "",
+            false => status.former_revision.as_str(),
+        };
+        let has_others = endpoints.iter().any(|endpoint| !is_watched(endpoint));
+        if has_others {
+            // Other endpoints have one share together, whatever their revisions are called; a revision that nobody
+            // has approved must not count as one of them.
+            let listed = |revision: &str| {
+                !revision.is_empty()
+                    && (revision == status.approved_revision
+                        || revision == former
+                        || (on_trial && revision == status.canary_revision))
+            };
+            endpoints.retain(|endpoint| !is_watched(endpoint) || listed(&endpoint.revision));
+            for endpoint in endpoints.iter_mut().filter(|endpoint| !is_watched(endpoint)) {
+                endpoint.revision.clear();
+            }
+        }
+        let of = |revision: &str| {
+            let its = |e: &&proto::Endpoint| is_watched(e) && e.revision == revision && !revision.is_empty();
+            count(endpoints.iter().filter(its))
+        };
+        let counts = Counts {
+            approved: of(&status.approved_revision),
+            former: of(former),
+            canary: if on_trial { of(&status.canary_revision) } else { 0 },
+            others: count(endpoints.iter().filter(|endpoint| !is_watched(endpoint))),
+        };
+        let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
+        let [approved, formers, others, canary] = permilles(weight, counts);
+        let share =
+            |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
+        let mut split = vec![share(&status.approved_revision, approved)];
+        if formers > 0 {
+            split.push(share(former, formers));
+        }
+        if has_others {
+            split.push(share("", others));
+        }
+        if on_trial {
+            split.push(share(&status.canary_revision, canary));
+        }
+        let reference =
+            proto::CanaryRef { namespace: key.0.to_string(), name: key.1.to_string(), epoch: status.epoch };
+        (split, Some(reference))
+    }
+
+    /// The Canary that sets the shares of these endpoints: of several workloads' Canaries the oldest.
+    fn sharing_canary(&self, endpoints: &[proto::Endpoint]) -> Option<(&Key, &CanaryStatus, WorkloadKey)> {
+        let pods = endpoints.iter().filter_map(|endpoint| self.pods.get(endpoint.pod_uid.as_str()));
+        let workloads: HashSet<&WorkloadKey> = pods.filter_map(|pod| pod.workload.as_ref()).collect();
+        let watching = workloads.into_iter().filter_map(|workload| {
+            let (key, canary) = self.watching_canary(workload)?;
+            Some((key, canary, workload))
+        });
+        let (key, canary, workload) = watching.min_by(|a, b| by_age(a.1, b.1).then(a.0.cmp(b.0)))?;
+        let status = canary.status.as_ref()?;
+        (status.phase != Phase::Promoting).then(|| (key, status, workload.clone()))
+    }
+
+    /// The Canary of a workload, once it has approved a revision.
+    fn watching_canary(&self, workload: &WorkloadKey) -> Option<(&Key, &Canary)> {
+        let (key, canary) = self.canary_of(workload)?;
+        (!canary.status.as_ref()?.approved_revision.is_empty()).then_some((key, canary))
+    }
+
+    /// Whether a Service selects a pod of a workload by its labels.
+    pub(super) fn selects_workload(&self, service: &Service, workload: &WorkloadKey) -> bool {
+        self.pods_of(workload).any(|pod| service.selects(pod))
+    }
+
+    /// The Services whose selector or slices contain a pod of a workload.
+    pub(super) fn services_of(&self, workload: &WorkloadKey) -> BTreeSet<&Key> {
+        let selecting = self
+            .services_in(&workload.namespace)
+            .filter(|(_, service)| self.selects_workload(service, workload))
+            .map(|(key, _)| key);
+        let slices = self.pods_of(workload).filter_map(|pod| self.slices_by_pod.get(&pod.uid)).flatten();
+        let listing = slices.filter_map(|key| {
+            let slice = self.slices.get(key)?;
+            let service = (Arc::clone(&key.0), Arc::clone(&slice.service));
+            self.services.get_key_value(&service).map(|(key, _)| key)
+        });
+        selecting.chain(listing).collect()
+    }
+
+    /// The workloads whose pods are endpoints of a Service.
+    pub(super) fn workloads_behind(&self, service: &Key) -> HashSet<WorkloadKey> {
+        let slices = self.slices_by_service.get(service).into_iter().flatten();
+        let endpoints = slices.filter_map(|key| self.slices.get(key)).flat_map(|slice| &slice.endpoints);
+        let pods = endpoints.filter_map(|endpoint| self.pods.get(endpoint.pod_uid.as_ref()?));
+        pods.filter_map(|pod| pod.workload.clone()).collect()
+    }
+
+    /// What keeps sidecars from choosing the version of a workload, in order of the Services.
+    ///
+    /// A headless Service is an obstacle only where no Service with an address selects the workload too: StatefulSets
+    /// have both, and clients of the one with an address are split. Requests by way of the headless one go to whichever
+    /// pod the client dials.
+    pub fn split_obstacles(&self, workload: &WorkloadKey) -> Vec<SplitObstacle> {
+        let services = self.services_of(workload);
+        let found = services.into_iter().filter_map(|key| Some((key, self.services.get(key)?)));
+        let found: Vec<(&Key, &Service)> = found.collect();
+        let has_address = found.iter().any(|(_, service)| service.ips().next().is_some());
+        let obstacle = |(key, service): &(&Key, &Service)| {
+            let reason = if service.headless {
+                let headless =
+                    "it is headless: clients dial pods by address, so the sidecars cannot choose the version";
+                (!has_address).then(|| headless.to_owned())
+            } else if service.ips().next().is_some() {
+                self.older_canary_behind(key, workload).map(|older| {
+                    format!(
+                        "Canary {older}, which is older, watches another workload behind it, and a Service has the shares of one Canary"
+                    )
+                })
+            } else {
+                None
+            };
+            reason.map(|reason| SplitObstacle { service: key.1.to_string(), reason })
+        };
+        found.iter().filter_map(obstacle).collect()
+    }
+
+    /// The name of an older Canary that watches another workload behind the same Service.
+    fn older_canary_behind(&self, service: &Key, workload: &WorkloadKey) -> Option<String> {
+        let (own_key, own) = self.canary_of(workload)?;
+        let others = self.workloads_behind(service).into_iter().filter(|other| other != workload);
+        let mut older: Vec<&Key> = others
+            .filter_map(|other| self.watching_canary(&other))
+            .filter(|(key, canary)| by_age(canary, own).then((*key).cmp(own_key)).is_lt())
+            .map(|(key, _)| key)
+            .collect();
+        older.sort();
+        older.first().map(|key| key.1.to_string())
+    }
+}
+
+fn count<'a>(endpoints: impl Iterator<Item = &'a proto::Endpoint>) -> u32 {
+    let ready = endpoints.filter(|endpoint| endpoint.state() == proto::EndpointState::Ready);
+    u32::try_from(ready.count()).unwrap_or(u32::MAX)
+}
+
+/// The shares of the approved, the former, all other endpoints and the canary, which sum to 1000. `weight` is the
+/// canary's share of the watched workload in permille; the workload's share is that of its ready endpoints among all.
+/// A canary that is to get requests gets at least one in a thousand.
+fn permilles(weight: u32, counts: Counts) -> [u32; 4] {
+    let stable = counts.approved + counts.former;
+    // Pods that are to get nothing do not make the workload larger.
+    let own = match weight {
+        0 => stable,
+        1000 => counts.canary,
+        _ => stable + counts.canary,
+    };
+    let total = match own + counts.others {
+        0 => 1000,
+        _ if counts.others == 0 => 1000,
+        all => (1000 * own + all / 2) / all,
+    };
+    let canary = (total * weight).div_ceil(1000);
+    let stables = total - canary;
+    let formers = (stables * counts.former).checked_div(stable).unwrap_or(0);
+    [stables - formers, formers, 1000 - total, canary]
+}

@@ -1,0 +1,232 @@
+//! What a change may have altered, so that only that is compiled anew.
+//!
+//! Each `apply` and `delete` of the [`Model`] calls the `touch_*` functions before and after it, because what an
+//! object was part of before the change is altered as well as what it is part of afterwards.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tulle_mesh::proto;
+
+use super::{Key, Model, Pod, Service, Slice, WorkloadKey};
+
+/// What the last changes may have altered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Uids of pods whose inbound resource may differ.
+    pub inbound: HashSet<Arc<str>>,
+    /// Services whose destinations may differ.
+    pub services: HashSet<Key>,
+    /// Addresses that may lead elsewhere.
+    pub addresses: HashSet<IpAddr>,
+    /// Anything may differ.
+    pub everything: bool,
+    /// Policies whose object, selection or verdict may differ.
+    pub policies: HashSet<Key>,
+    /// Canaries whose object, workload, pods or Services may differ.
+    pub canaries: HashSet<Key>,
+    /// A pod began to end.
+    pub ending: bool,
+}
+
+impl Touched {
+    /// Whether nothing was altered.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what another change altered.
+    pub fn merge(&mut self, other: Self) {
+        self.inbound.extend(other.inbound);
+        self.services.extend(other.services);
+        self.addresses.extend(other.addresses);
+        self.policies.extend(other.policies);
+        self.canaries.extend(other.canaries);
+        self.everything |= other.everything;
+        self.ending |= other.ending;
+    }
+
+    /// Whether a resource that was made of this may differ.
+    pub fn covers(&self, depends: &Dependency) -> bool {
+        self.everything
+            || match depends {
+                Dependency::Inbound(uid) => self.inbound.contains(uid),
+                Dependency::Service(key) => self.services.contains(key),
+                Dependency::Address(ip) => self.addresses.contains(ip),
+            }
+    }
+}
+
+/// What a compiled resource was made of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Dependency {
+    /// A pod's inbound resource.
+    Inbound(Arc<str>),
+    /// A Service, with all that stands behind it.
+    Service(Key),
+    /// An address that no Service has.
+    Address(IpAddr),
+}
+
+/// What distinguishes clients: only the node, and only where the Service is `internalTrafficPolicy: Local`.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Variant(pub Option<Arc<str>>);
+
+/// A resource that is compiled once for all sidecars with the same variant.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The resource, with its version.
+    pub resource: proto::Resource,
+    /// Objects whose acknowledgement matters, as they are in the resource.
+    pub stamps: Vec<proto::Stamp>,
+    /// Namespace and name of the Service that requests to it are counted for.
+    pub counted_as: Option<(String, String)>,
+    /// What it was made of.
+    pub depends: Dependency,
+}
+
+/// Which views of a pod a change alters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PodViews {
+    /// What it enforces itself.
+    inbound: bool,
+    /// Who is asked to enforce a policy.
+    policies: bool,
+    /// How clients reach it.
+    outbound: bool,
+}
+
+impl PodViews {
+    /// All of them, for a pod that comes or goes.
+    pub(super) const ALL: Self = Self { inbound: true, policies: true, outbound: true };
+
+    /// Those that differ between two versions of a pod.
+    pub(super) fn between(old: &Pod, new: &Pod) -> Self {
+        let inbound = (&old.labels, &old.namespace, &old.workload, old.finished)
+            != (&new.labels, &new.namespace, &new.workload, new.finished);
+        let serving = |pod: &Pod| (pod.injected, pod.terminating, pod.ips.is_empty());
+        let identity = |pod: &Pod| {
+            (Arc::clone(&pod.service_account), pod.injected, pod.host_network, pod.skipped_ports.clone())
+        };
+        let state = |pod: &Pod| (pod.containers_ready, pod.terminating, pod.gated, pod.gate_open);
+        let outbound =
+            inbound || old.ips != new.ips || identity(old) != identity(new) || state(old) != state(new);
+        Self { inbound, policies: inbound || serving(old) != serving(new), outbound }
+    }
+}
+
+impl Model {
+    /// Takes what the changes since the last call may have altered.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// A pod, in the views that a change alters. Its workload's Canaries are touched by any change.
+    pub(super) fn touch_pod(&mut self, uid: &Arc<str>, views: PodViews) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let workload = pod.workload.clone();
+        if views.policies {
+            let its = self.ordered.get(&pod.namespace).into_iter().flatten();
+            let selecting: Vec<Key> = its.filter(|key| self.is_selected(key, uid)).cloned().collect();
+            self.touched.policies.extend(selecting);
+        }
+        if views.inbound {
+            self.touched.inbound.insert(Arc::clone(uid));
+        }
+        if views.outbound {
+            self.touch_endpoints_of(uid);
+        }
+        if let Some(workload) = &workload {
+            self.touch_canaries_of(workload);
+        }
+    }
+
+    /// The Services that a pod is an endpoint of, and its addresses.
+    pub(super) fn touch_endpoints_of(&mut self, uid: &str) {
+        let slices = self.slices_by_pod.get(uid).into_iter().flatten();
+        let services = slices.filter_map(|key| service_of(key, self.slices.get(key)?));
+        self.touched.services.extend(services);
+        let ips: Vec<_> = self.pods.get(uid).into_iter().flat_map(|pod| pod.ips.iter().copied()).collect();
+        for ip in ips {
+            self.touch_address(ip);
+        }
+    }
+
+    /// An address, and the Services that claim it: their destinations were made for it.
+    pub(super) fn touch_address(&mut self, ip: IpAddr) {
+        self.touched.addresses.insert(ip);
+        self.touched.services.extend(self.claims.get(&ip).into_iter().flatten().cloned());
+    }
+
+    /// A Service as it is now, its addresses, and the Canaries whose pods it selects.
+    pub(super) fn touch_service(&mut self, key: &Key, service: &Service) {
+        self.touched.services.insert(key.clone());
+        for ip in service.ips() {
+            self.touch_address(ip);
+        }
+        let selected: Vec<Key> = self
+            .canaries_in(&key.0)
+            .filter(|(_, canary)| self.selects_workload(service, &super::target_of(&key.0, canary)))
+            .map(|(canary, _)| canary.clone())
+            .collect();
+        self.touched.canaries.extend(selected);
+        self.touch_canaries_behind(key);
+    }
+
+    /// The Service of a slice, and the Canaries of its pods.
+    pub(super) fn touch_slice(&mut self, key: &Key, slice: &Slice) {
+        self.touched.services.extend(service_of(key, slice));
+        let uids = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref());
+        let workloads: HashSet<WorkloadKey> =
+            uids.filter_map(|uid| self.pods.get(uid)?.workload.clone()).collect();
+        for workload in &workloads {
+            self.touch_canaries_of(workload);
+        }
+    }
+
+    /// Pods for which a policy's section may hold or no longer hold. How clients reach them depends on policies
+    /// only where plain text is possible at all.
+    pub(super) fn touch_selected(&mut self, uids: &BTreeSet<Arc<str>>, plain_text_possible: bool) {
+        self.touched.inbound.extend(uids.iter().cloned());
+        if plain_text_possible {
+            for uid in uids {
+                self.touch_endpoints_of(uid);
+            }
+        }
+    }
+
+    /// The Canaries that watch a workload.
+    pub(super) fn touch_canaries_of(&mut self, workload: &WorkloadKey) {
+        let its = self.canaries_by_workload.get(workload).into_iter().flatten();
+        self.touched.canaries.extend(its.cloned());
+    }
+
+    /// The Canaries of the workloads whose pods are endpoints of a Service.
+    fn touch_canaries_behind(&mut self, service: &Key) {
+        for workload in self.workloads_behind(service) {
+            self.touch_canaries_of(&workload);
+        }
+    }
+
+    /// A Canary; where it decides about shares, also the Services of its workload's pods.
+    pub(super) fn touch_shares_of(&mut self, workload: &WorkloadKey) {
+        let pods = self.pods_by_workload.get(workload).into_iter().flatten();
+        let slices = pods.filter_map(|uid| self.slices_by_pod.get(uid)).flatten();
+        let services: Vec<Key> = slices.filter_map(|key| service_of(key, self.slices.get(key)?)).collect();
+        // Another Canary of the same workload, or of another one behind the same Service, may hold it now.
+        for service in &services {
+            self.touch_canaries_behind(service);
+        }
+        self.touched.services.extend(services);
+        self.touch_canaries_of(workload);
+    }
+}
+
+/// The Service that a slice belongs to.
+fn service_of(key: &Key, slice: &Slice) -> Option<Key> {
+    (!slice.service.is_empty()).then(|| (Arc::clone(&key.0), Arc::clone(&slice.service)))
+}
+
+#[cfg(test)]
+mod tests;

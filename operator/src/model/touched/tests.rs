@@ -1,0 +1,215 @@
+//! What each event touches, and that nothing that differs is left out.
+
+use serde_json::json;
+use tulle_mesh::proto::{ResourceName, ResourceType};
+
+use super::super::tests::{canary, endpoint, key, pod, policy, shop};
+use super::super::{Namespace, Service, Slice};
+use super::*;
+
+/// `shop/web` with one pod and a Canary, and nothing touched.
+fn quiet() -> Model {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1"})));
+    model.take_touched();
+    model
+}
+
+fn set<T: std::hash::Hash + Eq>(items: impl IntoIterator<Item = T>) -> HashSet<T> {
+    items.into_iter().collect()
+}
+
+#[test]
+fn an_identical_object_touches_nothing() {
+    let mut model = quiet();
+    model.apply_pod(pod("a", "10.1.0.1", "r1"));
+    let service = model.services[&key("shop", "web")].clone();
+    model.apply_service(key("shop", "web"), service);
+    let slice = model.slices[&key("shop", "web-1")].clone();
+    model.apply_slice(key("shop", "web-1"), slice);
+    assert!(model.take_touched().is_empty());
+}
+
+#[test]
+fn readiness_of_a_pod_touches_its_canary_only() {
+    let mut model = quiet();
+    model.apply_pod(Pod { ready: false, ..pod("a", "10.1.0.1", "r1") });
+    let expected = Touched { canaries: set([key("shop", "web")]), ..Touched::default() };
+    assert_eq!(model.take_touched(), expected);
+}
+
+#[test]
+fn a_pod_that_begins_to_end_touches_its_service_and_address_and_not_its_inbound() {
+    let mut model = quiet();
+    model.apply_pod(Pod { terminating: true, ..pod("a", "10.1.0.1", "r1") });
+    let expected = Touched {
+        services: set([key("shop", "web")]),
+        addresses: set(["10.1.0.1".parse().unwrap()]),
+        canaries: set([key("shop", "web")]),
+        ending: true,
+        ..Touched::default()
+    };
+    assert_eq!(model.take_touched(), expected);
+}
+
+#[test]
+fn a_policy_touches_the_inbound_of_its_pods_and_no_service_unless_plain_text_is_possible() {
+    let mut model = quiet();
+    let strict = json!({"target": {"kind": "Namespace"}, "mtls": "Strict"});
+    model.apply_policy(key("shop", "p"), policy("p", 1, strict));
+    let expected =
+        Touched { inbound: set(["uid-a".into()]), policies: set([key("shop", "p")]), ..Touched::default() };
+    assert_eq!(model.take_touched(), expected);
+    let disabled = json!({"target": {"kind": "Namespace"}, "mtls": "Disabled"});
+    model.apply_policy(key("shop", "p"), policy("p", 1, disabled));
+    assert_eq!(model.take_touched().services, set([key("shop", "web")]));
+}
+
+#[test]
+fn labels_of_a_namespace_touch_only_pods_whose_policies_name_them() {
+    let mut model = quiet();
+    let labelled = || Namespace { labels: [("env".into(), "dev".into())].into(), terminating: false };
+    model.apply_namespace("dev".into(), labelled());
+    assert!(model.take_touched().is_empty());
+    let deny = json!({"target": {"kind": "Namespace"}, "access": {"deny": [{"from": [{"namespaceLabels": {"env": "dev"}}]}]}});
+    model.apply_policy(key("shop", "p"), policy("p", 1, deny));
+    model.take_touched();
+    model.delete_namespace("dev");
+    assert_eq!(model.take_touched(), Touched { inbound: set(["uid-a".into()]), ..Touched::default() });
+}
+
+#[test]
+fn evidence_in_the_status_of_a_canary_touches_no_service() {
+    let mut model = quiet();
+    let status = json!({"approvedRevision": "r1", "evidenceSummary": "more"});
+    model.apply_canary(key("shop", "web"), canary(status));
+    let expected = Touched { canaries: set([key("shop", "web")]), ..Touched::default() };
+    assert_eq!(model.take_touched(), expected);
+    model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1", "epoch": 2})));
+    assert_eq!(model.take_touched().services, set([key("shop", "web")]));
+}
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+
+    fn coin(&mut self) -> bool {
+        self.roll(2) == 0
+    }
+}
+
+fn random_pod(dice: &mut Dice) -> Pod {
+    let (name, revision) = (dice.roll(3), format!("r{}", dice.roll(2)));
+    let made = pod(&format!("p{name}"), &format!("10.1.0.{}", dice.roll(4)), &revision);
+    Pod {
+        injected: dice.coin(),
+        terminating: dice.roll(4) == 0,
+        finished: dice.roll(5) == 0,
+        gated: dice.coin(),
+        workload: if dice.roll(4) == 0 { None } else { made.workload.clone() },
+        labels: if dice.roll(4) == 0 { Box::default() } else { made.labels.clone() },
+        ..made
+    }
+}
+
+fn random_policy(dice: &mut Dice) -> serde_json::Value {
+    let target = match dice.coin() {
+        true => json!({"kind": "Namespace"}),
+        false => json!({"kind": "Service", "name": format!("web{}", dice.roll(2))}),
+    };
+    match dice.roll(5) {
+        0 => json!({"target": target, "mtls": "Disabled"}),
+        1 => json!({"target": target, "mtls": "Strict", "mode": "Shadow"}),
+        2 => json!({"target": target, "access": {"allow": []}}),
+        3 => json!({"target": target, "access": {"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]}}),
+        _ => {
+            json!({"target": target, "access": {"deny": [{"from": [{"namespaceLabels": {"env": "dev"}}]}]}})
+        }
+    }
+}
+
+fn random_service(dice: &mut Dice) -> Service {
+    let mut service = shop(&[]).services[&key("shop", "web")].clone();
+    service.cluster_ips = vec![format!("10.96.0.{}", dice.roll(2)).parse().unwrap()];
+    service.other_ips = vec![format!("10.1.0.{}", dice.roll(4)).parse().unwrap()];
+    service.created = i64::try_from(dice.roll(3)).unwrap();
+    service.local_only = dice.roll(4) == 0;
+    if dice.coin() {
+        service.selector.clear();
+    }
+    service
+}
+
+fn random_event(model: &mut Model, dice: &mut Dice) {
+    let number = dice.roll(2);
+    let (service, object) = (key("shop", &format!("web{number}")), key("shop", &format!("o{number}")));
+    match dice.roll(12) {
+        0..=2 => model.apply_pod(random_pod(dice)),
+        3 => model.delete_pod(&format!("uid-p{}", dice.roll(3))),
+        4 => model.apply_service(service, random_service(dice)),
+        5 => model.delete_service(&service),
+        6 => {
+            let pods = [random_pod(dice), random_pod(dice)];
+            let endpoints = pods.iter().map(|pod| endpoint(pod, true)).collect();
+            let ports = vec![("http".into(), 8080)];
+            model.apply_slice(object, Slice { service: Arc::clone(&service.1), ports, endpoints });
+        }
+        7 => model.delete_slice(&object),
+        8 => {
+            let age = u32::try_from(dice.roll(9)).unwrap();
+            model.apply_policy(object.clone(), policy(&object.1, age, random_policy(dice)));
+        }
+        9 => model.delete_policy(&object),
+        10 if dice.coin() => model.delete_canary(&object),
+        10 => {
+            let status = json!({"approvedRevision": "r0", "canaryRevision": "r1", "weight": dice.roll(3), "phase": "Progressing"});
+            model.apply_canary(object, canary(status));
+        }
+        _ => {
+            let labels = if dice.coin() { [("env".into(), "dev".into())].into() } else { Default::default() };
+            model.apply_namespace(service.1, Namespace { labels, terminating: false });
+        }
+    }
+}
+
+/// Version and dependency of every resource that this small world can have.
+fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> {
+    let inbound = (0..3).map(|n| (ResourceType::Inbound, format!("uid-p{n}")));
+    let services = (0..2).map(|n| (ResourceType::Destination, format!("10.96.0.{n}:80")));
+    let pods = (0..4).flat_map(|n| [80, 81].map(|p| (ResourceType::Destination, format!("10.1.0.{n}:{p}"))));
+    let mut all = Vec::new();
+    for (kind, name) in inbound.chain(services).chain(pods) {
+        let name = ResourceName { r#type: kind.into(), cluster: String::new(), name };
+        for variant in [Variant::default(), Variant(Some("node-a".into()))] {
+            let made = model.compile(&name, &variant).map(|made| (made.resource.version, made.depends));
+            all.push((name.clone(), made));
+        }
+    }
+    all
+}
+
+#[test]
+fn whatever_differs_after_an_event_was_touched_by_it() {
+    let mut dice = Dice(7);
+    let mut model = Model::default();
+    let mut before = compiled(&model);
+    for round in 0..3000 {
+        random_event(&mut model, &mut dice);
+        let touched = model.take_touched();
+        let after = compiled(&model);
+        for ((name, old), (_, new)) in before.iter().zip(&after) {
+            if old == new {
+                continue;
+            }
+            for (_, depends) in [old, new].into_iter().flatten() {
+                assert!(touched.covers(depends), "round {round}: {name:?}: {old:?} {new:?} {touched:?}");
+            }
+        }
+        before = after;
+    }
+}
