@@ -120,6 +120,8 @@ async fn operator(folder: &Path) -> (SocketAddr, Arc<Hub>, Arc<Registry>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
+    // All come over loopback.
+    let services = Services { check_addresses: false, ..services };
     tokio::spawn(serve(listener, tls, services, Everybody(authority)));
     (address, hub, registry)
 }
@@ -197,7 +199,7 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
             assert_eq!(service.endpoints.len(), ENDPOINTS as usize);
         }
     }
-    assert_eq!(registry.connected(), (STUCK + SIDECARS) as usize, "nobody was turned away");
+    assert!(registry.connected() >= SIDECARS as usize, "nobody who reads was turned away");
     hub.change(|model| model.apply_slice(("shop".into(), "service-0".into()), slice("service-0", 3)));
     for store in &sidecars {
         let changed = async {
@@ -209,4 +211,10 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
         };
         timeout(BOUND, changed).await.expect("a change did not come");
     }
+    let dropped = async {
+        while registry.connected() != SIDECARS as usize {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(BOUND, dropped).await.expect("those who read nothing are not dropped");
 }
