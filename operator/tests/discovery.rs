@@ -40,7 +40,7 @@ use tulle_sidecar::tls::TlsStore;
 /// More than are computed at the same time.
 const STUCK: u32 = 24;
 const SIDECARS: u32 = 100;
-const SERVICES: u32 = 400;
+const SERVICES: u32 = 1_000;
 /// Enough for what one sidecar is sent to be more than its window takes unread.
 const ENDPOINTS: u32 = 100;
 /// A bound on what must not hang; nothing is measured.

@@ -161,11 +161,11 @@ impl LeaderRelay {
             while let Some(reply) = replies.message().await? {
                 self.replied(reply);
             }
-            anyhow::bail!("the leader closed the stream")
+            Err::<(), anyhow::Error>(anyhow::anyhow!("the leader closed the stream"))
         };
         tokio::select! {
             end = exchange => end,
-            () = shard.overflow.notified() => anyhow::bail!("the leader does not keep up"),
+            () = shard.overflow.notified() => Err(anyhow::anyhow!("the leader does not keep up")),
         }
     }
 
