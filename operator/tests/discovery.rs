@@ -119,9 +119,10 @@ async fn operator(folder: &Path) -> (SocketAddr, Arc<Hub>, Arc<Registry>) {
     let tls = Arc::new(own_tls(&authority, &id("operator")).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
+    let mut services =
+        Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
     // All come over loopback.
-    let services = Services { check_addresses: false, ..services };
+    services.check_addresses = false;
     tokio::spawn(serve(listener, tls, services, Everybody(authority)));
     (address, hub, registry)
 }

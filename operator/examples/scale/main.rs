@@ -142,9 +142,9 @@ async fn start(folder: &Path) -> Operator {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let me = world::id("operator");
-    let services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, me);
+    let mut services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, me);
     // All come over loopback.
-    let services = Services { check_addresses: false, ..services };
+    services.check_addresses = false;
     tokio::spawn(serve(listener, tls, services, Nobody));
     Operator { hub, registry, clients: Clients::start(address, folder), _leading: leading }
 }

@@ -96,6 +96,9 @@ impl Services {
             tracing::warn!(%identity, pod = %pod.name, "a sidecar asked for another's pod");
             return Err(Status::permission_denied("the certificate is of another workload"));
         }
+        if self.check_addresses && !pod.host_network && pod.ips.is_empty() {
+            return Err(Status::unavailable("this pod's address is not known yet"));
+        }
         let own = address.is_some_and(|address| pod.ips.iter().any(|ip| ip.to_canonical() == address));
         if self.check_addresses && !pod.host_network && !own {
             self.aggregates.refused("stream", "OtherAddress");
@@ -250,5 +253,50 @@ impl Relay for Services {
             }
         });
         Ok(Response::new(ReceiverStream::new(replies)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use crate::lease::Leadership;
+    use crate::model::Pod;
+    use crate::model::tests::{pod, shop};
+
+    fn services(pod: Pod) -> Services {
+        let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
+        let relay = LeaderRelay::new(Arc::default(), Arc::default(), leadership);
+        let hub = Arc::new(Hub::complete(shop(&[pod])));
+        let me = WorkloadId::new("cluster.local", "mesh", "operator");
+        Services::new(hub, relay, Arc::default(), Arc::default(), me)
+    }
+
+    fn admit(services: &Services, account: &str, address: &str) -> Result<(), Code> {
+        let hello = Hello { pod_uid: "uid-a".into(), ..Hello::default() };
+        let identity = WorkloadId::new("cluster.local", "shop", account);
+        let address = Some(address.parse().unwrap());
+        services.admit(&hello, &identity, address).map_err(|status| status.code())
+    }
+
+    #[test]
+    fn a_hello_comes_from_the_pod_that_it_names() {
+        let mut services = services(pod("a", "10.1.0.1", "r1"));
+        assert_eq!(admit(&services, "web", "10.1.0.1"), Ok(()));
+        assert_eq!(admit(&services, "other", "10.1.0.1"), Err(Code::PermissionDenied));
+        assert_eq!(admit(&services, "web", "10.1.0.2"), Err(Code::PermissionDenied));
+        let refused = (("stream", "OtherAddress"), 1);
+        assert!(services.aggregates.refusals().contains(&refused));
+        services.check_addresses = false;
+        assert_eq!(admit(&services, "web", "10.1.0.2"), Ok(()));
+    }
+
+    #[test]
+    fn a_pod_without_addresses_of_its_own_is_known_by_its_certificate_or_asked_to_wait() {
+        let host = Pod { host_network: true, ..pod("a", "10.1.0.1", "r1") };
+        assert_eq!(admit(&services(host), "web", "192.0.2.1"), Ok(()));
+        let new = Pod { ips: Box::default(), ..pod("a", "10.1.0.1", "r1") };
+        assert_eq!(admit(&services(new), "web", "10.1.0.1"), Err(Code::Unavailable));
     }
 }
