@@ -22,13 +22,14 @@ use tulle_mesh::svid::SvidVerifier;
 
 use crate::defaults;
 use crate::discovery::Registry;
+use crate::discovery::peer::Tls;
 use crate::discovery::relay::LeaderRelay;
-use crate::discovery::server::{Services, Tls, serve};
+use crate::discovery::server::{Services, serve};
 use crate::health::{self, Health, Stage};
 use crate::identity::authority::Authority;
 use crate::identity::{root, sign::Signer, trust};
 use crate::lease::{self, Leadership};
-use crate::model::Model;
+use crate::model::{Key, Model};
 use crate::rollout::driver::Driver;
 use crate::settings::Settings;
 use crate::status;
@@ -200,6 +201,8 @@ async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Re
             |uid| pods.contains(uid),
             |namespace, revision| revisions.contains(&(namespace.to_owned(), revision.to_owned())),
         );
+        let canaries: HashSet<Key> = hub.model().canaries().map(|(key, _)| key.clone()).collect();
+        aggregates.retain_canaries(|key| canaries.contains(key));
     }
 }
 

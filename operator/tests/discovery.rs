@@ -40,7 +40,7 @@ use tulle_sidecar::tls::TlsStore;
 /// More than are computed at the same time.
 const STUCK: u32 = 24;
 const SIDECARS: u32 = 100;
-const SERVICES: u32 = 400;
+const SERVICES: u32 = 1_000;
 /// Enough for what one sidecar is sent to be more than its window takes unread.
 const ENDPOINTS: u32 = 100;
 /// A bound on what must not hang; nothing is measured.
@@ -119,7 +119,10 @@ async fn operator(folder: &Path) -> (SocketAddr, Arc<Hub>, Arc<Registry>) {
     let tls = Arc::new(own_tls(&authority, &id("operator")).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
+    let mut services =
+        Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
+    // All come over loopback.
+    services.check_addresses = false;
     tokio::spawn(serve(listener, tls, services, Everybody(authority)));
     (address, hub, registry)
 }
@@ -197,7 +200,7 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
             assert_eq!(service.endpoints.len(), ENDPOINTS as usize);
         }
     }
-    assert_eq!(registry.connected(), (STUCK + SIDECARS) as usize, "nobody was turned away");
+    assert!(registry.connected() >= SIDECARS as usize, "nobody who reads was turned away");
     hub.change(|model| model.apply_slice(("shop".into(), "service-0".into()), slice("service-0", 3)));
     for store in &sidecars {
         let changed = async {
@@ -209,4 +212,10 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
         };
         timeout(BOUND, changed).await.expect("a change did not come");
     }
+    let dropped = async {
+        while registry.connected() != SIDECARS as usize {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(BOUND, dropped).await.expect("those who read nothing are not dropped");
 }

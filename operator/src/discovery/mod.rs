@@ -1,15 +1,28 @@
 //! Serves the model to sidecars, and tracks what each has acknowledged.
 //!
 //! ```text
+//!   server    HTTP/2, who may call what
 //!   session   one sidecar's stream
-//!   registry  who is connected, what each was sent and has acknowledged
+//!   cache     resources, compiled once for all who subscribe to them
+//!   admission whose new subscription is computed next
+//!   bounds    what of a sidecar's words is taken
 //!   relay     a replica that does not lead passes on what its sidecars report
-//!   server    TLS, HTTP/2, who may call what
+//!   registry  who is connected, and what each enforces
+//!   report    what is said about a sidecar, and how it travels
+//!   peer      the operator's own TLS, and connections to other replicas
 //! ```
+//!
+//! Each uses those below it only.
 
-mod registry;
+pub mod admission;
+mod bounds;
+pub mod cache;
+pub mod peer;
+pub mod registry;
 pub mod relay;
+pub mod report;
 pub mod server;
 pub mod session;
 
-pub use registry::{Acknowledgement, Registry, Report};
+pub use registry::{Acknowledgement, PolicyAcknowledgement, Registry};
+pub use report::{Name, Report, Stamps};

@@ -1,38 +1,20 @@
-//! Who is connected, and what each sidecar has acknowledged: of this replica's own sidecars, and, on
-//! the leader, of those that other replicas serve.
+//! Who is connected, and what each sidecar enforces: of this replica's own sidecars, and, on the leader, of
+//! those that other replicas serve.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tulle_mesh::proto::{ResourceName, ResourceType, destination, resource};
+use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
-use crate::model::{Key, Model};
+use super::report::{Name, Report, Stamps};
+use crate::model::{Key, Model, Pod};
 
-/// A sidecar that has not been heard of for this long is taken for dead, whatever its pod says.
-const LOST_AFTER: Duration = Duration::from_secs(60);
-/// A version that no resource has.
-const NEVER: &str = "-";
-
-/// A resource by type and name.
-type Name = (i32, String);
-
-/// What a sidecar says about a resource, to be passed on to the leader.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// It came.
-    Connected,
-    /// It is gone.
-    Gone,
-    /// It was sent this, and has acknowledged no version of it yet.
-    Sent(Name),
-    /// It enforces this version.
-    Acked(Name, String),
-    /// It refused this version.
-    Refused(Name, String, String),
-    /// It wants no more of this.
-    Unsubscribed(Name),
-}
+/// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
+/// not, because it has forgotten what it does not use any more.
+const RESTATE_WITHIN: Duration = Duration::from_secs(5);
+/// All pods are looked through at most this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How far the present shares of a Canary have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +27,17 @@ pub enum Acknowledgement {
     Refused(String),
 }
 
+/// How far a generation of a policy has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyAcknowledgement {
+    /// Pods that enforce it.
+    pub enforcing: usize,
+    /// The first pod that does not.
+    pub awaited: Option<String>,
+    /// Which pod has refused it, and why.
+    pub refusal: Option<String>,
+}
+
 /// All sidecars that are connected to any replica, as far as this one knows.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -53,20 +46,46 @@ pub struct Registry {
     /// Those that other replicas tell the leader about. Apart, because they are not ours to pass on to the
     /// next leader.
     relayed: Mutex<Sidecars>,
+    unheard: Mutex<Option<(Instant, Option<String>)>>,
 }
 
-/// Sidecars by the uid of their pod.
-type Sidecars = HashMap<String, Sidecar>;
+#[derive(Debug, Default)]
+struct Sidecars {
+    /// By the uid of their pod.
+    by_pod: HashMap<Arc<str>, Sidecar>,
+    /// Which resources carry shares of a Canary: as they were sent last, or as the sidecar enforces them.
+    by_canary: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+}
 
 #[derive(Debug, Default)]
 struct Sidecar {
-    /// Streams that are up: a new one may begin before the old one is seen to end.
+    /// Streams that are up: a new one may begin before the old one is seen to end. With none, the sidecar may
+    /// well be there, and enforce what it had.
     streams: u32,
-    /// Since when there is none: the sidecar itself may well be there, and enforce what it had.
-    unheard: Option<Instant>,
-    /// What it has acknowledged; an empty version: it was sent and not acknowledged yet.
-    acked: HashMap<Name, String>,
-    refused: HashMap<Name, (String, String)>,
+    resources: HashMap<Name, Known>,
+}
+
+/// What is known of a resource at a sidecar.
+#[derive(Debug, Default)]
+struct Known {
+    /// Of the version that was sent last.
+    sent: Option<Stamps>,
+    /// Of the version that it enforces.
+    acked: Option<Stamps>,
+    refused: Option<String>,
+    /// It was said on an earlier stream, and holds until then.
+    until: Option<Instant>,
+}
+
+impl Known {
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| until < Instant::now())
+    }
+
+    fn canaries(&self) -> BTreeSet<Key> {
+        let stamps = [&self.sent, &self.acked].into_iter().flatten().flat_map(|stamps| stamps.iter());
+        stamps.filter(|stamp| stamp.kind() == stamp::Kind::Canary).map(key).collect()
+    }
 }
 
 impl Registry {
@@ -74,245 +93,409 @@ impl Registry {
     /// who takes one misses nothing and hears nothing twice.
     pub fn report(&self, pod_uid: &str, report: Report, pass_on: impl FnOnce(Report)) {
         let mut own = lock(&self.own);
-        take(&mut own, pod_uid, report.clone());
+        own.take(pod_uid, report.clone());
         pass_on(report);
     }
 
     /// Takes a report that another replica relays.
     pub fn relayed(&self, pod_uid: &str, report: Report) {
-        take(&mut lock(&self.relayed), pod_uid, report);
+        lock(&self.relayed).take(pod_uid, report);
     }
 
-    /// Everything that is known of this replica's own sidecars, for a leader that has just begun, with
-    /// `then` carried out before the next report.
-    pub fn snapshot(&self, then: impl FnOnce(Vec<(String, Report)>)) {
+    /// Everything that is known of those of this replica's own sidecars that are `wanted`, for a leader that
+    /// has just begun, with `then` carried out before the next report.
+    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, Report)>)) {
         let own = lock(&self.own);
         let mut all = Vec::new();
-        for (uid, sidecar) in own.iter().filter(|(_, sidecar)| sidecar.streams > 0) {
-            all.extend((0..sidecar.streams).map(|_| (uid.clone(), Report::Connected)));
-            all.extend(sidecar.acked.iter().map(|(name, version)| {
-                let report = match version.as_str() {
-                    "" => Report::Sent(name.clone()),
-                    version => Report::Acked(name.clone(), version.to_owned()),
-                };
-                (uid.clone(), report)
-            }));
-            let refused = sidecar.refused.iter();
-            all.extend(
-                refused.map(|(n, (v, r))| (uid.clone(), Report::Refused(n.clone(), v.clone(), r.clone()))),
-            );
+        for (uid, sidecar) in own.by_pod.iter().filter(|(uid, sidecar)| sidecar.streams > 0 && wanted(uid)) {
+            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), Report::Connected)));
+            for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
+                let acked = known.acked.clone().map(|stamps| Report::Acked(name.clone(), stamps));
+                let sent = known.sent.clone().filter(|_| known.sent != known.acked);
+                let sent = sent.map(|stamps| Report::Sent(name.clone(), stamps));
+                let refused = known.refused.clone().map(|reason| {
+                    Report::Refused(
+                        name.clone(),
+                        known.sent.clone().unwrap_or_else(|| Stamps::from([])),
+                        reason,
+                    )
+                });
+                all.extend([acked, sent, refused].into_iter().flatten().map(|r| (Arc::clone(uid), r)));
+            }
         }
         then(all);
     }
 
     /// How many sidecars are connected.
     pub fn connected(&self) -> usize {
-        let live = |sidecars: &Mutex<Sidecars>| lock(sidecars).values().filter(|s| s.streams > 0).count();
+        let live = |sidecars: &Mutex<Sidecars>| {
+            lock(sidecars).by_pod.values().filter(|sidecar| sidecar.streams > 0).count()
+        };
         live(&self.own) + live(&self.relayed)
     }
 
-    /// Whether a pod's sidecar enforces the present version of its inbound resource.
-    pub fn enforces(&self, model: &Model, pod_uid: &str) -> bool {
-        let name = inbound(pod_uid);
-        let Some(wanted) = model.resource(&name, pod_uid) else { return false };
-        let id = (name.r#type, name.name);
-        [&self.own, &self.relayed].into_iter().any(|sidecars| {
-            let sidecars = lock(sidecars);
-            let sidecar = sidecars.get(pod_uid).filter(|sidecar| sidecar.streams > 0);
-            sidecar.and_then(|sidecar| sidecar.acked.get(&id)) == Some(&wanted.version)
-        })
-    }
-
-    /// Why a pod's sidecar has refused its inbound resource, if it has.
-    pub fn refusal(&self, pod_uid: &str) -> Option<String> {
-        let name = inbound(pod_uid);
-        let id = (name.r#type, name.name);
-        [&self.own, &self.relayed].into_iter().find_map(|sidecars| {
-            let sidecars = lock(sidecars);
-            let (_, reason) = sidecars.get(pod_uid)?.refused.get(&id)?;
-            Some(reason.clone())
-        })
-    }
-
-    /// Forgets sidecars that are not heard of any more: their pod is gone, another replica hears of them, or it
-    /// has been too long. Called now and then.
+    /// Forgets sidecars whose pod is gone, or that another replica hears of. Called now and then.
     pub fn forget_lost(&self, model: &Model) {
         let (mut own, mut relayed) = (lock(&self.own), lock(&self.relayed));
-        forget_lost(&mut own, model, &relayed);
-        forget_lost(&mut relayed, model, &own);
+        own.forget_lost(model, &relayed);
+        relayed.forget_lost(model, &own);
     }
 
-    /// Whether every sidecar that sends to the target of a Canary has acknowledged its present shares. One
-    /// that has not been heard of for a moment counts with what it last said: it goes on enforcing that.
+    /// Whether every sidecar that sends to the target of this Canary enforces this epoch. Costs the Canary's
+    /// own clients only. A sidecar that is not heard of counts with what it last said: it goes on enforcing
+    /// that, as long as its pod is there.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
-        self.forget_lost(model);
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
-        let mut views: HashMap<(&str, &str), Option<String>> = HashMap::new();
-        let mut awaited = Vec::new();
-        for (uid, sidecar) in own.iter().chain(relayed.iter()) {
-            let pod = model.pod(uid);
-            let node = pod.map_or("", |pod| &*pod.node);
-            let mut behind = sidecar.acked.iter().filter(|((kind, name), acked)| {
-                if *kind != ResourceType::Destination as i32 {
-                    return false;
+        let mut awaited = BTreeSet::new();
+        for (here, other) in [(&*own, &*relayed), (&*relayed, &*own)] {
+            for (uid, name) in here.by_canary.get(canary).into_iter().flatten() {
+                let Some(pod) = here.concerned(model, uid, other) else { continue };
+                let Some(sidecar) = here.by_pod.get(uid) else { continue };
+                let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else {
+                    continue;
+                };
+                let enforced = known
+                    .acked
+                    .as_deref()
+                    .and_then(|stamps| stamps.iter().find(|stamp| is_of(stamp, stamp::Kind::Canary, canary)));
+                if enforced.is_some_and(|stamp| stamp.version == epoch) {
+                    continue;
                 }
-                let view = views.entry((name.as_str(), node));
-                let wanted = view.or_insert_with(|| version_for_canary(model, name, uid, canary, epoch));
-                wanted.as_ref().is_some_and(|wanted| wanted != *acked)
-            });
-            let Some((first, _)) = behind.next() else { continue };
-            // Any of them that was refused explains more than the others.
-            let mut names = std::iter::once(first).chain(behind.map(|(name, _)| name));
-            let refused = names.find_map(|name| sidecar.refused.get(name));
-            let pod = pod.map_or_else(|| uid.clone(), |pod| format!("{}/{}", pod.namespace, pod.name));
-            if let Some((_, reason)) = refused {
-                return Acknowledgement::Refused(format!("pod {pod}: {reason}"));
+                let pod = name_of(pod);
+                if let Some(reason) = &known.refused {
+                    return Acknowledgement::Refused(format!("pod {pod}: {reason}"));
+                }
+                awaited.insert(pod);
             }
-            awaited.push(pod);
         }
-        awaited.sort();
-        match awaited.as_slice() {
-            [] => Acknowledgement::Complete,
-            [one] => Acknowledgement::Awaited(format!("the sidecar of pod {one} has not acknowledged it")),
-            [first, ..] => Acknowledgement::Awaited(format!(
-                "{} sidecars have not acknowledged it, that of pod {first} among them",
-                awaited.len()
+        match (awaited.len(), awaited.first()) {
+            (_, None) => Acknowledgement::Complete,
+            (1, Some(one)) => {
+                Acknowledgement::Awaited(format!("the sidecar of pod {one} has not acknowledged it"))
+            }
+            (count, Some(first)) => Acknowledgement::Awaited(format!(
+                "{count} sidecars have not acknowledged it, that of pod {first} among them"
             )),
         }
     }
-}
 
-/// A sidecar that is not heard of any more is forgotten when its pod is gone, when another replica hears of
-/// it, and in the end.
-fn forget_lost(sidecars: &mut Sidecars, model: &Model, others: &Sidecars) {
-    sidecars.retain(|uid, sidecar| {
-        let Some(since) = sidecar.unheard else { return true };
-        let here = model.pod(uid).is_some_and(|pod| !pod.terminating && !pod.finished);
-        let elsewhere = others.get(uid).is_some_and(|other| other.streams > 0);
-        here && !elsewhere && since.elapsed() < LOST_AFTER
-    });
-}
-
-fn take(sidecars: &mut Sidecars, pod_uid: &str, report: Report) {
-    if report == Report::Connected {
-        let sidecar = sidecars.entry(pod_uid.to_owned()).or_default();
-        sidecar.streams += 1;
-        sidecar.unheard = None;
-        // The new stream says anew what it holds; what the old one said may be about nothing any more.
-        sidecar.acked.clear();
-        sidecar.refused.clear();
-        return;
+    /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal.
+    pub fn policy(
+        &self,
+        model: &Model,
+        key: &Key,
+        uid: &str,
+        generation: i64,
+        pods: &[Arc<str>],
+    ) -> PolicyAcknowledgement {
+        let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let mut result = PolicyAcknowledgement::default();
+        for pod_uid in pods {
+            let name: Name = (ResourceType::Inbound as i32, Arc::clone(pod_uid));
+            let known = |sidecars: &'_ Sidecars| {
+                let known = sidecars.by_pod.get(pod_uid)?.resources.get(&name)?;
+                let enforces = known.acked.as_deref().is_some_and(|stamps| {
+                    stamps.iter().any(|stamp| {
+                        is_of(stamp, stamp::Kind::Policy, key)
+                            && stamp.uid == uid
+                            && i64::try_from(stamp.version) == Ok(generation)
+                    })
+                });
+                Some((enforces, known.refused.clone()))
+            };
+            let known: Vec<_> = [known(&own), known(&relayed)].into_iter().flatten().collect();
+            if known.iter().any(|(enforces, _)| *enforces) {
+                result.enforcing += 1;
+                continue;
+            }
+            let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), name_of);
+            if result.refusal.is_none() {
+                let reason = known.into_iter().find_map(|(_, refused)| refused);
+                result.refusal = reason.map(|reason| format!("pod {pod}: {reason}"));
+            }
+            result.awaited.get_or_insert(pod);
+        }
+        result
     }
-    let Some(sidecar) = sidecars.get_mut(pod_uid) else { return };
-    match report {
-        Report::Connected => {}
-        Report::Gone => {
-            sidecar.streams = sidecar.streams.saturating_sub(1);
-            if sidecar.streams == 0 {
-                sidecar.unheard = Some(Instant::now());
+
+    /// Pods that run a sidecar and have not been heard of since this replica started: they may send with old
+    /// shares. Looked for at most once per second.
+    pub fn unheard(&self, model: &Model) -> Option<String> {
+        let mut last = lock(&self.unheard);
+        if let Some((at, result)) = &*last
+            && at.elapsed() < LOOK_EVERY
+        {
+            return result.clone();
+        }
+        let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let mut count = 0_usize;
+        let mut first: Option<&Pod> = None;
+        for pod in model.pods() {
+            let runs = pod.injected && pod.containers_ready && !pod.finished;
+            let heard = || own.by_pod.contains_key(&pod.uid) || relayed.by_pod.contains_key(&pod.uid);
+            if !runs || pod.terminating || pod.host_network || heard() {
+                continue;
+            }
+            count += 1;
+            let order = |pod: &Pod| (Arc::clone(&pod.namespace), Arc::clone(&pod.name));
+            if first.is_none_or(|first| order(pod) < order(first)) {
+                first = Some(pod);
             }
         }
-        Report::Sent(name) => drop(sidecar.acked.entry(name).or_default()),
-        Report::Acked(name, version) => {
-            sidecar.refused.remove(&name);
-            sidecar.acked.insert(name, version);
+        let result = first.map(|pod| match count {
+            1 => format!("pod {} has not been heard of", name_of(pod)),
+            _ => format!("pod {} and {} more have not been heard of", name_of(pod), count - 1),
+        });
+        *last = Some((Instant::now(), result.clone()));
+        result
+    }
+}
+
+impl Sidecars {
+    /// The pod of a sidecar that counts: it is there, and no other replica hears of it instead.
+    fn concerned<'a>(&self, model: &'a Model, uid: &str, other: &Self) -> Option<&'a Pod> {
+        let pod = model.pod(uid).filter(|pod| !pod.finished)?;
+        let lost = self.by_pod.get(uid).is_none_or(|sidecar| sidecar.streams == 0);
+        let elsewhere = other.by_pod.get(uid).is_some_and(|sidecar| sidecar.streams > 0);
+        (!lost || !(elsewhere || pod.terminating)).then_some(pod)
+    }
+
+    fn forget_lost(&mut self, model: &Model, other: &Self) {
+        let lost = |(uid, sidecar): (&Arc<str>, &Sidecar)| {
+            (sidecar.streams == 0 && self.concerned(model, uid, other).is_none()).then(|| Arc::clone(uid))
+        };
+        let lost: Vec<_> = self.by_pod.iter().filter_map(lost).collect();
+        for uid in lost {
+            let sidecar = self.by_pod.remove(&uid).unwrap_or_default();
+            for (name, known) in sidecar.resources {
+                self.unindex(&uid, &name, known.canaries());
+            }
         }
-        Report::Refused(name, version, reason) => {
-            sidecar.refused.insert(name, (version, reason));
+        let over = self.by_pod.iter().flat_map(|(uid, sidecar)| {
+            let over = sidecar.resources.iter().filter(|(_, known)| known.is_over());
+            over.map(|(name, _)| (Arc::clone(uid), name.clone()))
+        });
+        let over: Vec<_> = over.collect();
+        for (uid, name) in over {
+            self.change(&uid, name, |_| None);
         }
-        Report::Unsubscribed(name) => {
-            sidecar.acked.remove(&name);
-            sidecar.refused.remove(&name);
+    }
+
+    fn take(&mut self, pod_uid: &str, report: Report) {
+        if report == Report::Connected {
+            let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
+            sidecar.streams += 1;
+            // The new stream says anew what it holds; until then the sidecar enforces what it had.
+            let until = Some(Instant::now() + RESTATE_WITHIN);
+            sidecar.resources.values_mut().for_each(|known| known.until = known.until.or(until));
+            return;
+        }
+        let Some((uid, sidecar)) = self.by_pod.get_key_value(pod_uid) else { return };
+        let (uid, streams) = (Arc::clone(uid), sidecar.streams);
+        match report {
+            Report::Connected => {}
+            Report::Gone => {
+                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
+                    sidecar.streams = streams.saturating_sub(1);
+                    if sidecar.streams == 0 {
+                        // Nobody says it anew for now.
+                        sidecar.resources.values_mut().for_each(|known| known.until = None);
+                    }
+                }
+            }
+            Report::Sent(name, stamps) => {
+                self.change(&uid, name, |known| Some(Known { sent: Some(stamps), until: None, ..known }))
+            }
+            Report::Acked(name, stamps) => self.change(&uid, name, |_| {
+                Some(Known { sent: Some(Arc::clone(&stamps)), acked: Some(stamps), ..Known::default() })
+            }),
+            Report::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
+                Some(Known { sent: Some(stamps), refused: Some(reason), until: None, ..known })
+            }),
+            Report::Unsubscribed(name) => self.change(&uid, name, |_| None),
+        }
+    }
+
+    /// Changes what is known of a resource, and the index with it.
+    fn change(&mut self, uid: &Arc<str>, name: Name, change: impl FnOnce(Known) -> Option<Known>) {
+        let Some(sidecar) = self.by_pod.get_mut(uid) else { return };
+        let known = sidecar.resources.remove(&name).unwrap_or_default();
+        let before = known.canaries();
+        let known = change(known);
+        let after = known.as_ref().map(Known::canaries).unwrap_or_default();
+        if let Some(known) = known {
+            sidecar.resources.insert(name.clone(), known);
+        }
+        for canary in after.difference(&before) {
+            self.by_canary.entry(canary.clone()).or_default().insert((Arc::clone(uid), name.clone()));
+        }
+        self.unindex(uid, &name, before.difference(&after).cloned());
+    }
+
+    fn unindex(&mut self, uid: &Arc<str>, name: &Name, canaries: impl IntoIterator<Item = Key>) {
+        for canary in canaries {
+            if let Some(clients) = self.by_canary.get_mut(&canary) {
+                clients.remove(&(Arc::clone(uid), name.clone()));
+                if clients.is_empty() {
+                    self.by_canary.remove(&canary);
+                }
+            }
         }
     }
 }
 
-fn lock(sidecars: &Mutex<Sidecars>) -> MutexGuard<'_, Sidecars> {
-    sidecars.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn inbound(pod_uid: &str) -> ResourceName {
-    ResourceName { r#type: ResourceType::Inbound as i32, cluster: String::new(), name: pod_uid.to_owned() }
+fn key(stamp: &Stamp) -> Key {
+    (stamp.namespace.as_str().into(), stamp.name.as_str().into())
 }
 
-/// The version of a destination if it is behind this Canary. Where the model does not show the epoch
-/// yet, no version can be the right one.
-fn version_for_canary(model: &Model, name: &str, uid: &str, canary: &Key, epoch: u64) -> Option<String> {
-    let name = ResourceName {
-        r#type: ResourceType::Destination as i32,
-        cluster: String::new(),
-        name: name.to_owned(),
-    };
-    let resource = model.resource(&name, uid)?;
-    let Some(resource::Body::Destination(view)) = &resource.body else { return None };
-    let Some(destination::Kind::Service(service)) = &view.kind else { return None };
-    let shown = service.canary.as_ref()?;
-    if *shown.namespace != *canary.0 || *shown.name != *canary.1 {
-        return None;
-    }
-    Some(if shown.epoch == epoch { resource.version } else { NEVER.to_owned() })
+fn is_of(stamp: &Stamp, kind: stamp::Kind, key: &Key) -> bool {
+    stamp.kind() == kind && *stamp.namespace == *key.0 && *stamp.name == *key.1
+}
+
+fn name_of(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::model::tests::{canary, key, pod, shop};
+    use crate::model::tests::{key, pod, shop};
+
+    fn name(text: &str) -> Name {
+        (ResourceType::Destination as i32, text.into())
+    }
+
+    fn stamps(kind: stamp::Kind, name: &str, version: u64) -> Stamps {
+        let (namespace, name) = ("shop".into(), name.into());
+        Stamps::from([Stamp { kind: kind.into(), namespace, name, uid: "p".into(), version }])
+    }
+
+    fn epoch(version: u64) -> Stamps {
+        stamps(stamp::Kind::Canary, "web", version)
+    }
+
+    fn none() -> Stamps {
+        Stamps::from([])
+    }
+
+    fn with(reports: impl IntoIterator<Item = Report>) -> Registry {
+        let registry = Registry::default();
+        registry.report("uid-a", Report::Connected, |_| {});
+        reports.into_iter().for_each(|report| registry.report("uid-a", report, |_| {}));
+        registry
+    }
+
+    fn model() -> Model {
+        shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])
+    }
+
+    fn acknowledged(registry: &Registry, epoch: u64) -> Acknowledgement {
+        registry.acknowledged_canary(&model(), &key("shop", "web"), epoch)
+    }
+
+    fn awaited() -> Acknowledgement {
+        Acknowledgement::Awaited("the sidecar of pod shop/a has not acknowledged it".to_owned())
+    }
 
     #[test]
     fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
-        let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
-        model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1", "phase": "Stable"})));
-        let names = ["10.96.0.1:80", "203.0.113.1:80"]
-            .map(|name| (ResourceType::Destination as i32, name.to_owned()));
-        let acknowledged = |registry: &Registry| registry.acknowledged_canary(&model, &key("shop", "web"), 0);
-        // Whichever of the two a walk over them meets first.
+        let names = ["10.96.0.1:80", "203.0.113.1:80"].map(name);
         for refused in &names {
-            let registry = Registry::default();
-            registry.report("uid-a", Report::Connected, |_| {});
-            for name in &names {
-                registry.report("uid-a", Report::Sent(name.clone()), |_| {});
-            }
-            let awaited = "the sidecar of pod shop/a has not acknowledged it".to_owned();
-            assert_eq!(acknowledged(&registry), Acknowledgement::Awaited(awaited));
-            registry.report("uid-a", Report::Refused(refused.clone(), "v".into(), "too new".into()), |_| {});
-            assert_eq!(acknowledged(&registry), Acknowledgement::Refused("pod shop/a: too new".to_owned()));
+            let registry = with(names.clone().map(|name| Report::Sent(name, epoch(1))));
+            assert_eq!(acknowledged(&registry, 1), awaited());
+            let report = Report::Refused(refused.clone(), epoch(1), "too new".into());
+            registry.report("uid-a", report, |_| {});
+            // Whichever of the two a walk over them meets first.
+            assert_eq!(
+                acknowledged(&registry, 1),
+                Acknowledgement::Refused("pod shop/a: too new".to_owned())
+            );
         }
     }
 
     #[test]
+    fn a_canary_waits_for_its_own_clients_only() {
+        let other = stamps(stamp::Kind::Canary, "other", 1);
+        let web = name("10.96.0.1:80");
+        let registry = with([Report::Sent(name("10.96.0.2:80"), other), Report::Sent(web.clone(), epoch(1))]);
+        assert_eq!(acknowledged(&registry, 1), awaited());
+        registry.report("uid-a", Report::Acked(web.clone(), epoch(1)), |_| {});
+        assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete);
+        assert_eq!(acknowledged(&registry, 2), awaited(), "its resource is not even compiled yet");
+        registry.report("uid-a", Report::Sent(web.clone(), none()), |_| {});
+        assert_eq!(acknowledged(&registry, 2), awaited(), "it still enforces old shares");
+        registry.report("uid-a", Report::Acked(web, none()), |_| {});
+        assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete, "it has no shares any more");
+    }
+
+    #[test]
+    fn a_new_stream_must_say_anew_what_the_sidecar_enforces() {
+        let web = name("10.96.0.1:80");
+        let registry = with([Report::Acked(web.clone(), epoch(1)), Report::Gone, Report::Connected]);
+        assert_eq!(acknowledged(&registry, 2), awaited(), "meanwhile it enforces what it had");
+        registry.report("uid-a", Report::Acked(web, epoch(2)), |_| {});
+        assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete);
+    }
+
+    #[test]
     fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
-        let registry = Registry::default();
-        let mut model = Model::default();
-        model.apply_pod(crate::model::Pod { uid: "u".into(), ..Default::default() });
-        let kept = |registry: &Registry| lock(&registry.own).contains_key("u");
-        registry.report("u", Report::Connected, |_| {});
-        registry.report("u", Report::Acked((2, "10.0.0.1:80".into()), "v1".into()), |_| {});
-        registry.report("u", Report::Gone, |_| {});
+        let mut model = model();
+        let registry = with([Report::Acked(name("10.96.0.1:80"), epoch(1)), Report::Gone]);
+        let kept = |registry: &Registry| lock(&registry.own).by_pod.contains_key("uid-a");
         registry.forget_lost(&model);
         assert!(kept(&registry), "it may well go on enforcing what it had");
         assert_eq!(registry.connected(), 0);
-        registry.relayed("u", Report::Connected);
+        registry.relayed("uid-a", Report::Connected);
         registry.forget_lost(&model);
         assert!(!kept(&registry), "another replica hears of it now");
-        registry.relayed("u", Report::Gone);
-        model.delete_pod("u");
+        assert!(lock(&registry.own).by_canary.is_empty(), "the index forgets it too");
+        registry.relayed("uid-a", Report::Gone);
+        model.delete_pod("uid-a");
         registry.forget_lost(&model);
-        assert!(lock(&registry.relayed).is_empty(), "its pod is gone");
+        assert!(lock(&registry.relayed).by_pod.is_empty(), "its pod is gone");
+    }
+
+    #[test]
+    fn a_policy_counts_the_pods_that_enforce_its_generation() {
+        let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
+        let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+        let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
+        let pods: [Arc<str>; 2] = ["uid-a".into(), "uid-b".into()];
+        let policy = |generation| registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods);
+        assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("shop/b".to_owned())));
+        assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("shop/a".to_owned())));
+        registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
+        assert_eq!(policy(4).refusal, Some("pod shop/a: too new".to_owned()));
+    }
+
+    #[test]
+    fn pods_that_were_never_heard_of_are_named() {
+        assert_eq!(
+            Registry::default().unheard(&model()),
+            Some("pod shop/a and 1 more have not been heard of".to_owned())
+        );
+        let registry = with([]);
+        assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+        let registry = with([Report::Gone]);
+        registry.relayed("uid-b", Report::Connected);
+        assert_eq!(registry.unheard(&model()), None);
     }
 
     #[test]
     fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
-        let registry = Registry::default();
-        let name = (2, "10.0.0.1:80".to_owned());
-        registry.report("u", Report::Connected, |_| {});
-        registry.report("u", Report::Connected, |_| {});
-        registry.report("u", Report::Sent(name.clone()), |_| {});
+        let web = name("10.0.0.1:80");
+        let registry = with([Report::Connected, Report::Sent(web.clone(), epoch(1))]);
         registry.relayed("v", Report::Connected);
         let mut seen = Vec::new();
-        registry.snapshot(|all| seen = all);
-        let of_u = |report| ("u".to_owned(), report);
-        assert_eq!(seen, [of_u(Report::Connected), of_u(Report::Connected), of_u(Report::Sent(name))]);
+        registry.snapshot(|_| true, |all| seen = all);
+        let of_a = |report| (Arc::<str>::from("uid-a"), report);
+        let sent = of_a(Report::Sent(web, epoch(1)));
+        assert_eq!(seen, [of_a(Report::Connected), of_a(Report::Connected), sent]);
+        registry.snapshot(|_| false, |all| seen = all);
+        assert!(seen.is_empty(), "of another shard");
     }
 }

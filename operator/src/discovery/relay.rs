@@ -1,33 +1,69 @@
-//! What sidecars report reaches the leader, whichever replica they are connected to. A replica that
-//! does not lead keeps one stream to the leader; a report counts as taken when the leader has it.
+//! What sidecars report reaches the leader, whichever replica they are connected to. A replica that does not
+//! lead keeps a few streams to the leader, each for a part of its pods; a report counts as taken when the leader
+//! has it.
+//!
+//! Nothing waits for the leader: a stream whose queue is full is dropped and begun anew, with everything that
+//! is known. Counts that were in it are not acknowledged, and so the sidecar reports them again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tulle_mesh::proto::relay_client::RelayClient;
-use tulle_mesh::proto::{Ack, Nack, RelayMessage, ResourceName, TelemetryReport, relay_message};
+use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryReport, relay_message};
 
-use super::registry::{Registry, Report};
-use super::server::{Peer, Tls};
+use super::peer::{Peer, Tls};
+use super::registry::Registry;
+use super::report::{Report, message};
 use crate::lease::Leadership;
 use crate::telemetry::Aggregates;
+
+/// Streams to the leader.
+const SHARDS: usize = 4;
+/// Messages that wait for the leader, per stream.
+const QUEUED: usize = 4096;
+/// Answers to one sidecar that wait for its session. One that is dropped costs a second report.
+const ANSWERS: usize = 64;
+/// A stream that ended is begun anew after this.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Passes what this replica's sidecars report on to the leader; on the leader itself, to its own registry.
 pub struct LeaderRelay {
     registry: Arc<Registry>,
     aggregates: Arc<Aggregates>,
     leadership: watch::Receiver<Leadership>,
-    /// The stream to the leader, while there is one.
-    leader: Mutex<Option<mpsc::UnboundedSender<RelayMessage>>>,
+    shards: [Shard; SHARDS],
     /// Sessions that wait for the leader to take a report.
-    waiting: Mutex<HashMap<String, mpsc::UnboundedSender<u64>>>,
+    waiting: Mutex<HashMap<String, mpsc::Sender<u64>>>,
+}
+
+/// A stream to the leader.
+#[derive(Default)]
+struct Shard {
+    /// While there is one.
+    leader: Mutex<Option<mpsc::Sender<RelayMessage>>>,
+    overflow: Notify,
+}
+
+impl Shard {
+    /// Sends without waiting; the stream is given up when the leader does not keep up.
+    fn pass_on(&self, message: RelayMessage) {
+        let mut leader = lock(&self.leader);
+        if let Some(stream) = &*leader
+            && stream.try_send(message).is_err()
+        {
+            *leader = None;
+            self.overflow.notify_one();
+        }
+    }
 }
 
 impl LeaderRelay {
-    /// A relay without a stream: [`Self::run`] keeps one.
+    /// A relay without a stream: [`Self::run`] keeps them.
     pub fn new(
         registry: Arc<Registry>,
         aggregates: Arc<Aggregates>,
@@ -37,7 +73,7 @@ impl LeaderRelay {
             registry,
             aggregates,
             leadership,
-            leader: Mutex::default(),
+            shards: std::array::from_fn(|_| Shard::default()),
             waiting: Mutex::default(),
         })
     }
@@ -45,8 +81,8 @@ impl LeaderRelay {
     /// Takes a report of a sidecar of this replica.
     pub fn report(&self, pod_uid: &str, report: Report) {
         self.registry.report(pod_uid, report, |report| {
-            if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
-                let _ = leader.send(message(pod_uid, report));
+            if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
+                shard.pass_on(message(pod_uid, report));
             }
         });
     }
@@ -54,13 +90,13 @@ impl LeaderRelay {
     /// Takes counts of a sidecar of this replica. Returns whether they are taken for good; otherwise the
     /// leader's answer comes by [`Self::telemetry_acks`].
     pub fn telemetry(&self, pod_uid: &str, report: TelemetryReport) -> bool {
-        if self.leadership.borrow().mine {
+        if self.leads() {
             self.aggregates.add(pod_uid, &report);
             return true;
         }
-        if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
             let message = relay_message::Message::Telemetry(report);
-            let _ = leader.send(RelayMessage {
+            shard.pass_on(RelayMessage {
                 pod_uid: pod_uid.to_owned(),
                 message: Some(message),
                 ..Default::default()
@@ -75,90 +111,137 @@ impl LeaderRelay {
     }
 
     /// Sequence numbers of reports that the leader has taken.
-    pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::UnboundedReceiver<u64> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let mut waiting = self.lock_waiting();
-        // Those of streams that have ended; a stream that took over under the same pod stays.
-        waiting.retain(|_, session| !session.is_closed());
-        waiting.insert(pod_uid.to_owned(), sender);
+    pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::Receiver<u64> {
+        let (sender, receiver) = mpsc::channel(ANSWERS);
+        // A stream that took over under the same pod takes its answers over, too.
+        lock(&self.waiting).insert(pod_uid.to_owned(), sender);
         receiver
     }
 
-    fn lock_waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, mpsc::UnboundedSender<u64>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A session has ended, and its receiver of [`Self::telemetry_acks`] is dropped.
+    pub fn ended(&self, pod_uid: &str) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.get(pod_uid).is_some_and(mpsc::Sender::is_closed) {
+            waiting.remove(pod_uid);
+        }
     }
 
-    /// Keeps a stream to whoever leads.
+    /// Keeps the streams to whoever leads.
     pub async fn run(self: Arc<Self>, tls: Arc<Tls>) {
+        futures::future::join_all((0..SHARDS).map(|number| self.keep(number, &tls))).await;
+    }
+
+    async fn keep(&self, number: usize, tls: &Tls) {
+        let Some(shard) = self.shards.get(number) else { return };
         let mut leadership = self.leadership.clone();
         loop {
             let leader = leadership.borrow_and_update().clone();
             if let (false, Some(address)) = (leader.mine, &leader.address) {
                 tokio::select! {
-                    end = self.forward(address, &tls) => if let Err(error) = end {
+                    end = self.forward(number, shard, address, tls) => if let Err(error) = end {
                         tracing::warn!(address, error = format!("{error:#}"), "the stream to the leader ended");
                     },
                     _ = leadership.changed() => {}
                 }
-                *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                *lock(&shard.leader) = None;
+                tokio::time::sleep(AGAIN).await;
             } else if leadership.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    async fn forward(&self, address: &str, tls: &Tls) -> anyhow::Result<()> {
+    async fn forward(&self, number: usize, shard: &Shard, address: &str, tls: &Tls) -> anyhow::Result<()> {
         let peer = Peer::connect(address, tls).await?;
         let mut client = RelayClient::with_origin(peer, http::Uri::from_static("http://leader.tulle"));
-        let (sender, messages) = mpsc::unbounded_channel();
-        self.registry.snapshot(|reports| {
-            for (uid, report) in reports {
-                let _ = sender.send(message(&uid, report));
+        let (known, messages) = self.begin(number, shard);
+        let messages = tokio_stream::iter(known).chain(ReceiverStream::new(messages));
+        let exchange = async {
+            let mut replies = client.forward(messages).await?.into_inner();
+            while let Some(reply) = replies.message().await? {
+                self.replied(reply);
             }
-            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        });
-        let mut replies = client.forward(UnboundedReceiverStream::new(messages)).await?.into_inner();
-        while let Some(reply) = replies.message().await? {
-            if let Some(session) = self.lock_waiting().get(&reply.pod_uid) {
-                let _ = session.send(reply.sequence);
-            }
+            Err::<(), anyhow::Error>(anyhow::anyhow!("the leader closed the stream"))
+        };
+        tokio::select! {
+            end = exchange => end,
+            () = shard.overflow.notified() => Err(anyhow::anyhow!("the leader does not keep up")),
         }
-        anyhow::bail!("the leader closed the stream")
+    }
+
+    /// Everything that is known, and what is reported after it.
+    fn begin(&self, number: usize, shard: &Shard) -> (Vec<RelayMessage>, mpsc::Receiver<RelayMessage>) {
+        let (sender, messages) = mpsc::channel(QUEUED);
+        let mut known = Vec::new();
+        self.registry.snapshot(
+            |uid| shard_of(uid) == number,
+            |reports| {
+                known.extend(reports.into_iter().map(|(uid, report)| message(&uid, report)));
+                *lock(&shard.leader) = Some(sender);
+            },
+        );
+        (known, messages)
+    }
+
+    fn replied(&self, reply: RelayReply) {
+        if let Some(session) = lock(&self.waiting).get(&reply.pod_uid) {
+            let _ = session.try_send(reply.sequence);
+        }
     }
 }
 
-fn message(pod_uid: &str, report: Report) -> RelayMessage {
-    let name =
-        |(kind, name): (i32, String)| Some(ResourceName { r#type: kind, cluster: String::new(), name });
-    let message = match report {
-        Report::Connected => relay_message::Message::Connected(true),
-        Report::Gone => relay_message::Message::Connected(false),
-        Report::Sent(id) => {
-            relay_message::Message::Sent(ResourceName { r#type: id.0, cluster: String::new(), name: id.1 })
-        }
-        Report::Acked(id, version) => relay_message::Message::Ack(Ack { name: name(id), version }),
-        Report::Refused(id, version, reason) => {
-            relay_message::Message::Nack(Nack { name: name(id), version, reason })
-        }
-        // An acknowledgement of nothing: the subscription is over.
-        Report::Unsubscribed(id) => {
-            relay_message::Message::Ack(Ack { name: name(id), version: String::new() })
-        }
-    };
-    RelayMessage { pod_uid: pod_uid.to_owned(), message: Some(message), ..Default::default() }
+/// All that is said of a pod takes one stream: in order.
+fn shard_of(pod_uid: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    pod_uid.hash(&mut hasher);
+    usize::try_from(hasher.finish() % SHARDS as u64).unwrap_or(0)
 }
 
-/// A relayed message, as a report.
-pub fn report_of(message: relay_message::Message) -> Option<Report> {
-    let id = |name: Option<ResourceName>| name.map(|name| (name.r#type, name.name));
-    Some(match message {
-        relay_message::Message::Connected(true) => Report::Connected,
-        relay_message::Message::Connected(false) => Report::Gone,
-        relay_message::Message::Sent(name) => Report::Sent(id(Some(name))?),
-        relay_message::Message::Ack(ack) if ack.version.is_empty() => Report::Unsubscribed(id(ack.name)?),
-        relay_message::Message::Ack(ack) => Report::Acked(id(ack.name)?, ack.version),
-        relay_message::Message::Nack(nack) => Report::Refused(id(nack.name)?, nack.version, nack.reason),
-        relay_message::Message::Telemetry(_) => return None,
-    })
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay() -> Arc<LeaderRelay> {
+        let (_, leadership) = watch::channel(Leadership::default());
+        LeaderRelay::new(Arc::default(), Arc::default(), leadership)
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_takes_nothing_holds_up_nobody_and_is_told_everything_anew() {
+        let relay = relay();
+        let number = shard_of("u");
+        let shard = relay.shards.get(number).unwrap();
+        let (known, mut stuck) = relay.begin(number, shard);
+        assert!(known.is_empty());
+        relay.report("u", Report::Connected);
+        for sequence in 0..2 * QUEUED as u64 {
+            let report = TelemetryReport { sequence, ..Default::default() };
+            assert!(!relay.telemetry("u", report), "nobody has taken it");
+        }
+        assert!(lock(&shard.leader).is_none(), "the stream was given up");
+        shard.overflow.notified().await;
+        let mut queued = 0;
+        while stuck.recv().await.is_some() {
+            queued += 1;
+        }
+        assert_eq!(queued, QUEUED, "no more than that waits in memory");
+        let (known, _) = relay.begin(number, shard);
+        assert_eq!(known, [message("u", Report::Connected)]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_reaches_the_session_that_waits_for_it() {
+        let relay = relay();
+        let mut acks = relay.telemetry_acks("u");
+        relay.replied(RelayReply { pod_uid: "u".into(), sequence: 7 });
+        relay.replied(RelayReply { pod_uid: "v".into(), sequence: 8 });
+        assert_eq!(acks.recv().await, Some(7));
+        drop(acks);
+        relay.ended("u");
+        assert!(lock(&relay.waiting).is_empty());
+    }
 }

@@ -2,21 +2,17 @@
 //! certificate of this mesh; a sidecar is answered for its own pod only.
 
 use std::collections::HashMap;
-use std::pin::Pin;
-use std::sync::{Arc, RwLock};
-use std::task::{Context, Poll};
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use hyper::client::conn::http2::SendRequest;
+use anyhow::Result;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
@@ -25,32 +21,34 @@ use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
 use tulle_mesh::proto::identity_server::{Identity, IdentityServer};
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
 use tulle_mesh::proto::{
-    OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
+    Hello, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
 };
 
+use super::admission::Admission;
+use super::cache::Cache;
+use super::peer::Tls;
 use super::registry::Registry;
-use super::relay::{LeaderRelay, report_of};
+use super::relay::LeaderRelay;
+use super::report::{Report, name_of, report_of};
 use super::session::Session;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// New subscriptions that are computed at the same time.
-const ADMITTED: usize = 16;
-
-/// The operator's own TLS; renewed by `identity`.
-#[derive(Debug)]
-pub struct Tls {
-    /// For connections of sidecars and of other replicas.
-    pub server: RwLock<Arc<ServerConfig>>,
-    /// To other replicas.
-    pub client: RwLock<Arc<ClientConfig>>,
-    /// Whom the certificate names.
-    pub identity: WorkloadId,
-}
+/// Resources that a sidecar may say it holds.
+const MAX_HELD: usize = 10_000;
+/// A replica that takes no answers for this long is not waited for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A connection's verified peer; `None`: it showed no certificate.
 #[derive(Clone, Debug)]
 pub struct PeerIdentity(pub Option<WorkloadId>);
+
+/// Where a connection comes from, and how it is closed.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    address: IpAddr,
+    hang_up: Arc<Notify>,
+}
 
 /// What the services share.
 #[derive(Clone)]
@@ -65,7 +63,12 @@ pub struct Services {
     pub aggregates: Arc<Aggregates>,
     /// Whom this operator is.
     pub me: WorkloadId,
-    admission: Arc<Semaphore>,
+    /// A sidecar must come from an address of its pod. Off only where all come over loopback: in tests and
+    /// measurements.
+    pub check_addresses: bool,
+    /// Resources, compiled once for all sidecars.
+    pub cache: Arc<Cache>,
+    admission: Arc<Admission>,
 }
 
 impl Services {
@@ -77,7 +80,34 @@ impl Services {
         aggregates: Arc<Aggregates>,
         me: WorkloadId,
     ) -> Self {
-        Self { hub, relay, registry, aggregates, me, admission: Arc::new(Semaphore::new(ADMITTED)) }
+        let cache = Cache::following(&hub);
+        let admission = Arc::default();
+        Self { hub, relay, registry, aggregates, me, check_addresses: true, cache, admission }
+    }
+
+    /// Whether a sidecar speaks for its own pod: namespace and account are those of its certificate, and its
+    /// address is the pod's. One on the node's network has no address of its own.
+    fn admit(&self, hello: &Hello, identity: &WorkloadId, address: Option<IpAddr>) -> Result<(), Status> {
+        let model = self.hub.model();
+        let pod = model.pod(&hello.pod_uid);
+        let pod = pod.ok_or_else(|| Status::unavailable("this pod is not known yet"))?;
+        if *pod.namespace != *identity.namespace || *pod.service_account != *identity.service_account {
+            self.aggregates.refused("stream", "OtherPod");
+            tracing::warn!(%identity, pod = %pod.name, "a sidecar asked for another's pod");
+            return Err(Status::permission_denied("the certificate is of another workload"));
+        }
+        if self.check_addresses && !pod.host_network && pod.ips.is_empty() {
+            return Err(Status::unavailable("this pod's address is not known yet"));
+        }
+        let own = address.is_some_and(|address| pod.ips.iter().any(|ip| ip.to_canonical() == address));
+        if self.check_addresses && !pod.host_network && !own {
+            self.aggregates.refused("stream", "OtherAddress");
+            tracing::warn!(%identity, pod = %pod.name, ?address, "a sidecar speaks from an address that is not its pod's");
+            return Err(Status::permission_denied(
+                "the connection comes from an address that is not this pod's",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -98,34 +128,39 @@ pub async fn serve(listener: TcpListener, tls: Arc<Tls>, services: Services, sig
         };
         let (tls, routes) = (Arc::clone(&tls), routes.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, &tls, routes).await {
+            if let Err(error) = connection(stream, peer.ip().to_canonical(), &tls, routes).await {
                 tracing::debug!(%peer, error = format!("{error:#}"), "a connection ended");
             }
         });
     }
 }
 
-async fn connection(stream: TcpStream, tls: &Tls, routes: Routes) -> Result<()> {
+async fn connection(stream: TcpStream, address: IpAddr, tls: &Tls, routes: Routes) -> Result<()> {
     stream.set_nodelay(true)?;
-    let config = Arc::clone(&tls.server.read().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let config = Arc::clone(&tls.server.read().unwrap_or_else(PoisonError::into_inner));
     let stream = timeout(Duration::from_secs(10), TlsAcceptor::from(config).accept(stream)).await??;
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map(tulle_mesh::svid::peer_identity).transpose()?;
     let identity = PeerIdentity(identity);
+    let hang_up = Arc::new(Notify::new());
+    let from = Connection { address, hang_up: Arc::clone(&hang_up) };
     let service = tower::ServiceBuilder::new()
         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(identity.clone());
+            request.extensions_mut().insert(from.clone());
             request.map(tonic::body::Body::new)
         })
         .service(routes.prepare());
-    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(10))
         .max_concurrent_streams(16)
         .max_header_list_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-        .await?;
-    Ok(())
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::select! {
+        end = serve => Ok(end?),
+        () = hang_up.notified() => anyhow::bail!("its sidecar reads nothing"),
+    }
 }
 
 fn caller<T>(request: &Request<T>) -> Result<WorkloadId, Status> {
@@ -145,35 +180,25 @@ impl Discovery for Services {
         if !self.hub.is_synced() {
             return Err(Status::unavailable("the operator is still reading the cluster"));
         }
+        let from = request.extensions().get::<Connection>().cloned();
         let mut up = request.into_inner();
         let first = timeout(Duration::from_secs(10), up.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
         let Some(sidecar_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("a hello comes first"));
         };
-        // A sidecar speaks for its own pod only: namespace and account are those of its certificate.
-        {
-            let model = self.hub.model();
-            let pod =
-                model.pod(&hello.pod_uid).ok_or_else(|| Status::unavailable("this pod is not known yet"))?;
-            if *pod.namespace != *identity.namespace || *pod.service_account != *identity.service_account {
-                self.aggregates.refused("stream", "OtherPod");
-                tracing::warn!(%identity, pod = hello.pod_name, "a sidecar asked for another's pod");
-                return Err(Status::permission_denied("the certificate is of another workload"));
-            }
-        }
-        let held = hello.held.into_iter().filter_map(|held| {
-            let name = held.name?;
-            Some(((name.r#type, name.name), held.version))
-        });
-        let held: HashMap<_, _> = held.collect();
+        self.admit(&hello, &identity, from.as_ref().map(|from| from.address))?;
+        let held = hello.held.into_iter().filter_map(|held| Some((name_of(held.name?), held.version)));
+        let held: HashMap<_, _> = held.take(MAX_HELD).collect();
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),
+            cache: Arc::clone(&self.cache),
             relay: Arc::clone(&self.relay),
             admission: Arc::clone(&self.admission),
             pod_uid: hello.pod_uid,
             down,
+            hang_up: from.map(|from| from.hang_up).unwrap_or_default(),
         };
         tokio::spawn(session.run(up, held));
         Ok(Response::new(ReceiverStream::new(messages)))
@@ -204,7 +229,7 @@ impl Relay for Services {
                     Some(relay_message::Message::Telemetry(report)) => {
                         services.aggregates.add(&uid, &report);
                         let reply = RelayReply { pod_uid: uid, sequence: report.sequence };
-                        if sender.send(Ok(reply)).await.is_err() {
+                        if !matches!(timeout(ANSWER_WITHIN, sender.send(Ok(reply))).await, Ok(Ok(()))) {
                             break;
                         }
                     }
@@ -213,7 +238,7 @@ impl Relay for Services {
                             let streams = mine.entry(uid.clone()).or_default();
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
-                        if let Some(report) = report_of(message) {
+                        if let Some(report) = report_of(message, relayed.stamps) {
                             services.registry.relayed(&uid, report);
                         }
                     }
@@ -223,7 +248,7 @@ impl Relay for Services {
             // The replica is gone, and its streams with it.
             for (uid, streams) in mine {
                 for _ in 0..streams {
-                    services.registry.relayed(&uid, super::Report::Gone);
+                    services.registry.relayed(&uid, Report::Gone);
                 }
             }
         });
@@ -231,42 +256,47 @@ impl Relay for Services {
     }
 }
 
-/// A connection to another replica, as tonic wants it.
-#[derive(Clone)]
-pub struct Peer(SendRequest<tonic::body::Body>);
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
 
-impl Peer {
-    /// Connects; the other side must be the operator too.
-    ///
-    /// # Errors
-    /// What could not be reached, or was not the operator.
-    pub async fn connect(address: &str, tls: &Tls) -> Result<Self> {
-        let stream = TcpStream::connect((address, tulle_mesh::ports::DISCOVERY)).await?;
-        let config = Arc::clone(&tls.client.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let name = ServerName::try_from("operator.tulle")?;
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
-        let leaf: Option<&CertificateDer<'_>> =
-            stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let identity = tulle_mesh::svid::peer_identity(leaf.context("no certificate")?)?;
-        anyhow::ensure!(identity == tls.identity, "{address} is {identity}, not a replica of the operator");
-        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(5));
-        let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Self(send))
-    }
-}
+    use super::*;
+    use crate::lease::Leadership;
+    use crate::model::Pod;
+    use crate::model::tests::{pod, shop};
 
-impl tower::Service<http::Request<tonic::body::Body>> for Peer {
-    type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
+    fn services(pod: Pod) -> Services {
+        let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
+        let relay = LeaderRelay::new(Arc::default(), Arc::default(), leadership);
+        let hub = Arc::new(Hub::complete(shop(&[pod])));
+        let me = WorkloadId::new("cluster.local", "mesh", "operator");
+        Services::new(hub, relay, Arc::default(), Arc::default(), me)
     }
 
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+    fn admit(services: &Services, account: &str, address: &str) -> Result<(), Code> {
+        let hello = Hello { pod_uid: "uid-a".into(), ..Hello::default() };
+        let identity = WorkloadId::new("cluster.local", "shop", account);
+        let address = Some(address.parse().unwrap());
+        services.admit(&hello, &identity, address).map_err(|status| status.code())
+    }
+
+    #[test]
+    fn a_hello_comes_from_the_pod_that_it_names() {
+        let mut services = services(pod("a", "10.1.0.1", "r1"));
+        assert_eq!(admit(&services, "web", "10.1.0.1"), Ok(()));
+        assert_eq!(admit(&services, "other", "10.1.0.1"), Err(Code::PermissionDenied));
+        assert_eq!(admit(&services, "web", "10.1.0.2"), Err(Code::PermissionDenied));
+        let refused = (("stream", "OtherAddress"), 1);
+        assert!(services.aggregates.refusals().contains(&refused));
+        services.check_addresses = false;
+        assert_eq!(admit(&services, "web", "10.1.0.2"), Ok(()));
+    }
+
+    #[test]
+    fn a_pod_without_addresses_of_its_own_is_known_by_its_certificate_or_asked_to_wait() {
+        let host = Pod { host_network: true, ..pod("a", "10.1.0.1", "r1") };
+        assert_eq!(admit(&services(host), "web", "192.0.2.1"), Ok(()));
+        let new = Pod { ips: Box::default(), ..pod("a", "10.1.0.1", "r1") };
+        assert_eq!(admit(&services(new), "web", "10.1.0.1"), Err(Code::Unavailable));
     }
 }

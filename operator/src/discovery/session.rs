@@ -1,21 +1,23 @@
-//! One sidecar's stream: what it subscribes to is computed, sent when its version differs from what
-//! it holds, and its answer noted.
+//! One sidecar's stream: what it subscribes to is sent when its version differs from what it holds, and its
+//! answer noted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
-use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::{
-    OperatorMessage, Resource, ResourceName, SidecarMessage, TelemetryAck, TelemetryReport, destination,
-    operator_message, resource, sidecar_message,
+    OperatorMessage, SidecarMessage, TelemetryAck, TelemetryReport, operator_message, sidecar_message, stamp,
 };
 
-use super::registry::Report;
+use super::admission::Admission;
+use super::bounds::{self, Subjects};
+use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
+use super::report::{Name, Report, Stamps, name_of, resource_name};
+use crate::model::Variant;
 use crate::watch::Hub;
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
@@ -28,57 +30,88 @@ const CALM: u32 = 5;
 const BUSY: u32 = 30;
 /// Resources that one sidecar may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 10_000;
-
-/// Requests that one report may count of a destination.
-const MAX_COUNT: u64 = 100_000_000;
+/// Characters of a resource's name.
+const MAX_NAME: usize = 256;
+/// A sidecar that reads nothing for this long is dropped: it would not learn of any change, and what is meant
+/// for it fills memory.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a stream needs.
 pub struct Session {
     /// The model.
     pub hub: Arc<Hub>,
+    /// What is compiled of it.
+    pub cache: Arc<Cache>,
     /// Takes the sidecars' reports to the leader.
     pub relay: Arc<LeaderRelay>,
-    /// New subscriptions that are computed at the same time, over all streams: a cluster of sidecars
-    /// that come back at once must not starve those that are here.
-    pub admission: Arc<Semaphore>,
+    /// The queue for new subscriptions.
+    pub admission: Arc<Admission>,
     /// The pod, as its certificate and hello say.
     pub pod_uid: String,
     /// Messages to the sidecar.
     pub down: mpsc::Sender<Result<OperatorMessage, Status>>,
+    /// Closes the connection of a sidecar that reads nothing: the stream alone cannot be ended while its
+    /// window is full.
+    pub hang_up: Arc<Notify>,
 }
 
 struct State {
+    wake: Arc<Wake>,
     /// What is subscribed.
-    subscribed: HashMap<(i32, String), Subscription>,
+    subscribed: HashMap<Name, Subscription>,
     /// What the sidecar said at the start that it holds.
-    held: HashMap<(i32, String), String>,
+    held: HashMap<Name, String>,
     sends_in_second: u32,
     second: Instant,
 }
 
+#[derive(Default)]
 struct Subscription {
-    name: ResourceName,
-    /// The version that was sent last, or that the sidecar holds from before.
-    sent: Option<String>,
-    /// The namespace and name that its requests are counted under.
-    counted_as: Option<(String, String)>,
+    variant: Variant,
+    /// The version that the sidecar holds from before.
+    held: Option<String>,
+    /// What was sent last, or is held from before.
+    sent: Option<Arc<Shared>>,
+    /// The sidecar enforces `sent`.
+    acked: bool,
+    /// The last that was reported.
+    reported: Option<Reported>,
+}
+
+/// What was reported of a subscription: what changes none of it is not reported again.
+#[derive(PartialEq)]
+enum Reported {
+    Sent(Stamps),
+    Acked(Stamps),
+    Refused,
 }
 
 impl Session {
     /// Serves the stream to its end.
-    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<(i32, String), String>) {
+    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>) {
         self.relay.report(&self.pod_uid, Report::Connected);
-        let mut state =
-            State { subscribed: HashMap::new(), held, sends_in_second: 0, second: Instant::now() };
+        let mut state = State {
+            wake: self.cache.wake(),
+            subscribed: HashMap::new(),
+            held,
+            sends_in_second: 0,
+            second: Instant::now(),
+        };
         let end = self.serve(&mut up, &mut state).await;
+        for (name, subscription) in state.subscribed.drain() {
+            self.cache.unsubscribe(&(name, subscription.variant), &state.wake);
+        }
         if let Err(status) = end {
             tracing::debug!(pod = self.pod_uid, %status, "a sidecar's stream ended");
+            // It learns why, if it still listens.
+            let _ = self.down.try_send(Err(status));
         }
+        self.relay.ended(&self.pod_uid);
         self.relay.report(&self.pod_uid, Report::Gone);
     }
 
     async fn serve(&self, up: &mut Streaming<SidecarMessage>, state: &mut State) -> Result<(), Status> {
-        let (mut changes, mut endings) = (self.hub.changes(), self.hub.endings());
+        let wake = Arc::clone(&state.wake);
         let mut send_at: Option<Instant> = None;
         let mut acks = self.relay.telemetry_acks(&self.pod_uid);
         loop {
@@ -91,24 +124,18 @@ impl Session {
                     let ack = operator_message::Message::TelemetryAck(TelemetryAck { sequence });
                     self.send(ack).await?;
                 }
-                changed = changes.changed(), if send_at.is_none() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    send_at = Some(Instant::now() + state.gather());
-                }
-                ending = endings.changed() => {
-                    if ending.is_err() {
-                        return Ok(());
-                    }
-                    let soon = Instant::now() + GATHER_ENDS;
+                () = wake.changed() => {
+                    let gather = if wake.is_ending() { GATHER_ENDS } else { state.gather() };
+                    let soon = Instant::now() + gather;
                     send_at = Some(send_at.map_or(soon, |at| at.min(soon)));
                 }
                 () = wait(send_at), if send_at.is_some() => {
                     send_at = None;
-                    changes.mark_unchanged();
-                    endings.mark_unchanged();
-                    self.send_changed(state).await?;
+                    for name in wake.take().names {
+                        if let Some(changed) = self.changed(state, &name) {
+                            self.send_resource(&changed).await?;
+                        }
+                    }
                 }
             }
         }
@@ -118,48 +145,40 @@ impl Session {
         match message.message {
             Some(sidecar_message::Message::Subscribe(subscribe)) => {
                 let Some(name) = subscribe.name else { return Ok(()) };
-                if state.subscribed.len() >= MAX_SUBSCRIPTIONS {
-                    return Err(Status::resource_exhausted("more subscriptions than one sidecar may have"));
-                }
-                let id = (name.r#type, name.name.clone());
-                let sent = state.held.remove(&id);
-                state.subscribed.insert(id.clone(), Subscription { name, sent, counted_as: None });
-                let resource = {
-                    let _turn = self.admission.acquire().await;
-                    self.changed(state, &id, true)
-                };
-                // Sending waits for this sidecar only: the others' turn is not spent on it.
-                match resource {
-                    Some(resource) => self.send_resource(resource).await,
-                    None => Ok(()),
-                }
+                self.subscribe(name_of(name), state).await
             }
             Some(sidecar_message::Message::Unsubscribe(unsubscribe)) => {
-                let Some(name) = unsubscribe.name else { return Ok(()) };
-                let id = (name.r#type, name.name);
-                state.subscribed.remove(&id);
-                self.relay.report(&self.pod_uid, Report::Unsubscribed(id));
+                let Some(name) = unsubscribe.name.map(name_of) else { return Ok(()) };
+                if let Some(subscription) = state.subscribed.remove(&name) {
+                    self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
+                    self.relay.report(&self.pod_uid, Report::Unsubscribed(name));
+                }
                 Ok(())
             }
             Some(sidecar_message::Message::Ack(ack)) => {
-                let Some(name) = ack.name else { return Ok(()) };
-                // An acknowledgement that crossed its unsubscription is about nothing any more.
-                if !state.subscribed.contains_key(&(name.r#type, name.name.clone())) {
-                    return Ok(());
+                // An answer that crossed its unsubscription, or a newer version, is about nothing any more.
+                let name = ack.name.map(name_of);
+                if let Some((name, subscription, sent)) = answered(state, name, &ack.version) {
+                    subscription.acked = true;
+                    self.report_acked(&name, subscription, &sent);
                 }
-                self.relay.report(&self.pod_uid, Report::Acked((name.r#type, name.name), ack.version));
                 Ok(())
             }
             Some(sidecar_message::Message::Nack(nack)) => {
-                let Some(name) = nack.name else { return Ok(()) };
-                tracing::warn!(
-                    pod = self.pod_uid,
-                    resource = name.name,
-                    reason = nack.reason,
-                    "a sidecar refused a resource"
-                );
-                let report = Report::Refused((name.r#type, name.name), nack.version, nack.reason);
-                self.relay.report(&self.pod_uid, report);
+                let name = nack.name.map(name_of);
+                if let Some((name, subscription, sent)) = answered(state, name, &nack.version) {
+                    let reason = bounds::reason(&nack.reason);
+                    tracing::warn!(
+                        pod = self.pod_uid,
+                        resource = %name.1,
+                        reason,
+                        "a sidecar refused a resource"
+                    );
+                    subscription.acked = false;
+                    subscription.reported = Some(Reported::Refused);
+                    let report = Report::Refused(name, Arc::clone(&sent.stamps), reason);
+                    self.relay.report(&self.pod_uid, report);
+                }
                 Ok(())
             }
             Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report, state).await,
@@ -169,28 +188,46 @@ impl Session {
         }
     }
 
+    async fn subscribe(&self, name: Name, state: &mut State) -> Result<(), Status> {
+        if state.subscribed.len() >= MAX_SUBSCRIPTIONS {
+            return Err(Status::resource_exhausted("more subscriptions than one sidecar may have"));
+        }
+        if name.1.len() > MAX_NAME {
+            return Err(Status::invalid_argument("no resource has a name this long"));
+        }
+        let held = state.held.remove(&name);
+        // A second subscription to the same is answered like a first one.
+        if let Some(old) = state.subscribed.remove(&name) {
+            self.cache.unsubscribe(&(name.clone(), old.variant), &state.wake);
+        }
+        let subscribe = || {
+            let variant = self.variant(&name);
+            self.cache.subscribe(&(name.clone(), variant.clone()), &state.wake);
+            state.subscribed.insert(name.clone(), Subscription { variant, held, ..Subscription::default() });
+            self.changed(state, &name)
+        };
+        // Sending waits for this sidecar only: the others' turn is not spent on it.
+        match self.admission.turn(self.down.closed(), subscribe).await {
+            None => Err(gone()),
+            Some(None) => Ok(()),
+            Some(Some(resource)) => self.send_resource(&resource).await,
+        }
+    }
+
     /// What a sidecar counts of destinations that it is not subscribed to is not believed: nobody may give
     /// evidence about a rollout that he sends nothing to.
     async fn telemetry(&self, mut report: TelemetryReport, state: &State) -> Result<(), Status> {
-        let known = |namespace: &str, service: &str| {
-            state.subscribed.values().filter_map(|subscription| subscription.counted_as.as_ref()).any(
-                |(known_namespace, known_service)| known_namespace == namespace && known_service == service,
-            )
+        let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
+        let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());
+        let canaries = sent().flat_map(|shared| shared.stamps.iter());
+        let canaries = canaries.filter(|stamp| stamp.kind() == stamp::Kind::Canary);
+        let subjects = Subjects {
+            services: services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
+            canaries: canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
         };
-        let before = report.counts.len();
-        report.counts.retain(|counts| known(&counts.namespace, &counts.service));
-        for counts in &mut report.counts {
-            // The two are read one after the other; and nobody makes a sum that no other can add to.
-            counts.requests = counts.requests.min(MAX_COUNT);
-            counts.failures = counts.failures.min(counts.requests);
-        }
-        if report.counts.len() < before {
-            let dropped = before - report.counts.len();
-            tracing::debug!(
-                pod = self.pod_uid,
-                dropped,
-                "counts of destinations that it is not subscribed to"
-            );
+        let dropped = bounds::telemetry(&mut report, &subjects);
+        if dropped > 0 {
+            tracing::debug!(pod = self.pod_uid, dropped, "counts that a sidecar may not report");
         }
         let sequence = report.sequence;
         if self.relay.telemetry(&self.pod_uid, report) {
@@ -199,44 +236,87 @@ impl Session {
         Ok(())
     }
 
-    async fn send_changed(&self, state: &mut State) -> Result<(), Status> {
-        let ids: Vec<(i32, String)> = state.subscribed.keys().cloned().collect();
-        for id in ids {
-            if let Some(resource) = self.changed(state, &id, false) {
-                self.send_resource(resource).await?;
-            }
-        }
-        Ok(())
+    fn variant(&self, name: &Name) -> Variant {
+        self.hub.model().variant(&resource_name(name), &self.pod_uid)
     }
 
     /// A resource, unless the sidecar holds this version of it.
-    fn changed(&self, state: &mut State, id: &(i32, String), fresh: bool) -> Option<Resource> {
-        let subscription = state.subscribed.get_mut(id)?;
-        let resource = self.hub.model().resource(&subscription.name, &self.pod_uid)?;
-        subscription.counted_as = counted_as(&resource);
-        if subscription.sent.as_ref() == Some(&resource.version) {
-            if fresh {
-                // Held from before: what it holds, it enforces.
-                self.relay.report(&self.pod_uid, Report::Acked(id.clone(), resource.version));
+    fn changed(&self, state: &mut State, name: &Name) -> Option<Arc<Shared>> {
+        let subscription = state.subscribed.get_mut(name)?;
+        let variant = self.variant(name);
+        if variant != subscription.variant {
+            let old = std::mem::replace(&mut subscription.variant, variant.clone());
+            self.cache.subscribe(&(name.clone(), variant), &state.wake);
+            self.cache.unsubscribe(&(name.clone(), old), &state.wake);
+        }
+        let id: Id = (name.clone(), subscription.variant.clone());
+        let resource = self.cache.get(&self.hub, &id)?;
+        let held = subscription.held.take();
+        let known = subscription.sent.as_deref().map(Shared::version);
+        let same = known.or(held.as_deref()) == Some(resource.version());
+        let first = subscription.sent.is_none();
+        subscription.sent = Some(Arc::clone(&resource));
+        if same {
+            // What it holds from before, it enforces.
+            subscription.acked |= first;
+            if subscription.acked {
+                self.report_acked(name, subscription, &resource);
             }
             return None;
         }
-        if fresh {
-            self.relay.report(&self.pod_uid, Report::Sent(id.clone()));
+        subscription.acked = false;
+        // That it enforces another version with the same stamps makes no difference to anybody.
+        let reported = match &subscription.reported {
+            Some(Reported::Sent(stamps) | Reported::Acked(stamps)) => *stamps == resource.stamps,
+            Some(Reported::Refused) | None => false,
+        };
+        if !reported {
+            subscription.reported = Some(Reported::Sent(Arc::clone(&resource.stamps)));
+            self.relay.report(&self.pod_uid, Report::Sent(name.clone(), Arc::clone(&resource.stamps)));
         }
-        subscription.sent = Some(resource.version.clone());
         state.sends_in_second += 1;
         Some(resource)
     }
 
-    async fn send_resource(&self, resource: Resource) -> Result<(), Status> {
-        self.send(operator_message::Message::Resource(resource)).await
+    fn report_acked(&self, name: &Name, subscription: &mut Subscription, sent: &Shared) {
+        let reported = Some(Reported::Acked(Arc::clone(&sent.stamps)));
+        if subscription.reported != reported {
+            subscription.reported = reported;
+            self.relay.report(&self.pod_uid, Report::Acked(name.clone(), Arc::clone(&sent.stamps)));
+        }
+    }
+
+    async fn send_resource(&self, resource: &Shared) -> Result<(), Status> {
+        self.send(operator_message::Message::Resource(resource.compiled.resource.clone())).await
     }
 
     async fn send(&self, message: operator_message::Message) -> Result<(), Status> {
         let message = OperatorMessage { message: Some(message) };
-        self.down.send(Ok(message)).await.map_err(|_| Status::cancelled("the sidecar is gone"))
+        match timeout(READ_WITHIN, self.down.send(Ok(message))).await {
+            Ok(sent) => sent.map_err(|_| gone()),
+            Err(_) => {
+                tracing::warn!(pod = self.pod_uid, "a sidecar reads nothing: its connection is closed");
+                self.hang_up.notify_one();
+                Err(Status::deadline_exceeded("the sidecar reads nothing"))
+            }
+        }
     }
+}
+
+/// The subscription that an answer is about: to the version that was sent last.
+fn answered<'a>(
+    state: &'a mut State,
+    name: Option<Name>,
+    version: &str,
+) -> Option<(Name, &'a mut Subscription, Arc<Shared>)> {
+    let name = name?;
+    let subscription = state.subscribed.get_mut(&name)?;
+    let sent = subscription.sent.clone().filter(|sent| sent.version() == version)?;
+    Some((name, subscription, sent))
+}
+
+fn gone() -> Status {
+    Status::cancelled("the sidecar is gone")
 }
 
 impl State {
@@ -251,19 +331,6 @@ impl State {
             sends if sends < BUSY => some,
             _ => most,
         }
-    }
-}
-
-/// As sidecars do it: by Service, or by the identity of a single pod.
-fn counted_as(resource: &Resource) -> Option<(String, String)> {
-    let Some(resource::Body::Destination(destination)) = &resource.body else { return None };
-    match destination.kind.as_ref()? {
-        destination::Kind::Service(service) => Some((service.namespace.clone(), service.name.clone())),
-        destination::Kind::Pod(pod) => {
-            let identity: WorkloadId = pod.endpoint.as_ref()?.identity.parse().ok()?;
-            Some((identity.namespace, identity.service_account))
-        }
-        destination::Kind::Unknown(_) => None,
     }
 }
 

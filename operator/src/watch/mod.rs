@@ -14,30 +14,39 @@ mod wire;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
-use crate::model::{Key, Model, Pod, Unreadable};
+use crate::model::{Key, Model, Pod, Touched, Unreadable};
 use convert::key;
 use follow::{Handlers, Known, follow};
 
 /// Kinds that are watched.
 const KINDS: usize = 12;
 
-/// The model, and who wants to know that it has changed.
-#[derive(Debug)]
+/// Told of every change, while the model is locked: it must not look at the model. `false`: it wants no more.
+pub type Listener = Box<dyn Fn(&Touched) -> bool + Send + Sync>;
+
+/// The model, and who wants to know what has changed.
 pub struct Hub {
     model: RwLock<Model>,
     changed: watch::Sender<u64>,
-    ending: watch::Sender<u64>,
+    listeners: Mutex<Vec<Listener>>,
+    followers: Mutex<Vec<Weak<Gathered>>>,
     synced: AtomicUsize,
+}
+
+impl Debug for Hub {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Hub").field("synced", &self.synced).finish_non_exhaustive()
+    }
 }
 
 impl Default for Hub {
@@ -45,7 +54,8 @@ impl Default for Hub {
         Self {
             model: RwLock::default(),
             changed: watch::channel(0).0,
-            ending: watch::channel(0).0,
+            listeners: Mutex::default(),
+            followers: Mutex::default(),
             synced: AtomicUsize::new(0),
         }
     }
@@ -53,7 +63,9 @@ impl Default for Hub {
 
 impl Hub {
     /// A hub whose model the watches fill.
-    pub fn new(model: Model) -> Self {
+    pub fn new(mut model: Model) -> Self {
+        // Whoever follows begins with everything.
+        drop(model.take_touched());
         Self { model: RwLock::new(model), ..Self::default() }
     }
 
@@ -72,26 +84,88 @@ impl Hub {
         self.changed.subscribe()
     }
 
-    /// Counts up with every pod that begins to end.
-    pub fn endings(&self) -> watch::Receiver<u64> {
-        self.ending.subscribe()
-    }
-
     /// Whether every kind has been listed once: before that an absent object means nothing.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= KINDS
     }
 
+    /// Calls this with what each change touches.
+    pub fn listen(&self, listener: Listener) {
+        lock(&self.listeners).push(listener);
+    }
+
+    /// What changes from now on touches, gathered until it is asked for. It begins with everything.
+    pub fn follow(&self) -> Follower {
+        let everything = Touched { everything: true, ..Touched::default() };
+        let gathered = Arc::new(Gathered { touched: Mutex::new(everything), notify: Notify::new() });
+        lock(&self.followers).push(Arc::downgrade(&gathered));
+        Follower { gathered }
+    }
+
     /// Changes the model.
     pub fn change(&self, change: impl FnOnce(&mut Model)) {
-        let endings = {
+        {
             let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
             change(&mut model);
-            model.endings()
-        };
+            let touched = model.take_touched();
+            if !touched.is_empty() {
+                // Before anybody can read the changed model: what was compiled before is known to be stale.
+                lock(&self.listeners).retain(|listener| listener(&touched));
+                lock(&self.followers).retain(|follower| match follower.upgrade() {
+                    Some(gathered) => {
+                        gathered.add(&touched);
+                        true
+                    }
+                    None => false,
+                });
+            }
+        }
         self.changed.send_modify(|generation| *generation += 1);
-        self.ending.send_if_modified(|known| std::mem::replace(known, endings) != endings);
     }
+}
+
+/// What has been touched since somebody asked.
+#[derive(Debug)]
+struct Gathered {
+    touched: Mutex<Touched>,
+    notify: Notify,
+}
+
+impl Gathered {
+    fn add(&self, more: &Touched) {
+        let mut touched = lock(&self.touched);
+        touched.inbound.extend(more.inbound.iter().cloned());
+        touched.services.extend(more.services.iter().cloned());
+        touched.addresses.extend(more.addresses.iter().copied());
+        touched.policies.extend(more.policies.iter().cloned());
+        touched.canaries.extend(more.canaries.iter().cloned());
+        touched.everything |= more.everything;
+        touched.ending |= more.ending;
+        self.notify.notify_one();
+    }
+}
+
+/// Follows the changes of a model at its own pace.
+#[derive(Debug)]
+pub struct Follower {
+    gathered: Arc<Gathered>,
+}
+
+impl Follower {
+    /// Waits until something was touched, and returns all of it since the last time.
+    pub async fn next(&mut self) -> Touched {
+        loop {
+            let touched = std::mem::take(&mut *lock(&self.gathered.touched));
+            if !touched.is_empty() {
+                return touched;
+            }
+            self.gathered.notify.notified().await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts every watcher.
@@ -243,5 +317,26 @@ impl Feed {
             },
             delete,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::{key, pod, shop};
+
+    #[tokio::test]
+    async fn who_follows_gets_everything_first_and_then_all_that_was_touched() {
+        let hub = Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]));
+        let mut follower = hub.follow();
+        assert!(follower.next().await.everything);
+        hub.change(|model| model.delete_service(&key("shop", "web")));
+        hub.change(|model| model.delete_pod("uid-a"));
+        let touched = follower.next().await;
+        assert!(touched.services.contains(&key("shop", "web")) && !touched.everything);
+        assert!(touched.inbound.iter().any(|uid| &**uid == "uid-a"));
+        drop(follower);
+        hub.change(|model| model.apply_pod(pod("a", "10.1.0.1", "r1")));
+        assert!(lock(&hub.followers).is_empty(), "nobody follows any more");
     }
 }

@@ -1,0 +1,381 @@
+//! Resources, compiled once for all who subscribe to them. A change marks what depends on it as stale and wakes
+//! its subscribers and nobody else; the first of them that asks compiles it, for all.
+//!
+//! Locks: the model may be locked when the cache is, never the other way round. Nothing is compiled while the
+//! cache is locked.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tulle_mesh::proto::ResourceType;
+
+use super::report::{Name, Stamps, resource_name};
+use crate::model::{Compiled, Dependency, Key, Touched, Variant};
+use crate::watch::Hub;
+
+/// A resource for a kind of clients.
+pub type Id = (Name, Variant);
+
+/// A compiled resource, as all its subscribers share it.
+pub struct Shared {
+    /// The resource and what it was made of.
+    pub compiled: Compiled,
+    /// Its stamps, to be handed on.
+    pub stamps: Stamps,
+}
+
+impl Shared {
+    /// The version of the resource.
+    pub fn version(&self) -> &str {
+        &self.compiled.resource.version
+    }
+}
+
+/// What the cache indexes by.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Origin {
+    Inbound(Arc<str>),
+    Service(Key),
+    Address(IpAddr),
+}
+
+/// All resources that somebody subscribes to.
+#[derive(Default)]
+pub struct Cache {
+    inner: Mutex<Inner>,
+    sessions: AtomicU64,
+    compilations: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: HashMap<Id, Entry>,
+    by_origin: HashMap<Origin, HashSet<Id>>,
+    /// Counts up with every change of the model.
+    touches: u64,
+}
+
+#[derive(Default)]
+struct Entry {
+    compiled: Option<Arc<Shared>>,
+    /// Counts up with every change of what it depends on.
+    changes: u64,
+    /// The change that `compiled` is as of.
+    as_of: Option<u64>,
+    origins: Vec<Origin>,
+    subscribers: HashMap<u64, Arc<Wake>>,
+    /// One compiles, the others wait for what it makes.
+    turn: Turn,
+}
+
+/// The right to compile a resource.
+type Turn = Arc<Mutex<()>>;
+
+/// What a session has to look at again.
+#[derive(Default)]
+pub struct Wake {
+    session: u64,
+    dirty: Mutex<Dirty>,
+    notify: Notify,
+}
+
+/// Names that may have changed.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Of resources.
+    pub names: HashSet<Name>,
+    /// A pod has begun to end: it is not waited for more changes.
+    pub ending: bool,
+}
+
+impl Wake {
+    /// Waits until something may have changed.
+    pub async fn changed(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Whether a pod has begun to end since the last [`Self::take`].
+    pub fn is_ending(&self) -> bool {
+        lock(&self.dirty).ending
+    }
+
+    /// What may have changed since the last time.
+    pub fn take(&self) -> Dirty {
+        std::mem::take(&mut *lock(&self.dirty))
+    }
+
+    fn mark(&self, name: &Name, ending: bool) {
+        let mut dirty = lock(&self.dirty);
+        let wakes = dirty.names.is_empty() || (ending && !dirty.ending);
+        dirty.names.insert(name.clone());
+        dirty.ending |= ending;
+        if wakes {
+            self.notify.notify_one();
+        }
+    }
+}
+
+impl Cache {
+    /// A cache that follows a hub.
+    pub fn following(hub: &Hub) -> Arc<Self> {
+        let cache = Arc::new(Self::default());
+        let follows = Arc::downgrade(&cache);
+        hub.listen(Box::new(move |touched| match follows.upgrade() {
+            Some(cache) => {
+                cache.touch(touched);
+                true
+            }
+            None => false,
+        }));
+        cache
+    }
+
+    /// What a new session is woken by.
+    pub fn wake(&self) -> Arc<Wake> {
+        let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Wake { session, ..Wake::default() })
+    }
+
+    /// A session wants to be woken when this changes.
+    pub fn subscribe(&self, id: &Id, wake: &Arc<Wake>) {
+        let mut inner = lock(&self.inner);
+        let is_new = !inner.entries.contains_key(id);
+        let entry = inner.entries.entry(id.clone()).or_default();
+        entry.subscribers.insert(wake.session, Arc::clone(wake));
+        if is_new {
+            // Before it is compiled: no change in between is missed.
+            inner.set_origins(id, by_name(&id.0).into_iter().collect());
+        }
+    }
+
+    /// A session does not want this any more. What nobody wants is forgotten.
+    pub fn unsubscribe(&self, id: &Id, wake: &Wake) {
+        let mut inner = lock(&self.inner);
+        let Some(entry) = inner.entries.get_mut(id) else { return };
+        entry.subscribers.remove(&wake.session);
+        if entry.subscribers.is_empty() {
+            inner.set_origins(id, Vec::new());
+            inner.entries.remove(id);
+        }
+    }
+
+    /// A resource that somebody subscribes to, as of now.
+    pub fn get(&self, hub: &Hub, id: &Id) -> Option<Arc<Shared>> {
+        let turn = match lock(&self.inner).current(id) {
+            Ok(current) => return current,
+            Err(None) => return None,
+            Err(Some(turn)) => turn,
+        };
+        let _turn = lock(&turn);
+        // Whoever had the turn before may have compiled it.
+        let (as_of, touches) = {
+            let inner = lock(&self.inner);
+            match inner.current(id) {
+                Ok(current) => return current,
+                Err(_) => (inner.entries.get(id)?.changes, inner.touches),
+            }
+        };
+        let compiled = hub.model().compile(&resource_name(&id.0), &id.1);
+        self.compilations.fetch_add(1, Ordering::Relaxed);
+        let compiled = compiled.map(|compiled| {
+            let stamps = compiled.stamps.clone().into();
+            Arc::new(Shared { compiled, stamps })
+        });
+        let mut inner = lock(&self.inner);
+        let mut origins: Vec<_> = by_name(&id.0).into_iter().collect();
+        origins.extend(compiled.as_ref().map(|compiled| origin(&compiled.compiled.depends)));
+        origins.dedup();
+        let touched_meanwhile = inner.touches != touches;
+        if let Some(entry) = inner.entries.get_mut(id) {
+            entry.compiled.clone_from(&compiled);
+            entry.as_of = Some(as_of);
+            if entry.origins != origins {
+                // What it depends on from now on may have changed while it was compiled.
+                if touched_meanwhile {
+                    entry.stale(id, false);
+                }
+                inner.set_origins(id, origins);
+            }
+        }
+        compiled
+    }
+
+    /// How many resources are kept.
+    pub fn len(&self) -> usize {
+        lock(&self.inner).entries.len()
+    }
+
+    /// Whether nobody subscribes to anything.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How often a resource was compiled.
+    pub fn compilations(&self) -> u64 {
+        self.compilations.load(Ordering::Relaxed)
+    }
+
+    /// Marks what depends on this as stale, and wakes who subscribes to it.
+    pub fn touch(&self, touched: &Touched) {
+        let mut inner = lock(&self.inner);
+        let Inner { entries, by_origin, touches } = &mut *inner;
+        *touches += 1;
+        if touched.everything {
+            entries.iter_mut().for_each(|(id, entry)| entry.stale(id, touched.ending));
+            return;
+        }
+        let inbound = touched.inbound.iter().cloned().map(Origin::Inbound);
+        let services = touched.services.iter().cloned().map(Origin::Service);
+        let addresses = touched.addresses.iter().copied().map(Origin::Address);
+        for origin in inbound.chain(services).chain(addresses) {
+            for id in by_origin.get(&origin).into_iter().flatten() {
+                if let Some(entry) = entries.get_mut(id) {
+                    entry.stale(id, touched.ending);
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// What is known of a resource, or whose turn it is to compile it: `Err(None)` where nobody subscribes.
+    fn current(&self, id: &Id) -> Result<Option<Arc<Shared>>, Option<Turn>> {
+        match self.entries.get(id) {
+            Some(entry) if entry.as_of == Some(entry.changes) => Ok(entry.compiled.clone()),
+            Some(entry) => Err(Some(Arc::clone(&entry.turn))),
+            None => Err(None),
+        }
+    }
+
+    fn set_origins(&mut self, id: &Id, origins: Vec<Origin>) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        for origin in std::mem::replace(&mut entry.origins, origins.clone()) {
+            if let Some(ids) = self.by_origin.get_mut(&origin) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.by_origin.remove(&origin);
+                }
+            }
+        }
+        for origin in origins {
+            self.by_origin.entry(origin).or_default().insert(id.clone());
+        }
+    }
+}
+
+impl Entry {
+    fn stale(&mut self, (name, _): &Id, ending: bool) {
+        self.changes += 1;
+        self.subscribers.values().for_each(|wake| wake.mark(name, ending));
+    }
+}
+
+/// What a resource depends on by its name alone: a Service may come to an address that had none.
+fn by_name((kind, name): &Name) -> Option<Origin> {
+    if *kind == ResourceType::Inbound as i32 {
+        return Some(Origin::Inbound(Arc::clone(name)));
+    }
+    let address: SocketAddr = name.parse().ok()?;
+    Some(Origin::Address(address.ip()))
+}
+
+fn origin(depends: &Dependency) -> Origin {
+    match depends {
+        Dependency::Inbound(uid) => Origin::Inbound(Arc::clone(uid)),
+        Dependency::Service(key) => Origin::Service(key.clone()),
+        Dependency::Address(ip) => Origin::Address(*ip),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::{key, pod, shop};
+
+    const WEB: &str = "10.96.0.1:80";
+
+    fn id(name: &str) -> Id {
+        ((ResourceType::Destination as i32, name.into()), Variant::default())
+    }
+
+    fn hub() -> Hub {
+        Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]))
+    }
+
+    fn touched(service: &str) -> Touched {
+        Touched { services: [key("shop", service)].into(), ..Touched::default() }
+    }
+
+    #[test]
+    fn a_resource_is_compiled_once_for_a_hundred_subscribers() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let wakes: Vec<_> = (0..100).map(|_| cache.wake()).collect();
+        for round in 1..=2 {
+            for wake in &wakes {
+                cache.subscribe(&id(WEB), wake);
+                assert!(cache.get(&hub, &id(WEB)).is_some());
+            }
+            assert_eq!(cache.compilations(), round);
+            cache.touch(&touched("web"));
+        }
+        for wake in &wakes {
+            cache.unsubscribe(&id(WEB), wake);
+        }
+        assert!(cache.is_empty() && lock(&cache.inner).by_origin.is_empty(), "nobody subscribes any more");
+    }
+
+    #[test]
+    fn a_change_wakes_those_who_subscribe_to_what_it_touches_and_nobody_else() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let (user, other) = (cache.wake(), cache.wake());
+        for (wake, name) in [(&user, WEB), (&other, "10.9.9.9:80")] {
+            cache.subscribe(&id(name), wake);
+            cache.get(&hub, &id(name));
+        }
+        cache.touch(&touched("web"));
+        assert_eq!(user.take().names, [id(WEB).0].into());
+        assert!(other.take().names.is_empty());
+        cache.touch(&touched("else"));
+        assert!(user.take().names.is_empty());
+        cache.touch(&Touched { addresses: ["10.9.9.9".parse().unwrap()].into(), ..Touched::default() });
+        assert!(user.take().names.is_empty());
+        assert_eq!(other.take().names, [id("10.9.9.9:80").0].into());
+        cache.touch(&Touched { everything: true, ..Touched::default() });
+        assert!(!user.take().names.is_empty() && !other.take().names.is_empty());
+    }
+
+    #[test]
+    fn an_end_is_told_apart() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let wake = cache.wake();
+        cache.subscribe(&id(WEB), &wake);
+        cache.get(&hub, &id(WEB));
+        cache.touch(&touched("web"));
+        assert!(!wake.is_ending());
+        cache.touch(&Touched { ending: true, ..touched("web") });
+        assert!(wake.is_ending());
+        assert!(wake.take().ending && !wake.is_ending());
+    }
+
+    #[test]
+    fn a_change_of_the_model_reaches_who_subscribes() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let wake = cache.wake();
+        cache.subscribe(&id(WEB), &wake);
+        let before = cache.get(&hub, &id(WEB)).unwrap();
+        hub.change(|model| model.delete_service(&key("shop", "web")));
+        assert_eq!(wake.take().names, [id(WEB).0].into());
+        assert_ne!(cache.get(&hub, &id(WEB)).unwrap().version(), before.version());
+    }
+}

@@ -1,0 +1,110 @@
+//! What is said about a sidecar, and how it travels from a replica to the leader.
+
+use std::sync::Arc;
+
+use tulle_mesh::proto::{Ack, Nack, RelayMessage, ResourceName, Stamp, relay_message};
+
+/// A resource by type and name.
+pub type Name = (i32, Arc<str>);
+
+/// The objects whose acknowledgement matters, with their versions in one resource.
+pub type Stamps = Arc<[Stamp]>;
+
+/// The version of an acknowledgement that is passed on: its stamps say what was acknowledged.
+const ACKNOWLEDGED: &str = "acknowledged";
+
+/// What a sidecar says about a resource, to be passed on to the leader.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// It came.
+    Connected,
+    /// It is gone.
+    Gone,
+    /// It was sent a version with these stamps, and has not acknowledged it yet.
+    Sent(Name, Stamps),
+    /// It enforces a version with these stamps.
+    Acked(Name, Stamps),
+    /// It refused a version with these stamps, for a reason.
+    Refused(Name, Stamps, String),
+    /// It wants no more of this.
+    Unsubscribed(Name),
+}
+
+/// The name of a resource of this cluster, as it is sent.
+pub fn resource_name((kind, name): &Name) -> ResourceName {
+    ResourceName { r#type: *kind, cluster: String::new(), name: name.to_string() }
+}
+
+/// The name of a resource of this cluster, as it was received.
+pub fn name_of(name: ResourceName) -> Name {
+    (name.r#type, name.name.into())
+}
+
+/// A report of a pod's sidecar as a message to the leader.
+pub fn message(pod_uid: &str, report: Report) -> RelayMessage {
+    let nothing = Stamps::from([]);
+    let (message, stamps) = match report {
+        Report::Connected => (relay_message::Message::Connected(true), nothing),
+        Report::Gone => (relay_message::Message::Connected(false), nothing),
+        Report::Sent(name, stamps) => (relay_message::Message::Sent(resource_name(&name)), stamps),
+        Report::Acked(name, stamps) => {
+            let ack = Ack { name: Some(resource_name(&name)), version: ACKNOWLEDGED.to_owned() };
+            (relay_message::Message::Ack(ack), stamps)
+        }
+        Report::Refused(name, stamps, reason) => {
+            let nack = Nack { name: Some(resource_name(&name)), version: String::new(), reason };
+            (relay_message::Message::Nack(nack), stamps)
+        }
+        // An acknowledgement of nothing: the subscription is over.
+        Report::Unsubscribed(name) => {
+            let ack = Ack { name: Some(resource_name(&name)), version: String::new() };
+            (relay_message::Message::Ack(ack), nothing)
+        }
+    };
+    RelayMessage {
+        pod_uid: pod_uid.to_owned(),
+        message: Some(message),
+        stamps: stamps.to_vec(),
+        ..Default::default()
+    }
+}
+
+/// A relayed message, as a report.
+pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<Report> {
+    let stamps: Stamps = stamps.into();
+    Some(match message {
+        relay_message::Message::Connected(true) => Report::Connected,
+        relay_message::Message::Connected(false) => Report::Gone,
+        relay_message::Message::Sent(name) => Report::Sent(name_of(name), stamps),
+        relay_message::Message::Ack(ack) if ack.version.is_empty() => {
+            Report::Unsubscribed(name_of(ack.name?))
+        }
+        relay_message::Message::Ack(ack) => Report::Acked(name_of(ack.name?), stamps),
+        relay_message::Message::Nack(nack) => Report::Refused(name_of(nack.name?), stamps, nack.reason),
+        relay_message::Message::Telemetry(_) => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_comes_out_of_its_message_as_it_went_in() {
+        let name: Name = (2, "10.0.0.1:80".into());
+        let stamp =
+            Stamp { kind: 2, namespace: "shop".into(), name: "web".into(), uid: "u".into(), version: 7 };
+        let stamps = Stamps::from([stamp]);
+        for report in [
+            Report::Connected,
+            Report::Gone,
+            Report::Sent(name.clone(), Arc::clone(&stamps)),
+            Report::Acked(name.clone(), Arc::clone(&stamps)),
+            Report::Refused(name.clone(), stamps, "too new".into()),
+            Report::Unsubscribed(name),
+        ] {
+            let sent = message("u", report.clone());
+            assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(report));
+        }
+    }
+}
