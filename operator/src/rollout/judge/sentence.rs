@@ -21,7 +21,7 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     let certain: Vec<Test> =
         rules.tests().into_iter().filter(|test| test.log_evidence(evidence) >= certain).collect();
     let held = |test: &Test| *test == Test::ClientErrors && rules.client_errors == OnClientErrors::Hold;
-    if let Some(test) = certain.iter().find(|test| !held(test)) {
+    if let Some(test) = certain.iter().find(|&test| !held(test)) {
         let because = format!("{facts}: {}", certainly(*test, evidence, rules));
         return Judgement { verdict: Verdict::Fail, because };
     }
