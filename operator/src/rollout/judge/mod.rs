@@ -1,0 +1,327 @@
+//! The judge: is the canary worse than the stable version, or worse than what is allowed?
+//!
+//! In: attempts per pod in blocks of ten seconds. Out: evidence that is stored, a verdict and one sentence.
+//! Never looks at the clock, the cluster or a weight.
+//!
+//! ```text
+//!   relative    canary against stable: errors, latency, clientErrors
+//!   absolute    canary against a limit: successRate, p99, and errors where the canary is alone
+//!   windows     evidence since several starting points
+//!   burst       how much an event counts when events come in bursts
+//!   sentence    verdict and sentence
+//!   simulation  rollouts on paper: how often the judge errs and how soon it finds what is bad
+//! ```
+//! Every test multiplies e-values, so a verdict holds at every look. All tests share the false alarms that are
+//! accepted, in equal parts.
+
+mod absolute;
+mod burst;
+mod latency;
+mod relative;
+mod sentence;
+pub mod simulation;
+#[cfg(test)]
+mod tests;
+mod windows;
+
+use std::time::Duration;
+
+use tulle_crds::{AttemptTotals, CanaryVerdict, Evidence, OnClientErrors, TestEvidence};
+use tulle_mesh::histogram::Histogram;
+
+/// How many times worse than what is still accepted the canary may be: the alternatives that a test bets on.
+const FACTORS: [f64; 8] = [1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
+/// Error rate of a stable version that gets no request because the new one gets all: what that is compared
+/// with then.
+const ASSUMED_RATE: f64 = 0.1;
+/// This many times the rate at which the stable version exceeds its own quantile is accepted.
+const LATENCY_MARGIN: f64 = 1.5;
+/// Share of attempts that may exceed `objectives.p99`.
+const P99_RATE: f64 = 0.01;
+
+/// Which version a pod belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// The new version.
+    Canary,
+    /// The version that is replaced.
+    #[default]
+    Stable,
+}
+
+/// Attempts at one pod within one block of ten seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodBlock {
+    /// The version of the pod.
+    pub side: Side,
+    /// What was counted.
+    pub totals: AttemptTotals,
+    /// Latencies of the attempts that were answered.
+    pub latency: Histogram,
+}
+
+/// How latencies are compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatencyRule {
+    /// The quantile, 0 to 1.
+    pub quantile: f64,
+    /// This many times the stable version's quantile is still accepted.
+    pub worse_by: f64,
+}
+
+/// What makes a version bad.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// This many times the stable version's error rate is still accepted.
+    pub errors_worse_by: f64,
+    /// How latencies are compared; `None` leaves them out.
+    pub latency: Option<LatencyRule>,
+    /// What surely more client errors lead to.
+    pub client_errors: OnClientErrors,
+    /// Share of attempts that must succeed, 0 to 1.
+    pub success_rate: Option<f64>,
+    /// Latency in microseconds that 99 % of the attempts must not exceed.
+    pub p99_micros: Option<u64>,
+    /// False alarms that are accepted over all tests, 0 to 1: 0.01 for a confidence of 99 %.
+    pub alpha: f64,
+    /// Attempts that the canary must have received.
+    pub min_requests: u64,
+}
+
+impl Rules {
+    /// The rules of a Canary. Values that cannot be parsed, which admission rejects, become the defaults.
+    pub fn of(judge: &tulle_crds::Judge) -> Self {
+        let confidence = tulle_crds::parse_percent(&judge.confidence).unwrap_or(0.99);
+        let factor = |value: f64, default: f64| {
+            if value.is_finite() && value >= 1.0 { value } else { default }
+        };
+        let quantile = judge.latency.quantile.strip_prefix('p').and_then(|text| text.parse::<f64>().ok());
+        let quantile = quantile.map(|percent| percent / 100.0).filter(|share| *share > 0.0 && *share < 1.0);
+        let success_rate = judge.objectives.success_rate.filter(|percent| (0.0..=100.0).contains(percent));
+        let p99 = judge.objectives.p99.as_deref().and_then(|text| tulle_crds::parse_duration(text).ok());
+        Self {
+            errors_worse_by: factor(judge.errors.worse_by, 1.5),
+            latency: (judge.latency.worse_by != 0.0).then(|| LatencyRule {
+                quantile: quantile.unwrap_or(0.99),
+                worse_by: factor(judge.latency.worse_by, 3.0),
+            }),
+            client_errors: judge.client_errors,
+            success_rate: success_rate.map(|percent| percent / 100.0),
+            p99_micros: p99.filter(|limit| *limit > Duration::ZERO).map(micros),
+            // A confidence of 0 % or 100 % would decide always or never.
+            alpha: (1.0 - confidence).clamp(1e-9, 0.999),
+            min_requests: u64::from(judge.min_requests),
+        }
+    }
+
+    /// The tests that can fail or hold a rollout.
+    fn tests(&self) -> Vec<Test> {
+        let mut tests = vec![Test::Errors, Test::Alone];
+        tests.extend(self.latency.map(Test::Latency));
+        if self.client_errors != OnClientErrors::Ignore {
+            tests.push(Test::ClientErrors);
+        }
+        tests.extend(self.success_rate.map(Test::SuccessRate));
+        tests.extend(self.p99_micros.map(Test::P99));
+        tests
+    }
+
+    /// The evidence, as a logarithm, at which a test is certain.
+    fn certain(&self) -> f64 {
+        (self.tests().len() as f64 / self.alpha.clamp(1e-12, 1.0)).ln()
+    }
+
+    /// Error rate that is accepted where there is nothing to compare with.
+    fn alone_rate(&self) -> f64 {
+        (ASSUMED_RATE * self.errors_worse_by).min(0.5)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not surely worse, and enough attempts seen.
+    Pass,
+    /// Surely worse.
+    Fail,
+    /// Too few attempts, or it looks worse without being surely so.
+    Inconclusive,
+}
+
+impl From<Verdict> for CanaryVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Fail => Self::Fail,
+            Verdict::Inconclusive => Self::Inconclusive,
+        }
+    }
+}
+
+/// A verdict and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// One sentence.
+    pub because: String,
+}
+
+/// Judges.
+pub fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
+    sentence::judge(evidence, rules, alone)
+}
+
+/// One test.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Test {
+    Errors,
+    /// Failures of a canary that is meant to get every request.
+    Alone,
+    Latency(LatencyRule),
+    ClientErrors,
+    SuccessRate(f64),
+    P99(u64),
+}
+
+impl Test {
+    /// The name under which its evidence is stored.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Errors => "errors",
+            Self::Alone => "alone",
+            Self::Latency(_) => "latency",
+            Self::ClientErrors => "clientErrors",
+            Self::SuccessRate(_) => "successRate",
+            Self::P99(_) => "p99",
+        }
+    }
+
+    /// Its stored evidence.
+    fn stored(self, evidence: &Evidence) -> Option<&TestEvidence> {
+        evidence.tests.iter().find(|test| test.name == self.name())
+    }
+
+    /// Logarithm of its evidence.
+    fn log_evidence(self, evidence: &Evidence) -> f64 {
+        self.stored(evidence).map_or(f64::NEG_INFINITY, windows::log_evidence)
+    }
+
+    /// Its evidence after one more block.
+    fn fold(self, evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> TestEvidence {
+        let mut test = self.stored(evidence).cloned().unwrap_or_default();
+        self.name().clone_into(&mut test.name);
+        let before = test.reference;
+        let counted = |count: fn(&PodBlock) -> f64| Pod::all(block, answered_or_not, count);
+        let relative = |pods: &[Pod], reference: &mut Option<f64>| {
+            *reference = Some(burst::typical(before, pods, false));
+            relative::increments(pods, rules.errors_worse_by, before.unwrap_or(1.0))
+        };
+        let absolute = |pods: &[Pod], allowed: f64, reference: &mut Option<f64>| {
+            *reference = Some(burst::typical(before, pods, true));
+            absolute::increments(pods, allowed, before.unwrap_or(1.0))
+        };
+        let increments = match self {
+            Self::Errors => relative(&counted(failures), &mut test.reference),
+            Self::ClientErrors => relative(&counted(client_errors), &mut test.reference),
+            Self::Alone => {
+                let pods = counted(failures);
+                let compared = pods.iter().any(|pod| !pod.canary && pod.attempts > 0.0);
+                if !alone || compared {
+                    return test;
+                }
+                absolute(&pods, rules.alone_rate(), &mut test.reference)
+            }
+            Self::SuccessRate(rate) => absolute(&counted(failures), 1.0 - rate, &mut test.reference),
+            Self::P99(limit) => {
+                let slow = |pod: &PodBlock| latency::slower(&pod.latency, limit as f64);
+                absolute(&Pod::all(block, answered, slow), P99_RATE, &mut test.reference)
+            }
+            Self::Latency(rule) => {
+                test.reference = latency::reference(before, block, rule);
+                before.and_then(|stable| {
+                    let pods = Pod::all(block, answered, |pod| latency::events(pod, stable, rule));
+                    relative::increments(&pods, LATENCY_MARGIN, 1.0)
+                })
+            }
+        };
+        if let Some(increments) = increments {
+            windows::add(&mut test, &increments);
+        }
+        test
+    }
+}
+
+/// Attempts at one pod and the events that a test counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Pod {
+    canary: bool,
+    attempts: f64,
+    events: f64,
+}
+
+impl Pod {
+    /// The pods of a block, in an order that depends on their counts only: sums of fractions depend on it.
+    fn all(
+        block: &[PodBlock],
+        attempts: impl Fn(&PodBlock) -> f64,
+        events: impl Fn(&PodBlock) -> f64,
+    ) -> Vec<Self> {
+        let mut pods: Vec<Self> = block
+            .iter()
+            .map(|pod| {
+                let attempts = attempts(pod);
+                let events = events(pod).min(attempts);
+                Self { canary: pod.side == Side::Canary, attempts, events }
+            })
+            .collect();
+        pods.sort_by(|a, b| {
+            a.canary
+                .cmp(&b.canary)
+                .then(a.attempts.total_cmp(&b.attempts))
+                .then(a.events.total_cmp(&b.events))
+        });
+        pods
+    }
+}
+
+fn answered_or_not(pod: &PodBlock) -> f64 {
+    pod.totals.attempts as f64
+}
+
+fn failures(pod: &PodBlock) -> f64 {
+    pod.totals.failures as f64
+}
+
+fn client_errors(pod: &PodBlock) -> f64 {
+    pod.totals.client_errors as f64
+}
+
+fn answered(pod: &PodBlock) -> f64 {
+    latency::slower(&pod.latency, 0.0)
+}
+
+/// Adds one block (also a running one, provisionally) to the evidence. `alone`: the canary is meant to get all
+/// requests.
+///
+/// A block in which the canary got no attempt counts for neither version.
+pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> Evidence {
+    let (mut canary, mut stable) = (evidence.canary, evidence.stable);
+    let heard = block.iter().any(|pod| pod.side == Side::Canary && pod.totals.attempts > 0);
+    for pod in block.iter().filter(|_| heard) {
+        add(if pod.side == Side::Canary { &mut canary } else { &mut stable }, &pod.totals);
+    }
+    let tests = rules.tests().into_iter().map(|test| test.fold(evidence, block, rules, alone)).collect();
+    Evidence { canary, stable, tests }
+}
+
+fn add(sum: &mut AttemptTotals, part: &AttemptTotals) {
+    sum.attempts = sum.attempts.saturating_add(part.attempts);
+    sum.failures = sum.failures.saturating_add(part.failures);
+    sum.unreached = sum.unreached.saturating_add(part.unreached);
+    sum.client_errors = sum.client_errors.saturating_add(part.client_errors);
+}

@@ -1,0 +1,158 @@
+//! Verdict and sentence.
+
+use tulle_crds::{AttemptTotals, Evidence, OnClientErrors};
+
+use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency};
+
+/// Attempts from which on a share of failures is looked at without statistics.
+const A_FEW: u64 = 20;
+/// Evidence, as a logarithm, from which on a slower canary is waited for: 1 to 20.
+const LOOKS_SLOWER: f64 = 3.0;
+
+/// Judges.
+pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
+    let facts = facts(evidence);
+    let canary = &evidence.canary;
+    if canary.attempts >= A_FEW && canary.failures >= canary.attempts {
+        let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
+        return Judgement { verdict: Verdict::Fail, because };
+    }
+    let certain = rules.certain();
+    let certain: Vec<Test> =
+        rules.tests().into_iter().filter(|test| test.log_evidence(evidence) >= certain).collect();
+    let held = |test: &Test| *test == Test::ClientErrors && rules.client_errors == OnClientErrors::Hold;
+    if let Some(test) = certain.iter().find(|&test| !held(test)) {
+        let because = format!("{facts}: {}", certainly(*test, evidence, rules));
+        return Judgement { verdict: Verdict::Fail, because };
+    }
+    if certain.iter().any(held) {
+        let because = format!(
+            "{facts}: {}; the rollout is held; to go on regardless, set judge.clientErrors: Ignore",
+            certainly(Test::ClientErrors, evidence, rules)
+        );
+        return Judgement { verdict: Verdict::Inconclusive, because };
+    }
+    match doubt(evidence, rules, alone) {
+        Some(doubt) => Judgement { verdict: Verdict::Inconclusive, because: format!("{facts}: {doubt}") },
+        None => Judgement { verdict: Verdict::Pass, because: format!("{facts}: {}", fine(evidence, rules)) },
+    }
+}
+
+/// Why a canary that is not surely worse does not pass either.
+fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
+    let (canary, stable) = (&evidence.canary, &evidence.stable);
+    if canary.attempts < rules.min_requests.max(1) {
+        let missing = rules.min_requests.max(1) - canary.attempts;
+        return Some(format!("{missing} more requests to the canary are needed"));
+    }
+    let (rate, stable_rate) = (share(canary.failures, canary), share(stable.failures, stable));
+    if canary.attempts >= A_FEW && rate > 0.5 {
+        return Some("a canary that fails more than half of its requests does not pass".to_owned());
+    }
+    if let Some(objective) = rules.success_rate
+        && 1.0 - rate < objective
+    {
+        return Some(format!("below the objective of {}% success, not surely yet", percent(objective)));
+    }
+    if let Some(limit) = rules.p99_micros
+        && Test::P99(limit).log_evidence(evidence) > 0.0
+    {
+        return Some(format!(
+            "p99 looks longer than the objective of {}, not surely yet",
+            time(limit as f64)
+        ));
+    }
+    let worse_by = rules.errors_worse_by;
+    if stable.attempts == 0 && canary.failures > 0 && !alone {
+        return Some("there is nothing to compare with".to_owned());
+    }
+    if stable.attempts == 0 && rate > rules.alone_rate() {
+        return Some(format!("looks worse than {:.1}%, not surely yet", rules.alone_rate() * 100.0));
+    }
+    if stable.attempts > 0
+        && canary.failures > 0
+        && rate > worse_by * stable_rate
+        && Test::Errors.log_evidence(evidence) > 0.0
+    {
+        return Some(format!("looks worse than {worse_by}x, not surely yet"));
+    }
+    let rule = rules.latency?;
+    (Test::Latency(rule).log_evidence(evidence) > LOOKS_SLOWER)
+        .then(|| format!("canary looks slower than {}x, not surely yet", rule.worse_by))
+}
+
+/// What a test has found.
+fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
+    let sure = percent(1.0 - rules.alpha);
+    let finding = match test {
+        Test::Errors => format!("worse than {}x", rules.errors_worse_by),
+        Test::Alone => format!("worse than {:.1}%", rules.alone_rate() * 100.0),
+        Test::Latency(rule) => slower_than(test, rule, evidence),
+        Test::ClientErrors => {
+            let answered = |totals: &AttemptTotals| {
+                let share = share(totals.client_errors, totals) * 100.0;
+                format!("{} of {} ({share:.2}%)", totals.client_errors, totals.attempts)
+            };
+            format!(
+                "canary answered {} with 4xx, stable {}: more than {}x",
+                answered(&evidence.canary),
+                answered(&evidence.stable),
+                rules.errors_worse_by
+            )
+        }
+        Test::SuccessRate(objective) => format!("below the objective of {}% success", percent(objective)),
+        Test::P99(limit) => format!("canary's p99 is longer than the objective of {}", time(limit as f64)),
+    };
+    format!("{finding}, {sure}% sure at every look")
+}
+
+fn slower_than(test: Test, rule: LatencyRule, evidence: &Evidence) -> String {
+    let quantile = percent(rule.quantile);
+    let Some(stable) = test.stored(evidence).and_then(|test| test.reference) else {
+        return format!("canary's p{quantile} is more than {}x the stable version's", rule.worse_by);
+    };
+    let than = if latency::limit(stable, rule) > stable * rule.worse_by {
+        "10 ms above".to_owned()
+    } else {
+        format!("{}x", rule.worse_by)
+    };
+    format!("canary's p{quantile} is more than {than} the stable version's ({})", time(stable))
+}
+
+/// Why a canary passes.
+fn fine(evidence: &Evidence, rules: &Rules) -> String {
+    if evidence.stable.attempts > 0 {
+        return format!("not worse than {}x", rules.errors_worse_by);
+    }
+    format!("not worse than {:.1}%, with nothing to compare with", rules.alone_rate() * 100.0)
+}
+
+/// What was counted.
+fn facts(evidence: &Evidence) -> String {
+    let failed = |totals: &AttemptTotals| {
+        let share = share(totals.failures, totals) * 100.0;
+        let unreached = match totals.unreached {
+            0 => String::new(),
+            unreached => format!("; {unreached} of them were never reached"),
+        };
+        format!("{} of {} ({share:.2}%{unreached})", totals.failures, totals.attempts)
+    };
+    format!("canary failed {}, stable {}", failed(&evidence.canary), failed(&evidence.stable))
+}
+
+fn share(part: u64, totals: &AttemptTotals) -> f64 {
+    if totals.attempts == 0 { 0.0 } else { part as f64 / totals.attempts as f64 }
+}
+
+/// A share in percent, without the digits that binary fractions add.
+fn percent(share: f64) -> f64 {
+    (share * 100.0 * 1e6).round() / 1e6
+}
+
+fn time(micros: f64) -> String {
+    match micros / 1000.0 {
+        ms if ms >= 10_000.0 => format!("{:.1} s", ms / 1000.0),
+        ms if ms >= 10.0 => format!("{ms:.0} ms"),
+        ms => format!("{ms:.1} ms"),
+    }
+}

@@ -1,0 +1,232 @@
+use tulle_crds::{AttemptTotals, Evidence, Judge, OnClientErrors};
+
+use super::simulation::{Scenario, repeat, simulate};
+use super::{LatencyRule, PodBlock, Rules, Side, Verdict, fold, judge};
+
+fn rules() -> Rules {
+    Rules::of(&Judge::default())
+}
+
+fn pod(side: Side, attempts: u64, failures: u64) -> PodBlock {
+    let totals = AttemptTotals { attempts, failures, ..AttemptTotals::default() };
+    PodBlock { side, totals, ..PodBlock::default() }
+}
+
+fn canary(attempts: u64, failures: u64) -> PodBlock {
+    pod(Side::Canary, attempts, failures)
+}
+
+fn stable(attempts: u64, failures: u64) -> PodBlock {
+    pod(Side::Stable, attempts, failures)
+}
+
+/// The same block again and again.
+fn after(blocks: usize, block: &[PodBlock], rules: &Rules) -> Evidence {
+    (0..blocks).fold(Evidence::default(), |evidence, _| fold(&evidence, block, rules, false))
+}
+
+fn slow(mut pod: PodBlock, latencies: &[(u64, u64)]) -> PodBlock {
+    for (micros, count) in latencies {
+        (0..*count).for_each(|_| pod.latency.record(*micros));
+    }
+    pod
+}
+
+#[test]
+fn bursts_of_failures_stop_a_good_version_rarely() {
+    for burst in [5, 20, 50] {
+        let scenario = Scenario { burst, seconds: 300, ..Scenario::default() };
+        let summary = repeat(&scenario, &rules(), 200);
+        assert!(summary.stopped <= 6, "bursts of {burst}: {summary:?}");
+    }
+}
+
+#[test]
+fn an_error_rate_that_rises_for_both_stops_nothing() {
+    let scenario = Scenario { drifts: true, seconds: 900, ..Scenario::default() };
+    assert!(repeat(&scenario, &rules(), 40).stopped <= 2);
+}
+
+#[test]
+fn a_version_that_fails_often_is_stopped_soon() {
+    let scenario = Scenario { error_rate: 0.001, worse: 100.0, seconds: 600, ..Scenario::default() };
+    let summary = repeat(&scenario, &rules(), 20);
+    assert_eq!(summary.stopped, 20);
+    assert!(summary.seconds.unwrap() <= 120, "{summary:?}");
+}
+
+#[test]
+fn a_version_that_turns_bad_after_ten_hours_is_found_within_minutes() {
+    let hours = 36_000;
+    let scenario = Scenario {
+        error_rate: 0.001,
+        worse: 100.0,
+        bad_from: hours,
+        seconds: hours + 600,
+        ..Scenario::default()
+    };
+    let stopped = simulate(&scenario, &rules(), 1).expect("found");
+    assert!(stopped.seconds <= 200, "{stopped:?}");
+}
+
+#[test]
+fn a_version_that_fails_every_request_is_stopped_at_once() {
+    let evidence = after(1, &[canary(20, 20), stable(400, 0)], &rules());
+    let judged = judge(&evidence, &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Fail);
+    assert!(judged.because.contains("failed every one of its 20 requests"), "{}", judged.because);
+}
+
+#[test]
+fn a_dead_version_fails_though_the_stable_one_fails_too() {
+    let evidence = after(1, &[canary(244, 244), stable(1000, 720)], &rules());
+    assert_eq!(judge(&evidence, &rules(), false).verdict, Verdict::Fail);
+    // Not every one, but most: never a Pass.
+    let evidence = after(1, &[canary(244, 160), stable(1000, 720)], &rules());
+    let judged = judge(&evidence, &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Inconclusive, "{}", judged.because);
+}
+
+#[test]
+fn added_latency_is_found_and_a_slowdown_of_both_is_not() {
+    let quick = [(40_000, 98), (100_000, 2)];
+    let block = [
+        slow(canary(100, 0), &[(40_000, 60), (1_540_000, 40)]),
+        slow(stable(100, 0), &quick),
+        slow(stable(100, 0), &quick),
+    ];
+    let judged = judge(&after(60, &block, &rules()), &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
+    assert!(
+        judged.because.contains("canary's p99 is more than 3x the stable version's"),
+        "{}",
+        judged.because
+    );
+
+    let before = [slow(canary(100, 0), &quick), slow(stable(100, 0), &quick)];
+    let doubled = [(80_000, 98), (200_000, 2)];
+    let then = [slow(canary(100, 0), &doubled), slow(stable(100, 0), &doubled)];
+    let mut evidence = after(20, &before, &rules());
+    for _ in 0..20 {
+        evidence = fold(&evidence, &then, &rules(), false);
+    }
+    let judged = judge(&evidence, &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Pass, "{}", judged.because);
+}
+
+#[test]
+fn more_client_errors_hold_the_rollout_unless_the_settings_say_otherwise() {
+    let mut refused = canary(100, 0);
+    refused.totals.client_errors = 40;
+    let block = [refused, stable(500, 0), stable(500, 0)];
+    let mut rules = rules();
+    let judged = judge(&after(30, &block, &rules), &rules, false);
+    assert_eq!(judged.verdict, Verdict::Inconclusive, "{}", judged.because);
+    assert!(judged.because.contains("judge.clientErrors: Ignore"), "{}", judged.because);
+    rules.client_errors = OnClientErrors::Fail;
+    assert_eq!(judge(&after(30, &block, &rules), &rules, false).verdict, Verdict::Fail);
+    rules.client_errors = OnClientErrors::Ignore;
+    assert_eq!(judge(&after(30, &block, &rules), &rules, false).verdict, Verdict::Pass);
+}
+
+#[test]
+fn objectives_hold_whatever_the_stable_version_does() {
+    let objective = Rules { success_rate: Some(0.99), ..rules() };
+    let bad = [canary(500, 100), stable(500, 100)];
+    assert_eq!(judge(&after(1, &bad, &objective), &objective, false).verdict, Verdict::Inconclusive);
+    let judged = judge(&after(60, &bad, &objective), &objective, false);
+    assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
+    assert!(judged.because.contains("below the objective of 99% success"), "{}", judged.because);
+
+    let objective = Rules { p99_micros: Some(300_000), ..rules() };
+    let slowly = [(50_000, 80), (900_000, 20)];
+    let block = [slow(canary(100, 0), &slowly), slow(stable(100, 0), &slowly)];
+    assert_eq!(judge(&after(60, &block, &objective), &objective, false).verdict, Verdict::Fail);
+}
+
+#[test]
+fn no_data_is_neither_good_nor_bad() {
+    let judged = judge(&Evidence::default(), &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Inconclusive);
+    assert!(judged.because.contains("200 more requests to the canary are needed"), "{}", judged.because);
+}
+
+#[test]
+fn seconds_without_a_canary_count_for_neither_version() {
+    let evidence = fold(&Evidence::default(), &[stable(1000, 500)], &rules(), false);
+    assert_eq!(evidence.stable, AttemptTotals::default());
+}
+
+#[test]
+fn a_restarted_operator_continues_with_the_stored_evidence() {
+    let block = [canary(50, 2), stable(500, 1), stable(500, 2)];
+    let evidence = after(3, &block, &rules());
+    let text = serde_json::to_string(&evidence).unwrap();
+    let stored: Evidence = serde_json::from_str(&text).unwrap();
+    let (mut a, mut b) = (evidence, stored);
+    for _ in 0..5 {
+        a = fold(&a, &block, &rules(), false);
+        b = fold(&b, &block, &rules(), false);
+        assert_eq!(judge(&a, &rules(), false), judge(&b, &rules(), false));
+    }
+}
+
+#[test]
+fn the_order_of_pods_does_not_matter() {
+    let pods = [canary(50, 3), canary(51, 7), stable(500, 11), stable(499, 13), stable(501, 17)];
+    let reversed: Vec<_> = pods.iter().rev().cloned().collect();
+    assert_eq!(after(3, &pods, &rules()), after(3, &reversed, &rules()));
+}
+
+#[test]
+fn a_version_that_takes_all_requests_is_still_judged() {
+    let run = |block: PodBlock, blocks, alone| {
+        let mut evidence = Evidence::default();
+        for _ in 0..blocks {
+            evidence = fold(&evidence, std::slice::from_ref(&block), &rules(), alone);
+        }
+        judge(&evidence, &rules(), alone)
+    };
+    let judged = run(canary(100, 50), 60, true);
+    assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
+    assert!(judged.because.contains("worse than 15.0%"), "{}", judged.because);
+    assert_eq!(run(canary(1000, 50), 3, true).verdict, Verdict::Pass);
+    let early = run(canary(500, 50), 1, false);
+    assert!(early.because.contains("there is nothing to compare with"), "{}", early.because);
+}
+
+#[test]
+fn counts_that_cannot_be_true_do_not_end_the_judge() {
+    let most = u64::MAX / 2;
+    let rules = Rules { success_rate: Some(0.99), p99_micros: Some(1_000_000), ..rules() };
+    let mut pod = canary(most, most);
+    pod.latency.add(159, u64::MAX);
+    let evidence = after(3, &[pod.clone(), stable(1, 0), pod], &rules);
+    let all = evidence.tests.iter().flat_map(|test| &test.windows).flat_map(|window| &window.log_evidence);
+    assert!(all.clone().all(|log| log.is_finite()), "{:?}", all.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_sentence_names_the_numbers() {
+    let rules = rules();
+    let block = [canary(25, 5), stable(475, 1)];
+    let mut evidence = after(20, &block, &rules);
+    let judged = judge(&evidence, &rules, false);
+    assert_eq!(
+        judged.because,
+        "canary failed 100 of 500 (20.00%), stable 20 of 9500 (0.21%): worse than 1.5x, 99% sure at every look"
+    );
+    evidence.canary.unreached = 12;
+    assert!(judge(&evidence, &rules, false).because.contains("(20.00%; 12 of them were never reached)"));
+}
+
+#[test]
+fn settings_that_cannot_be_parsed_become_the_defaults() {
+    let mut settings = Judge { confidence: "sure".to_owned(), ..Judge::default() };
+    settings.latency.quantile = "median".to_owned();
+    let rules = Rules::of(&settings);
+    assert!((rules.alpha - 0.01).abs() < 1e-9);
+    assert_eq!(rules.latency, Some(LatencyRule { quantile: 0.99, worse_by: 3.0 }));
+    settings.latency.worse_by = 0.0;
+    assert_eq!(Rules::of(&settings).latency, None);
+}
