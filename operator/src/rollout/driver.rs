@@ -139,7 +139,13 @@ impl Driver {
     }
 
     /// One look at one Canary.
-    async fn look(&self, key: &Key, canary: &Canary, led: Duration, leadership: &watch::Receiver<Leadership>) {
+    async fn look(
+        &self,
+        key: &Key,
+        canary: &Canary,
+        led: Duration,
+        leadership: &watch::Receiver<Leadership>,
+    ) {
         let status = canary.status.clone().unwrap_or_default();
         let undo_forbidden = self.undo_forbidden(key, canary).await;
         let seen = self.see(key, canary, led, undo_forbidden);
@@ -258,7 +264,9 @@ impl Driver {
             Phase::Failed if !zero || status.acknowledged_weight > 0 => {}
             // That nothing is sent any more has been acknowledged, and stays so.
             Phase::Failed => return Acknowledgement::Complete,
-            Phase::Waiting | Phase::Stable | Phase::Promoting => return Acknowledgement::Awaited(String::new()),
+            Phase::Waiting | Phase::Stable | Phase::Promoting => {
+                return Acknowledgement::Awaited(String::new());
+            }
         }
         let answer = self.registry.acknowledged_canary(model, key, status.epoch);
         if answer != Acknowledgement::Complete {

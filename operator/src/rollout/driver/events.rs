@@ -54,7 +54,9 @@ pub(super) fn event(
     note: &str,
     now: Timestamp,
 ) -> Event {
-    let object = regarding.name.as_deref().unwrap_or(REPORTER);
+    // A name has at most 253 characters.
+    let object: String = regarding.name.as_deref().unwrap_or(REPORTER).chars().take(200).collect();
+    let object = object.trim_end_matches(['.', '-']);
     let name = format!("{object}.{:016x}{:x}", hash(&regarding, reason, note), now.as_millisecond());
     Event {
         metadata: ObjectMeta {
