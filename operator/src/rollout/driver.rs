@@ -108,9 +108,10 @@ impl Driver {
                 if !leadership.borrow().mine {
                     break;
                 }
-                let looks = some
-                    .iter()
-                    .map(|(key, canary)| timeout(LOOK_TIMEOUT, self.look(key, canary, led, &leadership)));
+                let mut looks = Vec::with_capacity(some.len());
+                for (key, canary) in some {
+                    looks.push(timeout(LOOK_TIMEOUT, self.look(key, canary, led, &leadership)));
+                }
                 futures::future::join_all(looks).await;
             }
         }
