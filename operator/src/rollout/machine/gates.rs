@@ -7,7 +7,7 @@ use crate::model::{PodSeen, WorkloadSeen};
 
 /// What an action says of a pod.
 pub(super) fn name(pod: &PodSeen) -> PodName {
-    PodName { name: pod.name.clone(), uid: pod.uid.clone() }
+    PodName { name: pod.name.clone(), uid: pod.uid.to_string() }
 }
 
 impl Turn<'_> {

@@ -45,7 +45,7 @@ fn spec(random: &mut Random) -> CanarySpec {
 fn pod(revision: &str, number: u64) -> PodSeen {
     PodSeen {
         name: format!("{revision}-{number}"),
-        uid: format!("{revision}-{number}"),
+        uid: format!("{revision}-{number}").into(),
         revision: revision.to_owned(),
         containers_ready: true,
         ready: true,
@@ -137,7 +137,7 @@ fn carry_out(seen: &mut Seen, actions: &[Action]) {
             Action::ShutGate(pod) => (pod, false),
             _ => continue,
         };
-        for pod in target.pods.iter_mut().filter(|pod| pod.uid == name.uid) {
+        for pod in target.pods.iter_mut().filter(|pod| *pod.uid == *name.uid) {
             (pod.parked, pod.opened, pod.ready) = (!open, open, open && pod.containers_ready);
         }
     }
@@ -174,7 +174,7 @@ fn check(before: &CanaryStatus, after: &CanaryStatus, actions: &[Action], seen: 
     assert!(!begins || after.evidence == Evidence::default(), "a rollout begins without evidence");
     for action in actions {
         if let Action::OpenGate(pod) = action {
-            let pod = target.pods.iter().find(|seen| seen.uid == pod.uid).unwrap();
+            let pod = target.pods.iter().find(|seen| *seen.uid == *pod.uid).unwrap();
             let of = |s: &CanaryStatus| {
                 [s.approved_revision.clone(), s.former_revision.clone(), s.canary_revision.clone()]
             };

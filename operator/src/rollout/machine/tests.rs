@@ -195,7 +195,7 @@ fn named(name: &str) -> PodName {
 fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
     PodSeen {
         name: name.into(),
-        uid: format!("uid-{name}"),
+        uid: format!("uid-{name}").into(),
         revision: revision.into(),
         containers_ready: true,
         ready: !parked,
