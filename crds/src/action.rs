@@ -13,17 +13,55 @@ pub enum CanaryAction {
     Retry,
 }
 
+/// An action with its request id and, where the user named one, the revision that it is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requested {
+    /// The action.
+    pub action: CanaryAction,
+    /// The revision that it is meant for; `None`: whichever is rolled out.
+    pub revision: Option<String>,
+    /// The request id.
+    pub id: String,
+}
+
 impl CanaryAction {
-    /// Parses an annotation such as `promote@4711` into the action and its request id.
-    pub fn parse(annotation: &str) -> Option<(Self, String)> {
-        let (action, id) = annotation.split_once('@').filter(|(_, id)| !id.is_empty())?;
-        let action = match action {
-            "promote" => Self::Promote,
-            "abort" => Self::Abort,
-            "resume" => Self::Resume,
-            "retry" => Self::Retry,
-            _ => return None,
+    /// The action as users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Abort => "abort",
+            Self::Resume => "resume",
+            Self::Retry => "retry",
+        }
+    }
+
+    /// Parses an annotation such as `promote@4711` or `promote:5d4f8c9b7@4711`.
+    pub fn parse(annotation: &str) -> Option<Requested> {
+        let (what, id) = annotation.split_once('@').filter(|(_, id)| !id.is_empty())?;
+        let (action, revision) = match what.split_once(':') {
+            Some((_, "")) => return None,
+            Some((action, revision)) => (action, Some(revision.to_owned())),
+            None => (what, None),
         };
-        Some((action, id.to_owned()))
+        let action = [Self::Promote, Self::Abort, Self::Resume, Self::Retry]
+            .into_iter()
+            .find(|known| known.name() == action)?;
+        Some(Requested { action, revision, id: id.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_may_name_the_revision_it_is_meant_for() {
+        let parsed = |text| CanaryAction::parse(text).map(|r| (r.action, r.revision, r.id));
+        assert_eq!(parsed("promote@1"), Some((CanaryAction::Promote, None, "1".to_owned())));
+        let named = Some((CanaryAction::Abort, Some("5d4f".to_owned()), "a".to_owned()));
+        assert_eq!(parsed("abort:5d4f@a"), named);
+        for invalid in ["promote", "promote@", "promote:@1", "stop@1", ""] {
+            assert_eq!(parsed(invalid), None, "{invalid}");
+        }
     }
 }

@@ -18,7 +18,7 @@ mod config;
 mod policy;
 mod quantity;
 
-pub use action::CanaryAction;
+pub use action::{CanaryAction, Requested};
 pub use canary::*;
 pub use condition::{reason, set_condition};
 pub use config::*;

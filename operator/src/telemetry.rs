@@ -1,10 +1,20 @@
 //! What sidecars report, aggregated: each report counts once, whichever replica it came through.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use tulle_mesh::histogram::Histogram;
-use tulle_mesh::proto::TelemetryReport;
+use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
+
+use crate::model::Key;
+
+/// Attempts that are kept for a Canary until they are asked for: by epoch, revision and pod.
+const MOST_ATTEMPTS: usize = 4096;
+/// Canaries whose attempts are kept. Names come from sidecars, which may be wrong.
+const MOST_CANARIES: usize = 4096;
+/// Numbers in the buckets of one entry: pairs.
+const MOST_BUCKETS: usize = 2 * tulle_mesh::histogram::BUCKETS;
 
 /// Requests and failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +48,56 @@ struct Inner {
     last: HashMap<(String, u64), u64>,
     destinations: HashMap<Destination, (Counts, Histogram)>,
     refused: BTreeMap<(&'static str, &'static str), u64>,
+    attempts: HashMap<Key, Attempts>,
+}
+
+/// Attempts at the pods of one Canary, by epoch, revision and pod.
+type Attempts = HashMap<(u64, String, String), AttemptCounts>;
+
+impl Inner {
+    fn add_attempts(&mut self, counts: &AttemptCounts) {
+        let key: Key = (counts.namespace.as_str().into(), counts.canary.as_str().into());
+        if !self.attempts.contains_key(&key) && self.attempts.len() >= MOST_CANARIES {
+            return;
+        }
+        let of_canary = self.attempts.entry(key).or_default();
+        let full = of_canary.len() >= MOST_ATTEMPTS;
+        let id = (counts.epoch, counts.revision.clone(), counts.pod_uid.clone());
+        match of_canary.entry(id) {
+            Entry::Occupied(mut known) => merge(known.get_mut(), counts),
+            Entry::Vacant(free) if !full => {
+                let mut first = AttemptCounts {
+                    attempts: 0,
+                    failures: 0,
+                    unreached: 0,
+                    client_errors: 0,
+                    buckets: Vec::new(),
+                    ..counts.clone()
+                };
+                merge(&mut first, counts);
+                free.insert(first);
+            }
+            Entry::Vacant(_) => {}
+        }
+    }
+}
+
+/// Adds counts to others with the same key. Of the failures and client errors no more count than were attempted.
+fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
+    let failures = counts.failures.min(counts.attempts);
+    sum.attempts = sum.attempts.saturating_add(counts.attempts);
+    sum.failures = sum.failures.saturating_add(failures);
+    sum.unreached = sum.unreached.saturating_add(counts.unreached.min(failures));
+    sum.client_errors = sum.client_errors.saturating_add(counts.client_errors.min(counts.attempts));
+    for pair in counts.buckets.chunks_exact(2) {
+        let [bucket, count] = pair else { continue };
+        let known = sum.buckets.chunks_exact_mut(2).find(|known| known.first() == Some(bucket));
+        match known.and_then(|known| known.last_mut()) {
+            Some(total) => *total = total.saturating_add(*count),
+            None if sum.buckets.len() < MOST_BUCKETS => sum.buckets.extend([*bucket, *count]),
+            None => {}
+        }
+    }
 }
 
 impl Aggregates {
@@ -65,7 +125,22 @@ impl Aggregates {
             }
             latency.add_sum(counts.sum_micros);
         }
+        for counts in &report.attempts {
+            inner.add_attempts(counts);
+        }
         true
+    }
+
+    /// The attempts at the pods of a Canary that were reported since the last call.
+    pub fn take_attempts(&self, canary: &Key) -> Vec<AttemptCounts> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.attempts.remove(canary).map(|counts| counts.into_values().collect()).unwrap_or_default()
+    }
+
+    /// Forgets the attempts of Canaries that nobody asks for any more.
+    pub fn retain_canaries(&self, known: impl Fn(&Key) -> bool) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.attempts.retain(|key, _| known(key));
     }
 
     /// Forgets what is about pods and revisions that are no more: `pod` by its uid, `revision` by
@@ -127,7 +202,13 @@ mod tests {
             buckets: vec![3, 5],
             sum_micros: 9,
         };
-        let report = TelemetryReport { sequence: 1, process: 7, counts: vec![counts], interval_ms: 1000 };
+        let report = TelemetryReport {
+            sequence: 1,
+            process: 7,
+            counts: vec![counts],
+            interval_ms: 1000,
+            attempts: Vec::new(),
+        };
         assert!(aggregates.add("pod", &report));
         assert!(!aggregates.add("pod", &report), "through another replica");
         assert!(
@@ -138,5 +219,55 @@ mod tests {
         assert_eq!(aggregates.revision("shop", "b"), Counts::default());
         aggregates.retain(|_| false, |_, _| false);
         assert!(aggregates.all().is_empty(), "of a revision that is no more nothing is kept");
+    }
+
+    #[test]
+    fn attempts_are_merged_by_pod_until_they_are_asked_for_once() {
+        let aggregates = Aggregates::default();
+        let attempts = AttemptCounts {
+            namespace: "shop".into(),
+            canary: "web".into(),
+            epoch: 2,
+            revision: "b".into(),
+            pod_uid: "b-0".into(),
+            attempts: 4,
+            failures: 9,
+            buckets: vec![3, 4],
+            ..AttemptCounts::default()
+        };
+        for process in [1, 2] {
+            let report = TelemetryReport {
+                sequence: 1,
+                process,
+                attempts: vec![attempts.clone()],
+                ..TelemetryReport::default()
+            };
+            aggregates.add("client", &report);
+        }
+        let key: Key = ("shop".into(), "web".into());
+        let taken = aggregates.take_attempts(&key);
+        let taken: Vec<_> = taken.iter().map(|c| (c.attempts, c.failures, c.buckets.clone())).collect();
+        assert_eq!(taken, [(8, 8, vec![3, 8])], "no more can fail than were attempted");
+        assert_eq!(aggregates.take_attempts(&key), []);
+    }
+
+    #[test]
+    fn a_sidecar_cannot_fill_the_memory_with_names() {
+        let aggregates = Aggregates::default();
+        let attempts = (0..MOST_ATTEMPTS + 50).map(|n| AttemptCounts {
+            namespace: "shop".into(),
+            canary: "web".into(),
+            pod_uid: n.to_string(),
+            attempts: 1,
+            ..AttemptCounts::default()
+        });
+        let report =
+            TelemetryReport { sequence: 1, attempts: attempts.collect(), ..TelemetryReport::default() };
+        aggregates.add("client", &report);
+        let key: Key = ("shop".into(), "web".into());
+        assert_eq!(aggregates.take_attempts(&key).len(), MOST_ATTEMPTS);
+        aggregates.add("client", &TelemetryReport { sequence: 2, ..report });
+        aggregates.retain_canaries(|_| false);
+        assert_eq!(aggregates.take_attempts(&key), []);
     }
 }

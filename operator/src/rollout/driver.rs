@@ -1,37 +1,42 @@
 //! Carries out what the machine decides, for every Canary, on the replica that leads.
 
-use std::collections::HashMap;
+mod events;
+mod undo;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
-use kube::core::ApiResource;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource as _};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, WorkloadKind, keys};
+use tulle_crds::{Canary, CanaryAction, CanaryStatus, Evidence, Phase, keys, parse_duration};
 
-use super::machine::{self, Action, Seen};
+use super::evidence::Blocks;
+use super::machine::{self, Action, PodName, Seen};
 use crate::discovery::{Acknowledgement, Registry};
 use crate::lease::Leadership;
-use crate::model::{Key, WorkloadKey};
-use crate::telemetry::{Aggregates, Counts};
+use crate::model::{Key, Model, WorkloadKey};
+use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// How often each Canary is looked at.
+/// How often a Canary with a rollout is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long a new leader waits for the other replicas, and the sidecars of one that has gone, to say what
-/// they enforce: what it has not heard of is unknown, not acknowledged.
-const SETTLED: Duration = Duration::from_secs(30);
+/// How often one at rest is, if nothing about it has changed.
+const REST_EVERY: Duration = Duration::from_secs(10);
+/// How often pods are looked for that no Canary holds.
+const ORPHANS_EVERY: Duration = Duration::from_secs(5);
+/// How long a new leader lets a rollout wait for sidecars that it has not heard of. Only advancing waits.
+const UNHEARD: Duration = Duration::from_secs(60);
 /// One look and what it writes may take this long: an answer that never comes must not stop the others.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-/// An action that failed at this look is not tried again before.
-const RETRY_UNDO: Duration = Duration::from_secs(30);
-/// Counts alone are written this often: each write goes to every replica and every sidecar's view.
+/// Counts and sentences alone are written this often: each write goes to every replica.
 const WRITE_EVIDENCE_EVERY: Duration = Duration::from_secs(3);
 /// Canaries that are looked at at the same time.
 const AT_ONCE: usize = 8;
@@ -42,115 +47,146 @@ pub struct Driver {
     hub: Arc<Hub>,
     registry: Arc<Registry>,
     aggregates: Arc<Aggregates>,
-    recorder: Recorder,
+    published: Mutex<events::Published>,
     /// Canaries, by their epoch, whose target could not be restored, and when that was.
     undo_failed: Mutex<HashMap<(Key, u64), Instant>>,
-    /// When the status of a Canary was last written.
-    written: Mutex<HashMap<Key, Instant>>,
+    /// Namespaces in which the operator may or may not change Deployments, and when that was asked.
+    may_undo: Mutex<HashMap<Arc<str>, (Instant, bool)>>,
+    /// What is known of each Canary besides its status.
+    known: Mutex<HashMap<Key, Known>>,
 }
 
-/// What had been counted at the last look: for a Canary, of its two revisions.
-type Baselines = HashMap<(Key, String), Counts>;
-/// One of them.
-type Total = ((Key, String), Counts);
+#[derive(Default)]
+struct Known {
+    looked: Option<Instant>,
+    /// When its status was last written.
+    written: Option<Instant>,
+    blocks: Blocks,
+    /// The evidence of a status that holds the running block and is being written. Until that status is seen, the
+    /// block neither grows nor ends: whether a write whose answer was lost has happened is not known before.
+    closing: Option<Evidence>,
+}
 
 impl Driver {
     /// A driver.
     pub fn new(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, aggregates: Arc<Aggregates>) -> Self {
-        let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-        let recorder = Recorder::new(client.clone(), reporter);
         Self {
-            recorder,
             client,
             hub,
             registry,
             aggregates,
+            published: Mutex::default(),
             undo_failed: Mutex::default(),
-            written: Mutex::default(),
+            may_undo: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
     /// Looks at every Canary for ever, while this replica leads.
     pub async fn run(self, leadership: watch::Receiver<Leadership>) {
-        let mut baselines = Baselines::new();
+        let mut follower = self.hub.follow();
         let mut leads_since = None;
+        let mut orphans_at: Option<Instant> = None;
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            let touched = follower.next().now_or_never();
             if !leadership.borrow().mine || !self.hub.is_synced() {
-                baselines.clear();
+                lock(&self.known).clear();
                 leads_since = None;
                 continue;
             }
-            let settled = leads_since.get_or_insert_with(Instant::now).elapsed() > SETTLED;
-            let _ = timeout(LOOK_TIMEOUT, self.open_orphaned_gates()).await;
-            let canaries: Vec<(Key, Canary)> =
-                self.hub.model().canaries().map(|(key, canary)| (key.clone(), canary.clone())).collect();
-            for some in canaries.chunks(AT_ONCE) {
+            let led = leads_since.get_or_insert_with(Instant::now).elapsed();
+            let (everything, named) = touched.map_or_else(Default::default, |t| (t.everything, t.canaries));
+            if orphans_at.is_none_or(|at| at.elapsed() >= ORPHANS_EVERY) {
+                orphans_at = Some(Instant::now());
+                let _ = timeout(LOOK_TIMEOUT, self.open_orphaned_gates(&leadership)).await;
+            }
+            let due = self.due(everything, &named);
+            for some in due.chunks(AT_ONCE) {
                 if !leadership.borrow().mine {
                     break;
                 }
                 let mut looks = Vec::with_capacity(some.len());
                 for (key, canary) in some {
-                    looks.push(timeout(LOOK_TIMEOUT, self.look(key, canary, &baselines, settled)));
+                    looks.push(timeout(LOOK_TIMEOUT, self.look(key, canary, led, &leadership)));
                 }
-                let looked = futures::future::join_all(looks).await;
-                for counted in looked.into_iter().flatten().flatten() {
-                    baselines.extend(counted);
-                }
+                futures::future::join_all(looks).await;
             }
         }
     }
 
-    /// One look at one Canary. Returns what had been counted, once the status that holds it is written:
-    /// counts that were not written are counted again.
+    /// Canaries that there is something to do for.
+    fn due(&self, everything: bool, named: &HashSet<Key>) -> Vec<(Key, Canary)> {
+        let model = self.hub.model();
+        let mut known = lock(&self.known);
+        let mut due = Vec::new();
+        let mut all = HashSet::new();
+        for (key, canary) in model.canaries() {
+            all.insert(key.clone());
+            let its = known.entry(key.clone()).or_default();
+            let rested = its.looked.is_none_or(|at| at.elapsed() >= REST_EVERY);
+            if everything || rested || named.contains(key) || is_moving(canary.status.as_ref()) {
+                its.looked = Some(Instant::now());
+                due.push((key.clone(), canary.clone()));
+            }
+        }
+        if known.len() > all.len() {
+            known.retain(|key, _| all.contains(key));
+        }
+        self.aggregates.retain_canaries(|key| all.contains(key));
+        due
+    }
+
+    /// One look at one Canary.
     async fn look(
         &self,
         key: &Key,
         canary: &Canary,
-        baselines: &Baselines,
-        settled: bool,
-    ) -> Option<Vec<Total>> {
+        led: Duration,
+        leadership: &watch::Receiver<Leadership>,
+    ) {
         let status = canary.status.clone().unwrap_or_default();
-        let (mut seen, totals) = self.see(key, canary, baselines);
-        if !settled && seen.acknowledged == Acknowledgement::Complete {
-            let why = "this operator leads since a moment ago: not every sidecar may have been heard of";
-            seen.acknowledged = Acknowledgement::Awaited(why.to_owned());
-        }
+        let undo_forbidden = self.undo_forbidden(key, canary).await;
+        let seen = self.see(key, canary, led, undo_forbidden);
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
-        // What is decided with and not written is counted again at the next look.
-        let waits = next != status && self.may_wait(key, &status, &next);
-        if next != status && !waits {
+        if !leadership.borrow().mine {
+            return;
+        }
+        if next != status && !self.may_wait(key, &status, &next) {
+            let closes = next.epoch != status.epoch || (seen.block_ended && status.weight > 0);
+            if let Some(known) = lock(&self.known).get_mut(key) {
+                known.written = Some(Instant::now());
+                known.closing = closes.then(|| next.evidence.clone());
+            }
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
             let version = canary.metadata.resource_version.as_deref();
             if let Err(error) = crate::status::write(&api, &key.1, version, &next).await {
                 // Somebody else has written, or the API server is away: the next look begins anew.
                 tracing::debug!(namespace = %key.0, name = %key.1, %error, "a canary's status was not written");
-                return None;
+                return;
             }
-            lock(&self.written).insert(key.clone(), Instant::now());
         }
         for action in &actions {
+            // Another replica may lead by now: what it does must not be undone here.
+            if !leadership.borrow().mine {
+                return;
+            }
             if let Err(error) = self.carry_out(key, canary, action).await {
                 tracing::warn!(namespace = %key.0, name = %key.1, ?action, %error, "an action failed; it is tried again");
             }
         }
-        (!waits).then_some(totals)
     }
 
-    /// Whether only counts have changed, and they were written a moment ago.
+    /// Whether only counts and sentences have changed, and the status was written a moment ago.
     fn may_wait(&self, key: &Key, status: &CanaryStatus, next: &CanaryStatus) -> bool {
-        let but_counts = CanaryStatus {
-            evidence: next.evidence.clone(),
-            evidence_summary: next.evidence_summary.clone(),
-            ..status.clone()
-        };
-        let recently = |at: &Instant| at.elapsed() < WRITE_EVIDENCE_EVERY;
-        but_counts == *next && lock(&self.written).get(key).is_some_and(recently)
+        let recently = |known: &Known| known.written.is_some_and(|at| at.elapsed() < WRITE_EVIDENCE_EVERY);
+        without_sentences(status) == without_sentences(next)
+            && lock(&self.known).get(key).is_some_and(recently)
     }
 
-    fn see(&self, key: &Key, canary: &Canary, baselines: &Baselines) -> (Seen, Vec<Total>) {
+    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Seen {
         let model = self.hub.model();
         let status = canary.status.clone().unwrap_or_default();
         let workload = WorkloadKey {
@@ -158,49 +194,93 @@ impl Driver {
             namespace: Arc::clone(&key.0),
             name: canary.spec.target.name.as_str().into(),
         };
-        let mut totals = Vec::new();
-        let mut since = |revision: &str| {
-            let total = self.aggregates.revision(&key.0, revision);
-            let id = (key.clone(), revision.to_owned());
-            let before = baselines.get(&id).copied().unwrap_or(total);
-            totals.push((id, total));
-            Counts {
-                requests: total.requests.saturating_sub(before.requests),
-                failures: total.failures.saturating_sub(before.failures),
-            }
-        };
-        let mut counted = (since(&status.canary_revision), since(&status.approved_revision));
-        // While its successor takes over, what was stable before is stable too.
-        if !status.former_revision.is_empty() && status.former_revision != status.canary_revision {
-            let former = since(&status.former_revision);
-            counted.1.requests += former.requests;
-            counted.1.failures += former.failures;
-        }
-        // Who has acknowledged is asked only where it decides something: the answer costs a view each.
-        let matters = match status.phase {
-            Phase::Progressing | Phase::Paused => true,
-            Phase::Failed => status.acknowledged_weight > 0,
-            Phase::Waiting | Phase::Stable | Phase::Promoting => false,
-        };
+        let now = Timestamp::now();
+        let target = model.workload(&workload);
+        let ready = target.as_ref().is_some_and(|target| {
+            let mut pods = target.pods.iter();
+            pods.any(|pod| pod.containers_ready && pod.revision == status.canary_revision)
+        });
+        let (block, block_ended) = self.block(key, canary, &status, now, ready);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
-        let seen = Seen {
-            now: Timestamp::now(),
+        Seen {
+            now,
             generation: canary.metadata.generation.unwrap_or_default(),
-            target: model.workload(&workload),
+            target,
             conflict: model
                 .canary_of(&workload)
                 .filter(|(holds, _)| *holds != key)
                 .map(|(holds, _)| holds.1.to_string()),
-            acknowledged: match (matters, status.phase) {
-                (true, _) => self.registry.acknowledged_canary(&model, key, status.epoch),
-                // That nothing is sent any more has been acknowledged, and stays so.
-                (false, Phase::Failed) => Acknowledgement::Complete,
-                (false, _) => Acknowledgement::Awaited(String::new()),
+            acknowledged: self.acknowledged(&model, key, &status, led),
+            block,
+            block_ended,
+            obstacles: match status.phase {
+                Phase::Progressing | Phase::Paused => model.split_obstacles(&workload),
+                _ => Vec::new(),
             },
-            counted,
+            undo_forbidden,
             action: annotation.and_then(|text| CanaryAction::parse(text.as_str())),
-        };
-        (seen, totals)
+        }
+    }
+
+    /// The running block with what was reported since the last look.
+    fn block(
+        &self,
+        key: &Key,
+        canary: &Canary,
+        status: &CanaryStatus,
+        now: Timestamp,
+        ready: bool,
+    ) -> (Vec<super::judge::PodBlock>, bool) {
+        let mut all = lock(&self.known);
+        let known = all.entry(key.clone()).or_default();
+        let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused) && status.weight > 0;
+        if known.closing.as_ref() == Some(&status.evidence) || !on_trial {
+            known.closing = None;
+            known.blocks.close(now);
+        }
+        if known.closing.is_none() {
+            let counts = self.aggregates.take_attempts(key);
+            if on_trial {
+                let warm_up = parse_duration(&canary.spec.judge.warm_up).ok();
+                let warm_up = warm_up.and_then(|warm_up| SignedDuration::try_from(warm_up).ok());
+                let warm_up = warm_up.unwrap_or(SignedDuration::from_secs(10));
+                known.blocks.add(now, status, &counts, warm_up, ready);
+            }
+        }
+        let ended = known.closing.is_some() || known.blocks.has_ended(now);
+        (known.blocks.running(), ended)
+    }
+
+    /// Who has acknowledged is asked only where it decides something.
+    fn acknowledged(
+        &self,
+        model: &Model,
+        key: &Key,
+        status: &CanaryStatus,
+        led: Duration,
+    ) -> Acknowledgement {
+        let zero = status.weight == 0;
+        match status.phase {
+            Phase::Progressing | Phase::Paused => {}
+            Phase::Failed if !zero || status.acknowledged_weight > 0 => {}
+            // That nothing is sent any more has been acknowledged, and stays so.
+            Phase::Failed => return Acknowledgement::Complete,
+            Phase::Waiting | Phase::Stable | Phase::Promoting => {
+                return Acknowledgement::Awaited(String::new());
+            }
+        }
+        let answer = self.registry.acknowledged_canary(model, key, status.epoch);
+        if answer != Acknowledgement::Complete {
+            return answer;
+        }
+        // Sidecars that nobody has heard of are unknown, not absent. They may hold up a step for a minute; that
+        // nothing is sent any more is not said before all are heard of.
+        match self.registry.unheard(model) {
+            Some(unheard) if led < UNHEARD || (zero && status.phase == Phase::Failed) => {
+                Acknowledgement::Awaited(unheard)
+            }
+            _ => Acknowledgement::Complete,
+        }
     }
 
     async fn carry_out(&self, key: &Key, canary: &Canary, action: &Action) -> anyhow::Result<()> {
@@ -219,115 +299,68 @@ impl Driver {
     }
 
     async fn tell(&self, canary: &Canary, warning: bool, reason: &str, message: &str) -> anyhow::Result<()> {
-        let event = Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
-            reason: reason.to_owned(),
-            note: Some(message.chars().take(1000).collect()),
-            action: "Rollout".to_owned(),
-            secondary: None,
-        };
-        self.recorder.publish(&event, &canary.object_ref(&())).await?;
+        let regarding = canary.object_ref(&());
+        let hash = events::hash(&regarding, reason, message);
+        if !lock(&self.published).is_new(hash) {
+            return Ok(());
+        }
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        let event = events::event(regarding, warning, reason, message, Timestamp::now());
+        let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
+        api.create(&PostParams::default(), &event).await?;
+        lock(&self.published).remember(hash);
         Ok(())
     }
 
-    async fn set_gate(&self, namespace: &str, pod: &str, open: bool) -> anyhow::Result<()> {
+    async fn set_gate(&self, namespace: &str, pod: &PodName, open: bool) -> anyhow::Result<()> {
         let status = if open { "True" } else { "False" };
         let condition =
             json!({"type": keys::GATE, "status": status, "lastTransitionTime": Timestamp::now().to_string()});
-        let patch = json!({"status": {"conditions": [condition]}});
+        let mut patch = json!({"status": {"conditions": [condition]}});
+        if !pod.uid.is_empty()
+            && let Some(whole) = patch.as_object_mut()
+        {
+            // A precondition: a pod of the same name that has come since is left alone.
+            whole.insert("metadata".to_owned(), json!({"uid": pod.uid}));
+        }
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         // Strategic: conditions are merged by type, those of kubelet stay.
-        api.patch_status(pod, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+        api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
         Ok(())
     }
 
     /// Pods that wait for a Canary that is gone would wait for ever.
-    async fn open_orphaned_gates(&self) {
+    async fn open_orphaned_gates(&self, leadership: &watch::Receiver<Leadership>) {
         let orphaned = self.hub.model().orphaned_gates();
-        for (namespace, pod) in orphaned {
+        for (namespace, name) in orphaned {
+            if !leadership.borrow().mine {
+                return;
+            }
+            let pod = PodName { name, uid: String::new() };
             if let Err(error) = self.set_gate(&namespace, &pod, true).await {
-                tracing::warn!(namespace, pod, %error, "cannot open a gate that no Canary holds");
+                tracing::warn!(namespace, pod = pod.name, %error, "cannot open a gate that no Canary holds");
             }
         }
     }
+}
 
-    /// Restores the template of the approved revision, as `kubectl rollout undo` does, unless the target has
-    /// a third one by now.
-    async fn undo(&self, key: &Key, canary: &Canary, revision: &str) -> anyhow::Result<()> {
-        let target = &canary.spec.target;
-        if target.kind != WorkloadKind::Deployment {
-            anyhow::bail!(
-                "onFailure: Undo is offered for Deployments only; undo by hand: kubectl rollout undo"
-            );
-        }
-        let failed = canary.status.as_ref().map_or("", |status| status.canary_revision.as_str());
-        let workloads = self.objects("Deployment", "deployments", &key.0);
-        let workload = workloads.get(&target.name).await?;
-        let (stable, failed) = (self.template(key, revision).await?, self.template(key, failed).await?);
-        let Some(now) = workload.data.pointer("/spec/template") else { anyhow::bail!("no template") };
-        if *now == stable {
-            return Ok(());
-        }
-        if *now != failed {
-            anyhow::bail!(
-                "the template of {} is no longer the one that failed: it is left alone",
-                target.name
-            );
-        }
-        let patch = json!([
-            {"op": "test", "path": "/metadata/resourceVersion", "value": workload.metadata.resource_version},
-            {"op": "replace", "path": "/spec/template", "value": stable},
-        ]);
-        let patch: json_patch::Patch = serde_json::from_value(patch)?;
-        workloads.patch(&target.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await?;
-        Ok(())
-    }
+/// Whether a rollout is in progress, or its end is not acknowledged yet.
+fn is_moving(status: Option<&CanaryStatus>) -> bool {
+    status.is_some_and(|status| match status.phase {
+        Phase::Progressing | Phase::Paused | Phase::Promoting => true,
+        Phase::Failed => status.acknowledged_weight > 0 || status.weight > 0,
+        Phase::Waiting | Phase::Stable => false,
+    })
+}
 
-    /// The template of a revision, whole: fields that this build does not know are kept.
-    async fn template(&self, key: &Key, revision: &str) -> anyhow::Result<Value> {
-        let of_revision = ListParams::default().labels(&format!("pod-template-hash={revision}"));
-        let sets = self.objects("ReplicaSet", "replicasets", &key.0).list(&of_revision).await?;
-        let found = sets.items.into_iter().find_map(|set| set.data.pointer("/spec/template").cloned());
-        let mut template = found.ok_or_else(|| {
-            anyhow::anyhow!(
-                "there is no ReplicaSet of revision {revision}: is revisionHistoryLimit too small?"
-            )
-        })?;
-        if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
-            labels.remove("pod-template-hash");
-        }
-        Ok(template)
+/// A status without what changes at every look.
+fn without_sentences(status: &CanaryStatus) -> CanaryStatus {
+    let mut status =
+        CanaryStatus { evidence: Evidence::default(), evidence_summary: String::new(), ..status.clone() };
+    for condition in &mut status.conditions {
+        condition.message.clear();
     }
-
-    fn objects(&self, kind: &str, plural: &str, namespace: &str) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "apps".into(),
-            version: "v1".into(),
-            api_version: "apps/v1".into(),
-            kind: kind.into(),
-            plural: plural.into(),
-        };
-        Api::namespaced_with(self.client.clone(), namespace, &resource)
-    }
-
-    /// Tries to undo, and not again at once when it could not: whoever reads events is told why.
-    async fn try_undo(&self, key: &Key, canary: &Canary, revision: &str) {
-        let recently = |at: &Instant| at.elapsed() < RETRY_UNDO;
-        let epoch = canary.status.as_ref().map_or(0, |status| status.epoch);
-        let id = (key.clone(), epoch);
-        if lock(&self.undo_failed).get(&id).is_some_and(recently) {
-            return;
-        }
-        let Err(error) = self.undo(key, canary, revision).await else { return };
-        {
-            let mut failed = lock(&self.undo_failed);
-            failed.retain(|_, at| recently(at));
-            failed.insert(id, Instant::now());
-        }
-        tracing::warn!(namespace = %key.0, canary = %key.1, error = format!("{error:#}"), "cannot undo");
-        let message = format!("cannot restore revision {revision}: {error:#}");
-        self.tell(canary, true, "UndoFailed", &message).await.ok();
-    }
+    status
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,11 +1,13 @@
-//! A new version earns its traffic by evidence.
+//! Rollouts: a new version gets more traffic as evidence about it comes in.
 //!
 //! ```text
-//!   machine  pure: status and what is seen in, new status and actions out
-//!   judge    pure: counts in, verdict and one sentence out
-//!   driver   reads the model, writes status, opens gates, restores templates
+//!   machine   pure: status and what is seen in, new status and actions out
+//!   judge     pure: evidence in, verdict and one sentence out
+//!   evidence  pure: attempts in, blocks of ten seconds by pod out
+//!   driver    reads the model, writes status, opens gates, restores templates
 //! ```
 
 pub mod driver;
+pub mod evidence;
 pub mod judge;
 pub mod machine;

@@ -2,12 +2,20 @@
 
 use tulle_crds::WorkloadKind;
 
-use super::{Action, Turn};
+use super::{Action, PodName, Turn};
 use crate::model::{PodSeen, WorkloadSeen};
+
+/// What an action says of a pod.
+pub(super) fn name(pod: &PodSeen) -> PodName {
+    PodName { name: pod.name.clone(), uid: pod.uid.to_string() }
+}
 
 impl Turn<'_> {
     /// Pods of what is stable: approved, or approved until its successor has taken over.
-    pub(super) fn stable_pods<'a>(&self, target: &'a WorkloadSeen) -> impl Iterator<Item = &'a PodSeen> {
+    pub(super) fn stable_pods<'a>(
+        &self,
+        target: &'a WorkloadSeen,
+    ) -> impl Iterator<Item = &'a PodSeen> + use<'a> {
         let stable = [self.status.approved_revision.clone(), self.status.former_revision.clone()];
         let stable = move |pod: &&PodSeen| {
             !pod.terminating && !pod.revision.is_empty() && stable.contains(&pod.revision)
@@ -16,19 +24,41 @@ impl Turn<'_> {
     }
 
     /// Pods of the revision on trial.
-    pub(super) fn pods_on_trial<'a>(&self, target: &'a WorkloadSeen) -> impl Iterator<Item = &'a PodSeen> {
-        let revision = self.status.canary_revision.clone();
+    pub(super) fn pods_on_trial<'a>(
+        &self,
+        target: &'a WorkloadSeen,
+    ) -> impl Iterator<Item = &'a PodSeen> + use<'a> {
+        self.pods_of(target, &self.status.canary_revision)
+    }
+
+    /// Pods of a revision.
+    pub(super) fn pods_of<'a>(
+        &self,
+        target: &'a WorkloadSeen,
+        revision: &str,
+    ) -> impl Iterator<Item = &'a PodSeen> + use<'a> {
+        let revision = revision.to_owned();
         target.pods.iter().filter(move |pod| !pod.terminating && pod.revision == revision)
     }
 
-    /// Whether the new revision has the pods that a weight needs. Where it has not, and stable pods
-    /// may be given up, one gate is opened: its workload's controller then replaces one stable pod. The last
-    /// stable pod is never given up: there would be nothing to compare with, and nothing to go back to.
+    /// Pods of revisions that are neither stable nor on trial: a newer version came in the middle.
+    fn superseded_pods<'a>(&self, target: &'a WorkloadSeen) -> impl Iterator<Item = &'a PodSeen> + use<'a> {
+        let status = &self.status;
+        let wanted = [&status.approved_revision, &status.former_revision, &status.canary_revision];
+        let wanted = wanted.map(Clone::clone);
+        target.pods.iter().filter(move |pod| {
+            !pod.terminating && !pod.revision.is_empty() && !wanted.contains(&pod.revision)
+        })
+    }
+
+    /// Whether the new revision has the pods that a weight needs. Where it has not, and stable pods may be given
+    /// up, one gate is opened: its workload's controller then replaces one stable pod.
     pub(super) fn has_capacity(&mut self, target: &WorkloadSeen, weight: u8) -> bool {
         let replicas = target.replicas as usize;
-        let wanted = f64::from(weight) / 100.0 * f64::from(target.replicas) * self.spec.capacity.headroom;
+        let share = f64::from(weight) / 100.0 * f64::from(target.replicas);
         let most = replicas.saturating_sub(1).max(1);
-        let needed = (wanted.ceil() as usize).min(most).max(usize::from(weight > 0));
+        let bounded = |pods: f64| (pods.ceil() as usize).min(most).max(usize::from(weight > 0));
+        let needed = bounded(share * self.spec.capacity.headroom);
         let mine: Vec<_> = self.pods_on_trial(target).collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
         if ready >= needed {
@@ -37,9 +67,11 @@ impl Turn<'_> {
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
-        let may_give_up = !self.spec.capacity.keep_stable && self.stable_pods(target).count() > 1;
-        if let (Some(parked), true, true) = (parked, ready == mine.len(), may_give_up) {
-            self.actions.push(Action::OpenGate(parked.name.clone()));
+        if let Some(parked) = parked
+            && ready == mine.len()
+            && self.may_give_up_one(target, weight, ready < bounded(share))
+        {
+            self.actions.push(Action::OpenGate(name(parked)));
         }
         let message = format!(
             "{weight}% needs {needed} ready pods of revision {}, {ready} are",
@@ -47,6 +79,21 @@ impl Turn<'_> {
         );
         self.condition("Capacity", false, "TooFewPods", &message);
         false
+    }
+
+    /// Whether one stable pod may go. Those that stay must carry what is left to them, unless the weight itself,
+    /// without its headroom, needs the pod. The last one is never given up: there would be nothing to compare
+    /// with, and nothing to go back to.
+    fn may_give_up_one(&self, target: &WorkloadSeen, weight: u8, needed_by_weight: bool) -> bool {
+        // Kubernetes would scale the oldest ReplicaSet first: as long as a superseded pod is Ready, opening a gate
+        // would not replace a stable pod but end that one's requests.
+        if self.superseded_pods(target).any(|pod| pod.ready) {
+            return false;
+        }
+        let stable = self.stable_pods(target).filter(|pod| pod.ready).count();
+        let rest = f64::from(100 - weight.min(100)) / 100.0 * f64::from(target.replicas);
+        let floor = (rest.ceil() as usize).max(1);
+        !self.spec.capacity.keep_stable && stable > 1 && (stable > floor || needed_by_weight)
     }
 
     /// Nothing of what is stable waits behind a gate. Nor does what nobody wants any more in a StatefulSet: its
@@ -57,10 +104,22 @@ impl Turn<'_> {
             |pod: &&PodSeen| in_order && !pod.terminating && Some(&pod.revision) != target.latest.as_ref();
         let stable = self.stable_pods(target).filter(|pod| pod.parked);
         let stale = target.pods.iter().filter(given_up).filter(|pod| pod.parked);
-        let mut names: Vec<String> = stable.chain(stale).map(|pod| pod.name.clone()).collect();
-        names.sort_unstable();
+        let mut names: Vec<PodName> = stable.chain(stale).map(name).collect();
+        names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         names.dedup();
         self.actions.extend(names.into_iter().map(Action::OpenGate));
+    }
+
+    /// Pods of superseded revisions that were let into their Services leave them again, as long as something
+    /// stable is there to serve. Not in a StatefulSet, whose controller waits for such a pod.
+    pub(super) fn shut_superseded(&mut self, target: &WorkloadSeen) {
+        let in_order = self.spec.target.kind == WorkloadKind::StatefulSet;
+        if in_order || !self.stable_pods(target).any(|pod| pod.ready) {
+            return;
+        }
+        let opened = self.superseded_pods(target).filter(|pod| pod.opened);
+        let shut: Vec<Action> = opened.map(|pod| Action::ShutGate(name(pod))).collect();
+        self.actions.extend(shut);
     }
 
     /// Takes pods of a failed revision out of every Service again, for clients without a sidecar, as long as
@@ -70,7 +129,7 @@ impl Turn<'_> {
             return;
         }
         let opened = self.pods_on_trial(target).filter(|pod| pod.opened);
-        let shut: Vec<Action> = opened.map(|pod| Action::ShutGate(pod.name.clone())).collect();
+        let shut: Vec<Action> = opened.map(|pod| Action::ShutGate(name(pod))).collect();
         self.actions.extend(shut);
     }
 }

@@ -1,4 +1,4 @@
-//! What a human reads of a rollout: conditions, events, columns, history.
+//! What users read of a rollout: conditions, events, columns, history.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
@@ -10,6 +10,8 @@ use crate::discovery::Acknowledgement;
 const ACKNOWLEDGED: &str = "Acknowledged";
 /// The condition of a promotion that its workload's controller does not finish.
 const STALLED: &str = "Stalled";
+/// The condition that tells whether the traffic can be split.
+const SPLIT: &str = "Split";
 
 impl Turn<'_> {
     pub(super) fn remember(&mut self, outcome: RolloutOutcome, because: &str) {
@@ -35,6 +37,38 @@ impl Turn<'_> {
             self.seen.generation,
             &now,
         );
+    }
+
+    pub(super) fn has_condition(&self, type_: &str, holds: bool) -> bool {
+        let status = if holds { "True" } else { "False" };
+        self.status.conditions.iter().any(|c| c.type_ == type_ && c.status == status)
+    }
+
+    pub(super) fn drop_condition(&mut self, type_: &str) {
+        self.status.conditions.retain(|condition| condition.type_ != type_);
+    }
+
+    /// While a Service gets no split, the weight that is shown would not be the weight that flows: the step is held.
+    pub(super) fn show_obstacles(&mut self) {
+        if !self.is_on_trial() {
+            return self.drop_condition(SPLIT);
+        }
+        let Some(first) = self.seen.obstacles.first() else {
+            let message = "every Service of the target can be split";
+            return self.condition(SPLIT, true, "SplitApplies", message);
+        };
+        let more = match self.seen.obstacles.len() {
+            1 => String::new(),
+            all => format!(" (and {} more)", all - 1),
+        };
+        let message = format!(
+            "requests to Service {} are not split: {}{more}; the step is held, and promote@ID or abort@ID in the annotation tulle.dev/action decides the rollout",
+            first.service, first.reason
+        );
+        if !self.has_condition(SPLIT, false) {
+            self.event(true, "NoSplit", message.clone());
+        }
+        self.condition(SPLIT, false, "NoSplit", &message);
     }
 
     pub(super) fn summarise(&mut self) {

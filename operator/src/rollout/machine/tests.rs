@@ -1,10 +1,13 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
+mod pods;
+
 use serde_json::json;
-use tulle_crds::{CanarySpec, CanaryStatus, Phase};
+use tulle_crds::{AttemptTotals, CanaryAction, CanarySpec, CanaryStatus, Phase};
 
 use super::*;
 use crate::model::PodSeen;
+use crate::rollout::judge::Side;
 
 struct World {
     spec: CanarySpec,
@@ -13,6 +16,8 @@ struct World {
     actions: Vec<Action>,
     /// Failures per hundred requests of the canary.
     canary_failures: u64,
+    /// Requests per second.
+    rate: u64,
 }
 
 impl World {
@@ -20,13 +25,22 @@ impl World {
         let mut all = json!({"target": {"kind": "Deployment", "name": "web"}});
         all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pods = (0..4).map(|n| pod(&format!("old-{n}"), "old", false)).collect();
-        let target = WorkloadSeen { replicas: 4, progress_deadline: 600, latest: Some("old".into()), pods };
+        let target = WorkloadSeen {
+            replicas: 4,
+            progress_deadline: 600,
+            latest: Some("old".into()),
+            pods,
+            services: vec!["web".into()],
+        };
         let seen = Seen {
             target: Some(target),
             acknowledged: Acknowledgement::Complete,
             now: Timestamp::UNIX_EPOCH,
             generation: 1,
-            counted: Default::default(),
+            block: Vec::new(),
+            block_ended: false,
+            obstacles: Vec::new(),
+            undo_forbidden: false,
             action: None,
             conflict: None,
         };
@@ -36,6 +50,7 @@ impl World {
             seen,
             actions: Vec::new(),
             canary_failures: 0,
+            rate: 400,
         };
         world.run(1);
         world
@@ -59,20 +74,51 @@ impl World {
         self.target().pods.push(parked);
     }
 
-    /// Looks once a second; 400 requests a second, shared by weight.
+    /// The requests of one second, shared by weight; a block ends every ten.
+    fn send(&mut self) {
+        let canary = self.rate * u64::from(self.status.weight) / 100;
+        let ended = self.seen.now.as_second() % 10 == 0;
+        self.seen.block_ended = ended;
+        if self.status.weight == 0 {
+            return self.seen.block.clear();
+        }
+        let failures = canary * self.canary_failures / 100;
+        for (side, attempts, failures) in
+            [(Side::Canary, canary, failures), (Side::Stable, self.rate - canary, 0)]
+        {
+            let block = &mut self.seen.block;
+            let index = block.iter().position(|pod| pod.side == side).unwrap_or_else(|| {
+                block.push(PodBlock { side, ..PodBlock::default() });
+                block.len() - 1
+            });
+            let totals = &mut block[index].totals;
+            *totals = AttemptTotals {
+                attempts: totals.attempts + attempts,
+                failures: totals.failures + failures,
+                ..*totals
+            };
+        }
+    }
+
+    fn request(&mut self, action: CanaryAction, id: &str) {
+        self.seen.action = Some(Requested { action, revision: None, id: id.to_owned() });
+    }
+
+    /// Looks once a second.
     fn run(&mut self, seconds: usize) -> Vec<Action> {
         let mut all = Vec::new();
         for _ in 0..seconds {
             self.seen.now += SignedDuration::from_secs(1);
-            let canary = 4 * u64::from(self.status.weight);
-            let canary = Counts { requests: canary, failures: canary * self.canary_failures / 100 };
-            self.seen.counted = (canary, Counts { requests: 400 - canary.requests, failures: 0 });
+            self.send();
             let (status, actions) = next(&self.spec, &self.status, &self.seen);
+            if self.seen.block_ended || status.epoch != self.status.epoch {
+                self.seen.block.clear();
+            }
             self.status = status;
             for action in &actions {
                 match action {
-                    Action::OpenGate(name) => self.open(&name.clone()),
-                    Action::ShutGate(name) => self.shut(&name.clone()),
+                    Action::OpenGate(pod) => self.open(&pod.name.clone()),
+                    Action::ShutGate(pod) => self.shut(&pod.name.clone()),
                     _ => {}
                 }
             }
@@ -141,9 +187,15 @@ fn awaited() -> Acknowledgement {
     Acknowledgement::Awaited("the sidecar of pod shop/web-0 has not acknowledged it".to_owned())
 }
 
+/// What an action says of a pod.
+fn named(name: &str) -> PodName {
+    PodName { name: name.to_owned(), uid: format!("uid-{name}") }
+}
+
 fn pod(name: &str, revision: &str, parked: bool) -> PodSeen {
     PodSeen {
         name: name.into(),
+        uid: format!("uid-{name}").into(),
         revision: revision.into(),
         containers_ready: true,
         ready: !parked,
@@ -199,7 +251,7 @@ fn the_weight_that_is_shown_is_the_weight_that_is_acknowledged() {
     world.seen.acknowledged = awaited();
     world.run(30);
     assert_eq!((world.status.weight, world.status.weight_summary.as_str()), (5, "0%"));
-    assert_eq!(world.status.evidence, Evidence::default(), "nothing counts before");
+    assert!(world.status.evidence.canary.attempts > 0, "what is sent is judged before that");
     world.seen.acknowledged = Acknowledgement::Complete;
     world.run(2);
     assert_eq!(world.status.weight_summary, "5%");
@@ -234,13 +286,10 @@ fn missing_data_holds_and_neither_fails_nor_passes() {
     let mut world = World::quick();
     world.deploy("new");
     world.run(3);
-    for _ in 0..200 {
-        world.seen.counted = Default::default();
-        world.seen.now += SignedDuration::from_secs(1);
-        let counted = world.seen.counted;
-        let (status, _) = next(&world.spec, &world.status, &Seen { counted, ..world.seen.clone() });
-        world.status = status;
-    }
+    world.rate = 0;
+    world.status.evidence = Evidence::default();
+    world.seen.block.clear();
+    world.run(200);
     assert_eq!((world.status.phase, world.status.step), (Phase::Progressing, 0));
     assert_eq!(world.status.verdict, CanaryVerdict::Inconclusive);
 }
@@ -307,7 +356,7 @@ fn a_pause_waits_for_a_human_and_a_verb_works_once() {
     world.deploy("new");
     world.run(100);
     assert_eq!(world.status.phase, Phase::Paused);
-    world.seen.action = Some((CanaryAction::Resume, "1".into()));
+    world.request(CanaryAction::Resume, "1");
     world.run(3);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 25));
     let step = world.status.step;
@@ -320,23 +369,162 @@ fn abort_and_promote_do_what_they_say() {
     let mut world = World::quick();
     world.deploy("new");
     world.run(3);
-    world.seen.action = Some((CanaryAction::Abort, "1".into()));
+    world.request(CanaryAction::Abort, "1");
     world.run(1);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
-    world.seen.action = Some((CanaryAction::Promote, "2".into()));
+    world.request(CanaryAction::Promote, "2");
+    world.run(1);
+    assert_eq!(world.status.approved_revision, "new");
+}
+
+fn undecided(on_inconclusive: &str) -> World {
+    let mut world = World::new(json!({
+        "steps": [{"weight": 5, "hold": "10m"}], "deadline": "30s",
+        "judge": {"minRequests": 1_000_000, "onInconclusive": on_inconclusive},
+    }));
+    world.deploy("new");
+    world.run(60);
+    world
+}
+
+#[test]
+fn on_inconclusive_decides_about_a_rollout_that_is_undecided_at_its_deadline() {
+    let world = undecided("Hold");
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 5));
+    assert_eq!(world.condition("DeadlineExceeded"), ("True", "DeadlineExceeded"));
+    assert_eq!(world.reasons().iter().filter(|reason| **reason == "DeadlineExceeded").count(), 1);
+    assert!(
+        world.status.evidence_summary.contains("at the present rate"),
+        "{}",
+        world.status.evidence_summary
+    );
+    let world = undecided("Rollback");
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert!(world.status.history[0].because.contains("deadline of 30s"));
+    assert_eq!(undecided("Promote").status.approved_revision, "new");
+}
+
+#[test]
+fn a_pause_does_not_count_against_the_deadline() {
+    let mut world = World::new(json!({
+        "steps": [{"weight": 5, "hold": "1s"}, {"pause": {}}, {"weight": 25, "hold": "30s"}],
+        "deadline": "100s", "judge": {"minRequests": 1, "onInconclusive": "Rollback"},
+    }));
+    world.deploy("new");
+    world.run(500);
+    assert_eq!(world.status.phase, Phase::Paused);
+    world.request(CanaryAction::Resume, "1");
+    world.run(20);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 25));
+    assert!(world.status.paused_seconds > 400);
+}
+
+#[test]
+fn a_bad_version_is_stopped_although_a_client_refuses_and_is_undone_without_it() {
+    let mut world = World::new(json!({"steps": [{"weight": 25, "hold": "600s"}], "onFailure": "Undo"}));
+    world.deploy("bad");
+    world.seen.acknowledged = awaited();
+    world.canary_failures = 50;
+    world.run(20);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
+    let actions = world.run(31);
+    assert!(actions.contains(&Action::Undo { revision: "old".into() }));
+    assert_eq!(world.status.acknowledged_weight, 25, "nobody said that it is gone everywhere");
+}
+
+#[test]
+fn where_requests_cannot_be_split_the_step_is_held_and_the_service_named() {
+    let mut world = World::quick();
+    world.deploy("new");
+    let obstacle = SplitObstacle { service: "web".to_owned(), reason: "it selects two workloads".to_owned() };
+    world.seen.obstacles = vec![obstacle];
+    world.run(100);
+    assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", "NoSplit")));
+    assert_eq!(world.reasons().iter().filter(|reason| **reason == "NoSplit").count(), 1);
+    world.request(CanaryAction::Promote, "1");
     world.run(1);
     assert_eq!(world.status.approved_revision, "new");
 }
 
 #[test]
-fn a_rollout_that_is_not_decided_ends_at_its_deadline() {
-    let mut world = World::new(
-        json!({"steps": [{"weight": 5, "hold": "10s"}], "judge": {"minRequests": 1_000_000}, "deadline": "30s"}),
+fn gates_of_a_superseded_revision_are_shut_before_its_successor_needs_capacity() {
+    let mut world = World::quick();
+    world.deploy("v2");
+    while world.status.weight < 50 {
+        world.run(1);
+    }
+    world.deploy("v3");
+    let actions = world.run(1);
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::ShutGate(pod) if pod.name.starts_with("v2")))
     );
+    let serves = |pod: &&PodSeen| pod.revision == "v2" && pod.ready;
+    assert_eq!(world.target().pods.iter().filter(serves).count(), 0);
+}
+
+#[test]
+fn an_action_for_another_revision_does_nothing_and_its_id_is_used() {
+    let mut world = World::quick();
     world.deploy("new");
-    world.run(40);
+    world.run(3);
+    let mut requested =
+        Requested { action: CanaryAction::Promote, revision: Some("v9".into()), id: "1".into() };
+    world.seen.action = Some(requested.clone());
+    world.run(1);
+    assert_eq!((world.status.phase, world.reasons().last()), (Phase::Progressing, Some(&"ActionIgnored")));
+    world.request(CanaryAction::Abort, "2");
+    world.run(1);
     assert_eq!(world.status.phase, Phase::Failed);
-    assert!(world.status.history[0].because.contains("deadline of 30s"));
+    requested.revision = Some("new".to_owned());
+    world.seen.action = Some(requested);
+    world.run(1);
+    assert_eq!(world.status.phase, Phase::Failed, "an id that was used before acts never again");
+}
+
+#[test]
+fn a_promotion_can_be_aborted_while_the_former_revision_serves() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(3);
+    world.request(CanaryAction::Promote, "1");
+    let (status, _) = next(&world.spec, &world.status, &world.seen);
+    world.status = status;
+    world.request(CanaryAction::Abort, "2");
+    let (status, _) = next(&world.spec, &world.status, &world.seen);
+    assert_eq!((status.phase, status.approved_revision.as_str()), (Phase::Failed, "old"));
+    assert_eq!((status.weight, status.failed_revision.as_str()), (0, "new"));
+}
+
+#[test]
+fn going_back_to_an_approved_revision_needs_no_second_trial() {
+    for (undo, phase) in [("Approve", Phase::Promoting), ("Trial", Phase::Progressing)] {
+        let mut world =
+            World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "judge": {"undo": undo}}));
+        world.deploy("new");
+        world.run(60);
+        assert_eq!((world.status.phase, world.status.former_revision.as_str()), (Phase::Stable, ""));
+        world.deploy("old");
+        let (status, _) = next(&world.spec, &world.status, &world.seen);
+        assert_eq!(status.phase, phase, "{undo}");
+    }
+}
+
+#[test]
+fn steps_that_take_longer_than_the_deployment_may_are_reported_at_rest() {
+    let world = World::new(json!({}));
+    assert_eq!(world.condition("ProgressDeadline"), ("False", "TooShort"));
+    let found = world.status.conditions.iter().find(|c| c.type_ == "ProgressDeadline").unwrap();
+    assert!(found.message.contains("set progressDeadlineSeconds: 900"), "{}", found.message);
+    let quick = World::quick();
+    assert!(quick.status.conditions.iter().all(|condition| condition.type_ != "ProgressDeadline"));
+}
+
+#[test]
+fn undo_without_the_right_to_undo_is_said_before_anything_fails() {
+    let mut world = World::new(json!({"onFailure": "Undo"}));
+    world.seen.undo_forbidden = true;
+    world.run(1);
+    assert_eq!(world.condition("Undo"), ("False", "NotPermitted"));
 }
 
 #[test]
@@ -352,239 +540,4 @@ fn traffic_is_taken_away_and_acknowledged_before_the_template_is_restored() {
     assert!(!world.run(5).iter().any(|action| matches!(action, Action::Undo { .. })));
     world.seen.acknowledged = Acknowledgement::Complete;
     assert!(world.run(1).contains(&Action::Undo { revision: "old".into() }));
-}
-
-#[test]
-fn a_missing_target_is_said_and_picked_up_when_it_appears() {
-    let mut world = World::quick();
-    let target = world.seen.target.take();
-    world.status = CanaryStatus::default();
-    world.run(1);
-    assert_eq!(world.condition("Ready"), ("False", "TargetNotFound"));
-    world.seen.target = target;
-    world.run(1);
-    assert_eq!(world.status.phase, Phase::Stable);
-}
-
-#[test]
-fn a_replayed_look_changes_nothing() {
-    let mut world = World::quick();
-    world.deploy("new");
-    world.run(5);
-    let again = Seen { counted: Default::default(), ..world.seen.clone() };
-    let (first, _) = next(&world.spec, &world.status, &again);
-    let (second, actions) = next(&world.spec, &first, &again);
-    assert_eq!((first, actions), (second, vec![]));
-}
-
-#[test]
-fn pods_that_all_break_end_the_rollout() {
-    let mut world = World::quick();
-    world.deploy("new");
-    world.run(5);
-    for pod in &mut world.target().pods {
-        pod.containers_ready &= pod.revision != "new";
-    }
-    world.run(40);
-    assert_eq!(world.status.phase, Phase::Failed);
-    assert_eq!(world.reasons().last(), Some(&"Failed"));
-}
-
-#[test]
-fn a_promotion_that_its_controller_does_not_finish_ends_with_a_name() {
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
-    world.deploy("new");
-    while world.status.phase != Phase::Promoting {
-        world.run(1);
-        assert!(world.seen.now < Timestamp::UNIX_EPOCH + SignedDuration::from_secs(100));
-    }
-    // Its controller is stuck: an old pod never goes.
-    for _ in 0..130 {
-        world.target().pods.push(pod("old-stuck", "old", false));
-        world.run(1);
-        world.target().pods.retain(|pod| pod.name != "old-stuck");
-    }
-    assert_eq!(world.status.history[0].outcome, RolloutOutcome::PromotionStalled);
-    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
-}
-
-#[test]
-fn going_back_after_a_stalled_promotion_needs_no_canary() {
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
-    world.deploy("new");
-    world.run(60);
-    world.status.phase = Phase::Stable;
-    world.status.approved_revision = "new".to_owned();
-    world.status.former_revision = "old".to_owned();
-    world.target().pods = vec![pod("new-0", "new", false), pod("old-0", "old", true)];
-    world.target().latest = Some("old".into());
-    let actions = world.run(1);
-    assert!(actions.contains(&Action::OpenGate("old-0".into())), "what serves is not held back: {actions:?}");
-    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "old"));
-}
-
-#[test]
-fn an_abort_is_shown_and_undone_only_once_it_is_acknowledged() {
-    let mut world = World::new(json!({"steps": [{"weight": 25, "hold": "600s"}], "onFailure": "Undo"}));
-    world.deploy("new");
-    world.run(5);
-    assert_eq!(world.status.acknowledged_weight, 25);
-    world.seen.action = Some((CanaryAction::Abort, "1".into()));
-    let first = world.run(1);
-    assert_eq!((world.status.weight, world.status.acknowledged_weight), (0, 25));
-    assert!(!first.iter().any(|action| matches!(action, Action::Undo { .. })), "{first:?}");
-    let second = world.run(1);
-    assert_eq!(world.status.acknowledged_weight, 0);
-    assert!(second.iter().any(|action| matches!(action, Action::Undo { .. })), "{second:?}");
-}
-
-#[test]
-fn a_workload_without_a_stable_pod_takes_what_is_left_instead_of_an_outage() {
-    // Stopped and parked; a downscaler then takes every pod away, and Kubernetes brings the newest back.
-    let mut world = World::quick();
-    world.deploy("bad");
-    world.canary_failures = 20;
-    world.run(60);
-    assert_eq!(world.status.phase, Phase::Failed);
-    world.target().pods = vec![pod("bad-1", "bad", true)];
-    world.target().replicas = 1;
-    world.run(9);
-    assert_eq!(world.status.approved_revision, "old", "the watch may lag");
-    let actions = world.run(3);
-    assert!(actions.contains(&Action::OpenGate("bad-1".into())), "{actions:?}");
-    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "bad"));
-    assert!(world.reasons().contains(&"NothingToCompareWith"));
-}
-
-#[test]
-fn a_version_that_is_deployed_while_there_are_no_pods_is_the_stable_one() {
-    let mut world = World::quick();
-    (world.target().replicas, world.target().pods) = (0, Vec::new());
-    world.target().latest = Some("new".into());
-    world.run(13);
-    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
-}
-
-#[test]
-fn pods_of_a_failed_version_leave_the_services_they_were_let_into() {
-    let mut world = World::quick();
-    world.deploy("new");
-    while world.status.weight < 50 {
-        world.run(1);
-    }
-    assert_eq!(world.target().pods.iter().filter(|pod| pod.opened).count(), 1);
-    world.canary_failures = 50;
-    world.run(10);
-    assert_eq!(world.status.phase, Phase::Failed);
-    let serves = |pod: &&PodSeen| pod.revision == "new" && pod.ready;
-    assert_eq!(world.target().pods.iter().filter(serves).count(), 0, "clients without a sidecar reached it");
-}
-
-#[test]
-fn the_last_stable_pod_is_not_given_up() {
-    let mut world = World::new(json!({"steps": [{"weight": 100, "hold": "600s"}]}));
-    world.deploy("new");
-    world.run(60);
-    assert_eq!(world.status.weight, 100);
-    let old = world.target().pods.iter().filter(|pod| pod.revision == "old").count();
-    assert!(old > 0, "there is nothing to go back to");
-}
-
-#[test]
-fn a_version_that_turns_bad_while_a_human_is_waited_for_is_stopped() {
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
-    world.deploy("new");
-    world.run(60);
-    assert_eq!(world.status.phase, Phase::Paused);
-    world.canary_failures = 20;
-    world.run(30);
-    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
-}
-
-#[test]
-fn a_version_whose_pods_never_become_ready_is_stopped() {
-    let mut world = World::quick();
-    world.deploy("new");
-    world.target().pods.last_mut().unwrap().containers_ready = false;
-    world.run(590);
-    assert_eq!(
-        (world.status.phase, world.condition("Capacity")),
-        (Phase::Progressing, ("False", "TooFewPods"))
-    );
-    world.run(20);
-    assert_eq!(world.status.phase, Phase::Failed);
-    assert!(world.status.history[0].because.contains("ready for 600 s"), "{:?}", world.status.history);
-}
-
-#[test]
-fn going_back_late_in_a_promotion_keeps_the_pods_that_serve() {
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}]}));
-    world.deploy("new");
-    while world.status.phase != Phase::Promoting {
-        world.run(1);
-    }
-    world.target().pods = (0..4).map(|n| pod(&format!("new-{n}"), "new", false)).collect();
-    world.target().pods.push(pod("old-0", "old", false));
-    world.target().latest = Some("old".into());
-    // One look: nothing has rolled yet.
-    let (status, _) = next(&world.spec, &world.status, &world.seen);
-    let (approved, former) = (status.approved_revision.as_str(), status.former_revision.as_str());
-    assert_eq!((status.phase, approved, former), (Phase::Stable, "old", "new"), "both are stable meanwhile");
-    world.run(20);
-    assert_eq!(world.status.former_revision, "", "it has no pod any more");
-}
-
-#[test]
-fn what_nobody_wants_any_more_does_not_block_a_stateful_set() {
-    let mut world =
-        World::new(json!({"target": {"kind": "StatefulSet", "name": "db"}, "steps": [{"pause": {}}]}));
-    world.target().pods.pop();
-    world.deploy("v2");
-    world.run(3);
-    world.target().latest = Some("old".into());
-    let actions = world.run(1);
-    assert!(actions.contains(&Action::OpenGate("v2-0".into())), "{actions:?}");
-}
-
-#[test]
-fn of_two_canaries_of_one_target_the_younger_does_nothing() {
-    let mut world = World::quick();
-    world.seen.conflict = Some("first".to_owned());
-    world.deploy("new");
-    world.run(60);
-    assert_eq!(world.condition("Ready"), ("False", "Conflicted"));
-    assert_eq!((world.status.weight, world.actions.len()), (0, 0));
-}
-
-#[test]
-fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
-    let mut world = World::new(json!({"steps": [{"weight": 5, "hold": "10s"}], "onFailure": "Undo"}));
-    world.canary_failures = 50;
-    world.deploy("bad");
-    world.run(30);
-    world.target().latest = Some("old".into());
-    world.run(5);
-    world.deploy("bad");
-    let actions = world.run(60);
-    assert_eq!((world.status.phase, world.status.verdict), (Phase::Failed, CanaryVerdict::FailedBefore));
-    assert!(
-        !actions.iter().any(|action| matches!(action, Action::Undo { .. })),
-        "whoever brings it would bring it again"
-    );
-    world.canary_failures = 0;
-    world.seen.action = Some((CanaryAction::Retry, "1".into()));
-    world.run(3);
-    assert_eq!(world.status.weight, 5, "a human may want it so");
-}
-
-#[test]
-fn a_version_that_its_controller_does_not_roll_out_yet_is_waited_for() {
-    // OnDelete, say: whoever replaces the pods by hand has not begun.
-    let mut world = World::quick();
-    world.target().latest = Some("new".into());
-    world.run(2000);
-    assert_eq!(world.status.phase, Phase::Progressing);
-    world.deploy("new");
-    world.run(60);
-    assert_eq!(world.status.approved_revision, "new");
 }

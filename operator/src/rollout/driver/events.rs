@@ -1,0 +1,112 @@
+//! Events that stay readable. The usual recorder merges events with the same reason and shows the message of the first
+//! one only, so a second rollout would read like the first.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+
+/// Who reports, in every event.
+const REPORTER: &str = "tulle-operator";
+/// The same sentence about the same object is not repeated within this time.
+const SAME: Duration = Duration::from_secs(600);
+/// Sentences that are remembered.
+const MOST: usize = 10_000;
+/// Longest note that the API server accepts is 1024 bytes.
+const LONGEST: usize = 1000;
+
+/// What was published a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct Published(HashMap<u64, Instant>);
+
+impl Published {
+    /// Whether this sentence is new.
+    pub(super) fn is_new(&self, hash: u64) -> bool {
+        self.0.get(&hash).is_none_or(|at| at.elapsed() >= SAME)
+    }
+
+    /// It was published.
+    pub(super) fn remember(&mut self, hash: u64) {
+        self.0.retain(|_, at| at.elapsed() < SAME);
+        if self.0.len() < MOST {
+            self.0.insert(hash, Instant::now());
+        }
+    }
+}
+
+/// Identifies a sentence about an object.
+pub(super) fn hash(regarding: &ObjectReference, reason: &str, note: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&regarding.uid, &regarding.namespace, &regarding.name, reason, note).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// An event of its own for each sentence.
+pub(super) fn event(
+    regarding: ObjectReference,
+    warning: bool,
+    reason: &str,
+    note: &str,
+    now: Timestamp,
+) -> Event {
+    // A name has at most 253 characters.
+    let object: String = regarding.name.as_deref().unwrap_or(REPORTER).chars().take(200).collect();
+    let object = object.trim_end_matches(['.', '-']);
+    let name = format!("{object}.{:016x}{:x}", hash(&regarding, reason, note), now.as_millisecond());
+    Event {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: regarding.namespace.clone(),
+            ..ObjectMeta::default()
+        },
+        action: Some("Rollout".to_owned()),
+        reason: Some(reason.to_owned()),
+        note: Some(shorten(note)),
+        event_time: Some(MicroTime(now)),
+        regarding: Some(regarding),
+        reporting_controller: Some(REPORTER.to_owned()),
+        reporting_instance: Some(REPORTER.to_owned()),
+        type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Event::default()
+    }
+}
+
+fn shorten(note: &str) -> String {
+    let mut end = note.len().min(LONGEST);
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    note.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sentences_with_the_same_reason_are_two_events() {
+        let web = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
+        let of = |note| event(web.clone(), false, "Started", note, Timestamp::UNIX_EPOCH);
+        assert_ne!(of("revision a").metadata.name, of("revision b").metadata.name);
+        assert_eq!(of("revision a").note.as_deref(), Some("revision a"));
+    }
+
+    #[test]
+    fn the_same_sentence_is_not_repeated() {
+        let mut published = Published::default();
+        assert!(published.is_new(1));
+        published.remember(1);
+        assert!(!published.is_new(1) && published.is_new(2));
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_two_characters() {
+        let long = "…".repeat(500);
+        assert_eq!(shorten(&long).len(), 999);
+    }
+}

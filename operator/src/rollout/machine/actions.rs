@@ -1,0 +1,69 @@
+//! What users request with the annotation `tulle.dev/action`.
+
+use tulle_crds::{CanaryAction, Phase};
+
+use super::Turn;
+use crate::model::WorkloadSeen;
+
+/// Request ids that are remembered.
+const USED_IDS: usize = 32;
+
+impl Turn<'_> {
+    /// Carries out the requested action once: its request id is remembered, also when it does nothing.
+    pub(super) fn human(&mut self, target: &WorkloadSeen) {
+        let Some(requested) = self.seen.action.clone() else { return };
+        let id = requested.id;
+        if self.status.last_action == id || self.status.used_actions.contains(&id) {
+            return;
+        }
+        self.status.last_action.clone_from(&id);
+        self.status.used_actions.insert(0, id.clone());
+        self.status.used_actions.truncate(USED_IDS);
+        let what = requested.action.name();
+        if let Some(named) = requested.revision.filter(|named| *named != self.status.canary_revision) {
+            let present = match self.status.canary_revision.as_str() {
+                "" => "no revision is rolled out".to_owned(),
+                present => format!("revision {present} is rolled out"),
+            };
+            return self.ignored(format!("{what}@{id} names revision {named}, but {present}"));
+        }
+        let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused);
+        match requested.action {
+            CanaryAction::Promote if on_trial || self.status.phase == Phase::Failed => {
+                self.promote("promoted by hand");
+            }
+            CanaryAction::Abort if on_trial => self.fail("aborted by hand".to_owned()),
+            CanaryAction::Abort if self.status.phase == Phase::Promoting => self.abort_promotion(target, &id),
+            CanaryAction::Resume if self.status.phase == Phase::Paused => {
+                self.resume_clock();
+                self.status.phase = Phase::Progressing;
+                self.next_step();
+            }
+            CanaryAction::Retry if self.status.phase == Phase::Failed => {
+                let latest = target.latest.clone().unwrap_or_default();
+                self.begin(&latest);
+                self.event(false, "Started", format!("revision {latest} is tried again by hand"));
+            }
+            _ => self.ignored(format!("{what}@{id} does nothing in phase {:?}", self.status.phase)),
+        }
+    }
+
+    /// Back to the former revision, as long as pods of it can take the traffic.
+    fn abort_promotion(&mut self, target: &WorkloadSeen, id: &str) {
+        let former = self.status.former_revision.clone();
+        let serves = target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision == former);
+        if former.is_empty() || !serves {
+            let message = format!(
+                "abort@{id} does nothing: no pod of the former revision is ready; kubectl rollout undo brings it back"
+            );
+            return self.ignored(message);
+        }
+        self.status.canary_revision = std::mem::replace(&mut self.status.approved_revision, former);
+        self.status.former_revision.clear();
+        self.fail("aborted by hand during its promotion".to_owned());
+    }
+
+    fn ignored(&mut self, message: String) {
+        self.event(true, "ActionIgnored", message);
+    }
+}

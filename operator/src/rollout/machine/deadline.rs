@@ -1,0 +1,112 @@
+//! Deadlines: that of the rollout, and that of the Deployment which Kubernetes watches.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use tulle_crds::{OnInconclusive, Phase, WorkloadKind};
+
+use super::{Turn, duration, hold};
+use crate::model::WorkloadSeen;
+use crate::rollout::judge::Verdict;
+
+/// The condition of a rollout that is undecided at its deadline.
+const LATE: &str = "DeadlineExceeded";
+/// The condition of a Deployment whose deadline is shorter than the steps.
+const PROGRESS_DEADLINE: &str = "ProgressDeadline";
+/// What a Deployment says to have no deadline.
+const NO_DEADLINE: u32 = i32::MAX as u32;
+
+impl Turn<'_> {
+    /// The clock of the deadline stops.
+    pub(super) fn pause_clock(&mut self) {
+        self.status.paused_since.get_or_insert(Time(self.seen.now));
+    }
+
+    /// The clock of the deadline goes on.
+    pub(super) fn resume_clock(&mut self) {
+        if let Some(since) = self.status.paused_since.take() {
+            let paused = self.elapsed(Some(&since)).as_secs();
+            self.status.paused_seconds += u64::try_from(paused).unwrap_or(0);
+        }
+    }
+
+    /// How long the rollout has taken, without its pauses.
+    pub(super) fn taken(&self) -> SignedDuration {
+        let paused = i64::try_from(self.status.paused_seconds).unwrap_or(i64::MAX);
+        let paused =
+            SignedDuration::from_secs(paused).saturating_add(self.elapsed(self.status.paused_since.as_ref()));
+        self.elapsed(self.status.started.as_ref()).saturating_sub(paused)
+    }
+
+    /// What `judge.onInconclusive` says about a rollout that is undecided at its deadline. A version is never
+    /// failed just because nobody sent requests: Hold reports it and waits on.
+    pub(super) fn check_deadline(&mut self, target: &WorkloadSeen) {
+        if self.taken() <= duration(&self.spec.deadline) {
+            return self.no_longer_late();
+        }
+        let undecided = self.judge().verdict != Verdict::Pass;
+        let late = format!("not decided within the deadline of {}", self.spec.deadline);
+        match self.spec.judge.on_inconclusive {
+            OnInconclusive::Rollback if undecided => return self.fail(late),
+            OnInconclusive::Promote if undecided && self.may_promote_undecided(target) => {
+                return self.promote(&format!("{late}, and judge.onInconclusive is Promote"));
+            }
+            _ => {}
+        }
+        let message = format!(
+            "{late}: the rollout waits on; promote@ID or abort@ID in the annotation tulle.dev/action decides it"
+        );
+        if !self.has_condition(LATE, true) {
+            self.event(true, LATE, message.clone());
+        }
+        self.condition(LATE, true, LATE, &message);
+    }
+
+    fn may_promote_undecided(&self, target: &WorkloadSeen) -> bool {
+        self.seen.obstacles.is_empty()
+            && !self.unfit()
+            && self.pods_on_trial(target).any(|pod| pod.containers_ready)
+    }
+
+    pub(super) fn no_longer_late(&mut self) {
+        self.drop_condition(LATE);
+    }
+
+    /// Kubernetes reports a Deployment whose pods are held back longer than its deadline as failed, and
+    /// `kubectl rollout status`, Helm, Flux and Argo CD pass that on.
+    pub(super) fn show_progress_deadline(&mut self, target: &WorkloadSeen) {
+        let deadline = target.progress_deadline;
+        if self.spec.target.kind != WorkloadKind::Deployment || deadline == 0 || deadline >= NO_DEADLINE {
+            return self.drop_condition(PROGRESS_DEADLINE);
+        }
+        let least: i64 = self.steps.iter().filter_map(hold).map(|hold| hold.as_secs()).sum();
+        let pauses = self.steps.iter().any(|step| step.weight.is_none());
+        let (steps, wanted) = if least >= i64::from(deadline) {
+            // Half as much again, in whole minutes: pods need time to start, and evidence to come in.
+            (format!("the steps take at least {least} s"), (least + least / 2 + 59) / 60 * 60)
+        } else if pauses {
+            let day = 24 * 3600;
+            if i64::from(deadline) >= day {
+                return self.drop_condition(PROGRESS_DEADLINE);
+            }
+            ("a step is a pause, which lasts until it is resumed,".to_owned(), day)
+        } else {
+            return self.drop_condition(PROGRESS_DEADLINE);
+        };
+        let message = format!(
+            "{steps} and progressDeadlineSeconds is {deadline}: set progressDeadlineSeconds: {wanted} on the Deployment, or kubectl rollout status fails in the middle"
+        );
+        self.condition(PROGRESS_DEADLINE, false, "TooShort", &message);
+    }
+
+    /// A rollout that waits for a user: the clock of its deadline stands.
+    pub(super) fn pause(&mut self) {
+        if self.status.phase == Phase::Paused {
+            return;
+        }
+        self.status.phase = Phase::Paused;
+        self.pause_clock();
+        let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
+        let message = format!("step {} waits for a user: {how}", self.status.step + 1);
+        self.event(false, "Paused", message);
+    }
+}

@@ -1,0 +1,91 @@
+//! What serves when no pod of the stable revision is left.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use tulle_crds::Phase;
+
+use super::{Action, Turn};
+use crate::model::WorkloadSeen;
+
+/// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
+const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
+/// The condition of a failed revision that serves because nothing else can.
+const SERVING_FAILED: &str = "ServingFailedRevision";
+
+impl Turn<'_> {
+    /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces all at
+    /// once), a trial would be an outage: the newest revision is all there is. One that has failed serves and stays
+    /// Failed.
+    pub(super) fn take_what_is_left(&mut self, target: &WorkloadSeen, latest: &str) {
+        let serves_failed = self.status.phase == Phase::Failed && self.status.weight > 0;
+        if serves_failed {
+            return self.keep_serving(target);
+        }
+        if latest == self.status.approved_revision || self.stable_pods(target).next().is_some() {
+            self.status.stable_gone_since = None;
+            return;
+        }
+        let since = self.status.stable_gone_since.get_or_insert(Time(self.seen.now)).clone();
+        if self.elapsed(Some(&since)) < GONE_AFTER {
+            return;
+        }
+        if self.failed_before(latest) {
+            return self.serve_failed(target, latest);
+        }
+        self.status.stable_gone_since = None;
+        let because = format!("no pod of revision {} is left to compare with", self.status.approved_revision);
+        self.event(true, "NothingToCompareWith", format!("revision {latest} takes all traffic: {because}"));
+        self.status.evidence_summary.clone_from(&because);
+        self.promote(&because);
+    }
+
+    fn serve_failed(&mut self, target: &WorkloadSeen, latest: &str) {
+        if !self.pods_of(target, latest).any(|pod| pod.containers_ready) {
+            return;
+        }
+        let last = self.status.history.iter().find(|entry| entry.revision == latest);
+        let why = last.map_or_else(String::new, |entry| entry.because.clone());
+        let stable = self.status.approved_revision.clone();
+        if self.status.phase != Phase::Failed {
+            self.fail(format!("it has failed before ({why})"));
+        }
+        self.status.canary_revision = latest.to_owned();
+        self.status.failed_revision = latest.to_owned();
+        let message = format!(
+            "revision {latest} failed ({why}) and serves because no pod of revision {stable} is left: deploy a good version, or tulle.dev/action=promote@ID accepts this one"
+        );
+        self.change_weight(100);
+        self.condition(SERVING_FAILED, true, SERVING_FAILED, &message);
+        self.condition("Promoted", false, "Failed", &message);
+        self.event(true, SERVING_FAILED, message);
+        self.open_failed(target);
+    }
+
+    /// Until a stable pod is ready again.
+    fn keep_serving(&mut self, target: &WorkloadSeen) {
+        if !self.stable_pods(target).any(|pod| pod.ready) {
+            return self.open_failed(target);
+        }
+        self.status.stable_gone_since = None;
+        self.change_weight(0);
+        self.status.step_started = Some(Time(self.seen.now));
+        let (failed, stable) = (self.status.canary_revision.clone(), self.status.approved_revision.clone());
+        self.serves_no_more("StableIsBack");
+        let message = format!("revision {failed} gets no traffic: pods of revision {stable} are ready again");
+        self.event(false, "StableIsBack", message);
+    }
+
+    fn open_failed(&mut self, target: &WorkloadSeen) {
+        let revision = self.status.canary_revision.clone();
+        let parked = self.pods_of(target, &revision).filter(|pod| pod.parked);
+        let opened: Vec<Action> = parked.map(|pod| Action::OpenGate(super::gates::name(pod))).collect();
+        self.actions.extend(opened);
+    }
+
+    /// Something else serves from now on.
+    pub(super) fn serves_no_more(&mut self, reason: &str) {
+        if self.has_condition(SERVING_FAILED, true) {
+            self.condition(SERVING_FAILED, false, reason, "the failed revision gets no traffic");
+        }
+    }
+}

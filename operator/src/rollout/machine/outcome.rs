@@ -1,0 +1,141 @@
+//! How rollouts end: promoted, failed.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use tulle_crds::{CanaryVerdict, OnFailure, Phase, RolloutOutcome};
+
+use super::{Action, Turn, duration};
+use crate::model::WorkloadSeen;
+
+/// Pods change this long after traffic was taken away, even though a client has not acknowledged it: one client
+/// must not keep a bad version running.
+const UNACKNOWLEDGED: SignedDuration = SignedDuration::from_secs(30);
+/// Approved revisions that are remembered.
+const APPROVED_BEFORE: usize = 10;
+
+impl Turn<'_> {
+    pub(super) fn promote(&mut self, because: &str) {
+        self.approve("Promoted", because);
+    }
+
+    /// The revision on trial is approved from now on.
+    pub(super) fn approve(&mut self, event: &'static str, because: &str) {
+        self.resume_clock();
+        self.no_longer_late();
+        self.status.phase = Phase::Promoting;
+        let former = std::mem::take(&mut self.status.approved_revision);
+        let approved = self.status.canary_revision.clone();
+        self.status.approved_before.retain(|before| *before != former && *before != approved);
+        if !former.is_empty() {
+            self.status.approved_before.insert(0, former.clone());
+            self.status.approved_before.truncate(APPROVED_BEFORE);
+        }
+        self.status.former_revision = former;
+        self.status.failed_revision.clear();
+        self.serves_no_more("Promoted");
+        self.change_weight(100);
+        self.status.step_started = Some(Time(self.seen.now));
+        let message = match event {
+            "Approved" => because.to_owned(),
+            _ => format!("revision {approved} is approved: {because}"),
+        };
+        self.status.approved_revision = approved;
+        self.event(false, event, message);
+    }
+
+    pub(super) fn promoting(&mut self, target: &WorkloadSeen) {
+        let approved = self.status.approved_revision.clone();
+        // A pod of a node that is lost ends for as long as the node is: that holds nobody up.
+        let pods: Vec<_> = target.pods.iter().filter(|pod| !pod.terminating).collect();
+        let done = pods.iter().all(|pod| pod.revision == approved && pod.ready);
+        if done && pods.len() >= target.replicas as usize {
+            let because = self.status.evidence_summary.clone();
+            self.remember(RolloutOutcome::Promoted, &because);
+            self.at_rest();
+            self.status.former_revision.clear();
+            self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
+            self.no_longer_stalled("Promoted", "every pod has been replaced");
+        } else if self.elapsed(self.status.step_started.as_ref()) > duration(&self.spec.deadline) {
+            // It is approved, and all traffic may go to it; what is left is its controller's to do.
+            let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
+            let because = format!(
+                "{of_it} of {} pods are ready with revision {approved} after {}: see kubectl describe of the target",
+                target.replicas, self.spec.deadline
+            );
+            self.remember(RolloutOutcome::PromotionStalled, &because);
+            self.at_rest();
+            self.status.step_started = None;
+            self.condition("Stalled", true, "PromotionStalled", &because);
+            self.event(true, "PromotionStalled", because);
+        }
+    }
+
+    fn at_rest(&mut self) {
+        self.status.phase = Phase::Stable;
+        self.status.weight = 0;
+        self.status.acknowledged_weight = 0;
+        self.status.canary_revision.clear();
+    }
+
+    /// A former revision without pods is nobody's.
+    pub(super) fn forget_former(&mut self, target: &WorkloadSeen) {
+        if self.status.former_revision.is_empty() {
+            return;
+        }
+        if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
+            self.status.former_revision.clear();
+            self.no_longer_stalled("Promoted", "every pod has been replaced");
+        }
+    }
+
+    pub(super) fn fail(&mut self, because: String) {
+        self.resume_clock();
+        self.no_longer_late();
+        self.status.phase = Phase::Failed;
+        // Some sidecars may have it already: until all have said otherwise, it counts as there.
+        self.status.acknowledged_weight = self.status.acknowledged_weight.max(self.status.weight);
+        self.change_weight(0);
+        self.status.step_started = Some(Time(self.seen.now));
+        let failed = self.status.canary_revision.clone();
+        self.status.approved_before.retain(|before| *before != failed);
+        self.remember(RolloutOutcome::Failed, &because);
+        self.condition("Promoted", false, "Failed", &because);
+        self.event(true, "Failed", format!("revision {failed} gets no traffic: {because}"));
+        self.status.failed_revision = failed;
+    }
+
+    /// Whether a revision failed, and nobody has decided otherwise since.
+    pub(super) fn failed_before(&self, revision: &str) -> bool {
+        let last = self.status.history.iter().find(|entry| entry.revision == revision);
+        self.status.failed_revision == revision
+            || last.is_some_and(|entry| entry.outcome == RolloutOutcome::Failed)
+    }
+
+    /// Traffic is taken away first and acknowledged, or sidecars have had long enough; only then do pods change.
+    pub(super) fn failed(&mut self, target: &WorkloadSeen) {
+        let serves = self.status.weight > 0;
+        let since = self.status.step_started.as_ref();
+        let long_enough = since.is_some() && self.elapsed(since) >= UNACKNOWLEDGED;
+        if !self.acknowledged && !long_enough && !serves {
+            return;
+        }
+        if !serves {
+            self.shut_gates(target);
+        }
+        if self.spec.on_failure == OnFailure::Undo && self.status.verdict != CanaryVerdict::FailedBefore {
+            self.actions.push(Action::Undo { revision: self.status.approved_revision.clone() });
+        }
+    }
+
+    /// Whoever asked for Undo is told before anything fails that the operator may not do it.
+    pub(super) fn show_undo(&mut self) {
+        if self.spec.on_failure != OnFailure::Undo || !self.seen.undo_forbidden {
+            return self.drop_condition("Undo");
+        }
+        let name = &self.spec.target.name;
+        let message = format!(
+            "the operator may not change Deployments: apply config/overlays/undo, or undo by hand: kubectl rollout undo deployment/{name}"
+        );
+        self.condition("Undo", false, "NotPermitted", &message);
+    }
+}

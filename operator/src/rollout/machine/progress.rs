@@ -1,0 +1,164 @@
+//! A rollout on its way through the steps.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use tulle_crds::{OnInconclusive, Phase, Step};
+
+use super::{Turn, hold};
+use crate::model::WorkloadSeen;
+use crate::rollout::judge::Verdict;
+
+/// A version whose pods take traffic and are all broken for these seconds is bad. Before it has any, it is
+/// given what Kubernetes gives it (`progressDeadlineSeconds`).
+const BROKEN_AFTER: i64 = 30;
+/// A canary that fails more than half of so many requests is not promoted for want of evidence.
+const UNFIT_AFTER: u64 = 20;
+/// Waiting longer than this for requests is worth a sentence.
+const LONG_WAIT: f64 = 600.0;
+
+impl Turn<'_> {
+    /// First what may fail the rollout, which needs nobody's acknowledgement; then what may advance it.
+    pub(super) fn progress(&mut self, target: &WorkloadSeen) {
+        if self.status.weight > 0 {
+            self.weigh(target);
+        }
+        let broken = self.status.phase != Phase::Failed && self.is_broken(target);
+        if self.is_on_trial() {
+            self.check_deadline(target);
+        }
+        let waits = broken && self.status.weight > 0;
+        if !self.is_on_trial() || waits || !self.seen.obstacles.is_empty() {
+            return;
+        }
+        if self.step().is_none() {
+            // The steps were shortened meanwhile: nothing is promoted that has not passed its last one.
+            self.status.step = u32::try_from(self.steps.len().saturating_sub(1)).unwrap_or(0);
+        }
+        let Some(step) = self.step().cloned() else { return };
+        let Some(weight) = step.weight else { return self.pause() };
+        self.resume_clock();
+        self.status.phase = Phase::Progressing;
+        if self.status.weight != u32::from(weight) {
+            if self.has_capacity(target, weight) {
+                self.change_weight(u32::from(weight));
+                let revision = &self.status.canary_revision;
+                let message = format!("step {}: {weight}% to revision {revision}", self.status.step + 1);
+                self.event(false, "WeightChanged", message);
+            }
+        } else if self.acknowledged {
+            match self.status.step_started {
+                None => self.status.step_started = Some(Time(self.seen.now)),
+                Some(_) => self.decide(&step),
+            }
+        }
+    }
+
+    pub(super) fn is_on_trial(&self) -> bool {
+        matches!(self.status.phase, Phase::Progressing | Phase::Paused)
+    }
+
+    /// Whether no pod of the new revision is ready; for too long, it has failed.
+    fn is_broken(&mut self, target: &WorkloadSeen) -> bool {
+        if self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            self.status.unready_since = None;
+            return false;
+        }
+        if self.status.weight == 0 && self.pods_on_trial(target).next().is_none() {
+            // Its controller, or who replaces pods by hand, has made none yet.
+            self.status.unready_since = None;
+            return true;
+        }
+        let since = self.status.unready_since.get_or_insert(Time(self.seen.now)).clone();
+        let patience = match self.status.weight {
+            0 => i64::from(target.progress_deadline),
+            _ => BROKEN_AFTER,
+        };
+        if self.elapsed(Some(&since)) > SignedDuration::from_secs(patience) {
+            self.fail(format!(
+                "no pod of the new revision has been ready for {patience} s: see kubectl describe of its pods"
+            ));
+        }
+        true
+    }
+
+    /// Judges with the running block: a bad version is stopped before its block is full.
+    fn weigh(&mut self, target: &WorkloadSeen) {
+        if self.seen.block_ended {
+            self.close_block();
+        }
+        let judged = self.judge();
+        self.status.verdict = judged.verdict.into();
+        self.status.evidence_summary.clone_from(&judged.because);
+        match judged.verdict {
+            Verdict::Fail => self.fail(judged.because),
+            Verdict::Inconclusive => self.say_what_is_missing(target),
+            Verdict::Pass => {}
+        }
+    }
+
+    /// Requests that are missing, and how long they take to come.
+    fn say_what_is_missing(&mut self, target: &WorkloadSeen) {
+        let evidence = self.evidence();
+        let attempts = evidence.canary.attempts;
+        let missing = self.rules.min_requests.saturating_sub(attempts);
+        if attempts == 0 && evidence.stable.attempts == 0 {
+            let none = match target.services.is_empty() {
+                true => "no meshed client has sent a request, and no Service selects the target",
+                false => "no meshed client has sent a request",
+            };
+            self.status.evidence_summary = none.to_owned();
+        } else if attempts > 0 && missing > 0 {
+            let seconds = missing as f64 * self.taken().as_secs_f64() / attempts as f64;
+            if seconds > LONG_WAIT {
+                let how_long = roughly(seconds);
+                let hint = format!(
+                    "; at the present rate that takes about {how_long}: lower judge.minRequests or raise the step's weight"
+                );
+                self.status.evidence_summary.push_str(&hint);
+            }
+        }
+    }
+
+    /// It has failures with nothing to compare them with, or fails more often than not: nothing to promote on
+    /// for want of evidence.
+    pub(super) fn unfit(&self) -> bool {
+        let evidence = self.evidence();
+        let (canary, stable) = (evidence.canary, evidence.stable);
+        let mostly = canary.attempts >= UNFIT_AFTER && canary.failures.saturating_mul(2) > canary.attempts;
+        mostly || (stable.attempts == 0 && canary.failures > 0)
+    }
+
+    fn decide(&mut self, step: &Step) {
+        let held = self.elapsed(self.status.step_started.as_ref());
+        if hold(step).is_none_or(|hold| held < hold) {
+            return;
+        }
+        match (self.judge().verdict, self.spec.judge.on_inconclusive) {
+            (Verdict::Inconclusive, OnInconclusive::Promote) if self.unfit() => {}
+            (Verdict::Pass, _) | (Verdict::Inconclusive, OnInconclusive::Promote) => self.next_step(),
+            (Verdict::Inconclusive, OnInconclusive::Rollback) => {
+                let because =
+                    format!("the evidence did not decide in time: {}", self.status.evidence_summary);
+                self.fail(because);
+            }
+            (Verdict::Inconclusive, OnInconclusive::Hold) | (Verdict::Fail, _) => {}
+        }
+    }
+
+    pub(super) fn next_step(&mut self) {
+        self.status.step += 1;
+        self.status.step_started = None;
+        if self.step().is_none() {
+            self.promote("passed every step");
+        }
+    }
+}
+
+/// A duration as people say it.
+fn roughly(seconds: f64) -> String {
+    match seconds {
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}

@@ -1,0 +1,243 @@
+//! Pods that break, go and come back, and revisions that return.
+
+use super::*;
+
+#[test]
+fn a_missing_target_is_said_and_picked_up_when_it_appears() {
+    let mut world = World::quick();
+    let target = world.seen.target.take();
+    world.status = CanaryStatus::default();
+    world.run(1);
+    assert_eq!(world.condition("Ready"), ("False", "TargetNotFound"));
+    world.seen.target = target;
+    world.run(1);
+    assert_eq!(world.status.phase, Phase::Stable);
+}
+
+#[test]
+fn a_replayed_look_changes_nothing() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(5);
+    let again = Seen { block_ended: false, ..world.seen.clone() };
+    let (first, _) = next(&world.spec, &world.status, &again);
+    let (second, actions) = next(&world.spec, &first, &again);
+    assert_eq!((first, actions), (second, vec![]));
+}
+
+#[test]
+fn pods_that_all_break_end_the_rollout() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(5);
+    for pod in &mut world.target().pods {
+        pod.containers_ready &= pod.revision != "new";
+    }
+    world.run(40);
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert_eq!(world.reasons().last(), Some(&"Failed"));
+}
+
+#[test]
+fn a_promotion_that_its_controller_does_not_finish_ends_with_a_name() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
+    world.deploy("new");
+    while world.status.phase != Phase::Promoting {
+        world.run(1);
+        assert!(world.seen.now < Timestamp::UNIX_EPOCH + SignedDuration::from_secs(100));
+    }
+    // Its controller is stuck: an old pod never goes.
+    for _ in 0..130 {
+        world.target().pods.push(pod("old-stuck", "old", false));
+        world.run(1);
+        world.target().pods.retain(|pod| pod.name != "old-stuck");
+    }
+    assert_eq!(world.status.history[0].outcome, RolloutOutcome::PromotionStalled);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+}
+
+#[test]
+fn going_back_after_a_stalled_promotion_needs_no_canary() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}], "deadline": "120s"}));
+    world.deploy("new");
+    world.run(60);
+    world.status.phase = Phase::Stable;
+    world.status.approved_revision = "new".to_owned();
+    world.status.former_revision = "old".to_owned();
+    world.target().pods = vec![pod("new-0", "new", false), pod("old-0", "old", true)];
+    world.target().latest = Some("old".into());
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate(named("old-0"))), "what serves is not held back: {actions:?}");
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "old"));
+}
+
+#[test]
+fn an_abort_is_shown_and_undone_only_once_it_is_acknowledged() {
+    let mut world = World::new(json!({"steps": [{"weight": 25, "hold": "600s"}], "onFailure": "Undo"}));
+    world.deploy("new");
+    world.run(5);
+    assert_eq!(world.status.acknowledged_weight, 25);
+    world.request(CanaryAction::Abort, "1");
+    let first = world.run(1);
+    assert_eq!((world.status.weight, world.status.acknowledged_weight), (0, 25));
+    assert!(!first.iter().any(|action| matches!(action, Action::Undo { .. })), "{first:?}");
+    let second = world.run(1);
+    assert_eq!(world.status.acknowledged_weight, 0);
+    assert!(second.iter().any(|action| matches!(action, Action::Undo { .. })), "{second:?}");
+}
+
+#[test]
+fn a_failed_version_serves_only_while_nothing_else_can_and_stays_failed() {
+    let mut world = World::quick();
+    world.deploy("bad");
+    world.canary_failures = 20;
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Failed);
+    // A downscaler takes every pod away, and Kubernetes brings the newest back.
+    world.target().pods = vec![pod("bad-1", "bad", true)];
+    world.target().replicas = 1;
+    world.run(9);
+    assert_eq!(world.status.weight, 0, "the watch may lag");
+    let actions = world.run(3);
+    assert!(actions.contains(&Action::OpenGate(named("bad-1"))), "{actions:?}");
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 100));
+    assert_eq!(world.status.approved_revision, "old");
+    assert_eq!(world.condition("ServingFailedRevision").0, "True");
+    world.target().pods.push(pod("old-9", "old", false));
+    world.run(1);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
+    assert_eq!(world.condition("ServingFailedRevision").0, "False");
+}
+
+#[test]
+fn a_version_that_is_deployed_while_there_are_no_pods_is_the_stable_one() {
+    let mut world = World::quick();
+    (world.target().replicas, world.target().pods) = (0, Vec::new());
+    world.target().latest = Some("new".into());
+    world.run(13);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+}
+
+#[test]
+fn pods_of_a_failed_version_leave_the_services_they_were_let_into() {
+    let mut world = World::quick();
+    world.deploy("new");
+    while world.status.weight < 50 {
+        world.run(1);
+    }
+    assert_eq!(world.target().pods.iter().filter(|pod| pod.opened).count(), 1);
+    world.canary_failures = 50;
+    world.run(10);
+    assert_eq!(world.status.phase, Phase::Failed);
+    let serves = |pod: &&PodSeen| pod.revision == "new" && pod.ready;
+    assert_eq!(world.target().pods.iter().filter(serves).count(), 0, "clients without a sidecar reached it");
+}
+
+#[test]
+fn the_last_stable_pod_is_not_given_up() {
+    let mut world = World::new(json!({"steps": [{"weight": 100, "hold": "600s"}]}));
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.weight, 100);
+    let old = world.target().pods.iter().filter(|pod| pod.revision == "old").count();
+    assert!(old > 0, "there is nothing to go back to");
+}
+
+#[test]
+fn a_version_that_turns_bad_while_a_human_is_waited_for_is_stopped() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Paused);
+    world.canary_failures = 20;
+    world.run(30);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
+}
+
+#[test]
+fn a_version_whose_pods_never_become_ready_is_stopped() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.target().pods.last_mut().unwrap().containers_ready = false;
+    world.run(590);
+    assert_eq!(
+        (world.status.phase, world.condition("Capacity")),
+        (Phase::Progressing, ("False", "TooFewPods"))
+    );
+    world.run(20);
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert!(world.status.history[0].because.contains("ready for 600 s"), "{:?}", world.status.history);
+}
+
+#[test]
+fn going_back_late_in_a_promotion_keeps_the_pods_that_serve() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}]}));
+    world.deploy("new");
+    while world.status.phase != Phase::Promoting {
+        world.run(1);
+    }
+    world.target().pods = (0..4).map(|n| pod(&format!("new-{n}"), "new", false)).collect();
+    world.target().pods.push(pod("old-0", "old", false));
+    world.target().latest = Some("old".into());
+    // One look: nothing has rolled yet.
+    let (status, _) = next(&world.spec, &world.status, &world.seen);
+    let (approved, former) = (status.approved_revision.as_str(), status.former_revision.as_str());
+    assert_eq!((status.phase, approved, former), (Phase::Stable, "old", "new"), "both are stable meanwhile");
+    world.run(20);
+    assert_eq!(world.status.former_revision, "", "it has no pod any more");
+}
+
+#[test]
+fn what_nobody_wants_any_more_does_not_block_a_stateful_set() {
+    let mut world =
+        World::new(json!({"target": {"kind": "StatefulSet", "name": "db"}, "steps": [{"pause": {}}]}));
+    world.target().pods.pop();
+    world.deploy("v2");
+    world.run(3);
+    world.target().latest = Some("old".into());
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate(named("v2-0"))), "{actions:?}");
+}
+
+#[test]
+fn of_two_canaries_of_one_target_the_younger_does_nothing() {
+    let mut world = World::quick();
+    world.seen.conflict = Some("first".to_owned());
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.condition("Ready"), ("False", "Conflicted"));
+    assert_eq!((world.status.weight, world.actions.len()), (0, 0));
+}
+
+#[test]
+fn a_version_that_was_undone_and_comes_back_is_not_tried_again_and_again() {
+    let mut world = World::new(json!({"steps": [{"weight": 5, "hold": "10s"}], "onFailure": "Undo"}));
+    world.canary_failures = 50;
+    world.deploy("bad");
+    world.run(30);
+    world.target().latest = Some("old".into());
+    world.run(5);
+    world.deploy("bad");
+    let actions = world.run(60);
+    assert_eq!((world.status.phase, world.status.verdict), (Phase::Failed, CanaryVerdict::FailedBefore));
+    assert!(
+        !actions.iter().any(|action| matches!(action, Action::Undo { .. })),
+        "whoever brings it would bring it again"
+    );
+    world.canary_failures = 0;
+    world.request(CanaryAction::Retry, "1");
+    world.run(3);
+    assert_eq!(world.status.weight, 5, "a human may want it so");
+}
+
+#[test]
+fn a_version_that_its_controller_does_not_roll_out_yet_is_waited_for() {
+    // OnDelete, say: whoever replaces the pods by hand has not begun.
+    let mut world = World::quick();
+    world.target().latest = Some("new".into());
+    world.run(2000);
+    assert_eq!(world.status.phase, Phase::Progressing);
+    world.deploy("new");
+    world.run(60);
+    assert_eq!(world.status.approved_revision, "new");
+}
