@@ -91,11 +91,12 @@ fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
     sum.client_errors = sum.client_errors.saturating_add(counts.client_errors.min(counts.attempts));
     for pair in counts.buckets.chunks_exact(2) {
         let [bucket, count] = pair else { continue };
+        let full = sum.buckets.len() >= MOST_BUCKETS;
         let known = sum.buckets.chunks_exact_mut(2).find(|known| known.first() == Some(bucket));
-        match known.and_then(|known| known.last_mut()) {
-            Some(total) => *total = total.saturating_add(*count),
-            None if sum.buckets.len() < MOST_BUCKETS => sum.buckets.extend([*bucket, *count]),
-            None => {}
+        if let Some(total) = known.and_then(|known| known.last_mut()) {
+            *total = total.saturating_add(*count);
+        } else if !full {
+            sum.buckets.extend([*bucket, *count]);
         }
     }
 }

@@ -118,8 +118,11 @@ fn model(arguments: &Arguments) -> Model {
         port: *port,
         app_protocol: Some((*protocol).to_owned()),
     });
-    let service =
-        Service { ips: vec![arguments.service], ports: service_ports.collect(), ..Service::default() };
+    let service = Service {
+        cluster_ips: vec![arguments.service],
+        ports: service_ports.collect(),
+        ..Service::default()
+    };
     let key = ("bench".into(), "server".into());
     model.apply_service(key, service);
     let endpoint = Endpoint {

@@ -133,7 +133,7 @@ pub fn model() -> Model {
         let name = service_name(service);
         let object = Service {
             uid: name.as_str().into(),
-            ips: vec![service_address(service).ip()],
+            cluster_ips: vec![service_address(service).ip()],
             ports: vec![ServicePort { name: "http".into(), port: 80, app_protocol: None }],
             selector: [("app".to_owned(), name.clone())].into(),
             ..Service::default()

@@ -46,7 +46,8 @@ pub struct PeerIdentity(pub Option<WorkloadId>);
 /// Where a connection comes from, and how it is closed.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    address: IpAddr,
+    /// The address of the peer.
+    pub address: IpAddr,
     hang_up: Arc<Notify>,
 }
 

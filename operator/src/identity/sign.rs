@@ -16,7 +16,7 @@ use tulle_mesh::proto::{SignRequest, SignResponse};
 use super::authority::Authority;
 use super::lifetime::Lifetime;
 use crate::bucket::Bucket;
-use crate::discovery::server::PeerAddress;
+use crate::discovery::server::Connection;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -80,9 +80,9 @@ impl Signer {
 
     /// Refuses a peer that asks too often, before a TokenReview is spent on it.
     fn admit(&self, request: &Request<SignRequest>) -> Result<(), Status> {
-        let Some(PeerAddress(peer)) = request.extensions().get() else { return Ok(()) };
+        let Some(Connection { address: peer, .. }) = request.extensions().get() else { return Ok(()) };
         let admitted =
-            self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(peer.ip(), Instant::now());
+            self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(*peer, Instant::now());
         if admitted {
             return Ok(());
         }

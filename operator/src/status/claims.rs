@@ -107,7 +107,7 @@ mod tests {
         };
         let now = || HashSet::from([collision.clone()]);
         let mut reported = HashSet::new();
-        assert_eq!(news(&mut reported, now()), [collision.clone()]);
+        assert_eq!(news(&mut reported, now()), std::slice::from_ref(&collision));
         assert!(news(&mut reported, now()).is_empty());
         assert!(news(&mut reported, HashSet::new()).is_empty());
         assert_eq!(news(&mut reported, now()).len(), 1);
