@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::host;
 
 /// Templates that are not generated.
-const HANDWRITTEN: [&str; 2] = ["NOTES.txt", "_helpers.tpl"];
+const HANDWRITTEN: [&str; 3] = ["NOTES.txt", "_helpers.tpl", "undo-rbac.yaml"];
 
 /// Files of `config/base` without a template: those of kustomize, and the namespace, which Helm creates.
 const LEFT_OUT: [&str; 3] = ["images.yaml", "kustomization.yaml", "namespace.yaml"];

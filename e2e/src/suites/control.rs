@@ -145,7 +145,6 @@ const ACCOUNTS: [Account; 2] = [
             "watch services",
             "list endpointslices.discovery.k8s.io",
             "watch replicasets.apps",
-            "patch deployments.apps default/web",
             "patch pods/status default/web",
             "list canaries.tulle.dev",
             "patch canaries.tulle.dev/status default/web",
@@ -161,6 +160,8 @@ const ACCOUNTS: [Account; 2] = [
             "update leases.coordination.k8s.io tulle-system/tulle-operator",
         ],
         may_not: &[
+            // Only with config/overlays/undo.
+            "patch deployments.apps default/web",
             "get pods default/web",
             "create pods default",
             "patch pods default/web",

@@ -170,6 +170,10 @@ fn daemon_set(kube: &Kube) -> Result<()> {
 fn undone(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-undone", json!([{"weight": 20, "hold": "60s"}]), 50)?;
     patch(&field, &json!({"onFailure": "Undo"}))?;
+    kube.wait_for("the missing right in the condition Undo", 30, || {
+        Ok(status(&field, ".conditions[?(@.type==\"Undo\")].reason")? == "NotPermitted")
+    })?;
+    permit_undo(&field)?;
     let before = field.get("deployment/web", ".spec.template")?;
     deploy(&field, "v2", 30)?;
     kube.wait_for("the bad version to be undone", 90, || {
@@ -178,6 +182,20 @@ fn undone(kube: &Kube) -> Result<()> {
     let after = field.get("deployment/web", ".spec.template")?;
     ensure!(after == before, "the template is {after} instead of {before}");
     field.kube.rolled_out("t-undone", "deployment/web", 60)
+}
+
+/// Lets the operator patch Deployments of one namespace, as config/overlays/undo does for the whole cluster.
+fn permit_undo(field: &TestNamespace<'_>) -> Result<()> {
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "tulle-operator-undo"},
+        "rules": [{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"]}]});
+    field.apply(role)?;
+    let subject = json!({"kind": "ServiceAccount", "name": "tulle-operator", "namespace": "tulle-system"});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "tulle-operator-undo"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tulle-operator-undo"},
+        "subjects": [subject]});
+    field.apply(binding).map(drop)
 }
 
 fn missing_target(kube: &Kube) -> Result<()> {

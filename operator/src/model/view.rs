@@ -204,7 +204,7 @@ impl Model {
             }
         }
         let mut endpoints: Vec<proto::Endpoint> = found.into_values().collect();
-        endpoints.sort_by(|a, b| a.address.cmp(&b.address));
+        endpoints.sort_by(|a, b| (&a.address, &a.pod_uid).cmp(&(&b.address, &b.pod_uid)));
         endpoints
     }
 
