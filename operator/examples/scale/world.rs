@@ -101,7 +101,7 @@ pub fn slice(service: u32, not_ready: Option<u32>) -> Slice {
 /// A policy for the pods with a label.
 pub fn policy(name: &str, label: (&str, &str), generation: u32) -> MeshPolicy {
     let (label, value) = label;
-    let rules = [json!({"from": [{"namespaces": [format!("team-{generation}")]}]})];
+    let rules = [json!({"from": [{"namespace": format!("team-{generation}")}]})];
     serde_json::from_value(json!({
         "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy",
         "metadata": {"name": name, "namespace": "shop", "uid": name, "generation": generation,

@@ -21,8 +21,8 @@ use crate::model::Variant;
 use crate::watch::Hub;
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
-/// first in a while, 100 ms in a burst, 800 ms in a storm.
-const GATHER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(800)];
+/// first in a while, 50 ms in a burst, 800 ms in a storm.
+const GATHER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(800)];
 /// An end is not gathered for longer: whoever still sends to a pod whose process has been told loses.
 const GATHER_ENDS: Duration = Duration::from_millis(5);
 /// Sends within a second before gathering steps up.
