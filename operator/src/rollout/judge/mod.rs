@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   relative    canary against stable: errors, latency, clientErrors
-//!   absolute    canary against a limit: successRate, p99, and alone (errors where nothing is left to compare with)
+//!   absolute    canary against a limit: successRate, p99, alone (errors without a stable version)
 //!   windows     evidence since several starting points
 //!   dispersion  whether events are independent or come in bursts
 //!   burst       how much an event counts when events come in bursts
