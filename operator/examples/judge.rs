@@ -43,6 +43,12 @@ fn main() {
             power(&format!("{slower}x slower"), weight, &repeat(&scenario, &rules, runs / 40));
         }
     }
+    println!("At 1 % errors, 200 requests/s:");
+    for worse in [2.0, 3.0, 10.0] {
+        let busy = Scenario { requests_per_second: 200.0, weights: vec![10], worse, ..good.clone() };
+        power(&format!("fails {worse}x as often"), 10, &repeat(&busy, &rules, runs / 10));
+    }
+    println!("At 0.1 % errors, 100 requests/s:");
     let hours = 10 * 3600;
     let late =
         Scenario { error_rate: 0.001, worse: 100.0, bad_from: hours, seconds: hours + 1800, ..good.clone() };

@@ -5,17 +5,19 @@
 //!
 //! ```text
 //!   relative    canary against stable: errors, latency, clientErrors
-//!   absolute    canary against a limit: successRate, p99, and errors where the canary is alone
+//!   absolute    canary against a limit: successRate, p99, alone (errors without a stable version)
 //!   windows     evidence since several starting points
+//!   dispersion  whether events are independent or come in bursts
 //!   burst       how much an event counts when events come in bursts
 //!   sentence    verdict and sentence
 //!   simulation  rollouts on paper: how often the judge errs and how soon it finds what is bad
 //! ```
-//! Every test multiplies e-values, so a verdict holds at every look. All tests share the false alarms that are
-//! accepted, in equal parts.
+//! Every test multiplies e-values, so a verdict holds at every look while events are independent. For events that
+//! come in bursts that rests on simulation. All tests share the false alarms that are accepted, in equal parts.
 
 mod absolute;
 mod burst;
+mod dispersion;
 mod latency;
 mod relative;
 mod sentence;
@@ -29,8 +31,10 @@ use std::time::Duration;
 use tulle_crds::{AttemptTotals, CanaryVerdict, Evidence, OnClientErrors, TestEvidence};
 use tulle_mesh::histogram::Histogram;
 
+use dispersion::Dispersion;
+
 /// How many times worse than what is still accepted the canary may be: the alternatives that a test bets on.
-const FACTORS: [f64; 8] = [1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
+const FACTORS: [f64; 9] = [1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
 /// Error rate of a stable version that gets no request because the new one gets all: what that is compared
 /// with then.
 const ASSUMED_RATE: f64 = 0.1;
@@ -211,49 +215,67 @@ impl Test {
         self.stored(evidence).map_or(f64::NEG_INFINITY, windows::log_evidence)
     }
 
-    /// Its evidence after one more block.
-    fn fold(self, evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> TestEvidence {
+    /// What it compares the canary with.
+    fn against(self, rules: &Rules) -> Against {
+        match self {
+            Self::Errors | Self::ClientErrors => Against::Stable(rules.errors_worse_by),
+            Self::Latency(_) => Against::Stable(LATENCY_MARGIN),
+            Self::Alone => Against::Limit(rules.alone_rate()),
+            Self::SuccessRate(rate) => Against::Limit(1.0 - rate),
+            Self::P99(_) => Against::Limit(P99_RATE),
+        }
+    }
+
+    /// What it counts. Nothing as long as the stable version's quantile is needed and not known.
+    fn pods(self, block: &[PodBlock], reference: Option<f64>) -> Vec<Pod> {
+        match self {
+            Self::Errors | Self::Alone | Self::SuccessRate(_) => Pod::all(block, answered_or_not, failures),
+            Self::ClientErrors => Pod::all(block, answered_or_not, client_errors),
+            Self::P99(limit) => Pod::all(block, answered, |pod| latency::slower(&pod.latency, limit as f64)),
+            Self::Latency(rule) => reference.map_or_else(Vec::new, |stable| {
+                Pod::all(block, answered, |pod| latency::events(pod, stable, rule))
+            }),
+        }
+    }
+
+    /// Its evidence after one more block, and the dispersion of the events that it counts.
+    fn fold(self, evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> [TestEvidence; 2] {
         let mut test = self.stored(evidence).cloned().unwrap_or_default();
         self.name().clone_into(&mut test.name);
+        let name = format!("{}Dispersion", self.name());
+        let mut dispersion = Dispersion::stored(evidence, &name);
         let before = test.reference;
-        let counted = |count: fn(&PodBlock) -> f64| Pod::all(block, answered_or_not, count);
-        let relative = |pods: &[Pod], reference: &mut Option<f64>| {
-            *reference = Some(burst::typical(before, pods, false));
-            relative::increments(pods, rules.errors_worse_by, before.unwrap_or(1.0))
+        let pods = self.pods(block, before);
+        let compared = pods.iter().any(|pod| !pod.canary && pod.attempts > 0.0);
+        if self == Self::Alone && (!alone || compared) {
+            return [test, dispersion.store(name)];
+        }
+        let typical = if matches!(self, Self::Latency(_)) { 1.0 } else { before.unwrap_or(1.0) };
+        let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
+        // The version whose events show how large bursts are.
+        let (increments, canary) = match self.against(rules) {
+            Against::Stable(margin) => (relative::increments(&pods, margin, earlier), false),
+            Against::Limit(allowed) => (absolute::increments(&pods, allowed, earlier), true),
         };
-        let absolute = |pods: &[Pod], allowed: f64, reference: &mut Option<f64>| {
-            *reference = Some(burst::typical(before, pods, true));
-            absolute::increments(pods, allowed, before.unwrap_or(1.0))
-        };
-        let increments = match self {
-            Self::Errors => relative(&counted(failures), &mut test.reference),
-            Self::ClientErrors => relative(&counted(client_errors), &mut test.reference),
-            Self::Alone => {
-                let pods = counted(failures);
-                let compared = pods.iter().any(|pod| !pod.canary && pod.attempts > 0.0);
-                if !alone || compared {
-                    return test;
-                }
-                absolute(&pods, rules.alone_rate(), &mut test.reference)
-            }
-            Self::SuccessRate(rate) => absolute(&counted(failures), 1.0 - rate, &mut test.reference),
-            Self::P99(limit) => {
-                let slow = |pod: &PodBlock| latency::slower(&pod.latency, limit as f64);
-                absolute(&Pod::all(block, answered, slow), P99_RATE, &mut test.reference)
-            }
-            Self::Latency(rule) => {
-                test.reference = latency::reference(before, block, rule);
-                before.and_then(|stable| {
-                    let pods = Pod::all(block, answered, |pod| latency::events(pod, stable, rule));
-                    relative::increments(&pods, LATENCY_MARGIN, 1.0)
-                })
-            }
+        dispersion.add(&pods, canary);
+        test.reference = match self {
+            Self::Latency(rule) => latency::reference(before, block, rule),
+            _ => Some(burst::typical(before, &pods, canary)),
         };
         if let Some(increments) = increments {
             windows::add(&mut test, &increments);
         }
-        test
+        [test, dispersion.store(name)]
     }
+}
+
+/// What the canary is compared with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Against {
+    /// The stable version's rate, as many times higher as is accepted.
+    Stable(f64),
+    /// A rate.
+    Limit(f64),
 }
 
 /// Attempts at one pod and the events that a test counts.
@@ -315,7 +337,7 @@ pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool)
     for pod in block.iter().filter(|_| heard) {
         add(if pod.side == Side::Canary { &mut canary } else { &mut stable }, &pod.totals);
     }
-    let tests = rules.tests().into_iter().map(|test| test.fold(evidence, block, rules, alone)).collect();
+    let tests = rules.tests().into_iter().flat_map(|test| test.fold(evidence, block, rules, alone)).collect();
     Evidence { canary, stable, tests }
 }
 

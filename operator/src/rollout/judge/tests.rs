@@ -42,6 +42,23 @@ fn bursts_of_failures_stop_a_good_version_rarely() {
 }
 
 #[test]
+fn twice_as_many_independent_failures_are_found_within_half_an_hour() {
+    let scenario =
+        Scenario { requests_per_second: 200.0, weights: vec![10], worse: 2.0, ..Scenario::default() };
+    let summary = repeat(&scenario, &rules(), 20);
+    assert!(summary.stopped >= 16, "{summary:?}");
+}
+
+#[test]
+fn independent_failures_stop_a_good_version_rarely() {
+    for error_rate in [0.001, 0.01, 0.05] {
+        let scenario = Scenario { error_rate, seconds: 900, ..Scenario::default() };
+        let summary = repeat(&scenario, &rules(), 100);
+        assert!(summary.stopped <= 3, "{error_rate}: {summary:?}");
+    }
+}
+
+#[test]
 fn an_error_rate_that_rises_for_both_stops_nothing() {
     let scenario = Scenario { drifts: true, seconds: 900, ..Scenario::default() };
     assert!(repeat(&scenario, &rules(), 40).stopped <= 2);
