@@ -509,7 +509,8 @@ pub struct AttemptTotals {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestEvidence {
-    /// Name of the comparison: errors, latency, clientErrors, successRate or p99.
+    /// Name of the comparison: errors, latency, clientErrors, successRate, p99, alone or sustained; with Dispersion at its
+    /// end, what is known of how its events come in bursts.
     pub name: String,
     /// What the comparison remembers of the past: the stable version's quantile in microseconds, or the size of a
     /// typical burst.
@@ -529,7 +530,7 @@ pub struct EvidenceWindow {
     pub number: u32,
     /// Blocks of ten seconds since then.
     pub blocks: u32,
-    /// Logarithm of the evidence for each factor that the new version may be worse by.
+    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained failures, sums.
     #[schemars(length(max = 16))]
     pub log_evidence: Vec<f64>,
 }

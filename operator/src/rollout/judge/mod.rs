@@ -9,6 +9,7 @@
 //!   windows     evidence since several starting points
 //!   dispersion  whether events are independent or come in bursts
 //!   burst       how much an event counts when events come in bursts
+//!   sustained   a canary that fails on and on beside a stable version that does not
 //!   sentence    verdict and sentence
 //!   simulation  rollouts on paper: how often the judge errs and how soon it finds what is bad
 //! ```
@@ -22,6 +23,7 @@ mod latency;
 mod relative;
 mod sentence;
 pub mod simulation;
+mod sustained;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -32,6 +34,7 @@ use tulle_crds::{AttemptTotals, CanaryVerdict, Evidence, OnClientErrors, TestEvi
 use tulle_mesh::histogram::Histogram;
 
 use dispersion::Dispersion;
+use sustained::Sustained;
 
 /// How many times worse than what is still accepted the canary may be: the alternatives that a test bets on.
 const FACTORS: [f64; 9] = [1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
@@ -337,7 +340,9 @@ pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool)
     for pod in block.iter().filter(|_| heard) {
         add(if pod.side == Side::Canary { &mut canary } else { &mut stable }, &pod.totals);
     }
-    let tests = rules.tests().into_iter().flat_map(|test| test.fold(evidence, block, rules, alone)).collect();
+    let tests = rules.tests().into_iter().flat_map(|test| test.fold(evidence, block, rules, alone));
+    let sustained = Sustained::stored(evidence).fold(block, rules).store();
+    let tests = tests.chain([sustained]).collect();
     Evidence { canary, stable, tests }
 }
 

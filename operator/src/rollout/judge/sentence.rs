@@ -2,11 +2,14 @@
 
 use tulle_crds::{AttemptTotals, Evidence, OnClientErrors};
 
+use super::sustained::Sustained;
 use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency};
 
 /// Attempts from which on a share of failures is looked at without statistics.
 const A_FEW: u64 = 20;
-/// Evidence, as a logarithm, from which on a slower canary is waited for: 1 to 20.
+/// Evidence, as a logarithm, from which on a canary is waited for whatever the counts say: 1 to 20.
+const LOOKS_WORSE: f64 = 3.0;
+/// As much for a slower canary.
 const LOOKS_SLOWER: f64 = 3.0;
 
 /// Judges.
@@ -16,6 +19,9 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     if canary.attempts >= A_FEW && canary.failures >= canary.attempts {
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
         return Judgement { verdict: Verdict::Fail, because };
+    }
+    if let Some(sustained) = Sustained::stored(evidence).verdict() {
+        return Judgement { verdict: Verdict::Fail, because: format!("{facts}: {sustained}") };
     }
     let certain = rules.certain();
     let certain: Vec<Test> =
@@ -69,11 +75,10 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
     if stable.attempts == 0 && rate > rules.alone_rate() {
         return Some(format!("looks worse than {:.1}%, not surely yet", rules.alone_rate() * 100.0));
     }
-    if stable.attempts > 0
-        && canary.failures > 0
-        && rate > worse_by * stable_rate
-        && Test::Errors.log_evidence(evidence) > 0.0
-    {
+    // The counts are those of the whole rollout: a version that has turned bad late shows in the evidence alone.
+    let log_evidence = Test::Errors.log_evidence(evidence);
+    let looks_worse = rate > worse_by * stable_rate && log_evidence > 0.0 || log_evidence > LOOKS_WORSE;
+    if stable.attempts > 0 && canary.failures > 0 && looks_worse {
         return Some(format!("looks worse than {worse_by}x, not surely yet"));
     }
     let rule = rules.latency?;

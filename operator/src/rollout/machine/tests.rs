@@ -425,7 +425,7 @@ fn a_bad_version_is_stopped_although_a_client_refuses_and_is_undone_without_it()
     world.deploy("bad");
     world.seen.acknowledged = awaited();
     world.canary_failures = 50;
-    world.run(20);
+    world.run(60);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
     let actions = world.run(31);
     assert!(actions.contains(&Action::Undo { revision: "old".into() }));

@@ -127,7 +127,7 @@ fn pods_of_a_failed_version_leave_the_services_they_were_let_into() {
     }
     assert_eq!(world.target().pods.iter().filter(|pod| pod.opened).count(), 1);
     world.canary_failures = 50;
-    world.run(10);
+    world.run(60);
     assert_eq!(world.status.phase, Phase::Failed);
     let serves = |pod: &&PodSeen| pod.revision == "new" && pod.ready;
     assert_eq!(world.target().pods.iter().filter(serves).count(), 0, "clients without a sidecar reached it");
@@ -150,7 +150,7 @@ fn a_version_that_turns_bad_while_a_human_is_waited_for_is_stopped() {
     world.run(60);
     assert_eq!(world.status.phase, Phase::Paused);
     world.canary_failures = 20;
-    world.run(30);
+    world.run(90);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 0));
 }
 
