@@ -110,6 +110,8 @@ fn main() {
 fn with_more_files() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n $(ulimit -H -n) && exec \"$0\" operator"]);
+    // As in config/base/operator.yaml.
+    command.env("_RJEM_MALLOC_CONF", "narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0");
     let status = command.arg(std::env::current_exe().unwrap()).status().unwrap();
     std::process::exit(status.code().unwrap_or(1));
 }
