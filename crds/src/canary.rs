@@ -485,6 +485,10 @@ pub struct Evidence {
     pub canary: AttemptTotals,
     /// Attempts at the stable version over the same seconds.
     pub stable: AttemptTotals,
+    /// Attempts at the new version before the present weight was set.
+    pub before_step: u64,
+    /// Number of blocks of ten seconds in it.
+    pub blocks: u64,
     /// The comparisons and how far each has come.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

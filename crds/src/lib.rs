@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn an_address_range_is_checked_by_the_api_server_too() {
         let text = schema("MeshPolicy").to_string();
-        assert!(text.contains("cidr must be an address range such as 10.1.0.0/16"), "{text}");
+        assert!(text.contains("write for example 10.1.0.0/16"), "{text}");
         let rules = rules(
             "MeshPolicy",
             "/properties/access/properties/allow/items/properties/from/items/properties/cidr",

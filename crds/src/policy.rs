@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// An address range with a prefix length that its family has. `isCIDR` would say it better, but only Kubernetes 1.31
 /// and newer know it. What passes here and is no IPv6 range is rejected by the webhook, and never enforced.
 const CIDR_RULE: &str = "self.matches('^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])[.]){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])/(3[0-2]|[12]?[0-9])$') || self.matches('^[0-9a-fA-F]*:[0-9a-fA-F:.]*/(12[0-8]|1[01][0-9]|[1-9]?[0-9])$')";
-const CIDR_MESSAGE: &str = "cidr must be an address range such as 10.1.0.0/16 or fd00::/8; the prefix length is at most 32 for IPv4 and 128 for IPv6";
+const CIDR_MESSAGE: &str = "cidr must be an address range whose prefix length is at most 32 for IPv4 and 128 for IPv6; write for example 10.1.0.0/16 or fd00::/8";
 
 /// The target, and how traffic to it is handled. Every section is optional.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -152,9 +152,12 @@ async fn start(
     let listener = bind(ports::DISCOVERY).await?;
 
     let relay = LeaderRelay::new(Arc::clone(registry), Arc::clone(aggregates), leadership.clone());
-    let signer = Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
-    let services =
+    let mut signer =
+        Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
+    signer.check_addresses = settings.check_addresses;
+    let mut services =
         Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(registry), Arc::clone(aggregates), me);
+    services.check_addresses = settings.check_addresses;
     let mut servers = JoinSet::new();
     servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
     servers.spawn(relay.run(Arc::clone(&tls)));
@@ -168,6 +171,7 @@ async fn start(
     writers.spawn(root::watch(
         client.clone(),
         namespace,
+        Arc::clone(hub),
         Arc::clone(&authority),
         leadership.clone(),
         root_states,

@@ -18,6 +18,10 @@ pub struct Settings {
     /// The service account of the operator, as its certificate names it.
     #[arg(long, env = "TULLE_SERVICE_ACCOUNT", default_value = "tulle-operator")]
     pub service_account: String,
+    /// Whether a sidecar must come from an address of its pod. `false` is for networks that rewrite the source address
+    /// of connections to a Service; certificates are checked in any case.
+    #[arg(long, env = "TULLE_CHECK_ADDRESSES", default_value_t = true, action = clap::ArgAction::Set)]
+    pub check_addresses: bool,
     /// The trust domain of a new mesh. It has no effect once Secret tulle-root or MeshConfig mesh exists.
     #[arg(long, env = "TULLE_TRUST_DOMAIN", default_value_t = tulle_crds::trust_domain(), value_parser = parse_trust_domain)]
     pub trust_domain: String,

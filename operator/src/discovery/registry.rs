@@ -12,7 +12,7 @@ use crate::model::{Key, Model, Pod};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
 /// not, because it has forgotten what it does not use any more.
-const RESTATE_WITHIN: Duration = Duration::from_secs(5);
+const RESTATE_WITHIN: Duration = Duration::from_secs(30);
 /// All pods are looked through at most this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,7 +62,22 @@ struct Sidecar {
     /// Streams that are up: a new one may begin before the old one is seen to end. With none, the sidecar may
     /// well be there, and enforce what it had.
     streams: u32,
+    /// Since when there is one.
+    since: Option<Instant>,
     resources: HashMap<Name, Known>,
+}
+
+impl Sidecar {
+    /// Whether it has had the time to say on its stream what it holds.
+    fn has_restated(&self) -> bool {
+        self.streams > 0 && self.since.is_some_and(|since| since.elapsed() >= RESTATE_WITHIN)
+    }
+
+    /// Whether it has said what it sends to, or sends to nothing.
+    fn is_heard(&self) -> bool {
+        let destination = |(kind, _): &Name| *kind == ResourceType::Destination as i32;
+        self.has_restated() || self.streams == 0 || self.resources.keys().any(destination)
+    }
 }
 
 /// What is known of a resource at a sidecar.
@@ -151,6 +166,11 @@ impl Registry {
             for (uid, name) in here.by_canary.get(canary).into_iter().flatten() {
                 let Some(pod) = here.concerned(model, uid, other) else { continue };
                 let Some(sidecar) = here.by_pod.get(uid) else { continue };
+                let anew = other.by_pod.get(uid).and_then(|sidecar| sidecar.resources.get(name));
+                if sidecar.streams == 0 && anew.is_some_and(|known| known.acked.is_some()) {
+                    // It has said so to another replica since.
+                    continue;
+                }
                 let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else {
                     continue;
                 };
@@ -194,6 +214,9 @@ impl Registry {
             let name: Name = (ResourceType::Inbound as i32, Arc::clone(pod_uid));
             let known = |sidecars: &'_ Sidecars| {
                 let known = sidecars.by_pod.get(pod_uid)?.resources.get(&name)?;
+                if known.is_over() {
+                    return None;
+                }
                 let enforces = known.acked.as_deref().is_some_and(|stamps| {
                     stamps.iter().any(|stamp| {
                         is_of(stamp, stamp::Kind::Policy, key)
@@ -208,7 +231,7 @@ impl Registry {
                 result.enforcing += 1;
                 continue;
             }
-            let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), name_of);
+            let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), |pod| pod.name.to_string());
             if result.refusal.is_none() {
                 let reason = known.into_iter().find_map(|(_, refused)| refused);
                 result.refusal = reason.map(|reason| format!("pod {pod}: {reason}"));
@@ -232,7 +255,8 @@ impl Registry {
         let mut first: Option<&Pod> = None;
         for pod in model.pods() {
             let runs = pod.injected && pod.containers_ready && !pod.finished;
-            let heard = || own.by_pod.contains_key(&pod.uid) || relayed.by_pod.contains_key(&pod.uid);
+            let heard =
+                || [&own, &relayed].iter().any(|all| all.by_pod.get(&pod.uid).is_some_and(Sidecar::is_heard));
             if !runs || pod.terminating || pod.host_network || heard() {
                 continue;
             }
@@ -256,7 +280,7 @@ impl Sidecars {
     fn concerned<'a>(&self, model: &'a Model, uid: &str, other: &Self) -> Option<&'a Pod> {
         let pod = model.pod(uid).filter(|pod| !pod.finished)?;
         let lost = self.by_pod.get(uid).is_none_or(|sidecar| sidecar.streams == 0);
-        let elsewhere = other.by_pod.get(uid).is_some_and(|sidecar| sidecar.streams > 0);
+        let elsewhere = other.by_pod.get(uid).is_some_and(Sidecar::has_restated);
         (!lost || !(elsewhere || pod.terminating)).then_some(pod)
     }
 
@@ -285,6 +309,9 @@ impl Sidecars {
         if report == Report::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
+            if sidecar.streams == 1 {
+                sidecar.since = Some(Instant::now());
+            }
             // The new stream says anew what it holds; until then the sidecar enforces what it had.
             let until = Some(Instant::now() + RESTATE_WITHIN);
             sidecar.resources.values_mut().for_each(|known| known.until = known.until.or(until));
@@ -451,6 +478,10 @@ mod tests {
         assert_eq!(registry.connected(), 0);
         registry.relayed("uid-a", Report::Connected);
         registry.forget_lost(&model);
+        assert!(kept(&registry), "it may not have told the other replica everything yet");
+        let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
+        lock(&registry.relayed).by_pod.get_mut("uid-a").unwrap().since = long_ago;
+        registry.forget_lost(&model);
         assert!(!kept(&registry), "another replica hears of it now");
         assert!(lock(&registry.own).by_canary.is_empty(), "the index forgets it too");
         registry.relayed("uid-a", Report::Gone);
@@ -466,10 +497,10 @@ mod tests {
         let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
         let pods: [Arc<str>; 2] = ["uid-a".into(), "uid-b".into()];
         let policy = |generation| registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods);
-        assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("shop/b".to_owned())));
-        assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("shop/a".to_owned())));
+        assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
+        assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
         registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
-        assert_eq!(policy(4).refusal, Some("pod shop/a: too new".to_owned()));
+        assert_eq!(policy(4).refusal, Some("pod a: too new".to_owned()));
     }
 
     #[test]
@@ -478,10 +509,12 @@ mod tests {
             Registry::default().unheard(&model()),
             Some("pod shop/a and 1 more have not been heard of".to_owned())
         );
-        let registry = with([]);
+        let sent = || Report::Sent(name("10.96.0.1:80"), epoch(1));
+        let registry = with([sent()]);
         assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
-        let registry = with([Report::Gone]);
+        let registry = with([sent(), Report::Gone]);
         registry.relayed("uid-b", Report::Connected);
+        registry.relayed("uid-b", sent());
         assert_eq!(registry.unheard(&model()), None);
     }
 

@@ -189,13 +189,22 @@ impl Session {
     }
 
     async fn subscribe(&self, name: Name, state: &mut State) -> Result<(), Status> {
-        if state.subscribed.len() >= MAX_SUBSCRIPTIONS {
-            return Err(Status::resource_exhausted("more subscriptions than one sidecar may have"));
+        if state.subscribed.len() >= MAX_SUBSCRIPTIONS && !state.subscribed.contains_key(&name) {
+            // A crawler: what it needs now it is told, and nothing of what changes later.
+            let compiled = self.hub.model().compile(&resource_name(&name), &self.variant(&name));
+            return match compiled {
+                Some(compiled) => self.send(operator_message::Message::Resource(compiled.resource)).await,
+                None => Ok(()),
+            };
         }
         if name.1.len() > MAX_NAME {
             return Err(Status::invalid_argument("no resource has a name this long"));
         }
         let held = state.held.remove(&name);
+        if held.is_none() {
+            // A process that holds nothing enforces nothing, whatever its predecessor said.
+            self.relay.report(&self.pod_uid, Report::Unsubscribed(name.clone()));
+        }
         // A second subscription to the same is answered like a first one.
         if let Some(old) = state.subscribed.remove(&name) {
             self.cache.unsubscribe(&(name.clone(), old.variant), &state.wake);

@@ -122,7 +122,7 @@ impl RootState {
         match self {
             Self::Valid => format!("Secret {SECRET} holds the root in use"),
             Self::Missing => format!(
-                "Secret {SECRET} is missing, and this mesh has a root: operators that run keep it in memory, one that starts waits. Restore the Secret from its backup. To give the root up, so that sidecars reject each other until all have a certificate of the new one, annotate MeshConfig mesh with {NEW_ROOT}=ID and restart the operators"
+                "Secret {SECRET} is missing, and this mesh has a root: operators that run keep it in memory, one that starts waits. Restore the Secret from its backup. To give the root up, so that sidecars reject each other until all have a certificate of the new one, annotate MeshConfig mesh with {NEW_ROOT}=ID: the operators then start anew"
             ),
             Self::Mismatch(why) => format!(
                 "Secret {SECRET} holds no root: {why}. Operators that run keep theirs in memory, one that starts waits. Restore the Secret from its backup; or delete it, for the choice that condition RootMissing names"
@@ -200,10 +200,12 @@ async fn create(client: &Client, namespace: &str, trust_domain: &str) -> Result<
     Ok(())
 }
 
-/// Compares the Secret with the root in use for ever, while this replica leads.
+/// Compares the Secret with the root in use, while this replica leads. Ends when the Secret is gone and a new root is
+/// allowed: the operator then starts anew and creates it.
 pub async fn watch(
     client: Client,
     namespace: String,
+    hub: Arc<Hub>,
     authority: Arc<Authority>,
     leadership: watch::Receiver<Leadership>,
     state: watch::Sender<Option<RootState>>,
@@ -216,6 +218,10 @@ pub async fn watch(
                 Ok(found) => {
                     let now = RootState::of(&found, &authority);
                     let before = state.send_replace(Some(now.clone()));
+                    if now == RootState::Missing && decide(&found, hub.model().config()) == Step::Create {
+                        tracing::warn!("a new root is allowed: starting anew to create it");
+                        return;
+                    }
                     if !now.is_valid() && before.as_ref() != Some(&now) {
                         warn(&recorder, &now).await;
                     }

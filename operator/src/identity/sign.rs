@@ -36,6 +36,8 @@ pub struct Signer {
     hub: Arc<Hub>,
     authority: Arc<Authority>,
     aggregates: Arc<Aggregates>,
+    /// Whether pods come from addresses of their own, so that one that asks too often can be told from the others.
+    pub check_addresses: bool,
     limiter: Mutex<Limiter>,
 }
 
@@ -75,11 +77,14 @@ impl Signer {
         authority: Arc<Authority>,
         aggregates: Arc<Aggregates>,
     ) -> Self {
-        Self { client, hub, authority, aggregates, limiter: Mutex::default() }
+        Self { client, hub, authority, aggregates, check_addresses: true, limiter: Mutex::default() }
     }
 
     /// Refuses a peer that asks too often, before a TokenReview is spent on it.
     fn admit(&self, request: &Request<SignRequest>) -> Result<(), Status> {
+        if !self.check_addresses {
+            return Ok(());
+        }
         let Some(Connection { address: peer, .. }) = request.extensions().get() else { return Ok(()) };
         let admitted =
             self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(*peer, Instant::now());

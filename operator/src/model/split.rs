@@ -80,6 +80,8 @@ impl Model {
             others: count(endpoints.iter().filter(|endpoint| !is_watched(endpoint))),
         };
         let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
+        // Without a pod of the revision on trial all goes to the stable one, also where its share is 0.
+        let weight = if counts.canary == 0 && counts.approved + counts.former > 0 { 0 } else { weight };
         let [approved, formers, others, canary] = permilles(weight, counts);
         let share =
             |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };

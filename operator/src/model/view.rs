@@ -51,11 +51,8 @@ impl Model {
         let access = inbound.access.is_some() || inbound.shadow.is_some();
         let needs = [(access, features::ACCESS_V1), (shadow, features::SHADOW_V1)];
         let requires = needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
-        let of = |access: &Option<proto::Access>| access.as_ref().and_then(|access| access.policy.clone());
-        let carried =
-            [inbound.mtls_from.clone(), of(&inbound.access), of(&inbound.shadow), self.strict_in_shadow(pod)];
         let mut stamps: Vec<proto::Stamp> = Vec::new();
-        for policy in carried.into_iter().flatten() {
+        for policy in self.carried(pod, &inbound) {
             let stamp = policy_stamp(policy);
             if !stamps.contains(&stamp) {
                 stamps.push(stamp);
@@ -67,6 +64,22 @@ impl Model {
             counted_as: None,
             depends: Dependency::Inbound(Arc::clone(&pod.uid)),
         })
+    }
+
+    /// The policies that decide something for a pod.
+    fn carried(&self, pod: &Pod, inbound: &proto::Inbound) -> impl Iterator<Item = proto::ObjectRef> + use<> {
+        let of = |access: &Option<proto::Access>| access.as_ref().and_then(|access| access.policy.clone());
+        let carried =
+            [inbound.mtls_from.clone(), of(&inbound.access), of(&inbound.shadow), self.strict_in_shadow(pod)];
+        carried.into_iter().flatten()
+    }
+
+    /// Whether a policy decides something for a pod. One that narrower policies overrule decides nothing, and its
+    /// sidecar has nothing of it to acknowledge.
+    pub fn carries(&self, policy: &Key, pod_uid: &str) -> bool {
+        let Some(pod) = self.pods.get(pod_uid) else { return false };
+        let Some(inbound) = self.inbound(pod_uid) else { return false };
+        self.carried(pod, &inbound).any(|found| *found.namespace == *policy.0 && *found.name == *policy.1)
     }
 
     fn compile_destination(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {

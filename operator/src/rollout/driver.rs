@@ -16,7 +16,7 @@ use kube::{Api, Client, Resource as _};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, CanaryAction, CanaryStatus, Evidence, Phase, keys, parse_duration};
+use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration};
 
 use super::evidence::Blocks;
 use super::machine::{self, Action, PodName, Seen};
@@ -62,9 +62,9 @@ struct Known {
     /// When its status was last written.
     written: Option<Instant>,
     blocks: Blocks,
-    /// The evidence of a status that holds the running block and is being written. Until that status is seen, the
+    /// Epoch and number of blocks of a status that holds the running block and is being written. Until that status is seen, the
     /// block neither grows nor ends: whether a write whose answer was lost has happened is not known before.
-    closing: Option<Evidence>,
+    closing: Option<(u64, u64)>,
 }
 
 impl Driver {
@@ -158,7 +158,7 @@ impl Driver {
             let closes = next.epoch != status.epoch || (seen.block_ended && status.weight > 0);
             if let Some(known) = lock(&self.known).get_mut(key) {
                 known.written = Some(Instant::now());
-                known.closing = closes.then(|| next.evidence.clone());
+                known.closing = closes.then_some((next.epoch, next.evidence.blocks));
             }
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
             let version = canary.metadata.resource_version.as_deref();
@@ -234,7 +234,7 @@ impl Driver {
         let mut all = lock(&self.known);
         let known = all.entry(key.clone()).or_default();
         let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused) && status.weight > 0;
-        if known.closing.as_ref() == Some(&status.evidence) || !on_trial {
+        if known.closing == Some((status.epoch, status.evidence.blocks)) || !on_trial {
             known.closing = None;
             known.blocks.close(now);
         }
@@ -356,7 +356,7 @@ fn is_moving(status: Option<&CanaryStatus>) -> bool {
 /// A status without what changes at every look.
 fn without_sentences(status: &CanaryStatus) -> CanaryStatus {
     let mut status =
-        CanaryStatus { evidence: Evidence::default(), evidence_summary: String::new(), ..status.clone() };
+        CanaryStatus { evidence: Default::default(), evidence_summary: String::new(), ..status.clone() };
     for condition in &mut status.conditions {
         condition.message.clear();
     }

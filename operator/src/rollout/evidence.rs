@@ -13,6 +13,8 @@ use super::judge::{PodBlock, Side};
 
 /// Length of a block.
 const BLOCK: SignedDuration = SignedDuration::from_secs(10);
+/// A pod that answers nothing but failures for longer than this does not just start.
+const AWAKE: SignedDuration = SignedDuration::from_secs(5);
 /// Pods that a block holds at most.
 const MOST_PODS: usize = 10_000;
 
@@ -68,8 +70,8 @@ impl Blocks {
     }
 
     /// What of these counts is evidence. The first requests to a new pod meet cold caches, so they are left out.
-    /// While every attempt at the pod has failed, though, failures that the application itself answered count from
-    /// the start: a version that is dead on arrival must not be protected by its warm-up. Attempts that did not
+    /// While every attempt at the pod has failed, though, failures that the application itself answered count after
+    /// five seconds: a version that is dead on arrival must not be protected by its warm-up. Attempts that did not
     /// reach the application stay out, because a pod that just starts or ends refuses connections.
     fn after_warm_up(
         &mut self,
@@ -86,7 +88,9 @@ impl Blocks {
             return Some(count.clone());
         }
         let answered = count.failures.saturating_sub(count.unreached);
-        (pod.all_failed && answered > 0).then(|| AttemptCounts {
+        // Not those of its first seconds, in which many a server answers 503.
+        let awake = now.duration_since(pod.first_attempt) >= AWAKE;
+        (awake && pod.all_failed && answered > 0).then(|| AttemptCounts {
             attempts: answered,
             failures: answered,
             unreached: 0,
@@ -195,10 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn a_new_pod_is_warm_after_its_warm_up_and_a_dead_one_counts_at_once() {
+    fn a_new_pod_is_warm_after_its_warm_up_and_a_dead_one_counts_after_five_seconds() {
         let mut blocks = Blocks::default();
         let counts = [attempts("cold", "new", 10, 4), attempts("dead", "new", 10, 10)];
         blocks.add(at(0), &status(), &counts, WARM_UP, true);
+        assert_eq!(counted(&blocks, Side::Canary), (0, 0), "many a server answers 503 while it starts");
+        blocks.add(at(5), &status(), &counts, WARM_UP, true);
         assert_eq!(
             counted(&blocks, Side::Canary),
             (10, 10),

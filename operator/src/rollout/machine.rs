@@ -276,6 +276,7 @@ impl Turn<'_> {
     /// A new weight is a new epoch. The running block belongs to the former one, so it ends here.
     fn change_weight(&mut self, weight: u32) {
         self.close_block();
+        self.status.evidence.before_step = self.status.evidence.canary.attempts;
         self.status.weight = weight;
         self.status.epoch += 1;
         self.status.step_started = None;
@@ -296,6 +297,7 @@ impl Turn<'_> {
     fn close_block(&mut self) {
         if !self.closed && self.status.weight > 0 {
             self.status.evidence = self.evidence();
+            self.status.evidence.blocks += 1;
         }
         self.closed = true;
     }

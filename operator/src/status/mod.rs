@@ -31,7 +31,7 @@ use tulle_crds::MeshPolicy;
 use crate::discovery::Registry;
 use crate::identity::root::RootState;
 use crate::lease::Leadership;
-use crate::model::{Key, Model};
+use crate::model::{Key, Model, Verdict};
 use crate::watch::Hub;
 use policy::Progress;
 use writer::{Target, Write, Writer};
@@ -187,14 +187,17 @@ impl Desk {
         let verdict = model.report(key, policy).verdict;
         let pods = model.policy_pods(key);
         let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
-        let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &pods);
+        // Where a narrower policy decides, there is nothing of this one to acknowledge.
+        let deciding: Vec<_> = pods.iter().filter(|uid| model.carries(key, uid)).cloned().collect();
+        let overruled = pods.len() - deciding.len();
+        let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
         let progress = Progress {
             pods: pods.len(),
-            enforcing: seen.enforcing,
+            enforcing: seen.enforcing + overruled,
             awaited: seen.awaited,
             refusal: seen.refusal,
         };
-        if progress.is_complete() {
+        if progress.is_complete() || verdict != Verdict::Accepted {
             self.pending.remove(key);
         } else {
             self.pending.insert(key.clone());

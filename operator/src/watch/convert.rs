@@ -161,7 +161,8 @@ pub(super) fn slice(object: &wire::EndpointSlice) -> Slice {
     let service = object.labels().get("kubernetes.io/service-name").map_or("", String::as_str);
     let tcp = |port: &&wire::SlicePort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
     let ports = object.ports.iter().flatten().filter(tcp);
-    let ports = ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?)));
+    let ports = ports
+        .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)));
     Slice {
         service: service.into(),
         ports: ports.collect(),

@@ -215,7 +215,8 @@ pub(super) struct TargetRef {
 #[serde(default)]
 pub(super) struct SlicePort {
     pub(super) name: Option<String>,
-    pub(super) port: Option<u16>,
+    // The API server checks no range here.
+    pub(super) port: Option<i64>,
     pub(super) protocol: Option<String>,
 }
 

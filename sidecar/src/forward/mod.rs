@@ -60,6 +60,8 @@ pub struct Relayed {
     pub idle: Option<(Reader, Writer)>,
     /// When the answer's head arrived.
     pub head_at: Option<Instant>,
+    /// Its status.
+    pub head_status: Option<u16>,
 }
 
 impl Relayed {
@@ -76,6 +78,7 @@ impl Relayed {
             bytes: (0, 0),
             idle: None,
             head_at: None,
+            head_status: None,
         }
     }
 }
@@ -174,6 +177,7 @@ pub async fn relay(
             Ok((mut head, end)) => {
                 relayed.result = Ok(head.status());
                 relayed.head_at = Some(Instant::now());
+                relayed.head_status = Some(head.status());
                 relayed.grpc_status = grpc_status(&head.headers);
                 relayed.answered = true;
                 if !end {
@@ -333,6 +337,7 @@ async fn upgrade(
     };
     relayed.answered = true;
     relayed.head_at = Some(Instant::now());
+    relayed.head_status = Some(head.status());
     relayed.result = Ok(head.status());
     if head.status() != 101 || !head.upgrade {
         // Refused or ignored: the answer is an ordinary one, and the connection is not used again.

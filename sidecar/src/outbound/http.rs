@@ -122,7 +122,11 @@ async fn serve(
             worker.http1.put(upstream.endpoint.address, reader, writer);
         }
         // Also when another endpoint saves the request.
-        let seen = evidence_of(relayed.result.as_ref().copied(), relayed.grpc_status);
+        // A client that leaves a stream whose answer has begun says that the answer was good as far as it went.
+        let seen = match (&relayed.result, relayed.head_status) {
+            (Err(Failure::ClientGone), Some(status)) => evidence_of(Ok(status), relayed.grpc_status),
+            (result, _) => evidence_of(result.as_ref().copied(), relayed.grpc_status),
+        };
         let head_after = relayed.head_at.map(|at| at.duration_since(in_flight.since()));
         send::count(evidence.as_ref(), route, &upstream, seen, head_after);
         if !relayed.answered && may_repeat(head, &relayed) {

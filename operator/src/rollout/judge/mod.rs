@@ -41,6 +41,10 @@ const FACTORS: [f64; 9] = [1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
 /// Error rate of a stable version that gets no request because the new one gets all: what that is compared
 /// with then.
 const ASSUMED_RATE: f64 = 0.1;
+/// Attempts at the stable version after which its error rate is remembered for the time when it gets none, and the least
+/// rate that is accepted then.
+const ENOUGH_TO_REMEMBER: u64 = 200;
+const LEAST_ALONE: f64 = 0.01;
 /// This many times the rate at which the stable version exceeds its own quantile is accepted.
 const LATENCY_MARGIN: f64 = 1.5;
 /// Share of attempts that may exceed `objectives.p99`.
@@ -138,9 +142,17 @@ impl Rules {
         (self.tests().len() as f64 / self.alpha.clamp(1e-12, 1.0)).ln()
     }
 
-    /// Error rate that is accepted where there is nothing to compare with.
-    fn alone_rate(&self) -> f64 {
-        (ASSUMED_RATE * self.errors_worse_by).min(0.5)
+    /// Error rate that is accepted of a canary that gets every request: what would have been accepted beside the
+    /// stable version while that was asked, or else an assumption.
+    fn alone_rate(&self, evidence: &Evidence) -> f64 {
+        let most = (ASSUMED_RATE * self.errors_worse_by).min(0.5);
+        let stable = &evidence.stable;
+        if stable.attempts < ENOUGH_TO_REMEMBER {
+            return most;
+        }
+        // A few more, so that a version without a failure so far is not a promise to have none.
+        let rate = (stable.failures as f64 + 3.0) / stable.attempts as f64;
+        (rate * self.errors_worse_by).clamp(LEAST_ALONE.min(most), most)
     }
 }
 
@@ -174,6 +186,8 @@ impl From<Verdict> for CanaryVerdict {
 pub struct Judgement {
     /// The verdict.
     pub verdict: Verdict,
+    /// It is surely something that the rollout is to be held for, whatever `onInconclusive` says.
+    pub held: bool,
     /// One sentence.
     pub because: String,
 }
@@ -219,11 +233,11 @@ impl Test {
     }
 
     /// What it compares the canary with.
-    fn against(self, rules: &Rules) -> Against {
+    fn against(self, rules: &Rules, evidence: &Evidence) -> Against {
         match self {
             Self::Errors | Self::ClientErrors => Against::Stable(rules.errors_worse_by),
             Self::Latency(_) => Against::Stable(LATENCY_MARGIN),
-            Self::Alone => Against::Limit(rules.alone_rate()),
+            Self::Alone => Against::Limit(rules.alone_rate(evidence)),
             Self::SuccessRate(rate) => Against::Limit(1.0 - rate),
             Self::P99(_) => Against::Limit(P99_RATE),
         }
@@ -256,7 +270,7 @@ impl Test {
         let typical = if matches!(self, Self::Latency(_)) { 1.0 } else { before.unwrap_or(1.0) };
         let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
         // The version whose events show how large bursts are.
-        let (increments, canary) = match self.against(rules) {
+        let (increments, canary) = match self.against(rules, evidence) {
             Against::Stable(margin) => (relative::increments(&pods, margin, earlier), false),
             Against::Limit(allowed) => (absolute::increments(&pods, allowed, earlier), true),
         };
@@ -343,7 +357,7 @@ pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool)
     let tests = rules.tests().into_iter().flat_map(|test| test.fold(evidence, block, rules, alone));
     let sustained = Sustained::stored(evidence).fold(block, rules).store();
     let tests = tests.chain([sustained]).collect();
-    Evidence { canary, stable, tests }
+    Evidence { canary, stable, tests, ..*evidence }
 }
 
 fn add(sum: &mut AttemptTotals, part: &AttemptTotals) {

@@ -9,6 +9,11 @@ use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency};
 const A_FEW: u64 = 20;
 /// Evidence, as a logarithm, from which on a canary is waited for whatever the counts say: 1 to 20.
 const LOOKS_WORSE: f64 = 3.0;
+/// One or two failures beside none look like nothing.
+const SOME_FAILURES: u64 = 3;
+/// A little more than the evidence, as a logarithm, of a test that has seen nothing: half its weight waits for later
+/// starting points.
+const NO_EVIDENCE: f64 = -0.65;
 /// As much for a slower canary.
 const LOOKS_SLOWER: f64 = 3.0;
 
@@ -18,10 +23,10 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     let canary = &evidence.canary;
     if canary.attempts >= A_FEW && canary.failures >= canary.attempts {
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
-        return Judgement { verdict: Verdict::Fail, because };
+        return Judgement { verdict: Verdict::Fail, held: false, because };
     }
     if let Some(sustained) = Sustained::stored(evidence).verdict() {
-        return Judgement { verdict: Verdict::Fail, because: format!("{facts}: {sustained}") };
+        return Judgement { verdict: Verdict::Fail, held: false, because: format!("{facts}: {sustained}") };
     }
     let certain = rules.certain();
     let certain: Vec<Test> =
@@ -29,18 +34,24 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     let held = |test: &Test| *test == Test::ClientErrors && rules.client_errors == OnClientErrors::Hold;
     if let Some(test) = certain.iter().find(|&test| !held(test)) {
         let because = format!("{facts}: {}", certainly(*test, evidence, rules));
-        return Judgement { verdict: Verdict::Fail, because };
+        return Judgement { verdict: Verdict::Fail, held: false, because };
     }
     if certain.iter().any(held) {
         let because = format!(
             "{facts}: {}; the rollout is held; to go on regardless, set judge.clientErrors: Ignore",
             certainly(Test::ClientErrors, evidence, rules)
         );
-        return Judgement { verdict: Verdict::Inconclusive, because };
+        return Judgement { verdict: Verdict::Inconclusive, held: true, because };
     }
     match doubt(evidence, rules, alone) {
-        Some(doubt) => Judgement { verdict: Verdict::Inconclusive, because: format!("{facts}: {doubt}") },
-        None => Judgement { verdict: Verdict::Pass, because: format!("{facts}: {}", fine(evidence, rules)) },
+        Some(doubt) => {
+            Judgement { verdict: Verdict::Inconclusive, held: false, because: format!("{facts}: {doubt}") }
+        }
+        None => Judgement {
+            verdict: Verdict::Pass,
+            held: false,
+            because: format!("{facts}: {}", fine(evidence, rules)),
+        },
     }
 }
 
@@ -72,12 +83,14 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
     if stable.attempts == 0 && canary.failures > 0 && !alone {
         return Some("there is nothing to compare with".to_owned());
     }
-    if stable.attempts == 0 && rate > rules.alone_rate() {
-        return Some(format!("looks worse than {:.1}%, not surely yet", rules.alone_rate() * 100.0));
+    let fails_alone = alone && Test::Alone.log_evidence(evidence) > 0.0;
+    if fails_alone || (stable.attempts == 0 && rate > rules.alone_rate(evidence)) {
+        return Some(format!("looks worse than {:.1}%, not surely yet", rules.alone_rate(evidence) * 100.0));
     }
     // The counts are those of the whole rollout: a version that has turned bad late shows in the evidence alone.
     let log_evidence = Test::Errors.log_evidence(evidence);
-    let looks_worse = rate > worse_by * stable_rate && log_evidence > 0.0 || log_evidence > LOOKS_WORSE;
+    let more = canary.failures >= SOME_FAILURES && rate > worse_by * stable_rate;
+    let looks_worse = more && log_evidence > NO_EVIDENCE || log_evidence > LOOKS_WORSE;
     if stable.attempts > 0 && canary.failures > 0 && looks_worse {
         return Some(format!("looks worse than {worse_by}x, not surely yet"));
     }
@@ -91,7 +104,7 @@ fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
     let sure = percent(1.0 - rules.alpha);
     let finding = match test {
         Test::Errors => format!("worse than {}x", rules.errors_worse_by),
-        Test::Alone => format!("worse than {:.1}%", rules.alone_rate() * 100.0),
+        Test::Alone => format!("worse than {:.1}%", rules.alone_rate(evidence) * 100.0),
         Test::Latency(rule) => slower_than(test, rule, evidence),
         Test::ClientErrors => {
             let answered = |totals: &AttemptTotals| {
@@ -129,7 +142,7 @@ fn fine(evidence: &Evidence, rules: &Rules) -> String {
     if evidence.stable.attempts > 0 {
         return format!("not worse than {}x", rules.errors_worse_by);
     }
-    format!("not worse than {:.1}%, with nothing to compare with", rules.alone_rate() * 100.0)
+    format!("not worse than {:.1}%, with nothing to compare with", rules.alone_rate(evidence) * 100.0)
 }
 
 /// What was counted.

@@ -43,7 +43,8 @@ impl Turn<'_> {
         if self.taken() <= duration(&self.spec.deadline) {
             return self.no_longer_late();
         }
-        let undecided = self.judge().verdict != Verdict::Pass;
+        let judged = self.judge();
+        let undecided = judged.verdict != Verdict::Pass && !judged.held;
         let late = format!("not decided within the deadline of {}", self.spec.deadline);
         match self.spec.judge.on_inconclusive {
             OnInconclusive::Rollback if undecided => return self.fail(late),
@@ -100,11 +101,11 @@ impl Turn<'_> {
 
     /// A rollout that waits for a user: the clock of its deadline stands.
     pub(super) fn pause(&mut self) {
+        self.pause_clock();
         if self.status.phase == Phase::Paused {
             return;
         }
         self.status.phase = Phase::Paused;
-        self.pause_clock();
         let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
         let message = format!("step {} waits for a user: {how}", self.status.step + 1);
         self.event(false, "Paused", message);

@@ -6,6 +6,7 @@ use tulle_crds::Phase;
 
 use super::{Action, Turn};
 use crate::model::WorkloadSeen;
+use crate::rollout::judge::Verdict;
 
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
@@ -31,6 +32,17 @@ impl Turn<'_> {
         }
         if self.failed_before(latest) {
             return self.serve_failed(target, latest);
+        }
+        if self.status.weight > 0 {
+            if target.replicas == 0 {
+                return;
+            }
+            // What was on trial and did not look good is not approved because the other has gone.
+            let failures = self.status.evidence.canary.failures;
+            if failures > 0 && self.judge().verdict != Verdict::Pass {
+                let because = self.status.evidence_summary.clone();
+                return self.fail(format!("no stable pod is left, and it did not pass: {because}"));
+            }
         }
         self.status.stable_gone_since = None;
         let because = format!("no pod of revision {} is left to compare with", self.status.approved_revision);

@@ -8,11 +8,14 @@ use super::{Turn, hold};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
-/// A version whose pods take traffic and are all broken for these seconds is bad. Before it has any, it is
-/// given what Kubernetes gives it (`progressDeadlineSeconds`).
-const BROKEN_AFTER: i64 = 30;
+/// A version whose pods take traffic and are all broken for these seconds is bad. That includes the time that a pod
+/// needs which replaces one of a drained node: the stable version serves meanwhile. Before it has any, and while it
+/// has no pod at all, it is given what Kubernetes gives it (`progressDeadlineSeconds`).
+const BROKEN_AFTER: i64 = 120;
 /// A canary that fails more than half of so many requests is not promoted for want of evidence.
 const UNFIT_AFTER: u64 = 20;
+/// Requests to the canary that each step needs, also where earlier steps have had enough.
+const ENOUGH_IN_A_STEP: u64 = 20;
 /// Waiting longer than this for requests is worth a sentence.
 const LONG_WAIT: f64 = 600.0;
 
@@ -69,8 +72,14 @@ impl Turn<'_> {
             return true;
         }
         let since = self.status.unready_since.get_or_insert(Time(self.seen.now)).clone();
+        if target.replicas == 0 {
+            self.status.unready_since = None;
+            return true;
+        }
+        let none = self.pods_on_trial(target).next().is_none();
         let patience = match self.status.weight {
             0 => i64::from(target.progress_deadline),
+            _ if none => i64::from(target.progress_deadline).max(BROKEN_AFTER),
             _ => BROKEN_AFTER,
         };
         if self.elapsed(Some(&since)) > SignedDuration::from_secs(patience) {
@@ -104,7 +113,9 @@ impl Turn<'_> {
         if attempts == 0 && evidence.stable.attempts == 0 {
             let none = match target.services.is_empty() {
                 true => "no meshed client has sent a request, and no Service selects the target",
-                false => "no meshed client has sent a request",
+                false => {
+                    "no meshed client has sent a request; those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
+                }
             };
             self.status.evidence_summary = none.to_owned();
         } else if attempts > 0 && missing > 0 {
@@ -133,7 +144,21 @@ impl Turn<'_> {
         if hold(step).is_none_or(|hold| held < hold) {
             return;
         }
-        match (self.judge().verdict, self.spec.judge.on_inconclusive) {
+        let judged = self.judge();
+        if judged.held {
+            return;
+        }
+        // Requests of earlier steps say nothing about a larger weight.
+        let since = self.evidence().canary.attempts.saturating_sub(self.status.evidence.before_step);
+        let silent = since < self.rules.min_requests.min(ENOUGH_IN_A_STEP);
+        let verdict = match judged.verdict {
+            Verdict::Pass if silent => Verdict::Inconclusive,
+            verdict => verdict,
+        };
+        if silent {
+            self.status.evidence_summary.push_str("; hardly a request to it since this step began");
+        }
+        match (verdict, self.spec.judge.on_inconclusive) {
             (Verdict::Inconclusive, OnInconclusive::Promote) if self.unfit() => {}
             (Verdict::Pass, _) | (Verdict::Inconclusive, OnInconclusive::Promote) => self.next_step(),
             (Verdict::Inconclusive, OnInconclusive::Rollback) => {

@@ -34,6 +34,8 @@ fn pods_that_all_break_end_the_rollout() {
         pod.containers_ready &= pod.revision != "new";
     }
     world.run(40);
+    assert_eq!(world.status.phase, Phase::Progressing, "a pod that replaces another needs its time");
+    world.run(90);
     assert_eq!(world.status.phase, Phase::Failed);
     assert_eq!(world.reasons().last(), Some(&"Failed"));
 }
@@ -240,4 +242,37 @@ fn a_version_that_its_controller_does_not_roll_out_yet_is_waited_for() {
     world.deploy("new");
     world.run(60);
     assert_eq!(world.status.approved_revision, "new");
+}
+
+#[test]
+fn what_did_not_look_good_is_not_approved_because_the_workload_is_scaled_to_zero_and_back() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "600s"}]}));
+    world.deploy("new");
+    world.run(20);
+    world.canary_failures = 60;
+    world.run(8);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 50));
+    let pods = std::mem::take(&mut world.target().pods);
+    world.target().replicas = 0;
+    world.rate = 0;
+    world.run(30);
+    assert_eq!(world.status.phase, Phase::Progressing, "nobody is asked anything meanwhile");
+    world.target().replicas = 4;
+    world.target().pods = pods.into_iter().filter(|pod| pod.revision == "new").collect();
+    world.run(15);
+    assert_eq!(world.status.phase, Phase::Failed, "{:?} {:?}", world.status.evidence, world.actions);
+    assert_eq!(world.status.approved_revision, "old");
+}
+
+#[test]
+fn a_step_does_not_pass_on_the_requests_of_earlier_ones() {
+    let mut world = World::quick();
+    world.deploy("new");
+    while world.status.weight < 25 {
+        world.run(1);
+    }
+    world.rate = 0;
+    world.run(60);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 25));
+    assert!(world.status.evidence_summary.contains("hardly a request"), "{}", world.status.evidence_summary);
 }
