@@ -59,9 +59,12 @@ fn operator_killed(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-killed")?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
-    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
-        "target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 25, "hold": "25s"}], "judge": {"minRequests": 50},
-    }}))?;
+    field.apply(
+        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
+            "target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 25, "hold": "40s"}],
+            "judge": {"minRequests": 50, "warmUp": "2s"},
+        }}),
+    )?;
     kube.wait_for("the stable revision", 20, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
     let arguments = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--version=v2"},
         {"op": "remove", "path": "/spec/template/spec/containers/0/args/2"}]);
@@ -73,7 +76,7 @@ fn operator_killed(kube: &Kube) -> Result<()> {
         let seen = field.get("canary/web", ".status.evidence.canary.attempts")?;
         seen.parse().with_context(|| format!("the attempts are not a number: {seen:?}"))
     };
-    kube.wait_for("evidence", 20, || Ok(evidence()? > 0))?;
+    kube.wait_for("evidence", 30, || Ok(evidence()? > 0))?;
     let before = evidence()?;
     let (failed, why) = field.failed_during("load", || {
         kube.run(&[
