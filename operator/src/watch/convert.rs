@@ -307,6 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn a_port_out_of_range_in_a_slice_is_left_out_and_the_others_stay() {
+        let object = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1"},
+            "addressType": "IPv4", "endpoints": [],
+            "ports": [{"name": "bad", "port": 70000}, {"name": "worse", "port": -1}, {"name": "http", "port": 80}]});
+        let slice = slice(&serde_json::from_value(object).unwrap());
+        assert_eq!(slice.ports, [("http".to_owned(), 80)]);
+    }
+
+    #[test]
     fn a_namespace_terminates_from_its_deletion_on() {
         let terminating = |metadata: Value, status: Value| {
             let object =

@@ -267,3 +267,12 @@ fn an_endpoint_that_could_not_be_reached_is_passed_over() {
     first.avoid();
     assert!((0..100).all(|_| two.pick(&[]).unwrap().endpoint != first.endpoint));
 }
+
+#[test]
+fn when_every_endpoint_with_a_share_was_tried_the_approved_version_serves() {
+    let endpoints = vec![endpoint(1, "old", false), endpoint(2, "new", false)];
+    let balancer = balancer(endpoints, &[("old", 0), ("new", 1000)]);
+    let first = balancer.pick(&[]).unwrap();
+    assert_eq!(&*first.endpoint.revision, "new");
+    assert_eq!(&*balancer.pick(&[first.endpoint.address]).unwrap().endpoint.revision, "old");
+}

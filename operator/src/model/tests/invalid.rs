@@ -49,3 +49,20 @@ fn a_policy_that_cannot_be_read_stays_as_it_was_last_read_and_is_listed() {
     model.apply_policy(key("shop", "p"), with_range("10.0.0.0/8", "Enforce"));
     assert_eq!(model.unreadable_policies().count(), 0);
 }
+
+#[test]
+fn a_policy_that_a_narrower_one_overrules_has_nothing_to_acknowledge_there() {
+    let other = Pod { labels: Box::new([]), ..pod("b", "10.1.0.2", "r1") };
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), other]);
+    model.apply_policy(
+        key("shop", "all"),
+        policy("all", 1, json!({"target": {"kind": "Namespace"}, "mtls": "Strict"})),
+    );
+    model.apply_policy(
+        key("shop", "web"),
+        policy("web", 2, json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Permissive"})),
+    );
+    assert!(!model.carries(&key("shop", "all"), "uid-a"), "the narrower one decides");
+    assert!(model.carries(&key("shop", "web"), "uid-a"));
+    assert!(model.carries(&key("shop", "all"), "uid-b"));
+}

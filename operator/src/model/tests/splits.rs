@@ -66,3 +66,12 @@ fn of_two_canaries_behind_a_service_the_older_sets_the_shares_and_the_younger_is
     assert!(model.split_obstacles(&own)[0].reason.contains("Canary web"));
     assert!(model.split_obstacles(&pod("a", "10.1.0.1", "r1").workload.unwrap()).is_empty());
 }
+
+#[test]
+fn at_a_weight_of_100_the_stable_version_serves_while_the_other_has_no_pod() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r2")]);
+    model.apply_canary(key("shop", "web"), trial(100));
+    assert_eq!(shares(&model), [("r1".into(), 0), ("r2".into(), 1000)]);
+    model.delete_pod("uid-b");
+    assert_eq!(shares(&model), [("r1".into(), 1000), ("r2".into(), 0)]);
+}
