@@ -15,6 +15,8 @@ use crate::model::{Key, Model, Pod};
 const RESTATE_WITHIN: Duration = Duration::from_secs(30);
 /// All pods are looked through at most this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long sidecars come back after a start of the operator.
+const STARTING: Duration = Duration::from_secs(60);
 
 /// How far the present shares of a Canary have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,14 +41,26 @@ pub struct PolicyAcknowledgement {
 }
 
 /// All sidecars that are connected to any replica, as far as this one knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    started: Instant,
     /// This replica's own.
     own: Mutex<Sidecars>,
     /// Those that other replicas tell the leader about. Apart, because they are not ours to pass on to the
     /// next leader.
     relayed: Mutex<Sidecars>,
     unheard: Mutex<Option<(Instant, Option<String>)>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            own: Mutex::default(),
+            relayed: Mutex::default(),
+            unheard: Mutex::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -255,8 +269,11 @@ impl Registry {
         let mut first: Option<&Pod> = None;
         for pod in model.pods() {
             let runs = pod.injected && pod.containers_ready && !pod.finished;
-            let heard =
-                || [&own, &relayed].iter().any(|all| all.by_pod.get(&pod.uid).is_some_and(Sidecar::is_heard));
+            // Just after a start, sidecars come back and have yet to say what they send to; later, one that comes
+            // is new.
+            let strict = self.started.elapsed() < STARTING;
+            let is_heard = |sidecar: &Sidecar| !strict || sidecar.is_heard();
+            let heard = || [&own, &relayed].iter().any(|all| all.by_pod.get(&pod.uid).is_some_and(is_heard));
             if !runs || pod.terminating || pod.host_network || heard() {
                 continue;
             }

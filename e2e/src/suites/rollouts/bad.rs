@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::{canary, deploy, deploy_with, flows, reaches, shop, status, watch};
+use super::{canary, deploy, deploy_with, flows, patch, reaches, shop, status, watch};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
@@ -37,10 +37,13 @@ pub(super) fn closes(kube: &Kube) -> Result<()> {
 
 pub(super) fn slow(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-slow", json!([{"weight": 20, "hold": "300s"}]), 50)?;
+    // On a machine that is as busy as that of the tests, one in a hundred requests to the stable version takes half a
+    // second.
+    patch(&field, &json!({"judge": {"latency": {"quantile": "p95"}}}))?;
     deploy_with(&field, "v2", &["--delay=1500", "--delayed=40"])?;
-    reaches(&field, "Failed", SOON)?;
+    reaches(&field, "Failed", 2 * SOON)?;
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("p99"), "the evidence summary does not name the latency: {because}");
+    ensure!(because.contains("p95"), "the evidence summary does not name the latency: {because}");
     Ok(())
 }
 

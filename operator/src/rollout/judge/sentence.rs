@@ -15,7 +15,7 @@ const SOME_FAILURES: u64 = 3;
 /// starting points.
 const NO_EVIDENCE: f64 = -0.65;
 /// As much for a slower canary.
-const LOOKS_SLOWER: f64 = 3.0;
+const LOOKS_SLOWER: f64 = 1.0;
 
 /// Judges.
 pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
@@ -93,6 +93,18 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
     let looks_worse = more && log_evidence > NO_EVIDENCE || log_evidence > LOOKS_WORSE;
     if stable.attempts > 0 && canary.failures > 0 && looks_worse {
         return Some(format!("looks worse than {worse_by}x, not surely yet"));
+    }
+    let forbidden = (share(canary.client_errors, canary), share(stable.client_errors, stable));
+    if rules.client_errors != OnClientErrors::Ignore
+        && canary.client_errors >= SOME_FAILURES
+        && forbidden.0 > worse_by * forbidden.1
+        && Test::ClientErrors.log_evidence(evidence) > NO_EVIDENCE
+    {
+        return Some(format!(
+            "answers {:.2}% with 4xx, the stable version {:.2}%, not surely worse yet",
+            forbidden.0 * 100.0,
+            forbidden.1 * 100.0
+        ));
     }
     let rule = rules.latency?;
     (Test::Latency(rule).log_evidence(evidence) > LOOKS_SLOWER)
