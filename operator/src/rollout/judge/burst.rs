@@ -39,7 +39,7 @@ impl Counting {
         if let Some(dispersion) = earlier.dispersion.filter(|dispersion| *dispersion <= INDEPENDENT) {
             return Self { divisor: dispersion.max(1.0), accepted: Some(accepted) };
         }
-        let typical = earlier.typical.clamp(1.0, LONGEST).max(earlier.dispersion.unwrap_or(1.0));
+        let typical = earlier.typical.clamp(1.0, LONGEST).max(earlier.dispersion.unwrap_or(1.0).min(LONGEST));
         Self { divisor: pods.iter().map(|pod| pod.events).fold(typical, f64::max), accepted: None }
     }
 
