@@ -114,7 +114,7 @@ impl Turn<'_> {
             let none = match target.services.is_empty() {
                 true => "no meshed client has sent a request, and no Service selects the target",
                 false => {
-                    "no meshed client has sent a request; those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
+                    "no request of a meshed client counts yet: the first to each pod are its warm-up, those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
                 }
             };
             self.status.evidence_summary = none.to_owned();
