@@ -150,7 +150,8 @@ pub struct Judge {
     /// Number of requests that the new version must have received during the rollout before a step can pass.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_requests: u32,
-    /// How long the first requests to a new pod are no evidence, such as 10s or 1m. 0s judges them too.
+    /// Time after the first request to a new pod during which its requests are not compared, such as 10s or 1m. With 0s
+    /// they are compared from the start.
     #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
     pub warm_up: String,
     /// What happens when the target returns to a revision that was approved before, as with `kubectl rollout undo`:
@@ -449,7 +450,7 @@ pub struct CanaryStatus {
     pub stable_gone_since: Option<Time>,
     /// The request id of the last action that a user requested with the annotation tulle.dev/action.
     pub last_action: String,
-    /// Request ids that were used, newest first: none of them acts again.
+    /// Ids of the actions that users have requested, newest first. An id has an effect only once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub used_actions: Vec<String>,
@@ -501,11 +502,11 @@ pub struct Evidence {
 pub struct AttemptTotals {
     /// Number of attempts.
     pub attempts: u64,
-    /// How many of them failed.
+    /// Number of attempts that failed.
     pub failures: u64,
-    /// How many of the failures the application has not seen, because it could not be reached.
+    /// Number of failed attempts that did not reach the application.
     pub unreached: u64,
-    /// How many were answered with HTTP 4xx.
+    /// Number of attempts that were answered with HTTP 4xx.
     pub client_errors: u64,
 }
 
@@ -513,8 +514,8 @@ pub struct AttemptTotals {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestEvidence {
-    /// Name of the comparison: errors, latency, clientErrors, successRate, p99, alone or sustained; with Dispersion at its
-    /// end, what is known of how its events come in bursts.
+    /// Name of the comparison: errors, latency, clientErrors, successRate, p99, alone or sustained. A name
+    /// that ends in Dispersion stands for how strongly the events of that comparison come in bursts.
     pub name: String,
     /// What the comparison remembers of the past: the stable version's quantile in microseconds, or the size of a
     /// typical burst.

@@ -164,17 +164,6 @@ impl Aggregates {
         inner.refused.iter().map(|(key, count)| (*key, *count)).collect()
     }
 
-    /// Everything counted for a revision, over all Services of its namespace.
-    pub fn revision(&self, namespace: &str, revision: &str) -> Counts {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let matching =
-            inner.destinations.iter().filter(|(d, _)| d.namespace == namespace && d.revision == revision);
-        matching.fold(Counts::default(), |sum, (_, (counts, _))| Counts {
-            requests: sum.requests.saturating_add(counts.requests),
-            failures: sum.failures.saturating_add(counts.failures),
-        })
-    }
-
     /// All destinations, for `/metrics`.
     pub fn all(&self) -> Vec<(Destination, Counts, Histogram)> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,8 +205,8 @@ mod tests {
             aggregates.add("pod", &TelemetryReport { process: 8, ..report }),
             "the sidecar was restarted"
         );
-        assert_eq!(aggregates.revision("shop", "a"), Counts { requests: 10, failures: 2 });
-        assert_eq!(aggregates.revision("shop", "b"), Counts::default());
+        let counted: Vec<Counts> = aggregates.all().into_iter().map(|(_, counts, _)| counts).collect();
+        assert_eq!(counted, [Counts { requests: 10, failures: 2 }]);
         aggregates.retain(|_| false, |_, _| false);
         assert!(aggregates.all().is_empty(), "of a revision that is no more nothing is kept");
     }
