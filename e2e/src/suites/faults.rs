@@ -232,12 +232,11 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
         logs.contains("refused a certificate for another pod"),
         "the refusal is not in the operator's log"
     );
-    let said = field.kubectl(&["logs", "impostor"])?;
-    ensure!(
-        said.contains("the token is bound to another pod"),
-        "the sidecar does not log the reason: {said}"
-    );
-    Ok(())
+    // The operator may refuse before the kubelet has written that the container runs.
+    kube.wait_for("the impostor's sidecar to log the reason", 30, || {
+        let said = field.kubectl(&["logs", "impostor"]).unwrap_or_default();
+        Ok(said.contains("the token is bound to another pod"))
+    })
 }
 
 fn uninstall(kube: &Kube) -> Result<()> {
