@@ -224,7 +224,8 @@ pub struct LatencyJudge {
     )]
     pub quantile: String,
     /// The new version fails when its quantile exceeds the stable version's quantile over the same period by this
-    /// factor, with the required confidence. Differences below 10 ms are never a reason. 0 turns the comparison off.
+    /// factor, with the required confidence. Where the quantile is above p90, p90 is compared in the same way.
+    /// Differences below 10 ms are never a reason. 0 turns the comparison off.
     #[schemars(
         range(min = 0.0, max = 1000.0),
         extend("x-kubernetes-validations" = [{
@@ -514,8 +515,8 @@ pub struct AttemptTotals {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestEvidence {
-    /// Name of the comparison: errors, latency, clientErrors, successRate, p99, alone or sustained. A name
-    /// that ends in Dispersion stands for how strongly the events of that comparison come in bursts.
+    /// Name of the comparison: errors, latency, latencyP90, clientErrors, successRate, p99, alone or sustained. A
+    /// name that ends in Dispersion stands for how strongly the events of that comparison come in bursts.
     pub name: String,
     /// What the comparison remembers of the past: the stable version's quantile in microseconds, or the size of a
     /// typical burst.

@@ -28,6 +28,8 @@ fn main() {
     }
     let latency = Scenario { slower: Some(1.0), ..good.clone() };
     alarms("independent, latencies judged too", &repeat(&latency, &rules, runs / 20));
+    let stalls = Scenario { stalls: 0.05, ..latency };
+    alarms("the same, pods stand still at times", &repeat(&stalls, &rules, runs / 20));
 
     println!();
     println!("Bad versions (100 requests/s, 0.1 % errors): found within 30 min, medians until then");
@@ -41,6 +43,15 @@ fn main() {
         for slower in [2.0, 5.0, 10.0] {
             let scenario = Scenario { slower: Some(slower), ..at.clone() };
             power(&format!("{slower}x slower"), weight, &repeat(&scenario, &rules, runs / 40));
+        }
+    }
+    println!("Pods stand still in one of twenty looks:");
+    for weight in [5, 20] {
+        let stalls = Scenario { slower: Some(1.0), stalls: 0.05, weights: vec![weight], ..good.clone() };
+        for delayed in [0.2, 0.4] {
+            let scenario = Scenario { delayed, ..stalls.clone() };
+            let name = format!("{:.0} % take 1.5 s longer", delayed * 100.0);
+            power(&name, weight, &repeat(&scenario, &rules, runs / 40));
         }
     }
     println!("At 1 % errors, 200 requests/s:");

@@ -37,13 +37,10 @@ pub(super) fn closes(kube: &Kube) -> Result<()> {
 
 pub(super) fn slow(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-slow", json!([{"weight": 20, "hold": "300s"}]), 50)?;
-    // The comparison with the stable version needs one that is not slow itself, which it is at times on a machine that
-    // is as busy as that of the tests.
-    patch(&field, &json!({"judge": {"objectives": {"p99": "1s"}}}))?;
     deploy_with(&field, "v2", &["--delay=1500", "--delayed=40"])?;
     reaches(&field, "Failed", SOON)?;
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("p99"), "the evidence summary does not name the latency: {because}");
+    ensure!(because.contains("the stable version's"), "the evidence summary does not name the latency: {because}");
     Ok(())
 }
 

@@ -47,6 +47,9 @@ const ENOUGH_TO_REMEMBER: u64 = 200;
 const LEAST_ALONE: f64 = 0.01;
 /// This many times the rate at which the stable version exceeds its own quantile is accepted.
 const LATENCY_MARGIN: f64 = 1.5;
+/// A quantile that is compared beside a higher one. A stable version that is slow now and then has a long p99, and
+/// what a new version adds to many requests is short beside it.
+const TYPICAL_QUANTILE: f64 = 0.9;
 /// Share of attempts that may exceed `objectives.p99`.
 const P99_RATE: f64 = 0.01;
 
@@ -129,6 +132,8 @@ impl Rules {
     fn tests(&self) -> Vec<Test> {
         let mut tests = vec![Test::Errors, Test::Alone];
         tests.extend(self.latency.map(Test::Latency));
+        let typical = self.latency.filter(|rule| rule.quantile > TYPICAL_QUANTILE);
+        tests.extend(typical.map(|rule| Test::Typical(LatencyRule { quantile: TYPICAL_QUANTILE, ..rule })));
         if self.client_errors != OnClientErrors::Ignore {
             tests.push(Test::ClientErrors);
         }
@@ -204,6 +209,8 @@ enum Test {
     /// Failures of a canary that is meant to get every request.
     Alone,
     Latency(LatencyRule),
+    /// The same of [`TYPICAL_QUANTILE`].
+    Typical(LatencyRule),
     ClientErrors,
     SuccessRate(f64),
     P99(u64),
@@ -216,6 +223,7 @@ impl Test {
             Self::Errors => "errors",
             Self::Alone => "alone",
             Self::Latency(_) => "latency",
+            Self::Typical(_) => "latencyP90",
             Self::ClientErrors => "clientErrors",
             Self::SuccessRate(_) => "successRate",
             Self::P99(_) => "p99",
@@ -236,7 +244,7 @@ impl Test {
     fn against(self, rules: &Rules, evidence: &Evidence) -> Against {
         match self {
             Self::Errors | Self::ClientErrors => Against::Stable(rules.errors_worse_by),
-            Self::Latency(_) => Against::Stable(LATENCY_MARGIN),
+            Self::Latency(_) | Self::Typical(_) => Against::Stable(LATENCY_MARGIN),
             Self::Alone => Against::Limit(rules.alone_rate(evidence)),
             Self::SuccessRate(rate) => Against::Limit(1.0 - rate),
             Self::P99(_) => Against::Limit(P99_RATE),
@@ -249,7 +257,7 @@ impl Test {
             Self::Errors | Self::Alone | Self::SuccessRate(_) => Pod::all(block, answered_or_not, failures),
             Self::ClientErrors => Pod::all(block, answered_or_not, client_errors),
             Self::P99(limit) => Pod::all(block, answered, |pod| latency::slower(&pod.latency, limit as f64)),
-            Self::Latency(rule) => reference.map_or_else(Vec::new, |stable| {
+            Self::Latency(rule) | Self::Typical(rule) => reference.map_or_else(Vec::new, |stable| {
                 Pod::all(block, answered, |pod| latency::events(pod, stable, rule))
             }),
         }
@@ -267,7 +275,7 @@ impl Test {
         if self == Self::Alone && (!alone || compared) {
             return [test, dispersion.store(name)];
         }
-        let typical = if matches!(self, Self::Latency(_)) { 1.0 } else { before.unwrap_or(1.0) };
+        let typical = if matches!(self, Self::Latency(_) | Self::Typical(_)) { 1.0 } else { before.unwrap_or(1.0) };
         let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
         // The version whose events show how large bursts are.
         let (increments, canary) = match self.against(rules, evidence) {
@@ -276,7 +284,7 @@ impl Test {
         };
         dispersion.add(&pods, canary);
         test.reference = match self {
-            Self::Latency(rule) => latency::reference(before, block, rule),
+            Self::Latency(rule) | Self::Typical(rule) => latency::reference(before, block, rule),
             _ => Some(burst::typical(before, &pods, canary)),
         };
         if let Some(increments) = increments {

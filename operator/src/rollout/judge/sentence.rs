@@ -106,8 +106,10 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
             forbidden.1 * 100.0
         ));
     }
+    let latency = |test: &Test| matches!(test, Test::Latency(_) | Test::Typical(_));
+    let slower = |test: Test| test.log_evidence(evidence) > LOOKS_SLOWER;
     let rule = rules.latency?;
-    (Test::Latency(rule).log_evidence(evidence) > LOOKS_SLOWER)
+    (rules.tests().into_iter().filter(latency).any(slower))
         .then(|| format!("canary looks slower than {}x, not surely yet", rule.worse_by))
 }
 
@@ -117,7 +119,7 @@ fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
     let finding = match test {
         Test::Errors => format!("worse than {}x", rules.errors_worse_by),
         Test::Alone => format!("worse than {:.1}%", rules.alone_rate(evidence) * 100.0),
-        Test::Latency(rule) => slower_than(test, rule, evidence),
+        Test::Latency(rule) | Test::Typical(rule) => slower_than(test, rule, evidence),
         Test::ClientErrors => {
             let answered = |totals: &AttemptTotals| {
                 let share = share(totals.client_errors, totals) * 100.0;

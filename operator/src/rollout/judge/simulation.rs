@@ -32,6 +32,11 @@ pub struct Scenario {
     pub bad_from: u32,
     /// Latencies are simulated too: how many times slower the canary is.
     pub slower: Option<f64>,
+    /// Share of the canary's requests that take 1.5 s longer, where latencies are simulated.
+    pub delayed: f64,
+    /// Share of all looks in which a pod stands still and every third of its requests takes half a second longer,
+    /// where latencies are simulated.
+    pub stalls: f64,
     /// Length in seconds.
     pub seconds: u32,
 }
@@ -50,6 +55,8 @@ impl Default for Scenario {
             worse: 1.0,
             bad_from: 0,
             slower: None,
+            delayed: 0.0,
+            stalls: 0.0,
             seconds: 1800,
         }
     }
@@ -129,9 +136,18 @@ impl Scenario {
         pod.totals.failures += failures;
         if let Some(slower) = self.slower {
             let factor = if bad { slower } else { 1.0 };
+            let stalled = self.stalls > 0.0 && dice.uniform() < self.stalls;
+            let delayed = if bad { self.delayed } else { 0.0 };
             for _ in 0..count {
                 // Lognormal: median 40 ms, p99 about 130 ms.
-                pod.latency.record((40_000.0 * factor * (0.5 * dice.normal()).exp()) as u64);
+                let mut micros = 40_000.0 * factor * (0.5 * dice.normal()).exp();
+                if stalled && dice.uniform() < 1.0 / 3.0 {
+                    micros += 500_000.0;
+                }
+                if delayed > 0.0 && dice.uniform() < delayed {
+                    micros += 1_500_000.0;
+                }
+                pod.latency.record(micros as u64);
             }
         }
         failures
