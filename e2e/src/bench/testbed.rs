@@ -74,12 +74,12 @@ impl Testbed {
             .with_context(|| format!("cannot start {program}"))
     }
 
-    /// A command in a namespace. `nsenter` and `prlimit` execute the program in their own process, so the child's
+    /// A command in a namespace. `nsenter` and `sh` execute the program in their own process, so the child's
     /// process id is the program's.
     pub fn inside(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{namespace}"));
-        command.args(["prlimit", "--nofile=65536:65536"]).arg(program);
+        command.args(["sh", "-c", "ulimit -Sn \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]).arg(program);
         command
     }
 
