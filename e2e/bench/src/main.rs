@@ -112,7 +112,12 @@ fn model(arguments: &Arguments) -> Model {
             ..Pod::default()
         });
     }
-    let ports = [("http", 80, 8080, "http"), ("bulk", 5201, 5201, "tcp")];
+    let ports = [
+        ("http", 80, 8080, "http"),
+        ("opaque", 81, 8081, "tcp"),
+        ("http2", 82, 8082, "h2c"),
+        ("bulk", 5201, 5201, "tcp"),
+    ];
     let service_ports = ports.iter().map(|(name, port, _, protocol)| ServicePort {
         name: (*name).to_owned(),
         port: *port,

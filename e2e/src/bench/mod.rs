@@ -1,39 +1,75 @@
-//! `cargo xtask bench`: compares no proxy, Tulle and Envoy.
+//! `cargo xtask bench`: compares no proxy, Tulle, Envoy and HAProxy.
 //!
 //! The path is client → outbound proxy → inbound proxy → server, in two network namespaces, with mutual TLS between the
-//! proxies. Envoy is configured as in a mesh, and each proxy has one worker. Compare only figures of the same run:
-//! absolute figures depend on the machine and its other load.
+//! proxies. Envoy is configured as in a mesh, HAProxy speaks HTTP/2 between the two, and each proxy has one worker.
+//! Compare only figures of the same run: absolute figures depend on the machine and its other load.
 //!
 //! ```text
-//!   testbed namespaces, server, load generators
-//!   proxies Tulle's pair and Envoy's pair
+//!   testbed namespaces and servers
+//!   proxies a pair of proxies: tulle, envoy, haproxy
+//!   measure load generators and figures
 //! ```
 
+mod envoy;
+mod haproxy;
+mod measure;
 mod proxies;
 mod testbed;
+mod tulle;
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::host;
 use crate::progress::step;
-use proxies::ProxyPair;
-use testbed::{Measurement, Testbed};
+use measure::Figures;
+use proxies::{Product, ProxyPair};
+use testbed::Testbed;
 
 /// Programs that the benchmark needs, and their Debian packages.
 const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
     ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
     ("iperf3", "iperf3"),
     ("ip", "iproute2"),
     ("setpriv", "util-linux"),
     ("pip3", "python3-pip"),
+    ("python3", "python3"),
 ];
 
-/// Duration of each measurement, in seconds.
-const SECONDS: u64 = 8;
+/// A row of the table.
+struct Row {
+    figure: &'static str,
+    label: &'static str,
+    /// The figure without a proxy is subtracted.
+    added: bool,
+}
+
+const fn row(figure: &'static str, label: &'static str) -> Row {
+    Row { figure, label, added: false }
+}
+
+const ROWS: &[Row] = &[
+    row("http1_rate", "HTTP/1.1, 1 KiB, 64 connections: requests/s"),
+    row("http1_cpu", "HTTP/1.1: CPU s per million requests"),
+    row("http2_rate", "HTTP/2, 1 KiB, 16 × 8 streams: requests/s"),
+    row("http2_cpu", "HTTP/2: CPU s per million requests"),
+    row("post_cpu", "HTTP/2 POST of 128 bytes, as gRPC: CPU s per million"),
+    row("opaque_cpu", "opaque request and answer, kept connections: CPU s per million"),
+    row("connections", "new opaque connections/s"),
+    row("connection_cpu", "new opaque connections: CPU s per million"),
+    Row { figure: "p50", label: "at 1,000 requests/s: p50 added, µs", added: true },
+    Row { figure: "p99", label: "at 1,000 requests/s: p99 added, µs", added: true },
+    row("bulk", "one opaque connection, bulk: GB/s"),
+    row("idle", "outbound memory idle, MiB"),
+    row("http_idle", "with 1,000 idle HTTP connections, MiB"),
+    row("tcp_idle", "with 1,000 idle TCP connections, MiB"),
+    row("rested", "a minute after the load ÷ idle"),
+    row("start", "exec to first response, ms"),
+];
 
 /// Runs the benchmark and prints the table.
 pub fn run(rounds: usize) -> Result<()> {
@@ -43,59 +79,46 @@ pub fn run(rounds: usize) -> Result<()> {
     let testbed = Testbed::new()?;
     let mut table = Vec::new();
     for round in 1..=rounds {
-        step(&format!("round {round} of {rounds}: no proxy"));
-        table.push(("none", measure(&testbed, None)?));
-        step(&format!("round {round} of {rounds}: Tulle"));
-        let tulle = ProxyPair::tulle(&testbed, &programs)?;
-        table.push(("Tulle", measure(&testbed, Some(&tulle))?));
-        drop(tulle);
-        step(&format!("round {round} of {rounds}: Envoy"));
-        let envoy = ProxyPair::envoy(&testbed, &programs)?;
-        table.push(("Envoy", measure(&testbed, Some(&envoy))?));
+        // Tulle first: its control plane writes the certificates that the others use.
+        for product in [Product::Tulle, Product::Envoy, Product::HaProxy, Product::None] {
+            step(&format!("round {round} of {rounds}: {}", product.name()));
+            let mut pair = ProxyPair::start(product, &testbed, &programs)?;
+            table.push((product, testbed.noting(measure::all(&testbed, &mut pair))?));
+        }
     }
     print!("{}", report(&table));
     Ok(())
 }
 
-fn measure(testbed: &Testbed, pair: Option<&ProxyPair>) -> Result<Measurement> {
-    let target = pair.map_or_else(|| testbed.direct(), ProxyPair::target);
-    testbed.wait_for(&target)?;
-    std::thread::sleep(Duration::from_secs(2));
-    let idle = pair.map_or(0, ProxyPair::rss_kib);
-    let before = pair.map_or(0.0, ProxyPair::cpu_seconds);
-    let (rps, requests) = testbed.closed_loop(&target, SECONDS)?;
-    let cpu = pair.map_or(0.0, ProxyPair::cpu_seconds) - before;
-    let (p50, p99) = testbed.open_loop(&target, SECONDS)?;
-    let bulk =
-        testbed.bulk(&pair.map_or_else(|| testbed.direct_bulk(), ProxyPair::bulk_target), SECONDS / 2)?;
-    let per_million = if requests > 0 { cpu * 1e6 / requests as f64 } else { 0.0 };
-    Ok(Measurement { rps, cpu_per_million: per_million, p50, p99, bulk, idle_kib: idle / 2 })
-}
-
-fn report(table: &[(&str, Measurement)]) -> String {
-    let mut out = String::new();
-    let mean = |name: &str, value: &dyn Fn(&Measurement) -> f64| {
-        let mut values: Vec<f64> = table.iter().filter(|(n, _)| *n == name).map(|(_, m)| value(m)).collect();
+fn report(table: &[(Product, Figures)]) -> String {
+    let median = |product: Product, figure: &str| {
+        let of = table.iter().filter(|(of, _)| *of == product);
+        let mut values: Vec<f64> = of.filter_map(|(_, figures)| figures.get(figure)).copied().collect();
         values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(0.0)
+        values.get(values.len() / 2).copied()
     };
-    let _ = writeln!(out, "\nMedians. CPU is that of both proxies, memory that of one proxy.\n");
-    let _ = writeln!(out, "| | none | Tulle | Envoy | Tulle ÷ Envoy |\n|---|---|---|---|---|");
-    type Row<'a> = (&'a str, &'a dyn Fn(&Measurement) -> f64, bool);
-    let rows: [Row<'_>; 6] = [
-        ("HTTP/1.1, 1 KiB, 64 connections: requests/s", &|m| m.rps, false),
-        ("CPU seconds per million requests", &|m| m.cpu_per_million, false),
-        ("at 1,000 requests/s: p50 added, µs", &|m| m.p50, true),
-        ("at 1,000 requests/s: p99 added, µs", &|m| m.p99, true),
-        ("opaque TCP, bulk: GB/s", &|m| m.bulk, false),
-        ("idle memory of one proxy, MiB", &|m| m.idle_kib as f64 / 1024.0, false),
-    ];
-    for (name, value, added) in rows {
-        let [none, tulle, envoy] = ["none", "Tulle", "Envoy"].map(|which| mean(which, value));
-        let base = if added { none } else { 0.0 };
-        let ratio = (tulle - base) / (envoy - base);
-        let _ =
-            writeln!(out, "| {name} | {none:.2} | {:.2} | {:.2} | {ratio:.2} |", tulle - base, envoy - base);
+    let mut out =
+        String::from("\nMedians. CPU is that of both proxies, memory that of the outbound one.\n\n|");
+    for product in Product::ALL {
+        let _ = write!(out, " | {}", product.name());
+    }
+    let _ = writeln!(out, " | Tulle ÷ Envoy | Tulle ÷ HAProxy |\n|---|---|---|---|---|---|---|");
+    for row in ROWS {
+        let base = if row.added { median(Product::None, row.figure).unwrap_or(0.0) } else { 0.0 };
+        let value = |product| match product {
+            Product::None => median(product, row.figure).filter(|value| *value > 0.0),
+            product => median(product, row.figure).map(|value| value - base),
+        };
+        let _ = write!(out, "| {}", row.label);
+        for product in Product::ALL {
+            let _ =
+                write!(out, " | {}", value(product).map_or("–".to_owned(), |value| format!("{value:.2}")));
+        }
+        for other in [Product::Envoy, Product::HaProxy] {
+            let ratio = value(Product::Tulle).zip(value(other)).map(|(tulle, other)| tulle / other);
+            let _ = write!(out, " | {}", ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")));
+        }
+        out.push_str(" |\n");
     }
     out
 }

@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use crate::host;
 
@@ -15,23 +14,6 @@ use crate::host;
 pub const CLIENT: (&str, &str) = ("tulle-bench-client", "10.77.0.1");
 /// The server's namespace and address.
 pub const SERVER: (&str, &str) = ("tulle-bench-server", "10.77.0.2");
-
-/// Results of one round with one set of proxies.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Measurement {
-    /// Requests per second at 64 connections.
-    pub rps: f64,
-    /// CPU seconds of both proxies per million requests.
-    pub cpu_per_million: f64,
-    /// Median latency at 1,000 requests per second, in microseconds.
-    pub p50: f64,
-    /// 99th percentile of latency at 1,000 requests per second, in microseconds.
-    pub p99: f64,
-    /// Throughput of one TCP connection, in GB per second.
-    pub bulk: f64,
-    /// Memory of one proxy before load.
-    pub idle_kib: u64,
-}
 
 /// The namespaces, and the servers that all rounds share.
 pub struct Testbed {
@@ -64,21 +46,16 @@ impl Testbed {
         ] {
             host::output(Command::new("ip").args(command.split(' ')))?;
         }
+        for (namespace, _) in [CLIENT, SERVER] {
+            // New connections by the thousand must not run out of ports.
+            let ports = ["-q", "-w", "net.ipv4.ip_local_port_range=1024 65535", "net.ipv4.tcp_tw_reuse=1"];
+            host::output(testbed.inside(namespace, "sysctl").args(ports))?;
+        }
         let nginx = testbed.nginx()?;
         testbed.servers.push(nginx);
         let iperf = testbed.start(SERVER.0, "iperf3", &["-s", "-p", "5201"])?;
         testbed.servers.push(iperf);
         Ok(testbed)
-    }
-
-    /// `host:port` of the HTTP server, without a proxy.
-    pub fn direct(&self) -> String {
-        format!("{}:8080", SERVER.1)
-    }
-
-    /// Host and port of the iperf3 server, without a proxy.
-    pub fn direct_bulk(&self) -> (String, u16) {
-        (SERVER.1.to_owned(), 5201)
     }
 
     /// Starts a program in a namespace.
@@ -97,23 +74,26 @@ impl Testbed {
             .with_context(|| format!("cannot start {program}"))
     }
 
-    /// A command in a namespace. `nsenter` executes the program in its own process, so the child's process id is the
-    /// program's.
+    /// A command in a namespace. `nsenter` and `sh` execute the program in their own process, so the child's
+    /// process id is the program's.
     pub fn inside(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
+        command.arg(format!("--net=/run/netns/{namespace}"));
+        command.args(["sh", "-c", "ulimit -Sn \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]).arg(program);
         command
     }
 
     fn nginx(&self) -> Result<Child> {
         fs::write(self.folder.join("body"), "x".repeat(1024))?;
+        fs::write(self.folder.join("request"), "x".repeat(128))?;
         let folder = self.folder.display();
         let config = format!(
             "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 4096; }}
-http {{ access_log off; keepalive_requests 100000000; root {folder};
+http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 1h; root {folder};
   client_body_temp_path {folder}/t; proxy_temp_path {folder}/t; fastcgi_temp_path {folder}/t; uwsgi_temp_path {folder}/t; scgi_temp_path {folder}/t;
-  open_file_cache max=10; server {{ listen 8080 backlog=4096; location / {{ try_files /body =404; }} }} }}
+  open_file_cache max=10; server {{ listen 8080 backlog=4096; listen 8081 backlog=4096; listen 8082 http2 backlog=4096;
+  location / {{ try_files /body =404; }} location /post {{ return 200 \"xxxxxxxxxxxxxxxx\"; }} }} }}
 user root;
 "
         );
@@ -134,52 +114,13 @@ user root;
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        self.failed.set(true);
-        bail!("no successful response from {target} within 20 s; logs are in {}", self.folder.display())
+        bail!("no successful response from {target} within 20 s")
     }
 
-    /// Sends as many requests as 64 connections allow; returns requests per second and their number.
-    pub fn closed_loop(&self, target: &str, seconds: u64) -> Result<(f64, u64)> {
-        let (url, duration) = (format!("http://{target}/"), format!("-d{seconds}s"));
-        let text = host::output(self.inside(CLIENT.0, "wrk").args(["-t1", "-c64", &duration, &url]))?;
-        let number = |line: &str| line.split_whitespace().find_map(|word| word.parse::<f64>().ok());
-        let rps = text.lines().find(|line| line.contains("Requests/sec")).and_then(number);
-        let requests = text.lines().find(|line| line.contains("requests in")).and_then(number);
-        if text.contains("Non-2xx") || text.contains("Socket errors") {
-            bail!("requests failed:\n{text}");
-        }
-        Ok((
-            rps.context("no request rate in the output of wrk")?,
-            requests.context("no request count in the output of wrk")? as u64,
-        ))
-    }
-
-    /// Sends 1,000 requests per second, independent of the response times; returns p50 and p99 in microseconds.
-    pub fn open_loop(&self, target: &str, seconds: u64) -> Result<(f64, f64)> {
-        let shop = std::env::current_exe()?.with_file_name("shop");
-        let mut command = self.inside(CLIENT.0, &shop.display().to_string());
-        command.args(["load", "--rate=1000", "--post-every=0", "--any-body"]);
-        command.arg(format!("--target={target}")).arg(format!("--seconds={seconds}"));
-        let text = host::output(&mut command)?;
-        let line: Value =
-            serde_json::from_str(text.lines().last().context("no output of the load generator")?)?;
-        if line["failed"] != 0 {
-            bail!("requests failed: {line}");
-        }
-        let value = |name: &str| line[name].as_f64().unwrap_or(0.0);
-        Ok((value("p50_us"), value("p99_us")))
-    }
-
-    /// Sends bytes through one connection; returns GB per second.
-    pub fn bulk(&self, target: &(String, u16), seconds: u64) -> Result<f64> {
-        let port = target.1.to_string();
-        let seconds = seconds.to_string();
-        let text = host::output(
-            self.inside(CLIENT.0, "iperf3").args(["-c", &target.0, "-p", &port, "-t", &seconds, "-J"]),
-        )?;
-        let result: Value = serde_json::from_str(&text)?;
-        let bits = result["end"]["sum_received"]["bits_per_second"].as_f64();
-        Ok(bits.context("no rate in the output of iperf3")? / 8e9)
+    /// Keeps the files with the logs when a measurement failed.
+    pub fn noting<T>(&self, outcome: Result<T>) -> Result<T> {
+        self.failed.set(self.failed.get() || outcome.is_err());
+        outcome.with_context(|| format!("logs are in {}", self.folder.display()))
     }
 
     fn clear(&self) {

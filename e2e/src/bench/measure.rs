@@ -1,0 +1,185 @@
+//! What is measured of a pair of proxies, and with which load generator.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::proxies::ProxyPair;
+use super::testbed::{CLIENT, Testbed};
+use crate::host;
+
+/// Figures by the name of their row.
+pub type Figures = BTreeMap<&'static str, f64>;
+
+/// Duration of each load, in seconds.
+const SECONDS: u64 = 8;
+/// Idle connections that are held.
+const HELD: usize = 1000;
+/// Time after the load at which memory is looked at again.
+const REST: Duration = Duration::from_secs(60);
+
+/// The clients that no load generator offers.
+const CLIENTS: &str = include_str!("clients.py");
+
+/// Measures everything. The order matters: memory is looked at before the first load, and again when all has rested.
+pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
+    let mut figures = Figures::new();
+    testbed.wait_for(&host_and_port(&pair.targets.http1))?;
+    if let Some(milliseconds) = start_up(testbed, pair)? {
+        figures.insert("start", milliseconds);
+    }
+    sleep(Duration::from_secs(2));
+    figures.insert("idle", pair.memory());
+    for (name, target) in [("http_idle", &pair.targets.http1), ("tcp_idle", &pair.targets.opaque)] {
+        let clients = Held::open(testbed, target)?;
+        figures.insert(name, pair.memory());
+        drop(clients);
+    }
+    sleep(Duration::from_secs(2));
+    let http1 = host_and_port(&pair.targets.http1);
+    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &http1, &[], SECONDS))?;
+    figures.extend([("http1_rate", rate), ("http1_cpu", cpu)]);
+    let http2 = host_and_port(&pair.targets.http2);
+    let (rate, cpu) = with_cpu(pair, || h2load(testbed, &http2, false))?;
+    figures.extend([("http2_rate", rate), ("http2_cpu", cpu)]);
+    figures.insert("post_cpu", with_cpu(pair, || h2load(testbed, &http2, true))?.1);
+    let opaque = host_and_port(&pair.targets.opaque);
+    figures.insert("opaque_cpu", with_cpu(pair, || wrk(testbed, &opaque, &[], SECONDS))?.1);
+    let close = ["-H", "Connection: close"];
+    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &opaque, &close, SECONDS / 2))?;
+    figures.extend([("connections", rate), ("connection_cpu", cpu)]);
+    let (p50, p99) = open_loop(testbed, &http1)?;
+    figures.extend([("p50", p50), ("p99", p99)]);
+    figures.insert("bulk", bulk(testbed, &pair.targets.bulk)?);
+    if pair.memory() > 0.0 {
+        sleep(REST);
+        let idle = figures.get("idle").copied().unwrap_or(0.0);
+        figures.insert("rested", pair.memory() / idle);
+    }
+    Ok(figures)
+}
+
+fn host_and_port((host, port): &(String, u16)) -> String {
+    format!("{host}:{port}")
+}
+
+/// Rate of a load, and CPU seconds of both proxies per million of its requests.
+fn with_cpu(pair: &ProxyPair<'_>, load: impl FnOnce() -> Result<(f64, f64)>) -> Result<(f64, f64)> {
+    let before = pair.cpu_seconds();
+    let (rate, requests) = load()?;
+    ensure!(requests > 0.0, "a load generator sent no request");
+    Ok((rate, (pair.cpu_seconds() - before) * 1e6 / requests))
+}
+
+/// Milliseconds from the start of the outbound proxy to the first successful response through it.
+fn start_up(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Option<f64>> {
+    pair.stop_outbound();
+    let (host, port) = &pair.targets.http1;
+    let mut waiting = clients(testbed, &["first", host, &port.to_string()]).stdout(Stdio::piped()).spawn()?;
+    sleep(Duration::from_millis(500));
+    let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    if !pair.start_outbound()? {
+        let _ = waiting.kill();
+        let _ = waiting.wait();
+        return Ok(None);
+    }
+    let mut text = String::new();
+    waiting.stdout.take().context("the client has no output")?.read_to_string(&mut text)?;
+    ensure!(waiting.wait()?.success(), "no response through the proxy that was started again");
+    let first: f64 = text.trim().parse().context("the client printed no time")?;
+    Ok(Some((first - started.as_secs_f64()) * 1000.0))
+}
+
+fn clients(testbed: &Testbed, arguments: &[&str]) -> Command {
+    let mut command = testbed.inside(CLIENT.0, "python3");
+    command.args(["-c", CLIENTS]).args(arguments);
+    command
+}
+
+/// Connections that have each served one request and stay open.
+struct Held(Child);
+
+impl Held {
+    fn open(testbed: &Testbed, (host, port): &(String, u16)) -> Result<Self> {
+        let arguments = ["hold", host, &port.to_string(), &HELD.to_string()];
+        let mut command = clients(testbed, &arguments);
+        let mut held = Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+        let mut line = String::new();
+        BufReader::new(held.0.stdout.take().context("the client has no output")?).read_line(&mut line)?;
+        ensure!(line.trim() == "held", "{HELD} connections could not be held");
+        sleep(Duration::from_secs(3));
+        Ok(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As many requests as 64 connections allow: their rate and number.
+fn wrk(testbed: &Testbed, target: &str, more: &[&str], seconds: u64) -> Result<(f64, f64)> {
+    let (url, duration) = (format!("http://{target}/"), format!("-d{seconds}s"));
+    let mut command = testbed.inside(CLIENT.0, "wrk");
+    let text = host::output(command.args(["-t1", "-c64", &duration]).args(more).arg(&url))?;
+    if text.contains("Non-2xx") || text.contains("Socket errors") {
+        bail!("requests to {target} failed:\n{text}");
+    }
+    Ok((figure(&text, "Requests/sec", 1)?, figure(&text, "requests in", 0)?))
+}
+
+/// As many requests as 16 connections with 8 streams each allow: their rate and number.
+fn h2load(testbed: &Testbed, target: &str, post: bool) -> Result<(f64, f64)> {
+    let body = testbed.folder.join("request");
+    let body = body.display().to_string();
+    let duration = SECONDS.to_string();
+    let mut command = testbed.inside(CLIENT.0, "h2load");
+    command.args(["-t1", "-c16", "-m8", "-D", &duration]);
+    if post {
+        command.args(["-d", &body, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
+    }
+    let path = if post { "post" } else { "" };
+    let text = host::output(command.arg(format!("http://{target}/{path}")))?;
+    let done = figure(&text, "requests: ", 5)?;
+    let good = text.contains(" 0 failed, 0 errored, 0 timeout") && text.contains(" 0 4xx, 0 5xx");
+    ensure!(good && done > 0.0, "requests to {target} failed:\n{text}");
+    Ok((done / SECONDS as f64, done))
+}
+
+/// The number that is word `place` of the line with this text.
+fn figure(text: &str, line: &str, place: usize) -> Result<f64> {
+    let found = text.lines().find(|found| found.contains(line));
+    let word = found.and_then(|found| found.split_whitespace().nth(place));
+    let number = word.and_then(|word| word.parse().ok());
+    number.with_context(|| format!("no {line:?} in the output of a load generator:\n{text}"))
+}
+
+/// 1,000 requests per second, independent of the response times: p50 and p99 in microseconds.
+fn open_loop(testbed: &Testbed, target: &str) -> Result<(f64, f64)> {
+    let shop = std::env::current_exe()?.with_file_name("shop");
+    let mut command = testbed.inside(CLIENT.0, &shop.display().to_string());
+    command.args(["load", "--rate=1000", "--post-every=0", "--any-body"]);
+    command.arg(format!("--target={target}")).arg(format!("--seconds={SECONDS}"));
+    let text = host::output(&mut command)?;
+    let line: Value = serde_json::from_str(text.lines().last().context("no output of the load generator")?)?;
+    ensure!(line["failed"] == 0, "requests failed: {line}");
+    let value = |name: &str| line[name].as_f64().unwrap_or(0.0);
+    Ok((value("p50_us"), value("p99_us")))
+}
+
+/// Bytes through one connection, in GB per second.
+fn bulk(testbed: &Testbed, (host, port): &(String, u16)) -> Result<f64> {
+    let (port, seconds) = (port.to_string(), (SECONDS / 2).to_string());
+    let mut command = testbed.inside(CLIENT.0, "iperf3");
+    let text = host::output(command.args(["-c", host, "-p", &port, "-t", &seconds, "-J"]))?;
+    let result: Value = serde_json::from_str(&text)?;
+    let bits = result["end"]["sum_received"]["bits_per_second"].as_f64();
+    Ok(bits.context("no rate in the output of iperf3")? / 8e9)
+}
