@@ -1,5 +1,5 @@
 """A gRPC client. `once TARGET`: one call of each kind. `load TARGET RATE`: streams of two seconds at a
-fixed rate; each must arrive whole. Prints JSON."""
+fixed rate; each must arrive whole. `streams TARGET COUNT`: long streams on one channel. Prints JSON."""
 import json
 import sys
 import threading
@@ -54,7 +54,32 @@ def load(target, rate):
         time.sleep(max(0, due - time.monotonic()))
 
 
+def streams(target, wanted):
+    """How many long streams begin on one channel."""
+    channel, began, lock = grpc.insecure_channel(target), [0], threading.Lock()
+
+    def first(call):
+        try:
+            next(call)
+            with lock:
+                began[0] += 1
+        except grpc.RpcError:
+            pass
+
+    calls = [method(channel, "unary_stream", "Count")(b"2 20000", wait_for_ready=True) for _ in range(wanted)]
+    for call in calls:
+        threading.Thread(target=first, args=(call,), daemon=True).start()
+    end = time.monotonic() + 10
+    while began[0] < wanted and time.monotonic() < end:
+        time.sleep(0.1)
+    print(json.dumps({"began": began[0]}))
+    for call in calls:
+        call.cancel()
+
+
 if sys.argv[1] == "once":
     once(sys.argv[2])
+elif sys.argv[1] == "streams":
+    streams(sys.argv[2], int(sys.argv[3]))
 else:
     load(sys.argv[2], int(sys.argv[3]))

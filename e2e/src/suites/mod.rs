@@ -5,6 +5,7 @@
 //! Suites that other tests would disturb ([`Suite::alone`]) run afterwards, one test at a time.
 
 mod admission;
+mod applications;
 mod control;
 mod faults;
 mod framing;
@@ -61,6 +62,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "control", tests: control::TESTS, alone: false },
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
+    Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
     // This suite counts lost requests while pods end. A client that learns of an end a second late loses a
     // request, with a mesh and without, so that no other test may keep the machine busy.
