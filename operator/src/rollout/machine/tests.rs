@@ -436,7 +436,8 @@ fn a_bad_version_is_stopped_although_a_client_refuses_and_is_undone_without_it()
 fn where_requests_cannot_be_split_the_step_is_held_and_the_service_named() {
     let mut world = World::quick();
     world.deploy("new");
-    let obstacle = SplitObstacle { service: "web".to_owned(), reason: "it selects two workloads".to_owned() };
+    let (service, reason) = ("web".to_owned(), "it selects two workloads".to_owned());
+    let obstacle = SplitObstacle { service, code: "ClientsDialPods", reason };
     world.seen.obstacles = vec![obstacle];
     world.run(100);
     assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", "NoSplit")));
