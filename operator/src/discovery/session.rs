@@ -136,14 +136,20 @@ impl Session {
                 }
                 () = wait(send_at), if send_at.is_some() => {
                     send_at = None;
-                    for name in wake.take().names {
-                        for changed in self.changed(state, &name) {
-                            self.send_resource(&changed).await?;
-                        }
-                    }
+                    self.send_changed(state).await?;
                 }
             }
         }
+    }
+
+    /// Sends what has changed since the last time.
+    async fn send_changed(&self, state: &mut State) -> Result<(), Status> {
+        for name in state.wake.take().names {
+            for changed in self.changed(state, &name) {
+                self.send_resource(&changed).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn received(&self, message: SidecarMessage, state: &mut State) -> Result<(), Status> {

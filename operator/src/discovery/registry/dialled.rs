@@ -40,10 +40,10 @@ impl Registry {
         let dialled = model.dialled(workload);
         let service = dialled.service?;
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
+        let (own, relayed): (&Sidecars, &Sidecars) = (&own, &relayed);
         let clients = |address: &SocketAddr| {
-            let of = |here: &Sidecars, other: &Sidecars| here.clients(model, other, *address);
-            let mut found = of(&own, &relayed);
-            found.append(&mut of(&relayed, &own));
+            let mut found = own.clients(model, relayed, *address);
+            found.append(&mut relayed.clients(model, own, *address));
             found
         };
         if dialled.services.iter().any(|address| !clients(address).is_empty()) {

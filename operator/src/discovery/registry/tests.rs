@@ -1,6 +1,7 @@
 //! Who is connected, what each enforces, and what each dials.
 
 use super::*;
+use crate::model::WorkloadKey;
 use crate::model::tests::{key, pod, shop};
 
 fn name(text: &str) -> Name {
@@ -98,17 +99,72 @@ fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
     assert!(lock(&registry.relayed).by_pod.is_empty(), "its pod is gone");
 }
 
+fn policy(registry: &Registry, generation: i64, sections: Sections) -> PolicyAcknowledgement {
+    let pods = ["uid-a", "uid-b"].map(|uid| -> (Arc<str>, Sections) { (uid.into(), sections) });
+    registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods)
+}
+
 #[test]
 fn a_policy_counts_the_pods_that_enforce_its_generation() {
     let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
     let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
-    let pods: [Arc<str>; 2] = ["uid-a".into(), "uid-b".into()];
-    let policy = |generation| registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods);
+    let policy = |generation| policy(&registry, generation, Sections { mtls: true, access: true });
     assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
     assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
     registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
     assert_eq!(policy(4).refusal, Some("pod a: too new".to_owned()));
+}
+
+#[test]
+fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_named() {
+    let [mtls, access] =
+        [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let both = Sections { mtls: true, access: true };
+    let registry = with([Report::Acked(mtls.clone(), of(3)), Report::Sent(access.clone(), of(3))]);
+    assert_eq!(policy(&registry, 3, both).enforcing, 0, "who may call is not acknowledged");
+    assert_eq!(policy(&registry, 3, Sections { mtls: true, access: false }).enforcing, 1);
+    registry.report("uid-a", Report::Refused(access.clone(), of(3), "too new".into()), |_| {});
+    let refusal = Some("pod a refused section access: too new".to_owned());
+    assert_eq!(policy(&registry, 3, both).refusal, refusal);
+    let narrower = policy(&registry, 3, Sections { mtls: true, access: false });
+    assert_eq!((narrower.enforcing, narrower.refusal), (1, None), "the section is another policy's");
+    registry.report("uid-a", Report::Acked(access, of(3)), |_| {});
+    assert_eq!((policy(&registry, 3, both).enforcing, policy(&registry, 3, both).refusal), (1, None));
+}
+
+#[test]
+fn sections_may_be_acknowledged_to_different_replicas() {
+    let of = |kind: ResourceType| {
+        let name: Name = (kind as i32, "uid-a".into());
+        Report::Acked(name, stamps(stamp::Kind::Policy, "strict", 3))
+    };
+    let registry = with([of(ResourceType::Mtls)]);
+    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", of(ResourceType::Access));
+    assert_eq!(policy(&registry, 3, Sections { mtls: true, access: true }).enforcing, 1);
+}
+
+#[test]
+fn a_canary_waits_for_clients_of_its_endpoints() {
+    let web: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+    let registry = with([Report::Sent(web.clone(), epoch(1))]);
+    assert_eq!(acknowledged(&registry, 1), awaited());
+    let access: Name = (ResourceType::Access as i32, "uid-a".into());
+    registry.report("uid-a", Report::Refused(access, none(), "too new".into()), |_| {});
+    registry.report("uid-a", Report::Acked(web, epoch(1)), |_| {});
+    assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete, "what else it refuses is no matter");
+}
+
+#[test]
+fn a_sidecar_that_has_a_route_is_heard_of() {
+    let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
+    let registry = with([Report::Sent(route, none())]);
+    assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+    let registry = with([Report::Sent((ResourceType::Mtls as i32, "uid-a".into()), none())]);
+    let both = Some("pod shop/a and 1 more have not been heard of".to_owned());
+    assert_eq!(registry.unheard(&model()), both, "what it sends to is not known yet");
 }
 
 #[test]
@@ -138,4 +194,63 @@ fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
     assert_eq!(seen, [of_a(Report::Connected), of_a(Report::Connected), sent]);
     registry.snapshot(|_| false, |all| seen = all);
     assert!(seen.is_empty(), "of another shard");
+}
+
+/// `shop/front` beside the pods of `shop/web`, of which `b` waits behind its gate.
+fn with_front() -> Model {
+    let parked = Pod { gated: true, ..pod("b", "10.1.0.2", "r2") };
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), parked]);
+    let own = pod("front", "10.1.0.9", "r1");
+    let workload = own.workload.clone().map(|key| WorkloadKey { name: "front".into(), ..key });
+    model.apply_pod(Pod { workload, labels: Box::default(), ..own });
+    model
+}
+
+/// Who dials pods, where these sidecars have these routes.
+fn dialling(routes: &[(&str, &str)]) -> Option<PodDialling> {
+    let registry = Registry::default();
+    for (uid, address) in routes {
+        registry.report(uid, Report::Connected, |_| {});
+        let route: Name = (ResourceType::Route as i32, (*address).into());
+        registry.report(uid, Report::Sent(route, none()), |_| {});
+    }
+    registry.dials_pods(&with_front(), &pod("a", "10.1.0.1", "r1").workload.unwrap())
+}
+
+#[test]
+fn clients_that_dial_pods_are_named_where_nobody_dials_the_service() {
+    let found = PodDialling { service: "web".into(), clients: 1, first: "shop/front".into() };
+    assert_eq!(dialling(&[("uid-front", "10.1.0.1:8080")]), Some(found));
+    for service in ["10.96.0.1:80", "203.0.113.1:80"] {
+        for who in ["uid-front", "uid-a"] {
+            assert_eq!(dialling(&[("uid-front", "10.1.0.1:8080"), (who, service)]), None);
+        }
+    }
+}
+
+#[test]
+fn who_dials_pods_by_choice_holds_nothing() {
+    assert_eq!(dialling(&[("uid-front", "10.1.0.1:9090")]), None, "no Service leads to that port");
+    assert_eq!(dialling(&[("uid-a", "10.1.0.1:8080")]), None, "members of one workload");
+    let every = [("uid-front", "10.1.0.1:8080"), ("uid-front", "10.1.0.2:8080")];
+    assert_eq!(dialling(&every), None, "no load balancer leads to a pod behind its gate");
+    assert_eq!(dialling(&[("uid-gone", "10.1.0.1:8080")]), None, "its pod is gone");
+}
+
+#[test]
+fn an_address_that_is_unsubscribed_is_dialled_no_more() {
+    let route: Name = (ResourceType::Route as i32, "10.1.0.1:8080".into());
+    let registry = Registry::default();
+    registry.report("uid-front", Report::Connected, |_| {});
+    registry.report("uid-front", Report::Acked(route.clone(), none()), |_| {});
+    let workload = pod("a", "10.1.0.1", "r1").workload.unwrap();
+    let mut model = with_front();
+    assert!(registry.dials_pods(&model, &workload).is_some());
+    registry.report("uid-front", Report::Unsubscribed(route.clone()), |_| {});
+    assert_eq!(registry.dials_pods(&model, &workload), None);
+    registry.report("uid-front", Report::Acked(route, none()), |_| {});
+    registry.report("uid-front", Report::Gone, |_| {});
+    model.delete_pod("uid-front");
+    registry.forget_lost(&model);
+    assert!(lock(&registry.own).by_address.is_empty(), "the index forgets whose pod is gone");
 }
