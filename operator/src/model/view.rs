@@ -35,8 +35,8 @@ impl Model {
                 })
             }
             ResourceType::Endpoints => {
-                let name = name.name.parse().ok();
-                name.and_then(|name: EndpointsName| self.services.get(&name.service))
+                let name: Option<EndpointsName> = name.name.parse().ok();
+                name.and_then(|name| self.services.get(&name.service))
             }
             _ => None,
         };
