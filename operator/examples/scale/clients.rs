@@ -10,20 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ClientConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tulle_mesh::proto::discovery_client::DiscoveryClient;
-use tulle_mesh::proto::{
-    Ack, Hello, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe, destination,
-    operator_message, resource, sidecar_message,
-};
-use tulle_mesh::svid::SvidVerifier;
-use tulle_sidecar::config::client::Operator;
-use tulle_sidecar::settings::Settings;
+use tulle_mesh::proto::{Resource, ResourceType, resource, route};
 
+use crate::client::{Certificate, Stream, name};
 use crate::world;
 
 #[derive(Default)]
@@ -78,71 +70,42 @@ async fn served(progress: &Progress) {
 
 fn tls(folder: &Path) -> ClientConfig {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
-    let verifier = SvidVerifier::new("cluster.local", &[CertificateDer::from(read("root.der"))]);
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(read("key.der")));
-    let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(vec![CertificateDer::from(read("leaf.der"))], key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config.enable_sni = false;
-    config
+    Certificate { root: read("root.der"), leaf: read("leaf.der"), key: read("key.der") }.tls()
 }
 
 /// Keeps a stream, as a sidecar does.
 async fn stay(number: u32, operator: SocketAddr, tls: Arc<ClientConfig>, progress: Arc<Progress>) {
-    let settings = Settings {
-        pod_name: world::uid(number).to_string(),
-        pod_namespace: "shop".into(),
-        pod_uid: world::uid(number).to_string(),
-        pod_ips: Vec::new(),
-        trust_domain: "cluster.local".into(),
-        operator: operator.to_string(),
-        operator_identity: world::id("operator"),
-        token_file: String::new(),
-        trust_file: String::new(),
-        probes: Vec::new(),
-        workers: 1,
-        features: tulle_mesh::features::ALL.to_vec(),
-    };
     loop {
-        if let Err(error) = stream(number, &settings, Arc::clone(&tls), &progress).await {
+        if let Err(error) = stream(number, operator, Arc::clone(&tls), &progress).await {
             eprintln!("stream {number}: {error:#}");
         }
         sleep(Duration::from_millis(200)).await;
     }
 }
 
+/// Subscribes to what its pod enforces and to a route for each address; to the endpoints that a route leads to when it
+/// learns their name, although they are on the way already.
 async fn stream(
     number: u32,
-    settings: &Settings,
+    operator: SocketAddr,
     tls: Arc<ClientConfig>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let operator = Operator::connect(settings, tls).await?;
-    let mut client = DiscoveryClient::with_origin(operator, http::Uri::from_static("http://operator.tulle"));
-    let (up, messages) = mpsc::channel(64);
-    let say = |message| SidecarMessage { message: Some(message) };
-    let hello = Hello { pod_uid: settings.pod_uid.clone(), ..Hello::default() };
-    up.send(say(sidecar_message::Message::Hello(hello))).await?;
-    let name = |kind: ResourceType, name| ResourceName { r#type: kind.into(), cluster: String::new(), name };
-    let mut names = vec![name(ResourceType::Inbound, settings.pod_uid.clone())];
-    names.extend(world::destinations(number).map(|to| name(ResourceType::Destination, to.to_string())));
-    let all = names.len();
-    for name in names {
-        up.send(say(sidecar_message::Message::Subscribe(Subscribe { name: Some(name) }))).await?;
-    }
-    let mut down = client.stream(ReceiverStream::new(messages)).await?.into_inner();
+    let uid = world::uid(number);
+    let sections = [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access];
+    let mut names: Vec<_> = sections.map(|kind| name(kind, &*uid)).into();
+    names.extend(world::destinations(number).map(|to| name(ResourceType::Route, to.to_string())));
+    // Each address leads to endpoints of its own.
+    let all = names.len() + world::DESTINATIONS as usize;
+    let mut stream = Stream::open(operator, tls, &uid, names).await?;
     let mut known = HashSet::new();
     let mut newest = 0;
-    while let Some(message) = down.message().await? {
-        let Some(operator_message::Message::Resource(resource)) = message.message else { continue };
+    while let Some(resource) = stream.next().await? {
         note_delay(&resource, &mut newest, progress);
-        let name = resource.name.clone();
-        let id = name.clone().map(|name| (name.r#type, name.name));
-        let ack = Ack { name, version: resource.version };
-        up.send(say(sidecar_message::Message::Ack(ack))).await?;
+        if let Some(endpoints) = leads_to(&resource) {
+            stream.subscribe(name(ResourceType::Endpoints, endpoints)).await?;
+        }
+        let id = resource.name.map(|name| (name.r#type, name.name));
         if known.insert(id) && known.len() == all {
             progress.served.fetch_add(1, Ordering::Relaxed);
         }
@@ -150,11 +113,17 @@ async fn stream(
     anyhow::bail!("the operator closed the stream")
 }
 
+/// The name of the endpoints that a route leads to.
+fn leads_to(resource: &Resource) -> Option<&str> {
+    let Some(resource::Body::Route(route)) = &resource.body else { return None };
+    let Some(route::Kind::Service(service)) = &route.kind else { return None };
+    Some(service.endpoints.as_str())
+}
+
 /// Restarted pods have the time of their restart as their revision: how late is the newest?
 fn note_delay(resource: &Resource, newest: &mut u64, progress: &Progress) {
-    let Some(resource::Body::Destination(destination)) = &resource.body else { return };
-    let Some(destination::Kind::Service(service)) = &destination.kind else { return };
-    let times = service.endpoints.iter().filter_map(|endpoint| endpoint.revision.parse::<u64>().ok());
+    let Some(resource::Body::Endpoints(endpoints)) = &resource.body else { return };
+    let times = endpoints.endpoints.iter().filter_map(|endpoint| endpoint.revision.parse::<u64>().ok());
     let latest = times.max().unwrap_or(0);
     if latest > *newest && latest > 1_000_000 {
         *newest = latest;

@@ -3,6 +3,8 @@
 //! when one is missed by more than half.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a measurement that panics has failed")]
 
+#[path = "../../tests/client/mod.rs"]
+mod client;
 mod clients;
 mod figures;
 mod world;

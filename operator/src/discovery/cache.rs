@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tulle_mesh::proto::ResourceType;
 
 use super::report::{Name, Stamps, resource_name};
-use crate::model::{Compiled, Dependency, Key, Touched, Variant};
+use crate::model::{Compiled, Dependency, EndpointsName, Key, Touched, Variant};
 use crate::watch::Hub;
 
 /// A resource for a kind of clients.
@@ -275,11 +275,20 @@ impl Entry {
 
 /// What a resource depends on by its name alone: a Service may come to an address that had none.
 fn by_name((kind, name): &Name) -> Option<Origin> {
-    if *kind == ResourceType::Inbound as i32 {
-        return Some(Origin::Inbound(Arc::clone(name)));
+    match ResourceType::try_from(*kind).ok()? {
+        ResourceType::Inbound | ResourceType::Workload | ResourceType::Mtls | ResourceType::Access => {
+            Some(Origin::Inbound(Arc::clone(name)))
+        }
+        ResourceType::Destination | ResourceType::Route => {
+            let address: SocketAddr = name.parse().ok()?;
+            Some(Origin::Address(address.ip()))
+        }
+        ResourceType::Endpoints => {
+            let endpoints: EndpointsName = name.parse().ok()?;
+            Some(Origin::Service(endpoints.service))
+        }
+        ResourceType::Unspecified => None,
     }
-    let address: SocketAddr = name.parse().ok()?;
-    Some(Origin::Address(address.ip()))
 }
 
 fn origin(depends: &Dependency) -> Origin {
@@ -365,6 +374,36 @@ mod tests {
         cache.touch(&Touched { ending: true, ..touched("web") });
         assert!(wake.is_ending());
         assert!(wake.take().ending && !wake.is_ending());
+    }
+
+    #[test]
+    fn a_change_of_endpoints_wakes_nobody_for_a_route_and_a_change_of_the_service_both() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let wake = cache.wake();
+        let route: Id = ((ResourceType::Route as i32, WEB.into()), Variant::default());
+        let endpoints: Id = ((ResourceType::Endpoints as i32, "shop/web:80".into()), Variant::default());
+        for id in [&route, &endpoints] {
+            cache.subscribe(id, &wake);
+            assert!(cache.get(&hub, id).is_some());
+        }
+        hub.change(|model| model.delete_slice(&key("shop", "web-1")));
+        assert_eq!(wake.take().names, [endpoints.0.clone()].into());
+        hub.change(|model| model.delete_service(&key("shop", "web")));
+        assert_eq!(wake.take().names, [route.0, endpoints.0].into());
+    }
+
+    #[test]
+    fn endpoints_of_a_service_that_comes_later_reach_who_subscribed_before() {
+        let hub = Hub::complete(crate::model::Model::default());
+        let cache = Cache::following(&hub);
+        let wake = cache.wake();
+        let id: Id = ((ResourceType::Endpoints as i32, "shop/web:80".into()), Variant::default());
+        cache.subscribe(&id, &wake);
+        let before = cache.get(&hub, &id).unwrap();
+        hub.change(|model| *model = shop(&[pod("a", "10.1.0.1", "r1")]));
+        assert_eq!(wake.take().names, [id.0.clone()].into());
+        assert_ne!(cache.get(&hub, &id).unwrap().version(), before.version());
     }
 
     #[test]

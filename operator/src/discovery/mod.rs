@@ -24,5 +24,5 @@ pub mod report;
 pub mod server;
 pub mod session;
 
-pub use registry::{Acknowledgement, PolicyAcknowledgement, Registry};
+pub use registry::{Acknowledgement, PodDialling, PolicyAcknowledgement, Registry};
 pub use report::{Name, Report, Stamps};

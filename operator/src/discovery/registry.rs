@@ -1,14 +1,19 @@
 //! Who is connected, and what each sidecar enforces: of this replica's own sidecars, and, on the leader, of
 //! those that other replicas serve.
 
+mod dialled;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
+pub use dialled::PodDialling;
+
 use super::report::{Name, Report, Stamps};
-use crate::model::{Key, Model, Pod};
+use crate::model::{Key, Model, Pod, Sections};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
 /// not, because it has forgotten what it does not use any more.
@@ -69,6 +74,8 @@ struct Sidecars {
     by_pod: HashMap<Arc<str>, Sidecar>,
     /// Which resources carry shares of a Canary: as they were sent last, or as the sidecar enforces them.
     by_canary: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    /// Which sidecars have subscribed to what is at an address.
+    by_address: HashMap<SocketAddr, HashSet<(Arc<str>, Name)>>,
 }
 
 #[derive(Debug, Default)]
@@ -89,8 +96,7 @@ impl Sidecar {
 
     /// Whether it has said what it sends to, or sends to nothing.
     fn is_heard(&self) -> bool {
-        let destination = |(kind, _): &Name| *kind == ResourceType::Destination as i32;
-        self.has_restated() || self.streams == 0 || self.resources.keys().any(destination)
+        self.has_restated() || self.streams == 0 || self.resources.keys().any(leads_somewhere)
     }
 }
 
@@ -109,6 +115,17 @@ struct Known {
 impl Known {
     fn is_over(&self) -> bool {
         self.until.is_some_and(|until| until < Instant::now())
+    }
+
+    /// Whether a version with this stamp of a policy is enforced.
+    fn enforces(&self, policy: &Key, uid: &str, generation: i64) -> bool {
+        self.acked.as_deref().is_some_and(|stamps| {
+            stamps.iter().any(|stamp| {
+                is_of(stamp, stamp::Kind::Policy, policy)
+                    && stamp.uid == uid
+                    && i64::try_from(stamp.version) == Ok(generation)
+            })
+        })
     }
 
     fn canaries(&self) -> BTreeSet<Key> {
@@ -213,42 +230,43 @@ impl Registry {
         }
     }
 
-    /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal.
+    /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal. A pod
+    /// enforces it when its sidecar does in all sections of it that decide something there; what the sidecar refuses of
+    /// other policies' sections is theirs.
     pub fn policy(
         &self,
         model: &Model,
         key: &Key,
         uid: &str,
         generation: i64,
-        pods: &[Arc<str>],
+        pods: &[(Arc<str>, Sections)],
     ) -> PolicyAcknowledgement {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut result = PolicyAcknowledgement::default();
-        for pod_uid in pods {
-            let name: Name = (ResourceType::Inbound as i32, Arc::clone(pod_uid));
-            let known = |sidecars: &'_ Sidecars| {
-                let known = sidecars.by_pod.get(pod_uid)?.resources.get(&name)?;
-                if known.is_over() {
-                    return None;
-                }
-                let enforces = known.acked.as_deref().is_some_and(|stamps| {
-                    stamps.iter().any(|stamp| {
-                        is_of(stamp, stamp::Kind::Policy, key)
-                            && stamp.uid == uid
-                            && i64::try_from(stamp.version) == Ok(generation)
-                    })
-                });
-                Some((enforces, known.refused.clone()))
+        for (pod_uid, sections) in pods {
+            let known = |kind: ResourceType| {
+                let name: Name = (kind as i32, Arc::clone(pod_uid));
+                let all = [&*own, &*relayed];
+                all.map(|sidecars| sidecars.known(&name).filter(|known| !known.is_over()))
             };
-            let known: Vec<_> = [known(&own), known(&relayed)].into_iter().flatten().collect();
-            if known.iter().any(|(enforces, _)| *enforces) {
+            let enforced = |kind: ResourceType| {
+                known(kind).into_iter().flatten().any(|known| known.enforces(key, uid, generation))
+            };
+            // An old sidecar has all sections in one.
+            if enforced(ResourceType::Inbound) || sections.resources().all(|(kind, _)| enforced(kind)) {
                 result.enforcing += 1;
                 continue;
             }
             let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), |pod| pod.name.to_string());
             if result.refusal.is_none() {
-                let reason = known.into_iter().find_map(|(_, refused)| refused);
-                result.refusal = reason.map(|reason| format!("pod {pod}: {reason}"));
+                let refused =
+                    |kind| known(kind).into_iter().flatten().find_map(|known| known.refused.clone());
+                let of_section =
+                    sections.resources().filter(|(kind, _)| !enforced(*kind)).find_map(|(kind, section)| {
+                        Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
+                    });
+                let of_all = || refused(ResourceType::Inbound).map(|reason| format!("pod {pod}: {reason}"));
+                result.refusal = of_section.or_else(of_all);
             }
             result.awaited.get_or_insert(pod);
         }
@@ -310,6 +328,7 @@ impl Sidecars {
             let sidecar = self.by_pod.remove(&uid).unwrap_or_default();
             for (name, known) in sidecar.resources {
                 self.unindex(&uid, &name, known.canaries());
+                self.dials_no_more(&uid, &name);
             }
         }
         let over = self.by_pod.iter().flat_map(|(uid, sidecar)| {
@@ -360,15 +379,28 @@ impl Sidecars {
         }
     }
 
-    /// Changes what is known of a resource, and the index with it.
+    /// What is known of a resource of the pod that it is named after.
+    fn known(&self, name: &Name) -> Option<&Known> {
+        self.by_pod.get(&name.1)?.resources.get(name)
+    }
+
+    /// Changes what is known of a resource, and the indices with it.
     fn change(&mut self, uid: &Arc<str>, name: Name, change: impl FnOnce(Known) -> Option<Known>) {
         let Some(sidecar) = self.by_pod.get_mut(uid) else { return };
-        let known = sidecar.resources.remove(&name).unwrap_or_default();
+        let known = sidecar.resources.remove(&name);
+        let was_known = known.is_some();
+        let known = known.unwrap_or_default();
         let before = known.canaries();
         let known = change(known);
         let after = known.as_ref().map(Known::canaries).unwrap_or_default();
+        let is_known = known.is_some();
         if let Some(known) = known {
             sidecar.resources.insert(name.clone(), known);
+        }
+        match (was_known, is_known) {
+            (false, true) => self.dials(uid, &name),
+            (true, false) => self.dials_no_more(uid, &name),
+            _ => {}
         }
         for canary in after.difference(&before) {
             self.by_canary.entry(canary.clone()).or_default().insert((Arc::clone(uid), name.clone()));
@@ -396,6 +428,11 @@ fn key(stamp: &Stamp) -> Key {
     (stamp.namespace.as_str().into(), stamp.name.as_str().into())
 }
 
+/// Whether a resource says where an address leads.
+fn leads_somewhere((kind, _): &Name) -> bool {
+    matches!(ResourceType::try_from(*kind), Ok(ResourceType::Destination | ResourceType::Route))
+}
+
 fn is_of(stamp: &Stamp, kind: stamp::Kind, key: &Key) -> bool {
     stamp.kind() == kind && *stamp.namespace == *key.0 && *stamp.name == *key.1
 }
@@ -405,147 +442,4 @@ fn name_of(pod: &Pod) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::tests::{key, pod, shop};
-
-    fn name(text: &str) -> Name {
-        (ResourceType::Destination as i32, text.into())
-    }
-
-    fn stamps(kind: stamp::Kind, name: &str, version: u64) -> Stamps {
-        let (namespace, name) = ("shop".into(), name.into());
-        Stamps::from([Stamp { kind: kind.into(), namespace, name, uid: "p".into(), version }])
-    }
-
-    fn epoch(version: u64) -> Stamps {
-        stamps(stamp::Kind::Canary, "web", version)
-    }
-
-    fn none() -> Stamps {
-        Stamps::from([])
-    }
-
-    fn with(reports: impl IntoIterator<Item = Report>) -> Registry {
-        let registry = Registry::default();
-        registry.report("uid-a", Report::Connected, |_| {});
-        reports.into_iter().for_each(|report| registry.report("uid-a", report, |_| {}));
-        registry
-    }
-
-    fn model() -> Model {
-        shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])
-    }
-
-    fn acknowledged(registry: &Registry, epoch: u64) -> Acknowledgement {
-        registry.acknowledged_canary(&model(), &key("shop", "web"), epoch)
-    }
-
-    fn awaited() -> Acknowledgement {
-        Acknowledgement::Awaited("the sidecar of pod shop/a has not acknowledged it".to_owned())
-    }
-
-    #[test]
-    fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
-        let names = ["10.96.0.1:80", "203.0.113.1:80"].map(name);
-        for refused in &names {
-            let registry = with(names.clone().map(|name| Report::Sent(name, epoch(1))));
-            assert_eq!(acknowledged(&registry, 1), awaited());
-            let report = Report::Refused(refused.clone(), epoch(1), "too new".into());
-            registry.report("uid-a", report, |_| {});
-            // Whichever of the two a walk over them meets first.
-            assert_eq!(
-                acknowledged(&registry, 1),
-                Acknowledgement::Refused("pod shop/a: too new".to_owned())
-            );
-        }
-    }
-
-    #[test]
-    fn a_canary_waits_for_its_own_clients_only() {
-        let other = stamps(stamp::Kind::Canary, "other", 1);
-        let web = name("10.96.0.1:80");
-        let registry = with([Report::Sent(name("10.96.0.2:80"), other), Report::Sent(web.clone(), epoch(1))]);
-        assert_eq!(acknowledged(&registry, 1), awaited());
-        registry.report("uid-a", Report::Acked(web.clone(), epoch(1)), |_| {});
-        assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete);
-        assert_eq!(acknowledged(&registry, 2), awaited(), "its resource is not even compiled yet");
-        registry.report("uid-a", Report::Sent(web.clone(), none()), |_| {});
-        assert_eq!(acknowledged(&registry, 2), awaited(), "it still enforces old shares");
-        registry.report("uid-a", Report::Acked(web, none()), |_| {});
-        assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete, "it has no shares any more");
-    }
-
-    #[test]
-    fn a_new_stream_must_say_anew_what_the_sidecar_enforces() {
-        let web = name("10.96.0.1:80");
-        let registry = with([Report::Acked(web.clone(), epoch(1)), Report::Gone, Report::Connected]);
-        assert_eq!(acknowledged(&registry, 2), awaited(), "meanwhile it enforces what it had");
-        registry.report("uid-a", Report::Acked(web, epoch(2)), |_| {});
-        assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete);
-    }
-
-    #[test]
-    fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
-        let mut model = model();
-        let registry = with([Report::Acked(name("10.96.0.1:80"), epoch(1)), Report::Gone]);
-        let kept = |registry: &Registry| lock(&registry.own).by_pod.contains_key("uid-a");
-        registry.forget_lost(&model);
-        assert!(kept(&registry), "it may well go on enforcing what it had");
-        assert_eq!(registry.connected(), 0);
-        registry.relayed("uid-a", Report::Connected);
-        registry.forget_lost(&model);
-        assert!(kept(&registry), "it may not have told the other replica everything yet");
-        let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
-        lock(&registry.relayed).by_pod.get_mut("uid-a").unwrap().since = long_ago;
-        registry.forget_lost(&model);
-        assert!(!kept(&registry), "another replica hears of it now");
-        assert!(lock(&registry.own).by_canary.is_empty(), "the index forgets it too");
-        registry.relayed("uid-a", Report::Gone);
-        model.delete_pod("uid-a");
-        registry.forget_lost(&model);
-        assert!(lock(&registry.relayed).by_pod.is_empty(), "its pod is gone");
-    }
-
-    #[test]
-    fn a_policy_counts_the_pods_that_enforce_its_generation() {
-        let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
-        let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
-        let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
-        let pods: [Arc<str>; 2] = ["uid-a".into(), "uid-b".into()];
-        let policy = |generation| registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods);
-        assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
-        assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
-        registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
-        assert_eq!(policy(4).refusal, Some("pod a: too new".to_owned()));
-    }
-
-    #[test]
-    fn pods_that_were_never_heard_of_are_named() {
-        assert_eq!(
-            Registry::default().unheard(&model()),
-            Some("pod shop/a and 1 more have not been heard of".to_owned())
-        );
-        let sent = || Report::Sent(name("10.96.0.1:80"), epoch(1));
-        let registry = with([sent()]);
-        assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
-        let registry = with([sent(), Report::Gone]);
-        registry.relayed("uid-b", Report::Connected);
-        registry.relayed("uid-b", sent());
-        assert_eq!(registry.unheard(&model()), None);
-    }
-
-    #[test]
-    fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
-        let web = name("10.0.0.1:80");
-        let registry = with([Report::Connected, Report::Sent(web.clone(), epoch(1))]);
-        registry.relayed("v", Report::Connected);
-        let mut seen = Vec::new();
-        registry.snapshot(|_| true, |all| seen = all);
-        let of_a = |report| (Arc::<str>::from("uid-a"), report);
-        let sent = of_a(Report::Sent(web, epoch(1)));
-        assert_eq!(seen, [of_a(Report::Connected), of_a(Report::Connected), sent]);
-        registry.snapshot(|_| false, |all| seen = all);
-        assert!(seen.is_empty(), "of another shard");
-    }
-}
+mod tests;

@@ -30,12 +30,10 @@ use super::peer::Tls;
 use super::registry::Registry;
 use super::relay::LeaderRelay;
 use super::report::{Report, name_of, report_of};
-use super::session::Session;
+use super::session::{MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// Resources that a sidecar may say it holds.
-const MAX_HELD: usize = 10_000;
 /// A replica that takes no answers for this long is not waited for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -190,7 +188,7 @@ impl Discovery for Services {
         };
         self.admit(&hello, &identity, from.as_ref().map(|from| from.address))?;
         let held = hello.held.into_iter().filter_map(|held| Some((name_of(held.name?), held.version)));
-        let held: HashMap<_, _> = held.take(MAX_HELD).collect();
+        let held: HashMap<_, _> = held.take(MAX_SUBSCRIPTIONS).collect();
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),

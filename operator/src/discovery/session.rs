@@ -1,5 +1,9 @@
 //! One sidecar's stream: what it subscribes to is sent when its version differs from what it holds, and its
 //! answer noted.
+//!
+//! A route brings the endpoints that it leads to: they are subscribed with the first route that names them, so that
+//! the first use of an address costs one round trip, and left with the last. A sidecar may subscribe to endpoints of
+//! any Service by name as well, as to any address; what a pod enforces is sent to that pod's sidecar only.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +13,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_mesh::proto::{
-    OperatorMessage, SidecarMessage, TelemetryAck, TelemetryReport, operator_message, sidecar_message, stamp,
+    OperatorMessage, ResourceType, SidecarMessage, TelemetryAck, TelemetryReport, operator_message,
+    sidecar_message, stamp,
 };
 
 use super::admission::Admission;
@@ -28,8 +33,8 @@ const GATHER_ENDS: Duration = Duration::from_millis(5);
 /// Sends within a second before gathering steps up.
 const CALM: u32 = 5;
 const BUSY: u32 = 30;
-/// Resources that one sidecar may subscribe to.
-const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Resources that one sidecar may subscribe to: 10,000 addresses with endpoints of their own, and what it enforces.
+pub(super) const MAX_SUBSCRIPTIONS: usize = 20_010;
 /// Characters of a resource's name.
 const MAX_NAME: usize = 256;
 /// A sidecar that reads nothing for this long is dropped: it would not learn of any change, and what is meant
@@ -59,6 +64,8 @@ struct State {
     wake: Arc<Wake>,
     /// What is subscribed.
     subscribed: HashMap<Name, Subscription>,
+    /// How many subscribed routes lead to each Endpoints resource.
+    routes: HashMap<Name, usize>,
     /// What the sidecar said at the start that it holds.
     held: HashMap<Name, String>,
     sends_in_second: u32,
@@ -76,6 +83,10 @@ struct Subscription {
     acked: bool,
     /// The last that was reported.
     reported: Option<Reported>,
+    /// Nothing is to be reported until it carries a stamp.
+    is_silent: bool,
+    /// Of a route: the endpoints that it leads to.
+    leads_to: Option<Name>,
 }
 
 /// What was reported of a subscription: what changes none of it is not reported again.
@@ -90,13 +101,7 @@ impl Session {
     /// Serves the stream to its end.
     pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>) {
         self.relay.report(&self.pod_uid, Report::Connected);
-        let mut state = State {
-            wake: self.cache.wake(),
-            subscribed: HashMap::new(),
-            held,
-            sends_in_second: 0,
-            second: Instant::now(),
-        };
+        let mut state = State::new(self.cache.wake(), held);
         let end = self.serve(&mut up, &mut state).await;
         for (name, subscription) in state.subscribed.drain() {
             self.cache.unsubscribe(&(name, subscription.variant), &state.wake);
@@ -131,14 +136,20 @@ impl Session {
                 }
                 () = wait(send_at), if send_at.is_some() => {
                     send_at = None;
-                    for name in wake.take().names {
-                        if let Some(changed) = self.changed(state, &name) {
-                            self.send_resource(&changed).await?;
-                        }
-                    }
+                    self.send_changed(state).await?;
                 }
             }
         }
+    }
+
+    /// Sends what has changed since the last time.
+    async fn send_changed(&self, state: &mut State) -> Result<(), Status> {
+        for name in state.wake.take().names {
+            for changed in self.changed(state, &name) {
+                self.send_resource(&changed).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn received(&self, message: SidecarMessage, state: &mut State) -> Result<(), Status> {
@@ -148,10 +159,8 @@ impl Session {
                 self.subscribe(name_of(name), state).await
             }
             Some(sidecar_message::Message::Unsubscribe(unsubscribe)) => {
-                let Some(name) = unsubscribe.name.map(name_of) else { return Ok(()) };
-                if let Some(subscription) = state.subscribed.remove(&name) {
-                    self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
-                    self.relay.report(&self.pod_uid, Report::Unsubscribed(name));
+                if let Some(name) = unsubscribe.name.map(name_of) {
+                    self.leave(state, name);
                 }
                 Ok(())
             }
@@ -189,37 +198,95 @@ impl Session {
     }
 
     async fn subscribe(&self, name: Name, state: &mut State) -> Result<(), Status> {
-        if state.subscribed.len() >= MAX_SUBSCRIPTIONS && !state.subscribed.contains_key(&name) {
-            // A crawler: what it needs now it is told, and nothing of what changes later.
-            let compiled = self.hub.model().compile(&resource_name(&name), &self.variant(&name));
-            return match compiled {
-                Some(compiled) => self.send(operator_message::Message::Resource(compiled.resource)).await,
-                None => Ok(()),
-            };
-        }
         if name.1.len() > MAX_NAME {
             return Err(Status::invalid_argument("no resource has a name this long"));
         }
-        let held = state.held.remove(&name);
+        if !self.may_know(&name) {
+            tracing::warn!(pod = self.pod_uid, of = %name.1, "a sidecar asked what another pod enforces");
+            return Err(Status::permission_denied("what another pod enforces"));
+        }
+        let is_known = state.subscribed.contains_key(&name);
+        if is_known && is_endpoints(&name) {
+            // They came with a route.
+            return Ok(());
+        }
+        if !is_known && state.subscribed.len() >= MAX_SUBSCRIPTIONS {
+            return self.tell_once(&name, state).await;
+        }
+        let subscribe = || {
+            if is_known {
+                // A second subscription to the same is answered like a first one.
+                self.leave(state, name.clone());
+            }
+            self.begin(state, &name);
+            self.changed(state, &name)
+        };
+        // Sending waits for this sidecar only: the others' turn is not spent on it.
+        let Some(changed) = self.admission.turn(self.down.closed(), subscribe).await else {
+            return Err(gone());
+        };
+        for resource in changed {
+            self.send_resource(&resource).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether this pod's sidecar may know a resource.
+    fn may_know(&self, (kind, name): &Name) -> bool {
+        use ResourceType::{Access, Inbound, Mtls, Workload};
+        let is_of_a_pod = matches!(ResourceType::try_from(*kind), Ok(Inbound | Workload | Mtls | Access));
+        !is_of_a_pod || **name == *self.pod_uid
+    }
+
+    /// A crawler: what it needs now it is told, and nothing of what changes later.
+    async fn tell_once(&self, name: &Name, state: &State) -> Result<(), Status> {
+        let compile = |name: &Name| {
+            // Before the model is locked again: a reader that waits for itself waits for ever.
+            let variant = self.variant(name);
+            self.hub.model().compile(&resource_name(name), &variant)
+        };
+        let Some(compiled) = compile(name) else { return Ok(()) };
+        let endpoints = compiled.endpoints().map(endpoints_name);
+        self.send(operator_message::Message::Resource(compiled.resource)).await?;
+        let endpoints = endpoints.filter(|name| !state.subscribed.contains_key(name));
+        match endpoints.and_then(|name| compile(&name)) {
+            Some(compiled) => self.send(operator_message::Message::Resource(compiled.resource)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a subscription.
+    fn begin(&self, state: &mut State, name: &Name) {
+        let held = state.held.remove(name);
         if held.is_none() {
             // A process that holds nothing enforces nothing, whatever its predecessor said.
             self.relay.report(&self.pod_uid, Report::Unsubscribed(name.clone()));
         }
-        // A second subscription to the same is answered like a first one.
-        if let Some(old) = state.subscribed.remove(&name) {
-            self.cache.unsubscribe(&(name.clone(), old.variant), &state.wake);
+        let variant = self.variant(name);
+        self.cache.subscribe(&(name.clone(), variant.clone()), &state.wake);
+        let is_silent = held.is_none() && !is_noted(name);
+        state
+            .subscribed
+            .insert(name.clone(), Subscription { variant, held, is_silent, ..Subscription::default() });
+    }
+
+    /// Ends a subscription, and with that to the last route the one to its endpoints.
+    fn leave(&self, state: &mut State, name: Name) {
+        let Some(subscription) = state.subscribed.remove(&name) else { return };
+        self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
+        self.relay.report(&self.pod_uid, Report::Unsubscribed(name));
+        if let Some(endpoints) = subscription.leads_to {
+            self.lead_away(state, endpoints);
         }
-        let subscribe = || {
-            let variant = self.variant(&name);
-            self.cache.subscribe(&(name.clone(), variant.clone()), &state.wake);
-            state.subscribed.insert(name.clone(), Subscription { variant, held, ..Subscription::default() });
-            self.changed(state, &name)
-        };
-        // Sending waits for this sidecar only: the others' turn is not spent on it.
-        match self.admission.turn(self.down.closed(), subscribe).await {
-            None => Err(gone()),
-            Some(None) => Ok(()),
-            Some(Some(resource)) => self.send_resource(&resource).await,
+    }
+
+    /// A route leads to these endpoints no more.
+    fn lead_away(&self, state: &mut State, endpoints: Name) {
+        let Some(count) = state.routes.get_mut(&endpoints) else { return };
+        *count -= 1;
+        if *count == 0 {
+            state.routes.remove(&endpoints);
+            self.leave(state, endpoints);
         }
     }
 
@@ -249,8 +316,38 @@ impl Session {
         self.hub.model().variant(&resource_name(name), &self.pod_uid)
     }
 
+    /// What is to be sent now that a resource may have changed: the resource, and the endpoints that a route has
+    /// begun to lead to. The route comes first.
+    fn changed(&self, state: &mut State, name: &Name) -> Vec<Arc<Shared>> {
+        let mut changed: Vec<_> = self.renewed(state, name).into_iter().collect();
+        if name.0 == ResourceType::Route as i32 {
+            changed.extend(self.follow(state, name));
+        }
+        changed
+    }
+
+    /// Subscribes to the endpoints that a route leads to, and no more to those that it led to.
+    fn follow(&self, state: &mut State, route: &Name) -> Option<Arc<Shared>> {
+        let subscription = state.subscribed.get_mut(route)?;
+        let leads_to = subscription.sent.as_ref().and_then(|sent| sent.compiled.endpoints());
+        if leads_to == subscription.leads_to.as_ref().map(|(_, name)| &**name) {
+            return None;
+        }
+        let leads_to = leads_to.map(endpoints_name);
+        let before = std::mem::replace(&mut subscription.leads_to, leads_to.clone());
+        if let Some(endpoints) = &leads_to {
+            *state.routes.entry(endpoints.clone()).or_default() += 1;
+        }
+        if let Some(before) = before {
+            self.lead_away(state, before);
+        }
+        let endpoints = leads_to.filter(|endpoints| !state.subscribed.contains_key(endpoints))?;
+        self.begin(state, &endpoints);
+        self.renewed(state, &endpoints)
+    }
+
     /// A resource, unless the sidecar holds this version of it.
-    fn changed(&self, state: &mut State, name: &Name) -> Option<Arc<Shared>> {
+    fn renewed(&self, state: &mut State, name: &Name) -> Option<Arc<Shared>> {
         let subscription = state.subscribed.get_mut(name)?;
         let variant = self.variant(name);
         if variant != subscription.variant {
@@ -277,7 +374,8 @@ impl Session {
         // That it enforces another version with the same stamps makes no difference to anybody.
         let reported = match &subscription.reported {
             Some(Reported::Sent(stamps) | Reported::Acked(stamps)) => *stamps == resource.stamps,
-            Some(Reported::Refused) | None => false,
+            Some(Reported::Refused) => false,
+            None => subscription.is_silent && resource.stamps.is_empty(),
         };
         if !reported {
             subscription.reported = Some(Reported::Sent(Arc::clone(&resource.stamps)));
@@ -288,6 +386,9 @@ impl Session {
     }
 
     fn report_acked(&self, name: &Name, subscription: &mut Subscription, sent: &Shared) {
+        if subscription.is_silent && subscription.reported.is_none() && sent.stamps.is_empty() {
+            return;
+        }
         let reported = Some(Reported::Acked(Arc::clone(&sent.stamps)));
         if subscription.reported != reported {
             subscription.reported = reported;
@@ -324,11 +425,38 @@ fn answered<'a>(
     Some((name, subscription, sent))
 }
 
+/// The name of the endpoints that a route leads to.
+fn endpoints_name(text: &str) -> Name {
+    (ResourceType::Endpoints as i32, text.into())
+}
+
+fn is_endpoints((kind, _): &Name) -> bool {
+    *kind == ResourceType::Endpoints as i32
+}
+
+/// Whether the registry has to know of a subscription even where it carries no stamp: what a sidecar sends to is
+/// asked for.
+fn is_noted((kind, _): &Name) -> bool {
+    use ResourceType::{Destination, Inbound, Route};
+    matches!(ResourceType::try_from(*kind), Ok(Destination | Inbound | Route))
+}
+
 fn gone() -> Status {
     Status::cancelled("the sidecar is gone")
 }
 
 impl State {
+    fn new(wake: Arc<Wake>, held: HashMap<Name, String>) -> Self {
+        Self {
+            wake,
+            subscribed: HashMap::new(),
+            routes: HashMap::new(),
+            held,
+            sends_in_second: 0,
+            second: Instant::now(),
+        }
+    }
+
     fn gather(&mut self) -> Duration {
         if self.second.elapsed() > Duration::from_secs(1) {
             self.second = Instant::now();
@@ -349,3 +477,6 @@ async fn wait(until: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@
 //!   selection   which pods each policy selects, and the version of it that holds
 //!   policy      which policy's section holds for a pod
 //!   view        resources for sidecars, versioned by their content
+//!   routes      where a dialled address leads, and where the pods behind a Service's port are
+//!   sections    what a pod enforces, section by section
 //!   split       shares of revisions, and what stands in their way
 //!   rollout     what the rollout machine wants to know of a workload
 //!   uninjected  pods without the sidecar that their namespace asks for
@@ -17,6 +19,8 @@ mod address;
 pub mod object;
 mod policy;
 mod rollout;
+mod routes;
+mod sections;
 mod selection;
 mod split;
 mod touched;
@@ -27,8 +31,10 @@ pub use address::Collision;
 pub use object::{Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey};
 pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
+pub use routes::{EndpointsName, NotEndpoints};
+pub use sections::Sections;
 pub use selection::Unreadable;
-pub use split::SplitObstacle;
+pub use split::{Dialled, NO_SPLIT, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
@@ -42,7 +48,7 @@ use std::sync::Arc;
 use tulle_crds::{Canary, CanaryStatus, Exemption, MeshConfig, MeshPolicy, MtlsMode, by_age};
 
 use selection::InForce;
-use touched::PodViews;
+use touched::{PodViews, redeclared};
 
 /// `namespace`, `name`.
 pub type Key = (Arc<str>, Arc<str>);
@@ -254,6 +260,7 @@ impl Model {
         }
         // Whom a policy for the Service selects depends on nothing else of it.
         let reselects = known.is_none_or(|known| known.selector != service.selector);
+        let redeclares = known.is_none_or(|known| !declare_alike(known, &service));
         self.take_service_out(&key);
         for ip in service.ips() {
             let claims = self.claims.entry(ip).or_insert_with(|| Vec::with_capacity(1));
@@ -263,6 +270,9 @@ impl Model {
         }
         self.touch_service(&key, &service);
         self.services.insert(key.clone(), service);
+        if redeclares {
+            self.touch_pods_behind(&key);
+        }
         if reselects {
             self.reselect_for_service(&key);
         }
@@ -271,6 +281,7 @@ impl Model {
     /// Forgets a Service.
     pub fn delete_service(&mut self, key: &Key) {
         if self.take_service_out(key) {
+            self.touch_pods_behind(key);
             self.reselect_for_service(key);
         }
     }
@@ -291,11 +302,14 @@ impl Model {
 
     /// Takes an EndpointSlice over.
     pub fn apply_slice(&mut self, key: Key, slice: Slice) {
-        if self.slices.get(&key) == Some(&slice) {
+        let known = self.slices.get(&key);
+        if known == Some(&slice) {
             return;
         }
-        self.delete_slice(&key);
+        let redeclared = redeclared(known, Some(&slice));
+        self.take_slice_out(&key);
         self.touch_slice(&key, &slice);
+        self.touch_addresses_of(redeclared.iter().map(|uid| &**uid));
         let service = (Arc::clone(&key.0), Arc::clone(&slice.service));
         self.slices_by_service.entry(service).or_default().push(key.clone());
         for uid in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
@@ -309,6 +323,12 @@ impl Model {
 
     /// Forgets an EndpointSlice.
     pub fn delete_slice(&mut self, key: &Key) {
+        let redeclared = redeclared(self.slices.get(key), None);
+        self.take_slice_out(key);
+        self.touch_addresses_of(redeclared.iter().map(|uid| &**uid));
+    }
+
+    fn take_slice_out(&mut self, key: &Key) {
         let Some(old) = self.slices.remove(key) else { return };
         self.touch_slice(key, &old);
         for uid in old.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
@@ -424,6 +444,13 @@ impl Model {
 fn target_of(namespace: &Arc<str>, canary: &Canary) -> WorkloadKey {
     let target = &canary.spec.target;
     WorkloadKey { kind: target.kind, namespace: Arc::clone(namespace), name: target.name.as_str().into() }
+}
+
+/// Whether two versions of a Service declare the same about what is spoken at its ports.
+fn declare_alike(one: &Service, other: &Service) -> bool {
+    let mut pairs = one.ports.iter().zip(&other.ports);
+    one.ports.len() == other.ports.len()
+        && pairs.all(|(a, b)| a.name == b.name && a.app_protocol == b.app_protocol)
 }
 
 /// Whether two versions of a Canary say the same about who holds a workload and about the shares.

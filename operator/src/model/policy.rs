@@ -110,20 +110,25 @@ impl Model {
         // Rules name callers by their certificates: without those a deny would let everybody in.
         self.plain_text_is_possible()
             && self.mtls_for(pod).0 == MtlsMode::Disabled
-            && self.access_for(pod).0.is_none()
+            && matches!(self.access_policies(pod), [None, _])
+    }
+
+    /// The policies whose access sections hold for a pod: the one that is enforced, and the one that is only tried.
+    pub(super) fn access_policies(&self, pod: &Pod) -> [Option<(&Key, &MeshPolicy)>; 2] {
+        [PolicyMode::Enforce, PolicyMode::Shadow].map(|mode| {
+            let section = |policy: &MeshPolicy| {
+                (policy.spec.access.is_some() && policy.spec.mode == mode).then_some(())
+            };
+            self.section_for(pod, section).map(|(key, policy, ())| (key, policy))
+        })
     }
 
     /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that
     /// cannot enforce what it is sent keeps its last good one.
     pub(super) fn access_for(&self, pod: &Pod) -> (Option<proto::Access>, Option<proto::Access>) {
-        let of = |mode: PolicyMode| {
-            let section = |policy: &MeshPolicy| {
-                (policy.spec.access.is_some() && policy.spec.mode == mode).then_some(())
-            };
-            let (key, policy, ()) = self.section_for(pod, section)?;
-            Some(self.access_of(key, policy))
-        };
-        (of(PolicyMode::Enforce), of(PolicyMode::Shadow))
+        let rules = |(key, policy): (&Key, &MeshPolicy)| self.access_of(key, policy);
+        let [enforced, tried] = self.access_policies(pod);
+        (enforced.map(rules), tried.map(rules))
     }
 
     fn access_of(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {

@@ -1,6 +1,7 @@
 //! Shares of revisions where a Canary watches a workload behind a Service, and what stands in their way.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tulle_crds::{Canary, CanaryStatus, Phase, by_age};
@@ -13,8 +14,26 @@ use super::{Key, Model, Pod, Service, WorkloadKey};
 pub struct SplitObstacle {
     /// The name of the Service.
     pub service: String,
+    /// The reason of the condition, in PascalCase.
+    pub code: &'static str,
     /// Why, as a part of a sentence.
     pub reason: String,
+}
+
+/// The code of an obstacle that lies in a Service.
+pub const NO_SPLIT: &str = "NoSplit";
+
+/// Addresses at which a workload can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dialled {
+    /// The name of a Service that has addresses: of several the first by name. `None`: there is none.
+    pub service: Option<String>,
+    /// Addresses and ports of such Services.
+    pub services: Vec<SocketAddr>,
+    /// Addresses of its pods, with the ports that such Services lead to.
+    pub pods: Vec<SocketAddr>,
+    /// Of these: those of pods that wait behind our gate, where no load balancer leads.
+    pub parked: Vec<SocketAddr>,
 }
 
 /// Numbers of ready endpoints.
@@ -171,9 +190,40 @@ impl Model {
             } else {
                 None
             };
-            reason.map(|reason| SplitObstacle { service: key.1.to_string(), reason })
+            reason.map(|reason| SplitObstacle { service: key.1.to_string(), code: NO_SPLIT, reason })
         };
         found.iter().filter_map(obstacle).collect()
+    }
+
+    /// At which addresses clients may dial a workload: those of its Services, or of its pods themselves.
+    pub fn dialled(&self, workload: &WorkloadKey) -> Dialled {
+        let mut dialled = Dialled::default();
+        let services = self.services_of(workload).into_iter();
+        let services = services.filter_map(|key| Some((key, self.services.get(key)?)));
+        let mut ports: HashMap<&str, HashSet<u16>> = HashMap::new();
+        for (key, service) in services.filter(|(_, service)| service.ips().next().is_some()) {
+            dialled.service.get_or_insert_with(|| key.1.to_string());
+            for ip in service.ips() {
+                dialled.services.extend(service.ports.iter().map(|port| SocketAddr::new(ip, port.port)));
+            }
+            for slice in self.slices_by_service.get(key).into_iter().flatten() {
+                let Some(slice) = self.slices.get(slice) else { continue };
+                let uids = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_deref());
+                for uid in uids {
+                    ports.entry(uid).or_default().extend(slice.ports.iter().map(|(_, number)| *number));
+                }
+            }
+        }
+        for pod in self.pods_of(workload) {
+            for port in ports.get(&*pod.uid).into_iter().flatten() {
+                let addresses = pod.ips.iter().map(|ip| SocketAddr::new(*ip, *port));
+                if pod.is_parked() {
+                    dialled.parked.extend(addresses.clone());
+                }
+                dialled.pods.extend(addresses);
+            }
+        }
+        dialled
     }
 
     /// The name of an older Canary that watches another workload behind the same Service.

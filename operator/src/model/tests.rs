@@ -10,6 +10,8 @@ use super::*;
 
 mod addresses;
 mod invalid;
+mod routes;
+mod sections;
 mod splits;
 
 pub(super) const VIP: &str = "10.96.0.1:80";

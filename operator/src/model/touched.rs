@@ -8,15 +8,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tulle_mesh::proto;
+use tulle_mesh::proto::resource::Body;
+use tulle_mesh::proto::route::Kind;
 
 use super::{Key, Model, Pod, Service, Slice, WorkloadKey};
 
 /// What the last changes may have altered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Uids of pods whose inbound resource may differ.
+    /// Uids of pods of which what they enforce may differ.
     pub inbound: HashSet<Arc<str>>,
-    /// Services whose destinations may differ.
+    /// Services whose destinations or endpoints may differ.
     pub services: HashSet<Key>,
     /// Addresses that may lead elsewhere.
     pub addresses: HashSet<IpAddr>,
@@ -61,11 +63,11 @@ impl Touched {
 /// What a compiled resource was made of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Dependency {
-    /// A pod's inbound resource.
+    /// What a pod enforces, or a section of it.
     Inbound(Arc<str>),
     /// A Service, with all that stands behind it.
     Service(Key),
-    /// An address that no Service has.
+    /// An address, and whose it is.
     Address(IpAddr),
 }
 
@@ -84,6 +86,15 @@ pub struct Compiled {
     pub counted_as: Option<(String, String)>,
     /// What it was made of.
     pub depends: Dependency,
+}
+
+impl Compiled {
+    /// The name of the endpoints that a route leads to.
+    pub fn endpoints(&self) -> Option<&str> {
+        let Some(Body::Route(route)) = &self.resource.body else { return None };
+        let Some(Kind::Service(service)) = &route.kind else { return None };
+        Some(service.endpoints.as_str())
+    }
 }
 
 /// Which views of a pod a change alters.
@@ -147,10 +158,24 @@ impl Model {
         let slices = self.slices_by_pod.get(uid).into_iter().flatten();
         let services = slices.filter_map(|key| service_of(key, self.slices.get(key)?));
         self.touched.services.extend(services);
-        let ips: Vec<_> = self.pods.get(uid).into_iter().flat_map(|pod| pod.ips.iter().copied()).collect();
+        self.touch_addresses_of([uid]);
+    }
+
+    /// The addresses of pods.
+    pub(super) fn touch_addresses_of<'a>(&mut self, uids: impl IntoIterator<Item = &'a str>) {
+        let pods = uids.into_iter().filter_map(|uid| self.pods.get(uid));
+        let ips: Vec<_> = pods.flat_map(|pod| pod.ips.iter().copied()).collect();
         for ip in ips {
             self.touch_address(ip);
         }
+    }
+
+    /// The addresses of the pods behind a Service, which declares what is spoken there.
+    pub(super) fn touch_pods_behind(&mut self, service: &Key) {
+        let slices = self.slices_by_service.get(service).into_iter().flatten();
+        let pods: Vec<Arc<str>> =
+            slices.filter_map(|key| self.slices.get(key)).flat_map(uids).cloned().collect();
+        self.touch_addresses_of(pods.iter().map(|uid| &**uid));
     }
 
     /// An address, and the Services that claim it: their destinations were made for it.
@@ -177,9 +202,8 @@ impl Model {
     /// The Service of a slice, and the Canaries of its pods.
     pub(super) fn touch_slice(&mut self, key: &Key, slice: &Slice) {
         self.touched.services.extend(service_of(key, slice));
-        let uids = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref());
         let workloads: HashSet<WorkloadKey> =
-            uids.filter_map(|uid| self.pods.get(uid)?.workload.clone()).collect();
+            uids(slice).filter_map(|uid| self.pods.get(uid)?.workload.clone()).collect();
         for workload in &workloads {
             self.touch_canaries_of(workload);
         }
@@ -221,6 +245,29 @@ impl Model {
         self.touched.services.extend(services);
         self.touch_canaries_of(workload);
     }
+}
+
+/// Pods for which two versions of a slice may declare something else: those that come or go, or all of them where its
+/// ports or its Service differ.
+pub(super) fn redeclared(old: Option<&Slice>, new: Option<&Slice>) -> Vec<Arc<str>> {
+    let of =
+        |slice: Option<&Slice>| -> HashSet<Arc<str>> { slice.into_iter().flat_map(uids).cloned().collect() };
+    if let (Some(old), Some(new)) = (old, new)
+        && old.ports == new.ports
+        && old.service == new.service
+    {
+        // Most changes are of an endpoint's state.
+        if uids(old).eq(uids(new)) {
+            return Vec::new();
+        }
+        return of(Some(old)).symmetric_difference(&of(Some(new))).cloned().collect();
+    }
+    of(old).union(&of(new)).cloned().collect()
+}
+
+/// The pods of a slice.
+fn uids(slice: &Slice) -> impl Iterator<Item = &Arc<str>> {
+    slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref())
 }
 
 /// The Service that a slice belongs to.

@@ -7,12 +7,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
-use tulle_crds::{MeshPolicySpec, MtlsMode, TargetKind};
+use tulle_crds::{MeshPolicySpec, TargetKind};
+use tulle_mesh::features;
 use tulle_mesh::identity::WorkloadId;
-use tulle_mesh::{features, proto};
+use tulle_mesh::proto::{self, ResourceType};
 
 use super::address::Owner;
 use super::object::{Endpoint, ServicePort};
+use super::routes::EndpointsName;
+use super::sections::required;
 use super::touched::{Compiled, Dependency, Variant};
 use super::{Key, Model, Pod, Service};
 
@@ -24,62 +27,35 @@ impl Model {
 
     /// Which variant of a resource a pod's sidecar gets.
     pub fn variant(&self, name: &proto::ResourceName, pod_uid: &str) -> Variant {
-        if name.r#type() != proto::ResourceType::Destination {
-            return Variant::default();
-        }
-        let local = name.name.parse().is_ok_and(
-            |address: SocketAddr| matches!(self.owner(address), Owner::Service(_, service) if service.local_only),
-        );
+        let service = match name.r#type() {
+            ResourceType::Destination => {
+                name.name.parse().ok().and_then(|address: SocketAddr| match self.owner(address) {
+                    Owner::Service(_, service) => Some(service),
+                    Owner::Pod(_) | Owner::Nobody => None,
+                })
+            }
+            ResourceType::Endpoints => {
+                let name: Option<EndpointsName> = name.name.parse().ok();
+                name.and_then(|name| self.services.get(&name.service))
+            }
+            _ => None,
+        };
+        let local = service.is_some_and(|service| service.local_only);
         let pod = self.pods.get(pod_uid).filter(|_| local);
         Variant(pod.map(|pod| Arc::clone(&pod.node)))
     }
 
-    /// The resource of this name, for all sidecars of this variant. The name of an inbound resource is the pod's
-    /// uid. `None`: there is no such pod, or the name is none.
+    /// The resource of this name, for all sidecars of this variant. What a pod enforces is named by the pod's uid.
+    /// `None`: there is no such pod, or the name is none.
     pub fn compile(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {
         match name.r#type() {
-            proto::ResourceType::Inbound => self.compile_inbound(name),
-            proto::ResourceType::Destination => self.compile_destination(name, variant),
-            proto::ResourceType::Unspecified => None,
+            ResourceType::Inbound => self.compile_inbound(name),
+            ResourceType::Destination => self.compile_destination(name, variant),
+            ResourceType::Endpoints => self.compile_endpoints(name, variant),
+            ResourceType::Route => self.compile_route(name),
+            ResourceType::Workload | ResourceType::Mtls | ResourceType::Access => self.compile_section(name),
+            ResourceType::Unspecified => None,
         }
-    }
-
-    fn compile_inbound(&self, name: &proto::ResourceName) -> Option<Compiled> {
-        let pod = self.pods.get(name.name.as_str())?;
-        let inbound = self.inbound(&pod.uid)?;
-        let shadow = inbound.shadow.is_some() || inbound.shadow_strict;
-        let access = inbound.access.is_some() || inbound.shadow.is_some();
-        let needs = [(access, features::ACCESS_V1), (shadow, features::SHADOW_V1)];
-        let requires = needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
-        let mut stamps: Vec<proto::Stamp> = Vec::new();
-        for policy in self.carried(pod, &inbound) {
-            let stamp = policy_stamp(policy);
-            if !stamps.contains(&stamp) {
-                stamps.push(stamp);
-            }
-        }
-        Some(Compiled {
-            resource: versioned(name, requires, proto::resource::Body::Inbound(inbound)),
-            stamps,
-            counted_as: None,
-            depends: Dependency::Inbound(Arc::clone(&pod.uid)),
-        })
-    }
-
-    /// The policies that decide something for a pod.
-    fn carried(&self, pod: &Pod, inbound: &proto::Inbound) -> impl Iterator<Item = proto::ObjectRef> + use<> {
-        let of = |access: &Option<proto::Access>| access.as_ref().and_then(|access| access.policy.clone());
-        let carried =
-            [inbound.mtls_from.clone(), of(&inbound.access), of(&inbound.shadow), self.strict_in_shadow(pod)];
-        carried.into_iter().flatten()
-    }
-
-    /// Whether a policy decides something for a pod. One that narrower policies overrule decides nothing, and its
-    /// sidecar has nothing of it to acknowledge.
-    pub fn carries(&self, policy: &Key, pod_uid: &str) -> bool {
-        let Some(pod) = self.pods.get(pod_uid) else { return false };
-        let Some(inbound) = self.inbound(pod_uid) else { return false };
-        self.carried(pod, &inbound).any(|found| *found.namespace == *policy.0 && *found.name == *policy.1)
     }
 
     fn compile_destination(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {
@@ -93,7 +69,7 @@ impl Model {
         if let Some(proto::destination::Kind::Service(service)) = &destination.kind {
             let others = service.split.iter().any(|share| share.revision.is_empty());
             let needs = [(!service.split.is_empty(), features::SPLIT_V1), (others, features::SPLIT_V2)];
-            requires.extend(needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)));
+            requires.extend(required(needs));
             stamps.extend(service.canary.as_ref().map(|canary| self.canary_stamp(canary)));
             counted_as = Some((service.namespace.clone(), service.name.clone()));
         }
@@ -101,7 +77,7 @@ impl Model {
         Some(Compiled { resource: versioned(name, requires, body), stamps, counted_as, depends })
     }
 
-    fn canary_stamp(&self, canary: &proto::CanaryRef) -> proto::Stamp {
+    pub(super) fn canary_stamp(&self, canary: &proto::CanaryRef) -> proto::Stamp {
         let key: Key = (canary.namespace.as_str().into(), canary.name.as_str().into());
         let uid = self.canaries.get(&key).and_then(|canary| canary.metadata.uid.clone());
         proto::Stamp {
@@ -111,28 +87,6 @@ impl Model {
             uid: uid.unwrap_or_default(),
             version: canary.epoch,
         }
-    }
-
-    /// What a pod enforces on connections that arrive.
-    pub fn inbound(&self, pod_uid: &str) -> Option<proto::Inbound> {
-        let pod = self.pods.get(pod_uid)?;
-        let (mtls, mtls_from) = self.mtls_for(pod);
-        let mode = match mtls {
-            MtlsMode::Permissive => proto::MtlsMode::Permissive,
-            MtlsMode::Strict => proto::MtlsMode::Strict,
-            MtlsMode::Disabled => proto::MtlsMode::Off,
-        };
-        let (access, shadow) = self.access_for(pod);
-        let workload = pod.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name));
-        Some(proto::Inbound {
-            mtls: mode.into(),
-            mtls_from,
-            access,
-            shadow,
-            shadow_strict: self.strict_in_shadow(pod).is_some(),
-            workload: workload.unwrap_or_default(),
-            revision: pod.revision().to_owned(),
-        })
     }
 
     /// Where a dialled address leads, for a client on `node`.
@@ -151,18 +105,20 @@ impl Model {
                     None => Kind::Unknown(proto::Unknown {}),
                 }
             }
-            Owner::Pod(pod) => {
-                let endpoint = proto::Endpoint {
-                    address: address.to_string(),
-                    identity: self.identity(pod, address.port()),
-                    revision: pod.revision().to_owned(),
-                    zone: String::new(),
-                    state: proto::EndpointState::Ready.into(),
-                    pod_uid: pod.uid.to_string(),
-                };
-                Kind::Pod(proto::PodPort { endpoint: Some(endpoint) })
-            }
+            Owner::Pod(pod) => Kind::Pod(proto::PodPort { endpoint: Some(self.pod_endpoint(pod, address)) }),
             Owner::Nobody => Kind::Unknown(proto::Unknown {}),
+        }
+    }
+
+    /// A pod that is dialled by its own address.
+    pub(super) fn pod_endpoint(&self, pod: &Pod, address: SocketAddr) -> proto::Endpoint {
+        proto::Endpoint {
+            address: address.to_string(),
+            identity: self.identity(pod, address.port()),
+            revision: pod.revision().to_owned(),
+            zone: String::new(),
+            state: proto::EndpointState::Ready.into(),
+            pod_uid: pod.uid.to_string(),
         }
     }
 
@@ -190,7 +146,7 @@ impl Model {
 
     /// Endpoints come from slices only: address and port as they stand there. A pod that is in more
     /// than one slice counts once, and by the family of the address that was dialled, as with kube-proxy.
-    fn endpoints(
+    pub(super) fn endpoints(
         &self,
         key: &Key,
         service: &Service,
@@ -263,7 +219,7 @@ impl Model {
 }
 
 /// A resource whose version is a digest of its content.
-fn versioned(
+pub(super) fn versioned(
     name: &proto::ResourceName,
     requires: Vec<&'static str>,
     body: proto::resource::Body,
@@ -280,18 +236,8 @@ fn versioned(
     resource
 }
 
-fn policy_stamp(policy: proto::ObjectRef) -> proto::Stamp {
-    proto::Stamp {
-        kind: proto::stamp::Kind::Policy.into(),
-        namespace: policy.namespace,
-        name: policy.name,
-        uid: policy.uid,
-        version: u64::try_from(policy.generation).unwrap_or_default(),
-    }
-}
-
 /// `appProtocol` as Kubernetes and its meshes write it; what nobody knows is found out.
-fn protocol(app_protocol: Option<&str>) -> proto::Protocol {
+pub(super) fn protocol(app_protocol: Option<&str>) -> proto::Protocol {
     match app_protocol {
         Some("http" | "HTTP" | "kubernetes.io/ws") => proto::Protocol::Http1,
         Some("grpc" | "http2" | "kubernetes.io/h2c") => proto::Protocol::Http2,

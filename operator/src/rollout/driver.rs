@@ -20,9 +20,9 @@ use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration
 
 use super::evidence::Blocks;
 use super::machine::{self, Action, PodName, Seen};
-use crate::discovery::{Acknowledgement, Registry};
+use crate::discovery::{Acknowledgement, PodDialling, Registry};
 use crate::lease::Leadership;
-use crate::model::{Key, Model, WorkloadKey};
+use crate::model::{Key, Model, SplitObstacle, WorkloadKey};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -40,6 +40,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_EVIDENCE_EVERY: Duration = Duration::from_secs(3);
 /// Canaries that are looked at at the same time.
 const AT_ONCE: usize = 8;
+
+/// The code of an obstacle that lies in how clients are connected.
+const CLIENTS_DIAL_PODS: &str = "ClientsDialPods";
 
 /// Drives every Canary.
 pub struct Driver {
@@ -214,12 +217,22 @@ impl Driver {
             block,
             block_ended,
             obstacles: match status.phase {
-                Phase::Progressing | Phase::Paused => model.split_obstacles(&workload),
+                Phase::Progressing | Phase::Paused => self.obstacles(&model, &workload, led),
                 _ => Vec::new(),
             },
             undo_forbidden,
             action: annotation.and_then(|text| CanaryAction::parse(text.as_str())),
         }
+    }
+
+    /// What keeps sidecars from choosing the version: the Services, or clients that never see a Service's address.
+    fn obstacles(&self, model: &Model, workload: &WorkloadKey, led: Duration) -> Vec<SplitObstacle> {
+        let mut obstacles = model.split_obstacles(workload);
+        // While sidecars come back, whoever dials the Service may not have been heard of.
+        if led >= UNHEARD || self.registry.unheard(model).is_none() {
+            obstacles.extend(self.registry.dials_pods(model, workload).map(clients_dial_pods));
+        }
+        obstacles
     }
 
     /// The running block with what was reported since the last look.
@@ -342,6 +355,19 @@ impl Driver {
             }
         }
     }
+}
+
+/// The obstacle that clients' connections lead past the Service.
+fn clients_dial_pods(found: PodDialling) -> SplitObstacle {
+    let PodDialling { service, clients, first } = found;
+    let who = match clients {
+        1 => format!("pod {first} dials"),
+        more => format!("{more} pods, {first} among them, dial"),
+    };
+    let reason = format!(
+        "{who} its pods by address, and no sidecar has seen a connection to the Service, so the sidecars cannot choose the version; with Cilium's socket load balancer, set socketLB.hostNamespaceOnly: true"
+    );
+    SplitObstacle { service, code: CLIENTS_DIAL_PODS, reason }
 }
 
 /// Whether a rollout is in progress, or its end is not acknowledged yet.

@@ -188,7 +188,8 @@ impl Desk {
         let pods = model.policy_pods(key);
         let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
         // Where a narrower policy decides, there is nothing of this one to acknowledge.
-        let deciding: Vec<_> = pods.iter().filter(|uid| model.carries(key, uid)).cloned().collect();
+        let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
+        let deciding: Vec<_> = deciding.filter(|(_, sections)| !sections.is_empty()).collect();
         let overruled = pods.len() - deciding.len();
         let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
         let progress = Progress {

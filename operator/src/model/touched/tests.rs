@@ -89,6 +89,40 @@ fn evidence_in_the_status_of_a_canary_touches_no_service() {
     assert_eq!(model.take_touched().services, set([key("shop", "web")]));
 }
 
+#[test]
+fn an_endpoint_that_comes_touches_its_pods_address_and_a_change_of_its_state_does_not() {
+    let a = pod("a", "10.1.0.1", "r1");
+    let mut model = quiet();
+    let mut slice = model.slices[&key("shop", "web-1")].clone();
+    slice.endpoints[0].ready = false;
+    model.apply_slice(key("shop", "web-1"), slice.clone());
+    assert!(model.take_touched().addresses.is_empty());
+    slice.endpoints.clear();
+    model.apply_slice(key("shop", "web-1"), slice.clone());
+    assert_eq!(model.take_touched().addresses, set(["10.1.0.1".parse().unwrap()]));
+    slice.endpoints.push(endpoint(&a, true));
+    model.apply_slice(key("shop", "web-1"), slice.clone());
+    assert_eq!(model.take_touched().addresses, set(["10.1.0.1".parse().unwrap()]));
+    slice.ports[0].1 = 80;
+    model.apply_slice(key("shop", "web-1"), slice);
+    assert_eq!(model.take_touched().addresses, set(["10.1.0.1".parse().unwrap()]));
+}
+
+#[test]
+fn what_a_service_declares_touches_the_addresses_of_its_pods() {
+    let mut model = quiet();
+    let mut service = model.services[&key("shop", "web")].clone();
+    service.affinity_seconds = 10;
+    model.apply_service(key("shop", "web"), service.clone());
+    let pod = "10.1.0.1".parse().unwrap();
+    assert!(!model.take_touched().addresses.contains(&pod));
+    service.ports[0].app_protocol = Some("http".into());
+    model.apply_service(key("shop", "web"), service);
+    assert!(model.take_touched().addresses.contains(&pod));
+    model.delete_service(&key("shop", "web"));
+    assert!(model.take_touched().addresses.contains(&pod));
+}
+
 /// Numbers that look random and are the same in every run.
 struct Dice(u64);
 
@@ -96,6 +130,10 @@ impl Dice {
     fn roll(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
+    }
+
+    fn index(&mut self, below: u64) -> usize {
+        usize::try_from(self.roll(below)).unwrap()
     }
 
     fn coin(&mut self) -> bool {
@@ -139,6 +177,7 @@ fn random_service(dice: &mut Dice) -> Service {
     service.other_ips = vec![format!("10.1.0.{}", dice.roll(4)).parse().unwrap()];
     service.created = i64::try_from(dice.roll(3)).unwrap();
     service.local_only = dice.roll(4) == 0;
+    service.ports[0].app_protocol = [None, Some("http"), Some("tcp")][dice.index(3)].map(Into::into);
     if dice.coin() {
         service.selector.clear();
     }
@@ -156,7 +195,7 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
         6 => {
             let pods = [random_pod(dice), random_pod(dice)];
             let endpoints = pods.iter().map(|pod| endpoint(pod, true)).collect();
-            let ports = vec![("http".into(), 8080)];
+            let ports = vec![("http".into(), [80, 8080][dice.index(2)])];
             model.apply_slice(object, Slice { service: Arc::clone(&service.1), ports, endpoints });
         }
         7 => model.delete_slice(&object),
@@ -179,11 +218,17 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
 
 /// Version and dependency of every resource that this small world can have.
 fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> {
-    let inbound = (0..3).map(|n| (ResourceType::Inbound, format!("uid-p{n}")));
-    let services = (0..2).map(|n| (ResourceType::Destination, format!("10.96.0.{n}:80")));
-    let pods = (0..4).flat_map(|n| [80, 81].map(|p| (ResourceType::Destination, format!("10.1.0.{n}:{p}"))));
+    use ResourceType::{Access, Destination, Endpoints, Inbound, Mtls, Route, Workload};
+    let enforced =
+        (0..3).flat_map(|n| [Inbound, Workload, Mtls, Access].map(|kind| (kind, format!("uid-p{n}"))));
+    let services = (0..2).map(|n| format!("10.96.0.{n}:80"));
+    let pods = (0..4).flat_map(|n| [80, 81, 8080].map(|port| format!("10.1.0.{n}:{port}")));
+    let addresses =
+        services.chain(pods).flat_map(|name| [Destination, Route].map(|kind| (kind, name.clone())));
+    let endpoints = ["shop/web0:80", "shop/web1:80", "shop/web1:80/ipv6", "shop/web0:81"];
+    let endpoints = endpoints.map(|name| (Endpoints, name.to_owned()));
     let mut all = Vec::new();
-    for (kind, name) in inbound.chain(services).chain(pods) {
+    for (kind, name) in enforced.chain(addresses).chain(endpoints) {
         let name = ResourceName { r#type: kind.into(), cluster: String::new(), name };
         for variant in [Variant::default(), Variant(Some("node-a".into()))] {
             let made = model.compile(&name, &variant).map(|made| (made.resource.version, made.depends));

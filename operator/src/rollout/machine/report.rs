@@ -66,9 +66,9 @@ impl Turn<'_> {
             first.service, first.reason
         );
         if !self.has_condition(SPLIT, false) {
-            self.event(true, "NoSplit", message.clone());
+            self.event(true, first.code, message.clone());
         }
-        self.condition(SPLIT, false, "NoSplit", &message);
+        self.condition(SPLIT, false, first.code, &message);
     }
 
     pub(super) fn summarise(&mut self) {

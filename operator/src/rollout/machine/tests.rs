@@ -434,16 +434,18 @@ fn a_bad_version_is_stopped_although_a_client_refuses_and_is_undone_without_it()
 
 #[test]
 fn where_requests_cannot_be_split_the_step_is_held_and_the_service_named() {
-    let mut world = World::quick();
-    world.deploy("new");
-    let obstacle = SplitObstacle { service: "web".to_owned(), reason: "it selects two workloads".to_owned() };
-    world.seen.obstacles = vec![obstacle];
-    world.run(100);
-    assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", "NoSplit")));
-    assert_eq!(world.reasons().iter().filter(|reason| **reason == "NoSplit").count(), 1);
-    world.request(CanaryAction::Promote, "1");
-    world.run(1);
-    assert_eq!(world.status.approved_revision, "new");
+    for code in ["NoSplit", "ClientsDialPods"] {
+        let mut world = World::quick();
+        world.deploy("new");
+        let (service, reason) = ("web".to_owned(), "it selects two workloads".to_owned());
+        world.seen.obstacles = vec![SplitObstacle { service, code, reason }];
+        world.run(100);
+        assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", code)));
+        assert_eq!(world.reasons().iter().filter(|reason| **reason == code).count(), 1);
+        world.request(CanaryAction::Promote, "1");
+        world.run(1);
+        assert_eq!(world.status.approved_revision, "new");
+    }
 }
 
 #[test]

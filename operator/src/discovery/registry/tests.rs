@@ -1,0 +1,256 @@
+//! Who is connected, what each enforces, and what each dials.
+
+use super::*;
+use crate::model::WorkloadKey;
+use crate::model::tests::{key, pod, shop};
+
+fn name(text: &str) -> Name {
+    (ResourceType::Destination as i32, text.into())
+}
+
+fn stamps(kind: stamp::Kind, name: &str, version: u64) -> Stamps {
+    let (namespace, name) = ("shop".into(), name.into());
+    Stamps::from([Stamp { kind: kind.into(), namespace, name, uid: "p".into(), version }])
+}
+
+fn epoch(version: u64) -> Stamps {
+    stamps(stamp::Kind::Canary, "web", version)
+}
+
+fn none() -> Stamps {
+    Stamps::from([])
+}
+
+fn with(reports: impl IntoIterator<Item = Report>) -> Registry {
+    let registry = Registry::default();
+    registry.report("uid-a", Report::Connected, |_| {});
+    reports.into_iter().for_each(|report| registry.report("uid-a", report, |_| {}));
+    registry
+}
+
+fn model() -> Model {
+    shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])
+}
+
+fn acknowledged(registry: &Registry, epoch: u64) -> Acknowledgement {
+    registry.acknowledged_canary(&model(), &key("shop", "web"), epoch)
+}
+
+fn awaited() -> Acknowledgement {
+    Acknowledgement::Awaited("the sidecar of pod shop/a has not acknowledged it".to_owned())
+}
+
+#[test]
+fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
+    let names = ["10.96.0.1:80", "203.0.113.1:80"].map(name);
+    for refused in &names {
+        let registry = with(names.clone().map(|name| Report::Sent(name, epoch(1))));
+        assert_eq!(acknowledged(&registry, 1), awaited());
+        let report = Report::Refused(refused.clone(), epoch(1), "too new".into());
+        registry.report("uid-a", report, |_| {});
+        // Whichever of the two a walk over them meets first.
+        assert_eq!(acknowledged(&registry, 1), Acknowledgement::Refused("pod shop/a: too new".to_owned()));
+    }
+}
+
+#[test]
+fn a_canary_waits_for_its_own_clients_only() {
+    let other = stamps(stamp::Kind::Canary, "other", 1);
+    let web = name("10.96.0.1:80");
+    let registry = with([Report::Sent(name("10.96.0.2:80"), other), Report::Sent(web.clone(), epoch(1))]);
+    assert_eq!(acknowledged(&registry, 1), awaited());
+    registry.report("uid-a", Report::Acked(web.clone(), epoch(1)), |_| {});
+    assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete);
+    assert_eq!(acknowledged(&registry, 2), awaited(), "its resource is not even compiled yet");
+    registry.report("uid-a", Report::Sent(web.clone(), none()), |_| {});
+    assert_eq!(acknowledged(&registry, 2), awaited(), "it still enforces old shares");
+    registry.report("uid-a", Report::Acked(web, none()), |_| {});
+    assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete, "it has no shares any more");
+}
+
+#[test]
+fn a_new_stream_must_say_anew_what_the_sidecar_enforces() {
+    let web = name("10.96.0.1:80");
+    let registry = with([Report::Acked(web.clone(), epoch(1)), Report::Gone, Report::Connected]);
+    assert_eq!(acknowledged(&registry, 2), awaited(), "meanwhile it enforces what it had");
+    registry.report("uid-a", Report::Acked(web, epoch(2)), |_| {});
+    assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete);
+}
+
+#[test]
+fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
+    let mut model = model();
+    let registry = with([Report::Acked(name("10.96.0.1:80"), epoch(1)), Report::Gone]);
+    let kept = |registry: &Registry| lock(&registry.own).by_pod.contains_key("uid-a");
+    registry.forget_lost(&model);
+    assert!(kept(&registry), "it may well go on enforcing what it had");
+    assert_eq!(registry.connected(), 0);
+    registry.relayed("uid-a", Report::Connected);
+    registry.forget_lost(&model);
+    assert!(kept(&registry), "it may not have told the other replica everything yet");
+    let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
+    lock(&registry.relayed).by_pod.get_mut("uid-a").unwrap().since = long_ago;
+    registry.forget_lost(&model);
+    assert!(!kept(&registry), "another replica hears of it now");
+    assert!(lock(&registry.own).by_canary.is_empty(), "the index forgets it too");
+    registry.relayed("uid-a", Report::Gone);
+    model.delete_pod("uid-a");
+    registry.forget_lost(&model);
+    assert!(lock(&registry.relayed).by_pod.is_empty(), "its pod is gone");
+}
+
+fn policy(registry: &Registry, generation: i64, sections: Sections) -> PolicyAcknowledgement {
+    let pods = ["uid-a", "uid-b"].map(|uid| -> (Arc<str>, Sections) { (uid.into(), sections) });
+    registry.policy(&model(), &key("shop", "strict"), "p", generation, &pods)
+}
+
+#[test]
+fn a_policy_counts_the_pods_that_enforce_its_generation() {
+    let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
+    let policy = |generation| policy(&registry, generation, Sections { mtls: true, access: true });
+    assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
+    assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
+    registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
+    assert_eq!(policy(4).refusal, Some("pod a: too new".to_owned()));
+}
+
+#[test]
+fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_named() {
+    let [mtls, access] =
+        [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let both = Sections { mtls: true, access: true };
+    let registry = with([Report::Acked(mtls.clone(), of(3)), Report::Sent(access.clone(), of(3))]);
+    assert_eq!(policy(&registry, 3, both).enforcing, 0, "who may call is not acknowledged");
+    assert_eq!(policy(&registry, 3, Sections { mtls: true, access: false }).enforcing, 1);
+    registry.report("uid-a", Report::Refused(access.clone(), of(3), "too new".into()), |_| {});
+    let refusal = Some("pod a refused section access: too new".to_owned());
+    assert_eq!(policy(&registry, 3, both).refusal, refusal);
+    let narrower = policy(&registry, 3, Sections { mtls: true, access: false });
+    assert_eq!((narrower.enforcing, narrower.refusal), (1, None), "the section is another policy's");
+    registry.report("uid-a", Report::Acked(access, of(3)), |_| {});
+    assert_eq!((policy(&registry, 3, both).enforcing, policy(&registry, 3, both).refusal), (1, None));
+}
+
+#[test]
+fn sections_may_be_acknowledged_to_different_replicas() {
+    let of = |kind: ResourceType| {
+        let name: Name = (kind as i32, "uid-a".into());
+        Report::Acked(name, stamps(stamp::Kind::Policy, "strict", 3))
+    };
+    let registry = with([of(ResourceType::Mtls)]);
+    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", of(ResourceType::Access));
+    assert_eq!(policy(&registry, 3, Sections { mtls: true, access: true }).enforcing, 1);
+}
+
+#[test]
+fn a_canary_waits_for_clients_of_its_endpoints() {
+    let web: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+    let registry = with([Report::Sent(web.clone(), epoch(1))]);
+    assert_eq!(acknowledged(&registry, 1), awaited());
+    let access: Name = (ResourceType::Access as i32, "uid-a".into());
+    registry.report("uid-a", Report::Refused(access, none(), "too new".into()), |_| {});
+    registry.report("uid-a", Report::Acked(web, epoch(1)), |_| {});
+    assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete, "what else it refuses is no matter");
+}
+
+#[test]
+fn a_sidecar_that_has_a_route_is_heard_of() {
+    let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
+    let registry = with([Report::Sent(route, none())]);
+    assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+    let registry = with([Report::Sent((ResourceType::Mtls as i32, "uid-a".into()), none())]);
+    let both = Some("pod shop/a and 1 more have not been heard of".to_owned());
+    assert_eq!(registry.unheard(&model()), both, "what it sends to is not known yet");
+}
+
+#[test]
+fn pods_that_were_never_heard_of_are_named() {
+    assert_eq!(
+        Registry::default().unheard(&model()),
+        Some("pod shop/a and 1 more have not been heard of".to_owned())
+    );
+    let sent = || Report::Sent(name("10.96.0.1:80"), epoch(1));
+    let registry = with([sent()]);
+    assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+    let registry = with([sent(), Report::Gone]);
+    registry.relayed("uid-b", Report::Connected);
+    registry.relayed("uid-b", sent());
+    assert_eq!(registry.unheard(&model()), None);
+}
+
+#[test]
+fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
+    let web = name("10.0.0.1:80");
+    let registry = with([Report::Connected, Report::Sent(web.clone(), epoch(1))]);
+    registry.relayed("v", Report::Connected);
+    let mut seen = Vec::new();
+    registry.snapshot(|_| true, |all| seen = all);
+    let of_a = |report| (Arc::<str>::from("uid-a"), report);
+    let sent = of_a(Report::Sent(web, epoch(1)));
+    assert_eq!(seen, [of_a(Report::Connected), of_a(Report::Connected), sent]);
+    registry.snapshot(|_| false, |all| seen = all);
+    assert!(seen.is_empty(), "of another shard");
+}
+
+/// `shop/front` beside the pods of `shop/web`, of which `b` waits behind its gate.
+fn with_front() -> Model {
+    let parked = Pod { gated: true, ..pod("b", "10.1.0.2", "r2") };
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), parked]);
+    let own = pod("front", "10.1.0.9", "r1");
+    let workload = own.workload.clone().map(|key| WorkloadKey { name: "front".into(), ..key });
+    model.apply_pod(Pod { workload, labels: Box::default(), ..own });
+    model
+}
+
+/// Who dials pods, where these sidecars have these routes.
+fn dialling(routes: &[(&str, &str)]) -> Option<PodDialling> {
+    let registry = Registry::default();
+    for (uid, address) in routes {
+        registry.report(uid, Report::Connected, |_| {});
+        let route: Name = (ResourceType::Route as i32, (*address).into());
+        registry.report(uid, Report::Sent(route, none()), |_| {});
+    }
+    registry.dials_pods(&with_front(), &pod("a", "10.1.0.1", "r1").workload.unwrap())
+}
+
+#[test]
+fn clients_that_dial_pods_are_named_where_nobody_dials_the_service() {
+    let found = PodDialling { service: "web".into(), clients: 1, first: "shop/front".into() };
+    assert_eq!(dialling(&[("uid-front", "10.1.0.1:8080")]), Some(found));
+    for service in ["10.96.0.1:80", "203.0.113.1:80"] {
+        for who in ["uid-front", "uid-a"] {
+            assert_eq!(dialling(&[("uid-front", "10.1.0.1:8080"), (who, service)]), None);
+        }
+    }
+}
+
+#[test]
+fn who_dials_pods_by_choice_holds_nothing() {
+    assert_eq!(dialling(&[("uid-front", "10.1.0.1:9090")]), None, "no Service leads to that port");
+    assert_eq!(dialling(&[("uid-a", "10.1.0.1:8080")]), None, "members of one workload");
+    let every = [("uid-front", "10.1.0.1:8080"), ("uid-front", "10.1.0.2:8080")];
+    assert_eq!(dialling(&every), None, "no load balancer leads to a pod behind its gate");
+    assert_eq!(dialling(&[("uid-gone", "10.1.0.1:8080")]), None, "its pod is gone");
+}
+
+#[test]
+fn an_address_that_is_unsubscribed_is_dialled_no_more() {
+    let route: Name = (ResourceType::Route as i32, "10.1.0.1:8080".into());
+    let registry = Registry::default();
+    registry.report("uid-front", Report::Connected, |_| {});
+    registry.report("uid-front", Report::Acked(route.clone(), none()), |_| {});
+    let workload = pod("a", "10.1.0.1", "r1").workload.unwrap();
+    let mut model = with_front();
+    assert!(registry.dials_pods(&model, &workload).is_some());
+    registry.report("uid-front", Report::Unsubscribed(route.clone()), |_| {});
+    assert_eq!(registry.dials_pods(&model, &workload), None);
+    registry.report("uid-front", Report::Acked(route, none()), |_| {});
+    registry.report("uid-front", Report::Gone, |_| {});
+    model.delete_pod("uid-front");
+    registry.forget_lost(&model);
+    assert!(lock(&registry.own).by_address.is_empty(), "the index forgets whose pod is gone");
+}

@@ -1,0 +1,299 @@
+//! What a sidecar is sent for what it says.
+
+use tonic::Code;
+use tulle_mesh::features::SPLIT_V1;
+use tulle_mesh::proto::resource::Body;
+use tulle_mesh::proto::{Ack, Nack, Resource, Subscribe, Unsubscribe};
+
+use super::*;
+use crate::discovery::{Acknowledgement, Registry};
+use crate::lease::Leadership;
+use crate::model::object::ServicePort;
+use crate::model::tests::{canary, key, pod, shop};
+use crate::model::{Model, Service};
+
+const VIP: &str = "10.96.0.1:80";
+const EXTERNAL: &str = "203.0.113.1:80";
+const WEB: &str = "shop/web:80";
+
+fn named(kind: ResourceType, name: &str) -> Name {
+    (kind as i32, name.into())
+}
+
+/// A sidecar's stream without a network.
+struct Sidecar {
+    session: Session,
+    state: State,
+    down: mpsc::Receiver<Result<OperatorMessage, Status>>,
+    registry: Arc<Registry>,
+}
+
+impl Sidecar {
+    /// Of pod `a`, whose sidecar holds these versions.
+    fn holding(hub: &Arc<Hub>, held: &[(Name, String)]) -> Self {
+        let registry = Arc::new(Registry::default());
+        let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
+        let relay = LeaderRelay::new(Arc::clone(&registry), Arc::default(), leadership);
+        let cache = Cache::following(hub);
+        let (sender, down) = mpsc::channel(64);
+        let state = State::new(cache.wake(), held.iter().cloned().collect());
+        relay.report("uid-a", Report::Connected);
+        let session = Session {
+            hub: Arc::clone(hub),
+            cache,
+            relay,
+            admission: Arc::default(),
+            pod_uid: "uid-a".into(),
+            down: sender,
+            hang_up: Arc::default(),
+        };
+        Self { session, state, down, registry }
+    }
+
+    fn new(hub: &Arc<Hub>) -> Self {
+        Self::holding(hub, &[])
+    }
+
+    async fn says(&mut self, message: sidecar_message::Message) -> Result<(), Code> {
+        let message = SidecarMessage { message: Some(message) };
+        self.session.received(message, &mut self.state).await.map_err(|status| status.code())
+    }
+
+    async fn subscribes(&mut self, kind: ResourceType, name: &str) -> Result<(), Code> {
+        let name = Some(resource_name(&named(kind, name)));
+        self.says(sidecar_message::Message::Subscribe(Subscribe { name })).await
+    }
+
+    async fn unsubscribes(&mut self, kind: ResourceType, name: &str) {
+        let name = Some(resource_name(&named(kind, name)));
+        self.says(sidecar_message::Message::Unsubscribe(Unsubscribe { name })).await.unwrap();
+    }
+
+    async fn acknowledges(&mut self, resource: &Resource) {
+        let ack = Ack { name: resource.name.clone(), version: resource.version.clone() };
+        self.says(sidecar_message::Message::Ack(ack)).await.unwrap();
+    }
+
+    async fn refuses(&mut self, resource: &Resource) {
+        let (name, version) = (resource.name.clone(), resource.version.clone());
+        let nack = Nack { name, version, reason: "too new".into() };
+        self.says(sidecar_message::Message::Nack(nack)).await.unwrap();
+    }
+
+    /// What it was sent, in order.
+    fn resources(&mut self) -> Vec<Resource> {
+        let mut all = Vec::new();
+        while let Ok(message) = self.down.try_recv() {
+            let Some(operator_message::Message::Resource(resource)) = message.unwrap().message else {
+                panic!("not a resource")
+            };
+            all.push(resource);
+        }
+        all
+    }
+
+    /// Names of what it was sent, in order.
+    fn names(&mut self) -> Vec<Name> {
+        self.resources().into_iter().map(|resource| name_of(resource.name.unwrap())).collect()
+    }
+
+    /// Names of what it is sent after a change, sorted.
+    async fn names_of_changed(&mut self) -> Vec<Name> {
+        self.session.send_changed(&mut self.state).await.unwrap();
+        let mut names = self.names();
+        names.sort();
+        names
+    }
+
+    fn is_subscribed(&self, kind: ResourceType, name: &str) -> bool {
+        self.state.subscribed.contains_key(&named(kind, name))
+    }
+}
+
+fn hub() -> Arc<Hub> {
+    Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")])))
+}
+
+fn with_canary(epoch: u64) -> impl FnOnce(&mut Model) {
+    let status = serde_json::json!({"approvedRevision": "r1", "phase": "Stable", "epoch": epoch});
+    move |model: &mut Model| model.apply_canary(key("shop", "web"), canary(status))
+}
+
+#[tokio::test]
+async fn the_first_route_brings_the_endpoints_and_the_second_does_not() {
+    let mut sidecar = Sidecar::new(&hub());
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    let (route, endpoints) = (named(ResourceType::Route, VIP), named(ResourceType::Endpoints, WEB));
+    assert_eq!(sidecar.names(), [route, endpoints]);
+    sidecar.subscribes(ResourceType::Endpoints, WEB).await.unwrap();
+    assert!(sidecar.names().is_empty(), "what is subscribed already is not sent again");
+    sidecar.subscribes(ResourceType::Route, EXTERNAL).await.unwrap();
+    assert_eq!(sidecar.names(), [named(ResourceType::Route, EXTERNAL)]);
+    assert_eq!(sidecar.state.subscribed.len(), 3, "the endpoints count once");
+}
+
+#[tokio::test]
+async fn endpoints_are_kept_current_until_the_last_route_to_them_is_unsubscribed() {
+    let hub = hub();
+    let mut sidecar = Sidecar::new(&hub);
+    for address in [VIP, EXTERNAL] {
+        sidecar.subscribes(ResourceType::Route, address).await.unwrap();
+    }
+    sidecar.names();
+    sidecar.unsubscribes(ResourceType::Route, VIP).await;
+    hub.change(|model| model.apply_pod(pod("a", "10.1.0.1", "r2")));
+    assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Endpoints, WEB)]);
+    sidecar.unsubscribes(ResourceType::Route, EXTERNAL).await;
+    hub.change(|model| model.apply_pod(pod("a", "10.1.0.1", "r3")));
+    assert!(sidecar.names_of_changed().await.is_empty());
+    assert!(sidecar.session.cache.is_empty() && sidecar.state.routes.is_empty(), "nothing is left");
+}
+
+#[tokio::test]
+async fn a_route_that_leads_elsewhere_takes_its_endpoints_along() {
+    let hub = hub();
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    sidecar.names();
+    hub.change(|model| {
+        model.delete_service(&key("shop", "web"));
+        let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
+        let cluster_ips = vec!["10.96.0.1".parse().unwrap()];
+        model.apply_service(
+            key("shop", "new"),
+            Service { cluster_ips, ports: vec![port], ..Service::default() },
+        );
+    });
+    sidecar.session.send_changed(&mut sidecar.state).await.unwrap();
+    let names = sidecar.names();
+    let new = named(ResourceType::Endpoints, "shop/new:80");
+    let at = |name: &Name| names.iter().position(|sent| sent == name);
+    assert!(at(&named(ResourceType::Route, VIP)).unwrap() < at(&new).unwrap(), "{names:?}");
+    assert!(!sidecar.is_subscribed(ResourceType::Endpoints, WEB));
+    assert!(sidecar.is_subscribed(ResourceType::Endpoints, "shop/new:80"));
+    hub.change(|model| model.delete_service(&key("shop", "new")));
+    sidecar.names_of_changed().await;
+    assert_eq!(sidecar.state.subscribed.len(), 1, "nobody's address has no endpoints");
+    hub.change(|model| *model = shop(&[pod("a", "10.1.0.1", "r1")]));
+    assert_eq!(sidecar.names_of_changed().await.len(), 2, "and has them when it is somebody's again");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_comes_back_is_sent_only_what_it_does_not_hold() {
+    let hub = hub();
+    let mut before = Sidecar::new(&hub);
+    before.subscribes(ResourceType::Route, VIP).await.unwrap();
+    let held: Vec<_> =
+        before.resources().into_iter().map(|one| (name_of(one.name.unwrap()), one.version)).collect();
+    assert_eq!(held.len(), 2);
+    let mut sidecar = Sidecar::holding(&hub, &held);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    assert!(sidecar.names().is_empty());
+    hub.change(|model| model.apply_pod(pod("a", "10.1.0.1", "r2")));
+    assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Endpoints, WEB)]);
+}
+
+#[tokio::test]
+async fn what_a_pod_enforces_is_sent_to_nobody_else_and_endpoints_to_everybody() {
+    use ResourceType::{Access, Endpoints, Inbound, Mtls, Workload};
+    let hub = Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])));
+    for kind in [Inbound, Workload, Mtls, Access] {
+        let mut sidecar = Sidecar::new(&hub);
+        assert_eq!(sidecar.subscribes(kind, "uid-b").await, Err(Code::PermissionDenied), "{kind:?}");
+        assert!(sidecar.names().is_empty());
+        assert_eq!(sidecar.subscribes(kind, "uid-a").await, Ok(()));
+        assert_eq!(sidecar.names(), [named(kind, "uid-a")]);
+    }
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(Endpoints, WEB).await.unwrap();
+    assert_eq!(sidecar.names(), [named(Endpoints, WEB)], "before any route, as after a reconnect");
+    sidecar.subscribes(Endpoints, "not a name").await.unwrap();
+    assert!(sidecar.names().is_empty());
+    assert_eq!(sidecar.subscribes(Endpoints, &"a".repeat(300)).await, Err(Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_type_that_this_operator_does_not_know_does_not_end_the_stream() {
+    let mut sidecar = Sidecar::new(&hub());
+    let name = Some(resource_name(&(99, "uid-b".into())));
+    sidecar.says(sidecar_message::Message::Subscribe(Subscribe { name })).await.unwrap();
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    assert_eq!(sidecar.names().len(), 2);
+}
+
+#[tokio::test]
+async fn an_old_sidecar_is_served_as_before() {
+    let hub = hub();
+    hub.change(with_canary(1));
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Inbound, "uid-a").await.unwrap();
+    sidecar.subscribes(ResourceType::Destination, VIP).await.unwrap();
+    let sent = sidecar.resources();
+    let [inbound, destination] = sent.as_slice() else { panic!("{sent:?}") };
+    assert!(matches!(inbound.body, Some(Body::Inbound(_))));
+    assert!(matches!(destination.body, Some(Body::Destination(_))));
+    assert_eq!(destination.requires, [SPLIT_V1]);
+    hub.change(with_canary(2));
+    assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Destination, VIP)]);
+}
+
+#[tokio::test]
+async fn a_canary_waits_for_the_endpoints_that_came_with_a_route() {
+    let hub = hub();
+    hub.change(with_canary(1));
+    let mut sidecar = Sidecar::new(&hub);
+    let acknowledged = |sidecar: &Sidecar, epoch| {
+        sidecar.registry.acknowledged_canary(&hub.model(), &key("shop", "web"), epoch)
+    };
+    for kind in [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access] {
+        sidecar.subscribes(kind, "uid-a").await.unwrap();
+    }
+    for section in sidecar.resources() {
+        sidecar.refuses(&section).await;
+    }
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    let sent = sidecar.resources();
+    assert!(matches!(acknowledged(&sidecar, 1), Acknowledgement::Awaited(_)));
+    for resource in &sent {
+        sidecar.acknowledges(resource).await;
+    }
+    assert_eq!(acknowledged(&sidecar, 1), Acknowledgement::Complete, "refused sections are no matter");
+    hub.change(with_canary(2));
+    assert!(matches!(acknowledged(&sidecar, 2), Acknowledgement::Awaited(_)));
+    sidecar.session.send_changed(&mut sidecar.state).await.unwrap();
+    let sent = sidecar.resources();
+    assert_eq!(sent.len(), 1, "a weight changes no route");
+    sidecar.refuses(&sent[0]).await;
+    let refused = Acknowledgement::Refused("pod shop/a: too new".into());
+    assert_eq!(acknowledged(&sidecar, 2), refused);
+    sidecar.unsubscribes(ResourceType::Route, VIP).await;
+    assert_eq!(acknowledged(&sidecar, 2), Acknowledgement::Complete, "it sends nothing there any more");
+}
+
+#[tokio::test]
+async fn who_subscribes_to_too_much_is_told_once_with_the_endpoints() {
+    let hub = hub();
+    let mut sidecar = Sidecar::new(&hub);
+    for number in 0..MAX_SUBSCRIPTIONS {
+        sidecar
+            .state
+            .subscribed
+            .insert(named(ResourceType::Route, &number.to_string()), Subscription::default());
+    }
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    assert_eq!(sidecar.names(), [named(ResourceType::Route, VIP), named(ResourceType::Endpoints, WEB)]);
+    assert_eq!(sidecar.state.subscribed.len(), MAX_SUBSCRIPTIONS);
+    assert!(sidecar.session.cache.is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_that_begins_to_end_is_told_without_gathering() {
+    let hub = hub();
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    sidecar.names();
+    let going = crate::model::Pod { terminating: true, ..pod("a", "10.1.0.1", "r1") };
+    hub.change(|model| model.apply_pod(going));
+    assert!(sidecar.state.wake.is_ending());
+    assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Endpoints, WEB)]);
+}
