@@ -3,7 +3,6 @@
 //! They are compiled by the stable toolchain with the instrumentation of libFuzzer, as `cargo fuzz --sanitizer none`
 //! does it; that needs a C++ compiler, and neither a nightly toolchain nor another cargo command.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -104,7 +103,6 @@ fn fuzz(target: &'static str, program: &Path, seconds: u64) -> Result<Outcome> {
     for folder in [&corpus, &findings] {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    let before = files(&findings)?;
     let mut command = Command::new(program);
     command.arg(format!("-max_total_time={seconds}"));
     command.arg(format!("-max_len={MAX_INPUT}")).arg(format!("-timeout={INPUT_SECONDS}"));
@@ -114,7 +112,9 @@ fn fuzz(target: &'static str, program: &Path, seconds: u64) -> Result<Outcome> {
     command.arg(&corpus).arg(host::workspace().join("fuzz/seeds").join(target));
     let (status, lines) = watch(target, &mut command)?;
     let said = lines.join("\n");
-    let finding = files(&findings)?.difference(&before).next().cloned();
+    let written = lines.iter().rev().find_map(|line| Some(line.split_once("Test unit written to ")?.1));
+    // A slow input is written as well, but is not a finding.
+    let finding = written.filter(|_| !status.success()).map(|path| PathBuf::from(path.trim()));
     if !status.success() && finding.is_none() {
         bail!("fuzz target {target} failed without an input: {status}\n{said}");
     }
@@ -158,9 +158,4 @@ fn watch(target: &str, command: &mut Command) -> Result<(ExitStatus, Vec<String>
         }
     }
     Ok((child.wait()?, lines))
-}
-
-fn files(folder: &Path) -> Result<BTreeSet<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }

@@ -1,7 +1,7 @@
 //! What a request's path and host mean.
 //!
 //! Two readers that disagree about a path are how policies are bypassed (CVE-2021-31920, CVE-2021-39155,
-//! CVE-2026-73551 and others). [`readings`] therefore gives every reading that an application may have, for
+//! CVE-2026-73551 and others). [`readings()`] therefore gives every reading that an application may have, for
 //! the rules of policies; the request itself is forwarded as it was sent. [`path`] gives the one form in
 //! which the patterns of those rules are written.
 

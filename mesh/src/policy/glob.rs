@@ -344,7 +344,7 @@ mod tests {
             pattern in "(/(\\*\\*|[ab*]{1,3})){1,6}",
             path in "(/[ab]{0,3}){1,8}",
         ) {
-            let split = |text: &'_ str| text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
+            let split = |text: &str| text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
             let (wanted, given) = (split(&pattern), split(&path));
             let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
             let given: Vec<&str> = given.iter().map(String::as_str).collect();

@@ -3,7 +3,7 @@
 //! A deny matches when it *may* match, an allow only when it *surely* matches:
 //! - A rule that needs HTTP (methods, paths) denies on an opaque connection and never allows one.
 //! - A denied path matches when any reading of the request's path does, an allowed one when all do
-//!   ([`crate::canonical::readings`]). A slash at the end makes no difference to a deny.
+//!   ([`crate::canonical::readings()`]). A slash at the end makes no difference to a deny.
 //! - Methods are compared without case by a deny, because many applications do so, and exactly by an allow.
 
 use std::net::IpAddr;
