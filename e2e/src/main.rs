@@ -11,6 +11,7 @@ mod chart;
 mod cluster;
 mod demo;
 mod earlier;
+mod fuzz;
 mod host;
 mod images;
 mod install;
@@ -73,6 +74,15 @@ enum Command {
     Scale,
     /// Simulates rollouts, and prints how often the judge stops a good version and how soon a bad one.
     Judge,
+    /// Fuzzes what reads bytes from the network: all targets, or one. Prints executions and findings, and fails when
+    /// there is a finding.
+    Fuzz {
+        /// http1, detection, wire or paths.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
     /// Builds the images that go to a registry, and prints how they are pushed.
     Images {
         /// Where they will be pushed, such as registry.example/team.
@@ -108,6 +118,7 @@ fn main() -> ExitCode {
         Command::Bench { rounds } => bench::run(rounds),
         Command::Scale => build::example("scale"),
         Command::Judge => build::example("judge"),
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Images { registry, tag, arch } => publish::run(&registry, &tag, &arch),
         Command::Install { cluster } => install(&cluster),
     };

@@ -1,8 +1,16 @@
-//! The one form of a request's path and host that routes, policies, external authorisers, logs and
-//! what is forwarded agree on. Two readers that disagree about a path are how policies are bypassed
-//! (CVE-2021-31920, CVE-2021-39155, CVE-2026-73551 and others).
+//! What a request's path and host mean.
+//!
+//! Two readers that disagree about a path are how policies are bypassed (CVE-2021-31920, CVE-2021-39155,
+//! CVE-2026-73551 and others). [`readings()`] therefore gives every reading that an application may have, for
+//! the rules of policies; the request itself is forwarded as it was sent. [`path`] gives the one form in
+//! which the patterns of those rules are written.
 
 use std::borrow::Cow;
+
+mod readings;
+
+pub(crate) use readings::decoded;
+pub use readings::{Readings, readings};
 
 /// Why a request target has no canonical form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +37,7 @@ pub enum TargetError {
 /// form of a canonical path is itself.
 ///
 /// # Errors
-/// [`TargetError`] when the target has no single meaning; a caller with a path rule refuses it.
+/// [`TargetError`] when the target has no single meaning.
 pub fn path(target: &str) -> Result<Cow<'_, str>, TargetError> {
     let raw = target.split('?').next().unwrap_or("");
     if raw == "*" {
@@ -124,14 +132,6 @@ fn resolve_segments(path: &str) -> Result<String, TargetError> {
     Ok(out)
 }
 
-/// A path as a server that drops segment parameters reads it: `/admin;a=b/x` is `/admin/x`.
-/// `None` where that is the same. A deny rule matches either form.
-pub fn without_parameters(path: &str) -> Option<String> {
-    path.contains(';').then(|| {
-        path.split('/').map(|segment| segment.split(';').next().unwrap_or("")).collect::<Vec<_>>().join("/")
-    })
-}
-
 /// The canonical host of an authority: lower case, without port and final dot.
 pub fn host(authority: &str) -> Cow<'_, str> {
     let bare = match authority.rsplit_once(':') {
@@ -193,7 +193,6 @@ mod tests {
         assert_eq!(host("Admin.Shop.:80"), "admin.shop");
         assert_eq!(host("admin"), "admin");
         assert_eq!(host("[::1]:80"), "[::1]");
-        assert_eq!(without_parameters("/admin;a=b/x").as_deref(), Some("/admin/x"));
     }
 
     proptest! {
