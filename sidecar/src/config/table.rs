@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::entry::{Destination, EndpointsEntry, Entry, Service};
 use super::resource::{Endpoints, Route, ServiceRoute};
 
-/// Resources that an operator keeps current for one sidecar (`MAX_SUBSCRIPTIONS` of its sessions), without the sections
-/// of the pod itself and a few to spare.
-pub(super) const MAX_HELD: usize = 10_000 - 16;
+/// Addresses that are subscribed. An operator keeps twice as many resources current for one sidecar
+/// (`MAX_SUBSCRIPTIONS` of its sessions): each address may lead to endpoints of its own.
+pub(super) const MAX_ADDRESSES: usize = 10_000;
 
 /// What is subscribed to beside the pod's own sections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,8 +62,6 @@ struct Named {
 pub(super) struct Table {
     addresses: HashMap<SocketAddr, Address>,
     endpoints: HashMap<Arc<str>, Named>,
-    /// Addresses without a route yet. The operator may have sent endpoints along that are not here yet.
-    unanswered: usize,
     /// Counts up with time and with new entries.
     clock: Arc<AtomicU64>,
     /// The clock when idle entries were last forgotten.
@@ -79,12 +77,11 @@ impl Table {
             found.entry.mark_used();
             return Arc::clone(&found.entry);
         }
-        self.make_room(2);
+        self.make_room();
         self.clock.fetch_add(1, Ordering::Relaxed);
         let entry = Entry::new(&self.clock);
         let new = Address { entry: Arc::clone(&entry), answered: false, endpoints: None, waiting: None };
         self.addresses.insert(address, new);
-        self.unanswered += 1;
         self.wishes.push(Wanted::Subscribe(Name::Route(address)));
         entry
     }
@@ -93,10 +90,7 @@ impl Table {
     /// kept.
     pub(super) fn set_route(&mut self, address: SocketAddr, route: Route) {
         let Some(found) = self.addresses.get_mut(&address) else { return };
-        if !found.answered {
-            found.answered = true;
-            self.unanswered -= 1;
-        }
+        found.answered = true;
         let (before, in_force) = (found.waiting.take(), found.endpoints.clone());
         if let Route::Service(service) = &route {
             self.join(&service.endpoints, address);
@@ -113,7 +107,6 @@ impl Table {
             Route::Pod(pod) => self.activate(address, Destination::Pod(pod), None),
             Route::Service(service) => self.wait_or_activate(address, service),
         }
-        self.make_room(0);
     }
 
     /// An address leads to something that this sidecar refused.
@@ -126,7 +119,7 @@ impl Table {
     /// Takes endpoints over. They may come before the route that names them.
     pub(super) fn set_endpoints(&mut self, name: &Arc<str>, endpoints: Endpoints) {
         let Some(named) = self.endpoints.get_mut(name) else {
-            if self.held() < MAX_HELD {
+            if self.endpoints.len() < MAX_ADDRESSES {
                 let entry = Some(EndpointsEntry::new(endpoints));
                 let since = self.clock.load(Ordering::Relaxed);
                 self.endpoints.insert(Arc::clone(name), Named { entry, routes: HashSet::new(), since });
@@ -192,9 +185,6 @@ impl Table {
 
     fn forget(&mut self, address: SocketAddr) {
         let Some(found) = self.addresses.remove(&address) else { return };
-        if !found.answered {
-            self.unanswered -= 1;
-        }
         found.entry.forget();
         self.wishes.push(Wanted::Unsubscribe(Name::Route(address)));
         for name in [found.endpoints, found.waiting.map(|route| route.endpoints)].into_iter().flatten() {
@@ -202,27 +192,21 @@ impl Table {
         }
     }
 
-    /// What the operator may be keeping current for this sidecar.
-    pub(super) fn held(&self) -> usize {
-        self.addresses.len() + self.unanswered + self.endpoints.len()
-    }
-
-    /// Forgets what has not been used for the longest time, until `more` fit in. A few more go at once, so that a
-    /// client of very many addresses does not pay for a look at all of them with each.
-    fn make_room(&mut self, more: usize) {
-        if self.held() + more > MAX_HELD {
-            self.drop_unnamed(u64::MAX);
+    /// Forgets what has not been used for the longest time where there is no room for one more. A sixteenth goes at
+    /// once, so that a client of very many addresses does not pay for a look at all of them with each.
+    fn make_room(&mut self) {
+        if self.addresses.len() < MAX_ADDRESSES {
+            return;
         }
-        while self.held() + more > MAX_HELD && !self.addresses.is_empty() {
-            let used = |(address, found): (&SocketAddr, &Address)| (found.entry.last_used(), *address);
-            let mut all: Vec<(u64, SocketAddr)> = self.addresses.iter().map(used).collect();
-            let some = all.len() / 16;
-            let (oldest, last, _) = all.select_nth_unstable(some);
-            let oldest: Vec<SocketAddr> =
-                oldest.iter().chain([&*last]).map(|(_, address)| *address).collect();
-            tracing::warn!(forgotten = oldest.len(), "this pod uses more addresses than are kept current");
-            oldest.into_iter().for_each(|address| self.forget(address));
-        }
+        let used = self.addresses.iter().map(|(address, found)| (found.entry.last_used(), *address));
+        let mut all: Vec<(u64, SocketAddr)> = used.collect();
+        let (oldest, _, _) = all.select_nth_unstable(MAX_ADDRESSES / 16);
+        tracing::warn!(
+            forgotten = oldest.len(),
+            "more addresses in use than are kept current; the oldest are forgotten"
+        );
+        let oldest: Vec<SocketAddr> = oldest.iter().map(|(_, address)| *address).collect();
+        oldest.into_iter().for_each(|address| self.forget(address));
     }
 
     /// Forgets what has not been used since the last call.
