@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use crate::app_waiting::AppWaiting;
 use crate::backend::{Backend, Backends};
 use crate::config::ConfigStore;
-use crate::inbound::app::AppWaiting;
 use crate::pool::{Http1Pool, Http2Pool, MeshPool};
 use crate::route::{Port, Target};
 use crate::settings::Settings;
