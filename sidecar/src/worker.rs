@@ -1,5 +1,5 @@
-//! What one data thread has for itself: pools, routes, balancers. Nothing here is shared with another
-//! thread but configuration, certificates and counters.
+//! What one data thread has for itself: pools, ports, backends. Nothing here is shared with another thread but
+//! configuration, certificates and counters.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -8,19 +8,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::{Balancer, Upstream};
-use crate::config::{ConfigStore, Destination, Endpoint, Entry, Protocol};
+use tokio::time::{sleep, timeout};
+
+use crate::app_waiting::AppWaiting;
+use crate::backend::{Backend, Backends};
+use crate::config::ConfigStore;
 use crate::pool::{Http1Pool, Http2Pool, MeshPool};
+use crate::route::{Port, Target};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::tls::TlsStore;
 use crate::wire::Connection;
 
+/// Ports that are kept before those are dropped that are no longer kept current. The store keeps half as many.
+const MAX_PORTS: usize = 20_000;
+/// What runs when the sidecar ends may take so long; then connections to other sidecars are ended properly, whatever
+/// still runs.
+const TASKS_END_WITHIN: Duration = Duration::from_millis(400);
+
 /// One data thread.
 pub struct Worker {
     /// The pod and its operator.
     pub settings: Arc<Settings>,
-    /// What the operator has said.
+    /// What the operator has sent.
     pub config: Arc<ConfigStore>,
     /// Key, chain, roots.
     pub tls: Arc<TlsStore>,
@@ -34,42 +44,13 @@ pub struct Worker {
     pub http2: Http2Pool,
     /// Requests that the pod's application has in hand.
     pub load: Cell<u32>,
-    routes: RefCell<HashMap<SocketAddr, Rc<Route>>>,
+    /// Connections that wait for the pod's application, in all workers and in probes.
+    pub app_waiting: Arc<AppWaiting>,
+    /// By the address that was dialled.
+    ports: RefCell<HashMap<SocketAddr, Rc<Port>>>,
+    backends: Backends,
     /// Connections that other sidecars have opened.
     peers: RefCell<Vec<Connection>>,
-}
-
-/// Where a dialled address leads, with this worker's knowledge of it.
-pub struct Route {
-    /// The address as it was dialled.
-    pub address: SocketAddr,
-    entry: Arc<Entry>,
-    seen: RefCell<Option<Arc<Destination>>>,
-    balancer: Balancer,
-    single: RefCell<Option<Rc<Upstream>>>,
-    /// What earlier connections to this address have taught.
-    pub learned: Cell<Learned>,
-}
-
-/// What earlier connections have taught about a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Learned {
-    /// Nothing yet.
-    #[default]
-    Nothing,
-    /// Its clients speak first.
-    ClientFirst,
-    /// Its servers speak first: the content is opaque.
-    ServerFirst,
-}
-
-/// What kind of destination a route leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Nobody that the mesh knows, or this pod itself.
-    Passthrough,
-    /// One or more endpoints, spoken to like this.
-    Endpoints(Protocol),
 }
 
 impl Worker {
@@ -79,9 +60,11 @@ impl Worker {
         config: Arc<ConfigStore>,
         tls: Arc<TlsStore>,
         telemetry: Arc<Telemetry>,
+        app_waiting: Arc<AppWaiting>,
     ) -> Rc<Self> {
         Rc::new(Self {
             mesh: MeshPool::new(Arc::clone(&tls)),
+            backends: Backends::of_client(&settings.pod_uid),
             settings,
             config,
             tls,
@@ -89,27 +72,33 @@ impl Worker {
             http1: Http1Pool::default(),
             http2: Http2Pool::default(),
             load: Cell::new(0),
-            routes: RefCell::default(),
+            app_waiting,
+            ports: RefCell::default(),
             peers: RefCell::default(),
         })
     }
 
-    /// The route of an address.
-    pub async fn route(&self, address: SocketAddr) -> Rc<Route> {
-        if let Some(route) = self.routes.borrow().get(&address).filter(|route| !route.entry.is_gone()) {
-            return Rc::clone(route);
+    /// The port of a dialled address. The first use waits for the operator's answer, for 3 s at most.
+    pub async fn port(&self, address: SocketAddr) -> Rc<Port> {
+        if let Some(port) = self.current_port(address) {
+            return port;
         }
         let entry = self.config.resolve(address).await;
-        let route = Rc::new(Route {
-            address,
-            entry,
-            seen: RefCell::default(),
-            balancer: Balancer::of_client(&self.settings.pod_uid),
-            single: RefCell::default(),
-            learned: Cell::default(),
-        });
-        self.routes.borrow_mut().insert(address, Rc::clone(&route));
-        route
+        // Another connection may have been faster: what one teaches, all shall know.
+        if let Some(port) = self.current_port(address) {
+            return port;
+        }
+        let port = Rc::new(Port::new(address, entry));
+        let mut ports = self.ports.borrow_mut();
+        if ports.len() >= MAX_PORTS {
+            ports.retain(|_, port| !port.is_gone());
+        }
+        ports.insert(address, Rc::clone(&port));
+        port
+    }
+
+    fn current_port(&self, address: SocketAddr) -> Option<Rc<Port>> {
+        self.ports.borrow().get(&address).filter(|port| !port.is_gone()).cloned()
     }
 
     /// Whether an address is this pod's own.
@@ -127,90 +116,46 @@ impl Worker {
     pub async fn drain(&self, tasks: &Rc<()>) {
         let peers = self.peers.take();
         peers.iter().for_each(Connection::drain);
-        while Rc::strong_count(tasks) > 1 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let ended = async {
+            while Rc::strong_count(tasks) > 1 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = timeout(TASKS_END_WITHIN, ended).await;
         self.mesh.drain().await;
     }
 
-    /// Closes what is idle or old, forgets routes that are no longer kept current.
+    /// Closes what is idle or old, forgets ports that are no longer kept current and backends that none leads to.
     pub fn sweep(&self) {
         self.mesh.sweep();
         self.http1.sweep();
         self.http2.sweep();
         self.peers.borrow_mut().retain(|connection| !connection.is_closed());
-        self.routes.borrow_mut().retain(|_, route| !route.entry.is_gone());
+        let mut ports = self.ports.borrow_mut();
+        ports.retain(|_, port| !port.is_gone());
+        let kept = ports.len() * 2;
+        ports.shrink_to(kept);
+        drop(ports);
+        self.backends.sweep();
     }
 }
 
-impl Route {
-    /// Whether this route is no longer kept current: a connection that outlives it asks for a new one.
-    pub fn is_gone(&self) -> bool {
-        self.entry.is_gone()
-    }
-
-    /// What kind of destination this is now.
+/// A port as this worker sees it. Here, so that routes do not depend on workers.
+impl Port {
+    /// What kind of destination this is now. Cheap: a connection may ask again with each request.
     pub fn target(&self, worker: &Worker) -> Target {
-        self.refresh();
-        match self.seen.borrow().as_deref() {
-            None | Some(Destination::Unknown) => Target::Passthrough,
-            Some(Destination::Pod(endpoint)) if worker.is_own(endpoint.address) => Target::Passthrough,
-            Some(Destination::Pod(_)) => Target::Endpoints(Protocol::Detect),
-            Some(Destination::Service(service)) => Target::Endpoints(service.protocol),
-        }
+        self.target_for(&worker.backends, &worker.settings.pod_ips)
     }
 
-    /// The Service that was dialled, as it travels to the server's sidecar.
-    pub fn service_name(&self) -> Option<String> {
-        match self.seen.borrow().as_deref() {
-            Some(Destination::Service(s)) => Some(format!("{}/{}:{}", s.namespace, s.name, s.port)),
-            _ => None,
-        }
+    /// Where requests to it go now; `None`: nobody knows the address.
+    pub fn backend(&self, worker: &Worker) -> Option<Rc<Backend>> {
+        self.backend_of(&worker.backends)
     }
 
-    /// Chooses an endpoint that is not among `tried`.
-    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Rc<Upstream>> {
-        self.refresh();
-        if let Some(single) = &*self.single.borrow() {
-            return (!tried.contains(&single.endpoint.address)).then(|| Rc::clone(single));
-        }
-        self.balancer.pick(tried)
+    /// For a connection that passes through because there was no answer yet: resolves when the answer is that a
+    /// sidecar listens there. The connection must then end, for its next one is not to be sent in plain text. With any
+    /// other answer it never resolves.
+    pub async fn becomes_meshed(&self, worker: &Worker) {
+        worker.config.becomes_meshed(self.address(), Arc::clone(self.entry())).await;
     }
-
-    /// Whether an endpoint, as it is known now, is about to end.
-    pub fn is_ending(&self, endpoint: &Endpoint) -> bool {
-        self.refresh();
-        self.balancer.is_ending(endpoint)
-    }
-
-    fn refresh(&self) {
-        let current = self.entry.current();
-        let unchanged = match (&current, &*self.seen.borrow()) {
-            (Some(current), Some(seen)) => Arc::ptr_eq(current, seen),
-            (None, None) => true,
-            _ => false,
-        };
-        if unchanged {
-            return;
-        }
-        match current.as_deref() {
-            Some(Destination::Service(service)) => {
-                self.single.replace(None);
-                self.balancer.update(service);
-            }
-            Some(Destination::Pod(endpoint)) => {
-                self.single.replace(Some(single(endpoint)));
-            }
-            _ => drop(self.single.replace(None)),
-        }
-        self.seen.replace(current);
-    }
-}
-
-fn single(endpoint: &Endpoint) -> Rc<Upstream> {
-    let (namespace, name) = match &endpoint.identity {
-        Some(id) => (id.namespace.as_str(), id.service_account.as_str()),
-        None => ("", "pod"),
-    };
-    Upstream::new(endpoint.clone(), &Rc::new((namespace.to_owned(), name.to_owned())))
 }

@@ -1,8 +1,11 @@
-//! The discovery stream: says what is wanted, takes what comes, acknowledges or refuses each
-//! resource, reports telemetry, and begins anew with jitter when it breaks.
+//! The discovery stream: subscribes to what is used, takes what comes, acknowledges or refuses each resource, reports
+//! telemetry, and begins anew with jitter when it breaks.
+//!
+//! It subscribes to the small resources: the sections of its own pod, a route for each address that is dialled, and the
+//! endpoints that a route names. An operator that only has `Inbound` and `Destination` would not answer them: an upgrade
+//! begins with the operator.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,12 +23,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
-    Ack, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
+    Ack, Held, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
     Unsubscribe, operator_message, sidecar_message,
 };
 
 use super::resource::{self, Refused};
-use super::store::{ConfigStore, Wanted};
+use super::store::{ConfigStore, Name, Wanted};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::telemetry::report::Reporter;
@@ -35,6 +38,50 @@ use crate::tls::{TlsStore, peer_identity};
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// What has not been used for one to two of these is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(300);
+/// Tells the operator that this sidecar subscribes to small resources, whatever `TULLE_FEATURES` holds: it is about the
+/// protocol, not about what can be enforced.
+const SMALL_RESOURCES: &str = "small-resources";
+/// Messages that may wait to be sent before nothing more is read: more than all subscriptions and their answers.
+const MAX_OUTBOX: usize = 30_000;
+/// The sections of what this pod enforces; their name is the pod's uid.
+const SECTIONS: [ResourceType; 3] = [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access];
+
+/// What the operator calls a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    kind: i32,
+    name: String,
+}
+
+impl Key {
+    fn of(name: &ResourceName) -> Self {
+        Self { kind: name.r#type, name: name.name.clone() }
+    }
+
+    fn on_the_wire(&self) -> ResourceName {
+        ResourceName { r#type: self.kind, cluster: String::new(), name: self.name.clone() }
+    }
+
+    /// Whether a good version of it is in the store. Sections stay for ever.
+    fn is_held(&self, store: &ConfigStore) -> bool {
+        match ResourceType::try_from(self.kind) {
+            Ok(ResourceType::Route) => {
+                self.name.parse().is_ok_and(|address| store.holds(&Name::Route(address)))
+            }
+            Ok(ResourceType::Endpoints) => store.holds(&Name::Endpoints(self.name.as_str().into())),
+            _ => true,
+        }
+    }
+}
+
+impl From<&Name> for Key {
+    fn from(name: &Name) -> Self {
+        match name {
+            Name::Route(address) => Self { kind: ResourceType::Route.into(), name: address.to_string() },
+            Name::Endpoints(name) => Self { kind: ResourceType::Endpoints.into(), name: name.to_string() },
+        }
+    }
+}
 
 /// An HTTP/2 connection to the operator, as tonic wants it.
 #[derive(Clone)]
@@ -120,6 +167,7 @@ pub async fn run(
             wanted: &mut wanted,
             stop: &stop,
             stop_seen: false,
+            outbox: VecDeque::new(),
         };
         let started = Instant::now();
         let end = session.run(&tls).await;
@@ -146,11 +194,14 @@ struct Session<'a> {
     settings: &'a Settings,
     store: &'a ConfigStore,
     reporter: &'a mut Reporter,
-    versions: &'a mut HashMap<(i32, String), String>,
+    /// The good version of each resource that is held.
+    versions: &'a mut HashMap<Key, String>,
     wanted: &'a mut mpsc::UnboundedReceiver<Wanted>,
     stop: &'a CancellationToken,
     /// Told to stop: the session ends once everything has been reported.
     stop_seen: bool,
+    /// What is to be sent: subscriptions, answers, reports.
+    outbox: VecDeque<SidecarMessage>,
 }
 
 impl Session<'_> {
@@ -160,34 +211,44 @@ impl Session<'_> {
         let origin = http::Uri::from_static("http://operator.tulle");
         let mut client = DiscoveryClient::with_origin(operator, origin).max_decoding_message_size(16 << 20);
         let (up, messages) = mpsc::channel(64);
-        self.begin(&up).await?;
+        self.begin();
+        while let Some(message) = self.outbox.pop_front() {
+            up.send(message).await.map_err(|_| closed())?;
+        }
         let mut down = client.stream(ReceiverStream::new(messages)).await?.into_inner();
         self.store.set_connected(true);
         tracing::info!("the discovery stream is up");
         // What was asked for while the stream was down is among these.
         while self.wanted.try_recv().is_ok() {}
-        for address in self.store.subscribed() {
-            self.want(Wanted::Subscribe(address), &up).await?;
+        for name in self.store.subscribed() {
+            self.want(Wanted::Subscribe(name));
         }
         let mut look = Instant::now();
         loop {
             tokio::select! {
-                message = down.message() => match message? {
-                    Some(message) => self.received(message, &up).await?,
+                // Both ways at once: an operator that waits until it is read does not read.
+                permit = up.reserve(), if !self.outbox.is_empty() => {
+                    let permit = permit.map_err(|_| closed())?;
+                    if let Some(message) = self.outbox.pop_front() {
+                        permit.send(message);
+                    }
+                }
+                message = down.message(), if self.outbox.len() < MAX_OUTBOX => match message? {
+                    Some(message) => self.received(message),
                     None => bail!("the operator closed the stream"),
                 },
-                Some(wanted) = self.wanted.recv() => self.want(wanted, &up).await?,
+                Some(wanted) = self.wanted.recv(), if self.outbox.len() < MAX_OUTBOX => self.want(wanted),
                 () = sleep_until(look) => {
                     look = Instant::now() + Reporter::pause();
-                    self.report(&up).await?;
+                    self.report();
                 }
                 () = self.stop.cancelled(), if !self.stop_seen => {
                     self.stop_seen = true;
-                    self.report(&up).await?;
+                    self.report();
                 }
             }
             if self.stop_seen && self.reporter.is_idle() {
-                self.report(&up).await?;
+                self.report();
                 if self.reporter.is_idle() {
                     return Ok(());
                 }
@@ -195,65 +256,69 @@ impl Session<'_> {
         }
     }
 
-    async fn report(&mut self, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
+    fn report(&mut self) {
         if self.stop_seen {
             self.reporter.flush();
         }
-        match self.reporter.next_report(Instant::now()) {
-            Some(report) => send(up, sidecar_message::Message::Telemetry(report)).await,
-            None => Ok(()),
+        if let Some(report) = self.reporter.next_report(Instant::now()) {
+            self.send(sidecar_message::Message::Telemetry(report));
         }
     }
 
-    async fn begin(&mut self, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
+    fn begin(&mut self) {
         // Only what is really here may be claimed: the operator does not send it again.
-        let known: Vec<String> = self.store.known().iter().map(ToString::to_string).collect();
-        self.versions
-            .retain(|(kind, name), _| *kind != ResourceType::Destination as i32 || known.contains(name));
-        let held = self.versions.iter().map(|((kind, name), version)| tulle_mesh::proto::Held {
-            name: Some(ResourceName { r#type: *kind, cluster: String::new(), name: name.clone() }),
-            version: version.clone(),
-        });
+        let store = self.store;
+        self.versions.retain(|key, _| key.is_held(store));
+        let held = self.versions.iter();
+        let held =
+            held.map(|(key, version)| Held { name: Some(key.on_the_wire()), version: version.clone() });
+        let mut features = self.settings.features.clone();
+        if !features.contains(&SMALL_RESOURCES) {
+            features.push(SMALL_RESOURCES);
+        }
         let hello = Hello {
             pod_namespace: self.settings.pod_namespace.clone(),
             pod_name: self.settings.pod_name.clone(),
             pod_uid: self.settings.pod_uid.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: self.settings.features.iter().map(|feature| (*feature).to_owned()).collect(),
+            features: features.into_iter().map(str::to_owned).collect(),
             held: held.collect(),
         };
         self.reporter.reconnected();
-        send(up, sidecar_message::Message::Hello(hello)).await?;
-        let inbound = name(ResourceType::Inbound, self.settings.pod_uid.clone());
-        send(up, sidecar_message::Message::Subscribe(Subscribe { name: Some(inbound) })).await?;
-        Ok(())
+        self.send(sidecar_message::Message::Hello(hello));
+        for kind in SECTIONS {
+            self.subscribe(&Key { kind: kind.into(), name: self.settings.pod_uid.clone() });
+        }
     }
 
-    async fn want(&mut self, wanted: Wanted, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
-        let destination = |address: SocketAddr| name(ResourceType::Destination, address.to_string());
-        let message = match wanted {
-            Wanted::Subscribe(address) => {
-                sidecar_message::Message::Subscribe(Subscribe { name: Some(destination(address)) })
-            }
-            Wanted::Unsubscribe(address) => {
-                self.versions.remove(&(ResourceType::Destination as i32, address.to_string()));
-                sidecar_message::Message::Unsubscribe(Unsubscribe { name: Some(destination(address)) })
-            }
-        };
-        send(up, message).await
+    fn subscribe(&mut self, key: &Key) {
+        self.send(sidecar_message::Message::Subscribe(Subscribe { name: Some(key.on_the_wire()) }));
     }
 
-    async fn received(&mut self, message: OperatorMessage, up: &mpsc::Sender<SidecarMessage>) -> Result<()> {
+    fn send(&mut self, message: sidecar_message::Message) {
+        self.outbox.push_back(SidecarMessage { message: Some(message) });
+    }
+
+    fn want(&mut self, wanted: Wanted) {
+        match wanted {
+            Wanted::Subscribe(name) => self.subscribe(&Key::from(&name)),
+            Wanted::Unsubscribe(name) => {
+                let key = Key::from(&name);
+                self.versions.remove(&key);
+                let name = Some(key.on_the_wire());
+                self.send(sidecar_message::Message::Unsubscribe(Unsubscribe { name }));
+            }
+        }
+    }
+
+    fn received(&mut self, message: OperatorMessage) {
         match message.message {
             Some(operator_message::Message::Resource(resource)) => {
                 let answer = self.apply(&resource);
-                send(up, answer).await
+                self.send(answer);
             }
-            Some(operator_message::Message::TelemetryAck(ack)) => {
-                self.reporter.acknowledged(ack.sequence);
-                Ok(())
-            }
-            Some(operator_message::Message::Gone(_)) | None => Ok(()),
+            Some(operator_message::Message::TelemetryAck(ack)) => self.reporter.acknowledged(ack.sequence),
+            Some(operator_message::Message::Gone(_)) | None => {}
         }
     }
 
@@ -261,30 +326,24 @@ impl Session<'_> {
         let (name, version) = (resource.name.clone(), resource.version.clone());
         match resource::decode(resource, &self.settings.features) {
             Ok(decoded) => {
-                match decoded {
-                    resource::Resource::Inbound(inbound) => self.store.set_inbound(inbound),
-                    resource::Resource::Destination(address, destination) => {
-                        self.store.set_destination(address, destination);
-                    }
-                }
-                if let Some(name) = &name {
-                    self.versions.insert((name.r#type, name.name.clone()), version.clone());
+                self.store.apply(decoded);
+                // Of what was forgotten meanwhile nothing is kept.
+                if let Some(key) = name.as_ref().map(Key::of).filter(|key| key.is_held(self.store)) {
+                    self.versions.insert(key, version.clone());
                 }
                 sidecar_message::Message::Ack(Ack { name, version })
             }
             Err(Refused(reason)) => {
                 tracing::error!(reason, resource = ?name, "refused a resource; the last good one stays");
+                if let Some(name) = &name {
+                    self.store.refuse(name);
+                }
                 sidecar_message::Message::Nack(Nack { name, version, reason })
             }
         }
     }
 }
 
-fn name(kind: ResourceType, name: String) -> ResourceName {
-    ResourceName { r#type: kind as i32, cluster: String::new(), name }
-}
-
-async fn send(up: &mpsc::Sender<SidecarMessage>, message: sidecar_message::Message) -> Result<()> {
-    let message = SidecarMessage { message: Some(message) };
-    up.send(message).await.map_err(|_| anyhow::anyhow!("the discovery stream is closed"))
+fn closed() -> anyhow::Error {
+    anyhow::anyhow!("the discovery stream is closed")
 }

@@ -1,5 +1,10 @@
-//! Resources as they are used. Decoding either gives all of a resource or says why not: a value that
-//! this build does not know must never turn a deny into an allow.
+//! Resources as they are used. Decoding either gives all of a resource or says why not: a value that this build
+//! does not know must never turn a deny into an allow.
+//!
+//! Resources are small, and each is refused by itself: what a pod enforces on connections that arrive comes in three
+//! sections (workload, mTLS, access), and where a dialled address leads (its route) is apart from who serves there
+//! (endpoints). The resources of earlier operators, `Inbound` and `Destination`, are not read: an upgrade begins with
+//! the operator, which serves sidecars of both kinds.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,27 +15,45 @@ use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
 
 /// Where a dialled address leads.
-#[derive(Clone, Debug)]
-pub enum Destination {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
     /// Nobody in the cluster: passed through as it is.
     Unknown,
     /// A port of a Service.
-    Service(Service),
+    Service(ServiceRoute),
     /// A pod's own address.
-    Pod(Endpoint),
+    Pod(PodRoute),
 }
 
-/// A port of a Service and its endpoints.
-#[derive(Clone, Debug, Default)]
-pub struct Service {
+/// A port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceRoute {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
     /// The Service's port.
     pub port: u16,
-    /// What is spoken there.
+    /// What is spoken there, as far as it was declared.
     pub protocol: Protocol,
+    /// A client stays with an endpoint for this long after its last request.
+    pub affinity: Option<Duration>,
+    /// The name of the resource with its endpoints.
+    pub endpoints: Arc<str>,
+}
+
+/// A pod's own address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRoute {
+    /// The pod.
+    pub endpoint: Endpoint,
+    /// What is spoken there, as far as it was declared.
+    pub protocol: Protocol,
+}
+
+/// Who serves a port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
     /// Where it is served.
     pub endpoints: Vec<Endpoint>,
     /// Shares of revisions in permille; empty: none. One without a name is that of every endpoint whose
@@ -38,8 +61,6 @@ pub struct Service {
     pub split: Vec<(Arc<str>, u32)>,
     /// The Canary that the shares are of.
     pub canary: Option<CanaryRef>,
-    /// A client stays with an endpoint for this long after its last request.
-    pub affinity: Option<Duration>,
 }
 
 /// A Canary and the version of its shares.
@@ -82,14 +103,14 @@ pub struct Endpoint {
     pub pod_uid: Arc<str>,
 }
 
-/// What this pod enforces on connections that arrive.
+/// What this pod enforces on connections that arrive: the sum of its sections.
 #[derive(Debug)]
 pub struct Inbound {
     /// Whether plain text is accepted.
     pub mtls: Mtls,
     /// Who may call; `None`: everybody.
     pub access: Option<InboundAccess>,
-    /// Rules that are only tried: what they would refuse is told, and let through.
+    /// Rules that are only tried: what they would refuse is reported, and let through.
     pub shadow: Option<InboundAccess>,
     /// Whether plain text would be refused by what is only tried.
     pub shadow_strict: bool,
@@ -98,7 +119,7 @@ pub struct Inbound {
 }
 
 /// Access rules and where they come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct InboundAccess {
     /// The rules.
     pub rules: Access,
@@ -117,6 +138,31 @@ pub enum Mtls {
     Off,
 }
 
+/// The section with what the pod is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// The pod's revision.
+    pub revision: String,
+}
+
+/// The section that decides about plain text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MtlsSection {
+    /// Whether plain text is accepted.
+    pub mode: Mtls,
+    /// Whether plain text would be refused by what is only tried.
+    pub shadow_strict: bool,
+}
+
+/// The section with the access rules.
+#[derive(Clone, Debug, Default)]
+pub struct AccessSection {
+    /// Who may call; `None`: everybody.
+    pub access: Option<InboundAccess>,
+    /// Rules that are only tried.
+    pub shadow: Option<InboundAccess>,
+}
+
 /// Why a resource was refused; goes to the operator and into the object's condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -125,101 +171,139 @@ pub struct Refused(pub String);
 /// A decoded resource.
 #[derive(Debug)]
 pub enum Resource {
-    /// For connections that arrive.
-    Inbound(Inbound),
-    /// For connections to an address.
-    Destination(SocketAddr, Destination),
+    /// What this pod is.
+    Workload(Workload),
+    /// Whether this pod accepts plain text.
+    Mtls(MtlsSection),
+    /// Who may call this pod.
+    Access(AccessSection),
+    /// Where an address leads.
+    Route(SocketAddr, Route),
+    /// Who serves what routes name so.
+    Endpoints(Arc<str>, Endpoints),
 }
 
 /// Decodes a resource for a sidecar with these features.
 ///
 /// # Errors
-/// [`Refused`] with a reason; the last good one stays.
+/// [`Refused`] with a reason; the last good one stays. Endpoints are never refused for a feature: every sidecar must
+/// learn where pods are.
 pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource, Refused> {
+    use proto::resource::Body;
+    let name = resource.name.as_ref().map_or("", |name| name.name.as_str());
+    if let Some(Body::Endpoints(endpoints)) = &resource.body {
+        return Ok(Resource::Endpoints(name.into(), decode_endpoints(endpoints)));
+    }
     if let Some(feature) = resource.requires.iter().find(|feature| !features.contains(&feature.as_str())) {
         let version = env!("CARGO_PKG_VERSION");
-        return Err(Refused(format!(
-            "this sidecar ({version}) has no {feature}: restart the pod to update it"
-        )));
+        return refuse(format!("this sidecar ({version}) lacks {feature}: restart the pod to update it"));
     }
     match &resource.body {
-        Some(proto::resource::Body::Inbound(inbound)) => Ok(Resource::Inbound(decode_inbound(inbound)?)),
-        Some(proto::resource::Body::Destination(destination)) => {
-            let name = resource.name.as_ref().map_or("", |name| name.name.as_str());
-            let address = name.parse().map_err(|_| Refused(format!("{name:?} is no address")))?;
-            Ok(Resource::Destination(address, decode_destination(destination)?))
+        Some(Body::Workload(workload)) => {
+            Ok(Resource::Workload(Workload { revision: workload.revision.clone() }))
         }
-        None => Err(Refused("the resource has no body that this sidecar knows".to_owned())),
+        Some(Body::Mtls(mtls)) => Ok(Resource::Mtls(decode_mtls(mtls)?)),
+        Some(Body::Access(access)) => Ok(Resource::Access(decode_access(access)?)),
+        Some(Body::Route(route)) => {
+            let address = name.parse().map_err(|_| Refused(format!("invalid address {name:?}")))?;
+            Ok(Resource::Route(address, decode_route(route)?))
+        }
+        _ => refuse("the resource has no body that this sidecar knows".to_owned()),
     }
 }
 
-fn decode_inbound(inbound: &proto::Inbound) -> Result<Inbound, Refused> {
-    let mtls = match inbound.mtls() {
+fn refuse<T>(reason: String) -> Result<T, Refused> {
+    Err(Refused(reason))
+}
+
+fn decode_mtls(mtls: &proto::Mtls) -> Result<MtlsSection, Refused> {
+    // An unknown mode reads as `Unspecified`.
+    let mode = match mtls.mode() {
         proto::MtlsMode::Permissive => Mtls::Permissive,
         proto::MtlsMode::Strict => Mtls::Strict,
         proto::MtlsMode::Off => Mtls::Off,
-        proto::MtlsMode::Unspecified => {
-            return Err(Refused(format!("mTLS mode {} is unknown", inbound.mtls)));
-        }
+        proto::MtlsMode::Unspecified => return refuse(format!("unknown mTLS mode {}", mtls.mode)),
     };
-    let rules = |access: &proto::Access| {
-        let policy = access.policy.as_ref();
+    Ok(MtlsSection { mode, shadow_strict: mtls.shadow_strict })
+}
+
+fn decode_access(section: &proto::AccessRules) -> Result<AccessSection, Refused> {
+    let rules = |access: &proto::Access| -> Result<InboundAccess, Refused> {
         let rules = Access::compile(access).map_err(|error| Refused(error.to_string()))?;
+        let policy = access.policy.as_ref();
         let policy = policy.map_or_else(String::new, |p| format!("{}/{}", p.namespace, p.name));
         Ok(InboundAccess { rules, policy })
     };
-    Ok(Inbound {
-        mtls,
-        access: inbound.access.as_ref().map(rules).transpose()?,
-        shadow: inbound.shadow.as_ref().map(rules).transpose()?,
-        shadow_strict: inbound.shadow_strict,
-        revision: inbound.revision.clone(),
+    Ok(AccessSection {
+        access: section.access.as_ref().map(rules).transpose()?,
+        shadow: section.shadow.as_ref().map(rules).transpose()?,
     })
 }
 
-fn decode_destination(destination: &proto::Destination) -> Result<Destination, Refused> {
-    match &destination.kind {
-        None => Err(Refused("the destination is of a kind that this sidecar does not know".to_owned())),
-        Some(proto::destination::Kind::Unknown(_)) => Ok(Destination::Unknown),
-        Some(proto::destination::Kind::Pod(pod)) => {
-            let endpoint =
-                pod.endpoint.as_ref().ok_or_else(|| Refused("a pod without endpoint".to_owned()))?;
-            Ok(Destination::Pod(decode_endpoint(endpoint)?))
+fn decode_route(route: &proto::Route) -> Result<Route, Refused> {
+    use proto::route::Kind;
+    match &route.kind {
+        None => refuse("the route is of a kind that this sidecar does not know".to_owned()),
+        Some(Kind::Unknown(_)) => Ok(Route::Unknown),
+        Some(Kind::Pod(pod)) => {
+            let Some(endpoint) = &pod.endpoint else { return refuse("a pod without endpoint".to_owned()) };
+            let (endpoint, protocol) = (decode_endpoint(endpoint)?, decode_protocol(pod.protocol)?);
+            Ok(Route::Pod(PodRoute { endpoint, protocol }))
         }
-        Some(proto::destination::Kind::Service(service)) => {
-            let endpoints = service.endpoints.iter().map(decode_endpoint).collect::<Result<_, _>>()?;
-            let split = service.split.iter().map(|share| (share.revision.as_str().into(), share.permille));
-            Ok(Destination::Service(Service {
+        Some(Kind::Service(service)) => {
+            if service.endpoints.is_empty() {
+                return refuse("a Service without the name of its endpoints".to_owned());
+            }
+            Ok(Route::Service(ServiceRoute {
                 namespace: service.namespace.clone(),
                 name: service.name.clone(),
                 port: u16::try_from(service.port)
-                    .map_err(|_| Refused(format!("{} is no port", service.port)))?,
-                protocol: match proto::Protocol::try_from(service.protocol) {
-                    Ok(proto::Protocol::Detect) => Protocol::Detect,
-                    Ok(proto::Protocol::Http1) => Protocol::Http1,
-                    Ok(proto::Protocol::Http2) => Protocol::Http2,
-                    Ok(proto::Protocol::Opaque) => Protocol::Opaque,
-                    Err(_) => return Err(Refused(format!("protocol {} is unknown", service.protocol))),
-                },
-                endpoints,
-                split: split.collect(),
-                canary: service.canary.as_ref().map(|canary| CanaryRef {
-                    namespace: canary.namespace.as_str().into(),
-                    name: canary.name.as_str().into(),
-                    epoch: canary.epoch,
-                }),
+                    .map_err(|_| Refused(format!("invalid port {}", service.port)))?,
+                protocol: decode_protocol(service.protocol)?,
                 affinity: match service.session_affinity_seconds {
                     0 => None,
                     seconds => Some(Duration::from_secs(u64::from(seconds))),
                 },
+                endpoints: service.endpoints.as_str().into(),
             }))
         }
     }
 }
 
+fn decode_protocol(protocol: i32) -> Result<Protocol, Refused> {
+    match proto::Protocol::try_from(protocol) {
+        Ok(proto::Protocol::Detect) => Ok(Protocol::Detect),
+        Ok(proto::Protocol::Http1) => Ok(Protocol::Http1),
+        Ok(proto::Protocol::Http2) => Ok(Protocol::Http2),
+        Ok(proto::Protocol::Opaque) => Ok(Protocol::Opaque),
+        Err(_) => refuse(format!("unknown protocol {protocol}")),
+    }
+}
+
+/// One endpoint that cannot be read is left out: without the others, nobody could be reached.
+fn decode_endpoints(endpoints: &proto::Endpoints) -> Endpoints {
+    let decode = |endpoint: &proto::Endpoint| match decode_endpoint(endpoint) {
+        Ok(endpoint) => Some(endpoint),
+        Err(Refused(reason)) => {
+            tracing::error!(reason, "left out an endpoint");
+            None
+        }
+    };
+    let split = endpoints.split.iter().map(|share| (share.revision.as_str().into(), share.permille));
+    Endpoints {
+        endpoints: endpoints.endpoints.iter().filter_map(decode).collect(),
+        split: split.collect(),
+        canary: endpoints.canary.as_ref().map(|canary| CanaryRef {
+            namespace: canary.namespace.as_str().into(),
+            name: canary.name.as_str().into(),
+            epoch: canary.epoch,
+        }),
+    }
+}
+
 fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
     let address =
-        endpoint.address.parse().map_err(|_| Refused(format!("{:?} is no address", endpoint.address)))?;
+        endpoint.address.parse().map_err(|_| Refused(format!("invalid address {:?}", endpoint.address)))?;
     let identity = if endpoint.identity.is_empty() {
         None
     } else {
@@ -237,56 +321,103 @@ fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
 
 #[cfg(test)]
 mod tests {
+    use proto::resource::Body;
     use tulle_mesh::features;
 
     use super::*;
 
-    #[test]
-    fn a_resource_that_needs_more_than_this_build_has_is_refused() {
-        let resource = proto::Resource { requires: vec!["access/v9".into()], ..Default::default() };
-        assert!(decode(&resource, features::ALL).unwrap_err().0.contains("access/v9"));
+    fn named(name: &str, body: Body) -> proto::Resource {
+        let name = proto::ResourceName { name: name.into(), ..Default::default() };
+        proto::Resource { name: Some(name), body: Some(body), ..Default::default() }
+    }
+
+    fn refused(resource: &proto::Resource) -> String {
+        decode(resource, features::ALL).unwrap_err().0
     }
 
     #[test]
-    fn the_canary_of_a_service_and_the_pods_of_its_endpoints_are_known() {
-        let service = proto::ServicePort {
-            split: vec![proto::RevisionShare { revision: "a".into(), permille: 1000 }],
-            canary: Some(proto::CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 }),
-            endpoints: vec![proto::Endpoint {
-                address: "10.0.0.1:80".into(),
-                pod_uid: "u1".into(),
-                ..Default::default()
-            }],
+    fn a_resource_that_needs_more_than_this_build_has_is_refused() {
+        let resource = proto::Resource { requires: vec!["access/v9".into()], ..Default::default() };
+        assert!(refused(&resource).contains("access/v9"));
+    }
+
+    #[test]
+    fn endpoints_are_known_whatever_they_require_and_one_that_cannot_be_read_is_left_out() {
+        let endpoint = |address: &str, identity: &str| proto::Endpoint {
+            address: address.into(),
+            identity: identity.into(),
+            pod_uid: "u1".into(),
             ..Default::default()
         };
-        let kind = Some(proto::destination::Kind::Service(service));
-        let decoded = decode_destination(&proto::Destination { kind }).unwrap();
-        let Destination::Service(service) = decoded else { panic!("no Service") };
+        let endpoints = proto::Endpoints {
+            endpoints: vec![
+                endpoint("10.0.0.1:80", ""),
+                endpoint("10.0.0.2:80", "spiffe://no"),
+                endpoint("x", ""),
+            ],
+            split: vec![proto::RevisionShare { revision: "a".into(), permille: 1000 }],
+            canary: Some(proto::CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 }),
+        };
+        let mut resource = named("shop/web:80", Body::Endpoints(endpoints));
+        resource.requires = vec!["endpoints/v9".into()];
+        let Ok(Resource::Endpoints(name, decoded)) = decode(&resource, &[]) else { panic!("no endpoints") };
+        assert_eq!(&*name, "shop/web:80");
         let canary = CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 };
-        assert_eq!(service.canary, Some(canary));
-        assert_eq!(&*service.endpoints[0].pod_uid, "u1");
+        assert_eq!(decoded.canary, Some(canary));
+        assert_eq!(decoded.split, vec![(Arc::from("a"), 1000)]);
+        let [only] = decoded.endpoints.as_slice() else { panic!("{decoded:?}") };
+        assert_eq!((only.address.port(), &*only.pod_uid), (80, "u1"));
+    }
+
+    #[test]
+    fn a_route_names_its_endpoints_and_a_pod_has_a_protocol() {
+        let service = proto::ServiceRoute {
+            namespace: "shop".into(),
+            name: "web".into(),
+            port: 80,
+            protocol: proto::Protocol::Http2.into(),
+            endpoints: "shop/web:80".into(),
+            session_affinity_seconds: 60,
+            ..Default::default()
+        };
+        let kind = Some(proto::route::Kind::Service(service.clone()));
+        let decoded = decode(&named("10.96.0.1:80", Body::Route(proto::Route { kind })), features::ALL);
+        let Ok(Resource::Route(address, Route::Service(route))) = decoded else { panic!("no Service") };
+        assert_eq!(address, SocketAddr::from(([10, 96, 0, 1], 80)));
+        assert_eq!((&*route.endpoints, route.protocol), ("shop/web:80", Protocol::Http2));
+        assert_eq!(route.affinity, Some(Duration::from_secs(60)));
+
+        let endpoint = proto::Endpoint { address: "10.0.0.1:6379".into(), ..Default::default() };
+        let pod = proto::PodRoute { endpoint: Some(endpoint), protocol: proto::Protocol::Opaque.into() };
+        let kind = Some(proto::route::Kind::Pod(pod));
+        let decoded = decode(&named("10.0.0.1:6379", Body::Route(proto::Route { kind })), features::ALL);
+        let Ok(Resource::Route(_, Route::Pod(pod))) = decoded else { panic!("no pod") };
+        assert_eq!(pod.protocol, Protocol::Opaque);
     }
 
     #[test]
     fn values_that_this_build_does_not_know_are_refused_and_not_defaulted() {
-        let inbound = |inbound| proto::Resource {
-            body: Some(proto::resource::Body::Inbound(inbound)),
-            ..Default::default()
-        };
-        assert!(decode(&inbound(proto::Inbound { mtls: 99, ..Default::default() }), features::ALL).is_err());
-        let access = proto::Access {
-            deny: vec![proto::Rule {
-                from: vec![proto::Peer { any_namespace: true, ..Default::default() }],
-                to: vec![],
-            }],
-            ..Default::default()
-        };
-        let unknown_peer = proto::Inbound { mtls: 1, access: Some(access), ..Default::default() };
-        assert!(decode(&inbound(unknown_peer), features::ALL).is_err());
-        let empty = proto::Resource {
-            body: Some(proto::resource::Body::Destination(proto::Destination { kind: None })),
-            ..Default::default()
-        };
-        assert!(decode(&empty, features::ALL).is_err());
+        let mtls = |mode| named("uid", Body::Mtls(proto::Mtls { mode, ..Default::default() }));
+        assert!(refused(&mtls(99)).contains("99"));
+        assert!(refused(&mtls(0)).contains('0'));
+        let deny =
+            proto::Rule { from: vec![proto::Peer { any_namespace: true, ..Default::default() }], to: vec![] };
+        let access = proto::Access { deny: vec![deny], ..Default::default() };
+        let rules = |rules| named("uid", Body::Access(rules));
+        refused(&rules(proto::AccessRules { access: Some(access.clone()), shadow: None }));
+        refused(&rules(proto::AccessRules { access: None, shadow: Some(access) }));
+        refused(&named("10.96.0.1:80", Body::Route(proto::Route { kind: None })));
+        let nowhere = proto::route::Kind::Service(proto::ServiceRoute::default());
+        refused(&named("10.96.0.1:80", Body::Route(proto::Route { kind: Some(nowhere) })));
+        let strange = proto::ServiceRoute { endpoints: "a/b:1".into(), protocol: 99, ..Default::default() };
+        let strange = proto::route::Kind::Service(strange);
+        assert!(
+            refused(&named("10.96.0.1:80", Body::Route(proto::Route { kind: Some(strange) }))).contains("99")
+        );
+        let unknown = proto::route::Kind::Unknown(proto::Unknown {});
+        assert!(
+            refused(&named("nowhere", Body::Route(proto::Route { kind: Some(unknown) }))).contains("nowhere")
+        );
+        refused(&proto::Resource::default());
     }
 }

@@ -1,67 +1,49 @@
-//! Destinations by address: subscribed on first use, forgotten when nobody has used them for a while.
+//! What this sidecar knows: what it enforces on connections that arrive, and where the addresses lead that its
+//! application dials, subscribed on first use and forgotten when nobody has used them for a while.
 
-use std::collections::HashMap;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tulle_mesh::proto::{ResourceName, ResourceType};
 
-use super::{Destination, Inbound};
+use super::entry::{Destination, Entry};
+use super::resource::{Endpoints, Inbound, Resource, Route};
+use super::sections::{Section, Sections};
+use super::table::Table;
+pub use super::table::{Name, Wanted};
 
-/// How long a connection to a new address waits for the operator's word before it passes through.
+/// How long a connection to a new address waits for the operator's answer before it passes through.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A destination that somebody uses.
-#[derive(Debug)]
-pub struct Entry {
-    current: ArcSwapOption<Destination>,
-    answered: watch::Sender<bool>,
-    used: AtomicBool,
-    gone: AtomicBool,
-}
-
-impl Entry {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            current: ArcSwapOption::empty(),
-            answered: watch::channel(false).0,
-            used: AtomicBool::new(true),
-            gone: AtomicBool::new(false),
-        })
-    }
-
-    /// The last good state; `None` until the operator has answered.
-    pub fn current(&self) -> Option<Arc<Destination>> {
-        self.used.store(true, Ordering::Relaxed);
-        self.current.load_full()
-    }
-
-    /// Whether the entry has been forgotten: it is not kept current any more.
-    pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
-    }
-}
-
-/// What the client is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Subscribe to an address.
-    Subscribe(SocketAddr),
-    /// Unsubscribe from it.
-    Unsubscribe(SocketAddr),
-}
+/// A passthrough connection whose address was forgotten before there was an answer asks again after this long: not at
+/// once, because it was forgotten for want of room.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What this sidecar knows.
 #[derive(Debug)]
 pub struct ConfigStore {
-    destinations: Mutex<HashMap<SocketAddr, Arc<Entry>>>,
+    table: Mutex<Table>,
+    sections: Mutex<Sections>,
     inbound: ArcSwapOption<Inbound>,
     inbound_known: watch::Sender<bool>,
-    connected: ArcSwap<bool>,
+    connected: AtomicBool,
     wanted: mpsc::UnboundedSender<Wanted>,
+}
+
+/// An address that is used, and what is known of it.
+#[derive(Debug)]
+pub struct Known {
+    /// The address as it was dialled.
+    pub address: SocketAddr,
+    /// Where it leads; `None`: not known yet.
+    pub destination: Option<Arc<Destination>>,
+    /// Who serves it, where it is a Service's.
+    pub endpoints: Option<Arc<Endpoints>>,
 }
 
 impl ConfigStore {
@@ -69,16 +51,17 @@ impl ConfigStore {
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Wanted>) {
         let (wanted, requests) = mpsc::unbounded_channel();
         let store = Self {
-            destinations: Mutex::default(),
+            table: Mutex::default(),
+            sections: Mutex::default(),
             inbound: ArcSwapOption::empty(),
             inbound_known: watch::channel(false).0,
-            connected: ArcSwap::from_pointee(false),
+            connected: AtomicBool::new(false),
             wanted,
         };
         (Arc::new(store), requests)
     }
 
-    /// What is enforced on connections that arrive.
+    /// What is enforced on connections that arrive; `None` until the operator has answered every section.
     pub fn inbound(&self) -> Option<Arc<Inbound>> {
         self.inbound.load_full()
     }
@@ -89,13 +72,13 @@ impl ConfigStore {
         self.inbound_known.send_replace(true);
     }
 
-    /// Waits until the operator has said what is enforced.
+    /// Waits until the operator has answered what is enforced, be it with sections that this sidecar refused.
     pub async fn inbound_known(&self) {
         let mut known = self.inbound_known.subscribe();
         let _ = known.wait_for(|known| *known).await;
     }
 
-    /// Waits until what the operator says is so.
+    /// Waits until what is enforced is so.
     pub async fn inbound_becomes(&self, so: impl Fn(&Inbound) -> bool) {
         let mut changed = self.inbound_known.subscribe();
         while !self.inbound().is_some_and(|inbound| so(&inbound)) {
@@ -105,111 +88,128 @@ impl ConfigStore {
         }
     }
 
+    /// Takes over a resource.
+    pub fn apply(&self, resource: Resource) {
+        match resource {
+            Resource::Workload(workload) => self.section(|all| all.workload = Section::Good(workload)),
+            Resource::Mtls(mtls) => self.section(|all| all.mtls = Section::Good(mtls)),
+            Resource::Access(access) => self.section(|all| all.access = Section::Good(access)),
+            Resource::Route(address, route) => self.set_route(address, route),
+            Resource::Endpoints(name, endpoints) => self.set_endpoints(&name, endpoints),
+        }
+    }
+
+    /// A resource of this name was refused: the last good one stays, and without one the sidecar fails closed.
+    pub fn refuse(&self, name: &ResourceName) {
+        match name.r#type() {
+            ResourceType::Workload => self.section(|all| all.workload.refuse()),
+            ResourceType::Mtls => self.section(|all| all.mtls.refuse()),
+            ResourceType::Access => self.section(|all| all.access.refuse()),
+            ResourceType::Route => {
+                if let Ok(address) = name.name.parse() {
+                    self.table().refuse_route(address);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn section(&self, change: impl FnOnce(&mut Sections)) {
+        let mut sections = self.sections.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut sections);
+        if let Some(inbound) = sections.compose() {
+            self.set_inbound(inbound);
+        }
+    }
+
     /// Whether the discovery stream is up.
     pub fn set_connected(&self, connected: bool) {
-        self.connected.store(Arc::new(connected));
+        self.connected.store(connected, Ordering::Release);
     }
 
     /// Whether the discovery stream is up.
     pub fn is_connected(&self) -> bool {
-        **self.connected.load()
+        self.connected.load(Ordering::Acquire)
     }
 
     /// The entry of an address; the first use subscribes and waits for the operator's answer. While
     /// the operator is away an address that was never used before has no answer.
     pub async fn resolve(&self, address: SocketAddr) -> Arc<Entry> {
-        let entry = {
-            let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-            match destinations.get(&address) {
-                Some(entry) => Arc::clone(entry),
-                None => {
-                    let entry = Entry::new();
-                    destinations.insert(address, Arc::clone(&entry));
-                    self.want(Wanted::Subscribe(address));
-                    entry
-                }
-            }
-        };
-        if entry.current.load().is_none() && self.is_connected() {
-            let mut answered = entry.answered.subscribe();
-            let _ = tokio::time::timeout(ANSWER_TIMEOUT, answered.wait_for(|answered| *answered)).await;
+        let entry = self.change(|table| table.entry(address));
+        if !entry.is_answered() && self.is_connected() {
+            let _ = timeout(ANSWER_TIMEOUT, entry.answered()).await;
         }
         entry
     }
 
-    /// Without a stream nobody takes wishes: the next one begins with everything that is subscribed.
-    fn want(&self, wanted: Wanted) {
-        if self.is_connected() {
-            let _ = self.wanted.send(wanted);
+    /// For a connection that passes through because there was no answer yet: resolves when the answer is that a
+    /// sidecar listens there. With any other answer it never resolves, because it was right to pass through.
+    pub async fn becomes_meshed(&self, address: SocketAddr, entry: Arc<Entry>) {
+        let mut entry = entry;
+        loop {
+            let changed = entry.changed();
+            match entry.current().map(|destination| destination.is_meshed()) {
+                Some(true) => return,
+                Some(false) => pending().await,
+                None if entry.is_gone() => {
+                    sleep(ASK_AGAIN).await;
+                    entry = self.change(|table| table.entry(address));
+                }
+                None => changed.await,
+            }
         }
     }
 
-    /// Swaps in what the operator says of an address.
-    pub fn set_destination(&self, address: SocketAddr, destination: Destination) {
-        let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = destinations.get(&address) {
-            entry.current.store(Some(Arc::new(destination)));
-            entry.answered.send_replace(true);
-        }
+    /// Swaps in where an address leads; in force once its endpoints are known.
+    pub fn set_route(&self, address: SocketAddr, route: Route) {
+        self.change(|table| table.set_route(address, route));
     }
 
-    /// The addresses that are subscribed.
-    pub fn subscribed(&self) -> Vec<SocketAddr> {
-        self.destinations.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    /// Swaps in who serves what routes name so.
+    pub fn set_endpoints(&self, name: &Arc<str>, endpoints: Endpoints) {
+        self.change(|table| table.set_endpoints(name, endpoints));
     }
 
-    /// The addresses of which something is known.
-    pub fn known(&self) -> Vec<SocketAddr> {
-        let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = destinations.iter().filter(|(_, entry)| entry.current.load().is_some());
-        known.map(|(address, _)| *address).collect()
+    /// Everything that is subscribed to beside the pod's own sections.
+    pub fn subscribed(&self) -> Vec<Name> {
+        self.table().subscribed()
+    }
+
+    /// Whether a good version of this is here.
+    pub fn holds(&self, name: &Name) -> bool {
+        self.table().holds(name)
     }
 
     /// Forgets what has not been used since the last call.
     pub fn forget_idle(&self) {
-        let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        destinations.retain(|address, entry| {
-            let used = entry.used.swap(false, Ordering::Relaxed);
-            if !used {
-                entry.gone.store(true, Ordering::Release);
-                self.want(Wanted::Unsubscribe(*address));
-            }
-            used
-        });
+        self.change(Table::forget_idle);
     }
 
     /// Everything that is known, for `/config`.
-    pub fn snapshot(&self) -> Vec<(SocketAddr, Option<Arc<Destination>>)> {
-        let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        destinations.iter().map(|(address, entry)| (*address, entry.current.load_full())).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn an_address_is_asked_for_once_and_forgotten_when_idle() {
-        let (store, mut wanted) = ConfigStore::new();
-        store.set_connected(true);
-        let address = "10.96.0.1:80".parse().unwrap();
-        let entry = store.resolve(address).await;
-        store.resolve(address).await;
-        assert_eq!(wanted.try_recv(), Ok(Wanted::Subscribe(address)));
-        assert!(wanted.try_recv().is_err());
-        store.forget_idle();
-        assert!(!entry.is_gone());
-        store.forget_idle();
-        assert!(entry.is_gone());
-        assert_eq!(wanted.try_recv(), Ok(Wanted::Unsubscribe(address)));
+    pub fn snapshot(&self) -> Vec<Known> {
+        let table = self.table();
+        let known = table.entries().map(|(address, entry)| {
+            let destination = entry.peek();
+            let endpoints = destination.as_ref().and_then(|destination| destination.endpoints());
+            Known { address, destination, endpoints }
+        });
+        known.collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_new_address_does_not_wait_while_the_operator_is_away() {
-        let (store, _wanted) = ConfigStore::new();
-        let before = tokio::time::Instant::now();
-        assert!(store.resolve("10.96.0.1:80".parse().unwrap()).await.current().is_none());
-        assert_eq!(before.elapsed(), Duration::ZERO);
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Without a stream nobody takes wishes: the next one begins with everything that is subscribed.
+    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.table();
+        let result = change(&mut table);
+        let connected = self.is_connected();
+        for wish in table.wishes.drain(..) {
+            if connected {
+                let _ = self.wanted.send(wish);
+            }
+        }
+        result
     }
 }

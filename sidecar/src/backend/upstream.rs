@@ -1,0 +1,280 @@
+//! An endpoint, and what this worker has seen of it: how long its answers take, how many requests it has in hand, and
+//! how often it fails. Both averages fade with time, latency to the median of the service and success to one, so that
+//! an endpoint that was slow or failed is tried again.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::config::{CanaryRef, Endpoint};
+use crate::telemetry::attempts::{AttemptKey, Attempts};
+use crate::telemetry::{ByProtocol, Series, Telemetry};
+
+/// The latency of a service that has not answered yet, in seconds.
+const FIRST_LATENCY: f64 = 0.001;
+/// The least and the most that a latency counts as, in seconds: below, differences are noise; above, only the number of
+/// requests in hand decides.
+const LATENCIES: (f64, f64) = (0.000_1, 1.0);
+/// How fast what was seen fades.
+const DECAY: Duration = Duration::from_secs(10);
+/// The weight of one outcome in the average of success. One failure doubles the cost, three make it eightfold.
+const OUTCOME_WEIGHT: f64 = 0.3;
+/// The least success: an endpoint that only fails costs 400 times as much as one that never does.
+const LEAST_SUCCESS: f64 = 0.05;
+/// How long an endpoint that could not be reached is passed over while others can.
+const AVOID: Duration = Duration::from_secs(2);
+
+/// What the endpoints of one backend have in common.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The namespace that requests are counted under.
+    pub(super) namespace: String,
+    /// The name that they are counted under.
+    pub(super) name: String,
+    median: Median,
+}
+
+impl Group {
+    /// Endpoints without history, whose requests are counted under this namespace and name.
+    pub(super) fn named(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned(), median: Median::default() }
+    }
+}
+
+/// An estimate of the median latency of answers, in seconds, that keeps none of them: each answer moves it a step
+/// towards itself.
+#[derive(Debug, Default)]
+struct Median {
+    seconds: Cell<f64>,
+    answers: Cell<u32>,
+}
+
+impl Median {
+    /// The step once there are many answers: the estimate then follows a change tenfold within 120 answers.
+    const STEP: f64 = 0.02;
+
+    fn get(&self) -> f64 {
+        if self.answers.get() == 0 { FIRST_LATENCY } else { self.seconds.get() }
+    }
+
+    fn learn(&self, seen: f64) {
+        let answers = self.answers.get().saturating_add(1);
+        self.answers.set(answers);
+        let factor = 1.0 + (1.0 / f64::from(answers)).max(Self::STEP);
+        let old = self.seconds.get();
+        self.seconds.set(match answers {
+            1 => seen,
+            _ if seen > old => seen.min(old * factor),
+            _ => seen.max(old / factor),
+        });
+    }
+}
+
+/// An endpoint and what this worker has seen of it.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Where and who.
+    pub endpoint: Endpoint,
+    group: Rc<Group>,
+    /// Its identity as a SPIFFE URI, made when it is first asked for.
+    identity_text: OnceCell<Bytes>,
+    /// What is counted for its revision, by protocol: one port may speak several.
+    series: ByProtocol,
+    /// Whose evidence its attempts are.
+    evidence: RefCell<Option<Evidence>>,
+    seen: Cell<Seen>,
+    pending: Cell<u32>,
+    avoid_until: Cell<Option<Instant>>,
+}
+
+/// What the ends of requests have said of an endpoint.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Seconds; `None`: no answer yet, so it is expected to be like the others.
+    latency: Option<f64>,
+    /// 0 to 1.
+    success: f64,
+    at: Instant,
+}
+
+/// The Canary of an endpoint, and where attempts are counted for it, found when there is the first.
+#[derive(Debug)]
+struct Evidence {
+    canary: Rc<CanaryRef>,
+    attempts: OnceCell<Option<Arc<Attempts>>>,
+}
+
+impl Upstream {
+    /// An endpoint without history.
+    pub(super) fn new(endpoint: Endpoint, group: &Rc<Group>) -> Rc<Self> {
+        Rc::new(Self {
+            endpoint,
+            group: Rc::clone(group),
+            identity_text: OnceCell::new(),
+            series: ByProtocol::default(),
+            evidence: RefCell::default(),
+            seen: Cell::new(Seen { latency: None, success: 1.0, at: Instant::now() }),
+            pending: Cell::new(0),
+            avoid_until: Cell::new(None),
+        })
+    }
+
+    /// Whom its certificate must name, as a SPIFFE URI; empty where it is not meshed. A cheap clone.
+    pub fn identity_text(&self) -> Bytes {
+        let text =
+            || self.endpoint.identity.as_ref().map(|id| Bytes::from(id.to_string())).unwrap_or_default();
+        self.identity_text.get_or_init(text).clone()
+    }
+
+    /// What is counted for this protocol.
+    pub fn series(&self, telemetry: &Telemetry, protocol: &'static str) -> Arc<Series> {
+        let Group { namespace, name, .. } = &*self.group;
+        self.series.get(protocol, || telemetry.outbound(namespace, name, &self.endpoint.revision, protocol))
+    }
+
+    /// Whose evidence attempts are that begin from now on; those under way count where they began.
+    pub(super) fn counts_for(&self, canary: Option<&Rc<CanaryRef>>) {
+        let mut evidence = self.evidence.borrow_mut();
+        if evidence.as_ref().map(|evidence| &evidence.canary) != canary {
+            *evidence =
+                canary.map(|canary| Evidence { canary: Rc::clone(canary), attempts: OnceCell::new() });
+        }
+    }
+
+    /// Where an attempt that begins now is counted when it ends, if it is evidence of a Canary. To be asked
+    /// when the endpoint is chosen: the next epoch may come while the attempt runs.
+    pub fn attempts(&self, telemetry: &Telemetry) -> Option<Arc<Attempts>> {
+        let evidence = self.evidence.borrow();
+        let Evidence { canary, attempts } = evidence.as_ref()?;
+        let find = || {
+            telemetry.attempts_of(AttemptKey {
+                namespace: Arc::clone(&canary.namespace),
+                canary: Arc::clone(&canary.name),
+                epoch: canary.epoch,
+                revision: Arc::clone(&self.endpoint.revision),
+                pod_uid: Arc::clone(&self.endpoint.pod_uid),
+            })
+        };
+        attempts.get_or_init(find).clone()
+    }
+
+    /// What one more request there costs: the latency to expect, for each that is in hand, and the dearer the more of
+    /// them fail. An endpoint that fails fast does not look fast.
+    pub(super) fn cost(&self, now: Instant) -> f64 {
+        let Seen { latency, success, .. } = self.expected(now);
+        let success = success.max(LEAST_SUCCESS);
+        let latency = latency.unwrap_or_else(|| self.group.median.get());
+        latency * f64::from(self.pending.get() + 1) / (success * success)
+    }
+
+    /// What was seen, faded by now.
+    fn expected(&self, now: Instant) -> Seen {
+        let Seen { latency, success, at } = self.seen.get();
+        let weight = weight(at, now);
+        let median = self.group.median.get();
+        Seen {
+            latency: latency.map(|latency| median + (latency - median) * weight),
+            success: 1.0 - (1.0 - success) * weight,
+            at: now,
+        }
+    }
+
+    /// Takes over how a request ended that began `since`.
+    fn learn(&self, outcome: Outcome, since: Instant, now: Instant) {
+        let (least, most) = LATENCIES;
+        let took = |at: Instant| at.duration_since(since).as_secs_f64().clamp(least, most);
+        let weight = weight(self.seen.get().at, now);
+        let mut seen = self.expected(now);
+        match outcome {
+            Outcome::Answered(at) => {
+                let took = took(at);
+                self.group.median.learn(took);
+                // A rise is believed at once, a fall with time.
+                let latency = match seen.latency {
+                    Some(old) if took < old => old * weight + took * (1.0 - weight),
+                    _ => took,
+                };
+                seen.latency = Some(latency);
+                seen.success += (1.0 - seen.success) * OUTCOME_WEIGHT;
+            }
+            Outcome::Failed | Outcome::Abandoned => {
+                // An answer would have taken at least so long.
+                let expected = seen.latency.unwrap_or_else(|| self.group.median.get());
+                if took(now) > expected {
+                    seen.latency = Some(took(now));
+                }
+                if matches!(outcome, Outcome::Failed) {
+                    seen.success -= seen.success * OUTCOME_WEIGHT;
+                }
+            }
+        }
+        self.seen.set(seen);
+    }
+
+    /// Counts a request or an opaque connection in; the guard counts it out.
+    pub fn begin(self: &Rc<Self>) -> InFlight {
+        self.pending.set(self.pending.get() + 1);
+        InFlight { upstream: Rc::clone(self), since: Instant::now() }
+    }
+
+    /// It could not be reached.
+    pub fn avoid(&self) {
+        self.avoid_until.set(Some(Instant::now() + AVOID));
+    }
+
+    /// Whether it is passed over while others can be reached.
+    pub(super) fn is_avoided(&self, now: Instant) -> bool {
+        self.avoid_until.get().is_some_and(|until| until >= now)
+    }
+}
+
+/// What is left of something that was seen `at`.
+fn weight(at: Instant, now: Instant) -> f64 {
+    (-now.duration_since(at).as_secs_f64() / DECAY.as_secs_f64()).exp()
+}
+
+/// How a request ended, as far as it says something of its endpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// The head of its answer came then.
+    Answered(Instant),
+    /// It failed.
+    Failed,
+    /// Its client gave up waiting: an answer would have taken at least so long.
+    Abandoned,
+}
+
+/// A request or an opaque connection at an endpoint. It is in hand there until this is dropped.
+#[derive(Debug)]
+pub struct InFlight {
+    upstream: Rc<Upstream>,
+    since: Instant,
+}
+
+impl InFlight {
+    /// When it was counted in.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Counts a request out, with the time until its answer began: what a stream lasts, or a wait for news,
+    /// says nothing about its endpoint. `None`: nothing can be learned, as from a client that left or an opaque
+    /// connection. Returns how long it was in hand.
+    pub fn end(self, outcome: Option<Outcome>) -> Duration {
+        let now = Instant::now();
+        if let Some(outcome) = outcome {
+            self.upstream.learn(outcome, self.since, now);
+        }
+        now.duration_since(self.since)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.upstream.pending.set(self.upstream.pending.get().saturating_sub(1));
+    }
+}
