@@ -253,7 +253,10 @@ mod tests {
             let (sender, _receiver) = busy.open(b"bulk", false).unwrap();
             let (_, _answer, mut request) = poll_fn(|cx| server.poll_accept(cx)).await.unwrap();
             assert_eq!(chosen(), Some(0), "nothing has moved yet");
-            let sending = spawn_local(async move { sender.data(Bytes::from(vec![0; 2 << 20])).await });
+            let sending = spawn_local(async move {
+                sender.data(Bytes::from(vec![0; 2 << 20])).await.unwrap();
+                sender
+            });
             let mut read = 0;
             while read < 2 << 20 {
                 let Event::Data(bytes) = request.next().await else { panic!("it broke off") };
@@ -261,9 +264,7 @@ mod tests {
             }
             assert_eq!(chosen(), Some(1));
             assert_eq!(choose([(0, &busy)].into_iter()), Some(0), "there is no other");
-            sending.await.unwrap().unwrap();
-            drop(request);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(sending.await.unwrap());
             assert_eq!(chosen(), Some(0), "the stream has ended");
         };
         LocalSet::new().run_until(test).await;

@@ -166,6 +166,12 @@ impl Output {
         }
     }
 
+    /// Memory that it holds of its own.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.copied.capacity() + self.pieces.capacity()
+    }
+
     /// Gives the memory of an empty output back.
     pub(super) fn release(&mut self) {
         if self.length == 0 {

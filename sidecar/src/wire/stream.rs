@@ -542,3 +542,28 @@ impl Drop for Receiver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tulle_mesh::wire::CONNECTION_GROWTH;
+
+    #[test]
+    fn a_quiet_stream_gives_its_window_back_as_it_is_read() {
+        let state = StreamState::shared(false);
+        let mut state = state.borrow_mut();
+        let mut growth = CONNECTION_GROWTH;
+        while state.window < MAX_STREAM_CREDIT {
+            state.grant(STREAM_CREDIT, &mut growth);
+        }
+        state.tick(false);
+        assert_ne!(state.grant(MAX_STREAM_CREDIT / 2, &mut growth), 0, "nobody else needs it");
+        state.tick(true);
+        assert_eq!(state.grant(STREAM_CREDIT, &mut growth), 0);
+        assert_eq!(state.window, MAX_STREAM_CREDIT - STREAM_CREDIT);
+        for _ in 0..6 {
+            state.grant(STREAM_CREDIT, &mut growth);
+        }
+        assert_eq!((state.window, growth), (STREAM_CREDIT, CONNECTION_GROWTH));
+    }
+}
