@@ -138,8 +138,8 @@ impl Entered<'_> {
     fn failed(&self, failure: Failure) -> Failure {
         let now = Instant::now();
         // A refusal holds for everybody, a timeout for those who would not have waited for longer.
-        let timed_out = now.duration_since(self.entered) >= self.limit;
-        let tried = if timed_out { self.limit } else { Duration::MAX };
+        let timed_out = now.duration_since(self.entered) >= self.left();
+        let tried = if timed_out { self.left() } else { Duration::MAX };
         self.gate.failed.replace(Some(Failed { at: now, tried, failure: failure.clone() }));
         failure
     }
