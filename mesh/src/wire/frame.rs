@@ -116,37 +116,67 @@ pub enum FrameError {
     WrongStream(Kind, u32),
 }
 
+/// The header of a frame, checked as far as it can be without the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame carries.
+    pub kind: Kind,
+    /// [`END`], [`MORE`], [`ACK`].
+    pub flags: u8,
+    /// The stream; 0 for the connection.
+    pub stream: u32,
+    /// Bytes of payload that follow, at most [`MAX_PAYLOAD`].
+    pub length: usize,
+}
+
+impl Header {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the connection is then useless.
+    pub fn parse(bytes: [u8; HEADER]) -> Result<Self, FrameError> {
+        let [l0, l1, kind, flags, s0, s1, s2, s3] = bytes;
+        let length = usize::from(u16::from_be_bytes([l0, l1]));
+        let stream = u32::from_be_bytes([s0, s1, s2, s3]);
+        if length > MAX_PAYLOAD {
+            return Err(FrameError::TooLong(length));
+        }
+        let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
+        let fits = match kind {
+            Kind::Reset | Kind::Credit => length == 4,
+            Kind::Ping => length == 8,
+            Kind::GoAway => length == 0,
+            Kind::Open | Kind::Head | Kind::Data | Kind::Trailers => true,
+        };
+        if !fits {
+            return Err(FrameError::PayloadLength(kind, length));
+        }
+        let on_connection =
+            matches!(kind, Kind::Ping | Kind::GoAway) || (kind == Kind::Credit && stream == 0);
+        if on_connection != (stream == 0) {
+            return Err(FrameError::WrongStream(kind, stream));
+        }
+        Ok(Self { kind, flags, stream, length })
+    }
+
+    /// The frame with this payload.
+    pub fn with(self, payload: Bytes) -> Frame {
+        Frame { kind: self.kind, flags: self.flags, stream: self.stream, payload }
+    }
+}
+
 /// Takes the next whole frame off `buffer`; `None` until there is one.
 ///
 /// # Errors
 /// [`FrameError`] as soon as the header shows it; the buffer is then useless.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
-    let [l0, l1, kind, flags, s0, s1, s2, s3] = *header;
-    let length = usize::from(u16::from_be_bytes([l0, l1]));
-    let stream = u32::from_be_bytes([s0, s1, s2, s3]);
-    if length > MAX_PAYLOAD {
-        return Err(FrameError::TooLong(length));
-    }
-    let kind = Kind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
-    let fits = match kind {
-        Kind::Reset | Kind::Credit => length == 4,
-        Kind::Ping => length == 8,
-        Kind::GoAway => length == 0,
-        Kind::Open | Kind::Head | Kind::Data | Kind::Trailers => true,
-    };
-    if !fits {
-        return Err(FrameError::PayloadLength(kind, length));
-    }
-    let on_connection = matches!(kind, Kind::Ping | Kind::GoAway) || (kind == Kind::Credit && stream == 0);
-    if on_connection != (stream == 0) {
-        return Err(FrameError::WrongStream(kind, stream));
-    }
-    if buffer.len() < HEADER + length {
+    let header = Header::parse(*header)?;
+    if buffer.len() < HEADER + header.length {
         return Ok(None);
     }
     buffer.advance(HEADER);
-    Ok(Some(Frame { kind, flags, stream, payload: buffer.split_to(length).freeze() }))
+    Ok(Some(header.with(buffer.split_to(header.length).freeze())))
 }
 
 /// Appends a frame. The payload must be at most [`MAX_PAYLOAD`] bytes; longer ones are cut, so
@@ -154,11 +184,16 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
 pub fn encode(out: &mut BytesMut, kind: Kind, flags: u8, stream: u32, payload: &[u8]) {
     let payload = payload.get(..MAX_PAYLOAD).unwrap_or(payload);
     out.reserve(HEADER + payload.len());
-    out.put_u16(payload.len() as u16);
-    out.put_u8(kind as u8);
-    out.put_u8(flags);
-    out.put_u32(stream);
+    encode_header(out, Header { kind, flags, stream, length: payload.len() });
     out.put_slice(payload);
+}
+
+/// Appends the header of a frame whose payload is written from elsewhere.
+pub fn encode_header(out: &mut BytesMut, header: Header) {
+    out.put_u16(header.length as u16);
+    out.put_u8(header.kind as u8);
+    out.put_u8(header.flags);
+    out.put_u32(header.stream);
 }
 
 /// Appends a head or trailers, in as many frames as it takes.
@@ -201,7 +236,7 @@ mod tests {
         }
 
         #[test]
-        fn blocks_of_any_length_come_together_again(length in 0usize..50_000) {
+        fn blocks_of_any_length_come_together_again(length in 0usize..70_000) {
             let block = vec![7u8; length];
             let mut bytes = BytesMut::new();
             encode_block(&mut bytes, Kind::Open, END, 1, &block);

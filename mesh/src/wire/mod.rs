@@ -11,8 +11,8 @@ pub const ALPN: &[u8] = b"tulle/1";
 pub const MAX_FRAME: usize = 16 * 1024;
 /// The largest payload of one frame.
 pub const MAX_PAYLOAD: usize = MAX_FRAME - frame::HEADER;
-/// The largest message head (fields and HTTP head together).
-pub const MAX_HEAD: usize = 40 * 1024;
+/// The largest message head (fields and HTTP head together): an HTTP head of 60 KiB, and the fields.
+pub const MAX_HEAD: usize = 64 * 1024;
 /// Streams that a peer may have open on one connection.
 pub const MAX_STREAMS: usize = 128;
 /// Bytes of DATA that may be under way on one stream before the receiver grants more. It is also what a

@@ -5,11 +5,29 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
 use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_STREAMS};
 
+use super::output::Output;
 use super::stream::{Event, Receiver, Sender, StreamError, StreamState, reset};
+use super::turns::Turns;
+
+/// Senders of DATA wait while more than this waits to be written: two batches of what TLS takes at once.
+pub(super) const OUTPUT: usize = 128 * 1024;
+/// Streams of which little has moved in this second wait at this only: they are not held up by bulk.
+pub(super) const SMALL_OUTPUT: usize = OUTPUT * 2;
+/// From here on no stream is opened or accepted. Heads do not wait, and each stream brings one.
+const NO_MORE_STREAMS: usize = OUTPUT * 4;
+/// More than this waits only for a peer that does not read: the connection is closed. Every stream may have its
+/// head in the output beside the DATA.
+pub(super) const MAX_WAITING: usize = NO_MORE_STREAMS + MAX_STREAMS * MAX_HEAD;
+/// What a stream sends before it is another's turn: one read of an application's connection.
+pub(super) const TURN: usize = 64 * 1024;
+/// A stream of which this much has moved in either direction carries bulk.
+pub(super) const BULK: u32 = 1024 * 1024;
+/// One of which less than this moves in a second does not, and does not need a wide window.
+pub(super) const QUIET: u32 = 64 * 1024;
 
 /// Which side opened the connection: clients open streams, servers accept them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +44,37 @@ pub struct Connection {
     pub(super) shared: Rc<RefCell<Shared>>,
 }
 
+/// A stream that the peer opened: its head and its two halves.
+pub(super) type Accepted = (Bytes, Sender, Receiver);
+
 pub(super) struct Shared {
     pub(super) role: Role,
     /// Frames that wait for the driver.
-    pub(super) out: BytesMut,
+    pub(super) out: Output,
+    /// Bytes that the driver has taken and not yet written.
+    pub(super) writing: usize,
+    /// Streams whose DATA waits for room in the output.
+    pub(super) turns: Turns,
+    /// Streams that carry bulk.
+    bulk: Vec<u32>,
     pub(super) driver: Option<Waker>,
     pub(super) streams: HashMap<u32, Rc<RefCell<StreamState>>>,
     next_stream: u32,
     last_accepted: u32,
     /// Bytes of DATA that the peer still takes on the whole connection.
     pub(super) credit: u32,
-    pub(super) credit_waiters: Vec<Waker>,
+    /// Streams that wait for it.
+    pub(super) credit_turns: Turns,
     /// What is left to widen the windows of streams with.
     pub(super) growth: u32,
     /// Bytes of DATA that were consumed here and not yet granted again.
     pub(super) consumed: u32,
-    accepted: VecDeque<(Bytes, Sender, Receiver)>,
+    accepted: VecDeque<Accepted>,
     accept_waiter: Option<Waker>,
     /// No new streams: the peer said so, or the connection is too old.
     pub(super) draining: bool,
     pub(super) closed: bool,
-    /// Frames in this second that cost the peer nothing and us something.
+    /// Control frames received in the current second.
     pub(super) control_frames: u32,
 }
 
@@ -84,6 +112,8 @@ pub(super) const CONTROL_FRAMES_PER_SECOND: u32 = 20_000;
 
 /// Heads that may wait to be read on one stream: interim answers and the final one.
 const MAX_BLOCKS: usize = 16;
+/// Bytes of them.
+const MAX_BLOCK_BYTES: usize = MAX_HEAD * 2;
 
 impl Connection {
     /// A connection whose driver has not started.
@@ -91,13 +121,16 @@ impl Connection {
         Self {
             shared: Rc::new(RefCell::new(Shared {
                 role,
-                out: BytesMut::new(),
+                out: Output::default(),
+                writing: 0,
+                turns: Turns::default(),
+                bulk: Vec::new(),
                 driver: None,
                 streams: HashMap::new(),
                 next_stream: 1,
                 last_accepted: 0,
                 credit: CONNECTION_CREDIT,
-                credit_waiters: Vec::new(),
+                credit_turns: Turns::default(),
                 growth: CONNECTION_GROWTH,
                 consumed: 0,
                 accepted: VecDeque::new(),
@@ -115,23 +148,27 @@ impl Connection {
     /// [`StreamError::Unopened`] when the connection takes no more streams; nothing was sent.
     pub fn open(&self, head: &[u8], end: bool) -> Result<(Sender, Receiver), StreamError> {
         let mut shared = self.shared.borrow_mut();
-        if shared.draining || shared.closed || shared.streams.len() >= MAX_STREAMS {
+        if !shared.takes_streams() {
             return Err(StreamError::Unopened);
         }
         let id = shared.next_stream;
         shared.next_stream = id.checked_add(2).ok_or(StreamError::Unopened)?;
         let state = StreamState::shared(end);
         shared.streams.insert(id, Rc::clone(&state));
-        frame::encode_block(&mut shared.out, Kind::Open, if end { frame::END } else { 0 }, id, head);
+        shared.out.block(Kind::Open, if end { frame::END } else { 0 }, id, head);
         shared.wake_driver();
         drop(shared);
         Ok((Sender::new(self.clone(), id, Rc::clone(&state)), Receiver::new(self.clone(), id, state)))
     }
 
     /// The next stream that the peer opened, with its head; `None` when the connection has ended.
+    ///
+    /// None is accepted from a peer that does not read the answers to earlier ones.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Sender, Receiver)>> {
         let mut shared = self.shared.borrow_mut();
-        if let Some(stream) = shared.accepted.pop_front() {
+        if shared.waiting() < NO_MORE_STREAMS
+            && let Some(stream) = shared.accepted.pop_front()
+        {
             return Poll::Ready(Some(stream));
         }
         if shared.closed {
@@ -148,8 +185,12 @@ impl Connection {
 
     /// Whether a new stream may be opened.
     pub fn takes_streams(&self) -> bool {
-        let shared = self.shared.borrow();
-        !shared.draining && !shared.closed && shared.streams.len() < MAX_STREAMS
+        self.shared.borrow().takes_streams()
+    }
+
+    /// Whether a stream that runs carries bulk: small messages had better go over another connection.
+    pub fn is_bulk(&self) -> bool {
+        !self.shared.borrow().bulk.is_empty()
     }
 
     /// Whether the connection has ended.
@@ -162,13 +203,70 @@ impl Connection {
         let mut shared = self.shared.borrow_mut();
         if !shared.draining {
             shared.draining = true;
-            frame::encode(&mut shared.out, Kind::GoAway, 0, 0, &[]);
+            shared.out.frame(Kind::GoAway, 0, 0, &[]);
         }
         shared.wake_driver();
     }
 }
 
 impl Shared {
+    fn takes_streams(&self) -> bool {
+        !self.draining && !self.closed && self.streams.len() < MAX_STREAMS && self.waiting() < NO_MORE_STREAMS
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) fn waiting(&self) -> usize {
+        self.out.len() + self.writing
+    }
+
+    /// Lets those go on who waited for room in the output, as far as there is some.
+    pub(super) fn next_turn(&mut self) {
+        self.turns.call(OUTPUT.saturating_sub(self.waiting()).div_ceil(TURN));
+    }
+
+    /// The driver has written.
+    pub(super) fn written(&mut self) {
+        // First those who bring something new: bulk fills whatever room there is.
+        if !self.accepted.is_empty()
+            && self.waiting() < NO_MORE_STREAMS
+            && let Some(waiter) = self.accept_waiter.take()
+        {
+            waiter.wake();
+        }
+        self.next_turn();
+    }
+
+    /// A stream has just moved its first [`BULK`] bytes.
+    pub(super) fn carries_bulk(&mut self, id: u32) {
+        if self.streams.contains_key(&id) {
+            self.bulk.push(id);
+        }
+    }
+
+    /// Looks at the streams, about once a second: which of them still carry bulk.
+    pub(super) fn tick(&mut self) {
+        self.control_frames = 0;
+        // Tasks that were called may be busy with something else.
+        self.turns.call(usize::MAX);
+        let Self { streams, bulk, growth, .. } = self;
+        // Windows that are not used are taken back when others may need them.
+        let scarce = *growth < CONNECTION_GROWTH / 2;
+        for (id, state) in streams {
+            if state.borrow_mut().tick(scarce) {
+                bulk.retain(|other| other != id);
+            }
+        }
+    }
+
+    /// Gives memory back that a quiet connection does not need.
+    pub(super) fn release(&mut self) {
+        self.out.release();
+        if self.streams.is_empty() {
+            self.streams.shrink_to_fit();
+            self.accepted.shrink_to_fit();
+        }
+    }
+
     pub(super) fn wake_driver(&mut self) {
         if let Some(waker) = self.driver.take() {
             waker.wake();
@@ -179,24 +277,28 @@ impl Shared {
     /// told.
     pub(super) fn forget(&mut self, id: u32) -> bool {
         let was_here = self.streams.remove(&id).is_some();
+        self.bulk.retain(|other| *other != id);
         if self.draining {
             self.wake_driver();
         }
         was_here
     }
 
-    /// Ends everything; streams see that their connection is gone.
-    pub(super) fn close(&mut self) {
+    /// Ends everything; streams see that their connection is gone. Returned are those that nobody has accepted,
+    /// to be dropped when this is no longer borrowed.
+    #[must_use]
+    pub(super) fn close(&mut self) -> VecDeque<Accepted> {
         self.closed = true;
         for (_, state) in self.streams.drain() {
             state.borrow_mut().push(Event::Lost);
         }
-        for waiter in self.credit_waiters.drain(..) {
-            waiter.wake();
-        }
+        self.bulk.clear();
+        self.credit_turns.call_all();
+        self.turns.call_all();
         if let Some(waiter) = self.accept_waiter.take() {
             waiter.wake();
         }
+        std::mem::take(&mut self.accepted)
     }
 
     /// Gives bytes back that a stream has consumed, once they are worth a frame.
@@ -204,7 +306,7 @@ impl Shared {
         self.consumed = self.consumed.saturating_add(bytes);
         if self.consumed >= CONNECTION_CREDIT / 4 {
             let grant = std::mem::take(&mut self.consumed);
-            frame::encode(&mut self.out, Kind::Credit, 0, 0, &grant.to_be_bytes());
+            self.out.frame(Kind::Credit, 0, 0, &grant.to_be_bytes());
             self.wake_driver();
         }
     }
@@ -216,7 +318,7 @@ impl Connection {
         match frame.kind {
             Kind::Open => self.opened(frame),
             Kind::Data => self.data(frame),
-            Kind::Head | Kind::Trailers => self.block(&frame),
+            Kind::Head | Kind::Trailers => self.block(frame),
             Kind::Reset => {
                 self.control()?;
                 self.reset(&frame);
@@ -228,9 +330,10 @@ impl Connection {
             }
             Kind::Ping => {
                 self.control()?;
-                if frame.flags & frame::ACK == 0 {
-                    let mut shared = self.shared.borrow_mut();
-                    frame::encode(&mut shared.out, Kind::Ping, frame::ACK, 0, &frame.payload);
+                let mut shared = self.shared.borrow_mut();
+                // Whatever the peer reads tells it that we are here: no answer is added to what it does not read.
+                if frame.flags & frame::ACK == 0 && shared.waiting() < SMALL_OUTPUT {
+                    shared.out.frame(Kind::Ping, frame::ACK, 0, &frame.payload);
                 }
                 Ok(())
             }
@@ -271,7 +374,7 @@ impl Connection {
                 state
             }
         };
-        let head = state.borrow_mut().join(&frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)?;
+        let head = state.borrow_mut().join(frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)?;
         let Some(head) = head else { return Ok(()) };
         if frame.flags & frame::END != 0 {
             state.borrow_mut().push(Event::End);
@@ -297,7 +400,6 @@ impl Connection {
             shared.give_back(length);
             return Ok(());
         };
-        drop(shared);
         let mut state = state.borrow_mut();
         if state.has_ended() {
             return Err(PeerError::AfterEnd(frame.stream));
@@ -305,8 +407,12 @@ impl Connection {
         if !state.take_granted(length) {
             return Err(PeerError::Overrun);
         }
+        if state.moved(length) {
+            shared.carries_bulk(frame.stream);
+        }
+        drop(shared);
         if length > 0 {
-            state.push(Event::Data(own(frame.payload)));
+            state.push(Event::Data(frame.payload));
         }
         if end {
             state.push(Event::End);
@@ -314,9 +420,10 @@ impl Connection {
         Ok(())
     }
 
-    fn block(&self, frame: &Frame) -> Result<(), PeerError> {
+    fn block(&self, frame: Frame) -> Result<(), PeerError> {
         let Some(state) = self.shared.borrow().streams.get(&frame.stream).cloned() else { return Ok(()) };
-        if state.borrow().blocks() >= MAX_BLOCKS {
+        let (blocks, bytes) = state.borrow().blocks();
+        if blocks >= MAX_BLOCKS || bytes >= MAX_BLOCK_BYTES {
             reset(self, frame.stream, &state, Code::FlowControl);
             return Ok(());
         }
@@ -324,7 +431,7 @@ impl Connection {
         if state.has_ended() {
             return Err(PeerError::AfterEnd(frame.stream));
         }
-        let Some(block) = state.join(&frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)? else {
+        let Some(block) = state.join(frame.payload, frame.flags).ok_or(PeerError::HeadTooLong)? else {
             return Ok(());
         };
         let trailers = frame.kind == Kind::Trailers;
@@ -337,10 +444,15 @@ impl Connection {
 
     fn reset(&self, frame: &Frame) {
         let code = frame.payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-        let state = self.shared.borrow_mut().streams.remove(&frame.stream);
-        if let Some(state) = state {
-            state.borrow_mut().push(Event::Reset(Code::from_u32(code)));
-        }
+        let mut shared = self.shared.borrow_mut();
+        let Some(state) = shared.streams.get(&frame.stream).cloned() else { return };
+        shared.forget(frame.stream);
+        // A stream that is given up before anybody has looked at it costs no task.
+        let place = shared.accepted.iter().position(|(_, sender, _)| sender.is(frame.stream));
+        let unseen = place.and_then(|place| shared.accepted.remove(place));
+        drop(shared);
+        state.borrow_mut().push(Event::Reset(Code::from_u32(code)));
+        drop(unseen);
     }
 
     fn granted(&self, frame: &Frame) -> Result<(), PeerError> {
@@ -348,9 +460,7 @@ impl Connection {
         let mut shared = self.shared.borrow_mut();
         if frame.stream == 0 {
             shared.credit = shared.credit.checked_add(grant).ok_or(PeerError::CreditOverflow)?;
-            for waiter in shared.credit_waiters.drain(..) {
-                waiter.wake();
-            }
+            shared.credit_turns.call_all();
             return Ok(());
         }
         match shared.streams.get(&frame.stream) {
@@ -358,9 +468,4 @@ impl Connection {
             _ => Ok(()),
         }
     }
-}
-
-/// A small payload is copied so that it does not keep the whole read buffer alive.
-fn own(payload: Bytes) -> Bytes {
-    if payload.len() < 2048 { Bytes::copy_from_slice(&payload) } else { payload }
 }

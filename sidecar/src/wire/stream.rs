@@ -8,9 +8,14 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use tulle_mesh::wire::frame::{self, Code, Kind};
-use tulle_mesh::wire::{MAX_HEAD, MAX_PAYLOAD, MAX_STREAM_CREDIT, STREAM_CREDIT};
+use tulle_mesh::wire::{MAX_HEAD, MAX_STREAM_CREDIT, STREAM_CREDIT};
 
-use super::connection::Connection;
+use super::connection::{BULK, Connection, OUTPUT, QUIET, SMALL_OUTPUT, TURN};
+
+/// Pieces below this are joined while nobody reads them: a byte in a piece of its own costs fifty.
+const SMALL: usize = 2 * 1024;
+/// What is joined at most.
+const JOINED: usize = 4 * 1024;
 
 /// What arrives on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub enum StreamError {
 /// The part of a stream that both halves and the driver share.
 pub(super) struct StreamState {
     events: VecDeque<Event>,
+    /// Small pieces of DATA that came after those.
+    joined: BytesMut,
     receiver: Option<Waker>,
     sender: Option<Waker>,
     /// Bytes that the peer still takes.
@@ -55,6 +62,12 @@ pub(super) struct StreamState {
     /// What may be under way to us; grows while we keep up.
     window: u32,
     consumed: u32,
+    /// The window goes back to what it was at first.
+    narrows: bool,
+    /// Bytes of DATA, both ways: since the stream was last quiet, and in this second.
+    moved: u32,
+    recent: u32,
+    bulk: bool,
     partial: Option<BytesMut>,
     send_ended: bool,
     receive_ended: bool,
@@ -67,12 +80,17 @@ impl StreamState {
     pub(super) fn shared(send_ended: bool) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
             events: VecDeque::new(),
+            joined: BytesMut::new(),
             receiver: None,
             sender: None,
             credit: STREAM_CREDIT,
             granted: STREAM_CREDIT,
             window: STREAM_CREDIT,
             consumed: 0,
+            narrows: false,
+            moved: 0,
+            recent: 0,
+            bulk: false,
             partial: None,
             send_ended,
             receive_ended: false,
@@ -93,19 +111,55 @@ impl StreamState {
         {
             waker.wake();
         }
-        self.events.push_back(event);
+        self.queue(event);
         if let Some(waker) = self.receiver.take() {
             waker.wake();
         }
     }
 
+    /// Appends an event. A small piece of DATA behind another that nobody has read is joined with it.
+    fn queue(&mut self, event: Event) {
+        let Event::Data(bytes) = event else {
+            self.settle();
+            return self.events.push_back(event);
+        };
+        if bytes.len() < SMALL {
+            if self.joined.is_empty()
+                && let Some(Event::Data(last)) = self.events.back()
+                && last.len() < SMALL
+            {
+                self.joined.extend_from_slice(last);
+                self.events.pop_back();
+            }
+            if !self.joined.is_empty() && self.joined.len() + bytes.len() <= JOINED {
+                return self.joined.extend_from_slice(&bytes);
+            }
+        }
+        self.settle();
+        self.events.push_back(Event::Data(bytes));
+    }
+
+    /// What was joined becomes an event.
+    fn settle(&mut self) {
+        if !self.joined.is_empty() {
+            self.events.push_back(Event::Data(std::mem::take(&mut self.joined).freeze()));
+        }
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        if self.events.is_empty() {
+            self.settle();
+        }
+        self.events.pop_front()
+    }
+
     /// Joins the frames of a head: `None` when it is too long, `Some(None)` until it is whole.
-    pub(super) fn join(&mut self, payload: &Bytes, flags: u8) -> Option<Option<Bytes>> {
+    pub(super) fn join(&mut self, payload: Bytes, flags: u8) -> Option<Option<Bytes>> {
         if flags & frame::MORE == 0 && self.partial.is_none() {
-            return Some(Some(Bytes::copy_from_slice(payload)));
+            return Some(Some(payload));
         }
         let partial = self.partial.get_or_insert_default();
-        partial.extend_from_slice(payload);
+        partial.extend_from_slice(&payload);
         if partial.len() > MAX_HEAD {
             return None;
         }
@@ -120,9 +174,33 @@ impl StreamState {
         self.peer_ended
     }
 
-    /// Heads and trailers that nobody has read yet.
-    pub(super) fn blocks(&self) -> usize {
-        self.events.iter().filter(|event| matches!(event, Event::Head(_) | Event::Trailers(_))).count()
+    /// Heads and trailers that nobody has read yet: how many, and their bytes.
+    pub(super) fn blocks(&self) -> (usize, usize) {
+        self.events.iter().fold((0, 0), |(count, bytes), event| match event {
+            Event::Head(block) | Event::Trailers(block) => (count + 1, bytes + block.len()),
+            _ => (count, bytes),
+        })
+    }
+
+    /// Counts bytes of DATA; whether they make this a stream that carries bulk.
+    pub(super) fn moved(&mut self, bytes: u32) -> bool {
+        self.recent = self.recent.saturating_add(bytes);
+        self.moved = self.moved.saturating_add(bytes);
+        let begins = !self.bulk && self.moved >= BULK;
+        self.bulk |= begins;
+        begins
+    }
+
+    /// A second has passed; whether the stream carries bulk no more. `scarce`: others need its window.
+    pub(super) fn tick(&mut self, scarce: bool) -> bool {
+        let quiet = std::mem::take(&mut self.recent) < QUIET;
+        self.narrows = quiet && scarce && self.window > STREAM_CREDIT;
+        let ends = self.bulk && quiet;
+        if ends {
+            self.bulk = false;
+            self.moved = 0;
+        }
+        ends
     }
 
     /// Whether a head has begun and not ended.
@@ -144,10 +222,19 @@ impl StreamState {
     /// the window has been; then that, and as much again while `growth` lasts.
     fn grant(&mut self, length: u32, growth: &mut u32) -> u32 {
         self.consumed += length;
+        if self.narrows {
+            // Bytes that are not granted again.
+            let back = self.consumed.min(self.window.saturating_sub(STREAM_CREDIT));
+            self.consumed -= back;
+            self.window -= back;
+            *growth += back;
+            self.narrows = self.window > STREAM_CREDIT;
+        }
         if self.consumed < self.window / 2 || self.peer_ended {
             return 0;
         }
-        let wider = self.window.min(MAX_STREAM_CREDIT.saturating_sub(self.window)).min(*growth);
+        let widest = if self.narrows { 0 } else { MAX_STREAM_CREDIT.saturating_sub(self.window) };
+        let wider = self.window.min(widest).min(*growth);
         *growth -= wider;
         self.window += wider;
         let grant = std::mem::take(&mut self.consumed) + wider;
@@ -210,7 +297,7 @@ impl Sender {
             return;
         }
         let mut shared = self.connection.shared.borrow_mut();
-        frame::encode_block(&mut shared.out, kind, if end { frame::END } else { 0 }, self.id, block);
+        shared.out.block(kind, if end { frame::END } else { 0 }, self.id, block);
         shared.wake_driver();
         drop(shared);
         if end {
@@ -218,17 +305,19 @@ impl Sender {
         }
     }
 
-    /// Sends bytes; waits for credit.
+    /// Sends bytes; waits for credit, and for its turn while much waits to be written.
     ///
     /// # Errors
     /// [`StreamError`] when the peer or the connection has given up.
     pub async fn data(&self, mut bytes: Bytes) -> Result<(), StreamError> {
+        let _turn = InLine(self);
         while !bytes.is_empty() {
-            let room = poll_fn(|cx| self.poll_credit(cx, bytes.len())).await?;
+            let room = poll_fn(|cx| self.poll_room(cx, bytes.len())).await?;
             let piece = bytes.split_to(room);
             let mut shared = self.connection.shared.borrow_mut();
-            frame::encode(&mut shared.out, Kind::Data, 0, self.id, &piece);
+            shared.out.data(self.id, piece);
             shared.wake_driver();
+            shared.next_turn();
         }
         Ok(())
     }
@@ -239,7 +328,7 @@ impl Sender {
             return;
         }
         let mut shared = self.connection.shared.borrow_mut();
-        frame::encode(&mut shared.out, Kind::Data, frame::END, self.id, &[]);
+        shared.out.frame(Kind::Data, frame::END, self.id, &[]);
         shared.wake_driver();
         drop(shared);
         self.ended();
@@ -271,23 +360,58 @@ impl Sender {
         }
     }
 
-    fn poll_credit(&self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, StreamError>> {
+    /// How many of `wanted` bytes may be sent now; they are taken off the credit.
+    fn poll_room(&self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, StreamError>> {
         let mut state = self.state.borrow_mut();
         if let Some(error) = state.failed {
             return Poll::Ready(Err(error));
         }
         let mut shared = self.connection.shared.borrow_mut();
-        let room = wanted.min(MAX_PAYLOAD).min(state.credit as usize).min(shared.credit as usize);
-        if room > 0 {
-            state.credit -= room as u32;
-            shared.credit -= room as u32;
-            return Poll::Ready(Ok(room));
+        let granted = (state.credit as usize).min(shared.credit as usize);
+        if granted == 0 {
+            // One that the peer holds up holds up nobody here.
+            if shared.turns.leave(self.id) {
+                shared.next_turn();
+            }
+            if shared.credit == 0 {
+                shared.credit_turns.join(self.id, cx.waker());
+            }
+            state.sender = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        if shared.credit == 0 {
-            shared.credit_waiters.push(cx.waker().clone());
+        let waiting = shared.waiting();
+        let small = state.recent < QUIET && waiting < SMALL_OUTPUT;
+        if !small && (waiting >= OUTPUT || !shared.turns.is_turn_of(self.id)) {
+            shared.turns.join(self.id, cx.waker());
+            state.sender = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        state.sender = Some(cx.waker().clone());
-        Poll::Pending
+        shared.turns.leave(self.id);
+        let room = wanted.min(TURN).min(granted);
+        state.credit -= room as u32;
+        shared.credit -= room as u32;
+        if state.moved(room as u32) {
+            shared.carries_bulk(self.id);
+        }
+        Poll::Ready(Ok(room))
+    }
+
+    /// Whether it is of this stream.
+    pub(super) fn is(&self, id: u32) -> bool {
+        self.id == id
+    }
+}
+
+/// A sender that may wait in line; it leaves when it has sent everything or given up.
+struct InLine<'a>(&'a Sender);
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        let mut shared = self.0.connection.shared.borrow_mut();
+        shared.credit_turns.leave(self.0.id);
+        if shared.turns.leave(self.0.id) {
+            shared.next_turn();
+        }
     }
 }
 
@@ -311,7 +435,7 @@ pub(super) fn reset(connection: &Connection, id: u32, state: &Rc<RefCell<StreamS
     }
     let mut shared = connection.shared.borrow_mut();
     if shared.forget(id) && !shared.closed {
-        frame::encode(&mut shared.out, Kind::Reset, 0, id, &(code as u32).to_be_bytes());
+        shared.out.frame(Kind::Reset, 0, id, &(code as u32).to_be_bytes());
         shared.wake_driver();
     }
 }
@@ -333,18 +457,29 @@ impl Receiver {
             return false;
         }
         state.events.pop_front();
-        state.receive_ended = true;
-        if state.finished() {
-            drop(state);
-            self.connection.shared.borrow_mut().forget(self.id);
-        }
+        drop(state);
+        self.ended();
         true
+    }
+
+    /// The peer has sent everything: what its window has grown by is there for others.
+    fn ended(&self) {
+        let (grown, finished) = {
+            let mut state = self.state.borrow_mut();
+            state.receive_ended = true;
+            (state.grown(), state.finished())
+        };
+        let mut shared = self.connection.shared.borrow_mut();
+        shared.growth += grown;
+        if finished {
+            shared.forget(self.id);
+        }
     }
 
     /// As [`Self::next`], to be polled.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut state = self.state.borrow_mut();
-        let Some(event) = state.events.pop_front() else {
+        let Some(event) = state.pop() else {
             if let Some(error) = state.failed {
                 return Poll::Ready(match error {
                     StreamError::Reset(code) => Event::Reset(code),
@@ -364,17 +499,14 @@ impl Receiver {
                 let grant = state.grant(length, &mut shared.growth);
                 drop(state);
                 if grant > 0 && shared.streams.contains_key(&self.id) {
-                    frame::encode(&mut shared.out, Kind::Credit, 0, self.id, &grant.to_be_bytes());
+                    shared.out.frame(Kind::Credit, 0, self.id, &grant.to_be_bytes());
                     shared.wake_driver();
                 }
                 shared.give_back(length);
             }
             Event::End => {
-                state.receive_ended = true;
-                if state.finished() {
-                    drop(state);
-                    self.connection.shared.borrow_mut().forget(self.id);
-                }
+                drop(state);
+                self.ended();
             }
             _ => {}
         }
@@ -390,6 +522,7 @@ impl Drop for Receiver {
             if state.events.contains(&Event::End) {
                 state.receive_ended = true;
             }
+            state.settle();
             let unread: usize = state
                 .events
                 .drain(..)
@@ -407,5 +540,30 @@ impl Drop for Receiver {
         if open {
             reset(&self.connection, self.id, &self.state, Code::Cancel);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tulle_mesh::wire::CONNECTION_GROWTH;
+
+    #[test]
+    fn a_quiet_stream_gives_its_window_back_as_it_is_read() {
+        let state = StreamState::shared(false);
+        let mut state = state.borrow_mut();
+        let mut growth = CONNECTION_GROWTH;
+        while state.window < MAX_STREAM_CREDIT {
+            state.grant(STREAM_CREDIT, &mut growth);
+        }
+        state.tick(false);
+        assert_ne!(state.grant(MAX_STREAM_CREDIT / 2, &mut growth), 0, "nobody else needs it");
+        state.tick(true);
+        assert_eq!(state.grant(STREAM_CREDIT, &mut growth), 0);
+        assert_eq!(state.window, MAX_STREAM_CREDIT - STREAM_CREDIT);
+        for _ in 0..6 {
+            state.grant(STREAM_CREDIT, &mut growth);
+        }
+        assert_eq!((state.window, growth), (STREAM_CREDIT, CONNECTION_GROWTH));
     }
 }

@@ -6,17 +6,28 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::timeout;
-use tulle_mesh::wire::frame::{self, Code, Kind};
+use tokio::time::{Instant, sleep, timeout};
+use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
 use tulle_mesh::wire::{CONNECTION_GROWTH, MAX_STREAM_CREDIT, MAX_STREAMS, STREAM_CREDIT};
 
+use super::connection::{OUTPUT, SMALL_OUTPUT, TURN};
+use super::driver::DriveError;
 use super::*;
 
 /// Runs a test on one thread, as a worker does, and for at most ten seconds.
 fn local(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new()
-        .block_on(&runtime, async { timeout(Duration::from_secs(10), test).await.expect("it hangs") });
+    run(false, Duration::from_secs(10), test);
+}
+
+/// The same with a clock that runs ahead whenever everybody waits.
+fn paused(test: impl Future<Output = ()>) {
+    run(true, Duration::from_secs(600), test);
+}
+
+fn run(paused: bool, limit: Duration, test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(paused).build().unwrap();
+    LocalSet::new().block_on(&runtime, async { timeout(limit, test).await.expect("it hangs") });
 }
 
 fn pair() -> (Connection, Connection) {
@@ -32,9 +43,45 @@ async fn accept(server: &Connection) -> (Bytes, Sender, Receiver) {
 }
 
 /// A server whose peer is raw bytes; the outcome of its driver.
-fn raw() -> (DuplexStream, tokio::task::JoinHandle<Result<(), super::driver::DriveError>>) {
-    let (ours, theirs) = duplex(1 << 20);
-    (ours, spawn_local(drive(Connection::new(Role::Server), theirs)))
+fn raw() -> (DuplexStream, tokio::task::JoinHandle<Result<(), DriveError>>) {
+    let (peer, _, driver) = raw_peer(Role::Server, 1 << 20);
+    (peer, driver)
+}
+
+/// One end whose peer is raw bytes, on a connection that takes this many at once.
+fn raw_peer(
+    role: Role,
+    room: usize,
+) -> (DuplexStream, Connection, tokio::task::JoinHandle<Result<(), DriveError>>) {
+    let (peer, ours) = duplex(room);
+    let connection = Connection::new(role);
+    let driver = spawn_local(drive(connection.clone(), ours));
+    (peer, connection, driver)
+}
+
+async fn next_frame(peer: &mut DuplexStream, read: &mut BytesMut) -> Frame {
+    loop {
+        if let Some(frame) = frame::decode(read).unwrap() {
+            return frame;
+        }
+        assert!(peer.read_buf(read).await.unwrap() > 0, "the connection was closed");
+    }
+}
+
+/// Opens these streams and grants as much as fits.
+async fn ask(peer: &mut DuplexStream, streams: impl Iterator<Item = u32>) {
+    let mut bytes = BytesMut::new();
+    let much = (1u32 << 30).to_be_bytes();
+    for stream in streams {
+        frame::encode(&mut bytes, Kind::Open, frame::END, stream, b"\0");
+        frame::encode(&mut bytes, Kind::Credit, 0, stream, &much);
+    }
+    frame::encode(&mut bytes, Kind::Credit, 0, 0, &much);
+    peer.write_all(&bytes).await.unwrap();
+}
+
+fn waiting(connection: &Connection) -> usize {
+    connection.shared.borrow().waiting()
 }
 
 #[test]
@@ -95,12 +142,14 @@ fn a_reader_that_keeps_up_is_sent_more_at_a_time_and_gives_it_back() {
             sender.end();
         });
         let mut read = 0;
-        while let Event::Data(bytes) = request.next().await {
+        while read < 4 << 20 {
+            let Event::Data(bytes) = request.next().await else { panic!("it broke off") };
             read += bytes.len();
         }
-        assert_eq!(read, 4 << 20);
         assert_eq!(growth(&server), CONNECTION_GROWTH - (MAX_STREAM_CREDIT - STREAM_CREDIT));
         sending.await.unwrap();
+        assert_eq!(request.next().await, Event::End);
+        assert_eq!(growth(&server), CONNECTION_GROWTH);
         drop((request, answer));
         assert_eq!(growth(&server), CONNECTION_GROWTH);
     });
@@ -189,7 +238,7 @@ fn peers_that_break_the_rules_lose_their_connection() {
         (
             "a head without end",
             frames(&|out| {
-                for _ in 0..4 {
+                for _ in 0..5 {
                     frame::encode(out, Kind::Open, frame::MORE, 1, &[0; 16_000]);
                 }
             }),
@@ -248,6 +297,200 @@ fn pings_are_answered() {
         let mut answer = [0; 16];
         peer.read_exact(&mut answer).await.unwrap();
         assert_eq!(answer, *b"\0\x08\x07\x01\0\0\0\0abcdefgh");
+    });
+}
+
+#[test]
+fn a_peer_that_grants_credit_and_does_not_read_fills_no_buffer() {
+    local(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 4096);
+        ask(&mut peer, [1].into_iter()).await;
+        let (_, answer, _request) = accept(&server).await;
+        let sending = spawn_local(async move {
+            answer.data(Bytes::from(vec![1; 4 << 20])).await.unwrap();
+            answer.end();
+        });
+        sleep(Duration::from_millis(100)).await;
+        assert!(!sending.is_finished());
+        let held = waiting(&server);
+        assert!((OUTPUT..OUTPUT + TURN + 1024).contains(&held), "{held} bytes wait");
+        let (mut read, mut seen) = (BytesMut::new(), 0);
+        while seen < 4 << 20 {
+            seen += next_frame(&mut peer, &mut read).await.payload.len();
+        }
+        sending.await.unwrap();
+    });
+}
+
+#[test]
+fn pings_of_a_peer_that_does_not_read_are_not_answered_without_end() {
+    local(async {
+        let (mut peer, server, driver) = raw_peer(Role::Server, 4096);
+        let mut pings = BytesMut::new();
+        (0..19_000).for_each(|_| frame::encode(&mut pings, Kind::Ping, 0, 0, b"12345678"));
+        peer.write_all(&pings).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        assert!(!driver.is_finished());
+        assert!(waiting(&server) <= SMALL_OUTPUT + 16, "{} bytes wait", waiting(&server));
+    });
+}
+
+#[test]
+fn streams_take_turns_and_a_small_answer_does_not_wait_for_all_of_them() {
+    local(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 16 * 1024);
+        ask(&mut peer, [1, 3, 5, 7].into_iter()).await;
+        for _ in 0..4 {
+            let (_, answer, request) = accept(&server).await;
+            spawn_local(async move {
+                let _request = request;
+                answer.data(Bytes::from(vec![1; 4 << 20])).await
+            });
+        }
+        let (mut read, mut shares) = (BytesMut::new(), [0usize; 4]);
+        while shares.iter().sum::<usize>() < 2 << 20 {
+            let frame = next_frame(&mut peer, &mut read).await;
+            shares[frame.stream as usize / 2] += frame.payload.len();
+        }
+        assert!(shares.iter().all(|share| *share > 256 * 1024), "{shares:?}");
+        ask(&mut peer, [9].into_iter()).await;
+        let (_, quick, _request) = accept(&server).await;
+        quick.head(b"ok", false);
+        quick.data(Bytes::from_static(b"small")).await.unwrap();
+        let mut before = 0;
+        loop {
+            let frame = next_frame(&mut peer, &mut read).await;
+            if frame.stream == 9 && frame.kind == Kind::Data {
+                break;
+            }
+            before += frame.payload.len();
+        }
+        assert!(before < OUTPUT + TURN + 64 * 1024, "{before} bytes came first");
+    });
+}
+
+#[test]
+fn a_sender_that_gives_up_while_it_waits_lets_the_others_go_on() {
+    local(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 4096);
+        ask(&mut peer, [1, 3, 5].into_iter()).await;
+        let mut senders = Vec::new();
+        for _ in 0..3 {
+            let (_, answer, request) = accept(&server).await;
+            senders.push(spawn_local(async move {
+                let _request = request;
+                answer.data(Bytes::from(vec![1; 1 << 20])).await.unwrap();
+                answer.end();
+            }));
+        }
+        sleep(Duration::from_millis(50)).await;
+        senders.remove(0).abort();
+        let (mut read, mut ended) = (BytesMut::new(), 0);
+        while ended < 2 {
+            let frame = next_frame(&mut peer, &mut read).await;
+            ended += usize::from(frame.kind == Kind::Data && frame.flags & frame::END != 0);
+        }
+    });
+}
+
+#[test]
+fn bytes_that_come_one_by_one_are_joined_while_nobody_reads_them() {
+    local(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 1 << 20);
+        let mut bytes = BytesMut::new();
+        frame::encode(&mut bytes, Kind::Open, 0, 1, b"\0");
+        (0..10_000u32).for_each(|n| frame::encode(&mut bytes, Kind::Data, 0, 1, &[n as u8]));
+        frame::encode(&mut bytes, Kind::Data, frame::END, 1, &[]);
+        peer.write_all(&bytes).await.unwrap();
+        let (_, _answer, mut request) = accept(&server).await;
+        sleep(Duration::from_millis(50)).await;
+        let (mut pieces, mut whole) = (0, Vec::new());
+        while let Event::Data(bytes) = request.next().await {
+            pieces += 1;
+            whole.extend_from_slice(&bytes);
+        }
+        assert_eq!(whole, (0..10_000u32).map(|n| n as u8).collect::<Vec<u8>>());
+        assert!(pieces <= 3, "{pieces} pieces");
+    });
+}
+
+#[test]
+fn a_stream_that_is_reset_before_anybody_looked_at_it_is_not_accepted() {
+    local(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 1 << 20);
+        let mut bytes = BytesMut::new();
+        for stream in (1..2_000).step_by(2) {
+            frame::encode(&mut bytes, Kind::Open, frame::END, stream, b"\0gone");
+            frame::encode(&mut bytes, Kind::Reset, 0, stream, &(Code::Cancel as u32).to_be_bytes());
+        }
+        frame::encode(&mut bytes, Kind::Open, frame::END, 2_001, b"\0here");
+        peer.write_all(&bytes).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let (head, answer, _request) = accept(&server).await;
+        assert_eq!(&head[..], b"\0here");
+        assert_eq!(server.active(), 1);
+        let gone = spawn_local(async move { answer.gone().await });
+        let mut reset = BytesMut::new();
+        frame::encode(&mut reset, Kind::Reset, 0, 2_001, &(Code::Cancel as u32).to_be_bytes());
+        peer.write_all(&reset).await.unwrap();
+        gone.await.unwrap();
+        assert_eq!(server.active(), 0);
+    });
+}
+
+#[test]
+fn a_peer_that_is_silent_while_a_stream_waits_is_given_up_within_seconds() {
+    paused(async {
+        let (mut peer, client, driver) = raw_peer(Role::Client, 1 << 20);
+        let since = Instant::now();
+        let (_sender, mut receiver) = client.open(b"head", true).unwrap();
+        let mut read = BytesMut::new();
+        while next_frame(&mut peer, &mut read).await.kind != Kind::Ping {}
+        assert!((3..5).contains(&since.elapsed().as_secs()), "pinged after {:?}", since.elapsed());
+        assert_eq!(receiver.next().await, Event::Lost);
+        assert!((8..11).contains(&since.elapsed().as_secs()), "given up after {:?}", since.elapsed());
+        assert!(matches!(driver.await.unwrap(), Err(DriveError::Silent)));
+    });
+}
+
+#[test]
+fn a_peer_that_answers_pings_is_kept_however_long_a_stream_waits() {
+    paused(async {
+        let (mut peer, client, driver) = raw_peer(Role::Client, 1 << 20);
+        let (_sender, _receiver) = client.open(b"head", true).unwrap();
+        let (mut read, since) = (BytesMut::new(), Instant::now());
+        let mut pings = 0;
+        while since.elapsed() < Duration::from_secs(60) {
+            if next_frame(&mut peer, &mut read).await.kind == Kind::Ping {
+                pings += 1;
+                let mut answer = BytesMut::new();
+                frame::encode(&mut answer, Kind::Ping, frame::ACK, 0, b"tulle/1?");
+                peer.write_all(&answer).await.unwrap();
+            }
+        }
+        assert!(!driver.is_finished());
+        assert!((12..=21).contains(&pings), "{pings} pings in a minute");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_pinged_seldom_and_holds_no_buffers() {
+    paused(async {
+        let (mut peer, client, _driver) = raw_peer(Role::Client, 1 << 20);
+        let mut read = BytesMut::new();
+        // Twice: there are two buffers, one of which is filled while the other is written.
+        for _ in 0..2 {
+            let (sender, receiver) = client.open(b"head", false).unwrap();
+            sender.data(Bytes::from(vec![1; 60_000])).await.unwrap();
+            drop((sender, receiver));
+            while next_frame(&mut peer, &mut read).await.kind != Kind::Reset {}
+        }
+        let since = Instant::now();
+        assert!(client.shared.borrow().out.held() > 0);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(client.shared.borrow().out.held(), 0);
+        assert_eq!(next_frame(&mut peer, &mut read).await.kind, Kind::Ping);
+        assert!((14..17).contains(&since.elapsed().as_secs()), "pinged after {:?}", since.elapsed());
     });
 }
 
