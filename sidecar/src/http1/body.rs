@@ -2,7 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::head::{Framing, HeadError, parse_trailers, put_number};
+use super::error::HeadError;
+use super::model::{Framing, put_number};
+use super::parse::parse_trailers;
 use super::scan::Scan;
 
 /// A piece of a body.
@@ -151,6 +153,19 @@ impl Encoder {
         self.ended
     }
 
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`HeadError`] when they are more than the head declared.
+    pub fn data(&mut self, out: &mut BytesMut, bytes: &[u8]) -> Result<(), HeadError> {
+        if !bytes.is_empty() {
+            self.before(out, bytes.len())?;
+            out.extend_from_slice(bytes);
+            self.behind(out);
+        }
+        Ok(())
+    }
+
     /// Appends what goes before a piece of this length, which is not 0. A chunk is announced only for
     /// bytes in hand.
     ///
@@ -227,13 +242,6 @@ mod tests {
         }
     }
 
-    fn piece(encoder: &mut Encoder, out: &mut BytesMut, bytes: &[u8]) -> Result<(), HeadError> {
-        encoder.before(out, bytes.len())?;
-        out.extend_from_slice(bytes);
-        encoder.behind(out);
-        Ok(())
-    }
-
     #[test]
     fn malformed_chunks_are_refused() {
         for bytes in [
@@ -268,9 +276,9 @@ mod tests {
     fn a_declared_length_is_neither_exceeded_nor_missed() {
         let mut out = BytesMut::new();
         let mut encoder = Encoder::new(Framing::Length(3));
-        piece(&mut encoder, &mut out, b"ab").unwrap();
+        encoder.data(&mut out, b"ab").unwrap();
         assert!(encoder.end(&mut out, &[]).is_err());
-        assert!(piece(&mut encoder, &mut out, b"cd").is_err());
+        assert!(encoder.data(&mut out, b"cd").is_err());
     }
 
     #[test]
@@ -291,7 +299,7 @@ mod tests {
         fn chunks_survive_any_split(body in proptest::collection::vec(any::<u8>(), 0..300), cuts in proptest::collection::vec(1usize..40, 1..20)) {
             let mut out = BytesMut::new();
             let mut encoder = Encoder::new(Framing::Chunked);
-            for bytes in body.chunks(17) { piece(&mut encoder, &mut out, bytes).unwrap(); }
+            for bytes in body.chunks(17) { encoder.data(&mut out, bytes).unwrap(); }
             encoder.end(&mut out, &[]).unwrap();
             let (mut decoder, mut buffer, mut seen, mut done) = (Decoder::new(Framing::Chunked), BytesMut::new(), Vec::new(), false);
             let mut rest = &out[..];

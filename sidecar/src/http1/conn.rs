@@ -13,11 +13,13 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 
+use super::MAX_HEADERS;
 use super::body::{Decoder, Part};
-use super::head::{Framing, Head};
+pub use super::error::BodyError;
+use super::model::{Framing, Head};
 use super::parse::{next_request, next_response};
 use super::scan::Scan;
-use super::{MAX_HEADERS, Writer};
+use super::writer::Writer;
 use crate::error::Failure;
 
 /// A head must be whole this long after its first byte (Slowloris).
@@ -46,15 +48,6 @@ pub struct Reader {
     room: usize,
     /// Whether a request was read whose answer has not begun; the writer's half looks at it.
     unanswered: Arc<AtomicBool>,
-}
-
-/// Why a body broke off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyError {
-    /// Its bytes are malformed.
-    Malformed(&'static str),
-    /// The connection ended first.
-    Gone,
 }
 
 /// Splits a connection; `read` are bytes that were read from it before.

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::head::HeadError;
+use super::error::HeadError;
 
 /// Whose head the lines are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@
 //!   parse     a head's bytes to a Head
 //!   fields    what header lines mean for the connection and the body
 //!   target    the request target: origin, absolute and authority form
-//!   head      Head: fields and framing, and how it is written
+//!   model     Head: fields and framing, and how it is written
+//!   head      what others use of these
 //!   body      bytes of a body, as its framing says
 //!   out       bytes that wait to be written, big pieces not copied
 //!   conn      a TCP connection in two halves, and the one that reads
@@ -16,8 +17,10 @@
 
 pub mod body;
 pub mod conn;
+mod error;
 mod fields;
 pub mod head;
+mod model;
 mod out;
 mod parse;
 mod scan;

@@ -4,8 +4,9 @@ use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
 
+use super::error::HeadError;
 use super::fields::{Fields, Kind};
-use super::head::{Framing, Head, HeadError, Start};
+use super::model::{Framing, Head, Start};
 use super::scan::Scan;
 use super::{MAX_LINES, MAX_REWRITTEN_HEAD, target};
 

@@ -1,7 +1,7 @@
 //! Where a head ends, in bytes that arrive piece by piece.
 
 use super::MAX_HEAD;
-use super::head::HeadError;
+use super::error::HeadError;
 
 /// Searches a head's end. It remembers how far it has looked, so a head that arrives in many pieces is
 /// still looked at once.

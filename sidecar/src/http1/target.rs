@@ -1,7 +1,7 @@
 //! The request target. Its form is passed on as it was sent: only the server knows whether it is a
 //! forward proxy, which needs the absolute form and CONNECT (RFC 9112 §3.2).
 
-use super::head::HeadError;
+use super::error::HeadError;
 
 /// Checks a request target. `host` is the value of the Host field.
 ///

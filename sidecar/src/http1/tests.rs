@@ -339,7 +339,7 @@ fn a_head_that_is_written_reads_back_the_same() {
     assert_eq!(written(&accepted(text)), text);
     for (number, digits) in [(0, "0"), (10, "10"), (u64::MAX, "18446744073709551615")] {
         let mut out = BytesMut::new();
-        head::put_number(&mut out, number, 10);
+        model::put_number(&mut out, number, 10);
         assert_eq!(&out[..], digits.as_bytes());
     }
 }

@@ -13,8 +13,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::body::Encoder;
-use super::conn::BodyError;
-use super::head::{Framing, Head, Start};
+use super::error::BodyError;
+use super::model::{Framing, Head, Start};
 use super::out::{MAX_SLICES, Out};
 
 /// An HTTP client or server that takes nothing for this long has hung. The contents of opaque connections may
@@ -278,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_has_closed_or_reset_is_noticed_at_once() {
         for reset in [false, true] {
-            let (reader, mut writer, far) = asked().await;
+            let (_reader, mut writer, far) = asked().await;
             assert!(!is_gone(&mut writer, SOON).await, "it is still here");
             if reset {
                 SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
@@ -309,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_ends_its_side_and_closes_later_is_noticed() {
-        let (reader, mut writer, mut far) = asked().await;
+        let (_reader, mut writer, mut far) = asked().await;
         far.shutdown().await.unwrap();
         assert!(!is_gone(&mut writer, SOON).await);
         far.read_exact(&mut [0; 1]).await.unwrap();
@@ -319,7 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_has_left_is_noticed_behind_what_it_had_sent() {
-        let (reader, mut writer, mut far) = asked().await;
+        let (_reader, mut writer, mut far) = asked().await;
         far.write_all(b"GET /next HTTP/1.1").await.unwrap();
         assert!(!is_gone(&mut writer, SOON).await, "it is still here");
         drop(far);

@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn heads_beyond_the_limits_are_too_long() {
-        let long = "x".repeat(MAX_HEAD - 40);
+        let long = "x".repeat(MAX_HEAD);
         assert!(request_head(&parts("GET", "http://a/", &[("x", &long[..MAX_HEAD - 100])]), true).is_ok());
         let too_long = request_head(&parts("GET", "http://a/", &[("x", &long)]), true);
         assert_eq!(too_long, Err(Failure::ClientHeadTooLong));
