@@ -2,8 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::MAX_HEAD;
-use super::head::{Framing, HeadError, parse_trailers};
+use super::error::HeadError;
+use super::model::{Framing, put_number};
+use super::parse::parse_trailers;
+use super::scan::Scan;
 
 /// A piece of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ enum State {
     ChunkSize,
     Chunk(u64),
     ChunkEnd,
-    Trailers,
+    Trailers(Scan),
     UntilClose,
     Done,
 }
@@ -87,11 +89,14 @@ impl Decoder {
                 },
                 State::ChunkSize => {
                     let Some(size) = chunk_size(buffer)? else { return Ok(None) };
-                    self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
+                    self.state =
+                        if size == 0 { State::Trailers(Scan::default()) } else { State::Chunk(size) };
                 }
-                State::Trailers => {
-                    let Some(trailers) = trailers(buffer)? else { return Ok(None) };
-                    self.state = State::Done;
+                State::Trailers(mut scan) => {
+                    let end = scan.end(buffer)?;
+                    self.state = if end.is_some() { State::Done } else { State::Trailers(scan) };
+                    let Some(end) = end else { return Ok(None) };
+                    let trailers = parse_trailers(&buffer.split_to(end).freeze())?;
                     if !trailers.is_empty() {
                         return Ok(Some(Part::Trailers(trailers)));
                     }
@@ -127,61 +132,69 @@ fn chunk_size(buffer: &mut BytesMut) -> Result<Option<u64>, HeadError> {
     u64::from_str_radix(text, 16).map(Some).map_err(|_| HeadError("a chunk's size that does not fit"))
 }
 
-fn trailers(buffer: &mut BytesMut) -> Result<Option<Vec<(Bytes, Bytes)>>, HeadError> {
-    if buffer.starts_with(b"\r\n") {
-        let _ = buffer.split_to(2);
-        return Ok(Some(Vec::new()));
-    }
-    match buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-        Some(at) => parse_trailers(&buffer.split_to(at + 4).freeze()).map(Some),
-        None if buffer.len() > MAX_HEAD => Err(HeadError("trailers of more than 32 KiB")),
-        // A lenient reader would end here; ours must not wait for bytes that never come.
-        None if buffer.windows(2).any(|window| window == b"\n\n") || buffer.first() == Some(&b'\n') => {
-            Err(HeadError("a bare line feed in trailers"))
-        }
-        None => Ok(None),
-    }
-}
-
 /// Writes bytes of a body as its framing says, and counts them against a declared length.
 #[derive(Debug)]
 pub struct Encoder {
     framing: Framing,
     left: u64,
+    ended: bool,
 }
 
 impl Encoder {
     /// An encoder for a message with this framing.
     pub fn new(framing: Framing) -> Self {
         let left = if let Framing::Length(length) = framing { length } else { 0 };
-        Self { framing, left }
+        let ended = matches!(framing, Framing::None | Framing::Length(0));
+        Self { framing, left, ended }
     }
 
-    /// Appends bytes. A chunk is announced only for bytes in hand.
+    /// Whether the whole message has been appended.
+    pub fn is_done(&self) -> bool {
+        self.ended
+    }
+
+    /// Appends bytes.
     ///
     /// # Errors
     /// [`HeadError`] when they are more than the head declared.
     pub fn data(&mut self, out: &mut BytesMut, bytes: &[u8]) -> Result<(), HeadError> {
-        if bytes.is_empty() {
-            return Ok(());
+        if !bytes.is_empty() {
+            self.before(out, bytes.len())?;
+            out.extend_from_slice(bytes);
+            self.behind(out);
         }
+        Ok(())
+    }
+
+    /// Appends what goes before a piece of this length, which is not 0. A chunk is announced only for
+    /// bytes in hand.
+    ///
+    /// # Errors
+    /// [`HeadError`] when they are more than the head declared.
+    pub fn before(&mut self, out: &mut BytesMut, length: usize) -> Result<(), HeadError> {
         match self.framing {
             Framing::None => return Err(HeadError("a body where none was declared")),
             Framing::Length(_) => {
                 self.left = self
                     .left
-                    .checked_sub(bytes.len() as u64)
+                    .checked_sub(length as u64)
                     .ok_or(HeadError("a body longer than its Content-Length"))?;
-                out.extend_from_slice(bytes);
+                self.ended = self.left == 0;
             }
             Framing::Chunked => {
-                out.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-                out.extend_from_slice(bytes);
+                put_number(out, length as u64, 16);
                 out.extend_from_slice(b"\r\n");
             }
-            Framing::UntilClose => out.extend_from_slice(bytes),
+            Framing::UntilClose => {}
         }
         Ok(())
+    }
+
+    /// Appends what goes behind a piece.
+    pub fn behind(&self, out: &mut BytesMut) {
+        if self.framing == Framing::Chunked {
+            out.extend_from_slice(b"\r\n");
+        }
     }
 
     /// Appends the end.
@@ -192,6 +205,7 @@ impl Encoder {
         match self.framing {
             Framing::Length(_) if self.left > 0 => Err(HeadError("a body shorter than its Content-Length")),
             Framing::Chunked => {
+                self.ended = true;
                 out.extend_from_slice(b"0\r\n");
                 for (name, value) in trailers {
                     for part in [name.as_ref(), b": ", value.as_ref(), b"\r\n"] {
@@ -201,7 +215,10 @@ impl Encoder {
                 out.extend_from_slice(b"\r\n");
                 Ok(())
             }
-            _ => Ok(()),
+            _ => {
+                self.ended = true;
+                Ok(())
+            }
         }
     }
 }
@@ -264,12 +281,25 @@ mod tests {
         assert!(encoder.data(&mut out, b"cd").is_err());
     }
 
+    #[test]
+    fn trailers_that_arrive_in_pieces_are_read_once_whole() {
+        let (mut decoder, mut buffer) = (Decoder::new(Framing::Chunked), BytesMut::new());
+        for byte in b"0\r\nX-Sum: 1\r\n\r" {
+            buffer.extend_from_slice(&[*byte]);
+            assert_eq!(decoder.decode(&mut buffer), Ok(None));
+        }
+        buffer.extend_from_slice(b"\nGET");
+        assert!(matches!(decoder.decode(&mut buffer), Ok(Some(Part::Trailers(_)))));
+        assert_eq!(decoder.decode(&mut buffer), Ok(Some(Part::End)));
+        assert_eq!(&buffer[..], b"GET");
+    }
+
     proptest! {
         #[test]
         fn chunks_survive_any_split(body in proptest::collection::vec(any::<u8>(), 0..300), cuts in proptest::collection::vec(1usize..40, 1..20)) {
             let mut out = BytesMut::new();
             let mut encoder = Encoder::new(Framing::Chunked);
-            for piece in body.chunks(17) { encoder.data(&mut out, piece).unwrap(); }
+            for bytes in body.chunks(17) { encoder.data(&mut out, bytes).unwrap(); }
             encoder.end(&mut out, &[]).unwrap();
             let (mut decoder, mut buffer, mut seen, mut done) = (Decoder::new(Framing::Chunked), BytesMut::new(), Vec::new(), false);
             let mut rest = &out[..];

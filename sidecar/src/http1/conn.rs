@@ -1,93 +1,134 @@
-//! The two halves of a TCP connection that speaks HTTP/1, each with its buffer.
+//! The two halves of a TCP connection that speaks HTTP/1: [`Reader`] here, [`Writer`] in `writer`.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures::FutureExt as _;
-use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, timeout};
 
-use super::body::{Decoder, Encoder, Part};
-use super::head::{self, Framing, Head};
+use super::MAX_HEADERS;
+use super::body::{Decoder, Part};
+pub use super::error::BodyError;
+use super::model::{Framing, Head};
+use super::parse::{next_request, next_response};
+use super::scan::Scan;
+use super::writer::Writer;
 use crate::error::Failure;
 
 /// A head must be whole this long after its first byte (Slowloris).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// An HTTP client or server that takes nothing for this long has hung. The contents of opaque connections may
-/// stand still for as long as they like.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a peer that sends no more is believed to read on.
-const HALF_CLOSED: Duration = Duration::from_secs(1);
 /// Room for one read, at first; it doubles while reads fill it.
 const READ_ROOM: usize = 8 * 1024;
 /// The most room for one read.
 const MAX_READ_ROOM: usize = 64 * 1024;
+/// What is read and dropped of a head that is too long, so that its client, which is still sending, gets
+/// the answer: if we closed with bytes unread, a reset would overtake it (RFC 9112 §9.6).
+const MAX_DISCARDED: usize = 1024 * 1024;
+/// A client that has sent nothing for this long has sent what there is of its head.
+const DISCARD_PAUSE: Duration = Duration::from_millis(50);
+/// The longest time that is spent on it.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads messages.
 #[derive(Debug)]
 pub struct Reader {
     io: OwnedReadHalf,
     buffer: BytesMut,
+    /// How far the buffer was searched for the end of a head.
+    scan: Scan,
     decoder: Decoder,
     reusable: bool,
     room: usize,
-}
-
-/// Writes messages.
-#[derive(Debug)]
-pub struct Writer {
-    /// `None`: it was broken off.
-    io: Option<OwnedWriteHalf>,
-    buffer: BytesMut,
-    encoder: Encoder,
-    closes: bool,
+    /// Whether a request was read whose answer has not begun; the writer's half looks at it.
+    unanswered: Arc<AtomicBool>,
 }
 
 /// Splits a connection; `read` are bytes that were read from it before.
 pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
     let (input, output) = stream.into_split();
-    let decoder = Decoder::new(Framing::None);
-    let reader = Reader { io: input, buffer: read, decoder, reusable: true, room: READ_ROOM };
-    let writer = Writer {
-        io: Some(output),
-        buffer: BytesMut::new(),
-        encoder: Encoder::new(Framing::None),
-        closes: false,
+    let unanswered = Arc::new(AtomicBool::new(false));
+    let reader = Reader {
+        io: input,
+        buffer: read,
+        scan: Scan::default(),
+        decoder: Decoder::new(Framing::None),
+        reusable: true,
+        room: READ_ROOM,
+        unanswered: Arc::clone(&unanswered),
     };
-    (reader, writer)
+    (reader, Writer::new(output, unanswered))
 }
 
 impl Reader {
-    /// The next request's head; `None` when the client has closed between requests.
+    /// The next request's head; `None` when the client has closed between requests. May be given up and
+    /// called again.
     ///
     /// # Errors
-    /// [`Failure::ClientBadRequest`], [`Failure::ClientGone`] or a time-out.
+    /// [`Failure::ClientBadRequest`], [`Failure::ClientHeadTooLong`], [`Failure::ClientGone`] or a time-out.
     pub async fn request(&mut self) -> Result<Option<Head>, Failure> {
         if self.buffer.is_empty() && self.fill().await.unwrap_or(0) == 0 {
             return Ok(None);
         }
-        let read = async {
-            loop {
-                match head::parse_request(&mut self.buffer) {
-                    Ok(Some(head)) => return Ok(Some(head)),
-                    Ok(None) => {}
-                    Err(error) => return Err(Failure::ClientBadRequest(error.0)),
-                }
-                if self.fill().await.map_err(|_| Failure::ClientGone)? == 0 {
-                    return if self.buffer.is_empty() { Ok(None) } else { Err(Failure::ClientGone) };
-                }
-            }
+        let head = match self.parsed_request() {
+            // Few heads arrive in pieces: the others pay for no timer.
+            Ok(None) => match timeout(HEAD_TIMEOUT, self.rest_of_request()).await {
+                Ok(head) => head,
+                Err(_) => Err(Failure::Timeout("the request's head")),
+            },
+            parsed => parsed,
         };
-        let head =
-            timeout(HEAD_TIMEOUT, read).await.map_err(|_| Failure::Timeout("the request's head"))??;
-        if let Some(head) = &head {
-            self.decoder = Decoder::new(head.framing);
+        if matches!(head, Err(Failure::ClientHeadTooLong)) {
+            self.discard().await;
         }
-        Ok(head)
+        let Some(head) = head? else { return Ok(None) };
+        self.decoder = Decoder::new(head.framing);
+        self.unanswered.store(true, Ordering::Relaxed);
+        self.release();
+        Ok(Some(head))
+    }
+
+    async fn rest_of_request(&mut self) -> Result<Option<Head>, Failure> {
+        loop {
+            if self.fill().await.map_err(|_| Failure::ClientGone)? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(Failure::ClientGone) };
+            }
+            if let Some(head) = self.parsed_request()? {
+                return Ok(Some(head));
+            }
+        }
+    }
+
+    fn parsed_request(&mut self) -> Result<Option<Head>, Failure> {
+        match next_request(&mut self.buffer, &mut self.scan, MAX_HEADERS) {
+            Ok(Some(head)) => {
+                self.scan = Scan::default();
+                Ok(Some(head))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if error.is_too_large() => Err(Failure::ClientHeadTooLong),
+            Err(error) => Err(Failure::ClientBadRequest(error.0)),
+        }
+    }
+
+    /// Reads and drops what a client still sends of a head that is too long.
+    async fn discard(&mut self) {
+        let until = Instant::now() + DISCARD_TIMEOUT;
+        let mut discarded = self.buffer.len();
+        self.buffer.clear();
+        while discarded < MAX_DISCARDED && Instant::now() < until {
+            match timeout(DISCARD_PAUSE, self.fill()).await {
+                Ok(Ok(read)) if read > 0 => discarded += read,
+                _ => return,
+            }
+            self.buffer.clear();
+        }
     }
 
     /// The next response's head, for a request with this method.
@@ -96,11 +137,15 @@ impl Reader {
     /// [`Failure::UpstreamBadResponse`] or [`Failure::UpstreamReset`].
     pub async fn response(&mut self, method: &[u8]) -> Result<Head, Failure> {
         loop {
-            match head::parse_response(&mut self.buffer, method) {
+            match next_response(&mut self.buffer, &mut self.scan, MAX_HEADERS, method) {
                 Ok(Some(head)) => {
+                    self.scan = Scan::default();
                     let framing = if head.upgrade { Framing::UntilClose } else { head.framing };
                     self.decoder = Decoder::new(framing);
                     self.reusable = head.keep_alive;
+                    if self.decoder.is_done() {
+                        self.release();
+                    }
                     return Ok(head);
                 }
                 Ok(None) => {}
@@ -119,7 +164,12 @@ impl Reader {
     pub async fn part(&mut self) -> Result<Part, BodyError> {
         loop {
             match self.decoder.decode(&mut self.buffer) {
-                Ok(Some(part)) => return Ok(part),
+                Ok(Some(part)) => {
+                    if part == Part::End {
+                        self.release();
+                    }
+                    return Ok(part);
+                }
                 Ok(None) => {}
                 Err(error) => return Err(BodyError::Malformed(error.0)),
             }
@@ -178,9 +228,37 @@ impl Reader {
         self.reusable && self.buffer.is_empty()
     }
 
+    /// Gives the buffer's memory back if nothing is in it: most connections wait most of the time.
+    fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
+    /// Reads what is there, or waits for it, without memory if the buffer is empty. Nothing is lost when
+    /// this is given up.
     async fn fill(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(self.room);
-        let read = self.io.read_buf(&mut self.buffer).await?;
+        loop {
+            // In a burst the next bytes are usually there: then the buffer is kept.
+            if self.buffer.is_empty() && self.room == READ_ROOM {
+                self.release();
+                self.io.readable().await?;
+            }
+            self.buffer.reserve(self.room);
+            // Not `try_read_buf`: it does not notice that a short read has emptied the socket, and costs
+            // one more system call each time.
+            if let Some(read) = self.io.read_buf(&mut self.buffer).now_or_never() {
+                return read.inspect(|read| self.adapt(*read));
+            }
+            self.release();
+            // Also nothing is read when the task has used up its turn.
+            consume_budget().await;
+            self.io.readable().await?;
+        }
+    }
+
+    /// Adapts the room for the next read to what this one has brought.
+    fn adapt(&mut self, read: usize) {
         if read >= self.room {
             self.room = (self.room * 2).min(MAX_READ_ROOM);
         } else if read < self.room / 4 && self.room > READ_ROOM {
@@ -190,138 +268,21 @@ impl Reader {
                 self.buffer = BytesMut::from(&self.buffer[..]);
             }
         }
-        Ok(read)
-    }
-}
-
-/// Why a body broke off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyError {
-    /// Its bytes are malformed.
-    Malformed(&'static str),
-    /// The connection ended first.
-    Gone,
-}
-
-impl Writer {
-    /// Buffers a head; the body follows as its framing says.
-    pub fn head(&mut self, head: &Head, close: bool) {
-        head.write(&mut self.buffer, close);
-        self.encoder = Encoder::new(head.framing);
-    }
-
-    /// Buffers bytes of the body and writes once enough have gathered.
-    ///
-    /// # Errors
-    /// When the peer is gone or slower than allowed, or the bytes exceed what the head declared.
-    pub async fn data(&mut self, bytes: &Bytes) -> Result<(), BodyError> {
-        self.encoder.data(&mut self.buffer, bytes).map_err(|error| BodyError::Malformed(error.0))?;
-        if self.buffer.len() >= 64 * 1024 { self.flush().await } else { Ok(()) }
-    }
-
-    /// Buffers the end and writes everything.
-    ///
-    /// # Errors
-    /// When the peer is gone or fewer bytes came than the head declared.
-    pub async fn end(&mut self, trailers: &[(Bytes, Bytes)]) -> Result<(), BodyError> {
-        self.encoder.end(&mut self.buffer, trailers).map_err(|error| BodyError::Malformed(error.0))?;
-        self.flush().await?;
-        if self.closes {
-            let io = self.io.as_mut().ok_or(BodyError::Gone)?;
-            io.shutdown().await.map_err(|_| BodyError::Gone)?;
-        }
-        Ok(())
-    }
-
-    /// Writes what is buffered.
-    ///
-    /// # Errors
-    /// When the peer is gone or slower than allowed.
-    pub async fn flush(&mut self) -> Result<(), BodyError> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let io = self.io.as_mut().ok_or(BodyError::Gone)?;
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let write = io.write(rest);
-            let written = match self.closes {
-                true => write.await,
-                false => timeout(WRITE_TIMEOUT, write).await.map_err(|_| BodyError::Gone)?,
-            };
-            match written {
-                Ok(written) if written > 0 => rest = rest.get(written..).unwrap_or(&[]),
-                _ => return Err(BodyError::Gone),
-            }
-        }
-        self.buffer.clear();
-        if self.buffer.capacity() > 128 * 1024 {
-            self.buffer = BytesMut::new();
-        }
-        Ok(())
-    }
-
-    /// Resolves when the peer has gone away. One that only sends no more may still read for a moment (`nc`
-    /// does so), but nobody knows for how long: it is given [`HALF_CLOSED`].
-    pub async fn gone(&mut self) {
-        let Some(io) = &self.io else { return };
-        let stream: &TcpStream = io.as_ref();
-        match stream.peek(&mut [0]).await {
-            Ok(0) => tokio::time::sleep(HALF_CLOSED).await,
-            // More is here already, which nobody reads at the moment: look behind it now and then.
-            Ok(_) => loop {
-                tokio::time::sleep(HALF_CLOSED).await;
-                if stream.ready(Interest::READABLE).await.map_or(true, |ready| ready.is_read_closed()) {
-                    return;
-                }
-            },
-            Err(_) => {}
-        }
-    }
-
-    /// Closes with a reset, so that the peer sees that it broke off. (Dropped as usual, this half would say
-    /// that everything has been sent, and a reset that follows comes too late.)
-    pub fn abort(&mut self) {
-        let Some(io) = self.io.take() else { return };
-        let _ = SockRef::from(io.as_ref()).set_linger(Some(Duration::ZERO));
-        io.forget();
-    }
-
-    /// From here on bytes go as they are, and the end closes this direction.
-    pub fn unframe(&mut self) {
-        self.encoder = Encoder::new(Framing::UntilClose);
-        self.closes = true;
-    }
-
-    /// Whether all bytes have been written.
-    pub fn is_flushed(&self) -> bool {
-        self.buffer.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
+
+    use super::*;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (near, listener.accept().await.unwrap().0)
-    }
-
-    #[tokio::test]
-    async fn what_is_broken_off_does_not_look_like_an_end() {
-        let (near, mut far) = pair().await;
-        let (reader, mut writer) = split(near, BytesMut::new());
-        writer.unframe();
-        writer.data(&Bytes::from_static(b"half")).await.unwrap();
-        writer.flush().await.unwrap();
-        let mut seen = [0; 4];
-        far.read_exact(&mut seen).await.unwrap();
-        writer.abort();
-        drop((reader, writer));
-        assert_eq!(far.read(&mut seen).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]
@@ -361,12 +322,71 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_has_left_is_noticed_behind_what_it_had_sent() {
+    async fn a_request_whose_client_has_ended_its_side_is_read_whole() {
         let (near, mut far) = pair().await;
-        let (_reader, mut writer) = split(near, BytesMut::new());
-        far.write_all(b"GET / HTTP/1.1").await.unwrap();
-        assert!(timeout(Duration::from_millis(200), writer.gone()).await.is_err(), "it is still here");
-        drop(far);
-        timeout(Duration::from_secs(5), writer.gone()).await.expect("nobody noticed");
+        let (mut reader, _writer) = split(near, BytesMut::new());
+        far.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        far.shutdown().await.unwrap();
+        assert_eq!(reader.request().await.unwrap().unwrap().framing, Framing::Length(2));
+        assert_eq!(reader.part().await, Ok(Part::Data(Bytes::from_static(b"ok"))));
+        assert_eq!(reader.part().await, Ok(Part::End));
+        assert_eq!(reader.request().await, Ok(None), "then the connection ends");
+    }
+
+    #[tokio::test]
+    async fn a_head_in_pieces_is_read_up_to_the_limit_and_refused_beyond_it() {
+        for (length, whole) in [(super::super::MAX_HEAD, true), (super::super::MAX_HEAD + 1, false)] {
+            let (near, mut far) = pair().await;
+            let (mut reader, _writer) = split(near, BytesMut::new());
+            let start = "GET / HTTP/1.1\r\nHost: a\r\nX: ";
+            let head = format!("{start}{}\r\n\r\n", "x".repeat(length - start.len() - 4));
+            assert_eq!(head.len(), length);
+            let sending = tokio::spawn(async move {
+                for piece in head.as_bytes().chunks(7001) {
+                    far.write_all(piece).await.unwrap();
+                }
+                far
+            });
+            let read = reader.request().await;
+            assert_eq!(read.is_ok(), whole);
+            assert!(whole || read == Err(Failure::ClientHeadTooLong));
+            sending.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_client_sends_beyond_the_limit_does_not_destroy_the_answer() {
+        let (near, mut far) = pair().await;
+        let (mut reader, mut writer) = split(near, BytesMut::new());
+        let client = tokio::spawn(async move {
+            far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
+            far.write_all(&vec![b'x'; 300 * 1024]).await.unwrap();
+            far.write_all(b"\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            far.read_to_end(&mut answer).await.map(|_| answer)
+        });
+        assert_eq!(reader.request().await, Err(Failure::ClientHeadTooLong));
+        writer.head(&Head::answer(431, "Too Large", 0), true);
+        writer.end(&[]).await.unwrap();
+        drop((reader, writer));
+        assert!(client.await.unwrap().expect("reset").starts_with(b"HTTP/1.1 431"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_holds_no_buffer() {
+        let (near, mut far) = pair().await;
+        let (mut reader, _writer) = split(near, BytesMut::new());
+        let sending = tokio::spawn(async move {
+            far.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n").await.unwrap();
+            far.write_all(&vec![0; 200_000]).await.unwrap();
+            far
+        });
+        reader.request().await.unwrap().unwrap();
+        while reader.part().await.unwrap() != Part::End {}
+        assert!(timeout(Duration::from_millis(50), reader.request()).await.is_err());
+        assert_eq!(reader.buffer.capacity(), 0);
+        let mut far = sending.await.unwrap();
+        far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(reader.request().await.unwrap().is_some(), "what was given up loses nothing");
     }
 }
