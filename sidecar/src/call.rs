@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tulle_mesh::canonical::{self, Readings};
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use crate::attempt::{Answer, RequestBody};
+use crate::attempt::answer::Answer;
+use crate::attempt::body::RequestBody;
 use crate::error::Failure;
-use crate::http1::{Head, Reader, Writer};
+use crate::http1::{Framing, Head, Reader, Writer};
 use crate::message::Source;
 use crate::telemetry::{Limited, Series};
 use crate::wire::{Receiver, Sender};
@@ -60,7 +61,13 @@ impl Ended {
     /// A request that got nowhere: the client is answered with this failure. Its body may not have been read,
     /// so its connection is closed afterwards.
     pub fn failed(failure: Failure) -> Self {
-        Self { result: Err(failure), grpc_status: None, bytes: (0, 0), answered: false, client_reusable: false }
+        Self {
+            result: Err(failure),
+            grpc_status: None,
+            bytes: (0, 0),
+            answered: false,
+            client_reusable: false,
+        }
     }
 }
 
@@ -121,11 +128,16 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Failure::ClientBadRequest`] or [`Failure::ClientGone`] when the body breaks off.
     pub async fn prepare(&mut self) -> Result<(), Failure> {
-        if self.head.upgrade && self.head.framing == crate::http1::Framing::Chunked {
-            // Rare, and large: not a part of every request's future.
-            Box::pin(self.body.gather(&mut self.head)).await?;
+        if !self.head.upgrade || self.head.framing != Framing::Chunked {
+            return Ok(());
         }
-        Ok(())
+        if self.head.expects_continue {
+            // Its client sends the body only when the server has asked for it.
+            self.head.upgrade = false;
+            return Ok(());
+        }
+        // Rare: not a part of every request's future.
+        Box::pin(self.body.gather(&mut self.head)).await
     }
 
     /// Counts the request, logs its failure (rate-limited) and answers the client if nothing was answered yet.
@@ -146,7 +158,11 @@ impl<'a> Call<'a> {
         {
             let (method, host) = (self.head.request_line().0, self.head.header("host"));
             tracing::info!(
-                reason = failure.name(), method, ?host, attempts = self.attempts, suppressed,
+                reason = failure.name(),
+                method,
+                ?host,
+                attempts = self.attempts,
+                suppressed,
                 "a request failed: {failure}"
             );
         }

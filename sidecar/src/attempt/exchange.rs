@@ -1,16 +1,20 @@
 //! The server's side of an exchange: another sidecar, an HTTP/1 or an HTTP/2 server.
 
+use std::future::poll_fn;
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
-use super::Relayed;
+use super::End;
 use crate::error::Failure;
-use crate::http1::{Framing, Head, Reader, Writer};
+use crate::http1::{Framing, Head, Reader, Start, Writer};
 use crate::http2;
-use crate::message::{PumpError, Sink, Source};
-use crate::pool::Place;
+use crate::message::{Sink, Source};
+use crate::pool::{Place, Server};
 use crate::wire::{Event, Receiver, Sender};
+use crate::worker::Worker;
 
 /// A request under way to a server.
 pub struct Exchange {
@@ -18,7 +22,7 @@ pub struct Exchange {
     pub sink: UpSink,
     /// Where the answer comes from.
     pub source: UpSource,
-    /// The connection had served a request before: it may have been closed meanwhile.
+    /// The connection had been open for a while: it may have been closed meanwhile.
     pub reused: bool,
     /// The place on a connection that several requests share.
     pub place: Option<Place>,
@@ -44,117 +48,79 @@ pub enum UpSource {
     Http2(Option<h2::client::ResponseFuture>, Option<h2::RecvStream>),
 }
 
-/// Why no head of an answer arrived.
-pub(super) enum HeadFailure {
-    NotProcessed,
-    /// The server, or its application, ended the connection.
-    Gone,
-    /// The server reset the connection: it had not read the request to its end.
-    Unread,
-    /// The connection to its sidecar ended.
-    Lost,
-    Failed(Failure),
+/// An exchange on a connection to an HTTP/1 server. The head is buffered, and goes out with what follows it.
+/// `reused`: see [`Exchange::reused`].
+pub fn http1_exchange(reader: Reader, mut writer: Writer, head: &Head, reused: bool) -> Exchange {
+    writer.head(head, false);
+    Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused, place: None }
 }
 
-impl HeadFailure {
-    pub(super) fn record(self, relayed: &mut Relayed) {
-        match self {
-            Self::NotProcessed => {
-                relayed.unprocessed = true;
-                relayed.result = Err(Failure::UpstreamNotProcessed);
-            }
-            Self::Gone => {
-                relayed.unanswered = true;
-                relayed.result = Err(Failure::UpstreamReset);
-            }
-            Self::Unread => {
-                relayed.unanswered = true;
-                relayed.unread = true;
-                relayed.result = Err(Failure::UpstreamReset);
-            }
-            Self::Lost => {
-                relayed.unanswered = true;
-                relayed.result = Err(Failure::UpstreamLost);
-            }
-            Self::Failed(failure) => relayed.result = Err(failure),
-        }
-    }
+/// An exchange on a connection to an HTTP/2 server, which is opened within `limit` if there is none.
+///
+/// # Errors
+/// [`Failure`] of connecting, or [`Failure::ClientBadRequest`] for a head that HTTP/2 cannot carry; nothing was
+/// sent.
+pub async fn http2_exchange(
+    worker: &Worker,
+    server: Server,
+    head: &Head,
+    limit: Duration,
+) -> Result<Exchange, Failure> {
+    let request = http2::to_request(head)?;
+    let (mut send, place, reused) = worker.http2.ready(server, limit).await?;
+    let (answer, body) =
+        send.send_request(request, is_bodiless(head)).map_err(|_| Failure::UpstreamConnect)?;
+    Ok(Exchange {
+        sink: UpSink::Http2(body),
+        source: UpSource::Http2(Some(answer), None),
+        reused,
+        place: Some(place),
+    })
+}
+
+/// Whether nothing follows the head of a request.
+pub(super) fn is_bodiless(head: &Head) -> bool {
+    matches!(head.framing, Framing::None | Framing::Length(0)) && !head.upgrade
 }
 
 impl UpSink {
-    /// As a sink of bodies.
-    pub fn sink(&mut self) -> Sink<'_> {
+    /// As a sink of a body whose head declared this framing.
+    pub(super) fn sink(&mut self, framing: Framing) -> Sink<'_> {
         match self {
             Self::Mesh(sender) => Sink::Mesh(sender),
             Self::Http1(writer) => Sink::Http1(writer),
-            Self::Http2(stream) => Sink::Http2(stream),
+            Self::Http2(stream) => Sink::http2(stream, framing),
         }
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), PumpError> {
-        self.sink().flush().await
-    }
-
-    pub(super) fn unframe(&mut self) {
+    /// As a sink of a tunnel's bytes.
+    pub(super) fn unframed(&mut self) -> Sink<'_> {
         if let Self::Http1(writer) = self {
             writer.unframe();
         }
+        self.sink(Framing::UntilClose)
     }
 }
 
 impl UpSource {
-    /// The answer's head, and whether it is all.
-    pub(super) async fn head(&mut self, method: &[u8]) -> Result<(Head, bool), HeadFailure> {
+    /// The next head of an answer to this request, interim or final, and whether it is all. May be given up and
+    /// begun again.
+    pub(super) async fn head(&mut self, request: &Head) -> Result<(Head, bool), End> {
+        let method = match &request.start {
+            Start::Request { method, .. } => &method[..],
+            Start::Response { .. } => b"",
+        };
         match self {
             Self::Http1(reader) => match reader.response(method).await {
                 Ok(head) => Ok((head, false)),
-                Err(Failure::UpstreamReset) if reader.was_reset().await => Err(HeadFailure::Unread),
-                Err(Failure::UpstreamReset) => Err(HeadFailure::Gone),
-                Err(failure) => Err(HeadFailure::Failed(failure)),
+                Err(Failure::UpstreamReset) if reader.was_reset().await => {
+                    Err(End::Unread(Failure::UpstreamReset))
+                }
+                Err(Failure::UpstreamReset) => Err(End::Unanswered(Failure::UpstreamReset)),
+                Err(failure) => Err(End::Final(failure)),
             },
-            Self::Mesh(receiver) => match receiver.next().await {
-                Event::Head(block) => {
-                    let mut head = mesh_head(block, method).map_err(HeadFailure::Failed)?;
-                    // After an upgrade the end is that of the tunnel.
-                    let end = !head.upgrade && receiver.take_end();
-                    if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
-                        head.framing = Framing::Length(0);
-                    }
-                    Ok((head, end))
-                }
-
-                Event::Reset(Code::NotProcessed) => Err(HeadFailure::NotProcessed),
-                Event::Reset(Code::Denied) => Err(HeadFailure::Failed(Failure::PolicyDenied)),
-                Event::Reset(Code::BadHead) => {
-                    Err(HeadFailure::Failed(Failure::ClientBadRequest("refused by the server's sidecar")))
-                }
-                Event::Reset(_) => Err(HeadFailure::Gone),
-                Event::Lost => Err(HeadFailure::Lost),
-                _ => Err(HeadFailure::Failed(Failure::UpstreamBadResponse("a body without a head"))),
-            },
-            Self::Http2(future, body) => {
-                let Some(answer) = future.as_mut() else { return Err(HeadFailure::Gone) };
-                // Taken only when it has answered: this wait may be given up and begun again.
-                let result = answer.await;
-                *future = None;
-                match result {
-                    Ok(response) => {
-                        let (parts, stream) = response.into_parts();
-                        let end = stream.is_end_stream();
-                        *body = Some(stream);
-                        http2::response_head(&parts, end).map(|head| (head, end)).map_err(HeadFailure::Failed)
-                    }
-                    // Streams above the last one that a server names when it goes away were not processed
-                    // either (RFC 9113 §6.8); h2 tells this of those only.
-                    Err(error)
-                        if error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                            || (error.is_go_away() && error.is_remote()) =>
-                    {
-                        Err(HeadFailure::NotProcessed)
-                    }
-                    Err(_) => Err(HeadFailure::Gone),
-                }
-            }
+            Self::Mesh(receiver) => mesh_head(receiver, method).await,
+            Self::Http2(answer, body) => http2_head(answer, body, method).await,
         }
     }
 
@@ -168,12 +134,95 @@ impl UpSource {
     }
 }
 
-fn mesh_head(mut block: Bytes, method: &[u8]) -> Result<Head, Failure> {
-    let bad = |_| Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
-    Fields::decode(&mut block).map_err(bad)?;
+async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool), End> {
+    match receiver.next().await {
+        Event::Head(block) => {
+            let mut head = parse(block, method).map_err(End::Final)?;
+            // After an upgrade the end is that of the tunnel.
+            let end = !head.upgrade && receiver.take_end();
+            if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
+                head.framing = Framing::Length(0);
+            }
+            Ok((head, end))
+        }
+        Event::Reset(Code::NotProcessed) => Err(End::NotProcessed(Failure::UpstreamNotProcessed)),
+        Event::Reset(Code::Denied) => Err(End::Final(Failure::PolicyDenied)),
+        Event::Reset(Code::BadHead) => {
+            Err(End::Client(Failure::ClientBadRequest("refused by the server's sidecar")))
+        }
+        Event::Reset(_) => Err(End::Unanswered(Failure::UpstreamReset)),
+        Event::Lost => Err(End::Unanswered(Failure::UpstreamLost)),
+        _ => Err(End::Final(Failure::UpstreamBadResponse("a body without a head"))),
+    }
+}
+
+fn parse(mut block: Bytes, method: &[u8]) -> Result<Head, Failure> {
+    const UNREADABLE: Failure =
+        Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
+    Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
     let mut text = BytesMut::from(block);
     match crate::http1::head::parse_response(&mut text, method) {
         Ok(Some(head)) => Ok(head),
-        _ => Err(Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar")),
+        _ => Err(UNREADABLE),
+    }
+}
+
+async fn http2_head(
+    answer: &mut Option<h2::client::ResponseFuture>,
+    body: &mut Option<h2::RecvStream>,
+    method: &[u8],
+) -> Result<(Head, bool), End> {
+    let Some(coming) = answer.as_mut() else { return Err(End::Unanswered(Failure::UpstreamReset)) };
+    if let Some(Ok(interim)) = poll_fn(|cx| coming.poll_informational(cx)).await {
+        let head = http2::response_head(&interim.into_parts().0, true).map_err(End::Final)?;
+        return Ok((head, false));
+    }
+    // Taken only when it has answered: this wait may be given up and begun again.
+    let result = coming.await;
+    *answer = None;
+    match result {
+        Ok(response) => {
+            let (parts, stream) = response.into_parts();
+            let end = stream.is_end_stream();
+            *body = Some(stream);
+            let mut head = http2::response_head(&parts, end).map_err(End::Final)?;
+            if method == b"CONNECT" && (200..300).contains(&head.status()) {
+                head.upgrade = true;
+                head.framing = Framing::None;
+            }
+            Ok((head, end))
+        }
+        // Streams above the last one that a server names when it goes away were not processed either (RFC 9113
+        // §6.8); h2 reports this of those only.
+        Err(error)
+            if error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (error.is_go_away() && error.is_remote()) =>
+        {
+            Err(End::NotProcessed(Failure::UpstreamNotProcessed))
+        }
+        Err(_) => Err(End::Unanswered(Failure::UpstreamReset)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(text: &str) -> Bytes {
+        let mut block = BytesMut::new();
+        Fields::default().encode(&mut block);
+        block.extend_from_slice(text.as_bytes());
+        block.freeze()
+    }
+
+    #[test]
+    fn a_sidecars_answer_is_read_as_strictly_as_a_servers() {
+        let head = parse(block("HTTP/1.1 204 No Content\r\nx: y\r\n\r\n"), b"GET").unwrap();
+        assert_eq!((head.status(), head.framing), (204, Framing::None));
+        for bad in ["HTTP/1.1 200 OK\nx: y\n\n", "HTTP/1.1 200 OK\r\nx: y\r\n", ""] {
+            let failure = parse(block(bad), b"GET").unwrap_err();
+            assert!(matches!(failure, Failure::UpstreamBadResponse(_)), "{bad:?}");
+        }
+        assert!(parse(Bytes::new(), b"GET").is_err(), "not even its fields have an end");
     }
 }

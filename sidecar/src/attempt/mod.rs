@@ -14,10 +14,10 @@
 //!   tunnel    bytes both ways until each way has ended
 //! ```
 
-mod answer;
-mod body;
-mod exchange;
-mod open;
+pub mod answer;
+pub mod body;
+pub mod exchange;
+pub mod open;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
@@ -28,11 +28,18 @@ pub use exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange};
 pub use open::{Opening, open, open_plain};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
-use tokio::time::Instant;
+use std::future::pending;
+use std::pin::{Pin, pin};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{Either, select};
+use tokio::time::{Instant, sleep_until};
 
 use crate::call::{Call, Ended};
-use crate::error::Failure;
-use crate::http1::{Reader, Writer};
+use crate::error::{Failure, PumpError};
+use crate::http1::{Framing, Head, Reader, Writer};
+use crate::message;
 
 /// What an attempt may take, and which answers are accepted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,7 +96,8 @@ impl End {
                 Self::NotProcessed(_) | Self::Unread(_) => true,
                 Self::Unanswered(_) => {
                     let method = call.head.request_line().0;
-                    let idempotent = matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
+                    let idempotent =
+                        matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
                     idempotent && !call.head.upgrade
                 }
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
@@ -119,23 +127,232 @@ impl Attempt {
     }
 }
 
-/// Makes one attempt.
+/// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
 pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy) -> Attempt {
-    unfinished
+    let Exchange { mut sink, mut source, place: _place, .. } = exchange;
+    let Call { head: request, body, answer, .. } = call;
+    let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
+    let mut sent = 0;
+    let mut clean = false;
+    let mut granted = None;
+    {
+        let mut up = sink.sink(request.framing);
+        let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
+        let mut uploaded = None;
+        let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
+        let upload = async {
+            match uploaded {
+                Some(done) => done,
+                None => upload.await,
+            }
+        };
+        match heard {
+            Err(end) => attempt.end = end,
+            Ok((head, _)) if request.upgrade && head.upgrade => {
+                attempt.heard(&head);
+                match upload.await {
+                    Ok(()) => granted = Some(head),
+                    Err(PumpError::SinkGone) => attempt.end = End::Final(Failure::UpstreamReset),
+                    Err(error) => attempt.end = End::Client(error.of_client()),
+                }
+            }
+            Ok((head, end)) => {
+                attempt.heard(&head);
+                clean = deliver(request, (head, end), upload, &mut source, answer, &mut attempt).await;
+            }
+        }
+    }
+    attempt.bytes.0 = sent;
+    if let Some(head) = granted {
+        // Few requests become tunnels: theirs is not a part of every request's future.
+        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, &mut attempt)).await;
+        return attempt;
+    }
+    // A request that was not sent to its end leaves a server that waits for the rest: never reused.
+    clean &= matches!(attempt.end, End::Delivered(Ok(_))) && body.is_ended();
+    attempt.client_reusable &= body.is_ended();
+    // A server that has declined a tunnel is not trusted with another client's request either.
+    if clean && !request.upgrade {
+        attempt.idle = idle(sink, source);
+    } else if clean && let UpSink::Mesh(sender) = &sink {
+        // Of a tunnel that was declined the request's end has not been sent.
+        sender.end();
+    }
+    attempt
 }
 
-// The signatures beside it, for whoever calls:
-//   exchange.rs
-//     pub struct Exchange { pub sink: UpSink, pub source: UpSource, pub reused: bool, pub place: Option<Place> }
-//     pub fn http1_exchange(reader: Reader, writer: Writer, head: &Head, reused: bool) -> Exchange;
-//     pub async fn http2_exchange(worker: &Worker, server: Server, head: &Head, limit: Duration) -> Result<Exchange, Failure>;
-//   answer.rs
-//     pub enum Answer<'a> { Http1(&'a mut Writer), Mesh(&'a Sender, u32), Http2(&'a mut SendResponse<Bytes>, Option<SendStream<Bytes>>) }
-//     pub async fn Answer::fail(&mut self, failure: &Failure);          // where there is no Call: a head that cannot be read
-//     pub async fn Answer::gone(&mut self);                             // resolves when the client has gone
-//   tunnel.rs
-//     pub async fn tunnel(up: (Source, Sink), down: (Source, Sink), admit: impl FnMut(&[u8]) -> bool, stop: impl Future<Output = ()>) -> (u64, u64);
-//     pub async fn join(up, down, admit, heard: impl FnMut(), stop) -> Joined;
-//     pub async fn splice(a: (TcpStream, BytesMut), b: TcpStream, admit, stop) -> (u64, u64);
-//     pub async fn proxy_tcp(client: (&mut Reader, &mut Writer), server: (&mut Reader, &mut Writer), admit, heard, stop) -> Joined;  // unframes all four
-//   call.rs: `call.prepare().await?` before the first attempt; Ended::failed(failure)
+impl Attempt {
+    /// An attempt that ended like this, and of which nothing else was seen.
+    pub fn of(end: End) -> Self {
+        Self {
+            end,
+            head_at: None,
+            status: None,
+            grpc_status: None,
+            bytes: (0, 0),
+            idle: None,
+            client_reusable: false,
+        }
+    }
+
+    /// The head of the answer has arrived.
+    fn heard(&mut self, head: &Head) {
+        self.end = End::Delivered(Ok(head.status()));
+        self.head_at = Some(Instant::now());
+        self.status = Some(head.status());
+        self.grpc_status = grpc_status(&head.headers);
+    }
+}
+
+/// Waits for the answer's head while the request is sent. A client that goes away ends the wait: nobody is left
+/// to answer. So does the deadline, and nothing is lost by it: the caller still has everything that was sent.
+async fn await_head(
+    request: &Head,
+    mut upload: Pin<&mut impl Future<Output = Result<(), PumpError>>>,
+    uploaded: &mut Option<Result<(), PumpError>>,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+    policy: &AttemptPolicy,
+) -> Result<(Head, bool), End> {
+    let mut expired = pin!(until(policy.deadline));
+    loop {
+        tokio::select! {
+            biased;
+            result = upload.as_mut(), if uploaded.is_none() => {
+                *uploaded = Some(result);
+                // A server that is gone may have answered before.
+                if let Err(error) = result && error.is_of_client() {
+                    return Err(End::Client(error.of_client()));
+                }
+            }
+            head = source.head(request) => {
+                let (head, end) = head?;
+                match head.status() {
+                    101 if !(request.upgrade && head.upgrade) => {
+                        return Err(End::Final(Failure::UpstreamBadResponse("101 to a request that did not ask for it")));
+                    }
+                    // An interim answer; the final one follows.
+                    100 | 102..200 => {
+                        if !request.http10 && answer.interim(&head).await.is_err() {
+                            return Err(End::Client(Failure::ClientGone));
+                        }
+                    }
+                    _ => return Ok((head, end)),
+                }
+            }
+            () = answer.gone() => return Err(End::Client(Failure::ClientGaveUp)),
+            () = expired.as_mut() => return Err(End::Final(Failure::Timeout("the answer's head"))),
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// Passes the answer on to the client, and returns whether everything ended cleanly, the upload too.
+async fn deliver(
+    request: &Head,
+    (mut head, end): (Head, bool),
+    upload: impl Future<Output = Result<(), PumpError>>,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+    attempt: &mut Attempt,
+) -> bool {
+    if !end {
+        answer.reframe(&mut head, request);
+    }
+    let keep = request.keep_alive && head.framing != Framing::UntilClose;
+    let bodiless = end || head.framing == Framing::None;
+    match answer.head_with(&head, bodiless, !keep) {
+        Ok(()) => {}
+        Err(PumpError::SinkGone) => {
+            attempt.end = End::Delivered(Err(Failure::ClientGone));
+            return false;
+        }
+        // Nothing went to the client.
+        Err(_) => {
+            attempt.end =
+                End::Final(Failure::UpstreamBadResponse("a head that the client's protocol cannot carry"));
+            return false;
+        }
+    }
+    let download = download(&head, bodiless, source, answer);
+    let clean = finish(upload, download, attempt).await;
+    attempt.client_reusable = clean && keep;
+    if matches!(attempt.end, End::Delivered(Err(_))) {
+        answer.abort(&head);
+    }
+    clean
+}
+
+/// Upload and download together; the attempt is over when the answer is. Returns whether both ended cleanly.
+async fn finish(
+    upload: impl Future<Output = Result<(), PumpError>>,
+    download: impl Future<Output = Result<(u64, Option<u16>), PumpError>>,
+    attempt: &mut Attempt,
+) -> bool {
+    let (upload, download) = (pin!(upload), pin!(download));
+    let (downloaded, uploaded) = match select(upload, download).await {
+        Either::Left((Err(error), _)) if error.is_of_client() => {
+            // The server would wait for the rest for ever.
+            attempt.end = End::Delivered(Err(error.of_client()));
+            return false;
+        }
+        Either::Left((uploaded, download)) => (download.await, uploaded.is_ok()),
+        // An early answer: what the client still sends has nobody to read it.
+        Either::Right((downloaded, mut upload)) => {
+            (downloaded, matches!((&mut upload).now_or_never(), Some(Ok(()))))
+        }
+    };
+    let failure = match downloaded {
+        Ok((bytes, grpc)) => {
+            attempt.bytes.1 = bytes;
+            attempt.grpc_status = grpc.or(attempt.grpc_status);
+            return uploaded;
+        }
+        Err(PumpError::SinkGone) => Failure::ClientGone,
+        Err(PumpError::SourceMalformed(why) | PumpError::SinkRefused(why)) => {
+            Failure::UpstreamBadResponse(why)
+        }
+        Err(PumpError::SourceGone | PumpError::SourceReset(_)) => Failure::UpstreamReset,
+    };
+    attempt.end = End::Delivered(Err(failure));
+    false
+}
+
+async fn download(
+    head: &Head,
+    bodiless: bool,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+) -> Result<(u64, Option<u16>), PumpError> {
+    if bodiless {
+        answer.flush().await?;
+        return Ok((0, None));
+    }
+    let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
+    let mut grpc = None;
+    let to = answer.sink(head.framing)?;
+    let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
+    Ok((moved, grpc))
+}
+
+fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {
+    let (_, value) = lines.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"grpc-status"))?;
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+fn idle(sink: UpSink, source: UpSource) -> Option<(Reader, Writer)> {
+    match (sink, source) {
+        (UpSink::Http1(writer), UpSource::Http1(reader))
+            if reader.is_done() && writer.is_flushed() && reader.is_reusable() =>
+        {
+            Some((reader, writer))
+        }
+        _ => None,
+    }
+}
