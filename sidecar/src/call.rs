@@ -20,8 +20,8 @@ use crate::telemetry::{Limited, Series};
 use crate::wire::{Receiver, Sender};
 use crate::worker::Worker;
 
-/// A server that is down fails every request: its failures are logged at this pace.
-static FAILURES: Limited = Limited::new();
+/// A server that is down fails every request: its failures are logged this often in a second.
+static FAILURES: Limited = Limited::new(10);
 
 /// One request and everything that is known of it.
 pub struct Call<'a> {

@@ -14,9 +14,9 @@ pub enum Failure {
     /// The client sent invalid HTTP.
     #[error("the client sent a request that is refused: {0}")]
     ClientBadRequest(&'static str),
-    /// The head of the client's request is longer than any server takes.
-    #[error("the head of the client's request is too long: {0}")]
-    ClientHeadTooLong(&'static str),
+    /// The head of the client's request has more bytes or lines than are taken.
+    #[error("the client sent a head of more than 60 KiB or 200 lines")]
+    ClientHeadTooLong,
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
@@ -78,7 +78,7 @@ impl Failure {
     pub fn status(&self) -> u16 {
         match self {
             Self::ClientBadRequest(_) => 400,
-            Self::ClientHeadTooLong(_) => 431,
+            Self::ClientHeadTooLong => 431,
             Self::ClientGone | Self::ClientGaveUp => 499,
             Self::PolicyDenied | Self::PolicyPlaintext => 403,
             Self::UpstreamNone
@@ -98,7 +98,7 @@ impl Failure {
     /// The status that a gRPC client is answered with: INTERNAL, PERMISSION_DENIED or UNAVAILABLE.
     pub fn grpc_status(&self) -> u16 {
         match self {
-            Self::ClientBadRequest(_) | Self::ClientHeadTooLong(_) => 13,
+            Self::ClientBadRequest(_) | Self::ClientHeadTooLong => 13,
             Self::PolicyDenied | Self::PolicyPlaintext => 7,
             _ => 14,
         }
@@ -108,7 +108,7 @@ impl Failure {
     /// server. One that gave up waiting for an answer may well have had reason to.
     pub fn is_of_client(&self) -> bool {
         match self {
-            Self::ClientBadRequest(_) | Self::ClientHeadTooLong(_) | Self::ClientGone => true,
+            Self::ClientBadRequest(_) | Self::ClientHeadTooLong | Self::ClientGone => true,
             Self::Timeout(what) => *what == REQUEST_HEAD,
             _ => false,
         }
@@ -123,7 +123,7 @@ impl Failure {
     pub fn name(&self) -> &'static str {
         match self {
             Self::ClientBadRequest(_) => "ClientBadRequest",
-            Self::ClientHeadTooLong(_) => "ClientHeadTooLong",
+            Self::ClientHeadTooLong => "ClientHeadTooLong",
             Self::ClientGone => "ClientGone",
             Self::ClientGaveUp => "ClientGaveUp",
             Self::PolicyDenied => "PolicyDenied",

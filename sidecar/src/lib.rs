@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod admit;
+pub mod app_waiting;
 pub mod attempt;
 pub mod backend;
 pub mod call;
@@ -27,12 +28,14 @@ pub mod init;
 pub mod io;
 pub mod listen;
 pub mod liveness;
+pub mod memory;
 pub mod message;
 pub mod outbound;
 pub mod pool;
 pub mod probe;
 pub mod route;
 pub mod run;
+pub mod serve;
 pub mod settings;
 pub mod telemetry;
 pub mod tls;

@@ -148,7 +148,7 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         };
         match heard {
             Err(end) => attempt.end = end,
-            Ok((head, _)) if request.upgrade && head.upgrade => {
+            Ok(Heard { head, tunnel: true, .. }) => {
                 attempt.heard(&head);
                 match upload.await {
                     Ok(()) => granted = Some(head),
@@ -156,9 +156,9 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
                     Err(error) => attempt.end = End::Client(error.of_client()),
                 }
             }
-            Ok((head, end)) => {
-                attempt.heard(&head);
-                clean = deliver(request, (head, end), upload, &mut source, answer, &mut attempt).await;
+            Ok(heard) => {
+                attempt.heard(&heard.head);
+                clean = deliver(request, heard, upload, &mut source, answer, &mut attempt).await;
             }
         }
     }
@@ -204,6 +204,15 @@ impl Attempt {
     }
 }
 
+/// The head of an answer.
+struct Heard {
+    head: Head,
+    /// There is nothing behind it.
+    end: bool,
+    /// A tunnel is behind it.
+    tunnel: bool,
+}
+
 /// Waits for the answer's head while the request is sent. A client that goes away ends the wait: nobody is left
 /// to answer. So does the deadline, and nothing is lost by it: the caller still has everything that was sent.
 async fn await_head(
@@ -213,7 +222,7 @@ async fn await_head(
     source: &mut UpSource,
     answer: &mut Answer<'_>,
     policy: &AttemptPolicy,
-) -> Result<(Head, bool), End> {
+) -> Result<Heard, End> {
     let mut expired = pin!(until(policy.deadline));
     loop {
         tokio::select! {
@@ -227,17 +236,16 @@ async fn await_head(
             }
             head = source.head(request) => {
                 let (head, end) = head?;
-                match head.status() {
-                    101 if !(request.upgrade && head.upgrade) => {
-                        return Err(End::Final(Failure::UpstreamBadResponse("101 to a request that did not ask for it")));
-                    }
-                    // An interim answer; the final one follows.
-                    100 | 102..200 => {
-                        if !request.http10 && answer.interim(&head).await.is_err() {
-                            return Err(End::Client(Failure::ClientGone));
-                        }
-                    }
-                    _ => return Ok((head, end)),
+                if !matches!(head.status(), 100 | 102..200) {
+                    let opens_tunnel = head.opens_tunnel(request);
+                    return match opens_tunnel {
+                        Ok(tunnel) => Ok(Heard { head, end, tunnel }),
+                        Err(error) => Err(End::Final(Failure::UpstreamBadResponse(error.0))),
+                    };
+                }
+                // An interim answer; the final one follows.
+                if !request.http10 && answer.interim(&head).await.is_err() {
+                    return Err(End::Client(Failure::ClientGone));
                 }
             }
             () = answer.gone() => return Err(End::Client(Failure::ClientGaveUp)),
@@ -256,12 +264,13 @@ async fn until(deadline: Option<Instant>) {
 /// Passes the answer on to the client, and returns whether everything ended cleanly, the upload too.
 async fn deliver(
     request: &Head,
-    (mut head, end): (Head, bool),
+    heard: Heard,
     upload: impl Future<Output = Result<(), PumpError>>,
     source: &mut UpSource,
     answer: &mut Answer<'_>,
     attempt: &mut Attempt,
 ) -> bool {
+    let Heard { mut head, end, .. } = heard;
     if !end {
         answer.reframe(&mut head, request);
     }

@@ -7,7 +7,7 @@ use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
 use crate::backend::{Backend, Upstream};
-use crate::claim::introduce;
+use crate::claim::set_client_id;
 use crate::error::Failure;
 use crate::http1::Head;
 use crate::pool::Server;
@@ -45,7 +45,7 @@ pub async fn open(
     if worker.is_own(address) {
         // Past our own inbound side: what it would tell the application is told here.
         let mut head = head.clone();
-        introduce(&mut head, Some(identity));
+        set_client_id(&mut head, Some(to.upstream.identity_text()));
         return Box::pin(open_plain(worker, server, &head, travels, to.fresh, to.limit)).await;
     }
     let mut block = BytesMut::with_capacity(1024);

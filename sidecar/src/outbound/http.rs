@@ -94,7 +94,8 @@ async fn serve(worker: &Rc<Worker>, port: &Rc<Port>, mut call: Call<'_>, opened:
     } else {
         port.backend(worker)
     };
-    let (ended, series) = match (call.prepare().await, &backend) {
+    let prepared = call.prepare().await;
+    let (ended, series) = match (prepared, &backend) {
         (Ok(()), Some(backend)) => attempts(worker, backend, &mut call, opened).await,
         (prepared, backend) => {
             let failure = prepared.err().unwrap_or(Failure::UpstreamNone);

@@ -12,7 +12,7 @@ use tulle_mesh::wire::head::Fields;
 use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
 use crate::attempt::{Exchange, Joined, http1_exchange, join, proxy_tcp};
 use crate::backend::{Backend, InFlight, Tried, Upstream};
-use crate::claim::introduce;
+use crate::claim::set_client_id;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
@@ -24,8 +24,8 @@ use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silenc
 use crate::wire::{Event, Receiver, Sender};
 use crate::worker::Worker;
 
-/// A server that is down fails every connection: its failures are logged at this pace.
-static FAILURES: Limited = Limited::new();
+/// A server that is down fails every connection: its failures are logged this often in a second.
+static FAILURES: Limited = Limited::new(10);
 
 /// A connection that is open to an endpoint.
 pub(super) struct Opened {
@@ -167,9 +167,9 @@ impl Opened {
         let exchange = match &self.upstream.endpoint.identity {
             None => http1_exchange(reader, writer, head, true),
             // This pod itself, past its own inbound side: what that would tell the application is told here.
-            Some(identity) => {
+            Some(_) => {
                 let mut head = head.clone();
-                introduce(&mut head, Some(identity));
+                set_client_id(&mut head, Some(self.upstream.identity_text()));
                 http1_exchange(reader, writer, &head, true)
             }
         };

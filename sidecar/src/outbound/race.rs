@@ -11,15 +11,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::opaque::{self, Greeting, Opened};
 use super::{http, reset_on_close, speak};
 use crate::backend::Backend;
 use crate::config::Protocol;
-use crate::detect::classify;
+use crate::detect::{Detector, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::route::{Learned, Port};
@@ -31,8 +33,6 @@ const SILENT: Duration = Duration::from_millis(3);
 /// The same on a port whose clients usually speak first: a busy client is more likely than one that waits, and a
 /// connection that it does not need costs its server more than these milliseconds.
 const LATE: Duration = Duration::from_millis(25);
-/// Bytes that are undecided for this long after the first of them are forwarded as they are.
-const UNDECIDED: Duration = Duration::from_millis(5);
 /// An HTTP/2 server has sent its settings to a client that is still silent: it is most likely about to speak
 /// HTTP/2. After this long it gets to see them.
 const UNANSWERED_SETTINGS: Duration = Duration::from_millis(250);
@@ -40,8 +40,6 @@ const UNANSWERED_SETTINGS: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The same where a policy refused it: a rule may allow requests and not what is unknown.
 const DENIED_PATIENCE: Duration = Duration::from_secs(10);
-/// First bytes that are longer than any request line are not HTTP.
-const MAX_FIRST: usize = 64 * 1024;
 
 /// What the client has said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,28 +57,36 @@ async fn listen(
     buffer: &mut BytesMut,
     limit: Option<Duration>,
 ) -> Result<Words, Failure> {
+    let mut detector = Detector::default();
     let mut since = None;
     loop {
-        if let Some(protocol) = classify(buffer) {
+        if let Some(protocol) = detector.look(buffer) {
             return Ok(Words::Known(protocol));
         }
-        if buffer.len() > MAX_FIRST {
-            return Ok(Words::Known(Protocol::Opaque));
-        }
-        let bounded = limit.filter(|_| !buffer.is_empty());
-        buffer.reserve(4 * 1024);
-        let read = match bounded {
-            None => stream.read_buf(buffer).await,
+        // Waited for without memory: a silent connection may stay so for hours.
+        let readable = match limit.filter(|_| !buffer.is_empty() && !is_surely_http2(buffer)) {
+            None => stream.readable().await,
             Some(limit) => {
                 let by = *since.get_or_insert_with(Instant::now) + limit;
-                match timeout_at(by, stream.read_buf(buffer)).await {
-                    Ok(read) => read,
+                match timeout_at(by, stream.readable()).await {
+                    Ok(readable) => readable,
                     Err(_) => return Ok(Words::Undecided),
                 }
             }
         };
-        if read.map_err(|_| Failure::ClientGone)? == 0 {
-            return Ok(Words::Undecided);
+        readable.map_err(|_| Failure::ClientGone)?;
+        buffer.reserve(4 * 1024);
+        match stream.read_buf(buffer).now_or_never() {
+            Some(Ok(0)) => return Ok(Words::Undecided),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return Err(Failure::ClientGone),
+            // There was nothing after all, or the task has used up its turn.
+            None => {
+                if buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+                consume_budget().await;
+            }
         }
     }
 }
