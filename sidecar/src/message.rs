@@ -6,7 +6,7 @@ use tulle_mesh::wire::frame::Code;
 
 pub use crate::error::PumpError;
 use crate::http1::conn::BodyError;
-use crate::http1::{Framing, Part, Reader, Writer, head};
+use crate::http1::{Part, Reader, Writer, head};
 use crate::http2;
 use crate::wire::{Event, Receiver, Sender};
 
@@ -26,8 +26,8 @@ pub enum Sink<'a> {
     Http1(&'a mut Writer),
     /// A stream between sidecars.
     Mesh(&'a Sender),
-    /// An HTTP/2 stream, and how many bytes of the length that its head declared are still to come.
-    Http2(&'a mut h2::SendStream<Bytes>, Option<u64>),
+    /// An HTTP/2 stream, and the count against the length that its head declared.
+    Http2(&'a mut h2::SendStream<Bytes>, http2::Length),
 }
 
 impl Source<'_> {
@@ -69,13 +69,6 @@ impl<'a> Source<'a> {
     }
 }
 
-impl<'a> Sink<'a> {
-    /// An HTTP/2 stream for a body whose head declared this framing.
-    pub fn http2(stream: &'a mut h2::SendStream<Bytes>, framing: Framing) -> Self {
-        Self::Http2(stream, if let Framing::Length(length) = framing { Some(length) } else { None })
-    }
-}
-
 impl Sink<'_> {
     /// Passes bytes on.
     ///
@@ -85,11 +78,8 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.data(&bytes).await.map_err(sink_error),
             Self::Mesh(sender) => sender.data(bytes).await.map_err(|_| PumpError::SinkGone),
-            Self::Http2(stream, left) => {
-                if let Some(left) = left {
-                    let rest = left.checked_sub(bytes.len() as u64);
-                    *left = rest.ok_or(PumpError::SinkRefused("a body longer than its Content-Length"))?;
-                }
+            Self::Http2(stream, length) => {
+                length.take(bytes.len())?;
                 http2::send(stream, bytes).await
             }
         }
@@ -109,11 +99,11 @@ impl Sink<'_> {
                 }
                 Ok(())
             }
-            // An end would make a whole body of what has come: the reader has to see that it broke off.
-            Self::Http2(_, Some(1..)) => {
-                Err(PumpError::SinkRefused("a body shorter than its Content-Length"))
+            Self::Http2(stream, length) => {
+                // An end would make a whole body of what has come: the reader has to see that it broke off.
+                length.end()?;
+                http2::finish(stream, trailers)
             }
-            Self::Http2(stream, _) => http2::finish(stream, trailers),
         }
     }
 

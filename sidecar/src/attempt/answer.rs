@@ -46,8 +46,7 @@ impl Answer<'_> {
     /// Passes an interim head on.
     pub(super) async fn interim(&mut self, head: &Head) -> Result<(), PumpError> {
         if let Self::Http2(respond, _) = self {
-            let interim = http2::to_response(head).map_err(|_| PumpError::SinkRefused("the head"))?;
-            return respond.send_informational(interim).map_err(|_| PumpError::SinkGone);
+            return http2::interim(respond, head);
         }
         self.head_with(head, false, false)?;
         self.flush().await
@@ -77,22 +76,22 @@ impl Answer<'_> {
         }
     }
 
-    /// Where the body of an answer goes whose head declared this framing.
-    pub(super) fn sink(&mut self, framing: Framing) -> Result<Sink<'_>, PumpError> {
+    /// Where the body of an answer with this head goes.
+    pub(super) fn sink(&mut self, head: &Head) -> Result<Sink<'_>, PumpError> {
         match self {
             Self::Http1(writer) => Ok(Sink::Http1(writer)),
             Self::Mesh(sender, _) => Ok(Sink::Mesh(sender)),
-            Self::Http2(_, Some(stream)) => Ok(Sink::http2(stream, framing)),
+            Self::Http2(_, Some(stream)) => Ok(Sink::Http2(stream, http2::Length::of(head))),
             Self::Http2(_, None) => Err(PumpError::SinkGone),
         }
     }
 
-    /// Where a tunnel's bytes go.
-    pub(super) fn unframed(&mut self) -> Result<Sink<'_>, PumpError> {
+    /// Where the bytes of a tunnel go that was granted with this head.
+    pub(super) fn unframed(&mut self, head: &Head) -> Result<Sink<'_>, PumpError> {
         if let Self::Http1(writer) = self {
             writer.unframe();
         }
-        self.sink(Framing::UntilClose)
+        self.sink(head)
     }
 
     /// How the end of the answer's body is found: one that ends with the server's connection gets an end of
@@ -141,7 +140,7 @@ impl Answer<'_> {
         }
         if bodiless {
             let _ = self.flush().await;
-        } else if let Ok(mut sink) = self.sink(head.framing)
+        } else if let Ok(mut sink) = self.sink(&head)
             && sink.data(Bytes::from(text)).await.is_ok()
         {
             sink.end(None).await.ok();

@@ -1,6 +1,5 @@
 //! The server's side of an exchange: another sidecar, an HTTP/1 or an HTTP/2 server.
 
-use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +9,7 @@ use tulle_mesh::wire::head::Fields;
 use super::End;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Start, Writer};
-use crate::http2;
+use crate::http2::{self, Answered};
 use crate::message::{Sink, Source};
 use crate::pool::{Place, Server};
 use crate::wire::{Event, Receiver, Sender};
@@ -84,21 +83,21 @@ pub(super) fn is_bodiless(head: &Head) -> bool {
 }
 
 impl UpSink {
-    /// As a sink of a body whose head declared this framing.
-    pub(super) fn sink(&mut self, framing: Framing) -> Sink<'_> {
+    /// As a sink of the body of a request with this head.
+    pub(super) fn sink(&mut self, head: &Head) -> Sink<'_> {
         match self {
             Self::Mesh(sender) => Sink::Mesh(sender),
             Self::Http1(writer) => Sink::Http1(writer),
-            Self::Http2(stream) => Sink::http2(stream, framing),
+            Self::Http2(stream) => Sink::Http2(stream, http2::Length::of(head)),
         }
     }
 
-    /// As a sink of a tunnel's bytes.
-    pub(super) fn unframed(&mut self) -> Sink<'_> {
+    /// As a sink of the bytes of a tunnel that was granted with this head.
+    pub(super) fn unframed(&mut self, head: &Head) -> Sink<'_> {
         if let Self::Http1(writer) = self {
             writer.unframe();
         }
-        self.sink(Framing::UntilClose)
+        self.sink(head)
     }
 }
 
@@ -173,23 +172,13 @@ async fn http2_head(
     method: &[u8],
 ) -> Result<(Head, bool), End> {
     let Some(coming) = answer.as_mut() else { return Err(End::Unanswered(Failure::UpstreamReset)) };
-    if let Some(Ok(interim)) = poll_fn(|cx| coming.poll_informational(cx)).await {
-        let head = http2::response_head(&interim.into_parts().0, true).map_err(End::Final)?;
-        return Ok((head, false));
-    }
-    // Taken only when it has answered: this wait may be given up and begun again.
-    let result = coming.await;
-    *answer = None;
-    match result {
-        Ok(response) => {
-            let (parts, stream) = response.into_parts();
+    match http2::answer(coming).await {
+        Ok(Answered::Interim(head)) => Ok((head, false)),
+        Ok(Answered::Final(parts, stream)) => {
+            *answer = None;
             let end = stream.is_end_stream();
             *body = Some(stream);
-            let mut head = http2::response_head(&parts, end).map_err(End::Final)?;
-            if method == b"CONNECT" && (200..300).contains(&head.status()) {
-                head.upgrade = true;
-                head.framing = Framing::None;
-            }
+            let head = http2::response_head_for(method, &parts, end).map_err(End::Final)?;
             Ok((head, end))
         }
         // Streams above the last one that a server names when it goes away were not processed either (RFC 9113
@@ -198,9 +187,13 @@ async fn http2_head(
             if error.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || (error.is_go_away() && error.is_remote()) =>
         {
+            *answer = None;
             Err(End::NotProcessed(Failure::UpstreamNotProcessed))
         }
-        Err(_) => Err(End::Unanswered(Failure::UpstreamReset)),
+        Err(_) => {
+            *answer = None;
+            Err(End::Unanswered(Failure::UpstreamReset))
+        }
     }
 }
 

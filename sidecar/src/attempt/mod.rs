@@ -136,7 +136,7 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     let mut clean = false;
     let mut granted = None;
     {
-        let mut up = sink.sink(request.framing);
+        let mut up = sink.sink(request);
         let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
         let mut uploaded = None;
         let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
@@ -345,7 +345,7 @@ async fn download(
     }
     let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
     let mut grpc = None;
-    let to = answer.sink(head.framing)?;
+    let to = answer.sink(head)?;
     let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
     Ok((moved, grpc))
 }

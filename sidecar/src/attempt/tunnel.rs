@@ -132,8 +132,8 @@ pub(super) async fn upgraded(
         return;
     }
     let (Some((first, from_client)), Some(from_server)) = (body.take_tunnel(), source.body()) else { return };
-    let Ok(to_client) = answer.unframed() else { return };
-    let mut to_server = sink.unframed();
+    let Ok(to_client) = answer.unframed(head) else { return };
+    let mut to_server = sink.unframed(head);
     let early = first.len() as u64;
     if early > 0 && to_server.data(first).await.is_err() {
         attempt.end = End::Delivered(Err(Failure::UpstreamReset));

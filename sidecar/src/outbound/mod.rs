@@ -63,11 +63,14 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
 async fn route(worker: &Rc<Worker>, stream: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
     // Ports of sidecars are not redirected where they are, and nobody else's sidecar speaks for them.
     if worker.is_own(destination) || ports::SIDECAR.contains(&destination.port()) {
-        return Box::pin(passthrough(worker, stream, destination)).await;
+        return Box::pin(passthrough(worker, stream, destination, pending())).await;
     }
     let port = worker.port(destination).await;
     match port.target(worker) {
-        Target::Passthrough => Box::pin(passthrough(worker, stream, destination)).await,
+        Target::Passthrough => {
+            let meshed = port.becomes_meshed(worker);
+            Box::pin(passthrough(worker, stream, destination, meshed)).await
+        }
         Target::Endpoints(Protocol::Opaque) => {
             speak(worker, &port, Protocol::Opaque, stream, BytesMut::new()).await
         }
@@ -95,8 +98,13 @@ async fn speak(
     }
 }
 
-/// Bytes as they are to the address as it was dialled.
-async fn passthrough(worker: &Rc<Worker>, client: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
+/// Bytes as they are to the address as it was dialled, until each way has ended or `stop` breaks them off.
+async fn passthrough(
+    worker: &Rc<Worker>,
+    client: TcpStream,
+    destination: SocketAddr,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
     let (mut reader, mut writer) = split(client, BytesMut::new());
     let connected = tokio::select! {
@@ -115,7 +123,7 @@ async fn passthrough(worker: &Rc<Worker>, client: TcpStream, destination: Socket
     };
     let (mut from_server, mut to_server) = split(server, BytesMut::new());
     let ways = ((&mut reader, &mut writer), (&mut from_server, &mut to_server));
-    let joined = proxy_tcp(ways.0, ways.1, |_| true, || {}, pending()).await;
+    let joined = proxy_tcp(ways.0, ways.1, |_| true, || {}, stop).await;
     series.connection(None, joined.bytes);
     Ok(())
 }
