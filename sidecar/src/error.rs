@@ -1,12 +1,22 @@
-//! Why a request or a connection was not served: one enum, mapped in one place to an HTTP status, a
-//! metric label and a log field. The name says who is at fault.
+//! Why a request or a connection was not served: one enum, mapped in one place to an HTTP status, a gRPC
+//! status, a metric label and a log field. The name says who is at fault.
+
+use std::io;
+
+use tulle_mesh::wire::frame::Code;
+
+/// What a client was too slow with when its [`Failure::Timeout`] is its own fault.
+pub const REQUEST_HEAD: &str = "the request's head";
 
 /// Why a request or a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The client's bytes are no acceptable HTTP.
+    /// The client sent invalid HTTP.
     #[error("the client sent a request that is refused: {0}")]
     ClientBadRequest(&'static str),
+    /// The head of the client's request has more bytes or lines than are taken.
+    #[error("the client sent a head of more than 60 KiB or 200 lines")]
+    ClientHeadTooLong,
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
@@ -34,43 +44,86 @@ pub enum Failure {
     /// The connection to the server's sidecar ended before the answer was complete.
     #[error("the connection to the server's sidecar was lost before the answer was complete")]
     UpstreamLost,
-    /// The server's bytes are no acceptable HTTP.
+    /// The server sent invalid HTTP.
     #[error("the server sent an answer that is refused: {0}")]
     UpstreamBadResponse(&'static str),
-    /// The request met endpoints that were gone, three times.
+    /// Every endpoint that was tried ended before it processed the request.
     #[error("every endpoint that was tried had gone")]
     UpstreamNotProcessed,
+    /// This sidecar has no certificate, so it can reach no other sidecar.
+    #[error("this pod has no workload certificate yet: is the operator reachable?")]
+    OursNoCertificate,
+    /// This sidecar lacks a descriptor, a port or memory. The cause is in its log.
+    #[error("the client's own sidecar has run out of descriptors, ports or memory")]
+    OursResources,
     /// A head or a connection took too long.
     #[error("timed out: {0}")]
     Timeout(&'static str),
 }
 
 impl Failure {
+    /// A connection to an upstream that could not be opened. What this pod lacks itself is not blamed on the
+    /// endpoint, and is logged with its cause.
+    pub fn connecting(error: &io::Error) -> Self {
+        // From errno(3): ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL (no free port), ENOBUFS.
+        const LACKING: [i32; 5] = [12, 23, 24, 99, 105];
+        if error.raw_os_error().is_some_and(|code| LACKING.contains(&code)) {
+            tracing::warn!(%error, "connecting failed for want of a resource of this pod");
+            return Self::OursResources;
+        }
+        Self::UpstreamConnect
+    }
+
     /// The status that an HTTP client is answered with, if it still can be.
     pub fn status(&self) -> u16 {
         match self {
             Self::ClientBadRequest(_) => 400,
+            Self::ClientHeadTooLong => 431,
             Self::ClientGone | Self::ClientGaveUp => 499,
             Self::PolicyDenied | Self::PolicyPlaintext => 403,
-            Self::UpstreamNone | Self::UpstreamConnect | Self::UpstreamNotProcessed => 503,
+            Self::UpstreamNone
+            | Self::UpstreamConnect
+            | Self::UpstreamNotProcessed
+            | Self::OursNoCertificate
+            | Self::OursResources => 503,
             Self::UpstreamIdentity
             | Self::UpstreamReset
             | Self::UpstreamLost
             | Self::UpstreamBadResponse(_) => 502,
+            Self::Timeout(what) if *what == REQUEST_HEAD => 408,
             Self::Timeout(_) => 504,
+        }
+    }
+
+    /// The status that a gRPC client is answered with: INTERNAL, PERMISSION_DENIED or UNAVAILABLE.
+    pub fn grpc_status(&self) -> u16 {
+        match self {
+            Self::ClientBadRequest(_) | Self::ClientHeadTooLong => 13,
+            Self::PolicyDenied | Self::PolicyPlaintext => 7,
+            _ => 14,
         }
     }
 
     /// Whether the client is at fault, or broke off what the server was carrying out: nothing is known of the
     /// server. One that gave up waiting for an answer may well have had reason to.
     pub fn is_of_client(&self) -> bool {
-        matches!(self, Self::ClientBadRequest(_) | Self::ClientGone)
+        match self {
+            Self::ClientBadRequest(_) | Self::ClientHeadTooLong | Self::ClientGone => true,
+            Self::Timeout(what) => *what == REQUEST_HEAD,
+            _ => false,
+        }
+    }
+
+    /// Whether a policy refused it.
+    pub fn is_of_policy(&self) -> bool {
+        matches!(self, Self::PolicyDenied | Self::PolicyPlaintext)
     }
 
     /// The word in metrics and logs.
     pub fn name(&self) -> &'static str {
         match self {
             Self::ClientBadRequest(_) => "ClientBadRequest",
+            Self::ClientHeadTooLong => "ClientHeadTooLong",
             Self::ClientGone => "ClientGone",
             Self::ClientGaveUp => "ClientGaveUp",
             Self::PolicyDenied => "PolicyDenied",
@@ -82,7 +135,63 @@ impl Failure {
             Self::UpstreamLost => "UpstreamLost",
             Self::UpstreamBadResponse(_) => "UpstreamBadResponse",
             Self::UpstreamNotProcessed => "UpstreamNotProcessed",
+            Self::OursNoCertificate => "OursNoCertificate",
+            Self::OursResources => "OursResources",
             Self::Timeout(_) => "Timeout",
+        }
+    }
+}
+
+/// Which side of a body on its way broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PumpError {
+    /// The source's bytes are malformed.
+    SourceMalformed(&'static str),
+    /// The source ended early.
+    SourceGone,
+    /// The source, a sidecar, gave the stream up.
+    SourceReset(Code),
+    /// The sink takes no more.
+    SinkGone,
+    /// The body does not fit what its head declared.
+    SinkRefused(&'static str),
+}
+
+impl PumpError {
+    /// Whether it was the request's side that broke off, when the request is what moves.
+    pub fn is_of_client(self) -> bool {
+        !matches!(self, Self::SinkGone)
+    }
+
+    /// The failure of a request whose body broke off on its way to the server, if the client's side did.
+    pub fn of_client(self) -> Failure {
+        match self {
+            Self::SourceMalformed(why) | Self::SinkRefused(why) => Failure::ClientBadRequest(why),
+            Self::SourceGone | Self::SourceReset(_) | Self::SinkGone => Failure::ClientGone,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_slow_with_its_head_is_at_fault_and_a_slow_server_is_not() {
+        let (slow_client, slow_server) = (Failure::Timeout(REQUEST_HEAD), Failure::Timeout("a connection"));
+        assert_eq!((slow_client.status(), slow_client.is_of_client()), (408, true));
+        assert_eq!((slow_server.status(), slow_server.is_of_client()), (504, false));
+    }
+
+    #[test]
+    fn what_this_pod_lacks_is_not_blamed_on_the_endpoint() {
+        for (code, expected) in [
+            (24, Failure::OursResources),
+            (99, Failure::OursResources),
+            (111, Failure::UpstreamConnect),
+            (113, Failure::UpstreamConnect),
+        ] {
+            assert_eq!(Failure::connecting(&io::Error::from_raw_os_error(code)), expected, "{code}");
         }
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use tulle_mesh::wire::frame::Code;
 
+pub use crate::error::PumpError;
 use crate::http1::conn::BodyError;
 use crate::http1::{Part, Reader, Writer, head};
 use crate::http2;
@@ -25,30 +26,8 @@ pub enum Sink<'a> {
     Http1(&'a mut Writer),
     /// A stream between sidecars.
     Mesh(&'a Sender),
-    /// An HTTP/2 stream.
-    Http2(&'a mut h2::SendStream<Bytes>),
-}
-
-/// Which side broke off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PumpError {
-    /// The source's bytes are malformed.
-    SourceMalformed(&'static str),
-    /// The source ended early.
-    SourceGone,
-    /// The source, a sidecar, gave the stream up.
-    SourceReset(Code),
-    /// The sink takes no more.
-    SinkGone,
-    /// The body does not fit what its head declared.
-    SinkRefused(&'static str),
-}
-
-impl PumpError {
-    /// Whether it was the request's side that broke off, when the request is what moves.
-    pub fn is_of_client(self) -> bool {
-        !matches!(self, Self::SinkGone)
-    }
+    /// An HTTP/2 stream, and the count against the length that its head declared.
+    Http2(&'a mut h2::SendStream<Bytes>, http2::Length),
 }
 
 impl Source<'_> {
@@ -99,7 +78,10 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.data(&bytes).await.map_err(sink_error),
             Self::Mesh(sender) => sender.data(bytes).await.map_err(|_| PumpError::SinkGone),
-            Self::Http2(stream) => http2::send(stream, bytes).await,
+            Self::Http2(stream, length) => {
+                length.take(bytes.len())?;
+                http2::send(stream, bytes).await
+            }
         }
     }
 
@@ -117,7 +99,11 @@ impl Sink<'_> {
                 }
                 Ok(())
             }
-            Self::Http2(stream) => http2::finish(stream, trailers),
+            Self::Http2(stream, length) => {
+                // An end would make a whole body of what has come: the reader has to see that it broke off.
+                length.end()?;
+                http2::finish(stream, trailers)
+            }
         }
     }
 
@@ -126,7 +112,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.gone().await,
             Self::Mesh(sender) => sender.gone().await,
-            Self::Http2(stream) => drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await),
+            Self::Http2(stream, _) => drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await),
         }
     }
 
@@ -135,7 +121,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.abort(),
             Self::Mesh(sender) => sender.reset(Code::UpstreamFailed),
-            Self::Http2(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+            Self::Http2(stream, _) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
         }
     }
 

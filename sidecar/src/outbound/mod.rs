@@ -1,41 +1,50 @@
 //! The outbound path: a connection that the pod's application makes.
 //!
-//! original destination → what the operator says of it → what is spoken → an endpoint for each
-//! request → its sidecar, or the endpoint itself where it has none.
+//! original destination → the [`Port`] that it leads to → what is spoken → an endpoint for each request, or for
+//! the connection → its sidecar, or the endpoint itself where it has none.
+//!
+//! ```text
+//!   race      what is spoken: the client's first bytes against the server's
+//!   http      requests, each to an endpoint of its own
+//!   opaque    connections whose content is not looked at
+//! ```
 
 mod http;
+mod opaque;
 mod race;
-mod send;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use send::open_plain;
 
 use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tulle_mesh::ports;
 
+use crate::attempt::proxy_tcp;
+use crate::backend::{Backend, Upstream};
 use crate::config::Protocol;
-use crate::detect;
 use crate::error::Failure;
-use crate::forward::tunnel;
 use crate::http1::conn::split;
-use crate::http1::{Reader, Writer};
 use crate::listen::original_destination;
-use crate::message::{Sink, Source};
-use crate::pool::connect_within;
-use crate::worker::{Learned, Route, Target, Worker};
+use crate::pool::{self, IMPATIENT, PATIENT, Server};
+use crate::route::{Port, Target};
+use crate::telemetry::Series;
+use crate::telemetry::attempts::{Attempts, Seen};
+use crate::worker::Worker;
 
-/// A client of a port whose clients speak first is believed to wait for the server after this long.
-const SILENCE: Duration = Duration::from_secs(1);
+/// Waits before the last endpoint that is left is tried anew, on a fresh connection, after an attempt that it has
+/// provably not served. At once: most such connections were closed for being idle. Then 25 ms: an application
+/// that restarts a worker is often back by then.
+const ANEW: [Duration; 2] = [Duration::ZERO, Duration::from_millis(25)];
 
-/// A connection to somewhere that the mesh does not know may take as long as it would without a mesh.
-const PASSTHROUGH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Endpoints that are tried for one request or connection.
+const MAX_ENDPOINTS: usize = 4;
 
 /// Serves one connection of the application.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
@@ -51,104 +60,103 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     }
 }
 
-async fn route(worker: &Rc<Worker>, mut stream: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
+async fn route(worker: &Rc<Worker>, stream: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
     // Ports of sidecars are not redirected where they are, and nobody else's sidecar speaks for them.
     if worker.is_own(destination) || ports::SIDECAR.contains(&destination.port()) {
-        return passthrough(worker, stream, BytesMut::new(), destination).await;
+        return Box::pin(passthrough(worker, stream, destination, pending())).await;
     }
-    let route = worker.route(destination).await;
-    let protocol = match route.target(worker) {
-        Target::Passthrough => return passthrough(worker, stream, BytesMut::new(), destination).await,
-        Target::Endpoints(protocol) => protocol,
-    };
-    let mut buffer = BytesMut::new();
-    let protocol = match (protocol, route.learned.get()) {
-        (Protocol::Detect, Learned::Nothing) => {
-            return race::serve(worker, &route, stream, buffer).await;
+    let port = worker.port(destination).await;
+    match port.target(worker) {
+        Target::Passthrough => {
+            let meshed = port.becomes_meshed(worker);
+            Box::pin(passthrough(worker, stream, destination, meshed)).await
         }
-        (Protocol::Detect, Learned::ServerFirst) => Protocol::Opaque,
-        (Protocol::Detect, Learned::ClientFirst) => {
-            let first = tokio::time::timeout(SILENCE, detect::first_bytes(&mut stream, &mut buffer)).await;
-            match first {
-                Ok(protocol) => protocol.map_err(|_| Failure::ClientGone)?,
-                // A connection that its client keeps for later, or a server that speaks first after all.
-                Err(_) => return race::serve(worker, &route, stream, buffer).await,
-            }
+        Target::Endpoints(Protocol::Opaque) => {
+            speak(worker, &port, Protocol::Opaque, stream, BytesMut::new()).await
         }
-        (known, _) => known,
-    };
-    speak(worker, &route, protocol, stream, buffer).await
+        Target::Endpoints(Protocol::Detect) => race::serve(worker, &port, stream).await,
+        Target::Endpoints(declared) => race::serve_declared(worker, &port, declared, stream).await,
+    }
 }
 
+/// Serves a connection whose protocol is known. Each has a future of its own: most of what a connection occupies
+/// while it is idle is its future.
 async fn speak(
     worker: &Rc<Worker>,
-    route: &Rc<Route>,
+    port: &Rc<Port>,
     protocol: Protocol,
     stream: TcpStream,
     buffer: BytesMut,
 ) -> Result<(), Failure> {
     match protocol {
-        Protocol::Http1 => http::serve_http1(worker, route, stream, buffer).await,
-        Protocol::Http2 => http::serve_http2(worker, route, stream, buffer).await,
+        Protocol::Http1 => Box::pin(http::serve_http1(worker, port, stream, buffer, None)).await,
+        Protocol::Http2 => Box::pin(http::serve_http2(worker, port, stream, buffer)).await,
         Protocol::Opaque | Protocol::Detect => {
-            let (mut reader, writer) = split(stream, buffer);
-            reader.unframe();
-            opaque(worker, route, reader, writer).await
+            let (reader, writer) = split(stream, buffer);
+            Box::pin(opaque::serve(worker, port, reader, writer)).await
         }
     }
 }
 
-/// A connection whose content is not looked at, to one endpoint of the route.
-async fn opaque(
-    worker: &Rc<Worker>,
-    route: &Rc<Route>,
-    mut reader: Reader,
-    mut writer: Writer,
-) -> Result<(), Failure> {
-    // The client sees a connection that fails, not one that was served and closed.
-    let opened = send::open_opaque(worker, route).await.inspect_err(|_| writer.abort())?;
-    writer.unframe();
-    send::tunnel_opaque(worker, opened, &mut reader, &mut writer).await
-}
-
-/// Bytes as they are to the address as it was dialled.
+/// Bytes as they are to the address as it was dialled, until each way has ended or `stop` breaks them off.
 async fn passthrough(
     worker: &Rc<Worker>,
     client: TcpStream,
-    read: BytesMut,
     destination: SocketAddr,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
-    let server = match connect_within(destination, PASSTHROUGH_TIMEOUT).await {
+    let (mut reader, mut writer) = split(client, BytesMut::new());
+    let connected = tokio::select! {
+        biased;
+        connected = pool::connect(Server::from(destination), PATIENT) => connected,
+        () = writer.gone() => Err(Failure::ClientGaveUp),
+    };
+    let server = match connected {
         Ok(server) => server,
         Err(failure) => {
             series.connection(Some(&failure), (0, 0));
             // The client sees what it would have seen: a connection that fails, not one that closes.
-            let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
+            writer.abort();
             return Err(failure);
         }
     };
-    let bytes = splice((client, read), server, |_| true, pending()).await;
-    series.connection(None, bytes);
+    let (mut from_server, mut to_server) = split(server, BytesMut::new());
+    let ways = ((&mut reader, &mut writer), (&mut from_server, &mut to_server));
+    let joined = proxy_tcp(ways.0, ways.1, |_| true, || {}, stop).await;
+    series.connection(None, joined.bytes);
     Ok(())
 }
 
-/// Joins two TCP connections until both ways have ended, or `stop` breaks them off. `admit` sees what the first
-/// sends, and may break off.
-pub async fn splice(
-    (a, from_a): (TcpStream, BytesMut),
-    b: TcpStream,
-    admit: impl FnMut(&[u8]) -> bool,
-    stop: impl Future<Output = ()>,
-) -> (u64, u64) {
-    let ((mut a_in, mut a_out), (mut b_in, mut b_out)) = (split(a, from_a), split(b, BytesMut::new()));
-    for reader in [&mut a_in, &mut b_in] {
-        reader.unframe();
+/// How long connecting to an endpoint may take: where there is no other, as long as without a mesh.
+fn patience(backend: &Backend, upstream: &Upstream) -> Duration {
+    if backend.has_other(upstream.endpoint.address) { IMPATIENT } else { PATIENT }
+}
+
+/// Counts an attempt that has ended for the Canary under whose shares its endpoint was chosen. `head`: the
+/// time until the head of its answer.
+fn count(
+    evidence: Option<&Arc<Attempts>>,
+    backend: &Backend,
+    upstream: &Upstream,
+    seen: Option<Seen>,
+    head: Option<Duration>,
+) {
+    let (Some(attempts), Some(seen)) = (evidence, seen) else { return };
+    // A pod that ends takes nothing new: every rollout does that, and it says nothing of the version.
+    if seen == Seen::Unreached && backend.is_ending(&upstream.endpoint) {
+        return;
     }
-    for writer in [&mut a_out, &mut b_out] {
-        writer.unframe();
-    }
-    let up = (Source::Http1(&mut a_in), Sink::Http1(&mut b_out));
-    let down = (Source::Http1(&mut b_in), Sink::Http1(&mut a_out));
-    tunnel(up, down, admit, stop).await
+    attempts.count(seen, head);
+}
+
+/// What is counted where no endpoint has served.
+fn unserved(worker: &Worker, backend: Option<&Backend>, protocol: &'static str) -> Arc<Series> {
+    let (namespace, name) = backend.map_or(("", "pod"), Backend::counted_as);
+    worker.telemetry.outbound(namespace, name, "", protocol)
+}
+
+/// A connection that is closed now is reset, so that its client does not take it for one that was served.
+fn reset_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -1,95 +1,253 @@
-//! Who speaks first on a port that nobody has used before: the client's first bytes and the server's
-//! race. A server that wins (MySQL, SMTP) makes the port opaque, and that is remembered; nobody waits
-//! for a timer.
+//! What a connection speaks whose port says nothing of it, or whose bytes may disagree with what it says.
+//!
+//! A client that speaks decides with its first bytes. One that is silent is believed to wait for the server after a
+//! few milliseconds: a connection to an endpoint is opened, and from then on client and server race. A server that
+//! wins (MySQL, SMTP) makes the connection opaque. No guess holds bytes back for longer than [`UNDECIDED`], and
+//! none is final: what earlier connections have taught only shortens or lengthens the first wait, and is dropped
+//! when a connection contradicts it.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::SockRef;
+use futures::FutureExt as _;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{http, send};
+use super::opaque::{self, Greeting, Opened};
+use super::{http, reset_on_close, speak};
+use crate::backend::Backend;
 use crate::config::Protocol;
-use crate::detect;
+use crate::detect::{Detector, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
-use crate::worker::{Learned, Route, Worker};
+use crate::route::{Learned, Port};
+use crate::worker::Worker;
 
-/// How long a client whose connection nobody took may take to speak before it is reset.
+/// A client that is silent for this long after it has connected may be waiting for the server. Clients that speak
+/// first do so in one go with connecting.
+const SILENT: Duration = Duration::from_millis(3);
+/// The same on a port whose clients usually speak first: a busy client is more likely than one that waits, and a
+/// connection that it does not need costs its server more than these milliseconds.
+const LATE: Duration = Duration::from_millis(25);
+/// An HTTP/2 server has sent its settings to a client that is still silent: it is most likely about to speak
+/// HTTP/2. After this long it gets to see them.
+const UNANSWERED_SETTINGS: Duration = Duration::from_millis(250);
+/// How long a client whose connection no endpoint took may take to speak HTTP, and be told why, before it is reset.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The same where a policy refused it: a rule may allow requests and not what is unknown.
 const DENIED_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Serves a connection whose protocol is not known yet.
-pub(super) async fn serve(
-    worker: &Rc<Worker>,
-    route: &Rc<Route>,
-    mut stream: TcpStream,
-    mut buffer: BytesMut,
-) -> Result<(), Failure> {
-    // Bytes that are here already decide without a connection to the server.
-    let early = stream.try_read_buf(&mut buffer);
-    let decided = if matches!(early, Ok(read) if read > 0) { detect::classify(&buffer) } else { None };
-    if let Some(protocol) = decided {
-        route.learned.set(Learned::ClientFirst);
-        return super::speak(worker, route, protocol, stream, buffer).await;
-    }
-    let mut opened = match send::open_opaque(worker, route).await {
-        Ok(opened) => opened,
-        Err(failure) => return unopened(worker, route, stream, buffer, failure).await,
-    };
-    let first = tokio::select! {
-        first = detect::first_bytes(&mut stream, &mut buffer) => Some(first.map_err(|_| Failure::ClientGone)?),
-        () = opened.answered() => None,
-    };
-    match first {
-        Some(Protocol::Http1) => {
-            route.learned.set(Learned::ClientFirst);
-            drop(opened);
-            http::serve_http1(worker, route, stream, buffer).await
+/// What the client has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Words {
+    /// Enough to know.
+    Known(Protocol),
+    /// Too little in the time that there was, or its end.
+    Undecided,
+}
+
+/// Reads until the client's first bytes say what they are, or it has ended. `limit`: how long they may be
+/// undecided, once there are any. May be given up and begun again.
+async fn listen(
+    stream: &mut TcpStream,
+    buffer: &mut BytesMut,
+    limit: Option<Duration>,
+) -> Result<Words, Failure> {
+    let mut detector = Detector::default();
+    let mut since = None;
+    loop {
+        if let Some(protocol) = detector.look(buffer) {
+            return Ok(Words::Known(protocol));
         }
-        Some(Protocol::Http2) => {
-            route.learned.set(Learned::ClientFirst);
-            drop(opened);
-            http::serve_http2(worker, route, stream, buffer).await
-        }
-        opaque => {
-            let learned = match opaque {
-                Some(_) => Learned::ClientFirst,
-                None if opened.has_greeted() => Learned::ServerFirst,
-                None => Learned::Nothing,
-            };
-            // One client that stays silent must not make the port opaque for the others.
-            if route.learned.get() != Learned::ClientFirst {
-                route.learned.set(learned);
+        // Waited for without memory: a silent connection may stay so for hours.
+        let readable = match limit.filter(|_| !buffer.is_empty() && !is_surely_http2(buffer)) {
+            None => stream.readable().await,
+            Some(limit) => {
+                let by = *since.get_or_insert_with(Instant::now) + limit;
+                match timeout_at(by, stream.readable()).await {
+                    Ok(readable) => readable,
+                    Err(_) => return Ok(Words::Undecided),
+                }
             }
-            let (mut reader, mut writer) = split(stream, buffer);
-            reader.unframe();
-            writer.unframe();
-            send::tunnel_opaque(worker, opened, &mut reader, &mut writer).await
+        };
+        readable.map_err(|_| Failure::ClientGone)?;
+        buffer.reserve(4 * 1024);
+        match stream.read_buf(buffer).now_or_never() {
+            Some(Ok(0)) => return Ok(Words::Undecided),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return Err(Failure::ClientGone),
+            // There was nothing after all, or the task has used up its turn.
+            None => {
+                if buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+                consume_budget().await;
+            }
         }
     }
 }
 
-/// Nobody took the connection as it is, but a client that turns out to speak HTTP can be told why, and may
+/// Serves a connection to a port that declares HTTP. The declaration is a hint: bytes that disagree with it go by
+/// what they are, and those that are undecided by the hint.
+pub(super) async fn serve_declared(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    hint: Protocol,
+    mut stream: TcpStream,
+) -> Result<(), Failure> {
+    let mut buffer = BytesMut::new();
+    let protocol = match listen(&mut stream, &mut buffer, Some(UNDECIDED)).await? {
+        Words::Known(protocol) => protocol,
+        Words::Undecided => hint,
+    };
+    speak(worker, port, protocol, stream, buffer).await
+}
+
+/// Serves a connection to a port that declares nothing.
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    mut stream: TcpStream,
+) -> Result<(), Failure> {
+    let mut buffer = BytesMut::new();
+    let grace = match port.learned.get() {
+        Learned::ServerFirst => Duration::ZERO,
+        Learned::Nothing => SILENT,
+        Learned::ClientFirst => LATE,
+    };
+    match timeout(grace, listen(&mut stream, &mut buffer, Some(UNDECIDED))).await {
+        Ok(words) => match words? {
+            Words::Known(protocol) => {
+                teach(port, Learned::ClientFirst);
+                speak(worker, port, protocol, stream, buffer).await
+            }
+            Words::Undecided => Box::pin(race(worker, port, stream, buffer, true)).await,
+        },
+        // Rare beside clients that speak at once: not a part of every connection's future.
+        Err(_) => Box::pin(race(worker, port, stream, buffer, false)).await,
+    }
+}
+
+/// Takes over what a connection has taught; what contradicts an earlier one leaves nothing known.
+fn teach(port: &Port, learned: Learned) {
+    let contradicted = matches!(
+        (port.learned.get(), learned),
+        (Learned::ServerFirst, Learned::ClientFirst) | (Learned::ClientFirst, Learned::ServerFirst)
+    );
+    port.learned.set(if contradicted { Learned::Nothing } else { learned });
+}
+
+/// A silent client against the endpoint that is opened for it. `undecided`: it is not silent, but its bytes have
+/// waited for long enough.
+async fn race(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    mut stream: TcpStream,
+    mut buffer: BytesMut,
+    undecided: bool,
+) -> Result<(), Failure> {
+    let Some(backend) = port.backend(worker) else {
+        reset_on_close(&stream);
+        return Err(Failure::UpstreamNone);
+    };
+    let opened = {
+        let mut opening = pin!(opaque::open(worker, &backend));
+        tokio::select! {
+            biased;
+            // While nothing is open no byte is held back by reading on.
+            words = listen(&mut stream, &mut buffer, None) => match words? {
+                Words::Known(protocol @ (Protocol::Http1 | Protocol::Http2)) => {
+                    teach(port, Learned::ClientFirst);
+                    return speak(worker, port, protocol, stream, buffer).await;
+                }
+                _ => {
+                    let (reader, mut writer) = split(stream, buffer);
+                    let opened = tokio::select! {
+                        biased;
+                        opened = opening => opened,
+                        () = writer.gone() => Err(Failure::ClientGaveUp),
+                    };
+                    return opaque::carry(worker, &backend, opened, reader, writer).await;
+                }
+            },
+            opened = opening.as_mut() => opened,
+        }
+    };
+    match opened {
+        Ok(opened) if undecided => {
+            let (reader, writer) = split(stream, buffer);
+            opaque::carry(worker, &backend, Ok(opened), reader, writer).await
+        }
+        Ok(opened) => decide(worker, port, &backend, opened, stream, buffer).await,
+        Err(failure) => unopened(worker, port, &backend, failure, stream, buffer).await,
+    }
+}
+
+/// Whoever speaks first decides.
+async fn decide(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    backend: &Backend,
+    mut opened: Opened,
+    mut stream: TcpStream,
+    mut buffer: BytesMut,
+) -> Result<(), Failure> {
+    let mut words = tokio::select! {
+        biased;
+        words = listen(&mut stream, &mut buffer, Some(UNDECIDED)) => Some(words?),
+        () = opened.answered() => None,
+    };
+    if words.is_none() {
+        match opened.greeting() {
+            Greeting::Opaque => teach(port, Learned::ServerFirst),
+            Greeting::None => {}
+            Greeting::Settings => {
+                let listening = listen(&mut stream, &mut buffer, Some(UNDECIDED));
+                words = timeout(UNANSWERED_SETTINGS, listening).await.ok().transpose()?;
+            }
+        }
+    }
+    if let Some(Words::Known(protocol)) = words {
+        teach(port, Learned::ClientFirst);
+        match protocol {
+            Protocol::Http1 => {
+                let served = http::serve_http1(worker, port, stream, buffer, Some(opened));
+                return Box::pin(served).await;
+            }
+            Protocol::Http2 => {
+                drop(opened);
+                return speak(worker, port, protocol, stream, buffer).await;
+            }
+            Protocol::Opaque | Protocol::Detect => {}
+        }
+    }
+    let (reader, writer) = split(stream, buffer);
+    opaque::carry(worker, backend, Ok(opened), reader, writer).await
+}
+
+/// No endpoint took the connection as it is, but a client that turns out to speak HTTP can be told why, and may
 /// be allowed what an unknown protocol is not.
 async fn unopened(
     worker: &Rc<Worker>,
-    route: &Rc<Route>,
+    port: &Rc<Port>,
+    backend: &Backend,
+    failure: Failure,
     mut stream: TcpStream,
     mut buffer: BytesMut,
-    failure: Failure,
 ) -> Result<(), Failure> {
     let patience = if failure == Failure::PolicyDenied { DENIED_PATIENCE } else { PATIENCE };
-    match timeout(patience, detect::first_bytes(&mut stream, &mut buffer)).await {
-        Ok(Ok(protocol @ (Protocol::Http1 | Protocol::Http2))) => {
-            route.learned.set(Learned::ClientFirst);
-            super::speak(worker, route, protocol, stream, buffer).await
+    match timeout(patience, listen(&mut stream, &mut buffer, None)).await {
+        Ok(Ok(Words::Known(protocol @ (Protocol::Http1 | Protocol::Http2)))) => {
+            teach(port, Learned::ClientFirst);
+            speak(worker, port, protocol, stream, buffer).await
         }
         _ => {
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            reset_on_close(&stream);
+            opaque::unopened(worker, backend, &failure);
             Err(failure)
         }
     }

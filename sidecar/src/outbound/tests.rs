@@ -1,48 +1,94 @@
 //! Whole requests and connections over loopback, and the evidence that they leave.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{Instant, sleep, timeout};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::AttemptCounts;
 
 use super::*;
-use crate::config::{CanaryRef, ConfigStore, Destination, Endpoint, Service};
-use crate::settings::Settings;
+use crate::config::{CanaryRef, ConfigStore, Endpoint, Endpoints, Route, ServiceRoute};
+use crate::route::Learned;
+use crate::settings::{Settings, SourceAddress};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+const KEPT: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+const POST: &[u8] = b"POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a server does with a connection once it has read from it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Server {
     Answers,
     Closes,
     Resets,
+    /// Resets without having read.
+    Unread,
+    /// Answers the first request of a connection, and closes when the second one comes.
+    ClosesKept,
+    /// The same, with a reset before it has read the second one.
+    ResetsKept,
+    /// Speaks first.
+    Greets,
+    /// Sends its settings, as an HTTP/2 server does, and then back what it has read.
+    Settings,
     /// Nobody listens.
     Gone,
 }
 
-async fn server(server: Server) -> SocketAddr {
+/// A server, and how many connections it has accepted.
+async fn server(server: Server) -> (SocketAddr, Rc<Cell<usize>>) {
+    let accepted = Rc::new(Cell::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     if matches!(server, Server::Gone) {
-        return address;
+        return (address, accepted);
     }
+    let counter = Rc::clone(&accepted);
     spawn_local(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let _ = stream.read(&mut [0; 1024]).await;
-            match server {
-                Server::Answers => drop(stream.write_all(OK).await),
-                Server::Resets => drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO))),
-                Server::Closes | Server::Gone => {}
-            }
+        while let Ok((stream, _)) = listener.accept().await {
+            counter.set(counter.get() + 1);
+            spawn_local(behave(server, stream));
         }
     });
-    address
+    (address, accepted)
+}
+
+async fn behave(server: Server, mut stream: TcpStream) {
+    let reset = |stream: &TcpStream| SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+    let mut room = [0; 1024];
+    match server {
+        Server::Greets => drop(stream.write_all(b"220 mail\r\n").await),
+        Server::Settings => drop(stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await),
+        Server::Unread => {
+            let _ = stream.readable().await;
+            return reset(&stream);
+        }
+        _ => {}
+    }
+    let read = stream.read(&mut room).await.unwrap_or(0);
+    match server {
+        Server::Answers => drop(stream.write_all(OK).await),
+        Server::Resets => reset(&stream),
+        Server::ClosesKept | Server::ResetsKept => {
+            let _ = stream.write_all(KEPT).await;
+            let _ = stream.readable().await;
+            match server {
+                Server::ResetsKept => reset(&stream),
+                _ => drop(stream.read(&mut room).await),
+            }
+        }
+        Server::Greets | Server::Settings => {
+            let _ = stream.write_all(room.get(..read).unwrap_or(&[])).await;
+        }
+        Server::Closes | Server::Unread | Server::Gone => {}
+    }
 }
 
 fn endpoint(address: SocketAddr, revision: &str, terminating: bool) -> Endpoint {
@@ -50,8 +96,8 @@ fn endpoint(address: SocketAddr, revision: &str, terminating: bool) -> Endpoint 
     Endpoint { address, identity: None, revision, terminating, pod_uid }
 }
 
-/// A worker, and its route to a Service with a Canary that sends nearly everything to `new`.
-async fn route_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Route>) {
+/// A worker, and its port of a Service with a Canary that sends nearly everything to `new`.
+async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
     let settings = Settings {
         pod_name: "client".to_owned(),
         pod_namespace: "shop".to_owned(),
@@ -64,21 +110,35 @@ async fn route_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Route>) {
         trust_file: String::new(),
         probes: Vec::new(),
         workers: 1,
+        source_address: SourceAddress::Sidecar,
         features: Vec::new(),
-    };
-    let service = Service {
-        endpoints,
-        split: vec![("old".into(), 1), ("new".into(), 999)],
-        canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
-        ..Service::default()
     };
     let dialled = SocketAddr::from(([10, 96, 0, 1], 80));
     let (config, _wanted) = ConfigStore::new();
     config.resolve(dialled).await;
-    config.set_destination(dialled, Destination::Service(service));
+    let name: Arc<str> = "shop/web:80".into();
+    let service = ServiceRoute {
+        namespace: "shop".to_owned(),
+        name: "web".to_owned(),
+        port: 80,
+        endpoints: Arc::clone(&name),
+        ..ServiceRoute::default()
+    };
+    config.set_route(dialled, Route::Service(service));
+    let endpoints = Endpoints {
+        endpoints,
+        split: vec![("old".into(), 1), ("new".into(), 999)],
+        canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
+    };
+    config.set_endpoints(&name, endpoints);
     let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default());
-    let route = worker.route(dialled).await;
-    (worker, route)
+    let port = worker.port(dialled).await;
+    (worker, port)
+}
+
+/// A worker, and its port of a Service with one endpoint.
+async fn port_to_one(address: SocketAddr) -> (Rc<Worker>, Rc<Port>) {
+    port_to(vec![endpoint(address, "new", false)]).await
 }
 
 /// A connection of the application, and the sidecar's end of it.
@@ -88,11 +148,12 @@ async fn connection() -> (TcpStream, TcpStream) {
     (client, listener.accept().await.unwrap().0)
 }
 
-async fn get(worker: &Rc<Worker>, route: &Rc<Route>) -> String {
+/// Sends this as one request of a connection that is known to speak HTTP/1, and reads to the end.
+async fn ask(worker: &Rc<Worker>, port: &Rc<Port>, request: &[u8]) -> String {
     let (mut client, accepted) = connection().await;
-    let served = speak(worker, route, Protocol::Http1, accepted, BytesMut::new());
+    let served = speak(worker, port, Protocol::Http1, accepted, BytesMut::new());
     let asked = async {
-        client.write_all(REQUEST).await.unwrap();
+        client.write_all(request).await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
@@ -108,10 +169,10 @@ fn evidence(worker: &Worker, revision: &str) -> AttemptCounts {
 #[tokio::test]
 async fn an_attempt_that_another_endpoint_saved_is_evidence_against_the_first() {
     let test = async {
-        let (good, bad) = (server(Server::Answers).await, server(Server::Closes).await);
-        let (worker, route) = route_to(vec![endpoint(good, "old", false), endpoint(bad, "new", false)]).await;
+        let (good, bad) = (server(Server::Answers).await.0, server(Server::Closes).await.0);
+        let (worker, port) = port_to(vec![endpoint(good, "old", false), endpoint(bad, "new", false)]).await;
         for _ in 0..20 {
-            let answer = get(&worker, &route).await;
+            let answer = ask(&worker, &port, REQUEST).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
         let mut all = worker.telemetry.attempts.take();
@@ -130,12 +191,69 @@ async fn an_attempt_that_another_endpoint_saved_is_evidence_against_the_first() 
 async fn an_endpoint_that_cannot_be_reached_fails_unless_it_is_known_to_end() {
     let test = async {
         for (terminating, expected) in [(false, (1, 1, 1)), (true, (0, 0, 0))] {
-            let gone = server(Server::Gone).await;
-            let (worker, route) = route_to(vec![endpoint(gone, "new", terminating)]).await;
-            let answer = get(&worker, &route).await;
+            let gone = server(Server::Gone).await.0;
+            let (worker, port) = port_to(vec![endpoint(gone, "new", terminating)]).await;
+            let answer = ask(&worker, &port, REQUEST).await;
             assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
             let seen = evidence(&worker, "new");
             assert_eq!((seen.attempts, seen.failures, seen.unreached), expected);
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn the_only_endpoint_is_tried_again_where_that_cannot_do_harm() {
+    // How the server ends, the request, its status, and attempts at the request.
+    let table = [
+        (Server::Closes, REQUEST, "502", 1),
+        (Server::Closes, POST, "502", 1),
+        (Server::Unread, REQUEST, "502", 3),
+        (Server::Unread, POST, "502", 3),
+        (Server::Gone, POST, "503", 1),
+    ];
+    let test = async {
+        for (kind, request, status, attempts) in table {
+            let (worker, port) = port_to_one(server(kind).await.0).await;
+            let answer = ask(&worker, &port, request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{kind:?}: {answer}");
+            assert_eq!(evidence(&worker, "new").attempts, attempts, "{kind:?}: {answer}");
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_the_server_closes_costs_no_request_that_may_be_repeated() {
+    let table = [
+        (Server::ClosesKept, REQUEST, "200"),
+        // The application may have carried it out.
+        (Server::ClosesKept, POST, "502"),
+        (Server::ResetsKept, REQUEST, "200"),
+        (Server::ResetsKept, POST, "200"),
+    ];
+    let test = async {
+        for (kind, request, status) in table {
+            let (address, accepted) = server(kind).await;
+            let (worker, port) = port_to_one(address).await;
+            let first = ask(&worker, &port, REQUEST).await;
+            assert!(first.starts_with("HTTP/1.1 200 "), "{kind:?}: {first}");
+            let second = ask(&worker, &port, request).await;
+            assert!(second.starts_with(&format!("HTTP/1.1 {status} ")), "{kind:?}: {second}");
+            assert_eq!(accepted.get(), if status == "200" { 2 } else { 1 }, "{kind:?}");
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn kept_connections_of_all_endpoints_may_be_closed_and_the_last_one_is_asked_anew() {
+    let test = async {
+        let (a, b) = (server(Server::ClosesKept).await.0, server(Server::ClosesKept).await.0);
+        let (worker, port) = port_to(vec![endpoint(a, "new", false), endpoint(b, "new", false)]).await;
+        for request in 0..12 {
+            let answer = ask(&worker, &port, REQUEST).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "request {request}: {answer}");
         }
     };
     LocalSet::new().run_until(test).await;
@@ -152,9 +270,9 @@ async fn an_opaque_connection_is_one_attempt() {
     ];
     let test = async {
         for (kind, expected) in table {
-            let (worker, route) = route_to(vec![endpoint(server(kind).await, "new", false)]).await;
+            let (worker, port) = port_to_one(server(kind).await.0).await;
             let (mut client, accepted) = connection().await;
-            let served = speak(&worker, &route, Protocol::Opaque, accepted, BytesMut::new());
+            let served = speak(&worker, &port, Protocol::Opaque, accepted, BytesMut::new());
             let used = async move {
                 let _ = client.write_all(b"x").await;
                 let _ = client.read_to_end(&mut Vec::new()).await;
@@ -163,6 +281,134 @@ async fn an_opaque_connection_is_one_attempt() {
             let seen = evidence(&worker, "new");
             assert_eq!((seen.attempts, seen.failures, seen.unreached), expected);
             assert!(seen.buckets.is_empty());
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn opaque_failures_are_counted() {
+    let test = async {
+        for (kind, reason) in [(Server::Gone, "UpstreamConnect"), (Server::Resets, "UpstreamReset")] {
+            let (worker, port) = port_to_one(server(kind).await.0).await;
+            let (mut client, accepted) = connection().await;
+            let served = speak(&worker, &port, Protocol::Opaque, accepted, BytesMut::new());
+            let used = async move {
+                let _ = client.write_all(b"x").await;
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            };
+            let _ = tokio::join!(served, used);
+            let failures: Vec<_> =
+                worker.telemetry.all().iter().flat_map(|(_, series)| series.failures()).collect();
+            assert_eq!(failures, [(reason, 1)], "{kind:?}");
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// What a client gets that sends each piece after its pause, and how long the last byte took after the last piece.
+async fn converse(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    pieces: &[(u64, &[u8])],
+    until: &[u8],
+) -> (String, Duration) {
+    let (mut client, accepted) = connection().await;
+    let (worker, port) = (Rc::clone(worker), Rc::clone(port));
+    let served = spawn_local(async move { race::serve(&worker, &port, accepted).await });
+    for (pause_ms, piece) in pieces {
+        sleep(Duration::from_millis(*pause_ms)).await;
+        client.write_all(piece).await.unwrap();
+    }
+    let since = Instant::now();
+    let mut seen = Vec::new();
+    let reading =
+        async { while !seen.ends_with(until) && client.read_buf(&mut seen).await.unwrap_or(0) > 0 {} };
+    timeout(PATIENCE, reading).await.expect("it never came");
+    let took = since.elapsed();
+    drop(client);
+    served.abort();
+    (String::from_utf8_lossy(&seen).into_owned(), took)
+}
+
+#[tokio::test]
+async fn undecided_bytes_are_forwarded_after_a_moment_and_teach_nothing() {
+    let test = async {
+        for bytes in [&b"HZC"[..], b"GET", b"GET hello\r\n", b"KEYS *\r\n"] {
+            let (worker, port) = port_to_one(server(Server::Settings).await.0).await;
+            let (seen, took) = converse(&worker, &port, &[(0, bytes)], bytes).await;
+            assert!(seen.ends_with(&*String::from_utf8_lossy(bytes)), "{seen:?}");
+            assert!(took < Duration::from_millis(500), "{bytes:?} took {took:?}");
+            if bytes.len() == 3 {
+                assert_eq!(port.learned.get(), Learned::Nothing, "{bytes:?}");
+            }
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_and_a_client_that_does_contradicts_it() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Greets).await.0).await;
+        let (seen, took) = converse(&worker, &port, &[], b"220 mail\r\n").await;
+        assert_eq!(seen, "220 mail\r\n");
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert_eq!(port.learned.get(), Learned::ServerFirst);
+        let (mut client, accepted) = connection().await;
+        client.write_all(REQUEST).await.unwrap();
+        // The request is there before the connection is looked at.
+        sleep(Duration::from_millis(5)).await;
+        let _ = timeout(PATIENCE, race::serve(&worker, &port, accepted)).await;
+        assert_ne!(port.learned.get(), Learned::ServerFirst);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_silent_client_that_then_speaks_http_uses_the_connection_that_was_opened_for_it() {
+    let test = async {
+        let (address, accepted) = server(Server::Answers).await;
+        let (worker, port) = port_to_one(address).await;
+        let (seen, _) = converse(&worker, &port, &[(60, REQUEST)], b"ok").await;
+        assert!(seen.starts_with("HTTP/1.1 200 "), "{seen}");
+        assert_eq!(accepted.get(), 1, "connections to the server");
+        assert_eq!(port.learned.get(), Learned::ClientFirst);
+        assert_eq!(evidence(&worker, "new").attempts, 1);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn settings_of_an_http_2_server_are_not_a_greeting() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Settings).await.0).await;
+        // The client of an opaque protocol sees them in the end.
+        let (seen, _) = converse(&worker, &port, &[], b"\0\0\0\x04\0\0\0\0\0").await;
+        assert_eq!(seen.len(), 9);
+        assert_eq!(port.learned.get(), Learned::Nothing);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn bytes_that_disagree_with_a_declaration_go_by_what_they_are() {
+    let test = async {
+        for (hint, bytes, expected) in [
+            (Protocol::Http2, REQUEST, "HTTP/1.1 200 OK"),
+            (Protocol::Http1, b"*1\r\n$4\r\nPING\r\n", "HTTP/1.1 200 OK"),
+        ] {
+            let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
+            let (mut client, accepted) = connection().await;
+            let served = race::serve_declared(&worker, &port, hint, accepted);
+            let asked = async move {
+                client.write_all(bytes).await.unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                answer
+            };
+            let (_, answer) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+            assert!(answer.starts_with(expected), "{hint:?}: {answer}");
         }
     };
     LocalSet::new().run_until(test).await;

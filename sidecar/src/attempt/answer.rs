@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 
 use bytes::{Bytes, BytesMut};
+use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
 use crate::error::Failure;
@@ -12,18 +13,18 @@ use crate::message::{PumpError, Sink};
 use crate::wire::Sender;
 
 /// Where an answer goes.
-pub enum Downstream<'a> {
+pub enum Answer<'a> {
     /// An HTTP/1 client.
     Http1(&'a mut Writer),
-    /// Another sidecar, with the load to tell it.
+    /// Another sidecar, with the load to report to it.
     Mesh(&'a Sender, u32),
     /// An HTTP/2 client.
     Http2(&'a mut h2::server::SendResponse<Bytes>, Option<h2::SendStream<Bytes>>),
 }
 
-impl Downstream<'_> {
+impl Answer<'_> {
     /// Resolves when the client has gone away.
-    pub(super) async fn gone(&mut self) {
+    pub async fn gone(&mut self) {
         match self {
             Self::Http1(writer) => writer.gone().await,
             Self::Mesh(sender, _) => sender.gone().await,
@@ -44,13 +45,11 @@ impl Downstream<'_> {
 
     /// Passes an interim head on.
     pub(super) async fn interim(&mut self, head: &Head) -> Result<(), PumpError> {
-        match self {
-            Self::Http2(..) => Ok(()),
-            _ => {
-                self.head_with(head, false, false)?;
-                self.flush().await
-            }
+        if let Self::Http2(respond, _) = self {
+            return http2::interim(respond, head);
         }
+        self.head_with(head, false, false)?;
+        self.flush().await
     }
 
     pub(super) fn head_with(&mut self, head: &Head, end: bool, close: bool) -> Result<(), PumpError> {
@@ -77,23 +76,25 @@ impl Downstream<'_> {
         }
     }
 
-    pub(super) fn sink(&mut self) -> Result<Sink<'_>, PumpError> {
+    /// Where the body of an answer with this head goes.
+    pub(super) fn sink(&mut self, head: &Head) -> Result<Sink<'_>, PumpError> {
         match self {
             Self::Http1(writer) => Ok(Sink::Http1(writer)),
             Self::Mesh(sender, _) => Ok(Sink::Mesh(sender)),
-            Self::Http2(_, Some(stream)) => Ok(Sink::Http2(stream)),
+            Self::Http2(_, Some(stream)) => Ok(Sink::Http2(stream, http2::Length::of(head))),
             Self::Http2(_, None) => Err(PumpError::SinkGone),
         }
     }
 
-    pub(super) fn unframed(&mut self) -> Result<Sink<'_>, PumpError> {
+    /// Where the bytes of a tunnel go that was granted with this head.
+    pub(super) fn unframed(&mut self, head: &Head) -> Result<Sink<'_>, PumpError> {
         if let Self::Http1(writer) = self {
             writer.unframe();
         }
-        self.sink()
+        self.sink(head)
     }
 
-    /// How the end of the answer's body is told: one that ends with the server's connection gets an end of
+    /// How the end of the answer's body is found: one that ends with the server's connection gets an end of
     /// its own, except for a client that knows no chunks (HTTP/1.0).
     pub(super) fn reframe(&self, head: &mut Head, request: &Head) {
         match head.framing {
@@ -103,20 +104,74 @@ impl Downstream<'_> {
         }
     }
 
-    /// Answers with a few words of our own.
-    pub async fn answer(&mut self, failure: &Failure) {
+    /// Whether this failure makes another sidecar send the request elsewhere.
+    pub(crate) fn sends_elsewhere(&self, failure: &Failure) -> bool {
+        matches!(self, Self::Mesh(..)) && reset_code(failure) == Some(Code::NotProcessed)
+    }
+
+    /// Answers a request whose head could not be read.
+    pub async fn fail(&mut self, failure: &Failure) {
+        self.words(failure, false).await;
+    }
+
+    /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
+    /// client with a status that it understands, everybody else with a few words.
+    pub(crate) async fn fail_request(&mut self, request: &Head, failure: &Failure) {
+        if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
+            return sender.reset(code);
+        }
+        let content = request.header("content-type").filter(|value| value.starts_with(b"application/grpc"));
+        match content {
+            Some(content) if !matches!(self, Self::Http1(_)) => self.grpc(failure, content.clone()).await,
+            _ => self.words(failure, request.request_line().0 == "HEAD").await,
+        }
+    }
+
+    async fn words(&mut self, failure: &Failure, bodiless: bool) {
         let status = failure.status();
         let text = format!("tulle: {failure}\n");
         let mut head = Head::answer(status, reason(status), text.len());
+        if bodiless {
+            head.framing = Framing::None;
+        }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
-        if self.head_with(&head, false, true).is_err() {
+        if self.head_with(&head, bodiless, true).is_err() {
             return;
         }
-        if let Ok(mut sink) = self.sink()
+        if bodiless {
+            let _ = self.flush().await;
+        } else if let Ok(mut sink) = self.sink(&head)
             && sink.data(Bytes::from(text)).await.is_ok()
         {
             sink.end(None).await.ok();
         }
+    }
+
+    /// The answer that gRPC calls Trailers-Only.
+    async fn grpc(&mut self, failure: &Failure, content: Bytes) {
+        let mut head = Head::answer(200, "OK", 0);
+        head.framing = Framing::None;
+        head.headers.clear();
+        head.push("content-type", content);
+        head.push("grpc-status", failure.grpc_status().to_string());
+        head.push("grpc-message", format!("tulle: {failure}"));
+        head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+        if self.head_with(&head, true, true).is_ok() {
+            let _ = self.flush().await;
+        }
+    }
+}
+
+/// What another sidecar is told of a request that failed, where an answer would keep it from sending the
+/// request elsewhere.
+fn reset_code(failure: &Failure) -> Option<Code> {
+    match failure {
+        // No byte has reached the application.
+        Failure::UpstreamNotProcessed | Failure::UpstreamConnect | Failure::OursResources => {
+            Some(Code::NotProcessed)
+        }
+        Failure::UpstreamReset => Some(Code::UpstreamFailed),
+        _ => None,
     }
 }
 
@@ -124,6 +179,8 @@ fn reason(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
         403 => "Forbidden",
+        408 => "Request Timeout",
+        431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",

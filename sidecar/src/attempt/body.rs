@@ -1,0 +1,232 @@
+//! The body of a request on its way to a server, kept while it may have to be sent again.
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
+use tulle_mesh::wire::STREAM_CREDIT;
+
+use crate::error::Failure;
+use crate::http1::{Framing, Head, Part};
+use crate::message::{PumpError, Sink, Source};
+
+/// A piece of a body from this size on is held as it was read, with the buffer around it.
+const WORTH_HOLDING: usize = 4 * 1024;
+/// What is gathered of a body in chunks that belongs to a request for a tunnel.
+const MAX_GATHERED: usize = 64 * 1024;
+
+/// A request's body.
+pub struct RequestBody<'a> {
+    source: Option<Source<'a>>,
+    /// What was read before the first attempt, and comes first.
+    ahead: Bytes,
+    kept: Kept,
+    trailers: Option<Vec<(Bytes, Bytes)>>,
+    ended: bool,
+    /// Of a request for a tunnel: what of the body is still to come on a stream that goes on behind it.
+    left: Option<u64>,
+    /// What came on that stream behind the body: the tunnel's first bytes.
+    beyond: Bytes,
+}
+
+/// What was read of a body, as long as all of it fits [`STREAM_CREDIT`].
+#[derive(Default)]
+struct Kept {
+    first: Bytes,
+    more: Vec<Bytes>,
+    /// Small pieces after those: each would hold the whole buffer that it was read into.
+    small: BytesMut,
+    bytes: usize,
+}
+
+impl<'a> RequestBody<'a> {
+    /// The body of a request with this framing. `upgrade`: behind it a tunnel may begin.
+    pub fn new(source: Source<'a>, framing: Framing, upgrade: bool) -> Self {
+        let left = match (&source, framing) {
+            // An HTTP/1 connection is read as the framing says, and its reader knows where the body ends.
+            (Source::Http1(_), _) => None,
+            (_, Framing::Length(length)) if upgrade => Some(length),
+            _ => None,
+        };
+        Self {
+            source: Some(source),
+            ahead: Bytes::new(),
+            kept: Kept::default(),
+            trailers: None,
+            ended: matches!(framing, Framing::None | Framing::Length(0)),
+            left,
+            beyond: Bytes::new(),
+        }
+    }
+
+    /// Whether the whole of what was read is still here.
+    pub fn is_replayable(&self) -> bool {
+        self.kept.is_whole()
+    }
+
+    /// Whether the client's side was read to its end.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads the body of a request for a tunnel that comes in chunks, and gives the head the length that it
+    /// turned out to have. One that is longer than [`MAX_GATHERED`] makes the request an ordinary one.
+    ///
+    /// # Errors
+    /// [`Failure::ClientBadRequest`] or [`Failure::ClientGone`] when the body breaks off.
+    pub(crate) async fn gather(&mut self, head: &mut Head) -> Result<(), Failure> {
+        let mut gathered = BytesMut::new();
+        while gathered.len() <= MAX_GATHERED {
+            match self.next().await.map_err(PumpError::of_client)? {
+                Part::Data(bytes) => gathered.extend_from_slice(&bytes),
+                // A body with a length has no room for them.
+                Part::Trailers(_) => {}
+                Part::End => {
+                    head.framing = Framing::Length(gathered.len() as u64);
+                    self.ended = gathered.is_empty();
+                    self.ahead = gathered.freeze();
+                    return Ok(());
+                }
+            }
+        }
+        head.upgrade = false;
+        self.ahead = gathered.freeze();
+        Ok(())
+    }
+
+    /// Sends what was kept and then what comes. `last`: with it the request ends; otherwise a tunnel may follow.
+    pub(super) async fn send(
+        &mut self,
+        sink: &mut Sink<'_>,
+        moved: &mut u64,
+        last: bool,
+    ) -> Result<(), PumpError> {
+        self.kept.settle();
+        let mut at = 0;
+        while let Some(bytes) = self.kept.piece(at) {
+            at += 1;
+            *moved += bytes.len() as u64;
+            sink.data(bytes).await?;
+        }
+        while !self.ended {
+            let part = match self.next().now_or_never() {
+                Some(part) => part?,
+                None => {
+                    sink.flush().await?;
+                    self.next().await?
+                }
+            };
+            match part {
+                Part::Data(bytes) => {
+                    self.kept.keep(&bytes);
+                    *moved += bytes.len() as u64;
+                    sink.data(bytes).await?;
+                }
+                Part::Trailers(trailers) => self.trailers = Some(trailers),
+                Part::End => self.ended = true,
+            }
+        }
+        if last { sink.end(self.trailers.clone()).await } else { sink.flush().await }
+    }
+
+    /// The client's side of the tunnel that begins behind the body: bytes that have come already, and where the
+    /// others come from. `None`: it was taken before.
+    pub(super) fn take_tunnel(&mut self) -> Option<(Bytes, Source<'a>)> {
+        let source = self.source.take()?;
+        Some((std::mem::take(&mut self.beyond), source.unframed()))
+    }
+
+    async fn next(&mut self) -> Result<Part, PumpError> {
+        if !self.ahead.is_empty() {
+            return Ok(Part::Data(std::mem::take(&mut self.ahead)));
+        }
+        if self.left == Some(0) {
+            return Ok(Part::End);
+        }
+        let Some(source) = &mut self.source else { return Ok(Part::End) };
+        let part = source.next().await?;
+        let Some(left) = &mut self.left else { return Ok(part) };
+        match part {
+            Part::Data(mut bytes) => {
+                let body = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.beyond = bytes.split_off(body);
+                *left -= body as u64;
+                Ok(Part::Data(bytes))
+            }
+            Part::Trailers(_) | Part::End => {
+                Err(PumpError::SourceMalformed("a body shorter than its Content-Length"))
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn is_whole(&self) -> bool {
+        self.bytes <= STREAM_CREDIT as usize
+    }
+
+    /// Keeps a piece for another attempt, as long as the whole fits.
+    fn keep(&mut self, bytes: &Bytes) {
+        let is_first = self.bytes == 0;
+        self.bytes += bytes.len();
+        if !self.is_whole() {
+            self.first = Bytes::new();
+            self.more = Vec::new();
+            self.small = BytesMut::new();
+        } else if is_first {
+            // Most bodies are one piece.
+            self.first = bytes.clone();
+        } else if bytes.len() >= WORTH_HOLDING {
+            self.settle();
+            self.more.push(bytes.clone());
+        } else {
+            self.small.extend_from_slice(bytes);
+        }
+    }
+
+    /// Makes a piece of the small ones.
+    fn settle(&mut self) {
+        if !self.small.is_empty() {
+            self.more.push(self.small.split().freeze());
+        }
+    }
+
+    /// The piece with this number, after [`Self::settle`].
+    fn piece(&self, at: usize) -> Option<Bytes> {
+        match at.checked_sub(1) {
+            None => (!self.first.is_empty()).then(|| self.first.clone()),
+            Some(at) => self.more.get(at).cloned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(kept: &mut Kept) -> Vec<u8> {
+        kept.settle();
+        (0..).map_while(|at| kept.piece(at)).flat_map(|bytes| bytes.to_vec()).collect()
+    }
+
+    #[test]
+    fn what_is_kept_comes_again_in_its_order() {
+        let mut kept = Kept::default();
+        let pieces =
+            [vec![1; 10], vec![2; 20], vec![3; WORTH_HOLDING], vec![4; 5], vec![5; WORTH_HOLDING + 1]];
+        for piece in &pieces {
+            kept.keep(&Bytes::from(piece.clone()));
+        }
+        assert_eq!(all(&mut kept), pieces.concat());
+        kept.keep(&Bytes::from_static(b"more"));
+        assert_eq!(all(&mut kept), [pieces.concat(), b"more".to_vec()].concat());
+    }
+
+    #[test]
+    fn a_body_that_outgrows_the_first_credit_is_not_kept() {
+        let mut kept = Kept::default();
+        kept.keep(&Bytes::from(vec![0; STREAM_CREDIT as usize]));
+        assert!(kept.is_whole());
+        kept.keep(&Bytes::from_static(b"x"));
+        assert!(!kept.is_whole());
+        assert_eq!(all(&mut kept), [0u8; 0]);
+    }
+}

@@ -1,0 +1,221 @@
+//! The server's side of an exchange: another sidecar, an HTTP/1 or an HTTP/2 server.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tulle_mesh::wire::frame::Code;
+use tulle_mesh::wire::head::Fields;
+
+use super::End;
+use crate::error::Failure;
+use crate::http1::{Framing, Head, Reader, Start, Writer};
+use crate::http2::{self, Answered};
+use crate::message::{Sink, Source};
+use crate::pool::{Place, Server};
+use crate::wire::{Event, Receiver, Sender};
+use crate::worker::Worker;
+
+/// A request under way to a server.
+pub struct Exchange {
+    /// Where the request goes.
+    pub sink: UpSink,
+    /// Where the answer comes from.
+    pub source: UpSource,
+    /// The connection had been open for a while: it may have been closed meanwhile.
+    pub reused: bool,
+    /// The place on a connection that several requests share.
+    pub place: Option<Place>,
+}
+
+/// Where a request goes.
+pub enum UpSink {
+    /// To another sidecar.
+    Mesh(Sender),
+    /// To an HTTP/1 server.
+    Http1(Writer),
+    /// To an HTTP/2 server.
+    Http2(h2::SendStream<Bytes>),
+}
+
+/// Where an answer comes from.
+pub enum UpSource {
+    /// From another sidecar.
+    Mesh(Receiver),
+    /// From an HTTP/1 server.
+    Http1(Reader),
+    /// From an HTTP/2 server.
+    Http2(Option<h2::client::ResponseFuture>, Option<h2::RecvStream>),
+}
+
+/// An exchange on a connection to an HTTP/1 server. The head is buffered, and goes out with what follows it.
+/// `reused`: see [`Exchange::reused`].
+pub fn http1_exchange(reader: Reader, mut writer: Writer, head: &Head, reused: bool) -> Exchange {
+    writer.head(head, false);
+    Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused, place: None }
+}
+
+/// An exchange on a connection to an HTTP/2 server, which is opened within `limit` if there is none.
+///
+/// # Errors
+/// [`Failure`] of connecting, or [`Failure::ClientBadRequest`] for a head that HTTP/2 cannot carry; nothing was
+/// sent.
+pub async fn http2_exchange(
+    worker: &Worker,
+    server: Server,
+    head: &Head,
+    limit: Duration,
+) -> Result<Exchange, Failure> {
+    let request = http2::to_request(head)?;
+    let (mut send, place, reused) = worker.http2.ready(server, limit).await?;
+    let (answer, body) =
+        send.send_request(request, is_bodiless(head)).map_err(|_| Failure::UpstreamConnect)?;
+    Ok(Exchange {
+        sink: UpSink::Http2(body),
+        source: UpSource::Http2(Some(answer), None),
+        reused,
+        place: Some(place),
+    })
+}
+
+/// Whether nothing follows the head of a request.
+pub(super) fn is_bodiless(head: &Head) -> bool {
+    matches!(head.framing, Framing::None | Framing::Length(0)) && !head.upgrade
+}
+
+impl UpSink {
+    /// As a sink of the body of a request with this head.
+    pub(super) fn sink(&mut self, head: &Head) -> Sink<'_> {
+        match self {
+            Self::Mesh(sender) => Sink::Mesh(sender),
+            Self::Http1(writer) => Sink::Http1(writer),
+            Self::Http2(stream) => Sink::Http2(stream, http2::Length::of(head)),
+        }
+    }
+
+    /// As a sink of the bytes of a tunnel that was granted with this head.
+    pub(super) fn unframed(&mut self, head: &Head) -> Sink<'_> {
+        if let Self::Http1(writer) = self {
+            writer.unframe();
+        }
+        self.sink(head)
+    }
+}
+
+impl UpSource {
+    /// The next head of an answer to this request, interim or final, and whether it is all. May be given up and
+    /// begun again.
+    pub(super) async fn head(&mut self, request: &Head) -> Result<(Head, bool), End> {
+        let method = match &request.start {
+            Start::Request { method, .. } => &method[..],
+            Start::Response { .. } => b"",
+        };
+        match self {
+            Self::Http1(reader) => match reader.response(method).await {
+                Ok(head) => Ok((head, false)),
+                Err(Failure::UpstreamReset) if reader.was_reset().await => {
+                    Err(End::Unread(Failure::UpstreamReset))
+                }
+                Err(Failure::UpstreamReset) => Err(End::Unanswered(Failure::UpstreamReset)),
+                Err(failure) => Err(End::Final(failure)),
+            },
+            Self::Mesh(receiver) => mesh_head(receiver, method).await,
+            Self::Http2(answer, body) => http2_head(answer, body, method).await,
+        }
+    }
+
+    /// The answer's body.
+    pub(super) fn body(&mut self) -> Option<Source<'_>> {
+        match self {
+            Self::Http1(reader) => Some(Source::Http1(reader)),
+            Self::Mesh(receiver) => Some(Source::Mesh(receiver)),
+            Self::Http2(_, stream) => stream.as_mut().map(Source::Http2),
+        }
+    }
+}
+
+async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool), End> {
+    match receiver.next().await {
+        Event::Head(block) => {
+            let mut head = parse(block, method).map_err(End::Final)?;
+            // After an upgrade the end is that of the tunnel.
+            let end = !head.upgrade && receiver.take_end();
+            if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
+                head.framing = Framing::Length(0);
+            }
+            Ok((head, end))
+        }
+        Event::Reset(Code::NotProcessed) => Err(End::NotProcessed(Failure::UpstreamNotProcessed)),
+        Event::Reset(Code::Denied) => Err(End::Final(Failure::PolicyDenied)),
+        Event::Reset(Code::BadHead) => {
+            Err(End::Client(Failure::ClientBadRequest("refused by the server's sidecar")))
+        }
+        Event::Reset(_) => Err(End::Unanswered(Failure::UpstreamReset)),
+        Event::Lost => Err(End::Unanswered(Failure::UpstreamLost)),
+        _ => Err(End::Final(Failure::UpstreamBadResponse("a body without a head"))),
+    }
+}
+
+fn parse(mut block: Bytes, method: &[u8]) -> Result<Head, Failure> {
+    const UNREADABLE: Failure =
+        Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
+    Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
+    let mut text = BytesMut::from(block);
+    match crate::http1::head::parse_response(&mut text, method) {
+        Ok(Some(head)) => Ok(head),
+        _ => Err(UNREADABLE),
+    }
+}
+
+async fn http2_head(
+    answer: &mut Option<h2::client::ResponseFuture>,
+    body: &mut Option<h2::RecvStream>,
+    method: &[u8],
+) -> Result<(Head, bool), End> {
+    let Some(coming) = answer.as_mut() else { return Err(End::Unanswered(Failure::UpstreamReset)) };
+    match http2::answer(coming).await {
+        Ok(Answered::Interim(head)) => Ok((head, false)),
+        Ok(Answered::Final(parts, stream)) => {
+            *answer = None;
+            let end = stream.is_end_stream();
+            *body = Some(stream);
+            let head = http2::response_head_for(method, &parts, end).map_err(End::Final)?;
+            Ok((head, end))
+        }
+        // Streams above the last one that a server names when it goes away were not processed either (RFC 9113
+        // §6.8); h2 reports this of those only.
+        Err(error)
+            if error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (error.is_go_away() && error.is_remote()) =>
+        {
+            *answer = None;
+            Err(End::NotProcessed(Failure::UpstreamNotProcessed))
+        }
+        Err(_) => {
+            *answer = None;
+            Err(End::Unanswered(Failure::UpstreamReset))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(text: &str) -> Bytes {
+        let mut block = BytesMut::new();
+        Fields::default().encode(&mut block);
+        block.extend_from_slice(text.as_bytes());
+        block.freeze()
+    }
+
+    #[test]
+    fn a_sidecars_answer_is_read_as_strictly_as_a_servers() {
+        let head = parse(block("HTTP/1.1 204 No Content\r\nx: y\r\n\r\n"), b"GET").unwrap();
+        assert_eq!((head.status(), head.framing), (204, Framing::None));
+        for bad in ["HTTP/1.1 200 OK\nx: y\n\n", "HTTP/1.1 200 OK\r\nx: y\r\n", ""] {
+            let failure = parse(block(bad), b"GET").unwrap_err();
+            assert!(matches!(failure, Failure::UpstreamBadResponse(_)), "{bad:?}");
+        }
+        assert!(parse(Bytes::new(), b"GET").is_err(), "not even its fields have an end");
+    }
+}

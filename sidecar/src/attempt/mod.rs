@@ -1,0 +1,367 @@
+//! One attempt at serving a request: from whatever protocol it came to whatever protocol it goes.
+//!
+//! In: a [`Call`], and an [`Exchange`] that is open to one server. Out: an [`Attempt`], which says how it
+//! ended. First the answer's head is awaited, under an [`AttemptPolicy`], while the body is sent; then the
+//! answer is delivered. Until the head has arrived the request may still be sent elsewhere: its body is kept
+//! as long as it fits the credit that a peer grants before its application has taken anything
+//! ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)). Nothing here picks an endpoint, counts or logs.
+//!
+//! ```text
+//!   body      the request's body on its way, kept for another attempt
+//!   answer    the client's side: where the answer goes
+//!   exchange  the server's side: where the request goes and the answer comes from
+//!   open      an exchange with an endpoint
+//!   tunnel    bytes both ways until each way has ended
+//! ```
+
+pub mod answer;
+pub mod body;
+pub mod exchange;
+pub mod open;
+#[cfg(test)]
+mod tests;
+pub mod tunnel;
+
+pub use answer::Answer;
+pub use body::RequestBody;
+pub use exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange};
+pub use open::{Opening, open, open_plain};
+pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
+
+use std::future::pending;
+use std::pin::{Pin, pin};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{Either, select};
+use tokio::time::{Instant, sleep_until};
+
+use crate::call::{Call, Ended};
+use crate::error::{Failure, PumpError};
+use crate::http1::{Framing, Head, Reader, Writer};
+use crate::message;
+
+/// What an attempt may take, and which answers are accepted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttemptPolicy {
+    /// When the answer's head must have arrived; `None`: whenever it comes.
+    pub deadline: Option<Instant>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The head of the server's answer went to the client, with this status. `Err`: the answer broke off later.
+    Delivered(Result<u16, Failure>),
+    /// The policy did not accept an answer with this status. Nothing went to the client.
+    Refused(u16),
+    /// No byte reached an application.
+    NotProcessed(Failure),
+    /// The application has provably not read the request to its end.
+    Unread(Failure),
+    /// Nothing of an answer arrived; the application may have seen the request.
+    Unanswered(Failure),
+    /// A failure that no other attempt mends: a malformed answer, a policy, the deadline.
+    Final(Failure),
+    /// The client is at fault, or has gone.
+    Client(Failure),
+}
+
+/// An attempt that has ended, and what was seen of it.
+#[derive(Debug)]
+pub struct Attempt {
+    /// How it ended.
+    pub end: End,
+    /// When the head of the answer arrived.
+    pub head_at: Option<Instant>,
+    /// The status in that head.
+    pub status: Option<u16>,
+    /// The `grpc-status` of the answer.
+    pub grpc_status: Option<u16>,
+    /// Bytes of the bodies: request, answer.
+    pub bytes: (u64, u64),
+    /// A connection to an HTTP/1 server that has ended its exchange cleanly.
+    pub idle: Option<(Reader, Writer)>,
+    /// The client's connection has ended its exchange cleanly too, and may carry another request.
+    pub client_reusable: bool,
+}
+
+impl End {
+    /// Whether the request may be sent once more, elsewhere or on a fresh connection. What no application has
+    /// read to its end may be, whatever its method; what one may have carried out only if its method allows it
+    /// to be carried out twice (RFC 9110 §9.2.2). The body must still be here as a whole.
+    pub fn may_repeat(&self, call: &Call<'_>) -> bool {
+        call.body.is_replayable()
+            && match self {
+                Self::NotProcessed(_) | Self::Unread(_) => true,
+                Self::Unanswered(_) => {
+                    let method = call.head.request_line().0;
+                    let idempotent =
+                        matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
+                    idempotent && !call.head.upgrade
+                }
+                Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
+            }
+    }
+}
+
+impl Attempt {
+    /// What the client of a request gets that ends with this attempt.
+    pub fn ended(self) -> Ended {
+        let (result, answered) = match self.end {
+            End::Delivered(result) => (result, true),
+            End::Refused(_) => (Err(Failure::UpstreamBadResponse("a status that is not accepted")), false),
+            End::NotProcessed(failure)
+            | End::Unread(failure)
+            | End::Unanswered(failure)
+            | End::Final(failure)
+            | End::Client(failure) => (Err(failure), false),
+        };
+        Ended {
+            result,
+            answered,
+            grpc_status: self.grpc_status,
+            bytes: self.bytes,
+            client_reusable: self.client_reusable,
+        }
+    }
+}
+
+/// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
+pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy) -> Attempt {
+    let Exchange { mut sink, mut source, place: _place, .. } = exchange;
+    let Call { head: request, body, answer, .. } = call;
+    let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
+    let mut sent = 0;
+    let mut clean = false;
+    let mut granted = None;
+    {
+        let mut up = sink.sink(request);
+        let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
+        let mut uploaded = None;
+        let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
+        let upload = async {
+            match uploaded {
+                Some(done) => done,
+                None => upload.await,
+            }
+        };
+        match heard {
+            Err(end) => attempt.end = end,
+            Ok(Heard { head, tunnel: true, .. }) => {
+                attempt.heard(&head);
+                match upload.await {
+                    Ok(()) => granted = Some(head),
+                    Err(PumpError::SinkGone) => attempt.end = End::Final(Failure::UpstreamReset),
+                    Err(error) => attempt.end = End::Client(error.of_client()),
+                }
+            }
+            Ok(heard) => {
+                attempt.heard(&heard.head);
+                clean = deliver(request, heard, upload, &mut source, answer, &mut attempt).await;
+            }
+        }
+    }
+    attempt.bytes.0 = sent;
+    if let Some(head) = granted {
+        // Few requests become tunnels: theirs is not a part of every request's future.
+        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, &mut attempt)).await;
+        return attempt;
+    }
+    // A request that was not sent to its end leaves a server that waits for the rest: never reused.
+    clean &= matches!(attempt.end, End::Delivered(Ok(_))) && body.is_ended();
+    attempt.client_reusable &= body.is_ended();
+    // A server that has declined a tunnel is not trusted with another client's request either.
+    if clean && !request.upgrade {
+        attempt.idle = idle(sink, source);
+    } else if clean && let UpSink::Mesh(sender) = &sink {
+        // Of a tunnel that was declined the request's end has not been sent.
+        sender.end();
+    }
+    attempt
+}
+
+impl Attempt {
+    /// An attempt that ended like this, and of which nothing else was seen.
+    pub fn of(end: End) -> Self {
+        Self {
+            end,
+            head_at: None,
+            status: None,
+            grpc_status: None,
+            bytes: (0, 0),
+            idle: None,
+            client_reusable: false,
+        }
+    }
+
+    /// The head of the answer has arrived.
+    fn heard(&mut self, head: &Head) {
+        self.end = End::Delivered(Ok(head.status()));
+        self.head_at = Some(Instant::now());
+        self.status = Some(head.status());
+        self.grpc_status = grpc_status(&head.headers);
+    }
+}
+
+/// The head of an answer.
+struct Heard {
+    head: Head,
+    /// There is nothing behind it.
+    end: bool,
+    /// A tunnel is behind it.
+    tunnel: bool,
+}
+
+/// Waits for the answer's head while the request is sent. A client that goes away ends the wait: nobody is left
+/// to answer. So does the deadline, and nothing is lost by it: the caller still has everything that was sent.
+async fn await_head(
+    request: &Head,
+    mut upload: Pin<&mut impl Future<Output = Result<(), PumpError>>>,
+    uploaded: &mut Option<Result<(), PumpError>>,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+    policy: &AttemptPolicy,
+) -> Result<Heard, End> {
+    let mut expired = pin!(until(policy.deadline));
+    loop {
+        tokio::select! {
+            biased;
+            result = upload.as_mut(), if uploaded.is_none() => {
+                *uploaded = Some(result);
+                // A server that is gone may have answered before.
+                if let Err(error) = result && error.is_of_client() {
+                    return Err(End::Client(error.of_client()));
+                }
+            }
+            head = source.head(request) => {
+                let (head, end) = head?;
+                if !matches!(head.status(), 100 | 102..200) {
+                    let opens_tunnel = head.opens_tunnel(request);
+                    return match opens_tunnel {
+                        Ok(tunnel) => Ok(Heard { head, end, tunnel }),
+                        Err(error) => Err(End::Final(Failure::UpstreamBadResponse(error.0))),
+                    };
+                }
+                // An interim answer; the final one follows.
+                if !request.http10 && answer.interim(&head).await.is_err() {
+                    return Err(End::Client(Failure::ClientGone));
+                }
+            }
+            () = answer.gone() => return Err(End::Client(Failure::ClientGaveUp)),
+            () = expired.as_mut() => return Err(End::Final(Failure::Timeout("the answer's head"))),
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// Passes the answer on to the client, and returns whether everything ended cleanly, the upload too.
+async fn deliver(
+    request: &Head,
+    heard: Heard,
+    upload: impl Future<Output = Result<(), PumpError>>,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+    attempt: &mut Attempt,
+) -> bool {
+    let Heard { mut head, end, .. } = heard;
+    if !end {
+        answer.reframe(&mut head, request);
+    }
+    let keep = request.keep_alive && head.framing != Framing::UntilClose;
+    let bodiless = end || head.framing == Framing::None;
+    match answer.head_with(&head, bodiless, !keep) {
+        Ok(()) => {}
+        Err(PumpError::SinkGone) => {
+            attempt.end = End::Delivered(Err(Failure::ClientGone));
+            return false;
+        }
+        // Nothing went to the client.
+        Err(_) => {
+            attempt.end =
+                End::Final(Failure::UpstreamBadResponse("a head that the client's protocol cannot carry"));
+            return false;
+        }
+    }
+    let download = download(&head, bodiless, source, answer);
+    let clean = finish(upload, download, attempt).await;
+    attempt.client_reusable = clean && keep;
+    if matches!(attempt.end, End::Delivered(Err(_))) {
+        answer.abort(&head);
+    }
+    clean
+}
+
+/// Upload and download together; the attempt is over when the answer is. Returns whether both ended cleanly.
+async fn finish(
+    upload: impl Future<Output = Result<(), PumpError>>,
+    download: impl Future<Output = Result<(u64, Option<u16>), PumpError>>,
+    attempt: &mut Attempt,
+) -> bool {
+    let (upload, download) = (pin!(upload), pin!(download));
+    let (downloaded, uploaded) = match select(upload, download).await {
+        Either::Left((Err(error), _)) if error.is_of_client() => {
+            // The server would wait for the rest for ever.
+            attempt.end = End::Delivered(Err(error.of_client()));
+            return false;
+        }
+        Either::Left((uploaded, download)) => (download.await, uploaded.is_ok()),
+        // An early answer: what the client still sends has nobody to read it.
+        Either::Right((downloaded, mut upload)) => {
+            (downloaded, matches!((&mut upload).now_or_never(), Some(Ok(()))))
+        }
+    };
+    let failure = match downloaded {
+        Ok((bytes, grpc)) => {
+            attempt.bytes.1 = bytes;
+            attempt.grpc_status = grpc.or(attempt.grpc_status);
+            return uploaded;
+        }
+        Err(PumpError::SinkGone) => Failure::ClientGone,
+        Err(PumpError::SourceMalformed(why) | PumpError::SinkRefused(why)) => {
+            Failure::UpstreamBadResponse(why)
+        }
+        Err(PumpError::SourceGone | PumpError::SourceReset(_)) => Failure::UpstreamReset,
+    };
+    attempt.end = End::Delivered(Err(failure));
+    false
+}
+
+async fn download(
+    head: &Head,
+    bodiless: bool,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+) -> Result<(u64, Option<u16>), PumpError> {
+    if bodiless {
+        answer.flush().await?;
+        return Ok((0, None));
+    }
+    let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
+    let mut grpc = None;
+    let to = answer.sink(head)?;
+    let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
+    Ok((moved, grpc))
+}
+
+fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {
+    let (_, value) = lines.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"grpc-status"))?;
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+fn idle(sink: UpSink, source: UpSource) -> Option<(Reader, Writer)> {
+    match (sink, source) {
+        (UpSink::Http1(writer), UpSource::Http1(reader))
+            if reader.is_done() && writer.is_flushed() && reader.is_reusable() =>
+        {
+            Some((reader, writer))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,81 @@
+//! Opens an exchange with an endpoint: on a stream to its sidecar where it has one, with itself where not.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tulle_mesh::wire::head::{Fields, Protocol as Travels};
+
+use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
+use crate::backend::{Backend, Upstream};
+use crate::claim::set_client_id;
+use crate::error::Failure;
+use crate::http1::Head;
+use crate::pool::Server;
+use crate::worker::Worker;
+
+/// To which endpoint an exchange is opened, and how.
+pub struct Opening<'a> {
+    /// The Service's port that the endpoint belongs to.
+    pub backend: &'a Backend,
+    /// The endpoint.
+    pub upstream: &'a Upstream,
+    /// Attempts that this request has made before.
+    pub attempt: u8,
+    /// Not on a connection that was kept: one of those has just turned out to be closed.
+    pub fresh: bool,
+    /// How long connecting may take.
+    pub limit: Duration,
+}
+
+/// Opens an exchange with an endpoint.
+///
+/// # Errors
+/// [`Failure`] of connecting; nothing of the request was sent.
+pub async fn open(
+    worker: &Worker,
+    to: &Opening<'_>,
+    head: &Head,
+    travels: Travels,
+) -> Result<Exchange, Failure> {
+    let address = to.upstream.endpoint.address;
+    let server = Server::from(address);
+    let Some(identity) = &to.upstream.endpoint.identity else {
+        return open_plain(worker, server, head, travels, to.fresh, to.limit).await;
+    };
+    if worker.is_own(address) {
+        // Past our own inbound side: what it would tell the application is told here.
+        let mut head = head.clone();
+        set_client_id(&mut head, Some(to.upstream.identity_text()));
+        return Box::pin(open_plain(worker, server, &head, travels, to.fresh, to.limit)).await;
+    }
+    let mut block = BytesMut::with_capacity(1024);
+    let fields = Fields { protocol: travels, service: to.backend.service(), attempt: to.attempt, load: None };
+    fields.encode(&mut block);
+    head.write(&mut block, false);
+    let (sender, receiver) = worker.mesh.open(address, identity, &block, is_bodiless(head), to.limit).await?;
+    Ok(Exchange { sink: UpSink::Mesh(sender), source: UpSource::Mesh(receiver), reused: false, place: None })
+}
+
+/// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.
+///
+/// # Errors
+/// [`Failure`] of connecting; nothing of the request was sent.
+pub async fn open_plain(
+    worker: &Worker,
+    server: Server,
+    head: &Head,
+    travels: Travels,
+    fresh: bool,
+    limit: Duration,
+) -> Result<Exchange, Failure> {
+    if travels == Travels::Http2 {
+        return http2_exchange(worker, server, head, limit).await;
+    }
+    let kept = if fresh { None } else { worker.http1.take(server) };
+    let reused = kept.is_some();
+    let (reader, writer) = match kept {
+        Some(kept) => kept,
+        None => worker.http1.connect(server, limit).await?,
+    };
+    Ok(http1_exchange(reader, writer, head, reused))
+}

@@ -1,0 +1,236 @@
+//! Attempts between a client and a server over loopback.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tulle_mesh::wire::STREAM_CREDIT;
+
+use super::*;
+use crate::http1::conn::split;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Both ends of a connection.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+/// A client that has sent this, its end of the connection, and the request's head at ours.
+async fn client(sent: &[u8]) -> (TcpStream, Reader, Writer, Head) {
+    let (mut far, near) = pair().await;
+    far.write_all(sent).await.unwrap();
+    let (mut reader, writer) = split(near, BytesMut::new());
+    let head = reader.request().await.unwrap().unwrap();
+    (far, reader, writer, head)
+}
+
+/// An exchange with a server, and the server's end of it.
+async fn server(call: &Call<'_>) -> (TcpStream, Exchange) {
+    let (near, far) = pair().await;
+    let (reader, writer) = split(near, BytesMut::new());
+    (far, http1_exchange(reader, writer, &call.head, false))
+}
+
+/// Reads until what has come ends like this.
+async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
+    let mut read = Vec::new();
+    let reading = async {
+        while !read.ends_with(end) {
+            let byte = stream.read_u8().await.unwrap_or_else(|error| {
+                panic!("{error} after {:?}", String::from_utf8_lossy(&read));
+            });
+            read.push(byte);
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("it never came");
+    String::from_utf8(read).unwrap()
+}
+
+#[tokio::test]
+async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
+    let ends = [
+        End::NotProcessed(Failure::UpstreamNotProcessed),
+        End::Unread(Failure::UpstreamReset),
+        End::Unanswered(Failure::UpstreamReset),
+        End::Final(Failure::UpstreamBadResponse("a head")),
+        End::Client(Failure::ClientGone),
+        End::Delivered(Ok(503)),
+        End::Refused(503),
+    ];
+    let body = STREAM_CREDIT as usize + 1;
+    let table = [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, true]),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, true, true]),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, true, false]),
+        ("PATCH / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, false]),
+        ("get / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, false]),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n".to_owned(),
+            [true, true, false],
+        ),
+        (
+            format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {body}\r\n\r\n{}", "x".repeat(body)),
+            [false, false, false],
+        ),
+    ];
+    for (request, expected) in table {
+        let (_client, mut reader, mut writer, head) = client(request.as_bytes()).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        // The server reads everything and says nothing.
+        let reads = async {
+            let mut room = [0; 16 * 1024];
+            while matches!(timeout(Duration::from_millis(50), far.read(&mut room)).await, Ok(Ok(1..))) {}
+        };
+        let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(150)) };
+        let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), reads);
+        assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
+        let seen: Vec<bool> = ends.iter().map(|end| end.may_repeat(&call)).collect();
+        let first = request.lines().next().unwrap_or_default();
+        assert_eq!(seen, [&expected[..], &[false; 4]].concat(), "{first}, {} bytes", request.len());
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_loses_nothing_of_the_request() {
+    let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    let (mut asking, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (_silent, exchange) = server(&call).await;
+    let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(20)) };
+    let attempt = run(&mut call, exchange, &policy).await;
+    assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
+    let (mut far, exchange) = server(&call).await;
+    let answers = async {
+        let request = read_until(&mut far, b"hello").await;
+        far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        request
+    };
+    let (attempt, request) = tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers);
+    assert!(request.starts_with("POST / HTTP/1.1\r\n"), "{request}");
+    assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(200)), (5, 2)));
+    assert!(attempt.idle.is_some() && attempt.client_reusable);
+    read_until(&mut asking, b"\r\n\r\nok").await;
+}
+
+#[tokio::test]
+async fn an_upgrade_sends_its_body_first_and_then_bytes_both_ways() {
+    let sent = b"POST /exec HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}";
+    let (mut asking, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let answers = async move {
+        let request = read_until(&mut far, b"\r\n\r\n{}").await;
+        far.write_all(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello ")
+            .await
+            .unwrap();
+        assert_eq!(read_until(&mut far, b"ping").await, "ping");
+        far.write_all(b"pong").await.unwrap();
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0, "the client's end passes on");
+        far.write_all(b" bye").await.unwrap();
+        request
+    };
+    let asks = async {
+        let head = read_until(&mut asking, b"hello ").await;
+        asking.write_all(b"ping").await.unwrap();
+        read_until(&mut asking, b"pong").await;
+        asking.shutdown().await.unwrap();
+        read_until(&mut asking, b" bye").await;
+        head
+    };
+    let (attempt, request, head) =
+        tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers, asks);
+    assert!(request.to_lowercase().contains("upgrade: tcp\r\n"), "{request}");
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(101)), (6, 14)));
+}
+
+#[tokio::test]
+async fn a_declined_upgrade_is_an_ordinary_answer() {
+    let sent = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
+    let (mut asking, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    far.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+    let attempt = run(&mut call, exchange, &AttemptPolicy::default()).await;
+    assert_eq!(attempt.end, End::Delivered(Ok(404)));
+    assert!(attempt.client_reusable, "the client may ask for something else");
+    assert!(attempt.idle.is_none(), "the server may think otherwise of the connection");
+    read_until(&mut asking, b"\r\n\r\nno").await;
+}
+
+#[tokio::test]
+async fn a_101_that_nobody_asked_for_is_not_passed_on() {
+    let (_client, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let granted = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+    far.write_all(granted).await.unwrap();
+    let attempt = run(&mut call, exchange, &AttemptPolicy::default()).await;
+    assert!(matches!(attempt.end, End::Final(Failure::UpstreamBadResponse(_))), "{:?}", attempt.end);
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_before_a_tunnel_is_gathered_up_to_64_kib() {
+    let table: [(usize, _, &[u8]); 3] = [
+        (5, (true, Framing::Length(10)), b"xxxxxxxxxx"),
+        (40 * 1024, (false, Framing::Chunked), b"\r\n0\r\n\r\n"),
+        (0, (true, Framing::Length(0)), b"\r\n\r\n"),
+    ];
+    for (chunk, expected, end) in table {
+        let mut sent = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\
+            Transfer-Encoding: chunked\r\n\r\n"
+            .to_vec();
+        for _ in 0..chunk.min(2) {
+            sent.extend_from_slice(format!("{chunk:x}\r\n{}\r\n", "x".repeat(chunk)).as_bytes());
+        }
+        sent.extend_from_slice(b"0\r\n\r\n");
+        let (_client, mut reader, mut writer, head) = client(&sent).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        call.prepare().await.unwrap();
+        assert_eq!((call.head.upgrade, call.head.framing), expected);
+        let (mut far, exchange) = server(&call).await;
+        let answers = async {
+            let request = read_until(&mut far, end).await;
+            far.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            request
+        };
+        let (attempt, request) = tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers);
+        assert_eq!((attempt.end, attempt.bytes.0), (End::Delivered(Ok(204)), 2 * chunk as u64));
+        assert_eq!(request.matches('x').count(), 2 * chunk);
+        assert_eq!(request.to_lowercase().contains("upgrade: tcp\r\n"), expected.0, "{chunk}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_left_ends_the_wait_for_the_answer() {
+    let (asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (_silent, exchange) = server(&call).await;
+    socket2::SockRef::from(&asking).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(asking);
+    let attempt = timeout(PATIENCE, run(&mut call, exchange, &AttemptPolicy::default())).await.unwrap();
+    assert_eq!(attempt.end, End::Client(Failure::ClientGaveUp));
+}
+
+#[tokio::test]
+async fn an_answer_of_ours_to_head_has_no_body() {
+    for (method, bodiless) in [("HEAD", true), ("GET", false)] {
+        let sent = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let (mut asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        call.answer.fail_request(&call.head, &Failure::UpstreamNone).await;
+        drop(call);
+        drop((reader, writer));
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("tulle-reason: UpstreamNone\r\n"), "{answer}");
+        assert_eq!(answer.ends_with("\r\n\r\n"), bodiless, "{answer}");
+    }
+}

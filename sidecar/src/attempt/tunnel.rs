@@ -1,0 +1,146 @@
+//! Bytes both ways, as they are: opaque connections, and what follows an upgrade or a CONNECT.
+//!
+//! Each way ends by itself, and its end passes on, so that a half-closed client is answered. A way that breaks
+//! off ends the other, and both ends see that it was not a proper end.
+
+use std::future::pending;
+use std::pin::pin;
+
+use bytes::BytesMut;
+use futures::future::{Either, select};
+use tokio::net::TcpStream;
+
+use super::answer::Answer;
+use super::body::RequestBody;
+use super::exchange::{UpSink, UpSource};
+use super::{Attempt, End};
+use crate::error::{Failure, PumpError};
+use crate::http1::conn::split;
+use crate::http1::{Head, Reader, Writer};
+use crate::message::{Sink, Source, pump};
+
+/// How both ways of a tunnel ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Joined {
+    /// Bytes: from the client, from the server.
+    pub bytes: (u64, u64),
+    /// How the way from the client ended; `None`: it was ended with the other.
+    pub from_client: Option<Result<(), PumpError>>,
+    /// How the way from the server ended; `None`: it was ended with the other.
+    pub from_server: Option<Result<(), PumpError>>,
+}
+
+/// Moves bytes both ways until each way has ended. A way that breaks off ends the other, and both ends see
+/// that it was not a proper end, as when `stop` resolves. `admit` sees what the client sends, and may break
+/// off. Returns the bytes from the client and from the server.
+pub async fn tunnel(
+    up: (Source<'_>, Sink<'_>),
+    down: (Source<'_>, Sink<'_>),
+    admit: impl FnMut(&[u8]) -> bool,
+    stop: impl Future<Output = ()>,
+) -> (u64, u64) {
+    join(up, down, admit, || {}, stop).await.bytes
+}
+
+/// As [`tunnel`], and returns how it ended. `heard` is called whenever the server sends something.
+pub async fn join(
+    up: (Source<'_>, Sink<'_>),
+    down: (Source<'_>, Sink<'_>),
+    admit: impl FnMut(&[u8]) -> bool,
+    mut heard: impl FnMut(),
+    stop: impl Future<Output = ()>,
+) -> Joined {
+    let (mut sent, mut received) = (0u64, 0u64);
+    let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
+    let (uploaded, downloaded) = {
+        let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
+        let download = pin!(pump(from_server, &mut to_client, &mut received, |_| {
+            heard();
+            true
+        }));
+        let both = async {
+            match select(upload, download).await {
+                // A reader that is gone may still have something to say.
+                Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                    (Some(result), Some(other.await))
+                }
+                Either::Right((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
+                    (Some(other.await), Some(result))
+                }
+                Either::Left((broken, _)) => (Some(broken), None),
+                Either::Right((broken, _)) => (None, Some(broken)),
+            }
+        };
+        tokio::select! {
+            ends = both => ends,
+            () = stop => (None, None),
+        }
+    };
+    // A way that has ended properly keeps what is still on it.
+    if uploaded != Some(Ok(())) {
+        to_server.abort();
+    }
+    if downloaded != Some(Ok(())) {
+        to_client.abort();
+    }
+    Joined { bytes: (sent, received), from_client: uploaded, from_server: downloaded }
+}
+
+/// Joins the halves of two TCP connections, whatever they carried before.
+pub async fn proxy_tcp(
+    client: (&mut Reader, &mut Writer),
+    server: (&mut Reader, &mut Writer),
+    admit: impl FnMut(&[u8]) -> bool,
+    heard: impl FnMut(),
+    stop: impl Future<Output = ()>,
+) -> Joined {
+    let ((from_client, to_client), (from_server, to_server)) = (client, server);
+    from_client.unframe();
+    from_server.unframe();
+    to_client.unframe();
+    to_server.unframe();
+    let up = (Source::Http1(from_client), Sink::Http1(to_server));
+    let down = (Source::Http1(from_server), Sink::Http1(to_client));
+    join(up, down, admit, heard, stop).await
+}
+
+/// Joins two TCP connections until both ways have ended, or `stop` breaks them off. `admit` sees what the first
+/// sends, and may break off.
+pub async fn splice(
+    (client, read): (TcpStream, BytesMut),
+    server: TcpStream,
+    admit: impl FnMut(&[u8]) -> bool,
+    stop: impl Future<Output = ()>,
+) -> (u64, u64) {
+    let (mut from_client, mut to_client) = split(client, read);
+    let (mut from_server, mut to_server) = split(server, BytesMut::new());
+    let client = (&mut from_client, &mut to_client);
+    proxy_tcp(client, (&mut from_server, &mut to_server), admit, || {}, stop).await.bytes
+}
+
+/// Carries a tunnel that the server has agreed to with this head, after the request's body has been sent to its
+/// end. Adds its bytes to the attempt's.
+pub(super) async fn upgraded(
+    head: &Head,
+    body: &mut RequestBody<'_>,
+    (mut sink, mut source): (UpSink, UpSource),
+    answer: &mut Answer<'_>,
+    attempt: &mut Attempt,
+) {
+    if answer.head_with(head, false, false).is_err() || answer.flush().await.is_err() {
+        attempt.end = End::Delivered(Err(Failure::ClientGone));
+        return;
+    }
+    let (Some((first, from_client)), Some(from_server)) = (body.take_tunnel(), source.body()) else { return };
+    let Ok(to_client) = answer.unframed(head) else { return };
+    let mut to_server = sink.unframed(head);
+    let early = first.len() as u64;
+    if early > 0 && to_server.data(first).await.is_err() {
+        attempt.end = End::Delivered(Err(Failure::UpstreamReset));
+        return;
+    }
+    let ways = ((from_client, to_server), (from_server, to_client));
+    let (up, down) = tunnel(ways.0, ways.1, |_| true, pending()).await;
+    attempt.bytes.0 += early + up;
+    attempt.bytes.1 += down;
+}

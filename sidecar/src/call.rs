@@ -1,0 +1,173 @@
+//! One request as a value: its head and body, where its answer goes, when it began and what has been tried.
+//!
+//! In: a head that was read from an HTTP/1 client, an HTTP/2 client or another sidecar, with the halves of
+//! its connection or stream. [`Call::finish`] is the only place that counts a request, logs its failure and
+//! answers the client where no server has. Nothing here opens a connection or picks an endpoint.
+
+use std::cell::OnceCell;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tulle_mesh::canonical::{self, Readings};
+use tulle_mesh::wire::head::Protocol as Travels;
+
+use crate::attempt::answer::Answer;
+use crate::attempt::body::RequestBody;
+use crate::error::Failure;
+use crate::http1::{Framing, Head, Reader, Writer};
+use crate::message::Source;
+use crate::telemetry::{Limited, Series};
+use crate::wire::{Receiver, Sender};
+use crate::worker::Worker;
+
+/// A server that is down fails every request: its failures are logged this often in a second.
+static FAILURES: Limited = Limited::new(10);
+
+/// One request and everything that is known of it.
+pub struct Call<'a> {
+    /// What is asked.
+    pub head: Head,
+    /// Its body, kept while it may have to be sent again.
+    pub body: RequestBody<'a>,
+    /// Where the answer goes.
+    pub answer: Answer<'a>,
+    /// As which message it travels.
+    pub travels: Travels,
+    /// When its head was complete.
+    pub since: Instant,
+    /// When its answer must have begun; `None`: never.
+    pub deadline: Option<Instant>,
+    /// Attempts so far.
+    pub attempts: u8,
+    readings: OnceCell<Readings>,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The status of the server's answer, or why the client got none of it, or not all of it.
+    pub result: Result<u16, Failure>,
+    /// The `grpc-status` of the answer.
+    pub grpc_status: Option<u16>,
+    /// Bytes of the bodies: request, answer.
+    pub bytes: (u64, u64),
+    /// The head of an answer has gone to the client: nothing else can be answered.
+    pub answered: bool,
+    /// The client's connection may carry another request.
+    pub client_reusable: bool,
+}
+
+impl Ended {
+    /// A request that got nowhere: the client is answered with this failure. Its body may not have been read,
+    /// so its connection is closed afterwards.
+    pub fn failed(failure: Failure) -> Self {
+        Self {
+            result: Err(failure),
+            grpc_status: None,
+            bytes: (0, 0),
+            answered: false,
+            client_reusable: false,
+        }
+    }
+}
+
+impl<'a> Call<'a> {
+    /// A request of an HTTP/1 client.
+    pub fn http1(head: Head, reader: &'a mut Reader, writer: &'a mut Writer) -> Self {
+        Self::new(head, Source::Http1(reader), Answer::Http1(writer), Travels::Http1)
+    }
+
+    /// A request of an HTTP/2 client.
+    pub fn http2(
+        head: Head,
+        body: &'a mut h2::RecvStream,
+        respond: &'a mut h2::server::SendResponse<Bytes>,
+    ) -> Self {
+        Self::new(head, Source::Http2(body), Answer::Http2(respond, None), Travels::Http2)
+    }
+
+    /// A request of another sidecar. `load`: what its answer reports of this pod's requests in flight.
+    pub fn mesh(
+        head: Head,
+        travels: Travels,
+        sender: &'a Sender,
+        receiver: &'a mut Receiver,
+        load: u32,
+    ) -> Self {
+        Self::new(head, Source::Mesh(receiver), Answer::Mesh(sender, load), travels)
+    }
+
+    fn new(head: Head, source: Source<'a>, answer: Answer<'a>, travels: Travels) -> Self {
+        Self {
+            body: RequestBody::new(source, head.framing, head.upgrade),
+            head,
+            answer,
+            travels,
+            since: Instant::now(),
+            deadline: None,
+            attempts: 0,
+            readings: OnceCell::new(),
+        }
+    }
+
+    /// The label of the protocol in metrics.
+    pub fn protocol(&self) -> &'static str {
+        if self.travels == Travels::Http2 { "http2" } else { "http1" }
+    }
+
+    /// Every reading of the path that an application may have. Computed when a rule asks for the first time.
+    pub fn readings(&self) -> &Readings {
+        self.readings.get_or_init(|| canonical::readings(self.head.request_line().1))
+    }
+
+    /// To be awaited before the first attempt. A request for a tunnel whose body comes in chunks is gathered, up
+    /// to 64 KiB, and then goes on with a length: a stream between sidecars does not say where a body ends and
+    /// the tunnel begins. With a longer body it goes on as an ordinary request, which a server may always make of
+    /// it (RFC 9110 §7.8).
+    ///
+    /// # Errors
+    /// [`Failure::ClientBadRequest`] or [`Failure::ClientGone`] when the body breaks off.
+    pub async fn prepare(&mut self) -> Result<(), Failure> {
+        if !self.head.upgrade || self.head.framing != Framing::Chunked {
+            return Ok(());
+        }
+        if self.head.expects_continue {
+            // Its client sends the body only when the server has asked for it.
+            self.head.upgrade = false;
+            return Ok(());
+        }
+        // Rare: not a part of every request's future.
+        Box::pin(self.body.gather(&mut self.head)).await
+    }
+
+    /// Counts the request, logs its failure (rate-limited) and answers the client if nothing was answered yet.
+    /// Returns whether the client's connection may carry another request.
+    pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
+        series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
+        let Err(failure) = &ended.result else { return ended.client_reusable };
+        if ended.answered {
+            return ended.client_reusable;
+        }
+        if self.answer.sends_elsewhere(failure) {
+            worker.telemetry.event("not_processed", "AppRefused");
+        }
+        // Whoever refuses by a rule logs the rule.
+        if !failure.is_of_client()
+            && !failure.is_of_policy()
+            && let Some(suppressed) = FAILURES.allow()
+        {
+            let (method, host) = (self.head.request_line().0, self.head.header("host"));
+            tracing::info!(
+                reason = failure.name(),
+                method,
+                ?host,
+                attempts = self.attempts,
+                suppressed,
+                "a request failed: {failure}"
+            );
+        }
+        self.answer.fail_request(&self.head, failure).await;
+        // What the client still sends of its body would be taken for another request.
+        false
+    }
+}

@@ -1,0 +1,370 @@
+//! Connections whose content is not looked at, each to one endpoint.
+
+use std::future::pending;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tulle_mesh::wire::frame::Code;
+use tulle_mesh::wire::head::Fields;
+
+use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
+use crate::attempt::{Exchange, Joined, http1_exchange, join, proxy_tcp};
+use crate::backend::{Backend, InFlight, Tried, Upstream};
+use crate::claim::set_client_id;
+use crate::error::{Failure, PumpError};
+use crate::http1::conn::split;
+use crate::http1::{Head, Reader, Writer};
+use crate::message::{Sink, Source, pump};
+use crate::pool::{self, Server};
+use crate::route::Port;
+use crate::telemetry::Limited;
+use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silence};
+use crate::wire::{Event, Receiver, Sender};
+use crate::worker::Worker;
+
+/// A server that is down fails every connection: its failures are logged this often in a second.
+static FAILURES: Limited = Limited::new(10);
+
+/// A connection that is open to an endpoint.
+pub(super) struct Opened {
+    upstream: Rc<Upstream>,
+    way: Way,
+    /// Where the attempt is counted, once the server has been heard or has ended.
+    evidence: Option<Arc<Attempts>>,
+    /// Counts the connection as under way. What it lasts says nothing of the endpoint's latency.
+    in_flight: InFlight,
+}
+
+enum Way {
+    /// Through the endpoint's sidecar, and what has arrived already.
+    Mesh(Sender, Receiver, Option<Event>),
+    /// To the endpoint itself, and what has been read already.
+    Plain(TcpStream, BytesMut),
+}
+
+/// What a server has said before its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// A greeting: its clients wait for it.
+    Opaque,
+    /// The first frame of an HTTP/2 server, which waits for nobody (RFC 9113 §3.4): not a greeting.
+    Settings,
+    /// It ended, or it is an HTTP server that has waited for long enough (408): not a greeting.
+    None,
+}
+
+impl Greeting {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [] => Self::None,
+            // The length is that of whole settings, six bytes each; the stream is 0.
+            [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if length % 6 == 0 => Self::Settings,
+            _ if bytes.starts_with(b"HTTP/") || b"HTTP/".starts_with(bytes) => Self::None,
+            _ => Self::Opaque,
+        }
+    }
+}
+
+/// Opens a connection to an endpoint.
+///
+/// # Errors
+/// [`Failure`] of the last endpoint that was tried. Each is evidence, but the connection is not counted as failed:
+/// the client may turn out to speak HTTP.
+pub(super) async fn open(worker: &Worker, backend: &Backend) -> Result<Opened, Failure> {
+    let mut tried = Tried::default();
+    let mut anew = ANEW.iter();
+    let mut last = Failure::UpstreamNone;
+    let mut next = backend.pick(&tried);
+    let mut again = false;
+    while let Some(upstream) = next.take() {
+        let evidence = upstream.attempts(&worker.telemetry);
+        let in_flight = upstream.begin();
+        last = match connect(worker, backend, &upstream).await {
+            Ok(way) => return Ok(Opened { upstream, way, evidence, in_flight }),
+            Err(failure) => failure,
+        };
+        count(evidence.as_ref(), backend, &upstream, evidence_of(Err(&last), None), None);
+        if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
+            break;
+        }
+        upstream.avoid();
+        if !again {
+            tried.push(upstream.endpoint.address);
+        }
+        next = if tried.len() < MAX_ENDPOINTS { backend.pick(&tried) } else { None };
+        // The last endpoint that is left: its application may be back in a moment.
+        if next.is_none()
+            && last == Failure::UpstreamNotProcessed
+            && let Some(wait) = anew.next()
+        {
+            tokio::time::sleep(*wait).await;
+            again = true;
+            next = Some(upstream);
+        }
+    }
+    Err(last)
+}
+
+async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Result<Way, Failure> {
+    let address = upstream.endpoint.address;
+    let limit = patience(backend, upstream);
+    let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) else {
+        return pool::connect(Server::from(address), limit)
+            .await
+            .map(|stream| Way::Plain(stream, BytesMut::new()));
+    };
+    let mut block = BytesMut::with_capacity(128);
+    Fields { service: backend.service(), ..Fields::default() }.encode(&mut block);
+    let (sender, mut receiver) = worker.mesh.open(address, identity, &block, false, limit).await?;
+    // The server's sidecar says when it has reached the application: nothing is sent before, so that a connection
+    // to an endpoint that has gone can go elsewhere whole.
+    match receiver.next().await {
+        Event::Head(_) => Ok(Way::Mesh(sender, receiver, None)),
+        Event::Reset(Code::Denied) => Err(Failure::PolicyDenied),
+        Event::Reset(Code::NotProcessed) => Err(Failure::UpstreamNotProcessed),
+        Event::Lost => Err(Failure::UpstreamLost),
+        _ => Err(Failure::UpstreamReset),
+    }
+}
+
+impl Opened {
+    /// Resolves when the server speaks, or ends. What it says is kept.
+    pub(super) async fn answered(&mut self) {
+        match &mut self.way {
+            Way::Mesh(_, receiver, first) => *first = Some(receiver.next().await),
+            Way::Plain(stream, read) => {
+                // An error is met again by whoever reads next.
+                if stream.readable().await.is_ok() {
+                    read.reserve(1024);
+                    let _ = stream.try_read_buf(read);
+                }
+            }
+        }
+    }
+
+    /// What the server has said.
+    pub(super) fn greeting(&self) -> Greeting {
+        match &self.way {
+            Way::Mesh(_, _, Some(Event::Data(bytes))) => Greeting::of(bytes),
+            Way::Mesh(..) => Greeting::None,
+            Way::Plain(_, read) => Greeting::of(read),
+        }
+    }
+
+    /// The connection as the exchange of a request; `None`: through a sidecar, which has been told that the content
+    /// is opaque, or no longer fit for one.
+    pub(super) fn into_exchange(
+        self,
+        head: &Head,
+    ) -> Option<(Rc<Upstream>, Option<Arc<Attempts>>, Exchange)> {
+        let Way::Plain(stream, read) = self.way else { return None };
+        let (mut reader, writer) = split(stream, read);
+        if !reader.is_quiet() {
+            return None;
+        }
+        let exchange = match &self.upstream.endpoint.identity {
+            None => http1_exchange(reader, writer, head, true),
+            // This pod itself, past its own inbound side: what that would tell the application is told here.
+            Some(_) => {
+                let mut head = head.clone();
+                set_client_id(&mut head, Some(self.upstream.identity_text()));
+                http1_exchange(reader, writer, &head, true)
+            }
+        };
+        Some((self.upstream, self.evidence, exchange))
+    }
+}
+
+/// Serves a connection of which it is known that its content is opaque.
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    port: &Port,
+    reader: Reader,
+    mut writer: Writer,
+) -> Result<(), Failure> {
+    let Some(backend) = port.backend(worker) else {
+        writer.abort();
+        return Err(Failure::UpstreamNone);
+    };
+    let opened = tokio::select! {
+        biased;
+        opened = open(worker, &backend) => opened,
+        () = writer.gone() => Err(Failure::ClientGaveUp),
+    };
+    carry(worker, &backend, opened, reader, writer).await
+}
+
+/// Carries a connection to its end on what was opened for it, or fails it.
+pub(super) async fn carry(
+    worker: &Worker,
+    backend: &Backend,
+    opened: Result<Opened, Failure>,
+    mut reader: Reader,
+    mut writer: Writer,
+) -> Result<(), Failure> {
+    match opened {
+        Ok(opened) => tunnel(worker, backend, opened, &mut reader, &mut writer).await,
+        Err(failure) => {
+            // The client sees a connection that fails, not one that was served and closed.
+            writer.abort();
+            unopened(worker, backend, &failure);
+            Err(failure)
+        }
+    }
+}
+
+/// Counts and logs a connection that no endpoint took.
+pub(super) fn unopened(worker: &Worker, backend: &Backend, failure: &Failure) {
+    unserved(worker, Some(backend), "opaque").connection(Some(failure), (0, 0));
+    log(backend, failure, "no endpoint took an opaque connection");
+}
+
+fn log(backend: &Backend, failure: &Failure, what: &'static str) {
+    if let Some(suppressed) = FAILURES.allow() {
+        let (namespace, service) = backend.counted_as();
+        tracing::info!(namespace, service, reason = failure.name(), suppressed, "{what}: {failure}");
+    }
+}
+
+/// Moves bytes both ways until each way has ended.
+async fn tunnel(
+    worker: &Worker,
+    backend: &Backend,
+    opened: Opened,
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> Result<(), Failure> {
+    let Opened { upstream, way, mut evidence, in_flight } = opened;
+    // Counted once, with the server's first word or at the end.
+    let mut heard = |seen: Seen| {
+        if let Some(attempts) = evidence.take() {
+            attempts.count(seen, None);
+        }
+    };
+    let (joined, failure) = match way {
+        Way::Plain(stream, read) => {
+            let (mut input, mut output) = split(stream, read);
+            let ways = ((reader, writer), (&mut input, &mut output));
+            let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;
+            (joined, failure_of(&joined, Failure::UpstreamReset))
+        }
+        Way::Mesh(sender, receiver, first) => {
+            let joined =
+                through_sidecar((sender, receiver, first), reader, writer, || heard(Seen::Good)).await;
+            (joined, failure_of(&joined, Failure::UpstreamLost))
+        }
+    };
+    if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
+        heard(seen);
+    }
+    let took = in_flight.since().elapsed();
+    let (up, down) = joined.bytes;
+    tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
+    upstream.series(&worker.telemetry, "opaque").connection(failure.as_ref(), joined.bytes);
+    if let Some(failure) = &failure {
+        log(backend, failure, "an opaque connection broke off");
+    }
+    Ok(())
+}
+
+/// Carries a connection on a stream to the endpoint's sidecar. `first`: what has arrived on it already.
+async fn through_sidecar(
+    (sender, mut receiver, first): (Sender, Receiver, Option<Event>),
+    reader: &mut Reader,
+    writer: &mut Writer,
+    mut heard: impl FnMut(),
+) -> Joined {
+    let ended = |from_client, from_server, up| Joined { bytes: (up, 0), from_client, from_server };
+    reader.unframe();
+    writer.unframe();
+    let mut early = Bytes::new();
+    match first {
+        // The server will say nothing; it may still listen.
+        Some(Event::End) => {
+            if writer.end(&[]).await.is_err() {
+                return ended(None, Some(Err(PumpError::SinkGone)), 0);
+            }
+            let mut up = 0;
+            let mut to_server = Sink::Mesh(&sender);
+            let uploaded = pump(Source::Http1(reader), &mut to_server, &mut up, |_| true).await;
+            return ended(Some(uploaded), Some(Ok(())), up);
+        }
+        Some(Event::Reset(code)) => {
+            writer.abort();
+            return ended(None, Some(Err(PumpError::SourceReset(code))), 0);
+        }
+        Some(Event::Lost) => {
+            writer.abort();
+            return ended(None, Some(Err(PumpError::SourceGone)), 0);
+        }
+        Some(Event::Data(bytes)) => early = bytes,
+        Some(Event::Head(_) | Event::Trailers(_)) | None => {}
+    }
+    if !early.is_empty() {
+        heard();
+        if writer.data(&early).await.is_err() || writer.flush().await.is_err() {
+            return ended(None, Some(Err(PumpError::SinkGone)), 0);
+        }
+    }
+    let up = (Source::Http1(reader), Sink::Mesh(&sender));
+    let down = (Source::Mesh(&mut receiver), Sink::Http1(writer));
+    let mut joined = join(up, down, |_| true, heard, pending()).await;
+    joined.bytes.1 += early.len() as u64;
+    joined
+}
+
+/// Whether the server's side failed a connection: it broke off, and its client had neither ended nor broken off
+/// before. `gone`: what it means that the connection itself ended.
+fn failure_of(joined: &Joined, gone: Failure) -> Option<Failure> {
+    match (joined.from_client, joined.from_server) {
+        (Some(Ok(()) | Err(PumpError::SourceGone)), _) => None,
+        (_, Some(Err(PumpError::SourceGone))) => Some(gone),
+        (_, Some(Err(PumpError::SourceReset(Code::Denied)))) => Some(Failure::PolicyDenied),
+        (_, Some(Err(PumpError::SourceReset(_) | PumpError::SourceMalformed(_)))) => {
+            Some(Failure::UpstreamReset)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_http_server_says_unasked_is_not_a_greeting() {
+        for (bytes, expected) in [
+            (&b"220 mail ESMTP\r\n"[..], Greeting::Opaque),
+            (b"\x4a\x00\x00\x00\x0a8.0.36\0", Greeting::Opaque),
+            (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64", Greeting::Settings),
+            (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", Greeting::Settings),
+            // An acknowledgement, and lengths that settings never have.
+            (b"\x00\x00\x00\x04\x01\x00\x00\x00\x00", Greeting::Opaque),
+            (b"\x00\x00\x07\x04\x00\x00\x00\x00\x00", Greeting::Opaque),
+            (b"HTTP/1.1 408 Request Timeout\r\n", Greeting::None),
+            (b"HT", Greeting::None),
+            (b"", Greeting::None),
+        ] {
+            assert_eq!(Greeting::of(bytes), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_server_that_breaks_off_unasked_fails_a_connection() {
+        let joined = |from_client, from_server| Joined { bytes: (0, 0), from_client, from_server };
+        let gone = Some(Err(PumpError::SourceGone));
+        for (ends, expected) in [
+            (joined(None, gone), Some(Failure::UpstreamReset)),
+            (joined(Some(Err(PumpError::SinkGone)), gone), Some(Failure::UpstreamReset)),
+            (joined(None, Some(Err(PumpError::SourceReset(Code::Denied)))), Some(Failure::PolicyDenied)),
+            (joined(Some(Ok(())), gone), None),
+            (joined(gone, None), None),
+            (joined(Some(Ok(())), Some(Ok(()))), None),
+            (joined(Some(Err(PumpError::SinkGone)), Some(Ok(()))), None),
+        ] {
+            assert_eq!(failure_of(&ends, Failure::UpstreamReset), expected, "{ends:?}");
+        }
+    }
+}
