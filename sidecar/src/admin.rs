@@ -1,20 +1,19 @@
 //! `/ready`, `/live`, `/metrics`, `/config` for kubelet, people and Prometheus, on a thread of its own.
 
-use std::convert::Infallible;
+use std::future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::config::{ConfigStore, Destination, Mtls};
 use crate::liveness::Heartbeats;
+use crate::serve;
 use crate::settings::Settings;
 use crate::telemetry::{Telemetry, prometheus};
 use crate::tls::TlsStore;
@@ -31,28 +30,15 @@ pub struct Admin {
     pub telemetry: Arc<Telemetry>,
     /// Signs of life of the data threads.
     pub heartbeats: Arc<Heartbeats>,
+    /// Why this sidecar cannot do what the pod asks of it, whatever the operator sends.
+    pub unable: Option<String>,
 }
 
 impl Admin {
     /// Serves for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of file descriptors, say: waiting a little lets others close.
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            };
-            let admin = Arc::clone(&self);
-            tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let answer = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
+        let answer = move |request: Request<Incoming>| future::ready(self.answer(&request));
+        serve::http(listener, serve::IDLE_TIMEOUT, answer).await;
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -73,6 +59,8 @@ impl Admin {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let expired = |not_after: i64| u64::try_from(not_after).is_ok_and(|not_after| not_after <= now);
         let missing = match (self.tls.current(), self.config.inbound()) {
+            // For good: an application that allows by address must not start with the sidecar's.
+            _ if self.unable.is_some() => self.unable.as_deref(),
             (None, _) => Some("no certificate yet: is the operator running, and can this pod reach it?"),
             // Only where nobody can be served without it: an operator that is away for a day must not empty every
             // Service of a mesh that also takes plain text.
