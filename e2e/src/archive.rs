@@ -166,7 +166,7 @@ mod tests {
     fn tar_reads_the_program_its_rights_and_its_capability() {
         let folder = folder("layer");
         let program = folder.join("source");
-        fs::write(&program, [7; 1_000]).unwrap();
+        fs::write(&program, [7_u8; 1_000]).unwrap();
         for (may_net_raw, expected) in [(true, "x: 20 security.capability"), (false, "")] {
             let content = Content { architecture: "amd64", program: Some(&program), may_net_raw };
             let file = folder.join("layer.tar");
