@@ -32,7 +32,7 @@ pub fn sidecar() -> Result<Option<PathBuf>> {
     }
     let folder = host::cache()?.join(format!("earlier-{COMMIT}"));
     let program = compile(&folder)?;
-    images::pack(IMAGE, Some(&program), &archive)?;
+    images::pack(IMAGE, Some(&program), false, &archive)?;
     fs::remove_dir_all(&folder)?;
     Ok(Some(archive))
 }

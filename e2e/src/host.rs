@@ -26,7 +26,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("mount", "mount"),
-    ("buildah", "buildah"),
 ];
 
 /// Programs that compiling the workspace needs besides cargo, and their Debian packages.

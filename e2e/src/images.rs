@@ -1,4 +1,5 @@
-//! Builds the container images: each one program of this workspace, FROM scratch, with docker or buildah.
+//! Builds the container images: each one program of this workspace and nothing else, so that there is nothing else to
+//! patch.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::{self, Content};
 use crate::build::cargo;
 use crate::host;
 use crate::progress::step;
@@ -20,14 +22,26 @@ pub struct Image {
     pub binary: Option<&'static str>,
     /// Cargo profile of the program, unless the variable TULLE_PROFILE is set.
     pub profile: &'static str,
+    /// Whether the program may have CAP_NET_RAW, where its container is given it.
+    pub may_net_raw: bool,
 }
 
 /// The sandbox image, whose process holds a pod's namespaces.
-pub const PAUSE: Image =
-    Image { name: "tulle.local/pause:1", package: "tulle-e2e", binary: Some("pause"), profile: "dev" };
+pub const PAUSE: Image = Image {
+    name: "tulle.local/pause:1",
+    package: "tulle-e2e",
+    binary: Some("pause"),
+    profile: "dev",
+    may_net_raw: false,
+};
 /// An empty image, for pods that mount the host's programs.
-pub const EMPTY: Image =
-    Image { name: "tulle.local/empty:1", package: "tulle-e2e", binary: None, profile: "dev" };
+pub const EMPTY: Image = Image {
+    name: "tulle.local/empty:1",
+    package: "tulle-e2e",
+    binary: None,
+    profile: "dev",
+    may_net_raw: false,
+};
 /// Tulle's own images, and the sample shop. The sidecar has the release profile because the benchmark measures it;
 /// optimising the control plane's dependencies would take most of the time of a first run.
 pub const TULLE: &[Image] = &[
@@ -36,20 +50,29 @@ pub const TULLE: &[Image] = &[
         package: "tulle-sidecar",
         binary: Some("tulle-sidecar"),
         profile: "release",
+        may_net_raw: true,
     },
     Image {
         name: "tulle.local/operator:dev",
         package: "tulle-operator",
         binary: Some("tulle-operator"),
         profile: "dev",
+        may_net_raw: false,
     },
     Image {
         name: "tulle.local/webhook:dev",
         package: "tulle-webhook",
         binary: Some("tulle-webhook"),
         profile: "dev",
+        may_net_raw: false,
     },
-    Image { name: "tulle.local/shop:dev", package: "tulle-shop", binary: Some("shop"), profile: "dev" },
+    Image {
+        name: "tulle.local/shop:dev",
+        package: "tulle-shop",
+        binary: Some("shop"),
+        profile: "dev",
+        may_net_raw: false,
+    },
 ];
 
 /// How many archives of an image stay in the cache.
@@ -100,11 +123,12 @@ pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
 /// Path of the image's archive, which is built unless the cache has one of the same content.
 pub fn archive(image: &Image) -> Result<PathBuf> {
     let program = image.binary.map(|binary| program(image, binary)).transpose()?;
-    let dockerfile = dockerfile(program.is_some());
-    let files: Vec<&Path> = [dockerfile.as_path()].into_iter().chain(program.as_deref()).collect();
-    let archive = place(image.name, &host::content_key(&files, image.name)?)?;
+    let files: Vec<&Path> = program.as_deref().into_iter().collect();
+    let key =
+        host::content_key(&files, &format!("{} {} {}", image.name, image.may_net_raw, archive::FORMAT))?;
+    let archive = place(image.name, &key)?;
     if !archive.is_file() {
-        pack(image.name, program.as_deref(), &archive)?;
+        pack(image.name, program.as_deref(), image.may_net_raw, &archive)?;
     }
     Ok(archive)
 }
@@ -114,10 +138,16 @@ pub fn place(name: &str, key: &str) -> Result<PathBuf> {
     Ok(host::cache()?.join("images").join(format!("{}-{key}.tar", short(name))))
 }
 
-/// Makes the archive of an image with this program, or of an empty one.
-pub fn pack(name: &str, program: Option<&Path>, archive: &Path) -> Result<()> {
+/// Makes the archive of an image for this machine, with this program or empty. `may_net_raw`: see [`Image`].
+pub fn pack(name: &str, program: Option<&Path>, may_net_raw: bool, archive: &Path) -> Result<()> {
     fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
-    build(name, None, &dockerfile(program.is_some()), program, archive)?;
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    step(&format!("building image {name}"));
+    archive::write(name, Content { architecture, program, may_net_raw }, archive)?;
     remove_old_archives(archive, &short(name));
     Ok(())
 }
@@ -125,10 +155,6 @@ pub fn pack(name: &str, program: Option<&Path>, archive: &Path) -> Result<()> {
 /// An image's name as a part of file names.
 fn short(name: &str) -> String {
     name.rsplit('/').next().unwrap_or(name).replace(':', "-")
-}
-
-fn dockerfile(has_program: bool) -> PathBuf {
-    host::workspace().join(format!("e2e/images/Dockerfile.{}", if has_program { "program" } else { "empty" }))
 }
 
 /// Removes old archives of an image, because every build of a changed program adds one.
@@ -170,63 +196,5 @@ pub fn ensure_static(program: &Path) -> Result<()> {
             program.display()
         );
     }
-    Ok(())
-}
-
-/// Builds an image with docker or buildah and leaves it in an archive of docker's format. `platform`: such as
-/// `linux/arm64`; `None`: this machine's.
-pub fn build(
-    name: &str,
-    platform: Option<&str>,
-    dockerfile: &Path,
-    program: Option<&Path>,
-    archive: &Path,
-) -> Result<()> {
-    step(&format!("building image {name}{}", platform.map_or(String::new(), |p| format!(" for {p}"))));
-    let platform: Vec<&str> = platform.map_or(Vec::new(), |platform| vec!["--platform", platform]);
-    let half = archive.with_extension("half");
-    let context = archive.with_extension("context");
-    fs::create_dir_all(&context)?;
-    if let Some(program) = program {
-        fs::copy(program, context.join("program"))?;
-    }
-    fs::remove_file(&half).ok();
-    if Command::new("docker").arg("info").output().is_ok_and(|done| done.status.success()) {
-        host::output(
-            Command::new("docker")
-                .args(["build", "-q", "-t", name])
-                .args(&platform)
-                .arg("-f")
-                .arg(dockerfile)
-                .arg(&context),
-        )?;
-        host::output(Command::new("docker").args(["save", name, "-o"]).arg(&half))?;
-    } else {
-        let storage = host::cache()?.join("buildah");
-        let buildah = || {
-            let mut command = Command::new("buildah");
-            command
-                .args(["--storage-driver", "vfs"])
-                .arg("--root")
-                .arg(&storage)
-                .arg("--runroot")
-                .arg(storage.join("run"));
-            command
-        };
-        host::output(
-            buildah()
-                .args(["bud", "-q", "--isolation", "chroot", "--layers=false", "-t", name])
-                .args(&platform)
-                .arg("-f")
-                .arg(dockerfile)
-                .arg(&context),
-        )?;
-        host::output(
-            buildah().args(["push", "-q", name]).arg(format!("docker-archive:{}:{name}", half.display())),
-        )?;
-        host::output(buildah().args(["rmi", name])).ok();
-    }
-    fs::remove_dir_all(&context)?;
-    fs::rename(&half, archive)?;
     Ok(())
 }

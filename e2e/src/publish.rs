@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::archive::{self, Content};
 use crate::build;
 use crate::host;
 use crate::images;
@@ -77,7 +78,7 @@ pub fn run(registry: &str, tag: &str, architectures: &[Arch]) -> Result<()> {
             let program = target.join(arch.triple()).join("release").join(format!("tulle-{part}"));
             let archive = target.join("images").join(format!("tulle-{part}-{tag}-{}.tar", arch.name()));
             let name = format!("{registry}/tulle-{part}:{tag}-{}", arch.name());
-            image(&name, *arch, &program, &archive)?;
+            image(&name, part, *arch, &program, &archive)?;
             archives.push((name, archive));
         }
     }
@@ -129,11 +130,18 @@ fn standard_library(triple: &str) -> Result<()> {
     Ok(())
 }
 
-fn image(name: &str, arch: Arch, program: &Path, archive: &Path) -> Result<()> {
+fn image(name: &str, part: &str, arch: Arch, program: &Path, archive: &Path) -> Result<()> {
     std::fs::create_dir_all(archive.parent().context("the archive's path has no folder")?)?;
     images::ensure_static(program)?;
-    let dockerfile = host::workspace().join("e2e/images/Dockerfile.program");
-    images::build(name, Some(&format!("linux/{}", arch.name())), &dockerfile, Some(program), archive)?;
+    // As the image of the embedded cluster.
+    let may_net_raw =
+        images::TULLE.iter().any(|image| image.package == format!("tulle-{part}") && image.may_net_raw);
+    step(&format!("building image {name} for {}", arch.name()));
+    archive::write(
+        name,
+        Content { architecture: arch.name(), program: Some(program), may_net_raw },
+        archive,
+    )?;
     let size = std::fs::metadata(archive)?.len() as f64 / 1e6;
     say(&format!("{name}: {size:.2} MB"));
     Ok(())

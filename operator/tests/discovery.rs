@@ -1,6 +1,6 @@
 //! Many sidecars at one operator, over TCP and TLS, old ones and new ones: they come all at once, and some never read
 //! what they are sent.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
 
 mod client;
 

@@ -1,20 +1,19 @@
 //! `/ready`, `/live`, `/metrics`, `/config` for kubelet, people and Prometheus, on a thread of its own.
 
-use std::convert::Infallible;
+use std::future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::config::{ConfigStore, Destination, Mtls};
+use crate::config::{ConfigStore, Destination, Endpoint, Endpoints, Known, Mtls, ServiceRoute};
 use crate::liveness::Heartbeats;
+use crate::serve;
 use crate::settings::Settings;
 use crate::telemetry::{Telemetry, prometheus};
 use crate::tls::TlsStore;
@@ -31,28 +30,15 @@ pub struct Admin {
     pub telemetry: Arc<Telemetry>,
     /// Signs of life of the data threads.
     pub heartbeats: Arc<Heartbeats>,
+    /// Why this sidecar cannot do what the pod asks of it, whatever the operator sends.
+    pub unable: Option<String>,
 }
 
 impl Admin {
     /// Serves for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of file descriptors, say: waiting a little lets others close.
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            };
-            let admin = Arc::clone(&self);
-            tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let answer = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
+        let answer = move |request: Request<Incoming>| future::ready(self.answer(&request));
+        serve::http(listener, serve::IDLE_TIMEOUT, answer).await;
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -73,6 +59,8 @@ impl Admin {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let expired = |not_after: i64| u64::try_from(not_after).is_ok_and(|not_after| not_after <= now);
         let missing = match (self.tls.current(), self.config.inbound()) {
+            // For good: an application that allows by address must not start with the sidecar's.
+            _ if self.unable.is_some() => self.unable.as_deref(),
             (None, _) => Some("no certificate yet: is the operator running, and can this pod reach it?"),
             // Only where nobody can be served without it: an operator that is away for a day must not empty every
             // Service of a mesh that also takes plain text.
@@ -111,14 +99,7 @@ impl Admin {
     }
 
     fn config(&self) -> String {
-        let destinations: Vec<_> = self
-            .config
-            .snapshot()
-            .into_iter()
-            .map(
-                |(address, destination)| json!({"address": address, "leadsTo": show(destination.as_deref())}),
-            )
-            .collect();
+        let destinations: Vec<_> = self.config.snapshot().iter().map(show).collect();
         let inbound = self.config.inbound().map(|inbound| {
             json!({
                 "mtls": format!("{:?}", inbound.mtls),
@@ -141,27 +122,41 @@ impl Admin {
     }
 }
 
-fn show(destination: Option<&Destination>) -> serde_json::Value {
-    let endpoint = |endpoint: &crate::config::Endpoint| {
-        json!({
-            "address": endpoint.address,
-            "identity": endpoint.identity.as_ref().map(ToString::to_string),
-            "revision": &*endpoint.revision,
-            "terminating": endpoint.terminating,
-        })
-    };
-    match destination {
+fn show(known: &Known) -> Value {
+    let leads_to = match known.destination.as_deref() {
         None => json!("not known yet"),
         Some(Destination::Unknown) => json!("nobody in the cluster: passed through"),
-        Some(Destination::Pod(pod)) => json!({"pod": endpoint(pod)}),
-        Some(Destination::Service(service)) => json!({
-            "service": format!("{}/{}:{}", service.namespace, service.name, service.port),
-            "protocol": format!("{:?}", service.protocol),
-            "endpoints": service.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
-            "split": service.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s})).collect::<Vec<_>>(),
-            "canary": service.canary.as_ref().map(|c| format!("{}/{}, epoch {}", c.namespace, c.name, c.epoch)),
+        Some(Destination::Pod(pod)) => json!({
+            "pod": show_endpoint(&pod.endpoint),
+            "protocol": format!("{:?}", pod.protocol),
         }),
+        Some(Destination::Service(service)) => show_service(&service.route, known.endpoints.as_deref()),
+    };
+    json!({"address": known.address, "leadsTo": leads_to})
+}
+
+fn show_service(route: &ServiceRoute, served: Option<&Endpoints>) -> Value {
+    let mut service = json!({
+        "service": format!("{}/{}:{}", route.namespace, route.name, route.port),
+        "protocol": format!("{:?}", route.protocol),
+    });
+    if let (Some(served), Some(service)) = (served, service.as_object_mut()) {
+        let split = served.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s}));
+        let canary = served.canary.as_ref().map(|c| format!("{}/{}, epoch {}", c.namespace, c.name, c.epoch));
+        service.insert("endpoints".to_owned(), served.endpoints.iter().map(show_endpoint).collect());
+        service.insert("split".to_owned(), split.collect());
+        service.insert("canary".to_owned(), json!(canary));
     }
+    service
+}
+
+fn show_endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "address": endpoint.address,
+        "identity": endpoint.identity.as_ref().map(ToString::to_string),
+        "revision": &*endpoint.revision,
+        "terminating": endpoint.terminating,
+    })
 }
 
 fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
@@ -169,4 +164,104 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use http_body_util::BodyExt as _;
+    use tulle_mesh::identity::WorkloadId;
+
+    use super::*;
+    use crate::config::{CanaryRef, Inbound, PodRoute, Protocol};
+    use crate::settings::SourceAddress;
+
+    fn admin(unable: Option<&str>) -> Admin {
+        let settings = Settings {
+            pod_name: "web".to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_uid: "uid".to_owned(),
+            pod_ips: Vec::new(),
+            trust_domain: "cluster.local".to_owned(),
+            operator: String::new(),
+            operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
+            token_file: String::new(),
+            trust_file: String::new(),
+            probes: Vec::new(),
+            workers: 1,
+            source_address: SourceAddress::Preserve,
+            features: Vec::new(),
+        };
+        Admin {
+            settings: Arc::new(settings),
+            config: ConfigStore::new().0,
+            tls: Arc::default(),
+            telemetry: Arc::default(),
+            heartbeats: Arc::new(Heartbeats::new(1)),
+            unable: unable.map(str::to_owned),
+        }
+    }
+
+    async fn read(response: Response<Full<Bytes>>) -> (u16, String) {
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_that_cannot_do_what_its_pod_asks_is_never_ready_and_says_why() {
+        let admin = admin(Some("no capability NET_RAW"));
+        admin.config.set_inbound(Inbound {
+            mtls: Mtls::Permissive,
+            access: None,
+            shadow: None,
+            shadow_strict: false,
+            revision: String::new(),
+        });
+        assert_eq!(read(admin.ready()).await, (503, "no capability NET_RAW\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn what_a_sidecar_waits_for_is_said() {
+        let (status, why) = read(admin(None).ready()).await;
+        assert!(status == 503 && why.contains("no certificate yet"), "{why}");
+    }
+
+    #[test]
+    fn config_shows_where_an_address_leads_and_who_serves_it() {
+        let address: SocketAddr = "10.0.0.7:8080".parse().unwrap();
+        let endpoint = Endpoint {
+            address,
+            identity: Some(WorkloadId::new("cluster.local", "shop", "web")),
+            revision: "new".into(),
+            terminating: true,
+            pod_uid: "uid".into(),
+        };
+        let route = ServiceRoute {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            port: 80,
+            protocol: Protocol::Http1,
+            ..ServiceRoute::default()
+        };
+        let served = Endpoints {
+            endpoints: vec![endpoint.clone()],
+            split: vec![("new".into(), 50)],
+            canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
+        };
+        let shown = show_service(&route, Some(&served));
+        assert_eq!(shown["service"], "shop/web:80");
+        assert_eq!(shown["protocol"], "Http1");
+        assert_eq!(shown["endpoints"][0]["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(shown["endpoints"][0]["terminating"], true);
+        assert_eq!(shown["split"], json!([{"revision": "new", "permille": 50}]));
+        assert_eq!(shown["canary"], "shop/web, epoch 3");
+
+        let pod = Destination::Pod(PodRoute { endpoint, protocol: Protocol::Opaque });
+        let known = Known { address, destination: Some(Arc::new(pod)), endpoints: None };
+        assert_eq!(show(&known)["leadsTo"]["pod"]["address"], "10.0.0.7:8080");
+        let unknown = Known { address, destination: None, endpoints: None };
+        assert_eq!(show(&unknown)["leadsTo"], "not known yet");
+    }
 }

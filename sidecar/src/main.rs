@@ -5,7 +5,7 @@ use tulle_sidecar::init::Rules;
 use tulle_sidecar::run;
 use tulle_sidecar::settings::Settings;
 
-/// Memory goes back to the system: 5 s of decay, no huge pages, few arenas.
+/// Its settings are in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

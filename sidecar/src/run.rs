@@ -1,13 +1,14 @@
 //! Threads: one for configuration, certificates, metrics and probes, and one per worker for data.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -17,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 use tulle_mesh::ports;
 
 use crate::admin::Admin;
+use crate::app_waiting::AppWaiting;
 use crate::config::store::Wanted;
 use crate::config::{ConfigStore, client, identity};
+use crate::listen::Descriptors;
 use crate::liveness::Heartbeats;
-use crate::settings::Settings;
-use crate::telemetry::Telemetry;
+use crate::settings::{Settings, SourceAddress};
+use crate::telemetry::{Limited, Telemetry};
 use crate::tls::TlsStore;
 use crate::worker::Worker;
-use crate::{inbound, listen, outbound, probe};
+use crate::{inbound, listen, memory, outbound, probe, transparent};
 
 /// What runs when the sidecar is told to stop may take this long to end: the application has exited, so
 /// these are answers that are being written.
@@ -43,7 +46,19 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let stop = CancellationToken::new();
     let count = settings.workers.max(1);
     let heartbeats = Arc::new(Heartbeats::new(count));
-    let parts = Parts { settings, config, tls: Arc::default(), telemetry: Arc::default(), heartbeats, stop };
+    let telemetry = Arc::<Telemetry>::default();
+    // Before there are other threads, which inherit the capability.
+    let unable = preserve_source_address(&settings, &telemetry);
+    let parts = Parts {
+        settings,
+        config,
+        tls: Arc::default(),
+        telemetry,
+        heartbeats,
+        app_waiting: Arc::default(),
+        descriptors: Descriptors::raise(),
+        stop,
+    };
     let (ended, workers) = mpsc::channel::<()>(count);
     for number in 0..count {
         let (parts, ended) = (parts.clone(), Ended(ended.clone()));
@@ -53,7 +68,19 @@ pub fn proxy(settings: Settings) -> Result<()> {
         });
         thread.context("cannot start a worker thread")?;
     }
-    Builder::new_current_thread().enable_all().build()?.block_on(control(parts, wanted, workers))
+    Builder::new_current_thread().enable_all().build()?.block_on(control(parts, unable, wanted, workers))
+}
+
+/// Takes the capability to connect with clients' addresses, where the pod asks for that. Returns why it cannot be had:
+/// the sidecar is then never ready, because an application that allows by address would be wrong with another one.
+fn preserve_source_address(settings: &Settings, telemetry: &Telemetry) -> Option<String> {
+    if settings.source_address != SourceAddress::Preserve {
+        return None;
+    }
+    let error = transparent::allow().err()?;
+    telemetry.event("source_address", "NotPreserved");
+    tracing::error!(%error, "not ready, and will not be: the application would not see its clients' addresses");
+    Some(error.to_string())
 }
 
 /// Tells that a worker has ended, also when it panicked.
@@ -72,16 +99,19 @@ struct Parts {
     tls: Arc<TlsStore>,
     telemetry: Arc<Telemetry>,
     heartbeats: Arc<Heartbeats>,
+    app_waiting: Arc<AppWaiting>,
+    descriptors: Descriptors,
     stop: CancellationToken,
 }
 
-/// `workers` says whenever a worker has ended.
+/// `unable`: why this sidecar cannot do what the pod asks of it. `workers` says whenever a worker has ended.
 async fn control(
     parts: Parts,
+    unable: Option<String>,
     wanted: UnboundedReceiver<Wanted>,
     mut workers: mpsc::Receiver<()>,
 ) -> Result<()> {
-    let Parts { settings, config, tls, telemetry, heartbeats, stop } = parts;
+    let Parts { settings, config, tls, telemetry, heartbeats, app_waiting, stop, .. } = parts;
     let count = settings.workers.max(1);
     let admin = Arc::new(Admin {
         settings: Arc::clone(&settings),
@@ -89,10 +119,14 @@ async fn control(
         tls: Arc::clone(&tls),
         telemetry: Arc::clone(&telemetry),
         heartbeats,
+        unable,
     });
-    tokio::spawn(admin.serve(bind(ports::ADMIN)?));
-    tokio::spawn(probe::serve(Arc::clone(&settings), bind(ports::PROBES)?));
+    // First, because the pod's start waits for the certificate.
     tokio::spawn(identity::run(Arc::clone(&settings), Arc::clone(&tls)));
+    tokio::spawn(admin.serve(bind(ports::ADMIN)?));
+    let pod = settings.pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    tokio::spawn(probe::serve(settings.probes.clone(), pod, app_waiting, bind(ports::PROBES)?));
+    tokio::spawn(memory::give_back());
     let last_report = CancellationToken::new();
     let client = client::run(settings, config, tls, telemetry, wanted, last_report.clone());
     let client = tokio::spawn(client);
@@ -137,8 +171,9 @@ fn worker(parts: &Parts, number: usize) {
 }
 
 async fn data(parts: &Parts, number: usize) -> Result<()> {
-    let Parts { settings, config, tls, telemetry, heartbeats, stop } = parts.clone();
-    let worker = Worker::new(settings, config, tls, telemetry);
+    let Parts { settings, config, tls, telemetry, heartbeats, app_waiting, descriptors, stop } =
+        parts.clone();
+    let worker = Worker::new(settings, config, tls, telemetry, app_waiting);
     let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
     let sweeping = Rc::clone(&worker);
     spawn_local(async move {
@@ -156,6 +191,7 @@ async fn data(parts: &Parts, number: usize) -> Result<()> {
             () = stop.cancelled() => break,
             accepted = inbound.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    let Some(stream) = admitted(stream, descriptors, &worker.telemetry) else { continue };
                     let (worker, task) = (Rc::clone(&worker), Rc::clone(&tasks));
                     spawn_local(async move {
                         inbound::serve(worker, stream, peer).await;
@@ -166,6 +202,7 @@ async fn data(parts: &Parts, number: usize) -> Result<()> {
             },
             accepted = outbound.accept() => match accepted {
                 Ok((stream, _)) => {
+                    let Some(stream) = admitted(stream, descriptors, &worker.telemetry) else { continue };
                     let (worker, task) = (Rc::clone(&worker), Rc::clone(&tasks));
                     spawn_local(async move {
                         outbound::serve(worker, stream).await;
@@ -181,8 +218,51 @@ async fn data(parts: &Parts, number: usize) -> Result<()> {
     Ok(())
 }
 
+/// The connection, or `None` where descriptors run short: it is reset then.
+fn admitted(stream: TcpStream, descriptors: Descriptors, telemetry: &Telemetry) -> Option<TcpStream> {
+    static LINES: Limited = Limited::new(1);
+    if !descriptors.are_short(&stream) {
+        return Some(stream);
+    }
+    telemetry.event("refused_connection", "TooMany");
+    if let Some(suppressed) = LINES.allow() {
+        let limit = descriptors.limit;
+        tracing::warn!(
+            limit,
+            suppressed,
+            "refused a connection: nine tenths of the file descriptors are in use"
+        );
+    }
+    listen::reset_on_close(&stream);
+    None
+}
+
 /// Out of file descriptors, say: waiting a little lets others close.
 async fn accept_failed(error: &io::Error) {
-    tracing::warn!(%error, "cannot accept a connection");
+    static LINES: Limited = Limited::new(1);
+    if let Some(suppressed) = LINES.allow() {
+        tracing::warn!(%error, suppressed, "cannot accept a connection");
+    }
     tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_refused_and_counted_when_descriptors_run_short() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let telemetry = Telemetry::default();
+        let few = Descriptors { limit: 1 };
+        let enough = Descriptors { limit: u64::MAX };
+        for (descriptors, refused) in [(few, true), (enough, false)] {
+            let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let stream = accepted.unwrap().0;
+            assert_eq!(admitted(stream, descriptors, &telemetry).is_none(), refused);
+            drop(client);
+        }
+        assert_eq!(telemetry.events(), [(("refused_connection", "TooMany"), 1)]);
+    }
 }

@@ -29,9 +29,21 @@ pub mod env {
     pub const PROBES: &str = "TULLE_PROBES";
     /// Data threads; 1 unless a pod needs more.
     pub const WORKERS: &str = "TULLE_WORKERS";
+    /// Whose address the application sees, `preserve` or `sidecar`; the latter unless it is set.
+    pub const SOURCE_ADDRESS: &str = "TULLE_SOURCE_ADDRESS";
     /// Not written by the webhook: features to have, comma separated, instead of all that this build has. What
     /// a sidecar without the others would refuse, this one refuses too: a way to try an upgrade.
     pub const FEATURES: &str = "TULLE_FEATURES";
+}
+
+/// Whose address the application sees as that of its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The pod's own: the sidecar's connections come from it.
+    #[default]
+    Sidecar,
+    /// The client's.
+    Preserve,
 }
 
 /// The sidecar's settings.
@@ -59,6 +71,8 @@ pub struct Settings {
     pub probes: Vec<crate::probe::Probe>,
     /// Data threads.
     pub workers: usize,
+    /// Whose address the application sees.
+    pub source_address: SourceAddress,
     /// What resources may require of this sidecar.
     pub features: Vec<&'static str>,
 }
@@ -94,8 +108,13 @@ impl Settings {
             Ok(text) => features(&text)?,
             Err(_) => tulle_mesh::features::ALL.to_vec(),
         };
+        let source_address = match std::env::var(env::SOURCE_ADDRESS) {
+            Ok(text) => source_address(&text)?,
+            Err(_) => SourceAddress::default(),
+        };
         Ok(Self {
             features,
+            source_address,
             pod_name: read(env::POD_NAME)?,
             pod_namespace: read(env::POD_NAMESPACE)?,
             pod_uid: read(env::POD_UID)?,
@@ -119,4 +138,24 @@ fn features(text: &str) -> Result<Vec<&'static str>> {
         found.with_context(|| format!("{} may hold {}, not {name:?}", env::FEATURES, all.join(", ")))
     };
     names.map(known).collect()
+}
+
+fn source_address(text: &str) -> Result<SourceAddress> {
+    match text {
+        "sidecar" => Ok(SourceAddress::Sidecar),
+        "preserve" => Ok(SourceAddress::Preserve),
+        _ => bail!("{} must be preserve or sidecar, not {text:?}", env::SOURCE_ADDRESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_address_that_is_not_known_stops_the_sidecar_instead_of_hiding_the_client() {
+        assert_eq!(source_address("preserve").unwrap(), SourceAddress::Preserve);
+        assert_eq!(source_address("sidecar").unwrap(), SourceAddress::default());
+        assert!(source_address("Preserve").unwrap_err().to_string().contains("TULLE_SOURCE_ADDRESS"));
+    }
 }

@@ -60,6 +60,10 @@ pub(super) const TESTS: &[Test] = &[
         "meshed clients reach ports that a namespace excludes from redirection, in plain text",
         annotations::skipped_ports_of_a_namespace,
     ),
+    (
+        "with annotation source-address=preserve the application sees each client's address, and the sidecar has one capability more",
+        annotations::source_address,
+    ),
     ("annotation workers sets the number of the sidecar's data threads", annotations::workers),
     (
         "connections to the ports in annotation skip-outbound-ports bypass the sidecar",

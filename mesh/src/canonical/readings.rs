@@ -193,7 +193,8 @@ impl Readings {
     fn add_within(&mut self, reading: Vec<u8>, most: usize) {
         let bytes: usize = self.others.iter().map(Vec::len).sum();
         if self.others.len() + 1 >= MAX_READINGS || bytes + reading.len() > most {
-            self.complete &= self.iter().any(|known| known == reading);
+            let known = self.iter().any(|known| known == reading);
+            self.complete &= known;
         } else {
             self.add(reading);
         }

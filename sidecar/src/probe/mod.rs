@@ -14,9 +14,8 @@ mod grpc;
 mod http_get;
 mod url;
 
-use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +24,6 @@ use http::header::USER_AGENT;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::error::Elapsed;
@@ -35,7 +32,8 @@ use tulle_mesh::health::health_check_response::ServingStatus;
 
 use self::http_get::HttpGet;
 pub use self::url::UrlError;
-use crate::settings::Settings;
+use crate::app_waiting::AppWaiting;
+use crate::serve;
 
 /// A probe as the webhook found it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +74,15 @@ pub enum Check {
         /// The service that is checked; empty: the whole server.
         service: String,
     },
+}
+
+impl Check {
+    /// The application's port.
+    fn port(&self) -> u16 {
+        match self {
+            Self::Http { port, .. } | Self::Tcp { port } | Self::Grpc { port, .. } => *port,
+        }
+    }
 }
 
 /// Why a probe failed without an HTTP status of the application.
@@ -156,38 +163,38 @@ pub enum ProbeError {
     },
 }
 
-/// Answers kubelet for as long as the sidecar runs.
-pub async fn serve(settings: Arc<Settings>, listener: TcpListener) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, say: waiting a little lets others close.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        let settings = Arc::clone(&settings);
-        tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| {
-                let settings = Arc::clone(&settings);
-                async move { Ok::<_, Infallible>(answer(&settings, &request).await) }
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-    }
+/// Answers kubelet for as long as the sidecar runs. `pod`: where the application listens. `app_waiting` knows for whom
+/// the application has no answer yet.
+pub async fn serve(probes: Vec<Probe>, pod: IpAddr, app_waiting: Arc<AppWaiting>, listener: TcpListener) {
+    let longest = probes.iter().map(limit_of).max().unwrap_or_default();
+    let probes: Arc<[Probe]> = probes.into();
+    let handler = move |request: Request<Incoming>| {
+        let (probes, app_waiting) = (Arc::clone(&probes), Arc::clone(&app_waiting));
+        async move { answer(&probes, pod, &app_waiting, &request).await }
+    };
+    serve::http(listener, serve::IDLE_TIMEOUT + longest, handler).await;
 }
 
-async fn answer(settings: &Settings, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn limit_of(probe: &Probe) -> Duration {
+    Duration::from_secs(probe.timeout_seconds.max(1))
+}
+
+async fn answer(
+    probes: &[Probe],
+    pod: IpAddr,
+    app_waiting: &Arc<AppWaiting>,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let path = request.uri().path();
-    let Some(probe) = settings.probes.iter().find(|probe| probe.path == path) else {
+    let Some(probe) = probes.iter().find(|probe| probe.path == path) else {
         return text(StatusCode::NOT_FOUND, "no such probe");
     };
-    let pod = settings.pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     // Kubelet's own, with its version: an application may tell probes from others by it.
     let user_agent = request.headers().get(USER_AGENT).cloned();
     let user_agent = user_agent.unwrap_or(HeaderValue::from_static("kube-probe/tulle"));
-    let limit = Duration::from_secs(probe.timeout_seconds.max(1));
-    reply(timeout(limit, carry_out(&probe.check, pod, &user_agent)).await)
+    // A connection of its own: an application that serves one at a time may be busy with one that is kept.
+    let _waiting = app_waiting.begin_at(Some(probe.check.port()));
+    reply(timeout(limit_of(probe), carry_out(&probe.check, pod, &user_agent)).await)
 }
 
 /// The status is the application's, where it answered HTTP.

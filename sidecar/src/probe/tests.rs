@@ -1,8 +1,9 @@
 //! Probes against applications on real sockets: what kubelet's own tests assert (pkg/probe/http), and more.
 
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -317,4 +318,31 @@ fn kubelet_sees_the_status_of_the_application_without_a_location() {
         assert!(!response.headers().contains_key(http::header::LOCATION));
     }
     assert_eq!(reply(Ok(Err(ProbeError::TooManyRedirects))).status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_probe_is_known_to_wait_while_the_application_has_not_answered() {
+    let app_waiting = Arc::<AppWaiting>::default();
+    let (seen, waiting) = (Arc::new(Mutex::new(Vec::new())), Arc::clone(&app_waiting));
+    let seen_by_app = Arc::clone(&seen);
+    let app = App::start(move |_| {
+        seen_by_app.lock().unwrap().extend(waiting.ports_waited_for(Duration::ZERO));
+        status(200)
+    });
+    let app = app.await;
+    let (path, check) = ("/a/livenessProbe".to_owned(), get(app.port, "/", &[]));
+    let listener = TcpListener::bind((POD, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let probes = vec![Probe { path, check, timeout_seconds: 1 }];
+    tokio::spawn(serve(probes, POD, Arc::clone(&app_waiting), listener));
+    for (path, code) in [("/a/livenessProbe", "200"), ("/a/other", "404")] {
+        let mut kubelet = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        kubelet.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        kubelet.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{answer}");
+    }
+    assert_eq!(*seen.lock().unwrap(), [app.port]);
+    assert_eq!(app_waiting.longest(), None);
 }

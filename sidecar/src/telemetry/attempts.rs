@@ -12,8 +12,7 @@ use std::time::Duration;
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 use tulle_mesh::proto::AttemptCounts;
 
-use crate::error::Failure;
-use crate::message::PumpError;
+use crate::error::{Failure, PumpError};
 
 /// Pods and epochs that are counted at once; attempts beyond are no evidence.
 const MAX_KEYS: usize = 4_096;
@@ -135,8 +134,8 @@ impl AttemptTable {
     }
 }
 
-/// What the end of a request says of the version of its endpoint. `None`: nothing, for the client went away
-/// or sent what no server would take.
+/// What the end of a request says of the version of its endpoint. `None`: nothing, because the client went away, was too
+/// slow or sent what no server would take, or because this sidecar lacked something itself.
 pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<Seen> {
     let failure = match (result, grpc) {
         (Ok(500..), _) | (Ok(_), Some(2 | 4 | 13 | 14 | 15)) => return Some(Seen::Failed),
@@ -145,7 +144,12 @@ pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<S
         (Err(failure), _) => failure,
     };
     match failure {
-        Failure::ClientBadRequest(_) | Failure::ClientGone => None,
+        Failure::ClientBadRequest(_)
+        | Failure::ClientHeadTooLong
+        | Failure::ClientGone
+        | Failure::OursNoCertificate
+        | Failure::OursResources => None,
+        Failure::Timeout(_) if failure.is_of_client() => None,
         // As a 403, which is what its sidecar answers a request.
         Failure::PolicyDenied | Failure::PolicyPlaintext => Some(Seen::ClientError),
         Failure::UpstreamNone
@@ -180,6 +184,7 @@ pub fn evidence_of_silence(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::REQUEST_HEAD;
 
     fn key(epoch: u64, pod: &str) -> AttemptKey {
         AttemptKey {
@@ -218,6 +223,10 @@ mod tests {
             (Err(Failure::PolicyDenied), None, Some(Seen::ClientError)),
             (Err(Failure::ClientGone), None, None),
             (Err(Failure::ClientBadRequest("a head")), None, None),
+            (Err(Failure::ClientHeadTooLong), None, None),
+            (Err(Failure::Timeout(REQUEST_HEAD)), None, None),
+            (Err(Failure::OursNoCertificate), None, None),
+            (Err(Failure::OursResources), None, None),
         ];
         for (result, grpc, expected) in table {
             assert_eq!(evidence_of(result.as_ref().copied(), grpc), expected, "{result:?} {grpc:?}");

@@ -2,24 +2,36 @@
 //!
 //! No label comes from the wire: services, revisions and namespaces come from the operator, methods
 //! and hosts are no labels. Handles are resolved when a route is built, not per request.
+//!
+//! ```text
+//!   series      the counters of one peer
+//!   attempts    evidence of Canaries
+//!   prometheus  /metrics
+//!   report      deltas for the operator
+//!   limited     rate limit of log lines
+//! ```
 
 pub mod attempts;
+mod limited;
 pub mod prometheus;
 pub mod report;
+mod series;
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tulle_mesh::histogram::{BUCKETS, bucket_of};
+use tokio::time::Instant;
 
-use crate::error::Failure;
 use attempts::{AttemptKey, AttemptTable, Attempts};
+pub use limited::Limited;
+pub use series::{ByProtocol, CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series};
 
-/// Series beyond this many are counted as one, named `_OTHER`.
+/// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
 const MAX_SERIES: usize = 2_000;
+/// A series that nobody holds, and that was not used for this long, is dropped: its workload is gone. Long enough for
+/// every scrape interval in use, so that Prometheus sees the last counts.
+const UNUSED: Duration = Duration::from_secs(600);
 
 /// What distinguishes a series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,124 +48,29 @@ pub struct SeriesKey {
     pub protocol: &'static str,
 }
 
-/// Counters of one series.
-#[derive(Debug)]
-pub struct Series {
-    /// By class of status: 1xx to 5xx, then gRPC server errors, no answer, and given up by the client.
-    pub by_class: [AtomicU64; 8],
-    /// Latencies, exponential buckets.
-    pub latency: Box<[AtomicU64]>,
-    /// Their sum in microseconds.
-    pub latency_sum: AtomicU64,
-    /// Bytes of requests.
-    pub bytes_up: AtomicU64,
-    /// Bytes of answers.
-    pub bytes_down: AtomicU64,
-    /// Connections, where the content is opaque.
-    pub connections: AtomicU64,
-    failures: Mutex<HashMap<&'static str, u64>>,
-}
-
-/// The class of what had no answer.
-pub const CLASS_NONE: usize = 6;
-/// The class of what its client gave up or got wrong: it says nothing about the server.
-pub const CLASS_CLIENT: usize = 7;
-/// The class of gRPC server errors (`UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE`,
-/// `DATA_LOSS`), whose HTTP status is 200.
-pub const CLASS_GRPC: usize = 5;
-
-impl Default for Series {
-    fn default() -> Self {
-        Self {
-            by_class: Default::default(),
-            latency: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
-            latency_sum: AtomicU64::new(0),
-            bytes_up: AtomicU64::new(0),
-            bytes_down: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
-            failures: Mutex::default(),
-        }
-    }
-}
-
-impl Series {
-    /// Counts a request.
-    pub fn request(
-        &self,
-        result: &Result<u16, Failure>,
-        grpc: Option<u16>,
-        took: Duration,
-        bytes: (u64, u64),
-    ) {
-        let class = match result {
-            Ok(_) if matches!(grpc, Some(2 | 4 | 13 | 14 | 15)) => CLASS_GRPC,
-            Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
-            Err(failure) => {
-                self.failure(failure);
-                if failure.is_of_client() { CLASS_CLIENT } else { CLASS_NONE }
-            }
-        };
-        if let Some(counter) = self.by_class.get(class) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if let Some(bucket) = self.latency.get(bucket_of(micros)) {
-            bucket.fetch_add(1, Ordering::Relaxed);
-        }
-        self.latency_sum.fetch_add(micros, Ordering::Relaxed);
-        self.bytes(bytes);
-    }
-
-    /// Counts a connection whose content is opaque.
-    pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        if let Some(failure) = failure {
-            self.failure(failure);
-        }
-        self.bytes(bytes);
-    }
-
-    /// Counts a failure by its name.
-    pub fn failure(&self, failure: &Failure) {
-        *self.failures.lock().unwrap_or_else(PoisonError::into_inner).entry(failure.name()).or_default() += 1;
-    }
-
-    /// Failures by name.
-    pub fn failures(&self) -> Vec<(&'static str, u64)> {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.iter().map(|(name, count)| (*name, *count)).collect()
-    }
-
-    fn bytes(&self, (up, down): (u64, u64)) {
-        self.bytes_up.fetch_add(up, Ordering::Relaxed);
-        self.bytes_down.fetch_add(down, Ordering::Relaxed);
-    }
-}
-
-/// The series of one peer by protocol, made when it is first used: few peers speak more than one.
+/// A series in the table.
 #[derive(Debug, Default)]
-pub struct ByProtocol(RefCell<Vec<(&'static str, Arc<Series>)>>);
-
-impl ByProtocol {
-    /// The series of a protocol.
-    pub fn get(&self, protocol: &'static str, make: impl FnOnce() -> Arc<Series>) -> Arc<Series> {
-        if let Some((_, series)) = self.0.borrow().iter().find(|(of, _)| *of == protocol) {
-            return Arc::clone(series);
-        }
-        let series = make();
-        self.0.borrow_mut().push((protocol, Arc::clone(&series)));
-        series
-    }
+struct Kept {
+    series: Arc<Series>,
+    /// [`Series::activity`] when it was looked at last.
+    activity: u64,
+    /// Since when the activity has been that, and nobody has held the series.
+    unused_since: Option<Instant>,
 }
 
 /// All series of the process, and the counters that have no peer.
 #[derive(Debug, Default)]
 pub struct Telemetry {
-    series: Mutex<HashMap<SeriesKey, Arc<Series>>>,
+    series: Mutex<HashMap<SeriesKey, Kept>>,
     events: Mutex<HashMap<(&'static str, &'static str), u64>>,
+    /// Clients without a sidecar, by [`PLAIN_PROTOCOLS`].
+    plain: [OnceLock<Arc<Series>>; 3],
     /// Attempts under Canaries.
     pub attempts: AttemptTable,
 }
+
+/// The protocols of clients without a sidecar.
+const PLAIN_PROTOCOLS: [&str; 3] = ["http1", "http2", "opaque"];
 
 impl Telemetry {
     /// The series of requests to a revision of a Service.
@@ -190,16 +107,53 @@ impl Telemetry {
         })
     }
 
+    /// The series of requests from clients without a sidecar, `http1`, `http2` or `opaque`. Looked up once, so that
+    /// a request takes no lock.
+    pub fn inbound_plain(&self, protocol: &'static str) -> Arc<Series> {
+        let make = || self.inbound("", "_PLAIN", "", protocol);
+        let slot = PLAIN_PROTOCOLS.iter().position(|known| *known == protocol);
+        match slot.and_then(|slot| self.plain.get(slot)) {
+            Some(slot) => Arc::clone(slot.get_or_init(make)),
+            None => make(),
+        }
+    }
+
     fn get(&self, key: SeriesKey) -> Arc<Series> {
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = series.len() >= MAX_SERIES && !series.contains_key(&key);
-        let key = if full {
-            let other = || "_OTHER".to_owned();
-            SeriesKey { namespace: other(), peer: other(), revision: other(), ..key }
-        } else {
-            key
-        };
-        Arc::clone(series.entry(key).or_default())
+        if let Some(kept) = series.get(&key) {
+            return Arc::clone(&kept.series);
+        }
+        if series.len() < MAX_SERIES {
+            return Arc::clone(&series.entry(key).or_default().series);
+        }
+        let other = || "_OTHER".to_owned();
+        let key = SeriesKey { namespace: other(), peer: other(), revision: other(), ..key };
+        let overflow = || Kept { series: Arc::new(Series::overflow()), ..Kept::default() };
+        Arc::clone(&series.entry(key).or_insert_with(overflow).series)
+    }
+
+    /// Drops the series that nobody holds, that were not used for [`UNUSED`], and whose counts have been reported.
+    /// Returns their keys. To be called at regular intervals.
+    fn evict(&self, now: Instant, is_reported: impl Fn(&SeriesKey, &Series) -> bool) -> Vec<SeriesKey> {
+        let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut evicted = Vec::new();
+        table.retain(|key, kept| {
+            // A handle is given out under the lock only: one that is not held now cannot count.
+            let is_held = Arc::strong_count(&kept.series) > 1;
+            let activity = kept.series.activity();
+            if is_held || activity != kept.activity {
+                kept.activity = activity;
+                kept.unused_since = None;
+                return true;
+            }
+            let since = *kept.unused_since.get_or_insert(now);
+            let keep = now.duration_since(since) < UNUSED || !is_reported(key, &kept.series);
+            if !keep {
+                evicted.push(key.clone());
+            }
+            keep
+        });
+        evicted
     }
 
     /// Where attempts of a Canary are counted; `None`: too much is counted already, and these are no evidence.
@@ -219,7 +173,8 @@ impl Telemetry {
     /// Every series, sorted.
     pub fn all(&self) -> Vec<(SeriesKey, Arc<Series>)> {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = series.iter().map(|(key, series)| (key.clone(), Arc::clone(series))).collect();
+        let mut all: Vec<_> =
+            series.iter().map(|(key, kept)| (key.clone(), Arc::clone(&kept.series))).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
@@ -230,5 +185,84 @@ impl Telemetry {
         let mut all: Vec<_> = events.iter().map(|(key, count)| (*key, *count)).collect();
         all.sort_unstable();
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(telemetry: &Telemetry) {
+        for number in 0..MAX_SERIES {
+            telemetry.inbound("shop", &number.to_string(), "", "http1").request(
+                &Ok(200),
+                None,
+                Duration::ZERO,
+                (0, 0),
+            );
+        }
+    }
+
+    #[test]
+    fn series_of_workloads_that_are_gone_make_room_for_others() {
+        let (telemetry, mut now) = (Telemetry::default(), Instant::now());
+        fill(&telemetry);
+        let held = telemetry.inbound("shop", "0", "", "http1");
+        let other = telemetry.inbound("shop", "new", "", "http1");
+        assert!(other.is_overflow);
+        drop(other);
+        // The first look sees their activity, the second that there was none since.
+        assert!(telemetry.evict(now, |_, _| true).is_empty());
+        now += Duration::from_secs(60);
+        assert!(telemetry.evict(now, |_, _| true).is_empty());
+        telemetry.inbound("shop", "1", "", "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+        now += UNUSED;
+        let evicted = telemetry.evict(now, |key, _| key.peer != "2");
+        let left: Vec<_> = telemetry.all().into_iter().map(|(key, _)| key.peer).collect();
+        assert_eq!(left, ["0", "1", "2"], "held, used since, not reported");
+        assert_eq!(evicted.len(), MAX_SERIES + 1 - left.len(), "the overflow series too");
+        assert!(!telemetry.inbound("shop", "new", "", "http1").is_overflow);
+        drop(held);
+    }
+
+    #[test]
+    fn a_series_that_is_used_every_few_minutes_stays() {
+        let (telemetry, mut now) = (Telemetry::default(), Instant::now());
+        for _ in 0..20 {
+            telemetry.inbound("shop", "web", "", "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+            for _ in 0..2 {
+                now += Duration::from_secs(150);
+                assert!(telemetry.evict(now, |_, _| true).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_of_a_full_table_gets_its_own_series_as_soon_as_there_is_room() {
+        let telemetry = Telemetry::default();
+        fill(&telemetry);
+        let peer = ByProtocol::default();
+        let get = || peer.get("http1", || telemetry.outbound("shop", "web", "", "http1"));
+        assert!(get().is_overflow);
+        let now = Instant::now();
+        for at in [now, now, now + UNUSED] {
+            telemetry.evict(at, |_, _| true);
+        }
+        let own = get();
+        assert!(!own.is_overflow);
+        assert!(Arc::ptr_eq(&own, &get()));
+    }
+
+    #[test]
+    fn plain_clients_are_counted_in_one_series_per_protocol_that_is_looked_up_once() {
+        let telemetry = Telemetry::default();
+        for protocol in PLAIN_PROTOCOLS {
+            let first = telemetry.inbound_plain(protocol);
+            assert!(Arc::ptr_eq(&first, &telemetry.inbound_plain(protocol)));
+            assert!(Arc::ptr_eq(&first, &telemetry.inbound("", "_PLAIN", "", protocol)));
+        }
+        let lock = telemetry.series.lock().unwrap();
+        drop(telemetry.inbound_plain("http2"));
+        assert_eq!(lock.len(), 3);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tulle_mesh::proto::{RequestCounts, TelemetryReport};
 
-use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, SeriesKey, Telemetry};
+use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series, SeriesKey, Telemetry};
 
 /// Makes reports of what has changed since the last one.
 #[derive(Debug)]
@@ -25,12 +25,16 @@ pub struct Reporter {
     due: Option<Instant>,
     /// When counts were looked at last.
     reported_at: Option<Instant>,
+    /// When series were looked at last for those of workloads that are gone.
+    evicted_at: Option<Instant>,
 }
 
 /// How often it is looked whether there are attempts under a Canary to report, or a report is to go again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often other counts are reported, when there are new ones: nobody decides by them.
 const COUNTS_EVERY: Duration = Duration::from_secs(5);
+/// How often series of workloads that are gone are looked for.
+const EVICT_EVERY: Duration = Duration::from_secs(60);
 /// Without an acknowledgement for so long a report goes again: the leader may have changed while it was on its
 /// way.
 const RESEND_AFTER: Duration = Duration::from_secs(5);
@@ -48,6 +52,19 @@ struct Counts {
     buckets: Vec<u64>,
 }
 
+impl Counts {
+    fn of(series: &Series) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let class = |index: usize| series.by_class.get(index).map_or(0, read);
+        Self {
+            requests: (0..CLASS_CLIENT).map(class).sum(),
+            failures: class(4) + class(CLASS_GRPC) + class(CLASS_NONE),
+            sum_micros: read(&series.latency_sum),
+            buckets: series.latency.iter().map(read).collect(),
+        }
+    }
+}
+
 impl Reporter {
     /// A reporter for this process.
     pub fn new(telemetry: Arc<Telemetry>) -> Self {
@@ -61,6 +78,7 @@ impl Reporter {
             resend: false,
             due: None,
             reported_at: None,
+            evicted_at: None,
         }
     }
 
@@ -109,6 +127,7 @@ impl Reporter {
         }
         self.due = Some(now + jittered(COUNTS_EVERY));
         let counts = self.counts();
+        self.evict(now);
         let since = self.reported_at.replace(now).map_or(LOOK_EVERY, |before| now.duration_since(before));
         if counts.is_empty() && attempts.is_empty() {
             return None;
@@ -126,6 +145,24 @@ impl Reporter {
         Some(report)
     }
 
+    /// Drops the series of workloads that are gone, once the operator has their counts, or they are in the report that
+    /// is being made.
+    fn evict(&mut self, now: Instant) {
+        if self.evicted_at.is_some_and(|at| now.duration_since(at) < EVICT_EVERY) {
+            return;
+        }
+        self.evicted_at = Some(now);
+        let sent = &self.sent;
+        let is_reported = |key: &SeriesKey, series: &Series| {
+            let reported = sent.get(key).map_or(0, |counts| counts.requests);
+            key.direction != "outbound" || Counts::of(series).requests == reported
+        };
+        for key in self.telemetry.evict(now, is_reported) {
+            // One that comes back begins at zero.
+            self.sent.remove(&key);
+        }
+    }
+
     /// What has changed in the series since the last report.
     fn counts(&mut self) -> Vec<RequestCounts> {
         let mut counts = Vec::new();
@@ -134,14 +171,7 @@ impl Reporter {
             if key.direction != "outbound" {
                 continue;
             }
-            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-            let class = |index: usize| series.by_class.get(index).map_or(0, read);
-            let now = Counts {
-                requests: (0..CLASS_CLIENT).map(class).sum(),
-                failures: class(4) + class(CLASS_GRPC) + class(CLASS_NONE),
-                sum_micros: read(&series.latency_sum),
-                buckets: series.latency.iter().map(read).collect(),
-            };
+            let now = Counts::of(&series);
             let before = self.sent.entry(key.clone()).or_default();
             if now.requests != before.requests {
                 counts.push(delta(&key, before, &now));
@@ -258,5 +288,29 @@ mod tests {
         assert_eq!(both, [(1, 1, 1, 0), (2, 1, 0, 0)]);
         reporter.acknowledged(second.sequence);
         assert!(reporter.next_report(now).is_none());
+    }
+
+    #[test]
+    fn a_series_that_was_dropped_and_comes_back_is_reported_from_zero() {
+        let telemetry = Arc::new(Telemetry::default());
+        let mut reporter = Reporter::new(Arc::clone(&telemetry));
+        let mut now = Instant::now();
+        let request = || {
+            let series = telemetry.outbound("shop", "web", "a", "http1");
+            series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
+        };
+        request();
+        request();
+        let report = reporter.next_report(now).unwrap();
+        assert_eq!(report.counts[0].requests, 2);
+        reporter.acknowledged(report.sequence);
+        for _ in 0..12 {
+            now += EVICT_EVERY;
+            assert!(reporter.next_report(now).is_none());
+        }
+        assert!(telemetry.all().is_empty(), "unused and reported");
+        request();
+        let report = reporter.next_report(now + LATER).unwrap();
+        assert_eq!(report.counts[0].requests, 1);
     }
 }

@@ -8,6 +8,15 @@ use tulle_crds::{SidecarDefaults, keys};
 
 use crate::quantity::Quantity;
 
+/// Whose address the application sees as that of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The pod's own, from which the sidecar connects.
+    Sidecar,
+    /// The client's.
+    Preserve,
+}
+
 /// Settings of a sidecar; a field that is empty or `None` is not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSettings {
@@ -19,6 +28,8 @@ pub struct PodSettings {
     pub log_level: Option<String>,
     /// Number of worker threads.
     pub workers: Option<u16>,
+    /// Whose address the application sees.
+    pub source_address: Option<SourceAddress>,
     /// CPU request.
     pub cpu: Option<String>,
     /// Memory request.
@@ -30,8 +41,7 @@ pub struct PodSettings {
 }
 
 /// Known annotations, for the warning about unknown ones.
-const KNOWN: &str =
-    "skip-inbound-ports, skip-outbound-ports, log-level, workers, cpu, memory, cpu-limit, memory-limit";
+const KNOWN: &str = "skip-inbound-ports, skip-outbound-ports, source-address, log-level, workers, cpu, memory, cpu-limit, memory-limit";
 
 impl PodSettings {
     /// Reads the annotations of an object; `object` names it in warnings.
@@ -80,6 +90,7 @@ impl PodSettings {
             skip_outbound_ports: ports(self.skip_outbound_ports, others.skip_outbound_ports),
             log_level: self.log_level.or(others.log_level),
             workers: self.workers.or(others.workers),
+            source_address: self.source_address.or(others.source_address),
             cpu: self.cpu.or(others.cpu),
             memory: self.memory.or(others.memory),
             cpu_limit: self.cpu_limit.or(others.cpu_limit),
@@ -90,6 +101,11 @@ impl PodSettings {
     /// Whether ports are excluded from redirection.
     pub fn skips_ports(&self) -> bool {
         !self.skip_inbound_ports.is_empty() || !self.skip_outbound_ports.is_empty()
+    }
+
+    /// Whether the application sees its clients' addresses.
+    pub fn preserves_source_address(&self) -> bool {
+        self.source_address == Some(SourceAddress::Preserve)
     }
 
     /// The request of a resource, `cpu` or `memory`.
@@ -120,6 +136,7 @@ impl PodSettings {
                 self.workers =
                     Some(workers.ok_or_else(|| format!("{value:?} is not a number from 1 to 64"))?);
             }
+            "source-address" => self.source_address = Some(source_address(value)?),
             "cpu" => self.cpu = Some(quantity(value)?),
             "memory" => self.memory = Some(quantity(value)?),
             "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
@@ -140,6 +157,14 @@ fn log_level(value: &str) -> Result<String, String> {
     match value {
         "error" | "warn" | "info" | "debug" | "trace" => Ok(value.to_owned()),
         _ => Err(format!("{value:?} is not a log level; write error, warn, info, debug or trace")),
+    }
+}
+
+fn source_address(value: &str) -> Result<SourceAddress, String> {
+    match value {
+        "preserve" => Ok(SourceAddress::Preserve),
+        "sidecar" => Ok(SourceAddress::Sidecar),
+        _ => Err(format!("{value:?} is not a source address; write preserve or sidecar")),
     }
 }
 

@@ -11,9 +11,8 @@ const TRUST_VOLUME: &str = "tulle-trust";
 const TOKEN_PATH: &str = "/var/run/tulle/token";
 const TRUST_PATH: &str = "/var/run/tulle/trust";
 
-/// jemalloc returns freed memory after 5 s, and uses no huge pages and one arena per thread, so that a sidecar shrinks
-/// again after a burst.
-const MALLOC: &str = "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never";
+/// The variable by which the sidecar knows whose address the application sees. Without it, the sidecar's.
+const SOURCE_ADDRESS: &str = "TULLE_SOURCE_ADDRESS";
 
 /// The init container, which sets the redirect rules and exits. It is root to use NET_ADMIN, its only capability.
 pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value) -> Value {
@@ -25,6 +24,9 @@ pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value)
     for (flag, ports) in lists.into_iter().filter(|(_, ports)| !ports.is_empty()) {
         let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
         arguments.push(format!("{flag}={}", ports.join(",")));
+    }
+    if settings.preserves_source_address() {
+        arguments.push("--preserve-source-address".to_owned());
     }
     json!({
         "name": INIT,
@@ -57,7 +59,6 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
         json!({"name": "TULLE_OPERATOR_IDENTITY", "value": context.operator_identity}),
         json!({"name": "TULLE_TOKEN_FILE", "value": format!("{TOKEN_PATH}/token")}),
         json!({"name": "TULLE_TRUST_FILE", "value": format!("{TRUST_PATH}/roots.pem")}),
-        json!({"name": "_RJEM_MALLOC_CONF", "value": MALLOC}),
     ];
     if probes.as_array().is_some_and(|probes| !probes.is_empty()) {
         env.push(json!({"name": "TULLE_PROBES", "value": probes.to_string()}));
@@ -68,6 +69,15 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
     if let Some(workers) = settings.workers {
         env.push(json!({"name": "TULLE_WORKERS", "value": workers.to_string()}));
     }
+    // The kernel lets a process send from a client's address if it has this capability. A process that is not root gets
+    // it from its file, which no_new_privs would forbid.
+    let preserve = settings.preserves_source_address();
+    let capabilities = if preserve {
+        env.push(json!({"name": SOURCE_ADDRESS, "value": "preserve"}));
+        json!({"drop": ["ALL"], "add": ["NET_RAW"]})
+    } else {
+        json!({"drop": ["ALL"]})
+    };
     json!({
         "name": PROXY,
         "image": context.image,
@@ -102,9 +112,9 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
             "runAsGroup": ports::PROXY_UID,
             "runAsNonRoot": true,
             "privileged": false,
-            "allowPrivilegeEscalation": false,
+            "allowPrivilegeEscalation": preserve,
             "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": capabilities,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "resources": resources,
@@ -155,16 +165,31 @@ pub(super) fn tampered(container: &Value) -> Option<String> {
         container.pointer(path).is_some_and(|value| ![json!([]), json!({}), json!(null)].contains(value))
     };
     let added = containers_at(container, "/securityContext/capabilities/add");
+    let preserves = name_of(container) == PROXY && preserves_source_address(container);
+    let is_ours = |name: &str| match name {
+        "NET_ADMIN" => name_of(container) == INIT,
+        "NET_RAW" => preserves,
+        _ => false,
+    };
     let capability = added
         .filter_map(Value::as_str)
-        .find(|name| name_of(container) != INIT || *name != "NET_ADMIN")
+        .find(|name| !is_ours(name))
         .map(|name| format!("has capability {name}"));
+    let escalates =
+        container.pointer("/securityContext/allowPrivilegeEscalation") == Some(&Value::Bool(true));
     let privileged = container.pointer("/securityContext/privileged") == Some(&Value::Bool(true));
     over.or(exec)
         .or(capability)
         .or_else(|| has("/lifecycle").then(|| "has lifecycle hooks".to_owned()))
         .or_else(|| has("/volumeDevices").then(|| "has volumeDevices".to_owned()))
         .or_else(|| privileged.then(|| "is privileged".to_owned()))
+        .or_else(|| (escalates && !preserves).then(|| "has allowPrivilegeEscalation: true".to_owned()))
+}
+
+/// Whether the sidecar was injected for a pod whose application sees its clients' addresses. The seal covers it.
+fn preserves_source_address(container: &Value) -> bool {
+    containers_at(container, "/env")
+        .any(|v| name_of(v) == SOURCE_ADDRESS && v.get("value").and_then(Value::as_str) == Some("preserve"))
 }
 
 /// The ConfigMap, and the token's audience, of a volume.

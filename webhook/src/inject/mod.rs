@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tulle_crds::{SidecarDefaults, keys};
 use tulle_mesh::ports;
 
-pub use annotations::PodSettings;
+pub use annotations::{PodSettings, SourceAddress};
 use resources::Asked;
 pub use resources::NamespaceLimits;
 pub use seal::SealKey;
@@ -171,6 +171,11 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         ));
     }
     let all = settings.clone().or(context.defaults(warnings));
+    if all.preserves_source_address() {
+        warnings.push(format!(
+            "annotation tulle.dev/source-address=preserve gives container {PROXY} the capability NET_RAW and allowPrivilegeEscalation: true, because the kernel lets a process without it send from no client's address; the sidecar stays unready where a policy takes it away"
+        ));
+    }
     Outcome::Inject(patch(pod, context, Asked { pod: &settings, all: &all }, warnings))
 }
 

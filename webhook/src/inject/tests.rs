@@ -420,3 +420,80 @@ fn a_sidecar_on_the_nodes_network_is_refused() {
         matches!(inject(&pod, &context(Mode::Enabled)).0, Outcome::Refuse(why) if why.contains("hostNetwork"))
     );
 }
+
+fn preserving() -> Value {
+    json!({"metadata": {"annotations": {"tulle.dev/source-address": "preserve"}}, "spec": {"containers": [{"name": "a"}]}})
+}
+
+#[test]
+fn a_pod_that_wants_its_clients_addresses_gets_one_capability_and_a_warning_that_names_it() {
+    let (pod, warnings) = injected(&preserving(), &context(Mode::Enabled));
+    assert_eq!(
+        pod.pointer("/spec/initContainers/0/args"),
+        Some(&json!(["init", "--preserve-source-address"]))
+    );
+    let proxy = pod.pointer("/spec/initContainers/1").unwrap();
+    let security = &proxy["securityContext"];
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"], "add": ["NET_RAW"]}));
+    assert_eq!(security["allowPrivilegeEscalation"], true);
+    assert_eq!((&security["runAsUser"], &security["privileged"]), (&json!(4150), &json!(false)));
+    let variable = json!({"name": "TULLE_SOURCE_ADDRESS", "value": "preserve"});
+    assert!(proxy["env"].as_array().unwrap().contains(&variable));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("NET_RAW") && warnings[0].contains("source-address"), "{warnings:?}");
+}
+
+#[test]
+fn other_pods_get_no_capability_for_it() {
+    let mut with_default = context(Mode::Enabled);
+    with_default.namespace.annotations =
+        [("tulle.dev/source-address".to_owned(), "preserve".to_owned())].into();
+    for (value, context, preserves) in [
+        (None, context(Mode::Enabled), false),
+        (Some("sidecar"), context(Mode::Enabled), false),
+        (Some("yes"), context(Mode::Enabled), false),
+        (Some("sidecar"), with_default.clone(), false),
+        (None, with_default, true),
+    ] {
+        let mut pod = json!({"metadata": {"annotations": {}}, "spec": {"containers": [{"name": "a"}]}});
+        if let Some(value) = value {
+            pod["metadata"]["annotations"]["tulle.dev/source-address"] = json!(value);
+        }
+        let (pod, warnings) = injected(&pod, &context);
+        let security = pod.pointer("/spec/initContainers/1/securityContext").unwrap();
+        assert_eq!(security["capabilities"].get("add").is_some(), preserves, "{value:?}");
+        assert_eq!(security["allowPrivilegeEscalation"], preserves, "{value:?}");
+        assert_eq!(pod.to_string().contains("preserve-source-address"), preserves, "{value:?}");
+        let named = warnings.iter().any(|w| w.contains("write preserve or sidecar"));
+        assert_eq!(named, value == Some("yes"), "{warnings:?}");
+    }
+}
+
+#[test]
+fn a_required_sidecar_may_have_the_capability_only_as_it_was_injected() {
+    let (pod, _) = injected(&preserving(), &context(Mode::Required));
+    assert_eq!(inject(&pod, &context(Mode::Required)).0, Outcome::Skip, "the genuine one, once more");
+    let refused = |pod: &Value| matches!(inject(pod, &context(Mode::Required)).0, Outcome::Refuse(_));
+    let set = |pod: &Value, path: &str, value: Value| {
+        let mut pod = pod.clone();
+        *pod.pointer_mut(path).unwrap() = value;
+        pod
+    };
+    let security = "/spec/initContainers/1/securityContext";
+    let more = set(&pod, &format!("{security}/capabilities/add"), json!(["NET_RAW", "NET_ADMIN"]));
+    assert!(refused(&more), "another capability");
+    let init = set(&pod, "/spec/initContainers/0/securityContext/capabilities/add", json!(["NET_RAW"]));
+    assert!(refused(&init), "the other container");
+    let arguments = set(&pod, "/spec/initContainers/0/args", json!(["init"]));
+    assert!(refused(&arguments), "without the routes");
+
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let (plain, _) = injected(&plain, &context(Mode::Required));
+    let capabilities = json!({"drop": ["ALL"], "add": ["NET_RAW"]});
+    assert!(refused(&set(&plain, &format!("{security}/capabilities"), capabilities)));
+    assert!(refused(&set(&plain, &format!("{security}/allowPrivilegeEscalation"), json!(true))));
+    let mut variable = plain;
+    let env = variable.pointer_mut("/spec/initContainers/1/env").unwrap().as_array_mut().unwrap();
+    env.push(json!({"name": "TULLE_SOURCE_ADDRESS", "value": "preserve"}));
+    assert!(refused(&variable), "a variable that was added later");
+}

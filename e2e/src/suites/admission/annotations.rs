@@ -9,7 +9,7 @@ use super::{INIT, NOTICED, PROXY, annotated, injected, pod, sidecar_process, var
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::namespace::{TestNamespace, borrows};
+use crate::suites::namespace::{TestNamespace, borrows, host_pod};
 
 pub(super) fn of_a_namespace(kube: &Kube) -> Result<()> {
     borrows(kube)?;
@@ -134,5 +134,58 @@ pub(super) fn skip_outbound(kube: &Kube) -> Result<()> {
     let answer = ask(&format!("http://{address}:8080/"))?;
     let identity = "spiffe://cluster.local/ns/t-adm-skip/sa/default";
     ensure!(answer.contains(identity), "over port 8080, which is not skipped, the server saw {answer}");
+    Ok(())
+}
+
+/// An HTTP server that answers with the address that it sees.
+const WHO: &str = "import http.server as h
+class S(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = self.client_address[0].encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+h.HTTPServer(('', 8080), S).serve_forever()";
+
+pub(super) fn source_address(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-adm-source")?;
+    for (name, annotations) in
+        [("keeps", json!({"tulle.dev/source-address": "preserve"})), ("usual", json!({}))]
+    {
+        let mut pod = host_pod(name, "default", &["/usr/bin/python3", "-c", WHO]);
+        pod["metadata"]["annotations"] = annotations;
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
+        let said = field.apply(pod)?;
+        ensure!(said.contains("capability NET_RAW") == (name == "keeps"), "warnings about {name}: {said}");
+    }
+    field.client("meshed")?;
+    field.plain_client("bare")?;
+    field.ready("keeps")?;
+    field.ready("usual")?;
+    let address = |pod: &str| field.get(&format!("pod/{pod}"), ".status.podIP");
+    for client in ["meshed", "bare"] {
+        let own = address(client)?;
+        for (server, seen) in [("keeps", own.clone()), ("usual", address("usual")?)] {
+            let url = format!("http://{}:8080/", address(server)?);
+            // Often enough for the client to use a port again.
+            let script = format!("for i in $(seq 50); do curl -s -m 8 {url}; echo; done | sort | uniq -c");
+            let answers = field.exec(client, &["/bin/sh", "-c", &script])?;
+            ensure!(
+                answers.split_whitespace().eq(["50", seen.as_str()]),
+                "{server} saw other addresses of client {client} than 50 times {seen}: {answers}"
+            );
+        }
+    }
+    let Kube::Embedded(cluster) = kube else { return Ok(()) };
+    for (name, wanted) in [("keeps", "0000000000002000"), ("usual", "0000000000000000")] {
+        let process = sidecar_process(cluster, &field, name)?;
+        let script = format!("grep CapEff /proc/{process}/status");
+        let has = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;
+        ensure!(has.contains(wanted), "capabilities of the sidecar of {name}: {has}, expected {wanted}");
+    }
     Ok(())
 }

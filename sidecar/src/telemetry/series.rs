@@ -1,0 +1,140 @@
+//! Counters of one peer.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tulle_mesh::histogram::{BUCKETS, bucket_of};
+
+use crate::error::Failure;
+
+/// Counters of one series.
+#[derive(Debug)]
+pub struct Series {
+    /// By class of status: 1xx to 5xx, then gRPC server errors, no answer, and given up by the client.
+    pub by_class: [AtomicU64; 8],
+    /// Latencies, exponential buckets.
+    pub latency: Box<[AtomicU64]>,
+    /// Their sum in microseconds.
+    pub latency_sum: AtomicU64,
+    /// Bytes of requests.
+    pub bytes_up: AtomicU64,
+    /// Bytes of answers.
+    pub bytes_down: AtomicU64,
+    /// Connections, where the content is opaque.
+    pub connections: AtomicU64,
+    failures: Mutex<HashMap<&'static str, u64>>,
+    /// Whether this counts the peers for which the table has no room.
+    pub(super) is_overflow: bool,
+}
+
+/// The class of what had no answer.
+pub const CLASS_NONE: usize = 6;
+/// The class of what its client gave up or got wrong: it says nothing about the server.
+pub const CLASS_CLIENT: usize = 7;
+/// The class of gRPC server errors (`UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE`,
+/// `DATA_LOSS`), whose HTTP status is 200.
+pub const CLASS_GRPC: usize = 5;
+
+impl Default for Series {
+    fn default() -> Self {
+        Self {
+            by_class: Default::default(),
+            latency: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            latency_sum: AtomicU64::new(0),
+            bytes_up: AtomicU64::new(0),
+            bytes_down: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            failures: Mutex::default(),
+            is_overflow: false,
+        }
+    }
+}
+
+impl Series {
+    /// The series of peers for which the table has no room.
+    pub(super) fn overflow() -> Self {
+        Self { is_overflow: true, ..Self::default() }
+    }
+
+    /// Counts a request.
+    pub fn request(
+        &self,
+        result: &Result<u16, Failure>,
+        grpc: Option<u16>,
+        took: Duration,
+        bytes: (u64, u64),
+    ) {
+        let class = match result {
+            Ok(_) if matches!(grpc, Some(2 | 4 | 13 | 14 | 15)) => CLASS_GRPC,
+            Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
+            Err(failure) => {
+                self.failure(failure);
+                if failure.is_of_client() { CLASS_CLIENT } else { CLASS_NONE }
+            }
+        };
+        if let Some(counter) = self.by_class.get(class) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(bucket) = self.latency.get(bucket_of(micros)) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.latency_sum.fetch_add(micros, Ordering::Relaxed);
+        self.bytes(bytes);
+    }
+
+    /// Counts a connection whose content is opaque.
+    pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        if let Some(failure) = failure {
+            self.failure(failure);
+        }
+        self.bytes(bytes);
+    }
+
+    /// Counts a failure by its name.
+    pub fn failure(&self, failure: &Failure) {
+        *self.failures.lock().unwrap_or_else(PoisonError::into_inner).entry(failure.name()).or_default() += 1;
+    }
+
+    /// Failures by name.
+    pub fn failures(&self) -> Vec<(&'static str, u64)> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.iter().map(|(name, count)| (*name, *count)).collect()
+    }
+
+    /// A number that changes with everything that is counted.
+    pub(super) fn activity(&self) -> u64 {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = self.by_class.iter().chain([&self.connections, &self.bytes_up, &self.bytes_down]);
+        counters.map(read).fold(0, u64::wrapping_add)
+    }
+
+    fn bytes(&self, (up, down): (u64, u64)) {
+        self.bytes_up.fetch_add(up, Ordering::Relaxed);
+        self.bytes_down.fetch_add(down, Ordering::Relaxed);
+    }
+}
+
+/// The series of one peer by protocol, made when it is first used: few peers speak more than one.
+#[derive(Debug, Default)]
+pub struct ByProtocol(RefCell<Vec<(&'static str, Arc<Series>)>>);
+
+impl ByProtocol {
+    /// The series of a protocol.
+    pub fn get(&self, protocol: &'static str, make: impl FnOnce() -> Arc<Series>) -> Arc<Series> {
+        if let Some((_, series)) = self.0.borrow().iter().find(|(of, _)| *of == protocol) {
+            return Arc::clone(series);
+        }
+        let series = make();
+        // There may be room for a series of its own by the next request.
+        if series.is_overflow {
+            return series;
+        }
+        self.0.borrow_mut().push((protocol, Arc::clone(&series)));
+        series
+    }
+}
