@@ -25,7 +25,7 @@ use crate::telemetry::Limited;
 use crate::worker::Worker;
 
 /// A client that is refused again and again must not fill the log, nor keep the data thread writing it.
-static LIMIT: Limited = Limited::per_second(10);
+static LIMIT: Limited = Limited::new(10);
 
 /// Leave to use the application; a request's counts in the pod's load until it is dropped.
 pub struct Permit {
@@ -51,20 +51,22 @@ pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) ->
     let call = &*call;
     let (method, target) = call.head.request_line();
     let http = Http { method, readings: &|| call.readings() };
-    let described = Described { method, target };
-    check_access(worker, &rules, client, Some((http, described)))?;
+    let request = Some(Described { method, target });
+    check_access(worker, &rules, client, Some(http), request)?;
+    try_shadow(worker, &rules, client, Some(http), request);
     worker.load.set(worker.load.get() + 1);
     Ok(Permit { worker: Rc::clone(worker), rules, is_request: true })
 }
 
-/// Decides whether a connection whose content is opaque may go to the application.
+/// Decides whether a connection whose content is opaque may go to the application. [`Permit::begun`] asks the rules that
+/// are only tried.
 ///
 /// # Errors
 /// As [`admit`].
 pub fn admit_connection(worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
     let rules = enforced(worker)?;
     check_mtls(worker, &rules, client)?;
-    check_access(worker, &rules, client, None)?;
+    check_access(worker, &rules, client, None, None)?;
     Ok(Permit { worker: Rc::clone(worker), rules, is_request: false })
 }
 
@@ -78,6 +80,11 @@ pub fn admit_plaintext(worker: &Worker, client: &Client) -> Result<(), Denied> {
         return Err(refuse_plaintext(worker, client));
     }
     Ok(())
+}
+
+/// Whether [`admit_plaintext`] would let a connection in. Counts nothing.
+pub fn would_admit_plaintext(worker: &Worker, client: &Client) -> bool {
+    worker.config.inbound().is_some_and(|rules| !is_plaintext_refused(&rules, client))
 }
 
 /// Whether [`admit_connection`] would let a connection in. Counts nothing: what the connection carries is not known
@@ -97,11 +104,17 @@ pub fn might_admit_request(worker: &Worker, client: &Client) -> bool {
 /// Counts and logs the refusal of a connection whose content is opaque.
 pub fn report_denied_connection(worker: &Worker, client: &Client) {
     if let Some(rules) = worker.config.inbound() {
-        let _ = check_access(worker, &rules, client, None);
+        let _ = check_access(worker, &rules, client, None, None);
     }
 }
 
 impl Permit {
+    /// The opaque connection that this permit is for carries something: rules that are only tried are asked now. One
+    /// that is given up before that, because its client speaks HTTP, would have been refused nothing.
+    pub fn begun(&self, client: &Client) {
+        try_shadow(&self.worker, &self.rules, client, None, None);
+    }
+
     /// Resolves when the rules have changed, and no longer allow what this permit is for. `http`: method and target
     /// of the request; `None` for a connection whose content is opaque.
     pub async fn withdrawn(&self, client: &Client, http: Option<(Bytes, Bytes)>) {
@@ -147,13 +160,7 @@ fn is_plaintext_refused(rules: &Inbound, client: &Client) -> bool {
 }
 
 fn check_mtls(worker: &Worker, rules: &Inbound, client: &Client) -> Result<(), Denied> {
-    if is_plaintext_refused(rules, client) {
-        return Err(refuse_plaintext(worker, client));
-    }
-    if client.identity.is_none() && rules.shadow_strict {
-        worker.telemetry.event("policy_would_deny", "Plaintext");
-    }
-    Ok(())
+    if is_plaintext_refused(rules, client) { Err(refuse_plaintext(worker, client)) } else { Ok(()) }
 }
 
 fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
@@ -169,30 +176,40 @@ fn check_access(
     worker: &Worker,
     rules: &Inbound,
     client: &Client,
-    request: Option<(Http<'_>, Described<'_>)>,
+    http: Option<Http<'_>>,
+    request: Option<Described<'_>>,
 ) -> Result<(), Denied> {
-    let (http, described) = request.unzip();
-    let subject = subject(client, http);
-    if let Some(access) = &rules.access {
-        let decision = access.rules.decide(&subject);
-        if !decision.allowed {
-            report(worker, client, described, access, decision.reason, false);
-            return Err(Denied(Failure::PolicyDenied));
-        }
+    let Some(access) = &rules.access else { return Ok(()) };
+    let decision = access.rules.decide(&subject(client, http));
+    if decision.allowed {
+        return Ok(());
     }
-    if let Some(shadow) = &rules.shadow {
-        let decision = shadow.rules.decide(&subject);
-        if !decision.allowed {
-            report(worker, client, described, shadow, decision.reason, true);
-        }
+    report(worker, client, request, access, decision.reason, false);
+    Err(Denied(Failure::PolicyDenied))
+}
+
+/// Counts and logs what rules that are only tried would refuse.
+fn try_shadow(
+    worker: &Worker,
+    rules: &Inbound,
+    client: &Client,
+    http: Option<Http<'_>>,
+    request: Option<Described<'_>>,
+) {
+    if client.identity.is_none() && rules.shadow_strict {
+        worker.telemetry.event("policy_would_deny", "Plaintext");
     }
-    Ok(())
+    let Some(shadow) = &rules.shadow else { return };
+    let decision = shadow.rules.decide(&subject(client, http));
+    if !decision.allowed {
+        report(worker, client, request, shadow, decision.reason, true);
+    }
 }
 
 fn report(
     worker: &Worker,
     client: &Client,
-    described: Option<Described<'_>>,
+    request: Option<Described<'_>>,
     access: &InboundAccess,
     reason: Reason,
     shadow: bool,
@@ -200,7 +217,7 @@ fn report(
     let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
     worker.telemetry.event(kind, reason.name());
     let Some(suppressed) = LIMIT.allow() else { return };
-    let Described { method, target } = described.unwrap_or(Described { method: "", target: "" });
+    let Described { method, target } = request.unwrap_or(Described { method: "", target: "" });
     tracing::info!(
         policy = access.policy, rule = ?reason, client = %client.name(), method, target, shadow,
         port = client.destination.port(), suppressed, "refused by policy"

@@ -19,7 +19,7 @@ use crate::attempt::{self, AttemptPolicy, End, Exchange, http1_exchange, http2_e
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::http1::conn::split;
-use crate::http1::{Reader, Writer};
+use crate::http1::{Head, Reader, Writer};
 use crate::pool::{self, PATIENT, Server};
 use crate::settings::SourceAddress;
 use crate::worker::Worker;
@@ -41,7 +41,9 @@ pub(super) fn server(worker: &Worker, client: &Client) -> Server {
 
 /// An answer to loopback or to an own address would not come back to the sidecar.
 fn is_preservable(worker: &Worker, source: IpAddr, server: SocketAddr) -> bool {
-    !source.is_loopback() && !worker.settings.pod_ips.contains(&source) && source.is_ipv4() == server.is_ipv4()
+    !source.is_loopback()
+        && !worker.settings.pod_ips.contains(&source)
+        && source.is_ipv4() == server.is_ipv4()
 }
 
 /// Connects to the application, for as long as the caller waits.
@@ -88,27 +90,34 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     }
 }
 
-/// Opens an exchange with the application. It may take as long as the client waits: there is no other endpoint, and an
-/// application that is busy accepts late.
+/// Opens an exchange with the application, unless the client leaves meanwhile.
 async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, Option<Guard>), Failure> {
-    let (worker, server) = (&peer.worker, peer.server);
     let Call { head, answer, travels, .. } = call;
-    let opening = async {
-        if *travels == Travels::Http2 {
-            return Ok((http2_exchange(worker, server, head, PATIENT).await?, None));
-        }
-        if let Some((reader, writer)) = if fresh { None } else { worker.http1.take(server) } {
-            return Ok((http1_exchange(reader, writer, head, true), None));
-        }
-        let waiting = worker.app_waiting.begin_at(Some(server.address.port()));
-        let (reader, writer) = worker.http1.connect(server, PATIENT).await?;
-        Ok((http1_exchange(reader, writer, head, false), Some(waiting)))
-    };
     tokio::select! {
         biased;
-        opened = opening => opened,
+        opened = connect_for(peer, head, *travels, fresh) => opened,
         () = answer.gone() => Err(Failure::ClientGaveUp),
     }
+}
+
+/// It may take as long as the client waits: there is no other endpoint, and an application that is busy accepts late.
+async fn connect_for(
+    peer: &Peer,
+    head: &Head,
+    travels: Travels,
+    fresh: bool,
+) -> Result<(Exchange, Option<Guard>), Failure> {
+    let (worker, server) = (&peer.worker, peer.server);
+    if travels == Travels::Http2 {
+        return Ok((http2_exchange(worker, server, head, PATIENT).await?, None));
+    }
+    let kept = if fresh { None } else { worker.http1.take(server) };
+    if let Some((reader, writer)) = kept {
+        return Ok((http1_exchange(reader, writer, head, true), None));
+    }
+    let waiting = worker.app_waiting.begin_at(Some(server.address.port()));
+    let (reader, writer) = worker.http1.connect(server, PATIENT).await?;
+    Ok((http1_exchange(reader, writer, head, false), Some(waiting)))
 }
 
 /// Keeps a connection for another request.

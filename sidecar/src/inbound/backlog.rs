@@ -31,7 +31,8 @@ const QUEUE_AT: usize = 56;
 /// # Errors
 /// When the kernel does not answer such questions here.
 pub(super) fn unaccepted() -> io::Result<Vec<u16>> {
-    let mut socket = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
+    let mut socket =
+        Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     // The answer is there when the question has been sent.
     socket.set_nonblocking(true)?;
     let mut ports = Vec::new();

@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::server::Acceptor;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::ALPN;
 
-use super::{Peer, app, plain};
-use crate::admit::would_admit_connection;
+use super::{Peer, app};
+use crate::admit::{would_admit_connection, would_admit_plaintext};
 use crate::config::Protocol;
 use crate::detect::{self, Detector};
 use crate::error::Failure;
 use crate::io::Prefixed;
+use crate::listen::{reset_on_close, watch_mesh};
 
 /// A sidecar speaks at once, and its hello arrives within a few milliseconds, also where both nodes are busy. Who
 /// stays silent for longer may be waiting for the application.
@@ -60,64 +60,63 @@ pub(super) struct Plain {
 /// # Errors
 /// When the client leaves or stays silent, or the application cannot be reached.
 pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Failure> {
-    let mut plain = Plain { stream, read: BytesMut::with_capacity(4 * 1024), protocol: Protocol::Opaque, app: None };
-    match timeout(SILENCE, plain.read_some()).await {
+    let mut plain = Plain { stream, read: BytesMut::new(), protocol: Protocol::Opaque, app: None };
+    let speaks = match timeout(SILENCE, plain.read_some()).await {
         Ok(read) => read?,
-        Err(_) if would_admit_connection(&peer.worker, &peer.client) => {
-            if plain.wait_for_either(peer).await? == Speaker::Application {
-                return Ok(Opening::Plain(plain));
-            }
-        }
+        Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
         Err(_) => {
             let Ok(read) = timeout(FIRST_BYTE, plain.read_some()).await else {
                 peer.worker.telemetry.event("refused_connection", "Silent");
                 return Err(Failure::Timeout("the client's first byte"));
             };
-            read?;
+            read?
         }
+    };
+    match speaks {
+        true => plain.decide(peer).await,
+        // A client that has ended its side without a word may still be told something.
+        false if would_admit_connection(&peer.worker, &peer.client) => Ok(Opening::Plain(plain)),
+        false => Err(Failure::ClientGone),
     }
-    plain.decide(peer).await
-}
-
-/// Who has spoken first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speaker {
-    Client,
-    Application,
 }
 
 impl Plain {
-    /// Reads from the client; its end is an error.
-    async fn read_some(&mut self) -> Result<(), Failure> {
-        self.read.reserve(2 * 1024);
-        match self.stream.read_buf(&mut self.read).await {
-            Ok(read) if read > 0 => Ok(()),
-            _ => Err(Failure::ClientGone),
+    /// Reads from the client. `false`: it has ended its side.
+    async fn read_some(&mut self) -> Result<bool, Failure> {
+        loop {
+            // Waited for without memory: a silent connection may stay so for hours.
+            self.stream.readable().await.map_err(|_| Failure::ClientGone)?;
+            self.read.reserve(2 * 1024);
+            match self.stream.try_read_buf(&mut self.read) {
+                Ok(read) => return Ok(read > 0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.read.is_empty() {
+                        self.read = BytesMut::new();
+                    }
+                }
+                Err(_) => return Err(Failure::ClientGone),
+            }
         }
     }
 
-    /// Connects to the application, and waits for whoever speaks first.
-    async fn wait_for_either(&mut self, peer: &Peer) -> Result<Speaker, Failure> {
+    /// Connects to the application, and waits for whoever speaks first. `false`: it was not the client, or one of the
+    /// two has ended its side.
+    async fn wait_for_either(&mut self, peer: &Peer) -> Result<bool, Failure> {
         let connected = tokio::select! {
             biased;
-            read = self.read_some() => return read.map(|()| Speaker::Client),
+            read = self.read_some() => return read,
             connected = app::connect(peer) => connected,
         };
-        let app = connected.inspect_err(|_| plain::reset_on_close(&self.stream))?;
-        let spoken = tokio::select! {
+        let app = connected.inspect_err(|_| reset_on_close(&self.stream))?;
+        let read = tokio::select! {
             biased;
-            read = self.read_some() => read.map(|()| Speaker::Client),
+            read = self.read_some() => read,
             greets = is_greeting(&app) => {
-                if greets || timeout(SETTINGS, self.read_some()).await.is_err() {
-                    Ok(Speaker::Application)
-                } else {
-                    // Whether it has spoken or left shows with the next read.
-                    Ok(Speaker::Client)
-                }
+                if greets { Ok(false) } else { timeout(SETTINGS, self.read_some()).await.unwrap_or(Ok(false)) }
             }
         };
         self.app = Some(app);
-        spoken
+        read
     }
 
     /// Reads until it is clear what the client speaks, or held back for long enough.
@@ -127,6 +126,7 @@ impl Plain {
         loop {
             if detect::is_tls(&self.read) {
                 if self.offers_mesh(since + BEGINNING).await {
+                    watch_mesh(&self.stream).map_err(|_| Failure::ClientGone)?;
                     app::keep_untouched(peer, self.app.take());
                     return Ok(Opening::Mesh(Prefixed::new(self.stream, self.read)));
                 }
@@ -136,12 +136,18 @@ impl Plain {
                 self.protocol = protocol;
                 return Ok(Opening::Plain(self));
             }
+            if !would_admit_plaintext(&peer.worker, &peer.client) {
+                // It is refused whatever it turns out to be.
+                return Ok(Opening::Plain(self));
+            }
             let may_pass = would_admit_connection(&peer.worker, &peer.client);
-            let hold = if !may_pass || detect::is_surely_http2(&self.read) { BEGINNING } else { detect::UNDECIDED };
+            let hold =
+                if !may_pass || detect::is_surely_http2(&self.read) { BEGINNING } else { detect::UNDECIDED };
             match timeout_at(since + hold, self.read_some()).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(true)) => {}
                 // It has said all that it will say, or waits for an answer.
-                Ok(Err(_)) | Err(_) => return Ok(Opening::Plain(self)),
+                Ok(Ok(false)) | Err(_) => return Ok(Opening::Plain(self)),
+                Ok(Err(failure)) => return Err(failure),
             }
         }
     }
@@ -160,13 +166,15 @@ impl Plain {
             }
             match acceptor.accept() {
                 Ok(Some(accepted)) => {
-                    let names = accepted.client_hello().alpn();
-                    return names.is_some_and(|mut names| names.any(|name| name == ALPN));
+                    return accepted
+                        .client_hello()
+                        .alpn()
+                        .is_some_and(|mut names| names.any(|name| name == ALPN));
                 }
                 Ok(None) if shown < MAX_HELLO => {}
                 _ => return false,
             }
-            if !matches!(timeout_at(until, self.read_some()).await, Ok(Ok(()))) {
+            if !matches!(timeout_at(until, self.read_some()).await, Ok(Ok(true))) {
                 return false;
             }
         }
@@ -177,10 +185,6 @@ impl Plain {
 /// SETTINGS before its client has said anything (gRPC-Go does): the client speaks all the same.
 async fn is_greeting(app: &TcpStream) -> bool {
     let mut start = [0; 9];
-    let length = match app.peek(&mut start).await {
-        Ok(length) => length,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(_) => return true,
-    };
+    let Ok(length) = app.peek(&mut start).await else { return true };
     !matches!(start.get(..length), Some([0, _, _, 4, 0, 0, 0, 0, 0]))
 }

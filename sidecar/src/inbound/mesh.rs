@@ -65,7 +65,8 @@ pub(super) async fn handshake(peer: Rc<Peer>, stream: Prefixed) -> Result<Greete
     })?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let unnamed = Failure::ClientBadRequest("a certificate that names no workload");
-    let Some((identity, valid_for)) = leaf.and_then(|leaf| Some((peer_identity(leaf).ok()?, valid_for(leaf)?)))
+    let Some((identity, valid_for)) =
+        leaf.and_then(|leaf| Some((peer_identity(leaf).ok()?, valid_for(leaf)?)))
     else {
         return Err(unnamed);
     };

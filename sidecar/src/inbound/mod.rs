@@ -42,7 +42,7 @@ use crate::telemetry::{ByProtocol, Limited, Series};
 use crate::worker::Worker;
 
 /// What a peer does wrong can be repeated at will: it is logged at this pace.
-static LIMIT: Limited = Limited::per_second(10);
+static LIMIT: Limited = Limited::new(10);
 
 /// How long a client may stay silent whose opaque connection was refused, before the refusal counts: its sidecar
 /// waits as long for a request, which may be allowed.
@@ -114,7 +114,7 @@ impl Peer {
         self.series.get(protocol, || {
             let worker = &self.worker;
             let Some(identity) = &self.client.identity else {
-                return worker.telemetry.inbound("", "_PLAIN", "", protocol);
+                return worker.telemetry.inbound_plain(protocol);
             };
             let inbound = worker.config.inbound();
             let revision = inbound.as_ref().map_or("", |inbound| inbound.revision.as_str());

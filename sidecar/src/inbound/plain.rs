@@ -17,9 +17,10 @@ use crate::call::Call;
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::split;
-use crate::http1::{Head, Reader};
+use crate::http1::{Head, Reader, Writer};
 use crate::http2;
 use crate::io::Prefixed;
+use crate::listen::reset_on_close;
 
 /// A connection that carries no request for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
@@ -58,7 +59,7 @@ async fn opaque(
 ) -> Result<(), Failure> {
     let series = peer.series("opaque");
     let (mut reader, mut writer) = split(stream, read);
-    let refuse = |failure: Failure, writer: &mut crate::http1::Writer| {
+    let refuse = |failure: Failure, writer: &mut Writer| {
         series.connection(Some(&failure), (0, 0));
         writer.abort();
         Err(failure)
@@ -172,9 +173,4 @@ async fn stream_of(
             Answer::Http2(&mut respond, None).fail(&failure).await;
         }
     }
-}
-
-/// A connection that is refused is reset, so that the client sees it at once.
-pub(super) fn reset_on_close(stream: &TcpStream) {
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
