@@ -1,10 +1,16 @@
-//! Who a client is, told to the application in a header of ours, and nobody else's claim of it. What a
-//! connection carries that is opaque to us may be HTTP to a lenient server (a line break before the request,
-//! a method that we do not know): what looks like it and claims an identity is broken off.
+//! The header that names a request's client to the application, and the filter against forged ones.
+//!
+//! What a connection carries that is opaque to us may be HTTP to a lenient server (a line break before the request, a
+//! method that we do not know), or HTTP/2 on a port that was declared as something else: what looks like it and holds
+//! that header is broken off.
 
-use tulle_mesh::identity::WorkloadId;
+mod http2;
 
+use bytes::Bytes;
+
+use crate::detect::PREFACE;
 use crate::http1::Head;
+use http2::Http2Filter;
 
 /// The header that tells the application who calls.
 const CLIENT_ID: &str = "tulle-client-id";
@@ -15,20 +21,25 @@ const VERSION: &[u8] = b"http/";
 /// A first line that is longer is of no HTTP server (Go's reads the longest, 1 MiB).
 const MAX_LINE: usize = 1024 * 1024;
 
-/// Tells the application who calls; what the client claims itself is removed.
-pub fn introduce(head: &mut Head, identity: Option<&WorkloadId>) {
+/// Names the client of a request to the application: `identity` is its SPIFFE id. A name that the client has sent
+/// itself is removed.
+pub fn set_client_id(head: &mut Head, identity: Option<Bytes>) {
     head.headers.retain(|(name, _)| !is_claim(name));
     if let Some(identity) = identity {
-        head.push(CLIENT_ID, identity.to_string());
+        head.push(CLIENT_ID, identity);
     }
 }
 
-/// Looks at the bytes of a client as they pass.
+/// Looks at the bytes of an opaque connection's client as they pass.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub struct ForgedIdentityFilter {
     state: State,
     /// How many bytes of [`VERSION`] or [`CLAIM`] have matched.
     matched: usize,
+    /// How many bytes of HTTP/2's preface have matched: it may follow an HTTP/1 request that asks for `h2c`.
+    preface: usize,
+    /// What reads the connection behind that preface.
+    http2: Option<Box<Http2Filter>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,9 +51,9 @@ enum State {
     Line(usize),
     /// Behind its version, if nothing else follows.
     Version(usize),
-    /// The first line was none of HTTP.
+    /// The first line was not one of HTTP.
     Other,
-    /// It was: at the start of another line, perhaps in our name.
+    /// It was one: at the start of another line, perhaps in our name.
     Name,
     /// Behind our name.
     Colon,
@@ -50,17 +61,35 @@ enum State {
     Rest,
 }
 
-impl Claims {
+impl ForgedIdentityFilter {
     /// Whether these bytes may pass.
     pub fn admit(&mut self, bytes: &[u8]) -> bool {
-        for byte in bytes {
+        if let Some(http2) = &mut self.http2 {
+            return http2.admit(bytes);
+        }
+        for (at, byte) in bytes.iter().enumerate() {
             if self.state == State::Other {
                 return true;
             }
             let Some(next) = self.next(*byte) else { return false };
             self.state = next;
+            if self.completes_preface(*byte) {
+                let http2 = self.http2.insert(Box::default());
+                return http2.admit(bytes.get(at + 1..).unwrap_or(&[]));
+            }
         }
         true
+    }
+
+    /// Takes a byte; whether HTTP/2's preface ends with it.
+    fn completes_preface(&mut self, byte: u8) -> bool {
+        self.preface = match self.preface {
+            at if PREFACE.get(at) == Some(&byte) => at + 1,
+            // `PRI * HTTP` ends with what it begins with.
+            10 if byte == b'R' => 2,
+            _ => usize::from(byte == b'P'),
+        };
+        self.preface == PREFACE.len()
     }
 
     /// Takes one byte; `None`: it completes a claim.
@@ -119,17 +148,22 @@ impl Claims {
 
 /// Whether a header's name is ours, for a server that makes one variable of `-` and `_`.
 fn is_claim(name: &[u8]) -> bool {
-    name.len() == CLAIM.len()
-        && name.iter().zip(CLAIM).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-'))
+    name.len() == CLAIM.len() && name.iter().zip(CLAIM).all(|(byte, ours)| is_same(*byte, *ours))
+}
+
+fn is_same(byte: u8, ours: u8) -> bool {
+    byte.eq_ignore_ascii_case(&ours) || (byte == b'_' && ours == b'-')
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     /// In one piece and byte by byte.
     fn passes(bytes: &[u8]) -> bool {
-        let (mut whole, mut single) = (Claims::default(), Claims::default());
+        let (mut whole, mut single) = (ForgedIdentityFilter::default(), ForgedIdentityFilter::default());
         let whole = whole.admit(bytes);
         assert_eq!(
             whole,
@@ -151,6 +185,39 @@ mod tests {
         ] {
             assert!(!passes(claim), "{:?}", String::from_utf8_lossy(claim));
         }
+    }
+
+    /// What an HTTP/2 client sends for a request with this header.
+    async fn http2_request(name: &'static str, value: &str) -> Vec<u8> {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let (mut send, connection) = h2::client::handshake(near).await.unwrap();
+        let driver = tokio::spawn(connection);
+        let request = http::Request::get("http://web/").header("x-first", "a").header(name, value);
+        let sent = send.send_request(request.header("x-last", "b").body(()).unwrap(), true).unwrap();
+        let mut bytes = vec![0; 16 * 1024];
+        let mut length = 0;
+        let quiet = std::time::Duration::from_millis(50);
+        while let Ok(Ok(read)) = tokio::time::timeout(quiet, far.read(&mut bytes[length..])).await {
+            length += read;
+        }
+        bytes.truncate(length);
+        drop((sent, send));
+        driver.abort();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_claim_in_http_2_does_not_pass_and_other_requests_do() {
+        for name in ["tulle-client-id", "tulle_client_id"] {
+            let forged = http2_request(name, "spiffe://x").await;
+            assert!(forged.starts_with(PREFACE));
+            assert!(!passes(&forged), "{name}");
+            let mut upgraded = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\nPRI * HTT".to_vec();
+            upgraded.extend_from_slice(&forged);
+            assert!(!passes(&upgraded), "{name} after an upgrade");
+        }
+        assert!(passes(&http2_request("x-tulle", "tulle-client-id: x").await));
+        assert!(passes(&http2_request("tulle-client-ip", &"v".repeat(300)).await));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A TCP connection of which some bytes have been read already, and which is read in large pieces while
-//! much arrives.
+//! Transports around a TCP connection: one of which some bytes have been read already, and which is read in large
+//! pieces while much arrives ([`Prefixed`]), and one that ends at a given time ([`Until`]).
 
 use std::io;
 use std::pin::Pin;
@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 /// Room for one read of its own: several TLS records.
@@ -77,5 +78,78 @@ impl AsyncWrite for Prefixed {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Ends at a given time, as if the peer had closed.
+#[derive(Debug)]
+pub struct Until<S> {
+    stream: S,
+    end: Pin<Box<Sleep>>,
+}
+
+impl<S> Until<S> {
+    /// A transport that ends at this time.
+    pub fn new(stream: S, end: Instant) -> Self {
+        Self { stream, end: Box::pin(sleep_until(end)) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Until<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // The clock is looked at first: a peer that sends without a pause has to end too.
+        if this.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, room)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Until<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transport_ends_at_its_time_and_not_before() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut near = Until::new(near, Instant::now() + Duration::from_secs(10));
+        far.write_all(b"hello").await.unwrap();
+        let mut seen = [0; 5];
+        near.read_exact(&mut seen).await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(near.read(&mut seen).await.unwrap(), 0);
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        near.write_all(b"bye").await.unwrap();
     }
 }

@@ -1,53 +1,113 @@
 //! Streams of another sidecar.
+//!
+//! In: a TLS connection that offers `tulle/1`. Out: each stream at the application, as a request or as opaque bytes.
+//! A stream that its peer resets ends with its task, and the whole connection ends with the peer's certificate.
 
-use std::future::{pending, poll_fn};
-use std::net::SocketAddr;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::pki_types::CertificateDer;
+use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tulle_mesh::svid::not_after;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
-use super::{Client, authorize, no_claims};
+use super::{LIMIT, Peer, app, serve_call};
+use crate::admit::{Permit, admit_connection, would_admit_connection};
+use crate::attempt::tunnel;
+use crate::call::Call;
 use crate::error::Failure;
-use crate::forward::{Downstream, Relayed, RequestBody, relay, tunnel};
-use crate::http1::Head;
 use crate::http1::conn::split;
 use crate::http1::head::parse_request;
+use crate::http1::{Reader, Writer};
+use crate::io::{Prefixed, Until};
 use crate::message::{Sink, Source};
-use crate::outbound::open_plain;
-use crate::pool::{APP_TIMEOUT, connect, connect_within};
-use crate::telemetry::{ByProtocol, Series};
-use crate::wire::{Connection, Receiver, Role, Sender, drive};
-use crate::worker::Worker;
+use crate::tls::peer_identity;
+use crate::wire::{Connection, Event, Receiver, Role, Sender, drive};
 
-/// A connection of another sidecar, and who it is.
-struct Peer {
-    worker: Rc<Worker>,
-    client: Client,
-    series: ByProtocol,
+/// A handshake that takes longer is abandoned.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A peer is told to open no more streams this long before its certificate expires. Sidecars renew theirs at half of
+/// its life, and open new connections with it.
+const DRAIN: Duration = Duration::from_secs(5);
+/// No certificate lasts longer, as far as timers are concerned.
+const MAX_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A connection whose peer has shown who it is.
+pub(super) struct Greeted {
+    peer: Rc<Peer>,
+    stream: TlsStream<Prefixed>,
+    /// How long the peer's certificate is still valid.
+    valid_for: Duration,
+}
+
+/// Takes the handshake of another sidecar.
+///
+/// # Errors
+/// [`Failure::ClientBadRequest`] for a peer that is refused, or a time-out.
+pub(super) async fn handshake(peer: Rc<Peer>, stream: Prefixed) -> Result<Greeted, Failure> {
+    let configs = peer.worker.tls.current().ok_or(Failure::OursNoCertificate)?;
+    let handshake = TlsAcceptor::from(Arc::clone(&configs.mesh_server)).accept(stream);
+    let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
+    let stream = stream.map_err(|error| {
+        if let Some(suppressed) = LIMIT.allow() {
+            tracing::info!(peer = %peer.client.address, %error, suppressed, "refused a handshake");
+        }
+        Failure::ClientBadRequest("a handshake that is refused")
+    })?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let unnamed = Failure::ClientBadRequest("a certificate that names no workload");
+    let Some((identity, valid_for)) =
+        leaf.and_then(|leaf| Some((peer_identity(leaf).ok()?, valid_for(leaf)?)))
+    else {
+        return Err(unnamed);
+    };
+    let client = peer.client.clone().with_identity(identity);
+    Ok(Greeted { peer: Peer::new(Rc::clone(&peer.worker), client), stream, valid_for })
+}
+
+fn valid_for(leaf: &CertificateDer<'_>) -> Option<Duration> {
+    let end = UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after(leaf).ok()?).ok()?);
+    Some(end.duration_since(SystemTime::now()).unwrap_or_default().min(MAX_LIFE))
 }
 
 /// Serves the streams of a connection until it ends.
-pub(super) async fn serve<S>(worker: &Rc<Worker>, stream: S, client: Client) -> Result<(), Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let peer = Rc::new(Peer { worker: Rc::clone(worker), client, series: ByProtocol::default() });
+///
+/// # Errors
+/// [`Failure::ClientGone`] when it broke off.
+pub(super) async fn serve(greeted: Greeted) -> Result<(), Failure> {
+    let Greeted { peer, stream, valid_for } = greeted;
+    let expires = Instant::now() + valid_for;
     let connection = Connection::new(Role::Server);
-    worker.opened_by_peer(&connection);
+    peer.worker.opened_by_peer(&connection);
     let accepting = connection.clone();
     let acceptor = async {
-        while let Some((head, sender, receiver)) = poll_fn(|cx| accepting.poll_accept(cx)).await {
-            let peer = Rc::clone(&peer);
-            spawn_local(async move { peer.stream(head, sender, receiver).await });
+        let mut drained = pin!(sleep_until(expires - DRAIN.min(valid_for / 4)));
+        let mut is_draining = false;
+        loop {
+            tokio::select! {
+                biased;
+                accepted = poll_fn(|cx| accepting.poll_accept(cx)) => {
+                    let Some((head, sender, receiver)) = accepted else { return };
+                    let peer = Rc::clone(&peer);
+                    spawn_local(async move { stream_of(&peer, head, sender, receiver).await });
+                }
+                () = drained.as_mut(), if !is_draining => {
+                    is_draining = true;
+                    accepting.drain();
+                }
+            }
         }
     };
-    let (driven, ()) = tokio::join!(drive(connection, stream), acceptor);
+    let (driven, ()) = tokio::join!(drive(connection, Until::new(stream, expires)), acceptor);
     driven.map_err(|error| {
         tracing::debug!(peer = %peer.client.address, %error, "a connection of a sidecar ended");
         peer.worker.telemetry.event("mesh_connection", "Failed");
@@ -55,137 +115,106 @@ where
     })
 }
 
-impl Peer {
-    /// What is counted of this client's requests or connections.
-    fn series(&self, protocol: &'static str) -> Arc<Series> {
-        self.series.get(protocol, || {
-            let worker = &self.worker;
-            let identity = self.client.identity.as_ref();
-            let (namespace, account) =
-                identity.map_or(("", "_PLAIN"), |id| (id.namespace.as_str(), id.service_account.as_str()));
-            let inbound = worker.config.inbound();
-            let revision = inbound.as_ref().map_or("", |inbound| inbound.revision.as_str());
-            worker.telemetry.inbound(namespace, account, revision, protocol)
-        })
+async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
+    let refuse = |reason, error: &dyn std::fmt::Display| {
+        peer.worker.telemetry.event("refused_stream", reason);
+        if let Some(suppressed) = LIMIT.allow() {
+            tracing::warn!(peer = %peer.client.address, %error, suppressed, "refused a stream");
+        }
+        sender.reset(Code::BadHead);
+    };
+    // Only the protocol is kept: the other fields hold the block that the head is in.
+    let travels = match Fields::decode(&mut block) {
+        Ok(fields) => fields.protocol,
+        Err(error) => return refuse("BadHead", &error),
+    };
+    if travels == Travels::Opaque {
+        return opaque(peer, sender, receiver).await;
     }
-
-    async fn stream(&self, mut block: Bytes, sender: Sender, receiver: Receiver) {
-        let fields = match Fields::decode(&mut block) {
-            Ok(fields) => fields,
-            Err(error) => {
-                tracing::warn!(peer = %self.client.address, %error, "refused a stream");
-                self.worker.telemetry.event("refused_stream", "BadHead");
-                return sender.reset(Code::BadHead);
-            }
-        };
-        match fields.protocol {
-            Travels::Opaque => self.opaque(sender, receiver).await,
-            travels => match parse_request(&mut BytesMut::from(block)) {
-                Ok(Some(head)) => self.request(head, travels, sender, receiver).await,
-                _ => {
-                    self.worker.telemetry.event("refused_stream", "BadRequest");
-                    sender.reset(Code::BadHead);
-                }
-            },
+    match parse_request(&mut BytesMut::from(block)) {
+        Ok(Some(head)) => {
+            let load = peer.worker.load.get().saturating_add(1);
+            serve_call(peer, Call::mesh(head, travels, &sender, &mut receiver, load)).await;
         }
-    }
-
-    async fn opaque(&self, sender: Sender, mut receiver: Receiver) {
-        if authorize::check(&self.worker, &self.client, None).is_err() {
-            self.series("opaque").connection(Some(&Failure::PolicyDenied), (0, 0));
-            return sender.reset(Code::Denied);
-        }
-        let app = match connect_within(self.client.destination, APP_TIMEOUT).await {
-            Ok(app) => app,
-            Err(_) => {
-                self.worker.telemetry.event("not_processed", "AppRefused");
-                return sender.reset(Code::NotProcessed);
-            }
-        };
-        // The head says that the application has taken the connection.
-        let mut accepted = BytesMut::new();
-        Fields::default().encode(&mut accepted);
-        sender.head(&accepted, false);
-        let (mut reader, mut writer) = split(app, BytesMut::new());
-        reader.unframe();
-        writer.unframe();
-        let up = (Source::Mesh(&mut receiver), Sink::Http1(&mut writer));
-        let down = (Source::Http1(&mut reader), Sink::Mesh(&sender));
-        let bytes = tunnel(up, down, no_claims(&self.worker, &self.client), pending()).await;
-        self.series("opaque").connection(None, bytes);
-    }
-
-    async fn request(&self, mut head: Head, travels: Travels, sender: Sender, mut receiver: Receiver) {
-        let since = Instant::now();
-        let series = self.series(if travels == Travels::Http2 { "http2" } else { "http1" });
-        let load = &self.worker.load;
-        if let Err(denied) = authorize::check(&self.worker, &self.client, Some(head.request_line())) {
-            series.request(&Err(denied.clone()), None, since.elapsed(), (0, 0));
-            Downstream::Mesh(&sender, load.get()).answer(&denied).await;
-            return;
-        }
-        authorize::canonicalise(&self.worker, &mut head);
-        self.client.introduce(&mut head);
-        load.set(load.get() + 1);
-        let mut body = RequestBody::new(Source::Mesh(&mut receiver), head.framing);
-        let mut down = Downstream::Mesh(&sender, load.get());
-        let relayed =
-            to_application(&self.worker, self.client.destination, &head, &mut body, &mut down, travels).await;
-        load.set(load.get().saturating_sub(1));
-        series.request(&relayed.result, relayed.grpc_status, since.elapsed(), relayed.bytes);
-        if relayed.answered {
-            return;
-        }
-        match (relayed.unprocessed, relayed.result) {
-            (true, _) => {
-                self.worker.telemetry.event("not_processed", "AppRefused");
-                sender.reset(Code::NotProcessed);
-            }
-            (false, Err(Failure::UpstreamReset)) => {
-                tracing::info!(client = ?self.client.identity, method = head.request_line().0, "the application closed a connection without an answer");
-                sender.reset(Code::UpstreamFailed);
-            }
-            (false, Err(failure)) => down.answer(&failure).await,
-            (false, Ok(_)) => sender.reset(Code::UpstreamFailed),
-        }
+        Ok(None) => refuse("BadRequest", &"the request's head is cut short"),
+        Err(error) => refuse("BadRequest", &error),
     }
 }
 
-/// One request to the pod's application. A kept connection that turns out to be closed is replaced by
-/// a fresh one where the request may be seen twice.
-pub(super) async fn to_application(
-    worker: &Worker,
-    address: SocketAddr,
-    head: &Head,
-    body: &mut RequestBody<'_>,
-    down: &mut Downstream<'_>,
-    travels: Travels,
-) -> Relayed {
-    let mut repeated = false;
-    loop {
-        let exchange = match open_plain(worker, address, head, travels, repeated).await {
-            Ok(exchange) => exchange,
-            Err(failure) => return Relayed::unprocessed(failure),
-        };
-        let reused = exchange.reused;
-        let mut relayed = relay(head, body, exchange, down).await;
-        if let Some((reader, writer)) = relayed.idle.take() {
-            worker.http1.put(address, reader, writer);
-        }
-        if relayed.answered || !relayed.unanswered || head.upgrade {
-            return relayed;
-        }
-        let idempotent =
-            matches!(head.request_line().0, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
-        // A kept connection that the application closed just then: whatever the method, if it has not read
-        // the request.
-        if !repeated && reused && (idempotent || relayed.unread) {
-            worker.telemetry.event("repeated_request", "KeptConnectionClosed");
-            repeated = true;
-            continue;
-        }
-        // A fresh one, closed unread: an application that ends leaves what it has not accepted yet.
-        relayed.unprocessed |= relayed.unread && connect(address).await.is_err();
-        return relayed;
+async fn opaque(peer: &Peer, sender: Sender, mut receiver: Receiver) {
+    if !would_admit_connection(&peer.worker, &peer.client) {
+        sender.reset(Code::Denied);
+        drop((sender, receiver));
+        return peer.count_refused().await;
     }
+    let Ok(permit) = admit_connection(&peer.worker, &peer.client) else { return sender.reset(Code::Denied) };
+    let connected = tokio::select! {
+        biased;
+        connected = app::connect(peer) => connected,
+        () = sender.gone() => return,
+    };
+    let Ok(stream) = connected else {
+        peer.worker.telemetry.event("not_processed", "AppRefused");
+        return sender.reset(Code::NotProcessed);
+    };
+    // The head says that the application has taken the connection.
+    let mut accepted = BytesMut::new();
+    Fields::default().encode(&mut accepted);
+    sender.head(&accepted, false);
+    let (mut reader, writer) = split(stream, BytesMut::new());
+    let first = tokio::select! {
+        biased;
+        event = receiver.next() => Some(event),
+        () = reader.stirred() => None,
+        () = permit.withdrawn(&peer.client, None) => return sender.reset(Code::Denied),
+    };
+    match first {
+        // The client turned out to speak HTTP, and its request follows: on this connection.
+        Some(Event::Reset(Code::Cancel)) if reader.is_quiet() => app::keep(peer, reader, writer),
+        Some(Event::Reset(_) | Event::Lost) => {}
+        first => carry(peer, &permit, (&sender, &mut receiver), (reader, writer), first).await,
+    }
+}
+
+/// Moves bytes both ways. `first`: what has come from the client already.
+async fn carry(
+    peer: &Peer,
+    permit: &Permit,
+    (sender, receiver): (&Sender, &mut Receiver),
+    (mut reader, mut writer): (Reader, Writer),
+    first: Option<Event>,
+) {
+    permit.begun(&peer.client);
+    reader.unframe();
+    writer.unframe();
+    let mut filter = peer.filter();
+    let mut early = 0;
+    let mut to_app = Sink::Http1(&mut writer);
+    match first {
+        // The application spoke first. An end is seen again below.
+        None | Some(Event::End) => {}
+        Some(Event::Data(bytes)) if filter(&bytes) => {
+            early = bytes.len() as u64;
+            // It has gone to a connection that was just opened: there is room for it.
+            if to_app.data(bytes).await.is_err() || to_app.flush().await.is_err() {
+                return sender.reset(Code::UpstreamFailed);
+            }
+        }
+        Some(_) => {
+            to_app.abort();
+            return sender.reset(Code::Cancel);
+        }
+    }
+    let stop = async {
+        tokio::select! {
+            () = sender.gone() => {}
+            () = permit.withdrawn(&peer.client, None) => {}
+        }
+    };
+    let up = (Source::Mesh(receiver), to_app);
+    let down = (Source::Http1(&mut reader), Sink::Mesh(sender));
+    let (sent, received) = tunnel(up, down, filter, stop).await;
+    let denied = !would_admit_connection(&peer.worker, &peer.client);
+    let failure = denied.then_some(Failure::PolicyDenied);
+    peer.series("opaque").connection(failure.as_ref(), (early + sent, received));
 }

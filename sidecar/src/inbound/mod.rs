@@ -1,73 +1,54 @@
 //! The inbound path: a connection to the pod's application.
 //!
-//! first bytes → ours (TLS with ALPN `tulle/1`), or plain → authorise → the application. What the
-//! application's own TLS carries is opaque.
+//! In: a redirected TCP connection. Out: its requests and bytes at the application, as far as the rules allow.
+//!
+//! ```text
+//!   first     what a connection is, by its first bytes: ours (TLS with ALPN tulle/1), or plain and what is spoken
+//!   mesh      streams of another sidecar
+//!   plain     connections of clients without one
+//!   app       connections to the application, and which of them are kept
+//!   backlog   whether the application accepts what waits for it
+//! ```
+//!
+//! TLS that is not ours belongs to the application, and is opaque. Every request passes [`serve_call`], every opaque
+//! connection [`crate::admit::admit_connection`], before anything of it reaches the application.
 
-mod authorize;
+pub mod app;
+mod backlog;
+mod first;
 mod mesh;
 mod plain;
+#[cfg(test)]
+mod tests;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use rustls::server::Acceptor;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tulle_mesh::identity::WorkloadId;
-use tulle_mesh::wire::ALPN;
 
-use crate::claim::{Claims, introduce};
-use crate::detect;
+use crate::admit::{Client, admit, report_denied_connection};
+use crate::call::{Call, Ended};
+use crate::claim::ForgedIdentityFilter;
 use crate::error::Failure;
-use crate::http1::Head;
-use crate::io::Prefixed;
+use crate::http1::{Head, Start};
 use crate::listen::{canonical, original_destination};
-use crate::tls::peer_identity;
+use crate::pool::Server;
+use crate::telemetry::{ByProtocol, Limited, Series};
 use crate::worker::Worker;
 
-/// A handshake that takes longer is abandoned.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest ClientHello that is waited for.
-const MAX_HELLO: usize = 16 * 1024;
+/// What a peer does wrong can be repeated at will: it is logged at this pace.
+static LIMIT: Limited = Limited::new(10);
 
-/// Who connects, and to what.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// Whom its certificate names; `None` for plain connections.
-    pub identity: Option<WorkloadId>,
-    /// Its address.
-    pub address: SocketAddr,
-    /// The address of ours that it dialled.
-    pub destination: SocketAddr,
-}
-
-impl Client {
-    /// Tells the application who calls.
-    fn introduce(&self, head: &mut Head) {
-        introduce(head, self.identity.as_ref());
-    }
-}
-
-/// Admits what a client sends as long as it claims no identity.
-fn no_claims<'a>(worker: &'a Worker, client: &'a Client) -> impl FnMut(&[u8]) -> bool + 'a {
-    let mut claims = Claims::default();
-    move |bytes| {
-        let admitted = claims.admit(bytes);
-        if !admitted {
-            worker.telemetry.event("refused_connection", "ClaimedIdentity");
-            tracing::warn!(
-                client = %client.address, identity = ?client.identity, port = client.destination.port(),
-                "broken off: the client claims an identity in HTTP that is none by the standard"
-            );
-        }
-        admitted
-    }
-}
+/// How long a client may stay silent whose opaque connection was refused, before the refusal counts: its sidecar
+/// waits as long for a request, which may be allowed.
+const UNDECIDED: Duration = Duration::from_secs(10);
+/// How many refusals of one peer may wait to be counted.
+const MAX_UNDECIDED: u32 = 64;
 
 /// Serves one connection to the application.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
@@ -80,67 +61,135 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     }
     // Nothing is accepted before the rules are known: an allow by ignorance would be a hole.
     worker.config.inbound_known().await;
-    let client = Client { identity: None, address: canonical(peer), destination };
-    if let Err(failure) = accept(&worker, stream, client).await {
-        worker.telemetry.event("inbound_connection", failure.name());
-        tracing::debug!(%destination, %peer, %failure, "an inbound connection ended");
-    }
+    let client = Client::plain(canonical(peer), destination);
+    accept(worker, stream, client).await;
 }
 
-async fn accept(worker: &Rc<Worker>, mut stream: TcpStream, client: Client) -> Result<(), Failure> {
-    let mut buffer = BytesMut::new();
-    let hello = plain::first_of_client(worker, &mut stream, &mut buffer, &client).await?;
-    let Some(app) = hello else {
-        if !detect::is_tls(&buffer) {
-            return plain::serve(worker, stream, buffer, client, None).await;
-        }
-        return match offers_mesh(&mut stream, &mut buffer).await {
-            true => accept_mesh(worker, Prefixed::new(stream, buffer), client).await,
-            false => plain::serve(worker, stream, buffer, client, None).await,
-        };
+/// Each stage is a future of its own size: what only the beginning of a connection needs is given back when it has
+/// passed.
+async fn accept(worker: Rc<Worker>, stream: TcpStream, client: Client) {
+    let peer = Peer::new(worker, client);
+    let served = match Box::pin(first::listen(&peer, stream)).await {
+        Ok(first::Opening::Mesh(stream)) => match Box::pin(mesh::handshake(peer.clone(), stream)).await {
+            Ok(greeted) => Box::pin(mesh::serve(greeted)).await,
+            Err(failure) => Err(failure),
+        },
+        Ok(first::Opening::Plain(opening)) => Box::pin(plain::serve(Rc::clone(&peer), opening)).await,
+        Err(failure) => Err(failure),
     };
-    plain::serve(worker, stream, buffer, client, Some(app)).await
+    if let Err(failure) = served {
+        peer.worker.telemetry.event("inbound_connection", failure.name());
+        let Client { address, destination, .. } = &peer.client;
+        tracing::debug!(%destination, peer = %address, %failure, "an inbound connection ended");
+    }
 }
 
-/// Whether a ClientHello offers `tulle/1`. Its bytes stay in the buffer.
-async fn offers_mesh(stream: &mut TcpStream, buffer: &mut BytesMut) -> bool {
-    loop {
-        let mut acceptor = Acceptor::default();
-        let mut bytes = &buffer[..];
-        if acceptor.read_tls(&mut bytes).is_err() {
-            return false;
-        }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                return accepted
-                    .client_hello()
-                    .alpn()
-                    .is_some_and(|mut names| names.any(|name| name == ALPN));
+/// Who is at the other end of a connection, and what is counted of it.
+struct Peer {
+    worker: Rc<Worker>,
+    client: Client,
+    /// The application, as this client reaches it.
+    server: Server,
+    series: ByProtocol,
+    /// Refusals of opaque connections that may yet turn out to be requests.
+    undecided: Cell<u32>,
+    requested: Notify,
+}
+
+impl Peer {
+    fn new(worker: Rc<Worker>, client: Client) -> Rc<Self> {
+        let server = app::server(&worker, &client);
+        Rc::new(Self {
+            worker,
+            client,
+            server,
+            series: ByProtocol::default(),
+            undecided: Cell::new(0),
+            requested: Notify::new(),
+        })
+    }
+
+    /// What is counted of this client's requests or connections.
+    fn series(&self, protocol: &'static str) -> Arc<Series> {
+        self.series.get(protocol, || {
+            let worker = &self.worker;
+            let Some(identity) = &self.client.identity else {
+                return worker.telemetry.inbound_plain(protocol);
+            };
+            let inbound = worker.config.inbound();
+            let revision = inbound.as_ref().map_or("", |inbound| inbound.revision.as_str());
+            worker.telemetry.inbound(&identity.namespace, &identity.service_account, revision, protocol)
+        })
+    }
+
+    /// Admits what a client sends as long as it does not claim an identity.
+    fn filter(&self) -> impl FnMut(&[u8]) -> bool + '_ {
+        let mut filter = ForgedIdentityFilter::default();
+        move |bytes| {
+            let admitted = filter.admit(bytes);
+            if !admitted {
+                self.worker.telemetry.event("refused_connection", "ClaimedIdentity");
+                if let Some(suppressed) = LIMIT.allow() {
+                    tracing::warn!(
+                        client = %self.client.address, identity = %self.client.name(),
+                        port = self.client.destination.port(), suppressed,
+                        "broken off: an opaque connection carries HTTP with a tulle-client-id header"
+                    );
+                }
             }
-            Ok(None) if buffer.len() < MAX_HELLO => {}
-            _ => return false,
+            admitted
         }
-        buffer.reserve(2 * 1024);
-        match timeout(HANDSHAKE_TIMEOUT, stream.read_buf(buffer)).await {
-            Ok(Ok(read)) if read > 0 => {}
-            _ => return false,
+    }
+
+    /// A request was allowed: perhaps of a client whose connection was refused while it was silent.
+    fn has_requested(&self) {
+        if let Some(rest) = self.undecided.get().checked_sub(1) {
+            self.undecided.set(rest);
+            self.requested.notify_one();
         }
+    }
+
+    /// Counts that an opaque connection was refused, unless its client turns out to send a request that is allowed.
+    async fn count_refused(&self) {
+        let waiting = self.undecided.get();
+        if waiting < MAX_UNDECIDED && crate::admit::might_admit_request(&self.worker, &self.client) {
+            self.undecided.set(waiting + 1);
+            if timeout(UNDECIDED, self.requested.notified()).await.is_ok() {
+                return;
+            }
+            self.undecided.set(self.undecided.get().saturating_sub(1));
+        }
+        report_denied_connection(&self.worker, &self.client);
+        self.series("opaque").connection(Some(&Failure::PolicyDenied), (0, 0));
     }
 }
 
-async fn accept_mesh(worker: &Rc<Worker>, stream: Prefixed, mut client: Client) -> Result<(), Failure> {
-    let configs = worker.tls.current().ok_or(Failure::UpstreamConnect)?;
-    let handshake = TlsAcceptor::from(Arc::clone(&configs.mesh_server)).accept(stream);
-    let stream =
-        timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
-    let stream = stream.map_err(|error| {
-        tracing::info!(peer = %client.address, %error, "refused a handshake");
-        Failure::ClientBadRequest("a handshake that is refused")
-    })?;
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    client.identity = leaf.and_then(|leaf| peer_identity(leaf).ok());
-    if client.identity.is_none() {
-        return Err(Failure::ClientBadRequest("a certificate that names no workload"));
+/// Serves one request; whether the client's connection may carry another.
+async fn serve_call(peer: &Peer, mut call: Call<'_>) -> bool {
+    let series = peer.series(call.protocol());
+    let permit = match admit(&mut call, &peer.worker, &peer.client).await {
+        Ok(permit) => permit,
+        Err(denied) => return call.finish(&peer.worker, &series, Ended::failed(denied.0)).await,
+    };
+    peer.has_requested();
+    peer.client.introduce(&mut call.head);
+    let line = request_line(&call.head);
+    let ended = tokio::select! {
+        biased;
+        ended = app::request(peer, &mut call) => ended,
+        () = permit.withdrawn(&peer.client, line) => {
+            // Whether something was answered is not known here: what is under way is broken off.
+            Ended { answered: true, ..Ended::failed(Failure::PolicyDenied) }
+        }
+    };
+    drop(permit);
+    call.finish(&peer.worker, &series, ended).await
+}
+
+/// Method and target, for rules that come while the request runs.
+fn request_line(head: &Head) -> Option<(bytes::Bytes, bytes::Bytes)> {
+    match &head.start {
+        Start::Request { method, target } => Some((method.clone(), target.clone())),
+        Start::Response { .. } => None,
     }
-    mesh::serve(worker, stream, client).await
 }

@@ -1,204 +1,176 @@
 //! Plain connections: clients without a sidecar, where the policy lets them.
 
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
-use tulle_mesh::wire::head::Protocol as Travels;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::mesh::to_application;
-use super::{Client, authorize, no_claims};
-use crate::config::{Mtls, Protocol};
-use crate::detect;
+use super::first::Plain;
+use super::{Peer, app, serve_call};
+use crate::admit::{admit_connection, admit_plaintext};
+use crate::attempt::{Answer, proxy_tcp};
+use crate::call::Call;
+use crate::config::Protocol;
 use crate::error::Failure;
-use crate::forward::{Downstream, RequestBody};
-use crate::http1::Head;
 use crate::http1::conn::split;
+use crate::http1::{Head, Reader, Writer};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::message::Source;
-use crate::outbound::splice;
-use crate::pool::{APP_TIMEOUT, connect, connect_within};
-use crate::worker::Worker;
+use crate::listen::reset_on_close;
 
-/// Reads the client's first bytes. Where plain text is accepted, the application may speak first: the
-/// connection to it is then returned, with nothing read from it.
-pub(super) async fn first_of_client(
-    worker: &Rc<Worker>,
-    stream: &mut TcpStream,
-    buffer: &mut BytesMut,
-    client: &Client,
-) -> Result<Option<TcpStream>, Failure> {
-    let gone = |_| Failure::ClientGone;
-    buffer.reserve(4 * 1024);
-    // A sidecar speaks at once; only who stays silent can be waiting for the application.
-    let quick = tokio::time::timeout(std::time::Duration::from_millis(20), stream.read_buf(buffer)).await;
-    if let Ok(read) = quick {
-        return if read.map_err(gone)? == 0 { Err(Failure::ClientGone) } else { Ok(None) };
+/// A connection that carries no request for this long is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(600);
+/// The rest of an HTTP/2 handshake, after the preface.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves a plain connection.
+///
+/// # Errors
+/// Why it was refused or broke off.
+pub(super) async fn serve(peer: Rc<Peer>, plain: Plain) -> Result<(), Failure> {
+    if let Err(denied) = admit_plaintext(&peer.worker, &peer.client) {
+        reset_on_close(&plain.stream);
+        return Err(denied.0);
     }
-    if worker.config.inbound().is_none_or(|inbound| inbound.mtls == Mtls::Strict) {
-        return if stream.read_buf(buffer).await.map_err(gone)? == 0 {
-            Err(Failure::ClientGone)
-        } else {
-            Ok(None)
-        };
-    }
-    let Ok(app) = connect(client.destination).await else {
-        reset_on_close(stream);
-        return Err(Failure::UpstreamConnect);
-    };
-    tokio::select! {
-        read = stream.read_buf(buffer) => {
-            if read.map_err(gone)? == 0 { Err(Failure::ClientGone) } else { Ok(None) }
+    let Plain { stream, read, protocol, app } = plain;
+    match protocol {
+        Protocol::Http1 => {
+            // The connection that was opened for this client carries its first request.
+            app::keep_untouched(&peer, app);
+            Box::pin(http1(&peer, stream, read)).await
         }
-        _ = app.readable() => Ok(Some(app)),
+        Protocol::Http2 => {
+            app::keep_untouched(&peer, app);
+            Box::pin(http2(peer, stream, read)).await
+        }
+        Protocol::Opaque | Protocol::Detect => Box::pin(opaque(&peer, stream, read, app)).await,
     }
-}
-
-/// Serves a plain connection. `app`: the application spoke first.
-pub(super) async fn serve(
-    worker: &Rc<Worker>,
-    mut stream: TcpStream,
-    mut buffer: BytesMut,
-    client: Client,
-    app: Option<TcpStream>,
-) -> Result<(), Failure> {
-    if let Err(refused) = authorize::plaintext(worker) {
-        reset_on_close(&stream);
-        return Err(refuse_plaintext(worker, &client, refused));
-    }
-    if let Some(app) = app {
-        return opaque(worker, stream, buffer, &client, Some(app)).await;
-    }
-    match detect::first_bytes(&mut stream, &mut buffer).await.map_err(|_| Failure::ClientGone)? {
-        Protocol::Http1 => http1(worker, stream, buffer, &client).await,
-        Protocol::Http2 => http2(worker, stream, buffer, client).await,
-        Protocol::Opaque | Protocol::Detect => opaque(worker, stream, buffer, &client, None).await,
-    }
-}
-
-fn refuse_plaintext(worker: &Worker, client: &Client, refused: Failure) -> Failure {
-    worker.telemetry.event("policy_denied", "Plaintext");
-    tracing::info!(client = %client.address, port = client.destination.port(), "refused plain text: mTLS is Strict");
-    refused
 }
 
 async fn opaque(
-    worker: &Rc<Worker>,
+    peer: &Peer,
     stream: TcpStream,
     read: BytesMut,
-    client: &Client,
     app: Option<TcpStream>,
 ) -> Result<(), Failure> {
-    let series = worker.telemetry.inbound("", "_PLAIN", "", "opaque");
-    if let Err(denied) = authorize::check(worker, client, None) {
-        series.connection(Some(&denied), (0, 0));
-        reset_on_close(&stream);
-        return Err(denied);
-    }
-    let app = match app {
-        Some(app) => app,
-        None => {
-            connect_within(client.destination, APP_TIMEOUT).await.inspect_err(|_| reset_on_close(&stream))?
-        }
+    let series = peer.series("opaque");
+    let (mut reader, mut writer) = split(stream, read);
+    let refuse = |failure: Failure, writer: &mut Writer| {
+        series.connection(Some(&failure), (0, 0));
+        writer.abort();
+        Err(failure)
     };
-    let stop = worker.config.inbound_becomes(|inbound| inbound.mtls == Mtls::Strict);
-    let bytes = splice((stream, read), app, no_claims(worker, client), stop).await;
-    let allowed = authorize::plaintext(worker).map_err(|failure| refuse_plaintext(worker, client, failure));
-    series.connection(allowed.as_ref().err(), bytes);
-    allowed
+    let permit = match admit_connection(&peer.worker, &peer.client) {
+        Ok(permit) => permit,
+        Err(denied) => return refuse(denied.0, &mut writer),
+    };
+    permit.begun(&peer.client);
+    let connected = match app {
+        Some(app) => Ok(app),
+        None => tokio::select! {
+            biased;
+            connected = app::connect(peer) => connected,
+            () = writer.gone() => Err(Failure::ClientGone),
+        },
+    };
+    let (mut from_app, mut to_app) = match connected {
+        Ok(app) => split(app, BytesMut::new()),
+        Err(failure) => return refuse(failure, &mut writer),
+    };
+    let (client, app) = ((&mut reader, &mut writer), (&mut from_app, &mut to_app));
+    let withdrawn = permit.withdrawn(&peer.client, None);
+    let joined = proxy_tcp(client, app, peer.filter(), || {}, withdrawn).await;
+    let stopped = joined.from_client.is_none() && joined.from_server.is_none();
+    let failure = stopped.then_some(Failure::PolicyDenied);
+    series.connection(failure.as_ref(), joined.bytes);
+    failure.map_or(Ok(()), Err)
 }
 
-async fn http1(
-    worker: &Rc<Worker>,
-    stream: TcpStream,
-    read: BytesMut,
-    client: &Client,
-) -> Result<(), Failure> {
+async fn http1(peer: &Peer, stream: TcpStream, read: BytesMut) -> Result<(), Failure> {
     let (mut reader, mut writer) = split(stream, read);
+    let mut idle = pin!(sleep(KEEP_ALIVE));
     loop {
-        let mut head = match reader.request().await {
+        let head = match next_head(&mut reader, idle.as_mut()).await {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
             Err(failure) => {
-                Downstream::Http1(&mut writer).answer(&failure).await;
+                peer.worker.telemetry.event("refused_request", failure.name());
+                Answer::Http1(&mut writer).fail(&failure).await;
                 return Err(failure);
             }
         };
-        let framing = head.framing;
-        let mut body = RequestBody::new(Source::Http1(&mut reader), framing);
-        let mut down = Downstream::Http1(&mut writer);
-        if !request(worker, client, &mut head, &mut body, &mut down, Travels::Http1).await {
+        if !serve_call(peer, Call::http1(head, &mut reader, &mut writer)).await {
             return Ok(());
         }
     }
 }
 
-async fn http2(
-    worker: &Rc<Worker>,
-    stream: TcpStream,
-    read: BytesMut,
-    client: Client,
-) -> Result<(), Failure> {
-    let handshake = http2::server().handshake::<_, Bytes>(Prefixed::new(stream, read)).await;
-    let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
-    let client = Rc::new(client);
-    while let Some(accepted) = connection.accept().await {
-        let Ok((asked, mut respond)) = accepted else { return Err(Failure::ClientGone) };
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        spawn_local(async move {
-            let (parts, mut body) = asked.into_parts();
-            let head = http2::request_head(&parts, body.is_end_stream());
-            let mut down = Downstream::Http2(&mut respond, None);
-            match head {
-                Ok(mut head) => {
-                    let framing = head.framing;
-                    let mut body = RequestBody::new(Source::Http2(&mut body), framing);
-                    request(&worker, &client, &mut head, &mut body, &mut down, Travels::Http2).await;
+/// The next request's head; `None` when the client has closed or is idle for too long.
+async fn next_head(reader: &mut Reader, mut idle: Pin<&mut Sleep>) -> Result<Option<Head>, Failure> {
+    let until = Instant::now() + KEEP_ALIVE;
+    let mut head = pin!(reader.request());
+    loop {
+        tokio::select! {
+            biased;
+            head = &mut head => return head,
+            () = idle.as_mut() => {
+                // One timer for the whole connection: it is set anew when it fires, not with every request.
+                if Instant::now() >= until {
+                    return Ok(None);
                 }
-                Err(failure) => down.answer(&failure).await,
+                idle.as_mut().reset(until);
             }
-        });
+        }
     }
-    Ok(())
 }
 
-/// Serves one request; whether the client's connection may carry another.
-async fn request(
-    worker: &Rc<Worker>,
-    client: &Client,
-    head: &mut Head,
-    body: &mut RequestBody<'_>,
-    down: &mut Downstream<'_>,
-    travels: Travels,
-) -> bool {
-    let since = Instant::now();
-    let protocol = if travels == Travels::Http2 { "http2" } else { "http1" };
-    let series = worker.telemetry.inbound("", "_PLAIN", "", protocol);
-    // A connection that was let in may have been there before the policy.
-    let plaintext = authorize::plaintext(worker).map_err(|failure| refuse_plaintext(worker, client, failure));
-    let allowed = plaintext.and_then(|()| authorize::check(worker, client, Some(head.request_line())));
-    if let Err(denied) = allowed {
-        series.request(&Err(denied.clone()), None, since.elapsed(), (0, 0));
-        down.answer(&denied).await;
-        return false;
+async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), Failure> {
+    let handshake = http2::server().handshake::<_, Bytes>(Prefixed::new(stream, read));
+    let handshake = timeout(HANDSHAKE, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
+    let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
+    let mut idle = pin!(sleep(KEEP_ALIVE));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = connection.accept() => accepted,
+            () = idle.as_mut() => {
+                // Every request that runs holds its peer.
+                if Rc::strong_count(&peer) == HELD_BY_CONNECTION {
+                    return Ok(());
+                }
+                idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                continue;
+            }
+        };
+        let Some(accepted) = accepted else { return Ok(()) };
+        let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
+        idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        let peer = Rc::clone(&peer);
+        spawn_local(async move { stream_of(&peer, request, respond).await });
     }
-    authorize::canonicalise(worker, head);
-    client.introduce(head);
-    worker.load.set(worker.load.get() + 1);
-    let relayed = to_application(worker, client.destination, head, body, down, travels).await;
-    worker.load.set(worker.load.get().saturating_sub(1));
-    series.request(&relayed.result, relayed.grpc_status, since.elapsed(), relayed.bytes);
-    if let (Err(failure), false) = (&relayed.result, relayed.answered) {
-        down.answer(failure).await;
-    }
-    relayed.client_reusable
 }
 
-/// A connection that is refused is reset, so that the client sees it at once.
-fn reset_on_close(stream: &TcpStream) {
-    let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+/// How often a peer is held without any request: by the connection's task, and by what serves it.
+const HELD_BY_CONNECTION: usize = 2;
+
+async fn stream_of(
+    peer: &Peer,
+    request: http::Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+) {
+    let (parts, mut body) = request.into_parts();
+    match http2::request_head(&parts, body.is_end_stream()) {
+        Ok(head) => {
+            // Its answer ends with its stream, whatever becomes of the request.
+            let _ = serve_call(peer, Call::http2(head, &mut body, &mut respond)).await;
+        }
+        Err(failure) => {
+            peer.worker.telemetry.event("refused_request", failure.name());
+            Answer::Http2(&mut respond, None).fail(&failure).await;
+        }
+    }
 }

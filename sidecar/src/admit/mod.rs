@@ -1,0 +1,250 @@
+//! May this client do this? One place for requests and for connections whose content is opaque, of clients with a
+//! sidecar and without.
+//!
+//! In: who connects ([`Client`]), a [`Call`], and the rules that the operator sent. Out: a [`Permit`], or [`Denied`],
+//! which has been counted and logged. The order is mTLS, access. Paths are matched in every reading that an
+//! application may have, and never changed. Nothing here opens a connection or answers a client.
+
+mod client;
+#[cfg(test)]
+mod tests;
+
+pub use client::Client;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tulle_mesh::canonical::{Readings, readings};
+use tulle_mesh::policy::{Http, Reason, Subject};
+
+use crate::call::Call;
+use crate::config::{Inbound, InboundAccess, Mtls};
+use crate::error::Failure;
+use crate::telemetry::Limited;
+use crate::worker::Worker;
+
+/// A client that is refused again and again must not fill the log, nor keep the data thread writing it.
+static LIMIT: Limited = Limited::new(10);
+
+/// Leave to use the application; a request's counts in the pod's load until it is dropped.
+pub struct Permit {
+    worker: Rc<Worker>,
+    /// The rules that allowed it.
+    rules: Arc<Inbound>,
+    is_request: bool,
+}
+
+/// A client was refused: counted and logged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct Denied(#[from] pub Failure);
+
+/// Decides whether a request may go to the application.
+///
+/// # Errors
+/// [`Denied`] with [`Failure::PolicyPlaintext`] or [`Failure::PolicyDenied`].
+pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
+    let rules = enforced(worker)?;
+    // A connection that was let in may have been there before the policy.
+    check_mtls(worker, &rules, client)?;
+    let call = &*call;
+    let (method, target) = call.head.request_line();
+    let http = Http { method, readings: &|| call.readings() };
+    let request = Some(Described { method, target });
+    check_access(worker, &rules, client, Some(http), request)?;
+    try_shadow(worker, &rules, client, Some(http), request);
+    worker.load.set(worker.load.get() + 1);
+    Ok(Permit { worker: Rc::clone(worker), rules, is_request: true })
+}
+
+/// Decides whether a connection whose content is opaque may go to the application. [`Permit::begun`] asks the rules that
+/// are only tried.
+///
+/// # Errors
+/// As [`admit`].
+pub fn admit_connection(worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
+    let rules = enforced(worker)?;
+    check_mtls(worker, &rules, client)?;
+    check_access(worker, &rules, client, None, None)?;
+    Ok(Permit { worker: Rc::clone(worker), rules, is_request: false })
+}
+
+/// Refuses a plain connection that no rule could let in, before anything is known of its content.
+///
+/// # Errors
+/// [`Denied`] with [`Failure::PolicyPlaintext`].
+pub fn admit_plaintext(worker: &Worker, client: &Client) -> Result<(), Denied> {
+    let rules = enforced(worker)?;
+    if is_plaintext_refused(&rules, client) {
+        return Err(refuse_plaintext(worker, client));
+    }
+    Ok(())
+}
+
+/// Whether [`admit_plaintext`] would let a connection in. Counts nothing.
+pub fn would_admit_plaintext(worker: &Worker, client: &Client) -> bool {
+    worker.config.inbound().is_some_and(|rules| !is_plaintext_refused(&rules, client))
+}
+
+/// Whether [`admit_connection`] would let a connection in. Counts nothing: what the connection carries is not known
+/// yet, so nobody has been refused.
+pub fn would_admit_connection(worker: &Worker, client: &Client) -> bool {
+    worker.config.inbound().is_some_and(|rules| is_connection_allowed(&rules, client))
+}
+
+/// Whether the rules might let some HTTP request of a client in that [`admit_connection`] refuses.
+pub fn might_admit_request(worker: &Worker, client: &Client) -> bool {
+    worker.config.inbound().is_some_and(|rules| {
+        !is_plaintext_refused(&rules, client)
+            && rules.access.as_ref().is_none_or(|access| access.rules.may_allow_http(&subject(client, None)))
+    })
+}
+
+/// Counts and logs the refusal of a connection whose content is opaque.
+pub fn report_denied_connection(worker: &Worker, client: &Client) {
+    if let Some(rules) = worker.config.inbound() {
+        let _ = check_access(worker, &rules, client, None, None);
+    }
+}
+
+impl Permit {
+    /// The opaque connection that this permit is for carries something: rules that are only tried are asked now. One
+    /// that is given up before that, because its client speaks HTTP, would have been refused nothing.
+    pub fn begun(&self, client: &Client) {
+        try_shadow(&self.worker, &self.rules, client, None, None);
+    }
+
+    /// Resolves when the rules have changed, and no longer allow what this permit is for. `http`: method and target
+    /// of the request; `None` for a connection whose content is opaque.
+    pub async fn withdrawn(&self, client: &Client, http: Option<(Bytes, Bytes)>) {
+        let forbids = |rules: &Inbound| {
+            // Those that allowed it are not asked a second time.
+            !std::ptr::eq(rules, &*self.rules)
+                && match &http {
+                    None => !is_connection_allowed(rules, client),
+                    Some((method, target)) => !is_request_allowed(rules, client, method, target),
+                }
+        };
+        self.worker.config.inbound_becomes(forbids).await;
+        self.worker.telemetry.event("policy_denied", "Withdrawn");
+        if let Some(suppressed) = LIMIT.allow() {
+            let port = client.destination.port();
+            tracing::info!(client = %client.name(), port, suppressed, "ended by a new policy");
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.is_request {
+            self.worker.load.set(self.worker.load.get().saturating_sub(1));
+        }
+    }
+}
+
+/// What a request asks, for the log.
+#[derive(Clone, Copy)]
+struct Described<'a> {
+    method: &'a str,
+    target: &'a str,
+}
+
+/// Nothing is let in before the rules are known.
+fn enforced(worker: &Worker) -> Result<Arc<Inbound>, Denied> {
+    worker.config.inbound().ok_or(Denied(Failure::PolicyDenied))
+}
+
+fn is_plaintext_refused(rules: &Inbound, client: &Client) -> bool {
+    client.identity.is_none() && rules.mtls == Mtls::Strict
+}
+
+fn check_mtls(worker: &Worker, rules: &Inbound, client: &Client) -> Result<(), Denied> {
+    if is_plaintext_refused(rules, client) { Err(refuse_plaintext(worker, client)) } else { Ok(()) }
+}
+
+fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
+    worker.telemetry.event("policy_denied", "Plaintext");
+    if let Some(suppressed) = LIMIT.allow() {
+        let port = client.destination.port();
+        tracing::info!(client = %client.address, port, suppressed, "refused plain text: mTLS is Strict");
+    }
+    Denied(Failure::PolicyPlaintext)
+}
+
+fn check_access(
+    worker: &Worker,
+    rules: &Inbound,
+    client: &Client,
+    http: Option<Http<'_>>,
+    request: Option<Described<'_>>,
+) -> Result<(), Denied> {
+    let Some(access) = &rules.access else { return Ok(()) };
+    let decision = access.rules.decide(&subject(client, http));
+    if decision.allowed {
+        return Ok(());
+    }
+    report(worker, client, request, access, decision.reason, false);
+    Err(Denied(Failure::PolicyDenied))
+}
+
+/// Counts and logs what rules that are only tried would refuse.
+fn try_shadow(
+    worker: &Worker,
+    rules: &Inbound,
+    client: &Client,
+    http: Option<Http<'_>>,
+    request: Option<Described<'_>>,
+) {
+    if client.identity.is_none() && rules.shadow_strict {
+        worker.telemetry.event("policy_would_deny", "Plaintext");
+    }
+    let Some(shadow) = &rules.shadow else { return };
+    let decision = shadow.rules.decide(&subject(client, http));
+    if !decision.allowed {
+        report(worker, client, request, shadow, decision.reason, true);
+    }
+}
+
+fn report(
+    worker: &Worker,
+    client: &Client,
+    request: Option<Described<'_>>,
+    access: &InboundAccess,
+    reason: Reason,
+    shadow: bool,
+) {
+    let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
+    worker.telemetry.event(kind, reason.name());
+    let Some(suppressed) = LIMIT.allow() else { return };
+    let Described { method, target } = request.unwrap_or(Described { method: "", target: "" });
+    tracing::info!(
+        policy = access.policy, rule = ?reason, client = %client.name(), method, target, shadow,
+        port = client.destination.port(), suppressed, "refused by policy"
+    );
+}
+
+fn subject<'a>(client: &'a Client, http: Option<Http<'a>>) -> Subject<'a> {
+    Subject {
+        identity: client.identity.as_ref(),
+        address: client.address.ip(),
+        port: client.destination.port(),
+        http,
+    }
+}
+
+fn allows(rules: &Inbound, subject: &Subject<'_>) -> bool {
+    rules.access.as_ref().is_none_or(|access| access.rules.decide(subject).allowed)
+}
+
+fn is_connection_allowed(rules: &Inbound, client: &Client) -> bool {
+    !is_plaintext_refused(rules, client) && allows(rules, &subject(client, None))
+}
+
+fn is_request_allowed(rules: &Inbound, client: &Client, method: &[u8], target: &[u8]) -> bool {
+    let text = |bytes| std::str::from_utf8(bytes).unwrap_or("");
+    // The request is under way already, and its own readings with it.
+    let seen: std::cell::OnceCell<Readings> = std::cell::OnceCell::new();
+    let http = Http { method: text(method), readings: &|| seen.get_or_init(|| readings(text(target))) };
+    !is_plaintext_refused(rules, client) && allows(rules, &subject(client, Some(http)))
+}

@@ -1,0 +1,182 @@
+//! Connections to the pod's own application.
+//!
+//! In: a request that was admitted, or leave to connect. Out: the answer, from a connection that was kept or opened
+//! for it. Nothing is kept open to an application that does not accept what waits for it: see [`watch`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+use tulle_mesh::wire::head::Protocol as Travels;
+
+use super::{Peer, backlog};
+use crate::admit::Client;
+pub use crate::app_waiting::{AppWaiting, Guard};
+use crate::attempt::{self, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
+use crate::call::{Call, Ended};
+use crate::error::Failure;
+use crate::http1::conn::split;
+use crate::http1::{Head, Reader, Writer};
+use crate::pool::{self, PATIENT, Server};
+use crate::settings::SourceAddress;
+use crate::worker::Worker;
+
+/// When a request that was provably not read is sent again, counted from the failure.
+const REPEATS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(25)];
+/// Who has waited so long for a first byte on a fresh connection may wait for the application to accept it.
+const LONG_WAIT: Duration = Duration::from_millis(20);
+/// An application that is well accepts within this time: what is in its backlog before and after is not being taken.
+const MOMENT: Duration = Duration::from_millis(2);
+
+/// The application as a client reaches it: from whose address.
+pub(super) fn server(worker: &Worker, client: &Client) -> Server {
+    let address = client.destination;
+    let preserves = worker.settings.source_address == SourceAddress::Preserve;
+    let source = Some(client.address.ip()).filter(|ip| preserves && is_preservable(worker, *ip, address));
+    Server { address, source }
+}
+
+/// An answer to loopback or to an own address would not come back to the sidecar.
+fn is_preservable(worker: &Worker, source: IpAddr, server: SocketAddr) -> bool {
+    !source.is_loopback()
+        && !worker.settings.pod_ips.contains(&source)
+        && source.is_ipv4() == server.is_ipv4()
+}
+
+/// Connects to the application, for as long as the caller waits.
+pub(super) async fn connect(peer: &Peer) -> Result<TcpStream, Failure> {
+    pool::connect(peer.server, PATIENT).await
+}
+
+/// Carries one request to the application and its answer back.
+pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
+    if let Err(failure) = call.prepare().await {
+        return Ended::failed(failure);
+    }
+    let policy = AttemptPolicy { deadline: call.deadline };
+    let mut repeats = REPEATS.iter();
+    let mut fresh = false;
+    loop {
+        let (exchange, waiting) = match open(peer, call, fresh).await {
+            Ok(opened) => opened,
+            Err(failure) => return Ended::failed(failure),
+        };
+        let reused = exchange.reused;
+        let mut attempt = attempt::run(call, exchange, &policy).await;
+        drop(waiting);
+        call.attempts = call.attempts.saturating_add(1);
+        if let Some((reader, writer)) = attempt.idle.take() {
+            keep(peer, reader, writer);
+        }
+        let repeat = match &attempt.end {
+            End::NotProcessed(_) | End::Unread(_) => true,
+            // A kept connection that the application closed just then. Of a fresh one it may have seen the request.
+            End::Unanswered(_) => reused,
+            End::Delivered(_) | End::Refused(_) | End::Final(_) | End::Client(_) => false,
+        };
+        if !repeat || !attempt.end.may_repeat(call) {
+            return attempt.ended();
+        }
+        let Some(wait) = repeats.next() else { return attempt.ended() };
+        let reason = if reused { "KeptConnectionClosed" } else { "Unread" };
+        peer.worker.telemetry.event("repeated_request", reason);
+        fresh = true;
+        if !wait.is_zero() {
+            sleep(*wait).await;
+        }
+    }
+}
+
+/// Opens an exchange with the application, unless the client leaves meanwhile.
+async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, Option<Guard>), Failure> {
+    let Call { head, answer, travels, .. } = call;
+    tokio::select! {
+        biased;
+        opened = connect_for(peer, head, *travels, fresh) => opened,
+        () = answer.gone() => Err(Failure::ClientGaveUp),
+    }
+}
+
+/// It may take as long as the client waits: there is no other endpoint, and an application that is busy accepts late.
+async fn connect_for(
+    peer: &Peer,
+    head: &Head,
+    travels: Travels,
+    fresh: bool,
+) -> Result<(Exchange, Option<Guard>), Failure> {
+    let (worker, server) = (&peer.worker, peer.server);
+    if travels == Travels::Http2 {
+        return Ok((http2_exchange(worker, server, head, PATIENT).await?, None));
+    }
+    let kept = if fresh { None } else { worker.http1.take(server) };
+    if let Some((reader, writer)) = kept {
+        return Ok((http1_exchange(reader, writer, head, true), None));
+    }
+    let waiting = worker.app_waiting.begin_at(Some(server.address.port()));
+    let (reader, writer) = worker.http1.connect(server, PATIENT).await?;
+    Ok((http1_exchange(reader, writer, head, false), Some(waiting)))
+}
+
+/// Keeps a connection for another request.
+pub(super) fn keep(peer: &Peer, reader: Reader, writer: Writer) {
+    if !peer.worker.app_waiting.is_starved(peer.server.address.port()) {
+        peer.worker.http1.put(peer.server, reader, writer);
+    }
+}
+
+/// Keeps a connection on which not a byte has passed either way.
+pub(super) fn keep_untouched(peer: &Peer, app: Option<TcpStream>) {
+    if let Some(app) = app {
+        let (mut reader, writer) = split(app, BytesMut::new());
+        if reader.is_quiet() {
+            keep(peer, reader, writer);
+        }
+    }
+}
+
+/// Looks after those who wait for the application, as long as the worker runs. An application that serves one
+/// connection at a time accepts nothing while a kept one lies idle: those of a port whose backlog is not taken are
+/// closed, and none is kept until it is.
+pub async fn watch(worker: Rc<Worker>) {
+    let waiting = &worker.app_waiting;
+    loop {
+        waiting.begun().await;
+        while let Some(waited) = waiting.longest() {
+            if waited < LONG_WAIT {
+                sleep(LONG_WAIT - waited).await;
+                continue;
+            }
+            relieve(&worker).await;
+            sleep(LONG_WAIT).await;
+        }
+        waiting.set_starved(Vec::new());
+    }
+}
+
+async fn relieve(worker: &Worker) {
+    let before = unaccepted(worker);
+    if before.is_empty() {
+        return worker.app_waiting.set_starved(before);
+    }
+    sleep(MOMENT).await;
+    let mut starved = unaccepted(worker);
+    starved.retain(|port| before.contains(port));
+    for port in &starved {
+        for ip in &worker.settings.pod_ips {
+            worker.http1.close_idle(SocketAddr::new(*ip, *port));
+        }
+    }
+    worker.app_waiting.set_starved(starved);
+}
+
+/// The ports with connections that the application has not accepted. Where the kernel does not tell (gVisor), those
+/// for which somebody waits.
+fn unaccepted(worker: &Worker) -> Vec<u16> {
+    backlog::unaccepted().unwrap_or_else(|error| {
+        tracing::debug!(%error, "the kernel does not tell what is in the application's backlog");
+        worker.app_waiting.ports_waited_for(LONG_WAIT)
+    })
+}

@@ -1,0 +1,190 @@
+//! What a connection is, by its first bytes.
+//!
+//! In: a connection of which nothing has been read. Out: an [`Opening`]. A client whose connection would be refused
+//! does not reach the application while nobody knows what it speaks; where it would be let in, the application may be
+//! the one that speaks first.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::server::Acceptor;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tulle_mesh::wire::ALPN;
+
+use super::{Peer, app};
+use crate::admit::{would_admit_connection, would_admit_plaintext};
+use crate::config::Protocol;
+use crate::detect::{self, Detector};
+use crate::error::Failure;
+use crate::io::Prefixed;
+use crate::listen::{reset_on_close, watch_mesh};
+
+/// A sidecar speaks at once, and its hello arrives within a few milliseconds, also where both nodes are busy. Who
+/// stays silent for longer may be waiting for the application.
+const SILENCE: Duration = Duration::from_millis(20);
+/// A stranger has this long for its first byte, unless the application has been connected: then its own patience
+/// counts.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
+/// A ClientHello must be whole, and a beginning that is held back must say what it is, this long after its first byte.
+const BEGINNING: Duration = Duration::from_secs(10);
+/// The longest ClientHello that is waited for.
+const MAX_HELLO: usize = 16 * 1024;
+/// How long a client may stay silent to which the application has sent HTTP/2 SETTINGS, before it gets them. Clients
+/// of HTTP/2 speak first.
+const SETTINGS: Duration = Duration::from_secs(1);
+
+/// What a connection is.
+pub(super) enum Opening {
+    /// TLS that offers `tulle/1`.
+    Mesh(Prefixed),
+    /// Anything else.
+    Plain(Plain),
+}
+
+/// A plain connection, and what is known of it.
+pub(super) struct Plain {
+    /// The client.
+    pub(super) stream: TcpStream,
+    /// What has been read from it.
+    pub(super) read: BytesMut,
+    /// What is spoken.
+    pub(super) protocol: Protocol,
+    /// A connection to the application that was opened for this client. Nothing has been read from it.
+    pub(super) app: Option<TcpStream>,
+}
+
+/// Finds out what a connection is.
+///
+/// # Errors
+/// When the client leaves or stays silent, or the application cannot be reached.
+pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Failure> {
+    let mut plain = Plain { stream, read: BytesMut::new(), protocol: Protocol::Opaque, app: None };
+    let speaks = match timeout(SILENCE, plain.read_some()).await {
+        Ok(read) => read?,
+        Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
+        Err(_) => {
+            let Ok(read) = timeout(FIRST_BYTE, plain.read_some()).await else {
+                peer.worker.telemetry.event("refused_connection", "Silent");
+                return Err(Failure::Timeout("the client's first byte"));
+            };
+            read?
+        }
+    };
+    match speaks {
+        true => plain.decide(peer).await,
+        // A client that has ended its side without a word may still be told something.
+        false if would_admit_connection(&peer.worker, &peer.client) => Ok(Opening::Plain(plain)),
+        false => Err(Failure::ClientGone),
+    }
+}
+
+impl Plain {
+    /// Reads from the client. `false`: it has ended its side.
+    async fn read_some(&mut self) -> Result<bool, Failure> {
+        loop {
+            // Waited for without memory: a silent connection may stay so for hours.
+            self.stream.readable().await.map_err(|_| Failure::ClientGone)?;
+            self.read.reserve(2 * 1024);
+            match self.stream.try_read_buf(&mut self.read) {
+                Ok(read) => return Ok(read > 0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.read.is_empty() {
+                        self.read = BytesMut::new();
+                    }
+                }
+                Err(_) => return Err(Failure::ClientGone),
+            }
+        }
+    }
+
+    /// Connects to the application, and waits for whoever speaks first. `false`: it was not the client, or one of the
+    /// two has ended its side.
+    async fn wait_for_either(&mut self, peer: &Peer) -> Result<bool, Failure> {
+        let connected = tokio::select! {
+            biased;
+            read = self.read_some() => return read,
+            connected = app::connect(peer) => connected,
+        };
+        let app = connected.inspect_err(|_| reset_on_close(&self.stream))?;
+        let read = tokio::select! {
+            biased;
+            read = self.read_some() => read,
+            greets = is_greeting(&app) => {
+                if greets { Ok(false) } else { timeout(SETTINGS, self.read_some()).await.unwrap_or(Ok(false)) }
+            }
+        };
+        self.app = Some(app);
+        read
+    }
+
+    /// Reads until it is clear what the client speaks, or held back for long enough.
+    async fn decide(mut self, peer: &Peer) -> Result<Opening, Failure> {
+        let since = Instant::now();
+        let mut detector = Detector::default();
+        loop {
+            if detect::is_tls(&self.read) {
+                if self.offers_mesh(since + BEGINNING).await {
+                    watch_mesh(&self.stream).map_err(|_| Failure::ClientGone)?;
+                    app::keep_untouched(peer, self.app.take());
+                    return Ok(Opening::Mesh(Prefixed::new(self.stream, self.read)));
+                }
+                return Ok(Opening::Plain(self));
+            }
+            if let Some(protocol) = detector.look(&self.read) {
+                self.protocol = protocol;
+                return Ok(Opening::Plain(self));
+            }
+            if !would_admit_plaintext(&peer.worker, &peer.client) {
+                // It is refused whatever it turns out to be.
+                return Ok(Opening::Plain(self));
+            }
+            let may_pass = would_admit_connection(&peer.worker, &peer.client);
+            let hold =
+                if !may_pass || detect::is_surely_http2(&self.read) { BEGINNING } else { detect::UNDECIDED };
+            match timeout_at(since + hold, self.read_some()).await {
+                Ok(Ok(true)) => {}
+                // It has said all that it will say, or waits for an answer.
+                Ok(Ok(false)) | Err(_) => return Ok(Opening::Plain(self)),
+                Ok(Err(failure)) => return Err(failure),
+            }
+        }
+    }
+
+    /// Whether a ClientHello offers `tulle/1`. Its bytes stay in the buffer.
+    async fn offers_mesh(&mut self, until: Instant) -> bool {
+        let mut acceptor = Acceptor::default();
+        let mut shown = 0;
+        loop {
+            let mut new = self.read.get(shown..).unwrap_or(&[]);
+            shown = self.read.len();
+            while !new.is_empty() {
+                if !matches!(acceptor.read_tls(&mut new), Ok(read) if read > 0) {
+                    return false;
+                }
+            }
+            match acceptor.accept() {
+                Ok(Some(accepted)) => {
+                    return accepted
+                        .client_hello()
+                        .alpn()
+                        .is_some_and(|mut names| names.any(|name| name == ALPN));
+                }
+                Ok(None) if shown < MAX_HELLO => {}
+                _ => return false,
+            }
+            if !matches!(timeout_at(until, self.read_some()).await, Ok(Ok(true))) {
+                return false;
+            }
+        }
+    }
+}
+
+/// Waits until the application speaks or closes; whether that is for its client. A server of HTTP/2 may send its
+/// SETTINGS before its client has said anything (gRPC-Go does): the client speaks all the same.
+async fn is_greeting(app: &TcpStream) -> bool {
+    let mut start = [0; 9];
+    let Ok(length) = app.peek(&mut start).await else { return true };
+    !matches!(start.get(..length), Some([0, _, _, 4, 0, 0, 0, 0, 0]))
+}
