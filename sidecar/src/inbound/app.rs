@@ -14,7 +14,7 @@ use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
 use crate::admit::Client;
-pub use crate::app_waiting::{AppWaiting, Guard};
+use crate::app_waiting::Guard;
 use crate::attempt::{self, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
 use crate::call::{Call, Ended};
 use crate::error::Failure;

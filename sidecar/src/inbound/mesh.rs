@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -53,7 +52,7 @@ pub(super) struct Greeted {
 ///
 /// # Errors
 /// [`Failure::ClientBadRequest`] for a peer that is refused, or a time-out.
-pub(super) async fn handshake(peer: Rc<Peer>, stream: Prefixed) -> Result<Greeted, Failure> {
+pub(super) async fn handshake(peer: Rc<Peer>, stream: Prefixed) -> Result<Box<Greeted>, Failure> {
     let configs = peer.worker.tls.current().ok_or(Failure::OursNoCertificate)?;
     let handshake = TlsAcceptor::from(Arc::clone(&configs.mesh_server)).accept(stream);
     let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
@@ -71,7 +70,7 @@ pub(super) async fn handshake(peer: Rc<Peer>, stream: Prefixed) -> Result<Greete
         return Err(unnamed);
     };
     let client = peer.client.clone().with_identity(identity);
-    Ok(Greeted { peer: Peer::new(Rc::clone(&peer.worker), client), stream, valid_for })
+    Ok(Box::new(Greeted { peer: Peer::new(Rc::clone(&peer.worker), client), stream, valid_for }))
 }
 
 fn valid_for(leaf: &CertificateDer<'_>) -> Option<Duration> {
@@ -83,8 +82,8 @@ fn valid_for(leaf: &CertificateDer<'_>) -> Option<Duration> {
 ///
 /// # Errors
 /// [`Failure::ClientGone`] when it broke off.
-pub(super) async fn serve(greeted: Greeted) -> Result<(), Failure> {
-    let Greeted { peer, stream, valid_for } = greeted;
+pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
+    let Greeted { peer, stream, valid_for } = *greeted;
     let expires = Instant::now() + valid_for;
     let connection = Connection::new(Role::Server);
     peer.worker.opened_by_peer(&connection);
@@ -115,7 +114,8 @@ pub(super) async fn serve(greeted: Greeted) -> Result<(), Failure> {
     })
 }
 
-async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
+/// Serves one stream to its end.
+pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
     let refuse = |reason, error: &dyn std::fmt::Display| {
         peer.worker.telemetry.event("refused_stream", reason);
         if let Some(suppressed) = LIMIT.allow() {
@@ -202,6 +202,7 @@ async fn carry(
         }
         Some(_) => {
             to_app.abort();
+            peer.series("opaque").connection(None, (0, 0));
             return sender.reset(Code::Cancel);
         }
     }
