@@ -174,6 +174,7 @@ async fn data(parts: &Parts, number: usize) -> Result<()> {
     let Parts { settings, config, tls, telemetry, heartbeats, app_waiting, descriptors, stop } =
         parts.clone();
     let worker = Worker::new(settings, config, tls, telemetry, app_waiting);
+    spawn_local(inbound::app::watch(Rc::clone(&worker)));
     let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
     let sweeping = Rc::clone(&worker);
     spawn_local(async move {

@@ -41,7 +41,7 @@ where
         };
         let answer = answer.clone();
         let task = tokio::spawn(async move {
-            let service = service_fn(|request| {
+            let service = service_fn(move |request| {
                 let answer = answer(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });

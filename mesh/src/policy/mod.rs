@@ -148,6 +148,12 @@ impl Access {
             },
         }
     }
+
+    /// Whether some HTTP request of this client might be allowed. `subject`: its opaque connection.
+    pub fn may_allow_http(&self, subject: &Subject<'_>) -> bool {
+        !self.deny.iter().any(|rule| rule.reaches(subject, true))
+            && self.allow.as_ref().is_none_or(|rules| rules.iter().any(|rule| rule.reaches(subject, false)))
+    }
 }
 
 impl Rule {
@@ -160,6 +166,14 @@ impl Rule {
 
     fn caller_matches(&self, subject: &Subject<'_>) -> bool {
         self.from.is_empty() || self.from.iter().any(|peer| peer.matches(subject))
+    }
+
+    /// Whether the rule is of this caller and port; `whole`: whatever the request is.
+    fn reaches(&self, subject: &Subject<'_>, whole: bool) -> bool {
+        let request = |operation: &Operation| operation.methods.is_empty() && operation.paths.is_empty();
+        let mut operations = self.to.iter().filter(|operation| !whole || request(operation));
+        self.caller_matches(subject)
+            && (self.to.is_empty() || operations.any(|operation| operation.port_matches(subject)))
     }
 
     fn looks_at_paths(&self) -> bool {

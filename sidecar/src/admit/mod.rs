@@ -172,11 +172,11 @@ fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
     Denied(Failure::PolicyPlaintext)
 }
 
-fn check_access(
+fn check_access<'a>(
     worker: &Worker,
     rules: &Inbound,
-    client: &Client,
-    http: Option<Http<'_>>,
+    client: &'a Client,
+    http: Option<Http<'a>>,
     request: Option<Described<'_>>,
 ) -> Result<(), Denied> {
     let Some(access) = &rules.access else { return Ok(()) };
@@ -189,11 +189,11 @@ fn check_access(
 }
 
 /// Counts and logs what rules that are only tried would refuse.
-fn try_shadow(
+fn try_shadow<'a>(
     worker: &Worker,
     rules: &Inbound,
-    client: &Client,
-    http: Option<Http<'_>>,
+    client: &'a Client,
+    http: Option<Http<'a>>,
     request: Option<Described<'_>>,
 ) {
     if client.identity.is_none() && rules.shadow_strict {

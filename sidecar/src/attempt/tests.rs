@@ -51,6 +51,9 @@ async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
     String::from_utf8(read).unwrap()
 }
 
+/// Waits for as long as it takes.
+const ANY: AttemptPolicy = AttemptPolicy { deadline: None };
+
 #[tokio::test]
 async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
     let ends = [
@@ -111,7 +114,7 @@ async fn a_deadline_that_passes_loses_nothing_of_the_request() {
         far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
         request
     };
-    let (attempt, request) = tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers);
+    let (attempt, request) = tokio::join!(run(&mut call, exchange, &ANY), answers);
     assert!(request.starts_with("POST / HTTP/1.1\r\n"), "{request}");
     assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(200)), (5, 2)));
     assert!(attempt.idle.is_some() && attempt.client_reusable);
@@ -143,8 +146,7 @@ async fn an_upgrade_sends_its_body_first_and_then_bytes_both_ways() {
         read_until(&mut asking, b" bye").await;
         head
     };
-    let (attempt, request, head) =
-        tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers, asks);
+    let (attempt, request, head) = tokio::join!(run(&mut call, exchange, &ANY), answers, asks);
     assert!(request.to_lowercase().contains("upgrade: tcp\r\n"), "{request}");
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(101)), (6, 14)));
@@ -157,7 +159,7 @@ async fn a_declined_upgrade_is_an_ordinary_answer() {
     let mut call = Call::http1(head, &mut reader, &mut writer);
     let (mut far, exchange) = server(&call).await;
     far.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
-    let attempt = run(&mut call, exchange, &AttemptPolicy::default()).await;
+    let attempt = run(&mut call, exchange, &ANY).await;
     assert_eq!(attempt.end, End::Delivered(Ok(404)));
     assert!(attempt.client_reusable, "the client may ask for something else");
     assert!(attempt.idle.is_none(), "the server may think otherwise of the connection");
@@ -171,7 +173,7 @@ async fn a_101_that_nobody_asked_for_is_not_passed_on() {
     let (mut far, exchange) = server(&call).await;
     let granted = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
     far.write_all(granted).await.unwrap();
-    let attempt = run(&mut call, exchange, &AttemptPolicy::default()).await;
+    let attempt = run(&mut call, exchange, &ANY).await;
     assert!(matches!(attempt.end, End::Final(Failure::UpstreamBadResponse(_))), "{:?}", attempt.end);
 }
 
@@ -200,7 +202,7 @@ async fn a_body_in_chunks_before_a_tunnel_is_gathered_up_to_64_kib() {
             far.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
             request
         };
-        let (attempt, request) = tokio::join!(run(&mut call, exchange, &AttemptPolicy::default()), answers);
+        let (attempt, request) = tokio::join!(run(&mut call, exchange, &ANY), answers);
         assert_eq!((attempt.end, attempt.bytes.0), (End::Delivered(Ok(204)), 2 * chunk as u64));
         assert_eq!(request.matches('x').count(), 2 * chunk);
         assert_eq!(request.to_lowercase().contains("upgrade: tcp\r\n"), expected.0, "{chunk}");
@@ -214,7 +216,7 @@ async fn a_client_that_has_left_ends_the_wait_for_the_answer() {
     let (_silent, exchange) = server(&call).await;
     socket2::SockRef::from(&asking).set_linger(Some(Duration::ZERO)).unwrap();
     drop(asking);
-    let attempt = timeout(PATIENCE, run(&mut call, exchange, &AttemptPolicy::default())).await.unwrap();
+    let attempt = timeout(PATIENCE, run(&mut call, exchange, &ANY)).await.unwrap();
     assert_eq!(attempt.end, End::Client(Failure::ClientGaveUp));
 }
 

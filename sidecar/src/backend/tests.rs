@@ -511,11 +511,11 @@ async fn endpoints_that_were_forgotten_and_came_back_get_a_backend_that_is_kept_
     let address = SocketAddr::from(([10, 96, 0, 1], 80));
     let backends = Backends::of_client("client");
     store.set_endpoints(&"shop/web:80".into(), Endpoints::default());
-    let before = backends.of(&leads_to(&store, address, web(80, None)).await).unwrap();
+    let before = backends.of(&*leads_to(&store, address, web(80, None)).await).unwrap();
     store.set_route(address, Route::Unknown);
     let endpoints = vec![endpoint(1, "", false)];
     store.set_endpoints(&"shop/web:80".into(), Endpoints { endpoints, ..Endpoints::default() });
-    let after = backends.of(&leads_to(&store, address, web(80, None)).await).unwrap();
+    let after = backends.of(&*leads_to(&store, address, web(80, None)).await).unwrap();
     assert!(before.pick(&Tried::default()).is_none() && after.pick(&Tried::default()).is_some());
 }
 

@@ -131,7 +131,7 @@ async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
         canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
     };
     config.set_endpoints(&name, endpoints);
-    let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default());
+    let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default());
     let port = worker.port(dialled).await;
     (worker, port)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::{canary, deploy, deploy_with, flows, patch, reaches, shop, status, watch};
+use super::{canary, deploy, deploy_with, flows, reaches, shop, status, watch};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
@@ -40,7 +40,10 @@ pub(super) fn slow(kube: &Kube) -> Result<()> {
     deploy_with(&field, "v2", &["--delay=1500", "--delayed=40"])?;
     reaches(&field, "Failed", SOON)?;
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(because.contains("the stable version's"), "the evidence summary does not name the latency: {because}");
+    ensure!(
+        because.contains("the stable version's"),
+        "the evidence summary does not name the latency: {because}"
+    );
     Ok(())
 }
 

@@ -275,7 +275,8 @@ impl Test {
         if self == Self::Alone && (!alone || compared) {
             return [test, dispersion.store(name)];
         }
-        let typical = if matches!(self, Self::Latency(_) | Self::Typical(_)) { 1.0 } else { before.unwrap_or(1.0) };
+        let typical =
+            if matches!(self, Self::Latency(_) | Self::Typical(_)) { 1.0 } else { before.unwrap_or(1.0) };
         let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
         // The version whose events show how large bursts are.
         let (increments, canary) = match self.against(rules, evidence) {
