@@ -40,7 +40,7 @@ impl Scan {
                 break;
             };
             let end = self.at + found;
-            if end >= self.longest {
+            if end + 2 > self.longest {
                 return Err(HeadError::TOO_LONG);
             }
             self.at = end;

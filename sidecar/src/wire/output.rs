@@ -235,11 +235,11 @@ mod tests {
         ) {
             let mut output = Output::default();
             let mut expected = Vec::new();
-            for (number, size) in sizes.iter().enumerate() {
+            for (number, size) in (1u32..).zip(&sizes) {
                 let payload = vec![number as u8; *size];
-                output.frame(Kind::Credit, 0, number as u32, &[1, 2, 3, 4]);
-                output.data(number as u32, Bytes::from(payload.clone()));
-                expected.push((number as u32, payload));
+                output.frame(Kind::Credit, 0, number, &[1, 2, 3, 4]);
+                output.data(number, Bytes::from(payload.clone()));
+                expected.push((number, payload));
             }
             let total = output.len();
             let bytes = written(&mut output, step);
