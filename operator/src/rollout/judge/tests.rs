@@ -135,9 +135,9 @@ fn added_latency_is_found_and_a_slowdown_of_both_is_not() {
 fn added_latency_is_found_beside_a_stable_version_that_is_slow_at_times() {
     // A machine that stands still at times: the stable p99 is 700 ms, and three times that is more than is added.
     let block = [
-        slow(canary(25, 0), &[(40_000, 15), (1_540_000, 10)]),
-        slow(stable(100, 0), &[(40_000, 95), (700_000, 5)]),
-        slow(stable(100, 0), &[(40_000, 96), (700_000, 4)]),
+        slow(canary(100, 0), &[(40_000, 60), (1_540_000, 40)]),
+        slow(stable(200, 0), &[(40_000, 190), (700_000, 10)]),
+        slow(stable(200, 0), &[(40_000, 192), (700_000, 8)]),
     ];
     let judged = judge(&after(12, &block, &rules()), &rules(), false);
     assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
