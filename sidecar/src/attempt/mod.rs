@@ -46,6 +46,8 @@ use crate::message;
 pub struct AttemptPolicy {
     /// When the answer's head must have arrived; `None`: whenever it comes.
     pub deadline: Option<Instant>,
+    /// What a client sends behind a CONNECT must not name a client to the application.
+    pub refuses_claims: bool,
 }
 
 /// How an attempt ended.
@@ -165,7 +167,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     attempt.bytes.0 = sent;
     if let Some(head) = granted {
         // Few requests become tunnels: theirs is not a part of every request's future.
-        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, &mut attempt)).await;
+        let screens = policy.refuses_claims && request.is_connect();
+        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, screens, &mut attempt)).await;
         return attempt;
     }
     // A request that was not sent to its end leaves a server that waits for the rest: never reused.

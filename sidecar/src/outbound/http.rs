@@ -209,7 +209,7 @@ async fn make(worker: &Worker, backend: &Backend, chosen: Chosen, call: &mut Cal
         }
     };
     let kept = exchange.reused;
-    let policy = AttemptPolicy { deadline: call.deadline };
+    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: false };
     let mut attempt = run(call, exchange, &policy).await;
     if let Some((reader, writer)) = attempt.idle.take() {
         worker.http1.put(upstream.endpoint.address.into(), reader, writer);
