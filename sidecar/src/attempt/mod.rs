@@ -35,6 +35,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep_until};
+use tulle_mesh::wire::frame::Code;
 
 use crate::call::{Call, Ended};
 use crate::error::{Failure, PumpError};
@@ -84,6 +85,8 @@ pub struct Attempt {
     pub bytes: (u64, u64),
     /// A connection to an HTTP/1 server that has ended its exchange cleanly.
     pub idle: Option<(Reader, Writer)>,
+    /// To the server that connection may stand for this client: it carries no request of another one.
+    pub bound: bool,
     /// The client's connection has ended its exchange cleanly too, and may carry another request.
     pub client_reusable: bool,
 }
@@ -131,9 +134,10 @@ impl Attempt {
 
 /// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
 pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy) -> Attempt {
-    let Exchange { mut sink, mut source, place: _place, .. } = exchange;
+    let Exchange { mut sink, mut source, place: _place, waiting, .. } = exchange;
     let Call { head: request, body, answer, .. } = call;
     let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
+    attempt.bound = binds(request);
     let mut sent = 0;
     let mut clean = false;
     let mut granted = None;
@@ -142,6 +146,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
         let mut uploaded = None;
         let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
+        // The answer itself may take for ever, and says that the connection was accepted.
+        drop(waiting);
         let upload = async {
             match uploaded {
                 Some(done) => done,
@@ -194,6 +200,7 @@ impl Attempt {
             grpc_status: None,
             bytes: (0, 0),
             idle: None,
+            bound: false,
             client_reusable: false,
         }
     }
@@ -204,6 +211,7 @@ impl Attempt {
         self.head_at = Some(Instant::now());
         self.status = Some(head.status());
         self.grpc_status = grpc_status(&head.headers);
+        self.bound |= matches!(head.status(), 401 | 407) && binds(head);
     }
 }
 
@@ -327,6 +335,8 @@ async fn finish(
             return uploaded;
         }
         Err(PumpError::SinkGone) => Failure::ClientGone,
+        // A rule that came meanwhile: it says nothing of the server.
+        Err(PumpError::SourceReset(Code::Denied)) => Failure::PolicyDenied,
         Err(PumpError::SourceMalformed(why) | PumpError::SinkRefused(why)) => {
             Failure::UpstreamBadResponse(why)
         }
@@ -351,6 +361,20 @@ async fn download(
     let to = answer.sink(head)?;
     let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
     Ok((moved, grpc))
+}
+
+/// Whether a head belongs to an authentication that holds for a connection instead of a request (NTLM, and Negotiate as
+/// many servers implement it; RFC 4559 §6).
+fn binds(head: &Head) -> bool {
+    const FIELDS: [&str; 4] =
+        ["authorization", "www-authenticate", "proxy-authorization", "proxy-authenticate"];
+    let begins = |value: &[u8], scheme: &[u8]| {
+        value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    head.headers.iter().any(|(name, value)| {
+        (begins(value, b"NTLM") || begins(value, b"Negotiate"))
+            && FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes()))
+    })
 }
 
 fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {

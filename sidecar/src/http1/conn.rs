@@ -45,6 +45,8 @@ pub struct Reader {
     scan: Scan,
     decoder: Decoder,
     reusable: bool,
+    /// Whether a response was read.
+    answered: bool,
     room: usize,
     /// Whether a request was read whose answer has not begun; the writer's half looks at it.
     unanswered: Arc<AtomicBool>,
@@ -60,6 +62,7 @@ pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
         scan: Scan::default(),
         decoder: Decoder::new(Framing::None),
         reusable: true,
+        answered: false,
         room: READ_ROOM,
         unanswered: Arc::clone(&unanswered),
     };
@@ -143,6 +146,7 @@ impl Reader {
                     let framing = if head.upgrade { Framing::UntilClose } else { head.framing };
                     self.decoder = Decoder::new(framing);
                     self.reusable = head.keep_alive;
+                    self.answered = true;
                     if self.decoder.is_done() {
                         self.release();
                     }
@@ -226,6 +230,11 @@ impl Reader {
     /// Whether the last head let the connection be used again.
     pub fn is_reusable(&self) -> bool {
         self.reusable && self.buffer.is_empty()
+    }
+
+    /// Whether the server has ever answered on this connection. If not, it may not even have accepted it.
+    pub fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// Gives the buffer's memory back if nothing is in it: most connections wait most of the time.

@@ -211,7 +211,7 @@ async fn make(worker: &Worker, backend: &Backend, chosen: Chosen, call: &mut Cal
     let kept = exchange.reused;
     let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: false };
     let mut attempt = run(call, exchange, &policy).await;
-    if let Some((reader, writer)) = attempt.idle.take() {
+    if let Some((reader, writer)) = attempt.idle.take().filter(|_| !attempt.bound) {
         worker.http1.put(upstream.endpoint.address.into(), reader, writer);
     }
     let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
