@@ -178,6 +178,22 @@ async fn a_request_behind_a_connect_does_not_name_its_client_to_a_server_that_is
 }
 
 #[tokio::test]
+async fn trailers_name_no_client_to_the_server() {
+    let sent = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+        0\r\nTulle_Client-Id: spiffe://forged\r\nX-Sum: 7\r\n\r\n";
+    let (_client, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let answers = async {
+        let request = read_until(&mut far, b"7\r\n\r\n").await;
+        far.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        request
+    };
+    let (_, request) = tokio::join!(run(&mut call, exchange, &ANY), answers);
+    assert!(!request.contains("forged"), "{request}");
+}
+
+#[tokio::test]
 async fn a_declined_upgrade_is_an_ordinary_answer() {
     let sent = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
     let (mut asking, mut reader, mut writer, head) = client(sent).await;

@@ -174,6 +174,25 @@ async fn a_denied_client_does_not_reach_the_application() {
 }
 
 #[tokio::test]
+async fn a_denied_upload_is_answered_and_not_reset() {
+    local(async {
+        let (worker, app) = (no_deletes(), application(App::Http).await);
+        let mut client = client(&worker, app.address).await;
+        let size = 512 * 1024;
+        let head = format!("DELETE / HTTP/1.1\r\nhost: web\r\ncontent-length: {size}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![0; size]).await.expect("it may send everything");
+        // As clients do that read when they have sent.
+        sleep(SOON).await;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.expect("not reset");
+        assert!(answer.starts_with(b"HTTP/1.1 403"));
+        assert_eq!(app.accepted.get(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_late_request_that_is_allowed_is_no_denial() {
     local(async {
         let (worker, app) = (no_deletes(), application(App::Http).await);
