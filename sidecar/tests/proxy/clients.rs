@@ -42,7 +42,7 @@ async fn answer_late(mut stream: TcpStream, spoken: Spoken) {
         http1::read_request(&mut stream, &mut BytesMut::new()).await.unwrap();
     }
     sleep(LATE).await;
-    let _ = stream.write_all(if spoken == Spoken::Opaque { &sent } else { http1::LAST }).await;
+    let _ = stream.write_all(if spoken == Spoken::Opaque { &sent[..] } else { http1::LAST }).await;
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use tulle_operator::model::Model;
 use tulle_operator::run::own_tls;
 use tulle_operator::telemetry::Aggregates;
 use tulle_operator::watch::Hub;
+use tulle_sidecar::listen::Descriptors;
 use tulle_sidecar::tls::{Credentials, TlsStore};
 
 use super::{NAMESPACE, TRUST_DOMAIN};
@@ -63,6 +64,8 @@ pub struct Operator {
 impl Operator {
     /// Starts one whose world is empty.
     pub fn start() -> Self {
+        // A whole cluster in one process: more than the 1,024 descriptors that shells allow.
+        Descriptors::raise();
         // Another test may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let authority = Arc::new(Authority::generate(TRUST_DOMAIN).unwrap().0);
