@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
+use tokio::net::TcpStream;
 
 use crate::harness::http2::Client;
 use crate::harness::script::{Ending, Script};
@@ -121,29 +122,21 @@ impl Cell {
         let ports: Vec<_> = applications.iter().map(|application| &application.port).collect();
         let declared = if self.protocol == Protocol::Http1 { "http" } else { "kubernetes.io/h2c" };
         let service = cluster.service(Some(declared), &ports).await;
-        let ask = async |method, body| {
-            let stream = cluster.client.dial(service).await;
-            self.ask(stream, method, body, &script).await
-        };
         if self.kept {
             // With two endpoints, it is likely that both have one.
             for _ in 0..self.endpoints * 2 {
-                assert_eq!(ask("GET", 0).await, Outcome::Whole(200), "{self:?}: before it begins");
+                let stream = cluster.client.dial(service).await;
+                let outcome = self.ask(stream, "GET", 0, || {}).await;
+                assert_eq!(outcome, Outcome::Whole(200), "{self:?}: before it begins");
             }
         }
         script.arm();
-        let outcome = ask(self.method, self.body).await;
+        let stream = cluster.client.dial(service).await;
+        let outcome = self.ask(stream, self.method, self.body, || script.head_arrived.notify_one()).await;
         Seen { outcome, whole: script.whole(), on_kept: script.was_met_on_kept() }
     }
 
-    async fn ask(
-        &self,
-        mut stream: tokio::net::TcpStream,
-        method: &str,
-        body: usize,
-        script: &Script,
-    ) -> Outcome {
-        let on_head = || script.head_arrived.notify_one();
+    async fn ask(&self, mut stream: TcpStream, method: &str, body: usize, on_head: impl FnOnce()) -> Outcome {
         match self.protocol {
             Protocol::Http1 => within(http1::ask(&mut stream, &http1::request(method, body), on_head)).await,
             Protocol::Http2 => within(Client::new(stream).await.ask(method, body, on_head)).await,

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::{fs, process};
+use std::{fs, io, process};
 
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 use tulle_operator::model::object::ServicePort;
 use tulle_operator::model::{Endpoint, Pod as KnownPod, Service, Slice};
 
@@ -128,24 +129,27 @@ impl Drop for Cluster {
 impl Pod {
     /// A place for an application to listen, and how it is reached. `backlog`: connections that may wait there.
     pub fn listener(&self, backlog: i32) -> (tokio::net::TcpListener, Port) {
-        let listener = listen((self.own, 0).into(), backlog);
-        let own = listener.local_addr().unwrap();
-        let known = SocketAddr::from((self.known, own.port()));
-        if let Some(sidecar) = &self.sidecar {
-            sidecar.redirect(listen(known, 1024), own);
+        loop {
+            let listener = listen((self.own, 0).into(), backlog).unwrap();
+            let own = listener.local_addr().unwrap();
+            let known = SocketAddr::from((self.known, own.port()));
+            if let Some(sidecar) = &self.sidecar {
+                // One that an earlier application has had is still redirected to that.
+                let Ok(redirected) = listen(known, 1024) else { continue };
+                sidecar.redirect(redirected, own);
+            }
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            return (listener, Port { address: known, pod: self.uid.clone() });
         }
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        (listener, Port { address: known, pod: self.uid.clone() })
     }
 }
 
-fn listen(address: SocketAddr, backlog: i32) -> TcpListener {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(backlog).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.into()
+fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 fn pod(uid: &str, ip: Ipv4Addr, injected: bool) -> KnownPod {
