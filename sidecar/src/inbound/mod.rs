@@ -58,6 +58,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         worker.telemetry.event("refused_connection", "NotRedirected");
         return;
     };
+    serve_to(worker, stream, peer, destination).await;
+}
+
+/// Serves a connection to the application that a peer has made to this address.
+pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     if stream.set_nodelay(true).is_err() {
         return;
     }

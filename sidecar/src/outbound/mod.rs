@@ -52,6 +52,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         worker.telemetry.event("refused_connection", "NotRedirected");
         return;
     };
+    serve_to(worker, stream, destination).await;
+}
+
+/// Serves a connection of the application to the address that it dialled.
+pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, destination: SocketAddr) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
