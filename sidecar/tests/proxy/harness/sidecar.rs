@@ -128,7 +128,7 @@ impl Sidecar {
     }
 
     fn ask(&self, command: Command) {
-        self.commands.send(command).ok().expect("the sidecar has ended");
+        assert!(self.commands.send(command).is_ok(), "the sidecar has ended");
     }
 }
 
