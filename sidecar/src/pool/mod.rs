@@ -26,6 +26,7 @@ pub use mesh::MeshPool;
 
 use crate::error::Failure;
 use crate::listen::KEEPALIVE;
+use crate::telemetry::Limited;
 use crate::transparent;
 
 /// Connect timeout where nobody else could serve: about as long as the kernel itself tries (`tcp_syn_retries`
@@ -39,6 +40,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const PATIENT_HANDSHAKE: Duration = Duration::from_secs(10);
 /// Servers that a pool knows at once. Beyond it those without a connection are forgotten.
 const MAX_SERVERS: usize = 10_000;
+
+/// What this pod lacks, every connection lacks: it is logged this often in a second.
+static LACKING: Limited = Limited::new(1);
 
 /// A server, and whose address it must see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +63,7 @@ impl From<SocketAddr> for Server {
 /// Connects, within `limit`. The connection is not shared, and not kept.
 ///
 /// # Errors
-/// [`Failure::UpstreamConnect`]; the cause is logged at debug level.
+/// [`Failure::UpstreamConnect`], whose cause is logged at debug level, or [`Failure::OursResources`].
 pub async fn connect(server: Server, limit: Duration) -> Result<TcpStream, Failure> {
     let connected = match server.source {
         Some(source) => transparent::connect(source, server.address, limit).await,
@@ -67,7 +71,15 @@ pub async fn connect(server: Server, limit: Duration) -> Result<TcpStream, Failu
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     };
-    connected.and_then(prepare).map_err(|error| not_connected(server.address, "TCP", &error))
+    connected.and_then(prepare).map_err(|error| match Failure::connecting(&error) {
+        Failure::UpstreamConnect => not_connected(server.address, "TCP", &error),
+        ours => {
+            if let Some(suppressed) = LACKING.allow() {
+                tracing::warn!(%error, suppressed, "connecting failed for want of a resource of this pod");
+            }
+            ours
+        }
+    })
 }
 
 fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
