@@ -71,9 +71,11 @@ pub async fn join(
                 Either::Right((broken, _)) => (None, Some(broken)),
             }
         };
+        // What must end does so before it has moved another byte.
         tokio::select! {
-            ends = both => ends,
+            biased;
             () = stop => (None, None),
+            ends = both => ends,
         }
     };
     // A way that has ended properly keeps what is still on it.
