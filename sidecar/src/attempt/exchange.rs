@@ -152,6 +152,10 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool
             if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
                 head.framing = Framing::Length(0);
             }
+            if end && matches!(head.framing, Framing::Length(1..)) {
+                // The client would take the next answer for its body.
+                return Err(End::Final(Failure::UpstreamBadResponse("a head whose body is missing")));
+            }
             Ok((head, end))
         }
         Event::Reset(Code::NotProcessed) => Err(End::NotProcessed(Failure::UpstreamNotProcessed)),

@@ -93,18 +93,19 @@ pub struct Attempt {
 
 impl End {
     /// Whether the request may be sent once more, elsewhere or on a fresh connection. What no application has
-    /// read to its end may be, whatever its method; what one may have carried out only if its method allows it
-    /// to be carried out twice (RFC 9110 §9.2.2). The body must still be here as a whole.
+    /// read may be, whatever its method; what one may have carried out only if its method allows it to be carried
+    /// out twice (RFC 9110 §9.2.2). An application that has read a head may have acted on it, and failed before it
+    /// came to the body. The body must still be here as a whole.
     pub fn may_repeat(&self, call: &Call<'_>) -> bool {
+        let is_idempotent = || {
+            let method = call.head.request_line().0;
+            matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE") && !call.head.upgrade
+        };
         call.body.is_replayable()
             && match self {
-                Self::NotProcessed(_) | Self::Unread(_) => true,
-                Self::Unanswered(_) => {
-                    let method = call.head.request_line().0;
-                    let idempotent =
-                        matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
-                    idempotent && !call.head.upgrade
-                }
+                Self::NotProcessed(_) => true,
+                Self::Unread(_) => call.body.is_read_at_once() || is_idempotent(),
+                Self::Unanswered(_) => is_idempotent(),
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
             }
     }
@@ -220,6 +221,8 @@ struct Heard {
     head: Head,
     /// There is nothing behind it.
     end: bool,
+    /// It has come before the whole request was sent, and says that the rest is not wanted.
+    early: bool,
     /// A tunnel is behind it.
     tunnel: bool,
 }
@@ -235,6 +238,8 @@ async fn await_head(
     policy: &AttemptPolicy,
 ) -> Result<Heard, End> {
     let mut expired = pin!(until(policy.deadline));
+    // Whether the client sends its body unasked, or has been asked for it.
+    let mut wanted = !request.expects_continue;
     loop {
         tokio::select! {
             biased;
@@ -250,11 +255,15 @@ async fn await_head(
                 if !matches!(head.status(), 100 | 102..200) {
                     let opens_tunnel = head.opens_tunnel(request);
                     return match opens_tunnel {
-                        Ok(tunnel) => Ok(Heard { head, end, tunnel }),
+                        Ok(tunnel) => {
+                            let early = uploaded.is_none() && (!wanted || head.status() >= 300);
+                            Ok(Heard { head, end, early, tunnel })
+                        }
                         Err(error) => Err(End::Final(Failure::UpstreamBadResponse(error.0))),
                     };
                 }
                 // An interim answer; the final one follows.
+                wanted |= head.status() == 100;
                 if !request.http10 && answer.interim(&head).await.is_err() {
                     return Err(End::Client(Failure::ClientGone));
                 }
@@ -281,11 +290,13 @@ async fn deliver(
     answer: &mut Answer<'_>,
     attempt: &mut Attempt,
 ) -> bool {
-    let Heard { mut head, end, .. } = heard;
+    let Heard { mut head, end, early, .. } = heard;
     if !end {
         answer.reframe(&mut head, request);
     }
-    let keep = request.keep_alive && head.framing != Framing::UntilClose;
+    // After an early answer nobody can say whether the client's next bytes are the rest of the body or another
+    // request (RFC 9110 §10.1.1): the client is told that there is no next request.
+    let keep = request.keep_alive && head.framing != Framing::UntilClose && !early;
     let bodiless = end || head.framing == Framing::None;
     match answer.head_with(&head, bodiless, !keep) {
         Ok(()) => {}

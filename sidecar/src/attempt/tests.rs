@@ -100,6 +100,37 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
 }
 
 #[tokio::test]
+async fn a_request_of_which_the_head_alone_may_have_been_read_is_repeated_only_if_its_method_allows_it() {
+    let unread = End::Unread(Failure::UpstreamReset);
+    for (method, length, parted, repeats) in [
+        ("POST", 2, false, true),
+        ("POST", 2, true, false),
+        ("PUT", 2, true, true),
+        ("POST", 8000, false, false),
+        ("PUT", 8000, false, true),
+    ] {
+        let head = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        let body = "x".repeat(length);
+        let first = if parted { head } else { head + &body };
+        let (mut asking, mut reader, mut writer, head) = client(first.as_bytes()).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let closes = async move {
+            read_until(&mut far, b"\r\n\r\n").await;
+            if parted {
+                asking.write_all(body.as_bytes()).await.unwrap();
+            }
+            read_until(&mut far, body.as_bytes()).await;
+            drop(far);
+            asking
+        };
+        let (attempt, _asking) = tokio::join!(run(&mut call, exchange, &ANY), closes);
+        assert_eq!(attempt.end, End::Unanswered(Failure::UpstreamReset));
+        assert_eq!(unread.may_repeat(&call), repeats, "{method}, {length} bytes, {parted}");
+    }
+}
+
+#[tokio::test]
 async fn a_deadline_that_passes_loses_nothing_of_the_request() {
     let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
     let (mut asking, mut reader, mut writer, head) = client(sent).await;

@@ -16,7 +16,7 @@ use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, open, run};
 use crate::backend::{Backend, InFlight, Outcome, Tried, Upstream};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
-use crate::http1::conn::split;
+use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
 use crate::route::Port;
@@ -41,11 +41,13 @@ pub(super) async fn serve_http1(
             Err(failure) => {
                 worker.telemetry.event("refused_request", failure.name());
                 Answer::Http1(&mut writer).fail(&failure).await;
+                Box::pin(close(reader, writer)).await;
                 return Err(failure);
             }
         };
         let call = Call::http1(head, &mut reader, &mut writer);
         if !serve(worker, port, call, opened.take()).await {
+            Box::pin(close(reader, writer)).await;
             return Ok(());
         }
     }

@@ -17,6 +17,7 @@ mod tests;
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,8 +113,10 @@ async fn passthrough(
 ) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
     let (mut reader, mut writer) = split(client, BytesMut::new());
+    let mut stop = pin!(stop);
     let connected = tokio::select! {
         biased;
+        () = stop.as_mut() => Err(Failure::UpstreamConnect),
         connected = pool::connect(Server::from(destination), PATIENT) => connected,
         () = writer.gone() => Err(Failure::ClientGaveUp),
     };

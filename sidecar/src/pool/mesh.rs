@@ -82,7 +82,7 @@ impl MeshPool {
     /// for a handshake that is under way.
     ///
     /// # Errors
-    /// [`Failure::UpstreamConnect`] or [`Failure::UpstreamIdentity`]; no byte of the head was sent.
+    /// [`Failure`] of connecting; no byte of the head was sent.
     pub async fn open(
         &self,
         address: SocketAddr,
@@ -226,7 +226,7 @@ async fn open_connection(
     limit: Duration,
 ) -> Result<Rc<Kept>, Failure> {
     let failed = |error: &dyn std::fmt::Display| not_connected(address, "TLS", error);
-    let configs = tls.current().ok_or_else(|| failed(&"no certificate yet: is the operator reachable?"))?;
+    let configs = tls.current().ok_or(Failure::OursNoCertificate)?;
     let stream = connect(address.into(), limit).await?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)).map_err(|error| failed(&error))?;
     // The name is not sent; whom we expect is compared below.
@@ -276,6 +276,15 @@ mod tests {
         let _streams = all[0].open(b"lasts for weeks", false).unwrap();
         all[0].drain();
         assert_eq!(in_use(all.iter()), 2);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_we_lack_is_not_the_peers_fault() {
+        let pool = MeshPool::new(Arc::default());
+        let identity = WorkloadId::new("cluster.local", "shop", "web");
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let opened = pool.open(address, &identity, b"head", true, IMPATIENT).await;
+        assert_eq!(opened.err(), Some(Failure::OursNoCertificate));
     }
 
     #[tokio::test]
