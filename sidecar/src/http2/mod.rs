@@ -45,6 +45,11 @@ pub const MAX_RESETS: usize = 50;
 // A window of HTTP/2 has 31 bits (RFC 9113 §6.9.1).
 const _: () = assert!(SHARED_STREAM_WINDOW as u64 * (SHARED_STREAMS as u64) < 1 << 31);
 
+/// Streams of one connection that are reset because of something that the client did, before the connection ends
+/// (CVE-2025-8671). A client that has not read our settings yet may open twice as many as it is granted, and loses
+/// those beyond, not the connection.
+const MAX_REFUSED: usize = MAX_STREAMS as usize;
+
 /// A server's settings.
 pub fn server() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
@@ -55,7 +60,7 @@ pub fn server() -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(Some(MAX_RESETS))
+        .max_local_error_reset_streams(Some(MAX_REFUSED))
         .max_send_buffer_size(SEND_BUFFER);
     builder
 }
