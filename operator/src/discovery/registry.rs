@@ -117,15 +117,21 @@ impl Known {
         self.until.is_some_and(|until| until < Instant::now())
     }
 
-    /// Whether a version with this stamp of a policy is enforced.
+    /// Whether this generation of a policy is enforced.
     fn enforces(&self, policy: &Key, uid: &str, generation: i64) -> bool {
-        self.acked.as_deref().is_some_and(|stamps| {
-            stamps.iter().any(|stamp| {
-                is_of(stamp, stamp::Kind::Policy, policy)
-                    && stamp.uid == uid
-                    && i64::try_from(stamp.version) == Ok(generation)
-            })
-        })
+        self.generations(policy).any(|found| found == (uid, generation))
+    }
+
+    /// Whether another generation of a policy is still enforced, or one of a policy of the same name before it.
+    fn enforces_another(&self, policy: &Key, uid: &str, generation: i64) -> bool {
+        self.generations(policy).any(|found| found != (uid, generation))
+    }
+
+    /// The policy's uid and generation in the enforced version.
+    fn generations(&self, policy: &Key) -> impl Iterator<Item = (&str, i64)> {
+        let stamps = self.acked.as_deref().unwrap_or_default().iter();
+        let its = stamps.filter(move |stamp| is_of(stamp, stamp::Kind::Policy, policy));
+        its.map(|stamp| (stamp.uid.as_str(), i64::try_from(stamp.version).unwrap_or(i64::MAX)))
     }
 
     fn canaries(&self) -> BTreeSet<Key> {
@@ -231,8 +237,8 @@ impl Registry {
     }
 
     /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal. A pod
-    /// enforces it when its sidecar does in all sections of it that decide something there; what the sidecar refuses of
-    /// other policies' sections is theirs.
+    /// enforces it when its sidecar does in all sections of it that decide something there, and enforces no other
+    /// generation of it in the rest. What the sidecar refuses of other policies' sections is theirs.
     pub fn policy(
         &self,
         model: &Model,
@@ -241,31 +247,38 @@ impl Registry {
         generation: i64,
         pods: &[(Arc<str>, Sections)],
     ) -> PolicyAcknowledgement {
+        use ResourceType::Inbound;
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut result = PolicyAcknowledgement::default();
         for (pod_uid, sections) in pods {
             let known = |kind: ResourceType| {
                 let name: Name = (kind as i32, Arc::clone(pod_uid));
-                let all = [&*own, &*relayed];
-                all.map(|sidecars| sidecars.known(&name).filter(|known| !known.is_over()))
+                let all = [&*own, &*relayed].map(|sidecars| sidecars.known(&name));
+                all.into_iter().flatten().filter(|known| !known.is_over())
             };
-            let enforced = |kind: ResourceType| {
-                known(kind).into_iter().flatten().any(|known| known.enforces(key, uid, generation))
+            let enforced = |kind| known(kind).any(|known| known.enforces(key, uid, generation));
+            // What it has told one replica since counts, whatever it told another one before.
+            let is_behind = |kind| {
+                known(kind).next().is_some()
+                    && known(kind).all(|known| known.enforces_another(key, uid, generation))
             };
+            let all = || Sections::ALL.resources();
             // An old sidecar has all sections in one.
-            if enforced(ResourceType::Inbound) || sections.resources().all(|(kind, _)| enforced(kind)) {
+            let is_enforced = enforced(Inbound) || sections.resources().all(|(kind, _)| enforced(kind));
+            if is_enforced && !is_behind(Inbound) && !all().any(|(kind, _)| is_behind(kind)) {
                 result.enforcing += 1;
                 continue;
             }
             let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), |pod| pod.name.to_string());
             if result.refusal.is_none() {
-                let refused =
-                    |kind| known(kind).into_iter().flatten().find_map(|known| known.refused.clone());
-                let of_section =
-                    sections.resources().filter(|(kind, _)| !enforced(*kind)).find_map(|(kind, section)| {
-                        Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
-                    });
-                let of_all = || refused(ResourceType::Inbound).map(|reason| format!("pod {pod}: {reason}"));
+                let refused = |kind| known(kind).find_map(|known| known.refused.clone());
+                let decides = |kind| sections.resources().any(|(deciding, _)| deciding == kind);
+                let mut lacking =
+                    all().filter(|(kind, _)| is_behind(*kind) || (decides(*kind) && !enforced(*kind)));
+                let of_section = lacking.find_map(|(kind, section)| {
+                    Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
+                });
+                let of_all = || refused(Inbound).map(|reason| format!("pod {pod}: {reason}"));
                 result.refusal = of_section.or_else(of_all);
             }
             result.awaited.get_or_insert(pod);

@@ -187,14 +187,13 @@ impl Desk {
         let verdict = model.report(key, policy).verdict;
         let pods = model.policy_pods(key);
         let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
-        // Where a narrower policy decides, there is nothing of this one to acknowledge.
+        // Where a narrower policy decides, there is no section of this one to acknowledge.
         let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
-        let deciding: Vec<_> = deciding.filter(|(_, sections)| !sections.is_empty()).collect();
-        let overruled = pods.len() - deciding.len();
+        let deciding: Vec<_> = deciding.collect();
         let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
         let progress = Progress {
             pods: pods.len(),
-            enforcing: seen.enforcing + overruled,
+            enforcing: seen.enforcing,
             awaited: seen.awaited,
             refusal: seen.refusal,
         };

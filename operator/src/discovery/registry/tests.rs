@@ -135,6 +135,27 @@ fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_name
 }
 
 #[test]
+fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_force() {
+    let [mtls, access] =
+        [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let registry = with([Report::Acked(mtls.clone(), of(3)), Report::Acked(access.clone(), of(3))]);
+    // Generation 4 has only `mtls`.
+    registry.report("uid-a", Report::Acked(mtls, of(4)), |_| {});
+    let only_mtls = Sections { mtls: true, access: false };
+    assert_eq!(policy(&registry, 4, only_mtls).awaited, Some("a".to_owned()));
+    registry.report("uid-a", Report::Refused(access.clone(), none(), "too new".into()), |_| {});
+    let refusal = Some("pod a refused section access: too new".to_owned());
+    assert_eq!(policy(&registry, 4, only_mtls).refusal, refusal, "it keeps the old rules");
+    assert_eq!(policy(&registry, 4, Sections::default()).awaited, Some("a".to_owned()), "nor when overruled");
+    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", Report::Acked(access, none()));
+    let now = policy(&registry, 4, only_mtls);
+    assert_eq!((now.enforcing, now.refusal), (1, None), "it has told another replica since");
+    assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 2, "where it decides nothing");
+}
+
+#[test]
 fn sections_may_be_acknowledged_to_different_replicas() {
     let of = |kind: ResourceType| {
         let name: Name = (kind as i32, "uid-a".into());
