@@ -13,7 +13,7 @@ use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 pub use dialled::PodDialling;
 
 use super::report::{Name, Report, Stamps};
-use crate::model::{Key, Model, Pod, Sections};
+use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
 /// not, because it has forgotten what it does not use any more.
@@ -55,6 +55,8 @@ pub struct Registry {
     /// next leader.
     relayed: Mutex<Sidecars>,
     unheard: Mutex<Option<(Instant, Option<String>)>>,
+    /// Clients that have dialled a pod of a workload behind its gate: they find pods by themselves.
+    finders: Mutex<HashMap<WorkloadKey, HashSet<Arc<str>>>>,
 }
 
 impl Default for Registry {
@@ -64,6 +66,7 @@ impl Default for Registry {
             own: Mutex::default(),
             relayed: Mutex::default(),
             unheard: Mutex::default(),
+            finders: Mutex::default(),
         }
     }
 }
@@ -191,11 +194,16 @@ impl Registry {
         let (mut own, mut relayed) = (lock(&self.own), lock(&self.relayed));
         own.forget_lost(model, &relayed);
         relayed.forget_lost(model, &own);
+        lock(&self.finders).retain(|_, uids| {
+            uids.retain(|uid| model.pod(uid).is_some());
+            !uids.is_empty()
+        });
     }
 
     /// Whether every sidecar that sends to the target of this Canary enforces this epoch. Costs the Canary's
     /// own clients only. A sidecar that is not heard of counts with what it last said: it goes on enforcing
-    /// that, as long as its pod is there.
+    /// that, as long as its pod is there. One that dials a Service of the target is waited for also where no shares
+    /// have been sent to it yet: the replica that serves it may be behind.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut awaited = BTreeSet::new();
@@ -223,6 +231,12 @@ impl Registry {
                     return Acknowledgement::Refused(format!("pod {pod}: {reason}"));
                 }
                 awaited.insert(pod);
+            }
+        }
+        if awaited.is_empty() {
+            for shared in model.shared_addresses(canary) {
+                awaited.append(&mut own.without_shares(model, &relayed, canary, &shared));
+                awaited.append(&mut relayed.without_shares(model, &own, canary, &shared));
             }
         }
         match (awaited.len(), awaited.first()) {

@@ -359,13 +359,21 @@ impl Driver {
 
 /// The obstacle that clients' connections lead past the Service.
 fn clients_dial_pods(found: PodDialling) -> SplitObstacle {
-    let PodDialling { service, clients, first } = found;
+    let PodDialling { service, clients, first, by_choice } = found;
     let who = match clients {
         1 => format!("pod {first} dials"),
         more => format!("{more} pods, {first} among them, dial"),
     };
+    let remedy = match by_choice {
+        true => {
+            "it dials other Services by their address, so it chooses pods itself: configure it to use the Service (ingress-nginx: annotation nginx.ingress.kubernetes.io/service-upstream: \"true\")"
+        }
+        false => {
+            "with Cilium's socket load balancer, set socketLB.hostNamespaceOnly: true; a client that looks pods up itself must use the Service"
+        }
+    };
     let reason = format!(
-        "{who} its pods by address, and no sidecar has seen a connection to the Service, so the sidecars cannot choose the version; with Cilium's socket load balancer, set socketLB.hostNamespaceOnly: true"
+        "{who} its pods by address and no sidecar has seen a connection to the Service itself, so the sidecars cannot choose the version; {remedy}"
     );
     SplitObstacle { service, code: CLIENTS_DIAL_PODS, reason }
 }

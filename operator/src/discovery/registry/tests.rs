@@ -1,8 +1,8 @@
 //! Who is connected, what each enforces, and what each dials.
 
 use super::*;
-use crate::model::WorkloadKey;
-use crate::model::tests::{key, pod, shop};
+use crate::model::tests::{canary, key, pod, shop};
+use crate::model::{Service, WorkloadKey};
 
 fn name(text: &str) -> Name {
     (ResourceType::Destination as i32, text.into())
@@ -179,6 +179,28 @@ fn a_canary_waits_for_clients_of_its_endpoints() {
 }
 
 #[test]
+fn a_canary_waits_for_a_client_that_has_a_route_to_its_service_and_no_shares_yet() {
+    let mut model = model();
+    let status = serde_json::json!({"approvedRevision": "r1", "phase": "Stable", "epoch": 1});
+    model.apply_canary(key("shop", "web"), canary(status));
+    let acknowledged = |registry: &Registry| registry.acknowledged_canary(&model, &key("shop", "web"), 1);
+    let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
+    let endpoints: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+    let registry = with([Report::Acked(route.clone(), none()), Report::Sent(endpoints.clone(), none())]);
+    assert_eq!(acknowledged(&registry), awaited(), "its replica has not seen the Canary yet");
+    registry.report("uid-a", Report::Acked(endpoints, epoch(1)), |_| {});
+    assert_eq!(acknowledged(&registry), Acknowledgement::Complete);
+    let old = with([Report::Acked(name("10.96.0.1:80"), none())]);
+    assert_eq!(acknowledged(&old), awaited());
+    old.report("uid-a", Report::Acked(name("10.96.0.1:80"), epoch(1)), |_| {});
+    assert_eq!(acknowledged(&old), Acknowledgement::Complete);
+    let elsewhere = with([Report::Acked((route.0, "10.96.0.1:81".into()), none())]);
+    assert_eq!(acknowledged(&elsewhere), Acknowledgement::Complete, "a port that leads to no pod");
+    let refused = with([Report::Refused(route, none(), "too new".into())]);
+    assert_eq!(acknowledged(&refused), Acknowledgement::Complete, "it passes through");
+}
+
+#[test]
 fn a_sidecar_that_has_a_route_is_heard_of() {
     let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
     let registry = with([Report::Sent(route, none())]);
@@ -227,20 +249,30 @@ fn with_front() -> Model {
     model
 }
 
-/// Who dials pods, where these sidecars have these routes.
-fn dialling(routes: &[(&str, &str)]) -> Option<PodDialling> {
+fn web() -> WorkloadKey {
+    pod("a", "10.1.0.1", "r1").workload.unwrap()
+}
+
+/// Sidecars with these routes.
+fn routed(routes: &[(&str, &str)]) -> Registry {
     let registry = Registry::default();
     for (uid, address) in routes {
         registry.report(uid, Report::Connected, |_| {});
         let route: Name = (ResourceType::Route as i32, (*address).into());
         registry.report(uid, Report::Sent(route, none()), |_| {});
     }
-    registry.dials_pods(&with_front(), &pod("a", "10.1.0.1", "r1").workload.unwrap())
+    registry
+}
+
+/// Who dials pods, where these sidecars have these routes.
+fn dialling(routes: &[(&str, &str)]) -> Option<PodDialling> {
+    routed(routes).dials_pods(&with_front(), &web())
 }
 
 #[test]
 fn clients_that_dial_pods_are_named_where_nobody_dials_the_service() {
-    let found = PodDialling { service: "web".into(), clients: 1, first: "shop/front".into() };
+    let found =
+        PodDialling { service: "web".into(), clients: 1, first: "shop/front".into(), by_choice: false };
     assert_eq!(dialling(&[("uid-front", "10.1.0.1:8080")]), Some(found));
     for service in ["10.96.0.1:80", "203.0.113.1:80"] {
         for who in ["uid-front", "uid-a"] {
@@ -259,12 +291,33 @@ fn who_dials_pods_by_choice_holds_nothing() {
 }
 
 #[test]
+fn a_client_that_dials_other_services_by_their_address_dials_pods_by_choice() {
+    let mut model = with_front();
+    let cluster_ips = vec!["10.96.0.2".parse().unwrap()];
+    model.apply_service(key("shop", "api"), Service { cluster_ips, ..Service::default() });
+    let registry = routed(&[("uid-front", "10.1.0.1:8080"), ("uid-front", "10.96.0.2:443")]);
+    assert!(registry.dials_pods(&model, &web()).unwrap().by_choice);
+}
+
+#[test]
+fn a_scraper_is_still_known_when_the_gates_are_open_and_until_its_pod_is_gone() {
+    let registry = routed(&[("uid-front", "10.1.0.1:8080"), ("uid-front", "10.1.0.2:8080")]);
+    let mut model = with_front();
+    assert_eq!(registry.dials_pods(&model, &web()), None);
+    model.apply_pod(pod("b", "10.1.0.2", "r2"));
+    assert_eq!(registry.dials_pods(&model, &web()), None);
+    model.delete_pod("uid-front");
+    registry.forget_lost(&model);
+    assert!(lock(&registry.finders).is_empty());
+}
+
+#[test]
 fn an_address_that_is_unsubscribed_is_dialled_no_more() {
     let route: Name = (ResourceType::Route as i32, "10.1.0.1:8080".into());
     let registry = Registry::default();
     registry.report("uid-front", Report::Connected, |_| {});
     registry.report("uid-front", Report::Acked(route.clone(), none()), |_| {});
-    let workload = pod("a", "10.1.0.1", "r1").workload.unwrap();
+    let workload = web();
     let mut model = with_front();
     assert!(registry.dials_pods(&model, &workload).is_some());
     registry.report("uid-front", Report::Unsubscribed(route.clone()), |_| {});
