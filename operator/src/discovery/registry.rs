@@ -265,10 +265,15 @@ impl Registry {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut result = PolicyAcknowledgement::default();
         for (pod_uid, sections) in pods {
+            // A replica that has lost it holds what an earlier process may have said.
+            let heard = [(&*own, &*relayed), (&*relayed, &*own)].map(|(here, other)| {
+                let concerned = here.concerned(model, pod_uid, other);
+                concerned.and_then(|_| here.by_pod.get(pod_uid))
+            });
             let known = |kind: ResourceType| {
                 let name: Name = (kind as i32, Arc::clone(pod_uid));
-                let all = [&*own, &*relayed].map(|sidecars| sidecars.known(&name));
-                all.into_iter().flatten().filter(|known| !known.is_over())
+                let all = heard.into_iter().flatten();
+                all.filter_map(move |sidecar| sidecar.resources.get(&name)).filter(|known| !known.is_over())
             };
             let enforced = |kind| known(kind).any(|known| known.enforces(key, uid, generation));
             // What it has told one replica since counts, whatever it told another one before.
@@ -404,11 +409,6 @@ impl Sidecars {
             }),
             Report::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }
-    }
-
-    /// What is known of a resource of the pod that it is named after.
-    fn known(&self, name: &Name) -> Option<&Known> {
-        self.by_pod.get(&name.1)?.resources.get(name)
     }
 
     /// Changes what is known of a resource, and the indices with it.

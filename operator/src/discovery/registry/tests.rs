@@ -156,6 +156,18 @@ fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_fo
 }
 
 #[test]
+fn what_an_earlier_process_told_another_replica_holds_no_policy_up() {
+    let access: Name = (ResourceType::Access as i32, "uid-a".into());
+    let of = stamps(stamp::Kind::Policy, "strict", 3);
+    let registry = with([Report::Acked(access, of), Report::Gone]);
+    assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 1);
+    registry.relayed("uid-a", Report::Connected);
+    let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
+    lock(&registry.relayed).by_pod.get_mut("uid-a").unwrap().since = long_ago;
+    assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 2);
+}
+
+#[test]
 fn sections_may_be_acknowledged_to_different_replicas() {
     let of = |kind: ResourceType| {
         let name: Name = (kind as i32, "uid-a".into());
