@@ -1,16 +1,16 @@
-//! The root's Secret: made once, by the leader, for a mesh that never had one; never silently replaced.
+//! The root's Secret: created once, by the leader, for a mesh that never had a root; never silently replaced.
 //!
 //! ```text
 //!   Secret         the mesh had a root        what an operator does when it starts
 //!   a root         –                          uses it
-//!   absent         no                         competes for the Lease; who leads creates a root
-//!   absent         yes                        waits, until the backup is restored
-//!   absent         yes, annotation new-root   as for a new mesh
-//!   broken         –                          waits, until it is repaired or deleted
+//!   absent         no                         competes for the Lease; the leader creates a root
+//!   absent         yes                        waits until the Secret is restored from its backup
+//!   absent         yes, annotation new-root   as in a new mesh
+//!   invalid        –                          waits until it is repaired or deleted
 //! ```
-//! That the mesh had a root is known from `status.trustDomain` of MeshConfig mesh, which the operator writes
-//! when it has loaded one. An operator that runs keeps the root that it has in memory, and the leader reports
-//! in condition RootValid of the MeshConfig, and in an event, that the Secret does not hold it any more.
+//! `status.trustDomain` of MeshConfig mesh shows that the mesh had a root: the operator writes it after it has loaded one.
+//! A running operator keeps the root in memory. If the Secret no longer contains that root, the leader reports it in
+//! condition RootValid of the MeshConfig and in an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,37 +28,37 @@ use super::authority::{Authority, SECRET};
 use crate::lease::Leadership;
 use crate::watch::Hub;
 
-/// Annotation of MeshConfig mesh: a new root may be made although the mesh had one.
+/// Annotation of MeshConfig mesh that allows a new root although the mesh had one.
 pub const NEW_ROOT: &str = "tulle.dev/new-root";
-/// How often an operator without a root looks for one.
+/// Time between two reads of the Secret by an operator without a root.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often the leader compares the Secret with the root in memory.
+/// Time between two comparisons of the Secret with the root in memory, by the leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
-/// How long one request may take.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the Secret holds.
+/// Content of the Secret.
 pub enum Found {
-    /// There is none.
+    /// The Secret does not exist.
     Absent,
-    /// It holds no root: why.
+    /// It contains no valid root, for this reason.
     Broken(String),
-    /// A root.
+    /// It contains this root.
     Root(Box<Authority>),
 }
 
-/// What an operator without a root is to do.
+/// What an operator without a root does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Use the root.
     Use,
-    /// Create a root, if this replica leads.
+    /// Create a root if this replica leads.
     Create,
-    /// Wait for a person: what is wrong, and what to do.
+    /// Wait for a person. The message says what is wrong and what to do.
     Wait(String),
 }
 
-/// Decides what an operator without a root is to do.
+/// Decides what an operator without a root does next.
 pub fn decide(found: &Found, config: Option<&MeshConfig>) -> Step {
     let had_a_root =
         config.and_then(|config| config.status.as_ref()).is_some_and(|status| status.trust_domain.is_some());
@@ -72,27 +72,27 @@ pub fn decide(found: &Found, config: Option<&MeshConfig>) -> Step {
     }
 }
 
-/// The annotation that allows a new root.
+/// The value of the annotation that allows a new root.
 pub fn new_root(config: &MeshConfig) -> Option<&str> {
     let annotations = config.metadata.annotations.as_ref()?;
     annotations.get(NEW_ROOT).map(String::as_str).filter(|id| !id.is_empty())
 }
 
-/// Whether the Secret holds the root in use.
+/// How the Secret compares with the root in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootState {
-    /// It does.
+    /// It contains the root in use.
     Valid,
-    /// The Secret is gone.
+    /// It does not exist.
     Missing,
-    /// It holds no root: why.
+    /// It contains no valid root, for this reason.
     Mismatch(String),
-    /// It holds another root.
+    /// It contains a different root.
     Replaced,
 }
 
 impl RootState {
-    /// Compares what the Secret holds with the root in use.
+    /// Compares the content of the Secret with the root in use.
     pub fn of(found: &Found, in_use: &Authority) -> Self {
         match found {
             Found::Absent => Self::Missing,
@@ -102,12 +102,12 @@ impl RootState {
         }
     }
 
-    /// Whether nothing is wrong.
+    /// Whether it contains the root in use.
     pub fn is_valid(&self) -> bool {
         *self == Self::Valid
     }
 
-    /// The reason for conditions and events.
+    /// Reason of the condition and of the event.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Valid => "RootInUse",
@@ -117,18 +117,18 @@ impl RootState {
         }
     }
 
-    /// What is wrong, and what to do.
+    /// Message of the condition and of the event: what is wrong and what to do.
     pub fn message(&self) -> String {
         match self {
-            Self::Valid => format!("Secret {SECRET} holds the root in use"),
+            Self::Valid => format!("Secret {SECRET} contains the root in use"),
             Self::Missing => format!(
-                "Secret {SECRET} is missing, and this mesh has a root: operators that run keep it in memory, one that starts waits. Restore the Secret from its backup. To give the root up, so that sidecars reject each other until all have a certificate of the new one, annotate MeshConfig mesh with {NEW_ROOT}=ID: the operators then start anew"
+                "Secret {SECRET} is missing, and this mesh has a root. Running operators keep it in memory; an operator that starts waits for the Secret. Restore it from its backup. If there is no backup, annotate MeshConfig mesh with {NEW_ROOT}=ID: the operators restart and create a new root, and sidecars reject each other until all have a certificate of the new root"
             ),
             Self::Mismatch(why) => format!(
-                "Secret {SECRET} holds no root: {why}. Operators that run keep theirs in memory, one that starts waits. Restore the Secret from its backup; or delete it, for the choice that condition RootMissing names"
+                "Secret {SECRET} contains no valid root: {why}. Running operators keep theirs in memory; an operator that starts waits for the Secret. Restore it from its backup. If there is no backup, delete the Secret and follow the message of reason RootMissing"
             ),
             Self::Replaced => format!(
-                "Secret {SECRET} holds another root than the one in use: an operator that starts would use it, and sidecars would reject each other until all have a certificate of it. Restore the Secret from its backup; or restart the operators, if the other root is wanted"
+                "Secret {SECRET} contains a different root than the one in use. An operator that starts would use it, and sidecars would reject each other until all have a certificate of that root. Restore the Secret from its backup, or restart the operators if the new root is intended"
             ),
         }
     }
@@ -137,7 +137,7 @@ impl RootState {
 /// Reads the Secret.
 ///
 /// # Errors
-/// The API server does not answer.
+/// The API server did not answer, or refused the request.
 pub async fn read(client: &Client, namespace: &str) -> Result<Found> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
     let secret = timeout(REQUEST_TIMEOUT, api.get_opt(SECRET)).await.context("reading the root's Secret")?;
@@ -148,11 +148,11 @@ pub async fn read(client: &Client, namespace: &str) -> Result<Found> {
     })
 }
 
-/// The root, when there is one: waits for it, or creates it as the leader of a mesh that never had one.
-/// `compete` is called when that needs the Lease; `waits` says whether a person has to act.
+/// Returns the root once there is one: waits for it, or creates it as the leader of a mesh that never had one. Calls
+/// `compete` when creating it requires the Lease, and `waits` with whether a person has to act.
 ///
 /// # Errors
-/// When the Secret can be neither read nor written.
+/// The Secret could not be read or written.
 pub async fn obtain(
     client: &Client,
     namespace: &str,
@@ -170,7 +170,7 @@ pub async fn obtain(
             (_, Found::Root(root)) => return Ok(*root),
             (Step::Wait(why), _) => {
                 if said.as_ref() != Some(&why) {
-                    tracing::error!("not ready, no root: {why}");
+                    tracing::error!("not ready: {why}");
                     said = Some(why);
                 }
             }
@@ -187,21 +187,21 @@ pub async fn obtain(
     }
 }
 
-/// Creates a root and its Secret, unless there is one by now.
+/// Creates a root and its Secret, unless the Secret exists by now.
 async fn create(client: &Client, namespace: &str, trust_domain: &str) -> Result<()> {
     let (authority, key) = Authority::generate(trust_domain)?;
     let secret = authority.to_secret(&key);
     match Api::<Secret>::namespaced(client.clone(), namespace).create(&PostParams::default(), &secret).await {
         Ok(_) => tracing::info!(trust_domain, "created the root"),
-        // Somebody has restored it, or a former leader was slow: that one is read next.
+        // It was restored, or a former leader has created it: the caller reads that one next.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         Err(error) => return Err(error).context("writing the root's Secret"),
     }
     Ok(())
 }
 
-/// Compares the Secret with the root in use, while this replica leads. Ends when the Secret is gone and a new root is
-/// allowed: the operator then starts anew and creates it.
+/// Compares the Secret with the root in use, while this replica leads. Returns when the Secret is missing and a new
+/// root is allowed: the process then exits, and creates the root after its restart.
 pub async fn watch(
     client: Client,
     namespace: String,
@@ -219,15 +219,20 @@ pub async fn watch(
                     let now = RootState::of(&found, &authority);
                     let before = state.send_replace(Some(now.clone()));
                     if now == RootState::Missing && decide(&found, hub.model().config()) == Step::Create {
-                        tracing::warn!("a new root is allowed: starting anew to create it");
+                        tracing::warn!(
+                            "Secret tulle-root is missing and a new root is allowed; restarting to create it"
+                        );
                         return;
                     }
                     if !now.is_valid() && before.as_ref() != Some(&now) {
                         warn(&recorder, &now).await;
                     }
                 }
-                // What is not known is not reported.
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot compare the root"),
+                // The condition keeps its last state while the Secret cannot be read.
+                Err(error) => tracing::debug!(
+                    error = format!("{error:#}"),
+                    "cannot compare Secret tulle-root with the root in use"
+                ),
             }
         }
         sleep(COMPARE_EVERY).await;
