@@ -241,11 +241,9 @@ impl Registry {
         }
         match (awaited.len(), awaited.first()) {
             (_, None) => Acknowledgement::Complete,
-            (1, Some(one)) => {
-                Acknowledgement::Awaited(format!("the sidecar of pod {one} has not acknowledged it"))
-            }
+            (1, Some(one)) => Acknowledgement::Awaited(format!("waiting for the sidecar of pod {one}")),
             (count, Some(first)) => Acknowledgement::Awaited(format!(
-                "{count} sidecars have not acknowledged it, that of pod {first} among them"
+                "waiting for {count} sidecars, among them that of pod {first}"
             )),
         }
     }
@@ -334,8 +332,8 @@ impl Registry {
             }
         }
         let result = first.map(|pod| match count {
-            1 => format!("pod {} has not been heard of", name_of(pod)),
-            _ => format!("pod {} and {} more have not been heard of", name_of(pod), count - 1),
+            1 => format!("the sidecar of pod {} has not reported yet", name_of(pod)),
+            _ => format!("{count} sidecars have not reported yet, among them that of pod {}", name_of(pod)),
         });
         *last = Some((Instant::now(), result.clone()));
         result

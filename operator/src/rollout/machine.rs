@@ -140,10 +140,8 @@ impl Turn<'_> {
             return;
         }
         let Some(mut target) = self.seen.target.clone() else {
-            let message = format!(
-                "there is no {} in this namespace; it is picked up when it appears",
-                self.status.target
-            );
+            let message =
+                format!("{} not found in this namespace; waiting for it to be created", self.status.target);
             self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
             return;
         };
@@ -151,7 +149,7 @@ impl Turn<'_> {
         // version must be stopped meanwhile too.
         let known = Some(self.status.decided_revision.clone()).filter(|known| !known.is_empty());
         let Some(latest) = target.latest.clone().or(known) else {
-            let message = "its controller has not reported a revision of the target yet";
+            let message = "waiting for the target's controller to report a revision";
             self.condition("Ready", false, "NoRevision", message);
             return;
         };
@@ -159,7 +157,7 @@ impl Turn<'_> {
         if self.status.approved_revision.is_empty() && !self.adopt(&target, &latest) {
             return;
         }
-        self.condition("Ready", true, reason::WATCHING, "new versions of the target go through the steps");
+        self.condition("Ready", true, reason::WATCHING, "new revisions of the target go through the steps");
         self.show_progress_deadline(&target);
         self.show_undo();
         // Before anything changes the weight: what was acknowledged is the weight as it stands in the status.
@@ -188,8 +186,7 @@ impl Turn<'_> {
     /// revisions serve, neither is: a Canary that comes in the middle of a rollout waits for its end.
     fn adopt(&mut self, target: &WorkloadSeen, latest: &str) -> bool {
         if target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision != latest) {
-            let message =
-                "pods of two revisions serve: new versions go through the steps once that has ended";
+            let message = "a rollout is already in progress; the next one will be stepped";
             self.condition("Ready", true, reason::WATCHING, message);
             return false;
         }

@@ -1,10 +1,10 @@
-//! What became of the user's objects: their statuses, and events about what has none.
+//! Writes the statuses of MeshPolicies and the MeshConfig, and events about Services with colliding addresses.
 //!
 //! ```text
 //!   changes of the model ──▶ which policies ──▶ policy, config ──▶ writer ──▶ API server
 //!   acknowledgements awaited ──┘                (pure)             (queue, rate, fence)
 //! ```
-//! A policy is looked at when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
+//! The status of a policy is computed when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
 //! acknowledged it, and every [`LOOK_AT_ALL`] in any case.
 
 pub mod claims;
@@ -36,14 +36,14 @@ use crate::watch::Hub;
 use policy::Progress;
 use writer::{Target, Write, Writer};
 
-/// How often policies are looked at that sidecars have not acknowledged.
+/// Time between two looks at a policy that sidecars have not acknowledged.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often every policy is looked at.
+/// Time between two looks at all policies.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
-/// Changes of the model are gathered for this long.
+/// Changes of the model within this time cause one look.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Keeps the statuses for ever, while this replica leads.
+/// Keeps the statuses current while this replica leads. Never returns.
 pub async fn run(
     client: Client,
     hub: Arc<Hub>,
@@ -59,7 +59,7 @@ pub async fn run(
     );
 }
 
-/// Policies that changes may concern, since they were last looked at.
+/// Policies that changes may concern since they were last looked at.
 #[derive(Debug, Default)]
 struct Changed {
     due: Mutex<Due>,
@@ -73,7 +73,7 @@ struct Due {
 }
 
 impl Changed {
-    /// Gathers the changes of the model for ever.
+    /// Collects the changes of the model. Never returns.
     async fn follow(&self, hub: &Hub) {
         let mut follower = hub.follow();
         loop {
@@ -95,7 +95,7 @@ impl Changed {
     }
 }
 
-/// Decides for ever which statuses are to be written.
+/// Decides which statuses are written. Never returns.
 async fn decide(
     hub: &Hub,
     registry: &Registry,
@@ -129,17 +129,17 @@ async fn decide(
     }
 }
 
-/// What is remembered between two looks.
+/// State that is kept between two looks.
 #[derive(Debug, Default)]
 struct Desk {
     /// Policies that sidecars have not acknowledged.
     pending: HashSet<Key>,
-    /// Of policies that cannot be decoded: generation and error that their status names. It cannot be read.
+    /// Generation and error in the last status that was written for each policy that cannot be decoded.
     told: HashMap<Key, (i64, String)>,
 }
 
 impl Desk {
-    /// Decides about the MeshConfig, unreadable policies, and those policies that are due.
+    /// Queues the statuses of the MeshConfig, of unreadable policies, and of those policies that are due.
     fn look(
         &mut self,
         model: &Model,
@@ -208,7 +208,7 @@ impl Desk {
         offer(writer, Target::Policy(key.clone()), version, differs.then_some(&next));
     }
 
-    /// Their status is written once per generation and error, and again while that has not succeeded.
+    /// Queues the status of each unreadable policy once per generation and error, and again until it is written.
     fn unreadable(&mut self, model: &Model, writer: &Writer) {
         let mut known = HashSet::new();
         for (key, found) in model.unreadable_policies() {
@@ -223,7 +223,7 @@ impl Desk {
             offer(writer, target, found.resource_version.clone(), Some(&status));
             self.told.insert(key.clone(), now);
         }
-        // One that is gone leaves the queue; one that is readable by now is looked at as every other.
+        // A policy that was deleted leaves the queue. One that is readable again is treated like every other.
         let (told, pending) = (&mut self.told, &mut self.pending);
         told.retain(|key, _| {
             let stays = known.contains(key);
@@ -236,7 +236,7 @@ impl Desk {
     }
 }
 
-/// Queues a status, or takes back what waits where the object has it already.
+/// Queues a status, or removes a queued one if the object already has the right status.
 fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>, status: Option<&S>) {
     match status.map(serde_json::to_value) {
         Some(Ok(status)) => writer.queue().offer(target, Write { version, status }, Instant::now()),
@@ -245,11 +245,11 @@ fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>,
     }
 }
 
-/// Writes a whole status, provided that the object is still the one that was decided about. Whole: a
-/// merge would keep fields that the new status no longer has.
+/// Replaces the status of an object, provided that its resourceVersion is unchanged. A merge would keep fields that the
+/// new status no longer has.
 ///
 /// # Errors
-/// Somebody else has written, or the API server is away.
+/// The object has changed, or the API server did not answer.
 pub async fn write<K, S>(api: &Api<K>, name: &str, version: Option<&str>, status: &S) -> anyhow::Result<()>
 where
     K: Clone + Debug + DeserializeOwned,

@@ -37,7 +37,7 @@ fn acknowledged(registry: &Registry, epoch: u64) -> Acknowledgement {
 }
 
 fn awaited() -> Acknowledgement {
-    Acknowledgement::Awaited("the sidecar of pod shop/a has not acknowledged it".to_owned())
+    Acknowledgement::Awaited("waiting for the sidecar of pod shop/a".to_owned())
 }
 
 #[test]
@@ -216,9 +216,9 @@ fn a_canary_waits_for_a_client_that_has_a_route_to_its_service_and_no_shares_yet
 fn a_sidecar_that_has_a_route_is_heard_of() {
     let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
     let registry = with([Report::Sent(route, none())]);
-    assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+    assert_eq!(registry.unheard(&model()), Some("the sidecar of pod shop/b has not reported yet".to_owned()));
     let registry = with([Report::Sent((ResourceType::Mtls as i32, "uid-a".into()), none())]);
-    let both = Some("pod shop/a and 1 more have not been heard of".to_owned());
+    let both = Some("2 sidecars have not reported yet, among them that of pod shop/a".to_owned());
     assert_eq!(registry.unheard(&model()), both, "what it sends to is not known yet");
 }
 
@@ -226,11 +226,11 @@ fn a_sidecar_that_has_a_route_is_heard_of() {
 fn pods_that_were_never_heard_of_are_named() {
     assert_eq!(
         Registry::default().unheard(&model()),
-        Some("pod shop/a and 1 more have not been heard of".to_owned())
+        Some("2 sidecars have not reported yet, among them that of pod shop/a".to_owned())
     );
     let sent = || Report::Sent(name("10.96.0.1:80"), epoch(1));
     let registry = with([sent()]);
-    assert_eq!(registry.unheard(&model()), Some("pod shop/b has not been heard of".to_owned()));
+    assert_eq!(registry.unheard(&model()), Some("the sidecar of pod shop/b has not reported yet".to_owned()));
     let registry = with([sent(), Report::Gone]);
     registry.relayed("uid-b", Report::Connected);
     registry.relayed("uid-b", sent());

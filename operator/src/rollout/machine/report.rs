@@ -98,19 +98,29 @@ impl Turn<'_> {
                     self.event(
                         true,
                         reason::REFUSED,
-                        format!("the weight of {weight}% is not everywhere: {why}"),
+                        format!("a sidecar refused the weight of {weight}%: {why}"),
                     );
                 }
                 self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
             }
             Acknowledgement::Awaited(who) if !self.changed => {
-                self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}%: {who}"));
+                self.condition(
+                    ACKNOWLEDGED,
+                    false,
+                    reason::PROPAGATING,
+                    &format!("{weight}% is not acknowledged by all sidecars; {who}"),
+                );
             }
             Acknowledgement::Complete if !self.changed => {
                 let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
                 self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
             }
-            _ => self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}% was just set")),
+            _ => self.condition(
+                ACKNOWLEDGED,
+                false,
+                reason::PROPAGATING,
+                &format!("{weight}% was set just now; waiting for sidecars"),
+            ),
         }
     }
 

@@ -184,7 +184,7 @@ impl World {
 }
 
 fn awaited() -> Acknowledgement {
-    Acknowledgement::Awaited("the sidecar of pod shop/web-0 has not acknowledged it".to_owned())
+    Acknowledgement::Awaited("waiting for the sidecar of pod shop/web-0".to_owned())
 }
 
 /// What an action says of a pod.
