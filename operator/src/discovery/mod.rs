@@ -25,4 +25,4 @@ pub mod server;
 pub mod session;
 
 pub use registry::{Acknowledgement, PodDialling, PolicyAcknowledgement, Registry};
-pub use report::{Name, Report, Stamps};
+pub use report::{Name, SidecarEvent, Stamps};

@@ -12,7 +12,7 @@ use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
 pub use dialled::PodDialling;
 
-use super::report::{Name, Report, Stamps};
+use super::report::{Name, SidecarEvent, Stamps};
 use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
@@ -146,30 +146,30 @@ impl Known {
 impl Registry {
     /// Takes a report of one of this replica's sidecars. `pass_on` sees it while no snapshot can be taken:
     /// who takes one misses nothing and hears nothing twice.
-    pub fn report(&self, pod_uid: &str, report: Report, pass_on: impl FnOnce(Report)) {
+    pub fn report(&self, pod_uid: &str, report: SidecarEvent, pass_on: impl FnOnce(SidecarEvent)) {
         let mut own = lock(&self.own);
         own.take(pod_uid, report.clone());
         pass_on(report);
     }
 
     /// Takes a report that another replica relays.
-    pub fn relayed(&self, pod_uid: &str, report: Report) {
+    pub fn relayed(&self, pod_uid: &str, report: SidecarEvent) {
         lock(&self.relayed).take(pod_uid, report);
     }
 
     /// Everything that is known of those of this replica's own sidecars that are `wanted`, for a leader that
     /// has just begun, with `then` carried out before the next report.
-    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, Report)>)) {
+    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, SidecarEvent)>)) {
         let own = lock(&self.own);
         let mut all = Vec::new();
         for (uid, sidecar) in own.by_pod.iter().filter(|(uid, sidecar)| sidecar.streams > 0 && wanted(uid)) {
-            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), Report::Connected)));
+            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), SidecarEvent::Connected)));
             for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
-                let acked = known.acked.clone().map(|stamps| Report::Acked(name.clone(), stamps));
+                let acked = known.acked.clone().map(|stamps| SidecarEvent::Acked(name.clone(), stamps));
                 let sent = known.sent.clone().filter(|_| known.sent != known.acked);
-                let sent = sent.map(|stamps| Report::Sent(name.clone(), stamps));
+                let sent = sent.map(|stamps| SidecarEvent::Sent(name.clone(), stamps));
                 let refused = known.refused.clone().map(|reason| {
-                    Report::Refused(
+                    SidecarEvent::Refused(
                         name.clone(),
                         known.sent.clone().unwrap_or_else(|| Stamps::from([])),
                         reason,
@@ -371,8 +371,8 @@ impl Sidecars {
         }
     }
 
-    fn take(&mut self, pod_uid: &str, report: Report) {
-        if report == Report::Connected {
+    fn take(&mut self, pod_uid: &str, report: SidecarEvent) {
+        if report == SidecarEvent::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
             if sidecar.streams == 1 {
@@ -386,8 +386,8 @@ impl Sidecars {
         let Some((uid, sidecar)) = self.by_pod.get_key_value(pod_uid) else { return };
         let (uid, streams) = (Arc::clone(uid), sidecar.streams);
         match report {
-            Report::Connected => {}
-            Report::Gone => {
+            SidecarEvent::Connected => {}
+            SidecarEvent::Gone => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
                     sidecar.streams = streams.saturating_sub(1);
                     if sidecar.streams == 0 {
@@ -396,16 +396,16 @@ impl Sidecars {
                     }
                 }
             }
-            Report::Sent(name, stamps) => {
+            SidecarEvent::Sent(name, stamps) => {
                 self.change(&uid, name, |known| Some(Known { sent: Some(stamps), until: None, ..known }))
             }
-            Report::Acked(name, stamps) => self.change(&uid, name, |_| {
+            SidecarEvent::Acked(name, stamps) => self.change(&uid, name, |_| {
                 Some(Known { sent: Some(Arc::clone(&stamps)), acked: Some(stamps), ..Known::default() })
             }),
-            Report::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
+            SidecarEvent::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
                 Some(Known { sent: Some(stamps), refused: Some(reason), until: None, ..known })
             }),
-            Report::Unsubscribed(name) => self.change(&uid, name, |_| None),
+            SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }
     }
 

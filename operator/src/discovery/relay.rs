@@ -18,7 +18,7 @@ use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryReport, relay_message
 
 use super::peer::{Peer, Tls};
 use super::registry::Registry;
-use super::report::{Report, message};
+use super::report::{SidecarEvent, message};
 use crate::lease::Leadership;
 use crate::telemetry::Aggregates;
 
@@ -79,7 +79,7 @@ impl LeaderRelay {
     }
 
     /// Takes a report of a sidecar of this replica.
-    pub fn report(&self, pod_uid: &str, report: Report) {
+    pub fn report(&self, pod_uid: &str, report: SidecarEvent) {
         self.registry.report(pod_uid, report, |report| {
             if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
                 shard.pass_on(message(pod_uid, report));
@@ -217,7 +217,7 @@ mod tests {
         let shard = relay.shards.get(number).unwrap();
         let (known, mut stuck) = relay.begin(number, shard);
         assert!(known.is_empty());
-        relay.report("u", Report::Connected);
+        relay.report("u", SidecarEvent::Connected);
         for sequence in 0..2 * QUEUED as u64 {
             let report = TelemetryReport { sequence, ..Default::default() };
             assert!(!relay.telemetry("u", report), "nobody has taken it");
@@ -230,7 +230,7 @@ mod tests {
         }
         assert_eq!(queued, QUEUED, "no more than that waits in memory");
         let (known, _) = relay.begin(number, shard);
-        assert_eq!(known, [message("u", Report::Connected)]);
+        assert_eq!(known, [message("u", SidecarEvent::Connected)]);
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ use super::cache::Cache;
 use super::peer::Tls;
 use super::registry::Registry;
 use super::relay::LeaderRelay;
-use super::report::{Report, name_of, report_of};
+use super::report::{SidecarEvent, name_of, report_of};
 use super::session::{MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
@@ -247,7 +247,7 @@ impl Relay for Services {
             // The replica is gone, and its streams with it.
             for (uid, streams) in mine {
                 for _ in 0..streams {
-                    services.registry.relayed(&uid, Report::Gone);
+                    services.registry.relayed(&uid, SidecarEvent::Gone);
                 }
             }
         });

@@ -21,9 +21,9 @@ fn none() -> Stamps {
     Stamps::from([])
 }
 
-fn with(reports: impl IntoIterator<Item = Report>) -> Registry {
+fn with(reports: impl IntoIterator<Item = SidecarEvent>) -> Registry {
     let registry = Registry::default();
-    registry.report("uid-a", Report::Connected, |_| {});
+    registry.report("uid-a", SidecarEvent::Connected, |_| {});
     reports.into_iter().for_each(|report| registry.report("uid-a", report, |_| {}));
     registry
 }
@@ -44,9 +44,9 @@ fn awaited() -> Acknowledgement {
 fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
     let names = ["10.96.0.1:80", "203.0.113.1:80"].map(name);
     for refused in &names {
-        let registry = with(names.clone().map(|name| Report::Sent(name, epoch(1))));
+        let registry = with(names.clone().map(|name| SidecarEvent::Sent(name, epoch(1))));
         assert_eq!(acknowledged(&registry, 1), awaited());
-        let report = Report::Refused(refused.clone(), epoch(1), "too new".into());
+        let report = SidecarEvent::Refused(refused.clone(), epoch(1), "too new".into());
         registry.report("uid-a", report, |_| {});
         // Whichever of the two a walk over them meets first.
         assert_eq!(acknowledged(&registry, 1), Acknowledgement::Refused("pod shop/a: too new".to_owned()));
@@ -57,35 +57,37 @@ fn of_all_that_a_sidecar_has_not_acknowledged_what_it_refused_is_told() {
 fn a_canary_waits_for_its_own_clients_only() {
     let other = stamps(stamp::Kind::Canary, "other", 1);
     let web = name("10.96.0.1:80");
-    let registry = with([Report::Sent(name("10.96.0.2:80"), other), Report::Sent(web.clone(), epoch(1))]);
+    let registry =
+        with([SidecarEvent::Sent(name("10.96.0.2:80"), other), SidecarEvent::Sent(web.clone(), epoch(1))]);
     assert_eq!(acknowledged(&registry, 1), awaited());
-    registry.report("uid-a", Report::Acked(web.clone(), epoch(1)), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(web.clone(), epoch(1)), |_| {});
     assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete);
     assert_eq!(acknowledged(&registry, 2), awaited(), "its resource is not even compiled yet");
-    registry.report("uid-a", Report::Sent(web.clone(), none()), |_| {});
+    registry.report("uid-a", SidecarEvent::Sent(web.clone(), none()), |_| {});
     assert_eq!(acknowledged(&registry, 2), awaited(), "it still enforces old shares");
-    registry.report("uid-a", Report::Acked(web, none()), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(web, none()), |_| {});
     assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete, "it has no shares any more");
 }
 
 #[test]
 fn a_new_stream_must_say_anew_what_the_sidecar_enforces() {
     let web = name("10.96.0.1:80");
-    let registry = with([Report::Acked(web.clone(), epoch(1)), Report::Gone, Report::Connected]);
+    let registry =
+        with([SidecarEvent::Acked(web.clone(), epoch(1)), SidecarEvent::Gone, SidecarEvent::Connected]);
     assert_eq!(acknowledged(&registry, 2), awaited(), "meanwhile it enforces what it had");
-    registry.report("uid-a", Report::Acked(web, epoch(2)), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(web, epoch(2)), |_| {});
     assert_eq!(acknowledged(&registry, 2), Acknowledgement::Complete);
 }
 
 #[test]
 fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
     let mut model = model();
-    let registry = with([Report::Acked(name("10.96.0.1:80"), epoch(1)), Report::Gone]);
+    let registry = with([SidecarEvent::Acked(name("10.96.0.1:80"), epoch(1)), SidecarEvent::Gone]);
     let kept = |registry: &Registry| lock(&registry.own).by_pod.contains_key("uid-a");
     registry.forget_lost(&model);
     assert!(kept(&registry), "it may well go on enforcing what it had");
     assert_eq!(registry.connected(), 0);
-    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", SidecarEvent::Connected);
     registry.forget_lost(&model);
     assert!(kept(&registry), "it may not have told the other replica everything yet");
     let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
@@ -93,7 +95,7 @@ fn a_sidecar_that_is_not_heard_of_is_kept_while_its_pod_is_there() {
     registry.forget_lost(&model);
     assert!(!kept(&registry), "another replica hears of it now");
     assert!(lock(&registry.own).by_canary.is_empty(), "the index forgets it too");
-    registry.relayed("uid-a", Report::Gone);
+    registry.relayed("uid-a", SidecarEvent::Gone);
     model.delete_pod("uid-a");
     registry.forget_lost(&model);
     assert!(lock(&registry.relayed).by_pod.is_empty(), "its pod is gone");
@@ -108,11 +110,12 @@ fn policy(registry: &Registry, generation: i64, sections: Sections) -> PolicyAck
 fn a_policy_counts_the_pods_that_enforce_its_generation() {
     let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
-    let registry = with([Report::Acked(inbound.clone(), of(3)), Report::Sent(inbound.clone(), of(4))]);
+    let registry =
+        with([SidecarEvent::Acked(inbound.clone(), of(3)), SidecarEvent::Sent(inbound.clone(), of(4))]);
     let policy = |generation| policy(&registry, generation, Sections { mtls: true, access: true });
     assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
     assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
-    registry.report("uid-a", Report::Refused(inbound, of(4), "too new".into()), |_| {});
+    registry.report("uid-a", SidecarEvent::Refused(inbound, of(4), "too new".into()), |_| {});
     assert_eq!(policy(4).refusal, Some("pod a: too new".to_owned()));
 }
 
@@ -122,15 +125,16 @@ fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_name
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
     let both = Sections { mtls: true, access: true };
-    let registry = with([Report::Acked(mtls.clone(), of(3)), Report::Sent(access.clone(), of(3))]);
+    let registry =
+        with([SidecarEvent::Acked(mtls.clone(), of(3)), SidecarEvent::Sent(access.clone(), of(3))]);
     assert_eq!(policy(&registry, 3, both).enforcing, 0, "who may call is not acknowledged");
     assert_eq!(policy(&registry, 3, Sections { mtls: true, access: false }).enforcing, 1);
-    registry.report("uid-a", Report::Refused(access.clone(), of(3), "too new".into()), |_| {});
+    registry.report("uid-a", SidecarEvent::Refused(access.clone(), of(3), "too new".into()), |_| {});
     let refusal = Some("pod a refused section access: too new".to_owned());
     assert_eq!(policy(&registry, 3, both).refusal, refusal);
     let narrower = policy(&registry, 3, Sections { mtls: true, access: false });
     assert_eq!((narrower.enforcing, narrower.refusal), (1, None), "the section is another policy's");
-    registry.report("uid-a", Report::Acked(access, of(3)), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(access, of(3)), |_| {});
     assert_eq!((policy(&registry, 3, both).enforcing, policy(&registry, 3, both).refusal), (1, None));
 }
 
@@ -139,17 +143,18 @@ fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_fo
     let [mtls, access] =
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
-    let registry = with([Report::Acked(mtls.clone(), of(3)), Report::Acked(access.clone(), of(3))]);
+    let registry =
+        with([SidecarEvent::Acked(mtls.clone(), of(3)), SidecarEvent::Acked(access.clone(), of(3))]);
     // Generation 4 has only `mtls`.
-    registry.report("uid-a", Report::Acked(mtls, of(4)), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(mtls, of(4)), |_| {});
     let only_mtls = Sections { mtls: true, access: false };
     assert_eq!(policy(&registry, 4, only_mtls).awaited, Some("a".to_owned()));
-    registry.report("uid-a", Report::Refused(access.clone(), none(), "too new".into()), |_| {});
+    registry.report("uid-a", SidecarEvent::Refused(access.clone(), none(), "too new".into()), |_| {});
     let refusal = Some("pod a refused section access: too new".to_owned());
     assert_eq!(policy(&registry, 4, only_mtls).refusal, refusal, "it keeps the old rules");
     assert_eq!(policy(&registry, 4, Sections::default()).awaited, Some("a".to_owned()), "nor when overruled");
-    registry.relayed("uid-a", Report::Connected);
-    registry.relayed("uid-a", Report::Acked(access, none()));
+    registry.relayed("uid-a", SidecarEvent::Connected);
+    registry.relayed("uid-a", SidecarEvent::Acked(access, none()));
     let now = policy(&registry, 4, only_mtls);
     assert_eq!((now.enforcing, now.refusal), (1, None), "it has told another replica since");
     assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 2, "where it decides nothing");
@@ -159,9 +164,9 @@ fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_fo
 fn what_an_earlier_process_told_another_replica_holds_no_policy_up() {
     let access: Name = (ResourceType::Access as i32, "uid-a".into());
     let of = stamps(stamp::Kind::Policy, "strict", 3);
-    let registry = with([Report::Acked(access, of), Report::Gone]);
+    let registry = with([SidecarEvent::Acked(access, of), SidecarEvent::Gone]);
     assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 1);
-    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", SidecarEvent::Connected);
     let long_ago = Instant::now().checked_sub(RESTATE_WITHIN);
     lock(&registry.relayed).by_pod.get_mut("uid-a").unwrap().since = long_ago;
     assert_eq!(policy(&registry, 4, Sections::default()).enforcing, 2);
@@ -171,10 +176,10 @@ fn what_an_earlier_process_told_another_replica_holds_no_policy_up() {
 fn sections_may_be_acknowledged_to_different_replicas() {
     let of = |kind: ResourceType| {
         let name: Name = (kind as i32, "uid-a".into());
-        Report::Acked(name, stamps(stamp::Kind::Policy, "strict", 3))
+        SidecarEvent::Acked(name, stamps(stamp::Kind::Policy, "strict", 3))
     };
     let registry = with([of(ResourceType::Mtls)]);
-    registry.relayed("uid-a", Report::Connected);
+    registry.relayed("uid-a", SidecarEvent::Connected);
     registry.relayed("uid-a", of(ResourceType::Access));
     assert_eq!(policy(&registry, 3, Sections { mtls: true, access: true }).enforcing, 1);
 }
@@ -182,11 +187,11 @@ fn sections_may_be_acknowledged_to_different_replicas() {
 #[test]
 fn a_canary_waits_for_clients_of_its_endpoints() {
     let web: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
-    let registry = with([Report::Sent(web.clone(), epoch(1))]);
+    let registry = with([SidecarEvent::Sent(web.clone(), epoch(1))]);
     assert_eq!(acknowledged(&registry, 1), awaited());
     let access: Name = (ResourceType::Access as i32, "uid-a".into());
-    registry.report("uid-a", Report::Refused(access, none(), "too new".into()), |_| {});
-    registry.report("uid-a", Report::Acked(web, epoch(1)), |_| {});
+    registry.report("uid-a", SidecarEvent::Refused(access, none(), "too new".into()), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(web, epoch(1)), |_| {});
     assert_eq!(acknowledged(&registry, 1), Acknowledgement::Complete, "what else it refuses is no matter");
 }
 
@@ -198,26 +203,27 @@ fn a_canary_waits_for_a_client_that_has_a_route_to_its_service_and_no_shares_yet
     let acknowledged = |registry: &Registry| registry.acknowledged_canary(&model, &key("shop", "web"), 1);
     let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
     let endpoints: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
-    let registry = with([Report::Acked(route.clone(), none()), Report::Sent(endpoints.clone(), none())]);
+    let registry =
+        with([SidecarEvent::Acked(route.clone(), none()), SidecarEvent::Sent(endpoints.clone(), none())]);
     assert_eq!(acknowledged(&registry), awaited(), "its replica has not seen the Canary yet");
-    registry.report("uid-a", Report::Acked(endpoints, epoch(1)), |_| {});
+    registry.report("uid-a", SidecarEvent::Acked(endpoints, epoch(1)), |_| {});
     assert_eq!(acknowledged(&registry), Acknowledgement::Complete);
-    let old = with([Report::Acked(name("10.96.0.1:80"), none())]);
+    let old = with([SidecarEvent::Acked(name("10.96.0.1:80"), none())]);
     assert_eq!(acknowledged(&old), awaited());
-    old.report("uid-a", Report::Acked(name("10.96.0.1:80"), epoch(1)), |_| {});
+    old.report("uid-a", SidecarEvent::Acked(name("10.96.0.1:80"), epoch(1)), |_| {});
     assert_eq!(acknowledged(&old), Acknowledgement::Complete);
-    let elsewhere = with([Report::Acked((route.0, "10.96.0.1:81".into()), none())]);
+    let elsewhere = with([SidecarEvent::Acked((route.0, "10.96.0.1:81".into()), none())]);
     assert_eq!(acknowledged(&elsewhere), Acknowledgement::Complete, "a port that leads to no pod");
-    let refused = with([Report::Refused(route, none(), "too new".into())]);
+    let refused = with([SidecarEvent::Refused(route, none(), "too new".into())]);
     assert_eq!(acknowledged(&refused), Acknowledgement::Complete, "it passes through");
 }
 
 #[test]
 fn a_sidecar_that_has_a_route_is_heard_of() {
     let route: Name = (ResourceType::Route as i32, "10.96.0.1:80".into());
-    let registry = with([Report::Sent(route, none())]);
+    let registry = with([SidecarEvent::Sent(route, none())]);
     assert_eq!(registry.unheard(&model()), Some("the sidecar of pod shop/b has not reported yet".to_owned()));
-    let registry = with([Report::Sent((ResourceType::Mtls as i32, "uid-a".into()), none())]);
+    let registry = with([SidecarEvent::Sent((ResourceType::Mtls as i32, "uid-a".into()), none())]);
     let both = Some("2 sidecars have not reported yet, among them that of pod shop/a".to_owned());
     assert_eq!(registry.unheard(&model()), both, "what it sends to is not known yet");
 }
@@ -228,11 +234,11 @@ fn pods_that_were_never_heard_of_are_named() {
         Registry::default().unheard(&model()),
         Some("2 sidecars have not reported yet, among them that of pod shop/a".to_owned())
     );
-    let sent = || Report::Sent(name("10.96.0.1:80"), epoch(1));
+    let sent = || SidecarEvent::Sent(name("10.96.0.1:80"), epoch(1));
     let registry = with([sent()]);
     assert_eq!(registry.unheard(&model()), Some("the sidecar of pod shop/b has not reported yet".to_owned()));
-    let registry = with([sent(), Report::Gone]);
-    registry.relayed("uid-b", Report::Connected);
+    let registry = with([sent(), SidecarEvent::Gone]);
+    registry.relayed("uid-b", SidecarEvent::Connected);
     registry.relayed("uid-b", sent());
     assert_eq!(registry.unheard(&model()), None);
 }
@@ -240,13 +246,13 @@ fn pods_that_were_never_heard_of_are_named() {
 #[test]
 fn a_snapshot_names_every_stream_and_what_was_sent_and_not_acknowledged() {
     let web = name("10.0.0.1:80");
-    let registry = with([Report::Connected, Report::Sent(web.clone(), epoch(1))]);
-    registry.relayed("v", Report::Connected);
+    let registry = with([SidecarEvent::Connected, SidecarEvent::Sent(web.clone(), epoch(1))]);
+    registry.relayed("v", SidecarEvent::Connected);
     let mut seen = Vec::new();
     registry.snapshot(|_| true, |all| seen = all);
     let of_a = |report| (Arc::<str>::from("uid-a"), report);
-    let sent = of_a(Report::Sent(web, epoch(1)));
-    assert_eq!(seen, [of_a(Report::Connected), of_a(Report::Connected), sent]);
+    let sent = of_a(SidecarEvent::Sent(web, epoch(1)));
+    assert_eq!(seen, [of_a(SidecarEvent::Connected), of_a(SidecarEvent::Connected), sent]);
     registry.snapshot(|_| false, |all| seen = all);
     assert!(seen.is_empty(), "of another shard");
 }
@@ -269,9 +275,9 @@ fn web() -> WorkloadKey {
 fn routed(routes: &[(&str, &str)]) -> Registry {
     let registry = Registry::default();
     for (uid, address) in routes {
-        registry.report(uid, Report::Connected, |_| {});
+        registry.report(uid, SidecarEvent::Connected, |_| {});
         let route: Name = (ResourceType::Route as i32, (*address).into());
-        registry.report(uid, Report::Sent(route, none()), |_| {});
+        registry.report(uid, SidecarEvent::Sent(route, none()), |_| {});
     }
     registry
 }
@@ -327,15 +333,15 @@ fn a_scraper_is_still_known_when_the_gates_are_open_and_until_its_pod_is_gone() 
 fn an_address_that_is_unsubscribed_is_dialled_no_more() {
     let route: Name = (ResourceType::Route as i32, "10.1.0.1:8080".into());
     let registry = Registry::default();
-    registry.report("uid-front", Report::Connected, |_| {});
-    registry.report("uid-front", Report::Acked(route.clone(), none()), |_| {});
+    registry.report("uid-front", SidecarEvent::Connected, |_| {});
+    registry.report("uid-front", SidecarEvent::Acked(route.clone(), none()), |_| {});
     let workload = web();
     let mut model = with_front();
     assert!(registry.dials_pods(&model, &workload).is_some());
-    registry.report("uid-front", Report::Unsubscribed(route.clone()), |_| {});
+    registry.report("uid-front", SidecarEvent::Unsubscribed(route.clone()), |_| {});
     assert_eq!(registry.dials_pods(&model, &workload), None);
-    registry.report("uid-front", Report::Acked(route, none()), |_| {});
-    registry.report("uid-front", Report::Gone, |_| {});
+    registry.report("uid-front", SidecarEvent::Acked(route, none()), |_| {});
+    registry.report("uid-front", SidecarEvent::Gone, |_| {});
     model.delete_pod("uid-front");
     registry.forget_lost(&model);
     assert!(lock(&registry.own).by_address.is_empty(), "the index forgets whose pod is gone");

@@ -37,7 +37,7 @@ impl Sidecar {
         let cache = Cache::following(hub);
         let (sender, down) = mpsc::channel(64);
         let state = State::new(cache.wake(), held.iter().cloned().collect());
-        relay.report("uid-a", Report::Connected);
+        relay.report("uid-a", SidecarEvent::Connected);
         let session = Session {
             hub: Arc::clone(hub),
             cache,
