@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::lease::Leadership;
 use crate::metrics::{self, Metrics};
 use crate::telemetry::Aggregates;
@@ -40,7 +40,7 @@ pub struct Health {
     /// The model.
     pub hub: Arc<Hub>,
     /// Connected sidecars.
-    pub registry: Arc<Registry>,
+    pub acks: Arc<AckTracker>,
     /// Counters.
     pub aggregates: Arc<Aggregates>,
     /// Who leads.
@@ -83,7 +83,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 async fn metrics(State(health): State<Health>) -> Response {
     let metrics = Metrics {
         leader: health.leadership.borrow().mine,
-        sidecars: health.registry.connected(),
+        sidecars: health.acks.connected(),
         pods_without_sidecar: health.hub.model().uninjected_pods().len(),
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),

@@ -21,7 +21,7 @@ use tulle_mesh::ports;
 use tulle_mesh::svid::SvidVerifier;
 
 use crate::defaults;
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::discovery::peer::Tls;
 use crate::discovery::relay::LeaderRelay;
 use crate::discovery::server::{Services, serve};
@@ -55,7 +55,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let health = Health {
         stage: stages,
         hub: Arc::new(Hub::new(Model::new(&settings.namespace, &settings.trust_domain))),
-        registry: Arc::new(Registry::default()),
+        acks: Arc::new(AckTracker::default()),
         aggregates: Arc::new(Aggregates::default()),
         leadership,
     };
@@ -125,7 +125,7 @@ async fn start(
     leading: watch::Sender<Leadership>,
     stage: &watch::Sender<Stage>,
 ) -> Result<Operator> {
-    let Health { hub, registry, aggregates, leadership, .. } = health;
+    let Health { hub, acks, aggregates, leadership, .. } = health;
     feed::start(client, hub);
     while !hub.is_synced() {
         sleep(Duration::from_millis(20)).await;
@@ -150,20 +150,20 @@ async fn start(
     // Before this replica can become the leader, because the other replicas connect to it then.
     let listener = bind(ports::DISCOVERY).await?;
 
-    let relay = LeaderRelay::new(Arc::clone(registry), Arc::clone(aggregates), leadership.clone());
+    let relay = LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), leadership.clone());
     let mut signer =
         Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
     signer.check_addresses = settings.check_addresses;
     let mut services =
-        Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(registry), Arc::clone(aggregates), me);
+        Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(acks), Arc::clone(aggregates), me);
     services.check_addresses = settings.check_addresses;
     let mut servers = JoinSet::new();
     servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
     servers.spawn(relay.run(Arc::clone(&tls)));
-    servers.spawn(keep_house(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(registry)));
+    servers.spawn(keep_house(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
     servers.spawn(serve(listener, tls, services, signer));
 
-    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(registry), Arc::clone(aggregates));
+    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
     let (root_states, root_state) = watch::channel(None);
     let namespace = settings.namespace.clone();
@@ -177,7 +177,7 @@ async fn start(
     ));
     writers.spawn(trust::run(client.clone(), Arc::clone(hub), authority, leadership.clone()));
     let statuses =
-        status::run(client.clone(), Arc::clone(hub), Arc::clone(registry), leadership.clone(), root_state);
+        status::run(client.clone(), Arc::clone(hub), Arc::clone(acks), leadership.clone(), root_state);
     writers.spawn(statuses);
     writers.spawn(status::claims::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(defaults::run(client.clone(), Arc::clone(hub), leadership.clone()));
@@ -191,10 +191,10 @@ async fn start(
 }
 
 /// Removes what is kept about sidecars, pods and revisions that no longer exist, every ten minutes.
-async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Registry>) {
+async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, acks: Arc<AckTracker>) {
     loop {
         sleep(Duration::from_secs(600)).await;
-        registry.forget_lost(&hub.model());
+        acks.forget_lost(&hub.model());
         let (mut pods, mut revisions) = (HashSet::new(), HashSet::new());
         for pod in hub.model().pods() {
             pods.insert(Arc::clone(&pod.uid));

@@ -68,11 +68,11 @@ struct Entry {
     origins: Vec<Origin>,
     subscribers: HashMap<u64, Arc<Wake>>,
     /// One compiles, the others wait for what it makes.
-    turn: Turn,
+    turn: CompileLock,
 }
 
 /// The right to compile a resource.
-type Turn = Arc<Mutex<()>>;
+type CompileLock = Arc<Mutex<()>>;
 
 /// What a session has to look at again.
 #[derive(Default)]
@@ -242,7 +242,7 @@ impl Cache {
 
 impl Inner {
     /// What is known of a resource, or whose turn it is to compile it: `Err(None)` where nobody subscribes.
-    fn current(&self, id: &Id) -> Result<Option<Arc<Shared>>, Option<Turn>> {
+    fn current(&self, id: &Id) -> Result<Option<Arc<Shared>>, Option<CompileLock>> {
         match self.entries.get(id) {
             Some(entry) if entry.as_of == Some(entry.changes) => Ok(entry.compiled.clone()),
             Some(entry) => Err(Some(Arc::clone(&entry.turn))),

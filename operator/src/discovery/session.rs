@@ -434,7 +434,7 @@ fn is_endpoints((kind, _): &Name) -> bool {
     *kind == ResourceType::Endpoints as i32
 }
 
-/// Whether the registry has to know of a subscription even where it carries no stamp: what a sidecar sends to is
+/// Whether the tracker has to know of a subscription even where it carries no stamp: what a sidecar sends to is
 /// asked for.
 fn is_noted((kind, _): &Name) -> bool {
     use ResourceType::{Destination, Inbound, Route};

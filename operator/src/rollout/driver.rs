@@ -20,7 +20,7 @@ use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration
 
 use super::evidence::Blocks;
 use super::machine::{self, Action, PodName, Seen};
-use crate::discovery::{Acknowledgement, PodDialling, Registry};
+use crate::discovery::{AckTracker, Acknowledgement, PodDialling};
 use crate::lease::Leadership;
 use crate::model::{Key, Model, SplitObstacle, WorkloadKey};
 use crate::telemetry::Aggregates;
@@ -48,7 +48,7 @@ const CLIENTS_DIAL_PODS: &str = "ClientsDialPods";
 pub struct Driver {
     client: Client,
     hub: Arc<Hub>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
     aggregates: Arc<Aggregates>,
     published: Mutex<events::Published>,
     /// Canaries, by their epoch, whose target could not be restored, and when that was.
@@ -72,11 +72,11 @@ struct Known {
 
 impl Driver {
     /// A driver.
-    pub fn new(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, aggregates: Arc<Aggregates>) -> Self {
+    pub fn new(client: Client, hub: Arc<Hub>, acks: Arc<AckTracker>, aggregates: Arc<Aggregates>) -> Self {
         Self {
             client,
             hub,
-            registry,
+            acks,
             aggregates,
             published: Mutex::default(),
             undo_failed: Mutex::default(),
@@ -229,8 +229,8 @@ impl Driver {
     fn obstacles(&self, model: &Model, workload: &WorkloadKey, led: Duration) -> Vec<SplitObstacle> {
         let mut obstacles = model.split_obstacles(workload);
         // While sidecars come back, whoever dials the Service may not have been heard of.
-        if led >= UNHEARD || self.registry.unheard(model).is_none() {
-            obstacles.extend(self.registry.dials_pods(model, workload).map(clients_dial_pods));
+        if led >= UNHEARD || self.acks.unheard(model).is_none() {
+            obstacles.extend(self.acks.dials_pods(model, workload).map(clients_dial_pods));
         }
         obstacles
     }
@@ -282,13 +282,13 @@ impl Driver {
                 return Acknowledgement::Awaited(String::new());
             }
         }
-        let answer = self.registry.acknowledged_canary(model, key, status.epoch);
+        let answer = self.acks.acknowledged_canary(model, key, status.epoch);
         if answer != Acknowledgement::Complete {
             return answer;
         }
         // Sidecars that nobody has heard of are unknown, not absent. They may hold up a step for a minute; that
         // nothing is sent any more is not said before all are heard of.
-        match self.registry.unheard(model) {
+        match self.acks.unheard(model) {
             Some(unheard) if led < UNHEARD || (zero && status.phase == Phase::Failed) => {
                 Acknowledgement::Awaited(unheard)
             }

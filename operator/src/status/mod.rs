@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tulle_crds::MeshPolicy;
 
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::identity::root::RootState;
 use crate::lease::Leadership;
 use crate::model::{Key, Model, Verdict};
@@ -47,14 +47,14 @@ const GATHER: Duration = Duration::from_millis(20);
 pub async fn run(
     client: Client,
     hub: Arc<Hub>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
     leadership: watch::Receiver<Leadership>,
     root: watch::Receiver<Option<RootState>>,
 ) {
     let (changed, writer) = (Changed::default(), Writer::default());
     tokio::join!(
         changed.follow(&hub),
-        decide(&hub, &registry, &leadership, &root, &changed, &writer),
+        decide(&hub, &acks, &leadership, &root, &changed, &writer),
         writer.run(client, leadership.clone()),
     );
 }
@@ -98,7 +98,7 @@ impl Changed {
 /// Decides which statuses are written. Never returns.
 async fn decide(
     hub: &Hub,
-    registry: &Registry,
+    acks: &AckTracker,
     leadership: &watch::Receiver<Leadership>,
     root: &watch::Receiver<Option<RootState>>,
     changed: &Changed,
@@ -124,7 +124,7 @@ async fn decide(
             all_at = Some(Instant::now());
         }
         let root = root.borrow().clone();
-        desk.look(&hub.model(), registry, root.as_ref(), (all, due.policies), writer);
+        desk.look(&hub.model(), acks, root.as_ref(), (all, due.policies), writer);
         writer.wake();
     }
 }
@@ -143,7 +143,7 @@ impl Desk {
     fn look(
         &mut self,
         model: &Model,
-        registry: &Registry,
+        acks: &AckTracker,
         root: Option<&RootState>,
         (all, mut keys): (bool, HashSet<Key>),
         writer: &Writer,
@@ -157,7 +157,7 @@ impl Desk {
             keys.extend(policies.keys().map(|key| (*key).clone()));
         }
         for key in keys {
-            self.policy(model, registry, (&key, policies.get(&key).copied()), writer);
+            self.policy(model, acks, (&key, policies.get(&key).copied()), writer);
         }
     }
 
@@ -172,7 +172,7 @@ impl Desk {
     fn policy(
         &mut self,
         model: &Model,
-        registry: &Registry,
+        acks: &AckTracker,
         (key, policy): (&Key, Option<&MeshPolicy>),
         writer: &Writer,
     ) {
@@ -190,7 +190,7 @@ impl Desk {
         // Where a narrower policy decides, there is no section of this one to acknowledge.
         let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
         let deciding: Vec<_> = deciding.collect();
-        let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
+        let seen = acks.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
         let progress = Progress {
             pods: pods.len(),
             enforcing: seen.enforcing,

@@ -47,7 +47,7 @@ pub struct PolicyAcknowledgement {
 
 /// All sidecars that are connected to any replica, as far as this one knows.
 #[derive(Debug)]
-pub struct Registry {
+pub struct AckTracker {
     started: Instant,
     /// This replica's own.
     own: Mutex<Sidecars>,
@@ -59,7 +59,7 @@ pub struct Registry {
     finders: Mutex<HashMap<WorkloadKey, HashSet<Arc<str>>>>,
 }
 
-impl Default for Registry {
+impl Default for AckTracker {
     fn default() -> Self {
         Self {
             started: Instant::now(),
@@ -143,7 +143,7 @@ impl Known {
     }
 }
 
-impl Registry {
+impl AckTracker {
     /// Takes a report of one of this replica's sidecars. `pass_on` sees it while no snapshot can be taken:
     /// who takes one misses nothing and hears nothing twice.
     pub fn report(&self, pod_uid: &str, report: SidecarEvent, pass_on: impl FnOnce(SidecarEvent)) {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use tulle_mesh::proto::ResourceType;
 
-use super::{Name, Registry, Sidecars, leads_somewhere, lock, name_of};
+use super::{AckTracker, Name, Sidecars, leads_somewhere, lock, name_of};
 use crate::model::{Key, Model, WorkloadKey};
 
 /// Clients that dial pods where nobody dials the Service.
@@ -40,7 +40,7 @@ pub struct PodDialling {
     pub by_choice: bool,
 }
 
-impl Registry {
+impl AckTracker {
     /// Clients that dial the pods of a workload by address, where no client dials a Service of it: see the rules above.
     pub fn dials_pods(&self, model: &Model, workload: &WorkloadKey) -> Option<PodDialling> {
         let dialled = model.dialled(workload);
