@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration};
 
 use super::evidence::Blocks;
-use super::machine::{self, Action, PodName, Seen};
+use super::machine::{self, Action, Observation, PodName};
 use crate::discovery::{AckTracker, Acknowledgement, PodDialling};
 use crate::lease::Leadership;
 use crate::model::{Key, Model, SplitObstacle, WorkloadKey};
@@ -189,7 +189,7 @@ impl Driver {
             && lock(&self.known).get(key).is_some_and(recently)
     }
 
-    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Seen {
+    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Observation {
         let model = self.hub.model();
         let status = canary.status.clone().unwrap_or_default();
         let workload = WorkloadKey {
@@ -205,7 +205,7 @@ impl Driver {
         });
         let (block, block_ended) = self.block(key, canary, &status, now, ready);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
-        Seen {
+        Observation {
             now,
             generation: canary.metadata.generation.unwrap_or_default(),
             target,

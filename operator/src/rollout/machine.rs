@@ -32,7 +32,7 @@ const FAILED_BEFORE: &str = "FailedBefore";
 
 /// What is seen of the world at one look.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct Observation {
     /// Now.
     pub now: Timestamp,
     /// The Canary's generation.
@@ -93,9 +93,9 @@ fn default_steps() -> Vec<Step> {
 }
 
 /// One look: the next status and what to do.
-pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanaryStatus, Vec<Action>) {
+pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (CanaryStatus, Vec<Action>) {
     let acknowledged = seen.acknowledged == Acknowledgement::Complete;
-    let mut turn = Turn {
+    let mut evaluation = Evaluation {
         spec,
         steps: steps(spec),
         seen,
@@ -106,21 +106,21 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanarySta
         closed: false,
         rules: Rules::of(&spec.judge),
     };
-    turn.status.observed_generation = Some(seen.generation);
-    turn.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
-    turn.look();
-    turn.summarise();
-    (turn.status, turn.actions)
+    evaluation.status.observed_generation = Some(seen.generation);
+    evaluation.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
+    evaluation.look();
+    evaluation.summarise();
+    (evaluation.status, evaluation.actions)
 }
 
 fn steps(spec: &CanarySpec) -> Vec<Step> {
     if spec.steps.is_empty() { default_steps() } else { spec.steps.clone() }
 }
 
-struct Turn<'a> {
+struct Evaluation<'a> {
     spec: &'a CanarySpec,
     steps: Vec<Step>,
-    seen: &'a Seen,
+    seen: &'a Observation,
     status: CanaryStatus,
     actions: Vec<Action>,
     /// Sidecars have acknowledged the status as it now stands.
@@ -132,7 +132,7 @@ struct Turn<'a> {
     rules: Rules,
 }
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     fn look(&mut self) {
         if let Some(older) = &self.seen.conflict {
             let message = format!("Canary {older} is older and has the same target: delete one of the two");

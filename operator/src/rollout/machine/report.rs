@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 
-use super::{Action, Turn};
+use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
 
 /// The condition that tells whom a rollout waits for.
@@ -13,7 +13,7 @@ const STALLED: &str = "Stalled";
 /// The condition that tells whether the traffic can be split.
 const SPLIT: &str = "Split";
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     pub(super) fn remember(&mut self, outcome: RolloutOutcome, because: &str) {
         let entry = HistoryEntry {
             revision: self.status.canary_revision.clone(),

@@ -12,7 +12,7 @@ use crate::rollout::judge::Side;
 struct World {
     spec: CanarySpec,
     status: CanaryStatus,
-    seen: Seen,
+    seen: Observation,
     actions: Vec<Action>,
     /// Failures per hundred requests of the canary.
     canary_failures: u64,
@@ -32,7 +32,7 @@ impl World {
             pods,
             services: vec!["web".into()],
         };
-        let seen = Seen {
+        let seen = Observation {
             target: Some(target),
             acknowledged: Acknowledgement::Complete,
             now: Timestamp::UNIX_EPOCH,
