@@ -23,15 +23,15 @@ const NAME: &str = "tulle-operator";
 /// Another replica may take the Lease over when the holder has not renewed it for this long.
 const DURATION: Duration = Duration::from_secs(8);
 /// Time between two renewals by the holder.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// Time between two reads by a replica that does not lead. A released Lease is taken after half of this on average.
-const FOLLOW: Duration = Duration::from_secs(1);
+const READ_EVERY: Duration = Duration::from_secs(1);
 /// Timeout of one attempt: a read and a write.
-const TURN: Duration = Duration::from_secs(2);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay after an attempt that failed.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The holder stops writing to Kubernetes when it could not renew the Lease for this long.
-const GIVE_UP: Duration = Duration::from_secs(6);
+const STOP_WRITING_AFTER: Duration = Duration::from_secs(6);
 
 /// Who leads, as far as this replica knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,10 +90,10 @@ pub async fn run(
     mut stop: oneshot::Receiver<()>,
 ) {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
-    let mut candidate = Candidate { me: holder(&settings), seen: None, renewed: None };
+    let mut candidate = Candidate { me: holder(&settings), observed: None, renewed: None };
     loop {
         // `stop` does not interrupt an attempt: its write could reach the API server after the release.
-        let pause = turn(&api, &mut candidate, &leadership).await;
+        let pause = attempt(&api, &mut candidate, &leadership).await;
         tokio::select! {
             () = sleep(pause) => {}
             _ = &mut stop => break,
@@ -121,16 +121,17 @@ fn holder(settings: &Settings) -> String {
 }
 
 /// Makes one attempt, publishes its result, and returns the pause before the next one.
-async fn turn(
+async fn attempt(
     api: &Api<Lease>,
     candidate: &mut Candidate,
     leadership: &watch::Sender<Leadership>,
 ) -> Duration {
     // A holder does not wait for an answer beyond the moment at which it must have stopped writing.
-    let patience = candidate.renewed.map_or(TURN, |at| GIVE_UP.saturating_sub(at.elapsed()));
-    match timeout(patience.min(TURN), candidate.turn(api)).await {
+    let patience =
+        candidate.renewed.map_or(ATTEMPT_TIMEOUT, |at| STOP_WRITING_AFTER.saturating_sub(at.elapsed()));
+    match timeout(patience.min(ATTEMPT_TIMEOUT), candidate.attempt(api)).await {
         Ok(Ok(now)) => {
-            let pause = if now.mine { RENEW } else { FOLLOW };
+            let pause = if now.mine { RENEW_EVERY } else { READ_EVERY };
             leadership.send_if_modified(|known| {
                 let changed = *known != now;
                 if changed {
@@ -142,12 +143,12 @@ async fn turn(
             pause
         }
         failed => {
-            if candidate.renewed.is_none_or(|at| at.elapsed() >= GIVE_UP) {
+            if candidate.renewed.is_none_or(|at| at.elapsed() >= STOP_WRITING_AFTER) {
                 candidate.renewed = None;
                 leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
             }
             tracing::warn!(?failed, "cannot read or write the Lease");
-            AGAIN
+            RETRY_AFTER
         }
     }
 }
@@ -155,12 +156,12 @@ async fn turn(
 struct Candidate {
     me: String,
     /// The resourceVersion that was read last, and when it was read first.
-    seen: Option<(String, Instant)>,
+    observed: Option<(String, Instant)>,
     renewed: Option<Instant>,
 }
 
 impl Candidate {
-    async fn turn(&mut self, api: &Api<Lease>) -> Result<Leadership, kube::Error> {
+    async fn attempt(&mut self, api: &Api<Lease>) -> Result<Leadership, kube::Error> {
         // Before the write: other replicas count from when they see it, which may be before this one gets the answer.
         let begun = Instant::now();
         let Some(mut lease) = api.get_opt(NAME).await? else {
@@ -172,11 +173,11 @@ impl Candidate {
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        let since = match &self.seen {
+        let since = match &self.observed {
             Some((known, since)) if *known == version => *since,
             _ => Instant::now(),
         };
-        self.seen = Some((version, since));
+        self.observed = Some((version, since));
         let transitions = spec.lease_transitions.unwrap_or(0);
         let epoch = match evaluate(&spec, &self.me, since.elapsed()) {
             Step::Follow => {
@@ -247,6 +248,6 @@ mod tests {
 
     #[test]
     fn the_holder_stops_writing_before_another_takes_over() {
-        assert!(GIVE_UP + RENEW <= DURATION);
+        assert!(STOP_WRITING_AFTER + RENEW_EVERY <= DURATION);
     }
 }

@@ -160,7 +160,7 @@ async fn start(
     let mut servers = JoinSet::new();
     servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
     servers.spawn(relay.run(Arc::clone(&tls)));
-    servers.spawn(keep_house(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
+    servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
     servers.spawn(serve(listener, tls, services, signer));
 
     let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
@@ -191,7 +191,7 @@ async fn start(
 }
 
 /// Removes what is kept about sidecars, pods and revisions that no longer exist, every ten minutes.
-async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, acks: Arc<AckTracker>) {
+async fn remove_stale(hub: Arc<Hub>, aggregates: Arc<Aggregates>, acks: Arc<AckTracker>) {
     loop {
         sleep(Duration::from_secs(600)).await;
         acks.forget_lost(&hub.model());

@@ -13,11 +13,11 @@ use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
 use crate::model::Key;
 
 /// Entries that are kept for a Canary until the driver takes them, one per epoch, revision and pod.
-const MOST_ATTEMPTS: usize = 4096;
+const MAX_ATTEMPTS: usize = 4096;
 /// Canaries whose attempts are kept. A sidecar may report Canaries that do not exist.
-const MOST_CANARIES: usize = 4096;
+const MAX_CANARIES: usize = 4096;
 /// Numbers in the buckets of one entry: pairs of bucket and count.
-const MOST_BUCKETS: usize = 2 * tulle_mesh::histogram::BUCKETS;
+const MAX_BUCKETS: usize = 2 * tulle_mesh::histogram::BUCKETS;
 
 /// Requests and failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,11 +60,11 @@ type Attempts = HashMap<(u64, String, String), AttemptCounts>;
 impl Inner {
     fn add_attempts(&mut self, counts: &AttemptCounts) {
         let key: Key = (counts.namespace.as_str().into(), counts.canary.as_str().into());
-        if !self.attempts.contains_key(&key) && self.attempts.len() >= MOST_CANARIES {
+        if !self.attempts.contains_key(&key) && self.attempts.len() >= MAX_CANARIES {
             return;
         }
         let of_canary = self.attempts.entry(key).or_default();
-        let full = of_canary.len() >= MOST_ATTEMPTS;
+        let full = of_canary.len() >= MAX_ATTEMPTS;
         let id = (counts.epoch, counts.revision.clone(), counts.pod_uid.clone());
         match of_canary.entry(id) {
             Entry::Occupied(mut known) => merge(known.get_mut(), counts),
@@ -94,7 +94,7 @@ fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
     sum.client_errors = sum.client_errors.saturating_add(counts.client_errors.min(counts.attempts));
     for pair in counts.buckets.chunks_exact(2) {
         let [bucket, count] = pair else { continue };
-        let full = sum.buckets.len() >= MOST_BUCKETS;
+        let full = sum.buckets.len() >= MAX_BUCKETS;
         let known = sum.buckets.chunks_exact_mut(2).find(|known| known.first() == Some(bucket));
         if let Some(total) = known.and_then(|known| known.last_mut()) {
             *total = total.saturating_add(*count);
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn a_sidecar_cannot_fill_the_memory_with_names() {
         let aggregates = Aggregates::default();
-        let attempts = (0..MOST_ATTEMPTS + 50).map(|n| AttemptCounts {
+        let attempts = (0..MAX_ATTEMPTS + 50).map(|n| AttemptCounts {
             namespace: "shop".into(),
             canary: "web".into(),
             pod_uid: n.to_string(),
@@ -258,7 +258,7 @@ mod tests {
             TelemetryReport { sequence: 1, attempts: attempts.collect(), ..TelemetryReport::default() };
         aggregates.add("client", &report);
         let key: Key = ("shop".into(), "web".into());
-        assert_eq!(aggregates.take_attempts(&key).len(), MOST_ATTEMPTS);
+        assert_eq!(aggregates.take_attempts(&key).len(), MAX_ATTEMPTS);
         aggregates.add("client", &TelemetryReport { sequence: 2, ..report });
         aggregates.retain_canaries(|_| false);
         assert_eq!(aggregates.take_attempts(&key), []);

@@ -31,18 +31,18 @@ use crate::watch::Hub;
 /// Annotation of MeshConfig mesh that allows a new root although the mesh had one.
 pub const NEW_ROOT: &str = "tulle.dev/new-root";
 /// Time between two reads of the Secret by an operator without a root.
-const AGAIN: Duration = Duration::from_millis(500);
+const READ_EVERY: Duration = Duration::from_millis(500);
 /// Time between two comparisons of the Secret with the root in memory, by the leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Content of the Secret.
-pub enum Found {
+pub enum SecretContent {
     /// The Secret does not exist.
     Absent,
     /// It contains no valid root, for this reason.
-    Broken(String),
+    Invalid(String),
     /// It contains this root.
     Root(Box<Authority>),
 }
@@ -59,16 +59,16 @@ pub enum Step {
 }
 
 /// Decides what an operator without a root does next.
-pub fn decide(found: &Found, config: Option<&MeshConfig>) -> Step {
+pub fn decide(found: &SecretContent, config: Option<&MeshConfig>) -> Step {
     let had_a_root =
         config.and_then(|config| config.status.as_ref()).is_some_and(|status| status.trust_domain.is_some());
     match found {
-        Found::Root(_) => Step::Use,
-        Found::Broken(why) => Step::Wait(RootState::Mismatch(why.clone()).message()),
-        Found::Absent if !had_a_root || config.is_some_and(|config| new_root(config).is_some()) => {
+        SecretContent::Root(_) => Step::Use,
+        SecretContent::Invalid(why) => Step::Wait(RootState::Mismatch(why.clone()).message()),
+        SecretContent::Absent if !had_a_root || config.is_some_and(|config| new_root(config).is_some()) => {
             Step::Create
         }
-        Found::Absent => Step::Wait(RootState::Missing.message()),
+        SecretContent::Absent => Step::Wait(RootState::Missing.message()),
     }
 }
 
@@ -93,12 +93,12 @@ pub enum RootState {
 
 impl RootState {
     /// Compares the content of the Secret with the root in use.
-    pub fn of(found: &Found, in_use: &Authority) -> Self {
+    pub fn of(found: &SecretContent, in_use: &Authority) -> Self {
         match found {
-            Found::Absent => Self::Missing,
-            Found::Broken(why) => Self::Mismatch(why.clone()),
-            Found::Root(root) if root.root() == in_use.root() => Self::Valid,
-            Found::Root(_) => Self::Replaced,
+            SecretContent::Absent => Self::Missing,
+            SecretContent::Invalid(why) => Self::Mismatch(why.clone()),
+            SecretContent::Root(root) if root.root() == in_use.root() => Self::Valid,
+            SecretContent::Root(_) => Self::Replaced,
         }
     }
 
@@ -138,13 +138,13 @@ impl RootState {
 ///
 /// # Errors
 /// The API server did not answer, or refused the request.
-pub async fn read(client: &Client, namespace: &str) -> Result<Found> {
+pub async fn read(client: &Client, namespace: &str) -> Result<SecretContent> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
     let secret = timeout(REQUEST_TIMEOUT, api.get_opt(SECRET)).await.context("reading the root's Secret")?;
-    let Some(secret) = secret.context("reading the root's Secret")? else { return Ok(Found::Absent) };
+    let Some(secret) = secret.context("reading the root's Secret")? else { return Ok(SecretContent::Absent) };
     Ok(match Authority::from_secret(&secret) {
-        Ok(root) => Found::Root(Box::new(root)),
-        Err(error) => Found::Broken(format!("{error:#}")),
+        Ok(root) => SecretContent::Root(Box::new(root)),
+        Err(error) => SecretContent::Invalid(format!("{error:#}")),
     })
 }
 
@@ -161,17 +161,17 @@ pub async fn obtain(
     mut compete: impl FnMut(),
     waits: impl Fn(bool),
 ) -> Result<Authority> {
-    let mut said = None;
+    let mut logged = None;
     loop {
         let found = read(client, namespace).await?;
         let step = decide(&found, hub.model().config());
         waits(matches!(step, Step::Wait(_)));
         match (step, found) {
-            (_, Found::Root(root)) => return Ok(*root),
+            (_, SecretContent::Root(root)) => return Ok(*root),
             (Step::Wait(why), _) => {
-                if said.as_ref() != Some(&why) {
+                if logged.as_ref() != Some(&why) {
                     tracing::error!("not ready: {why}");
-                    said = Some(why);
+                    logged = Some(why);
                 }
             }
             _ => {
@@ -183,7 +183,7 @@ pub async fn obtain(
                 }
             }
         }
-        sleep(AGAIN).await;
+        sleep(READ_EVERY).await;
     }
 }
 
@@ -267,8 +267,8 @@ mod tests {
 
     use super::*;
 
-    fn root() -> Found {
-        Found::Root(Box::new(Authority::generate("cluster.local").unwrap().0))
+    fn root() -> SecretContent {
+        SecretContent::Root(Box::new(Authority::generate("cluster.local").unwrap().0))
     }
 
     fn config(annotations: Value, status: Value) -> MeshConfig {
@@ -282,15 +282,18 @@ mod tests {
     #[test]
     fn a_root_is_created_only_for_a_mesh_that_never_had_one_or_on_purpose() {
         let (fresh, used) = (json!({}), json!({"trustDomain": "cluster.local"}));
-        assert_eq!(decide(&Found::Absent, None), Step::Create);
-        assert_eq!(decide(&Found::Absent, Some(&config(json!({}), fresh))), Step::Create);
-        let Step::Wait(why) = decide(&Found::Absent, Some(&config(json!({}), used.clone()))) else {
+        assert_eq!(decide(&SecretContent::Absent, None), Step::Create);
+        assert_eq!(decide(&SecretContent::Absent, Some(&config(json!({}), fresh))), Step::Create);
+        let Step::Wait(why) = decide(&SecretContent::Absent, Some(&config(json!({}), used.clone()))) else {
             panic!("a lost root is replaced")
         };
         assert!(why.contains("backup") && why.contains("tulle.dev/new-root=ID"), "{why}");
         let on_purpose = config(json!({NEW_ROOT: "1"}), used.clone());
-        assert_eq!(decide(&Found::Absent, Some(&on_purpose)), Step::Create);
-        assert!(matches!(decide(&Found::Absent, Some(&config(json!({NEW_ROOT: ""}), used))), Step::Wait(_)));
+        assert_eq!(decide(&SecretContent::Absent, Some(&on_purpose)), Step::Create);
+        assert!(matches!(
+            decide(&SecretContent::Absent, Some(&config(json!({NEW_ROOT: ""}), used))),
+            Step::Wait(_)
+        ));
     }
 
     #[test]
@@ -298,7 +301,7 @@ mod tests {
         let on_purpose = config(json!({NEW_ROOT: "1"}), json!({}));
         for config in [None, Some(&on_purpose)] {
             assert_eq!(decide(&root(), config), Step::Use);
-            let broken = Found::Broken("ca.key is not the key of ca.crt".to_owned());
+            let broken = SecretContent::Invalid("ca.key is not the key of ca.crt".to_owned());
             let Step::Wait(why) = decide(&broken, config) else { panic!("a broken root is replaced") };
             assert!(why.contains("ca.key is not the key of ca.crt"), "{why}");
         }
@@ -306,12 +309,12 @@ mod tests {
 
     #[test]
     fn the_state_says_how_the_secret_differs_from_the_root_in_use() {
-        let Found::Root(in_use) = root() else { return };
-        assert_eq!(RootState::of(&Found::Absent, &in_use).reason(), "RootMissing");
-        assert_eq!(RootState::of(&Found::Broken("x".into()), &in_use).reason(), "RootMismatch");
+        let SecretContent::Root(in_use) = root() else { return };
+        assert_eq!(RootState::of(&SecretContent::Absent, &in_use).reason(), "RootMissing");
+        assert_eq!(RootState::of(&SecretContent::Invalid("x".into()), &in_use).reason(), "RootMismatch");
         assert_eq!(RootState::of(&root(), &in_use).reason(), "RootReplaced");
         let (authority, key) = Authority::generate("cluster.local").unwrap();
         let same = Authority::load(authority.root_pem(), &key).unwrap();
-        assert!(RootState::of(&Found::Root(Box::new(same)), &authority).is_valid());
+        assert!(RootState::of(&SecretContent::Root(Box::new(same)), &authority).is_valid());
     }
 }

@@ -104,7 +104,7 @@ async fn decide(
     changed: &Changed,
     writer: &Writer,
 ) {
-    let mut desk = Desk::default();
+    let mut decider = StatusDecider::default();
     let mut all_at: Option<Instant> = None;
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,7 +114,7 @@ async fn decide(
             () = changed.some.notified() => sleep(GATHER).await,
         }
         if !leadership.borrow().mine || !hub.is_synced() {
-            desk = Desk::default();
+            decider = StatusDecider::default();
             all_at = None;
             continue;
         }
@@ -124,21 +124,21 @@ async fn decide(
             all_at = Some(Instant::now());
         }
         let root = root.borrow().clone();
-        desk.look(&hub.model(), acks, root.as_ref(), (all, due.policies), writer);
+        decider.look(&hub.model(), acks, root.as_ref(), (all, due.policies), writer);
         writer.wake();
     }
 }
 
 /// State that is kept between two looks.
 #[derive(Debug, Default)]
-struct Desk {
+struct StatusDecider {
     /// Policies that sidecars have not acknowledged.
     pending: HashSet<Key>,
     /// Generation and error in the last status that was written for each policy that cannot be decoded.
-    told: HashMap<Key, (i64, String)>,
+    reported: HashMap<Key, (i64, String)>,
 }
 
-impl Desk {
+impl StatusDecider {
     /// Queues the statuses of the MeshConfig, of unreadable policies, and of those policies that are due.
     fn look(
         &mut self,
@@ -176,7 +176,7 @@ impl Desk {
         (key, policy): (&Key, Option<&MeshPolicy>),
         writer: &Writer,
     ) {
-        if self.told.contains_key(key) {
+        if self.reported.contains_key(key) {
             self.pending.remove(key);
             return;
         }
@@ -215,17 +215,17 @@ impl Desk {
             known.insert(key.clone());
             let target = Target::Policy(key.clone());
             let now = (found.generation, found.error.clone());
-            let is_told = self.told.get(key) == Some(&now);
+            let is_told = self.reported.get(key) == Some(&now);
             if is_told && !writer.queue().holds(&target) {
                 continue;
             }
             let status = policy::unreadable(found.generation, &found.error, &Time(Timestamp::now()));
             offer(writer, target, found.resource_version.clone(), Some(&status));
-            self.told.insert(key.clone(), now);
+            self.reported.insert(key.clone(), now);
         }
         // A policy that was deleted leaves the queue. One that is readable again is treated like every other.
-        let (told, pending) = (&mut self.told, &mut self.pending);
-        told.retain(|key, _| {
+        let (reported, pending) = (&mut self.reported, &mut self.pending);
+        reported.retain(|key, _| {
             let stays = known.contains(key);
             if !stays {
                 writer.queue().withdraw(&Target::Policy(key.clone()));
