@@ -76,6 +76,18 @@ impl AppWaiting {
         self.waits().since.first_key_value().map(|(_, (since, _))| since.elapsed())
     }
 
+    /// The same among those from this number on ([`Self::first_shorter_than`]).
+    pub fn longest_from(&self, number: u64) -> Option<Duration> {
+        self.waits().since.range(number..).next().map(|(_, (since, _))| since.elapsed())
+    }
+
+    /// The number of the first who has waited for less than `long`; if there is none, that of the next to come.
+    pub fn first_shorter_than(&self, long: Duration) -> u64 {
+        let waits = self.waits();
+        let shorter = waits.since.iter().find(|(_, (since, _))| since.elapsed() < long);
+        shorter.map_or(waits.next, |(number, _)| *number)
+    }
+
     /// The ports for which somebody has waited for so long, as far as they are known.
     pub fn ports_waited_for(&self, long: Duration) -> Vec<u16> {
         let waits = self.waits();
@@ -125,6 +137,21 @@ mod tests {
         assert!(waiting.longest().is_some());
         drop(second);
         assert_eq!(waiting.longest(), None);
+    }
+
+    #[test]
+    fn those_who_began_later_are_told_apart_from_those_who_have_waited_long() {
+        let waiting = Arc::new(AppWaiting::default());
+        let _long = waiting.begin();
+        std::thread::sleep(Duration::from_millis(50));
+        let later = waiting.first_shorter_than(Duration::from_millis(50));
+        assert_eq!(waiting.longest_from(later), None);
+        let short = waiting.begin();
+        assert_eq!(waiting.first_shorter_than(Duration::from_secs(60)), 0);
+        assert!(waiting.longest_from(later) < waiting.longest_from(0));
+        drop(short);
+        assert_eq!(waiting.longest_from(later), None);
+        assert!(waiting.longest().is_some());
     }
 
     #[test]

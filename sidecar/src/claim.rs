@@ -8,7 +8,7 @@ mod http2;
 
 use bytes::Bytes;
 
-use crate::detect::PREFACE;
+use crate::detect::{PREFACE, is_token};
 use crate::http1::Head;
 use http2::Http2Filter;
 
@@ -18,6 +18,14 @@ const CLIENT_ID: &str = "tulle-client-id";
 const CLAIM: &[u8] = CLIENT_ID.as_bytes();
 /// What the first line of every HTTP/1 request ends with.
 const VERSION: &[u8] = b"http/";
+/// What may stand in front of the first line: the address of a client, as a load balancer tells it (PROXY protocol, in
+/// text and in binary). Some servers take it from whoever sends it.
+const PROXY_TEXT: &[u8] = b"PROXY ";
+const PROXY_BINARY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Where in that its first byte is that does not stand in an empty line.
+const SIGNATURE_AT: usize = 4;
+/// Version, command, family, and the length of what follows.
+const PROXY_BINARY_HEADER: usize = 4;
 /// A first line that is longer is of no HTTP server (Go's reads the longest, 1 MiB).
 const MAX_LINE: usize = 1024 * 1024;
 
@@ -36,6 +44,8 @@ pub struct ForgedIdentityFilter {
     state: State,
     /// How many bytes of [`VERSION`] or [`CLAIM`] have matched.
     matched: usize,
+    /// How many bytes of [`PROXY_TEXT`] the first line begins with.
+    proxy: usize,
     /// How many bytes of HTTP/2's preface have matched: it may follow an HTTP/1 request that asks for `h2c`.
     preface: usize,
     /// What reads the connection behind that preface.
@@ -47,6 +57,12 @@ enum State {
     /// In front of the first line.
     #[default]
     Start,
+    /// After this many bytes of [`PROXY_BINARY`], which nothing else begins with.
+    Signature(usize),
+    /// In the header behind it: bytes so far, and the number that its last two are.
+    Header { read: usize, left: u16 },
+    /// In the addresses behind that, with so many bytes left.
+    Addresses(u16),
     /// In the first line, after this many bytes of it.
     Line(usize),
     /// Behind its version, if nothing else follows.
@@ -98,7 +114,17 @@ impl ForgedIdentityFilter {
         let state = self.state;
         Some(match state {
             State::Start if blank || byte == b'\n' => State::Start,
+            // Of the signature, what comes before are empty lines.
+            State::Start if byte == 0 => State::Signature(SIGNATURE_AT + 1),
             State::Start => self.line(byte, 0),
+            State::Signature(at) if PROXY_BINARY.get(at) != Some(&byte) => State::Other,
+            State::Signature(at) if at + 1 < PROXY_BINARY.len() => State::Signature(at + 1),
+            State::Signature(_) => State::Header { read: 0, left: 0 },
+            State::Header { read, left } => {
+                let (read, left) = (read + 1, left << 8 | u16::from(byte));
+                if read < PROXY_BINARY_HEADER { State::Header { read, left } } else { addresses(left) }
+            }
+            State::Addresses(left) => addresses(left.saturating_sub(1)),
             State::Line(length) => self.line(byte, length),
             State::Version(_) if byte == b'\n' => State::Name,
             State::Version(length) if blank || byte == b'.' || byte.is_ascii_digit() => {
@@ -122,6 +148,13 @@ impl ForgedIdentityFilter {
 
     /// Takes a byte of the first line.
     fn line(&mut self, byte: u8, length: usize) -> State {
+        if self.proxy == length && PROXY_TEXT.get(length) == Some(&byte) {
+            self.proxy += 1;
+        }
+        if byte == b'\n' && self.proxy == PROXY_TEXT.len() {
+            (self.proxy, self.matched) = (0, 0);
+            return State::Start;
+        }
         if byte == b'\n' || length >= MAX_LINE {
             return State::Other;
         }
@@ -136,23 +169,28 @@ impl ForgedIdentityFilter {
         State::Version(length + 1)
     }
 
-    /// Whether a byte goes on with a pattern; otherwise the match begins anew. Case does not matter, nor whether a
-    /// gateway interface would see `-` or `_` (RFC 3875 §4.1.18 makes one variable of both).
+    /// Whether a byte goes on with a pattern; otherwise the match begins anew. Case does not matter.
     fn matches(&mut self, byte: u8, pattern: &[u8]) -> bool {
-        let byte = if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        let goes_on = pattern.get(self.matched) == Some(&byte);
+        let goes_on = pattern.get(self.matched).is_some_and(|ours| is_same(byte, *ours));
         self.matched = if goes_on { self.matched + 1 } else { 0 };
         goes_on
     }
 }
 
-/// Whether a header's name is ours, for a server that makes one variable of `-` and `_`.
-fn is_claim(name: &[u8]) -> bool {
+/// Behind addresses of which so many bytes are left, the first line begins.
+fn addresses(left: u16) -> State {
+    if left == 0 { State::Start } else { State::Addresses(left) }
+}
+
+/// Whether a header's name is ours for some server.
+pub fn is_claim(name: &[u8]) -> bool {
     name.len() == CLAIM.len() && name.iter().zip(CLAIM).all(|(byte, ours)| is_same(*byte, *ours))
 }
 
+/// Gateway interfaces make one variable of `-` and `_` (RFC 3875 §4.1.18), and some (lighttpd) of every character that
+/// is neither letter nor digit.
 fn is_same(byte: u8, ours: u8) -> bool {
-    byte.eq_ignore_ascii_case(&ours) || (byte == b'_' && ours == b'-')
+    byte.eq_ignore_ascii_case(&ours) || (ours == b'-' && is_token(byte) && !byte.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]
@@ -179,6 +217,11 @@ mod tests {
         for claim in [
             &b"\r\nGET /x HTTP/1.1\r\nHost: a\r\ntulle-client-id: spiffe://x\r\n\r\n"[..],
             b"get / http/1.1\r\nTULLE_Client-ID: x\r\n\r\n",
+            b"get / http/1.1\r\ntulle.client-id: x\r\n\r\n",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 4444 80\r\nGET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
+            b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\n\n\n\n\n\n\n\n\n\n\n\nGET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
             b"ABCDEFGHIJKLMNOPQRS / HTTP/1.0\r\ntulle-client-id: x\r\n\r\n",
             b"GET HTTP://a/ HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: y\r\n tulle-client-id : x\r\n\r\n",
             b"get /hhttp/1.1/x hHTTP/1.1 \nhost: a\ntulle-client-id:x\n\n",
@@ -222,10 +265,14 @@ mod tests {
 
     #[test]
     fn a_name_is_ours_in_every_spelling_that_a_gateway_interface_makes_one_of() {
-        for name in ["tulle-client-id", "Tulle-Client-ID", "tulle_client_id", "TULLE_CLIENT-id"] {
+        for name in
+            ["tulle-client-id", "Tulle-Client-ID", "tulle_client_id", "TULLE_CLIENT-id", "tulle.client~id"]
+        {
             assert!(is_claim(name.as_bytes()), "{name}");
         }
-        for name in ["tulle-client", "tulle-client-idx", "xulle-client-id", "tulle.client.id"] {
+        for name in
+            ["tulle-client", "tulle-client-idx", "xulle-client-id", "tulle:client-id", "tullexclient-id"]
+        {
             assert!(!is_claim(name.as_bytes()), "{name}");
         }
     }
@@ -240,6 +287,9 @@ mod tests {
             b"get / HTTP/1.1\r\nx: tulle-client-id: y\r\ntulle-client-idx: y\r\ntulle-client\r\n-id: x\r\n",
             b"<13>1 - web - - - \"GET / HTTP/1.1\" 200\ntulle-client-id: x\n",
             b"{\"short_message\":\"GET / HTTP/1.1\",\"headers\":\"\\ntulle-client-id: x\"}\0",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 4444 80\r\nEHLO http/1.1\r\nx\r\n",
+            b"PROXYING x\r\nGET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
+            b"\r\n\r\n\0\r\nQUIX\nGET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n",
             b"agent okhttp/4.12 (linux)\ntulle-client-id: x\n",
             b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01",
         ] {

@@ -116,8 +116,8 @@ enum Next {
     Other,
 }
 
-/// A character of a token (RFC 9110 §5.6.2), as methods consist of.
-fn is_token(byte: u8) -> bool {
+/// A character of a token (RFC 9110 §5.6.2), as methods and the names of headers consist of.
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

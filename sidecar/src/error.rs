@@ -63,12 +63,11 @@ pub enum Failure {
 
 impl Failure {
     /// A connection to an upstream that could not be opened. What this pod lacks itself is not blamed on the
-    /// endpoint, and is logged with its cause.
+    /// endpoint.
     pub fn connecting(error: &io::Error) -> Self {
         // From errno(3): ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL (no free port), ENOBUFS.
         const LACKING: [i32; 5] = [12, 23, 24, 99, 105];
         if error.raw_os_error().is_some_and(|code| LACKING.contains(&code)) {
-            tracing::warn!(%error, "connecting failed for want of a resource of this pod");
             return Self::OursResources;
         }
         Self::UpstreamConnect

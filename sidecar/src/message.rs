@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use tulle_mesh::wire::frame::Code;
 
+use crate::claim::is_claim;
 pub use crate::error::PumpError;
 use crate::http1::conn::BodyError;
 use crate::http1::{Part, Reader, Writer, head};
@@ -36,7 +37,7 @@ impl Source<'_> {
     /// # Errors
     /// [`PumpError`] of the source.
     pub async fn next(&mut self) -> Result<Part, PumpError> {
-        match self {
+        let mut part = match self {
             Self::Http1(reader) => reader.part().await.map_err(|error| match error {
                 BodyError::Malformed(why) => PumpError::SourceMalformed(why),
                 BodyError::Gone => PumpError::SourceGone,
@@ -52,7 +53,12 @@ impl Source<'_> {
                 Event::Head(_) => Err(PumpError::SourceMalformed("a second head")),
             },
             Self::Http2(stream) => http2::next_part(stream).await,
+        };
+        if let Ok(Part::Trailers(lines)) = &mut part {
+            // Some servers make one of trailers and header.
+            lines.retain(|(name, _)| !is_claim(name));
         }
+        part
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! In: connections from anybody who reaches the pod. Out: one answer each. Strangers can neither keep descriptors nor
 //! keep kubelet out: a connection carries one request, its head has ten seconds, and beyond [`CONNECTIONS`] the oldest
-//! one is ended.
+//! one is ended, first among those that have not sent a request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,8 +42,11 @@ where
             continue;
         };
         let answer = answer.clone();
+        let asked = Arc::new(AtomicBool::new(false));
+        let asks = Arc::clone(&asked);
         let task = tokio::spawn(async move {
             let service = service_fn(move |request| {
+                asks.store(true, Ordering::Relaxed);
                 let answer = answer(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
@@ -50,25 +55,33 @@ where
             server.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let _ = timeout(limit, server.serve_connection(TokioIo::new(stream), service)).await;
         });
-        open.add(task.abort_handle());
+        open.add(Connection { task: task.abort_handle(), asked });
     }
+}
+
+/// A connection that is open.
+struct Connection {
+    task: AbortHandle,
+    /// It has sent a request: kubelet waits for the answer, which takes as long as the application's.
+    asked: Arc<AtomicBool>,
 }
 
 /// The connections that are open, the oldest first.
 #[derive(Default)]
-struct Open(VecDeque<AbortHandle>);
+struct Open(VecDeque<Connection>);
 
 impl Open {
-    /// Takes one more; beyond the limit the oldest is ended. Kubelet's are served within milliseconds, so the oldest is
-    /// a stranger's.
-    fn add(&mut self, connection: AbortHandle) {
+    /// Takes one more; beyond the limit the oldest is ended, of those without a request if there are any. Kubelet sends
+    /// its request at once, so the oldest of those is a stranger's.
+    fn add(&mut self, connection: Connection) {
         if self.0.len() >= CONNECTIONS {
-            self.0.retain(|open| !open.is_finished());
+            self.0.retain(|open| !open.task.is_finished());
         }
-        if self.0.len() >= CONNECTIONS
-            && let Some(oldest) = self.0.pop_front()
-        {
-            oldest.abort();
+        if self.0.len() >= CONNECTIONS {
+            let idle = self.0.iter().position(|open| !open.asked.load(Ordering::Relaxed));
+            if let Some(oldest) = self.0.remove(idle.unwrap_or(0)) {
+                oldest.task.abort();
+            }
         }
         self.0.push_back(connection);
     }
@@ -109,6 +122,23 @@ mod tests {
         let mut byte = [0];
         let first = timeout(Duration::from_secs(5), strangers[0].read(&mut byte)).await.unwrap();
         assert!(matches!(first, Ok(0) | Err(_)), "the oldest was ended");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_takes_long_is_answered_however_many_strangers_come() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(http(listener, IDLE_TIMEOUT, |_| async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Response::new(Full::new("here".into()))
+        }));
+        let probe = tokio::spawn(get(address));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut strangers = Vec::new();
+        for _ in 0..CONNECTIONS + 10 {
+            strangers.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(probe.await.unwrap().ends_with("here"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -69,7 +69,6 @@ pub fn start(testbed: &Testbed, programs: &Programs, namespace: (&str, &str)) ->
         ("TULLE_TOKEN_FILE", format!("{folder}/token")),
         ("TULLE_TRUST_FILE", format!("{folder}/roots.pem")),
         ("TULLE_LOG", "warn".to_owned()),
-        ("_RJEM_MALLOC_CONF", "narenas:2,dirty_decay_ms:5000,muzzy_decay_ms:5000,thp:never".to_owned()),
     ];
     let log = fs::File::options()
         .create(true)

@@ -264,7 +264,7 @@ fn spellings(kube: &Kube) -> Result<()> {
 for p in '/api/v4/projects/group%2Fproject?x=1' '/bucket/a//b.txt' '/files/%E2%82%AC.txt' '/docs/a;v=1/b' '/a%20b' '/v1/./x' '/administrator' '/x?y=/admin/z'; do
   got=$(curl -s -m 8 --path-as-is \"http://HOST$p\"); [ \"$got\" = \"$p\" ] || echo \"$p arrived as $got\"
 done
-for p in /admin /admin/ /admin/x //admin/x /%61dmin/x /x/../admin/y /./admin/y '/admin;a=b/x' /admin%2Fx /x%2F..%2Fadmin/y /%2561dmin/x '/admin%3Bx/y' '\\admin\\x' /%2e/admin/x; do
+for p in /admin /admin/ /admin/x //admin/x /%61dmin/x /x/../admin/y /./admin/y '/admin;a=b/x' /admin%2Fx /x%2F..%2Fadmin/y /%2561dmin/x '/admin%3Bx/y' /%2e/admin/x; do
   got=$(curl -s -m 8 -o /dev/null -w '%{http_code}' --path-as-is \"http://HOST$p\"); [ \"$got\" = 403 ] || echo \"$p was answered $got\"
 done"
         .replace("HOST", "app.t-spellings.svc.cluster.local");

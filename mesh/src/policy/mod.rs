@@ -2,6 +2,9 @@
 //!
 //! A deny matches when it *may* match, an allow only when it *surely* matches:
 //! - A rule that needs HTTP (methods, paths) denies on an opaque connection and never allows one.
+//! - CONNECT asks for a tunnel whose content nobody knows. To a deny it is an opaque connection: a server that
+//!   is not a proxy and answers every method with 200 (a handler of Go) reads the bytes behind it as more requests.
+//!   An allow takes it for the request that it is.
 //! - A denied path matches when any reading of the request's path does, an allowed one when all do
 //!   ([`crate::canonical::readings()`]). A slash at the end makes no difference to a deny.
 //! - Methods are compared without case by a deny, because many applications do so, and exactly by an allow.
@@ -17,6 +20,9 @@ use crate::proto;
 mod glob;
 
 pub use glob::Glob;
+
+/// The method that asks for a tunnel. Methods are case-sensitive, and no server opens one for `connect`.
+const TUNNEL: &str = "CONNECT";
 
 /// What is known about a request, or about a connection whose content is opaque.
 #[derive(Clone, Copy)]
@@ -244,7 +250,7 @@ impl Operation {
         if !self.port_matches(subject) {
             return false;
         }
-        let Some(http) = subject.http else { return true };
+        let Some(http) = subject.http.filter(|http| http.method != TUNNEL) else { return true };
         (self.methods.is_empty() || self.methods.iter().any(|m| m.eq_ignore_ascii_case(http.method)))
             && (self.paths.is_empty() || self.may_match_path((http.readings)()))
     }

@@ -100,6 +100,19 @@ fn a_method_is_denied_in_any_case_and_allowed_as_it_is_written() {
 }
 
 #[test]
+fn a_tunnel_is_denied_by_every_rule_that_its_content_may_break_and_allowed_by_its_own_method() {
+    let method = |method: &str| to(proto::Operation { methods: vec![method.into()], ..Default::default() });
+    let connect = |access: Access| request(&access, "CONNECT", "web:443");
+    assert_eq!(connect(access(None, path("/admin/**"))).reason, Reason::DenyRule(0));
+    assert_eq!(connect(access(None, method("DELETE"))).reason, Reason::DenyRule(0));
+    let elsewhere = proto::Operation { paths: vec!["/a".into()], ports: vec![9], ..Default::default() };
+    assert!(connect(access(None, to(elsewhere))).allowed, "another port");
+    assert!(connect(access(Some(method("CONNECT")), vec![])).allowed);
+    assert!(!connect(access(Some(method("GET")), vec![])).allowed);
+    assert!(!connect(access(Some(path("/public/**")), vec![])).allowed);
+}
+
+#[test]
 fn a_path_is_read_only_for_a_rule_whose_other_conditions_hold() {
     let read = Cell::new(0);
     let found = readings("/admin/x");

@@ -43,6 +43,16 @@ impl Answer<'_> {
         }
     }
 
+    /// Breaks off whatever is under way to a client that a new rule forbids.
+    pub(crate) fn break_off(&mut self) {
+        match self {
+            Self::Http1(writer) => writer.abort(),
+            Self::Mesh(sender, _) => sender.reset(Code::Denied),
+            Self::Http2(respond, None) => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            Self::Http2(_, Some(stream)) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+        }
+    }
+
     /// Passes an interim head on.
     pub(super) async fn interim(&mut self, head: &Head) -> Result<(), PumpError> {
         if let Self::Http2(respond, _) = self {

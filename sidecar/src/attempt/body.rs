@@ -1,7 +1,10 @@
 //! The body of a request on its way to a server, kept while it may have to be sent again.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
+use tokio::time::{Instant, timeout};
 use tulle_mesh::wire::STREAM_CREDIT;
 
 use crate::error::Failure;
@@ -10,8 +13,15 @@ use crate::message::{PumpError, Sink, Source};
 
 /// A piece of a body from this size on is held as it was read, with the buffer around it.
 const WORTH_HOLDING: usize = 4 * 1024;
+/// A server that has read the head of a request has most likely read so much of its body with it, if it was there.
+const ONE_READ: usize = 2 * 1024;
 /// What is gathered of a body in chunks that belongs to a request for a tunnel.
 const MAX_GATHERED: usize = 64 * 1024;
+
+/// How long what is left of a body is read and dropped, at most.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A client that has sent nothing for this long has seen the answer, or waits for leave to send (100).
+const DISCARD_PAUSE: Duration = Duration::from_millis(200);
 
 /// A request's body.
 pub struct RequestBody<'a> {
@@ -21,6 +31,8 @@ pub struct RequestBody<'a> {
     kept: Kept,
     trailers: Option<Vec<(Bytes, Bytes)>>,
     ended: bool,
+    /// In the last attempt the head went ahead of some of the body.
+    parted: bool,
     /// Of a request for a tunnel: what of the body is still to come on a stream that goes on behind it.
     left: Option<u64>,
     /// What came on that stream behind the body: the tunnel's first bytes.
@@ -52,6 +64,7 @@ impl<'a> RequestBody<'a> {
             kept: Kept::default(),
             trailers: None,
             ended: matches!(framing, Framing::None | Framing::Length(0)),
+            parted: false,
             left,
             beyond: Bytes::new(),
         }
@@ -60,6 +73,12 @@ impl<'a> RequestBody<'a> {
     /// Whether the whole of what was read is still here.
     pub fn is_replayable(&self) -> bool {
         self.kept.is_whole()
+    }
+
+    /// Whether a server that has not read all of the request has read nothing of it: it was short, and sent in one
+    /// piece. An application may act on a head whose body it never reads.
+    pub fn is_read_at_once(&self) -> bool {
+        self.ended && !self.parted && self.kept.bytes <= ONE_READ
     }
 
     /// Whether the client's side was read to its end.
@@ -100,6 +119,7 @@ impl<'a> RequestBody<'a> {
         last: bool,
     ) -> Result<(), PumpError> {
         self.kept.settle();
+        self.parted = false;
         let mut at = 0;
         while let Some(bytes) = self.kept.piece(at) {
             at += 1;
@@ -110,6 +130,7 @@ impl<'a> RequestBody<'a> {
             let part = match self.next().now_or_never() {
                 Some(part) => part?,
                 None => {
+                    self.parted = true;
                     sink.flush().await?;
                     self.next().await?
                 }
@@ -125,6 +146,17 @@ impl<'a> RequestBody<'a> {
             }
         }
         if last { sink.end(self.trailers.clone()).await } else { sink.flush().await }
+    }
+
+    /// Reads and drops for a moment what an HTTP/1 client still sends of a body that nobody wants: if we closed
+    /// with bytes unread, a reset would overtake the answer (RFC 9112 §9.6).
+    pub(crate) async fn discard(&mut self) {
+        let Some(Source::Http1(reader)) = self.source.as_mut().filter(|_| !self.ended) else { return };
+        let until = Instant::now() + DISCARD_TIMEOUT;
+        while Instant::now() < until
+            && matches!(timeout(DISCARD_PAUSE, reader.part()).await, Ok(Ok(part)) if part != Part::End)
+        {
+        }
     }
 
     /// The client's side of the tunnel that begins behind the body: bytes that have come already, and where the

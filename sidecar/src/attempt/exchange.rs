@@ -7,6 +7,7 @@ use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
 use super::End;
+use crate::app_waiting::Guard;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Start, Writer};
 use crate::http2::{self, Answered};
@@ -25,6 +26,8 @@ pub struct Exchange {
     pub reused: bool,
     /// The place on a connection that several requests share.
     pub place: Option<Place>,
+    /// Held until the server answers: it may not have accepted the connection.
+    pub waiting: Option<Guard>,
 }
 
 /// Where a request goes.
@@ -51,7 +54,13 @@ pub enum UpSource {
 /// `reused`: see [`Exchange::reused`].
 pub fn http1_exchange(reader: Reader, mut writer: Writer, head: &Head, reused: bool) -> Exchange {
     writer.head(head, false);
-    Exchange { sink: UpSink::Http1(writer), source: UpSource::Http1(reader), reused, place: None }
+    Exchange {
+        sink: UpSink::Http1(writer),
+        source: UpSource::Http1(reader),
+        reused,
+        place: None,
+        waiting: None,
+    }
 }
 
 /// An exchange on a connection to an HTTP/2 server, which is opened within `limit` if there is none.
@@ -74,6 +83,7 @@ pub async fn http2_exchange(
         source: UpSource::Http2(Some(answer), None),
         reused,
         place: Some(place),
+        waiting: None,
     })
 }
 
@@ -141,6 +151,10 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool
             let end = !head.upgrade && receiver.take_end();
             if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
                 head.framing = Framing::Length(0);
+            }
+            if end && matches!(head.framing, Framing::Length(1..)) {
+                // The client would take the next answer for its body.
+                return Err(End::Final(Failure::UpstreamBadResponse("a head whose body is missing")));
             }
             Ok((head, end))
         }

@@ -35,6 +35,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep_until};
+use tulle_mesh::wire::frame::Code;
 
 use crate::call::{Call, Ended};
 use crate::error::{Failure, PumpError};
@@ -46,6 +47,8 @@ use crate::message;
 pub struct AttemptPolicy {
     /// When the answer's head must have arrived; `None`: whenever it comes.
     pub deadline: Option<Instant>,
+    /// What a client sends behind a CONNECT must not name a client to the application.
+    pub refuses_claims: bool,
 }
 
 /// How an attempt ended.
@@ -82,24 +85,27 @@ pub struct Attempt {
     pub bytes: (u64, u64),
     /// A connection to an HTTP/1 server that has ended its exchange cleanly.
     pub idle: Option<(Reader, Writer)>,
+    /// To the server that connection may stand for this client: it carries no request of another one.
+    pub bound: bool,
     /// The client's connection has ended its exchange cleanly too, and may carry another request.
     pub client_reusable: bool,
 }
 
 impl End {
     /// Whether the request may be sent once more, elsewhere or on a fresh connection. What no application has
-    /// read to its end may be, whatever its method; what one may have carried out only if its method allows it
-    /// to be carried out twice (RFC 9110 §9.2.2). The body must still be here as a whole.
+    /// read may be, whatever its method; what one may have carried out only if its method allows it to be carried
+    /// out twice (RFC 9110 §9.2.2). An application that has read a head may have acted on it, and failed before it
+    /// came to the body. The body must still be here as a whole.
     pub fn may_repeat(&self, call: &Call<'_>) -> bool {
+        let is_idempotent = || {
+            let method = call.head.request_line().0;
+            matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE") && !call.head.upgrade
+        };
         call.body.is_replayable()
             && match self {
-                Self::NotProcessed(_) | Self::Unread(_) => true,
-                Self::Unanswered(_) => {
-                    let method = call.head.request_line().0;
-                    let idempotent =
-                        matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
-                    idempotent && !call.head.upgrade
-                }
+                Self::NotProcessed(_) => true,
+                Self::Unread(_) => call.body.is_read_at_once() || is_idempotent(),
+                Self::Unanswered(_) => is_idempotent(),
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
             }
     }
@@ -129,9 +135,10 @@ impl Attempt {
 
 /// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
 pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy) -> Attempt {
-    let Exchange { mut sink, mut source, place: _place, .. } = exchange;
+    let Exchange { mut sink, mut source, place: _place, waiting, .. } = exchange;
     let Call { head: request, body, answer, .. } = call;
     let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
+    attempt.bound = binds(request);
     let mut sent = 0;
     let mut clean = false;
     let mut granted = None;
@@ -140,6 +147,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
         let mut uploaded = None;
         let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
+        // The answer itself may take for ever, and says that the connection was accepted.
+        drop(waiting);
         let upload = async {
             match uploaded {
                 Some(done) => done,
@@ -165,7 +174,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     attempt.bytes.0 = sent;
     if let Some(head) = granted {
         // Few requests become tunnels: theirs is not a part of every request's future.
-        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, &mut attempt)).await;
+        let screens = policy.refuses_claims && request.is_connect();
+        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, screens, &mut attempt)).await;
         return attempt;
     }
     // A request that was not sent to its end leaves a server that waits for the rest: never reused.
@@ -191,6 +201,7 @@ impl Attempt {
             grpc_status: None,
             bytes: (0, 0),
             idle: None,
+            bound: false,
             client_reusable: false,
         }
     }
@@ -201,6 +212,7 @@ impl Attempt {
         self.head_at = Some(Instant::now());
         self.status = Some(head.status());
         self.grpc_status = grpc_status(&head.headers);
+        self.bound |= matches!(head.status(), 401 | 407) && binds(head);
     }
 }
 
@@ -209,6 +221,8 @@ struct Heard {
     head: Head,
     /// There is nothing behind it.
     end: bool,
+    /// It has come before the whole request was sent, and says that the rest is not wanted.
+    early: bool,
     /// A tunnel is behind it.
     tunnel: bool,
 }
@@ -224,6 +238,8 @@ async fn await_head(
     policy: &AttemptPolicy,
 ) -> Result<Heard, End> {
     let mut expired = pin!(until(policy.deadline));
+    // Whether the client sends its body unasked, or has been asked for it.
+    let mut wanted = !request.expects_continue;
     loop {
         tokio::select! {
             biased;
@@ -239,11 +255,15 @@ async fn await_head(
                 if !matches!(head.status(), 100 | 102..200) {
                     let opens_tunnel = head.opens_tunnel(request);
                     return match opens_tunnel {
-                        Ok(tunnel) => Ok(Heard { head, end, tunnel }),
+                        Ok(tunnel) => {
+                            let early = uploaded.is_none() && (!wanted || head.status() >= 300);
+                            Ok(Heard { head, end, early, tunnel })
+                        }
                         Err(error) => Err(End::Final(Failure::UpstreamBadResponse(error.0))),
                     };
                 }
                 // An interim answer; the final one follows.
+                wanted |= head.status() == 100;
                 if !request.http10 && answer.interim(&head).await.is_err() {
                     return Err(End::Client(Failure::ClientGone));
                 }
@@ -270,11 +290,13 @@ async fn deliver(
     answer: &mut Answer<'_>,
     attempt: &mut Attempt,
 ) -> bool {
-    let Heard { mut head, end, .. } = heard;
+    let Heard { mut head, end, early, .. } = heard;
     if !end {
         answer.reframe(&mut head, request);
     }
-    let keep = request.keep_alive && head.framing != Framing::UntilClose;
+    // After an early answer nobody can say whether the client's next bytes are the rest of the body or another
+    // request (RFC 9110 §10.1.1): the client is told that there is no next request.
+    let keep = request.keep_alive && head.framing != Framing::UntilClose && !early;
     let bodiless = end || head.framing == Framing::None;
     match answer.head_with(&head, bodiless, !keep) {
         Ok(()) => {}
@@ -324,6 +346,8 @@ async fn finish(
             return uploaded;
         }
         Err(PumpError::SinkGone) => Failure::ClientGone,
+        // A rule that came meanwhile: it says nothing of the server.
+        Err(PumpError::SourceReset(Code::Denied)) => Failure::PolicyDenied,
         Err(PumpError::SourceMalformed(why) | PumpError::SinkRefused(why)) => {
             Failure::UpstreamBadResponse(why)
         }
@@ -348,6 +372,20 @@ async fn download(
     let to = answer.sink(head)?;
     let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
     Ok((moved, grpc))
+}
+
+/// Whether a head belongs to an authentication that holds for a connection instead of a request (NTLM, and Negotiate as
+/// many servers implement it; RFC 4559 §6).
+fn binds(head: &Head) -> bool {
+    const FIELDS: [&str; 4] =
+        ["authorization", "www-authenticate", "proxy-authorization", "proxy-authenticate"];
+    let begins = |value: &[u8], scheme: &[u8]| {
+        value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    head.headers.iter().any(|(name, value)| {
+        (begins(value, b"NTLM") || begins(value, b"Negotiate"))
+            && FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes()))
+    })
 }
 
 fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {

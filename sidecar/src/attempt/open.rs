@@ -53,7 +53,13 @@ pub async fn open(
     fields.encode(&mut block);
     head.write(&mut block, false);
     let (sender, receiver) = worker.mesh.open(address, identity, &block, is_bodiless(head), to.limit).await?;
-    Ok(Exchange { sink: UpSink::Mesh(sender), source: UpSource::Mesh(receiver), reused: false, place: None })
+    Ok(Exchange {
+        sink: UpSink::Mesh(sender),
+        source: UpSource::Mesh(receiver),
+        reused: false,
+        place: None,
+        waiting: None,
+    })
 }
 
 /// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.

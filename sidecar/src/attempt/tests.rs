@@ -52,7 +52,7 @@ async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
 }
 
 /// Waits for as long as it takes.
-const ANY: AttemptPolicy = AttemptPolicy { deadline: None };
+const ANY: AttemptPolicy = AttemptPolicy { deadline: None, refuses_claims: false };
 
 #[tokio::test]
 async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
@@ -90,7 +90,7 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
             let mut room = [0; 16 * 1024];
             while matches!(timeout(Duration::from_millis(50), far.read(&mut room)).await, Ok(Ok(1..))) {}
         };
-        let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(150)) };
+        let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(150)), ..ANY };
         let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), reads);
         assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
         let seen: Vec<bool> = ends.iter().map(|end| end.may_repeat(&call)).collect();
@@ -100,12 +100,43 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
 }
 
 #[tokio::test]
+async fn a_request_of_which_the_head_alone_may_have_been_read_is_repeated_only_if_its_method_allows_it() {
+    let unread = End::Unread(Failure::UpstreamReset);
+    for (method, length, parted, repeats) in [
+        ("POST", 2, false, true),
+        ("POST", 2, true, false),
+        ("PUT", 2, true, true),
+        ("POST", 8000, false, false),
+        ("PUT", 8000, false, true),
+    ] {
+        let head = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        let body = "x".repeat(length);
+        let first = if parted { head } else { head + &body };
+        let (mut asking, mut reader, mut writer, head) = client(first.as_bytes()).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let closes = async move {
+            read_until(&mut far, b"\r\n\r\n").await;
+            if parted {
+                asking.write_all(body.as_bytes()).await.unwrap();
+            }
+            read_until(&mut far, body.as_bytes()).await;
+            drop(far);
+            asking
+        };
+        let (attempt, _asking) = tokio::join!(run(&mut call, exchange, &ANY), closes);
+        assert_eq!(attempt.end, End::Unanswered(Failure::UpstreamReset));
+        assert_eq!(unread.may_repeat(&call), repeats, "{method}, {length} bytes, {parted}");
+    }
+}
+
+#[tokio::test]
 async fn a_deadline_that_passes_loses_nothing_of_the_request() {
     let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
     let (mut asking, mut reader, mut writer, head) = client(sent).await;
     let mut call = Call::http1(head, &mut reader, &mut writer);
     let (_silent, exchange) = server(&call).await;
-    let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(20)) };
+    let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(20)), ..ANY };
     let attempt = run(&mut call, exchange, &policy).await;
     assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
     let (mut far, exchange) = server(&call).await;
@@ -150,6 +181,47 @@ async fn an_upgrade_sends_its_body_first_and_then_bytes_both_ways() {
     assert!(request.to_lowercase().contains("upgrade: tcp\r\n"), "{request}");
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(101)), (6, 14)));
+}
+
+#[tokio::test]
+async fn a_request_behind_a_connect_does_not_name_its_client_to_a_server_that_is_no_proxy() {
+    for (refuses_claims, passes) in [(true, false), (false, true)] {
+        let sent = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\
+            GET /x HTTP/1.1\r\nHost: a\r\ntulle-client-id: spiffe://forged\r\n\r\n";
+        let (mut asking, mut reader, mut writer, head) = client(sent).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let answers = async move {
+            read_until(&mut far, b"\r\n\r\n").await;
+            far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            let mut rest = Vec::new();
+            let _ = far.read_to_end(&mut rest).await;
+            rest
+        };
+        asking.shutdown().await.unwrap();
+        let policy = AttemptPolicy { refuses_claims, ..ANY };
+        let (attempt, rest) = tokio::join!(run(&mut call, exchange, &policy), answers);
+        assert_eq!(rest.ends_with(b"forged\r\n\r\n"), passes, "{}", String::from_utf8_lossy(&rest));
+        assert!(passes || rest.is_empty());
+        let refused = matches!(attempt.end, End::Delivered(Err(Failure::ClientBadRequest(_))));
+        assert_eq!(refused, !passes, "{:?}", attempt.end);
+    }
+}
+
+#[tokio::test]
+async fn trailers_name_no_client_to_the_server() {
+    let sent = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+        0\r\nTulle_Client-Id: spiffe://forged\r\nX-Sum: 7\r\n\r\n";
+    let (_client, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let answers = async {
+        let request = read_until(&mut far, b"7\r\n\r\n").await;
+        far.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        request
+    };
+    let (_, request) = tokio::join!(run(&mut call, exchange, &ANY), answers);
+    assert!(!request.contains("forged"), "{request}");
 }
 
 #[tokio::test]

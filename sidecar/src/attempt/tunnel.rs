@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::body::RequestBody;
 use super::exchange::{UpSink, UpSource};
 use super::{Attempt, End};
+use crate::claim::ForgedIdentityFilter;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
@@ -71,9 +72,11 @@ pub async fn join(
                 Either::Right((broken, _)) => (None, Some(broken)),
             }
         };
+        // First, so that nothing passes of a connection that was forbidden while it was being opened.
         tokio::select! {
-            ends = both => ends,
+            biased;
             () = stop => (None, None),
+            ends = both => ends,
         }
     };
     // A way that has ended properly keeps what is still on it.
@@ -119,12 +122,14 @@ pub async fn splice(
 }
 
 /// Carries a tunnel that the server has agreed to with this head, after the request's body has been sent to its
-/// end. Adds its bytes to the attempt's.
+/// end. Adds its bytes to the attempt's. `screens`: HTTP that names a client to the application breaks it off. A
+/// server that answers CONNECT with 200 may be no proxy, and read the bytes behind it as more requests.
 pub(super) async fn upgraded(
     head: &Head,
     body: &mut RequestBody<'_>,
     (mut sink, mut source): (UpSink, UpSource),
     answer: &mut Answer<'_>,
+    screens: bool,
     attempt: &mut Attempt,
 ) {
     if answer.head_with(head, false, false).is_err() || answer.flush().await.is_err() {
@@ -139,8 +144,13 @@ pub(super) async fn upgraded(
         attempt.end = End::Delivered(Err(Failure::UpstreamReset));
         return;
     }
+    let mut filter = screens.then(ForgedIdentityFilter::default);
+    let admit = |bytes: &[u8]| filter.as_mut().is_none_or(|filter| filter.admit(bytes));
     let ways = ((from_client, to_server), (from_server, to_client));
-    let (up, down) = tunnel(ways.0, ways.1, |_| true, pending()).await;
-    attempt.bytes.0 += early + up;
-    attempt.bytes.1 += down;
+    let joined = join(ways.0, ways.1, admit, || {}, pending()).await;
+    if let Some(Err(PumpError::SourceMalformed(why))) = joined.from_client {
+        attempt.end = End::Delivered(Err(Failure::ClientBadRequest(why)));
+    }
+    attempt.bytes.0 += early + joined.bytes.0;
+    attempt.bytes.1 += joined.bytes.1;
 }

@@ -188,6 +188,18 @@ fn share_of(split: &[(Arc<str>, u32)], revision: &str) -> Option<usize> {
     own.or_else(|| named(""))
 }
 
+impl State {
+    /// Whether an endpoint may be chosen at all: where there are shares, those of one that is not nought, and of the
+    /// approved version, see [`Candidates::choose_share`].
+    fn may_serve(&self, slot: &Slot) -> bool {
+        let has_share = |share: usize| {
+            let found = self.split.get(share);
+            found.is_some_and(|(name, weight)| *weight > 0 || (share == 0 && !name.is_empty()))
+        };
+        self.split.is_empty() || slot.share.is_some_and(has_share)
+    }
+}
+
 impl Slot {
     fn upstream(&self) -> &Rc<Upstream> {
         &self.upstream
@@ -225,7 +237,8 @@ impl<'a> Known<'a> {
 struct Candidates<'a> {
     state: &'a State,
     tried: &'a Tried,
-    /// None that is left is ready. As kube-proxy: endpoints that terminate serve on while there is no other.
+    /// None that is left and may serve is ready. As kube-proxy: endpoints that terminate serve on while there is no
+    /// other. A version without a share is none.
     terminating: bool,
     /// Only those of this share.
     share: Option<usize>,
@@ -234,7 +247,11 @@ struct Candidates<'a> {
 impl<'a> Candidates<'a> {
     fn usable(state: &'a State, tried: &'a Tried) -> Self {
         let ready = Self { state, tried, terminating: false, share: None };
-        if ready.iter().next().is_some() { ready } else { Self { terminating: true, ..ready } }
+        if ready.iter().any(|slot| state.may_serve(slot)) {
+            ready
+        } else {
+            Self { terminating: true, ..ready }
+        }
     }
 
     fn of_share(self, share: usize) -> Self {

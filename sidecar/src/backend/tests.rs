@@ -96,6 +96,16 @@ fn terminating_endpoints_serve_only_while_there_is_no_other() {
 }
 
 #[test]
+fn terminating_endpoints_serve_while_only_versions_without_a_share_are_ready() {
+    for (revision, shares) in [("new", &[("old", 1000), ("new", 0)][..]), ("stray", &[("old", 1000)])] {
+        let balancer = balancer(vec![endpoint(1, "old", true), endpoint(2, revision, false)], shares);
+        assert_eq!(pick(&balancer).endpoint.address.port(), 1);
+        assert!(balancer.has_other(endpoint(2, "", false).address));
+        assert!(!balancer.has_other(endpoint(1, "", false).address));
+    }
+}
+
+#[test]
 fn one_port_is_counted_by_what_each_connection_speaks() {
     let telemetry = Telemetry::default();
     let one = pick(&balancer(vec![endpoint(1, "a", false)], &[]));

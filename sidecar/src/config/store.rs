@@ -107,7 +107,7 @@ impl ConfigStore {
             ResourceType::Access => self.section(|all| all.access.refuse()),
             ResourceType::Route => {
                 if let Ok(address) = name.name.parse() {
-                    self.table().refuse_route(address);
+                    self.change(|table| table.refuse_route(address));
                 }
             }
             _ => {}

@@ -109,11 +109,14 @@ impl Table {
         }
     }
 
-    /// An address leads to something that this sidecar refused.
-    pub(super) fn refuse_route(&self, address: SocketAddr) {
-        if let Some(found) = self.addresses.get(&address) {
-            found.entry.refuse();
-        }
+    /// An address leads to something that this sidecar refused. The last good route stays, and so must its endpoints:
+    /// the operator has ended its own subscription to them with the route that it sent.
+    pub(super) fn refuse_route(&mut self, address: SocketAddr) {
+        let Some(found) = self.addresses.get(&address) else { return };
+        found.entry.refuse();
+        let named = [found.endpoints.as_ref(), found.waiting.as_ref().map(|route| &route.endpoints)];
+        let named = named.into_iter().flatten().cloned();
+        self.wishes.extend(named.map(|name| Wanted::Subscribe(Name::Endpoints(name))));
     }
 
     /// Takes endpoints over. They may come before the route that names them.

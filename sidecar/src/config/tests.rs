@@ -139,6 +139,22 @@ async fn addresses_of_one_service_share_its_endpoints_until_the_last_of_them_goe
 }
 
 #[tokio::test(start_paused = true)]
+async fn endpoints_of_a_route_whose_next_version_is_refused_are_asked_for_again() {
+    let (store, mut wanted) = connected();
+    let entry = dial(&store, address(1)).await;
+    store.set_route(address(1), service("shop/a:80"));
+    store.set_endpoints(&"shop/a:80".into(), endpoints(&[1]));
+    store.set_route(address(1), service("shop/b:80"));
+    all(&mut wanted);
+    // The operator keeps only those of the refused one current.
+    store.refuse(&of(ResourceType::Route, &address(1).to_string()));
+    let named = |name: &str| Wanted::Subscribe(Name::Endpoints(name.into()));
+    assert_eq!(all(&mut wanted), [named("shop/a:80"), named("shop/b:80")]);
+    store.set_endpoints(&"shop/a:80".into(), endpoints(&[2]));
+    assert_eq!(ports(&entry), Some(vec![2]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn endpoints_that_come_before_their_route_are_used_and_those_that_nobody_names_are_dropped() {
     let (store, mut wanted) = connected();
     let entry = dial(&store, address(1)).await;

@@ -35,6 +35,11 @@ const MAX_DISCARDED: usize = 1024 * 1024;
 const DISCARD_PAUSE: Duration = Duration::from_millis(50);
 /// The longest time that is spent on it.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// A client that was answered before it had sent everything may go on sending for this long, and be silent for
+/// [`LINGER_PAUSE`] meanwhile. As nginx: `lingering_time`, `lingering_timeout`.
+const LINGER: Duration = Duration::from_secs(30);
+/// See [`LINGER`].
+const LINGER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Reads messages.
 #[derive(Debug)]
@@ -45,6 +50,10 @@ pub struct Reader {
     scan: Scan,
     decoder: Decoder,
     reusable: bool,
+    /// Whether a response was read.
+    answered: bool,
+    /// The connection has failed in another way than by a reset of the peer: nobody has answered for too long, say.
+    network_failed: bool,
     room: usize,
     /// Whether a request was read whose answer has not begun; the writer's half looks at it.
     unanswered: Arc<AtomicBool>,
@@ -60,10 +69,23 @@ pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
         scan: Scan::default(),
         decoder: Decoder::new(Framing::None),
         reusable: true,
+        answered: false,
+        network_failed: false,
         room: READ_ROOM,
         unanswered: Arc::clone(&unanswered),
     };
     (reader, Writer::new(output, unanswered))
+}
+
+/// Closes the connection of a client after its last answer. One that is still sending may read its answer only
+/// when it has sent everything: what it sends is read and dropped, since closing with bytes unread would make
+/// the kernel reset the connection and the client lose the answer (RFC 9112 §9.6).
+pub async fn close(mut reader: Reader, writer: Writer) {
+    if writer.is_open() && !(reader.is_done() && reader.buffer.is_empty()) {
+        // Its answer ends here.
+        drop(writer);
+        reader.discard(usize::MAX, LINGER_PAUSE, LINGER).await;
+    }
 }
 
 impl Reader {
@@ -73,19 +95,27 @@ impl Reader {
     /// # Errors
     /// [`Failure::ClientBadRequest`], [`Failure::ClientHeadTooLong`], [`Failure::ClientGone`] or a time-out.
     pub async fn request(&mut self) -> Result<Option<Head>, Failure> {
-        if self.buffer.is_empty() && self.fill().await.unwrap_or(0) == 0 {
-            return Ok(None);
-        }
-        let head = match self.parsed_request() {
-            // Few heads arrive in pieces: the others pay for no timer.
-            Ok(None) => match timeout(HEAD_TIMEOUT, self.rest_of_request()).await {
-                Ok(head) => head,
-                Err(_) => Err(Failure::Timeout("the request's head")),
-            },
-            parsed => parsed,
+        let head = loop {
+            if self.buffer.is_empty() && self.fill().await.unwrap_or(0) == 0 {
+                return Ok(None);
+            }
+            match self.parsed_request() {
+                // An empty line, as old clients send behind a body: a head has not begun.
+                Ok(None) if self.buffer.is_empty() => {}
+                // Few heads arrive in pieces: the others pay for no timer.
+                Ok(None) => match timeout(HEAD_TIMEOUT, self.rest_of_request()).await {
+                    Ok(head) => break head,
+                    Err(_) => break Err(Failure::Timeout("the request's head")),
+                },
+                parsed => break parsed,
+            }
         };
+        if head.is_err() {
+            // Whatever follows is not a request.
+            self.unframe();
+        }
         if matches!(head, Err(Failure::ClientHeadTooLong)) {
-            self.discard().await;
+            self.discard(MAX_DISCARDED, DISCARD_PAUSE, DISCARD_TIMEOUT).await;
         }
         let Some(head) = head? else { return Ok(None) };
         self.decoder = Decoder::new(head.framing);
@@ -117,13 +147,13 @@ impl Reader {
         }
     }
 
-    /// Reads and drops what a client still sends of a head that is too long.
-    async fn discard(&mut self) {
-        let until = Instant::now() + DISCARD_TIMEOUT;
+    /// Reads and drops what a client still sends.
+    async fn discard(&mut self, most: usize, pause: Duration, limit: Duration) {
+        let until = Instant::now() + limit;
         let mut discarded = self.buffer.len();
         self.buffer.clear();
-        while discarded < MAX_DISCARDED && Instant::now() < until {
-            match timeout(DISCARD_PAUSE, self.fill()).await {
+        while discarded < most && Instant::now() < until {
+            match timeout(pause, self.fill()).await {
                 Ok(Ok(read)) if read > 0 => discarded += read,
                 _ => return,
             }
@@ -143,6 +173,7 @@ impl Reader {
                     let framing = if head.upgrade { Framing::UntilClose } else { head.framing };
                     self.decoder = Decoder::new(framing);
                     self.reusable = head.keep_alive;
+                    self.answered = true;
                     if self.decoder.is_done() {
                         self.release();
                     }
@@ -151,8 +182,13 @@ impl Reader {
                 Ok(None) => {}
                 Err(error) => return Err(Failure::UpstreamBadResponse(error.0)),
             }
-            if self.fill().await.map_err(|_| Failure::UpstreamReset)? == 0 {
-                return Err(Failure::UpstreamReset);
+            match self.fill().await {
+                Ok(1..) => {}
+                Ok(0) => return Err(Failure::UpstreamReset),
+                Err(error) => {
+                    self.network_failed = !is_reset(&error);
+                    return Err(Failure::UpstreamReset);
+                }
             }
         }
     }
@@ -207,8 +243,12 @@ impl Reader {
     /// closes a connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does): since bytes
     /// arrive in order, it has not read the end of what was sent. One that has read everything and then
     /// closes ends the connection properly. Many say that they send no more before they close: the reset
-    /// then comes a moment after the end.
+    /// then comes a moment after the end. A connection that our own kernel has given up (its peer's node is
+    /// dead) looks the same to `getpeername`, but says nothing of what was read.
     pub async fn was_reset(&self) -> bool {
+        if self.network_failed {
+            return false;
+        }
         for wait in [0, 1, 4, 15, 30].map(Duration::from_millis) {
             tokio::time::sleep(wait).await;
             if self.buffer.is_empty() && self.io.peer_addr().is_err() {
@@ -226,6 +266,11 @@ impl Reader {
     /// Whether the last head let the connection be used again.
     pub fn is_reusable(&self) -> bool {
         self.reusable && self.buffer.is_empty()
+    }
+
+    /// Whether the server has ever answered on this connection. If not, it may not even have accepted it.
+    pub fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// Gives the buffer's memory back if nothing is in it: most connections wait most of the time.
@@ -269,6 +314,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// Whether an error is that of a reset by the peer; Linux reports it as a broken pipe behind the peer's end.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -319,6 +369,29 @@ mod tests {
         let _ = writer.flush().await;
         assert!(reader.response(b"POST").await.is_err());
         assert!(reader.was_reset().await);
+    }
+
+    #[test]
+    fn a_connection_that_the_network_has_ended_was_not_reset_by_its_peer() {
+        // ECONNRESET, EPIPE; ETIMEDOUT, EHOSTUNREACH.
+        for (code, reset) in [(104, true), (32, true), (110, false), (113, false)] {
+            assert_eq!(is_reset(&io::Error::from_raw_os_error(code)), reset, "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_line_does_not_begin_a_head_that_is_waited_for() {
+        let (near, mut far) = pair().await;
+        let (mut reader, _writer) = split(near, BytesMut::new());
+        far.write_all(b"\r\n").await.unwrap();
+        let mut request = std::pin::pin!(reader.request());
+        assert!(timeout(Duration::from_millis(50), request.as_mut()).await.is_err());
+        tokio::time::pause();
+        tokio::time::advance(HEAD_TIMEOUT * 2).await;
+        assert!(request.as_mut().now_or_never().is_none(), "it was given up");
+        tokio::time::resume();
+        far.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(request.await.unwrap().is_some());
     }
 
     #[tokio::test]

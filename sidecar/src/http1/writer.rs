@@ -200,6 +200,11 @@ impl Writer {
         io.forget();
     }
 
+    /// Whether it was not broken off.
+    pub fn is_open(&self) -> bool {
+        self.io.is_some()
+    }
+
     /// From here on bytes go as they are, and the end closes this direction.
     pub fn unframe(&mut self) {
         self.encoder = Encoder::new(Framing::UntilClose);

@@ -85,7 +85,9 @@ pub fn response_head(parts: &http::response::Parts, end: bool) -> Result<Head, F
 /// # Errors
 /// As [`response_head`].
 pub fn response_head_for(method: &[u8], parts: &http::response::Parts, end: bool) -> Result<Head, Failure> {
-    let mut head = response_head(parts, end)?;
+    // An answer without a body may say how long another one would be, and its stream may end with a frame of its own.
+    let bodiless = method == b"HEAD" || matches!(parts.status.as_u16(), 204 | 304);
+    let mut head = response_head(parts, end || bodiless)?;
     if method == b"CONNECT" && parts.status.is_success() {
         head.headers.retain(|(name, _)| &name[..] != b"content-length");
         head.framing = Framing::None;
@@ -191,6 +193,9 @@ pub fn to_request(head: &Head) -> Result<Request<()>, Failure> {
         *headers = map(&head.headers);
         headers.remove(http::header::HOST);
         insert_length(headers, head.framing);
+        if head.expects_continue {
+            headers.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
+        }
         if head.header("grpc-encoding").is_some()
             || head.header("content-type").is_some_and(|t| t.starts_with(b"application/grpc"))
         {
@@ -277,6 +282,28 @@ mod tests {
         assert_eq!((tunnel.framing, tunnel.opens_tunnel(&head)), (Framing::None, Ok(true)));
         assert!(tunnel.header("content-length").is_none());
         assert_eq!(response_head_for(b"GET", &success, false).unwrap().framing, Framing::Length(5));
+    }
+
+    #[test]
+    fn an_answer_without_a_body_has_none_wherever_its_stream_ends() {
+        for (method, status) in [(&b"HEAD"[..], 200), (b"GET", 304), (b"GET", 204)] {
+            for end in [false, true] {
+                let answer =
+                    Response::builder().status(status).header("content-length", "5").body(()).unwrap();
+                let head = response_head_for(method, &answer.into_parts().0, end).unwrap();
+                assert_eq!(head.framing, Framing::None, "{status}");
+                assert_eq!(head.header("content-length").unwrap(), "5", "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_waits_for_100_is_heard_by_the_server_also_behind_two_sidecars() {
+        let asked = parts("POST", "http://a/", &[("expect", "100-continue"), ("content-length", "5")]);
+        let mut text = bytes::BytesMut::new();
+        request_head(&asked, false).unwrap().write(&mut text, false);
+        let head = crate::http1::head::parse_request(&mut text).unwrap().unwrap();
+        assert_eq!(to_request(&head).unwrap().headers()["expect"], "100-continue");
     }
 
     #[test]

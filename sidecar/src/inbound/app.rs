@@ -14,7 +14,6 @@ use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
 use crate::admit::Client;
-use crate::app_waiting::Guard;
 use crate::attempt::{self, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
@@ -56,20 +55,22 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     if let Err(failure) = call.prepare().await {
         return Ended::failed(failure);
     }
-    let policy = AttemptPolicy { deadline: call.deadline };
+    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: true };
     let mut repeats = REPEATS.iter();
     let mut fresh = false;
     loop {
-        let (exchange, waiting) = match open(peer, call, fresh).await {
+        let (exchange, own) = match open(peer, call, fresh).await {
             Ok(opened) => opened,
             Err(failure) => return Ended::failed(failure),
         };
         let reused = exchange.reused;
         let mut attempt = attempt::run(call, exchange, &policy).await;
-        drop(waiting);
         call.attempts = call.attempts.saturating_add(1);
         if let Some((reader, writer)) = attempt.idle.take() {
-            keep(peer, reader, writer);
+            match own || attempt.bound {
+                true => peer.keep_own(reader, writer),
+                false => keep(peer, reader, writer),
+            }
         }
         let repeat = match &attempt.end {
             End::NotProcessed(_) | End::Unread(_) => true,
@@ -90,8 +91,8 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     }
 }
 
-/// Opens an exchange with the application, unless the client leaves meanwhile.
-async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, Option<Guard>), Failure> {
+/// Opens an exchange with the application, unless the client leaves meanwhile; whether on the client's own connection.
+async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, bool), Failure> {
     let Call { head, answer, travels, .. } = call;
     tokio::select! {
         biased;
@@ -106,18 +107,23 @@ async fn connect_for(
     head: &Head,
     travels: Travels,
     fresh: bool,
-) -> Result<(Exchange, Option<Guard>), Failure> {
+) -> Result<(Exchange, bool), Failure> {
     let (worker, server) = (&peer.worker, peer.server);
     if travels == Travels::Http2 {
-        return Ok((http2_exchange(worker, server, head, PATIENT).await?, None));
+        return Ok((http2_exchange(worker, server, head, PATIENT).await?, false));
     }
-    let kept = if fresh { None } else { worker.http1.take(server) };
+    let begin = || worker.app_waiting.begin_at(Some(server.address.port()));
+    let own = if fresh { None } else { peer.take_own() };
+    let is_own = own.is_some();
+    let kept = own.or_else(|| if fresh { None } else { worker.http1.take(server) });
     if let Some((reader, writer)) = kept {
-        return Ok((http1_exchange(reader, writer, head, true), None));
+        // One that was opened for a silent client may still wait in the application's backlog.
+        let waiting = (!reader.has_answered()).then(begin);
+        return Ok((Exchange { waiting, ..http1_exchange(reader, writer, head, true) }, is_own));
     }
-    let waiting = worker.app_waiting.begin_at(Some(server.address.port()));
+    let waiting = Some(begin());
     let (reader, writer) = worker.http1.connect(server, PATIENT).await?;
-    Ok((http1_exchange(reader, writer, head, false), Some(waiting)))
+    Ok((Exchange { waiting, ..http1_exchange(reader, writer, head, false) }, false))
 }
 
 /// Keeps a connection for another request.
@@ -139,27 +145,40 @@ pub(super) fn keep_untouched(peer: &Peer, app: Option<TcpStream>) {
 
 /// Looks after those who wait for the application, as long as the worker runs. An application that serves one
 /// connection at a time accepts nothing while a kept one lies idle: those of a port whose backlog is not taken are
-/// closed, and none is kept until it is.
+/// closed, and none is kept until it is. Who was accepted may wait for an answer for as long as it takes (a long poll),
+/// and is not looked at again.
 pub async fn watch(worker: Rc<Worker>) {
     let waiting = &worker.app_waiting;
     loop {
         waiting.begun().await;
-        while let Some(waited) = waiting.longest() {
-            if waited < LONG_WAIT {
-                sleep(LONG_WAIT - waited).await;
-                continue;
+        let mut accepted = 0;
+        while waiting.longest().is_some() {
+            match waiting.longest_from(accepted) {
+                Some(waited) if waited < LONG_WAIT => {
+                    sleep(LONG_WAIT - waited).await;
+                    continue;
+                }
+                Some(_) => {
+                    // A younger one may not be in the backlog yet.
+                    let younger = waiting.first_shorter_than(LONG_WAIT);
+                    if relieve(&worker).await {
+                        accepted = younger;
+                    }
+                }
+                None => {}
             }
-            relieve(&worker).await;
             sleep(LONG_WAIT).await;
         }
         waiting.set_starved(Vec::new());
     }
 }
 
-async fn relieve(worker: &Worker) {
+/// Whether the application has accepted everything.
+async fn relieve(worker: &Worker) -> bool {
     let before = unaccepted(worker);
     if before.is_empty() {
-        return worker.app_waiting.set_starved(before);
+        worker.app_waiting.set_starved(before);
+        return true;
     }
     sleep(MOMENT).await;
     let mut starved = unaccepted(worker);
@@ -170,6 +189,7 @@ async fn relieve(worker: &Worker) {
         }
     }
     worker.app_waiting.set_starved(starved);
+    false
 }
 
 /// The ports with connections that the application has not accepted. Where the kernel does not tell (gVisor), those

@@ -164,9 +164,10 @@ async fn opaque(peer: &Peer, sender: Sender, mut receiver: Receiver) {
     let (mut reader, writer) = split(stream, BytesMut::new());
     let first = tokio::select! {
         biased;
+        // First, because connecting may have taken long.
+        () = permit.withdrawn(&peer.client, None) => return sender.reset(Code::Denied),
         event = receiver.next() => Some(event),
         () = reader.stirred() => None,
-        () = permit.withdrawn(&peer.client, None) => return sender.reset(Code::Denied),
     };
     match first {
         // The client turned out to speak HTTP, and its request follows: on this connection.

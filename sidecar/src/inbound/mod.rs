@@ -35,8 +35,8 @@ use crate::admit::{Client, admit, report_denied_connection};
 use crate::call::{Call, Ended};
 use crate::claim::ForgedIdentityFilter;
 use crate::error::Failure;
-use crate::http1::{Head, Start};
-use crate::listen::{canonical, original_destination};
+use crate::http1::{Head, Reader, Start, Writer};
+use crate::listen::{canonical, original_destination, reset_on_close};
 use crate::pool::Server;
 use crate::telemetry::{ByProtocol, Limited, Series};
 use crate::worker::Worker;
@@ -44,6 +44,8 @@ use crate::worker::Worker;
 /// What a peer does wrong can be repeated at will: it is logged at this pace.
 static LIMIT: Limited = Limited::new(10);
 
+/// How long a connection waits for the rules that it is to be admitted by.
+const RULES: Duration = Duration::from_secs(60);
 /// How long a client may stay silent whose opaque connection was refused, before the refusal counts: its sidecar
 /// waits as long for a request, which may be allowed.
 const UNDECIDED: Duration = Duration::from_secs(10);
@@ -56,11 +58,20 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         worker.telemetry.event("refused_connection", "NotRedirected");
         return;
     };
+    serve_to(worker, stream, peer, destination).await;
+}
+
+/// Serves a connection to the application that a peer has made to this address.
+pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    // Nothing is accepted before the rules are known: an allow by ignorance would be a hole.
-    worker.config.inbound_known().await;
+    // Nothing is accepted before the rules are known: an allow by ignorance would be a hole. While there is no
+    // operator, clients that come again and again must not use up the descriptors, which the way out needs too.
+    if timeout(RULES, worker.config.inbound_known()).await.is_err() {
+        worker.telemetry.event("refused_connection", "RulesUnknown");
+        return reset_on_close(&stream);
+    }
     let client = Client::plain(canonical(peer), destination);
     accept(worker, stream, client).await;
 }
@@ -91,6 +102,8 @@ struct Peer {
     /// The application, as this client reaches it.
     server: Server,
     series: ByProtocol,
+    /// A connection to the application that has authenticated this client, and may carry requests of nobody else.
+    own: Cell<Option<Box<(Reader, Writer)>>>,
     /// Refusals of opaque connections that may yet turn out to be requests.
     undecided: Cell<u32>,
     requested: Notify,
@@ -104,6 +117,7 @@ impl Peer {
             client,
             server,
             series: ByProtocol::default(),
+            own: Cell::new(None),
             undecided: Cell::new(0),
             requested: Notify::new(),
         })
@@ -139,6 +153,20 @@ impl Peer {
             }
             admitted
         }
+    }
+
+    /// Keeps a connection that has authenticated a client (NTLM). Of a client with a sidecar it is closed: its sidecar
+    /// speaks for all clients of the pod.
+    fn keep_own(&self, reader: Reader, writer: Writer) {
+        if self.client.identity.is_none() {
+            self.own.set(Some(Box::new((reader, writer))));
+        }
+    }
+
+    /// The connection that [`Self::keep_own`] has kept, if the application has not closed it.
+    fn take_own(&self) -> Option<(Reader, Writer)> {
+        let (mut reader, writer) = *self.own.take()?;
+        reader.is_quiet().then_some((reader, writer))
     }
 
     /// A request was allowed: perhaps of a client whose connection was refused while it was silent.
@@ -178,7 +206,9 @@ async fn serve_call(peer: &Peer, mut call: Call<'_>) -> bool {
         biased;
         ended = app::request(peer, &mut call) => ended,
         () = permit.withdrawn(&peer.client, line) => {
-            // Whether something was answered is not known here: what is under way is broken off.
+            // Whether something was answered is not known here: what is under way is broken off, so that nobody takes
+            // it for the whole.
+            call.answer.break_off();
             Ended { answered: true, ..Ended::failed(Failure::PolicyDenied) }
         }
     };

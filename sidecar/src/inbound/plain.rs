@@ -16,7 +16,7 @@ use crate::attempt::{Answer, proxy_tcp};
 use crate::call::Call;
 use crate::config::Protocol;
 use crate::error::Failure;
-use crate::http1::conn::split;
+use crate::http1::conn::{close, split};
 use crate::http1::{Head, Reader, Writer};
 use crate::http2;
 use crate::io::Prefixed;
@@ -100,10 +100,12 @@ async fn http1(peer: &Peer, stream: TcpStream, read: BytesMut) -> Result<(), Fai
             Err(failure) => {
                 peer.worker.telemetry.event("refused_request", failure.name());
                 Answer::Http1(&mut writer).fail(&failure).await;
+                Box::pin(close(reader, writer)).await;
                 return Err(failure);
             }
         };
         if !serve_call(peer, Call::http1(head, &mut reader, &mut writer)).await {
+            Box::pin(close(reader, writer)).await;
             return Ok(());
         }
     }

@@ -71,6 +71,10 @@ enum App {
     Greets,
     /// Takes requests, and answers none.
     Silent,
+    /// Answers with a head, and never with the body that it announces.
+    Dawdles,
+    /// The first request of a connection logs its client in, and the others are taken for that client's.
+    Ntlm,
 }
 
 struct Application {
@@ -97,6 +101,7 @@ async fn serve_one(app: App, mut stream: TcpStream) {
         let _ = stream.write_all(b"220 ready\r\n").await;
     }
     let mut room = vec![0; 4096];
+    let mut logged_in = false;
     loop {
         let read = stream.read(&mut room).await.unwrap_or(0);
         if read == 0 {
@@ -108,6 +113,13 @@ async fn serve_one(app: App, mut stream: TcpStream) {
         match app {
             App::Http => drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await),
             App::Echoes | App::Greets => drop(stream.write_all(&room[..read]).await),
+            App::Ntlm if !std::mem::replace(&mut logged_in, true) => {
+                let answer =
+                    b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: NTLM\r\ncontent-length: 0\r\n\r\n";
+                drop(stream.write_all(answer).await);
+            }
+            App::Ntlm => drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await),
+            App::Dawdles => drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await),
             App::Silent => {}
         }
     }
@@ -127,6 +139,12 @@ async fn read(client: &mut TcpStream) -> Vec<u8> {
     let read = timeout(Duration::from_secs(5), client.read(&mut room)).await.expect("nothing came");
     room.truncate(read.unwrap());
     room
+}
+
+/// Sends a request; the status of its answer.
+async fn asks(client: &mut TcpStream) -> String {
+    client.write_all(GET).await.unwrap();
+    String::from_utf8_lossy(&read(client).await[9..12]).into_owned()
 }
 
 async fn local(test: impl Future<Output = ()>) {
@@ -151,6 +169,25 @@ async fn a_denied_client_does_not_reach_the_application() {
             let _ = timeout(Duration::from_secs(5), speaks.read(&mut [0; 12])).await.unwrap();
             assert_eq!((app.accepted.get(), denials(&worker)), (0, 2));
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_denied_upload_is_answered_and_not_reset() {
+    local(async {
+        let (worker, app) = (no_deletes(), application(App::Http).await);
+        let mut client = client(&worker, app.address).await;
+        let size = 512 * 1024;
+        let head = format!("DELETE / HTTP/1.1\r\nhost: web\r\ncontent-length: {size}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![0; size]).await.expect("it may send everything");
+        // As clients do that read when they have sent.
+        sleep(SOON).await;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.expect("not reset");
+        assert!(answer.starts_with(b"HTTP/1.1 403"));
+        assert_eq!(app.accepted.get(), 0);
     })
     .await;
 }
@@ -375,6 +412,64 @@ async fn an_application_that_serves_one_connection_at_a_time_serves_all() {
         }
         sleep(SOON).await;
         assert!(worker.app_waiting.longest().is_none());
+        // The application now waits on a connection that is kept, and does not accept the one that is opened for a
+        // silent client.
+        assert_eq!(asks(&mut clients[0]).await, "200");
+        let mut silent = client(&worker, address).await;
+        sleep(SOON).await;
+        assert_eq!(asks(&mut silent).await, "200");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_has_the_head_of_an_answer_does_not_wait_for_the_application_to_accept() {
+    local(async {
+        let (worker, app) = (permissive(), application(App::Dawdles).await);
+        let mut client = client(&worker, app.address).await;
+        client.write_all(GET).await.unwrap();
+        sleep(SOON).await;
+        assert_eq!((worker.load.get(), worker.app_waiting.longest()), (1, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_has_logged_its_client_in_serves_nobody_else() {
+    local(async {
+        let (worker, app) = (permissive(), application(App::Ntlm).await);
+        let mut first = client(&worker, app.address).await;
+        assert_eq!(asks(&mut first).await, "401");
+        assert_eq!(asks(&mut first).await, "200");
+        assert_eq!(app.accepted.get(), 1, "its own connection");
+        let mut second = client(&worker, app.address).await;
+        assert_eq!(asks(&mut second).await, "401", "it has not logged in");
+        assert_eq!(asks(&mut first).await, "200");
+        assert_eq!(app.accepted.get(), 2);
+        let peer = mesh(&worker, app.address).await;
+        for connections in [3, 4] {
+            let (_sender, mut receiver) = open(&peer, Travels::Http1, GET);
+            assert!(matches!(next(&mut receiver).await, Event::Head(_)));
+            sleep(SOON).await;
+            assert_eq!(app.accepted.get(), connections, "its sidecar may speak for many");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_a_new_rule_forbids_is_broken_off_as_denied() {
+    local(async {
+        let (worker, app) = (permissive(), application(App::Silent).await);
+        let peer = mesh(&worker, app.address).await;
+        let (_sender, mut receiver) = open(&peer, Travels::Http1, b"DELETE / HTTP/1.1\r\nhost: web\r\n\r\n");
+        sleep(SOON).await;
+        assert_eq!(app.accepted.get(), 1);
+        let strict = no_deletes().config.inbound().unwrap();
+        let access = strict.access.clone();
+        let (mtls, revision) = (Mtls::Permissive, String::new());
+        worker.config.set_inbound(Inbound { mtls, access, shadow: None, shadow_strict: false, revision });
+        assert_eq!(next(&mut receiver).await, Event::Reset(Code::Denied));
     })
     .await;
 }

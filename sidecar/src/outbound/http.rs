@@ -16,7 +16,7 @@ use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, open, run};
 use crate::backend::{Backend, InFlight, Outcome, Tried, Upstream};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
-use crate::http1::conn::split;
+use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
 use crate::route::Port;
@@ -41,11 +41,13 @@ pub(super) async fn serve_http1(
             Err(failure) => {
                 worker.telemetry.event("refused_request", failure.name());
                 Answer::Http1(&mut writer).fail(&failure).await;
+                Box::pin(close(reader, writer)).await;
                 return Err(failure);
             }
         };
         let call = Call::http1(head, &mut reader, &mut writer);
         if !serve(worker, port, call, opened.take()).await {
+            Box::pin(close(reader, writer)).await;
             return Ok(());
         }
     }
@@ -209,9 +211,9 @@ async fn make(worker: &Worker, backend: &Backend, chosen: Chosen, call: &mut Cal
         }
     };
     let kept = exchange.reused;
-    let policy = AttemptPolicy { deadline: call.deadline };
+    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: false };
     let mut attempt = run(call, exchange, &policy).await;
-    if let Some((reader, writer)) = attempt.idle.take() {
+    if let Some((reader, writer)) = attempt.idle.take().filter(|_| !attempt.bound) {
         worker.http1.put(upstream.endpoint.address.into(), reader, writer);
     }
     let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));

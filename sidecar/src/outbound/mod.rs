@@ -17,6 +17,7 @@ mod tests;
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
         worker.telemetry.event("refused_connection", "NotRedirected");
         return;
     };
+    serve_to(worker, stream, destination).await;
+}
+
+/// Serves a connection of the application to the address that it dialled.
+pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, destination: SocketAddr) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -107,8 +113,10 @@ async fn passthrough(
 ) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
     let (mut reader, mut writer) = split(client, BytesMut::new());
+    let mut stop = pin!(stop);
     let connected = tokio::select! {
         biased;
+        () = stop.as_mut() => Err(Failure::UpstreamConnect),
         connected = pool::connect(Server::from(destination), PATIENT) => connected,
         () = writer.gone() => Err(Failure::ClientGaveUp),
     };

@@ -1,6 +1,8 @@
 //! Connections whose content is not looked at, each to one endpoint.
 
 use std::future::pending;
+use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -70,9 +72,14 @@ impl Greeting {
 /// Opens a connection to an endpoint.
 ///
 /// # Errors
-/// [`Failure`] of the last endpoint that was tried. Each is evidence, but the connection is not counted as failed:
-/// the client may turn out to speak HTTP.
-pub(super) async fn open(worker: &Worker, backend: &Backend) -> Result<Opened, Failure> {
+/// [`Failure`] of the last endpoint that was tried, or [`Failure::ClientGaveUp`] when the client has `left` first. Each
+/// is evidence, but the connection is not counted as failed: the client may turn out to speak HTTP.
+pub(super) async fn open(
+    worker: &Worker,
+    backend: &Backend,
+    left: impl Future<Output = ()>,
+) -> Result<Opened, Failure> {
+    let mut left = pin!(left);
     let mut tried = Tried::default();
     let mut anew = ANEW.iter();
     let mut last = Failure::UpstreamNone;
@@ -81,7 +88,16 @@ pub(super) async fn open(worker: &Worker, backend: &Backend) -> Result<Opened, F
     while let Some(upstream) = next.take() {
         let evidence = upstream.attempts(&worker.telemetry);
         let in_flight = upstream.begin();
-        last = match connect(worker, backend, &upstream).await {
+        let connected = tokio::select! {
+            biased;
+            connected = connect(worker, backend, &upstream) => connected,
+            () = left.as_mut() => {
+                // The endpoint has not been reached in that time.
+                count(evidence.as_ref(), backend, &upstream, Some(Seen::Unreached), None);
+                return Err(Failure::ClientGaveUp);
+            }
+        };
+        last = match connected {
             Ok(way) => return Ok(Opened { upstream, way, evidence, in_flight }),
             Err(failure) => failure,
         };
@@ -136,9 +152,13 @@ impl Opened {
             Way::Mesh(_, receiver, first) => *first = Some(receiver.next().await),
             Way::Plain(stream, read) => {
                 // An error is met again by whoever reads next.
-                if stream.readable().await.is_ok() {
+                while stream.readable().await.is_ok() {
                     read.reserve(1024);
-                    let _ = stream.try_read_buf(read);
+                    match stream.try_read_buf(read) {
+                        // There was nothing after all.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        _ => return,
+                    }
                 }
             }
         }
@@ -188,11 +208,7 @@ pub(super) async fn serve(
         writer.abort();
         return Err(Failure::UpstreamNone);
     };
-    let opened = tokio::select! {
-        biased;
-        opened = open(worker, &backend) => opened,
-        () = writer.gone() => Err(Failure::ClientGaveUp),
-    };
+    let opened = open(worker, &backend, writer.gone()).await;
     carry(worker, &backend, opened, reader, writer).await
 }
 

@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use futures::FutureExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,7 +22,7 @@ use super::opaque::{self, Greeting, Opened};
 use super::{http, reset_on_close, speak};
 use crate::backend::Backend;
 use crate::config::Protocol;
-use crate::detect::{Detector, UNDECIDED, is_surely_http2};
+use crate::detect::{Detector, PREFACE, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::route::{Learned, Port};
@@ -102,6 +103,8 @@ pub(super) async fn serve_declared(
     let mut buffer = BytesMut::new();
     let protocol = match listen(&mut stream, &mut buffer, Some(UNDECIDED)).await? {
         Words::Known(protocol) => protocol,
+        // What is too slow for a decision is not what it cannot be any more.
+        Words::Undecided if hint == Protocol::Http2 && !PREFACE.starts_with(&buffer) => Protocol::Http1,
         Words::Undecided => hint,
     };
     speak(worker, port, protocol, stream, buffer).await
@@ -154,8 +157,9 @@ async fn race(
         reset_on_close(&stream);
         return Err(Failure::UpstreamNone);
     };
+    let left = Notify::new();
     let opened = {
-        let mut opening = pin!(opaque::open(worker, &backend));
+        let mut opening = pin!(opaque::open(worker, &backend, left.notified()));
         tokio::select! {
             biased;
             // While nothing is open no byte is held back by reading on.
@@ -168,8 +172,11 @@ async fn race(
                     let (reader, mut writer) = split(stream, buffer);
                     let opened = tokio::select! {
                         biased;
-                        opened = opening => opened,
-                        () = writer.gone() => Err(Failure::ClientGaveUp),
+                        opened = opening.as_mut() => opened,
+                        () = writer.gone() => {
+                            left.notify_one();
+                            opening.await
+                        }
                     };
                     return opaque::carry(worker, &backend, opened, reader, writer).await;
                 }

@@ -18,6 +18,7 @@ use crate::settings::{Settings, SourceAddress};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
 const KEPT: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+const REFUSED: &[u8] = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
 const POST: &[u8] = b"POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ enum Server {
     ClosesKept,
     /// The same, with a reset before it has read the second one.
     ResetsKept,
+    /// Answers as soon as it has read something, and then reads on.
+    Refuses,
     /// Speaks first.
     Greets,
     /// Sends its settings, as an HTTP/2 server does, and then back what it has read.
@@ -75,6 +78,10 @@ async fn behave(server: Server, mut stream: TcpStream) {
     let read = stream.read(&mut room).await.unwrap_or(0);
     match server {
         Server::Answers => drop(stream.write_all(OK).await),
+        Server::Refuses => {
+            let _ = stream.write_all(REFUSED).await;
+            while matches!(stream.read(&mut room).await, Ok(1..)) {}
+        }
         Server::Resets => reset(&stream),
         Server::ClosesKept | Server::ResetsKept => {
             let _ = stream.write_all(KEPT).await;
@@ -410,6 +417,77 @@ async fn bytes_that_disagree_with_a_declaration_go_by_what_they_are() {
             let (_, answer) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
             assert!(answer.starts_with(expected), "{hint:?}: {answer}");
         }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_early_reaches_a_client_that_sends_everything_before_it_reads() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Refuses).await.0).await;
+        let (mut client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Http1, accepted, BytesMut::new());
+        let asked = async move {
+            let head = b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 9000000\r\n\r\n";
+            client.write_all(head).await.unwrap();
+            for _ in 0..100 {
+                client.write_all(&vec![b'x'; 64 * 1024]).await.unwrap();
+            }
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (_, answer) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("no"), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_an_endpoint_was_reached_is_evidence() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
+        let backend = port.backend(&worker).unwrap();
+        let opened = opaque::open(&worker, &backend, std::future::ready(())).await;
+        assert_eq!(opened.err(), Some(Failure::ClientGaveUp));
+        let seen = evidence(&worker, "new");
+        assert_eq!((seen.attempts, seen.unreached), (1, 1));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_must_not_pass_through_reaches_nobody() {
+    let test = async {
+        let (address, accepted) = server(Server::Answers).await;
+        let (worker, _port) = port_to_one(address).await;
+        let (mut client, near) = connection().await;
+        client.write_all(b"x").await.unwrap();
+        assert!(passthrough(&worker, near, address, std::future::ready(())).await.is_err());
+        assert!(client.read(&mut [0]).await.is_err(), "it was reset");
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!(accepted.get(), 0);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_slow_request_line_is_not_taken_for_http_2_because_the_port_declares_it() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
+        let (mut client, accepted) = connection().await;
+        let served = race::serve_declared(&worker, &port, Protocol::Http2, accepted);
+        let asked = async move {
+            client.write_all(&REQUEST[..8]).await.unwrap();
+            sleep(Duration::from_millis(40)).await;
+            client.write_all(&REQUEST[8..]).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (_, answer) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     };
     LocalSet::new().run_until(test).await;
 }

@@ -24,8 +24,12 @@ use crate::wire::{Connection, Receiver, Role, Sender, drive};
 
 /// Streams on one connection before another is opened. A peer takes 128.
 const STREAMS_PER_CONNECTION: usize = 100;
-/// Connections to one peer.
+/// Connections to one peer, beside those that only wait for their last stream: an opaque connection may last for weeks,
+/// and each may keep one of those.
 const MAX_CONNECTIONS: usize = 256;
+/// A head up to this size shares its connection with others. Earlier sidecars, which take no more, end the whole
+/// connection over a longer one, with everything that runs on it.
+const SHARED_HEAD: usize = 40 * 1024;
 /// Connections to one peer that are opened because the others carry bulk. One thread drives them all: more
 /// would only take memory.
 const MAX_BESIDE_BULK: usize = 4;
@@ -78,7 +82,7 @@ impl MeshPool {
     /// for a handshake that is under way.
     ///
     /// # Errors
-    /// [`Failure::UpstreamConnect`] or [`Failure::UpstreamIdentity`]; no byte of the head was sent.
+    /// [`Failure`] of connecting; no byte of the head was sent.
     pub async fn open(
         &self,
         address: SocketAddr,
@@ -87,6 +91,9 @@ impl MeshPool {
         end: bool,
         limit: Duration,
     ) -> Result<(Sender, Receiver), Failure> {
+        if head.len() > SHARED_HEAD {
+            return self.open_alone(address, identity, head, end, limit).await;
+        }
         let peer = entry(&self.peers, address, |peer| peer.connections.borrow().is_empty());
         if let Some(opened) = peer.open(identity, head, end) {
             if opened.beside_bulk {
@@ -102,7 +109,8 @@ impl MeshPool {
         if let Some(failure) = turn.shared_failure() {
             return Err(failure);
         }
-        if peer.connections.borrow().len() >= MAX_CONNECTIONS {
+        let open = in_use(peer.connections.borrow().iter().map(|kept| &kept.connection));
+        if open >= MAX_CONNECTIONS {
             return Err(not_connected(address, "tulle/1", &"too many connections"));
         }
         let kept = open_connection(&self.tls, address, identity, turn.left())
@@ -112,6 +120,21 @@ impl MeshPool {
         let stream = stream.map_err(|error| not_connected(address, "tulle/1", &error))?;
         peer.connections.borrow_mut().push(kept);
         Ok(stream)
+    }
+
+    /// Opens a stream on a connection of its own, which ends with it.
+    async fn open_alone(
+        &self,
+        address: SocketAddr,
+        identity: &WorkloadId,
+        head: &[u8],
+        end: bool,
+        limit: Duration,
+    ) -> Result<(Sender, Receiver), Failure> {
+        let alone = open_connection(&self.tls, address, identity, limit).await?;
+        let stream = alone.connection.open(head, end);
+        alone.connection.drain();
+        stream.map_err(|error| not_connected(address, "tulle/1", &error))
     }
 
     /// Opens another connection in the background, unless there are enough.
@@ -132,13 +155,14 @@ impl MeshPool {
 
     /// Ends every connection once its streams have ended and their last bytes are out.
     pub async fn drain(&self) {
-        let peers: Vec<Rc<Peer>> = self.peers.borrow().values().cloned().collect();
-        for peer in peers {
-            let kept: Vec<Rc<Kept>> = peer.connections.borrow().clone();
-            kept.iter().for_each(|kept| kept.connection.drain());
-            while !kept.iter().all(|kept| kept.connection.is_closed()) {
-                sleep(Duration::from_millis(10)).await;
-            }
+        let mut all: Vec<Rc<Kept>> = Vec::new();
+        for peer in self.peers.borrow().values() {
+            all.extend(peer.connections.borrow().iter().cloned());
+        }
+        // All at once: one whose streams run on does not keep the others from their end.
+        all.iter().for_each(|kept| kept.connection.drain());
+        while !all.iter().all(|kept| kept.connection.is_closed()) {
+            sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -190,6 +214,11 @@ fn choose<'a, T: Copy>(all: impl Iterator<Item = (T, &'a Connection)>) -> Option
     fewest.map(|(one, _)| one)
 }
 
+/// How many of these may still get streams.
+fn in_use<'a>(all: impl Iterator<Item = &'a Connection>) -> usize {
+    all.filter(|connection| !connection.is_draining()).count()
+}
+
 async fn open_connection(
     tls: &TlsStore,
     address: SocketAddr,
@@ -197,7 +226,7 @@ async fn open_connection(
     limit: Duration,
 ) -> Result<Rc<Kept>, Failure> {
     let failed = |error: &dyn std::fmt::Display| not_connected(address, "TLS", error);
-    let configs = tls.current().ok_or_else(|| failed(&"no certificate yet: is the operator reachable?"))?;
+    let configs = tls.current().ok_or(Failure::OursNoCertificate)?;
     let stream = connect(address.into(), limit).await?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)).map_err(|error| failed(&error))?;
     // The name is not sent; whom we expect is compared below.
@@ -240,6 +269,23 @@ mod tests {
 
     use super::*;
     use crate::wire::Event;
+
+    #[test]
+    fn connections_that_wait_for_their_last_stream_leave_room_for_others() {
+        let all = [Role::Client; 3].map(Connection::new);
+        let _streams = all[0].open(b"lasts for weeks", false).unwrap();
+        all[0].drain();
+        assert_eq!(in_use(all.iter()), 2);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_we_lack_is_not_the_peers_fault() {
+        let pool = MeshPool::new(Arc::default());
+        let identity = WorkloadId::new("cluster.local", "shop", "web");
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let opened = pool.open(address, &identity, b"head", true, IMPATIENT).await;
+        assert_eq!(opened.err(), Some(Failure::OursNoCertificate));
+    }
 
     #[tokio::test]
     async fn new_streams_avoid_connections_with_bulk_while_it_moves() {

@@ -26,6 +26,7 @@ pub use mesh::MeshPool;
 
 use crate::error::Failure;
 use crate::listen::KEEPALIVE;
+use crate::telemetry::Limited;
 use crate::transparent;
 
 /// Connect timeout where nobody else could serve: about as long as the kernel itself tries (`tcp_syn_retries`
@@ -59,7 +60,8 @@ impl From<SocketAddr> for Server {
 /// Connects, within `limit`. The connection is not shared, and not kept.
 ///
 /// # Errors
-/// [`Failure::UpstreamConnect`]; the cause is logged at debug level.
+/// [`Failure::UpstreamConnect`], whose cause is logged at debug level; [`Failure::OursResources`] where this pod lacks
+/// something.
 pub async fn connect(server: Server, limit: Duration) -> Result<TcpStream, Failure> {
     let connected = match server.source {
         Some(source) => transparent::connect(source, server.address, limit).await,
@@ -67,13 +69,26 @@ pub async fn connect(server: Server, limit: Duration) -> Result<TcpStream, Failu
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     };
-    connected.and_then(prepare).map_err(|error| not_connected(server.address, "TCP", &error))
+    connected.and_then(prepare).map_err(|error| failed(server.address, &error))
 }
 
 fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
     Ok(stream)
+}
+
+/// Logs why a connection could not be opened, and says whose fault it is.
+fn failed(address: SocketAddr, error: &io::Error) -> Failure {
+    static LINES: Limited = Limited::new(1);
+    let failure = Failure::connecting(error);
+    if failure != Failure::OursResources {
+        return not_connected(address, "TCP", error);
+    }
+    if let Some(suppressed) = LINES.allow() {
+        tracing::warn!(%address, %error, suppressed, "cannot connect for want of a resource of this pod");
+    }
+    failure
 }
 
 /// Logs why a server cannot be used, and at which step.
@@ -198,6 +213,14 @@ mod tests {
         let since = Instant::now();
         assert!(gate.enter(address, IMPATIENT).await.is_err());
         assert_eq!(since.elapsed().as_millis() / 10, IMPATIENT.as_millis() / 10);
+    }
+
+    #[test]
+    fn what_this_pod_lacks_is_told_from_an_endpoint_that_refuses() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 80));
+        assert_eq!(failed(address, &io::Error::from_raw_os_error(24)), Failure::OursResources);
+        assert_eq!(failed(address, &io::ErrorKind::ConnectionRefused.into()), Failure::UpstreamConnect);
+        assert_eq!(failed(address, &io::ErrorKind::TimedOut.into()), Failure::UpstreamConnect);
     }
 
     #[test]

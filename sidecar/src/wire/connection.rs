@@ -198,6 +198,11 @@ impl Connection {
         self.shared.borrow().closed
     }
 
+    /// Whether it only waits for its last stream to end.
+    pub fn is_draining(&self) -> bool {
+        self.shared.borrow().draining
+    }
+
     /// Lets running streams end and opens no more; a server tells its peer.
     pub fn drain(&self) {
         let mut shared = self.shared.borrow_mut();

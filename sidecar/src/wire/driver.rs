@@ -19,7 +19,8 @@ use super::output::Output;
 const IDLE_PING: Duration = Duration::from_secs(15);
 /// The same while a stream runs: a request must not wait for a node that has died.
 const BUSY_PING: Duration = Duration::from_secs(3);
-/// How long the answer to that ping may take. A sidecar that gets no CPU for this long is rare.
+/// How long the answer to that ping may take. A sidecar that gets no CPU for this long is rare. Where this process got
+/// none either, as when a node was paused, that time does not count.
 const BUSY_ANSWER: Duration = Duration::from_secs(5);
 /// How often a connection that moves something looks at its streams, limits and buffers.
 const TICK: Duration = Duration::from_secs(1);
@@ -84,8 +85,8 @@ struct Driver {
     flushed: bool,
     /// When something was last received.
     heard: Instant,
-    /// When a ping was sent, if nothing was received since.
-    pinged: Option<Instant>,
+    /// Ticks since a ping was sent, if nothing was received since: each is a [`TICK`] that this process could use.
+    pinged: Option<u32>,
     alarm: Pin<Box<Sleep>>,
     /// The alarm is less than a [`TICK`] away.
     soon: bool,
@@ -146,13 +147,18 @@ impl Driver {
         shared.tick();
         let (patience, answer) =
             if shared.streams.is_empty() { (IDLE_PING, IDLE_PING) } else { (BUSY_PING, BUSY_ANSWER) };
-        match self.pinged {
-            Some(at) if at.elapsed() >= answer => return Err(DriveError::Silent),
+        match &mut self.pinged {
+            Some(ticks) => {
+                *ticks += 1;
+                if TICK * *ticks >= answer {
+                    return Err(DriveError::Silent);
+                }
+            }
             None if silent >= patience => {
                 shared.out.frame(Kind::Ping, 0, 0, b"tulle/1?");
-                self.pinged = Some(Instant::now());
+                self.pinged = Some(0);
             }
-            _ => {}
+            None => {}
         }
         let stirred = std::mem::take(&mut self.stirred);
         if !stirred {

@@ -195,12 +195,10 @@ impl StreamState {
     pub(super) fn tick(&mut self, scarce: bool) -> bool {
         let quiet = std::mem::take(&mut self.recent) < QUIET;
         self.narrows = quiet && scarce && self.window > STREAM_CREDIT;
-        let ends = self.bulk && quiet;
-        if ends {
-            self.bulk = false;
+        if quiet {
             self.moved = 0;
         }
-        ends
+        quiet && std::mem::take(&mut self.bulk)
     }
 
     /// Whether a head has begun and not ended.
@@ -547,6 +545,21 @@ impl Drop for Receiver {
 mod tests {
     use super::*;
     use tulle_mesh::wire::CONNECTION_GROWTH;
+
+    #[test]
+    fn a_stream_that_moves_little_for_long_never_carries_bulk() {
+        let state = StreamState::shared(false);
+        let mut state = state.borrow_mut();
+        for second in 0..3_600 {
+            assert!(!state.moved(QUIET - 1), "after {second} s");
+            assert!(!state.tick(false));
+        }
+        // What moves more does, until it is quiet again.
+        while !state.moved(QUIET) {
+            assert!(!state.tick(false));
+        }
+        assert!(!state.tick(false) && state.tick(false));
+    }
 
     #[test]
     fn a_quiet_stream_gives_its_window_back_as_it_is_read() {

@@ -454,6 +454,24 @@ fn a_peer_that_is_silent_while_a_stream_waits_is_given_up_within_seconds() {
 }
 
 #[test]
+fn a_peer_is_not_given_up_for_the_time_that_this_process_stood_still() {
+    paused(async {
+        let (mut peer, client, driver) = raw_peer(Role::Client, 1 << 20);
+        let (_sender, _receiver) = client.open(b"head", true).unwrap();
+        let mut read = BytesMut::new();
+        while next_frame(&mut peer, &mut read).await.kind != Kind::Ping {}
+        // The whole node was paused.
+        tokio::time::advance(Duration::from_secs(30)).await;
+        sleep(Duration::from_secs(1)).await;
+        let mut answer = BytesMut::new();
+        frame::encode(&mut answer, Kind::Ping, frame::ACK, 0, b"tulle/1?");
+        peer.write_all(&answer).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert!(!driver.is_finished());
+    });
+}
+
+#[test]
 fn a_peer_that_answers_pings_is_kept_however_long_a_stream_waits() {
     paused(async {
         let (mut peer, client, driver) = raw_peer(Role::Client, 1 << 20);

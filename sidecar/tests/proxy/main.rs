@@ -1,0 +1,34 @@
+//! The whole proxy in this process: what a client sees, and what an application sees of it.
+//!
+//! Each test has a cluster of its own ([`harness`]): the operator's own discovery and certificate authority, and pods
+//! whose sidecars run on threads of their own. Redirection is the one thing that is not real: the harness hands each
+//! connection to a sidecar together with the destination that its client dialled. No test needs root, a network
+//! namespace or Kubernetes.
+//!
+//! ```text
+//!   retries     method × body × how the server ends × kept or fresh connection × one or two endpoints
+//!   clients     clients that end their side, leave, or are slow
+//!   connecting  servers that do not take connections
+//!   detection   what is spoken on a port that declares nothing, and what that costs the application
+//!   access      clients that are denied do not reach the application
+//!   drains      a sidecar that ends
+//!   limits      many streams, long heads, peers that break the rules
+//!   memory      peers that take nothing
+//! ```
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has failed"
+)]
+
+mod access;
+mod clients;
+mod connecting;
+mod detection;
+mod drains;
+mod harness;
+mod limits;
+mod memory;
+mod retries;
