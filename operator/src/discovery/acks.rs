@@ -289,7 +289,7 @@ impl AckTracker {
             let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), |pod| pod.name.to_string());
             if result.refusal.is_none() {
                 let refused = |kind| known(kind).find_map(|known| known.refused.clone());
-                let decides = |kind| sections.resources().any(|(deciding, _)| deciding == kind);
+                let decides = |kind: ResourceType| sections.resources().any(|(deciding, _)| deciding == kind);
                 let mut lacking =
                     all().filter(|(kind, _)| is_behind(*kind) || (decides(*kind) && !enforced(*kind)));
                 let of_section = lacking.find_map(|(kind, section)| {
