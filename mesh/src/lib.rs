@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   wire       the tulle/1 protocol between two sidecars: frames and stream heads (see WIRE.md)
-//!   identity   SPIFFE ids
-//!   canonical  the one form of a path and a host that routes, policies and logs agree on
-//!   svid       what a peer's certificate must be (X509-SVID)
-//!   policy     who may call what: rules in, one decision out
-//!   histogram  the one latency histogram, of sidecars, of the operator and of Prometheus
+//!   identity   SPIFFE IDs
+//!   canonical  every reading of a request's path that an application may have; the canonical form of hosts and of
+//!              the paths in rules
+//!   svid       verification of a peer's certificate (X509-SVID)
+//!   policy     access rules: rules in, one decision out
+//!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
+//!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
 //!   health     the gRPC health protocol, generated from proto/
 //! ```

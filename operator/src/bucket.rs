@@ -1,8 +1,8 @@
-//! A token bucket: how often something may happen on average, and how often in a row.
+//! A token bucket: limits how often something happens on average and in a burst.
 
 use std::time::Instant;
 
-/// Tokens of one limit.
+/// State of one limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     tokens: f64,
@@ -15,7 +15,7 @@ impl Bucket {
         Self { tokens: burst, at: now }
     }
 
-    /// Takes a token, if there is one.
+    /// Takes a token. Returns whether there was one.
     pub fn take(&mut self, per_second: f64, burst: f64, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = elapsed.mul_add(per_second, self.tokens).min(burst);
@@ -27,7 +27,7 @@ impl Bucket {
         true
     }
 
-    /// When it was last asked.
+    /// When [`Self::take`] was called last.
     pub fn last_used(&self) -> Instant {
         self.at
     }

@@ -1,8 +1,8 @@
-//! The MeshConfig `mesh` with the defaults, where nobody has written one.
+//! Creates MeshConfig `mesh` with the defaults if nobody else does.
 //!
-//! In: whether the model shows one. Out: one that is created after [`GRACE`]. The API server's policies
-//! refer to it, and `kubectl get meshconfig` shows the settings in force. Whoever creates it owns it: the
-//! operator never writes to one that exists, except to its status.
+//! In: whether the model contains one. Out: one that is created after [`GRACE`], because ValidatingAdmissionPolicies
+//! refer to it and `kubectl get meshconfig` shows the settings in force. It belongs to whoever creates it: the operator
+//! never changes an existing one, except for its status.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,22 +17,22 @@ use tulle_crds::MeshConfig;
 use crate::lease::Leadership;
 use crate::watch::Hub;
 
-/// How long it must be missing under one leader. `kubectl apply` and `helm install` create the user's own
-/// MeshConfig last, some seconds after CRDs and operator: it must win, or `helm install` fails because it
-/// finds an object of another owner.
+/// How long it must be missing under one leader before it is created. `kubectl apply` and `helm install` create the
+/// user's own MeshConfig last, some seconds after CRDs and operator. `helm install` fails if another owner has created
+/// it.
 const GRACE: Duration = Duration::from_secs(15);
-/// How often the model is looked at.
+/// Time between two looks at the model.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long one write may take.
+/// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Since when this leader has seen no MeshConfig.
+/// Since when MeshConfig mesh has been missing under this leader.
 #[derive(Debug, Default)]
 struct Absence(Option<Instant>);
 
 impl Absence {
-    /// Notes whether it is missing now. Returns whether it is to be created; then the grace begins anew, so
-    /// that a creation that failed is repeated after it.
+    /// Records whether it is missing now. Returns whether to create it. The grace period then begins again, so that a
+    /// failed creation is repeated after it.
     fn note(&mut self, missing: bool, now: Instant) -> bool {
         let since = *self.0.get_or_insert(now);
         let over = missing && now.saturating_duration_since(since) >= GRACE;
@@ -43,7 +43,7 @@ impl Absence {
     }
 }
 
-/// Creates it for ever, while this replica leads.
+/// Creates it when it is missing, while this replica leads. Never returns.
 pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
     let api = Api::<MeshConfig>::all(client);
     let mut absence = Absence::default();
@@ -62,7 +62,7 @@ pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Lead
     }
 }
 
-/// Creates it, unless the API server has one that the watch has not shown yet.
+/// Creates it, unless the API server has one that the watch has not returned yet.
 ///
 /// By server-side apply of an empty `spec`, so that the operator owns no field that a user writes later. A
 /// plain create would own every default that the schema fills in, and `kubectl apply --server-side` and
@@ -77,7 +77,7 @@ async fn create(api: &Api<MeshConfig>, trust_domain: &str) -> Result<(), kube::E
         "metadata": {"name": "mesh"},
         "spec": spec(trust_domain),
     });
-    // Not forced: if somebody else was first, with another trust domain, this is a conflict.
+    // Not forced, so that it conflicts with an object that somebody has created meanwhile with another trust domain.
     match api.patch("mesh", &PatchParams::apply("tulle-operator"), &Patch::Apply(&object)).await {
         Ok(_) => tracing::info!(trust_domain, "created MeshConfig mesh with the defaults"),
         Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -86,8 +86,8 @@ async fn create(api: &Api<MeshConfig>, trust_domain: &str) -> Result<(), kube::E
     Ok(())
 }
 
-/// What the operator writes: nothing that the schema's defaults say too. The trust domain is immutable, so
-/// that nobody can want to write another one.
+/// The `spec` that the operator writes. It contains no value that is a default of the schema. The trust domain is
+/// immutable, so no user needs to own that field.
 fn spec(trust_domain: &str) -> Value {
     if trust_domain == tulle_crds::trust_domain() { json!({}) } else { json!({"trustDomain": trust_domain}) }
 }

@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics` of the operator.
 //!
-//! In: the [`Stage`] that [`run`](crate::run) has reached, and what is counted. Live from the first moment;
-//! ready while sidecars can be served.
+//! In: the [`Stage`] that [`run`](crate::run) has reached, and the counters. Live from the start of the process; ready
+//! while sidecars can be served.
 
 use std::sync::Arc;
 
@@ -12,36 +12,36 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::lease::Leadership;
 use crate::metrics::{self, Metrics};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// How far the operator has come.
+/// Stage in the life of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// The cluster is being read, or there is no certificate authority yet.
+    /// Lists the cluster's objects, or has no certificate authority yet.
     #[default]
     Starting,
-    /// The mesh has a root, and its Secret is missing or broken: a person has to act.
+    /// The mesh had a root, and its Secret is missing or invalid. Waits for a person.
     NoRoot,
-    /// The discovery port listens.
+    /// The discovery port is open.
     Serving,
     /// SIGTERM has been received.
     Stopping,
 }
 
-/// What health and metrics are read from.
+/// Sources of health and metrics.
 #[derive(Clone)]
 pub struct Health {
-    /// How far the operator has come.
+    /// The stage that was reached.
     pub stage: watch::Receiver<Stage>,
     /// The model.
     pub hub: Arc<Hub>,
-    /// Who is connected.
-    pub registry: Arc<Registry>,
-    /// What is counted.
+    /// Connected sidecars.
+    pub acks: Arc<AckTracker>,
+    /// Counters.
     pub aggregates: Arc<Aggregates>,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
@@ -56,12 +56,12 @@ pub fn routes(health: Health) -> Router {
         .with_state(health)
 }
 
-/// Why the operator is not ready, or `Ok`.
+/// The body of `/readyz`. `Err` explains why the operator is not ready.
 fn readiness(stage: Stage, synced: bool) -> Result<&'static str, &'static str> {
     match (stage, synced) {
         (Stage::Serving, true) => Ok("ready\n"),
         (Stage::NoRoot, _) => Err(
-            "no root: Secret tulle-root is missing or broken, and this mesh has had a root; restore the Secret from its backup, or see the operator's log\n",
+            "no root: Secret tulle-root is missing or invalid, and this mesh had a root before; restore the Secret from its backup, or see the operator's log\n",
         ),
         (Stage::Stopping, _) => Err("stopping: SIGTERM received\n"),
         (_, false) => Err(
@@ -83,7 +83,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 async fn metrics(State(health): State<Health>) -> Response {
     let metrics = Metrics {
         leader: health.leadership.borrow().mine,
-        sidecars: health.registry.connected(),
+        sidecars: health.acks.connected(),
         pods_without_sidecar: health.hub.model().uninjected_pods().len(),
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),

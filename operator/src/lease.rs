@@ -1,9 +1,9 @@
 //! Which replica leads: a Kubernetes Lease.
 //!
-//! In: the Lease as it is read, and how long it has been seen unchanged. Out: [`Leadership`]. A holder that
-//! cannot renew stops leading before the Lease expires, so that two replicas never write at once; one that
-//! is told to stop releases the Lease, so that another takes it at its next look. [`evaluate`] and
-//! [`released`] decide; [`run`] and [`release`] read and write.
+//! In: the Lease as it is read, and how long this replica has seen it unchanged. Out: [`Leadership`]. A holder that
+//! cannot renew stops leading before the Lease expires, so that two replicas never write at once. A holder that shuts
+//! down releases the Lease, so that another replica takes it at its next attempt. [`evaluate`] and [`released`] decide;
+//! [`run`] and [`release`] read and write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,45 +18,45 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::Settings;
 
-/// The Lease's name.
+/// Name of the Lease.
 const NAME: &str = "tulle-operator";
-/// Another takes over when the holder has not renewed for this long.
+/// Another replica may take the Lease over when the holder has not renewed it for this long.
 const DURATION: Duration = Duration::from_secs(8);
-/// The holder renews this often.
-const RENEW: Duration = Duration::from_secs(2);
-/// Another replica looks this often: a Lease that was released is taken after half of this on average.
-const FOLLOW: Duration = Duration::from_secs(1);
-/// One try takes at most this long.
-const TURN: Duration = Duration::from_secs(2);
-/// A try that failed is repeated after this.
-const AGAIN: Duration = Duration::from_millis(500);
-/// The holder stops writing when it could not renew for this long.
-const GIVE_UP: Duration = Duration::from_secs(6);
+/// Time between two renewals by the holder.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// Time between two reads by a replica that does not lead. A released Lease is taken after half of this on average.
+const READ_EVERY: Duration = Duration::from_secs(1);
+/// Timeout of one attempt: a read and a write.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Delay after an attempt that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// The holder stops writing to Kubernetes when it could not renew the Lease for this long.
+const STOP_WRITING_AFTER: Duration = Duration::from_secs(6);
 
-/// Who leads, as this replica sees it.
+/// Who leads, as far as this replica knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
     /// This replica leads.
     pub mine: bool,
     /// The leader's address.
     pub address: Option<String>,
-    /// Counts up with every change of hands.
+    /// Incremented whenever another replica takes the Lease (`leaseTransitions`).
     pub epoch: i32,
 }
 
-/// What to do about the Lease.
+/// What this replica does with the Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Write it: it is ours to renew.
+    /// Write it: this replica holds it.
     Renew,
-    /// Write it: nobody holds it.
+    /// Write it: no replica holds it, or it has expired.
     Take,
-    /// Leave it: another holds it.
+    /// Leave it: another replica holds it.
     Follow,
 }
 
-/// Decides. `seen_unchanged`: for how long this replica has seen the Lease as it is. Clocks of other
-/// machines are not believed: a Lease has expired when we have seen it unchanged for its duration.
+/// Decides what to do with the Lease. `seen_unchanged` is how long this replica has seen it unchanged: clocks of other
+/// machines are not trusted, so a Lease has expired when it has been seen unchanged for its duration.
 pub fn evaluate(lease: &LeaseSpec, me: &str, seen_unchanged: Duration) -> Step {
     match lease.holder_identity.as_deref() {
         Some(holder) if holder == me => Step::Renew,
@@ -68,10 +68,10 @@ pub fn evaluate(lease: &LeaseSpec, me: &str, seen_unchanged: Duration) -> Step {
     }
 }
 
-/// The Lease as its holder releases it, for others to take at once. `None`: it is not held by `me`.
+/// The Lease without a holder, so that another replica takes it at once. `None` if `me` does not hold it.
 ///
-/// It keeps its version, so that it is not written over a newer one, and its number of transitions, which
-/// counts up when it is taken.
+/// It keeps its resourceVersion, so that a newer Lease is not overwritten, and its number of transitions, which is
+/// incremented when it is taken.
 pub fn released(mut lease: Lease, me: &str) -> Option<Lease> {
     let spec = lease.spec.as_mut()?;
     if spec.holder_identity.as_deref() != Some(me) {
@@ -81,8 +81,8 @@ pub fn released(mut lease: Lease, me: &str) -> Option<Lease> {
     Some(lease)
 }
 
-/// Competes for the Lease until `stop` is sent or dropped. From then on this replica does not lead, although
-/// the Lease names it until [`release`].
+/// Competes for the Lease until `stop` is sent or dropped. From then on this replica does not lead, although the Lease
+/// still names it until [`release`].
 pub async fn run(
     client: Client,
     settings: Arc<Settings>,
@@ -90,10 +90,10 @@ pub async fn run(
     mut stop: oneshot::Receiver<()>,
 ) {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
-    let mut candidate = Candidate { me: holder(&settings), seen: None, renewed: None };
+    let mut candidate = Candidate { me: holder(&settings), observed: None, renewed: None };
     loop {
-        // A turn is not interrupted by `stop`: its write could reach the API server after the release.
-        let pause = turn(&api, &mut candidate, &leadership).await;
+        // `stop` does not interrupt an attempt: its write could reach the API server after the release.
+        let pause = attempt(&api, &mut candidate, &leadership).await;
         tokio::select! {
             () = sleep(pause) => {}
             _ = &mut stop => break,
@@ -102,10 +102,10 @@ pub async fn run(
     leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
 }
 
-/// Releases the Lease if it names this replica. To be called when nothing is written any more.
+/// Releases the Lease if it names this replica. Call it when no part writes to Kubernetes any more.
 ///
 /// # Errors
-/// The Lease could not be read or written: it expires.
+/// The Lease could not be read or written; it then expires.
 pub async fn release(client: Client, settings: &Settings) -> Result<(), kube::Error> {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
     let Some(lease) = api.get_opt(NAME).await? else { return Ok(()) };
@@ -115,22 +115,23 @@ pub async fn release(client: Client, settings: &Settings) -> Result<(), kube::Er
     Ok(())
 }
 
-/// This replica, as the Lease names it: others find the leader's address there.
+/// The holder identity of this replica. It contains the address at which other replicas reach the leader.
 fn holder(settings: &Settings) -> String {
     format!("{}/{}", settings.pod_name, settings.pod_ip)
 }
 
-/// Tries once, publishes what came of it, and returns when to try again.
-async fn turn(
+/// Makes one attempt, publishes its result, and returns the pause before the next one.
+async fn attempt(
     api: &Api<Lease>,
     candidate: &mut Candidate,
     leadership: &watch::Sender<Leadership>,
 ) -> Duration {
-    // The answer is not waited for beyond the moment at which a holder must have stopped.
-    let patience = candidate.renewed.map_or(TURN, |at| GIVE_UP.saturating_sub(at.elapsed()));
-    match timeout(patience.min(TURN), candidate.turn(api)).await {
+    // A holder does not wait for an answer beyond the moment at which it must have stopped writing.
+    let patience =
+        candidate.renewed.map_or(ATTEMPT_TIMEOUT, |at| STOP_WRITING_AFTER.saturating_sub(at.elapsed()));
+    match timeout(patience.min(ATTEMPT_TIMEOUT), candidate.attempt(api)).await {
         Ok(Ok(now)) => {
-            let pause = if now.mine { RENEW } else { FOLLOW };
+            let pause = if now.mine { RENEW_EVERY } else { READ_EVERY };
             leadership.send_if_modified(|known| {
                 let changed = *known != now;
                 if changed {
@@ -142,26 +143,26 @@ async fn turn(
             pause
         }
         failed => {
-            if candidate.renewed.is_none_or(|at| at.elapsed() >= GIVE_UP) {
+            if candidate.renewed.is_none_or(|at| at.elapsed() >= STOP_WRITING_AFTER) {
                 candidate.renewed = None;
                 leadership.send_if_modified(|known| std::mem::take(&mut known.mine));
             }
             tracing::warn!(?failed, "cannot read or write the Lease");
-            AGAIN
+            RETRY_AFTER
         }
     }
 }
 
 struct Candidate {
     me: String,
-    /// The Lease's version and since when it has been that.
-    seen: Option<(String, Instant)>,
+    /// The resourceVersion that was read last, and when it was read first.
+    observed: Option<(String, Instant)>,
     renewed: Option<Instant>,
 }
 
 impl Candidate {
-    async fn turn(&mut self, api: &Api<Lease>) -> Result<Leadership, kube::Error> {
-        // Before the write: others count from when they see it, which may be before its answer is here.
+    async fn attempt(&mut self, api: &Api<Lease>) -> Result<Leadership, kube::Error> {
+        // Before the write: other replicas count from when they see it, which may be before this one gets the answer.
         let begun = Instant::now();
         let Some(mut lease) = api.get_opt(NAME).await? else {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
@@ -172,11 +173,11 @@ impl Candidate {
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        let since = match &self.seen {
+        let since = match &self.observed {
             Some((known, since)) if *known == version => *since,
             _ => Instant::now(),
         };
-        self.seen = Some((version, since));
+        self.observed = Some((version, since));
         let transitions = spec.lease_transitions.unwrap_or(0);
         let epoch = match evaluate(&spec, &self.me, since.elapsed()) {
             Step::Follow => {
@@ -187,7 +188,7 @@ impl Candidate {
             Step::Renew => transitions,
             Step::Take => transitions + 1,
         };
-        // The write carries the version that was read: of two who try, one fails.
+        // The write carries the resourceVersion that was read: if two replicas try, one fails.
         lease.spec = Some(self.held(epoch));
         api.replace(NAME, &PostParams::default(), &lease).await?;
         self.renewed = Some(begun);
@@ -247,6 +248,6 @@ mod tests {
 
     #[test]
     fn the_holder_stops_writing_before_another_takes_over() {
-        assert!(GIVE_UP + RENEW <= DURATION);
+        assert!(STOP_WRITING_AFTER + RENEW_EVERY <= DURATION);
     }
 }

@@ -1,4 +1,4 @@
-//! `tulle-operator`: the control plane. See the library's documentation.
+//! `tulle-operator`: the control plane. The library's documentation describes it.
 
 use clap::Parser as _;
 use tulle_operator::run;

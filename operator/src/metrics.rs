@@ -1,7 +1,7 @@
 //! The operator's metrics as OpenMetrics text.
 //!
-//! In: the numbers of one scrape. Out: the text. Nothing is counted here: registry and aggregates do that, so
-//! that a scrape is a snapshot of what they hold.
+//! In: the numbers of one scrape. Out: the text. Nothing is counted here: a scrape is a snapshot of other modules'
+//! counters.
 
 use std::fmt;
 
@@ -18,23 +18,23 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// The numbers of one scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// This replica leads.
+    /// Whether this replica leads.
     pub leader: bool,
     /// Sidecars that are connected, as far as this replica knows.
     pub sidecars: usize,
     /// Pods without the sidecar that their namespace asks for.
     pub pods_without_sidecar: usize,
-    /// What was refused and the reason, with how often.
+    /// Refused calls: kind of call, reason, and number.
     pub refusals: Vec<((&'static str, &'static str), u64)>,
     /// Requests that sidecars have reported.
     pub requests: Vec<(Destination, Counts)>,
 }
 
 impl Metrics {
-    /// The text.
+    /// Encodes the metrics.
     ///
     /// # Errors
-    /// Never in practice: a string takes everything.
+    /// Never in practice: writing to a string does not fail.
     pub fn into_text(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));

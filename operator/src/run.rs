@@ -1,5 +1,5 @@
-//! Starts the parts of the operator and stops them: in an order that leaves no moment at which it is ready
-//! and does not listen, or has given the Lease away and still writes.
+//! Starts the parts of the operator and stops them. The order guarantees that a ready operator listens, and that one
+//! which has released the Lease does not write.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -21,7 +21,7 @@ use tulle_mesh::ports;
 use tulle_mesh::svid::SvidVerifier;
 
 use crate::defaults;
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::discovery::peer::Tls;
 use crate::discovery::relay::LeaderRelay;
 use crate::discovery::server::{Services, serve};
@@ -37,17 +37,17 @@ use crate::telemetry::Aggregates;
 use crate::uninjected;
 use crate::watch::{self as feed, Hub};
 
-/// The operator's own certificate is renewed this often, and lives four times as long.
+/// Time between two renewals of the operator's own certificate, which is valid four times as long.
 const OWN_RENEWAL: Duration = Duration::from_secs(6 * 3600);
-/// How long stopping may take; the Lease expires when it could not be released within it.
+/// Timeout of a shutdown. The Lease expires if it could not be released in time.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM.
 ///
 /// # Errors
-/// What keeps the operator from running: no API server, no Secret, no port, or a part that ended.
+/// The API server, the root's Secret or a port is unavailable, or a part ended.
 pub async fn run(settings: Settings) -> Result<()> {
-    // First of all: a process with PID 1 ignores SIGTERM until it asks for it.
+    // First: the kernel drops SIGTERM for a process with PID 1 that has no handler.
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let settings = Arc::new(settings);
     let (stage, stages) = watch::channel(Stage::Starting);
@@ -55,7 +55,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let health = Health {
         stage: stages,
         hub: Arc::new(Hub::new(Model::new(&settings.namespace, &settings.trust_domain))),
-        registry: Arc::new(Registry::default()),
+        acks: Arc::new(AckTracker::default()),
         aggregates: Arc::new(Aggregates::default()),
         leadership,
     };
@@ -75,25 +75,25 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     stage.send_replace(Stage::Stopping);
     if timeout(STOP_WITHIN, operator.stop(client, &settings)).await.is_err() {
-        tracing::warn!("could not stop in time: another replica leads when the Lease has expired");
+        tracing::warn!("shutdown timed out; another replica leads once the Lease has expired");
     }
     end
 }
 
-/// The parts of a running operator. None of them ends by itself: when one does, or panics, the operator
-/// stops, and Kubernetes starts it anew.
+/// The parts of a running operator. None of them is meant to end: if one does, or panics, the process exits and kubelet
+/// restarts it.
 struct Operator {
-    /// Those that write to Kubernetes while this replica leads.
+    /// Tasks that write to Kubernetes while this replica leads.
     writers: JoinSet<()>,
-    /// Those that serve sidecars and other replicas.
+    /// Tasks that serve sidecars and other replicas.
     servers: JoinSet<()>,
-    /// The one that competes for the Lease.
+    /// The task that competes for the Lease.
     election: JoinSet<()>,
     stop_election: oneshot::Sender<()>,
 }
 
 impl Operator {
-    /// Waits for a part that ends although it should not.
+    /// Returns when any part has ended, with an error that names its group.
     async fn join_next(&mut self) -> Result<()> {
         let (group, ended) = tokio::select! {
             ended = self.writers.join_next() => ("writes to Kubernetes", ended),
@@ -103,22 +103,21 @@ impl Operator {
         bail!("a part of the operator that {group} ended: {ended:?}")
     }
 
-    /// Stops leading, then writing, and then releases the Lease, so that another replica leads within about a
-    /// second. An interrupted write may still reach the API server: it names the version that it is based
-    /// on, or repeats what the next leader would write.
+    /// Stops leading, then writing, and then releases the Lease, so that another replica leads within about a second.
+    /// An interrupted write may still reach the API server: it carries the resourceVersion it is based on, or writes
+    /// what the next leader would write too.
     async fn stop(mut self, client: Client, settings: &Settings) {
-        // Its receiver is gone when the election has panicked.
+        // The receiver is dropped if the election has panicked.
         let _ = self.stop_election.send(());
         while self.election.join_next().await.is_some() {}
         self.writers.shutdown().await;
         if let Err(error) = lease::release(client, settings).await {
-            tracing::warn!(%error, "cannot release the Lease: another replica leads when it has expired");
+            tracing::warn!(%error, "cannot release the Lease; another replica leads once it has expired");
         }
     }
 }
 
-/// Reads the cluster, loads the certificate authority, and starts every part, with the discovery port
-/// listening.
+/// Lists the cluster's objects, loads the certificate authority, opens the discovery port, and starts every part.
 async fn start(
     client: &Client,
     settings: &Arc<Settings>,
@@ -126,7 +125,7 @@ async fn start(
     leading: watch::Sender<Leadership>,
     stage: &watch::Sender<Stage>,
 ) -> Result<Operator> {
-    let Health { hub, registry, aggregates, leadership, .. } = health;
+    let Health { hub, acks, aggregates, leadership, .. } = health;
     feed::start(client, hub);
     while !hub.is_synced() {
         sleep(Duration::from_millis(20)).await;
@@ -134,37 +133,37 @@ async fn start(
     let (stop_election, stop) = oneshot::channel();
     let mut candidacy = Some(lease::run(client.clone(), Arc::clone(settings), leading, stop));
     let mut election = JoinSet::new();
-    // A new mesh has nobody to serve yet: there alone a replica may lead before it listens.
+    // In a new mesh no sidecar has to be served yet. Only there may a replica lead before it listens.
     let compete = || drop(candidacy.take().map(|candidacy| election.spawn(candidacy)));
     let waits = |for_a_person| {
         stage.send_replace(if for_a_person { Stage::NoRoot } else { Stage::Starting });
     };
     let authority = root::obtain(client, &settings.namespace, hub, leadership, compete, waits).await?;
     let authority = Arc::new(authority);
-    // Whatever arguments and MeshConfig say: every certificate of the mesh was issued by this root.
+    // Takes precedence over arguments and MeshConfig: this root has issued every certificate of the mesh.
     let configured = hub.model().settings().trust_domain.clone();
     let trust_domain = authority.trust_domain().unwrap_or(configured);
     tracing::info!(trust_domain, "certificate authority loaded");
     hub.change(|model| model.fix_trust_domain(&trust_domain));
     let me = WorkloadId::new(&trust_domain, &settings.namespace, &settings.service_account);
     let tls = Arc::new(own_tls(&authority, &me)?);
-    // Before this replica can become the leader, to which the others connect.
+    // Before this replica can become the leader, because the other replicas connect to it then.
     let listener = bind(ports::DISCOVERY).await?;
 
-    let relay = LeaderRelay::new(Arc::clone(registry), Arc::clone(aggregates), leadership.clone());
+    let relay = LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), leadership.clone());
     let mut signer =
         Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
     signer.check_addresses = settings.check_addresses;
     let mut services =
-        Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(registry), Arc::clone(aggregates), me);
+        Services::new(Arc::clone(hub), Arc::clone(&relay), Arc::clone(acks), Arc::clone(aggregates), me);
     services.check_addresses = settings.check_addresses;
     let mut servers = JoinSet::new();
     servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
     servers.spawn(relay.run(Arc::clone(&tls)));
-    servers.spawn(keep_house(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(registry)));
+    servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
     servers.spawn(serve(listener, tls, services, signer));
 
-    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(registry), Arc::clone(aggregates));
+    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
     let (root_states, root_state) = watch::channel(None);
     let namespace = settings.namespace.clone();
@@ -178,7 +177,7 @@ async fn start(
     ));
     writers.spawn(trust::run(client.clone(), Arc::clone(hub), authority, leadership.clone()));
     let statuses =
-        status::run(client.clone(), Arc::clone(hub), Arc::clone(registry), leadership.clone(), root_state);
+        status::run(client.clone(), Arc::clone(hub), Arc::clone(acks), leadership.clone(), root_state);
     writers.spawn(statuses);
     writers.spawn(status::claims::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(defaults::run(client.clone(), Arc::clone(hub), leadership.clone()));
@@ -191,11 +190,11 @@ async fn start(
     Ok(Operator { writers, servers, election, stop_election })
 }
 
-/// Every ten minutes, forgets sidecars, pods and revisions that no longer exist.
-async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Registry>) {
+/// Removes what is kept about sidecars, pods and revisions that no longer exist, every ten minutes.
+async fn remove_stale(hub: Arc<Hub>, aggregates: Arc<Aggregates>, acks: Arc<AckTracker>) {
     loop {
         sleep(Duration::from_secs(600)).await;
-        registry.forget_lost(&hub.model());
+        acks.forget_lost(&hub.model());
         let (mut pods, mut revisions) = (HashSet::new(), HashSet::new());
         for pod in hub.model().pods() {
             pods.insert(Arc::clone(&pod.uid));
@@ -210,7 +209,7 @@ async fn keep_house(hub: Arc<Hub>, aggregates: Arc<Aggregates>, registry: Arc<Re
     }
 }
 
-/// Listens on every address of the pod: on IPv4 alone where the node has no IPv6.
+/// Listens on every address of the pod; on IPv4 only, where the node has no IPv6.
 async fn bind(port: u16) -> Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
@@ -220,10 +219,10 @@ async fn bind(port: u16) -> Result<TcpListener> {
     }
 }
 
-/// A certificate of our own root for ourselves.
+/// TLS configurations of the operator, with a certificate that it signs itself.
 ///
 /// # Errors
-/// When it cannot be signed.
+/// The certificate could not be signed.
 pub fn own_tls(authority: &Authority, me: &WorkloadId) -> Result<Tls> {
     let (server, client) = own_configs(authority, me)?;
     Ok(Tls { server: RwLock::new(server), client: RwLock::new(client), identity: me.clone() })
@@ -235,7 +234,7 @@ fn own_configs(authority: &Authority, me: &WorkloadId) -> Result<(Arc<ServerConf
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let verifier = SvidVerifier::new(&me.trust_domain, &[authority.root().clone()]);
     let tls13 = &[&rustls::version::TLS13];
-    // Sidecars without a certificate yet may come, to ask for one; what else they may is decided per call.
+    // A new sidecar has no certificate and connects to get one. Every other call requires one.
     let mut server = ServerConfig::builder_with_protocol_versions(tls13)
         .with_client_cert_verifier(verifier.optional())
         .with_single_cert(leaf.chain.clone(), private.clone_key())?;

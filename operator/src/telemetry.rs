@@ -1,4 +1,7 @@
-//! What sidecars report, aggregated: each report counts once, whichever replica it came through.
+//! Aggregates of what sidecars report. Each report counts once, whichever replica it came through.
+//!
+//! In: reports. Out: sums per destination for `/metrics`, and attempts per Canary for the rollout driver, which takes
+//! them ([`Aggregates::take_attempts`]). Bounded in memory, because names come from sidecars.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,34 +12,34 @@ use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
 
 use crate::model::Key;
 
-/// Attempts that are kept for a Canary until they are asked for: by epoch, revision and pod.
-const MOST_ATTEMPTS: usize = 4096;
-/// Canaries whose attempts are kept. Names come from sidecars, which may be wrong.
-const MOST_CANARIES: usize = 4096;
-/// Numbers in the buckets of one entry: pairs.
-const MOST_BUCKETS: usize = 2 * tulle_mesh::histogram::BUCKETS;
+/// Entries that are kept for a Canary until the driver takes them, one per epoch, revision and pod.
+const MAX_ATTEMPTS: usize = 4096;
+/// Canaries whose attempts are kept. A sidecar may report Canaries that do not exist.
+const MAX_CANARIES: usize = 4096;
+/// Numbers in the buckets of one entry: pairs of bucket and count.
+const MAX_BUCKETS: usize = 2 * tulle_mesh::histogram::BUCKETS;
 
 /// Requests and failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests.
+    /// Number of requests.
     pub requests: u64,
-    /// Of them failed.
+    /// How many of those requests failed.
     pub failures: u64,
 }
 
 /// A revision of a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
-    /// Its namespace.
+    /// Namespace of the Service.
     pub namespace: String,
-    /// The Service.
+    /// Name of the Service.
     pub service: String,
-    /// The revision.
+    /// Revision of the pods; empty for pods without one.
     pub revision: String,
 }
 
-/// What has been reported since this replica started.
+/// Sums since this replica started.
 #[derive(Debug, Default)]
 pub struct Aggregates {
     inner: Mutex<Inner>,
@@ -44,7 +47,7 @@ pub struct Aggregates {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// The last report of each sidecar process.
+    /// Sequence number of the last report, by pod uid and sidecar process.
     last: HashMap<(String, u64), u64>,
     destinations: HashMap<Destination, (Counts, Histogram)>,
     refused: BTreeMap<(&'static str, &'static str), u64>,
@@ -57,11 +60,11 @@ type Attempts = HashMap<(u64, String, String), AttemptCounts>;
 impl Inner {
     fn add_attempts(&mut self, counts: &AttemptCounts) {
         let key: Key = (counts.namespace.as_str().into(), counts.canary.as_str().into());
-        if !self.attempts.contains_key(&key) && self.attempts.len() >= MOST_CANARIES {
+        if !self.attempts.contains_key(&key) && self.attempts.len() >= MAX_CANARIES {
             return;
         }
         let of_canary = self.attempts.entry(key).or_default();
-        let full = of_canary.len() >= MOST_ATTEMPTS;
+        let full = of_canary.len() >= MAX_ATTEMPTS;
         let id = (counts.epoch, counts.revision.clone(), counts.pod_uid.clone());
         match of_canary.entry(id) {
             Entry::Occupied(mut known) => merge(known.get_mut(), counts),
@@ -82,7 +85,7 @@ impl Inner {
     }
 }
 
-/// Adds counts to others with the same key. Of the failures and client errors no more count than were attempted.
+/// Adds counts to a sum with the same key. Failures and client errors are capped at the number of attempts.
 fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
     let failures = counts.failures.min(counts.attempts);
     sum.attempts = sum.attempts.saturating_add(counts.attempts);
@@ -91,7 +94,7 @@ fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
     sum.client_errors = sum.client_errors.saturating_add(counts.client_errors.min(counts.attempts));
     for pair in counts.buckets.chunks_exact(2) {
         let [bucket, count] = pair else { continue };
-        let full = sum.buckets.len() >= MOST_BUCKETS;
+        let full = sum.buckets.len() >= MAX_BUCKETS;
         let known = sum.buckets.chunks_exact_mut(2).find(|known| known.first() == Some(bucket));
         if let Some(total) = known.and_then(|known| known.last_mut()) {
             *total = total.saturating_add(*count);
@@ -102,7 +105,7 @@ fn merge(sum: &mut AttemptCounts, counts: &AttemptCounts) {
 }
 
 impl Aggregates {
-    /// Counts a report of a pod's sidecar. Returns whether it was new: a replay is dropped.
+    /// Adds a report of a pod's sidecar. Returns whether it was new: a replay is dropped.
     pub fn add(&self, pod_uid: &str, report: &TelemetryReport) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let last = inner.last.entry((pod_uid.to_owned(), report.process)).or_default();
@@ -132,33 +135,33 @@ impl Aggregates {
         true
     }
 
-    /// The attempts at the pods of a Canary that were reported since the last call.
+    /// Takes the attempts at the pods of a Canary that were reported since the last call.
     pub fn take_attempts(&self, canary: &Key) -> Vec<AttemptCounts> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.attempts.remove(canary).map(|counts| counts.into_values().collect()).unwrap_or_default()
     }
 
-    /// Forgets the attempts of Canaries that nobody asks for any more.
+    /// Removes the attempts of Canaries that are not `known`.
     pub fn retain_canaries(&self, known: impl Fn(&Key) -> bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.attempts.retain(|key, _| known(key));
     }
 
-    /// Forgets what is about pods and revisions that are no more: `pod` by its uid, `revision` by
-    /// namespace and name. Called now and then; what has been asked for was asked for while they were.
+    /// Removes the sums of pods and revisions that no longer exist: `pod` is given a uid, `revision` a namespace and a
+    /// name. Called every few minutes; the driver has taken what it needs by then.
     pub fn retain(&self, pod: impl Fn(&str) -> bool, revision: impl Fn(&str, &str) -> bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.last.retain(|(uid, _), _| pod(uid));
         inner.destinations.retain(|d, _| d.revision.is_empty() || revision(&d.namespace, &d.revision));
     }
 
-    /// Counts something that the operator has refused.
+    /// Counts a call that the operator has refused.
     pub fn refused(&self, what: &'static str, reason: &'static str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         *inner.refused.entry((what, reason)).or_default() += 1;
     }
 
-    /// What has been refused, and why, for `/metrics`.
+    /// Refused calls by kind of call and reason, for `/metrics`.
     pub fn refusals(&self) -> Vec<((&'static str, &'static str), u64)> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.refused.iter().map(|(key, count)| (*key, *count)).collect()
@@ -208,7 +211,7 @@ mod tests {
         let counted: Vec<Counts> = aggregates.all().into_iter().map(|(_, counts, _)| counts).collect();
         assert_eq!(counted, [Counts { requests: 10, failures: 2 }]);
         aggregates.retain(|_| false, |_, _| false);
-        assert!(aggregates.all().is_empty(), "of a revision that is no more nothing is kept");
+        assert!(aggregates.all().is_empty(), "sums of a revision that no longer exists are removed");
     }
 
     #[test]
@@ -244,7 +247,7 @@ mod tests {
     #[test]
     fn a_sidecar_cannot_fill_the_memory_with_names() {
         let aggregates = Aggregates::default();
-        let attempts = (0..MOST_ATTEMPTS + 50).map(|n| AttemptCounts {
+        let attempts = (0..MAX_ATTEMPTS + 50).map(|n| AttemptCounts {
             namespace: "shop".into(),
             canary: "web".into(),
             pod_uid: n.to_string(),
@@ -255,7 +258,7 @@ mod tests {
             TelemetryReport { sequence: 1, attempts: attempts.collect(), ..TelemetryReport::default() };
         aggregates.add("client", &report);
         let key: Key = ("shop".into(), "web".into());
-        assert_eq!(aggregates.take_attempts(&key).len(), MOST_ATTEMPTS);
+        assert_eq!(aggregates.take_attempts(&key).len(), MAX_ATTEMPTS);
         aggregates.add("client", &TelemetryReport { sequence: 2, ..report });
         aggregates.retain_canaries(|_| false);
         assert_eq!(aggregates.take_attempts(&key), []);

@@ -1,6 +1,6 @@
-//! Warns about each pod without the sidecar that its namespace asks for: one log line and one event.
+//! Warns about each pod that lacks the sidecar its namespace requests: one log line and one event.
 //!
-//! Which pods these are, and why, is decided by [`Model::uninjected_pods`](crate::model::Model).
+//! [`Model::uninjected_pods`](crate::model::Model) decides which pods these are, and why.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::lease::Leadership;
 use crate::model::{Uninjected, UninjectedPod};
 use crate::watch::Hub;
 
-/// How often pods are looked at.
+/// Time between two looks at the pods.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How long one write may take.
+/// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Warns for ever, while this replica leads: once per pod and reason.
+/// Warns once per pod and reason, while this replica leads. Never returns.
 pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
     let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
     let recorder = Recorder::new(client, reporter);
@@ -60,7 +60,7 @@ async fn warn(recorder: &Recorder, pod: &UninjectedPod) {
     }
 }
 
-/// The pod that the event is about: what the watch has shown is enough, so that no pod has to be read.
+/// The pod that the event is about, from the model, so that no pod has to be read from the API server.
 fn reference(pod: &UninjectedPod) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),

@@ -20,7 +20,7 @@ use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{
     Endpoint as Sent, ResourceName, ResourceType, SignRequest, SignResponse, destination, resource,
 };
-use tulle_operator::discovery::Registry;
+use tulle_operator::discovery::AckTracker;
 use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
@@ -105,7 +105,7 @@ struct Operator {
     address: SocketAddr,
     tls: Arc<ClientConfig>,
     hub: Arc<Hub>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
 }
 
 impl Operator {
@@ -119,18 +119,18 @@ impl Operator {
             key: key.serialize_der(),
         };
         let hub = Arc::new(Hub::complete(model()));
-        let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
+        let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
         let (_, leadership) = watch::channel(Leadership { mine: true, ..Leadership::default() });
-        let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+        let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
         let tls = Arc::new(own_tls(&authority, &id("operator")).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut services =
-            Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, id("operator"));
+            Services::new(Arc::clone(&hub), relay, Arc::clone(&acks), aggregates, id("operator"));
         // All come over loopback.
         services.check_addresses = false;
         tokio::spawn(serve(listener, tls, services, Nobody));
-        Self { address, tls: Arc::new(certificate.tls()), hub, registry }
+        Self { address, tls: Arc::new(certificate.tls()), hub, acks }
     }
 
     async fn stream(&self, number: u32, names: Vec<ResourceName>) -> Stream {
@@ -206,7 +206,7 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
             stream.subscribe(name(ResourceType::Endpoints, "shop/service-0:80")).await.unwrap();
         }
     }
-    assert!(operator.registry.connected() >= SIDECARS as usize, "nobody who reads was turned away");
+    assert!(operator.acks.connected() >= SIDECARS as usize, "nobody who reads was turned away");
     operator
         .hub
         .change(|model| model.apply_slice(("shop".into(), "service-0".into()), slice("service-0", 3)));
@@ -215,7 +215,7 @@ async fn sidecars_that_read_nothing_hold_up_nobody_else() {
         assert_eq!(endpoints(&body).map(<[Sent]>::len), Some(3), "sidecar {number}: {body:?}");
     }
     let dropped = async {
-        while operator.registry.connected() != SIDECARS as usize {
+        while operator.acks.connected() != SIDECARS as usize {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

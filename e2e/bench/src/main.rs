@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
-use tulle_operator::discovery::Registry;
+use tulle_operator::discovery::AckTracker;
 use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
@@ -83,16 +83,16 @@ async fn main() -> Result<()> {
         fs::write(arguments.folder.join(format!("{name}.crt")), leaf.pem)?;
     }
     let hub = Arc::new(Hub::complete(model(&arguments)));
-    let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
+    let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
-    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
     let me = WorkloadId::new("cluster.local", "tulle-system", "tulle-operator");
     let tls = Arc::new(own_tls(&authority, &me)?);
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
-    let services = Services::new(hub, relay, registry, aggregates, me);
+    let services = Services::new(hub, relay, acks, aggregates, me);
     serve(listener, tls, services, UnauthenticatedSigner { authority }).await;
     Ok(())
 }

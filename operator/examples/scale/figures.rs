@@ -124,7 +124,7 @@ fn restart(operator: &mut Operator) -> Vec<Figure> {
     ]
 }
 
-/// From a change of shares until the registry has the last of 20 acknowledgements.
+/// From a change of shares until the tracker has the last of 20 acknowledgements.
 fn acknowledgement(operator: &Operator) -> Vec<Figure> {
     let mut times: Vec<f64> = (0..world::CANARIES).map(|service| acknowledged(operator, service)).collect();
     times.sort_by(f64::total_cmp);
@@ -144,7 +144,7 @@ fn acknowledged(operator: &Operator, service: u32) -> f64 {
     let started = Instant::now();
     operator.hub.change(|model| model.apply_canary(canary.clone(), world::canary(service, EPOCH)));
     while started.elapsed() < Duration::from_secs(2) {
-        let acknowledged = operator.registry.acknowledged_canary(&operator.hub.model(), &canary, EPOCH);
+        let acknowledged = operator.acks.acknowledged_canary(&operator.hub.model(), &canary, EPOCH);
         if acknowledged == Acknowledgement::Complete {
             return started.elapsed().as_secs_f64() * 1000.0;
         }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
-use tulle_operator::discovery::Registry;
+use tulle_operator::discovery::AckTracker;
 use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
@@ -52,7 +52,7 @@ impl Identity for Nobody {
 /// The operator that is measured.
 pub struct Operator {
     pub hub: Arc<Hub>,
-    pub registry: Arc<Registry>,
+    pub acks: Arc<AckTracker>,
     pub clients: Clients,
     _leading: watch::Sender<Leadership>,
 }
@@ -139,16 +139,16 @@ async fn start(folder: &Path) -> Operator {
     std::fs::write(folder.join("leaf.der"), leaf.chain.first().unwrap()).unwrap();
     std::fs::write(folder.join("key.der"), key.serialize_der()).unwrap();
     let hub = Arc::new(Hub::complete(world::model()));
-    let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
+    let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let (leading, leadership) = watch::channel(Leadership { mine: true, ..Leadership::default() });
-    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
     let tls = Arc::new(own_tls(&authority, &world::id("operator")).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let me = world::id("operator");
-    let mut services = Services::new(Arc::clone(&hub), relay, Arc::clone(&registry), aggregates, me);
+    let mut services = Services::new(Arc::clone(&hub), relay, Arc::clone(&acks), aggregates, me);
     // All come over loopback.
     services.check_addresses = false;
     tokio::spawn(serve(listener, tls, services, Nobody));
-    Operator { hub, registry, clients: Clients::start(address, folder), _leading: leading }
+    Operator { hub, acks, clients: Clients::start(address, folder), _leading: leading }
 }

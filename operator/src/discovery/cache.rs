@@ -67,12 +67,12 @@ struct Entry {
     as_of: Option<u64>,
     origins: Vec<Origin>,
     subscribers: HashMap<u64, Arc<Wake>>,
-    /// One compiles, the others wait for what it makes.
-    turn: Turn,
+    /// One session compiles the resource; the others wait for the result.
+    compile_lock: CompileLock,
 }
 
-/// The right to compile a resource.
-type Turn = Arc<Mutex<()>>;
+/// Held while a resource is compiled.
+type CompileLock = Arc<Mutex<()>>;
 
 /// What a session has to look at again.
 #[derive(Default)]
@@ -164,13 +164,13 @@ impl Cache {
 
     /// A resource that somebody subscribes to, as of now.
     pub fn get(&self, hub: &Hub, id: &Id) -> Option<Arc<Shared>> {
-        let turn = match lock(&self.inner).current(id) {
+        let compile_lock = match lock(&self.inner).current(id) {
             Ok(current) => return current,
             Err(None) => return None,
-            Err(Some(turn)) => turn,
+            Err(Some(lock)) => lock,
         };
-        let _turn = lock(&turn);
-        // Whoever had the turn before may have compiled it.
+        let _compiling = lock(&compile_lock);
+        // Another session may have compiled it meanwhile.
         let (as_of, touches) = {
             let inner = lock(&self.inner);
             match inner.current(id) {
@@ -241,11 +241,11 @@ impl Cache {
 }
 
 impl Inner {
-    /// What is known of a resource, or whose turn it is to compile it: `Err(None)` where nobody subscribes.
-    fn current(&self, id: &Id) -> Result<Option<Arc<Shared>>, Option<Turn>> {
+    /// The resource if it is current, or else the lock under which it is compiled. `Err(None)`: it has no subscribers.
+    fn current(&self, id: &Id) -> Result<Option<Arc<Shared>>, Option<CompileLock>> {
         match self.entries.get(id) {
             Some(entry) if entry.as_of == Some(entry.changes) => Ok(entry.compiled.clone()),
-            Some(entry) => Err(Some(Arc::clone(&entry.turn))),
+            Some(entry) => Err(Some(Arc::clone(&entry.compile_lock))),
             None => Err(None),
         }
     }

@@ -7,22 +7,22 @@
 //!   admission whose new subscription is computed next
 //!   bounds    what of a sidecar's words is taken
 //!   relay     a replica that does not lead passes on what its sidecars report
-//!   registry  who is connected, and what each enforces
+//!   acks      who is connected, and what each enforces
 //!   report    what is said about a sidecar, and how it travels
 //!   peer      the operator's own TLS, and connections to other replicas
 //! ```
 //!
 //! Each uses those below it only.
 
+pub mod acks;
 pub mod admission;
 mod bounds;
 pub mod cache;
 pub mod peer;
-pub mod registry;
 pub mod relay;
 pub mod report;
 pub mod server;
 pub mod session;
 
-pub use registry::{Acknowledgement, PodDialling, PolicyAcknowledgement, Registry};
-pub use report::{Name, Report, Stamps};
+pub use acks::{AckTracker, Acknowledgement, PodDialling, PolicyAcknowledgement};
+pub use report::{Name, SidecarEvent, Stamps};

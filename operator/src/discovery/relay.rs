@@ -16,9 +16,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tulle_mesh::proto::relay_client::RelayClient;
 use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryReport, relay_message};
 
+use super::acks::AckTracker;
 use super::peer::{Peer, Tls};
-use super::registry::Registry;
-use super::report::{Report, message};
+use super::report::{SidecarEvent, message};
 use crate::lease::Leadership;
 use crate::telemetry::Aggregates;
 
@@ -31,9 +31,9 @@ const ANSWERS: usize = 64;
 /// A stream that ended is begun anew after this.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Passes what this replica's sidecars report on to the leader; on the leader itself, to its own registry.
+/// Passes what this replica's sidecars report on to the leader, or, on the leader itself, to its own tracker.
 pub struct LeaderRelay {
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
     aggregates: Arc<Aggregates>,
     leadership: watch::Receiver<Leadership>,
     shards: [Shard; SHARDS],
@@ -65,12 +65,12 @@ impl Shard {
 impl LeaderRelay {
     /// A relay without a stream: [`Self::run`] keeps them.
     pub fn new(
-        registry: Arc<Registry>,
+        acks: Arc<AckTracker>,
         aggregates: Arc<Aggregates>,
         leadership: watch::Receiver<Leadership>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            registry,
+            acks,
             aggregates,
             leadership,
             shards: std::array::from_fn(|_| Shard::default()),
@@ -79,8 +79,8 @@ impl LeaderRelay {
     }
 
     /// Takes a report of a sidecar of this replica.
-    pub fn report(&self, pod_uid: &str, report: Report) {
-        self.registry.report(pod_uid, report, |report| {
+    pub fn report(&self, pod_uid: &str, report: SidecarEvent) {
+        self.acks.report(pod_uid, report, |report| {
             if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
                 shard.pass_on(message(pod_uid, report));
             }
@@ -173,7 +173,7 @@ impl LeaderRelay {
     fn begin(&self, number: usize, shard: &Shard) -> (Vec<RelayMessage>, mpsc::Receiver<RelayMessage>) {
         let (sender, messages) = mpsc::channel(QUEUED);
         let mut known = Vec::new();
-        self.registry.snapshot(
+        self.acks.snapshot(
             |uid| shard_of(uid) == number,
             |reports| {
                 known.extend(reports.into_iter().map(|(uid, report)| message(&uid, report)));
@@ -217,7 +217,7 @@ mod tests {
         let shard = relay.shards.get(number).unwrap();
         let (known, mut stuck) = relay.begin(number, shard);
         assert!(known.is_empty());
-        relay.report("u", Report::Connected);
+        relay.report("u", SidecarEvent::Connected);
         for sequence in 0..2 * QUEUED as u64 {
             let report = TelemetryReport { sequence, ..Default::default() };
             assert!(!relay.telemetry("u", report), "nobody has taken it");
@@ -230,7 +230,7 @@ mod tests {
         }
         assert_eq!(queued, QUEUED, "no more than that waits in memory");
         let (known, _) = relay.begin(number, shard);
-        assert_eq!(known, [message("u", Report::Connected)]);
+        assert_eq!(known, [message("u", SidecarEvent::Connected)]);
     }
 
     #[tokio::test]

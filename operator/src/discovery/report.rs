@@ -15,7 +15,7 @@ const ACKNOWLEDGED: &str = "acknowledged";
 
 /// What a sidecar says about a resource, to be passed on to the leader.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Report {
+pub enum SidecarEvent {
     /// It came.
     Connected,
     /// It is gone.
@@ -41,22 +41,22 @@ pub fn name_of(name: ResourceName) -> Name {
 }
 
 /// A report of a pod's sidecar as a message to the leader.
-pub fn message(pod_uid: &str, report: Report) -> RelayMessage {
+pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
     let nothing = Stamps::from([]);
     let (message, stamps) = match report {
-        Report::Connected => (relay_message::Message::Connected(true), nothing),
-        Report::Gone => (relay_message::Message::Connected(false), nothing),
-        Report::Sent(name, stamps) => (relay_message::Message::Sent(resource_name(&name)), stamps),
-        Report::Acked(name, stamps) => {
+        SidecarEvent::Connected => (relay_message::Message::Connected(true), nothing),
+        SidecarEvent::Gone => (relay_message::Message::Connected(false), nothing),
+        SidecarEvent::Sent(name, stamps) => (relay_message::Message::Sent(resource_name(&name)), stamps),
+        SidecarEvent::Acked(name, stamps) => {
             let ack = Ack { name: Some(resource_name(&name)), version: ACKNOWLEDGED.to_owned() };
             (relay_message::Message::Ack(ack), stamps)
         }
-        Report::Refused(name, stamps, reason) => {
+        SidecarEvent::Refused(name, stamps, reason) => {
             let nack = Nack { name: Some(resource_name(&name)), version: String::new(), reason };
             (relay_message::Message::Nack(nack), stamps)
         }
         // An acknowledgement of nothing: the subscription is over.
-        Report::Unsubscribed(name) => {
+        SidecarEvent::Unsubscribed(name) => {
             let ack = Ack { name: Some(resource_name(&name)), version: String::new() };
             (relay_message::Message::Ack(ack), nothing)
         }
@@ -70,17 +70,17 @@ pub fn message(pod_uid: &str, report: Report) -> RelayMessage {
 }
 
 /// A relayed message, as a report.
-pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<Report> {
+pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<SidecarEvent> {
     let stamps: Stamps = stamps.into();
     Some(match message {
-        relay_message::Message::Connected(true) => Report::Connected,
-        relay_message::Message::Connected(false) => Report::Gone,
-        relay_message::Message::Sent(name) => Report::Sent(name_of(name), stamps),
+        relay_message::Message::Connected(true) => SidecarEvent::Connected,
+        relay_message::Message::Connected(false) => SidecarEvent::Gone,
+        relay_message::Message::Sent(name) => SidecarEvent::Sent(name_of(name), stamps),
         relay_message::Message::Ack(ack) if ack.version.is_empty() => {
-            Report::Unsubscribed(name_of(ack.name?))
+            SidecarEvent::Unsubscribed(name_of(ack.name?))
         }
-        relay_message::Message::Ack(ack) => Report::Acked(name_of(ack.name?), stamps),
-        relay_message::Message::Nack(nack) => Report::Refused(name_of(nack.name?), stamps, nack.reason),
+        relay_message::Message::Ack(ack) => SidecarEvent::Acked(name_of(ack.name?), stamps),
+        relay_message::Message::Nack(nack) => SidecarEvent::Refused(name_of(nack.name?), stamps, nack.reason),
         relay_message::Message::Telemetry(_) => return None,
     })
 }
@@ -96,12 +96,12 @@ mod tests {
             Stamp { kind: 2, namespace: "shop".into(), name: "web".into(), uid: "u".into(), version: 7 };
         let stamps = Stamps::from([stamp]);
         for report in [
-            Report::Connected,
-            Report::Gone,
-            Report::Sent(name.clone(), Arc::clone(&stamps)),
-            Report::Acked(name.clone(), Arc::clone(&stamps)),
-            Report::Refused(name.clone(), stamps, "too new".into()),
-            Report::Unsubscribed(name),
+            SidecarEvent::Connected,
+            SidecarEvent::Gone,
+            SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
+            SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),
+            SidecarEvent::Refused(name.clone(), stamps, "too new".into()),
+            SidecarEvent::Unsubscribed(name),
         ] {
             let sent = message("u", report.clone());
             assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(report));

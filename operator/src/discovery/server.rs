@@ -24,12 +24,12 @@ use tulle_mesh::proto::{
     Hello, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
 };
 
+use super::acks::AckTracker;
 use super::admission::Admission;
 use super::cache::Cache;
 use super::peer::Tls;
-use super::registry::Registry;
 use super::relay::LeaderRelay;
-use super::report::{Report, name_of, report_of};
+use super::report::{SidecarEvent, name_of, report_of};
 use super::session::{MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
@@ -57,7 +57,7 @@ pub struct Services {
     /// Takes the sidecars' reports to the leader.
     pub relay: Arc<LeaderRelay>,
     /// Who is connected.
-    pub registry: Arc<Registry>,
+    pub acks: Arc<AckTracker>,
     /// What is counted.
     pub aggregates: Arc<Aggregates>,
     /// Whom this operator is.
@@ -75,13 +75,13 @@ impl Services {
     pub fn new(
         hub: Arc<Hub>,
         relay: Arc<LeaderRelay>,
-        registry: Arc<Registry>,
+        acks: Arc<AckTracker>,
         aggregates: Arc<Aggregates>,
         me: WorkloadId,
     ) -> Self {
         let cache = Cache::following(&hub);
         let admission = Arc::default();
-        Self { hub, relay, registry, aggregates, me, check_addresses: true, cache, admission }
+        Self { hub, relay, acks, aggregates, me, check_addresses: true, cache, admission }
     }
 
     /// Whether a sidecar speaks for its own pod: namespace and account are those of its certificate, and its
@@ -238,7 +238,7 @@ impl Relay for Services {
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
                         if let Some(report) = report_of(message, relayed.stamps) {
-                            services.registry.relayed(&uid, report);
+                            services.acks.relayed(&uid, report);
                         }
                     }
                     None => {}
@@ -247,7 +247,7 @@ impl Relay for Services {
             // The replica is gone, and its streams with it.
             for (uid, streams) in mine {
                 for _ in 0..streams {
-                    services.registry.relayed(&uid, Report::Gone);
+                    services.acks.relayed(&uid, SidecarEvent::Gone);
                 }
             }
         });

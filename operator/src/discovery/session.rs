@@ -21,7 +21,7 @@ use super::admission::Admission;
 use super::bounds::{self, Subjects};
 use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
-use super::report::{Name, Report, Stamps, name_of, resource_name};
+use super::report::{Name, SidecarEvent, Stamps, name_of, resource_name};
 use crate::model::Variant;
 use crate::watch::Hub;
 
@@ -100,7 +100,7 @@ enum Reported {
 impl Session {
     /// Serves the stream to its end.
     pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>) {
-        self.relay.report(&self.pod_uid, Report::Connected);
+        self.relay.report(&self.pod_uid, SidecarEvent::Connected);
         let mut state = State::new(self.cache.wake(), held);
         let end = self.serve(&mut up, &mut state).await;
         for (name, subscription) in state.subscribed.drain() {
@@ -112,7 +112,7 @@ impl Session {
             let _ = self.down.try_send(Err(status));
         }
         self.relay.ended(&self.pod_uid);
-        self.relay.report(&self.pod_uid, Report::Gone);
+        self.relay.report(&self.pod_uid, SidecarEvent::Gone);
     }
 
     async fn serve(&self, up: &mut Streaming<SidecarMessage>, state: &mut State) -> Result<(), Status> {
@@ -185,7 +185,7 @@ impl Session {
                     );
                     subscription.acked = false;
                     subscription.reported = Some(Reported::Refused);
-                    let report = Report::Refused(name, Arc::clone(&sent.stamps), reason);
+                    let report = SidecarEvent::Refused(name, Arc::clone(&sent.stamps), reason);
                     self.relay.report(&self.pod_uid, report);
                 }
                 Ok(())
@@ -260,7 +260,7 @@ impl Session {
         let held = state.held.remove(name);
         if held.is_none() {
             // A process that holds nothing enforces nothing, whatever its predecessor said.
-            self.relay.report(&self.pod_uid, Report::Unsubscribed(name.clone()));
+            self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name.clone()));
         }
         let variant = self.variant(name);
         self.cache.subscribe(&(name.clone(), variant.clone()), &state.wake);
@@ -274,7 +274,7 @@ impl Session {
     fn leave(&self, state: &mut State, name: Name) {
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
-        self.relay.report(&self.pod_uid, Report::Unsubscribed(name));
+        self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));
         if let Some(endpoints) = subscription.leads_to {
             self.lead_away(state, endpoints);
         }
@@ -379,7 +379,7 @@ impl Session {
         };
         if !reported {
             subscription.reported = Some(Reported::Sent(Arc::clone(&resource.stamps)));
-            self.relay.report(&self.pod_uid, Report::Sent(name.clone(), Arc::clone(&resource.stamps)));
+            self.relay.report(&self.pod_uid, SidecarEvent::Sent(name.clone(), Arc::clone(&resource.stamps)));
         }
         state.sends_in_second += 1;
         Some(resource)
@@ -392,7 +392,7 @@ impl Session {
         let reported = Some(Reported::Acked(Arc::clone(&sent.stamps)));
         if subscription.reported != reported {
             subscription.reported = reported;
-            self.relay.report(&self.pod_uid, Report::Acked(name.clone(), Arc::clone(&sent.stamps)));
+            self.relay.report(&self.pod_uid, SidecarEvent::Acked(name.clone(), Arc::clone(&sent.stamps)));
         }
     }
 
@@ -434,7 +434,7 @@ fn is_endpoints((kind, _): &Name) -> bool {
     *kind == ResourceType::Endpoints as i32
 }
 
-/// Whether the registry has to know of a subscription even where it carries no stamp: what a sidecar sends to is
+/// Whether the tracker has to know of a subscription even where it carries no stamp: what a sidecar sends to is
 /// asked for.
 fn is_noted((kind, _): &Name) -> bool {
     use ResourceType::{Destination, Inbound, Route};

@@ -1,4 +1,6 @@
-//! The root, and leaves signed by it.
+//! The root, and leaf certificates signed by it.
+//!
+//! In: PEM files, certificate requests, identities. Out: certificates. Never reads or writes a Secret.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,14 +17,14 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use tulle_mesh::identity::WorkloadId;
 
-/// The Secret with the root.
+/// Name of the Secret with the root.
 pub const SECRET: &str = "tulle-root";
-/// How long the root lives. A shorter one ends a mesh that nobody looks at (istio#14516).
+/// Lifetime of the root. A shorter one stops a mesh that nobody maintains (istio#14516).
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// Leaves are valid from this long ago: clocks differ.
+/// Certificates are valid from this long before they are issued, because clocks of nodes differ.
 const SKEW: Duration = Duration::from_secs(120);
 
-/// The root and what it signs.
+/// A root certificate and its key.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
@@ -33,30 +35,30 @@ pub struct Authority {
 /// A signed leaf.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// Leaf first.
+    /// The certificates, the leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf as PEM, for peers that read files.
     pub pem: String,
-    /// Its end, seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub not_after_unix: i64,
 }
 
-/// Why a request was refused. The requester is at fault.
+/// Why a certificate request was refused. The requester is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Not a PKCS #10 request with a valid signature of its own key.
-    #[error("the certificate request cannot be read, or its signature is not of its key")]
+    /// It is not a PKCS #10 request that is signed with its own key.
+    #[error("invalid certificate request, or it is not signed with its own key")]
     Unreadable,
-    /// Keys are P-256.
-    #[error("the request's key is not on P-256")]
+    /// The key is not on the curve P-256.
+    #[error("unsupported key in the certificate request: expected ECDSA P-256")]
     Key,
 }
 
 impl Authority {
-    /// Makes the root of a trust domain.
+    /// Creates a root for a trust domain. Returns its key as PEM too.
     ///
     /// # Errors
-    /// When there is no randomness, or the name is none.
+    /// The system has no randomness, or the trust domain is invalid.
     pub fn generate(trust_domain: &str) -> Result<(Self, String)> {
         let mut params = CertificateParams::new(Vec::new())?;
         let uri = Ia5String::try_from(format!("spiffe://{trust_domain}"))?;
@@ -72,10 +74,10 @@ impl Authority {
         Ok((Self::load(&pem, &key)?, key))
     }
 
-    /// A root from its PEM files.
+    /// Loads a root from its PEM files.
     ///
     /// # Errors
-    /// When they cannot be read or don't belong together.
+    /// One of them is invalid, or the key does not match the certificate.
     pub fn load(root_pem: &str, key_pem: &str) -> Result<Self> {
         let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).context("the root certificate")?;
         let key = KeyPair::from_pem(key_pem).context("the root's key")?;
@@ -87,20 +89,21 @@ impl Authority {
         Ok(Self { issuer, root, root_pem: root_pem.to_owned(), not_after })
     }
 
-    /// The root in its Secret.
+    /// Loads the root from its Secret.
     ///
     /// # Errors
-    /// When a part is missing, cannot be read, or does not belong to the other.
+    /// A key is missing or invalid, or the private key does not match the certificate.
     pub fn from_secret(secret: &Secret) -> Result<Self> {
         let read = |name: &str| {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
             let bytes = bytes.with_context(|| format!("Secret {SECRET} has no {name}"))?;
-            String::from_utf8(bytes.0.clone()).with_context(|| format!("{name} of Secret {SECRET} is no PEM"))
+            String::from_utf8(bytes.0.clone())
+                .with_context(|| format!("{name} of Secret {SECRET} is not PEM"))
         };
         Self::load(&read("ca.crt")?, &read("ca.key")?)
     }
 
-    /// The Secret of a root and its key.
+    /// The Secret with this root and its key.
     pub fn to_secret(&self, key_pem: &str) -> Secret {
         let data = [("ca.crt", self.root_pem.as_str()), ("ca.key", key_pem)];
         let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.as_bytes().to_vec())));
@@ -111,22 +114,22 @@ impl Authority {
         }
     }
 
-    /// The root, for trust bundles.
+    /// The root certificate as PEM, for trust bundles.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
     }
 
-    /// The trust domain that the root names; a root that somebody else has made may name none.
+    /// The trust domain in the root certificate. A root that another tool has created may have none.
     pub fn trust_domain(&self) -> Option<String> {
         tulle_mesh::svid::trust_domain_of(&self.root)
     }
 
-    /// The root.
+    /// The root certificate.
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
 
-    /// Signs the key of a request for an identity. Nothing else of the request is read.
+    /// Issues a leaf certificate for the key in a certificate request. Ignores everything else in the request.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -140,10 +143,10 @@ impl Authority {
         self.sign(&request.public_key, identity, lifetime)
     }
 
-    /// Signs a key for an identity.
+    /// Issues a leaf certificate for a key.
     ///
     /// # Errors
-    /// When signing fails.
+    /// The identity cannot be encoded, or signing fails.
     pub fn sign(&self, key: &impl PublicKeyData, identity: &WorkloadId, lifetime: Duration) -> Result<Leaf> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -163,7 +166,7 @@ impl Authority {
     }
 }
 
-/// Whether a certificate is of this key: leaves that another key signs would be trusted by nobody.
+/// Whether a certificate contains the public part of this key. No peer would trust leaves that another key has signed.
 fn belongs(key: &KeyPair, certificate: &CertificateDer<'_>) -> Result<bool> {
     let mut store = RootCertStore::empty();
     store.add(certificate.clone()).context("the root certificate")?;

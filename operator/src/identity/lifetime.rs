@@ -1,22 +1,22 @@
-//! How long a leaf lives: what MeshConfig asks for, within bounds.
+//! Lifetime of leaf certificates: the setting of the MeshConfig, within bounds.
 
 use std::time::Duration;
 
 use tulle_crds::parse_duration;
 
-/// The shortest lifetime: a leaf is renewed at half of it. Admission rejects less.
+/// The shortest lifetime. Sidecars renew after half of it. Admission rejects shorter ones.
 pub const SHORTEST: Duration = Duration::from_secs(20);
-/// The longest: so long can a stolen key be used.
+/// The longest lifetime, because a stolen key can be used for that long.
 pub const LONGEST: Duration = Duration::from_secs(7 * 86_400);
-/// Where the setting cannot be read.
+/// The lifetime in use if the setting is invalid.
 const DEFAULT: Duration = Duration::from_secs(86_400);
 
 /// A lifetime within the bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lifetime {
-    /// How long leaves live; none outlives the root.
+    /// Lifetime of leaf certificates. None outlives the root.
     pub leaf: Duration,
-    /// The setting, if another lifetime is in use.
+    /// The setting, if it is not in use.
     pub clamped: Option<String>,
 }
 
@@ -28,15 +28,15 @@ impl Lifetime {
         Self { leaf, clamped: (asked != Some(leaf)).then(|| setting.to_owned()) }
     }
 
-    /// A sentence for a condition.
+    /// Message of condition LeafLifetime.
     pub fn message(&self) -> String {
         let seconds = self.leaf.as_secs();
         match &self.clamped {
-            None => format!("certificates live {seconds} s, and never beyond the root"),
+            None => format!("certificates are valid for {seconds} s, and never longer than the root"),
             Some(setting) => {
                 let setting: String = setting.chars().take(40).collect();
                 format!(
-                    "leafLifetime: {setting} is not in use: certificates live {seconds} s; write a duration from 20s to 168h, for example 24h"
+                    "leafLifetime: {setting} is not in use; certificates are valid for {seconds} s. Set a duration from 20s to 168h, for example 24h"
                 )
             }
         }

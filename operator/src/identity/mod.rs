@@ -1,11 +1,11 @@
-//! The certificate authority: one root in a Secret, leaves for pods, trust for namespaces.
+//! The certificate authority: a root in a Secret, leaf certificates for pods, trust bundles for namespaces.
 //!
 //! ```text
-//!   authority  a root and what it signs
-//!   root       the root's Secret: made once, read by every replica, never silently replaced
-//!   lifetime   how long a leaf lives
-//!   sign       who may have which leaf: the reviewed token decides, never the request
-//!   trust      the roots in a ConfigMap in each meshed namespace
+//!   authority  the root, and signing with it
+//!   root       the root's Secret: created once, read by every replica, never silently replaced
+//!   lifetime   lifetime of leaf certificates
+//!   sign       issues leaf certificates: the reviewed token decides on the identity, never the request
+//!   trust      the root certificate in a ConfigMap of each meshed namespace
 //! ```
 
 pub mod authority;

@@ -1,16 +1,16 @@
-//! The root's Secret: made once, by the leader, for a mesh that never had one; never silently replaced.
+//! The root's Secret: created once, by the leader, for a mesh that never had a root; never silently replaced.
 //!
 //! ```text
 //!   Secret         the mesh had a root        what an operator does when it starts
 //!   a root         –                          uses it
-//!   absent         no                         competes for the Lease; who leads creates a root
-//!   absent         yes                        waits, until the backup is restored
-//!   absent         yes, annotation new-root   as for a new mesh
-//!   broken         –                          waits, until it is repaired or deleted
+//!   absent         no                         competes for the Lease; the leader creates a root
+//!   absent         yes                        waits until the Secret is restored from its backup
+//!   absent         yes, annotation new-root   as in a new mesh
+//!   invalid        –                          waits until it is repaired or deleted
 //! ```
-//! That the mesh had a root is known from `status.trustDomain` of MeshConfig mesh, which the operator writes
-//! when it has loaded one. An operator that runs keeps the root that it has in memory, and the leader reports
-//! in condition RootValid of the MeshConfig, and in an event, that the Secret does not hold it any more.
+//! `status.trustDomain` of MeshConfig mesh shows that the mesh had a root: the operator writes it after it has loaded one.
+//! A running operator keeps the root in memory. If the Secret no longer contains that root, the leader reports it in
+//! condition RootValid of the MeshConfig and in an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,86 +28,86 @@ use super::authority::{Authority, SECRET};
 use crate::lease::Leadership;
 use crate::watch::Hub;
 
-/// Annotation of MeshConfig mesh: a new root may be made although the mesh had one.
+/// Annotation of MeshConfig mesh that allows a new root although the mesh had one.
 pub const NEW_ROOT: &str = "tulle.dev/new-root";
-/// How often an operator without a root looks for one.
-const AGAIN: Duration = Duration::from_millis(500);
-/// How often the leader compares the Secret with the root in memory.
+/// Time between two reads of the Secret by an operator without a root.
+const READ_EVERY: Duration = Duration::from_millis(500);
+/// Time between two comparisons of the Secret with the root in memory, by the leader.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
-/// How long one request may take.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the Secret holds.
-pub enum Found {
-    /// There is none.
+/// Content of the Secret.
+pub enum SecretContent {
+    /// The Secret does not exist.
     Absent,
-    /// It holds no root: why.
-    Broken(String),
-    /// A root.
+    /// It contains no valid root, for this reason.
+    Invalid(String),
+    /// It contains this root.
     Root(Box<Authority>),
 }
 
-/// What an operator without a root is to do.
+/// What an operator without a root does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Use the root.
     Use,
-    /// Create a root, if this replica leads.
+    /// Create a root if this replica leads.
     Create,
-    /// Wait for a person: what is wrong, and what to do.
+    /// Wait for a person. The message says what is wrong and what to do.
     Wait(String),
 }
 
-/// Decides what an operator without a root is to do.
-pub fn decide(found: &Found, config: Option<&MeshConfig>) -> Step {
+/// Decides what an operator without a root does next.
+pub fn decide(found: &SecretContent, config: Option<&MeshConfig>) -> Step {
     let had_a_root =
         config.and_then(|config| config.status.as_ref()).is_some_and(|status| status.trust_domain.is_some());
     match found {
-        Found::Root(_) => Step::Use,
-        Found::Broken(why) => Step::Wait(RootState::Mismatch(why.clone()).message()),
-        Found::Absent if !had_a_root || config.is_some_and(|config| new_root(config).is_some()) => {
+        SecretContent::Root(_) => Step::Use,
+        SecretContent::Invalid(why) => Step::Wait(RootState::Mismatch(why.clone()).message()),
+        SecretContent::Absent if !had_a_root || config.is_some_and(|config| new_root(config).is_some()) => {
             Step::Create
         }
-        Found::Absent => Step::Wait(RootState::Missing.message()),
+        SecretContent::Absent => Step::Wait(RootState::Missing.message()),
     }
 }
 
-/// The annotation that allows a new root.
+/// The value of the annotation that allows a new root.
 pub fn new_root(config: &MeshConfig) -> Option<&str> {
     let annotations = config.metadata.annotations.as_ref()?;
     annotations.get(NEW_ROOT).map(String::as_str).filter(|id| !id.is_empty())
 }
 
-/// Whether the Secret holds the root in use.
+/// How the Secret compares with the root in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootState {
-    /// It does.
+    /// It contains the root in use.
     Valid,
-    /// The Secret is gone.
+    /// It does not exist.
     Missing,
-    /// It holds no root: why.
+    /// It contains no valid root, for this reason.
     Mismatch(String),
-    /// It holds another root.
+    /// It contains a different root.
     Replaced,
 }
 
 impl RootState {
-    /// Compares what the Secret holds with the root in use.
-    pub fn of(found: &Found, in_use: &Authority) -> Self {
+    /// Compares the content of the Secret with the root in use.
+    pub fn of(found: &SecretContent, in_use: &Authority) -> Self {
         match found {
-            Found::Absent => Self::Missing,
-            Found::Broken(why) => Self::Mismatch(why.clone()),
-            Found::Root(root) if root.root() == in_use.root() => Self::Valid,
-            Found::Root(_) => Self::Replaced,
+            SecretContent::Absent => Self::Missing,
+            SecretContent::Invalid(why) => Self::Mismatch(why.clone()),
+            SecretContent::Root(root) if root.root() == in_use.root() => Self::Valid,
+            SecretContent::Root(_) => Self::Replaced,
         }
     }
 
-    /// Whether nothing is wrong.
+    /// Whether it contains the root in use.
     pub fn is_valid(&self) -> bool {
         *self == Self::Valid
     }
 
-    /// The reason for conditions and events.
+    /// Reason of the condition and of the event.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Valid => "RootInUse",
@@ -117,18 +117,18 @@ impl RootState {
         }
     }
 
-    /// What is wrong, and what to do.
+    /// Message of the condition and of the event: what is wrong and what to do.
     pub fn message(&self) -> String {
         match self {
-            Self::Valid => format!("Secret {SECRET} holds the root in use"),
+            Self::Valid => format!("Secret {SECRET} contains the root in use"),
             Self::Missing => format!(
-                "Secret {SECRET} is missing, and this mesh has a root: operators that run keep it in memory, one that starts waits. Restore the Secret from its backup. To give the root up, so that sidecars reject each other until all have a certificate of the new one, annotate MeshConfig mesh with {NEW_ROOT}=ID: the operators then start anew"
+                "Secret {SECRET} is missing, and this mesh has a root. Running operators keep it in memory; an operator that starts waits for the Secret. Restore it from its backup. If there is no backup, annotate MeshConfig mesh with {NEW_ROOT}=ID: the operators restart and create a new root, and sidecars reject each other until all have a certificate of the new root"
             ),
             Self::Mismatch(why) => format!(
-                "Secret {SECRET} holds no root: {why}. Operators that run keep theirs in memory, one that starts waits. Restore the Secret from its backup; or delete it, for the choice that condition RootMissing names"
+                "Secret {SECRET} contains no valid root: {why}. Running operators keep theirs in memory; an operator that starts waits for the Secret. Restore it from its backup. If there is no backup, delete the Secret and follow the message of reason RootMissing"
             ),
             Self::Replaced => format!(
-                "Secret {SECRET} holds another root than the one in use: an operator that starts would use it, and sidecars would reject each other until all have a certificate of it. Restore the Secret from its backup; or restart the operators, if the other root is wanted"
+                "Secret {SECRET} contains a different root than the one in use. An operator that starts would use it, and sidecars would reject each other until all have a certificate of that root. Restore the Secret from its backup, or restart the operators if the new root is intended"
             ),
         }
     }
@@ -137,22 +137,22 @@ impl RootState {
 /// Reads the Secret.
 ///
 /// # Errors
-/// The API server does not answer.
-pub async fn read(client: &Client, namespace: &str) -> Result<Found> {
+/// The API server did not answer, or refused the request.
+pub async fn read(client: &Client, namespace: &str) -> Result<SecretContent> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
     let secret = timeout(REQUEST_TIMEOUT, api.get_opt(SECRET)).await.context("reading the root's Secret")?;
-    let Some(secret) = secret.context("reading the root's Secret")? else { return Ok(Found::Absent) };
+    let Some(secret) = secret.context("reading the root's Secret")? else { return Ok(SecretContent::Absent) };
     Ok(match Authority::from_secret(&secret) {
-        Ok(root) => Found::Root(Box::new(root)),
-        Err(error) => Found::Broken(format!("{error:#}")),
+        Ok(root) => SecretContent::Root(Box::new(root)),
+        Err(error) => SecretContent::Invalid(format!("{error:#}")),
     })
 }
 
-/// The root, when there is one: waits for it, or creates it as the leader of a mesh that never had one.
-/// `compete` is called when that needs the Lease; `waits` says whether a person has to act.
+/// Returns the root once there is one: waits for it, or creates it as the leader of a mesh that never had one. Calls
+/// `compete` when creating it requires the Lease, and `waits` with whether a person has to act.
 ///
 /// # Errors
-/// When the Secret can be neither read nor written.
+/// The Secret could not be read or written.
 pub async fn obtain(
     client: &Client,
     namespace: &str,
@@ -161,17 +161,17 @@ pub async fn obtain(
     mut compete: impl FnMut(),
     waits: impl Fn(bool),
 ) -> Result<Authority> {
-    let mut said = None;
+    let mut logged = None;
     loop {
         let found = read(client, namespace).await?;
         let step = decide(&found, hub.model().config());
         waits(matches!(step, Step::Wait(_)));
         match (step, found) {
-            (_, Found::Root(root)) => return Ok(*root),
+            (_, SecretContent::Root(root)) => return Ok(*root),
             (Step::Wait(why), _) => {
-                if said.as_ref() != Some(&why) {
-                    tracing::error!("not ready, no root: {why}");
-                    said = Some(why);
+                if logged.as_ref() != Some(&why) {
+                    tracing::error!("not ready: {why}");
+                    logged = Some(why);
                 }
             }
             _ => {
@@ -183,25 +183,25 @@ pub async fn obtain(
                 }
             }
         }
-        sleep(AGAIN).await;
+        sleep(READ_EVERY).await;
     }
 }
 
-/// Creates a root and its Secret, unless there is one by now.
+/// Creates a root and its Secret, unless the Secret exists by now.
 async fn create(client: &Client, namespace: &str, trust_domain: &str) -> Result<()> {
     let (authority, key) = Authority::generate(trust_domain)?;
     let secret = authority.to_secret(&key);
     match Api::<Secret>::namespaced(client.clone(), namespace).create(&PostParams::default(), &secret).await {
         Ok(_) => tracing::info!(trust_domain, "created the root"),
-        // Somebody has restored it, or a former leader was slow: that one is read next.
+        // It was restored, or a former leader has created it: the caller reads that one next.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         Err(error) => return Err(error).context("writing the root's Secret"),
     }
     Ok(())
 }
 
-/// Compares the Secret with the root in use, while this replica leads. Ends when the Secret is gone and a new root is
-/// allowed: the operator then starts anew and creates it.
+/// Compares the Secret with the root in use, while this replica leads. Returns when the Secret is missing and a new
+/// root is allowed: the process then exits, and creates the root after its restart.
 pub async fn watch(
     client: Client,
     namespace: String,
@@ -219,15 +219,20 @@ pub async fn watch(
                     let now = RootState::of(&found, &authority);
                     let before = state.send_replace(Some(now.clone()));
                     if now == RootState::Missing && decide(&found, hub.model().config()) == Step::Create {
-                        tracing::warn!("a new root is allowed: starting anew to create it");
+                        tracing::warn!(
+                            "Secret tulle-root is missing and a new root is allowed; restarting to create it"
+                        );
                         return;
                     }
                     if !now.is_valid() && before.as_ref() != Some(&now) {
                         warn(&recorder, &now).await;
                     }
                 }
-                // What is not known is not reported.
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot compare the root"),
+                // The condition keeps its last state while the Secret cannot be read.
+                Err(error) => tracing::debug!(
+                    error = format!("{error:#}"),
+                    "cannot compare Secret tulle-root with the root in use"
+                ),
             }
         }
         sleep(COMPARE_EVERY).await;
@@ -262,8 +267,8 @@ mod tests {
 
     use super::*;
 
-    fn root() -> Found {
-        Found::Root(Box::new(Authority::generate("cluster.local").unwrap().0))
+    fn root() -> SecretContent {
+        SecretContent::Root(Box::new(Authority::generate("cluster.local").unwrap().0))
     }
 
     fn config(annotations: Value, status: Value) -> MeshConfig {
@@ -277,15 +282,18 @@ mod tests {
     #[test]
     fn a_root_is_created_only_for_a_mesh_that_never_had_one_or_on_purpose() {
         let (fresh, used) = (json!({}), json!({"trustDomain": "cluster.local"}));
-        assert_eq!(decide(&Found::Absent, None), Step::Create);
-        assert_eq!(decide(&Found::Absent, Some(&config(json!({}), fresh))), Step::Create);
-        let Step::Wait(why) = decide(&Found::Absent, Some(&config(json!({}), used.clone()))) else {
+        assert_eq!(decide(&SecretContent::Absent, None), Step::Create);
+        assert_eq!(decide(&SecretContent::Absent, Some(&config(json!({}), fresh))), Step::Create);
+        let Step::Wait(why) = decide(&SecretContent::Absent, Some(&config(json!({}), used.clone()))) else {
             panic!("a lost root is replaced")
         };
         assert!(why.contains("backup") && why.contains("tulle.dev/new-root=ID"), "{why}");
         let on_purpose = config(json!({NEW_ROOT: "1"}), used.clone());
-        assert_eq!(decide(&Found::Absent, Some(&on_purpose)), Step::Create);
-        assert!(matches!(decide(&Found::Absent, Some(&config(json!({NEW_ROOT: ""}), used))), Step::Wait(_)));
+        assert_eq!(decide(&SecretContent::Absent, Some(&on_purpose)), Step::Create);
+        assert!(matches!(
+            decide(&SecretContent::Absent, Some(&config(json!({NEW_ROOT: ""}), used))),
+            Step::Wait(_)
+        ));
     }
 
     #[test]
@@ -293,7 +301,7 @@ mod tests {
         let on_purpose = config(json!({NEW_ROOT: "1"}), json!({}));
         for config in [None, Some(&on_purpose)] {
             assert_eq!(decide(&root(), config), Step::Use);
-            let broken = Found::Broken("ca.key is not the key of ca.crt".to_owned());
+            let broken = SecretContent::Invalid("ca.key is not the key of ca.crt".to_owned());
             let Step::Wait(why) = decide(&broken, config) else { panic!("a broken root is replaced") };
             assert!(why.contains("ca.key is not the key of ca.crt"), "{why}");
         }
@@ -301,12 +309,12 @@ mod tests {
 
     #[test]
     fn the_state_says_how_the_secret_differs_from_the_root_in_use() {
-        let Found::Root(in_use) = root() else { return };
-        assert_eq!(RootState::of(&Found::Absent, &in_use).reason(), "RootMissing");
-        assert_eq!(RootState::of(&Found::Broken("x".into()), &in_use).reason(), "RootMismatch");
+        let SecretContent::Root(in_use) = root() else { return };
+        assert_eq!(RootState::of(&SecretContent::Absent, &in_use).reason(), "RootMissing");
+        assert_eq!(RootState::of(&SecretContent::Invalid("x".into()), &in_use).reason(), "RootMismatch");
         assert_eq!(RootState::of(&root(), &in_use).reason(), "RootReplaced");
         let (authority, key) = Authority::generate("cluster.local").unwrap();
         let same = Authority::load(authority.root_pem(), &key).unwrap();
-        assert!(RootState::of(&Found::Root(Box::new(same)), &authority).is_valid());
+        assert!(RootState::of(&SecretContent::Root(Box::new(same)), &authority).is_valid());
     }
 }

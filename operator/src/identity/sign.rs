@@ -1,4 +1,7 @@
-//! Who may have which leaf: a token of ours, bound to a pod that exists, decides.
+//! Issues leaf certificates to sidecars.
+//!
+//! In: a service account token and a certificate request. Out: a leaf certificate for the identity in the reviewed
+//! token, which must have our audience and be bound to a pod that exists. Names in the request are ignored.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,38 +23,38 @@ use crate::discovery::server::Connection;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// The audience of the tokens that sidecars show. Others are refused: there is no fallback.
+/// Audience of the tokens that sidecars present. Tokens with any other audience are refused.
 pub const AUDIENCE: &str = "tulle";
 
-/// Requests of one address per second, on average. A sidecar needs one per half of its leaf's lifetime.
+/// Requests per second that one address may make on average. A sidecar makes one per half of its leaf's lifetime.
 const RATE: f64 = 1.0;
-/// Requests of one address in a row: a sidecar that restarts, or cannot use an answer, asks again at once.
+/// Requests that one address may make in a burst: a sidecar that restarts, or cannot use an answer, asks again at once.
 const BURST: f64 = 10.0;
-/// Addresses that are remembered.
+/// Addresses with a limit of their own.
 const PEERS: usize = 4096;
 
-/// Signs for whoever shows a good token.
+/// The gRPC service `Identity`.
 pub struct Signer {
     client: Client,
     hub: Arc<Hub>,
     authority: Arc<Authority>,
     aggregates: Arc<Aggregates>,
-    /// Whether pods come from addresses of their own, so that one that asks too often can be told from the others.
+    /// Whether connections come from the pods' own addresses. Without that, requests cannot be limited per pod.
     pub check_addresses: bool,
     limiter: Mutex<Limiter>,
 }
 
-/// How many requests an address may make. Each pod has its own address, and each request costs a TokenReview
-/// at the API server: one pod must not use up what all need.
+/// Limits the requests of each address. Each pod has its own address, and each request costs a TokenReview at the API
+/// server, so one pod must not use up the capacity that all need.
 #[derive(Debug, Default)]
 struct Limiter(HashMap<IpAddr, Bucket>);
 
 impl Limiter {
-    /// Takes one request of an address.
+    /// Counts a request of an address. Returns whether it is within the limit.
     fn take(&mut self, peer: IpAddr, now: Instant) -> bool {
         let peer = peer.to_canonical();
         if self.0.len() >= PEERS && !self.0.contains_key(&peer) {
-            // The one that has asked least recently has most of its burst again.
+            // The bucket that was used least recently has refilled most.
             let oldest = self.0.iter().min_by_key(|(_, bucket)| bucket.last_used()).map(|(peer, _)| *peer);
             if let Some(oldest) = oldest {
                 self.0.remove(&oldest);
@@ -61,7 +64,7 @@ impl Limiter {
     }
 }
 
-/// A reviewed token.
+/// The identity in a reviewed token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bearer {
     namespace: String,
@@ -80,7 +83,7 @@ impl Signer {
         Self { client, hub, authority, aggregates, check_addresses: true, limiter: Mutex::default() }
     }
 
-    /// Refuses a peer that asks too often, before a TokenReview is spent on it.
+    /// Refuses an address that is over its limit, before a TokenReview is spent on it.
     fn admit(&self, request: &Request<SignRequest>) -> Result<(), Status> {
         if !self.check_addresses {
             return Ok(());
@@ -92,9 +95,9 @@ impl Signer {
             return Ok(());
         }
         self.aggregates.refused("certificate", "TooOften");
-        tracing::debug!(%peer, "refused a certificate to an address that asks too often");
+        tracing::debug!(%peer, "refused a certificate: the address is over its limit");
         Err(Status::resource_exhausted(
-            "this address asks for certificates more often than once a second; try again in a second",
+            "this address requests more than one certificate per second; try again in a second",
         ))
     }
 
@@ -103,25 +106,25 @@ impl Signer {
         let review = TokenReview { spec, ..TokenReview::default() };
         let review =
             Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
-        let review = review
-            .map_err(|error| Status::unavailable(format!("the token could not be reviewed: {error}")))?;
+        let review =
+            review.map_err(|error| Status::unavailable(format!("cannot review the token: {error}")))?;
         bearer(&review)
     }
 }
 
-/// What a review says of the token, if it is one of ours.
+/// The identity in a reviewed token, if it has our audience and is bound to a pod.
 fn bearer(review: &TokenReview) -> Result<Bearer, Status> {
     let refuse = |why: &str| Status::unauthenticated(why.to_owned());
-    let status = review.status.as_ref().ok_or_else(|| refuse("the token was not reviewed"))?;
+    let status = review.status.as_ref().ok_or_else(|| refuse("the TokenReview has no status"))?;
     let ours = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
     if status.authenticated != Some(true) || !ours {
         return Err(refuse("the token is not valid for the audience tulle"));
     }
-    let user = status.user.as_ref().ok_or_else(|| refuse("the token names nobody"))?;
+    let user = status.user.as_ref().ok_or_else(|| refuse("the token has no user"))?;
     let name = user.username.as_deref().unwrap_or("");
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
     let (namespace, service_account) =
-        account.ok_or_else(|| refuse("the token is not of a service account"))?;
+        account.ok_or_else(|| refuse("the token does not belong to a service account"))?;
     let pod_uid = user.extra.as_ref().and_then(|extra| extra.get("authentication.kubernetes.io/pod-uid"));
     let pod_uid =
         pod_uid.and_then(|uids| uids.first()).ok_or_else(|| refuse("the token is not bound to a pod"))?;
@@ -144,14 +147,16 @@ impl Identity for Signer {
         })?;
         if bearer.pod_uid != request.pod_uid {
             self.aggregates.refused("certificate", "OtherPod");
-            tracing::warn!(asked = request.pod_uid, bearer = ?bearer, "refused a certificate for another pod");
+            tracing::warn!(asked = request.pod_uid, bearer = ?bearer, "refused a certificate: the token is bound to another pod");
             return Err(Status::permission_denied("the token is bound to another pod"));
         }
         let (identity, lifetime) = {
             let model = self.hub.model();
             if model.pod(&bearer.pod_uid).is_none() {
                 self.aggregates.refused("certificate", "UnknownPod");
-                return Err(Status::unavailable("this pod is not known yet, or gone"));
+                return Err(Status::unavailable(
+                    "unknown pod: the operator has not seen it yet, or it was deleted",
+                ));
             }
             let settings = model.settings();
             let identity =

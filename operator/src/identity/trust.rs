@@ -1,8 +1,7 @@
-//! The trust bundle: the root certificates in a ConfigMap in each meshed namespace.
+//! The trust bundle: the root certificate in a ConfigMap of each meshed namespace.
 //!
 //! In: the meshed namespaces of the model. Out: one write per namespace when it becomes meshed, then one per
-//! [`REFRESH`]. A failed write is repeated with a growing delay, so that no namespace is written at every
-//! change of the model.
+//! [`REFRESH`]. A failed write is repeated with a growing delay, so that a change of the model never repeats it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,46 +19,46 @@ use super::authority::Authority;
 use crate::lease::Leadership;
 use crate::watch::Hub;
 
-/// The ConfigMap's name; the webhook mounts it.
+/// Name of the ConfigMap, which the webhook mounts.
 pub const CONFIG_MAP: &str = "tulle-trust";
-/// The file in it.
+/// The key in it, and the name of the file in the pod.
 pub const FILE: &str = "roots.pem";
-/// Every bundle is written again this often, in case somebody has changed it.
+/// Time between two writes of a bundle, in case somebody has changed it.
 const REFRESH: Duration = Duration::from_secs(30);
 /// Delay after the first failed write; it doubles with each further failure, up to [`REFRESH`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How long one write may take.
+/// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Changes of the model are gathered for this long.
+/// Changes of the model within this time cause one look.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// The last write to one namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record {
     at: Instant,
-    /// Writes that have failed since the last one that succeeded.
+    /// Failed writes since the last one that succeeded.
     failures: u32,
 }
 
 impl Record {
-    /// When to write next.
+    /// When the bundle is written next.
     fn due(&self) -> Instant {
         self.at + if self.failures == 0 { REFRESH } else { retry_delay(self.failures) }
     }
 }
 
-/// The delay after this many failures in a row.
+/// Delay after this many failures in a row.
 fn retry_delay(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(8);
     (FIRST_RETRY * 2_u32.pow(doublings)).min(REFRESH)
 }
 
-/// Decides whether to write to a namespace now.
+/// Whether a namespace is due for a write.
 fn due(record: Option<&Record>, now: Instant) -> bool {
     record.is_none_or(|record| record.due() <= now)
 }
 
-/// Keeps the bundles for ever, while this replica leads.
+/// Keeps the bundles current while this replica leads. Never returns.
 pub async fn run(
     client: Client,
     hub: Arc<Hub>,
@@ -71,7 +70,7 @@ pub async fn run(
     loop {
         if leadership.borrow_and_update().mine && hub.is_synced() {
             let namespaces: BTreeSet<_> = hub.model().meshed_namespaces().into_iter().collect();
-            // One that was deleted and created again under the same name has no bundle.
+            // A namespace that is deleted and created again under the same name has no bundle.
             records.retain(|known, _| namespaces.contains(known));
             for namespace in namespaces {
                 let record = records.get(&namespace).copied();
@@ -81,7 +80,7 @@ pub async fn run(
                 }
             }
         } else {
-            // Another replica writes: a new term begins with a write to every namespace.
+            // The next leader begins with a write to every namespace.
             records.clear();
         }
         let next = records.values().map(Record::due).min();
@@ -94,7 +93,7 @@ pub async fn run(
     }
 }
 
-/// Writes one bundle. Returns how many writes in a row have failed.
+/// Writes one bundle. Returns the number of failures in a row.
 async fn keep(client: &Client, namespace: &str, roots: &str, record: Option<Record>) -> u32 {
     let written = timeout(WRITE_TIMEOUT, write(client, namespace, roots)).await;
     let written = written.map_err(anyhow::Error::from).and_then(|written| written.map_err(Into::into));
@@ -105,7 +104,7 @@ async fn keep(client: &Client, namespace: &str, roots: &str, record: Option<Reco
         failures,
         retry_in_seconds = retry_delay(failures).as_secs(),
         error = format!("{error:#}"),
-        "cannot write ConfigMap tulle-trust: new pods in this namespace wait for it"
+        "cannot write ConfigMap tulle-trust; new pods in this namespace do not start without it"
     );
     failures
 }

@@ -1,4 +1,4 @@
-//! Which policy's section holds for a pod: the narrowest target wins, of two of equal breadth the
+//! Which policy's section holds for a pod: the narrowest target wins, of two of equal specificity the
 //! older; the younger is told that it conflicts.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub struct PolicyReport {
 pub enum Verdict {
     /// It does.
     Accepted,
-    /// A section of it is overruled by an older policy of the same breadth.
+    /// A section of it is overruled by an older policy of the same specificity.
     Conflicted {
         /// The older policy.
         with: String,
@@ -44,7 +44,7 @@ const SECTIONS: [Section; 2] =
     [("mtls", |policy| policy.spec.mtls.is_some()), ("access", |policy| policy.spec.access.is_some())];
 
 /// How narrow a target is; more is narrower.
-fn breadth(policy: &MeshPolicy) -> u8 {
+fn specificity(policy: &MeshPolicy) -> u8 {
     match policy.spec.target.kind {
         TargetKind::Namespace => 0,
         TargetKind::Service | TargetKind::Workload => 1,
@@ -82,8 +82,8 @@ impl Model {
         let mut best: Option<(u8, &Key, &MeshPolicy, T)> = None;
         for (key, policy) in self.by_age(&pod.namespace) {
             let Some(value) = section(policy).filter(|_| self.is_selected(key, &pod.uid)) else { continue };
-            if best.as_ref().is_none_or(|(narrow, ..)| breadth(policy) > *narrow) {
-                best = Some((breadth(policy), key, policy, value));
+            if best.as_ref().is_none_or(|(narrow, ..)| specificity(policy) > *narrow) {
+                best = Some((specificity(policy), key, policy, value));
             }
         }
         best.map(|(_, key, policy, value)| (key, policy, value))
@@ -203,7 +203,7 @@ impl Model {
                 if let Some((other, winning, ())) = winner
                     && has(policy)
                     && other != key
-                    && breadth(winning) == breadth(policy)
+                    && specificity(winning) == specificity(policy)
                 {
                     return Verdict::Conflicted { with: other.1.to_string(), section: name };
                 }

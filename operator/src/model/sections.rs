@@ -22,10 +22,8 @@ pub struct Sections {
 }
 
 impl Sections {
-    /// Whether there are none.
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
+    /// All of them.
+    pub const ALL: Self = Self { mtls: true, access: true };
 
     /// The resources that carry them, and what users call them.
     pub fn resources(self) -> impl Iterator<Item = (ResourceType, &'static str)> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use tulle_crds::{Canary, CanaryStatus, Phase, by_age};
 use tulle_mesh::proto;
 
-use super::{Key, Model, Pod, Service, WorkloadKey};
+use super::address::Owner;
+use super::routes::EndpointsName;
+use super::{Key, Model, Pod, Service, WorkloadKey, target_of};
 
 /// Why sidecars cannot choose the version of a workload behind one of its Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,6 +226,42 @@ impl Model {
             }
         }
         dialled
+    }
+
+    /// Addresses of Services whose endpoints carry the shares of a Canary, each with the name of those endpoints. Not of
+    /// Services whose endpoints differ by the client's node: not all clients get shares there.
+    pub fn shared_addresses(&self, key: &Key) -> Vec<(SocketAddr, Arc<str>)> {
+        let Some(canary) = self.canaries.get(key) else { return Vec::new() };
+        let services = self.services_of(&target_of(&key.0, canary)).into_iter();
+        let services = services.filter_map(|key| Some((key, self.services.get(key)?)));
+        let mut shared = Vec::new();
+        for (service_key, service) in services.filter(|(_, service)| !service.local_only) {
+            for (port, ipv4) in service.ports.iter().flat_map(|port| [(port, true), (port, false)]) {
+                let addresses = service.ips().filter(|ip| ip.is_ipv4() == ipv4);
+                let addresses = addresses.map(|ip| SocketAddr::new(ip, port.port));
+                let leads_here = |address: &SocketAddr| match self.owner(*address) {
+                    Owner::Service(owner, _) => owner == service_key,
+                    Owner::Pod(_) | Owner::Nobody => false,
+                };
+                let addresses: Vec<SocketAddr> = addresses.filter(leads_here).collect();
+                if addresses.is_empty() {
+                    continue;
+                }
+                let mut endpoints = self.endpoints(service_key, service, port, ("", ipv4));
+                let (_, shares_of) = self.split(&mut endpoints);
+                if shares_of.is_some_and(|of| *of.namespace == *key.0 && *of.name == *key.1) {
+                    let name = EndpointsName { service: service_key.clone(), port: port.port, ipv4 };
+                    let name: Arc<str> = name.to_string().into();
+                    shared.extend(addresses.into_iter().map(|address| (address, Arc::clone(&name))));
+                }
+            }
+        }
+        shared
+    }
+
+    /// Whether a Service has this address.
+    pub fn is_a_service(&self, address: SocketAddr) -> bool {
+        matches!(self.owner(address), Owner::Service(..))
     }
 
     /// The name of an older Canary that watches another workload behind the same Service.

@@ -303,7 +303,7 @@ fn clients_send_plain_text_where_no_sidecar_listens_or_mtls_is_disabled() {
 }
 
 #[test]
-fn of_two_policies_of_equal_breadth_the_older_wins_and_the_younger_is_told() {
+fn of_two_policies_of_equal_specificity_the_older_wins_and_the_younger_is_told() {
     let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
     let spec = |mtls: &str| json!({"target": {"kind": "Service", "name": "web"}, "mtls": mtls});
     model.apply_policy(key("shop", "younger"), policy("younger", 9, spec("Permissive")));

@@ -19,8 +19,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration};
 
 use super::evidence::Blocks;
-use super::machine::{self, Action, PodName, Seen};
-use crate::discovery::{Acknowledgement, PodDialling, Registry};
+use super::machine::{self, Action, Observation, PodName};
+use crate::discovery::{AckTracker, Acknowledgement, PodDialling};
 use crate::lease::Leadership;
 use crate::model::{Key, Model, SplitObstacle, WorkloadKey};
 use crate::telemetry::Aggregates;
@@ -48,7 +48,7 @@ const CLIENTS_DIAL_PODS: &str = "ClientsDialPods";
 pub struct Driver {
     client: Client,
     hub: Arc<Hub>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
     aggregates: Arc<Aggregates>,
     published: Mutex<events::Published>,
     /// Canaries, by their epoch, whose target could not be restored, and when that was.
@@ -72,11 +72,11 @@ struct Known {
 
 impl Driver {
     /// A driver.
-    pub fn new(client: Client, hub: Arc<Hub>, registry: Arc<Registry>, aggregates: Arc<Aggregates>) -> Self {
+    pub fn new(client: Client, hub: Arc<Hub>, acks: Arc<AckTracker>, aggregates: Arc<Aggregates>) -> Self {
         Self {
             client,
             hub,
-            registry,
+            acks,
             aggregates,
             published: Mutex::default(),
             undo_failed: Mutex::default(),
@@ -189,7 +189,7 @@ impl Driver {
             && lock(&self.known).get(key).is_some_and(recently)
     }
 
-    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Seen {
+    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Observation {
         let model = self.hub.model();
         let status = canary.status.clone().unwrap_or_default();
         let workload = WorkloadKey {
@@ -205,7 +205,7 @@ impl Driver {
         });
         let (block, block_ended) = self.block(key, canary, &status, now, ready);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
-        Seen {
+        Observation {
             now,
             generation: canary.metadata.generation.unwrap_or_default(),
             target,
@@ -229,8 +229,8 @@ impl Driver {
     fn obstacles(&self, model: &Model, workload: &WorkloadKey, led: Duration) -> Vec<SplitObstacle> {
         let mut obstacles = model.split_obstacles(workload);
         // While sidecars come back, whoever dials the Service may not have been heard of.
-        if led >= UNHEARD || self.registry.unheard(model).is_none() {
-            obstacles.extend(self.registry.dials_pods(model, workload).map(clients_dial_pods));
+        if led >= UNHEARD || self.acks.unheard(model).is_none() {
+            obstacles.extend(self.acks.dials_pods(model, workload).map(clients_dial_pods));
         }
         obstacles
     }
@@ -282,13 +282,13 @@ impl Driver {
                 return Acknowledgement::Awaited(String::new());
             }
         }
-        let answer = self.registry.acknowledged_canary(model, key, status.epoch);
+        let answer = self.acks.acknowledged_canary(model, key, status.epoch);
         if answer != Acknowledgement::Complete {
             return answer;
         }
         // Sidecars that nobody has heard of are unknown, not absent. They may hold up a step for a minute; that
         // nothing is sent any more is not said before all are heard of.
-        match self.registry.unheard(model) {
+        match self.acks.unheard(model) {
             Some(unheard) if led < UNHEARD || (zero && status.phase == Phase::Failed) => {
                 Acknowledgement::Awaited(unheard)
             }
@@ -359,13 +359,21 @@ impl Driver {
 
 /// The obstacle that clients' connections lead past the Service.
 fn clients_dial_pods(found: PodDialling) -> SplitObstacle {
-    let PodDialling { service, clients, first } = found;
+    let PodDialling { service, clients, first, by_choice } = found;
     let who = match clients {
         1 => format!("pod {first} dials"),
         more => format!("{more} pods, {first} among them, dial"),
     };
+    let remedy = match by_choice {
+        true => {
+            "it dials other Services by their address, so it chooses pods itself: configure it to use the Service (ingress-nginx: annotation nginx.ingress.kubernetes.io/service-upstream: \"true\")"
+        }
+        false => {
+            "with Cilium's socket load balancer, set socketLB.hostNamespaceOnly: true; a client that looks pods up itself must use the Service"
+        }
+    };
     let reason = format!(
-        "{who} its pods by address, and no sidecar has seen a connection to the Service, so the sidecars cannot choose the version; with Cilium's socket load balancer, set socketLB.hostNamespaceOnly: true"
+        "{who} its pods by address and no sidecar has seen a connection to the Service itself, so the sidecars cannot choose the version; {remedy}"
     );
     SplitObstacle { service, code: CLIENTS_DIAL_PODS, reason }
 }

@@ -32,7 +32,7 @@ const FAILED_BEFORE: &str = "FailedBefore";
 
 /// What is seen of the world at one look.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct Observation {
     /// Now.
     pub now: Timestamp,
     /// The Canary's generation.
@@ -93,9 +93,9 @@ fn default_steps() -> Vec<Step> {
 }
 
 /// One look: the next status and what to do.
-pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanaryStatus, Vec<Action>) {
+pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (CanaryStatus, Vec<Action>) {
     let acknowledged = seen.acknowledged == Acknowledgement::Complete;
-    let mut turn = Turn {
+    let mut evaluation = Evaluation {
         spec,
         steps: steps(spec),
         seen,
@@ -106,21 +106,21 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Seen) -> (CanarySta
         closed: false,
         rules: Rules::of(&spec.judge),
     };
-    turn.status.observed_generation = Some(seen.generation);
-    turn.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
-    turn.look();
-    turn.summarise();
-    (turn.status, turn.actions)
+    evaluation.status.observed_generation = Some(seen.generation);
+    evaluation.status.target = format!("{}/{}", spec.target.kind.name(), spec.target.name);
+    evaluation.look();
+    evaluation.summarise();
+    (evaluation.status, evaluation.actions)
 }
 
 fn steps(spec: &CanarySpec) -> Vec<Step> {
     if spec.steps.is_empty() { default_steps() } else { spec.steps.clone() }
 }
 
-struct Turn<'a> {
+struct Evaluation<'a> {
     spec: &'a CanarySpec,
     steps: Vec<Step>,
-    seen: &'a Seen,
+    seen: &'a Observation,
     status: CanaryStatus,
     actions: Vec<Action>,
     /// Sidecars have acknowledged the status as it now stands.
@@ -132,7 +132,7 @@ struct Turn<'a> {
     rules: Rules,
 }
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     fn look(&mut self) {
         if let Some(older) = &self.seen.conflict {
             let message = format!("Canary {older} is older and has the same target: delete one of the two");
@@ -140,10 +140,8 @@ impl Turn<'_> {
             return;
         }
         let Some(mut target) = self.seen.target.clone() else {
-            let message = format!(
-                "there is no {} in this namespace; it is picked up when it appears",
-                self.status.target
-            );
+            let message =
+                format!("{} not found in this namespace; waiting for it to be created", self.status.target);
             self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
             return;
         };
@@ -151,7 +149,7 @@ impl Turn<'_> {
         // version must be stopped meanwhile too.
         let known = Some(self.status.decided_revision.clone()).filter(|known| !known.is_empty());
         let Some(latest) = target.latest.clone().or(known) else {
-            let message = "its controller has not reported a revision of the target yet";
+            let message = "waiting for the target's controller to report a revision";
             self.condition("Ready", false, "NoRevision", message);
             return;
         };
@@ -159,7 +157,7 @@ impl Turn<'_> {
         if self.status.approved_revision.is_empty() && !self.adopt(&target, &latest) {
             return;
         }
-        self.condition("Ready", true, reason::WATCHING, "new versions of the target go through the steps");
+        self.condition("Ready", true, reason::WATCHING, "new revisions of the target go through the steps");
         self.show_progress_deadline(&target);
         self.show_undo();
         // Before anything changes the weight: what was acknowledged is the weight as it stands in the status.
@@ -188,8 +186,7 @@ impl Turn<'_> {
     /// revisions serve, neither is: a Canary that comes in the middle of a rollout waits for its end.
     fn adopt(&mut self, target: &WorkloadSeen, latest: &str) -> bool {
         if target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision != latest) {
-            let message =
-                "pods of two revisions serve: new versions go through the steps once that has ended";
+            let message = "a rollout is already in progress; the next one will be stepped";
             self.condition("Ready", true, reason::WATCHING, message);
             return false;
         }

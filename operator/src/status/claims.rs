@@ -1,6 +1,6 @@
-//! Warns about each Service that claims an address of another one: one log line and one event per collision.
+//! Warns about each Service that claims an address of another Service: one log line and one event per collision.
 //!
-//! Which Services these are is decided by [`Model::colliding_claims`](crate::model::Model).
+//! [`Model::colliding_claims`](crate::model::Model) decides which Services these are.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -17,14 +17,14 @@ use crate::lease::Leadership;
 use crate::model::Key;
 use crate::watch::Hub;
 
-/// How often Services are looked at.
+/// Time between two looks at the Services.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How long one write may take.
+/// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reason of the event.
 const REASON: &str = "AddressConflict";
 
-/// A claim that has no effect.
+/// A claim without effect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Collision {
     claimant: Key,
@@ -32,7 +32,7 @@ struct Collision {
     address: IpAddr,
 }
 
-/// Warns for ever, while this replica leads: once per collision.
+/// Warns once per collision, while this replica leads. Never returns.
 pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
     let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
     let recorder = Recorder::new(client, reporter);
@@ -56,7 +56,7 @@ fn found(hub: &Hub) -> HashSet<Collision> {
         .collect()
 }
 
-/// Those that have not been reported. One that is over is forgotten, so that it is reported when it returns.
+/// Collisions that have not been reported yet. One that has ended is reported again when it returns.
 fn news(reported: &mut HashSet<Collision>, found: HashSet<Collision>) -> Vec<Collision> {
     reported.retain(|known| found.contains(known));
     found.into_iter().filter(|collision| reported.insert(collision.clone())).collect()
@@ -65,7 +65,7 @@ fn news(reported: &mut HashSet<Collision>, found: HashSet<Collision>) -> Vec<Col
 fn message(collision: &Collision) -> String {
     let (namespace, name) = &collision.holder;
     format!(
-        "{} belongs to Service {namespace}/{name}: sidecars send what is dialled there to that Service, and this one's claim has no effect; remove the address",
+        "{} belongs to Service {namespace}/{name}: sidecars send requests for this address to that Service, and the claim of this Service has no effect; remove the address from this Service",
         collision.address
     )
 }

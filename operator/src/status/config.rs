@@ -1,4 +1,4 @@
-//! The status of the MeshConfig: whether its settings are in use, and the state of the root.
+//! Computes the status of the MeshConfig: whether its settings are in use, and the state of the root.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tulle_crds::{MeshConfig, MeshConfigStatus, reason, set_condition};
@@ -8,10 +8,10 @@ use crate::identity::root::RootState;
 
 /// Reason of condition LeafLifetime: the setting is in use.
 const IN_USE: &str = "InUse";
-/// Reason of condition LeafLifetime: another lifetime than that of the setting is in use.
+/// Reason of condition LeafLifetime: a different lifetime is in use.
 const CLAMPED: &str = "Clamped";
 
-/// The status of the MeshConfig of a mesh with this trust domain and root.
+/// Computes the status of the MeshConfig in a mesh with this trust domain and root.
 pub fn config_status(
     config: &MeshConfig,
     trust_domain: &str,
@@ -29,7 +29,7 @@ pub fn config_status(
             false,
             reason::TRUST_DOMAIN_FIXED,
             format!(
-                "the root names {trust_domain}, which stays in force: {asked} needs Tulle removed, with Secret tulle-root, and installed anew; or delete this object and apply it with trustDomain: {trust_domain}"
+                "the root has trust domain {trust_domain}, which stays in force. To change it to {asked}, uninstall Tulle with Secret tulle-root and install it again. To keep it, delete this object and apply it with trustDomain: {trust_domain}"
             ),
         ),
     };
@@ -41,7 +41,7 @@ pub fn config_status(
     if let Some(root) = root {
         let (valid, reason, mut message) = (root.is_valid(), root.reason(), root.message());
         if valid && crate::identity::root::new_root(config).is_some() {
-            message.push_str("; remove annotation tulle.dev/new-root: while it is set, a root that is lost would be replaced again when an operator starts");
+            message.push_str("; remove annotation tulle.dev/new-root: while it is set, an operator that starts creates a new root if the Secret is missing");
         }
         set_condition(&mut status.conditions, ("RootValid", valid, reason, &message), generation, now);
     }

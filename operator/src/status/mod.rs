@@ -1,10 +1,10 @@
-//! What became of the user's objects: their statuses, and events about what has none.
+//! Writes the statuses of MeshPolicies and the MeshConfig, and events about Services with colliding addresses.
 //!
 //! ```text
 //!   changes of the model ──▶ which policies ──▶ policy, config ──▶ writer ──▶ API server
 //!   acknowledgements awaited ──┘                (pure)             (queue, rate, fence)
 //! ```
-//! A policy is looked at when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
+//! The status of a policy is computed when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
 //! acknowledged it, and every [`LOOK_AT_ALL`] in any case.
 
 pub mod claims;
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tulle_crds::MeshPolicy;
 
-use crate::discovery::Registry;
+use crate::discovery::AckTracker;
 use crate::identity::root::RootState;
 use crate::lease::Leadership;
 use crate::model::{Key, Model, Verdict};
@@ -36,30 +36,30 @@ use crate::watch::Hub;
 use policy::Progress;
 use writer::{Target, Write, Writer};
 
-/// How often policies are looked at that sidecars have not acknowledged.
+/// Time between two looks at a policy that sidecars have not acknowledged.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often every policy is looked at.
+/// Time between two looks at all policies.
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
-/// Changes of the model are gathered for this long.
+/// Changes of the model within this time cause one look.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Keeps the statuses for ever, while this replica leads.
+/// Keeps the statuses current while this replica leads. Never returns.
 pub async fn run(
     client: Client,
     hub: Arc<Hub>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
     leadership: watch::Receiver<Leadership>,
     root: watch::Receiver<Option<RootState>>,
 ) {
     let (changed, writer) = (Changed::default(), Writer::default());
     tokio::join!(
         changed.follow(&hub),
-        decide(&hub, &registry, &leadership, &root, &changed, &writer),
+        decide(&hub, &acks, &leadership, &root, &changed, &writer),
         writer.run(client, leadership.clone()),
     );
 }
 
-/// Policies that changes may concern, since they were last looked at.
+/// Policies that changes may concern since they were last looked at.
 #[derive(Debug, Default)]
 struct Changed {
     due: Mutex<Due>,
@@ -73,7 +73,7 @@ struct Due {
 }
 
 impl Changed {
-    /// Gathers the changes of the model for ever.
+    /// Collects the changes of the model. Never returns.
     async fn follow(&self, hub: &Hub) {
         let mut follower = hub.follow();
         loop {
@@ -95,16 +95,16 @@ impl Changed {
     }
 }
 
-/// Decides for ever which statuses are to be written.
+/// Decides which statuses are written. Never returns.
 async fn decide(
     hub: &Hub,
-    registry: &Registry,
+    acks: &AckTracker,
     leadership: &watch::Receiver<Leadership>,
     root: &watch::Receiver<Option<RootState>>,
     changed: &Changed,
     writer: &Writer,
 ) {
-    let mut desk = Desk::default();
+    let mut decider = StatusDecider::default();
     let mut all_at: Option<Instant> = None;
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,7 +114,7 @@ async fn decide(
             () = changed.some.notified() => sleep(GATHER).await,
         }
         if !leadership.borrow().mine || !hub.is_synced() {
-            desk = Desk::default();
+            decider = StatusDecider::default();
             all_at = None;
             continue;
         }
@@ -124,26 +124,26 @@ async fn decide(
             all_at = Some(Instant::now());
         }
         let root = root.borrow().clone();
-        desk.look(&hub.model(), registry, root.as_ref(), (all, due.policies), writer);
+        decider.look(&hub.model(), acks, root.as_ref(), (all, due.policies), writer);
         writer.wake();
     }
 }
 
-/// What is remembered between two looks.
+/// State that is kept between two looks.
 #[derive(Debug, Default)]
-struct Desk {
+struct StatusDecider {
     /// Policies that sidecars have not acknowledged.
     pending: HashSet<Key>,
-    /// Of policies that cannot be decoded: generation and error that their status names. It cannot be read.
-    told: HashMap<Key, (i64, String)>,
+    /// Generation and error in the last status that was written for each policy that cannot be decoded.
+    reported: HashMap<Key, (i64, String)>,
 }
 
-impl Desk {
-    /// Decides about the MeshConfig, unreadable policies, and those policies that are due.
+impl StatusDecider {
+    /// Queues the statuses of the MeshConfig, of unreadable policies, and of those policies that are due.
     fn look(
         &mut self,
         model: &Model,
-        registry: &Registry,
+        acks: &AckTracker,
         root: Option<&RootState>,
         (all, mut keys): (bool, HashSet<Key>),
         writer: &Writer,
@@ -157,7 +157,7 @@ impl Desk {
             keys.extend(policies.keys().map(|key| (*key).clone()));
         }
         for key in keys {
-            self.policy(model, registry, (&key, policies.get(&key).copied()), writer);
+            self.policy(model, acks, (&key, policies.get(&key).copied()), writer);
         }
     }
 
@@ -172,11 +172,11 @@ impl Desk {
     fn policy(
         &mut self,
         model: &Model,
-        registry: &Registry,
+        acks: &AckTracker,
         (key, policy): (&Key, Option<&MeshPolicy>),
         writer: &Writer,
     ) {
-        if self.told.contains_key(key) {
+        if self.reported.contains_key(key) {
             self.pending.remove(key);
             return;
         }
@@ -187,14 +187,13 @@ impl Desk {
         let verdict = model.report(key, policy).verdict;
         let pods = model.policy_pods(key);
         let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
-        // Where a narrower policy decides, there is nothing of this one to acknowledge.
+        // Where a narrower policy decides, there is no section of this one to acknowledge.
         let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
-        let deciding: Vec<_> = deciding.filter(|(_, sections)| !sections.is_empty()).collect();
-        let overruled = pods.len() - deciding.len();
-        let seen = registry.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
+        let deciding: Vec<_> = deciding.collect();
+        let seen = acks.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
         let progress = Progress {
             pods: pods.len(),
-            enforcing: seen.enforcing + overruled,
+            enforcing: seen.enforcing,
             awaited: seen.awaited,
             refusal: seen.refusal,
         };
@@ -209,24 +208,24 @@ impl Desk {
         offer(writer, Target::Policy(key.clone()), version, differs.then_some(&next));
     }
 
-    /// Their status is written once per generation and error, and again while that has not succeeded.
+    /// Queues the status of each unreadable policy once per generation and error, and again until it is written.
     fn unreadable(&mut self, model: &Model, writer: &Writer) {
         let mut known = HashSet::new();
         for (key, found) in model.unreadable_policies() {
             known.insert(key.clone());
             let target = Target::Policy(key.clone());
             let now = (found.generation, found.error.clone());
-            let is_told = self.told.get(key) == Some(&now);
+            let is_told = self.reported.get(key) == Some(&now);
             if is_told && !writer.queue().holds(&target) {
                 continue;
             }
             let status = policy::unreadable(found.generation, &found.error, &Time(Timestamp::now()));
             offer(writer, target, found.resource_version.clone(), Some(&status));
-            self.told.insert(key.clone(), now);
+            self.reported.insert(key.clone(), now);
         }
-        // One that is gone leaves the queue; one that is readable by now is looked at as every other.
-        let (told, pending) = (&mut self.told, &mut self.pending);
-        told.retain(|key, _| {
+        // A policy that was deleted leaves the queue. One that is readable again is treated like every other.
+        let (reported, pending) = (&mut self.reported, &mut self.pending);
+        reported.retain(|key, _| {
             let stays = known.contains(key);
             if !stays {
                 writer.queue().withdraw(&Target::Policy(key.clone()));
@@ -237,7 +236,7 @@ impl Desk {
     }
 }
 
-/// Queues a status, or takes back what waits where the object has it already.
+/// Queues a status, or removes a queued one if the object already has the right status.
 fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>, status: Option<&S>) {
     match status.map(serde_json::to_value) {
         Some(Ok(status)) => writer.queue().offer(target, Write { version, status }, Instant::now()),
@@ -246,11 +245,11 @@ fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>,
     }
 }
 
-/// Writes a whole status, provided that the object is still the one that was decided about. Whole: a
-/// merge would keep fields that the new status no longer has.
+/// Replaces the status of an object, provided that its resourceVersion is unchanged. A merge would keep fields that the
+/// new status no longer has.
 ///
 /// # Errors
-/// Somebody else has written, or the API server is away.
+/// The object has changed, or the API server did not answer.
 pub async fn write<K, S>(api: &Api<K>, name: &str, version: Option<&str>, status: &S) -> anyhow::Result<()>
 where
     K: Clone + Debug + DeserializeOwned,

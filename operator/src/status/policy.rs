@@ -1,4 +1,4 @@
-//! The status of a MeshPolicy: whom it selects, who enforces it, what is wrong with it.
+//! Computes the status of a MeshPolicy: which pods it selects, how many enforce it, and its conditions.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
@@ -6,27 +6,27 @@ use tulle_crds::{MeshPolicy, MeshPolicyStatus, reason, set_condition};
 
 use crate::model::{Key, Verdict, access_summary, target_name};
 
-/// How far a policy has come among the pods that it selects.
+/// How many of the pods that a policy selects enforce it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Pods with a sidecar that it selects.
+    /// Selected pods with a sidecar.
     pub pods: usize,
-    /// How many of them enforce it.
+    /// How many of those pods enforce it.
     pub enforcing: usize,
-    /// The name of one that does not.
+    /// Name of the first pod that does not enforce it.
     pub awaited: Option<String>,
-    /// What one of them answered that refuses it.
+    /// Which pod refused it, and why.
     pub refusal: Option<String>,
 }
 
 impl Progress {
-    /// Whether nothing is awaited any more.
+    /// Whether all pods enforce it, and none has refused it.
     pub fn is_complete(&self) -> bool {
         self.enforcing >= self.pods && self.refusal.is_none()
     }
 }
 
-/// The status of a policy.
+/// Computes the status of a policy.
 pub fn status(
     key: &Key,
     policy: &MeshPolicy,
@@ -50,7 +50,7 @@ pub fn status(
     status
 }
 
-/// The condition Ready: whether it holds, its reason and its message.
+/// Condition Ready: whether it is true, its reason, and its message.
 fn condition(verdict: &Verdict, progress: &Progress) -> (bool, &'static str, String) {
     let Progress { pods, enforcing, awaited, refusal } = progress;
     match (verdict, refusal) {
@@ -67,16 +67,16 @@ fn condition(verdict: &Verdict, progress: &Progress) -> (bool, &'static str, Str
             (true, reason::NO_WORKLOADS, "the target selects no pod with a sidecar".to_owned())
         }
         (Verdict::Accepted, None) if enforcing < pods => {
-            let not = awaited.as_ref().map(|pod| format!(", not that of pod {pod}")).unwrap_or_default();
-            (false, reason::PROPAGATING, format!("{enforcing} of {pods} sidecars have acknowledged it{not}"))
+            let first = awaited.as_ref().map(|pod| format!("; waiting for pod {pod}")).unwrap_or_default();
+            (false, reason::PROPAGATING, format!("{enforcing} of {pods} sidecars enforce this policy{first}"))
         }
         (Verdict::Accepted, None) => {
-            (true, reason::ENFORCED, format!("all {pods} sidecars have acknowledged it"))
+            (true, reason::ENFORCED, format!("all {pods} sidecars enforce this policy"))
         }
     }
 }
 
-/// The status of a policy that this build cannot decode: of its old one nothing is kept, for it cannot be read.
+/// The status of a policy that this build cannot decode. It replaces the old status, which cannot be decoded either.
 pub fn unreadable(generation: i64, error: &str, now: &Time) -> Value {
     let mut conditions = Vec::new();
     let message = unreadable_message(error);
@@ -84,7 +84,7 @@ pub fn unreadable(generation: i64, error: &str, now: &Time) -> Value {
     json!({"observedGeneration": generation, "conditions": conditions})
 }
 
-/// What the user is to do about a policy that this build cannot decode.
+/// Message for a policy that this build cannot decode: what is wrong and what to do.
 fn unreadable_message(error: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let what = match error.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`')) {
@@ -136,8 +136,8 @@ mod tests {
         let refused = Progress { refusal: Some("pod web-b: requires split/v2".into()), ..at(2, 3) };
         for (progress, ready, reason, message) in [
             (at(0, 0), true, "NoWorkloads", "the target selects no pod with a sidecar"),
-            (at(1, 3), false, "Propagating", "1 of 3 sidecars have acknowledged it, not that of pod web-a"),
-            (at(3, 3), true, "Enforced", "all 3 sidecars have acknowledged it"),
+            (at(1, 3), false, "Propagating", "1 of 3 sidecars enforce this policy; waiting for pod web-a"),
+            (at(3, 3), true, "Enforced", "all 3 sidecars enforce this policy"),
             (refused, false, "RefusedBySidecar", "pod web-b: requires split/v2"),
         ] {
             let found = condition(&Verdict::Accepted, &progress);

@@ -1,5 +1,5 @@
-//! The one writer of statuses: a queue with one entry per object, of which the newest wins, a limit of the
-//! rate, and a fence: nothing is written by a replica that does not lead.
+//! The one writer of statuses: a queue with at most one entry per object, a rate limit, and a fence: a replica that
+//! does not lead writes nothing. A newer status replaces a queued one.
 //!
 //! [`Queue`] decides what is written when, without a clock of its own; [`Writer`] writes.
 
@@ -19,32 +19,32 @@ use crate::bucket::Bucket;
 use crate::lease::Leadership;
 use crate::model::Key;
 
-/// Writes per second, on average.
+/// Writes per second on average.
 const RATE: f64 = 20.0;
-/// Writes in a row.
+/// Writes in a burst.
 const BURST: f64 = 50.0;
-/// One object is written at most this often: while a change reaches the sidecars, its status changes with each
-/// of them.
+/// Least time between two writes of one object: while a change reaches the sidecars, the status changes with each of
+/// them.
 const GAP: Duration = Duration::from_secs(1);
 /// Delay after the first failed write; it doubles with each further failure, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// The longest delay.
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// How long one write may take.
+/// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the queue is looked at while it waits for a time or a token.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Whose status it is.
+/// The object that a status belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// That of the MeshConfig.
+    /// The MeshConfig.
     Config,
-    /// That of a MeshPolicy.
+    /// A MeshPolicy.
     Policy(Key),
 }
 
-/// A status and the version of the object that it was decided about.
+/// A status, and the version of the object that it was computed from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
     /// The object's resourceVersion.
@@ -57,7 +57,7 @@ pub struct Write {
 struct Entry {
     write: Write,
     due: Instant,
-    /// The order of arrival: among those that are due, the first is written first.
+    /// Order of arrival. Of several that are due, the first is written first.
     number: u64,
     failures: u32,
 }

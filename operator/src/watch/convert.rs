@@ -1,4 +1,7 @@
-//! From Kubernetes objects to what the model keeps.
+//! Converts Kubernetes objects to objects of the model.
+//!
+//! In: objects as `wire` decodes them. Out: model objects. Malformed values are left out or replaced by Kubernetes'
+//! defaults, never an error.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,13 +16,13 @@ use crate::model::{
     Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
 };
 
-/// The name of the injected container, by which the final pod is known to be meshed.
+/// Name of the injected container. A pod that has it is meshed.
 const SIDECAR: &str = "tulle-proxy";
-/// The init container with the redirect rules.
+/// Name of the init container that installs the redirect rules.
 const INIT: &str = "tulle-init";
-/// The annotation of pods that mirror a static pod.
+/// Annotation of a mirror pod, which represents a static pod of a node.
 const MIRROR: &str = "kubernetes.io/config.mirror";
-/// The containers that other meshes inject.
+/// Names of the containers that other meshes inject.
 const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
 pub(super) fn key<K: Resource>(object: &K) -> Key {
@@ -68,8 +71,8 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
     }
 }
 
-/// Ports that the pod's redirect rules leave out: as injected, because the annotation may be of the namespace, or be
-/// changed afterwards.
+/// Inbound ports that are not redirected to the sidecar. Read from the injected container, because the annotation may
+/// be on the namespace or may have changed since.
 fn skipped_ports(spec: &wire::PodSpec) -> Box<[u16]> {
     let mut containers = spec.init_containers.iter().flatten();
     let init = containers.find(|container| container.name == INIT);
@@ -78,7 +81,7 @@ fn skipped_ports(spec: &wire::PodSpec) -> Box<[u16]> {
     skipped.map_or_else(Box::default, ports)
 }
 
-/// What keeps a pod from having a sidecar, beside `hostNetwork`; of several the first.
+/// What prevents the injection of a sidecar, other than `hostNetwork`. The first, if there are several.
 fn obstacle(object: &wire::Pod) -> Option<Obstacle> {
     let spec = &object.spec;
     let os = spec.os.iter().map(|os| &os.name);
@@ -96,13 +99,13 @@ fn obstacle(object: &wire::Pod) -> Option<Obstacle> {
     }
 }
 
-/// Ports as an annotation lists them; one that is malformed has no effect, and admission has said so.
+/// Parses a list of ports. A malformed list has no effect; admission has warned about it.
 fn ports(text: &str) -> Box<[u16]> {
     let ports: Result<Vec<u16>, _> = text.split(',').map(|port| port.trim().parse()).collect();
     ports.map_or_else(|_| Box::default(), Vec::into_boxed_slice)
 }
 
-/// The workload behind a pod. A ReplicaSet is named after its Deployment and the template's hash.
+/// The workload that a pod belongs to. The name of a ReplicaSet is that of its Deployment and the template's hash.
 pub(super) fn workload_of(meta: &ObjectMeta) -> Option<WorkloadKey> {
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or("").into();
@@ -121,7 +124,7 @@ pub(super) fn workload_of(meta: &ObjectMeta) -> Option<WorkloadKey> {
 
 pub(super) fn service(object: &wire::Service) -> Service {
     let spec = &object.spec;
-    // An ExternalName is an alias in DNS and nothing else.
+    // An ExternalName Service is only an alias in DNS.
     let external_name = spec.type_.as_deref() == Some("ExternalName");
     let balanced = object.status.load_balancer.ingress.iter().flatten();
     let balanced = balanced.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
@@ -148,7 +151,7 @@ pub(super) fn service(object: &wire::Service) -> Service {
         ports: ports.collect(),
         selector: spec.selector.clone().unwrap_or_default(),
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        // Kubernetes' own default is three hours.
+        // The default of Kubernetes is three hours.
         affinity_seconds: if by_client {
             affinity.and_then(|a| a.timeout_seconds).unwrap_or(10_800)
         } else {
@@ -172,7 +175,7 @@ pub(super) fn slice(object: &wire::EndpointSlice) -> Slice {
 
 fn endpoint(endpoint: &wire::Endpoint) -> Endpoint {
     let conditions = &endpoint.conditions;
-    // Absent means ready, and serving means what ready says unless it is given (KEP-1672).
+    // A missing `ready` means true, and a missing `serving` has the value of `ready` (KEP-1672).
     let ready = conditions.ready.unwrap_or(true);
     let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     Endpoint {
@@ -223,7 +226,7 @@ pub(super) fn controller_revision(object: &wire::ControllerRevision) -> Option<R
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or("").into();
     let (kind, hash) = match owner.kind.as_str() {
-        // A StatefulSet's pods carry the revision's name, a DaemonSet's only its hash.
+        // The label of a StatefulSet's pods has the revision's name, that of a DaemonSet's pods only its hash.
         "StatefulSet" => (WorkloadKind::StatefulSet, object.name_any()),
         "DaemonSet" => (WorkloadKind::DaemonSet, object.labels().get("controller-revision-hash")?.clone()),
         _ => return None,

@@ -1,7 +1,7 @@
-//! Follows the events of one watch.
+//! Applies the events of one watch to the model.
 //!
-//! In: events as kube's watcher yields them. Out: changes of the model behind a [`Hub`]. Decides whether a
-//! list is complete enough to delete what it leaves out; never opens a connection.
+//! In: events as kube's watcher yields them. Out: changes of the model behind a [`Hub`]. Decides whether a list is
+//! complete enough to delete the objects that it does not contain. Never opens a connection.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -19,7 +19,7 @@ use crate::model::Model;
 /// exist.
 const SUSPICIOUS: usize = 10;
 
-/// What is done with the objects of one kind.
+/// Functions that apply the objects of one kind to the model.
 pub(super) struct Handlers<I, A, D> {
     /// Identifies an object.
     pub(super) id: I,
@@ -29,15 +29,15 @@ pub(super) struct Handlers<I, A, D> {
     pub(super) delete: D,
 }
 
-/// The objects of one kind, as its watches have shown them. Outlives each watch.
+/// The objects of one kind that its watches have returned. Outlives each watch.
 #[derive(Debug)]
 pub(super) struct Known<Id> {
     ids: HashSet<Id>,
-    /// Those of the list in progress.
+    /// Objects of the list in progress.
     listed: HashSet<Id>,
-    /// The last list was suspect: the next one is accepted whatever it holds.
+    /// The last list was suspect. The next one is accepted however short it is.
     suspected: bool,
-    /// A list has been accepted, and the hub knows.
+    /// A list has been accepted, and the kind counts as synced.
     synced: bool,
 }
 
@@ -61,7 +61,7 @@ impl<Id: Hash + Eq + Clone> Known<Id> {
         let listed = std::mem::take(&mut self.listed);
         if !self.suspected && self.ids.len() >= SUSPICIOUS && listed.len() < self.ids.len() / 2 {
             self.suspected = true;
-            // They are in the model by now: one that the next list leaves out is deleted then.
+            // They are in the model by now. Those that are missing in the next list are deleted then.
             self.ids.extend(listed);
             return Relist::Suspect;
         }
@@ -72,7 +72,7 @@ impl<Id: Hash + Eq + Clone> Known<Id> {
     }
 }
 
-/// Follows one watch until it ends, or until a list is suspect: the caller starts another one.
+/// Applies the events of one watch until it ends or a list is suspect. The caller then starts another watch.
 pub(super) async fn follow<K, Id>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
     hub: &Hub,

@@ -1,10 +1,13 @@
-//! Feeds the model: one watch per kind, with back-off. An object of Tulle's own kinds that cannot be
-//! decoded is logged and skipped.
+//! Keeps the model current: one watch per kind, with back-off.
+//!
+//! In: events of the API server. Out: changes of the [`Model`], and for whoever listens, the keys that each change
+//! touches. An object of Tulle's own kinds that cannot be decoded is logged, and its last readable version stays in
+//! force.
 //!
 //! ```text
-//!   wire     the parts of Kubernetes objects that are decoded
-//!   convert  from these to what the model keeps
-//!   follow   the events of one watch
+//!   wire     the fields of Kubernetes objects that are decoded
+//!   convert  converts them to objects of the model
+//!   follow   applies the events of one watch
 //! ```
 
 mod convert;
@@ -28,13 +31,13 @@ use crate::model::{Key, Model, Pod, Touched, Unreadable};
 use convert::key;
 use follow::{Handlers, Known, follow};
 
-/// Kinds that are watched.
+/// Number of kinds that are watched.
 const KINDS: usize = 12;
 
-/// Told of every change, while the model is locked: it must not look at the model. `false`: it wants no more.
+/// Called with every change while the model is locked, so it must not lock the model. Returns whether to keep it.
 pub type Listener = Box<dyn Fn(&Touched) -> bool + Send + Sync>;
 
-/// The model, and who wants to know what has changed.
+/// The model, and the listeners that are notified of its changes.
 pub struct Hub {
     model: RwLock<Model>,
     changed: watch::Sender<u64>,
@@ -64,37 +67,37 @@ impl Default for Hub {
 impl Hub {
     /// A hub whose model the watches fill.
     pub fn new(mut model: Model) -> Self {
-        // Whoever follows begins with everything.
+        // A follower begins with `everything`, which covers these.
         drop(model.take_touched());
         Self { model: RwLock::new(model), ..Self::default() }
     }
 
-    /// A hub whose model is complete: for tools that need no cluster.
+    /// A hub with a complete model, for tools that run without a cluster.
     pub fn complete(model: Model) -> Self {
         Self { synced: AtomicUsize::new(KINDS), ..Self::new(model) }
     }
 
-    /// The model, to be read.
+    /// Locks the model for reading.
     pub fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.model.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts up with every change.
+    /// A counter that every change increments.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Whether every kind has been listed once: before that an absent object means nothing.
+    /// Whether every kind has been listed once. Before that, an object that is missing in the model may exist.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= KINDS
     }
 
-    /// Calls this with what each change touches.
+    /// Adds a listener that is called with the keys that each change touches.
     pub fn listen(&self, listener: Listener) {
         lock(&self.listeners).push(listener);
     }
 
-    /// What changes from now on touches, gathered until it is asked for. It begins with everything.
+    /// A follower, which collects the keys that changes touch from now on. It begins with `everything`.
     pub fn follow(&self) -> Follower {
         let everything = Touched { everything: true, ..Touched::default() };
         let gathered = Arc::new(Gathered { touched: Mutex::new(everything), notify: Notify::new() });
@@ -109,7 +112,7 @@ impl Hub {
             change(&mut model);
             let touched = model.take_touched();
             if !touched.is_empty() {
-                // Before anybody can read the changed model: what was compiled before is known to be stale.
+                // Before the changed model can be read, so that no stale resource is taken for a current one.
                 lock(&self.listeners).retain(|listener| listener(&touched));
                 lock(&self.followers).retain(|follower| match follower.upgrade() {
                     Some(gathered) => {
@@ -124,7 +127,7 @@ impl Hub {
     }
 }
 
-/// What has been touched since somebody asked.
+/// Keys that were touched since the follower took them last.
 #[derive(Debug)]
 struct Gathered {
     touched: Mutex<Touched>,
@@ -152,7 +155,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Waits until something was touched, and returns all of it since the last time.
+    /// Waits until something is touched, and returns everything since the last call.
     pub async fn next(&mut self) -> Touched {
         loop {
             let touched = std::mem::take(&mut *lock(&self.gathered.touched));
@@ -254,10 +257,10 @@ fn start_workloads(feed: &Feed) {
     );
 }
 
-/// A pod as the API server writes it, as it is kept.
+/// Converts a pod from the API server's JSON to the model's form.
 ///
 /// # Errors
-/// When it is no pod.
+/// The text is not a pod.
 pub fn pod_of_json(text: &str) -> serde_json::Result<Pod> {
     serde_json::from_str(text).map(|pod| convert::pod(&pod))
 }
@@ -288,8 +291,8 @@ impl Feed {
         });
     }
 
-    /// For Tulle's own kinds: an object that this build cannot decode is logged, and its last readable
-    /// version stays in force.
+    /// Starts a watch of one of Tulle's own kinds. An object that this build cannot decode is logged, and its last
+    /// readable version stays in force.
     fn start_guarded<K>(
         &self,
         apply: impl Fn(&mut Model, Key, K) + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! The parts of Kubernetes objects that are read; everything else is skipped while it is decoded.
+//! The fields of Kubernetes objects that the operator reads. All other fields are skipped while decoding.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ pub(super) struct PodOs {
     pub(super) name: String,
 }
 
-/// The operating system that a pod's `nodeSelector` asks for, by either label; the others are skipped.
+/// The labels of a pod's `nodeSelector` that select an operating system.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct NodeSelector {
@@ -215,7 +215,7 @@ pub(super) struct TargetRef {
 #[serde(default)]
 pub(super) struct SlicePort {
     pub(super) name: Option<String>,
-    // The API server checks no range here.
+    // The API server does not check the range of this field.
     pub(super) port: Option<i64>,
     pub(super) protocol: Option<String>,
 }

@@ -6,7 +6,7 @@ use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{Ack, Nack, Resource, Subscribe, Unsubscribe};
 
 use super::*;
-use crate::discovery::{Acknowledgement, Registry};
+use crate::discovery::{AckTracker, Acknowledgement};
 use crate::lease::Leadership;
 use crate::model::object::ServicePort;
 use crate::model::tests::{canary, key, pod, shop};
@@ -25,19 +25,19 @@ struct Sidecar {
     session: Session,
     state: State,
     down: mpsc::Receiver<Result<OperatorMessage, Status>>,
-    registry: Arc<Registry>,
+    acks: Arc<AckTracker>,
 }
 
 impl Sidecar {
     /// Of pod `a`, whose sidecar holds these versions.
     fn holding(hub: &Arc<Hub>, held: &[(Name, String)]) -> Self {
-        let registry = Arc::new(Registry::default());
+        let acks = Arc::new(AckTracker::default());
         let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
-        let relay = LeaderRelay::new(Arc::clone(&registry), Arc::default(), leadership);
+        let relay = LeaderRelay::new(Arc::clone(&acks), Arc::default(), leadership);
         let cache = Cache::following(hub);
         let (sender, down) = mpsc::channel(64);
         let state = State::new(cache.wake(), held.iter().cloned().collect());
-        relay.report("uid-a", Report::Connected);
+        relay.report("uid-a", SidecarEvent::Connected);
         let session = Session {
             hub: Arc::clone(hub),
             cache,
@@ -47,7 +47,7 @@ impl Sidecar {
             down: sender,
             hang_up: Arc::default(),
         };
-        Self { session, state, down, registry }
+        Self { session, state, down, acks }
     }
 
     fn new(hub: &Arc<Hub>) -> Self {
@@ -242,9 +242,8 @@ async fn a_canary_waits_for_the_endpoints_that_came_with_a_route() {
     let hub = hub();
     hub.change(with_canary(1));
     let mut sidecar = Sidecar::new(&hub);
-    let acknowledged = |sidecar: &Sidecar, epoch| {
-        sidecar.registry.acknowledged_canary(&hub.model(), &key("shop", "web"), epoch)
-    };
+    let acknowledged =
+        |sidecar: &Sidecar, epoch| sidecar.acks.acknowledged_canary(&hub.model(), &key("shop", "web"), epoch);
     for kind in [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access] {
         sidecar.subscribes(kind, "uid-a").await.unwrap();
     }

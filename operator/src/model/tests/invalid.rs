@@ -62,7 +62,8 @@ fn a_policy_that_a_narrower_one_overrules_has_nothing_to_acknowledge_there() {
         key("shop", "web"),
         policy("web", 2, json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Permissive"})),
     );
-    assert!(model.sections(&key("shop", "all"), "uid-a").is_empty(), "the narrower one decides");
+    let sections = model.sections(&key("shop", "all"), "uid-a");
+    assert_eq!(sections, Sections::default(), "the narrower one decides");
     let mtls = Sections { mtls: true, access: false };
     assert_eq!(model.sections(&key("shop", "web"), "uid-a"), mtls);
     assert_eq!(model.sections(&key("shop", "all"), "uid-b"), mtls);

@@ -2,13 +2,13 @@
 
 use tulle_crds::{CanaryAction, Phase};
 
-use super::Turn;
+use super::Evaluation;
 use crate::model::WorkloadSeen;
 
 /// Request ids that are remembered.
 const USED_IDS: usize = 32;
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     /// Carries out the requested action once: its request id is remembered, also when it does nothing.
     pub(super) fn human(&mut self, target: &WorkloadSeen) {
         let Some(requested) = self.seen.action.clone() else { return };

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{OnInconclusive, Phase, WorkloadKind};
 
-use super::{Turn, duration, hold};
+use super::{Evaluation, duration, hold};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
@@ -15,7 +15,7 @@ const PROGRESS_DEADLINE: &str = "ProgressDeadline";
 /// What a Deployment says to have no deadline.
 const NO_DEADLINE: u32 = i32::MAX as u32;
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     /// The clock of the deadline stops.
     pub(super) fn pause_clock(&mut self) {
         self.status.paused_since.get_or_insert(Time(self.seen.now));

@@ -2,7 +2,7 @@
 
 use tulle_crds::WorkloadKind;
 
-use super::{Action, PodName, Turn};
+use super::{Action, Evaluation, PodName};
 use crate::model::{PodSeen, WorkloadSeen};
 
 /// What an action says of a pod.
@@ -10,7 +10,7 @@ pub(super) fn name(pod: &PodSeen) -> PodName {
     PodName { name: pod.name.clone(), uid: pod.uid.to_string() }
 }
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     /// Pods of what is stable: approved, or approved until its successor has taken over.
     pub(super) fn stable_pods<'a>(
         &self,

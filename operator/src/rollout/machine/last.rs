@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::Phase;
 
-use super::{Action, Turn};
+use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
@@ -13,7 +13,7 @@ const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// The condition of a failed revision that serves because nothing else can.
 const SERVING_FAILED: &str = "ServingFailedRevision";
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces all at
     /// once), a trial would be an outage: the newest revision is all there is. One that has failed serves and stays
     /// Failed.

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanaryVerdict, OnFailure, Phase, RolloutOutcome};
 
-use super::{Action, Turn, duration};
+use super::{Action, Evaluation, duration};
 use crate::model::WorkloadSeen;
 
 /// Pods change this long after traffic was taken away, even though a client has not acknowledged it: one client
@@ -13,7 +13,7 @@ const UNACKNOWLEDGED: SignedDuration = SignedDuration::from_secs(30);
 /// Approved revisions that are remembered.
 const APPROVED_BEFORE: usize = 10;
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     pub(super) fn promote(&mut self, because: &str) {
         self.approve("Promoted", because);
     }

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{OnInconclusive, Phase, Step};
 
-use super::{Turn, hold};
+use super::{Evaluation, hold};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
@@ -19,7 +19,7 @@ const ENOUGH_IN_A_STEP: u64 = 20;
 /// Waiting longer than this for requests is worth a sentence.
 const LONG_WAIT: f64 = 600.0;
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     /// First what may fail the rollout, which needs nobody's acknowledgement; then what may advance it.
     pub(super) fn progress(&mut self, target: &WorkloadSeen) {
         if self.status.weight > 0 {

@@ -53,8 +53,8 @@ fn pod(revision: &str, number: u64) -> PodSeen {
     }
 }
 
-fn world() -> Seen {
-    Seen {
+fn world() -> Observation {
+    Observation {
         now: Timestamp::UNIX_EPOCH,
         generation: 1,
         target: Some(WorkloadSeen {
@@ -75,7 +75,7 @@ fn world() -> Seen {
 }
 
 /// Something happens, or nothing.
-fn happen(seen: &mut Seen, status: &CanaryStatus, random: &mut Random) {
+fn happen(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
     seen.now += SignedDuration::from_secs(1 + random.below(4) as i64);
     let target = seen.target.as_mut().unwrap();
     match random.below(12) {
@@ -115,7 +115,7 @@ fn happen(seen: &mut Seen, status: &CanaryStatus, random: &mut Random) {
     }
 }
 
-fn attempts(seen: &mut Seen, status: &CanaryStatus, random: &mut Random) {
+fn attempts(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
     seen.block.clear();
     seen.block_ended = random.one_in(2);
     if status.weight == 0 {
@@ -129,7 +129,7 @@ fn attempts(seen: &mut Seen, status: &CanaryStatus, random: &mut Random) {
 }
 
 /// Kubernetes does what was asked of it.
-fn carry_out(seen: &mut Seen, actions: &[Action]) {
+fn carry_out(seen: &mut Observation, actions: &[Action]) {
     let target = seen.target.as_mut().unwrap();
     for action in actions {
         let (name, open) = match action {
@@ -143,7 +143,7 @@ fn carry_out(seen: &mut Seen, actions: &[Action]) {
     }
 }
 
-fn check(before: &CanaryStatus, after: &CanaryStatus, actions: &[Action], seen: &Seen) {
+fn check(before: &CanaryStatus, after: &CanaryStatus, actions: &[Action], seen: &Observation) {
     let target = seen.target.as_ref().unwrap();
     let stable =
         |pod: &&PodSeen| pod.revision == after.approved_revision || pod.revision == after.former_revision;

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 
-use super::{Action, Turn};
+use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
 
 /// The condition that tells whom a rollout waits for.
@@ -13,7 +13,7 @@ const STALLED: &str = "Stalled";
 /// The condition that tells whether the traffic can be split.
 const SPLIT: &str = "Split";
 
-impl Turn<'_> {
+impl Evaluation<'_> {
     pub(super) fn remember(&mut self, outcome: RolloutOutcome, because: &str) {
         let entry = HistoryEntry {
             revision: self.status.canary_revision.clone(),
@@ -98,19 +98,29 @@ impl Turn<'_> {
                     self.event(
                         true,
                         reason::REFUSED,
-                        format!("the weight of {weight}% is not everywhere: {why}"),
+                        format!("a sidecar refused the weight of {weight}%: {why}"),
                     );
                 }
                 self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
             }
             Acknowledgement::Awaited(who) if !self.changed => {
-                self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}%: {who}"));
+                self.condition(
+                    ACKNOWLEDGED,
+                    false,
+                    reason::PROPAGATING,
+                    &format!("{weight}% is not acknowledged by all sidecars; {who}"),
+                );
             }
             Acknowledgement::Complete if !self.changed => {
                 let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
                 self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
             }
-            _ => self.condition(ACKNOWLEDGED, false, reason::PROPAGATING, &format!("{weight}% was just set")),
+            _ => self.condition(
+                ACKNOWLEDGED,
+                false,
+                reason::PROPAGATING,
+                &format!("{weight}% was set just now; waiting for sidecars"),
+            ),
         }
     }
 

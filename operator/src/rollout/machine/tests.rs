@@ -12,7 +12,7 @@ use crate::rollout::judge::Side;
 struct World {
     spec: CanarySpec,
     status: CanaryStatus,
-    seen: Seen,
+    seen: Observation,
     actions: Vec<Action>,
     /// Failures per hundred requests of the canary.
     canary_failures: u64,
@@ -32,7 +32,7 @@ impl World {
             pods,
             services: vec!["web".into()],
         };
-        let seen = Seen {
+        let seen = Observation {
             target: Some(target),
             acknowledged: Acknowledgement::Complete,
             now: Timestamp::UNIX_EPOCH,
@@ -184,7 +184,7 @@ impl World {
 }
 
 fn awaited() -> Acknowledgement {
-    Acknowledgement::Awaited("the sidecar of pod shop/web-0 has not acknowledged it".to_owned())
+    Acknowledgement::Awaited("waiting for the sidecar of pod shop/web-0".to_owned())
 }
 
 /// What an action says of a pod.

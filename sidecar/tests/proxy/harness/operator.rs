@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::identity_server::Identity;
 use tulle_mesh::proto::{SignRequest, SignResponse};
-use tulle_operator::discovery::Registry;
+use tulle_operator::discovery::AckTracker;
 use tulle_operator::discovery::relay::LeaderRelay;
 use tulle_operator::discovery::server::{Services, serve};
 use tulle_operator::identity::authority::Authority;
@@ -116,12 +116,12 @@ impl Drop for Operator {
 }
 
 async fn run(listener: std::net::TcpListener, authority: Arc<Authority>, hub: Arc<Hub>) {
-    let (registry, aggregates) = (Arc::new(Registry::default()), Arc::new(Aggregates::default()));
+    let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
-    let relay = LeaderRelay::new(Arc::clone(&registry), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
     let tls = Arc::new(own_tls(&authority, &identity()).unwrap());
-    let mut services = Services::new(hub, relay, registry, aggregates, identity());
+    let mut services = Services::new(hub, relay, acks, aggregates, identity());
     // All come over loopback.
     services.check_addresses = false;
     let listener = TcpListener::from_std(listener).unwrap();

@@ -19,7 +19,7 @@ fn a_replayed_look_changes_nothing() {
     let mut world = World::quick();
     world.deploy("new");
     world.run(5);
-    let again = Seen { block_ended: false, ..world.seen.clone() };
+    let again = Observation { block_ended: false, ..world.seen.clone() };
     let (first, _) = next(&world.spec, &world.status, &again);
     let (second, actions) = next(&world.spec, &first, &again);
     assert_eq!((first, actions), (second, vec![]));

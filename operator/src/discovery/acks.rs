@@ -12,8 +12,8 @@ use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
 pub use dialled::PodDialling;
 
-use super::report::{Name, Report, Stamps};
-use crate::model::{Key, Model, Pod, Sections};
+use super::report::{Name, SidecarEvent, Stamps};
+use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
 
 /// What was said on an earlier stream holds for this long on a new one: until the sidecar has said it anew, or
 /// not, because it has forgotten what it does not use any more.
@@ -47,7 +47,7 @@ pub struct PolicyAcknowledgement {
 
 /// All sidecars that are connected to any replica, as far as this one knows.
 #[derive(Debug)]
-pub struct Registry {
+pub struct AckTracker {
     started: Instant,
     /// This replica's own.
     own: Mutex<Sidecars>,
@@ -55,15 +55,18 @@ pub struct Registry {
     /// next leader.
     relayed: Mutex<Sidecars>,
     unheard: Mutex<Option<(Instant, Option<String>)>>,
+    /// Clients that have dialled a pod of a workload behind its gate: they find pods by themselves.
+    finders: Mutex<HashMap<WorkloadKey, HashSet<Arc<str>>>>,
 }
 
-impl Default for Registry {
+impl Default for AckTracker {
     fn default() -> Self {
         Self {
             started: Instant::now(),
             own: Mutex::default(),
             relayed: Mutex::default(),
             unheard: Mutex::default(),
+            finders: Mutex::default(),
         }
     }
 }
@@ -117,15 +120,21 @@ impl Known {
         self.until.is_some_and(|until| until < Instant::now())
     }
 
-    /// Whether a version with this stamp of a policy is enforced.
+    /// Whether this generation of a policy is enforced.
     fn enforces(&self, policy: &Key, uid: &str, generation: i64) -> bool {
-        self.acked.as_deref().is_some_and(|stamps| {
-            stamps.iter().any(|stamp| {
-                is_of(stamp, stamp::Kind::Policy, policy)
-                    && stamp.uid == uid
-                    && i64::try_from(stamp.version) == Ok(generation)
-            })
-        })
+        self.generations(policy).any(|found| found == (uid, generation))
+    }
+
+    /// Whether another generation of a policy is still enforced, or one of a policy of the same name before it.
+    fn enforces_another(&self, policy: &Key, uid: &str, generation: i64) -> bool {
+        self.generations(policy).any(|found| found != (uid, generation))
+    }
+
+    /// The policy's uid and generation in the enforced version.
+    fn generations(&self, policy: &Key) -> impl Iterator<Item = (&str, i64)> {
+        let stamps = self.acked.as_deref().unwrap_or_default().iter();
+        let its = stamps.filter(move |stamp| is_of(stamp, stamp::Kind::Policy, policy));
+        its.map(|stamp| (stamp.uid.as_str(), i64::try_from(stamp.version).unwrap_or(i64::MAX)))
     }
 
     fn canaries(&self) -> BTreeSet<Key> {
@@ -134,33 +143,33 @@ impl Known {
     }
 }
 
-impl Registry {
+impl AckTracker {
     /// Takes a report of one of this replica's sidecars. `pass_on` sees it while no snapshot can be taken:
     /// who takes one misses nothing and hears nothing twice.
-    pub fn report(&self, pod_uid: &str, report: Report, pass_on: impl FnOnce(Report)) {
+    pub fn report(&self, pod_uid: &str, report: SidecarEvent, pass_on: impl FnOnce(SidecarEvent)) {
         let mut own = lock(&self.own);
         own.take(pod_uid, report.clone());
         pass_on(report);
     }
 
     /// Takes a report that another replica relays.
-    pub fn relayed(&self, pod_uid: &str, report: Report) {
+    pub fn relayed(&self, pod_uid: &str, report: SidecarEvent) {
         lock(&self.relayed).take(pod_uid, report);
     }
 
     /// Everything that is known of those of this replica's own sidecars that are `wanted`, for a leader that
     /// has just begun, with `then` carried out before the next report.
-    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, Report)>)) {
+    pub fn snapshot(&self, wanted: impl Fn(&str) -> bool, then: impl FnOnce(Vec<(Arc<str>, SidecarEvent)>)) {
         let own = lock(&self.own);
         let mut all = Vec::new();
         for (uid, sidecar) in own.by_pod.iter().filter(|(uid, sidecar)| sidecar.streams > 0 && wanted(uid)) {
-            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), Report::Connected)));
+            all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), SidecarEvent::Connected)));
             for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
-                let acked = known.acked.clone().map(|stamps| Report::Acked(name.clone(), stamps));
+                let acked = known.acked.clone().map(|stamps| SidecarEvent::Acked(name.clone(), stamps));
                 let sent = known.sent.clone().filter(|_| known.sent != known.acked);
-                let sent = sent.map(|stamps| Report::Sent(name.clone(), stamps));
+                let sent = sent.map(|stamps| SidecarEvent::Sent(name.clone(), stamps));
                 let refused = known.refused.clone().map(|reason| {
-                    Report::Refused(
+                    SidecarEvent::Refused(
                         name.clone(),
                         known.sent.clone().unwrap_or_else(|| Stamps::from([])),
                         reason,
@@ -185,11 +194,16 @@ impl Registry {
         let (mut own, mut relayed) = (lock(&self.own), lock(&self.relayed));
         own.forget_lost(model, &relayed);
         relayed.forget_lost(model, &own);
+        lock(&self.finders).retain(|_, uids| {
+            uids.retain(|uid| model.pod(uid).is_some());
+            !uids.is_empty()
+        });
     }
 
     /// Whether every sidecar that sends to the target of this Canary enforces this epoch. Costs the Canary's
     /// own clients only. A sidecar that is not heard of counts with what it last said: it goes on enforcing
-    /// that, as long as its pod is there.
+    /// that, as long as its pod is there. One that dials a Service of the target is waited for also where no shares
+    /// have been sent to it yet: the replica that serves it may be behind.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut awaited = BTreeSet::new();
@@ -219,20 +233,24 @@ impl Registry {
                 awaited.insert(pod);
             }
         }
+        if awaited.is_empty() {
+            for shared in model.shared_addresses(canary) {
+                awaited.append(&mut own.without_shares(model, &relayed, canary, &shared));
+                awaited.append(&mut relayed.without_shares(model, &own, canary, &shared));
+            }
+        }
         match (awaited.len(), awaited.first()) {
             (_, None) => Acknowledgement::Complete,
-            (1, Some(one)) => {
-                Acknowledgement::Awaited(format!("the sidecar of pod {one} has not acknowledged it"))
-            }
+            (1, Some(one)) => Acknowledgement::Awaited(format!("waiting for the sidecar of pod {one}")),
             (count, Some(first)) => Acknowledgement::Awaited(format!(
-                "{count} sidecars have not acknowledged it, that of pod {first} among them"
+                "waiting for {count} sidecars, among them that of pod {first}"
             )),
         }
     }
 
     /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal. A pod
-    /// enforces it when its sidecar does in all sections of it that decide something there; what the sidecar refuses of
-    /// other policies' sections is theirs.
+    /// enforces it when its sidecar does in all sections of it that decide something there, and enforces no other
+    /// generation of it in the rest. What the sidecar refuses of other policies' sections is theirs.
     pub fn policy(
         &self,
         model: &Model,
@@ -241,31 +259,43 @@ impl Registry {
         generation: i64,
         pods: &[(Arc<str>, Sections)],
     ) -> PolicyAcknowledgement {
+        use ResourceType::Inbound;
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut result = PolicyAcknowledgement::default();
         for (pod_uid, sections) in pods {
+            // A replica that has lost it holds what an earlier process may have said.
+            let heard = [(&*own, &*relayed), (&*relayed, &*own)].map(|(here, other)| {
+                let concerned = here.concerned(model, pod_uid, other);
+                concerned.and_then(|_| here.by_pod.get(pod_uid))
+            });
             let known = |kind: ResourceType| {
                 let name: Name = (kind as i32, Arc::clone(pod_uid));
-                let all = [&*own, &*relayed];
-                all.map(|sidecars| sidecars.known(&name).filter(|known| !known.is_over()))
+                let all = heard.into_iter().flatten();
+                all.filter_map(move |sidecar| sidecar.resources.get(&name)).filter(|known| !known.is_over())
             };
-            let enforced = |kind: ResourceType| {
-                known(kind).into_iter().flatten().any(|known| known.enforces(key, uid, generation))
+            let enforced = |kind| known(kind).any(|known| known.enforces(key, uid, generation));
+            // What it has told one replica since counts, whatever it told another one before.
+            let is_behind = |kind| {
+                known(kind).next().is_some()
+                    && known(kind).all(|known| known.enforces_another(key, uid, generation))
             };
+            let all = || Sections::ALL.resources();
             // An old sidecar has all sections in one.
-            if enforced(ResourceType::Inbound) || sections.resources().all(|(kind, _)| enforced(kind)) {
+            let is_enforced = enforced(Inbound) || sections.resources().all(|(kind, _)| enforced(kind));
+            if is_enforced && !is_behind(Inbound) && !all().any(|(kind, _)| is_behind(kind)) {
                 result.enforcing += 1;
                 continue;
             }
             let pod = model.pod(pod_uid).map_or_else(|| pod_uid.to_string(), |pod| pod.name.to_string());
             if result.refusal.is_none() {
-                let refused =
-                    |kind| known(kind).into_iter().flatten().find_map(|known| known.refused.clone());
-                let of_section =
-                    sections.resources().filter(|(kind, _)| !enforced(*kind)).find_map(|(kind, section)| {
-                        Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
-                    });
-                let of_all = || refused(ResourceType::Inbound).map(|reason| format!("pod {pod}: {reason}"));
+                let refused = |kind| known(kind).find_map(|known| known.refused.clone());
+                let decides = |kind: ResourceType| sections.resources().any(|(deciding, _)| deciding == kind);
+                let mut lacking =
+                    all().filter(|(kind, _)| is_behind(*kind) || (decides(*kind) && !enforced(*kind)));
+                let of_section = lacking.find_map(|(kind, section)| {
+                    Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
+                });
+                let of_all = || refused(Inbound).map(|reason| format!("pod {pod}: {reason}"));
                 result.refusal = of_section.or_else(of_all);
             }
             result.awaited.get_or_insert(pod);
@@ -302,8 +332,8 @@ impl Registry {
             }
         }
         let result = first.map(|pod| match count {
-            1 => format!("pod {} has not been heard of", name_of(pod)),
-            _ => format!("pod {} and {} more have not been heard of", name_of(pod), count - 1),
+            1 => format!("the sidecar of pod {} has not reported yet", name_of(pod)),
+            _ => format!("{count} sidecars have not reported yet, among them that of pod {}", name_of(pod)),
         });
         *last = Some((Instant::now(), result.clone()));
         result
@@ -341,8 +371,8 @@ impl Sidecars {
         }
     }
 
-    fn take(&mut self, pod_uid: &str, report: Report) {
-        if report == Report::Connected {
+    fn take(&mut self, pod_uid: &str, report: SidecarEvent) {
+        if report == SidecarEvent::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
             if sidecar.streams == 1 {
@@ -356,8 +386,8 @@ impl Sidecars {
         let Some((uid, sidecar)) = self.by_pod.get_key_value(pod_uid) else { return };
         let (uid, streams) = (Arc::clone(uid), sidecar.streams);
         match report {
-            Report::Connected => {}
-            Report::Gone => {
+            SidecarEvent::Connected => {}
+            SidecarEvent::Gone => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
                     sidecar.streams = streams.saturating_sub(1);
                     if sidecar.streams == 0 {
@@ -366,22 +396,17 @@ impl Sidecars {
                     }
                 }
             }
-            Report::Sent(name, stamps) => {
+            SidecarEvent::Sent(name, stamps) => {
                 self.change(&uid, name, |known| Some(Known { sent: Some(stamps), until: None, ..known }))
             }
-            Report::Acked(name, stamps) => self.change(&uid, name, |_| {
+            SidecarEvent::Acked(name, stamps) => self.change(&uid, name, |_| {
                 Some(Known { sent: Some(Arc::clone(&stamps)), acked: Some(stamps), ..Known::default() })
             }),
-            Report::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
+            SidecarEvent::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
                 Some(Known { sent: Some(stamps), refused: Some(reason), until: None, ..known })
             }),
-            Report::Unsubscribed(name) => self.change(&uid, name, |_| None),
+            SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }
-    }
-
-    /// What is known of a resource of the pod that it is named after.
-    fn known(&self, name: &Name) -> Option<&Known> {
-        self.by_pod.get(&name.1)?.resources.get(name)
     }
 
     /// Changes what is known of a resource, and the indices with it.
