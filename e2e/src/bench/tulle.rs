@@ -75,7 +75,8 @@ pub fn start(testbed: &Testbed, programs: &Programs, namespace: (&str, &str)) ->
         .append(true)
         .open(testbed.folder.join(format!("{uid}-tulle.log")))?;
     let mut command = testbed.inside(namespace.0, "setpriv");
-    command.args(["--reuid=4150", "--regid=4150", "--clear-groups"]).arg(&programs.sidecar).arg("proxy");
+    command.args(["--reuid=4150", "--regid=4150", "--clear-groups"]).args(&programs.sidecar_runner);
+    command.arg(&programs.sidecar).arg("proxy");
     Ok(command.envs(environment).stdout(log.try_clone()?).stderr(log).spawn()?)
 }
 
