@@ -5,18 +5,18 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use super::measure::{h2load, wrk};
+use super::measure::h2load;
 use super::proxies::{Product, Programs, ProxyPair};
 use super::testbed::Testbed;
 use crate::host;
 use crate::progress::step;
 
-/// Duration of each load in seconds: callgrind slows a program down fifty times.
-const SECONDS: u64 = 8;
+/// Requests of the two runs whose difference is taken.
+const FEW: usize = 1000;
+const MANY: usize = 5000;
 
 /// What is sent.
 const LOADS: [&str; 4] = ["HTTP/1.1", "HTTP/2", "HTTP/2 POST of 128 bytes", "opaque request and answer"];
@@ -32,8 +32,7 @@ pub fn run(testbed: &Testbed, programs: &Programs, others: &[PathBuf]) -> Result
     for sidecar in [&programs.sidecar].into_iter().chain(others) {
         step(&format!("counting instructions of {}", sidecar.display()));
         let programs = programs.with_sidecar(sidecar, &folder);
-        let pair = ProxyPair::start(Product::Tulle, testbed, &programs)?;
-        columns.push(testbed.noting(count(testbed, &pair, &folder))?);
+        columns.push(testbed.noting(count(testbed, &programs, &folder))?);
     }
     let mut table = String::from("\nInstructions per request, both sidecars, user space\n\n| |");
     for sidecar in [&programs.sidecar].into_iter().chain(others) {
@@ -51,51 +50,47 @@ pub fn run(testbed: &Testbed, programs: &Programs, others: &[PathBuf]) -> Result
     Ok(())
 }
 
-fn count(testbed: &Testbed, pair: &ProxyPair<'_>, folder: &Path) -> Result<Vec<f64>> {
-    let at = |(host, port): &(String, u16)| format!("{host}:{port}");
-    let targets = &pair.targets;
-    testbed.wait_for(&at(&targets.http1))?;
+/// The difference between two runs, so that what happens once (start, handshakes, first use) does not count.
+fn count(testbed: &Testbed, programs: &Programs, folder: &Path) -> Result<Vec<f64>> {
     let mut counts = Vec::new();
     for load in LOADS {
-        let send = || match load {
-            "HTTP/1.1" => wrk(testbed, &at(&targets.http1), &[], SECONDS),
-            "HTTP/2" => h2load(testbed, &at(&targets.http2), false, SECONDS),
-            "HTTP/2 POST of 128 bytes" => h2load(testbed, &at(&targets.http2), true, SECONDS),
-            _ => wrk(testbed, &at(&targets.opaque), &[], SECONDS),
-        };
-        // Once before, so that connections are open and everything has been used.
-        send()?;
-        control(pair, "instrumentation on")?;
-        let (_, requests) = send()?;
-        control(pair, "dump")?;
-        control(pair, "instrumentation off")?;
-        counts.push(dumped(folder)? / requests);
+        let few = instructions(testbed, programs, folder, load, FEW)?;
+        let many = instructions(testbed, programs, folder, load, MANY)?;
+        counts.push((many - few) / (MANY - FEW) as f64);
     }
     Ok(counts)
 }
 
-fn control(pair: &ProxyPair<'_>, command: &str) -> Result<()> {
-    for pid in pair.processes() {
-        let mut vgdb = Command::new("vgdb");
-        vgdb.arg(format!("--pid={pid}")).args(["--wait=10", "--max-invoke-ms=100"]);
-        host::output(vgdb.args(command.split(' ')))?;
-    }
-    Ok(())
-}
-
-/// Instructions in the dumps of all processes, which are removed.
-fn dumped(folder: &Path) -> Result<f64> {
-    let (mut instructions, mut dumps) = (0.0, 0);
+/// Instructions of both sidecars from their start to their end, with so many requests in between.
+fn instructions(
+    testbed: &Testbed,
+    programs: &Programs,
+    folder: &Path,
+    load: &str,
+    requests: usize,
+) -> Result<f64> {
+    let pair = ProxyPair::start(Product::Tulle, testbed, programs)?;
+    let at = |(host, port): &(String, u16)| format!("{host}:{port}");
+    let (target, http1, post) = match load {
+        "HTTP/1.1" => (at(&pair.targets.http1), true, false),
+        "HTTP/2" => (at(&pair.targets.http2), false, false),
+        "HTTP/2 POST of 128 bytes" => (at(&pair.targets.http2), false, true),
+        _ => (at(&pair.targets.opaque), true, false),
+    };
+    testbed.wait_for(&at(&pair.targets.http1))?;
+    let requests = requests.to_string();
+    let mut arguments = vec!["-n", &requests, "-c8"];
+    arguments.extend(if http1 { ["--h1"] } else { ["-m4"] });
+    h2load(testbed, &target, post, &arguments)?;
+    pair.terminate()?;
+    let mut sum = 0.0;
     for file in fs::read_dir(folder)? {
         let path = file?.path();
         let text = fs::read_to_string(&path)?;
         let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
-        if let Some(total) = total {
-            instructions += total.trim().parse::<f64>().context("callgrind's totals are no number")?;
-            dumps += 1;
-        }
+        let total = total.context("callgrind wrote no totals")?;
+        sum += total.trim().parse::<f64>().context("callgrind's totals are no number")?;
         fs::remove_file(path)?;
     }
-    ensure!(dumps >= 2, "callgrind has written {dumps} dumps of two sidecars");
-    Ok(instructions)
+    Ok(sum)
 }

@@ -44,10 +44,10 @@ pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
     let http1 = host_and_port(&pair.targets.http1);
     let (rate, cpu) = with_cpu(pair, || wrk(testbed, &http1, &[], SECONDS))?;
     figures.extend([("http1_rate", rate), ("http1_cpu", cpu)]);
-    let http2 = host_and_port(&pair.targets.http2);
-    let (rate, cpu) = with_cpu(pair, || h2load(testbed, &http2, false, SECONDS))?;
+    let streams = host_and_port(&pair.targets.http2);
+    let (rate, cpu) = with_cpu(pair, || http2(testbed, &streams, false))?;
     figures.extend([("http2_rate", rate), ("http2_cpu", cpu)]);
-    figures.insert("post_cpu", with_cpu(pair, || h2load(testbed, &http2, true, SECONDS))?.1);
+    figures.insert("post_cpu", with_cpu(pair, || http2(testbed, &streams, true))?.1);
     let opaque = host_and_port(&pair.targets.opaque);
     figures.insert("opaque_cpu", with_cpu(pair, || wrk(testbed, &opaque, &[], SECONDS))?.1);
     let close = ["-H", "Connection: close"];
@@ -125,7 +125,7 @@ impl Drop for Held {
 }
 
 /// As many requests as 64 connections allow: their rate and number.
-pub fn wrk(testbed: &Testbed, target: &str, more: &[&str], seconds: u64) -> Result<(f64, f64)> {
+fn wrk(testbed: &Testbed, target: &str, more: &[&str], seconds: u64) -> Result<(f64, f64)> {
     let (url, duration) = (format!("http://{target}/"), format!("-d{seconds}s"));
     let mut command = testbed.inside(CLIENT.0, "wrk");
     let text = host::output(command.args(["-t1", "-c64", &duration]).args(more).arg(&url))?;
@@ -135,13 +135,12 @@ pub fn wrk(testbed: &Testbed, target: &str, more: &[&str], seconds: u64) -> Resu
     Ok((figure(&text, "Requests/sec", 1)?, figure(&text, "requests in", 0)?))
 }
 
-/// As many requests as 16 connections with 8 streams each allow: their rate and number.
-pub fn h2load(testbed: &Testbed, target: &str, post: bool, seconds: u64) -> Result<(f64, f64)> {
+/// Requests of h2load, as many as its arguments say: the number of those that were answered.
+pub fn h2load(testbed: &Testbed, target: &str, post: bool, arguments: &[&str]) -> Result<f64> {
     let body = testbed.folder.join("request");
     let body = body.display().to_string();
-    let duration = seconds.to_string();
     let mut command = testbed.inside(CLIENT.0, "h2load");
-    command.args(["-t1", "-c16", "-m8", "-D", &duration]);
+    command.arg("-t1").args(arguments);
     if post {
         command.args(["-d", &body, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
     }
@@ -150,7 +149,13 @@ pub fn h2load(testbed: &Testbed, target: &str, post: bool, seconds: u64) -> Resu
     let done = figure(&text, "requests: ", 5)?;
     let good = text.contains(" 0 failed, 0 errored, 0 timeout") && text.contains(" 0 4xx, 0 5xx");
     ensure!(good && done > 0.0, "requests to {target} failed:\n{text}");
-    Ok((done / seconds as f64, done))
+    Ok(done)
+}
+
+/// As many requests as 16 HTTP/2 connections with 8 streams each allow: their rate and number.
+fn http2(testbed: &Testbed, target: &str, post: bool) -> Result<(f64, f64)> {
+    let done = h2load(testbed, target, post, &["-c16", "-m8", "-D", &SECONDS.to_string()])?;
+    Ok((done / SECONDS as f64, done))
 }
 
 /// The number that is word `place` of the line with this text.

@@ -65,7 +65,7 @@ impl Programs {
     /// The same with another sidecar, whose instructions are counted into files of a folder.
     pub fn with_sidecar(&self, sidecar: &Path, folder: &Path) -> Self {
         let file = format!("--callgrind-out-file={}/%p", folder.display());
-        let runner = ["valgrind", "--tool=callgrind", "--instr-atstart=no", &file];
+        let runner = ["valgrind", "--tool=callgrind", &file];
         Self {
             sidecar: sidecar.to_owned(),
             sidecar_runner: runner.map(str::to_owned).to_vec(),
@@ -199,8 +199,18 @@ impl<'a> ProxyPair<'a> {
         Ok(true)
     }
 
+    /// Ends both proxies as kubelet does, and waits until they have ended.
+    pub fn terminate(mut self) -> Result<()> {
+        for process in self.outbound.iter_mut().chain(&mut self.inbound) {
+            host::output(Command::new("kill").arg(process.id().to_string()))?;
+            process.wait()?;
+        }
+        (self.outbound, self.inbound) = (None, None);
+        Ok(())
+    }
+
     /// Process ids of both proxies.
-    pub fn processes(&self) -> impl Iterator<Item = u32> {
+    fn processes(&self) -> impl Iterator<Item = u32> {
         self.outbound.iter().chain(&self.inbound).map(Child::id)
     }
 
