@@ -38,7 +38,8 @@ pub(super) fn closes(kube: &Kube) -> Result<()> {
 pub(super) fn slow(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-slow", json!([{"weight": 20, "hold": "300s"}]), 50)?;
     deploy_with(&field, "v2", &["--delay=1500", "--delayed=40"])?;
-    reaches(&field, "Failed", SOON)?;
+    // Latencies come in bursts on a machine that is busy, and bursts are believed later.
+    reaches(&field, "Failed", 240)?;
     let because = status(&field, ".evidenceSummary")?;
     ensure!(
         because.contains("the stable version's"),
