@@ -144,12 +144,7 @@ impl<'a> Call<'a> {
     /// Returns whether the client's connection may carry another request.
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
-        let Err(failure) = &ended.result else {
-            if !ended.client_reusable {
-                self.discard().await;
-            }
-            return ended.client_reusable;
-        };
+        let Err(failure) = &ended.result else { return ended.client_reusable };
         if ended.answered {
             return ended.client_reusable;
         }
@@ -173,15 +168,6 @@ impl<'a> Call<'a> {
         }
         self.answer.fail_request(&self.head, failure).await;
         // What the client still sends of its body would be taken for another request.
-        self.discard().await;
         false
-    }
-
-    /// Lets the client read its answer before its connection is closed.
-    async fn discard(&mut self) {
-        if !self.body.is_ended() {
-            // Rare: not a part of every request's future.
-            Box::pin(self.body.discard()).await;
-        }
     }
 }

@@ -1,10 +1,7 @@
 //! The body of a request on its way to a server, kept while it may have to be sent again.
 
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
-use tokio::time::{Instant, timeout};
 use tulle_mesh::wire::STREAM_CREDIT;
 
 use crate::error::Failure;
@@ -17,11 +14,6 @@ const WORTH_HOLDING: usize = 4 * 1024;
 const ONE_READ: usize = 2 * 1024;
 /// What is gathered of a body in chunks that belongs to a request for a tunnel.
 const MAX_GATHERED: usize = 64 * 1024;
-
-/// How long what is left of a body is read and dropped, at most.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// A client that has sent nothing for this long has seen the answer, or waits for leave to send (100).
-const DISCARD_PAUSE: Duration = Duration::from_millis(200);
 
 /// A request's body.
 pub struct RequestBody<'a> {
@@ -146,17 +138,6 @@ impl<'a> RequestBody<'a> {
             }
         }
         if last { sink.end(self.trailers.clone()).await } else { sink.flush().await }
-    }
-
-    /// Reads and drops for a moment what an HTTP/1 client still sends of a body that nobody wants: if we closed
-    /// with bytes unread, a reset would overtake the answer (RFC 9112 §9.6).
-    pub(crate) async fn discard(&mut self) {
-        let Some(Source::Http1(reader)) = self.source.as_mut().filter(|_| !self.ended) else { return };
-        let until = Instant::now() + DISCARD_TIMEOUT;
-        while Instant::now() < until
-            && matches!(timeout(DISCARD_PAUSE, reader.part()).await, Ok(Ok(part)) if part != Part::End)
-        {
-        }
     }
 
     /// The client's side of the tunnel that begins behind the body: bytes that have come already, and where the
