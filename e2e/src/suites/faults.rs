@@ -229,7 +229,7 @@ fn foreign_identity(kube: &Kube) -> Result<()> {
     kube.wait_for("the refusal to be counted", 60, counted)?;
     let logs = kube.run(&["-n", "tulle-system", "logs", "-l", "app=tulle-operator", "--tail=200"])?;
     ensure!(
-        logs.contains("refused a certificate for another pod"),
+        logs.contains("refused a certificate: the token is bound to another pod"),
         "the refusal is not in the operator's log"
     );
     // The operator may refuse before the kubelet has written that the container runs.
