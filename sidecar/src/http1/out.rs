@@ -82,10 +82,11 @@ impl Out {
         }
     }
 
-    /// Gives memory back beyond `kept` bytes, if nothing waits.
-    pub(super) fn shrink(&mut self, kept: usize) {
-        if self.is_empty() && self.small.capacity() > kept {
+    /// Gives the memory back, if nothing waits: most connections are idle.
+    pub(super) fn release(&mut self) {
+        if self.is_empty() {
             self.small = BytesMut::new();
+            self.big = Vec::new();
         }
     }
 }
@@ -135,10 +136,10 @@ mod tests {
     fn memory_is_given_back_when_nothing_waits() {
         let mut out = Out::default();
         out.push(&Bytes::from(vec![1; 4000]));
-        out.shrink(0);
+        out.release();
         assert_eq!(out.len(), 4000);
         out.advance(4000);
-        out.shrink(0);
+        out.release();
         assert_eq!(out.small().capacity(), 0);
     }
 }

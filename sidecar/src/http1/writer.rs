@@ -24,8 +24,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 const GATHERED: usize = 64 * 1024;
 /// Room for a head, of which most are shorter.
 const HEAD_ROOM: usize = 1024;
-/// What a connection keeps of its buffer while it waits within a message.
-const KEPT: usize = 2 * 1024;
 /// How often to look behind bytes that nobody reads at the moment.
 const LOOK_BEHIND: Duration = Duration::from_secs(1);
 /// What every answer begins with, whatever it will be.
@@ -125,7 +123,7 @@ impl Writer {
     /// When the peer is gone or slower than allowed.
     pub async fn flush(&mut self) -> Result<(), BodyError> {
         self.write().await?;
-        self.out.shrink(if self.encoder.is_done() { 0 } else { KEPT });
+        self.out.release();
         Ok(())
     }
 

@@ -104,7 +104,8 @@ async fn http1(peer: &Peer, stream: TcpStream, read: BytesMut) -> Result<(), Fai
                 return Err(failure);
             }
         };
-        if !serve_call(peer, Call::http1(head, &mut reader, &mut writer)).await {
+        // A future of its own: a connection between requests does not hold what serving one takes.
+        if !Box::pin(serve_call(peer, Call::http1(head, &mut reader, &mut writer))).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }

@@ -46,7 +46,8 @@ pub(super) async fn serve_http1(
             }
         };
         let call = Call::http1(head, &mut reader, &mut writer);
-        if !serve(worker, port, call, opened.take()).await {
+        // A future of its own: a connection between requests, as most are, does not hold what serving one takes.
+        if !Box::pin(serve(worker, port, call, opened.take())).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }

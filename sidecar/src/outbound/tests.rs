@@ -491,3 +491,15 @@ async fn a_slow_request_line_is_not_taken_for_http_2_because_the_port_declares_i
     };
     LocalSet::new().run_until(test).await;
 }
+
+#[tokio::test]
+async fn an_idle_connection_takes_little_memory() {
+    let (worker, port) = port_to(vec![]).await;
+    let ((near, far), (other, _)) = (connection().await, connection().await);
+    let sizes = [
+        size_of_val(&super::serve_to(Rc::clone(&worker), near, SocketAddr::from(([10, 0, 0, 1], 1)))),
+        size_of_val(&super::http::serve_http1(&worker, &port, far, BytesMut::new(), None)),
+        size_of_val(&super::race::serve(&worker, &port, other)),
+    ];
+    assert!(sizes.iter().all(|size| *size <= 1792), "{sizes:?}");
+}
