@@ -85,6 +85,10 @@ def by_hand(connection):
         if target.startswith("/odd/"):
             connection.sendall(ODD[target[5:]])
             return None
+        if target.startswith("http://"):
+            body = target.encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            return connection.sendall(head.encode() + body)
         answer(connection, target)
 
 

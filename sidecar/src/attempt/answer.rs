@@ -68,7 +68,7 @@ impl Answer<'_> {
             Self::Mesh(sender, load) => {
                 let mut block = BytesMut::with_capacity(512);
                 Fields { load: Some(*load), ..Fields::default() }.encode(&mut block);
-                head.write(&mut block, false);
+                head.write(&mut block, close);
                 sender.head(&block, end);
             }
             Self::Http2(respond, stream) => {
@@ -145,7 +145,9 @@ impl Answer<'_> {
             head.framing = Framing::None;
         }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
-        if self.head_with(&head, bodiless, true).is_err() {
+        // What is said here says nothing of the connection between another sidecar and its client.
+        let close = !matches!(self, Self::Mesh(..));
+        if self.head_with(&head, bodiless, close).is_err() {
             return;
         }
         if bodiless {

@@ -296,7 +296,9 @@ async fn deliver(
     }
     // After an early answer nobody can say whether the client's next bytes are the rest of the body or another
     // request (RFC 9110 §10.1.1): the client is told that there is no next request.
-    let keep = request.keep_alive && head.framing != Framing::UntilClose && !early;
+    // A server that closes its connection closes the client's: some clients read until then.
+    let closes = !head.keep_alive && !head.upgrade;
+    let keep = request.keep_alive && head.framing != Framing::UntilClose && !early && !closes;
     let bodiless = end || head.framing == Framing::None;
     match answer.head_with(&head, bodiless, !keep) {
         Ok(()) => {}

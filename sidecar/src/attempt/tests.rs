@@ -308,3 +308,21 @@ async fn an_answer_of_ours_to_head_has_no_body() {
         assert_eq!(answer.ends_with("\r\n\r\n"), bodiless, "{answer}");
     }
 }
+
+#[tokio::test]
+async fn a_server_that_closes_its_connection_closes_its_clients() {
+    for (closing, kept) in [("", true), ("Connection: close\r\n", false)] {
+        let (mut asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let answers = async {
+            read_until(&mut far, b"\r\n\r\n").await;
+            let answer = format!("HTTP/1.1 200 OK\r\n{closing}Content-Length: 2\r\n\r\nok");
+            far.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (attempt, ()) = tokio::join!(run(&mut call, exchange, &ANY), answers);
+        assert_eq!(attempt.client_reusable, kept);
+        let seen = read_until(&mut asking, b"ok").await.to_lowercase();
+        assert_eq!(seen.contains("connection: close"), !kept, "{seen}");
+    }
+}
