@@ -272,6 +272,8 @@ impl Session {
 
     /// Ends a subscription, and with that to the last route the one to its endpoints.
     fn leave(&self, state: &mut State, name: Name) {
+        // Also what it claimed to hold from before.
+        state.held.remove(&name);
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
         self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));

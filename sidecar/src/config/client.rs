@@ -220,6 +220,14 @@ impl Session<'_> {
         tracing::info!("the discovery stream is up");
         // What was asked for while the stream was down is among these.
         while self.wanted.try_recv().is_ok() {}
+        // What was forgotten since it was claimed as held, and may have been dialled again, is sent anew.
+        let forgotten: Vec<Key> =
+            self.versions.keys().filter(|key| !key.is_held(self.store)).cloned().collect();
+        for key in forgotten {
+            self.versions.remove(&key);
+            let name = Some(key.on_the_wire());
+            self.send(sidecar_message::Message::Unsubscribe(Unsubscribe { name }));
+        }
         for name in self.store.subscribed() {
             self.want(Wanted::Subscribe(name));
         }
