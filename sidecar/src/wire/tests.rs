@@ -393,6 +393,15 @@ fn a_sender_that_gives_up_while_it_waits_lets_the_others_go_on() {
     });
 }
 
+/// Waits until the connection has read everything that was sent to it: a ping is answered behind all of it.
+async fn all_is_read(peer: &mut DuplexStream) {
+    let mut ping = BytesMut::new();
+    frame::encode(&mut ping, Kind::Ping, 0, 0, b"all read");
+    peer.write_all(&ping).await.unwrap();
+    let mut read = BytesMut::new();
+    while next_frame(peer, &mut read).await.kind != Kind::Ping {}
+}
+
 #[test]
 fn bytes_that_come_one_by_one_are_joined_while_nobody_reads_them() {
     local(async {
@@ -402,8 +411,8 @@ fn bytes_that_come_one_by_one_are_joined_while_nobody_reads_them() {
         (0..10_000u32).for_each(|n| frame::encode(&mut bytes, Kind::Data, 0, 1, &[n as u8]));
         frame::encode(&mut bytes, Kind::Data, frame::END, 1, &[]);
         peer.write_all(&bytes).await.unwrap();
+        all_is_read(&mut peer).await;
         let (_, _answer, mut request) = accept(&server).await;
-        sleep(Duration::from_millis(50)).await;
         let (mut pieces, mut whole) = (0, Vec::new());
         while let Event::Data(bytes) = request.next().await {
             pieces += 1;
@@ -425,7 +434,7 @@ fn a_stream_that_is_reset_before_anybody_looked_at_it_is_not_accepted() {
         }
         frame::encode(&mut bytes, Kind::Open, frame::END, 2_001, b"\0here");
         peer.write_all(&bytes).await.unwrap();
-        sleep(Duration::from_millis(50)).await;
+        all_is_read(&mut peer).await;
         let (head, answer, _request) = accept(&server).await;
         assert_eq!(&head[..], b"\0here");
         assert_eq!(server.active(), 1);
