@@ -23,6 +23,13 @@ pub(super) struct Earlier {
     pub(super) dispersion: Option<f64>,
 }
 
+impl Earlier {
+    /// Whether events are known to happen on their own.
+    pub(super) fn is_independent(&self) -> bool {
+        self.dispersion.is_some_and(|dispersion| dispersion <= INDEPENDENT)
+    }
+}
+
 /// How the events of one block are counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Counting {

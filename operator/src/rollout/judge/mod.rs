@@ -8,6 +8,7 @@
 //!   absolute    canary against a limit: successRate, p99, alone (errors without a stable version)
 //!   windows     evidence since several starting points
 //!   dispersion  whether events are independent or come in bursts
+//!   rank        canary against the slowest stable pod, where latencies come in bursts
 //!   burst       how much an event counts when events come in bursts
 //!   sustained   a canary that fails on and on beside a stable version that does not
 //!   sentence    verdict and sentence
@@ -20,6 +21,7 @@ mod absolute;
 mod burst;
 mod dispersion;
 mod latency;
+mod rank;
 mod relative;
 mod sentence;
 pub mod simulation;
@@ -230,6 +232,10 @@ impl Test {
         }
     }
 
+    fn is_latency(self) -> bool {
+        matches!(self, Self::Latency(_) | Self::Typical(_))
+    }
+
     /// Its stored evidence.
     fn stored(self, evidence: &Evidence) -> Option<&TestEvidence> {
         evidence.tests.iter().find(|test| test.name == self.name())
@@ -275,11 +281,14 @@ impl Test {
         if self == Self::Alone && (!alone || compared) {
             return [test, dispersion.store(name)];
         }
-        let typical =
-            if matches!(self, Self::Latency(_) | Self::Typical(_)) { 1.0 } else { before.unwrap_or(1.0) };
+        let typical = if self.is_latency() { 1.0 } else { before.unwrap_or(1.0) };
         let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
         // The version whose events show how large bursts are.
         let (increments, canary) = match self.against(rules, evidence) {
+            // Known from earlier blocks only, so choosing between the two bets is no look ahead.
+            Against::Stable(margin) if self.is_latency() && !earlier.is_independent() => {
+                (rank::increments(&pods, margin), false)
+            }
             Against::Stable(margin) => (relative::increments(&pods, margin, earlier), false),
             Against::Limit(allowed) => (absolute::increments(&pods, allowed, earlier), true),
         };

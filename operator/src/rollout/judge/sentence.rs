@@ -106,7 +106,7 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
             forbidden.1 * 100.0
         ));
     }
-    let latency = |test: &Test| matches!(test, Test::Latency(_) | Test::Typical(_));
+    let latency = |test: &Test| test.is_latency();
     let slower = |test: Test| test.log_evidence(evidence) > LOOKS_SLOWER;
     let rule = rules.latency?;
     (rules.tests().into_iter().filter(latency).any(slower))

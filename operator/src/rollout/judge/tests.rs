@@ -145,6 +145,23 @@ fn added_latency_is_found_beside_a_stable_version_that_is_slow_at_times() {
 }
 
 #[test]
+fn added_latency_is_found_also_where_latencies_come_in_bursts() {
+    // Now and then one of the stable pods stands still: most of what is slow is slow together.
+    let calm = [(40_000, 190), (60_000, 10)];
+    let stalled = [(40_000, 100), (700_000, 100)];
+    let slowed = [(40_000, 60), (1_540_000, 40)];
+    let mut evidence = Evidence::default();
+    for number in 0..18 {
+        let first = if number % 6 == 1 { stalled } else { calm };
+        let block =
+            [slow(canary(100, 0), &slowed), slow(stable(200, 0), &first), slow(stable(200, 0), &calm)];
+        evidence = fold(&evidence, &block, &rules(), false);
+    }
+    let judged = judge(&evidence, &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
+}
+
+#[test]
 fn more_client_errors_hold_the_rollout_unless_the_settings_say_otherwise() {
     let mut refused = canary(100, 0);
     refused.totals.client_errors = 40;
