@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
         "a version that closes half of its connections without an answer is stopped, although retries hide it from users",
         bad::closes,
     ),
-    ("a version that adds 1.5 s to 40 % of its requests is stopped", bad::slow),
+    ("a version that adds 1.5 s to 40 % of its requests is stopped by its objective", bad::slow),
     ("a version that answers 403 to 40 % is held, and the status says why", bad::forbids),
     ("of two bad versions, a canary that fails every request is never promoted", bad::both_bad),
     ("an objective holds whatever the stable version does", bad::objective),

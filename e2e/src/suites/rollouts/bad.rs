@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::{canary, deploy, deploy_with, flows, reaches, shop, status, watch};
+use super::{canary, deploy, deploy_with, flows, patch, reaches, shop, status, watch};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
@@ -37,14 +37,13 @@ pub(super) fn closes(kube: &Kube) -> Result<()> {
 
 pub(super) fn slow(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-slow", json!([{"weight": 20, "hold": "300s"}]), 50)?;
+    // The comparison needs a stable version that is not slow itself. On a machine that is as busy as that of the tests
+    // its p99 is up to half a second, and the comparison takes minutes: it is tried in the judge's own tests.
+    patch(&field, &json!({"judge": {"objectives": {"p99": "1s"}}}))?;
     deploy_with(&field, "v2", &["--delay=1500", "--delayed=40"])?;
-    // Latencies come in bursts on a machine that is busy, and bursts are believed later.
-    reaches(&field, "Failed", 240)?;
+    reaches(&field, "Failed", SOON)?;
     let because = status(&field, ".evidenceSummary")?;
-    ensure!(
-        because.contains("the stable version's"),
-        "the evidence summary does not name the latency: {because}"
-    );
+    ensure!(because.contains("p99"), "the evidence summary does not name the latency: {because}");
     Ok(())
 }
 
