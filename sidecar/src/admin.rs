@@ -178,21 +178,7 @@ mod tests {
     use crate::settings::SourceAddress;
 
     fn admin(unable: Option<&str>) -> Admin {
-        let settings = Settings {
-            pod_name: "web".to_owned(),
-            pod_namespace: "shop".to_owned(),
-            pod_uid: "uid".to_owned(),
-            pod_ips: Vec::new(),
-            trust_domain: "cluster.local".to_owned(),
-            operator: String::new(),
-            operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
-            token_file: String::new(),
-            trust_file: String::new(),
-            probes: Vec::new(),
-            workers: 1,
-            source_address: SourceAddress::Preserve,
-            features: Vec::new(),
-        };
+        let settings = Settings { source_address: SourceAddress::Preserve, ..Settings::of_test_pod("web") };
         Admin {
             settings: Arc::new(settings),
             config: ConfigStore::new().0,

@@ -149,6 +149,28 @@ fn source_address(text: &str) -> Result<SourceAddress> {
 }
 
 #[cfg(test)]
+impl Settings {
+    /// The settings of a pod in namespace `shop` whose uid is its name.
+    pub(crate) fn of_test_pod(name: &str) -> Self {
+        Self {
+            pod_name: name.to_owned(),
+            pod_namespace: "shop".to_owned(),
+            pod_uid: name.to_owned(),
+            pod_ips: Vec::new(),
+            trust_domain: "cluster.local".to_owned(),
+            operator: String::new(),
+            operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
+            token_file: String::new(),
+            trust_file: String::new(),
+            probes: Vec::new(),
+            workers: 1,
+            source_address: SourceAddress::Sidecar,
+            features: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

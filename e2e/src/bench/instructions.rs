@@ -89,7 +89,7 @@ fn instructions(
         let text = fs::read_to_string(&path)?;
         let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
         let total = total.context("callgrind wrote no totals")?;
-        sum += total.trim().parse::<f64>().context("callgrind's totals are no number")?;
+        sum += total.trim().parse::<f64>().context("the totals of callgrind are not a number")?;
         fs::remove_file(path)?;
     }
     Ok(sum)

@@ -13,7 +13,7 @@ use crate::config::ConfigStore;
 use crate::http1::conn::split;
 use crate::http1::head::parse_request;
 use crate::http1::{Reader, Writer};
-use crate::settings::{Settings, SourceAddress};
+use crate::settings::Settings;
 
 /// Rules that deny one method, and every path below one.
 fn deny(method: &str, path: &str) -> InboundAccess {
@@ -37,21 +37,7 @@ fn rules(mtls: Mtls, access: Option<InboundAccess>) -> Inbound {
 }
 
 fn worker(inbound: Option<Inbound>) -> Rc<Worker> {
-    let settings = Settings {
-        pod_name: "web".to_owned(),
-        pod_namespace: "shop".to_owned(),
-        pod_uid: "web".to_owned(),
-        pod_ips: Vec::new(),
-        trust_domain: "cluster.local".to_owned(),
-        operator: String::new(),
-        operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
-        token_file: String::new(),
-        trust_file: String::new(),
-        probes: Vec::new(),
-        workers: 1,
-        source_address: SourceAddress::Sidecar,
-        features: Vec::new(),
-    };
+    let settings = Settings::of_test_pod("web");
     let (config, _wanted) = ConfigStore::new();
     if let Some(inbound) = inbound {
         config.set_inbound(inbound);

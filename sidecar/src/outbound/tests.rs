@@ -8,13 +8,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
-use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::AttemptCounts;
 
 use super::*;
 use crate::config::{CanaryRef, ConfigStore, Endpoint, Endpoints, Route, ServiceRoute};
 use crate::route::Learned;
-use crate::settings::{Settings, SourceAddress};
+use crate::settings::Settings;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
 const KEPT: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -105,21 +104,7 @@ fn endpoint(address: SocketAddr, revision: &str, terminating: bool) -> Endpoint 
 
 /// A worker, and its port of a Service with a Canary that sends nearly everything to `new`.
 async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
-    let settings = Settings {
-        pod_name: "client".to_owned(),
-        pod_namespace: "shop".to_owned(),
-        pod_uid: "client".to_owned(),
-        pod_ips: Vec::new(),
-        trust_domain: "cluster.local".to_owned(),
-        operator: String::new(),
-        operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
-        token_file: String::new(),
-        trust_file: String::new(),
-        probes: Vec::new(),
-        workers: 1,
-        source_address: SourceAddress::Sidecar,
-        features: Vec::new(),
-    };
+    let settings = Settings::of_test_pod("client");
     let dialled = SocketAddr::from(([10, 96, 0, 1], 80));
     let (config, _wanted) = ConfigStore::new();
     config.resolve(dialled).await;
