@@ -22,9 +22,9 @@ const NO_MORE_STREAMS: usize = OUTPUT * 4;
 /// More than this waits only for a peer that does not read: the connection is closed. Every stream may have its
 /// head in the output beside the DATA.
 pub(super) const MAX_WAITING: usize = NO_MORE_STREAMS + MAX_STREAMS * MAX_HEAD;
-/// What TLS takes at once: all that bulk lets wait, and small frames beside it. A single write of it costs one system
+/// What TLS takes at once: all that may wait, with the last turn and small frames. A single write of it costs one system
 /// call, and wakes the peer once.
-pub const TLS_BUFFER: usize = OUTPUT + 16 * 1024;
+pub const TLS_BUFFER: usize = OUTPUT + TURN + 16 * 1024;
 /// What a stream sends before it is another's turn: half a read of an application's connection, in full frames.
 pub(super) const TURN: usize = 4 * MAX_PAYLOAD;
 /// A stream of which this much has moved in either direction carries bulk.
