@@ -222,11 +222,10 @@ pub(super) fn carry<'a>(
     mut reader: Reader,
     mut writer: Writer,
 ) -> impl Future<Output = Result<(), Failure>> + 'a {
-    let opened = opened.map_err(|failure| {
+    let opened = opened.inspect_err(|failure| {
         // The client sees a connection that fails, not one that was served and closed.
         writer.abort();
-        unopened(worker, backend, &failure);
-        failure
+        unopened(worker, backend, failure);
     });
     async move {
         let Opened { upstream, way, mut evidence, in_flight } = opened?;
