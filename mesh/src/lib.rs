@@ -40,6 +40,13 @@ pub mod features {
     pub const SPLIT_V2: &str = "split/v2";
     /// Rules that are tried beside those that are enforced.
     pub const SHADOW_V1: &str = "shadow/v1";
+    /// Rules of the Gateway API's routes.
+    pub const ROUTES_V1: &str = "routes/v1";
+    /// Timeouts, retries, breakers, balancing and faults of MeshPolicies.
+    pub const TRAFFIC_V1: &str = "traffic/v1";
+    /// Limits of concurrency and of connections.
+    pub const LIMITS_V1: &str = "limits/v1";
     /// All that this build has.
-    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1];
+    pub const ALL: &[&str] =
+        &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
 }
