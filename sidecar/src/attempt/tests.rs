@@ -392,7 +392,7 @@ async fn a_request_that_is_too_long_to_be_kept_has_the_answer_that_it_gets() {
 
 #[tokio::test]
 async fn an_answer_on_which_nothing_moves_is_ended_and_one_that_trickles_is_not() {
-    let idle = Duration::from_millis(200);
+    let idle = Duration::from_millis(600);
     for stops in [true, false] {
         let (asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let mut call = Call::http1(head, &mut reader, &mut writer);
@@ -403,7 +403,7 @@ async fn an_answer_on_which_nothing_moves_is_ended_and_one_that_trickles_is_not(
             let pieces = if stops { 1 } else { 8 };
             for _ in 0..pieces {
                 far.write_all(b"x").await.unwrap();
-                tokio::time::sleep(idle / 3).await;
+                tokio::time::sleep(idle / 6).await;
             }
             tokio::time::sleep(idle * 2).await;
         };
@@ -421,14 +421,14 @@ async fn a_tunnel_on_which_nothing_moves_is_ended() {
     let (mut asking, mut reader, mut writer, head) = client(sent).await;
     let mut call = Call::http1(head, &mut reader, &mut writer);
     let (mut far, exchange) = server(&call).await;
-    let idle = Duration::from_millis(100);
+    let idle = Duration::from_millis(400);
     let answers = async {
         read_until(&mut far, b"\r\n\r\n").await;
         let granted = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         far.write_all(granted).await.unwrap();
         for _ in 0..6 {
             far.write_all(b"tick").await.unwrap();
-            tokio::time::sleep(idle / 2).await;
+            tokio::time::sleep(idle / 4).await;
         }
         far.read(&mut [0; 1]).await.is_ok_and(|bytes| bytes > 0)
     };
