@@ -68,7 +68,7 @@ pub type Refuses<'a> = &'a dyn Fn(&Head, &Report) -> bool;
 
 impl AttemptPolicy<'_> {
     /// When the wait for a head is over, and what that means.
-    fn expiry(&self) -> (Option<Instant>, Failure) {
+    pub(crate) fn expiry(&self) -> (Option<Instant>, Failure) {
         match (self.cutoff, self.deadline) {
             (Some(cutoff), deadline) if deadline.is_none_or(|deadline| cutoff < deadline) => {
                 (Some(cutoff), Failure::UpstreamTimeout)

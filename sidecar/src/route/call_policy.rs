@@ -32,8 +32,8 @@ pub struct CallPolicy {
     pub retry: Option<RetryPolicy>,
     /// What is made to fail.
     pub faults: Option<Faults>,
-    /// What is only counted.
-    pub shadow: ShadowPolicy,
+    /// What is only counted; `None`: nothing.
+    pub shadow: Option<Box<ShadowPolicy>>,
 }
 
 /// What would be done to the requests of one rule, and is only counted.
@@ -117,24 +117,19 @@ impl CallPolicy {
             None => RetryPolicy::of(traffic),
         };
         let tried = shadow.timeout.unwrap_or_default();
-        Self {
-            request,
-            attempt,
-            idle: timeout.idle,
-            retry,
-            faults: traffic.faults,
-            shadow: ShadowPolicy {
-                request: tried.request,
-                attempt: tried.attempt,
-                retry: RetryPolicy::of(shadow),
-                faults: shadow.faults,
-            },
-        }
+        let shadow = ShadowPolicy {
+            request: tried.request,
+            attempt: tried.attempt,
+            retry: RetryPolicy::of(shadow),
+            faults: shadow.faults,
+        };
+        let shadow = Some(shadow).filter(|shadow| *shadow != ShadowPolicy::default()).map(Box::new);
+        Self { request, attempt, idle: timeout.idle, retry, faults: traffic.faults, shadow }
     }
 
-    /// Whether something is only counted.
-    pub fn has_shadow(&self) -> bool {
-        self.shadow != ShadowPolicy::default()
+    /// Whether answers are looked at before they are delivered.
+    pub fn judges_answers(&self) -> bool {
+        self.retry.is_some() || self.shadow.as_ref().is_some_and(|shadow| shadow.retry.is_some())
     }
 }
 
@@ -265,7 +260,7 @@ mod tests {
         let times = RuleTimes { request: Some(None), attempt: Some(None), retry: None };
         assert_eq!(of(Some(&times)), (None, None, seconds(60)));
         assert_eq!(CallPolicy::of(&none, &none, None), CallPolicy::default());
-        assert!(CallPolicy::of(&none, &traffic, None).has_shadow());
+        assert_eq!(CallPolicy::of(&none, &traffic, None).shadow.unwrap().request, seconds(9));
     }
 
     #[test]

@@ -162,7 +162,8 @@ mod tests {
             format!("tulle_request_duration_seconds_bucket{{{labels},le=\"0.0025\"}} 2"),
             format!("tulle_request_duration_seconds_count{{{labels}}} 3"),
             format!("tulle_sent_bytes_total{{{labels}}} 10"),
-            "tulle_ejected_endpoints{destination_namespace=\"shop\",destination_service=\"web\"} 2".to_owned(),
+            "tulle_ejected_endpoints{destination_namespace=\"shop\",destination_service=\"web\"} 2"
+                .to_owned(),
         ] {
             assert!(text.contains(&expected), "{expected} is not in\n{text}");
         }
