@@ -85,12 +85,12 @@ struct Server {
 
 /// One cell: so many requests, chosen in this way.
 pub async fn simulate(load: Load, fault: Fault, way: Way, service: &Service, requests: usize) -> Figures {
+    // Of its own: what a way draws must not change when requests arrive.
+    let mut arrivals = fastrand::Rng::with_seed(fastrand::u64(..));
     let mut choosers: Vec<Chooser> = (0..load.clients).map(|client| service.chooser(way, client)).collect();
     let mut servers: Vec<Server> = (0..SERVERS).map(|_| Server::default()).collect();
     let (mut agenda, mut all, mut now) = (Agenda::default(), Vec::<Request>::new(), Duration::ZERO);
     let (mut sent_to_bad, mut latencies) = (0usize, Vec::new());
-    // Of its own: what a way draws must not change when requests arrive.
-    let mut arrivals = fastrand::Rng::with_seed(fastrand::u64(..));
     for client in 0..load.clients {
         agenda.add(exponential(&mut arrivals, 1.0 / load.rate), Event::Arrival(client));
     }
