@@ -11,12 +11,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
-/// Room for one read of its own: several TLS records.
-const ROOM: usize = 64 * 1024;
+/// Room for one read of its own: eight full TLS records, as another sidecar writes them at once, with what TLS adds.
+const ROOM: usize = 8 * (16 * 1024 + 32);
+/// A read of less than this is no burst.
+const BURST: usize = 8 * 1024;
 
 /// Gives the bytes that were read first, then those of the connection. rustls asks for 4 KiB at a time:
-/// once a read has filled what was asked for, the next ones go through a buffer of 64 KiB, which is given
-/// back when less arrives.
+/// once a read has filled what was asked for, the next ones go through a buffer of 128 KiB, which is given
+/// back when less or nothing is there.
 #[derive(Debug)]
 pub struct Prefixed {
     prefix: BytesMut,
@@ -42,8 +44,12 @@ impl AsyncRead for Prefixed {
         }
         if this.prefix.is_empty() {
             this.prefix.reserve(ROOM);
-            let read = ready!(poll_read_buf(Pin::new(&mut this.stream), cx, &mut this.prefix))?;
-            this.busy = read > ROOM / 8;
+            let Poll::Ready(read) = poll_read_buf(Pin::new(&mut this.stream), cx, &mut this.prefix) else {
+                // The burst may go on or not: a connection that waits holds no buffer.
+                this.prefix = BytesMut::new();
+                return Poll::Pending;
+            };
+            this.busy = read? > BURST;
         }
         let take = this.prefix.len().min(room.remaining());
         room.put_slice(this.prefix.get(..take).unwrap_or(&[]));

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
+use tulle_mesh::wire::MAX_PAYLOAD;
 
 use super::MAX_HEADERS;
 use super::body::{Decoder, Part};
@@ -26,8 +27,9 @@ use crate::error::Failure;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for one read, at first; it doubles while reads fill it.
 const READ_ROOM: usize = 8 * 1024;
-/// The most room for one read.
-const MAX_READ_ROOM: usize = 64 * 1024;
+/// The most room for one read: what fills eight frames between sidecars, and those eight TLS records, to the last
+/// byte. A few bytes more would be a record, a packet and a wakeup of their own.
+const MAX_READ_ROOM: usize = 8 * MAX_PAYLOAD;
 /// What is read and dropped of a head that is too long, so that its client, which is still sending, gets
 /// the answer: if we closed with bytes unread, a reset would overtake it (RFC 9112 §9.6).
 const MAX_DISCARDED: usize = 1024 * 1024;

@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 /// A piece from this size on is written from where it is instead of being copied. Below it the copy costs
 /// less than another entry of `writev`.
 const BIG: usize = 8 * 1024;
-/// The entries of one `writev`.
-pub(super) const MAX_SLICES: usize = 16;
+/// The entries of one `writev`: eight full frames of another sidecar, with the lines of their chunks between them.
+pub(super) const MAX_SLICES: usize = 24;
 
 /// What waits to be written.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tulle_mesh::wire::MAX_PAYLOAD;
 
 use super::body::Encoder;
 use super::error::BodyError;
@@ -21,7 +22,8 @@ use super::out::{MAX_SLICES, Out};
 /// stand still for as long as they like.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// So many bytes are gathered before they are written, unless nothing more is at hand.
-const GATHERED: usize = 64 * 1024;
+/// Eight full frames of another sidecar: what the driver of its connection hands out in one turn.
+const GATHERED: usize = 8 * MAX_PAYLOAD;
 /// Room for a head, of which most are shorter.
 const HEAD_ROOM: usize = 1024;
 /// How often to look behind bytes that nobody reads at the moment.

@@ -30,7 +30,7 @@ use crate::http1::{Reader, Writer};
 use crate::io::{Prefixed, Until};
 use crate::message::{Sink, Source};
 use crate::tls::peer_identity;
-use crate::wire::{Connection, Event, Receiver, Role, Sender, drive};
+use crate::wire::{Connection, Event, Receiver, Role, Sender, TLS_BUFFER, drive};
 
 /// A handshake that takes longer is abandoned.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -83,7 +83,8 @@ fn valid_for(leaf: &CertificateDer<'_>) -> Option<Duration> {
 /// # Errors
 /// [`Failure::ClientGone`] when it broke off.
 pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
-    let Greeted { peer, stream, valid_for } = *greeted;
+    let Greeted { peer, mut stream, valid_for } = *greeted;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let expires = Instant::now() + valid_for;
     let connection = Connection::new(Role::Server);
     peer.worker.opened_by_peer(&connection);

@@ -20,7 +20,7 @@ use crate::error::Failure;
 use crate::io::Prefixed;
 use crate::tls::store::Configs;
 use crate::tls::{TlsStore, peer_identity};
-use crate::wire::{Connection, Receiver, Role, Sender, drive};
+use crate::wire::{Connection, Receiver, Role, Sender, TLS_BUFFER, drive};
 
 /// Streams on one connection before another is opened. A peer takes 128.
 const STREAMS_PER_CONNECTION: usize = 100;
@@ -234,7 +234,8 @@ async fn open_connection(
     let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client))
         .connect(name, Prefixed::new(stream, BytesMut::new()));
     let stream = timeout(handshake_limit(limit), handshake).await;
-    let stream = stream.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    let mut stream = stream.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let named = leaf.and_then(|leaf| peer_identity(leaf).ok());
     if named.as_ref() != Some(identity) {

@@ -7,13 +7,13 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tulle_mesh::wire::frame::{self, Code, Frame, Kind};
-use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_STREAMS};
+use tulle_mesh::wire::{CONNECTION_CREDIT, CONNECTION_GROWTH, MAX_HEAD, MAX_PAYLOAD, MAX_STREAMS};
 
 use super::output::Output;
 use super::stream::{Event, Receiver, Sender, StreamError, StreamState, reset};
 use super::turns::Turns;
 
-/// Senders of DATA wait while more than this waits to be written: two batches of what TLS takes at once.
+/// Senders of DATA wait while more than this waits to be written, here or in TLS.
 pub(super) const OUTPUT: usize = 128 * 1024;
 /// Streams of which little has moved in this second wait at this only: they are not held up by bulk.
 pub(super) const SMALL_OUTPUT: usize = OUTPUT * 2;
@@ -22,8 +22,11 @@ const NO_MORE_STREAMS: usize = OUTPUT * 4;
 /// More than this waits only for a peer that does not read: the connection is closed. Every stream may have its
 /// head in the output beside the DATA.
 pub(super) const MAX_WAITING: usize = NO_MORE_STREAMS + MAX_STREAMS * MAX_HEAD;
-/// What a stream sends before it is another's turn: one read of an application's connection.
-pub(super) const TURN: usize = 64 * 1024;
+/// What TLS takes at once: all that may wait, with the last turn and small frames. A single write of it costs one system
+/// call, and wakes the peer once.
+pub const TLS_BUFFER: usize = OUTPUT + TURN + 16 * 1024;
+/// What a stream sends before it is another's turn: half a read of an application's connection, in full frames.
+pub(super) const TURN: usize = 4 * MAX_PAYLOAD;
 /// A stream of which this much has moved in either direction carries bulk.
 pub(super) const BULK: u32 = 1024 * 1024;
 /// One of which less than this moves in a second does not, and does not need a wide window.
@@ -51,7 +54,7 @@ pub(super) struct Shared {
     pub(super) role: Role,
     /// Frames that wait for the driver.
     pub(super) out: Output,
-    /// Bytes that the driver has taken and not yet written.
+    /// Bytes that the driver has taken, and that it or TLS has not yet written.
     pub(super) writing: usize,
     /// Streams whose DATA waits for room in the output.
     pub(super) turns: Turns,

@@ -62,7 +62,7 @@ where
     let mut driver = Driver {
         input: Input::default(),
         outgoing: Output::default(),
-        flushed: true,
+        unflushed: 0,
         heard: Instant::now(),
         pinged: None,
         alarm: Box::pin(sleep(TICK)),
@@ -82,7 +82,8 @@ where
 struct Driver {
     input: Input,
     outgoing: Output,
-    flushed: bool,
+    /// Bytes that TLS has taken, and perhaps not written.
+    unflushed: usize,
     /// When something was last received.
     heard: Instant,
     /// Ticks since a ping was sent, if nothing was received since: each is a [`TICK`] that this process could use.
@@ -214,16 +215,17 @@ impl Driver {
         S: AsyncWrite + Unpin,
     {
         loop {
-            if !self.flushed {
+            if self.unflushed > 0 {
                 // TLS has sent what it had before it gets more: it then makes whole records, and keeps no more
-                // than 64 KiB of them.
+                // than one write of them.
                 let Poll::Ready(flushed) = Pin::new(&mut *io).poll_flush(cx) else {
                     return Ok(Poll::Pending);
                 };
                 flushed?;
-                self.flushed = true;
+                self.unflushed = 0;
             }
             let mut shared = connection.shared.borrow_mut();
+            shared.writing = self.outgoing.len();
             if self.outgoing.is_empty() {
                 std::mem::swap(&mut self.outgoing, &mut shared.out);
                 shared.writing = self.outgoing.len();
@@ -234,11 +236,12 @@ impl Driver {
             let Poll::Ready(written) = self.outgoing.poll_write(Pin::new(&mut *io), cx) else {
                 return Ok(Poll::Pending);
             };
-            if written? == 0 {
+            let written = written?;
+            if written == 0 {
                 return Err(DriveError::Io(std::io::ErrorKind::WriteZero.into()));
             }
-            shared.writing = self.outgoing.len();
-            self.flushed = false;
+            self.unflushed = written;
+            shared.writing = self.outgoing.len() + written;
         }
     }
 }

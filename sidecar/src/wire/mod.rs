@@ -10,7 +10,7 @@ mod output;
 mod stream;
 mod turns;
 
-pub use connection::{Connection, Role};
+pub use connection::{Connection, Role, TLS_BUFFER};
 pub use driver::drive;
 pub use stream::{Event, Receiver, Sender, StreamError};
 

@@ -17,8 +17,9 @@ use tulle_mesh::wire::frame::{self, Header, Kind};
 /// would hold the whole buffer that it was read into.
 const WORTH_HOLDING: usize = 4 * 1024;
 
-/// Slices of one write. TLS takes 64 KiB at a time: four frames, each with its header.
-const SLICES: usize = 16;
+/// Slices of one write. TLS takes all that may wait at a time: eight full frames or a few more that are not full, each
+/// with its header.
+const SLICES: usize = 32;
 
 /// What a buffer may keep while its connection is busy; more is given back once it is written.
 const KEPT: usize = 128 * 1024;
@@ -257,6 +258,20 @@ mod tests {
             }
             prop_assert!(bytes.is_empty());
         }
+    }
+
+    #[test]
+    fn full_frames_and_small_ones_among_them_are_one_write() {
+        let mut output = Output::default();
+        for stream in [1, 3] {
+            output.data(stream, Bytes::from(vec![0; 4 * MAX_PAYLOAD]));
+            output.frame(Kind::Credit, 0, stream, &[1, 2, 3, 4]);
+        }
+        assert_eq!(output.pieces.len(), 8, "all frames of DATA are full");
+        let mut once = Slow(Vec::new(), usize::MAX);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(output.poll_write(Pin::new(&mut once), &mut cx).is_ready());
+        assert!(output.is_empty(), "{} bytes are left", output.len());
     }
 
     #[test]
