@@ -83,7 +83,8 @@ impl Worker {
         if let Some(port) = self.current_port(address) {
             return port;
         }
-        let entry = self.config.resolve(address).await;
+        // Once per address: not a part of every connection's task.
+        let entry = Box::pin(self.config.resolve(address)).await;
         // Another connection may have been faster: what one teaches, all shall know.
         if let Some(port) = self.current_port(address) {
             return port;

@@ -104,8 +104,8 @@ impl Reader {
             match self.parsed_request() {
                 // An empty line, as old clients send behind a body: a head has not begun.
                 Ok(None) if self.buffer.is_empty() => {}
-                // Few heads arrive in pieces: the others pay for no timer.
-                Ok(None) => match timeout(HEAD_TIMEOUT, self.rest_of_request()).await {
+                // Few heads arrive in pieces: the others pay for no timer, nor with room for it while they are awaited.
+                Ok(None) => match Box::pin(timeout(HEAD_TIMEOUT, self.rest_of_request())).await {
                     Ok(head) => break head,
                     Err(_) => break Err(Failure::Timeout("the request's head")),
                 },
@@ -117,7 +117,7 @@ impl Reader {
             self.unframe();
         }
         if matches!(head, Err(Failure::ClientHeadTooLong)) {
-            self.discard(MAX_DISCARDED, DISCARD_PAUSE, DISCARD_TIMEOUT).await;
+            Box::pin(self.discard(MAX_DISCARDED, DISCARD_PAUSE, DISCARD_TIMEOUT)).await;
         }
         let Some(head) = head? else { return Ok(None) };
         self.decoder = Decoder::new(head.framing);

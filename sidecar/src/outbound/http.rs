@@ -31,7 +31,7 @@ pub(super) async fn serve_http1(
     port: &Rc<Port>,
     stream: TcpStream,
     read: BytesMut,
-    mut opened: Option<Opened>,
+    mut opened: Option<Box<Opened>>,
 ) -> Result<(), Failure> {
     let (mut reader, mut writer) = split(stream, read);
     loop {
@@ -40,13 +40,14 @@ pub(super) async fn serve_http1(
             Ok(None) => return Ok(()),
             Err(failure) => {
                 worker.telemetry.event("refused_request", failure.name());
-                Answer::Http1(&mut writer).fail(&failure).await;
+                Box::pin(Answer::Http1(&mut writer).fail(&failure)).await;
                 Box::pin(close(reader, writer)).await;
                 return Err(failure);
             }
         };
         let call = Call::http1(head, &mut reader, &mut writer);
-        // A future of its own: a connection between requests, as most are, does not hold what serving one takes.
+        // In a place of its own, which is free again when the request has ended: a connection that waits for its next
+        // request occupies a tenth of one that serves it. The allocator hands the same place to one after another.
         if !Box::pin(serve(worker, port, call, opened.take())).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
@@ -90,7 +91,12 @@ async fn serve_stream(
 }
 
 /// Serves one request; whether the client's connection may carry another.
-async fn serve(worker: &Rc<Worker>, port: &Rc<Port>, mut call: Call<'_>, opened: Option<Opened>) -> bool {
+async fn serve(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    mut call: Call<'_>,
+    opened: Option<Box<Opened>>,
+) -> bool {
     let backend = if port.is_gone() {
         // The connection has outlived what was known of its address.
         Box::pin(worker.port(port.address())).await.backend(worker)
@@ -133,12 +139,12 @@ async fn attempts(
     worker: &Worker,
     backend: &Backend,
     call: &mut Call<'_>,
-    opened: Option<Opened>,
+    opened: Option<Box<Opened>>,
 ) -> (Ended, Arc<Series>) {
     let protocol = call.protocol();
     let mut tried = Tried::default();
     let mut anew = ANEW.iter();
-    let mut next = match opened.and_then(|opened| ready(opened, call)) {
+    let mut next = match opened.and_then(|opened| ready(*opened, call)) {
         Some(ready) => Some(ready),
         None => backend.pick(&tried).map(|upstream| Chosen::new(worker, upstream, false)),
     };

@@ -208,26 +208,59 @@ pub(super) async fn serve(
         writer.abort();
         return Err(Failure::UpstreamNone);
     };
-    let opened = open(worker, &backend, writer.gone()).await;
-    carry(worker, &backend, opened, reader, writer).await
+    // Opening takes a moment and much room, carrying takes hours: neither is a part of the other's future.
+    let opened = Box::pin(open(worker, &backend, writer.gone())).await;
+    Box::pin(carry(worker, &backend, opened, reader, writer)).await
 }
 
-/// Carries a connection to its end on what was opened for it, or fails it.
-pub(super) async fn carry(
-    worker: &Worker,
-    backend: &Backend,
+/// Carries a connection to its end on what was opened for it, or fails it. Not an `async fn`, whose future would hold
+/// its arguments twice.
+pub(super) fn carry<'a>(
+    worker: &'a Worker,
+    backend: &'a Backend,
     opened: Result<Opened, Failure>,
     mut reader: Reader,
     mut writer: Writer,
-) -> Result<(), Failure> {
-    match opened {
-        Ok(opened) => tunnel(worker, backend, opened, &mut reader, &mut writer).await,
-        Err(failure) => {
-            // The client sees a connection that fails, not one that was served and closed.
-            writer.abort();
-            unopened(worker, backend, &failure);
-            Err(failure)
+) -> impl Future<Output = Result<(), Failure>> + 'a {
+    let opened = opened.inspect_err(|failure| {
+        // The client sees a connection that fails, not one that was served and closed.
+        writer.abort();
+        unopened(worker, backend, failure);
+    });
+    async move {
+        let Opened { upstream, way, mut evidence, in_flight } = opened?;
+        // Counted once, with the server's first word or at the end.
+        let mut heard = |seen: Seen| {
+            if let Some(attempts) = evidence.take() {
+                attempts.count(seen, None);
+            }
+        };
+        let (joined, failure) = match way {
+            Way::Plain(stream, read) => {
+                let (mut input, mut output) = split(stream, read);
+                let ways = ((&mut reader, &mut writer), (&mut input, &mut output));
+                let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;
+                (joined, failure_of(&joined, Failure::UpstreamReset))
+            }
+            Way::Mesh(sender, receiver, first) => {
+                let joined = through_sidecar((sender, receiver, first), &mut reader, &mut writer, || {
+                    heard(Seen::Good)
+                })
+                .await;
+                (joined, failure_of(&joined, Failure::UpstreamLost))
+            }
+        };
+        if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
+            heard(seen);
         }
+        let took = in_flight.since().elapsed();
+        let (up, down) = joined.bytes;
+        tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
+        upstream.series(&worker.telemetry, "opaque").connection(failure.as_ref(), joined.bytes);
+        if let Some(failure) = &failure {
+            log(backend, failure, "an opaque connection broke off");
+        }
+        Ok(())
     }
 }
 
@@ -242,47 +275,6 @@ fn log(backend: &Backend, failure: &Failure, what: &'static str) {
         let (namespace, service) = backend.counted_as();
         tracing::info!(namespace, service, reason = failure.name(), suppressed, "{what}: {failure}");
     }
-}
-
-/// Moves bytes both ways until each way has ended.
-async fn tunnel(
-    worker: &Worker,
-    backend: &Backend,
-    opened: Opened,
-    reader: &mut Reader,
-    writer: &mut Writer,
-) -> Result<(), Failure> {
-    let Opened { upstream, way, mut evidence, in_flight } = opened;
-    // Counted once, with the server's first word or at the end.
-    let mut heard = |seen: Seen| {
-        if let Some(attempts) = evidence.take() {
-            attempts.count(seen, None);
-        }
-    };
-    let (joined, failure) = match way {
-        Way::Plain(stream, read) => {
-            let (mut input, mut output) = split(stream, read);
-            let ways = ((reader, writer), (&mut input, &mut output));
-            let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;
-            (joined, failure_of(&joined, Failure::UpstreamReset))
-        }
-        Way::Mesh(sender, receiver, first) => {
-            let joined =
-                through_sidecar((sender, receiver, first), reader, writer, || heard(Seen::Good)).await;
-            (joined, failure_of(&joined, Failure::UpstreamLost))
-        }
-    };
-    if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
-        heard(seen);
-    }
-    let took = in_flight.since().elapsed();
-    let (up, down) = joined.bytes;
-    tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
-    upstream.series(&worker.telemetry, "opaque").connection(failure.as_ref(), joined.bytes);
-    if let Some(failure) = &failure {
-        log(backend, failure, "an opaque connection broke off");
-    }
-    Ok(())
 }
 
 /// Carries a connection on a stream to the endpoint's sidecar. `first`: what has arrived on it already.

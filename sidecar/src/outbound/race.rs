@@ -25,6 +25,7 @@ use crate::config::Protocol;
 use crate::detect::{Detector, PREFACE, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
+use crate::http1::{Reader, Writer};
 use crate::route::{Learned, Port};
 use crate::worker::Worker;
 
@@ -101,7 +102,8 @@ pub(super) async fn serve_declared(
     mut stream: TcpStream,
 ) -> Result<(), Failure> {
     let mut buffer = BytesMut::new();
-    let protocol = match listen(&mut stream, &mut buffer, Some(UNDECIDED)).await? {
+    // In a box, which is gone when the connection is served.
+    let protocol = match Box::pin(listen(&mut stream, &mut buffer, Some(UNDECIDED))).await? {
         Words::Known(protocol) => protocol,
         // What is too slow for a decision is not what it cannot be any more.
         Words::Undecided if hint == Protocol::Http2 && !PREFACE.starts_with(&buffer) => Protocol::Http1,
@@ -122,16 +124,16 @@ pub(super) async fn serve(
         Learned::Nothing => SILENT,
         Learned::ClientFirst => LATE,
     };
-    match timeout(grace, listen(&mut stream, &mut buffer, Some(UNDECIDED))).await {
+    match Box::pin(timeout(grace, listen(&mut stream, &mut buffer, Some(UNDECIDED)))).await {
         Ok(words) => match words? {
             Words::Known(protocol) => {
                 teach(port, Learned::ClientFirst);
                 speak(worker, port, protocol, stream, buffer).await
             }
-            Words::Undecided => Box::pin(race(worker, port, stream, buffer, true)).await,
+            Words::Undecided => undecided(worker, port, stream, buffer, true).await,
         },
         // Rare beside clients that speak at once: not a part of every connection's future.
-        Err(_) => Box::pin(race(worker, port, stream, buffer, false)).await,
+        Err(_) => undecided(worker, port, stream, buffer, false).await,
     }
 }
 
@@ -144,29 +146,82 @@ fn teach(port: &Port, learned: Learned) {
     port.learned.set(if contradicted { Learned::Nothing } else { learned });
 }
 
-/// A silent client against the endpoint that is opened for it. `undecided`: it is not silent, but its bytes have
-/// waited for long enough.
-async fn race(
+/// What is left of a race, to be served when everything that it has taken is gone.
+pub(super) enum Winner {
+    /// The client, which speaks this.
+    Client(Protocol, TcpStream, BytesMut),
+    /// The same for HTTP/1 and a connection to an endpoint that is open already.
+    Request(TcpStream, BytesMut, Box<Opened>),
+    /// Nobody, and the content is opaque: on what was opened, if anything was.
+    Opaque(Box<(Result<Opened, Failure>, Reader, Writer)>),
+    /// Nobody yet: a connection is open to an endpoint, and both are silent. From [`decide`]: and it is opaque.
+    Silent(Box<Opened>, TcpStream, BytesMut),
+    /// The client may still say what it wants; no endpoint took the connection.
+    Unopened(Failure, TcpStream, BytesMut),
+}
+
+/// Serves a client that is silent, or (`spoke`) whose bytes say nothing and have waited for long enough. Each stage has
+/// a future of its own, which is gone when the next one begins: such a connection may stay idle for hours.
+async fn undecided(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
-    mut stream: TcpStream,
-    mut buffer: BytesMut,
-    undecided: bool,
+    stream: TcpStream,
+    buffer: BytesMut,
+    spoke: bool,
 ) -> Result<(), Failure> {
     let Some(backend) = port.backend(worker) else {
         reset_on_close(&stream);
         return Err(Failure::UpstreamNone);
     };
+    let mut winner = Box::pin(race(worker, port, &backend, stream, buffer, spoke)).await?;
+    if let Winner::Silent(opened, stream, buffer) = winner {
+        winner = Box::pin(decide(port, opened, stream, buffer)).await?;
+    }
+    match winner {
+        Winner::Client(protocol, stream, buffer) => speak(worker, port, protocol, stream, buffer).await,
+        Winner::Request(stream, buffer, opened) => {
+            Box::pin(http::serve_http1(worker, port, stream, buffer, Some(opened))).await
+        }
+        Winner::Opaque(all) => {
+            let (opened, reader, writer) = unboxed(all);
+            Box::pin(opaque::carry(worker, &backend, opened, reader, writer)).await
+        }
+        Winner::Silent(opened, stream, buffer) => {
+            let (reader, writer) = split(stream, buffer);
+            Box::pin(opaque::carry(worker, &backend, Ok(unboxed(opened)), reader, writer)).await
+        }
+        Winner::Unopened(failure, stream, buffer) => {
+            Box::pin(unopened(worker, port, &backend, failure, stream, buffer)).await
+        }
+    }
+}
+
+/// Gives the box's memory back at once: one that is moved out of keeps it to the end of its scope.
+#[expect(clippy::boxed_local, reason = "to take it out of its box is what this is for")]
+fn unboxed<T>(it: Box<T>) -> T {
+    *it
+}
+
+/// A silent client against the endpoint that is opened for it. `spoke`: it is not silent, but its bytes have waited for
+/// long enough.
+async fn race(
+    worker: &Worker,
+    port: &Port,
+    backend: &Backend,
+    mut stream: TcpStream,
+    mut buffer: BytesMut,
+    spoke: bool,
+) -> Result<Winner, Failure> {
     let left = Notify::new();
     let opened = {
-        let mut opening = pin!(opaque::open(worker, &backend, left.notified()));
+        let mut opening = pin!(opaque::open(worker, backend, left.notified()));
         tokio::select! {
             biased;
             // While nothing is open no byte is held back by reading on.
             words = listen(&mut stream, &mut buffer, None) => match words? {
                 Words::Known(protocol @ (Protocol::Http1 | Protocol::Http2)) => {
                     teach(port, Learned::ClientFirst);
-                    return speak(worker, port, protocol, stream, buffer).await;
+                    return Ok(Winner::Client(protocol, stream, buffer));
                 }
                 _ => {
                     let (reader, mut writer) = split(stream, buffer);
@@ -178,31 +233,29 @@ async fn race(
                             opening.await
                         }
                     };
-                    return opaque::carry(worker, &backend, opened, reader, writer).await;
+                    return Ok(Winner::Opaque(Box::new((opened, reader, writer))));
                 }
             },
             opened = opening.as_mut() => opened,
         }
     };
-    match opened {
-        Ok(opened) if undecided => {
+    Ok(match opened {
+        Ok(opened) if spoke => {
             let (reader, writer) = split(stream, buffer);
-            opaque::carry(worker, &backend, Ok(opened), reader, writer).await
+            Winner::Opaque(Box::new((Ok(opened), reader, writer)))
         }
-        Ok(opened) => decide(worker, port, &backend, opened, stream, buffer).await,
-        Err(failure) => unopened(worker, port, &backend, failure, stream, buffer).await,
-    }
+        Ok(opened) => Winner::Silent(Box::new(opened), stream, buffer),
+        Err(failure) => Winner::Unopened(failure, stream, buffer),
+    })
 }
 
 /// Whoever speaks first decides.
-async fn decide(
-    worker: &Rc<Worker>,
-    port: &Rc<Port>,
-    backend: &Backend,
-    mut opened: Opened,
+pub(super) async fn decide(
+    port: &Port,
+    mut opened: Box<Opened>,
     mut stream: TcpStream,
     mut buffer: BytesMut,
-) -> Result<(), Failure> {
+) -> Result<Winner, Failure> {
     let mut words = tokio::select! {
         biased;
         words = listen(&mut stream, &mut buffer, Some(UNDECIDED)) => Some(words?),
@@ -221,19 +274,12 @@ async fn decide(
     if let Some(Words::Known(protocol)) = words {
         teach(port, Learned::ClientFirst);
         match protocol {
-            Protocol::Http1 => {
-                let served = http::serve_http1(worker, port, stream, buffer, Some(opened));
-                return Box::pin(served).await;
-            }
-            Protocol::Http2 => {
-                drop(opened);
-                return speak(worker, port, protocol, stream, buffer).await;
-            }
+            Protocol::Http1 => return Ok(Winner::Request(stream, buffer, opened)),
+            Protocol::Http2 => return Ok(Winner::Client(protocol, stream, buffer)),
             Protocol::Opaque | Protocol::Detect => {}
         }
     }
-    let (reader, writer) = split(stream, buffer);
-    opaque::carry(worker, backend, Ok(opened), reader, writer).await
+    Ok(Winner::Silent(opened, stream, buffer))
 }
 
 /// No endpoint took the connection as it is, but a client that turns out to speak HTTP can be told why, and may

@@ -159,6 +159,29 @@ fn evidence(worker: &Worker, revision: &str) -> AttemptCounts {
 }
 
 #[tokio::test]
+async fn a_connection_takes_little_memory_while_it_is_idle() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
+        let (_client, stream) = connection().await;
+        let task = serve(Rc::clone(&worker), stream);
+        assert!(size_of_val(&task) <= 1024, "{} bytes", size_of_val(&task));
+        let (_client, stream) = connection().await;
+        let waiting = http::serve_http1(&worker, &port, stream, BytesMut::new(), None);
+        assert!(size_of_val(&waiting) <= 1024, "{} bytes", size_of_val(&waiting));
+        let backend = port.backend(&worker).unwrap();
+        let (_client, stream) = connection().await;
+        let (reader, writer) = split(stream, BytesMut::new());
+        let carried = opaque::carry(&worker, &backend, Err(Failure::UpstreamNone), reader, writer);
+        assert!(size_of_val(&carried) <= 3 * 1024, "{} bytes", size_of_val(&carried));
+        let (_client, stream) = connection().await;
+        let opened = opaque::open(&worker, &backend, pending()).await.unwrap();
+        let silent = race::decide(&port, Box::new(opened), stream, BytesMut::new());
+        assert!(size_of_val(&silent) <= 1024, "{} bytes", size_of_val(&silent));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
 async fn an_attempt_that_another_endpoint_saved_is_evidence_against_the_first() {
     let test = async {
         let (good, bad) = (server(Server::Answers).await.0, server(Server::Closes).await.0);
