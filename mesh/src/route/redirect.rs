@@ -31,6 +31,7 @@ pub fn location(redirect: &Redirect, request: &Requested<'_>, prefix: Option<&st
         Some((path, query)) => (path, Some(query)),
         None => (request.target, None),
     };
+    let path = if path.is_empty() { "/" } else { path };
     let unchanged = PathModifier { kind: None };
     let path = rewritten_path(path, redirect.path.as_ref().unwrap_or(&unchanged), prefix);
     let scheme = if redirect.scheme.is_empty() { request.scheme } else { redirect.scheme.as_str() };
@@ -196,6 +197,7 @@ mod tests {
         let prefix = to_path(Kind::Prefix("/new".to_owned()));
         assert_eq!(location(&prefix, &get("/old/x?a=/old"), Some("/old")), "http://shop/new/x?a=/old");
         assert_eq!(location(&prefix, &get("/old?"), Some("/old")), "http://shop/new?");
+        assert_eq!(location(&prefix, &get("?a"), Some("/")), "http://shop/new/?a");
     }
 
     #[test]
