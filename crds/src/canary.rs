@@ -544,7 +544,8 @@ pub struct EvidenceWindow {
     pub number: u32,
     /// Blocks of ten seconds since then.
     pub blocks: u32,
-    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained failures, sums.
+    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained
+    /// failures, sums.
     #[schemars(length(max = 16))]
     pub log_evidence: Vec<f64>,
 }

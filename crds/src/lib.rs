@@ -1,4 +1,5 @@
-//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind.
+//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind; `step` is a part of Canary, `traffic` of
+//! MeshPolicy.
 //!
 //! ```text
 //!   MeshPolicy   encryption, access rules, limits, timeouts, retries and more for the traffic to a target

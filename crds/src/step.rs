@@ -18,8 +18,8 @@ pub struct Step {
     #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub match_: Vec<StepMatch>,
-    /// Percentage of the requests of which the new version gets a copy during this step, from 1 to 100. The weight stays
-    /// as it was. The answers to the copies are dropped. Only for applications that may handle a request twice.
+    /// Percentage of the requests of which the new version gets a copy during this step, from 1 to 100. The weight
+    /// stays as it was. The answers to the copies are dropped. Only for applications that may handle a request twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub mirror: Option<u8>,

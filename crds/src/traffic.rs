@@ -42,8 +42,8 @@ const ATTEMPT_WITHIN_REQUEST: &str = concat!(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = ("has(self.concurrency) || has(self.connections)", "limits needs concurrency, connections or both; write for example {concurrency: 64}"))]
 pub struct LimitsSpec {
-    /// Number of requests that a pod handles at the same time. More requests wait for up to 20 ms; then they are refused
-    /// with 503 and Retry-After, or UNAVAILABLE for gRPC, and sidecars do not repeat them.
+    /// Number of requests that a pod handles at the same time. More requests wait for up to 20 ms; then they are
+    /// refused with 503 and Retry-After, or UNAVAILABLE for gRPC, and sidecars do not repeat them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub concurrency: Option<u32>,
@@ -92,9 +92,9 @@ pub struct RetrySpec {
     #[serde(default = "retry_attempts")]
     #[schemars(range(min = 0, max = 3))]
     pub attempts: u32,
-    /// How many retries a sidecar may send for its requests to the Service, as a whole percentage of the first attempts.
-    /// A budget keeps retries from overloading a Service that fails. A sidecar with few requests may still retry once in
-    /// ten seconds.
+    /// How many retries a sidecar may send for its requests to the Service, as a whole percentage of the first
+    /// attempts. A budget keeps retries from overloading a Service that fails. A sidecar with few requests may still
+    /// retry once in ten seconds.
     #[serde(default = "retry_budget")]
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (WHOLE_PERCENT, "retry.budget must be a whole percentage from 0% to 100%; write for example 20%"))]
@@ -138,8 +138,8 @@ pub struct BreakerSpec {
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (UP_TO_FIVE_MINUTES, "breaker.ejectFor must be longer than 0s and at most 5m, in m, s and ms; write for example 10s"))]
     pub eject_for: String,
-    /// The largest part of the Service's pods that is ejected at the same time, as a whole percentage. One pod may always
-    /// be ejected if there are two or more.
+    /// The largest part of the Service's pods that is ejected at the same time, as a whole percentage. One pod may
+    /// always be ejected if there are two or more.
     #[serde(default = "max_ejected")]
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (WHOLE_PERCENT, "breaker.maxEjected must be a whole percentage from 0% to 100%; write for example 50%"))]
@@ -174,19 +174,19 @@ fn max_ejected() -> String {
 #[x_kube(validation = ("(self.by == 'Hash') == has(self.hash)", "balance.hash and by: Hash belong together; write for example {by: Hash, hash: {header: x-user}}"))]
 pub struct BalanceSpec {
     /// Latency (the pod that will probably answer first, of two at random), Requests (the one with fewer requests in
-    /// progress, of two at random), RoundRobin (one after the other) or Hash (the same pod for the same header, cookie or
-    /// client address, unless it has much more load than the others).
+    /// progress, of two at random), RoundRobin (one after the other) or Hash (the same pod for the same header, cookie
+    /// or client address, unless it has much more load than the others).
     #[serde(default)]
     pub by: BalanceBy,
     /// What the pod is chosen by. Only with `by: Hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashSpec>,
-    /// Any (pods of every zone), Prefer (pods of the client's zone while they have capacity) or Only (no other pods, even
-    /// if there are none in the zone). Absent: as the Service's `trafficDistribution` says.
+    /// Any (pods of every zone), Prefer (pods of the client's zone while they have capacity) or Only (no other pods,
+    /// even if there are none in the zone). Absent: as the Service's `trafficDistribution` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZonePolicy>,
-    /// How long a pod that has become ready gets fewer requests than the others, such as 30s; at most 1h. 0s: it gets its
-    /// full share at once.
+    /// How long a pod that has become ready gets fewer requests than the others, such as 30s; at most 1h. 0s: it gets
+    /// its full share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (WITHIN_AN_HOUR, "balance.warmUp must be at most 1h, in h, m, s and ms; write for example 30s, or 0s for none"))]
@@ -238,8 +238,8 @@ pub enum ZonePolicy {
     Only,
 }
 
-/// Faults that sidecars add to requests on purpose, to test how clients react. Delays and aborts are independent of each
-/// other, and neither counts for the breaker, the balancer or a Canary.
+/// Faults that sidecars add to requests on purpose, to test how clients react. Delays and aborts are independent of
+/// each other, and neither counts for the breaker, the balancer or a Canary.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = ("has(self.delay) || has(self.abort)", "faults needs delay, abort or both; write for example {delay: {by: 200ms, of: 5%}}"))]
@@ -250,8 +250,8 @@ pub struct FaultsSpec {
     /// Requests that are answered with an error instead of being sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<AbortSpec>,
-    /// When the faults end, such as 2026-12-01T12:00:00Z; at most 24 hours after the policy is applied. Required, so that
-    /// a forgotten test ends.
+    /// When the faults end, such as 2026-12-01T12:00:00Z; at most 24 hours after the policy is applied. Required, so
+    /// that a forgotten test ends.
     pub until: Time,
 }
 

@@ -1,8 +1,8 @@
 //! Rules of routes, a request, and where it is redirected.
 //!
-//! The input is text. Its first line is `METHOD TARGET HOST`. Each other line begins with a letter that says what it is:
-//! `>` a header of the request, `L` a redirect (`L SCHEME HOSTNAME PORT PATH`), `/` the end of a match; all others are a
-//! part of a match, of which upper-case letters are regular expressions (see [`Input::part`]).
+//! The input is text. Its first line is `METHOD TARGET HOST`. Each other line begins with a letter that says what it
+//! is: `>` a header of the request, `L` a redirect (`L SCHEME HOSTNAME PORT PATH`), `/` the end of a match; all others
+//! are a part of a match, of which upper-case letters are regular expressions (see [`Input::part`]).
 #![no_main]
 
 use std::borrow::Cow;

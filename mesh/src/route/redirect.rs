@@ -24,8 +24,8 @@ pub struct Requested<'a> {
 /// `prefix`: the path prefix that matched ([`super::Found::prefix`]).
 ///
 /// The port is that of the redirect; without one, the well-known port of the redirect's scheme; without that, the port
-/// that was dialled. 80 is not written for `http`, nor 443 for `https`. Without any host (HTTP/1.0), the URL is relative
-/// to the request's: a path.
+/// that was dialled. 80 is not written for `http`, nor 443 for `https`. Without any host (HTTP/1.0), the URL is
+/// relative to the request's: a path.
 pub fn location(redirect: &Redirect, request: &Requested<'_>, prefix: Option<&str>) -> String {
     let (path, query) = match request.target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
