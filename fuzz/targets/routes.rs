@@ -90,7 +90,7 @@ impl<'a> Input<'a> {
             let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
             match what {
                 '>' => input.headers.push((name, value)),
-                'L' => input.redirect = redirect(rest.trim_start()),
+                'L' => input.redirect = redirect(rest.strip_prefix(' ').unwrap_or(rest)),
                 '/' if input.matches.len() < MAX_MATCHES => input.matches.push(Match::default()),
                 _ => {
                     let Some(m) = input.matches.last_mut() else { continue };
