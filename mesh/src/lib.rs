@@ -7,6 +7,7 @@
 //!              the paths in rules
 //!   svid       verification of a peer's certificate (X509-SVID)
 //!   policy     access rules: rules in, one decision out
+//!   route      routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
@@ -21,6 +22,7 @@ pub mod histogram;
 pub mod identity;
 pub mod policy;
 pub mod ports;
+pub mod route;
 pub mod svid;
 pub mod wire;
 
