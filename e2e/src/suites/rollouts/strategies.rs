@@ -33,8 +33,7 @@ pub(super) fn insiders(kube: &Kube) -> Result<()> {
         let right = versions.iter().all(|(version, _)| version == meant);
         ensure!(right && !versions.is_empty(), "{name} is to get {meant} only, and got {versions:?}");
     }
-    let attempts = number(&field, ".evidence.canary.attempts")?;
-    ensure!(attempts > 0, "the requests of insiders are not evidence");
+    evidence(&field)?;
     act(&field, "abort@1")?;
     reaches(&field, "Failed", 30)?;
     flows(&field, "0%", 30)?;
@@ -74,8 +73,7 @@ pub(super) fn copies(kube: &Kube) -> Result<()> {
             Ok(())
         })?;
         ensure!(seen.iter().flatten().all(|(version, _)| version == "v1"), "clients got {seen:?}");
-        let attempts = number(&field, ".evidence.canary.attempts")?;
-        ensure!(attempts > 0, "copies are not evidence");
+        evidence(&field)?;
         deploy(&field, "v3", 60)?;
         reaches(&field, "Failed", 120)
     })?;
@@ -266,8 +264,10 @@ fn pods_of(field: &TestNamespace<'_>, version: &str) -> Result<Vec<Value>> {
     Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).cloned().collect())
 }
 
-/// A number of the status of Canary web.
-fn number(field: &TestNamespace<'_>, path: &str) -> Result<u64> {
-    let text = status(field, path)?;
-    text.parse().with_context(|| format!("{path} is not a number: {text:?}"))
+/// Waits until attempts at the new version are evidence, which they are in blocks of ten seconds.
+fn evidence(field: &TestNamespace<'_>) -> Result<()> {
+    field.kube.wait_for("attempts at the new version as evidence", 40, || {
+        let attempts = status(field, ".evidence.canary.attempts")?;
+        Ok(attempts.parse::<u64>().with_context(|| format!("{attempts:?} attempts"))? > 0)
+    })
 }
