@@ -60,7 +60,10 @@ pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
     check_times(spec, &mut validation);
     check_judge(&spec.judge, &mut validation);
     check_warm_up(spec, &mut validation);
-    check_weights(spec, &mut validation);
+    let weights: Vec<u8> = spec.steps.iter().filter_map(|step| step.weight).collect();
+    if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
+        validation.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
+    }
     strategy::check(spec, &mut validation);
     if let Some(sibling) = facts.siblings.first() {
         validation.error(format!(
@@ -116,28 +119,16 @@ fn check_times(spec: &CanarySpec, validation: &mut Validation) {
         Ok(_) => {}
     }
     for (index, step) in spec.steps.iter().enumerate() {
-        if step.weight == Some(0) && !strategy::steers(step) {
+        // Insiders keep the new version in a step with a weight of 0.
+        let has_match = spec.steps.iter().take(index).any(|step| !step.match_.is_empty());
+        if step.weight == Some(0) && !has_match {
             validation.error(format!(
-                "spec.steps[{index}].weight: must be from 1 to 100, or 0 beside match or mirror; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+                "spec.steps[{index}].weight: must be from 1 to 100, or 0 after a step with match; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
             ));
         }
         if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
             validation.error(format!("spec.steps[{index}].hold: {error}"));
         }
-    }
-}
-
-fn check_weights(spec: &CanarySpec, validation: &mut Validation) {
-    let mut last = None;
-    for step in &spec.steps {
-        let Some(weight) = step.weight else { continue };
-        // A step that matches or copies something else changes what flows at the same weight.
-        let grows = last.is_none_or(|last| weight > last || (weight == last && strategy::steers(step)));
-        if !grows {
-            validation.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
-            return;
-        }
-        last = Some(weight);
     }
 }
 

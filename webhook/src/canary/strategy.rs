@@ -10,11 +10,6 @@ use tulle_crds::{CanarySpec, Step};
 use super::{name_of, selects};
 use crate::validate::Validation;
 
-/// Whether a step does more than to set a weight.
-pub(super) fn steers(step: &Step) -> bool {
-    !step.match_.is_empty() || step.mirror.is_some()
-}
-
 /// The largest sum of a weight in force and the copies that come on top of it, in percent; `None`: nothing is copied.
 pub(super) fn most_with_copies(steps: &[Step]) -> Option<u32> {
     let mut weight = 0;

@@ -260,14 +260,14 @@ fn the_cookie_of_users_is_a_cookie_of_its_own() {
 }
 
 #[test]
-fn a_weight_of_nothing_is_accepted_beside_a_match_only() {
-    let insiders = json!([{"header": {"name": "x-group", "exact": "insider"}}]);
-    let matching =
-        web(json!({"steps": [{"weight": 0, "match": insiders}, {"mirror": 5, "weight": 0}, {"weight": 5}]}));
-    let validation = validate(&matching, &Facts::default());
-    assert_eq!(validation, Validation::default());
-    let falling = web(json!({"steps": [{"weight": 5}, {"weight": 0, "match": insiders}]}));
-    assert_eq!(about(&validate(&falling, &Facts::default()), "increasing weights").len(), 1);
+fn a_weight_of_nothing_is_accepted_after_a_match_only() {
+    let matching = json!({"match": [{"header": {"name": "x-group", "exact": "insider"}}]});
+    let nothing = json!({"weight": 0});
+    let after = web(json!({"steps": [matching, {"mirror": 5}, nothing, {"weight": 5}]}));
+    assert_eq!(validate(&after, &Facts::default()), Validation::default());
+    let before = errors(&web(json!({"steps": [nothing, matching]})));
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert!(before[0].starts_with("spec.steps[0].weight"), "{before:?}");
 }
 
 #[test]
