@@ -61,6 +61,8 @@ struct Service {
     /// Name of the pod, included in responses.
     pod: String,
     requests: AtomicU64,
+    /// POSTs among them.
+    posts: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -73,6 +75,7 @@ impl Serve {
             settings: self,
             pod: pod_name(),
             requests: AtomicU64::new(0),
+            posts: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         });
         let graceful = GracefulShutdown::new();
@@ -131,7 +134,13 @@ impl Service {
             let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             return Some(respond(status, "ready".into()));
         }
+        if request.uri().path() == "/count" {
+            let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let counts = json!({"requests": counted(&self.requests), "posts": counted(&self.posts)});
+            return Some(respond(StatusCode::OK, counts.to_string()));
+        }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        self.posts.fetch_add(u64::from(request.method() == Method::POST), Ordering::Relaxed);
         if is_one_of(self.settings.closes, number) {
             return None;
         }
