@@ -6,7 +6,6 @@ use tulle_mesh::route::{Candidate, order};
 
 use super::super::object::ServicePort;
 use super::super::{Key, Model};
-use super::Held;
 use super::check::{BackendTerm, CheckedRule, Terms};
 use super::filter::FilterTerm;
 use super::object::{RouteKey, RouteObject};

@@ -127,8 +127,8 @@ impl Model {
     }
 
     /// All routes, in order.
-    pub fn routes(&self) -> impl Iterator<Item = (&RouteKey, &RouteObject)> {
-        self.gateway.routes.iter().map(|(key, held)| (key, &held.object))
+    pub fn routes(&self) -> impl Iterator<Item = &RouteObject> {
+        self.gateway.routes.values().map(|held| &held.object)
     }
 
     /// A route.

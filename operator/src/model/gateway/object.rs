@@ -1,6 +1,6 @@
 //! Routes of the Gateway API as they are kept. The part under `spec` is read as it is written, and tolerantly: fields
 //! that this build does not know are skipped, and values of enums that it does not know are kept by name, so that the
-//! status can say which they are. Semantics are in `rule` and `backend`.
+//! status can say which they are. What they mean is decided in `check` and `backend`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +45,11 @@ impl RouteKind {
         }
     }
 
+    /// The name of a route of this kind in a [`proto::Stamp`]: routes of two kinds may have the same name.
+    pub fn stamped(self, name: &str) -> String {
+        format!("{}/{name}", self.name())
+    }
+
     /// Whether its rules concern requests, and not connections.
     pub(super) fn is_of_requests(self) -> bool {
         matches!(self, Self::Grpc | Self::Http)
@@ -65,9 +70,9 @@ pub struct RouteKey {
 }
 
 impl RouteKey {
-    /// Its name in a [`proto::Stamp`]: with the kind in front, because routes of two kinds may have the same name.
+    /// Its name in a [`proto::Stamp`].
     pub fn stamped(&self) -> String {
-        format!("{}/{}", self.kind.name(), self.name)
+        self.kind.stamped(&self.name)
     }
 }
 
