@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tulle_mesh::features;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::route::Kind;
-use tulle_mesh::proto::{self, stamp};
+use tulle_mesh::proto::{self, filter, stamp};
 
 use super::address::Owner;
 use super::gateway::{RouteClient, RouteKind};
@@ -197,10 +197,22 @@ fn distribution(of: Distribution) -> proto::Distribution {
 
 /// The sections of policies that a route carries, those for backends too.
 fn sections(service: &proto::ServiceRoute) -> Vec<&proto::Traffic> {
-    let rules = service.rules.iter().flat_map(|rules| &rules.rules);
-    let backends = rules.flat_map(|rule| &rule.backends);
-    let of_backends = backends.flat_map(|backend| backend.traffic.iter().chain(&backend.shadow));
+    let of_backends = backends(service).flat_map(|backend| backend.traffic.iter().chain(&backend.shadow));
     service.traffic.iter().chain(&service.shadow).chain(of_backends).collect()
+}
+
+/// The backends and mirrors that the rules of a route name.
+pub(super) fn backends(service: &proto::ServiceRoute) -> impl Iterator<Item = &proto::Backend> {
+    service.rules.iter().flat_map(|rules| &rules.rules).flat_map(|rule| {
+        let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = rule.filters.iter().chain(of_backends).filter_map(mirrored_to);
+        rule.backends.iter().chain(mirrors)
+    })
+}
+
+fn mirrored_to(filter: &proto::Filter) -> Option<&proto::Backend> {
+    let Some(filter::Kind::Mirror(mirror)) = &filter.kind else { return None };
+    mirror.backend.as_ref()
 }
 
 /// The objects whose acknowledgement is that of this route: the Gateway API's routes and the policies in it, each once.

@@ -7,11 +7,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tulle_mesh::proto;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::route::Kind;
-use tulle_mesh::proto::{self, filter};
 
 use super::gateway::RouteKey;
+use super::routes::backends;
 use super::{Key, Model, Pod, Service, Slice, WorkloadKey};
 
 /// What the last changes may have altered.
@@ -124,23 +125,13 @@ impl Compiled {
         let Some(Body::Route(route)) = &self.resource.body else { return Vec::new() };
         let Some(Kind::Service(service)) = &route.kind else { return Vec::new() };
         let mut names = vec![service.endpoints.as_str()];
-        let rules = service.rules.iter().flat_map(|rules| &rules.rules);
-        for rule in rules {
-            names.extend(rule.backends.iter().map(|backend| backend.endpoints.as_str()));
-            let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
-            names.extend(rule.filters.iter().chain(of_backends).filter_map(mirrored_to));
-        }
+        names.extend(backends(service).map(|backend| backend.endpoints.as_str()));
         // A backend that cannot be used has no name.
         names.retain(|name| !name.is_empty());
         names.sort_unstable();
         names.dedup();
         names
     }
-}
-
-fn mirrored_to(filter: &proto::Filter) -> Option<&str> {
-    let Some(filter::Kind::Mirror(mirror)) = &filter.kind else { return None };
-    Some(mirror.backend.as_ref()?.endpoints.as_str())
 }
 
 /// Which views of a pod a change alters.

@@ -49,6 +49,13 @@ fn spoken(kind: RouteKind, declared: Option<&str>) -> Option<proto::Protocol> {
     }
 }
 
+/// Of the sections for a Service those that hold for it as a backend: the others are of what was dialled.
+fn of_a_backend(traffic: proto::Traffic) -> Option<proto::Traffic> {
+    let proto::Traffic { breaker, balance, .. } = traffic;
+    let is_any = breaker.is_some() || balance.is_some();
+    is_any.then(|| proto::Traffic { breaker, balance, ..proto::Traffic::default() })
+}
+
 impl Model {
     fn target(&self, route: &RouteObject, to: &BackendRef) -> Result<Target<'_>, Flaw> {
         let Some(key) = service_of(&route.namespace, to) else {
@@ -95,6 +102,8 @@ impl Model {
         let has_family = |ipv4: bool| service.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4);
         let ipv4 = if has_family(!ipv4) && !has_family(ipv4) { !ipv4 } else { ipv4 };
         let endpoints = EndpointsName { service: key.clone(), port: port.port, ipv4 };
+        // Also of a mirror: sidecars have one balancer and one breaker for each Service's port.
+        let (traffic, shadow) = self.traffic_for(key);
         Ok(proto::Backend {
             weight: 1,
             endpoints: endpoints.to_string(),
@@ -102,7 +111,9 @@ impl Model {
             name: key.1.to_string(),
             port: u32::from(port.port),
             protocol: protocol.into(),
-            ..proto::Backend::default()
+            traffic: traffic.and_then(of_a_backend),
+            shadow: shadow.and_then(of_a_backend),
+            filters: Vec::new(),
         })
     }
 

@@ -144,9 +144,7 @@ fn session(spec: &SessionSpec, default_name: &str) -> Result<proto::SessionPersi
         Some(other) => return Err(Flaw::unsupported(format!("cookie lifetime {other}"))),
     };
     let name = spec.session_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(default_name);
-    if !filter::is_token(name) {
-        return Err(Flaw::unsupported(format!("session name {name:?}")));
-    }
+    filter::check_name(name).map_err(|flaw| flaw.at("session"))?;
     let seconds = |text: Option<&String>| -> Result<u32, Flaw> {
         Ok(text.map(|text| millis(text)).transpose()?.unwrap_or_default().div_ceil(1000))
     };

@@ -110,15 +110,8 @@ impl Model {
                 ..proto::Backend::default()
             };
         };
-        let (traffic, shadow) =
-            self.traffic_for(&(made.namespace.as_str().into(), made.name.as_str().into()));
-        proto::Backend {
-            weight: term.weight,
-            filters: self.route_filters(route, &term.filters, ipv4),
-            traffic: traffic.and_then(of_a_backend),
-            shadow: shadow.and_then(of_a_backend),
-            ..made
-        }
+        let filters = self.route_filters(route, &term.filters, ipv4);
+        proto::Backend { weight: term.weight, filters, ..made }
     }
 
     /// Filters. A mirror that leads nowhere is left out, as the Gateway API demands.
@@ -134,13 +127,6 @@ impl Model {
         };
         terms.iter().filter_map(kind).map(|kind| proto::Filter { kind: Some(kind) }).collect()
     }
-}
-
-/// Of the sections for a Service those that hold for it as a backend: the others are of what was dialled.
-fn of_a_backend(traffic: proto::Traffic) -> Option<proto::Traffic> {
-    let proto::Traffic { breaker, balance, .. } = traffic;
-    let is_any = breaker.is_some() || balance.is_some();
-    is_any.then(|| proto::Traffic { breaker, balance, ..proto::Traffic::default() })
 }
 
 fn reference(key: &RouteKey, object: &RouteObject) -> proto::RouteRef {

@@ -1,5 +1,6 @@
 //! Filters of rules and backends, as sidecars are sent them. Values go into heads of requests and answers, so that they
-//! are checked here although the schemas of newer CRDs check most of them too.
+//! are checked here although the schemas of newer CRDs check most of them too. Sidecars check them again and refuse the
+//! rules of an address together: nothing may pass here that they refuse (`sidecar/src/config/rules.rs`).
 
 use std::collections::HashSet;
 
@@ -13,16 +14,18 @@ use super::object::{
     RewriteSpec, RouteKind,
 };
 
-/// Headers that say where a message ends or whom it is for. A filter that changed them would break the connection.
-const FRAMING: [&str; 9] = [
+/// Headers that belong to one connection, say where a message ends, or name the client.
+const OURS: [&str; 11] = [
     "connection",
     "content-length",
-    "host",
+    "expect",
+    "http2-settings",
     "keep-alive",
     "proxy-connection",
     "te",
     "trailer",
     "transfer-encoding",
+    "tulle-client-id",
     "upgrade",
 ];
 /// Seconds that an answer to a preflight holds where the filter says nothing.
@@ -91,34 +94,41 @@ fn edits(spec: &HeadersSpec) -> Result<proto::HeaderEdits, Flaw> {
         let firsts = specs.iter().filter(|header| seen.insert(header.name.to_ascii_lowercase()));
         firsts.map(header).collect()
     };
-    for name in &spec.remove {
+    for name in spec.add.iter().map(|header| &header.name).chain(&spec.remove) {
         check_name(name)?;
+        // There is exactly one.
+        if name.eq_ignore_ascii_case("host") {
+            return Err(Flaw::unsupported("header Host can only be set"));
+        }
     }
     Ok(proto::HeaderEdits { set: headers(&spec.set)?, add: headers(&spec.add)?, remove: spec.remove.clone() })
 }
 
 fn header(spec: &HeaderSpec) -> Result<proto::Header, Flaw> {
     check_name(&spec.name)?;
-    let is_text = |byte: u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+    let is_text = |byte: u8| byte == b'\t' || byte == b' ' || byte.is_ascii_graphic();
     if !spec.value.bytes().all(is_text) {
         return Err(Flaw::unsupported(format!("value {:?} of header {}", spec.value, spec.name)));
     }
     Ok(proto::Header { name: spec.name.clone(), value: spec.value.trim().to_owned() })
 }
 
-fn check_name(name: &str) -> Result<(), Flaw> {
+/// Whether a rule may use a header of this name.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_name(name: &str) -> Result<(), Flaw> {
     if !is_token(name) {
         return Err(Flaw::unsupported(format!("header name {name:?}")));
     }
-    if FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name)) {
-        let instead = if name.eq_ignore_ascii_case("host") { "; use URLRewrite" } else { "" };
-        return Err(Flaw::unsupported(format!("header {name} cannot be changed{instead}")));
+    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+        return Err(Flaw::unsupported(format!("header {name} cannot be changed")));
     }
     Ok(())
 }
 
 /// Whether a text can be the name of a header or cookie (RFC 9110 §5.6.2).
-pub(super) fn is_token(text: &str) -> bool {
+fn is_token(text: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(is_allowed)
 }
@@ -191,7 +201,7 @@ fn path(spec: Option<&PathModifierSpec>, by_prefix: bool) -> Result<Option<proto
         other => return Err(Flaw::unsupported(format!("path modifier of type {other}"))),
     };
     let value = value.clone().unwrap_or_default();
-    if !is_visible(&value) {
+    if !is_visible(&value) || value.contains(['?', '#']) {
         return Err(Flaw::unsupported(format!("path {value:?}")));
     }
     Ok(Some(proto::PathModifier { kind: Some(kind(value)) }))

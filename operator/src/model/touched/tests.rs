@@ -240,11 +240,14 @@ fn random_policy(dice: &mut Dice) -> serde_json::Value {
         true => json!({"kind": "Namespace"}),
         false => json!({"kind": "Service", "name": format!("web{}", dice.roll(2))}),
     };
-    match dice.roll(5) {
+    match dice.roll(6) {
         0 => json!({"target": target, "mtls": "Disabled"}),
         1 => json!({"target": target, "mtls": "Strict", "mode": "Shadow"}),
         2 => json!({"target": target, "access": {"allow": []}}),
         3 => json!({"target": target, "access": {"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]}}),
+        4 => {
+            json!({"target": target, "timeout": {"request": "1s"}, "breaker": {"consecutiveFailures": 1 + dice.roll(3)}})
+        }
         _ => {
             json!({"target": target, "access": {"deny": [{"from": [{"namespaceLabels": {"env": "dev"}}]}]}})
         }

@@ -172,11 +172,15 @@ fn values_that_would_break_a_message_or_that_mean_nothing_are_refused() {
         edit(json!({"set": [{"name": "x", "value": "1\r\nhost: evil"}]})),
         edit(json!({"add": [{"name": "x y", "value": "1"}]})),
         edit(json!({"remove": ["Content-Length"]})),
-        edit(json!({"set": [{"name": "Host", "value": "a"}]})),
+        edit(json!({"add": [{"name": "Host", "value": "a"}]})),
+        edit(json!({"remove": ["host"]})),
+        edit(json!({"set": [{"name": "Tulle-Client-Id", "value": "a"}]})),
+        edit(json!({"set": [{"name": "x", "value": "ä"}]})),
         redirect(json!({"scheme": "ftp"})),
         redirect(json!({"statusCode": 304})),
         redirect(json!({"hostname": "a b"})),
         redirect(json!({"path": {"type": "ReplaceFullPath", "replaceFullPath": "/a\r\nx: y"}})),
+        redirect(json!({"path": {"type": "ReplaceFullPath", "replaceFullPath": "/a?b"}})),
         redirect(json!({"path": {"type": "ReplaceLastSegment"}})),
         json!([{"type": "CORS", "cors": {"allowOrigins": ["a\nb"]}}]),
         json!([{"type": "URLRewrite"}]),
@@ -325,6 +329,7 @@ fn times_retries_and_sessions_are_sent() {
         json!({"retry": {"codes": [200]}}),
         json!({"sessionPersistence": {"type": "Telepathy"}}),
         json!({"sessionPersistence": {"sessionName": "a;b"}}),
+        json!({"sessionPersistence": {"type": "Header", "sessionName": "Connection"}}),
     ] {
         let mut model = world();
         let route = with_rules(RouteKind::Http, json!([bad]));
