@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
+use serde::Deserialize as _;
 use tulle_crds::{WorkloadKind, keys};
 
 use super::wire;
+use crate::model::gateway::{RouteKey, RouteKind, RouteObject, RouteSpec};
 use crate::model::object::ServicePort;
 use crate::model::{
     Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
@@ -22,6 +24,8 @@ const SIDECAR: &str = "tulle-proxy";
 const INIT: &str = "tulle-init";
 /// Annotation of a mirror pod, which represents a static pod of a node.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Label of a node: its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Names of the containers that other meshes inject.
 const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
@@ -34,6 +38,38 @@ pub(super) fn namespace(object: &wire::Namespace) -> Namespace {
     let terminating =
         object.metadata.deletion_timestamp.is_some() || object.status.phase.as_deref() == Some("Terminating");
     Namespace { labels: object.labels().clone(), terminating }
+}
+
+/// The zone of a node. Empty: unknown.
+pub(super) fn zone<K: Resource>(node: &K) -> Arc<str> {
+    node.meta().labels.as_ref().and_then(|labels| labels.get(ZONE)).map_or("", String::as_str).into()
+}
+
+pub(super) fn route_key(kind: RouteKind, object: &wire::Route) -> RouteKey {
+    let (namespace, name) = key(object);
+    RouteKey { kind, namespace, name }
+}
+
+/// Converts a route.
+///
+/// # Errors
+/// Its `spec` cannot be decoded.
+pub(super) fn route(kind: RouteKind, object: &wire::Route) -> serde_json::Result<RouteObject> {
+    let meta = &object.metadata;
+    let spec =
+        if object.spec.is_null() { RouteSpec::default() } else { RouteSpec::deserialize(&object.spec)? };
+    let (namespace, name) = key(object);
+    Ok(RouteObject {
+        kind,
+        namespace,
+        name,
+        uid: meta.uid.as_deref().unwrap_or_default().into(),
+        generation: meta.generation.unwrap_or_default(),
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        parents: spec.parents,
+        hostnames: spec.hostnames,
+        rules: spec.rules,
+    })
 }
 
 pub(super) fn pod(object: &wire::Pod) -> Pod {
