@@ -155,6 +155,7 @@ impl Gathered {
         touched.addresses.extend(more.addresses.iter().copied());
         touched.policies.extend(more.policies.iter().cloned());
         touched.canaries.extend(more.canaries.iter().cloned());
+        touched.routes.extend(more.routes.iter().cloned());
         touched.everything |= more.everything;
         touched.ending |= more.ending;
         self.notify.notify_one();
