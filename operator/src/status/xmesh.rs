@@ -68,7 +68,7 @@ pub async fn run(
 ) {
     let api = Api::<DynamicObject>::all_with(client, &resource());
     loop {
-        let is_installed = served.borrow_and_update().is_some_and(|served| served.meshes);
+        let is_installed = (*served.borrow_and_update()).is_some_and(|served| served.meshes);
         let leads = leadership.borrow_and_update().mine;
         if !is_installed || !leads {
             writer.queue().withdraw(&Target::Mesh);

@@ -130,9 +130,9 @@ async fn ask(client: Client, served: watch::Sender<Option<Served>>) {
                 });
             }
             failed => {
+                pause = (pause * 2).min(ASK_LATEST);
                 let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 tracing::warn!(?failed, retry_ms, "cannot find out whether the Gateway API is installed");
-                pause = (pause * 2).min(ASK_LATEST);
             }
         }
         sleep(pause).await;
@@ -171,7 +171,7 @@ async fn watch_kind(
 ) {
     let mut known = Known::default();
     loop {
-        let now = served.borrow_and_update().map(|served| served.version(index));
+        let now = (*served.borrow_and_update()).map(|served| served.version(index));
         if now == Some(None) {
             forget(&hub, &mut known);
         }

@@ -42,7 +42,7 @@ pub fn queue() -> (mpsc::Sender<Rejection>, mpsc::Receiver<Rejection>) {
 pub async fn run(client: Client, mut queued: mpsc::Receiver<Rejection>) {
     while let Some(rejection) = queued.recv().await {
         let Rejection { key, reason, message, .. } = &rejection;
-        tracing::warn!(route = %key, reason, message, "a route is not accepted");
+        tracing::warn!(route = %key, reason, message);
         // One recorder per event: it would merge those of the same reason, and show the first message only.
         let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
