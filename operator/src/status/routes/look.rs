@@ -92,7 +92,9 @@ impl RouteDecider {
         let parents = parents(from.model, key, &record, &seen);
         let current = list(&record.status, "parents");
         self.reject(from.rejected, (key, &record), current, &parents);
-        if self.count(from.times, (key, &record), &seen) && seen.behind.is_empty() {
+        // Nothing is awaited of sidecars for a generation that cannot be sent.
+        let is_settled = self.count(from.times, (key, &record), &seen) && seen.behind.is_empty();
+        if is_settled || record.unreadable.is_some() {
             self.pending.remove(key);
         } else {
             self.pending.insert(key.clone());
@@ -204,7 +206,7 @@ fn parents(model: &Model, key: &RouteKey, record: &RouteRecord, seen: &RouteAckn
         let is_service = |reference: &&Value| {
             reference.get("group").and_then(Value::as_str) == Some("") && text(reference, "kind") == "Service"
         };
-        let unreadable =
+        let parent =
             |reference: &Value| Parent { reference: reference.clone(), conditions: unreadable(error) };
         return written().filter(is_service).map(parent).collect();
     }
@@ -221,19 +223,19 @@ fn parents(model: &Model, key: &RouteKey, record: &RouteRecord, seen: &RouteAckn
 /// Conditions of a parent, from the model's decision and what sidecars have said.
 fn decided(status: ParentStatus, seen: &RouteAcknowledgement) -> Vec<Decided> {
     let acknowledged = acknowledged(status.accepted.status, seen);
-    let condition = |type_, holds: bool, reason: &'static str, message| Decided {
+    let of = |type_, condition: RouteCondition| Decided {
         type_,
-        status: holds.into(),
-        reason: reason.into(),
-        message,
+        status: condition.status.into(),
+        reason: condition.reason.into(),
+        message: condition.message,
     };
-    let ParentStatus { accepted, resolved, partially_invalid, .. } = status;
-    let mut conditions = vec![
-        condition(ACCEPTED, accepted.holds, accepted.reason, accepted.message),
-        condition(RESOLVED_REFS, resolved.holds, resolved.reason, resolved.message),
-    ];
-    let partially =
-        partially_invalid.map(|message| condition(PARTIALLY_INVALID, true, "UnsupportedValue", message));
+    let partially = status.partially_invalid.map(|message| Decided {
+        type_: PARTIALLY_INVALID,
+        status: Truth::True,
+        reason: "UnsupportedValue".into(),
+        message,
+    });
+    let mut conditions = vec![of(ACCEPTED, status.accepted), of(RESOLVED_REFS, status.resolved)];
     conditions.extend(partially);
     conditions.push(acknowledged);
     conditions
