@@ -6,11 +6,6 @@ use tokio::time::Instant;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use crate::call::Call;
-use crate::error::Failure;
-
-/// A request that did not reach the application in time. The application has not seen it.
-pub const EXPIRED: Failure =
-    Failure::Timeout("the request's deadline passed before the application could take it");
 
 /// When the answer to a request must have begun. `left_ms`: what its client's sidecar says; without that, a gRPC client
 /// says it itself.

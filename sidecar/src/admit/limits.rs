@@ -5,7 +5,7 @@
 
 use tokio::time::Instant;
 
-use super::deadline::{EXPIRED, has_passed};
+use super::deadline::has_passed;
 use super::{Denied, LIMIT};
 use crate::config::limits::{InboundLimits, Limit};
 use crate::error::Failure;
@@ -18,7 +18,7 @@ const CONNECTIONS: &str = "Connections";
 /// Takes a place among the requests in the application; none where nothing limits them.
 ///
 /// # Errors
-/// [`Denied`] with [`Failure::OursOverloaded`], or with [`EXPIRED`] where the deadline came first.
+/// [`Denied`] with [`Failure::OursOverloaded`], or [`Failure::DeadlineExceeded`] where that came first.
 pub(super) async fn enter(
     worker: &Worker,
     limits: &InboundLimits,
@@ -40,7 +40,7 @@ pub(super) async fn enter(
     }
     if has_passed(deadline) {
         worker.telemetry.event("expired_request", "Queue");
-        return Err(Denied(EXPIRED));
+        return Err(Denied(Failure::DeadlineExceeded));
     }
     report(worker, REQUESTS, limit, false);
     Err(Denied(Failure::OursOverloaded))

@@ -12,7 +12,7 @@ mod limits;
 mod tests;
 
 pub use client::Client;
-pub use deadline::{EXPIRED, deadline_of, has_passed};
+pub use deadline::{deadline_of, has_passed};
 pub use limits::admit_client;
 
 use std::rc::Rc;
@@ -50,7 +50,8 @@ pub struct Denied(#[from] pub Failure);
 /// Decides whether a request may go to the application.
 ///
 /// # Errors
-/// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`] or [`EXPIRED`].
+/// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`] or
+/// [`Failure::DeadlineExceeded`].
 pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
     let rules = enforced(worker)?;
     // A connection that was let in may have been there before the policy.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
-use crate::admit::{Client, EXPIRED, has_passed};
+use crate::admit::{Client, has_passed};
 use crate::attempt::{self, Attempt, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
@@ -108,7 +108,7 @@ async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange
     let Call { head, answer, travels, deadline, .. } = call;
     let expired = || {
         peer.worker.telemetry.event("expired_request", "Connect");
-        Err(EXPIRED)
+        Err(Failure::DeadlineExceeded)
     };
     if has_passed(*deadline) {
         return expired();

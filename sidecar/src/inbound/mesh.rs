@@ -21,7 +21,7 @@ use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::{LIMIT, Peer, app, serve_call};
 use crate::admit::{Permit, admit_client, admit_connection, deadline_of, would_admit_connection};
-use crate::attempt::{Report, tunnel};
+use crate::attempt::{Load, tunnel};
 use crate::call::Call;
 use crate::error::Failure;
 use crate::http1::conn::split;
@@ -135,9 +135,9 @@ pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut
     match parse_request(&mut BytesMut::from(block)) {
         Ok(Some(head)) => {
             let worker = &peer.worker;
-            let load = worker.load.get().saturating_add(1);
-            let report = Report { load, latency_us: worker.app_latency.micros(), shed: false };
-            let mut call = Call::mesh(head, travels, &sender, &mut receiver, report);
+            let in_flight = worker.load.get().saturating_add(1);
+            let load = Load { in_flight, latency_us: worker.app_latency.micros() };
+            let mut call = Call::mesh(head, travels, &sender, &mut receiver, load);
             call.deadline = deadline_of(&call, left_ms);
             serve_call(peer, call).await;
         }

@@ -111,7 +111,10 @@ async fn connections_beyond_the_limit_are_reset_and_opaque_streams_go_elsewhere(
         assert_eq!(app.accepted.get(), 2);
         // Requests of another sidecar are no connections of clients.
         let (_sender, mut request) = open(&peer, Travels::Http1, GET);
-        assert!(matches!(next(&mut request).await, Event::Head(_)), "it reaches the application, whose echo is refused");
+        assert!(
+            matches!(next(&mut request).await, Event::Head(_)),
+            "it reaches the application, whose echo is refused"
+        );
         drop((sender, receiver, first));
         sleep(SOON).await;
         let mut again = client(&worker, app.address).await;
