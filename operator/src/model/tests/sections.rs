@@ -33,8 +33,8 @@ fn a_section_is_stamped_with_the_policy_that_supplies_it_and_requires_what_it_ne
     assert!(mtls.resource.requires.is_empty(), "what only access needs holds back nothing else");
     assert_eq!(access.resource.requires, [ACCESS_V1]);
     let of = |name: &str| model.sections(&key("shop", name), "uid-a");
-    assert_eq!(of("wide"), Sections { mtls: false, access: true });
-    assert_eq!(of("narrow"), Sections { mtls: true, access: false });
+    assert_eq!(of("wide"), Sections { mtls: false, access: true, ..Sections::default() });
+    assert_eq!(of("narrow"), Sections { mtls: true, access: false, ..Sections::default() });
 }
 
 #[test]
