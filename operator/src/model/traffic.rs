@@ -255,3 +255,185 @@ fn faults(spec: &FaultsSpec, policy: proto::ObjectRef) -> Option<proto::Faults> 
         until_unix: values.until_unix,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::IpAddr;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::tests::{key, pod, policy, shop};
+    use crate::model::{Service, Verdict};
+
+    fn web() -> Value {
+        json!({"kind": "Service", "name": "web"})
+    }
+
+    fn wait(request: &str) -> Value {
+        json!({"request": request})
+    }
+
+    fn model() -> Model {
+        shop(&[pod("a", "10.1.0.1", "r1")])
+    }
+
+    fn apply(model: &mut Model, name: &str, age: u32, spec: Value) {
+        model.apply_policy(key("shop", name), policy(name, age, spec));
+    }
+
+    fn verdict(model: &Model, name: &str) -> Verdict {
+        let key = key("shop", name);
+        model.report(&key, &model.policies[&key]).verdict
+    }
+
+    /// Whose timeout holds for the Service, and how long it is.
+    fn timeout(model: &Model, service: &str) -> Option<(String, u32)> {
+        let timeout = model.traffic_for(&key("shop", service)).0?.timeout?;
+        Some((timeout.policy?.name, timeout.request_ms))
+    }
+
+    #[test]
+    fn each_section_is_that_of_the_narrowest_target_and_of_two_equals_of_the_older() {
+        let mut model = model();
+        let retry = json!({"on": ["5xx", "connect"], "attempts": 1});
+        let wide = json!({"target": {"kind": "Namespace"}, "timeout": wait("9s"), "retry": retry});
+        apply(&mut model, "wide", 1, wide);
+        assert_eq!(timeout(&model, "web"), Some(("wide".to_owned(), 9000)));
+        apply(&mut model, "younger", 3, json!({"target": web(), "timeout": wait("1s")}));
+        apply(&mut model, "older", 2, json!({"target": web(), "timeout": wait("2s")}));
+        assert_eq!(timeout(&model, "web"), Some(("older".to_owned(), 2000)));
+        assert_eq!(timeout(&model, "other"), Some(("wide".to_owned(), 9000)), "another Service");
+        let retry = model.traffic_for(&key("shop", "web")).0.unwrap().retry.unwrap();
+        assert_eq!(
+            (retry.policy.unwrap().name.as_str(), retry.attempts, retry.budget_percent),
+            ("wide", 1, 20)
+        );
+        assert_eq!(retry.on, [proto::retries::On::On5xx as i32, proto::retries::On::Connect as i32]);
+        assert!(model.traffic_for(&key("other", "web")).0.is_none(), "another namespace");
+        let conflicted = Verdict::Conflicted { with: "older".to_owned(), section: "timeout" };
+        assert_eq!(verdict(&model, "younger"), conflicted);
+        assert_eq!(
+            (verdict(&model, "older"), verdict(&model, "wide")),
+            (Verdict::Accepted, Verdict::Accepted)
+        );
+    }
+
+    #[test]
+    fn what_is_only_tried_stands_beside_what_is_enforced() {
+        let mut model = model();
+        apply(&mut model, "tried", 1, json!({"target": web(), "mode": "Shadow", "timeout": wait("1s")}));
+        apply(&mut model, "enforced", 2, json!({"target": web(), "timeout": wait("5s")}));
+        let (enforced, tried) = model.traffic_for(&key("shop", "web"));
+        let of = |traffic: Option<proto::Traffic>| traffic.unwrap().timeout.unwrap().request_ms;
+        assert_eq!((of(enforced), of(tried)), (5000, 1000));
+        assert_eq!(verdict(&model, "enforced"), Verdict::Accepted);
+    }
+
+    #[test]
+    fn sections_become_numbers() {
+        let mut model = model();
+        let spec = json!({
+            "target": web(), "breaker": {"ejectFor": "20s"},
+            "balance": {"by": "Hash", "hash": {"cookie": "session"}, "zone": "Only", "warmUp": "30s"},
+            "faults": {"abort": {"status": 503, "of": "0.5%"}, "until": "2026-12-01T12:00:00Z"},
+        });
+        apply(&mut model, "all", 1, spec);
+        let traffic = model.traffic_for(&key("shop", "web")).0.unwrap();
+        let (breaker, balance, faults) =
+            (traffic.breaker.unwrap(), traffic.balance.unwrap(), traffic.faults.unwrap());
+        assert_eq!(
+            (breaker.consecutive_failures, breaker.eject_ms, breaker.max_ejected_percent),
+            (5, 20_000, 50)
+        );
+        assert_eq!(balance.by(), proto::balance::By::HashCookie);
+        assert_eq!(balance.zone(), proto::balance::Zone::Only);
+        assert_eq!((balance.hash_name.as_str(), balance.warm_up_ms), ("session", 30_000));
+        assert_eq!((faults.abort_status, faults.abort_permyriad, faults.delay_permyriad), (503, 50, 0));
+        assert_eq!(faults.until_unix, 1_796_126_400);
+        assert!(traffic.timeout.is_none() && traffic.retry.is_none());
+    }
+
+    #[test]
+    fn a_balance_without_a_word_about_zones_leaves_the_services_own_preference() {
+        let mut model = model();
+        apply(&mut model, "p", 1, json!({"target": {"kind": "Namespace"}, "balance": {"by": "Requests"}}));
+        let near = Service { distribution: Distribution::SameZone, ..Service::default() };
+        model.apply_service(key("shop", "near"), near);
+        let zone =
+            |service: &str| model.traffic_for(&key("shop", service)).0.unwrap().balance.unwrap().zone();
+        assert_eq!((zone("web"), zone("near")), (proto::balance::Zone::Any, proto::balance::Zone::Prefer));
+    }
+
+    #[test]
+    fn nothing_of_an_invalid_value_is_sent_and_the_verdict_says_what_to_write() {
+        let mut model = model();
+        let invalid = json!({"target": web(), "mtls": "Strict", "timeout": {"request": "1s", "attempt": "3s"}, "breaker": {}});
+        apply(&mut model, "p", 1, invalid.clone());
+        assert_eq!(model.traffic_for(&key("shop", "web")), (None, None));
+        let Verdict::Invalid(why) = verdict(&model, "p") else { panic!("accepted") };
+        assert!(why.contains("spec.timeout.attempt") && why.contains("write at most 1s"), "{why}");
+        assert!(why.contains("only mtls and access are in force"), "{why}");
+        let inbound = model.inbound("uid-a").unwrap();
+        assert_eq!(inbound.mtls(), proto::MtlsMode::Strict, "who is let in does not depend on a timeout");
+        assert!(inbound.access.is_none(), "and nobody is kept out by it");
+        // A later version that is invalid leaves the last valid one.
+        apply(&mut model, "p", 1, json!({"target": web(), "timeout": wait("7s")}));
+        apply(&mut model, "p", 1, invalid);
+        assert_eq!(timeout(&model, "web"), Some(("p".to_owned(), 7000)));
+    }
+
+    #[test]
+    fn a_workload_target_is_about_no_service() {
+        let mut model = model();
+        let target = json!({"kind": "Workload", "selector": {"matchLabels": {"app": "web"}}});
+        apply(&mut model, "p", 1, json!({"target": target, "timeout": wait("1s")}));
+        assert_eq!(model.traffic_for(&key("shop", "web")), (None, None));
+        assert!(model.called_addresses(&key("shop", "p")).is_empty());
+    }
+
+    #[test]
+    fn a_policy_touches_the_services_that_it_is_for_before_and_after_it_changes() {
+        let mut model = model();
+        let ip: IpAddr = "10.96.0.2".parse().unwrap();
+        model.apply_service(key("shop", "other"), Service { cluster_ips: vec![ip], ..Service::default() });
+        let vip: IpAddr = "10.96.0.1".parse().unwrap();
+        let mut touched = |model: &mut Model, spec: Value| -> HashSet<IpAddr> {
+            model.take_touched();
+            apply(model, "p", 1, spec);
+            model.take_touched().addresses.into_iter().filter(|touched| [ip, vip].contains(touched)).collect()
+        };
+        let of_other = json!({"target": {"kind": "Service", "name": "other"}, "timeout": wait("1s")});
+        assert_eq!(touched(&mut model, json!({"target": web(), "timeout": wait("1s")})), [vip].into());
+        assert_eq!(touched(&mut model, of_other), [vip, ip].into(), "the old target and the new one");
+        let all = json!({"target": {"kind": "Namespace"}, "retry": {"on": ["reset"]}});
+        assert_eq!(touched(&mut model, all), [vip, ip].into());
+        model.take_touched();
+        model.delete_policy(&key("shop", "p"));
+        assert!(model.take_touched().addresses.is_superset(&[vip, ip].into()));
+        assert!(touched(&mut model, json!({"target": web(), "mtls": "Strict"})).is_empty());
+    }
+
+    #[test]
+    fn the_addresses_of_services_that_a_narrower_policy_decides_about_are_not_those_of_the_wider_one() {
+        let mut model = model();
+        apply(&mut model, "wide", 1, json!({"target": {"kind": "Namespace"}, "timeout": wait("9s")}));
+        let addresses = |model: &Model, name: &str| model.called_addresses(&key("shop", name));
+        let of_web: BTreeSet<SocketAddr> =
+            ["10.96.0.1:80", "203.0.113.1:80"].map(|address| address.parse().unwrap()).into();
+        assert_eq!(addresses(&model, "wide"), of_web);
+        apply(&mut model, "narrow", 2, json!({"target": web(), "timeout": wait("1s")}));
+        assert_eq!(
+            (addresses(&model, "wide"), addresses(&model, "narrow")),
+            (BTreeSet::new(), of_web.clone())
+        );
+        apply(
+            &mut model,
+            "wide",
+            1,
+            json!({"target": {"kind": "Namespace"}, "timeout": wait("9s"), "breaker": {}}),
+        );
+        assert_eq!(addresses(&model, "wide"), of_web, "its breaker holds there");
+    }
+}
