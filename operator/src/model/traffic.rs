@@ -399,19 +399,22 @@ mod tests {
         let ip: IpAddr = "10.96.0.2".parse().unwrap();
         model.apply_service(key("shop", "other"), Service { cluster_ips: vec![ip], ..Service::default() });
         let vip: IpAddr = "10.96.0.1".parse().unwrap();
-        let mut touched = |model: &mut Model, spec: Value| -> HashSet<IpAddr> {
+        let touched = |model: &mut Model, spec: Value| -> HashSet<IpAddr> {
             model.take_touched();
             apply(model, "p", 1, spec);
             model.take_touched().addresses.into_iter().filter(|touched| [ip, vip].contains(touched)).collect()
         };
         let of_other = json!({"target": {"kind": "Service", "name": "other"}, "timeout": wait("1s")});
-        assert_eq!(touched(&mut model, json!({"target": web(), "timeout": wait("1s")})), [vip].into());
-        assert_eq!(touched(&mut model, of_other), [vip, ip].into(), "the old target and the new one");
+        assert_eq!(
+            touched(&mut model, json!({"target": web(), "timeout": wait("1s")})),
+            HashSet::from([vip])
+        );
+        assert_eq!(touched(&mut model, of_other), HashSet::from([vip, ip]), "the old target and the new one");
         let all = json!({"target": {"kind": "Namespace"}, "retry": {"on": ["reset"]}});
-        assert_eq!(touched(&mut model, all), [vip, ip].into());
+        assert_eq!(touched(&mut model, all), HashSet::from([vip, ip]));
         model.take_touched();
         model.delete_policy(&key("shop", "p"));
-        assert!(model.take_touched().addresses.is_superset(&[vip, ip].into()));
+        assert!(model.take_touched().addresses.is_superset(&HashSet::from([vip, ip])));
         assert!(touched(&mut model, json!({"target": web(), "mtls": "Strict"})).is_empty());
     }
 
@@ -421,7 +424,7 @@ mod tests {
         apply(&mut model, "wide", 1, json!({"target": {"kind": "Namespace"}, "timeout": wait("9s")}));
         let addresses = |model: &Model, name: &str| model.called_addresses(&key("shop", name));
         let of_web: BTreeSet<SocketAddr> =
-            ["10.96.0.1:80", "203.0.113.1:80"].map(|address| address.parse().unwrap()).into();
+            ["10.96.0.1:80", "203.0.113.1:80"].map(|address| address.parse::<SocketAddr>().unwrap()).into();
         assert_eq!(addresses(&model, "wide"), of_web);
         apply(&mut model, "narrow", 2, json!({"target": web(), "timeout": wait("1s")}));
         assert_eq!(
