@@ -203,7 +203,9 @@ impl Admission {
                 .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
-            "MeshPolicy" => read::<MeshPolicy>(object).map(|policy| validate::policy(&policy, Timestamp::now())),
+            "MeshPolicy" => {
+                read::<MeshPolicy>(object).map(|policy| validate::policy(&policy, Timestamp::now()))
+            }
             "MeshConfig" => read::<MeshConfig>(object).map(|config| validate::config(&config)),
             "Canary" => match read::<Canary>(object) {
                 Ok(canary) => {
