@@ -1,6 +1,7 @@
 //! Who is connected, and what each sidecar enforces: of this replica's own sidecars, and, on the leader, of
 //! those that other replicas serve.
 
+mod clients;
 mod dialled;
 mod route;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
+pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
 pub use route::RouteAcknowledgement;
 
@@ -81,6 +83,8 @@ struct Sidecars {
     by_canary: HashMap<Key, HashSet<(Arc<str>, Name)>>,
     /// Which resources hold rules of a route of the Gateway API, in the same sense. Its kind stands before its name.
     by_route: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    /// Which resources of dialled addresses hold sections of a policy, in the same sense.
+    by_policy: HashMap<Key, HashSet<(Arc<str>, Name)>>,
     /// Routes of which a resource was sent, acknowledged, refused or given up since this was last asked.
     changed_routes: HashSet<Key>,
     /// Which sidecars have subscribed to what is at an address.
@@ -151,9 +155,15 @@ impl Known {
         stamps.filter(|stamp| stamp.kind() == kind).map(key).collect()
     }
 
-    /// Objects of each kind that has an index.
-    fn indexed(&self) -> Indexed {
-        Indexed { canaries: self.stamped(stamp::Kind::Canary), routes: self.stamped(stamp::Kind::Route) }
+    /// Objects of each kind that has an index. Policies have one for what is said of dialled addresses: which pods
+    /// enforce the others is known.
+    fn indexed(&self, (kind, _): &Name) -> Indexed {
+        let is_route = *kind == ResourceType::Route as i32;
+        Indexed {
+            canaries: self.stamped(stamp::Kind::Canary),
+            routes: self.stamped(stamp::Kind::Route),
+            policies: if is_route { self.stamped(stamp::Kind::Policy) } else { BTreeSet::new() },
+        }
     }
 }
 
@@ -162,6 +172,7 @@ impl Known {
 struct Indexed {
     canaries: BTreeSet<Key>,
     routes: BTreeSet<Key>,
+    policies: BTreeSet<Key>,
 }
 
 impl AckTracker {
@@ -301,8 +312,9 @@ impl AckTracker {
                     && known(kind).all(|known| known.enforces_another(key, uid, generation))
             };
             let all = || Sections::ALL.resources();
-            // An old sidecar has all sections in one.
-            let is_enforced = enforced(Inbound) || sections.resources().all(|(kind, _)| enforced(kind));
+            // An old sidecar has all sections in one, except for limits, which it does not know.
+            let is_enforced = (enforced(Inbound) && !sections.limits)
+                || sections.resources().all(|(kind, _)| enforced(kind));
             if is_enforced && !is_behind(Inbound) && !all().any(|(kind, _)| is_behind(kind)) {
                 result.enforcing += 1;
                 continue;
@@ -378,7 +390,7 @@ impl Sidecars {
         for uid in lost {
             let sidecar = self.by_pod.remove(&uid).unwrap_or_default();
             for (name, known) in sidecar.resources {
-                self.unindex(&uid, &name, &known.indexed(), &Indexed::default());
+                self.unindex(&uid, &name, &known.indexed(&name), &Indexed::default());
                 self.dials_no_more(&uid, &name);
             }
         }
@@ -437,9 +449,9 @@ impl Sidecars {
         let known = sidecar.resources.remove(&name);
         let was_known = known.is_some();
         let known = known.unwrap_or_default();
-        let before = known.indexed();
+        let before = known.indexed(&name);
         let known = change(known);
-        let after = known.as_ref().map(Known::indexed).unwrap_or_default();
+        let after = known.as_ref().map(|known| known.indexed(&name)).unwrap_or_default();
         let is_known = known.is_some();
         if let Some(known) = known {
             sidecar.resources.insert(name.clone(), known);
@@ -455,6 +467,9 @@ impl Sidecars {
         for route in after.routes.difference(&before.routes) {
             self.by_route.entry(route.clone()).or_default().insert((Arc::clone(uid), name.clone()));
         }
+        for policy in after.policies.difference(&before.policies) {
+            self.by_policy.entry(policy.clone()).or_default().insert((Arc::clone(uid), name.clone()));
+        }
         self.unindex(uid, &name, &before, &after);
         self.changed_routes.extend(before.routes);
         self.changed_routes.extend(after.routes);
@@ -465,6 +480,7 @@ impl Sidecars {
         let of = (Arc::clone(uid), name.clone());
         remove(&mut self.by_canary, before.canaries.difference(&after.canaries), &of);
         remove(&mut self.by_route, before.routes.difference(&after.routes), &of);
+        remove(&mut self.by_policy, before.policies.difference(&after.policies), &of);
     }
 }
 

@@ -221,18 +221,7 @@ impl StatusDecider {
             return writer.queue().withdraw(&Target::Policy(key.clone()));
         };
         let verdict = model.report(key, policy).verdict;
-        let pods = model.policy_pods(key);
-        let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
-        // Where a narrower policy decides, there is no section of this one to acknowledge.
-        let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
-        let deciding: Vec<_> = deciding.collect();
-        let seen = acks.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
-        let progress = Progress {
-            pods: pods.len(),
-            enforcing: seen.enforcing,
-            awaited: seen.awaited,
-            refusal: seen.refusal,
-        };
+        let progress = Progress::of(model, acks, key, policy);
         if progress.is_complete() || verdict != Verdict::Accepted {
             self.pending.remove(key);
         } else {
