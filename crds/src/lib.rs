@@ -20,6 +20,7 @@ mod policy;
 mod quantity;
 mod step;
 mod traffic;
+mod values;
 
 pub use action::{CanaryAction, Requested};
 pub use canary::*;
@@ -29,6 +30,7 @@ pub use policy::*;
 pub use quantity::{QuantityError, parse_duration, parse_percent};
 pub use step::*;
 pub use traffic::*;
+pub use values::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

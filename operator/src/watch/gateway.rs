@@ -343,7 +343,7 @@ mod tests {
     fn the_last_readable_version_of_a_route_stays_until_another_object_takes_its_name() {
         let hub = Hub::complete(Model::default());
         let put = |object| hub.change(|model| apply(model, &hub, (RouteKind::Http, "v1"), object));
-        let generations = || hub.model().routes().map(|(_, route)| route.generation).collect::<Vec<i64>>();
+        let generations = || hub.model().routes().map(|route| route.generation).collect::<Vec<i64>>();
         put(route("a", 1, json!({"parentRefs": [{"group": "", "kind": "Service", "name": "web"}]})));
         assert_eq!(generations(), [1]);
         put(route("a", 2, json!({"rules": "none"})));
