@@ -184,14 +184,14 @@ fn timeouts(spec: &TimeoutSpec, policy: proto::ObjectRef) -> Option<proto::Timeo
 fn retries(spec: &RetrySpec, policy: proto::ObjectRef) -> Option<proto::Retries> {
     use proto::retries::On;
     let on = |on: &RetryOn| match on {
-        RetryOn::ServerError => On::On5xx.into(),
-        RetryOn::Reset => On::Reset.into(),
-        RetryOn::Connect => On::Connect.into(),
-        RetryOn::Unavailable => On::Unavailable.into(),
+        RetryOn::ServerError => On::On5xx,
+        RetryOn::Reset => On::Reset,
+        RetryOn::Connect => On::Connect,
+        RetryOn::Unavailable => On::Unavailable,
     };
     Some(proto::Retries {
         policy: Some(policy),
-        on: spec.on.iter().map(on).collect(),
+        on: spec.on.iter().map(|reason| on(reason).into()).collect(),
         attempts: spec.attempts,
         budget_percent: spec.budget_percent().ok()?,
     })
