@@ -16,7 +16,6 @@ use tulle_crds::{
 use tulle_mesh::proto;
 
 use super::address::Owner;
-use super::object::Distribution;
 use super::policy::{reference, specificity};
 use super::{Key, Model};
 
@@ -72,18 +71,11 @@ impl Model {
         // Most namespaces have no such policy.
         let mut policies = self.by_age(&service.0);
         policies.find(|(_, policy)| policy.spec.mode == mode && concerns_calls(&policy.spec))?;
-        let distribution = self.services.get(service).map(|service| service.distribution);
-        let distribution = distribution.unwrap_or_default();
         let made = proto::Traffic {
             timeout: self.client_section(service, mode, |spec| spec.timeout.as_ref(), timeouts),
             retry: self.client_section(service, mode, |spec| spec.retry.as_ref(), retries),
             breaker: self.client_section(service, mode, |spec| spec.breaker.as_ref(), breaker),
-            balance: self.client_section(
-                service,
-                mode,
-                |spec| spec.balance.as_ref(),
-                |spec, policy| balance(spec, policy, distribution),
-            ),
+            balance: self.client_section(service, mode, |spec| spec.balance.as_ref(), balance),
             faults: self.client_section(service, mode, |spec| spec.faults.as_ref(), faults),
         };
         (made != proto::Traffic::default()).then_some(made)
@@ -192,14 +184,14 @@ fn timeouts(spec: &TimeoutSpec, policy: proto::ObjectRef) -> Option<proto::Timeo
 fn retries(spec: &RetrySpec, policy: proto::ObjectRef) -> Option<proto::Retries> {
     use proto::retries::On;
     let on = |on: &RetryOn| match on {
-        RetryOn::ServerError => On::On5xx.into(),
-        RetryOn::Reset => On::Reset.into(),
-        RetryOn::Connect => On::Connect.into(),
-        RetryOn::Unavailable => On::Unavailable.into(),
+        RetryOn::ServerError => On::On5xx,
+        RetryOn::Reset => On::Reset,
+        RetryOn::Connect => On::Connect,
+        RetryOn::Unavailable => On::Unavailable,
     };
     Some(proto::Retries {
         policy: Some(policy),
-        on: spec.on.iter().map(on).collect(),
+        on: spec.on.iter().map(|reason| on(reason).into()).collect(),
         attempts: spec.attempts,
         budget_percent: spec.budget_percent().ok()?,
     })
@@ -211,12 +203,7 @@ fn breaker(spec: &BreakerSpec, policy: proto::ObjectRef) -> Option<proto::Breake
     Some(proto::Breaker { policy: Some(policy), consecutive_failures, eject_ms, max_ejected_percent })
 }
 
-/// Without a word about zones, the Service's own preference goes on to hold.
-fn balance(
-    spec: &BalanceSpec,
-    policy: proto::ObjectRef,
-    distribution: Distribution,
-) -> Option<proto::Balance> {
+fn balance(spec: &BalanceSpec, policy: proto::ObjectRef) -> Option<proto::Balance> {
     use proto::balance::{By, Zone};
     let warm_up_ms = spec.warm_up_ms().ok()?;
     let hash = spec.hash.clone().unwrap_or_default();
@@ -228,12 +215,11 @@ fn balance(
         (BalanceBy::Hash, None, Some(cookie)) => (By::HashCookie, Some(cookie)),
         (BalanceBy::Hash, None, None) => (By::HashSource, None),
     };
-    let zone = match (spec.zone, distribution) {
-        (Some(ZonePolicy::Only), _) => Zone::Only,
-        (Some(ZonePolicy::Prefer), _) | (None, Distribution::SameZone | Distribution::SameNode) => {
-            Zone::Prefer
-        }
-        (Some(ZonePolicy::Any), _) | (None, Distribution::Any) => Zone::Any,
+    let zone = match spec.zone {
+        Some(ZonePolicy::Only) => Zone::Only,
+        Some(ZonePolicy::Prefer) => Zone::Prefer,
+        // The Service's own `trafficDistribution` goes on to hold.
+        Some(ZonePolicy::Any) | None => Zone::Any,
     };
     Some(proto::Balance {
         policy: Some(policy),
@@ -353,17 +339,6 @@ mod tests {
         assert_eq!((faults.abort_status, faults.abort_permyriad, faults.delay_permyriad), (503, 50, 0));
         assert_eq!(faults.until_unix, 1_796_126_400);
         assert!(traffic.timeout.is_none() && traffic.retry.is_none());
-    }
-
-    #[test]
-    fn a_balance_without_a_word_about_zones_leaves_the_services_own_preference() {
-        let mut model = model();
-        apply(&mut model, "p", 1, json!({"target": {"kind": "Namespace"}, "balance": {"by": "Requests"}}));
-        let near = Service { distribution: Distribution::SameZone, ..Service::default() };
-        model.apply_service(key("shop", "near"), near);
-        let zone =
-            |service: &str| model.traffic_for(&key("shop", service)).0.unwrap().balance.unwrap().zone();
-        assert_eq!((zone("web"), zone("near")), (proto::balance::Zone::Any, proto::balance::Zone::Prefer));
     }
 
     #[test]
