@@ -12,7 +12,6 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Subject;
 use tulle_mesh::proto::{self, ResourceName, ResourceType};
 
-use super::limits::LimitsSection;
 use super::resource::{AccessSection, MtlsSection, Resource, Workload};
 use super::rules::decode_rules;
 use super::store::{Name, Wanted};
@@ -355,7 +354,7 @@ async fn a_connection_whose_address_was_forgotten_without_an_answer_asks_again()
     tokio::time::timeout(Duration::from_secs(1), meshed).await.expect("a sidecar listens there");
 }
 
-fn sections() -> [Resource; 4] {
+fn sections() -> [Resource; 3] {
     [
         Resource::Workload(
             Workload { revision: "r1".into() },
@@ -363,7 +362,6 @@ fn sections() -> [Resource; 4] {
         ),
         Resource::Mtls(MtlsSection { mode: Mtls::Permissive, shadow_strict: false }),
         Resource::Access(AccessSection::default()),
-        Resource::Limits(LimitsSection::default()),
     ]
 }
 
@@ -374,13 +372,13 @@ fn allows(store: &ConfigStore) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_enforced_is_known_after_all_sections_in_any_order() {
-    for first in 0..4 {
+async fn what_is_enforced_is_known_after_all_three_sections_in_any_order() {
+    for first in 0..3 {
         let (store, _wanted) = connected();
         let mut sections = sections();
         sections.rotate_left(first);
         for (count, section) in sections.into_iter().enumerate() {
-            assert!(store.inbound().is_none(), "{count} of four");
+            assert!(store.inbound().is_none(), "{count} of three");
             store.apply(section);
         }
         tokio::time::timeout(Duration::from_secs(1), store.inbound_known()).await.expect("known");
@@ -394,7 +392,7 @@ async fn what_is_enforced_is_known_after_all_sections_in_any_order() {
 #[tokio::test(start_paused = true)]
 async fn sections_that_are_refused_at_first_fail_closed_instead_of_waiting_for_ever() {
     let (store, _wanted) = connected();
-    for kind in [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access, ResourceType::Limits] {
+    for kind in [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access] {
         assert!(tokio::time::timeout(Duration::from_secs(1), store.inbound_known()).await.is_err());
         store.refuse(&of(kind, "uid"), None);
     }
