@@ -37,4 +37,4 @@ pub use rules::{
     Rules, SessionPersistence,
 };
 pub use store::{ConfigStore, Known};
-pub use traffic::Traffic;
+pub use traffic::{HashKey, Traffic};
