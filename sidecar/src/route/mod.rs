@@ -17,6 +17,8 @@ mod cors;
 mod filters;
 mod rules;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -188,73 +190,5 @@ pub fn hash_of_request(key: &HashKey, head: &Head, client: &str) -> Option<u64> 
         HashKey::Header(name) => head.header(name).map(|value| session::hash_of(value)),
         HashKey::Cookie(name) => session::cookie(head, name).map(session::hash_of),
         HashKey::Source => Some(session::hash_of(client.as_bytes())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Ask;
-    use crate::config::{ConfigStore, Endpoint, Endpoints, PodRoute, Route, ServiceRoute};
-
-    const DIALLED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 80);
-
-    fn endpoint(port: u16) -> Endpoint {
-        Endpoint { pod_uid: "pod".into(), ..Endpoint::at(SocketAddr::from(([10, 0, 0, 1], port))) }
-    }
-
-    fn service(endpoints: &str, protocol: Protocol) -> Route {
-        Route::Service(ServiceRoute { protocol, endpoints: endpoints.into(), ..ServiceRoute::default() })
-    }
-
-    fn backend(port: &Port, backends: &Backends) -> Rc<Backend> {
-        Rc::clone(&port.plan_of(backends).unwrap().default.backend)
-    }
-
-    async fn port() -> (Arc<ConfigStore>, Port) {
-        let (store, _wanted) = ConfigStore::new();
-        let entry = store.resolve(DIALLED).await;
-        (store, Port::new(DIALLED, entry))
-    }
-
-    #[tokio::test]
-    async fn an_address_without_an_answer_passes_through_and_leads_somewhere_once_there_is_one() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough);
-        assert!(port.plan_of(&backends).is_none());
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Http2));
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough, "its endpoints are not known yet");
-        let endpoints = Endpoints { endpoints: vec![endpoint(8080)], ..Endpoints::default() };
-        store.set_endpoints(&"shop/web:80".into(), endpoints);
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Http2));
-        let chosen = backend(&port, &backends).pick(&Ask::default()).unwrap();
-        assert_eq!(chosen.endpoint.address.port(), 8080);
-        store.set_route(DIALLED, Route::Unknown);
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough);
-        assert!(port.plan_of(&backends).is_none());
-    }
-
-    #[tokio::test]
-    async fn what_is_known_of_endpoints_outlives_a_change_of_their_route() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        store.set_endpoints(&"shop/web:80".into(), Endpoints::default());
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Detect));
-        let before = backend(&port, &backends);
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Http1));
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Http1));
-        assert!(Rc::ptr_eq(&before, &backend(&port, &backends)));
-    }
-
-    #[tokio::test]
-    async fn a_pods_address_has_the_protocol_that_was_declared_and_the_pods_own_passes_through() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        let pod = PodRoute { endpoint: endpoint(6379), protocol: Protocol::Opaque };
-        let own = [pod.endpoint.address.ip()];
-        store.set_route(DIALLED, Route::Pod(pod));
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Opaque));
-        assert_eq!(port.target_for(&backends, &own), Target::Passthrough);
     }
 }
