@@ -92,6 +92,7 @@ impl Worker {
         if let Some(port) = self.current_port(address) {
             return port;
         }
+        self.backends.set_place(&self.config.place());
         let port = Rc::new(Port::new(address, entry));
         let mut ports = self.ports.borrow_mut();
         if ports.len() >= MAX_PORTS {
@@ -140,6 +141,7 @@ impl Worker {
         let kept = ports.len() * 2;
         ports.shrink_to(kept);
         drop(ports);
+        self.backends.set_place(&self.config.place());
         self.backends.sweep();
     }
 }

@@ -25,7 +25,9 @@ async fn a_cookie_keeps_a_client_with_a_pod_and_tells_nothing_of_its_address() {
     let first = shop.ask(&get("/", "")).await;
     let [cookie] = first.all("set-cookie")[..] else { panic!("{first:?}") };
     let value = cookie.split(';').next().unwrap().to_owned();
-    assert!(value.starts_with("stay=") && !value.contains("127."), "{value}");
+    assert!(value.starts_with("stay="), "{value}");
+    let addresses = echoes.each_ref().map(|echo| echo.port().address.ip().to_string());
+    assert!(addresses.iter().all(|address| !value.contains(address)), "{value}");
     for _ in 0..20 {
         let reply = shop.ask(&get("/", &format!("cookie: a=b; {value}\r\n"))).await;
         assert_eq!(reply.from(), first.from());
@@ -73,8 +75,7 @@ async fn a_copy_arrives_once_with_its_body_and_is_counted_for_nobody() {
     }]))
     .await;
     let before = counted(&shop.cluster);
-    let request =
-        "POST /cart HTTP/1.1\r\nhost: shop\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let request = "POST /cart HTTP/1.1\r\nhost: shop\r\ncontent-length: 5\r\n\r\nhello";
     assert_eq!(shop.ask(request).await.from(), "a");
     until_seen(&shop.b, 1).await;
     within(async {
