@@ -218,7 +218,7 @@ pub fn usable(resource: &proto::Resource) -> Option<(SocketAddr, Route)> {
     let address = resource.name.as_ref()?.name.parse().ok()?;
     let Some(Body::Route(route)) = &resource.body else { return None };
     // One that this build does not know: the first bytes say what it is.
-    let known = |protocol: i32| proto::Protocol::try_from(protocol).unwrap_or_default().into();
+    let known = |protocol: i32| i32::from(proto::Protocol::try_from(protocol).unwrap_or_default());
     let kind = match route.kind.as_ref()? {
         Kind::Service(service) => Kind::Service(proto::ServiceRoute {
             protocol: known(service.protocol),

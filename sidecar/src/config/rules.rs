@@ -315,7 +315,8 @@ fn named(route: &proto::RouteRef) -> String {
         proto::RouteKind::Tcp => "TCPRoute",
     };
     let object = route.object.as_ref();
-    let (namespace, name) = object.map_or(("", ""), |object| (object.namespace.as_str(), object.name.as_str()));
+    let (namespace, name) =
+        object.map_or(("", ""), |object| (object.namespace.as_str(), object.name.as_str()));
     format!("{kind}/{namespace}/{name}")
 }
 

@@ -3,8 +3,9 @@
 //! A copy is sent once, to one endpoint, beside the request and without anybody waiting for it; its answer is dropped.
 //! Those of mirror filters say nothing: they are counted for no Canary, breaker or average. Those of a Canary are
 //! evidence like attempts at its version. A copy has the body of its request: so that each can be sent by itself, the
-//! body of a request that is to be copied is read before its first attempt, up to [`STREAM_CREDIT`] and for at most
-//! [`BODY_COMES_WITHIN`]. No other request waits for its body.
+//! body of a request that is to be copied is read before its first attempt, up to 64 KiB
+//! ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)) and for at most [`BODY_COMES_WITHIN`]. No other request waits for
+//! its body.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,17 +16,14 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use super::{count, patience};
+use super::{count, patience, wishes};
 use crate::attempt::{Copied, Opening, open, send_copy};
 use crate::backend::{Ask, Backend, Cohort, Upstream};
 use crate::call::Call;
 use crate::error::Failure;
-use crate::http1::Head;
+use crate::http1::{Framing, Head};
 use crate::telemetry::attempts::evidence_of;
 use crate::worker::Worker;
-
-#[cfg(doc)]
-use tulle_mesh::wire::STREAM_CREDIT;
 
 /// How long the rest of a body may take that is read before the first attempt. A client that streams, or waits for an
 /// answer before it goes on, is not held up for longer.
@@ -85,14 +83,16 @@ pub(super) async fn send(
     Ok(())
 }
 
-/// The head of a copy: as that of its request, with the length that the body has turned out to have.
+/// The head of a copy: as that of its request, with the length that the body has turned out to have, and without what
+/// the request wishes of this sidecar.
 fn copied(head: &Head, body: &Bytes) -> Head {
-    use crate::http1::Framing;
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose => Framing::Length(body.len() as u64),
         known => known,
     };
-    Head { framing, ..head.clone() }
+    let mut head = Head { framing, ..head.clone() };
+    wishes::take(&mut head);
+    head
 }
 
 async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, travels: Travels) {

@@ -6,7 +6,7 @@
 //! ```text
 //!   race      what is spoken: the client's first bytes against the server's
 //!   http      requests: where each goes, and what is done to it on the way
-//!   attempts  the attempts at one request
+//!   attempts  the attempts at one request, and what policies and the request itself say about them (trying, wishes)
 //!   mirror    copies of requests
 //!   opaque    connections whose content is not looked at
 //!   sni       the server that a TLS client asks for
@@ -20,6 +20,8 @@ mod race;
 mod sni;
 #[cfg(test)]
 mod tests;
+mod trying;
+mod wishes;
 
 use std::future::pending;
 use std::net::SocketAddr;

@@ -228,7 +228,7 @@ impl CompiledRules {
     }
 }
 
-impl<'p> Taken<'p> {
+impl Taken<'_> {
     /// An answer of our own, with what the rule does to answers.
     fn answer(&self, mut head: Head) -> Box<Head> {
         if let Some(edits) = &self.compiled.edits {

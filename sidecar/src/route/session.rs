@@ -3,7 +3,8 @@
 //! The value is a [`Token`]: what names the endpoint's pod, and when the session began and was last used. It holds no
 //! address, and means something to every sidecar that has the same rule: a browser's requests may come through several
 //! pods of one application. Whoever changes it only gets another endpoint of the same Service, or none, as for a pod
-//! that has gone: then the session begins anew.
+//! that has gone: then the session begins anew. The endpoint is chosen, and named, before the first attempt: where that
+//! fails and another one serves the request, the session is still with the first, until that has gone.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
