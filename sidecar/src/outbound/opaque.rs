@@ -220,18 +220,17 @@ pub(super) async fn serve(
     stream: TcpStream,
     mut buffer: BytesMut,
 ) -> Result<(), Failure> {
+    let by_name = port.plan(worker).is_some_and(|plan| plan.is_by_server_name());
+    let hello = if by_name { Box::pin(hello(&stream, &mut buffer)).await? } else { Hello::Other };
+    // A client may have been silent for hours: what holds now decides.
     let Some(plan) = port.plan(worker) else {
         reset_on_close(&stream);
         return Err(Failure::UpstreamNone);
     };
-    let way = if plan.is_by_server_name() {
-        match Box::pin(hello(&stream, &mut buffer)).await? {
-            Hello::Tls(name) => plan.connection(Connection::Tls(name.as_deref())),
-            Hello::Incomplete | Hello::Other => plan.connection(Connection::Other),
-        }
-    } else {
-        plan.connection(Connection::Other)
-    };
+    let way = plan.connection(match &hello {
+        Hello::Tls(name) => Connection::Tls(name.as_deref()),
+        Hello::Incomplete | Hello::Other => Connection::Other,
+    });
     let way = way.inspect_err(|failure| {
         reset_on_close(&stream);
         unopened(worker, &plan.default.backend, failure);
