@@ -208,6 +208,7 @@ mod tests {
             shadow: None,
             shadow_strict: false,
             revision: String::new(),
+            limits: None,
         });
         assert_eq!(read(admin.ready()).await, (503, "no capability NET_RAW\n".to_owned()));
     }

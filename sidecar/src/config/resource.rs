@@ -14,7 +14,7 @@ use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
 
 use super::endpoints::{Endpoint, Endpoints, decode_endpoint, decode_endpoints};
-use super::limits::{self, LimitsSection};
+use super::limits::{self, InboundLimits, LimitsSection};
 use super::rules::{Rules, decode_rules};
 use super::traffic::{Traffic, decode_traffic};
 
@@ -110,6 +110,8 @@ pub struct Inbound {
     pub shadow_strict: bool,
     /// The pod's revision.
     pub revision: String,
+    /// How much at once reaches the application; `None`: as much as comes.
+    pub limits: Option<InboundLimits>,
 }
 
 /// Access rules and where they come from.
