@@ -90,11 +90,9 @@ fn save(name: &str, architecture: &str, layer: &[u8], run: &Value, archive: &Pat
         (format!("{}.json", hex(config.as_bytes())), format!("{layer_digest}.tar"));
     let manifest = json!([{"Config": config_file, "RepoTags": [name], "Layers": [layer_file]}]).to_string();
     let mut tar = Vec::new();
-    for (name, content) in [
-        (&*config_file, config.as_bytes()),
-        (&*layer_file, layer),
-        ("manifest.json", manifest.as_bytes()),
-    ] {
+    for (name, content) in
+        [(&*config_file, config.as_bytes()), (&*layer_file, layer), ("manifest.json", manifest.as_bytes())]
+    {
         entry(&mut tar, name, 0o644, FILE, content);
     }
     end(&mut tar);

@@ -211,8 +211,7 @@ impl Tests {
 /// Runs the suite, and shows which test it is in. All of its output goes to `log`.
 fn follow(command: &mut Command, log: &Path) -> Result<Tests> {
     let task = task("the conformance suite of the Gateway API");
-    let mut log_file =
-        fs::File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    let mut log_file = fs::File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
     let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file.try_clone()?);
     let mut child = piped.spawn().context("cannot run the conformance suite")?;
     let output = child.stdout.take().context("the suite has no standard output")?;
@@ -357,7 +356,8 @@ mod tests {
         assert!(complete(&report(6, 0, 0)).is_err());
         let without = report(7, 0, 0).replace("MESH-GRPC", "OTHER");
         assert!(complete(&without).unwrap_err().to_string().contains("MESH-GRPC"));
-        let lacking = report(7, 0, 0).replace(r#""extended":{"#, r#""extended":{"unsupportedFeatures":["X"],"#);
+        let lacking =
+            report(7, 0, 0).replace(r#""extended":{"#, r#""extended":{"unsupportedFeatures":["X"],"#);
         assert!(complete(&lacking).is_err());
     }
 

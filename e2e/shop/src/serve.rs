@@ -139,6 +139,7 @@ impl Service {
     }
 
     async fn carry_out(&self, request: Request<Incoming>, number: u64) -> Response<Full<Bytes>> {
+        let seen = request.headers().contains_key("x-show").then(|| seen(&request));
         let client =
             request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let carried_out =
@@ -166,7 +167,7 @@ impl Service {
         };
         let answer = json!({
             "service": self.settings.name, "version": self.settings.version, "pod": self.pod, "client": client,
-            "bytes": body, "next": next,
+            "bytes": body, "next": next, "seen": seen,
         });
         respond(StatusCode::OK, answer.to_string())
     }
@@ -176,6 +177,17 @@ impl Service {
         anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
         Ok(serde_json::from_slice(&body)?)
     }
+}
+
+/// A request as it arrived, for clients that ask with the header `x-show`. Values of repeated headers are joined.
+fn seen(request: &Request<Incoming>) -> serde_json::Value {
+    let mut headers = serde_json::Map::new();
+    for name in request.headers().keys() {
+        let values = request.headers().get_all(name).iter();
+        let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        headers.insert(name.to_string(), values.join(",").into());
+    }
+    json!({"method": request.method().as_str(), "target": request.uri().to_string(), "headers": headers})
 }
 
 /// Appends a line in one write, so that lines of several pods do not interleave.

@@ -148,7 +148,8 @@ pub fn gateway_api() -> Result<GatewayApi> {
         };
         host::write(&image, name)?;
         let standard = module_folder("sigs.k8s.io/gateway-api")?.join("config/crd/standard");
-        let entries = fs::read_dir(&standard).with_context(|| format!("cannot read {}", standard.display()))?;
+        let entries =
+            fs::read_dir(&standard).with_context(|| format!("cannot read {}", standard.display()))?;
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         files.sort();
         let texts: Vec<String> = files.iter().map(|file| read(file)).collect::<Result<_>>()?;

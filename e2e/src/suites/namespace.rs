@@ -54,6 +54,8 @@ pub fn clean_up(kube: &Kube, failed: bool) -> String {
         if failed {
             for what in [
                 ["get", "pods,meshpolicies,canaries", "-o", "wide"],
+                // Fails where the Gateway API is not installed.
+                ["get", "httproutes,grpcroutes", "-o", "yaml"],
                 ["get", "events", "--sort-by", ".lastTimestamp"],
             ] {
                 seen.push_str(&format!("\n        $ kubectl -n {namespace} {}", what.join(" ")));
@@ -242,6 +244,34 @@ impl<'a> TestNamespace<'a> {
     /// Runs a program in a pod; returns what it prints.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())
+    }
+
+    /// The metrics of a pod's sidecar.
+    pub fn metrics(&self, pod: &str) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:26152/proxy/metrics", self.namespace);
+        self.kube.run(&["get", "--raw", &path])
+    }
+
+    /// The sum of the samples of a pod's sidecar whose name and labels contain all of `parts`.
+    pub fn metric(&self, pod: &str, parts: &[&str]) -> Result<u64> {
+        let metrics = self.metrics(pod)?;
+        let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+        let wanted = samples.filter(|line| parts.iter().all(|part| line.contains(part)));
+        Ok(wanted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
+    }
+
+    /// The names of the pods with a label `app`.
+    pub fn pods(&self, app: &str) -> Result<Vec<String>> {
+        let label = format!("app={app}");
+        let names =
+            self.kubectl(&["get", "pods", "-l", &label, "-o", "jsonpath={.items[*].metadata.name}"])?;
+        Ok(names.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// How many requests the pods with a label `app` have received.
+    pub fn received(&self, app: &str) -> Result<u64> {
+        let requests = ["tulle_requests_total{", "direction=\"inbound\""];
+        self.pods(app)?.iter().map(|pod| self.metric(pod, &requests)).sum()
     }
 
     /// The HTTP status that a pod gets, `000` for no answer.
