@@ -144,11 +144,16 @@ impl<'a> TestNamespace<'a> {
 
     /// Starts load on a target from a pod of its own.
     pub fn load(&self, name: &str, target: &str, rate: u32) -> Result<()> {
+        self.load_with(name, target, rate, &[])
+    }
+
+    /// The same with more arguments of the load generator.
+    pub fn load_with(&self, name: &str, target: &str, rate: u32, more: &[&str]) -> Result<()> {
         let target = format!("--target={target}");
         let rate = format!("--rate={rate}");
         let mut load = deployment(name, 1, &[]);
         let container = &mut load["spec"]["template"]["spec"]["containers"][0];
-        container["args"] = json!(["load", target, rate]);
+        container["args"] = json!([&["load", &target, &rate], more].concat());
         container.as_object_mut().context("the Deployment has no container")?.remove("readinessProbe");
         load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         self.apply(load)?;

@@ -163,14 +163,15 @@ fn becomes(
     Ok(last)
 }
 
-/// Waits until every sidecar concerned uses a route as it is now.
+/// Waits until every sidecar concerned uses a route as it is now, or until none is concerned yet.
 fn settled(field: &TestNamespace<'_>, object: &str) -> Result<Value> {
     becomes(field, object, "to be acknowledged", |route| {
         let generation = &route["metadata"]["generation"];
         let ours = entries(route);
         let acknowledged = |entry: &&Value| {
             let condition = condition(entry, "tulle.dev/Acknowledged");
-            condition["status"] == "True" && condition["observedGeneration"] == *generation
+            let unused = condition["reason"] == "NotInUse";
+            (condition["status"] == "True" || unused) && condition["observedGeneration"] == *generation
         };
         !ours.is_empty() && ours.iter().all(acknowledged)
     })
