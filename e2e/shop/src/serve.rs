@@ -173,7 +173,7 @@ impl Service {
     }
 
     async fn next(&self, address: &str) -> anyhow::Result<serde_json::Value> {
-        let (status, body) = get(address).await?;
+        let Answer { status, body, .. } = get(address, "/", None).await?;
         anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
         Ok(serde_json::from_slice(&body)?)
     }
@@ -195,19 +195,32 @@ fn append_line(ledger: &Path, line: &str) -> std::io::Result<()> {
     File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 
-/// Sends a GET request to `host:port`; returns the status and the body.
+/// A response to [`get`].
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The header `location`.
+    pub location: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Sends a GET request to `host:port`, with a header as name and value.
 ///
 /// # Errors
 /// When there is no response.
-pub async fn get(address: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+pub async fn get(address: &str, path: &str, header: Option<(&str, &str)>) -> anyhow::Result<Answer> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/").header("host", address).body(Empty::<Bytes>::new())?;
-    let response = send.send_request(request).await?;
-    let status = response.status();
-    Ok((status, response.into_body().collect().await?.to_bytes()))
+    let mut request = Request::get(path).header("host", address);
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
+    }
+    let response = send.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
+    Ok(Answer { status: response.status(), location, body: response.into_body().collect().await?.to_bytes() })
 }
 
 fn respond(status: StatusCode, body: String) -> Response<Full<Bytes>> {

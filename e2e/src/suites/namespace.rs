@@ -251,26 +251,14 @@ impl<'a> TestNamespace<'a> {
         self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())
     }
 
-    /// The metrics of a pod's sidecar.
-    pub fn metrics(&self, pod: &str) -> Result<String> {
-        let path = format!("/api/v1/namespaces/{}/pods/{pod}:26152/proxy/metrics", self.namespace);
-        self.kube.run(&["get", "--raw", &path])
-    }
-
-    /// The sum of the samples of a pod's sidecar whose name and labels contain all of `parts`.
+    /// The sum of the metrics of a pod's sidecar whose name and labels contain all of `parts`.
     pub fn metric(&self, pod: &str, parts: &[&str]) -> Result<u64> {
-        let metrics = self.metrics(pod)?;
-        let samples = metrics.lines().filter(|line| !line.starts_with('#'));
-        let wanted = samples.filter(|line| parts.iter().all(|part| line.contains(part)));
-        Ok(wanted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
+        self.kube.metric(&self.namespace, pod, parts)
     }
 
     /// The names of the pods with a label `app`.
     pub fn pods(&self, app: &str) -> Result<Vec<String>> {
-        let label = format!("app={app}");
-        let names =
-            self.kubectl(&["get", "pods", "-l", &label, "-o", "jsonpath={.items[*].metadata.name}"])?;
-        Ok(names.split_whitespace().map(str::to_owned).collect())
+        self.kube.pods(&self.namespace, &format!("app={app}"))
     }
 
     /// How many requests the pods with a label `app` have received.

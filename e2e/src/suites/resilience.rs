@@ -54,9 +54,9 @@ fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: Value) -> Re
     }
     policy(field, service, spec)?;
     let object = format!("meshpolicy/{service}");
-    let ready = "{range .status.conditions[?(@.type==\"Ready\")]}{.status}/{.observedGeneration}{end}";
+    let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}/{.status.observedGeneration}";
     field.kube.wait_for(&format!("policy {service} to be ready"), 30, || {
-        let found = field.kubectl(&["get", &object, "-o", &format!("jsonpath={ready}")])?;
+        let found = field.kubectl(&["get", &object, "-o", ready])?;
         Ok(found == format!("True/{}", field.get(&object, ".metadata.generation")?))
     })
 }

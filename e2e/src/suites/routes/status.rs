@@ -28,6 +28,8 @@ pub(super) fn reasons(kube: &Kube) -> Result<()> {
     field.apply(service("web", json!({})))?;
     let good = || json!([{"backendRefs": [backend("web")]}]);
     let thing = json!({"group": "example.com", "kind": "Thing", "name": "web", "port": 80});
+    let opaque = json!({"name": "redis", "port": 80, "targetPort": 6379, "appProtocol": "redis"});
+    field.apply(service("redis", json!({"ports": [opaque]})))?;
     let cases = [
         ("good", json!([parent("web")]), good(), "Accepted", "True Accepted"),
         ("resolved", json!([parent("web")]), good(), "ResolvedRefs", "True ResolvedRefs"),
