@@ -67,8 +67,12 @@ impl Demo {
         ensure!(retried.failed == 0, "{} requests failed although they could be retried", retried.failed);
         self.apply_sample("policy-breaker-balance.yaml")?;
         self.in_force("payments-breaker")?;
-        // The failures that it takes.
-        thread::sleep(Duration::from_secs(2));
+        let mut last = None;
+        self.kube.wait_for("the failing pod to be ejected", 60, || {
+            thread::sleep(Duration::from_secs(3));
+            let reached = Some(self.reached_bad()?);
+            Ok(std::mem::replace(&mut last, reached) == reached)
+        })?;
         let ejected = self.counted("with a breaker")?;
         ensure!(ejected.failed == 0, "{} requests failed after the pod was ejected", ejected.failed);
         ensure!(
