@@ -62,7 +62,7 @@ fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: Value) -> Re
 }
 
 /// A time so many seconds from now, as Kubernetes writes it.
-fn in_seconds(seconds: u32) -> Result<String> {
+pub(super) fn in_seconds(seconds: u32) -> Result<String> {
     let offset = format!("+{seconds} seconds");
     let text = host::output(Command::new("date").args(["-u", "-d", &offset, "+%Y-%m-%dT%H:%M:%SZ"]))?;
     Ok(text.trim().to_owned())

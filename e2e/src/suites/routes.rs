@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use super::namespace::TestNamespace;
 use super::{Skip, Test};
 use crate::gateway;
+use crate::host;
+use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
@@ -52,6 +54,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("a TCPRoute splits connections, and a TLSRoute reads the server name", protocols::tcp_and_tls),
     ("each of a hundred changes of a route takes effect at the client", changes::hundred),
+    ("the samples of routes, policies and Canaries are accepted", samples),
 ];
 
 /// A pod of the operator that started before the definitions came has read the routes of the other tests.
@@ -79,6 +82,29 @@ fn installed_later(kube: &Kube) -> Result<()> {
     settled(&field, "httproute/web")?;
     let answer = head(&field, "client", &["http://web/"])?;
     ensure!(answer.header("x-route") == "yes", "the route has no effect: {answer:?}");
+    Ok(())
+}
+
+fn samples(kube: &Kube) -> Result<()> {
+    let field = meshed(kube, "t-r-samples")?;
+    let folder = host::workspace().join("config/samples");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let kind = name.split(['-', '.']).next().unwrap_or("");
+        let kinds = ["httproute", "grpcroute", "tlsroute", "tcproute", "policy", "shadow", "deny", "canary"];
+        if kinds.contains(&kind) {
+            names.push(name);
+        }
+    }
+    ensure!(names.len() >= 16, "found only the samples {names:?}");
+    for name in names {
+        let text =
+            install::sample(&name)?.replace("namespace: shop", &format!("namespace: {}", field.namespace));
+        // The one value that cannot be right for long.
+        let text = text.replace("2026-12-01T12:00:00Z", &super::resilience::in_seconds(600)?);
+        kube.dry_run(&text).with_context(|| format!("config/samples/{name}"))?;
+    }
     Ok(())
 }
 
