@@ -105,7 +105,7 @@ enum Command {
     /// Fuzzes what reads bytes from the network: all targets, or one. Prints executions and findings, and fails when
     /// there is a finding.
     Fuzz {
-        /// http1, detection, wire or paths.
+        /// http1, detection, wire, paths or routes.
         target: Option<String>,
         /// How long each target runs.
         #[arg(long, default_value_t = 600)]

@@ -58,7 +58,7 @@ http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()";
 const CALL: &str = "import json, sys, grpc
 call = grpc.insecure_channel(sys.argv[1]).unary_unary(f'/shop.Counter/{sys.argv[2]}')
 try: print(json.dumps(['OK', call(sys.argv[3].encode(), timeout=float(sys.argv[4])).decode()]))
-except grpc.RpcError as error: print(json.dumps([error.code().name, error.details()]))";
+except grpc.RpcError as error: print(json.dumps([error.code().name, error.details() or '']))";
 
 pub(super) fn deadlines(kube: &Kube) -> Result<()> {
     borrows(kube)?;
