@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use crate::app_latency::AppLatency;
 use crate::app_waiting::AppWaiting;
 use crate::backend::Backends;
 use crate::config::ConfigStore;
@@ -44,6 +45,8 @@ pub struct Worker {
     pub http2: Http2Pool,
     /// Requests that the pod's application has in hand.
     pub load: Cell<u32>,
+    /// How long the pod's application takes for the head of an answer.
+    pub app_latency: AppLatency,
     /// Copies of requests that are under way.
     pub copies: Cell<u32>,
     /// Connections that wait for the pod's application, in all workers and in probes.
@@ -74,6 +77,7 @@ impl Worker {
             http1: Http1Pool::default(),
             http2: Http2Pool::default(),
             load: Cell::new(0),
+            app_latency: AppLatency::default(),
             copies: Cell::new(0),
             app_waiting,
             ports: RefCell::default(),

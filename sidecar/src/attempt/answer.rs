@@ -167,6 +167,10 @@ impl Answer<'_> {
         head.push("content-type", content);
         head.push("grpc-status", failure.grpc_status().to_string());
         head.push("grpc-message", format!("tulle: {failure}"));
+        if *failure == Failure::OursOverloaded {
+            // Milliseconds (gRFC A6).
+            head.push("grpc-retry-pushback-ms", Bytes::from_static(b"1000"));
+        }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
         if self.head_with(&head, true, true).is_ok() {
             let _ = self.flush().await;
