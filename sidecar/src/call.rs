@@ -5,17 +5,19 @@
 //! answers the client where no server has. Nothing here opens a connection or picks an endpoint.
 
 use std::cell::OnceCell;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tulle_mesh::canonical::{self, Readings};
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use crate::attempt::answer::Answer;
+use crate::attempt::answer::{Answer, Load};
 use crate::attempt::body::RequestBody;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::message::Source;
+use crate::route::ResponseEdits;
 use crate::telemetry::{Limited, Series};
 use crate::wire::{Receiver, Sender};
 use crate::worker::Worker;
@@ -39,6 +41,10 @@ pub struct Call<'a> {
     pub deadline: Option<Instant>,
     /// Attempts so far.
     pub attempts: u8,
+    /// What the route does to the head of the answer.
+    pub edits: Option<Rc<ResponseEdits>>,
+    /// The value of a `Set-Cookie` that goes out with the answer: of a session, or of a user who stays with a version.
+    pub set_cookie: Option<Bytes>,
     readings: OnceCell<Readings>,
 }
 
@@ -86,15 +92,15 @@ impl<'a> Call<'a> {
         Self::new(head, Source::Http2(body), Answer::Http2(respond, None), Travels::Http2)
     }
 
-    /// A request of another sidecar. `load`: what its answer reports of this pod's requests in flight.
+    /// A request of another sidecar. `load`: what its answer reports of this pod.
     pub fn mesh(
         head: Head,
         travels: Travels,
         sender: &'a Sender,
         receiver: &'a mut Receiver,
-        load: u32,
+        load: impl Into<Load>,
     ) -> Self {
-        Self::new(head, Source::Mesh(receiver), Answer::Mesh(sender, load), travels)
+        Self::new(head, Source::Mesh(receiver), Answer::Mesh(sender, load.into()), travels)
     }
 
     fn new(head: Head, source: Source<'a>, answer: Answer<'a>, travels: Travels) -> Self {
@@ -106,6 +112,8 @@ impl<'a> Call<'a> {
             since: Instant::now(),
             deadline: None,
             attempts: 0,
+            edits: None,
+            set_cookie: None,
             readings: OnceCell::new(),
         }
     }
@@ -113,6 +121,12 @@ impl<'a> Call<'a> {
     /// The label of the protocol in metrics.
     pub fn protocol(&self) -> &'static str {
         if self.travels == Travels::Http2 { "http2" } else { "http1" }
+    }
+
+    /// Whether its method allows it to be carried out twice (RFC 9110 §9.2.2). A request for a tunnel is not.
+    pub fn is_idempotent(&self) -> bool {
+        let method = self.head.request_line().0;
+        matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE") && !self.head.upgrade
     }
 
     /// Every reading of the path that an application may have. Computed when a rule asks for the first time.

@@ -56,6 +56,27 @@ pub enum Failure {
     /// This sidecar lacks a descriptor, a port or memory. The cause is in its log.
     #[error("the client's own sidecar has run out of descriptors, ports or memory")]
     OursResources,
+    /// This pod has more requests than it takes. No byte has reached the application.
+    #[error("the pod has more requests than it takes")]
+    OursOverloaded,
+    /// No rule of the routes matches the request.
+    #[error("no route matches the request")]
+    RouteNone,
+    /// The rule that matches leads nowhere: it has no backend, or the chosen one does not exist or may not be used.
+    #[error("the route has no valid backend for the request")]
+    RouteNoBackend,
+    /// A policy makes requests fail on purpose, with this status.
+    #[error("a policy makes this request fail with {0}")]
+    FaultInjected(u16),
+    /// The time that the request has, of its policy, its route or its client, was over before there was an answer.
+    #[error("no answer within the time that the request has")]
+    DeadlineExceeded,
+    /// The endpoint had no answer within the time that one attempt may take.
+    #[error("no answer within the time that an attempt may take")]
+    UpstreamTimeout,
+    /// No byte has moved in either direction for as long as a policy allows.
+    #[error("no byte has moved for as long as the policy allows")]
+    IdleTimeout,
     /// A head or a connection took too long.
     #[error("timed out: {0}")]
     Timeout(&'static str),
@@ -84,21 +105,31 @@ impl Failure {
             | Self::UpstreamConnect
             | Self::UpstreamNotProcessed
             | Self::OursNoCertificate
-            | Self::OursResources => 503,
+            | Self::OursResources
+            | Self::OursOverloaded => 503,
             Self::UpstreamIdentity
             | Self::UpstreamReset
             | Self::UpstreamLost
             | Self::UpstreamBadResponse(_) => 502,
+            Self::RouteNone => 404,
+            Self::RouteNoBackend => 500,
+            Self::FaultInjected(status) => *status,
             Self::Timeout(what) if *what == REQUEST_HEAD => 408,
-            Self::Timeout(_) => 504,
+            Self::DeadlineExceeded | Self::UpstreamTimeout | Self::IdleTimeout | Self::Timeout(_) => 504,
         }
     }
 
-    /// The status that a gRPC client is answered with: INTERNAL, PERMISSION_DENIED or UNAVAILABLE.
+    /// The status that a gRPC client is answered with: INTERNAL, PERMISSION_DENIED, UNIMPLEMENTED, DEADLINE_EXCEEDED
+    /// or UNAVAILABLE; for an injected fault, what gRPC makes of its HTTP status.
     pub fn grpc_status(&self) -> u16 {
         match self {
-            Self::ClientBadRequest(_) | Self::ClientHeadTooLong => 13,
-            Self::PolicyDenied | Self::PolicyPlaintext => 7,
+            Self::ClientBadRequest(_) | Self::ClientHeadTooLong | Self::FaultInjected(400) => 13,
+            Self::PolicyDenied | Self::PolicyPlaintext | Self::FaultInjected(403) => 7,
+            Self::RouteNone | Self::FaultInjected(404) => 12,
+            Self::DeadlineExceeded | Self::UpstreamTimeout | Self::IdleTimeout => 4,
+            Self::FaultInjected(401) => 16,
+            Self::FaultInjected(429 | 502 | 503 | 504) => 14,
+            Self::FaultInjected(_) => 2,
             _ => 14,
         }
     }
@@ -113,9 +144,17 @@ impl Failure {
         }
     }
 
-    /// Whether a policy refused it.
+    /// Whether a policy or a route ended it, as its author wants: that is counted, and not logged as a failure.
     pub fn is_of_policy(&self) -> bool {
-        matches!(self, Self::PolicyDenied | Self::PolicyPlaintext)
+        matches!(
+            self,
+            Self::PolicyDenied
+                | Self::PolicyPlaintext
+                | Self::OursOverloaded
+                | Self::RouteNone
+                | Self::FaultInjected(_)
+                | Self::IdleTimeout
+        )
     }
 
     /// The word in metrics and logs.
@@ -136,6 +175,13 @@ impl Failure {
             Self::UpstreamNotProcessed => "UpstreamNotProcessed",
             Self::OursNoCertificate => "OursNoCertificate",
             Self::OursResources => "OursResources",
+            Self::OursOverloaded => "OursOverloaded",
+            Self::RouteNone => "RouteNone",
+            Self::RouteNoBackend => "RouteNoBackend",
+            Self::FaultInjected(_) => "FaultInjected",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::UpstreamTimeout => "UpstreamTimeout",
+            Self::IdleTimeout => "IdleTimeout",
             Self::Timeout(_) => "Timeout",
         }
     }
@@ -180,6 +226,21 @@ mod tests {
         let (slow_client, slow_server) = (Failure::Timeout(REQUEST_HEAD), Failure::Timeout("a connection"));
         assert_eq!((slow_client.status(), slow_client.is_of_client()), (408, true));
         assert_eq!((slow_server.status(), slow_server.is_of_client()), (504, false));
+    }
+
+    #[test]
+    fn what_routes_and_policies_end_has_the_status_that_their_specifications_name() {
+        for (failure, http, grpc) in [
+            (Failure::RouteNone, 404, 12),
+            (Failure::RouteNoBackend, 500, 14),
+            (Failure::OursOverloaded, 503, 14),
+            (Failure::DeadlineExceeded, 504, 4),
+            (Failure::UpstreamTimeout, 504, 4),
+            (Failure::FaultInjected(503), 503, 14),
+            (Failure::FaultInjected(418), 418, 2),
+        ] {
+            assert_eq!((failure.status(), failure.grpc_status()), (http, grpc), "{failure:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Bodies on their way: any source to any sink, with back-pressure and without waiting to gather.
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use futures::FutureExt as _;
 use tulle_mesh::wire::frame::Code;
@@ -197,31 +199,28 @@ pub async fn pump(
     }
 }
 
-/// Moves the body of an answer to its end, and returns its length. `seen` is shown the trailers.
+/// Moves the body of an answer to its end, and counts into `moved`. `seen` is shown the trailers.
 ///
 /// # Errors
 /// [`PumpError`] says which side broke off; also when the client goes away while the server is silent.
 pub async fn deliver(
     mut from: Source<'_>,
     mut to: Sink<'_>,
+    moved: &Cell<u64>,
     mut seen: impl FnMut(&[(Bytes, Bytes)]),
-) -> Result<u64, PumpError> {
-    let mut moved = 0;
+) -> Result<(), PumpError> {
     let mut trailers = None;
     loop {
         match next(&mut from, &mut to, true).await? {
             Part::Data(bytes) => {
-                moved += bytes.len() as u64;
+                moved.set(moved.get() + bytes.len() as u64);
                 to.data(bytes).await?;
             }
             Part::Trailers(lines) => {
                 seen(&lines);
                 trailers = Some(lines);
             }
-            Part::End => {
-                to.end(trailers).await?;
-                return Ok(moved);
-            }
+            Part::End => return to.end(trailers).await,
         }
     }
 }

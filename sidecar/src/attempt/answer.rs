@@ -16,10 +16,25 @@ use crate::wire::Sender;
 pub enum Answer<'a> {
     /// An HTTP/1 client.
     Http1(&'a mut Writer),
-    /// Another sidecar, with the load to report to it.
-    Mesh(&'a Sender, u32),
+    /// Another sidecar, with what is reported to it of this pod.
+    Mesh(&'a Sender, Load),
     /// An HTTP/2 client.
     Http2(&'a mut h2::server::SendResponse<Bytes>, Option<h2::SendStream<Bytes>>),
+}
+
+/// What an answer to another sidecar reports of this pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests in flight, of all clients together.
+    pub in_flight: u32,
+    /// Microseconds that the application takes for the head of an answer, on average; `None`: not known yet.
+    pub latency_us: Option<u32>,
+}
+
+impl From<u32> for Load {
+    fn from(in_flight: u32) -> Self {
+        Self { in_flight, latency_us: None }
+    }
 }
 
 impl Answer<'_> {
@@ -63,11 +78,17 @@ impl Answer<'_> {
     }
 
     pub(super) fn head_with(&mut self, head: &Head, end: bool, close: bool) -> Result<(), PumpError> {
+        self.marked_head(head, end, close, false)
+    }
+
+    /// The same, and whether it tells another sidecar that the request was refused for load.
+    fn marked_head(&mut self, head: &Head, end: bool, close: bool, shed: bool) -> Result<(), PumpError> {
         match self {
             Self::Http1(writer) => writer.head(head, close),
-            Self::Mesh(sender, load) => {
+            Self::Mesh(sender, Load { in_flight, latency_us }) => {
                 let mut block = BytesMut::with_capacity(512);
-                Fields { load: Some(*load), ..Fields::default() }.encode(&mut block);
+                let (load, latency_us) = (Some(*in_flight), *latency_us);
+                Fields { load, latency_us, shed, ..Fields::default() }.encode(&mut block);
                 head.write(&mut block, close);
                 sender.head(&block, end);
             }
@@ -145,9 +166,13 @@ impl Answer<'_> {
             head.framing = Framing::None;
         }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+        let shed = *failure == Failure::OursOverloaded;
+        if shed {
+            head.push("retry-after", Bytes::from_static(b"1"));
+        }
         // What is said here says nothing of the connection between another sidecar and its client.
         let close = !matches!(self, Self::Mesh(..));
-        if self.head_with(&head, bodiless, close).is_err() {
+        if self.marked_head(&head, bodiless, close, shed).is_err() {
             return;
         }
         if bodiless {
@@ -172,7 +197,7 @@ impl Answer<'_> {
             head.push("grpc-retry-pushback-ms", Bytes::from_static(b"1000"));
         }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
-        if self.head_with(&head, true, true).is_ok() {
+        if self.marked_head(&head, true, true, *failure == Failure::OursOverloaded).is_ok() {
             let _ = self.flush().await;
         }
     }
@@ -194,9 +219,13 @@ fn reset_code(failure: &Failure) -> Option<Code> {
 fn reason(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
+        404 => "Not Found",
         408 => "Request Timeout",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",

@@ -1,5 +1,7 @@
 //! The body of a request on its way to a server, kept while it may have to be sent again.
 
+use std::cell::Cell;
+
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use tulle_mesh::wire::STREAM_CREDIT;
@@ -67,6 +69,11 @@ impl<'a> RequestBody<'a> {
         self.kept.is_whole()
     }
 
+    /// The same while it is being sent, of which so many bytes have been.
+    pub(super) fn is_replayable_after(moved: u64) -> bool {
+        moved <= u64::from(STREAM_CREDIT)
+    }
+
     /// Whether a server that has not read all of the request has read nothing of it: it was short, and sent in one
     /// piece. An application may act on a head whose body it never reads.
     pub fn is_read_at_once(&self) -> bool {
@@ -103,11 +110,12 @@ impl<'a> RequestBody<'a> {
         Ok(())
     }
 
-    /// Sends what was kept and then what comes. `last`: with it the request ends; otherwise a tunnel may follow.
+    /// Sends what was kept and then what comes, and counts it into `moved`. `last`: with it the request ends; otherwise
+    /// a tunnel may follow.
     pub(super) async fn send(
         &mut self,
         sink: &mut Sink<'_>,
-        moved: &mut u64,
+        moved: &Cell<u64>,
         last: bool,
     ) -> Result<(), PumpError> {
         self.kept.settle();
@@ -115,7 +123,7 @@ impl<'a> RequestBody<'a> {
         let mut at = 0;
         while let Some(bytes) = self.kept.piece(at) {
             at += 1;
-            *moved += bytes.len() as u64;
+            moved.set(moved.get() + bytes.len() as u64);
             sink.data(bytes).await?;
         }
         while !self.ended {
@@ -130,7 +138,7 @@ impl<'a> RequestBody<'a> {
             match part {
                 Part::Data(bytes) => {
                     self.kept.keep(&bytes);
-                    *moved += bytes.len() as u64;
+                    moved.set(moved.get() + bytes.len() as u64);
                     sink.data(bytes).await?;
                 }
                 Part::Trailers(trailers) => self.trailers = Some(trailers),

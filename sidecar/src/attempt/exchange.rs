@@ -30,6 +30,32 @@ pub struct Exchange {
     pub waiting: Option<Guard>,
 }
 
+/// What the sidecar of an endpoint reports of its pod with an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Requests in flight there, of all clients together.
+    pub load: Option<u32>,
+    /// Microseconds that its application takes for the head of an answer, on average.
+    pub latency_us: Option<u32>,
+    /// The request was refused for load, and the application has not seen it.
+    pub shed: bool,
+}
+
+/// A head that has arrived from a server.
+pub(super) struct Arrived {
+    pub(super) head: Head,
+    /// There is nothing behind it.
+    pub(super) end: bool,
+    pub(super) report: Report,
+}
+
+impl Arrived {
+    /// From a server that reports nothing.
+    fn of(head: Head, end: bool) -> Self {
+        Self { head, end, report: Report::default() }
+    }
+}
+
 /// Where a request goes.
 pub enum UpSink {
     /// To another sidecar.
@@ -112,16 +138,15 @@ impl UpSink {
 }
 
 impl UpSource {
-    /// The next head of an answer to this request, interim or final, and whether it is all. May be given up and
-    /// begun again.
-    pub(super) async fn head(&mut self, request: &Head) -> Result<(Head, bool), End> {
+    /// The next head of an answer to this request, interim or final. May be given up and begun again.
+    pub(super) async fn head(&mut self, request: &Head) -> Result<Arrived, End> {
         let method = match &request.start {
             Start::Request { method, .. } => &method[..],
             Start::Response { .. } => b"",
         };
         match self {
             Self::Http1(reader) => match reader.response(method).await {
-                Ok(head) => Ok((head, false)),
+                Ok(head) => Ok(Arrived::of(head, false)),
                 Err(Failure::UpstreamReset) if reader.was_reset().await => {
                     Err(End::Unread(Failure::UpstreamReset))
                 }
@@ -143,10 +168,10 @@ impl UpSource {
     }
 }
 
-async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool), End> {
+async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, End> {
     match receiver.next().await {
         Event::Head(block) => {
-            let mut head = parse(block, method).map_err(End::Final)?;
+            let (mut head, report) = parse(block, method).map_err(End::Final)?;
             // After an upgrade the end is that of the tunnel.
             let end = !head.upgrade && receiver.take_end();
             if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
@@ -156,7 +181,7 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool
                 // The client would take the next answer for its body.
                 return Err(End::Final(Failure::UpstreamBadResponse("a head whose body is missing")));
             }
-            Ok((head, end))
+            Ok(Arrived { head, end, report })
         }
         Event::Reset(Code::NotProcessed) => Err(End::NotProcessed(Failure::UpstreamNotProcessed)),
         Event::Reset(Code::Denied) => Err(End::Final(Failure::PolicyDenied)),
@@ -169,13 +194,13 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<(Head, bool
     }
 }
 
-fn parse(mut block: Bytes, method: &[u8]) -> Result<Head, Failure> {
+fn parse(mut block: Bytes, method: &[u8]) -> Result<(Head, Report), Failure> {
     const UNREADABLE: Failure =
         Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
-    Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
+    let Fields { load, latency_us, shed, .. } = Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
     let mut text = BytesMut::from(block);
     match crate::http1::head::parse_response(&mut text, method) {
-        Ok(Some(head)) => Ok(head),
+        Ok(Some(head)) => Ok((head, Report { load, latency_us, shed })),
         _ => Err(UNREADABLE),
     }
 }
@@ -184,16 +209,16 @@ async fn http2_head(
     answer: &mut Option<h2::client::ResponseFuture>,
     body: &mut Option<h2::RecvStream>,
     method: &[u8],
-) -> Result<(Head, bool), End> {
+) -> Result<Arrived, End> {
     let Some(coming) = answer.as_mut() else { return Err(End::Unanswered(Failure::UpstreamReset)) };
     match http2::answer(coming).await {
-        Ok(Answered::Interim(head)) => Ok((head, false)),
+        Ok(Answered::Interim(head)) => Ok(Arrived::of(head, false)),
         Ok(Answered::Final(parts, stream)) => {
             *answer = None;
             let end = stream.is_end_stream();
             *body = Some(stream);
             let head = http2::response_head_for(method, &parts, end).map_err(End::Final)?;
-            Ok((head, end))
+            Ok(Arrived::of(head, end))
         }
         // Streams above the last one that a server names when it goes away were not processed either (RFC 9113
         // §6.8); h2 reports this of those only.
@@ -224,12 +249,22 @@ mod tests {
 
     #[test]
     fn a_sidecars_answer_is_read_as_strictly_as_a_servers() {
-        let head = parse(block("HTTP/1.1 204 No Content\r\nx: y\r\n\r\n"), b"GET").unwrap();
-        assert_eq!((head.status(), head.framing), (204, Framing::None));
+        let (head, report) = parse(block("HTTP/1.1 204 No Content\r\nx: y\r\n\r\n"), b"GET").unwrap();
+        assert_eq!((head.status(), head.framing, report), (204, Framing::None, Report::default()));
         for bad in ["HTTP/1.1 200 OK\nx: y\n\n", "HTTP/1.1 200 OK\r\nx: y\r\n", ""] {
             let failure = parse(block(bad), b"GET").unwrap_err();
             assert!(matches!(failure, Failure::UpstreamBadResponse(_)), "{bad:?}");
         }
         assert!(parse(Bytes::new(), b"GET").is_err(), "not even its fields have an end");
+    }
+
+    #[test]
+    fn what_a_sidecar_reports_of_its_pod_is_read_with_the_answer() {
+        let mut block = BytesMut::new();
+        let fields = Fields { load: Some(7), latency_us: Some(1_500), shed: true, ..Fields::default() };
+        fields.encode(&mut block);
+        block.extend_from_slice(b"HTTP/1.1 503 Service Unavailable\r\n\r\n");
+        let (_, report) = parse(block.freeze(), b"GET").unwrap();
+        assert_eq!(report, Report { load: Some(7), latency_us: Some(1_500), shed: true });
     }
 }

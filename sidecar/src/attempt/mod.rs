@@ -22,14 +22,16 @@ pub mod open;
 mod tests;
 pub mod tunnel;
 
-pub use answer::Answer;
+pub use answer::{Answer, Load};
 pub use body::RequestBody;
-pub use exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange};
+pub use exchange::{Exchange, Report, UpSink, UpSource, http1_exchange, http2_exchange};
 pub use open::{Opening, open, open_plain};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
+use std::cell::Cell;
 use std::future::pending;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -41,14 +43,39 @@ use crate::call::{Call, Ended};
 use crate::error::{Failure, PumpError};
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::message;
+use crate::route::ResponseEdits;
+use exchange::Arrived;
+use tunnel::{Terms, stalled, upgraded};
 
-/// What an attempt may take, and which answers are accepted.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AttemptPolicy {
-    /// When the answer's head must have arrived; `None`: whenever it comes.
+/// What an attempt may take, and which answers are accepted. The default takes whatever comes, whenever it comes.
+#[derive(Clone, Copy, Default)]
+pub struct AttemptPolicy<'a> {
+    /// When the answer's head must have arrived: the end of the request's time.
     pub deadline: Option<Instant>,
+    /// The same for this attempt alone: another one may follow.
+    pub cutoff: Option<Instant>,
+    /// How long nothing may move once the head of the answer has come.
+    pub idle: Option<Duration>,
     /// What a client sends behind a CONNECT must not name a client to the application.
     pub refuses_claims: bool,
+    /// Whether another attempt is made instead of delivering this answer. Only whoever makes it may say so.
+    pub refuses: Option<Refuses<'a>>,
+}
+
+/// Decides about an answer by its head and by what the endpoint's sidecar reports. Asked once for each answer, and only
+/// while the whole of the request can still be sent again.
+pub type Refuses<'a> = &'a dyn Fn(&Head, &Report) -> bool;
+
+impl AttemptPolicy<'_> {
+    /// When the wait for a head is over, and what that means.
+    pub(crate) fn expiry(&self) -> (Option<Instant>, Failure) {
+        match (self.cutoff, self.deadline) {
+            (Some(cutoff), deadline) if deadline.is_none_or(|deadline| cutoff < deadline) => {
+                (Some(cutoff), Failure::UpstreamTimeout)
+            }
+            (_, deadline) => (deadline, Failure::DeadlineExceeded),
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -56,7 +83,7 @@ pub struct AttemptPolicy {
 pub enum End {
     /// The head of the server's answer went to the client, with this status. `Err`: the answer broke off later.
     Delivered(Result<u16, Failure>),
-    /// The policy did not accept an answer with this status. Nothing went to the client.
+    /// The policy refused an answer with this status: another attempt follows. Nothing went to the client.
     Refused(u16),
     /// No byte reached an application.
     NotProcessed(Failure),
@@ -81,6 +108,8 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// The `grpc-status` of the answer.
     pub grpc_status: Option<u16>,
+    /// What the endpoint's sidecar reports with the answer.
+    pub report: Report,
     /// Bytes of the bodies: request, answer.
     pub bytes: (u64, u64),
     /// A connection to an HTTP/1 server that has ended its exchange cleanly.
@@ -97,15 +126,11 @@ impl End {
     /// out twice (RFC 9110 §9.2.2). An application that has read a head may have acted on it, and failed before it
     /// came to the body. The body must still be here as a whole.
     pub fn may_repeat(&self, call: &Call<'_>) -> bool {
-        let is_idempotent = || {
-            let method = call.head.request_line().0;
-            matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE") && !call.head.upgrade
-        };
         call.body.is_replayable()
             && match self {
                 Self::NotProcessed(_) => true,
-                Self::Unread(_) => call.body.is_read_at_once() || is_idempotent(),
-                Self::Unanswered(_) => is_idempotent(),
+                Self::Unread(_) => call.body.is_read_at_once() || call.is_idempotent(),
+                Self::Unanswered(_) => call.is_idempotent(),
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
             }
     }
@@ -133,18 +158,25 @@ impl Attempt {
     }
 }
 
+/// Bytes of the bodies that have moved so far.
+#[derive(Default)]
+struct Moved {
+    up: Cell<u64>,
+    down: Cell<u64>,
+}
+
 /// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
-pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy) -> Attempt {
+pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy<'_>) -> Attempt {
     let Exchange { mut sink, mut source, place: _place, waiting, .. } = exchange;
-    let Call { head: request, body, answer, .. } = call;
+    let Call { head: request, body, answer, edits, set_cookie, .. } = call;
     let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
     attempt.bound = binds(request);
-    let mut sent = 0;
+    let moved = Moved::default();
     let mut clean = false;
     let mut granted = None;
     {
         let mut up = sink.sink(request);
-        let mut upload = pin!(body.send(&mut up, &mut sent, !request.upgrade));
+        let mut upload = pin!(body.send(&mut up, &moved.up, !request.upgrade));
         let mut uploaded = None;
         let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
         // The answer itself may take for ever, and says that the connection was accepted.
@@ -157,25 +189,33 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         };
         match heard {
             Err(end) => attempt.end = end,
-            Ok(Heard { head, tunnel: true, .. }) => {
-                attempt.heard(&head);
+            Ok(Heard { mut head, report, tunnel: true, .. }) => {
+                attempt.heard(&head, report);
+                complete(&mut head, edits.as_deref(), set_cookie.as_ref());
                 match upload.await {
                     Ok(()) => granted = Some(head),
                     Err(PumpError::SinkGone) => attempt.end = End::Final(Failure::UpstreamReset),
                     Err(error) => attempt.end = End::Client(error.of_client()),
                 }
             }
-            Ok(heard) => {
-                attempt.heard(&heard.head);
-                clean = deliver(request, heard, upload, &mut source, answer, &mut attempt).await;
+            Ok(mut heard) => {
+                attempt.heard(&heard.head, heard.report);
+                let whole = RequestBody::is_replayable_after(moved.up.get());
+                if policy.refuses.is_some_and(|refuses| whole && refuses(&heard.head, &heard.report)) {
+                    attempt.end = End::Refused(heard.head.status());
+                } else {
+                    complete(&mut heard.head, edits.as_deref(), set_cookie.as_ref());
+                    let way = Passage { request, moved: &moved, idle: policy.idle };
+                    clean = deliver(&way, heard, upload, &mut source, answer, &mut attempt).await;
+                }
             }
         }
     }
-    attempt.bytes.0 = sent;
+    attempt.bytes = (moved.up.get(), moved.down.get());
     if let Some(head) = granted {
         // Few requests become tunnels: theirs is not a part of every request's future.
-        let screens = policy.refuses_claims && request.is_connect();
-        Box::pin(tunnel::upgraded(&head, body, (sink, source), answer, screens, &mut attempt)).await;
+        let terms = Terms { screens: policy.refuses_claims && request.is_connect(), idle: policy.idle };
+        Box::pin(upgraded(&head, body, (sink, source), answer, terms, &mut attempt)).await;
         return attempt;
     }
     // A request that was not sent to its end leaves a server that waits for the rest: never reused.
@@ -191,6 +231,16 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     attempt
 }
 
+/// Does to the head of the answer what the route says.
+fn complete(head: &mut Head, edits: Option<&ResponseEdits>, set_cookie: Option<&Bytes>) {
+    if let Some(edits) = edits {
+        edits.apply(head);
+    }
+    if let Some(cookie) = set_cookie {
+        head.push("set-cookie", cookie.clone());
+    }
+}
+
 impl Attempt {
     /// An attempt that ended like this, and of which nothing else was seen.
     pub fn of(end: End) -> Self {
@@ -199,6 +249,7 @@ impl Attempt {
             head_at: None,
             status: None,
             grpc_status: None,
+            report: Report::default(),
             bytes: (0, 0),
             idle: None,
             bound: false,
@@ -207,7 +258,8 @@ impl Attempt {
     }
 
     /// The head of the answer has arrived.
-    fn heard(&mut self, head: &Head) {
+    fn heard(&mut self, head: &Head, report: Report) {
+        self.report = report;
         self.end = End::Delivered(Ok(head.status()));
         self.head_at = Some(Instant::now());
         self.status = Some(head.status());
@@ -219,6 +271,7 @@ impl Attempt {
 /// The head of an answer.
 struct Heard {
     head: Head,
+    report: Report,
     /// There is nothing behind it.
     end: bool,
     /// It has come before the whole request was sent, and says that the rest is not wanted.
@@ -235,9 +288,10 @@ async fn await_head(
     uploaded: &mut Option<Result<(), PumpError>>,
     source: &mut UpSource,
     answer: &mut Answer<'_>,
-    policy: &AttemptPolicy,
+    policy: &AttemptPolicy<'_>,
 ) -> Result<Heard, End> {
-    let mut expired = pin!(until(policy.deadline));
+    let (expires, overdue) = policy.expiry();
+    let mut expired = pin!(until(expires));
     // Whether the client sends its body unasked, or has been asked for it.
     let mut wanted = !request.expects_continue;
     loop {
@@ -250,14 +304,14 @@ async fn await_head(
                     return Err(End::Client(error.of_client()));
                 }
             }
-            head = source.head(request) => {
-                let (head, end) = head?;
+            arrived = source.head(request) => {
+                let Arrived { head, end, report } = arrived?;
                 if !matches!(head.status(), 100 | 102..200) {
                     let opens_tunnel = head.opens_tunnel(request);
                     return match opens_tunnel {
                         Ok(tunnel) => {
                             let early = uploaded.is_none() && (!wanted || head.status() >= 300);
-                            Ok(Heard { head, end, early, tunnel })
+                            Ok(Heard { head, report, end, early, tunnel })
                         }
                         Err(error) => Err(End::Final(Failure::UpstreamBadResponse(error.0))),
                     };
@@ -269,21 +323,30 @@ async fn await_head(
                 }
             }
             () = answer.gone() => return Err(End::Client(Failure::ClientGaveUp)),
-            () = expired.as_mut() => return Err(End::Final(Failure::Timeout("the answer's head"))),
+            () = expired.as_mut() => return Err(End::Final(overdue)),
         }
     }
 }
 
-async fn until(deadline: Option<Instant>) {
+/// Resolves at this time; `None`: never.
+pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
+/// What the delivery of an answer is about.
+struct Passage<'a> {
+    request: &'a Head,
+    moved: &'a Moved,
+    /// How long nothing may move.
+    idle: Option<Duration>,
+}
+
 /// Passes the answer on to the client, and returns whether everything ended cleanly, the upload too.
 async fn deliver(
-    request: &Head,
+    way: &Passage<'_>,
     heard: Heard,
     upload: impl Future<Output = Result<(), PumpError>>,
     source: &mut UpSource,
@@ -291,6 +354,7 @@ async fn deliver(
     attempt: &mut Attempt,
 ) -> bool {
     let Heard { mut head, end, early, .. } = heard;
+    let Passage { request, moved, idle } = *way;
     if !end {
         answer.reframe(&mut head, request);
     }
@@ -313,8 +377,16 @@ async fn deliver(
             return false;
         }
     }
-    let download = download(&head, bodiless, source, answer);
-    let clean = finish(upload, download, attempt).await;
+    let download = download(&head, bodiless, source, answer, &moved.down);
+    let ended = tokio::select! {
+        biased;
+        clean = finish(upload, download, attempt) => Some(clean),
+        () = stalled(idle, || moved.up.get().wrapping_add(moved.down.get())) => None,
+    };
+    if ended.is_none() {
+        attempt.end = End::Delivered(Err(Failure::IdleTimeout));
+    }
+    let clean = ended.unwrap_or(false);
     attempt.client_reusable = clean && keep;
     if matches!(attempt.end, End::Delivered(Err(_))) {
         answer.abort(&head);
@@ -325,7 +397,7 @@ async fn deliver(
 /// Upload and download together; the attempt is over when the answer is. Returns whether both ended cleanly.
 async fn finish(
     upload: impl Future<Output = Result<(), PumpError>>,
-    download: impl Future<Output = Result<(u64, Option<u16>), PumpError>>,
+    download: impl Future<Output = Result<Option<u16>, PumpError>>,
     attempt: &mut Attempt,
 ) -> bool {
     let (upload, download) = (pin!(upload), pin!(download));
@@ -342,8 +414,7 @@ async fn finish(
         }
     };
     let failure = match downloaded {
-        Ok((bytes, grpc)) => {
-            attempt.bytes.1 = bytes;
+        Ok(grpc) => {
             attempt.grpc_status = grpc.or(attempt.grpc_status);
             return uploaded;
         }
@@ -364,16 +435,17 @@ async fn download(
     bodiless: bool,
     source: &mut UpSource,
     answer: &mut Answer<'_>,
-) -> Result<(u64, Option<u16>), PumpError> {
+    moved: &Cell<u64>,
+) -> Result<Option<u16>, PumpError> {
     if bodiless {
         answer.flush().await?;
-        return Ok((0, None));
+        return Ok(None);
     }
     let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
     let mut grpc = None;
     let to = answer.sink(head)?;
-    let moved = message::deliver(from, to, |trailers| grpc = grpc_status(trailers)).await?;
-    Ok((moved, grpc))
+    message::deliver(from, to, moved, |trailers| grpc = grpc_status(trailers)).await?;
+    Ok(grpc)
 }
 
 /// Whether a head belongs to an authentication that holds for a connection instead of a request (NTLM, and Negotiate as
@@ -390,7 +462,8 @@ fn binds(head: &Head) -> bool {
     })
 }
 
-fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {
+/// The `grpc-status` among these lines.
+pub(crate) fn grpc_status(lines: &[(Bytes, Bytes)]) -> Option<u16> {
     let (_, value) = lines.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"grpc-status"))?;
     std::str::from_utf8(value).ok()?.trim().parse().ok()
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
@@ -25,6 +26,8 @@ pub struct Opening<'a> {
     pub fresh: bool,
     /// How long connecting may take.
     pub limit: Duration,
+    /// When the answer must have begun; the server's sidecar is told how much is left.
+    pub deadline: Option<Instant>,
 }
 
 /// Opens an exchange with an endpoint.
@@ -49,7 +52,13 @@ pub async fn open(
         return Box::pin(open_plain(worker, server, &head, travels, to.fresh, to.limit)).await;
     }
     let mut block = BytesMut::with_capacity(1024);
-    let fields = Fields { protocol: travels, service: to.backend.service(), attempt: to.attempt, load: None };
+    let fields = Fields {
+        protocol: travels,
+        service: to.backend.service(),
+        attempt: to.attempt,
+        deadline_ms: to.deadline.map(milliseconds_until),
+        ..Fields::default()
+    };
     fields.encode(&mut block);
     head.write(&mut block, false);
     let (sender, receiver) = worker.mesh.open(address, identity, &block, is_bodiless(head), to.limit).await?;
@@ -60,6 +69,10 @@ pub async fn open(
         place: None,
         waiting: None,
     })
+}
+
+fn milliseconds_until(at: Instant) -> u32 {
+    u32::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.

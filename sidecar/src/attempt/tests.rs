@@ -52,7 +52,8 @@ async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
 }
 
 /// Waits for as long as it takes.
-const ANY: AttemptPolicy = AttemptPolicy { deadline: None, refuses_claims: false };
+const ANY: AttemptPolicy<'static> =
+    AttemptPolicy { deadline: None, cutoff: None, idle: None, refuses_claims: false, refuses: None };
 
 #[tokio::test]
 async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
@@ -92,7 +93,7 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
         };
         let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(150)), ..ANY };
         let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), reads);
-        assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
+        assert_eq!(attempt.end, End::Final(Failure::DeadlineExceeded));
         let seen: Vec<bool> = ends.iter().map(|end| end.may_repeat(&call)).collect();
         let first = request.lines().next().unwrap_or_default();
         assert_eq!(seen, [&expected[..], &[false; 4]].concat(), "{first}, {} bytes", request.len());
@@ -138,7 +139,7 @@ async fn a_deadline_that_passes_loses_nothing_of_the_request() {
     let (_silent, exchange) = server(&call).await;
     let policy = AttemptPolicy { deadline: Some(Instant::now() + Duration::from_millis(20)), ..ANY };
     let attempt = run(&mut call, exchange, &policy).await;
-    assert_eq!(attempt.end, End::Final(Failure::Timeout("the answer's head")));
+    assert_eq!(attempt.end, End::Final(Failure::DeadlineExceeded));
     let (mut far, exchange) = server(&call).await;
     let answers = async {
         let request = read_until(&mut far, b"hello").await;
@@ -325,4 +326,131 @@ async fn a_server_that_closes_its_connection_closes_its_clients() {
         let seen = read_until(&mut asking, b"ok").await.to_lowercase();
         assert_eq!(seen.contains("connection: close"), !kept, "{seen}");
     }
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_cut_off_says_so_and_the_end_of_the_requests_time_is_another_matter() {
+    let soon = Duration::from_millis(20);
+    for (cutoff, deadline, expected) in [
+        (Some(soon), None, Failure::UpstreamTimeout),
+        (Some(soon), Some(soon * 10), Failure::UpstreamTimeout),
+        (Some(soon * 10), Some(soon), Failure::DeadlineExceeded),
+        (None, Some(soon), Failure::DeadlineExceeded),
+    ] {
+        let (_asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (_silent, exchange) = server(&call).await;
+        let at = |after: Option<Duration>| after.map(|after| Instant::now() + after);
+        let policy = AttemptPolicy { deadline: at(deadline), cutoff: at(cutoff), ..ANY };
+        let attempt = run(&mut call, exchange, &policy).await;
+        assert_eq!(attempt.end, End::Final(expected));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_refused_does_not_reach_the_client_and_the_request_goes_whole_once_more() {
+    let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    let (mut asking, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let refuses = |head: &Head, _: &Report| head.status() == 503;
+    let policy = AttemptPolicy { refuses: Some(&refuses), ..ANY };
+    for (status, expected) in [(503, End::Refused(503)), (200, End::Delivered(Ok(200)))] {
+        let (mut far, exchange) = server(&call).await;
+        let answers = async {
+            read_until(&mut far, b"hello").await;
+            let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 3\r\n\r\n{status}");
+            far.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), answers);
+        assert_eq!((attempt.end, attempt.status), (expected, Some(status)));
+    }
+    let seen = read_until(&mut asking, b"\r\n\r\n200").await;
+    assert!(!seen.contains("503"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_long_to_be_kept_has_the_answer_that_it_gets() {
+    let body = STREAM_CREDIT as usize + 1;
+    let sent = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {body}\r\n\r\n{}", "x".repeat(body));
+    let (mut asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let refuses = |_: &Head, _: &Report| true;
+    let policy = AttemptPolicy { refuses: Some(&refuses), ..ANY };
+    let (mut far, exchange) = server(&call).await;
+    let answers = async {
+        let mut left = body;
+        read_until(&mut far, b"\r\n\r\n").await;
+        while left > 0 {
+            left -= far.read(&mut vec![0; left]).await.unwrap();
+        }
+        far.write_all(b"HTTP/1.1 503 x\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+    };
+    let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), answers);
+    assert_eq!(attempt.end, End::Delivered(Ok(503)));
+    read_until(&mut asking, b"\r\n\r\nno").await;
+}
+
+#[tokio::test]
+async fn an_answer_on_which_nothing_moves_is_ended_and_one_that_trickles_is_not() {
+    let idle = Duration::from_millis(600);
+    for stops in [true, false] {
+        let (asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let answers = async {
+            read_until(&mut far, b"\r\n\r\n").await;
+            far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n").await.unwrap();
+            let pieces = if stops { 1 } else { 8 };
+            for _ in 0..pieces {
+                far.write_all(b"x").await.unwrap();
+                tokio::time::sleep(idle / 6).await;
+            }
+            tokio::time::sleep(idle * 2).await;
+        };
+        let policy = AttemptPolicy { idle: Some(idle), ..ANY };
+        let (attempt, ()) = tokio::join!(run(&mut call, exchange, &policy), answers);
+        let expected = if stops { Err(Failure::IdleTimeout) } else { Ok(200) };
+        assert_eq!(attempt.end, End::Delivered(expected));
+        drop(asking);
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_on_which_nothing_moves_is_ended() {
+    let sent = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let (mut asking, mut reader, mut writer, head) = client(sent).await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let idle = Duration::from_millis(400);
+    let answers = async {
+        read_until(&mut far, b"\r\n\r\n").await;
+        let granted = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        far.write_all(granted).await.unwrap();
+        for _ in 0..6 {
+            far.write_all(b"tick").await.unwrap();
+            tokio::time::sleep(idle / 4).await;
+        }
+        far.read(&mut [0; 1]).await.is_ok_and(|bytes| bytes > 0)
+    };
+    let reads = async {
+        let mut all = Vec::new();
+        let _ = asking.read_to_end(&mut all).await;
+        String::from_utf8(all).unwrap()
+    };
+    let policy = AttemptPolicy { idle: Some(idle), ..ANY };
+    let (attempt, more, seen) = tokio::join!(run(&mut call, exchange, &policy), answers, reads);
+    assert_eq!(attempt.end, End::Delivered(Err(Failure::IdleTimeout)));
+    assert!(!more && seen.ends_with(&"tick".repeat(6)), "{seen}");
+}
+
+#[tokio::test]
+async fn a_cookie_of_the_route_goes_out_with_the_answer() {
+    let (mut asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    call.set_cookie = Some(Bytes::from_static(b"tulle-session=a; Path=/"));
+    let (mut far, exchange) = server(&call).await;
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    run(&mut call, exchange, &ANY).await;
+    let seen = read_until(&mut asking, b"\r\n\r\nok").await;
+    assert!(seen.contains("set-cookie: tulle-session=a; Path=/\r\n"), "{seen}");
 }

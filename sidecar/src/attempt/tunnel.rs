@@ -3,12 +3,15 @@
 //! Each way ends by itself, and its end passes on, so that a half-closed client is answered. A way that breaks
 //! off ends the other, and both ends see that it was not a proper end.
 
+use std::cell::Cell;
 use std::future::pending;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::future::{Either, select};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::answer::Answer;
 use super::body::RequestBody;
@@ -89,6 +92,21 @@ pub async fn join(
     Joined { bytes: (sent, received), from_client: uploaded, from_server: downloaded }
 }
 
+/// Resolves when `moved`, which grows with everything that moves, has not grown for this long, give or take a quarter
+/// of it. `None`: never.
+pub(super) async fn stalled(limit: Option<Duration>, moved: impl Fn() -> u64) {
+    const LOOKS: u32 = 4;
+    let Some(limit) = limit else { return pending().await };
+    let (mut seen, mut quiet) = (moved(), 0);
+    while quiet < LOOKS {
+        // Few policies say this: the timer is not a part of every request's future.
+        Box::pin(sleep(limit / LOOKS)).await;
+        let now = moved();
+        quiet = if now == seen { quiet + 1 } else { 0 };
+        seen = now;
+    }
+}
+
 /// Joins the halves of two TCP connections, whatever they carried before.
 pub async fn proxy_tcp(
     client: (&mut Reader, &mut Writer),
@@ -121,15 +139,23 @@ pub async fn splice(
     proxy_tcp(client, (&mut from_server, &mut to_server), admit, || {}, stop).await.bytes
 }
 
+/// What breaks a tunnel off.
+pub(super) struct Terms {
+    /// HTTP that names a client to the application. A server that answers CONNECT with 200 may not be a proxy, and
+    /// read the bytes behind it as more requests.
+    pub(super) screens: bool,
+    /// So long without a byte in either direction.
+    pub(super) idle: Option<Duration>,
+}
+
 /// Carries a tunnel that the server has agreed to with this head, after the request's body has been sent to its
-/// end. Adds its bytes to the attempt's. `screens`: HTTP that names a client to the application breaks it off. A
-/// server that answers CONNECT with 200 may be no proxy, and read the bytes behind it as more requests.
+/// end. Adds its bytes to the attempt's.
 pub(super) async fn upgraded(
     head: &Head,
     body: &mut RequestBody<'_>,
     (mut sink, mut source): (UpSink, UpSource),
     answer: &mut Answer<'_>,
-    screens: bool,
+    terms: Terms,
     attempt: &mut Attempt,
 ) {
     if answer.head_with(head, false, false).is_err() || answer.flush().await.is_err() {
@@ -144,10 +170,18 @@ pub(super) async fn upgraded(
         attempt.end = End::Delivered(Err(Failure::UpstreamReset));
         return;
     }
-    let mut filter = screens.then(ForgedIdentityFilter::default);
-    let admit = |bytes: &[u8]| filter.as_mut().is_none_or(|filter| filter.admit(bytes));
+    let mut filter = terms.screens.then(ForgedIdentityFilter::default);
+    let pieces = Cell::new(0u64);
+    let admit = |bytes: &[u8]| {
+        pieces.set(pieces.get() + 1);
+        filter.as_mut().is_none_or(|filter| filter.admit(bytes))
+    };
+    let heard = || pieces.set(pieces.get() + 1);
     let ways = ((from_client, to_server), (from_server, to_client));
-    let joined = join(ways.0, ways.1, admit, || {}, pending()).await;
+    let joined = join(ways.0, ways.1, admit, heard, stalled(terms.idle, || pieces.get())).await;
+    if joined.from_client.is_none() && joined.from_server.is_none() {
+        attempt.end = End::Delivered(Err(Failure::IdleTimeout));
+    }
     if let Some(Err(PumpError::SourceMalformed(why))) = joined.from_client {
         attempt.end = End::Delivered(Err(Failure::ClientBadRequest(why)));
     }

@@ -1,33 +1,45 @@
-//! Which endpoint gets a request: first the revision by its share, then the better of two by
-//! latency × load ÷ success² (power of two choices, peak EWMA). Allocates only when the endpoints change.
+//! Which endpoint gets a request: first the revision by its share, then those that are near, then the better of two by
+//! latency × load ÷ success² (power of two choices, peak EWMA), or what a policy says instead. Allocates only when the
+//! endpoints change.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::breaker::{Change, Rules, Taken, Verdict};
+use super::candidates::{By, Candidates, FEW, Slot, State};
 use super::tried::Tried;
-use super::upstream::{Group, Upstream};
-use crate::config::{Endpoint, Endpoints};
+use super::upstream::{Group, Upstream, hash};
+use super::zone::{ALWAYS_FAR, Most, Preference, near, spills};
+use super::{Ask, Cohort};
+use crate::config::traffic::{Balance, BalanceBy, HashKey, Traffic};
+use crate::config::{Endpoint, Endpoints, Place};
 
-/// Endpoints among which the old one is looked for one by one when they change.
-const FEW: usize = 16;
-/// In a list that is longer than [`FEW`], two are drawn by chance so many times before all are counted.
-const DRAWS: usize = 4;
+/// How often it is looked at how busy endpoints are, near and far.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The endpoints of one backend.
 #[derive(Debug)]
 pub(super) struct Balancer {
     group: Rc<Group>,
+    client: u64,
     points: Points,
     state: RefCell<State>,
     affinity: Cell<Option<Duration>>,
     last: RefCell<Option<Last>>,
+    balance: RefCell<Balance>,
+    rules: Cell<Rules>,
+    place: RefCell<Arc<Place>>,
+    counts: Cell<Counts>,
+    /// The next turn.
+    turn: Cell<usize>,
+    most: RefCell<Most>,
+    busy: Cell<Option<Busy>>,
 }
 
 /// Where this pod stands among all clients, 0 to 1, by which it gets its endpoints where clients stay with theirs. The
@@ -39,26 +51,29 @@ struct Points {
     among_versions: f64,
 }
 
-/// What the operator has sent.
-#[derive(Debug, Default)]
-struct State {
-    slots: Vec<Slot>,
-    split: Vec<(Arc<str>, u32)>,
-}
-
-/// An endpoint in the list.
-#[derive(Debug)]
-struct Slot {
-    upstream: Rc<Upstream>,
-    /// The share that it is of, as an index into the split; `None`: no share names it.
-    share: Option<usize>,
-}
-
 /// The endpoint that this pod stays with.
 #[derive(Debug)]
 struct Last {
     upstream: Rc<Upstream>,
     used: Instant,
+}
+
+/// How many endpoints are what; counted when something changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Ejected by the breaker.
+    pub(super) ejected: u32,
+    /// So few are left that the ejected ones are used too.
+    pub(super) is_panicking: bool,
+    /// Near, ready and not ejected.
+    near: usize,
+}
+
+/// Whether near endpoints are too busy, as of then.
+#[derive(Clone, Copy, Debug)]
+struct Busy {
+    at: Instant,
+    spills: bool,
 }
 
 impl Balancer {
@@ -71,9 +86,17 @@ impl Balancer {
         Self {
             points: Points { among_workloads: point("workload"), among_versions: point("version") },
             group: Rc::clone(group),
+            client,
             state: RefCell::default(),
             affinity: Cell::new(None),
             last: RefCell::default(),
+            balance: RefCell::default(),
+            rules: Cell::default(),
+            place: RefCell::new(Arc::new(Place { zone: Arc::default(), node: Arc::default() })),
+            counts: Cell::default(),
+            turn: Cell::new(fastrand::usize(..1 << 16)),
+            most: RefCell::new(Most::new(Instant::now())),
+            busy: Cell::new(None),
         }
     }
 
@@ -82,11 +105,53 @@ impl Balancer {
         self.affinity.set(affinity);
     }
 
+    /// Takes over what policies say; whether the endpoints must be taken over anew.
+    pub(super) fn set_traffic(&self, traffic: &Traffic, shadow: &Traffic) -> bool {
+        self.rules.set(Rules::of(traffic.breaker.as_ref(), shadow.breaker.as_ref()));
+        let balance = traffic.balance.clone().unwrap_or_default();
+        let changed = *self.balance.borrow() != balance;
+        self.balance.replace(balance);
+        changed
+    }
+
+    /// Takes over where this pod runs; whether the endpoints must be taken over anew.
+    pub(super) fn set_place(&self, place: &Arc<Place>) -> bool {
+        !Arc::ptr_eq(&self.place.replace(Arc::clone(place)), place)
+    }
+
+    /// What requests have in common that go to the same endpoint.
+    pub(super) fn hash_key(&self) -> Option<HashKey> {
+        match &self.balance.borrow().by {
+            BalanceBy::Hash(key) => Some(key.clone()),
+            _ => None,
+        }
+    }
+
     /// Takes a new list of endpoints over; what is known of those that stay is kept.
     pub(super) fn update(&self, new: &Endpoints) {
-        let mut state = self.state.borrow_mut();
-        let slots = self.slots(&state.slots, new);
-        *state = State { slots, split: new.split.clone() };
+        let now = Instant::now();
+        let (warm_up, zone) = {
+            let balance = self.balance.borrow();
+            (balance.warm_up, balance.zone)
+        };
+        let (preference, is_near) = near(new, &self.place.borrow(), zone);
+        let mut slots = self.slots(&self.state.borrow().slots, new);
+        for (slot, is_near) in slots.iter_mut().zip(&is_near) {
+            slot.near = *is_near;
+        }
+        let mut warm_at = None;
+        if let Some(time) = warm_up {
+            let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            for (slot, endpoint) in slots.iter_mut().zip(&new.endpoints) {
+                slot.ready = ready(endpoint.ready_unix, unix, now);
+                warm_at = warm_at.max(slot.ready.map(|ready| ready + time));
+            }
+        }
+        let split = new.split.clone();
+        let trial = trial(new);
+        self.state.replace(State { slots, split, trial, preference, warm_up, warm_at });
+        self.busy.set(None);
+        self.recount(now);
     }
 
     fn slots(&self, old: &[Slot], new: &Endpoints) -> Vec<Slot> {
@@ -99,31 +164,112 @@ impl Balancer {
             let named =
                 share.and_then(|share| new.split.get(share)).is_some_and(|(name, _)| !name.is_empty());
             upstream.counts_for(canary.as_ref().filter(|_| named));
-            Slot { upstream, share }
+            Slot { upstream, share, near: false, ready: None }
         };
         new.endpoints.iter().map(slot).collect()
     }
 
-    /// Chooses an endpoint that is not among `tried`.
-    pub(super) fn pick(&self, tried: &Tried) -> Option<Rc<Upstream>> {
+    /// Chooses an endpoint.
+    pub(super) fn pick(&self, ask: &Ask) -> Option<Rc<Upstream>> {
+        let now = Instant::now();
         let state = self.state.borrow();
-        let usable = Candidates::usable(&state, tried);
+        let counts = self.counts.get();
+        let ejected = counts.ejected == 0 || counts.is_panicking;
+        let usable = Candidates::usable(&state, &ask.tried, ejected);
+        let stay = ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_serve(slot));
+        if let Some(slot) = stay {
+            return Some(Rc::clone(&slot.upstream));
+        }
         let affinity = self.affinity.get();
-        let candidates = if state.split.is_empty() {
-            usable
-        } else {
-            let share = match affinity {
-                None => usable.choose_share(fastrand::f64(), true)?,
-                Some(_) => self.share_of_client(&usable)?,
-            };
-            usable.of_share(share)
-        };
+        let candidates =
+            if state.split.is_empty() { usable } else { usable.of_share(self.share(&usable, ask.cohort)?) };
+        if !ejected && let Some(slot) = candidates.probe(now) {
+            slot.upstream.health.probe(&self.rules.get(), now);
+            return Some(Rc::clone(&slot.upstream));
+        }
         let kept = affinity.and_then(|affinity| self.kept(affinity, &candidates));
-        let chosen = Rc::clone(kept.or_else(|| candidates.choose())?.upstream());
+        let chosen = match kept {
+            Some(kept) => kept,
+            None => self.choose(self.narrowed(candidates, now), ask.hash, now)?,
+        };
+        let chosen = Rc::clone(&chosen.upstream);
         if affinity.is_some() {
-            self.last.replace(Some(Last { upstream: Rc::clone(&chosen), used: Instant::now() }));
+            self.last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
         }
         Some(chosen)
+    }
+
+    /// The share that a request is of.
+    fn share(&self, usable: &Candidates<'_>, cohort: Cohort) -> Option<usize> {
+        let by_chance = || usable.choose_share(fastrand::f64(), true);
+        let split = &usable.state.split;
+        let asked = match cohort {
+            Cohort::ByShare if self.affinity.get().is_some() => return self.share_of_client(usable),
+            Cohort::ByShare => return by_chance(),
+            Cohort::OnTrial => {
+                return usable.state.trial.filter(|on| usable.has_share(*on)).or_else(by_chance);
+            }
+            Cohort::Stable => split.first().filter(|(name, _)| !name.is_empty()).map(|_| 0),
+            Cohort::Point(point) => usable.choose_share(point, false),
+        };
+        // A Canary of one workload moves nobody from another.
+        let first = by_chance()?;
+        if split.get(first).is_some_and(|(name, _)| name.is_empty()) {
+            return Some(first);
+        }
+        asked.filter(|share| usable.has_share(*share)).or(Some(first))
+    }
+
+    fn choose<'a>(&self, from: Candidates<'a>, hash: Option<u64>, now: Instant) -> Option<&'a Slot> {
+        match &self.balance.borrow().by {
+            BalanceBy::Latency => from.choose(By::Latency, now),
+            BalanceBy::Requests => from.choose(By::Requests, now),
+            BalanceBy::RoundRobin => {
+                let turn = self.turn.get();
+                self.turn.set(turn.wrapping_add(1));
+                from.of_turn(turn, now)
+            }
+            BalanceBy::Hash(key) => {
+                let hash = hash.or_else(|| (*key == HashKey::Source).then_some(self.client));
+                match hash {
+                    Some(hash) => from.of_hash(hash, now),
+                    // It has nothing in common with any other.
+                    None => from.choose(By::Latency, now),
+                }
+            }
+        }
+    }
+
+    /// Those that are near, as far as that matters now.
+    fn narrowed<'a>(&self, from: Candidates<'a>, now: Instant) -> Candidates<'a> {
+        match from.state.preference {
+            Preference::None | Preference::Only => from,
+            Preference::First => from.if_near(true),
+            Preference::Prefer if fastrand::f64() < ALWAYS_FAR => from.if_near(false),
+            Preference::Prefer if self.is_spilling(from.state, now) => from,
+            Preference::Prefer => from.if_near(true),
+        }
+    }
+
+    /// Whether the near endpoints can no longer take everything. Looked at a few times in a second.
+    fn is_spilling(&self, state: &State, now: Instant) -> bool {
+        if let Some(busy) = self.busy.get()
+            && now.duration_since(busy.at) < LOOK_EVERY
+        {
+            return busy.spills;
+        }
+        let mean = |near: bool| {
+            let reported = state.slots.iter().filter(|slot| slot.near == near);
+            let loads = reported.filter_map(|slot| slot.upstream.reported_load(now));
+            let (sum, count) =
+                loads.fold((0.0, 0u32), |(sum, count), load| (sum + f64::from(load), count + 1));
+            (count > 0).then(|| sum / f64::from(count))
+        };
+        let ready = self.counts.get().near;
+        let most = self.most.borrow_mut().with(ready, now);
+        let spills = spills(ready, most, mean(true).zip(mean(false)));
+        self.busy.set(Some(Busy { at: now, spills }));
+        spills
     }
 
     /// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this
@@ -131,8 +277,7 @@ impl Balancer {
     fn kept<'a>(&self, affinity: Duration, candidates: &Candidates<'a>) -> Option<&'a Slot> {
         let last = self.last.borrow();
         let last = last.as_ref().filter(|last| last.used.elapsed() < affinity)?;
-        let address = last.upstream.endpoint.address;
-        candidates.iter().find(|slot| slot.upstream.endpoint.address == address)
+        candidates.at(last.upstream.endpoint.address)
     }
 
     /// The share for a client that stays with its endpoint: it stays with its version too, so that the shares are
@@ -158,7 +303,7 @@ impl Balancer {
         let state = self.state.borrow();
         let mut tried = Tried::default();
         tried.push(than);
-        let usable = Candidates::usable(&state, &tried);
+        let usable = Candidates::usable(&state, &tried, true);
         if state.split.is_empty() {
             usable.iter().next().is_some()
         } else {
@@ -172,13 +317,64 @@ impl Balancer {
         let state = self.state.borrow();
         state.slots.iter().map(|slot| &slot.upstream.endpoint).any(|known| known.terminating && same(known))
     }
-}
 
-/// A number that is the same over restarts.
-pub(super) fn hash(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+    /// Takes over how an attempt at an endpoint ended that began `since`.
+    pub(super) fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) -> Option<Change> {
+        let rules = self.rules.get();
+        if upstream.health.learns_nothing(verdict, &rules) {
+            return None;
+        }
+        let now = Instant::now();
+        match upstream.health.take(verdict, since, &rules, now) {
+            Taken::Nothing => None,
+            Taken::WouldBeBad => Some(Change::WouldEject),
+            Taken::Restored => {
+                self.recount(now);
+                Some(Change::Restored)
+            }
+            Taken::Bad if !self.may_eject(upstream, rules.max_ejected_percent) => Some(Change::Capped),
+            Taken::Bad => {
+                upstream.health.eject(&rules, now);
+                self.recount(now);
+                Some(Change::Ejected)
+            }
+        }
+    }
+
+    /// Whether one more may be ejected: of each version so many percent, at least one, and never the only one. A version
+    /// on trial that fails is for its judge to see.
+    fn may_eject(&self, upstream: &Upstream, max_percent: u32) -> bool {
+        let state = self.state.borrow();
+        let is_it = |slot: &&Slot| std::ptr::eq(&*slot.upstream, upstream);
+        let Some(share) = state.slots.iter().find(is_it).map(|slot| slot.share) else { return false };
+        let version =
+            state.slots.iter().filter(|slot| slot.share == share && !slot.upstream.endpoint.terminating);
+        let (all, ejected) = version.fold((0u64, 0u64), |(all, ejected), slot| {
+            (all + 1, ejected + u64::from(slot.upstream.health.is_ejected()))
+        });
+        all > 1 && ejected < (all * u64::from(max_percent) / 100).max(1)
+    }
+
+    /// How many endpoints are ejected, and whether so few are left that these are used too.
+    pub(super) fn counts(&self) -> Counts {
+        self.counts.get()
+    }
+
+    fn recount(&self, now: Instant) {
+        let state = self.state.borrow();
+        let (mut ready, mut ejected, mut near) = (0u32, 0u32, 0);
+        for slot in state.slots.iter().filter(|slot| !slot.upstream.endpoint.terminating) {
+            let is_ejected = slot.upstream.health.is_ejected();
+            ready += 1;
+            ejected += u32::from(is_ejected);
+            near += usize::from(slot.near && !is_ejected);
+        }
+        let is_panicking = ejected > 0 && (ready - ejected) * 2 < ready;
+        self.counts.set(Counts { ejected, is_panicking, near });
+        if state.preference == Preference::Prefer {
+            self.most.borrow_mut().with(near, now);
+        }
+    }
 }
 
 /// The share that a revision is of. One without a name is of every revision that no other names.
@@ -188,22 +384,20 @@ fn share_of(split: &[(Arc<str>, u32)], revision: &str) -> Option<usize> {
     own.or_else(|| named(""))
 }
 
-impl State {
-    /// Whether an endpoint may be chosen at all: where there are shares, those of one that is not nought, and of the
-    /// approved version, see [`Candidates::choose_share`].
-    fn may_serve(&self, slot: &Slot) -> bool {
-        let has_share = |share: usize| {
-            let found = self.split.get(share);
-            found.is_some_and(|(name, weight)| *weight > 0 || (share == 0 && !name.is_empty()))
-        };
-        self.split.is_empty() || slot.share.is_some_and(has_share)
-    }
+/// The share of the version on trial: the one that requests are steered to, else the last one that has a name and is not
+/// the approved one.
+fn trial(new: &Endpoints) -> Option<usize> {
+    let named = |steered: &str| new.split.iter().position(|(name, _)| **name == *steered);
+    let steered = new.steering.as_ref().and_then(|steering| named(&*steering.revision));
+    steered.or_else(|| new.split.iter().rposition(|(name, _)| !name.is_empty()).filter(|index| *index > 0))
 }
 
-impl Slot {
-    fn upstream(&self) -> &Rc<Upstream> {
-        &self.upstream
-    }
+/// When an endpoint became ready that did so then, in seconds since 1970; `None`: not known, or before this process
+/// could know.
+fn ready(ready_unix: i64, unix: Duration, now: Instant) -> Option<Instant> {
+    let at = u64::try_from(ready_unix).ok().filter(|at| *at > 0)?;
+    // A clock that is ahead of ours: just now.
+    now.checked_sub(unix.saturating_sub(Duration::from_secs(at)))
 }
 
 /// The endpoints of before, to find those that stay.
@@ -226,112 +420,21 @@ impl<'a> Known<'a> {
         let found = if self.slots.len() > FEW {
             self.by_pod.get(&(endpoint.address, &*endpoint.pod_uid)).copied()
         } else {
-            self.slots.iter().map(Slot::upstream).find(|upstream| upstream.endpoint == *endpoint)
+            self.slots
+                .iter()
+                .map(|slot| &slot.upstream)
+                .find(|upstream| is_same(&upstream.endpoint, endpoint))
         };
-        found.filter(|upstream| upstream.endpoint == *endpoint).cloned()
+        found.filter(|upstream| is_same(&upstream.endpoint, endpoint)).cloned()
     }
 }
 
-/// The endpoints of a list that a request may go to, as a condition on them: nothing is collected.
-#[derive(Clone, Copy)]
-struct Candidates<'a> {
-    state: &'a State,
-    tried: &'a Tried,
-    /// None that is left and may serve is ready. As kube-proxy: endpoints that terminate serve on while there is no
-    /// other. A version without a share is none.
-    terminating: bool,
-    /// Only those of this share.
-    share: Option<usize>,
-}
-
-impl<'a> Candidates<'a> {
-    fn usable(state: &'a State, tried: &'a Tried) -> Self {
-        let ready = Self { state, tried, terminating: false, share: None };
-        if ready.iter().any(|slot| state.may_serve(slot)) {
-            ready
-        } else {
-            Self { terminating: true, ..ready }
-        }
-    }
-
-    fn of_share(self, share: usize) -> Self {
-        Self { share: Some(share), ..self }
-    }
-
-    fn has(&self, slot: &Slot) -> bool {
-        let endpoint = &slot.upstream.endpoint;
-        (self.terminating || !endpoint.terminating)
-            && (self.share.is_none() || self.share == slot.share)
-            && !self.tried.contains(endpoint.address)
-    }
-
-    fn iter(self) -> impl Iterator<Item = &'a Slot> {
-        self.state.slots.iter().filter(move |slot| self.has(slot))
-    }
-
-    /// A share by its weight among those that have an endpoint here: one without gets no traffic. `point`, 0 to 1, is
-    /// where among all; the last named one, the version on trial, begins at 0. `others`: also one without a name.
-    fn choose_share(self, point: f64, others: bool) -> Option<usize> {
-        let split = &self.state.split;
-        let present = |share: usize| self.of_share(share).iter().next().is_some();
-        let named = split.iter().enumerate().rev().filter(|(_, (name, _))| !name.is_empty());
-        let rest = split.iter().enumerate().filter(|(_, (name, _))| name.is_empty() && others);
-        let entries = named.chain(rest).filter(|(index, (_, weight))| *weight > 0 && present(*index));
-        let total: u32 = entries.clone().map(|(_, (_, weight))| weight).sum();
-        let mut left = point * f64::from(total);
-        for (index, (_, weight)) in entries {
-            let weight = f64::from(*weight);
-            if left < weight {
-                return Some(index);
-            }
-            left -= weight;
-        }
-        // Every endpoint that has a share was tried or has gone. The first entry is the approved version, which serves
-        // rather than nobody.
-        split.first().filter(|(name, _)| !name.is_empty() && present(0)).map(|_| 0)
-    }
-
-    /// The better of two at random.
-    fn choose(self) -> Option<&'a Slot> {
-        let now = Instant::now();
-        if let Some((a, b)) = self.draw_two(now) {
-            return Some(better(a, b, now));
-        }
-        let (mut all, mut reachable) = (0, 0);
-        for slot in self.iter() {
-            all += 1;
-            reachable += usize::from(!slot.upstream.is_avoided(now));
-        }
-        let count = if reachable > 0 { reachable } else { all };
-        let mut pool = self.iter().filter(|slot| reachable == 0 || !slot.upstream.is_avoided(now));
-        if count < 2 {
-            return pool.next();
-        }
-        let first = fastrand::usize(..count);
-        let second = (first + 1 + fastrand::usize(..count - 1)) % count;
-        let low = pool.nth(first.min(second))?;
-        let high = pool.nth(first.abs_diff(second) - 1)?;
-        Some(if first < second { better(low, high, now) } else { better(high, low, now) })
-    }
-
-    /// Two different ones that can be reached, from a long list without a look at all of it, unless chance is against
-    /// it.
-    fn draw_two(self, now: Instant) -> Option<(&'a Slot, &'a Slot)> {
-        let slots = &self.state.slots;
-        if slots.len() <= FEW {
-            return None;
-        }
-        let mut draws = (0..DRAWS).filter_map(|_| {
-            let slot = slots.get(fastrand::usize(..slots.len()))?;
-            (self.has(slot) && !slot.upstream.is_avoided(now)).then_some(slot)
-        });
-        let first = draws.next()?;
-        let second = draws.find(|slot| !Rc::ptr_eq(&slot.upstream, &first.upstream))?;
-        Some((first, second))
-    }
-}
-
-/// The one that costs less; the first where they cost the same.
-fn better<'a>(a: &'a Slot, b: &'a Slot, now: Instant) -> &'a Slot {
-    if a.upstream.cost(now) <= b.upstream.cost(now) { a } else { b }
+/// Whether what is known of one endpoint is known of the other. Where it runs, and for whom it is meant, is asked of the
+/// list only.
+fn is_same(known: &Endpoint, new: &Endpoint) -> bool {
+    known.address == new.address
+        && known.pod_uid == new.pod_uid
+        && known.identity == new.identity
+        && known.revision == new.revision
+        && known.terminating == new.terminating
 }

@@ -1,34 +1,76 @@
 //! Where requests go: a port of a Service, or one pod.
 //!
-//! In: who serves it, and in which shares. Out: one endpoint per [`Backend::pick`]. Never opens a connection, waits, or
-//! looks at HTTP.
+//! In: who serves it, in which shares, and what policies say of the choice. Out: one endpoint per [`Backend::pick`], and
+//! whether a retry may be made ([`Backend::may_retry`]). Never opens a connection, waits, or looks at HTTP.
 //!
 //! ```text
-//!   balancer   first the revision by its share, then the better of two endpoints
-//!   upstream   an endpoint, and what this worker has seen of it
-//!   tried      the endpoints that a request has been to
+//!   balancer    first the revision by its share, then those that are near, then the better of two endpoints
+//!   candidates  the endpoints that a request may go to
+//!   zone        which endpoints are near
+//!   breaker     which endpoints are left alone for a while
+//!   budget      how many retries there may be
+//!   upstream    an endpoint, and what this worker has seen of it
+//!   tried       the endpoints that a request has been to
 //! ```
 
 mod balancer;
+mod breaker;
+mod budget;
+mod candidates;
+pub mod steer;
 #[cfg(test)]
 mod tests;
 mod tried;
 mod upstream;
+mod zone;
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use crate::config::{Destination, Endpoint, Endpoints, EndpointsEntry, PodRoute, Service};
-use balancer::{Balancer, hash};
-use upstream::Group;
+use crate::config::traffic::HashKey;
+use crate::config::{Destination, Endpoint, Endpoints, EndpointsEntry, Place, PodRoute, Service};
+use crate::telemetry::BreakerGauge;
+use balancer::Balancer;
+use budget::{Budget, LastRetry};
+use upstream::{Group, hash};
 
+pub use breaker::{Change, Verdict};
 pub use tried::Tried;
 pub use upstream::{InFlight, Outcome, Upstream};
+
+/// What a choice takes into account. The default is a request that has been nowhere, and is like any other.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// Where the request has been.
+    pub tried: Tried,
+    /// Which version it goes to, where there are several.
+    pub cohort: Cohort,
+    /// What it has in common with others that go to the same endpoint, see [`Backend::hash_key`].
+    pub hash: Option<u64>,
+    /// The endpoint that it should go to as long as that may be used.
+    pub stay: Option<SocketAddr>,
+}
+
+/// Which of the versions of a workload a request goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Cohort {
+    /// Any of them, by its share.
+    #[default]
+    ByShare,
+    /// By its share, for a user who stays with a version: where that user stands among all, 0 to 1. The version on trial
+    /// begins at 0, so that a user who has come to it stays while its share grows.
+    Point(f64),
+    /// The version on trial, whatever its share.
+    OnTrial,
+    /// The approved version.
+    Stable,
+}
 
 /// One place to send requests to, shared by every port of the worker that leads to it.
 #[derive(Debug)]
@@ -40,31 +82,70 @@ pub struct Backend {
     balancer: Balancer,
     service: Option<Bytes>,
     group: Rc<Group>,
+    budget: Budget,
+    /// What a policy that is only tried would have spent.
+    shadow_budget: Budget,
+    last_retry: Rc<LastRetry>,
+    gauge: OnceCell<Gauged>,
+}
+
+/// What of a gauge is this backend's: every worker has one of its own.
+#[derive(Debug)]
+struct Gauged {
+    gauge: Arc<BreakerGauge>,
+    ejected: Cell<u32>,
+    is_panicking: Cell<bool>,
+}
+
+impl Gauged {
+    fn set(&self, ejected: u32, is_panicking: bool) {
+        let change = i64::from(ejected) - i64::from(self.ejected.replace(ejected));
+        let panics = i64::from(is_panicking) - i64::from(self.is_panicking.replace(is_panicking));
+        self.gauge.change(change, panics);
+    }
+}
+
+impl Drop for Gauged {
+    fn drop(&mut self) {
+        self.set(0, false);
+    }
 }
 
 impl Backend {
-    fn of_service(client: u64, service: &Service) -> Self {
+    fn of_service(of: &Backends, service: &Service) -> Self {
         let route = &service.route;
-        let group = Rc::new(Group::named(&route.namespace, &route.name));
         let name = format!("{}/{}:{}", route.namespace, route.name, route.port);
-        Self {
-            entry: Some(Arc::clone(&service.endpoints)),
-            seen: RefCell::default(),
-            balancer: Balancer::new(client, &group),
-            service: Some(name.into()),
-            group,
-        }
+        let entry = Some(Arc::clone(&service.endpoints));
+        Self { entry, service: Some(name.into()), ..Self::named(of, &route.namespace, &route.name) }
     }
 
-    fn of_pod(client: u64, pod: &PodRoute) -> Self {
+    fn of_pod(of: &Backends, pod: &PodRoute) -> Self {
         let (namespace, name) = match &pod.endpoint.identity {
             Some(id) => (id.namespace.as_str(), id.service_account.as_str()),
             None => ("", "pod"),
         };
+        let backend = Self::named(of, namespace, name);
+        let endpoints = vec![pod.endpoint.clone()];
+        backend.balancer.update(&Endpoints { endpoints, ..Endpoints::default() });
+        backend
+    }
+
+    /// A backend without endpoints.
+    fn named(of: &Backends, namespace: &str, name: &str) -> Self {
         let group = Rc::new(Group::named(namespace, name));
-        let balancer = Balancer::new(client, &group);
-        balancer.update(&Endpoints { endpoints: vec![pod.endpoint.clone()], ..Endpoints::default() });
-        Self { entry: None, seen: RefCell::default(), balancer, service: None, group }
+        let balancer = Balancer::new(of.client, &group);
+        balancer.set_place(&of.place.borrow());
+        Self {
+            entry: None,
+            seen: RefCell::default(),
+            balancer,
+            service: None,
+            group,
+            budget: Budget::default(),
+            shadow_budget: Budget::default(),
+            last_retry: Rc::clone(&of.last_retry),
+            gauge: OnceCell::new(),
+        }
     }
 
     /// The Service, `namespace/name:port`, ready to travel to the server's sidecar; `None` for a pod's own address.
@@ -77,10 +158,68 @@ impl Backend {
         (&self.group.namespace, &self.group.name)
     }
 
-    /// Chooses an endpoint that is not among `tried`; `None`: there is none that may be used.
-    pub fn pick(&self, tried: &Tried) -> Option<Rc<Upstream>> {
+    /// Chooses an endpoint; `None`: there is none that may be used and was not tried.
+    pub fn pick(&self, ask: &Ask) -> Option<Rc<Upstream>> {
         self.refresh();
-        self.balancer.pick(tried)
+        self.balancer.pick(ask)
+    }
+
+    /// The endpoints as they are now, where some requests are steered to one of their versions.
+    pub fn steering(&self) -> Option<Arc<Endpoints>> {
+        self.refresh();
+        self.seen.borrow().as_ref().filter(|endpoints| endpoints.steering.is_some()).cloned()
+    }
+
+    /// What requests have in common that go to the same endpoint; `None`: nothing that matters.
+    pub fn hash_key(&self) -> Option<HashKey> {
+        self.balancer.hash_key()
+    }
+
+    /// A first attempt is made, which earns this share of a retry: of what a policy does, and of what one that is only
+    /// tried would do.
+    pub fn earn_retries(&self, share: Option<f64>, shadow: Option<f64>) {
+        if let Some(share) = share {
+            self.budget.deposit(share);
+        }
+        if let Some(share) = shadow {
+            self.shadow_budget.deposit(share);
+        }
+    }
+
+    /// Whether a retry may be made. It is paid for with that.
+    pub fn may_retry(&self, now: Instant) -> bool {
+        self.budget.withdraw(&self.last_retry, now)
+    }
+
+    /// The same for a policy that is only tried.
+    pub fn might_retry(&self, now: Instant) -> bool {
+        self.shadow_budget.withdraw(&LastRetry::at(now), now)
+    }
+
+    /// Takes over how an attempt at an endpoint ended that began `since`, and returns what that changes for it.
+    pub fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) -> Option<Change> {
+        let change = self.balancer.observe(upstream, since, verdict)?;
+        self.publish();
+        Some(change)
+    }
+
+    /// Whether so many endpoints are ejected that all are used.
+    pub fn is_panicking(&self) -> bool {
+        self.balancer.counts().is_panicking
+    }
+
+    /// From now on what is ejected is shown there.
+    pub fn show(&self, gauge: impl FnOnce() -> Arc<BreakerGauge>) {
+        let gauged = || Gauged { gauge: gauge(), ejected: Cell::new(0), is_panicking: Cell::new(false) };
+        self.gauge.get_or_init(gauged);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        if let Some(gauged) = self.gauge.get() {
+            let counts = self.balancer.counts();
+            gauged.set(counts.ejected, counts.is_panicking);
+        }
     }
 
     /// Whether another endpoint than this one could serve.
@@ -101,6 +240,7 @@ impl Backend {
         if let Some(newer) = newer {
             self.balancer.update(&newer);
             self.seen.replace(Some(newer));
+            self.publish();
         }
     }
 }
@@ -109,13 +249,32 @@ impl Backend {
 #[derive(Debug)]
 pub struct Backends {
     client: u64,
+    place: RefCell<Arc<Place>>,
+    last_retry: Rc<LastRetry>,
     by_name: RefCell<HashMap<Arc<str>, Weak<Backend>>>,
 }
 
 impl Backends {
     /// No backends, for the pod with this uid. All workers of a pod are one client to Services with session affinity.
     pub fn of_client(pod_uid: &str) -> Self {
-        Self { client: hash(pod_uid), by_name: RefCell::default() }
+        Self {
+            client: hash(pod_uid),
+            place: RefCell::new(Arc::new(Place { zone: Arc::default(), node: Arc::default() })),
+            last_retry: Rc::default(),
+            by_name: RefCell::default(),
+        }
+    }
+
+    /// Takes over where the pod runs. Cheap where that is known already.
+    pub fn set_place(&self, place: &Arc<Place>) {
+        if Arc::ptr_eq(&self.place.replace(Arc::clone(place)), place) {
+            return;
+        }
+        for backend in self.by_name.borrow().values().filter_map(Weak::upgrade) {
+            if backend.balancer.set_place(place) {
+                backend.seen.replace(None);
+            }
+        }
     }
 
     /// The backend of a destination: that of a Service's port is shared, that of a pod's own address is new. `None`:
@@ -123,7 +282,7 @@ impl Backends {
     pub fn of(&self, destination: &Destination) -> Option<Rc<Backend>> {
         match destination {
             Destination::Unknown => None,
-            Destination::Pod(pod) => Some(Rc::new(Backend::of_pod(self.client, pod))),
+            Destination::Pod(pod) => Some(Rc::new(Backend::of_pod(self, pod))),
             Destination::Service(service) => {
                 let backend = self.of_service(service);
                 backend.balancer.set_affinity(service.route.affinity);
@@ -132,7 +291,18 @@ impl Backends {
         }
     }
 
-    fn of_service(&self, service: &Service) -> Rc<Backend> {
+    /// The backend of a Service's port, with what its policies say. Whether clients stay with their endpoint is left as
+    /// it is: only who is dialled says that.
+    pub fn of_service(&self, service: &Service) -> Rc<Backend> {
+        let backend = self.shared(service);
+        if backend.balancer.set_traffic(&service.route.traffic, &service.route.shadow) {
+            // The next use takes the endpoints over anew.
+            backend.seen.replace(None);
+        }
+        backend
+    }
+
+    fn shared(&self, service: &Service) -> Rc<Backend> {
         let mut by_name = self.by_name.borrow_mut();
         let found = by_name.get(&service.route.endpoints).and_then(Weak::upgrade);
         // Endpoints that were forgotten and came back are kept current elsewhere.
@@ -142,7 +312,7 @@ impl Backends {
         if let Some(backend) = found.filter(is_current) {
             return backend;
         }
-        let backend = Rc::new(Backend::of_service(self.client, service));
+        let backend = Rc::new(Backend::of_service(self, service));
         by_name.insert(Arc::clone(&service.route.endpoints), Rc::downgrade(&backend));
         backend
     }

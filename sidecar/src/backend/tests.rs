@@ -1,3 +1,6 @@
+mod breaker;
+mod choice;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -5,17 +8,17 @@ use tokio::time::{Instant, advance};
 use tulle_mesh::identity::WorkloadId;
 
 use super::*;
+use crate::config::traffic::Traffic;
 use crate::config::{CanaryRef, ConfigStore, Protocol, Route, ServiceRoute};
 use crate::telemetry::Telemetry;
 use crate::telemetry::attempts::Seen;
 
 fn endpoint(port: u16, revision: &str, terminating: bool) -> Endpoint {
     Endpoint {
-        address: SocketAddr::from(([10, 0, 0, 1], port)),
-        identity: None,
         revision: revision.into(),
         terminating,
         pod_uid: format!("pod-{port}").into(),
+        ..Endpoint::at(SocketAddr::from(([10, 0, 0, 1], port)))
     }
 }
 
@@ -35,18 +38,19 @@ fn split(shares: &[(&str, u32)]) -> Vec<(Arc<str>, u32)> {
 
 fn balancer(endpoints: Vec<Endpoint>, shares: &[(&str, u32)]) -> Balancer {
     let balancer = of_client("");
-    balancer.update(&Endpoints { endpoints, split: split(shares), canary: None });
+    balancer.update(&Endpoints { endpoints, split: split(shares), ..Endpoints::default() });
     balancer
 }
 
-fn tried(addresses: &[SocketAddr]) -> Tried {
-    let mut tried = Tried::default();
-    addresses.iter().for_each(|address| tried.push(*address));
-    tried
+/// A request that has been there.
+fn tried(addresses: &[SocketAddr]) -> Ask {
+    let mut ask = Ask::default();
+    addresses.iter().for_each(|address| ask.tried.push(*address));
+    ask
 }
 
 fn pick(balancer: &Balancer) -> Rc<Upstream> {
-    balancer.pick(&Tried::default()).unwrap()
+    balancer.pick(&Ask::default()).unwrap()
 }
 
 fn share(balancer: &Balancer, revision: &str) -> f64 {
@@ -77,7 +81,7 @@ fn a_revision_without_a_ready_endpoint_gets_nothing() {
 fn a_revision_of_weight_nought_gets_nothing_even_when_it_is_all_there_is() {
     assert!(
         balancer(vec![endpoint(1, "new", false)], &[("old", 1000), ("new", 0)])
-            .pick(&Tried::default())
+            .pick(&Ask::default())
             .is_none()
     );
 }
@@ -129,7 +133,7 @@ fn a_client_stays_with_its_endpoint_where_the_service_says_so() {
 
 fn sticky(shares: &[(&str, u32)]) -> Endpoints {
     let endpoint = |port| endpoint(port, if port <= 4 { "old" } else { "new" }, false);
-    Endpoints { endpoints: (1..=8).map(endpoint).collect(), split: split(shares), canary: None }
+    Endpoints { endpoints: (1..=8).map(endpoint).collect(), split: split(shares), ..Endpoints::default() }
 }
 
 #[test]
@@ -245,7 +249,7 @@ fn a_share_without_a_name_is_that_of_every_revision_that_no_other_names() {
     let others = 1.0 - seen("old") - seen("new");
     assert!((others - 0.5).abs() < 0.03, "{others} for the others");
     let only = balancer(vec![endpoint(3, "stray", false)], &split);
-    assert!(only.pick(&Tried::default()).is_some(), "the others have no endpoint");
+    assert!(only.pick(&Ask::default()).is_some(), "the others have no endpoint");
 }
 
 #[test]
@@ -256,6 +260,7 @@ fn only_what_a_canary_names_is_evidence_and_counts_in_the_epoch_that_chose_it() 
         endpoints: vec![endpoint(1, "old", false)],
         split: split(&[("old", 1000), ("", 0)]),
         canary: canary(1),
+        ..Endpoints::default()
     };
     let balancer = of_client("");
     balancer.update(&service);
@@ -487,7 +492,16 @@ async fn leads_to(store: &ConfigStore, address: SocketAddr, route: Route) -> Arc
 fn web(port: u16, affinity: Option<Duration>) -> Route {
     let (namespace, name) = ("shop".to_owned(), "web".to_owned());
     let endpoints = "shop/web:80".into();
-    Route::Service(ServiceRoute { namespace, name, port, protocol: Protocol::Detect, affinity, endpoints })
+    let protocol = Protocol::Detect;
+    Route::Service(ServiceRoute {
+        namespace,
+        name,
+        port,
+        protocol,
+        affinity,
+        endpoints,
+        ..ServiceRoute::default()
+    })
 }
 
 #[tokio::test]
@@ -506,7 +520,7 @@ async fn addresses_of_one_service_share_a_backend_for_as_long_as_one_of_them_use
     assert!(Rc::ptr_eq(&one, &other));
     assert_eq!(one.service().as_deref(), Some(b"shop/web:80".as_slice()));
     assert_eq!(one.counted_as(), ("shop", "web"));
-    let chosen = one.pick(&Tried::default()).unwrap();
+    let chosen = one.pick(&Ask::default()).unwrap();
     assert!(!one.has_other(chosen.endpoint.address));
     store.set_endpoints(&"shop/web:80".into(), list(&[1, 2]));
     assert!(one.has_other(chosen.endpoint.address), "the next use sees what is current");
@@ -526,7 +540,7 @@ async fn endpoints_that_were_forgotten_and_came_back_get_a_backend_that_is_kept_
     let endpoints = vec![endpoint(1, "", false)];
     store.set_endpoints(&"shop/web:80".into(), Endpoints { endpoints, ..Endpoints::default() });
     let after = backends.of(&*leads_to(&store, address, web(80, None)).await).unwrap();
-    assert!(before.pick(&Tried::default()).is_none() && after.pick(&Tried::default()).is_some());
+    assert!(before.pick(&Ask::default()).is_none() && after.pick(&Ask::default()).is_some());
 }
 
 #[test]
@@ -539,13 +553,11 @@ fn a_pods_own_address_is_a_backend_of_one_and_its_identity_is_written_once() {
     let backends = Backends::of_client("client");
     let backend = backends.of(&Destination::Pod(pod)).unwrap();
     assert_eq!((backend.service(), backend.counted_as()), (None, ("shop", "redis")));
-    let upstream = backend.pick(&Tried::default()).unwrap();
+    let upstream = backend.pick(&Ask::default()).unwrap();
     assert!(!backend.has_other(upstream.endpoint.address) && !backend.is_ending(&upstream.endpoint));
     let text = upstream.identity_text();
     assert_eq!(&*text, b"spiffe://cluster.local/ns/shop/sa/redis");
     assert_eq!(text.as_ptr(), upstream.identity_text().as_ptr());
-    let mut tried = Tried::default();
-    tried.push(upstream.endpoint.address);
-    assert!(backend.pick(&tried).is_none());
+    assert!(backend.pick(&tried(&[upstream.endpoint.address])).is_none());
     assert!(backends.of(&Destination::Unknown).is_none());
 }

@@ -1,8 +1,12 @@
 //! An endpoint, and what this worker has seen of it: how long its answers take, how many requests it has in hand, and
 //! how often it fails. Both averages fade with time, latency to the median of the service and success to one, so that
 //! an endpoint that was slow or failed is tried again.
+//!
+//! Beside it stands what the endpoint's sidecar reports with its answers: that is of all clients together, and tells one
+//! that sends a request a second what its own requests cannot.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::breaker::Health;
 use crate::config::{CanaryRef, Endpoint};
 use crate::telemetry::attempts::{AttemptKey, Attempts};
 use crate::telemetry::{ByProtocol, Series, Telemetry};
@@ -87,6 +92,11 @@ pub struct Upstream {
     /// Whose evidence its attempts are.
     evidence: RefCell<Option<Evidence>>,
     seen: Cell<Seen>,
+    reported: Cell<Option<Reported>>,
+    /// What the breaker knows of it.
+    pub(super) health: Health,
+    /// Its place among all endpoints for requests that have something in common.
+    pub(super) hash: u64,
     pending: Cell<u32>,
     avoid_until: Cell<Option<Instant>>,
 }
@@ -101,6 +111,16 @@ struct Seen {
     at: Instant,
 }
 
+/// What an endpoint's sidecar has reported of it.
+#[derive(Clone, Copy, Debug)]
+struct Reported {
+    /// Requests in flight.
+    in_flight: Option<u32>,
+    /// Seconds.
+    latency: Option<f64>,
+    at: Instant,
+}
+
 /// The Canary of an endpoint, and where attempts are counted for it, found when there is the first.
 #[derive(Debug)]
 struct Evidence {
@@ -112,12 +132,15 @@ impl Upstream {
     /// An endpoint without history.
     pub(super) fn new(endpoint: Endpoint, group: &Rc<Group>) -> Rc<Self> {
         Rc::new(Self {
+            hash: hash((endpoint.address, &*endpoint.pod_uid)),
             endpoint,
             group: Rc::clone(group),
             identity_text: OnceCell::new(),
             series: ByProtocol::default(),
             evidence: RefCell::default(),
             seen: Cell::new(Seen { latency: None, success: 1.0, at: Instant::now() }),
+            reported: Cell::new(None),
+            health: Health::default(),
             pending: Cell::new(0),
             avoid_until: Cell::new(None),
         })
@@ -163,12 +186,51 @@ impl Upstream {
     }
 
     /// What one more request there costs: the latency to expect, for each that is in hand, and the dearer the more of
-    /// them fail. An endpoint that fails fast does not look fast.
+    /// them fail. An endpoint that fails fast does not look fast. The latency is the mean of what was seen and of what
+    /// is reported, where there are both.
     pub(super) fn cost(&self, now: Instant) -> f64 {
         let Seen { latency, success, .. } = self.expected(now);
         let success = success.max(LEAST_SUCCESS);
-        let latency = latency.unwrap_or_else(|| self.group.median.get());
+        let latency = match (latency, self.reported_latency(now)) {
+            (Some(seen), Some(reported)) => f64::midpoint(seen, reported),
+            (Some(latency), None) | (None, Some(latency)) => latency,
+            (None, None) => self.group.median.get(),
+        };
         latency * f64::from(self.pending.get() + 1) / (success * success)
+    }
+
+    /// What is reported, faded by now.
+    fn reported_latency(&self, now: Instant) -> Option<f64> {
+        let Reported { latency, at, .. } = self.reported.get()?;
+        let median = self.group.median.get();
+        latency.map(|latency| median + (latency - median) * weight(at, now))
+    }
+
+    /// Requests in flight there: those of all clients where that was reported lately, else those of this worker.
+    pub(super) fn load(&self, now: Instant) -> u32 {
+        self.reported_load(now).unwrap_or(0).max(self.pending.get())
+    }
+
+    /// Requests in flight that were reported lately.
+    pub(super) fn reported_load(&self, now: Instant) -> Option<u32> {
+        let Reported { in_flight, at, .. } = self.reported.get()?;
+        in_flight.filter(|_| now.duration_since(at) < DECAY)
+    }
+
+    /// Requests of this worker in flight there.
+    pub(super) fn pending(&self) -> u32 {
+        self.pending.get()
+    }
+
+    /// Takes over what the endpoint's sidecar reports with an answer: requests in flight there, and the average time
+    /// to the head of an answer in microseconds.
+    pub fn report(&self, in_flight: Option<u32>, latency_us: Option<u32>) {
+        if in_flight.is_none() && latency_us.is_none() {
+            return;
+        }
+        let (least, most) = LATENCIES;
+        let latency = latency_us.map(|us| (f64::from(us) / 1e6).clamp(least, most));
+        self.reported.set(Some(Reported { in_flight, latency, at: Instant::now() }));
     }
 
     /// What was seen, faded by now.
@@ -230,6 +292,13 @@ impl Upstream {
     pub(super) fn is_avoided(&self, now: Instant) -> bool {
         self.avoid_until.get().is_some_and(|until| until >= now)
     }
+}
+
+/// A number that is the same over restarts.
+pub(super) fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What is left of something that was seen `at`.

@@ -135,7 +135,7 @@ impl AttemptTable {
 }
 
 /// What the end of a request says of the version of its endpoint. `None`: nothing, because the client went away, was too
-/// slow or sent what no server would take, or because this sidecar lacked something itself.
+/// slow or sent what no server would take, because this sidecar lacked something itself, or because a policy ended it.
 pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<Seen> {
     let failure = match (result, grpc) {
         (Ok(500..), _) | (Ok(_), Some(2 | 4 | 13 | 14 | 15)) => return Some(Seen::Failed),
@@ -148,7 +148,12 @@ pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<S
         | Failure::ClientHeadTooLong
         | Failure::ClientGone
         | Failure::OursNoCertificate
-        | Failure::OursResources => None,
+        | Failure::OursResources
+        | Failure::OursOverloaded
+        | Failure::RouteNone
+        | Failure::RouteNoBackend
+        | Failure::FaultInjected(_)
+        | Failure::IdleTimeout => None,
         Failure::Timeout(_) if failure.is_of_client() => None,
         // As a 403, which is what its sidecar answers a request.
         Failure::PolicyDenied | Failure::PolicyPlaintext => Some(Seen::ClientError),
@@ -160,6 +165,8 @@ pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<S
         | Failure::UpstreamReset
         | Failure::UpstreamLost
         | Failure::UpstreamBadResponse(_)
+        | Failure::DeadlineExceeded
+        | Failure::UpstreamTimeout
         | Failure::Timeout(_) => Some(Seen::Failed),
     }
 }
@@ -227,6 +234,10 @@ mod tests {
             (Err(Failure::Timeout(REQUEST_HEAD)), None, None),
             (Err(Failure::OursNoCertificate), None, None),
             (Err(Failure::OursResources), None, None),
+            (Err(Failure::FaultInjected(503)), None, None),
+            (Err(Failure::IdleTimeout), None, None),
+            (Err(Failure::UpstreamTimeout), None, Some(Seen::Failed)),
+            (Err(Failure::DeadlineExceeded), None, Some(Seen::Failed)),
         ];
         for (result, grpc, expected) in table {
             assert_eq!(evidence_of(result.as_ref().copied(), grpc), expected, "{result:?} {grpc:?}");

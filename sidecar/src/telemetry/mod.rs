@@ -6,12 +6,14 @@
 //! ```text
 //!   series      the counters of one peer
 //!   attempts    evidence of Canaries
+//!   breakers    endpoints that are left alone
 //!   prometheus  /metrics
 //!   report      deltas for the operator
 //!   limited     rate limit of log lines
 //! ```
 
 pub mod attempts;
+mod breakers;
 mod limited;
 pub mod prometheus;
 pub mod report;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use attempts::{AttemptKey, AttemptTable, Attempts};
+pub use breakers::{BreakerGauge, Breakers};
 pub use limited::Limited;
 pub use series::{ByProtocol, CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series};
 
@@ -67,6 +70,8 @@ pub struct Telemetry {
     plain: [OnceLock<Arc<Series>>; 3],
     /// Attempts under Canaries.
     pub attempts: AttemptTable,
+    /// Endpoints that are ejected.
+    pub breakers: Breakers,
 }
 
 /// The protocols of clients without a sidecar.

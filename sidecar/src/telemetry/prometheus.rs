@@ -53,11 +53,27 @@ pub fn render(telemetry: &Telemetry) -> String {
             line(&mut out, name, key, "", load(counter(series)));
         }
     }
+    breakers(&mut out, telemetry);
     family(&mut out, "tulle_events_total", "counter", "What is neither request nor connection.");
     for ((kind, reason), count) in telemetry.events() {
         let _ = writeln!(out, "tulle_events_total{{kind=\"{kind}\",reason=\"{reason}\"}} {count}");
     }
     out
+}
+
+fn breakers(out: &mut String, telemetry: &Telemetry) {
+    let gauges = telemetry.breakers.all();
+    let (ejected, panicking) = ("tulle_ejected_endpoints", "tulle_breaker_panic");
+    family(out, ejected, "gauge", "Endpoints that the breaker leaves alone for a while.");
+    for ((namespace, service), gauge) in &gauges {
+        let labels = format!("destination_namespace=\"{namespace}\",destination_service=\"{service}\"");
+        let _ = writeln!(out, "{ejected}{{{labels}}} {}", gauge.read().0);
+    }
+    family(out, panicking, "gauge", "Workers in which so many are ejected that all are used.");
+    for ((namespace, service), gauge) in &gauges {
+        let labels = format!("destination_namespace=\"{namespace}\",destination_service=\"{service}\"");
+        let _ = writeln!(out, "{panicking}{{{labels}}} {}", gauge.read().1);
+    }
 }
 
 fn histogram(out: &mut String, all: &[(SeriesKey, std::sync::Arc<Series>)]) {
@@ -134,6 +150,8 @@ mod tests {
         series.request(&Ok(200), None, Duration::from_millis(2), (10, 20));
         series.request(&Ok(200), Some(13), Duration::from_millis(2), (0, 0));
         series.request(&Err(Failure::UpstreamNone), None, Duration::from_millis(700), (0, 0));
+        let gauge = telemetry.breakers.of("shop", "web");
+        gauge.change(2, 0);
         let text = render(&telemetry);
         let labels = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
         for expected in [
@@ -144,6 +162,8 @@ mod tests {
             format!("tulle_request_duration_seconds_bucket{{{labels},le=\"0.0025\"}} 2"),
             format!("tulle_request_duration_seconds_count{{{labels}}} 3"),
             format!("tulle_sent_bytes_total{{{labels}}} 10"),
+            "tulle_ejected_endpoints{destination_namespace=\"shop\",destination_service=\"web\"} 2"
+                .to_owned(),
         ] {
             assert!(text.contains(&expected), "{expected} is not in\n{text}");
         }

@@ -1,0 +1,345 @@
+//! The one loop of attempts: each request of the pod's application goes to an endpoint, and to another one where that
+//! could not be reached, had gone, or gave an answer that a policy does not accept.
+//!
+//! In: a request, and where it goes. Out: how it ended, after its answer was delivered. Two things are told apart:
+//!
+//! - What has provably not been served, or may be carried out twice, is *repeated* at once, whatever policies say
+//!   ([`End::may_repeat`]). It costs no budget, because no application has had the work.
+//! - What a policy wants is *retried* after a back-off, out of a budget ([`Backend::may_retry`]). That is decided before
+//!   the answer would be delivered: an answer is refused only if another attempt follows.
+//!
+//! [`Backend::may_retry`]: crate::backend::Backend::may_retry
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::opaque::Opened;
+use super::trying::{Asked, Injected, Retry, Trying};
+use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
+use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Report, open, run, until};
+use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
+use crate::call::{Call, Ended};
+use crate::error::Failure;
+use crate::http1::Head;
+use crate::route::Way;
+use crate::telemetry::Series;
+use crate::telemetry::attempts::{Attempts, Seen, evidence_of};
+use crate::worker::Worker;
+
+/// An endpoint that was chosen for the next attempt.
+struct Chosen {
+    upstream: Rc<Upstream>,
+    /// Where the attempt is counted: the Canary's epoch is that of the choice.
+    evidence: Option<Arc<Attempts>>,
+    /// An exchange that is open already.
+    ready: Option<Exchange>,
+    /// Not on a kept connection.
+    fresh: bool,
+}
+
+/// An attempt that was made.
+struct Made {
+    attempt: Attempt,
+    /// On a connection that may have been closed before the request came.
+    kept: bool,
+    /// `None`: the endpoint has not seen it, because a fault was injected.
+    in_flight: Option<InFlight>,
+    /// Another attempt is to follow, and is paid for.
+    retry: Option<Retry>,
+}
+
+/// Makes attempts until one need not, or cannot, be repeated. Returns how the request ended, and under what it is
+/// counted.
+pub(super) async fn attempts(
+    worker: &Worker,
+    way: &Way,
+    ask: &mut Ask,
+    call: &mut Call<'_>,
+    opened: Option<Opened>,
+) -> (Ended, Arc<Series>) {
+    let trying = Trying::begin(worker, way, call);
+    let protocol = call.protocol();
+    let mut anew = ANEW.iter();
+    let mut next = match opened.and_then(|opened| ready(opened, call)) {
+        Some(ready) => Some(ready),
+        None => way.backend.pick(ask).map(|upstream| Chosen::new(worker, upstream, false)),
+    };
+    let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
+    while let Some(chosen) = next.take() {
+        let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
+        let Made { mut attempt, kept, in_flight, retry } = make(&trying, chosen, call).await;
+        call.attempts = call.attempts.saturating_add(1);
+        let retry = retry.or_else(|| trying.after_timeout(&attempt.end, call));
+        let repeats = attempt.end.may_repeat(call);
+        if repeats && retry.is_none() && is_over(call.deadline) {
+            attempt.end = End::Final(Failure::DeadlineExceeded);
+        } else if repeats && retry.is_none() {
+            drop(in_flight);
+            upstream.avoid();
+            if !fresh {
+                ask.tried.push(upstream.endpoint.address);
+            }
+            let other = if ask.tried.len() < MAX_ENDPOINTS { way.backend.pick(ask) } else { None };
+            next = match other {
+                Some(other) => Some(Chosen::new(worker, other, false)),
+                None => anew_at(worker, upstream, &mut anew, &attempt.end, kept).await,
+            };
+            if let Some(next) = &next {
+                worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
+            } else if let Some(retry) = trying.after_all(&attempt.end, call) {
+                // All have been tried: from the start.
+                ask.tried = Tried::default();
+                if !backs_off(retry, call).await {
+                    failed = Attempt::of(End::Client(Failure::ClientGaveUp));
+                    break;
+                }
+                next = way.backend.pick(ask).map(|upstream| Chosen::new(worker, upstream, false));
+            }
+            failed = attempt;
+            continue;
+        }
+        if let Some(in_flight) = in_flight {
+            in_flight.end(outcome(&attempt));
+        }
+        let Some(retry) = retry else {
+            trying.conclude(&attempt, call);
+            let series = upstream.series(&worker.telemetry, protocol);
+            return (attempt.ended(), series);
+        };
+        if !backs_off(retry, call).await {
+            let series = upstream.series(&worker.telemetry, protocol);
+            return (Ended::failed(Failure::ClientGaveUp), series);
+        }
+        ask.tried.push(upstream.endpoint.address);
+        // Another endpoint, where there is one.
+        let other = way.backend.pick(ask).unwrap_or(upstream);
+        next = Some(Chosen::new(worker, other, false));
+    }
+    trying.conclude(&failed, call);
+    (failed.ended(), unserved(worker, Some(&way.backend), protocol))
+}
+
+/// One attempt at one endpoint, counted as evidence also where another saves the request.
+async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made {
+    let limits = trying.limits(call);
+    let asked = Asked::of(trying, call);
+    if trying.has_faults()
+        && let Some(Injected { end, retry }) = Box::pin(trying.inject(call, &limits, &asked)).await
+    {
+        return Made { attempt: Attempt::of(end), kept: false, in_flight: None, retry };
+    }
+    let Trying { worker, backend, .. } = *trying;
+    let Chosen { upstream, evidence, ready, fresh } = chosen;
+    let in_flight = upstream.begin();
+    let exchange = match ready {
+        Some(exchange) => Ok(exchange),
+        None => connect(trying, &upstream, fresh, call, &limits).await,
+    };
+    let exchange = match exchange {
+        Ok(exchange) => exchange,
+        Err(end) => {
+            let seen = seen_unopened(&end);
+            count(evidence.as_ref(), backend, &upstream, seen, None);
+            let attempt = Attempt::of(end);
+            trying.observe(&upstream, in_flight.since(), verdict(&attempt, seen, trying));
+            return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None };
+        }
+    };
+    let kept = exchange.reused;
+    let decided = Cell::new(None);
+    let refuses = |head: &Head, report: &Report| {
+        decided.set(trying.judge(head, report, &asked));
+        decided.get().is_some()
+    };
+    let policy = AttemptPolicy {
+        refuses: if trying.policy.judges_answers() { Some(&refuses) } else { None },
+        ..limits
+    };
+    let mut attempt = run(call, exchange, &policy).await;
+    if let Some((reader, writer)) = attempt.idle.take().filter(|_| !attempt.bound) {
+        worker.http1.put(upstream.endpoint.address.into(), reader, writer);
+    }
+    let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
+    let seen = seen(&attempt);
+    count(evidence.as_ref(), backend, &upstream, seen, head_after);
+    upstream.report(attempt.report.load, attempt.report.latency_us);
+    trying.observe(&upstream, in_flight.since(), verdict(&attempt, seen, trying));
+    Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get() }
+}
+
+/// Opens an exchange with an endpoint, unless the client leaves or the time is over meanwhile.
+async fn connect(
+    trying: &Trying<'_>,
+    upstream: &Upstream,
+    fresh: bool,
+    call: &mut Call<'_>,
+    limits: &AttemptPolicy<'_>,
+) -> Result<Exchange, End> {
+    let Trying { worker, backend, .. } = *trying;
+    trying.pass_deadline_on(call);
+    let (attempt, deadline) = (call.attempts, call.deadline);
+    let limit = patience(backend, upstream);
+    let to = Opening { backend, upstream, attempt, fresh, limit, deadline };
+    let (expires, overdue) = limits.expiry();
+    tokio::select! {
+        biased;
+        opened = open(worker, &to, &call.head, call.travels) => opened.map_err(unopened),
+        // Nobody is left to answer. The endpoint has not been reached in that time.
+        () = call.answer.gone() => Err(End::Client(Failure::ClientGaveUp)),
+        () = until(expires), if expires.is_some() => Err(match overdue {
+            // Nothing was sent: another endpoint may be faster.
+            Failure::UpstreamTimeout => {
+                worker.telemetry.event("timeout", "Attempt");
+                End::NotProcessed(Failure::UpstreamTimeout)
+            }
+            overdue => End::Final(overdue),
+        }),
+    }
+}
+
+/// The endpoint that is left, if it may serve on a fresh connection what it has not served, and after a wait.
+async fn anew_at(
+    worker: &Worker,
+    upstream: Rc<Upstream>,
+    waits: &mut std::slice::Iter<'_, Duration>,
+    end: &End,
+    kept: bool,
+) -> Option<Chosen> {
+    if !is_mended_by_a_fresh_connection(end, kept) {
+        return None;
+    }
+    let wait = waits.next()?;
+    if !wait.is_zero() {
+        sleep(*wait).await;
+    }
+    Some(Chosen::new(worker, upstream, true))
+}
+
+/// Waits before a retry; whether the client is still there.
+async fn backs_off(retry: Retry, call: &mut Call<'_>) -> bool {
+    tokio::select! {
+        biased;
+        () = call.answer.gone() => false,
+        () = sleep(retry.wait) => true,
+    }
+}
+
+impl Chosen {
+    fn new(worker: &Worker, upstream: Rc<Upstream>, fresh: bool) -> Self {
+        let evidence = upstream.attempts(&worker.telemetry);
+        Self { upstream, evidence, ready: None, fresh }
+    }
+}
+
+/// The connection that was opened while the client was silent, as the exchange of its first request; `None`: it
+/// cannot carry one.
+fn ready(opened: Opened, call: &Call<'_>) -> Option<Chosen> {
+    let (upstream, evidence, exchange) = opened.into_exchange(&call.head)?;
+    Some(Chosen { upstream, evidence, ready: Some(exchange), fresh: false })
+}
+
+/// How an attempt ends whose exchange could not be opened: nothing was sent, whatever the method.
+fn unopened(failure: Failure) -> End {
+    match failure {
+        // No other endpoint could take it either.
+        Failure::OursNoCertificate => End::Final(failure),
+        failure if failure.is_of_client() => End::Client(failure),
+        failure => End::NotProcessed(failure),
+    }
+}
+
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|at| at <= Instant::now())
+}
+
+/// Whether the endpoint itself may serve on a fresh connection what it has not served on this one. An endpoint
+/// that could not be connected at all is not asked again.
+fn is_mended_by_a_fresh_connection(end: &End, kept: bool) -> bool {
+    match end {
+        End::NotProcessed(failure) => *failure == Failure::UpstreamNotProcessed,
+        End::Unread(_) => true,
+        // Connections between sidecars are always kept ones.
+        End::Unanswered(failure) => kept || *failure == Failure::UpstreamLost,
+        End::Delivered(_) | End::Refused(_) | End::Final(_) | End::Client(_) => false,
+    }
+}
+
+/// Why a request is sent again, as an event.
+fn why(end: &End, fresh: bool) -> &'static str {
+    match end {
+        _ if fresh => "SameEndpoint",
+        End::NotProcessed(_) => "NotProcessed",
+        End::Unread(_) => "Unread",
+        _ => "Unanswered",
+    }
+}
+
+/// What it says of the version of an endpoint that no exchange could be opened.
+fn seen_unopened(end: &End) -> Option<Seen> {
+    match end {
+        // In that time the endpoint was not reached.
+        End::Client(Failure::ClientGaveUp)
+        | End::NotProcessed(Failure::UpstreamTimeout)
+        | End::Final(Failure::DeadlineExceeded) => Some(Seen::Unreached),
+        End::NotProcessed(failure) | End::Client(failure) | End::Final(failure) => {
+            evidence_of(Err(failure), None)
+        }
+        _ => None,
+    }
+}
+
+/// What an attempt says of the version of its endpoint. A client that leaves a stream whose answer has begun says
+/// that the answer was good as far as it went.
+fn seen(attempt: &Attempt) -> Option<Seen> {
+    let result = match (&attempt.end, attempt.status) {
+        (End::Delivered(Err(Failure::ClientGone)) | End::Client(Failure::ClientGone), Some(status)) => {
+            Ok(status)
+        }
+        (End::Delivered(Ok(status)) | End::Refused(status), _) => Ok(*status),
+        (
+            End::Delivered(Err(failure))
+            | End::NotProcessed(failure)
+            | End::Unread(failure)
+            | End::Unanswered(failure)
+            | End::Final(failure)
+            | End::Client(failure),
+            _,
+        ) => Err(failure),
+    };
+    evidence_of(result, attempt.grpc_status)
+}
+
+/// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
+/// load is not ejected: the others would get its load too.
+fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdict {
+    if attempt.status == Some(429) {
+        return Verdict::Throttled;
+    }
+    match (&attempt.end, seen) {
+        _ if attempt.report.shed => Verdict::Neutral,
+        (End::Client(_), _) => Verdict::Neutral,
+        (End::Final(Failure::DeadlineExceeded), _) if !trying.deadline_is_of_policy => Verdict::Neutral,
+        (_, Some(Seen::Good)) => Verdict::Good,
+        (_, Some(Seen::Failed)) => Verdict::Failed,
+        (_, Some(Seen::Unreached)) => Verdict::Unreached,
+        (_, Some(Seen::ClientError) | None) => Verdict::Neutral,
+    }
+}
+
+/// What an attempt teaches of the latency of its endpoint.
+fn outcome(attempt: &Attempt) -> Option<Outcome> {
+    match &attempt.end {
+        End::Delivered(Ok(status)) if *status < 500 => attempt.head_at.map(Outcome::Answered),
+        End::Delivered(Err(Failure::IdleTimeout)) => attempt.head_at.map(Outcome::Answered),
+        End::Client(Failure::ClientGaveUp) | End::Final(Failure::DeadlineExceeded) => {
+            Some(Outcome::Abandoned)
+        }
+        End::Final(Failure::OursNoCertificate) | End::Client(_) => None,
+        End::Delivered(Err(failure)) if failure.is_of_client() => None,
+        _ => Some(Outcome::Failed),
+    }
+}

@@ -1,0 +1,373 @@
+//! What a policy means for one request: how long it may take, whether it is retried, and whether it is made to fail.
+//!
+//! In: the policy of the request's rule, and what the request asks for itself. Out: decisions, counted here. The loop in
+//! `attempts` carries them out.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+use tulle_mesh::wire::head::Protocol as Travels;
+
+use super::wishes::{self, Wishes, rewrite_grpc_timeout};
+use crate::attempt::{Attempt, AttemptPolicy, End, Report, grpc_status, until};
+use crate::backend::{Backend, Change, Upstream, Verdict};
+use crate::call::Call;
+use crate::config::traffic::Faults;
+use crate::error::Failure;
+use crate::http1::Head;
+use crate::route::Way;
+use crate::route::call_policy::{Answered, CallPolicy, Pushback, RetryPolicy, RetryReason};
+use crate::worker::Worker;
+
+/// The name of [`Failure::OursOverloaded`] in an answer, which a gateway may have passed on.
+const OVERLOADED: &[u8] = b"OursOverloaded";
+
+/// One request, and what holds for it.
+pub(super) struct Trying<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) backend: &'a Backend,
+    pub(super) policy: &'a CallPolicy,
+    /// Retries beside the first attempt.
+    retries: u8,
+    /// It has a `grpc-timeout`.
+    has_grpc_timeout: bool,
+    /// The deadline is that of the policy, and not an earlier one of the client.
+    pub(super) deadline_is_of_policy: bool,
+}
+
+/// A retry that has been decided and paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Retry {
+    /// How long to wait before it.
+    pub(super) wait: Duration,
+}
+
+/// What is known of a request while an attempt runs.
+pub(super) struct Asked {
+    /// Attempts with the one that runs.
+    made: u8,
+    is_idempotent: bool,
+    is_grpc: bool,
+    deadline: Option<Instant>,
+}
+
+/// An attempt that was made to fail.
+pub(super) struct Injected {
+    pub(super) end: End,
+    pub(super) retry: Option<Retry>,
+}
+
+impl Asked {
+    pub(super) fn of(trying: &Trying<'_>, call: &Call<'_>) -> Self {
+        let judges = trying.policy.judges_answers();
+        let is_grpc = || {
+            let content = call.head.header("content-type");
+            content.is_some_and(|value| value.starts_with(b"application/grpc"))
+        };
+        Self {
+            made: call.attempts.saturating_add(1),
+            is_idempotent: judges && call.is_idempotent(),
+            is_grpc: judges && call.travels == Travels::Http2 && is_grpc(),
+            deadline: call.deadline,
+        }
+    }
+}
+
+impl<'a> Trying<'a> {
+    /// Reads what a request asks for itself, sets its deadline, and counts it as a first attempt.
+    pub(super) fn begin(worker: &'a Worker, way: &'a Way, call: &mut Call<'_>) -> Self {
+        let policy = &*way.policy;
+        let Wishes { timeout, retries, grpc_timeout } = wishes::take(&mut call.head);
+        let grpc_timeout = grpc_timeout.filter(|_| call.travels == Travels::Http2);
+        let own = [timeout, grpc_timeout].into_iter().flatten().min();
+        let limit = [own, policy.request].into_iter().flatten().min();
+        if let Some(at) = limit.and_then(|limit| call.since.checked_add(limit)) {
+            call.deadline = Some(call.deadline.map_or(at, |earlier| earlier.min(at)));
+        }
+        let allowed = policy.retry.as_ref().map_or(0, |retry| retry.retries);
+        if policy.judges_answers() {
+            let shadow = policy.shadow.as_ref().and_then(|shadow| shadow.retry.as_ref());
+            let share = |retry: &RetryPolicy| retry.budget;
+            way.backend.earn_retries(policy.retry.as_ref().map(share), shadow.map(share));
+        }
+        Self {
+            worker,
+            backend: &way.backend,
+            policy,
+            retries: retries.map_or(allowed, |wished| wished.min(allowed)),
+            has_grpc_timeout: grpc_timeout.is_some(),
+            deadline_is_of_policy: limit.is_some() && limit == policy.request,
+        }
+    }
+
+    /// What holds for the attempt that begins now.
+    pub(super) fn limits(&self, call: &Call<'_>) -> AttemptPolicy<'static> {
+        AttemptPolicy {
+            deadline: call.deadline,
+            cutoff: self.policy.attempt.map(|limit| Instant::now() + limit),
+            idle: self.policy.idle,
+            refuses_claims: false,
+            refuses: None,
+        }
+    }
+
+    /// Tells the server what is left of the request's time.
+    pub(super) fn pass_deadline_on(&self, call: &mut Call<'_>) {
+        if self.has_grpc_timeout
+            && let Some(deadline) = call.deadline
+        {
+            rewrite_grpc_timeout(&mut call.head, deadline);
+        }
+    }
+
+    /// Whether another attempt follows an answer, instead of its delivery.
+    pub(super) fn judge(&self, head: &Head, report: &Report, asked: &Asked) -> Option<Retry> {
+        let status = head.status();
+        if status < 400 && !asked.is_grpc {
+            return None;
+        }
+        let grpc = if asked.is_grpc { grpc_status(&head.headers) } else { None };
+        let is_marked = head.header("tulle-reason").is_some_and(|reason| **reason == *OVERLOADED);
+        // One sidecar asks one more pod, and who calls that sidecar's application asks nobody: else a pod too few would
+        // be a multiple of the load for all.
+        if (is_marked && !report.shed) || (report.shed && asked.made > 1) {
+            return None;
+        }
+        let pushback = pushback(head);
+        self.judge_answer(&Answered { status, grpc_status: grpc, shed: report.shed, pushback }, asked)
+    }
+
+    fn judge_answer(&self, answered: &Answered, asked: &Asked) -> Option<Retry> {
+        let enforced = self.policy.retry.as_ref();
+        if let Some(reason) = enforced.and_then(|retry| retry.of_answer(answered, asked.is_idempotent)) {
+            return self.grant(reason, Some(answered), asked.made, asked.deadline);
+        }
+        let shadow = self.policy.shadow.as_ref().and_then(|shadow| shadow.retry.as_ref());
+        if let Some(reason) = shadow.and_then(|retry| retry.of_answer(answered, asked.is_idempotent))
+            && self.backend.might_retry(Instant::now())
+        {
+            self.worker.telemetry.event("would_retry", reason.name());
+        }
+        None
+    }
+
+    /// Whether another attempt follows one that took too long.
+    pub(super) fn after_timeout(&self, end: &End, call: &Call<'_>) -> Option<Retry> {
+        if *end != End::Final(Failure::UpstreamTimeout) {
+            return None;
+        }
+        self.worker.telemetry.event("timeout", "Attempt");
+        if !call.body.is_replayable() || !call.is_idempotent() {
+            return None;
+        }
+        let reason = self.policy.retry.as_ref()?.of_timeout()?;
+        self.grant(reason, None, call.attempts, call.deadline)
+    }
+
+    /// Whether another attempt follows one that could be repeated, but has no endpoint left to go to.
+    pub(super) fn after_all(&self, end: &End, call: &Call<'_>) -> Option<Retry> {
+        let retry = self.policy.retry.as_ref()?;
+        let reason = match end {
+            End::NotProcessed(_) => retry.of_connect(),
+            _ => retry.of_reset(),
+        };
+        self.grant(reason?, None, call.attempts, call.deadline)
+    }
+
+    /// Pays for a retry, if there may be one.
+    fn grant(
+        &self,
+        reason: RetryReason,
+        answered: Option<&Answered>,
+        made: u8,
+        deadline: Option<Instant>,
+    ) -> Option<Retry> {
+        if made > self.retries {
+            return None;
+        }
+        let wait = self.policy.retry.as_ref()?.wait(answered, fastrand::f64())?;
+        let now = Instant::now();
+        if deadline.is_some_and(|at| now + wait >= at) {
+            return None;
+        }
+        let telemetry = &self.worker.telemetry;
+        if !self.backend.may_retry(now) {
+            telemetry.event("retry_refused", "Budget");
+            return None;
+        }
+        telemetry.event("retry", reason.name());
+        Some(Retry { wait })
+    }
+
+    /// Whether anything is made to fail, or would be.
+    pub(super) fn has_faults(&self) -> bool {
+        self.policy.faults.is_some()
+            || self.policy.shadow.as_ref().is_some_and(|shadow| shadow.faults.is_some())
+    }
+
+    /// Makes an attempt wait or fail, as the policy wants of so many. `None`: it goes on to the endpoint. Nobody learns
+    /// anything of the endpoint from that.
+    pub(super) async fn inject(
+        &self,
+        call: &mut Call<'_>,
+        limits: &AttemptPolicy<'_>,
+        asked: &Asked,
+    ) -> Option<Injected> {
+        let telemetry = &self.worker.telemetry;
+        if let Some(faults) = self.policy.shadow.as_ref().and_then(|shadow| current(shadow.faults.as_ref())) {
+            let (delay, abort) = drawn(faults);
+            for name in [delay.map(|_| "Delay"), abort.map(|_| "Abort")].into_iter().flatten() {
+                telemetry.event("would_fault", name);
+            }
+        }
+        let (delay, abort) = drawn(current(self.policy.faults.as_ref())?);
+        let failed = |end| Some(Injected { end, retry: None });
+        if let Some(delay) = delay {
+            telemetry.event("fault", "Delay");
+            let (expires, overdue) = limits.expiry();
+            tokio::select! {
+                biased;
+                () = call.answer.gone() => return failed(End::Client(Failure::ClientGaveUp)),
+                () = until(expires) => return failed(End::Final(overdue)),
+                () = sleep(delay) => {}
+            }
+        }
+        let status = abort?;
+        telemetry.event("fault", "Abort");
+        let answered = Answered { status, ..Answered::default() };
+        let judged = call.body.is_replayable().then(|| self.judge_answer(&answered, asked)).flatten();
+        let end = match judged {
+            Some(_) => End::Refused(status),
+            None => End::Final(Failure::FaultInjected(status)),
+        };
+        Some(Injected { end, retry: judged })
+    }
+
+    /// Tells the breaker how an attempt ended that began `since`.
+    pub(super) fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) {
+        let is_ending = || self.backend.is_ending(&upstream.endpoint);
+        // A pod that ends takes nothing new: every rollout does that.
+        if verdict == Verdict::Unreached && is_ending() {
+            return;
+        }
+        let Some(change) = self.backend.observe(upstream, since, verdict) else { return };
+        let telemetry = &self.worker.telemetry;
+        let (namespace, service) = self.backend.counted_as();
+        let endpoint = upstream.endpoint.address;
+        match change {
+            Change::Ejected => {
+                self.backend.show(|| telemetry.breakers.of(namespace, service));
+                telemetry.event("breaker", "Ejected");
+                tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
+                if self.backend.is_panicking() {
+                    telemetry.event("breaker", "Panic");
+                    tracing::warn!(
+                        namespace,
+                        service,
+                        "panic: so many endpoints are ejected that all are used"
+                    );
+                }
+            }
+            Change::Restored => {
+                telemetry.event("breaker", "Restored");
+                tracing::info!(namespace, service, %endpoint, "an ejected endpoint serves again");
+            }
+            Change::Capped => telemetry.event("breaker", "Capped"),
+            Change::WouldEject => telemetry.event("would_eject", "Failures"),
+        }
+    }
+
+    /// Counts what time-outs have done to a request that has ended with this attempt, and would have done.
+    pub(super) fn conclude(&self, last: &Attempt, call: &Call<'_>) {
+        let telemetry = &self.worker.telemetry;
+        match &last.end {
+            End::Final(Failure::DeadlineExceeded) => telemetry.event("timeout", "Request"),
+            End::Delivered(Err(Failure::IdleTimeout)) => telemetry.event("timeout", "Idle"),
+            _ => {}
+        }
+        let Some(shadow) = &self.policy.shadow else { return };
+        let head_at = last.head_at.unwrap_or_else(Instant::now);
+        let exceeds = |limit: Option<Duration>| {
+            limit.is_some_and(|limit| head_at.saturating_duration_since(call.since) > limit)
+        };
+        if exceeds(shadow.request) {
+            telemetry.event("would_timeout", "Request");
+        }
+        // Of several attempts it is not known here which was the slow one.
+        if call.attempts == 1 && exceeds(shadow.attempt) {
+            telemetry.event("would_timeout", "Attempt");
+        }
+    }
+}
+
+/// The faults of a policy that still holds.
+fn current(faults: Option<&Faults>) -> Option<&Faults> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    faults.filter(|faults| u64::try_from(faults.until_unix).is_ok_and(|until| now < until))
+}
+
+/// What happens to one attempt: how long it waits, and with which status it fails. Each is drawn by itself, of all
+/// attempts.
+fn drawn(faults: &Faults) -> (Option<Duration>, Option<u16>) {
+    let hits = |permyriad: u32| fastrand::u32(..10_000) < permyriad;
+    let delay = faults.delay.filter(|delay| hits(delay.permyriad)).map(|delay| delay.by);
+    let abort = faults.abort.filter(|abort| hits(abort.permyriad)).map(|abort| abort.status);
+    (delay, abort)
+}
+
+/// When the server wants to be asked again. A date is not read: clocks differ by more than anybody waits here.
+fn pushback(head: &Head) -> Option<Pushback> {
+    let text = |name| head.header(name).and_then(|value| std::str::from_utf8(value).ok()).map(str::trim);
+    if let Some(grpc) = text("grpc-retry-pushback-ms") {
+        // What cannot be read counts as a no (gRFC A6).
+        let ms = grpc.parse::<i64>().ok().and_then(|ms| u64::try_from(ms).ok());
+        return Some(ms.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(ms))));
+    }
+    let seconds = text("retry-after")?.parse().ok()?;
+    Some(Pushback::After(Duration::from_secs(seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::traffic::{Abort, Delay};
+
+    fn answer(lines: &[(&'static str, &'static str)]) -> Head {
+        let mut head = Head::answer(503, "x", 0);
+        lines.iter().for_each(|(name, value)| head.push(name, *value));
+        head
+    }
+
+    #[test]
+    fn when_to_ask_again_is_read_from_either_header() {
+        for (lines, expected) in [
+            (&[][..], None),
+            (&[("retry-after", "2")], Some(Pushback::After(Duration::from_secs(2)))),
+            (&[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], None),
+            (&[("grpc-retry-pushback-ms", "30")], Some(Pushback::After(Duration::from_millis(30)))),
+            (&[("grpc-retry-pushback-ms", "-1")], Some(Pushback::Never)),
+            (&[("grpc-retry-pushback-ms", "soon")], Some(Pushback::Never)),
+        ] {
+            assert_eq!(pushback(&answer(lines)), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn faults_are_drawn_by_themselves_of_all_attempts_and_end() {
+        let delay = Some(Delay { by: Duration::from_secs(1), permyriad: 5_000 });
+        let abort = Some(Abort { status: 503, permyriad: 2_000 });
+        let faults = Faults { delay, abort, until_unix: i64::MAX };
+        let drawn: Vec<_> = (0..20_000).map(|_| drawn(&faults)).collect();
+        let share = |count: usize| count as f64 / drawn.len() as f64;
+        let (delays, aborts) = (
+            share(drawn.iter().filter(|(delay, _)| delay.is_some()).count()),
+            share(drawn.iter().filter(|(_, abort)| abort.is_some()).count()),
+        );
+        let both = share(drawn.iter().filter(|(delay, abort)| delay.is_some() && abort.is_some()).count());
+        for (seen, expected) in [(delays, 0.5), (aborts, 0.2), (both, 0.1)] {
+            assert!((seen - expected).abs() < 0.02, "{seen} for {expected}");
+        }
+        assert!(current(Some(&faults)).is_some());
+        assert!(current(Some(&Faults { until_unix: 1, ..faults })).is_none());
+    }
+}

@@ -1,0 +1,182 @@
+//! What a request asks for itself: how long it may take, and how often it may be retried.
+//!
+//! The headers `tulle-timeout` and `tulle-retries` are for this sidecar, and do not go on to the application that is
+//! called. Both only make what a policy allows narrower. `grpc-timeout` goes on, with what is left of it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::http1::Head;
+
+const GRPC_TIMEOUT: &[u8] = b"grpc-timeout";
+const TIMEOUT: &[u8] = b"tulle-timeout";
+const RETRIES: &[u8] = b"tulle-retries";
+/// The most digits of a `grpc-timeout`.
+const MOST_DIGITS: usize = 8;
+
+/// What a request asks for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wishes {
+    /// How long it may take.
+    pub(super) timeout: Option<Duration>,
+    /// Retries beside the first attempt.
+    pub(super) retries: Option<u8>,
+    /// How long gRPC gives it.
+    pub(super) grpc_timeout: Option<Duration>,
+}
+
+/// Reads what a request asks for itself, and takes off what is not for the application. A value that cannot be read asks
+/// for nothing.
+pub(super) fn take(head: &mut Head) -> Wishes {
+    let mut wishes = Wishes::default();
+    let mut is_ours = false;
+    for (name, value) in &head.headers {
+        // Most names differ in their length already.
+        match name.len() {
+            12 if name.eq_ignore_ascii_case(GRPC_TIMEOUT) => wishes.grpc_timeout = grpc_timeout(value),
+            13 if name.eq_ignore_ascii_case(TIMEOUT) => {
+                wishes.timeout = duration(value);
+                is_ours = true;
+            }
+            13 if name.eq_ignore_ascii_case(RETRIES) => {
+                wishes.retries = text(value).and_then(|text| text.parse().ok());
+                is_ours = true;
+            }
+            _ => {}
+        }
+    }
+    if is_ours {
+        let ours = |name: &Bytes| name.eq_ignore_ascii_case(TIMEOUT) || name.eq_ignore_ascii_case(RETRIES);
+        head.headers.retain(|(name, _)| !ours(name));
+    }
+    wishes
+}
+
+/// Writes what is left of a request's time into its `grpc-timeout`, in milliseconds, or in seconds where that is too
+/// long for eight digits.
+pub(super) fn rewrite_grpc_timeout(head: &mut Head, deadline: Instant) {
+    let Some((_, value)) = head.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(GRPC_TIMEOUT))
+    else {
+        return;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let is_as_written = grpc_timeout(value).is_some_and(|written| {
+        written.checked_sub(left).is_some_and(|passed| passed < Duration::from_millis(1))
+    });
+    if !is_as_written {
+        let ms = left.as_millis().max(1);
+        let written =
+            if ms < 100_000_000 { format!("{ms}m") } else { format!("{}S", left.as_secs().min(99_999_999)) };
+        *value = Bytes::from(written);
+    }
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().map(str::trim)
+}
+
+/// `500ms`, `2s` or `1m`.
+fn duration(value: &[u8]) -> Option<Duration> {
+    let text = text(value)?;
+    let (number, unit) = text.split_at_checked(text.find(|c: char| !c.is_ascii_digit())?)?;
+    let number: u64 = number.parse().ok()?;
+    let ms = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        _ => None,
+    };
+    ms.map(Duration::from_millis)
+}
+
+/// At most eight digits and a unit: `H`, `M`, `S`, `m`, `u`, `n`.
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let text = text(value)?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > MOST_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::{Framing, Start};
+
+    fn head(lines: &[(&'static str, &'static str)]) -> Head {
+        Head {
+            start: Start::Request { method: Bytes::from_static(b"POST"), target: Bytes::from_static(b"/") },
+            headers: lines.iter().map(|(name, value)| (Bytes::from(*name), Bytes::from(*value))).collect(),
+            framing: Framing::None,
+            keep_alive: true,
+            upgrade: false,
+            expects_continue: false,
+            http10: false,
+        }
+    }
+
+    #[test]
+    fn what_a_request_asks_for_itself_does_not_go_on_to_the_application() {
+        let mut head = head(&[("Tulle-Timeout", "500ms"), ("host", "a"), ("tulle-retries", "1")]);
+        let timeout = Some(Duration::from_millis(500));
+        assert_eq!(take(&mut head), Wishes { timeout, retries: Some(1), grpc_timeout: None });
+        assert_eq!(head.headers.len(), 1);
+        for bad in ["", "5", "5h", "ms", "-1s", "99999999999999999999s"] {
+            let mut asks = head.clone();
+            asks.push("tulle-timeout", bad);
+            asks.push("tulle-retries", "many");
+            assert_eq!(take(&mut asks), Wishes::default(), "{bad:?}");
+            assert_eq!(asks.headers.len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_units_of_grpc_are_read() {
+        for (written, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("123456789m", None),
+            ("m", None),
+            ("1s", None),
+            ("+1S", None),
+            ("", None),
+        ] {
+            let mut head = head(&[]);
+            head.push("grpc-timeout", written);
+            assert_eq!(take(&mut head).grpc_timeout, expected, "{written:?}");
+            assert_eq!(head.headers.len(), 1, "it goes on");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_is_what_goes_on() {
+        let mut head = head(&[("grpc-timeout", "5S")]);
+        let value = |head: &Head| head.header("grpc-timeout").cloned().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        rewrite_grpc_timeout(&mut head, deadline);
+        assert_eq!(value(&head), "5S", "nothing has passed");
+        tokio::time::advance(Duration::from_millis(1_200)).await;
+        rewrite_grpc_timeout(&mut head, deadline);
+        assert_eq!(value(&head), "3800m");
+        rewrite_grpc_timeout(&mut head, Instant::now() + Duration::from_secs(200_000));
+        assert_eq!(value(&head), "200000S");
+        rewrite_grpc_timeout(&mut head, deadline - Duration::from_secs(60));
+        assert_eq!(value(&head), "1m", "none is not a number of gRPC");
+    }
+}
