@@ -49,6 +49,5 @@ pub mod features {
     /// Limits of concurrency and of connections.
     pub const LIMITS_V1: &str = "limits/v1";
     /// All that this build has.
-    pub const ALL: &[&str] =
-        &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
+    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
 }

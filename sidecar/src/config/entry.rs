@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 
-use super::resource::{Endpoints, PodRoute, ServiceRoute};
+use super::endpoints::Endpoints;
+use super::resource::{PodRoute, ServiceRoute};
 
 /// Where an address leads, complete: a Service is here once its endpoints are known.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::endpoints::Endpoints;
 use super::entry::{Destination, EndpointsEntry, Entry, Service};
-use super::resource::{Endpoints, Route, ServiceRoute};
+use super::resource::{Route, ServiceRoute};
 
 /// Addresses that are subscribed. An operator keeps twice as many resources current for one sidecar
 /// (`MAX_SUBSCRIPTIONS` of its sessions): each address may lead to endpoints of its own.
