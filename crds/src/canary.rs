@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::quantity::DURATION_PATTERN;
+use crate::{Step, StepMatch, Sticky};
 
 /// Which workload to watch, the steps of a rollout, and how to judge the new version.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -46,6 +47,10 @@ pub struct CanarySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub steps: Vec<Step>,
+    /// Keeps users with their version during a rollout, by a cookie that sidecars set: who got the new version once
+    /// keeps it. Absent: each request may go to another version than the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
     /// How the new version is judged.
     #[serde(default)]
     pub judge: Judge,
@@ -105,31 +110,6 @@ impl WorkloadKind {
         }
     }
 }
-
-/// One step: either a weight that is held for a time, or a pause until a user resumes the rollout.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.weight) != has(self.pause)", "a step is either a weight or a pause: {weight: 5, hold: 2m} or {pause: {}}"))]
-#[x_kube(validation = ("!has(self.weight) || self.weight > 0", "weight must be from 1 to 100; to keep the new version without traffic, write {pause: {}} as the first step"))]
-#[x_kube(validation = ("!has(self.hold) || has(self.weight)", "hold is valid only together with weight; a pause lasts until it is resumed"))]
-pub struct Step {
-    /// Percentage of the traffic that the new version gets, from 1 to 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100))]
-    pub weight: Option<u8>,
-    /// Minimum duration of the step, such as 90s, 5m or 1h30m. Default: 2m.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = DURATION_PATTERN), length(min = 2, max = 32))]
-    pub hold: Option<String>,
-    /// Pauses the rollout at the current weight until `kubectl annotate --overwrite canary NAME
-    /// tulle.dev/action=resume@ID` resumes it. ID is any text that was not used before. Write `{}`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause: Option<Pause>,
-}
-
-/// A pause. It has no settings; write `{}`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pause {}
 
 /// How the new version is judged.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -331,11 +311,13 @@ pub enum OnFailure {
 #[serde(rename_all = "camelCase", default)]
 pub struct Capacity {
     /// Factor for the number of pods. Before a weight is set, the new version must have `ceil(weight / 100 ×
-    /// replicas × headroom)` ready pods, but never more than all replicas except one.
+    /// replicas × headroom)` ready pods, but never more than all replicas, and except with `keepStable` and enough
+    /// surge never more than all except one.
     #[schemars(range(min = 0.1, max = 10.0))]
     pub headroom: f64,
     /// Keeps all stable pods until the new version is promoted. A weight that needs more pods than the workload's
-    /// surge provides is then not set.
+    /// surge provides is then not set. With a surge of 100% and a step with weight 100 this is blue/green: all traffic
+    /// switches at once when every new pod is ready, and back at once if the new version fails within the hold.
     pub keep_stable: bool,
 }
 
@@ -426,9 +408,15 @@ pub struct CanaryStatus {
     pub weight: u32,
     /// The weight that every sidecar that sends to the target has acknowledged, in percent.
     pub acknowledged_weight: u32,
-    /// The acknowledged weight, such as 25%.
+    /// Requests that are sent to the new version beside its weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steering: Option<CanarySteering>,
+    /// The steering that every sidecar that sends to the target has acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged_steering: Option<CanarySteering>,
+    /// What sidecars have acknowledged: the weight, matches and copies, such as 25%, match or mirror 10%.
     pub weight_summary: String,
-    /// Version of the weight: increases with every change. Sidecars acknowledge it.
+    /// Version of weight and steering: increases with every change. Sidecars acknowledge it.
     pub epoch: u64,
     /// The judge's verdict on the new revision: Pass, Fail or Inconclusive; Undecided while it has no traffic to
     /// judge; FailedBefore for a revision that failed, was undone and came back; empty before the first rollout.
@@ -477,6 +465,26 @@ pub struct CanaryStatus {
     /// The last ten rollouts, newest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<HistoryEntry>,
+}
+
+/// Requests that are sent to the new version beside its weight, as the sidecars are sent it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CanarySteering {
+    /// Requests with one of these headers or cookies go to the new version.
+    #[serde(rename = "match", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub match_: Vec<StepMatch>,
+    /// Percentage of the other requests of which a copy goes to the new version.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub mirror: u32,
+    /// Name of the cookie that keeps a user with a version. Empty: none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sticky: String,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What the judge knows. A restarted operator continues with it.
@@ -536,7 +544,8 @@ pub struct EvidenceWindow {
     pub number: u32,
     /// Blocks of ten seconds since then.
     pub blocks: u32,
-    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained failures, sums.
+    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained
+    /// failures, sums.
     #[schemars(length(max = 16))]
     pub log_evidence: Vec<f64>,
 }

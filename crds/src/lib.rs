@@ -1,7 +1,8 @@
-//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind.
+//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind; `step` is a part of Canary, `traffic` of
+//! MeshPolicy.
 //!
 //! ```text
-//!   MeshPolicy   encryption and access rules for the traffic to a target
+//!   MeshPolicy   encryption, access rules, limits, timeouts, retries and more for the traffic to a target
 //!   Canary       stepwise rollout of a workload's new versions
 //!   MeshConfig   settings of the whole mesh: trust domain, certificate lifetime, defaults
 //! ```
@@ -17,6 +18,9 @@ mod condition;
 mod config;
 mod policy;
 mod quantity;
+mod step;
+mod traffic;
+mod values;
 
 pub use action::{CanaryAction, Requested};
 pub use canary::*;
@@ -24,6 +28,9 @@ pub use condition::{reason, set_condition};
 pub use config::*;
 pub use policy::*;
 pub use quantity::{QuantityError, parse_duration, parse_percent};
+pub use step::*;
+pub use traffic::*;
+pub use values::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
@@ -195,7 +202,7 @@ mod tests {
         let weight = "/properties/spec/properties/steps/items/properties/weight";
         let weight = schema("Canary").pointer(weight).unwrap().clone();
         assert_eq!(weight["type"], "integer");
-        assert_eq!((&weight["minimum"], &weight["maximum"]), (&json!(1.0), &json!(100.0)));
+        assert_eq!((&weight["minimum"], &weight["maximum"]), (&json!(0.0), &json!(100.0)));
     }
 
     #[test]
@@ -234,7 +241,6 @@ mod tests {
     #[test]
     fn values_that_would_decide_a_rollout_before_it_starts_are_rejected_with_what_to_write() {
         for (place, rule, message) in [
-            ("/properties/steps/items", "self.weight > 0", "from 1 to 100"),
             ("/properties/deadline", "matches('[1-9]')", "write for example 24h"),
             ("/properties/judge/properties/confidence", "{1,2}", "write for example 99%"),
         ] {
@@ -242,6 +248,76 @@ mod tests {
             let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
             assert!(rules.iter().any(has), "{place}: {rules:?}");
         }
+    }
+
+    /// Every number in a schema without a minimum or a maximum.
+    fn unbounded(path: &str, schema: &Value, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(fields) => {
+                let is_number =
+                    matches!(fields.get("type"), Some(Value::String(t)) if t == "integer" || t == "number");
+                if is_number && !(fields.contains_key("minimum") && fields.contains_key("maximum")) {
+                    found.push(path.to_owned());
+                }
+                fields.iter().for_each(|(key, value)| unbounded(&format!("{path}.{key}"), value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| unbounded(path, item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_number_that_a_user_writes_is_bounded() {
+        for (kind, schema) in schemas() {
+            let mut found = Vec::new();
+            unbounded(&kind, schema.pointer("/properties/spec").unwrap(), &mut found);
+            assert_eq!(found, Vec::<String>::new());
+        }
+        let mut found = Vec::new();
+        unbounded("x", &json!({"items": [{"type": "integer", "minimum": 1}]}), &mut found);
+        assert_eq!(found, ["x.items"]);
+    }
+
+    #[test]
+    fn a_step_is_one_of_four_and_says_so() {
+        let found = rules("Canary", "/properties/steps/items");
+        let one = "[has(self.match), has(self.mirror), has(self.weight), has(self.pause)]";
+        assert!(found.iter().any(|(rule, message)| rule.starts_with(one) && message.contains("exactly one")));
+        assert!(found.iter().any(|(rule, _)| rule == "!has(self.hold) || !has(self.pause)"), "{found:?}");
+        let found = rules("Canary", "/properties/steps/items/properties/match/items");
+        assert!(found.iter().any(|(_, message)| message.contains("x-group")), "{found:?}");
+        let step = schema("Canary").pointer("/properties/spec/properties/steps/items").unwrap().clone();
+        assert_eq!(step["required"], Value::Null, "an absent list of matches is not an empty one");
+        assert_eq!(step["properties"]["match"]["default"], Value::Null);
+    }
+
+    #[test]
+    fn values_of_a_policy_that_cannot_work_are_rejected_with_what_to_write() {
+        for (place, rule, message) in [
+            ("limits", "has(self.concurrency) || has(self.connections)", "{concurrency: 64}"),
+            ("timeout", "has(self.request) ||", "{request: 2s, attempt: 500ms}"),
+            ("timeout", "duration(self.attempt) <= duration(self.request)", "must not be longer"),
+            ("timeout/properties/request", "duration('24h')", "for example 2s, or 0s"),
+            ("timeout/properties/attempt", "duration('24h')", "for example 500ms, or 0s"),
+            ("timeout/properties/idle", "duration('24h')", "for example 60s, or 0s"),
+            ("retry/properties/budget", "(100|[0-9]{1,2})%", "for example 20%"),
+            ("breaker/properties/ejectFor", "duration('5m')", "for example 10s"),
+            ("breaker/properties/maxEjected", "(100|[0-9]{1,2})%", "for example 50%"),
+            ("balance", "(self.by == 'Hash') == has(self.hash)", "hash: {header: x-user}"),
+            ("balance/properties/hash", ".size() == 1", "exactly one of header, cookie and sourceIp"),
+            ("balance/properties/warmUp", "duration('1h')", "for example 30s"),
+            ("faults", "has(self.delay) || has(self.abort)", "{delay: {by: 200ms, of: 5%}}"),
+            ("faults/properties/delay/properties/by", "duration(self) > duration('0s')", "for example 200ms"),
+            ("faults/properties/delay/properties/of", "[0-9]{1,2}", "for example 5%"),
+            ("faults/properties/abort/properties/of", "[0-9]{1,2}", "for example 1%"),
+        ] {
+            let rules = rules("MeshPolicy", &format!("/properties/{place}"));
+            let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
+            assert!(rules.iter().any(has), "{place}: {rules:?}");
+        }
+        let faults = schema("MeshPolicy").pointer("/properties/spec/properties/faults").unwrap().clone();
+        assert_eq!(faults["required"], json!(["until"]));
+        assert_eq!(faults["properties"]["until"]["format"], "date-time");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! MeshPolicy: encryption and access rules for the traffic to a target.
+//! MeshPolicy: how traffic to a target is handled. The sections that keep calls alive are in `traffic.rs`.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::{BalanceSpec, BreakerSpec, FaultsSpec, LimitsSpec, RetrySpec, TimeoutSpec};
 
 /// An address range with a prefix length that its family has. `isCIDR` would say it better, but only Kubernetes 1.31
 /// and newer know it. What passes here and is no IPv6 range is rejected by the webhook, and never enforced.
@@ -18,10 +20,11 @@ const CIDR_MESSAGE: &str = "cidr must be an address range whose prefix length is
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshPolicy",
-    doc = "MeshPolicy sets encryption and access rules for the traffic to a Service, to pods with given labels, \
-           or to all pods of a namespace. Every section is optional. For each section the most specific target \
-           wins: Service and Workload over Namespace, Namespace over MeshConfig. Of two equally specific policies \
-           the older one wins, and the newer one reports Conflicted.",
+    doc = "MeshPolicy sets encryption, access rules, limits, timeouts, retries, breakers, balancing and faults for \
+           the traffic to a Service, to pods with given labels, or to all pods or Services of a namespace. Every \
+           section is optional. For each section the most specific target wins: Service and Workload over \
+           Namespace, Namespace over MeshConfig. Of two equally specific policies the older one wins, and the newer \
+           one reports Conflicted.",
     namespaced,
     status = "MeshPolicyStatus",
     shortname = "mp",
@@ -31,13 +34,16 @@ const CIDR_MESSAGE: &str = "cidr must be an address range whose prefix length is
     printcolumn(name = "MODE", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "MTLS", type_ = "string", json_path = ".spec.mtls"),
     printcolumn(name = "ACCESS", type_ = "string", json_path = ".status.access"),
+    printcolumn(name = "SECTIONS", type_ = "string", json_path = ".status.sections"),
     printcolumn(name = "WORKLOADS", type_ = "integer", json_path = ".status.workloads"),
     printcolumn(name = "ENFORCED", type_ = "string", json_path = ".status.enforced"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshPolicySpec {
-    /// The pods that the policy selects, in the policy's namespace.
+    /// What the policy applies to, in the policy's namespace. `mtls`, `access` and `limits` apply to pods. `timeout`,
+    /// `retry`, `breaker`, `balance` and `faults` apply to calls to Services: to the Service, or with kind Namespace to
+    /// every Service of the namespace; a Workload target has no effect on them.
     pub target: PolicyTarget,
     /// Enforce, or Shadow, which evaluates the policy, counts and logs what it would refuse, and lets it pass.
     #[serde(default)]
@@ -51,6 +57,25 @@ pub struct MeshPolicySpec {
     /// `allow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessSpec>,
+    /// Limits of the load that each selected pod accepts. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsSpec>,
+    /// How long clients of the Service wait. Absent: as in the less specific policy or in the mesh's defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<TimeoutSpec>,
+    /// Which failed requests to the Service are repeated. Absent: only those that no application has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetrySpec>,
+    /// When a pod of the Service that fails gets no requests for a time. Absent: only pods that cannot be connected to
+    /// are ejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerSpec>,
+    /// How a pod of the Service is chosen for each request. Absent: by latency.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<BalanceSpec>,
+    /// Faults that are added to requests to the Service on purpose, until a given time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<FaultsSpec>,
 }
 
 /// The pods that a policy selects.
@@ -209,6 +234,9 @@ pub struct MeshPolicyStatus {
     /// Summary of the access section, such as "2 allow, 1 deny".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
+    /// Names of the other sections that are set, besides mtls and access, such as "timeout,retry".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sections: Option<String>,
     /// Number of pods with a sidecar that the policy selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<i32>,

@@ -1,4 +1,4 @@
-//! Values with units, as users write them: `1h30m`, `99%`.
+//! Values as users write them: `1h30m`, `99%`, names of headers.
 
 use std::num::ParseFloatError;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use jiff::fmt::friendly::SpanParser;
 
 /// The schema's pattern of a duration: whole numbers with units, the largest unit first.
 pub(crate) const DURATION_PATTERN: &str = "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$";
+/// The schema's pattern of the name of a header or cookie: a token of RFC 9110.
+pub(crate) const TOKEN_PATTERN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
 
 /// Why a value is invalid, and what to write instead.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-"""A gRPC server: a unary method, a stream of numbers, an echo, and an error without a message."""
+"""A gRPC server: unary methods, a stream of numbers, an echo, and an error without a message."""
 import signal
 import sys
 import threading
@@ -20,6 +20,13 @@ def count(request, context):
         time.sleep(pause / 1000)
 
 
+def slow(request, context):
+    """Answers after so many milliseconds with the seconds that the deadline left at the start."""
+    remaining = context.time_remaining()
+    time.sleep(int(request) / 1000)
+    return str(remaining).encode()
+
+
 def missing(request, context):
     context.abort(grpc.StatusCode.NOT_FOUND, "there is no such thing")
 
@@ -28,6 +35,7 @@ METHODS = {
     "Caller": grpc.unary_unary_rpc_method_handler(lambda request, context: caller(context)),
     "Count": grpc.unary_stream_rpc_method_handler(count),
     "Echo": grpc.stream_stream_rpc_method_handler(lambda requests, context: requests),
+    "Slow": grpc.unary_unary_rpc_method_handler(slow),
     "Missing": grpc.unary_unary_rpc_method_handler(missing),
 }
 server = grpc.server(futures.ThreadPoolExecutor(200))

@@ -1,6 +1,6 @@
 //! Archives of container images, in the format of `docker save`.
 //!
-//! In: at most one static program. Out: a tar file that containerd, docker, kind, k3d and minikube load: a configuration
+//! In: static programs and the files that they need. Out: a tar file that containerd, docker, kind, k3d and minikube load: a configuration
 //! of the image, one layer, and a manifest that names both by their content. Written here and not by docker or buildah,
 //! because they differ in whether a file keeps its capabilities, and because the same program then always makes the same
 //! image.
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// What goes into an image.
@@ -38,15 +38,48 @@ const ATTRIBUTES: u8 = b'x';
 /// # Errors
 /// The program cannot be read, or the archive cannot be written.
 pub fn write(name: &str, content: Content<'_>, archive: &Path) -> Result<()> {
-    let layer = layer(content)?;
-    let layer_digest = hex(&layer);
     let run = match content.program {
         Some(_) => json!({"User": "65532:65532", "Entrypoint": ["/program"]}),
         None => json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}),
     };
+    save(name, content.architecture, &layer(content)?, &run, archive)
+}
+
+/// A file of an image with several.
+pub struct File<'a> {
+    /// Path without the leading slash.
+    pub path: &'a str,
+    /// Permissions.
+    pub mode: u32,
+    pub content: &'a [u8],
+}
+
+/// Writes the archive of an image named `name` with these files. `run`: how it is started, as in the field `config` of an
+/// image's configuration.
+///
+/// # Errors
+/// The archive cannot be written.
+pub fn write_files(
+    name: &str,
+    architecture: &str,
+    files: &[File<'_>],
+    run: &Value,
+    archive: &Path,
+) -> Result<()> {
+    let mut layer = Vec::new();
+    for file in files {
+        entry(&mut layer, file.path, file.mode, FILE, file.content);
+    }
+    end(&mut layer);
+    save(name, architecture, &layer, run, archive)
+}
+
+/// Writes the archive of an image with one layer.
+fn save(name: &str, architecture: &str, layer: &[u8], run: &Value, archive: &Path) -> Result<()> {
+    let layer_digest = hex(layer);
     let config = json!({
         "created": "1970-01-01T00:00:00Z",
-        "architecture": content.architecture,
+        "architecture": architecture,
         "os": "linux",
         "config": run,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
@@ -57,11 +90,9 @@ pub fn write(name: &str, content: Content<'_>, archive: &Path) -> Result<()> {
         (format!("{}.json", hex(config.as_bytes())), format!("{layer_digest}.tar"));
     let manifest = json!([{"Config": config_file, "RepoTags": [name], "Layers": [layer_file]}]).to_string();
     let mut tar = Vec::new();
-    for (name, content) in [
-        (&*config_file, config.as_bytes()),
-        (&*layer_file, layer.as_slice()),
-        ("manifest.json", manifest.as_bytes()),
-    ] {
+    for (name, content) in
+        [(&*config_file, config.as_bytes()), (&*layer_file, layer), ("manifest.json", manifest.as_bytes())]
+    {
         entry(&mut tar, name, 0o644, FILE, content);
     }
     end(&mut tar);
@@ -201,6 +232,28 @@ mod tests {
         assert_eq!(layer_file, format!("{digest}.tar"));
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{digest}"));
         assert_eq!(config["architecture"], "arm64");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_image_of_several_files_has_each_at_its_path_with_its_rights() {
+        let folder = folder("files");
+        let file = folder.join("image.tar");
+        let files = [
+            File { path: "usr/local/bin/server", mode: 0o755, content: b"program" },
+            File { path: "cert.crt", mode: 0o644, content: b"certificate" },
+        ];
+        let run = json!({"Entrypoint": ["/usr/local/bin/server"]});
+        write_files("example.test/echo:v1", "amd64", &files, &run, &file).unwrap();
+        let list = tar(&["-tf"], &file);
+        let layer = list.lines().find(|name| name.ends_with(".tar")).unwrap();
+        let inner = folder.join("layer.tar");
+        fs::write(&inner, Command::new("tar").arg("-xOf").arg(&file).arg(layer).output().unwrap().stdout)
+            .unwrap();
+        let list = tar(&["-tvf"], &inner);
+        let lines: Vec<&str> = list.lines().collect();
+        assert!(lines[0].starts_with("-rwxr-xr-x") && lines[0].ends_with(" usr/local/bin/server"), "{list}");
+        assert!(lines[1].starts_with("-rw-r--r--") && lines[1].ends_with(" cert.crt"), "{list}");
         fs::remove_dir_all(folder).unwrap();
     }
 

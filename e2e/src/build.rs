@@ -67,13 +67,13 @@ pub fn cargo_with(
     host::output_with_progress(&mut cargo, |line| report_progress(&task, line))
 }
 
-/// Runs an example of the operator, optimised, with its output on the terminal.
+/// Runs an example of a package, optimised, with its output on the terminal.
 ///
 /// # Errors
 /// It could not be compiled, or has failed.
-pub fn example(name: &str) -> Result<()> {
+pub fn example(package: &str, name: &str) -> Result<()> {
     // As the release, but without the minutes that its link-time optimisation takes.
-    let of = ["--locked", "--profile", "measure", "--package", "tulle-operator", "--example", name];
+    let of = ["--locked", "--profile", "measure", "--package", package, "--example", name];
     cargo(&format!("compiling {name}"), &[&["build"][..], &of].concat())?;
     let mut run = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     run.current_dir(host::workspace()).args(["run", "--quiet"]).args(of);

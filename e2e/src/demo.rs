@@ -1,5 +1,7 @@
-//! `cargo xtask demo`: shows injection, mutual TLS, a MeshPolicy and two rollouts on a real cluster, with the output of
-//! kubectl. Each step fails the demo unless the cluster shows the expected result.
+//! `cargo xtask demo`: shows injection, mutual TLS, a MeshPolicy, a route, retries, a breaker and two rollouts on a real
+//! cluster, with the output of kubectl. Each step fails the demo unless the cluster shows the expected result.
+
+mod traffic;
 
 use std::thread;
 use std::time::Duration;
@@ -62,6 +64,8 @@ impl Demo {
         self.injected()?;
         self.encrypted()?;
         self.denied()?;
+        self.routed()?;
+        self.saved()?;
         self.promoted()?;
         self.stopped()
     }
@@ -288,9 +292,14 @@ impl Demo {
 
     /// Sends a request from one service to another; returns the HTTP status and the body.
     fn call(&self, from: &str, to: &str) -> Result<(String, String)> {
+        self.call_with(from, to, &[])
+    }
+
+    /// The same with arguments for path and header. A redirect's body is where it leads.
+    fn call_with(&self, from: &str, to: &str, more: &[&str]) -> Result<(String, String)> {
         let (pod, target) = (format!("deployment/{from}"), format!("{to}:80"));
         let call = ["-n", NAMESPACE, "exec", &pod, "-c", from, "--", "/program", "get", &target];
-        let printed = self.kube.run(&call)?;
+        let printed = self.kube.run(&[&call[..], more].concat())?;
         let (status, answer) = printed.trim().split_once(' ').unwrap_or((printed.trim(), ""));
         Ok((status.to_owned(), answer.to_owned()))
     }

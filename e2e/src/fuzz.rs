@@ -16,7 +16,7 @@ use crate::host;
 use crate::progress::{say, task};
 
 /// The targets, each a program in `fuzz/targets/`.
-const TARGETS: [&str; 4] = ["http1", "detection", "wire", "paths"];
+const TARGETS: [&str; 5] = ["http1", "detection", "wire", "paths", "routes"];
 
 /// Edge coverage and compared values, for libFuzzer to be guided by. They replace the flags of `.cargo/config.toml`.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

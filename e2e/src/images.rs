@@ -141,15 +141,19 @@ pub fn place(name: &str, key: &str) -> Result<PathBuf> {
 /// Makes the archive of an image for this machine, with this program or empty. `may_net_raw`: see [`Image`].
 pub fn pack(name: &str, program: Option<&Path>, may_net_raw: bool, archive: &Path) -> Result<()> {
     fs::create_dir_all(archive.parent().context("the cache is a folder")?)?;
-    let architecture = match std::env::consts::ARCH {
+    step(&format!("building image {name}"));
+    archive::write(name, Content { architecture: architecture(), program, may_net_raw }, archive)?;
+    remove_old_archives(archive, &short(name));
+    Ok(())
+}
+
+/// The architecture of this machine, as images name it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
-    };
-    step(&format!("building image {name}"));
-    archive::write(name, Content { architecture, program, may_net_raw }, archive)?;
-    remove_old_archives(archive, &short(name));
-    Ok(())
+    }
 }
 
 /// An image's name as a part of file names.

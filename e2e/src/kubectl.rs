@@ -100,6 +100,21 @@ impl Kube {
         self.run(&["-n", namespace, "get", object, "-o", &format!("jsonpath={{{path}}}")])
     }
 
+    /// The sum of the metrics of a pod's sidecar whose name and labels contain all of `parts`.
+    pub fn metric(&self, namespace: &str, pod: &str, parts: &[&str]) -> Result<u64> {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:26152/proxy/metrics");
+        let metrics = self.run(&["get", "--raw", &path])?;
+        let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+        let wanted = samples.filter(|line| parts.iter().all(|part| line.contains(part)));
+        Ok(wanted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
+    }
+
+    /// The names of the pods with a label, such as `app=web`.
+    pub fn pods(&self, namespace: &str, label: &str) -> Result<Vec<String>> {
+        let names = ["-n", namespace, "get", "pods", "-l", label, "-o", "jsonpath={.items[*].metadata.name}"];
+        Ok(self.run(&names)?.split_whitespace().map(str::to_owned).collect())
+    }
+
     /// Waits until a rollout is complete.
     pub fn rolled_out(&self, namespace: &str, workload: &str, seconds: u64) -> Result<()> {
         let limit = format!("--timeout={seconds}s");

@@ -10,9 +10,11 @@ mod build;
 #[cfg(test)]
 mod chart;
 mod cluster;
+mod conformance;
 mod demo;
 mod earlier;
 mod fuzz;
+mod gateway;
 mod host;
 mod images;
 mod install;
@@ -39,7 +41,8 @@ enum Command {
     /// Manages the embedded cluster: Kubernetes on this machine, in its own Linux namespaces.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Installs Tulle and the sample shop on a cluster, and shows injection, mTLS, a policy and two rollouts.
+    /// Installs Tulle and the sample shop on a cluster, and shows injection, mTLS, a policy, a route, retries, a breaker
+    /// and two rollouts.
     Demo {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
         #[arg(long, default_value = "embedded")]
@@ -50,7 +53,8 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, talk, framing, operations, helm or faults.
+        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, resilience, talk,
+        /// applications, framing, conformance, operations, helm or faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.
         #[arg(long)]
@@ -64,6 +68,19 @@ enum Command {
         /// How many tests run in parallel.
         #[arg(long)]
         jobs: Option<usize>,
+    },
+    /// Runs the official conformance suite of the Gateway API against Tulle: profiles MESH-HTTP and MESH-GRPC with all
+    /// extended features. Fails if a test of a mesh failed or was skipped.
+    Conformance {
+        /// `embedded`, or `context:NAME` of KUBECONFIG.
+        #[arg(long, default_value = "embedded")]
+        cluster: String,
+        /// Writes the suite's report into the clone (e2e/conformance/report.yaml), unchanged.
+        #[arg(long)]
+        update: bool,
+        /// Leaves the cluster running.
+        #[arg(long)]
+        keep: bool,
     },
     /// Compares no proxy, Tulle, Envoy and HAProxy.
     Bench {
@@ -82,10 +99,13 @@ enum Command {
     Scale,
     /// Simulates rollouts, and prints how often the judge stops a good version and how soon a bad one.
     Judge,
+    /// Simulates ten servers of which one is slow or fails fast, and prints its share of the requests and the p99 of each
+    /// way to choose a server: Tulle's, random, least requests, and a moving average of the latency alone.
+    Sim,
     /// Fuzzes what reads bytes from the network: all targets, or one. Prints executions and findings, and fails when
     /// there is a finding.
     Fuzz {
-        /// http1, detection, wire or paths.
+        /// http1, detection, wire, paths or routes.
         target: Option<String>,
         /// How long each target runs.
         #[arg(long, default_value_t = 600)]
@@ -124,8 +144,10 @@ fn main() -> ExitCode {
             jobs,
         }),
         Command::Bench { rounds, instructions, sidecar } => bench::run(rounds, instructions, &sidecar),
-        Command::Scale => build::example("scale"),
-        Command::Judge => build::example("judge"),
+        Command::Conformance { cluster, update, keep } => conformance::run(&cluster, update, keep),
+        Command::Scale => build::example("tulle-operator", "scale"),
+        Command::Judge => build::example("tulle-operator", "judge"),
+        Command::Sim => build::example("tulle-sidecar", "sim"),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Images { registry, tag, arch } => publish::run(&registry, &tag, &arch),
         Command::Install { cluster } => install(&cluster),

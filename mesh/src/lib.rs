@@ -7,6 +7,7 @@
 //!              the paths in rules
 //!   svid       verification of a peer's certificate (X509-SVID)
 //!   policy     access rules: rules in, one decision out
+//!   route      routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
@@ -21,6 +22,7 @@ pub mod histogram;
 pub mod identity;
 pub mod policy;
 pub mod ports;
+pub mod route;
 pub mod svid;
 pub mod wire;
 
@@ -47,6 +49,5 @@ pub mod features {
     /// Limits of concurrency and of connections.
     pub const LIMITS_V1: &str = "limits/v1";
     /// All that this build has.
-    pub const ALL: &[&str] =
-        &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
+    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::discovery::AckTracker;
 use crate::lease::Leadership;
 use crate::metrics::{self, Metrics};
+use crate::status::routes::times::AcknowledgeTimes;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -43,6 +44,8 @@ pub struct Health {
     pub acks: Arc<AckTracker>,
     /// Counters.
     pub aggregates: Arc<Aggregates>,
+    /// How long changes of routes took.
+    pub times: Arc<AcknowledgeTimes>,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
 }
@@ -87,6 +90,7 @@ async fn metrics(State(health): State<Health>) -> Response {
         pods_without_sidecar: health.hub.model().uninjected_pods().len(),
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
+        routes_acknowledged: health.times.snapshot(),
     };
     match metrics.into_text() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),

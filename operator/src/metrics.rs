@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::status::routes::times::Times;
 use crate::telemetry::{Counts, Destination};
 
 /// The content type of the text.
@@ -28,6 +29,8 @@ pub struct Metrics {
     pub refusals: Vec<((&'static str, &'static str), u64)>,
     /// Requests that sidecars have reported.
     pub requests: Vec<(Destination, Counts)>,
+    /// Changes of routes, by the time until all sidecars had acknowledged them. Counted while this replica leads.
+    pub routes_acknowledged: Times,
 }
 
 impl Metrics {
@@ -83,7 +86,15 @@ impl Collector for Metrics {
                 counter(&mut requests, &labels, value)?;
             }
         }
-        Ok(())
+        let times = &self.routes_acknowledged;
+        encoder
+            .encode_descriptor(
+                "tulle_operator_route_acknowledged_seconds",
+                "Time from a change of a route to its last acknowledgement.",
+                None,
+                MetricType::Histogram,
+            )?
+            .encode_histogram::<NoLabelSet>(times.sum, times.count, &times.buckets(), None)
     }
 }
 
@@ -101,18 +112,24 @@ fn count(number: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::status::routes::times::AcknowledgeTimes;
 
     #[test]
     fn the_text_names_every_metric_as_dashboards_know_it() {
         let destination =
             Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
+        let times = AcknowledgeTimes::default();
+        times.observe(Duration::from_millis(125));
         let metrics = Metrics {
             leader: true,
             sidecars: 3,
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
+            routes_acknowledged: times.snapshot(),
         };
         let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
 # TYPE tulle_operator_leader gauge
@@ -130,6 +147,21 @@ tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
 # TYPE tulle_operator_requests counter
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="success"} 6
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
+# HELP tulle_operator_route_acknowledged_seconds Time from a change of a route to its last acknowledgement.
+# TYPE tulle_operator_route_acknowledged_seconds histogram
+tulle_operator_route_acknowledged_seconds_sum 0.125
+tulle_operator_route_acknowledged_seconds_count 1
+tulle_operator_route_acknowledged_seconds_bucket{le="0.01"} 0
+tulle_operator_route_acknowledged_seconds_bucket{le="0.025"} 0
+tulle_operator_route_acknowledged_seconds_bucket{le="0.05"} 0
+tulle_operator_route_acknowledged_seconds_bucket{le="0.1"} 0
+tulle_operator_route_acknowledged_seconds_bucket{le="0.2"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="0.5"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="1.0"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="2.5"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="5.0"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="10.0"} 1
+tulle_operator_route_acknowledged_seconds_bucket{le="+Inf"} 1
 # EOF
 "#;
         assert_eq!(metrics.into_text().unwrap(), expected);

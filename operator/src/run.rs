@@ -57,6 +57,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         hub: Arc::new(Hub::new(Model::new(&settings.namespace, &settings.trust_domain))),
         acks: Arc::new(AckTracker::default()),
         aggregates: Arc::new(Aggregates::default()),
+        times: Arc::default(),
         leadership,
     };
     let listener = bind(ports::HEALTH).await?;
@@ -125,8 +126,8 @@ async fn start(
     leading: watch::Sender<Leadership>,
     stage: &watch::Sender<Stage>,
 ) -> Result<Operator> {
-    let Health { hub, acks, aggregates, leadership, .. } = health;
-    feed::start(client, hub);
+    let Health { hub, acks, aggregates, times, leadership, .. } = health;
+    let served = feed::start(client, hub);
     while !hub.is_synced() {
         sleep(Duration::from_millis(20)).await;
     }
@@ -176,9 +177,15 @@ async fn start(
         root_states,
     ));
     writers.spawn(trust::run(client.clone(), Arc::clone(hub), authority, leadership.clone()));
-    let statuses =
-        status::run(client.clone(), Arc::clone(hub), Arc::clone(acks), leadership.clone(), root_state);
-    writers.spawn(statuses);
+    writers.spawn(status::run(
+        client.clone(),
+        Arc::clone(hub),
+        Arc::clone(acks),
+        leadership.clone(),
+        root_state,
+        served,
+        Arc::clone(times),
+    ));
     writers.spawn(status::claims::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(defaults::run(client.clone(), Arc::clone(hub), leadership.clone()));
     writers.spawn(uninjected::run(client.clone(), Arc::clone(hub), leadership.clone()));

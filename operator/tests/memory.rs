@@ -94,7 +94,7 @@ fn ten_thousand_pods_and_their_services_take_less_than_40_mb() {
                 node: format!("node-{}", pod % 200).into(),
                 zone: "zone-a".into(),
                 pod_uid: Some(uid.into()),
-                terminating: false,
+                ..Endpoint::default()
             }
         });
         let slice = Slice {

@@ -140,6 +140,10 @@ fn show_service(route: &ServiceRoute, served: Option<&Endpoints>) -> Value {
         "service": format!("{}/{}:{}", route.namespace, route.name, route.port),
         "protocol": format!("{:?}", route.protocol),
     });
+    if let (Some(rules), Some(service)) = (&route.rules, service.as_object_mut()) {
+        let shown = rules.rules.iter().map(|rule| json!({"route": &*rule.route, "rule": &*rule.name}));
+        service.insert("rules".to_owned(), shown.collect());
+    }
     if let (Some(served), Some(service)) = (served, service.as_object_mut()) {
         let split = served.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s}));
         let canary = served.canary.as_ref().map(|c| format!("{}/{}, epoch {}", c.namespace, c.name, c.epoch));
@@ -204,6 +208,7 @@ mod tests {
             shadow: None,
             shadow_strict: false,
             revision: String::new(),
+            limits: None,
         });
         assert_eq!(read(admin.ready()).await, (503, "no capability NET_RAW\n".to_owned()));
     }
@@ -218,11 +223,11 @@ mod tests {
     fn config_shows_where_an_address_leads_and_who_serves_it() {
         let address: SocketAddr = "10.0.0.7:8080".parse().unwrap();
         let endpoint = Endpoint {
-            address,
             identity: Some(WorkloadId::new("cluster.local", "shop", "web")),
             revision: "new".into(),
             terminating: true,
             pod_uid: "uid".into(),
+            ..Endpoint::at(address)
         };
         let route = ServiceRoute {
             namespace: "shop".to_owned(),
@@ -235,6 +240,7 @@ mod tests {
             endpoints: vec![endpoint.clone()],
             split: vec![("new".into(), 50)],
             canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
+            ..Endpoints::default()
         };
         let shown = show_service(&route, Some(&served));
         assert_eq!(shown["service"], "shop/web:80");

@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod admit;
+pub mod app_latency;
 pub mod app_waiting;
 pub mod attempt;
 pub mod backend;
@@ -21,6 +22,7 @@ pub mod claim;
 pub mod config;
 pub mod detect;
 pub mod error;
+pub mod gate;
 pub mod http1;
 pub mod http2;
 pub mod inbound;

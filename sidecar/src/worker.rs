@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use crate::app_latency::AppLatency;
 use crate::app_waiting::AppWaiting;
-use crate::backend::{Backend, Backends};
+use crate::backend::Backends;
 use crate::config::ConfigStore;
 use crate::pool::{Http1Pool, Http2Pool, MeshPool};
-use crate::route::{Port, Target};
+use crate::route::{Plan, Port, Target};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::tls::TlsStore;
@@ -44,6 +45,10 @@ pub struct Worker {
     pub http2: Http2Pool,
     /// Requests that the pod's application has in hand.
     pub load: Cell<u32>,
+    /// How long the pod's application takes for the head of an answer.
+    pub app_latency: AppLatency,
+    /// Copies of requests that are under way.
+    pub copies: Cell<u32>,
     /// Connections that wait for the pod's application, in all workers and in probes.
     pub app_waiting: Arc<AppWaiting>,
     /// By the address that was dialled.
@@ -72,6 +77,8 @@ impl Worker {
             http1: Http1Pool::default(),
             http2: Http2Pool::default(),
             load: Cell::new(0),
+            app_latency: AppLatency::default(),
+            copies: Cell::new(0),
             app_waiting,
             ports: RefCell::default(),
             peers: RefCell::default(),
@@ -89,6 +96,7 @@ impl Worker {
         if let Some(port) = self.current_port(address) {
             return port;
         }
+        self.backends.set_place(&self.config.place());
         let port = Rc::new(Port::new(address, entry));
         let mut ports = self.ports.borrow_mut();
         if ports.len() >= MAX_PORTS {
@@ -137,6 +145,7 @@ impl Worker {
         let kept = ports.len() * 2;
         ports.shrink_to(kept);
         drop(ports);
+        self.backends.set_place(&self.config.place());
         self.backends.sweep();
     }
 }
@@ -148,9 +157,9 @@ impl Port {
         self.target_for(&worker.backends, &worker.settings.pod_ips)
     }
 
-    /// Where requests to it go now; `None`: nobody knows the address.
-    pub fn backend(&self, worker: &Worker) -> Option<Rc<Backend>> {
-        self.backend_of(&worker.backends)
+    /// Where what arrives there goes now; `None`: nobody knows the address.
+    pub fn plan(&self, worker: &Worker) -> Option<Rc<Plan>> {
+        self.plan_of(&worker.backends)
     }
 
     /// For a connection that passes through because there was no answer yet: resolves when the answer is that a

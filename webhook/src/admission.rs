@@ -8,6 +8,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::routing::post;
 use axum::{Json, Router};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
@@ -202,7 +203,9 @@ impl Admission {
                 .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
-            "MeshPolicy" => read::<MeshPolicy>(object).map(|policy| validate::policy(&policy)),
+            "MeshPolicy" => {
+                read::<MeshPolicy>(object).map(|policy| validate::policy(&policy, Timestamp::now()))
+            }
             "MeshConfig" => read::<MeshConfig>(object).map(|config| validate::config(&config)),
             "Canary" => match read::<Canary>(object) {
                 Ok(canary) => {

@@ -4,6 +4,10 @@
 //! work is rejected; what makes a rollout slow, risky or confusing is a warning. Never reads the cluster and never
 //! changes an object.
 
+mod strategy;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
@@ -60,6 +64,7 @@ pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
     if weights.windows(2).any(|pair| pair.first() >= pair.last()) {
         validation.warn("spec.steps: a weight is not higher than the one before it, so the share of the new version does not grow; write increasing weights");
     }
+    strategy::check(spec, &mut validation);
     if let Some(sibling) = facts.siblings.first() {
         validation.error(format!(
             "Canary {sibling} already has this target, and a workload can have only one Canary; delete one of the two"
@@ -74,6 +79,7 @@ pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
             check_target(spec, target, &mut validation);
             check_manager(spec, target, &mut validation);
             check_services(spec, target, facts.services, &mut validation);
+            strategy::check_services(spec, target, facts.services, &mut validation);
         }
         Target::Absent => validation.warn(format!(
             "there is no {} yet; the Canary takes effect when that workload is created",
@@ -113,9 +119,11 @@ fn check_times(spec: &CanarySpec, validation: &mut Validation) {
         Ok(_) => {}
     }
     for (index, step) in spec.steps.iter().enumerate() {
-        if step.weight == Some(0) {
+        // Insiders keep the new version in a step with a weight of 0.
+        let has_match = spec.steps.iter().take(index).any(|step| !step.match_.is_empty());
+        if step.weight == Some(0) && !has_match {
             validation.error(format!(
-                "spec.steps[{index}].weight: must be from 1 to 100; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+                "spec.steps[{index}].weight: must be from 1 to 100, or 0 after a step with match; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
             ));
         }
         if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
@@ -254,15 +262,31 @@ fn check_strategy(spec: &CanarySpec, target: &Value, validation: &mut Validation
     if target.pointer("/spec/strategy/rollingUpdate/maxSurge").is_some_and(is_zero) {
         validation.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
     }
-    let most = surge_weight(spec, target);
-    if spec.capacity.keep_stable && spec.steps.iter().any(|step| step.weight.unwrap_or(0) > most) {
-        validation.warn(format!(
-            "spec.capacity.keepStable: the surge pods of {name} can carry {most}%, but a step has a higher weight, which will not be set; increase its maxSurge or lower the weights"
-        ));
-    }
+    check_surge(spec, target, validation);
     let unavailable = target.pointer("/spec/strategy/rollingUpdate/maxUnavailable");
     if unavailable.is_some_and(|unavailable| !is_zero(unavailable)) {
         validation.warn(format!("{name} has maxUnavailable above 0, so stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
+    }
+}
+
+/// Steps that need more pods than the surge, which are not set or cost stable pods.
+fn check_surge(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let name = name_of(spec);
+    let most = surge_weight(spec, target);
+    let weight = spec.steps.iter().filter_map(|step| step.weight).max().unwrap_or(0);
+    if spec.capacity.keep_stable && weight > most {
+        validation.warn(format!(
+            "spec.capacity.keepStable: the surge pods of {name} can carry {most}%, but a step has a higher weight, which will not be set; increase its maxSurge (to 100% for a step with weight 100) or lower the weights"
+        ));
+    } else if weight == 100 && most < 100 {
+        validation.warn(format!(
+            "spec.steps: before the weight of 100 all stable pods of {name} but one are replaced, because its surge pods can carry {most}%; for blue/green, which keeps the old pods, set its maxSurge to 100% and spec.capacity.keepStable to true"
+        ));
+    }
+    if let Some(needed) = strategy::most_with_copies(&spec.steps).filter(|needed| *needed > u32::from(most)) {
+        validation.warn(format!(
+            "spec.steps: the copies of a mirror step come on top of the weight, which needs pods for {needed}% of the traffic, and the surge pods of {name} can carry {most}%; the step is not set with fewer, because no stable pod is given up for copies; increase its maxSurge or lower mirror"
+        ));
     }
 }
 
@@ -378,6 +402,3 @@ fn selects(service: &Service, target: &Value) -> bool {
         && selector.peek().is_some()
         && selector.all(|(key, value)| label(key) == Some(value.as_str()))
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,7 +5,10 @@
 //! reject the object and warnings that `kubectl` shows. Never reads the cluster and never changes an object.
 
 use ipnet::IpNet;
-use tulle_crds::{MeshConfig, MeshPolicy, MeshPolicySpec, parse_duration};
+use k8s_openapi::jiff::{Timestamp, ToSpan as _};
+use tulle_crds::{
+    AccessSpec, MeshConfig, MeshPolicy, MeshPolicySpec, TargetKind, ZonePolicy, parse_duration,
+};
 use tulle_mesh::policy::Glob;
 
 /// Errors and warnings about an object.
@@ -27,11 +30,31 @@ impl Validation {
     }
 }
 
-/// Validates a MeshPolicy.
-pub fn policy(policy: &MeshPolicy) -> Validation {
+/// Faults end at most this long after the policy is applied: a forgotten test ends by itself.
+const FAULTS_FOR_HOURS: i64 = 24;
+
+/// Validates a MeshPolicy at this time.
+pub fn policy(policy: &MeshPolicy, now: Timestamp) -> Validation {
     let mut validation = Validation::default();
-    let MeshPolicySpec { access, .. } = &policy.spec;
-    let Some(access) = access else { return validation };
+    let spec = &policy.spec;
+    if let Some(access) = &spec.access {
+        check_access(access, &mut validation);
+    }
+    for invalid in spec.invalid_values() {
+        validation.error(invalid.to_string());
+    }
+    check_calls(spec, now, &mut validation);
+    let is_wide = spec.target.kind == TargetKind::Namespace;
+    if let Some(concurrency) = spec.limits.as_ref().and_then(|limits| limits.concurrency).filter(|_| is_wide)
+    {
+        validation.warn(format!(
+            "spec.limits.concurrency holds for each pod by itself: {concurrency} requests at once in every pod of the namespace, whatever it is; target a Service or Workload to set it for one"
+        ));
+    }
+    validation
+}
+
+fn check_access(access: &AccessSpec, validation: &mut Validation) {
     let lists = [("allow", &access.allow), ("deny", &access.deny)];
     for (list, rules) in lists {
         for (index, rule) in rules.iter().flatten().enumerate() {
@@ -54,7 +77,59 @@ pub fn policy(policy: &MeshPolicy) -> Validation {
             }
         }
     }
-    validation
+}
+
+/// The sections about calls to Services.
+fn check_calls(spec: &MeshPolicySpec, now: Timestamp, validation: &mut Validation) {
+    let sections = [
+        ("timeout", spec.timeout.is_some()),
+        ("retry", spec.retry.is_some()),
+        ("breaker", spec.breaker.is_some()),
+        ("balance", spec.balance.is_some()),
+        ("faults", spec.faults.is_some()),
+    ];
+    let set: Vec<&str> = sections.iter().filter_map(|(name, set)| set.then_some(*name)).collect();
+    if spec.target.kind == TargetKind::Workload && !set.is_empty() {
+        validation.warn(format!(
+            "spec.target: {} have no effect on a Workload, because calls are made to Services; target a Service for them",
+            set.join(", ")
+        ));
+    }
+    if let Some(attempts) = attempts_that_do_not_fit(spec) {
+        validation.warn(attempts);
+    }
+    if spec.balance.as_ref().is_some_and(|balance| balance.zone == Some(ZonePolicy::Only)) {
+        validation.warn(
+            "spec.balance.zone: Only fails every request from a zone without a ready pod; write Prefer to use other zones then",
+        );
+    }
+    if let Some(faults) = &spec.faults {
+        let latest = now.checked_add(FAULTS_FOR_HOURS.hours()).unwrap_or(Timestamp::MAX);
+        if faults.until.0 > latest {
+            validation.error(format!(
+                "spec.faults.until: {} is more than {FAULTS_FOR_HOURS} hours ahead; write a time up to {latest:.0}",
+                faults.until.0
+            ));
+        } else if faults.until.0 <= now {
+            validation
+                .warn(format!("spec.faults.until: {} has passed, so there are no faults", faults.until.0));
+        }
+    }
+}
+
+/// A warning where the last attempts would begin after the request has ended.
+fn attempts_that_do_not_fit(spec: &MeshPolicySpec) -> Option<String> {
+    let (retry, timeout) = (spec.retry.as_ref()?, spec.timeout.as_ref()?);
+    let values = timeout.values().ok()?;
+    let (request, attempt) = (u64::from(values.request_ms), u64::from(values.attempt_ms));
+    let attempts = u64::from(retry.attempts) + 1;
+    if request == 0 || attempt == 0 || attempts * attempt <= request {
+        return None;
+    }
+    let fitting = request.div_ceil(attempt);
+    Some(format!(
+        "spec.timeout.request ({request} ms) ends before {attempts} attempts of {attempt} ms each: when all of them time out, only {fitting} begin; write a shorter timeout.attempt or fewer retry.attempts"
+    ))
 }
 
 /// Validates the MeshConfig.
@@ -89,7 +164,7 @@ mod tests {
             ]}},
         }))
         .unwrap();
-        let validation = super::policy(&policy);
+        let validation = super::policy(&policy, now());
         assert_eq!(
             validation.errors,
             [
@@ -97,5 +172,80 @@ mod tests {
                 "spec.access.deny[1]: invalid path \"/a//b\"; write it from the root, for example /v1/**",
             ]
         );
+    }
+
+    fn now() -> Timestamp {
+        "2026-12-01T12:00:00Z".parse().unwrap()
+    }
+
+    fn of(spec: serde_json::Value) -> Validation {
+        let policy = json!({
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "p"}, "spec": spec,
+        });
+        super::policy(&serde_json::from_value(policy).unwrap(), now())
+    }
+
+    fn web() -> serde_json::Value {
+        json!({"kind": "Service", "name": "web"})
+    }
+
+    #[test]
+    fn a_policy_with_every_section_and_valid_values_has_neither_errors_nor_warnings() {
+        let spec = json!({
+            "target": web(), "limits": {"concurrency": 64, "connections": 1000},
+            "timeout": {"request": "2s", "attempt": "500ms", "idle": "60s"}, "retry": {"on": ["5xx"], "attempts": 3},
+            "breaker": {}, "balance": {"by": "Latency", "zone": "Prefer", "warmUp": "30s"},
+            "faults": {"abort": {"status": 503, "of": "1%"}, "until": "2026-12-02T12:00:00Z"},
+        });
+        assert_eq!(of(spec), Validation::default());
+    }
+
+    #[test]
+    fn values_that_no_sidecar_is_sent_are_rejected() {
+        let spec = json!({"target": web(), "timeout": {"request": "1s", "attempt": "2s"}, "retry": {"on": ["5xx"], "attempts": 9}});
+        let Validation { errors, .. } = of(spec);
+        let [timeout, retry] = errors.as_slice() else { panic!("{errors:?}") };
+        assert!(timeout.starts_with("spec.timeout.attempt: 2s is longer"), "{timeout}");
+        assert!(retry.starts_with("spec.retry.attempts: 9 attempts"), "{retry}");
+    }
+
+    #[test]
+    fn faults_end_within_a_day() {
+        let faults = |until: &str| {
+            of(json!({"target": web(), "faults": {"abort": {"status": 503, "of": "1%"}, "until": until}}))
+        };
+        assert_eq!(faults("2026-12-02T12:00:00Z"), Validation::default());
+        let forgotten = faults("2026-12-02T12:00:01Z");
+        assert_eq!(
+            forgotten.errors,
+            [
+                "spec.faults.until: 2026-12-02T12:00:01Z is more than 24 hours ahead; write a time up to 2026-12-02T12:00:00Z"
+            ]
+        );
+        let over = faults("2026-12-01T11:59:59Z");
+        assert!(over.errors.is_empty() && over.warnings[0].contains("has passed"), "{over:?}");
+    }
+
+    #[test]
+    fn what_is_valid_and_probably_not_meant_is_warned_of() {
+        let timeout = json!({"request": "2s", "attempt": "1s"});
+        let workload = json!({"kind": "Workload", "selector": {"matchLabels": {"app": "web"}}});
+        for (spec, expected) in [
+            (json!({"target": web(), "timeout": timeout, "retry": {"on": ["5xx"]}}), "only 2 begin"),
+            (
+                json!({"target": {"kind": "Namespace"}, "limits": {"concurrency": 8}}),
+                "in every pod of the namespace",
+            ),
+            (json!({"target": web(), "balance": {"zone": "Only"}}), "write Prefer"),
+            (
+                json!({"target": workload, "timeout": timeout, "breaker": {}}),
+                "timeout, breaker have no effect",
+            ),
+        ] {
+            let validation = of(spec);
+            assert!(validation.errors.is_empty(), "{validation:?}");
+            let [warning] = validation.warnings.as_slice() else { panic!("{validation:?}") };
+            assert!(warning.contains(expected), "{warning}");
+        }
     }
 }

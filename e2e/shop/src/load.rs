@@ -1,7 +1,7 @@
 //! The load generator: sends requests at a fixed rate, independent of response times, and counts the outcomes.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http1::SendRequest;
+use hyper::header::{HeaderMap, SET_COOKIE};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -37,6 +38,57 @@ pub struct Load {
     /// Seconds after which a request is counted as failed.
     #[arg(long, default_value_t = 30)]
     timeout: u64,
+    /// Header of every request, as `name: value`. May be repeated.
+    #[arg(long = "header", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// Number of users who send the requests in turn. Each keeps the cookies that responses set, and waits for its
+    /// response before it sends again. 0 means that nobody keeps cookies.
+    #[arg(long, default_value_t = 0)]
+    users: usize,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is written as `name: value`")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Somebody who keeps cookies.
+#[derive(Default)]
+struct User {
+    cookies: BTreeMap<String, String>,
+    /// The version of the last response.
+    version: Option<String>,
+    /// The versions of earlier responses.
+    left: BTreeSet<String>,
+}
+
+impl User {
+    /// The value of header `cookie`; `None` without cookies.
+    fn cookie(&self) -> Option<String> {
+        let pairs: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        (!pairs.is_empty()).then(|| pairs.join("; "))
+    }
+
+    /// Keeps the cookies that a response sets; returns their number.
+    fn keep(&mut self, headers: &HeaderMap) -> u64 {
+        let mut set = 0;
+        for value in headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()) {
+            let pair = value.split(';').next().unwrap_or("");
+            if let Some((name, value)) = pair.split_once('=') {
+                self.cookies.insert(name.trim().to_owned(), value.trim().to_owned());
+                set += 1;
+            }
+        }
+        set
+    }
+
+    /// Takes a response's version over; returns whether the user had left that version before.
+    fn meet(&mut self, version: &str) -> bool {
+        if self.version.as_deref() != Some(version) {
+            self.left.extend(self.version.replace(version.to_owned()));
+        }
+        self.left.contains(version)
+    }
 }
 
 /// Counts of the requests by outcome.
@@ -47,6 +99,10 @@ struct Counts {
     failed: u64,
     /// Responses by version of the service.
     versions: BTreeMap<String, u64>,
+    /// Responses of a version that their user had left before.
+    returned: u64,
+    /// Cookies that were set.
+    cookies: u64,
     /// Failures by error text.
     failures: BTreeMap<String, u64>,
     micros: Vec<u32>,
@@ -64,6 +120,8 @@ impl Load {
         let load = Rc::new(self);
         let counts = Rc::new(RefCell::new(Counts::default()));
         let idle: Rc<RefCell<Vec<Sender>>> = Rc::default();
+        let users: VecDeque<User> = (0..load.users).map(|_| User::default()).collect();
+        let users = Rc::new(RefCell::new(users));
         let mut ticks = interval(Duration::from_secs(1) / u32::try_from(load.rate.max(1))?);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut print = interval(Duration::from_secs(1));
@@ -77,7 +135,15 @@ impl Load {
                     let late = scheduled.elapsed() > Duration::from_millis(2);
                     let since = if late { scheduled } else { Instant::now() };
                     let (load, counts, idle) = (Rc::clone(&load), Rc::clone(&counts), Rc::clone(&idle));
-                    spawn_local(async move { load.send_one(since, &counts, &idle).await });
+                    let users = Rc::clone(&users);
+                    spawn_local(async move {
+                        // While all wait for responses, one more comes.
+                        let mut user = users.borrow_mut().pop_front().unwrap_or_default();
+                        load.send_one(since, &counts, &idle, &mut user).await;
+                        if load.users > 0 {
+                            users.borrow_mut().push_back(user);
+                        }
+                    });
                 }
                 _ = print.tick() => println!("{}", counts.borrow().line()),
                 _ = terminate.recv() => break,
@@ -91,18 +157,26 @@ impl Load {
         Ok(())
     }
 
-    async fn send_one(&self, since: Instant, counts: &RefCell<Counts>, idle: &RefCell<Vec<Sender>>) {
+    async fn send_one(
+        &self,
+        since: Instant,
+        counts: &RefCell<Counts>,
+        idle: &RefCell<Vec<Sender>>,
+        user: &mut User,
+    ) {
         let number = {
             let mut counts = counts.borrow_mut();
             counts.sent += 1;
             counts.sent
         };
-        let outcome = timeout(Duration::from_secs(self.timeout), self.exchange(number, idle)).await;
+        let outcome = timeout(Duration::from_secs(self.timeout), self.exchange(number, idle, user)).await;
         let mut counts = counts.borrow_mut();
         counts.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
         match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no response within the timeout"))) {
-            Ok(version) => {
+            Ok((version, cookies)) => {
                 counts.ok += 1;
+                counts.cookies += cookies;
+                counts.returned += u64::from(user.meet(&version));
                 *counts.versions.entry(version).or_default() += 1;
             }
             Err(error) => {
@@ -112,7 +186,13 @@ impl Load {
         }
     }
 
-    async fn exchange(&self, number: u64, idle: &RefCell<Vec<Sender>>) -> anyhow::Result<String> {
+    /// One request; returns the version that answered, and how many cookies it set.
+    async fn exchange(
+        &self,
+        number: u64,
+        idle: &RefCell<Vec<Sender>>,
+        user: &mut User,
+    ) -> anyhow::Result<(String, u64)> {
         let kept = idle.borrow_mut().pop();
         let mut sender = match kept {
             Some(sender) if sender.is_ready() => sender,
@@ -120,25 +200,32 @@ impl Load {
         };
         let post = self.post_every > 0 && number.is_multiple_of(self.post_every);
         let body = if post { Bytes::from(vec![b'x'; 2000]) } else { Bytes::new() };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(if post { "POST" } else { "GET" })
             .uri(format!("/?sequence={number}"))
-            .header("host", &self.target)
-            .body(Full::new(body))?;
+            .header("host", &self.target);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        if let Some(cookie) = user.cookie() {
+            request = request.header("cookie", cookie);
+        }
+        let request = request.body(Full::new(body))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
+        let cookies = user.keep(response.headers());
         let body = response.into_body().collect().await?.to_bytes();
         sender.ready().await.ok();
         if sender.is_ready() {
             idle.borrow_mut().push(sender);
         }
         if self.any_body && status.is_success() {
-            return Ok(String::new());
+            return Ok((String::new(), cookies));
         }
         let text = String::from_utf8_lossy(&body);
         anyhow::ensure!(status.is_success(), "{status} {}", text.chars().take(80).collect::<String>().trim());
         let answer: serde_json::Value = serde_json::from_slice(&body)?;
-        Ok(answer.get("version").and_then(|v| v.as_str()).unwrap_or("").to_owned())
+        Ok((answer.get("version").and_then(|v| v.as_str()).unwrap_or("").to_owned(), cookies))
     }
 
     async fn connect(&self) -> anyhow::Result<Sender> {
@@ -161,7 +248,7 @@ impl Counts {
         let quantile = |q: usize| sorted.get(sorted.len() * q / 1000).copied().unwrap_or(0);
         json!({
             "sent": self.sent, "ok": self.ok, "failed": self.failed, "versions": self.versions,
-            "failures": self.failures, "p50_us": quantile(500), "p99_us": quantile(990),
+            "failures": self.failures, "returned": self.returned, "cookies": self.cookies, "p50_us": quantile(500), "p99_us": quantile(990),
         })
     }
 }

@@ -12,10 +12,16 @@ enum Command {
     Serve(serve::Serve),
     /// Sends requests at a fixed rate and counts the responses.
     Load(load::Load),
-    /// Sends one request, and prints the status and the body.
+    /// Sends one request, and prints the status and the body, or where a redirect leads.
     Get {
         /// `host:port` of the service.
         target: String,
+        /// Path of the request.
+        #[arg(long, default_value = "/")]
+        path: String,
+        /// A header of the request, `name: value`.
+        #[arg(long)]
+        header: Option<String>,
     },
 }
 
@@ -24,9 +30,11 @@ async fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Serve(serve) => serve.run().await,
         Command::Load(load) => load.run().await,
-        Command::Get { target } => {
-            let (status, body) = serve::get(&target).await?;
-            println!("{} {}", status.as_u16(), String::from_utf8_lossy(&body).trim());
+        Command::Get { target, path, header } => {
+            let header = header.as_deref().and_then(|header| header.split_once(": "));
+            let answer = serve::get(&target, &path, header).await?;
+            let body = String::from_utf8_lossy(&answer.body);
+            println!("{} {}", answer.status.as_u16(), answer.location.as_deref().unwrap_or(body.trim()));
             Ok(())
         }
     }

@@ -61,6 +61,8 @@ struct Service {
     /// Name of the pod, included in responses.
     pod: String,
     requests: AtomicU64,
+    /// POSTs among them.
+    posts: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -73,6 +75,7 @@ impl Serve {
             settings: self,
             pod: pod_name(),
             requests: AtomicU64::new(0),
+            posts: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         });
         let graceful = GracefulShutdown::new();
@@ -131,7 +134,13 @@ impl Service {
             let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             return Some(respond(status, "ready".into()));
         }
+        if request.uri().path() == "/count" {
+            let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let counts = json!({"requests": counted(&self.requests), "posts": counted(&self.posts)});
+            return Some(respond(StatusCode::OK, counts.to_string()));
+        }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        self.posts.fetch_add(u64::from(request.method() == Method::POST), Ordering::Relaxed);
         if is_one_of(self.settings.closes, number) {
             return None;
         }
@@ -139,6 +148,7 @@ impl Service {
     }
 
     async fn carry_out(&self, request: Request<Incoming>, number: u64) -> Response<Full<Bytes>> {
+        let seen = request.headers().contains_key("x-show").then(|| seen(&request));
         let client =
             request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let carried_out =
@@ -166,16 +176,27 @@ impl Service {
         };
         let answer = json!({
             "service": self.settings.name, "version": self.settings.version, "pod": self.pod, "client": client,
-            "bytes": body, "next": next,
+            "bytes": body, "next": next, "seen": seen,
         });
         respond(StatusCode::OK, answer.to_string())
     }
 
     async fn next(&self, address: &str) -> anyhow::Result<serde_json::Value> {
-        let (status, body) = get(address).await?;
+        let Answer { status, body, .. } = get(address, "/", None).await?;
         anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
         Ok(serde_json::from_slice(&body)?)
     }
+}
+
+/// A request as it arrived, for clients that ask with the header `x-show`. Values of repeated headers are joined.
+fn seen(request: &Request<Incoming>) -> serde_json::Value {
+    let mut headers = serde_json::Map::new();
+    for name in request.headers().keys() {
+        let values = request.headers().get_all(name).iter();
+        let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        headers.insert(name.to_string(), values.join(",").into());
+    }
+    json!({"method": request.method().as_str(), "target": request.uri().to_string(), "headers": headers})
 }
 
 /// Appends a line in one write, so that lines of several pods do not interleave.
@@ -183,19 +204,32 @@ fn append_line(ledger: &Path, line: &str) -> std::io::Result<()> {
     File::options().create(true).append(true).open(ledger)?.write_all(format!("{line}\n").as_bytes())
 }
 
-/// Sends a GET request to `host:port`; returns the status and the body.
+/// A response to [`get`].
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The header `location`.
+    pub location: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Sends a GET request to `host:port`, with a header as name and value.
 ///
 /// # Errors
 /// When there is no response.
-pub async fn get(address: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+pub async fn get(address: &str, path: &str, header: Option<(&str, &str)>) -> anyhow::Result<Answer> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/").header("host", address).body(Empty::<Bytes>::new())?;
-    let response = send.send_request(request).await?;
-    let status = response.status();
-    Ok((status, response.into_body().collect().await?.to_bytes()))
+    let mut request = Request::get(path).header("host", address);
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
+    }
+    let response = send.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
+    Ok(Answer { status: response.status(), location, body: response.into_body().collect().await?.to_bytes() })
 }
 
 fn respond(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -1,7 +1,8 @@
-//! Compiles upstream programs from their Go modules, once: the component binary, and helm.
+//! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
+//! Gateway API and the application that it tests with.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,8 @@ struct GoProgram<'a> {
     /// Files whose content, with the linker's flags, is the key in the cache.
     files: &'a [&'a str],
     package: &'a str,
+    /// Whether the package is a test.
+    test: bool,
     ldflags: &'a str,
     /// Shown while it is compiled.
     step: &'a str,
@@ -38,6 +41,7 @@ pub fn binary() -> Result<PathBuf> {
         module: "e2e/cluster/components",
         files: &["go.mod", "go.sum", "main.go"],
         package: ".",
+        test: false,
         // No symbols, and the version that the API server reports.
         ldflags: &format!(
             "-s -w -X {version}.gitVersion=v{KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
@@ -82,9 +86,89 @@ pub fn helm() -> Result<PathBuf> {
         module: "e2e/cluster/helm",
         files: &["go.mod", "go.sum"],
         package: &format!("{package}/cmd/helm"),
+        test: false,
         ldflags: &format!("-s -w -X {package}/internal/version.version=v{HELM} {}", assumed.join(" ")),
         step: "compiling helm from its Go module (once)",
     })
+}
+
+/// The Go module of the conformance suite.
+const CONFORMANCE: &str = "e2e/conformance";
+
+/// Path of the conformance suite of the Gateway API, which is built unless it is in the cache.
+pub fn conformance() -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: "conformance",
+        module: CONFORMANCE,
+        files: &["go.mod", "go.sum", "conformance_test.go"],
+        package: ".",
+        test: true,
+        ldflags: "-s -w",
+        step: "compiling the conformance suite of the Gateway API (about 2 minutes, once)",
+    })
+}
+
+/// Path of a program of the conformance suite's application, `client` or `server`, which is built unless it is in the
+/// cache.
+pub fn echo(program: &str) -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: &format!("echo-{program}"),
+        module: &format!("{CONFORMANCE}/echo"),
+        files: &["go.mod", "go.sum"],
+        package: &format!("istio.io/istio/pkg/test/echo/cmd/{program}"),
+        test: false,
+        ldflags: "-s -w",
+        step: &format!("compiling the {program} of the conformance suite's application (once)"),
+    })
+}
+
+/// What the release of the Gateway API that the conformance suite tests contains besides programs.
+pub struct GatewayApi {
+    /// The CustomResourceDefinitions of the standard channel, and the admission policy that comes with them.
+    pub definitions: String,
+    /// The image of the suite's pods.
+    pub image: String,
+}
+
+/// The files of the Gateway API, from its modules, or from the cache.
+pub fn gateway_api() -> Result<GatewayApi> {
+    let source = host::workspace().join(CONFORMANCE);
+    let key = host::content_key(&[&source.join("go.mod"), &source.join("go.sum")], "definitions")?;
+    let folder = host::cache()?.join(format!("gateway-api-{key}"));
+    let (definitions, image) = (folder.join("definitions.yaml"), folder.join("image"));
+    if !definitions.is_file() || !image.is_file() {
+        check_go("the conformance suite")?;
+        let of_suite = module_folder("sigs.k8s.io/gateway-api/conformance")?;
+        let manifests = read(&of_suite.join("mesh/manifests.yaml"))?;
+        let names = manifests.lines().filter_map(|line| line.trim().strip_prefix("image: "));
+        let mut names: Vec<&str> = names.collect();
+        names.dedup();
+        let [name] = names.as_slice() else {
+            bail!("expected one image in the manifests of the conformance suite, found {names:?}");
+        };
+        host::write(&image, name)?;
+        let standard = module_folder("sigs.k8s.io/gateway-api")?.join("config/crd/standard");
+        let entries =
+            fs::read_dir(&standard).with_context(|| format!("cannot read {}", standard.display()))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        let texts: Vec<String> = files.iter().map(|file| read(file)).collect::<Result<_>>()?;
+        host::write(&definitions, texts.join("\n---\n"))?;
+    }
+    Ok(GatewayApi { definitions: read(&definitions)?, image: read(&image)? })
+}
+
+/// The folder of a Go module on which the conformance suite depends.
+fn module_folder(module: &str) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.current_dir(host::workspace().join(CONFORMANCE)).args(["mod", "download", "-json", module]);
+    let found: serde_json::Value = serde_json::from_str(&host::output(&mut go)?)?;
+    let folder = found["Dir"].as_str();
+    Ok(PathBuf::from(folder.with_context(|| format!("go mod download names no folder of {module}"))?))
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Path of a program, which is compiled unless it is in the cache.
@@ -99,7 +183,11 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     check_go(program.name)?;
     let task = task(program.step);
     let mut packages = Command::new("go");
-    packages.current_dir(&source).env("CGO_ENABLED", "0").args(["list", "-deps", program.package]);
+    packages.current_dir(&source).env("CGO_ENABLED", "0").args(["list", "-deps"]);
+    if program.test {
+        packages.arg("-test");
+    }
+    packages.arg(program.package);
     let mut fetched = 0;
     let all = host::output_with_progress(&mut packages, |line| {
         fetched += u32::from(line.starts_with("go: downloading"));
@@ -110,12 +198,15 @@ fn go_build(program: &GoProgram<'_>) -> Result<PathBuf> {
     let half = binary.with_extension("half");
     let mut go = Command::new("go");
     go.current_dir(&source).env("CGO_ENABLED", "0");
+    // `go test -v` prints nothing of the build, so its commands are printed instead.
+    let verbose: &[&str] = if program.test { &["test", "-c", "-x"] } else { &["build", "-v"] };
     // A clone of another owner has no version that git would tell.
-    go.args(["build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", program.ldflags, "-o"])
+    go.args(verbose)
+        .args(["-buildvcs=false", "-trimpath", "-ldflags", program.ldflags, "-o"])
         .arg(&half)
         .arg(program.package);
-    host::output_with_progress(&mut go, |_| {
-        done += 1;
+    host::output_with_progress(&mut go, |line| {
+        done += usize::from(!program.test || line.contains("/compile -o "));
         task.report(&format!("{done} of {all} packages"));
     })
     .with_context(|| format!("cannot compile {}", program.name))?;

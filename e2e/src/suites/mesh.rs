@@ -368,7 +368,8 @@ fn explain(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
-fn policy(field: &TestNamespace<'_>, name: &str, spec: serde_json::Value) -> Result<String> {
+/// Applies a MeshPolicy; returns what kubectl prints.
+pub(super) fn policy(field: &TestNamespace<'_>, name: &str, spec: serde_json::Value) -> Result<String> {
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": name}, "spec": spec}))
 }
 

@@ -6,6 +6,7 @@
 
 mod admission;
 mod applications;
+mod conformance;
 mod control;
 mod faults;
 mod framing;
@@ -15,7 +16,9 @@ mod mesh;
 mod namespace;
 mod node;
 mod operations;
+mod resilience;
 mod rollouts;
+mod routes;
 mod skew;
 mod talk;
 mod updates;
@@ -52,6 +55,9 @@ struct Suite {
 /// The suite of formatting, lints and unit tests, which needs no cluster.
 const WORKSPACE: &str = "workspace";
 
+/// The official suite of the Gateway API.
+const CONFORMANCE: &str = "conformance";
+
 /// The suites that need a cluster; those with the longest tests come first.
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
@@ -61,9 +67,13 @@ const SUITES: &[Suite] = &[
     Suite { name: "admission", tests: admission::TESTS, alone: false },
     Suite { name: "control", tests: control::TESTS, alone: false },
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
+    Suite { name: "resilience", tests: resilience::TESTS, alone: false },
+    Suite { name: "routes", tests: routes::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
+    // The suite gives five hundred requests five seconds, and measures shares meanwhile.
+    Suite { name: CONFORMANCE, tests: conformance::TESTS, alone: true },
     // This suite counts lost requests while pods end. A client that learns of an end a second late loses a
     // request, with a mesh and without, so that no other test may keep the machine busy.
     Suite { name: "updates", tests: updates::TESTS, alone: true },
@@ -142,6 +152,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let not_root = if embedded { host::require_root().err() } else { None };
     // The cluster is prepared while cargo compiles and the unit tests run.
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
+    let conformance = choice.tests(true).iter().any(|(suite, _)| *suite == CONFORMANCE);
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -154,6 +165,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if runs && skew {
             earlier::sidecar()?;
+        }
+        if runs && conformance {
+            crate::conformance::prepare(embedded)?;
         }
         Ok(())
     });

@@ -54,6 +54,8 @@ pub fn clean_up(kube: &Kube, failed: bool) -> String {
         if failed {
             for what in [
                 ["get", "pods,meshpolicies,canaries", "-o", "wide"],
+                // Fails where the Gateway API is not installed.
+                ["get", "httproutes,grpcroutes", "-o", "yaml"],
                 ["get", "events", "--sort-by", ".lastTimestamp"],
             ] {
                 seen.push_str(&format!("\n        $ kubectl -n {namespace} {}", what.join(" ")));
@@ -142,11 +144,16 @@ impl<'a> TestNamespace<'a> {
 
     /// Starts load on a target from a pod of its own.
     pub fn load(&self, name: &str, target: &str, rate: u32) -> Result<()> {
+        self.load_with(name, target, rate, &[])
+    }
+
+    /// The same with more arguments of the load generator.
+    pub fn load_with(&self, name: &str, target: &str, rate: u32, more: &[&str]) -> Result<()> {
         let target = format!("--target={target}");
         let rate = format!("--rate={rate}");
         let mut load = deployment(name, 1, &[]);
         let container = &mut load["spec"]["template"]["spec"]["containers"][0];
-        container["args"] = json!(["load", target, rate]);
+        container["args"] = json!([&["load", &target, &rate], more].concat());
         container.as_object_mut().context("the Deployment has no container")?.remove("readinessProbe");
         load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         self.apply(load)?;
@@ -242,6 +249,22 @@ impl<'a> TestNamespace<'a> {
     /// Runs a program in a pod; returns what it prints.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", pod, "-c", pod, "--"], command].concat())
+    }
+
+    /// The sum of the metrics of a pod's sidecar whose name and labels contain all of `parts`.
+    pub fn metric(&self, pod: &str, parts: &[&str]) -> Result<u64> {
+        self.kube.metric(&self.namespace, pod, parts)
+    }
+
+    /// The names of the pods with a label `app`.
+    pub fn pods(&self, app: &str) -> Result<Vec<String>> {
+        self.kube.pods(&self.namespace, &format!("app={app}"))
+    }
+
+    /// How many requests the pods with a label `app` have received.
+    pub fn received(&self, app: &str) -> Result<u64> {
+        let requests = ["tulle_requests_total{", "direction=\"inbound\""];
+        self.pods(app)?.iter().map(|pod| self.metric(pod, &requests)).sum()
     }
 
     /// The HTTP status that a pod gets, `000` for no answer.

@@ -11,6 +11,9 @@ const PROTOCOL: u8 = 0x01 | CRITICAL;
 const SERVICE: u8 = 0x02;
 const ATTEMPT: u8 = 0x03;
 const LOAD: u8 = 0x04;
+const DEADLINE: u8 = 0x05;
+const LATENCY: u8 = 0x06;
+const SHED: u8 = 0x07;
 const END_OF_FIELDS: u8 = 0x00;
 
 /// What travels on a stream.
@@ -55,6 +58,13 @@ pub struct Fields {
     pub attempt: u8,
     /// In an answer: requests in flight at the pod, all clients together.
     pub load: Option<u32>,
+    /// In a request: milliseconds that its client still waits. What comes later is not worth an application's time.
+    pub deadline_ms: Option<u32>,
+    /// In an answer: microseconds that the pod's application takes for the head of an answer, on average and for all
+    /// clients together.
+    pub latency_us: Option<u32>,
+    /// In an answer: the pod has more requests than it takes. Whoever repeats the request adds to the overload.
+    pub shed: bool,
 }
 
 /// Why a head was refused.
@@ -84,6 +94,15 @@ impl Fields {
         if let Some(load) = self.load {
             put(out, LOAD, &load.to_be_bytes());
         }
+        if let Some(deadline) = self.deadline_ms {
+            put(out, DEADLINE, &deadline.to_be_bytes());
+        }
+        if let Some(latency) = self.latency_us {
+            put(out, LATENCY, &latency.to_be_bytes());
+        }
+        if self.shed {
+            put(out, SHED, &[]);
+        }
         out.put_u8(END_OF_FIELDS);
     }
 
@@ -110,7 +129,12 @@ impl Fields {
                 (SERVICE, _) => fields.service = Some(value),
                 (ATTEMPT, [byte]) => fields.attempt = *byte,
                 (LOAD, [a, b, c, d]) => fields.load = Some(u32::from_be_bytes([*a, *b, *c, *d])),
-                (PROTOCOL | ATTEMPT | LOAD, _) => return Err(HeadError::BadValue(kind)),
+                (DEADLINE, [a, b, c, d]) => fields.deadline_ms = Some(u32::from_be_bytes([*a, *b, *c, *d])),
+                (LATENCY, [a, b, c, d]) => fields.latency_us = Some(u32::from_be_bytes([*a, *b, *c, *d])),
+                (SHED, []) => fields.shed = true,
+                (PROTOCOL | ATTEMPT | LOAD | DEADLINE | LATENCY | SHED, _) => {
+                    return Err(HeadError::BadValue(kind));
+                }
                 _ if kind & CRITICAL != 0 => return Err(HeadError::UnknownCritical(kind)),
                 _ => {}
             }
@@ -139,10 +163,35 @@ mod tests {
         assert_eq!(Fields::decode(&mut refused), Err(HeadError::UnknownCritical(0xb1)));
     }
 
+    #[test]
+    fn a_field_of_the_wrong_length_is_refused_and_not_skipped() {
+        for (kind, length) in [(PROTOCOL, 2), (ATTEMPT, 0), (LOAD, 3), (DEADLINE, 8), (LATENCY, 2), (SHED, 1)]
+        {
+            let mut block = BytesMut::new();
+            put(&mut block, kind, &vec![0; length]);
+            block.put_u8(END_OF_FIELDS);
+            assert_eq!(Fields::decode(&mut block.freeze()), Err(HeadError::BadValue(kind)));
+        }
+    }
+
+    prop_compose! {
+        fn fields()(
+            protocol in 0u8..3,
+            service in proptest::option::of("[a-z/:0-9]{0,60}"),
+            attempt in any::<u8>(),
+            load in any::<Option<u32>>(),
+            deadline_ms in any::<Option<u32>>(),
+            latency_us in any::<Option<u32>>(),
+            shed in any::<bool>(),
+        ) -> Fields {
+            let protocol = Protocol::from_byte(protocol).unwrap();
+            Fields { protocol, service: service.map(Bytes::from), attempt, load, deadline_ms, latency_us, shed }
+        }
+    }
+
     proptest! {
         #[test]
-        fn fields_survive_the_round_trip(protocol in 0u8..3, service in proptest::option::of("[a-z/:0-9]{0,60}"), attempt in any::<u8>(), load in proptest::option::of(any::<u32>())) {
-            let fields = Fields { protocol: Protocol::from_byte(protocol).unwrap(), service: service.map(Bytes::from), attempt, load };
+        fn fields_survive_the_round_trip(fields in fields()) {
             let mut block = BytesMut::new();
             fields.encode(&mut block);
             block.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");

@@ -1,7 +1,9 @@
 //! Who is connected, and what each sidecar enforces: of this replica's own sidecars, and, on the leader, of
 //! those that other replicas serve.
 
+mod clients;
 mod dialled;
+mod route;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -10,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
+pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
+pub use route::RouteAcknowledgement;
 
 use super::report::{Name, SidecarEvent, Stamps};
 use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
@@ -77,6 +81,12 @@ struct Sidecars {
     by_pod: HashMap<Arc<str>, Sidecar>,
     /// Which resources carry shares of a Canary: as they were sent last, or as the sidecar enforces them.
     by_canary: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    /// Which resources hold rules of a route of the Gateway API, in the same sense. Its kind stands before its name.
+    by_route: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    /// Which resources of dialled addresses hold sections of a policy, in the same sense.
+    by_policy: HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    /// Routes of which a resource was sent, acknowledged, refused or given up since this was last asked.
+    changed_routes: HashSet<Key>,
     /// Which sidecars have subscribed to what is at an address.
     by_address: HashMap<SocketAddr, HashSet<(Arc<str>, Name)>>,
 }
@@ -110,6 +120,8 @@ struct Known {
     sent: Option<Stamps>,
     /// Of the version that it enforces.
     acked: Option<Stamps>,
+    /// When it was acknowledged, as far as this replica has heard.
+    acked_at: Option<Instant>,
     refused: Option<String>,
     /// It was said on an earlier stream, and holds until then.
     until: Option<Instant>,
@@ -137,10 +149,30 @@ impl Known {
         its.map(|stamp| (stamp.uid.as_str(), i64::try_from(stamp.version).unwrap_or(i64::MAX)))
     }
 
-    fn canaries(&self) -> BTreeSet<Key> {
+    /// Objects of one kind in the version that was sent last or in the enforced one.
+    fn stamped(&self, kind: stamp::Kind) -> BTreeSet<Key> {
         let stamps = [&self.sent, &self.acked].into_iter().flatten().flat_map(|stamps| stamps.iter());
-        stamps.filter(|stamp| stamp.kind() == stamp::Kind::Canary).map(key).collect()
+        stamps.filter(|stamp| stamp.kind() == kind).map(key).collect()
     }
+
+    /// Objects of each kind that has an index. Policies have one for what is said of dialled addresses: which pods
+    /// enforce the others is known.
+    fn indexed(&self, (kind, _): &Name) -> Indexed {
+        let is_route = *kind == ResourceType::Route as i32;
+        Indexed {
+            canaries: self.stamped(stamp::Kind::Canary),
+            routes: self.stamped(stamp::Kind::Route),
+            policies: if is_route { self.stamped(stamp::Kind::Policy) } else { BTreeSet::new() },
+        }
+    }
+}
+
+/// The objects under which a resource is found.
+#[derive(Debug, Default)]
+struct Indexed {
+    canaries: BTreeSet<Key>,
+    routes: BTreeSet<Key>,
+    policies: BTreeSet<Key>,
 }
 
 impl AckTracker {
@@ -280,8 +312,9 @@ impl AckTracker {
                     && known(kind).all(|known| known.enforces_another(key, uid, generation))
             };
             let all = || Sections::ALL.resources();
-            // An old sidecar has all sections in one.
-            let is_enforced = enforced(Inbound) || sections.resources().all(|(kind, _)| enforced(kind));
+            // An old sidecar has all sections in one, except for limits, which it does not know.
+            let is_enforced = (enforced(Inbound) && !sections.limits)
+                || sections.resources().all(|(kind, _)| enforced(kind));
             if is_enforced && !is_behind(Inbound) && !all().any(|(kind, _)| is_behind(kind)) {
                 result.enforcing += 1;
                 continue;
@@ -357,7 +390,7 @@ impl Sidecars {
         for uid in lost {
             let sidecar = self.by_pod.remove(&uid).unwrap_or_default();
             for (name, known) in sidecar.resources {
-                self.unindex(&uid, &name, known.canaries());
+                self.unindex(&uid, &name, &known.indexed(&name), &Indexed::default());
                 self.dials_no_more(&uid, &name);
             }
         }
@@ -400,7 +433,8 @@ impl Sidecars {
                 self.change(&uid, name, |known| Some(Known { sent: Some(stamps), until: None, ..known }))
             }
             SidecarEvent::Acked(name, stamps) => self.change(&uid, name, |_| {
-                Some(Known { sent: Some(Arc::clone(&stamps)), acked: Some(stamps), ..Known::default() })
+                let (sent, acked) = (Some(Arc::clone(&stamps)), Some(stamps));
+                Some(Known { sent, acked, acked_at: Some(Instant::now()), ..Known::default() })
             }),
             SidecarEvent::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
                 Some(Known { sent: Some(stamps), refused: Some(reason), until: None, ..known })
@@ -415,9 +449,9 @@ impl Sidecars {
         let known = sidecar.resources.remove(&name);
         let was_known = known.is_some();
         let known = known.unwrap_or_default();
-        let before = known.canaries();
+        let before = known.indexed(&name);
         let known = change(known);
-        let after = known.as_ref().map(Known::canaries).unwrap_or_default();
+        let after = known.as_ref().map(|known| known.indexed(&name)).unwrap_or_default();
         let is_known = known.is_some();
         if let Some(known) = known {
             sidecar.resources.insert(name.clone(), known);
@@ -427,19 +461,40 @@ impl Sidecars {
             (true, false) => self.dials_no_more(uid, &name),
             _ => {}
         }
-        for canary in after.difference(&before) {
+        for canary in after.canaries.difference(&before.canaries) {
             self.by_canary.entry(canary.clone()).or_default().insert((Arc::clone(uid), name.clone()));
         }
-        self.unindex(uid, &name, before.difference(&after).cloned());
+        for route in after.routes.difference(&before.routes) {
+            self.by_route.entry(route.clone()).or_default().insert((Arc::clone(uid), name.clone()));
+        }
+        for policy in after.policies.difference(&before.policies) {
+            self.by_policy.entry(policy.clone()).or_default().insert((Arc::clone(uid), name.clone()));
+        }
+        self.unindex(uid, &name, &before, &after);
+        self.changed_routes.extend(before.routes);
+        self.changed_routes.extend(after.routes);
     }
 
-    fn unindex(&mut self, uid: &Arc<str>, name: &Name, canaries: impl IntoIterator<Item = Key>) {
-        for canary in canaries {
-            if let Some(clients) = self.by_canary.get_mut(&canary) {
-                clients.remove(&(Arc::clone(uid), name.clone()));
-                if clients.is_empty() {
-                    self.by_canary.remove(&canary);
-                }
+    /// Removes a resource from the indices of objects that it has no stamp of any more.
+    fn unindex(&mut self, uid: &Arc<str>, name: &Name, before: &Indexed, after: &Indexed) {
+        let of = (Arc::clone(uid), name.clone());
+        remove(&mut self.by_canary, before.canaries.difference(&after.canaries), &of);
+        remove(&mut self.by_route, before.routes.difference(&after.routes), &of);
+        remove(&mut self.by_policy, before.policies.difference(&after.policies), &of);
+    }
+}
+
+/// Removes one entry from an index under each of these objects, and an object with its last entry.
+fn remove<'a>(
+    index: &mut HashMap<Key, HashSet<(Arc<str>, Name)>>,
+    objects: impl Iterator<Item = &'a Key>,
+    entry: &(Arc<str>, Name),
+) {
+    for object in objects {
+        if let Some(entries) = index.get_mut(object) {
+            entries.remove(entry);
+            if entries.is_empty() {
+                index.remove(object);
             }
         }
     }

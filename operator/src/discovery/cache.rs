@@ -276,9 +276,11 @@ impl Entry {
 /// What a resource depends on by its name alone: a Service may come to an address that had none.
 fn by_name((kind, name): &Name) -> Option<Origin> {
     match ResourceType::try_from(*kind).ok()? {
-        ResourceType::Inbound | ResourceType::Workload | ResourceType::Mtls | ResourceType::Access => {
-            Some(Origin::Inbound(Arc::clone(name)))
-        }
+        ResourceType::Inbound
+        | ResourceType::Workload
+        | ResourceType::Mtls
+        | ResourceType::Access
+        | ResourceType::Limits => Some(Origin::Inbound(Arc::clone(name))),
         ResourceType::Destination | ResourceType::Route => {
             let address: SocketAddr = name.parse().ok()?;
             Some(Origin::Address(address.ip()))

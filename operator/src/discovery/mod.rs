@@ -24,5 +24,8 @@ pub mod report;
 pub mod server;
 pub mod session;
 
-pub use acks::{AckTracker, Acknowledgement, PodDialling, PolicyAcknowledgement};
+pub use acks::{
+    AckTracker, Acknowledgement, ClientAcknowledgement, PodDialling, PolicyAcknowledgement,
+    RouteAcknowledgement,
+};
 pub use report::{Name, SidecarEvent, Stamps};

@@ -1,9 +1,10 @@
 //! One sidecar's stream: what it subscribes to is sent when its version differs from what it holds, and its
 //! answer noted.
 //!
-//! A route brings the endpoints that it leads to: they are subscribed with the first route that names them, so that
-//! the first use of an address costs one round trip, and left with the last. A sidecar may subscribe to endpoints of
-//! any Service by name as well, as to any address; what a pod enforces is sent to that pod's sidecar only.
+//! A route brings the endpoints that it leads to, those of every backend: they are subscribed with the first route that
+//! names them, and left with the last. They are sent before the route, so that it is complete when it arrives and the
+//! first use of an address costs one round trip. A sidecar may subscribe to endpoints of any Service by name as well, as
+//! to any address; what a pod enforces is sent to that pod's sidecar only.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ const GATHER_ENDS: Duration = Duration::from_millis(5);
 const CALM: u32 = 5;
 const BUSY: u32 = 30;
 /// Resources that one sidecar may subscribe to: 10,000 addresses with endpoints of their own, and what it enforces.
+/// Endpoints that would exceed it are not followed; the sidecar asks for those that it lacks, and is told once.
 pub(super) const MAX_SUBSCRIPTIONS: usize = 20_010;
 /// Characters of a resource's name.
 const MAX_NAME: usize = 256;
@@ -85,8 +87,8 @@ struct Subscription {
     reported: Option<Reported>,
     /// Nothing is to be reported until it carries a stamp.
     is_silent: bool,
-    /// Of a route: the endpoints that it leads to.
-    leads_to: Option<Name>,
+    /// Of a route: the endpoints that it leads to, in order.
+    leads_to: Box<[Name]>,
 }
 
 /// What was reported of a subscription: what changes none of it is not reported again.
@@ -233,8 +235,9 @@ impl Session {
 
     /// Whether this pod's sidecar may know a resource.
     fn may_know(&self, (kind, name): &Name) -> bool {
-        use ResourceType::{Access, Inbound, Mtls, Workload};
-        let is_of_a_pod = matches!(ResourceType::try_from(*kind), Ok(Inbound | Workload | Mtls | Access));
+        use ResourceType::{Access, Inbound, Limits, Mtls, Workload};
+        let is_of_a_pod =
+            matches!(ResourceType::try_from(*kind), Ok(Inbound | Workload | Mtls | Access | Limits));
         !is_of_a_pod || **name == *self.pod_uid
     }
 
@@ -246,13 +249,14 @@ impl Session {
             self.hub.model().compile(&resource_name(name), &variant)
         };
         let Some(compiled) = compile(name) else { return Ok(()) };
-        let endpoints = compiled.endpoints().map(endpoints_name);
-        self.send(operator_message::Message::Resource(compiled.resource)).await?;
-        let endpoints = endpoints.filter(|name| !state.subscribed.contains_key(name));
-        match endpoints.and_then(|name| compile(&name)) {
-            Some(compiled) => self.send(operator_message::Message::Resource(compiled.resource)).await,
-            None => Ok(()),
+        let endpoints: Vec<Name> = compiled.endpoints().into_iter().map(endpoints_name).collect();
+        for name in endpoints {
+            let endpoints = if state.subscribed.contains_key(&name) { None } else { compile(&name) };
+            if let Some(endpoints) = endpoints {
+                self.send(operator_message::Message::Resource(endpoints.resource)).await?;
+            }
         }
+        self.send(operator_message::Message::Resource(compiled.resource)).await
     }
 
     /// Begins a subscription.
@@ -277,7 +281,7 @@ impl Session {
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
         self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));
-        if let Some(endpoints) = subscription.leads_to {
+        for endpoints in subscription.leads_to {
             self.lead_away(state, endpoints);
         }
     }
@@ -318,34 +322,42 @@ impl Session {
         self.hub.model().variant(&resource_name(name), &self.pod_uid)
     }
 
-    /// What is to be sent now that a resource may have changed: the resource, and the endpoints that a route has
-    /// begun to lead to. The route comes first.
+    /// What is to be sent now that a resource may have changed: the endpoints that a route has begun to lead to, and the
+    /// resource.
     fn changed(&self, state: &mut State, name: &Name) -> Vec<Arc<Shared>> {
-        let mut changed: Vec<_> = self.renewed(state, name).into_iter().collect();
-        if name.0 == ResourceType::Route as i32 {
-            changed.extend(self.follow(state, name));
-        }
+        let renewed = self.renewed(state, name);
+        let mut changed = match name.0 == ResourceType::Route as i32 {
+            true => self.follow(state, name),
+            false => Vec::new(),
+        };
+        changed.extend(renewed);
         changed
     }
 
-    /// Subscribes to the endpoints that a route leads to, and no more to those that it led to.
-    fn follow(&self, state: &mut State, route: &Name) -> Option<Arc<Shared>> {
-        let subscription = state.subscribed.get_mut(route)?;
-        let leads_to = subscription.sent.as_ref().and_then(|sent| sent.compiled.endpoints());
-        if leads_to == subscription.leads_to.as_ref().map(|(_, name)| &**name) {
-            return None;
+    /// Subscribes to the endpoints that a route leads to, and no more to those that it led to. Returns those that the
+    /// sidecar does not hold.
+    fn follow(&self, state: &mut State, route: &Name) -> Vec<Arc<Shared>> {
+        let Some(subscription) = state.subscribed.get_mut(route) else { return Vec::new() };
+        let leads_to = subscription.sent.as_ref().map_or_else(Vec::new, |sent| sent.compiled.endpoints());
+        if leads_to.iter().copied().eq(subscription.leads_to.iter().map(|(_, name)| &**name)) {
+            return Vec::new();
         }
-        let leads_to = leads_to.map(endpoints_name);
+        let leads_to: Box<[Name]> = leads_to.into_iter().map(endpoints_name).collect();
         let before = std::mem::replace(&mut subscription.leads_to, leads_to.clone());
-        if let Some(endpoints) = &leads_to {
+        for endpoints in &leads_to {
             *state.routes.entry(endpoints.clone()).or_default() += 1;
         }
-        if let Some(before) = before {
-            self.lead_away(state, before);
+        for endpoints in before {
+            self.lead_away(state, endpoints);
         }
-        let endpoints = leads_to.filter(|endpoints| !state.subscribed.contains_key(endpoints))?;
-        self.begin(state, &endpoints);
-        self.renewed(state, &endpoints)
+        let mut changed = Vec::new();
+        for endpoints in &leads_to {
+            if !state.subscribed.contains_key(endpoints) && state.subscribed.len() < MAX_SUBSCRIPTIONS {
+                self.begin(state, endpoints);
+                changed.extend(self.renewed(state, endpoints));
+            }
+        }
+        changed
     }
 
     /// A resource, unless the sidecar holds this version of it.

@@ -9,6 +9,8 @@
 //!   policy      which policy's section holds for a pod
 //!   view        resources for sidecars, versioned by their content
 //!   routes      where a dialled address leads, and where the pods behind a Service's port are
+//!   gateway     routes of the Gateway API: the rules of a Service's port
+//!   traffic     what policies say about traffic to a Service
 //!   sections    what a pod enforces, section by section
 //!   split       shares of revisions, and what stands in their way
 //!   rollout     what the rollout machine wants to know of a workload
@@ -16,6 +18,7 @@
 //! ```
 
 mod address;
+pub mod gateway;
 pub mod object;
 mod policy;
 mod rollout;
@@ -24,11 +27,14 @@ mod sections;
 mod selection;
 mod split;
 mod touched;
+mod traffic;
 mod uninjected;
 mod view;
 
 pub use address::Collision;
-pub use object::{Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey};
+pub use object::{
+    Distribution, Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
+};
 pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
 pub use routes::{EndpointsName, NotEndpoints};
@@ -36,6 +42,7 @@ pub use sections::Sections;
 pub use selection::Unreadable;
 pub use split::{Dialled, NO_SPLIT, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
+pub use traffic::{client_sections, has_pod_sections};
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
 
@@ -47,6 +54,7 @@ use std::sync::Arc;
 
 use tulle_crds::{Canary, CanaryStatus, Exemption, MeshConfig, MeshPolicy, MtlsMode, by_age};
 
+use gateway::Gateway;
 use selection::InForce;
 use touched::{PodViews, redeclared};
 
@@ -63,6 +71,8 @@ pub struct Model {
     /// The trust domain of the root.
     fixed_trust_domain: Option<String>,
     namespaces: HashMap<Arc<str>, Namespace>,
+    /// Zones of nodes.
+    nodes: HashMap<Arc<str>, Arc<str>>,
     pods: HashMap<Arc<str>, Pod>,
     pod_names: HashMap<Key, Arc<str>>,
     pods_by_ip: HashMap<IpAddr, Arc<str>>,
@@ -74,6 +84,7 @@ pub struct Model {
     slices: HashMap<Key, Slice>,
     slices_by_service: HashMap<Key, Vec<Key>>,
     slices_by_pod: HashMap<Arc<str>, Vec<Key>>,
+    gateway: Gateway,
     policies: BTreeMap<Key, MeshPolicy>,
     /// What holds of each policy: its last valid version.
     in_force: HashMap<Key, InForce>,
@@ -183,6 +194,26 @@ impl Model {
         if self.namespaces.remove(name).is_some() {
             self.touch_callers_by_label();
         }
+    }
+
+    /// Takes a node over, with its zone; empty: unknown.
+    pub fn apply_node(&mut self, name: Arc<str>, zone: Arc<str>) {
+        let known = self.nodes.insert(Arc::clone(&name), Arc::clone(&zone));
+        if known.as_deref().unwrap_or_default() != &*zone {
+            self.touch_pods_on(&name);
+        }
+    }
+
+    /// Forgets a node.
+    pub fn delete_node(&mut self, name: &str) {
+        if self.nodes.remove(name).is_some_and(|zone| !zone.is_empty()) {
+            self.touch_pods_on(name);
+        }
+    }
+
+    /// The zone of a node. Empty: unknown.
+    pub fn zone_of(&self, node: &str) -> &str {
+        self.nodes.get(node).map_or("", |zone| &**zone)
     }
 
     /// Takes a pod over.

@@ -80,6 +80,8 @@ pub struct Pod {
     pub containers_ready: bool,
     /// It is ready.
     pub ready: bool,
+    /// When it became ready, in seconds since 1970; 0: it is not, or nobody knows.
+    pub ready_unix: i64,
     /// It is being deleted.
     pub terminating: bool,
     /// It has ended.
@@ -138,6 +140,31 @@ pub struct Service {
     pub local_only: bool,
     /// `sessionAffinity: ClientIP`: for how long; 0: none.
     pub affinity_seconds: u32,
+    /// Which endpoints its clients use rather than others.
+    pub distribution: Distribution,
+}
+
+/// Which endpoints clients use rather than others: `trafficDistribution` of a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// All alike.
+    #[default]
+    Any,
+    /// Those in the client's zone.
+    SameZone,
+    /// Those on the client's node.
+    SameNode,
+}
+
+impl Distribution {
+    /// As a Service has it. A value that this build does not know prefers none.
+    pub fn of(text: Option<&str>) -> Self {
+        match text {
+            Some("PreferClose" | "PreferSameZone") => Self::SameZone,
+            Some("PreferSameNode") => Self::SameNode,
+            _ => Self::Any,
+        }
+    }
 }
 
 impl Service {
@@ -189,6 +216,10 @@ pub struct Endpoint {
     pub node: Arc<str>,
     /// Its zone.
     pub zone: Arc<str>,
+    /// Zones whose clients should use it, as the slice's hints say. Empty: no hints.
+    pub for_zones: Box<[Arc<str>]>,
+    /// Nodes whose clients should use it, as the slice's hints say. Empty: no hints.
+    pub for_nodes: Box<[Arc<str>]>,
     /// The uid of its pod.
     pub pod_uid: Option<Arc<str>>,
 }

@@ -1,13 +1,14 @@
 //! Which policy's section holds for a pod: the narrowest target wins, of two of equal specificity the
-//! older; the younger is told that it conflicts.
+//! older; the younger is told that it conflicts. Sections about calls to Services are in [`super::traffic`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{Caller, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
+use tulle_crds::{Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
 use tulle_mesh::policy::{Access, RuleError};
 use tulle_mesh::proto;
 
+use super::traffic::Section;
 use super::{Key, Model, Pod};
 
 /// What a policy's status is made of.
@@ -31,20 +32,32 @@ pub enum Verdict {
         /// The section.
         section: &'static str,
     },
-    /// A value cannot be enforced: which one, and what holds instead.
+    /// A value cannot be enforced: which one, what to write, and what holds instead.
     Invalid(String),
     /// The Service that it targets does not exist.
     TargetNotFound(String),
 }
 
-/// A section by its name, and whether a policy has it.
-type Section = (&'static str, fn(&MeshPolicy) -> bool);
+/// The sections about pods.
+const SECTIONS: [Section; 3] = [
+    ("mtls", |spec| spec.mtls.is_some()),
+    ("access", |spec| spec.access.is_some()),
+    ("limits", |spec| spec.limits.is_some()),
+];
 
-const SECTIONS: [Section; 2] =
-    [("mtls", |policy| policy.spec.mtls.is_some()), ("access", |policy| policy.spec.access.is_some())];
+/// Why a version of a policy is not in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unenforceable {
+    /// No sidecar could decide by its access section.
+    #[error(transparent)]
+    Access(#[from] RuleError),
+    /// A value of another section.
+    #[error(transparent)]
+    Value(#[from] InvalidValue),
+}
 
 /// How narrow a target is; more is narrower.
-fn specificity(policy: &MeshPolicy) -> u8 {
+pub(super) fn specificity(policy: &MeshPolicy) -> u8 {
     match policy.spec.target.kind {
         TargetKind::Namespace => 0,
         TargetKind::Service | TargetKind::Workload => 1,
@@ -123,6 +136,20 @@ impl Model {
         })
     }
 
+    /// What limits the load of a pod: what is enforced, and what is only tried.
+    pub(super) fn limits_for(&self, pod: &Pod) -> (Option<proto::LimitSet>, Option<proto::LimitSet>) {
+        let of = |mode: PolicyMode| {
+            let section =
+                |policy: &MeshPolicy| policy.spec.limits.clone().filter(|_| policy.spec.mode == mode);
+            let (key, policy, limits) = self.section_for(pod, section)?;
+            let limit =
+                |max: Option<u32>| max.map(|max| proto::Limit { policy: Some(reference(key, policy)), max });
+            let (concurrency, connections) = (limit(limits.concurrency), limit(limits.connections));
+            Some(proto::LimitSet { concurrency, connections })
+        };
+        (of(PolicyMode::Enforce), of(PolicyMode::Shadow))
+    }
+
     /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that
     /// cannot enforce what it is sent keeps its last good one.
     pub(super) fn access_for(&self, pod: &Pod) -> (Option<proto::Access>, Option<proto::Access>) {
@@ -198,10 +225,10 @@ impl Model {
             for (name, has) in SECTIONS {
                 // What is only tried does not stand in the way of what is enforced.
                 let rival =
-                    |candidate: &MeshPolicy| has(candidate) && candidate.spec.mode == policy.spec.mode;
+                    |candidate: &MeshPolicy| has(&candidate.spec) && candidate.spec.mode == policy.spec.mode;
                 let winner = self.section_for(pod, |candidate| rival(candidate).then_some(()));
                 if let Some((other, winning, ())) = winner
-                    && has(policy)
+                    && has(&policy.spec)
                     && other != key
                     && specificity(winning) == specificity(policy)
                 {
@@ -209,15 +236,22 @@ impl Model {
                 }
             }
         }
+        if let Some((other, section)) = self.call_conflict(key, policy) {
+            return Verdict::Conflicted { with: other.1.to_string(), section };
+        }
         Verdict::Accepted
     }
 
     /// Whether a sidecar could enforce a policy.
     ///
     /// # Errors
-    /// [`RuleError`] names the value.
-    pub(super) fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), RuleError> {
-        Access::compile(&self.access_of(key, policy)).map(drop)
+    /// [`Unenforceable`] names the value.
+    pub(super) fn check(&self, key: &Key, policy: &MeshPolicy) -> Result<(), Unenforceable> {
+        Access::compile(&self.access_of(key, policy))?;
+        match policy.spec.invalid_values().into_iter().next() {
+            Some(invalid) => Err(invalid.into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -225,7 +259,7 @@ fn enforces(policy: &MeshPolicy) -> bool {
     policy.spec.mode == PolicyMode::Enforce
 }
 
-fn reference(key: &Key, policy: &MeshPolicy) -> proto::ObjectRef {
+pub(super) fn reference(key: &Key, policy: &MeshPolicy) -> proto::ObjectRef {
     proto::ObjectRef {
         namespace: key.0.to_string(),
         name: key.1.to_string(),

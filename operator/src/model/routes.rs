@@ -1,17 +1,21 @@
 //! Where a dialled address leads, and, apart from it, where the pods behind a Service's port are. The endpoints change
-//! often and the route hardly ever, and all addresses of a Service share the endpoints.
+//! often and the route hardly ever, and all addresses of a Service share the endpoints. A route carries the rules of the
+//! Gateway API's routes too, and what policies say about traffic to the Service.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use tulle_mesh::proto;
+use tulle_mesh::features;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::route::Kind;
+use tulle_mesh::proto::{self, filter, stamp};
 
 use super::address::Owner;
-use super::object::ServicePort;
+use super::gateway::{RouteClient, RouteKind};
+use super::object::{Distribution, ServicePort};
+use super::sections::required;
 use super::touched::{Compiled, Dependency, Variant};
 use super::view::{protocol, versioned};
 use super::{Key, Model, Pod, Service};
@@ -60,12 +64,14 @@ impl FromStr for EndpointsName {
 }
 
 impl Model {
-    /// Where a dialled address leads.
-    pub fn route(&self, address: SocketAddr) -> proto::Route {
+    /// Where a dialled address leads, for clients in `namespace`. Without a namespace: for those in namespaces that have
+    /// no routes of their own for it.
+    pub fn route(&self, address: SocketAddr, namespace: &str) -> proto::Route {
         let kind = match self.owner(address) {
             Owner::Service(key, service) => {
                 let port = service.ports.iter().find(|port| port.port == address.port());
-                port.map(|port| Kind::Service(service_route(key, service, port, address.is_ipv4())))
+                let client = RouteClient { namespace, ipv4: address.is_ipv4() };
+                port.map(|port| Kind::Service(self.service_route(key, service, port, client)))
             }
             Owner::Pod(pod) => Some(Kind::Pod(proto::PodRoute {
                 endpoint: Some(self.pod_endpoint(pod, address)),
@@ -76,16 +82,57 @@ impl Model {
         proto::Route { kind: Some(kind.unwrap_or(Kind::Unknown(proto::Unknown {}))) }
     }
 
-    pub(super) fn compile_route(&self, name: &proto::ResourceName) -> Option<Compiled> {
-        let address: SocketAddr = name.name.parse().ok()?;
-        let route = self.route(address);
-        let counted_as = match &route.kind {
-            Some(Kind::Service(service)) => Some((service.namespace.clone(), service.name.clone())),
-            _ => None,
+    fn service_route(
+        &self,
+        key: &Key,
+        service: &Service,
+        port: &ServicePort,
+        client: RouteClient<'_>,
+    ) -> proto::ServiceRoute {
+        let endpoints = EndpointsName { service: key.clone(), port: port.port, ipv4: client.ipv4 };
+        let (traffic, shadow) = self.traffic_for(key);
+        proto::ServiceRoute {
+            namespace: key.0.to_string(),
+            name: key.1.to_string(),
+            port: u32::from(port.port),
+            uid: service.uid.to_string(),
+            protocol: protocol(port.app_protocol.as_deref()).into(),
+            endpoints: endpoints.to_string(),
+            session_affinity_seconds: service.affinity_seconds,
+            rules: self.rules_for(key, port, client),
+            traffic,
+            shadow,
+        }
+    }
+
+    /// Which variant of an address's route a pod's sidecar gets.
+    pub(super) fn route_variant(&self, name: &proto::ResourceName, pod_uid: &str) -> Variant {
+        let variant = || {
+            let address: SocketAddr = name.name.parse().ok()?;
+            let Owner::Service(key, service) = self.owner(address) else { return None };
+            let port = service.ports.iter().find(|port| port.port == address.port())?;
+            let namespace = &self.pods.get(pod_uid)?.namespace;
+            let differs = self.has_consumer_routes(key, port, namespace);
+            differs.then(|| Variant::Namespace(Arc::clone(namespace)))
         };
+        variant().unwrap_or_default()
+    }
+
+    pub(super) fn compile_route(&self, name: &proto::ResourceName, variant: &Variant) -> Option<Compiled> {
+        let address: SocketAddr = name.name.parse().ok()?;
+        let route = self.route(address, variant.namespace());
+        let (mut requires, mut stamps, mut counted_as) = (Vec::new(), Vec::new(), None);
+        if let Some(Kind::Service(service)) = &route.kind {
+            let traffic = sections(service);
+            let needs =
+                [(service.rules.is_some(), features::ROUTES_V1), (!traffic.is_empty(), features::TRAFFIC_V1)];
+            requires.extend(required(needs));
+            stamps = stamps_of(service, &traffic);
+            counted_as = Some((service.namespace.clone(), service.name.clone()));
+        }
         Some(Compiled {
-            resource: versioned(name, Vec::new(), Body::Route(route)),
-            stamps: Vec::new(),
+            resource: versioned(name, requires, Body::Route(route)),
+            stamps,
             counted_as,
             // A change of a Service touches all its addresses, that of an endpoint none of them.
             depends: Dependency::Address(address.ip()),
@@ -103,9 +150,10 @@ impl Model {
         let port = found.and_then(|service| service.ports.iter().find(|port| port.port == wanted.port));
         let mut made = proto::Endpoints::default();
         if let (Some(service), Some(port)) = (found, port) {
-            let client = (variant.0.as_deref().unwrap_or(""), wanted.ipv4);
+            let client = (variant.node(), wanted.ipv4);
             made.endpoints = self.endpoints(&wanted.service, service, port, client);
-            (made.split, made.canary) = self.split(&mut made.endpoints);
+            (made.split, made.canary, made.steering) = self.split(&mut made.endpoints);
+            made.distribution = distribution(service.distribution).into();
         }
         let stamps = made.canary.iter().map(|canary| self.canary_stamp(canary)).collect();
         // What is counted for a Service that does not exist would be a label that a sidecar makes up.
@@ -139,15 +187,70 @@ impl Model {
     }
 }
 
-fn service_route(key: &Key, service: &Service, port: &ServicePort, ipv4: bool) -> proto::ServiceRoute {
-    let endpoints = EndpointsName { service: key.clone(), port: port.port, ipv4 };
-    proto::ServiceRoute {
-        namespace: key.0.to_string(),
-        name: key.1.to_string(),
-        port: u32::from(port.port),
-        uid: service.uid.to_string(),
-        protocol: protocol(port.app_protocol.as_deref()).into(),
-        endpoints: endpoints.to_string(),
-        session_affinity_seconds: service.affinity_seconds,
+fn distribution(of: Distribution) -> proto::Distribution {
+    match of {
+        Distribution::Any => proto::Distribution::Any,
+        Distribution::SameZone => proto::Distribution::SameZone,
+        Distribution::SameNode => proto::Distribution::SameNode,
     }
+}
+
+/// The sections of policies that a route carries, those for backends too.
+fn sections(service: &proto::ServiceRoute) -> Vec<&proto::Traffic> {
+    let of_backends = backends(service).flat_map(|backend| backend.traffic.iter().chain(&backend.shadow));
+    service.traffic.iter().chain(&service.shadow).chain(of_backends).collect()
+}
+
+/// The backends and mirrors that the rules of a route name.
+pub(super) fn backends(service: &proto::ServiceRoute) -> impl Iterator<Item = &proto::Backend> {
+    service.rules.iter().flat_map(|rules| &rules.rules).flat_map(|rule| {
+        let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = rule.filters.iter().chain(of_backends).filter_map(mirrored_to);
+        rule.backends.iter().chain(mirrors)
+    })
+}
+
+fn mirrored_to(filter: &proto::Filter) -> Option<&proto::Backend> {
+    let Some(filter::Kind::Mirror(mirror)) = &filter.kind else { return None };
+    mirror.backend.as_ref()
+}
+
+/// The objects whose acknowledgement is that of this route: the Gateway API's routes and the policies in it, each once.
+fn stamps_of(service: &proto::ServiceRoute, traffic: &[&proto::Traffic]) -> Vec<proto::Stamp> {
+    let mut stamps: Vec<proto::Stamp> = Vec::new();
+    let mut add = |kind: stamp::Kind, name: String, object: &proto::ObjectRef| {
+        let stamp = proto::Stamp {
+            kind: kind.into(),
+            namespace: object.namespace.clone(),
+            name,
+            uid: object.uid.clone(),
+            version: u64::try_from(object.generation).unwrap_or_default(),
+        };
+        if !stamps.contains(&stamp) {
+            stamps.push(stamp);
+        }
+    };
+    for route in service.rules.iter().flat_map(|rules| &rules.routes) {
+        let kind = RouteKind::ALL.into_iter().find(|kind| kind.proto() == route.kind());
+        if let (Some(kind), Some(object)) = (kind, &route.object) {
+            add(stamp::Kind::Route, kind.stamped(&object.name), object);
+        }
+    }
+    for policy in traffic.iter().flat_map(|traffic| policies(traffic)) {
+        add(stamp::Kind::Policy, policy.name.clone(), policy);
+    }
+    stamps
+}
+
+/// The policies that sections are of.
+fn policies(traffic: &proto::Traffic) -> impl Iterator<Item = &proto::ObjectRef> {
+    let proto::Traffic { timeout, retry, breaker, balance, faults } = traffic;
+    let all = [
+        timeout.as_ref().and_then(|section| section.policy.as_ref()),
+        retry.as_ref().and_then(|section| section.policy.as_ref()),
+        breaker.as_ref().and_then(|section| section.policy.as_ref()),
+        balance.as_ref().and_then(|section| section.policy.as_ref()),
+        faults.as_ref().and_then(|section| section.policy.as_ref()),
+    ];
+    all.into_iter().flatten()
 }

@@ -1,5 +1,6 @@
 //! What a pod enforces on connections that arrive: as one resource for old sidecars, and as one resource per section,
-//! so that a sidecar that refuses a section keeps its last good version of that one and takes all others.
+//! so that a sidecar that refuses a section keeps its last good version of that one and takes all others. Limits are
+//! in a resource of their own only: an old sidecar that refused them would refuse everything else with them.
 
 use std::sync::Arc;
 
@@ -19,16 +20,21 @@ pub struct Sections {
     pub mtls: bool,
     /// Who may call.
     pub access: bool,
+    /// How much at once reaches the application.
+    pub limits: bool,
 }
 
 impl Sections {
     /// All of them.
-    pub const ALL: Self = Self { mtls: true, access: true };
+    pub const ALL: Self = Self { mtls: true, access: true, limits: true };
 
     /// The resources that carry them, and what users call them.
     pub fn resources(self) -> impl Iterator<Item = (ResourceType, &'static str)> {
-        let all =
-            [(self.mtls, (ResourceType::Mtls, "mtls")), (self.access, (ResourceType::Access, "access"))];
+        let all = [
+            (self.mtls, (ResourceType::Mtls, "mtls")),
+            (self.access, (ResourceType::Access, "access")),
+            (self.limits, (ResourceType::Limits, "limits")),
+        ];
         all.into_iter().filter_map(|(decides, resource)| decides.then_some(resource))
     }
 }
@@ -39,7 +45,7 @@ impl Model {
         let pod = self.pods.get(pod_uid)?;
         let proto::Mtls { mode, from, shadow_strict } = self.mtls_section(pod);
         let (access, shadow) = self.access_for(pod);
-        let proto::Workload { workload, revision } = workload_section(pod);
+        let proto::Workload { workload, revision, .. } = self.workload_section(pod);
         Some(proto::Inbound {
             mtls: mode,
             mtls_from: from,
@@ -58,9 +64,14 @@ impl Model {
         let is_it = |found: &proto::ObjectRef| *found.namespace == *policy.0 && *found.name == *policy.1;
         let mtls = [self.mtls_for(pod).1, self.strict_in_shadow(pod)];
         let access = self.access_policies(pod);
+        let (limits, tried) = self.limits_for(pod);
         Sections {
             mtls: mtls.iter().flatten().any(is_it),
             access: access.iter().flatten().any(|(key, _)| *key == policy),
+            limits: [policy_of_limits(limits.as_ref()), policy_of_limits(tried.as_ref())]
+                .iter()
+                .flatten()
+                .any(is_it),
         }
     }
 
@@ -85,7 +96,8 @@ impl Model {
         let pod = self.pods.get(name.name.as_str())?;
         match name.r#type() {
             ResourceType::Workload => {
-                Some(compiled(pod, (name, Vec::new(), Body::Workload(workload_section(pod))), []))
+                let body = Body::Workload(self.workload_section(pod));
+                Some(compiled(pod, (name, Vec::new(), body), []))
             }
             ResourceType::Mtls => {
                 let mtls = self.mtls_section(pod);
@@ -102,7 +114,24 @@ impl Model {
                 let body = Body::Access(proto::AccessRules { access, shadow });
                 Some(compiled(pod, (name, requires, body), carried))
             }
+            ResourceType::Limits => {
+                let (enforced, shadow) = self.limits_for(pod);
+                let requires = required([(enforced.is_some() || shadow.is_some(), features::LIMITS_V1)]);
+                let carried = [policy_of_limits(enforced.as_ref()), policy_of_limits(shadow.as_ref())];
+                let body = Body::Limits(proto::Limits { enforced, shadow });
+                Some(compiled(pod, (name, requires, body), carried))
+            }
             _ => None,
+        }
+    }
+
+    fn workload_section(&self, pod: &Pod) -> proto::Workload {
+        let workload = pod.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name));
+        proto::Workload {
+            workload: workload.unwrap_or_default(),
+            revision: pod.revision().to_owned(),
+            zone: self.zone_of(&pod.node).to_owned(),
+            node: pod.node.to_string(),
         }
     }
 
@@ -115,11 +144,6 @@ impl Model {
         };
         proto::Mtls { mode: mode.into(), from, shadow_strict: self.strict_in_shadow(pod).is_some() }
     }
-}
-
-fn workload_section(pod: &Pod) -> proto::Workload {
-    let workload = pod.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name));
-    proto::Workload { workload: workload.unwrap_or_default(), revision: pod.revision().to_owned() }
 }
 
 /// A resource of a pod, stamped with the policies that it carries, each once.
@@ -150,6 +174,12 @@ pub(super) fn required(features: impl IntoIterator<Item = (bool, &'static str)>)
 
 fn policy_of(access: Option<&proto::Access>) -> Option<proto::ObjectRef> {
     access.and_then(|access| access.policy.clone())
+}
+
+/// The policy that both limits are of.
+fn policy_of_limits(limits: Option<&proto::LimitSet>) -> Option<proto::ObjectRef> {
+    let limits = limits?;
+    limits.concurrency.as_ref().or(limits.connections.as_ref())?.policy.clone()
 }
 
 fn policy_stamp(policy: proto::ObjectRef) -> proto::Stamp {

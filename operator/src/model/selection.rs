@@ -3,7 +3,8 @@
 //!
 //! A policy with a value that no sidecar could enforce is never sent. Its last valid version stays in force; where
 //! this replica has seen none, its access section admits nobody, because a rule that was meant to keep somebody out
-//! must not let everybody in. In mode Shadow it then does nothing, because it never refuses anything.
+//! must not let everybody in. In mode Shadow it then does nothing, because it never refuses anything. Where another
+//! section is invalid, those that decide who is let in hold as they are, and no other does.
 //!
 //! A policy that this build cannot decode has no target that anybody knows. Its last readable version stays in force.
 //! Where there is none it counts as absent and its status says so: to refuse everything in its namespace instead would
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 use tulle_crds::{AccessSpec, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
 
+use super::policy::Unenforceable;
+use super::traffic::remove_traffic;
 use super::{Key, Model, Pod};
 
 /// A policy that this build cannot decode.
@@ -54,10 +57,12 @@ impl Model {
             self.policies.insert(key, policy);
             return;
         }
+        self.touch_calls_of(&key);
         let known = self.in_force.remove(&key);
         let in_force = self.what_holds(&key, &policy, known);
         self.policies.insert(key.clone(), policy);
         self.hold(&key, Some(in_force));
+        self.touch_calls_of(&key);
     }
 
     /// Notes a policy that this build cannot decode.
@@ -76,6 +81,7 @@ impl Model {
         self.touched.policies.insert(key.clone());
         self.unreadable_policies.remove(key);
         if self.policies.remove(key).is_some() {
+            self.touch_calls_of(key);
             self.hold(key, None);
         }
     }
@@ -91,14 +97,20 @@ impl Model {
             return InForce { invalid, ..known };
         }
         let mut instead = policy.clone();
-        instead.spec.mtls = None;
-        let consequence = match policy.spec.mode {
-            PolicyMode::Enforce => {
-                instead.spec.access = Some(AccessSpec { allow: Some(Vec::new()), deny: None });
+        remove_traffic(&mut instead.spec);
+        let spec = &mut instead.spec;
+        let consequence = match (&error, spec.mode) {
+            (Unenforceable::Value(_), _) if spec.mtls.is_some() || spec.access.is_some() => {
+                "of its sections only mtls and access are in force until it is fixed"
+            }
+            (Unenforceable::Value(_), _) => "nothing of it is in force until it is fixed",
+            (Unenforceable::Access(_), PolicyMode::Enforce) => {
+                spec.mtls = None;
+                spec.access = Some(AccessSpec { allow: Some(Vec::new()), deny: None });
                 "nobody is admitted until it is fixed"
             }
-            PolicyMode::Shadow => {
-                instead.spec.access = None;
+            (Unenforceable::Access(_), PolicyMode::Shadow) => {
+                (spec.mtls, spec.access) = (None, None);
                 "nothing is tried until it is fixed"
             }
         };

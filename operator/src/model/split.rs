@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tulle_crds::{Canary, CanaryStatus, Phase, by_age};
+use tulle_crds::{Canary, CanaryStatus, CanarySteering, Phase, StepMatch, by_age};
 use tulle_mesh::proto;
 
 use super::address::Owner;
@@ -51,41 +51,69 @@ struct Counts {
     others: u32,
 }
 
+/// How requests are shared among the versions of the workload that a Canary watches.
+pub(super) type Shares = (Vec<proto::RevisionShare>, Option<proto::CanaryRef>, Option<proto::Steering>);
+
+/// The versions that a Canary knows, by revision. An empty name: there is none.
+struct Versions<'a> {
+    /// The first in the list of shares, which serves rather than nobody.
+    stable: &'a str,
+    /// What was stable until its replacement was approved stays stable as long as it has pods.
+    former: &'a str,
+    /// The last in the list of shares: its share of users begins at the same end, so it grows by those who come to it.
+    on_trial: &'a str,
+    /// The share of the version on trial, in permille.
+    weight: u32,
+}
+
+impl<'a> Versions<'a> {
+    fn of(status: &'a CanaryStatus) -> Self {
+        let (approved, former) = (status.approved_revision.as_str(), status.former_revision.as_str());
+        let weight = status.weight.min(100) * 10;
+        if status.phase == Phase::Promoting {
+            // The approved version goes on from the share that it had, and nobody is sent back meanwhile.
+            return match former.is_empty() || former == approved {
+                true => Self { stable: approved, former: "", on_trial: "", weight: 0 },
+                false => Self { stable: former, former: "", on_trial: approved, weight },
+            };
+        }
+        let canary = status.canary_revision.as_str();
+        Self {
+            stable: approved,
+            former: if former == canary { "" } else { former },
+            on_trial: if canary == approved { "" } else { canary },
+            weight,
+        }
+    }
+
+    /// Whether shares are set for this revision.
+    fn list(&self, revision: &str) -> bool {
+        !revision.is_empty() && [self.stable, self.former, self.on_trial].contains(&revision)
+    }
+}
+
 impl Model {
     /// Sets the shares of a Service's endpoints, and removes the endpoints that must get none. An unapproved revision
     /// gets only its share whether or not its pods carry a gate.
-    pub(super) fn split(
-        &self,
-        endpoints: &mut Vec<proto::Endpoint>,
-    ) -> (Vec<proto::RevisionShare>, Option<proto::CanaryRef>) {
+    ///
+    /// Everything is taken from the Canary's status: a spec that was edited changes nothing before the status says so.
+    pub(super) fn split(&self, endpoints: &mut Vec<proto::Endpoint>) -> Shares {
         let pod = |endpoint: &proto::Endpoint| self.pods.get(endpoint.pod_uid.as_str());
         let Some((key, status, workload)) = self.sharing_canary(endpoints) else {
             // Nobody sets a share here: a pod on trial waits for its gate as with any client.
             endpoints.retain(|endpoint| !pod(endpoint).is_some_and(Pod::is_parked));
-            return (Vec::new(), None);
+            return (Vec::new(), None, None);
         };
         let is_watched = |endpoint: &proto::Endpoint| {
             pod(endpoint).is_some_and(|pod| pod.workload.as_ref() == Some(&workload))
         };
         endpoints.retain(|endpoint| is_watched(endpoint) || !pod(endpoint).is_some_and(Pod::is_parked));
-        let on_trial =
-            !status.canary_revision.is_empty() && status.canary_revision != status.approved_revision;
-        // What was stable until its replacement was approved stays stable as long as it has pods.
-        let former = match status.former_revision == status.canary_revision {
-            true => "",
-            false => status.former_revision.as_str(),
-        };
+        let versions = Versions::of(status);
         let has_others = endpoints.iter().any(|endpoint| !is_watched(endpoint));
         if has_others {
             // Other endpoints have one share together, whatever their revisions are called; a revision that nobody
             // has approved must not count as one of them.
-            let listed = |revision: &str| {
-                !revision.is_empty()
-                    && (revision == status.approved_revision
-                        || revision == former
-                        || (on_trial && revision == status.canary_revision))
-            };
-            endpoints.retain(|endpoint| !is_watched(endpoint) || listed(&endpoint.revision));
+            endpoints.retain(|endpoint| !is_watched(endpoint) || versions.list(&endpoint.revision));
             for endpoint in endpoints.iter_mut().filter(|endpoint| !is_watched(endpoint)) {
                 endpoint.revision.clear();
             }
@@ -95,30 +123,33 @@ impl Model {
             count(endpoints.iter().filter(its))
         };
         let counts = Counts {
-            approved: of(&status.approved_revision),
-            former: of(former),
-            canary: if on_trial { of(&status.canary_revision) } else { 0 },
+            approved: of(versions.stable),
+            former: of(versions.former),
+            canary: of(versions.on_trial),
             others: count(endpoints.iter().filter(|endpoint| !is_watched(endpoint))),
         };
-        let weight = if on_trial { status.weight.min(100) * 10 } else { 0 };
+        let weight = if versions.on_trial.is_empty() { 0 } else { versions.weight };
         // Without a pod of the revision on trial all goes to the stable one, also where its share is 0.
         let weight = if counts.canary == 0 && counts.approved + counts.former > 0 { 0 } else { weight };
-        let [approved, formers, others, canary] = permilles(weight, counts);
+        let [stable, formers, others, canary] = permilles(weight, counts);
         let share =
             |revision: &str, permille| proto::RevisionShare { revision: revision.to_owned(), permille };
-        let mut split = vec![share(&status.approved_revision, approved)];
+        let mut split = vec![share(versions.stable, stable)];
         if formers > 0 {
-            split.push(share(former, formers));
+            split.push(share(versions.former, formers));
         }
         if has_others {
             split.push(share("", others));
         }
-        if on_trial {
-            split.push(share(&status.canary_revision, canary));
+        if !versions.on_trial.is_empty() {
+            split.push(share(versions.on_trial, canary));
         }
         let reference =
             proto::CanaryRef { namespace: key.0.to_string(), name: key.1.to_string(), epoch: status.epoch };
-        (split, Some(reference))
+        // Without a pod nothing is sent there, and nothing copied.
+        let steering = status.steering.as_ref().filter(|_| counts.canary > 0);
+        let steering = steering.map(|steering| steer(steering, versions.on_trial, 1000 - others));
+        (split, Some(reference), steering.filter(|steering| !is_idle(steering)))
     }
 
     /// The Canary that sets the shares of these endpoints: of several workloads' Canaries the oldest.
@@ -131,7 +162,9 @@ impl Model {
         });
         let (key, canary, workload) = watching.min_by(|a, b| by_age(a.1, b.1).then(a.0.cmp(b.0)))?;
         let status = canary.status.as_ref()?;
-        (status.phase != Phase::Promoting).then(|| (key, status, workload.clone()))
+        // A promotion without a steering was begun by an operator that set no shares during one.
+        let shares = status.phase != Phase::Promoting || status.steering.is_some();
+        shares.then(|| (key, status, workload.clone()))
     }
 
     /// The Canary of a workload, once it has approved a revision.
@@ -248,7 +281,7 @@ impl Model {
                     continue;
                 }
                 let mut endpoints = self.endpoints(service_key, service, port, ("", ipv4));
-                let (_, shares_of) = self.split(&mut endpoints);
+                let (_, shares_of, _) = self.split(&mut endpoints);
                 if shares_of.is_some_and(|of| *of.namespace == *key.0 && *of.name == *key.1) {
                     let name = EndpointsName { service: service_key.clone(), port: port.port, ipv4 };
                     let name: Arc<str> = name.to_string().into();
@@ -278,6 +311,37 @@ impl Model {
     }
 }
 
+/// What sidecars are sent of a steering. `own`: the share of the watched workload, in permille. Of other workloads'
+/// requests no copies are made.
+fn steer(steering: &CanarySteering, revision: &str, own: u32) -> proto::Steering {
+    proto::Steering {
+        revision: revision.to_owned(),
+        r#match: steering.match_.iter().flat_map(matches_of).collect(),
+        mirror_permille: (steering.mirror.min(100) * own).div_ceil(100),
+        sticky_cookie: steering.sticky.clone(),
+    }
+}
+
+/// Admission accepts one of the two in an entry. Of both, each chooses: they are alternatives everywhere.
+fn matches_of(entry: &StepMatch) -> impl Iterator<Item = proto::ValueMatch> + use<> {
+    use proto::value_match::Type;
+    let header = entry.header.as_ref().map(|header| (Type::Exact, header));
+    let cookie = entry.cookie.as_ref().map(|cookie| (Type::Cookie, cookie));
+    let made = [header, cookie].map(|found| {
+        found.map(|(kind, wanted)| proto::ValueMatch {
+            r#type: kind.into(),
+            name: wanted.name.clone(),
+            value: wanted.exact.clone(),
+        })
+    });
+    made.into_iter().flatten()
+}
+
+/// Whether a steering changes nothing.
+fn is_idle(steering: &proto::Steering) -> bool {
+    steering.r#match.is_empty() && steering.mirror_permille == 0 && steering.sticky_cookie.is_empty()
+}
+
 fn count<'a>(endpoints: impl Iterator<Item = &'a proto::Endpoint>) -> u32 {
     let ready = endpoints.filter(|endpoint| endpoint.state() == proto::EndpointState::Ready);
     u32::try_from(ready.count()).unwrap_or(u32::MAX)
@@ -304,3 +368,6 @@ fn permilles(weight: u32, counts: Counts) -> [u32; 4] {
     let formers = (stables * counts.former).checked_div(stable).unwrap_or(0);
     [stables - formers, formers, 1000 - total, canary]
 }
+
+#[cfg(test)]
+mod tests;

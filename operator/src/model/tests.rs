@@ -9,6 +9,7 @@ use super::object::ServicePort as Port;
 use super::*;
 
 mod addresses;
+mod gateway;
 mod invalid;
 mod routes;
 mod sections;

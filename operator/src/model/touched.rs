@@ -11,6 +11,8 @@ use tulle_mesh::proto;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::route::Kind;
 
+use super::gateway::RouteKey;
+use super::routes::backends;
 use super::{Key, Model, Pod, Service, Slice, WorkloadKey};
 
 /// What the last changes may have altered.
@@ -28,6 +30,8 @@ pub struct Touched {
     pub policies: HashSet<Key>,
     /// Canaries whose object, workload, pods or Services may differ.
     pub canaries: HashSet<Key>,
+    /// Routes of which the status may differ.
+    pub routes: HashSet<RouteKey>,
     /// A pod began to end.
     pub ending: bool,
 }
@@ -45,6 +49,7 @@ impl Touched {
         self.addresses.extend(other.addresses);
         self.policies.extend(other.policies);
         self.canaries.extend(other.canaries);
+        self.routes.extend(other.routes);
         self.everything |= other.everything;
         self.ending |= other.ending;
     }
@@ -71,9 +76,35 @@ pub enum Dependency {
     Address(IpAddr),
 }
 
-/// What distinguishes clients: only the node, and only where the Service is `internalTrafficPolicy: Local`.
+/// What distinguishes clients, where anything does.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
-pub struct Variant(pub Option<Arc<str>>);
+pub enum Variant {
+    /// All get the same.
+    #[default]
+    Any,
+    /// Those on this node, of destinations and endpoints where the Service is `internalTrafficPolicy: Local`.
+    Node(Arc<str>),
+    /// Those in this namespace, of a Service's address where the namespace has routes of its own for it.
+    Namespace(Arc<str>),
+}
+
+impl Variant {
+    /// The node of the clients, where it matters.
+    pub(super) fn node(&self) -> &str {
+        match self {
+            Self::Node(node) => node,
+            Self::Any | Self::Namespace(_) => "",
+        }
+    }
+
+    /// The namespace of the clients, where it matters.
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Self::Namespace(namespace) => namespace,
+            Self::Any | Self::Node(_) => "",
+        }
+    }
+}
 
 /// A resource that is compiled once for all sidecars with the same variant.
 #[derive(Clone, Debug)]
@@ -89,11 +120,17 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The name of the endpoints that a route leads to.
-    pub fn endpoints(&self) -> Option<&str> {
-        let Some(Body::Route(route)) = &self.resource.body else { return None };
-        let Some(Kind::Service(service)) = &route.kind else { return None };
-        Some(service.endpoints.as_str())
+    /// The names of all endpoints that a route leads to, those of backends and mirrors too, in order and each once.
+    pub fn endpoints(&self) -> Vec<&str> {
+        let Some(Body::Route(route)) = &self.resource.body else { return Vec::new() };
+        let Some(Kind::Service(service)) = &route.kind else { return Vec::new() };
+        let mut names = vec![service.endpoints.as_str()];
+        names.extend(backends(service).map(|backend| backend.endpoints.as_str()));
+        // A backend that cannot be used has no name.
+        names.retain(|name| !name.is_empty());
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 }
 
@@ -120,7 +157,8 @@ impl PodViews {
         let identity = |pod: &Pod| {
             (Arc::clone(&pod.service_account), pod.injected, pod.host_network, pod.skipped_ports.clone())
         };
-        let state = |pod: &Pod| (pod.containers_ready, pod.terminating, pod.gated, pod.gate_open);
+        let state =
+            |pod: &Pod| (pod.containers_ready, pod.ready_unix, pod.terminating, pod.gated, pod.gate_open);
         let outbound =
             inbound || old.ips != new.ips || identity(old) != identity(new) || state(old) != state(new);
         Self { inbound, policies: inbound || serving(old) != serving(new), outbound }
@@ -184,7 +222,13 @@ impl Model {
         self.touched.services.extend(self.claims.get(&ip).into_iter().flatten().cloned());
     }
 
-    /// A Service as it is now, its addresses, and the Canaries whose pods it selects.
+    /// The pods on a node, which are told its zone.
+    pub(super) fn touch_pods_on(&mut self, node: &str) {
+        let pods = self.pods.values().filter(|pod| &*pod.node == node);
+        self.touched.inbound.extend(pods.map(|pod| Arc::clone(&pod.uid)));
+    }
+
+    /// A Service as it is now, its addresses, the routes that name it, and the Canaries whose pods it selects.
     pub(super) fn touch_service(&mut self, key: &Key, service: &Service) {
         self.touched.services.insert(key.clone());
         for ip in service.ips() {
@@ -197,6 +241,7 @@ impl Model {
             .collect();
         self.touched.canaries.extend(selected);
         self.touch_canaries_behind(key);
+        self.touch_routes_naming(key);
     }
 
     /// The Service of a slice, and the Canaries of its pods.

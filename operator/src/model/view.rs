@@ -28,6 +28,7 @@ impl Model {
     /// Which variant of a resource a pod's sidecar gets.
     pub fn variant(&self, name: &proto::ResourceName, pod_uid: &str) -> Variant {
         let service = match name.r#type() {
+            ResourceType::Route => return self.route_variant(name, pod_uid),
             ResourceType::Destination => {
                 name.name.parse().ok().and_then(|address: SocketAddr| match self.owner(address) {
                     Owner::Service(_, service) => Some(service),
@@ -42,7 +43,7 @@ impl Model {
         };
         let local = service.is_some_and(|service| service.local_only);
         let pod = self.pods.get(pod_uid).filter(|_| local);
-        Variant(pod.map(|pod| Arc::clone(&pod.node)))
+        pod.map_or(Variant::Any, |pod| Variant::Node(Arc::clone(&pod.node)))
     }
 
     /// The resource of this name, for all sidecars of this variant. What a pod enforces is named by the pod's uid.
@@ -52,8 +53,10 @@ impl Model {
             ResourceType::Inbound => self.compile_inbound(name),
             ResourceType::Destination => self.compile_destination(name, variant),
             ResourceType::Endpoints => self.compile_endpoints(name, variant),
-            ResourceType::Route => self.compile_route(name),
-            ResourceType::Workload | ResourceType::Mtls | ResourceType::Access => self.compile_section(name),
+            ResourceType::Route => self.compile_route(name, variant),
+            ResourceType::Workload | ResourceType::Mtls | ResourceType::Access | ResourceType::Limits => {
+                self.compile_section(name)
+            }
             ResourceType::Unspecified => None,
         }
     }
@@ -64,7 +67,7 @@ impl Model {
             Owner::Service(key, _) => Dependency::Service(key.clone()),
             Owner::Pod(_) | Owner::Nobody => Dependency::Address(address.ip()),
         };
-        let destination = self.destination(address, variant.0.as_deref().unwrap_or(""));
+        let destination = self.destination(address, variant.node());
         let (mut requires, mut stamps, mut counted_as) = (Vec::new(), Vec::new(), None);
         if let Some(proto::destination::Kind::Service(service)) = &destination.kind {
             let others = service.split.iter().any(|share| share.revision.is_empty());
@@ -116,9 +119,10 @@ impl Model {
             address: address.to_string(),
             identity: self.identity(pod, address.port()),
             revision: pod.revision().to_owned(),
-            zone: String::new(),
             state: proto::EndpointState::Ready.into(),
             pod_uid: pod.uid.to_string(),
+            // There is no other to compare it with.
+            ..proto::Endpoint::default()
         }
     }
 
@@ -130,7 +134,7 @@ impl Model {
         (node, ipv4): (&str, bool),
     ) -> proto::ServicePort {
         let mut endpoints = self.endpoints(key, service, port, (node, ipv4));
-        let (split, canary) = self.split(&mut endpoints);
+        let (split, canary, _) = self.split(&mut endpoints);
         proto::ServicePort {
             namespace: key.0.to_string(),
             name: key.1.to_string(),
@@ -205,6 +209,10 @@ impl Model {
             zone: endpoint.zone.to_string(),
             state: state.into(),
             pod_uid: pod.map_or_else(String::new, |pod| pod.uid.to_string()),
+            ready_unix: pod.map_or(0, |pod| pod.ready_unix),
+            node: endpoint.node.to_string(),
+            for_zones: endpoint.for_zones.iter().map(ToString::to_string).collect(),
+            for_nodes: endpoint.for_nodes.iter().map(ToString::to_string).collect(),
         })
     }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration};
 
 use super::evidence::Blocks;
+use super::exposure::{is_exposed, may_be_exposed};
 use super::machine::{self, Action, Observation, PodName};
 use crate::discovery::{AckTracker, Acknowledgement, PodDialling};
 use crate::lease::Leadership;
@@ -158,7 +159,7 @@ impl Driver {
             return;
         }
         if next != status && !self.may_wait(key, &status, &next) {
-            let closes = next.epoch != status.epoch || (seen.block_ended && status.weight > 0);
+            let closes = next.epoch != status.epoch || (seen.block_ended && is_exposed(&status));
             if let Some(known) = lock(&self.known).get_mut(key) {
                 known.written = Some(Instant::now());
                 known.closing = closes.then_some((next.epoch, next.evidence.blocks));
@@ -246,7 +247,7 @@ impl Driver {
     ) -> (Vec<super::judge::PodBlock>, bool) {
         let mut all = lock(&self.known);
         let known = all.entry(key.clone()).or_default();
-        let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused) && status.weight > 0;
+        let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused) && is_exposed(status);
         if known.closing == Some((status.epoch, status.evidence.blocks)) || !on_trial {
             known.closing = None;
             known.blocks.close(now);
@@ -275,7 +276,7 @@ impl Driver {
         let zero = status.weight == 0;
         match status.phase {
             Phase::Progressing | Phase::Paused => {}
-            Phase::Failed if !zero || status.acknowledged_weight > 0 => {}
+            Phase::Failed if !zero || may_be_exposed(status) => {}
             // That nothing is sent any more has been acknowledged, and stays so.
             Phase::Failed => return Acknowledgement::Complete,
             Phase::Waiting | Phase::Stable | Phase::Promoting => {
@@ -382,7 +383,7 @@ fn clients_dial_pods(found: PodDialling) -> SplitObstacle {
 fn is_moving(status: Option<&CanaryStatus>) -> bool {
     status.is_some_and(|status| match status.phase {
         Phase::Progressing | Phase::Paused | Phase::Promoting => true,
-        Phase::Failed => status.acknowledged_weight > 0 || status.weight > 0,
+        Phase::Failed => may_be_exposed(status) || status.weight > 0,
         Phase::Waiting | Phase::Stable => false,
     })
 }

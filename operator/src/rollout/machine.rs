@@ -13,19 +13,22 @@ mod progress;
 #[cfg(test)]
 mod properties;
 mod report;
+mod steps;
 #[cfg(test)]
 mod tests;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
-    CanarySpec, CanaryStatus, CanaryVerdict, Evidence, OnFailure, OnUndo, Phase, Requested, RolloutOutcome,
-    Step, parse_duration, reason,
+    CanarySpec, CanaryStatus, CanarySteering, CanaryVerdict, Evidence, OnFailure, OnUndo, Phase, Requested,
+    RolloutOutcome, Step, reason,
 };
 
+use super::exposure::is_exposed;
 use super::judge::{Judgement, PodBlock, Rules, fold, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
+use steps::{Wanted, steps};
 
 /// The reason of the condition and the event of a revision that failed before and came back.
 const FAILED_BEFORE: &str = "FailedBefore";
@@ -87,11 +90,6 @@ pub enum Action {
     },
 }
 
-/// The default steps.
-fn default_steps() -> Vec<Step> {
-    [1, 5, 10, 25, 50].into_iter().map(|weight| Step { weight: Some(weight), ..Step::default() }).collect()
-}
-
 /// One look: the next status and what to do.
 pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (CanaryStatus, Vec<Action>) {
     let acknowledged = seen.acknowledged == Acknowledgement::Complete;
@@ -113,10 +111,6 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (Ca
     (evaluation.status, evaluation.actions)
 }
 
-fn steps(spec: &CanarySpec) -> Vec<Step> {
-    if spec.steps.is_empty() { default_steps() } else { spec.steps.clone() }
-}
-
 struct Evaluation<'a> {
     spec: &'a CanarySpec,
     steps: Vec<Step>,
@@ -125,7 +119,7 @@ struct Evaluation<'a> {
     actions: Vec<Action>,
     /// Sidecars have acknowledged the status as it now stands.
     acknowledged: bool,
-    /// The weight was changed at this look.
+    /// What is sent to the version on trial was changed at this look.
     changed: bool,
     /// The running block is part of `status.evidence`.
     closed: bool,
@@ -164,6 +158,7 @@ impl Evaluation<'_> {
         let shown = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
         if shown && self.acknowledged {
             self.status.acknowledged_weight = self.status.weight;
+            self.status.acknowledged_steering.clone_from(&self.status.steering);
         }
         self.human(&target);
         if latest != self.status.decided_revision {
@@ -210,7 +205,7 @@ impl Evaluation<'_> {
         if latest == self.status.approved_revision {
             self.change_weight(0);
             self.status.phase = Phase::Stable;
-            self.status.acknowledged_weight = 0;
+            self.nothing_acknowledged();
             self.status.decided_revision = latest.to_owned();
             self.status.canary_revision.clear();
             self.event(false, "Restored", format!("the target is back at the approved revision {latest}"));
@@ -256,7 +251,7 @@ impl Evaluation<'_> {
         self.status.canary_revision = latest.to_owned();
         self.status.step = 0;
         self.change_weight(0);
-        self.status.acknowledged_weight = 0;
+        self.nothing_acknowledged();
         self.status.evidence = Evidence::default();
         self.status.verdict = CanaryVerdict::Undecided;
         self.status.evidence_summary.clear();
@@ -270,11 +265,17 @@ impl Evaluation<'_> {
         self.no_longer_late();
     }
 
-    /// A new weight is a new epoch. The running block belongs to the former one, so it ends here.
+    /// From now on the version on trial gets its share only.
     fn change_weight(&mut self, weight: u32) {
+        self.expose(weight, None);
+    }
+
+    /// A new weight or another steering is a new epoch. The running block belongs to the former one, so it ends here.
+    fn expose(&mut self, weight: u32, steering: Option<CanarySteering>) {
         self.close_block();
         self.status.evidence.before_step = self.status.evidence.canary.attempts;
         self.status.weight = weight;
+        self.status.steering = steering;
         self.status.epoch += 1;
         self.status.step_started = None;
         // Nobody has seen this yet.
@@ -282,9 +283,15 @@ impl Evaluation<'_> {
         self.changed = true;
     }
 
+    /// Sidecars send nothing to the version on trial, as far as the status shows it.
+    fn nothing_acknowledged(&mut self) {
+        self.status.acknowledged_weight = 0;
+        self.status.acknowledged_steering = None;
+    }
+
     /// The evidence with the running block.
     fn evidence(&self) -> Evidence {
-        if self.closed || self.status.weight == 0 {
+        if self.closed || !is_exposed(&self.status) {
             return self.status.evidence.clone();
         }
         fold(&self.status.evidence, &self.seen.block, &self.rules, self.alone())
@@ -292,7 +299,7 @@ impl Evaluation<'_> {
 
     /// Makes the running block part of the evidence, once.
     fn close_block(&mut self) {
-        if !self.closed && self.status.weight > 0 {
+        if !self.closed && is_exposed(&self.status) {
             self.status.evidence = self.evidence();
             self.status.evidence.blocks += 1;
         }
@@ -312,19 +319,12 @@ impl Evaluation<'_> {
         self.steps.get(self.status.step as usize)
     }
 
+    /// What the current step asks for.
+    fn wanted(&self) -> Wanted {
+        Wanted::of(self.spec, &self.steps, self.status.step as usize)
+    }
+
     fn elapsed(&self, since: Option<&Time>) -> SignedDuration {
         since.map_or(SignedDuration::ZERO, |since| self.seen.now.duration_since(since.0))
     }
-}
-
-/// Durations are validated at admission; an invalid one counts as a day.
-fn duration(text: &str) -> SignedDuration {
-    let duration = parse_duration(text).ok().and_then(|duration| SignedDuration::try_from(duration).ok());
-    duration.unwrap_or(SignedDuration::from_hours(24))
-}
-
-/// How long a step is held at least; `None`: a pause, until it is resumed.
-fn hold(step: &Step) -> Option<SignedDuration> {
-    step.weight?;
-    Some(step.hold.as_deref().map_or(SignedDuration::from_secs(120), duration))
 }

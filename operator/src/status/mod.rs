@@ -1,16 +1,19 @@
-//! Writes the statuses of MeshPolicies and the MeshConfig, and events about Services with colliding addresses.
+//! Writes the statuses of MeshPolicies, the MeshConfig and routes, the XMesh of this mesh, and events about routes that
+//! are not accepted and Services with colliding addresses.
 //!
 //! ```text
-//!   changes of the model ──▶ which policies ──▶ policy, config ──▶ writer ──▶ API server
-//!   acknowledgements awaited ──┘                (pure)             (queue, rate, fence)
+//!   changes of the model ──▶ which objects ──▶ policy, config, routes ──▶ writer ──▶ API server
+//!   acknowledgements awaited ──┘               (pure)                     (queue, rate, fence)
 //! ```
-//! The status of a policy is computed when a change may concern it, every [`LOOK_EVERY`] while sidecars have not
-//! acknowledged it, and every [`LOOK_AT_ALL`] in any case.
+//! The status of a policy or route is computed when a change may concern it, every [`LOOK_EVERY`] while sidecars have
+//! not acknowledged it, and every [`LOOK_AT_ALL`] in any case.
 
 pub mod claims;
 pub mod config;
 pub mod policy;
+pub mod routes;
 pub mod writer;
+pub mod xmesh;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -24,16 +27,21 @@ use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tulle_crds::MeshPolicy;
 
 use crate::discovery::AckTracker;
 use crate::identity::root::RootState;
 use crate::lease::Leadership;
+use crate::model::gateway::RouteKey;
 use crate::model::{Key, Model, Verdict};
 use crate::watch::Hub;
+use crate::watch::gateway::Served;
 use policy::Progress;
+use routes::events::{self, Rejection};
+use routes::look::{RouteDecider, Sources};
+use routes::times::AcknowledgeTimes;
 use writer::{Target, Write, Writer};
 
 /// Time between two looks at a policy that sidecars have not acknowledged.
@@ -50,16 +58,40 @@ pub async fn run(
     acks: Arc<AckTracker>,
     leadership: watch::Receiver<Leadership>,
     root: watch::Receiver<Option<RootState>>,
+    served: watch::Receiver<Option<Served>>,
+    times: Arc<AcknowledgeTimes>,
 ) {
     let (changed, writer) = (Changed::default(), Writer::default());
+    let (rejected, rejections) = events::queue();
+    let inputs = Inputs { hub: &hub, acks: &acks, leadership: &leadership, root: &root, changed: &changed };
     tokio::join!(
         changed.follow(&hub),
-        decide(&hub, &acks, &leadership, &root, &changed, &writer),
+        decide(inputs, Outputs { writer: &writer, rejected: &rejected, times: &times }),
+        events::run(client.clone(), rejections),
+        xmesh::run(client.clone(), leadership.clone(), served, &writer),
         writer.run(client, leadership.clone()),
     );
 }
 
-/// Policies that changes may concern since they were last looked at.
+/// What statuses are decided from.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    hub: &'a Hub,
+    acks: &'a AckTracker,
+    leadership: &'a watch::Receiver<Leadership>,
+    root: &'a watch::Receiver<Option<RootState>>,
+    changed: &'a Changed,
+}
+
+/// Where decisions go.
+#[derive(Clone, Copy)]
+struct Outputs<'a> {
+    writer: &'a Writer,
+    rejected: &'a mpsc::Sender<Rejection>,
+    times: &'a AcknowledgeTimes,
+}
+
+/// Objects that changes may concern since they were last looked at.
 #[derive(Debug, Default)]
 struct Changed {
     due: Mutex<Due>,
@@ -70,6 +102,7 @@ struct Changed {
 struct Due {
     all: bool,
     policies: HashSet<Key>,
+    routes: HashSet<RouteKey>,
 }
 
 impl Changed {
@@ -78,13 +111,14 @@ impl Changed {
         let mut follower = hub.follow();
         loop {
             let touched = follower.next().await;
-            if !touched.everything && touched.policies.is_empty() {
+            if !touched.everything && touched.policies.is_empty() && touched.routes.is_empty() {
                 continue;
             }
             {
                 let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
                 due.all |= touched.everything;
                 due.policies.extend(touched.policies);
+                due.routes.extend(touched.routes);
             }
             self.some.notify_one();
         }
@@ -96,15 +130,10 @@ impl Changed {
 }
 
 /// Decides which statuses are written. Never returns.
-async fn decide(
-    hub: &Hub,
-    acks: &AckTracker,
-    leadership: &watch::Receiver<Leadership>,
-    root: &watch::Receiver<Option<RootState>>,
-    changed: &Changed,
-    writer: &Writer,
-) {
-    let mut decider = StatusDecider::default();
+async fn decide(inputs: Inputs<'_>, outputs: Outputs<'_>) {
+    let Inputs { hub, acks, leadership, root, changed } = inputs;
+    let Outputs { writer, rejected, times } = outputs;
+    let (mut policies, mut routes) = (StatusDecider::default(), RouteDecider::default());
     let mut all_at: Option<Instant> = None;
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,8 +143,10 @@ async fn decide(
             () = changed.some.notified() => sleep(GATHER).await,
         }
         if !leadership.borrow().mine || !hub.is_synced() {
-            decider = StatusDecider::default();
+            (policies, routes) = (StatusDecider::default(), RouteDecider::default());
             all_at = None;
+            // A leader begins with all of them.
+            drop((changed.take(), hub.routes().take_changed(), acks.take_changed_routes()));
             continue;
         }
         let due = changed.take();
@@ -124,7 +155,12 @@ async fn decide(
             all_at = Some(Instant::now());
         }
         let root = root.borrow().clone();
-        decider.look(&hub.model(), acks, root.as_ref(), (all, due.policies), writer);
+        {
+            let model = hub.model();
+            policies.look(&model, acks, root.as_ref(), (all, due.policies), writer);
+            let sources = Sources { model: &model, records: hub.routes(), acks, writer, rejected, times };
+            routes.look(&sources, all, due.routes);
+        }
         writer.wake();
     }
 }
@@ -185,18 +221,7 @@ impl StatusDecider {
             return writer.queue().withdraw(&Target::Policy(key.clone()));
         };
         let verdict = model.report(key, policy).verdict;
-        let pods = model.policy_pods(key);
-        let (uid, generation) = (policy.metadata.uid.as_deref().unwrap_or(""), policy.metadata.generation);
-        // Where a narrower policy decides, there is no section of this one to acknowledge.
-        let deciding = pods.iter().map(|uid| (Arc::clone(uid), model.sections(key, uid)));
-        let deciding: Vec<_> = deciding.collect();
-        let seen = acks.policy(model, key, uid, generation.unwrap_or_default(), &deciding);
-        let progress = Progress {
-            pods: pods.len(),
-            enforcing: seen.enforcing,
-            awaited: seen.awaited,
-            refusal: seen.refusal,
-        };
+        let progress = Progress::of(model, acks, key, policy);
         if progress.is_complete() || verdict != Verdict::Accepted {
             self.pending.remove(key);
         } else {
@@ -239,7 +264,7 @@ impl StatusDecider {
 /// Queues a status, or removes a queued one if the object already has the right status.
 fn offer<S: Serialize>(writer: &Writer, target: Target, version: Option<String>, status: Option<&S>) {
     match status.map(serde_json::to_value) {
-        Some(Ok(status)) => writer.queue().offer(target, Write { version, status }, Instant::now()),
+        Some(Ok(status)) => writer.queue().offer(target, Write::new(version, status), Instant::now()),
         Some(Err(error)) => tracing::error!(?target, %error, "a status cannot be encoded"),
         None => writer.queue().withdraw(&target),
     }

@@ -15,9 +15,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tulle_crds::{MeshConfig, MeshPolicy};
 
+use super::xmesh;
 use crate::bucket::Bucket;
 use crate::lease::Leadership;
 use crate::model::Key;
+use crate::model::gateway::RouteKey;
+use crate::watch::gateway;
 
 /// Writes per second on average.
 const RATE: f64 = 20.0;
@@ -42,6 +45,10 @@ pub enum Target {
     Config,
     /// A MeshPolicy.
     Policy(Key),
+    /// A route of the Gateway API.
+    Route(RouteKey),
+    /// The XMesh of this mesh.
+    Mesh,
 }
 
 /// A status, and the version of the object that it was computed from.
@@ -51,6 +58,15 @@ pub struct Write {
     pub version: Option<String>,
     /// The whole status.
     pub status: Value,
+    /// The version of the object's kind, where that depends on what is installed.
+    pub kind_version: Option<&'static str>,
+}
+
+impl Write {
+    /// A status of an object whose kind has one version.
+    pub fn new(version: Option<String>, status: Value) -> Self {
+        Self { version, status, kind_version: None }
+    }
 }
 
 #[derive(Debug)]
@@ -103,7 +119,15 @@ impl Queue {
     pub fn policies(&self) -> impl Iterator<Item = &Key> {
         self.entries.keys().filter_map(|target| match target {
             Target::Policy(key) => Some(key),
-            Target::Config => None,
+            Target::Config | Target::Route(_) | Target::Mesh => None,
+        })
+    }
+
+    /// The routes whose status waits.
+    pub fn routes(&self) -> impl Iterator<Item = &RouteKey> {
+        self.entries.keys().filter_map(|target| match target {
+            Target::Route(key) => Some(key),
+            Target::Config | Target::Policy(_) | Target::Mesh => None,
         })
     }
 
@@ -223,6 +247,11 @@ async fn patch(client: &Client, target: &Target, write: &Write) -> anyhow::Resul
             let resource = ApiResource::erase::<MeshPolicy>(&());
             (Api::<DynamicObject>::namespaced_with(client.clone(), &key.0, &resource), &*key.1)
         }
+        Target::Route(key) => {
+            let resource = gateway::resource(key.kind, write.kind_version.unwrap_or("v1"));
+            (Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource), &*key.name)
+        }
+        Target::Mesh => (Api::<DynamicObject>::all_with(client.clone(), &xmesh::resource()), xmesh::NAME),
     };
     super::write(&api, name, write.version.as_deref(), &write.status).await
 }
@@ -238,7 +267,7 @@ mod tests {
     }
 
     fn status(version: u32) -> Write {
-        Write { version: Some(version.to_string()), status: json!({"observedGeneration": version}) }
+        Write::new(Some(version.to_string()), json!({"observedGeneration": version}))
     }
 
     #[test]

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
+use serde::Deserialize as _;
 use tulle_crds::{WorkloadKind, keys};
 
 use super::wire;
+use crate::model::gateway::{RouteKey, RouteKind, RouteObject, RouteSpec};
 use crate::model::object::ServicePort;
 use crate::model::{
-    Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
+    Distribution, Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
 };
 
 /// Name of the injected container. A pod that has it is meshed.
@@ -22,6 +24,8 @@ const SIDECAR: &str = "tulle-proxy";
 const INIT: &str = "tulle-init";
 /// Annotation of a mirror pod, which represents a static pod of a node.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Label of a node: its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Names of the containers that other meshes inject.
 const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
@@ -34,6 +38,38 @@ pub(super) fn namespace(object: &wire::Namespace) -> Namespace {
     let terminating =
         object.metadata.deletion_timestamp.is_some() || object.status.phase.as_deref() == Some("Terminating");
     Namespace { labels: object.labels().clone(), terminating }
+}
+
+/// The zone of a node. Empty: unknown.
+pub(super) fn zone<K: Resource>(node: &K) -> Arc<str> {
+    node.meta().labels.as_ref().and_then(|labels| labels.get(ZONE)).map_or("", String::as_str).into()
+}
+
+pub(super) fn route_key(kind: RouteKind, object: &wire::Route) -> RouteKey {
+    let (namespace, name) = key(object);
+    RouteKey { kind, namespace, name }
+}
+
+/// Converts a route.
+///
+/// # Errors
+/// Its `spec` cannot be decoded.
+pub(super) fn route(kind: RouteKind, object: &wire::Route) -> serde_json::Result<RouteObject> {
+    let meta = &object.metadata;
+    let spec =
+        if object.spec.is_null() { RouteSpec::default() } else { RouteSpec::deserialize(&object.spec)? };
+    let (namespace, name) = key(object);
+    Ok(RouteObject {
+        kind,
+        namespace,
+        name,
+        uid: meta.uid.as_deref().unwrap_or_default().into(),
+        generation: meta.generation.unwrap_or_default(),
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        parents: spec.parents,
+        hostnames: spec.hostnames,
+        rules: spec.rules,
+    })
 }
 
 pub(super) fn pod(object: &wire::Pod) -> Pod {
@@ -64,11 +100,19 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         skipped_ports: skipped_ports(spec),
         containers_ready: holds("ContainersReady"),
         ready: holds("Ready"),
+        ready_unix: ready_since(status),
         terminating: object.metadata.deletion_timestamp.is_some(),
         finished,
         gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
         gate_open: holds(keys::GATE),
     }
+}
+
+/// When a pod became ready, in seconds since 1970. 0: it is not, or the condition does not say.
+fn ready_since(status: &wire::PodStatus) -> i64 {
+    let mut conditions = status.conditions.iter().flatten();
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    ready.and_then(|ready| ready.since.as_ref()).map_or(0, |since| since.0.as_second())
 }
 
 /// Inbound ports that are not redirected to the sidecar. Read from the injected container, because the annotation may
@@ -157,6 +201,7 @@ pub(super) fn service(object: &wire::Service) -> Service {
         } else {
             0
         },
+        distribution: Distribution::of(spec.traffic_distribution.as_deref()),
     }
 }
 
@@ -185,8 +230,19 @@ fn endpoint(endpoint: &wire::Endpoint) -> Endpoint {
         terminating: conditions.terminating.unwrap_or(false),
         node: endpoint.node_name.as_deref().unwrap_or("").into(),
         zone: endpoint.zone.as_deref().unwrap_or("").into(),
+        for_zones: hints(endpoint, |hints| hints.for_zones.as_deref()),
+        for_nodes: hints(endpoint, |hints| hints.for_nodes.as_deref()),
         pod_uid: pod.and_then(|target| target.uid.as_deref()).map(Into::into),
     }
+}
+
+/// Names in one of the lists of an endpoint's hints.
+fn hints(
+    endpoint: &wire::Endpoint,
+    list: impl Fn(&wire::Hints) -> Option<&[wire::Named]>,
+) -> Box<[Arc<str>]> {
+    let named = endpoint.hints.as_ref().and_then(list).unwrap_or_default();
+    named.iter().map(|named| named.name.as_str().into()).collect()
 }
 
 pub(super) fn workload_key<K: Resource>(kind: WorkloadKind, object: &K) -> WorkloadKey {
@@ -316,6 +372,70 @@ mod tests {
             "ports": [{"name": "bad", "port": 70000}, {"name": "worse", "port": -1}, {"name": "http", "port": 80}]});
         let slice = slice(&serde_json::from_value(object).unwrap());
         assert_eq!(slice.ports, [("http".to_owned(), 80)]);
+    }
+
+    #[test]
+    fn an_endpoint_has_the_zones_and_nodes_that_its_hints_name() {
+        let object = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1"},
+            "addressType": "IPv4", "ports": [], "endpoints": [
+                {"addresses": ["10.1.0.1"], "zone": "a", "nodeName": "n1",
+                    "hints": {"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": [{"name": "n1"}]}},
+                {"addresses": ["10.1.0.2"]}]});
+        let slice = slice(&serde_json::from_value(object).unwrap());
+        let [hinted, plain] = &slice.endpoints[..] else { panic!("two endpoints") };
+        assert_eq!((&*hinted.zone, &*hinted.node), ("a", "n1"));
+        let names = |list: &[Arc<str>]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names(&hinted.for_zones), ["a", "b"]);
+        assert_eq!(names(&hinted.for_nodes), ["n1"]);
+        assert!(plain.for_zones.is_empty() && plain.for_nodes.is_empty() && plain.zone.is_empty());
+    }
+
+    #[test]
+    fn a_pod_is_ready_since_its_condition_turned_true() {
+        let since = |status: &str| {
+            let condition =
+                json!({"type": "Ready", "status": status, "lastTransitionTime": "1970-01-01T00:01:00Z"});
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
+                "status": {"conditions": [condition]}});
+            pod(&serde_json::from_value(object).unwrap()).ready_unix
+        };
+        assert_eq!((since("True"), since("False")), (60, 0));
+    }
+
+    #[test]
+    fn a_service_says_which_endpoints_are_near() {
+        let of = |value: Value| {
+            let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+                "spec": {"trafficDistribution": value}});
+            service(&serde_json::from_value(object).unwrap()).distribution
+        };
+        assert_eq!(of(json!(null)), Distribution::Any);
+        assert_eq!(of(json!("PreferClose")), Distribution::SameZone);
+        assert_eq!(of(json!("PreferSameNode")), Distribution::SameNode);
+    }
+
+    #[test]
+    fn the_zone_of_a_node_is_in_its_label() {
+        let node = |labels: Value| -> wire::Node {
+            serde_json::from_value(json!({"metadata": {"name": "n1", "labels": labels}})).unwrap()
+        };
+        assert_eq!(&*zone(&node(json!({"topology.kubernetes.io/zone": "a"}))), "a");
+        assert_eq!(&*zone(&node(json!({}))), "");
+    }
+
+    #[test]
+    fn a_route_is_decoded_with_its_age_and_an_unknown_shape_is_an_error() {
+        let object = |spec: Value| -> wire::Route {
+            let metadata = json!({"namespace": "shop", "name": "web", "uid": "u", "generation": 3,
+                "creationTimestamp": "1970-01-01T00:01:00Z"});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+        };
+        let found =
+            route(RouteKind::Tls, &object(json!({"hostnames": ["a.example"], "rules": [{}]}))).unwrap();
+        assert_eq!((found.created, found.generation, found.rules.len()), (60, 3, 1));
+        assert_eq!(&*found.hostnames[0], "a.example");
+        assert!(route(RouteKind::Tls, &object(json!({"hostnames": 1}))).is_err());
+        assert!(route(RouteKind::Tls, &object(json!(null))).unwrap().parents.is_empty());
     }
 
     #[test]

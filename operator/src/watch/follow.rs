@@ -8,7 +8,6 @@ use std::hash::Hash;
 use std::sync::atomic::Ordering;
 
 use futures::{Stream, StreamExt as _};
-use kube::Resource;
 use kube::runtime::watcher::{self, Event};
 
 use super::Hub;
@@ -21,6 +20,8 @@ const SUSPICIOUS: usize = 10;
 
 /// Functions that apply the objects of one kind to the model.
 pub(super) struct Handlers<I, A, D> {
+    /// Name of the kind, for the log.
+    pub(super) kind: String,
     /// Identifies an object.
     pub(super) id: I,
     /// Puts an object into the model.
@@ -53,7 +54,7 @@ enum Relist<Id> {
     /// List again before anything is deleted.
     Suspect,
     /// The list is complete: these objects are gone.
-    Accepted { gone: Vec<Id>, first: bool },
+    Accepted { gone: Vec<Id> },
 }
 
 impl<Id: Hash + Eq + Clone> Known<Id> {
@@ -68,7 +69,22 @@ impl<Id: Hash + Eq + Clone> Known<Id> {
         self.suspected = false;
         let gone = self.ids.difference(&listed).cloned().collect();
         self.ids = listed;
-        Relist::Accepted { gone, first: !std::mem::replace(&mut self.synced, true) }
+        Relist::Accepted { gone }
+    }
+
+    /// Counts the kind as synced, once.
+    pub(super) fn count(&mut self, hub: &Hub) {
+        if !std::mem::replace(&mut self.synced, true) {
+            hub.synced.fetch_add(1, Ordering::Release);
+            hub.change(|_| {});
+        }
+    }
+
+    /// Forgets all objects, of a kind that is not served any more. Returns those that there were.
+    pub(super) fn forget(&mut self) -> HashSet<Id> {
+        self.listed.clear();
+        self.suspected = false;
+        std::mem::take(&mut self.ids)
     }
 }
 
@@ -79,10 +95,9 @@ pub(super) async fn follow<K, Id>(
     known: &mut Known<Id>,
     handlers: &Handlers<impl Fn(&K) -> Id, impl Fn(&mut Model, K), impl Fn(&mut Model, &Id)>,
 ) where
-    K: Resource<DynamicType = ()>,
     Id: Hash + Eq + Clone,
 {
-    let Handlers { id, apply, delete } = handlers;
+    let Handlers { kind, id, apply, delete } = handlers;
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -95,17 +110,19 @@ pub(super) async fn follow<K, Id>(
                 let (before, listed) = (known.ids.len(), known.listed.len());
                 match known.end_of_list() {
                     Relist::Suspect => {
-                        tracing::warn!(kind = %K::kind(&()), known = before, listed, "list is less than half as long as the known objects; listing again before deleting any");
+                        tracing::warn!(
+                            kind,
+                            known = before,
+                            listed,
+                            "list is less than half as long as the known objects; listing again before deleting any"
+                        );
                         return;
                     }
-                    Relist::Accepted { gone, first } => {
+                    Relist::Accepted { gone } => {
                         for gone in &gone {
                             hub.change(|model| delete(model, gone));
                         }
-                        if first {
-                            hub.synced.fetch_add(1, Ordering::Release);
-                            hub.change(|_| {});
-                        }
+                        known.count(hub);
                     }
                 }
             }
@@ -118,7 +135,7 @@ pub(super) async fn follow<K, Id>(
                 known.ids.remove(&gone);
                 hub.change(|model| delete(model, &gone));
             }
-            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed; retrying"),
+            Err(error) => tracing::warn!(kind, %error, "watch failed; retrying"),
         }
     }
 }
@@ -144,6 +161,7 @@ mod tests {
     impl Watch {
         async fn events(&mut self, events: Vec<Event<wire::Namespace>>) {
             let handlers = Handlers {
+                kind: "Namespace".to_owned(),
                 id: |object: &wire::Namespace| object.name_any(),
                 apply: |model: &mut Model, object: wire::Namespace| {
                     model.apply_namespace(object.name_any().into(), convert::namespace(&object));

@@ -1,17 +1,21 @@
 //! Keeps the model current: one watch per kind, with back-off.
 //!
 //! In: events of the API server. Out: changes of the [`Model`], and for whoever listens, the keys that each change
-//! touches. An object of Tulle's own kinds that cannot be decoded is logged, and its last readable version stays in
-//! force.
+//! touches. An object of Tulle's own kinds, or a route, that cannot be decoded is logged, and its last readable version
+//! stays in force.
 //!
 //! ```text
 //!   wire     the fields of Kubernetes objects that are decoded
 //!   convert  converts them to objects of the model
 //!   follow   applies the events of one watch
+//!   gateway  routes of the Gateway API, where its CRDs are installed
+//!   records  those routes as they are written, for their status
 //! ```
 
 mod convert;
 mod follow;
+pub mod gateway;
+mod records;
 mod wire;
 
 use std::fmt::Debug;
@@ -19,7 +23,7 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -30,9 +34,11 @@ use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 use crate::model::{Key, Model, Pod, Touched, Unreadable};
 use convert::key;
 use follow::{Handlers, Known, follow};
+use gateway::Served;
+pub use records::{RouteRecord, RouteRecords};
 
-/// Number of kinds that are watched.
-const KINDS: usize = 12;
+/// Number of kinds that are watched. One that is not installed counts as listed.
+const KINDS: usize = 13 + gateway::KINDS;
 
 /// Called with every change while the model is locked, so it must not lock the model. Returns whether to keep it.
 pub type Listener = Box<dyn Fn(&Touched) -> bool + Send + Sync>;
@@ -44,6 +50,7 @@ pub struct Hub {
     listeners: Mutex<Vec<Listener>>,
     followers: Mutex<Vec<Weak<Gathered>>>,
     synced: AtomicUsize,
+    routes: RouteRecords,
 }
 
 impl Debug for Hub {
@@ -60,6 +67,7 @@ impl Default for Hub {
             listeners: Mutex::default(),
             followers: Mutex::default(),
             synced: AtomicUsize::new(0),
+            routes: RouteRecords::default(),
         }
     }
 }
@@ -80,6 +88,11 @@ impl Hub {
     /// Locks the model for reading.
     pub fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.model.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Routes as the API server has them. Locked after the model, where both are.
+    pub fn routes(&self) -> &RouteRecords {
+        &self.routes
     }
 
     /// A counter that every change increments.
@@ -142,6 +155,7 @@ impl Gathered {
         touched.addresses.extend(more.addresses.iter().copied());
         touched.policies.extend(more.policies.iter().cloned());
         touched.canaries.extend(more.canaries.iter().cloned());
+        touched.routes.extend(more.routes.iter().cloned());
         touched.everything |= more.everything;
         touched.ending |= more.ending;
         self.notify.notify_one();
@@ -171,13 +185,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts every watcher.
-pub fn start(client: &Client, hub: &Arc<Hub>) {
+/// Starts every watcher. Returns what is installed of the Gateway API; `None` until that is known.
+pub fn start(client: &Client, hub: &Arc<Hub>) -> watch::Receiver<Option<Served>> {
     let feed = Feed { client: client.clone(), hub: Arc::clone(hub) };
     feed.start::<wire::Namespace, _>(
         |object| object.name_any(),
         |model, object| model.apply_namespace(object.name_any().into(), convert::namespace(&object)),
         |model, name| model.delete_namespace(name),
+    );
+    feed.start::<PartialObjectMeta<wire::Node>, _>(
+        |object| object.name_any(),
+        |model, object| model.apply_node(object.name_any().into(), convert::zone(&object)),
+        |model, name| model.delete_node(name),
     );
     feed.start::<wire::Pod, _>(
         |object| object.uid().unwrap_or_default(),
@@ -218,6 +237,7 @@ pub fn start(client: &Client, hub: &Arc<Hub>) {
         },
     );
     start_workloads(&feed);
+    gateway::start(client, hub)
 }
 
 fn start_workloads(feed: &Feed) {
@@ -281,7 +301,7 @@ impl Feed {
         Id: Hash + Eq + Clone + Send + 'static,
     {
         let (api, hub) = (Api::<K>::all(self.client.clone()), Arc::clone(&self.hub));
-        let handlers = Handlers { id, apply, delete };
+        let handlers = Handlers { kind: K::kind(&()).into_owned(), id, apply, delete };
         tokio::spawn(async move {
             let mut known = Known::default();
             loop {

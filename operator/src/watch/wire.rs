@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
-use kube::core::{ClusterResourceScope, NamespaceResourceScope};
+use kube::core::{ApiResource, ClusterResourceScope, NamespaceResourceScope};
 use serde::Deserialize;
+use serde_json::Value;
 
 macro_rules! wire {
     ($name:ident, $group:literal, $version:literal, $plural:literal, $scope:ty { $($field:ident : $type:ty),* $(,)? }) => {
@@ -33,6 +34,8 @@ macro_rules! wire {
 }
 
 wire!(Namespace, "", "v1", "namespaces", ClusterResourceScope { status: NamespaceStatus });
+// Its metadata is all that is asked for.
+wire!(Node, "", "v1", "nodes", ClusterResourceScope {});
 wire!(Pod, "", "v1", "pods", NamespaceResourceScope { spec: PodSpec, status: PodStatus });
 wire!(Service, "", "v1", "services", NamespaceResourceScope { spec: ServiceSpec, status: ServiceStatus });
 wire!(EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope {
@@ -61,6 +64,45 @@ wire!(
 );
 wire!(ReplicaSet, "apps", "v1", "replicasets", NamespaceResourceScope {});
 wire!(ControllerRevision, "apps", "v1", "controllerrevisions", NamespaceResourceScope { revision: u64 });
+
+/// A route of the Gateway API, of any kind and version. Its `spec` is decoded later, so that one which cannot be is
+/// reported on the object; its `status` holds entries of other controllers, which must come out as they went in.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Route {
+    pub(super) metadata: ObjectMeta,
+    pub(super) spec: Value,
+    pub(super) status: Value,
+}
+
+impl Resource for Route {
+    type DynamicType = ApiResource;
+    type Scope = NamespaceResourceScope;
+
+    fn kind(of: &ApiResource) -> Cow<'_, str> {
+        of.kind.as_str().into()
+    }
+
+    fn group(of: &ApiResource) -> Cow<'_, str> {
+        of.group.as_str().into()
+    }
+
+    fn version(of: &ApiResource) -> Cow<'_, str> {
+        of.version.as_str().into()
+    }
+
+    fn plural(of: &ApiResource) -> Cow<'_, str> {
+        of.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -128,6 +170,8 @@ pub(super) struct PodCondition {
     #[serde(rename = "type")]
     pub(super) type_: String,
     pub(super) status: String,
+    #[serde(rename = "lastTransitionTime")]
+    pub(super) since: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -140,6 +184,7 @@ pub(super) struct ServiceSpec {
     pub(super) ports: Option<Vec<ServicePort>>,
     pub(super) selector: Option<BTreeMap<String, String>>,
     pub(super) internal_traffic_policy: Option<String>,
+    pub(super) traffic_distribution: Option<String>,
     pub(super) session_affinity: Option<String>,
     pub(super) session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "type")]
@@ -193,7 +238,22 @@ pub(super) struct Endpoint {
     pub(super) conditions: EndpointConditions,
     pub(super) node_name: Option<String>,
     pub(super) zone: Option<String>,
+    pub(super) hints: Option<Hints>,
     pub(super) target_ref: Option<TargetRef>,
+}
+
+/// Where an endpoint should be used (KEP-2433, KEP-3015).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Hints {
+    pub(super) for_zones: Option<Vec<Named>>,
+    pub(super) for_nodes: Option<Vec<Named>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Named {
+    pub(super) name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -2,14 +2,18 @@
 //! sidecar and without.
 //!
 //! In: who connects ([`Client`]), a [`Call`], and the rules that the operator sent. Out: a [`Permit`], or [`Denied`],
-//! which has been counted and logged. The order is mTLS, access. Paths are matched in every reading that an
+//! which has been counted and logged. The order is mTLS, access, limits. Paths are matched in every reading that an
 //! application may have, and never changed. Nothing here opens a connection or answers a client.
 
 mod client;
+mod deadline;
+mod limits;
 #[cfg(test)]
 mod tests;
 
 pub use client::Client;
+pub use deadline::{deadline_of, has_passed};
+pub use limits::admit_client;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +25,7 @@ use tulle_mesh::policy::{Http, Reason, Subject};
 use crate::call::Call;
 use crate::config::{Inbound, InboundAccess, Mtls};
 use crate::error::Failure;
+use crate::gate::Slot;
 use crate::telemetry::Limited;
 use crate::worker::Worker;
 
@@ -33,6 +38,8 @@ pub struct Permit {
     /// The rules that allowed it.
     rules: Arc<Inbound>,
     is_request: bool,
+    /// The place that a limit grants it.
+    _slot: Option<Slot>,
 }
 
 /// A client was refused: counted and logged.
@@ -43,7 +50,8 @@ pub struct Denied(#[from] pub Failure);
 /// Decides whether a request may go to the application.
 ///
 /// # Errors
-/// [`Denied`] with [`Failure::PolicyPlaintext`] or [`Failure::PolicyDenied`].
+/// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`] or
+/// [`Failure::DeadlineExceeded`].
 pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
     let rules = enforced(worker)?;
     // A connection that was let in may have been there before the policy.
@@ -54,8 +62,12 @@ pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) ->
     let request = Some(Described { method, target });
     check_access(worker, &rules, client, Some(http), request)?;
     try_shadow(worker, &rules, client, Some(http), request);
+    let slot = match &rules.limits {
+        None => None,
+        Some(limits) => limits::enter(worker, limits, call.deadline).await?,
+    };
     worker.load.set(worker.load.get() + 1);
-    Ok(Permit { worker: Rc::clone(worker), rules, is_request: true })
+    Ok(Permit { worker: Rc::clone(worker), rules, is_request: true, _slot: slot })
 }
 
 /// Decides whether a connection whose content is opaque may go to the application. [`Permit::begun`] asks the rules that
@@ -67,7 +79,7 @@ pub fn admit_connection(worker: &Rc<Worker>, client: &Client) -> Result<Permit, 
     let rules = enforced(worker)?;
     check_mtls(worker, &rules, client)?;
     check_access(worker, &rules, client, None, None)?;
-    Ok(Permit { worker: Rc::clone(worker), rules, is_request: false })
+    Ok(Permit { worker: Rc::clone(worker), rules, is_request: false, _slot: None })
 }
 
 /// Refuses a plain connection that no rule could let in, before anything is known of its content.

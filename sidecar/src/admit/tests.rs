@@ -33,7 +33,7 @@ fn nobody() -> InboundAccess {
 }
 
 fn rules(mtls: Mtls, access: Option<InboundAccess>) -> Inbound {
-    Inbound { mtls, access, shadow: None, shadow_strict: false, revision: String::new() }
+    Inbound { mtls, access, shadow: None, shadow_strict: false, limits: None, revision: String::new() }
 }
 
 fn worker(inbound: Option<Inbound>) -> Rc<Worker> {

@@ -192,6 +192,10 @@ impl Answer<'_> {
         head.push("content-type", content);
         head.push("grpc-status", failure.grpc_status().to_string());
         head.push("grpc-message", format!("tulle: {failure}"));
+        if *failure == Failure::OursOverloaded {
+            // Milliseconds (gRFC A6).
+            head.push("grpc-retry-pushback-ms", Bytes::from_static(b"1000"));
+        }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
         if self.marked_head(&head, true, true, *failure == Failure::OursOverloaded).is_ok() {
             let _ = self.flush().await;

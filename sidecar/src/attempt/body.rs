@@ -110,6 +110,37 @@ impl<'a> RequestBody<'a> {
         Ok(())
     }
 
+    /// Reads the rest of the body before the first attempt, as long as all of it can be kept; `false`: it is longer. May
+    /// be given up: nothing is lost.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub(crate) async fn read_ahead(&mut self) -> Result<bool, Failure> {
+        while !self.ended {
+            match self.next().await.map_err(PumpError::of_client)? {
+                Part::Data(bytes) if self.kept.bytes + bytes.len() > STREAM_CREDIT as usize => {
+                    self.ahead = bytes;
+                    return Ok(false);
+                }
+                Part::Data(bytes) => self.kept.keep(&bytes),
+                Part::Trailers(trailers) => self.trailers = Some(trailers),
+                Part::End => self.ended = true,
+            }
+        }
+        Ok(true)
+    }
+
+    /// What was read of the body, as one piece.
+    pub(crate) fn copy(&mut self) -> Bytes {
+        self.kept.settle();
+        if self.kept.more.is_empty() {
+            return self.kept.first.clone();
+        }
+        let mut whole = BytesMut::with_capacity(self.kept.bytes);
+        (0..).map_while(|at| self.kept.piece(at)).for_each(|piece| whole.extend_from_slice(&piece));
+        whole.freeze()
+    }
+
     /// Sends what was kept and then what comes, and counts it into `moved`. `last`: with it the request ends; otherwise
     /// a tunnel may follow.
     pub(super) async fn send(
@@ -239,6 +270,41 @@ mod tests {
         assert_eq!(all(&mut kept), pieces.concat());
         kept.keep(&Bytes::from_static(b"more"));
         assert_eq!(all(&mut kept), [pieces.concat(), b"more".to_vec()].concat());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_read_ahead_is_sent_whole_also_where_it_is_too_long_to_be_kept() {
+        for (length, fits) in [(0, true), (5, true), (STREAM_CREDIT as usize, true), (200_000, false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (near, _) = listener.accept().await.unwrap();
+            let sent = vec![b'x'; length];
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+            let bytes = [head.as_bytes(), &sent].concat();
+            let sending = tokio::spawn(async move {
+                use tokio::io::AsyncWriteExt as _;
+                client.write_all(&bytes).await.unwrap();
+                client
+            });
+            let (mut reader, _writer) = crate::http1::conn::split(near, BytesMut::new());
+            let head = reader.request().await.unwrap().unwrap();
+            let mut body = RequestBody::new(Source::Http1(&mut reader), head.framing, false);
+            assert_eq!(body.read_ahead().await, Ok(fits), "{length}");
+            if fits {
+                assert_eq!(body.copy(), sent, "{length}");
+            }
+            let mut read = body.copy().to_vec();
+            while !body.ended {
+                match body.next().await.unwrap() {
+                    Part::Data(bytes) => read.extend_from_slice(&bytes),
+                    Part::Trailers(_) => {}
+                    Part::End => body.ended = true,
+                }
+            }
+            assert!(read == sent, "{length}");
+            drop(sending.await);
+        }
     }
 
     #[test]

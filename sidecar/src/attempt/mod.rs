@@ -9,6 +9,8 @@
 //! ```text
 //!   body      the request's body on its way, kept for another attempt
 //!   answer    the client's side: where the answer goes
+//!   reply     answers of our own that are no failures
+//!   copied    a copy of a request, whose answer is dropped
 //!   exchange  the server's side: where the request goes and the answer comes from
 //!   open      an exchange with an endpoint
 //!   tunnel    bytes both ways until each way has ended
@@ -16,14 +18,17 @@
 
 pub mod answer;
 pub mod body;
+mod copied;
 pub mod exchange;
 pub mod open;
+mod reply;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
 
 pub use answer::{Answer, Load};
 pub use body::RequestBody;
+pub use copied::{Copied, send_copy};
 pub use exchange::{Exchange, Report, UpSink, UpSource, http1_exchange, http2_exchange};
 pub use open::{Opening, open, open_plain};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};

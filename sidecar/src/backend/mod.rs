@@ -236,7 +236,7 @@ impl Backend {
 
     fn refresh(&self) {
         let Some(entry) = &self.entry else { return };
-        let newer = entry.newer_than(self.seen.borrow().as_ref());
+        let newer: Option<Arc<Endpoints>> = entry.newer_than(self.seen.borrow().as_ref());
         if let Some(newer) = newer {
             self.balancer.update(&newer);
             self.seen.replace(Some(newer));

@@ -117,9 +117,8 @@ impl Most {
             self.spans.iter_mut().take(gone).for_each(|span| *span = 0);
             self.at += SPAN.saturating_mul(u32::try_from(passed).unwrap_or(u32::MAX));
         }
-        if let [first, ..] = &mut self.spans {
-            *first = (*first).max(ready);
-        }
+        let [first, ..] = &mut self.spans;
+        *first = (*first).max(ready);
         self.spans.iter().copied().max().unwrap_or(0)
     }
 }

@@ -44,7 +44,8 @@ const SMALL_RESOURCES: &str = "small-resources";
 /// Messages that may wait to be sent before nothing more is read: more than all subscriptions and their answers.
 const MAX_OUTBOX: usize = 30_000;
 /// The sections of what this pod enforces; their name is the pod's uid.
-const SECTIONS: [ResourceType; 3] = [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access];
+const SECTIONS: [ResourceType; 4] =
+    [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access, ResourceType::Limits];
 
 /// What the operator calls a resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -344,7 +345,7 @@ impl Session<'_> {
             Err(Refused(reason)) => {
                 tracing::error!(reason, resource = ?name, "refused a resource; the last good one stays");
                 if let Some(name) = &name {
-                    self.store.refuse(name);
+                    self.store.refuse(name, resource::usable(resource).map(|(_, route)| route));
                 }
                 sidecar_message::Message::Nack(Nack { name, version, reason })
             }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 
-use super::resource::{Endpoints, PodRoute, ServiceRoute};
+use super::endpoints::Endpoints;
+use super::resource::{PodRoute, ServiceRoute};
 
 /// Where an address leads, complete: a Service is here once its endpoints are known.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Service {
     pub route: ServiceRoute,
     /// Its endpoints, shared by all addresses that lead to them.
     pub endpoints: Arc<EndpointsEntry>,
+    /// The Services that its rules name, as [`Rules::services`](super::Rules) numbers them.
+    pub behind: Box<[Service]>,
 }
 
 impl Destination {
@@ -43,10 +46,14 @@ impl Destination {
         match self {
             Self::Unknown => false,
             Self::Pod(pod) => pod.endpoint.identity.is_some(),
-            Self::Service(service) => {
-                service.endpoints.current().endpoints.iter().any(|endpoint| endpoint.identity.is_some())
-            }
+            Self::Service(service) => service.is_meshed() || service.behind.iter().any(Service::is_meshed),
         }
+    }
+}
+
+impl Service {
+    fn is_meshed(&self) -> bool {
+        self.endpoints.current().endpoints.iter().any(|endpoint| endpoint.identity.is_some())
     }
 }
 

@@ -3,6 +3,10 @@
 //!
 //! ```text
 //!   resource   resources as they are used: decoded, validated, never half
+//!   endpoints  who serves a Service's port
+//!   rules      rules of the Gateway API's routes
+//!   traffic    sections of MeshPolicies for clients
+//!   limits     sections of MeshPolicies for what reaches the application
 //!   sections   what is enforced on connections that arrive, composed of sections that may be refused one by one
 //!   entry      what is known of an address and of a Service's endpoints, read without a lock
 //!   table      addresses and endpoints: subscribed on first use, shared, bounded, forgotten when idle
@@ -12,17 +16,25 @@
 //! ```
 
 pub mod client;
+mod endpoints;
 pub mod entry;
 pub mod identity;
+pub mod limits;
 pub mod resource;
+mod rules;
 mod sections;
 pub mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 
+pub use endpoints::{CanaryRef, Distribution, Endpoint, Endpoints, Steering, SteeringMatch};
 pub use entry::{Destination, EndpointsEntry, Entry, Service};
-pub use resource::{
-    CanaryRef, Endpoint, Endpoints, Inbound, InboundAccess, Mtls, PodRoute, Protocol, Route, ServiceRoute,
+pub use resource::{Inbound, InboundAccess, Mtls, Place, PodRoute, Protocol, Route, ServiceRoute};
+pub use rules::{
+    Carrier, Cors, Filter, HeaderEdits, Mirror, Rewrite, RouteKind, Rule, RuleBackend, RuleRetry, RuleTimes,
+    Rules, SessionPersistence,
 };
 pub use store::{ConfigStore, Known};
+pub use traffic::{HashKey, Traffic};

@@ -1,21 +1,25 @@
 //! Resources as they are used. Decoding either gives all of a resource or says why not: a value that this build
 //! does not know must never turn a deny into an allow.
 //!
-//! Resources are small, and each is refused by itself: what a pod enforces on connections that arrive comes in three
-//! sections (workload, mTLS, access), and where a dialled address leads (its route) is apart from who serves there
-//! (endpoints). The resources of earlier operators, `Inbound` and `Destination`, are not read: an upgrade begins with
-//! the operator, which serves sidecars of both kinds.
+//! Resources are small, and each is refused by itself: what a pod enforces on connections that arrive comes in
+//! sections (workload, mTLS, access, limits), and where a dialled address leads (its route, with its rules) is apart
+//! from who serves there (endpoints). The resources of earlier operators, `Inbound` and `Destination`, are not read: an
+//! upgrade begins with the operator, which serves sidecars of both kinds.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
 
+use super::endpoints::{Endpoint, Endpoints, decode_endpoint, decode_endpoints};
+use super::limits::{self, InboundLimits, LimitsSection};
+use super::rules::{Rules, decode_rules};
+use super::traffic::{Traffic, decode_traffic};
+
 /// Where a dialled address leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Route {
     /// Nobody in the cluster: passed through as it is.
     Unknown,
@@ -26,7 +30,7 @@ pub enum Route {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct ServiceRoute {
     /// Its namespace.
     pub namespace: String,
@@ -40,6 +44,25 @@ pub struct ServiceRoute {
     pub affinity: Option<Duration>,
     /// The name of the resource with its endpoints.
     pub endpoints: Arc<str>,
+    /// Of the Gateway API's routes; `None`: everything goes to the Service itself.
+    pub rules: Option<Arc<Rules>>,
+    /// Sections of MeshPolicies that are enforced.
+    pub traffic: Arc<Traffic>,
+    /// Sections of MeshPolicies that are only tried: what they would do is counted.
+    pub shadow: Arc<Traffic>,
+}
+
+impl ServiceRoute {
+    /// The names of all endpoints that this leads to, each once: those of the Service itself come first.
+    pub(super) fn all_endpoints(&self) -> Vec<Arc<str>> {
+        let mut names = vec![Arc::clone(&self.endpoints)];
+        for service in self.rules.iter().flat_map(|rules| &rules.services) {
+            if !names.contains(&service.endpoints) {
+                names.push(Arc::clone(&service.endpoints));
+            }
+        }
+        names
+    }
 }
 
 /// A pod's own address.
@@ -51,27 +74,13 @@ pub struct PodRoute {
     pub protocol: Protocol,
 }
 
-/// Who serves a port of a Service.
+/// Where this pod runs; empty: unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Endpoints {
-    /// Where it is served.
-    pub endpoints: Vec<Endpoint>,
-    /// Shares of revisions in permille; empty: none. One without a name is that of every endpoint whose
-    /// revision no other names.
-    pub split: Vec<(Arc<str>, u32)>,
-    /// The Canary that the shares are of.
-    pub canary: Option<CanaryRef>,
-}
-
-/// A Canary and the version of its shares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CanaryRef {
-    /// Its namespace.
-    pub namespace: Arc<str>,
-    /// Its name.
-    pub name: Arc<str>,
-    /// The version of the shares.
-    pub epoch: u64,
+pub struct Place {
+    /// The zone of its node.
+    pub zone: Arc<str>,
+    /// Its node.
+    pub node: Arc<str>,
 }
 
 /// What is spoken on a port.
@@ -88,21 +97,6 @@ pub enum Protocol {
     Opaque,
 }
 
-/// One endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Address and port, as in the slice.
-    pub address: SocketAddr,
-    /// Whom its certificate must name; `None`: it is not meshed.
-    pub identity: Option<WorkloadId>,
-    /// The revision of its pod.
-    pub revision: Arc<str>,
-    /// It is going: no new requests.
-    pub terminating: bool,
-    /// The uid of its pod; empty: it is none of the cluster's.
-    pub pod_uid: Arc<str>,
-}
-
 /// What this pod enforces on connections that arrive: the sum of its sections.
 #[derive(Debug)]
 pub struct Inbound {
@@ -116,6 +110,8 @@ pub struct Inbound {
     pub shadow_strict: bool,
     /// The pod's revision.
     pub revision: String,
+    /// How much at once reaches the application; `None`: as much as comes.
+    pub limits: Option<InboundLimits>,
 }
 
 /// Access rules and where they come from.
@@ -171,12 +167,14 @@ pub struct Refused(pub String);
 /// A decoded resource.
 #[derive(Debug)]
 pub enum Resource {
-    /// What this pod is.
-    Workload(Workload),
+    /// What this pod is, and where.
+    Workload(Workload, Place),
     /// Whether this pod accepts plain text.
     Mtls(MtlsSection),
     /// Who may call this pod.
     Access(AccessSection),
+    /// How much at once reaches this pod's application.
+    Limits(LimitsSection),
     /// Where an address leads.
     Route(SocketAddr, Route),
     /// Who serves what routes name so.
@@ -200,10 +198,12 @@ pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource,
     }
     match &resource.body {
         Some(Body::Workload(workload)) => {
-            Ok(Resource::Workload(Workload { revision: workload.revision.clone() }))
+            let place = Place { zone: workload.zone.as_str().into(), node: workload.node.as_str().into() };
+            Ok(Resource::Workload(Workload { revision: workload.revision.clone() }, place))
         }
         Some(Body::Mtls(mtls)) => Ok(Resource::Mtls(decode_mtls(mtls)?)),
         Some(Body::Access(access)) => Ok(Resource::Access(decode_access(access)?)),
+        Some(Body::Limits(limits)) => Ok(Resource::Limits(limits::decode(limits)?)),
         Some(Body::Route(route)) => {
             let address = name.parse().map_err(|_| Refused(format!("invalid address {name:?}")))?;
             Ok(Resource::Route(address, decode_route(route)?))
@@ -212,7 +212,30 @@ pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource,
     }
 }
 
-fn refuse<T>(reason: String) -> Result<T, Refused> {
+/// What can be used of a route that was refused: where the address leads, without rules and sections. A client that got
+/// nothing of it would send plain text to pods that may have a sidecar, or wait. `None`: not even that can be read.
+pub fn usable(resource: &proto::Resource) -> Option<(SocketAddr, Route)> {
+    use proto::resource::Body;
+    use proto::route::Kind;
+    let address = resource.name.as_ref()?.name.parse().ok()?;
+    let Some(Body::Route(route)) = &resource.body else { return None };
+    // One that this build does not know: the first bytes say what it is.
+    let known = |protocol: i32| i32::from(proto::Protocol::try_from(protocol).unwrap_or_default());
+    let kind = match route.kind.as_ref()? {
+        Kind::Service(service) => Kind::Service(proto::ServiceRoute {
+            protocol: known(service.protocol),
+            rules: None,
+            traffic: None,
+            shadow: None,
+            ..service.clone()
+        }),
+        Kind::Pod(pod) => Kind::Pod(proto::PodRoute { protocol: known(pod.protocol), ..pod.clone() }),
+        Kind::Unknown(_) => Kind::Unknown(proto::Unknown {}),
+    };
+    Some((address, decode_route(&proto::Route { kind: Some(kind) }).ok()?))
+}
+
+pub(super) fn refuse<T>(reason: String) -> Result<T, Refused> {
     Err(Refused(reason))
 }
 
@@ -257,20 +280,26 @@ fn decode_route(route: &proto::Route) -> Result<Route, Refused> {
             Ok(Route::Service(ServiceRoute {
                 namespace: service.namespace.clone(),
                 name: service.name.clone(),
-                port: u16::try_from(service.port)
-                    .map_err(|_| Refused(format!("invalid port {}", service.port)))?,
+                port: decode_port(service.port)?,
                 protocol: decode_protocol(service.protocol)?,
                 affinity: match service.session_affinity_seconds {
                     0 => None,
                     seconds => Some(Duration::from_secs(u64::from(seconds))),
                 },
                 endpoints: service.endpoints.as_str().into(),
+                rules: service.rules.as_ref().map(decode_rules).transpose()?.map(Arc::new),
+                traffic: decode_traffic(service.traffic.as_ref())?,
+                shadow: decode_traffic(service.shadow.as_ref())?,
             }))
         }
     }
 }
 
-fn decode_protocol(protocol: i32) -> Result<Protocol, Refused> {
+pub(super) fn decode_port(port: u32) -> Result<u16, Refused> {
+    u16::try_from(port).map_err(|_| Refused(format!("invalid port {port}")))
+}
+
+pub(super) fn decode_protocol(protocol: i32) -> Result<Protocol, Refused> {
     match proto::Protocol::try_from(protocol) {
         Ok(proto::Protocol::Detect) => Ok(Protocol::Detect),
         Ok(proto::Protocol::Http1) => Ok(Protocol::Http1),
@@ -278,45 +307,6 @@ fn decode_protocol(protocol: i32) -> Result<Protocol, Refused> {
         Ok(proto::Protocol::Opaque) => Ok(Protocol::Opaque),
         Err(_) => refuse(format!("unknown protocol {protocol}")),
     }
-}
-
-/// One endpoint that cannot be read is left out: without the others, nobody could be reached.
-fn decode_endpoints(endpoints: &proto::Endpoints) -> Endpoints {
-    let decode = |endpoint: &proto::Endpoint| match decode_endpoint(endpoint) {
-        Ok(endpoint) => Some(endpoint),
-        Err(Refused(reason)) => {
-            tracing::error!(reason, "left out an endpoint");
-            None
-        }
-    };
-    let split = endpoints.split.iter().map(|share| (share.revision.as_str().into(), share.permille));
-    Endpoints {
-        endpoints: endpoints.endpoints.iter().filter_map(decode).collect(),
-        split: split.collect(),
-        canary: endpoints.canary.as_ref().map(|canary| CanaryRef {
-            namespace: canary.namespace.as_str().into(),
-            name: canary.name.as_str().into(),
-            epoch: canary.epoch,
-        }),
-    }
-}
-
-fn decode_endpoint(endpoint: &proto::Endpoint) -> Result<Endpoint, Refused> {
-    let address =
-        endpoint.address.parse().map_err(|_| Refused(format!("invalid address {:?}", endpoint.address)))?;
-    let identity = if endpoint.identity.is_empty() {
-        None
-    } else {
-        let parsed = endpoint.identity.parse();
-        Some(parsed.map_err(|error| Refused(format!("identity {:?}: {error}", endpoint.identity)))?)
-    };
-    Ok(Endpoint {
-        address,
-        identity,
-        revision: endpoint.revision.as_str().into(),
-        terminating: endpoint.state() == proto::EndpointState::Terminating,
-        pod_uid: endpoint.pod_uid.as_str().into(),
-    })
 }
 
 #[cfg(test)]
@@ -342,31 +332,23 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_known_whatever_they_require_and_one_that_cannot_be_read_is_left_out() {
-        let endpoint = |address: &str, identity: &str| proto::Endpoint {
-            address: address.into(),
-            identity: identity.into(),
-            pod_uid: "u1".into(),
+    fn of_a_route_that_is_refused_the_service_itself_is_used() {
+        let service = proto::ServiceRoute {
+            name: "web".into(),
+            endpoints: "shop/web:80".into(),
+            protocol: 99,
+            rules: Some(proto::Rules { kind: 99, ..Default::default() }),
+            traffic: Some(proto::Traffic::default()),
             ..Default::default()
         };
-        let endpoints = proto::Endpoints {
-            endpoints: vec![
-                endpoint("10.0.0.1:80", ""),
-                endpoint("10.0.0.2:80", "spiffe://no"),
-                endpoint("x", ""),
-            ],
-            split: vec![proto::RevisionShare { revision: "a".into(), permille: 1000 }],
-            canary: Some(proto::CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 }),
-        };
-        let mut resource = named("shop/web:80", Body::Endpoints(endpoints));
-        resource.requires = vec!["endpoints/v9".into()];
-        let Ok(Resource::Endpoints(name, decoded)) = decode(&resource, &[]) else { panic!("no endpoints") };
-        assert_eq!(&*name, "shop/web:80");
-        let canary = CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 };
-        assert_eq!(decoded.canary, Some(canary));
-        assert_eq!(decoded.split, vec![(Arc::from("a"), 1000)]);
-        let [only] = decoded.endpoints.as_slice() else { panic!("{decoded:?}") };
-        assert_eq!((only.address.port(), &*only.pod_uid), (80, "u1"));
+        let kind = Some(proto::route::Kind::Service(service));
+        let mut resource = named("10.96.0.1:80", Body::Route(proto::Route { kind }));
+        resource.requires = vec!["routes/v9".into()];
+        refused(&resource);
+        let Some((_, Route::Service(used))) = usable(&resource) else { panic!("nothing") };
+        assert_eq!((&*used.endpoints, used.protocol), ("shop/web:80", Protocol::Detect));
+        assert!(used.rules.is_none());
+        assert!(usable(&named("10.96.0.1:80", Body::Route(proto::Route { kind: None }))).is_none());
     }
 
     #[test]

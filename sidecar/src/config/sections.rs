@@ -1,11 +1,14 @@
-//! What a pod enforces on connections that arrive, composed of three sections that the operator answers one by one.
+//! What a pod enforces on connections that arrive, composed of sections that the operator answers one by one.
 //!
 //! A section that is refused keeps its last good version. Without one the pod fails closed: an access section that
 //! cannot be enforced denies all, an mTLS section that cannot be read means strict, and what decides nothing stays off.
+//! Limits decide about nobody's rights: without a good version there are none, and nobody waits for them, because an
+//! operator of an earlier version never answers.
 
 use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
 
+use super::limits::{InUse, InboundLimits, LimitsSection};
 use super::resource::{AccessSection, Inbound, InboundAccess, Mtls, MtlsSection, Workload};
 
 /// In logs, in place of the policy that could not be read.
@@ -17,6 +20,9 @@ pub(super) struct Sections {
     pub(super) workload: Section<Workload>,
     pub(super) mtls: Section<MtlsSection>,
     pub(super) access: Section<AccessSection>,
+    pub(super) limits: Section<LimitsSection>,
+    /// Outlives every version of the limits: what is in use when they change is still in use.
+    in_use: InUse,
 }
 
 /// One section.
@@ -41,7 +47,7 @@ impl<T> Section<T> {
 }
 
 impl Sections {
-    /// What is enforced; `None` until each section was answered.
+    /// What is enforced; `None` until each section was answered that decides who is let in.
     pub(super) fn compose(&self) -> Option<Inbound> {
         let revision = match &self.workload {
             Section::Unanswered => return None,
@@ -58,7 +64,14 @@ impl Sections {
             Section::Refused => AccessSection { access: Some(deny_all()?), shadow: None },
             Section::Good(access) => access.clone(),
         };
-        Some(Inbound { mtls: mtls.mode, access, shadow, shadow_strict: mtls.shadow_strict, revision })
+        let (mtls, shadow_strict) = (mtls.mode, mtls.shadow_strict);
+        Some(Inbound { mtls, access, shadow, shadow_strict, revision, limits: self.limits() })
+    }
+
+    fn limits(&self) -> Option<InboundLimits> {
+        let Section::Good(section) = &self.limits else { return None };
+        let limits = || InboundLimits { section: section.clone(), in_use: self.in_use.clone() };
+        (!section.is_empty()).then(limits)
     }
 }
 
@@ -72,6 +85,7 @@ fn deny_all() -> Option<InboundAccess> {
 mod tests {
     use tulle_mesh::policy::Subject;
 
+    use super::super::limits::{Limit, LimitSet};
     use super::*;
 
     fn good() -> Sections {
@@ -79,6 +93,7 @@ mod tests {
             workload: Section::Good(Workload { revision: "r1".into() }),
             mtls: Section::Good(MtlsSection { mode: Mtls::Permissive, shadow_strict: true }),
             access: Section::Good(AccessSection::default()),
+            ..Sections::default()
         }
     }
 
@@ -106,6 +121,34 @@ mod tests {
         assert_eq!((mtls.mtls, mtls.shadow_strict, allows(&mtls)), (Mtls::Strict, false, true));
         let workload = Sections { workload: Section::Refused, ..good() }.compose().unwrap();
         assert_eq!((workload.mtls, workload.revision.as_str()), (Mtls::Permissive, ""));
+    }
+
+    fn at_most(max: u32) -> Section<LimitsSection> {
+        let concurrency = Some(Limit { max, policy: "shop/calm".into() });
+        let enforced = LimitSet { concurrency, connections: None };
+        Section::Good(LimitsSection { enforced, ..LimitsSection::default() })
+    }
+
+    #[test]
+    fn limits_hold_nothing_back_and_without_a_good_version_there_are_none() {
+        assert!(good().compose().unwrap().limits.is_none(), "an operator that does not know them");
+        let refused = Sections { limits: Section::Refused, ..good() };
+        assert!(refused.compose().unwrap().limits.is_none());
+        let empty = Sections { limits: Section::Good(LimitsSection::default()), ..good() };
+        assert!(empty.compose().unwrap().limits.is_none());
+        let mut limited = Sections { limits: at_most(3), ..good() };
+        limited.limits.refuse();
+        let limits = limited.compose().unwrap().limits.unwrap();
+        assert_eq!(limits.section.enforced.concurrency.map(|limit| limit.max), Some(3), "the last good one");
+    }
+
+    #[test]
+    fn what_is_in_use_when_limits_change_is_still_counted() {
+        let mut sections = Sections { limits: at_most(1), ..good() };
+        let slot = sections.compose().unwrap().limits.unwrap().in_use.requests.enter(1);
+        sections.limits = at_most(2);
+        assert_eq!(sections.compose().unwrap().limits.unwrap().in_use.requests.taken(), 1);
+        drop(slot);
     }
 
     #[test]

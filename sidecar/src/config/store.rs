@@ -4,25 +4,30 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
+use super::endpoints::Endpoints;
 use super::entry::{Destination, Entry};
-use super::resource::{Endpoints, Inbound, Resource, Route};
+use super::resource::{Inbound, Place, Resource, Route};
 use super::sections::{Section, Sections};
-use super::table::Table;
 pub use super::table::{Name, Wanted};
+use super::table::{Table, Ticket};
 
 /// How long a connection to a new address waits for the operator's answer before it passes through.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A passthrough connection whose address was forgotten before there was an answer asks again after this long: not at
 /// once, because it was forgotten for want of room.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// How long a route waits for endpoints that it names. The operator sends them first: what has not come by then most
+/// likely does not.
+const ENDPOINTS_COME_WITHIN: Duration = Duration::from_secs(1);
 
 /// What this sidecar knows.
 #[derive(Debug)]
@@ -31,8 +36,11 @@ pub struct ConfigStore {
     sections: Mutex<Sections>,
     inbound: ArcSwapOption<Inbound>,
     inbound_known: watch::Sender<bool>,
+    place: ArcSwap<Place>,
     connected: AtomicBool,
     wanted: mpsc::UnboundedSender<Wanted>,
+    /// For what ends a wait.
+    this: Weak<Self>,
 }
 
 /// An address that is used, and what is known of it.
@@ -50,15 +58,22 @@ impl ConfigStore {
     /// An empty store, and the requests that its client must see to.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Wanted>) {
         let (wanted, requests) = mpsc::unbounded_channel();
-        let store = Self {
+        let store = Arc::new_cyclic(|this| Self {
             table: Mutex::default(),
             sections: Mutex::default(),
             inbound: ArcSwapOption::empty(),
             inbound_known: watch::channel(false).0,
+            place: ArcSwap::default(),
             connected: AtomicBool::new(false),
             wanted,
-        };
-        (Arc::new(store), requests)
+            this: Weak::clone(this),
+        });
+        (store, requests)
+    }
+
+    /// Where this pod runs.
+    pub fn place(&self) -> Arc<Place> {
+        self.place.load_full()
     }
 
     /// What is enforced on connections that arrive; `None` until the operator has answered every section.
@@ -91,23 +106,30 @@ impl ConfigStore {
     /// Takes over a resource.
     pub fn apply(&self, resource: Resource) {
         match resource {
-            Resource::Workload(workload) => self.section(|all| all.workload = Section::Good(workload)),
+            Resource::Workload(workload, place) => {
+                self.place.store(Arc::new(place));
+                self.section(|all| all.workload = Section::Good(workload));
+            }
             Resource::Mtls(mtls) => self.section(|all| all.mtls = Section::Good(mtls)),
             Resource::Access(access) => self.section(|all| all.access = Section::Good(access)),
+            Resource::Limits(limits) => self.section(|all| all.limits = Section::Good(limits)),
             Resource::Route(address, route) => self.set_route(address, route),
             Resource::Endpoints(name, endpoints) => self.set_endpoints(&name, endpoints),
         }
     }
 
-    /// A resource of this name was refused: the last good one stays, and without one the sidecar fails closed.
-    pub fn refuse(&self, name: &ResourceName) {
+    /// A resource of this name was refused: the last good one stays. Without one the sidecar fails closed, or, of where an
+    /// address leads, uses what it can (`usable`).
+    pub fn refuse(&self, name: &ResourceName, usable: Option<Route>) {
         match name.r#type() {
             ResourceType::Workload => self.section(|all| all.workload.refuse()),
             ResourceType::Mtls => self.section(|all| all.mtls.refuse()),
             ResourceType::Access => self.section(|all| all.access.refuse()),
+            ResourceType::Limits => self.section(|all| all.limits.refuse()),
             ResourceType::Route => {
                 if let Ok(address) = name.name.parse() {
-                    self.change(|table| table.refuse_route(address));
+                    let waits = self.change(|table| table.refuse_route(address, usable));
+                    self.end_wait_later(address, waits);
                 }
             }
             _ => {}
@@ -160,9 +182,21 @@ impl ConfigStore {
         }
     }
 
-    /// Swaps in where an address leads; in force once its endpoints are known.
+    /// Swaps in where an address leads; in force once all its endpoints are known, or a second later.
     pub fn set_route(&self, address: SocketAddr, route: Route) {
-        self.change(|table| table.set_route(address, route));
+        let waits = self.change(|table| table.set_route(address, route));
+        self.end_wait_later(address, waits);
+    }
+
+    fn end_wait_later(&self, address: SocketAddr, waits: Option<Ticket>) {
+        let (Some(ticket), Ok(runtime)) = (waits, Handle::try_current()) else { return };
+        let store = Weak::clone(&self.this);
+        runtime.spawn(async move {
+            sleep(ENDPOINTS_COME_WITHIN).await;
+            if let Some(store) = store.upgrade() {
+                store.change(|table| table.wait_no_longer(address, ticket));
+            }
+        });
     }
 
     /// Swaps in who serves what routes name so.

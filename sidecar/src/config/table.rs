@@ -1,5 +1,5 @@
-//! The addresses that are subscribed, and the endpoints that their routes name. Several addresses of one Service share
-//! its endpoints, which are released with the last route that names them.
+//! The addresses that are subscribed, and the endpoints that their routes name: those of the Service itself and of all
+//! that its rules lead to. Several addresses share endpoints, which are released with the last route that names them.
 //!
 //! In: addresses that are dialled, resources that arrive. Out: what to subscribe to and what not any more
 //! ([`Table::wishes`]). Bounded by what an operator keeps current for one sidecar: beyond, what has not been used for
@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::endpoints::Endpoints;
 use super::entry::{Destination, EndpointsEntry, Entry, Service};
-use super::resource::{Endpoints, Route, ServiceRoute};
+use super::resource::{Route, ServiceRoute};
 
 /// Addresses that are subscribed. An operator keeps twice as many resources current for one sidecar
 /// (`MAX_SUBSCRIPTIONS` of its sessions): each address may lead to endpoints of its own.
@@ -40,11 +41,26 @@ pub enum Wanted {
 struct Address {
     entry: Arc<Entry>,
     answered: bool,
-    /// The endpoints of the route in force.
-    endpoints: Option<Arc<str>>,
-    /// A route whose endpoints are not known yet.
-    waiting: Option<ServiceRoute>,
+    /// What is known of it is what could be used of a route that was refused.
+    makeshift: bool,
+    /// All endpoints of the route in force.
+    endpoints: Vec<Arc<str>>,
+    /// A route some of whose endpoints are not known yet.
+    waiting: Option<Waiting>,
 }
+
+/// A route some of whose endpoints are not known yet.
+#[derive(Debug)]
+struct Waiting {
+    route: ServiceRoute,
+    /// All its endpoints.
+    endpoints: Vec<Arc<str>>,
+    ticket: Ticket,
+}
+
+/// Tells the waits of an address apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
 
 /// Endpoints under their name.
 #[derive(Debug)]
@@ -66,6 +82,8 @@ pub(super) struct Table {
     clock: Arc<AtomicU64>,
     /// The clock when idle entries were last forgotten.
     horizon: u64,
+    /// Routes that have come.
+    routes: u64,
     /// What to subscribe to and what not any more, in this order.
     pub(super) wishes: Vec<Wanted>,
 }
@@ -80,43 +98,66 @@ impl Table {
         self.make_room();
         self.clock.fetch_add(1, Ordering::Relaxed);
         let entry = Entry::new(&self.clock);
-        let new = Address { entry: Arc::clone(&entry), answered: false, endpoints: None, waiting: None };
+        let new = Address {
+            entry: Arc::clone(&entry),
+            answered: false,
+            makeshift: false,
+            endpoints: Vec::new(),
+            waiting: None,
+        };
         self.addresses.insert(address, new);
         self.wishes.push(Wanted::Subscribe(Name::Route(address)));
         entry
     }
 
-    /// Takes over where an address leads, once its endpoints are known. Of an address that is not subscribed nothing is
-    /// kept.
-    pub(super) fn set_route(&mut self, address: SocketAddr, route: Route) {
-        let Some(found) = self.addresses.get_mut(&address) else { return };
+    /// Takes over where an address leads, once all its endpoints are known; until then the result is to be given to
+    /// [`Self::wait_no_longer`] later. Of an address that is not subscribed nothing is kept.
+    pub(super) fn set_route(&mut self, address: SocketAddr, route: Route) -> Option<Ticket> {
+        let found = self.addresses.get_mut(&address)?;
         found.answered = true;
-        let (before, in_force) = (found.waiting.take(), found.endpoints.clone());
-        if let Route::Service(service) = &route {
-            self.join(&service.endpoints, address);
+        found.makeshift = false;
+        let before = found.waiting.take().map_or_else(Vec::new, |waiting| waiting.endpoints);
+        let in_force = found.endpoints.clone();
+        let endpoints = match &route {
+            Route::Service(service) => service.all_endpoints(),
+            Route::Unknown | Route::Pod(_) => Vec::new(),
+        };
+        for name in &endpoints {
+            self.join(name, address);
         }
-        if let Some(before) = before {
-            let still_named =
-                matches!(&route, Route::Service(service) if service.endpoints == before.endpoints);
-            if !still_named && in_force.as_ref() != Some(&before.endpoints) {
-                self.leave(&before.endpoints, address);
-            }
+        for name in before.iter().filter(|name| !endpoints.contains(name) && !in_force.contains(name)) {
+            self.leave(name, address);
         }
         match route {
-            Route::Unknown => self.activate(address, Destination::Unknown, None),
-            Route::Pod(pod) => self.activate(address, Destination::Pod(pod), None),
-            Route::Service(service) => self.wait_or_activate(address, service),
+            Route::Unknown => self.activate(address, Destination::Unknown, endpoints),
+            Route::Pod(pod) => self.activate(address, Destination::Pod(pod), endpoints),
+            Route::Service(route) => {
+                self.routes += 1;
+                let ticket = Ticket(self.routes);
+                return self.wait_or_activate(address, Waiting { route, endpoints, ticket });
+            }
         }
+        None
     }
 
     /// An address leads to something that this sidecar refused. The last good route stays, and so must its endpoints:
-    /// the operator has ended its own subscription to them with the route that it sent.
-    pub(super) fn refuse_route(&mut self, address: SocketAddr) {
-        let Some(found) = self.addresses.get(&address) else { return };
+    /// the operator has ended its own subscription to them with the route that it sent. Without a good one, what could
+    /// be used of this is taken over; see [`Self::set_route`] for the result.
+    pub(super) fn refuse_route(&mut self, address: SocketAddr, usable: Option<Route>) -> Option<Ticket> {
+        let found = self.addresses.get(&address)?;
+        let good = !found.makeshift && (found.entry.peek().is_some() || found.waiting.is_some());
+        if let (false, Some(usable)) = (good, usable) {
+            let ticket = self.set_route(address, usable);
+            let found = self.addresses.get_mut(&address)?;
+            (found.answered, found.makeshift) = (false, true);
+            return ticket;
+        }
         found.entry.refuse();
-        let named = [found.endpoints.as_ref(), found.waiting.as_ref().map(|route| &route.endpoints)];
-        let named = named.into_iter().flatten().cloned();
+        let waiting = found.waiting.iter().flat_map(|waiting| &waiting.endpoints);
+        let waiting = waiting.filter(|name| !found.endpoints.contains(name));
+        let named = found.endpoints.iter().chain(waiting).cloned();
         self.wishes.extend(named.map(|name| Wanted::Subscribe(Name::Endpoints(name))));
+        None
     }
 
     /// Takes endpoints over. They may come before the route that names them.
@@ -138,29 +179,53 @@ impl Table {
             let waiting = self
                 .addresses
                 .get_mut(&address)
-                .and_then(|found| found.waiting.take_if(|service| service.endpoints == *name));
-            if let Some(service) = waiting {
-                self.wait_or_activate(address, service);
+                .and_then(|found| found.waiting.take_if(|waiting| waiting.endpoints.contains(name)));
+            if let Some(waiting) = waiting {
+                self.wait_or_activate(address, waiting);
             }
         }
     }
 
-    fn wait_or_activate(&mut self, address: SocketAddr, route: ServiceRoute) {
-        let known = self.endpoints.get(&route.endpoints).and_then(|named| named.entry.clone());
-        if let Some(endpoints) = known {
-            let name = Arc::clone(&route.endpoints);
-            self.activate(address, Destination::Service(Service { route, endpoints }), Some(name));
-        } else if let Some(found) = self.addresses.get_mut(&address) {
-            found.waiting = Some(route);
+    /// Endpoints that have still not come count as none: a Service that one of its routes cannot reach is not held up
+    /// by it. Does nothing where that wait has ended.
+    pub(super) fn wait_no_longer(&mut self, address: SocketAddr, ticket: Ticket) {
+        let waiting = self.addresses.get(&address).and_then(|found| found.waiting.as_ref());
+        let Some(waiting) = waiting.filter(|waiting| waiting.ticket == ticket) else { return };
+        for name in waiting.endpoints.clone() {
+            if self.endpoints.get(&name).is_some_and(|named| named.entry.is_none()) {
+                tracing::warn!(%address, endpoints = &*name, "the operator has not sent endpoints that a route names");
+                self.set_endpoints(&name, Endpoints::default());
+            }
         }
     }
 
-    fn activate(&mut self, address: SocketAddr, destination: Destination, endpoints: Option<Arc<str>>) {
+    /// What the route leads to; `None`: not all its endpoints are known.
+    fn joined(&self, route: &ServiceRoute) -> Option<Service> {
+        let known = |name: &Arc<str>| self.endpoints.get(name)?.entry.clone();
+        let behind = route.rules.iter().flat_map(|rules| &rules.services).map(|service| {
+            let endpoints = known(&service.endpoints)?;
+            Some(Service { route: service.clone(), endpoints, behind: Box::default() })
+        });
+        let behind = behind.collect::<Option<_>>()?;
+        Some(Service { endpoints: known(&route.endpoints)?, route: route.clone(), behind })
+    }
+
+    fn wait_or_activate(&mut self, address: SocketAddr, waiting: Waiting) -> Option<Ticket> {
+        if let Some(service) = self.joined(&waiting.route) {
+            self.activate(address, Destination::Service(service), waiting.endpoints);
+            return None;
+        }
+        let ticket = waiting.ticket;
+        self.addresses.get_mut(&address)?.waiting = Some(waiting);
+        Some(ticket)
+    }
+
+    fn activate(&mut self, address: SocketAddr, destination: Destination, endpoints: Vec<Arc<str>>) {
         let Some(found) = self.addresses.get_mut(&address) else { return };
         found.entry.set(destination);
         let before = std::mem::replace(&mut found.endpoints, endpoints.clone());
-        if let Some(before) = before.filter(|before| endpoints.as_ref() != Some(before)) {
-            self.leave(&before, address);
+        for name in before.iter().filter(|name| !endpoints.contains(name)) {
+            self.leave(name, address);
         }
     }
 
@@ -190,8 +255,10 @@ impl Table {
         let Some(found) = self.addresses.remove(&address) else { return };
         found.entry.forget();
         self.wishes.push(Wanted::Unsubscribe(Name::Route(address)));
-        for name in [found.endpoints, found.waiting.map(|route| route.endpoints)].into_iter().flatten() {
-            self.leave(&name, address);
+        let waiting = found.waiting.map_or_else(Vec::new, |waiting| waiting.endpoints);
+        // Whoever has left is not there to leave once more.
+        for name in found.endpoints.iter().chain(&waiting) {
+            self.leave(name, address);
         }
     }
 

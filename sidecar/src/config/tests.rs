@@ -10,9 +10,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Subject;
-use tulle_mesh::proto::{ResourceName, ResourceType};
+use tulle_mesh::proto::{self, ResourceName, ResourceType};
 
 use super::resource::{AccessSection, MtlsSection, Resource, Workload};
+use super::rules::decode_rules;
 use super::store::{Name, Wanted};
 use super::table::MAX_ADDRESSES;
 use super::*;
@@ -29,11 +30,9 @@ fn address(number: u32) -> SocketAddr {
 
 fn endpoint(port: u16, meshed: bool) -> Endpoint {
     Endpoint {
-        address: SocketAddr::from(([10, 0, 0, 1], port)),
         identity: meshed.then(|| WorkloadId::new("cluster.local", "shop", "web")),
-        revision: "".into(),
-        terminating: false,
         pod_uid: format!("pod-{port}").into(),
+        ..Endpoint::at(SocketAddr::from(([10, 0, 0, 1], port)))
     }
 }
 
@@ -48,6 +47,29 @@ fn service(endpoints: &str) -> Route {
         endpoints: endpoints.into(),
         ..ServiceRoute::default()
     })
+}
+
+/// A Service whose rules lead to these.
+fn routed(endpoints: &str, backends: &[&str]) -> Route {
+    let named = |endpoints: &&str| proto::Backend {
+        weight: 1,
+        endpoints: (*endpoints).into(),
+        ..proto::Backend::default()
+    };
+    let rules = proto::Rules {
+        kind: proto::RouteKind::Http.into(),
+        routes: vec![proto::RouteRef::default()],
+        rules: vec![proto::RouteRule {
+            backends: backends.iter().map(named).collect(),
+            ..proto::RouteRule::default()
+        }],
+        matches: vec![proto::Match::default()],
+    };
+    let rules = Some(Arc::new(decode_rules(&rules).unwrap()));
+    match service(endpoints) {
+        Route::Service(route) => Route::Service(ServiceRoute { rules, ..route }),
+        other => other,
+    }
 }
 
 fn pod(meshed: bool) -> Route {
@@ -103,13 +125,13 @@ async fn a_new_address_does_not_wait_while_the_operator_is_away() {
 async fn an_address_whose_route_is_refused_does_not_wait_for_another() {
     let (store, _wanted) = connected();
     let entry = dial(&store, address(1)).await;
-    store.refuse(&of(ResourceType::Route, &address(1).to_string()));
+    store.refuse(&of(ResourceType::Route, &address(1).to_string()), None);
     let before = Instant::now();
     store.resolve(address(1)).await;
     assert_eq!(before.elapsed(), Duration::ZERO);
     assert!(entry.current().is_none() && !store.holds(&Name::Route(address(1))));
     store.set_route(address(1), pod(true));
-    store.refuse(&of(ResourceType::Route, &address(1).to_string()));
+    store.refuse(&of(ResourceType::Route, &address(1).to_string()), None);
     assert!(entry.current().is_some(), "the last good one stays");
 }
 
@@ -147,7 +169,7 @@ async fn endpoints_of_a_route_whose_next_version_is_refused_are_asked_for_again(
     store.set_route(address(1), service("shop/b:80"));
     all(&mut wanted);
     // The operator keeps only those of the refused one current.
-    store.refuse(&of(ResourceType::Route, &address(1).to_string()));
+    store.refuse(&of(ResourceType::Route, &address(1).to_string()), None);
     let named = |name: &str| Wanted::Subscribe(Name::Endpoints(name.into()));
     assert_eq!(all(&mut wanted), [named("shop/a:80"), named("shop/b:80")]);
     store.set_endpoints(&"shop/a:80".into(), endpoints(&[2]));
@@ -193,6 +215,74 @@ async fn a_route_that_names_other_endpoints_is_in_force_once_they_are_known() {
             Wanted::Unsubscribe(named("shop/b:80")),
             Wanted::Unsubscribe(named("shop/a:80")),
         ]
+    );
+}
+
+fn behind(entry: &Entry) -> Vec<usize> {
+    match &*entry.current().unwrap() {
+        Destination::Service(service) => {
+            service.behind.iter().map(|service| service.endpoints.current().endpoints.len()).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_with_rules_waits_for_all_endpoints_and_releases_those_that_it_names_no_longer() {
+    let (store, mut wanted) = connected();
+    let entry = dial(&store, address(1)).await;
+    store.set_route(address(1), routed("shop/web:80", &["shop/a:80", "shop/b:80", "shop/a:80"]));
+    let named = |name: &str| Name::Endpoints(name.into());
+    let subscribed = ["shop/web:80", "shop/a:80", "shop/b:80"].map(|name| Wanted::Subscribe(named(name)));
+    assert_eq!(all(&mut wanted), subscribed);
+    for name in ["shop/web:80", "shop/b:80", "shop/a:80"] {
+        assert!(entry.current().is_none(), "{name} is not known yet");
+        store.set_endpoints(&name.into(), endpoints(&[1]));
+    }
+    assert_eq!(behind(&entry), [1, 1]);
+    store.set_endpoints(&"shop/b:80".into(), endpoints(&[1, 2]));
+    assert_eq!(behind(&entry), [1, 2], "they are kept current");
+    store.set_route(address(1), routed("shop/web:80", &["shop/b:80"]));
+    assert_eq!(all(&mut wanted), [Wanted::Unsubscribe(named("shop/a:80"))]);
+    assert_eq!(behind(&entry), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_do_not_come_count_as_none_after_a_second_and_as_what_they_are_later() {
+    let (store, _wanted) = connected();
+    let entry = dial(&store, address(1)).await;
+    store.set_endpoints(&"shop/web:80".into(), endpoints(&[1]));
+    store.set_route(address(1), routed("shop/web:80", &["shop/late:80"]));
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(entry.current().is_none());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((ports(&entry), behind(&entry)), (Some(vec![1]), vec![0]));
+    store.set_endpoints(&"shop/late:80".into(), endpoints(&[1, 2]));
+    assert_eq!(behind(&entry), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_route_that_is_refused_is_used_without_its_rules_until_there_is_a_good_one() {
+    let (store, _wanted) = connected();
+    let entry = dial(&store, address(1)).await;
+    let name = of(ResourceType::Route, &address(1).to_string());
+    store.set_endpoints(&"shop/web:80".into(), endpoints(&[1]));
+    store.set_endpoints(&"shop/a:80".into(), endpoints(&[1]));
+    store.refuse(&name, Some(service("shop/web:80")));
+    assert_eq!(ports(&entry), Some(vec![1]));
+    assert!(!store.holds(&Name::Route(address(1))), "it is to be sent again");
+    store.refuse(&name, Some(service("shop/a:80")));
+    let leads_to = |entry: &Entry| match &*entry.current().unwrap() {
+        Destination::Service(service) => service.route.endpoints.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(leads_to(&entry), "shop/a:80", "what is known best");
+    store.set_route(address(1), routed("shop/a:80", &["shop/a:80"]));
+    store.refuse(&name, Some(service("shop/web:80")));
+    assert_eq!(
+        (leads_to(&entry).as_str(), behind(&entry)),
+        ("shop/a:80", vec![1]),
+        "the last good one stays"
     );
 }
 
@@ -266,7 +356,10 @@ async fn a_connection_whose_address_was_forgotten_without_an_answer_asks_again()
 
 fn sections() -> [Resource; 3] {
     [
-        Resource::Workload(Workload { revision: "r1".into() }),
+        Resource::Workload(
+            Workload { revision: "r1".into() },
+            Place { zone: "z1".into(), node: "n1".into() },
+        ),
         Resource::Mtls(MtlsSection { mode: Mtls::Permissive, shadow_strict: false }),
         Resource::Access(AccessSection::default()),
     ]
@@ -291,6 +384,7 @@ async fn what_is_enforced_is_known_after_all_three_sections_in_any_order() {
         tokio::time::timeout(Duration::from_secs(1), store.inbound_known()).await.expect("known");
         let inbound = store.inbound().unwrap();
         assert_eq!((inbound.mtls, inbound.revision.as_str()), (Mtls::Permissive, "r1"));
+        assert_eq!((&*store.place().zone, &*store.place().node), ("z1", "n1"));
         assert!(allows(&store));
     }
 }
@@ -300,15 +394,15 @@ async fn sections_that_are_refused_at_first_fail_closed_instead_of_waiting_for_e
     let (store, _wanted) = connected();
     for kind in [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access] {
         assert!(tokio::time::timeout(Duration::from_secs(1), store.inbound_known()).await.is_err());
-        store.refuse(&of(kind, "uid"));
+        store.refuse(&of(kind, "uid"), None);
     }
     tokio::time::timeout(Duration::from_secs(1), store.inbound_known()).await.expect("known");
     assert_eq!(store.inbound().unwrap().mtls, Mtls::Strict);
     assert!(!allows(&store));
     sections().into_iter().for_each(|section| store.apply(section));
     assert!(allows(&store), "one that can be enforced takes over");
-    store.refuse(&of(ResourceType::Access, "uid"));
-    store.refuse(&of(ResourceType::Mtls, "uid"));
+    store.refuse(&of(ResourceType::Access, "uid"), None);
+    store.refuse(&of(ResourceType::Mtls, "uid"), None);
     assert_eq!(store.inbound().unwrap().mtls, Mtls::Permissive, "the last good one stays");
     assert!(allows(&store));
 }

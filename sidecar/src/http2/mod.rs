@@ -29,6 +29,9 @@ pub const MAX_HEADER_LIST: u32 = (MAX_HEAD + 32 * (MAX_HEADERS + 5)) as u32;
 pub const MAX_STREAMS: u32 = 1000;
 /// Streams that we open on one connection to a server.
 pub const SHARED_STREAMS: u32 = 100;
+/// What [`h2::client::SendRequest::current_max_send_streams`] says before the server has sent its SETTINGS. No server
+/// can grant as many: the setting has 32 bits.
+pub const UNSETTLED: usize = usize::MAX - 1;
 /// Bytes under way on a stream.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes under way on a connection.
@@ -70,6 +73,7 @@ pub fn client() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .max_header_list_size(MAX_HEADER_LIST)
+        .initial_max_send_streams(UNSETTLED)
         .initial_window_size(SHARED_STREAM_WINDOW)
         .initial_connection_window_size(SHARED_STREAM_WINDOW * SHARED_STREAMS)
         .max_concurrent_reset_streams(MAX_RESETS)

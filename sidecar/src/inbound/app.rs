@@ -3,18 +3,19 @@
 //! In: a request that was admitted, or leave to connect. Out: the answer, from a connection that was kept or opened
 //! for it. Nothing is kept open to an application that does not accept what waits for it: see [`watch`].
 
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
-use crate::admit::Client;
-use crate::attempt::{self, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
+use crate::admit::{Client, has_passed};
+use crate::attempt::{self, Attempt, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::http1::conn::split;
@@ -55,7 +56,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     if let Err(failure) = call.prepare().await {
         return Ended::failed(failure);
     }
-    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: true };
+    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: true, ..AttemptPolicy::default() };
     let mut repeats = REPEATS.iter();
     let mut fresh = false;
     loop {
@@ -64,7 +65,9 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
             Err(failure) => return Ended::failed(failure),
         };
         let reused = exchange.reused;
+        let began = Instant::now();
         let mut attempt = attempt::run(call, exchange, &policy).await;
+        note_latency(&peer.worker, &attempt, began);
         call.attempts = call.attempts.saturating_add(1);
         if let Some((reader, writer)) = attempt.idle.take() {
             match own || attempt.bound {
@@ -91,13 +94,39 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     }
 }
 
-/// Opens an exchange with the application, unless the client leaves meanwhile; whether on the client's own connection.
+/// What other sidecars are told of the application.
+fn note_latency(worker: &Worker, attempt: &Attempt, began: Instant) {
+    let (Some(head_at), Some(status)) = (attempt.head_at, attempt.status) else { return };
+    // Server errors of gRPC, as they are counted.
+    let failed = status >= 500 || matches!(attempt.grpc_status, Some(2 | 4 | 13 | 14 | 15));
+    worker.app_latency.note(head_at.saturating_duration_since(began), failed, head_at);
+}
+
+/// Opens an exchange with the application, unless the client leaves meanwhile or its time is up: nothing is sent then.
+/// Whether on the client's own connection.
 async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, bool), Failure> {
-    let Call { head, answer, travels, .. } = call;
+    let Call { head, answer, travels, deadline, .. } = call;
+    let expired = || {
+        peer.worker.telemetry.event("expired_request", "Connect");
+        Err(Failure::DeadlineExceeded)
+    };
+    if has_passed(*deadline) {
+        return expired();
+    }
     tokio::select! {
         biased;
+        // First: a connection that is there at the last moment would send the request with it.
+        () = passes(*deadline) => expired(),
         opened = connect_for(peer, head, *travels, fresh) => opened,
         () = answer.gone() => Err(Failure::ClientGaveUp),
+    }
+}
+
+/// Resolves when a deadline passes.
+async fn passes(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
     }
 }
 

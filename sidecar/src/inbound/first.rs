@@ -14,10 +14,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::ALPN;
 
 use super::{Peer, app};
-use crate::admit::{would_admit_connection, would_admit_plaintext};
+use crate::admit::{admit_client, would_admit_connection, would_admit_plaintext};
 use crate::config::Protocol;
 use crate::detect::{self, Detector};
 use crate::error::Failure;
+use crate::gate::Slot;
 use crate::io::Prefixed;
 use crate::listen::{reset_on_close, watch_mesh};
 
@@ -53,14 +54,18 @@ pub(super) struct Plain {
     pub(super) protocol: Protocol,
     /// A connection to the application that was opened for this client. Nothing has been read from it.
     pub(super) app: Option<TcpStream>,
+    /// Its place among the connections of clients, where these are limited.
+    pub(super) slot: Option<Slot>,
+    /// A place was taken, or is not needed.
+    has_asked: bool,
 }
 
 /// Finds out what a connection is.
 ///
 /// # Errors
-/// When the client leaves or stays silent, or the application cannot be reached.
+/// When the client leaves or stays silent, there are too many of its kind, or the application cannot be reached.
 pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Failure> {
-    let mut plain = Plain { stream, read: BytesMut::new(), protocol: Protocol::Opaque, app: None };
+    let mut plain = Plain::new(stream);
     let speaks = match timeout(SILENCE, plain.read_some()).await {
         Ok(read) => read?,
         Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
@@ -72,15 +77,44 @@ pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Fa
             read?
         }
     };
-    match speaks {
-        true => plain.decide(peer).await,
+    let opening = match speaks {
+        true => plain.decide(peer).await?,
         // A client that has ended its side without a word may still be told something.
-        false if would_admit_connection(&peer.worker, &peer.client) => Ok(Opening::Plain(plain)),
-        false => Err(Failure::ClientGone),
+        false if would_admit_connection(&peer.worker, &peer.client) => Opening::Plain(plain),
+        false => return Err(Failure::ClientGone),
+    };
+    match opening {
+        Opening::Plain(mut plain) => {
+            plain.take_place(peer)?;
+            Ok(Opening::Plain(plain))
+        }
+        mesh => Ok(mesh),
     }
 }
 
 impl Plain {
+    fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            read: BytesMut::new(),
+            protocol: Protocol::Opaque,
+            app: None,
+            slot: None,
+            has_asked: false,
+        }
+    }
+
+    /// Takes a place among the connections of clients, once. A client beyond their limit is reset.
+    fn take_place(&mut self, peer: &Peer) -> Result<(), Failure> {
+        if !std::mem::replace(&mut self.has_asked, true) {
+            self.slot = admit_client(&peer.worker).map_err(|denied| {
+                reset_on_close(&self.stream);
+                denied.0
+            })?;
+        }
+        Ok(())
+    }
+
     /// Reads from the client. `false`: it has ended its side.
     async fn read_some(&mut self) -> Result<bool, Failure> {
         loop {
@@ -102,6 +136,8 @@ impl Plain {
     /// Connects to the application, and waits for whoever speaks first. `false`: it was not the client, or one of the
     /// two has ended its side.
     async fn wait_for_either(&mut self, peer: &Peer) -> Result<bool, Failure> {
+        // Another sidecar would have spoken.
+        self.take_place(peer)?;
         let connected = tokio::select! {
             biased;
             read = self.read_some() => return read,

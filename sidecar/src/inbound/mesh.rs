@@ -20,8 +20,8 @@ use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::{LIMIT, Peer, app, serve_call};
-use crate::admit::{Permit, admit_connection, would_admit_connection};
-use crate::attempt::tunnel;
+use crate::admit::{Permit, admit_client, admit_connection, deadline_of, would_admit_connection};
+use crate::attempt::{Load, tunnel};
 use crate::call::Call;
 use crate::error::Failure;
 use crate::http1::conn::split;
@@ -124,9 +124,9 @@ pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut
         }
         sender.reset(Code::BadHead);
     };
-    // Only the protocol is kept: the other fields hold the block that the head is in.
-    let travels = match Fields::decode(&mut block) {
-        Ok(fields) => fields.protocol,
+    // Only what is copied is kept: the other fields hold the block that the head is in.
+    let (travels, left_ms) = match Fields::decode(&mut block) {
+        Ok(fields) => (fields.protocol, fields.deadline_ms),
         Err(error) => return refuse("BadHead", &error),
     };
     if travels == Travels::Opaque {
@@ -134,8 +134,12 @@ pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut
     }
     match parse_request(&mut BytesMut::from(block)) {
         Ok(Some(head)) => {
-            let load = peer.worker.load.get().saturating_add(1);
-            serve_call(peer, Call::mesh(head, travels, &sender, &mut receiver, load)).await;
+            let worker = &peer.worker;
+            let in_flight = worker.load.get().saturating_add(1);
+            let load = Load { in_flight, latency_us: worker.app_latency.micros() };
+            let mut call = Call::mesh(head, travels, &sender, &mut receiver, load);
+            call.deadline = deadline_of(&call, left_ms);
+            serve_call(peer, call).await;
         }
         Ok(None) => refuse("BadRequest", &"the request's head is cut short"),
         Err(error) => refuse("BadRequest", &error),
@@ -149,6 +153,8 @@ async fn opaque(peer: &Peer, sender: Sender, mut receiver: Receiver) {
         return peer.count_refused().await;
     }
     let Ok(permit) = admit_connection(&peer.worker, &peer.client) else { return sender.reset(Code::Denied) };
+    // Its sidecar knows of others that may take it.
+    let Ok(_slot) = admit_client(&peer.worker) else { return sender.reset(Code::NotProcessed) };
     let connected = tokio::select! {
         biased;
         connected = app::connect(peer) => connected,

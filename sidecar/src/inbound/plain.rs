@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::first::Plain;
 use super::{Peer, app, serve_call};
-use crate::admit::{admit_connection, admit_plaintext};
+use crate::admit::{admit_connection, admit_plaintext, deadline_of};
 use crate::attempt::{Answer, proxy_tcp};
 use crate::call::Call;
 use crate::config::Protocol;
@@ -36,7 +36,7 @@ pub(super) async fn serve(peer: Rc<Peer>, plain: Plain) -> Result<(), Failure> {
         reset_on_close(&plain.stream);
         return Err(denied.0);
     }
-    let Plain { stream, read, protocol, app } = plain;
+    let Plain { stream, read, protocol, app, slot: _slot, .. } = plain;
     match protocol {
         Protocol::Http1 => {
             // The connection that was opened for this client carries its first request.
@@ -168,8 +168,10 @@ async fn stream_of(
     let (parts, mut body) = request.into_parts();
     match http2::request_head(&parts, body.is_end_stream()) {
         Ok(head) => {
+            let mut call = Call::http2(head, &mut body, &mut respond);
+            call.deadline = deadline_of(&call, None);
             // Its answer ends with its stream, whatever becomes of the request.
-            let _ = serve_call(peer, Call::http2(head, &mut body, &mut respond)).await;
+            let _ = serve_call(peer, call).await;
         }
         Err(failure) => {
             peer.worker.telemetry.event("refused_request", failure.name());

@@ -20,6 +20,8 @@ use crate::config::{ConfigStore, Inbound, InboundAccess, Mtls};
 use crate::settings::{Settings, SourceAddress};
 use crate::wire::{Connection, Event, Receiver, Role, Sender, drive};
 
+mod limits;
+
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 
 fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddress) -> Rc<Worker> {
@@ -39,7 +41,14 @@ fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddre
         features: Vec::new(),
     };
     let (config, _wanted) = ConfigStore::new();
-    config.set_inbound(Inbound { mtls, access, shadow: None, shadow_strict: false, revision: String::new() });
+    config.set_inbound(Inbound {
+        mtls,
+        access,
+        shadow: None,
+        shadow_strict: false,
+        limits: None,
+        revision: String::new(),
+    });
     Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default())
 }
 
@@ -276,7 +285,14 @@ async fn a_new_deny_ends_the_connections_that_it_forbids() {
             .map(|access| InboundAccess { rules: access.rules.clone(), policy: access.policy.clone() });
         let mtls = Mtls::Permissive;
         let revision = String::new();
-        worker.config.set_inbound(Inbound { mtls, access, shadow: None, shadow_strict: false, revision });
+        worker.config.set_inbound(Inbound {
+            mtls,
+            access,
+            shadow: None,
+            shadow_strict: false,
+            limits: None,
+            revision,
+        });
         let ended = timeout(Duration::from_secs(5), client.read(&mut [0])).await.expect("it goes on");
         assert!(ended.is_err(), "broken off, not ended: {ended:?}");
     })
@@ -468,7 +484,14 @@ async fn a_request_that_a_new_rule_forbids_is_broken_off_as_denied() {
         let strict = no_deletes().config.inbound().unwrap();
         let access = strict.access.clone();
         let (mtls, revision) = (Mtls::Permissive, String::new());
-        worker.config.set_inbound(Inbound { mtls, access, shadow: None, shadow_strict: false, revision });
+        worker.config.set_inbound(Inbound {
+            mtls,
+            access,
+            shadow: None,
+            shadow_strict: false,
+            limits: None,
+            revision,
+        });
         assert_eq!(next(&mut receiver).await, Event::Reset(Code::Denied));
     })
     .await;

@@ -1,27 +1,28 @@
-//! Requests of the pod's application, each to an endpoint of its own, and to another one where that could not be
-//! reached or had gone. This is the one loop of attempts: what may be repeated is [`End::may_repeat`]'s to say.
+//! Requests of the pod's application: where each goes, and what is done to it on the way there. An endpoint is chosen,
+//! and chosen again, by [`attempts`].
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::Instant;
 
+use super::attempts::attempts;
+use super::mirror::{self, Target};
 use super::opaque::Opened;
-use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
+use super::unserved;
 use crate::attempt::answer::Answer;
-use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, open, run};
-use crate::backend::{Backend, InFlight, Outcome, Tried, Upstream};
+use crate::backend::steer::steer;
+use crate::backend::{Ask, Backend, Cohort};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::Port;
+use crate::route::{CompiledRules, Found, Plan, Port, Way, hash_of_request};
 use crate::telemetry::Series;
-use crate::telemetry::attempts::{Attempts, Seen, evidence_of};
 use crate::worker::Worker;
 
 /// Serves an HTTP/1 connection until either side closes it. `opened`: a connection to an endpoint that was opened
@@ -97,215 +98,102 @@ async fn serve(
     mut call: Call<'_>,
     opened: Option<Box<Opened>>,
 ) -> bool {
-    let backend = if port.is_gone() {
+    let plan = if port.is_gone() {
         // The connection has outlived what was known of its address.
-        Box::pin(worker.port(port.address())).await.backend(worker)
+        Box::pin(worker.port(port.address())).await.plan(worker)
     } else {
-        port.backend(worker)
+        port.plan(worker)
     };
     let prepared = call.prepare().await;
-    let (ended, series) = match (prepared, &backend) {
-        (Ok(()), Some(backend)) => attempts(worker, backend, &mut call, opened).await,
-        (prepared, backend) => {
+    let (ended, series) = match (prepared, &plan) {
+        (Ok(()), Some(plan)) => match &plan.rules {
+            None => forward(worker, &plan.default, &mut call, opened).await,
+            // Not a part of the future of every request.
+            Some(rules) => Box::pin(by_rules(worker, plan, rules, port.address(), &mut call, opened)).await,
+        },
+        (prepared, plan) => {
             let failure = prepared.err().unwrap_or(Failure::UpstreamNone);
-            (Ended::failed(failure), unserved(worker, backend.as_deref(), call.protocol()))
+            let backend = plan.as_ref().map(|plan| &*plan.default.backend);
+            (Ended::failed(failure), unserved(worker, backend, call.protocol()))
         }
     };
     call.finish(worker, &series, ended).await
 }
 
-/// An endpoint that was chosen for the next attempt.
-struct Chosen {
-    upstream: Rc<Upstream>,
-    /// Where the attempt is counted: the Canary's epoch is that of the choice.
-    evidence: Option<Arc<Attempts>>,
-    /// An exchange that is open already.
-    ready: Option<Exchange>,
-    /// Not on a kept connection.
-    fresh: bool,
+/// Serves a request that no rule looks at.
+async fn forward(
+    worker: &Rc<Worker>,
+    way: &Way,
+    call: &mut Call<'_>,
+    opened: Option<Box<Opened>>,
+) -> (Ended, Arc<Series>) {
+    let (mut ask, on_trial) = ask(worker, &way.backend, call);
+    if on_trial.is_some() {
+        let copies = vec![Target { backend: Rc::clone(&way.backend), on_trial }];
+        if let Err(failure) = Box::pin(mirror::send(worker, call, copies)).await {
+            return (Ended::failed(failure), unserved(worker, Some(&way.backend), call.protocol()));
+        }
+    }
+    let opened = opened.filter(|opened| suits(opened, way, &ask));
+    attempts(worker, way, &mut ask, call, opened.map(|opened| *opened)).await
 }
 
-/// An attempt that was made.
-struct Made {
-    attempt: Attempt,
-    /// On a connection that may have been closed before the request came.
-    kept: bool,
-    in_flight: InFlight,
-}
-
-/// Makes attempts until one need not, or cannot, be repeated. Returns how the request ended, and under what it is
-/// counted.
-async fn attempts(
-    worker: &Worker,
-    backend: &Backend,
+/// Serves a request by the rules of its port.
+async fn by_rules(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    rules: &CompiledRules,
+    dialled: SocketAddr,
     call: &mut Call<'_>,
     opened: Option<Box<Opened>>,
 ) -> (Ended, Arc<Series>) {
     let protocol = call.protocol();
-    let mut tried = Tried::default();
-    let mut anew = ANEW.iter();
-    let mut next = match opened.and_then(|opened| ready(*opened, call)) {
-        Some(ready) => Some(ready),
-        None => backend.pick(&tried).map(|upstream| Chosen::new(worker, upstream, false)),
+    // Counted as a request to the Service that was dialled: it has reached no other.
+    let answered = |ended| (ended, unserved(worker, Some(&plan.default.backend), protocol));
+    let found = match rules.find(&call.head, dialled.port()) {
+        Found::Forward(found) => found,
+        Found::Answer(head) => {
+            let ended = call.reply(&head).await;
+            return answered(ended);
+        }
+        Found::Fail(failure) => return answered(Ended::failed(failure)),
     };
-    let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
-    while let Some(chosen) = next.take() {
-        let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
-        let Made { attempt, kept, in_flight } = make(worker, backend, chosen, call).await;
-        call.attempts = call.attempts.saturating_add(1);
-        if !attempt.end.may_repeat(call) || is_over(call.deadline) {
-            in_flight.end(outcome(&attempt));
-            let series = upstream.series(&worker.telemetry, protocol);
-            return (attempt.ended(), series);
-        }
-        drop(in_flight);
-        upstream.avoid();
-        if !fresh {
-            tried.push(upstream.endpoint.address);
-        }
-        let other = if tried.len() < MAX_ENDPOINTS { backend.pick(&tried) } else { None };
-        next = match other {
-            Some(other) => Some(Chosen::new(worker, other, false)),
-            None if is_mended_by_a_fresh_connection(&attempt.end, kept) => match anew.next() {
-                Some(wait) => {
-                    if !wait.is_zero() {
-                        tokio::time::sleep(*wait).await;
-                    }
-                    Some(Chosen::new(worker, upstream, true))
-                }
-                None => None,
-            },
-            None => None,
-        };
-        if let Some(next) = &next {
-            worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
-        }
-        failed = attempt;
+    let (mut ask, on_trial) = ask(worker, &found.way.backend, call);
+    call.edits = found.settle(&call.head, &mut ask);
+    found.edit(&mut call.head);
+    let mut copies: Vec<Target> =
+        found.copies().map(|backend| Target { backend: Rc::clone(backend), on_trial: None }).collect();
+    if on_trial.is_some() {
+        copies.push(Target { backend: Rc::clone(&found.way.backend), on_trial });
     }
-    (failed.ended(), unserved(worker, Some(backend), protocol))
+    if !copies.is_empty()
+        && let Err(failure) = mirror::send(worker, call, copies).await
+    {
+        return answered(Ended::failed(failure));
+    }
+    let opened = opened.filter(|opened| suits(opened, found.way, &ask));
+    attempts(worker, found.way, &mut ask, call, opened.map(|opened| *opened)).await
 }
 
-/// One attempt at one endpoint, counted as evidence also where another saves the request.
-async fn make(worker: &Worker, backend: &Backend, chosen: Chosen, call: &mut Call<'_>) -> Made {
-    let Chosen { upstream, evidence, ready, fresh } = chosen;
-    let in_flight = upstream.begin();
-    let exchange = match ready {
-        Some(exchange) => Ok(exchange),
-        None => {
-            let limit = patience(backend, &upstream);
-            let limit = call.deadline.map_or(limit, |at| limit.min(at.duration_since(Instant::now())));
-            let to = Opening { backend, upstream: &upstream, attempt: call.attempts, fresh, limit };
-            tokio::select! {
-                biased;
-                opened = open(worker, &to, &call.head, call.travels) => opened.map_err(unopened),
-                // Nobody is left to answer. The endpoint has not been reached in that time.
-                () = call.answer.gone() => Err(End::Client(Failure::ClientGaveUp)),
-            }
-        }
+/// What the choice of an endpoint is to take into account for this request. Also the version on trial that gets a copy
+/// of it, if one does.
+fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<Arc<str>>) {
+    let mut ask = Ask::default();
+    if let Some(key) = backend.hash_key() {
+        ask.hash = hash_of_request(&key, &call.head, &worker.settings.pod_uid);
+    }
+    let endpoints = backend.steering();
+    let Some(steering) = endpoints.as_ref().and_then(|endpoints| endpoints.steering.as_ref()) else {
+        return (ask, None);
     };
-    let exchange = match exchange {
-        Ok(exchange) => exchange,
-        Err(end) => {
-            let seen = match &end {
-                End::Client(Failure::ClientGaveUp) => Some(Seen::Unreached),
-                End::NotProcessed(failure) | End::Client(failure) | End::Final(failure) => {
-                    evidence_of(Err(failure), None)
-                }
-                _ => None,
-            };
-            count(evidence.as_ref(), backend, &upstream, seen, None);
-            return Made { attempt: Attempt::of(end), kept: false, in_flight };
-        }
-    };
-    let kept = exchange.reused;
-    let policy = AttemptPolicy { deadline: call.deadline, refuses_claims: false };
-    let mut attempt = run(call, exchange, &policy).await;
-    if let Some((reader, writer)) = attempt.idle.take().filter(|_| !attempt.bound) {
-        worker.http1.put(upstream.endpoint.address.into(), reader, writer);
-    }
-    let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
-    count(evidence.as_ref(), backend, &upstream, seen(&attempt), head_after);
-    Made { attempt, kept, in_flight }
+    let steered = steer(steering, &call.head);
+    ask.cohort = steered.cohort;
+    call.set_cookie = steered.set_cookie;
+    (ask, steered.mirror.then(|| Arc::clone(&steering.revision)))
 }
 
-impl Chosen {
-    fn new(worker: &Worker, upstream: Rc<Upstream>, fresh: bool) -> Self {
-        let evidence = upstream.attempts(&worker.telemetry);
-        Self { upstream, evidence, ready: None, fresh }
-    }
-}
-
-/// The connection that was opened while the client was silent, as the exchange of its first request; `None`: it
-/// cannot carry one.
-fn ready(opened: Opened, call: &Call<'_>) -> Option<Chosen> {
-    let (upstream, evidence, exchange) = opened.into_exchange(&call.head)?;
-    Some(Chosen { upstream, evidence, ready: Some(exchange), fresh: false })
-}
-
-/// How an attempt ends whose exchange could not be opened: nothing was sent, whatever the method.
-fn unopened(failure: Failure) -> End {
-    match failure {
-        // No other endpoint could take it either.
-        Failure::OursNoCertificate => End::Final(failure),
-        failure if failure.is_of_client() => End::Client(failure),
-        failure => End::NotProcessed(failure),
-    }
-}
-
-fn is_over(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|at| at <= Instant::now())
-}
-
-/// Whether the endpoint itself may serve on a fresh connection what it has not served on this one. An endpoint
-/// that could not be connected at all is not asked again.
-fn is_mended_by_a_fresh_connection(end: &End, kept: bool) -> bool {
-    match end {
-        End::NotProcessed(failure) => *failure == Failure::UpstreamNotProcessed,
-        End::Unread(_) => true,
-        // Connections between sidecars are always kept ones.
-        End::Unanswered(failure) => kept || *failure == Failure::UpstreamLost,
-        End::Delivered(_) | End::Refused(_) | End::Final(_) | End::Client(_) => false,
-    }
-}
-
-/// Why a request is sent again, as an event.
-fn why(end: &End, fresh: bool) -> &'static str {
-    match end {
-        _ if fresh => "SameEndpoint",
-        End::NotProcessed(_) => "NotProcessed",
-        End::Unread(_) => "Unread",
-        _ => "Unanswered",
-    }
-}
-
-/// What an attempt says of the version of its endpoint. A client that leaves a stream whose answer has begun says
-/// that the answer was good as far as it went.
-fn seen(attempt: &Attempt) -> Option<Seen> {
-    let result = match (&attempt.end, attempt.status) {
-        (End::Delivered(Err(Failure::ClientGone)) | End::Client(Failure::ClientGone), Some(status)) => {
-            Ok(status)
-        }
-        (End::Delivered(Ok(status)) | End::Refused(status), _) => Ok(*status),
-        (
-            End::Delivered(Err(failure))
-            | End::NotProcessed(failure)
-            | End::Unread(failure)
-            | End::Unanswered(failure)
-            | End::Final(failure)
-            | End::Client(failure),
-            _,
-        ) => Err(failure),
-    };
-    evidence_of(result, attempt.grpc_status)
-}
-
-/// What an attempt teaches of the latency of its endpoint.
-fn outcome(attempt: &Attempt) -> Option<Outcome> {
-    match &attempt.end {
-        End::Delivered(Ok(status)) if *status < 500 => attempt.head_at.map(Outcome::Answered),
-        End::Client(Failure::ClientGaveUp) => Some(Outcome::Abandoned),
-        End::Final(Failure::OursNoCertificate) | End::Client(_) => None,
-        End::Delivered(Err(failure)) if failure.is_of_client() => None,
-        _ => Some(Outcome::Failed),
-    }
+/// Whether a connection that was opened while the client was silent goes where its first request goes.
+fn suits(opened: &Opened, way: &Way, ask: &Ask) -> bool {
+    let anywhere = ask.hash.is_none() && ask.stay.is_none() && matches!(ask.cohort, Cohort::ByShare);
+    anywhere && opened.is_to(&way.backend)
 }

@@ -1,19 +1,27 @@
 //! The outbound path: a connection that the pod's application makes.
 //!
-//! original destination → the [`Port`] that it leads to → what is spoken → an endpoint for each request, or for
-//! the connection → its sidecar, or the endpoint itself where it has none.
+//! original destination → the [`Port`] that it leads to → what is spoken → the way of each request, or of the
+//! connection, by the rules of routes → an endpoint → its sidecar, or the endpoint itself where it has none.
 //!
 //! ```text
 //!   race      what is spoken: the client's first bytes against the server's
-//!   http      requests, each to an endpoint of its own
+//!   http      requests: where each goes, and what is done to it on the way
+//!   attempts  the attempts at one request, and what policies and the request itself say about them (trying, wishes)
+//!   mirror    copies of requests
 //!   opaque    connections whose content is not looked at
+//!   sni       the server that a TLS client asks for
 //! ```
 
+mod attempts;
 mod http;
+mod mirror;
 mod opaque;
 mod race;
+mod sni;
 #[cfg(test)]
 mod tests;
+mod trying;
+mod wishes;
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -97,10 +105,7 @@ async fn speak(
     match protocol {
         Protocol::Http1 => Box::pin(http::serve_http1(worker, port, stream, buffer, None)).await,
         Protocol::Http2 => Box::pin(http::serve_http2(worker, port, stream, buffer)).await,
-        Protocol::Opaque | Protocol::Detect => {
-            let (reader, writer) = split(stream, buffer);
-            Box::pin(opaque::serve(worker, port, reader, writer)).await
-        }
+        Protocol::Opaque | Protocol::Detect => Box::pin(opaque::serve(worker, port, stream, buffer)).await,
     }
 }
 

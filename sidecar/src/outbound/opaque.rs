@@ -1,26 +1,30 @@
-//! Connections whose content is not looked at, each to one endpoint.
+//! Connections whose content is not looked at, each to one endpoint. Where a port has rules about the names of TLS
+//! servers, the name in the client's first message says to whose.
 
 use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
-use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
+use super::sni::{self, Hello};
+use super::{ANEW, MAX_ENDPOINTS, count, patience, reset_on_close, unserved};
 use crate::attempt::{Exchange, Joined, http1_exchange, join, proxy_tcp};
-use crate::backend::{Backend, InFlight, Tried, Upstream};
+use crate::backend::{Ask, Backend, InFlight, Upstream};
 use crate::claim::set_client_id;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
 use crate::message::{Sink, Source, pump};
 use crate::pool::{self, Server};
-use crate::route::Port;
+use crate::route::{Connection, Port};
 use crate::telemetry::Limited;
 use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silence};
 use crate::wire::{Event, Receiver, Sender};
@@ -29,17 +33,21 @@ use crate::worker::Worker;
 /// A server that is down fails every connection: its failures are logged this often in a second.
 static FAILURES: Limited = Limited::new(10);
 
+/// How long the rest of a ClientHello may take. Servers wait for the whole handshake for 10 s to a minute.
+const HELLO_COMES_WITHIN: Duration = Duration::from_secs(10);
+
 /// A connection that is open to an endpoint.
 pub(super) struct Opened {
+    backend: Rc<Backend>,
     upstream: Rc<Upstream>,
-    way: Way,
+    transport: Transport,
     /// Where the attempt is counted, once the server has been heard or has ended.
     evidence: Option<Arc<Attempts>>,
     /// Counts the connection as under way. What it lasts says nothing of the endpoint's latency.
     in_flight: InFlight,
 }
 
-enum Way {
+enum Transport {
     /// Through the endpoint's sidecar, and what has arrived already.
     Mesh(Sender, Receiver, Option<Event>),
     /// To the endpoint itself, and what has been read already.
@@ -76,14 +84,14 @@ impl Greeting {
 /// is evidence, but the connection is not counted as failed: the client may turn out to speak HTTP.
 pub(super) async fn open(
     worker: &Worker,
-    backend: &Backend,
+    backend: &Rc<Backend>,
     left: impl Future<Output = ()>,
 ) -> Result<Opened, Failure> {
     let mut left = pin!(left);
-    let mut tried = Tried::default();
+    let mut ask = Ask::default();
     let mut anew = ANEW.iter();
     let mut last = Failure::UpstreamNone;
-    let mut next = backend.pick(&tried);
+    let mut next = backend.pick(&ask);
     let mut again = false;
     while let Some(upstream) = next.take() {
         let evidence = upstream.attempts(&worker.telemetry);
@@ -98,7 +106,10 @@ pub(super) async fn open(
             }
         };
         last = match connected {
-            Ok(way) => return Ok(Opened { upstream, way, evidence, in_flight }),
+            Ok(transport) => {
+                let backend = Rc::clone(backend);
+                return Ok(Opened { backend, upstream, transport, evidence, in_flight });
+            }
             Err(failure) => failure,
         };
         count(evidence.as_ref(), backend, &upstream, evidence_of(Err(&last), None), None);
@@ -107,9 +118,9 @@ pub(super) async fn open(
         }
         upstream.avoid();
         if !again {
-            tried.push(upstream.endpoint.address);
+            ask.tried.push(upstream.endpoint.address);
         }
-        next = if tried.len() < MAX_ENDPOINTS { backend.pick(&tried) } else { None };
+        next = if ask.tried.len() < MAX_ENDPOINTS { backend.pick(&ask) } else { None };
         // The last endpoint that is left: its application may be back in a moment.
         if next.is_none()
             && last == Failure::UpstreamNotProcessed
@@ -123,13 +134,13 @@ pub(super) async fn open(
     Err(last)
 }
 
-async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Result<Way, Failure> {
+async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Result<Transport, Failure> {
     let address = upstream.endpoint.address;
     let limit = patience(backend, upstream);
     let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) else {
         return pool::connect(Server::from(address), limit)
             .await
-            .map(|stream| Way::Plain(stream, BytesMut::new()));
+            .map(|stream| Transport::Plain(stream, BytesMut::new()));
     };
     let mut block = BytesMut::with_capacity(128);
     Fields { service: backend.service(), ..Fields::default() }.encode(&mut block);
@@ -137,7 +148,7 @@ async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Res
     // The server's sidecar says when it has reached the application: nothing is sent before, so that a connection
     // to an endpoint that has gone can go elsewhere whole.
     match receiver.next().await {
-        Event::Head(_) => Ok(Way::Mesh(sender, receiver, None)),
+        Event::Head(_) => Ok(Transport::Mesh(sender, receiver, None)),
         Event::Reset(Code::Denied) => Err(Failure::PolicyDenied),
         Event::Reset(Code::NotProcessed) => Err(Failure::UpstreamNotProcessed),
         Event::Lost => Err(Failure::UpstreamLost),
@@ -146,11 +157,16 @@ async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Res
 }
 
 impl Opened {
+    /// Whether it was opened to an endpoint of this backend.
+    pub(super) fn is_to(&self, backend: &Rc<Backend>) -> bool {
+        Rc::ptr_eq(&self.backend, backend)
+    }
+
     /// Resolves when the server speaks, or ends. What it says is kept.
     pub(super) async fn answered(&mut self) {
-        match &mut self.way {
-            Way::Mesh(_, receiver, first) => *first = Some(receiver.next().await),
-            Way::Plain(stream, read) => {
+        match &mut self.transport {
+            Transport::Mesh(_, receiver, first) => *first = Some(receiver.next().await),
+            Transport::Plain(stream, read) => {
                 // An error is met again by whoever reads next.
                 while stream.readable().await.is_ok() {
                     read.reserve(1024);
@@ -166,10 +182,10 @@ impl Opened {
 
     /// What the server has said.
     pub(super) fn greeting(&self) -> Greeting {
-        match &self.way {
-            Way::Mesh(_, _, Some(Event::Data(bytes))) => Greeting::of(bytes),
-            Way::Mesh(..) => Greeting::None,
-            Way::Plain(_, read) => Greeting::of(read),
+        match &self.transport {
+            Transport::Mesh(_, _, Some(Event::Data(bytes))) => Greeting::of(bytes),
+            Transport::Mesh(..) => Greeting::None,
+            Transport::Plain(_, read) => Greeting::of(read),
         }
     }
 
@@ -179,7 +195,7 @@ impl Opened {
         self,
         head: &Head,
     ) -> Option<(Rc<Upstream>, Option<Arc<Attempts>>, Exchange)> {
-        let Way::Plain(stream, read) = self.way else { return None };
+        let Transport::Plain(stream, read) = self.transport else { return None };
         let (mut reader, writer) = split(stream, read);
         if !reader.is_quiet() {
             return None;
@@ -201,16 +217,63 @@ impl Opened {
 pub(super) async fn serve(
     worker: &Rc<Worker>,
     port: &Port,
-    reader: Reader,
-    mut writer: Writer,
+    stream: TcpStream,
+    mut buffer: BytesMut,
 ) -> Result<(), Failure> {
-    let Some(backend) = port.backend(worker) else {
-        writer.abort();
+    let by_name = port.plan(worker).is_some_and(|plan| plan.is_by_server_name());
+    let hello = if by_name { Box::pin(hello(&stream, &mut buffer)).await? } else { Hello::Other };
+    // A client may have been silent for hours: what holds now decides.
+    let Some(plan) = port.plan(worker) else {
+        reset_on_close(&stream);
         return Err(Failure::UpstreamNone);
     };
+    let way = plan.connection(match &hello {
+        Hello::Tls(name) => Connection::Tls(name.as_deref()),
+        Hello::Incomplete | Hello::Other => Connection::Other,
+    });
+    let way = way.inspect_err(|failure| {
+        reset_on_close(&stream);
+        unopened(worker, &plan.default.backend, failure);
+    })?;
+    drop(plan);
+    let (reader, mut writer) = split(stream, buffer);
     // Opening takes a moment and much room, carrying takes hours: neither is a part of the other's future.
-    let opened = Box::pin(open(worker, &backend, writer.gone())).await;
-    Box::pin(carry(worker, &backend, opened, reader, writer)).await
+    let opened = Box::pin(open(worker, &way.backend, writer.gone())).await;
+    Box::pin(carry(worker, &way.backend, opened, reader, writer)).await
+}
+
+/// Reads until the first bytes are a whole ClientHello, or cannot be one. They stay in the buffer. A client that has
+/// begun one is waited for, because nothing but its end can follow.
+async fn hello(stream: &TcpStream, buffer: &mut BytesMut) -> Result<Hello, Failure> {
+    let mut by = None;
+    loop {
+        match sni::read(buffer) {
+            Hello::Incomplete => {}
+            known => return Ok(known),
+        }
+        // Waited for without memory: a silent connection may stay so for hours.
+        if buffer.is_empty() {
+            stream.readable().await.map_err(|_| Failure::ClientGone)?;
+        } else {
+            let by = *by.get_or_insert_with(|| Instant::now() + HELLO_COMES_WITHIN);
+            match timeout_at(by, stream.readable()).await {
+                Ok(readable) => readable.map_err(|_| Failure::ClientGone)?,
+                Err(_) => return Ok(Hello::Incomplete),
+            }
+        }
+        buffer.reserve(4 * 1024);
+        match stream.try_read_buf(buffer) {
+            Ok(0) => return Ok(Hello::Incomplete),
+            Ok(_) => {}
+            // There was nothing after all.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+            }
+            Err(_) => return Err(Failure::ClientGone),
+        }
+    }
 }
 
 /// Carries a connection to its end on what was opened for it, or fails it. Not an `async fn`, whose future would hold
@@ -228,21 +291,21 @@ pub(super) fn carry<'a>(
         unopened(worker, backend, failure);
     });
     async move {
-        let Opened { upstream, way, mut evidence, in_flight } = opened?;
+        let Opened { upstream, transport, mut evidence, in_flight, .. } = opened?;
         // Counted once, with the server's first word or at the end.
         let mut heard = |seen: Seen| {
             if let Some(attempts) = evidence.take() {
                 attempts.count(seen, None);
             }
         };
-        let (joined, failure) = match way {
-            Way::Plain(stream, read) => {
+        let (joined, failure) = match transport {
+            Transport::Plain(stream, read) => {
                 let (mut input, mut output) = split(stream, read);
                 let ways = ((&mut reader, &mut writer), (&mut input, &mut output));
                 let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;
                 (joined, failure_of(&joined, Failure::UpstreamReset))
             }
-            Way::Mesh(sender, receiver, first) => {
+            Transport::Mesh(sender, receiver, first) => {
                 let joined = through_sidecar((sender, receiver, first), &mut reader, &mut writer, || {
                     heard(Seen::Good)
                 })

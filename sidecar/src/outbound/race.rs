@@ -26,7 +26,7 @@ use crate::detect::{Detector, PREFACE, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::http1::{Reader, Writer};
-use crate::route::{Learned, Port};
+use crate::route::{Connection, Learned, Port};
 use crate::worker::Worker;
 
 /// A client that is silent for this long after it has connected may be waiting for the server. Clients that speak
@@ -169,11 +169,14 @@ async fn undecided(
     buffer: BytesMut,
     spoke: bool,
 ) -> Result<(), Failure> {
-    let Some(backend) = port.backend(worker) else {
-        reset_on_close(&stream);
-        return Err(Failure::UpstreamNone);
+    // Whose turn it is takes the connection also if it turns out to be HTTP, of which each request has a way of its own.
+    let way = match port.plan(worker) {
+        Some(plan) => plan.connection(Connection::Other),
+        None => Err(Failure::UpstreamNone),
     };
-    let mut winner = Box::pin(race(worker, port, &backend, stream, buffer, spoke)).await?;
+    let way = way.inspect_err(|_| reset_on_close(&stream))?;
+    let backend = &way.backend;
+    let mut winner = Box::pin(race(worker, port, backend, stream, buffer, spoke)).await?;
     if let Winner::Silent(opened, stream, buffer) = winner {
         winner = Box::pin(decide(port, opened, stream, buffer)).await?;
     }
@@ -184,14 +187,14 @@ async fn undecided(
         }
         Winner::Opaque(all) => {
             let (opened, reader, writer) = unboxed(all);
-            Box::pin(opaque::carry(worker, &backend, opened, reader, writer)).await
+            Box::pin(opaque::carry(worker, backend, opened, reader, writer)).await
         }
         Winner::Silent(opened, stream, buffer) => {
             let (reader, writer) = split(stream, buffer);
-            Box::pin(opaque::carry(worker, &backend, Ok(unboxed(opened)), reader, writer)).await
+            Box::pin(opaque::carry(worker, backend, Ok(unboxed(opened)), reader, writer)).await
         }
         Winner::Unopened(failure, stream, buffer) => {
-            Box::pin(unopened(worker, port, &backend, failure, stream, buffer)).await
+            Box::pin(unopened(worker, port, backend, failure, stream, buffer)).await
         }
     }
 }
@@ -207,7 +210,7 @@ fn unboxed<T>(it: Box<T>) -> T {
 async fn race(
     worker: &Worker,
     port: &Port,
-    backend: &Backend,
+    backend: &Rc<Backend>,
     mut stream: TcpStream,
     mut buffer: BytesMut,
     spoke: bool,

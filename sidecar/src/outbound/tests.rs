@@ -99,7 +99,7 @@ async fn behave(server: Server, mut stream: TcpStream) {
 
 fn endpoint(address: SocketAddr, revision: &str, terminating: bool) -> Endpoint {
     let (revision, pod_uid) = (revision.into(), format!("{revision}-pod").into());
-    Endpoint { address, identity: None, revision, terminating, pod_uid }
+    Endpoint { revision, terminating, pod_uid, ..Endpoint::at(address) }
 }
 
 /// A worker, and its port of a Service with a Canary that sends nearly everything to `new`.
@@ -121,6 +121,7 @@ async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
         endpoints,
         split: vec![("old".into(), 1), ("new".into(), 999)],
         canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
+        ..Endpoints::default()
     };
     config.set_endpoints(&name, endpoints);
     let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default());
@@ -168,7 +169,7 @@ async fn a_connection_takes_little_memory_while_it_is_idle() {
         let (_client, stream) = connection().await;
         let waiting = http::serve_http1(&worker, &port, stream, BytesMut::new(), None);
         assert!(size_of_val(&waiting) <= 1024, "{} bytes", size_of_val(&waiting));
-        let backend = port.backend(&worker).unwrap();
+        let backend = Rc::clone(&port.plan(&worker).unwrap().default.backend);
         let (_client, stream) = connection().await;
         let (reader, writer) = split(stream, BytesMut::new());
         let carried = opaque::carry(&worker, &backend, Err(Failure::UpstreamNone), reader, writer);
@@ -456,7 +457,7 @@ async fn an_answer_that_comes_early_reaches_a_client_that_sends_everything_befor
 async fn a_client_that_leaves_before_an_endpoint_was_reached_is_evidence() {
     let test = async {
         let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
-        let backend = port.backend(&worker).unwrap();
+        let backend = Rc::clone(&port.plan(&worker).unwrap().default.backend);
         let opened = opaque::open(&worker, &backend, std::future::ready(())).await;
         assert_eq!(opened.err(), Some(Failure::ClientGaveUp));
         let seen = evidence(&worker, "new");

@@ -2,10 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
@@ -17,6 +21,12 @@ use crate::http2;
 const IDLE: Duration = Duration::from_secs(60);
 /// Requests at once on one connection, if the server does not take fewer: as many as we take from a client.
 const MAX_REQUESTS: usize = 1_000;
+/// How long a new connection waits for the server's SETTINGS, its first frame (RFC 9113 §3.4). They say how many
+/// requests it takes at once: those beyond would be refused, or wait behind the others for ever.
+const SETTINGS: Duration = Duration::from_millis(250);
+/// Requests at once on a connection of a server that has not said how many it takes (RFC 9113 §6.5.2 recommends that it
+/// take no fewer).
+const BEFORE_SETTINGS: usize = 100;
 
 type SendRequest = h2::client::SendRequest<Bytes>;
 
@@ -56,7 +66,10 @@ struct Shared {
 impl Shared {
     /// A place, if there is one: a request beyond what the server takes would wait for another to end.
     fn place(self: &Rc<Self>) -> Option<Place> {
-        let most = self.send.current_max_send_streams().min(MAX_REQUESTS);
+        let most = match self.send.current_max_send_streams() {
+            http2::UNSETTLED => BEFORE_SETTINGS,
+            most => most.min(MAX_REQUESTS),
+        };
         if self.closed.get() || self.active.get() >= most {
             return None;
         }
@@ -128,15 +141,36 @@ async fn open(server: Server, limit: Duration) -> Result<(SendRequest, Rc<Shared
         used: Cell::new(Instant::now()),
         closed: Cell::new(false),
     });
-    let driven = Rc::downgrade(&shared);
-    spawn_local(async move {
-        let _ = connection.await;
-        if let Some(shared) = driven.upgrade() {
-            shared.closed.set(true);
-        }
-    });
+    let settled = Rc::new(Notify::new());
+    spawn_local(drive(connection, Rc::downgrade(&shared), Rc::clone(&settled)));
+    // One that says nothing gets its request all the same.
+    let _ = timeout(SETTINGS.min(limit), settled.notified()).await;
     let send = send.ready().await.map_err(|error| failed(&error))?;
     Ok((send, shared))
+}
+
+/// Drives a connection to its end, and says when the server's SETTINGS have come, or when they cannot come any more.
+async fn drive(
+    connection: h2::client::Connection<TcpStream, Bytes>,
+    shared: Weak<Shared>,
+    settled: Rc<Notify>,
+) {
+    let (mut connection, mut waited_for) = (pin!(connection), Some(settled));
+    poll_fn(|cx| {
+        let ended = connection.as_mut().poll(cx).map(drop);
+        let is_settled = |shared: Rc<Shared>| shared.send.current_max_send_streams() != http2::UNSETTLED;
+        if waited_for.is_some()
+            && (ended.is_ready() || shared.upgrade().is_some_and(is_settled))
+            && let Some(settled) = waited_for.take()
+        {
+            settled.notify_one();
+        }
+        ended
+    })
+    .await;
+    if let Some(shared) = shared.upgrade() {
+        shared.closed.set(true);
+    }
 }
 
 #[cfg(test)]
@@ -170,15 +204,8 @@ mod tests {
         let test = async {
             let (address, pool) = (server().await, Http2Pool::default());
             let ready = || pool.ready(address.into(), IMPATIENT);
-            let (send, first, kept) = ready().await.unwrap();
+            let (_, first, kept) = ready().await.unwrap();
             assert!(!kept);
-            // What the server takes is known with its settings.
-            for _ in 0..500 {
-                if send.current_max_send_streams() == 2 {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
             let (_, second, kept) = ready().await.unwrap();
             assert!(kept, "there is another place");
             let (_, third, kept) = ready().await.unwrap();

@@ -1,8 +1,24 @@
 //! Where a dialled address leads.
 //!
-//! In: what the operator has answered of the address. Out: how to speak there ([`Target`]) and to whom
-//! ([`Backend`]). Today a port has one implicit rule, which leads everything to one backend. Never waits, opens a
-//! connection, or looks at a request.
+//! In: what the operator has answered of the address. Out: how to speak there ([`Target`]), and a [`Plan`] of where each
+//! request or connection goes: the [`Way`] of the Service itself, or what its rules make of it ([`CompiledRules`]).
+//! Never waits, opens a connection, or reads a body.
+//!
+//! ```text
+//!   rules        which rule takes a request, and which of its backends
+//!   filters      changes of heads; redirects
+//!   cors         cross-origin requests
+//!   session      clients that stay with an endpoint
+//!   call_policy  timeouts, retries and faults of a rule
+//! ```
+
+pub mod call_policy;
+mod cors;
+mod filters;
+mod rules;
+mod session;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +26,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Backends};
-use crate::config::{Destination, Entry, Protocol};
+use crate::config::{Destination, Entry, HashKey, Protocol};
+use crate::error::Failure;
+use crate::http1::Head;
+
+pub use call_policy::CallPolicy;
+pub use filters::ResponseEdits;
+pub use rules::{CompiledRules, Forward, Found};
 
 /// A dialled address, with this worker's knowledge of it.
 #[derive(Debug)]
@@ -26,7 +48,36 @@ pub struct Port {
 #[derive(Debug, Default)]
 struct Compiled {
     destination: Option<Arc<Destination>>,
-    backend: Option<Rc<Backend>>,
+    plan: Option<Rc<Plan>>,
+}
+
+/// Where what arrives at a port goes. A request keeps the plan that it began with.
+#[derive(Debug)]
+pub struct Plan {
+    /// To the Service or the pod itself.
+    pub default: Rc<Way>,
+    /// What routes make of it; `None`: nothing.
+    pub rules: Option<CompiledRules>,
+}
+
+/// Where one request or connection goes, and what holds for it.
+#[derive(Debug)]
+pub struct Way {
+    /// Who serves it.
+    pub backend: Rc<Backend>,
+    /// Timeouts, retries and faults.
+    pub policy: Rc<CallPolicy>,
+    /// The route whose rule decided; `None`: none did.
+    pub route: Option<Arc<str>>,
+}
+
+/// What is known of a connection whose content is not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection<'a> {
+    /// It begins with a TLS handshake that asks for this server, if for any.
+    Tls(Option<&'a str>),
+    /// Anything else.
+    Other,
 }
 
 /// What earlier connections have taught about a port.
@@ -78,91 +129,66 @@ impl Port {
             None | Some(Destination::Unknown) => Target::Passthrough,
             Some(Destination::Pod(pod)) if own.contains(&pod.endpoint.address.ip()) => Target::Passthrough,
             Some(Destination::Pod(pod)) => Target::Endpoints(pod.protocol),
-            Some(Destination::Service(service)) => Target::Endpoints(service.route.protocol),
+            Some(Destination::Service(service)) => Target::Endpoints(service.route.spoken()),
         }
     }
 
-    /// Where requests to it go now; `None`: nobody knows the address.
-    pub(crate) fn backend_of(&self, backends: &Backends) -> Option<Rc<Backend>> {
+    /// Where what arrives here goes now; `None`: nobody knows the address.
+    pub(crate) fn plan_of(&self, backends: &Backends) -> Option<Rc<Plan>> {
         self.refresh(backends);
-        self.compiled.borrow().backend.clone()
+        self.compiled.borrow().plan.clone()
     }
 
     fn refresh(&self, backends: &Backends) {
         let newer = self.entry.newer_than(self.compiled.borrow().destination.as_ref());
         if let Some(destination) = newer {
-            let backend = backends.of(&destination);
-            self.compiled.replace(Compiled { destination: Some(destination), backend });
+            let before = self.compiled.take().plan;
+            let plan = Plan::of(&destination, backends, before.as_deref()).map(Rc::new);
+            self.compiled.replace(Compiled { destination: Some(destination), plan });
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Tried;
-    use crate::config::{ConfigStore, Endpoint, Endpoints, PodRoute, Route, ServiceRoute};
-
-    const DIALLED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)), 80);
-
-    fn endpoint(port: u16) -> Endpoint {
-        Endpoint {
-            address: SocketAddr::from(([10, 0, 0, 1], port)),
-            identity: None,
-            revision: "".into(),
-            terminating: false,
-            pod_uid: "pod".into(),
-        }
+impl Plan {
+    fn of(destination: &Destination, backends: &Backends, before: Option<&Self>) -> Option<Self> {
+        let backend = backends.of(destination)?;
+        let way = |policy| Rc::new(Way { backend, policy: Rc::new(policy), route: None });
+        Some(match destination {
+            Destination::Unknown | Destination::Pod(_) => {
+                Self { default: way(CallPolicy::default()), rules: None }
+            }
+            Destination::Service(service) => {
+                let before = before.and_then(|before| before.rules.as_ref());
+                Self {
+                    default: way(CallPolicy::of(&service.route.traffic, &service.route.shadow, None)),
+                    rules: CompiledRules::of(service, backends, before),
+                }
+            }
+        })
     }
 
-    fn service(endpoints: &str, protocol: Protocol) -> Route {
-        Route::Service(ServiceRoute { protocol, endpoints: endpoints.into(), ..ServiceRoute::default() })
+    /// Where a connection goes whose content is not looked at.
+    ///
+    /// # Errors
+    /// [`Failure::RouteNone`] where no rule takes it, [`Failure::RouteNoBackend`] where it is the turn of an invalid
+    /// backend.
+    pub fn connection(&self, connection: Connection<'_>) -> Result<Rc<Way>, Failure> {
+        let by_rule = self.rules.as_ref().and_then(|rules| rules.find_connection(connection));
+        by_rule.unwrap_or_else(|| Ok(Rc::clone(&self.default)))
     }
 
-    async fn port() -> (Arc<ConfigStore>, Port) {
-        let (store, _wanted) = ConfigStore::new();
-        let entry = store.resolve(DIALLED).await;
-        (store, Port::new(DIALLED, entry))
+    /// Whether the first bytes of a connection say where it goes.
+    pub fn is_by_server_name(&self) -> bool {
+        self.rules.as_ref().is_some_and(CompiledRules::is_of_tls)
     }
+}
 
-    #[tokio::test]
-    async fn an_address_without_an_answer_passes_through_and_leads_somewhere_once_there_is_one() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough);
-        assert!(port.backend_of(&backends).is_none());
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Http2));
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough, "its endpoints are not known yet");
-        let endpoints = Endpoints { endpoints: vec![endpoint(8080)], ..Endpoints::default() };
-        store.set_endpoints(&"shop/web:80".into(), endpoints);
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Http2));
-        let chosen = port.backend_of(&backends).unwrap().pick(&Tried::default()).unwrap();
-        assert_eq!(chosen.endpoint.address.port(), 8080);
-        store.set_route(DIALLED, Route::Unknown);
-        assert_eq!(port.target_for(&backends, &[]), Target::Passthrough);
-        assert!(port.backend_of(&backends).is_none());
-    }
-
-    #[tokio::test]
-    async fn what_is_known_of_endpoints_outlives_a_change_of_their_route() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        store.set_endpoints(&"shop/web:80".into(), Endpoints::default());
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Detect));
-        let before = port.backend_of(&backends).unwrap();
-        store.set_route(DIALLED, service("shop/web:80", Protocol::Http1));
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Http1));
-        assert!(Rc::ptr_eq(&before, &port.backend_of(&backends).unwrap()));
-    }
-
-    #[tokio::test]
-    async fn a_pods_address_has_the_protocol_that_was_declared_and_the_pods_own_passes_through() {
-        let (store, port) = port().await;
-        let backends = Backends::of_client("client");
-        let pod = PodRoute { endpoint: endpoint(6379), protocol: Protocol::Opaque };
-        let own = [pod.endpoint.address.ip()];
-        store.set_route(DIALLED, Route::Pod(pod));
-        assert_eq!(port.target_for(&backends, &[]), Target::Endpoints(Protocol::Opaque));
-        assert_eq!(port.target_for(&backends, &own), Target::Passthrough);
+/// What a request has in common with others that go to the same endpoint, as a number; `None`: it has nothing of it.
+/// `client`: the uid of the pod that sends it.
+pub fn hash_of_request(key: &HashKey, head: &Head, client: &str) -> Option<u64> {
+    match key {
+        HashKey::Header(name) => head.header(name).map(|value| session::hash_of(value)),
+        HashKey::Cookie(name) => session::cookie(head, name).map(session::hash_of),
+        HashKey::Source => Some(session::hash_of(client.as_bytes())),
     }
 }

@@ -15,15 +15,18 @@ use crate::harness::{Application, Cluster, Outcome, Pod, http1, within};
 const BUSY: Duration = Duration::from_secs(3);
 
 /// An application that accepts nothing, and whose backlog is full: the kernel drops what asks for more.
-struct Busy {
-    listener: TcpListener,
-    port: Port,
+pub struct Busy {
+    /// Where it may begin to accept.
+    pub listener: TcpListener,
+    /// How it is reached.
+    pub port: Port,
     /// What fills the backlog.
-    filling: Vec<TcpStream>,
+    pub filling: Vec<TcpStream>,
 }
 
 impl Busy {
-    async fn start(pod: &Pod) -> Self {
+    /// Starts one in a pod.
+    pub async fn start(pod: &Pod) -> Self {
         let (listener, port) = pod.listener(0);
         let own = listener.local_addr().unwrap();
         let mut filling = Vec::new();

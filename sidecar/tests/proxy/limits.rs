@@ -1,10 +1,13 @@
-//! Many streams, long heads, and peers that break the rules.
+//! Many streams, long heads, and peers that break the rules; what policies limit, and what comes too late.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use http::HeaderValue;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
@@ -12,9 +15,10 @@ use tokio::time::sleep;
 use tulle_mesh::wire::MAX_STREAMS;
 use tulle_mesh::wire::frame::Kind;
 
+use crate::connecting::Busy;
 use crate::harness::http2::{self, Client};
 use crate::harness::peer::Peer;
-use crate::harness::{Application, Cluster, Event, Outcome, http1, next, within};
+use crate::harness::{Application, Cluster, Event, NAMESPACE, Outcome, Pod, http1, next, within};
 
 /// Answers no request before so many have begun, on all connections together.
 async fn answer_together(
@@ -154,4 +158,149 @@ async fn a_sidecar_that_opens_too_many_streams_loses_its_connection_and_nobody_e
     };
     let head = within(answer).await;
     assert!(String::from_utf8_lossy(&head).contains("HTTP/1.1 200"), "{head:?}");
+}
+
+/// A policy with limits for all pods.
+fn limit(cluster: &Cluster, mode: &str, limits: Value) {
+    let policy = json!({
+        "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy",
+        "metadata": {"name": "limits", "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"target": {"kind": "Namespace"}, "mode": mode, "limits": limits},
+    });
+    let policy = serde_json::from_value(policy).unwrap();
+    cluster.operator.change(|model| model.apply_policy((NAMESPACE.into(), "limits".into()), policy));
+}
+
+/// A pod whose sidecar knows its limits: it is ready without them.
+async fn limited_pod(cluster: &Cluster) -> Pod {
+    let pod = cluster.pod(true).await;
+    let config = &pod.sidecar.as_ref().unwrap().config;
+    within(async {
+        while config.inbound().is_none_or(|inbound| inbound.limits.is_none()) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    pod
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_are_refused_and_the_application_never_sees_them() {
+    let cluster = Cluster::start().await;
+    limit(&cluster, "Enforce", json!({"concurrency": 3}));
+    let pod = limited_pod(&cluster).await;
+    let (events, mut seen) = unbounded_channel();
+    let application = Application::start(&pod, move |stream| http1::hold(stream, events.clone()));
+    let service = cluster.service(Some("http"), &[&application.port]).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = cluster.client.dial(service).await;
+        stream.write_all(http1::GET).await.unwrap();
+        held.push(stream);
+        assert_eq!(next(&mut seen).await, Event::Begun);
+    }
+    // Three of them wait for a moment. No sidecar sends a refused one again.
+    let asked = (0..7).map(|_| async {
+        let mut stream = cluster.client.dial(service).await;
+        http1::ask(&mut stream, http1::GET, || {}).await
+    });
+    assert_eq!(within(join_all(asked)).await, [Outcome::Whole(503); 7]);
+    let sidecar = pod.sidecar.as_ref().unwrap();
+    assert_eq!((application.accepted(), sidecar.count("limited")), (3, 7));
+    // One who has no sidecar learns the same.
+    let mut plain = TcpStream::connect(application.port.address).await.unwrap();
+    assert_eq!(within(http1::ask(&mut plain, http1::GET, || {})).await, Outcome::Whole(503));
+    drop(held.pop());
+    assert_eq!(next(&mut seen).await, Event::GivenUp);
+    let mut served = cluster.client.dial(service).await;
+    within(async {
+        // The place may be free a moment after the application has learnt of it.
+        loop {
+            served.write_all(http1::GET).await.unwrap();
+            tokio::select! {
+                event = next(&mut seen) => return assert_eq!(event, Event::Begun),
+                _ = http1::read_answer(&mut served, || {}) => {}
+            }
+            served = cluster.client.dial(service).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_in_shadow_is_counted_and_refuses_nothing() {
+    let cluster = Cluster::start().await;
+    limit(&cluster, "Shadow", json!({"concurrency": 3}));
+    let pod = limited_pod(&cluster).await;
+    let (events, mut seen) = unbounded_channel();
+    let application = Application::start(&pod, move |stream| http1::hold(stream, events.clone()));
+    let service = cluster.service(Some("http"), &[&application.port]).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut stream = cluster.client.dial(service).await;
+        stream.write_all(http1::GET).await.unwrap();
+        held.push(stream);
+        assert_eq!(next(&mut seen).await, Event::Begun);
+    }
+    let sidecar = pod.sidecar.as_ref().unwrap();
+    assert_eq!((sidecar.count("would_limit"), sidecar.count("limited")), (5, 0));
+}
+
+/// Sends back what comes.
+async fn echo(mut stream: TcpStream) {
+    let (mut input, mut output) = stream.split();
+    let _ = tokio::io::copy(&mut input, &mut output).await;
+}
+
+#[tokio::test]
+async fn an_opaque_connection_that_one_pod_has_no_room_for_goes_to_another() {
+    let cluster = Cluster::start().await;
+    limit(&cluster, "Enforce", json!({"connections": 1}));
+    let pods = [limited_pod(&cluster).await, limited_pod(&cluster).await];
+    let applications = pods.each_ref().map(|pod| Application::start(pod, echo));
+    let ports = applications.each_ref().map(|application| &application.port);
+    let service = cluster.service(Some("tcp"), &ports).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = cluster.client.dial(service).await;
+        stream.write_all(b"hello").await.unwrap();
+        let mut heard = [0; 5];
+        within(stream.read_exact(&mut heard)).await.unwrap();
+        open.push(stream);
+    }
+    assert_eq!(applications.each_ref().map(Application::accepted), [1, 1]);
+    let mut beyond = cluster.client.dial(service).await;
+    let _ = beyond.write_all(b"hello").await;
+    assert!(within(beyond.read_exact(&mut [0; 5])).await.is_err(), "there is no room anywhere");
+    assert_eq!(applications.each_ref().map(Application::accepted), [1, 1]);
+}
+
+#[tokio::test]
+async fn an_application_that_accepts_late_never_sees_requests_whose_time_is_up() {
+    let cluster = Cluster::start().await;
+    let pod = cluster.pod(true).await;
+    let Busy { listener, port, filling } = Busy::start(&pod).await;
+    let client = Client::new(TcpStream::connect(port.address).await.unwrap()).await;
+    let call = |timeout: &'static str| {
+        let mut request = http2::request("POST");
+        request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        request.headers_mut().insert("grpc-timeout", HeaderValue::from_static(timeout));
+        request
+    };
+    let late = (0..5).map(|_| async {
+        let (answer, _) = client.send().ready().await.unwrap().send_request(call("300m"), true).unwrap();
+        let answer = answer.await.unwrap();
+        answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+    });
+    let answers = within(join_all(late)).await;
+    // DEADLINE_EXCEEDED.
+    assert!(answers.iter().all(|status| status.as_deref() == Some("4")), "{answers:?}");
+    drop(filling);
+    let (events, mut seen) = unbounded_channel();
+    let _application = Application::on(listener, port, move |stream| http2::hold(stream, events.clone()));
+    let waiting = client.send().ready().await.unwrap().send_request(call("1H"), true).unwrap();
+    assert_eq!(next(&mut seen).await, Event::Begun);
+    assert!(seen.is_empty(), "a request of which the time was up has come to the application");
+    assert_eq!(pod.sidecar.as_ref().unwrap().count("expired_request"), 5);
+    drop(waiting);
 }

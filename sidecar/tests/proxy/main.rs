@@ -6,6 +6,9 @@
 //! namespace or Kubernetes.
 //!
 //! ```text
+//!   routes      rules of the Gateway API: where requests go, and what is done to them
+//!   routes_clients      … sessions, copies, cross-origin requests
+//!   routes_connections  … where connections go
 //!   retries     method × body × how the server ends × kept or fresh connection × one or two endpoints
 //!   clients     clients that end their side, leave, or are slow
 //!   connecting  servers that do not take connections
@@ -32,3 +35,6 @@ mod harness;
 mod limits;
 mod memory;
 mod retries;
+mod routes;
+mod routes_clients;
+mod routes_connections;

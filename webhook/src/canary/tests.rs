@@ -225,3 +225,94 @@ fn an_invalid_action_is_warned_about() {
         assert_eq!(action(&object).warnings.len(), usize::from(warned), "{text}");
     }
 }
+
+#[test]
+fn what_a_step_matches_must_be_one_header_or_one_cookie_with_a_possible_name() {
+    let of = |entry: Value| errors(&web(json!({"steps": [{"match": [entry], "hold": "1m"}]})));
+    let pair = |name: &str| json!({"name": name, "exact": "insider"});
+    assert_eq!(of(json!({"header": pair("x-group")})), Vec::<String>::new());
+    assert_eq!(of(json!({"cookie": pair("group")})), Vec::<String>::new());
+    for (entry, expected) in [
+        (json!({}), "either header or cookie"),
+        (json!({"header": pair("a"), "cookie": pair("b")}), "either header or cookie"),
+        (json!({"cookie": pair("a=b")}), "cannot be a name"),
+        (json!({"header": pair("")}), "cannot be a name"),
+    ] {
+        let errors = of(entry.clone());
+        assert_eq!(errors.len(), 1, "{entry}: {errors:?}");
+        assert!(
+            errors[0].starts_with("spec.steps[0].match[0]") && errors[0].contains(expected),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
+fn the_cookie_of_users_is_a_cookie_of_its_own() {
+    let of = |cookie: &str| {
+        errors(&web(json!({"sticky": {"cookie": cookie}, "steps": [
+            {"match": [{"cookie": {"name": "group", "exact": "insider"}}]}, {"weight": 5},
+        ]})))
+    };
+    assert_eq!(of("tulle-version"), Vec::<String>::new());
+    assert!(of("group")[0].contains("choose another name"));
+    assert!(of("a b")[0].contains("cannot be the name of a cookie"));
+}
+
+#[test]
+fn a_weight_of_nothing_is_accepted_after_a_match_only() {
+    let matching = json!({"match": [{"header": {"name": "x-group", "exact": "insider"}}]});
+    let nothing = json!({"weight": 0});
+    let after = web(json!({"steps": [matching, {"mirror": 5}, nothing, {"weight": 5}]}));
+    assert_eq!(validate(&after, &Facts::default()), Validation::default());
+    let before = errors(&web(json!({"steps": [nothing, matching]})));
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert!(before[0].starts_with("spec.steps[0].weight"), "{before:?}");
+}
+
+#[test]
+fn steps_beyond_the_surge_are_warned_about_with_what_becomes_of_the_old_pods() {
+    let target =
+        |surge: Value| json!({"spec": {"replicas": 4, "strategy": {"rollingUpdate": {"maxSurge": surge}}}});
+    let switch = |keep: bool| web(json!({"steps": [{"weight": 100}], "capacity": {"keepStable": keep}}));
+    assert!(with_target(&switch(true), &target(json!("100%"))).warnings.is_empty());
+    assert!(with_target(&switch(false), &target(json!(4))).warnings.is_empty());
+    let kept = with_target(&switch(true), &target(json!("50%"))).warnings;
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(kept[0].contains("can carry 50%") && kept[0].contains("will not be set"), "{kept:?}");
+    let replaced = with_target(&switch(false), &target(json!(1))).warnings;
+    assert_eq!(replaced.len(), 1, "{replaced:?}");
+    assert!(replaced[0].contains("all stable pods of Deployment web but one are replaced"), "{replaced:?}");
+    for (surge, warned) in [(1, 1), (2, 0)] {
+        let copies = web(json!({"steps": [{"weight": 5}, {"mirror": 40}]}));
+        let warnings = about(&with_target(&copies, &target(json!(surge))), "pods for 45% of the traffic");
+        assert_eq!(warnings.len(), warned, "{surge}: {warnings:?}");
+    }
+}
+
+#[test]
+fn steps_that_look_at_http_are_warned_about_where_a_service_has_no_port_for_it() {
+    let target = json!({"spec": {"template": {"metadata": {"labels": {"app": "web"}}}}});
+    let service = |protocols: &[Option<&str>]| -> Service {
+        let ports: Vec<Value> = protocols.iter().map(|app| json!({"port": 80, "appProtocol": app})).collect();
+        serde_json::from_value(json!({"metadata": {"name": "web"},
+            "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "web"}, "ports": ports}}))
+        .unwrap()
+    };
+    let warned = |spec: Value, service: Service| {
+        let services = [service];
+        let facts = Facts { target: Target::Found(&target), services: &services, ..Facts::default() };
+        about(&validate(&web(spec), &facts), "without a port for HTTP")
+    };
+    let insiders = json!([{"header": {"name": "x-group", "exact": "insider"}}]);
+    let all = json!({"steps": [{"match": insiders}, {"mirror": 5}, {"weight": 5}], "sticky": {"cookie": "version"}});
+    let found = warned(all.clone(), service(&[Some("mysql")]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("(web), and match, mirror, sticky looks at"), "{found:?}");
+    assert!(
+        warned(all.clone(), service(&[Some("tcp"), None])).is_empty(),
+        "what is not declared is found out"
+    );
+    assert!(warned(all, service(&[Some("grpc")])).is_empty());
+    assert!(warned(json!({"steps": [{"weight": 5}]}), service(&[Some("tcp")])).is_empty());
+}

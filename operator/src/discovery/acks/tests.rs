@@ -112,7 +112,8 @@ fn a_policy_counts_the_pods_that_enforce_its_generation() {
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
     let acks =
         with([SidecarEvent::Acked(inbound.clone(), of(3)), SidecarEvent::Sent(inbound.clone(), of(4))]);
-    let policy = |generation| policy(&acks, generation, Sections { mtls: true, access: true });
+    let policy =
+        |generation| policy(&acks, generation, Sections { mtls: true, access: true, ..Sections::default() });
     assert_eq!((policy(3).enforcing, policy(3).awaited), (1, Some("b".to_owned())));
     assert_eq!((policy(4).enforcing, policy(4).awaited), (0, Some("a".to_owned())));
     acks.report("uid-a", SidecarEvent::Refused(inbound, of(4), "too new".into()), |_| {});
@@ -124,14 +125,14 @@ fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_name
     let [mtls, access] =
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
     let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
-    let both = Sections { mtls: true, access: true };
+    let both = Sections { mtls: true, access: true, ..Sections::default() };
     let acks = with([SidecarEvent::Acked(mtls.clone(), of(3)), SidecarEvent::Sent(access.clone(), of(3))]);
     assert_eq!(policy(&acks, 3, both).enforcing, 0, "who may call is not acknowledged");
-    assert_eq!(policy(&acks, 3, Sections { mtls: true, access: false }).enforcing, 1);
+    assert_eq!(policy(&acks, 3, Sections { mtls: true, access: false, ..Sections::default() }).enforcing, 1);
     acks.report("uid-a", SidecarEvent::Refused(access.clone(), of(3), "too new".into()), |_| {});
     let refusal = Some("pod a refused section access: too new".to_owned());
     assert_eq!(policy(&acks, 3, both).refusal, refusal);
-    let narrower = policy(&acks, 3, Sections { mtls: true, access: false });
+    let narrower = policy(&acks, 3, Sections { mtls: true, access: false, ..Sections::default() });
     assert_eq!((narrower.enforcing, narrower.refusal), (1, None), "the section is another policy's");
     acks.report("uid-a", SidecarEvent::Acked(access, of(3)), |_| {});
     assert_eq!((policy(&acks, 3, both).enforcing, policy(&acks, 3, both).refusal), (1, None));
@@ -145,7 +146,7 @@ fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_fo
     let acks = with([SidecarEvent::Acked(mtls.clone(), of(3)), SidecarEvent::Acked(access.clone(), of(3))]);
     // Generation 4 has only `mtls`.
     acks.report("uid-a", SidecarEvent::Acked(mtls, of(4)), |_| {});
-    let only_mtls = Sections { mtls: true, access: false };
+    let only_mtls = Sections { mtls: true, access: false, ..Sections::default() };
     assert_eq!(policy(&acks, 4, only_mtls).awaited, Some("a".to_owned()));
     acks.report("uid-a", SidecarEvent::Refused(access.clone(), none(), "too new".into()), |_| {});
     let refusal = Some("pod a refused section access: too new".to_owned());
@@ -179,7 +180,7 @@ fn sections_may_be_acknowledged_to_different_replicas() {
     let acks = with([of(ResourceType::Mtls)]);
     acks.relayed("uid-a", SidecarEvent::Connected);
     acks.relayed("uid-a", of(ResourceType::Access));
-    assert_eq!(policy(&acks, 3, Sections { mtls: true, access: true }).enforcing, 1);
+    assert_eq!(policy(&acks, 3, Sections { mtls: true, access: true, ..Sections::default() }).enforcing, 1);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use tonic::Code;
 use tulle_mesh::features::SPLIT_V1;
 use tulle_mesh::proto::resource::Body;
-use tulle_mesh::proto::{Ack, Nack, Resource, Subscribe, Unsubscribe};
+use tulle_mesh::proto::{Ack, Nack, Resource, Subscribe, Unsubscribe, route};
 
 use super::*;
 use crate::discovery::{AckTracker, Acknowledgement};
 use crate::lease::Leadership;
+use crate::model::gateway::{RouteKind, RouteObject, RouteSpec};
 use crate::model::object::ServicePort;
 use crate::model::tests::{canary, key, pod, shop};
 use crate::model::{Model, Service};
@@ -124,7 +125,7 @@ async fn the_first_route_brings_the_endpoints_and_the_second_does_not() {
     let mut sidecar = Sidecar::new(&hub());
     sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
     let (route, endpoints) = (named(ResourceType::Route, VIP), named(ResourceType::Endpoints, WEB));
-    assert_eq!(sidecar.names(), [route, endpoints]);
+    assert_eq!(sidecar.names(), [endpoints, route], "when the route comes, it is complete");
     sidecar.subscribes(ResourceType::Endpoints, WEB).await.unwrap();
     assert!(sidecar.names().is_empty(), "what is subscribed already is not sent again");
     sidecar.subscribes(ResourceType::Route, EXTERNAL).await.unwrap();
@@ -168,7 +169,7 @@ async fn a_route_that_leads_elsewhere_takes_its_endpoints_along() {
     let names = sidecar.names();
     let new = named(ResourceType::Endpoints, "shop/new:80");
     let at = |name: &Name| names.iter().position(|sent| sent == name);
-    assert!(at(&named(ResourceType::Route, VIP)).unwrap() < at(&new).unwrap(), "{names:?}");
+    assert!(at(&new).unwrap() < at(&named(ResourceType::Route, VIP)).unwrap(), "{names:?}");
     assert!(!sidecar.is_subscribed(ResourceType::Endpoints, WEB));
     assert!(sidecar.is_subscribed(ResourceType::Endpoints, "shop/new:80"));
     hub.change(|model| model.delete_service(&key("shop", "new")));
@@ -195,9 +196,9 @@ async fn a_sidecar_that_comes_back_is_sent_only_what_it_does_not_hold() {
 
 #[tokio::test]
 async fn what_a_pod_enforces_is_sent_to_nobody_else_and_endpoints_to_everybody() {
-    use ResourceType::{Access, Endpoints, Inbound, Mtls, Workload};
+    use ResourceType::{Access, Endpoints, Inbound, Limits, Mtls, Workload};
     let hub = Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])));
-    for kind in [Inbound, Workload, Mtls, Access] {
+    for kind in [Inbound, Workload, Mtls, Access, Limits] {
         let mut sidecar = Sidecar::new(&hub);
         assert_eq!(sidecar.subscribes(kind, "uid-b").await, Err(Code::PermissionDenied), "{kind:?}");
         assert!(sidecar.names().is_empty());
@@ -280,7 +281,7 @@ async fn who_subscribes_to_too_much_is_told_once_with_the_endpoints() {
             .insert(named(ResourceType::Route, &number.to_string()), Subscription::default());
     }
     sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
-    assert_eq!(sidecar.names(), [named(ResourceType::Route, VIP), named(ResourceType::Endpoints, WEB)]);
+    assert_eq!(sidecar.names(), [named(ResourceType::Endpoints, WEB), named(ResourceType::Route, VIP)]);
     assert_eq!(sidecar.state.subscribed.len(), MAX_SUBSCRIPTIONS);
     assert!(sidecar.session.cache.is_empty());
 }
@@ -295,4 +296,117 @@ async fn a_pod_that_begins_to_end_is_told_without_gathering() {
     hub.change(|model| model.apply_pod(going));
     assert!(sidecar.state.wake.is_ending());
     assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Endpoints, WEB)]);
+}
+
+/// A route of `shop/web` that leads to these Services.
+fn route_to(name: &str, namespace: &str, services: &[&str]) -> RouteObject {
+    let backend = |service: &&str| serde_json::json!({"namespace": "shop", "name": service, "port": 80});
+    let backends: Vec<_> = services.iter().map(backend).collect();
+    let spec: RouteSpec = serde_json::from_value(serde_json::json!({
+        "parentRefs": [{"group": "", "kind": "Service", "namespace": "shop", "name": "web"}],
+        "rules": [{"backendRefs": backends}],
+    }))
+    .unwrap();
+    RouteObject {
+        kind: RouteKind::Http,
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: name.into(),
+        generation: 1,
+        created: 0,
+        parents: spec.parents,
+        hostnames: spec.hostnames,
+        rules: spec.rules,
+    }
+}
+
+/// With Services `shop/v1` and `shop/v2` beside `shop/web`.
+fn hub_with_versions() -> Arc<Hub> {
+    let hub = hub();
+    for (name, address) in [("v1", "10.96.0.11"), ("v2", "10.96.0.12")] {
+        let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
+        let cluster_ips = vec![address.parse().unwrap()];
+        let service = Service { cluster_ips, ports: vec![port], ..Service::default() };
+        hub.change(|model| model.apply_service(key("shop", name), service));
+    }
+    hub
+}
+
+fn endpoints_of(service: &str) -> Name {
+    named(ResourceType::Endpoints, &format!("shop/{service}:80"))
+}
+
+#[tokio::test]
+async fn all_endpoints_that_a_route_names_are_sent_before_it_and_released_with_it() {
+    let hub = hub_with_versions();
+    hub.change(|model| model.apply_route(route_to("split", "shop", &["v1", "v2", "nobody"])));
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    let [v1, v2, web, route] =
+        [endpoints_of("v1"), endpoints_of("v2"), endpoints_of("web"), named(ResourceType::Route, VIP)];
+    assert_eq!(sidecar.names(), [v1.clone(), v2.clone(), web, route.clone()]);
+    hub.change(|model| model.apply_route(route_to("split", "shop", &["v2"])));
+    assert_eq!(sidecar.names_of_changed().await, [route.clone()], "the sidecar holds those already");
+    assert!(!sidecar.is_subscribed(ResourceType::Endpoints, "shop/v1:80"));
+    hub.change(|model| model.apply_route(route_to("split", "shop", &["v1", "v2"])));
+    sidecar.session.send_changed(&mut sidecar.state).await.unwrap();
+    assert_eq!(sidecar.names(), [v1, route]);
+    sidecar.unsubscribes(ResourceType::Route, VIP).await;
+    assert!(sidecar.state.subscribed.is_empty() && sidecar.state.routes.is_empty());
+    assert!(sidecar.session.cache.is_empty(), "nothing is left");
+}
+
+#[tokio::test]
+async fn endpoints_that_two_addresses_lead_to_stay_until_the_second_is_left() {
+    let hub = hub_with_versions();
+    hub.change(|model| model.apply_route(route_to("r", "shop", &["v1"])));
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    sidecar.subscribes(ResourceType::Route, "10.96.0.11:80").await.unwrap();
+    assert_eq!(sidecar.names().last(), Some(&named(ResourceType::Route, "10.96.0.11:80")));
+    hub.change(|model| model.delete_route(&route_to("r", "shop", &[]).key()));
+    assert_eq!(sidecar.names_of_changed().await, [named(ResourceType::Route, VIP)]);
+    assert!(sidecar.is_subscribed(ResourceType::Endpoints, "shop/v1:80"), "its own address leads there");
+    sidecar.unsubscribes(ResourceType::Route, "10.96.0.11:80").await;
+    assert!(!sidecar.is_subscribed(ResourceType::Endpoints, "shop/v1:80"));
+}
+
+#[tokio::test]
+async fn a_consumers_route_reaches_the_sidecars_of_its_namespace_and_no_others() {
+    let hub = hub_with_versions();
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    sidecar.names();
+    hub.change(|model| model.apply_route(route_to("r", "team", &["v1"])));
+    assert!(sidecar.names_of_changed().await.is_empty(), "it is of namespace shop");
+    hub.change(|model| {
+        let pod = crate::model::Pod { namespace: "team".into(), ..pod("a", "10.1.0.1", "r1") };
+        model.apply_pod(pod);
+    });
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    assert!(sidecar.names().contains(&endpoints_of("v1")));
+    hub.change(|model| model.delete_route(&route_to("r", "team", &[]).key()));
+    sidecar.session.send_changed(&mut sidecar.state).await.unwrap();
+    let sent = sidecar.resources();
+    let [resource] = sent.as_slice() else { panic!("{sent:?}") };
+    let Some(Body::Route(found)) = &resource.body else { panic!("{resource:?}") };
+    assert!(matches!(&found.kind, Some(route::Kind::Service(service)) if service.rules.is_none()));
+    assert_eq!(sidecar.session.cache.len(), 2, "what was for its namespace alone is forgotten");
+}
+
+#[tokio::test]
+async fn a_route_to_more_endpoints_than_may_be_subscribed_is_sent_without_following_them() {
+    let hub = hub_with_versions();
+    hub.change(|model| model.apply_route(route_to("split", "shop", &["v1", "v2"])));
+    let mut sidecar = Sidecar::new(&hub);
+    for number in 0..MAX_SUBSCRIPTIONS - 2 {
+        let name = named(ResourceType::Route, &number.to_string());
+        sidecar.state.subscribed.insert(name, Subscription::default());
+    }
+    sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    assert_eq!(sidecar.names(), [endpoints_of("v1"), named(ResourceType::Route, VIP)]);
+    sidecar.subscribes(ResourceType::Endpoints, "shop/v2:80").await.unwrap();
+    assert_eq!(sidecar.names(), [endpoints_of("v2")], "it is told when it asks");
+    assert_eq!(sidecar.state.subscribed.len(), MAX_SUBSCRIPTIONS);
 }

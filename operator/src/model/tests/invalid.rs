@@ -64,7 +64,7 @@ fn a_policy_that_a_narrower_one_overrules_has_nothing_to_acknowledge_there() {
     );
     let sections = model.sections(&key("shop", "all"), "uid-a");
     assert_eq!(sections, Sections::default(), "the narrower one decides");
-    let mtls = Sections { mtls: true, access: false };
+    let mtls = Sections { mtls: true, access: false, ..Sections::default() };
     assert_eq!(model.sections(&key("shop", "web"), "uid-a"), mtls);
     assert_eq!(model.sections(&key("shop", "all"), "uid-b"), mtls);
 }

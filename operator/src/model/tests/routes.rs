@@ -5,13 +5,13 @@ use tulle_mesh::proto::{Protocol, ResourceName, ResourceType, route};
 
 use super::*;
 
-fn compiled(model: &Model, kind: ResourceType, name: &str, node: Option<&str>) -> Option<Compiled> {
+fn compiled(model: &Model, kind: ResourceType, name: &str) -> Option<Compiled> {
     let name = ResourceName { r#type: kind.into(), cluster: String::new(), name: name.into() };
-    model.compile(&name, &Variant(node.map(Into::into)))
+    model.compile(&name, &Variant::Any)
 }
 
 fn leads_to(model: &Model, address: &str) -> route::Kind {
-    model.route(address.parse().unwrap()).kind.unwrap()
+    model.route(address.parse().unwrap(), "").kind.unwrap()
 }
 
 fn service_route(model: &Model, address: &str) -> proto::ServiceRoute {
@@ -25,7 +25,7 @@ fn spoken_at_pod(model: &Model, address: &str) -> Protocol {
 }
 
 fn endpoints(model: &Model, name: &str) -> proto::Endpoints {
-    let found = compiled(model, ResourceType::Endpoints, name, None).unwrap();
+    let found = compiled(model, ResourceType::Endpoints, name).unwrap();
     let Some(Body::Endpoints(endpoints)) = found.resource.body else { panic!("{name}") };
     endpoints
 }
@@ -49,8 +49,8 @@ fn all_addresses_of_a_service_lead_to_the_same_endpoints() {
         let route = service_route(&model, address);
         assert_eq!(route.endpoints, "shop/web:80");
         assert_eq!((route.namespace.as_str(), route.name.as_str(), route.port), ("shop", "web", 80));
-        let made = compiled(&model, ResourceType::Route, address, None).unwrap();
-        assert_eq!(made.endpoints(), Some("shop/web:80"));
+        let made = compiled(&model, ResourceType::Route, address).unwrap();
+        assert_eq!(made.endpoints(), ["shop/web:80"]);
         assert_eq!(made.counted_as, Some(("shop".into(), "web".into())));
         assert!(made.stamps.is_empty() && made.resource.requires.is_empty());
     }
@@ -93,14 +93,14 @@ fn endpoints_carry_the_shares_and_the_stamp_of_the_canary_and_require_nothing() 
     let mut model = shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r2")]);
     let status = json!({"approvedRevision": "r1", "canaryRevision": "r2", "weight": 5, "phase": "Progressing", "epoch": 7});
     model.apply_canary(key("shop", "web"), canary(status));
-    let made = compiled(&model, ResourceType::Endpoints, "shop/web:80", None).unwrap();
+    let made = compiled(&model, ResourceType::Endpoints, "shop/web:80").unwrap();
     let stamp = made.stamps.first().unwrap();
     assert_eq!((made.stamps.len(), stamp.name.as_str(), stamp.version), (1, "web", 7));
     assert_eq!(stamp.kind(), proto::stamp::Kind::Canary);
     assert!(made.resource.requires.is_empty(), "any sidecar must learn where pods are");
     let found = endpoints(&model, "shop/web:80");
     assert_eq!((found.split, found.canary), (view(&model, "").split, view(&model, "").canary));
-    let route = compiled(&model, ResourceType::Route, VIP, None).unwrap();
+    let route = compiled(&model, ResourceType::Route, VIP).unwrap();
     assert!(route.stamps.is_empty(), "a weight changes no route");
 }
 
@@ -109,10 +109,10 @@ fn a_service_that_does_not_exist_has_no_endpoints_and_is_not_counted() {
     let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
     assert!(endpoints(&model, "shop/web:81").endpoints.is_empty(), "it has no such port");
     model.delete_service(&key("shop", "web"));
-    let made = compiled(&model, ResourceType::Endpoints, "shop/web:80", None).unwrap();
+    let made = compiled(&model, ResourceType::Endpoints, "shop/web:80").unwrap();
     assert_eq!(made.counted_as, None);
     assert!(endpoints(&model, "shop/web:80").endpoints.is_empty());
-    assert!(compiled(&model, ResourceType::Endpoints, "web", None).is_none());
+    assert!(compiled(&model, ResourceType::Endpoints, "web").is_none());
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn endpoints_of_a_local_service_are_those_of_the_clients_node() {
     let local = Service { local_only: true, ..model.services[&key("shop", "web")].clone() };
     model.apply_service(key("shop", "web"), local);
     let variant = model.variant(&web, "uid-b");
-    assert_eq!(variant, Variant(Some("node-b".into())));
+    assert_eq!(variant, Variant::Node("node-b".into()));
     assert_eq!(model.variant(&name(ResourceType::Route, VIP), "uid-b"), Variant::default());
     let Some(Body::Endpoints(found)) = model.compile(&web, &variant).unwrap().resource.body else { panic!() };
     assert_eq!(found.endpoints.len(), 1);
@@ -167,4 +167,40 @@ fn what_a_service_declares_is_in_its_route() {
     also(&mut model, "grpc", Some("10.96.0.7"), Some("grpc"));
     assert_eq!(service_route(&model, "10.96.0.7:80").protocol(), Protocol::Http2);
     assert_eq!(service_route(&model, VIP).protocol(), Protocol::Detect);
+}
+
+#[test]
+fn an_endpoint_says_where_it_is_since_when_it_is_ready_and_who_should_use_it() {
+    let a = Pod { ready_unix: 1_700_000_000, ..pod("a", "10.1.0.1", "r1") };
+    let mut model = shop(std::slice::from_ref(&a));
+    let service = model.services[&key("shop", "web")].clone();
+    assert_eq!(endpoints(&model, "shop/web:80").distribution(), proto::Distribution::Any);
+    let one = Endpoint {
+        zone: "zone-a".into(),
+        for_zones: Box::new(["zone-b".into()]),
+        for_nodes: Box::new(["node-b".into()]),
+        ..endpoint(&a, true)
+    };
+    let slice = Slice { endpoints: vec![one], ..model.slices[&key("shop", "web-1")].clone() };
+    model.apply_slice(key("shop", "web-1"), slice);
+    let distribution = Distribution::of(Some("PreferClose"));
+    model.apply_service(key("shop", "web"), Service { distribution, ..service });
+    let made = endpoints(&model, "shop/web:80");
+    assert_eq!(made.distribution(), proto::Distribution::SameZone);
+    let one = &made.endpoints[0];
+    assert_eq!((one.zone.as_str(), one.node.as_str()), ("zone-a", "node-a"));
+    assert_eq!((one.for_zones.join(","), one.for_nodes.join(",")), ("zone-b".into(), "node-b".into()));
+    assert_eq!(one.ready_unix, 1_700_000_000);
+}
+
+#[test]
+fn a_distribution_that_this_build_does_not_know_prefers_nothing() {
+    for (text, expected) in [
+        (Some("PreferSameZone"), Distribution::SameZone),
+        (Some("PreferSameNode"), Distribution::SameNode),
+        (Some("PreferSameRack"), Distribution::Any),
+        (None, Distribution::Any),
+    ] {
+        assert_eq!(Distribution::of(text), expected, "{text:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! What a pod enforces, section by section.
 
-use tulle_mesh::features::{ACCESS_V1, SHADOW_V1};
+use tulle_mesh::features::{ACCESS_V1, LIMITS_V1, SHADOW_V1};
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
@@ -33,8 +33,8 @@ fn a_section_is_stamped_with_the_policy_that_supplies_it_and_requires_what_it_ne
     assert!(mtls.resource.requires.is_empty(), "what only access needs holds back nothing else");
     assert_eq!(access.resource.requires, [ACCESS_V1]);
     let of = |name: &str| model.sections(&key("shop", name), "uid-a");
-    assert_eq!(of("wide"), Sections { mtls: false, access: true });
-    assert_eq!(of("narrow"), Sections { mtls: true, access: false });
+    assert_eq!(of("wide"), Sections { mtls: false, access: true, ..Sections::default() });
+    assert_eq!(of("narrow"), Sections { mtls: true, access: false, ..Sections::default() });
 }
 
 #[test]
@@ -89,4 +89,53 @@ fn a_changed_rule_changes_no_other_section() {
     model.apply_policy(key("shop", "p"), policy("p", 1, rules));
     assert_eq!([ResourceType::Workload, ResourceType::Mtls].map(|kind| version(&model, kind)), before);
     assert_ne!(version(&model, ResourceType::Access), access);
+}
+
+#[test]
+fn limits_are_a_resource_of_their_own_with_the_policies_that_set_them() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let limits = |model: &Model| {
+        let made = section(model, ResourceType::Limits);
+        let Some(Body::Limits(limits)) = made.resource.body.clone() else { panic!("{made:?}") };
+        (made, limits)
+    };
+    let (none, empty) = limits(&model);
+    assert!(none.stamps.is_empty() && none.resource.requires.is_empty());
+    assert_eq!(empty, proto::Limits::default());
+    let wide = json!({"target": {"kind": "Namespace"}, "limits": {"concurrency": 64, "connections": 9}});
+    let narrow = json!({"target": {"kind": "Service", "name": "web"}, "limits": {"concurrency": 3}});
+    let tried = json!({"target": {"kind": "Namespace"}, "mode": "Shadow", "limits": {"connections": 5}});
+    model.apply_policy(key("shop", "wide"), policy("wide", 1, wide));
+    model.apply_policy(key("shop", "narrow"), policy("narrow", 2, narrow));
+    model.apply_policy(key("shop", "tried"), policy("tried", 3, tried));
+    let (made, limits) = limits(&model);
+    assert_eq!(
+        (stamped(&made), made.resource.requires.clone()),
+        (vec!["narrow", "tried"], vec![LIMITS_V1.to_owned()])
+    );
+    let (enforced, shadow) = (limits.enforced.unwrap(), limits.shadow.unwrap());
+    assert_eq!(enforced.concurrency.map(|limit| limit.max), Some(3));
+    assert!(enforced.connections.is_none(), "a section is of one policy");
+    assert_eq!(shadow.connections.map(|limit| limit.max), Some(5));
+    let only = |name: &str| model.sections(&key("shop", name), "uid-a");
+    assert_eq!(only("narrow"), Sections { limits: true, ..Sections::default() });
+    assert_eq!(only("wide"), Sections::default());
+    let old = section(&model, ResourceType::Inbound);
+    assert!(
+        old.stamps.is_empty() && old.resource.requires.is_empty(),
+        "an old sidecar is not asked for limits"
+    );
+}
+
+#[test]
+fn a_sidecar_learns_in_which_zone_it_runs_and_when_that_changes() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    model.apply_node("node-a".into(), "zone-1".into());
+    let Some(Body::Workload(workload)) = section(&model, ResourceType::Workload).resource.body else {
+        panic!()
+    };
+    assert_eq!((workload.node.as_str(), workload.zone.as_str()), ("node-a", "zone-1"));
+    model.take_touched();
+    model.apply_node("node-a".into(), "zone-2".into());
+    assert!(model.take_touched().inbound.contains("uid-a"));
 }

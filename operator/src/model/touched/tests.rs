@@ -3,6 +3,7 @@
 use serde_json::json;
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
+use super::super::gateway::{ParentStatus, RouteKind, RouteObject, RouteSpec};
 use super::super::tests::{canary, endpoint, key, pod, policy, shop};
 use super::super::{Namespace, Service, Slice};
 use super::*;
@@ -123,6 +124,84 @@ fn what_a_service_declares_touches_the_addresses_of_its_pods() {
     assert!(model.take_touched().addresses.contains(&pod));
 }
 
+/// A route of a namespace, of Service `shop/{parent}`, with one backend.
+fn route(name: &str, namespace: &str, parent: &str, backend: &str) -> RouteObject {
+    let spec: RouteSpec = serde_json::from_value(json!({
+        "parentRefs": [{"group": "", "kind": "Service", "namespace": "shop", "name": parent}],
+        "rules": [{"backendRefs": [{"namespace": "shop", "name": backend, "port": 80}]}],
+    }))
+    .unwrap();
+    RouteObject {
+        kind: RouteKind::Http,
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: "r".into(),
+        generation: 1,
+        created: 0,
+        parents: spec.parents,
+        hostnames: spec.hostnames,
+        rules: spec.rules,
+    }
+}
+
+#[test]
+fn a_route_touches_the_addresses_of_its_parents_before_and_after_and_whom_it_may_conflict_with() {
+    let mut model = quiet();
+    let (web, external) = ("10.96.0.1".parse().unwrap(), "203.0.113.1".parse().unwrap());
+    let other = Service { cluster_ips: vec!["10.96.0.2".parse().unwrap()], ..Service::default() };
+    model.apply_service(key("shop", "other"), other);
+    model.apply_route(route("rival", "shop", "web", "web"));
+    model.take_touched();
+    let one = route("one", "shop", "web", "web");
+    model.apply_route(one.clone());
+    let routes = set([one.key(), route("rival", "shop", "web", "web").key()]);
+    let expected = Touched { addresses: set([web, external]), routes: routes.clone(), ..Touched::default() };
+    assert_eq!(model.take_touched(), expected, "and no endpoints");
+    model.apply_route(one.clone());
+    assert!(model.take_touched().is_empty(), "an identical route");
+    model.apply_route(route("one", "shop", "other", "web"));
+    let touched = model.take_touched();
+    assert_eq!(touched.addresses, set([web, external, "10.96.0.2".parse().unwrap()]));
+    assert_eq!(touched.routes, routes);
+    model.delete_route(&one.key());
+    assert_eq!(model.take_touched().addresses, set(["10.96.0.2".parse().unwrap()]));
+}
+
+#[test]
+fn a_backend_touches_the_addresses_of_the_services_whose_routes_name_it() {
+    let mut model = quiet();
+    let one = route("one", "shop", "web", "api");
+    model.apply_route(one.clone());
+    model.take_touched();
+    let web = "10.96.0.1".parse().unwrap();
+    model.touch_routes_of(&key("shop", "api"));
+    assert!(model.take_touched().addresses.contains(&web), "what a policy says about it");
+    let api = Service { cluster_ips: vec!["10.96.0.2".parse().unwrap()], ..Service::default() };
+    model.apply_service(key("shop", "api"), api);
+    let touched = model.take_touched();
+    assert!(touched.addresses.contains(&web) && touched.routes.contains(&one.key()));
+    let a = pod("a", "10.1.0.1", "r1");
+    let slice = Slice { service: "api".into(), ports: Vec::new(), endpoints: vec![endpoint(&a, true)] };
+    model.apply_slice(key("shop", "api-1"), slice);
+    let touched = model.take_touched();
+    assert!(!touched.addresses.contains(&web) && touched.routes.is_empty(), "endpoints change no route");
+    model.delete_service(&key("shop", "api"));
+    assert!(model.take_touched().addresses.contains(&web));
+}
+
+#[test]
+fn the_zone_of_a_node_touches_what_its_pods_are_told() {
+    let mut model = quiet();
+    model.apply_node("node-a".into(), "zone-a".into());
+    assert_eq!(model.take_touched(), Touched { inbound: set(["uid-a".into()]), ..Touched::default() });
+    assert_eq!((model.zone_of("node-a"), model.zone_of("node-b")), ("zone-a", ""));
+    model.apply_node("node-a".into(), "zone-a".into());
+    model.apply_node("node-b".into(), "zone-b".into());
+    assert!(model.take_touched().is_empty());
+    model.delete_node("node-a");
+    assert_eq!(model.take_touched().inbound, set(["uid-a".into()]));
+}
+
 /// Numbers that look random and are the same in every run.
 struct Dice(u64);
 
@@ -145,6 +224,7 @@ fn random_pod(dice: &mut Dice) -> Pod {
     let (name, revision) = (dice.roll(3), format!("r{}", dice.roll(2)));
     let made = pod(&format!("p{name}"), &format!("10.1.0.{}", dice.roll(4)), &revision);
     Pod {
+        ready_unix: i64::try_from(dice.roll(2)).unwrap(),
         injected: dice.coin(),
         terminating: dice.roll(4) == 0,
         finished: dice.roll(5) == 0,
@@ -160,11 +240,14 @@ fn random_policy(dice: &mut Dice) -> serde_json::Value {
         true => json!({"kind": "Namespace"}),
         false => json!({"kind": "Service", "name": format!("web{}", dice.roll(2))}),
     };
-    match dice.roll(5) {
+    match dice.roll(6) {
         0 => json!({"target": target, "mtls": "Disabled"}),
         1 => json!({"target": target, "mtls": "Strict", "mode": "Shadow"}),
         2 => json!({"target": target, "access": {"allow": []}}),
         3 => json!({"target": target, "access": {"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]}}),
+        4 => {
+            json!({"target": target, "timeout": {"request": "1s"}, "breaker": {"consecutiveFailures": 1 + dice.roll(3)}})
+        }
         _ => {
             json!({"target": target, "access": {"deny": [{"from": [{"namespaceLabels": {"env": "dev"}}]}]}})
         }
@@ -184,10 +267,20 @@ fn random_service(dice: &mut Dice) -> Service {
     service
 }
 
+fn random_route(dice: &mut Dice) -> RouteObject {
+    let [name, parent, backend] = [0, 1, 2].map(|_| format!("web{}", dice.roll(2)));
+    let made = route(&name, ["shop", "team"][dice.index(2)], &parent, &backend);
+    RouteObject {
+        kind: [RouteKind::Http, RouteKind::Grpc][dice.index(2)],
+        created: i64::try_from(dice.roll(3)).unwrap(),
+        ..made
+    }
+}
+
 fn random_event(model: &mut Model, dice: &mut Dice) {
     let number = dice.roll(2);
     let (service, object) = (key("shop", &format!("web{number}")), key("shop", &format!("o{number}")));
-    match dice.roll(12) {
+    match dice.roll(15) {
         0..=2 => model.apply_pod(random_pod(dice)),
         3 => model.delete_pod(&format!("uid-p{}", dice.roll(3))),
         4 => model.apply_service(service, random_service(dice)),
@@ -209,6 +302,8 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
             let status = json!({"approvedRevision": "r0", "canaryRevision": "r1", "weight": dice.roll(3), "phase": "Progressing"});
             model.apply_canary(object, canary(status));
         }
+        11..=12 => model.apply_route(random_route(dice)),
+        13 => model.delete_route(&random_route(dice).key()),
         _ => {
             let labels = if dice.coin() { [("env".into(), "dev".into())].into() } else { Default::default() };
             model.apply_namespace(service.1, Namespace { labels, terminating: false });
@@ -230,7 +325,7 @@ fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> 
     let mut all = Vec::new();
     for (kind, name) in enforced.chain(addresses).chain(endpoints) {
         let name = ResourceName { r#type: kind.into(), cluster: String::new(), name };
-        for variant in [Variant::default(), Variant(Some("node-a".into()))] {
+        for variant in [Variant::Any, Variant::Node("node-a".into()), Variant::Namespace("team".into())] {
             let made = model.compile(&name, &variant).map(|made| (made.resource.version, made.depends));
             all.push((name.clone(), made));
         }
@@ -238,15 +333,24 @@ fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> 
     all
 }
 
+fn statuses(model: &Model) -> Vec<(RouteKey, Vec<ParentStatus>)> {
+    let keys = model.routes().map(RouteObject::key);
+    keys.map(|key| (key.clone(), model.route_status(&key))).collect()
+}
+
 #[test]
 fn whatever_differs_after_an_event_was_touched_by_it() {
     let mut dice = Dice(7);
     let mut model = Model::default();
-    let mut before = compiled(&model);
+    let (mut before, mut said) = (compiled(&model), statuses(&model));
     for round in 0..3000 {
         random_event(&mut model, &mut dice);
         let touched = model.take_touched();
-        let after = compiled(&model);
+        let (after, says) = (compiled(&model), statuses(&model));
+        for status in says.iter().filter(|status| !said.contains(status)) {
+            assert!(touched.routes.contains(&status.0), "round {round}: {status:?} {touched:?}");
+        }
+        said = says;
         for ((name, old), (_, new)) in before.iter().zip(&after) {
             if old == new {
                 continue;

@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{OnInconclusive, Phase, WorkloadKind};
 
-use super::{Evaluation, duration, hold};
+use super::Evaluation;
+use super::steps::{duration, hold, is_pause};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
@@ -80,7 +81,7 @@ impl Evaluation<'_> {
             return self.drop_condition(PROGRESS_DEADLINE);
         }
         let least: i64 = self.steps.iter().filter_map(hold).map(|hold| hold.as_secs()).sum();
-        let pauses = self.steps.iter().any(|step| step.weight.is_none());
+        let pauses = self.steps.iter().any(is_pause);
         let (steps, wanted) = if least >= i64::from(deadline) {
             // Half as much again, in whole minutes: pods need time to start, and evidence to come in.
             (format!("the steps take at least {least} s"), (least + least / 2 + 59) / 60 * 60)

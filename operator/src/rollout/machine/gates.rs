@@ -2,6 +2,7 @@
 
 use tulle_crds::WorkloadKind;
 
+use super::steps::Wanted;
 use super::{Action, Evaluation, PodName};
 use crate::model::{PodSeen, WorkloadSeen};
 
@@ -51,16 +52,21 @@ impl Evaluation<'_> {
         })
     }
 
-    /// Whether the new revision has the pods that a weight needs. Where it has not, and stable pods may be given
+    /// Whether the new revision has the pods that a step needs. Where it has not, and stable pods may be given
     /// up, one gate is opened: its workload's controller then replaces one stable pod.
-    pub(super) fn has_capacity(&mut self, target: &WorkloadSeen, weight: u8) -> bool {
-        let replicas = target.replicas as usize;
-        let share = f64::from(weight) / 100.0 * f64::from(target.replicas);
-        let most = replicas.saturating_sub(1).max(1);
-        let bounded = |pods: f64| (pods.ceil() as usize).min(most).max(usize::from(weight > 0));
-        let needed = bounded(share * self.spec.capacity.headroom);
+    ///
+    /// Copies come on top of the weight. They are no reason to give up a stable pod, because the stable version goes on
+    /// answering every request.
+    pub(super) fn has_capacity(&mut self, target: &WorkloadSeen, wanted: &Wanted) -> bool {
+        let headroom = self.spec.capacity.headroom;
         let mine: Vec<_> = self.pods_on_trial(target).collect();
         let ready = mine.iter().filter(|pod| pod.containers_ready).count();
+        let most = self.most_pods(target, mine.len());
+        let pods = |percent: u32, headroom: f64| {
+            let pods = f64::from(percent.min(100)) / 100.0 * f64::from(target.replicas) * headroom;
+            (pods.ceil() as usize).min(most).max(usize::from(percent > 0))
+        };
+        let needed = pods(wanted.weight + wanted.mirror(), headroom).max(usize::from(wanted.exposes()));
         if ready >= needed {
             let message = "the new revision has the pods that its weight needs";
             self.condition("Capacity", true, "EnoughPods", message);
@@ -69,22 +75,33 @@ impl Evaluation<'_> {
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
         if let Some(parked) = parked
             && ready == mine.len()
-            && self.may_give_up_one(target, weight, ready < bounded(share))
+            && ready < pods(wanted.weight, headroom)
+            && self.may_give_up_one(target, wanted.weight, ready < pods(wanted.weight, 1.0))
         {
             self.actions.push(Action::OpenGate(name(parked)));
         }
         let message = format!(
-            "{weight}% needs {needed} ready pods of revision {}, {ready} are",
+            "{} needs {needed} ready pods of revision {}, {ready} are",
+            wanted.summary(),
             self.status.canary_revision
         );
         self.condition("Capacity", false, "TooFewPods", &message);
         false
     }
 
+    /// The most pods that a weight needs. Where stable pods stay until the promotion (blue/green), or the surge
+    /// provides them, that is all of the workload's: the switch to 100 % must find all of them ready. Otherwise the
+    /// last stable pod, which is never given up, leaves one too few.
+    fn most_pods(&self, target: &WorkloadSeen, existing: usize) -> usize {
+        let replicas = target.replicas as usize;
+        let least = replicas.saturating_sub(1).max(1);
+        if self.spec.capacity.keep_stable { replicas.max(1) } else { least.max(existing.min(replicas)) }
+    }
+
     /// Whether one stable pod may go. Those that stay must carry what is left to them, unless the weight itself,
     /// without its headroom, needs the pod. The last one is never given up: there would be nothing to compare
     /// with, and nothing to go back to.
-    fn may_give_up_one(&self, target: &WorkloadSeen, weight: u8, needed_by_weight: bool) -> bool {
+    fn may_give_up_one(&self, target: &WorkloadSeen, weight: u32, needed_by_weight: bool) -> bool {
         // Kubernetes would scale the oldest ReplicaSet first: as long as a superseded pod is Ready, opening a gate
         // would not replace a stable pod but end that one's requests.
         if self.superseded_pods(target).any(|pod| pod.ready) {

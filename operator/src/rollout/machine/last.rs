@@ -6,6 +6,7 @@ use tulle_crds::Phase;
 
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
+use crate::rollout::exposure::is_exposed;
 use crate::rollout::judge::Verdict;
 
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
@@ -33,7 +34,7 @@ impl Evaluation<'_> {
         if self.failed_before(latest) {
             return self.serve_failed(target, latest);
         }
-        if self.status.weight > 0 {
+        if is_exposed(&self.status) {
             if target.replicas == 0 {
                 return;
             }

@@ -2,10 +2,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::{CanaryVerdict, OnFailure, Phase, RolloutOutcome};
+use tulle_crds::{CanarySteering, CanaryVerdict, OnFailure, Phase, RolloutOutcome};
 
-use super::{Action, Evaluation, duration};
+use super::steps::{duration, sticky};
+use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
+use crate::rollout::exposure;
 
 /// Pods change this long after traffic was taken away, even though a client has not acknowledged it: one client
 /// must not keep a bad version running.
@@ -18,7 +20,8 @@ impl Evaluation<'_> {
         self.approve("Promoted", because);
     }
 
-    /// The revision on trial is approved from now on.
+    /// The revision on trial is approved from now on. It keeps the share that it had, or gets more where more of its
+    /// pods are ready, and grows from there: nobody who was given it is sent back while pods are replaced.
     pub(super) fn approve(&mut self, event: &'static str, because: &str) {
         self.resume_clock();
         self.no_longer_late();
@@ -33,7 +36,9 @@ impl Evaluation<'_> {
         self.status.former_revision = former;
         self.status.failed_revision.clear();
         self.serves_no_more("Promoted");
-        self.change_weight(100);
+        let weight = self.carried_by(&approved).max(self.status.weight);
+        let kept = self.status.steering.clone().unwrap_or_default();
+        self.expose(weight, Some(CanarySteering { mirror: 0, sticky: sticky(self.spec), ..kept }));
         self.status.step_started = Some(Time(self.seen.now));
         let message = match event {
             "Approved" => because.to_owned(),
@@ -67,13 +72,38 @@ impl Evaluation<'_> {
             self.status.step_started = None;
             self.condition("Stalled", true, "PromotionStalled", &because);
             self.event(true, "PromotionStalled", because);
+        } else {
+            self.grow();
         }
+    }
+
+    /// While a version is promoted, its share follows its ready pods, and never falls: users move to it and none back.
+    fn grow(&mut self) {
+        // Without a steering the promotion was begun by an operator that sent no shares during one, and the weight says
+        // nothing of pods.
+        if self.status.steering.is_none() {
+            return;
+        }
+        let weight = self.carried_by(&self.status.approved_revision);
+        if weight > self.status.weight {
+            self.status.weight = weight;
+            self.status.epoch += 1;
+        }
+    }
+
+    /// The share of the traffic that the ready pods of a revision can carry, in percent.
+    fn carried_by(&self, revision: &str) -> u32 {
+        let Some(target) = &self.seen.target else { return 0 };
+        let ready = self.pods_of(target, revision).filter(|pod| pod.containers_ready).count();
+        let share = (100 * ready).checked_div(target.replicas as usize).unwrap_or(100);
+        u32::try_from(share).unwrap_or(100).min(100)
     }
 
     fn at_rest(&mut self) {
         self.status.phase = Phase::Stable;
         self.status.weight = 0;
-        self.status.acknowledged_weight = 0;
+        self.status.steering = None;
+        self.nothing_acknowledged();
         self.status.canary_revision.clear();
     }
 
@@ -94,6 +124,10 @@ impl Evaluation<'_> {
         self.status.phase = Phase::Failed;
         // Some sidecars may have it already: until all have said otherwise, it counts as there.
         self.status.acknowledged_weight = self.status.acknowledged_weight.max(self.status.weight);
+        let steering = self.status.steering.as_ref().filter(|steering| exposure::sends(steering));
+        if let Some(steering) = steering {
+            self.status.acknowledged_steering = Some(steering.clone());
+        }
         self.change_weight(0);
         self.status.step_started = Some(Time(self.seen.now));
         let failed = self.status.canary_revision.clone();

@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{OnInconclusive, Phase, Step};
 
-use super::{Evaluation, hold};
+use super::steps::{hold, is_pause};
+use super::{Evaluation, is_exposed};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
@@ -22,14 +23,14 @@ const LONG_WAIT: f64 = 600.0;
 impl Evaluation<'_> {
     /// First what may fail the rollout, which needs nobody's acknowledgement; then what may advance it.
     pub(super) fn progress(&mut self, target: &WorkloadSeen) {
-        if self.status.weight > 0 {
+        if is_exposed(&self.status) {
             self.weigh(target);
         }
         let broken = self.status.phase != Phase::Failed && self.is_broken(target);
         if self.is_on_trial() {
             self.check_deadline(target);
         }
-        let waits = broken && self.status.weight > 0;
+        let waits = broken && is_exposed(&self.status);
         if !self.is_on_trial() || waits || !self.seen.obstacles.is_empty() {
             return;
         }
@@ -38,14 +39,18 @@ impl Evaluation<'_> {
             self.status.step = u32::try_from(self.steps.len().saturating_sub(1)).unwrap_or(0);
         }
         let Some(step) = self.step().cloned() else { return };
-        let Some(weight) = step.weight else { return self.pause() };
+        if is_pause(&step) {
+            return self.pause();
+        }
         self.resume_clock();
         self.status.phase = Phase::Progressing;
-        if self.status.weight != u32::from(weight) {
-            if self.has_capacity(target, weight) {
-                self.change_weight(u32::from(weight));
-                let revision = &self.status.canary_revision;
-                let message = format!("step {}: {weight}% to revision {revision}", self.status.step + 1);
+        let wanted = self.wanted();
+        // Also where the spec was edited meanwhile: what flows changes with an epoch of its own only.
+        if self.status.weight != wanted.weight || self.status.steering != wanted.steering {
+            if self.has_capacity(target, &wanted) {
+                let (revision, what) = (&self.status.canary_revision, wanted.summary());
+                let message = format!("step {}: {what} to revision {revision}", self.status.step + 1);
+                self.expose(wanted.weight, wanted.steering);
                 self.event(false, "WeightChanged", message);
             }
         } else if self.acknowledged {
@@ -66,7 +71,7 @@ impl Evaluation<'_> {
             self.status.unready_since = None;
             return false;
         }
-        if self.status.weight == 0 && self.pods_on_trial(target).next().is_none() {
+        if !is_exposed(&self.status) && self.pods_on_trial(target).next().is_none() {
             // Its controller, or who replaces pods by hand, has made none yet.
             self.status.unready_since = None;
             return true;
@@ -77,10 +82,10 @@ impl Evaluation<'_> {
             return true;
         }
         let none = self.pods_on_trial(target).next().is_none();
-        let patience = match self.status.weight {
-            0 => i64::from(target.progress_deadline),
-            _ if none => i64::from(target.progress_deadline).max(BROKEN_AFTER),
-            _ => BROKEN_AFTER,
+        let patience = match is_exposed(&self.status) {
+            false => i64::from(target.progress_deadline),
+            true if none => i64::from(target.progress_deadline).max(BROKEN_AFTER),
+            true => BROKEN_AFTER,
         };
         if self.elapsed(Some(&since)) > SignedDuration::from_secs(patience) {
             self.fail(format!(
@@ -113,6 +118,9 @@ impl Evaluation<'_> {
         if attempts == 0 && evidence.stable.attempts == 0 {
             let none = match target.services.is_empty() {
                 true => "no meshed client has sent a request, and no Service selects the target",
+                false if self.status.weight == 0 => {
+                    "no request of a meshed client counts yet: only HTTP requests that match, or copies of GET, HEAD and OPTIONS, go to the new version in this step"
+                }
                 false => {
                     "no request of a meshed client counts yet: the first to each pod are its warm-up, those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
                 }

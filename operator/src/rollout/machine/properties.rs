@@ -29,13 +29,23 @@ impl Random {
 
 fn spec(random: &mut Random) -> CanarySpec {
     let inconclusive = ["Hold", "Promote", "Rollback"][random.below(3) as usize];
-    let steps = match random.below(3) {
+    let insiders = json!([{"header": {"name": "x-group", "exact": "insider"}}]);
+    let testers = json!([{"cookie": {"name": "group", "exact": "tester"}}]);
+    let steps = match random.below(7) {
         0 => json!([{"weight": 25, "hold": "3s"}, {"weight": 50, "hold": "3s"}]),
         1 => json!([{"weight": 5, "hold": "2s"}, {"pause": {}}, {"weight": 100, "hold": "2s"}]),
+        2 => json!([{"match": insiders, "hold": "2s"}, {"weight": 25, "hold": "2s"}]),
+        3 => json!([{"mirror": 20, "hold": "2s"}, {"pause": {}}, {"match": testers, "hold": "2s"}]),
+        4 => {
+            json!([{"match": insiders, "hold": "2s"}, {"mirror": 50, "hold": "2s"}, {"weight": 50, "hold": "2s"}])
+        }
+        5 => json!([{"weight": 100, "hold": "3s"}]),
         _ => json!([{"weight": 50, "hold": "2s"}]),
     };
+    let sticky = if random.one_in(2) { json!({"cookie": "version"}) } else { json!(null) };
     serde_json::from_value(json!({
-        "target": {"kind": "Deployment", "name": "web"}, "steps": steps, "deadline": "40s",
+        "target": {"kind": "Deployment", "name": "web"}, "steps": steps, "deadline": "40s", "sticky": sticky,
+        "capacity": {"keepStable": random.one_in(3)},
         "onFailure": if random.one_in(2) { "Undo" } else { "Hold" },
         "judge": {"minRequests": 20, "onInconclusive": inconclusive, "latency": {"worseBy": 0.0}},
     }))
@@ -78,7 +88,7 @@ fn world() -> Observation {
 fn happen(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
     seen.now += SignedDuration::from_secs(1 + random.below(4) as i64);
     let target = seen.target.as_mut().unwrap();
-    match random.below(12) {
+    match random.below(13) {
         0 => {
             let revision = format!("r{}", random.below(4));
             let gated = revision != status.approved_revision;
@@ -111,6 +121,16 @@ fn happen(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
             let action = [Promote, Abort, Resume, Retry][random.below(4) as usize];
             seen.action = Some(Requested { action, revision: None, id: random.below(6).to_string() });
         }
+        10 if target.latest.as_deref().is_some_and(|latest| latest != status.approved_revision) => {
+            // A full surge.
+            let latest = target.latest.clone().unwrap();
+            for number in 10..13 {
+                let name = format!("{latest}-{number}");
+                if !target.pods.iter().any(|pod| pod.name == name) {
+                    target.pods.push(PodSeen { parked: true, ready: false, ..pod(&latest, number) });
+                }
+            }
+        }
         _ => {}
     }
 }
@@ -118,7 +138,7 @@ fn happen(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
 fn attempts(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
     seen.block.clear();
     seen.block_ended = random.one_in(2);
-    if status.weight == 0 {
+    if !is_exposed(status) {
         return;
     }
     let bad = random.one_in(6);
@@ -143,7 +163,52 @@ fn carry_out(seen: &mut Observation, actions: &[Action]) {
     }
 }
 
-fn check(before: &CanaryStatus, after: &CanaryStatus, actions: &[Action], seen: &Observation) {
+/// What flows besides the weight, and who may be sent to a version at all.
+fn check_steering(spec: &CanarySpec, before: &CanaryStatus, after: &CanaryStatus, seen: &Observation) {
+    if after.steering != before.steering && after.phase != Phase::Stable {
+        assert!(after.epoch > before.epoch, "another steering is a new epoch");
+    }
+    let known = [&None, &before.acknowledged_steering, &before.steering];
+    assert!(known.contains(&&after.acknowledged_steering), "{:?} was never set", after.acknowledged_steering);
+    if matches!(after.phase, Phase::Failed | Phase::Stable | Phase::Waiting) {
+        assert_eq!(after.steering, None, "nobody is sent to a version that is not on trial");
+    }
+    if after.phase == Phase::Promoting {
+        assert_eq!(
+            after.steering.as_ref().map(|steering| steering.mirror),
+            Some(0),
+            "an approved version gets no copies"
+        );
+        assert!(
+            before.phase != Phase::Promoting
+                || before.approved_revision != after.approved_revision
+                || after.weight >= before.weight,
+            "users were sent back during a promotion"
+        );
+    }
+    let changes = after.epoch > before.epoch && after.phase == Phase::Progressing && is_exposed(after);
+    if changes && before.canary_revision == after.canary_revision {
+        let wanted = Wanted::of(spec, &steps(spec), after.step as usize);
+        let flows = Wanted { weight: after.weight, steering: after.steering.clone() };
+        assert_eq!(flows, wanted, "what flows is what the step asks for");
+        let target = seen.target.as_ref().unwrap();
+        let of_it = target.pods.iter().filter(|pod| pod.revision == after.canary_revision);
+        let ready = of_it.filter(|pod| pod.containers_ready).count();
+        assert!(ready > 0, "requests are sent to a version without a ready pod");
+        if after.weight == 100 && spec.capacity.keep_stable {
+            assert!(ready >= target.replicas as usize, "the switch found {ready} ready pods");
+        }
+    }
+}
+
+fn check(
+    spec: &CanarySpec,
+    before: &CanaryStatus,
+    after: &CanaryStatus,
+    actions: &[Action],
+    seen: &Observation,
+) {
+    check_steering(spec, before, after, seen);
     let target = seen.target.as_ref().unwrap();
     let stable =
         |pod: &&PodSeen| pod.revision == after.approved_revision || pod.revision == after.former_revision;
@@ -180,6 +245,9 @@ fn check(before: &CanaryStatus, after: &CanaryStatus, actions: &[Action], seen: 
             };
             let wanted = of(before).contains(&pod.revision) || of(after).contains(&pod.revision);
             assert!(wanted, "a gate of a superseded revision was opened");
+            let on_trial = pod.revision == after.canary_revision && pod.revision != after.former_revision;
+            let for_capacity = after.phase == Phase::Progressing && on_trial;
+            assert!(!for_capacity || !spec.capacity.keep_stable, "a stable pod was given up");
         }
     }
     let promoted = after.phase == Phase::Promoting && before.phase != Phase::Promoting;
@@ -203,15 +271,19 @@ fn the_invariants_hold_whatever_happens() {
 
 fn one_run(seed: u64) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let spec = spec(&mut random);
+    let mut spec = spec(&mut random);
     let mut seen = world();
     let mut status = CanaryStatus::default();
     let mut acted: Vec<String> = Vec::new();
     for _ in 0..LOOKS {
+        if random.one_in(15) {
+            // It is edited in the middle.
+            spec = self::spec(&mut random);
+        }
         happen(&mut seen, &status, &mut random);
         attempts(&mut seen, &status, &mut random);
         let (after, actions) = next(&spec, &status, &seen);
-        check(&status, &after, &actions, &seen);
+        check(&spec, &status, &after, &actions, &seen);
         if random.one_in(8) {
             // The write was lost, or the operator ended before it: all of it is decided anew.
             continue;

@@ -5,6 +5,7 @@ use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
+use crate::rollout::exposure;
 
 /// The condition that tells whom a rollout waits for.
 const ACKNOWLEDGED: &str = "Acknowledged";
@@ -76,8 +77,9 @@ impl Evaluation<'_> {
         let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
         let step = (self.status.step as usize + 1).min(steps);
         self.status.step_summary = if on_trial { format!("{step}/{steps}") } else { String::new() };
-        let weight = self.status.acknowledged_weight;
-        self.status.weight_summary = if on_trial { format!("{weight}%") } else { String::new() };
+        let steering = self.status.acknowledged_steering.as_ref();
+        let weight = exposure::summary(self.status.acknowledged_weight, steering);
+        self.status.weight_summary = if on_trial { weight } else { String::new() };
         let progressing = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting);
         let message = format!("{:?}", self.status.phase);
         self.condition("Progressing", progressing, &message.clone(), &message);
@@ -90,7 +92,7 @@ impl Evaluation<'_> {
 
     /// Whoever asks why a rollout stands still is told whom it waits for.
     fn show_acknowledgement(&mut self) {
-        let weight = self.status.weight;
+        let weight = exposure::summary(self.status.weight, self.status.steering.as_ref());
         match &self.seen.acknowledged {
             Acknowledgement::Refused(why) if !self.changed => {
                 let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
@@ -98,7 +100,7 @@ impl Evaluation<'_> {
                     self.event(
                         true,
                         reason::REFUSED,
-                        format!("a sidecar refused the weight of {weight}%: {why}"),
+                        format!("a sidecar refused the weight of {weight}: {why}"),
                     );
                 }
                 self.condition(ACKNOWLEDGED, false, reason::REFUSED, why);
@@ -108,18 +110,18 @@ impl Evaluation<'_> {
                     ACKNOWLEDGED,
                     false,
                     reason::PROPAGATING,
-                    &format!("{weight}% is not acknowledged by all sidecars; {who}"),
+                    &format!("{weight} is not acknowledged by all sidecars; {who}"),
                 );
             }
             Acknowledgement::Complete if !self.changed => {
-                let message = format!("every sidecar that sends to the target has acknowledged {weight}%");
+                let message = format!("every sidecar that sends to the target has acknowledged {weight}");
                 self.condition(ACKNOWLEDGED, true, ACKNOWLEDGED, &message);
             }
             _ => self.condition(
                 ACKNOWLEDGED,
                 false,
                 reason::PROPAGATING,
-                &format!("{weight}% was set just now; waiting for sidecars"),
+                &format!("{weight} was set just now; waiting for sidecars"),
             ),
         }
     }

@@ -1,6 +1,7 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
 mod pods;
+mod strategies;
 
 use serde_json::json;
 use tulle_crds::{AttemptTotals, CanaryAction, CanarySpec, CanaryStatus, Phase};
@@ -74,17 +75,21 @@ impl World {
         self.target().pods.push(parked);
     }
 
-    /// The requests of one second, shared by weight; a block ends every ten.
+    /// The requests of one second, shared by weight; a tenth of them match where a step matches, and copies come on
+    /// top. A block ends every ten.
     fn send(&mut self) {
-        let canary = self.rate * u64::from(self.status.weight) / 100;
+        let steering = self.status.steering.clone().unwrap_or_default();
+        let insiders = if steering.match_.is_empty() { 0 } else { self.rate / 10 };
+        let served = (self.rate * u64::from(self.status.weight) / 100 + insiders).min(self.rate);
+        let canary = served + self.rate * u64::from(steering.mirror) / 100;
         let ended = self.seen.now.as_second() % 10 == 0;
         self.seen.block_ended = ended;
-        if self.status.weight == 0 {
+        if !is_exposed(&self.status) {
             return self.seen.block.clear();
         }
         let failures = canary * self.canary_failures / 100;
         for (side, attempts, failures) in
-            [(Side::Canary, canary, failures), (Side::Stable, self.rate - canary, 0)]
+            [(Side::Canary, canary, failures), (Side::Stable, self.rate - served, 0)]
         {
             let block = &mut self.seen.block;
             let index = block.iter().position(|pod| pod.side == side).unwrap_or_else(|| {
@@ -224,7 +229,7 @@ fn a_good_version_goes_through_every_step_and_is_promoted() {
             weights.push(world.status.weight);
         }
     }
-    assert_eq!(weights, [5, 25, 50, 100, 0]);
+    assert_eq!(weights, [5, 25, 50, 75, 100, 0], "during the promotion the share follows the pods");
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
     assert_eq!(world.status.history[0].outcome, RolloutOutcome::Promoted);
     assert!(world.seen.target.unwrap().pods.iter().all(|pod| pod.revision == "new" && pod.ready));

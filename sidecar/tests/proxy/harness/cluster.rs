@@ -3,16 +3,20 @@
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io, process};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::sleep;
+use tulle_operator::model::gateway::{RouteKind, RouteObject, RouteSpec};
 use tulle_operator::model::object::ServicePort;
 use tulle_operator::model::{Endpoint, Pod as KnownPod, Service, Slice};
 
 use super::operator::Operator;
 use super::sidecar::Sidecar;
-use super::{NAMESPACE, address};
+use super::{NAMESPACE, address, within};
 
 /// A cluster with one client, whose sidecar runs.
 pub struct Cluster {
@@ -23,6 +27,7 @@ pub struct Cluster {
     folder: PathBuf,
     numbers: Cell<u8>,
     services: Cell<u16>,
+    generation: Cell<i64>,
 }
 
 /// A pod that serves.
@@ -57,7 +62,14 @@ impl Cluster {
         fs::write(folder.join("token"), "token").unwrap();
         operator.change(|model| model.apply_pod(pod("pod-0", known, true)));
         let client = Sidecar::start(&operator, &folder, "pod-0", &[known]).await;
-        Self { operator, client, folder, numbers: Cell::new(1), services: Cell::new(0) }
+        Self {
+            operator,
+            client,
+            folder,
+            numbers: Cell::new(1),
+            services: Cell::new(0),
+            generation: Cell::new(1),
+        }
     }
 
     /// A policy for all pods. Those that are started later enforce it from the start.
@@ -88,15 +100,21 @@ impl Cluster {
     /// A Service of these ports, which declares a protocol or nothing. Returns its address once the client's sidecar
     /// knows it.
     pub async fn service(&self, protocol: Option<&str>, ports: &[&Port]) -> SocketAddr {
+        self.service_in(NAMESPACE, protocol, ports).await
+    }
+
+    /// The same in another namespace, which knows the pods of its endpoints by their addresses only.
+    pub async fn service_in(&self, namespace: &str, protocol: Option<&str>, ports: &[&Port]) -> SocketAddr {
         let number = self.services.replace(self.services.get() + 1);
         let [high, low] = number.to_be_bytes();
         let cluster_ip = IpAddr::from([10, 96, high, low]);
-        let name = format!("service-{number}");
+        let name = service_name(SocketAddr::new(cluster_ip, 80));
+        let of_pod = |port: &Port| (namespace == NAMESPACE).then(|| port.pod.as_str().into());
         self.operator.change(|model| {
             let port =
                 ServicePort { name: "main".to_owned(), port: 80, app_protocol: protocol.map(str::to_owned) };
             let service = Service { cluster_ips: vec![cluster_ip], ports: vec![port], ..Service::default() };
-            model.apply_service((NAMESPACE.into(), name.as_str().into()), service);
+            model.apply_service((namespace.into(), name.as_str().into()), service);
             for port in ports {
                 // One each: all endpoints of a slice have the same number.
                 let slice = Slice {
@@ -106,11 +124,11 @@ impl Cluster {
                         address: Some(port.address.ip()),
                         ready: true,
                         serving: true,
-                        pod_uid: Some(port.pod.as_str().into()),
+                        pod_uid: of_pod(port),
                         ..Endpoint::default()
                     }],
                 };
-                let key = (NAMESPACE.into(), format!("{name}-{}", port.pod).into());
+                let key = (namespace.into(), format!("{name}-{}", port.pod).into());
                 model.apply_slice(key, slice);
             }
         });
@@ -118,6 +136,51 @@ impl Cluster {
         self.client.resolve(dialled).await;
         dialled
     }
+
+    /// Applies a route with this `spec`, and waits until the client's sidecar has rules of it for this address. The
+    /// route is called `name` and is of the pods' namespace.
+    pub async fn route(&self, kind: RouteKind, name: &str, spec: Value, dialled: SocketAddr) {
+        let generation = self.generation.replace(self.generation.get() + 1);
+        let RouteSpec { parents, hostnames, rules } = serde_json::from_value(spec).unwrap();
+        let route = RouteObject {
+            kind,
+            namespace: NAMESPACE.into(),
+            name: name.into(),
+            uid: name.into(),
+            generation,
+            created: 0,
+            parents,
+            hostnames,
+            rules,
+        };
+        // What came before has other rules in memory.
+        let before = self.client.rules(dialled);
+        self.operator.change(|model| model.apply_route(route));
+        let changed = async {
+            loop {
+                match (self.client.rules(dialled), &before) {
+                    (Some(now), Some(before)) if Arc::ptr_eq(&now, before) => {}
+                    (Some(_), _) => return,
+                    (None, _) => {}
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        within(changed).await;
+    }
+}
+
+/// The name of the Service with this address.
+pub fn service_name(dialled: SocketAddr) -> String {
+    match dialled.ip() {
+        IpAddr::V4(ip) => format!("service-{}", u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])),
+        IpAddr::V6(ip) => panic!("{ip} is not of a Service"),
+    }
+}
+
+/// A reference of a route to a Service, as its parent or as a backend.
+pub fn service_ref(dialled: SocketAddr) -> Value {
+    json!({"group": "", "kind": "Service", "name": service_name(dialled), "port": 80})
 }
 
 impl Drop for Cluster {

@@ -9,6 +9,7 @@
 //!   sidecar      the proxy on a thread of its own
 //!   cluster      pods, Services and policies
 //!   application  what listens in a pod, and counts its connections
+//!   echo         one that says who it is and what it was asked
 //!   script       how a server ends what it is asked
 //!   http1        an HTTP/1 client and server
 //!   http2        an HTTP/2 client, and a server that can do what servers should not
@@ -17,6 +18,7 @@
 
 pub mod application;
 pub mod cluster;
+pub mod echo;
 pub mod http1;
 pub mod http2;
 pub mod operator;

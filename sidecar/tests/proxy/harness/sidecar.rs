@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tulle_sidecar::config::store::Wanted;
-use tulle_sidecar::config::{ConfigStore, client, identity};
+use tulle_sidecar::config::{ConfigStore, Destination, Rules, client, identity};
 use tulle_sidecar::route::Target;
 use tulle_sidecar::settings::{Settings, SourceAddress};
 use tulle_sidecar::telemetry::Telemetry;
@@ -113,6 +113,21 @@ impl Sidecar {
         let (known, answer) = oneshot::channel();
         self.ask(Command::Resolve(address, known));
         within(answer).await.unwrap();
+    }
+
+    /// The rules of this address; `None`: it has none.
+    pub fn rules(&self, address: SocketAddr) -> Option<Arc<Rules>> {
+        let known = self.config.snapshot().into_iter().find(|known| known.address == address)?;
+        match known.destination.as_deref()? {
+            Destination::Service(service) => service.route.rules.clone(),
+            Destination::Unknown | Destination::Pod(_) => None,
+        }
+    }
+
+    /// How often this has happened for this reason.
+    pub fn count_of(&self, kind: &str, reason: &str) -> u64 {
+        let events = self.telemetry.events();
+        events.iter().filter(|(event, _)| *event == (kind, reason)).map(|(_, count)| count).sum()
     }
 
     /// Tells it to stop. Returns when it accepts nothing any more, and what runs may still end.

@@ -1,0 +1,92 @@
+//! Requests that are saved from pods that fail.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{member, ready_policy};
+use crate::kubectl::Kube;
+use crate::suites::namespace::TestNamespace;
+
+/// Requests per second. They are GETs, because a POST that an application has answered is not repeated.
+const RATE: u32 = 100;
+const GETS: [&str; 1] = ["--post-every=0"];
+
+/// How often the load's sidecar has retried.
+fn retried(field: &TestNamespace<'_>) -> Result<u64> {
+    let pods = field.pods("load")?;
+    pods.iter().map(|pod| field.metric(pod, &["tulle_events_total{", "kind=\"retr"])).sum()
+}
+
+pub(super) fn retries(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-s-retry")?;
+    member(&field, "web", "good", 2, &[])?;
+    member(&field, "web", "bad", 1, &["--errors=100", "--status=503"])?;
+    field.load_with("load", "web:80", RATE, &GETS)?;
+    kube.wait_for("requests to fail without a policy", 30, || Ok(field.account("load")?.failed > 3))?;
+    // In turn, so that the bad pod gets its third however it has answered before.
+    let sections =
+        json!({"retry": {"on": ["5xx"], "attempts": 2, "budget": "100%"}, "balance": {"by": "RoundRobin"}});
+    ready_policy(&field, "web", sections)?;
+    thread::sleep(Duration::from_secs(2));
+    let (bad, before) = (field.received("bad")?, retried(&field)?);
+    let (failed, why) = field.failed_during("load", || {
+        thread::sleep(Duration::from_secs(10));
+        Ok(())
+    })?;
+    let (bad, retried) = (field.received("bad")? - bad, retried(&field)? - before);
+    ensure!(bad > 50, "only {bad} requests reached the bad pod: the test proves nothing");
+    ensure!(
+        failed == 0,
+        "{failed} requests failed although {bad} attempts at the bad pod could be retried: {why}"
+    );
+    ensure!(retried >= bad / 2, "{bad} attempts failed, and the metrics count {retried} retries");
+    Ok(())
+}
+
+pub(super) fn budget(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-s-budget")?;
+    field.service("web", 2, &["--errors=100", "--status=503"])?;
+    ready_policy(&field, "web", json!({"retry": {"on": ["5xx"], "attempts": 2, "budget": "20%"}}))?;
+    field.load_with("load", "web:80", RATE / 2, &GETS)?;
+    thread::sleep(Duration::from_secs(3));
+    let (sent, received) = (field.account("load")?.sent, field.received("web")?);
+    thread::sleep(Duration::from_secs(20));
+    let (sent, received) = (field.account("load")?.sent - sent, field.received("web")? - received);
+    // The counts are read one after the other, while some fifty requests a second go on.
+    ensure!(
+        received > sent && received * 100 <= sent * 125 + 10_000,
+        "the application received {received} requests for {sent} that were sent, with a budget of 20 %"
+    );
+    Ok(())
+}
+
+pub(super) fn breaker(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-s-breaker")?;
+    member(&field, "web", "good", 3, &[])?;
+    member(&field, "web", "bad", 1, &["--errors=100"])?;
+    field.load_with("load", "web:80", RATE, &GETS)?;
+    // In turn, so that only the breaker keeps requests from the bad pod.
+    ready_policy(&field, "web", json!({"balance": {"by": "RoundRobin"}}))?;
+    let bad = || field.received("bad");
+    let during = |seconds: u64| -> Result<u64> {
+        let before = bad()?;
+        thread::sleep(Duration::from_secs(seconds));
+        Ok(bad()? - before)
+    };
+    let share = during(6)?;
+    ensure!(share > 60, "without a breaker {share} of 600 requests reached the bad pod, expected a quarter");
+    let sections =
+        json!({"balance": {"by": "RoundRobin"}, "breaker": {"consecutiveFailures": 3, "ejectFor": "60s"}});
+    ready_policy(&field, "web", sections)?;
+    thread::sleep(Duration::from_secs(3));
+    let (failed, why) = field.failed_during("load", || {
+        let share = during(8)?;
+        ensure!(share <= 2, "with a breaker {share} of 800 requests reached the bad pod");
+        Ok(())
+    })?;
+    ensure!(failed <= 2, "{failed} requests failed after the pod was ejected: {why}");
+    Ok(())
+}

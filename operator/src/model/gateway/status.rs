@@ -1,0 +1,155 @@
+//! What the status of a route says, for each of its parents that is a Service.
+
+use super::super::{Key, Model};
+use super::Held;
+use super::attach::{MAX_RULES, Standing, is_parent, means, service_of};
+use super::check::{Flaw, references};
+use super::object::{ParentRef, RouteKey};
+
+/// Characters of a message. The schema of conditions allows 32,768.
+const MAX_MESSAGE: usize = 2048;
+/// Of `Accepted`, where the Gateway API names none: routes of another kind hold. As GEP-1294 writes it.
+const CONFLICTED: &str = "RouteReasonConflicted";
+/// Of `Accepted`, our own: there is no room beside the other routes of the port.
+const TOO_MANY_RULES: &str = "TooManyRules";
+
+/// A condition of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteCondition {
+    /// Whether it is true.
+    pub status: bool,
+    /// Its reason, in PascalCase.
+    pub reason: &'static str,
+    /// Its message.
+    pub message: String,
+}
+
+impl RouteCondition {
+    fn new(status: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status, reason, message: bounded(message.into()) }
+    }
+}
+
+fn bounded(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
+        message.truncate(end);
+    }
+    message
+}
+
+/// What the status of a route says about one of its parents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentStatus {
+    /// The parent, as the route has it.
+    pub parent: ParentRef,
+    /// Condition `Accepted`.
+    pub accepted: RouteCondition,
+    /// Condition `ResolvedRefs`.
+    pub resolved: RouteCondition,
+    /// The message of condition `PartiallyInvalid`, whose reason is `UnsupportedValue`: some rules are not in force. The
+    /// condition is never false; without a message it is absent.
+    pub partially_invalid: Option<String>,
+}
+
+impl Model {
+    /// What the status of a route says, for each of its parents that is a Service, in order. Nothing about others.
+    pub fn route_status(&self, key: &RouteKey) -> Vec<ParentStatus> {
+        let Some((key, held)) = self.gateway.routes.get_key_value(key) else { return Vec::new() };
+        let resolved = self.resolved(held);
+        let flaws: Vec<(usize, &Flaw)> = held.flaws().collect();
+        let status = |parent: &ParentRef| {
+            let service = service_of(&held.object, parent)?;
+            let accepted = self.accepted(key, held, parent, &service);
+            let is_partial = accepted.status && !flaws.is_empty();
+            Some(ParentStatus {
+                parent: parent.clone(),
+                accepted,
+                resolved: resolved.clone(),
+                partially_invalid: is_partial.then(|| bounded(format!("Dropped Rule {}", listed(&flaws)))),
+            })
+        };
+        held.object.parents.iter().filter_map(status).collect()
+    }
+
+    fn accepted(&self, key: &RouteKey, held: &Held, parent: &ParentRef, of: &Key) -> RouteCondition {
+        let no_parent = |why: String| RouteCondition::new(false, "NoMatchingParent", why);
+        let name = format!("{}/{}", of.0, of.1);
+        let Some(service) = self.services.get(of) else {
+            return no_parent(format!("there is no Service {name}"));
+        };
+        if !is_parent(service) {
+            return no_parent(format!(
+                "Service {name} has no cluster IP: a headless Service or an ExternalName cannot have routes"
+            ));
+        }
+        let ports: Vec<_> = service.ports.iter().filter(|port| means(parent, port)).collect();
+        if ports.is_empty() {
+            return no_parent(format!("Service {name} has no TCP port {}", wanted(parent)));
+        }
+        let flaws: Vec<(usize, &Flaw)> = held.flaws().collect();
+        if let (false, Some((_, flaw))) = (held.is_accepted(), flaws.first()) {
+            return RouteCondition::new(false, flaw.reason, listed(&flaws));
+        }
+        let (mut holds, mut fails) = (Vec::new(), Vec::new());
+        for port in ports {
+            let mut attached = self.attached(of, port, &key.namespace).into_iter();
+            match attached.find(|one| one.key == key).map(|one| one.standing) {
+                Some(Standing::Holds) => holds.push(port.port.to_string()),
+                Some(Standing::Overruled(by)) => {
+                    fails.push((CONFLICTED, format!("{by} holds at port {}", port.port)));
+                }
+                Some(Standing::NoRoom) => {
+                    let port = port.port;
+                    let why = format!(
+                        "older routes leave no room at port {port}, where all together may have {MAX_RULES} rules and 1 MiB"
+                    );
+                    fails.push((TOO_MANY_RULES, why));
+                }
+                // Only of routes that are not accepted.
+                None => {}
+            }
+        }
+        let reason = fails.first().map_or("NoMatchingParent", |(reason, _)| *reason);
+        let mut message: Vec<String> = fails.into_iter().map(|(_, message)| message).collect();
+        if holds.is_empty() {
+            return RouteCondition::new(false, reason, message.join("; "));
+        }
+        message.insert(0, format!("holds for Service {name} at port {}", holds.join(", ")));
+        RouteCondition::new(true, "Accepted", message.join("; "))
+    }
+
+    /// Whether all backends can be used, also those of rules that are not in force.
+    fn resolved(&self, held: &Held) -> RouteCondition {
+        let flaws: Vec<Flaw> =
+            references(&held.object).filter_map(|to| self.unresolved(&held.object, to)).collect();
+        match flaws.first() {
+            None => RouteCondition::new(true, "ResolvedRefs", "all backends exist"),
+            Some(first) => {
+                let mut messages: Vec<&str> = flaws.iter().map(|flaw| flaw.what.as_str()).collect();
+                messages.dedup();
+                RouteCondition::new(false, first.reason, messages.join("; "))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// What is wrong with its rules, by index.
+    fn flaws(&self) -> impl Iterator<Item = (usize, &Flaw)> {
+        self.rules.iter().enumerate().filter_map(|(index, rule)| Some((index, rule.flaw.as_ref()?)))
+    }
+}
+
+fn listed(flaws: &[(usize, &Flaw)]) -> String {
+    let all: Vec<String> =
+        flaws.iter().map(|(index, flaw)| format!("rules[{index}]: {}", flaw.what)).collect();
+    all.join("; ")
+}
+
+/// What a parent wants of the ports.
+fn wanted(parent: &ParentRef) -> String {
+    let named = parent.section_name.as_ref().map(|name| format!("named {name}"));
+    let number = parent.port.map(|number| number.to_string());
+    let both: Vec<String> = [number, named].into_iter().flatten().collect();
+    if both.is_empty() { "at all".to_owned() } else { both.join(" ") }
+}

@@ -1,0 +1,77 @@
+//! How many requests and connections the application has at once.
+//!
+//! Requests beyond the limit wait for a moment, and are then refused; connections beyond it are refused at once. What is
+//! only tried is counted, and let through.
+
+use tokio::time::Instant;
+
+use super::deadline::has_passed;
+use super::{Denied, LIMIT};
+use crate::config::limits::{InboundLimits, Limit};
+use crate::error::Failure;
+use crate::gate::Slot;
+use crate::worker::Worker;
+
+const REQUESTS: &str = "Concurrency";
+const CONNECTIONS: &str = "Connections";
+
+/// Takes a place among the requests in the application; none where nothing limits them.
+///
+/// # Errors
+/// [`Denied`] with [`Failure::OursOverloaded`], or [`Failure::DeadlineExceeded`] where that came first.
+pub(super) async fn enter(
+    worker: &Worker,
+    limits: &InboundLimits,
+    deadline: Option<Instant>,
+) -> Result<Option<Slot>, Denied> {
+    let gate = &limits.in_use.requests;
+    let tried = limits.section.shadow.concurrency.as_ref();
+    if let Some(tried) = tried.filter(|tried| gate.taken() >= tried.max) {
+        // It would wait or be refused.
+        report(worker, REQUESTS, tried, true);
+    }
+    let Some(limit) = &limits.section.enforced.concurrency else { return Ok(tried.map(|_| gate.count())) };
+    if let Some(slot) = gate.enter(limit.max) {
+        return Ok(Some(slot));
+    }
+    // Rare: not a part of every request's future.
+    if let Some(slot) = Box::pin(gate.wait(limit.max, deadline)).await {
+        return Ok(Some(slot));
+    }
+    if has_passed(deadline) {
+        worker.telemetry.event("expired_request", "Queue");
+        return Err(Denied(Failure::DeadlineExceeded));
+    }
+    report(worker, REQUESTS, limit, false);
+    Err(Denied(Failure::OursOverloaded))
+}
+
+/// Takes a place among the connections of clients; none where nothing limits them.
+///
+/// # Errors
+/// [`Denied`] with [`Failure::OursOverloaded`].
+pub fn admit_client(worker: &Worker) -> Result<Option<Slot>, Denied> {
+    let rules = worker.config.inbound();
+    let Some(limits) = rules.as_ref().and_then(|rules| rules.limits.as_ref()) else { return Ok(None) };
+    let gate = &limits.in_use.connections;
+    let tried = limits.section.shadow.connections.as_ref();
+    if let Some(tried) = tried.filter(|tried| gate.taken() >= tried.max) {
+        report(worker, CONNECTIONS, tried, true);
+    }
+    let Some(limit) = &limits.section.enforced.connections else { return Ok(tried.map(|_| gate.count())) };
+    match gate.enter(limit.max) {
+        Some(slot) => Ok(Some(slot)),
+        None => {
+            report(worker, CONNECTIONS, limit, false);
+            Err(Denied(Failure::OursOverloaded))
+        }
+    }
+}
+
+fn report(worker: &Worker, what: &'static str, limit: &Limit, shadow: bool) {
+    worker.telemetry.event(if shadow { "would_limit" } else { "limited" }, what);
+    if let Some(suppressed) = LIMIT.allow() {
+        let Limit { max, policy } = limit;
+        tracing::info!(%policy, max, limit = what, shadow, suppressed, "beyond a limit of the policy");
+    }
+}

@@ -1,0 +1,157 @@
+//! Copies of requests: to the backends of mirror filters, and to the version on trial of a Canary that asks for them.
+//!
+//! A copy is sent once, to one endpoint, beside the request and without anybody waiting for it; its answer is dropped.
+//! Those of mirror filters say nothing: they are counted for no Canary, breaker or average. Those of a Canary are
+//! evidence like attempts at its version. A copy has the body of its request: so that each can be sent by itself, the
+//! body of a request that is to be copied is read before its first attempt, up to 64 KiB
+//! ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)) and for at most [`BODY_COMES_WITHIN`]. No other request waits for
+//! its body.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use tulle_mesh::wire::head::Protocol as Travels;
+
+use super::{count, patience, wishes};
+use crate::attempt::{Copied, Opening, open, send_copy};
+use crate::backend::{Ask, Backend, Cohort, Upstream};
+use crate::call::Call;
+use crate::error::Failure;
+use crate::http1::{Framing, Head};
+use crate::telemetry::attempts::evidence_of;
+use crate::worker::Worker;
+
+/// How long the rest of a body may take that is read before the first attempt. A client that streams, or waits for an
+/// answer before it goes on, is not held up for longer.
+const BODY_COMES_WITHIN: Duration = Duration::from_millis(100);
+/// Copies of one worker that are under way. A backend that hangs must not gather bodies here.
+const MAX_UNDER_WAY: u32 = 64;
+/// How long a copy may take with its answer.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// What is counted of copies; the reason says what became of each.
+const EVENT: &str = "copied_request";
+
+/// Where a copy goes.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) backend: Rc<Backend>,
+    /// The version on trial that it goes to, whose evidence it is; `None`: of a mirror filter.
+    pub(super) on_trial: Option<Arc<str>>,
+}
+
+/// Sends copies of a request. Returns before they have been sent.
+///
+/// # Errors
+/// [`Failure`] of the client, whose body has broken off.
+pub(super) async fn send(
+    worker: &Rc<Worker>,
+    call: &mut Call<'_>,
+    targets: Vec<Target>,
+) -> Result<(), Failure> {
+    let skip = |why| targets.iter().for_each(|_| worker.telemetry.event(EVENT, why));
+    // The bytes of a tunnel are a conversation, and a client that waits to be asked for its body is asked by a server.
+    if call.head.upgrade || call.head.expects_continue {
+        skip("SkippedTunnel");
+        return Ok(());
+    }
+    match timeout(BODY_COMES_WITHIN, call.body.read_ahead()).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => {
+            skip("SkippedLong");
+            return Ok(());
+        }
+        Ok(Err(failure)) => return Err(failure),
+        Err(_) => {
+            skip("SkippedSlow");
+            return Ok(());
+        }
+    }
+    let body = call.body.copy();
+    for target in targets {
+        if worker.copies.get() >= MAX_UNDER_WAY {
+            worker.telemetry.event(EVENT, "SkippedBusy");
+            continue;
+        }
+        let (head, travels) = (copied(&call.head, &body), call.travels);
+        let under_way = UnderWay::begin(worker);
+        spawn_local(copy(under_way, target, head, body.clone(), travels));
+    }
+    Ok(())
+}
+
+/// The head of a copy: as that of its request, with the length that the body has turned out to have, and without what
+/// the request wishes of this sidecar.
+fn copied(head: &Head, body: &Bytes) -> Head {
+    let framing = match head.framing {
+        Framing::Chunked | Framing::UntilClose => Framing::Length(body.len() as u64),
+        known => known,
+    };
+    let mut head = Head { framing, ..head.clone() };
+    wishes::take(&mut head);
+    head
+}
+
+async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, travels: Travels) {
+    let worker = &under_way.0;
+    let cohort = if target.on_trial.is_some() { Cohort::OnTrial } else { Cohort::ByShare };
+    let chosen = target.backend.pick(&Ask { cohort, ..Ask::default() });
+    // Without a ready pod of the version on trial, another one would be chosen.
+    let is_meant =
+        |upstream: &Rc<Upstream>| target.on_trial.as_ref().is_none_or(|on| *on == upstream.endpoint.revision);
+    let Some(upstream) = chosen.filter(is_meant) else {
+        worker.telemetry.event(EVENT, "SkippedNoEndpoint");
+        return;
+    };
+    let attempts = target.on_trial.as_ref().and_then(|_| upstream.attempts(&worker.telemetry));
+    let in_flight = upstream.begin();
+    let to = Opening {
+        backend: &target.backend,
+        upstream: &upstream,
+        attempt: 0,
+        fresh: false,
+        limit: patience(&target.backend, &upstream),
+        deadline: None,
+    };
+    let sent = timeout(ENDS_WITHIN, async {
+        match open(worker, &to, &head, travels).await {
+            Ok(exchange) => send_copy(exchange, &head, body).await,
+            Err(failure) => Copied { result: Err(failure), grpc_status: None, head_at: None, idle: None },
+        }
+    });
+    let copied = sent.await.unwrap_or_else(|_| Copied {
+        result: Err(Failure::UpstreamTimeout),
+        grpc_status: None,
+        head_at: None,
+        idle: None,
+    });
+    let head_after = copied.head_at.map(|at| at.duration_since(in_flight.since()));
+    // Nothing is learned of the endpoint.
+    drop(in_flight);
+    let result = copied.result.as_ref().copied();
+    let seen = evidence_of(result, copied.grpc_status);
+    count(attempts.as_ref(), &target.backend, &upstream, seen, head_after);
+    if let Some((reader, writer)) = copied.idle {
+        worker.http1.put(upstream.endpoint.address.into(), reader, writer);
+    }
+    worker.telemetry.event(EVENT, if result.is_ok() { "Sent" } else { "Failed" });
+}
+
+/// A copy that is under way. It is counted until this is dropped.
+struct UnderWay(Rc<Worker>);
+
+impl UnderWay {
+    fn begin(worker: &Rc<Worker>) -> Self {
+        worker.copies.set(worker.copies.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.copies.set(self.0.copies.get().saturating_sub(1));
+    }
+}

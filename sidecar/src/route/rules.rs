@@ -1,0 +1,419 @@
+//! Rules of the Gateway API's routes, compiled for one worker: which rule takes a request, what is done to it, and to
+//! which of the rule's backends it goes.
+//!
+//! Backends take turns by their weights (smooth weighted round robin), so that ten requests of a share of 70 % are seven
+//! requests. An invalid backend keeps its turns, and they are answered with an error. The turns go on where they were
+//! when the rules come again with the same backends.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tulle_mesh::route::Subject;
+
+use super::call_policy::CallPolicy;
+use super::cors;
+use super::filters::{ResponseEdits, edit, redirect, rewrite};
+use super::session::{Members, Session, Token};
+use super::{Connection, Way};
+use crate::backend::{Ask, Backend, Backends};
+use crate::config::{Cors, Filter, RouteKind, Rule, RuleBackend, Rules, Service};
+use crate::error::Failure;
+use crate::http1::Head;
+
+/// The rules of a port.
+#[derive(Debug)]
+pub struct CompiledRules {
+    source: Arc<Rules>,
+    /// As the source numbers them.
+    services: Vec<Behind>,
+    /// As the source numbers them.
+    rules: Vec<CompiledRule>,
+}
+
+/// A Service that rules name.
+#[derive(Debug)]
+struct Behind {
+    backend: Rc<Backend>,
+    members: Members,
+}
+
+#[derive(Debug)]
+struct CompiledRule {
+    shares: Vec<Share>,
+    /// What is done with answers of this sidecar's own.
+    edits: Option<Rc<ResponseEdits>>,
+    session: Option<Session>,
+}
+
+/// A backend of a rule.
+#[derive(Debug)]
+struct Share {
+    /// `None`: it is invalid.
+    way: Option<Rc<Way>>,
+    edits: Option<Rc<ResponseEdits>>,
+    /// How much it is due; see [`turn`].
+    due: Cell<i64>,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Found<'p> {
+    /// It goes to a backend.
+    Forward(Forward<'p>),
+    /// It is answered with this head, and nothing else.
+    Answer(Box<Head>),
+    /// It fails.
+    Fail(Failure),
+}
+
+/// A request that goes to a backend.
+#[derive(Debug)]
+pub struct Forward<'p> {
+    /// Where it goes, and under what policy.
+    pub way: &'p Rc<Way>,
+    taken: Taken<'p>,
+    share: &'p Share,
+    backend: &'p RuleBackend,
+    session: Option<(Token, SocketAddr)>,
+}
+
+/// The rule that takes a request.
+#[derive(Clone, Copy, Debug)]
+struct Taken<'p> {
+    rules: &'p CompiledRules,
+    source: &'p Rule,
+    compiled: &'p CompiledRule,
+    prefix: Option<&'p str>,
+}
+
+impl CompiledRules {
+    /// The rules of a Service's port; `None`: there are none, and everything goes to the Service itself. `before`: those
+    /// that were in force.
+    pub(super) fn of(service: &Service, backends: &Backends, before: Option<&Self>) -> Option<Self> {
+        let source = Arc::clone(service.route.rules.as_ref()?);
+        let behind = |service: &Service| Behind {
+            backend: backends.of_service(service),
+            members: Members::of(&service.endpoints),
+        };
+        let services: Vec<Behind> = service.behind.iter().map(behind).collect();
+        let compile = |(number, rule): (usize, &Rule)| {
+            let policy =
+                Rc::new(CallPolicy::of(&service.route.traffic, &service.route.shadow, Some(&rule.times)));
+            let share = |backend: &RuleBackend| {
+                let behind = backend.service.and_then(|service| services.get(service));
+                let filters = rule.filters.iter().chain(&backend.filters);
+                Share {
+                    way: behind.map(|behind| {
+                        Rc::new(Way {
+                            backend: Rc::clone(&behind.backend),
+                            policy: Rc::clone(&policy),
+                            route: Some(Arc::clone(&rule.route)),
+                        })
+                    }),
+                    edits: ResponseEdits::of(filters).map(Rc::new),
+                    due: Cell::new(0),
+                }
+            };
+            CompiledRule {
+                shares: rule.backends.iter().map(share).collect(),
+                edits: ResponseEdits::of(rule.filters.iter()).map(Rc::new),
+                session: rule.session.as_ref().map(|kept| Session::new(kept, &rule.route, number)),
+            }
+        };
+        let rules = source.rules.iter().enumerate().map(compile).collect();
+        let compiled = Self { source, services, rules };
+        if let Some(before) = before {
+            compiled.go_on_from(before);
+        }
+        Some(compiled)
+    }
+
+    /// Takes over whose turn it is, in every rule that has the same backends as before.
+    fn go_on_from(&self, before: &Self) {
+        for (rule, compiled) in self.source.rules.iter().zip(&self.rules) {
+            let same = before.source.rules.iter().position(|old| {
+                old.route == rule.route && old.name == rule.name && self.shares(rule).eq(before.shares(old))
+            });
+            let Some(old) = same.and_then(|old| before.rules.get(old)) else { continue };
+            for (share, old) in compiled.shares.iter().zip(&old.shares) {
+                share.due.set(old.due.get());
+            }
+        }
+    }
+
+    /// What makes the backends of a rule the same as those of another.
+    fn shares<'a>(&'a self, rule: &'a Rule) -> impl Iterator<Item = (u32, Option<&'a str>)> {
+        rule.backends.iter().map(|backend| {
+            let service = backend.service.and_then(|service| self.source.services.get(service));
+            (backend.weight, service.map(|service| &*service.endpoints))
+        })
+    }
+
+    /// What becomes of a request to a port with this number.
+    pub fn find(&self, head: &Head, port: u16) -> Found<'_> {
+        if let Some(answer) = self.preflight(head) {
+            return Found::Answer(answer);
+        }
+        let Some(taken) = self.take(&Asked::of(head)) else { return Found::Fail(Failure::RouteNone) };
+        if let Some(answer) = taken.redirects(&taken.source.filters, head, port) {
+            return Found::Answer(answer);
+        }
+        let session = taken.session(head);
+        let chosen = match session {
+            Some((number, ..)) => Some(number),
+            None => turn(taken.compiled.shares.iter().zip(&taken.source.backends).map(due)),
+        };
+        let chosen = chosen.and_then(|number| {
+            Some((taken.compiled.shares.get(number)?, taken.source.backends.get(number)?))
+        });
+        let Some((share, backend)) = chosen else { return Found::Fail(Failure::RouteNoBackend) };
+        if let Some(answer) = taken.redirects(&backend.filters, head, port) {
+            return Found::Answer(answer);
+        }
+        let Some(way) = &share.way else { return Found::Fail(Failure::RouteNoBackend) };
+        let session = session.map(|(_, token, stay)| (token, stay));
+        Found::Forward(Forward { way, taken, share, backend, session })
+    }
+
+    /// Whether they are about the names of servers.
+    pub(super) fn is_of_tls(&self) -> bool {
+        self.source.kind == RouteKind::Tls
+    }
+
+    /// Where a connection goes whose requests are not looked at. `None`: rules about requests do not concern it.
+    pub(super) fn find_connection(&self, connection: Connection<'_>) -> Option<Result<Rc<Way>, Failure>> {
+        let name = match (self.source.kind, connection) {
+            (RouteKind::Http | RouteKind::Grpc, _) => return None,
+            (RouteKind::Tls, Connection::Tls(name)) => name,
+            (RouteKind::Tls, Connection::Other) => return Some(Err(Failure::RouteNone)),
+            (RouteKind::Tcp, _) => None,
+        };
+        let Some(number) = self.source.matcher.find_server_name(name) else {
+            return Some(Err(Failure::RouteNone));
+        };
+        let found = self.source.rules.get(number).zip(self.rules.get(number));
+        let way = found.and_then(|(source, compiled)| {
+            let number = turn(compiled.shares.iter().zip(&source.backends).map(due))?;
+            compiled.shares.get(number)?.way.clone()
+        });
+        Some(way.ok_or(Failure::RouteNoBackend))
+    }
+
+    /// The answer to a preflight, by the rule of the request that it asks about. `None`: it is not a preflight, or that
+    /// rule leaves cross-origin requests to the server.
+    fn preflight(&self, head: &Head) -> Option<Box<Head>> {
+        let method = cors::asked_method(head)?;
+        let taken = self.take(&Asked { method, ..Asked::of(head) })?;
+        let of_backends = taken.source.backends.iter().flat_map(|backend| &backend.filters);
+        let cors = cors_of(taken.source.filters.iter().chain(of_backends))?;
+        Some(taken.answer(cors::preflight(cors, head)))
+    }
+
+    fn take(&self, asked: &Asked<'_>) -> Option<Taken<'_>> {
+        let (number, prefix) = match self.source.kind {
+            RouteKind::Http | RouteKind::Grpc => {
+                let found = self.source.matcher.find(asked)?;
+                (found.rule, found.prefix)
+            }
+            // Requests at a port with rules about connections: each is a connection of its own to us.
+            RouteKind::Tcp => (self.source.matcher.find_server_name(None)?, None),
+            RouteKind::Tls => return None,
+        };
+        let (source, compiled) = (self.source.rules.get(number)?, self.rules.get(number)?);
+        Some(Taken { rules: self, source, compiled, prefix })
+    }
+}
+
+impl Taken<'_> {
+    /// An answer of our own, with what the rule does to answers.
+    fn answer(&self, mut head: Head) -> Box<Head> {
+        if let Some(edits) = &self.compiled.edits {
+            edits.apply(&mut head);
+        }
+        Box::new(head)
+    }
+
+    fn redirects(&self, filters: &[Filter], request: &Head, port: u16) -> Option<Box<Head>> {
+        let to = filters.iter().find_map(|filter| match filter {
+            Filter::Redirect(to) => Some(to),
+            _ => None,
+        })?;
+        let mut head = redirect(to, request, port, self.prefix);
+        if let Some(decoration) = cors_of(filters.iter()).and_then(|cors| cors::decoration(cors, request)) {
+            edit(&mut head.headers, &decoration);
+        }
+        Some(self.answer(head))
+    }
+
+    /// The session that a request is of: the number of its backend, and where in it the request goes. Whoever has one
+    /// stays with it, whatever the weights are now.
+    fn session(&self, head: &Head) -> Option<(usize, Token, SocketAddr)> {
+        let session = self.compiled.session.as_ref()?;
+        let token = session.of(head, now())?;
+        let mut backends = self.source.backends.iter().enumerate();
+        backends.find_map(|(number, backend)| {
+            let behind = self.rules.services.get(backend.service?)?;
+            Some((number, token, session.find(token, &behind.members)?))
+        })
+    }
+}
+
+impl<'p> Forward<'p> {
+    /// Changes the request as the rule and its backend want it.
+    pub fn edit(&self, head: &mut Head) {
+        for filter in self.filters() {
+            match filter {
+                Filter::RequestHeaders(edits) => edit(&mut head.headers, edits),
+                Filter::Rewrite(to) => rewrite(head, to, self.taken.prefix),
+                Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Mirror(_) | Filter::Cors(_) => {}
+            }
+        }
+    }
+
+    /// Makes a request stay where its session is, and returns what is done with its answer. `request`: as it was sent.
+    pub fn settle(&self, request: &Head, ask: &mut Ask) -> Option<Rc<ResponseEdits>> {
+        let session = self.taken.compiled.session.as_ref();
+        let kept = session.and_then(|session| session.keep(self.session, &self.way.backend, ask, now()));
+        let decoration = cors_of(self.filters()).and_then(|cors| cors::decoration(cors, request));
+        if kept.is_none() && decoration.is_none() {
+            return self.share.edits.clone();
+        }
+        let mut edits = self.share.edits.as_deref().cloned().unwrap_or_default();
+        decoration.into_iter().chain(kept).for_each(|more| edits.push(more));
+        Some(Rc::new(edits))
+    }
+
+    /// Where copies of this request go. An invalid one takes none.
+    pub fn copies(&self) -> impl Iterator<Item = &'p Rc<Backend>> {
+        let services = &self.taken.rules.services;
+        self.filters().filter_map(move |filter| {
+            let Filter::Mirror(mirror) = filter else { return None };
+            // A fraction of nought out of nought is refused where rules are decoded.
+            let all = mirror.numerator >= mirror.denominator;
+            if !all && fastrand::u32(..mirror.denominator) >= mirror.numerator {
+                return None;
+            }
+            services.get(mirror.service?).map(|behind| &behind.backend)
+        })
+    }
+
+    fn filters(&self) -> impl Iterator<Item = &'p Filter> + use<'p> {
+        self.taken.source.filters.iter().chain(&self.backend.filters)
+    }
+}
+
+fn cors_of<'a>(mut filters: impl Iterator<Item = &'a Filter>) -> Option<&'a Cors> {
+    filters.find_map(|filter| match filter {
+        Filter::Cors(cors) => Some(cors),
+        _ => None,
+    })
+}
+
+fn due<'a>((share, backend): (&'a Share, &RuleBackend)) -> (i64, &'a Cell<i64>) {
+    (i64::from(backend.weight), &share.due)
+}
+
+/// Whose turn it is, by weight: everybody gets its weight, and who then has the most pays for all. `None`: nobody has
+/// a weight.
+fn turn<'a>(shares: impl Iterator<Item = (i64, &'a Cell<i64>)>) -> Option<usize> {
+    let (mut total, mut best): (i64, Option<(usize, &Cell<i64>)>) = (0, None);
+    for (number, (weight, due)) in shares.enumerate().filter(|(_, (weight, _))| *weight > 0) {
+        total += weight;
+        due.set(due.get() + weight);
+        if best.is_none_or(|(_, most)| due.get() > most.get()) {
+            best = Some((number, due));
+        }
+    }
+    let (number, due) = best?;
+    due.set(due.get() - total);
+    Some(number)
+}
+
+/// Seconds of Unix time.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A request as matches see it.
+struct Asked<'a> {
+    head: &'a Head,
+    method: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(head: &'a Head) -> Self {
+        let (path, query) = match head.path().split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (head.path(), None),
+        };
+        let path = if path.is_empty() { "/" } else { path };
+        Self { head, method: head.request_line().0, path, query }
+    }
+}
+
+impl Subject for Asked<'_> {
+    fn method(&self) -> &str {
+        self.method
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.query
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let mut values =
+            self.head.headers.iter().filter(|(line, _)| line.eq_ignore_ascii_case(name.as_bytes()));
+        let (_, first) = values.next()?;
+        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+        let mut joined = first.to_vec();
+        for (_, value) in std::iter::once(second).chain(values) {
+            joined.push(b',');
+            joined.extend_from_slice(value);
+        }
+        Some(Cow::Owned(joined))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::filters::tests::request;
+
+    fn turns(weights: &[i64], count: usize) -> Vec<Option<usize>> {
+        let due: Vec<Cell<i64>> = weights.iter().map(|_| Cell::new(0)).collect();
+        (0..count).map(|_| turn(weights.iter().copied().zip(&due))).collect()
+    }
+
+    #[test]
+    fn turns_are_exact_and_spread() {
+        let seen = turns(&[70, 30, 0], 10);
+        let of = |wanted| seen.iter().filter(|number| **number == Some(wanted)).count();
+        assert_eq!((of(0), of(1), of(2)), (7, 3, 0));
+        assert_eq!(turns(&[2, 1], 6), [0, 1, 0, 0, 1, 0].map(Some));
+        assert_eq!(turns(&[0, 0], 2), [None, None]);
+        assert_eq!(turns(&[], 1), [None]);
+        assert_eq!(turns(&[1_000_000], 2), [Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn a_request_is_matched_as_it_was_sent() {
+        let head = request("GET http://web/a?b=c HTTP/1.1\r\nhost: web\r\nX-A: 1\r\nx-a: 2\r\n\r\n");
+        let asked = Asked::of(&head);
+        assert_eq!((asked.method(), asked.path(), asked.query()), ("GET", "/a", Some("b=c")));
+        assert_eq!(asked.header("x-A").as_deref(), Some(&b"1,2"[..]));
+        assert_eq!(asked.header("host").as_deref(), Some(&b"web"[..]));
+        assert_eq!(asked.header("x-b"), None);
+        let tunnel = request("CONNECT web:443 HTTP/1.1\r\nhost: web:443\r\n\r\n");
+        assert_eq!(Asked::of(&tunnel).path(), "/");
+    }
+}
