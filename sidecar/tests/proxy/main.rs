@@ -9,6 +9,7 @@
 //!   routes      rules of the Gateway API: where requests go, and what is done to them
 //!   routes_clients      … sessions, copies, cross-origin requests
 //!   routes_connections  … where connections go
+//!   resilience  what policies do for a request that goes wrong
 //!   retries     method × body × how the server ends × kept or fresh connection × one or two endpoints
 //!   clients     clients that end their side, leave, or are slow
 //!   connecting  servers that do not take connections
@@ -34,6 +35,7 @@ mod drains;
 mod harness;
 mod limits;
 mod memory;
+mod resilience;
 mod retries;
 mod routes;
 mod routes_clients;
