@@ -432,15 +432,12 @@ async fn a_tunnel_on_which_nothing_moves_is_ended() {
         }
         far.read(&mut [0; 1]).await.is_ok_and(|bytes| bytes > 0)
     };
-    let reads = async {
-        let mut all = Vec::new();
-        let _ = asking.read_to_end(&mut all).await;
-        String::from_utf8(all).unwrap()
-    };
+    let ticks = "tick".repeat(6);
+    let reads = read_until(&mut asking, ticks.as_bytes());
     let policy = AttemptPolicy { idle: Some(idle), ..ANY };
     let (attempt, more, seen) = tokio::join!(run(&mut call, exchange, &policy), answers, reads);
     assert_eq!(attempt.end, End::Delivered(Err(Failure::IdleTimeout)));
-    assert!(!more && seen.ends_with(&"tick".repeat(6)), "{seen}");
+    assert!(!more && seen.ends_with(&ticks), "{seen}");
 }
 
 #[tokio::test]
