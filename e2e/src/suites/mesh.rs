@@ -292,7 +292,7 @@ fn refused_objects(kube: &Kube) -> Result<()> {
         "spec": {"target": {"kind": "Deployment", "name": "nobody"}, "steps": [{"weight": 5, "pause": {}}]}});
     let said = field.apply(canary);
     ensure!(
-        said.as_ref().is_err_and(|error| format!("{error:#}").contains("either a weight or a pause")),
+        said.as_ref().is_err_and(|error| format!("{error:#}").contains("exactly one of match, mirror, weight and pause")),
         "{said:?}"
     );
     Ok(())
@@ -346,10 +346,10 @@ fn explain(kube: &Kube) -> Result<()> {
     for (path, sentence) in [
         ("canary", "Canary rolls out each new version of a workload in steps."),
         ("canary.spec", "Which workload to watch, the steps of a rollout, and how to judge the new version."),
-        ("canary.spec.steps", "either a weight that is held for a time, or a pause until a user resumes"),
+        ("canary.spec.steps", "exactly one of `match`, `mirror`, `weight` and `pause`"),
         ("canary.spec.judge", "How the new version is judged."),
         ("canary.status", "Observed state of the Canary and its current or last rollout."),
-        ("meshpolicy", "MeshPolicy sets encryption and access rules for the traffic to a Service"),
+        ("meshpolicy", "MeshPolicy sets encryption, access rules, limits"),
         ("meshpolicy.spec", "The target, and how traffic to it is handled."),
         ("meshpolicy.spec.access", "Who may call."),
         ("meshpolicy.status", "Observed state of the policy."),

@@ -4,6 +4,7 @@
 mod bad;
 mod decisions;
 mod services;
+mod strategies;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -52,6 +53,10 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("behind a headless Service the rollout holds and names the Service", services::headless),
     ("a Service with two workloads shares the weight of the one that has a Canary", services::two_workloads),
+    ("only insiders, by header or cookie, get a version in a match step", strategies::insiders),
+    ("a mirror step copies a fifth of the GETs, and no client sees the new version", strategies::copies),
+    ("blue/green switches at once, back at an abort, and loses no request", strategies::blue_green),
+    ("a user with a cookie never gets v1 after v2 within a rollout", strategies::sticky),
 ];
 
 fn promoted(kube: &Kube) -> Result<()> {
