@@ -292,7 +292,9 @@ fn refused_objects(kube: &Kube) -> Result<()> {
         "spec": {"target": {"kind": "Deployment", "name": "nobody"}, "steps": [{"weight": 5, "pause": {}}]}});
     let said = field.apply(canary);
     ensure!(
-        said.as_ref().is_err_and(|error| format!("{error:#}").contains("exactly one of match, mirror, weight and pause")),
+        said.as_ref().is_err_and(
+            |error| format!("{error:#}").contains("exactly one of match, mirror, weight and pause")
+        ),
         "{said:?}"
     );
     Ok(())

@@ -299,8 +299,11 @@ async fn an_application_that_accepts_late_never_sees_requests_whose_time_is_up()
     let (events, mut seen) = unbounded_channel();
     let _application = Application::on(listener, port, move |stream| http2::hold(stream, events.clone()));
     let waiting = client.send().ready().await.unwrap().send_request(call("1H"), true).unwrap();
-    assert_eq!(next(&mut seen).await, Event::Begun);
-    assert!(seen.is_empty(), "a request of which the time was up has come to the application");
+    // The connections that filled the application's backlog end without a request.
+    while next(&mut seen).await != Event::Begun {}
+    while let Ok(event) = seen.try_recv() {
+        assert_eq!(event, Event::GivenUp, "a request of which the time was up has come to the application");
+    }
     assert_eq!(pod.sidecar.as_ref().unwrap().count("expired_request"), 5);
     drop(waiting);
 }

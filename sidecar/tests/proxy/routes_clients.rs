@@ -42,7 +42,7 @@ async fn a_cookie_keeps_a_client_with_a_pod_and_tells_nothing_of_its_address() {
 
 #[tokio::test]
 async fn a_session_of_nobody_begins_anew() {
-    let (shop, ..) = kept(json!({"sessionName": "Stay", "type": "Header"})).await;
+    let (shop, _echoes, _pods) = kept(json!({"sessionName": "Stay", "type": "Header"})).await;
     let began = shop.ask(&get("/", "stay: 0000000000000007.1.1\r\n")).await;
     let [token] = began.all("stay")[..] else { panic!("{began:?}") };
     for _ in 0..10 {

@@ -39,7 +39,11 @@ impl Evaluation<'_> {
                 self.status.phase = Phase::Progressing;
                 self.next_step();
             }
-            CanaryAction::Retry if self.status.phase == Phase::Failed => {
+            // Back at the approved revision there is nothing to try: that is noticed at this look too.
+            CanaryAction::Retry
+                if self.status.phase == Phase::Failed
+                    && target.latest.as_deref() != Some(&*self.status.approved_revision) =>
+            {
                 let latest = target.latest.clone().unwrap_or_default();
                 self.begin(&latest);
                 self.event(false, "Started", format!("revision {latest} is tried again by hand"));

@@ -216,7 +216,10 @@ fn check(
         let ready = target.pods.iter().filter(stable).any(|pod| pod.ready);
         assert!(!ready, "a failed revision has weight although a stable pod is ready");
     }
-    assert!(after.approved_revision.is_empty() || after.approved_revision != after.failed_revision);
+    assert!(
+        after.approved_revision.is_empty() || after.approved_revision != after.failed_revision,
+        "a failed revision is approved: {before:?} became {after:?} by {actions:?}"
+    );
     assert!(after.epoch >= before.epoch, "epochs only grow");
     if after.weight != before.weight && after.phase != Phase::Stable {
         assert!(after.epoch > before.epoch, "a new weight is a new epoch");

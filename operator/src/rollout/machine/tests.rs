@@ -229,7 +229,7 @@ fn a_good_version_goes_through_every_step_and_is_promoted() {
             weights.push(world.status.weight);
         }
     }
-    assert_eq!(weights, [5, 25, 50, 75, 100, 0], "during the promotion the share follows the pods");
+    assert_eq!(weights, [5, 25, 50, 75, 0], "during the promotion the share follows the pods");
     assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
     assert_eq!(world.status.history[0].outcome, RolloutOutcome::Promoted);
     assert!(world.seen.target.unwrap().pods.iter().all(|pod| pod.revision == "new" && pod.ready));
