@@ -83,11 +83,17 @@ pub struct TimeoutSpec {
 /// nothing when repeated, or a request that no application has seen.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.on) || has(self.__true__)", "retry.on says which failures are repeated; write for example on: [5xx, reset]"))]
 pub struct RetrySpec {
     /// What is repeated: 5xx (any HTTP 5xx response or gRPC server error), reset (the connection ended before the
-    /// response began), connect (no connection), unavailable (HTTP 503 or gRPC UNAVAILABLE).
+    /// response began), connect (no connection), unavailable (HTTP 503 or gRPC UNAVAILABLE). Required.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub on: Vec<RetryOn>,
+    /// What YAML 1.1, and so kubectl, makes of the name `on` without quotes. It means the same.
+    #[serde(default, rename = "true", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
+    pub on_without_quotes: Vec<RetryOn>,
     /// Number of attempts beside the first. 0 turns retries off.
     #[serde(default = "retry_attempts")]
     #[schemars(range(min = 0, max = 3))]
@@ -99,6 +105,13 @@ pub struct RetrySpec {
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (WHOLE_PERCENT, "retry.budget must be a whole percentage from 0% to 100%; write for example 20%"))]
     pub budget: String,
+}
+
+impl RetrySpec {
+    /// What is repeated, however the name `on` was read.
+    pub fn reasons(&self) -> impl Iterator<Item = RetryOn> {
+        self.on.iter().chain(&self.on_without_quotes).copied()
+    }
 }
 
 fn retry_attempts() -> u32 {
@@ -343,8 +356,11 @@ mod tests {
     }
 
     #[test]
-    fn retries_without_a_reason_are_not_read() {
-        assert!(read("retry", json!({"attempts": 1})).unwrap_err().to_string().contains("on"));
+    fn reasons_of_retries_are_read_also_as_yaml_1_1_spells_their_name() {
+        for name in ["on", "true"] {
+            let retry = read("retry", json!({name: ["reset", "5xx"]})).unwrap().retry.unwrap();
+            assert_eq!(retry.reasons().collect::<Vec<_>>(), [RetryOn::Reset, RetryOn::ServerError], "{name}");
+        }
         assert!(read("retry", json!({"on": ["4xx"]})).is_err());
     }
 

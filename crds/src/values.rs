@@ -112,6 +112,10 @@ impl RetrySpec {
             );
             return Err(invalid("retry.attempts", reason));
         }
+        if self.reasons().next().is_none() {
+            let reason = "it must name which failures are repeated: write for example on: [5xx, reset]";
+            return Err(invalid("retry.on", reason));
+        }
         whole_percent("retry.budget", &self.budget)
     }
 }
@@ -279,6 +283,7 @@ mod tests {
             ),
             ("timeout", json!({"idle": "2 s"}), "spec.timeout.idle: invalid duration"),
             ("timeout", json!({"request": "1s", "attempt": "3s"}), "spec.timeout.attempt: 3s is longer"),
+            ("retry", json!({"attempts": 1}), "spec.retry.on: it must name"),
             ("retry", json!({"on": ["5xx"], "attempts": 9}), "spec.retry.attempts: 9 attempts"),
             ("retry", json!({"on": ["5xx"], "budget": "0.5%"}), "spec.retry.budget: 0.5% is not a whole"),
             (

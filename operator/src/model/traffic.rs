@@ -191,7 +191,7 @@ fn retries(spec: &RetrySpec, policy: proto::ObjectRef) -> Option<proto::Retries>
     };
     Some(proto::Retries {
         policy: Some(policy),
-        on: spec.on.iter().map(|reason| on(reason).into()).collect(),
+        on: spec.reasons().map(|reason| on(&reason).into()).collect(),
         attempts: spec.attempts,
         budget_percent: spec.budget_percent().ok()?,
     })
