@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::breaker::{Change, Rules, Taken, Verdict};
-use super::candidates::{By, Candidates, FEW, Slot, State};
+use super::candidates::{By, Candidates, FEW, Slot, State, mix};
 use super::tried::Tried;
 use super::upstream::{Group, Upstream, hash};
 use super::zone::{ALWAYS_FAR, Most, Preference, near, spills};
@@ -79,10 +79,7 @@ struct Busy {
 impl Balancer {
     /// A balancer without endpoints for a client, see [`hash`].
     pub(super) fn new(client: u64, group: &Rc<Group>) -> Self {
-        let point = |of: &str| {
-            let hash = hash((client, group.namespace.as_str(), group.name.as_str(), of));
-            (hash >> 11) as f64 / (1u64 << 53) as f64
-        };
+        let point = |of: &str| fraction(hash((client, group.namespace.as_str(), group.name.as_str(), of)));
         Self {
             points: Points { among_workloads: point("workload"), among_versions: point("version") },
             group: Rc::clone(group),
@@ -107,11 +104,19 @@ impl Balancer {
 
     /// Takes over what policies say; whether the endpoints must be taken over anew.
     pub(super) fn set_traffic(&self, traffic: &Traffic, shadow: &Traffic) -> bool {
-        self.rules.set(Rules::of(traffic.breaker.as_ref(), shadow.breaker.as_ref()));
+        let rules = Rules::of(traffic.breaker.as_ref(), shadow.breaker.as_ref());
+        self.rules.set(rules);
+        // Who turns the breaker off wants its endpoints back now.
+        let releases = rules.is_off() && self.counts.get().ejected > 0;
+        if releases {
+            let now = Instant::now();
+            self.state.borrow().slots.iter().for_each(|slot| slot.upstream.health.restore(now));
+            self.recount(now);
+        }
         let balance = traffic.balance.clone().unwrap_or_default();
         let changed = *self.balance.borrow() != balance;
         self.balance.replace(balance);
-        changed
+        changed || releases
     }
 
     /// Takes over where this pod runs; whether the endpoints must be taken over anew.
@@ -178,25 +183,48 @@ impl Balancer {
         let usable = Candidates::usable(&state, &ask.tried, ejected);
         let stay = ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_serve(slot));
         if let Some(slot) = stay {
-            return Some(Rc::clone(&slot.upstream));
+            return Some(self.taken(slot, ask, now));
         }
-        let affinity = self.affinity.get();
+        let hash = self.hash_of(ask);
+        // What a policy says of a request comes before what the Service says of its client.
+        let affinity = self.affinity.get().filter(|_| hash.is_none());
         let candidates =
             if state.split.is_empty() { usable } else { usable.of_share(self.share(&usable, ask.cohort)?) };
-        if !ejected && let Some(slot) = candidates.probe(now) {
-            slot.upstream.health.probe(&self.rules.get(), now);
-            return Some(Rc::clone(&slot.upstream));
+        if !ejected
+            && !ask.no_probe
+            && let Some(slot) = candidates.probe(now)
+        {
+            return Some(self.taken(slot, ask, now));
         }
         let kept = affinity.and_then(|affinity| self.kept(affinity, &candidates));
         let chosen = match kept {
             Some(kept) => kept,
-            None => self.choose(self.narrowed(candidates, now), ask.hash, now)?,
+            None => self.choose(self.narrowed(candidates, hash, now), hash, now)?,
         };
-        let chosen = Rc::clone(&chosen.upstream);
+        let chosen = self.taken(chosen, ask, now);
         if affinity.is_some() {
             self.last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
         }
         Some(chosen)
+    }
+
+    /// The endpoint that was chosen. An ejected one may be chosen like any other, where too few are left: what comes of
+    /// that is then what a probe would have found out, or it would stay ejected for ever.
+    fn taken(&self, slot: &Slot, ask: &Ask, now: Instant) -> Rc<Upstream> {
+        let upstream = &slot.upstream;
+        if self.counts.get().ejected > 0 && !ask.no_probe && upstream.health.is_probe_due(now) {
+            upstream.health.probe(&self.rules.get(), now);
+        }
+        Rc::clone(upstream)
+    }
+
+    /// What a request has in common with others, where its endpoint is chosen by that.
+    fn hash_of(&self, ask: &Ask) -> Option<u64> {
+        match &self.balance.borrow().by {
+            BalanceBy::Hash(HashKey::Source) => ask.hash.or(Some(self.client)),
+            BalanceBy::Hash(HashKey::Header(_) | HashKey::Cookie(_)) => ask.hash,
+            BalanceBy::Latency | BalanceBy::Requests | BalanceBy::RoundRobin => None,
+        }
     }
 
     /// The share that a request is of.
@@ -229,23 +257,22 @@ impl Balancer {
                 self.turn.set(turn.wrapping_add(1));
                 from.of_turn(turn, now)
             }
-            BalanceBy::Hash(key) => {
-                let hash = hash.or_else(|| (*key == HashKey::Source).then_some(self.client));
-                match hash {
-                    Some(hash) => from.of_hash(hash, now),
-                    // It has nothing in common with any other.
-                    None => from.choose(By::Latency, now),
-                }
-            }
+            BalanceBy::Hash(_) => match hash {
+                Some(hash) => from.of_hash(hash, now),
+                // It has nothing in common with any other.
+                None => from.choose(By::Latency, now),
+            },
         }
     }
 
     /// Those that are near, as far as that matters now.
-    fn narrowed<'a>(&self, from: Candidates<'a>, now: Instant) -> Candidates<'a> {
+    fn narrowed<'a>(&self, from: Candidates<'a>, hash: Option<u64>, now: Instant) -> Candidates<'a> {
+        // Those that go to the same endpoint leave the zone together, or not at all.
+        let leaves = || hash.map_or_else(fastrand::f64, |hash| fraction(mix(hash))) < ALWAYS_FAR;
         match from.state.preference {
             Preference::None | Preference::Only => from,
             Preference::First => from.if_near(true),
-            Preference::Prefer if fastrand::f64() < ALWAYS_FAR => from.if_near(false),
+            Preference::Prefer if leaves() => from.if_near(false),
             Preference::Prefer if self.is_spilling(from.state, now) => from,
             Preference::Prefer => from.if_near(true),
         }
@@ -375,6 +402,11 @@ impl Balancer {
             self.most.borrow_mut().with(near, now);
         }
     }
+}
+
+/// A hash as a number from 0 to 1.
+fn fraction(hash: u64) -> f64 {
+    (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The share that a revision is of. One without a name is of every revision that no other names.

@@ -31,8 +31,10 @@ const BUCKETS: usize = 10;
 pub enum Verdict {
     /// It served.
     Good,
-    /// Nothing: the client was at fault or has gone, the endpoint sheds load, or the fault was injected.
+    /// Nothing: the client was at fault, the endpoint sheds load, or the fault was injected.
     Neutral,
+    /// Nothing, and it has taken long to learn that: the client did not wait for the answer.
+    Abandoned,
     /// It asks for less (429). That does not eject it, but it does not bring it back either.
     Throttled,
     /// It failed, and the application may have seen the request.
@@ -89,11 +91,16 @@ impl Rules {
         Self {
             unreached: 0,
             failed: breaker.consecutive_failures.unwrap_or(0),
-            share: true,
+            share: breaker.consecutive_failures.is_some(),
             eject_for: breaker.eject_for,
             max_ejected_percent: breaker.max_ejected_percent,
             shadow,
         }
+    }
+
+    /// Whether nothing ejects an endpoint.
+    pub(super) fn is_off(&self) -> bool {
+        self.unreached == 0 && self.failed == 0 && !self.share
     }
 
     /// For how long an endpoint is ejected that has been so often before, `chance` from 0 to 1.
@@ -148,7 +155,7 @@ impl Health {
         !self.is_ejected()
             && match verdict {
                 Verdict::Good => !rules.share && is_clean(),
-                Verdict::Neutral | Verdict::Throttled => true,
+                Verdict::Neutral | Verdict::Abandoned | Verdict::Throttled => true,
                 Verdict::Failed | Verdict::Unreached => false,
             }
     }
@@ -159,7 +166,7 @@ impl Health {
             return self.take_probe(ejection, verdict, since, rules, now);
         }
         match verdict {
-            Verdict::Neutral | Verdict::Throttled => return Taken::Nothing,
+            Verdict::Neutral | Verdict::Abandoned | Verdict::Throttled => return Taken::Nothing,
             Verdict::Good => {
                 self.unreached.set(0);
                 self.failed.set(0);
@@ -206,6 +213,11 @@ impl Health {
                 self.ejection.set(Some(Ejection { until: now, probed: None }));
                 Taken::Nothing
             }
+            // The next one would wait in vain too, most likely: not before its time.
+            Verdict::Abandoned => {
+                self.ejection.set(Some(Ejection { probed: None, ..ejection }));
+                Taken::Nothing
+            }
             Verdict::Throttled | Verdict::Failed | Verdict::Unreached => {
                 self.times.set(self.times.get().saturating_add(1));
                 let until = now + rules.time(self.times.get(), fastrand::f64());
@@ -233,7 +245,8 @@ impl Health {
         self.ejection.set(Some(Ejection { until, probed: None }));
     }
 
-    fn restore(&self, now: Instant) {
+    /// It gets its share again.
+    pub(super) fn restore(&self, now: Instant) {
         self.ejection.set(None);
         self.restored.set(Some(now));
         self.unreached.set(0);
@@ -316,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_share_of_failures_counts_when_there_are_enough_and_only_for_ten_seconds() {
-        let (rules, start) = (policy(None), Instant::now());
+        let (rules, start) = (policy(Some(1_000)), Instant::now());
         let health = Health::default();
         let at = |tenths: u32| start + Duration::from_millis(100) * tenths;
         let mixed = |number: u32| if number % 5 < 2 { Verdict::Good } else { Verdict::Failed };
@@ -359,6 +372,28 @@ mod tests {
         health.probe(&rules, last);
         assert_eq!(take(&health, &rules, Verdict::Good, last), Taken::Restored);
         assert!(!health.is_ejected());
+    }
+
+    #[test]
+    fn a_policy_of_no_failures_turns_the_breaker_off() {
+        let (health, rules, now) = (Health::default(), policy(None), Instant::now());
+        for verdict in [Verdict::Failed, Verdict::Unreached] {
+            assert!((0..100).all(|_| take(&health, &rules, verdict, now) == Taken::Nothing), "{verdict:?}");
+        }
+        assert!(rules.is_off() && !policy(Some(5)).is_off() && !Rules::default().is_off());
+    }
+
+    #[test]
+    fn a_probe_that_its_client_gave_up_is_not_followed_by_another_at_once() {
+        let (health, rules, now) = (Health::default(), policy(Some(1)), Instant::now());
+        health.eject(&rules, now);
+        let later = now + Duration::from_secs(13);
+        for (verdict, is_due) in [(Verdict::Neutral, true), (Verdict::Abandoned, false)] {
+            health.probe(&rules, later);
+            assert_eq!(take(&health, &rules, verdict, later), Taken::Nothing);
+            assert_eq!(health.is_probe_due(later + Duration::from_secs(1)), is_due, "{verdict:?}");
+        }
+        assert!(health.is_probe_due(later + Duration::from_secs(13)), "after the same time");
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub struct Ask {
     pub hash: Option<u64>,
     /// The endpoint that it should go to as long as that may be used.
     pub stay: Option<SocketAddr>,
+    /// The breaker learns nothing from this choice, because no attempt follows or nobody judges it: it must not be the
+    /// one that finds out whether an ejected endpoint serves again.
+    pub no_probe: bool,
 }
 
 /// Which of the versions of a workload a request goes to.

@@ -61,7 +61,7 @@ pub struct RetryOn {
 /// When an endpoint is left alone for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker {
-    /// Failures in a row that eject an endpoint; `None`: however many.
+    /// Failures in a row that eject an endpoint; `None`: nothing ejects one.
     pub consecutive_failures: Option<u32>,
     /// For how long, the first time.
     pub eject_for: Duration,

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::opaque::Opened;
 use super::trying::{Asked, Injected, Retry, Trying};
-use super::{ANEW, MAX_ENDPOINTS, count, patience, unserved};
+use super::{ANEW, MAX_ENDPOINTS, count, observe, patience, unserved};
 use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Report, open, run, until};
 use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
 use crate::call::{Call, Ended};
@@ -46,7 +46,7 @@ struct Made {
     attempt: Attempt,
     /// On a connection that may have been closed before the request came.
     kept: bool,
-    /// `None`: the endpoint has not seen it, because a fault was injected.
+    /// `None`: the endpoint has not seen it, because a fault was injected or there was no time left.
     in_flight: Option<InFlight>,
     /// Another attempt is to follow, and is paid for.
     retry: Option<Retry>,
@@ -103,7 +103,7 @@ pub(super) async fn attempts(
             continue;
         }
         if let Some(in_flight) = in_flight {
-            in_flight.end(outcome(&attempt));
+            in_flight.end(outcome(&attempt, &trying));
         }
         let Some(retry) = retry else {
             trying.conclude(&attempt, call);
@@ -125,6 +125,10 @@ pub(super) async fn attempts(
 
 /// One attempt at one endpoint, counted as evidence also where another saves the request.
 async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made {
+    if is_over(call.deadline) {
+        let attempt = Attempt::of(End::Final(Failure::DeadlineExceeded));
+        return Made { attempt, kept: false, in_flight: None, retry: None };
+    }
     let limits = trying.limits(call);
     let asked = Asked::of(trying, call);
     if trying.has_faults()
@@ -145,13 +149,17 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
             let seen = seen_unopened(&end);
             count(evidence.as_ref(), backend, &upstream, seen, None);
             let attempt = Attempt::of(end);
-            trying.observe(&upstream, in_flight.since(), verdict(&attempt, seen, trying));
+            observe(worker, backend, &upstream, in_flight.since(), verdict(&attempt, seen, trying));
             return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None };
         }
     };
     let kept = exchange.reused;
     let decided = Cell::new(None);
     let refuses = |head: &Head, report: &Report| {
+        // A pod that has too much is not asked once more: another one is, or none.
+        if report.shed && !backend.has_other(upstream.endpoint.address) {
+            return false;
+        }
         decided.set(trying.judge(head, report, &asked));
         decided.get().is_some()
     };
@@ -167,7 +175,7 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     let seen = seen(&attempt);
     count(evidence.as_ref(), backend, &upstream, seen, head_after);
     upstream.report(attempt.report.load, attempt.report.latency_us);
-    trying.observe(&upstream, in_flight.since(), verdict(&attempt, seen, trying));
+    observe(worker, backend, &upstream, in_flight.since(), verdict(&attempt, seen, trying));
     Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get() }
 }
 
@@ -316,13 +324,15 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
 /// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
 /// load is not ejected: the others would get its load too.
 fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdict {
-    if attempt.status == Some(429) {
+    // RESOURCE_EXHAUSTED is what gRPC calls it.
+    if attempt.status == Some(429) || attempt.grpc_status == Some(8) {
         return Verdict::Throttled;
     }
     match (&attempt.end, seen) {
         _ if attempt.report.shed => Verdict::Neutral,
+        _ if trying.is_of_impatient_client(attempt) => Verdict::Abandoned,
+        (End::Client(Failure::ClientGaveUp), _) => Verdict::Abandoned,
         (End::Client(_), _) => Verdict::Neutral,
-        (End::Final(Failure::DeadlineExceeded), _) if !trying.deadline_is_of_policy => Verdict::Neutral,
         (_, Some(Seen::Good)) => Verdict::Good,
         (_, Some(Seen::Failed)) => Verdict::Failed,
         (_, Some(Seen::Unreached)) => Verdict::Unreached,
@@ -331,9 +341,13 @@ fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdic
 }
 
 /// What an attempt teaches of the latency of its endpoint.
-fn outcome(attempt: &Attempt) -> Option<Outcome> {
+fn outcome(attempt: &Attempt, trying: &Trying<'_>) -> Option<Outcome> {
     match &attempt.end {
-        End::Delivered(Ok(status)) if *status < 500 => attempt.head_at.map(Outcome::Answered),
+        _ if trying.is_of_impatient_client(attempt) => Some(Outcome::Abandoned),
+        // A gRPC call that fails has the status 200: an endpoint that fails fast must not look fast.
+        End::Delivered(Ok(_)) if seen(attempt) != Some(Seen::Failed) => {
+            attempt.head_at.map(Outcome::Answered)
+        }
         End::Delivered(Err(Failure::IdleTimeout)) => attempt.head_at.map(Outcome::Answered),
         End::Client(Failure::ClientGaveUp) | End::Final(Failure::DeadlineExceeded) => {
             Some(Outcome::Abandoned)

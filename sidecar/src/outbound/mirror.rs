@@ -98,7 +98,7 @@ fn copied(head: &Head, body: &Bytes) -> Head {
 async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, travels: Travels) {
     let worker = &under_way.0;
     let cohort = if target.on_trial.is_some() { Cohort::OnTrial } else { Cohort::ByShare };
-    let chosen = target.backend.pick(&Ask { cohort, ..Ask::default() });
+    let chosen = target.backend.pick(&Ask { cohort, no_probe: true, ..Ask::default() });
     // Without a ready pod of the version on trial, another one would be chosen.
     let is_meant =
         |upstream: &Rc<Upstream>| target.on_trial.as_ref().is_none_or(|on| *on == upstream.endpoint.revision);

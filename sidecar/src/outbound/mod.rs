@@ -33,10 +33,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tulle_mesh::ports;
 
 use crate::attempt::proxy_tcp;
-use crate::backend::{Backend, Upstream};
+use crate::backend::{Backend, Change, Upstream, Verdict};
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::split;
@@ -161,6 +162,35 @@ fn count(
         return;
     }
     attempts.count(seen, head);
+}
+
+/// Tells the breaker how an attempt or a connection ended that began `since`.
+fn observe(worker: &Worker, backend: &Backend, upstream: &Upstream, since: Instant, verdict: Verdict) {
+    // A pod that ends takes nothing new: every rollout does that.
+    if verdict == Verdict::Unreached && backend.is_ending(&upstream.endpoint) {
+        return;
+    }
+    let Some(change) = backend.observe(upstream, since, verdict) else { return };
+    let telemetry = &worker.telemetry;
+    let (namespace, service) = backend.counted_as();
+    let endpoint = upstream.endpoint.address;
+    match change {
+        Change::Ejected => {
+            backend.show(|| telemetry.breakers.of(namespace, service));
+            telemetry.event("breaker", "Ejected");
+            tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
+            if backend.is_panicking() {
+                telemetry.event("breaker", "Panic");
+                tracing::warn!(namespace, service, "panic: so many endpoints are ejected that all are used");
+            }
+        }
+        Change::Restored => {
+            telemetry.event("breaker", "Restored");
+            tracing::info!(namespace, service, %endpoint, "an ejected endpoint serves again");
+        }
+        Change::Capped => telemetry.event("breaker", "Capped"),
+        Change::WouldEject => telemetry.event("would_eject", "Failures"),
+    }
 }
 
 /// What is counted where no endpoint has served.

@@ -15,9 +15,9 @@ use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
 use super::sni::{self, Hello};
-use super::{ANEW, MAX_ENDPOINTS, count, patience, reset_on_close, unserved};
+use super::{ANEW, MAX_ENDPOINTS, count, observe, patience, reset_on_close, unserved};
 use crate::attempt::{Exchange, Joined, http1_exchange, join, proxy_tcp};
-use crate::backend::{Ask, Backend, InFlight, Upstream};
+use crate::backend::{Ask, Backend, InFlight, Upstream, Verdict};
 use crate::claim::set_client_id;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
@@ -112,7 +112,9 @@ pub(super) async fn open(
             }
             Err(failure) => failure,
         };
-        count(evidence.as_ref(), backend, &upstream, evidence_of(Err(&last), None), None);
+        let seen = evidence_of(Err(&last), None);
+        count(evidence.as_ref(), backend, &upstream, seen, None);
+        observe(worker, backend, &upstream, in_flight.since(), verdict(seen));
         if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
             break;
         }
@@ -293,10 +295,15 @@ pub(super) fn carry<'a>(
     async move {
         let Opened { upstream, transport, mut evidence, in_flight, .. } = opened?;
         // Counted once, with the server's first word or at the end.
+        let mut is_silent = true;
         let mut heard = |seen: Seen| {
+            if !std::mem::take(&mut is_silent) {
+                return;
+            }
             if let Some(attempts) = evidence.take() {
                 attempts.count(seen, None);
             }
+            observe(worker, backend, &upstream, in_flight.since(), verdict(Some(seen)));
         };
         let (joined, failure) = match transport {
             Transport::Plain(stream, read) => {
@@ -324,6 +331,16 @@ pub(super) fn carry<'a>(
             log(backend, failure, "an opaque connection broke off");
         }
         Ok(())
+    }
+}
+
+/// What a connection says to the breaker.
+fn verdict(seen: Option<Seen>) -> Verdict {
+    match seen {
+        Some(Seen::Good) => Verdict::Good,
+        Some(Seen::Failed) => Verdict::Failed,
+        Some(Seen::Unreached) => Verdict::Unreached,
+        Some(Seen::ClientError) | None => Verdict::Neutral,
     }
 }
 

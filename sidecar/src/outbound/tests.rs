@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tulle_mesh::proto::AttemptCounts;
 
 use super::*;
+use crate::config::traffic::{Breaker, Traffic};
 use crate::config::{CanaryRef, ConfigStore, Endpoint, Endpoints, Route, ServiceRoute};
 use crate::route::Learned;
 use crate::settings::Settings;
@@ -298,6 +299,34 @@ async fn an_opaque_connection_is_one_attempt() {
             assert_eq!((seen.attempts, seen.failures, seen.unreached), expected);
             assert!(seen.buckets.is_empty());
         }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_no_opaque_connection_is_ejected_as_one_that_takes_no_request() {
+    let test = async {
+        let (good, gone) = (server(Server::Answers).await.0, server(Server::Gone).await.0);
+        let (worker, port) = port_to(vec![endpoint(gone, "new", false), endpoint(good, "new", false)]).await;
+        let eject_for = Duration::from_secs(60);
+        let breaker = Breaker { consecutive_failures: Some(1), eject_for, max_ejected_percent: 50 };
+        let service = ServiceRoute {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            port: 80,
+            endpoints: "shop/web:80".into(),
+            traffic: Arc::new(Traffic { breaker: Some(breaker), ..Traffic::default() }),
+            ..ServiceRoute::default()
+        };
+        worker.config.set_route(port.address(), Route::Service(service));
+        let backend = Rc::clone(&port.plan(&worker).unwrap().default.backend);
+        // Which of them comes first is chance.
+        for _ in 0..100 {
+            assert!(opaque::open(&worker, &backend, pending()).await.is_ok());
+        }
+        let ejections: Vec<_> =
+            worker.telemetry.events().into_iter().filter(|((kind, _), _)| *kind == "breaker").collect();
+        assert_eq!(ejections, [(("breaker", "Ejected"), 1)]);
     };
     LocalSet::new().run_until(test).await;
 }

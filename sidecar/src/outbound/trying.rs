@@ -10,7 +10,7 @@ use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::wishes::{self, Wishes, rewrite_grpc_timeout};
 use crate::attempt::{Attempt, AttemptPolicy, End, Report, grpc_status, until};
-use crate::backend::{Backend, Change, Upstream, Verdict};
+use crate::backend::Backend;
 use crate::call::Call;
 use crate::config::traffic::Faults;
 use crate::error::Failure;
@@ -21,6 +21,9 @@ use crate::worker::Worker;
 
 /// The name of [`Failure::OursOverloaded`] in an answer, which a gateway may have passed on.
 const OVERLOADED: &[u8] = b"OursOverloaded";
+/// A server that knows how much time a request has may be the first to say that it is over: it counts whole
+/// milliseconds.
+const EARLY: Duration = Duration::from_millis(5);
 
 /// One request, and what holds for it.
 pub(super) struct Trying<'a> {
@@ -31,8 +34,8 @@ pub(super) struct Trying<'a> {
     retries: u8,
     /// It has a `grpc-timeout`.
     has_grpc_timeout: bool,
-    /// The deadline is that of the policy, and not an earlier one of the client.
-    pub(super) deadline_is_of_policy: bool,
+    /// When the time is over that the client gives; `None`: never, or that of the policy is over before.
+    client_deadline: Option<Instant>,
 }
 
 /// A retry that has been decided and paid for.
@@ -96,7 +99,7 @@ impl<'a> Trying<'a> {
             policy,
             retries: retries.map_or(allowed, |wished| wished.min(allowed)),
             has_grpc_timeout: grpc_timeout.is_some(),
-            deadline_is_of_policy: limit.is_some() && limit == policy.request,
+            client_deadline: call.deadline.filter(|_| limit != policy.request),
         }
     }
 
@@ -199,6 +202,19 @@ impl<'a> Trying<'a> {
         Some(Retry { wait })
     }
 
+    /// Whether an attempt ended because the time was over that the client gives, as this sidecar says, that of the
+    /// server, or a gRPC server. How short that was says nothing of the endpoint.
+    pub(super) fn is_of_impatient_client(&self, attempt: &Attempt) -> bool {
+        let Some(deadline) = self.client_deadline else { return false };
+        // DEADLINE_EXCEEDED may come behind messages.
+        let said_at = match (attempt.status, attempt.grpc_status) {
+            (Some(504), _) => attempt.head_at.unwrap_or_else(Instant::now),
+            (_, Some(4)) => Instant::now(),
+            _ => return attempt.end == End::Final(Failure::DeadlineExceeded),
+        };
+        said_at + EARLY >= deadline
+    }
+
     /// Whether anything is made to fail, or would be.
     pub(super) fn has_faults(&self) -> bool {
         self.policy.faults.is_some()
@@ -243,40 +259,6 @@ impl<'a> Trying<'a> {
         Some(Injected { end, retry: judged })
     }
 
-    /// Tells the breaker how an attempt ended that began `since`.
-    pub(super) fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) {
-        let is_ending = || self.backend.is_ending(&upstream.endpoint);
-        // A pod that ends takes nothing new: every rollout does that.
-        if verdict == Verdict::Unreached && is_ending() {
-            return;
-        }
-        let Some(change) = self.backend.observe(upstream, since, verdict) else { return };
-        let telemetry = &self.worker.telemetry;
-        let (namespace, service) = self.backend.counted_as();
-        let endpoint = upstream.endpoint.address;
-        match change {
-            Change::Ejected => {
-                self.backend.show(|| telemetry.breakers.of(namespace, service));
-                telemetry.event("breaker", "Ejected");
-                tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
-                if self.backend.is_panicking() {
-                    telemetry.event("breaker", "Panic");
-                    tracing::warn!(
-                        namespace,
-                        service,
-                        "panic: so many endpoints are ejected that all are used"
-                    );
-                }
-            }
-            Change::Restored => {
-                telemetry.event("breaker", "Restored");
-                tracing::info!(namespace, service, %endpoint, "an ejected endpoint serves again");
-            }
-            Change::Capped => telemetry.event("breaker", "Capped"),
-            Change::WouldEject => telemetry.event("would_eject", "Failures"),
-        }
-    }
-
     /// Counts what time-outs have done to a request that has ended with this attempt, and would have done.
     pub(super) fn conclude(&self, last: &Attempt, call: &Call<'_>) {
         let telemetry = &self.worker.telemetry;
@@ -315,7 +297,8 @@ fn drawn(faults: &Faults) -> (Option<Duration>, Option<u16>) {
     (delay, abort)
 }
 
-/// When the server wants to be asked again. A date is not read: clocks differ by more than anybody waits here.
+/// When the server wants to be asked again. A date is not read, because clocks differ by more than anybody waits here.
+/// Who names one does not want to be asked at once.
 fn pushback(head: &Head) -> Option<Pushback> {
     let text = |name| head.header(name).and_then(|value| std::str::from_utf8(value).ok()).map(str::trim);
     if let Some(grpc) = text("grpc-retry-pushback-ms") {
@@ -323,8 +306,8 @@ fn pushback(head: &Head) -> Option<Pushback> {
         let ms = grpc.parse::<i64>().ok().and_then(|ms| u64::try_from(ms).ok());
         return Some(ms.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(ms))));
     }
-    let seconds = text("retry-after")?.parse().ok()?;
-    Some(Pushback::After(Duration::from_secs(seconds)))
+    let seconds = text("retry-after")?.parse().ok();
+    Some(seconds.map_or(Pushback::Never, |seconds| Pushback::After(Duration::from_secs(seconds))))
 }
 
 #[cfg(test)]
@@ -343,7 +326,8 @@ mod tests {
         for (lines, expected) in [
             (&[][..], None),
             (&[("retry-after", "2")], Some(Pushback::After(Duration::from_secs(2)))),
-            (&[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], None),
+            (&[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], Some(Pushback::Never)),
+            (&[("retry-after", "99999999999999999999")], Some(Pushback::Never)),
             (&[("grpc-retry-pushback-ms", "30")], Some(Pushback::After(Duration::from_millis(30)))),
             (&[("grpc-retry-pushback-ms", "-1")], Some(Pushback::Never)),
             (&[("grpc-retry-pushback-ms", "soon")], Some(Pushback::Never)),

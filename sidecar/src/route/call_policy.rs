@@ -200,14 +200,15 @@ impl RetryPolicy {
     /// How long to wait before the next attempt, `chance` from 0 to 1; `None`: the server asks for more than can be
     /// waited. A pod that sheds load speaks for itself only, and another one is asked.
     pub fn wait(&self, answered: Option<&Answered>, chance: f64) -> Option<Duration> {
-        let jittered = self.least_wait + JITTER.mul_f64(chance.clamp(0.0, 1.0));
         let asked = answered.filter(|answered| !answered.shed).and_then(|answered| answered.pushback);
-        let wait = match asked {
+        let least = match asked {
             Some(Pushback::Never) => return None,
-            Some(Pushback::After(wait)) => wait.max(jittered),
-            None => jittered,
+            Some(Pushback::After(wait)) if wait > LONGEST_WAIT.max(self.least_wait) => return None,
+            Some(Pushback::After(wait)) => wait.max(self.least_wait),
+            None => self.least_wait,
         };
-        (wait <= LONGEST_WAIT.max(self.least_wait + JITTER)).then_some(wait)
+        // Also where the server names a time: it names the same to everybody.
+        Some(least + JITTER.mul_f64(chance.clamp(0.0, 1.0)))
     }
 }
 
@@ -310,6 +311,8 @@ mod tests {
         assert_eq!(policy.wait(None, 1.0), Some(Duration::from_millis(250)));
         let says = |pushback| Answered { pushback: Some(pushback), ..status(503) };
         assert_eq!(policy.of_answer(&says(Pushback::Never), true), None);
+        let soon = says(Pushback::After(Duration::from_secs(1)));
+        assert_eq!(policy.wait(Some(&soon), 1.0), Some(Duration::from_millis(1_225)), "not all at once");
         let hour = says(Pushback::After(Duration::from_secs(3600)));
         assert_eq!(policy.wait(Some(&hour), 0.5), None);
         let shed = Answered { shed: true, ..hour };

@@ -101,7 +101,11 @@ impl Session {
             let renewed = self.kept.idle.is_some() && token.used != now;
             return renewed.then(|| self.answer(Token { used: now, ..token }, now));
         }
-        let chosen = backend.pick(ask)?;
+        // Only a look: the attempt has a choice of its own.
+        ask.no_probe = true;
+        let chosen = backend.pick(ask);
+        ask.no_probe = false;
+        let chosen = chosen?;
         ask.stay = Some(chosen.endpoint.address);
         Some(self.answer(Token { endpoint: name_of(self.key, &chosen.endpoint), began: now, used: now }, now))
     }

@@ -221,6 +221,97 @@ async fn what_is_left_of_a_calls_time_goes_on_with_it() {
 }
 
 #[tokio::test]
+async fn a_request_without_any_time_is_not_sent() {
+    let cluster = Cluster::start().await;
+    let pod = cluster.pod(false).await;
+    let server = Server::start(&pod, false);
+    let service = cluster.service(Some("http"), &[server.port()]).await;
+    // From now on there is a connection that it could be sent on at once.
+    assert_eq!(ask(&cluster, service, http1::GET).await, Outcome::Whole(200));
+    let late = b"GET / HTTP/1.1\r\nhost: shop\r\ntulle-timeout: 0ms\r\n\r\n";
+    assert_eq!(ask(&cluster, service, late).await, Outcome::Whole(504));
+    settled().await;
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_gives_little_time_ejects_nobody() {
+    let cluster = Cluster::start().await;
+    policy(&cluster, "Enforce", json!({"breaker": {"consecutiveFailures": 2}}));
+    let pods = [cluster.pod(true).await, cluster.pod(true).await];
+    let servers = [Server::silent(&pods[0]), Server::silent(&pods[1])];
+    let service = cluster.service(Some("http"), &[servers[0].port(), servers[1].port()]).await;
+    let hurried = b"GET / HTTP/1.1\r\nhost: shop\r\ntulle-timeout: 20ms\r\n\r\n";
+    for _ in 0..20 {
+        // The servers' sidecars know of the time too, and most often say first that it is over.
+        assert_eq!(ask(&cluster, service, hurried).await, Outcome::Whole(504));
+    }
+    settled().await;
+    assert_eq!(cluster.client.count("breaker"), 0);
+}
+
+#[tokio::test]
+async fn the_only_pod_is_not_asked_again_when_it_sheds_load() {
+    let cluster = Cluster::start().await;
+    let sections = json!({"limits": {"concurrency": 1}, "retry": {"on": ["5xx"], "attempts": 2}});
+    policy(&cluster, "Enforce", sections);
+    let pod = cluster.pod(true).await;
+    let busy = Server::silent(&pod);
+    let service = cluster.service(Some("http"), &[busy.port()]).await;
+    let mut held = cluster.client.dial(service).await;
+    held.write_all(http1::GET).await.unwrap();
+    within(async {
+        while busy.asked() == 0 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert_eq!(ask(&cluster, service, http1::GET).await, Outcome::Whole(503));
+    assert_eq!((busy.asked(), cluster.client.count("retry")), (1, 0));
+}
+
+/// Answers gRPC calls with this status after a pause.
+async fn grpc_with(stream: TcpStream, status: &'static str, pause: Duration, asked: Arc<AtomicUsize>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        asked.fetch_add(1, Ordering::SeqCst);
+        sleep(pause).await;
+        let answer = http::Response::builder().header("content-type", "application/grpc");
+        let answer = answer.header("grpc-status", status).body(()).unwrap();
+        let _ = respond.send_response(answer, true);
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_server_that_fails_fast_does_not_get_the_calls_of_one_that_serves() {
+    for meshed in [false, true] {
+        let cluster = Cluster::start().await;
+        let pods = [cluster.pod(meshed).await, cluster.pod(meshed).await];
+        let asked = [Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0))];
+        let start = |pod: &Pod, status, pause, asked: &Arc<AtomicUsize>| {
+            let asked = Arc::clone(asked);
+            Application::start(pod, move |stream| grpc_with(stream, status, pause, Arc::clone(&asked)))
+        };
+        let bad = start(&pods[0], "13", Duration::ZERO, &asked[0]);
+        let good = start(&pods[1], "0", Duration::from_millis(30), &asked[1]);
+        let service = cluster.service(Some("grpc"), &[&bad.port, &good.port]).await;
+        let (mut client, connection) =
+            h2::client::handshake(cluster.client.dial(service).await).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..40 {
+            client = within(client.ready()).await.unwrap();
+            let request = http::Request::post("http://shop/a.B/C")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers");
+            let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+            assert_eq!(within(answer).await.unwrap().status(), 200);
+        }
+        let [failed, served] = asked.map(|asked| asked.load(Ordering::SeqCst));
+        assert!(failed + served == 40 && failed <= 12, "{failed} failed, {served} were served");
+    }
+}
+
+#[tokio::test]
 async fn an_endpoint_that_fails_is_left_alone_until_one_request_finds_that_it_serves_again() {
     let cluster = Cluster::start().await;
     let breaker = json!({"consecutiveFailures": 3, "ejectFor": "1s", "maxEjected": "50%"});

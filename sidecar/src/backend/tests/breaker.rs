@@ -106,6 +106,51 @@ fn when_fewer_than_half_are_left_all_are_used() {
     assert!(!balancer.counts().is_panicking && !is_used(&balancer, &all[0]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_panic_ends_when_the_endpoints_that_are_used_all_the_same_serve_again() {
+    let balancer = under(&policy(100), plain(4));
+    let all: Vec<_> = (1..=4).map(|port| at(&balancer, port)).collect();
+    for upstream in all.iter().take(3) {
+        ends(&balancer, upstream, Verdict::Failed, 3);
+    }
+    assert!(balancer.counts().is_panicking);
+    let serve = || {
+        for _ in 0..200 {
+            let chosen = pick(&balancer);
+            balancer.observe(&chosen, Instant::now(), Verdict::Good);
+        }
+        (balancer.counts().ejected, balancer.counts().is_panicking)
+    };
+    assert_eq!(serve(), (3, true), "not before their time");
+    advance(Duration::from_secs(13)).await;
+    assert_eq!(serve(), (0, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_choice_that_the_breaker_learns_nothing_from_does_not_use_up_the_probe() {
+    let balancer = under(&policy(50), plain(4));
+    let bad = at(&balancer, 1);
+    ends(&balancer, &bad, Verdict::Failed, 3);
+    advance(Duration::from_secs(13)).await;
+    // The begin of a session, or a copy.
+    let look = Ask { no_probe: true, ..Ask::default() };
+    assert!((0..100).all(|_| !Rc::ptr_eq(&balancer.pick(&look).unwrap(), &bad)));
+    assert!(Rc::ptr_eq(&pick(&balancer), &bad));
+}
+
+#[test]
+fn who_turns_the_breaker_off_gets_the_ejected_endpoints_back() {
+    let balancer = under(&policy(50), plain(4));
+    let bad = at(&balancer, 1);
+    ends(&balancer, &bad, Verdict::Failed, 3);
+    assert!(!is_used(&balancer, &bad));
+    let off = Breaker { consecutive_failures: None, ..policy(50).breaker.unwrap() };
+    let off = Traffic { breaker: Some(off), ..Traffic::default() };
+    assert!(balancer.set_traffic(&off, &Traffic::default()), "what is shown changes");
+    assert!(is_used(&balancer, &bad));
+    assert_eq!(ends(&balancer, &bad, Verdict::Failed, 100), None);
+}
+
 #[test]
 fn an_ejected_endpoint_is_better_than_none() {
     let balancer = under(&policy(50), plain(2));

@@ -206,6 +206,35 @@ async fn a_zone_that_is_preferred_is_left_by_a_few_and_by_more_when_it_cannot_ta
 }
 
 #[test]
+fn requests_with_the_same_hash_leave_the_zone_together() {
+    let by = BalanceBy::Hash(HashKey::Header("x-user".into()));
+    let balance = Balance { by, zone: ZonePolicy::Prefer, ..Balance::default() };
+    let traffic = Traffic { balance: Some(balance), ..Traffic::default() };
+    let balancer = zoned(&traffic, 10, 10, Distribution::Any);
+    let mut far = 0;
+    for hash in 0..2_000 {
+        let hits = hits(&balancer, &Ask { hash: Some(hash), ..Ask::default() }, 20);
+        assert_eq!(hits.len(), 1, "{hash} is at {hits:?}");
+        far += u32::from(hits.keys().any(|port| *port > 100));
+    }
+    assert!((20..70).contains(&far), "{far} of 2000");
+}
+
+#[test]
+fn a_hash_comes_before_the_affinity_of_the_service() {
+    let balancer = of_client_that_stays("");
+    balancer.set_traffic(&by(BalanceBy::Hash(HashKey::Cookie("user".into()))), &Traffic::default());
+    let endpoints = (1..=4).map(|port| endpoint(port, "", false)).collect();
+    balancer.update(&Endpoints { endpoints, ..Endpoints::default() });
+    let user = |hash| Ask { hash: Some(hash), ..Ask::default() };
+    let mut used: Vec<u16> = (0..50).map(|hash| port_of(&balancer.pick(&user(hash)).unwrap())).collect();
+    used.sort_unstable();
+    used.dedup();
+    assert_eq!(used, [1, 2, 3, 4]);
+    assert_eq!(hits(&balancer, &Ask::default(), 100).len(), 1, "others stay");
+}
+
+#[test]
 fn a_zone_that_is_the_only_one_is_never_left() {
     let balancer = zoned(&zone(ZonePolicy::Only), 1, 9, Distribution::Any);
     assert!((share_of_near(&balancer) - 1.0).abs() < f64::EPSILON);
