@@ -84,9 +84,12 @@ enum Command {
     },
     /// Compares no proxy, Tulle, Envoy and HAProxy.
     Bench {
-        /// Number of rounds; the medians are printed.
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
+        /// Number of rounds; the medians are printed. 3, or 1 with --only.
+        #[arg(long)]
+        rounds: Option<usize>,
+        /// Measures only this, in about a minute.
+        #[arg(long, conflicts_with = "instructions")]
+        only: Option<bench::Only>,
         /// Counts the sidecars' instructions per request instead, which other load on the machine does not change.
         #[arg(long)]
         instructions: bool,
@@ -143,7 +146,9 @@ fn main() -> ExitCode {
             keep,
             jobs,
         }),
-        Command::Bench { rounds, instructions, sidecar } => bench::run(rounds, instructions, &sidecar),
+        Command::Bench { rounds, only, instructions, sidecar } => {
+            bench::run(rounds, only, instructions, &sidecar)
+        }
         Command::Conformance { cluster, update, keep } => conformance::run(&cluster, update, keep),
         Command::Scale => build::example("tulle-operator", "scale"),
         Command::Judge => build::example("tulle-operator", "judge"),

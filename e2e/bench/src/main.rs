@@ -1,7 +1,10 @@
 //! Control plane of the benchmark, without Kubernetes.
 //!
-//! Runs the operator's discovery and certificate authority for a fixed model of two pods and one Service. It does not
-//! authenticate sidecars, because only the benchmark runs in its network namespaces.
+//! Runs the operator's discovery and certificate authority for a model of two pods and one Service, whose rules and
+//! policies a file turns on and off ([`rules`]). It does not authenticate sidecars, because only the benchmark runs in its
+//! network namespaces.
+
+mod rules;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +31,8 @@ use tulle_operator::model::{Endpoint, Model, Pod, Service, Slice};
 use tulle_operator::run::own_tls;
 use tulle_operator::telemetry::Aggregates;
 use tulle_operator::watch::Hub;
+
+use rules::Switch;
 
 const LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -83,6 +88,9 @@ async fn main() -> Result<()> {
         fs::write(arguments.folder.join(format!("{name}.crt")), leaf.pem)?;
     }
     let hub = Arc::new(Hub::complete(model(&arguments)));
+    let mut switch = Switch::new(Arc::clone(&hub), &arguments.folder);
+    switch.turn()?;
+    tokio::spawn(switch.follow());
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);

@@ -41,19 +41,20 @@ pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
         drop(clients);
     }
     sleep(Duration::from_secs(2));
-    let http1 = host_and_port(&pair.targets.http1);
+    let http1 = url(&pair.targets.http1, "");
     let (rate, cpu) = with_cpu(pair, || wrk(testbed, &http1, &[], SECONDS))?;
     figures.extend([("http1_rate", rate), ("http1_cpu", cpu)]);
-    let streams = host_and_port(&pair.targets.http2);
-    let (rate, cpu) = with_cpu(pair, || http2(testbed, &streams, false))?;
+    let streams = url(&pair.targets.http2, "");
+    let (rate, cpu) = with_cpu(pair, || http2(testbed, &streams, false, SECONDS))?;
     figures.extend([("http2_rate", rate), ("http2_cpu", cpu)]);
-    figures.insert("post_cpu", with_cpu(pair, || http2(testbed, &streams, true))?.1);
-    let opaque = host_and_port(&pair.targets.opaque);
+    let calls = url(&pair.targets.http2, "post");
+    figures.insert("post_cpu", with_cpu(pair, || http2(testbed, &calls, true, SECONDS))?.1);
+    let opaque = url(&pair.targets.opaque, "");
     figures.insert("opaque_cpu", with_cpu(pair, || wrk(testbed, &opaque, &[], SECONDS))?.1);
     let close = ["-H", "Connection: close"];
     let (rate, cpu) = with_cpu(pair, || wrk(testbed, &opaque, &close, SECONDS / 2))?;
     figures.extend([("connections", rate), ("connection_cpu", cpu)]);
-    let (p50, p99) = open_loop(testbed, &http1)?;
+    let (p50, p99) = open_loop(testbed, &host_and_port(&pair.targets.http1))?;
     figures.extend([("p50", p50), ("p99", p99)]);
     figures.insert("bulk", bulk(testbed, &pair.targets.bulk)?);
     if pair.memory() > 0.0 {
@@ -64,12 +65,18 @@ pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
     Ok(figures)
 }
 
-fn host_and_port((host, port): &(String, u16)) -> String {
+/// A target, as most programs want it.
+pub fn host_and_port((host, port): &(String, u16)) -> String {
     format!("{host}:{port}")
 }
 
+/// The URL of a path, without its first slash, at a target.
+pub fn url(target: &(String, u16), path: &str) -> String {
+    format!("http://{}/{path}", host_and_port(target))
+}
+
 /// Rate of a load, and CPU seconds of both proxies per million of its requests.
-fn with_cpu(pair: &ProxyPair<'_>, load: impl FnOnce() -> Result<(f64, f64)>) -> Result<(f64, f64)> {
+pub fn with_cpu(pair: &ProxyPair<'_>, load: impl FnOnce() -> Result<(f64, f64)>) -> Result<(f64, f64)> {
     let before = pair.cpu_seconds();
     let (rate, requests) = load()?;
     ensure!(requests > 0.0, "a load generator sent no request");
@@ -125,18 +132,18 @@ impl Drop for Held {
 }
 
 /// As many requests as 64 connections allow: their rate and number.
-fn wrk(testbed: &Testbed, target: &str, more: &[&str], seconds: u64) -> Result<(f64, f64)> {
-    let (url, duration) = (format!("http://{target}/"), format!("-d{seconds}s"));
+pub fn wrk(testbed: &Testbed, url: &str, more: &[&str], seconds: u64) -> Result<(f64, f64)> {
+    let duration = format!("-d{seconds}s");
     let mut command = testbed.inside(CLIENT.0, "wrk");
-    let text = host::output(command.args(["-t1", "-c64", &duration]).args(more).arg(&url))?;
+    let text = host::output(command.args(["-t1", "-c64", &duration]).args(more).arg(url))?;
     if text.contains("Non-2xx") || text.contains("Socket errors") {
-        bail!("requests to {target} failed:\n{text}");
+        bail!("requests to {url} failed:\n{text}");
     }
     Ok((figure(&text, "Requests/sec", 1)?, figure(&text, "requests in", 0)?))
 }
 
 /// Requests of h2load, as many as its arguments say: the number of those that were answered.
-pub fn h2load(testbed: &Testbed, target: &str, post: bool, arguments: &[&str]) -> Result<f64> {
+pub fn h2load(testbed: &Testbed, url: &str, post: bool, arguments: &[&str]) -> Result<f64> {
     let body = testbed.folder.join("request");
     let body = body.display().to_string();
     let mut command = testbed.inside(CLIENT.0, "h2load");
@@ -144,18 +151,17 @@ pub fn h2load(testbed: &Testbed, target: &str, post: bool, arguments: &[&str]) -
     if post {
         command.args(["-d", &body, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
     }
-    let path = if post { "post" } else { "" };
-    let text = host::output(command.arg(format!("http://{target}/{path}")))?;
+    let text = host::output(command.arg(url))?;
     let done = figure(&text, "requests: ", 5)?;
     let good = text.contains(" 0 failed, 0 errored, 0 timeout") && text.contains(" 0 4xx, 0 5xx");
-    ensure!(good && done > 0.0, "requests to {target} failed:\n{text}");
+    ensure!(good && done > 0.0, "requests to {url} failed:\n{text}");
     Ok(done)
 }
 
 /// As many requests as 16 HTTP/2 connections with 8 streams each allow: their rate and number.
-fn http2(testbed: &Testbed, target: &str, post: bool) -> Result<(f64, f64)> {
-    let done = h2load(testbed, target, post, &["-c16", "-m8", "-D", &SECONDS.to_string()])?;
-    Ok((done / SECONDS as f64, done))
+pub fn http2(testbed: &Testbed, url: &str, post: bool, seconds: u64) -> Result<(f64, f64)> {
+    let done = h2load(testbed, url, post, &["-c16", "-m8", "-D", &seconds.to_string()])?;
+    Ok((done / seconds as f64, done))
 }
 
 /// The number that is word `place` of the line with this text.

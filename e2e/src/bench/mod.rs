@@ -8,6 +8,7 @@
 //!   testbed namespaces and servers
 //!   proxies a pair of proxies: tulle, envoy, haproxy
 //!   measure load generators and figures
+//!   rules   requests with rules and policies, compared with requests without
 //!   instructions instructions per request, counted by callgrind
 //! ```
 
@@ -16,6 +17,7 @@ mod haproxy;
 mod instructions;
 mod measure;
 mod proxies;
+mod rules;
 mod testbed;
 mod tulle;
 
@@ -74,9 +76,16 @@ const ROWS: &[Row] = &[
     row("start", "exec to first response, ms"),
 ];
 
-/// Runs the benchmark and prints the table; with `instructions`, counts those of this tree's sidecar and of `others`
-/// instead.
-pub fn run(rounds: usize, instructions: bool, others: &[PathBuf]) -> Result<()> {
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    /// Tulle with rules and policies, compared with Tulle without them.
+    Rules,
+}
+
+/// Runs the benchmark and prints its tables; with `only`, one of them. With `instructions`, counts those of this tree's
+/// sidecar and of `others` instead.
+pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others: &[PathBuf]) -> Result<()> {
     host::require_root()?;
     host::install_packages(PROGRAMS)?;
     let programs = proxies::Programs::build()?;
@@ -85,25 +94,43 @@ pub fn run(rounds: usize, instructions: bool, others: &[PathBuf]) -> Result<()> 
         return instructions::run(&testbed, &programs, others);
     }
     let mut table = Vec::new();
+    if only == Some(Only::Rules) {
+        for round in 1..=rounds.unwrap_or(1) {
+            step(&format!("round {round}: Tulle with and without rules and policies"));
+            let pair = ProxyPair::start(Product::Tulle, &testbed, &programs)?;
+            table.push((Product::Tulle, testbed.noting(rules::compare(&testbed, &pair))?));
+        }
+        print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
+        return Ok(());
+    }
+    let rounds = rounds.unwrap_or(3);
     for round in 1..=rounds {
         // Tulle first: its control plane writes the certificates that the others use.
         for product in [Product::Tulle, Product::Envoy, Product::HaProxy, Product::None] {
             step(&format!("round {round} of {rounds}: {}", product.name()));
             let mut pair = ProxyPair::start(product, &testbed, &programs)?;
-            table.push((product, testbed.noting(measure::all(&testbed, &mut pair))?));
+            let mut figures = testbed.noting(measure::all(&testbed, &mut pair))?;
+            if product == Product::Tulle {
+                figures.extend(testbed.noting(rules::compare(&testbed, &pair))?);
+            }
+            table.push((product, figures));
         }
     }
     print!("{}", report(&table));
+    print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
     Ok(())
 }
 
+/// The median of a figure over all rounds.
+fn median(table: &[(Product, Figures)], product: Product, figure: &str) -> Option<f64> {
+    let of = table.iter().filter(|(of, _)| *of == product);
+    let mut values: Vec<f64> = of.filter_map(|(_, figures)| figures.get(figure)).copied().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
 fn report(table: &[(Product, Figures)]) -> String {
-    let median = |product: Product, figure: &str| {
-        let of = table.iter().filter(|(of, _)| *of == product);
-        let mut values: Vec<f64> = of.filter_map(|(_, figures)| figures.get(figure)).copied().collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
-    };
+    let median = |product: Product, figure: &str| median(table, product, figure);
     let mut out =
         String::from("\nMedians. CPU is that of both proxies, memory that of the outbound one.\n\n|");
     for product in Product::ALL {

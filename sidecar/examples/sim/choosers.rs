@@ -129,7 +129,7 @@ impl Chooser {
                 let outcome = if ended.failed { Outcome::Failed } else { Outcome::Answered(Instant::now()) };
                 in_flight.end(Some(outcome));
                 if *hears_reports {
-                    upstream.report(Some(ended.in_flight), ended.latency_us);
+                    upstream.report(Some(ended.in_flight), ended.latency_us, Instant::now());
                 }
             }
             (Self::Ours { .. }, Ticket::Plain) => {}

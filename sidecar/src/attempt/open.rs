@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::time::Instant;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
@@ -26,8 +25,8 @@ pub struct Opening<'a> {
     pub fresh: bool,
     /// How long connecting may take.
     pub limit: Duration,
-    /// When the answer must have begun; the server's sidecar is told how much is left.
-    pub deadline: Option<Instant>,
+    /// How long the answer may take to begin, which the server's sidecar is told; `None`: as long as it takes.
+    pub left: Option<Duration>,
 }
 
 /// Opens an exchange with an endpoint.
@@ -56,7 +55,7 @@ pub async fn open(
         protocol: travels,
         service: to.backend.service(),
         attempt: to.attempt,
-        deadline_ms: to.deadline.map(milliseconds_until),
+        deadline_ms: to.left.map(milliseconds),
         ..Fields::default()
     };
     fields.encode(&mut block);
@@ -71,8 +70,8 @@ pub async fn open(
     })
 }
 
-fn milliseconds_until(at: Instant) -> u32 {
-    u32::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u32::MAX)
+fn milliseconds(left: Duration) -> u32 {
+    u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.

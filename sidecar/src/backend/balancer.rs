@@ -175,8 +175,13 @@ impl Balancer {
     }
 
     /// Chooses an endpoint.
+    #[cfg(test)]
     pub(super) fn pick(&self, ask: &Ask) -> Option<Rc<Upstream>> {
-        let now = Instant::now();
+        self.pick_at(ask, Instant::now())
+    }
+
+    /// Chooses an endpoint.
+    pub(super) fn pick_at(&self, ask: &Ask, now: Instant) -> Option<Rc<Upstream>> {
         let state = self.state.borrow();
         let counts = self.counts.get();
         let ejected = counts.ejected == 0 || counts.is_panicking;
@@ -345,13 +350,18 @@ impl Balancer {
         state.slots.iter().map(|slot| &slot.upstream.endpoint).any(|known| known.terminating && same(known))
     }
 
-    /// Takes over how an attempt at an endpoint ended that began `since`.
-    pub(super) fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) -> Option<Change> {
+    /// Takes over how an attempt at an endpoint ended now that began `since`.
+    pub(super) fn observe(
+        &self,
+        upstream: &Upstream,
+        since: Instant,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Option<Change> {
         let rules = self.rules.get();
         if upstream.health.learns_nothing(verdict, &rules) {
             return None;
         }
-        let now = Instant::now();
         match upstream.health.take(verdict, since, &rules, now) {
             Taken::Nothing => None,
             Taken::WouldBeBad => Some(Change::WouldEject),

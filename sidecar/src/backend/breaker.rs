@@ -149,7 +149,7 @@ impl Health {
         self.ejection.set(Some(Ejection { until, probed: Some(now) }));
     }
 
-    /// Whether a verdict changes nothing: it is not worth a look at the clock.
+    /// Whether a verdict changes nothing.
     pub(super) fn learns_nothing(&self, verdict: Verdict, rules: &Rules) -> bool {
         let is_clean = || self.unreached.get() == 0 && self.failed.get() == 0;
         !self.is_ejected()
@@ -227,13 +227,16 @@ impl Health {
         }
     }
 
-    /// Counts into the window; whether most of enough requests in it have failed.
+    /// Counts into the window; whether this one has failed, as have most of enough requests in it.
     fn count(&self, good: bool, now: Instant) -> bool {
         let mut window = self.window.borrow_mut();
         let window = window.get_or_insert_with(|| Box::new(Window::new(now)));
         window.count(good, now);
-        let (good, failed) = window.sums();
-        good + failed >= ENOUGH && good < failed
+        // A request that was served is no reason to look.
+        !good && {
+            let (good, failed) = window.sums();
+            good + failed >= ENOUGH && good < failed
+        }
     }
 
     /// It gets nothing for a while.

@@ -163,8 +163,13 @@ impl Backend {
 
     /// Chooses an endpoint; `None`: there is none that may be used and was not tried.
     pub fn pick(&self, ask: &Ask) -> Option<Rc<Upstream>> {
+        self.pick_at(ask, Instant::now())
+    }
+
+    /// The same for who has looked at the clock already.
+    pub fn pick_at(&self, ask: &Ask, now: Instant) -> Option<Rc<Upstream>> {
         self.refresh();
-        self.balancer.pick(ask)
+        self.balancer.pick_at(ask, now)
     }
 
     /// The endpoints as they are now, where some requests are steered to one of their versions.
@@ -199,9 +204,15 @@ impl Backend {
         self.shadow_budget.withdraw(&LastRetry::at(now), now)
     }
 
-    /// Takes over how an attempt at an endpoint ended that began `since`, and returns what that changes for it.
-    pub fn observe(&self, upstream: &Upstream, since: Instant, verdict: Verdict) -> Option<Change> {
-        let change = self.balancer.observe(upstream, since, verdict)?;
+    /// Takes over how an attempt at an endpoint ended now that began `since`, and returns what that changes for it.
+    pub fn observe(
+        &self,
+        upstream: &Upstream,
+        since: Instant,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Option<Change> {
+        let change = self.balancer.observe(upstream, since, verdict, now)?;
         self.publish();
         Some(change)
     }

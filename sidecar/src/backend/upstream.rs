@@ -230,15 +230,15 @@ impl Upstream {
         self.pending.get()
     }
 
-    /// Takes over what the endpoint's sidecar reports with an answer: requests in flight there, and the average time
-    /// to the head of an answer in microseconds.
-    pub fn report(&self, in_flight: Option<u32>, latency_us: Option<u32>) {
+    /// Takes over what the endpoint's sidecar reports with an answer whose head came `at`: requests in flight there, and
+    /// the average time to the head of an answer in microseconds.
+    pub fn report(&self, in_flight: Option<u32>, latency_us: Option<u32>, at: Instant) {
         if in_flight.is_none() && latency_us.is_none() {
             return;
         }
         let (least, most) = LATENCIES;
         let latency = latency_us.map(|us| (f64::from(us) / 1e6).clamp(least, most));
-        self.reported.set(Some(Reported { in_flight, latency, at: Instant::now() }));
+        self.reported.set(Some(Reported { in_flight, latency, at }));
     }
 
     /// What was seen, faded by now.
@@ -286,8 +286,13 @@ impl Upstream {
 
     /// Counts a request or an opaque connection in; the guard counts it out.
     pub fn begin(self: &Rc<Self>) -> InFlight {
+        self.begin_at(Instant::now())
+    }
+
+    /// The same for who has looked at the clock already.
+    pub fn begin_at(self: &Rc<Self>, now: Instant) -> InFlight {
         self.pending.set(self.pending.get() + 1);
-        InFlight { upstream: Rc::clone(self), since: Instant::now() }
+        InFlight { upstream: Rc::clone(self), since: now }
     }
 
     /// It could not be reached.
@@ -341,7 +346,11 @@ impl InFlight {
     /// says nothing about its endpoint. `None`: nothing can be learned, as from a client that left or an opaque
     /// connection. Returns how long it was in hand.
     pub fn end(self, outcome: Option<Outcome>) -> Duration {
-        let now = Instant::now();
+        self.end_at(outcome, Instant::now())
+    }
+
+    /// The same for who has looked at the clock already.
+    pub fn end_at(self, outcome: Option<Outcome>, now: Instant) -> Duration {
         if let Some(outcome) = outcome {
             self.upstream.learn(outcome, self.since, now);
         }

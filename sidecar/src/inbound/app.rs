@@ -5,10 +5,12 @@
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 use tulle_mesh::wire::head::Protocol as Travels;
@@ -113,11 +115,16 @@ async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange
     if has_passed(*deadline) {
         return expired();
     }
+    let mut opening = pin!(connect_for(peer, head, *travels, fresh));
+    // Most requests find a connection that was kept, and need no timer.
+    if let Some(opened) = opening.as_mut().now_or_never() {
+        return opened;
+    }
     tokio::select! {
         biased;
         // First: a connection that is there at the last moment would send the request with it.
         () = passes(*deadline) => expired(),
-        opened = connect_for(peer, head, *travels, fresh) => opened,
+        opened = opening => opened,
         () = answer.gone() => Err(Failure::ClientGaveUp),
     }
 }

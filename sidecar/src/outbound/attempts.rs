@@ -39,6 +39,8 @@ struct Chosen {
     ready: Option<Exchange>,
     /// Not on a kept connection.
     fresh: bool,
+    /// When it was chosen: the attempt begins then.
+    at: Instant,
 }
 
 /// An attempt that was made.
@@ -50,6 +52,8 @@ struct Made {
     in_flight: Option<InFlight>,
     /// Another attempt is to follow, and is paid for.
     retry: Option<Retry>,
+    /// When it ended.
+    ended_at: Instant,
 }
 
 /// Makes attempts until one need not, or cannot, be repeated. Returns how the request ended, and under what it is
@@ -66,12 +70,12 @@ pub(super) async fn attempts(
     let mut anew = ANEW.iter();
     let mut next = match opened.and_then(|opened| ready(opened, call)) {
         Some(ready) => Some(ready),
-        None => way.backend.pick(ask).map(|upstream| Chosen::new(worker, upstream, false)),
+        None => Chosen::choose(worker, way, ask),
     };
     let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
     while let Some(chosen) = next.take() {
         let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
-        let Made { mut attempt, kept, in_flight, retry } = make(&trying, chosen, call).await;
+        let Made { mut attempt, kept, in_flight, retry, ended_at } = make(&trying, chosen, call).await;
         call.attempts = call.attempts.saturating_add(1);
         let retry = retry.or_else(|| trying.after_timeout(&attempt.end, call));
         let repeats = attempt.end.may_repeat(call);
@@ -83,11 +87,10 @@ pub(super) async fn attempts(
             if !fresh {
                 ask.tried.push(upstream.endpoint.address);
             }
-            let other = if ask.tried.len() < MAX_ENDPOINTS { way.backend.pick(ask) } else { None };
-            next = match other {
-                Some(other) => Some(Chosen::new(worker, other, false)),
-                None => anew_at(worker, upstream, &mut anew, &attempt.end, kept).await,
-            };
+            next = if ask.tried.len() < MAX_ENDPOINTS { Chosen::choose(worker, way, ask) } else { None };
+            if next.is_none() {
+                next = anew_at(worker, upstream, &mut anew, &attempt.end, kept).await;
+            }
             if let Some(next) = &next {
                 worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
             } else if let Some(retry) = trying.after_all(&attempt.end, call) {
@@ -97,13 +100,13 @@ pub(super) async fn attempts(
                     failed = Attempt::of(End::Client(Failure::ClientGaveUp));
                     break;
                 }
-                next = way.backend.pick(ask).map(|upstream| Chosen::new(worker, upstream, false));
+                next = Chosen::choose(worker, way, ask);
             }
             failed = attempt;
             continue;
         }
         if let Some(in_flight) = in_flight {
-            in_flight.end(outcome(&attempt, &trying));
+            in_flight.end_at(outcome(&attempt, &trying), ended_at);
         }
         let Some(retry) = retry else {
             trying.conclude(&attempt, call);
@@ -116,8 +119,8 @@ pub(super) async fn attempts(
         }
         ask.tried.push(upstream.endpoint.address);
         // Another endpoint, where there is one.
-        let other = way.backend.pick(ask).unwrap_or(upstream);
-        next = Some(Chosen::new(worker, other, false));
+        let other = Chosen::choose(worker, way, ask);
+        next = other.or_else(|| Some(Chosen::new(worker, upstream, false, Instant::now())));
     }
     trying.conclude(&failed, call);
     (failed.ended(), unserved(worker, Some(&way.backend), protocol))
@@ -125,23 +128,25 @@ pub(super) async fn attempts(
 
 /// One attempt at one endpoint, counted as evidence also where another saves the request.
 async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made {
-    if is_over(call.deadline) {
-        let attempt = Attempt::of(End::Final(Failure::DeadlineExceeded));
-        return Made { attempt, kept: false, in_flight: None, retry: None };
-    }
-    let limits = trying.limits(call);
-    let asked = Asked::of(trying, call);
-    if trying.has_faults()
-        && let Some(Injected { end, retry }) = Box::pin(trying.inject(call, &limits, &asked)).await
-    {
-        return Made { attempt: Attempt::of(end), kept: false, in_flight: None, retry };
-    }
     let Trying { worker, backend, .. } = *trying;
-    let Chosen { upstream, evidence, ready, fresh } = chosen;
-    let in_flight = upstream.begin();
+    let Chosen { upstream, evidence, ready, fresh, mut at } = chosen;
+    if call.deadline.is_some_and(|deadline| deadline <= at) {
+        let attempt = Attempt::of(End::Final(Failure::DeadlineExceeded));
+        return Made { attempt, kept: false, in_flight: None, retry: None, ended_at: at };
+    }
+    let limits = trying.limits(call, at);
+    let asked = Asked::of(trying, call);
+    if let Some(drawn) = trying.draw() {
+        let injected = Box::pin(trying.inject(drawn, call, &limits, &asked)).await;
+        at = Instant::now();
+        if let Some(Injected { end, retry }) = injected {
+            return Made { attempt: Attempt::of(end), kept: false, in_flight: None, retry, ended_at: at };
+        }
+    }
+    let in_flight = upstream.begin_at(at);
     let exchange = match ready {
         Some(exchange) => Ok(exchange),
-        None => connect(trying, &upstream, fresh, call, &limits).await,
+        None => connect(trying, &upstream, fresh, call, &limits, at).await,
     };
     let exchange = match exchange {
         Ok(exchange) => exchange,
@@ -149,8 +154,10 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
             let seen = seen_unopened(&end);
             count(evidence.as_ref(), backend, &upstream, seen, None);
             let attempt = Attempt::of(end);
-            observe(worker, backend, &upstream, in_flight.since(), verdict(&attempt, seen, trying));
-            return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None };
+            let ended_at = Instant::now();
+            let span = (in_flight.since(), ended_at);
+            observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying));
+            return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
         }
     };
     let kept = exchange.reused;
@@ -174,24 +181,30 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
     let seen = seen(&attempt);
     count(evidence.as_ref(), backend, &upstream, seen, head_after);
-    upstream.report(attempt.report.load, attempt.report.latency_us);
-    observe(worker, backend, &upstream, in_flight.since(), verdict(&attempt, seen, trying));
-    Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get() }
+    if let Some(at) = attempt.head_at {
+        upstream.report(attempt.report.load, attempt.report.latency_us, at);
+    }
+    let ended_at = Instant::now();
+    let span = (in_flight.since(), ended_at);
+    observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying));
+    Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
 }
 
-/// Opens an exchange with an endpoint, unless the client leaves or the time is over meanwhile.
+/// Opens an exchange with an endpoint for an attempt that begins now, unless the client leaves or the time is over
+/// meanwhile.
 async fn connect(
     trying: &Trying<'_>,
     upstream: &Upstream,
     fresh: bool,
     call: &mut Call<'_>,
     limits: &AttemptPolicy<'_>,
+    now: Instant,
 ) -> Result<Exchange, End> {
     let Trying { worker, backend, .. } = *trying;
     trying.pass_deadline_on(call);
-    let (attempt, deadline) = (call.attempts, call.deadline);
+    let left = call.deadline.map(|deadline| deadline.saturating_duration_since(now));
     let limit = patience(backend, upstream);
-    let to = Opening { backend, upstream, attempt, fresh, limit, deadline };
+    let to = Opening { backend, upstream, attempt: call.attempts, fresh, limit, left };
     let (expires, overdue) = limits.expiry();
     tokio::select! {
         biased;
@@ -224,7 +237,7 @@ async fn anew_at(
     if !wait.is_zero() {
         sleep(*wait).await;
     }
-    Some(Chosen::new(worker, upstream, true))
+    Some(Chosen::new(worker, upstream, true, Instant::now()))
 }
 
 /// Waits before a retry; whether the client is still there.
@@ -237,9 +250,15 @@ async fn backs_off(retry: Retry, call: &mut Call<'_>) -> bool {
 }
 
 impl Chosen {
-    fn new(worker: &Worker, upstream: Rc<Upstream>, fresh: bool) -> Self {
+    /// An endpoint where the request has not been; `None`: there is no other that may be used.
+    fn choose(worker: &Worker, way: &Way, ask: &Ask) -> Option<Self> {
+        let now = Instant::now();
+        way.backend.pick_at(ask, now).map(|upstream| Self::new(worker, upstream, false, now))
+    }
+
+    fn new(worker: &Worker, upstream: Rc<Upstream>, fresh: bool, at: Instant) -> Self {
         let evidence = upstream.attempts(&worker.telemetry);
-        Self { upstream, evidence, ready: None, fresh }
+        Self { upstream, evidence, ready: None, fresh, at }
     }
 }
 
@@ -247,7 +266,7 @@ impl Chosen {
 /// cannot carry one.
 fn ready(opened: Opened, call: &Call<'_>) -> Option<Chosen> {
     let (upstream, evidence, exchange) = opened.into_exchange(&call.head)?;
-    Some(Chosen { upstream, evidence, ready: Some(exchange), fresh: false })
+    Some(Chosen { upstream, evidence, ready: Some(exchange), fresh: false, at: Instant::now() })
 }
 
 /// How an attempt ends whose exchange could not be opened: nothing was sent, whatever the method.

@@ -18,10 +18,11 @@ use crate::backend::steer::steer;
 use crate::backend::{Ask, Backend, Cohort};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
+use crate::http1::Head;
 use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::{CompiledRules, Found, Plan, Port, Way, hash_of_request};
+use crate::route::{Found, Plan, Port, Way, hash_of_request};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -106,11 +107,7 @@ async fn serve(
     };
     let prepared = call.prepare().await;
     let (ended, series) = match (prepared, &plan) {
-        (Ok(()), Some(plan)) => match &plan.rules {
-            None => forward(worker, &plan.default, &mut call, opened).await,
-            // Not a part of the future of every request.
-            Some(rules) => Box::pin(by_rules(worker, plan, rules, port.address(), &mut call, opened)).await,
-        },
+        (Ok(()), Some(plan)) => forward(worker, plan, port.address(), &mut call, opened).await,
         (prepared, plan) => {
             let failure = prepared.err().unwrap_or(Failure::UpstreamNone);
             let backend = plan.as_ref().map(|plan| &*plan.default.backend);
@@ -120,29 +117,23 @@ async fn serve(
     call.finish(worker, &series, ended).await
 }
 
-/// Serves a request that no rule looks at.
-async fn forward(
-    worker: &Rc<Worker>,
-    way: &Way,
-    call: &mut Call<'_>,
-    opened: Option<Box<Opened>>,
-) -> (Ended, Arc<Series>) {
-    let (mut ask, on_trial) = ask(worker, &way.backend, call);
-    if on_trial.is_some() {
-        let copies = vec![Target { backend: Rc::clone(&way.backend), on_trial }];
-        if let Err(failure) = Box::pin(mirror::send(worker, call, copies)).await {
-            return (Ended::failed(failure), unserved(worker, Some(&way.backend), call.protocol()));
-        }
-    }
-    let opened = opened.filter(|opened| suits(opened, way, &ask));
-    attempts(worker, way, &mut ask, call, opened.map(|opened| *opened)).await
+/// Where a request goes.
+struct Onward<'p> {
+    way: &'p Rc<Way>,
+    ask: Ask,
+    copies: Vec<Target>,
 }
 
-/// Serves a request by the rules of its port.
-async fn by_rules(
+/// What becomes of a request that goes nowhere.
+enum Instead {
+    Answer(Box<Head>),
+    Fail(Failure),
+}
+
+/// Serves a request at a port that leads somewhere.
+async fn forward(
     worker: &Rc<Worker>,
     plan: &Plan,
-    rules: &CompiledRules,
     dialled: SocketAddr,
     call: &mut Call<'_>,
     opened: Option<Box<Opened>>,
@@ -150,29 +141,49 @@ async fn by_rules(
     let protocol = call.protocol();
     // Counted as a request to the Service that was dialled: it has reached no other.
     let answered = |ended| (ended, unserved(worker, Some(&plan.default.backend), protocol));
-    let found = match rules.find(&call.head, dialled.port()) {
-        Found::Forward(found) => found,
-        Found::Answer(head) => {
-            let ended = call.reply(&head).await;
+    let Onward { way, mut ask, copies } = match decide(worker, plan, dialled, call) {
+        Ok(onward) => onward,
+        Err(Instead::Answer(head)) => {
+            let ended = Box::pin(call.reply(&head)).await;
             return answered(ended);
         }
-        Found::Fail(failure) => return answered(Ended::failed(failure)),
+        Err(Instead::Fail(failure)) => return answered(Ended::failed(failure)),
     };
-    let (mut ask, on_trial) = ask(worker, &found.way.backend, call);
-    call.edits = found.settle(&call.head, &mut ask);
-    found.edit(&mut call.head);
-    let mut copies: Vec<Target> =
-        found.copies().map(|backend| Target { backend: Rc::clone(backend), on_trial: None }).collect();
-    if on_trial.is_some() {
-        copies.push(Target { backend: Rc::clone(&found.way.backend), on_trial });
-    }
+    // Few requests are copied: not a part of every request's future.
     if !copies.is_empty()
-        && let Err(failure) = mirror::send(worker, call, copies).await
+        && let Err(failure) = Box::pin(mirror::send(worker, call, copies)).await
     {
         return answered(Ended::failed(failure));
     }
-    let opened = opened.filter(|opened| suits(opened, found.way, &ask));
-    attempts(worker, found.way, &mut ask, call, opened.map(|opened| *opened)).await
+    let opened = opened.filter(|opened| suits(opened, way, &ask));
+    attempts(worker, way, &mut ask, call, opened.map(|opened| *opened)).await
+}
+
+/// Finds where a request goes, and does to its head what its rule wants.
+fn decide<'p>(
+    worker: &Worker,
+    plan: &'p Plan,
+    dialled: SocketAddr,
+    call: &mut Call<'_>,
+) -> Result<Onward<'p>, Instead> {
+    let found = match plan.rules.as_ref().map(|rules| rules.find(&call.head, dialled.port())) {
+        None => None,
+        Some(Found::Forward(found)) => Some(found),
+        Some(Found::Answer(head)) => return Err(Instead::Answer(head)),
+        Some(Found::Fail(failure)) => return Err(Instead::Fail(failure)),
+    };
+    let way = found.as_ref().map_or(&plan.default, |found| found.way);
+    let (mut ask, on_trial) = ask(worker, &way.backend, call);
+    let mut copies = Vec::new();
+    if let Some(found) = &found {
+        call.edits = found.settle(&call.head, &mut ask);
+        found.edit(&mut call.head);
+        copies.extend(found.copies().map(|backend| Target { backend: Rc::clone(backend), on_trial: None }));
+    }
+    if on_trial.is_some() {
+        copies.push(Target { backend: Rc::clone(&way.backend), on_trial });
+    }
+    Ok(Onward { way, ask, copies })
 }
 
 /// What the choice of an endpoint is to take into account for this request. Also the version on trial that gets a copy

@@ -114,7 +114,7 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
         attempt: 0,
         fresh: false,
         limit: patience(&target.backend, &upstream),
-        deadline: None,
+        left: None,
     };
     let sent = timeout(ENDS_WITHIN, async {
         match open(worker, &to, &head, travels).await {

@@ -165,12 +165,18 @@ fn count(
 }
 
 /// Tells the breaker how an attempt or a connection ended that began `since`.
-fn observe(worker: &Worker, backend: &Backend, upstream: &Upstream, since: Instant, verdict: Verdict) {
+fn observe(
+    worker: &Worker,
+    backend: &Backend,
+    upstream: &Upstream,
+    (since, now): (Instant, Instant),
+    verdict: Verdict,
+) {
     // A pod that ends takes nothing new: every rollout does that.
     if verdict == Verdict::Unreached && backend.is_ending(&upstream.endpoint) {
         return;
     }
-    let Some(change) = backend.observe(upstream, since, verdict) else { return };
+    let Some(change) = backend.observe(upstream, since, verdict, now) else { return };
     let telemetry = &worker.telemetry;
     let (namespace, service) = backend.counted_as();
     let endpoint = upstream.endpoint.address;

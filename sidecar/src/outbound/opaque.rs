@@ -114,7 +114,7 @@ pub(super) async fn open(
         };
         let seen = evidence_of(Err(&last), None);
         count(evidence.as_ref(), backend, &upstream, seen, None);
-        observe(worker, backend, &upstream, in_flight.since(), verdict(seen));
+        observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict(seen));
         if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
             break;
         }
@@ -303,7 +303,7 @@ pub(super) fn carry<'a>(
             if let Some(attempts) = evidence.take() {
                 attempts.count(seen, None);
             }
-            observe(worker, backend, &upstream, in_flight.since(), verdict(Some(seen)));
+            observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict(Some(seen)));
         };
         let (joined, failure) = match transport {
             Transport::Plain(stream, read) => {

@@ -54,6 +54,13 @@ pub(super) struct Asked {
     deadline: Option<Instant>,
 }
 
+/// What a policy makes of one attempt: how long it waits, and with which status it fails.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drawn {
+    delay: Option<Duration>,
+    abort: Option<u16>,
+}
+
 /// An attempt that was made to fail.
 pub(super) struct Injected {
     pub(super) end: End,
@@ -104,10 +111,10 @@ impl<'a> Trying<'a> {
     }
 
     /// What holds for the attempt that begins now.
-    pub(super) fn limits(&self, call: &Call<'_>) -> AttemptPolicy<'static> {
+    pub(super) fn limits(&self, call: &Call<'_>, now: Instant) -> AttemptPolicy<'static> {
         AttemptPolicy {
             deadline: call.deadline,
-            cutoff: self.policy.attempt.map(|limit| Instant::now() + limit),
+            cutoff: self.policy.attempt.map(|limit| now + limit),
             idle: self.policy.idle,
             refuses_claims: false,
             refuses: None,
@@ -215,28 +222,28 @@ impl<'a> Trying<'a> {
         said_at + EARLY >= deadline
     }
 
-    /// Whether anything is made to fail, or would be.
-    pub(super) fn has_faults(&self) -> bool {
-        self.policy.faults.is_some()
-            || self.policy.shadow.as_ref().is_some_and(|shadow| shadow.faults.is_some())
+    /// Draws whether an attempt is to wait or fail. `None`: neither, as of most. Counts what a policy that is only tried
+    /// would do.
+    pub(super) fn draw(&self) -> Option<Drawn> {
+        let shadow = self.policy.shadow.as_ref().and_then(|shadow| shadow.faults.as_ref());
+        if let Some(Drawn { delay, abort }) = shadow.and_then(Drawn::of) {
+            for name in [delay.map(|_| "Delay"), abort.map(|_| "Abort")].into_iter().flatten() {
+                self.worker.telemetry.event("would_fault", name);
+            }
+        }
+        self.policy.faults.as_ref().and_then(Drawn::of)
     }
 
-    /// Makes an attempt wait or fail, as the policy wants of so many. `None`: it goes on to the endpoint. Nobody learns
-    /// anything of the endpoint from that.
+    /// Makes an attempt wait or fail. `None`: it goes on to the endpoint. Nobody learns anything of the endpoint from
+    /// that.
     pub(super) async fn inject(
         &self,
+        Drawn { delay, abort }: Drawn,
         call: &mut Call<'_>,
         limits: &AttemptPolicy<'_>,
         asked: &Asked,
     ) -> Option<Injected> {
         let telemetry = &self.worker.telemetry;
-        if let Some(faults) = self.policy.shadow.as_ref().and_then(|shadow| current(shadow.faults.as_ref())) {
-            let (delay, abort) = drawn(faults);
-            for name in [delay.map(|_| "Delay"), abort.map(|_| "Abort")].into_iter().flatten() {
-                telemetry.event("would_fault", name);
-            }
-        }
-        let (delay, abort) = drawn(current(self.policy.faults.as_ref())?);
         let failed = |end| Some(Injected { end, retry: None });
         if let Some(delay) = delay {
             telemetry.event("fault", "Delay");
@@ -282,19 +289,28 @@ impl<'a> Trying<'a> {
     }
 }
 
-/// The faults of a policy that still holds.
-fn current(faults: Option<&Faults>) -> Option<&Faults> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    faults.filter(|faults| u64::try_from(faults.until_unix).is_ok_and(|until| now < until))
+impl Drawn {
+    /// What happens to one attempt now. The clock is asked only for those that are hit.
+    fn of(faults: &Faults) -> Option<Self> {
+        let drawn = Self::by_chance(faults);
+        let is_hit = drawn.delay.is_some() || drawn.abort.is_some();
+        (is_hit && still_hold(faults)).then_some(drawn)
+    }
+
+    /// Each is drawn by itself, of all attempts.
+    fn by_chance(faults: &Faults) -> Self {
+        let hits = |permyriad: u32| permyriad > 0 && fastrand::u32(..10_000) < permyriad;
+        Self {
+            delay: faults.delay.filter(|delay| hits(delay.permyriad)).map(|delay| delay.by),
+            abort: faults.abort.filter(|abort| hits(abort.permyriad)).map(|abort| abort.status),
+        }
+    }
 }
 
-/// What happens to one attempt: how long it waits, and with which status it fails. Each is drawn by itself, of all
-/// attempts.
-fn drawn(faults: &Faults) -> (Option<Duration>, Option<u16>) {
-    let hits = |permyriad: u32| fastrand::u32(..10_000) < permyriad;
-    let delay = faults.delay.filter(|delay| hits(delay.permyriad)).map(|delay| delay.by);
-    let abort = faults.abort.filter(|abort| hits(abort.permyriad)).map(|abort| abort.status);
-    (delay, abort)
+/// Whether faults have not ended yet.
+fn still_hold(faults: &Faults) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    u64::try_from(faults.until_unix).is_ok_and(|until| now < until)
 }
 
 /// When the server wants to be asked again. A date is not read, because clocks differ by more than anybody waits here.
@@ -341,17 +357,17 @@ mod tests {
         let delay = Some(Delay { by: Duration::from_secs(1), permyriad: 5_000 });
         let abort = Some(Abort { status: 503, permyriad: 2_000 });
         let faults = Faults { delay, abort, until_unix: i64::MAX };
-        let drawn: Vec<_> = (0..20_000).map(|_| drawn(&faults)).collect();
-        let share = |count: usize| count as f64 / drawn.len() as f64;
-        let (delays, aborts) = (
-            share(drawn.iter().filter(|(delay, _)| delay.is_some()).count()),
-            share(drawn.iter().filter(|(_, abort)| abort.is_some()).count()),
-        );
-        let both = share(drawn.iter().filter(|(delay, abort)| delay.is_some() && abort.is_some()).count());
+        let drawn: Vec<Drawn> = (0..20_000).map(|_| Drawn::by_chance(&faults)).collect();
+        let share = |of: fn(&Drawn) -> bool| {
+            drawn.iter().filter(|drawn| of(drawn)).count() as f64 / drawn.len() as f64
+        };
+        let (delays, aborts) = (share(|drawn| drawn.delay.is_some()), share(|drawn| drawn.abort.is_some()));
+        let both = share(|drawn| drawn.delay.is_some() && drawn.abort.is_some());
         for (seen, expected) in [(delays, 0.5), (aborts, 0.2), (both, 0.1)] {
             assert!((seen - expected).abs() < 0.02, "{seen} for {expected}");
         }
-        assert!(current(Some(&faults)).is_some());
-        assert!(current(Some(&Faults { until_unix: 1, ..faults })).is_none());
+        assert!((0..100).any(|_| Drawn::of(&faults).is_some()));
+        let ended = Faults { until_unix: 1, ..faults };
+        assert!((0..100).all(|_| Drawn::of(&ended).is_none()));
     }
 }

@@ -5,11 +5,12 @@ use bytes::Bytes;
 
 use super::filters::empty;
 use crate::config::{Cors, HeaderEdits};
-use crate::http1::Head;
+use crate::http1::{Head, Start};
 
 /// The method that a preflight asks about; `None`: the request is not a preflight.
 pub(super) fn asked_method(head: &Head) -> Option<&str> {
-    if head.request_line().0 != "OPTIONS" {
+    // Asked of every request at a port with rules.
+    if !matches!(&head.start, Start::Request { method, .. } if &method[..] == b"OPTIONS") {
         return None;
     }
     head.header("origin")?;

@@ -348,9 +348,10 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     fn of(head: &'a Head) -> Self {
-        let (path, query) = match head.path().split_once('?') {
+        let whole = head.path();
+        let (path, query) = match whole.split_once('?') {
             Some((path, query)) => (path, Some(query)),
-            None => (head.path(), None),
+            None => (whole, None),
         };
         let path = if path.is_empty() { "/" } else { path };
         Self { head, method: head.request_line().0, path, query }

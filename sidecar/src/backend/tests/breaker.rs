@@ -28,7 +28,7 @@ fn at(balancer: &Balancer, port: u16) -> Rc<Upstream> {
 
 /// So many attempts there that end like this.
 fn ends(balancer: &Balancer, upstream: &Rc<Upstream>, verdict: Verdict, times: u32) -> Option<Change> {
-    (0..times).map(|_| balancer.observe(upstream, Instant::now(), verdict)).last().flatten()
+    (0..times).map(|_| balancer.observe(upstream, Instant::now(), verdict, Instant::now())).last().flatten()
 }
 
 fn is_used(balancer: &Balancer, upstream: &Rc<Upstream>) -> bool {
@@ -179,7 +179,8 @@ async fn what_is_ejected_is_shown_as_long_as_the_backend_lives() {
     let backend = backends.of(&destination).unwrap();
     let bad = backend.pick(&Ask::default()).unwrap();
     for _ in 0..5 {
-        if backend.observe(&bad, Instant::now(), Verdict::Unreached) == Some(Change::Ejected) {
+        if backend.observe(&bad, Instant::now(), Verdict::Unreached, Instant::now()) == Some(Change::Ejected)
+        {
             backend.show(|| telemetry.breakers.of("shop", "web"));
         }
     }

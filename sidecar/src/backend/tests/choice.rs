@@ -52,11 +52,11 @@ async fn what_a_pod_reports_counts_as_much_as_what_was_seen_and_fades() {
     for upstream in [&one, &two] {
         answer(upstream, 10).await;
     }
-    one.report(Some(3), Some(100_000));
+    one.report(Some(3), Some(100_000), Instant::now());
     let cost = |upstream: &Rc<Upstream>| upstream.cost(Instant::now());
     assert!((cost(&one) - 0.055).abs() < 0.002, "{}", cost(&one));
     assert!((0..100).all(|_| Rc::ptr_eq(&pick(&balancer), &two)));
-    two.report(None, None);
+    two.report(None, None, Instant::now());
     assert!((cost(&two) - 0.01).abs() < 0.001, "nothing was reported");
     advance(Duration::from_secs(600)).await;
     assert!((cost(&one) - cost(&two)).abs() < 0.001, "{} and {}", cost(&one), cost(&two));
@@ -111,9 +111,9 @@ fn a_request_leaves_the_endpoint_of_its_hash_when_that_has_much_more_in_flight_t
     let second = at(&tried(&[first.endpoint.address]));
     let _few: Vec<InFlight> = (0..3).map(|_| first.begin()).collect();
     assert!(Rc::ptr_eq(&at(&Ask::default()), &first), "three are not much");
-    first.report(Some(50), None);
+    first.report(Some(50), None, Instant::now());
     assert!(Rc::ptr_eq(&at(&Ask::default()), &second));
-    second.report(Some(50), None);
+    second.report(Some(50), None, Instant::now());
     let other = at(&Ask::default());
     assert!(!Rc::ptr_eq(&other, &first) && !Rc::ptr_eq(&other, &second));
 }
@@ -195,7 +195,7 @@ async fn a_zone_that_is_preferred_is_left_by_a_few_and_by_more_when_it_cannot_ta
     let report = |ports: std::ops::RangeInclusive<u16>, load| {
         for port in ports {
             let stay = Ask { stay: Some(address(port)), ..Ask::default() };
-            balancer.pick(&stay).unwrap().report(Some(load), None);
+            balancer.pick(&stay).unwrap().report(Some(load), None, Instant::now());
         }
     };
     report(1..=6, 20);
