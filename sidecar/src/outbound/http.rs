@@ -21,7 +21,7 @@ use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::{CompiledRules, Found, Plan, Port, Way, hash_of_request};
+use crate::route::{CompiledRules, Forward, Found, Plan, Port, Way, hash_of_request};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -129,7 +129,7 @@ async fn forward(
 ) -> (Ended, Arc<Series>) {
     let (mut ask, on_trial) = ask(worker, &way.backend, call);
     if on_trial.is_some() {
-        let copies = vec![Target { backend: Rc::clone(&way.backend), on_trial }];
+        let copies = vec![Target { on_trial, ..Target::of(&way.backend) }];
         if let Err(failure) = Box::pin(mirror::send(worker, call, copies)).await {
             return (Ended::failed(failure), unserved(worker, Some(&way.backend), call.protocol()));
         }
@@ -160,12 +160,7 @@ async fn by_rules(
     };
     let (mut ask, on_trial) = ask(worker, &found.way.backend, call);
     call.edits = found.settle(&call.head, &mut ask);
-    found.edit(&mut call.head);
-    let mut copies: Vec<Target> =
-        found.copies().map(|backend| Target { backend: Rc::clone(backend), on_trial: None }).collect();
-    if on_trial.is_some() {
-        copies.push(Target { backend: Rc::clone(&found.way.backend), on_trial });
-    }
+    let copies = edited(&found, call, on_trial);
     if !copies.is_empty()
         && let Err(failure) = mirror::send(worker, call, copies).await
     {
@@ -173,6 +168,24 @@ async fn by_rules(
     }
     let opened = opened.filter(|opened| suits(opened, found.way, &ask));
     attempts(worker, found.way, &mut ask, call, opened.map(|opened| *opened)).await
+}
+
+/// Changes a request as its rule and its backend want it, and returns where copies of it go.
+fn edited(found: &Forward<'_>, call: &mut Call<'_>, on_trial: Option<Arc<str>>) -> Vec<Target> {
+    let (rule, backend) = (found.of_rule(), found.of_backend());
+    rule.edit(&mut call.head);
+    let mut copies: Vec<Target> = rule.copies().map(Target::of).collect();
+    // What is done for one backend (a token that is added, for example) is not for those that get copies.
+    if !copies.is_empty() && backend.change_requests() {
+        let head = Rc::new(call.head.clone());
+        copies.iter_mut().for_each(|copy| copy.head = Some(Rc::clone(&head)));
+    }
+    backend.edit(&mut call.head);
+    copies.extend(backend.copies().map(Target::of));
+    if on_trial.is_some() {
+        copies.push(Target { on_trial, ..Target::of(&found.way.backend) });
+    }
+    copies
 }
 
 /// What the choice of an endpoint is to take into account for this request. Also the version on trial that gets a copy
