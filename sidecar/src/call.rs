@@ -180,7 +180,7 @@ impl<'a> Call<'a> {
                 "a request failed: {failure}"
             );
         }
-        self.answer.fail_request(&self.head, failure).await;
+        self.answer.fail_request(&self.head, failure, self.edits.as_deref()).await;
         // What the client still sends of its body would be taken for another request.
         false
     }

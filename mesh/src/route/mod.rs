@@ -39,7 +39,8 @@ pub trait Subject {
     fn path(&self) -> &str;
     /// What stands behind the `?`.
     fn query(&self) -> Option<&str>;
-    /// The value of a header, whose name is compared without case. Several lines are joined with `,`.
+    /// The value of a header, whose name is compared without case. Several lines are joined with `,`, those of Cookie
+    /// with `; `.
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 }
 

@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::http1::{Framing, Head, Writer};
 use crate::http2;
 use crate::message::{PumpError, Sink};
+use crate::route::ResponseEdits;
 use crate::wire::Sender;
 
 /// Where an answer goes.
@@ -142,23 +143,31 @@ impl Answer<'_> {
 
     /// Answers a request whose head could not be read.
     pub async fn fail(&mut self, failure: &Failure) {
-        self.words(failure, false).await;
+        self.words(failure, false, None).await;
     }
 
     /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
-    /// client with a status that it understands, everybody else with a few words.
-    pub(crate) async fn fail_request(&mut self, request: &Head, failure: &Failure) {
+    /// client with a status that it understands, everybody else with a few words. `edits`: what the request's route does
+    /// to answers.
+    pub(crate) async fn fail_request(
+        &mut self,
+        request: &Head,
+        failure: &Failure,
+        edits: Option<&ResponseEdits>,
+    ) {
         if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
             return sender.reset(code);
         }
         let content = request.header("content-type").filter(|value| value.starts_with(b"application/grpc"));
         match content {
-            Some(content) if !matches!(self, Self::Http1(_)) => self.grpc(failure, content.clone()).await,
-            _ => self.words(failure, request.request_line().0 == "HEAD").await,
+            Some(content) if !matches!(self, Self::Http1(_)) => {
+                self.grpc(failure, content.clone(), edits).await;
+            }
+            _ => self.words(failure, request.request_line().0 == "HEAD", edits).await,
         }
     }
 
-    async fn words(&mut self, failure: &Failure, bodiless: bool) {
+    async fn words(&mut self, failure: &Failure, bodiless: bool, edits: Option<&ResponseEdits>) {
         let status = failure.status();
         let text = format!("tulle: {failure}\n");
         let mut head = Head::answer(status, reason(status), text.len());
@@ -169,6 +178,9 @@ impl Answer<'_> {
         let shed = *failure == Failure::OursOverloaded;
         if shed {
             head.push("retry-after", Bytes::from_static(b"1"));
+        }
+        if let Some(edits) = edits {
+            edits.apply_to_failure(&mut head);
         }
         // What is said here says nothing of the connection between another sidecar and its client.
         let close = !matches!(self, Self::Mesh(..));
@@ -185,7 +197,7 @@ impl Answer<'_> {
     }
 
     /// The answer that gRPC calls Trailers-Only.
-    async fn grpc(&mut self, failure: &Failure, content: Bytes) {
+    async fn grpc(&mut self, failure: &Failure, content: Bytes, edits: Option<&ResponseEdits>) {
         let mut head = Head::answer(200, "OK", 0);
         head.framing = Framing::None;
         head.headers.clear();
@@ -197,6 +209,9 @@ impl Answer<'_> {
             head.push("grpc-retry-pushback-ms", Bytes::from_static(b"1000"));
         }
         head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+        if let Some(edits) = edits {
+            edits.apply_to_failure(&mut head);
+        }
         if self.marked_head(&head, true, true, *failure == Failure::OursOverloaded).is_ok() {
             let _ = self.flush().await;
         }

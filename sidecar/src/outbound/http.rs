@@ -22,7 +22,7 @@ use crate::http1::Head;
 use crate::http1::conn::{close, split};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::{Found, Plan, Port, Way, hash_of_request};
+use crate::route::{Forward, Found, Plan, Port, Way, hash_of_request};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -177,13 +177,27 @@ fn decide<'p>(
     let mut copies = Vec::new();
     if let Some(found) = &found {
         call.edits = found.settle(&call.head, &mut ask);
-        found.edit(&mut call.head);
-        copies.extend(found.copies().map(|backend| Target { backend: Rc::clone(backend), on_trial: None }));
+        copies = edited(found, call);
     }
     if on_trial.is_some() {
-        copies.push(Target { backend: Rc::clone(&way.backend), on_trial });
+        copies.push(Target { on_trial, ..Target::of(&way.backend) });
     }
     Ok(Onward { way, ask, copies })
+}
+
+/// Changes a request as its rule and its backend want it, and returns where copies of it go.
+fn edited(found: &Forward<'_>, call: &mut Call<'_>) -> Vec<Target> {
+    let (rule, backend) = (found.of_rule(), found.of_backend());
+    rule.edit(&mut call.head);
+    let mut copies: Vec<Target> = rule.copies().map(Target::of).collect();
+    // What is done for one backend (a token that is added, for example) is not for those that get copies.
+    if !copies.is_empty() && backend.change_requests() {
+        let head = Rc::new(call.head.clone());
+        copies.iter_mut().for_each(|copy| copy.head = Some(Rc::clone(&head)));
+    }
+    backend.edit(&mut call.head);
+    copies.extend(backend.copies().map(Target::of));
+    copies
 }
 
 /// What the choice of an endpoint is to take into account for this request. Also the version on trial that gets a copy

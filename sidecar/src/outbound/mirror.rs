@@ -41,6 +41,15 @@ pub(super) struct Target {
     pub(super) backend: Rc<Backend>,
     /// The version on trial that it goes to, whose evidence it is; `None`: of a mirror filter.
     pub(super) on_trial: Option<Arc<str>>,
+    /// What it asks; `None`: as its request.
+    pub(super) head: Option<Rc<Head>>,
+}
+
+impl Target {
+    /// Of a mirror filter, as its request.
+    pub(super) fn of(backend: &Rc<Backend>) -> Self {
+        Self { backend: Rc::clone(backend), on_trial: None, head: None }
+    }
 }
 
 /// Sends copies of a request. Returns before they have been sent.
@@ -76,7 +85,7 @@ pub(super) async fn send(
             worker.telemetry.event(EVENT, "SkippedBusy");
             continue;
         }
-        let (head, travels) = (copied(&call.head, &body), call.travels);
+        let (head, travels) = (copied(target.head.as_deref().unwrap_or(&call.head), &body), call.travels);
         let under_way = UnderWay::begin(worker);
         spawn_local(copy(under_way, target, head, body.clone(), travels));
     }

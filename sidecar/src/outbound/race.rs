@@ -40,8 +40,9 @@ const LATE: Duration = Duration::from_millis(25);
 const UNANSWERED_SETTINGS: Duration = Duration::from_millis(250);
 /// How long a client whose connection no endpoint took may take to speak HTTP, and be told why, before it is reset.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The same where a policy refused it: a rule may allow requests and not what is unknown.
-const DENIED_PATIENCE: Duration = Duration::from_secs(10);
+/// The same where requests may fare better: a policy that refused it may allow them, and the port's rules may lead them
+/// elsewhere than to a Service that has no endpoints itself.
+const LONG_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the client has said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,7 +296,13 @@ async fn unopened(
     mut stream: TcpStream,
     mut buffer: BytesMut,
 ) -> Result<(), Failure> {
-    let patience = if failure == Failure::PolicyDenied { DENIED_PATIENCE } else { PATIENCE };
+    // A client that waits for the server to speak is not kept waiting in vain.
+    let goes_elsewhere = || {
+        port.learned.get() != Learned::ServerFirst
+            && port.plan(worker).is_some_and(|plan| plan.is_by_request())
+    };
+    let hopes = failure == Failure::PolicyDenied || goes_elsewhere();
+    let patience = if hopes { LONG_PATIENCE } else { PATIENCE };
     match timeout(patience, listen(&mut stream, &mut buffer, None)).await {
         Ok(Ok(Words::Known(protocol @ (Protocol::Http1 | Protocol::Http2)))) => {
             teach(port, Learned::ClientFirst);

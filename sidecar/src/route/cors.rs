@@ -7,6 +7,8 @@ use super::filters::empty;
 use crate::config::{Cors, HeaderEdits};
 use crate::http1::{Head, Start};
 
+const CREDENTIALS: &[u8] = b"access-control-allow-credentials";
+
 /// The method that a preflight asks about; `None`: the request is not a preflight.
 pub(super) fn asked_method(head: &Head) -> Option<&str> {
     // Asked of every request at a port with rules.
@@ -32,18 +34,32 @@ pub(super) fn preflight(cors: &Cors, request: &Head) -> Head {
     head
 }
 
-/// What the answer to a request gets; `None`: nothing, because it is not cross-origin, or its origin is not allowed.
+/// What the answer to a request gets. Where it depends on the origin, that is said with every answer: a browser that
+/// has kept one without it (of an image, for example) would use it for a script too, and refuse it then. `None`: nothing.
 pub(super) fn decoration(cors: &Cors, request: &Head) -> Option<HeaderEdits> {
-    let mut set = common(cors, request)?;
+    let Some(mut set) = common(cors, request) else {
+        let add = || HeaderEdits { add: vec![vary()], ..HeaderEdits::default() };
+        return depends_on_origin(cors).then(add);
+    };
     // What caches keep apart is added to what the server wants them to.
     let add = set.extract_if(.., |(name, _)| &name[..] == b"vary").collect();
+    // Nor does the server allow more than the route.
+    let remove = match cors.allow_credentials {
+        true => Vec::new(),
+        false => vec![Bytes::from_static(CREDENTIALS)],
+    };
     // To a request with credentials, `*` is a name.
     let named: Vec<String> = match cors.allow_credentials {
         true => cors.expose_headers.iter().filter(|name| *name != "*").cloned().collect(),
         false => cors.expose_headers.clone(),
     };
     set.extend(listed("access-control-expose-headers", &named, None, false));
-    Some(HeaderEdits { set, add, remove: Vec::new() })
+    Some(HeaderEdits { set, add, remove })
+}
+
+/// Whether one origin is answered otherwise than another.
+fn depends_on_origin(cors: &Cors) -> bool {
+    cors.allow_credentials || !cors.allow_origins.iter().any(|allowed| allowed == "*")
 }
 
 /// What both kinds of answers say of an allowed origin.
@@ -54,16 +70,20 @@ fn common(cors: &Cors, request: &Head) -> Option<Vec<(Bytes, Bytes)>> {
         return None;
     }
     let mut lines = Vec::with_capacity(6);
-    if any && !cors.allow_credentials {
-        lines.push(line("access-control-allow-origin", Bytes::from_static(b"*")));
-    } else {
+    if depends_on_origin(cors) {
         lines.push(line("access-control-allow-origin", origin.clone()));
-        lines.push(line("vary", Bytes::from_static(b"Origin")));
+        lines.push(vary());
+    } else {
+        lines.push(line("access-control-allow-origin", Bytes::from_static(b"*")));
     }
     if cors.allow_credentials {
-        lines.push(line("access-control-allow-credentials", Bytes::from_static(b"true")));
+        lines.push((Bytes::from_static(CREDENTIALS), Bytes::from_static(b"true")));
     }
     Some(lines)
+}
+
+fn vary() -> (Bytes, Bytes) {
+    line("vary", Bytes::from_static(b"Origin"))
 }
 
 /// Whether an origin is the allowed one, or fits it where that has a `*` for a part of the host.
@@ -192,8 +212,21 @@ mod tests {
             ]
         );
         assert_eq!(edits.add.len(), 1, "vary");
+        assert!(edits.remove.is_empty());
         assert!(decoration(&cors(&["*"], false), &get("")).is_none());
-        assert!(decoration(&cors(&["https://b"], false), &get("origin: https://a\r\n")).is_none());
         assert_eq!(asked_method(&get("origin: https://a\r\n")), None);
+    }
+
+    #[test]
+    fn caches_keep_answers_apart_that_depend_on_the_origin_and_a_server_allows_no_more_than_the_route() {
+        let get = |origin: &str| request(&format!("GET / HTTP/1.1\r\nhost: web\r\n{origin}\r\n"));
+        let only = HeaderEdits { add: vec![vary()], ..HeaderEdits::default() };
+        for cors in [cors(&["https://b"], false), cors(&["https://b"], true)] {
+            assert_eq!(decoration(&cors, &get("origin: https://a\r\n")), Some(only.clone()));
+            assert_eq!(decoration(&cors, &get("")), Some(only.clone()), "what is kept serves other origins");
+        }
+        let any = decoration(&cors(&["*"], false), &get("origin: https://a\r\n")).unwrap();
+        assert_eq!(any.remove, [CREDENTIALS]);
+        assert!(any.add.is_empty(), "{any:?}");
     }
 }

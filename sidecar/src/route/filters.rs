@@ -10,7 +10,11 @@ use crate::http1::{Framing, Head, Start};
 
 /// What is done with the head of an answer before it goes to the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResponseEdits(Vec<HeaderEdits>);
+pub struct ResponseEdits {
+    edits: Vec<HeaderEdits>,
+    /// Of a cross-origin request.
+    cors: Option<HeaderEdits>,
+}
 
 impl ResponseEdits {
     /// The changes that these filters ask for, in their order; `None`: none.
@@ -20,20 +24,49 @@ impl ResponseEdits {
             _ => None,
         });
         let edits: Vec<HeaderEdits> = edits.collect();
-        (!edits.is_empty()).then_some(Self(edits))
+        (!edits.is_empty()).then_some(Self { edits, cors: None })
     }
 
-    /// Adds changes behind those that there are.
-    pub(super) fn push(&mut self, edits: HeaderEdits) {
-        self.0.push(edits);
+    /// The same with those of a session, and of a cross-origin request.
+    pub(super) fn with(mut self, session: Option<HeaderEdits>, cors: Option<HeaderEdits>) -> Self {
+        self.edits.extend(session);
+        Self { cors, ..self }
     }
 
-    /// Changes the head of a final answer.
+    /// Changes the head of a server's final answer.
     pub fn apply(&self, head: &mut Head) {
-        for edits in &self.0 {
+        for edits in self.edits.iter().chain(&self.cors) {
             edit(&mut head.headers, edits);
         }
     }
+
+    /// Changes the head of an answer of our own that says why there is none of a server. What a route says of its
+    /// servers' answers (how long they may be kept, for example) does not hold for it. But a browser that is not told that
+    /// the origin is allowed hides even the status from its script.
+    pub fn apply_to_failure(&self, head: &mut Head) {
+        if let Some(cors) = &self.cors {
+            edit(&mut head.headers, cors);
+        }
+    }
+}
+
+/// Changes the header lines of a request. Of one with an absolute target a server would refuse a Host that differs from
+/// it: where Host is set, that is the host.
+pub(super) fn edit_request(head: &mut Head, edits: &HeaderEdits) {
+    edit(&mut head.headers, edits);
+    if edits.set.iter().any(|(name, _)| name.eq_ignore_ascii_case(b"host")) {
+        let path = head.path();
+        let is_absolute = !path.is_empty() && path.len() < head.request_line().1.len();
+        let path = Bytes::copy_from_slice(path.as_bytes());
+        if let (true, Start::Request { target, .. }) = (is_absolute, &mut head.start) {
+            *target = path;
+        }
+    }
+}
+
+/// What stands between two values of one header that are joined (RFC 9110 §5.3). Cookies are not a list (RFC 6265 §4.2).
+pub(super) fn separator(name: &[u8]) -> &'static [u8] {
+    if name.eq_ignore_ascii_case(b"cookie") { b"; " } else { b"," }
 }
 
 /// Changes header lines: sets, then adds, then removes.
@@ -66,16 +99,16 @@ fn set(lines: &mut Vec<(Bytes, Bytes)>, name: &Bytes, value: &Bytes) {
     }
 }
 
-/// The value behind the last one of this name, with a comma between them, or in a line of its own where there is none.
+/// The value behind the last one of this name, with a [`separator`], or in a line of its own where there is none.
 /// Values of Set-Cookie cannot be joined (RFC 9110 §5.3).
 fn add(lines: &mut Vec<(Bytes, Bytes)>, name: &Bytes, value: &Bytes) {
     let joins = !name.eq_ignore_ascii_case(b"set-cookie");
     let last = lines.iter_mut().rev().find(|(present, _)| joins && present.eq_ignore_ascii_case(name));
     match last {
         Some((_, old)) if !old.is_empty() => {
-            let mut joined = BytesMut::with_capacity(old.len() + 1 + value.len());
+            let mut joined = BytesMut::with_capacity(old.len() + 2 + value.len());
             joined.extend_from_slice(old);
-            joined.extend_from_slice(b",");
+            joined.extend_from_slice(separator(name));
             joined.extend_from_slice(value);
             *old = joined.freeze();
         }
@@ -190,6 +223,27 @@ pub(super) mod tests {
         let mut all = lines(&[("set-cookie", "a=1; expires=Thu, 01 Jan 1970 00:00:00 GMT")]);
         edit(&mut all, &HeaderEdits { add: lines(&[("Set-Cookie", "b=2")]), ..HeaderEdits::default() });
         assert_eq!(all.len(), 2);
+        let mut sent = lines(&[("cookie", "a=1")]);
+        edit(&mut sent, &HeaderEdits { add: lines(&[("Cookie", "b=2")]), ..HeaderEdits::default() });
+        assert_eq!(sent, lines(&[("cookie", "a=1; b=2")]), "those of a request are, but not as a list");
+    }
+
+    #[test]
+    fn a_host_that_is_set_is_that_of_an_absolute_target_too() {
+        let edits = HeaderEdits { set: lines(&[("Host", "other")]), ..HeaderEdits::default() };
+        for (target, expected) in [
+            ("http://web/a?b", "/a?b"),
+            ("http://web", "/"),
+            ("/a?b", "/a?b"),
+            ("/http://web/a", "/http://web/a"),
+        ] {
+            let mut head = request(&format!("GET {target} HTTP/1.1\r\nhost: web\r\n\r\n"));
+            edit_request(&mut head, &edits);
+            assert_eq!(written(&head), format!("GET {expected} HTTP/1.1\r\nhost: other\r\n\r\n"));
+        }
+        let mut kept = request("GET http://web/a HTTP/1.1\r\nhost: web\r\n\r\n");
+        edit_request(&mut kept, &HeaderEdits { set: lines(&[("x", "y")]), ..HeaderEdits::default() });
+        assert_eq!(kept.request_line().1, "http://web/a");
     }
 
     #[test]

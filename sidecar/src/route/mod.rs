@@ -32,7 +32,7 @@ use crate::http1::Head;
 
 pub use call_policy::CallPolicy;
 pub use filters::ResponseEdits;
-pub use rules::{CompiledRules, Forward, Found};
+pub use rules::{CompiledRules, Filters, Forward, Found};
 
 /// A dialled address, with this worker's knowledge of it.
 #[derive(Debug)]
@@ -175,6 +175,11 @@ impl Plan {
     pub fn connection(&self, connection: Connection<'_>) -> Result<Rc<Way>, Failure> {
         let by_rule = self.rules.as_ref().and_then(|rules| rules.find_connection(connection));
         by_rule.unwrap_or_else(|| Ok(Rc::clone(&self.default)))
+    }
+
+    /// Whether requests may go elsewhere than a connection whose content is not looked at.
+    pub fn is_by_request(&self) -> bool {
+        self.rules.as_ref().is_some_and(CompiledRules::is_of_requests)
     }
 
     /// Whether the first bytes of a connection say where it goes.

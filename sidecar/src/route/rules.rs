@@ -2,8 +2,9 @@
 //! which of the rule's backends it goes.
 //!
 //! Backends take turns by their weights (smooth weighted round robin), so that ten requests of a share of 70 % are seven
-//! requests. An invalid backend keeps its turns, and they are answered with an error. The turns go on where they were
-//! when the rules come again with the same backends.
+//! requests. An invalid backend keeps its turns, and they are answered with an error. The turns begin anywhere in their
+//! round, because many clients send few requests each, and go on where they were when the rules come again with the same
+//! backends.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -16,13 +17,17 @@ use tulle_mesh::route::Subject;
 
 use super::call_policy::CallPolicy;
 use super::cors;
-use super::filters::{ResponseEdits, edit, redirect, rewrite};
+use super::filters::{ResponseEdits, edit, edit_request, redirect, rewrite, separator};
 use super::session::{Members, Session, Token};
 use super::{Connection, Way};
 use crate::backend::{Ask, Backend, Backends};
 use crate::config::{Cors, Filter, RouteKind, Rule, RuleBackend, Rules, Service};
 use crate::error::Failure;
 use crate::http1::Head;
+
+/// The most turns that are skipped to begin anywhere in a round: among so many each share is as it should be, within a
+/// thousandth.
+const MOST_SKIPPED: u64 = 1_000;
 
 /// The rules of a port.
 #[derive(Debug)]
@@ -55,8 +60,23 @@ struct Share {
     /// `None`: it is invalid.
     way: Option<Rc<Way>>,
     edits: Option<Rc<ResponseEdits>>,
-    /// How much it is due; see [`turn`].
-    due: Cell<i64>,
+    due: Due,
+}
+
+/// How much a backend is due; see [`turn`]. A connection that waits for its client takes a turn before its content is
+/// known. If that is a request, it takes one too: were they the same turns, every request of a client that is slow with
+/// its first bytes would go to one of two equal backends.
+#[derive(Debug, Default)]
+struct Due {
+    requests: Cell<i64>,
+    connections: Cell<i64>,
+}
+
+/// Who takes turns.
+#[derive(Clone, Copy, Debug)]
+enum Among {
+    Requests,
+    Connections,
 }
 
 /// What becomes of a request.
@@ -79,6 +99,13 @@ pub struct Forward<'p> {
     share: &'p Share,
     backend: &'p RuleBackend,
     session: Option<(Token, SocketAddr)>,
+}
+
+/// What is done with a request: by the rule that takes it, or by the backend that it goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Filters<'p> {
+    taken: Taken<'p>,
+    all: &'p [Filter],
 }
 
 /// The rule that takes a request.
@@ -115,7 +142,7 @@ impl CompiledRules {
                         })
                     }),
                     edits: ResponseEdits::of(filters).map(Rc::new),
-                    due: Cell::new(0),
+                    due: Due::default(),
                 }
             };
             CompiledRule {
@@ -126,21 +153,29 @@ impl CompiledRules {
         };
         let rules = source.rules.iter().enumerate().map(compile).collect();
         let compiled = Self { source, services, rules };
-        if let Some(before) = before {
-            compiled.go_on_from(before);
-        }
+        compiled.begin_turns(before);
         Some(compiled)
     }
 
-    /// Takes over whose turn it is, in every rule that has the same backends as before.
-    fn go_on_from(&self, before: &Self) {
+    /// Takes over whose turn it is, in every rule that has the same backends as before. The others begin anywhere in their
+    /// round.
+    fn begin_turns(&self, before: Option<&Self>) {
         for (rule, compiled) in self.source.rules.iter().zip(&self.rules) {
-            let same = before.source.rules.iter().position(|old| {
-                old.route == rule.route && old.name == rule.name && self.shares(rule).eq(before.shares(old))
+            let same = before.and_then(|before| {
+                let same = before.source.rules.iter().position(|old| {
+                    old.route == rule.route
+                        && old.name == rule.name
+                        && self.shares(rule).eq(before.shares(old))
+                });
+                before.rules.get(same?)
             });
-            let Some(old) = same.and_then(|old| before.rules.get(old)) else { continue };
+            let Some(old) = same else {
+                skip_turns(compiled, rule);
+                continue;
+            };
             for (share, old) in compiled.shares.iter().zip(&old.shares) {
-                share.due.set(old.due.get());
+                share.due.requests.set(old.due.requests.get());
+                share.due.connections.set(old.due.connections.get());
             }
         }
     }
@@ -165,7 +200,7 @@ impl CompiledRules {
         let session = taken.session(head);
         let chosen = match session {
             Some((number, ..)) => Some(number),
-            None => turn(taken.compiled.shares.iter().zip(&taken.source.backends).map(due)),
+            None => taken.compiled.turn(taken.source, Among::Requests),
         };
         let chosen = chosen.and_then(|number| {
             Some((taken.compiled.shares.get(number)?, taken.source.backends.get(number)?))
@@ -177,6 +212,11 @@ impl CompiledRules {
         let Some(way) = &share.way else { return Found::Fail(Failure::RouteNoBackend) };
         let session = session.map(|(_, token, stay)| (token, stay));
         Found::Forward(Forward { way, taken, share, backend, session })
+    }
+
+    /// Whether they are about requests.
+    pub(super) fn is_of_requests(&self) -> bool {
+        matches!(self.source.kind, RouteKind::Http | RouteKind::Grpc)
     }
 
     /// Whether they are about the names of servers.
@@ -197,7 +237,7 @@ impl CompiledRules {
         };
         let found = self.source.rules.get(number).zip(self.rules.get(number));
         let way = found.and_then(|(source, compiled)| {
-            let number = turn(compiled.shares.iter().zip(&source.backends).map(due))?;
+            let number = compiled.turn(source, Among::Connections)?;
             compiled.shares.get(number)?.way.clone()
         });
         Some(way.ok_or(Failure::RouteNoBackend))
@@ -262,16 +302,28 @@ impl Taken<'_> {
     }
 }
 
+impl CompiledRule {
+    /// Whose turn it is.
+    fn turn(&self, source: &Rule, among: Among) -> Option<usize> {
+        turn(self.shares.iter().zip(&source.backends).map(|(share, backend)| {
+            let due = match among {
+                Among::Requests => &share.due.requests,
+                Among::Connections => &share.due.connections,
+            };
+            (i64::from(backend.weight), due)
+        }))
+    }
+}
+
 impl<'p> Forward<'p> {
-    /// Changes the request as the rule and its backend want it.
-    pub fn edit(&self, head: &mut Head) {
-        for filter in self.filters() {
-            match filter {
-                Filter::RequestHeaders(edits) => edit(&mut head.headers, edits),
-                Filter::Rewrite(to) => rewrite(head, to, self.taken.prefix),
-                Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Mirror(_) | Filter::Cors(_) => {}
-            }
-        }
+    /// What is done with requests to any backend of the rule.
+    pub fn of_rule(&self) -> Filters<'p> {
+        Filters { taken: self.taken, all: &self.taken.source.filters }
+    }
+
+    /// What is done with requests to this backend, and with no others.
+    pub fn of_backend(&self) -> Filters<'p> {
+        Filters { taken: self.taken, all: &self.backend.filters }
     }
 
     /// Makes a request stay where its session is, and returns what is done with its answer. `request`: as it was sent.
@@ -282,15 +334,36 @@ impl<'p> Forward<'p> {
         if kept.is_none() && decoration.is_none() {
             return self.share.edits.clone();
         }
-        let mut edits = self.share.edits.as_deref().cloned().unwrap_or_default();
-        decoration.into_iter().chain(kept).for_each(|more| edits.push(more));
-        Some(Rc::new(edits))
+        let edits = self.share.edits.as_deref().cloned().unwrap_or_default();
+        Some(Rc::new(edits.with(kept, decoration)))
+    }
+
+    fn filters(&self) -> impl Iterator<Item = &'p Filter> + use<'p> {
+        self.taken.source.filters.iter().chain(&self.backend.filters)
+    }
+}
+
+impl<'p> Filters<'p> {
+    /// Whether they change requests.
+    pub fn change_requests(&self) -> bool {
+        self.all.iter().any(|filter| matches!(filter, Filter::RequestHeaders(_) | Filter::Rewrite(_)))
+    }
+
+    /// Changes a request.
+    pub fn edit(&self, head: &mut Head) {
+        for filter in self.all {
+            match filter {
+                Filter::RequestHeaders(edits) => edit_request(head, edits),
+                Filter::Rewrite(to) => rewrite(head, to, self.taken.prefix),
+                Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Mirror(_) | Filter::Cors(_) => {}
+            }
+        }
     }
 
     /// Where copies of this request go. An invalid one takes none.
-    pub fn copies(&self) -> impl Iterator<Item = &'p Rc<Backend>> {
+    pub fn copies(&self) -> impl Iterator<Item = &'p Rc<Backend>> + use<'p> {
         let services = &self.taken.rules.services;
-        self.filters().filter_map(move |filter| {
+        self.all.iter().filter_map(move |filter| {
             let Filter::Mirror(mirror) = filter else { return None };
             // A fraction of nought out of nought is refused where rules are decoded.
             let all = mirror.numerator >= mirror.denominator;
@@ -299,10 +372,6 @@ impl<'p> Forward<'p> {
             }
             services.get(mirror.service?).map(|behind| &behind.backend)
         })
-    }
-
-    fn filters(&self) -> impl Iterator<Item = &'p Filter> + use<'p> {
-        self.taken.source.filters.iter().chain(&self.backend.filters)
     }
 }
 
@@ -313,8 +382,27 @@ fn cors_of<'a>(mut filters: impl Iterator<Item = &'a Filter>) -> Option<&'a Cors
     })
 }
 
-fn due<'a>((share, backend): (&'a Share, &RuleBackend)) -> (i64, &'a Cell<i64>) {
-    (i64::from(backend.weight), &share.due)
+/// Takes turns that nobody gets, so that the next one is anywhere in its round. Clients that send one request each (Jobs,
+/// or an address that is forgotten between two) would all send it to the backend with the most weight.
+fn skip_turns(compiled: &CompiledRule, source: &Rule) {
+    let weights = || source.backends.iter().map(|backend| u64::from(backend.weight));
+    let divisor = weights().fold(0, greatest_common_divisor);
+    let round = weights().sum::<u64>().checked_div(divisor).unwrap_or(0);
+    if round < 2 {
+        return;
+    }
+    for among in [Among::Requests, Among::Connections] {
+        for _ in 0..fastrand::u64(..round.min(MOST_SKIPPED)) {
+            compiled.turn(source, among);
+        }
+    }
+}
+
+fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// Whose turn it is, by weight: everybody gets its weight, and who then has the most pays for all. `None`: nobody has
@@ -378,7 +466,7 @@ impl Subject for Asked<'_> {
         let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
         let mut joined = first.to_vec();
         for (_, value) in std::iter::once(second).chain(values) {
-            joined.push(b',');
+            joined.extend_from_slice(separator(name.as_bytes()));
             joined.extend_from_slice(value);
         }
         Some(Cow::Owned(joined))
@@ -414,6 +502,9 @@ mod tests {
         assert_eq!(asked.header("x-A").as_deref(), Some(&b"1,2"[..]));
         assert_eq!(asked.header("host").as_deref(), Some(&b"web"[..]));
         assert_eq!(asked.header("x-b"), None);
+        // As HTTP/2 may send cookies.
+        let crumbs = request("GET / HTTP/1.1\r\nhost: web\r\ncookie: a=1\r\ncookie: b=2\r\n\r\n");
+        assert_eq!(Asked::of(&crumbs).header("Cookie").as_deref(), Some(&b"a=1; b=2"[..]));
         let tunnel = request("CONNECT web:443 HTTP/1.1\r\nhost: web:443\r\n\r\n");
         assert_eq!(Asked::of(&tunnel).path(), "/");
     }

@@ -20,6 +20,9 @@ use crate::backend::{Ask, Backend};
 use crate::config::{Carrier, Endpoint, Endpoints, EndpointsEntry, HeaderEdits, SessionPersistence};
 use crate::http1::Head;
 
+/// How far the clocks of two sidecars may be apart, in seconds: a client's requests may come through several.
+const SKEW: u64 = 60;
+
 /// How the sessions of one rule are kept.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -77,7 +80,7 @@ impl Session {
             limit.is_none_or(|limit| now.saturating_sub(since) <= limit.as_secs())
         };
         // One from the future would last for longer than allowed.
-        let is_valid = token.began <= now && token.used <= now;
+        let is_valid = token.began.max(token.used) <= now.saturating_add(SKEW);
         (is_valid && within(token.began, self.kept.absolute) && within(token.used, self.kept.idle))
             .then_some(token)
     }
@@ -250,7 +253,9 @@ mod tests {
             (100, 0, 1101, false),
             (0, 10, 1060, true),
             (0, 10, 1061, false),
-            (0, 0, 999, false),
+            // Another sidecar's clock may be ahead.
+            (0, 0, 990, true),
+            (0, 0, 989, false),
         ] {
             let found = session(Carrier::Cookie, absolute, idle).of(&head, now);
             assert_eq!(found.is_some(), alive, "{absolute} {idle} {now}");

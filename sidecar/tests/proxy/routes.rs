@@ -224,6 +224,21 @@ async fn a_backend_without_endpoints_is_not_available() {
     assert_eq!((reply.status, reply.all("tulle-reason")), (503, vec!["UpstreamNone"]));
 }
 
+#[tokio::test]
+async fn a_client_that_is_slow_to_speak_is_served_by_routes_of_a_service_without_endpoints() {
+    let shop = Shop::open().await;
+    let front = shop.cluster.service(None, &[]).await;
+    let spec = json!({
+        "parentRefs": [service_ref(front)],
+        "rules": [{"backendRefs": [shop.backend(shop.to_b, 1)]}],
+    });
+    shop.cluster.route(RouteKind::Http, "front", spec, front).await;
+    let mut stream = shop.cluster.client.dial(front).await;
+    // Longer than anybody is waited for whose connection nobody can take.
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(ask(&mut stream, &get("/", "")).await.from(), "b");
+}
+
 /// What a gRPC client is told.
 async fn grpc_status(client: &Client, path: &str) -> Option<String> {
     let request = Request::builder().method("POST").uri(format!("http://shop{path}"));

@@ -1,12 +1,15 @@
 //! Rules about clients: those that stay with a pod, copies of their requests, and browsers of other origins.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::harness::echo::{Echo, Reply, ask, get};
-use crate::harness::{Cluster, within};
+use crate::harness::{Application, Cluster, within};
 use crate::routes::Shop;
 
 /// Two pods of one Service, and a rule that keeps clients with one of them.
@@ -90,6 +93,68 @@ async fn a_copy_arrives_once_with_its_body_and_is_counted_for_nobody() {
     assert_eq!(after.len(), before.len() + 1, "{after:?}: that of the request itself");
 }
 
+/// Answers requests without bodies, and keeps their heads.
+async fn note(mut stream: TcpStream, heads: Arc<Mutex<String>>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    heads.lock().unwrap().push_str(&String::from_utf8(head).unwrap());
+    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn what_is_added_for_a_backend_is_not_in_the_copies_that_others_get() {
+    let shop = Shop::open().await;
+    let pod = shop.cluster.pod(false).await;
+    let heads = Arc::new(Mutex::new(String::new()));
+    let noted = Arc::clone(&heads);
+    let other = Application::start(&pod, move |stream| note(stream, Arc::clone(&noted)));
+    let to_other = shop.cluster.service(None, &[&other.port]).await;
+    let set = |name: &str| {
+        json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {
+            "set": [{"name": name, "value": "yes"}],
+        }})
+    };
+    let mut backend = shop.backend(shop.to_a, 1);
+    backend["filters"] = json!([set("x-token")]);
+    let mirror = json!({"type": "RequestMirror", "requestMirror": {"backendRef": shop.backend(to_other, 1)}});
+    shop.http_route(json!([{"filters": [set("x-rule"), mirror], "backendRefs": [backend]}])).await;
+    let reply = shop.ask(&get("/", "")).await;
+    assert_eq!((reply.asked("x-rule"), reply.asked("x-token")), (vec!["yes"], vec!["yes"]));
+    within(async {
+        while heads.lock().unwrap().is_empty() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let copied = heads.lock().unwrap().clone();
+    assert!(copied.contains("x-rule: yes\r\n") && !copied.contains("x-token"), "{copied}");
+}
+
+#[tokio::test]
+async fn a_script_of_an_allowed_origin_learns_why_its_request_failed() {
+    let shop = Shop::open().await;
+    let nobody = shop.cluster.service(None, &[]).await;
+    shop.http_route(json!([{
+        "filters": [
+            {"type": "CORS", "cors": {"allowOrigins": ["https://a.example"]}},
+            {"type": "ResponseHeaderModifier", "responseHeaderModifier": {
+                "set": [{"name": "cache-control", "value": "max-age=3600"}],
+            }},
+        ],
+        "backendRefs": [shop.backend(nobody, 1)],
+    }]))
+    .await;
+    let failed = shop.ask(&get("/", "origin: https://a.example\r\n")).await;
+    assert_eq!((failed.status, failed.all("tulle-reason")), (503, vec!["UpstreamNone"]));
+    assert_eq!(failed.all("access-control-allow-origin"), ["https://a.example"]);
+    assert_eq!(failed.all("cache-control"), [""; 0], "it is not the server's answer");
+}
+
 #[tokio::test]
 async fn a_request_that_is_too_long_or_comes_slowly_is_served_and_not_copied() {
     let shop = Shop::open().await;
@@ -105,7 +170,6 @@ async fn a_request_that_is_too_long_or_comes_slowly_is_served_and_not_copied() {
     assert!(reply.from() == "a" && reply.body.ends_with(&body), "{}", reply.head);
     let mut stream = shop.cluster.client.dial(shop.web).await;
     let slow = async {
-        use tokio::io::AsyncWriteExt as _;
         let head = b"POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 2\r\n\r\n1";
         stream.write_all(head).await.unwrap();
         sleep(Duration::from_millis(400)).await;
