@@ -180,8 +180,12 @@ impl<'a> Call<'a> {
                 "a request failed: {failure}"
             );
         }
-        self.answer.fail_request(&self.head, failure).await;
-        // What the client still sends of its body would be taken for another request.
-        false
+        // What the client still sends of its body would be taken for another request. Whoever is refused for load and
+        // has sent all of it keeps its connection: to open another for every refusal would add to the load.
+        let head = &self.head;
+        let is_whole = self.body.is_ended() && head.keep_alive && !head.upgrade && !head.http10;
+        let keep = is_whole && *failure == Failure::OursOverloaded;
+        self.answer.fail_request(&self.head, failure, keep).await;
+        keep
     }
 }

@@ -142,23 +142,24 @@ impl Answer<'_> {
 
     /// Answers a request whose head could not be read.
     pub async fn fail(&mut self, failure: &Failure) {
-        self.words(failure, false).await;
+        self.words(failure, false, false).await;
     }
 
     /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
-    /// client with a status that it understands, everybody else with a few words.
-    pub(crate) async fn fail_request(&mut self, request: &Head, failure: &Failure) {
+    /// client with a status that it understands, everybody else with a few words. `keep`: the connection of an HTTP/1
+    /// client may carry another request.
+    pub(crate) async fn fail_request(&mut self, request: &Head, failure: &Failure, keep: bool) {
         if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
             return sender.reset(code);
         }
         let content = request.header("content-type").filter(|value| value.starts_with(b"application/grpc"));
         match content {
             Some(content) if !matches!(self, Self::Http1(_)) => self.grpc(failure, content.clone()).await,
-            _ => self.words(failure, request.request_line().0 == "HEAD").await,
+            _ => self.words(failure, request.request_line().0 == "HEAD", keep).await,
         }
     }
 
-    async fn words(&mut self, failure: &Failure, bodiless: bool) {
+    async fn words(&mut self, failure: &Failure, bodiless: bool, keep: bool) {
         let status = failure.status();
         let text = format!("tulle: {failure}\n");
         let mut head = Head::answer(status, reason(status), text.len());
@@ -171,7 +172,7 @@ impl Answer<'_> {
             head.push("retry-after", Bytes::from_static(b"1"));
         }
         // What is said here says nothing of the connection between another sidecar and its client.
-        let close = !matches!(self, Self::Mesh(..));
+        let close = !keep && !matches!(self, Self::Mesh(..));
         if self.marked_head(&head, bodiless, close, shed).is_err() {
             return;
         }
