@@ -59,7 +59,7 @@ pub struct LimitsSpec {
 #[x_kube(validation = ("has(self.request) || has(self.attempt) || has(self.idle)", "timeout needs request, attempt or idle; write for example {request: 2s, attempt: 500ms}"))]
 #[x_kube(validation = (ATTEMPT_WITHIN_REQUEST, "timeout.attempt must not be longer than timeout.request, because all attempts together end with the request"))]
 pub struct TimeoutSpec {
-    /// Time from the request to the end of the response, over all attempts, such as 2s; at most 24h. 0s: no limit.
+    /// Time from the request to the beginning of the response, over all attempts, such as 2s; at most 24h. 0s: no limit.
     /// WebSockets and streams have `idle` instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]

@@ -180,8 +180,13 @@ impl<'a> Call<'a> {
                 "a request failed: {failure}"
             );
         }
-        self.answer.fail_request(&self.head, failure, self.edits.as_deref()).await;
-        // What the client still sends of its body would be taken for another request.
-        false
+        // What the client still sends of its body would be taken for another request. Whoever is refused by a rule or
+        // for load and has sent all of it keeps its connection: to open another for every refusal would add to the load.
+        let head = &self.head;
+        let is_whole = self.body.is_ended() && head.keep_alive && !head.upgrade && !head.http10;
+        let keep = is_whole
+            && matches!(failure, Failure::OursOverloaded | Failure::RouteNone | Failure::RouteNoBackend);
+        self.answer.fail_request(&self.head, failure, self.edits.as_deref(), keep).await;
+        keep
     }
 }

@@ -156,6 +156,27 @@ impl Model {
         addresses
     }
 
+    /// Why the sections about calls of a policy hold for no call: nobody dials an address of its Service, and no route
+    /// leads there. `None`: some call may come, or there is no such Service.
+    pub fn uncalled(&self, policy: &Key, spec: &MeshPolicySpec) -> Option<String> {
+        let name = spec.target.name.as_deref().filter(|_| spec.target.kind == TargetKind::Service)?;
+        let key: Key = (Arc::clone(&policy.0), name.into());
+        let service = self.services.get(&key)?;
+        let sections = client_sections(spec).join(", ");
+        if sections.is_empty() || service.ips().next().is_some() || self.is_led_to(&key) {
+            return None;
+        }
+        Some(if service.headless {
+            format!(
+                "target a Service with a cluster IP for {sections}: Service {name} is headless, and clients dial its pods by their own addresses"
+            )
+        } else {
+            format!(
+                "target a Service with a cluster IP for {sections}: Service {name} is an ExternalName, an alias in DNS"
+            )
+        })
+    }
+
     /// An older policy for exactly the same Services that has a section about calls too, and the section.
     pub(super) fn call_conflict(&self, key: &Key, policy: &MeshPolicy) -> Option<(&Key, &'static str)> {
         let target = |policy: &MeshPolicy| (policy.spec.target.kind, policy.spec.target.name.clone());
@@ -357,6 +378,24 @@ mod tests {
         apply(&mut model, "p", 1, json!({"target": web(), "timeout": wait("7s")}));
         apply(&mut model, "p", 1, invalid);
         assert_eq!(timeout(&model, "web"), Some(("p".to_owned(), 7000)));
+    }
+
+    #[test]
+    fn a_service_that_nobody_dials_by_an_address_of_its_own_is_told_apart() {
+        let mut model = model();
+        let headless = Service { headless: true, ..Service::default() };
+        model.apply_service(key("shop", "db"), headless);
+        model.apply_service(key("shop", "alias"), Service::default());
+        let why = |name: &str, section: &str| {
+            let value = if section == "timeout" { wait("1s") } else { json!("Strict") };
+            let policy = policy("p", 1, json!({"target": {"kind": "Service", "name": name}, section: value}));
+            model.uncalled(&key("shop", "p"), &policy.spec)
+        };
+        assert!(why("db", "timeout").is_some_and(|why| why.contains("for timeout: Service db is headless")));
+        assert!(why("alias", "timeout").is_some_and(|why| why.contains("alias is an ExternalName")));
+        assert_eq!(why("web", "timeout"), None);
+        assert_eq!(why("absent", "timeout"), None, "the verdict says so");
+        assert_eq!(why("db", "mtls"), None, "that is about its pods");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Progress {
     pub refusal: Option<String>,
     /// The sidecars of clients; `None` where the policy says nothing about calls.
     pub clients: Option<ClientAcknowledgement>,
+    /// Why what the policy says about calls holds for none.
+    pub uncalled: Option<String>,
 }
 
 impl Progress {
@@ -37,11 +39,12 @@ impl Progress {
         let uid = policy.metadata.uid.as_deref().unwrap_or("");
         let generation = policy.metadata.generation.unwrap_or_default();
         let calls = concerned_sections(&policy.spec);
-        let clients = (!calls.is_empty()).then(|| {
+        let uncalled = model.uncalled(key, &policy.spec);
+        let clients = (!calls.is_empty() && uncalled.is_none()).then(|| {
             let addresses = model.called_addresses(key);
             acks.policy_clients(model, (key, uid, generation), &addresses)
         });
-        let mut progress = Self { workloads: pods.len(), clients, ..Self::default() };
+        let mut progress = Self { workloads: pods.len(), clients, uncalled, ..Self::default() };
         if progress.clients.is_some() && !has_pod_sections(&policy.spec) {
             return progress;
         }
@@ -91,7 +94,10 @@ pub fn status(
 ) -> MeshPolicyStatus {
     let mut status = policy.status.clone().unwrap_or_default();
     let generation = policy.metadata.generation.unwrap_or_default();
-    let (enforcing, sidecars) = progress.counts();
+    let (ready, reason, message) = condition(&policy.spec, verdict, progress);
+    let (acknowledging, sidecars) = progress.counts();
+    // Sidecars have nothing to acknowledge of a policy that is not in force, and lack nothing of it.
+    let enforcing = if reason == reason::INVALID { 0 } else { acknowledging };
     status.observed_generation = Some(generation);
     status.target = Some(target_name(&policy.spec, &key.0));
     status.access = Some(access_summary(&policy.spec));
@@ -100,7 +106,6 @@ pub fn status(
     status.enforced = Some(format!("{enforcing}/{sidecars}"));
     status.selected_sidecars = i32::try_from(sidecars).ok();
     status.enforcing_sidecars = i32::try_from(enforcing).ok();
-    let (ready, reason, message) = condition(&policy.spec, verdict, progress);
     set_condition(&mut status.conditions, ("Ready", ready, reason, &message), generation, now);
     status
 }
@@ -125,7 +130,8 @@ fn condition(spec: &MeshPolicySpec, verdict: &Verdict, progress: &Progress) -> (
             (false, reason::CONFLICTED, message)
         }
         Verdict::Accepted => {
-            let Some(misplaced) = misplaced(spec) else { return acknowledged(progress) };
+            let misplaced = misplaced(spec).or_else(|| progress.uncalled.clone());
+            let Some(misplaced) = misplaced else { return acknowledged(progress) };
             if !has_pod_sections(spec) {
                 return (false, reason::INVALID, misplaced);
             }
@@ -181,6 +187,13 @@ fn acknowledged(progress: &Progress) -> (bool, &'static str, String) {
         ),
         (0, Some(_)) => (true, reason::ENFORCED, format!("all {using} sidecars of clients enforce this policy")),
         (_, None) => (true, reason::ENFORCED, format!("all {pods} sidecars enforce this policy")),
+        (_, Some(_)) if using == 0 => (
+            true,
+            reason::ENFORCED,
+            format!(
+                "all {pods} sidecars enforce this policy; no sidecar calls a Service that it is for yet"
+            ),
+        ),
         (_, Some(_)) => (
             true,
             reason::ENFORCED,
@@ -354,6 +367,8 @@ mod tests {
         assert_eq!(said(&both(at(3, 3), &["shop/a"])).1, (4, 5));
         assert!(!said(&both(at(3, 3), &["shop/a"])).0);
         assert!(said(&both(at(3, 3), &[])).0);
+        let (_, _, message) = said(&Progress { clients: calls(0, &[]).clients, ..at(3, 3) });
+        assert!(message.ends_with("; no sidecar calls a Service that it is for yet"), "{message}");
     }
 
     #[test]
@@ -367,6 +382,27 @@ mod tests {
         let (ready, reason, message) = condition(&mixed.spec, &Verdict::Accepted, &at(2, 2));
         assert_eq!((ready, reason), (true, "Enforced"));
         assert!(message.contains("target a Service for timeout:"), "{message}");
+    }
+
+    #[test]
+    fn sections_about_calls_to_a_service_without_an_address_have_no_effect_and_nobody_enforces_them() {
+        let uncalled = Some("target a Service with a cluster IP for timeout, retry".to_owned());
+        let progress = Progress { uncalled: uncalled.clone(), ..at(2, 2) };
+        let (key, now): (Key, _) = (("shop".into(), "fast".into()), Time(Timestamp::UNIX_EPOCH));
+        let alone = status(&key, &fast(), &Verdict::Accepted, &progress, &now);
+        let ready = &alone.conditions[0];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "Invalid"));
+        assert_eq!((Some(&ready.message), alone.enforced.as_deref()), (uncalled.as_ref(), Some("0/2")));
+        let (ready, _, message) = condition(&strict().spec, &Verdict::Accepted, &progress);
+        assert!(ready && message.starts_with("all 2 sidecars enforce this policy; target a"), "{message}");
+    }
+
+    #[test]
+    fn an_invalid_policy_is_not_counted_as_enforced() {
+        let (key, now): (Key, _) = (("shop".into(), "strict".into()), Time(Timestamp::UNIX_EPOCH));
+        let invalid = Verdict::Invalid("nothing of it is in force until it is fixed".to_owned());
+        let status = status(&key, &strict(), &invalid, &at(3, 3), &now);
+        assert_eq!((status.enforced.as_deref(), status.enforcing_sidecars), (Some("0/3"), Some(0)));
     }
 
     #[test]

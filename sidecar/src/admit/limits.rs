@@ -3,10 +3,9 @@
 //! Requests beyond the limit wait for a moment, and are then refused; connections beyond it are refused at once. What is
 //! only tried is counted, and let through.
 
-use tokio::time::Instant;
-
 use super::deadline::has_passed;
 use super::{Denied, LIMIT};
+use crate::call::Call;
 use crate::config::limits::{InboundLimits, Limit};
 use crate::error::Failure;
 use crate::gate::Slot;
@@ -15,15 +14,14 @@ use crate::worker::Worker;
 const REQUESTS: &str = "Concurrency";
 const CONNECTIONS: &str = "Connections";
 
+/// The limit of the requests in the application, all places of which are taken.
+pub(super) struct Full<'a>(&'a Limit);
+
 /// Takes a place among the requests in the application; none where nothing limits them.
 ///
 /// # Errors
-/// [`Denied`] with [`Failure::OursOverloaded`], or [`Failure::DeadlineExceeded`] where that came first.
-pub(super) async fn enter(
-    worker: &Worker,
-    limits: &InboundLimits,
-    deadline: Option<Instant>,
-) -> Result<Option<Slot>, Denied> {
+/// [`Full`], for [`wait`].
+pub(super) fn enter<'a>(worker: &Worker, limits: &'a InboundLimits) -> Result<Option<Slot>, Full<'a>> {
     let gate = &limits.in_use.requests;
     let tried = limits.section.shadow.concurrency.as_ref();
     if let Some(tried) = tried.filter(|tried| gate.taken() >= tried.max) {
@@ -31,12 +29,29 @@ pub(super) async fn enter(
         report(worker, REQUESTS, tried, true);
     }
     let Some(limit) = &limits.section.enforced.concurrency else { return Ok(tried.map(|_| gate.count())) };
-    if let Some(slot) = gate.enter(limit.max) {
-        return Ok(Some(slot));
-    }
-    // Rare: not a part of every request's future.
-    if let Some(slot) = Box::pin(gate.wait(limit.max, deadline)).await {
-        return Ok(Some(slot));
+    gate.enter(limit.max).map(Some).ok_or(Full(limit))
+}
+
+/// Waits for a place among the requests in the application. A client that leaves ends the wait: its request would only
+/// add to the overload.
+///
+/// # Errors
+/// [`Denied`] with [`Failure::OursOverloaded`], or [`Failure::ClientGaveUp`] or [`Failure::DeadlineExceeded`] where
+/// that came first.
+pub(super) async fn wait(
+    worker: &Worker,
+    limits: &InboundLimits,
+    Full(limit): Full<'_>,
+    call: &mut Call<'_>,
+) -> Result<Slot, Denied> {
+    let deadline = call.deadline;
+    let slot = tokio::select! {
+        biased;
+        () = call.answer.gone() => return Err(Denied(Failure::ClientGaveUp)),
+        slot = limits.in_use.requests.wait(limit.max, deadline) => slot,
+    };
+    if let Some(slot) = slot {
+        return Ok(slot);
     }
     if has_passed(deadline) {
         worker.telemetry.event("expired_request", "Queue");

@@ -50,22 +50,28 @@ pub struct Denied(#[from] pub Failure);
 /// Decides whether a request may go to the application.
 ///
 /// # Errors
-/// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`] or
-/// [`Failure::DeadlineExceeded`].
+/// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`],
+/// [`Failure::DeadlineExceeded`], or [`Failure::ClientGaveUp`] while it waited.
 pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
-    let rules = enforced(worker)?;
-    // A connection that was let in may have been there before the policy.
-    check_mtls(worker, &rules, client)?;
-    let call = &*call;
-    let (method, target) = call.head.request_line();
-    let http = Http { method, readings: &|| call.readings() };
-    let request = Some(Described { method, target });
-    check_access(worker, &rules, client, Some(http), request)?;
-    try_shadow(worker, &rules, client, Some(http), request);
-    let slot = match &rules.limits {
-        None => None,
-        Some(limits) => limits::enter(worker, limits, call.deadline).await?,
+    let mut rules = enforced(worker)?;
+    check_request(worker, &rules, client, call)?;
+    try_request(worker, &rules, client, call);
+    let (slot, has_waited) = match &rules.limits {
+        None => (None, false),
+        Some(limits) => match limits::enter(worker, limits) {
+            Ok(slot) => (slot, false),
+            // Rare: not a part of every request's future.
+            Err(full) => (Some(Box::pin(limits::wait(worker, limits, full, call)).await?), true),
+        },
     };
+    if has_waited {
+        let now = enforced(worker)?;
+        // Nothing reaches the application that rules refuse which have come meanwhile.
+        if !Arc::ptr_eq(&now, &rules) {
+            check_request(worker, &now, client, call)?;
+            rules = now;
+        }
+    }
     worker.load.set(worker.load.get() + 1);
     Ok(Permit { worker: Rc::clone(worker), rules, is_request: true, _slot: slot })
 }
@@ -182,6 +188,21 @@ fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
         tracing::info!(client = %client.address, port, suppressed, "refused plain text: mTLS is Strict");
     }
     Denied(Failure::PolicyPlaintext)
+}
+
+fn check_request(worker: &Worker, rules: &Inbound, client: &Client, call: &Call<'_>) -> Result<(), Denied> {
+    // A connection that was let in may have been there before the policy.
+    check_mtls(worker, rules, client)?;
+    let (method, target) = call.head.request_line();
+    let http = Http { method, readings: &|| call.readings() };
+    check_access(worker, rules, client, Some(http), Some(Described { method, target }))
+}
+
+/// Asks the rules that are only tried about a request.
+fn try_request(worker: &Worker, rules: &Inbound, client: &Client, call: &Call<'_>) {
+    let (method, target) = call.head.request_line();
+    let http = Http { method, readings: &|| call.readings() };
+    try_shadow(worker, rules, client, Some(http), Some(Described { method, target }));
 }
 
 fn check_access<'a>(

@@ -143,17 +143,18 @@ impl Answer<'_> {
 
     /// Answers a request whose head could not be read.
     pub async fn fail(&mut self, failure: &Failure) {
-        self.words(failure, false, None).await;
+        self.words(failure, false, (None, false)).await;
     }
 
     /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
     /// client with a status that it understands, everybody else with a few words. `edits`: what the request's route does
-    /// to answers.
+    /// to answers. `keep`: the connection of an HTTP/1 client may carry another request.
     pub(crate) async fn fail_request(
         &mut self,
         request: &Head,
         failure: &Failure,
         edits: Option<&ResponseEdits>,
+        keep: bool,
     ) {
         if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
             return sender.reset(code);
@@ -163,11 +164,16 @@ impl Answer<'_> {
             Some(content) if !matches!(self, Self::Http1(_)) => {
                 self.grpc(failure, content.clone(), edits).await;
             }
-            _ => self.words(failure, request.request_line().0 == "HEAD", edits).await,
+            _ => self.words(failure, request.request_line().0 == "HEAD", (edits, keep)).await,
         }
     }
 
-    async fn words(&mut self, failure: &Failure, bodiless: bool, edits: Option<&ResponseEdits>) {
+    async fn words(
+        &mut self,
+        failure: &Failure,
+        bodiless: bool,
+        (edits, keep): (Option<&ResponseEdits>, bool),
+    ) {
         let status = failure.status();
         let text = format!("tulle: {failure}\n");
         let mut head = Head::answer(status, reason(status), text.len());
@@ -183,7 +189,7 @@ impl Answer<'_> {
             edits.apply_to_failure(&mut head);
         }
         // What is said here says nothing of the connection between another sidecar and its client.
-        let close = !matches!(self, Self::Mesh(..));
+        let close = !keep && !matches!(self, Self::Mesh(..));
         if self.marked_head(&head, bodiless, close, shed).is_err() {
             return;
         }

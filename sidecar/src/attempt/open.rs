@@ -13,6 +13,11 @@ use crate::http1::Head;
 use crate::pool::Server;
 use crate::worker::Worker;
 
+/// The server's sidecar is told of so much more time than there is left: the client's own sidecar ends a request that
+/// takes too long. A 504 of the server's sidecar that came first would count as the server's failure in breaker and
+/// balancer, also where only the client was impatient.
+const MARGIN_MS: u128 = 5;
+
 /// To which endpoint an exchange is opened, and how.
 pub struct Opening<'a> {
     /// The Service's port that the endpoint belongs to.
@@ -70,8 +75,12 @@ pub async fn open(
     })
 }
 
+/// What is left, for the server's sidecar. Nothing once the time is up: what is expired is refused there.
 fn milliseconds(left: Duration) -> u32 {
-    u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
+    if left.is_zero() {
+        return 0;
+    }
+    u32::try_from(left.as_millis() + MARGIN_MS).unwrap_or(u32::MAX)
 }
 
 /// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.
@@ -96,4 +105,21 @@ pub async fn open_plain(
         None => worker.http1.connect(server, limit).await?,
     };
     Ok(http1_exchange(reader, writer, head, reused))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_servers_sidecar_never_ends_a_request_before_its_clients_does() {
+        let now = Instant::now();
+        for left in [Duration::from_micros(1), Duration::from_micros(4_999), Duration::from_secs(2)] {
+            let told = Duration::from_millis(milliseconds_until(now + left).into());
+            // Timers have a grain of one millisecond, at both ends.
+            assert!(told >= left + Duration::from_millis(2), "{left:?}: {told:?}");
+        }
+        assert_eq!(milliseconds_until(now), 0, "what is expired stays expired");
+        assert_eq!(milliseconds_until(now + Duration::from_secs(u32::MAX.into())), u32::MAX);
+    }
 }

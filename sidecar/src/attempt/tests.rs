@@ -299,7 +299,7 @@ async fn an_answer_of_ours_to_head_has_no_body() {
         let sent = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
         let (mut asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
         let mut call = Call::http1(head, &mut reader, &mut writer);
-        call.answer.fail_request(&call.head, &Failure::UpstreamNone, None).await;
+        call.answer.fail_request(&call.head, &Failure::UpstreamNone, None, false).await;
         drop(call);
         drop((reader, writer));
         let mut answer = String::new();

@@ -8,8 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tulle_mesh::proto::ResourceType;
+
 use super::{AckTracker, Name, Sidecars, lock, name_of};
 use crate::model::{Key, Model};
+
+/// What there is to do about a sidecar whose resources carry no sections about calls.
+const UNAWARE: &str =
+    "its sidecar is of an earlier version, which does not know these sections: restart the pod to update it";
 
 /// Acknowledgements of one generation of a policy by the sidecars of clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +97,9 @@ impl Sidecars {
             let Version { policy, uid, generation } = version;
             if !known.enforces(policy, uid, generation) || known.enforces_another(policy, uid, generation) {
                 client.behind = true;
-                client.refusal = client.refusal.take().or_else(|| known.refused.clone());
+                let is_unaware = name.0 == ResourceType::Destination as i32;
+                let refused = || known.refused.clone().or_else(|| is_unaware.then(|| UNAWARE.to_owned()));
+                client.refusal = client.refusal.take().or_else(refused);
             }
         }
     }
@@ -99,7 +107,7 @@ impl Sidecars {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::proto::{ResourceType, Stamp, stamp};
+    use tulle_mesh::proto::{Stamp, stamp};
 
     use super::*;
     use crate::discovery::report::{SidecarEvent, Stamps};
@@ -178,6 +186,17 @@ mod tests {
         let addresses = BTreeSet::from([VIP.parse().unwrap()]);
         let seen = acks.policy_clients(&model(), (&key("shop", "fast"), "p", 1), &addresses);
         assert_eq!(seen.refusal.as_deref(), Some("pod shop/a: lacks traffic/v1"));
+    }
+
+    #[test]
+    fn a_sidecar_that_knows_no_sections_about_calls_is_not_waited_for_in_silence() {
+        let acks = connected();
+        let earlier: Name = (ResourceType::Destination as i32, VIP.into());
+        acks.report("uid-a", SidecarEvent::Acked(earlier, none()), |_| {});
+        let addresses = BTreeSet::from([VIP.parse().unwrap()]);
+        let seen = acks.policy_clients(&model(), (&key("shop", "fast"), "p", 1), &addresses);
+        assert_eq!((seen.using, seen.behind), (1, BTreeSet::from(["shop/a".to_owned()])));
+        assert!(seen.refusal.is_some_and(|why| why.starts_with("pod shop/a: its sidecar is of an earlier")));
     }
 
     #[test]

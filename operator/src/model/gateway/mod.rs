@@ -131,6 +131,11 @@ impl Model {
         self.gateway.routes.values().map(|held| &held.object)
     }
 
+    /// Whether some route leads to a Service.
+    pub(super) fn is_led_to(&self, service: &Key) -> bool {
+        self.gateway.by_backend.contains_key(service)
+    }
+
     /// A route.
     pub fn route_object(&self, key: &RouteKey) -> Option<&RouteObject> {
         self.gateway.routes.get(key).map(|held| &held.object)

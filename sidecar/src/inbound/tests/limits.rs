@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::limits::{InUse, InboundLimits, Limit, LimitSet, LimitsSection};
+use crate::gate::PATIENCE;
 
 const GRPC: &[u8] = b"POST /shop.Cart/Add HTTP/1.1\r\nhost: web\r\ncontent-type: application/grpc\r\n\r\n";
 
@@ -71,6 +72,66 @@ async fn what_is_beyond_the_limit_is_refused_with_the_mark_that_keeps_sidecars_f
         let _served = open(&peer, Travels::Http1, GET);
         sleep(SOON).await;
         assert_eq!((app.accepted.get(), worker.load.get()), (3, 1), "the places are free again");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_whose_client_leaves_the_queue_never_reaches_the_application() {
+    local(async {
+        let (worker, app) = (enforced(at_most(Some(1), None)), application(App::Silent).await);
+        let peer = mesh(&worker, app.address).await;
+        let held = open(&peer, Travels::Http1, GET);
+        sleep(SOON).await;
+        let (sender, receiver) = open(&peer, Travels::Http1, GET);
+        sleep(PATIENCE / 4).await;
+        sender.reset(Code::Cancel);
+        drop((sender, receiver, held));
+        sleep(SOON).await;
+        assert_eq!((app.accepted.get(), worker.load.get()), (1, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_in_the_queue_is_refused_by_rules_that_come_meanwhile() {
+    local(async {
+        let (worker, app) = (enforced(at_most(Some(1), None)), application(App::Silent).await);
+        let peer = mesh(&worker, app.address).await;
+        let _held = open(&peer, Travels::Http1, GET);
+        sleep(SOON).await;
+        let (_sender, mut receiver) = open(&peer, Travels::Http1, GET);
+        sleep(PATIENCE / 4).await;
+        let nobody = proto::Access { has_allow: true, ..Default::default() };
+        let (rules, policy) = (Access::compile(&nobody).unwrap(), "shop/nobody".to_owned());
+        let (mtls, revision) = (Mtls::Permissive, String::new());
+        let access = Some(InboundAccess { rules, policy });
+        // The request that held the place is broken off, and the place is free.
+        let inbound = Inbound { mtls, access, shadow: None, shadow_strict: false, limits: None, revision };
+        worker.config.set_inbound(inbound);
+        let (fields, text) = answer(&mut receiver).await;
+        assert!(fields.shed || text.starts_with("HTTP/1.1 403"), "{text}");
+        assert_eq!((app.accepted.get(), worker.load.get()), (1, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_for_load_keeps_its_connection() {
+    local(async {
+        let (worker, app) = (enforced(at_most(Some(1), None)), application(App::Silent).await);
+        let peer = mesh(&worker, app.address).await;
+        let held = open(&peer, Travels::Http1, GET);
+        sleep(SOON).await;
+        let mut plain = client(&worker, app.address).await;
+        for _ in 0..3 {
+            assert_eq!(asks(&mut plain).await, "503");
+        }
+        let upload = b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 100\r\n\r\n";
+        plain.write_all(upload).await.unwrap();
+        let refused = String::from_utf8(read(&mut plain).await).unwrap().to_ascii_lowercase();
+        assert!(refused.starts_with("http/1.1 503") && refused.contains("connection: close"), "{refused}");
+        drop(held);
     })
     .await;
 }
