@@ -32,6 +32,8 @@ pub(super) struct Balancer {
     state: RefCell<State>,
     affinity: Cell<Option<Duration>>,
     last: RefCell<Option<Last>>,
+    /// The same of requests and copies that are meant for the version on trial. The others stay where they are.
+    last_on_trial: RefCell<Option<Last>>,
     balance: RefCell<Balance>,
     rules: Cell<Rules>,
     place: RefCell<Arc<Place>>,
@@ -90,6 +92,7 @@ impl Balancer {
             state: RefCell::default(),
             affinity: Cell::new(None),
             last: RefCell::default(),
+            last_on_trial: RefCell::default(),
             balance: RefCell::default(),
             rules: Cell::default(),
             place: RefCell::new(Arc::new(Place { zone: Arc::default(), node: Arc::default() })),
@@ -176,7 +179,8 @@ impl Balancer {
         let counts = self.counts.get();
         let ejected = counts.ejected == 0 || counts.is_panicking;
         let usable = Candidates::usable(&state, &ask.tried, ejected);
-        let stay = ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_serve(slot));
+        let stay =
+            ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_stay(slot, ask.cohort));
         if let Some(slot) = stay {
             return Some(Rc::clone(&slot.upstream));
         }
@@ -187,14 +191,15 @@ impl Balancer {
             slot.upstream.health.probe(&self.rules.get(), now);
             return Some(Rc::clone(&slot.upstream));
         }
-        let kept = affinity.and_then(|affinity| self.kept(affinity, &candidates));
+        let last = if ask.cohort == Cohort::OnTrial { &self.last_on_trial } else { &self.last };
+        let kept = affinity.and_then(|affinity| kept(last, affinity, &candidates));
         let chosen = match kept {
             Some(kept) => kept,
             None => self.choose(self.narrowed(candidates, now), ask.hash, now)?,
         };
         let chosen = Rc::clone(&chosen.upstream);
         if affinity.is_some() {
-            self.last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
+            last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
         }
         Some(chosen)
     }
@@ -272,14 +277,6 @@ impl Balancer {
         spills
     }
 
-    /// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this
-    /// pod is the one client), unless it has gone or was tried.
-    fn kept<'a>(&self, affinity: Duration, candidates: &Candidates<'a>) -> Option<&'a Slot> {
-        let last = self.last.borrow();
-        let last = last.as_ref().filter(|last| last.used.elapsed() < affinity)?;
-        candidates.at(last.upstream.endpoint.address)
-    }
-
     /// The share for a client that stays with its endpoint: it stays with its version too, so that the shares are
     /// those of clients. A Canary of one workload moves nobody to another.
     fn share_of_client(&self, usable: &Candidates<'_>) -> Option<usize> {
@@ -287,7 +284,7 @@ impl Balancer {
         let any = || usable.choose_share(self.points.among_workloads, true);
         let unnamed = split.iter().position(|(name, _)| name.is_empty());
         let shared = split.iter().any(|(name, share)| name.is_empty() && *share > 0);
-        let kept = self.affinity.get().and_then(|affinity| self.kept(affinity, usable));
+        let kept = self.affinity.get().and_then(|affinity| kept(&self.last, affinity, usable));
         let elsewhere = match kept {
             Some(kept) => shared && kept.share == unnamed,
             None => Some(any()?) == unnamed,
@@ -375,6 +372,18 @@ impl Balancer {
             self.most.borrow_mut().with(near, now);
         }
     }
+}
+
+/// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this pod is the one
+/// client), unless it has gone or was tried.
+fn kept<'a>(
+    last: &RefCell<Option<Last>>,
+    affinity: Duration,
+    candidates: &Candidates<'a>,
+) -> Option<&'a Slot> {
+    let last = last.borrow();
+    let last = last.as_ref().filter(|last| last.used.elapsed() < affinity)?;
+    candidates.at(last.upstream.endpoint.address)
 }
 
 /// The share that a revision is of. One without a name is of every revision that no other names.
