@@ -101,6 +101,22 @@ fn a_promotion_goes_on_from_the_share_that_the_version_had() {
 }
 
 #[test]
+fn an_approved_version_may_serve_before_its_weight_has_followed_its_pods() {
+    // Back to a version that was approved before: it has no pod at first, and of one pod the other goes at once.
+    let model = trial(promoting(0, json!({})));
+    assert_eq!(split(&model).0, shares(&[("r1", 999), ("r2", 1)]));
+    for (left, expected) in [
+        // The only one that has an endpoint gets all, as it has a share.
+        (pod("b", "10.1.0.2", "r2"), [("r1", 999), ("r2", 1)]),
+        (pod("a", "10.1.0.1", "r1"), [("r1", 1000), ("r2", 0)]),
+    ] {
+        let mut model = shop(&[left]);
+        model.apply_canary(key("shop", "web"), canary(promoting(0, json!({}))));
+        assert_eq!(split(&model).0, shares(&expected));
+    }
+}
+
+#[test]
 fn pods_that_wait_behind_their_gate_serve_on_when_their_version_is_approved() {
     let mut model = trial(promoting(100, json!({})));
     let parked = Pod { ready: false, gated: true, gate_open: false, ..pod("b", "10.1.0.2", "r2") };
