@@ -134,6 +134,7 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     }
     let Trying { worker, backend, .. } = *trying;
     let Chosen { upstream, evidence, ready, fresh } = chosen;
+    let evidence = evidence.filter(|_| call.compared);
     let in_flight = upstream.begin();
     let exchange = match ready {
         Some(exchange) => Ok(exchange),
