@@ -66,6 +66,17 @@ fn without_a_steering_or_without_a_pod_to_send_to_nothing_is_steered() {
 }
 
 #[test]
+fn a_sidecar_of_an_earlier_version_gets_shares_and_cannot_acknowledge_a_steering() {
+    let seen = |steering| view(&trial(progressing(5, steering)), "");
+    let plain = seen(json!(null));
+    assert_eq!(plain.canary.as_ref().map(|canary| canary.epoch), Some(3));
+    for steering in [json!({"mirror": 20}), json!({"sticky": "version"})] {
+        let steered = seen(steering);
+        assert_eq!((steered.canary, steered.split), (None, plain.split.clone()));
+    }
+}
+
+#[test]
 fn a_spec_that_is_edited_changes_nothing_before_the_status_does() {
     let mut edited = canary(progressing(0, json!({"mirror": 20})));
     edited.spec.steps = vec![tulle_crds::Step { mirror: Some(90), ..tulle_crds::Step::default() }];
