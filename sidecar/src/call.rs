@@ -45,6 +45,8 @@ pub struct Call<'a> {
     pub edits: Option<Rc<ResponseEdits>>,
     /// The value of a `Set-Cookie` that goes out with the answer: of a session, or of a user who stays with a version.
     pub set_cookie: Option<Bytes>,
+    /// Attempts at it are evidence, where a Canary compares versions.
+    pub compared: bool,
     readings: OnceCell<Readings>,
 }
 
@@ -114,6 +116,7 @@ impl<'a> Call<'a> {
             attempts: 0,
             edits: None,
             set_cookie: None,
+            compared: true,
             readings: OnceCell::new(),
         }
     }

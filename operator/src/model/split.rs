@@ -74,7 +74,9 @@ impl<'a> Versions<'a> {
             // The approved version goes on from the share that it had, and nobody is sent back meanwhile.
             return match former.is_empty() || former == approved {
                 true => Self { stable: approved, former: "", on_trial: "", weight: 0 },
-                false => Self { stable: former, former: "", on_trial: approved, weight },
+                // Never nothing: it serves by itself as soon as the last pod of the other has gone, which its
+                // workload's controller may replace before the weight has followed.
+                false => Self { stable: former, former: "", on_trial: approved, weight: weight.max(1) },
             };
         }
         let canary = status.canary_revision.as_str();

@@ -134,7 +134,10 @@ impl Model {
         (node, ipv4): (&str, bool),
     ) -> proto::ServicePort {
         let mut endpoints = self.endpoints(key, service, port, (node, ipv4));
-        let (split, canary, _) = self.split(&mut endpoints);
+        let (split, canary, steering) = self.split(&mut endpoints);
+        // Sidecars that ask for this do not steer. They go on by the shares, but what they do then is neither an
+        // acknowledgement of the step nor evidence.
+        let canary = canary.filter(|_| steering.is_none());
         proto::ServicePort {
             namespace: key.0.to_string(),
             name: key.1.to_string(),

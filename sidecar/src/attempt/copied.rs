@@ -2,17 +2,18 @@
 //! be answered, or ask for it again.
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::exchange::Arrived;
 use super::{Attempt, End, Exchange, grpc_status, idle};
-use crate::error::{Failure, PumpError};
+use crate::error::Failure;
 use crate::http1::{Head, Part, Reader, Writer};
 
 /// What became of a copy.
 #[derive(Debug)]
 pub struct Copied {
-    /// The status of its answer, or why there was none, or not all of it.
+    /// The status of its answer, also of one that was still coming when the time was over. Or why there was none, or
+    /// why it broke off.
     pub result: Result<u16, Failure>,
     /// The `grpc-status` of its answer.
     pub grpc_status: Option<u16>,
@@ -22,11 +23,19 @@ pub struct Copied {
     pub idle: Option<(Reader, Writer)>,
 }
 
-/// Sends a copy of a request with this head, which asks for no tunnel, and this body.
-pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes) -> Copied {
+impl Copied {
+    /// One that was not answered.
+    pub fn failed(failure: Failure) -> Self {
+        Self { result: Err(failure), grpc_status: None, head_at: None, idle: None }
+    }
+}
+
+/// Sends a copy of a request with this head, which asks for no tunnel, and this body. Its answer must have begun at
+/// `ends_by`, and is left alone then.
+pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by: Instant) -> Copied {
     let Exchange { mut sink, mut source, place: _place, waiting, .. } = exchange;
-    let mut copied =
-        Copied { result: Err(Failure::UpstreamReset), grpc_status: None, head_at: None, idle: None };
+    let mut copied = Copied::failed(Failure::UpstreamReset);
+    let mut ended = true;
     let (uploaded, downloaded) = {
         let upload = async {
             let mut to = sink.sink(request);
@@ -37,7 +46,8 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes) -> Copie
         };
         let download = async {
             let Arrived { head, end, .. } = loop {
-                let arrived = source.head(request).await?;
+                let arrived = timeout_at(ends_by, source.head(request)).await;
+                let arrived = arrived.map_err(|_| End::Final(Failure::UpstreamTimeout))??;
                 if !matches!(arrived.head.status(), 100 | 102..200) {
                     break arrived;
                 }
@@ -48,7 +58,11 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes) -> Copie
             copied.grpc_status = grpc_status(&head.headers);
             let mut rest = if end { None } else { source.body() };
             while let Some(from) = &mut rest {
-                match from.next().await.map_err(|_| End::Unanswered(Failure::UpstreamReset))? {
+                let Ok(part) = timeout_at(ends_by, from.next()).await else {
+                    ended = false;
+                    break;
+                };
+                match part.map_err(|_| End::Unanswered(Failure::UpstreamReset))? {
                     Part::Data(_) => {}
                     Part::Trailers(lines) => {
                         copied.grpc_status = grpc_status(&lines).or(copied.grpc_status);
@@ -58,10 +72,10 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes) -> Copie
             }
             Ok::<u16, End>(head.status())
         };
-        tokio::join!(upload, download)
+        tokio::join!(timeout_at(ends_by, upload), download)
     };
     copied.result = downloaded.or_else(|end| Attempt::of(end).ended().result);
-    let whole = uploaded == Ok::<(), PumpError>(()) && copied.result.is_ok();
+    let whole = ended && matches!(uploaded, Ok(Ok(()))) && copied.result.is_ok();
     copied.idle = if whole { idle(sink, source) } else { None };
     copied
 }

@@ -451,3 +451,19 @@ async fn a_cookie_of_the_route_goes_out_with_the_answer() {
     let seen = read_until(&mut asking, b"\r\n\r\nok").await;
     assert!(seen.contains("set-cookie: tulle-session=a; Path=/\r\n"), "{seen}");
 }
+
+#[tokio::test]
+async fn a_copy_whose_answer_goes_on_and_on_is_good_as_far_as_it_went() {
+    let stream = &b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\na\n\r\n"[..];
+    for (answer, result) in [(stream, Ok(200)), (&b""[..], Err(Failure::UpstreamTimeout))] {
+        let sent = b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n";
+        let (_client, mut reader, mut writer, head) = client(sent).await;
+        let call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        far.write_all(answer).await.unwrap();
+        let ends_by = Instant::now() + Duration::from_millis(200);
+        let copied = timeout(PATIENCE, send_copy(exchange, &call.head, Bytes::new(), ends_by)).await.unwrap();
+        assert_eq!((copied.result.clone(), copied.head_at.is_some()), (result, !answer.is_empty()));
+        assert!(copied.idle.is_none(), "the connection is not used again");
+    }
+}

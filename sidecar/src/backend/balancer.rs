@@ -32,6 +32,8 @@ pub(super) struct Balancer {
     state: RefCell<State>,
     affinity: Cell<Option<Duration>>,
     last: RefCell<Option<Last>>,
+    /// The same of requests and copies that are meant for the version on trial. The others stay where they are.
+    last_on_trial: RefCell<Option<Last>>,
     balance: RefCell<Balance>,
     rules: Cell<Rules>,
     place: RefCell<Arc<Place>>,
@@ -87,6 +89,7 @@ impl Balancer {
             state: RefCell::default(),
             affinity: Cell::new(None),
             last: RefCell::default(),
+            last_on_trial: RefCell::default(),
             balance: RefCell::default(),
             rules: Cell::default(),
             place: RefCell::new(Arc::new(Place { zone: Arc::default(), node: Arc::default() })),
@@ -186,7 +189,8 @@ impl Balancer {
         let counts = self.counts.get();
         let ejected = counts.ejected == 0 || counts.is_panicking;
         let usable = Candidates::usable(&state, &ask.tried, ejected);
-        let stay = ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_serve(slot));
+        let stay =
+            ask.stay.and_then(|address| usable.at(address)).filter(|slot| state.may_stay(slot, ask.cohort));
         if let Some(slot) = stay {
             return Some(self.taken(slot, ask, now));
         }
@@ -201,14 +205,15 @@ impl Balancer {
         {
             return Some(self.taken(slot, ask, now));
         }
-        let kept = affinity.and_then(|affinity| self.kept(affinity, &candidates));
+        let last = if ask.cohort == Cohort::OnTrial { &self.last_on_trial } else { &self.last };
+        let kept = affinity.and_then(|affinity| kept(last, affinity, &candidates));
         let chosen = match kept {
             Some(kept) => kept,
             None => self.choose(self.narrowed(candidates, hash, now), hash, now)?,
         };
         let chosen = self.taken(chosen, ask, now);
         if affinity.is_some() {
-            self.last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
+            last.replace(Some(Last { upstream: Rc::clone(&chosen), used: now }));
         }
         Some(chosen)
     }
@@ -304,14 +309,6 @@ impl Balancer {
         spills
     }
 
-    /// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this
-    /// pod is the one client), unless it has gone or was tried.
-    fn kept<'a>(&self, affinity: Duration, candidates: &Candidates<'a>) -> Option<&'a Slot> {
-        let last = self.last.borrow();
-        let last = last.as_ref().filter(|last| last.used.elapsed() < affinity)?;
-        candidates.at(last.upstream.endpoint.address)
-    }
-
     /// The share for a client that stays with its endpoint: it stays with its version too, so that the shares are
     /// those of clients. A Canary of one workload moves nobody to another.
     fn share_of_client(&self, usable: &Candidates<'_>) -> Option<usize> {
@@ -319,7 +316,7 @@ impl Balancer {
         let any = || usable.choose_share(self.points.among_workloads, true);
         let unnamed = split.iter().position(|(name, _)| name.is_empty());
         let shared = split.iter().any(|(name, share)| name.is_empty() && *share > 0);
-        let kept = self.affinity.get().and_then(|affinity| self.kept(affinity, usable));
+        let kept = self.affinity.get().and_then(|affinity| kept(&self.last, affinity, usable));
         let elsewhere = match kept {
             Some(kept) => shared && kept.share == unnamed,
             None => Some(any()?) == unnamed,
@@ -417,6 +414,18 @@ impl Balancer {
 /// A hash as a number from 0 to 1.
 fn fraction(hash: u64) -> f64 {
     (hash >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The endpoint of the last request, where clients stay with theirs (`sessionAffinity: ClientIP`; this pod is the one
+/// client), unless it has gone or was tried.
+fn kept<'a>(
+    last: &RefCell<Option<Last>>,
+    affinity: Duration,
+    candidates: &Candidates<'a>,
+) -> Option<&'a Slot> {
+    let last = last.borrow();
+    let last = last.as_ref().filter(|last| last.used.elapsed() < affinity)?;
+    candidates.at(last.upstream.endpoint.address)
 }
 
 /// The share that a revision is of. One without a name is of every revision that no other names.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Cohort;
 use super::tried::Tried;
 use super::upstream::Upstream;
 use super::zone::Preference;
@@ -63,6 +64,16 @@ impl State {
             found.is_some_and(|(name, weight)| *weight > 0 || (share == 0 && !name.is_empty()))
         };
         self.split.is_empty() || slot.share.is_some_and(has_share)
+    }
+
+    /// Whether a session may go on at an endpoint: not with a version that gets nothing any more. Who is meant for the
+    /// version on trial goes on there only.
+    pub(super) fn may_stay(&self, slot: &Slot, cohort: Cohort) -> bool {
+        match slot.share.and_then(|share| self.split.get(share)) {
+            None => self.split.is_empty(),
+            Some((name, _)) if cohort == Cohort::OnTrial && !name.is_empty() => slot.share == self.trial,
+            Some((_, weight)) => *weight > 0,
+        }
     }
 
     /// The warm-up that counts now; `None`: there is none, or so many are new that nobody else is there to take their

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::config::traffic::HashKey;
-use crate::config::{Destination, Endpoint, Endpoints, EndpointsEntry, Place, PodRoute, Service};
+use crate::config::{Destination, Endpoint, Endpoints, EndpointsEntry, Place, PodRoute, Service, Steering};
 use crate::telemetry::BreakerGauge;
 use balancer::Balancer;
 use budget::{Budget, LastRetry};
@@ -176,6 +176,12 @@ impl Backend {
     pub fn steering(&self) -> Option<Arc<Endpoints>> {
         self.refresh();
         self.seen.borrow().as_ref().filter(|endpoints| endpoints.steering.is_some()).cloned()
+    }
+
+    /// Whether the version on trial is compared by copies, and so only with requests that could have been copied.
+    pub fn compares_copies(&self) -> bool {
+        let endpoints = self.steering();
+        endpoints.is_some_and(|endpoints| endpoints.steering.as_ref().is_some_and(Steering::compares_copies))
     }
 
     /// What requests have in common that go to the same endpoint; `None`: nothing that matters.

@@ -1,18 +1,23 @@
 //! Which version a request is meant for while a Canary steers.
 //!
 //! In: the steering of a backend's endpoints and the head of one request. Out: the cohort that the pick honours, a
-//! cookie for a user that has none yet, and whether a copy goes to the version on trial. Never looks at endpoints: a
-//! cohort whose version has no ready endpoint is served by another one.
+//! cookie for a user that has none yet, whether a copy goes to the version on trial, and whether the request is
+//! compared. Never looks at endpoints: a cohort whose version has no ready endpoint is served by another one.
 //!
 //! A match decides before the share. A user with the cookie has a fixed point between 0 and 1, and the version on trial
 //! gets those below its share: as it grows, users come to it and none leaves. The cookie holds a random number and not
 //! the point, which is drawn anew for each version on trial, so that it is not always the same users who try first.
 //! Clients that keep no cookies are spread by share, request by request.
+//!
+//! Only like is compared with like. Where the version on trial has a share, chance decides who gets it, and only such
+//! requests are evidence: those of insiders, and copies, of which there are none of a POST, are of another kind, and many
+//! of them would hide what all others get. In a step of copies alone these are compared with what could have been copied.
+//! In a step of a match alone there is nothing better than to compare insiders with all others.
 
 use bytes::Bytes;
 
 use super::Cohort;
-use crate::config::{Steering, SteeringMatch};
+use crate::config::{Steering, SteeringMatch, TrialShare};
 use crate::http1::{Head, Start};
 
 /// What becomes of one request.
@@ -24,6 +29,8 @@ pub struct Steered {
     pub set_cookie: Option<Bytes>,
     /// A copy of it goes to the version on trial.
     pub mirror: bool,
+    /// Attempts at it are evidence for the version of their endpoint.
+    pub compared: bool,
 }
 
 /// Decides about one request.
@@ -33,19 +40,31 @@ pub fn steer(steering: &Steering, head: &Head) -> Steered {
 
 fn decide(steering: &Steering, head: &Head, mut random: impl FnMut() -> u64) -> Steered {
     if steering.matches.iter().any(|wanted| matches(wanted, head)) {
-        return Steered { cohort: Cohort::OnTrial, set_cookie: None, mirror: false };
+        let compared = is_compared(steering, head, true);
+        return Steered { cohort: Cohort::OnTrial, set_cookie: None, mirror: false, compared };
     }
+    let compared = is_compared(steering, head, false);
     let mirror = steering.mirror_permille > 0
         && may_be_copied(head)
         && random() % 1000 < u64::from(steering.mirror_permille);
     let Some(name) = &steering.sticky else {
-        return Steered { cohort: Cohort::ByShare, set_cookie: None, mirror };
+        return Steered { cohort: Cohort::ByShare, set_cookie: None, mirror, compared };
     };
     let known = cookies(head, name).find_map(user_of);
     let user = known.unwrap_or_else(&mut random);
     let set_cookie =
         known.is_none().then(|| format!("{name}={user:016x}; Path=/; HttpOnly; SameSite=Lax").into());
-    Steered { cohort: Cohort::Point(point(user, &steering.revision)), set_cookie, mirror }
+    Steered { cohort: Cohort::Point(point(user, &steering.revision)), set_cookie, mirror, compared }
+}
+
+/// Whether a request is of the kind by which the versions are compared now, see above.
+fn is_compared(steering: &Steering, head: &Head, matched: bool) -> bool {
+    match steering.share {
+        TrialShare::All => true,
+        TrialShare::Part => !matched,
+        TrialShare::None if steering.compares_copies() => !matched && may_be_copied(head),
+        TrialShare::None => true,
+    }
 }
 
 fn matches(wanted: &SteeringMatch, head: &Head) -> bool {
@@ -106,7 +125,8 @@ mod tests {
     use crate::http1::Framing;
 
     fn steering(matches: Vec<SteeringMatch>, mirror_permille: u32, sticky: Option<&str>) -> Steering {
-        Steering { revision: "r2".into(), matches, mirror_permille, sticky: sticky.map(Into::into) }
+        let sticky = sticky.map(Into::into);
+        Steering { revision: "r2".into(), matches, mirror_permille, sticky, ..Steering::default() }
     }
 
     fn header(name: &str, value: &str) -> SteeringMatch {
@@ -192,6 +212,29 @@ mod tests {
         }
         let tunnel = Head { upgrade: true, ..request("GET", &[]) };
         assert!(!decide(&steering, &tunnel, || 0).mirror);
+    }
+
+    #[test]
+    fn only_requests_of_one_kind_are_compared() {
+        let insider = || vec![header("x-group", "insider")];
+        // The share, the match, copies; then whether a request is compared that matches, a GET and a POST that do not.
+        for (share, matches, mirror, expected) in [
+            (TrialShare::None, insider(), 0, [true, true, true]),
+            (TrialShare::None, Vec::new(), 200, [true, true, false]),
+            (TrialShare::None, insider(), 200, [false, true, false]),
+            (TrialShare::Part, insider(), 0, [false, true, true]),
+            (TrialShare::Part, insider(), 200, [false, true, true]),
+            (TrialShare::All, insider(), 0, [true, true, true]),
+        ] {
+            let steering = Steering { share, ..steering(matches, mirror, None) };
+            let compared = |method, lines: &[_]| decide(&steering, &request(method, lines), || 0).compared;
+            let seen = [
+                compared("GET", &[("x-group", "insider")]),
+                compared("GET", &[]),
+                compared("POST", &[("x-group", "other")]),
+            ];
+            assert_eq!(seen, expected, "{steering:?}");
+        }
     }
 
     #[test]

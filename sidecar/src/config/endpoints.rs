@@ -48,6 +48,40 @@ pub struct Steering {
     pub mirror_permille: u32,
     /// The name of the cookie that keeps a user with a version; `None`: users are not kept.
     pub sticky: Option<Arc<str>>,
+    /// What it gets by its share.
+    pub share: TrialShare,
+}
+
+impl Steering {
+    /// Whether copies are all that the version on trial is compared by: it has no share of the requests.
+    pub fn compares_copies(&self) -> bool {
+        self.mirror_permille > 0 && self.share == TrialShare::None
+    }
+}
+
+/// What a version on trial gets by its share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrialShare {
+    /// Nothing.
+    #[default]
+    None,
+    /// A part of the requests.
+    Part,
+    /// All requests.
+    All,
+}
+
+impl TrialShare {
+    /// That of a revision. What other workloads behind the Service get, which has no name, does not count.
+    fn of(revision: &str, split: &[proto::RevisionShare]) -> Self {
+        let mut served = split.iter().filter(|share| share.permille > 0 && !share.revision.is_empty());
+        let has_own = served.clone().any(|share| share.revision == revision);
+        match (has_own, served.any(|share| share.revision != revision)) {
+            (false, _) => Self::None,
+            (true, true) => Self::Part,
+            (true, false) => Self::All,
+        }
+    }
 }
 
 /// What sends a request to a version on trial.
@@ -142,7 +176,7 @@ pub(super) fn decode_endpoints(endpoints: &proto::Endpoints) -> Endpoints {
             name: canary.name.as_str().into(),
             epoch: canary.epoch,
         }),
-        steering: endpoints.steering.as_ref().map(decode_steering),
+        steering: endpoints.steering.as_ref().map(|steering| decode_steering(steering, &endpoints.split)),
         // One that this build does not know: all endpoints are used.
         distribution: match endpoints.distribution() {
             proto::Distribution::Any => Distribution::Any,
@@ -153,7 +187,7 @@ pub(super) fn decode_endpoints(endpoints: &proto::Endpoints) -> Endpoints {
 }
 
 /// A match that cannot be read is left out: without it, fewer requests go to a version on trial.
-fn decode_steering(steering: &proto::Steering) -> Steering {
+fn decode_steering(steering: &proto::Steering, split: &[proto::RevisionShare]) -> Steering {
     use proto::value_match::Type;
     let decode = |wanted: &proto::ValueMatch| {
         let (name, value) = (wanted.name.as_str().into(), wanted.value.as_str().into());
@@ -171,6 +205,7 @@ fn decode_steering(steering: &proto::Steering) -> Steering {
         matches: steering.r#match.iter().filter_map(decode).collect(),
         mirror_permille: steering.mirror_permille,
         sticky: (!steering.sticky_cookie.is_empty()).then(|| steering.sticky_cookie.as_str().into()),
+        share: TrialShare::of(&steering.revision, split),
     }
 }
 
@@ -260,5 +295,24 @@ mod tests {
         let header = SteeringMatch::Header { name: Arc::clone(&name), value: Arc::clone(&value) };
         assert_eq!(steering.matches, [header, SteeringMatch::Cookie { name, value }]);
         assert_eq!(steering.sticky.as_deref(), Some("user"));
+    }
+
+    #[test]
+    fn the_share_of_the_version_on_trial_is_told_from_the_split() {
+        for (split, expected) in [
+            (&[("a", 1000), ("b", 0)][..], TrialShare::None),
+            (&[("a", 1000)], TrialShare::None),
+            (&[("a", 500), ("", 500), ("b", 0)], TrialShare::None),
+            (&[("a", 950), ("b", 50)], TrialShare::Part),
+            (&[("a", 0), ("b", 1000)], TrialShare::All),
+            (&[("a", 0), ("", 500), ("b", 500)], TrialShare::All),
+        ] {
+            let share = |(revision, permille): &(&str, u32)| proto::RevisionShare {
+                revision: (*revision).to_owned(),
+                permille: *permille,
+            };
+            let shares: Vec<proto::RevisionShare> = split.iter().map(share).collect();
+            assert_eq!(TrialShare::of("b", &shares), expected, "{split:?}");
+        }
     }
 }

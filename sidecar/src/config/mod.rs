@@ -29,7 +29,7 @@ mod table;
 mod tests;
 pub mod traffic;
 
-pub use endpoints::{CanaryRef, Distribution, Endpoint, Endpoints, Steering, SteeringMatch};
+pub use endpoints::{CanaryRef, Distribution, Endpoint, Endpoints, Steering, SteeringMatch, TrialShare};
 pub use entry::{Destination, EndpointsEntry, Entry, Service};
 pub use resource::{Inbound, InboundAccess, Mtls, Place, PodRoute, Protocol, Route, ServiceRoute};
 pub use rules::{

@@ -130,6 +130,7 @@ pub(super) async fn attempts(
 async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made {
     let Trying { worker, backend, .. } = *trying;
     let Chosen { upstream, evidence, ready, fresh, mut at } = chosen;
+    let evidence = evidence.filter(|_| call.compared);
     if call.deadline.is_some_and(|deadline| deadline <= at) {
         let attempt = Attempt::of(End::Final(Failure::DeadlineExceeded));
         return Made { attempt, kept: false, in_flight: None, retry: None, ended_at: at };

@@ -214,6 +214,7 @@ fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<
     let steered = steer(steering, &call.head);
     ask.cohort = steered.cohort;
     call.set_cookie = steered.set_cookie;
+    call.compared = steered.compared;
     (ask, steered.mirror.then(|| Arc::clone(&steering.revision)))
 }
 

@@ -2,10 +2,12 @@
 //!
 //! A copy is sent once, to one endpoint, beside the request and without anybody waiting for it; its answer is dropped.
 //! Those of mirror filters say nothing: they are counted for no Canary, breaker or average. Those of a Canary are
-//! evidence like attempts at its version. A copy has the body of its request: so that each can be sent by itself, the
-//! body of a request that is to be copied is read before its first attempt, up to 64 KiB
-//! ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)) and for at most [`BODY_COMES_WITHIN`]. No other request waits for
-//! its body.
+//! evidence like attempts at its version, as long as that has no share of the requests (see [`steer`]). A copy has the
+//! body of its request: so that each can be sent by itself, the body of a request that is to be copied is read before its
+//! first attempt, up to 64 KiB ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)) and for at most
+//! [`BODY_COMES_WITHIN`]. No other request waits for its body.
+//!
+//! [`steer`]: crate::backend::steer
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{count, patience, wishes};
@@ -30,7 +32,8 @@ use crate::worker::Worker;
 const BODY_COMES_WITHIN: Duration = Duration::from_millis(100);
 /// Copies of one worker that are under way. A backend that hangs must not gather bodies here.
 const MAX_UNDER_WAY: u32 = 64;
-/// How long a copy may take with its answer.
+/// How long a copy may take with its answer. One whose answer has begun in time is good as far as it went: streams and
+/// long downloads do not end within this.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// What is counted of copies; the reason says what became of each.
 const EVENT: &str = "copied_request";
@@ -115,7 +118,8 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
         worker.telemetry.event(EVENT, "SkippedNoEndpoint");
         return;
     };
-    let attempts = target.on_trial.as_ref().and_then(|_| upstream.attempts(&worker.telemetry));
+    let compared = target.on_trial.is_some() && target.backend.compares_copies();
+    let attempts = if compared { upstream.attempts(&worker.telemetry) } else { None };
     let in_flight = upstream.begin();
     let to = Opening {
         backend: &target.backend,
@@ -125,18 +129,13 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
         limit: patience(&target.backend, &upstream),
         left: None,
     };
-    let sent = timeout(ENDS_WITHIN, async {
-        match open(worker, &to, &head, travels).await {
-            Ok(exchange) => send_copy(exchange, &head, body).await,
-            Err(failure) => Copied { result: Err(failure), grpc_status: None, head_at: None, idle: None },
-        }
-    });
-    let copied = sent.await.unwrap_or_else(|_| Copied {
-        result: Err(Failure::UpstreamTimeout),
-        grpc_status: None,
-        head_at: None,
-        idle: None,
-    });
+    let ends_by = Instant::now() + ENDS_WITHIN;
+    let copied = match timeout_at(ends_by, open(worker, &to, &head, travels)).await {
+        Ok(Ok(exchange)) => send_copy(exchange, &head, body, ends_by).await,
+        Ok(Err(failure)) => Copied::failed(failure),
+        // In that time the endpoint was not reached.
+        Err(_) => Copied::failed(Failure::UpstreamConnect),
+    };
     let head_after = copied.head_at.map(|at| at.duration_since(in_flight.since()));
     // Nothing is learned of the endpoint.
     drop(in_flight);

@@ -94,7 +94,8 @@ pub(super) async fn open(
     let mut next = backend.pick(&ask);
     let mut again = false;
     while let Some(upstream) = next.take() {
-        let evidence = upstream.attempts(&worker.telemetry);
+        // Nothing that is said here is copied: beside copies it would be compared with nothing.
+        let evidence = upstream.attempts(&worker.telemetry).filter(|_| !backend.compares_copies());
         let in_flight = upstream.begin();
         let connected = tokio::select! {
             biased;

@@ -1,5 +1,7 @@
 //! Whole requests and connections over loopback, and the evidence that they leave.
 
+mod copies;
+
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -105,6 +107,12 @@ fn endpoint(address: SocketAddr, revision: &str, terminating: bool) -> Endpoint 
 
 /// A worker, and its port of a Service with a Canary that sends nearly everything to `new`.
 async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
+    let split = vec![("old".into(), 1), ("new".into(), 999)];
+    port_of(Endpoints { endpoints, split, ..Endpoints::default() }).await
+}
+
+/// A worker, and its port of a Service with a Canary.
+async fn port_of(endpoints: Endpoints) -> (Rc<Worker>, Rc<Port>) {
     let settings = Settings::of_test_pod("client");
     let dialled = SocketAddr::from(([10, 96, 0, 1], 80));
     let (config, _wanted) = ConfigStore::new();
@@ -118,13 +126,8 @@ async fn port_to(endpoints: Vec<Endpoint>) -> (Rc<Worker>, Rc<Port>) {
         ..ServiceRoute::default()
     };
     config.set_route(dialled, Route::Service(service));
-    let endpoints = Endpoints {
-        endpoints,
-        split: vec![("old".into(), 1), ("new".into(), 999)],
-        canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
-        ..Endpoints::default()
-    };
-    config.set_endpoints(&name, endpoints);
+    let canary = Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 });
+    config.set_endpoints(&name, Endpoints { canary, ..endpoints });
     let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default());
     let port = worker.port(dialled).await;
     (worker, port)

@@ -66,6 +66,17 @@ fn without_a_steering_or_without_a_pod_to_send_to_nothing_is_steered() {
 }
 
 #[test]
+fn a_sidecar_of_an_earlier_version_gets_shares_and_cannot_acknowledge_a_steering() {
+    let seen = |steering| view(&trial(progressing(5, steering)), "");
+    let plain = seen(json!(null));
+    assert_eq!(plain.canary.as_ref().map(|canary| canary.epoch), Some(3));
+    for steering in [json!({"mirror": 20}), json!({"sticky": "version"})] {
+        let steered = seen(steering);
+        assert_eq!((steered.canary, steered.split), (None, plain.split.clone()));
+    }
+}
+
+#[test]
 fn a_spec_that_is_edited_changes_nothing_before_the_status_does() {
     let mut edited = canary(progressing(0, json!({"mirror": 20})));
     edited.spec.steps = vec![tulle_crds::Step { mirror: Some(90), ..tulle_crds::Step::default() }];
@@ -98,6 +109,22 @@ fn a_promotion_goes_on_from_the_share_that_the_version_had() {
     );
     let steering = steering.unwrap();
     assert_eq!((steering.revision.as_str(), steering.sticky_cookie.as_str()), ("r2", "version"));
+}
+
+#[test]
+fn an_approved_version_may_serve_before_its_weight_has_followed_its_pods() {
+    // Back to a version that was approved before: it has no pod at first, and of one pod the other goes at once.
+    let model = trial(promoting(0, json!({})));
+    assert_eq!(split(&model).0, shares(&[("r1", 999), ("r2", 1)]));
+    for (left, expected) in [
+        // The only one that has an endpoint gets all, as it has a share.
+        (pod("b", "10.1.0.2", "r2"), [("r1", 999), ("r2", 1)]),
+        (pod("a", "10.1.0.1", "r1"), [("r1", 1000), ("r2", 0)]),
+    ] {
+        let mut model = shop(&[left]);
+        model.apply_canary(key("shop", "web"), canary(promoting(0, json!({}))));
+        assert_eq!(split(&model).0, shares(&expected));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::{OnInconclusive, Phase, Step};
+use tulle_crds::{CanarySteering, OnInconclusive, Phase, Step};
 
 use super::steps::{hold, is_pause};
 use super::{Evaluation, is_exposed};
@@ -40,6 +40,7 @@ impl Evaluation<'_> {
         }
         let Some(step) = self.step().cloned() else { return };
         if is_pause(&step) {
+            self.end_copies();
             return self.pause();
         }
         self.resume_clock();
@@ -59,6 +60,15 @@ impl Evaluation<'_> {
                 Some(_) => self.decide(&step),
             }
         }
+    }
+
+    /// Copies end with their step. A pause may last for days, and the new version carries every copy out.
+    fn end_copies(&mut self) {
+        let Some(steering) = self.status.steering.clone().filter(|steering| steering.mirror > 0) else {
+            return;
+        };
+        let kept = CanarySteering { mirror: 0, ..steering };
+        self.expose(self.status.weight, (kept != CanarySteering::default()).then_some(kept));
     }
 
     pub(super) fn is_on_trial(&self) -> bool {

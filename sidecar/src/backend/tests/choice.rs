@@ -283,6 +283,38 @@ fn a_cohort_goes_to_its_version_whatever_the_shares() {
 }
 
 #[test]
+fn a_session_does_not_outlast_a_switch_nor_keep_an_insider_from_the_version_on_trial() {
+    let balancer = of_client("");
+    let at = |shares: &[(&str, u32)], cohort, port: u16| {
+        let steering = Some(Steering { revision: "new".into(), ..Steering::default() });
+        balancer.update(&Endpoints { steering, ..sticky(shares) });
+        balancer.pick(&Ask { cohort, stay: Some(address(port)), ..Ask::default() }).unwrap().endpoint.clone()
+    };
+    let insiders = [("old", 1000), ("new", 0)];
+    assert_eq!(&*at(&insiders, Cohort::OnTrial, 1).revision, "new");
+    assert!((0..50).all(|_| at(&insiders, Cohort::OnTrial, 6).address == address(6)), "it stays there");
+    assert!((0..50).all(|_| at(&insiders, Cohort::ByShare, 2).address == address(2)));
+    assert_eq!(&*at(&insiders, Cohort::ByShare, 6).revision, "old");
+    let part = [("old", 950), ("new", 50)];
+    assert!((0..50).all(|_| at(&part, Cohort::ByShare, 6).address == address(6)), "in between each stays");
+    assert_eq!(&*at(&[("old", 0), ("new", 1000)], Cohort::ByShare, 2).revision, "new", "all switch at once");
+}
+
+#[test]
+fn copies_and_insiders_do_not_take_a_client_from_its_endpoint() {
+    let balancer = of_client_that_stays("client");
+    let steering = Some(Steering { revision: "new".into(), ..Steering::default() });
+    balancer.update(&Endpoints { steering, ..sticky(&[("old", 1000), ("new", 0)]) });
+    let on_trial = Ask { cohort: Cohort::OnTrial, ..Ask::default() };
+    let (first, copy) = (port_of(&pick(&balancer)), port_of(&balancer.pick(&on_trial).unwrap()));
+    assert!(first <= 4 && copy > 4);
+    for _ in 0..50 {
+        assert_eq!(port_of(&balancer.pick(&on_trial).unwrap()), copy);
+        assert_eq!(port_of(&pick(&balancer)), first);
+    }
+}
+
+#[test]
 fn a_session_stays_with_its_endpoint_as_long_as_that_may_be_used() {
     let balancer = under(&Traffic::default(), 4);
     let stay = |port: u16, tried: &Ask| {

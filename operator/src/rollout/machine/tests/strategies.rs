@@ -128,6 +128,25 @@ fn a_pause_keeps_what_flows_although_the_spec_is_edited() {
 }
 
 #[test]
+fn copies_end_with_their_step_also_before_a_pause() {
+    for (first, expected) in [
+        (json!({"weight": 5, "hold": "10s"}), "5%"),
+        (json!({"match": insiders(), "hold": "10s"}), "match"),
+        (json!({"mirror": 10, "hold": "10s"}), "0%"),
+    ] {
+        let steps = json!([first, {"mirror": 20, "hold": "10s"}, {"pause": {}}, {"weight": 25}]);
+        let mut world = World::new(json!({"steps": steps}));
+        world.deploy("new");
+        world.run(90);
+        assert_eq!((world.status.phase, flows(&world).as_str()), (Phase::Paused, expected));
+        assert_eq!(world.status.weight_summary, expected);
+        let epoch = world.status.epoch;
+        world.run(10);
+        assert_eq!(world.status.epoch, epoch, "once");
+    }
+}
+
+#[test]
 fn a_match_needs_one_pod_and_copies_never_cost_a_stable_one() {
     let mut world =
         World::new(json!({"steps": [{"match": insiders(), "hold": "5s"}, {"mirror": 50, "hold": "5s"}]}));
