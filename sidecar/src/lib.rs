@@ -4,7 +4,8 @@
 //! attempt → pool`. What comes to it: `listen → inbound → admit → attempt → pool`. [`inbound`] and [`outbound`]
 //! know nothing of each other; what both need is beside them: [`call`] (one request as a value), [`attempt`]
 //! (one try at serving it), the protocols ([`http1`], [`http2`], [`wire`], fields of [`grpc`]) and [`message`] (bodies
-//! from one to another). [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`admin`] and
+//! from one to another). [`gate`] and [`app_latency`] serve the limits and the reports of the inbound side.
+//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`admin`] and
 //! [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
