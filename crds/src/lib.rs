@@ -1,5 +1,5 @@
-//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind; `step` is a part of Canary, `traffic` of
-//! MeshPolicy.
+//! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind. `step` is a part of Canary, `traffic` of
+//! MeshPolicy; `values` has the values of `traffic` as numbers.
 //!
 //! ```text
 //!   MeshPolicy   encryption, access rules, limits, timeouts, retries and more for the traffic to a target

@@ -45,7 +45,8 @@ pub struct MeshPolicySpec {
     /// `retry`, `breaker`, `balance` and `faults` apply to calls to Services: to the Service, or with kind Namespace to
     /// every Service of the namespace; a Workload target has no effect on them.
     pub target: PolicyTarget,
-    /// Enforce, or Shadow, which evaluates the policy, counts and logs what it would refuse, and lets it pass.
+    /// Enforce, or Shadow, which evaluates the policy, counts what it would refuse or change, and lets everything pass
+    /// as without it. A balance section has no effect in Shadow, and is not counted.
     #[serde(default)]
     pub mode: PolicyMode,
     /// Whether connections must be encrypted and authenticated. Strict refuses plain text, except for kubelet's
@@ -60,10 +61,11 @@ pub struct MeshPolicySpec {
     /// Limits of the load that each selected pod accepts. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
-    /// How long clients of the Service wait. Absent: as in the less specific policy or in the mesh's defaults.
+    /// How long clients of the Service wait. Absent: as in a policy for the namespace, or else without a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<TimeoutSpec>,
-    /// Which failed requests to the Service are repeated. Absent: only those that no application has seen.
+    /// Which failed requests to the Service are repeated. Absent: only those that no application has seen, and
+    /// idempotent ones that got no response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
     /// When a pod of the Service that fails gets no requests for a time. Absent: only pods that cannot be connected to
@@ -73,9 +75,28 @@ pub struct MeshPolicySpec {
     /// How a pod of the Service is chosen for each request. Absent: by latency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<BalanceSpec>,
-    /// Faults that are added to requests to the Service on purpose, until a given time.
+    /// Faults that are added to attempts at requests to the Service on purpose, until a given time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultsSpec>,
+}
+
+/// A section of a policy: its name, and whether a policy has it.
+pub type PolicySection = (&'static str, fn(&MeshPolicySpec) -> bool);
+
+/// The sections that apply to calls to Services. The others apply to pods.
+pub const CALL_SECTIONS: [PolicySection; 5] = [
+    ("timeout", |spec| spec.timeout.is_some()),
+    ("retry", |spec| spec.retry.is_some()),
+    ("breaker", |spec| spec.breaker.is_some()),
+    ("balance", |spec| spec.balance.is_some()),
+    ("faults", |spec| spec.faults.is_some()),
+];
+
+impl MeshPolicySpec {
+    /// The names of the policy's sections that apply to calls to Services.
+    pub fn call_sections(&self) -> Vec<&'static str> {
+        CALL_SECTIONS.iter().filter_map(|(name, has)| has(self).then_some(*name)).collect()
+    }
 }
 
 /// The pods that a policy selects.

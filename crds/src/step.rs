@@ -18,8 +18,9 @@ pub struct Step {
     #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub match_: Vec<StepMatch>,
-    /// Percentage of the requests of which the new version gets a copy during this step, from 1 to 100. The weight
-    /// stays as it was. The answers to the copies are dropped. Only for applications that may handle a request twice.
+    /// Percentage of the GET, HEAD and OPTIONS requests of which the new version gets a copy during this step, from 1
+    /// to 100. The weight stays as it was. The responses to the copies are dropped. Only for applications that may
+    /// handle a request twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub mirror: Option<u8>,
@@ -68,7 +69,7 @@ pub struct NameValue {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Sticky {
-    /// Name of the cookie that sidecars set, such as tulle-revision.
+    /// Name of the cookie that sidecars set, such as tulle-version.
     #[schemars(regex(pattern = TOKEN_PATTERN), length(min = 1, max = 256))]
     pub cookie: String,
 }

@@ -43,7 +43,8 @@ const ATTEMPT_WITHIN_REQUEST: &str = concat!(
 #[x_kube(validation = ("has(self.concurrency) || has(self.connections)", "limits needs concurrency, connections or both; write for example {concurrency: 64}"))]
 pub struct LimitsSpec {
     /// Number of requests that a pod handles at the same time. More requests wait for up to 20 ms; then they are
-    /// refused with 503 and Retry-After, or UNAVAILABLE for gRPC, and sidecars do not repeat them.
+    /// refused with 503 and Retry-After, or UNAVAILABLE for gRPC. The client's sidecar repeats such a request at most
+    /// once, at another pod, and only if `retry.on` has 5xx or unavailable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub concurrency: Option<u32>,
@@ -59,34 +60,38 @@ pub struct LimitsSpec {
 #[x_kube(validation = ("has(self.request) || has(self.attempt) || has(self.idle)", "timeout needs request, attempt or idle; write for example {request: 2s, attempt: 500ms}"))]
 #[x_kube(validation = (ATTEMPT_WITHIN_REQUEST, "timeout.attempt must not be longer than timeout.request, because all attempts together end with the request"))]
 pub struct TimeoutSpec {
-    /// Time from the request to the beginning of the response, over all attempts, such as 2s; at most 24h. 0s: no limit.
-    /// WebSockets and streams have `idle` instead.
+    /// Time from the head of the request to the head of the response, over all attempts, such as 2s; at most 24h. After
+    /// it, the client gets 504, or DEADLINE_EXCEEDED for gRPC. A response that has begun is not cut; `idle` ends one
+    /// that has stopped moving. 0s: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (WITHIN_A_DAY, "timeout.request must be at most 24h, in h, m, s and ms; write for example 2s, or 0s for no limit"))]
     pub request: Option<String>,
-    /// Time that one attempt may take until its response begins, such as 500ms; at most 24h. After it, the request is
-    /// retried if it may be. 0s: no limit.
+    /// Time from the start of an attempt to the head of its response, such as 500ms; at most 24h. After it, the request
+    /// goes to another pod if nothing of it was sent yet, or if `retry.on` has reset or 5xx and its method is
+    /// idempotent. 0s: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (WITHIN_A_DAY, "timeout.attempt must be at most 24h, in h, m, s and ms; write for example 500ms, or 0s for no limit"))]
     pub attempt: Option<String>,
-    /// Time without a byte in either direction after which a request, stream or connection is ended, such as 60s; at
-    /// most 24h. 0s: no limit.
+    /// Time without a byte in either direction after which a response that has begun, a stream or a WebSocket is ended,
+    /// such as 60s; at most 24h. It does not apply to connections whose content is opaque. 0s: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (WITHIN_A_DAY, "timeout.idle must be at most 24h, in h, m, s and ms; write for example 60s, or 0s for no limit"))]
     pub idle: Option<String>,
 }
 
-/// Which failed requests are repeated, and how often. A request is repeated only if that is safe: a method that changes
-/// nothing when repeated, or a request that no application has seen.
+/// Which failed requests are repeated, and how often. A request is repeated only if that is safe: its method is
+/// idempotent, no application has seen it, or it is gRPC and the author of the policy has named UNAVAILABLE.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = ("has(self.on) || has(self.__true__)", "retry.on says which failures are repeated; write for example on: [5xx, reset]"))]
 pub struct RetrySpec {
-    /// What is repeated: 5xx (any HTTP 5xx response or gRPC server error), reset (the connection ended before the
-    /// response began), connect (no connection), unavailable (HTTP 503 or gRPC UNAVAILABLE). Required.
+    /// What is repeated: 5xx (an HTTP response from 500 to 599, and what reset means), unavailable (HTTP 503, or gRPC
+    /// UNAVAILABLE without a message), reset (the connection ended, or `timeout.attempt` passed, before the response
+    /// began), connect (no pod could be connected). The method must be idempotent, except for connect and for gRPC
+    /// UNAVAILABLE. Required.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub on: Vec<RetryOn>,
@@ -94,9 +99,10 @@ pub struct RetrySpec {
     #[serde(default, rename = "true", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub on_without_quotes: Vec<RetryOn>,
-    /// Number of attempts beside the first. 0 turns retries off.
+    /// Number of attempts beside the first, at most 2. 0 turns these retries off; requests that no application has seen
+    /// still go to another pod.
     #[serde(default = "retry_attempts")]
-    #[schemars(range(min = 0, max = 3))]
+    #[schemars(range(min = 0, max = 2))]
     pub attempts: u32,
     /// How many retries a sidecar may send for its requests to the Service, as a whole percentage of the first
     /// attempts. A budget keeps retries from overloading a Service that fails. A sidecar with few requests may still
@@ -141,7 +147,8 @@ pub enum RetryOn {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BreakerSpec {
-    /// Number of failures in a row after which a pod is ejected. 0 turns the breaker off.
+    /// Number of failures in a row after which a pod is ejected. 0: any number. In either case a pod is ejected when
+    /// less than half of at least 10 requests within 10 s succeeded.
     #[serde(default = "consecutive_failures")]
     #[schemars(range(min = 0, max = 1000))]
     pub consecutive_failures: u32,
@@ -151,8 +158,8 @@ pub struct BreakerSpec {
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (UP_TO_FIVE_MINUTES, "breaker.ejectFor must be longer than 0s and at most 5m, in m, s and ms; write for example 10s"))]
     pub eject_for: String,
-    /// The largest part of the Service's pods that is ejected at the same time, as a whole percentage. One pod may
-    /// always be ejected if there are two or more.
+    /// The largest part of the Service's pods that is ejected at the same time, as a whole percentage of the pods of
+    /// one version. One pod may always be ejected if there are two or more.
     #[serde(default = "max_ejected")]
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (WHOLE_PERCENT, "breaker.maxEjected must be a whole percentage from 0% to 100%; write for example 50%"))]
@@ -194,8 +201,8 @@ pub struct BalanceSpec {
     /// What the pod is chosen by. Only with `by: Hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashSpec>,
-    /// Any (pods of every zone), Prefer (pods of the client's zone while they have capacity) or Only (no other pods,
-    /// even if there are none in the zone). Absent: as the Service's `trafficDistribution` says.
+    /// Prefer (pods of the client's zone while they have capacity), Only (no other pods, even if there are none in the
+    /// zone) or Any, which is the same as absent: as the Service's `trafficDistribution` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZonePolicy>,
     /// How long a pod that has become ready gets fewer requests than the others, such as 30s; at most 1h. 0s: it gets
@@ -251,16 +258,16 @@ pub enum ZonePolicy {
     Only,
 }
 
-/// Faults that sidecars add to requests on purpose, to test how clients react. Delays and aborts are independent of
+/// Faults that sidecars add to attempts on purpose, to test how clients react. Delays and aborts are independent of
 /// each other, and neither counts for the breaker, the balancer or a Canary.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = ("has(self.delay) || has(self.abort)", "faults needs delay, abort or both; write for example {delay: {by: 200ms, of: 5%}}"))]
 pub struct FaultsSpec {
-    /// Requests that are sent later.
+    /// Attempts that begin later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<DelaySpec>,
-    /// Requests that are answered with an error instead of being sent.
+    /// Attempts that end with an error instead of being sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<AbortSpec>,
     /// When the faults end, such as 2026-12-01T12:00:00Z; at most 24 hours after the policy is applied. Required, so
@@ -276,7 +283,7 @@ pub struct DelaySpec {
     #[schemars(regex(pattern = SPAN_PATTERN), length(min = 2, max = 32))]
     #[x_kube(validation = (UP_TO_FIVE_MINUTES, "faults.delay.by must be longer than 0s and at most 5m, in m, s and ms; write for example 200ms"))]
     pub by: String,
-    /// Percentage of the requests, such as 5% or 0.5%.
+    /// Percentage of the attempts, such as 5% or 0.5%.
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (PERCENT, "faults.delay.of must be from 0% to 100%, with at most two decimals; write for example 5%"))]
     pub of: String,
@@ -289,7 +296,7 @@ pub struct AbortSpec {
     /// HTTP status of the answer, from 400 to 599. gRPC calls get the code that belongs to it.
     #[schemars(range(min = 400, max = 599))]
     pub status: u16,
-    /// Percentage of the requests, such as 1% or 0.5%.
+    /// Percentage of the attempts, such as 1% or 0.5%.
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (PERCENT, "faults.abort.of must be from 0% to 100%, with at most two decimals; write for example 1%"))]
     pub of: String,
@@ -313,7 +320,7 @@ mod tests {
             "mode": "Enforce",
             "limits": {"concurrency": 64, "connections": 1000},
             "timeout": {"request": "2s", "attempt": "500ms", "idle": "60s"},
-            "retry": {"on": ["5xx", "reset", "connect", "unavailable"], "attempts": 3, "budget": "10%"},
+            "retry": {"on": ["5xx", "reset", "connect", "unavailable"], "attempts": 2, "budget": "10%"},
             "breaker": {"consecutiveFailures": 7, "ejectFor": "20s", "maxEjected": "30%"},
             "balance": {"by": "Hash", "hash": {"sourceIp": true}, "zone": "Prefer", "warmUp": "30s"},
             "faults": {

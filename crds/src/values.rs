@@ -16,6 +16,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_millis(1);
+/// The most attempts beside the first. Sidecars make no more, whatever they are sent.
+const MOST_RETRIES: u32 = 2;
 
 /// A value that is not in force: which one, why, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,9 +107,9 @@ impl RetrySpec {
     /// # Errors
     /// [`InvalidValue`].
     pub fn budget_percent(&self) -> Result<u32, InvalidValue> {
-        if self.attempts > 3 {
+        if self.attempts > MOST_RETRIES {
             let reason = format!(
-                "{} attempts beside the first only add to an overload: write 3 or less",
+                "{} attempts beside the first only add to an overload: write {MOST_RETRIES} or less",
                 self.attempts
             );
             return Err(invalid("retry.attempts", reason));
@@ -284,7 +286,7 @@ mod tests {
             ("timeout", json!({"idle": "2 s"}), "spec.timeout.idle: invalid duration"),
             ("timeout", json!({"request": "1s", "attempt": "3s"}), "spec.timeout.attempt: 3s is longer"),
             ("retry", json!({"attempts": 1}), "spec.retry.on: it must name"),
-            ("retry", json!({"on": ["5xx"], "attempts": 9}), "spec.retry.attempts: 9 attempts"),
+            ("retry", json!({"on": ["5xx"], "attempts": 3}), "spec.retry.attempts: 3 attempts"),
             ("retry", json!({"on": ["5xx"], "budget": "0.5%"}), "spec.retry.budget: 0.5% is not a whole"),
             (
                 "breaker",

@@ -3,8 +3,9 @@
 //! The folders follow a connection. What the pod's application opens: `listen → outbound → route → backend →
 //! attempt → pool`. What comes to it: `listen → inbound → admit → attempt → pool`. [`inbound`] and [`outbound`]
 //! know nothing of each other; what both need is beside them: [`call`] (one request as a value), [`attempt`]
-//! (one try at serving it), the protocols ([`http1`], [`http2`], [`wire`]) and [`message`] (bodies from one to
-//! another). [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`admin`] and
+//! (one try at serving it), the protocols ([`http1`], [`http2`], [`wire`], fields of [`grpc`]) and [`message`] (bodies
+//! from one to another). [`gate`] and [`app_latency`] serve the limits and the reports of the inbound side.
+//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`admin`] and
 //! [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
@@ -23,6 +24,7 @@ pub mod config;
 pub mod detect;
 pub mod error;
 pub mod gate;
+pub mod grpc;
 pub mod http1;
 pub mod http2;
 pub mod inbound;

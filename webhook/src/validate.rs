@@ -81,14 +81,7 @@ fn check_access(access: &AccessSpec, validation: &mut Validation) {
 
 /// The sections about calls to Services.
 fn check_calls(spec: &MeshPolicySpec, now: Timestamp, validation: &mut Validation) {
-    let sections = [
-        ("timeout", spec.timeout.is_some()),
-        ("retry", spec.retry.is_some()),
-        ("breaker", spec.breaker.is_some()),
-        ("balance", spec.balance.is_some()),
-        ("faults", spec.faults.is_some()),
-    ];
-    let set: Vec<&str> = sections.iter().filter_map(|(name, set)| set.then_some(*name)).collect();
+    let set = spec.call_sections();
     if spec.target.kind == TargetKind::Workload && !set.is_empty() {
         validation.warn(format!(
             "spec.target: {} have no effect on a Workload, because calls are made to Services; target a Service for them",
@@ -111,8 +104,10 @@ fn check_calls(spec: &MeshPolicySpec, now: Timestamp, validation: &mut Validatio
                 faults.until.0
             ));
         } else if faults.until.0 <= now {
-            validation
-                .warn(format!("spec.faults.until: {} has passed, so there are no faults", faults.until.0));
+            validation.warn(format!(
+                "spec.faults.until: {} has passed, so there are no faults; write a time up to {latest:.0}",
+                faults.until.0
+            ));
         }
     }
 }
@@ -193,7 +188,7 @@ mod tests {
     fn a_policy_with_every_section_and_valid_values_has_neither_errors_nor_warnings() {
         let spec = json!({
             "target": web(), "limits": {"concurrency": 64, "connections": 1000},
-            "timeout": {"request": "2s", "attempt": "500ms", "idle": "60s"}, "retry": {"on": ["5xx"], "attempts": 3},
+            "timeout": {"request": "2s", "attempt": "500ms", "idle": "60s"}, "retry": {"on": ["5xx"], "attempts": 2},
             "breaker": {}, "balance": {"by": "Latency", "zone": "Prefer", "warmUp": "30s"},
             "faults": {"abort": {"status": 503, "of": "1%"}, "until": "2026-12-02T12:00:00Z"},
         });
@@ -224,6 +219,21 @@ mod tests {
         );
         let over = faults("2026-12-01T11:59:59Z");
         assert!(over.errors.is_empty() && over.warnings[0].contains("has passed"), "{over:?}");
+    }
+
+    #[test]
+    fn the_samples_of_policies_are_valid_on_every_day() {
+        let folder = format!("{}/../config/samples", env!("CARGO_MANIFEST_DIR"));
+        let policies =
+            ["breaker-balance", "faults", "limits", "timeout-retry"].map(|name| format!("policy-{name}"));
+        for name in policies.iter().map(String::as_str).chain(["deny", "shadow"]) {
+            let text = std::fs::read_to_string(format!("{folder}/{name}.yaml")).unwrap();
+            let policy: MeshPolicy = serde_yaml::from_str(&text).unwrap();
+            for day in ["2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z"] {
+                let Validation { errors, .. } = super::policy(&policy, day.parse().unwrap());
+                assert_eq!(errors, Vec::<String>::new(), "{name} on {day}");
+            }
+        }
     }
 
     #[test]

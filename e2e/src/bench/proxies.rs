@@ -172,7 +172,7 @@ impl<'a> ProxyPair<'a> {
         // Dropped on an error, so that what runs already is ended.
         let mut pair = Self { start_outbound: None, outbound: None, inbound: None, others, targets };
         let start = move |namespace| match product {
-            Product::None => bail!("there is no proxy to start"),
+            Product::None => bail!("the run without a proxy starts none"),
             Product::Tulle => tulle::start(testbed, programs, namespace),
             Product::Envoy => envoy::start(testbed, programs, namespace),
             Product::HaProxy => haproxy::start(testbed, namespace),

@@ -101,8 +101,8 @@ fn samples(kube: &Kube) -> Result<()> {
     for name in names {
         let text =
             install::sample(&name)?.replace("namespace: shop", &format!("namespace: {}", field.namespace));
-        // The one value that cannot be right for long.
-        let text = text.replace("2026-12-01T12:00:00Z", &super::resilience::in_seconds(600)?);
+        // The time at which faults end has passed, until its reader sets another one.
+        let text = text.replace("2000-01-01T00:00:00Z", &super::resilience::in_seconds(600)?);
         kube.dry_run(&text).with_context(|| format!("config/samples/{name}"))?;
     }
     Ok(())

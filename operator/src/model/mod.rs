@@ -42,7 +42,7 @@ pub use sections::Sections;
 pub use selection::Unreadable;
 pub use split::{Dialled, NO_SPLIT, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
-pub use traffic::{client_sections, has_pod_sections};
+pub use traffic::has_pod_sections;
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
 

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
+use tulle_crds::{Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, PolicySection, TargetKind};
 use tulle_mesh::policy::{Access, RuleError};
 use tulle_mesh::proto;
 
-use super::traffic::Section;
 use super::{Key, Model, Pod};
 
 /// What a policy's status is made of.
@@ -39,7 +38,7 @@ pub enum Verdict {
 }
 
 /// The sections about pods.
-const SECTIONS: [Section; 3] = [
+const SECTIONS: [PolicySection; 3] = [
     ("mtls", |spec| spec.mtls.is_some()),
     ("access", |spec| spec.access.is_some()),
     ("limits", |spec| spec.limits.is_some()),

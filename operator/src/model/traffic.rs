@@ -10,31 +10,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tulle_crds::{
-    BalanceBy, BalanceSpec, BreakerSpec, FaultsSpec, MeshPolicy, MeshPolicySpec, PolicyMode, RetryOn,
-    RetrySpec, TargetKind, TimeoutSpec, ZonePolicy,
+    BalanceBy, BalanceSpec, BreakerSpec, CALL_SECTIONS, FaultsSpec, MeshPolicy, MeshPolicySpec, PolicyMode,
+    RetryOn, RetrySpec, TargetKind, TimeoutSpec, ZonePolicy,
 };
 use tulle_mesh::proto;
 
 use super::address::Owner;
 use super::policy::{reference, specificity};
 use super::{Key, Model};
-
-/// A section by its name, and whether a policy has it.
-pub(super) type Section = (&'static str, fn(&MeshPolicySpec) -> bool);
-
-/// The sections about calls to Services.
-pub(super) const CLIENT_SECTIONS: [Section; 5] = [
-    ("timeout", |spec| spec.timeout.is_some()),
-    ("retry", |spec| spec.retry.is_some()),
-    ("breaker", |spec| spec.breaker.is_some()),
-    ("balance", |spec| spec.balance.is_some()),
-    ("faults", |spec| spec.faults.is_some()),
-];
-
-/// The names of a policy's sections about calls to Services.
-pub fn client_sections(spec: &MeshPolicySpec) -> Vec<&'static str> {
-    CLIENT_SECTIONS.iter().filter_map(|(name, has)| has(spec).then_some(*name)).collect()
-}
 
 /// Whether a policy has sections about pods.
 pub fn has_pod_sections(spec: &MeshPolicySpec) -> bool {
@@ -141,7 +124,7 @@ impl Model {
             return BTreeSet::new();
         };
         let decides = |service: &Key| {
-            CLIENT_SECTIONS
+            CALL_SECTIONS
                 .iter()
                 .any(|(_, has)| self.winner(service, mode, has).is_some_and(|(winner, _)| winner == policy))
         };
@@ -185,7 +168,7 @@ impl Model {
         }
         let alike =
             |other: &MeshPolicy| other.spec.mode == policy.spec.mode && target(other) == target(policy);
-        CLIENT_SECTIONS.iter().filter(|(_, has)| has(&policy.spec)).find_map(|(name, has)| {
+        CALL_SECTIONS.iter().filter(|(_, has)| has(&policy.spec)).find_map(|(name, has)| {
             let (oldest, _) = self.by_age(&key.0).find(|(_, other)| alike(other) && has(&other.spec))?;
             (oldest != key).then_some((oldest, *name))
         })
@@ -194,7 +177,7 @@ impl Model {
 
 /// Whether a policy says something about calls to any Service.
 fn concerns_calls(spec: &MeshPolicySpec) -> bool {
-    spec.target.kind != TargetKind::Workload && CLIENT_SECTIONS.iter().any(|(_, has)| has(spec))
+    spec.target.kind != TargetKind::Workload && CALL_SECTIONS.iter().any(|(_, has)| has(spec))
 }
 
 fn timeouts(spec: &TimeoutSpec, policy: proto::ObjectRef) -> Option<proto::Timeouts> {

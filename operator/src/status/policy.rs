@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tulle_crds::{MeshPolicy, MeshPolicySpec, MeshPolicyStatus, TargetKind, reason, set_condition};
 
 use crate::discovery::{AckTracker, ClientAcknowledgement};
-use crate::model::{Key, Model, Verdict, access_summary, client_sections, has_pod_sections, target_name};
+use crate::model::{Key, Model, Verdict, access_summary, has_pod_sections, target_name};
 
 /// Names of sidecars that a message tells at most.
 const NAMED: usize = 3;
@@ -81,7 +81,7 @@ impl Progress {
 
 /// The sections about calls that have an effect, by name.
 fn concerned_sections(spec: &MeshPolicySpec) -> Vec<&'static str> {
-    if spec.target.kind == TargetKind::Workload { Vec::new() } else { client_sections(spec) }
+    if spec.target.kind == TargetKind::Workload { Vec::new() } else { spec.call_sections() }
 }
 
 /// Computes the status of a policy.
@@ -113,7 +113,7 @@ pub fn status(
 /// The names of the sections besides mtls and access, which have columns of their own.
 fn sections_summary(spec: &MeshPolicySpec) -> Option<String> {
     let limits = spec.limits.is_some().then_some("limits");
-    let names: Vec<&str> = limits.into_iter().chain(client_sections(spec)).collect();
+    let names: Vec<&str> = limits.into_iter().chain(spec.call_sections()).collect();
     (!names.is_empty()).then(|| names.join(","))
 }
 
@@ -123,7 +123,7 @@ fn condition(spec: &MeshPolicySpec, verdict: &Verdict, progress: &Progress) -> (
         Verdict::Invalid(why) => (false, reason::INVALID, why.clone()),
         Verdict::TargetNotFound(why) => (false, reason::TARGET_NOT_FOUND, why.clone()),
         Verdict::Conflicted { with, section } => {
-            let whom = if client_sections(spec).contains(section) { "Services" } else { "pods" };
+            let whom = if spec.call_sections().contains(section) { "Services" } else { "pods" };
             let message = format!(
                 "MeshPolicy {with} is older and has {section} for the same {whom}: merge them, or narrow a target"
             );
@@ -143,7 +143,7 @@ fn condition(spec: &MeshPolicySpec, verdict: &Verdict, progress: &Progress) -> (
 
 /// Sections that have no effect, and what to write instead.
 fn misplaced(spec: &MeshPolicySpec) -> Option<String> {
-    let sections = client_sections(spec);
+    let sections = spec.call_sections();
     if spec.target.kind != TargetKind::Workload || sections.is_empty() {
         return None;
     }

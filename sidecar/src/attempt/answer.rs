@@ -7,6 +7,7 @@ use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::{Framing, Head, Writer};
 use crate::http2;
 use crate::message::{PumpError, Sink};
@@ -159,8 +160,7 @@ impl Answer<'_> {
         if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
             return sender.reset(code);
         }
-        let content = request.header("content-type").filter(|value| value.starts_with(b"application/grpc"));
-        match content {
+        match grpc::content_type(request) {
             Some(content) if !matches!(self, Self::Http1(_)) => {
                 self.grpc(failure, content.clone(), edits).await;
             }

@@ -8,6 +8,7 @@
 //!   candidates  the endpoints that a request may go to
 //!   zone        which endpoints are near
 //!   breaker     which endpoints are left alone for a while
+//!   steer       which version a request is meant for while a Canary steers
 //!   budget      how many retries there may be
 //!   upstream    an endpoint, and what this worker has seen of it
 //!   tried       the endpoints that a request has been to

@@ -13,7 +13,7 @@ use tulle_mesh::proto;
 use tulle_mesh::route::Matcher;
 
 use super::resource::{Protocol, Refused, ServiceRoute, decode_port, decode_protocol, refuse};
-use super::traffic::decode_traffic;
+use super::traffic::{decode_traffic, milliseconds};
 
 /// What routes may neither set nor add: each belongs to one connection, says where a body ends, or names the client.
 const OURS: &[&str] = &[
@@ -242,8 +242,8 @@ impl Decoder<'_> {
             filters: self.filters(&rule.filters)?,
             backends,
             times: RuleTimes {
-                request: rule.request_timeout_ms.map(duration),
-                attempt: rule.attempt_timeout_ms.map(duration),
+                request: rule.request_timeout_ms.map(milliseconds),
+                attempt: rule.attempt_timeout_ms.map(milliseconds),
                 retry: rule.retry.as_ref().map(decode_retry),
             },
             session: rule.session.as_ref().map(decode_session).transpose()?,
@@ -318,11 +318,6 @@ fn named(route: &proto::RouteRef) -> String {
     let (namespace, name) =
         object.map_or(("", ""), |object| (object.namespace.as_str(), object.name.as_str()));
     format!("{kind}/{namespace}/{name}")
-}
-
-/// Nought is none.
-fn duration(ms: u32) -> Option<Duration> {
-    (ms > 0).then(|| Duration::from_millis(u64::from(ms)))
 }
 
 fn decode_retry(retry: &proto::RouteRetry) -> RuleRetry {

@@ -169,7 +169,8 @@ pub fn decode_traffic(traffic: Option<&proto::Traffic>) -> Result<Arc<Traffic>, 
     }))
 }
 
-fn milliseconds(ms: u32) -> Option<Duration> {
+/// A duration as it travels; 0 is none.
+pub(super) fn milliseconds(ms: u32) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(u64::from(ms)))
 }
 

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 
 use super::head::{lines, map};
+use crate::grpc;
 use crate::http1::{Framing, Head, Part};
 use crate::message::PumpError;
 
@@ -51,8 +52,7 @@ impl Length {
 /// Ends the answer with this head as broken off. A gRPC client is told that the server is not available, as
 /// without a mesh: for it a reset would mean that it had cancelled the call itself.
 pub fn break_off(stream: &mut h2::SendStream<Bytes>, head: &Head) {
-    let grpc = head.header("content-type").is_some_and(|value| value.starts_with(b"application/grpc"));
-    if grpc {
+    if grpc::content_type(head).is_some() {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("14"));
         trailers.insert(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::{Framing, Head, MAX_HEAD, MAX_HEADERS, Start};
 use crate::message::PumpError;
 
@@ -196,9 +197,7 @@ pub fn to_request(head: &Head) -> Result<Request<()>, Failure> {
         if head.expects_continue {
             headers.insert(http::header::EXPECT, HeaderValue::from_static("100-continue"));
         }
-        if head.header("grpc-encoding").is_some()
-            || head.header("content-type").is_some_and(|t| t.starts_with(b"application/grpc"))
-        {
+        if head.header("grpc-encoding").is_some() || grpc::content_type(head).is_some() {
             headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
         }
     }

@@ -20,6 +20,7 @@ use crate::admit::{Client, has_passed};
 use crate::attempt::{self, Attempt, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
+use crate::grpc::is_server_error;
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
 use crate::pool::{self, PATIENT, Server};
@@ -99,8 +100,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
 /// What other sidecars are told of the application.
 fn note_latency(worker: &Worker, attempt: &Attempt, began: Instant) {
     let (Some(head_at), Some(status)) = (attempt.head_at, attempt.status) else { return };
-    // Server errors of gRPC, as they are counted.
-    let failed = status >= 500 || matches!(attempt.grpc_status, Some(2 | 4 | 13 | 14 | 15));
+    let failed = status >= 500 || attempt.grpc_status.is_some_and(is_server_error);
     worker.app_latency.note(head_at.saturating_duration_since(began), failed, head_at);
 }
 

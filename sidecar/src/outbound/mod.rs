@@ -6,7 +6,9 @@
 //! ```text
 //!   race      what is spoken: the client's first bytes against the server's
 //!   http      requests: where each goes, and what is done to it on the way
-//!   attempts  the attempts at one request, and what policies and the request itself say about them (trying, wishes)
+//!   attempts  the attempts at one request
+//!   trying    … what its policy decides about them: deadline, retries, faults, breaker
+//!   wishes    … what the request itself asks for, by headers: tulle-timeout, tulle-retries, grpc-timeout
 //!   mirror    copies of requests
 //!   opaque    connections whose content is not looked at
 //!   sni       the server that a TLS client asks for

@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::call::Call;
 use crate::config::traffic::Faults;
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::Head;
 use crate::route::Way;
 use crate::route::call_policy::{Answered, CallPolicy, Pushback, RetryPolicy, RetryReason};
@@ -70,14 +71,10 @@ pub(super) struct Injected {
 impl Asked {
     pub(super) fn of(trying: &Trying<'_>, call: &Call<'_>) -> Self {
         let judges = trying.policy.judges_answers();
-        let is_grpc = || {
-            let content = call.head.header("content-type");
-            content.is_some_and(|value| value.starts_with(b"application/grpc"))
-        };
         Self {
             made: call.attempts.saturating_add(1),
             is_idempotent: judges && call.is_idempotent(),
-            is_grpc: judges && call.travels == Travels::Http2 && is_grpc(),
+            is_grpc: judges && call.travels == Travels::Http2 && grpc::content_type(&call.head).is_some(),
             deadline: call.deadline,
         }
     }

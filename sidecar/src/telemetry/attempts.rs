@@ -13,6 +13,7 @@ use tulle_mesh::histogram::{BUCKETS, bucket_of};
 use tulle_mesh::proto::AttemptCounts;
 
 use crate::error::{Failure, PumpError};
+use crate::grpc::is_server_error;
 
 /// Pods and epochs that are counted at once; attempts beyond are no evidence.
 const MAX_KEYS: usize = 4_096;
@@ -138,7 +139,8 @@ impl AttemptTable {
 /// slow or sent what no server would take, because this sidecar lacked something itself, or because a policy ended it.
 pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<Seen> {
     let failure = match (result, grpc) {
-        (Ok(500..), _) | (Ok(_), Some(2 | 4 | 13 | 14 | 15)) => return Some(Seen::Failed),
+        (Ok(500..), _) => return Some(Seen::Failed),
+        (Ok(_), Some(status)) if is_server_error(status) => return Some(Seen::Failed),
         (Ok(400..), _) | (Ok(_), Some(1..)) => return Some(Seen::ClientError),
         (Ok(_), _) => return Some(Seen::Good),
         (Err(failure), _) => failure,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 
 use crate::error::Failure;
+use crate::grpc::is_server_error;
 
 /// Counters of one series.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Series {
         bytes: (u64, u64),
     ) {
         let class = match result {
-            Ok(_) if matches!(grpc, Some(2 | 4 | 13 | 14 | 15)) => CLASS_GRPC,
+            Ok(_) if grpc.is_some_and(is_server_error) => CLASS_GRPC,
             Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
             Err(failure) => {
                 self.failure(failure);

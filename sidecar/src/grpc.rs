@@ -1,0 +1,70 @@
+//! What gRPC writes into heads and trailers, for both directions ("gRPC over HTTP2").
+//!
+//! In: values of fields. Out: what they mean. Nothing here counts, waits or decides about a request.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::http1::Head;
+
+/// The most digits of a `grpc-timeout`.
+const MOST_DIGITS: usize = 8;
+
+/// The content type of a gRPC request, as it was sent; `None`: the request is not gRPC.
+pub fn content_type(head: &Head) -> Option<&Bytes> {
+    head.header("content-type").filter(|value| value.starts_with(b"application/grpc"))
+}
+
+/// The value of `grpc-timeout`: at most eight digits and a unit.
+pub fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.trim_ascii().split_last()?;
+    if digits.is_empty() || digits.len() > MOST_DIGITS || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Whether a `grpc-status` blames the server: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE or DATA_LOSS.
+pub fn is_server_error(status: u16) -> bool {
+    matches!(status, 2 | 4 | 13 | 14 | 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_in_every_unit_and_nothing_else_is() {
+        for (value, expected) in [
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("99999999S", Duration::from_secs(99_999_999)),
+            ("300m", Duration::from_millis(300)),
+            (" 250m ", Duration::from_millis(250)),
+            ("5u", Duration::from_micros(5)),
+            ("0n", Duration::ZERO),
+            ("99999999n", Duration::from_nanos(99_999_999)),
+        ] {
+            assert_eq!(parse_timeout(value.as_bytes()), Some(expected), "{value}");
+        }
+        for value in ["", "m", "5", "5s", "-5m", "+1S", "5 m", "1.5S", "123456789m"] {
+            assert_eq!(parse_timeout(value.as_bytes()), None, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_the_client_are_not_errors_of_the_server() {
+        let blamed: Vec<u16> = (0..=16).filter(|status| is_server_error(*status)).collect();
+        assert_eq!(blamed, [2, 4, 13, 14, 15]);
+    }
+}
