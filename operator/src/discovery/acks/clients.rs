@@ -87,10 +87,10 @@ impl Sidecars {
             }
             let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else { continue };
             let client = clients.entry(Arc::clone(uid)).or_default();
-            client.pod = name_of(pod);
             let Version { policy, uid, generation } = version;
             if !known.enforces(policy, uid, generation) || known.enforces_another(policy, uid, generation) {
                 client.behind = true;
+                client.pod = name_of(pod);
                 client.refusal = client.refusal.take().or_else(|| known.refused.clone());
             }
         }
