@@ -246,8 +246,10 @@ impl Session {
     async fn tell_once(&self, name: &Name, state: &State) -> Result<(), Status> {
         let Some((endpoints, resource)) = self.compiled(name) else { return Ok(()) };
         for name in &endpoints {
-            let is_known = state.subscribed.contains_key(name);
-            if let Some((_, endpoints)) = if is_known { None } else { self.compiled(name) } {
+            if state.subscribed.contains_key(name) {
+                continue;
+            }
+            if let Some((_, endpoints)) = self.compiled(name) {
                 self.send(endpoints).await?;
             }
         }
