@@ -68,7 +68,7 @@ fn readiness(stage: Stage, synced: bool) -> Result<&'static str, &'static str> {
         ),
         (Stage::Stopping, _) => Err("stopping: SIGTERM received\n"),
         (_, false) => Err(
-            "listing the cluster's objects: is the API server reachable, and are Tulle's CRDs installed?\n",
+            "listing the cluster's objects: is the API server reachable, are Tulle's CRDs installed, and is the ClusterRole tulle-operator of this version applied?\n",
         ),
         (Stage::Starting, true) => Err(
             "loading the certificate authority and opening the discovery port: can Secret tulle-root be read and created?\n",
@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn an_operator_that_is_not_ready_names_what_it_waits_for() {
-        assert!(readiness(Stage::Starting, false).unwrap_err().contains("CRDs"));
+        let listing = readiness(Stage::Starting, false).unwrap_err();
+        assert!(listing.contains("CRDs") && listing.contains("ClusterRole tulle-operator"));
         assert!(readiness(Stage::Starting, true).unwrap_err().contains("tulle-root"));
         assert!(readiness(Stage::NoRoot, true).unwrap_err().contains("backup"));
         assert!(readiness(Stage::Stopping, true).unwrap_err().contains("SIGTERM"));

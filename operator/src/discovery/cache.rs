@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tulle_mesh::proto::ResourceType;
 
-use super::report::{Name, Stamps, resource_name};
+use super::report::{Name, Stamps, endpoints_name, resource_name};
 use crate::model::{Compiled, Dependency, EndpointsName, Key, Touched, Variant};
 use crate::watch::Hub;
 
@@ -21,10 +21,12 @@ pub type Id = (Name, Variant);
 
 /// A compiled resource, as all its subscribers share it.
 pub struct Shared {
-    /// The resource and what it was made of.
+    /// The resource and what it was made of, without the stamps.
     pub compiled: Compiled,
     /// Its stamps, to be handed on.
     pub stamps: Stamps,
+    /// Of a route: the endpoints that it leads to, in order and each once. Sessions share the names.
+    pub leads_to: Box<[Name]>,
 }
 
 impl Shared {
@@ -180,9 +182,10 @@ impl Cache {
         };
         let compiled = hub.model().compile(&resource_name(&id.0), &id.1);
         self.compilations.fetch_add(1, Ordering::Relaxed);
-        let compiled = compiled.map(|compiled| {
-            let stamps = compiled.stamps.clone().into();
-            Arc::new(Shared { compiled, stamps })
+        let compiled = compiled.map(|mut compiled| {
+            let stamps = std::mem::take(&mut compiled.stamps).into();
+            let leads_to = compiled.endpoints().into_iter().map(endpoints_name).collect();
+            Arc::new(Shared { compiled, stamps, leads_to })
         });
         let mut inner = lock(&self.inner);
         let mut origins: Vec<_> = by_name(&id.0).into_iter().collect();

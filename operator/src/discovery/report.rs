@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tulle_mesh::proto::{Ack, Nack, RelayMessage, ResourceName, Stamp, relay_message};
+use tulle_mesh::proto::{Ack, Nack, RelayMessage, ResourceName, ResourceType, Stamp, relay_message};
 
 /// A resource by type and name.
 pub type Name = (i32, Arc<str>);
@@ -38,6 +38,11 @@ pub fn resource_name((kind, name): &Name) -> ResourceName {
 /// The name of a resource of this cluster, as it was received.
 pub fn name_of(name: ResourceName) -> Name {
     (name.r#type, name.name.into())
+}
+
+/// The name of the endpoints that a route leads to.
+pub fn endpoints_name(text: &str) -> Name {
+    (ResourceType::Endpoints as i32, text.into())
 }
 
 /// A report of a pod's sidecar as a message to the leader.

@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::StreamExt as _;
+use futures::stream::Map;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -30,7 +32,7 @@ use super::cache::Cache;
 use super::peer::Tls;
 use super::relay::LeaderRelay;
 use super::report::{SidecarEvent, name_of, report_of};
-use super::session::{MAX_SUBSCRIPTIONS, Session};
+use super::session::{Down, MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -167,9 +169,12 @@ fn caller<T>(request: &Request<T>) -> Result<WorkloadId, Status> {
     identity.ok_or_else(|| Status::unauthenticated("a certificate of this mesh is needed"))
 }
 
+/// Takes a message out of its box.
+type Unbox = fn(Down) -> Result<OperatorMessage, Status>;
+
 #[tonic::async_trait]
 impl Discovery for Services {
-    type StreamStream = ReceiverStream<Result<OperatorMessage, Status>>;
+    type StreamStream = Map<ReceiverStream<Down>, Unbox>;
 
     async fn stream(
         &self,
@@ -200,7 +205,8 @@ impl Discovery for Services {
             hang_up: from.map(|from| from.hang_up).unwrap_or_default(),
         };
         tokio::spawn(session.run(up, held));
-        Ok(Response::new(ReceiverStream::new(messages)))
+        let unbox: Unbox = |message| message.map(|message| *message);
+        Ok(Response::new(ReceiverStream::new(messages).map(unbox)))
     }
 }
 

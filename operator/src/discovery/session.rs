@@ -22,7 +22,7 @@ use super::admission::Admission;
 use super::bounds::{self, Subjects};
 use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
-use super::report::{Name, SidecarEvent, Stamps, name_of, resource_name};
+use super::report::{Name, SidecarEvent, Stamps, endpoints_name, name_of, resource_name};
 use crate::model::Variant;
 use crate::watch::Hub;
 
@@ -43,6 +43,10 @@ const MAX_NAME: usize = 256;
 /// for it fills memory.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
+/// What waits to be sent. Boxed, because a message takes more than a kilobyte whatever is in it, and the queue of each
+/// stream has room for 32 of them from its first one on.
+pub type Down = Result<Box<OperatorMessage>, Status>;
+
 /// What a stream needs.
 pub struct Session {
     /// The model.
@@ -56,7 +60,7 @@ pub struct Session {
     /// The pod, as its certificate and hello say.
     pub pod_uid: String,
     /// Messages to the sidecar.
-    pub down: mpsc::Sender<Result<OperatorMessage, Status>>,
+    pub down: mpsc::Sender<Down>,
     /// Closes the connection of a sidecar that reads nothing: the stream alone cannot be ended while its
     /// window is full.
     pub hang_up: Arc<Notify>,
@@ -68,7 +72,7 @@ struct State {
     subscribed: HashMap<Name, Subscription>,
     /// How many subscribed routes lead to each Endpoints resource.
     routes: HashMap<Name, usize>,
-    /// What the sidecar said at the start that it holds.
+    /// What the sidecar said at the start that it holds, until it is compared with what there is.
     held: HashMap<Name, String>,
     sends_in_second: u32,
     second: Instant,
@@ -77,8 +81,6 @@ struct State {
 #[derive(Default)]
 struct Subscription {
     variant: Variant,
-    /// The version that the sidecar holds from before.
-    held: Option<String>,
     /// What was sent last, or is held from before.
     sent: Option<Arc<Shared>>,
     /// The sidecar enforces `sent`.
@@ -87,8 +89,8 @@ struct Subscription {
     reported: Option<Reported>,
     /// Nothing is to be reported until it carries a stamp.
     is_silent: bool,
-    /// Of a route: the endpoints that it leads to, in order.
-    leads_to: Box<[Name]>,
+    /// Of a route: the version whose endpoints are subscribed.
+    followed: Option<Arc<Shared>>,
 }
 
 /// What was reported of a subscription: what changes none of it is not reported again.
@@ -128,8 +130,7 @@ impl Session {
                     None => return Ok(()),
                 },
                 Some(sequence) = acks.recv() => {
-                    let ack = operator_message::Message::TelemetryAck(TelemetryAck { sequence });
-                    self.send(ack).await?;
+                    self.send(acknowledgement(sequence)).await?;
                 }
                 () = wake.changed() => {
                     let gather = if wake.is_ending() { GATHER_ENDS } else { state.gather() };
@@ -243,35 +244,39 @@ impl Session {
 
     /// A crawler: what it needs now it is told, and nothing of what changes later.
     async fn tell_once(&self, name: &Name, state: &State) -> Result<(), Status> {
-        let compile = |name: &Name| {
-            // Before the model is locked again: a reader that waits for itself waits for ever.
-            let variant = self.variant(name);
-            self.hub.model().compile(&resource_name(name), &variant)
-        };
-        let Some(compiled) = compile(name) else { return Ok(()) };
-        let endpoints: Vec<Name> = compiled.endpoints().into_iter().map(endpoints_name).collect();
-        for name in endpoints {
-            let endpoints = if state.subscribed.contains_key(&name) { None } else { compile(&name) };
-            if let Some(endpoints) = endpoints {
-                self.send(operator_message::Message::Resource(endpoints.resource)).await?;
+        let Some((endpoints, resource)) = self.compiled(name) else { return Ok(()) };
+        for name in &endpoints {
+            if state.subscribed.contains_key(name) {
+                continue;
+            }
+            if let Some((_, endpoints)) = self.compiled(name) {
+                self.send(endpoints).await?;
             }
         }
-        self.send(operator_message::Message::Resource(compiled.resource)).await
+        self.send(resource).await
+    }
+
+    /// A resource that is not subscribed, as a message behind the endpoints that it leads to.
+    fn compiled(&self, name: &Name) -> Option<(Vec<Name>, Box<OperatorMessage>)> {
+        // Before the model is locked again: a reader that waits for itself waits for ever.
+        let variant = self.variant(name);
+        let compiled = self.hub.model().compile(&resource_name(name), &variant)?;
+        let endpoints = compiled.endpoints().into_iter().map(endpoints_name).collect();
+        Some((endpoints, boxed(operator_message::Message::Resource(compiled.resource))))
     }
 
     /// Begins a subscription.
     fn begin(&self, state: &mut State, name: &Name) {
-        let held = state.held.remove(name);
-        if held.is_none() {
+        let is_held = state.held.contains_key(name);
+        if !is_held {
             // A process that holds nothing enforces nothing, whatever its predecessor said.
             self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name.clone()));
         }
         let variant = self.variant(name);
         self.cache.subscribe(&(name.clone(), variant.clone()), &state.wake);
-        let is_silent = held.is_none() && !is_noted(name);
-        state
-            .subscribed
-            .insert(name.clone(), Subscription { variant, held, is_silent, ..Subscription::default() });
+        let is_silent = !is_held && !is_noted(name);
+        let subscription = Subscription { variant, is_silent, ..Subscription::default() };
+        state.subscribed.insert(name.clone(), subscription);
     }
 
     /// Ends a subscription, and with that to the last route the one to its endpoints.
@@ -281,18 +286,18 @@ impl Session {
         let Some(subscription) = state.subscribed.remove(&name) else { return };
         self.cache.unsubscribe(&(name.clone(), subscription.variant), &state.wake);
         self.relay.report(&self.pod_uid, SidecarEvent::Unsubscribed(name));
-        for endpoints in subscription.leads_to {
+        for endpoints in leads_to(subscription.followed.as_deref()) {
             self.lead_away(state, endpoints);
         }
     }
 
     /// A route leads to these endpoints no more.
-    fn lead_away(&self, state: &mut State, endpoints: Name) {
-        let Some(count) = state.routes.get_mut(&endpoints) else { return };
+    fn lead_away(&self, state: &mut State, endpoints: &Name) {
+        let Some(count) = state.routes.get_mut(endpoints) else { return };
         *count -= 1;
         if *count == 0 {
-            state.routes.remove(&endpoints);
-            self.leave(state, endpoints);
+            state.routes.remove(endpoints);
+            self.leave(state, endpoints.clone());
         }
     }
 
@@ -313,7 +318,7 @@ impl Session {
         }
         let sequence = report.sequence;
         if self.relay.telemetry(&self.pod_uid, report) {
-            self.send(operator_message::Message::TelemetryAck(TelemetryAck { sequence })).await?;
+            self.send(acknowledgement(sequence)).await?;
         }
         Ok(())
     }
@@ -338,20 +343,20 @@ impl Session {
     /// sidecar does not hold.
     fn follow(&self, state: &mut State, route: &Name) -> Vec<Arc<Shared>> {
         let Some(subscription) = state.subscribed.get_mut(route) else { return Vec::new() };
-        let leads_to = subscription.sent.as_ref().map_or_else(Vec::new, |sent| sent.compiled.endpoints());
-        if leads_to.iter().copied().eq(subscription.leads_to.iter().map(|(_, name)| &**name)) {
+        let now = subscription.sent.clone();
+        let before = std::mem::replace(&mut subscription.followed, now.clone());
+        let (now, before) = (leads_to(now.as_deref()), leads_to(before.as_deref()));
+        if now == before {
             return Vec::new();
         }
-        let leads_to: Box<[Name]> = leads_to.into_iter().map(endpoints_name).collect();
-        let before = std::mem::replace(&mut subscription.leads_to, leads_to.clone());
-        for endpoints in &leads_to {
+        for endpoints in now {
             *state.routes.entry(endpoints.clone()).or_default() += 1;
         }
         for endpoints in before {
             self.lead_away(state, endpoints);
         }
         let mut changed = Vec::new();
-        for endpoints in &leads_to {
+        for endpoints in now {
             if !state.subscribed.contains_key(endpoints) && state.subscribed.len() < MAX_SUBSCRIPTIONS {
                 self.begin(state, endpoints);
                 changed.extend(self.renewed(state, endpoints));
@@ -371,7 +376,7 @@ impl Session {
         }
         let id: Id = (name.clone(), subscription.variant.clone());
         let resource = self.cache.get(&self.hub, &id)?;
-        let held = subscription.held.take();
+        let held = state.held.remove(name);
         let known = subscription.sent.as_deref().map(Shared::version);
         let same = known.or(held.as_deref()) == Some(resource.version());
         let first = subscription.sent.is_none();
@@ -411,11 +416,10 @@ impl Session {
     }
 
     async fn send_resource(&self, resource: &Shared) -> Result<(), Status> {
-        self.send(operator_message::Message::Resource(resource.compiled.resource.clone())).await
+        self.send(boxed(operator_message::Message::Resource(resource.compiled.resource.clone()))).await
     }
 
-    async fn send(&self, message: operator_message::Message) -> Result<(), Status> {
-        let message = OperatorMessage { message: Some(message) };
+    async fn send(&self, message: Box<OperatorMessage>) -> Result<(), Status> {
         match timeout(READ_WITHIN, self.down.send(Ok(message))).await {
             Ok(sent) => sent.map_err(|_| gone()),
             Err(_) => {
@@ -439,9 +443,21 @@ fn answered<'a>(
     Some((name, subscription, sent))
 }
 
-/// The name of the endpoints that a route leads to.
-fn endpoints_name(text: &str) -> Name {
-    (ResourceType::Endpoints as i32, text.into())
+/// Boxed before it is sent: the future of every session would have room for it.
+fn boxed(message: operator_message::Message) -> Box<OperatorMessage> {
+    Box::new(OperatorMessage { message: Some(message) })
+}
+
+fn acknowledgement(sequence: u64) -> Box<OperatorMessage> {
+    boxed(operator_message::Message::TelemetryAck(TelemetryAck { sequence }))
+}
+
+/// The endpoints that a version of a route leads to.
+fn leads_to(shared: Option<&Shared>) -> &[Name] {
+    match shared {
+        Some(shared) => &shared.leads_to,
+        None => &[],
+    }
 }
 
 fn is_endpoints((kind, _): &Name) -> bool {

@@ -12,6 +12,7 @@ use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tulle_crds::{MeshConfig, MeshPolicy};
 
@@ -35,6 +36,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two log lines about a right that is lacking.
+const LACKING_AGAIN: Duration = Duration::from_secs(60);
 /// How often the queue is looked at while it waits for a time or a token.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -195,6 +198,7 @@ impl Writer {
 
     /// Writes for ever, while this replica leads.
     pub async fn run(&self, client: Client, mut leadership: watch::Receiver<Leadership>) {
+        let mut lacking: Option<Instant> = None;
         loop {
             // Before each write: the Lease may have been lost during the last one.
             if !leadership.borrow_and_update().mine {
@@ -224,10 +228,23 @@ impl Writer {
             let succeeded = matches!(written, Ok(Ok(())));
             if !succeeded {
                 tracing::debug!(?target, ?written, "a status was not written; it is decided and tried again");
+                if is_forbidden(&written) && lacking.is_none_or(|at| at.elapsed() >= LACKING_AGAIN) {
+                    lacking = Some(Instant::now());
+                    tracing::error!(
+                        ?target,
+                        "this account may not write this status; apply the ClusterRole tulle-operator of this operator's version"
+                    );
+                }
             }
             self.queue().done(&target, &write, succeeded, Instant::now());
         }
     }
+}
+
+/// Whether the API server refused a write to this account.
+fn is_forbidden(written: &Result<anyhow::Result<()>, Elapsed>) -> bool {
+    let Ok(Err(error)) = written else { return false };
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_forbidden())
 }
 
 /// Waits until this replica does not lead.
@@ -329,6 +346,17 @@ mod tests {
         assert_eq!(queue.next(now + FIRST_RETRY).unwrap().0, policy("a"));
         let delays = [1, 2, 3, 7, u32::MAX].map(|failures| retry_delay(failures).as_millis());
         assert_eq!(delays, [500, 1000, 2000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_right_that_is_lacking_is_told_from_a_conflict() {
+        let refused = |code, reason| {
+            let status = kube::core::Status::failure("no", reason).with_code(code);
+            Ok(Err(anyhow::Error::from(kube::Error::Api(Box::new(status)))))
+        };
+        assert!(is_forbidden(&refused(403, "Forbidden")));
+        assert!(!is_forbidden(&refused(409, "Conflict")));
+        assert!(!is_forbidden(&Ok(Ok(()))));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Applies the events of one watch to the model.
 //!
 //! In: events as kube's watcher yields them. Out: changes of the model behind a [`Hub`]. Decides whether a list is
-//! complete enough to delete the objects that it does not contain. Never opens a connection.
+//! complete enough to delete the objects that it does not contain, and when a kind that this account may not read is gone
+//! on without. Never opens a connection.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt as _};
 use kube::runtime::watcher::{self, Event};
@@ -18,10 +20,17 @@ use crate::model::Model;
 /// exist.
 const SUSPICIOUS: usize = 10;
 
+/// How long a kind must have been forbidden before the operator goes on without it. An API server that has just started
+/// forbids everything until it has read its roles.
+const FORBIDDEN_FOR: Duration = Duration::from_secs(10);
+
 /// Functions that apply the objects of one kind to the model.
 pub(super) struct Handlers<I, A, D> {
     /// Name of the kind, for the log.
     pub(super) kind: String,
+    /// What is lacking where this account may not read the kind: an upgrade in which the ClusterRole comes last, or never.
+    /// `None`: nothing can be served without it.
+    pub(super) without: Option<&'static str>,
     /// Identifies an object.
     pub(super) id: I,
     /// Puts an object into the model.
@@ -38,13 +47,21 @@ pub(super) struct Known<Id> {
     listed: HashSet<Id>,
     /// The last list was suspect. The next one is accepted however short it is.
     suspected: bool,
-    /// A list has been accepted, and the kind counts as synced.
+    /// A list has been accepted, or the kind is gone on without: it counts as synced.
     synced: bool,
+    /// Since when every list has been forbidden.
+    forbidden_since: Option<Instant>,
 }
 
 impl<Id> Default for Known<Id> {
     fn default() -> Self {
-        Self { ids: HashSet::new(), listed: HashSet::new(), suspected: false, synced: false }
+        Self {
+            ids: HashSet::new(),
+            listed: HashSet::new(),
+            suspected: false,
+            synced: false,
+            forbidden_since: None,
+        }
     }
 }
 
@@ -60,6 +77,7 @@ enum Relist<Id> {
 impl<Id: Hash + Eq + Clone> Known<Id> {
     fn end_of_list(&mut self) -> Relist<Id> {
         let listed = std::mem::take(&mut self.listed);
+        self.forbidden_since = None;
         if !self.suspected && self.ids.len() >= SUSPICIOUS && listed.len() < self.ids.len() / 2 {
             self.suspected = true;
             // They are in the model by now. Those that are missing in the next list are deleted then.
@@ -80,6 +98,33 @@ impl<Id: Hash + Eq + Clone> Known<Id> {
         }
     }
 
+    /// Notes a failure. A kind that has been forbidden for a while, and that the rest can do without, counts as synced:
+    /// its objects come when the right does.
+    fn failed(
+        &mut self,
+        hub: &Hub,
+        (kind, without): (&str, Option<&'static str>),
+        error: &watcher::Error,
+        now: Instant,
+    ) {
+        if !is_forbidden(error) {
+            self.forbidden_since = None;
+            tracing::warn!(kind, %error, "watch failed; retrying");
+            return;
+        }
+        let lacking = without.unwrap_or("no sidecar is served");
+        tracing::error!(
+            kind,
+            lacking,
+            %error,
+            "this account may not read this kind; apply the ClusterRole tulle-operator of this operator's version"
+        );
+        let since = *self.forbidden_since.get_or_insert(now);
+        if without.is_some() && now.saturating_duration_since(since) >= FORBIDDEN_FOR {
+            self.count(hub);
+        }
+    }
+
     /// Forgets all objects, of a kind that is not served any more. Returns those that there were.
     pub(super) fn forget(&mut self) -> HashSet<Id> {
         self.listed.clear();
@@ -97,7 +142,7 @@ pub(super) async fn follow<K, Id>(
 ) where
     Id: Hash + Eq + Clone,
 {
-    let Handlers { kind, id, apply, delete } = handlers;
+    let Handlers { kind, without, id, apply, delete } = handlers;
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -135,8 +180,19 @@ pub(super) async fn follow<K, Id>(
                 known.ids.remove(&gone);
                 hub.change(|model| delete(model, &gone));
             }
-            Err(error) => tracing::warn!(kind, %error, "watch failed; retrying"),
+            Err(error) => known.failed(hub, (kind.as_str(), *without), &error, Instant::now()),
         }
+    }
+}
+
+/// Whether the API server refused a list or watch to this account.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.is_forbidden(),
+        _ => false,
     }
 }
 
@@ -160,16 +216,28 @@ mod tests {
 
     impl Watch {
         async fn events(&mut self, events: Vec<Event<wire::Namespace>>) {
+            self.results(None, events.into_iter().map(Ok).collect()).await;
+        }
+
+        async fn fails(&mut self, without: Option<&'static str>, error: watcher::Error) {
+            self.results(without, vec![Ok(Event::Init), Err(error)]).await;
+        }
+
+        async fn results(
+            &mut self,
+            without: Option<&'static str>,
+            results: Vec<Result<Event<wire::Namespace>, watcher::Error>>,
+        ) {
             let handlers = Handlers {
                 kind: "Namespace".to_owned(),
+                without,
                 id: |object: &wire::Namespace| object.name_any(),
                 apply: |model: &mut Model, object: wire::Namespace| {
                     model.apply_namespace(object.name_any().into(), convert::namespace(&object));
                 },
                 delete: |model: &mut Model, name: &String| model.delete_namespace(name),
             };
-            let events = futures::stream::iter(events.into_iter().map(Ok));
-            follow(events, &self.hub, &mut self.known, &handlers).await;
+            follow(futures::stream::iter(results), &self.hub, &mut self.known, &handlers).await;
         }
 
         async fn list(&mut self, numbers: Range<u32>) {
@@ -234,6 +302,37 @@ mod tests {
         assert_eq!(watch.in_model(), 21);
         watch.list(0..20).await;
         assert_eq!(watch.in_model(), 20);
+    }
+
+    fn forbidden() -> watcher::Error {
+        let status = kube::core::Status::failure("not allowed", "Forbidden").with_code(403);
+        watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+    }
+
+    #[tokio::test]
+    async fn a_kind_that_may_not_be_read_holds_up_the_rest_for_a_moment_only() {
+        let mut watch = Watch::default();
+        watch.fails(Some("nothing of it holds"), forbidden()).await;
+        assert_eq!(watch.kinds_synced(), 0, "an API server that is starting");
+        watch.known.forbidden_since = Instant::now().checked_sub(FORBIDDEN_FOR);
+        watch.fails(Some("nothing of it holds"), watcher::Error::NoResourceVersion).await;
+        watch.fails(Some("nothing of it holds"), forbidden()).await;
+        assert_eq!(watch.kinds_synced(), 0, "the time begins anew");
+        for _ in 0..2 {
+            watch.known.forbidden_since = Instant::now().checked_sub(FORBIDDEN_FOR);
+            watch.fails(Some("nothing of it holds"), forbidden()).await;
+            assert_eq!(watch.kinds_synced(), 1);
+        }
+        watch.list(0..3).await;
+        assert_eq!((watch.in_model(), watch.kinds_synced()), (3, 1), "it is read as soon as it may be");
+    }
+
+    #[tokio::test]
+    async fn a_kind_without_which_nothing_can_be_served_is_waited_for_however_long_it_is_forbidden() {
+        let mut watch = Watch::default();
+        watch.known.forbidden_since = Instant::now().checked_sub(FORBIDDEN_FOR);
+        watch.fails(None, forbidden()).await;
+        assert_eq!(watch.kinds_synced(), 0);
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 //!
 //! In: what the API server serves, asked for every [`ASK_EVERY`], and the objects of each kind that it does. Out: routes
 //! in the model, and [`RouteRecords`] for whoever writes their status. The discovery API needs no right; a watch of CRDs
-//! would, and does not say which versions are served. A kind that is not installed counts as listed. One that vanishes
-//! takes its routes with it, after two answers that lack it.
+//! would, and does not say which versions are served. A kind that is not installed counts as listed, and one that this
+//! account may not read after a while. One that vanishes takes its routes with it. That a kind is not served counts after
+//! two answers that lack it: one that has just started may not serve everything yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::follow::{Handlers, Known, follow};
@@ -32,10 +34,16 @@ pub(super) const KINDS: usize = 4;
 
 /// Time between two questions what is served. A CRD that comes or goes is noticed within twice this.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// Time until the first answer is asked for again, where it lacks a kind. Nothing is served before that.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 /// The longest time between two questions while the API server does not answer.
 const ASK_LATEST: Duration = Duration::from_secs(30);
 /// Timeout of one question.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so many refusals in a row, which take 12 s, the operator goes on as if nothing were installed.
+const REFUSALS: u32 = 3;
+/// What is lacking where routes of a kind may not be read.
+const WITHOUT: &str = "routes of this kind do not hold";
 
 /// A kind of route, and the versions of it that this build reads, the best one first.
 #[derive(Debug)]
@@ -91,13 +99,15 @@ impl Served {
         self.routes.iter().all(Option::is_some)
     }
 
-    /// What counts after this answer and the one before it: a server that has just started may not serve everything yet.
-    fn confirmed_by(self, before: Self) -> Self {
+    /// What counts after this answer and the one before it. `None`: another answer has to confirm what the first one
+    /// lacks, because without a kind its routes would be taken from the sidecars that hold them.
+    fn confirmed_by(self, before: Option<Self>) -> Option<Self> {
+        let Some(before) = before else { return self.is_complete().then_some(self) };
         let mut routes = self.routes;
         for (route, before) in routes.iter_mut().zip(before.routes) {
             *route = route.or(before);
         }
-        Self { routes, meshes: self.meshes || before.meshes }
+        Some(Self { routes, meshes: self.meshes || before.meshes })
     }
 
     fn version(&self, index: usize) -> Option<&'static str> {
@@ -117,26 +127,46 @@ pub(super) fn start(client: &Client, hub: &Arc<Hub>) -> watch::Receiver<Option<S
 
 /// Keeps `served` current. Never returns.
 async fn ask(client: Client, served: watch::Sender<Option<Served>>) {
-    let (mut before, mut pause) = (Served::default(), ASK_EVERY);
+    let (mut before, mut pause, mut refusals) = (None, ASK_EVERY, 0);
     loop {
         match timeout(ASK_TIMEOUT, answer(&client)).await {
             Ok(Ok(seen)) => {
-                let counts = Some(seen.confirmed_by(before));
-                (before, pause) = (seen, ASK_EVERY);
-                served.send_if_modified(|known| {
-                    let differs = *known != counts;
-                    *known = counts;
-                    differs
-                });
+                let counts = seen.confirmed_by(before);
+                pause = if counts.is_some() { ASK_EVERY } else { CONFIRM_AFTER };
+                (before, refusals) = (Some(seen), 0);
+                publish(&served, counts);
             }
             failed => {
-                pause = (pause * 2).min(ASK_LATEST);
+                pause = (pause * 2).clamp(ASK_EVERY, ASK_LATEST);
                 let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 tracing::warn!(?failed, retry_ms, "cannot find out whether the Gateway API is installed");
+                refusals = if is_forbidden(&failed) { refusals + 1 } else { 0 };
+                if refusals >= REFUSALS && served.borrow().is_none() {
+                    tracing::error!(
+                        "this account may not ask what the API server serves, and no route holds; bind ClusterRole system:discovery to it"
+                    );
+                    publish(&served, Some(Served::default()));
+                }
             }
         }
         sleep(pause).await;
     }
+}
+
+/// Publishes what is served, if that is known and differs.
+fn publish(served: &watch::Sender<Option<Served>>, counts: Option<Served>) {
+    served.send_if_modified(|known| {
+        let differs = counts.is_some() && *known != counts;
+        if differs {
+            *known = counts;
+        }
+        differs
+    });
+}
+
+/// Whether a question was refused to this account.
+fn is_forbidden(answer: &Result<kube::Result<Served>, Elapsed>) -> bool {
+    matches!(answer, Ok(Err(kube::Error::Api(status))) if status.is_forbidden())
 }
 
 /// Asks for the resources of those groups and versions only that there are: a missing one is an error.
@@ -235,6 +265,7 @@ fn handlers(
 > {
     Handlers {
         kind: kind.name().to_owned(),
+        without: Some(WITHOUT),
         id: move |object: &wire::Route| convert::route_key(kind, object),
         apply: move |model: &mut Model, object: wire::Route| apply(model, hub, (kind, version), object),
         delete: move |model: &mut Model, key: &RouteKey| delete(model, hub.routes(), key),
@@ -318,9 +349,24 @@ mod tests {
     #[test]
     fn a_kind_that_vanishes_counts_until_a_second_answer_lacks_it() {
         let (all, none) = (served(&[("v1", &["httproutes"])]), Served::default());
-        assert_eq!(none.confirmed_by(all), all, "the first answer without it");
-        assert_eq!(none.confirmed_by(none), none);
-        assert_eq!(all.confirmed_by(none), all, "what appears counts at once");
+        assert_eq!(none.confirmed_by(Some(all)), Some(all), "the first answer without it");
+        assert_eq!(none.confirmed_by(Some(none)), Some(none));
+        assert_eq!(all.confirmed_by(Some(none)), Some(all), "what appears counts at once");
+    }
+
+    #[test]
+    fn an_operator_that_starts_beside_its_api_server_does_not_take_a_first_answer_for_the_whole() {
+        let some = served(&[("v1", &["httproutes"])]);
+        let all = served(&[("v1", &["httproutes", "grpcroutes", "tlsroutes", "tcproutes"])]);
+        assert_eq!(Served::default().confirmed_by(None), None);
+        assert_eq!(some.confirmed_by(None), None, "another kind may come");
+        assert_eq!(all.confirmed_by(None), Some(all));
+        let (known, _) = watch::channel(None);
+        publish(&known, None);
+        assert_eq!(*known.borrow(), None);
+        publish(&known, Some(some));
+        publish(&known, None);
+        assert_eq!(*known.borrow(), Some(some));
     }
 
     #[test]

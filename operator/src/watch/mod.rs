@@ -37,7 +37,8 @@ use follow::{Handlers, Known, follow};
 use gateway::Served;
 pub use records::{RouteRecord, RouteRecords};
 
-/// Number of kinds that are watched. One that is not installed counts as listed.
+/// Number of kinds that are watched. One that is not installed counts as listed, and so does one that the rest can do
+/// without and this account may not read.
 const KINDS: usize = 13 + gateway::KINDS;
 
 /// Called with every change while the model is locked, so it must not lock the model. Returns whether to keep it.
@@ -187,13 +188,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Starts every watcher. Returns what is installed of the Gateway API; `None` until that is known.
 pub fn start(client: &Client, hub: &Arc<Hub>) -> watch::Receiver<Option<Served>> {
-    let feed = Feed { client: client.clone(), hub: Arc::clone(hub) };
+    let feed = Feed { client: client.clone(), hub: Arc::clone(hub), without: None };
+    let optional = Feed {
+        client: client.clone(),
+        hub: Arc::clone(hub),
+        without: Some("sidecars do not learn their zones"),
+    };
     feed.start::<wire::Namespace, _>(
         |object| object.name_any(),
         |model, object| model.apply_namespace(object.name_any().into(), convert::namespace(&object)),
         |model, name| model.delete_namespace(name),
     );
-    feed.start::<PartialObjectMeta<wire::Node>, _>(
+    optional.start::<PartialObjectMeta<wire::Node>, _>(
         |object| object.name_any(),
         |model, object| model.apply_node(object.name_any().into(), convert::zone(&object)),
         |model, name| model.delete_node(name),
@@ -288,6 +294,8 @@ pub fn pod_of_json(text: &str) -> serde_json::Result<Pod> {
 struct Feed {
     client: Client,
     hub: Arc<Hub>,
+    /// See [`Handlers::without`].
+    without: Option<&'static str>,
 }
 
 impl Feed {
@@ -301,7 +309,7 @@ impl Feed {
         Id: Hash + Eq + Clone + Send + 'static,
     {
         let (api, hub) = (Api::<K>::all(self.client.clone()), Arc::clone(&self.hub));
-        let handlers = Handlers { kind: K::kind(&()).into_owned(), id, apply, delete };
+        let handlers = Handlers { kind: K::kind(&()).into_owned(), without: self.without, id, apply, delete };
         tokio::spawn(async move {
             let mut known = Known::default();
             loop {

@@ -93,10 +93,10 @@ impl Sidecars {
             }
             let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else { continue };
             let client = clients.entry(Arc::clone(uid)).or_default();
-            client.pod = name_of(pod);
             let Version { policy, uid, generation } = version;
             if !known.enforces(policy, uid, generation) || known.enforces_another(policy, uid, generation) {
                 client.behind = true;
+                client.pod = name_of(pod);
                 let is_unaware = name.0 == ResourceType::Destination as i32;
                 let refused = || known.refused.clone().or_else(|| is_unaware.then(|| UNAWARE.to_owned()));
                 client.refusal = client.refusal.take().or_else(refused);

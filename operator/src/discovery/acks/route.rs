@@ -84,11 +84,12 @@ impl Sidecars {
             let known = sidecar.resources.get(name).filter(|known| !known.is_over());
             let Some(known) = known else { continue };
             let holder = holders.entry(Arc::clone(pod_uid)).or_default();
-            holder.pod = name_of(pod);
             if known.enforces_route(route, uid, generation) {
                 holder.last = holder.last.max(known.acked_at);
             } else {
                 holder.behind = true;
+                // Of thousands that are not behind, no name is made.
+                holder.pod = name_of(pod);
                 holder.refusal = holder.refusal.take().or_else(|| known.refused.clone());
             }
         }

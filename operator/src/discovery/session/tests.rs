@@ -25,7 +25,7 @@ fn named(kind: ResourceType, name: &str) -> Name {
 struct Sidecar {
     session: Session,
     state: State,
-    down: mpsc::Receiver<Result<OperatorMessage, Status>>,
+    down: mpsc::Receiver<Down>,
     acks: Arc<AckTracker>,
 }
 
@@ -85,7 +85,8 @@ impl Sidecar {
     fn resources(&mut self) -> Vec<Resource> {
         let mut all = Vec::new();
         while let Ok(message) = self.down.try_recv() {
-            let Some(operator_message::Message::Resource(resource)) = message.unwrap().message else {
+            let message = *message.unwrap();
+            let Some(operator_message::Message::Resource(resource)) = message.message else {
                 panic!("not a resource")
             };
             all.push(resource);
@@ -118,6 +119,32 @@ fn hub() -> Arc<Hub> {
 fn with_canary(epoch: u64) -> impl FnOnce(&mut Model) {
     let status = serde_json::json!({"approvedRevision": "r1", "phase": "Stable", "epoch": epoch});
     move |model: &mut Model| model.apply_canary(key("shop", "web"), canary(status))
+}
+
+#[test]
+fn what_each_of_many_streams_keeps_is_small() {
+    // 2,000 sidecars have a queue with room for 32 messages each, and a subscription for each address and Service.
+    assert!(size_of::<Down>() <= 16, "{}", size_of::<Down>());
+    assert!(size_of::<Subscription>() <= 72, "{}", size_of::<Subscription>());
+    let mut sidecar = Sidecar::new(&hub());
+    let sending = size_of_val(&sidecar.session.send_changed(&mut sidecar.state));
+    assert!(sending <= 2048, "{sending}");
+}
+
+#[tokio::test]
+async fn two_streams_share_the_names_of_the_endpoints_that_a_route_leads_to() {
+    let hub = hub();
+    let (mut one, mut other) = (Sidecar::new(&hub), Sidecar::new(&hub));
+    other.session.cache = Arc::clone(&one.session.cache);
+    other.state = State::new(other.session.cache.wake(), HashMap::new());
+    for sidecar in [&mut one, &mut other] {
+        sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
+    }
+    let name = |sidecar: &Sidecar| {
+        let wanted = named(ResourceType::Endpoints, WEB);
+        Arc::clone(&sidecar.state.subscribed.get_key_value(&wanted).unwrap().0.1)
+    };
+    assert!(Arc::ptr_eq(&name(&one), &name(&other)));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! What sidecars are sent for one address is bounded: the oldest routes come first, and one for which there is no room
 //! left is ignored too, because a message that a sidecar cannot take would end its stream.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::object::{Service, ServicePort};
@@ -36,15 +37,34 @@ pub(super) struct Attached<'a> {
     pub(super) standing: Standing,
 }
 
+/// How routes stand at the ports that were asked for, for as long as the model stays as it is: of a thousand routes of
+/// one Service, each would otherwise put all of them in order.
+#[derive(Debug, Default)]
+pub struct Standings<'a> {
+    /// By the Service, its port, and the namespace of the routes.
+    at: HashMap<(Key, u16, Arc<str>), HashMap<&'a RouteKey, Standing>>,
+}
+
+/// Whether a parent is a Service. Without a group it is a kind of the Gateway API.
+pub(super) fn is_service(parent: &ParentRef) -> bool {
+    parent.group.as_deref() == Some("") && parent.kind.as_deref() == Some("Service")
+}
+
 /// The Service that a parent is. `None`: it is not a Service.
 pub(super) fn service_of(route: &RouteObject, parent: &ParentRef) -> Option<Key> {
-    // Without a group it is one of the Gateway API.
-    let is_service = parent.group.as_deref() == Some("") && parent.kind.as_deref() == Some("Service");
     let namespace = || match parent.namespace.as_deref() {
         Some(namespace) if !namespace.is_empty() => namespace.into(),
         _ => Arc::clone(&route.namespace),
     };
-    is_service.then(|| (namespace(), parent.name.as_str().into()))
+    is_service(parent).then(|| (namespace(), parent.name.as_str().into()))
+}
+
+/// Whether a parent is this Service. Allocates nothing.
+fn is(route: &RouteObject, parent: &ParentRef, service: &Key) -> bool {
+    let given = parent.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+    is_service(parent)
+        && parent.name.as_str() == &*service.1
+        && given.unwrap_or(&route.namespace) == &*service.0
 }
 
 /// Whether routes can be attached to a Service.
@@ -64,8 +84,8 @@ impl Gateway {
         let its = self.by_parent.get(service).into_iter().flatten().filter(|key| &*key.namespace == from);
         let its = its.filter_map(|key| self.routes.get_key_value(key));
         let means_it = |held: &Held| {
-            let is_it = |parent: &&ParentRef| service_of(&held.object, parent).as_ref() == Some(service);
-            held.object.parents.iter().filter(is_it).any(|parent| means(parent, port))
+            let mut parents = held.object.parents.iter();
+            parents.any(|parent| is(&held.object, parent, service) && means(parent, port))
         };
         let mut its: Vec<(&RouteKey, &Held)> =
             its.filter(|(_, held)| held.is_in_force() && means_it(held)).collect();
@@ -104,6 +124,21 @@ impl Model {
         } else {
             Vec::new()
         }
+    }
+
+    /// How a route stands at a port of a Service. `None`: it decides nothing there.
+    pub(super) fn standing<'a>(
+        &'a self,
+        (service, port): (&Key, &ServicePort),
+        key: &RouteKey,
+        known: &mut Standings<'a>,
+    ) -> Option<Standing> {
+        let at = (service.clone(), port.port, Arc::clone(&key.namespace));
+        let all = known.at.entry(at).or_insert_with(|| {
+            let attached = self.attached(service, port, &key.namespace).into_iter();
+            attached.map(|one| (one.key, one.standing)).collect()
+        });
+        all.get(key).cloned()
     }
 
     /// Whether routes of the clients' own namespace hold for them at a port of a Service of another namespace.

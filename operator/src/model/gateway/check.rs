@@ -9,7 +9,9 @@ use tulle_mesh::proto;
 
 use super::filter::{self, FilterTerm};
 use super::matching;
-use super::object::{BackendRef, FilterSpec, RetrySpec, RouteObject, RuleSpec, SessionSpec};
+use super::object::{
+    BackendRef, FilterSpec, MatchSpec, MatchType, MethodSpec, RetrySpec, RouteObject, RuleSpec, SessionSpec,
+};
 
 /// A value that this build does not support, or that nothing supports (`Accepted`, `PartiallyInvalid`).
 pub(super) const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
@@ -17,6 +19,10 @@ pub(super) const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
 pub(super) const INCOMPATIBLE_FILTERS: &str = "IncompatibleFilters";
 /// Retries where a rule asks for some and does not say how many; the same as of a MeshPolicy.
 const RETRIES: i64 = 2;
+/// Regular expressions of one route: one for each match that the schema allows. Its matches may have 33 each, and what
+/// they cost is paid by the operator, where it compiles them while nobody is answered, and by the sidecars of all clients
+/// of the Service, for each request.
+const MAX_REGEXES: usize = 128;
 
 /// What is wrong with something, and the reason of the condition that says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +75,36 @@ pub(super) struct BackendTerm {
 
 /// The rules of a route, each checked by itself.
 pub(super) fn rules(route: &RouteObject) -> Vec<CheckedRule> {
-    route.rules.iter().enumerate().map(|(index, rule)| checked(route, index, rule)).collect()
+    let mut left = MAX_REGEXES;
+    let check = |(index, rule): (usize, &RuleSpec)| match left.checked_sub(regexes(rule)) {
+        Some(fewer) => {
+            left = fewer;
+            checked(route, index, rule)
+        }
+        None => {
+            let what = format!("more than {MAX_REGEXES} regular expressions in one route");
+            let name = rule.name.clone().unwrap_or_default();
+            CheckedRule { name, matches: Vec::new(), terms: None, flaw: Some(Flaw::unsupported(what)) }
+        }
+    };
+    route.rules.iter().enumerate().map(check).collect()
+}
+
+/// How many regular expressions a rule has.
+fn regexes(rule: &RuleSpec) -> usize {
+    let is_regex = |kind: Option<&MatchType>| kind == Some(&MatchType::RegularExpression);
+    let of = |one: &MatchSpec| {
+        let path = one.path.iter().filter(|path| is_regex(path.kind.as_ref())).count();
+        let values = one.headers.iter().chain(&one.query_params);
+        let method = match &one.method {
+            Some(MethodSpec::Grpc { kind, service, method }) if is_regex(kind.as_ref()) => {
+                [service, method].into_iter().flatten().count()
+            }
+            _ => 0,
+        };
+        path + values.filter(|value| is_regex(value.kind.as_ref())).count() + method
+    };
+    rule.matches.iter().map(of).sum()
 }
 
 fn checked(route: &RouteObject, index: usize, rule: &RuleSpec) -> CheckedRule {

@@ -27,6 +27,7 @@ mod matching;
 mod object;
 mod status;
 
+pub use attach::Standings;
 pub use compile::RouteClient;
 pub use object::{
     BackendRef, CookieSpec, CorsSpec, FilterSpec, FractionSpec, HeaderSpec, HeadersSpec, MatchSpec,
@@ -92,7 +93,11 @@ impl Held {
 
 impl Model {
     /// Takes a route over.
-    pub fn apply_route(&mut self, route: RouteObject) {
+    pub fn apply_route(&mut self, mut route: RouteObject) {
+        if !route.parents.iter().any(attach::is_service) {
+            // A gateway's, of which there may be thousands: nothing of it is used here.
+            (route.rules, route.hostnames) = (Vec::new(), Vec::new());
+        }
         let key = route.key();
         if self.gateway.routes.get(&key).is_some_and(|known| known.object == route) {
             // Only its status.

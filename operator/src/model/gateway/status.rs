@@ -2,7 +2,7 @@
 
 use super::super::{Key, Model};
 use super::Held;
-use super::attach::{MAX_RULES, Standing, is_parent, means, service_of};
+use super::attach::{MAX_RULES, Standing, Standings, is_parent, means, service_of};
 use super::check::{Flaw, references};
 use super::object::{ParentRef, RouteKey};
 
@@ -54,12 +54,17 @@ pub struct ParentStatus {
 impl Model {
     /// What the status of a route says, for each of its parents that is a Service, in order. Nothing about others.
     pub fn route_status(&self, key: &RouteKey) -> Vec<ParentStatus> {
+        self.route_status_among(key, &mut Standings::default())
+    }
+
+    /// The same for one of many routes.
+    pub fn route_status_among<'a>(&'a self, key: &RouteKey, known: &mut Standings<'a>) -> Vec<ParentStatus> {
         let Some((key, held)) = self.gateway.routes.get_key_value(key) else { return Vec::new() };
         let resolved = self.resolved(held);
         let flaws: Vec<(usize, &Flaw)> = held.flaws().collect();
         let status = |parent: &ParentRef| {
             let service = service_of(&held.object, parent)?;
-            let accepted = self.accepted(key, held, parent, &service);
+            let accepted = self.accepted((key, held), parent, &service, known);
             let is_partial = accepted.status && !flaws.is_empty();
             Some(ParentStatus {
                 parent: parent.clone(),
@@ -71,7 +76,13 @@ impl Model {
         held.object.parents.iter().filter_map(status).collect()
     }
 
-    fn accepted(&self, key: &RouteKey, held: &Held, parent: &ParentRef, of: &Key) -> RouteCondition {
+    fn accepted<'a>(
+        &'a self,
+        (key, held): (&RouteKey, &Held),
+        parent: &ParentRef,
+        of: &Key,
+        known: &mut Standings<'a>,
+    ) -> RouteCondition {
         let no_parent = |why: String| RouteCondition::new(false, "NoMatchingParent", why);
         let name = format!("{}/{}", of.0, of.1);
         let Some(service) = self.services.get(of) else {
@@ -92,8 +103,7 @@ impl Model {
         }
         let (mut holds, mut fails) = (Vec::new(), Vec::new());
         for port in ports {
-            let mut attached = self.attached(of, port, &key.namespace).into_iter();
-            match attached.find(|one| one.key == key).map(|one| one.standing) {
+            match self.standing((of, port), key, known) {
                 Some(Standing::Holds) => holds.push(port.port.to_string()),
                 Some(Standing::Overruled(by)) => {
                     fails.push((CONFLICTED, format!("{by} holds at port {}", port.port)));

@@ -5,7 +5,7 @@ use tulle_mesh::features::{ROUTES_V1, TRAFFIC_V1};
 use tulle_mesh::proto::{ResourceName, ResourceType, route, stamp};
 
 use super::*;
-use crate::model::gateway::{ParentStatus, RouteKind, RouteObject, RouteSpec};
+use crate::model::gateway::{ParentStatus, RouteKind, RouteObject, RouteSpec, Standings};
 
 mod rules;
 
@@ -342,4 +342,42 @@ fn traffic_to_a_pods_own_address_sees_no_route() {
     model.apply_route(http("shop/r", 0, "/"));
     let route = model.route("10.1.0.1:80".parse().unwrap(), "shop");
     assert!(matches!(route.kind, Some(route::Kind::Pod(_))));
+}
+
+#[test]
+fn nothing_of_a_gateways_route_is_compiled_and_its_backends_do_not_touch_it() {
+    let mut model = world();
+    let rule = json!({"backendRefs": [{"name": "api", "port": 80}]});
+    let spec = json!({"parentRefs": [{"name": "edge"}], "hostnames": ["a.example"], "rules": [rule]});
+    let route = route_of(RouteKind::Http, "shop/ingress", spec);
+    model.apply_route(route.clone());
+    assert!(model.route_object(&route.key()).unwrap().rules.is_empty());
+    drop(model.take_touched());
+    model.apply_service(key("shop", "api"), service("10.96.0.2", &[("http", 81, None)]));
+    assert!(model.take_touched().routes.is_empty());
+    model.apply_route(RouteObject { parents: http("shop/other", 0, "/").parents, ..route.clone() });
+    assert_eq!(rules_at(&model, VIP, "shop").unwrap().rules.len(), 1, "it is a Service's now");
+    model.apply_route(route);
+    assert_eq!(rules_at(&model, VIP, "shop"), None);
+}
+
+#[test]
+fn routes_that_are_looked_at_together_say_what_each_says_alone() {
+    let mut model = world();
+    let spec = json!({"parentRefs": [web(json!({"port": 80}))], "rules": [{}]});
+    let routes = [
+        http("shop/one", 1, "/"),
+        http("shop/two", 2, "/"),
+        http("team/three", 0, "/"),
+        route_of(RouteKind::Grpc, "shop/four", spec.clone()),
+        route_of(RouteKind::Tcp, "team/five", spec),
+    ];
+    for route in &routes {
+        model.apply_route(route.clone());
+    }
+    let mut known = Standings::default();
+    for route in &routes {
+        let among = model.route_status_among(&route.key(), &mut known);
+        assert_eq!(among, model.route_status(&route.key()), "{}", route.key());
+    }
 }

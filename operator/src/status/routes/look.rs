@@ -19,7 +19,7 @@ use super::times::AcknowledgeTimes;
 use super::{ACCEPTED, ACKNOWLEDGED, Decided, PARTIALLY_INVALID, Parent, RESOLVED_REFS, Truth};
 use super::{acknowledged, entries, found, list, text};
 use crate::discovery::{AckTracker, RouteAcknowledgement};
-use crate::model::gateway::{ParentRef, ParentStatus, RouteCondition, RouteKey, RouteKind};
+use crate::model::gateway::{ParentRef, ParentStatus, RouteCondition, RouteKey, RouteKind, Standings};
 use crate::model::{Key, Model};
 use crate::status::writer::{Target, Write, Writer};
 use crate::watch::{RouteRecord, RouteRecords};
@@ -76,12 +76,13 @@ impl RouteDecider {
         if all {
             keys.extend(from.records.keys());
         }
+        let mut standings = Standings::default();
         for key in keys {
-            self.route(from, &key);
+            self.route(from, &key, &mut standings);
         }
     }
 
-    fn route(&mut self, from: &Sources<'_>, key: &RouteKey) {
+    fn route<'a>(&mut self, from: &Sources<'a>, key: &RouteKey, standings: &mut Standings<'a>) {
         let target = Target::Route(key.clone());
         let Some(record) = from.records.get(key) else {
             self.forget(key);
@@ -89,7 +90,7 @@ impl RouteDecider {
         };
         let stamped: Key = (Arc::clone(&key.namespace), key.stamped().into());
         let seen = from.acks.route(from.model, &stamped, &record.uid, record.generation);
-        let parents = parents(from.model, key, &record, &seen);
+        let parents = parents((from.model, standings), key, &record, &seen);
         let current = list(&record.status, "parents");
         self.reject(from.rejected, (key, &record), current, &parents);
         // Nothing is awaited of sidecars for a generation that cannot be sent.
@@ -200,7 +201,12 @@ fn condition<'a>(parent: &'a Parent, type_: &str) -> Option<&'a Decided> {
 }
 
 /// The parents of a route that are ours, with their conditions.
-fn parents(model: &Model, key: &RouteKey, record: &RouteRecord, seen: &RouteAcknowledgement) -> Vec<Parent> {
+fn parents<'a>(
+    (model, standings): (&'a Model, &mut Standings<'a>),
+    key: &RouteKey,
+    record: &RouteRecord,
+    seen: &RouteAcknowledgement,
+) -> Vec<Parent> {
     let written = || record.parent_refs.iter();
     if let Some(error) = &record.unreadable {
         let is_service = |reference: &&Value| {
@@ -217,7 +223,7 @@ fn parents(model: &Model, key: &RouteKey, record: &RouteRecord, seen: &RouteAckn
         let (_, reference) = read.iter().find(|(parent, _)| *parent == status.parent)?;
         Some(Parent { reference: (*reference).clone(), conditions: decided(status, seen) })
     };
-    model.route_status(key).into_iter().filter_map(parent).collect()
+    model.route_status_among(key, standings).into_iter().filter_map(parent).collect()
 }
 
 /// Conditions of a parent, from the model's decision and what sidecars have said.

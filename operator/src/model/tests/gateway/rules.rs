@@ -421,3 +421,20 @@ fn a_client_is_led_to_the_family_that_it_dialled_where_the_backend_has_it() {
     model.apply_service(key("shop", "api"), both("10.96.0.2", "fd00::2", &[("http", 80, None)]));
     assert_eq!(leads_to(&model), "shop/api:80/ipv6");
 }
+
+#[test]
+fn a_rule_with_more_regular_expressions_than_a_route_may_have_is_dropped() {
+    let header = |n: usize| json!({"type": "RegularExpression", "name": format!("x-{n}"), "value": "a+"});
+    let rule = |name: &str, headers: usize| {
+        let headers: Vec<Value> = (0..headers).map(header).collect();
+        json!({"name": name, "matches": (0..8).map(|_| json!({"headers": headers})).collect::<Vec<_>>()})
+    };
+    let route = with_rules(RouteKind::Http, json!([rule("few", 8), rule("many", 9), rule("more", 8)]));
+    let mut model = world();
+    model.apply_route(route.clone());
+    let names: Vec<String> =
+        rules_at(&model, VIP, "shop").unwrap().rules.into_iter().map(|rule| rule.name).collect();
+    assert_eq!(names, ["few", "more"]);
+    let dropped = status(&model, &route)[0].partially_invalid.clone().unwrap();
+    assert!(dropped.contains("rules[1]: more than 128 regular expressions"), "{dropped}");
+}
