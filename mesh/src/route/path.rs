@@ -15,7 +15,7 @@ pub fn rewritten_path(path: &str, modifier: &PathModifier, prefix: Option<&str>)
         Some(Kind::Prefix(replacement)) => (replacement.trim_end_matches('/'), behind(path, prefix)),
     };
     let mut whole = String::with_capacity(1 + replacement.len() + rest.len());
-    if !replacement.starts_with('/') && !(replacement.is_empty() && rest.starts_with('/')) {
+    if !(replacement.starts_with('/') || replacement.is_empty() && rest.starts_with('/')) {
         whole.push('/');
     }
     whole.push_str(replacement);

@@ -145,7 +145,7 @@ impl Model {
         let name = spec.target.name.as_deref().filter(|_| spec.target.kind == TargetKind::Service)?;
         let key: Key = (Arc::clone(&policy.0), name.into());
         let service = self.services.get(&key)?;
-        let sections = client_sections(spec).join(", ");
+        let sections = spec.call_sections().join(", ");
         if sections.is_empty() || service.ips().next().is_some() || self.is_led_to(&key) {
             return None;
         }

@@ -254,6 +254,7 @@ async fn watch_version(
     }
 }
 
+#[allow(clippy::type_complexity, reason = "closures have no names, and the watch and its test need them")]
 fn handlers(
     hub: &Hub,
     kind: RouteKind,

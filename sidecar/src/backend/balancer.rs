@@ -439,7 +439,7 @@ fn share_of(split: &[(Arc<str>, u32)], revision: &str) -> Option<usize> {
 /// the approved one.
 fn trial(new: &Endpoints) -> Option<usize> {
     let named = |steered: &str| new.split.iter().position(|(name, _)| **name == *steered);
-    let steered = new.steering.as_ref().and_then(|steering| named(&*steering.revision));
+    let steered = new.steering.as_ref().and_then(|steering| named(&steering.revision));
     steered.or_else(|| new.split.iter().rposition(|(name, _)| !name.is_empty()).filter(|index| *index > 0))
 }
 

@@ -345,7 +345,7 @@ mod tests {
         });
         assert!(!slow, "there are never ten in ten seconds");
         let health = Health::default();
-        let half = |number: u32| if number % 2 == 0 { Verdict::Good } else { Verdict::Failed };
+        let half = |number: u32| if number.is_multiple_of(2) { Verdict::Good } else { Verdict::Failed };
         assert!((0..1000).all(|number| take(&health, &rules, half(number), at(number)) == Taken::Nothing));
     }
 

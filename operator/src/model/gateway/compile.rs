@@ -117,7 +117,7 @@ impl Model {
     /// Filters. A mirror that leads nowhere is left out, as the Gateway API demands.
     fn route_filters(&self, route: &RouteObject, terms: &[FilterTerm], ipv4: bool) -> Vec<proto::Filter> {
         let kind = |term: &FilterTerm| match term {
-            FilterTerm::Ready(kind) => Some(kind.clone()),
+            FilterTerm::Ready(kind) => Some((**kind).clone()),
             FilterTerm::Mirror { to, numerator, denominator } => {
                 let backend = self.backend(route, to, ipv4).ok()?;
                 let (numerator, denominator) = (*numerator, *denominator);

@@ -34,7 +34,7 @@ const CORS_MAX_AGE: i64 = 5;
 /// A filter. Where a mirror leads is still a name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum FilterTerm {
-    Ready(Kind),
+    Ready(Box<Kind>),
     Mirror { to: BackendRef, numerator: u32, denominator: u32 },
 }
 
@@ -80,7 +80,7 @@ fn one(kind: RouteKind, spec: &FilterSpec, by_prefix: bool) -> Result<FilterTerm
         "CORS" => Kind::Cors(cors(given(spec.cors.as_ref())?)?),
         _ => return Err(unsupported()),
     };
-    Ok(FilterTerm::Ready(ready))
+    Ok(FilterTerm::Ready(Box::new(ready)))
 }
 
 fn given<T>(spec: Option<&T>) -> Result<&T, Flaw> {

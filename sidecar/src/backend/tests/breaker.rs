@@ -117,7 +117,7 @@ async fn a_panic_ends_when_the_endpoints_that_are_used_all_the_same_serve_again(
     let serve = || {
         for _ in 0..200 {
             let chosen = pick(&balancer);
-            balancer.observe(&chosen, Instant::now(), Verdict::Good);
+            balancer.observe(&chosen, Instant::now(), Verdict::Good, Instant::now());
         }
         (balancer.counts().ejected, balancer.counts().is_panicking)
     };
