@@ -123,7 +123,7 @@ fn check_times(spec: &CanarySpec, validation: &mut Validation) {
         let has_match = spec.steps.iter().take(index).any(|step| !step.match_.is_empty());
         if step.weight == Some(0) && !has_match {
             validation.error(format!(
-                "spec.steps[{index}].weight: must be from 1 to 100, or 0 after a step with match; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
+                "spec.steps[{index}].weight must be from 1 to 100, or 0 after a step with match; to keep the new version without traffic, write {{pause: {{}}}} as the first step"
             ));
         }
         if let Some(Err(error)) = step.hold.as_deref().map(parse_duration) {
