@@ -200,7 +200,7 @@ impl Evaluation<'_> {
         self.resume_clock();
         if self.is_returning() {
             // Pods of the revision whose promotion was aborted serve until they are replaced, or too few would be left.
-            self.status.former_revision = self.status.canary_revision.clone();
+            self.status.former_revision.clone_from(&self.status.canary_revision);
             self.no_longer_returning(
                 "Replaced",
                 "pods of the aborted revision serve until they are replaced",

@@ -112,7 +112,7 @@ impl Evaluation<'_> {
         self.status.epoch += 1;
     }
 
-    /// The same of a revision beside another one, where there may be too few pods of both together: then all ready pods
+    /// What the ready pods of a revision can carry beside another one, in percent. Where those of both are too few, all
     /// share alike.
     pub(super) fn carried_beside(&self, revision: &str, other: &str) -> u32 {
         let Some(target) = &self.seen.target else { return 0 };
