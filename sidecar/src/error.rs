@@ -2,6 +2,7 @@
 //! status, a metric label and a log field. The name says who is at fault.
 
 use std::io;
+use std::sync::Arc;
 
 use tulle_mesh::wire::frame::Code;
 
@@ -65,6 +66,9 @@ pub enum Failure {
     /// The rule that matches leads nowhere: it has no backend, or the chosen one does not exist or may not be used.
     #[error("the route has no valid backend for the request")]
     RouteNoBackend,
+    /// With what this route adds, the head of the request is longer than another sidecar reads.
+    #[error("with the headers that {0} adds, the head of the request has more than 62 KiB or 208 lines")]
+    RouteHeadTooLong(Arc<str>),
     /// A policy makes requests fail on purpose, with this status.
     #[error("a policy makes this request fail with {0}")]
     FaultInjected(u16),
@@ -98,7 +102,7 @@ impl Failure {
     pub fn status(&self) -> u16 {
         match self {
             Self::ClientBadRequest(_) => 400,
-            Self::ClientHeadTooLong => 431,
+            Self::ClientHeadTooLong | Self::RouteHeadTooLong(_) => 431,
             Self::ClientGone | Self::ClientGaveUp => 499,
             Self::PolicyDenied | Self::PolicyPlaintext => 403,
             Self::UpstreamNone
@@ -123,7 +127,10 @@ impl Failure {
     /// or UNAVAILABLE; for an injected fault, what gRPC makes of its HTTP status.
     pub fn grpc_status(&self) -> u16 {
         match self {
-            Self::ClientBadRequest(_) | Self::ClientHeadTooLong | Self::FaultInjected(400) => 13,
+            Self::ClientBadRequest(_)
+            | Self::ClientHeadTooLong
+            | Self::RouteHeadTooLong(_)
+            | Self::FaultInjected(400) => 13,
             Self::PolicyDenied | Self::PolicyPlaintext | Self::FaultInjected(403) => 7,
             Self::RouteNone | Self::FaultInjected(404) => 12,
             Self::DeadlineExceeded | Self::UpstreamTimeout | Self::IdleTimeout => 4,
@@ -178,6 +185,7 @@ impl Failure {
             Self::OursOverloaded => "OursOverloaded",
             Self::RouteNone => "RouteNone",
             Self::RouteNoBackend => "RouteNoBackend",
+            Self::RouteHeadTooLong(_) => "RouteHeadTooLong",
             Self::FaultInjected(_) => "FaultInjected",
             Self::DeadlineExceeded => "DeadlineExceeded",
             Self::UpstreamTimeout => "UpstreamTimeout",
@@ -233,6 +241,7 @@ mod tests {
         for (failure, http, grpc) in [
             (Failure::RouteNone, 404, 12),
             (Failure::RouteNoBackend, 500, 14),
+            (Failure::RouteHeadTooLong("HTTPRoute/shop/web".into()), 431, 13),
             (Failure::OursOverloaded, 503, 14),
             (Failure::DeadlineExceeded, 504, 4),
             (Failure::UpstreamTimeout, 504, 4),

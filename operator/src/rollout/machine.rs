@@ -13,6 +13,7 @@ mod progress;
 #[cfg(test)]
 mod properties;
 mod report;
+mod returning;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -197,6 +198,18 @@ impl Evaluation<'_> {
             self.remember(RolloutOutcome::Superseded, &because);
         }
         self.resume_clock();
+        if self.is_returning() {
+            // Pods of the revision whose promotion was aborted serve until they are replaced, or too few would be left.
+            self.status.former_revision.clone_from(&self.status.canary_revision);
+            self.no_longer_returning(
+                "Replaced",
+                "pods of the aborted revision serve until they are replaced",
+            );
+        }
+        if !latest.is_empty() && latest == self.status.former_revision && self.failed_before(latest) {
+            // It comes again after it was aborted: for another trial, not because it was stable.
+            self.status.former_revision.clear();
+        }
         // Back to what was stable until a moment ago, while pods of both are here: they share as many are.
         if !latest.is_empty() && latest == self.status.former_revision {
             std::mem::swap(&mut self.status.approved_revision, &mut self.status.former_revision);

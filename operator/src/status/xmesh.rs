@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::routes::{ACCEPTED, CONTROLLER, Decided, Truth, conditions, list, text};
 use super::writer::{Target, Write, Writer};
 use crate::lease::Leadership;
+use crate::model::gateway::RouteKind;
 use crate::watch::gateway::{EXPERIMENTAL_GROUP, MESH_VERSION, Served};
 
 /// The name of the object.
@@ -68,9 +69,9 @@ pub async fn run(
 ) {
     let api = Api::<DynamicObject>::all_with(client, &resource());
     loop {
-        let is_installed = (*served.borrow_and_update()).is_some_and(|served| served.meshes);
+        let installed = (*served.borrow_and_update()).filter(|served| served.meshes);
         let leads = leadership.borrow_and_update().mine;
-        if !is_installed || !leads {
+        let Some(installed) = installed.filter(|_| leads) else {
             writer.queue().withdraw(&Target::Mesh);
             tokio::select! {
                 Ok(()) = served.changed() => {}
@@ -78,10 +79,10 @@ pub async fn run(
                 else => return std::future::pending().await,
             }
             continue;
-        }
+        };
         match timeout(LOOK_TIMEOUT, mesh(&api)).await {
             Ok(Ok(mesh)) => {
-                offer(&mesh, writer);
+                offer(&mesh, &installed, writer);
                 writer.wake();
             }
             failed => tracing::warn!(?failed, name = NAME, "cannot read or create the XMesh"),
@@ -103,10 +104,16 @@ async fn mesh(api: &Api<DynamicObject>) -> kube::Result<DynamicObject> {
     api.create(&PostParams::default(), &new).await
 }
 
+/// Whether the API server serves the kind of route that a feature is of, without which nobody can use it.
+fn is_installed(feature: &str, served: &Served) -> bool {
+    let kinds = [("GRPCRoute", RouteKind::Grpc), ("HTTPRoute", RouteKind::Http)];
+    kinds.iter().all(|(name, kind)| !feature.contains(name) || served.serves(*kind))
+}
+
 /// Queues the object's status, if it is ours and has another one.
-fn offer(mesh: &DynamicObject, writer: &Writer) {
+fn offer(mesh: &DynamicObject, served: &Served, writer: &Writer) {
     let generation = mesh.metadata.generation.unwrap_or_default();
-    match status(&mesh.data, generation, &Time(Timestamp::now())) {
+    match status(&mesh.data, served, generation, &Time(Timestamp::now())) {
         Some(status) => {
             let version = mesh.metadata.resource_version.clone();
             writer.queue().offer(Target::Mesh, Write::new(version, status), std::time::Instant::now());
@@ -116,7 +123,7 @@ fn offer(mesh: &DynamicObject, writer: &Writer) {
 }
 
 /// The status that an XMesh should have. `None`: it has it, or belongs to another controller.
-fn status(mesh: &Value, generation: i64, now: &Time) -> Option<Value> {
+fn status(mesh: &Value, served: &Served, generation: i64, now: &Time) -> Option<Value> {
     let spec = mesh.get("spec").unwrap_or(&Value::Null);
     if text(spec, "controllerName") != CONTROLLER {
         return None;
@@ -132,7 +139,8 @@ fn status(mesh: &Value, generation: i64, now: &Time) -> Option<Value> {
     };
     let accepted = Decided { type_: ACCEPTED, status, reason: reason.into(), message: message.to_owned() };
     let current = mesh.get("status").unwrap_or(&Value::Null);
-    let features: Vec<Value> = FEATURES.iter().map(|name| json!({"name": name})).collect();
+    let supported = FEATURES.iter().filter(|name| is_installed(name, served));
+    let features: Vec<Value> = supported.map(|name| json!({"name": name})).collect();
     let conditions = conditions(list(current, "conditions"), &[accepted], generation, now);
     let next = json!({"conditions": conditions, "supportedFeatures": features});
     (*current != next).then_some(next)
@@ -158,25 +166,41 @@ mod tests {
         let mut mesh = json!({
             "spec": {"controllerName": CONTROLLER}, "status": {"conditions": [pending]},
         });
-        let first = status(&mesh, 1, &at(60)).unwrap();
+        let all = Served::of(&[RouteKind::Grpc, RouteKind::Http]);
+        let first = status(&mesh, &all, 1, &at(60)).unwrap();
         let condition = &first["conditions"][0];
         assert_eq!((&condition["status"], &condition["observedGeneration"]), (&json!("True"), &json!(1)));
         assert_eq!(condition["lastTransitionTime"], "1970-01-01T00:01:00Z");
         assert_eq!(first["supportedFeatures"][0], json!({"name": "GRPCRoute"}));
         mesh["status"] = first;
-        assert_eq!(status(&mesh, 1, &at(99)), None, "nothing but time differs");
+        assert_eq!(status(&mesh, &all, 1, &at(99)), None, "nothing but time differs");
+    }
+
+    #[test]
+    fn features_of_a_route_whose_crd_is_not_installed_are_not_claimed() {
+        let mesh = json!({"spec": {"controllerName": CONTROLLER}});
+        let claimed = |kinds: &[RouteKind]| -> Vec<String> {
+            let status = status(&mesh, &Served::of(kinds), 1, &at(0)).unwrap();
+            let names = list(&status, "supportedFeatures").iter().map(|feature| text(feature, "name"));
+            names.map(ToOwned::to_owned).collect()
+        };
+        assert_eq!(claimed(&[RouteKind::Grpc, RouteKind::Http]), FEATURES);
+        let without_grpc: Vec<&str> = FEATURES.iter().copied().filter(|name| *name != "GRPCRoute").collect();
+        assert_eq!(claimed(&[RouteKind::Http]), without_grpc);
+        assert_eq!(claimed(&[]), ["Mesh", "MeshClusterIPMatching", "MeshConsumerRoute"]);
     }
 
     #[test]
     fn a_mesh_of_another_controller_is_left_alone() {
-        assert_eq!(status(&json!({"spec": {"controllerName": "example.com/other"}}), 1, &at(0)), None);
-        assert_eq!(status(&json!({}), 1, &at(0)), None);
+        let none = Served::default();
+        assert_eq!(status(&json!({"spec": {"controllerName": "example.com/other"}}), &none, 1, &at(0)), None);
+        assert_eq!(status(&json!({}), &none, 1, &at(0)), None);
     }
 
     #[test]
     fn parameters_that_there_are_none_of_are_refused() {
         let mesh = json!({"spec": {"controllerName": CONTROLLER, "parametersRef": {"name": "x"}}});
-        let refused = status(&mesh, 1, &at(0)).unwrap();
+        let refused = status(&mesh, &Served::default(), 1, &at(0)).unwrap();
         assert_eq!(refused["conditions"][0]["reason"], "InvalidParameters");
     }
 }

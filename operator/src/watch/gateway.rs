@@ -110,6 +110,18 @@ impl Served {
         Some(Self { routes, meshes: self.meshes || before.meshes })
     }
 
+    /// Whether routes of a kind are served.
+    pub fn serves(&self, kind: RouteKind) -> bool {
+        ALL.iter().zip(self.routes).any(|(known, version)| known.kind == kind && version.is_some())
+    }
+
+    /// As an API server answers that serves routes of these kinds.
+    #[cfg(test)]
+    pub(crate) fn of(kinds: &[RouteKind]) -> Self {
+        let routes = ALL.each_ref().map(|known| kinds.contains(&known.kind).then_some("v1"));
+        Self { routes, meshes: true }
+    }
+
     fn version(&self, index: usize) -> Option<&'static str> {
         self.routes.get(index).copied().flatten()
     }

@@ -137,6 +137,15 @@ impl Answer<'_> {
         }
     }
 
+    /// The same of an answer without anything behind its head, as HTTP/2 may end one: to an HTTP/1 client its length is
+    /// said, or that would wait for the end of the connection.
+    pub(super) fn close_frame(&self, head: &mut Head, request: &Head) {
+        let is_empty = matches!(head.status(), ..200 | 204 | 304) || request.request_line().0 == "HEAD";
+        if matches!(self, Self::Http1(_)) && head.framing == Framing::None && !is_empty {
+            head.framing = Framing::Length(0);
+        }
+    }
+
     /// Whether this failure makes another sidecar send the request elsewhere.
     pub(crate) fn sends_elsewhere(&self, failure: &Failure) -> bool {
         matches!(self, Self::Mesh(..)) && reset_code(failure) == Some(Code::NotProcessed)

@@ -241,9 +241,21 @@ fn complete(head: &mut Head, edits: Option<&ResponseEdits>, set_cookie: Option<&
     if let Some(edits) = edits {
         edits.apply(head);
     }
-    if let Some(cookie) = set_cookie {
+    if let Some(cookie) = set_cookie
+        && !is_shared(head)
+    {
         head.push("set-cookie", cookie.clone());
     }
+}
+
+/// Whether a cache may keep this answer for everybody (RFC 9111 §5.2.2). A user's cookie in it would make one user of all.
+fn is_shared(head: &Head) -> bool {
+    let lines = head.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case(b"cache-control"));
+    let mut directives = lines.flat_map(|(_, value)| value.split(|byte| *byte == b','));
+    directives.any(|directive| {
+        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        name.eq_ignore_ascii_case(b"public") || name.eq_ignore_ascii_case(b"s-maxage")
+    })
 }
 
 impl Attempt {
@@ -360,8 +372,9 @@ async fn deliver(
 ) -> bool {
     let Heard { mut head, end, early, .. } = heard;
     let Passage { request, moved, idle } = *way;
-    if !end {
-        answer.reframe(&mut head, request);
+    match end {
+        false => answer.reframe(&mut head, request),
+        true => answer.close_frame(&mut head, request),
     }
     // After an early answer nobody can say whether the client's next bytes are the rest of the body or another
     // request (RFC 9110 §10.1.1): the client is told that there is no next request.

@@ -1,5 +1,6 @@
 //! Opens an exchange with an endpoint: on a stream to its sidecar where it has one, with itself where not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -32,12 +33,14 @@ pub struct Opening<'a> {
     pub limit: Duration,
     /// How long the answer may take to begin, which the server's sidecar is told; `None`: as long as it takes.
     pub left: Option<Duration>,
+    /// The route that has changed the request; `None`: none has.
+    pub route: Option<&'a Arc<str>>,
 }
 
 /// Opens an exchange with an endpoint.
 ///
 /// # Errors
-/// [`Failure`] of connecting; nothing of the request was sent.
+/// [`Failure`] of connecting, or of a head that the endpoint's sidecar would refuse; nothing of the request was sent.
 pub async fn open(
     worker: &Worker,
     to: &Opening<'_>,
@@ -64,7 +67,13 @@ pub async fn open(
         ..Fields::default()
     };
     fields.encode(&mut block);
+    let fields = block.len();
     head.write(&mut block, false);
+    if !head.fits_a_stream(block.len() - fields) {
+        // Only what a route adds makes a head too long that a client could send.
+        let too_long = |route| Failure::RouteHeadTooLong(Arc::clone(route));
+        return Err(to.route.map_or(Failure::ClientHeadTooLong, too_long));
+    }
     let (sender, receiver) = worker.mesh.open(address, identity, &block, is_bodiless(head), to.limit).await?;
     Ok(Exchange {
         sink: UpSink::Mesh(sender),

@@ -453,6 +453,26 @@ async fn a_cookie_of_the_route_goes_out_with_the_answer() {
 }
 
 #[tokio::test]
+async fn an_answer_that_a_cache_keeps_for_everybody_carries_nobodys_cookie() {
+    for (lines, carried) in [
+        ("Cache-Control: Public, max-age=60\r\n", false),
+        ("Cache-Control: max-age=1\r\nCache-Control: s-maxage = 60\r\n", false),
+        ("Cache-Control: private, max-age=60\r\n", true),
+        ("Cache-Control: x-public\r\n", true),
+    ] {
+        let (mut asking, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        call.set_cookie = Some(Bytes::from_static(b"version=a"));
+        let (mut far, exchange) = server(&call).await;
+        let answer = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nok");
+        far.write_all(answer.as_bytes()).await.unwrap();
+        run(&mut call, exchange, &ANY).await;
+        let seen = read_until(&mut asking, b"\r\n\r\nok").await;
+        assert_eq!(seen.contains("set-cookie: version=a\r\n"), carried, "{lines}");
+    }
+}
+
+#[tokio::test]
 async fn a_copy_whose_answer_goes_on_and_on_is_good_as_far_as_it_went() {
     let stream = &b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\na\n\r\n"[..];
     for (answer, result) in [(stream, Ok(200)), (&b""[..], Err(Failure::UpstreamTimeout))] {

@@ -7,7 +7,8 @@
 //! A match decides before the share. A user with the cookie has a fixed point between 0 and 1, and the version on trial
 //! gets those below its share: as it grows, users come to it and none leaves. The cookie holds a random number and not
 //! the point, which is drawn anew for each version on trial, so that it is not always the same users who try first.
-//! Clients that keep no cookies are spread by share, request by request.
+//! Clients that keep no cookies are spread by share, request by request. A cookie of the same name that the application
+//! has set stays as it is: its value stands for the user then.
 //!
 //! Only like is compared with like. Where the version on trial has a share, chance decides who gets it, and only such
 //! requests are evidence: those of insiders, and copies, of which there are none of a POST, are of another kind, and many
@@ -27,7 +28,7 @@ pub struct Steered {
     pub cohort: Cohort,
     /// The value of a `set-cookie` line for its answer.
     pub set_cookie: Option<Bytes>,
-    /// A copy of it goes to the version on trial.
+    /// A copy of it goes to the version on trial, unless that serves it.
     pub mirror: bool,
     /// Attempts at it are evidence for the version of their endpoint.
     pub compared: bool,
@@ -50,7 +51,8 @@ fn decide(steering: &Steering, head: &Head, mut random: impl FnMut() -> u64) -> 
     let Some(name) = &steering.sticky else {
         return Steered { cohort: Cohort::ByShare, set_cookie: None, mirror, compared };
     };
-    let known = cookies(head, name).find_map(user_of);
+    let foreign = || cookies(head, name).find(|value| !value.is_empty()).map(fnv);
+    let known = cookies(head, name).find_map(user_of).or_else(foreign);
     let user = known.unwrap_or_else(&mut random);
     let set_cookie =
         known.is_none().then(|| format!("{name}={user:016x}; Path=/; HttpOnly; SameSite=Lax").into());
@@ -99,7 +101,7 @@ fn cookies<'a>(head: &'a Head, name: &'a str) -> impl Iterator<Item = &'a [u8]> 
     })
 }
 
-/// The number in a cookie: sixteen lower-case hexadecimal digits, as they are set. Everything else is replaced.
+/// The number in a cookie: sixteen lower-case hexadecimal digits, as they are set. Any other value is the application's.
 fn user_of(value: &[u8]) -> Option<u64> {
     let digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
     let text = std::str::from_utf8(value).ok()?;
@@ -110,13 +112,18 @@ fn user_of(value: &[u8]) -> Option<u64> {
 /// Where a user stands among all, from 0 to 1, for this version on trial. The same in every sidecar and every build: a
 /// user may come by way of several, so a hasher of the standard library, which may change, would not do.
 fn point(user: u64, revision: &str) -> f64 {
-    // FNV-1a, then the finalizer of SplitMix64, without which similar numbers would have similar points.
-    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let mut mixed = user ^ revision.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    // The finalizer of SplitMix64, without which similar numbers would have similar points.
+    let mut mixed = user ^ fnv(revision.as_bytes());
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^= mixed >> 31;
     (mixed >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 #[cfg(test)]
@@ -254,19 +261,21 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_that_nobody_here_has_set_is_replaced() {
+    fn a_cookie_of_the_application_stands_for_its_user_and_is_not_overwritten() {
         let steering = steering(Vec::new(), 0, Some("version"));
-        for value in [
-            "version=",
-            "version=7",
-            "version=000000000000000G",
-            "version=000000000000000A",
-            "version=+000000000000007",
-        ] {
-            assert!(sticks(&steering, value).1.is_some(), "{value}");
+        let mut points = Vec::new();
+        for value in
+            ["version=7", "version=000000000000000G", "version=000000000000000A", "version=+000000000000007"]
+        {
+            let (point, set) = sticks(&steering, value);
+            assert_eq!((sticks(&steering, value).0, set), (point, None), "{value}");
+            points.push(point);
         }
-        let (_, set) = sticks(&steering, "version=x; version=0000000000000001");
-        assert_eq!(set, None, "one of two is valid, as of two paths");
+        points.sort_by(f64::total_cmp);
+        assert!(points.windows(2).all(|two| two[0] < two[1]), "other values, other users: {points:?}");
+        assert!(sticks(&steering, "version=").1.is_some(), "it says nothing");
+        let ours = sticks(&steering, "version=0000000000000001");
+        assert_eq!(sticks(&steering, "version=x; version=0000000000000001"), ours, "as of two paths");
     }
 
     #[test]

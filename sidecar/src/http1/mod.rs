@@ -39,7 +39,8 @@ pub const MAX_HEAD: usize = 60 * 1024;
 /// The most header lines.
 pub const MAX_HEADERS: usize = 200;
 /// The longest head between sidecars: one that a connection has brought, written anew. Each line may
-/// have gained a space, and a few lines were added.
+/// have gained a space, and a few lines were added. What a route adds beyond that is refused before it is
+/// sent ([`Head::fits_a_stream`]).
 pub const MAX_REWRITTEN_HEAD: usize = MAX_HEAD + 2 * 1024;
 /// The most lines of such a head.
 const MAX_LINES: usize = MAX_HEADERS + 8;

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::error::HeadError;
-use super::target;
+use super::{MAX_LINES, MAX_REWRITTEN_HEAD, target};
 
 /// The first line of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +157,13 @@ impl Head {
             put(out, &[b"expect: 100-continue\r\n"]);
         }
         put(out, &[b"\r\n"]);
+    }
+
+    /// Whether another sidecar reads this head, written in so many bytes.
+    pub fn fits_a_stream(&self, bytes: usize) -> bool {
+        let of_framing = usize::from(matches!(self.framing, Framing::Length(_) | Framing::Chunked));
+        let of_connection = usize::from(self.upgrade) + usize::from(self.expects_continue);
+        bytes <= MAX_REWRITTEN_HEAD && self.headers.len() + of_framing + of_connection <= MAX_LINES
     }
 
     /// An answer of our own.

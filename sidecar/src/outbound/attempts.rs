@@ -201,11 +201,11 @@ async fn connect(
     limits: &AttemptPolicy<'_>,
     now: Instant,
 ) -> Result<Exchange, End> {
-    let Trying { worker, backend, .. } = *trying;
+    let Trying { worker, backend, route, .. } = *trying;
     trying.pass_deadline_on(call);
     let left = call.deadline.map(|deadline| deadline.saturating_duration_since(now));
     let limit = patience(backend, upstream);
-    let to = Opening { backend, upstream, attempt: call.attempts, fresh, limit, left };
+    let to = Opening { backend, upstream, attempt: call.attempts, fresh, limit, left, route };
     let (expires, overdue) = limits.expiry();
     tokio::select! {
         biased;
@@ -274,7 +274,7 @@ fn ready(opened: Opened, call: &Call<'_>) -> Option<Chosen> {
 fn unopened(failure: Failure) -> End {
     match failure {
         // No other endpoint could take it either.
-        Failure::OursNoCertificate => End::Final(failure),
+        Failure::OursNoCertificate | Failure::RouteHeadTooLong(_) => End::Final(failure),
         failure if failure.is_of_client() => End::Client(failure),
         failure => End::NotProcessed(failure),
     }
@@ -372,7 +372,7 @@ fn outcome(attempt: &Attempt, trying: &Trying<'_>) -> Option<Outcome> {
         End::Client(Failure::ClientGaveUp) | End::Final(Failure::DeadlineExceeded) => {
             Some(Outcome::Abandoned)
         }
-        End::Final(Failure::OursNoCertificate) | End::Client(_) => None,
+        End::Final(Failure::OursNoCertificate | Failure::RouteHeadTooLong(_)) | End::Client(_) => None,
         End::Delivered(Err(failure)) if failure.is_of_client() => None,
         _ => Some(Outcome::Failed),
     }

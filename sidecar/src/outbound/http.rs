@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::attempts::attempts;
 use super::mirror::{self, Target};
@@ -17,12 +18,13 @@ use crate::attempt::answer::Answer;
 use crate::backend::steer::steer;
 use crate::backend::{Ask, Backend, Cohort};
 use crate::call::{Call, Ended};
+use crate::config::TrialShare;
 use crate::error::Failure;
-use crate::http1::Head;
 use crate::http1::conn::{close, split};
+use crate::http1::{Head, Start};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::{Forward, Found, Plan, Port, Way, hash_of_request};
+use crate::route::{CopyTo, Forward, Found, Plan, Port, ResponseEdits, Way, hash_of_request, spoken_to};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -124,10 +126,31 @@ struct Onward<'p> {
     copies: Vec<Target>,
 }
 
+/// The version on trial that is to get a copy of a request.
+struct Trial {
+    revision: Arc<str>,
+    /// It gets requests by its share too.
+    has_share: bool,
+}
+
+impl Trial {
+    /// Whether the request itself goes to another version: who serves a request is not sent a copy of it, which would
+    /// carry it out twice there. The endpoint is chosen here where that depends on the shares, and the first attempt goes
+    /// to it.
+    fn is_other(&self, backend: &Backend, ask: &mut Ask) -> bool {
+        if !self.has_share {
+            return true;
+        }
+        let Some(chosen) = backend.pick(&Ask { no_probe: true, ..ask.clone() }) else { return true };
+        ask.stay = Some(chosen.endpoint.address);
+        chosen.endpoint.revision != self.revision
+    }
+}
+
 /// What becomes of a request that goes nowhere.
 enum Instead {
     Answer(Box<Head>),
-    Fail(Failure),
+    Fail { failure: Failure, edits: Option<Rc<ResponseEdits>> },
 }
 
 /// Serves a request at a port that leads somewhere.
@@ -147,7 +170,10 @@ async fn forward(
             let ended = Box::pin(call.reply(&head)).await;
             return answered(ended);
         }
-        Err(Instead::Fail(failure)) => return answered(Ended::failed(failure)),
+        Err(Instead::Fail { failure, edits }) => {
+            call.edits = edits;
+            return answered(Ended::failed(failure));
+        }
     };
     // Few requests are copied: not a part of every request's future.
     if !copies.is_empty()
@@ -155,7 +181,8 @@ async fn forward(
     {
         return answered(Ended::failed(failure));
     }
-    let opened = opened.filter(|opened| suits(opened, way, &ask));
+    call.travels = spoken_to(way.protocol, &call.head, call.travels);
+    let opened = opened.filter(|opened| call.travels == Travels::Http1 && suits(opened, way, &ask));
     attempts(worker, way, &mut ask, call, opened.map(|opened| *opened)).await
 }
 
@@ -170,17 +197,18 @@ fn decide<'p>(
         None => None,
         Some(Found::Forward(found)) => Some(found),
         Some(Found::Answer(head)) => return Err(Instead::Answer(head)),
-        Some(Found::Fail(failure)) => return Err(Instead::Fail(failure)),
+        Some(Found::Fail { failure, edits }) => return Err(Instead::Fail { failure, edits }),
     };
     let way = found.as_ref().map_or(&plan.default, |found| found.way);
-    let (mut ask, on_trial) = ask(worker, &way.backend, call);
+    let (mut ask, trial) = ask(worker, &way.backend, call);
     let mut copies = Vec::new();
     if let Some(found) = &found {
         call.edits = found.settle(&call.head, &mut ask);
         copies = edited(found, call);
     }
-    if on_trial.is_some() {
-        copies.push(Target { on_trial, ..Target::of(&way.backend) });
+    if let Some(trial) = trial.filter(|trial| trial.is_other(&way.backend, &mut ask)) {
+        let to = CopyTo { backend: &way.backend, protocol: way.protocol };
+        copies.push(Target { on_trial: Some(trial.revision), ..Target::of(to) });
     }
     Ok(Onward { way, ask, copies })
 }
@@ -188,12 +216,16 @@ fn decide<'p>(
 /// Changes a request as its rule and its backend want it, and returns where copies of it go.
 fn edited(found: &Forward<'_>, call: &mut Call<'_>) -> Vec<Target> {
     let (rule, backend) = (found.of_rule(), found.of_backend());
+    let sent = found.path_for_backend(&call.head);
     rule.edit(&mut call.head);
     let mut copies: Vec<Target> = rule.copies().map(Target::of).collect();
     // What is done for one backend (a token that is added, for example) is not for those that get copies.
     if !copies.is_empty() && backend.change_requests() {
         let head = Rc::new(call.head.clone());
         copies.iter_mut().for_each(|copy| copy.head = Some(Rc::clone(&head)));
+    }
+    if let (Some(sent), Start::Request { target, .. }) = (sent, &mut call.head.start) {
+        *target = sent;
     }
     backend.edit(&mut call.head);
     copies.extend(backend.copies().map(Target::of));
@@ -202,7 +234,7 @@ fn edited(found: &Forward<'_>, call: &mut Call<'_>) -> Vec<Target> {
 
 /// What the choice of an endpoint is to take into account for this request. Also the version on trial that gets a copy
 /// of it, if one does.
-fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<Arc<str>>) {
+fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<Trial>) {
     let mut ask = Ask::default();
     if let Some(key) = backend.hash_key() {
         ask.hash = hash_of_request(&key, &call.head, &worker.settings.pod_uid);
@@ -215,7 +247,9 @@ fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<
     ask.cohort = steered.cohort;
     call.set_cookie = steered.set_cookie;
     call.compared = steered.compared;
-    (ask, steered.mirror.then(|| Arc::clone(&steering.revision)))
+    let trial =
+        || Trial { revision: Arc::clone(&steering.revision), has_share: steering.share != TrialShare::None };
+    (ask, steered.mirror.then(trial))
 }
 
 /// Whether a connection that was opened while the client was silent goes where its first request goes.

@@ -5,7 +5,7 @@
 //! evidence like attempts at its version, as long as that has no share of the requests (see [`steer`]). A copy has the
 //! body of its request: so that each can be sent by itself, the body of a request that is to be copied is read before its
 //! first attempt, up to 64 KiB ([`STREAM_CREDIT`](tulle_mesh::wire::STREAM_CREDIT)) and for at most
-//! [`BODY_COMES_WITHIN`]. No other request waits for its body.
+//! [`BODY_COMES_WITHIN`], a gRPC call for [`MESSAGE_COMES_WITHIN`]. No other request waits for its body.
 //!
 //! [`steer`]: crate::backend::steer
 
@@ -22,14 +22,20 @@ use super::{count, patience, wishes};
 use crate::attempt::{Copied, Opening, open, send_copy};
 use crate::backend::{Ask, Backend, Cohort, Upstream};
 use crate::call::Call;
+use crate::config::Protocol;
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::{Framing, Head};
+use crate::route::{CopyTo, spoken_to};
 use crate::telemetry::attempts::evidence_of;
 use crate::worker::Worker;
 
 /// How long the rest of a body may take that is read before the first attempt. A client that streams, or waits for an
 /// answer before it goes on, is not held up for longer.
 const BODY_COMES_WITHIN: Duration = Duration::from_millis(100);
+/// The same of a gRPC call. A unary one sends its only message at once, and one that streams may stay open for hours: each
+/// would wait for the whole of the longer time.
+const MESSAGE_COMES_WITHIN: Duration = Duration::from_millis(5);
 /// Copies of one worker that are under way. A backend that hangs must not gather bodies here.
 const MAX_UNDER_WAY: u32 = 64;
 /// How long a copy may take with its answer. One whose answer has begun in time is good as far as it went: streams and
@@ -42,6 +48,8 @@ const EVENT: &str = "copied_request";
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) backend: Rc<Backend>,
+    /// What is spoken there, as it is declared.
+    pub(super) protocol: Protocol,
     /// The version on trial that it goes to, whose evidence it is; `None`: of a mirror filter.
     pub(super) on_trial: Option<Arc<str>>,
     /// What it asks; `None`: as its request.
@@ -50,8 +58,8 @@ pub(super) struct Target {
 
 impl Target {
     /// Of a mirror filter, as its request.
-    pub(super) fn of(backend: &Rc<Backend>) -> Self {
-        Self { backend: Rc::clone(backend), on_trial: None, head: None }
+    pub(super) fn of(to: CopyTo<'_>) -> Self {
+        Self { backend: Rc::clone(to.backend), protocol: to.protocol, on_trial: None, head: None }
     }
 }
 
@@ -70,7 +78,8 @@ pub(super) async fn send(
         skip("SkippedTunnel");
         return Ok(());
     }
-    match timeout(BODY_COMES_WITHIN, call.body.read_ahead()).await {
+    let limit = Patience::of(&call.head);
+    match timeout(limit.within, call.body.read_ahead()).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
             skip("SkippedLong");
@@ -78,7 +87,7 @@ pub(super) async fn send(
         }
         Ok(Err(failure)) => return Err(failure),
         Err(_) => {
-            skip("SkippedSlow");
+            skip(limit.exceeded);
             return Ok(());
         }
     }
@@ -88,11 +97,29 @@ pub(super) async fn send(
             worker.telemetry.event(EVENT, "SkippedBusy");
             continue;
         }
-        let (head, travels) = (copied(target.head.as_deref().unwrap_or(&call.head), &body), call.travels);
+        let head = copied(target.head.as_deref().unwrap_or(&call.head), &body);
+        let travels = spoken_to(target.protocol, &head, call.travels);
         let under_way = UnderWay::begin(worker);
         spawn_local(copy(under_way, target, head, body.clone(), travels));
     }
     Ok(())
+}
+
+/// How long the rest of a body may take, and why there is no copy of one that takes longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Patience {
+    within: Duration,
+    exceeded: &'static str,
+}
+
+impl Patience {
+    /// With the body of a request with this head.
+    fn of(head: &Head) -> Self {
+        match grpc::content_type(head) {
+            Some(_) => Self { within: MESSAGE_COMES_WITHIN, exceeded: "SkippedStream" },
+            None => Self { within: BODY_COMES_WITHIN, exceeded: "SkippedSlow" },
+        }
+    }
 }
 
 /// The head of a copy: as that of its request, with the length that the body has turned out to have, and without what
@@ -128,6 +155,7 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
         fresh: false,
         limit: patience(&target.backend, &upstream),
         left: None,
+        route: None,
     };
     let ends_by = Instant::now() + ENDS_WITHIN;
     let copied = match timeout_at(ends_by, open(worker, &to, &head, travels)).await {
@@ -161,5 +189,24 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.copies.set(self.0.copies.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_may_stream_waits_for_its_body_for_a_moment_only() {
+        let of = |content: &'static str| {
+            let mut head = Head::answer(200, "", 0);
+            head.headers.clear();
+            head.push("content-type", content);
+            Patience::of(&head)
+        };
+        let short = Patience { within: Duration::from_millis(5), exceeded: "SkippedStream" };
+        assert_eq!((of("application/grpc"), of("application/grpc+proto")), (short, short));
+        let long = Patience { within: BODY_COMES_WITHIN, exceeded: "SkippedSlow" };
+        assert_eq!(of("application/json"), long);
     }
 }

@@ -3,6 +3,7 @@
 //! In: the policy of the request's rule, and what the request asks for itself. Out: decisions, counted here. The loop in
 //! `attempts` carries them out.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
@@ -31,6 +32,8 @@ pub(super) struct Trying<'a> {
     pub(super) worker: &'a Worker,
     pub(super) backend: &'a Backend,
     pub(super) policy: &'a CallPolicy,
+    /// The route whose rule decided.
+    pub(super) route: Option<&'a Arc<str>>,
     /// Retries beside the first attempt.
     retries: u8,
     /// It has a `grpc-timeout`.
@@ -101,6 +104,7 @@ impl<'a> Trying<'a> {
             worker,
             backend: &way.backend,
             policy,
+            route: way.route.as_ref(),
             retries: retries.map_or(allowed, |wished| wished.min(allowed)),
             has_grpc_timeout: grpc_timeout.is_some(),
             client_deadline: call.deadline.filter(|_| limit != policy.request),

@@ -25,6 +25,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tulle_mesh::wire::head::Protocol as Travels;
+
 use crate::backend::{Backend, Backends};
 use crate::config::{Destination, Entry, HashKey, Protocol};
 use crate::error::Failure;
@@ -32,7 +34,7 @@ use crate::http1::Head;
 
 pub use call_policy::CallPolicy;
 pub use filters::ResponseEdits;
-pub use rules::{CompiledRules, Filters, Forward, Found};
+pub use rules::{CompiledRules, CopyTo, Filters, Forward, Found};
 
 /// A dialled address, with this worker's knowledge of it.
 #[derive(Debug)]
@@ -69,6 +71,8 @@ pub struct Way {
     pub policy: Rc<CallPolicy>,
     /// The route whose rule decided; `None`: none did.
     pub route: Option<Arc<str>>,
+    /// What the backend of its rule declares. `Detect` without a rule: who dials a Service itself chose what to speak.
+    pub protocol: Protocol,
 }
 
 /// What is known of a connection whose content is not looked at.
@@ -152,7 +156,9 @@ impl Port {
 impl Plan {
     fn of(destination: &Destination, backends: &Backends, before: Option<&Self>) -> Option<Self> {
         let backend = backends.of(destination)?;
-        let way = |policy| Rc::new(Way { backend, policy: Rc::new(policy), route: None });
+        let way = |policy| {
+            Rc::new(Way { backend, policy: Rc::new(policy), route: None, protocol: Protocol::Detect })
+        };
         Some(match destination {
             Destination::Unknown | Destination::Pod(_) => {
                 Self { default: way(CallPolicy::default()), rules: None }
@@ -185,6 +191,20 @@ impl Plan {
     /// Whether the first bytes of a connection say where it goes.
     pub fn is_by_server_name(&self) -> bool {
         self.rules.as_ref().is_some_and(CompiledRules::is_of_tls)
+    }
+}
+
+/// As which message a request goes on that `came` as this one: a backend of a route is spoken to as its Service declares
+/// (GEP-1911), because who wrote the client knows only what was dialled. The server's sidecar speaks to its application
+/// as the message travels, so this decides for it too.
+///
+/// HTTP/2 goes on as it came, whatever is declared: `http` is written for servers of both, and gRPC needs HTTP/2. What
+/// HTTP/2 cannot carry stays HTTP/1: an `Upgrade`, and a request that names no host.
+pub fn spoken_to(declared: Protocol, head: &Head, came: Travels) -> Travels {
+    let names_host = || head.header("host").is_some_and(|host| !host.is_empty());
+    match declared {
+        Protocol::Http2 if came == Travels::Http1 && !head.upgrade && names_host() => Travels::Http2,
+        _ => came,
     }
 }
 

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tulle_mesh::route::Subject;
 
 use super::call_policy::CallPolicy;
@@ -21,7 +22,7 @@ use super::filters::{ResponseEdits, edit, edit_request, redirect, rewrite, separ
 use super::session::{Members, Session, Token};
 use super::{Connection, Way};
 use crate::backend::{Ask, Backend, Backends};
-use crate::config::{Cors, Filter, RouteKind, Rule, RuleBackend, Rules, Service};
+use crate::config::{Cors, Filter, Protocol, RouteKind, Rule, RuleBackend, Rules, Service};
 use crate::error::Failure;
 use crate::http1::Head;
 
@@ -44,6 +45,8 @@ pub struct CompiledRules {
 struct Behind {
     backend: Rc<Backend>,
     members: Members,
+    /// What it declares.
+    protocol: Protocol,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,12 @@ pub enum Found<'p> {
     /// It is answered with this head, and nothing else.
     Answer(Box<Head>),
     /// It fails.
-    Fail(Failure),
+    Fail {
+        /// Why.
+        failure: Failure,
+        /// What is done with the answer that says so.
+        edits: Option<Rc<ResponseEdits>>,
+    },
 }
 
 /// A request that goes to a backend.
@@ -108,6 +116,15 @@ pub struct Filters<'p> {
     all: &'p [Filter],
 }
 
+/// Where a copy of a request goes.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyTo<'p> {
+    /// Who gets it.
+    pub backend: &'p Rc<Backend>,
+    /// What is spoken there, as it is declared.
+    pub protocol: Protocol,
+}
+
 /// The rule that takes a request.
 #[derive(Clone, Copy, Debug)]
 struct Taken<'p> {
@@ -125,6 +142,7 @@ impl CompiledRules {
         let behind = |service: &Service| Behind {
             backend: backends.of_service(service),
             members: Members::of(&service.endpoints),
+            protocol: service.route.protocol,
         };
         let services: Vec<Behind> = service.behind.iter().map(behind).collect();
         let compile = |(number, rule): (usize, &Rule)| {
@@ -139,6 +157,7 @@ impl CompiledRules {
                             backend: Rc::clone(&behind.backend),
                             policy: Rc::clone(&policy),
                             route: Some(Arc::clone(&rule.route)),
+                            protocol: behind.protocol,
                         })
                     }),
                     edits: ResponseEdits::of(filters).map(Rc::new),
@@ -193,7 +212,9 @@ impl CompiledRules {
         if let Some(answer) = self.preflight(head) {
             return Found::Answer(answer);
         }
-        let Some(taken) = self.take(&Asked::of(head)) else { return Found::Fail(Failure::RouteNone) };
+        let Some(taken) = self.take(&Asked::of(head)) else {
+            return Found::Fail { failure: Failure::RouteNone, edits: None };
+        };
         if let Some(answer) = taken.redirects(&taken.source.filters, head, port) {
             return Found::Answer(answer);
         }
@@ -205,11 +226,11 @@ impl CompiledRules {
         let chosen = chosen.and_then(|number| {
             Some((taken.compiled.shares.get(number)?, taken.source.backends.get(number)?))
         });
-        let Some((share, backend)) = chosen else { return Found::Fail(Failure::RouteNoBackend) };
+        let Some((share, backend)) = chosen else { return taken.leads_nowhere(&[], head) };
         if let Some(answer) = taken.redirects(&backend.filters, head, port) {
             return Found::Answer(answer);
         }
-        let Some(way) = &share.way else { return Found::Fail(Failure::RouteNoBackend) };
+        let Some(way) = &share.way else { return taken.leads_nowhere(&backend.filters, head) };
         let session = session.map(|(_, token, stay)| (token, stay));
         Found::Forward(Forward { way, taken, share, backend, session })
     }
@@ -289,6 +310,15 @@ impl Taken<'_> {
         Some(self.answer(head))
     }
 
+    /// The error of a backend with these filters that does not exist. A script of an allowed origin may see it, as it may
+    /// see those of servers.
+    fn leads_nowhere<'p>(&self, of_backend: &[Filter], request: &Head) -> Found<'p> {
+        let cors = cors_of(self.source.filters.iter().chain(of_backend));
+        let decoration = cors.and_then(|cors| cors::decoration(cors, request));
+        let edits = decoration.map(|set| Rc::new(ResponseEdits::default().with(None, Some(set))));
+        Found::Fail { failure: Failure::RouteNoBackend, edits }
+    }
+
     /// The session that a request is of: the number of its backend, and where in it the request goes. Whoever has one
     /// stays with it, whatever the weights are now.
     fn session(&self, head: &Head) -> Option<(usize, Token, SocketAddr)> {
@@ -326,6 +356,15 @@ impl<'p> Forward<'p> {
         Filters { taken: self.taken, all: &self.backend.filters }
     }
 
+    /// The path of a request as it was sent, where both the rule and the backend rewrite it: what the rule has matched is
+    /// at its beginning, and no longer at that of what the rule has made of it. `None`: it need not be kept.
+    pub fn path_for_backend(&self, request: &Head) -> Option<Bytes> {
+        let rewritten = self.of_rule().rewrite_paths() && self.of_backend().rewrite_paths();
+        // Of a CONNECT and of `*` there is nothing to rewrite.
+        let path = request.path();
+        (rewritten && path.starts_with('/')).then(|| Bytes::copy_from_slice(path.as_bytes()))
+    }
+
     /// Makes a request stay where its session is, and returns what is done with its answer. `request`: as it was sent.
     pub fn settle(&self, request: &Head, ask: &mut Ask) -> Option<Rc<ResponseEdits>> {
         let session = self.taken.compiled.session.as_ref();
@@ -349,6 +388,10 @@ impl<'p> Filters<'p> {
         self.all.iter().any(|filter| matches!(filter, Filter::RequestHeaders(_) | Filter::Rewrite(_)))
     }
 
+    fn rewrite_paths(&self) -> bool {
+        self.all.iter().any(|filter| matches!(filter, Filter::Rewrite(to) if to.path.is_some()))
+    }
+
     /// Changes a request.
     pub fn edit(&self, head: &mut Head) {
         for filter in self.all {
@@ -361,7 +404,7 @@ impl<'p> Filters<'p> {
     }
 
     /// Where copies of this request go. An invalid one takes none.
-    pub fn copies(&self) -> impl Iterator<Item = &'p Rc<Backend>> + use<'p> {
+    pub fn copies(&self) -> impl Iterator<Item = CopyTo<'p>> + use<'p> {
         let services = &self.taken.rules.services;
         self.all.iter().filter_map(move |filter| {
             let Filter::Mirror(mirror) = filter else { return None };
@@ -370,7 +413,9 @@ impl<'p> Filters<'p> {
             if !all && fastrand::u32(..mirror.denominator) >= mirror.numerator {
                 return None;
             }
-            services.get(mirror.service?).map(|behind| &behind.backend)
+            services
+                .get(mirror.service?)
+                .map(|behind| CopyTo { backend: &behind.backend, protocol: behind.protocol })
         })
     }
 }

@@ -127,7 +127,7 @@ fn outcome(plan: &Plan, head: &Head) -> String {
     match plan.rules.as_ref().unwrap().find(head, 80) {
         Found::Forward(found) => found.way.backend.counted_as().1.to_owned(),
         Found::Answer(head) => head.status().to_string(),
-        Found::Fail(failure) => failure.status().to_string(),
+        Found::Fail { failure, .. } => failure.status().to_string(),
     }
 }
 
@@ -288,4 +288,21 @@ fn requests_with_the_same_key_have_the_same_number() {
     assert_eq!(of(HashKey::Cookie("user".into())), Some(header));
     assert_ne!(of(HashKey::Source), Some(header));
     assert_eq!(of(HashKey::Header("x-other".into())), None);
+}
+
+#[test]
+fn only_a_declared_backend_changes_what_is_spoken_and_only_where_http_2_can_carry_the_request() {
+    let upgrade = request("GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    let nameless = request("GET / HTTP/1.0\r\n\r\n");
+    for (declared, head, came, expected) in [
+        (Protocol::Http2, get("/"), Travels::Http1, Travels::Http2),
+        (Protocol::Http2, get("/"), Travels::Http2, Travels::Http2),
+        (Protocol::Http2, upgrade, Travels::Http1, Travels::Http1),
+        (Protocol::Http2, nameless, Travels::Http1, Travels::Http1),
+        (Protocol::Detect, get("/"), Travels::Http1, Travels::Http1),
+        (Protocol::Opaque, get("/"), Travels::Http1, Travels::Http1),
+        (Protocol::Http1, get("/"), Travels::Http2, Travels::Http2),
+    ] {
+        assert_eq!(spoken_to(declared, &head, came), expected, "{declared:?} {head:?}");
+    }
 }

@@ -154,6 +154,7 @@ pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<S
         | Failure::OursOverloaded
         | Failure::RouteNone
         | Failure::RouteNoBackend
+        | Failure::RouteHeadTooLong(_)
         | Failure::FaultInjected(_)
         | Failure::IdleTimeout => None,
         Failure::Timeout(_) if failure.is_of_client() => None,

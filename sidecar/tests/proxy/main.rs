@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!   routes      rules of the Gateway API: where requests go, and what is done to them
+//!   routes_backends     … what is done for one backend
 //!   routes_clients      … sessions, copies, cross-origin requests
 //!   routes_connections  … where connections go
 //!   resilience  what policies do for a request that goes wrong
@@ -38,5 +39,6 @@ mod memory;
 mod resilience;
 mod retries;
 mod routes;
+mod routes_backends;
 mod routes_clients;
 mod routes_connections;

@@ -69,13 +69,23 @@ fn is_token(name: &str) -> bool {
     !name.is_empty() && name.chars().all(allowed)
 }
 
-/// Connections that are not HTTP have neither headers nor cookies, and are not copied.
+/// Connections that are not HTTP have neither headers nor cookies, and are not copied. Nor are calls of gRPC.
 pub(super) fn check_services(
     spec: &CanarySpec,
     target: &Value,
     services: &[Service],
     validation: &mut Validation,
 ) {
+    if spec.steps.iter().any(|step| step.mirror.is_some()) {
+        let names = only_with(services, target, is_grpc);
+        if !names.is_empty() {
+            validation.warn(format!(
+                "a mirror step of {} copies GET, HEAD and OPTIONS requests only, and every gRPC call is a POST: nothing is copied for Services that declare grpc or h2c on every port ({}); use a match or a small weight for them",
+                name_of(spec),
+                names.join(", ")
+            ));
+        }
+    }
     let steering: Vec<&str> = [
         (spec.steps.iter().any(|step| !step.match_.is_empty()), "match"),
         (spec.steps.iter().any(|step| step.mirror.is_some()), "mirror"),
@@ -87,14 +97,7 @@ pub(super) fn check_services(
     if steering.is_empty() {
         return;
     }
-    let ports =
-        |service: &Service| service.spec.as_ref().and_then(|spec| spec.ports.clone()).unwrap_or_default();
-    let opaque = |service: &&Service| {
-        let ports = ports(service);
-        !ports.is_empty() && ports.iter().all(is_opaque)
-    };
-    let found = services.iter().filter(|service| selects(service, target)).filter(opaque);
-    let names: Vec<&str> = found.filter_map(|service| service.metadata.name.as_deref()).collect();
+    let names = only_with(services, target, is_opaque);
     if !names.is_empty() {
         validation.warn(format!(
             "{} is selected by Services without a port for HTTP ({}), and {} looks at HTTP requests only: no connection to them matches, is copied or gets a cookie; use steps with a weight for them",
@@ -103,6 +106,25 @@ pub(super) fn check_services(
             steering.join(", ")
         ));
     }
+}
+
+/// Names of the Services of a target that have ports of this kind and no others.
+fn only_with<'a>(
+    services: &'a [Service],
+    target: &Value,
+    is_of_kind: fn(&ServicePort) -> bool,
+) -> Vec<&'a str> {
+    let has_only = |service: &&Service| {
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+        !ports.is_empty() && ports.iter().all(is_of_kind)
+    };
+    let found = services.iter().filter(|service| selects(service, target)).filter(has_only);
+    found.filter_map(|service| service.metadata.name.as_deref()).collect()
+}
+
+/// Whether a port declares gRPC, or HTTP/2 without TLS, which is hardly spoken but by gRPC.
+fn is_grpc(port: &ServicePort) -> bool {
+    matches!(port.app_protocol.as_deref(), Some("grpc" | "kubernetes.io/h2c"))
 }
 
 /// Whether sidecars pass connections to this port on without reading them, as it is declared.

@@ -316,3 +316,22 @@ fn steps_that_look_at_http_are_warned_about_where_a_service_has_no_port_for_it()
     assert!(warned(all, service(&[Some("grpc")])).is_empty());
     assert!(warned(json!({"steps": [{"weight": 5}]}), service(&[Some("tcp")])).is_empty());
 }
+
+#[test]
+fn copies_are_warned_about_where_a_service_has_nothing_but_grpc() {
+    let target = json!({"spec": {"template": {"metadata": {"labels": {"app": "web"}}}}});
+    let warned = |step: Value, protocols: &[Option<&str>]| {
+        let ports: Vec<Value> = protocols.iter().map(|app| json!({"port": 80, "appProtocol": app})).collect();
+        let service = json!({"metadata": {"name": "web"},
+            "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "web"}, "ports": ports}});
+        let services: [Service; 1] = [serde_json::from_value(service).unwrap()];
+        let facts = Facts { target: Target::Found(&target), services: &services, ..Facts::default() };
+        about(&validate(&web(json!({"steps": [step, {"weight": 5}]})), &facts), "every gRPC call is a POST")
+            .len()
+    };
+    let mirror = || json!({"mirror": 5});
+    assert_eq!(warned(mirror(), &[Some("grpc"), Some("kubernetes.io/h2c")]), 1);
+    assert_eq!(warned(mirror(), &[Some("grpc"), Some("http")]), 0);
+    assert_eq!(warned(mirror(), &[None]), 0);
+    assert_eq!(warned(json!({"weight": 1}), &[Some("grpc")]), 0);
+}

@@ -17,6 +17,19 @@ use super::object::{
 /// Methods that an HTTPRoute can name.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
+/// Headers that say where a body ends, or concern one connection. A sidecar writes them anew, and sees them neither in
+/// HTTP/1 nor in HTTP/2, so that a match of one would never hold.
+const NOT_SEEN: [&str; 8] = [
+    "connection",
+    "content-length",
+    "expect",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+];
+
 /// The matches of a rule; at least one.
 ///
 /// # Errors
@@ -61,7 +74,7 @@ fn http(spec: &MatchSpec) -> Result<proto::Match, Flaw> {
     };
     Ok(proto::Match {
         path: Some(path(spec.path.as_ref().unwrap_or(&PathSpec::default()))?),
-        headers: values(&spec.headers, "header", str::to_ascii_lowercase)?,
+        headers: headers(&spec.headers)?,
         query: values(&spec.query_params, "query parameter", str::to_owned)?,
         method,
         ..proto::Match::default()
@@ -81,7 +94,7 @@ fn grpc(spec: &MatchSpec) -> Result<proto::Match, Flaw> {
         Some(MethodSpec::Http(method)) => return Err(Flaw::unsupported(format!("method {method:?}"))),
     };
     Ok(proto::Match {
-        headers: values(&spec.headers, "header", str::to_ascii_lowercase)?,
+        headers: headers(&spec.headers)?,
         grpc_service: service,
         grpc_method: method,
         ..proto::Match::default()
@@ -97,6 +110,17 @@ fn path(spec: &PathSpec) -> Result<proto::ValueMatch, Flaw> {
     };
     let value = spec.value.as_deref().unwrap_or("/").to_owned();
     Ok(proto::ValueMatch { r#type: r#type.into(), name: String::new(), value })
+}
+
+fn headers(specs: &[ValueSpec]) -> Result<Vec<proto::ValueMatch>, Flaw> {
+    let unseen = |spec: &&ValueSpec| NOT_SEEN.iter().any(|name| spec.name.eq_ignore_ascii_case(name));
+    if let Some(spec) = specs.iter().find(unseen) {
+        let name = &spec.name;
+        return Err(Flaw::unsupported(format!(
+            "header {name} concerns a single connection or the framing of a message and cannot be matched"
+        )));
+    }
+    values(specs, "header", str::to_ascii_lowercase)
 }
 
 /// Of several with the same name the first counts.

@@ -39,6 +39,10 @@ impl Evaluation<'_> {
                 self.status.phase = Phase::Progressing;
                 self.next_step();
             }
+            CanaryAction::Retry if self.is_returning() => self.ignored(format!(
+                "retry@{id} does nothing while pods of revision {} are missing: promote@ID goes on with revision {}",
+                self.status.approved_revision, self.status.canary_revision
+            )),
             // Back at the approved revision there is nothing to try: that is noticed at this look too.
             CanaryAction::Retry
                 if self.status.phase == Phase::Failed
@@ -52,7 +56,7 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Back to the former revision, as long as pods of it can take the traffic.
+    /// Back to the former revision, as fast as ready pods of it can take the traffic.
     fn abort_promotion(&mut self, target: &WorkloadSeen, id: &str) {
         let former = self.status.former_revision.clone();
         let serves = target.pods.iter().any(|pod| pod.ready && !pod.terminating && pod.revision == former);
@@ -64,7 +68,10 @@ impl Evaluation<'_> {
         }
         self.status.canary_revision = std::mem::replace(&mut self.status.approved_revision, former);
         self.status.former_revision.clear();
-        self.fail("aborted by hand during its promotion".to_owned());
+        let status = &self.status;
+        let kept = self.kept_by_aborted(&status.canary_revision, &status.approved_revision);
+        self.fail_with(kept, "aborted by hand during its promotion".to_owned());
+        self.begin_return(target);
     }
 
     fn ignored(&mut self, message: String) {

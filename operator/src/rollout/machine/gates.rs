@@ -119,7 +119,9 @@ impl Evaluation<'_> {
         let in_order = self.spec.target.kind == WorkloadKind::StatefulSet;
         let given_up =
             |pod: &&PodSeen| in_order && !pod.terminating && Some(&pod.revision) != target.latest.as_ref();
-        let stable = self.stable_pods(target).filter(|pod| pod.parked);
+        // Nor is a revision let in whose promotion was aborted, although its pods are stable until they are replaced.
+        let failed = &self.status.failed_revision;
+        let stable = self.stable_pods(target).filter(|pod| pod.parked && pod.revision != *failed);
         let stale = target.pods.iter().filter(given_up).filter(|pod| pod.parked);
         let mut names: Vec<PodName> = stable.chain(stale).map(name).collect();
         names.sort_unstable_by(|a, b| a.name.cmp(&b.name));

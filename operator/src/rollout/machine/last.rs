@@ -19,6 +19,9 @@ impl Evaluation<'_> {
     /// once), a trial would be an outage: the newest revision is all there is. One that has failed serves and stays
     /// Failed.
     pub(super) fn take_what_is_left(&mut self, target: &WorkloadSeen, latest: &str) {
+        if self.is_returning() {
+            return self.keep_returning(target);
+        }
         let serves_failed = self.status.phase == Phase::Failed && self.status.weight > 0;
         if serves_failed {
             return self.keep_serving(target);
@@ -88,7 +91,7 @@ impl Evaluation<'_> {
         self.event(false, "StableIsBack", message);
     }
 
-    fn open_failed(&mut self, target: &WorkloadSeen) {
+    pub(super) fn open_failed(&mut self, target: &WorkloadSeen) {
         let revision = self.status.canary_revision.clone();
         let parked = self.pods_of(target, &revision).filter(|pod| pod.parked);
         let opened: Vec<Action> = parked.map(|pod| Action::OpenGate(super::gates::name(pod))).collect();

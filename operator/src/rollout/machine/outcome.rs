@@ -21,7 +21,8 @@ impl Evaluation<'_> {
     }
 
     /// The revision on trial is approved from now on. It keeps the share that it had, or gets more where more of its
-    /// pods are ready, and grows from there: nobody who was given it is sent back while pods are replaced.
+    /// pods are ready, and grows from there: nobody who was given it is sent back while pods are replaced, see
+    /// [`Self::follow_pods`].
     pub(super) fn approve(&mut self, event: &'static str, because: &str) {
         self.resume_clock();
         self.no_longer_late();
@@ -36,6 +37,7 @@ impl Evaluation<'_> {
         self.status.former_revision = former;
         self.status.failed_revision.clear();
         self.serves_no_more("Promoted");
+        self.no_longer_returning("Promoted", "the revision is promoted after all");
         let weight = self.carried_by(&approved).max(self.status.weight);
         let kept = self.status.steering.clone().unwrap_or_default();
         self.expose(weight, Some(CanarySteering { mirror: 0, sticky: sticky(self.spec), ..kept }));
@@ -73,22 +75,51 @@ impl Evaluation<'_> {
             self.condition("Stalled", true, "PromotionStalled", &because);
             self.event(true, "PromotionStalled", because);
         } else {
-            self.grow();
+            self.follow_pods(target);
         }
     }
 
-    /// While a version is promoted, its share follows its ready pods, and never falls: users move to it and none back.
-    fn grow(&mut self) {
+    /// While a version is promoted, its share follows its ready pods: users move to it and none back. A pod that restarts
+    /// changes nothing. But where more than one of its pods is lost, those that are left would get the requests of all, so
+    /// the share falls to what they can carry, at the price that users are sent back.
+    fn follow_pods(&mut self, target: &WorkloadSeen) {
         // Without a steering the promotion was begun by an operator that sent no shares during one, and the weight says
         // nothing of pods.
         if self.status.steering.is_none() {
             return;
         }
-        let weight = self.carried_by(&self.status.approved_revision);
+        let (approved, former) = (self.status.approved_revision.clone(), self.status.former_revision.clone());
+        let weight = self.carried_by(&approved);
         if weight > self.status.weight {
-            self.status.weight = weight;
-            self.status.epoch += 1;
+            return self.share_of_promoted(weight);
         }
+        // A last step may set a share that one pod is missing for.
+        let one_pod = 100u32.div_ceil(target.replicas.max(1));
+        let fallen = self.carried_beside(&approved, &former);
+        let is_served = self.pods_of(target, &former).any(|pod| pod.containers_ready);
+        if is_served && self.status.weight > (weight + one_pod).max(fallen) {
+            let message = format!(
+                "pods of revision {approved} were lost: its share falls from {}% to {fallen}%, and users are sent back to revision {former}",
+                self.status.weight
+            );
+            self.event(true, "PodsLost", message);
+            self.share_of_promoted(fallen);
+        }
+    }
+
+    fn share_of_promoted(&mut self, weight: u32) {
+        self.status.weight = weight;
+        self.status.epoch += 1;
+    }
+
+    /// What the ready pods of a revision can carry beside another one, in percent. Where those of both are too few, all
+    /// share alike.
+    pub(super) fn carried_beside(&self, revision: &str, other: &str) -> u32 {
+        let Some(target) = &self.seen.target else { return 0 };
+        let ready = |of: &str| self.pods_of(target, of).filter(|pod| pod.containers_ready).count();
+        let its = ready(revision);
+        let share = (100 * its).checked_div(its + ready(other)).unwrap_or(0);
+        self.carried_by(revision).max(u32::try_from(share).unwrap_or(100))
     }
 
     /// The share of the traffic that the ready pods of a revision can carry, in percent.
@@ -119,6 +150,11 @@ impl Evaluation<'_> {
     }
 
     pub(super) fn fail(&mut self, because: String) {
+        self.fail_with(0, because);
+    }
+
+    /// The same with a share that the revision keeps for now.
+    pub(super) fn fail_with(&mut self, kept: u32, because: String) {
         self.resume_clock();
         self.no_longer_late();
         self.status.phase = Phase::Failed;
@@ -128,13 +164,17 @@ impl Evaluation<'_> {
         if let Some(steering) = steering {
             self.status.acknowledged_steering = Some(steering.clone());
         }
-        self.change_weight(0);
+        self.change_weight(kept);
         self.status.step_started = Some(Time(self.seen.now));
         let failed = self.status.canary_revision.clone();
         self.status.approved_before.retain(|before| *before != failed);
         self.remember(RolloutOutcome::Failed, &because);
         self.condition("Promoted", false, "Failed", &because);
-        self.event(true, "Failed", format!("revision {failed} gets no traffic: {because}"));
+        let what = match kept {
+            0 => "gets no traffic".to_owned(),
+            kept => format!("keeps {kept}% of the traffic until other pods can carry it"),
+        };
+        self.event(true, "Failed", format!("revision {failed} {what}: {because}"));
         self.status.failed_revision = failed;
     }
 

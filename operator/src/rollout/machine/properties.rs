@@ -179,11 +179,17 @@ fn check_steering(spec: &CanarySpec, before: &CanaryStatus, after: &CanaryStatus
             Some(0),
             "an approved version gets no copies"
         );
+        let target = seen.target.as_ref().unwrap();
+        let of_it = target.pods.iter().filter(|pod| pod.revision == after.approved_revision);
+        let ready = of_it.filter(|pod| pod.containers_ready).count();
+        let carried = u32::try_from(100 * ready).unwrap() / target.replicas;
+        let falls = after.weight < before.weight && carried + 100 / target.replicas < before.weight;
         assert!(
             before.phase != Phase::Promoting
                 || before.approved_revision != after.approved_revision
-                || after.weight >= before.weight,
-            "users were sent back during a promotion"
+                || after.weight >= before.weight
+                || (falls && after.weight >= carried),
+            "users were sent back during a promotion although its pods are ready"
         );
     }
     let changes = after.epoch > before.epoch && after.phase == Phase::Progressing && is_exposed(after);
@@ -212,7 +218,12 @@ fn check(
     let target = seen.target.as_ref().unwrap();
     let stable =
         |pod: &&PodSeen| pod.revision == after.approved_revision || pod.revision == after.former_revision;
-    if after.phase == Phase::Failed && after.weight > 0 {
+    let returning = after.conditions.iter().any(|c| c.type_ == "Returning" && c.status == "True");
+    assert!(
+        !returning || (after.phase == Phase::Failed && after.weight > 0),
+        "there is nothing to return from"
+    );
+    if after.phase == Phase::Failed && after.weight > 0 && !returning {
         let ready = target.pods.iter().filter(stable).any(|pod| pod.ready);
         assert!(!ready, "a failed revision has weight although a stable pod is ready");
     }

@@ -1,6 +1,7 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
 mod pods;
+mod returning;
 mod strategies;
 
 use serde_json::json;

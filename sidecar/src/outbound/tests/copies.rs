@@ -76,8 +76,40 @@ async fn insiders_are_compared_as_long_as_nobody_else_gets_the_new_version() {
 async fn beside_a_share_neither_insiders_nor_copies_hide_what_all_others_get() {
     let test = async {
         let requests = [REQUEST, POST, INSIDER, INSIDER, INSIDER];
-        let (old, new) = compared(1000, TrialShare::Part, &requests, 5).await;
+        let (old, new) = compared(1000, TrialShare::Part, &requests, 4).await;
         assert_eq!(old + new, 2, "a GET and a POST");
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn the_new_version_sees_each_request_once_whether_it_serves_it_or_gets_a_copy() {
+    let test = async {
+        let (old, (new, seen_by_new)) = (server(Server::Answers).await, server(Server::Answers).await);
+        let (worker, port) = port_of(Endpoints {
+            endpoints: vec![endpoint(old.0, "old", false), endpoint(new, "new", false)],
+            split: vec![("old".into(), 500), ("new".into(), 500)],
+            steering: Some(Steering {
+                revision: "new".into(),
+                mirror_permille: 1000,
+                share: TrialShare::Part,
+                ..Steering::default()
+            }),
+            ..Endpoints::default()
+        })
+        .await;
+        for _ in 0..40 {
+            assert!(ask(&worker, &port, REQUEST).await.starts_with("HTTP/1.1 200 "));
+        }
+        let copied = async {
+            while worker.copies.get() > 0 {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(PATIENCE, copied).await.expect("the copies never ended");
+        let served_by_old = old.1.get();
+        assert!((1..40).contains(&served_by_old), "{served_by_old}");
+        assert_eq!(seen_by_new.get(), 40, "{served_by_old} of them as copies");
     };
     LocalSet::new().run_until(test).await;
 }

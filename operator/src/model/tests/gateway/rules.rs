@@ -136,6 +136,29 @@ fn a_rule_that_cannot_be_decided_is_dropped_and_the_others_hold() {
 }
 
 #[test]
+fn a_match_of_a_header_that_sidecars_do_not_see_is_refused_by_its_name() {
+    for name in ["Connection", "TE", "Transfer-Encoding", "content-length", "Expect", "Keep-Alive"] {
+        let headers = json!([{"name": "x", "value": "y"}, {"name": name, "value": "y"}]);
+        let alone = with_rules(RouteKind::Http, json!([{"matches": [{"headers": headers}]}]));
+        let mut model = world();
+        model.apply_route(alone.clone());
+        assert_eq!(verdict(&model, &alone), (false, "UnsupportedValue", "ResolvedRefs"), "{name}");
+        let message = status(&model, &alone)[0].accepted.message.clone();
+        assert!(message.contains(&format!("header {name} ")), "{message}");
+    }
+    // A query parameter may be called anything, and these arrive with the request.
+    for good in [
+        json!({"queryParams": [{"name": "te", "value": "y"}]}),
+        json!({"headers": [{"name": "Proxy-Authorization", "value": "y"}, {"name": "Upgrade", "value": "y"}]}),
+    ] {
+        let route = with_rules(RouteKind::Http, json!([{"matches": [good]}]));
+        let mut model = world();
+        model.apply_route(route.clone());
+        assert_eq!(verdict(&model, &route), GOOD, "{good}");
+    }
+}
+
+#[test]
 fn what_would_pass_an_unsupported_filter_is_answered_with_an_error() {
     let to_api = json!([{"name": "api", "port": 80}]);
     for filter in ["ExtensionRef", "ExternalAuth", "Teleport"] {
