@@ -128,7 +128,14 @@ async fn port_of(endpoints: Endpoints) -> (Rc<Worker>, Rc<Port>) {
     config.set_route(dialled, Route::Service(service));
     let canary = Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 });
     config.set_endpoints(&name, Endpoints { canary, ..endpoints });
-    let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default());
+    let worker = Worker::new(
+        Arc::new(settings),
+        config,
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+    );
     let port = worker.port(dialled).await;
     (worker, port)
 }
