@@ -1,5 +1,6 @@
 //! Whole requests and connections over loopback, and the evidence that they leave.
 
+mod connecting;
 mod copies;
 
 use std::cell::Cell;
