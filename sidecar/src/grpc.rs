@@ -5,9 +5,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::http1::Head;
 
+/// The field that says how much time a call has.
+pub const TIMEOUT: &str = "grpc-timeout";
 /// The most digits of a `grpc-timeout`.
 const MOST_DIGITS: usize = 8;
 
@@ -32,6 +35,32 @@ pub fn parse_timeout(value: &[u8]) -> Option<Duration> {
         b'n' => Duration::from_nanos(number),
         _ => return None,
     })
+}
+
+/// What a `grpc-timeout` has to say for a call that ends then; `None`: it says that, to a millisecond. In milliseconds,
+/// or in seconds where that is too long for eight digits.
+pub fn renewed_timeout(value: &[u8], deadline: Instant) -> Option<Bytes> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let is_as_written = parse_timeout(value).is_some_and(|written| {
+        written.checked_sub(left).is_some_and(|passed| passed < Duration::from_millis(1))
+    });
+    if is_as_written {
+        return None;
+    }
+    let ms = left.as_millis().max(1);
+    let text =
+        if ms < 100_000_000 { format!("{ms}m") } else { format!("{}S", left.as_secs().min(99_999_999)) };
+    Some(Bytes::from(text))
+}
+
+/// Writes what is left of a call's time into its `grpc-timeout`, if it has one.
+pub fn renew_timeout(head: &mut Head, deadline: Instant) {
+    let field = head.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(TIMEOUT.as_bytes()));
+    if let Some((_, value)) = field
+        && let Some(renewed) = renewed_timeout(value, deadline)
+    {
+        *value = renewed;
+    }
 }
 
 /// Whether a `grpc-status` blames the server: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE or DATA_LOSS.
@@ -60,6 +89,23 @@ mod tests {
         for value in ["", "m", "5", "5s", "-5m", "+1S", "5 m", "1.5S", "123456789m"] {
             assert_eq!(parse_timeout(value.as_bytes()), None, "{value:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_is_what_goes_on() {
+        let mut head = Head::answer(200, "", 0);
+        head.push("grpc-timeout", "5S");
+        let value = |head: &Head| head.header("grpc-timeout").cloned().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        renew_timeout(&mut head, deadline);
+        assert_eq!(value(&head), "5S", "nothing has passed");
+        tokio::time::advance(Duration::from_millis(1_200)).await;
+        renew_timeout(&mut head, deadline);
+        assert_eq!(value(&head), "3800m");
+        renew_timeout(&mut head, Instant::now() + Duration::from_secs(200_000));
+        assert_eq!(value(&head), "200000S");
+        renew_timeout(&mut head, deadline - Duration::from_secs(60));
+        assert_eq!(value(&head), "1m", "none is not a number of gRPC");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tulle_mesh::ports;
 
 use crate::admin::Admin;
 use crate::app_waiting::AppWaiting;
+use crate::backend::SidecarRetries;
 use crate::config::store::Wanted;
 use crate::config::{ConfigStore, client, identity};
 use crate::listen::Descriptors;
@@ -56,6 +57,7 @@ pub fn proxy(settings: Settings) -> Result<()> {
         telemetry,
         heartbeats,
         app_waiting: Arc::default(),
+        retries: Arc::new(SidecarRetries::of_workers(count)),
         descriptors: Descriptors::raise(),
         stop,
     };
@@ -100,6 +102,7 @@ struct Parts {
     telemetry: Arc<Telemetry>,
     heartbeats: Arc<Heartbeats>,
     app_waiting: Arc<AppWaiting>,
+    retries: Arc<SidecarRetries>,
     descriptors: Descriptors,
     stop: CancellationToken,
 }
@@ -171,9 +174,9 @@ fn worker(parts: &Parts, number: usize) {
 }
 
 async fn data(parts: &Parts, number: usize) -> Result<()> {
-    let Parts { settings, config, tls, telemetry, heartbeats, app_waiting, descriptors, stop } =
+    let Parts { settings, config, tls, telemetry, heartbeats, app_waiting, retries, descriptors, stop } =
         parts.clone();
-    let worker = Worker::new(settings, config, tls, telemetry, app_waiting);
+    let worker = Worker::new(settings, config, tls, telemetry, app_waiting, retries);
     spawn_local(inbound::app::watch(Rc::clone(&worker)));
     let (inbound, outbound) = (bind(ports::INBOUND)?, bind(ports::OUTBOUND)?);
     let sweeping = Rc::clone(&worker);

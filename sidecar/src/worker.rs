@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::app_latency::AppLatency;
 use crate::app_waiting::AppWaiting;
-use crate::backend::Backends;
+use crate::backend::{Backends, SidecarRetries};
 use crate::config::ConfigStore;
 use crate::pool::{Http1Pool, Http2Pool, MeshPool};
 use crate::route::{Plan, Port, Target};
@@ -66,10 +66,11 @@ impl Worker {
         tls: Arc<TlsStore>,
         telemetry: Arc<Telemetry>,
         app_waiting: Arc<AppWaiting>,
+        retries: Arc<SidecarRetries>,
     ) -> Rc<Self> {
         Rc::new(Self {
             mesh: MeshPool::new(Arc::clone(&tls)),
-            backends: Backends::of_client(&settings.pod_uid),
+            backends: Backends::new(&settings.pod_uid, retries),
             settings,
             config,
             tls,

@@ -42,7 +42,7 @@ fn worker(inbound: Option<Inbound>) -> Rc<Worker> {
     if let Some(inbound) = inbound {
         config.set_inbound(inbound);
     }
-    Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default())
+    Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default(), Arc::default())
 }
 
 fn plain() -> Client {

@@ -17,6 +17,8 @@ pub struct Copied {
     pub result: Result<u16, Failure>,
     /// The `grpc-status` of its answer.
     pub grpc_status: Option<u16>,
+    /// The endpoint's sidecar has refused it for load.
+    pub shed: bool,
     /// When the head of its answer arrived.
     pub head_at: Option<Instant>,
     /// A connection to an HTTP/1 server that has ended its exchange cleanly.
@@ -26,7 +28,7 @@ pub struct Copied {
 impl Copied {
     /// One that was not answered.
     pub fn failed(failure: Failure) -> Self {
-        Self { result: Err(failure), grpc_status: None, head_at: None, idle: None }
+        Self { result: Err(failure), grpc_status: None, shed: false, head_at: None, idle: None }
     }
 }
 
@@ -45,7 +47,7 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by:
             to.end(None).await
         };
         let download = async {
-            let Arrived { head, end, .. } = loop {
+            let Arrived { head, end, report } = loop {
                 let arrived = timeout_at(ends_by, source.head(request)).await;
                 let arrived = arrived.map_err(|_| End::Final(Failure::UpstreamTimeout))??;
                 if !matches!(arrived.head.status(), 100 | 102..200) {
@@ -55,6 +57,7 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by:
             // It has been accepted.
             drop(waiting);
             copied.head_at = Some(Instant::now());
+            copied.shed = report.shed;
             copied.grpc_status = grpc_status(&head.headers);
             let mut rest = if end { None } else { source.body() };
             while let Some(from) = &mut rest {

@@ -1,14 +1,18 @@
 //! The server's side of an exchange: another sidecar, an HTTP/1 or an HTTP/2 server.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+use tokio::time::Instant;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
 use super::End;
 use crate::app_waiting::Guard;
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::{Framing, Head, Reader, Start, Writer};
 use crate::http2::{self, Answered};
 use crate::message::{Sink, Source};
@@ -89,7 +93,9 @@ pub fn http1_exchange(reader: Reader, mut writer: Writer, head: &Head, reused: b
     }
 }
 
-/// An exchange on a connection to an HTTP/2 server, which is opened within `limit` if there is none.
+/// An exchange on a connection to an HTTP/2 server, which is opened within `limit` if there is none. `grpc_deadline`:
+/// what its `grpc-timeout` has to say, when it is sent; `None`: what it says. `waits`: see
+/// [`Http2Pool::ready`](crate::pool::Http2Pool::ready).
 ///
 /// # Errors
 /// [`Failure`] of connecting, or [`Failure::ClientBadRequest`] for a head that HTTP/2 cannot carry; nothing was
@@ -99,9 +105,18 @@ pub async fn http2_exchange(
     server: Server,
     head: &Head,
     limit: Duration,
+    grpc_deadline: Option<Instant>,
+    waits: &Cell<bool>,
 ) -> Result<Exchange, Failure> {
-    let request = http2::to_request(head)?;
-    let (mut send, place, reused) = worker.http2.ready(server, limit).await?;
+    let mut request = http2::to_request(head)?;
+    let (mut send, place, reused) = worker.http2.ready(server, limit, waits).await?;
+    if let Some(deadline) = grpc_deadline
+        && let Some(value) = request.headers_mut().get_mut(grpc::TIMEOUT)
+        && let Some(renewed) = grpc::renewed_timeout(value.as_bytes(), deadline)
+        && let Ok(renewed) = HeaderValue::from_maybe_shared(renewed)
+    {
+        *value = renewed;
+    }
     let (answer, body) =
         send.send_request(request, is_bodiless(head)).map_err(|_| Failure::UpstreamConnect)?;
     Ok(Exchange {

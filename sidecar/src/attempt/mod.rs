@@ -30,7 +30,7 @@ pub use answer::{Answer, Load};
 pub use body::RequestBody;
 pub use copied::{Copied, send_copy};
 pub use exchange::{Exchange, Report, UpSink, UpSource, http1_exchange, http2_exchange};
-pub use open::{Opening, open, open_plain};
+pub use open::{Opening, open};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
 use std::cell::Cell;

@@ -1,15 +1,19 @@
 //! Opens an exchange with an endpoint: on a stream to its sidecar where it has one, with itself where not.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
 use crate::backend::{Backend, Upstream};
 use crate::claim::set_client_id;
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::Head;
 use crate::pool::Server;
 use crate::worker::Worker;
@@ -31,10 +35,21 @@ pub struct Opening<'a> {
     pub fresh: bool,
     /// How long connecting may take.
     pub limit: Duration,
-    /// How long the answer may take to begin, which the server's sidecar is told; `None`: as long as it takes.
-    pub left: Option<Duration>,
     /// The route that has changed the request; `None`: none has.
     pub route: Option<&'a Arc<str>>,
+    /// When the answer must have begun, which the server's sidecar is told; `None`: never.
+    pub deadline: Option<Instant>,
+    /// The application is told too, by the `grpc-timeout` that the request has.
+    pub renews_grpc_timeout: bool,
+    /// Another attempt is opening the connection, and this one waits for it: a failure meanwhile is not one more.
+    pub waits: Cell<bool>,
+}
+
+impl Opening<'_> {
+    /// What the request's `grpc-timeout` has to say; `None`: it says nothing, or what it says.
+    fn grpc_deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| self.renews_grpc_timeout)
+    }
 }
 
 /// Opens an exchange with an endpoint.
@@ -48,33 +63,23 @@ pub async fn open(
     travels: Travels,
 ) -> Result<Exchange, Failure> {
     let address = to.upstream.endpoint.address;
-    let server = Server::from(address);
     let Some(identity) = &to.upstream.endpoint.identity else {
-        return open_plain(worker, server, head, travels, to.fresh, to.limit).await;
+        return open_plain(worker, to, head, travels).await;
     };
     if worker.is_own(address) {
         // Past our own inbound side: what it would tell the application is told here.
         let mut head = head.clone();
         set_client_id(&mut head, Some(to.upstream.identity_text()));
-        return Box::pin(open_plain(worker, server, &head, travels, to.fresh, to.limit)).await;
+        return Box::pin(open_plain(worker, to, &head, travels)).await;
     }
-    let mut block = BytesMut::with_capacity(1024);
-    let fields = Fields {
-        protocol: travels,
-        service: to.backend.service(),
-        attempt: to.attempt,
-        deadline_ms: to.left.map(milliseconds),
-        ..Fields::default()
-    };
-    fields.encode(&mut block);
-    let fields = block.len();
-    head.write(&mut block, false);
-    if !head.fits_a_stream(block.len() - fields) {
+    if !head.fits_a_stream() {
         // Only what a route adds makes a head too long that a client could send.
         let too_long = |route| Failure::RouteHeadTooLong(Arc::clone(route));
         return Err(to.route.map_or(Failure::ClientHeadTooLong, too_long));
     }
-    let (sender, receiver) = worker.mesh.open(address, identity, &block, is_bodiless(head), to.limit).await?;
+    let block = || block(to, head, travels);
+    let opened = worker.mesh.open(address, identity, block, is_bodiless(head), to.limit, &to.waits);
+    let (sender, receiver) = opened.await?;
     Ok(Exchange {
         sink: UpSink::Mesh(sender),
         source: UpSource::Mesh(receiver),
@@ -82,6 +87,58 @@ pub async fn open(
         place: None,
         waiting: None,
     })
+}
+
+/// Opens an exchange with an endpoint itself.
+async fn open_plain(
+    worker: &Worker,
+    to: &Opening<'_>,
+    head: &Head,
+    travels: Travels,
+) -> Result<Exchange, Failure> {
+    let server = Server::from(to.upstream.endpoint.address);
+    if travels == Travels::Http2 {
+        return http2_exchange(worker, server, head, to.limit, to.grpc_deadline(), &to.waits).await;
+    }
+    let kept = if to.fresh { None } else { worker.http1.take(server) };
+    let reused = kept.is_some();
+    let (reader, writer) = match kept {
+        Some(kept) => kept,
+        None => worker.http1.connect(server, to.limit).await?,
+    };
+    Ok(http1_exchange(reader, writer, head, reused))
+}
+
+/// The head of a stream, with what is left of the request's time now.
+fn block(to: &Opening<'_>, head: &Head, travels: Travels) -> BytesMut {
+    let mut block = BytesMut::with_capacity(1024);
+    let left = to.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let fields = Fields {
+        protocol: travels,
+        service: to.backend.service(),
+        attempt: to.attempt,
+        deadline_ms: left.map(milliseconds),
+        ..Fields::default()
+    };
+    fields.encode(&mut block);
+    renewed(head, to.grpc_deadline()).write(&mut block, false);
+    block
+}
+
+/// A head whose `grpc-timeout` says what is left. Copied only where it says something else, as after connecting.
+fn renewed(head: &Head, grpc_deadline: Option<Instant>) -> Cow<'_, Head> {
+    let is_outdated = |deadline| {
+        let value = head.header(grpc::TIMEOUT);
+        value.is_some_and(|value| grpc::renewed_timeout(value, deadline).is_some())
+    };
+    match grpc_deadline {
+        Some(deadline) if is_outdated(deadline) => {
+            let mut head = head.clone();
+            grpc::renew_timeout(&mut head, deadline);
+            Cow::Owned(head)
+        }
+        _ => Cow::Borrowed(head),
+    }
 }
 
 /// What is left, for the server's sidecar. Nothing once the time is up: what is expired is refused there.
@@ -92,33 +149,47 @@ fn milliseconds(left: Duration) -> u32 {
     u32::try_from(left.as_millis() + MARGIN_MS).unwrap_or(u32::MAX)
 }
 
-/// Opens an exchange with a server that has no sidecar. `fresh`: not on a connection that was kept.
-///
-/// # Errors
-/// [`Failure`] of connecting; nothing of the request was sent.
-pub async fn open_plain(
-    worker: &Worker,
-    server: Server,
-    head: &Head,
-    travels: Travels,
-    fresh: bool,
-    limit: Duration,
-) -> Result<Exchange, Failure> {
-    if travels == Travels::Http2 {
-        return http2_exchange(worker, server, head, limit).await;
-    }
-    let kept = if fresh { None } else { worker.http1.take(server) };
-    let reused = kept.is_some();
-    let (reader, writer) = match kept {
-        Some(kept) => kept,
-        None => worker.http1.connect(server, limit).await?,
-    };
-    Ok(http1_exchange(reader, writer, head, reused))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::backend::{Ask, Backends};
+    use crate::config::{Destination, Endpoint, PodRoute, Protocol};
+
+    /// What the head of a stream says of the time that is left: the field, and `grpc-timeout`.
+    fn told(mut block: bytes::Bytes) -> (Option<u32>, String) {
+        let fields = Fields::decode(&mut block).unwrap();
+        let text = String::from_utf8(block.to_vec()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("grpc-timeout: ")).unwrap();
+        (fields.deadline_ms, line.to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_written_after_connecting_does_not_promise_the_time_that_connecting_took() {
+        let endpoint = Endpoint::at(SocketAddr::from(([192, 0, 2, 1], 80)));
+        let pod = Destination::Pod(PodRoute { endpoint, protocol: Protocol::Http2 });
+        let backend = Backends::of_client("client").of(&pod).unwrap();
+        let upstream = backend.pick(&Ask::default()).unwrap();
+        let to = Opening {
+            backend: &backend,
+            upstream: &upstream,
+            attempt: 0,
+            fresh: false,
+            limit: Duration::from_secs(3),
+            deadline: Some(Instant::now() + Duration::from_secs(5)),
+            renews_grpc_timeout: true,
+            waits: Cell::new(false),
+        };
+        let mut head = Head::answer(200, "", 0);
+        head.push("grpc-timeout", "5S");
+        let write = |to: &Opening<'_>| told(block(to, &head, Travels::Http2).freeze());
+        assert_eq!(write(&to), (Some(5_005), "5S".to_owned()));
+        tokio::time::advance(Duration::from_millis(1_200)).await;
+        assert_eq!(write(&to), (Some(3_805), "3800m".to_owned()));
+        let of_policy = Opening { renews_grpc_timeout: false, ..to };
+        assert_eq!(write(&of_policy), (Some(3_805), "5S".to_owned()));
+    }
 
     #[test]
     fn the_servers_sidecar_never_ends_a_request_before_its_clients_does() {

@@ -151,7 +151,8 @@ impl Balancer {
         if let Some(time) = warm_up {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             for (slot, endpoint) in slots.iter_mut().zip(&new.endpoints) {
-                slot.ready = ready(endpoint.ready_unix, unix, now);
+                let seen = slot.upstream.first_seen_ready(endpoint.ready_unix, now);
+                slot.ready = ready(endpoint.ready_unix, unix, now).map(|ready| ready.min(seen));
                 warm_at = warm_at.max(slot.ready.map(|ready| ready + time));
             }
         }
@@ -447,7 +448,7 @@ fn trial(new: &Endpoints) -> Option<usize> {
 /// could know.
 fn ready(ready_unix: i64, unix: Duration, now: Instant) -> Option<Instant> {
     let at = u64::try_from(ready_unix).ok().filter(|at| *at > 0)?;
-    // A clock that is ahead of ours: just now.
+    // A clock that is ahead of ours: just now, or when that was first seen.
     now.checked_sub(unix.saturating_sub(Duration::from_secs(at)))
 }
 

@@ -31,7 +31,10 @@ const BUCKETS: usize = 10;
 pub enum Verdict {
     /// It served.
     Good,
-    /// Nothing: the client was at fault, the endpoint sheds load, or the fault was injected.
+    /// It answered that the client is at fault. That says nothing about how often it fails, but it brings back an
+    /// endpoint that was ejected.
+    ClientError,
+    /// Nothing: the client broke off, or the endpoint sheds load.
     Neutral,
     /// Nothing, and it has taken long to learn that: the client did not wait for the answer.
     Abandoned,
@@ -41,6 +44,19 @@ pub enum Verdict {
     Failed,
     /// It failed before the application had seen a byte.
     Unreached,
+    /// The same, on a connection that another attempt was opening. That one is counted: five requests that wait for one
+    /// connection are not five failures in a row.
+    UnreachedWithAnother,
+}
+
+impl Verdict {
+    /// The same, of an attempt that has perhaps waited for a connection that another one was opening.
+    pub fn waited(self, for_another: bool) -> Self {
+        match self {
+            Self::Unreached if for_another => Self::UnreachedWithAnother,
+            verdict => verdict,
+        }
+    }
 }
 
 /// What a verdict has changed.
@@ -67,8 +83,9 @@ pub(super) struct Rules {
     share: bool,
     eject_for: Duration,
     pub(super) max_ejected_percent: u32,
-    /// Failures in a row that are only counted; 0: none.
-    shadow: u32,
+    /// The same as `failed` and `share` of a policy that is only tried: what they say is counted.
+    shadow_failed: u32,
+    shadow_share: bool,
 }
 
 impl Default for Rules {
@@ -79,23 +96,33 @@ impl Default for Rules {
             share: false,
             eject_for: EJECT_FOR,
             max_ejected_percent: MAX_EJECTED_PERCENT,
-            shadow: 0,
+            shadow_failed: 0,
+            shadow_share: false,
         }
     }
 }
 
 impl Rules {
     pub(super) fn of(breaker: Option<&traffic::Breaker>, shadow: Option<&traffic::Breaker>) -> Self {
-        let shadow = shadow.and_then(|breaker| breaker.consecutive_failures).unwrap_or(0);
-        let Some(breaker) = breaker else { return Self { shadow, ..Self::default() } };
+        let tried = shadow.and_then(|breaker| breaker.consecutive_failures);
+        let (shadow_failed, shadow_share) = (tried.unwrap_or(0), tried.is_some());
+        let Some(breaker) = breaker else {
+            return Self { shadow_failed, shadow_share, ..Self::default() };
+        };
         Self {
             unreached: 0,
             failed: breaker.consecutive_failures.unwrap_or(0),
             share: breaker.consecutive_failures.is_some(),
             eject_for: breaker.eject_for,
             max_ejected_percent: breaker.max_ejected_percent,
-            shadow,
+            shadow_failed,
+            shadow_share,
         }
+    }
+
+    /// Whether what endpoints serve has to be counted too.
+    fn needs_shares(&self) -> bool {
+        self.share || self.shadow_share
     }
 
     /// Whether nothing ejects an endpoint.
@@ -154,8 +181,12 @@ impl Health {
         let is_clean = || self.unreached.get() == 0 && self.failed.get() == 0;
         !self.is_ejected()
             && match verdict {
-                Verdict::Good => !rules.share && is_clean(),
-                Verdict::Neutral | Verdict::Abandoned | Verdict::Throttled => true,
+                Verdict::Good => !rules.needs_shares() && is_clean(),
+                Verdict::ClientError
+                | Verdict::Neutral
+                | Verdict::Abandoned
+                | Verdict::Throttled
+                | Verdict::UnreachedWithAnother => true,
                 Verdict::Failed | Verdict::Unreached => false,
             }
     }
@@ -166,7 +197,11 @@ impl Health {
             return self.take_probe(ejection, verdict, since, rules, now);
         }
         match verdict {
-            Verdict::Neutral | Verdict::Abandoned | Verdict::Throttled => return Taken::Nothing,
+            Verdict::ClientError
+            | Verdict::Neutral
+            | Verdict::Abandoned
+            | Verdict::Throttled
+            | Verdict::UnreachedWithAnother => return Taken::Nothing,
             Verdict::Good => {
                 self.unreached.set(0);
                 self.failed.set(0);
@@ -180,15 +215,34 @@ impl Health {
                 self.failed.set(self.failed.get().saturating_add(1));
             }
         }
-        let is_bad = rules.share && self.count(verdict == Verdict::Good, now);
+        let fails_mostly = rules.needs_shares() && self.count(verdict == Verdict::Good, now);
         if verdict == Verdict::Good {
             return Taken::Nothing;
         }
         let reached = |run: &Cell<u32>, limit: u32| limit > 0 && run.get() >= limit;
-        if is_bad || reached(&self.unreached, rules.unreached) || reached(&self.failed, rules.failed) {
+        if (rules.share && fails_mostly)
+            || reached(&self.unreached, rules.unreached)
+            || reached(&self.failed, rules.failed)
+        {
             return Taken::Bad;
         }
-        if rules.shadow > 0 && self.failed.get() == rules.shadow { Taken::WouldBeBad } else { Taken::Nothing }
+        self.take_shadow(fails_mostly, rules)
+    }
+
+    /// What a policy says that is only tried, once for each time that it would eject the endpoint.
+    fn take_shadow(&self, fails_mostly: bool, rules: &Rules) -> Taken {
+        let run = self.failed.get();
+        if rules.shadow_failed > 0 && run == rules.shadow_failed {
+            return Taken::WouldBeBad;
+        }
+        // A run that is longer was reported when it reached the limit. Where the share is enforced too, the window is
+        // that of the policy that holds.
+        if rules.shadow_share && !rules.share && fails_mostly && run < rules.shadow_failed {
+            // As after an ejection.
+            self.window.replace(None);
+            return Taken::WouldBeBad;
+        }
+        Taken::Nothing
     }
 
     fn take_probe(
@@ -204,7 +258,8 @@ impl Health {
             return Taken::Nothing;
         }
         match verdict {
-            Verdict::Good => {
+            // An application that knows what is wrong with a request serves, also where a probe of it gets nothing else.
+            Verdict::Good | Verdict::ClientError => {
                 self.restore(now);
                 Taken::Restored
             }
@@ -218,7 +273,7 @@ impl Health {
                 self.ejection.set(Some(Ejection { probed: None, ..ejection }));
                 Taken::Nothing
             }
-            Verdict::Throttled | Verdict::Failed | Verdict::Unreached => {
+            Verdict::Throttled | Verdict::Failed | Verdict::Unreached | Verdict::UnreachedWithAnother => {
                 self.times.set(self.times.get().saturating_add(1));
                 let until = now + rules.time(self.times.get(), fastrand::f64());
                 self.ejection.set(Some(Ejection { until, probed: None }));
@@ -352,10 +407,40 @@ mod tests {
     #[test]
     fn clients_faults_and_429_neither_eject_nor_interrupt() {
         let (health, rules, now) = (Health::default(), policy(Some(2)), Instant::now());
-        for verdict in [Verdict::Failed, Verdict::Neutral, Verdict::Throttled] {
+        for verdict in [Verdict::Failed, Verdict::Neutral, Verdict::ClientError, Verdict::Throttled] {
             assert_eq!(take(&health, &rules, verdict, now), Taken::Nothing);
         }
         assert_eq!(take(&health, &rules, Verdict::Failed, now), Taken::Bad);
+    }
+
+    #[test]
+    fn a_connection_that_several_requests_have_waited_for_fails_once() {
+        let (rules, policy, now) = (Rules::default(), policy(Some(2)), Instant::now());
+        for rules in [&rules, &policy] {
+            let health = Health::default();
+            assert_eq!(take(&health, rules, Verdict::Unreached, now), Taken::Nothing);
+            for _ in 0..100 {
+                assert!(health.learns_nothing(Verdict::UnreachedWithAnother, rules));
+                assert_eq!(take(&health, rules, Verdict::UnreachedWithAnother, now), Taken::Nothing);
+            }
+        }
+        // One that finds out whether the endpoint serves again has found out.
+        let health = Health::default();
+        health.eject(&rules, now);
+        let later = now + Duration::from_secs(13);
+        health.probe(&rules, later);
+        take(&health, &rules, Verdict::UnreachedWithAnother, later);
+        assert!(health.is_ejected() && !health.is_probe_due(later + Duration::from_secs(14)));
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_that_its_client_is_at_fault_brings_an_endpoint_back() {
+        let (health, rules, now) = (Health::default(), policy(Some(1)), Instant::now());
+        health.eject(&rules, now);
+        let later = now + Duration::from_secs(13);
+        health.probe(&rules, later);
+        assert_eq!(take(&health, &rules, Verdict::ClientError, later), Taken::Restored);
+        assert!(!health.is_ejected());
     }
 
     #[test]
@@ -430,5 +515,25 @@ mod tests {
         let seen: Vec<Taken> = (0..5).map(|_| take(&health, &rules, Verdict::Failed, now)).collect();
         assert_eq!(seen.iter().filter(|taken| **taken == Taken::WouldBeBad).count(), 1);
         assert!(!health.is_ejected());
+    }
+
+    #[test]
+    fn what_is_only_tried_looks_at_the_share_of_failures_too() {
+        let breaker = traffic::Breaker {
+            consecutive_failures: Some(5),
+            eject_for: Duration::from_secs(10),
+            max_ejected_percent: 50,
+        };
+        let (rules, now) = (Rules::of(None, Some(&breaker)), Instant::now());
+        let would_be_bad = |verdict: fn(u32) -> Verdict| {
+            let health = Health::default();
+            let taken = (0..30).map(|number| take(&health, &rules, verdict(number), now));
+            taken.filter(|taken| *taken == Taken::WouldBeBad).count()
+        };
+        let two_of_five = |number: u32| if number % 5 < 2 { Verdict::Good } else { Verdict::Failed };
+        assert!(!Health::default().learns_nothing(Verdict::Good, &rules), "what is served counts too");
+        assert_eq!(would_be_bad(two_of_five), 3, "once for each ten requests");
+        assert_eq!(would_be_bad(|_| Verdict::Failed), 1, "a run that was reported is not reported again");
+        assert_eq!(would_be_bad(|_| Verdict::Good), 0);
     }
 }

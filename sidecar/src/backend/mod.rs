@@ -38,10 +38,11 @@ use crate::config::traffic::HashKey;
 use crate::config::{Destination, Endpoint, Endpoints, EndpointsEntry, Place, PodRoute, Service, Steering};
 use crate::telemetry::BreakerGauge;
 use balancer::Balancer;
-use budget::{Budget, LastRetry};
+use budget::Budget;
 use upstream::{Group, hash};
 
 pub use breaker::{Change, Verdict};
+pub use budget::SidecarRetries;
 pub use tried::Tried;
 pub use upstream::{InFlight, Outcome, Upstream};
 
@@ -89,7 +90,7 @@ pub struct Backend {
     budget: Budget,
     /// What a policy that is only tried would have spent.
     shadow_budget: Budget,
-    last_retry: Rc<LastRetry>,
+    retries: Arc<SidecarRetries>,
     gauge: OnceCell<Gauged>,
 }
 
@@ -147,7 +148,7 @@ impl Backend {
             group,
             budget: Budget::default(),
             shadow_budget: Budget::default(),
-            last_retry: Rc::clone(&of.last_retry),
+            retries: Arc::clone(&of.retries),
             gauge: OnceCell::new(),
         }
     }
@@ -194,21 +195,21 @@ impl Backend {
     /// tried would do.
     pub fn earn_retries(&self, share: Option<f64>, shadow: Option<f64>) {
         if let Some(share) = share {
-            self.budget.deposit(share);
+            self.budget.deposit(share, self.retries.cap());
         }
         if let Some(share) = shadow {
-            self.shadow_budget.deposit(share);
+            self.shadow_budget.deposit(share, self.retries.cap());
         }
     }
 
     /// Whether a retry may be made. It is paid for with that.
     pub fn may_retry(&self, now: Instant) -> bool {
-        self.budget.withdraw(&self.last_retry, now)
+        self.budget.withdraw(self.retries.enforced(), now)
     }
 
     /// The same for a policy that is only tried.
     pub fn might_retry(&self, now: Instant) -> bool {
-        self.shadow_budget.withdraw(&LastRetry::at(now), now)
+        self.shadow_budget.withdraw(self.retries.shadow(), now)
     }
 
     /// Takes over how an attempt at an endpoint ended now that began `since`, and returns what that changes for it.
@@ -271,17 +272,23 @@ impl Backend {
 pub struct Backends {
     client: u64,
     place: RefCell<Arc<Place>>,
-    last_retry: Rc<LastRetry>,
+    retries: Arc<SidecarRetries>,
     by_name: RefCell<HashMap<Arc<str>, Weak<Backend>>>,
 }
 
 impl Backends {
-    /// No backends, for the pod with this uid. All workers of a pod are one client to Services with session affinity.
+    /// No backends, for the pod with this uid, whose sidecar has one data thread.
     pub fn of_client(pod_uid: &str) -> Self {
+        Self::new(pod_uid, Arc::default())
+    }
+
+    /// No backends, for the pod with this uid. All workers of a pod are one client to Services with session affinity,
+    /// and have the same `retries`.
+    pub fn new(pod_uid: &str, retries: Arc<SidecarRetries>) -> Self {
         Self {
+            retries,
             client: hash(pod_uid),
             place: RefCell::new(Arc::new(Place { zone: Arc::default(), node: Arc::default() })),
-            last_retry: Rc::default(),
             by_name: RefCell::default(),
         }
     }

@@ -101,6 +101,8 @@ pub struct Upstream {
     evidence: RefCell<Option<Evidence>>,
     seen: Cell<Seen>,
     reported: Cell<Option<Reported>>,
+    /// When it became ready as its own clock says, and when that was first seen here.
+    ready: Cell<(i64, Instant)>,
     /// What the breaker knows of it.
     pub(super) health: Health,
     /// Its place among all endpoints for requests that have something in common.
@@ -139,14 +141,16 @@ struct Evidence {
 impl Upstream {
     /// An endpoint without history.
     pub(super) fn new(endpoint: Endpoint, group: &Rc<Group>) -> Rc<Self> {
+        let now = Instant::now();
         Rc::new(Self {
+            ready: Cell::new((endpoint.ready_unix, now)),
             hash: hash((endpoint.address, &*endpoint.pod_uid)),
             endpoint,
             group: Rc::clone(group),
             identity_text: OnceCell::new(),
             series: ByProtocol::default(),
             evidence: RefCell::default(),
-            seen: Cell::new(Seen { latency: None, success: 1.0, at: Instant::now() }),
+            seen: Cell::new(Seen { latency: None, success: 1.0, at: now }),
             reported: Cell::new(None),
             health: Health::default(),
             pending: Cell::new(0),
@@ -293,6 +297,16 @@ impl Upstream {
     pub fn begin_at(self: &Rc<Self>, now: Instant) -> InFlight {
         self.pending.set(self.pending.get() + 1);
         InFlight { upstream: Rc::clone(self), since: now }
+    }
+
+    /// When it was first seen here that it became ready then, in seconds since 1970.
+    pub(super) fn first_seen_ready(&self, ready_unix: i64, now: Instant) -> Instant {
+        let (known, at) = self.ready.get();
+        if known == ready_unix {
+            return at;
+        }
+        self.ready.set((ready_unix, now));
+        now
     }
 
     /// It could not be reached.

@@ -159,11 +159,26 @@ impl Head {
         put(out, &[b"\r\n"]);
     }
 
-    /// Whether another sidecar reads this head, written in so many bytes.
-    pub fn fits_a_stream(&self, bytes: usize) -> bool {
+    /// Whether another sidecar reads this head as it is written.
+    pub fn fits_a_stream(&self) -> bool {
+        // What is written beside the lines and the target: version, framing, connection, expectation.
+        const BESIDE: usize = 256;
         let of_framing = usize::from(matches!(self.framing, Framing::Length(_) | Framing::Chunked));
         let of_connection = usize::from(self.upgrade) + usize::from(self.expects_continue);
-        bytes <= MAX_REWRITTEN_HEAD && self.headers.len() + of_framing + of_connection <= MAX_LINES
+        if self.headers.len() + of_framing + of_connection > MAX_LINES {
+            return false;
+        }
+        let of_start = match &self.start {
+            Start::Request { method, target } => method.len() + target.len(),
+            Start::Response { reason, .. } => reason.len(),
+        };
+        let of_lines: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        if of_start + of_lines + BESIDE <= MAX_REWRITTEN_HEAD {
+            return true;
+        }
+        let mut written = BytesMut::new();
+        self.write(&mut written, false);
+        written.len() <= MAX_REWRITTEN_HEAD
     }
 
     /// An answer of our own.

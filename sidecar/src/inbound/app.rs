@@ -3,6 +3,7 @@
 //! In: a request that was admitted, or leave to connect. Out: the answer, from a connection that was kept or opened
 //! for it. Nothing is kept open to an application that does not accept what waits for it: see [`watch`].
 
+use std::cell::Cell;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -146,7 +147,8 @@ async fn connect_for(
 ) -> Result<(Exchange, bool), Failure> {
     let (worker, server) = (&peer.worker, peer.server);
     if travels == Travels::Http2 {
-        return Ok((http2_exchange(worker, server, head, PATIENT).await?, false));
+        let opened = http2_exchange(worker, server, head, PATIENT, None, &Cell::new(false)).await?;
+        return Ok((opened, false));
     }
     let begin = || worker.app_waiting.begin_at(Some(server.address.port()));
     let own = if fresh { None } else { peer.take_own() };

@@ -49,7 +49,7 @@ fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddre
         limits: None,
         revision: String::new(),
     });
-    Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default())
+    Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default(), Arc::default())
 }
 
 fn permissive() -> Rc<Worker> {

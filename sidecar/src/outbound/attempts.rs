@@ -68,6 +68,8 @@ pub(super) async fn attempts(
     let trying = Trying::begin(worker, way, call);
     let protocol = call.protocol();
     let mut anew = ANEW.iter();
+    // Endpoints by repeating alone: a retry begins with none that was tried, and must not repeat from the start.
+    let mut places = 1;
     let mut next = match opened.and_then(|opened| ready(opened, call)) {
         Some(ready) => Some(ready),
         None => Chosen::choose(worker, way, ask),
@@ -87,7 +89,9 @@ pub(super) async fn attempts(
             if !fresh {
                 ask.tried.push(upstream.endpoint.address);
             }
-            next = if ask.tried.len() < MAX_ENDPOINTS { Chosen::choose(worker, way, ask) } else { None };
+            let goes_on = ask.tried.len().max(places) < MAX_ENDPOINTS;
+            next = if goes_on { Chosen::choose(worker, way, ask) } else { None };
+            places += usize::from(next.is_some());
             if next.is_none() {
                 next = anew_at(worker, upstream, &mut anew, &attempt.end, kept).await;
             }
@@ -147,17 +151,17 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     let in_flight = upstream.begin_at(at);
     let exchange = match ready {
         Some(exchange) => Ok(exchange),
-        None => connect(trying, &upstream, fresh, call, &limits, at).await,
+        None => connect(trying, &upstream, fresh, call, &limits).await,
     };
     let exchange = match exchange {
         Ok(exchange) => exchange,
-        Err(end) => {
-            let seen = seen_unopened(&end);
+        Err(Unopened { end, waited }) => {
+            let seen = seen_unopened(&end, trying.is_clients_time());
             count(evidence.as_ref(), backend, &upstream, seen, None);
             let attempt = Attempt::of(end);
             let ended_at = Instant::now();
             let span = (in_flight.since(), ended_at);
-            observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying));
+            observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying).waited(waited));
             return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
         }
     };
@@ -191,8 +195,14 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
 }
 
-/// Opens an exchange with an endpoint for an attempt that begins now, unless the client leaves or the time is over
-/// meanwhile.
+/// An attempt that ended before its exchange was open.
+struct Unopened {
+    end: End,
+    /// It has waited for a connection that another attempt was opening.
+    waited: bool,
+}
+
+/// Opens an exchange with an endpoint for an attempt, unless the client leaves or the time is over meanwhile.
 async fn connect(
     trying: &Trying<'_>,
     upstream: &Upstream,
@@ -200,14 +210,22 @@ async fn connect(
     call: &mut Call<'_>,
     limits: &AttemptPolicy<'_>,
     now: Instant,
-) -> Result<Exchange, End> {
+) -> Result<Exchange, Unopened> {
     let Trying { worker, backend, route, .. } = *trying;
     trying.pass_deadline_on(call);
-    let left = call.deadline.map(|deadline| deadline.saturating_duration_since(now));
-    let limit = patience(backend, upstream);
-    let to = Opening { backend, upstream, attempt: call.attempts, fresh, limit, left, route };
+    let to = Opening {
+        backend,
+        upstream,
+        attempt: call.attempts,
+        fresh,
+        limit: patience(backend, upstream),
+        route,
+        deadline: call.deadline,
+        renews_grpc_timeout: trying.has_grpc_timeout,
+        waits: Cell::new(false),
+    };
     let (expires, overdue) = limits.expiry();
-    tokio::select! {
+    let opened = tokio::select! {
         biased;
         opened = open(worker, &to, &call.head, call.travels) => opened.map_err(unopened),
         // Nobody is left to answer. The endpoint has not been reached in that time.
@@ -220,7 +238,8 @@ async fn connect(
             }
             overdue => End::Final(overdue),
         }),
-    }
+    };
+    opened.map_err(|end| Unopened { end, waited: to.waits.get() })
 }
 
 /// The endpoint that is left, if it may serve on a fresh connection what it has not served, and after a wait.
@@ -306,15 +325,17 @@ fn why(end: &End, fresh: bool) -> &'static str {
     }
 }
 
-/// What it says of the version of an endpoint that no exchange could be opened.
-fn seen_unopened(end: &End) -> Option<Seen> {
+/// What it says of the version of an endpoint that no exchange could be opened. Time that its client has given says how
+/// patient that client is.
+fn seen_unopened(end: &End, is_clients_time: bool) -> Option<Seen> {
     match end {
+        End::Final(Failure::DeadlineExceeded) if is_clients_time => None,
         // In that time the endpoint was not reached.
         End::Client(Failure::ClientGaveUp)
         | End::NotProcessed(Failure::UpstreamTimeout)
         | End::Final(Failure::DeadlineExceeded) => Some(Seen::Unreached),
         End::NotProcessed(failure) | End::Client(failure) | End::Final(failure) => {
-            evidence_of(Err(failure), None)
+            evidence_of(Err(failure), None, false)
         }
         _ => None,
     }
@@ -338,7 +359,7 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
             _,
         ) => Err(failure),
     };
-    evidence_of(result, attempt.grpc_status)
+    evidence_of(result, attempt.grpc_status, attempt.report.shed)
 }
 
 /// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
@@ -356,7 +377,8 @@ fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdic
         (_, Some(Seen::Good)) => Verdict::Good,
         (_, Some(Seen::Failed)) => Verdict::Failed,
         (_, Some(Seen::Unreached)) => Verdict::Unreached,
-        (_, Some(Seen::ClientError) | None) => Verdict::Neutral,
+        (_, Some(Seen::ClientError)) => Verdict::ClientError,
+        (_, None) => Verdict::Neutral,
     }
 }
 
@@ -364,6 +386,8 @@ fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdic
 fn outcome(attempt: &Attempt, trying: &Trying<'_>) -> Option<Outcome> {
     match &attempt.end {
         _ if trying.is_of_impatient_client(attempt) => Some(Outcome::Abandoned),
+        // A pod that refuses fast must not look fast either.
+        _ if attempt.report.shed => Some(Outcome::Failed),
         // A gRPC call that fails has the status 200: an endpoint that fails fast must not look fast.
         End::Delivered(Ok(_)) if seen(attempt) != Some(Seen::Failed) => {
             attempt.head_at.map(Outcome::Answered)
@@ -375,5 +399,35 @@ fn outcome(attempt: &Attempt, trying: &Trying<'_>) -> Option<Outcome> {
         End::Final(Failure::OursNoCertificate | Failure::RouteHeadTooLong(_)) | End::Client(_) => None,
         End::Delivered(Err(failure)) if failure.is_of_client() => None,
         _ => Some(Outcome::Failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_a_pod_refused_for_load_is_not_evidence_against_its_version() {
+        for (status, grpc_status) in [(503, None), (200, Some(14))] {
+            for end in [End::Delivered(Ok(status)), End::Refused(status)] {
+                let answered = Attempt { status: Some(status), grpc_status, ..Attempt::of(end) };
+                assert_eq!(seen(&answered), Some(Seen::Failed));
+                let report = Report { shed: true, ..Report::default() };
+                assert_eq!(seen(&Attempt { report, ..answered }), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_does_not_wait_for_a_connection_is_not_evidence_and_the_time_of_a_policy_is() {
+        let late = End::Final(Failure::DeadlineExceeded);
+        assert_eq!(seen_unopened(&late, true), None);
+        assert_eq!(seen_unopened(&late, false), Some(Seen::Unreached));
+        let slow = End::NotProcessed(Failure::UpstreamTimeout);
+        assert_eq!(
+            seen_unopened(&slow, true),
+            Some(Seen::Unreached),
+            "one attempt has no time of the client"
+        );
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! [`steer`]: crate::backend::steer
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,8 +155,10 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
         attempt: 0,
         fresh: false,
         limit: patience(&target.backend, &upstream),
-        left: None,
         route: None,
+        deadline: None,
+        renews_grpc_timeout: false,
+        waits: Cell::new(false),
     };
     let ends_by = Instant::now() + ENDS_WITHIN;
     let copied = match timeout_at(ends_by, open(worker, &to, &head, travels)).await {
@@ -168,7 +171,7 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
     // Nothing is learned of the endpoint.
     drop(in_flight);
     let result = copied.result.as_ref().copied();
-    let seen = evidence_of(result, copied.grpc_status);
+    let seen = evidence_of(result, copied.grpc_status, copied.shed);
     count(attempts.as_ref(), &target.backend, &upstream, seen, head_after);
     if let Some((reader, writer)) = copied.idle {
         worker.http1.put(upstream.endpoint.address.into(), reader, writer);

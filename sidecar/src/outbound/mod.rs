@@ -175,7 +175,8 @@ fn observe(
     verdict: Verdict,
 ) {
     // A pod that ends takes nothing new: every rollout does that.
-    if verdict == Verdict::Unreached && backend.is_ending(&upstream.endpoint) {
+    let is_unreached = matches!(verdict, Verdict::Unreached | Verdict::UnreachedWithAnother);
+    if is_unreached && backend.is_ending(&upstream.endpoint) {
         return;
     }
     let Some(change) = backend.observe(upstream, since, verdict, now) else { return };

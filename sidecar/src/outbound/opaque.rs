@@ -1,6 +1,7 @@
 //! Connections whose content is not looked at, each to one endpoint. Where a port has rules about the names of TLS
 //! servers, the name in the client's first message says to whose.
 
+use std::cell::Cell;
 use std::future::pending;
 use std::io;
 use std::pin::pin;
@@ -97,9 +98,10 @@ pub(super) async fn open(
         // Nothing that is said here is copied: beside copies it would be compared with nothing.
         let evidence = upstream.attempts(&worker.telemetry).filter(|_| !backend.compares_copies());
         let in_flight = upstream.begin();
+        let waits = Cell::new(false);
         let connected = tokio::select! {
             biased;
-            connected = connect(worker, backend, &upstream) => connected,
+            connected = connect(worker, backend, &upstream, &waits) => connected,
             () = left.as_mut() => {
                 // The endpoint has not been reached in that time.
                 count(evidence.as_ref(), backend, &upstream, Some(Seen::Unreached), None);
@@ -113,9 +115,10 @@ pub(super) async fn open(
             }
             Err(failure) => failure,
         };
-        let seen = evidence_of(Err(&last), None);
+        let seen = evidence_of(Err(&last), None, false);
         count(evidence.as_ref(), backend, &upstream, seen, None);
-        observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict(seen));
+        let verdict = verdict(seen).waited(waits.get());
+        observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict);
         if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
             break;
         }
@@ -137,7 +140,12 @@ pub(super) async fn open(
     Err(last)
 }
 
-async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Result<Transport, Failure> {
+async fn connect(
+    worker: &Worker,
+    backend: &Backend,
+    upstream: &Upstream,
+    waits: &Cell<bool>,
+) -> Result<Transport, Failure> {
     let address = upstream.endpoint.address;
     let limit = patience(backend, upstream);
     let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) else {
@@ -145,9 +153,12 @@ async fn connect(worker: &Worker, backend: &Backend, upstream: &Upstream) -> Res
             .await
             .map(|stream| Transport::Plain(stream, BytesMut::new()));
     };
-    let mut block = BytesMut::with_capacity(128);
-    Fields { service: backend.service(), ..Fields::default() }.encode(&mut block);
-    let (sender, mut receiver) = worker.mesh.open(address, identity, &block, false, limit).await?;
+    let block = || {
+        let mut block = BytesMut::with_capacity(128);
+        Fields { service: backend.service(), ..Fields::default() }.encode(&mut block);
+        block
+    };
+    let (sender, mut receiver) = worker.mesh.open(address, identity, block, false, limit, waits).await?;
     // The server's sidecar says when it has reached the application: nothing is sent before, so that a connection
     // to an endpoint that has gone can go elsewhere whole.
     match receiver.next().await {
@@ -341,7 +352,8 @@ fn verdict(seen: Option<Seen>) -> Verdict {
         Some(Seen::Good) => Verdict::Good,
         Some(Seen::Failed) => Verdict::Failed,
         Some(Seen::Unreached) => Verdict::Unreached,
-        Some(Seen::ClientError) | None => Verdict::Neutral,
+        Some(Seen::ClientError) => Verdict::ClientError,
+        None => Verdict::Neutral,
     }
 }
 

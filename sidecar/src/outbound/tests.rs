@@ -1,5 +1,6 @@
 //! Whole requests and connections over loopback, and the evidence that they leave.
 
+mod connecting;
 mod copies;
 
 use std::cell::Cell;
@@ -128,7 +129,14 @@ async fn port_of(endpoints: Endpoints) -> (Rc<Worker>, Rc<Port>) {
     config.set_route(dialled, Route::Service(service));
     let canary = Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 });
     config.set_endpoints(&name, Endpoints { canary, ..endpoints });
-    let worker = Worker::new(Arc::new(settings), config, Arc::default(), Arc::default(), Arc::default());
+    let worker = Worker::new(
+        Arc::new(settings),
+        config,
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+    );
     let port = worker.port(dialled).await;
     (worker, port)
 }

@@ -3,13 +3,14 @@
 //! In: the policy of the request's rule, and what the request asks for itself. Out: decisions, counted here. The loop in
 //! `attempts` carries them out.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use super::wishes::{self, Wishes, rewrite_grpc_timeout};
+use super::wishes::{self, Wishes};
 use crate::attempt::{Attempt, AttemptPolicy, End, Report, grpc_status, until};
 use crate::backend::Backend;
 use crate::call::Call;
@@ -34,10 +35,12 @@ pub(super) struct Trying<'a> {
     pub(super) policy: &'a CallPolicy,
     /// The route whose rule decided.
     pub(super) route: Option<&'a Arc<str>>,
-    /// Retries beside the first attempt.
+    /// Retries that there may be. What is repeated without any policy is not counted.
     retries: u8,
+    /// Retries that have been decided.
+    granted: Cell<u8>,
     /// It has a `grpc-timeout`.
-    has_grpc_timeout: bool,
+    pub(super) has_grpc_timeout: bool,
     /// When the time is over that the client gives; `None`: never, or that of the policy is over before.
     client_deadline: Option<Instant>,
 }
@@ -51,8 +54,6 @@ pub(super) struct Retry {
 
 /// What is known of a request while an attempt runs.
 pub(super) struct Asked {
-    /// Attempts with the one that runs.
-    made: u8,
     is_idempotent: bool,
     is_grpc: bool,
     deadline: Option<Instant>,
@@ -75,7 +76,6 @@ impl Asked {
     pub(super) fn of(trying: &Trying<'_>, call: &Call<'_>) -> Self {
         let judges = trying.policy.judges_answers();
         Self {
-            made: call.attempts.saturating_add(1),
             is_idempotent: judges && call.is_idempotent(),
             is_grpc: judges && call.travels == Travels::Http2 && grpc::content_type(&call.head).is_some(),
             deadline: call.deadline,
@@ -106,6 +106,7 @@ impl<'a> Trying<'a> {
             policy,
             route: way.route.as_ref(),
             retries: retries.map_or(allowed, |wished| wished.min(allowed)),
+            granted: Cell::new(0),
             has_grpc_timeout: grpc_timeout.is_some(),
             client_deadline: call.deadline.filter(|_| limit != policy.request),
         }
@@ -127,7 +128,7 @@ impl<'a> Trying<'a> {
         if self.has_grpc_timeout
             && let Some(deadline) = call.deadline
         {
-            rewrite_grpc_timeout(&mut call.head, deadline);
+            grpc::renew_timeout(&mut call.head, deadline);
         }
     }
 
@@ -141,7 +142,7 @@ impl<'a> Trying<'a> {
         let is_marked = head.header("tulle-reason").is_some_and(|reason| **reason == *OVERLOADED);
         // One sidecar asks one more pod, and who calls that sidecar's application asks nobody: else a pod too few would
         // be a multiple of the load for all.
-        if (is_marked && !report.shed) || (report.shed && asked.made > 1) {
+        if (is_marked && !report.shed) || (report.shed && self.granted.get() > 0) {
             return None;
         }
         let pushback = pushback(head);
@@ -151,7 +152,7 @@ impl<'a> Trying<'a> {
     fn judge_answer(&self, answered: &Answered, asked: &Asked) -> Option<Retry> {
         let enforced = self.policy.retry.as_ref();
         if let Some(reason) = enforced.and_then(|retry| retry.of_answer(answered, asked.is_idempotent)) {
-            return self.grant(reason, Some(answered), asked.made, asked.deadline);
+            return self.grant(reason, Some(answered), asked.deadline);
         }
         let shadow = self.policy.shadow.as_ref().and_then(|shadow| shadow.retry.as_ref());
         if let Some(reason) = shadow.and_then(|retry| retry.of_answer(answered, asked.is_idempotent))
@@ -172,7 +173,7 @@ impl<'a> Trying<'a> {
             return None;
         }
         let reason = self.policy.retry.as_ref()?.of_timeout()?;
-        self.grant(reason, None, call.attempts, call.deadline)
+        self.grant(reason, None, call.deadline)
     }
 
     /// Whether another attempt follows one that could be repeated, but has no endpoint left to go to.
@@ -182,7 +183,7 @@ impl<'a> Trying<'a> {
             End::NotProcessed(_) => retry.of_connect(),
             _ => retry.of_reset(),
         };
-        self.grant(reason?, None, call.attempts, call.deadline)
+        self.grant(reason?, None, call.deadline)
     }
 
     /// Pays for a retry, if there may be one.
@@ -190,10 +191,10 @@ impl<'a> Trying<'a> {
         &self,
         reason: RetryReason,
         answered: Option<&Answered>,
-        made: u8,
         deadline: Option<Instant>,
     ) -> Option<Retry> {
-        if made > self.retries {
+        let granted = self.granted.get();
+        if granted >= self.retries {
             return None;
         }
         let wait = self.policy.retry.as_ref()?.wait(answered, fastrand::f64())?;
@@ -206,8 +207,14 @@ impl<'a> Trying<'a> {
             telemetry.event("retry_refused", "Budget");
             return None;
         }
+        self.granted.set(granted + 1);
         telemetry.event("retry", reason.name());
         Some(Retry { wait })
+    }
+
+    /// Whether it is its client who gives it so little time.
+    pub(super) fn is_clients_time(&self) -> bool {
+        self.client_deadline.is_some()
     }
 
     /// Whether an attempt ended because the time was over that the client gives, as this sidecar says, that of the

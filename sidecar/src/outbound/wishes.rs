@@ -6,12 +6,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::grpc;
 use crate::http1::Head;
 
-const GRPC_TIMEOUT: &[u8] = b"grpc-timeout";
 const TIMEOUT: &[u8] = b"tulle-timeout";
 const RETRIES: &[u8] = b"tulle-retries";
 
@@ -34,7 +32,9 @@ pub(super) fn take(head: &mut Head) -> Wishes {
     for (name, value) in &head.headers {
         // Most names differ in their length already.
         match name.len() {
-            12 if name.eq_ignore_ascii_case(GRPC_TIMEOUT) => wishes.grpc_timeout = grpc::parse_timeout(value),
+            12 if name.eq_ignore_ascii_case(grpc::TIMEOUT.as_bytes()) => {
+                wishes.grpc_timeout = grpc::parse_timeout(value)
+            }
             13 if name.eq_ignore_ascii_case(TIMEOUT) => {
                 wishes.timeout = duration(value);
                 is_ours = true;
@@ -51,25 +51,6 @@ pub(super) fn take(head: &mut Head) -> Wishes {
         head.headers.retain(|(name, _)| !ours(name));
     }
     wishes
-}
-
-/// Writes what is left of a request's time into its `grpc-timeout`, in milliseconds, or in seconds where that is too
-/// long for eight digits.
-pub(super) fn rewrite_grpc_timeout(head: &mut Head, deadline: Instant) {
-    let Some((_, value)) = head.headers.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(GRPC_TIMEOUT))
-    else {
-        return;
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let is_as_written = grpc::parse_timeout(value).is_some_and(|written| {
-        written.checked_sub(left).is_some_and(|passed| passed < Duration::from_millis(1))
-    });
-    if !is_as_written {
-        let ms = left.as_millis().max(1);
-        let written =
-            if ms < 100_000_000 { format!("{ms}m") } else { format!("{}S", left.as_secs().min(99_999_999)) };
-        *value = Bytes::from(written);
-    }
 }
 
 fn text(value: &[u8]) -> Option<&str> {
@@ -129,21 +110,5 @@ mod tests {
             assert_eq!(take(&mut head).grpc_timeout, expected, "{written:?}");
             assert_eq!(head.headers.len(), 1, "it goes on");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_left_is_what_goes_on() {
-        let mut head = head(&[("grpc-timeout", "5S")]);
-        let value = |head: &Head| head.header("grpc-timeout").cloned().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        rewrite_grpc_timeout(&mut head, deadline);
-        assert_eq!(value(&head), "5S", "nothing has passed");
-        tokio::time::advance(Duration::from_millis(1_200)).await;
-        rewrite_grpc_timeout(&mut head, deadline);
-        assert_eq!(value(&head), "3800m");
-        rewrite_grpc_timeout(&mut head, Instant::now() + Duration::from_secs(200_000));
-        assert_eq!(value(&head), "200000S");
-        rewrite_grpc_timeout(&mut head, deadline - Duration::from_secs(60));
-        assert_eq!(value(&head), "1m", "none is not a number of gRPC");
     }
 }

@@ -90,7 +90,8 @@ impl Drop for Place {
 
 impl Http2Pool {
     /// A connection that takes a request, the request's place on it, and whether it is a kept one. `limit`: how
-    /// long connecting may take.
+    /// long connecting may take. It `waits` as long as another one opens the connection, whose failure is then not one
+    /// more.
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`].
@@ -98,18 +99,21 @@ impl Http2Pool {
         &self,
         server: Server,
         limit: Duration,
+        waits: &Cell<bool>,
     ) -> Result<(SendRequest, Place, bool), Failure> {
         let known = entry(&self.servers, server, |known| known.shared.borrow().is_empty());
         if let Some((send, place)) = known.place().await {
             return Ok((send, place, true));
         }
-        let turn = known.gate.enter(server.address, limit).await?;
+        let turn = known.gate.enter(server.address, limit, waits).await?;
         if let Some((send, place)) = known.place().await {
+            waits.set(false);
             return Ok((send, place, true));
         }
         if let Some(failure) = turn.shared_failure() {
             return Err(failure);
         }
+        waits.set(false);
         let (send, shared) = open(server, turn.left()).await.map_err(|failure| turn.failed(failure))?;
         let place = shared
             .place()
@@ -203,7 +207,8 @@ mod tests {
     async fn a_request_beyond_what_a_server_takes_at_once_goes_over_another_connection() {
         let test = async {
             let (address, pool) = (server().await, Http2Pool::default());
-            let ready = || pool.ready(address.into(), IMPATIENT);
+            let waits = Cell::new(false);
+            let ready = || pool.ready(address.into(), IMPATIENT, &waits);
             let (_, first, kept) = ready().await.unwrap();
             assert!(!kept);
             let (_, second, kept) = ready().await.unwrap();
@@ -224,9 +229,12 @@ mod tests {
             let address = listener.local_addr().unwrap();
             drop(listener);
             let pool = Http2Pool::default();
-            let all = (0..50).map(|_| pool.ready(address.into(), IMPATIENT));
+            let waits: Vec<Cell<bool>> = (0..50).map(|_| Cell::new(false)).collect();
+            let all = waits.iter().map(|waits| pool.ready(address.into(), IMPATIENT, waits));
             let all = futures::future::join_all(all).await;
             assert!(all.into_iter().all(|one| matches!(one, Err(Failure::UpstreamConnect))));
+            let own = waits.iter().filter(|waits| !waits.get()).count();
+            assert_eq!(own, 1, "one has tried, and all others have waited for it");
         };
         LocalSet::new().run_until(test).await;
     }

@@ -78,8 +78,10 @@ impl MeshPool {
         Self { tls, peers: RefCell::default() }
     }
 
-    /// Opens a stream to a sidecar that must be `identity`. `limit`: how long connecting may take, or waiting
-    /// for a handshake that is under way.
+    /// Opens a stream to a sidecar that must be `identity`. `head` writes its head, and is asked again where a
+    /// connection had to be waited for: a head may say how much time there is left. `limit`: how long connecting may
+    /// take, or waiting for a handshake that is under way. It `waits` as long as that is another's, whose failure is then
+    /// not one more.
     ///
     /// # Errors
     /// [`Failure`] of connecting; no byte of the head was sent.
@@ -87,28 +89,34 @@ impl MeshPool {
         &self,
         address: SocketAddr,
         identity: &WorkloadId,
-        head: &[u8],
+        head: impl Fn() -> BytesMut,
         end: bool,
         limit: Duration,
+        waits: &Cell<bool>,
     ) -> Result<(Sender, Receiver), Failure> {
-        if head.len() > SHARED_HEAD {
+        let block = head();
+        if block.len() > SHARED_HEAD {
+            drop(block);
             return self.open_alone(address, identity, head, end, limit).await;
         }
         let peer = entry(&self.peers, address, |peer| peer.connections.borrow().is_empty());
-        if let Some(opened) = peer.open(identity, head, end) {
+        if let Some(opened) = peer.open(identity, &block, end) {
             if opened.beside_bulk {
                 // This one does not wait for a handshake; those that follow have a connection of their own.
                 self.spread(&peer, address, identity);
             }
             return Ok(opened.halves);
         }
-        let turn = peer.gate.enter(address, limit).await?;
-        if let Some(opened) = peer.open(identity, head, end) {
+        drop(block);
+        let turn = peer.gate.enter(address, limit, waits).await?;
+        if let Some(opened) = peer.open(identity, &head(), end) {
+            waits.set(false);
             return Ok(opened.halves);
         }
         if let Some(failure) = turn.shared_failure() {
             return Err(failure);
         }
+        waits.set(false);
         let open = in_use(peer.connections.borrow().iter().map(|kept| &kept.connection));
         if open >= MAX_CONNECTIONS {
             return Err(not_connected(address, "tulle/1", &"too many connections"));
@@ -116,7 +124,7 @@ impl MeshPool {
         let kept = open_connection(&self.tls, address, identity, turn.left())
             .await
             .map_err(|failure| turn.failed(failure))?;
-        let stream = kept.connection.open(head, end);
+        let stream = kept.connection.open(&head(), end);
         let stream = stream.map_err(|error| not_connected(address, "tulle/1", &error))?;
         peer.connections.borrow_mut().push(kept);
         Ok(stream)
@@ -127,12 +135,12 @@ impl MeshPool {
         &self,
         address: SocketAddr,
         identity: &WorkloadId,
-        head: &[u8],
+        head: impl Fn() -> BytesMut,
         end: bool,
         limit: Duration,
     ) -> Result<(Sender, Receiver), Failure> {
         let alone = open_connection(&self.tls, address, identity, limit).await?;
-        let stream = alone.connection.open(head, end);
+        let stream = alone.connection.open(&head(), end);
         alone.connection.drain();
         stream.map_err(|error| not_connected(address, "tulle/1", &error))
     }
@@ -284,8 +292,9 @@ mod tests {
         let pool = MeshPool::new(Arc::default());
         let identity = WorkloadId::new("cluster.local", "shop", "web");
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let opened = pool.open(address, &identity, b"head", true, IMPATIENT).await;
-        assert_eq!(opened.err(), Some(Failure::OursNoCertificate));
+        let waits = Cell::new(false);
+        let opened = pool.open(address, &identity, || BytesMut::from("head"), true, IMPATIENT, &waits).await;
+        assert_eq!((opened.err(), waits.get()), (Some(Failure::OursNoCertificate), false));
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ mod http1;
 mod http2;
 mod mesh;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -127,12 +127,18 @@ struct Entered<'a> {
 }
 
 impl Gate {
-    /// Waits for a turn.
+    /// Waits for a turn, and says that it `waits`: until it does not, a failure is that of whoever has the turn.
     ///
     /// # Errors
     /// [`Failure::UpstreamConnect`] when it takes longer than `limit`.
-    async fn enter(&self, address: SocketAddr, limit: Duration) -> Result<Entered<'_>, Failure> {
+    async fn enter(
+        &self,
+        address: SocketAddr,
+        limit: Duration,
+        waits: &Cell<bool>,
+    ) -> Result<Entered<'_>, Failure> {
         let asked = Instant::now();
+        waits.set(true);
         let one = timeout(limit, self.one.lock())
             .await
             .map_err(|_| not_connected(address, "another handshake", &"it has not ended in time"))?;
@@ -190,13 +196,13 @@ mod tests {
         let gate = Gate::default();
         let address = SocketAddr::from(([192, 0, 2, 1], 80));
         let trying = async {
-            let entered = gate.enter(address, IMPATIENT).await.unwrap();
+            let entered = gate.enter(address, IMPATIENT, &Cell::new(false)).await.unwrap();
             tokio::time::sleep(IMPATIENT).await;
             entered.failed(Failure::UpstreamConnect)
         };
-        let impatient =
-            async { gate.enter(address, Duration::from_millis(1_500)).await.unwrap().shared_failure() };
-        let patient = async { gate.enter(address, PATIENT).await.unwrap().shared_failure() };
+        let wait =
+            async |limit| gate.enter(address, limit, &Cell::new(false)).await.unwrap().shared_failure();
+        let (impatient, patient) = (wait(Duration::from_millis(1_500)), wait(PATIENT));
         let (_, patient, impatient) = tokio::join!(trying, patient, async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             impatient.await
@@ -209,9 +215,11 @@ mod tests {
     async fn a_handshake_in_flight_is_waited_for_no_longer_than_the_limit() {
         let gate = Gate::default();
         let address = SocketAddr::from(([192, 0, 2, 1], 80));
-        let _first = gate.enter(address, PATIENT).await.unwrap();
+        let waits = Cell::new(false);
+        let _first = gate.enter(address, PATIENT, &Cell::new(false)).await.unwrap();
         let since = Instant::now();
-        assert!(gate.enter(address, IMPATIENT).await.is_err());
+        assert!(gate.enter(address, IMPATIENT, &waits).await.is_err());
+        assert!(waits.get(), "it has opened none itself");
         assert_eq!(since.elapsed().as_millis() / 10, IMPATIENT.as_millis() / 10);
     }
 

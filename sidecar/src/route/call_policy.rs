@@ -113,7 +113,8 @@ impl CallPolicy {
         let budget_percent = traffic.retry.map_or(BUDGET_PERCENT, |retry| retry.budget_percent);
         let own = times.and_then(|times| times.retry.as_ref());
         let retry = match own {
-            Some(own) => Some(RetryPolicy::of_route(own, budget_percent)),
+            // The budget is the policy's, also for a route: 0% is none.
+            Some(own) => (budget_percent > 0).then(|| RetryPolicy::of_route(own, budget_percent)),
             None => RetryPolicy::of(traffic),
         };
         let tried = shadow.timeout.unwrap_or_default();
@@ -135,7 +136,7 @@ impl CallPolicy {
 
 impl RetryPolicy {
     fn of(traffic: &Traffic) -> Option<Self> {
-        let retry = traffic.retry.filter(|retry| retry.attempts > 0)?;
+        let retry = traffic.retry.filter(|retry| retry.attempts > 0 && retry.budget_percent > 0)?;
         Some(Self {
             on: retry.on,
             codes: Box::default(),
@@ -284,6 +285,22 @@ mod tests {
         assert_eq!(policy.of_answer(&grpc(14), false), Some(RetryReason::Unavailable));
         assert_eq!(policy.of_answer(&grpc(13), false), None);
         assert_eq!(policy.retries, MOST_RETRIES);
+    }
+
+    #[test]
+    fn a_budget_of_nothing_means_no_retries_not_even_the_one_in_ten_seconds() {
+        let on = RetryOn { server_error: true, ..RetryOn::default() };
+        let own = RuleRetry { codes: vec![500], attempts: 1, backoff: Duration::from_millis(100) };
+        let times = RuleTimes { request: None, attempt: None, retry: Some(own) };
+        for (budget_percent, expected) in [(0, false), (1, true)] {
+            let retry = Some(Retries { on, attempts: 2, budget_percent });
+            let (traffic, none) = (Traffic { retry, ..Traffic::default() }, Traffic::default());
+            for times in [None, Some(&times)] {
+                let policy = CallPolicy::of(&traffic, &none, times);
+                assert_eq!((policy.retry.is_some(), policy.judges_answers()), (expected, expected));
+            }
+            assert_eq!(CallPolicy::of(&none, &traffic, None).judges_answers(), expected);
+        }
     }
 
     #[test]

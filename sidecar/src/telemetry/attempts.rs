@@ -136,8 +136,13 @@ impl AttemptTable {
 }
 
 /// What the end of a request says of the version of its endpoint. `None`: nothing, because the client went away, was too
-/// slow or sent what no server would take, because this sidecar lacked something itself, or because a policy ended it.
-pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>) -> Option<Seen> {
+/// slow or sent what no server would take, because this sidecar lacked something itself, or because a policy ended it:
+/// also one that limits what its pod takes (`shed`), so that no application has seen it. A version that is too slow for
+/// its load shows that by what it takes.
+pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>, shed: bool) -> Option<Seen> {
+    if shed {
+        return None;
+    }
     let failure = match (result, grpc) {
         (Ok(500..), _) => return Some(Seen::Failed),
         (Ok(_), Some(status)) if is_server_error(status) => return Some(Seen::Failed),
@@ -243,8 +248,16 @@ mod tests {
             (Err(Failure::DeadlineExceeded), None, Some(Seen::Failed)),
         ];
         for (result, grpc, expected) in table {
-            assert_eq!(evidence_of(result.as_ref().copied(), grpc), expected, "{result:?} {grpc:?}");
+            assert_eq!(evidence_of(result.as_ref().copied(), grpc, false), expected, "{result:?} {grpc:?}");
         }
+    }
+
+    #[test]
+    fn what_a_limit_refuses_is_not_evidence() {
+        for (result, grpc) in [(Ok(503), None), (Ok(200), Some(14))] {
+            assert_eq!(evidence_of(result, grpc, true), None, "{result:?} {grpc:?}");
+        }
+        assert_eq!(evidence_of(Err(&Failure::OursOverloaded), None, false), None);
     }
 
     #[test]

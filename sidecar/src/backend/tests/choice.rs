@@ -148,6 +148,27 @@ async fn an_endpoint_that_has_become_ready_gets_its_share_bit_by_bit() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_ahead_does_not_keep_an_endpoint_cold_for_ever() {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let balance = Balance { warm_up: Some(Duration::from_secs(30)), ..Balance::default() };
+    let balancer = under(&Traffic { balance: Some(balance), ..Traffic::default() }, 0);
+    let update = |ready_unix: i64| {
+        let ready = |port| if port == 1 { ready_unix } else { unix - 3_600 };
+        let endpoint = |port| Endpoint { ready_unix: ready(port), ..endpoint(port, "", false) };
+        let endpoints = (1..=4).map(endpoint).collect();
+        balancer.update(&Endpoints { endpoints, ..Endpoints::default() });
+        f64::from(hits(&balancer, &Ask::default(), 40_000)[&1]) / 10_000.0
+    };
+    let cold = update(unix + 600);
+    assert!((0.05..0.2).contains(&cold), "{cold}");
+    advance(Duration::from_secs(31)).await;
+    let warm = update(unix + 600);
+    assert!((0.85..1.15).contains(&warm), "{warm}: a new list is not a new endpoint");
+    let again = update(unix + 601);
+    assert!((0.05..0.2).contains(&again), "{again}: it has become ready once more");
+}
+
 fn zoned(traffic: &Traffic, near: u16, far: u16, distribution: Distribution) -> Balancer {
     let balancer = under(traffic, 0);
     balancer.set_place(&Arc::new(Place { zone: "a".into(), node: "n".into() }));

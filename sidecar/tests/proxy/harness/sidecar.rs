@@ -153,7 +153,7 @@ async fn run(parts: Parts, wanted: UnboundedReceiver<Wanted>, mut commands: Unbo
     let (store, keys, counters) = (Arc::clone(&config), Arc::clone(&tls), Arc::clone(&telemetry));
     let last_report = CancellationToken::new();
     tokio::spawn(client::run(Arc::clone(&settings), store, keys, counters, wanted, last_report));
-    let worker = Worker::new(settings, config, tls, telemetry, Arc::default());
+    let worker = Worker::new(settings, config, tls, telemetry, Arc::default(), Arc::default());
     spawn_local(inbound::app::watch(Rc::clone(&worker)));
     let sweeping = Rc::clone(&worker);
     spawn_local(async move {
