@@ -222,8 +222,9 @@ fn balance(spec: &BalanceSpec, policy: proto::ObjectRef) -> Option<proto::Balanc
     let zone = match spec.zone {
         Some(ZonePolicy::Only) => Zone::Only,
         Some(ZonePolicy::Prefer) => Zone::Prefer,
+        Some(ZonePolicy::Any) => Zone::Any,
         // The Service's own `trafficDistribution` goes on to hold.
-        Some(ZonePolicy::Any) | None => Zone::Any,
+        None => Zone::Unset,
     };
     Some(proto::Balance {
         policy: Some(policy),
@@ -343,6 +344,14 @@ mod tests {
         assert_eq!((faults.abort_status, faults.abort_permyriad, faults.delay_permyriad), (503, 50, 0));
         assert_eq!(faults.until_unix, 1_796_126_400);
         assert!(traffic.timeout.is_none() && traffic.retry.is_none());
+        for (written, sent) in [
+            (json!({"zone": "Any"}), proto::balance::Zone::Any),
+            (json!({}), proto::balance::Zone::Unset),
+        ] {
+            apply(&mut model, "all", 1, json!({"target": web(), "balance": written}));
+            let traffic = model.traffic_for(&key("shop", "web")).0.unwrap();
+            assert_eq!(traffic.balance.unwrap().zone(), sent);
+        }
     }
 
     #[test]
