@@ -38,6 +38,7 @@ pub use status::{ParentStatus, RouteCondition};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use super::{Key, Model};
 use check::CheckedRule;
@@ -153,7 +154,7 @@ impl Model {
         self.touched.routes.insert(key.clone());
         for parent in held.parents() {
             self.touched.routes.extend(self.gateway.by_parent.get(&parent).into_iter().flatten().cloned());
-            self.touch_frontend(&parent);
+            self.touch_frontend_for(&parent, &key.namespace);
         }
     }
 
@@ -170,10 +171,24 @@ impl Model {
     pub(super) fn touch_routes_of(&mut self, service: &Key) {
         self.touch_frontend(service);
         let naming = self.gateway.by_backend.get(service).into_iter().flatten();
-        let naming = naming.filter_map(|key| self.gateway.routes.get(key));
-        let parents: BTreeSet<Key> = naming.flat_map(Held::parents).collect();
-        for parent in &parents {
-            self.touch_frontend(parent);
+        let naming = naming.filter_map(|key| self.gateway.routes.get_key_value(key));
+        let parents = naming.flat_map(|(key, held)| {
+            held.parents().into_iter().map(move |parent| (parent, Arc::clone(&key.namespace)))
+        });
+        let parents: BTreeSet<(Key, Arc<str>)> = parents.collect();
+        for (parent, from) in &parents {
+            self.touch_frontend_for(parent, from);
+        }
+    }
+
+    /// The addresses of a Service for the clients that routes of the namespace `from` concern: all of them where it is
+    /// the Service's own, and else those in it. Of a popular Service every sidecar dials the addresses: the routes of one
+    /// tenant must not wake those of all others.
+    fn touch_frontend_for(&mut self, service: &Key, from: &Arc<str>) {
+        if service.0 == *from {
+            self.touch_frontend(service);
+        } else if let Some(service) = self.services.get(service) {
+            self.touched.consumers.extend(service.ips().map(|ip| (ip, Arc::clone(from))));
         }
     }
 

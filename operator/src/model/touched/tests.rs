@@ -168,6 +168,23 @@ fn a_route_touches_the_addresses_of_its_parents_before_and_after_and_whom_it_may
 }
 
 #[test]
+fn a_consumers_route_touches_the_addresses_of_its_parents_for_its_own_namespace_only() {
+    let mut model = quiet();
+    let ours = route("ours", "team", "web", "api");
+    let ips = ["10.96.0.1", "203.0.113.1"].map(|ip| ip.parse().unwrap());
+    let expected: HashSet<(IpAddr, Arc<str>)> = set(ips.map(|ip| (ip, "team".into())));
+    model.apply_route(ours.clone());
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0));
+    model.touch_routes_of(&key("shop", "api"));
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0), "its backend");
+    model.delete_route(&ours.key());
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0));
+}
+
+#[test]
 fn a_backend_touches_the_addresses_of_the_services_whose_routes_name_it() {
     let mut model = quiet();
     let one = route("one", "shop", "web", "api");
@@ -311,8 +328,11 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
     }
 }
 
+/// A variant of a resource, and its version and what it was made of, if there is one.
+type Made = ((ResourceName, Variant), Option<(String, Dependency)>);
+
 /// Version and dependency of every resource that this small world can have.
-fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> {
+fn compiled(model: &Model) -> Vec<Made> {
     use ResourceType::{Access, Destination, Endpoints, Inbound, Mtls, Route, Workload};
     let enforced =
         (0..3).flat_map(|n| [Inbound, Workload, Mtls, Access].map(|kind| (kind, format!("uid-p{n}"))));
@@ -327,7 +347,7 @@ fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> 
         let name = ResourceName { r#type: kind.into(), cluster: String::new(), name };
         for variant in [Variant::Any, Variant::Node("node-a".into()), Variant::Namespace("team".into())] {
             let made = model.compile(&name, &variant).map(|made| (made.resource.version, made.depends));
-            all.push((name.clone(), made));
+            all.push(((name.clone(), variant), made));
         }
     }
     all
@@ -356,7 +376,8 @@ fn whatever_differs_after_an_event_was_touched_by_it() {
                 continue;
             }
             for (_, depends) in [old, new].into_iter().flatten() {
-                assert!(touched.covers(depends), "round {round}: {name:?}: {old:?} {new:?} {touched:?}");
+                let is_covered = touched.covers(depends, &name.1);
+                assert!(is_covered, "round {round}: {name:?}: {old:?} {new:?} {touched:?}");
             }
         }
         before = after;
