@@ -234,8 +234,8 @@ impl AckTracker {
 
     /// Whether every sidecar that sends to the target of this Canary enforces this epoch. Costs the Canary's
     /// own clients only. A sidecar that is not heard of counts with what it last said: it goes on enforcing
-    /// that, as long as its pod is there. One that dials a Service of the target is waited for also where no shares
-    /// have been sent to it yet: the replica that serves it may be behind.
+    /// that, as long as its pod is there. One that dials a Service of the target, or an address from which routes lead
+    /// there, is waited for also where no shares have been sent to it yet: the replica that serves it may be behind.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut awaited = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! Who is connected, what each enforces, and what each dials.
 
 use super::*;
+use crate::model::object::ServicePort;
 use crate::model::tests::{canary, key, pod, shop};
 use crate::model::{Service, WorkloadKey};
 
@@ -215,6 +216,42 @@ fn a_canary_waits_for_a_client_that_has_a_route_to_its_service_and_no_shares_yet
     assert_eq!(acknowledged(&elsewhere), Acknowledgement::Complete, "a port that leads to no pod");
     let refused = with([SidecarEvent::Refused(route, none(), "too new".into())]);
     assert_eq!(acknowledged(&refused), Acknowledgement::Complete, "it passes through");
+}
+
+#[test]
+fn a_canary_waits_for_a_client_whose_route_leads_to_its_service_and_that_has_no_shares_yet() {
+    let status = serde_json::json!({"approvedRevision": "r1", "phase": "Stable", "epoch": 1});
+    let led_by = |namespace: &str| {
+        let mut model = model();
+        model.apply_canary(key("shop", "web"), canary(status.clone()));
+        let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
+        let cluster_ips = vec!["10.96.0.5".parse().unwrap()];
+        model.apply_service(
+            key("shop", "front"),
+            Service { cluster_ips, ports: vec![port], ..Service::default() },
+        );
+        model.apply_route(crate::model::tests::route("r", namespace, "front", "web"));
+        model
+    };
+    let route: Name = (ResourceType::Route as i32, "10.96.0.5:80".into());
+    let acks = with([SidecarEvent::Acked(route, none())]);
+    let acknowledged =
+        |acks: &AckTracker, model: &Model| acks.acknowledged_canary(model, &key("shop", "web"), 1);
+    assert_eq!(acknowledged(&acks, &led_by("shop")), awaited(), "its replica has not seen the route yet");
+    assert_eq!(
+        acknowledged(&acks, &led_by("team")),
+        Acknowledgement::Complete,
+        "the route is for another namespace"
+    );
+    let old = with([SidecarEvent::Acked(name("10.96.0.5:80"), none())]);
+    assert_eq!(
+        acknowledged(&old, &led_by("shop")),
+        Acknowledgement::Complete,
+        "an earlier version does not follow routes"
+    );
+    let endpoints: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+    acks.report("uid-a", SidecarEvent::Acked(endpoints, epoch(1)), |_| {});
+    assert_eq!(acknowledged(&acks, &led_by("shop")), Acknowledgement::Complete);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //!   attach     which routes hold at a port of a Service, for clients of which namespace
 //!   backend    Services that rules lead to
 //!   compile    the rules of a port, merged, as sidecars are sent them
+//!   reach      from which addresses a route leads somewhere
 //!   status     what the status of a route says
 //! ```
 //!
@@ -25,6 +26,7 @@ mod compile;
 mod filter;
 mod matching;
 mod object;
+mod reach;
 mod status;
 
 pub use attach::Standings;
@@ -170,14 +172,8 @@ impl Model {
     /// them carries the sections of MeshPolicies for it.
     pub(super) fn touch_routes_of(&mut self, service: &Key) {
         self.touch_frontend(service);
-        let naming = self.gateway.by_backend.get(service).into_iter().flatten();
-        let naming = naming.filter_map(|key| self.gateway.routes.get_key_value(key));
-        let parents = naming.flat_map(|(key, held)| {
-            held.parents().into_iter().map(move |parent| (parent, Arc::clone(&key.namespace)))
-        });
-        let parents: BTreeSet<(Key, Arc<str>)> = parents.collect();
-        for (parent, from) in &parents {
-            self.touch_frontend_for(parent, from);
+        for (parent, from) in self.gateway.parents_leading_to(service) {
+            self.touch_frontend_for(&parent, &from);
         }
     }
 

@@ -3,8 +3,8 @@
 use serde_json::json;
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
-use super::super::gateway::{ParentStatus, RouteKind, RouteObject, RouteSpec};
-use super::super::tests::{canary, endpoint, key, pod, policy, shop};
+use super::super::gateway::{ParentStatus, RouteKind, RouteObject};
+use super::super::tests::{canary, endpoint, key, pod, policy, route, shop};
 use super::super::{Namespace, Service, Slice};
 use super::*;
 
@@ -122,26 +122,6 @@ fn what_a_service_declares_touches_the_addresses_of_its_pods() {
     assert!(model.take_touched().addresses.contains(&pod));
     model.delete_service(&key("shop", "web"));
     assert!(model.take_touched().addresses.contains(&pod));
-}
-
-/// A route of a namespace, of Service `shop/{parent}`, with one backend.
-fn route(name: &str, namespace: &str, parent: &str, backend: &str) -> RouteObject {
-    let spec: RouteSpec = serde_json::from_value(json!({
-        "parentRefs": [{"group": "", "kind": "Service", "namespace": "shop", "name": parent}],
-        "rules": [{"backendRefs": [{"namespace": "shop", "name": backend, "port": 80}]}],
-    }))
-    .unwrap();
-    RouteObject {
-        kind: RouteKind::Http,
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: "r".into(),
-        generation: 1,
-        created: 0,
-        parents: spec.parents,
-        hostnames: spec.hostnames,
-        rules: spec.rules,
-    }
 }
 
 #[test]
