@@ -102,9 +102,17 @@ enum Reported {
 }
 
 impl Session {
-    /// Serves the stream to its end.
-    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>) {
+    /// Serves the stream of a sidecar that holds these versions and lacks these features to its end.
+    pub async fn run(
+        self,
+        mut up: Streaming<SidecarMessage>,
+        held: HashMap<Name, String>,
+        lacks: Vec<&'static str>,
+    ) {
         self.relay.report(&self.pod_uid, SidecarEvent::Connected);
+        if !lacks.is_empty() {
+            self.relay.report(&self.pod_uid, SidecarEvent::Lacks(lacks));
+        }
         let mut state = State::new(self.cache.wake(self.namespace()), held);
         let end = self.serve(&mut up, &mut state).await;
         for (name, subscription) in state.subscribed.drain() {

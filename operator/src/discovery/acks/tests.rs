@@ -140,6 +140,26 @@ fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_name
 }
 
 #[test]
+fn a_sidecar_that_does_not_know_limits_refuses_them_and_the_policy_says_what_to_do() {
+    let mtls: Name = (ResourceType::Mtls as i32, "uid-a".into());
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let limits = Sections { limits: true, ..Sections::default() };
+    let lacks = SidecarEvent::Lacks(vec![LIMITS_V1]);
+    let acks = with([SidecarEvent::Acked(mtls.clone(), of(3)), lacks.clone()]);
+    let refusal = policy(&acks, 3, limits).refusal.unwrap();
+    assert!(refusal.starts_with("pod a: ") && refusal.ends_with("restart the pod to update its sidecar"));
+    let mtls_only = Sections { mtls: true, ..Sections::default() };
+    assert_eq!((policy(&acks, 3, mtls_only).enforcing, policy(&acks, 3, mtls_only).refusal), (1, None));
+    let mut snapshot = Vec::new();
+    acks.snapshot(|_| true, |all| snapshot = all.into_iter().map(|(_, event)| event).collect());
+    assert_eq!(snapshot[..2], [SidecarEvent::Connected, lacks], "the next leader learns it");
+    // Its container runs another version by now.
+    acks.report("uid-a", SidecarEvent::Gone, |_| {});
+    acks.report("uid-a", SidecarEvent::Connected, |_| {});
+    assert_eq!(policy(&acks, 3, limits).refusal, None);
+}
+
+#[test]
 fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_force() {
     let [mtls, access] =
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
