@@ -202,7 +202,7 @@ pub struct BalanceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashSpec>,
     /// Prefer (pods of the client's zone while they have capacity), Only (no other pods, even if there are none in the
-    /// zone) or Any, which is the same as absent: as the Service's `trafficDistribution` says.
+    /// zone) or Any (all pods alike, whatever the Service's `trafficDistribution` says). Absent: as that field says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<ZonePolicy>,
     /// How long a pod that has become ready gets fewer requests than the others, such as 30s; at most 1h. 0s: it gets

@@ -44,14 +44,23 @@ pub fn policy(policy: &MeshPolicy, now: Timestamp) -> Validation {
         validation.error(invalid.to_string());
     }
     check_calls(spec, now, &mut validation);
-    let is_wide = spec.target.kind == TargetKind::Namespace;
-    if let Some(concurrency) = spec.limits.as_ref().and_then(|limits| limits.concurrency).filter(|_| is_wide)
-    {
-        validation.warn(format!(
-            "spec.limits.concurrency holds for each pod by itself: {concurrency} requests at once in every pod of the namespace, whatever it is; target a Service or Workload to set it for one"
-        ));
-    }
+    check_limits(spec, &mut validation);
     validation
+}
+
+/// Limits of a whole namespace may be meant for all pods together.
+fn check_limits(spec: &MeshPolicySpec, validation: &mut Validation) {
+    let limits = spec.limits.as_ref().filter(|_| spec.target.kind == TargetKind::Namespace);
+    let Some(limits) = limits else { return };
+    let each =
+        [("concurrency", limits.concurrency, "requests"), ("connections", limits.connections, "connections")];
+    for (name, limit, what) in each {
+        if let Some(limit) = limit {
+            validation.warn(format!(
+                "spec.limits.{name} holds for each pod by itself: {limit} {what} at once in every pod of the namespace, whatever it is; target a Service or Workload to set it for one"
+            ));
+        }
+    }
 }
 
 fn check_access(access: &AccessSpec, validation: &mut Validation) {
@@ -245,6 +254,10 @@ mod tests {
             (
                 json!({"target": {"kind": "Namespace"}, "limits": {"concurrency": 8}}),
                 "in every pod of the namespace",
+            ),
+            (
+                json!({"target": {"kind": "Namespace"}, "limits": {"connections": 100}}),
+                "spec.limits.connections holds for each pod by itself: 100 connections at once",
             ),
             (json!({"target": web(), "balance": {"zone": "Only"}}), "write Prefer"),
             (

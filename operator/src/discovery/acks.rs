@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tulle_mesh::features::LIMITS_V1;
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
 pub use clients::ClientAcknowledgement;
@@ -26,6 +27,9 @@ const RESTATE_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long sidecars come back after a start of the operator.
 const STARTING: Duration = Duration::from_secs(60);
+
+/// What there is to do about a sidecar that does not subscribe to limits.
+const UNAWARE_OF_LIMITS: &str = "its sidecar is of an earlier version, which does not know section limits: restart the pod to update its sidecar";
 
 /// How far the present shares of a Canary have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +102,8 @@ struct Sidecar {
     streams: u32,
     /// Since when there is one.
     since: Option<Instant>,
+    /// Features of this build that it does not have, as its newest stream says.
+    lacks: Vec<&'static str>,
     resources: HashMap<Name, Known>,
 }
 
@@ -196,6 +202,9 @@ impl AckTracker {
         let mut all = Vec::new();
         for (uid, sidecar) in own.by_pod.iter().filter(|(uid, sidecar)| sidecar.streams > 0 && wanted(uid)) {
             all.extend((0..sidecar.streams).map(|_| (Arc::clone(uid), SidecarEvent::Connected)));
+            if !sidecar.lacks.is_empty() {
+                all.push((Arc::clone(uid), SidecarEvent::Lacks(sidecar.lacks.clone())));
+            }
             for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
                 let acked = known.acked.clone().map(|stamps| SidecarEvent::Acked(name.clone(), stamps));
                 let sent = known.sent.clone().filter(|_| known.sent != known.acked);
@@ -234,8 +243,8 @@ impl AckTracker {
 
     /// Whether every sidecar that sends to the target of this Canary enforces this epoch. Costs the Canary's
     /// own clients only. A sidecar that is not heard of counts with what it last said: it goes on enforcing
-    /// that, as long as its pod is there. One that dials a Service of the target is waited for also where no shares
-    /// have been sent to it yet: the replica that serves it may be behind.
+    /// that, as long as its pod is there. One that dials a Service of the target, or an address from which routes lead
+    /// there, is waited for also where no shares have been sent to it yet: the replica that serves it may be behind.
     pub fn acknowledged_canary(&self, model: &Model, canary: &Key, epoch: u64) -> Acknowledgement {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let mut awaited = BTreeSet::new();
@@ -282,7 +291,8 @@ impl AckTracker {
 
     /// How many of these pods enforce this generation of the policy, the first that does not, and a refusal. A pod
     /// enforces it when its sidecar does in all sections of it that decide something there, and enforces no other
-    /// generation of it in the rest. What the sidecar refuses of other policies' sections is theirs.
+    /// generation of it in the rest. What the sidecar refuses of other policies' sections is theirs. One that does not
+    /// know a section does not subscribe to it, and counts as having refused it.
     pub fn policy(
         &self,
         model: &Model,
@@ -329,7 +339,12 @@ impl AckTracker {
                     Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
                 });
                 let of_all = || refused(Inbound).map(|reason| format!("pod {pod}: {reason}"));
-                result.refusal = of_section.or_else(of_all);
+                let lacks_limits =
+                    || heard.into_iter().flatten().any(|sidecar| sidecar.lacks.contains(&LIMITS_V1));
+                let is_unaware =
+                    sections.limits && known(ResourceType::Limits).next().is_none() && lacks_limits();
+                let of_version = || is_unaware.then(|| format!("pod {pod}: {UNAWARE_OF_LIMITS}"));
+                result.refusal = of_section.or_else(of_all).or_else(of_version);
             }
             result.awaited.get_or_insert(pod);
         }
@@ -408,6 +423,8 @@ impl Sidecars {
         if report == SidecarEvent::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
+            // Another version may run now.
+            sidecar.lacks = Vec::new();
             if sidecar.streams == 1 {
                 sidecar.since = Some(Instant::now());
             }
@@ -420,6 +437,11 @@ impl Sidecars {
         let (uid, streams) = (Arc::clone(uid), sidecar.streams);
         match report {
             SidecarEvent::Connected => {}
+            SidecarEvent::Lacks(lacks) => {
+                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
+                    sidecar.lacks = lacks;
+                }
+            }
             SidecarEvent::Gone => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
                     sidecar.streams = streams.saturating_sub(1);

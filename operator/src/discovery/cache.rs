@@ -80,6 +80,8 @@ type CompileLock = Arc<Mutex<()>>;
 #[derive(Default)]
 pub struct Wake {
     session: u64,
+    /// Of the sidecar's pod. Empty: it is not known.
+    namespace: Arc<str>,
     dirty: Mutex<Dirty>,
     notify: Notify,
 }
@@ -135,10 +137,10 @@ impl Cache {
         cache
     }
 
-    /// What a new session is woken by.
-    pub fn wake(&self) -> Arc<Wake> {
+    /// What a new session of a sidecar in this namespace is woken by.
+    pub fn wake(&self, namespace: Arc<str>) -> Arc<Wake> {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Wake { session, ..Wake::default() })
+        Arc::new(Wake { session, namespace, ..Wake::default() })
     }
 
     /// A session wants to be woken when this changes.
@@ -240,6 +242,17 @@ impl Cache {
                 }
             }
         }
+        for (ip, namespace) in &touched.consumers {
+            for id in by_origin.get(&Origin::Address(*ip)).into_iter().flatten() {
+                let Some(entry) = entries.get_mut(id) else { continue };
+                match &id.1 {
+                    Variant::Namespace(of) if of == namespace => entry.stale(id, touched.ending),
+                    // The same as before, but the clients of that namespace may get a variant of their own now.
+                    Variant::Any => entry.wake_those_in(id, namespace, touched.ending),
+                    Variant::Namespace(_) | Variant::Node(_) => {}
+                }
+            }
+        }
     }
 }
 
@@ -273,6 +286,11 @@ impl Entry {
     fn stale(&mut self, (name, _): &Id, ending: bool) {
         self.changes += 1;
         self.subscribers.values().for_each(|wake| wake.mark(name, ending));
+    }
+
+    fn wake_those_in(&self, (name, _): &Id, namespace: &Arc<str>, ending: bool) {
+        let is_there = |wake: &&Arc<Wake>| wake.namespace.is_empty() || wake.namespace == *namespace;
+        self.subscribers.values().filter(is_there).for_each(|wake| wake.mark(name, ending));
     }
 }
 
@@ -331,7 +349,7 @@ mod tests {
     fn a_resource_is_compiled_once_for_a_hundred_subscribers() {
         let hub = hub();
         let cache = Cache::following(&hub);
-        let wakes: Vec<_> = (0..100).map(|_| cache.wake()).collect();
+        let wakes: Vec<_> = (0..100).map(|_| cache.wake("shop".into())).collect();
         for round in 1..=2 {
             for wake in &wakes {
                 cache.subscribe(&id(WEB), wake);
@@ -350,7 +368,7 @@ mod tests {
     fn a_change_wakes_those_who_subscribe_to_what_it_touches_and_nobody_else() {
         let hub = hub();
         let cache = Cache::following(&hub);
-        let (user, other) = (cache.wake(), cache.wake());
+        let (user, other) = (cache.wake("shop".into()), cache.wake("shop".into()));
         for (wake, name) in [(&user, WEB), (&other, "10.9.9.9:80")] {
             cache.subscribe(&id(name), wake);
             cache.get(&hub, &id(name));
@@ -368,10 +386,37 @@ mod tests {
     }
 
     #[test]
+    fn a_route_of_one_namespace_compiles_and_wakes_nothing_of_others() {
+        let hub = hub();
+        let cache = Cache::following(&hub);
+        let of = |variant| -> Id { ((ResourceType::Route as i32, WEB.into()), variant) };
+        let subscribe = |namespace: &str, variant: Variant| {
+            let (wake, id) = (cache.wake(namespace.into()), of(variant));
+            cache.subscribe(&id, &wake);
+            cache.get(&hub, &id);
+            wake
+        };
+        let (other, new) = (subscribe("shop", Variant::Any), subscribe("team", Variant::Any));
+        let known = subscribe("team", Variant::Namespace("team".into()));
+        let apart = subscribe("far", Variant::Namespace("far".into()));
+        let compiled = cache.compilations();
+        let consumers = [("10.96.0.1".parse().unwrap(), "team".into())].into();
+        cache.touch(&Touched { consumers, ..Touched::default() });
+        let woken = [&other, &new, &known, &apart].map(|wake| !wake.take().names.is_empty());
+        assert_eq!(woken, [false, true, true, false]);
+        for variant in [Variant::Any, Variant::Namespace("far".into())] {
+            cache.get(&hub, &of(variant));
+        }
+        assert_eq!(cache.compilations(), compiled, "these are as they were");
+        cache.get(&hub, &of(Variant::Namespace("team".into())));
+        assert_eq!(cache.compilations(), compiled + 1);
+    }
+
+    #[test]
     fn an_end_is_told_apart() {
         let hub = hub();
         let cache = Cache::following(&hub);
-        let wake = cache.wake();
+        let wake = cache.wake("shop".into());
         cache.subscribe(&id(WEB), &wake);
         cache.get(&hub, &id(WEB));
         cache.touch(&touched("web"));
@@ -385,7 +430,7 @@ mod tests {
     fn a_change_of_endpoints_wakes_nobody_for_a_route_and_a_change_of_the_service_both() {
         let hub = hub();
         let cache = Cache::following(&hub);
-        let wake = cache.wake();
+        let wake = cache.wake("shop".into());
         let route: Id = ((ResourceType::Route as i32, WEB.into()), Variant::default());
         let endpoints: Id = ((ResourceType::Endpoints as i32, "shop/web:80".into()), Variant::default());
         for id in [&route, &endpoints] {
@@ -402,7 +447,7 @@ mod tests {
     fn endpoints_of_a_service_that_comes_later_reach_who_subscribed_before() {
         let hub = Hub::complete(crate::model::Model::default());
         let cache = Cache::following(&hub);
-        let wake = cache.wake();
+        let wake = cache.wake("shop".into());
         let id: Id = ((ResourceType::Endpoints as i32, "shop/web:80".into()), Variant::default());
         cache.subscribe(&id, &wake);
         let before = cache.get(&hub, &id).unwrap();
@@ -415,7 +460,7 @@ mod tests {
     fn a_change_of_the_model_reaches_who_subscribes() {
         let hub = hub();
         let cache = Cache::following(&hub);
-        let wake = cache.wake();
+        let wake = cache.wake("shop".into());
         cache.subscribe(&id(WEB), &wake);
         let before = cache.get(&hub, &id(WEB)).unwrap();
         hub.change(|model| model.delete_service(&key("shop", "web")));

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tulle_mesh::proto::{Ack, Nack, RelayMessage, ResourceName, ResourceType, Stamp, relay_message};
+use tulle_mesh::features;
+use tulle_mesh::proto::{
+    Ack, Features, Nack, RelayMessage, ResourceName, ResourceType, Stamp, relay_message,
+};
 
 /// A resource by type and name.
 pub type Name = (i32, Arc<str>);
@@ -18,6 +21,9 @@ const ACKNOWLEDGED: &str = "acknowledged";
 pub enum SidecarEvent {
     /// It came.
     Connected,
+    /// Features of this build that it does not have. Follows [`Self::Connected`] where there are any: what they are for,
+    /// it may not even subscribe to, and then it never refuses it.
+    Lacks(Vec<&'static str>),
     /// It is gone.
     Gone,
     /// It was sent a version with these stamps, and has not acknowledged it yet.
@@ -28,6 +34,16 @@ pub enum SidecarEvent {
     Refused(Name, Stamps, String),
     /// It wants no more of this.
     Unsubscribed(Name),
+}
+
+/// The features of this build that are in a list, or are not.
+fn features_where(matches: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    features::ALL.iter().copied().filter(|feature| matches(feature)).collect()
+}
+
+/// The features of this build that a sidecar with these does not have.
+pub fn lacking(has: &[String]) -> Vec<&'static str> {
+    features_where(|feature| !has.iter().any(|name| name == feature))
 }
 
 /// The name of a resource of this cluster, as it is sent.
@@ -51,6 +67,10 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
     let (message, stamps) = match report {
         SidecarEvent::Connected => (relay_message::Message::Connected(true), nothing),
         SidecarEvent::Gone => (relay_message::Message::Connected(false), nothing),
+        SidecarEvent::Lacks(names) => {
+            let names = names.into_iter().map(str::to_owned).collect();
+            (relay_message::Message::Lacks(Features { names }), nothing)
+        }
         SidecarEvent::Sent(name, stamps) => (relay_message::Message::Sent(resource_name(&name)), stamps),
         SidecarEvent::Acked(name, stamps) => {
             let ack = Ack { name: Some(resource_name(&name)), version: ACKNOWLEDGED.to_owned() };
@@ -80,6 +100,9 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
     Some(match message {
         relay_message::Message::Connected(true) => SidecarEvent::Connected,
         relay_message::Message::Connected(false) => SidecarEvent::Gone,
+        relay_message::Message::Lacks(Features { names }) => {
+            SidecarEvent::Lacks(features_where(|feature| names.iter().any(|name| name == feature)))
+        }
         relay_message::Message::Sent(name) => SidecarEvent::Sent(name_of(name), stamps),
         relay_message::Message::Ack(ack) if ack.version.is_empty() => {
             SidecarEvent::Unsubscribed(name_of(ack.name?))
@@ -95,6 +118,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_sidecar_lacks_what_its_hello_does_not_name() {
+        let named: Vec<String> = features::ALL.iter().map(|name| (*name).to_owned()).collect();
+        assert!(lacking(&named).is_empty());
+        let older: Vec<String> = named.into_iter().filter(|name| name != features::LIMITS_V1).collect();
+        assert_eq!(lacking(&older), [features::LIMITS_V1]);
+    }
+
+    #[test]
     fn a_report_comes_out_of_its_message_as_it_went_in() {
         let name: Name = (2, "10.0.0.1:80".into());
         let stamp =
@@ -103,6 +134,7 @@ mod tests {
         for report in [
             SidecarEvent::Connected,
             SidecarEvent::Gone,
+            SidecarEvent::Lacks(vec![features::LIMITS_V1]),
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Refused(name.clone(), stamps, "too new".into()),

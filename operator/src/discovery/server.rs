@@ -31,7 +31,7 @@ use super::admission::Admission;
 use super::cache::Cache;
 use super::peer::Tls;
 use super::relay::LeaderRelay;
-use super::report::{SidecarEvent, name_of, report_of};
+use super::report::{SidecarEvent, lacking, name_of, report_of};
 use super::session::{Down, MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
@@ -194,6 +194,7 @@ impl Discovery for Services {
         self.admit(&hello, &identity, from.as_ref().map(|from| from.address))?;
         let held = hello.held.into_iter().filter_map(|held| Some((name_of(held.name?), held.version)));
         let held: HashMap<_, _> = held.take(MAX_SUBSCRIPTIONS).collect();
+        let lacks = lacking(&hello.features);
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),
@@ -204,7 +205,7 @@ impl Discovery for Services {
             down,
             hang_up: from.map(|from| from.hang_up).unwrap_or_default(),
         };
-        tokio::spawn(session.run(up, held));
+        tokio::spawn(session.run(up, held, lacks));
         let unbox: Unbox = |message| message.map(|message| *message);
         Ok(Response::new(ReceiverStream::new(messages).map(unbox)))
     }

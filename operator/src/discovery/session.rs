@@ -102,10 +102,18 @@ enum Reported {
 }
 
 impl Session {
-    /// Serves the stream to its end.
-    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>) {
+    /// Serves the stream of a sidecar that holds these versions and lacks these features to its end.
+    pub async fn run(
+        self,
+        mut up: Streaming<SidecarMessage>,
+        held: HashMap<Name, String>,
+        lacks: Vec<&'static str>,
+    ) {
         self.relay.report(&self.pod_uid, SidecarEvent::Connected);
-        let mut state = State::new(self.cache.wake(), held);
+        if !lacks.is_empty() {
+            self.relay.report(&self.pod_uid, SidecarEvent::Lacks(lacks));
+        }
+        let mut state = State::new(self.cache.wake(self.namespace()), held);
         let end = self.serve(&mut up, &mut state).await;
         for (name, subscription) in state.subscribed.drain() {
             self.cache.unsubscribe(&(name, subscription.variant), &state.wake);
@@ -321,6 +329,12 @@ impl Session {
             self.send(acknowledgement(sequence)).await?;
         }
         Ok(())
+    }
+
+    /// The namespace of the pod. Empty: the pod is gone already.
+    fn namespace(&self) -> Arc<str> {
+        let model = self.hub.model();
+        model.pod(&self.pod_uid).map(|pod| Arc::clone(&pod.namespace)).unwrap_or_default()
     }
 
     fn variant(&self, name: &Name) -> Variant {

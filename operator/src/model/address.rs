@@ -49,6 +49,17 @@ impl Model {
         }
     }
 
+    /// The addresses at which clients reach a port of a Service: those of its own that nobody else owns.
+    pub(super) fn addresses_at<'a>(
+        &'a self,
+        key: &'a Key,
+        service: &'a Service,
+        port: u16,
+    ) -> impl Iterator<Item = SocketAddr> + use<'a> {
+        let all = service.ips().map(move |ip| SocketAddr::new(ip, port));
+        all.filter(move |address| matches!(self.owner(*address), Owner::Service(owner, _) if owner == key))
+    }
+
     /// Services that claim an address, the oldest first.
     fn claims_of(&self, ip: IpAddr) -> Vec<(&Key, &Service)> {
         let keys = self.claims.get(&ip).into_iter().flatten();

@@ -40,7 +40,7 @@ pub use rollout::{PodSeen, WorkloadSeen};
 pub use routes::{EndpointsName, NotEndpoints};
 pub use sections::Sections;
 pub use selection::Unreadable;
-pub use split::{Dialled, NO_SPLIT, SplitObstacle};
+pub use split::{Dialled, NO_SPLIT, SharedAddress, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
 pub use traffic::has_pod_sections;
 pub use uninjected::{Uninjected, UninjectedPod};

@@ -9,7 +9,7 @@ use tulle_mesh::proto;
 
 use super::address::Owner;
 use super::routes::EndpointsName;
-use super::{Key, Model, Pod, Service, WorkloadKey, target_of};
+use super::{Key, Model, Pod, Service, Variant, WorkloadKey, target_of};
 
 /// Why sidecars cannot choose the version of a workload behind one of its Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,18 @@ pub struct SplitObstacle {
 
 /// The code of an obstacle that lies in a Service.
 pub const NO_SPLIT: &str = "NoSplit";
+
+/// An address from which clients reach endpoints that carry the shares of a Canary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedAddress {
+    /// The address.
+    pub address: SocketAddr,
+    /// The name of the endpoints.
+    pub endpoints: Arc<str>,
+    /// Routes lead there, for the clients that get this variant of the address's route. `None`: the address is the
+    /// Service's own, and all its clients are concerned.
+    pub via: Option<Variant>,
+}
 
 /// Addresses at which a workload can be reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -263,31 +275,33 @@ impl Model {
         dialled
     }
 
-    /// Addresses of Services whose endpoints carry the shares of a Canary, each with the name of those endpoints. Not of
-    /// Services whose endpoints differ by the client's node: not all clients get shares there.
-    pub fn shared_addresses(&self, key: &Key) -> Vec<(SocketAddr, Arc<str>)> {
+    /// Addresses from which clients reach endpoints that carry the shares of a Canary: those of their Service, and those
+    /// from which routes lead to it. Not of Services whose endpoints differ by the client's node: not all clients get
+    /// shares there.
+    pub fn shared_addresses(&self, key: &Key) -> Vec<SharedAddress> {
         let Some(canary) = self.canaries.get(key) else { return Vec::new() };
         let services = self.services_of(&target_of(&key.0, canary)).into_iter();
         let services = services.filter_map(|key| Some((key, self.services.get(key)?)));
         let mut shared = Vec::new();
         for (service_key, service) in services.filter(|(_, service)| !service.local_only) {
+            let leading = self.leading_to(service_key);
             for (port, ipv4) in service.ports.iter().flat_map(|port| [(port, true), (port, false)]) {
-                let addresses = service.ips().filter(|ip| ip.is_ipv4() == ipv4);
-                let addresses = addresses.map(|ip| SocketAddr::new(ip, port.port));
-                let leads_here = |address: &SocketAddr| match self.owner(*address) {
-                    Owner::Service(owner, _) => owner == service_key,
-                    Owner::Pod(_) | Owner::Nobody => false,
-                };
-                let addresses: Vec<SocketAddr> = addresses.filter(leads_here).collect();
+                let name = EndpointsName { service: service_key.clone(), port: port.port, ipv4 };
+                let own = self.addresses_at(service_key, service, port.port);
+                let own = own.filter(|address| address.is_ipv4() == ipv4).map(|address| (address, None));
+                let led = leading.iter().filter(|leading| leading.endpoints == name);
+                let led = led.map(|leading| (leading.address, Some(leading.variant.clone())));
+                let addresses: Vec<(SocketAddr, Option<Variant>)> = own.chain(led).collect();
                 if addresses.is_empty() {
                     continue;
                 }
                 let mut endpoints = self.endpoints(service_key, service, port, ("", ipv4));
                 let (_, shares_of, _) = self.split(&mut endpoints);
                 if shares_of.is_some_and(|of| *of.namespace == *key.0 && *of.name == *key.1) {
-                    let name = EndpointsName { service: service_key.clone(), port: port.port, ipv4 };
                     let name: Arc<str> = name.to_string().into();
-                    shared.extend(addresses.into_iter().map(|address| (address, Arc::clone(&name))));
+                    let address =
+                        |(address, via)| SharedAddress { address, endpoints: Arc::clone(&name), via };
+                    shared.extend(addresses.into_iter().map(address));
                 }
             }
         }

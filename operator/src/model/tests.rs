@@ -7,6 +7,7 @@ use tulle_mesh::proto::{self, EndpointState, ServicePort, destination};
 
 use super::object::ServicePort as Port;
 use super::*;
+use crate::model::gateway::{RouteKind, RouteObject, RouteSpec};
 
 mod addresses;
 mod gateway;
@@ -108,6 +109,26 @@ pub(super) fn policy(name: &str, age: u32, spec: serde_json::Value) -> MeshPolic
         "metadata": {"name": name, "namespace": "shop", "creationTimestamp": format!("2026-01-01T00:00:{age:02}Z")},
     }))
     .unwrap()
+}
+
+/// A route of a namespace, of Service `shop/{parent}`, with one backend at port 80.
+pub(crate) fn route(name: &str, namespace: &str, parent: &str, backend: &str) -> RouteObject {
+    let spec: RouteSpec = serde_json::from_value(json!({
+        "parentRefs": [{"group": "", "kind": "Service", "namespace": "shop", "name": parent}],
+        "rules": [{"backendRefs": [{"namespace": "shop", "name": backend, "port": 80}]}],
+    }))
+    .unwrap();
+    RouteObject {
+        kind: RouteKind::Http,
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: "r".into(),
+        generation: 1,
+        created: 0,
+        parents: spec.parents,
+        hostnames: spec.hostnames,
+        rules: spec.rules,
+    }
 }
 
 #[test]

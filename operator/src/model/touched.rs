@@ -24,6 +24,8 @@ pub struct Touched {
     pub services: HashSet<Key>,
     /// Addresses that may lead elsewhere.
     pub addresses: HashSet<IpAddr>,
+    /// Addresses that may lead elsewhere for clients in this namespace only, which has routes of its own for them.
+    pub consumers: HashSet<(IpAddr, Arc<str>)>,
     /// Anything may differ.
     pub everything: bool,
     /// Policies whose object, selection or verdict may differ.
@@ -47,6 +49,7 @@ impl Touched {
         self.inbound.extend(other.inbound);
         self.services.extend(other.services);
         self.addresses.extend(other.addresses);
+        self.consumers.extend(other.consumers);
         self.policies.extend(other.policies);
         self.canaries.extend(other.canaries);
         self.routes.extend(other.routes);
@@ -54,13 +57,19 @@ impl Touched {
         self.ending |= other.ending;
     }
 
-    /// Whether a resource that was made of this may differ.
-    pub fn covers(&self, depends: &Dependency) -> bool {
+    /// Whether a variant of a resource that was made of this may differ.
+    pub fn covers(&self, depends: &Dependency, variant: &Variant) -> bool {
         self.everything
             || match depends {
                 Dependency::Inbound(uid) => self.inbound.contains(uid),
                 Dependency::Service(key) => self.services.contains(key),
-                Dependency::Address(ip) => self.addresses.contains(ip),
+                Dependency::Address(ip) => {
+                    let is_consumer = match variant {
+                        Variant::Namespace(of) => self.consumers.contains(&(*ip, Arc::clone(of))),
+                        Variant::Any | Variant::Node(_) => false,
+                    };
+                    is_consumer || self.addresses.contains(ip)
+                }
             }
     }
 }

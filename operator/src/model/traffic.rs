@@ -15,7 +15,6 @@ use tulle_crds::{
 };
 use tulle_mesh::proto;
 
-use super::address::Owner;
 use super::policy::{reference, specificity};
 use super::{Key, Model};
 
@@ -131,10 +130,9 @@ impl Model {
         let mut addresses = BTreeSet::new();
         for key in self.called_services(policy) {
             let Some(service) = self.services.get(&key).filter(|_| decides(&key)) else { continue };
-            let ports = service.ports.iter().map(|port| port.port);
-            let all = ports.flat_map(|port| service.ips().map(move |ip| SocketAddr::new(ip, port)));
-            let leads_here = |address: &SocketAddr| matches!(self.owner(*address), Owner::Service(owner, _) if *owner == key);
-            addresses.extend(all.filter(leads_here));
+            for port in &service.ports {
+                addresses.extend(self.addresses_at(&key, service, port.port));
+            }
         }
         addresses
     }
@@ -222,8 +220,9 @@ fn balance(spec: &BalanceSpec, policy: proto::ObjectRef) -> Option<proto::Balanc
     let zone = match spec.zone {
         Some(ZonePolicy::Only) => Zone::Only,
         Some(ZonePolicy::Prefer) => Zone::Prefer,
+        Some(ZonePolicy::Any) => Zone::Any,
         // The Service's own `trafficDistribution` goes on to hold.
-        Some(ZonePolicy::Any) | None => Zone::Any,
+        None => Zone::Unset,
     };
     Some(proto::Balance {
         policy: Some(policy),
@@ -343,6 +342,13 @@ mod tests {
         assert_eq!((faults.abort_status, faults.abort_permyriad, faults.delay_permyriad), (503, 50, 0));
         assert_eq!(faults.until_unix, 1_796_126_400);
         assert!(traffic.timeout.is_none() && traffic.retry.is_none());
+        for (written, sent) in
+            [(json!({"zone": "Any"}), proto::balance::Zone::Any), (json!({}), proto::balance::Zone::Unset)]
+        {
+            apply(&mut model, "all", 1, json!({"target": web(), "balance": written}));
+            let traffic = model.traffic_for(&key("shop", "web")).0.unwrap();
+            assert_eq!(traffic.balance.unwrap().zone(), sent);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The one writer of statuses: a queue with at most one entry per object, a rate limit, and a fence: a replica that
-//! does not lead writes nothing. A newer status replaces a queued one.
+//! does not lead writes nothing. A newer status replaces a queued one, and routes come after everything else.
 //!
 //! [`Queue`] decides what is written when, without a clock of its own; [`Writer`] writes.
 
@@ -34,6 +34,11 @@ const GAP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// The longest delay.
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// The same where the account lacks the right: nothing but an administrator ends that, and a thousand routes that are
+/// tried again every half minute would use up the rate.
+const FIRST_FORBIDDEN: Duration = Duration::from_secs(5);
+/// The longest delay then.
+const LAST_FORBIDDEN: Duration = Duration::from_secs(300);
 /// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two log lines about a right that is lacking.
@@ -52,6 +57,28 @@ pub enum Target {
     Route(RouteKey),
     /// The XMesh of this mesh.
     Mesh,
+}
+
+impl Target {
+    /// Of several statuses that are due, those of the mesh's own objects are written before those of routes, which may
+    /// be thousands.
+    fn is_route(&self) -> bool {
+        match self {
+            Self::Route(_) => true,
+            Self::Config | Self::Policy(_) | Self::Mesh => false,
+        }
+    }
+}
+
+/// What came of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The object has the status.
+    Written,
+    /// The object has changed, or the API server did not answer.
+    Failed,
+    /// The API server refused the write to this account.
+    Forbidden,
 }
 
 /// A status, and the version of the object that it was computed from.
@@ -137,25 +164,28 @@ impl Queue {
     /// What to write now, if the rate allows it.
     pub fn next(&mut self, now: Instant) -> Option<(Target, Write)> {
         let due = self.entries.iter().filter(|(_, entry)| entry.due <= now);
-        let (target, entry) = due.min_by_key(|(_, entry)| (entry.due, entry.number))?;
+        let (target, entry) =
+            due.min_by_key(|(target, entry)| (target.is_route(), entry.due, entry.number))?;
         let next = (target.clone(), entry.write.clone());
         self.bucket.take(RATE, BURST, now).then_some(next)
     }
 
     /// Notes what came of a write. One that succeeded leaves the queue, unless a newer one took its place.
-    pub fn done(&mut self, target: &Target, write: &Write, succeeded: bool, now: Instant) {
-        if succeeded {
+    pub fn done(&mut self, target: &Target, write: &Write, outcome: Outcome, now: Instant) {
+        if outcome == Outcome::Written {
             self.written.retain(|_, at| now.saturating_duration_since(*at) < GAP);
             self.written.insert(target.clone(), now);
         }
         let Some(entry) = self.entries.get_mut(target) else { return };
-        if succeeded && entry.write == *write {
-            self.entries.remove(target);
-        } else if succeeded {
-            (entry.failures, entry.due) = (0, now + GAP);
-        } else {
-            entry.failures = entry.failures.saturating_add(1);
-            entry.due = now + retry_delay(entry.failures);
+        match outcome {
+            Outcome::Written if entry.write == *write => {
+                self.entries.remove(target);
+            }
+            Outcome::Written => (entry.failures, entry.due) = (0, now + GAP),
+            Outcome::Failed | Outcome::Forbidden => {
+                entry.failures = entry.failures.saturating_add(1);
+                entry.due = now + retry_delay(outcome, entry.failures);
+            }
         }
     }
 
@@ -166,10 +196,14 @@ impl Queue {
     }
 }
 
-/// The delay after this many failures in a row.
-fn retry_delay(failures: u32) -> Duration {
+/// The delay after this many failures in a row, the last of which was this.
+fn retry_delay(last: Outcome, failures: u32) -> Duration {
+    let (first, longest) = match last {
+        Outcome::Forbidden => (FIRST_FORBIDDEN, LAST_FORBIDDEN),
+        Outcome::Failed | Outcome::Written => (FIRST_RETRY, LAST_RETRY),
+    };
     let doublings = failures.saturating_sub(1).min(8);
-    (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
+    (first * 2_u32.pow(doublings)).min(longest)
 }
 
 /// Writes what is in its queue.
@@ -225,26 +259,32 @@ impl Writer {
                 // A holder stops leading before its Lease expires: what is on its way is given up then.
                 () = lost(leadership.clone()) => continue,
             };
-            let succeeded = matches!(written, Ok(Ok(())));
-            if !succeeded {
+            let outcome = outcome(&written);
+            if outcome != Outcome::Written {
                 tracing::debug!(?target, ?written, "a status was not written; it is decided and tried again");
-                if is_forbidden(&written) && lacking.is_none_or(|at| at.elapsed() >= LACKING_AGAIN) {
-                    lacking = Some(Instant::now());
-                    tracing::error!(
-                        ?target,
-                        "this account may not write this status; apply the ClusterRole tulle-operator of this operator's version"
-                    );
-                }
             }
-            self.queue().done(&target, &write, succeeded, Instant::now());
+            if outcome == Outcome::Forbidden && lacking.is_none_or(|at| at.elapsed() >= LACKING_AGAIN) {
+                lacking = Some(Instant::now());
+                tracing::error!(
+                    ?target,
+                    "this account may not write this status; apply the ClusterRole tulle-operator of this operator's version"
+                );
+            }
+            self.queue().done(&target, &write, outcome, Instant::now());
         }
     }
 }
 
-/// Whether the API server refused a write to this account.
-fn is_forbidden(written: &Result<anyhow::Result<()>, Elapsed>) -> bool {
-    let Ok(Err(error)) = written else { return false };
-    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if status.is_forbidden())
+fn outcome(written: &Result<anyhow::Result<()>, Elapsed>) -> Outcome {
+    let error = match written {
+        Ok(Ok(())) => return Outcome::Written,
+        Ok(Err(error)) => error,
+        Err(_) => return Outcome::Failed,
+    };
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) if status.is_forbidden() => Outcome::Forbidden,
+        _ => Outcome::Failed,
+    }
 }
 
 /// Waits until this replica does not lead.
@@ -295,9 +335,9 @@ mod tests {
         queue.offer(policy("b"), status(1), now);
         queue.offer(policy("a"), status(2), now);
         assert_eq!(queue.next(now), Some((policy("a"), status(2))));
-        queue.done(&policy("a"), &status(2), true, now);
+        queue.done(&policy("a"), &status(2), Outcome::Written, now);
         assert_eq!(queue.next(now), Some((policy("b"), status(1))));
-        queue.done(&policy("b"), &status(1), true, now);
+        queue.done(&policy("b"), &status(1), Outcome::Written, now);
         assert_eq!(queue.next(now), None);
     }
 
@@ -308,7 +348,7 @@ mod tests {
         queue.offer(policy("a"), status(1), now);
         queue.next(now).unwrap();
         queue.offer(policy("a"), status(2), now);
-        queue.done(&policy("a"), &status(1), true, now);
+        queue.done(&policy("a"), &status(1), Outcome::Written, now);
         assert_eq!(queue.next(now), None, "one object is not written twice within a second");
         assert_eq!(queue.next(now + GAP), Some((policy("a"), status(2))));
     }
@@ -323,7 +363,7 @@ mod tests {
         let mut written = |at: Instant| {
             let mut count = 0;
             while let Some((target, write)) = queue.next(at) {
-                queue.done(&target, &write, true, at);
+                queue.done(&target, &write, Outcome::Written, at);
                 count += 1;
             }
             count
@@ -338,14 +378,41 @@ mod tests {
         let mut queue = Queue::new(now);
         queue.offer(policy("a"), status(1), now);
         queue.next(now).unwrap();
-        queue.done(&policy("a"), &status(1), false, now);
+        queue.done(&policy("a"), &status(1), Outcome::Failed, now);
         queue.offer(policy("b"), status(1), now);
         assert_eq!(queue.next(now).unwrap().0, policy("b"));
-        queue.done(&policy("b"), &status(1), true, now);
+        queue.done(&policy("b"), &status(1), Outcome::Written, now);
         assert_eq!(queue.next(now + FIRST_RETRY / 2), None);
         assert_eq!(queue.next(now + FIRST_RETRY).unwrap().0, policy("a"));
-        let delays = [1, 2, 3, 7, u32::MAX].map(|failures| retry_delay(failures).as_millis());
+        let delays =
+            [1, 2, 3, 7, u32::MAX].map(|failures| retry_delay(Outcome::Failed, failures).as_millis());
         assert_eq!(delays, [500, 1000, 2000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_thousand_routes_whose_status_is_forbidden_leave_the_rate_to_policies() {
+        let start = Instant::now();
+        let mut queue = Queue::new(start);
+        let route = |number: u32| {
+            let (kind, name) = (crate::model::gateway::RouteKind::Http, number.to_string().into());
+            Target::Route(RouteKey { kind, namespace: "shop".into(), name })
+        };
+        for number in 0..1000 {
+            queue.offer(route(number), status(1), start);
+        }
+        queue.offer(policy("a"), status(1), start);
+        assert_eq!(queue.next(start), Some((policy("a"), status(1))), "before all that came earlier");
+        queue.done(&policy("a"), &status(1), Outcome::Written, start);
+        let mut tried = 0;
+        let mut now = start;
+        while now < start + Duration::from_secs(3600) {
+            while let Some((target, write)) = queue.next(now) {
+                queue.done(&target, &write, Outcome::Forbidden, now);
+                tried += usize::from(now >= start + Duration::from_secs(1800));
+            }
+            now += Duration::from_millis(500);
+        }
+        assert!(tried <= 7000, "each every five minutes in the end: {tried}");
     }
 
     #[test]
@@ -354,9 +421,9 @@ mod tests {
             let status = kube::core::Status::failure("no", reason).with_code(code);
             Ok(Err(anyhow::Error::from(kube::Error::Api(Box::new(status)))))
         };
-        assert!(is_forbidden(&refused(403, "Forbidden")));
-        assert!(!is_forbidden(&refused(409, "Conflict")));
-        assert!(!is_forbidden(&Ok(Ok(()))));
+        assert_eq!(outcome(&refused(403, "Forbidden")), Outcome::Forbidden);
+        assert_eq!(outcome(&refused(409, "Conflict")), Outcome::Failed);
+        assert_eq!(outcome(&Ok(Ok(()))), Outcome::Written);
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl Gathered {
         touched.inbound.extend(more.inbound.iter().cloned());
         touched.services.extend(more.services.iter().cloned());
         touched.addresses.extend(more.addresses.iter().copied());
+        touched.consumers.extend(more.consumers.iter().cloned());
         touched.policies.extend(more.policies.iter().cloned());
         touched.canaries.extend(more.canaries.iter().cloned());
         touched.routes.extend(more.routes.iter().cloned());

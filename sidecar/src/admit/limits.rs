@@ -83,6 +83,14 @@ pub fn admit_client(worker: &Worker) -> Result<Option<Slot>, Denied> {
     }
 }
 
+/// Whether [`admit_client`] would find a place. Counts nothing.
+pub fn would_admit_client(worker: &Worker) -> bool {
+    let rules = worker.config.inbound();
+    let Some(limits) = rules.as_ref().and_then(|rules| rules.limits.as_ref()) else { return true };
+    let limit = limits.section.enforced.connections.as_ref();
+    limit.is_none_or(|limit| limits.in_use.connections.taken() < limit.max)
+}
+
 fn report(worker: &Worker, what: &'static str, limit: &Limit, shadow: bool) {
     worker.telemetry.event(if shadow { "would_limit" } else { "limited" }, what);
     if let Some(suppressed) = LIMIT.allow() {

@@ -13,7 +13,7 @@ mod tests;
 
 pub use client::Client;
 pub use deadline::{deadline_of, has_passed};
-pub use limits::admit_client;
+pub use limits::{admit_client, would_admit_client};
 
 use std::rc::Rc;
 use std::sync::Arc;

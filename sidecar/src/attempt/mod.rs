@@ -34,7 +34,7 @@ pub use open::{Opening, open};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
 use std::cell::Cell;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
@@ -107,6 +107,9 @@ pub enum End {
 pub struct Attempt {
     /// How it ended.
     pub end: End,
+    /// When the application had all that came of the request before the head of the answer: the end of the request, or of
+    /// what a stream had said by then. Before that it may have waited for the client.
+    pub sent_at: Option<Instant>,
     /// When the head of the answer arrived.
     pub head_at: Option<Instant>,
     /// The status in that head.
@@ -176,6 +179,7 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     let Call { head: request, body, answer, edits, set_cookie, .. } = call;
     let mut attempt = Attempt::of(End::Unanswered(Failure::UpstreamReset));
     attempt.bound = binds(request);
+    attempt.sent_at = Some(Instant::now());
     let moved = Moved::default();
     let mut clean = false;
     let mut granted = None;
@@ -183,7 +187,20 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         let mut up = sink.sink(request);
         let mut upload = pin!(body.send(&mut up, &moved.up, !request.upgrade));
         let mut uploaded = None;
-        let heard = await_head(request, upload.as_mut(), &mut uploaded, &mut source, answer, policy).await;
+        let heard = {
+            let (mut seen, mut has_waited) = (0, false);
+            let mut sending = pin!(poll_fn(|cx| {
+                let polled = upload.as_mut().poll(cx);
+                let is_late_end = has_waited && polled.is_ready();
+                if seen != moved.up.get() || is_late_end {
+                    seen = moved.up.get();
+                    attempt.sent_at = Some(Instant::now());
+                }
+                has_waited |= polled.is_pending();
+                polled
+            }));
+            await_head(request, sending.as_mut(), &mut uploaded, &mut source, answer, policy).await
+        };
         // The answer itself may take for ever, and says that the connection was accepted.
         drop(waiting);
         let upload = async {
@@ -263,6 +280,7 @@ impl Attempt {
     pub fn of(end: End) -> Self {
         Self {
             end,
+            sent_at: None,
             head_at: None,
             status: None,
             grpc_status: None,

@@ -132,6 +132,48 @@ async fn a_request_of_which_the_head_alone_may_have_been_read_is_repeated_only_i
 }
 
 #[tokio::test]
+async fn what_the_client_still_sends_before_the_answer_is_not_the_applications_time() {
+    let (mut asking, mut reader, mut writer, head) =
+        client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n").await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let answers = async {
+        read_until(&mut far, b"\r\n\r\n").await;
+        let body_at = Instant::now();
+        asking.write_all(b"hello").await.unwrap();
+        read_until(&mut far, b"hello").await;
+        far.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        body_at
+    };
+    let (attempt, body_at) = tokio::join!(run(&mut call, exchange, &ANY), answers);
+    assert_eq!(attempt.end, End::Delivered(Ok(204)));
+    assert!(attempt.sent_at >= Some(body_at) && attempt.sent_at <= attempt.head_at, "{attempt:?}");
+}
+
+#[tokio::test]
+async fn of_a_stream_what_was_said_before_the_answer_counts_and_nothing_behind_it() {
+    let (mut asking, mut reader, mut writer, head) =
+        client(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    let talks = async {
+        read_until(&mut far, b"\r\n\r\n").await;
+        let first_at = Instant::now();
+        asking.write_all(b"5\r\nhello\r\n").await.unwrap();
+        read_until(&mut far, b"hello\r\n").await;
+        far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        read_until(&mut asking, b"\r\n\r\n").await;
+        asking.write_all(b"0\r\n\r\n").await.unwrap();
+        read_until(&mut far, b"0\r\n\r\n").await;
+        far.write_all(b"ok").await.unwrap();
+        first_at
+    };
+    let (attempt, first_at) = tokio::join!(run(&mut call, exchange, &ANY), talks);
+    assert_eq!(attempt.end, End::Delivered(Ok(200)));
+    assert!(attempt.sent_at >= Some(first_at) && attempt.sent_at <= attempt.head_at, "{attempt:?}");
+}
+
+#[tokio::test]
 async fn a_deadline_that_passes_loses_nothing_of_the_request() {
     let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
     let (mut asking, mut reader, mut writer, head) = client(sent).await;

@@ -47,7 +47,8 @@ pub(super) fn near(list: &Endpoints, place: &Place, policy: ZonePolicy) -> (Pref
         ZonePolicy::Prefer | ZonePolicy::Only if place.zone.is_empty() => (Preference::None, Vec::new()),
         ZonePolicy::Prefer => (Preference::Prefer, of(&in_zone)),
         ZonePolicy::Only => (Preference::Only, of(&in_zone)),
-        ZonePolicy::Any => match list.distribution {
+        ZonePolicy::Any => (Preference::None, Vec::new()),
+        ZonePolicy::Unset => match list.distribution {
             Distribution::Any => (Preference::None, Vec::new()),
             Distribution::SameZone => (Preference::First, same_zone(list, place)),
             Distribution::SameNode => (Preference::First, same_node(list, place)),
@@ -141,7 +142,16 @@ mod tests {
     fn near_of(endpoints: Vec<Endpoint>, distribution: Distribution) -> Vec<bool> {
         let place = Place { zone: "a".into(), node: "n1".into() };
         let list = Endpoints { endpoints, distribution, ..Endpoints::default() };
-        near(&list, &place, ZonePolicy::Any).1
+        near(&list, &place, ZonePolicy::Unset).1
+    }
+
+    #[test]
+    fn a_policy_for_any_zone_overrides_what_the_service_says() {
+        let place = Place { zone: "a".into(), node: "n1".into() };
+        let endpoints = vec![endpoint(1, "a", "n1", &[]), endpoint(2, "b", "n2", &[])];
+        let list = Endpoints { endpoints, distribution: Distribution::SameZone, ..Endpoints::default() };
+        assert_eq!(near(&list, &place, ZonePolicy::Unset), (Preference::First, vec![true, false]));
+        assert_eq!(near(&list, &place, ZonePolicy::Any), (Preference::None, Vec::new()));
     }
 
     #[test]
@@ -169,7 +179,7 @@ mod tests {
     fn a_pod_that_does_not_know_where_it_runs_prefers_nobody() {
         let list = Endpoints { endpoints: vec![endpoint(1, "", "", &[])], ..Endpoints::default() };
         let nowhere = Place { zone: "".into(), node: "".into() };
-        for policy in [ZonePolicy::Any, ZonePolicy::Prefer, ZonePolicy::Only] {
+        for policy in [ZonePolicy::Unset, ZonePolicy::Any, ZonePolicy::Prefer, ZonePolicy::Only] {
             assert_eq!(near(&list, &nowhere, policy).0, Preference::None);
         }
     }

@@ -110,6 +110,8 @@ pub enum HashKey {
 pub enum ZonePolicy {
     /// As the Service's `trafficDistribution` says.
     #[default]
+    Unset,
+    /// All are alike, whatever the Service says.
     Any,
     /// They do, as long as they can take it.
     Prefer,
@@ -207,6 +209,7 @@ fn decode_balance(balance: &proto::Balance) -> Result<Balance, Refused> {
         Err(_) => return Err(Refused(format!("unknown way {} of balancing", balance.by))),
     };
     let zone = match Zone::try_from(balance.zone) {
+        Ok(Zone::Unset) => ZonePolicy::Unset,
         Ok(Zone::Any) => ZonePolicy::Any,
         Ok(Zone::Prefer) => ZonePolicy::Prefer,
         Ok(Zone::Only) => ZonePolicy::Only,
@@ -277,6 +280,13 @@ mod tests {
         assert_eq!(faults.abort, Some(Abort { status: 503, permyriad: 100 }));
         assert_eq!(faults.delay, Some(Delay { by: Duration::from_millis(200), permyriad: 500 }));
         assert_eq!(*decode_traffic(None).unwrap(), Traffic::default());
+        for (sent, used) in [
+            (proto::balance::Zone::Any, ZonePolicy::Any),
+            (proto::balance::Zone::Unset, ZonePolicy::Unset),
+        ] {
+            let balance = proto::Balance { zone: sent.into(), ..Default::default() };
+            assert_eq!(decode_balance(&balance).unwrap().zone, used);
+        }
     }
 
     #[test]

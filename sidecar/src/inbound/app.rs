@@ -69,9 +69,8 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
             Err(failure) => return Ended::failed(failure),
         };
         let reused = exchange.reused;
-        let began = Instant::now();
         let mut attempt = attempt::run(call, exchange, &policy).await;
-        note_latency(&peer.worker, &attempt, began);
+        note_latency(&peer.worker, &attempt);
         call.attempts = call.attempts.saturating_add(1);
         if let Some((reader, writer)) = attempt.idle.take() {
             match own || attempt.bound {
@@ -98,11 +97,15 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     }
 }
 
-/// What other sidecars are told of the application.
-fn note_latency(worker: &Worker, attempt: &Attempt, began: Instant) {
-    let (Some(head_at), Some(status)) = (attempt.head_at, attempt.status) else { return };
+/// What other sidecars are told of the application. The time that a client takes to send its request is not the
+/// application's.
+fn note_latency(worker: &Worker, attempt: &Attempt) {
+    let Attempt { sent_at: Some(sent_at), head_at: Some(head_at), status: Some(status), .. } = *attempt
+    else {
+        return;
+    };
     let failed = status >= 500 || attempt.grpc_status.is_some_and(is_server_error);
-    worker.app_latency.note(head_at.saturating_duration_since(began), failed, head_at);
+    worker.app_latency.note(head_at.saturating_duration_since(sent_at), failed, head_at);
 }
 
 /// Opens an exchange with the application, unless the client leaves meanwhile or its time is up: nothing is sent then.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::ALPN;
 
 use super::{Peer, app};
-use crate::admit::{admit_client, would_admit_connection, would_admit_plaintext};
+use crate::admit::{admit_client, would_admit_client, would_admit_connection, would_admit_plaintext};
 use crate::config::Protocol;
 use crate::detect::{self, Detector};
 use crate::error::Failure;
@@ -25,6 +25,9 @@ use crate::listen::{reset_on_close, watch_mesh};
 /// A sidecar speaks at once, and its hello arrives within a few milliseconds, also where both nodes are busy. Who
 /// stays silent for longer may be waiting for the application.
 const SILENCE: Duration = Duration::from_millis(20);
+/// The same while the clients' connections are at their limit, where a silent one would be reset: the first packet of a
+/// sidecar may have been lost, and is sent again after 200 ms or more.
+const LATE_HELLO: Duration = Duration::from_secs(1);
 /// A stranger has this long for its first byte, unless the application has been connected: then its own patience
 /// counts.
 const FIRST_BYTE: Duration = Duration::from_secs(60);
@@ -136,6 +139,11 @@ impl Plain {
     /// Connects to the application, and waits for whoever speaks first. `false`: it was not the client, or one of the
     /// two has ended its side.
     async fn wait_for_either(&mut self, peer: &Peer) -> Result<bool, Failure> {
+        if !would_admit_client(&peer.worker)
+            && let Ok(read) = timeout(LATE_HELLO, self.read_some()).await
+        {
+            return read;
+        }
         // Another sidecar would have spoken.
         self.take_place(peer)?;
         let connected = tokio::select! {

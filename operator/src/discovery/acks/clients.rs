@@ -14,8 +14,7 @@ use super::{AckTracker, Name, Sidecars, lock, name_of};
 use crate::model::{Key, Model};
 
 /// What there is to do about a sidecar whose resources carry no sections about calls.
-const UNAWARE: &str =
-    "its sidecar is of an earlier version, which does not know these sections: restart the pod to update it";
+const UNAWARE: &str = "its sidecar is of an earlier version, which does not know these sections: restart the pod to update its sidecar";
 
 /// Acknowledgements of one generation of a policy by the sidecars of clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use tulle_mesh::proto::ResourceType;
 
 use super::{AckTracker, Name, Sidecars, leads_somewhere, lock, name_of};
-use crate::model::{Key, Model, WorkloadKey};
+use crate::discovery::report::resource_name;
+use crate::model::{Key, Model, SharedAddress, WorkloadKey};
 
 /// Clients that dial pods where nobody dials the Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,23 +110,32 @@ impl Sidecars {
         resources.filter_map(address).any(|address| model.is_a_service(address))
     }
 
-    /// Pods that dial an address of a Service, and that no shares of the Canary have been sent to. Where the address
-    /// was refused, it is not used.
+    /// Pods that dial an address from which they reach endpoints with shares of the Canary, and that none have been sent
+    /// to. Where the address was refused, it is not used. Where routes lead there, only sidecars that follow routes are
+    /// concerned.
     pub(super) fn without_shares(
         &self,
         model: &Model,
         other: &Self,
         canary: &Key,
-        (address, endpoints): &(SocketAddr, Arc<str>),
+        SharedAddress { address, endpoints, via }: &SharedAddress,
     ) -> BTreeSet<String> {
         let shared = self.by_canary.get(canary);
+        let follows = |uid: &str, name: &Name| match via {
+            None => true,
+            Some(variant) => {
+                name.0 == ResourceType::Route as i32 && model.variant(&resource_name(name), uid) == *variant
+            }
+        };
         let lacks = |(uid, name): &&(Arc<str>, Name)| {
             let known = self.by_pod.get(uid).and_then(|sidecar| sidecar.resources.get(name));
             let is_route = name.0 == ResourceType::Route as i32;
             let carrier =
                 if is_route { (ResourceType::Endpoints as i32, Arc::clone(endpoints)) } else { name.clone() };
             let has_shares = shared.is_some_and(|shared| shared.contains(&(Arc::clone(uid), carrier)));
-            !has_shares && known.is_some_and(|known| !known.is_over() && known.refused.is_none())
+            !has_shares
+                && known.is_some_and(|known| !known.is_over() && known.refused.is_none())
+                && follows(uid, name)
         };
         let clients = self.by_address.get(address).into_iter().flatten().filter(lacks);
         clients.filter_map(|(uid, _)| self.concerned(model, uid, other).map(name_of)).collect()

@@ -1,6 +1,7 @@
 //! Who is connected, what each enforces, and what each dials.
 
 use super::*;
+use crate::model::object::ServicePort;
 use crate::model::tests::{canary, key, pod, shop};
 use crate::model::{Service, WorkloadKey};
 
@@ -139,6 +140,26 @@ fn a_policy_is_enforced_where_all_its_sections_are_and_a_refused_section_is_name
 }
 
 #[test]
+fn a_sidecar_that_does_not_know_limits_refuses_them_and_the_policy_says_what_to_do() {
+    let mtls: Name = (ResourceType::Mtls as i32, "uid-a".into());
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let limits = Sections { limits: true, ..Sections::default() };
+    let lacks = SidecarEvent::Lacks(vec![LIMITS_V1]);
+    let acks = with([SidecarEvent::Acked(mtls.clone(), of(3)), lacks.clone()]);
+    let refusal = policy(&acks, 3, limits).refusal.unwrap();
+    assert!(refusal.starts_with("pod a: ") && refusal.ends_with("restart the pod to update its sidecar"));
+    let mtls_only = Sections { mtls: true, ..Sections::default() };
+    assert_eq!((policy(&acks, 3, mtls_only).enforcing, policy(&acks, 3, mtls_only).refusal), (1, None));
+    let mut snapshot = Vec::new();
+    acks.snapshot(|_| true, |all| snapshot = all.into_iter().map(|(_, event)| event).collect());
+    assert_eq!(snapshot[..2], [SidecarEvent::Connected, lacks], "the next leader learns it");
+    // Its container runs another version by now.
+    acks.report("uid-a", SidecarEvent::Gone, |_| {});
+    acks.report("uid-a", SidecarEvent::Connected, |_| {});
+    assert_eq!(policy(&acks, 3, limits).refusal, None);
+}
+
+#[test]
 fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_force() {
     let [mtls, access] =
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });
@@ -215,6 +236,42 @@ fn a_canary_waits_for_a_client_that_has_a_route_to_its_service_and_no_shares_yet
     assert_eq!(acknowledged(&elsewhere), Acknowledgement::Complete, "a port that leads to no pod");
     let refused = with([SidecarEvent::Refused(route, none(), "too new".into())]);
     assert_eq!(acknowledged(&refused), Acknowledgement::Complete, "it passes through");
+}
+
+#[test]
+fn a_canary_waits_for_a_client_whose_route_leads_to_its_service_and_that_has_no_shares_yet() {
+    let status = serde_json::json!({"approvedRevision": "r1", "phase": "Stable", "epoch": 1});
+    let led_by = |namespace: &str| {
+        let mut model = model();
+        model.apply_canary(key("shop", "web"), canary(status.clone()));
+        let port = ServicePort { name: "http".into(), port: 80, app_protocol: None };
+        let cluster_ips = vec!["10.96.0.5".parse().unwrap()];
+        model.apply_service(
+            key("shop", "front"),
+            Service { cluster_ips, ports: vec![port], ..Service::default() },
+        );
+        model.apply_route(crate::model::tests::route("r", namespace, "front", "web"));
+        model
+    };
+    let route: Name = (ResourceType::Route as i32, "10.96.0.5:80".into());
+    let acks = with([SidecarEvent::Acked(route, none())]);
+    let acknowledged =
+        |acks: &AckTracker, model: &Model| acks.acknowledged_canary(model, &key("shop", "web"), 1);
+    assert_eq!(acknowledged(&acks, &led_by("shop")), awaited(), "its replica has not seen the route yet");
+    assert_eq!(
+        acknowledged(&acks, &led_by("team")),
+        Acknowledgement::Complete,
+        "the route is for another namespace"
+    );
+    let old = with([SidecarEvent::Acked(name("10.96.0.5:80"), none())]);
+    assert_eq!(
+        acknowledged(&old, &led_by("shop")),
+        Acknowledgement::Complete,
+        "an earlier version does not follow routes"
+    );
+    let endpoints: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+    acks.report("uid-a", SidecarEvent::Acked(endpoints, epoch(1)), |_| {});
+    assert_eq!(acknowledged(&acks, &led_by("shop")), Acknowledgement::Complete);
 }
 
 #[test]

@@ -37,7 +37,8 @@ impl Sidecar {
         let relay = LeaderRelay::new(Arc::clone(&acks), Arc::default(), leadership);
         let cache = Cache::following(hub);
         let (sender, down) = mpsc::channel(64);
-        let state = State::new(cache.wake(), held.iter().cloned().collect());
+        let namespace = Arc::clone(&hub.model().pod("uid-a").unwrap().namespace);
+        let state = State::new(cache.wake(namespace), held.iter().cloned().collect());
         relay.report("uid-a", SidecarEvent::Connected);
         let session = Session {
             hub: Arc::clone(hub),
@@ -136,7 +137,7 @@ async fn two_streams_share_the_names_of_the_endpoints_that_a_route_leads_to() {
     let hub = hub();
     let (mut one, mut other) = (Sidecar::new(&hub), Sidecar::new(&hub));
     other.session.cache = Arc::clone(&one.session.cache);
-    other.state = State::new(other.session.cache.wake(), HashMap::new());
+    other.state = State::new(other.session.cache.wake("shop".into()), HashMap::new());
     for sidecar in [&mut one, &mut other] {
         sidecar.subscribes(ResourceType::Route, VIP).await.unwrap();
     }
@@ -424,6 +425,8 @@ async fn a_consumers_route_reaches_the_sidecars_of_its_namespace_and_no_others()
     let Some(Body::Route(found)) = &resource.body else { panic!("{resource:?}") };
     assert!(matches!(&found.kind, Some(route::Kind::Service(service)) if service.rules.is_none()));
     assert_eq!(sidecar.session.cache.len(), 2, "what was for its namespace alone is forgotten");
+    hub.change(|model| model.apply_route(route_to("r", "team", &["v1"])));
+    assert_eq!(sidecar.names_of_changed().await, [endpoints_of("v1"), named(ResourceType::Route, VIP)]);
 }
 
 #[tokio::test]

@@ -25,6 +25,15 @@ struct Target<'a> {
     protocol: proto::Protocol,
 }
 
+impl Target<'_> {
+    /// A client is led to addresses of the family that it dialled, unless the backend has the other one only.
+    fn endpoints(&self, ipv4: bool) -> EndpointsName {
+        let has_family = |ipv4: bool| self.service.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4);
+        let ipv4 = if has_family(!ipv4) && !has_family(ipv4) { !ipv4 } else { ipv4 };
+        EndpointsName { service: self.key.clone(), port: self.port.port, ipv4 }
+    }
+}
+
 /// The Service that a backend is. `None`: it is not a Service.
 pub(super) fn service_of(namespace: &Arc<str>, to: &BackendRef) -> Option<Key> {
     let is_service = to.group.as_deref().is_none_or(str::is_empty)
@@ -97,11 +106,9 @@ impl Model {
         to: &BackendRef,
         ipv4: bool,
     ) -> Result<proto::Backend, Flaw> {
-        let Target { key, service, port, protocol } = self.target(route, to)?;
-        // A client is led to addresses of the family that it dialled, unless the backend has the other one only.
-        let has_family = |ipv4: bool| service.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4);
-        let ipv4 = if has_family(!ipv4) && !has_family(ipv4) { !ipv4 } else { ipv4 };
-        let endpoints = EndpointsName { service: key.clone(), port: port.port, ipv4 };
+        let target = self.target(route, to)?;
+        let endpoints = target.endpoints(ipv4);
+        let Target { key, port, protocol, .. } = target;
         // Also of a mirror: sidecars have one balancer and one breaker for each Service's port.
         let (traffic, shadow) = self.traffic_for(key);
         Ok(proto::Backend {
@@ -115,6 +122,19 @@ impl Model {
             shadow: shadow.and_then(of_a_backend),
             filters: Vec::new(),
         })
+    }
+
+    /// The endpoints of a backend for a client that dialled an address of this family.
+    ///
+    /// # Errors
+    /// As [`Self::backend`].
+    pub(super) fn backend_endpoints(
+        &self,
+        route: &RouteObject,
+        to: &BackendRef,
+        ipv4: bool,
+    ) -> Result<EndpointsName, Flaw> {
+        Ok(self.target(route, to)?.endpoints(ipv4))
     }
 
     /// What is wrong with a backend, for `ResolvedRefs`.

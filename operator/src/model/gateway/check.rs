@@ -65,6 +65,18 @@ pub(super) struct Terms {
     pub(super) session: Option<proto::SessionPersistence>,
 }
 
+impl Terms {
+    /// The backends and mirrors that a request may go to.
+    pub(super) fn references(&self) -> impl Iterator<Item = &BackendRef> {
+        let of_backends = self.backends.iter().flat_map(|backend| &backend.filters);
+        let mirrors = self.filters.iter().chain(of_backends).filter_map(|filter| match filter {
+            FilterTerm::Mirror { to, .. } => Some(to),
+            FilterTerm::Ready(_) => None,
+        });
+        self.backends.iter().map(|backend| &backend.to).chain(mirrors)
+    }
+}
+
 /// A backend, by name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct BackendTerm {

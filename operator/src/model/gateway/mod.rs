@@ -10,6 +10,7 @@
 //!   attach     which routes hold at a port of a Service, for clients of which namespace
 //!   backend    Services that rules lead to
 //!   compile    the rules of a port, merged, as sidecars are sent them
+//!   reach      from which addresses a route leads somewhere
 //!   status     what the status of a route says
 //! ```
 //!
@@ -25,6 +26,7 @@ mod compile;
 mod filter;
 mod matching;
 mod object;
+mod reach;
 mod status;
 
 pub use attach::Standings;
@@ -38,6 +40,7 @@ pub use status::{ParentStatus, RouteCondition};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use super::{Key, Model};
 use check::CheckedRule;
@@ -153,7 +156,7 @@ impl Model {
         self.touched.routes.insert(key.clone());
         for parent in held.parents() {
             self.touched.routes.extend(self.gateway.by_parent.get(&parent).into_iter().flatten().cloned());
-            self.touch_frontend(&parent);
+            self.touch_frontend_for(&parent, &key.namespace);
         }
     }
 
@@ -169,11 +172,19 @@ impl Model {
     /// them carries the sections of MeshPolicies for it.
     pub(super) fn touch_routes_of(&mut self, service: &Key) {
         self.touch_frontend(service);
-        let naming = self.gateway.by_backend.get(service).into_iter().flatten();
-        let naming = naming.filter_map(|key| self.gateway.routes.get(key));
-        let parents: BTreeSet<Key> = naming.flat_map(Held::parents).collect();
-        for parent in &parents {
-            self.touch_frontend(parent);
+        for (parent, from) in self.gateway.parents_leading_to(service) {
+            self.touch_frontend_for(&parent, &from);
+        }
+    }
+
+    /// The addresses of a Service for the clients that routes of the namespace `from` concern: all of them where it is
+    /// the Service's own, and else those in it. Of a popular Service every sidecar dials the addresses: the routes of one
+    /// tenant must not wake those of all others.
+    fn touch_frontend_for(&mut self, service: &Key, from: &Arc<str>) {
+        if service.0 == *from {
+            self.touch_frontend(service);
+        } else if let Some(service) = self.services.get(service) {
+            self.touched.consumers.extend(service.ips().map(|ip| (ip, Arc::clone(from))));
         }
     }
 

@@ -3,8 +3,8 @@
 use serde_json::json;
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
-use super::super::gateway::{ParentStatus, RouteKind, RouteObject, RouteSpec};
-use super::super::tests::{canary, endpoint, key, pod, policy, shop};
+use super::super::gateway::{ParentStatus, RouteKind, RouteObject};
+use super::super::tests::{canary, endpoint, key, pod, policy, route, shop};
 use super::super::{Namespace, Service, Slice};
 use super::*;
 
@@ -124,26 +124,6 @@ fn what_a_service_declares_touches_the_addresses_of_its_pods() {
     assert!(model.take_touched().addresses.contains(&pod));
 }
 
-/// A route of a namespace, of Service `shop/{parent}`, with one backend.
-fn route(name: &str, namespace: &str, parent: &str, backend: &str) -> RouteObject {
-    let spec: RouteSpec = serde_json::from_value(json!({
-        "parentRefs": [{"group": "", "kind": "Service", "namespace": "shop", "name": parent}],
-        "rules": [{"backendRefs": [{"namespace": "shop", "name": backend, "port": 80}]}],
-    }))
-    .unwrap();
-    RouteObject {
-        kind: RouteKind::Http,
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: "r".into(),
-        generation: 1,
-        created: 0,
-        parents: spec.parents,
-        hostnames: spec.hostnames,
-        rules: spec.rules,
-    }
-}
-
 #[test]
 fn a_route_touches_the_addresses_of_its_parents_before_and_after_and_whom_it_may_conflict_with() {
     let mut model = quiet();
@@ -165,6 +145,23 @@ fn a_route_touches_the_addresses_of_its_parents_before_and_after_and_whom_it_may
     assert_eq!(touched.routes, routes);
     model.delete_route(&one.key());
     assert_eq!(model.take_touched().addresses, set(["10.96.0.2".parse().unwrap()]));
+}
+
+#[test]
+fn a_consumers_route_touches_the_addresses_of_its_parents_for_its_own_namespace_only() {
+    let mut model = quiet();
+    let ours = route("ours", "team", "web", "api");
+    let ips = ["10.96.0.1", "203.0.113.1"].map(|ip| ip.parse().unwrap());
+    let expected: HashSet<(IpAddr, Arc<str>)> = set(ips.map(|ip| (ip, "team".into())));
+    model.apply_route(ours.clone());
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0));
+    model.touch_routes_of(&key("shop", "api"));
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0), "its backend");
+    model.delete_route(&ours.key());
+    let touched = model.take_touched();
+    assert_eq!((&touched.consumers, touched.addresses.len()), (&expected, 0));
 }
 
 #[test]
@@ -311,8 +308,11 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
     }
 }
 
+/// A variant of a resource, and its version and what it was made of, if there is one.
+type Made = ((ResourceName, Variant), Option<(String, Dependency)>);
+
 /// Version and dependency of every resource that this small world can have.
-fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> {
+fn compiled(model: &Model) -> Vec<Made> {
     use ResourceType::{Access, Destination, Endpoints, Inbound, Mtls, Route, Workload};
     let enforced =
         (0..3).flat_map(|n| [Inbound, Workload, Mtls, Access].map(|kind| (kind, format!("uid-p{n}"))));
@@ -327,7 +327,7 @@ fn compiled(model: &Model) -> Vec<(ResourceName, Option<(String, Dependency)>)> 
         let name = ResourceName { r#type: kind.into(), cluster: String::new(), name };
         for variant in [Variant::Any, Variant::Node("node-a".into()), Variant::Namespace("team".into())] {
             let made = model.compile(&name, &variant).map(|made| (made.resource.version, made.depends));
-            all.push((name.clone(), made));
+            all.push(((name.clone(), variant), made));
         }
     }
     all
@@ -356,7 +356,8 @@ fn whatever_differs_after_an_event_was_touched_by_it() {
                 continue;
             }
             for (_, depends) in [old, new].into_iter().flatten() {
-                assert!(touched.covers(depends), "round {round}: {name:?}: {old:?} {new:?} {touched:?}");
+                let is_covered = touched.covers(depends, &name.1);
+                assert!(is_covered, "round {round}: {name:?}: {old:?} {new:?} {touched:?}");
             }
         }
         before = after;

@@ -1,6 +1,9 @@
-//! A Warning on each route that is not accepted: one event per transition, with the reason and message of the condition.
+//! A Warning on each route that is not accepted: one event per transition, with the reason and message of the condition,
+//! and at most one per route and reason in [`QUIET`]. The condition says what holds now.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -13,6 +16,9 @@ use crate::watch::gateway::resource;
 
 /// Events that wait. Beyond that they are dropped: the condition says the same.
 const WAITING: usize = 256;
+/// Least time between two events of one route with the same reason: one that is accepted and refused in turn, or whose
+/// message changes all the time, must not fill the API server with events.
+const QUIET: Duration = Duration::from_secs(300);
 /// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a note that the API server accepts are 1024.
@@ -33,6 +39,24 @@ pub struct Rejection {
     pub message: String,
 }
 
+/// What was published within the last [`QUIET`], by the uid of the route and the reason.
+#[derive(Debug, Default)]
+struct Recent(HashMap<(String, String), Instant>);
+
+impl Recent {
+    /// Whether an event may be published now. If so, it counts as published.
+    fn admit(&mut self, rejection: &Rejection, now: Instant) -> bool {
+        self.0.retain(|_, at| now.saturating_duration_since(*at) < QUIET);
+        match self.0.entry((rejection.uid.clone(), rejection.reason.clone())) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(now);
+                true
+            }
+        }
+    }
+}
+
 /// A queue of events, and its other end for [`run`].
 pub fn queue() -> (mpsc::Sender<Rejection>, mpsc::Receiver<Rejection>) {
     mpsc::channel(WAITING)
@@ -40,7 +64,11 @@ pub fn queue() -> (mpsc::Sender<Rejection>, mpsc::Receiver<Rejection>) {
 
 /// Publishes what is queued. Never returns.
 pub async fn run(client: Client, mut queued: mpsc::Receiver<Rejection>) {
+    let mut recent = Recent::default();
     while let Some(rejection) = queued.recv().await {
+        if !recent.admit(&rejection, Instant::now()) {
+            continue;
+        }
         let Rejection { key, reason, message, .. } = &rejection;
         tracing::warn!(route = %key, reason, message);
         // One recorder per event: it would merge those of the same reason, and show the first message only.
@@ -84,6 +112,28 @@ fn shorten(note: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::gateway::RouteKind;
+
+    #[test]
+    fn a_flapping_route_gets_one_event_per_reason_in_five_minutes() {
+        let (mut recent, start) = (Recent::default(), Instant::now());
+        let of = |uid: &str, reason: &str, message: &str| Rejection {
+            key: RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: "web".into() },
+            uid: uid.to_owned(),
+            version: "v1",
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        assert!(recent.admit(&of("u", "NoMatchingParent", "one"), start));
+        for second in 1..300 {
+            let now = start + Duration::from_secs(second);
+            assert!(!recent.admit(&of("u", "NoMatchingParent", &second.to_string()), now));
+        }
+        let now = start + Duration::from_secs(299);
+        assert!(recent.admit(&of("u", "UnsupportedValue", "other"), now), "another reason");
+        assert!(recent.admit(&of("v", "NoMatchingParent", "one"), now), "another route");
+        assert!(recent.admit(&of("u", "NoMatchingParent", "one"), start + QUIET));
+        assert_eq!(recent.0.len(), 3, "nothing else is kept");
+    }
 
     #[test]
     fn an_event_is_about_the_route_in_the_version_that_is_served_and_says_what_the_condition_says() {

@@ -89,7 +89,8 @@ impl RouteDecider {
             return from.writer.queue().withdraw(&target);
         };
         let stamped: Key = (Arc::clone(&key.namespace), key.stamped().into());
-        let seen = from.acks.route(from.model, &stamped, &record.uid, record.generation);
+        let addresses = from.model.route_addresses(key, standings);
+        let seen = from.acks.route(from.model, (&stamped, &record.uid, record.generation), &addresses);
         let parents = parents((from.model, standings), key, &record, &seen);
         let current = list(&record.status, "parents");
         self.reject(from.rejected, (key, &record), current, &parents);

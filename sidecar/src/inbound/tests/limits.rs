@@ -185,6 +185,44 @@ async fn connections_beyond_the_limit_are_reset_and_opaque_streams_go_elsewhere(
     .await;
 }
 
+/// What another sidecar sends first.
+fn mesh_hello() -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![tulle_mesh::wire::ALPN.to_vec()];
+    let name = rustls::pki_types::ServerName::try_from("web").unwrap();
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).unwrap();
+    hello
+}
+
+#[tokio::test]
+async fn a_sidecar_whose_first_packet_is_lost_is_not_reset_while_clients_are_at_their_limit() {
+    local(async {
+        let (worker, app) = (enforced(at_most(None, Some(1))), application(App::Echoes).await);
+        let mut full = client(&worker, app.address).await;
+        full.write_all(b"hello\r\n").await.unwrap();
+        assert_eq!(read(&mut full).await, b"hello\r\n");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut late = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, from) = listener.accept().await.unwrap();
+        let peer = Peer::new(Rc::clone(&worker), Client::plain(from, app.address));
+        let says = async {
+            sleep(SOON).await;
+            late.write_all(&mesh_hello()).await.unwrap();
+        };
+        let (opening, ()) = tokio::join!(first::listen(&peer, accepted), says);
+        assert!(matches!(opening, Ok(first::Opening::Mesh(_))));
+        assert_eq!((app.accepted.get(), counted(&worker, "limited")), (1, 0));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_request_whose_time_is_up_is_answered_504_and_the_application_never_sees_it() {
     local(async {
