@@ -172,6 +172,7 @@ mod tests {
         let backend = Backends::of_client("client").of(&pod).unwrap();
         let upstream = backend.pick(&Ask::default()).unwrap();
         let to = Opening {
+            route: None,
             backend: &backend,
             upstream: &upstream,
             attempt: 0,

@@ -209,7 +209,6 @@ async fn connect(
     fresh: bool,
     call: &mut Call<'_>,
     limits: &AttemptPolicy<'_>,
-    now: Instant,
 ) -> Result<Exchange, Unopened> {
     let Trying { worker, backend, route, .. } = *trying;
     trying.pass_deadline_on(call);
