@@ -122,7 +122,11 @@ pub async fn simulate(load: Load, fault: Fault, way: Way, service: &Service, req
                 let here = &mut servers[server];
                 here.in_flight -= 1;
                 here.latency.note(took, failed, Instant::now());
-                let ended = Ended { failed, in_flight: here.in_flight, latency_us: here.latency.micros(Instant::now()) };
+                let ended = Ended {
+                    failed,
+                    in_flight: here.in_flight,
+                    latency_us: here.latency.micros(Instant::now()),
+                };
                 if let Some(ticket) = request.ticket.take() {
                     choosers[request.client].ended(request.server, ticket, took, &ended);
                 }

@@ -280,10 +280,9 @@ mod tests {
         assert_eq!(faults.abort, Some(Abort { status: 503, permyriad: 100 }));
         assert_eq!(faults.delay, Some(Delay { by: Duration::from_millis(200), permyriad: 500 }));
         assert_eq!(*decode_traffic(None).unwrap(), Traffic::default());
-        for (sent, used) in [
-            (proto::balance::Zone::Any, ZonePolicy::Any),
-            (proto::balance::Zone::Unset, ZonePolicy::Unset),
-        ] {
+        for (sent, used) in
+            [(proto::balance::Zone::Any, ZonePolicy::Any), (proto::balance::Zone::Unset, ZonePolicy::Unset)]
+        {
             let balance = proto::Balance { zone: sent.into(), ..Default::default() };
             assert_eq!(decode_balance(&balance).unwrap().zone, used);
         }
