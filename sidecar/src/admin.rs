@@ -1,5 +1,7 @@
 //! `/ready`, `/live`, `/metrics`, `/config` for kubelet, people and Prometheus, on a thread of its own.
 
+mod policies;
+
 use std::future;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,11 +13,11 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::config::{ConfigStore, Destination, Endpoint, Endpoints, Known, Mtls, ServiceRoute};
+use crate::config::{ConfigStore, Destination, Endpoint, Endpoints, Known, Mtls, ServiceRoute, Traffic};
 use crate::liveness::Heartbeats;
 use crate::serve;
 use crate::settings::Settings;
-use crate::telemetry::{Telemetry, prometheus};
+use crate::telemetry::{Breakers, Telemetry, prometheus};
 use crate::tls::TlsStore;
 
 /// What the admin port shows.
@@ -99,13 +101,16 @@ impl Admin {
     }
 
     fn config(&self) -> String {
-        let destinations: Vec<_> = self.config.snapshot().iter().map(show).collect();
+        let snapshot = self.config.snapshot();
+        let destinations: Vec<_> =
+            snapshot.iter().map(|known| show(known, &self.telemetry.breakers)).collect();
         let inbound = self.config.inbound().map(|inbound| {
             json!({
                 "mtls": format!("{:?}", inbound.mtls),
                 "revision": inbound.revision,
                 "accessPolicy": inbound.access.as_ref().map(|access| &access.policy),
                 "shadowPolicy": inbound.shadow.as_ref().map(|access| &access.policy),
+                "limits": inbound.limits.as_ref().map(policies::limits),
             })
         });
         let tls = self.tls.current();
@@ -122,7 +127,7 @@ impl Admin {
     }
 }
 
-fn show(known: &Known) -> Value {
+fn show(known: &Known, breakers: &Breakers) -> Value {
     let leads_to = match known.destination.as_deref() {
         None => json!("not known yet"),
         Some(Destination::Unknown) => json!("nobody in the cluster: passed through"),
@@ -130,19 +135,33 @@ fn show(known: &Known) -> Value {
             "pod": show_endpoint(&pod.endpoint),
             "protocol": format!("{:?}", pod.protocol),
         }),
-        Some(Destination::Service(service)) => show_service(&service.route, known.endpoints.as_deref()),
+        Some(Destination::Service(service)) => {
+            show_service(&service.route, known.endpoints.as_deref(), breakers)
+        }
     };
     json!({"address": known.address, "leadsTo": leads_to})
 }
 
-fn show_service(route: &ServiceRoute, served: Option<&Endpoints>) -> Value {
-    let mut service = json!({
+/// A Service as it is dialled, or as a rule leads to it.
+fn show_backend(route: &ServiceRoute, breakers: &Breakers) -> Value {
+    let mut shown = json!({
         "service": format!("{}/{}:{}", route.namespace, route.name, route.port),
         "protocol": format!("{:?}", route.protocol),
+        "policies": policies::traffic(&route.traffic),
+        "ejected": policies::ejected(breakers, &route.namespace, &route.name),
     });
+    if let (true, Some(shown)) = (*route.shadow != Traffic::default(), shown.as_object_mut()) {
+        shown.insert("shadowPolicies".to_owned(), policies::traffic(&route.shadow));
+    }
+    shown
+}
+
+fn show_service(route: &ServiceRoute, served: Option<&Endpoints>, breakers: &Breakers) -> Value {
+    let mut service = show_backend(route, breakers);
     if let (Some(rules), Some(service)) = (&route.rules, service.as_object_mut()) {
-        let shown = rules.rules.iter().map(|rule| json!({"route": &*rule.route, "rule": &*rule.name}));
-        service.insert("rules".to_owned(), shown.collect());
+        let backends = rules.services.iter().map(|backend| show_backend(backend, breakers));
+        service.insert("rules".to_owned(), rules.rules.iter().map(policies::rule).collect());
+        service.insert("backends".to_owned(), backends.collect());
     }
     if let (Some(served), Some(service)) = (served, service.as_object_mut()) {
         let split = served.split.iter().map(|(r, s)| json!({"revision": &**r, "permille": s}));
@@ -173,11 +192,14 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     use http_body_util::BodyExt as _;
     use tulle_mesh::identity::WorkloadId;
 
     use super::*;
+    use crate::config::limits::{InUse, InboundLimits, Limit, LimitSet, LimitsSection};
+    use crate::config::traffic::Timeouts;
     use crate::config::{CanaryRef, Inbound, PodRoute, Protocol};
     use crate::settings::SourceAddress;
 
@@ -229,11 +251,13 @@ mod tests {
             pod_uid: "uid".into(),
             ..Endpoint::at(address)
         };
+        let timeout = Timeouts { request: Some(Duration::from_secs(2)), ..Timeouts::default() };
         let route = ServiceRoute {
             namespace: "shop".to_owned(),
             name: "web".to_owned(),
             port: 80,
             protocol: Protocol::Http1,
+            traffic: Arc::new(Traffic { timeout: Some(timeout), ..Traffic::default() }),
             ..ServiceRoute::default()
         };
         let served = Endpoints {
@@ -242,18 +266,42 @@ mod tests {
             canary: Some(CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 3 }),
             ..Endpoints::default()
         };
-        let shown = show_service(&route, Some(&served));
+        let breakers = Breakers::default();
+        let gauge = breakers.of("shop", "web");
+        gauge.change(&[], &[address], 0);
+        let shown = show_service(&route, Some(&served), &breakers);
         assert_eq!(shown["service"], "shop/web:80");
         assert_eq!(shown["protocol"], "Http1");
         assert_eq!(shown["endpoints"][0]["identity"], "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(shown["endpoints"][0]["terminating"], true);
         assert_eq!(shown["split"], json!([{"revision": "new", "permille": 50}]));
         assert_eq!(shown["canary"], "shop/web, epoch 3");
+        assert_eq!(shown["policies"], json!({"timeout": {"request": "2s"}}));
+        assert_eq!(shown["ejected"], json!([{"address": "10.0.0.7:8080", "threads": 1}]));
+        assert!(shown.get("shadowPolicies").is_none());
 
         let pod = Destination::Pod(PodRoute { endpoint, protocol: Protocol::Opaque });
         let known = Known { address, destination: Some(Arc::new(pod)), endpoints: None };
-        assert_eq!(show(&known)["leadsTo"]["pod"]["address"], "10.0.0.7:8080");
+        assert_eq!(show(&known, &breakers)["leadsTo"]["pod"]["address"], "10.0.0.7:8080");
         let unknown = Known { address, destination: None, endpoints: None };
-        assert_eq!(show(&unknown)["leadsTo"], "not known yet");
+        assert_eq!(show(&unknown, &breakers)["leadsTo"], "not known yet");
+    }
+
+    #[test]
+    fn config_shows_the_limits_of_the_pod() {
+        let admin = admin(None);
+        let limit = Limit { max: 64, policy: "shop/calm".into() };
+        let enforced = LimitSet { concurrency: Some(limit), connections: None };
+        let section = LimitsSection { enforced, shadow: LimitSet::default() };
+        admin.config.set_inbound(Inbound {
+            mtls: Mtls::Permissive,
+            access: None,
+            shadow: None,
+            shadow_strict: false,
+            revision: String::new(),
+            limits: Some(InboundLimits { section, in_use: InUse::default() }),
+        });
+        let shown: Value = serde_json::from_str(&admin.config()).unwrap();
+        assert_eq!(shown["inbound"]["limits"]["enforced"]["concurrency"]["max"], 64);
     }
 }

@@ -395,6 +395,14 @@ impl Balancer {
         self.counts.get()
     }
 
+    /// The endpoints that are ejected.
+    pub(super) fn ejected(&self) -> Vec<SocketAddr> {
+        let state = self.state.borrow();
+        let upstreams = state.slots.iter().map(|slot| &slot.upstream);
+        let ejected = upstreams.filter(|one| !one.endpoint.terminating && one.health.is_ejected());
+        ejected.map(|one| one.endpoint.address).collect()
+    }
+
     fn recount(&self, now: Instant) {
         let state = self.state.borrow();
         let (mut ready, mut ejected, mut near) = (0u32, 0u32, 0);

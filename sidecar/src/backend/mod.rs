@@ -98,21 +98,22 @@ pub struct Backend {
 #[derive(Debug)]
 struct Gauged {
     gauge: Arc<BreakerGauge>,
-    ejected: Cell<u32>,
+    ejected: RefCell<Vec<SocketAddr>>,
     is_panicking: Cell<bool>,
 }
 
 impl Gauged {
-    fn set(&self, ejected: u32, is_panicking: bool) {
-        let change = i64::from(ejected) - i64::from(self.ejected.replace(ejected));
+    fn set(&self, ejected: Vec<SocketAddr>, is_panicking: bool) {
         let panics = i64::from(is_panicking) - i64::from(self.is_panicking.replace(is_panicking));
-        self.gauge.change(change, panics);
+        let mut now = self.ejected.borrow_mut();
+        self.gauge.change(&now, &ejected, panics);
+        *now = ejected;
     }
 }
 
 impl Drop for Gauged {
     fn drop(&mut self) {
-        self.set(0, false);
+        self.set(Vec::new(), false);
     }
 }
 
@@ -232,15 +233,15 @@ impl Backend {
 
     /// From now on what is ejected is shown there.
     pub fn show(&self, gauge: impl FnOnce() -> Arc<BreakerGauge>) {
-        let gauged = || Gauged { gauge: gauge(), ejected: Cell::new(0), is_panicking: Cell::new(false) };
+        let gauged =
+            || Gauged { gauge: gauge(), ejected: RefCell::default(), is_panicking: Cell::new(false) };
         self.gauge.get_or_init(gauged);
         self.publish();
     }
 
     fn publish(&self) {
         if let Some(gauged) = self.gauge.get() {
-            let counts = self.balancer.counts();
-            gauged.set(counts.ejected, counts.is_panicking);
+            gauged.set(self.balancer.ejected(), self.balancer.counts().is_panicking);
         }
     }
 

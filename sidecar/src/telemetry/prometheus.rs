@@ -151,7 +151,8 @@ mod tests {
         series.request(&Ok(200), Some(13), Duration::from_millis(2), (0, 0));
         series.request(&Err(Failure::UpstreamNone), None, Duration::from_millis(700), (0, 0));
         let gauge = telemetry.breakers.of("shop", "web");
-        gauge.change(2, 0);
+        let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
+        gauge.change(&[], &ejected, 0);
         let text = render(&telemetry);
         let labels = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
         for expected in [
