@@ -137,11 +137,23 @@ mod tests {
         }
     }
 
+    /// Quotes names that YAML 1.1, and so Helm, reads as true or false.
+    fn quoted(yaml: &str) -> String {
+        let line = |line: &str| match line.trim_start().split_once(':') {
+            Some((name @ ("on" | "off" | "yes" | "no" | "y" | "n"), rest)) => {
+                let indent = &line[..line.len() - line.trim_start().len()];
+                format!("{indent}'{name}':{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        yaml.lines().map(line).collect()
+    }
+
     #[test]
     fn the_checked_in_manifests_are_what_the_types_generate() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
         for (name, definition) in super::manifests() {
-            let generated = serde_yaml::to_string(&definition).unwrap();
+            let generated = quoted(&serde_yaml::to_string(&definition).unwrap());
             let path = folder.join(name);
             if std::env::var_os("TULLE_UPDATE").is_some() {
                 fs::write(&path, &generated).unwrap();

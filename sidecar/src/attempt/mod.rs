@@ -184,6 +184,7 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     let mut clean = false;
     let mut granted = None;
     {
+        let ends_with_head = matches!(sink, UpSink::Http2(_)) && exchange::is_bodiless(request);
         let mut up = sink.sink(request);
         let mut upload = pin!(body.send(&mut up, &moved.up, !request.upgrade));
         let mut uploaded = None;
@@ -205,6 +206,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
         drop(waiting);
         let upload = async {
             match uploaded {
+                // Its head was its end, and its stream may have ended since.
+                _ if ends_with_head => Ok(()),
                 Some(done) => done,
                 None => upload.await,
             }

@@ -448,6 +448,11 @@ impl Receiver {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Whether the end has come with what was received last.
+    pub fn has_end(&self) -> bool {
+        self.state.borrow().events.front() == Some(&Event::End)
+    }
+
     /// Takes the end, if it has come with what was received last.
     pub fn take_end(&mut self) -> bool {
         let mut state = self.state.borrow_mut();

@@ -126,8 +126,9 @@ async fn an_endpoint_that_has_become_ready_gets_its_share_bit_by_bit() {
     let traffic = Traffic { balance: Some(balance), ..Traffic::default() };
     for count in [4, 40] {
         let balancer = under(&traffic, 0);
+        let now = unix();
         let with_new = |new: u16| {
-            let ready = |port| if port <= new { unix() } else { unix() - 3_600 };
+            let ready = |port| if port <= new { now } else { now - 3_600 };
             let endpoint = |port| Endpoint { ready_unix: ready(port), ..endpoint(port, "", false) };
             let endpoints = (1..=count).map(endpoint).collect();
             balancer.update(&Endpoints { endpoints, ..Endpoints::default() });
@@ -142,7 +143,7 @@ async fn an_endpoint_that_has_become_ready_gets_its_share_bit_by_bit() {
         advance(Duration::from_secs(16)).await;
         let warm = share();
         assert!((0.85..1.15).contains(&warm), "{warm} of {count}");
-        with_new(count / 2 + 1);
+        with_new(count / 2 + 2);
         let many = share();
         assert!((0.85..1.15).contains(&many), "{many} of {count}: nobody else is there");
     }
