@@ -106,7 +106,7 @@ pub struct RetrySpec {
     pub attempts: u32,
     /// How many retries a sidecar may send for its requests to the Service, as a whole percentage of the first
     /// attempts. A budget keeps retries from overloading a Service that fails. A sidecar with few requests may still
-    /// retry once in ten seconds.
+    /// retry once in ten seconds, unless the budget is 0%.
     #[serde(default = "retry_budget")]
     #[schemars(length(min = 2, max = 8))]
     #[x_kube(validation = (WHOLE_PERCENT, "retry.budget must be a whole percentage from 0% to 100%; write for example 20%"))]
