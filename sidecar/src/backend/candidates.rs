@@ -18,8 +18,9 @@ use super::zone::Preference;
 /// Endpoints among which the old one is looked for one by one when they change, and two of which are drawn by a look at
 /// all of them.
 pub(super) const FEW: usize = 16;
-/// So many are all looked at: of three, the best is three comparisons away.
-const ALL: usize = 3;
+/// So many are all looked at. Of three, the best of the two that are known would always come before one that is new and
+/// counts as the median.
+const ALL: usize = 2;
 /// In a list that is longer than [`FEW`], two are drawn by chance so many times before all are counted.
 const DRAWS: usize = 4;
 /// The share that an endpoint gets when it has just become ready.
