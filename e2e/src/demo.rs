@@ -65,7 +65,6 @@ impl Demo {
         self.encrypted()?;
         self.denied()?;
         self.routed()?;
-        self.saved()?;
         self.promoted()?;
         self.stopped()
     }
