@@ -65,6 +65,7 @@ impl Demo {
         self.encrypted()?;
         self.denied()?;
         self.routed()?;
+        self.saved()?;
         self.promoted()?;
         self.stopped()
     }
