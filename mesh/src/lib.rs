@@ -8,6 +8,7 @@
 //!   svid       verification of a peer's certificate (X509-SVID)
 //!   policy     access rules: rules in, one decision out
 //!   route      routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
+//!   headers    which headers a proxy takes off, and so what a route may do with them
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
@@ -17,6 +18,7 @@
 #![deny(missing_docs)]
 
 pub mod canonical;
+pub mod headers;
 pub mod health;
 pub mod histogram;
 pub mod identity;

@@ -51,8 +51,8 @@ fn decide(steering: &Steering, head: &Head, mut random: impl FnMut() -> u64) -> 
     let Some(name) = &steering.sticky else {
         return Steered { cohort: Cohort::ByShare, set_cookie: None, mirror, compared };
     };
-    let foreign = || cookies(head, name).find(|value| !value.is_empty()).map(fnv);
-    let known = cookies(head, name).find_map(user_of).or_else(foreign);
+    let foreign = || head.cookies(name).find(|value| !value.is_empty()).map(fnv);
+    let known = head.cookies(name).find_map(user_of).or_else(foreign);
     let user = known.unwrap_or_else(&mut random);
     let set_cookie =
         known.is_none().then(|| format!("{name}={user:016x}; Path=/; HttpOnly; SameSite=Lax").into());
@@ -76,7 +76,7 @@ fn matches(wanted: &SteeringMatch, head: &Head) -> bool {
                 head.headers.iter().filter(|(line, _)| line.eq_ignore_ascii_case(name.as_bytes()));
             lines.any(|(_, found)| **found == *value.as_bytes())
         }
-        SteeringMatch::Cookie { name, value } => cookies(head, name).any(|found| found == value.as_bytes()),
+        SteeringMatch::Cookie { name, value } => head.cookies(name).any(|found| found == value.as_bytes()),
     }
 }
 
@@ -87,18 +87,6 @@ fn may_be_copied(head: &Head) -> bool {
         Start::Request { method, .. } => !head.upgrade && matches!(&**method, b"GET" | b"HEAD" | b"OPTIONS"),
         Start::Response { .. } => false,
     }
-}
-
-/// The values of the cookies with this name. HTTP/2 may send each in a line of its own (RFC 9113 §8.2.3).
-fn cookies<'a>(head: &'a Head, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    let lines = head.headers.iter().filter(|(line, _)| line.eq_ignore_ascii_case(b"cookie"));
-    let pairs = lines.flat_map(|(_, value)| value.split(|byte| *byte == b';'));
-    pairs.filter_map(move |pair| {
-        let equals = pair.iter().position(|byte| *byte == b'=')?;
-        let (found, value) = pair.split_at_checked(equals)?;
-        let value = value.strip_prefix(b"=")?.trim_ascii();
-        (found.trim_ascii() == name.as_bytes()).then_some(value)
-    })
 }
 
 /// The number in a cookie: sixteen lower-case hexadecimal digits, as they are set. Any other value is the application's.

@@ -9,25 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use tulle_mesh::headers;
 use tulle_mesh::proto;
 use tulle_mesh::route::Matcher;
 
 use super::resource::{Protocol, Refused, ServiceRoute, decode_port, decode_protocol, refuse};
 use super::traffic::{decode_traffic, milliseconds};
-
-/// What routes may neither set nor add: each belongs to one connection, says where a body ends, or names the client.
-const OURS: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "tulle-client-id",
-];
 
 /// Rules for one address. The first match decides.
 pub struct Rules {
@@ -371,7 +358,7 @@ fn editable(name: &str) -> Result<Bytes, Refused> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return refuse(format!("{name:?} is not the name of a header"));
     }
-    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+    if !headers::is_editable(name) {
         return refuse(format!("a route cannot change the header {name}"));
     }
     Ok(Bytes::copy_from_slice(name.as_bytes()))

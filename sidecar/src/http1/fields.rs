@@ -1,6 +1,7 @@
 //! What the header lines of a message mean for its connection and its body.
 
 use bytes::{Bytes, BytesMut};
+use tulle_mesh::headers::PER_CONNECTION;
 
 use super::error::HeadError;
 
@@ -39,19 +40,6 @@ pub(super) struct Fields {
     /// `Expect: 100-continue`.
     pub(super) expects_continue: bool,
 }
-
-/// Fields that concern one connection only (RFC 9110 §7.6.1), and those that we write ourselves.
-const HOP_BY_HOP: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-    "expect",
-    "http2-settings",
-];
 
 /// A client that nominates one of these in `Connection` wants a proxy to remove what it relies on.
 const NEVER_NOMINATED: &[&str] = &[
@@ -106,7 +94,7 @@ impl Fields {
             }
             self.expects_continue = true;
         }
-        if !HOP_BY_HOP.iter().any(|name| is(name)) {
+        if !PER_CONNECTION.iter().any(|name| is(name)) {
             self.lines.push((raw.slice_ref(line.name.as_bytes()), raw.slice_ref(line.value)));
         }
         Ok(())

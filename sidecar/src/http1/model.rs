@@ -159,6 +159,18 @@ impl Head {
         put(out, &[b"\r\n"]);
     }
 
+    /// The values of the cookies with this name. HTTP/2 may send each in a line of its own (RFC 9113 §8.2.3).
+    pub fn cookies<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let lines = self.headers.iter().filter(|(line, _)| line.eq_ignore_ascii_case(b"cookie"));
+        let pairs = lines.flat_map(|(_, value)| value.split(|byte| *byte == b';'));
+        pairs.filter_map(move |pair| {
+            let equals = pair.iter().position(|byte| *byte == b'=')?;
+            let (found, value) = pair.split_at_checked(equals)?;
+            let value = value.strip_prefix(b"=")?.trim_ascii();
+            (found.trim_ascii() == name.as_bytes()).then_some(value)
+        })
+    }
+
     /// Whether another sidecar reads this head as it is written.
     pub fn fits_a_stream(&self) -> bool {
         // What is written beside the lines and the target: version, framing, connection, expectation.

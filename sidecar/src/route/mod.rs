@@ -213,7 +213,7 @@ pub fn spoken_to(declared: Protocol, head: &Head, came: Travels) -> Travels {
 pub fn hash_of_request(key: &HashKey, head: &Head, client: &str) -> Option<u64> {
     match key {
         HashKey::Header(name) => head.header(name).map(|value| session::hash_of(value)),
-        HashKey::Cookie(name) => session::cookie(head, name).map(session::hash_of),
+        HashKey::Cookie(name) => head.cookies(name).next().map(session::hash_of),
         HashKey::Source => Some(session::hash_of(client.as_bytes())),
     }
 }

@@ -73,7 +73,7 @@ impl Session {
         let name = std::str::from_utf8(&self.name).ok()?;
         let text = match self.kept.carrier {
             Carrier::Header => head.header(name).map(|value| &value[..]),
-            Carrier::Cookie => cookie(head, name),
+            Carrier::Cookie => head.cookies(name).next(),
         };
         let token: Token = std::str::from_utf8(text?).ok()?.parse().ok()?;
         let within = |since: u64, limit: Option<Duration>| {
@@ -185,13 +185,6 @@ fn name_of(key: u64, endpoint: &Endpoint) -> u64 {
         "" => hash(key, endpoint.address.to_string().as_bytes()),
         uid => hash(key, uid.as_bytes()),
     }
-}
-
-/// The value of a cookie.
-pub(crate) fn cookie<'a>(head: &'a Head, name: &str) -> Option<&'a [u8]> {
-    let lines = head.headers.iter().filter(|(line, _)| line.eq_ignore_ascii_case(b"cookie"));
-    let pairs = lines.flat_map(|(_, value)| value.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
-    pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")).next()
 }
 
 /// The start of [`hash`], and its prime (FNV-1a).

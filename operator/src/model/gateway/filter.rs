@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use tulle_mesh::headers;
 use tulle_mesh::proto;
 use tulle_mesh::proto::filter::Kind;
 use tulle_mesh::proto::path_modifier;
@@ -14,20 +15,6 @@ use super::object::{
     RewriteSpec, RouteKind,
 };
 
-/// Headers that belong to one connection, say where a message ends, or name the client.
-const OURS: [&str; 11] = [
-    "connection",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "tulle-client-id",
-    "upgrade",
-];
 /// Seconds that an answer to a preflight holds where the filter says nothing.
 const CORS_MAX_AGE: i64 = 5;
 
@@ -121,7 +108,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Flaw> {
     if !is_token(name) {
         return Err(Flaw::unsupported(format!("header name {name:?}")));
     }
-    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+    if !headers::is_editable(name) {
         return Err(Flaw::unsupported(format!("header {name} cannot be changed")));
     }
     Ok(())

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use tulle_mesh::headers;
 use tulle_mesh::proto;
 use tulle_mesh::proto::value_match::Type;
 use tulle_mesh::route::Matcher;
@@ -16,19 +17,6 @@ use super::object::{
 
 /// Methods that an HTTPRoute can name.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-
-/// Headers that say where a body ends, or concern one connection. A sidecar writes them anew, and sees them neither in
-/// HTTP/1 nor in HTTP/2, so that a match of one would never hold.
-const NOT_SEEN: [&str; 8] = [
-    "connection",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-];
 
 /// The matches of a rule; at least one.
 ///
@@ -113,7 +101,7 @@ fn path(spec: &PathSpec) -> Result<proto::ValueMatch, Flaw> {
 }
 
 fn headers(specs: &[ValueSpec]) -> Result<Vec<proto::ValueMatch>, Flaw> {
-    let unseen = |spec: &&ValueSpec| NOT_SEEN.iter().any(|name| spec.name.eq_ignore_ascii_case(name));
+    let unseen = |spec: &&ValueSpec| !headers::is_matchable(&spec.name);
     if let Some(spec) = specs.iter().find(unseen) {
         let name = &spec.name;
         return Err(Flaw::unsupported(format!(
