@@ -18,11 +18,15 @@ pub(super) fn run() -> Tally {
     if let Err(error) = host::install_packages(host::TOOLCHAIN) {
         eprintln!("warning: {error:#}");
     }
-    let checks: [(&str, &[&str]); 2] = [
+    let checks: [(&str, &[&str]); 3] = [
         ("the code is formatted", &["fmt", "--all", "--check"]),
         (
             "clippy reports nothing",
             &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        ),
+        (
+            "the fuzz targets have all dependencies of the workspace in their lock file",
+            &["metadata", "--locked", "--format-version", "1", "--manifest-path", "fuzz/Cargo.toml"],
         ),
     ];
     for (sentence, arguments) in checks {
