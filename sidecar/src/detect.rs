@@ -4,12 +4,7 @@
 //! a whole request line, HTTP/2 after its whole preface; every other beginning is opaque from the first byte that
 //! neither of them allows. How long somebody waits for certainty is the caller's decision.
 
-use std::io;
 use std::time::Duration;
-
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
 use crate::config::Protocol;
 
@@ -135,25 +130,6 @@ pub fn classify(bytes: &[u8]) -> Option<Protocol> {
 /// begins like them.
 pub fn is_surely_http2(bytes: &[u8]) -> bool {
     bytes.len() >= SURELY_PREFACE && PREFACE.starts_with(bytes)
-}
-
-/// Reads until the first bytes say what they are. An end of the connection counts as opaque.
-///
-/// Nothing is lost if this future is dropped: what was read is in the buffer.
-///
-/// # Errors
-/// When the connection fails.
-pub async fn first_bytes(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Protocol> {
-    let mut detector = Detector::default();
-    loop {
-        if let Some(protocol) = detector.look(buffer) {
-            return Ok(protocol);
-        }
-        buffer.reserve(4 * 1024);
-        if stream.read_buf(buffer).await? == 0 {
-            return Ok(Protocol::Opaque);
-        }
-    }
 }
 
 /// Whether the first bytes may be a TLS record with a ClientHello.

@@ -235,12 +235,6 @@ impl Reader {
         let _ = self.io.readable().await;
     }
 
-    /// Whether a server that has stirred has greeted its client. What it said is still there to be read.
-    pub fn has_greeted(&mut self) -> bool {
-        let read = self.fill().now_or_never();
-        matches!(read, Some(Ok(read)) if read > 0) && !self.buffer.starts_with(b"HTTP/")
-    }
-
     /// Whether the peer has reset the connection without a byte of an answer. A server does so when it
     /// closes a connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does): since bytes
     /// arrive in order, it has not read the end of what was sent. One that has read everything and then
