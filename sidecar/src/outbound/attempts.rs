@@ -18,14 +18,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::opaque::Opened;
-use super::trying::{Asked, Injected, Retry, Trying};
+use super::retry_state::{Injected, RequestTraits, Retry, RetryState};
 use super::{ANEW, MAX_ENDPOINTS, count, observe, patience, unserved};
 use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Report, open, run, until};
 use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::http1::Head;
-use crate::route::Way;
+use crate::route::RouteTarget;
 use crate::telemetry::Series;
 use crate::telemetry::attempts::{Attempts, Seen, evidence_of};
 use crate::worker::Worker;
@@ -44,7 +44,7 @@ struct Chosen {
 }
 
 /// An attempt that was made.
-struct Made {
+struct AttemptResult {
     attempt: Attempt,
     /// On a connection that may have been closed before the request came.
     kept: bool,
@@ -60,12 +60,12 @@ struct Made {
 /// counted.
 pub(super) async fn attempts(
     worker: &Worker,
-    way: &Way,
+    way: &RouteTarget,
     ask: &mut Ask,
     call: &mut Call<'_>,
     opened: Option<Opened>,
 ) -> (Ended, Arc<Series>) {
-    let trying = Trying::begin(worker, way, call);
+    let trying = RetryState::begin(worker, way, call);
     let protocol = call.protocol();
     let mut anew = ANEW.iter();
     // Endpoints by repeating alone: a retry begins with none that was tried, and must not repeat from the start.
@@ -77,7 +77,8 @@ pub(super) async fn attempts(
     let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
     while let Some(chosen) = next.take() {
         let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
-        let Made { mut attempt, kept, in_flight, retry, ended_at } = make(&trying, chosen, call).await;
+        let AttemptResult { mut attempt, kept, in_flight, retry, ended_at } =
+            make(&trying, chosen, call).await;
         call.attempts = call.attempts.saturating_add(1);
         let retry = retry.or_else(|| trying.after_timeout(&attempt.end, call));
         let repeats = attempt.end.may_repeat(call);
@@ -93,7 +94,7 @@ pub(super) async fn attempts(
             next = if goes_on { Chosen::choose(worker, way, ask) } else { None };
             places += usize::from(next.is_some());
             if next.is_none() {
-                next = anew_at(worker, upstream, &mut anew, &attempt.end, kept).await;
+                next = on_fresh_connection(worker, upstream, &mut anew, &attempt.end, kept).await;
             }
             if let Some(next) = &next {
                 worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
@@ -131,21 +132,27 @@ pub(super) async fn attempts(
 }
 
 /// One attempt at one endpoint, counted as evidence also where another saves the request.
-async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made {
-    let Trying { worker, backend, .. } = *trying;
+async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> AttemptResult {
+    let RetryState { worker, backend, .. } = *trying;
     let Chosen { upstream, evidence, ready, fresh, mut at } = chosen;
     let evidence = evidence.filter(|_| call.compared);
     if call.deadline.is_some_and(|deadline| deadline <= at) {
         let attempt = Attempt::of(End::Final(Failure::DeadlineExceeded));
-        return Made { attempt, kept: false, in_flight: None, retry: None, ended_at: at };
+        return AttemptResult { attempt, kept: false, in_flight: None, retry: None, ended_at: at };
     }
     let limits = trying.limits(call, at);
-    let asked = Asked::of(trying, call);
+    let asked = RequestTraits::of(trying, call);
     if let Some(drawn) = trying.draw() {
         let injected = Box::pin(trying.inject(drawn, call, &limits, &asked)).await;
         at = Instant::now();
         if let Some(Injected { end, retry }) = injected {
-            return Made { attempt: Attempt::of(end), kept: false, in_flight: None, retry, ended_at: at };
+            return AttemptResult {
+                attempt: Attempt::of(end),
+                kept: false,
+                in_flight: None,
+                retry,
+                ended_at: at,
+            };
         }
     }
     let in_flight = upstream.begin_at(at);
@@ -162,7 +169,7 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
             let ended_at = Instant::now();
             let span = (in_flight.since(), ended_at);
             observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying).waited(waited));
-            return Made { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
+            return AttemptResult { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
         }
     };
     let kept = exchange.reused;
@@ -192,7 +199,7 @@ async fn make(trying: &Trying<'_>, chosen: Chosen, call: &mut Call<'_>) -> Made 
     let ended_at = Instant::now();
     let span = (in_flight.since(), ended_at);
     observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying));
-    Made { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
+    AttemptResult { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
 }
 
 /// An attempt that ended before its exchange was open.
@@ -204,13 +211,13 @@ struct Unopened {
 
 /// Opens an exchange with an endpoint for an attempt, unless the client leaves or the time is over meanwhile.
 async fn connect(
-    trying: &Trying<'_>,
+    trying: &RetryState<'_>,
     upstream: &Upstream,
     fresh: bool,
     call: &mut Call<'_>,
     limits: &AttemptPolicy<'_>,
 ) -> Result<Exchange, Unopened> {
-    let Trying { worker, backend, route, .. } = *trying;
+    let RetryState { worker, backend, route, .. } = *trying;
     trying.pass_deadline_on(call);
     let to = Opening {
         backend,
@@ -242,7 +249,7 @@ async fn connect(
 }
 
 /// The endpoint that is left, if it may serve on a fresh connection what it has not served, and after a wait.
-async fn anew_at(
+async fn on_fresh_connection(
     worker: &Worker,
     upstream: Rc<Upstream>,
     waits: &mut std::slice::Iter<'_, Duration>,
@@ -270,7 +277,7 @@ async fn backs_off(retry: Retry, call: &mut Call<'_>) -> bool {
 
 impl Chosen {
     /// An endpoint where the request has not been; `None`: there is no other that may be used.
-    fn choose(worker: &Worker, way: &Way, ask: &Ask) -> Option<Self> {
+    fn choose(worker: &Worker, way: &RouteTarget, ask: &Ask) -> Option<Self> {
         let now = Instant::now();
         way.backend.pick_at(ask, now).map(|upstream| Self::new(worker, upstream, false, now))
     }
@@ -363,7 +370,7 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
 
 /// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
 /// load is not ejected: the others would get its load too.
-fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdict {
+fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &RetryState<'_>) -> Verdict {
     // RESOURCE_EXHAUSTED is what gRPC calls it.
     if attempt.status == Some(429) || attempt.grpc_status == Some(8) {
         return Verdict::Throttled;
@@ -382,7 +389,7 @@ fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &Trying<'_>) -> Verdic
 }
 
 /// What an attempt teaches of the latency of its endpoint.
-fn outcome(attempt: &Attempt, trying: &Trying<'_>) -> Option<Outcome> {
+fn outcome(attempt: &Attempt, trying: &RetryState<'_>) -> Option<Outcome> {
     match &attempt.end {
         _ if trying.is_of_impatient_client(attempt) => Some(Outcome::Abandoned),
         // A pod that refuses fast must not look fast either.

@@ -24,7 +24,9 @@ use crate::http1::conn::{close, split};
 use crate::http1::{Head, Start};
 use crate::http2;
 use crate::io::Prefixed;
-use crate::route::{CopyTo, Forward, Found, Plan, Port, ResponseEdits, Way, hash_of_request, spoken_to};
+use crate::route::{
+    CopyTo, Forward, Found, Plan, Port, ResponseEdits, RouteTarget, hash_of_request, spoken_to,
+};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -120,8 +122,8 @@ async fn serve(
 }
 
 /// Where a request goes.
-struct Onward<'p> {
-    way: &'p Rc<Way>,
+struct ForwardTo<'p> {
+    way: &'p Rc<RouteTarget>,
     ask: Ask,
     copies: Vec<Target>,
 }
@@ -148,7 +150,7 @@ impl Trial {
 }
 
 /// What becomes of a request that goes nowhere.
-enum Instead {
+enum LocalReply {
     Answer(Box<Head>),
     Fail { failure: Failure, edits: Option<Rc<ResponseEdits>> },
 }
@@ -164,13 +166,13 @@ async fn forward(
     let protocol = call.protocol();
     // Counted as a request to the Service that was dialled: it has reached no other.
     let answered = |ended| (ended, unserved(worker, Some(&plan.default.backend), protocol));
-    let Onward { way, mut ask, copies } = match decide(worker, plan, dialled, call) {
+    let ForwardTo { way, mut ask, copies } = match decide(worker, plan, dialled, call) {
         Ok(onward) => onward,
-        Err(Instead::Answer(head)) => {
+        Err(LocalReply::Answer(head)) => {
             let ended = Box::pin(call.reply(&head)).await;
             return answered(ended);
         }
-        Err(Instead::Fail { failure, edits }) => {
+        Err(LocalReply::Fail { failure, edits }) => {
             call.edits = edits;
             return answered(Ended::failed(failure));
         }
@@ -192,12 +194,12 @@ fn decide<'p>(
     plan: &'p Plan,
     dialled: SocketAddr,
     call: &mut Call<'_>,
-) -> Result<Onward<'p>, Instead> {
+) -> Result<ForwardTo<'p>, LocalReply> {
     let found = match plan.rules.as_ref().map(|rules| rules.find(&call.head, dialled.port())) {
         None => None,
         Some(Found::Forward(found)) => Some(found),
-        Some(Found::Answer(head)) => return Err(Instead::Answer(head)),
-        Some(Found::Fail { failure, edits }) => return Err(Instead::Fail { failure, edits }),
+        Some(Found::Answer(head)) => return Err(LocalReply::Answer(head)),
+        Some(Found::Fail { failure, edits }) => return Err(LocalReply::Fail { failure, edits }),
     };
     let way = found.as_ref().map_or(&plan.default, |found| found.way);
     let (mut ask, trial) = ask(worker, &way.backend, call);
@@ -210,7 +212,7 @@ fn decide<'p>(
         let to = CopyTo { backend: &way.backend, protocol: way.protocol };
         copies.push(Target { on_trial: Some(trial.revision), ..Target::of(to) });
     }
-    Ok(Onward { way, ask, copies })
+    Ok(ForwardTo { way, ask, copies })
 }
 
 /// Changes a request as its rule and its backend want it, and returns where copies of it go.
@@ -253,7 +255,7 @@ fn ask(worker: &Worker, backend: &Backend, call: &mut Call<'_>) -> (Ask, Option<
 }
 
 /// Whether a connection that was opened while the client was silent goes where its first request goes.
-fn suits(opened: &Opened, way: &Way, ask: &Ask) -> bool {
+fn suits(opened: &Opened, way: &RouteTarget, ask: &Ask) -> bool {
     let anywhere = ask.hash.is_none() && ask.stay.is_none() && matches!(ask.cohort, Cohort::ByShare);
     anywhere && opened.is_to(&way.backend)
 }

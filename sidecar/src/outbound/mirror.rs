@@ -19,7 +19,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use super::{count, patience, wishes};
+use super::{count, overrides, patience};
 use crate::attempt::{Copied, Opening, open, send_copy};
 use crate::backend::{Ask, Backend, Cohort, Upstream};
 use crate::call::Call;
@@ -124,14 +124,14 @@ impl Patience {
 }
 
 /// The head of a copy: as that of its request, with the length that the body has turned out to have, and without what
-/// the request wishes of this sidecar.
+/// the request asks of this sidecar.
 fn copied(head: &Head, body: &Bytes) -> Head {
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose => Framing::Length(body.len() as u64),
         known => known,
     };
     let mut head = Head { framing, ..head.clone() };
-    wishes::take(&mut head);
+    overrides::take(&mut head);
     head
 }
 

@@ -7,8 +7,8 @@
 //!   race      what is spoken: the client's first bytes against the server's
 //!   http      requests: where each goes, and what is done to it on the way
 //!   attempts  the attempts at one request
-//!   trying    … what its policy decides about them: deadline, retries, faults, breaker
-//!   wishes    … what the request itself asks for, by headers: tulle-timeout, tulle-retries, grpc-timeout
+//!   retry_state  … what its policy decides about them: deadline, retries, faults, breaker
+//!   overrides  … what the request itself asks for, by headers: tulle-timeout, tulle-retries, grpc-timeout
 //!   mirror    copies of requests
 //!   opaque    connections whose content is not looked at
 //!   sni       the server that a TLS client asks for
@@ -18,12 +18,12 @@ mod attempts;
 mod http;
 mod mirror;
 mod opaque;
+mod overrides;
 mod race;
+mod retry_state;
 mod sni;
 #[cfg(test)]
 mod tests;
-mod trying;
-mod wishes;
 
 use std::future::pending;
 use std::net::SocketAddr;

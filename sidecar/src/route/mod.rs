@@ -1,7 +1,7 @@
 //! Where a dialled address leads.
 //!
 //! In: what the operator has answered of the address. Out: how to speak there ([`Target`]), and a [`Plan`] of where each
-//! request or connection goes: the [`Way`] of the Service itself, or what its rules make of it ([`CompiledRules`]).
+//! request or connection goes: the [`RouteTarget`] of the Service itself, or what its rules make of it ([`CompiledRules`]).
 //! Never waits, opens a connection, or reads a body.
 //!
 //! ```text
@@ -57,14 +57,14 @@ struct Compiled {
 #[derive(Debug)]
 pub struct Plan {
     /// To the Service or the pod itself.
-    pub default: Rc<Way>,
+    pub default: Rc<RouteTarget>,
     /// What routes make of it; `None`: nothing.
     pub rules: Option<CompiledRules>,
 }
 
-/// Where one request or connection goes, and what holds for it.
+/// The backend of one request or connection, and the policy that applies to it.
 #[derive(Debug)]
-pub struct Way {
+pub struct RouteTarget {
     /// Who serves it.
     pub backend: Rc<Backend>,
     /// Timeouts, retries and faults.
@@ -157,7 +157,7 @@ impl Plan {
     fn of(destination: &Destination, backends: &Backends, before: Option<&Self>) -> Option<Self> {
         let backend = backends.of(destination)?;
         let way = |policy| {
-            Rc::new(Way { backend, policy: Rc::new(policy), route: None, protocol: Protocol::Detect })
+            Rc::new(RouteTarget { backend, policy: Rc::new(policy), route: None, protocol: Protocol::Detect })
         };
         Some(match destination {
             Destination::Unknown | Destination::Pod(_) => {
@@ -178,7 +178,7 @@ impl Plan {
     /// # Errors
     /// [`Failure::RouteNone`] where no rule takes it, [`Failure::RouteNoBackend`] where it is the turn of an invalid
     /// backend.
-    pub fn connection(&self, connection: Connection<'_>) -> Result<Rc<Way>, Failure> {
+    pub fn connection(&self, connection: Connection<'_>) -> Result<Rc<RouteTarget>, Failure> {
         let by_rule = self.rules.as_ref().and_then(|rules| rules.find_connection(connection));
         by_rule.unwrap_or_else(|| Ok(Rc::clone(&self.default)))
     }

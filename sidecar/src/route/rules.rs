@@ -20,7 +20,7 @@ use super::call_policy::CallPolicy;
 use super::cors;
 use super::filters::{ResponseEdits, edit, edit_request, redirect, rewrite, separator};
 use super::session::{Members, Session, Token};
-use super::{Connection, Way};
+use super::{Connection, RouteTarget};
 use crate::backend::{Ask, Backend, Backends};
 use crate::config::{Cors, Filter, Protocol, RouteKind, Rule, RuleBackend, Rules, Service};
 use crate::error::Failure;
@@ -61,7 +61,7 @@ struct CompiledRule {
 #[derive(Debug)]
 struct Share {
     /// `None`: it is invalid.
-    way: Option<Rc<Way>>,
+    way: Option<Rc<RouteTarget>>,
     edits: Option<Rc<ResponseEdits>>,
     due: Due,
 }
@@ -102,7 +102,7 @@ pub enum Found<'p> {
 #[derive(Debug)]
 pub struct Forward<'p> {
     /// Where it goes, and under what policy.
-    pub way: &'p Rc<Way>,
+    pub way: &'p Rc<RouteTarget>,
     taken: Taken<'p>,
     share: &'p Share,
     backend: &'p RuleBackend,
@@ -153,7 +153,7 @@ impl CompiledRules {
                 let filters = rule.filters.iter().chain(&backend.filters);
                 Share {
                     way: behind.map(|behind| {
-                        Rc::new(Way {
+                        Rc::new(RouteTarget {
                             backend: Rc::clone(&behind.backend),
                             policy: Rc::clone(&policy),
                             route: Some(Arc::clone(&rule.route)),
@@ -246,7 +246,10 @@ impl CompiledRules {
     }
 
     /// Where a connection goes whose requests are not looked at. `None`: rules about requests do not concern it.
-    pub(super) fn find_connection(&self, connection: Connection<'_>) -> Option<Result<Rc<Way>, Failure>> {
+    pub(super) fn find_connection(
+        &self,
+        connection: Connection<'_>,
+    ) -> Option<Result<Rc<RouteTarget>, Failure>> {
         let name = match (self.source.kind, connection) {
             (RouteKind::Http | RouteKind::Grpc, _) => return None,
             (RouteKind::Tls, Connection::Tls(name)) => name,

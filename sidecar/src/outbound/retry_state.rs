@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use super::wishes::{self, Wishes};
+use super::overrides::{self, Overrides};
 use crate::attempt::{Attempt, AttemptPolicy, End, Report, grpc_status, until};
 use crate::backend::Backend;
 use crate::call::Call;
@@ -18,7 +18,7 @@ use crate::config::traffic::Faults;
 use crate::error::Failure;
 use crate::grpc;
 use crate::http1::Head;
-use crate::route::Way;
+use crate::route::RouteTarget;
 use crate::route::call_policy::{Answered, CallPolicy, Pushback, RetryPolicy, RetryReason};
 use crate::worker::Worker;
 
@@ -29,7 +29,7 @@ const OVERLOADED: &[u8] = b"OursOverloaded";
 const EARLY: Duration = Duration::from_millis(5);
 
 /// One request, and what holds for it.
-pub(super) struct Trying<'a> {
+pub(super) struct RetryState<'a> {
     pub(super) worker: &'a Worker,
     pub(super) backend: &'a Backend,
     pub(super) policy: &'a CallPolicy,
@@ -52,8 +52,8 @@ pub(super) struct Retry {
     pub(super) wait: Duration,
 }
 
-/// What is known of a request while an attempt runs.
-pub(super) struct Asked {
+/// Properties of a request on which retrying it depends.
+pub(super) struct RequestTraits {
     is_idempotent: bool,
     is_grpc: bool,
     deadline: Option<Instant>,
@@ -72,8 +72,8 @@ pub(super) struct Injected {
     pub(super) retry: Option<Retry>,
 }
 
-impl Asked {
-    pub(super) fn of(trying: &Trying<'_>, call: &Call<'_>) -> Self {
+impl RequestTraits {
+    pub(super) fn of(trying: &RetryState<'_>, call: &Call<'_>) -> Self {
         let judges = trying.policy.judges_answers();
         Self {
             is_idempotent: judges && call.is_idempotent(),
@@ -83,11 +83,11 @@ impl Asked {
     }
 }
 
-impl<'a> Trying<'a> {
+impl<'a> RetryState<'a> {
     /// Reads what a request asks for itself, sets its deadline, and counts it as a first attempt.
-    pub(super) fn begin(worker: &'a Worker, way: &'a Way, call: &mut Call<'_>) -> Self {
+    pub(super) fn begin(worker: &'a Worker, way: &'a RouteTarget, call: &mut Call<'_>) -> Self {
         let policy = &*way.policy;
-        let Wishes { timeout, retries, grpc_timeout } = wishes::take(&mut call.head);
+        let Overrides { timeout, retries, grpc_timeout } = overrides::take(&mut call.head);
         let grpc_timeout = grpc_timeout.filter(|_| call.travels == Travels::Http2);
         let own = [timeout, grpc_timeout].into_iter().flatten().min();
         let limit = [own, policy.request].into_iter().flatten().min();
@@ -133,7 +133,7 @@ impl<'a> Trying<'a> {
     }
 
     /// Whether another attempt follows an answer, instead of its delivery.
-    pub(super) fn judge(&self, head: &Head, report: &Report, asked: &Asked) -> Option<Retry> {
+    pub(super) fn judge(&self, head: &Head, report: &Report, asked: &RequestTraits) -> Option<Retry> {
         let status = head.status();
         if status < 400 && !asked.is_grpc {
             return None;
@@ -149,7 +149,7 @@ impl<'a> Trying<'a> {
         self.judge_answer(&Answered { status, grpc_status: grpc, shed: report.shed, pushback }, asked)
     }
 
-    fn judge_answer(&self, answered: &Answered, asked: &Asked) -> Option<Retry> {
+    fn judge_answer(&self, answered: &Answered, asked: &RequestTraits) -> Option<Retry> {
         let enforced = self.policy.retry.as_ref();
         if let Some(reason) = enforced.and_then(|retry| retry.of_answer(answered, asked.is_idempotent)) {
             return self.grant(reason, Some(answered), asked.deadline);
@@ -249,7 +249,7 @@ impl<'a> Trying<'a> {
         Drawn { delay, abort }: Drawn,
         call: &mut Call<'_>,
         limits: &AttemptPolicy<'_>,
-        asked: &Asked,
+        asked: &RequestTraits,
     ) -> Option<Injected> {
         let telemetry = &self.worker.telemetry;
         let failed = |end| Some(Injected { end, retry: None });

@@ -15,7 +15,7 @@ const RETRIES: &[u8] = b"tulle-retries";
 
 /// What a request asks for itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wishes {
+pub(super) struct Overrides {
     /// How long it may take.
     pub(super) timeout: Option<Duration>,
     /// Retries beside the first attempt.
@@ -26,21 +26,21 @@ pub(super) struct Wishes {
 
 /// Reads what a request asks for itself, and takes off what is not for the application. A value that cannot be read asks
 /// for nothing.
-pub(super) fn take(head: &mut Head) -> Wishes {
-    let mut wishes = Wishes::default();
+pub(super) fn take(head: &mut Head) -> Overrides {
+    let mut found = Overrides::default();
     let mut is_ours = false;
     for (name, value) in &head.headers {
         // Most names differ in their length already.
         match name.len() {
             12 if name.eq_ignore_ascii_case(grpc::TIMEOUT.as_bytes()) => {
-                wishes.grpc_timeout = grpc::parse_timeout(value)
+                found.grpc_timeout = grpc::parse_timeout(value)
             }
             13 if name.eq_ignore_ascii_case(TIMEOUT) => {
-                wishes.timeout = duration(value);
+                found.timeout = duration(value);
                 is_ours = true;
             }
             13 if name.eq_ignore_ascii_case(RETRIES) => {
-                wishes.retries = text(value).and_then(|text| text.parse().ok());
+                found.retries = text(value).and_then(|text| text.parse().ok());
                 is_ours = true;
             }
             _ => {}
@@ -50,7 +50,7 @@ pub(super) fn take(head: &mut Head) -> Wishes {
         let ours = |name: &Bytes| name.eq_ignore_ascii_case(TIMEOUT) || name.eq_ignore_ascii_case(RETRIES);
         head.headers.retain(|(name, _)| !ours(name));
     }
-    wishes
+    found
 }
 
 fn text(value: &[u8]) -> Option<&str> {
@@ -92,13 +92,13 @@ mod tests {
     fn what_a_request_asks_for_itself_does_not_go_on_to_the_application() {
         let mut head = head(&[("Tulle-Timeout", "500ms"), ("host", "a"), ("tulle-retries", "1")]);
         let timeout = Some(Duration::from_millis(500));
-        assert_eq!(take(&mut head), Wishes { timeout, retries: Some(1), grpc_timeout: None });
+        assert_eq!(take(&mut head), Overrides { timeout, retries: Some(1), grpc_timeout: None });
         assert_eq!(head.headers.len(), 1);
         for bad in ["", "5", "5h", "ms", "-1s", "99999999999999999999s"] {
             let mut asks = head.clone();
             asks.push("tulle-timeout", bad);
             asks.push("tulle-retries", "many");
-            assert_eq!(take(&mut asks), Wishes::default(), "{bad:?}");
+            assert_eq!(take(&mut asks), Overrides::default(), "{bad:?}");
             assert_eq!(asks.headers.len(), 1);
         }
     }
