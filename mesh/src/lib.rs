@@ -10,6 +10,7 @@
 //!   route      routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
 //!   headers    which headers a proxy takes off, and so what a route may do with them
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
+//!   query      what the operator answers about the mesh
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
@@ -24,6 +25,7 @@ pub mod histogram;
 pub mod identity;
 pub mod policy;
 pub mod ports;
+pub mod query;
 pub mod route;
 pub mod svid;
 pub mod wire;

@@ -18,6 +18,8 @@ pub const SIDECAR: [u16; 4] = [OUTBOUND, INBOUND, ADMIN, PROBES];
 pub const DISCOVERY: u16 = 26160;
 /// Health and metrics of operator and webhook.
 pub const HEALTH: u16 = 26161;
+/// The operator's query API and page, on the loopback address of its pod.
+pub const QUERY: u16 = 26162;
 /// The webhook's HTTPS port.
 pub const WEBHOOK: u16 = 26170;
 /// The user that the sidecar runs as; its connections are not redirected.

@@ -1,0 +1,352 @@
+//! What the operator answers about the mesh, as JSON over HTTP: `tulle` and the page read it.
+//!
+//! The operator listens on the loopback address of its pod ([`crate::ports::QUERY`]), so only who may forward a port of
+//! that pod gets there. Every request carries a token of a service account with the audience [`AUDIENCE`]: a token of
+//! a namespace shows that namespace, one of the account `tulle-viewer` in the operator's namespace shows all.
+//!
+//! Names that are not known to a reader are ignored by it, so fields may be added.
+
+use serde::{Deserialize, Serialize};
+
+/// The audience of tokens that the operator takes here.
+pub const AUDIENCE: &str = "tulle.dev/query";
+/// The service account in the operator's namespace whose token shows every namespace.
+pub const VIEWER: &str = "tulle-viewer";
+
+/// What rows are about: the value of `by` in [`Paths::STAT`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// Workloads, as their own sidecars have seen what they served.
+    #[default]
+    Workload,
+    /// Services, as the sidecars of their clients have seen it.
+    Service,
+    /// Routes of the Gateway API, as the sidecars of clients have seen it.
+    Route,
+    /// Revisions of workloads, as their own sidecars have seen what they served.
+    Revision,
+}
+
+/// Paths of the API. Parameters are those of a URL's query.
+pub struct Paths;
+
+impl Paths {
+    /// [`Stat`]; parameters `by`, `namespace` (absent: all), `name`, `from` or `to` (`namespace/name` of a workload: only
+    /// what it sent, or what was sent to it), `window` (seconds, 10 to 21,600; default 60).
+    pub const STAT: &'static str = "/api/v1/stat";
+    /// [`Edges`]; parameters `namespace`, `window`.
+    pub const EDGES: &'static str = "/api/v1/edges";
+    /// [`Timeline`]; parameters `namespace`, `name` (of a workload), `window`.
+    pub const TIMELINE: &'static str = "/api/v1/timeline";
+    /// [`Sidecars`]; parameter `namespace`.
+    pub const SIDECARS: &'static str = "/api/v1/sidecars";
+    /// [`Health`]. Needs a token, and no right.
+    pub const HEALTH: &'static str = "/api/v1/health";
+    /// [`Explanation`]; parameters `source` and `destination` (`namespace/name`, the destination of a Service, with
+    /// `:port` where it has several), `method`, `path`, `header` (`name:value`, repeated).
+    pub const EXPLAIN: &'static str = "/api/v1/explain";
+    /// [`Access`]; parameters `namespace`, `name`, and `who` (`can` whom: clients of the workload) or `what` (what it may
+    /// reach).
+    pub const ACCESS: &'static str = "/api/v1/access";
+    /// POST of a MeshPolicy as JSON, answered with [`Diff`].
+    pub const DIFF: &'static str = "/api/v1/diff";
+}
+
+/// Why a request of the API failed, as the body of every answer whose status is not 200.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it: for 403 the rule of RBAC to add.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Requests and connections of some time, summed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Golden {
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Of these: 5xx, gRPC server errors, and those without an answer for which the client is not to blame.
+    pub failures: u64,
+    /// Of these: 4xx.
+    pub client_errors: u64,
+    /// Of these: given up or got wrong by the client.
+    pub abandoned: u64,
+    /// Requests in a second.
+    pub rps: f64,
+    /// The part of the requests that did not fail, 0 to 1; `None`: there were none.
+    pub success: Option<f64>,
+    /// Latencies in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// The same.
+    pub p95_ms: Option<f64>,
+    /// The same.
+    pub p99_ms: Option<f64>,
+    /// Attempts beyond the first of each request.
+    pub retries: u64,
+    /// Failures by reason, the most frequent first.
+    pub reasons: Vec<Reason>,
+    /// Opaque connections that have ended.
+    pub connections: u64,
+    /// Bytes that clients have sent.
+    pub bytes_up: u64,
+    /// Bytes that servers have sent.
+    pub bytes_down: u64,
+}
+
+/// Failures for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reason {
+    /// Its name, as in metrics and logs: `UpstreamReset`.
+    pub name: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Somebody who sends or serves requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Party {
+    /// Its namespace; empty outside the cluster, and where it is not known.
+    pub namespace: String,
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `Pod`, `Service`, `ServiceAccount`, or `Plain` for clients without
+    /// a sidecar.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// How many pods have a sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meshed {
+    /// Pods with a sidecar.
+    pub with: u32,
+    /// All pods.
+    pub of: u32,
+}
+
+/// A row of [`Stat`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatRow {
+    /// Whom it is about.
+    pub party: Party,
+    /// The route, `HTTPRoute/namespace/name`; of rows by route only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The revision; of rows by revision only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Of workloads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meshed: Option<Meshed>,
+    /// What was counted.
+    pub golden: Golden,
+}
+
+/// Rows, the worst first: by failures in a second, then by requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Stat {
+    /// The time that is summed, in seconds; shorter than asked for where less is known.
+    pub window: u64,
+    /// Reports of sidecars in that time that are known to be lost: their counts are missing.
+    pub lost: u64,
+    /// The rows.
+    pub rows: Vec<StatRow>,
+}
+
+/// Who talks to whom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Edge {
+    /// Who sends.
+    pub source: Party,
+    /// Who serves.
+    pub destination: Party,
+    /// `http1`, `http2` or `opaque`.
+    pub protocol: String,
+    /// Whether mTLS secures it.
+    pub mtls: bool,
+    /// What was counted, by the client's sidecar where it has one.
+    pub golden: Golden,
+}
+
+/// Edges, the one with the most requests first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Edges {
+    /// As in [`Stat`].
+    pub window: u64,
+    /// As in [`Stat`].
+    pub lost: u64,
+    /// The edges.
+    pub edges: Vec<Edge>,
+}
+
+/// What a workload has served over time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Timeline {
+    /// The length of a point in seconds: 10, 60 or 300.
+    pub step: u64,
+    /// The start of the first point, in Unix seconds.
+    pub start: i64,
+    /// Points one after the other, also of times without requests.
+    pub points: Vec<Golden>,
+}
+
+/// A pod's sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sidecar {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Its workload.
+    pub workload: Party,
+    /// The version of its sidecar; empty: not heard of.
+    pub version: String,
+    /// Whether its stream is up.
+    pub connected: bool,
+    /// Resources that it enforces in the version that was sent last.
+    pub acknowledged: u32,
+    /// Resources that were sent.
+    pub resources: u32,
+    /// For how many seconds the oldest resource has waited to be acknowledged.
+    pub behind_seconds: Option<u64>,
+    /// Resources that it has refused, and why.
+    pub refused: Vec<String>,
+    /// When its certificate ends, in Unix seconds.
+    pub certificate_not_after: Option<i64>,
+}
+
+/// Sidecars, by namespace and name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sidecars {
+    /// The sidecars.
+    pub sidecars: Vec<Sidecar>,
+    /// Pods in namespaces that ask for a sidecar which have none, as `namespace/name`.
+    pub without: Vec<String>,
+}
+
+/// The operator's own state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// Its version.
+    pub version: String,
+    /// Whether this replica leads.
+    pub leader: bool,
+    /// The name of its pod.
+    pub pod: String,
+    /// The mesh's trust domain.
+    pub trust_domain: String,
+    /// When the root certificate ends, in Unix seconds.
+    pub root_not_after: Option<i64>,
+    /// Sidecars that are connected.
+    pub sidecars: u32,
+    /// Seconds of history that it holds.
+    pub history: u64,
+    /// Series that it holds, and how many it takes.
+    pub series: u32,
+    /// How many it takes; beyond, reports are not kept.
+    pub max_series: u32,
+}
+
+/// How one stage of a request ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It goes on.
+    #[default]
+    Pass,
+    /// It ends here.
+    Stop,
+    /// It depends on what was not said, or on chance.
+    Depends,
+}
+
+/// One stage of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Stage {
+    /// `source`, `address`, `protocol`, `route`, `backend`, `split`, `endpoint`, `tls`, `access`, `limits`.
+    pub name: String,
+    /// How it ends.
+    pub verdict: Verdict,
+    /// What decides it, as `Kind/namespace/name`; empty: a default.
+    pub object: String,
+    /// Why, as a sentence.
+    pub because: String,
+}
+
+/// What would become of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Explanation {
+    /// Its stages, in order, up to the one where it ends.
+    pub stages: Vec<Stage>,
+    /// The outcome in one sentence.
+    pub outcome: String,
+    /// Whether it reaches the application.
+    pub reaches: bool,
+}
+
+/// A row of [`Access`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AccessRow {
+    /// The client, in the words of the rule: `payments/checkout`, `namespace payments`, `10.0.0.0/8`, `everybody`.
+    pub client: String,
+    /// The workload or Service that is reached.
+    pub destination: Party,
+    /// Methods; empty: all.
+    pub methods: Vec<String>,
+    /// Paths; empty: all.
+    pub paths: Vec<String>,
+    /// The policy that allows it; empty: nothing restricts it.
+    pub allowed_by: String,
+    /// Requests in the last hour.
+    pub seen: u64,
+}
+
+/// Who may reach what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Access {
+    /// The rows.
+    pub rows: Vec<AccessRow>,
+    /// The least policies that the traffic of the last hours needs, as MeshPolicies in Shadow mode.
+    pub suggested: Vec<serde_json::Value>,
+}
+
+/// An edge that a policy would change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DiffRow {
+    /// The edge.
+    pub edge: Edge,
+    /// `denied`, or `depends` where rules look at methods or paths.
+    pub verdict: String,
+    /// Why, as a sentence.
+    pub because: String,
+}
+
+/// What a policy would deny of the last hour's traffic.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Diff {
+    /// Sidecars that would enforce it.
+    pub pods: u32,
+    /// The edges, those with the most requests first.
+    pub rows: Vec<DiffRow>,
+}
