@@ -20,6 +20,7 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::ports;
 use tulle_mesh::svid::SvidVerifier;
 
+use crate::api::{self, Api, Authenticator};
 use crate::defaults;
 use crate::discovery::AckTracker;
 use crate::discovery::peer::Tls;
@@ -150,6 +151,7 @@ async fn start(
     let tls = Arc::new(own_tls(&authority, &me)?);
     // Before this replica can become the leader, because the other replicas connect to it then.
     let listener = bind(ports::DISCOVERY).await?;
+    let queries = api::bind(ports::QUERY).await?;
 
     let relay = LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), leadership.clone());
     let mut signer =
@@ -163,6 +165,7 @@ async fn start(
     servers.spawn(relay.run(Arc::clone(&tls)));
     servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
     servers.spawn(serve(listener, tls, services, signer));
+    servers.spawn(api::serve(queries, answers(client, settings, health, &authority)));
 
     let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
@@ -195,6 +198,20 @@ async fn start(
         election.spawn(candidacy);
     }
     Ok(Operator { writers, servers, election, stop_election })
+}
+
+/// Sources of the query API and of the page.
+fn answers(client: &Client, settings: &Arc<Settings>, health: &Health, authority: &Arc<Authority>) -> Api {
+    Api {
+        hub: Arc::clone(&health.hub),
+        acks: Arc::clone(&health.acks),
+        aggregates: Arc::clone(&health.aggregates),
+        leadership: health.leadership.clone(),
+        authority: Arc::clone(authority),
+        client: client.clone(),
+        settings: Arc::clone(settings),
+        authenticator: Arc::new(Authenticator::new(client.clone(), &settings.namespace)),
+    }
 }
 
 /// Removes what is kept about sidecars, pods and revisions that no longer exist, every ten minutes.

@@ -136,7 +136,7 @@ struct Account {
     may_not: &'static [&'static str],
 }
 
-const ACCOUNTS: [Account; 2] = [
+const ACCOUNTS: [Account; 3] = [
     Account {
         name: "tulle-operator",
         may: &[
@@ -154,6 +154,7 @@ const ACCOUNTS: [Account; 2] = [
             "create configmaps default/tulle-trust",
             "patch configmaps default/tulle-trust",
             "create tokenreviews.authentication.k8s.io",
+            "create subjectaccessreviews.authorization.k8s.io",
             "create events.events.k8s.io default",
             "get secrets tulle-system/tulle-root",
             "create secrets tulle-system",
@@ -226,6 +227,22 @@ const ACCOUNTS: [Account; 2] = [
             "delete mutatingwebhookconfigurations.admissionregistration.k8s.io /tulle",
             "update leases.coordination.k8s.io tulle-system/tulle-operator",
             "impersonate users",
+        ],
+    },
+    // Whoever may look has a token of it, and so its rights at the API server.
+    Account {
+        name: "tulle-viewer",
+        may: &[],
+        may_not: &[
+            "list pods",
+            "list pods tulle-system",
+            "get leases.coordination.k8s.io tulle-system/tulle-operator",
+            "create pods/portforward tulle-system",
+            "create serviceaccounts/token tulle-system/tulle-viewer",
+            "get telemetry.tulle.dev",
+            "list canaries.tulle.dev",
+            "patch canaries.tulle.dev default/web",
+            "get secrets tulle-system/tulle-root",
         ],
     },
 ];

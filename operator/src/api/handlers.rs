@@ -1,0 +1,250 @@
+//! One function per path of the API: parameters are checked, then the right to see the namespace, and only then is
+//! anything looked up. The answers are computed by pure functions, off the threads that serve sidecars.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+use k8s_openapi::jiff::Timestamp;
+use tulle_crds::MeshPolicy;
+use tulle_mesh::query::{Access, Diff, Edges, Explanation, Health, Sidecars, Stat, Timeline};
+
+use super::parameters::{namespaced, valid_name};
+use super::{Api, Authenticated, Parameters, Refused, sidecars};
+use crate::explain::{self, AccessDirection, Question};
+use crate::telemetry::history::MAX_SERIES;
+use crate::telemetry::query::{self, StatQuery};
+
+/// Seconds that are summed unless a request says otherwise.
+const WINDOW: u64 = 60;
+/// Seconds of a timeline unless a request says otherwise, and of the traffic that policies are compared with.
+const HOUR: u64 = 3600;
+
+/// What a handler returns.
+type Answer<T> = Result<Json<T>, Refused>;
+
+pub async fn stat(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Stat> {
+    let parameters = parameters.only(&["by", "namespace", "name", "from", "to", "window"])?;
+    let party = |parameter| {
+        let party = parameters.namespaced(parameter)?;
+        Ok::<_, Refused>(party.map(|(namespace, name)| format!("{namespace}/{name}")))
+    };
+    let wanted = StatQuery {
+        by: parameters.by()?,
+        namespace: parameters.name("namespace")?,
+        name: parameters.name("name")?,
+        from: party("from")?,
+        to: party("to")?,
+    };
+    let window = parameters.window(WINDOW)?;
+    api.sees(&caller, wanted.namespace.as_deref()).await?;
+    compute(move || {
+        let sum = api.aggregates.history().since(window, now());
+        Ok(query::stat(&sum, &api.hub.model(), &wanted))
+    })
+    .await
+}
+
+pub async fn edges(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Edges> {
+    let parameters = parameters.only(&["namespace", "window"])?;
+    let (namespace, window) = (parameters.name("namespace")?, parameters.window(WINDOW)?);
+    api.sees(&caller, namespace.as_deref()).await?;
+    compute(move || {
+        let sum = api.aggregates.history().since(window, now());
+        Ok(query::edges(&sum, &api.hub.model(), namespace.as_deref()))
+    })
+    .await
+}
+
+pub async fn timeline(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Timeline> {
+    let parameters = parameters.only(&["namespace", "name", "window"])?;
+    let namespace = parameters.required_name("namespace", "shop")?;
+    let (name, window) = (parameters.required_name("name", "web")?, parameters.window(HOUR)?);
+    api.sees(&caller, Some(&namespace)).await?;
+    compute(move || Ok(query::timeline(&api.aggregates.history(), &namespace, &name, window, now()))).await
+}
+
+pub async fn sidecars(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Sidecars> {
+    let namespace = parameters.only(&["namespace"])?.name("namespace")?;
+    api.sees(&caller, namespace.as_deref()).await?;
+    compute(move || {
+        let states = api.acks.sidecars();
+        Ok(sidecars::sidecars(&api.hub.model(), states, namespace.as_deref()))
+    })
+    .await
+}
+
+pub async fn health(
+    State(api): State<Api>,
+    Authenticated(_): Authenticated,
+    parameters: Parameters,
+) -> Answer<Health> {
+    parameters.only(&[])?;
+    compute(move || Ok(health_of(&api))).await
+}
+
+/// The state of this replica.
+pub fn health_of(api: &Api) -> Health {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let (history, series) = {
+        let history = api.aggregates.history();
+        (history.covered(now()), history.series())
+    };
+    Health {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        leader: api.leadership.borrow().mine,
+        pod: api.settings.pod_name.clone(),
+        trust_domain: api.hub.model().settings().trust_domain.clone(),
+        root_not_after: tulle_mesh::svid::not_after(api.authority.root()).ok(),
+        sidecars: count(api.acks.connected()),
+        history,
+        series: count(series),
+        max_series: count(MAX_SERIES),
+    }
+}
+
+/// What becomes of a request depends on the policies of both ends, so the caller must see both.
+pub async fn explain(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Explanation> {
+    let parameters = parameters.only(&["source", "destination", "method", "path", "header"])?;
+    let question = question(&parameters)?;
+    let (source, _) = &question.source;
+    api.sees(&caller, Some(source)).await?;
+    let (destination, _) = destination(&question.destination)?;
+    if destination != *source {
+        api.sees(&caller, Some(&destination)).await?;
+    }
+    compute(move || {
+        let explained = explain::explain(&api.hub.model(), &api.acks, &question);
+        explained.map_err(Refused::bad_request)
+    })
+    .await
+}
+
+/// The request that is asked about.
+fn question(parameters: &Parameters) -> Result<Question, Refused> {
+    let source = namespaced("source", parameters.required("source", "shop/web")?)?;
+    let to = parameters.required("destination", "payments/checkout:80")?;
+    destination(to)?;
+    let path = parameters.one("path")?.unwrap_or("/");
+    if !path.starts_with('/') {
+        return Err(Refused::bad_request(format!("path is {path:?}; write one that begins with /")));
+    }
+    Ok(Question {
+        source,
+        destination: to.to_owned(),
+        method: parameters.one("method")?.unwrap_or("GET").to_ascii_uppercase(),
+        path: path.to_owned(),
+        headers: parameters.headers()?,
+    })
+}
+
+/// Namespace and name in `namespace/name` or `namespace/name:port`.
+fn destination(text: &str) -> Result<(String, String), Refused> {
+    let (party, port) = text.split_once(':').map_or((text, None), |(party, port)| (party, Some(port)));
+    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(Refused::bad_request(format!(
+            "destination is {text:?}, whose port is not a number; write NAMESPACE/SERVICE:PORT"
+        )));
+    }
+    namespaced("destination", party)
+}
+
+/// What a workload may reach is decided by policies of every namespace, so that `what` needs the right to see all.
+pub async fn access(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+) -> Answer<Access> {
+    let parameters = parameters.only(&["namespace", "name", "who", "what"])?;
+    let namespace = parameters.required_name("namespace", "shop")?;
+    let name = parameters.required_name("name", "web")?;
+    let (direction, needed) = match (parameters.has("who"), parameters.has("what")) {
+        (true, false) => (AccessDirection::WhoCan, Some(namespace.as_str())),
+        (false, true) => (AccessDirection::WhatCan, None),
+        _ => {
+            return Err(Refused::bad_request(
+                "write who=can for the clients of a workload, or what=can for what it may reach",
+            ));
+        }
+    };
+    api.sees(&caller, needed).await?;
+    compute(move || {
+        let sum = api.aggregates.history().since(HOUR, now());
+        let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
+        found.map_err(Refused::bad_request)
+    })
+    .await
+}
+
+pub async fn diff(
+    State(api): State<Api>,
+    Authenticated(caller): Authenticated,
+    parameters: Parameters,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Diff> {
+    parameters.only(&[])?;
+    let body = body.map_err(|error| Refused::new(error.status(), error.body_text()))?;
+    let (policy, namespace) = policy(&body)?;
+    api.sees(&caller, Some(&namespace)).await?;
+    compute(move || {
+        let sum = api.aggregates.history().since(HOUR, now());
+        Ok(explain::diff(&api.hub.model(), &sum, &policy))
+    })
+    .await
+}
+
+/// The MeshPolicy in a body, and its namespace.
+fn policy(body: &[u8]) -> Result<(MeshPolicy, String), Refused> {
+    let refuse = |error: serde_json::Error| {
+        Refused::bad_request(format!("the body is not a MeshPolicy as JSON: {error}"))
+    };
+    let object: serde_json::Value = serde_json::from_slice(body).map_err(refuse)?;
+    let kind = object.get("kind").and_then(|kind| kind.as_str()).unwrap_or("");
+    if kind != "MeshPolicy" {
+        return Err(Refused::bad_request(format!("the body is of kind {kind:?}, expected a MeshPolicy")));
+    }
+    let policy: MeshPolicy = serde_json::from_value(object).map_err(refuse)?;
+    let namespace = policy.metadata.namespace.as_deref().ok_or_else(|| {
+        Refused::bad_request(
+            "the MeshPolicy has no metadata.namespace; write the one that it is to be applied in",
+        )
+    })?;
+    let namespace = valid_name("metadata.namespace", namespace)?.to_owned();
+    Ok((policy, namespace))
+}
+
+/// Runs work that may take a while off the threads that serve sidecars.
+async fn compute<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Answer<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| {
+        tracing::error!(%error, "a query failed");
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the query failed; see the operator's log")
+    });
+    done?.map(Json)
+}
+
+/// Unix seconds.
+fn now() -> i64 {
+    Timestamp::now().as_second()
+}

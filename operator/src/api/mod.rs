@@ -1,0 +1,203 @@
+//! The query API: what the operator knows about the mesh, as JSON over HTTP ([`tulle_mesh::query`]).
+//!
+//! In: requests with a token, from whoever may forward a port of the operator's pod. Out: answers of the pure functions
+//! of [`crate::telemetry`] and [`crate::explain`], limited to the namespaces that the token shows. Every replica
+//! answers with what it knows; the leader knows all. Never changes anything.
+//!
+//! ```text
+//!   auth        whose token it is, and which namespaces it shows
+//!   parameters  what is asked for, checked
+//!   handlers    one function per path
+//!   sidecars    the state of each pod's sidecar
+//!   refused     answers that are not 200
+//! ```
+
+pub mod auth;
+mod handlers;
+mod parameters;
+mod refused;
+pub mod sidecars;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{any, get, post};
+use futures::future::join_all;
+use k8s_openapi::api::authentication::v1::UserInfo;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tulle_mesh::query::Paths;
+
+pub use auth::{Authenticator, COOKIE, Caller, Scope};
+pub use handlers::health_of;
+pub use parameters::Parameters;
+pub use refused::Refused;
+
+use crate::discovery::AckTracker;
+use crate::identity::authority::Authority;
+use crate::lease::Leadership;
+use crate::settings::Settings;
+use crate::telemetry::Aggregates;
+use crate::watch::Hub;
+
+/// The longest query of a URL, in bytes.
+const MAX_QUERY: usize = 8 * 1024;
+/// The longest body, in bytes: that of a MeshPolicy.
+const MAX_BODY: usize = 256 * 1024;
+/// Requests that are answered at a time; others wait for their turn.
+const MAX_REQUESTS: usize = 32;
+/// How long a request may take, its turn included.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Sources of the answers.
+#[derive(Clone)]
+pub struct Api {
+    /// The model.
+    pub hub: Arc<Hub>,
+    /// What each sidecar enforces.
+    pub acks: Arc<AckTracker>,
+    /// What sidecars have counted.
+    pub aggregates: Arc<Aggregates>,
+    /// Who leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// The root.
+    pub authority: Arc<Authority>,
+    /// The API server.
+    pub client: Client,
+    /// The operator's arguments.
+    pub settings: Arc<Settings>,
+    /// Who asks, and what they may see.
+    pub authenticator: Arc<Authenticator>,
+}
+
+impl Api {
+    /// Whether a user may act on a resource of `tulle.dev` in a namespace: `may(user, "patch", "canaries", "shop")`.
+    pub async fn may(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str) -> bool {
+        self.authenticator.may(user, verb, resource, namespace).await
+    }
+
+    /// Whether a caller may see a namespace, or, with `None`, all of them.
+    ///
+    /// # Errors
+    /// 403 with the rule to add, 503 where the API server does not answer.
+    pub async fn sees(&self, caller: &Caller, namespace: Option<&str>) -> Result<(), Refused> {
+        self.authenticator.sees(caller, namespace).await
+    }
+}
+
+/// Whose token a request has. As an argument of a handler, it refuses requests without a valid token.
+pub struct Authenticated(pub Arc<Caller>);
+
+impl FromRequestParts<Api> for Authenticated {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Refused> {
+        api.authenticator.caller(&parts.headers).await.map(Self)
+    }
+}
+
+/// The routes of the API and of the page.
+pub fn routes(api: Api) -> Router {
+    let turns = Arc::new(Semaphore::new(MAX_REQUESTS));
+    Router::new()
+        .route(Paths::STAT, get(handlers::stat))
+        .route(Paths::EDGES, get(handlers::edges))
+        .route(Paths::TIMELINE, get(handlers::timeline))
+        .route(Paths::SIDECARS, get(handlers::sidecars))
+        .route(Paths::HEALTH, get(handlers::health))
+        .route(Paths::EXPLAIN, get(handlers::explain))
+        .route(Paths::ACCESS, get(handlers::access))
+        .route(Paths::DIFF, post(handlers::diff))
+        .route("/api/{*path}", any(unknown_path))
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(api.clone())
+        .merge(crate::dashboard::routes(api))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(turns, bounded))
+}
+
+async fn unknown_path() -> Refused {
+    Refused::new(
+        StatusCode::NOT_FOUND,
+        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access and diff",
+    )
+    .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
+}
+
+async fn wrong_method() -> Refused {
+    Refused::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("wrong method: POST for {}, GET for the others", Paths::DIFF),
+    )
+}
+
+/// Bounds what a request costs, and keeps answers of the API out of caches.
+async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let of_api = request.uri().path().starts_with("/api/");
+    let mut response = if request.uri().query().map_or(0, str::len) > MAX_QUERY {
+        Refused::bad_request(format!("the URL's query is longer than {MAX_QUERY} bytes")).into_response()
+    } else {
+        let answer = async {
+            let _turn = turns.acquire().await;
+            next.run(request).await
+        };
+        timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| too_late().into_response())
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if of_api {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+fn too_late() -> Refused {
+    let error = format!("no answer within {} s", ANSWER_WITHIN.as_secs());
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
+        .with_hint("ask for a shorter window or one namespace, or try again")
+}
+
+/// Listens on the loopback addresses. The pod may have one of the two families only.
+///
+/// # Errors
+/// The port is taken on both.
+pub async fn bind(port: u16) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut failure = None;
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        match TcpListener::bind((address, port)).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => {
+                tracing::warn!(%address, port, %error, "cannot listen for queries on this address");
+                failure = Some(error);
+            }
+        }
+    }
+    match failure {
+        Some(error) if listeners.is_empty() => {
+            Err(error).with_context(|| format!("cannot listen on port {port} of the loopback addresses"))
+        }
+        _ => Ok(listeners),
+    }
+}
+
+/// Serves the API on these listeners. Does not end, unless they fail.
+pub async fn serve(listeners: Vec<TcpListener>, api: Api) {
+    let routes = routes(api);
+    let servers = listeners.into_iter().map(|listener| axum::serve(listener, routes.clone()).into_future());
+    for ended in join_all(servers).await {
+        tracing::error!(?ended, "a server of the query API has ended");
+    }
+}

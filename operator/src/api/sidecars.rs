@@ -1,0 +1,119 @@
+//! The state of each pod's sidecar: pods from the model, and what their sidecars have acknowledged.
+
+use std::collections::HashMap;
+
+use tulle_mesh::query::{Party, Sidecar, Sidecars};
+
+use crate::discovery::acks::SidecarState;
+use crate::model::{Model, Pod};
+
+/// The sidecars of a namespace, or of all, in order of namespace and name. A pod whose sidecar has not been heard of is
+/// among them; a sidecar whose pod is gone is not.
+pub fn sidecars(model: &Model, states: Vec<SidecarState>, namespace: Option<&str>) -> Sidecars {
+    let wanted = |found: &str| namespace.is_none_or(|namespace| namespace == found);
+    let mut states: HashMap<_, _> = states.into_iter().map(|state| (state.pod_uid.clone(), state)).collect();
+    let pods = model.pods().filter(|pod| pod.injected && !pod.finished && wanted(&pod.namespace));
+    let mut sidecars: Vec<Sidecar> = pods.map(|pod| sidecar(pod, states.remove(&pod.uid))).collect();
+    sidecars.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+    let without = model.uninjected_pods().into_iter().filter(|pod| wanted(&pod.namespace));
+    let without = without.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    Sidecars { sidecars, without }
+}
+
+fn sidecar(pod: &Pod, state: Option<SidecarState>) -> Sidecar {
+    let known = Sidecar {
+        namespace: pod.namespace.to_string(),
+        pod: pod.name.to_string(),
+        workload: workload_of(pod),
+        ..Sidecar::default()
+    };
+    let Some(state) = state else { return known };
+    Sidecar {
+        version: state.version,
+        connected: state.connected,
+        acknowledged: state.acknowledged,
+        resources: state.resources,
+        behind_seconds: state.behind_since.map(|behind| behind.as_secs()),
+        refused: state.refused,
+        certificate_not_after: state.certificate_not_after,
+        ..known
+    }
+}
+
+/// The workload of a pod; the pod itself where it has none.
+fn workload_of(pod: &Pod) -> Party {
+    let (kind, name) = match &pod.workload {
+        Some(workload) => (workload.kind.name(), &workload.name),
+        None => ("Pod", &pod.name),
+    };
+    Party { namespace: pod.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::tests::{pod, shop};
+
+    fn state(uid: &str) -> SidecarState {
+        SidecarState {
+            pod_uid: uid.into(),
+            version: "0.1.0".to_owned(),
+            connected: true,
+            acknowledged: 3,
+            resources: 4,
+            behind_since: Some(Duration::from_millis(2500)),
+            refused: vec!["Access: unknown feature".to_owned()],
+            certificate_not_after: Some(7),
+        }
+    }
+
+    #[test]
+    fn a_pod_is_listed_whether_its_sidecar_was_heard_of_or_not() {
+        let model = shop(&[
+            pod("b", "10.1.0.2", "r1"),
+            pod("a", "10.1.0.1", "r1"),
+            Pod { injected: false, ..pod("c", "10.1.0.3", "r1") },
+        ]);
+        let found = sidecars(&model, vec![state("uid-a"), state("uid-gone")], Some("shop"));
+        let party = Party { namespace: "shop".into(), kind: "Deployment".into(), name: "web".into() };
+        let known = Sidecar {
+            namespace: "shop".to_owned(),
+            pod: "a".to_owned(),
+            workload: party.clone(),
+            version: "0.1.0".to_owned(),
+            connected: true,
+            acknowledged: 3,
+            resources: 4,
+            behind_seconds: Some(2),
+            refused: vec!["Access: unknown feature".to_owned()],
+            certificate_not_after: Some(7),
+        };
+        let silent = Sidecar {
+            namespace: "shop".to_owned(),
+            pod: "b".to_owned(),
+            workload: party,
+            ..Sidecar::default()
+        };
+        assert_eq!(found.sidecars, [known, silent]);
+        assert_eq!(found.without, ["shop/c"]);
+    }
+
+    #[test]
+    fn another_namespace_is_not_shown() {
+        let model =
+            shop(&[pod("a", "10.1.0.1", "r1"), Pod { injected: false, ..pod("c", "10.1.0.3", "r1") }]);
+        assert_eq!(sidecars(&model, Vec::new(), Some("payments")), Sidecars::default());
+        assert_eq!(sidecars(&model, Vec::new(), None).sidecars.len(), 1);
+    }
+
+    #[test]
+    fn a_pod_without_a_workload_is_its_own() {
+        let lone = Pod { workload: None, ..pod("a", "10.1.0.1", "r1") };
+        assert_eq!(
+            workload_of(&lone),
+            Party { namespace: "shop".into(), kind: "Pod".into(), name: "a".into() }
+        );
+    }
+}

@@ -1,0 +1,263 @@
+//! Whole requests against the routes, with an API server that answers reviews.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, Response, StatusCode, header};
+use clap::Parser as _;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tower::{ServiceExt as _, service_fn};
+use tulle_mesh::query::{AUDIENCE, Health, Paths, Refusal, Sidecars, Stat};
+
+use super::{Api, Authenticator, routes};
+use crate::discovery::AckTracker;
+use crate::identity::authority::Authority;
+use crate::lease::Leadership;
+use crate::model::tests::{pod, shop};
+use crate::settings::Settings;
+use crate::telemetry::Aggregates;
+use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId};
+use crate::watch::Hub;
+
+/// An API server that knows three tokens: `shop` and `viewer` of service accounts, and `anna` of a person who may see
+/// `shop` by a rule of RBAC.
+fn api_server() -> Client {
+    let answer = |request: Request<kube::client::Body>| async move {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect_bytes().await.unwrap();
+        let asked: Value = serde_json::from_slice(&body).unwrap();
+        let mut review = asked.clone();
+        review["status"] = if path.ends_with("/tokenreviews") {
+            token_status(&asked["spec"])
+        } else {
+            assert!(path.ends_with("/subjectaccessreviews"), "{path}");
+            let wanted = &asked["spec"]["resourceAttributes"];
+            let allowed = json!(["anna", "tulle.dev", "telemetry", "get", "shop"]);
+            let found = json!([
+                asked["spec"]["user"],
+                wanted["group"],
+                wanted["resource"],
+                wanted["verb"],
+                wanted["namespace"]
+            ]);
+            json!({"allowed": found == allowed})
+        };
+        let body = kube::client::Body::from(serde_json::to_vec(&review).unwrap());
+        Ok::<_, Infallible>(Response::new(body))
+    };
+    Client::new(service_fn(answer), "default")
+}
+
+fn token_status(spec: &Value) -> Value {
+    assert_eq!(spec["audiences"], json!([AUDIENCE]));
+    let user = match spec["token"].as_str().unwrap() {
+        "shop" => "system:serviceaccount:shop:default",
+        "viewer" => "system:serviceaccount:tulle-system:tulle-viewer",
+        "anna" => "anna",
+        _ => return json!({"authenticated": false, "error": "unknown token"}),
+    };
+    json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": user}})
+}
+
+/// The API of a mesh with Deployment `shop/web`, whose pod `a` has served ten requests, one of them with an error.
+/// Needs a runtime of tokio.
+pub(crate) fn api() -> Api {
+    let settings = Settings::try_parse_from([
+        "tulle-operator",
+        "--namespace=tulle-system",
+        "--pod-name=operator-0",
+        "--pod-ip=10.0.0.1",
+    ]);
+    let aggregates = Arc::new(Aggregates::default());
+    let reporter = Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() };
+    let id = SeriesId {
+        reporter,
+        direction: Direction::Inbound,
+        namespace: "shop".into(),
+        peer: "client".into(),
+        revision: "r1".into(),
+        route: "".into(),
+        protocol: "http1".into(),
+        mtls: true,
+    };
+    let counts = Counts { classes: [0, 9, 0, 0, 1, 0, 0, 0], ..Counts::default() };
+    aggregates.history().add(id, &counts, Timestamp::now().as_second());
+    let client = api_server();
+    Api {
+        hub: Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]))),
+        acks: Arc::new(AckTracker::default()),
+        aggregates,
+        leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
+        authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
+        authenticator: Arc::new(Authenticator::new(client.clone(), "tulle-system")),
+        client,
+        settings: Arc::new(settings.unwrap()),
+    }
+}
+
+/// The answer to a request with this token; an empty one is not sent.
+async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
+    let response = routes(api()).oneshot(request).await.unwrap();
+    assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
+    let status = response.status();
+    (status, to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec())
+}
+
+fn get(token: &str, path: &str) -> Request<Body> {
+    let request = Request::get(path);
+    let request = match token {
+        "" => request,
+        token => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+    };
+    request.body(Body::empty()).unwrap()
+}
+
+async fn answered<T: DeserializeOwned>(token: &str, path: &str) -> T {
+    let (status, body) = asked(get(token, path)).await;
+    assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).unwrap()
+}
+
+async fn refused(request: Request<Body>) -> (StatusCode, Refusal) {
+    let (status, body) = asked(request).await;
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+#[tokio::test]
+async fn without_a_valid_token_nothing_is_answered_and_the_hint_says_how_to_get_one() {
+    for path in [Paths::STAT, Paths::EDGES, Paths::SIDECARS, Paths::HEALTH] {
+        for token in ["", "stolen"] {
+            let (status, refusal) = refused(get(token, path)).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+            assert!(refusal.hint.unwrap().contains("kubectl create token tulle-viewer"), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_a_namespace_shows_that_namespace_only() {
+    let stat: Stat = answered("shop", "/api/v1/stat?namespace=shop").await;
+    assert_eq!(stat.rows.len(), 1);
+    for path in ["/api/v1/stat?namespace=payments", "/api/v1/stat", "/api/v1/edges", "/api/v1/sidecars"] {
+        let (status, refusal) = refused(get("shop", path)).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+        assert!(refusal.error.starts_with("system:serviceaccount:shop:default may not see"), "{path}");
+        assert!(refusal.hint.unwrap().contains("--resource=serviceaccounts/token"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_the_viewer_shows_all_namespaces() {
+    let stat: Stat = answered("viewer", Paths::STAT).await;
+    let [row] = stat.rows.as_slice() else { panic!("{stat:?}") };
+    assert_eq!((row.party.namespace.as_str(), row.party.name.as_str()), ("shop", "web"));
+    assert_eq!((row.golden.requests, row.golden.failures), (10, 1));
+    let found: Sidecars = answered("viewer", Paths::SIDECARS).await;
+    let pods: Vec<&str> = found.sidecars.iter().map(|sidecar| sidecar.pod.as_str()).collect();
+    assert_eq!(pods, ["a"]);
+}
+
+#[tokio::test]
+async fn a_person_sees_what_a_rule_of_rbac_allows() {
+    let _: Stat = answered("anna", "/api/v1/stat?namespace=shop").await;
+    for path in ["/api/v1/stat?namespace=payments", Paths::STAT] {
+        assert_eq!(refused(get("anna", path)).await.0, StatusCode::FORBIDDEN, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_cookie_of_the_page_is_as_good_as_the_header() {
+    let request = Request::get("/api/v1/health").header(header::COOKIE, "tulle-session=shop");
+    let (status, _) = asked(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn health_needs_a_token_and_no_right() {
+    let health: Health = answered("anna", Paths::HEALTH).await;
+    assert!(health.leader);
+    assert_eq!((health.pod.as_str(), health.trust_domain.as_str()), ("operator-0", "cluster.local"));
+    assert_eq!(health.series, 1);
+    assert!(health.root_not_after.is_some());
+}
+
+#[tokio::test]
+async fn a_wrong_parameter_is_refused_with_what_to_write() {
+    let long = format!("/api/v1/stat?name={}", "a".repeat(9000));
+    for (path, wanted) in [
+        ("/api/v1/stat?window=1m", "write a number of seconds from 10 to 21600"),
+        ("/api/v1/edges?window=5", "write a number of seconds from 10 to 21600"),
+        ("/api/v1/stat?by=pod", "write workload, service, route or revision"),
+        ("/api/v1/stat?ns=shop", "there are by, namespace, name, from, to, window"),
+        ("/api/v1/stat?from=web", "write NAMESPACE/NAME"),
+        ("/api/v1/timeline?namespace=shop", "write name=web"),
+        ("/api/v1/explain?source=shop/web", "write destination="),
+        ("/api/v1/explain?source=shop/web&destination=shop/web:http", "NAMESPACE/SERVICE:PORT"),
+        ("/api/v1/explain?source=shop/web&destination=shop/web&path=a", "begins with /"),
+        ("/api/v1/access?namespace=shop&name=web", "who=can"),
+        (long.as_str(), "longer than 8192 bytes"),
+    ] {
+        let (status, refusal) = refused(get("viewer", path)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(refusal.error.contains(wanted), "{path}: {}", refusal.error);
+    }
+}
+
+#[tokio::test]
+async fn an_explanation_needs_the_right_to_see_both_ends() {
+    let path = "/api/v1/explain?source=shop/web&destination=payments/checkout";
+    let (status, refusal) = refused(get("shop", path)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(refusal.error.ends_with("may not see namespace payments"), "{}", refusal.error);
+    let what = "/api/v1/access?namespace=shop&name=web&what=can";
+    assert_eq!(refused(get("shop", what)).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_a_policy_or_too_long_is_refused() {
+    let post = |body: String| {
+        let request = Request::post(Paths::DIFF).header(header::AUTHORIZATION, "Bearer shop");
+        request.body(Body::from(body)).unwrap()
+    };
+    let policy = |namespace: Value| {
+        let object = json!({
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "spec": {},
+            "metadata": {"name": "web", "namespace": namespace},
+        });
+        object.to_string()
+    };
+    for (body, wanted) in [
+        ("{".to_owned(), "not a MeshPolicy as JSON"),
+        (json!({"kind": "Canary"}).to_string(), "of kind \"Canary\""),
+        (policy(Value::Null), "no metadata.namespace"),
+    ] {
+        let (status, refusal) = refused(post(body)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(refusal.error.contains(wanted), "{}", refusal.error);
+    }
+    assert_eq!(refused(post(policy(json!("payments")))).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(refused(post(" ".repeat(300 * 1024))).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn an_unknown_path_and_a_wrong_method_are_explained() {
+    let (status, refusal) = refused(get("viewer", "/api/v2/stat")).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(refusal.error.contains("/api/v1/stat"), "{}", refusal.error);
+    let (status, refusal) = refused(get("viewer", Paths::DIFF)).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(refusal.error.contains("POST for /api/v1/diff"), "{}", refusal.error);
+}
+
+#[tokio::test]
+async fn only_what_a_rule_allows_may_be_changed() {
+    let api = api();
+    let request = get("viewer", Paths::HEALTH);
+    let caller = api.authenticator.caller(request.headers()).await.unwrap();
+    assert!(!api.may(&caller.user, "patch", "canaries", "shop").await);
+}
