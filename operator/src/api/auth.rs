@@ -124,13 +124,13 @@ fn forbidden(caller: &Caller, wanted: Option<&str>, own: &str) -> Refused {
         Some(namespace) => (
             format!("namespace {namespace}"),
             format!(
-                "use a token of namespace {namespace}. To let a user create one: kubectl create role tulle-viewer --namespace={namespace} --verb=create --resource=serviceaccounts/token --resource-name=default && kubectl create rolebinding tulle-viewer --namespace={namespace} --role=tulle-viewer --user=USER"
+                "use a token of namespace {namespace} (`tulle -n {namespace}`), or of service account {VIEWER} (`tulle -A`). To let a user create the former: kubectl create role tulle-viewer --namespace={namespace} --verb=create --resource=serviceaccounts/token --resource-name=default && kubectl create rolebinding tulle-viewer --namespace={namespace} --role=tulle-viewer --user=USER"
             ),
         ),
         None => (
             "all namespaces".to_owned(),
             format!(
-                "name a namespace, or use a token of service account {VIEWER}. To let a user create one: kubectl create rolebinding tulle-viewer --namespace={own} --role=tulle-viewer --user=USER, whose rule is: kubectl create role tulle-viewer --verb=create --resource=serviceaccounts/token --resource-name={VIEWER}"
+                "name a namespace, or use a token of service account {VIEWER} (`tulle -A`). To let a user create one: kubectl create rolebinding tulle-viewer --namespace={own} --role=tulle-viewer --user=USER, whose rule is: kubectl create role tulle-viewer --verb=create --resource=serviceaccounts/token --resource-name={VIEWER}"
             ),
         ),
     };

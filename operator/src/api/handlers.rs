@@ -1,6 +1,8 @@
 //! One function per path of the API: parameters are checked, then the right to see the namespace, and only then is
 //! anything looked up. The answers are computed by pure functions, off the threads that serve sidecars.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -86,7 +88,7 @@ pub async fn sidecars(
     api.sees(&caller, namespace.as_deref()).await?;
     compute(move || {
         let states = api.acks.sidecars();
-        Ok(sidecars::sidecars(&api.hub.model(), states, namespace.as_deref()))
+        Ok(sidecars::sidecars(&api.hub.model(), states, Instant::now(), namespace.as_deref()))
     })
     .await
 }

@@ -1,26 +1,27 @@
 //! The state of each pod's sidecar: pods from the model, and what their sidecars have acknowledged.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use tulle_mesh::query::{Party, Sidecar, Sidecars};
 
-use crate::discovery::acks::SidecarState;
+use crate::discovery::SidecarState;
 use crate::model::{Model, Pod};
 
 /// The sidecars of a namespace, or of all, in order of namespace and name. A pod whose sidecar has not been heard of is
 /// among them; a sidecar whose pod is gone is not.
-pub fn sidecars(model: &Model, states: Vec<SidecarState>, namespace: Option<&str>) -> Sidecars {
+pub fn sidecars(model: &Model, states: Vec<SidecarState>, now: Instant, namespace: Option<&str>) -> Sidecars {
     let wanted = |found: &str| namespace.is_none_or(|namespace| namespace == found);
     let mut states: HashMap<_, _> = states.into_iter().map(|state| (state.pod_uid.clone(), state)).collect();
     let pods = model.pods().filter(|pod| pod.injected && !pod.finished && wanted(&pod.namespace));
-    let mut sidecars: Vec<Sidecar> = pods.map(|pod| sidecar(pod, states.remove(&pod.uid))).collect();
+    let mut sidecars: Vec<Sidecar> = pods.map(|pod| sidecar(pod, states.remove(&pod.uid), now)).collect();
     sidecars.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
     let without = model.uninjected_pods().into_iter().filter(|pod| wanted(&pod.namespace));
     let without = without.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     Sidecars { sidecars, without }
 }
 
-fn sidecar(pod: &Pod, state: Option<SidecarState>) -> Sidecar {
+fn sidecar(pod: &Pod, state: Option<SidecarState>, now: Instant) -> Sidecar {
     let known = Sidecar {
         namespace: pod.namespace.to_string(),
         pod: pod.name.to_string(),
@@ -33,7 +34,7 @@ fn sidecar(pod: &Pod, state: Option<SidecarState>) -> Sidecar {
         connected: state.connected,
         acknowledged: state.acknowledged,
         resources: state.resources,
-        behind_seconds: state.behind_since.map(|behind| behind.as_secs()),
+        behind_seconds: state.behind_since.map(|since| now.saturating_duration_since(since).as_secs()),
         refused: state.refused,
         certificate_not_after: state.certificate_not_after,
         ..known
@@ -56,14 +57,14 @@ mod tests {
     use super::*;
     use crate::model::tests::{pod, shop};
 
-    fn state(uid: &str) -> SidecarState {
+    fn state(uid: &str, behind_since: Instant) -> SidecarState {
         SidecarState {
             pod_uid: uid.into(),
             version: "0.1.0".to_owned(),
             connected: true,
             acknowledged: 3,
             resources: 4,
-            behind_since: Some(Duration::from_millis(2500)),
+            behind_since: Some(behind_since),
             refused: vec!["Access: unknown feature".to_owned()],
             certificate_not_after: Some(7),
         }
@@ -76,7 +77,9 @@ mod tests {
             pod("a", "10.1.0.1", "r1"),
             Pod { injected: false, ..pod("c", "10.1.0.3", "r1") },
         ]);
-        let found = sidecars(&model, vec![state("uid-a"), state("uid-gone")], Some("shop"));
+        let start = Instant::now();
+        let states = vec![state("uid-a", start), state("uid-gone", start)];
+        let found = sidecars(&model, states, start + Duration::from_millis(2500), Some("shop"));
         let party = Party { namespace: "shop".into(), kind: "Deployment".into(), name: "web".into() };
         let known = Sidecar {
             namespace: "shop".to_owned(),
@@ -104,8 +107,8 @@ mod tests {
     fn another_namespace_is_not_shown() {
         let model =
             shop(&[pod("a", "10.1.0.1", "r1"), Pod { injected: false, ..pod("c", "10.1.0.3", "r1") }]);
-        assert_eq!(sidecars(&model, Vec::new(), Some("payments")), Sidecars::default());
-        assert_eq!(sidecars(&model, Vec::new(), None).sidecars.len(), 1);
+        assert_eq!(sidecars(&model, Vec::new(), Instant::now(), Some("payments")), Sidecars::default());
+        assert_eq!(sidecars(&model, Vec::new(), Instant::now(), None).sidecars.len(), 1);
     }
 
     #[test]
