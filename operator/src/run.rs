@@ -151,7 +151,8 @@ async fn start(
     // Before this replica can become the leader, because the other replicas connect to it then.
     let listener = bind(ports::DISCOVERY).await?;
 
-    let relay = LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), leadership.clone());
+    let relay =
+        LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), Arc::clone(hub), leadership.clone());
     let mut signer =
         Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
     signer.check_addresses = settings.check_addresses;
