@@ -219,6 +219,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::proto::series_key::Direction;
+    use tulle_mesh::proto::{SeriesCounts, SeriesKey};
+
     use super::*;
 
     fn relay() -> Arc<LeaderRelay> {
@@ -247,6 +250,23 @@ mod tests {
         assert_eq!(queued, QUEUED, "no more than that waits in memory");
         let (known, _) = relay.begin(number, shard);
         assert_eq!(known, [message("u", SidecarEvent::Connected)]);
+    }
+
+    #[test]
+    fn the_leader_says_so_when_it_does_not_know_the_keys_of_a_report() {
+        let leader = Leadership { mine: true, ..Leadership::default() };
+        let (_leading, leadership) = watch::channel(leader);
+        let relay = LeaderRelay::new(Arc::default(), Arc::default(), Arc::default(), leadership);
+        let counts = SeriesCounts { key: 1, classes: vec![0, 1], ..SeriesCounts::default() };
+        let report =
+            TelemetryReport { sequence: 1, process: 1, series: vec![counts], ..TelemetryReport::default() };
+        let forgotten = TelemetryAck { sequence: 1, forgotten: true };
+        assert_eq!(relay.telemetry("u", report.clone()), Some(forgotten));
+        let direction = Direction::Outbound.into();
+        let key = SeriesKey { id: 1, direction, protocol: "http1".into(), ..SeriesKey::default() };
+        let whole = TelemetryReport { keys: vec![key], ..report };
+        let counted = TelemetryAck { sequence: 1, forgotten: false };
+        assert_eq!(relay.telemetry("u", whole), Some(counted));
     }
 
     #[tokio::test]
