@@ -153,7 +153,8 @@ async fn start(
     let listener = bind(ports::DISCOVERY).await?;
     let queries = api::bind(ports::QUERY).await?;
 
-    let relay = LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), leadership.clone());
+    let relay =
+        LeaderRelay::new(Arc::clone(acks), Arc::clone(aggregates), Arc::clone(hub), leadership.clone());
     let mut signer =
         Signer::new(client.clone(), Arc::clone(hub), Arc::clone(&authority), Arc::clone(aggregates));
     signer.check_addresses = settings.check_addresses;

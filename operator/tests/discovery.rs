@@ -121,7 +121,8 @@ impl Operator {
         let hub = Arc::new(Hub::complete(model()));
         let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
         let (_, leadership) = watch::channel(Leadership { mine: true, ..Leadership::default() });
-        let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
+        let relay =
+            LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), Arc::clone(&hub), leadership);
         let tls = Arc::new(own_tls(&authority, &id("operator")).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

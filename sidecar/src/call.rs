@@ -160,6 +160,7 @@ impl<'a> Call<'a> {
     /// Counts the request, logs its failure (rate-limited) and answers the client if nothing was answered yet.
     /// Returns whether the client's connection may carry another request.
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
+        series.retried(u64::from(self.attempts.saturating_sub(1)));
         series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
         let Err(failure) = &ended.result else { return ended.client_reusable };
         if ended.answered {

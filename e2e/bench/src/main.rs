@@ -94,7 +94,7 @@ async fn main() -> Result<()> {
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
-    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), Arc::clone(&hub), leadership);
     let me = WorkloadId::new("cluster.local", "tulle-system", "tulle-operator");
     let tls = Arc::new(own_tls(&authority, &me)?);
     let listener = TcpListener::bind(arguments.listen)

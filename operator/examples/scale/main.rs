@@ -141,7 +141,7 @@ async fn start(folder: &Path) -> Operator {
     let hub = Arc::new(Hub::complete(world::model()));
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let (leading, leadership) = watch::channel(Leadership { mine: true, ..Leadership::default() });
-    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), Arc::clone(&hub), leadership);
     let tls = Arc::new(own_tls(&authority, &world::id("operator")).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -4,6 +4,7 @@
 mod clients;
 mod dialled;
 mod route;
+mod state;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 pub use clients::ClientAcknowledgement;
 pub use dialled::PodDialling;
 pub use route::RouteAcknowledgement;
+pub use state::SidecarState;
 
 use super::report::{Name, SidecarEvent, Stamps};
 use crate::model::{Key, Model, Pod, Sections, WorkloadKey};
@@ -104,6 +106,10 @@ struct Sidecar {
     since: Option<Instant>,
     /// Features of this build that it does not have, as its newest stream says.
     lacks: Vec<&'static str>,
+    /// Of its build, as its newest stream says.
+    version: Arc<str>,
+    /// When its certificate ends, in Unix seconds; 0: it has not said so.
+    certificate_not_after: i64,
     resources: HashMap<Name, Known>,
 }
 
@@ -128,6 +134,8 @@ struct Known {
     acked: Option<Stamps>,
     /// When it was acknowledged, as far as this replica has heard.
     acked_at: Option<Instant>,
+    /// Since when a version has been sent that it has not answered.
+    behind_since: Option<Instant>,
     refused: Option<String>,
     /// It was said on an earlier stream, and holds until then.
     until: Option<Instant>,
@@ -205,6 +213,7 @@ impl AckTracker {
             if !sidecar.lacks.is_empty() {
                 all.push((Arc::clone(uid), SidecarEvent::Lacks(sidecar.lacks.clone())));
             }
+            all.extend(sidecar.described().map(|event| (Arc::clone(uid), event)));
             for (name, known) in sidecar.resources.iter().filter(|(_, known)| !known.is_over()) {
                 let acked = known.acked.clone().map(|stamps| SidecarEvent::Acked(name.clone(), stamps));
                 let sent = known.sent.clone().filter(|_| known.sent != known.acked);
@@ -442,6 +451,16 @@ impl Sidecars {
                     sidecar.lacks = lacks;
                 }
             }
+            SidecarEvent::Version(version) => {
+                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
+                    sidecar.version = version;
+                }
+            }
+            SidecarEvent::CertificateEnds(at) => {
+                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
+                    sidecar.certificate_not_after = at;
+                }
+            }
             SidecarEvent::Gone => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
                     sidecar.streams = streams.saturating_sub(1);
@@ -451,15 +470,17 @@ impl Sidecars {
                     }
                 }
             }
-            SidecarEvent::Sent(name, stamps) => {
-                self.change(&uid, name, |known| Some(Known { sent: Some(stamps), until: None, ..known }))
-            }
+            SidecarEvent::Sent(name, stamps) => self.change(&uid, name, |known| {
+                let behind_since = known.behind_since.or(Some(Instant::now()));
+                Some(Known { sent: Some(stamps), behind_since, until: None, ..known })
+            }),
             SidecarEvent::Acked(name, stamps) => self.change(&uid, name, |_| {
                 let (sent, acked) = (Some(Arc::clone(&stamps)), Some(stamps));
                 Some(Known { sent, acked, acked_at: Some(Instant::now()), ..Known::default() })
             }),
             SidecarEvent::Refused(name, stamps, reason) => self.change(&uid, name, |known| {
-                Some(Known { sent: Some(stamps), refused: Some(reason), until: None, ..known })
+                let (sent, refused) = (Some(stamps), Some(reason));
+                Some(Known { sent, refused, behind_since: None, until: None, ..known })
             }),
             SidecarEvent::Unsubscribed(name) => self.change(&uid, name, |_| None),
         }

@@ -2,15 +2,29 @@
 //! give evidence about a rollout that it sends nothing to.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use tulle_mesh::histogram::BUCKETS;
-use tulle_mesh::proto::TelemetryReport;
+use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::proto::{SeriesCounts, SeriesKey, TelemetryReport};
 
 /// Requests or attempts that one report may count of a destination: nobody makes a sum that no other can add
 /// to.
 const MAX_COUNT: u64 = 100_000_000;
 /// Series of one report.
 const MAX_SERIES: usize = 2_000;
+/// Keys of one report, and counts that name them: a sidecar has 2,000 series, and some for all that have no room.
+const MAX_KEYS: usize = 2_048;
+/// Bytes that one report may count of a series.
+const MAX_BYTES: u64 = 1 << 50;
+/// Classes of status.
+const CLASSES: usize = 8;
+/// Reasons of failures that one report may count of a series.
+const MAX_REASONS: usize = 64;
+/// Characters of a name of Kubernetes.
+const MAX_NAME: usize = 253;
+/// Whose counts a sidecar may not report, or has no room for.
+const OTHER: &str = "_OTHER";
 /// Characters of a reason.
 const MAX_REASON: usize = 256;
 /// Characters of a revision, as of any label value of Kubernetes.
@@ -24,6 +38,8 @@ pub(super) struct Subjects<'a> {
     pub services: HashSet<(&'a str, &'a str)>,
     /// Namespace and name of the Canaries whose shares it was sent.
     pub canaries: HashSet<(&'a str, &'a str)>,
+    /// Routes of the Gateway API whose rules it was sent, as `HTTPRoute/namespace/name`.
+    pub routes: HashSet<String>,
 }
 
 /// A reason for a refusal, as it is shown.
@@ -31,8 +47,77 @@ pub(super) fn reason(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(MAX_REASON).collect()
 }
 
-/// A report without what is not believed. Returns how many series were dropped.
+/// The version of a sidecar, as it is shown.
+pub(super) fn version(text: &str) -> Arc<str> {
+    let is_shown = |character: &char| character.is_ascii_alphanumeric() || ".-_+".contains(*character);
+    text.chars().filter(is_shown).take(MAX_REVISION).collect::<String>().into()
+}
+
+/// A report without what is not believed. Returns how many series were dropped or are not believed to be of what they
+/// name.
 pub(super) fn telemetry(report: &mut TelemetryReport, subjects: &Subjects<'_>) -> usize {
+    destinations(report, subjects) + series(report, subjects)
+}
+
+/// Counts by keys. A key that is not believed is kept as that of others: its number comes again, and a number that the
+/// leader does not know would have the report sent again and again.
+fn series(report: &mut TelemetryReport, subjects: &Subjects<'_>) -> usize {
+    let before = report.series.len();
+    report.keys.truncate(MAX_KEYS);
+    let others = report.keys.iter_mut().map(|key| bound_key(key, subjects));
+    let others = others.filter(|is_other| *is_other).count();
+    report.series.retain(|counts| are_distances(&counts.buckets));
+    report.series.truncate(MAX_KEYS);
+    report.series.iter_mut().for_each(bound_counts);
+    others + before - report.series.len()
+}
+
+/// Returns whether the key has become that of others.
+fn bound_key(key: &mut SeriesKey, subjects: &Subjects<'_>) -> bool {
+    if !is_revision(&key.revision) {
+        key.revision = String::new();
+    }
+    if !key.route.is_empty() && !subjects.routes.contains(&key.route) {
+        key.route = String::new();
+    }
+    if !is_revision(&key.protocol) {
+        key.protocol = String::new();
+    }
+    let (namespace, peer) = (key.namespace.as_str(), key.peer.as_str());
+    let is_believed = match (key.direction(), namespace, peer) {
+        (_, OTHER, OTHER) | (Direction::Outbound, "", "_PASSTHROUGH") => true,
+        (Direction::Outbound, ..) => subjects.services.contains(&(namespace, peer)),
+        // Anybody may call it.
+        (Direction::Inbound, ..) => is_name(namespace) && is_name(peer),
+        (Direction::Unspecified, ..) => false,
+    };
+    if !is_believed {
+        let id = key.id;
+        let (direction, protocol, mtls) = (key.direction, std::mem::take(&mut key.protocol), key.mtls);
+        *key = SeriesKey { id, direction, protocol, mtls, ..SeriesKey::default() };
+        (key.namespace, key.peer) = (OTHER.to_owned(), OTHER.to_owned());
+    }
+    !is_believed
+}
+
+fn bound_counts(counts: &mut SeriesCounts) {
+    counts.classes.truncate(CLASSES);
+    bound_buckets(&mut counts.buckets);
+    counts.reasons.truncate(MAX_REASONS);
+    counts.reasons.retain(|reason| is_revision(&reason.reason));
+    let of_reasons = counts.reasons.iter_mut().map(|reason| &mut reason.count);
+    let others = [&mut counts.connections, &mut counts.retries];
+    for count in counts.classes.iter_mut().chain(of_reasons).chain(others) {
+        *count = (*count).min(MAX_COUNT);
+    }
+    // Who takes part in a sum leaves room for others.
+    for sum in [&mut counts.sum_micros, &mut counts.bytes_up, &mut counts.bytes_down] {
+        *sum = (*sum).min(MAX_BYTES);
+    }
+}
+
+/// Counts by destination, of earlier sidecars, and attempts.
+fn destinations(report: &mut TelemetryReport, subjects: &Subjects<'_>) -> usize {
     let before = report.counts.len() + report.attempts.len();
     report.counts.retain(|counts| {
         subjects.services.contains(&(counts.namespace.as_str(), counts.service.as_str()))
@@ -69,6 +154,18 @@ fn is_revision(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
+/// A name of Kubernetes, or one that a sidecar gives to many.
+fn is_name(text: &str) -> bool {
+    text.len() <= MAX_NAME && text.split('.').all(is_revision)
+}
+
+/// Pairs of a bucket's distance to the one before and a count.
+fn are_distances(buckets: &[u64]) -> bool {
+    let (pairs, rest) = buckets.as_chunks::<2>();
+    let last = pairs.iter().try_fold(0_u64, |sum, [distance, _]| sum.checked_add(*distance));
+    rest.is_empty() && pairs.len() <= BUCKETS && last.is_some_and(|last| last < BUCKETS as u64)
+}
+
 fn are_buckets(buckets: &[u64]) -> bool {
     let (pairs, rest) = buckets.as_chunks::<2>();
     let known = |bucket: u64| usize::try_from(bucket).is_ok_and(|bucket| bucket < BUCKETS);
@@ -84,12 +181,16 @@ fn bound_buckets(buckets: &mut [u64]) {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::proto::{AttemptCounts, RequestCounts};
+    use tulle_mesh::proto::{AttemptCounts, ReasonCount, RequestCounts};
 
     use super::*;
 
     fn subjects() -> Subjects<'static> {
-        Subjects { services: [("shop", "web")].into(), canaries: [("shop", "web")].into() }
+        Subjects {
+            services: [("shop", "web")].into(),
+            canaries: [("shop", "web")].into(),
+            routes: ["HTTPRoute/shop/web".to_owned()].into(),
+        }
     }
 
     fn attempts(change: impl FnOnce(&mut AttemptCounts)) -> TelemetryReport {
@@ -147,6 +248,77 @@ mod tests {
         let mut report = TelemetryReport { counts: vec![series; 3000], ..attempts(|_| {}) };
         assert_eq!(telemetry(&mut report, &subjects()), 1001);
         assert_eq!(report.counts.len() + report.attempts.len(), MAX_SERIES);
+    }
+
+    fn key(direction: Direction, namespace: &str, peer: &str) -> SeriesKey {
+        SeriesKey {
+            id: 7,
+            direction: direction.into(),
+            namespace: namespace.into(),
+            peer: peer.into(),
+            revision: "r1".into(),
+            route: "HTTPRoute/shop/web".into(),
+            protocol: "http1".into(),
+            mtls: true,
+        }
+    }
+
+    #[test]
+    fn a_key_of_what_a_sidecar_may_not_speak_about_is_kept_as_that_of_others() {
+        use Direction::{Inbound, Outbound, Unspecified};
+        for (direction, namespace, peer, is_believed) in [
+            (Outbound, "shop", "web", true),
+            (Outbound, "shop", "other", false),
+            (Outbound, "", "_PASSTHROUGH", true),
+            (Outbound, "_OTHER", "_OTHER", true),
+            (Inbound, "payments", "checkout.v1", true),
+            (Inbound, "", "_PLAIN", true),
+            (Inbound, "payments", "a\"b", false),
+            (Unspecified, "shop", "web", false),
+        ] {
+            let sent = key(direction, namespace, peer);
+            let counts = SeriesCounts { key: 7, ..SeriesCounts::default() };
+            let mut report =
+                TelemetryReport { keys: vec![sent.clone()], series: vec![counts], ..Default::default() };
+            assert_eq!(telemetry(&mut report, &subjects()), usize::from(!is_believed), "{sent:?}");
+            let (key, series) = (report.keys.first().unwrap(), report.series.len());
+            let (namespace, peer) = if is_believed { (namespace, peer) } else { (OTHER, OTHER) };
+            assert_eq!((key.namespace.as_str(), key.peer.as_str(), key.id, series), (namespace, peer, 7, 1));
+        }
+    }
+
+    #[test]
+    fn a_route_whose_rules_a_sidecar_was_not_sent_is_none() {
+        let mut other = key(Direction::Outbound, "shop", "web");
+        other.route = "HTTPRoute/payments/web".into();
+        let keys = vec![key(Direction::Outbound, "shop", "web"), other];
+        let mut report = TelemetryReport { keys, ..Default::default() };
+        telemetry(&mut report, &subjects());
+        let routes: Vec<_> = report.keys.iter().map(|key| key.route.as_str()).collect();
+        assert_eq!(routes, ["HTTPRoute/shop/web", ""]);
+    }
+
+    #[test]
+    fn counts_of_a_series_are_bounded_and_those_of_buckets_that_do_not_exist_dropped() {
+        let of = |buckets: Vec<u64>| SeriesCounts {
+            classes: vec![u64::MAX; 9],
+            buckets,
+            sum_micros: u64::MAX,
+            bytes_up: u64::MAX,
+            connections: u64::MAX,
+            reasons: vec![ReasonCount { reason: "UpstreamReset".into(), count: u64::MAX }; 100],
+            ..SeriesCounts::default()
+        };
+        let wrong = [vec![1], vec![160, 1], vec![150, 1, 10, 1], vec![1, 1, u64::MAX, 1]];
+        let mut series: Vec<_> = wrong.into_iter().map(of).collect();
+        series.push(of(vec![150, u64::MAX, 9, 1]));
+        let mut report = TelemetryReport { series, ..Default::default() };
+        assert_eq!(telemetry(&mut report, &subjects()), 4);
+        let counts = report.series.first().unwrap();
+        assert_eq!(counts.buckets, [150, MAX_COUNT, 9, 1]);
+        assert_eq!(counts.classes, [MAX_COUNT; 8]);
+        assert_eq!((counts.reasons.len(), counts.connections), (MAX_REASONS, MAX_COUNT));
+        assert_eq!((counts.bytes_up, counts.sum_micros), (MAX_BYTES, MAX_BYTES));
     }
 
     #[test]

@@ -26,6 +26,6 @@ pub mod session;
 
 pub use acks::{
     AckTracker, Acknowledgement, ClientAcknowledgement, PodDialling, PolicyAcknowledgement,
-    RouteAcknowledgement,
+    RouteAcknowledgement, SidecarState,
 };
 pub use report::{Name, SidecarEvent, Stamps};

@@ -14,13 +14,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tulle_mesh::proto::relay_client::RelayClient;
-use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryReport, relay_message};
+use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryAck, TelemetryReport, relay_message};
 
 use super::acks::AckTracker;
 use super::peer::{Peer, Tls};
-use super::report::{SidecarEvent, message};
+use super::report::{SidecarEvent, certificate_of, message};
 use crate::lease::Leadership;
-use crate::telemetry::Aggregates;
+use crate::telemetry::{Aggregates, Taken, reporter_of};
+use crate::watch::Hub;
 
 /// Streams to the leader.
 const SHARDS: usize = 4;
@@ -35,10 +36,12 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub struct LeaderRelay {
     acks: Arc<AckTracker>,
     aggregates: Arc<Aggregates>,
+    /// Says of which workload a pod is.
+    hub: Arc<Hub>,
     leadership: watch::Receiver<Leadership>,
     shards: [Shard; SHARDS],
     /// Sessions that wait for the leader to take a report.
-    waiting: Mutex<HashMap<String, mpsc::Sender<u64>>>,
+    waiting: Mutex<HashMap<String, mpsc::Sender<TelemetryAck>>>,
 }
 
 /// A stream to the leader.
@@ -67,11 +70,13 @@ impl LeaderRelay {
     pub fn new(
         acks: Arc<AckTracker>,
         aggregates: Arc<Aggregates>,
+        hub: Arc<Hub>,
         leadership: watch::Receiver<Leadership>,
     ) -> Arc<Self> {
         Arc::new(Self {
             acks,
             aggregates,
+            hub,
             leadership,
             shards: std::array::from_fn(|_| Shard::default()),
             waiting: Mutex::default(),
@@ -87,12 +92,15 @@ impl LeaderRelay {
         });
     }
 
-    /// Takes counts of a sidecar of this replica. Returns whether they are taken for good; otherwise the
-    /// leader's answer comes by [`Self::telemetry_acks`].
-    pub fn telemetry(&self, pod_uid: &str, report: TelemetryReport) -> bool {
+    /// Takes counts of a sidecar of this replica. Returns the answer; `None`: it is the leader's, and comes by
+    /// [`Self::telemetry_acks`].
+    pub fn telemetry(&self, pod_uid: &str, report: TelemetryReport) -> Option<TelemetryAck> {
+        if let Some(event) = certificate_of(&report) {
+            // The report passes it on.
+            self.acks.report(pod_uid, event, |_| {});
+        }
         if self.leads() {
-            self.aggregates.add(pod_uid, &report);
-            return true;
+            return Some(self.count(pod_uid, &report));
         }
         if let Some(shard) = self.shards.get(shard_of(pod_uid)) {
             let message = relay_message::Message::Telemetry(report);
@@ -102,7 +110,14 @@ impl LeaderRelay {
                 ..Default::default()
             });
         }
-        false
+        None
+    }
+
+    /// Counts a report, on the leader, whichever replica the sidecar is connected to. Returns the answer to it.
+    pub fn count(&self, pod_uid: &str, report: &TelemetryReport) -> TelemetryAck {
+        let reporter = reporter_of(&self.hub.model(), pod_uid);
+        let taken = self.aggregates.add(pod_uid, reporter, report);
+        TelemetryAck { sequence: report.sequence, forgotten: matches!(taken, Taken::Forgotten) }
     }
 
     /// Whether this replica leads.
@@ -110,8 +125,8 @@ impl LeaderRelay {
         self.leadership.borrow().mine
     }
 
-    /// Sequence numbers of reports that the leader has taken.
-    pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::Receiver<u64> {
+    /// The leader's answers to reports.
+    pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::Receiver<TelemetryAck> {
         let (sender, receiver) = mpsc::channel(ANSWERS);
         // A stream that took over under the same pod takes its answers over, too.
         lock(&self.waiting).insert(pod_uid.to_owned(), sender);
@@ -185,7 +200,8 @@ impl LeaderRelay {
 
     fn replied(&self, reply: RelayReply) {
         if let Some(session) = lock(&self.waiting).get(&reply.pod_uid) {
-            let _ = session.try_send(reply.sequence);
+            let RelayReply { sequence, forgotten, .. } = reply;
+            let _ = session.try_send(TelemetryAck { sequence, forgotten });
         }
     }
 }
@@ -203,11 +219,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::proto::series_key::Direction;
+    use tulle_mesh::proto::{SeriesCounts, SeriesKey};
+
     use super::*;
 
     fn relay() -> Arc<LeaderRelay> {
         let (_, leadership) = watch::channel(Leadership::default());
-        LeaderRelay::new(Arc::default(), Arc::default(), leadership)
+        LeaderRelay::new(Arc::default(), Arc::default(), Arc::default(), leadership)
     }
 
     #[tokio::test]
@@ -220,7 +239,7 @@ mod tests {
         relay.report("u", SidecarEvent::Connected);
         for sequence in 0..2 * QUEUED as u64 {
             let report = TelemetryReport { sequence, ..Default::default() };
-            assert!(!relay.telemetry("u", report), "nobody has taken it");
+            assert_eq!(relay.telemetry("u", report), None, "nobody has taken it");
         }
         assert!(lock(&shard.leader).is_none(), "the stream was given up");
         shard.overflow.notified().await;
@@ -233,13 +252,32 @@ mod tests {
         assert_eq!(known, [message("u", SidecarEvent::Connected)]);
     }
 
+    #[test]
+    fn the_leader_says_so_when_it_does_not_know_the_keys_of_a_report() {
+        let leader = Leadership { mine: true, ..Leadership::default() };
+        let (_leading, leadership) = watch::channel(leader);
+        let relay = LeaderRelay::new(Arc::default(), Arc::default(), Arc::default(), leadership);
+        let counts = SeriesCounts { key: 1, classes: vec![0, 1], ..SeriesCounts::default() };
+        let report =
+            TelemetryReport { sequence: 1, process: 1, series: vec![counts], ..TelemetryReport::default() };
+        let forgotten = TelemetryAck { sequence: 1, forgotten: true };
+        assert_eq!(relay.telemetry("u", report.clone()), Some(forgotten));
+        let direction = Direction::Outbound.into();
+        let key = SeriesKey { id: 1, direction, protocol: "http1".into(), ..SeriesKey::default() };
+        let whole = TelemetryReport { keys: vec![key], ..report };
+        let counted = TelemetryAck { sequence: 1, forgotten: false };
+        assert_eq!(relay.telemetry("u", whole), Some(counted));
+    }
+
     #[tokio::test]
     async fn an_answer_reaches_the_session_that_waits_for_it() {
         let relay = relay();
         let mut acks = relay.telemetry_acks("u");
-        relay.replied(RelayReply { pod_uid: "u".into(), sequence: 7 });
-        relay.replied(RelayReply { pod_uid: "v".into(), sequence: 8 });
-        assert_eq!(acks.recv().await, Some(7));
+        relay.replied(RelayReply { pod_uid: "u".into(), sequence: 7, forgotten: false });
+        relay.replied(RelayReply { pod_uid: "v".into(), sequence: 8, forgotten: false });
+        relay.replied(RelayReply { pod_uid: "u".into(), sequence: 9, forgotten: true });
+        assert_eq!(acks.recv().await, Some(TelemetryAck { sequence: 7, forgotten: false }));
+        assert_eq!(acks.recv().await, Some(TelemetryAck { sequence: 9, forgotten: true }));
         drop(acks);
         relay.ended("u");
         assert!(lock(&relay.waiting).is_empty());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tulle_mesh::features;
 use tulle_mesh::proto::{
-    Ack, Features, Nack, RelayMessage, ResourceName, ResourceType, Stamp, relay_message,
+    Ack, Features, Nack, RelayMessage, ResourceName, ResourceType, Stamp, TelemetryReport, relay_message,
 };
 
 /// A resource by type and name.
@@ -24,6 +24,10 @@ pub enum SidecarEvent {
     /// Features of this build that it does not have. Follows [`Self::Connected`] where there are any: what they are for,
     /// it may not even subscribe to, and then it never refuses it.
     Lacks(Vec<&'static str>),
+    /// The version of its build. Follows [`Self::Connected`].
+    Version(Arc<str>),
+    /// When its certificate ends, in Unix seconds.
+    CertificateEnds(i64),
     /// It is gone.
     Gone,
     /// It was sent a version with these stamps, and has not acknowledged it yet.
@@ -67,6 +71,15 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
     let (message, stamps) = match report {
         SidecarEvent::Connected => (relay_message::Message::Connected(true), nothing),
         SidecarEvent::Gone => (relay_message::Message::Connected(false), nothing),
+        SidecarEvent::Version(version) => {
+            let (pod_uid, version) = (pod_uid.to_owned(), version.to_string());
+            return RelayMessage { pod_uid, version, ..Default::default() };
+        }
+        // As its report has said it, without a number: nothing is counted.
+        SidecarEvent::CertificateEnds(certificate_not_after_unix) => {
+            let report = TelemetryReport { certificate_not_after_unix, ..Default::default() };
+            (relay_message::Message::Telemetry(report), nothing)
+        }
         SidecarEvent::Lacks(names) => {
             let names = names.into_iter().map(str::to_owned).collect();
             (relay_message::Message::Lacks(Features { names }), nothing)
@@ -109,8 +122,14 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
         }
         relay_message::Message::Ack(ack) => SidecarEvent::Acked(name_of(ack.name?), stamps),
         relay_message::Message::Nack(nack) => SidecarEvent::Refused(name_of(nack.name?), stamps, nack.reason),
-        relay_message::Message::Telemetry(_) => return None,
+        relay_message::Message::Telemetry(report) => return certificate_of(&report),
     })
+}
+
+/// What a report says of the sidecar's certificate.
+pub fn certificate_of(report: &TelemetryReport) -> Option<SidecarEvent> {
+    let not_after = report.certificate_not_after_unix;
+    (not_after != 0).then_some(SidecarEvent::CertificateEnds(not_after))
 }
 
 #[cfg(test)]
@@ -134,6 +153,7 @@ mod tests {
         for report in [
             SidecarEvent::Connected,
             SidecarEvent::Gone,
+            SidecarEvent::CertificateEnds(1_700_000_000),
             SidecarEvent::Lacks(vec![features::LIMITS_V1]),
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),
@@ -143,5 +163,7 @@ mod tests {
             let sent = message("u", report.clone());
             assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(report));
         }
+        let version = message("u", SidecarEvent::Version("0.13.0".into()));
+        assert_eq!((version.message, version.version.as_str()), (None, "0.13.0"));
     }
 }

@@ -23,16 +23,18 @@ use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
 use tulle_mesh::proto::identity_server::{Identity, IdentityServer};
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
 use tulle_mesh::proto::{
-    Hello, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, relay_message, sidecar_message,
+    Hello, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, TelemetryAck, relay_message,
+    sidecar_message,
 };
 
 use super::acks::AckTracker;
 use super::admission::Admission;
+use super::bounds;
 use super::cache::Cache;
 use super::peer::Tls;
 use super::relay::LeaderRelay;
-use super::report::{SidecarEvent, lacking, name_of, report_of};
-use super::session::{Down, MAX_SUBSCRIPTIONS, Session};
+use super::report::{SidecarEvent, certificate_of, lacking, name_of, report_of};
+use super::session::{Build, Down, MAX_SUBSCRIPTIONS, Session};
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -194,7 +196,7 @@ impl Discovery for Services {
         self.admit(&hello, &identity, from.as_ref().map(|from| from.address))?;
         let held = hello.held.into_iter().filter_map(|held| Some((name_of(held.name?), held.version)));
         let held: HashMap<_, _> = held.take(MAX_SUBSCRIPTIONS).collect();
-        let lacks = lacking(&hello.features);
+        let build = Build { version: bounds::version(&hello.version), lacks: lacking(&hello.features) };
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),
@@ -205,7 +207,7 @@ impl Discovery for Services {
             down,
             hang_up: from.map(|from| from.hang_up).unwrap_or_default(),
         };
-        tokio::spawn(session.run(up, held, lacks));
+        tokio::spawn(session.run(up, held, build));
         let unbox: Unbox = |message| message.map(|message| *message);
         Ok(Response::new(ReceiverStream::new(messages).map(unbox)))
     }
@@ -233,22 +235,33 @@ impl Relay for Services {
                     // Counts that are taken by one who leads no more would be lost.
                     Some(relay_message::Message::Telemetry(_)) if !services.relay.leads() => break,
                     Some(relay_message::Message::Telemetry(report)) => {
-                        services.aggregates.add(&uid, &report);
-                        let reply = RelayReply { pod_uid: uid, sequence: report.sequence };
+                        if let Some(event) = certificate_of(&report) {
+                            services.acks.relayed(&uid, event);
+                        }
+                        // A number is given to what is counted.
+                        if report.sequence == 0 {
+                            continue;
+                        }
+                        let TelemetryAck { sequence, forgotten } = services.relay.count(&uid, &report);
+                        let reply = RelayReply { pod_uid: uid, sequence, forgotten };
                         if !matches!(timeout(ANSWER_WITHIN, sender.send(Ok(reply))).await, Ok(Ok(()))) {
                             break;
                         }
                     }
-                    Some(message) => {
-                        if let relay_message::Message::Connected(connected) = &message {
+                    message => {
+                        if let Some(relay_message::Message::Connected(connected)) = &message {
                             let streams = mine.entry(uid.clone()).or_default();
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
-                        if let Some(report) = report_of(message, relayed.stamps) {
+                        let report = match message {
+                            Some(message) => report_of(message, relayed.stamps),
+                            None if relayed.version.is_empty() => None,
+                            None => Some(SidecarEvent::Version(bounds::version(&relayed.version))),
+                        };
+                        if let Some(report) = report {
                             services.acks.relayed(&uid, report);
                         }
                     }
-                    None => {}
                 }
             }
             // The replica is gone, and its streams with it.
@@ -273,8 +286,8 @@ mod tests {
 
     fn services(pod: Pod) -> Services {
         let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
-        let relay = LeaderRelay::new(Arc::default(), Arc::default(), leadership);
         let hub = Arc::new(Hub::complete(shop(&[pod])));
+        let relay = LeaderRelay::new(Arc::default(), Arc::default(), Arc::clone(&hub), leadership);
         let me = WorkloadId::new("cluster.local", "mesh", "operator");
         Services::new(hub, relay, Arc::default(), Arc::default(), me)
     }

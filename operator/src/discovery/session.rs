@@ -6,7 +6,7 @@
 //! first use of an address costs one round trip. A sidecar may subscribe to endpoints of any Service by name as well, as
 //! to any address; what a pod enforces is sent to that pod's sidecar only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_mesh::proto::{
-    OperatorMessage, ResourceType, SidecarMessage, TelemetryAck, TelemetryReport, operator_message,
+    OperatorMessage, ResourceType, SidecarMessage, Stamp, TelemetryAck, TelemetryReport, operator_message,
     sidecar_message, stamp,
 };
 
@@ -66,6 +66,14 @@ pub struct Session {
     pub hang_up: Arc<Notify>,
 }
 
+/// What a sidecar says of its build.
+pub struct Build {
+    /// Its version.
+    pub version: Arc<str>,
+    /// Features of this operator's build that it does not have.
+    pub lacks: Vec<&'static str>,
+}
+
 struct State {
     wake: Arc<Wake>,
     /// What is subscribed.
@@ -102,14 +110,11 @@ enum Reported {
 }
 
 impl Session {
-    /// Serves the stream of a sidecar that holds these versions and lacks these features to its end.
-    pub async fn run(
-        self,
-        mut up: Streaming<SidecarMessage>,
-        held: HashMap<Name, String>,
-        lacks: Vec<&'static str>,
-    ) {
+    /// Serves the stream of a sidecar of this build, which holds these versions, to its end.
+    pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>, build: Build) {
+        let Build { version, lacks } = build;
         self.relay.report(&self.pod_uid, SidecarEvent::Connected);
+        self.relay.report(&self.pod_uid, SidecarEvent::Version(version));
         if !lacks.is_empty() {
             self.relay.report(&self.pod_uid, SidecarEvent::Lacks(lacks));
         }
@@ -137,8 +142,8 @@ impl Session {
                     Some(message) => self.received(message, state).await?,
                     None => return Ok(()),
                 },
-                Some(sequence) = acks.recv() => {
-                    self.send(acknowledgement(sequence)).await?;
+                Some(ack) = acks.recv() => {
+                    self.send(acknowledgement(ack)).await?;
                 }
                 () = wake.changed() => {
                     let gather = if wake.is_ending() { GATHER_ENDS } else { state.gather() };
@@ -319,14 +324,18 @@ impl Session {
         let subjects = Subjects {
             services: services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
             canaries: canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
+            // Looked for where one is named for the first time.
+            routes: match report.keys.iter().any(|key| !key.route.is_empty()) {
+                true => sent().flat_map(|shared| shared.stamps.iter()).filter_map(route_of).collect(),
+                false => HashSet::new(),
+            },
         };
         let dropped = bounds::telemetry(&mut report, &subjects);
         if dropped > 0 {
             tracing::debug!(pod = self.pod_uid, dropped, "counts that a sidecar may not report");
         }
-        let sequence = report.sequence;
-        if self.relay.telemetry(&self.pod_uid, report) {
-            self.send(acknowledgement(sequence)).await?;
+        if let Some(ack) = self.relay.telemetry(&self.pod_uid, report) {
+            self.send(acknowledgement(ack)).await?;
         }
         Ok(())
     }
@@ -462,8 +471,14 @@ fn boxed(message: operator_message::Message) -> Box<OperatorMessage> {
     Box::new(OperatorMessage { message: Some(message) })
 }
 
-fn acknowledgement(sequence: u64) -> Box<OperatorMessage> {
-    boxed(operator_message::Message::TelemetryAck(TelemetryAck { sequence }))
+fn acknowledgement(ack: TelemetryAck) -> Box<OperatorMessage> {
+    boxed(operator_message::Message::TelemetryAck(ack))
+}
+
+/// The route of the Gateway API that a stamp is of, as sidecars name it: `HTTPRoute/namespace/name`.
+fn route_of(stamp: &Stamp) -> Option<String> {
+    let (kind, name) = stamp.name.split_once('/').filter(|_| stamp.kind() == stamp::Kind::Route)?;
+    Some(format!("{kind}/{}/{name}", stamp.namespace))
 }
 
 /// The endpoints that a version of a route leads to.

@@ -113,8 +113,8 @@ fn terminating_endpoints_serve_while_only_versions_without_a_share_are_ready() {
 fn one_port_is_counted_by_what_each_connection_speaks() {
     let telemetry = Telemetry::default();
     let one = pick(&balancer(vec![endpoint(1, "a", false)], &[]));
-    one.series(&telemetry, "opaque").connection(None, (1, 2));
-    one.series(&telemetry, "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+    one.series(&telemetry, "opaque", None).connection(None, (1, 2));
+    one.series(&telemetry, "http1", None).request(&Ok(200), None, Duration::ZERO, (0, 0));
     let protocols: Vec<_> = telemetry.all().into_iter().map(|(key, _)| key.protocol).collect();
     assert_eq!(protocols, ["http1", "opaque"]);
 }

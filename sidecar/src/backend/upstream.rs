@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::breaker::Health;
 use crate::config::{CanaryRef, Endpoint};
 use crate::telemetry::attempts::{AttemptKey, Attempts};
-use crate::telemetry::{ByProtocol, Series, Telemetry};
+use crate::telemetry::{PeerSeries, Series, SeriesKey, Telemetry};
 
 /// The latency of a service that has not answered yet, in seconds.
 const FIRST_LATENCY: f64 = 0.001;
@@ -95,8 +95,8 @@ pub struct Upstream {
     group: Rc<Group>,
     /// Its identity as a SPIFFE URI, made when it is first asked for.
     identity_text: OnceCell<Bytes>,
-    /// What is counted for its revision, by protocol: one port may speak several.
-    series: ByProtocol,
+    /// What is counted for its revision, by protocol and route: one port may speak several, and serve several.
+    series: PeerSeries,
     /// Whose evidence its attempts are.
     evidence: RefCell<Option<Evidence>>,
     seen: Cell<Seen>,
@@ -148,7 +148,7 @@ impl Upstream {
             endpoint,
             group: Rc::clone(group),
             identity_text: OnceCell::new(),
-            series: ByProtocol::default(),
+            series: PeerSeries::default(),
             evidence: RefCell::default(),
             seen: Cell::new(Seen { latency: None, success: 1.0, at: now }),
             reported: Cell::new(None),
@@ -165,10 +165,30 @@ impl Upstream {
         self.identity_text.get_or_init(text).clone()
     }
 
-    /// What is counted for this protocol.
-    pub fn series(&self, telemetry: &Telemetry, protocol: &'static str) -> Arc<Series> {
-        let Group { namespace, name, .. } = &*self.group;
-        self.series.get(protocol, || telemetry.outbound(namespace, name, &self.endpoint.revision, protocol))
+    /// What is counted for this protocol, and for the route whose rule took the request; `None`: no rule did.
+    pub fn series(
+        &self,
+        telemetry: &Telemetry,
+        protocol: &'static str,
+        route: Option<&Arc<str>>,
+    ) -> Arc<Series> {
+        let make = || {
+            telemetry.series(SeriesKey {
+                direction: "outbound",
+                namespace: self.group.namespace.clone(),
+                peer: self.group.name.clone(),
+                revision: self.endpoint.revision.to_string(),
+                protocol,
+                route: route.cloned().unwrap_or_default(),
+                mtls: self.is_meshed(),
+            })
+        };
+        self.series.get(protocol, route, make)
+    }
+
+    /// Whether it has a sidecar, so that mTLS secures what is sent there.
+    pub fn is_meshed(&self) -> bool {
+        self.endpoint.identity.is_some()
     }
 
     /// Whose evidence attempts are that begin from now on; those under way count where they began.

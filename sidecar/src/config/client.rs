@@ -249,15 +249,15 @@ impl Session<'_> {
                 Some(wanted) = self.wanted.recv(), if self.outbox.len() < MAX_OUTBOX => self.want(wanted),
                 () = sleep_until(look) => {
                     look = Instant::now() + Reporter::pause();
-                    self.report();
+                    self.report(tls);
                 }
                 () = self.stop.cancelled(), if !self.stop_seen => {
                     self.stop_seen = true;
-                    self.report();
+                    self.report(tls);
                 }
             }
             if self.stop_seen && self.reporter.is_idle() {
-                self.report();
+                self.report(tls);
                 if self.reporter.is_idle() {
                     return Ok(());
                 }
@@ -265,9 +265,12 @@ impl Session<'_> {
         }
     }
 
-    fn report(&mut self) {
+    fn report(&mut self, tls: &TlsStore) {
         if self.stop_seen {
             self.reporter.flush();
+        }
+        if let Some(configs) = tls.current() {
+            self.reporter.set_certificate(configs.not_after);
         }
         if let Some(report) = self.reporter.next_report(Instant::now()) {
             self.send(sidecar_message::Message::Telemetry(report));
@@ -326,7 +329,7 @@ impl Session<'_> {
                 let answer = self.apply(&resource);
                 self.send(answer);
             }
-            Some(operator_message::Message::TelemetryAck(ack)) => self.reporter.acknowledged(ack.sequence),
+            Some(operator_message::Message::TelemetryAck(ack)) => self.reporter.acknowledged(ack),
             Some(operator_message::Message::Gone(_)) | None => {}
         }
     }

@@ -38,7 +38,7 @@ use crate::error::Failure;
 use crate::http1::{Head, Reader, Start, Writer};
 use crate::listen::{canonical, original_destination, reset_on_close};
 use crate::pool::Server;
-use crate::telemetry::{ByProtocol, Limited, Series};
+use crate::telemetry::{Limited, PeerSeries, Series};
 use crate::worker::Worker;
 
 /// What a peer does wrong can be repeated at will: it is logged at this pace.
@@ -101,7 +101,7 @@ struct Peer {
     client: Client,
     /// The application, as this client reaches it.
     server: Server,
-    series: ByProtocol,
+    series: PeerSeries,
     /// A connection to the application that has authenticated this client, and may carry requests of nobody else.
     own: Cell<Option<Box<(Reader, Writer)>>>,
     /// Refusals of opaque connections that may yet turn out to be requests.
@@ -116,7 +116,7 @@ impl Peer {
             worker,
             client,
             server,
-            series: ByProtocol::default(),
+            series: PeerSeries::default(),
             own: Cell::new(None),
             undecided: Cell::new(0),
             requested: Notify::new(),
@@ -125,13 +125,13 @@ impl Peer {
 
     /// What is counted of this client's requests or connections.
     fn series(&self, protocol: &'static str) -> Arc<Series> {
-        self.series.get(protocol, || {
+        self.series.get(protocol, None, || {
             let worker = &self.worker;
-            let Some(identity) = &self.client.identity else {
-                return worker.telemetry.inbound_plain(protocol);
-            };
             let inbound = worker.config.inbound();
             let revision = inbound.as_ref().map_or("", |inbound| inbound.revision.as_str());
+            let Some(identity) = &self.client.identity else {
+                return worker.telemetry.inbound_plain(revision, protocol);
+            };
             worker.telemetry.inbound(&identity.namespace, &identity.service_account, revision, protocol)
         })
     }

@@ -66,7 +66,8 @@ pub(super) async fn attempts(
     opened: Option<Opened>,
 ) -> (Ended, Arc<Series>) {
     let trying = RetryState::begin(worker, way, call);
-    let protocol = call.protocol();
+    let (protocol, route) = (call.protocol(), way.route.as_ref());
+    let mut is_meshed = false;
     let mut anew = ANEW.iter();
     // Endpoints by repeating alone: a retry begins with none that was tried, and must not repeat from the start.
     let mut places = 1;
@@ -77,6 +78,7 @@ pub(super) async fn attempts(
     let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
     while let Some(chosen) = next.take() {
         let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
+        is_meshed = upstream.is_meshed();
         let AttemptResult { mut attempt, kept, in_flight, retry, ended_at } =
             make(&trying, chosen, call).await;
         call.attempts = call.attempts.saturating_add(1);
@@ -115,11 +117,11 @@ pub(super) async fn attempts(
         }
         let Some(retry) = retry else {
             trying.conclude(&attempt, call);
-            let series = upstream.series(&worker.telemetry, protocol);
+            let series = upstream.series(&worker.telemetry, protocol, route);
             return (attempt.ended(), series);
         };
         if !backs_off(retry, call).await {
-            let series = upstream.series(&worker.telemetry, protocol);
+            let series = upstream.series(&worker.telemetry, protocol, route);
             return (Ended::failed(Failure::ClientGaveUp), series);
         }
         ask.tried.push(upstream.endpoint.address);
@@ -128,7 +130,7 @@ pub(super) async fn attempts(
         next = other.or_else(|| Some(Chosen::new(worker, upstream, false, Instant::now())));
     }
     trying.conclude(&failed, call);
-    (failed.ended(), unserved(worker, Some(&way.backend), protocol))
+    (failed.ended(), unserved(worker, Some(&way.backend), protocol, route, is_meshed))
 }
 
 /// One attempt at one endpoint, counted as evidence also where another saves the request.

@@ -115,7 +115,7 @@ async fn serve(
         (prepared, plan) => {
             let failure = prepared.err().unwrap_or(Failure::UpstreamNone);
             let backend = plan.as_ref().map(|plan| &*plan.default.backend);
-            (Ended::failed(failure), unserved(worker, backend, call.protocol()))
+            (Ended::failed(failure), unserved(worker, backend, call.protocol(), None, false))
         }
     };
     call.finish(worker, &series, ended).await
@@ -151,8 +151,8 @@ impl Trial {
 
 /// What becomes of a request that goes nowhere.
 enum LocalReply {
-    Answer(Box<Head>),
-    Fail { failure: Failure, edits: Option<Rc<ResponseEdits>> },
+    Answer { head: Box<Head>, route: Arc<str> },
+    Fail { failure: Failure, edits: Option<Rc<ResponseEdits>>, route: Option<Arc<str>> },
 }
 
 /// Serves a request at a port that leads somewhere.
@@ -165,23 +165,25 @@ async fn forward(
 ) -> (Ended, Arc<Series>) {
     let protocol = call.protocol();
     // Counted as a request to the Service that was dialled: it has reached no other.
-    let answered = |ended| (ended, unserved(worker, Some(&plan.default.backend), protocol));
+    let answered = |ended, route: Option<&Arc<str>>| {
+        (ended, unserved(worker, Some(&plan.default.backend), protocol, route, false))
+    };
     let ForwardTo { way, mut ask, copies } = match decide(worker, plan, dialled, call) {
         Ok(onward) => onward,
-        Err(LocalReply::Answer(head)) => {
+        Err(LocalReply::Answer { head, route }) => {
             let ended = Box::pin(call.reply(&head)).await;
-            return answered(ended);
+            return answered(ended, Some(&route));
         }
-        Err(LocalReply::Fail { failure, edits }) => {
+        Err(LocalReply::Fail { failure, edits, route }) => {
             call.edits = edits;
-            return answered(Ended::failed(failure));
+            return answered(Ended::failed(failure), route.as_ref());
         }
     };
     // Few requests are copied: not a part of every request's future.
     if !copies.is_empty()
         && let Err(failure) = Box::pin(mirror::send(worker, call, copies)).await
     {
-        return answered(Ended::failed(failure));
+        return answered(Ended::failed(failure), way.route.as_ref());
     }
     call.travels = spoken_to(way.protocol, &call.head, call.travels);
     let opened = opened.filter(|opened| call.travels == Travels::Http1 && suits(opened, way, &ask));
@@ -198,8 +200,10 @@ fn decide<'p>(
     let found = match plan.rules.as_ref().map(|rules| rules.find(&call.head, dialled.port())) {
         None => None,
         Some(Found::Forward(found)) => Some(found),
-        Some(Found::Answer(head)) => return Err(LocalReply::Answer(head)),
-        Some(Found::Fail { failure, edits }) => return Err(LocalReply::Fail { failure, edits }),
+        Some(Found::Answer { head, route }) => return Err(LocalReply::Answer { head, route }),
+        Some(Found::Fail { failure, edits, route }) => {
+            return Err(LocalReply::Fail { failure, edits, route });
+        }
     };
     let way = found.as_ref().map_or(&plan.default, |found| found.way);
     let (mut ask, trial) = ask(worker, &way.backend, call);

@@ -46,8 +46,8 @@ use crate::http1::conn::split;
 use crate::listen::original_destination;
 use crate::pool::{self, IMPATIENT, PATIENT, Server};
 use crate::route::{Port, Target};
-use crate::telemetry::Series;
 use crate::telemetry::attempts::{Attempts, Seen};
+use crate::telemetry::{Series, SeriesKey};
 use crate::worker::Worker;
 
 /// Waits before the last endpoint that is left is tried anew, on a fresh connection, after an attempt that it has
@@ -202,10 +202,24 @@ fn observe(
     }
 }
 
-/// What is counted where no endpoint has served.
-fn unserved(worker: &Worker, backend: Option<&Backend>, protocol: &'static str) -> Arc<Series> {
+/// What is counted where no endpoint has served. `mtls`: of the endpoint that was tried last.
+fn unserved(
+    worker: &Worker,
+    backend: Option<&Backend>,
+    protocol: &'static str,
+    route: Option<&Arc<str>>,
+    mtls: bool,
+) -> Arc<Series> {
     let (namespace, name) = backend.map_or(("", "pod"), Backend::counted_as);
-    worker.telemetry.outbound(namespace, name, "", protocol)
+    worker.telemetry.series(SeriesKey {
+        direction: "outbound",
+        namespace: namespace.to_owned(),
+        peer: name.to_owned(),
+        revision: String::new(),
+        protocol,
+        route: route.cloned().unwrap_or_default(),
+        mtls,
+    })
 }
 
 /// A connection that is closed now is reset, so that its client does not take it for one that was served.

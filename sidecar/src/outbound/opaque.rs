@@ -25,7 +25,7 @@ use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
 use crate::message::{Sink, Source, pump};
 use crate::pool::{self, Server};
-use crate::route::{Connection, Port};
+use crate::route::{Connection, Port, RouteTarget};
 use crate::telemetry::Limited;
 use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silence};
 use crate::wire::{Event, Receiver, Sender};
@@ -247,13 +247,13 @@ pub(super) async fn serve(
     });
     let way = way.inspect_err(|failure| {
         reset_on_close(&stream);
-        unopened(worker, &plan.default.backend, failure);
+        unopened(worker, &plan.default, failure);
     })?;
     drop(plan);
     let (reader, mut writer) = split(stream, buffer);
     // Opening takes a moment and much room, carrying takes hours: neither is a part of the other's future.
     let opened = Box::pin(open(worker, &way.backend, writer.gone())).await;
-    Box::pin(carry(worker, &way.backend, opened, reader, writer)).await
+    Box::pin(carry(worker, &way, opened, reader, writer)).await
 }
 
 /// Reads until the first bytes are a whole ClientHello, or cannot be one. They stay in the buffer. A client that has
@@ -294,7 +294,7 @@ async fn hello(stream: &TcpStream, buffer: &mut BytesMut) -> Result<Hello, Failu
 /// its arguments twice.
 pub(super) fn carry<'a>(
     worker: &'a Worker,
-    backend: &'a Backend,
+    way: &'a RouteTarget,
     opened: Result<Opened, Failure>,
     mut reader: Reader,
     mut writer: Writer,
@@ -302,8 +302,9 @@ pub(super) fn carry<'a>(
     let opened = opened.inspect_err(|failure| {
         // The client sees a connection that fails, not one that was served and closed.
         writer.abort();
-        unopened(worker, backend, failure);
+        unopened(worker, way, failure);
     });
+    let backend = &*way.backend;
     async move {
         let Opened { upstream, transport, mut evidence, in_flight, .. } = opened?;
         // Counted once, with the server's first word or at the end.
@@ -338,7 +339,8 @@ pub(super) fn carry<'a>(
         let took = in_flight.since().elapsed();
         let (up, down) = joined.bytes;
         tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
-        upstream.series(&worker.telemetry, "opaque").connection(failure.as_ref(), joined.bytes);
+        let series = upstream.series(&worker.telemetry, "opaque", way.route.as_ref());
+        series.connection(failure.as_ref(), joined.bytes);
         if let Some(failure) = &failure {
             log(backend, failure, "an opaque connection broke off");
         }
@@ -358,9 +360,10 @@ fn verdict(seen: Option<Seen>) -> Verdict {
 }
 
 /// Counts and logs a connection that no endpoint took.
-pub(super) fn unopened(worker: &Worker, backend: &Backend, failure: &Failure) {
-    unserved(worker, Some(backend), "opaque").connection(Some(failure), (0, 0));
-    log(backend, failure, "no endpoint took an opaque connection");
+pub(super) fn unopened(worker: &Worker, way: &RouteTarget, failure: &Failure) {
+    let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), false);
+    series.connection(Some(failure), (0, 0));
+    log(&way.backend, failure, "no endpoint took an opaque connection");
 }
 
 fn log(backend: &Backend, failure: &Failure, what: &'static str) {

@@ -26,7 +26,7 @@ use crate::detect::{Detector, PREFACE, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::http1::{Reader, Writer};
-use crate::route::{Connection, Learned, Port};
+use crate::route::{Connection, Learned, Port, RouteTarget};
 use crate::worker::Worker;
 
 /// A client that is silent for this long after it has connected may be waiting for the server. Clients that speak
@@ -176,8 +176,7 @@ async fn undecided(
         None => Err(Failure::UpstreamNone),
     };
     let way = way.inspect_err(|_| reset_on_close(&stream))?;
-    let backend = &way.backend;
-    let mut winner = Box::pin(race(worker, port, backend, stream, buffer, spoke)).await?;
+    let mut winner = Box::pin(race(worker, port, &way.backend, stream, buffer, spoke)).await?;
     if let Winner::Silent(opened, stream, buffer) = winner {
         winner = Box::pin(decide(port, opened, stream, buffer)).await?;
     }
@@ -188,14 +187,14 @@ async fn undecided(
         }
         Winner::Opaque(all) => {
             let (opened, reader, writer) = unboxed(all);
-            Box::pin(opaque::carry(worker, backend, opened, reader, writer)).await
+            Box::pin(opaque::carry(worker, &way, opened, reader, writer)).await
         }
         Winner::Silent(opened, stream, buffer) => {
             let (reader, writer) = split(stream, buffer);
-            Box::pin(opaque::carry(worker, backend, Ok(unboxed(opened)), reader, writer)).await
+            Box::pin(opaque::carry(worker, &way, Ok(unboxed(opened)), reader, writer)).await
         }
         Winner::Unopened(failure, stream, buffer) => {
-            Box::pin(unopened(worker, port, backend, failure, stream, buffer)).await
+            Box::pin(unopened(worker, port, &way, failure, stream, buffer)).await
         }
     }
 }
@@ -291,7 +290,7 @@ pub(super) async fn decide(
 async fn unopened(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
-    backend: &Backend,
+    way: &RouteTarget,
     failure: Failure,
     mut stream: TcpStream,
     mut buffer: BytesMut,
@@ -310,7 +309,7 @@ async fn unopened(
         }
         _ => {
             reset_on_close(&stream);
-            opaque::unopened(worker, backend, &failure);
+            opaque::unopened(worker, way, &failure);
             Err(failure)
         }
     }

@@ -181,13 +181,13 @@ async fn a_connection_takes_little_memory_while_it_is_idle() {
         let (_client, stream) = connection().await;
         let waiting = http::serve_http1(&worker, &port, stream, BytesMut::new(), None);
         assert!(size_of_val(&waiting) <= 1024, "{} bytes", size_of_val(&waiting));
-        let backend = Rc::clone(&port.plan(&worker).unwrap().default.backend);
+        let way = Rc::clone(&port.plan(&worker).unwrap().default);
         let (_client, stream) = connection().await;
         let (reader, writer) = split(stream, BytesMut::new());
-        let carried = opaque::carry(&worker, &backend, Err(Failure::UpstreamNone), reader, writer);
+        let carried = opaque::carry(&worker, &way, Err(Failure::UpstreamNone), reader, writer);
         assert!(size_of_val(&carried) <= 3 * 1024, "{} bytes", size_of_val(&carried));
         let (_client, stream) = connection().await;
-        let opened = opaque::open(&worker, &backend, pending()).await.unwrap();
+        let opened = opaque::open(&worker, &way.backend, pending()).await.unwrap();
         let silent = race::decide(&port, Box::new(opened), stream, BytesMut::new());
         assert!(size_of_val(&silent) <= 1024, "{} bytes", size_of_val(&silent));
     };

@@ -87,14 +87,21 @@ enum Among {
 pub enum Found<'p> {
     /// It goes to a backend.
     Forward(Forward<'p>),
-    /// It is answered with this head, and nothing else.
-    Answer(Box<Head>),
+    /// It is answered with a head, and nothing else.
+    Answer {
+        /// The head.
+        head: Box<Head>,
+        /// The route whose rule answers.
+        route: Arc<str>,
+    },
     /// It fails.
     Fail {
         /// Why.
         failure: Failure,
         /// What is done with the answer that says so.
         edits: Option<Rc<ResponseEdits>>,
+        /// The route whose rule took it; `None`: no rule did.
+        route: Option<Arc<str>>,
     },
 }
 
@@ -210,13 +217,13 @@ impl CompiledRules {
     /// What becomes of a request to a port with this number.
     pub fn find(&self, head: &Head, port: u16) -> Found<'_> {
         if let Some(answer) = self.preflight(head) {
-            return Found::Answer(answer);
+            return answer;
         }
         let Some(taken) = self.take(&Asked::of(head)) else {
-            return Found::Fail { failure: Failure::RouteNone, edits: None };
+            return Found::Fail { failure: Failure::RouteNone, edits: None, route: None };
         };
         if let Some(answer) = taken.redirects(&taken.source.filters, head, port) {
-            return Found::Answer(answer);
+            return answer;
         }
         let session = taken.session(head);
         let chosen = match session {
@@ -228,7 +235,7 @@ impl CompiledRules {
         });
         let Some((share, backend)) = chosen else { return taken.leads_nowhere(&[], head) };
         if let Some(answer) = taken.redirects(&backend.filters, head, port) {
-            return Found::Answer(answer);
+            return answer;
         }
         let Some(way) = &share.way else { return taken.leads_nowhere(&backend.filters, head) };
         let session = session.map(|(_, token, stay)| (token, stay));
@@ -269,7 +276,7 @@ impl CompiledRules {
 
     /// The answer to a preflight, by the rule of the request that it asks about. `None`: it is not a preflight, or that
     /// rule leaves cross-origin requests to the server.
-    fn preflight(&self, head: &Head) -> Option<Box<Head>> {
+    fn preflight(&self, head: &Head) -> Option<Found<'_>> {
         let method = cors::asked_method(head)?;
         let taken = self.take(&Asked { method, ..Asked::of(head) })?;
         let of_backends = taken.source.backends.iter().flat_map(|backend| &backend.filters);
@@ -294,14 +301,14 @@ impl CompiledRules {
 
 impl Taken<'_> {
     /// An answer of our own, with what the rule does to answers.
-    fn answer(&self, mut head: Head) -> Box<Head> {
+    fn answer<'p>(&self, mut head: Head) -> Found<'p> {
         if let Some(edits) = &self.compiled.edits {
             edits.apply(&mut head);
         }
-        Box::new(head)
+        Found::Answer { head: Box::new(head), route: Arc::clone(&self.source.route) }
     }
 
-    fn redirects(&self, filters: &[Filter], request: &Head, port: u16) -> Option<Box<Head>> {
+    fn redirects<'p>(&self, filters: &[Filter], request: &Head, port: u16) -> Option<Found<'p>> {
         let to = filters.iter().find_map(|filter| match filter {
             Filter::Redirect(to) => Some(to),
             _ => None,
@@ -319,7 +326,8 @@ impl Taken<'_> {
         let cors = cors_of(self.source.filters.iter().chain(of_backend));
         let decoration = cors.and_then(|cors| cors::decoration(cors, request));
         let edits = decoration.map(|set| Rc::new(ResponseEdits::default().with(None, Some(set))));
-        Found::Fail { failure: Failure::RouteNoBackend, edits }
+        let route = Some(Arc::clone(&self.source.route));
+        Found::Fail { failure: Failure::RouteNoBackend, edits, route }
     }
 
     /// The session that a request is of: the number of its backend, and where in it the request goes. Whoever has one

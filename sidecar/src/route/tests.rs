@@ -126,7 +126,7 @@ fn get(path: &str) -> Head {
 fn outcome(plan: &Plan, head: &Head) -> String {
     match plan.rules.as_ref().unwrap().find(head, 80) {
         Found::Forward(found) => found.way.backend.counted_as().1.to_owned(),
-        Found::Answer(head) => head.status().to_string(),
+        Found::Answer { head, .. } => head.status().to_string(),
         Found::Fail { failure, .. } => failure.status().to_string(),
     }
 }

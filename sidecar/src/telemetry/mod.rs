@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use limited::Limited;
-pub use series::{ByProtocol, CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series};
+pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
 /// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
 const MAX_SERIES: usize = 2_000;
@@ -49,6 +49,10 @@ pub struct SeriesKey {
     pub revision: String,
     /// `http1`, `http2` or `opaque`.
     pub protocol: &'static str,
+    /// The route whose rule took the requests, `HTTPRoute/namespace/name`; empty: none did.
+    pub route: Arc<str>,
+    /// Whether mTLS secures them.
+    pub mtls: bool,
 }
 
 /// A series in the table.
@@ -78,7 +82,7 @@ pub struct Telemetry {
 const PLAIN_PROTOCOLS: [&str; 3] = ["http1", "http2", "opaque"];
 
 impl Telemetry {
-    /// The series of requests to a revision of a Service.
+    /// The series of requests to a revision of a Service, which no route took and nothing secures.
     pub fn outbound(
         &self,
         namespace: &str,
@@ -86,16 +90,18 @@ impl Telemetry {
         revision: &str,
         protocol: &'static str,
     ) -> Arc<Series> {
-        self.get(SeriesKey {
+        self.series(SeriesKey {
             direction: "outbound",
             namespace: namespace.to_owned(),
             peer: service.to_owned(),
             revision: revision.to_owned(),
             protocol,
+            route: Arc::default(),
+            mtls: false,
         })
     }
 
-    /// The series of requests from a client.
+    /// The series of requests from a client with a sidecar.
     pub fn inbound(
         &self,
         namespace: &str,
@@ -103,19 +109,31 @@ impl Telemetry {
         revision: &str,
         protocol: &'static str,
     ) -> Arc<Series> {
-        self.get(SeriesKey {
+        self.series(SeriesKey {
             direction: "inbound",
             namespace: namespace.to_owned(),
             peer: account.to_owned(),
             revision: revision.to_owned(),
             protocol,
+            route: Arc::default(),
+            mtls: true,
         })
     }
 
-    /// The series of requests from clients without a sidecar, `http1`, `http2` or `opaque`. Looked up once, so that
-    /// a request takes no lock.
-    pub fn inbound_plain(&self, protocol: &'static str) -> Arc<Series> {
-        let make = || self.inbound("", "_PLAIN", "", protocol);
+    /// The series of requests from clients without a sidecar to this pod, which is of this revision: `http1`, `http2`
+    /// or `opaque`. Looked up once, so that a request takes no lock.
+    pub fn inbound_plain(&self, revision: &str, protocol: &'static str) -> Arc<Series> {
+        let make = || {
+            self.series(SeriesKey {
+                direction: "inbound",
+                namespace: String::new(),
+                peer: "_PLAIN".to_owned(),
+                revision: revision.to_owned(),
+                protocol,
+                route: Arc::default(),
+                mtls: false,
+            })
+        };
         let slot = PLAIN_PROTOCOLS.iter().position(|known| *known == protocol);
         match slot.and_then(|slot| self.plain.get(slot)) {
             Some(slot) => Arc::clone(slot.get_or_init(make)),
@@ -123,7 +141,8 @@ impl Telemetry {
         }
     }
 
-    fn get(&self, key: SeriesKey) -> Arc<Series> {
+    /// The series of a key, or the one of all for which the table has no room.
+    pub fn series(&self, key: SeriesKey) -> Arc<Series> {
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = series.get(&key) {
             return Arc::clone(&kept.series);
@@ -132,7 +151,8 @@ impl Telemetry {
             return Arc::clone(&series.entry(key).or_default().series);
         }
         let other = || "_OTHER".to_owned();
-        let key = SeriesKey { namespace: other(), peer: other(), revision: other(), ..key };
+        let route = Arc::default();
+        let key = SeriesKey { namespace: other(), peer: other(), revision: other(), route, ..key };
         let overflow = || Kept { series: Arc::new(Series::overflow()), ..Kept::default() };
         Arc::clone(&series.entry(key).or_insert_with(overflow).series)
     }
@@ -246,8 +266,8 @@ mod tests {
     fn a_peer_of_a_full_table_gets_its_own_series_as_soon_as_there_is_room() {
         let telemetry = Telemetry::default();
         fill(&telemetry);
-        let peer = ByProtocol::default();
-        let get = || peer.get("http1", || telemetry.outbound("shop", "web", "", "http1"));
+        let peer = PeerSeries::default();
+        let get = || peer.get("http1", None, || telemetry.outbound("shop", "web", "", "http1"));
         assert!(get().is_overflow);
         let now = Instant::now();
         for at in [now, now, now + UNUSED] {
@@ -262,12 +282,43 @@ mod tests {
     fn plain_clients_are_counted_in_one_series_per_protocol_that_is_looked_up_once() {
         let telemetry = Telemetry::default();
         for protocol in PLAIN_PROTOCOLS {
-            let first = telemetry.inbound_plain(protocol);
-            assert!(Arc::ptr_eq(&first, &telemetry.inbound_plain(protocol)));
-            assert!(Arc::ptr_eq(&first, &telemetry.inbound("", "_PLAIN", "", protocol)));
+            let first = telemetry.inbound_plain("r1", protocol);
+            assert!(Arc::ptr_eq(&first, &telemetry.inbound_plain("r1", protocol)));
+            assert!(!Arc::ptr_eq(&first, &telemetry.inbound("", "_PLAIN", "r1", protocol)), "one is mTLS");
         }
         let lock = telemetry.series.lock().unwrap();
-        drop(telemetry.inbound_plain("http2"));
-        assert_eq!(lock.len(), 3);
+        drop(telemetry.inbound_plain("r1", "http2"));
+        let plain = lock.keys().filter(|key| !key.mtls && key.peer == "_PLAIN");
+        assert_eq!(plain.count(), PLAIN_PROTOCOLS.len());
+    }
+
+    #[test]
+    fn requests_of_one_peer_are_counted_by_the_route_that_took_them() {
+        let telemetry = Telemetry::default();
+        let peer = PeerSeries::default();
+        let get = |route: Option<&Arc<str>>| {
+            peer.get("http1", route, || {
+                telemetry.series(SeriesKey {
+                    direction: "outbound",
+                    namespace: "shop".into(),
+                    peer: "web".into(),
+                    revision: String::new(),
+                    protocol: "http1",
+                    route: route.cloned().unwrap_or_default(),
+                    mtls: true,
+                })
+            })
+        };
+        let [route, same]: [Arc<str>; 2] = ["HTTPRoute/shop/web".into(), "HTTPRoute/shop/web".into()];
+        assert!(
+            Arc::ptr_eq(&get(Some(&route)), &get(Some(&same))),
+            "rules that came again name the same route"
+        );
+        assert!(!Arc::ptr_eq(&get(Some(&route)), &get(None)));
+        for number in 0..50 {
+            get(Some(&format!("HTTPRoute/shop/preview-{number}").into()));
+        }
+        let held = telemetry.all().into_iter().filter(|(_, series)| Arc::strong_count(series) > 2).count();
+        assert!(held <= 16, "{held} series are kept for routes that are gone");
     }
 }

@@ -1,4 +1,8 @@
 //! Deltas for the operator: numbered, one under way at a time, sent again until acknowledged.
+//!
+//! What distinguishes a series is sent once and has a number from then on, by which its counts name it. An operator that
+//! does not know a number counts nothing of the report, and says so: the report then goes again with all of its keys,
+//! and every other key goes again with the next counts of its series.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tulle_mesh::proto::{RequestCounts, TelemetryReport};
+use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::proto::{self, ReasonCount, SeriesCounts, TelemetryAck, TelemetryReport};
 
-use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series, SeriesKey, Telemetry};
+use super::{Series, SeriesKey, Telemetry};
 
 /// Makes reports of what has changed since the last one.
 #[derive(Debug)]
@@ -16,7 +21,9 @@ pub struct Reporter {
     telemetry: Arc<Telemetry>,
     process: u64,
     sequence: u64,
-    sent: HashMap<SeriesKey, Counts>,
+    sent: HashMap<SeriesKey, Sent>,
+    /// The number of the next key. None is used twice.
+    next_id: u32,
     under_way: Option<TelemetryReport>,
     /// When it was sent.
     sent_at: Option<Instant>,
@@ -27,6 +34,10 @@ pub struct Reporter {
     reported_at: Option<Instant>,
     /// When series were looked at last for those of workloads that are gone.
     evicted_at: Option<Instant>,
+    /// When the certificate ends, in Unix seconds; 0: there is none.
+    certificate: i64,
+    /// What was reported of that.
+    reported_certificate: i64,
 }
 
 /// How often it is looked whether there are attempts under a Canary to report, or a report is to go again.
@@ -44,24 +55,102 @@ fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
+/// What has been reported of a series.
+#[derive(Debug)]
+struct Sent {
+    /// The number of its key.
+    id: u32,
+    /// The operator has the key, or it is in the report that is under way.
+    is_introduced: bool,
+    /// The last report that the series is in.
+    sequence: u64,
+    /// [`Series::activity`], read before the counts were.
+    activity: u64,
+    counts: Counts,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Counts {
-    requests: u64,
-    failures: u64,
+    classes: [u64; 8],
+    /// Those that are not empty, ascending, each with its number.
+    buckets: Vec<(usize, u64)>,
     sum_micros: u64,
-    buckets: Vec<u64>,
+    bytes_up: u64,
+    bytes_down: u64,
+    connections: u64,
+    retries: u64,
+    reasons: Vec<(&'static str, u64)>,
 }
 
 impl Counts {
     fn of(series: &Series) -> Self {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let class = |index: usize| series.by_class.get(index).map_or(0, read);
+        let buckets = series.latency.iter().map(read).enumerate();
+        let mut reasons = series.failures();
+        reasons.sort_unstable();
         Self {
-            requests: (0..CLASS_CLIENT).map(class).sum(),
-            failures: class(4) + class(CLASS_GRPC) + class(CLASS_NONE),
+            classes: series.by_class.each_ref().map(read),
+            buckets: buckets.filter(|(_, count)| *count > 0).collect(),
             sum_micros: read(&series.latency_sum),
-            buckets: series.latency.iter().map(read).collect(),
+            bytes_up: read(&series.bytes_up),
+            bytes_down: read(&series.bytes_down),
+            connections: read(&series.connections),
+            retries: read(&series.retries),
+            reasons,
         }
+    }
+
+    /// What has been counted since `before`, as counts of the key with this number.
+    fn since(&self, before: &Self, key: u32) -> SeriesCounts {
+        let classes = self.classes.iter().zip(before.classes);
+        let mut classes: Vec<u64> = classes.map(|(now, before)| now.saturating_sub(before)).collect();
+        while classes.last() == Some(&0) {
+            classes.pop();
+        }
+        let (mut buckets, mut last) = (Vec::new(), 0);
+        for (bucket, count) in more(&self.buckets, &before.buckets) {
+            // The distance to the one before: most are less than 128, which is a byte.
+            buckets.extend([bucket.saturating_sub(last) as u64, count]);
+            last = bucket;
+        }
+        let reasons = more(&self.reasons, &before.reasons);
+        SeriesCounts {
+            key,
+            classes,
+            buckets,
+            sum_micros: self.sum_micros.saturating_sub(before.sum_micros),
+            bytes_up: self.bytes_up.saturating_sub(before.bytes_up),
+            bytes_down: self.bytes_down.saturating_sub(before.bytes_down),
+            connections: self.connections.saturating_sub(before.connections),
+            reasons: reasons
+                .map(|(reason, count)| ReasonCount { reason: reason.to_owned(), count })
+                .collect(),
+            retries: self.retries.saturating_sub(before.retries),
+        }
+    }
+}
+
+/// What has been added since `before`, where something has been. Both are in order.
+fn more<'a, T: Copy + Ord>(now: &'a [(T, u64)], before: &'a [(T, u64)]) -> impl Iterator<Item = (T, u64)> {
+    let old = move |of: T| {
+        let found = before.binary_search_by_key(&of, |(known, _)| *known).ok();
+        found.and_then(|index| before.get(index)).map_or(0, |(_, count)| *count)
+    };
+    now.iter().map(move |(of, count)| (*of, count.saturating_sub(old(*of)))).filter(|(_, count)| *count > 0)
+}
+
+/// What the operator is told of a series, once.
+fn introduction(key: &SeriesKey, id: u32) -> proto::SeriesKey {
+    let direction = if key.direction == "outbound" { Direction::Outbound } else { Direction::Inbound };
+    proto::SeriesKey {
+        id,
+        direction: direction.into(),
+        namespace: key.namespace.clone(),
+        peer: key.peer.clone(),
+        revision: key.revision.clone(),
+        route: key.route.to_string(),
+        protocol: key.protocol.to_owned(),
+        mtls: key.mtls,
     }
 }
 
@@ -73,12 +162,15 @@ impl Reporter {
             process: fastrand::u64(1..),
             sequence: 0,
             sent: HashMap::new(),
+            next_id: 1,
             under_way: None,
             sent_at: None,
             resend: false,
             due: None,
             reported_at: None,
             evicted_at: None,
+            certificate: 0,
+            reported_certificate: 0,
         }
     }
 
@@ -97,11 +189,29 @@ impl Reporter {
         self.resend = true;
     }
 
-    /// The operator has counted a report.
-    pub fn acknowledged(&mut self, sequence: u64) {
-        if self.under_way.as_ref().is_some_and(|report| report.sequence == sequence) {
+    /// When the present certificate ends, in Unix seconds.
+    pub fn set_certificate(&mut self, not_after: i64) {
+        self.certificate = not_after;
+    }
+
+    /// The operator has counted a report, or has forgotten what its numbers mean.
+    pub fn acknowledged(&mut self, ack: TelemetryAck) {
+        let Some(report) = self.under_way.as_mut().filter(|report| report.sequence == ack.sequence) else {
+            return;
+        };
+        if !ack.forgotten {
             self.under_way = None;
+            return;
         }
+        report.keys.clear();
+        for (key, sent) in &mut self.sent {
+            sent.is_introduced = sent.sequence == ack.sequence;
+            if sent.is_introduced {
+                report.keys.push(introduction(key, sent.id));
+            }
+        }
+        report.keys.sort_unstable_by_key(|key| key.id);
+        self.resend = true;
     }
 
     /// Whether everything that was sent has been counted by the operator.
@@ -126,191 +236,73 @@ impl Reporter {
             return None;
         }
         self.due = Some(now + jittered(COUNTS_EVERY));
-        let counts = self.counts();
-        self.evict(now);
+        let sequence = self.sequence + 1;
+        let (keys, series) = self.series(sequence);
+        self.evict(now, sequence);
         let since = self.reported_at.replace(now).map_or(LOOK_EVERY, |before| now.duration_since(before));
-        if counts.is_empty() && attempts.is_empty() {
+        if series.is_empty() && attempts.is_empty() && self.certificate == self.reported_certificate {
             return None;
         }
-        self.sequence += 1;
+        self.sequence = sequence;
+        self.reported_certificate = self.certificate;
         let report = TelemetryReport {
-            sequence: self.sequence,
+            sequence,
             process: self.process,
-            counts,
+            counts: Vec::new(),
             interval_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             attempts,
+            keys,
+            series,
+            certificate_not_after_unix: self.certificate,
         };
         self.sent_at = Some(now);
         self.under_way = Some(report.clone());
         Some(report)
     }
 
-    /// Drops the series of workloads that are gone, once the operator has their counts, or they are in the report that
-    /// is being made.
-    fn evict(&mut self, now: Instant) {
+    /// Drops the series of workloads that are gone, once the operator has their counts: not those of the report that is
+    /// being made, whose keys may have to go again.
+    fn evict(&mut self, now: Instant, sequence: u64) {
         if self.evicted_at.is_some_and(|at| now.duration_since(at) < EVICT_EVERY) {
             return;
         }
         self.evicted_at = Some(now);
         let sent = &self.sent;
-        let is_reported = |key: &SeriesKey, series: &Series| {
-            let reported = sent.get(key).map_or(0, |counts| counts.requests);
-            key.direction != "outbound" || Counts::of(series).requests == reported
+        let is_reported = |key: &SeriesKey, series: &Series| match sent.get(key) {
+            Some(sent) => sent.sequence != sequence && sent.activity == series.activity(),
+            None => series.activity() == 0,
         };
         for key in self.telemetry.evict(now, is_reported) {
-            // One that comes back begins at zero.
+            // One that comes back begins at zero, with another number.
             self.sent.remove(&key);
         }
     }
 
-    /// What has changed in the series since the last report.
-    fn counts(&mut self) -> Vec<RequestCounts> {
-        let mut counts = Vec::new();
+    /// What has changed in the series since the last report, and the keys that the operator does not have.
+    fn series(&mut self, sequence: u64) -> (Vec<proto::SeriesKey>, Vec<SeriesCounts>) {
+        let (mut keys, mut changed) = (Vec::new(), Vec::new());
         for (key, series) in self.telemetry.all() {
-            // Each request is reported once: by the side that sent it.
-            if key.direction != "outbound" {
+            // Read first: what is counted meanwhile changes it, and is found at the next look.
+            let activity = series.activity();
+            if self.sent.get(&key).map_or(0, |sent| sent.activity) == activity {
                 continue;
             }
-            let now = Counts::of(&series);
-            let before = self.sent.entry(key.clone()).or_default();
-            if now.requests != before.requests {
-                counts.push(delta(&key, before, &now));
-                *before = now;
+            let counts = Counts::of(&series);
+            let next_id = &mut self.next_id;
+            let sent = self.sent.entry(key.clone()).or_insert_with(|| {
+                let id = *next_id;
+                *next_id = next_id.wrapping_add(1);
+                Sent { id, is_introduced: false, sequence: 0, activity: 0, counts: Counts::default() }
+            });
+            if !std::mem::replace(&mut sent.is_introduced, true) {
+                keys.push(introduction(&key, sent.id));
             }
+            changed.push(counts.since(&sent.counts, sent.id));
+            (sent.sequence, sent.activity, sent.counts) = (sequence, activity, counts);
         }
-        counts
-    }
-}
-
-fn delta(key: &SeriesKey, before: &Counts, now: &Counts) -> RequestCounts {
-    let old = before.buckets.iter().chain(std::iter::repeat(&0));
-    let changed = now.buckets.iter().zip(old).enumerate().filter(|(_, (now, old))| now > old);
-    RequestCounts {
-        namespace: key.namespace.clone(),
-        service: key.peer.clone(),
-        revision: key.revision.clone(),
-        requests: now.requests.saturating_sub(before.requests),
-        failures: now.failures.saturating_sub(before.failures),
-        buckets: changed.flat_map(|(bucket, (now, old))| [bucket as u64, now - old]).collect(),
-        sum_micros: now.sum_micros.saturating_sub(before.sum_micros),
+        (keys, changed)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::telemetry::attempts::{AttemptKey, Attempts, Seen};
-
-    /// When every count is due, whatever the jitter.
-    const LATER: Duration = Duration::from_secs(10);
-
-    fn attempts(telemetry: &Telemetry, epoch: u64) -> Arc<Attempts> {
-        let key = AttemptKey {
-            namespace: "shop".into(),
-            canary: "web".into(),
-            epoch,
-            revision: "new".into(),
-            pod_uid: "pod".into(),
-        };
-        telemetry.attempts_of(key).unwrap()
-    }
-
-    #[test]
-    fn deltas_add_up_to_the_counters_whatever_is_lost_on_the_way() {
-        let telemetry = Arc::new(Telemetry::default());
-        let series = telemetry.outbound("shop", "web", "a", "http1");
-        let mut reporter = Reporter::new(Arc::clone(&telemetry));
-        let mut now = Instant::now();
-        series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        let first = reporter.next_report(now).unwrap();
-        series.request(&Ok(500), None, Duration::from_millis(1), (0, 0));
-        assert!(reporter.next_report(now).is_none(), "one at a time");
-        let looks: Vec<_> = (1..=7).map(|second| now + Duration::from_secs(second)).collect();
-        let later: Vec<_> = looks.iter().filter_map(|look| reporter.next_report(*look)).collect();
-        assert_eq!(later, std::slice::from_ref(&first), "again, in case nobody who leads has seen it");
-        reporter.reconnected();
-        now += LATER;
-        assert_eq!(reporter.next_report(now).unwrap(), first, "the same again, under its number");
-        reporter.acknowledged(first.sequence);
-        let second = reporter.next_report(now).unwrap();
-        assert_eq!((second.counts[0].requests, second.counts[0].failures), (1, 1));
-        reporter.acknowledged(second.sequence);
-        assert!(reporter.next_report(now + LATER).is_none());
-    }
-
-    #[test]
-    fn counts_that_nobody_decides_by_wait_and_attempts_under_a_canary_do_not() {
-        let telemetry = Arc::new(Telemetry::default());
-        let series = telemetry.outbound("shop", "web", "a", "http1");
-        let mut reporter = Reporter::new(Arc::clone(&telemetry));
-        let now = Instant::now();
-        assert!(reporter.next_report(now).is_none(), "nothing has happened");
-        series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        assert!(reporter.next_report(now + Duration::from_secs(3)).is_none());
-        attempts(&telemetry, 1).count(Seen::Good, None);
-        let both = reporter.next_report(now + Duration::from_secs(3)).unwrap();
-        assert_eq!((both.counts.len(), both.attempts.len()), (1, 1));
-        reporter.acknowledged(both.sequence);
-        series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        assert!(reporter.next_report(now + Duration::from_secs(6)).is_none());
-        let due = reporter.next_report(now + LATER).unwrap();
-        assert_eq!((due.counts.len(), due.attempts.len()), (1, 0));
-        reporter.acknowledged(due.sequence);
-        series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        assert!(reporter.next_report(now + LATER).is_none());
-        reporter.flush();
-        assert!(reporter.next_report(now + LATER).is_some(), "a stop waits for nothing");
-    }
-
-    #[test]
-    fn deltas_of_attempts_add_up_and_stay_in_their_epoch() {
-        let telemetry = Arc::new(Telemetry::default());
-        let mut reporter = Reporter::new(Arc::clone(&telemetry));
-        let mut now = Instant::now();
-        let old = attempts(&telemetry, 1);
-        old.count(Seen::Unreached, None);
-        let first = reporter.next_report(now).unwrap();
-        let seen = |report: &TelemetryReport| -> Vec<_> {
-            report.attempts.iter().map(|a| (a.epoch, a.attempts, a.failures, a.unreached)).collect()
-        };
-        assert_eq!(seen(&first), [(1, 1, 1, 1)]);
-        // One was under way when the next epoch came.
-        let new = attempts(&telemetry, 2);
-        new.count(Seen::Good, Some(Duration::from_millis(1)));
-        old.count(Seen::Failed, None);
-        drop(old);
-        now += RESEND_AFTER;
-        assert_eq!(reporter.next_report(now).unwrap(), first, "the same again, without what came later");
-        reporter.acknowledged(first.sequence);
-        let second = reporter.next_report(now).unwrap();
-        let mut both = seen(&second);
-        both.sort_unstable();
-        assert_eq!(both, [(1, 1, 1, 0), (2, 1, 0, 0)]);
-        reporter.acknowledged(second.sequence);
-        assert!(reporter.next_report(now).is_none());
-    }
-
-    #[test]
-    fn a_series_that_was_dropped_and_comes_back_is_reported_from_zero() {
-        let telemetry = Arc::new(Telemetry::default());
-        let mut reporter = Reporter::new(Arc::clone(&telemetry));
-        let mut now = Instant::now();
-        let request = || {
-            let series = telemetry.outbound("shop", "web", "a", "http1");
-            series.request(&Ok(200), None, Duration::from_millis(1), (0, 0));
-        };
-        request();
-        request();
-        let report = reporter.next_report(now).unwrap();
-        assert_eq!(report.counts[0].requests, 2);
-        reporter.acknowledged(report.sequence);
-        for _ in 0..12 {
-            now += EVICT_EVERY;
-            assert!(reporter.next_report(now).is_none());
-        }
-        assert!(telemetry.all().is_empty(), "unused and reported");
-        request();
-        let report = reporter.next_report(now + LATER).unwrap();
-        assert_eq!(report.counts[0].requests, 1);
-    }
-}
+mod tests;

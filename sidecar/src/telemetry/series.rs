@@ -26,6 +26,8 @@ pub struct Series {
     pub bytes_down: AtomicU64,
     /// Connections, where the content is opaque.
     pub connections: AtomicU64,
+    /// Attempts beyond the first of each request.
+    pub retries: AtomicU64,
     failures: Mutex<HashMap<&'static str, u64>>,
     /// Whether this counts the peers for which the table has no room.
     pub(super) is_overflow: bool,
@@ -48,6 +50,7 @@ impl Default for Series {
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
             failures: Mutex::default(),
             is_overflow: false,
         }
@@ -87,12 +90,19 @@ impl Series {
         self.bytes(bytes);
     }
 
+    /// Counts the attempts beyond the first of a request that is counted next.
+    pub fn retried(&self, attempts: u64) {
+        if attempts > 0 {
+            self.retries.fetch_add(attempts, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a connection whose content is opaque.
     pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
         if let Some(failure) = failure {
             self.failure(failure);
         }
+        self.connections.fetch_add(1, Ordering::Relaxed);
         self.bytes(bytes);
     }
 
@@ -107,11 +117,11 @@ impl Series {
         failures.iter().map(|(name, count)| (*name, *count)).collect()
     }
 
-    /// A number that changes with everything that is counted.
+    /// A number that changes with every request and every connection, after their reasons and retries are counted.
     pub(super) fn activity(&self) -> u64 {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = self.by_class.iter().chain([&self.connections, &self.bytes_up, &self.bytes_down]);
-        counters.map(read).fold(0, u64::wrapping_add)
+        let others = [&self.connections, &self.latency_sum, &self.bytes_up, &self.bytes_down];
+        self.by_class.iter().chain(others).map(read).fold(0, u64::wrapping_add)
     }
 
     fn bytes(&self, (up, down): (u64, u64)) {
@@ -120,22 +130,43 @@ impl Series {
     }
 }
 
-/// The series of one peer by protocol, made when it is first used: few peers speak more than one.
+/// The series of one peer by protocol and route, each made when it is first used: few peers have more than one.
 #[derive(Debug, Default)]
-pub struct ByProtocol(RefCell<Vec<(&'static str, Arc<Series>)>>);
+pub struct PeerSeries(RefCell<Vec<Used>>);
 
-impl ByProtocol {
-    /// The series of a protocol.
-    pub fn get(&self, protocol: &'static str, make: impl FnOnce() -> Arc<Series>) -> Arc<Series> {
-        if let Some((_, series)) = self.0.borrow().iter().find(|(of, _)| *of == protocol) {
-            return Arc::clone(series);
+#[derive(Debug)]
+struct Used {
+    protocol: &'static str,
+    route: Option<Arc<str>>,
+    series: Arc<Series>,
+}
+
+/// Series of one peer that are kept at hand. What is kept at hand is never dropped from the table, and routes come and
+/// go: beyond, all are looked up anew.
+const MAX_USED: usize = 16;
+
+impl PeerSeries {
+    /// The series of a protocol and of the route whose rule took the request; `None`: no rule did.
+    pub fn get(
+        &self,
+        protocol: &'static str,
+        route: Option<&Arc<str>>,
+        make: impl FnOnce() -> Arc<Series>,
+    ) -> Arc<Series> {
+        let is_wanted = |used: &&Used| used.protocol == protocol && used.route.as_ref() == route;
+        if let Some(used) = self.0.borrow().iter().find(is_wanted) {
+            return Arc::clone(&used.series);
         }
         let series = make();
         // There may be room for a series of its own by the next request.
         if series.is_overflow {
             return series;
         }
-        self.0.borrow_mut().push((protocol, Arc::clone(&series)));
+        let mut all = self.0.borrow_mut();
+        if all.len() >= MAX_USED {
+            all.clear();
+        }
+        all.push(Used { protocol, route: route.cloned(), series: Arc::clone(&series) });
         series
     }
 }

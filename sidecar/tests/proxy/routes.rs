@@ -82,6 +82,33 @@ async fn requests_go_by_path_segments_and_by_headers_and_what_matches_nothing_is
 }
 
 #[tokio::test]
+async fn requests_are_counted_by_the_route_that_took_them_and_by_what_secures_them() {
+    let shop = Shop::open().await;
+    let path = |path: &str| json!([{"path": {"type": "PathPrefix", "value": path}}]);
+    shop.http_route(json!([
+        {"matches": path("/a"), "backendRefs": [shop.backend(shop.to_a, 1)]},
+        {"matches": path("/b"), "backendRefs": [shop.backend(shop.to_b, 1)]},
+        {"matches": path("/none")},
+    ]))
+    .await;
+    for path in ["/a", "/b", "/none", "/elsewhere"] {
+        shop.ask(&get(path, "")).await;
+    }
+    let telemetry = &shop.cluster.client.telemetry;
+    // A request is counted after its answer has been delivered.
+    within(async {
+        while telemetry.all().len() < 4 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let keys = telemetry.all().into_iter().map(|(key, _)| (key.route.to_string(), key.mtls));
+    let mut seen: Vec<_> = keys.map(|(route, mtls)| (route.ends_with("/web"), mtls)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(false, false), (true, false), (true, false), (true, true)]);
+}
+
+#[tokio::test]
 async fn shares_are_exact_and_that_of_a_backend_that_is_missing_is_an_error() {
     let shop = Shop::open().await;
     let backends = json!([shop.backend(shop.to_a, 70), shop.backend(shop.to_b, 30)]);

@@ -34,7 +34,7 @@ impl Sidecar {
     fn holding(hub: &Arc<Hub>, held: &[(Name, String)]) -> Self {
         let acks = Arc::new(AckTracker::default());
         let (_, leadership) = tokio::sync::watch::channel(Leadership::default());
-        let relay = LeaderRelay::new(Arc::clone(&acks), Arc::default(), leadership);
+        let relay = LeaderRelay::new(Arc::clone(&acks), Arc::default(), Arc::clone(hub), leadership);
         let cache = Cache::following(hub);
         let (sender, down) = mpsc::channel(64);
         let namespace = Arc::clone(&hub.model().pod("uid-a").unwrap().namespace);

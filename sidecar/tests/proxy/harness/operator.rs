@@ -119,7 +119,7 @@ async fn run(listener: std::net::TcpListener, authority: Arc<Authority>, hub: Ar
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
-    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), leadership);
+    let relay = LeaderRelay::new(Arc::clone(&acks), Arc::clone(&aggregates), Arc::clone(&hub), leadership);
     let tls = Arc::new(own_tls(&authority, &identity()).unwrap());
     let mut services = Services::new(hub, relay, acks, aggregates, identity());
     // All come over loopback.
