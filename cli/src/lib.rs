@@ -8,6 +8,8 @@
 //!   output    tables, JSON, YAML and names on standard output
 //!   human     numbers and durations as people read and write them
 //!   exit      errors and exit codes
+//!   objects   objects of Kubernetes as JSON, as `check` and `install` read them
+//!   manifests what `install` applies
 //! ```
 //! What the mesh does comes from the operator's query API (`tulle_mesh::query`), which listens on the loopback address
 //! of its pod. A command gets there through a port-forward, with a token for the namespace that it asks about. Commands
@@ -18,5 +20,7 @@ pub mod cluster;
 pub mod commands;
 pub mod exit;
 pub mod human;
+pub mod manifests;
+pub mod objects;
 pub mod output;
 pub mod refresh;

@@ -69,7 +69,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 
 /// A listener on this machine only: at the port that is wanted, or at the usual one or another.
 async fn listen(wanted: Option<u16>) -> Result<(TcpListener, SocketAddr), CliError> {
-    let at = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let at = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let bound = match wanted {
         Some(port) => at(port).await,
         None => match at(ports::QUERY).await {

@@ -157,8 +157,8 @@ pub fn notes(asked: u64, window: u64, lost: u64) -> Vec<String> {
         notes.push(format!("only the last {known} are known: the operator has no older counts"));
     }
     if lost > 0 {
-        let reports = if lost == 1 { "report" } else { "reports" };
-        notes.push(format!("{lost} {reports} of sidecars in this time were lost: the counts are too low"));
+        let reports = if lost == 1 { "1 report was".to_owned() } else { format!("{lost} reports were") };
+        notes.push(format!("{reports} lost on the way from sidecars: the counts are too low"));
     }
     notes
 }

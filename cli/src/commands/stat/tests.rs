@@ -118,7 +118,7 @@ fn what_the_counts_lack_is_said() {
     assert_eq!(notes(60, 60, 0), Vec::<String>::new());
     let expected = [
         "only the last 40s are known: the operator has no older counts",
-        "1 report of sidecars in this time were lost: the counts are too low",
+        "1 report was lost on the way from sidecars: the counts are too low",
     ];
     assert_eq!(notes(60, 40, 1), expected);
 }
