@@ -7,7 +7,7 @@ use tulle_cli::{args, commands};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // The only provider that is linked, so this fails in no build; without it, TLS would choose the same.
+    // TLS takes the process's provider. An error means that there is one already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
