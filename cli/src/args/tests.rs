@@ -1,0 +1,78 @@
+//! Every command's options, as users write them.
+
+use super::*;
+
+fn read(line: &str) -> Result<Cli, clap::Error> {
+    parse(line.split(' ').map(OsString::from))
+}
+
+fn refusal(line: &str) -> String {
+    read(line).err().unwrap_or_else(|| panic!("{line} is accepted")).to_string()
+}
+
+#[test]
+fn the_definitions_of_all_commands_are_consistent() {
+    command(false).debug_assert();
+    command(true).debug_assert();
+}
+
+#[test]
+fn global_options_may_follow_the_command() {
+    let cli =
+        read("tulle stat -n shop -o wide --no-headers --context kind --as jane --system-namespace mesh").ok();
+    let global = cli.unwrap().global;
+    assert_eq!(global.namespace.as_deref(), Some("shop"));
+    assert_eq!(global.output, Format::Wide);
+    assert!(global.no_headers && !global.all_namespaces && !global.no_color);
+    assert_eq!(global.context.as_deref(), Some("kind"));
+    assert_eq!(global.impersonate.as_deref(), Some("jane"));
+    assert_eq!(global.system_namespace.as_deref(), Some("mesh"));
+    assert!(read("tulle -A edges").ok().unwrap().global.all_namespaces);
+}
+
+#[test]
+fn the_commands_of_this_table_are_read() {
+    let lines = [
+        "tulle stat",
+        "tulle stat deploy/web --from shop/load --window 5m -w",
+        "tulle stat svc web --to web",
+        "tulle top --once --limit 5",
+        "tulle edges --window 1h",
+        "tulle routes",
+        "tulle routes web",
+        "tulle dashboard --port 8080",
+        "tulle version --client",
+        "tulle completion zsh",
+    ];
+    for line in lines {
+        assert!(read(line).is_ok(), "{line}: {}", refusal(line));
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_the_code_for_usage() {
+    for line in
+        ["tulle", "tulle stats", "tulle stat --window 60", "tulle stat -o xml", "tulle completion tcsh"]
+    {
+        let error = read(line).err().unwrap();
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+    assert!(refusal("tulle stat --window 60").contains("with a unit"));
+    assert_eq!(read("tulle --help").err().unwrap().exit_code(), 0);
+}
+
+#[test]
+fn the_program_names_itself_as_it_was_called() {
+    let plugin = read("/usr/local/bin/kubectl-tulle stat --help").err().unwrap().to_string();
+    assert!(plugin.contains("Usage: kubectl tulle stat"), "{plugin}");
+    let plain = read("/usr/local/bin/tulle stat --help").err().unwrap().to_string();
+    assert!(plain.contains("Usage: tulle stat"), "{plain}");
+}
+
+#[test]
+fn help_has_the_table_of_exit_codes() {
+    let help = read("tulle --help").err().unwrap().to_string();
+    for row in exit::CODES {
+        assert!(help.contains(row.meaning), "{help}");
+    }
+}

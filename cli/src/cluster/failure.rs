@@ -1,0 +1,192 @@
+//! Errors of the API server, as sentences that say what to do.
+
+use std::error::Error;
+
+use kube::client::UpgradeConnectionError;
+
+use super::Located;
+use crate::exit::CliError;
+
+impl From<kube::Error> for CliError {
+    fn from(error: kube::Error) -> Self {
+        of(&error)
+    }
+}
+
+/// What an error of the API server means.
+pub fn of(error: &kube::Error) -> CliError {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            401 => CliError::failed(format!("the API server refuses the credentials: {}", status.message))
+                .hint("log in again; `kubectl auth whoami` shows whether the kubeconfig works"),
+            403 => {
+                let forbidden = CliError::failed(&status.message);
+                match right(&status.message) {
+                    Some(right) => forbidden.hint(format!("ask for this right: {right}")),
+                    None => forbidden,
+                }
+            }
+            _ if status.message.is_empty() => {
+                CliError::failed(format!("the API server answers {} {}", status.code, status.reason))
+            }
+            _ => CliError::failed(&status.message),
+        },
+        kube::Error::Service(_) | kube::Error::HyperError(_) => {
+            CliError::failed(format!("the API server cannot be reached: {}", chain(error)))
+                .hint("`kubectl cluster-info` shows its address; --context chooses another cluster")
+        }
+        kube::Error::Auth(_) => CliError::failed(format!("cannot authenticate: {}", chain(error))),
+        _ => CliError::failed(chain(error)),
+    }
+}
+
+/// Why a token for a service account could not be had.
+pub fn of_token(error: &kube::Error, namespace: &str, account: &str) -> CliError {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            let what = format!("you may not look at this namespace: {}", status.message);
+            CliError::failed(what).hint(format!(
+                "ask for this right in namespace {namespace}: \
+                 {{apiGroups: [\"\"], resources: [serviceaccounts/token], resourceNames: [{account}], verbs: [create]}}"
+            ))
+        }
+        kube::Error::Api(status) if status.code == 404 && account == tulle_mesh::query::VIEWER => {
+            let what =
+                format!("{namespace} has no ServiceAccount {account}: its Tulle is older than this program");
+            CliError::failed(what).hint("tulle upgrade; or choose one namespace with -n")
+        }
+        kube::Error::Api(status) if status.code == 404 => CliError::failed(format!(
+            "no ServiceAccount {account} in namespace {namespace}: {}",
+            status.message
+        ))
+        .hint("check the namespace: `kubectl get namespaces`"),
+        other => of(other),
+    }
+}
+
+/// Why a port of the operator's pod could not be forwarded.
+pub fn of_forward(error: &kube::Error, at: &Located) -> CliError {
+    let refused = match error {
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => status.as_u16(),
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    };
+    match refused {
+        403 => {
+            let what = format!("you may not forward ports of pods in namespace {}", at.namespace);
+            CliError::failed(what).hint(format!(
+                "ask for this right in namespace {}: \
+                 {{apiGroups: [\"\"], resources: [pods/portforward], verbs: [get, create]}}",
+                at.namespace
+            ))
+        }
+        404 => CliError::failed(format!("pod {}/{} is gone", at.namespace, at.pod))
+            .hint("try again: another replica of the operator takes over within seconds"),
+        0 => of(error),
+        status => refusal(at, &format!("the API server answers {status}")),
+    }
+}
+
+/// A port-forward that the pod's node or the pod has refused.
+pub fn refusal(at: &Located, why: &str) -> CliError {
+    let what = format!("the port-forward to pod {}/{} was refused: {}", at.namespace, at.pod, why.trim());
+    CliError::failed(what).hint(format!("kubectl -n {} describe pod {}", at.namespace, at.pod))
+}
+
+/// The rule of RBAC that a refusal of the API server asks for. Its words are those of Kubernetes:
+/// `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "shop"`.
+pub fn right(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once(" cannot ")?;
+    let (verb, rest) = rest.split_once(" resource \"")?;
+    let (resource, rest) = rest.split_once("\" in API group \"")?;
+    let (group, rest) = rest.split_once('"')?;
+    let place = match rest.split_once(" in the namespace \"").and_then(|(_, rest)| rest.split_once('"')) {
+        Some((namespace, _)) => format!("in namespace {namespace}"),
+        None => "in the whole cluster".to_owned(),
+    };
+    Some(format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}} {place}"))
+}
+
+/// An error with its causes, each of them once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    const FORBIDDEN: &str = "leases.coordination.k8s.io \"tulle-operator\" is forbidden: User \"jane\" cannot get resource \
+                             \"leases\" in API group \"coordination.k8s.io\" in the namespace \"tulle-system\"";
+
+    fn api(code: u16, message: &str) -> kube::Error {
+        let mut status = Status::failure(message, "");
+        status.code = code;
+        kube::Error::Api(Box::new(status))
+    }
+
+    fn hint(error: CliError) -> String {
+        match error {
+            CliError::Failed { hint, .. } => hint.unwrap_or_default(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_right_that_lacks() {
+        let expected = "{apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [get]} \
+                        in namespace tulle-system";
+        assert_eq!(right(FORBIDDEN).as_deref(), Some(expected));
+        assert_eq!(hint(of(&api(403, FORBIDDEN))), format!("ask for this right: {expected}"));
+    }
+
+    #[test]
+    fn a_refusal_for_the_whole_cluster_says_so() {
+        let message = "deployments.apps is forbidden: User \"jane\" cannot list resource \"deployments\" in API group \
+                       \"apps\" at the cluster scope";
+        let expected =
+            "{apiGroups: [\"apps\"], resources: [deployments], verbs: [list]} in the whole cluster";
+        assert_eq!(right(message).as_deref(), Some(expected));
+        assert_eq!(right("nobody may"), None);
+    }
+
+    #[test]
+    fn a_token_that_may_not_be_requested_names_its_rule() {
+        let refused = hint(of_token(&api(403, "no"), "shop", "default"));
+        assert!(refused.contains("in namespace shop"), "{refused}");
+        assert!(
+            refused.contains("resources: [serviceaccounts/token], resourceNames: [default]"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn an_installation_without_the_viewer_is_too_old() {
+        let error = of_token(&api(404, "not found"), "tulle-system", tulle_mesh::query::VIEWER);
+        assert!(error.to_string().contains("older than this program"), "{error}");
+    }
+
+    #[test]
+    fn a_port_forward_that_is_forbidden_or_too_late_says_so() {
+        let at = Located { namespace: "tulle-system".into(), pod: "tulle-operator-0".into(), leads: true };
+        let switch = |status: hyper::StatusCode| {
+            let refused = UpgradeConnectionError::ProtocolSwitch(status);
+            of_forward(&kube::Error::UpgradeConnection(refused), &at)
+        };
+        assert!(hint(switch(hyper::StatusCode::FORBIDDEN)).contains("pods/portforward"));
+        assert!(switch(hyper::StatusCode::NOT_FOUND).to_string().ends_with("is gone"));
+        assert!(switch(hyper::StatusCode::BAD_GATEWAY).to_string().contains("answers 502"));
+    }
+}

@@ -1,0 +1,254 @@
+//! The operator's query API: HTTP/1 over a port-forward.
+
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tulle_mesh::{ports, query};
+
+use super::{Located, failure, within};
+use crate::exit::CliError;
+
+/// The longest answer that is read.
+const LIMIT: usize = 64 << 20;
+/// How long a port-forward may take to say why it has ended.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// The query API of one replica of the operator.
+pub struct Operator {
+    client: Client,
+    at: Located,
+    token: String,
+}
+
+/// An answer of the API.
+struct Answer {
+    status: StatusCode,
+    body: Bytes,
+}
+
+/// Something to read from and write to.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A port-forward to the query API.
+pub struct Tunnel {
+    /// The bytes.
+    pub stream: Box<dyn Duplex>,
+    /// Resolves to the reason when the port-forward is refused, and to `None` when it ends.
+    pub refused: BoxFuture<'static, Option<String>>,
+}
+
+/// Opens a port-forward to the query API of a replica.
+///
+/// # Errors
+/// The API server does not open it.
+pub async fn tunnel(client: &Client, at: &Located) -> Result<Tunnel, CliError> {
+    let pods = Api::<Pod>::namespaced(client.clone(), &at.namespace);
+    let opened = pods.portforward(&at.pod, &[ports::QUERY]).await;
+    let mut forwarder = opened.map_err(|error| failure::of_forward(&error, at))?;
+    let refused = forwarder.take_error(ports::QUERY);
+    match (forwarder.take_stream(ports::QUERY), refused) {
+        (Some(stream), Some(refused)) => Ok(Tunnel { stream: Box::new(stream), refused: refused.boxed() }),
+        _ => Err(failure::refusal(at, "it has no stream for the port")),
+    }
+}
+
+impl Operator {
+    /// The API of a replica, which takes the token.
+    pub fn new(client: Client, at: Located, token: String) -> Self {
+        Self { client, at, token }
+    }
+
+    /// The replica.
+    pub fn at(&self) -> &Located {
+        &self.at
+    }
+
+    /// Asks: `path` is one of [`query::Paths`].
+    ///
+    /// # Errors
+    /// The operator cannot be reached, or refuses.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<T, CliError> {
+        self.ask(Method::GET, &target(path, parameters), Bytes::new()).await
+    }
+
+    /// Asks with a body.
+    ///
+    /// # Errors
+    /// As [`Operator::get`]; or the body has no JSON form.
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        parameters: &[(&str, &str)],
+        body: &impl Serialize,
+    ) -> Result<T, CliError> {
+        let body = serde_json::to_vec(body);
+        let body =
+            body.map_err(|error| CliError::failed(format!("the request has no JSON form: {error}")))?;
+        self.ask(Method::POST, &target(path, parameters), Bytes::from(body)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        target: &str,
+        body: Bytes,
+    ) -> Result<T, CliError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(HOST, format!("127.0.0.1:{}", ports::QUERY))
+            .header(AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body));
+        let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
+        let answer = within("asking the operator", self.exchange(request)).await?;
+        read(&answer, target)
+    }
+
+    /// Sends a request through a port-forward of its own.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
+        let Tunnel { stream, refused } = tunnel(&self.client, &self.at).await?;
+        let mut refused = pin!(refused.fuse());
+        let answer = tokio::select! {
+            biased;
+            Some(why) = &mut refused => return Err(failure::refusal(&self.at, &why)),
+            answer = send(stream, request) => answer,
+        };
+        let error = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        // A refusal reaches this program after the end of the bytes that it explains.
+        match tokio::time::timeout(LAST_WORDS, refused).await {
+            Ok(Some(why)) => Err(failure::refusal(&self.at, &why)),
+            _ => Err(error),
+        }
+    }
+}
+
+/// One request and its answer.
+async fn send(stream: Box<dyn Duplex>, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
+    let broken = |error: hyper::Error| {
+        let what = format!("the connection to the operator broke: {}", failure::chain(&error));
+        CliError::failed(what).hint("try again: another replica of the operator takes over within seconds")
+    };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    // It ends with the sender, which this function owns.
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LIMIT).collect().await;
+    let body =
+        body.map_err(|error| CliError::failed(format!("the operator's answer cannot be read: {error}")))?;
+    Ok(Answer { status, body: body.to_bytes() })
+}
+
+/// Path and parameters of a URL.
+fn target(path: &str, parameters: &[(&str, &str)]) -> String {
+    if parameters.is_empty() {
+        return path.to_owned();
+    }
+    let mut encoded = form_urlencoded::Serializer::new(String::new());
+    encoded.extend_pairs(parameters.iter().copied());
+    format!("{path}?{}", encoded.finish())
+}
+
+/// Reads an answer, or why there is none.
+fn read<T: DeserializeOwned>(answer: &Answer, target: &str) -> Result<T, CliError> {
+    if answer.status == StatusCode::OK {
+        return serde_json::from_slice(&answer.body).map_err(|error| {
+            let what = format!("the operator's answer to {target} is not what this program reads: {error}");
+            CliError::failed(what).hint("`tulle version` shows both versions")
+        });
+    }
+    match serde_json::from_slice::<query::Refusal>(&answer.body) {
+        Ok(query::Refusal { error, hint: Some(hint) }) => Err(CliError::failed(error).hint(hint)),
+        Ok(query::Refusal { error, hint: None }) => Err(CliError::failed(error)),
+        Err(_) if answer.status == StatusCode::NOT_FOUND => {
+            let what = format!("the operator does not know {target}: it is older than this program");
+            Err(CliError::failed(what).hint("tulle upgrade"))
+        }
+        Err(_) => Err(CliError::failed(format!("the operator answers {} to {target}", answer.status))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: StatusCode, body: &'static str) -> Answer {
+        Answer { status, body: Bytes::from_static(body.as_bytes()) }
+    }
+
+    fn refusal(status: StatusCode, body: &'static str) -> CliError {
+        read::<query::Stat>(&answer(status, body), "/api/v1/stat").unwrap_err()
+    }
+
+    #[test]
+    fn parameters_are_encoded_and_may_be_repeated() {
+        assert_eq!(target("/api/v1/health", &[]), "/api/v1/health");
+        let parameters = [("path", "/a b?c=d&e"), ("header", "x:1"), ("header", "y:2")];
+        let expected = "/api/v1/explain?path=%2Fa+b%3Fc%3Dd%26e&header=x%3A1&header=y%3A2";
+        assert_eq!(target("/api/v1/explain", &parameters), expected);
+    }
+
+    #[test]
+    fn an_answer_is_read_and_unknown_fields_are_ignored() {
+        let answer = answer(StatusCode::OK, r#"{"window":60,"lost":2,"rows":[],"new":true}"#);
+        let stat: query::Stat = read(&answer, "/api/v1/stat").unwrap();
+        assert_eq!((stat.window, stat.lost), (60, 2));
+    }
+
+    #[test]
+    fn a_refusal_is_passed_on_with_its_hint() {
+        let body = r#"{"error":"namespace shop is not yours","hint":"add this rule"}"#;
+        let expected = CliError::failed("namespace shop is not yours").hint("add this rule");
+        assert_eq!(refusal(StatusCode::FORBIDDEN, body), expected);
+        assert_eq!(refusal(StatusCode::BAD_REQUEST, r#"{"error":"no"}"#), CliError::failed("no"));
+    }
+
+    #[test]
+    fn an_operator_that_does_not_know_the_question_is_older() {
+        assert!(refusal(StatusCode::NOT_FOUND, "").to_string().contains("older than this program"));
+        assert!(refusal(StatusCode::BAD_GATEWAY, "<html>").to_string().contains("answers 502"));
+        assert!(refusal(StatusCode::OK, "<html>").to_string().contains("not what this program reads"));
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_over_any_stream_and_its_answer_read() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let server = tokio::spawn(async move {
+            let mut read = Vec::new();
+            while !read.ends_with(b"\r\n\r\n") {
+                read.push(theirs.read_u8().await.unwrap());
+            }
+            theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+            String::from_utf8(read).unwrap()
+        });
+        let request =
+            Request::get("/api/v1/health?x=1").header(HOST, "127.0.0.1").body(Full::default()).unwrap();
+        let answer = send(Box::new(ours), request).await.unwrap();
+        assert_eq!((answer.status, answer.body), (StatusCode::OK, Bytes::from_static(b"{}")));
+        assert!(server.await.unwrap().starts_with("GET /api/v1/health?x=1 HTTP/1.1\r\n"));
+    }
+}

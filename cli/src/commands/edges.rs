@@ -1,0 +1,145 @@
+//! `tulle edges`: who talks to whom.
+
+use std::time::Duration;
+
+use tulle_mesh::query::{Edge, Edges, Party, Paths};
+
+use super::stat;
+use crate::cluster::{Context, Operator};
+use crate::exit::CliError;
+use crate::human;
+use crate::output::{Output, Table};
+use crate::refresh::{self, Frame};
+
+/// Options of `tulle edges`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The time that is summed, from 10s to 6h
+    #[arg(long, default_value = "60s", value_parser = human::duration)]
+    window: Duration,
+    /// Refresh every two seconds, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// Runs `tulle edges`.
+///
+/// # Errors
+/// The command line is wrong, or the operator gave no answer.
+pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    let (namespace, output) = (context.namespace(), &context.output);
+    let window = stat::window(args.window)?;
+    refresh::show(context, args.watch, async |operator: &Operator| {
+        let edges = ask(operator, namespace, &window).await?;
+        let mut notes = stat::notes(args.window.as_secs(), edges.window, edges.lost);
+        if edges.edges.is_empty() {
+            notes.push(stat::nothing(namespace, args.window));
+        }
+        let text = output.text(&edges, |wide| table(&edges, namespace, wide, output))?;
+        Ok(Frame { text, notes })
+    })
+    .await
+}
+
+/// The edges of one namespace or of all.
+///
+/// # Errors
+/// The operator gave no answer.
+pub async fn ask(operator: &Operator, namespace: Option<&str>, window: &str) -> Result<Edges, CliError> {
+    let mut parameters = vec![("window", window)];
+    parameters.extend(namespace.map(|namespace| ("namespace", namespace)));
+    operator.get(Paths::EDGES, &parameters).await
+}
+
+fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) -> Table {
+    let mut headers = vec!["SRC", "DST", "PROTO", "MTLS", "RPS", "SUCCESS", "P99"];
+    if wide {
+        headers.extend(["WORST", "CONNS", "IN", "OUT"]);
+    }
+    let rows = edges.edges.iter().map(|Edge { source, destination, protocol, mtls, golden }| {
+        let mut cells = vec![
+            party(source, namespace),
+            party(destination, namespace),
+            protocol.clone(),
+            if *mtls { "yes" } else { "no" }.to_owned(),
+            human::rate(golden.rps),
+            stat::success(golden, output),
+            human::millis(golden.p99_ms),
+        ];
+        if wide {
+            cells.extend([
+                stat::worst(golden),
+                human::count(golden.connections),
+                human::bytes_per_second(golden.bytes_up, edges.window),
+                human::bytes_per_second(golden.bytes_down, edges.window),
+            ]);
+        }
+        cells
+    });
+    Table { rows: rows.collect(), headers }
+}
+
+/// The name of a party, with its namespace where it is another than the one that is looked at: `web`, `svc/web`,
+/// `payments/svc/web`, `plain` for clients without a sidecar.
+pub fn party(party: &Party, namespace: Option<&str>) -> String {
+    let name = match (party.kind.as_str(), party.name.as_str()) {
+        ("Plain", "") => "plain".to_owned(),
+        ("Plain", name) => format!("plain/{name}"),
+        ("Service", name) => format!("svc/{name}"),
+        (_, "") => human::UNKNOWN.to_owned(),
+        (_, name) => name.to_owned(),
+    };
+    if party.namespace.is_empty() || Some(party.namespace.as_str()) == namespace {
+        name
+    } else {
+        format!("{}/{name}", party.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_mesh::query::Golden;
+
+    use super::*;
+
+    fn of(namespace: &str, kind: &str, name: &str) -> Party {
+        Party { namespace: namespace.into(), kind: kind.into(), name: name.into() }
+    }
+
+    #[test]
+    fn edges_say_who_talks_to_whom_and_how() {
+        let requests = Golden { rps: 12.0, success: Some(1.0), p99_ms: Some(7.0), ..Golden::default() };
+        let bytes = Golden { connections: 4, bytes_up: 600, bytes_down: 120_000, ..Golden::default() };
+        let edges = Edges {
+            window: 60,
+            lost: 0,
+            edges: vec![
+                Edge {
+                    source: of("shop", "Deployment", "web"),
+                    destination: of("payments", "Service", "checkout"),
+                    protocol: "http2".into(),
+                    mtls: true,
+                    golden: requests,
+                },
+                Edge {
+                    source: of("", "Plain", ""),
+                    destination: of("shop", "StatefulSet", "db"),
+                    protocol: "opaque".into(),
+                    mtls: false,
+                    golden: bytes,
+                },
+            ],
+        };
+        let expected = "\
+SRC     DST                     PROTO    MTLS   RPS   SUCCESS   P99
+web     payments/svc/checkout   http2    yes    12    100.00%   7.0ms
+plain   db                      opaque   no     0     -         -
+";
+        let output = Output::default();
+        assert_eq!(table(&edges, Some("shop"), false, &output).to_string(), expected);
+        let wide = table(&edges, None, true, &output).to_string();
+        assert!(wide.contains("shop/web"), "{wide}");
+        assert!(wide.contains("10B/s"), "{wide}");
+        assert!(wide.contains("2.0kB/s"), "{wide}");
+    }
+}
