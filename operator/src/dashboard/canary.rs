@@ -184,10 +184,11 @@ pub fn canary(canary: &Canary, only: Option<&str>) -> Markup {
 /// The actions that have an effect in this phase.
 fn actions(status: &CanaryStatus) -> &'static [&'static str] {
     match status.phase {
-        Phase::Progressing => &["promote", "abort"],
+        Phase::Progressing => &["promote", "pause", "abort"],
         Phase::Paused => &["resume", "promote", "abort"],
-        Phase::Failed => &["retry"],
-        Phase::Waiting | Phase::Stable | Phase::Promoting => &[],
+        Phase::Promoting => &["abort"],
+        Phase::Failed => &["retry", "promote"],
+        Phase::Waiting | Phase::Stable => &[],
     }
 }
 

@@ -11,7 +11,7 @@ const MOST: usize = 12;
 /// Characters of a box.
 const CHARACTERS: usize = 30;
 
-const WIDTH: f64 = 920.0;
+const WIDTH: f64 = 1_000.0;
 const BOX_WIDTH: f64 = 230.0;
 const BOX_HEIGHT: f64 = 30.0;
 const ROW: f64 = 44.0;

@@ -138,3 +138,32 @@ fn canary_line(key: &Key, canary: &Canary) -> CanaryLine {
         sentence: status.evidence_summary,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::{pod, shop};
+
+    fn found(name: &str, kind: Option<&str>) -> Option<Workload<'static>> {
+        let model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        let sum = Sum { window: 60, lost: 0, series: Vec::new() };
+        let (name, kind) = (name.to_owned(), kind.map(str::to_owned));
+        let wanted = Wanted { namespace: "shop".to_owned(), name, kind };
+        let sidecars = crate::api::sidecars::sidecars(&model, Vec::new(), Some("shop"));
+        look(&wanted, &model, &sum, Timeline::default(), sidecars, Window::Minute)
+    }
+
+    #[test]
+    fn a_workload_is_found_by_its_pods_before_anything_was_counted() {
+        let view = found("web", None).unwrap();
+        assert_eq!(view.me.kind, "Deployment");
+        let pods: Vec<&str> = view.pods.iter().map(|pod| pod.pod.as_str()).collect();
+        assert_eq!(pods, ["a"]);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_not_shown_empty() {
+        assert!(found("nothing", None).is_none());
+        assert!(found("web", Some("StatefulSet")).is_none(), "of this name there is a Deployment only");
+    }
+}

@@ -12,7 +12,7 @@
 //!     health   /health
 //!   layout     what is around them; words and chart, what they are made of
 //! ```
-//! All but [`handlers`] and [`assets`] are pure functions from data to markup. `maud` escapes every text.
+//! All but `handlers` and `assets` are pure functions from data to markup. `maud` escapes every text.
 
 mod assets;
 mod canary;

@@ -9,6 +9,7 @@ use tulle_mesh::query::{Meshed, Party, Stat, StatRow};
 use crate::model::Model;
 
 use super::layout::{Page, View, form, notes, page};
+use super::look::party_of;
 use super::words::{NONE, State, Window, address, count, encode, latency, percent, rate, scoped};
 
 /// What the ranking shows.
@@ -49,13 +50,7 @@ pub fn workloads(model: &Model, namespace: Option<&str>) -> BTreeMap<Party, Mesh
         if elsewhere || !(pod.injected || without.contains(&pod.uid)) {
             continue;
         }
-        let (kind, name) = match &pod.workload {
-            Some(workload) => (workload.kind.name(), &workload.name),
-            None => ("Pod", &pod.name),
-        };
-        let party =
-            Party { namespace: pod.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() };
-        let meshed: &mut Meshed = found.entry(party).or_default();
+        let meshed: &mut Meshed = found.entry(party_of(pod)).or_default();
         meshed.of += 1;
         meshed.with += u32::from(pod.injected);
     }

@@ -102,7 +102,8 @@ pub fn workload(view: &Workload<'_>) -> Markup {
     let title = format!("{kind} {namespace}/{name}");
     let here = format!("{}?window={}&kind={}", view.address(), view.window.name(), encode(kind));
     let kind = kind.to_lowercase();
-    let target = if kind.is_empty() { name.clone() } else { format!("{kind}/{name}") };
+    let kind_word = if kind.is_empty() { "workload" } else { kind.as_str() };
+    let target = format!("{kind_word}/{name}");
     let whole = format!("{namespace}/{name}");
     let window = view.window.name();
     let around = Page {
@@ -112,7 +113,7 @@ pub fn workload(view: &Workload<'_>) -> Markup {
         only: view.only,
         commands: vec![
             command(&["tulle", "stat", &target, "-n", namespace, "--window", window]),
-            command(&["tulle", "stat", "services", "-n", namespace, "--from", &whole, "--window", window]),
+            command(&["tulle", "stat", "routes", "-n", namespace, "--to", &whole, "--window", window]),
             command(&["tulle", "edges", "-n", namespace, "--window", window]),
             command(&["tulle", "pods", "-n", namespace]),
         ],
