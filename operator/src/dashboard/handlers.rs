@@ -11,9 +11,8 @@ use maud::Markup;
 use tulle_crds::Canary;
 use tulle_mesh::query::By;
 
-use crate::api::handlers::health_of;
 use crate::api::sidecars::sidecars;
-use crate::api::{Api, Caller, Parameters, Refused, Scope};
+use crate::api::{Api, Caller, Parameters, Refused, Scope, health_of};
 use crate::model::Key;
 use crate::telemetry::query::{self, StatQuery};
 
