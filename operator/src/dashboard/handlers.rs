@@ -1,0 +1,277 @@
+//! One function per address: who asks, whether they may see it, and then what is rendered. The lookups run off the
+//! threads that serve sidecars.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use k8s_openapi::jiff::Timestamp;
+use maud::Markup;
+use tulle_crds::Canary;
+use tulle_mesh::query::By;
+
+use crate::api::sidecars::sidecars;
+use crate::api::{Api, Caller, Parameters, Refused, Scope, health_of};
+use crate::model::Key;
+use crate::telemetry::query::{self, StatQuery};
+
+use super::look::{Wanted, look};
+use super::ranking::{Ranking, with_idle, workloads};
+use super::words::Window;
+use super::{health as health_page, layout, session};
+
+/// A page.
+pub struct Shown(Markup);
+
+impl IntoResponse for Shown {
+    fn into_response(self) -> Response {
+        let mut response = Html(self.0.into_string()).into_response();
+        session::protect(response.headers_mut());
+        response
+    }
+}
+
+/// A request that was refused, as a page.
+pub struct Failed(Refused);
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Self(refused)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Refused { status, refusal } = self.0;
+        let (error, hint) = (refusal.error, refusal.hint);
+        let page = match status {
+            StatusCode::UNAUTHORIZED => layout::no_session(&format!("{error}.")),
+            StatusCode::FORBIDDEN => layout::message("Not allowed", &error, hint.as_deref()),
+            StatusCode::NOT_FOUND => layout::message("Not found", &error, hint.as_deref()),
+            _ => layout::message("No answer", &error, hint.as_deref()),
+        };
+        (status, Shown(page)).into_response()
+    }
+}
+
+/// What a handler returns.
+type Answer = Result<Shown, Failed>;
+
+/// Somebody with a valid session.
+struct Viewer {
+    caller: Arc<Caller>,
+    /// The namespace that is shown; `None`: all.
+    only: Option<String>,
+}
+
+async fn viewer(api: &Api, headers: &HeaderMap) -> Result<Viewer, Failed> {
+    let caller = api.authenticator.caller(headers).await?;
+    let only = match (api.sees(&caller, None).await, &caller.scope) {
+        (Ok(()), _) => None,
+        (Err(_), Some(Scope::Namespace(own))) => Some(own.clone()),
+        (Err(refused), _) => return Err(refused.into()),
+    };
+    Ok(Viewer { caller, only })
+}
+
+/// A parameter of a form: one that was left empty is not there.
+fn field(parameters: &Parameters, name: &str) -> Option<String> {
+    parameters.all(name).next().filter(|value| !value.is_empty()).map(str::to_owned)
+}
+
+/// A name of Kubernetes. Others are refused before a hint for a shell is made with them.
+fn name(text: String) -> Result<String, Failed> {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    match !text.is_empty() && text.len() <= 253 && text.bytes().all(known) {
+        true => Ok(text),
+        false => Err(not_found("This address has a name that no object in Kubernetes can have.")),
+    }
+}
+
+fn not_found(text: impl Into<String>) -> Failed {
+    Failed(Refused::new(StatusCode::NOT_FOUND, text))
+}
+
+/// `/`.
+pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: HeaderMap) -> Answer {
+    let viewer = viewer(&api, &headers).await?;
+    let namespace = field(&parameters, "namespace").map(name).transpose()?;
+    if let Some(namespace) = &namespace {
+        api.sees(&viewer.caller, Some(namespace)).await?;
+    }
+    let contains = field(&parameters, "name");
+    let window = Window::parse(parameters.all("window").next());
+    compute(move || {
+        let shown = namespace.clone().or_else(|| viewer.only.clone());
+        let sum = api.aggregates.history().since(window.seconds(), now());
+        let wanted =
+            StatQuery { by: By::Workload, namespace: shown.clone(), name: None, from: None, to: None };
+        let stat = {
+            let model = api.hub.model();
+            let mut stat = query::stat(&sum, &model, &wanted);
+            with_idle(&mut stat, workloads(&model, shown.as_deref()));
+            stat
+        };
+        Ok(super::ranking::ranking(&Ranking {
+            stat: &stat,
+            window,
+            namespace: namespace.as_deref(),
+            name: contains.as_deref(),
+            only: viewer.only.as_deref(),
+            sidecars: u32::try_from(api.acks.connected()).unwrap_or(u32::MAX),
+        }))
+    })
+    .await
+}
+
+/// `/workload/{namespace}/{name}`.
+pub async fn workload(
+    State(api): State<Api>,
+    Path((namespace, workload)): Path<(String, String)>,
+    parameters: Parameters,
+    headers: HeaderMap,
+) -> Answer {
+    let viewer = viewer(&api, &headers).await?;
+    let (namespace, workload) = (name(namespace)?, name(workload)?);
+    api.sees(&viewer.caller, Some(&namespace)).await?;
+    let window = Window::parse(parameters.all("window").next());
+    let wanted = Wanted { namespace, name: workload, kind: field(&parameters, "kind") };
+    compute(move || {
+        let Wanted { namespace, name, .. } = &wanted;
+        let now = now();
+        let (sum, timeline) = {
+            let history = api.aggregates.history();
+            let timeline = query::timeline(&history, namespace, name, window.seconds(), now);
+            (history.since(window.seconds(), now), timeline)
+        };
+        let states = api.acks.sidecars();
+        let model = api.hub.model();
+        let sidecars = sidecars(&model, states, Some(namespace));
+        let found = look(&wanted, &model, &sum, timeline, sidecars, window);
+        drop(model);
+        let mut view = found.ok_or_else(|| {
+            not_found(format!(
+                "There is no workload {namespace}/{name}, and nothing was counted for it in the last {}.",
+                window.name()
+            ))
+        })?;
+        view.only = viewer.only.as_deref();
+        view.now = now;
+        Ok(super::workload::workload(&view))
+    })
+    .await
+}
+
+/// `/canaries`.
+pub async fn canaries(State(api): State<Api>, headers: HeaderMap) -> Answer {
+    let viewer = viewer(&api, &headers).await?;
+    compute(move || {
+        let only = viewer.only.as_deref();
+        let wanted = |key: &Key| only.is_none_or(|only| only == &*key.0);
+        let model = api.hub.model();
+        let found = model.canaries().filter(|(key, _)| wanted(key)).map(|(_, canary)| canary.clone());
+        let mut found: Vec<Canary> = found.collect();
+        drop(model);
+        super::canary::sort(&mut found);
+        Ok(super::canary::canaries(&found, only))
+    })
+    .await
+}
+
+/// `/canary/{namespace}/{name}`.
+pub async fn canary(
+    State(api): State<Api>,
+    Path((namespace, canary)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    let viewer = viewer(&api, &headers).await?;
+    let (namespace, canary) = (name(namespace)?, name(canary)?);
+    api.sees(&viewer.caller, Some(&namespace)).await?;
+    let wanted = |key: &Key| *key.0 == *namespace && *key.1 == *canary;
+    let found = api.hub.model().canaries().find(|(key, _)| wanted(key)).map(|(_, found)| found.clone());
+    let found = found.ok_or_else(|| not_found(format!("There is no Canary {namespace}/{canary}.")))?;
+    Ok(Shown(super::canary::canary(&found, viewer.only.as_deref())))
+}
+
+/// `/health`.
+pub async fn health(State(api): State<Api>, headers: HeaderMap) -> Answer {
+    let viewer = viewer(&api, &headers).await?;
+    compute(move || {
+        let only = viewer.only.as_deref();
+        let health = health_of(&api);
+        let states = api.acks.sidecars();
+        let sidecars = sidecars(&api.hub.model(), states, only);
+        let view = health_page::MeshHealth { health: &health, sidecars: &sidecars, only, now: now() };
+        Ok(health_page::health(&view))
+    })
+    .await
+}
+
+/// `/login?token=…`: what `tulle dashboard` opens. The redirect takes the token out of the address.
+pub async fn login(State(api): State<Api>, parameters: Parameters) -> Result<Response, Failed> {
+    let token = parameters.all("token").next().unwrap_or_default();
+    let headers = session::with_token(token).ok_or_else(|| {
+        Failed(Refused::new(StatusCode::UNAUTHORIZED, "The address of the login has no token"))
+    })?;
+    api.authenticator.caller(&headers).await?;
+    let cookie = HeaderValue::try_from(session::cookie(token))
+        .map_err(|_| not_found("This token does not fit into a cookie."))?;
+    let mut response =
+        (StatusCode::SEE_OTHER, [(header::LOCATION, HeaderValue::from_static("/"))]).into_response();
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    session::protect(response.headers_mut());
+    Ok(response)
+}
+
+/// Runs work that may take a while off the threads that serve sidecars.
+async fn compute(work: impl FnOnce() -> Result<Markup, Failed> + Send + 'static) -> Answer {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map(Shown),
+        Err(error) => {
+            tracing::error!(%error, "a page failed");
+            let text = "the page failed; see the operator's log";
+            Err(Failed(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text)))
+        }
+    }
+}
+
+/// Unix seconds.
+fn now() -> i64 {
+    Timestamp::now().as_second()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_and_headers(failed: Failed) -> (StatusCode, HeaderMap) {
+        let response = failed.into_response();
+        (response.status(), response.headers().clone())
+    }
+
+    #[test]
+    fn a_refusal_is_a_page_with_its_status_and_the_policy_of_every_page() {
+        let (status, headers) = status_and_headers(not_found("nothing"));
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        let policy = headers.get(header::CONTENT_SECURITY_POLICY).unwrap().to_str().unwrap();
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+        assert_eq!(headers.get(header::CACHE_CONTROL).unwrap(), "no-store");
+        assert!(headers.get(header::CONTENT_TYPE).unwrap().to_str().unwrap().starts_with("text/html"));
+    }
+
+    #[test]
+    fn a_name_that_could_run_in_a_shell_is_not_looked_up() {
+        for bad in ["", "$(reboot)", "a b", "../x", "A"] {
+            assert!(name(bad.to_owned()).is_err(), "{bad}");
+        }
+        assert!(name("web-0.shop".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn without_a_session_the_page_names_the_command() {
+        let text = layout::no_session("no token.").into_string();
+        assert!(text.contains("no token.") && text.contains("<code>tulle dashboard</code>"), "{text}");
+        assert!(!text.contains("<nav"), "the views need a session");
+    }
+}

@@ -1,0 +1,169 @@
+//! Collects what the page of one workload shows from the model, the history and the acknowledgements.
+
+use tulle_crds::{Canary, MeshPolicy, PolicyMode, WorkloadKind};
+use tulle_mesh::query::{By, Party, Sidecars, StatRow, Timeline};
+
+use crate::model::{Key, Model, Pod, WorkloadKey};
+use crate::telemetry::history::Sum;
+use crate::telemetry::query::{self, StatQuery};
+
+use super::canary::phase;
+use super::graph::Neighbours;
+use super::words::Window;
+use super::workload::{CanaryLine, PolicyRow, Workload};
+
+/// Which workload.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its kind, where the address has it: a Deployment and a StatefulSet may have the same name.
+    pub kind: Option<String>,
+}
+
+/// The workload that a pod belongs to: the pod itself where it has none.
+pub fn party_of(pod: &Pod) -> Party {
+    let (kind, name) = match &pod.workload {
+        Some(workload) => (workload.kind.name(), &workload.name),
+        None => ("Pod", &pod.name),
+    };
+    Party { namespace: pod.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() }
+}
+
+/// What the page shows; `None`: neither has such a workload pods, nor was anything counted for it. `sidecars` are those
+/// of its namespace.
+pub fn look(
+    wanted: &Wanted,
+    model: &Model,
+    sum: &Sum,
+    timeline: Timeline,
+    sidecars: Sidecars,
+    window: Window,
+) -> Option<Workload<'static>> {
+    let Wanted { namespace, name, kind } = wanted;
+    let is_wanted = |party: &Party| {
+        party.namespace == *namespace
+            && party.name == *name
+            && kind.as_ref().is_none_or(|kind| party.kind == *kind)
+    };
+    let by = |by| StatQuery { by, namespace: None, name: None, from: None, to: None };
+    let here = StatQuery { namespace: Some(namespace.clone()), name: Some(name.clone()), ..by(By::Workload) };
+    let counted = query::stat(sum, model, &here).rows.into_iter().find(|row| is_wanted(&row.party));
+    let pods: Vec<&Pod> = model.pods().filter(|pod| !pod.finished && is_wanted(&party_of(pod))).collect();
+    let me = match (&counted, pods.first()) {
+        (Some(row), _) => row.party.clone(),
+        (None, Some(pod)) => party_of(pod),
+        (None, None) => {
+            let kind = kind_in(model, namespace, name, kind.as_deref())?;
+            Party { namespace: namespace.clone(), kind: kind.name().to_owned(), name: name.clone() }
+        }
+    };
+    let pods: Vec<&Pod> = pods.into_iter().filter(|pod| party_of(pod) == me).collect();
+    let key = key_of(&me);
+    let services = key.as_ref().and_then(|key| model.workload(key)).map(|seen| seen.services);
+    let edges = query::edges(sum, model, Some(namespace)).edges;
+    let to = StatQuery { to: Some(format!("{namespace}/{name}")), ..by(By::Route) };
+    let without = pods
+        .iter()
+        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+        .filter(|n| sidecars.without.contains(n));
+    Some(Workload {
+        window,
+        covered: sum.window,
+        lost: sum.lost,
+        timeline,
+        neighbours: Neighbours::of(edges, &me, &services.unwrap_or_default()),
+        routes: query::stat(sum, model, &to).rows,
+        without: without.collect(),
+        policies: policies(model, namespace, &pods),
+        canary: key.and_then(|key| model.canary_of(&key)).map(|(key, canary)| canary_line(key, canary)),
+        pods: sidecars.sidecars.into_iter().filter(|sidecar| sidecar.workload == me).collect(),
+        row: counted.unwrap_or_else(|| StatRow { party: me.clone(), ..StatRow::default() }),
+        me,
+        only: None,
+        now: 0,
+    })
+}
+
+const KINDS: [WorkloadKind; 3] =
+    [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet];
+
+/// The kind of a workload that has neither pods nor counts: one that is scaled to zero.
+fn kind_in(model: &Model, namespace: &str, name: &str, kind: Option<&str>) -> Option<WorkloadKind> {
+    let of = |kind| WorkloadKey { kind, namespace: namespace.into(), name: name.into() };
+    let mut kinds = KINDS.into_iter().filter(|known| kind.is_none_or(|kind| known.name() == kind));
+    kinds.find(|kind| model.workload(&of(*kind)).is_some())
+}
+
+fn key_of(party: &Party) -> Option<WorkloadKey> {
+    let kind = KINDS.into_iter().find(|kind| kind.name() == party.kind)?;
+    Some(WorkloadKey { kind, namespace: party.namespace.as_str().into(), name: party.name.as_str().into() })
+}
+
+fn policies(model: &Model, namespace: &str, pods: &[&Pod]) -> Vec<PolicyRow> {
+    let here = model.policies().filter(|(key, _)| &*key.0 == namespace);
+    let applying = here.filter(|(key, policy)| pods.iter().any(|pod| model.selects(key, policy, pod)));
+    applying.map(|(key, policy)| policy_row(key, policy)).collect()
+}
+
+fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
+    let spec = &policy.spec;
+    let of_pods =
+        [("mtls", spec.mtls.is_some()), ("access", spec.access.is_some()), ("limits", spec.limits.is_some())];
+    let mut sections: Vec<&'static str> =
+        of_pods.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
+    sections.extend(spec.call_sections());
+    let status = policy.status.as_ref();
+    let ready = status.and_then(|status| status.conditions.iter().find(|c| c.type_ == "Ready"));
+    PolicyRow {
+        name: key.1.to_string(),
+        mode: match spec.mode {
+            PolicyMode::Enforce => "Enforce".to_owned(),
+            PolicyMode::Shadow => "Shadow".to_owned(),
+        },
+        sections,
+        enforced: status.and_then(|status| status.enforced.clone()).unwrap_or_default(),
+        problem: ready.filter(|ready| ready.status != "True").map(|ready| ready.message.clone()),
+    }
+}
+
+fn canary_line(key: &Key, canary: &Canary) -> CanaryLine {
+    let status = canary.status.clone().unwrap_or_default();
+    CanaryLine {
+        name: key.1.to_string(),
+        phase: phase(status.phase).to_owned(),
+        step: status.step_summary,
+        sentence: status.evidence_summary,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::{pod, shop};
+
+    fn found(name: &str, kind: Option<&str>) -> Option<Workload<'static>> {
+        let model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        let sum = Sum { window: 60, lost: 0, series: Vec::new() };
+        let (name, kind) = (name.to_owned(), kind.map(str::to_owned));
+        let wanted = Wanted { namespace: "shop".to_owned(), name, kind };
+        let sidecars = crate::api::sidecars::sidecars(&model, Vec::new(), Some("shop"));
+        look(&wanted, &model, &sum, Timeline::default(), sidecars, Window::Minute)
+    }
+
+    #[test]
+    fn a_workload_is_found_by_its_pods_before_anything_was_counted() {
+        let view = found("web", None).unwrap();
+        assert_eq!(view.me.kind, "Deployment");
+        let pods: Vec<&str> = view.pods.iter().map(|pod| pod.pod.as_str()).collect();
+        assert_eq!(pods, ["a"]);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_not_shown_empty() {
+        assert!(found("nothing", None).is_none());
+        assert!(found("web", Some("StatefulSet")).is_none(), "of this name there is a Deployment only");
+    }
+}
