@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{MeshPolicy, MtlsMode, PolicyMode, TargetKind, by_age};
+use tulle_crds::{MeshPolicy, MtlsMode, PolicyMode, TargetKind};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto;
 use tulle_mesh::query::{Diff, DiffRow, Edge, Party};
@@ -92,7 +92,7 @@ impl Deciding {
             let mut rivals = rivals.filter(|(other, rival)| {
                 has(rival) && rival.spec.mode == PolicyMode::Enforce && model.selects(other, rival, pod)
             });
-            has(policy) && !rivals.any(|(_, rival)| outranks(model, rival, (key, policy)))
+            has(policy) && !rivals.any(|rival| outranks(model, rival, (key, policy)))
         };
         Self {
             mtls: holds(|policy| policy.spec.mtls.is_some()),
@@ -103,13 +103,18 @@ impl Deciding {
 
 /// Whether a rival's section holds rather than that of a policy: it is narrower, or as narrow and older. A policy that
 /// does not exist yet is the youngest.
-fn outranks(model: &Model, rival: &MeshPolicy, (key, policy): (&Key, &MeshPolicy)) -> bool {
+fn outranks(
+    model: &Model,
+    (rival_key, rival): (&Key, &MeshPolicy),
+    (key, policy): (&Key, &MeshPolicy),
+) -> bool {
     let narrow = |policy: &MeshPolicy| policy.spec.target.kind != TargetKind::Namespace;
     if narrow(rival) != narrow(policy) {
         return narrow(rival);
     }
     let existing = model.policies().find(|(other, _)| *other == key).map(|(_, existing)| existing);
-    existing.is_none_or(|existing| by_age(rival, existing).is_lt())
+    let age = |policy: &MeshPolicy| policy.metadata.creation_timestamp.clone();
+    existing.is_none_or(|existing| (age(rival), rival_key) < (age(existing), key))
 }
 
 /// What becomes of an edge, and why. `None`: it goes on.
