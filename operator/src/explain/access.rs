@@ -89,7 +89,12 @@ fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resu
     let mut found = Access::default();
     for (party, pods) in workloads(model.pods()) {
         for (identity, pod) in &callers {
-            found.rows.extend(reached(model, last_hour, (&party, &pods), (identity.as_ref(), *pod)));
+            found.rows.extend(reached(
+                model,
+                last_hour,
+                (&party, pods.as_slice()),
+                (identity.as_ref(), *pod),
+            ));
         }
     }
     Ok(found)
