@@ -130,7 +130,7 @@ impl Calls {
         if let Some(retry) = rule.and_then(|rule| rule.retry.as_ref()) {
             let codes: Vec<String> = retry.codes.iter().map(ToString::to_string).collect();
             let on = if codes.is_empty() { "failed connections".to_owned() } else { codes.join(", ") };
-            self.parts.push(format!("at most {} retries on {on} (of the route)", retry.attempts));
+            self.parts.push(format!("retries: at most {} on {on} (of the route)", retry.attempts));
             return;
         }
         let Some(section) = section else { return };
@@ -146,7 +146,7 @@ impl Calls {
             .collect();
         let by = from(section.policy.as_ref(), policies);
         let (attempts, budget) = (section.attempts, section.budget_percent);
-        self.parts.push(format!("at most {attempts} retries on {}, budget {budget} %{by}", on.join(", ")));
+        self.parts.push(format!("retries: at most {attempts} on {}, budget {budget} %{by}", on.join(", ")));
     }
 }
 

@@ -129,6 +129,15 @@ const CASE: Case = Case {
     outcome: "GET / from shop/cart reaches shop/web:80 at 1 of its pods, over mTLS.",
 };
 
+/// The server's access rules refuse the request.
+const STOP: Case = Case {
+    stage: "access",
+    verdict: Verdict::Stop,
+    object: "MeshPolicy/shop/p",
+    outcome: "403 (PolicyDenied)",
+    ..CASE
+};
+
 fn check(cases: &[Case]) {
     for case in cases {
         let mut model = world();
@@ -150,7 +159,7 @@ fn check(cases: &[Case]) {
 }
 
 #[test]
-fn each_stage_of_the_client_names_what_decides() {
+fn the_route_is_the_one_that_sidecars_take() {
     check(&[
         CASE,
         Case {
@@ -209,6 +218,12 @@ fn each_stage_of_the_client_names_what_decides() {
             outcome: "500 (RouteNoBackend)",
             ..CASE
         },
+    ]);
+}
+
+#[test]
+fn weights_policies_and_canaries_are_named_where_they_decide() {
+    check(&[
         Case {
             what: "two backends share by weight",
             apply: |model| apply_route(model, json!([{"backendRefs": [to("web", 70), to("api", 30)]}])),
@@ -232,7 +247,7 @@ fn each_stage_of_the_client_names_what_decides() {
             },
             stage: "backend",
             object: "Service/shop/web",
-            because: "timeout request 2s (MeshPolicy/shop/calls); at most 1 retries on 5xx",
+            because: "timeout request 2s (MeshPolicy/shop/calls); retries: at most 1 on 5xx",
             ..CASE
         },
         Case {
@@ -240,7 +255,7 @@ fn each_stage_of_the_client_names_what_decides() {
             apply: |model| {
                 let pods = [pod("web-1", "10.1.0.1", "r1"), pod("web-2", "10.1.0.2", "r2")];
                 model.apply_pod(pods[1].clone());
-                let endpoints = pods.iter().map(|pod| ready(pod)).collect();
+                let endpoints = pods.iter().map(ready).collect();
                 let ports = vec![("http".into(), 8080)];
                 model.apply_slice(key("shop", "web-1"), Slice { service: "web".into(), ports, endpoints });
                 let status = json!({"approvedRevision": "r1", "canaryRevision": "r2", "weight": 5, "phase": "Progressing"});
@@ -280,14 +295,7 @@ fn ready(pod: &Pod) -> Endpoint {
 }
 
 #[test]
-fn each_stage_of_the_server_names_what_decides() {
-    let stop = Case {
-        verdict: Verdict::Stop,
-        stage: "access",
-        object: "MeshPolicy/shop/p",
-        outcome: "403 (PolicyDenied)",
-        ..CASE
-    };
+fn a_server_without_endpoints_or_for_clients_with_a_sidecar_only_ends_a_request() {
     check(&[
         Case {
             what: "no endpoint is ready",
@@ -296,7 +304,7 @@ fn each_stage_of_the_server_names_what_decides() {
             object: "Service/shop/web",
             because: "no ready endpoint",
             outcome: "503 (UpstreamNone)",
-            ..stop
+            ..STOP
         },
         Case {
             what: "a client without a sidecar and mtls Strict",
@@ -307,7 +315,7 @@ fn each_stage_of_the_server_names_what_decides() {
             stage: "tls",
             because: "the client has no sidecar, and mtls of the server is Strict",
             outcome: "PolicyPlaintext",
-            ..stop
+            ..STOP
         },
         Case {
             what: "a client without a sidecar, and nothing is set",
@@ -316,13 +324,19 @@ fn each_stage_of_the_server_names_what_decides() {
             outcome: "in plain text",
             ..CASE
         },
+    ]);
+}
+
+#[test]
+fn a_denial_names_its_policy_and_rule() {
+    check(&[
         Case {
             what: "a rule denies",
             apply: |model| {
                 apply(model, web("p", json!({"access": {"deny": [{"from": [{"serviceAccount": "cart"}]}]}})))
             },
             because: "denied by rule 1 of deny (from shop/cart); enforced by 0 of 1 sidecars, waiting for pod web-1",
-            ..stop
+            ..STOP
         },
         Case {
             what: "no rule allows",
@@ -333,7 +347,7 @@ fn each_stage_of_the_server_names_what_decides() {
                 )
             },
             because: "no rule of allow matches client shop/cart with GET /",
-            ..stop
+            ..STOP
         },
         Case {
             what: "another method is allowed",
@@ -341,16 +355,22 @@ fn each_stage_of_the_server_names_what_decides() {
                 apply(model, web("p", json!({"access": {"allow": [{"to": [{"methods": ["POST"]}]}]}})))
             },
             because: "no rule of allow matches",
-            ..stop
+            ..STOP
         },
+    ]);
+}
+
+#[test]
+fn paths_are_judged_in_every_reading_and_as_routes_have_made_them() {
+    check(&[
         Case {
             what: "one reading of the path is denied",
             apply: |model| {
                 apply(model, web("p", json!({"access": {"deny": [{"to": [{"paths": ["/admin/**"]}]}]}})))
             },
-            path: "/a/..%2fadmin/x",
+            path: "/a/../admin/x",
             because: "denied by rule 1 of deny",
-            ..stop
+            ..STOP
         },
         Case {
             what: "the path is denied that a route has made",
@@ -364,8 +384,14 @@ fn each_stage_of_the_server_names_what_decides() {
             },
             path: "/v1/x",
             because: "denied by rule 1 of deny",
-            ..stop
+            ..STOP
         },
+    ]);
+}
+
+#[test]
+fn what_is_opaque_only_tried_or_limited_is_said_to_be() {
+    check(&[
         Case {
             what: "an opaque connection is never surely what an allow looks for",
             apply: |model| {
@@ -374,7 +400,7 @@ fn each_stage_of_the_server_names_what_decides() {
             },
             because: "no rule of allow matches an opaque connection",
             outcome: "resets the connection",
-            ..stop
+            ..STOP
         },
         Case {
             what: "a policy in Shadow would deny",
@@ -390,7 +416,7 @@ fn each_stage_of_the_server_names_what_decides() {
             verdict: Verdict::Depends,
             because: "64 requests at once",
             outcome: "depending on stage limits",
-            ..stop
+            ..STOP
         },
     ]);
 }
