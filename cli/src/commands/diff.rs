@@ -1,0 +1,240 @@
+//! `tulle diff`: which of the last hour's traffic a policy would deny, before it is applied.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize as _, Serialize};
+use serde_json::Value;
+use tulle_mesh::query::{Diff, DiffRow, Paths};
+
+use super::access::name;
+use super::explain::visible;
+use crate::cluster::Context;
+use crate::exit::CliError;
+use crate::human::rate;
+use crate::output::{Format, Table, write};
+
+/// Options of `tulle diff`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit code 3: something would be denied, and --fail-on says so.")]
+pub struct Args {
+    /// A file with one or more MeshPolicies; - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    filename: PathBuf,
+    /// End with exit code 3 if traffic would be denied, or if that depends on the request
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    fail_on: Option<FailOn>,
+}
+
+/// What counts as a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum FailOn {
+    /// Traffic that would be denied
+    Denied,
+    /// The same, and traffic that may be
+    Depends,
+}
+
+/// What one policy would do.
+#[derive(Debug, Serialize)]
+struct Answer {
+    /// `namespace/name`.
+    policy: String,
+    #[serde(flatten)]
+    diff: Diff,
+}
+
+/// Runs `tulle diff`.
+///
+/// # Errors
+/// [`CliError::Findings`] as `--fail-on` asks for; or the file has no policy, or the operator cannot answer.
+pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    let policies = policies(&read(&args.filename)?, context.namespace())?;
+    for (namespace, ..) in &policies {
+        visible(context, namespace)?;
+    }
+    let operator = context.operator().await?;
+    let mut answers = Vec::new();
+    for (namespace, name, policy) in policies {
+        let diff: Diff = operator.post(Paths::DIFF, &[], &policy).await?;
+        answers.push(Answer { policy: format!("{namespace}/{name}"), diff });
+    }
+    match context.output.format {
+        Format::Table | Format::Wide => {
+            let rows = answers.iter().any(|answer| !answer.diff.rows.is_empty());
+            let table = if rows {
+                context.output.text(&answers, |wide| table(&answers, wide))?
+            } else {
+                String::new()
+            };
+            let summary: String = answers.iter().map(summary).collect();
+            write(&format!("{table}{summary}"))?;
+        }
+        Format::Json | Format::Yaml | Format::Name => {
+            context.output.print(&answers, |_| names(&answers))?;
+        }
+    }
+    if is_finding(&answers, args.fail_on) { Err(CliError::Findings) } else { Ok(()) }
+}
+
+fn is_finding(answers: &[Answer], fail_on: Option<FailOn>) -> bool {
+    let mut rows = answers.iter().flat_map(|answer| &answer.diff.rows);
+    match fail_on {
+        None => false,
+        Some(FailOn::Denied) => rows.any(|row| row.verdict == "denied"),
+        Some(FailOn::Depends) => rows.next().is_some(),
+    }
+}
+
+fn read(path: &Path) -> Result<String, CliError> {
+    let (text, what) = if path == Path::new("-") {
+        (std::io::read_to_string(std::io::stdin()), "standard input".to_owned())
+    } else {
+        (std::fs::read_to_string(path), path.display().to_string())
+    };
+    text.map_err(|error| CliError::failed(format!("cannot read {what}: {error}")))
+}
+
+/// The MeshPolicies of a text, each with its namespace and name. Other kinds are skipped.
+fn policies(text: &str, namespace: Option<&str>) -> Result<Vec<(String, String, Value)>, CliError> {
+    let mut found = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let value = Value::deserialize(document)
+            .map_err(|error| CliError::failed(format!("the file is not valid YAML: {error}")))?;
+        let items = match value {
+            Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
+                match list.remove("items") {
+                    Some(Value::Array(items)) => items,
+                    _ => Vec::new(),
+                }
+            }
+            other => vec![other],
+        };
+        for mut policy in items {
+            if policy.get("kind").and_then(Value::as_str) != Some("MeshPolicy") {
+                continue;
+            }
+            let field = |name: &str| {
+                let value = policy.get("metadata").and_then(|metadata| metadata.get(name));
+                value.and_then(Value::as_str).map(str::to_owned)
+            };
+            let Some(name) = field("name") else {
+                return Err(CliError::failed("a MeshPolicy of the file has no metadata.name"));
+            };
+            let Some(own) = field("namespace").or_else(|| namespace.map(str::to_owned)) else {
+                let what = format!("MeshPolicy {name} has no metadata.namespace");
+                return Err(CliError::failed(what).hint("add it, or name the namespace with -n"));
+            };
+            if let Some(metadata) = policy.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.insert("namespace".to_owned(), Value::String(own.clone()));
+            }
+            found.push((own, name, policy));
+        }
+    }
+    if found.is_empty() {
+        return Err(CliError::failed("there is no MeshPolicy in the file"));
+    }
+    Ok(found)
+}
+
+fn table(answers: &[Answer], wide: bool) -> Table {
+    let mut headers = vec!["SRC", "DST", "PROTO", "VERDICT", "RPS", "BECAUSE"];
+    if wide {
+        headers.push("POLICY");
+    }
+    let row = |answer: &Answer, row: &DiffRow| {
+        let edge = &row.edge;
+        let mut cells = vec![
+            name(&edge.source),
+            name(&edge.destination),
+            edge.protocol.clone(),
+            row.verdict.clone(),
+            rate(edge.golden.rps),
+            row.because.clone(),
+        ];
+        if wide {
+            cells.push(answer.policy.clone());
+        }
+        cells
+    };
+    let rows = answers.iter().flat_map(|answer| answer.diff.rows.iter().map(move |one| row(answer, one)));
+    Table { headers, rows: rows.collect() }
+}
+
+fn names(answers: &[Answer]) -> Table {
+    let rows = answers.iter().map(|answer| vec![answer.policy.clone()]).collect();
+    Table { headers: vec!["NAME"], rows }
+}
+
+/// What a policy would do, in a line.
+fn summary(answer: &Answer) -> String {
+    let Diff { pods, rows } = &answer.diff;
+    let count = |verdict: &str| rows.iter().filter(|row| row.verdict == verdict).count();
+    let sidecars = if *pods == 1 { "sidecar" } else { "sidecars" };
+    let (denied, depends) = (count("denied"), count("depends"));
+    let what = match (denied, depends) {
+        (0, 0) => "nothing of the last hour's traffic would be denied".to_owned(),
+        (_, 0) => format!("{denied} of the last hour's connections between workloads would be denied"),
+        _ => format!(
+            "{denied} of the last hour's connections between workloads would be denied, {depends} may be, depending on the request"
+        ),
+    };
+    format!("MeshPolicy {}: {pods} {sidecars} would enforce it; {what}\n", answer.policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_mesh::query::{Edge, Party};
+
+    use super::*;
+
+    fn answer(verdicts: &[&str]) -> Answer {
+        let row = |verdict: &&str| DiffRow {
+            edge: Edge {
+                source: Party { kind: "Plain".into(), ..Party::default() },
+                destination: Party {
+                    namespace: "shop".into(),
+                    kind: "Deployment".into(),
+                    name: "web".into(),
+                },
+                protocol: "http1".into(),
+                ..Edge::default()
+            },
+            verdict: (*verdict).to_owned(),
+            because: "so it is".into(),
+        };
+        Answer { policy: "shop/p".into(), diff: Diff { pods: 3, rows: verdicts.iter().map(row).collect() } }
+    }
+
+    #[test]
+    fn policies_of_a_file_get_the_namespace_of_the_command_and_other_kinds_are_skipped() {
+        let text = "kind: Service\nmetadata: {name: web}\n---\nkind: MeshPolicy\nmetadata: {name: a}\n---\n\
+                    kind: List\nitems:\n- {kind: MeshPolicy, metadata: {name: b, namespace: pay}}\n";
+        let found = policies(text, Some("shop")).unwrap();
+        let names: Vec<(&str, &str)> =
+            found.iter().map(|(namespace, name, _)| (namespace.as_str(), name.as_str())).collect();
+        assert_eq!(names, [("shop", "a"), ("pay", "b")]);
+        assert_eq!(found[0].2["metadata"]["namespace"], "shop");
+        assert!(policies(text, None).unwrap_err().to_string().contains("MeshPolicy a"));
+        assert!(policies("kind: Service\n", Some("shop")).is_err());
+        assert!(policies("a: [", Some("shop")).is_err());
+    }
+
+    #[test]
+    fn findings_are_what_the_user_asks_for() {
+        let found = |verdicts: &[&str], fail_on| is_finding(&[answer(verdicts)], fail_on);
+        assert!(!found(&["denied"], None));
+        assert!(found(&["depends", "denied"], Some(FailOn::Denied)));
+        assert!(!found(&["depends"], Some(FailOn::Denied)));
+        assert!(found(&["depends"], Some(FailOn::Depends)));
+        assert!(!found(&[], Some(FailOn::Depends)));
+    }
+
+    #[test]
+    fn a_line_says_who_would_enforce_it_and_what_it_would_do() {
+        let text = summary(&answer(&["denied", "depends"]));
+        assert!(text.starts_with("MeshPolicy shop/p: 3 sidecars would enforce it; 1 of the last"), "{text}");
+        assert!(text.contains("1 may be, depending on the request"), "{text}");
+        assert!(summary(&answer(&[])).contains("nothing of the last hour's traffic would be denied"));
+        assert_eq!(table(&[answer(&["denied"])], false).rows[0][0], "clients without a sidecar");
+    }
+}

@@ -1,0 +1,241 @@
+//! `tulle explain`: what would become of a request, stage by stage, and which object decides it.
+
+use tulle_mesh::query::{Explanation, Paths, Stage, Verdict};
+
+use crate::cluster::Context;
+use crate::exit::CliError;
+use crate::output::{Colour, Format, Output, Table, write};
+
+/// Kinds that may stand before the name of a client, beside namespaces.
+const KINDS: [&str; 12] = [
+    "deployment",
+    "deployments",
+    "deploy",
+    "statefulset",
+    "statefulsets",
+    "sts",
+    "daemonset",
+    "daemonsets",
+    "ds",
+    "pod",
+    "pods",
+    "po",
+];
+/// Kinds that may stand before the name of a destination, beside namespaces.
+const SERVICES: [&str; 3] = ["service", "services", "svc"];
+
+/// Options of `tulle explain`. It ends with exit code 0 if the request reaches the application, and 3 if it does not.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit code 0: the request reaches the application; 3: it does not.")]
+pub struct Args {
+    /// Who sends the request: NAME, KIND/NAME or NAMESPACE/NAME of a workload or pod
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// The Service that it is sent to: NAME[.NAMESPACE][:PORT] or NAMESPACE/NAME[:PORT]
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// The method of the request
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// The path of the request, with its query
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// A header of the request; may be given several times
+    #[arg(long = "header", short = 'H', value_name = "NAME:VALUE")]
+    headers: Vec<String>,
+}
+
+/// Runs `tulle explain`.
+///
+/// # Errors
+/// [`CliError::Findings`] if the request does not reach the application; or the operator cannot answer.
+pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    let source = workload(&args.source, context.namespace())?;
+    let destination = destination(&args.destination, context.namespace())?;
+    let namespace = destination.split('/').next().unwrap_or_default().to_owned();
+    for namespace in [&source.0, &namespace] {
+        visible(context, namespace)?;
+    }
+    let source = format!("{}/{}", source.0, source.1);
+    let mut parameters = vec![
+        ("source", source.as_str()),
+        ("destination", destination.as_str()),
+        ("method", args.method.as_str()),
+        ("path", args.path.as_str()),
+    ];
+    for header in &args.headers {
+        if !header.contains(':') {
+            return Err(CliError::Usage(format!("header {header:?} has no value; write name:value")));
+        }
+        parameters.push(("header", header.as_str()));
+    }
+    let operator = context.operator().await?;
+    let explained: Explanation = operator.get(Paths::EXPLAIN, &parameters).await?;
+    match context.output.format {
+        Format::Table | Format::Wide => write(&text(&context.output, &explained))?,
+        Format::Json | Format::Yaml | Format::Name => {
+            context.output.print(&explained, |_| table(&context.output, &explained))?;
+        }
+    }
+    if explained.reaches { Ok(()) } else { Err(CliError::Findings) }
+}
+
+/// A command has a token for the namespaces that it looks at, and for no other.
+pub fn visible(context: &Context, namespace: &str) -> Result<(), CliError> {
+    match context.namespace() {
+        Some(own) if own != namespace => Err(CliError::Usage(format!(
+            "this command looks at namespace {own}, not at {namespace}: add -n {namespace} if all of it is there, or else -A"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Namespace and name of a workload or pod in `name`, `kind/name` or `namespace/name`.
+///
+/// # Errors
+/// Something is missing, or is left over.
+pub fn workload(text: &str, namespace: Option<&str>) -> Result<(String, String), CliError> {
+    named(text, namespace, &KINDS)
+}
+
+/// A Service, as `namespace/name` with `:port` behind it if there is one.
+///
+/// # Errors
+/// Something is missing, or is left over.
+pub fn destination(text: &str, namespace: Option<&str>) -> Result<String, CliError> {
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (text, None),
+    };
+    if let Some(port) = port
+        && port.parse::<u16>().is_err()
+    {
+        return Err(CliError::Usage(format!("invalid port {port:?} in {text}")));
+    }
+    // As in DNS: service.namespace.svc.cluster.local.
+    let dns = if name.contains('/') { None } else { name.split_once('.') };
+    let (namespace, name) = match dns {
+        Some((name, rest)) => {
+            let namespace = rest.split('.').next().unwrap_or_default();
+            named(&format!("{namespace}/{name}"), None, &[])?
+        }
+        None => named(name, namespace, &SERVICES)?,
+    };
+    Ok(port.map_or_else(|| format!("{namespace}/{name}"), |port| format!("{namespace}/{name}:{port}")))
+}
+
+fn named(text: &str, namespace: Option<&str>, kinds: &[&str]) -> Result<(String, String), CliError> {
+    let (first, name) = match text.split_once('/') {
+        Some((first, name)) if kinds.contains(&first.to_ascii_lowercase().as_str()) => (None, name),
+        Some((first, name)) => (Some(first), name),
+        None => (None, text),
+    };
+    if name.is_empty() || name.contains('/') || first.is_some_and(str::is_empty) {
+        return Err(CliError::Usage(format!("invalid name {text:?}; write NAME or NAMESPACE/NAME")));
+    }
+    let Some(namespace) = first.or(namespace) else {
+        return Err(CliError::Usage(format!(
+            "{name} is in which namespace? With -A, write NAMESPACE/{name}"
+        )));
+    };
+    Ok((namespace.to_owned(), name.to_owned()))
+}
+
+/// Numbered stages, and the outcome.
+fn text(output: &Output, explained: &Explanation) -> String {
+    let mut text = String::new();
+    for (index, stage) in explained.stages.iter().enumerate() {
+        let object = if stage.object.is_empty() { String::new() } else { format!("{}: ", stage.object) };
+        // Padded before it is coloured, since colours have no width.
+        let mark = mark(output, stage.verdict, 9);
+        text.push_str(&format!("{:>2}  {mark}  {:<8}  {object}{}\n", index + 1, stage.name, stage.because));
+    }
+    text.push_str(&format!("\n{}\n", explained.outcome));
+    text
+}
+
+/// How a stage ends, as a sign and a word.
+fn mark(output: &Output, verdict: Verdict, width: usize) -> String {
+    let (text, colour) = match verdict {
+        Verdict::Pass => ("√ pass", Colour::Green),
+        Verdict::Stop => ("× stop", Colour::Red),
+        Verdict::Depends => ("? depends", Colour::Yellow),
+    };
+    output.paint(colour, &format!("{text:<width$}"))
+}
+
+fn table(output: &Output, explained: &Explanation) -> Table {
+    let row = |stage: &Stage| {
+        vec![stage.name.clone(), mark(output, stage.verdict, 0), stage.object.clone(), stage.because.clone()]
+    };
+    Table {
+        headers: vec!["NAME", "VERDICT", "OBJECT", "BECAUSE"],
+        rows: explained.stages.iter().map(row).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_named_alone_with_its_kind_or_with_its_namespace() {
+        for (text, expected) in [
+            ("web", ("shop", "web")),
+            ("deployment/web", ("shop", "web")),
+            ("Pod/web-1", ("shop", "web-1")),
+            ("payments/web", ("payments", "web")),
+        ] {
+            let found = workload(text, Some("shop")).unwrap();
+            assert_eq!((found.0.as_str(), found.1.as_str()), expected, "{text}");
+        }
+        for text in ["", "/web", "web/", "a/b/c"] {
+            assert_eq!(workload(text, Some("shop")).unwrap_err().code(), 2, "{text}");
+        }
+        let error = workload("web", None).unwrap_err().to_string();
+        assert!(error.contains("NAMESPACE/web"), "{error}");
+    }
+
+    #[test]
+    fn a_destination_is_named_as_in_dns_or_as_in_kubernetes() {
+        for (text, expected) in [
+            ("payments", "shop/payments"),
+            ("payments:8080", "shop/payments:8080"),
+            ("svc/payments", "shop/payments"),
+            ("payments.billing", "billing/payments"),
+            ("payments.billing.svc.cluster.local:80", "billing/payments:80"),
+            ("billing/payments:80", "billing/payments:80"),
+        ] {
+            assert_eq!(destination(text, Some("shop")).unwrap(), expected, "{text}");
+        }
+        for text in ["", ":80", "payments:http", "payments:70000", "a/b/c"] {
+            assert_eq!(destination(text, Some("shop")).unwrap_err().code(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn stages_are_numbered_and_say_in_words_how_they_end() {
+        let stage = |name: &str, verdict, object: &str| Stage {
+            name: name.to_owned(),
+            verdict,
+            object: object.to_owned(),
+            because: "so it is".to_owned(),
+        };
+        let explained = Explanation {
+            stages: vec![
+                stage("source", Verdict::Pass, ""),
+                stage("split", Verdict::Depends, "Canary/shop/web"),
+                stage("access", Verdict::Stop, "MeshPolicy/shop/p"),
+            ],
+            outcome: "It does not.".to_owned(),
+            reaches: false,
+        };
+        let expected = " 1  √ pass     source    so it is
+ 2  ? depends  split     Canary/shop/web: so it is
+ 3  × stop     access    MeshPolicy/shop/p: so it is
+
+It does not.
+";
+        assert_eq!(text(&Output::default(), &explained), expected);
+    }
+}

@@ -1,0 +1,340 @@
+//! Who may reach what, and the least policies that the traffic seen needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde_json::{Value, json};
+use tulle_mesh::identity::WorkloadId;
+use tulle_mesh::policy::{Access as Rules, Subject};
+use tulle_mesh::proto;
+use tulle_mesh::query::{Access, AccessRow, Party};
+
+use super::{identity_of, is_meshed, pods_named, words};
+use crate::model::{Key, Model, Pod};
+use crate::telemetry::history::{Counts, Direction, SeriesId, Sum};
+
+/// What a series has instead of a service account where it names none.
+const NOT_AN_ACCOUNT: char = '_';
+/// Callers in a rule, as the schema of a MeshPolicy allows.
+const MOST_CALLERS: usize = 64;
+/// Labels in a selector, as the schema of a MeshPolicy allows.
+const MOST_LABELS: usize = 16;
+/// Labels that name an application by custom, which are tried first.
+const NAMING: [&str; 3] = ["app.kubernetes.io/name", "app", "k8s-app"];
+/// Labels that change with a version or differ from pod to pod.
+const CHANGING: [&str; 8] = [
+    "pod-template-hash",
+    "controller-revision-hash",
+    "pod-template-generation",
+    "statefulset.kubernetes.io/pod-name",
+    "apps.kubernetes.io/pod-index",
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+    "version",
+];
+
+/// In which direction access is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessDirection {
+    /// Who can reach it.
+    WhoCan,
+    /// What it can reach.
+    WhatCan,
+}
+
+/// Lists who may reach a workload or Service, or what a workload may reach. With an empty name, who may reach each
+/// workload of the namespace, or, without one, of the cluster. `last_hour`: for the counts and the suggestions.
+///
+/// # Errors
+/// A sentence that says what does not exist.
+pub fn access(
+    model: &Model,
+    last_hour: &Sum,
+    namespace: &str,
+    name: &str,
+    direction: AccessDirection,
+) -> Result<Access, String> {
+    match direction {
+        AccessDirection::WhoCan => who_can(model, last_hour, namespace, name),
+        AccessDirection::WhatCan => what_can(model, last_hour, namespace, name),
+    }
+}
+
+fn who_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
+    let servers = if name.is_empty() {
+        workloads(model.pods().filter(|pod| namespace.is_empty() || *pod.namespace == *namespace))
+    } else {
+        workloads(servers_named(model, namespace, name).into_iter())
+    };
+    if servers.is_empty() && !name.is_empty() {
+        return Err(format!("there is no pod of a workload or Service {name} in namespace {namespace}"));
+    }
+    let mut found = Access::default();
+    for (party, pods) in &servers {
+        found.rows.extend(clients_of(model, last_hour, party, pods));
+        found.suggested.extend(suggestion(model, last_hour, party, pods));
+    }
+    Ok(found)
+}
+
+fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
+    let clients: Vec<&Pod> = pods_named(model, namespace, name).collect();
+    if clients.is_empty() {
+        return Err(format!("there is no pod of a workload {name} in namespace {namespace}"));
+    }
+    let mut callers: BTreeMap<Option<WorkloadId>, &Pod> = BTreeMap::new();
+    for pod in clients {
+        callers.entry(is_meshed(pod).then(|| identity_of(model, pod))).or_insert(pod);
+    }
+    let mut found = Access::default();
+    for (party, pods) in workloads(model.pods()) {
+        for (identity, pod) in &callers {
+            found.rows.extend(reached(
+                model,
+                last_hour,
+                (&party, pods.as_slice()),
+                (identity.as_ref(), *pod),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// The pods of a workload of that name, or else those behind a Service of that name.
+fn servers_named<'a>(model: &'a Model, namespace: &str, name: &str) -> Vec<&'a Pod> {
+    let of_workload: Vec<&Pod> = pods_named(model, namespace, name).collect();
+    if !of_workload.is_empty() {
+        return of_workload;
+    }
+    let wanted: Key = (namespace.into(), name.into());
+    let service = model.services().find(|(key, _)| **key == wanted);
+    let Some((_, service)) = service else { return Vec::new() };
+    model.pods().filter(|pod| *pod.namespace == *namespace && !pod.finished && service.selects(pod)).collect()
+}
+
+/// Pods by their workload, in order.
+pub(super) fn workloads<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<Party, Vec<&'a Pod>> {
+    let mut found: BTreeMap<Party, Vec<&'a Pod>> = BTreeMap::new();
+    for pod in pods.filter(|pod| !pod.finished) {
+        found.entry(party_of(pod)).or_default().push(pod);
+    }
+    for pods in found.values_mut() {
+        pods.sort_by(|one, other| one.name.cmp(&other.name));
+    }
+    found
+}
+
+fn party_of(pod: &Pod) -> Party {
+    let namespace = pod.namespace.to_string();
+    match &pod.workload {
+        Some(workload) => {
+            Party { namespace, kind: workload.kind.name().to_owned(), name: workload.name.to_string() }
+        }
+        None => Party { namespace, kind: "Pod".to_owned(), name: pod.name.to_string() },
+    }
+}
+
+/// What was counted by a workload's own sidecars.
+pub(super) fn inbound_of<'a>(
+    sum: &'a Sum,
+    party: &'a Party,
+) -> impl Iterator<Item = (&'a SeriesId, &'a Counts)> + use<'a> {
+    let counted = sum.series.iter().map(|(id, counts)| (id, counts));
+    counted.filter(move |(id, _)| {
+        let reporter = &id.reporter;
+        id.direction == Direction::Inbound
+            && *reporter.namespace == *party.namespace
+            && *reporter.kind == *party.kind
+            && *reporter.workload == *party.name
+    })
+}
+
+/// Who the client of an inbound series is; `None`: it has no certificate, or is one of many.
+pub(super) fn client_of(model: &Model, id: &SeriesId) -> Option<WorkloadId> {
+    let named = id.mtls && !id.peer.starts_with(NOT_AN_ACCOUNT) && !id.peer.is_empty();
+    named.then(|| WorkloadId::new(&model.settings().trust_domain, &id.namespace, &id.peer))
+}
+
+/// Requests and opaque connections.
+pub(super) fn count(counts: &Counts) -> u64 {
+    counts.classes.iter().sum::<u64>() + counts.connections
+}
+
+/// The access section that a workload's pods enforce: that of the first with a sidecar, as all have the same labels.
+fn enforced(model: &Model, pods: &[&Pod]) -> Option<proto::Inbound> {
+    pods.iter().find(|pod| is_meshed(pod)).and_then(|pod| model.inbound(&pod.uid))
+}
+
+/// Rows about who may reach a workload.
+fn clients_of(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> Vec<AccessRow> {
+    let row = |client: String, allowed_by: &str, seen: u64| AccessRow {
+        client,
+        destination: party.clone(),
+        allowed_by: allowed_by.to_owned(),
+        seen,
+        ..AccessRow::default()
+    };
+    let seen = |from: &[proto::Peer]| seen_from(model, last_hour, party, from);
+    let Some(inbound) = enforced(model, pods) else {
+        let client = "everybody, because no pod has a sidecar".to_owned();
+        return vec![row(client, "", seen(&[]))];
+    };
+    let strict = inbound.mtls() == proto::MtlsMode::Strict;
+    let everybody = if strict { "everybody with a sidecar" } else { "everybody" };
+    let Some(access) = &inbound.access else { return vec![row(everybody.to_owned(), "", seen(&[]))] };
+    let policy = words::policy(access.policy.as_ref());
+    let mut rows = Vec::new();
+    for rule in &access.allow {
+        let callers = match rule.from.as_slice() {
+            [] => vec![(everybody.to_owned(), seen(&[]))],
+            peers => peers.iter().map(|peer| (words::peer(peer), seen(std::slice::from_ref(peer)))).collect(),
+        };
+        for (client, seen) in callers {
+            rows.extend(by_operation(rule, &row(client, &policy, seen)));
+        }
+    }
+    if access.has_allow && access.allow.is_empty() {
+        rows.push(row("nobody".to_owned(), &policy, 0));
+    }
+    if !access.has_allow {
+        let client = if access.deny.is_empty() { everybody.to_owned() } else { format!("{everybody} else") };
+        rows.push(row(client, "", seen(&[])));
+    }
+    for rule in &access.deny {
+        let client = format!("{}, denied by {policy}", words::callers(rule));
+        rows.extend(by_operation(rule, &row(client, "", seen(&rule.from))));
+    }
+    rows
+}
+
+/// A row for each operation of a rule.
+fn by_operation(rule: &proto::Rule, row: &AccessRow) -> Vec<AccessRow> {
+    if rule.to.is_empty() {
+        return vec![row.clone()];
+    }
+    let of = |operation: &proto::Operation| {
+        let client = match operation.ports.as_slice() {
+            [] => row.client.clone(),
+            _ => format!("{} (port {})", row.client, words::ports(operation)),
+        };
+        let (methods, paths) = (operation.methods.clone(), operation.paths.clone());
+        AccessRow { client, methods, paths, ..row.clone() }
+    };
+    rule.to.iter().map(of).collect()
+}
+
+/// Requests of the last hour from any of these callers; from none: from all clients.
+fn seen_from(model: &Model, last_hour: &Sum, party: &Party, from: &[proto::Peer]) -> u64 {
+    let is_from = |id: &SeriesId| {
+        from.is_empty()
+            || client_of(model, id).is_some_and(|client| from.iter().any(|peer| names(peer, &client)))
+    };
+    inbound_of(last_hour, party).filter(|(id, _)| is_from(id)).map(|(_, counts)| count(counts)).sum()
+}
+
+/// Whether a caller of a rule names a client by its certificate.
+pub(super) fn names(peer: &proto::Peer, client: &WorkloadId) -> bool {
+    peer.cidr.is_empty()
+        && (peer.service_account.is_empty() || peer.service_account == client.service_account)
+        && (peer.any_namespace || peer.namespaces.contains(&client.namespace))
+}
+
+/// Rows about what a client may reach of a workload.
+fn reached(
+    model: &Model,
+    last_hour: &Sum,
+    (party, pods): (&Party, &[&Pod]),
+    (identity, client): (Option<&WorkloadId>, &Pod),
+) -> Vec<AccessRow> {
+    let account = format!("{}/{}", client.namespace, client.service_account);
+    let who = if identity.is_some() { account } else { format!("{account} without a sidecar") };
+    let seen = inbound_of(last_hour, party)
+        .filter(|(id, _)| identity.is_some() && client_of(model, id).as_ref() == identity)
+        .map(|(_, counts)| count(counts))
+        .sum();
+    let row = AccessRow { client: who, destination: party.clone(), seen, ..AccessRow::default() };
+    let Some(inbound) = enforced(model, pods) else { return vec![row] };
+    if identity.is_none() && inbound.mtls() == proto::MtlsMode::Strict {
+        return Vec::new();
+    }
+    let Some(access) = &inbound.access else { return vec![row] };
+    let address = client.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    // Rules with ports are listed whatever the port is.
+    let ports = access.allow.iter().flat_map(|rule| &rule.to).flat_map(|operation| &operation.ports);
+    let ports: BTreeSet<u16> = ports.filter_map(|port| u16::try_from(*port).ok()).chain([0]).collect();
+    let subject = |port: u16| Subject { identity, address, port, http: None };
+    let may = |access: &proto::Access| {
+        Rules::compile(access)
+            .is_ok_and(|rules| ports.iter().any(|port| rules.may_allow_http(&subject(*port))))
+    };
+    if !may(access) {
+        return Vec::new();
+    }
+    if !access.has_allow {
+        return vec![row];
+    }
+    let row = AccessRow { allowed_by: words::policy(access.policy.as_ref()), ..row };
+    let alone = |rule: &proto::Rule| {
+        let (allow, deny) = (vec![rule.clone()], access.deny.clone());
+        proto::Access { has_allow: true, allow, deny, ..proto::Access::default() }
+    };
+    access.allow.iter().filter(|rule| may(&alone(rule))).flat_map(|rule| by_operation(rule, &row)).collect()
+}
+
+/// The least policy that admits the clients of a workload that has no access section. `None`: it has one, no sidecar,
+/// or no client that can be named.
+fn suggestion(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> Option<Value> {
+    let inbound = enforced(model, pods)?;
+    if inbound.access.is_some() || inbound.shadow.is_some() {
+        return None;
+    }
+    let used = inbound_of(last_hour, party).filter(|(_, counts)| count(counts) > 0);
+    let clients: BTreeSet<(String, String)> = used
+        .filter_map(|(id, _)| client_of(model, id))
+        .map(|client| (client.namespace, client.service_account))
+        .collect();
+    if clients.is_empty() {
+        return None;
+    }
+    let labels = selector(model, party, pods)?;
+    let callers: Vec<Value> = clients
+        .into_iter()
+        .map(|(namespace, account)| json!({"serviceAccount": account, "namespace": namespace}))
+        .collect();
+    let rules: Vec<Value> = callers.chunks(MOST_CALLERS).map(|callers| json!({"from": callers})).collect();
+    Some(json!({
+        "apiVersion": "tulle.dev/v1alpha1",
+        "kind": "MeshPolicy",
+        "metadata": {"name": format!("{}-clients", party.name), "namespace": party.namespace},
+        "spec": {
+            "target": {"kind": "Workload", "selector": {"matchLabels": labels}},
+            "mode": "Shadow",
+            "access": {"allow": rules},
+        },
+    }))
+}
+
+/// Labels that select the pods of a workload and no others, as few as possible.
+fn selector(model: &Model, party: &Party, pods: &[&Pod]) -> Option<BTreeMap<String, String>> {
+    let (first, others) = pods.split_first()?;
+    let shared = first.labels.iter().filter(|(name, value)| {
+        !CHANGING.contains(&&**name) && others.iter().all(|pod| pod.label(name) == Some(&**value))
+    });
+    let shared: BTreeMap<String, String> =
+        shared.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let selects_only_it = |labels: &BTreeMap<String, String>| {
+        let mut selected = model
+            .pods()
+            .filter(|pod| *pod.namespace == *party.namespace && !pod.finished && pod.matches(labels));
+        selected.all(|pod| party_of(pod) == *party)
+    };
+    let naming = NAMING.iter().filter_map(|name| shared.get_key_value(*name));
+    for (name, value) in naming.chain(&shared) {
+        let alone = BTreeMap::from([(name.clone(), value.clone())]);
+        if selects_only_it(&alone) {
+            return Some(alone);
+        }
+    }
+    let usable = !shared.is_empty() && shared.len() <= MOST_LABELS && selects_only_it(&shared);
+    usable.then_some(shared)
+}

@@ -1,0 +1,140 @@
+//! Objects and rules in words.
+
+use tulle_mesh::proto::value_match::Type;
+use tulle_mesh::proto::{self, RouteKind};
+
+/// An object as stages name it: `MeshPolicy/shop/payments`.
+pub(super) fn object(kind: &str, object: &proto::ObjectRef) -> String {
+    format!("{kind}/{}/{}", object.namespace, object.name)
+}
+
+/// A policy, as stages name it. Empty: there is none.
+pub(super) fn policy(policy: Option<&proto::ObjectRef>) -> String {
+    policy.map(|policy| object("MeshPolicy", policy)).unwrap_or_default()
+}
+
+/// A kind of route, as Kubernetes writes it.
+pub(super) fn route_kind(kind: RouteKind) -> &'static str {
+    match kind {
+        RouteKind::Http => "HTTPRoute",
+        RouteKind::Grpc => "GRPCRoute",
+        RouteKind::Tls => "TLSRoute",
+        RouteKind::Tcp => "TCPRoute",
+        RouteKind::Unspecified => "Route",
+    }
+}
+
+/// A time, in the largest unit that it is a whole number of.
+pub(super) fn span(ms: u32) -> String {
+    match ms {
+        0 => "no limit".to_owned(),
+        _ if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
+        _ if ms.is_multiple_of(1_000) => format!("{}s", ms / 1_000),
+        _ => format!("{ms}ms"),
+    }
+}
+
+/// A share in permyriad, as a percentage.
+pub(super) fn percent(permyriad: u32) -> String {
+    let rest = permyriad % 100;
+    if rest == 0 { format!("{} %", permyriad / 100) } else { format!("{}.{rest:02} %", permyriad / 100) }
+}
+
+/// A caller of a rule.
+pub(super) fn peer(peer: &proto::Peer) -> String {
+    if !peer.cidr.is_empty() {
+        return peer.cidr.clone();
+    }
+    let account = peer.service_account.as_str();
+    if peer.any_namespace {
+        return format!("*/{account}");
+    }
+    if peer.namespaces.is_empty() {
+        return "nobody (no namespace has the labels)".to_owned();
+    }
+    let name = |namespace: &String| match account {
+        "" => format!("namespace {namespace}"),
+        _ => format!("{namespace}/{account}"),
+    };
+    peer.namespaces.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// The callers of a rule.
+pub(super) fn callers(rule: &proto::Rule) -> String {
+    match rule.from.as_slice() {
+        [] => "everybody".to_owned(),
+        peers => peers.iter().map(peer).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// A rule of an access section.
+pub(super) fn rule(rule: &proto::Rule) -> String {
+    let operations: Vec<String> = rule.to.iter().map(operation).collect();
+    match operations.as_slice() {
+        [] => format!("from {}", callers(rule)),
+        _ => format!("from {} to {}", callers(rule), operations.join(" or ")),
+    }
+}
+
+fn operation(operation: &proto::Operation) -> String {
+    let mut parts = Vec::new();
+    if !operation.methods.is_empty() {
+        parts.push(operation.methods.join(", "));
+    }
+    if !operation.paths.is_empty() {
+        parts.push(operation.paths.join(", "));
+    }
+    if !operation.ports.is_empty() {
+        parts.push(format!("port {}", ports(operation)));
+    }
+    parts.join(" ")
+}
+
+/// The ports of an operation.
+pub(super) fn ports(operation: &proto::Operation) -> String {
+    operation.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The parts of a match of a route, each alone.
+pub(super) fn parts(m: &proto::Match) -> Vec<(proto::Match, String)> {
+    let mut parts = Vec::new();
+    if !m.method.is_empty() {
+        let only = proto::Match { method: m.method.clone(), ..proto::Match::default() };
+        parts.push((only, format!("method {}", m.method)));
+    }
+    if let Some(path) = &m.path {
+        let only = proto::Match { path: Some(path.clone()), ..proto::Match::default() };
+        parts.push((only, format!("path {}", value(path))));
+    }
+    for header in &m.headers {
+        let only = proto::Match { headers: vec![header.clone()], ..proto::Match::default() };
+        parts.push((only, format!("header {} {}", header.name, value(header))));
+    }
+    for parameter in &m.query {
+        let only = proto::Match { query: vec![parameter.clone()], ..proto::Match::default() };
+        parts.push((only, format!("query parameter {} {}", parameter.name, value(parameter))));
+    }
+    if let Some(service) = m.grpc_service.as_ref().filter(|value| !value.value.is_empty()) {
+        let only = proto::Match { grpc_service: Some(service.clone()), ..proto::Match::default() };
+        parts.push((only, format!("gRPC service {}", value(service))));
+    }
+    if let Some(method) = m.grpc_method.as_ref().filter(|value| !value.value.is_empty()) {
+        let only = proto::Match { grpc_method: Some(method.clone()), ..proto::Match::default() };
+        parts.push((only, format!("gRPC method {}", value(method))));
+    }
+    parts
+}
+
+/// A match of a route.
+pub(super) fn whole_match(m: &proto::Match) -> String {
+    let parts: Vec<String> = parts(m).into_iter().map(|(_, text)| text).collect();
+    if parts.is_empty() { "every request".to_owned() } else { parts.join(", ") }
+}
+
+fn value(wanted: &proto::ValueMatch) -> String {
+    match wanted.r#type() {
+        Type::Prefix => format!("below {}", wanted.value),
+        Type::Regex => format!("~ {}", wanted.value),
+        Type::Exact | Type::Cookie | Type::Unspecified => wanted.value.clone(),
+    }
+}
