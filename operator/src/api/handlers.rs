@@ -179,10 +179,12 @@ pub async fn access(
     parameters: Parameters,
 ) -> Answer<Access> {
     let parameters = parameters.only(&["namespace", "name", "who", "what"])?;
-    let namespace = parameters.required_name("namespace", "shop")?;
-    let name = parameters.required_name("name", "web")?;
+    // Who may reach all workloads of a namespace, or of the mesh, is a question too.
+    let namespace = parameters.name("namespace")?.unwrap_or_default();
+    let name = parameters.name("name")?.unwrap_or_default();
+    let of_one = Some(namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let (direction, needed) = match (parameters.has("who"), parameters.has("what")) {
-        (true, false) => (AccessDirection::WhoCan, Some(namespace.as_str())),
+        (true, false) => (AccessDirection::WhoCan, of_one),
         (false, true) => (AccessDirection::WhatCan, None),
         _ => {
             return Err(Refused::bad_request(

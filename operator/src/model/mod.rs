@@ -283,6 +283,11 @@ impl Model {
         self.pods.values()
     }
 
+    /// All Services.
+    pub fn services(&self) -> impl Iterator<Item = (&Key, &Service)> {
+        self.services.iter()
+    }
+
     /// Takes a Service over.
     pub fn apply_service(&mut self, key: Key, service: Service) {
         let known = self.services.get(&key);

@@ -157,7 +157,8 @@ impl Model {
         (enforced.map(rules), tried.map(rules))
     }
 
-    fn access_of(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
+    /// The access rules of a policy, whether or not it decides anything anywhere.
+    pub fn access_of(&self, key: &Key, policy: &MeshPolicy) -> proto::Access {
         let access = policy.spec.access.clone().unwrap_or_default();
         let rules = |rules: Vec<tulle_crds::AccessRule>| {
             let rule = |rule: tulle_crds::AccessRule| proto::Rule {
