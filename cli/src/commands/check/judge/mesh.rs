@@ -1,0 +1,423 @@
+//! What is in the mesh: namespaces, sidecars, MeshPolicies, Canaries, routes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use tulle_crds::{keys, parse_duration, reason};
+
+use super::super::facts::{Facts, target_name};
+use super::super::finding::{self as checks, Finding, or_ok};
+use super::{duration, time, version};
+use crate::objects::{self, Tool, Unread, full_name, items, label, name, namespace, number, text};
+
+/// The name with which the operator marks its entries in the status of a route.
+const CONTROLLER: &str = "tulle.dev/mesh-controller";
+/// A sidecar or policy that is behind for longer than this many seconds is reported.
+const BEHIND: i64 = 30;
+/// A sidecar may be this many minor versions older than the operator.
+const OLDER: u32 = 2;
+/// A certificate with less than this left has not been renewed when it was due.
+const CERTIFICATE_LEFT: i64 = 1800;
+/// How long a step lasts that does not say it, as the CRD defines it.
+const DEFAULT_HOLD: Duration = Duration::from_secs(120);
+/// Steps of a Canary that names none.
+const DEFAULT_STEPS: u32 = 5;
+/// For how long Helm and Flux wait if nothing else is set.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(300);
+/// Names that a finding lists; the others are counted.
+const LISTED: usize = 5;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = namespaces(facts);
+    findings.extend(injected(facts));
+    findings.extend(sidecars(facts));
+    findings.extend(policies(facts));
+    findings.extend(canaries(facts));
+    findings.extend(routes(facts));
+    findings
+}
+
+/// `a, b, c and 4 more`.
+fn some_of(names: &[String]) -> String {
+    let listed = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(LISTED) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
+fn namespaces(facts: &Facts) -> Vec<Finding> {
+    let namespaces = match &facts.namespaces {
+        Ok(namespaces) => namespaces,
+        Err(why) => return vec![checks::NAMESPACES.unread("namespaces", why)],
+    };
+    let unknown = |namespace: &Value| {
+        let value = label(namespace, keys::INJECT)?;
+        let name = name(namespace);
+        (!matches!(value, "enabled" | "required" | "disabled")).then(|| {
+            checks::NAMESPACES
+                .warning(format!("namespace {name} has label {}={value}, which has no effect", keys::INJECT))
+                .hint("write enabled or required")
+                .fix(format!("kubectl label --overwrite namespace {name} {}=enabled", keys::INJECT))
+        })
+    };
+    or_ok(namespaces.iter().filter_map(unknown).collect(), || match namespaces.len() {
+        0 => checks::NAMESPACES
+            .warning(format!("no namespace has label {}", keys::INJECT))
+            .hint("no pod gets a sidecar")
+            .fix(format!("kubectl label namespace NAMESPACE {}=enabled", keys::INJECT)),
+        count => checks::NAMESPACES.ok(format!("{count} namespaces")),
+    })
+}
+
+/// Whether a pod without a sidecar should have one: it runs, has not opted out, and has an address of its own.
+fn should_have_sidecar(pod: &Value) -> bool {
+    let phase = text(pod, "/status/phase");
+    let own_network = pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) != Some(true);
+    let is_static = objects::annotation(pod, "kubernetes.io/config.mirror").is_some();
+    let opted_out = label(pod, keys::INJECT) == Some("disabled");
+    own_network && !is_static && !opted_out && !matches!(phase, "Succeeded" | "Failed")
+}
+
+fn injected(facts: &Facts) -> Vec<Finding> {
+    let pods = match &facts.uninjected {
+        Ok(pods) => pods,
+        Err(why) => return vec![checks::INJECTED.unread("pods of labelled namespaces", why)],
+    };
+    let asks = |wanted: &str| {
+        let namespaces = facts.namespaces.as_ref().map(Vec::as_slice).unwrap_or_default();
+        let namespace = namespaces.iter().find(|namespace| name(namespace) == wanted);
+        matches!(namespace.and_then(|found| label(found, keys::INJECT)), Some("enabled" | "required"))
+    };
+    let mut without: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod))) {
+        without.entry(namespace(pod)).or_default().push(name(pod).to_owned());
+    }
+    let one = |(namespace, pods): (&str, Vec<String>)| {
+        checks::INJECTED
+            .warning(format!(
+                "{} pods of namespace {namespace} have no sidecar: {}",
+                pods.len(),
+                some_of(&pods)
+            ))
+            .hint("they were created before the label, or while the webhook was unavailable")
+            .fix(format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"))
+    };
+    or_ok(without.into_iter().map(one).collect(), || checks::INJECTED.ok("none is without"))
+}
+
+fn sidecars(facts: &Facts) -> Vec<Finding> {
+    // The check of the query API has said why the operator did not answer.
+    let Ok(sidecars) = &facts.sidecars else {
+        return vec![checks::BEHIND.unread("sidecars", "the operator did not answer")];
+    };
+    let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
+    let (mut skewed, mut refused, mut behind, mut ending) = (vec![], vec![], vec![], vec![]);
+    for sidecar in &sidecars.sidecars {
+        let pod = format!("{}/{}", sidecar.namespace, sidecar.pod);
+        if let (Some(operator), Some(own)) = (operator, version(&sidecar.version))
+            && !supported(operator, own)
+        {
+            skewed.push(format!("{pod} ({})", sidecar.version));
+        }
+        if let Some(first) = sidecar.refused.first() {
+            refused.push((pod.clone(), sidecar.refused.len(), first));
+        }
+        if sidecar.behind_seconds.is_some_and(|seconds| seconds > BEHIND.unsigned_abs()) || !sidecar.connected
+        {
+            behind.push(match sidecar.connected {
+                true => format!("{pod} ({}/{})", sidecar.acknowledged, sidecar.resources),
+                false => format!("{pod} (not connected)"),
+            });
+        }
+        if let Some(left) = sidecar.certificate_not_after.map(|ends| ends - facts.now)
+            && left < CERTIFICATE_LEFT
+        {
+            ending.push((pod, left));
+        }
+    }
+    let count = sidecars.sidecars.len();
+    let mut findings = vec![
+        of_some(
+            skewed,
+            || checks::SIDECAR_SKEW.ok(format!("{count} sidecars")),
+            |count, pods| {
+                checks::SIDECAR_SKEW
+                    .warning(format!(
+                        "{count} sidecars have a version that this operator does not support: {pods}"
+                    ))
+                    .hint("an operator supports sidecars of its own and the two minor versions before it")
+                    .fix("kubectl get pods -A -L tulle.dev/sidecar")
+            },
+        ),
+        of_some(
+            behind,
+            || checks::BEHIND.ok(format!("{count} sidecars")),
+            |count, pods| {
+                checks::BEHIND
+                .warning(format!("{count} sidecars have waited for over {BEHIND} s or are not connected: {pods}"))
+                .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
+                .fix("tulle pods -A")
+            },
+        ),
+    ];
+    let refusal = |(pod, count, first): (String, usize, &String)| {
+        checks::REFUSED
+            .error(format!("sidecar of {pod} has refused {count} resources: {first}"))
+            .hint("it enforces the last version that it could; a restart brings the present sidecar")
+            .fix(delete(&pod))
+    };
+    findings.extend(or_ok(refused.into_iter().map(refusal).collect(), || {
+        checks::REFUSED.ok(format!("{count} sidecars"))
+    }));
+    let certificate = |(pod, left): (String, i64)| match left {
+        ..=0 => checks::CERTIFICATE
+            .error(format!("the certificate of {pod} ended {} ago", duration(left)))
+            .hint("it can neither connect nor be connected to with mTLS")
+            .fix(delete(&pod)),
+        _ => checks::CERTIFICATE
+            .warning(format!("the certificate of {pod} ends in {}", duration(left)))
+            .hint("it is renewed at half of its lifetime: look at the logs of its sidecar")
+            .fix(logs(&pod)),
+    };
+    findings.extend(or_ok(ending.into_iter().map(certificate).collect(), || {
+        checks::CERTIFICATE.ok(format!("{count} sidecars"))
+    }));
+    findings.sort_by_key(|finding| finding.id);
+    findings
+}
+
+/// One finding about all the pods, or that there is none.
+fn of_some(
+    pods: Vec<String>,
+    none: impl FnOnce() -> Finding,
+    some: impl FnOnce(usize, String) -> Finding,
+) -> Finding {
+    if pods.is_empty() { none() } else { some(pods.len(), some_of(&pods)) }
+}
+
+fn delete(pod: &str) -> String {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+    format!("kubectl -n {namespace} delete pod {name}")
+}
+
+fn logs(pod: &str) -> String {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+    format!("kubectl -n {namespace} logs {name} -c tulle-proxy")
+}
+
+fn supported(operator: (u32, u32, u32), sidecar: (u32, u32, u32)) -> bool {
+    let ((major, minor, _), (its, own, _)) = (operator, sidecar);
+    major == its && own <= minor && minor - own <= OLDER
+}
+
+/// Whether the operator has looked at the present version of an object. Without a status, it has never.
+fn is_observed(object: &Value) -> bool {
+    let observed = number(object, "/status/observedGeneration");
+    observed.is_some_and(|observed| observed >= number(object, "/metadata/generation").unwrap_or(0))
+}
+
+fn policies(facts: &Facts) -> Vec<Finding> {
+    let policies = match &facts.policies {
+        Ok(policies) => policies,
+        Err(why) => return vec![checks::POLICIES.unread("MeshPolicies", why)],
+    };
+    let one = |policy: &Value| {
+        let found = policy_fault(policy, facts.now)?;
+        let (namespace, name) = (namespace(policy), name(policy));
+        Some(found.fix(format!("kubectl -n {namespace} describe meshpolicy {name}")))
+    };
+    or_ok(policies.iter().filter_map(one).collect(), || {
+        checks::POLICIES.ok(format!("{} MeshPolicies", policies.len()))
+    })
+}
+
+fn policy_fault(policy: &Value, now: i64) -> Option<Finding> {
+    let name = format!("MeshPolicy {}", full_name(policy));
+    let Some(ready) = objects::condition(policy, "Ready").filter(|_| is_observed(policy)) else {
+        return Some(
+            checks::POLICIES
+                .warning(format!("{name}: its present version has no status"))
+                .hint("the leading operator writes it within seconds; see whether one leads"),
+        );
+    };
+    let (why, message) = (text(ready, "/reason"), text(ready, "/message"));
+    let found = format!("{name}: {why}: {message}");
+    let since = time(ready, "/lastTransitionTime").map_or(0, |at| now - at);
+    match why {
+        reason::INVALID => {
+            Some(checks::POLICIES.error(found).hint("nothing of it is enforced: correct the value"))
+        }
+        reason::CONFLICTED => {
+            Some(checks::POLICIES.error(found).hint("the older policy holds: delete one of the two sections"))
+        }
+        reason::REFUSED => Some(
+            checks::POLICIES
+                .error(found)
+                .hint("restart the pods, which brings a sidecar that has what the policy needs"),
+        ),
+        reason::TARGET_NOT_FOUND => {
+            Some(checks::POLICIES.error(found).hint("correct the target, or create it"))
+        }
+        reason::NO_WORKLOADS => {
+            Some(checks::POLICIES.warning(found).hint("it selects no pod with a sidecar: compare the labels"))
+        }
+        reason::PROPAGATING if since > BEHIND => {
+            Some(checks::POLICIES.warning(format!("{found} (for {})", duration(since))))
+        }
+        _ => None,
+    }
+}
+
+fn canaries(facts: &Facts) -> Vec<Finding> {
+    let canaries = match &facts.canaries {
+        Ok(canaries) => canaries,
+        Err(why) => return vec![checks::CANARIES.unread("Canaries", why)],
+    };
+    let count = format!("{} Canaries", canaries.len());
+    let with_command = |canary: &Value, finding: Finding| {
+        if !finding.fix.is_empty() {
+            return finding;
+        }
+        finding.fix(format!("kubectl -n {} describe canary {}", namespace(canary), name(canary)))
+    };
+    let of = |fault: &dyn Fn(&Value) -> Option<Finding>| {
+        canaries.iter().filter_map(|canary| Some(with_command(canary, fault(canary)?))).collect::<Vec<_>>()
+    };
+    let mut findings = or_ok(of(&stuck), || checks::CANARIES.ok(count.clone()));
+    findings.extend(or_ok(of(&late), || checks::DEADLINES.ok(count.clone())));
+    findings.extend(or_ok(of(&|canary: &Value| owned(canary, facts)), || checks::OWNERS.ok(count.clone())));
+    findings
+}
+
+/// What keeps a Canary from working.
+fn stuck(canary: &Value) -> Option<Finding> {
+    let name = format!("Canary {}", full_name(canary));
+    let conditions = items(canary, "/status/conditions");
+    let of = |condition: &Value| {
+        format!("{name}: {}: {}", text(condition, "/reason"), text(condition, "/message"))
+    };
+    let with = |type_: &str, status: &str| {
+        objects::condition(canary, type_).filter(|condition| text(condition, "/status") == status)
+    };
+    if let Some(stalled) = with("Stalled", "True") {
+        let hint = "the workload's controller does not replace the remaining pods: look at its events";
+        return Some(checks::CANARIES.error(of(stalled)).hint(hint));
+    }
+    if let Some(dial) = conditions.iter().find(|condition| text(condition, "/reason") == "ClientsDialPods") {
+        let hint =
+            "clients reach pods by their addresses, so no share can be set: let them use a ClusterIP Service";
+        return Some(checks::CANARIES.error(of(dial)).hint(hint));
+    }
+    let waits = text(canary, "/status/phase") == "Waiting";
+    let not_ready = with("Ready", "False")?;
+    // A target that does not exist yet is what a Canary waits for when both are applied together.
+    Some(if waits {
+        checks::CANARIES.warning(of(not_ready)).hint("create the target, or correct its name")
+    } else {
+        checks::CANARIES.error(of(not_ready)).hint("new versions are not rolled out in steps")
+    })
+}
+
+/// Deadlines that end a rollout that works.
+fn late(canary: &Value) -> Option<Finding> {
+    let name = format!("Canary {}", full_name(canary));
+    let short = objects::condition(canary, "ProgressDeadline")
+        .filter(|condition| text(condition, "/status") == "False")
+        .map(|condition| (condition, "the workload itself goes on; only tools that wait for it fail"));
+    let exceeded = objects::condition(canary, "DeadlineExceeded")
+        .filter(|condition| text(condition, "/status") == "True")
+        .map(|condition| (condition, "promote or abort it, or give it more traffic"));
+    let (condition, hint) = exceeded.or(short)?;
+    Some(checks::DEADLINES.warning(format!("{name}: {}", text(condition, "/message"))).hint(hint))
+}
+
+/// The least time that the steps take. `None`: as long as a user likes, because one is a pause.
+fn least(canary: &Value) -> Option<Duration> {
+    let steps = items(canary, "/spec/steps");
+    if steps.is_empty() {
+        return Some(DEFAULT_HOLD * DEFAULT_STEPS);
+    }
+    let hold = |step: &Value| {
+        if step.get("pause").is_some() {
+            return None;
+        }
+        let hold = text(step, "/hold");
+        Some(if hold.is_empty() { DEFAULT_HOLD } else { parse_duration(hold).unwrap_or(DEFAULT_HOLD) })
+    };
+    steps.iter().map(hold).sum()
+}
+
+/// A tool that takes a rollout in progress for a failed one.
+fn owned(canary: &Value, facts: &Facts) -> Option<Finding> {
+    let (kind, target) = (text(canary, "/spec/target/kind"), text(canary, "/spec/target/name"));
+    let workload = facts.targets.get(&target_name(kind, namespace(canary), target))?;
+    let tool = objects::managed_by(workload)?;
+    if least(canary).is_some_and(|least| least <= TOOL_TIMEOUT) {
+        return None;
+    }
+    let hint = match tool {
+        Tool::Helm => {
+            "Helm waits for 5 minutes by default when it waits: set helm --timeout to more than the steps take, and use neither --atomic nor --rollback-on-failure, which restore the old version"
+        }
+        Tool::Flux => {
+            "Flux waits for 5 minutes by default: set spec.timeout of its Kustomization or HelmRelease to more than the steps take, and use no spec.upgrade.remediation, which restores the old version"
+        }
+        Tool::ArgoCd => {
+            "Argo CD reports the application as Progressing until the promotion: let no sync wave and no `argocd app wait` with a shorter --timeout depend on it"
+        }
+    };
+    let steps = match least(canary) {
+        Some(least) => format!("the steps take at least {} s", least.as_secs()),
+        None => "a step is a pause".to_owned(),
+    };
+    let found =
+        format!("Canary {}: {kind} {target} is managed by {}, and {steps}", full_name(canary), tool.name());
+    Some(checks::OWNERS.warning(found).hint(hint))
+}
+
+fn routes(facts: &Facts) -> Vec<Finding> {
+    let routes = match &facts.routes {
+        Ok(routes) => routes,
+        Err(Unread::NotServed) => return vec![checks::ROUTES.ok("the Gateway API is not installed")],
+        Err(why) => return vec![checks::ROUTES.unread("routes", why)],
+    };
+    let faults: Vec<Finding> = routes.iter().flat_map(route_faults).collect();
+    or_ok(faults, || checks::ROUTES.ok(format!("{} routes", routes.len())))
+}
+
+fn route_faults(route: &Value) -> Vec<Finding> {
+    let kind = text(route, "/kind");
+    let mut findings = Vec::new();
+    for parent in items(route, "/status/parents") {
+        if text(parent, "/controllerName") != CONTROLLER {
+            continue;
+        }
+        for condition in items(parent, "/conditions") {
+            let type_ = text(condition, "/type");
+            if !matches!(type_, "Accepted" | "ResolvedRefs") || text(condition, "/status") != "False" {
+                continue;
+            }
+            let found = format!(
+                "{kind} {}: {type_} is False for parent {}: {}: {}",
+                full_name(route),
+                text(parent, "/parentRef/name"),
+                text(condition, "/reason"),
+                text(condition, "/message")
+            );
+            let fix =
+                format!("kubectl -n {} describe {} {}", namespace(route), kind.to_lowercase(), name(route));
+            findings.push(match type_ {
+                "Accepted" => {
+                    checks::ROUTES.error(found).hint("the route has no effect for this parent").fix(fix)
+                }
+                _ => checks::ROUTES
+                    .error(found)
+                    .hint("requests for a backend that does not exist are answered with 500")
+                    .fix(fix),
+            });
+        }
+    }
+    findings
+}
