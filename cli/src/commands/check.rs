@@ -39,16 +39,16 @@ pub enum FailOn {
 /// Options of `tulle check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Before the installation: whether the cluster can have Tulle, and whether you may install it.
+    /// Before the installation: whether the cluster can have Tulle, and whether you may install it
     #[arg(long)]
     pub pre: bool,
-    /// End with code 3 if a finding is at least this bad.
+    /// End with code 3 if a finding is at least this bad
     #[arg(long, value_enum, default_value_t)]
     pub fail_on: FailOn,
-    /// Warn about a root certificate that ends within this time.
+    /// Warn about a root certificate that ends within this time
     #[arg(long, value_name = "DURATION", default_value = "720h", value_parser = crate::human::duration)]
     pub certs_within: Duration,
-    /// Print only what is not well.
+    /// Print only what is not well
     #[arg(long)]
     pub short: bool,
 }

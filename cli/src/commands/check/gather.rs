@@ -15,9 +15,9 @@ use tulle_crds::keys;
 use tulle_mesh::query::{self, Paths};
 
 use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Permission, target_name};
-use crate::cluster::Context;
+use crate::cluster::{Context, within};
 use crate::exit::CliError;
-use crate::objects::{self, Kind, Read, unread};
+use crate::objects::{self, Kind, Read, Unread, unread};
 
 /// Requests at the same time.
 const AT_ONCE: usize = 8;
@@ -28,9 +28,11 @@ const AT_ONCE: usize = 8;
 /// There is no cluster to ask.
 pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
     let client = context.client().await?;
-    let (system, namespace) = (context.system.as_str(), context.namespace());
-    let (server, nodes, namespaces, cilium) = tokio::join!(
-        server(&client),
+    let server = within("asking the API server for its version", server(&client)).await?;
+    let located = context.locate().await;
+    let system = located.as_ref().map_or(context.system.as_str(), |located| located.namespace.as_str());
+    let namespace = context.namespace();
+    let (nodes, namespaces, cilium) = tokio::join!(
         objects::list(&client, objects::NODE, None, None),
         labelled(&client, namespace),
         objects::get(&client, objects::CONFIG_MAP, Some("kube-system"), "cilium-config"),
@@ -99,8 +101,13 @@ async fn operator(context: &Context) -> Answers {
     (health.map_err(|error| error.to_string()), sidecars.map_err(|error| error.to_string()))
 }
 
-async fn server(client: &Client) -> Read<String> {
-    client.apiserver_version().await.map(|info| info.git_version).map_err(unread)
+/// The API server's version. Without an answer there is nothing to check.
+async fn server(client: &Client) -> Result<Read<String>, CliError> {
+    match client.apiserver_version().await.map(|info| info.git_version).map_err(unread) {
+        Err(Unread::Failed(why)) => Err(CliError::failed(format!("cannot reach the API server: {why}"))
+            .hint("compare --kubeconfig and --context with `kubectl cluster-info`")),
+        answer => Ok(answer),
+    }
 }
 
 /// Namespaces that ask for sidecars: all of them, or the one.

@@ -205,7 +205,9 @@ fn bundles(facts: &Facts) -> Vec<Finding> {
     for (configuration, hook) in webhooks(facts) {
         let hook_name = text(hook, "/name");
         let restart = format!("kubectl -n {} rollout restart deployment tulle-webhook", facts.system);
-        let bundle = hook.pointer("/clientConfig/caBundle").filter(|bundle| bundle.as_str() != Some(""));
+        let bundle = hook
+            .pointer("/clientConfig/caBundle")
+            .filter(|bundle| bundle.as_str().is_some_and(|pem| !pem.is_empty()));
         let Some(bundle) = bundle else {
             let missing = checks::BUNDLE
                 .error(format!("{configuration}: webhook {hook_name} has no caBundle"))
