@@ -14,7 +14,16 @@ pub fn obstacle(live: &Value, new: &Value) -> Option<String> {
     if let Some(tool) = managed_by(live) {
         return Some(format!("{} is managed by {}", title(live), tool.name()));
     }
-    stored_version(live, new)
+    elsewhere(live, new).or_else(|| stored_version(live, new))
+}
+
+/// A webhook configuration, of which a cluster has one, that calls an installation in another namespace.
+fn elsewhere(live: &Value, new: &Value) -> Option<String> {
+    const NAMESPACE: &str = "/webhooks/0/clientConfig/service/namespace";
+    let (present, wanted) = (text(live, NAMESPACE), text(new, NAMESPACE));
+    (present != wanted && !present.is_empty() && !wanted.is_empty()).then(|| {
+        format!("{} belongs to Tulle in namespace {present}: write --system-namespace {present}", title(live))
+    })
 }
 
 /// A version in which objects are stored and that the new CustomResourceDefinition does not serve: the API server could
@@ -25,8 +34,8 @@ fn stored_version(live: &Value, new: &Value) -> Option<String> {
         .filter(|version| version.pointer("/served").and_then(Value::as_bool) == Some(true))
         .map(|version| text(version, "/name"))
         .collect();
-    let stored = items(live, "/status/storedVersions").iter().filter_map(Value::as_str);
-    let lost = stored.into_iter().find(|stored| !served.contains(stored))?;
+    let mut stored = items(live, "/status/storedVersions").iter().filter_map(Value::as_str);
+    let lost = stored.find(|stored| !served.contains(stored))?;
     Some(format!("{} has stored objects as {lost}, which the new definition does not serve", title(live)))
 }
 
@@ -171,6 +180,19 @@ mod tests {
         let own =
             json!({"kind": "Service", "metadata": {"name": "a", "managedFields": [{"manager": "kubectl"}]}});
         assert_eq!(obstacle(&own, &own), None);
+    }
+
+    #[test]
+    fn a_second_control_plane_in_another_namespace_is_refused() {
+        let calls = |namespace: &str| {
+            json!({"kind": "MutatingWebhookConfiguration", "metadata": {"name": "tulle"},
+                "webhooks": [{"clientConfig": {"service": {"namespace": namespace}}}]})
+        };
+        assert_eq!(obstacle(&calls("mesh"), &calls("mesh")), None);
+        assert_eq!(
+            obstacle(&calls("mesh"), &calls("tulle-system")).unwrap(),
+            "MutatingWebhookConfiguration/tulle belongs to Tulle in namespace mesh: write --system-namespace mesh"
+        );
     }
 
     #[test]
