@@ -70,13 +70,17 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 /// What is there. A kind that the cluster does not have is an empty list; another failure ends the command, because it
 /// must not be mistaken for nothing.
 async fn look(context: &Context, client: &Client) -> Result<Seen, CliError> {
-    let settings = Settings { namespace: context.system.clone(), undo: true, ..Settings::default() };
+    // What the API server calls says where Tulle is, even if nothing of it runs.
+    let called = objects::get(client, objects::MUTATING, None, "tulle").await.ok().flatten();
+    let called = called.as_ref().map(|found| text(found, "/webhooks/0/clientConfig/service/namespace"));
+    let system = called.filter(|namespace| !namespace.is_empty()).unwrap_or(&context.system);
+    let settings = Settings { namespace: system.to_owned(), undo: true, ..Settings::default() };
     let installed = manifests::objects(&settings).map_err(|error| CliError::failed(error.to_string()))?;
     let pods = some("pods", objects::list(client, objects::POD, None, None).await)?;
-    let operator = objects::get(client, objects::DEPLOYMENT, Some(&context.system), "tulle-operator").await;
+    let operator = objects::get(client, objects::DEPLOYMENT, Some(system), "tulle-operator").await;
     let trust = format!("{}=bundle", keys::TRUST);
     Ok(Seen {
-        system: context.system.clone(),
+        system: system.to_owned(),
         injected: pods.iter().filter(|pod| is_injected(pod)).map(full_name).collect(),
         gated: pods.iter().filter(|pod| is_gated(pod)).map(plan::Place::of).collect(),
         canaries: some("Canaries", objects::list(client, objects::CANARY, None, None).await)?,
