@@ -37,23 +37,35 @@ pub fn object(mut object: Value) -> Value {
     object
 }
 
-/// Removes values of variables and of fields whose name says that they are secret, at any depth.
+/// Removes values of variables, and of fields and headers whose name says that they are secret, at any depth.
 fn clean(value: &mut Value) {
     match value {
         Value::Object(fields) => {
+            let of_secret = fields.get("name").and_then(Value::as_str).is_some_and(is_secret_header);
             for (key, field) in fields.iter_mut() {
-                match field {
-                    Value::Array(variables) if key == "env" => variables.iter_mut().for_each(clean_variable),
-                    Value::String(text) if is_secret_name(key) || has_token(text) => {
-                        *text = REMOVED.to_owned()
-                    }
-                    _ => clean(field),
+                let is_value = of_secret && matches!(key.as_str(), "value" | "exact");
+                let is_secret =
+                    field.as_str().is_some_and(|text| is_value || is_secret_name(key) || has_token(text));
+                if is_secret {
+                    *field = json!(REMOVED);
+                } else if key == "env"
+                    && let Some(variables) = field.as_array_mut()
+                {
+                    variables.iter_mut().for_each(clean_variable);
+                } else {
+                    clean(field);
                 }
             }
         }
         Value::Array(entries) => entries.iter_mut().for_each(clean),
         _ => {}
     }
+}
+
+/// Whether the values of a header are secret: routes and Canaries match and set them by `name` and `value`.
+fn is_secret_header(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["auth", "token", "cookie", "secret", "password", "key", "session"].iter().any(|part| name.contains(part))
 }
 
 fn is_secret_name(key: &str) -> bool {
@@ -122,7 +134,7 @@ fn log_line(line: &str, result: &mut String) {
         if !word.is_empty() {
             after_scheme = word.eq_ignore_ascii_case("bearer") || word.eq_ignore_ascii_case("basic");
         }
-        let separators = after.find(|c| !is_separator(c)).unwrap_or(after.len());
+        let separators = after.find(|c: char| !is_separator(c)).unwrap_or(after.len());
         let (between, next) = after.split_at(separators);
         result.push_str(between);
         rest = next;
@@ -180,6 +192,17 @@ mod tests {
         assert_eq!(
             found["spec"],
             json!({"a": [{"token": REMOVED, "Password": REMOVED, "path": "/z"}], "note": REMOVED, "key": REMOVED})
+        );
+    }
+
+    #[test]
+    fn values_of_headers_that_carry_credentials_are_removed() {
+        let found = object(json!({"kind": "HTTPRoute", "spec": {"set": [{"name": "X-Api-Key", "value": "x"},
+            {"name": "x-team", "value": "shop"}], "match": {"cookie": {"name": "session", "exact": "y"}}}}));
+        assert_eq!(
+            found["spec"],
+            json!({"set": [{"name": "X-Api-Key", "value": REMOVED}, {"name": "x-team", "value": "shop"}],
+                "match": {"cookie": {"name": "session", "exact": REMOVED}}})
         );
     }
 

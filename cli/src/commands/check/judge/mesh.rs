@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tulle_crds::{keys, parse_duration, reason};
+use tulle_mesh::query::Sidecar;
 
 use super::super::facts::{Facts, target_name};
 use super::super::finding::{self as checks, Finding, or_ok};
@@ -112,99 +113,90 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     let Ok(sidecars) = &facts.sidecars else {
         return vec![checks::BEHIND.unread("sidecars", "the operator did not answer")];
     };
+    let all = sidecars.sidecars.as_slice();
     let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
-    let (mut skewed, mut refused, mut behind, mut ending) = (vec![], vec![], vec![], vec![]);
-    for sidecar in &sidecars.sidecars {
-        let pod = format!("{}/{}", sidecar.namespace, sidecar.pod);
-        if let (Some(operator), Some(own)) = (operator, version(&sidecar.version))
-            && !supported(operator, own)
-        {
-            skewed.push(format!("{pod} ({})", sidecar.version));
-        }
-        if let Some(first) = sidecar.refused.first() {
-            refused.push((pod.clone(), sidecar.refused.len(), first));
-        }
-        if sidecar.behind_seconds.is_some_and(|seconds| seconds > BEHIND.unsigned_abs()) || !sidecar.connected
-        {
-            behind.push(match sidecar.connected {
-                true => format!("{pod} ({}/{})", sidecar.acknowledged, sidecar.resources),
-                false => format!("{pod} (not connected)"),
-            });
-        }
-        if let Some(left) = sidecar.certificate_not_after.map(|ends| ends - facts.now)
-            && left < CERTIFICATE_LEFT
-        {
-            ending.push((pod, left));
-        }
-    }
-    let count = sidecars.sidecars.len();
-    let mut findings = vec![
-        of_some(
-            skewed,
-            || checks::SIDECAR_SKEW.ok(format!("{count} sidecars")),
-            |count, pods| {
-                checks::SIDECAR_SKEW
-                    .warning(format!(
-                        "{count} sidecars have a version that this operator does not support: {pods}"
-                    ))
-                    .hint("an operator supports sidecars of its own and the two minor versions before it")
-                    .fix("kubectl get pods -A -L tulle.dev/sidecar")
-            },
-        ),
-        of_some(
-            behind,
-            || checks::BEHIND.ok(format!("{count} sidecars")),
-            |count, pods| {
-                checks::BEHIND
-                .warning(format!("{count} sidecars have waited for over {BEHIND} s or are not connected: {pods}"))
-                .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
-                .fix("tulle pods -A")
-            },
-        ),
-    ];
-    let refusal = |(pod, count, first): (String, usize, &String)| {
-        checks::REFUSED
-            .error(format!("sidecar of {pod} has refused {count} resources: {first}"))
-            .hint("it enforces the last version that it could; a restart brings the present sidecar")
-            .fix(delete(&pod))
-    };
-    findings.extend(or_ok(refused.into_iter().map(refusal).collect(), || {
-        checks::REFUSED.ok(format!("{count} sidecars"))
-    }));
-    let certificate = |(pod, left): (String, i64)| match left {
-        ..=0 => checks::CERTIFICATE
-            .error(format!("the certificate of {pod} ended {} ago", duration(left)))
-            .hint("it can neither connect nor be connected to with mTLS")
-            .fix(delete(&pod)),
-        _ => checks::CERTIFICATE
-            .warning(format!("the certificate of {pod} ends in {}", duration(left)))
-            .hint("it is renewed at half of its lifetime: look at the logs of its sidecar")
-            .fix(logs(&pod)),
-    };
-    findings.extend(or_ok(ending.into_iter().map(certificate).collect(), || {
-        checks::CERTIFICATE.ok(format!("{count} sidecars"))
-    }));
-    findings.sort_by_key(|finding| finding.id);
+    let mut findings = vec![skewed(all, operator)];
+    findings.extend(refused(all));
+    findings.push(behind(all));
+    findings.extend(certificates(all, facts.now));
     findings
 }
 
-/// One finding about all the pods, or that there is none.
-fn of_some(
-    pods: Vec<String>,
-    none: impl FnOnce() -> Finding,
-    some: impl FnOnce(usize, String) -> Finding,
-) -> Finding {
-    if pods.is_empty() { none() } else { some(pods.len(), some_of(&pods)) }
+fn pod_of(sidecar: &Sidecar) -> String {
+    format!("{}/{}", sidecar.namespace, sidecar.pod)
 }
 
-fn delete(pod: &str) -> String {
-    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
-    format!("kubectl -n {namespace} delete pod {name}")
+fn skewed(all: &[Sidecar], operator: Option<(u32, u32, u32)>) -> Finding {
+    let is_skewed = |sidecar: &&Sidecar| {
+        operator.zip(version(&sidecar.version)).is_some_and(|(operator, own)| !supported(operator, own))
+    };
+    let named = |sidecar: &Sidecar| format!("{} ({})", pod_of(sidecar), sidecar.version);
+    let pods: Vec<String> = all.iter().filter(is_skewed).map(named).collect();
+    if pods.is_empty() {
+        return checks::SIDECAR_SKEW.ok(format!("{} sidecars", all.len()));
+    }
+    let (count, pods) = (pods.len(), some_of(&pods));
+    checks::SIDECAR_SKEW
+        .warning(format!("{count} sidecars have a version that this operator does not support: {pods}"))
+        .hint("an operator supports sidecars of its own and the two minor versions before it")
+        .fix("kubectl get pods -A -L tulle.dev/sidecar")
 }
 
-fn logs(pod: &str) -> String {
-    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
-    format!("kubectl -n {namespace} logs {name} -c tulle-proxy")
+fn refused(all: &[Sidecar]) -> Vec<Finding> {
+    let one = |sidecar: &Sidecar| {
+        let (first, count, pod) = (sidecar.refused.first()?, sidecar.refused.len(), pod_of(sidecar));
+        Some(
+            checks::REFUSED
+                .error(format!("sidecar of {pod} has refused {count} resources: {first}"))
+                .hint("it enforces the last version that it could; a restart brings the present sidecar")
+                .fix(delete(sidecar)),
+        )
+    };
+    or_ok(all.iter().filter_map(one).collect(), || checks::REFUSED.ok(format!("{} sidecars", all.len())))
+}
+
+fn behind(all: &[Sidecar]) -> Finding {
+    let one = |sidecar: &Sidecar| {
+        let pod = pod_of(sidecar);
+        if !sidecar.connected {
+            return Some(format!("{pod} (not connected)"));
+        }
+        let waits = sidecar.behind_seconds.is_some_and(|seconds| seconds > BEHIND.unsigned_abs());
+        waits.then(|| format!("{pod} ({}/{})", sidecar.acknowledged, sidecar.resources))
+    };
+    let pods: Vec<String> = all.iter().filter_map(one).collect();
+    if pods.is_empty() {
+        return checks::BEHIND.ok(format!("{} sidecars", all.len()));
+    }
+    let (count, pods) = (pods.len(), some_of(&pods));
+    checks::BEHIND
+        .warning(format!("{count} sidecars have waited for over {BEHIND} s or are not connected: {pods}"))
+        .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
+        .fix("tulle pods -A")
+}
+
+fn certificates(all: &[Sidecar], now: i64) -> Vec<Finding> {
+    let one = |sidecar: &Sidecar| {
+        let left =
+            sidecar.certificate_not_after.map(|ends| ends - now).filter(|left| *left < CERTIFICATE_LEFT)?;
+        let pod = pod_of(sidecar);
+        Some(if left <= 0 {
+            checks::CERTIFICATE
+                .error(format!("the certificate of {pod} ended {} ago", duration(left)))
+                .hint("it can neither connect nor be connected to with mTLS")
+                .fix(delete(sidecar))
+        } else {
+            checks::CERTIFICATE
+                .warning(format!("the certificate of {pod} ends in {}", duration(left)))
+                .hint("it is renewed at half of its lifetime: look at the logs of its sidecar")
+                .fix(format!("kubectl -n {} logs {} -c tulle-proxy", sidecar.namespace, sidecar.pod))
+        })
+    };
+    or_ok(all.iter().filter_map(one).collect(), || checks::CERTIFICATE.ok(format!("{} sidecars", all.len())))
+}
+
+fn delete(sidecar: &Sidecar) -> String {
+    format!("kubectl -n {} delete pod {}", sidecar.namespace, sidecar.pod)
 }
 
 fn supported(operator: (u32, u32, u32), sidecar: (u32, u32, u32)) -> bool {
