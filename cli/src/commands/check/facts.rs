@@ -48,6 +48,8 @@ pub struct Facts {
     pub sidecars: Result<query::Sidecars, String>,
     pub mutating: Read<Option<Value>>,
     pub validating: Read<Option<Value>>,
+    /// MeshConfig `mesh`.
+    pub config: Read<Option<Value>>,
     pub policies: Read<Vec<Value>>,
     pub canaries: Read<Vec<Value>>,
     /// The targets of the Canaries, as `Kind/namespace/name`.

@@ -49,7 +49,8 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         objects::get(&client, objects::MUTATING, None, "tulle"),
         objects::get(&client, objects::VALIDATING, None, "tulle"),
     );
-    let (policies, canaries, routes) = tokio::join!(
+    let (config, policies, canaries, routes) = tokio::join!(
+        objects::get(&client, objects::MESH_CONFIG, None, "mesh"),
         objects::list(&client, objects::MESH_POLICY, namespace, None),
         objects::list(&client, objects::CANARY, namespace, None),
         routes(&client, namespace),
@@ -73,6 +74,7 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         sidecars,
         mutating,
         validating,
+        config,
         policies,
         canaries,
         targets,

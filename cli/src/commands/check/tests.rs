@@ -83,6 +83,7 @@ fn healthy() -> Facts {
         mutating: Ok(Some(json!({"webhooks": [
             hook("required.inject.tulle.dev", "Fail"), hook("enabled.inject.tulle.dev", "Ignore")]}))),
         validating: Ok(Some(json!({"webhooks": [hook("validate.tulle.dev", "Ignore")]}))),
+        config: Ok(Some(json!({"spec": {"certificates": {"leafLifetime": "24h"}}}))),
         policies: Ok(Vec::new()),
         canaries: Ok(Vec::new()),
         targets: [].into(),
@@ -465,6 +466,11 @@ fn sidecars_that_are_too_old_behind_or_without_a_certificate_are_reported() {
             "T0704 warning: the certificate of shop/web-1 ends in 10m => kubectl -n shop logs web-1 -c tulle-proxy"
         ]
     );
+    let short_lived = faults(|facts| {
+        facts.config = Ok(Some(json!({"spec": {"certificates": {"leafLifetime": "20m"}}})));
+        facts.sidecars.as_mut().unwrap().sidecars[0].certificate_not_after = Some(NOW + 600);
+    });
+    assert_eq!(short_lived, Vec::<String>::new());
     assert_eq!(
         with(|sidecar| sidecar.certificate_not_after = Some(NOW - 600)),
         ["T0704 error: the certificate of shop/web-1 ended 10m ago => kubectl -n shop delete pod web-1"]

@@ -18,8 +18,8 @@ const CONTROLLER: &str = "tulle.dev/mesh-controller";
 const BEHIND: i64 = 30;
 /// A sidecar may be this many minor versions older than the operator.
 const OLDER: u32 = 2;
-/// A certificate with less than this left has not been renewed when it was due.
-const CERTIFICATE_LEFT: i64 = 1800;
+/// The lifetime of a sidecar's certificate where the MeshConfig does not say it.
+const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How long a step lasts that does not say it, as the CRD defines it.
 const DEFAULT_HOLD: Duration = Duration::from_secs(120);
 /// Steps of a Canary that names none.
@@ -118,7 +118,7 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![skewed(all, operator)];
     findings.extend(refused(all));
     findings.push(behind(all));
-    findings.extend(certificates(all, facts.now));
+    findings.extend(certificates(all, facts));
     findings
 }
 
@@ -175,10 +175,20 @@ fn behind(all: &[Sidecar]) -> Finding {
         .fix("tulle pods -A")
 }
 
-fn certificates(all: &[Sidecar], now: i64) -> Vec<Finding> {
+/// For how many seconds a certificate must be valid. A sidecar renews it at half of its lifetime, so that one with less
+/// than a quarter left was not renewed when it was due.
+fn least_left(facts: &Facts) -> i64 {
+    let config = facts.config.as_ref().ok().and_then(Option::as_ref);
+    let lifetime = config.map(|config| text(config, "/spec/certificates/leafLifetime")).unwrap_or_default();
+    let lifetime =
+        parse_duration(lifetime).ok().filter(|lifetime| !lifetime.is_zero()).unwrap_or(LEAF_LIFETIME);
+    i64::try_from(lifetime.as_secs() / 4).unwrap_or(i64::MAX)
+}
+
+fn certificates(all: &[Sidecar], facts: &Facts) -> Vec<Finding> {
+    let (now, least) = (facts.now, least_left(facts));
     let one = |sidecar: &Sidecar| {
-        let left =
-            sidecar.certificate_not_after.map(|ends| ends - now).filter(|left| *left < CERTIFICATE_LEFT)?;
+        let left = sidecar.certificate_not_after.map(|ends| ends - now).filter(|left| *left < least)?;
         let pod = pod_of(sidecar);
         Some(if left <= 0 {
             checks::CERTIFICATE
