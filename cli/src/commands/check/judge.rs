@@ -1,0 +1,54 @@
+//! Judges the facts. Pure: the same facts give the same findings. A check that cannot be made is a warning, and the
+//! others go on.
+
+mod control;
+mod mesh;
+mod setup;
+
+use serde_json::Value;
+
+use super::facts::Facts;
+use super::finding::Finding;
+
+/// What is judged, and how strictly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Before an installation: what an installation has is not looked for.
+    pub pre: bool,
+    /// A root certificate that ends within this many seconds is a warning.
+    pub certs_within: i64,
+}
+
+/// Every finding, in the order of the checks.
+pub fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
+    let mut findings = setup::judge(facts, options);
+    if !options.pre {
+        findings.extend(control::judge(facts, options));
+        findings.extend(mesh::judge(facts));
+    }
+    findings.extend(setup::network(facts));
+    findings
+}
+
+/// Major, minor and patch of a version such as `v1.31.2+k3s1` or `0.3.0`.
+fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut parts = text.trim_start_matches('v').splitn(3, '.');
+    let mut next = || {
+        let part = parts.next()?;
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part.get(..digits)?.parse::<u32>().ok()
+    };
+    let (major, minor) = (next()?, next()?);
+    Some((major, minor, next().unwrap_or(0)))
+}
+
+/// How long something has held, or will hold, in the unit that fits.
+fn duration(seconds: i64) -> String {
+    crate::human::age(std::time::Duration::from_secs(seconds.unsigned_abs()))
+}
+
+/// A time of an object in Unix seconds.
+fn time(object: &Value, pointer: &str) -> Option<i64> {
+    let text = crate::objects::text(object, pointer);
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}

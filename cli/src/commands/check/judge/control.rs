@@ -1,0 +1,305 @@
+//! The control plane: operator, certificates, webhook.
+
+use k8s_openapi::ByteString;
+use serde_json::Value;
+use x509_parser::pem::Pem;
+
+use super::super::facts::{DEPLOYMENTS, Facts};
+use super::super::finding::{self as checks, Finding, or_ok};
+use super::{Options, duration, time, version};
+use crate::objects::{Read, items, label, name, number, text};
+
+/// A Lease that has not been renewed for this long has no holder. The operator's lasts 8 s; the rest is for clocks that
+/// differ.
+const LEASE_IS_OLD: i64 = 30;
+
+pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
+    let mut findings = deployments(facts);
+    findings.extend(replicas(facts));
+    findings.push(leader(facts));
+    findings.extend(query(facts));
+    findings.push(root(facts, options));
+    findings.extend(hooks(facts));
+    findings.extend(bundles(facts));
+    findings.extend(failure_policies(facts));
+    findings.extend(endpoints(facts));
+    findings
+}
+
+fn deployments(facts: &Facts) -> Vec<Finding> {
+    let system = &facts.system;
+    let one = |(name, found): (&&'static str, &Read<Option<Value>>)| match found {
+        Ok(Some(deployment)) if number(deployment, "/status/availableReplicas").unwrap_or(0) > 0 => None,
+        Ok(Some(_)) => Some(
+            checks::DEPLOYMENT
+                .error(format!("Deployment {system}/{name} has no available pod"))
+                .hint("running sidecars go on with their last configuration; new pods wait for a certificate")
+                .fix(format!("kubectl -n {system} describe pods -l app={name}")),
+        ),
+        Ok(None) => Some(
+            checks::DEPLOYMENT
+                .error(format!("Deployment {system}/{name} does not exist"))
+                .hint("Tulle is not installed, or in another namespace: name it with --system-namespace")
+                .fix("tulle install | kubectl apply --server-side -f -"),
+        ),
+        Err(why) => Some(checks::DEPLOYMENT.unread(&format!("Deployment {system}/{name}"), why)),
+    };
+    or_ok(facts.deployments.iter().filter_map(one).collect(), || {
+        checks::DEPLOYMENT.ok("both have available pods")
+    })
+}
+
+fn replicas(facts: &Facts) -> Vec<Finding> {
+    let system = &facts.system;
+    let one = |(name, found): (&&'static str, &Read<Option<Value>>)| {
+        let deployment = found.as_ref().ok()?.as_ref()?;
+        let wanted = number(deployment, "/spec/replicas").unwrap_or(1);
+        let available = number(deployment, "/status/availableReplicas").unwrap_or(0);
+        let fix = format!("kubectl -n {system} scale deployment {name} --replicas=2");
+        match (wanted, available) {
+            (0 | 1, _) => Some(
+                checks::REPLICAS
+                    .warning(format!("Deployment {system}/{name} has {wanted} replicas"))
+                    .hint("while its only pod restarts, new pods wait, or start without a sidecar")
+                    .fix(fix),
+            ),
+            (wanted, available) if available < wanted => Some(
+                checks::REPLICAS
+                    .warning(format!(
+                        "{available} of {wanted} replicas of Deployment {system}/{name} are available"
+                    ))
+                    .fix(format!("kubectl -n {system} describe pods -l app={name}")),
+            ),
+            _ => None,
+        }
+    };
+    or_ok(facts.deployments.iter().filter_map(one).collect(), || {
+        checks::REPLICAS.ok("every Deployment has at least two available replicas")
+    })
+}
+
+fn leader(facts: &Facts) -> Finding {
+    let system = &facts.system;
+    let lease = match &facts.lease {
+        Ok(Some(lease)) => lease,
+        Ok(None) => {
+            return checks::LEADER
+                .error(format!("Lease {system}/tulle-operator does not exist, so no replica has ever led"))
+                .fix(format!("kubectl -n {system} logs deployment/tulle-operator"));
+        }
+        Err(why) => return checks::LEADER.unread(&format!("Lease {system}/tulle-operator"), why),
+    };
+    let holder = text(lease, "/spec/holderIdentity").split('/').next().unwrap_or_default();
+    let age = time(lease, "/spec/renewTime").map(|renewed| facts.now - renewed);
+    match age {
+        Some(age) if !holder.is_empty() && age <= LEASE_IS_OLD => {
+            checks::LEADER.ok(format!("pod {holder} leads"))
+        }
+        Some(age) if !holder.is_empty() => checks::LEADER
+            .error(format!("pod {holder} has not renewed the Lease for {}", duration(age)))
+            .hint("status and Canaries stand still; if the operator is well, compare this machine's clock")
+            .fix(format!("kubectl -n {system} logs deployment/tulle-operator")),
+        _ => checks::LEADER
+            .error("no replica leads")
+            .hint("status and Canaries stand still until one does")
+            .fix(format!("kubectl -n {system} logs deployment/tulle-operator")),
+    }
+}
+
+fn query(facts: &Facts) -> Vec<Finding> {
+    let health = match &facts.health {
+        Ok(health) => health,
+        Err(why) => {
+            let finding = checks::QUERY
+                .error(format!("the operator did not answer: {why}"))
+                .hint("a port-forward to its pod and a token are needed; sidecars were not checked")
+                .fix(format!("kubectl -n {} get pods -l app=tulle-operator", facts.system));
+            return vec![finding];
+        }
+    };
+    let mut findings =
+        vec![checks::QUERY.ok(format!("pod {}, {} sidecars are connected", health.pod, health.sidecars))];
+    findings.push(match (version(&facts.cli), version(&health.version)) {
+        (Some((major, minor, _)), Some((other, its, _))) if (major, minor) == (other, its) => {
+            checks::SKEW.ok(format!("both have version {}", health.version))
+        }
+        _ => checks::SKEW
+            .warning(format!("the operator has version {}, and this program {}", health.version, facts.cli))
+            .hint("use the program of the operator's version, or upgrade the operator")
+            .fix("tulle upgrade"),
+    });
+    findings.push(if health.max_series > 0 && health.series >= health.max_series {
+        checks::SERIES
+            .warning(format!("the operator holds {} series, and takes no more", health.series))
+            .hint("what is counted beyond them is not shown; Canaries are judged all the same")
+    } else {
+        checks::SERIES.ok(format!("{} of {} series", health.series, health.max_series))
+    });
+    findings
+}
+
+fn root(facts: &Facts, options: Options) -> Finding {
+    let Ok(health) = &facts.health else {
+        return checks::ROOT.unread("the root certificate", "the operator did not answer");
+    };
+    let Some(ends) = health.root_not_after else {
+        return checks::ROOT.unread("the root certificate", "the operator does not know when it ends");
+    };
+    let left = ends - facts.now;
+    let fix = format!("kubectl -n {} get secret tulle-root -o yaml > tulle-root.yaml", facts.system);
+    let hint = "Tulle does not rotate its root. Plan the change: save the Secret, allow a new root with annotation \
+                tulle.dev/new-root of MeshConfig mesh, delete the Secret and restart the operator; sidecars reject each \
+                other until all have a certificate of the new root";
+    if left <= 0 {
+        let found = format!(
+            "the root certificate ended {} ago, so sidecars cannot connect to each other",
+            duration(left)
+        );
+        checks::ROOT.error(found).hint(hint).fix(fix)
+    } else if left < options.certs_within {
+        checks::ROOT.warning(format!("the root certificate ends in {}", duration(left))).hint(hint).fix(fix)
+    } else {
+        checks::ROOT.ok(format!("it ends in {}", duration(left)))
+    }
+}
+
+/// Both webhook configurations with their names.
+fn configurations(facts: &Facts) -> [(&'static str, &Read<Option<Value>>); 2] {
+    [
+        ("MutatingWebhookConfiguration tulle", &facts.mutating),
+        ("ValidatingWebhookConfiguration tulle", &facts.validating),
+    ]
+}
+
+/// The webhooks of the configurations that exist, each with its name and the configuration's.
+fn webhooks(facts: &Facts) -> impl Iterator<Item = (&'static str, &Value)> {
+    configurations(facts).into_iter().flat_map(|(configuration, found)| {
+        let found = found.as_ref().ok().and_then(Option::as_ref);
+        found
+            .map(|found| items(found, "/webhooks"))
+            .unwrap_or_default()
+            .iter()
+            .map(move |hook| (configuration, hook))
+    })
+}
+
+fn hooks(facts: &Facts) -> Vec<Finding> {
+    let one = |(configuration, found): (&str, &Read<Option<Value>>)| match found {
+        Ok(Some(found)) if !items(found, "/webhooks").is_empty() => None,
+        Ok(_) => Some(
+            checks::HOOKS
+                .error(format!("{configuration} is missing or empty"))
+                .hint("new pods start without a sidecar, and invalid objects are not rejected")
+                .fix("tulle install | kubectl apply --server-side -f -"),
+        ),
+        Err(why) => Some(checks::HOOKS.unread(configuration, why)),
+    };
+    or_ok(configurations(facts).into_iter().filter_map(one).collect(), || {
+        checks::HOOKS.ok("both are installed")
+    })
+}
+
+fn bundles(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut ends = Vec::new();
+    for (configuration, hook) in webhooks(facts) {
+        let hook_name = text(hook, "/name");
+        let restart = format!("kubectl -n {} rollout restart deployment tulle-webhook", facts.system);
+        let bundle = hook
+            .pointer("/clientConfig/caBundle")
+            .filter(|bundle| bundle.as_str().is_some_and(|pem| !pem.is_empty()));
+        let Some(bundle) = bundle else {
+            let missing = checks::BUNDLE
+                .error(format!("{configuration}: webhook {hook_name} has no caBundle"))
+                .hint("the webhook writes it as soon as it serves requests; until then it is not called");
+            findings.push(missing.fix(format!("kubectl -n {} logs deployment/tulle-webhook", facts.system)));
+            continue;
+        };
+        match not_after(bundle) {
+            Some(end) if end <= facts.now => findings.push(
+                checks::BUNDLE
+                    .error(format!(
+                        "{configuration}: every certificate in the caBundle of webhook {hook_name} has ended, the last one {} ago",
+                        duration(facts.now - end)
+                    ))
+                    .fix(restart),
+            ),
+            Some(end) => ends.push(end),
+            None => findings.push(
+                checks::BUNDLE
+                    .error(format!(
+                        "{configuration}: the caBundle of webhook {hook_name} holds no certificate that can be read"
+                    ))
+                    .fix(restart),
+            ),
+        }
+    }
+    let first = ends.into_iter().min();
+    or_ok(findings, || match first {
+        Some(end) => checks::BUNDLE.ok(format!("valid for {}", duration(end - facts.now))),
+        None => checks::BUNDLE.unread("caBundle", "no webhook configuration could be read"),
+    })
+}
+
+/// When the last certificate of a bundle ends, in Unix seconds. The bundle is PEM in base64.
+fn not_after(bundle: &Value) -> Option<i64> {
+    let ByteString(pem) = serde_json::from_value(bundle.clone()).ok()?;
+    let ends = Pem::iter_from_buffer(&pem).filter_map(|block| {
+        let block = block.ok()?;
+        let certificate = block.parse_x509().ok()?;
+        Some(certificate.validity().not_after.timestamp())
+    });
+    ends.max()
+}
+
+/// What each webhook does while Tulle's is unavailable: only namespaces that require sidecars reject their pods.
+fn failure_policies(facts: &Facts) -> Vec<Finding> {
+    let one = |(configuration, hook): (&str, &Value)| {
+        let (hook_name, policy) = (text(hook, "/name"), text(hook, "/failurePolicy"));
+        let wanted = if hook_name == "required.inject.tulle.dev" { "Fail" } else { "Ignore" };
+        let hint = match wanted {
+            "Fail" => {
+                "while the webhook is unavailable, pods of `required` namespaces start without a sidecar"
+            }
+            _ => "while the webhook is unavailable, objects of users are rejected",
+        };
+        (policy != wanted).then(|| {
+            checks::FAILURE
+                .warning(format!(
+                    "{configuration}: webhook {hook_name} has failurePolicy {policy}, and Tulle installs {wanted}"
+                ))
+                .hint(hint)
+                .fix("tulle install | kubectl apply --server-side --force-conflicts -f -")
+        })
+    };
+    let count = webhooks(facts).count();
+    or_ok(webhooks(facts).filter_map(one).collect(), || checks::FAILURE.ok(format!("of {count} webhooks")))
+}
+
+fn endpoints(facts: &Facts) -> Vec<Finding> {
+    let system = &facts.system;
+    let slices = match &facts.slices {
+        Ok(slices) => slices,
+        Err(why) => return vec![checks::ENDPOINTS.unread(&format!("the endpoints in {system}"), why)],
+    };
+    let ready = |service: &str| {
+        let of_service =
+            slices.iter().filter(|slice| label(slice, "kubernetes.io/service-name") == Some(service));
+        let endpoints = of_service.flat_map(|slice| items(slice, "/endpoints"));
+        let is_ready =
+            |endpoint: &&Value| endpoint.pointer("/conditions/ready").and_then(Value::as_bool) != Some(false);
+        endpoints.filter(is_ready).count()
+    };
+    let one = |service: &&str| {
+        (ready(service) == 0).then(|| {
+            checks::ENDPOINTS
+                .error(format!("Service {system}/{service} has no ready endpoint"))
+                .hint("if its pods are ready, compare the Service's selector with their labels")
+                .fix(format!("kubectl -n {system} describe service {service}"))
+        })
+    };
+    or_ok(DEPLOYMENTS.iter().filter_map(one).collect(), || {
+        checks::ENDPOINTS
+            .ok(format!("{} slices in {system}", slices.iter().filter(|s| !name(s).is_empty()).count()))
+    })
+}

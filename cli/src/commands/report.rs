@@ -1,0 +1,256 @@
+//! `tulle report`: a directory with what a bug report needs, without secrets.
+//!
+//! ```text
+//!   redact   takes secrets out of objects and logs; pure
+//! ```
+//! It reads no Secret, and of ConfigMaps only the names of those with the trust bundle. What could not be read is
+//! listed in `missing.txt`; the rest is written all the same.
+
+mod redact;
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::LogParams;
+use kube::{Api, Client};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tulle_crds::keys;
+use tulle_mesh::query::{self, Paths};
+
+use super::check;
+use crate::cluster::Context;
+use crate::exit::CliError;
+use crate::objects::{self, Kind, Read, full_name, items, name, text};
+use crate::output::{Output, write};
+
+/// Lines of each log.
+const LINES: i64 = 2000;
+
+/// Options of `tulle report`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// The directory to write, which must be empty or not exist; tulle-report-TIME if absent
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+}
+
+/// What is listed in each file.
+const LISTS: [(&str, Kind); 5] = [
+    ("meshpolicies.yaml", objects::MESH_POLICY),
+    ("canaries.yaml", objects::CANARY),
+    ("meshconfigs.yaml", objects::MESH_CONFIG),
+    ("httproutes.yaml", objects::HTTP_ROUTE),
+    ("grpcroutes.yaml", objects::GRPC_ROUTE),
+];
+
+/// Writes the directory.
+///
+/// # Errors
+/// The directory cannot be written, or there is no cluster to ask.
+pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    let client = context.client().await?;
+    let mut bundle = Bundle::create(args.directory.unwrap_or_else(default_directory))?;
+    let checked = check::report(context, &check::Args::default()).await?;
+    bundle.json("check.json", &checked)?;
+    bundle.text("check.txt", &checked.text(&Output::default(), false))?;
+    operator(context, &client, &mut bundle).await?;
+    let system = match context.locate().await {
+        Ok(located) => located.namespace,
+        Err(_) => context.system.clone(),
+    };
+    for (file, kind) in LISTS {
+        let namespace = context.namespace().filter(|_| kind.namespaced);
+        bundle.list(file, objects::list(&client, kind, namespace, None).await)?;
+    }
+    bundle
+        .list("deployments.yaml", objects::list(&client, objects::DEPLOYMENT, Some(&system), None).await)?;
+    bundle.list("events.yaml", objects::list(&client, objects::EVENT, Some(&system), None).await)?;
+    bundle.list("webhooks.yaml", webhooks(&client).await)?;
+    trust(&client, &mut bundle).await?;
+    pods(&client, &system, &mut bundle).await?;
+    bundle.finish()
+}
+
+fn default_directory() -> PathBuf {
+    let now = jiff::Timestamp::now().as_second();
+    PathBuf::from(format!("tulle-report-{now}"))
+}
+
+/// Versions, and what the operator answers.
+async fn operator(context: &Context, client: &Client, bundle: &mut Bundle) -> Result<(), CliError> {
+    let server = client.apiserver_version().await.map(|info| info.git_version);
+    let mut version = json!({"tulle": env!("CARGO_PKG_VERSION"), "kubernetes": server.unwrap_or_default()});
+    match context.operator().await {
+        Err(error) => bundle.missing("health.json and sidecars.json", &error),
+        Ok(operator) => {
+            match operator.get::<query::Health>(Paths::HEALTH, &[]).await {
+                Ok(health) => {
+                    if let Some(version) = version.as_object_mut() {
+                        version.insert("operator".to_owned(), json!(health.version));
+                    }
+                    bundle.json("health.json", &health)?;
+                }
+                Err(error) => bundle.missing("health.json", &error),
+            }
+            let namespace = context.namespace().map(|namespace| ("namespace", namespace));
+            let parameters: Vec<(&str, &str)> = namespace.into_iter().collect();
+            match operator.get::<query::Sidecars>(Paths::SIDECARS, &parameters).await {
+                Ok(sidecars) => bundle.json("sidecars.json", &sidecars)?,
+                Err(error) => bundle.missing("sidecars.json", &error),
+            }
+        }
+    }
+    bundle.json("version.json", &version)
+}
+
+async fn webhooks(client: &Client) -> Read<Vec<Value>> {
+    let mutating = objects::get(client, objects::MUTATING, None, "tulle").await?;
+    let validating = objects::get(client, objects::VALIDATING, None, "tulle").await?;
+    Ok(mutating.into_iter().chain(validating).collect())
+}
+
+/// The names of the ConfigMaps with the trust bundle, and nothing that they hold.
+async fn trust(client: &Client, bundle: &mut Bundle) -> Result<(), CliError> {
+    let label = format!("{}=bundle", keys::TRUST);
+    match objects::list(client, objects::CONFIG_MAP, None, Some(&label)).await {
+        Ok(found) => bundle.json("trust-bundles.json", &found.iter().map(full_name).collect::<Vec<_>>()),
+        Err(why) => {
+            bundle.missing("trust-bundles.json", &why);
+            Ok(())
+        }
+    }
+}
+
+/// The pods of operator and webhook, and their logs.
+async fn pods(client: &Client, system: &str, bundle: &mut Bundle) -> Result<(), CliError> {
+    let selector = "app in (tulle-operator,tulle-webhook)";
+    let found = objects::list(client, objects::POD, Some(system), Some(selector)).await;
+    if let Ok(pods) = &found {
+        for pod in pods {
+            for status in items(pod, "/status/containerStatuses") {
+                logs(client, system, name(pod), status, bundle).await?;
+            }
+        }
+    }
+    bundle.list("pods.yaml", found)
+}
+
+async fn logs(
+    client: &Client,
+    system: &str,
+    pod: &str,
+    status: &Value,
+    bundle: &mut Bundle,
+) -> Result<(), CliError> {
+    let api = Api::<Pod>::namespaced(client.clone(), system);
+    let container = text(status, "/name");
+    let restarted = objects::number(status, "/restartCount").unwrap_or(0) > 0;
+    for previous in [false, true] {
+        if previous && !restarted {
+            continue;
+        }
+        let params = LogParams {
+            container: Some(container.to_owned()),
+            previous,
+            tail_lines: Some(LINES),
+            timestamps: true,
+            ..LogParams::default()
+        };
+        let file = format!("{pod}-{container}{}.log", if previous { "-previous" } else { "" });
+        match api.logs(pod, &params).await {
+            Ok(log) => bundle.text(&file, &redact::log(&log))?,
+            Err(error) => bundle.missing(&file, &error),
+        }
+    }
+    Ok(())
+}
+
+/// A directory that is being written.
+struct Bundle {
+    directory: PathBuf,
+    files: usize,
+    missing: Vec<String>,
+}
+
+impl Bundle {
+    fn create(directory: PathBuf) -> Result<Self, CliError> {
+        let failed = |error: std::io::Error| {
+            CliError::failed(format!("cannot write to {}: {error}", directory.display()))
+        };
+        std::fs::create_dir_all(&directory).map_err(failed)?;
+        // Files of somebody else must not be sent with the report.
+        if std::fs::read_dir(&directory).map_err(failed)?.next().is_some() {
+            return Err(CliError::failed(format!("{} is not empty", directory.display()))
+                .hint("name a directory that does not exist"));
+        }
+        Ok(Self { directory, files: 0, missing: Vec::new() })
+    }
+
+    fn text(&mut self, file: &str, text: &str) -> Result<(), CliError> {
+        let path: &Path = &self.directory.join(file);
+        self.files += 1;
+        std::fs::write(path, text)
+            .map_err(|error| CliError::failed(format!("cannot write {}: {error}", path.display())))
+    }
+
+    fn json<T: Serialize>(&mut self, file: &str, value: &T) -> Result<(), CliError> {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.text(file, &(text + "\n")),
+            Err(error) => {
+                self.missing(file, &error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Objects without their secrets.
+    fn list(&mut self, file: &str, objects: Read<Vec<Value>>) -> Result<(), CliError> {
+        let objects = match objects {
+            Ok(objects) => objects,
+            Err(why) => {
+                self.missing(file, &why);
+                return Ok(());
+            }
+        };
+        let redacted: Vec<Value> = objects.into_iter().map(redact::object).collect();
+        match crate::manifests::yaml(&redacted) {
+            Ok(text) => self.text(file, &text),
+            Err(error) => {
+                self.missing(file, &error);
+                Ok(())
+            }
+        }
+    }
+
+    fn missing(&mut self, what: &str, why: &dyn std::fmt::Display) {
+        self.missing.push(format!("{what}: {why}"));
+    }
+
+    fn finish(mut self) -> Result<(), CliError> {
+        if !self.missing.is_empty() {
+            let text = self.missing.join("\n") + "\n";
+            self.text("missing.txt", &text)?;
+        }
+        let directory = self.directory.display().to_string();
+        write(&format!(
+            "wrote {} files to {directory}; pack them with: tar czf {directory}.tar.gz {directory}\n",
+            self.files
+        ))?;
+        eprintln!(
+            "Secrets were not read, and values of variables and tokens were removed. Names, addresses and paths of your cluster are in it: look before you send it."
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_holds_secrets_is_listed() {
+        let kinds = LISTS.map(|(_, kind)| kind.kind);
+        assert!(!kinds.contains(&"ConfigMap") && !kinds.contains(&"Secret"), "{kinds:?}");
+    }
+}
