@@ -11,7 +11,7 @@ pub const CLASSES: usize = 8;
 /// What stands for everything that is not told apart.
 pub const OTHER: &str = "_OTHER";
 /// Reasons that are told apart in one sum. The code of the sidecar knows fewer.
-const MAX_REASONS: usize = 64;
+const MAX_REASONS: usize = 32;
 /// Bytes of a reason's name.
 const MAX_REASON: usize = 63;
 /// The most that one number of a report counts, so that a sum over 160 buckets cannot overflow.
@@ -74,7 +74,8 @@ impl Counts {
             buckets.extend([bucket.saturating_sub(last) as u64, count]);
             last = bucket;
         }
-        let reason = |(name, count): &(Arc<str>, u64)| ReasonCount { reason: name.to_string(), count: *count };
+        let reason =
+            |(name, count): &(Arc<str>, u64)| ReasonCount { reason: name.to_string(), count: *count };
         SeriesCounts {
             key: 0,
             classes: self.classes.to_vec(),

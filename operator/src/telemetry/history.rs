@@ -441,3 +441,6 @@ impl History {
 fn seconds(time: i64) -> u64 {
     u64::try_from(time).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

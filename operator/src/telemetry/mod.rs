@@ -114,12 +114,7 @@ struct News {
 }
 
 impl Inner {
-    fn add(
-        &mut self,
-        pod_uid: &str,
-        reporter: Option<Reporter>,
-        report: &TelemetryReport,
-    ) -> (Taken, News) {
+    fn add(&mut self, pod_uid: &str, reporter: Option<Reporter>, report: &TelemetryReport) -> (Taken, News) {
         let mut news = News::default();
         if !self.processes.contains_key(pod_uid) {
             self.processes.insert(pod_uid.to_owned(), Vec::new());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use tulle_mesh::query::{self, By, Edge, Edges, Meshed, Party, Stat, StatRow, Timeline};
+use tulle_mesh::query::{By, Edge, Edges, Meshed, Party, Stat, StatRow, Timeline};
 
 use super::history::{Counts, Direction, History, Reporter, SeriesId, Sum};
 use crate::model::{Model, Pod, WorkloadKey};
@@ -56,7 +56,7 @@ impl RowId {
     /// The row of a series. `None`: it is in no row of this table.
     fn of(by: By, id: &SeriesId) -> Option<Self> {
         let row = |party| Self { party, route: None, revision: None };
-        match (by, id.direction) {
+        let found = match (by, id.direction) {
             (By::Workload, Direction::Inbound) => Some(row(id.reporter.party())),
             (By::Revision, Direction::Inbound) => {
                 Some(Self { revision: Some(id.revision.to_string()), ..row(id.reporter.party()) })
@@ -66,16 +66,17 @@ impl RowId {
                 Some(Self { route: Some(id.route.to_string()), ..row(service(id)) })
             }
             _ => None,
-        }
+        };
         // Pods that the model has never known have no name to show.
-        .filter(|row| !row.party.name.is_empty())
+        found.filter(|row| !row.party.name.is_empty())
     }
 
     fn is_wanted(&self, wanted: &StatQuery) -> bool {
-        let in_namespace = wanted.namespace.as_ref().is_none_or(|namespace| *namespace == self.party.namespace);
+        let in_namespace =
+            wanted.namespace.as_ref().is_none_or(|namespace| *namespace == self.party.namespace);
         let has_name = wanted.name.as_ref().is_none_or(|name| {
             let route = self.route.as_deref().and_then(|route| route.rsplit('/').next());
-            *name == self.party.name || route == Some(name)
+            *name == self.party.name || route == Some(name.as_str())
         });
         in_namespace && has_name
     }
@@ -111,16 +112,22 @@ pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
     Stat { window: sum.window, lost: sum.lost, rows }
 }
 
+/// Source, destination, protocol, and whether mTLS secures it.
+type EdgeId = (Party, Party, Arc<str>, bool);
+
 /// Who talks to whom: what clients with a sidecar have sent, and what servers have got from clients without one. With a
 /// namespace: edges that begin or end there.
 pub fn edges(sum: &Sum, _model: &Model, namespace: Option<&str>) -> Edges {
-    let mut counts: BTreeMap<(Party, Party, Arc<str>, bool), Counts> = BTreeMap::new();
+    let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
     for (id, of_series) in &sum.series {
         let (source, destination) = match id.direction {
             Direction::Outbound => (id.reporter.party(), service(id)),
             Direction::Inbound if &*id.peer == PLAIN => {
-                let plain =
-                    Party { namespace: id.namespace.to_string(), kind: "Plain".to_owned(), name: String::new() };
+                let plain = Party {
+                    namespace: id.namespace.to_string(),
+                    kind: "Plain".to_owned(),
+                    name: String::new(),
+                };
                 (plain, id.reporter.party())
             }
             // The client's sidecar has counted it.
@@ -131,15 +138,12 @@ pub fn edges(sum: &Sum, _model: &Model, namespace: Option<&str>) -> Edges {
             counts.entry(edge).or_default().merge(of_series);
         }
     }
-    let edge = |((source, destination, protocol, mtls), counts): (_, Counts)| {
-        let protocol: Arc<str> = protocol;
-        Edge {
-            source,
-            destination,
-            protocol: protocol.to_string(),
-            mtls,
-            golden: counts.golden(sum.window),
-        }
+    let edge = |((source, destination, protocol, mtls), counts): (EdgeId, Counts)| Edge {
+        source,
+        destination,
+        protocol: protocol.to_string(),
+        mtls,
+        golden: counts.golden(sum.window),
     };
     let mut edges: Vec<Edge> = counts.into_iter().map(edge).collect();
     edges.sort_by_key(|edge| std::cmp::Reverse((edge.golden.requests, edge.golden.connections)));
@@ -222,12 +226,17 @@ impl Workloads {
             services: HashSet::new(),
         };
         let mut keys: HashSet<&WorkloadKey> = HashSet::new();
-        for pod in model.pods().filter(|pod| found.is(&reporter(pod))) {
-            found.accounts.insert(Arc::clone(&pod.service_account));
-            keys.extend(&pod.workload);
+        for pod in model.pods() {
+            if found.is(&reporter(pod)) {
+                found.accounts.insert(Arc::clone(&pod.service_account));
+                keys.extend(pod.workload.as_ref());
+            }
         }
-        let workloads = keys.into_iter().filter_map(|key| model.workload(key));
-        found.services = workloads.flat_map(|workload| workload.services).collect();
+        for key in keys {
+            found.services.extend(model.workload(key).map(|seen| seen.services).unwrap_or_default());
+            // One that is not in the model yet, although its pods are.
+            found.services.extend(model.dialled(key).service);
+        }
         found
     }
 
@@ -235,3 +244,6 @@ impl Workloads {
         *self.namespace == *reporter.namespace && *self.name == *reporter.workload
     }
 }
+
+#[cfg(test)]
+mod tests;

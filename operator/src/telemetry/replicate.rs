@@ -27,8 +27,8 @@ use crate::lease::Leadership;
 const AGAIN: Duration = Duration::from_millis(500);
 /// A slot is sent this long after its end.
 const AFTER_END: Duration = Duration::from_millis(100);
-/// A chunk is sent when it has this many bytes; the slots of one series, at most half as many, may come on top.
-const CHUNK: usize = 512 * 1024;
+/// A chunk is sent when it has this many bytes. The slots of its last series come on top: 200 of at most 3 kB.
+const CHUNK: usize = 384 * 1024;
 /// A longer message is refused.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// A stream whose reader is further behind ends: slots of 10 s that it has not got will soon be parts of longer ones.
@@ -193,8 +193,9 @@ fn describe(number: u32, id: &SeriesId) -> HistorySeries {
 #[derive(Debug, Default)]
 struct Received {
     names: Names,
-    /// The leader's history as far as it has come; `None`: all of it has, and is in use.
-    beginning: Option<History>,
+    /// The leader's history as far as it has come.
+    beginning: History,
+    /// All of it has come, and has replaced this replica's own.
     is_in_use: bool,
 }
 
@@ -207,10 +208,9 @@ impl Received {
             history.sweep(now);
             return history.apply(&mut self.names, chunk);
         }
-        let beginning = self.beginning.get_or_insert_default();
-        beginning.apply(&mut self.names, chunk)?;
+        self.beginning.apply(&mut self.names, chunk)?;
         if chunk.complete {
-            let mut whole = self.beginning.take().unwrap_or_default();
+            let mut whole = std::mem::take(&mut self.beginning);
             whole.sweep(now);
             *aggregates.history() = whole;
             self.is_in_use = true;
@@ -221,31 +221,30 @@ impl Received {
 
 /// The leader's history: all that there is, and then each ten seconds as they end.
 pub fn stream(aggregates: Arc<Aggregates>) -> Chunks {
-    let begin = |aggregates: &Aggregates, cursor: &mut Cursor| {
-        let mut history = aggregates.history();
-        history.sweep(now());
-        history.begin(cursor)
-    };
     let mut cursor = Cursor::default();
-    begin(&aggregates, &mut cursor);
-    unfold(Some((aggregates, cursor)), move |state| async move {
+    begin_round(&aggregates, &mut cursor);
+    unfold(Some((aggregates, cursor)), |state| async move {
         let (aggregates, mut cursor) = state?;
         loop {
             let chunk = aggregates.history().next_chunk(&mut cursor);
             if let Some(chunk) = chunk {
                 return Some((Ok(chunk), Some((aggregates, cursor))));
             }
-            if !cursor.left.is_empty() {
-                continue;
-            }
             tokio::time::sleep(until_next_slot()).await;
-            if !begin(&aggregates, &mut cursor) {
+            if !begin_round(&aggregates, &mut cursor) {
                 let status = Status::resource_exhausted("this replica reads the history too slowly");
                 return Some((Err(status), None));
             }
         }
     })
     .boxed()
+}
+
+/// Begins a round with the slots that have ended by now. Returns whether the reader has kept up.
+fn begin_round(aggregates: &Aggregates, cursor: &mut Cursor) -> bool {
+    let mut history = aggregates.history();
+    history.sweep(now());
+    history.begin(cursor)
 }
 
 /// The time until a slot of ten seconds has ended.
@@ -287,5 +286,4 @@ async fn copy(aggregates: &Aggregates, address: &str, tls: &Tls) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "replicate_tests.rs"]
 mod tests;
