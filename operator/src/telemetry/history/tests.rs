@@ -29,7 +29,11 @@ fn requests(history: &History, window: u64, now: i64) -> u64 {
 
 /// A value of each of three distributions below which a share `q` lies, in microseconds.
 fn quantiles() -> [fn(f64) -> f64; 3] {
-    [|q| 1_000.0 + 99_000.0 * q, |q| 200.0 - 5_000.0 * (1.0 - q).ln(), |q| 2_000.0 / (1.0 - q).sqrt()]
+    [
+        |q: f64| 1_000.0 + 99_000.0 * q,
+        |q: f64| 200.0 - 5_000.0 * (1.0 - q).ln(),
+        |q: f64| 2_000.0 / (1.0 - q).sqrt(),
+    ]
 }
 
 #[test]

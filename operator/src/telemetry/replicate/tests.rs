@@ -101,7 +101,7 @@ fn an_empty_history_is_complete_at_once() {
 fn a_reader_that_is_too_far_behind_is_to_begin_anew() {
     let (mut leader, mut cursor) = (history(1), Cursor::default());
     assert!(leader.begin(&mut cursor));
-    leader.sweep(START + 20_500);
+    leader.sweep(START + 20_400);
     assert!(leader.begin(&mut cursor));
     leader.sweep(START + 21_100);
     assert!(!leader.begin(&mut cursor));
