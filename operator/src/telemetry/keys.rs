@@ -50,8 +50,8 @@ impl Process {
         Self { process, last: 0, reporter: Reporter::unknown(), keys: HashMap::new() }
     }
 
-    /// Whose series they are. The model may learn of a pod after its sidecar has reported; a pod that is gone stays what
-    /// it was.
+    /// Whose series they are. The model may learn of a pod after its sidecar has reported; a pod that is gone stays
+    /// what it was.
     pub(super) fn report_as(&mut self, reporter: Option<Reporter>, interner: &mut Interner) {
         let Some(reporter) = reporter.filter(|reporter| *reporter != self.reporter) else { return };
         self.reporter = Reporter {

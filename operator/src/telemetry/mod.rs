@@ -1,8 +1,8 @@
 //! Aggregates of what sidecars report. Each report counts once, whichever replica it came through.
 //!
 //! In: reports. Out: sums per destination for `/metrics`, attempts per Canary for the rollout driver, which takes them
-//! ([`Aggregates::take_attempts`]), and the last six hours of every series ([`Aggregates::history`]). Bounded in memory,
-//! because names come from sidecars.
+//! ([`Aggregates::take_attempts`]), and the last six hours of every series ([`Aggregates::history`]). Bounded in
+//! memory, because names come from sidecars.
 //!
 //! ```text
 //!   query      tables, edges and timelines out of the history
