@@ -20,13 +20,14 @@ pub struct File {
 }
 
 /// The files that `config/base/kustomization.yaml` lists, in its order.
-pub const BASE: [File; 11] = [
+pub const BASE: [File; 12] = [
     File { name: "namespace.yaml", text: include_str!("../../config/base/namespace.yaml") },
     File { name: "canaries.yaml", text: include_str!("../../crds/manifests/canaries.yaml") },
     File { name: "meshconfigs.yaml", text: include_str!("../../crds/manifests/meshconfigs.yaml") },
     File { name: "meshpolicies.yaml", text: include_str!("../../crds/manifests/meshpolicies.yaml") },
     File { name: "operator.yaml", text: include_str!("../../config/base/operator.yaml") },
     File { name: "operator-rbac.yaml", text: include_str!("../../config/base/operator-rbac.yaml") },
+    File { name: "viewer-rbac.yaml", text: include_str!("../../config/base/viewer-rbac.yaml") },
     File { name: "webhook.yaml", text: include_str!("../../config/base/webhook.yaml") },
     File { name: "webhook-rbac.yaml", text: include_str!("../../config/base/webhook-rbac.yaml") },
     File { name: "admission.yaml", text: include_str!("../../config/base/admission.yaml") },

@@ -34,7 +34,7 @@ use crate::model::{Key, Model};
 use crate::rollout::driver::Driver;
 use crate::settings::Settings;
 use crate::status;
-use crate::telemetry::Aggregates;
+use crate::telemetry::{Aggregates, replicate};
 use crate::uninjected;
 use crate::watch::{self as feed, Hub};
 
@@ -164,6 +164,7 @@ async fn start(
     let mut servers = JoinSet::new();
     servers.spawn(renew(Arc::clone(&tls), Arc::clone(&authority)));
     servers.spawn(relay.run(Arc::clone(&tls)));
+    servers.spawn(replicate::follow(Arc::clone(aggregates), Arc::clone(&tls), leadership.clone()));
     servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
     servers.spawn(serve(listener, tls, services, signer));
     servers.spawn(api::serve(queries, answers(client, settings, health, &authority)));

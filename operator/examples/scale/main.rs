@@ -7,6 +7,7 @@
 mod client;
 mod clients;
 mod figures;
+mod telemetry;
 mod world;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -23,7 +23,7 @@ use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
 use tulle_mesh::proto::identity_server::{Identity, IdentityServer};
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
 use tulle_mesh::proto::{
-    Hello, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, TelemetryAck, relay_message,
+    Hello, HistoryRequest, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, TelemetryAck, relay_message,
     sidecar_message,
 };
 
@@ -35,7 +35,7 @@ use super::peer::Tls;
 use super::relay::LeaderRelay;
 use super::report::{SidecarEvent, certificate_of, lacking, name_of, report_of};
 use super::session::{Build, Down, MAX_SUBSCRIPTIONS, Session};
-use crate::telemetry::Aggregates;
+use crate::telemetry::{Aggregates, replicate};
 use crate::watch::Hub;
 
 /// A replica that takes no answers for this long is not waited for.
@@ -216,6 +216,20 @@ impl Discovery for Services {
 #[tonic::async_trait]
 impl Relay for Services {
     type ForwardStream = ReceiverStream<Result<RelayReply, Status>>;
+    type HistoryStream = replicate::Chunks;
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<Self::HistoryStream>, Status> {
+        if caller(&request)? != self.me {
+            return Err(Status::permission_denied("only replicas of the operator copy the history"));
+        }
+        if !self.relay.leads() {
+            return Err(Status::unavailable("this replica does not lead"));
+        }
+        Ok(Response::new(replicate::stream(Arc::clone(&self.aggregates))))
+    }
 
     async fn forward(
         &self,

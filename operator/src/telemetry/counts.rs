@@ -1,0 +1,163 @@
+//! Counts of a series, and what they say about it.
+
+use std::sync::Arc;
+
+use tulle_mesh::histogram::{BUCKETS, Histogram};
+use tulle_mesh::proto::{ReasonCount, SeriesCounts};
+use tulle_mesh::query;
+
+/// Classes of requests: 1xx to 5xx, gRPC server errors, no answer, given up or got wrong by the client.
+pub const CLASSES: usize = 8;
+/// What stands for everything that is not told apart.
+pub const OTHER: &str = "_OTHER";
+/// Reasons that are told apart in one sum. The code of the sidecar knows fewer.
+const MAX_REASONS: usize = 32;
+/// Bytes of a reason's name.
+const MAX_REASON: usize = 63;
+/// The most that one number of a report counts, so that a sum over 160 buckets cannot overflow.
+const MAX_COUNT: u64 = 1 << 32;
+
+/// Sums, mergeable by addition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests by class.
+    pub classes: [u64; CLASSES],
+    /// How long they took.
+    pub latency: Histogram,
+    /// Bytes that clients have sent.
+    pub bytes_up: u64,
+    /// Bytes that servers have sent.
+    pub bytes_down: u64,
+    /// Opaque connections that have ended.
+    pub connections: u64,
+    /// Attempts beyond the first of each request.
+    pub retries: u64,
+    /// Failures by reason.
+    pub reasons: Vec<(Arc<str>, u64)>,
+}
+
+impl Counts {
+    /// The counts of a report. Pairs of buckets are distances from the pair before, and counts.
+    pub fn of(counts: &SeriesCounts) -> Self {
+        let mut sums = Self {
+            bytes_up: counts.bytes_up,
+            bytes_down: counts.bytes_down,
+            connections: counts.connections.min(MAX_COUNT),
+            retries: counts.retries.min(MAX_COUNT),
+            ..Self::default()
+        };
+        for (class, count) in sums.classes.iter_mut().zip(&counts.classes) {
+            *class = (*count).min(MAX_COUNT);
+        }
+        let mut bucket = 0_u64;
+        let (pairs, _) = counts.buckets.as_chunks::<2>();
+        for [distance, count] in pairs.iter().take(BUCKETS) {
+            bucket = bucket.saturating_add(*distance);
+            if *count > 0 {
+                let bucket = usize::try_from(bucket).unwrap_or(usize::MAX);
+                sums.latency.add(bucket, (*count).min(MAX_COUNT));
+            }
+        }
+        sums.latency.add_sum(counts.sum_micros);
+        for reason in counts.reasons.iter().filter(|reason| reason.count > 0) {
+            let name = if reason.reason.len() > MAX_REASON { OTHER } else { &reason.reason };
+            sums.add_reason(&Arc::from(name), reason.count.min(MAX_COUNT));
+        }
+        sums
+    }
+
+    /// The counts as they are reported. The key is 0.
+    pub fn to_proto(&self) -> SeriesCounts {
+        let mut last = 0;
+        let mut buckets = Vec::new();
+        for (bucket, count) in self.latency.buckets() {
+            buckets.extend([bucket.saturating_sub(last) as u64, count]);
+            last = bucket;
+        }
+        let reason =
+            |(name, count): &(Arc<str>, u64)| ReasonCount { reason: name.to_string(), count: *count };
+        SeriesCounts {
+            key: 0,
+            classes: self.classes.to_vec(),
+            buckets,
+            sum_micros: self.latency.sum_micros(),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            connections: self.connections,
+            reasons: self.reasons.iter().map(reason).collect(),
+            retries: self.retries,
+        }
+    }
+
+    /// Adds other counts to these.
+    pub fn merge(&mut self, other: &Self) {
+        for (class, count) in self.classes.iter_mut().zip(&other.classes) {
+            *class = class.saturating_add(*count);
+        }
+        self.latency.merge(&other.latency);
+        self.bytes_up = self.bytes_up.saturating_add(other.bytes_up);
+        self.bytes_down = self.bytes_down.saturating_add(other.bytes_down);
+        self.connections = self.connections.saturating_add(other.connections);
+        self.retries = self.retries.saturating_add(other.retries);
+        for (name, count) in &other.reasons {
+            self.add_reason(name, *count);
+        }
+    }
+
+    /// Adds failures for a reason.
+    pub fn add_reason(&mut self, name: &Arc<str>, count: u64) {
+        let full = self.reasons.len() >= MAX_REASONS;
+        let known = self.reasons.iter().position(|(known, _)| known == name);
+        // The last one takes what does not fit: by then it is a sidecar that makes names up.
+        let known = known.or_else(|| full.then(|| self.reasons.len().saturating_sub(1)));
+        match known.and_then(|known| self.reasons.get_mut(known)) {
+            Some((_, total)) => *total = total.saturating_add(count),
+            None => self.reasons.push((Arc::clone(name), count)),
+        }
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Requests that have ended.
+    pub fn requests(&self) -> u64 {
+        self.classes.iter().fold(0, |sum: u64, count| sum.saturating_add(*count))
+    }
+
+    /// Requests that have failed: 5xx, gRPC server errors, and those without an answer.
+    pub fn failures(&self) -> u64 {
+        let [_, _, _, _, server, grpc, unanswered, _] = self.classes;
+        server.saturating_add(grpc).saturating_add(unanswered)
+    }
+
+    /// What these counts of so many seconds say.
+    pub fn golden(&self, seconds: u64) -> query::Golden {
+        let [_, _, _, client_errors, _, _, _, abandoned] = self.classes;
+        let (requests, failures) = (self.requests(), self.failures());
+        // A request that its client gave up or got wrong says nothing about the server.
+        let judged = requests.saturating_sub(abandoned);
+        let millis = |q: f64| self.latency.quantile(q).map(|micros| micros / 1000.0);
+        let reason =
+            |(name, count): &(Arc<str>, u64)| query::Reason { name: name.to_string(), count: *count };
+        let mut reasons: Vec<query::Reason> = self.reasons.iter().map(reason).collect();
+        reasons.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+        query::Golden {
+            requests,
+            failures,
+            client_errors,
+            abandoned,
+            rps: requests as f64 / seconds.max(1) as f64,
+            success: (judged > 0).then(|| 1.0 - failures as f64 / judged as f64),
+            p50_ms: millis(0.5),
+            p95_ms: millis(0.95),
+            p99_ms: millis(0.99),
+            retries: self.retries,
+            reasons,
+            connections: self.connections,
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+        }
+    }
+}

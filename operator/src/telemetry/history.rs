@@ -1,0 +1,446 @@
+//! What sidecars have counted over the last six hours, by series. No clock inside: times come in as Unix seconds.
+//!
+//! ```text
+//!   now        the open slot, 10 s, as numbers
+//!   11 min     slots of 10 s
+//!   65 min     slots of a minute
+//!   6 h        slots of five minutes
+//! ```
+//! Counts stand in exactly one slot: when a minute is older than ten minutes, its slots of 10 s become one of a minute,
+//! and an hour later that becomes a part of one of five minutes. So nothing is counted twice, and a sum takes the slots
+//! that start at or after the begin of its window, of whatever length.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use tulle_mesh::proto::series_key;
+use tulle_mesh::query;
+
+pub use super::counts::Counts;
+use super::counts::OTHER;
+use super::slots::{Log, Reasons, add_to};
+
+/// The lengths of slots in seconds.
+pub(super) const TEN: i64 = 10;
+pub(super) const MINUTE: i64 = 60;
+pub(super) const FIVE: i64 = 300;
+/// Windows up to this are summed from slots of 10 s.
+const BY_TEN: i64 = 600;
+/// Windows up to this are summed from slots of a minute.
+const BY_MINUTE: i64 = 3_600;
+/// The longest window: nothing older is kept.
+pub const LONGEST: i64 = 21_600;
+/// Series that are kept. Beyond, those of a workload are one, named [`OTHER`].
+pub const MAX_SERIES: usize = 5_000;
+
+/// Who reports: a revision of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reporter {
+    /// Namespace of the workload.
+    pub namespace: Arc<str>,
+    /// Its kind, as in [`query::Party`].
+    pub kind: Arc<str>,
+    /// Its name.
+    pub workload: Arc<str>,
+}
+
+impl Reporter {
+    /// A pod that the model does not know, or knows no more.
+    pub fn unknown() -> Self {
+        Self { namespace: Arc::default(), kind: "Pod".into(), workload: Arc::default() }
+    }
+
+    /// As it is shown.
+    pub fn party(&self) -> query::Party {
+        query::Party {
+            namespace: self.namespace.to_string(),
+            kind: self.kind.to_string(),
+            name: self.workload.to_string(),
+        }
+    }
+}
+
+/// From which side requests are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// The client's.
+    Outbound,
+    /// The server's.
+    Inbound,
+}
+
+impl Direction {
+    /// As it is reported.
+    pub fn to_proto(self) -> series_key::Direction {
+        match self {
+            Self::Outbound => series_key::Direction::Outbound,
+            Self::Inbound => series_key::Direction::Inbound,
+        }
+    }
+}
+
+/// A series, summed over the pods of a revision.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeriesId {
+    /// Who counts.
+    pub reporter: Reporter,
+    /// From which side.
+    pub direction: Direction,
+    /// Namespace of the destination Service, or of the client.
+    pub namespace: Arc<str>,
+    /// The Service, or the client's service account; `_PLAIN`, `_PASSTHROUGH`, `_OTHER`.
+    pub peer: Arc<str>,
+    /// The revision of the destination's pod, or of the pod that reports.
+    pub revision: Arc<str>,
+    /// `HTTPRoute/namespace/name`; empty: no route took it.
+    pub route: Arc<str>,
+    /// `http1`, `http2` or `opaque`.
+    pub protocol: Arc<str>,
+    /// Whether mTLS secures it.
+    pub mtls: bool,
+}
+
+impl SeriesId {
+    /// What stands for the series of a reporter that are not told apart.
+    pub fn other(reporter: Reporter, direction: Direction, mtls: bool) -> Self {
+        let none: Arc<str> = Arc::default();
+        Self {
+            reporter,
+            direction,
+            namespace: Arc::clone(&none),
+            peer: OTHER.into(),
+            revision: Arc::clone(&none),
+            route: Arc::clone(&none),
+            protocol: none,
+            mtls,
+        }
+    }
+}
+
+/// Keeps one copy of each name and series: ten thousand sidecars name the same.
+#[derive(Debug, Default)]
+pub(super) struct Interner {
+    names: HashSet<Arc<str>>,
+    ids: HashSet<Arc<SeriesId>>,
+    /// Cleaned when it has grown to this.
+    limit: usize,
+}
+
+impl Interner {
+    /// A name.
+    pub(super) fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&name));
+        name
+    }
+
+    /// A series.
+    pub(super) fn id(&mut self, id: SeriesId) -> Arc<SeriesId> {
+        if let Some(known) = self.ids.get(&id) {
+            return Arc::clone(known);
+        }
+        if self.ids.len() + self.names.len() > self.limit {
+            self.clean();
+        }
+        let id = Arc::new(id);
+        self.ids.insert(Arc::clone(&id));
+        id
+    }
+
+    /// Forgets what nobody else holds.
+    pub(super) fn clean(&mut self) {
+        self.ids.retain(|id| Arc::strong_count(id) > 1);
+        self.names.retain(|name| Arc::strong_count(name) > 1);
+        self.limit = (2 * (self.ids.len() + self.names.len())).max(2 * MAX_SERIES);
+    }
+}
+
+/// Everything of some time, summed by series.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// The seconds that are summed. The slot in which the time begins counts whole, and so this may be longer than was
+    /// asked for by less than a slot; it is shorter where less is known.
+    pub window: u64,
+    /// Reports that are known to be lost.
+    pub lost: u64,
+    /// The series, in order.
+    pub series: Vec<(SeriesId, Counts)>,
+}
+
+/// The slots of a series.
+#[derive(Debug)]
+pub(super) struct Series {
+    /// Counts up: a later series has a larger number.
+    pub(super) number: u32,
+    /// The slot that has not ended, which starts at [`History::open`].
+    now: Counts,
+    tens: Log,
+    minutes: Log,
+    fives: Log,
+}
+
+impl Series {
+    fn new(number: u32) -> Self {
+        Self {
+            number,
+            now: Counts::default(),
+            tens: Log::default(),
+            minutes: Log::default(),
+            fives: Log::default(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.now.is_empty() && self.tens.is_empty() && self.minutes.is_empty() && self.fives.is_empty()
+    }
+
+    /// The slots that have ended: length, start, counts. Those of the longest first.
+    pub(super) fn ended(&self) -> impl Iterator<Item = (i64, i64, &[u8])> {
+        slots(&self.fives, FIVE).chain(slots(&self.minutes, MINUTE)).chain(slots(&self.tens, TEN))
+    }
+
+    /// Ends the open slot.
+    fn end(&mut self, start: i64, reasons: &mut Reasons) {
+        if !self.now.is_empty() {
+            let ended = std::mem::take(&mut self.now);
+            self.tens.add(TEN, start, &ended, reasons);
+        }
+    }
+
+    /// Makes longer slots of those that are old at a time, and drops what nobody can ask for.
+    fn roll(&mut self, now: i64, reasons: &mut Reasons) {
+        roll(&mut self.tens, TEN, &mut self.minutes, MINUTE, floor(now - BY_TEN, MINUTE), reasons);
+        roll(&mut self.minutes, MINUTE, &mut self.fives, FIVE, floor(now - BY_MINUTE, FIVE), reasons);
+        self.fives.drain_before(FIVE, floor(now - LONGEST, FIVE), |_, _| {});
+    }
+
+    /// What it counted since a time that is the start of a slot.
+    fn since(&self, from: i64, open: i64, reasons: &Reasons) -> Counts {
+        let mut sum = if open >= from { self.now.clone() } else { Counts::default() };
+        for (_, start, body) in self.ended() {
+            if start >= from {
+                let _ = add_to(&mut sum, body, reasons);
+            }
+        }
+        sum
+    }
+}
+
+fn slots(log: &Log, step: i64) -> impl Iterator<Item = (i64, i64, &[u8])> {
+    log.iter(step).map(move |(start, body)| (step, start, body))
+}
+
+/// Takes the slots that start before `limit`, which is the start of a longer slot, out of one log and adds them to
+/// another.
+fn roll(from: &mut Log, step: i64, to: &mut Log, longer: i64, limit: i64, reasons: &mut Reasons) {
+    let mut sums: Vec<(i64, Counts)> = Vec::new();
+    from.drain_before(step, limit, |start, body| {
+        let start = floor(start, longer);
+        if sums.last().is_none_or(|(last, _)| *last != start) {
+            sums.push((start, Counts::default()));
+        }
+        if let Some((_, sum)) = sums.last_mut() {
+            let _ = add_to(sum, body, reasons);
+        }
+    });
+    for (start, sum) in &sums {
+        to.add(longer, *start, sum, reasons);
+    }
+}
+
+/// The start of the slot in which a time lies.
+pub(super) fn floor(time: i64, step: i64) -> i64 {
+    time - time.rem_euclid(step)
+}
+
+/// The length of slots that make up a window.
+fn step_of(window: i64) -> i64 {
+    match window {
+        ..=BY_TEN => TEN,
+        ..=BY_MINUTE => MINUTE,
+        _ => FIVE,
+    }
+}
+
+/// What sidecars have counted over the last six hours.
+#[derive(Debug, Default)]
+pub struct History {
+    pub(super) series: HashMap<Arc<SeriesId>, Box<Series>>,
+    /// The number of the next series.
+    pub(super) next: u32,
+    /// When the open slot starts. It never goes back, whatever the clock does.
+    pub(super) open: i64,
+    /// The time of the first counts.
+    began: Option<i64>,
+    /// Lost reports, by the start of a slot.
+    lost: VecDeque<(i64, u64)>,
+    pub(super) reasons: Reasons,
+}
+
+impl History {
+    /// An empty history.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds counts of a series.
+    pub fn add(&mut self, id: SeriesId, counts: &Counts, now: i64) {
+        self.add_shared(&Arc::new(id), counts, now);
+    }
+
+    /// The same, of a series that others hold too.
+    pub(super) fn add_shared(&mut self, id: &Arc<SeriesId>, counts: &Counts, now: i64) {
+        self.sweep(now);
+        self.begin_at(now);
+        if !counts.is_empty() {
+            self.entry(id).now.merge(counts);
+        }
+    }
+
+    /// Adds counts of a slot that has ended elsewhere.
+    pub(super) fn add_ended(&mut self, id: &Arc<SeriesId>, step: i64, start: i64, counts: &Counts) {
+        self.begin_at(start);
+        // The table is lent to the encoder, because the series is borrowed too.
+        let mut reasons = std::mem::take(&mut self.reasons);
+        let series = self.entry(id);
+        let log = match step {
+            TEN => &mut series.tens,
+            MINUTE => &mut series.minutes,
+            _ => &mut series.fives,
+        };
+        log.add(step, start, counts, &mut reasons);
+        self.reasons = reasons;
+    }
+
+    /// Notes that reports of a sidecar never came.
+    pub fn lost(&mut self, reports: u64, now: i64) {
+        self.sweep(now);
+        match self.lost.back_mut() {
+            Some((start, lost)) if *start == self.open => *lost = lost.saturating_add(reports),
+            _ => self.lost.push_back((self.open, reports)),
+        }
+    }
+
+    /// Everything of the last `window` seconds, summed by series. The window is at least 10 s and at most six hours.
+    pub fn since(&self, window: u64, now: i64) -> Sum {
+        let (_, from) = self.window(window, now);
+        let sums = self.series.iter().map(|(id, series)| (id, series.since(from, self.open, &self.reasons)));
+        let sums = sums.filter(|(_, sum)| !sum.is_empty());
+        let mut series: Vec<(SeriesId, Counts)> = sums.map(|(id, sum)| (SeriesId::clone(id), sum)).collect();
+        series.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let lost = self.lost.iter().filter(|(start, _)| *start >= from).map(|(_, lost)| lost);
+        Sum {
+            window: seconds(now - from).min(self.covered(now)),
+            lost: lost.fold(0, |sum: u64, lost| sum.saturating_add(*lost)),
+            series,
+        }
+    }
+
+    /// What the series that are wanted have counted over time.
+    pub fn timeline(&self, window: u64, now: i64, wanted: impl Fn(&SeriesId) -> bool) -> query::Timeline {
+        let (step, from) = self.window(window, now);
+        // Before the first counts nothing is known: no points, rather than points without requests.
+        let from = self.began.map_or(from, |began| from.max(floor(began, step)));
+        let number = usize::try_from((floor(now, step) - from) / step + 1).unwrap_or(0);
+        if self.began.is_none() || number == 0 {
+            return query::Timeline { step: step.unsigned_abs(), start: from, points: Vec::new() };
+        }
+        let mut points = vec![Counts::default(); number];
+        let index = |start: i64| usize::try_from((start - from).div_euclid(step)).ok();
+        for (_, series) in self.series.iter().filter(|(id, _)| wanted(id)) {
+            if let Some(point) = index(self.open).and_then(|index| points.get_mut(index)) {
+                point.merge(&series.now);
+            }
+            for (_, start, body) in series.ended() {
+                if let Some(point) = index(start).and_then(|index| points.get_mut(index)) {
+                    let _ = add_to(point, body, &self.reasons);
+                }
+            }
+        }
+        let points = points.iter().zip((from..).step_by(usize::try_from(step).unwrap_or(1)));
+        // The last point has not ended, and the first may have begun late.
+        let length = |start: i64| {
+            let begin = self.began.map_or(start, |began| began.max(start));
+            seconds((start + step).min(now) - begin)
+        };
+        query::Timeline {
+            step: step.unsigned_abs(),
+            start: from,
+            points: points.map(|(counts, start)| counts.golden(length(start))).collect(),
+        }
+    }
+
+    /// Series that it holds.
+    pub fn series(&self) -> usize {
+        self.series.len()
+    }
+
+    /// The seconds of history that there are.
+    pub fn covered(&self, now: i64) -> u64 {
+        self.began.map_or(0, |began| seconds((now - began).min(LONGEST)))
+    }
+
+    /// Bytes on the heap of the slots that have ended.
+    pub fn heap(&self) -> usize {
+        let logs = |series: &Series| series.tens.heap() + series.minutes.heap() + series.fives.heap();
+        self.series.values().map(|series| logs(series)).sum()
+    }
+
+    /// Ends the open slot once its time is over, makes longer slots of old ones, and drops series without a slot. The
+    /// first counts of each slot do it by themselves.
+    pub fn sweep(&mut self, now: i64) {
+        let start = floor(now, TEN);
+        if start <= self.open {
+            return;
+        }
+        let ended = std::mem::replace(&mut self.open, start);
+        let reasons = &mut self.reasons;
+        self.series.retain(|_, series| {
+            series.end(ended, reasons);
+            series.roll(start, reasons);
+            !series.is_empty()
+        });
+        let limit = floor(start - LONGEST, FIVE);
+        while self.lost.front().is_some_and(|(start, _)| *start < limit) {
+            self.lost.pop_front();
+        }
+    }
+
+    /// The length of a window's slots, and when the first of them starts.
+    fn window(&self, window: u64, now: i64) -> (i64, i64) {
+        let window = i64::try_from(window).unwrap_or(LONGEST).clamp(TEN, LONGEST);
+        let step = step_of(window);
+        (step, floor(now - window, step))
+    }
+
+    /// Something is known since a time.
+    pub(super) fn begin_at(&mut self, time: i64) {
+        self.began = Some(self.began.map_or(time, |began| began.min(time)));
+    }
+
+    fn entry(&mut self, id: &Arc<SeriesId>) -> &mut Series {
+        let mut id = Arc::clone(id);
+        if self.series.len() >= MAX_SERIES && !self.series.contains_key(&*id) {
+            id = Arc::new(SeriesId::other(id.reporter.clone(), id.direction, id.mtls));
+        }
+        // Reporters are workloads of the model; but there may be more of them, too.
+        if self.series.len() >= 2 * MAX_SERIES && !self.series.contains_key(&*id) {
+            id = Arc::new(SeriesId::other(Reporter::unknown(), id.direction, id.mtls));
+        }
+        let next = &mut self.next;
+        self.series.entry(id).or_insert_with(|| {
+            *next = next.wrapping_add(1);
+            Box::new(Series::new(*next))
+        })
+    }
+}
+
+fn seconds(time: i64) -> u64 {
+    u64::try_from(time).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

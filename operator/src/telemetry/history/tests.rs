@@ -1,0 +1,200 @@
+use proptest::prelude::*;
+use tulle_mesh::histogram::bucket_of;
+
+use super::super::slots::encode;
+use super::*;
+
+/// The start of a slot of every length.
+const START: i64 = 1_800_000_000;
+
+fn id(peer: &str) -> SeriesId {
+    let reporter = Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() };
+    SeriesId {
+        direction: Direction::Inbound,
+        peer: peer.into(),
+        protocol: "http1".into(),
+        ..SeriesId::other(reporter, Direction::Inbound, true)
+    }
+}
+
+fn counts(requests: u64) -> Counts {
+    let mut counts = Counts { classes: [0, requests, 0, 0, 0, 0, 0, 0], ..Counts::default() };
+    counts.latency.add(40, requests);
+    counts
+}
+
+fn requests(history: &History, window: u64, now: i64) -> u64 {
+    history.since(window, now).series.iter().map(|(_, counts)| counts.requests()).sum()
+}
+
+/// A value of each of three distributions below which a share `q` lies, in microseconds.
+fn quantiles() -> [fn(f64) -> f64; 3] {
+    [
+        |q: f64| 1_000.0 + 99_000.0 * q,
+        |q: f64| 200.0 - 5_000.0 * (1.0 - q).ln(),
+        |q: f64| 2_000.0 / (1.0 - q).sqrt(),
+    ]
+}
+
+#[test]
+fn quantiles_of_a_thousand_merged_parts_are_within_the_promised_error() {
+    for quantile in quantiles() {
+        let mut history = History::new();
+        let (mut whole, parts) = (Counts::default(), 1_000_u64);
+        for part in 0..parts {
+            let mut counts = Counts::default();
+            for n in 0..20 {
+                let rank = (n * parts + part) as f64 + 0.5;
+                counts.latency.record(quantile(rank / (20.0 * parts as f64)) as u64);
+                counts.classes[1] += 1;
+            }
+            whole.merge(&counts);
+            // Over almost six hours, so that they are in slots of every length.
+            history.add(id("a"), &counts, START + i64::try_from(part).unwrap() * 21);
+        }
+        let sum = history.since(21_600, START + 21_000);
+        assert_eq!(sum.series, [(id("a"), whole)], "nothing is lost, and nothing counted twice");
+        let golden = sum.series[0].1.golden(sum.window);
+        for (q, seen) in [(0.5, golden.p50_ms), (0.99, golden.p99_ms)] {
+            let error = seen.unwrap() * 1000.0 / quantile(q) - 1.0;
+            assert!(error.abs() < 0.045, "p{q}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_window_takes_the_slots_that_start_in_it() {
+    for (window, step) in [(60_u64, TEN), (600, TEN), (610, MINUTE), (3_600, MINUTE), (21_600, FIVE)] {
+        let mut history = History::new();
+        let first = floor(START + 20_000, FIVE);
+        history.add(id("a"), &counts(1), first);
+        let seconds = i64::try_from(window).unwrap();
+        let last = first + seconds + step - 1;
+        // Another series keeps time, and makes longer slots of old ones.
+        for now in [first + 9, first + seconds - 1, first + seconds, last] {
+            history.add(id("b"), &Counts::default(), now);
+            assert_eq!(requests(&history, window, now), 1, "{window}: {}", now - first);
+        }
+        history.sweep(last + 1);
+        assert_eq!(requests(&history, window, last + 1), 0, "{window}");
+    }
+}
+
+#[test]
+fn counts_at_every_edge_are_in_one_slot_whenever_one_asks() {
+    let mut history = History::new();
+    let times: Vec<i64> =
+        [0, 9, 10, 59, 60, 299, 300, 599, 600, 3_599, 3_600, 3_601, 21_000].map(|time| START + time).into();
+    for (number, time) in times.iter().enumerate() {
+        history.add(id("a"), &counts(1), *time);
+        assert_eq!(requests(&history, 21_600, *time), number as u64 + 1);
+    }
+    for now in (START + 21_000..START + 50_000).step_by(7) {
+        history.sweep(now);
+        for window in [10, 60, 600, 601, 3_600, 3_601, 21_600] {
+            let step = step_of(i64::try_from(window).unwrap());
+            let from = floor(now - i64::try_from(window).unwrap(), step);
+            let expected = times.iter().filter(|time| **time >= from).count() as u64;
+            assert_eq!(requests(&history, window, now), expected, "{window} at {}", now - START);
+        }
+    }
+}
+
+#[test]
+fn a_series_without_a_slot_is_dropped() {
+    let mut history = History::new();
+    history.add(id("a"), &counts(1), START);
+    history.add(id("b"), &counts(1), START + 300);
+    history.sweep(START + LONGEST + 299);
+    assert_eq!(history.series(), 2);
+    history.sweep(START + LONGEST + 300);
+    assert_eq!(history.series(), 1);
+    history.sweep(START + LONGEST + 600);
+    assert_eq!((history.series(), history.heap()), (0, 0));
+}
+
+#[test]
+fn what_is_covered_and_lost_is_known() {
+    let mut history = History::new();
+    assert_eq!(history.covered(START), 0);
+    history.add(id("a"), &counts(1), START);
+    history.lost(2, START + 5);
+    history.lost(3, START + 30);
+    assert_eq!((history.covered(START + 40), history.covered(START + 50_000)), (40, 21_600));
+    assert_eq!((history.since(10, START + 45).lost, history.since(60, START + 45).lost), (3, 5));
+    assert_eq!(history.since(60, START + 45).window, 45, "no more is known");
+    assert_eq!(history.since(60, START + 965).window, 65, "the slot in which the time begins counts whole");
+    history.sweep(START + 50_000);
+    assert!(history.lost.is_empty());
+}
+
+#[test]
+fn a_timeline_has_points_of_times_without_requests() {
+    let mut history = History::new();
+    history.add(id("a"), &counts(20), START);
+    history.add(id("a"), &counts(5), START + 25);
+    let timeline = history.timeline(600, START + 30, |_| true);
+    let points: Vec<_> = timeline.points.iter().map(|point| (point.requests, point.rps)).collect();
+    assert_eq!((timeline.step, timeline.start), (10, START));
+    assert_eq!(points, [(20, 2.0), (0, 0.0), (5, 0.5), (0, 0.0)]);
+    assert!(history.timeline(600, START + 30, |_| false).points.iter().all(|point| point.requests == 0));
+    history.sweep(START + 7_000);
+    let timeline = history.timeline(21_600, START + 7_000, |_| true);
+    assert_eq!((timeline.step, timeline.start, timeline.points.len()), (300, START, 24));
+    assert_eq!(timeline.points[0].requests, 25);
+}
+
+#[test]
+fn a_clock_that_goes_back_loses_nothing() {
+    let mut history = History::new();
+    history.add(id("a"), &counts(1), START + 100);
+    history.add(id("a"), &counts(1), START);
+    assert_eq!(requests(&history, 60, START + 100), 2);
+}
+
+#[test]
+fn a_typical_series_takes_less_than_fifteen_kilobytes() {
+    let mut history = History::new();
+    // 20 requests a second, log-normal as a sum of twelve uniform values makes it: p99 is four times p50.
+    let mut seed = 1_u64;
+    let mut uniform = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    for step in 0..LONGEST / TEN {
+        let mut counts = Counts { bytes_up: 40_000, bytes_down: 400_000, ..Counts::default() };
+        for _ in 0..200 {
+            let normal = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+            counts.latency.add(bucket_of((5_000.0 * (0.6 * normal).exp()) as u64), 1);
+            counts.latency.add_sum(6_000);
+        }
+        counts.classes = [0, 198, 0, 1, 1, 0, 0, 0];
+        history.add(id("a"), &counts, START + step * TEN);
+    }
+    let bytes = history.heap();
+    assert!(bytes < 15_000, "{bytes}");
+    let slots = history.series.values().map(|series| series.ended().count()).sum::<usize>();
+    assert!((170..200).contains(&slots), "{slots}");
+}
+
+proptest! {
+    #[test]
+    fn a_slot_says_what_was_counted(
+        classes in proptest::array::uniform8(0_u64..1_000_000),
+        buckets in proptest::collection::btree_map(0_usize..160, 1_u64..100_000, 0..160),
+        numbers in proptest::array::uniform5(any::<u32>()),
+        reasons in proptest::collection::btree_map("[a-z]{1,9}", 1_u64..1_000, 0..5),
+    ) {
+        let [sum, up, down, connections, retries] = numbers.map(u64::from);
+        let mut counts = Counts { classes, bytes_up: up, bytes_down: down, connections, retries, ..Counts::default() };
+        buckets.iter().for_each(|(bucket, count)| counts.latency.add(*bucket, *count));
+        counts.latency.add_sum(sum);
+        reasons.iter().for_each(|(name, count)| counts.add_reason(&name.as_str().into(), *count));
+        let mut table = Reasons::default();
+        let bytes = encode(&counts, &mut table);
+        let mut read = Counts::default();
+        add_to(&mut read, &bytes, &table).unwrap();
+        prop_assert_eq!(&read, &counts);
+        prop_assert_eq!(Counts::of(&counts.to_proto()), counts, "and so does a report");
+    }
+}

@@ -1,0 +1,126 @@
+//! The series that a sidecar's process has named. A key is named once, and from then on it is a number.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tulle_mesh::proto::{SeriesKey, series_key};
+
+use super::counts::OTHER;
+use super::history::{Direction, Interner, Reporter, SeriesId};
+
+/// Keys of a process that are told apart. A sidecar itself stops at 2,000 series.
+pub(super) const MAX_KEYS: usize = 2_100;
+/// Bytes of a namespace, and of a Service's or an account's name.
+const MAX_NAME: usize = 253;
+/// Bytes of a route: its kind, and two names.
+const MAX_ROUTE: usize = 600;
+/// Bytes of a revision, as of any label value of Kubernetes.
+const MAX_REVISION: usize = 63;
+
+/// What is known of a sidecar's process.
+#[derive(Debug)]
+pub(super) struct Process {
+    process: u64,
+    /// Sequence number of its last report that was counted; 0: none.
+    pub(super) last: u64,
+    reporter: Reporter,
+    /// `None`: of a direction that this build does not know. Its counts are dropped.
+    keys: HashMap<u32, Option<Arc<SeriesId>>>,
+}
+
+/// The process of a sidecar with this number, which becomes the last one. Of too many the first is forgotten.
+pub(super) fn process(processes: &mut Vec<Process>, process: u64, most: usize) -> Option<&mut Process> {
+    match processes.iter().position(|known| known.process == process) {
+        Some(known) => {
+            let known = processes.remove(known);
+            processes.push(known);
+        }
+        None => {
+            if processes.len() >= most {
+                processes.remove(0);
+            }
+            processes.push(Process::new(process));
+        }
+    }
+    processes.last_mut()
+}
+
+impl Process {
+    fn new(process: u64) -> Self {
+        Self { process, last: 0, reporter: Reporter::unknown(), keys: HashMap::new() }
+    }
+
+    /// Whose series they are. The model may learn of a pod after its sidecar has reported; a pod that is gone stays
+    /// what it was.
+    pub(super) fn report_as(&mut self, reporter: Option<Reporter>, interner: &mut Interner) {
+        let Some(reporter) = reporter.filter(|reporter| *reporter != self.reporter) else { return };
+        self.reporter = Reporter {
+            namespace: interner.name(&reporter.namespace),
+            kind: interner.name(&reporter.kind),
+            workload: interner.name(&reporter.workload),
+        };
+        for id in self.keys.values_mut().flatten() {
+            *id = interner.id(SeriesId { reporter: self.reporter.clone(), ..SeriesId::clone(id) });
+        }
+    }
+
+    /// Takes keys that a report introduces. What a key means does not change: one that is known is skipped.
+    pub(super) fn learn(&mut self, keys: &[SeriesKey], interner: &mut Interner) {
+        for key in keys {
+            if self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key.id) {
+                continue;
+            }
+            let direction = match key.direction() {
+                series_key::Direction::Outbound => Some(Direction::Outbound),
+                series_key::Direction::Inbound => Some(Direction::Inbound),
+                series_key::Direction::Unspecified => None,
+            };
+            let id = direction.map(|direction| {
+                let id = SeriesId {
+                    reporter: self.reporter.clone(),
+                    direction,
+                    namespace: interner.name(cut(&key.namespace, MAX_NAME)),
+                    peer: interner.name(cut(&key.peer, MAX_NAME)),
+                    revision: interner.name(cut(&key.revision, MAX_REVISION)),
+                    route: interner.name(cut(&key.route, MAX_ROUTE)),
+                    protocol: interner.name(protocol(&key.protocol)),
+                    mtls: key.mtls,
+                };
+                interner.id(id)
+            });
+            self.keys.insert(key.id, id);
+        }
+    }
+
+    /// Whether counts under a key can be taken. With too many keys every other one is [`OTHER`], because a sidecar that
+    /// is asked for it again and again would send all of them for ever.
+    pub(super) fn knows(&self, key: u32) -> bool {
+        self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key)
+    }
+
+    /// The series of a key. `None`: it is not counted.
+    pub(super) fn series(&self, key: u32) -> Option<Arc<SeriesId>> {
+        match self.keys.get(&key) {
+            Some(id) => id.clone(),
+            // Which side it was seen from was in the key that was cut off; most of a sidecar's series are outbound.
+            None => Some(Arc::new(SeriesId::other(self.reporter.clone(), Direction::Outbound, false))),
+        }
+    }
+}
+
+/// A closed set: it becomes a label.
+fn protocol(name: &str) -> &str {
+    match name {
+        "" | "http1" | "http2" | "opaque" => name,
+        _ => OTHER,
+    }
+}
+
+/// The first bytes of a name, at a character's end.
+fn cut(name: &str, most: usize) -> &str {
+    if name.len() <= most {
+        return name;
+    }
+    let end = (0..=most).rev().find(|end| name.is_char_boundary(*end));
+    end.and_then(|end| name.get(..end)).unwrap_or_default()
+}

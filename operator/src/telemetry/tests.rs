@@ -1,0 +1,222 @@
+use tulle_mesh::proto::{RequestCounts, SeriesCounts, SeriesKey, series_key};
+
+use super::history::MAX_SERIES;
+use super::keys::MAX_KEYS;
+use super::*;
+use crate::model::tests::{pod, shop};
+
+const NOW: i64 = 1_800_000_000;
+
+fn web() -> Option<Reporter> {
+    Some(Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() })
+}
+
+fn key(id: u32) -> SeriesKey {
+    SeriesKey {
+        id,
+        direction: series_key::Direction::Outbound.into(),
+        namespace: "shop".into(),
+        peer: format!("api-{id}"),
+        revision: "r1".into(),
+        protocol: "http1".into(),
+        mtls: true,
+        ..SeriesKey::default()
+    }
+}
+
+/// Two requests, of which one failed.
+fn counts(key: u32) -> SeriesCounts {
+    SeriesCounts { key, classes: vec![0, 1, 0, 0, 1], buckets: vec![30, 2], ..SeriesCounts::default() }
+}
+
+fn report(sequence: u64, keys: Vec<SeriesKey>, series: Vec<SeriesCounts>) -> TelemetryReport {
+    TelemetryReport { sequence, process: 7, keys, series, ..TelemetryReport::default() }
+}
+
+/// Name of the peer, and requests.
+fn seen(aggregates: &Aggregates) -> Vec<(String, u64)> {
+    let sum = aggregates.history().since(600, NOW);
+    sum.series.iter().map(|(id, counts)| (id.peer.to_string(), counts.requests())).collect()
+}
+
+#[test]
+fn a_report_that_comes_twice_counts_once() {
+    let aggregates = Aggregates::default();
+    let counts = RequestCounts {
+        namespace: "shop".into(),
+        service: "web".into(),
+        revision: "a".into(),
+        requests: 5,
+        failures: 1,
+        buckets: vec![3, 5],
+        sum_micros: 9,
+    };
+    let report = TelemetryReport {
+        sequence: 1,
+        process: 7,
+        counts: vec![counts],
+        interval_ms: 1000,
+        ..TelemetryReport::default()
+    };
+    assert_eq!(aggregates.add("pod", None, &report), Taken::Counted);
+    assert_eq!(aggregates.add("pod", None, &report), Taken::Replay, "through another replica");
+    let restarted = TelemetryReport { process: 8, ..report };
+    assert_eq!(aggregates.add("pod", None, &restarted), Taken::Counted);
+    let counted: Vec<Counts> = aggregates.all().into_iter().map(|(_, counts, _)| counts).collect();
+    assert_eq!(counted, [Counts { requests: 10, failures: 2 }]);
+    aggregates.retain(|_| false, |_, _| false);
+    assert!(aggregates.all().is_empty(), "sums of a revision that no longer exists are removed");
+}
+
+#[test]
+fn attempts_are_merged_by_pod_until_they_are_asked_for_once() {
+    let aggregates = Aggregates::default();
+    let attempts = AttemptCounts {
+        namespace: "shop".into(),
+        canary: "web".into(),
+        epoch: 2,
+        revision: "b".into(),
+        pod_uid: "b-0".into(),
+        attempts: 4,
+        failures: 9,
+        buckets: vec![3, 4],
+        ..AttemptCounts::default()
+    };
+    for process in [1, 2] {
+        let report = TelemetryReport {
+            sequence: 1,
+            process,
+            attempts: vec![attempts.clone()],
+            ..TelemetryReport::default()
+        };
+        aggregates.add("client", None, &report);
+    }
+    let key: Key = ("shop".into(), "web".into());
+    let taken = aggregates.take_attempts(&key);
+    let taken: Vec<_> = taken.iter().map(|c| (c.attempts, c.failures, c.buckets.clone())).collect();
+    assert_eq!(taken, [(8, 8, vec![3, 8])], "no more can fail than were attempted");
+    assert_eq!(aggregates.take_attempts(&key), []);
+}
+
+#[test]
+fn a_sidecar_cannot_fill_the_memory_with_names() {
+    let aggregates = Aggregates::default();
+    let attempts = (0..MAX_ATTEMPTS + 50).map(|n| AttemptCounts {
+        namespace: "shop".into(),
+        canary: "web".into(),
+        pod_uid: n.to_string(),
+        attempts: 1,
+        ..AttemptCounts::default()
+    });
+    let report = TelemetryReport { sequence: 1, attempts: attempts.collect(), ..TelemetryReport::default() };
+    aggregates.add("client", None, &report);
+    let key: Key = ("shop".into(), "web".into());
+    assert_eq!(aggregates.take_attempts(&key).len(), MAX_ATTEMPTS);
+    aggregates.add("client", None, &TelemetryReport { sequence: 2, ..report });
+    aggregates.retain_canaries(|_| false);
+    assert_eq!(aggregates.take_attempts(&key), []);
+}
+
+#[test]
+fn a_key_is_named_once_and_a_number_from_then_on() {
+    let aggregates = Aggregates::default();
+    let taken = aggregates.add_at("pod", web(), &report(1, vec![key(1)], vec![counts(1)]), NOW);
+    assert_eq!(taken, Taken::Counted);
+    let taken = aggregates.add_at("pod", web(), &report(2, vec![], vec![counts(1)]), NOW);
+    assert_eq!(taken, Taken::Counted);
+    assert_eq!(seen(&aggregates), [("api-1".to_owned(), 4)]);
+    let all = aggregates.all();
+    let (destination, total, latency) = all.first().unwrap();
+    assert_eq!((destination.service.as_str(), destination.revision.as_str()), ("api-1", "r1"));
+    assert_eq!((*total, latency.count()), (Counts { requests: 4, failures: 2 }, 4));
+}
+
+#[test]
+fn nothing_of_a_report_with_an_unknown_key_is_counted_until_it_comes_with_all_keys() {
+    let aggregates = Aggregates::default();
+    let series = vec![counts(1), counts(2)];
+    let taken = aggregates.add_at("pod", web(), &report(5, vec![key(1)], series.clone()), NOW);
+    assert_eq!((taken, seen(&aggregates)), (Taken::Forgotten, vec![]));
+    let taken = aggregates.add_at("pod", web(), &report(5, vec![key(1), key(2)], series), NOW);
+    assert_eq!(taken, Taken::Counted);
+    assert_eq!(seen(&aggregates), [("api-1".to_owned(), 2), ("api-2".to_owned(), 2)]);
+    assert_eq!(aggregates.history().since(60, NOW).lost, 0, "what another leader has counted is not lost");
+}
+
+#[test]
+fn a_replay_is_dropped_and_a_gap_is_known() {
+    let aggregates = Aggregates::default();
+    for (sequence, taken) in
+        [(1, Taken::Counted), (1, Taken::Replay), (5, Taken::Counted), (4, Taken::Replay)]
+    {
+        let report = report(sequence, vec![key(1)], vec![counts(1)]);
+        assert_eq!(aggregates.add_at("pod", web(), &report, NOW), taken, "{sequence}");
+    }
+    assert_eq!(seen(&aggregates), [("api-1".to_owned(), 4)]);
+    assert_eq!(aggregates.history().since(60, NOW).lost, 3);
+}
+
+#[test]
+fn a_pod_with_too_many_keys_is_not_asked_for_them_for_ever() {
+    let aggregates = Aggregates::default();
+    let most = u32::try_from(MAX_KEYS).unwrap();
+    let keys: Vec<SeriesKey> = (0..most + 10).map(key).collect();
+    let report = report(1, keys, vec![counts(0), counts(most + 1), counts(most + 9)]);
+    assert_eq!(aggregates.add_at("pod", web(), &report, NOW), Taken::Counted);
+    assert_eq!(seen(&aggregates), [("_OTHER".to_owned(), 4), ("api-0".to_owned(), 2)]);
+}
+
+#[test]
+fn beyond_the_bound_the_series_of_a_workload_are_one() {
+    let aggregates = Aggregates::default();
+    let most = u32::try_from(MAX_SERIES).unwrap();
+    for first in (0..most + 500).step_by(500) {
+        let ids = first..first + 500;
+        let report = report(1, ids.clone().map(key).collect(), ids.map(counts).collect());
+        aggregates.add_at(&format!("pod-{first}"), web(), &report, NOW);
+    }
+    let seen = seen(&aggregates);
+    assert_eq!(seen.len(), MAX_SERIES + 1);
+    assert!(seen.contains(&("_OTHER".to_owned(), 1000)));
+}
+
+#[test]
+fn long_names_are_cut_and_unknown_protocols_are_others() {
+    let aggregates = Aggregates::default();
+    let long = SeriesKey {
+        namespace: "ä".repeat(300),
+        peer: "p".repeat(300),
+        revision: "r".repeat(300),
+        route: "t".repeat(3000),
+        protocol: "gopher".into(),
+        ..key(1)
+    };
+    aggregates.add_at("pod", web(), &report(1, vec![long], vec![counts(1)]), NOW);
+    let sum = aggregates.history().since(60, NOW);
+    let (id, _) = sum.series.first().unwrap();
+    let lengths = [&id.namespace, &id.peer, &id.revision, &id.route].map(|name| name.len());
+    assert_eq!((lengths, &*id.protocol), ([252, 253, 63, 600], "_OTHER"));
+}
+
+#[test]
+fn a_direction_of_a_newer_version_is_not_counted_and_not_asked_for() {
+    let aggregates = Aggregates::default();
+    let newer = SeriesKey { direction: 9, ..key(1) };
+    let taken = aggregates.add_at("pod", web(), &report(1, vec![newer], vec![counts(1)]), NOW);
+    assert_eq!((taken, seen(&aggregates)), (Taken::Counted, vec![]));
+}
+
+#[test]
+fn a_pod_that_the_model_learns_of_later_reports_as_its_workload_from_then_on() {
+    let aggregates = Aggregates::default();
+    let model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    assert_eq!(reporter_of(&model, "uid-b"), None);
+    assert_eq!(reporter_of(&model, "uid-a"), web());
+    aggregates.add_at("uid-a", None, &report(1, vec![key(1)], vec![counts(1)]), NOW);
+    aggregates.add_at("uid-a", web(), &report(2, vec![], vec![counts(1)]), NOW);
+    aggregates.add_at("uid-a", None, &report(3, vec![], vec![counts(1)]), NOW);
+    let sum = aggregates.history().since(60, NOW);
+    let seen: Vec<_> =
+        sum.series.iter().map(|(id, counts)| (&*id.reporter.workload, counts.requests())).collect();
+    assert_eq!(seen, [("", 2), ("web", 4)]);
+}
