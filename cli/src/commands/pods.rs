@@ -52,13 +52,16 @@ fn table(sidecars: &[Sidecar], all_namespaces: bool, is_wide: bool, now: i64) ->
             sidecar.pod.clone(),
             dash(&sidecar.version),
             format!("{}/{}", sidecar.acknowledged, sidecar.resources),
-            sidecar.behind_seconds.map_or_else(|| "-".to_owned(), |behind| age(behind)),
+            sidecar.behind_seconds.map_or_else(|| "-".to_owned(), age),
             sidecar.refused.len().to_string(),
             left(sidecar.certificate_not_after, now),
             if sidecar.connected { "yes" } else { "no" }.to_owned(),
         ];
         if is_wide {
-            row.push(dash(&format!("{}/{}", sidecar.workload.kind, sidecar.workload.name)));
+            row.push(match &sidecar.workload {
+                workload if workload.name.is_empty() => "-".to_owned(),
+                workload => format!("{}/{}", workload.kind, workload.name),
+            });
             row.push(dash(&sidecar.refused.join("; ")));
         }
         if all_namespaces {
