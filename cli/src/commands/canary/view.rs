@@ -130,7 +130,11 @@ impl View {
             let ago = super::age(Some(now.as_second().saturating_sub(started)));
             lines.push(("Started", format!("{ago} ago")));
         }
-        lines.into_iter().map(|(name, value)| format!("{:<10}{value}\n", format!("{name}:"))).collect()
+        let line = |(name, value): (&str, String)| {
+            let label = format!("{name}:");
+            format!("{label:<10}{value}\n")
+        };
+        lines.into_iter().map(line).collect()
     }
 
     fn tree(&self, now: Timestamp) -> Table {

@@ -83,9 +83,8 @@ fn the_samples_have_no_errors() {
     let errors: Vec<_> = check(&input, "shop", now())
         .into_iter()
         .filter(|finding| finding.level == Level::Error && finding.id != "T1201")
-        .filter(|finding| !finding.message.contains("spec.faults.until"))
         .collect();
-    assert_eq!(errors, [], "only two samples of a Canary for one target, and the time of faults, may differ");
+    assert!(errors.is_empty(), "several samples of a Canary may be for one target: {errors:?}");
 }
 
 #[test]
@@ -135,7 +134,7 @@ fn invalid_values_are_found_by_the_validators_of_the_kinds() {
         ("balance: {by: Hash}", "spec.balance.hash"),
         ("limits: {concurrency: 0}", "spec.limits.concurrency"),
         ("mtls: strict", "spec.mtls"),
-        ("access: {allow: [{from: [{cidr: 10.1}]}]}", "spec.access.allow[0].from: invalid CIDR"),
+        ("access: {allow: [{from: [{cidr: '10.1'}]}]}", "spec.access.allow[0].from: invalid CIDR"),
         ("access: {allow: [{from: [{cidr: 10.0.0.0/33}]}]}", "invalid CIDR"),
         ("access: {allow: [{to: [{paths: [/a//b]}]}]}", "spec.access.allow[0].to.paths"),
         ("access: {allow: [{to: [{methods: [get]}]}]}", "in upper case"),
