@@ -217,6 +217,12 @@ fn a_watched_rollout_ends_well_only_where_its_own_revision_is_approved() {
     assert!(matches!(end(Some("new"), &promoted), Some(End::Promoted(_))));
     let back = end(Some("new"), &status("Stable"));
     assert!(matches!(&back, Some(End::Failed(why)) if why.contains("back at revision old")), "{back:?}");
+    let mut stalled = promoted.clone();
+    stalled.history = serde_json::from_value(json!([
+        {"revision": "new", "outcome": "PromotionStalled", "because": "1 of 3", "ended": "2026-12-01T11:00:00Z"},
+    ]))
+    .unwrap();
+    assert!(matches!(end(Some("new"), &stalled), Some(End::Failed(_))), "pods of the old revision are left");
     assert!(matches!(end(None, &status("Stable")), Some(End::Promoted(_))), "nothing to wait for");
     let failed = canary(json!({"phase": "Failed", "canaryRevision": "new", "history": [
         {"revision": "new", "outcome": "Failed", "because": "aborted by hand", "ended": "2026-12-01T11:00:00Z"},

@@ -6,14 +6,22 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
-use tulle_crds::{Canary, CanaryStatus, Phase, TestEvidence};
+use tulle_crds::{Canary, CanaryStatus, Phase, RolloutOutcome, TestEvidence};
 
 use super::dash;
 use super::pods::PodSeen;
 use crate::output::{Colour, Output, Table};
 
-/// Conditions that say what a rollout waits for, while they are False.
-const OBSTACLES: [&str; 5] = ["Ready", "Split", "Capacity", "Acknowledged", "Undo"];
+/// Conditions that say what a rollout waits for, and the status in which they do.
+const OBSTACLES: [(&str, &str); 7] = [
+    ("Ready", "False"),
+    ("Split", "False"),
+    ("Capacity", "False"),
+    ("Acknowledged", "False"),
+    ("Undo", "False"),
+    ("DeadlineExceeded", "True"),
+    ("Stalled", "True"),
+];
 
 /// A rollout.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,8 +74,8 @@ impl View {
     pub(super) fn of(canary: &Canary, pods: &[PodSeen]) -> Self {
         let status = canary.status.clone().unwrap_or_default();
         let target = &canary.spec.target;
-        let waits = |name: &&str| {
-            let found = status.conditions.iter().find(|c| c.type_ == **name && c.status == "False");
+        let waits = |(type_, while_it_is): &(&str, &str)| {
+            let found = status.conditions.iter().find(|c| c.type_ == *type_ && c.status == *while_it_is);
             found.map(|condition| condition.message.clone())
         };
         Self {
@@ -267,6 +275,9 @@ pub(super) fn end(watched: Option<&str>, status: &CanaryStatus) -> Option<End> {
             Some(End::Failed(format!("revision {revision} failed: {why}")))
         }
         Phase::Stable => Some(match watched {
+            Some(revision) if is_stalled(status, revision) => End::Failed(format!(
+                "revision {revision} is approved and gets the traffic, but its pods have not replaced all others in time"
+            )),
             Some(revision) if revision != status.approved_revision => End::Failed(format!(
                 "revision {revision} was not promoted: the target is back at revision {}",
                 status.approved_revision
@@ -278,4 +289,10 @@ pub(super) fn end(watched: Option<&str>, status: &CanaryStatus) -> Option<End> {
             )),
         }),
     }
+}
+
+/// Whether the last rollout ended before every pod was replaced.
+fn is_stalled(status: &CanaryStatus, revision: &str) -> bool {
+    let last = status.history.first().filter(|entry| entry.revision == revision);
+    last.is_some_and(|entry| entry.outcome == RolloutOutcome::PromotionStalled)
 }
