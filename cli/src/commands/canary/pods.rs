@@ -1,0 +1,126 @@
+//! The pods of a Canary's target, as the tree shows them.
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DynamicObject, ListParams};
+use kube::core::{ApiResource, Selector};
+use kube::{Api, Client};
+use serde::Serialize;
+use serde_json::Value;
+use tulle_crds::{CanaryTarget, WorkloadKind, keys};
+
+use super::{cannot, plural};
+use crate::exit::CliError;
+
+/// A pod of the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodSeen {
+    pub(super) name: String,
+    /// As in the Canary's status.
+    pub(super) revision: String,
+    pub(super) ready: bool,
+    pub(super) terminating: bool,
+    pub(super) gate: Gate,
+    /// Of its container with the most.
+    pub(super) restarts: i32,
+    /// Unix seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) created: Option<i64>,
+}
+
+/// The readiness gate that keeps a revision without traffic until the rollout admits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Gate {
+    /// The pod has none: its revision was approved when it was made.
+    None,
+    Shut,
+    Open,
+}
+
+impl Gate {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Shut => "shut",
+            Self::Open => "open",
+        }
+    }
+}
+
+impl PodSeen {
+    pub(super) fn of(pod: &Pod, kind: WorkloadKind) -> Self {
+        let label = match kind {
+            WorkloadKind::Deployment => "pod-template-hash",
+            WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => "controller-revision-hash",
+        };
+        let status = pod.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let holds = |type_: &str| conditions.iter().any(|c| c.type_ == type_ && c.status == "True");
+        let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+        let gate = match gates.iter().any(|gate| gate.condition_type == keys::GATE) {
+            false => Gate::None,
+            true if holds(keys::GATE) => Gate::Open,
+            true => Gate::Shut,
+        };
+        let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+        let meta = &pod.metadata;
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            revision: meta.labels.as_ref().and_then(|labels| labels.get(label)).cloned().unwrap_or_default(),
+            ready: holds("Ready"),
+            terminating: meta.deletion_timestamp.is_some(),
+            gate,
+            restarts: containers.iter().map(|container| container.restart_count).max().unwrap_or(0),
+            created: meta.creation_timestamp.as_ref().map(|created| created.0.as_second()),
+        }
+    }
+
+    /// Its age.
+    pub(super) fn age(&self, now: Timestamp) -> String {
+        super::age(self.created.map(|created| now.as_second().saturating_sub(created)))
+    }
+}
+
+/// The target of a Canary.
+pub(super) fn workloads(client: Client, namespace: &str, kind: WorkloadKind) -> Api<DynamicObject> {
+    dynamic(client, namespace, kind.name(), plural(kind))
+}
+
+/// Objects of `apps/v1`, whole: fields that this build does not know are kept.
+pub(super) fn dynamic(client: Client, namespace: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let resource = ApiResource {
+        group: "apps".into(),
+        version: "v1".into(),
+        api_version: "apps/v1".into(),
+        kind: kind.into(),
+        plural: plural.into(),
+    };
+    Api::namespaced_with(client, namespace, &resource)
+}
+
+/// The pods of a target, by name. None where the target does not exist.
+pub(super) async fn list(
+    client: &Client,
+    namespace: &str,
+    target: &CanaryTarget,
+) -> Result<Vec<PodSeen>, CliError> {
+    let what = format!("read {} {namespace}/{}", target.kind.name(), target.name);
+    let workload = workloads(client.clone(), namespace, target.kind).get_opt(&target.name).await;
+    let Some(workload) = workload.map_err(|error| cannot(&what, &error))? else { return Ok(Vec::new()) };
+    let Some(selector) = workload.data.pointer("/spec/selector").and_then(selector) else {
+        return Err(CliError::failed(format!("cannot {what}: it has no selector")));
+    };
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let found = api.list(&ListParams::default().labels_from(&selector)).await;
+    let found = found.map_err(|error| cannot(&format!("list pods in {namespace}"), &error))?;
+    let mut pods: Vec<PodSeen> = found.items.iter().map(|pod| PodSeen::of(pod, target.kind)).collect();
+    pods.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(pods)
+}
+
+fn selector(value: &Value) -> Option<Selector> {
+    let selector: LabelSelector = serde_json::from_value(value.clone()).ok()?;
+    selector.try_into().ok()
+}

@@ -1,0 +1,260 @@
+//! What is shown, what is refused, and what is written.
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, Phase, WorkloadKind};
+
+use super::action::{Verb, annotation, is_taken, patch, refusal};
+use super::pods::{Gate, PodSeen};
+use super::undo::{revision_to_restore, template_of};
+use super::view::{End, View, end, on_its_way};
+use crate::output::Output;
+
+const VERBS: [Verb; 5] = [Verb::Promote, Verb::Pause, Verb::Resume, Verb::Abort, Verb::Retry];
+
+fn now() -> Timestamp {
+    "2026-12-01T12:00:00Z".parse().unwrap()
+}
+
+fn canary(status: Value) -> Canary {
+    serde_json::from_value(json!({
+        "apiVersion": "tulle.dev/v1alpha1", "kind": "Canary",
+        "metadata": {"name": "web", "namespace": "shop", "creationTimestamp": "2026-12-01T10:00:00Z"},
+        "spec": {"target": {"kind": "Deployment", "name": "web"}},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn status(phase: &str) -> CanaryStatus {
+    let status = json!({
+        "phase": phase, "target": "Deployment/web", "approvedRevision": "old", "canaryRevision": "new", "step": 1,
+    });
+    serde_json::from_value(status).unwrap()
+}
+
+fn in_progress() -> Canary {
+    canary(json!({
+        "phase": "Progressing", "target": "Deployment/web", "approvedRevision": "7d9f", "canaryRevision": "5d4f",
+        "step": 1, "stepSummary": "2/5", "weight": 5, "weightSummary": "1%", "verdict": "Inconclusive",
+        "evidenceSummary": "canary 1 of 40 failed: 160 more requests to the canary are needed",
+        "started": "2026-12-01T11:55:00Z",
+        "evidence": {"tests": [
+            {"name": "errors", "windows": [{"number": 0, "blocks": 30, "logEvidence": [0.0, 0.0]}]},
+            {"name": "errorsDispersion", "windows": [{"number": 0, "blocks": 30, "logEvidence": [1.0]}]},
+            {"name": "latency", "windows": []},
+        ]},
+        "conditions": [{
+            "type": "Acknowledged", "status": "False", "reason": "Propagating", "lastTransitionTime": "2026-12-01T11:58:00Z",
+            "message": "5% is not acknowledged by all sidecars; waiting for pod shop/front-1",
+        }],
+    }))
+}
+
+fn pod(name: &str, revision: &str, ready: bool, gate: Option<bool>) -> PodSeen {
+    let truth = |is: bool| if is { "True" } else { "False" };
+    let gates: Vec<Value> =
+        gate.map(|_| json!({"conditionType": "tulle.dev/approved"})).into_iter().collect();
+    let mut conditions = vec![json!({"type": "Ready", "status": truth(ready)})];
+    conditions.extend(gate.map(|open| json!({"type": "tulle.dev/approved", "status": truth(open)})));
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {
+            "name": name, "labels": {"pod-template-hash": revision}, "creationTimestamp": "2026-12-01T11:57:00Z",
+        },
+        "spec": {"containers": [], "readinessGates": gates},
+        "status": {"conditions": conditions, "containerStatuses": [
+            {"name": "web", "image": "web", "imageID": "", "ready": ready, "restartCount": 2},
+        ]},
+    }))
+    .unwrap();
+    PodSeen::of(&pod, WorkloadKind::Deployment)
+}
+
+#[test]
+fn a_rollout_is_shown_with_its_evidence_and_the_pods_of_each_revision() {
+    let pods = [
+        pod("web-5d4f-a", "5d4f", true, Some(true)),
+        pod("web-5d4f-b", "5d4f", false, Some(false)),
+        pod("web-7d9f-a", "7d9f", true, None),
+    ];
+    let text = View::of(&in_progress(), &pods).text(now(), &Output::default());
+    let expected = "\
+Canary:   shop/web
+Target:   Deployment/web
+Phase:    Progressing
+Step:     2/5
+Weight:   5% asked for, 1% acknowledged
+Verdict:  Inconclusive
+Evidence: canary 1 of 40 failed: 160 more requests to the canary are needed
+Waiting:  5% is not acknowledged by all sidecars; waiting for pod shop/front-1
+Started:  5m ago
+
+REVISION / POD   STATE       GATE   RESTARTS   AGE
+7d9f (stable)    1/1 ready
+└─ web-7d9f-a    ready       none   2          3m
+5d4f (canary)    1/2 ready
+├─ web-5d4f-a    ready       open   2          3m
+└─ web-5d4f-b    not ready   shut   2          3m
+
+TEST      WORSE       OVER
+errors    0.50 to 1   5m
+latency   -           0s
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_canary_at_rest_is_shown_without_what_belongs_to_a_rollout() {
+    let rest = canary(json!({"phase": "Stable", "approvedRevision": "7d9f", "canaryRevision": "5d4f"}));
+    let text = View::of(&rest, &[pod("web-7d9f-a", "7d9f", true, None)]).text(now(), &Output::default());
+    let expected = "\
+Canary:   shop/web
+Target:   Deployment/web
+Phase:    Stable
+
+REVISION / POD   STATE       GATE   RESTARTS   AGE
+7d9f (stable)    1/1 ready
+└─ web-7d9f-a    ready       none   2          3m
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_list_has_the_columns_of_the_resource_and_no_empty_cell() {
+    let rest = canary(json!({"phase": "Stable"}));
+    let table = super::table([&in_progress(), &rest], true, now());
+    assert_eq!(
+        table.to_string(),
+        "\
+NAMESPACE   NAME   TARGET           PHASE         STEP   WEIGHT   VERDICT        AGE    EVIDENCE
+shop        web    Deployment/web   Progressing   2/5    1%       Inconclusive   120m   canary 1 of 40 failed: 160 more requests to the canary are needed
+shop        web    Deployment/web   Stable        -      -        -              120m   -
+"
+    );
+}
+
+#[test]
+fn the_gate_of_a_pod_is_none_shut_or_open() {
+    assert_eq!(pod("a", "r", true, None).gate, Gate::None);
+    assert_eq!(pod("a", "r", true, Some(false)).gate, Gate::Shut);
+    assert_eq!(pod("a", "r", true, Some(true)).gate, Gate::Open);
+}
+
+#[test]
+fn an_action_that_would_do_nothing_is_refused_with_the_reason() {
+    for (verb, does, phases) in [
+        (Verb::Promote, true, vec!["Progressing", "Paused", "Failed"]),
+        (Verb::Promote, false, vec!["Waiting", "Stable", "Promoting"]),
+        (Verb::Pause, true, vec!["Progressing"]),
+        (Verb::Pause, false, vec!["Waiting", "Stable", "Paused", "Promoting", "Failed"]),
+        (Verb::Resume, true, vec!["Paused"]),
+        (Verb::Resume, false, vec!["Waiting", "Stable", "Progressing", "Promoting", "Failed"]),
+        (Verb::Abort, true, vec!["Progressing", "Paused", "Promoting"]),
+        (Verb::Abort, false, vec!["Waiting", "Stable", "Failed"]),
+        (Verb::Retry, true, vec!["Failed"]),
+        (Verb::Retry, false, vec!["Waiting", "Stable", "Progressing", "Paused", "Promoting"]),
+    ] {
+        for phase in phases {
+            let refused = refusal(verb, &status(phase), None);
+            assert_eq!(refused.is_none(), does, "{verb:?} while {phase}: {refused:?}");
+            assert!(refused.is_none_or(|why| why.contains(phase)), "{verb:?} while {phase}");
+        }
+    }
+}
+
+#[test]
+fn an_action_for_another_revision_is_refused_and_names_both() {
+    let why = refusal(Verb::Promote, &status("Progressing"), Some("other")).unwrap();
+    assert!(why.contains("rolls out revision new, not other"), "{why}");
+    assert_eq!(refusal(Verb::Promote, &status("Progressing"), Some("new")), None);
+    let none = CanaryStatus { canary_revision: String::new(), ..status("Stable") };
+    let why = refusal(Verb::Promote, &none, Some("other")).unwrap();
+    assert!(why.contains("no revision"), "{why}");
+}
+
+#[test]
+fn what_is_written_names_the_revision_and_is_what_the_operator_reads() {
+    for verb in [Verb::Promote, Verb::Resume, Verb::Abort, Verb::Retry] {
+        let requested = CanaryAction::parse(&annotation(verb, "5d4f", "cli-1")).unwrap();
+        assert_eq!(requested.action.name(), verb.name());
+        assert_eq!((requested.revision.as_deref(), requested.id.as_str()), (Some("5d4f"), "cli-1"));
+    }
+    assert_eq!(annotation(Verb::Pause, "", "cli-1"), "pause@cli-1");
+    let written = json!({
+        "metadata": {"resourceVersion": "7", "annotations": {"tulle.dev/action": "abort:5d4f@cli-1"}},
+    });
+    assert_eq!(patch(Some("7"), "abort:5d4f@cli-1"), written);
+}
+
+#[test]
+fn an_action_is_taken_once_its_id_is_in_the_status() {
+    let canary = canary(json!({"lastAction": "b", "usedActions": ["b", "a"]}));
+    assert!(is_taken(&canary, "a") && is_taken(&canary, "b") && !is_taken(&canary, "c"));
+}
+
+#[test]
+fn the_effect_of_an_action_is_read_from_the_status() {
+    let before = status("Progressing");
+    let promoted = CanaryStatus { approved_revision: "new".into(), ..status("Promoting") };
+    let next_step = CanaryStatus { step: 2, ..status("Paused") };
+    assert!(Verb::Promote.has_effect(&before, &promoted));
+    assert!(Verb::Pause.has_effect(&before, &status("Paused")));
+    assert!(Verb::Resume.has_effect(&status("Paused"), &next_step), "the next step may be a pause too");
+    assert!(Verb::Abort.has_effect(&before, &status("Failed")));
+    assert!(Verb::Retry.has_effect(&status("Failed"), &status("Progressing")));
+    for (verb, phase) in
+        VERBS.into_iter().zip(["Progressing", "Progressing", "Paused", "Progressing", "Failed"])
+    {
+        assert!(!verb.has_effect(&status(phase), &status(phase)), "{verb:?}");
+    }
+}
+
+#[test]
+fn a_watched_rollout_ends_well_only_where_its_own_revision_is_approved() {
+    assert_eq!(end(Some("new"), &status("Promoting")), None);
+    let promoted = CanaryStatus { approved_revision: "new".into(), ..status("Stable") };
+    assert!(matches!(end(Some("new"), &promoted), Some(End::Promoted(_))));
+    let back = end(Some("new"), &status("Stable"));
+    assert!(matches!(&back, Some(End::Failed(why)) if why.contains("back at revision old")), "{back:?}");
+    let mut stalled = promoted.clone();
+    stalled.history = serde_json::from_value(json!([
+        {"revision": "new", "outcome": "PromotionStalled", "because": "1 of 3", "ended": "2026-12-01T11:00:00Z"},
+    ]))
+    .unwrap();
+    assert!(matches!(end(Some("new"), &stalled), Some(End::Failed(_))), "pods of the old revision are left");
+    assert!(matches!(end(None, &status("Stable")), Some(End::Promoted(_))), "nothing to wait for");
+    let failed = canary(json!({"phase": "Failed", "canaryRevision": "new", "history": [
+        {"revision": "new", "outcome": "Failed", "because": "aborted by hand", "ended": "2026-12-01T11:00:00Z"},
+    ]}));
+    let ended = end(Some("new"), &failed.status.unwrap());
+    assert_eq!(ended, Some(End::Failed("revision new failed: aborted by hand".into())));
+    assert_eq!(on_its_way(&status("Paused")), Some("new"));
+    assert_eq!(on_its_way(&status("Stable")), None);
+}
+
+#[test]
+fn undo_restores_the_approved_revision_of_a_deployment_and_says_the_command_for_others() {
+    let spec = |kind: &str| -> CanarySpec {
+        serde_json::from_value(json!({"target": {"kind": kind, "name": "web"}})).unwrap()
+    };
+    let deployment = spec("Deployment");
+    assert_eq!(revision_to_restore(&deployment, &status("Failed"), "shop"), Ok("old"));
+    let set = revision_to_restore(&spec("StatefulSet"), &status("Failed"), "shop").unwrap_err();
+    let printed = set.message(&Output::default());
+    assert!(printed.contains("hint: kubectl rollout undo statefulset/web -n shop"), "{printed}");
+    for phase in ["Stable", "Promoting", "Waiting"] {
+        assert!(revision_to_restore(&deployment, &status(phase), "shop").is_err(), "{phase}");
+    }
+    assert_eq!(status("Failed").phase, Phase::Failed);
+}
+
+#[test]
+fn a_restored_template_has_no_hash_and_keeps_fields_that_nobody_here_knows() {
+    let set = json!({"spec": {"template": {
+        "metadata": {"labels": {"app": "web", "pod-template-hash": "5d4f"}}, "spec": {"newField": 1},
+    }}});
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"newField": 1}});
+    assert_eq!(template_of(&set), Some(template));
+    assert_eq!(template_of(&json!({})), None);
+}

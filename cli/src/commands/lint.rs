@@ -1,0 +1,183 @@
+//! `tulle lint`: mistakes in manifests, before anything is applied.
+//!
+//! In: YAML and JSON files. Out: findings with stable ids ([`rules::RULES`]). Without `--with-cluster` nothing is sent
+//! anywhere: `schema` compares with the generated schemas of Tulle's kinds, `policy`, `rollout` and `settings` check what a
+//! schema cannot, and `together` looks at all files at once.
+
+mod cluster;
+mod policy;
+pub(crate) mod read;
+mod rollout;
+mod rules;
+mod schema;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod together;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use tulle_crds::{Canary, MeshConfig, MeshPolicy};
+
+use crate::cluster::Context;
+use crate::exit::CliError;
+use crate::output::{Colour, Format, Output, Table, write};
+use read::{Document, Input};
+use rules::{Finding, Level};
+
+/// Arguments of `tulle lint`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Files, or directories with all files below them that end in .yaml, .yml or .json; `-`: standard input
+    #[arg(short, long = "file", value_name = "FILE", num_args = 1.., required_unless_present = "rules")]
+    files: Vec<PathBuf>,
+    /// Ask the API server too: whether it would take the objects, and whether their targets exist. Nothing is changed
+    #[arg(long)]
+    with_cluster: bool,
+    /// The least level of a finding that makes the exit code 3
+    #[arg(long, value_enum, default_value = "error", value_name = "LEVEL")]
+    fail_on: FailOn,
+    /// List the ids of all findings, and what each means
+    #[arg(long)]
+    rules: bool,
+}
+
+/// The least level that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    /// Errors only
+    Error,
+    /// Errors and warnings
+    Warning,
+    /// Nothing
+    Never,
+}
+
+impl FailOn {
+    fn includes(self, level: Level) -> bool {
+        match self {
+            Self::Error => level == Level::Error,
+            Self::Warning => true,
+            Self::Never => false,
+        }
+    }
+}
+
+/// Runs `tulle lint`.
+///
+/// # Errors
+/// [`CliError::Findings`] for findings at or above `--fail-on`; a file that is not there, or no access to the cluster.
+pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    if args.rules {
+        return context.output.print(&rules::RULES, |_| rules::table());
+    }
+    let input = read::files(&args.files)?;
+    let namespace = context.namespace().unwrap_or("default");
+    let mut findings = check(&input, namespace, Timestamp::now());
+    if args.with_cluster {
+        let client = context.client().await?;
+        findings.extend(cluster::check(&client, &input.documents, namespace).await?);
+    }
+    print(&context.output, &findings, input.documents.len())?;
+    if findings.iter().any(|finding| args.fail_on.includes(finding.level)) {
+        return Err(CliError::Findings);
+    }
+    Ok(())
+}
+
+fn print(output: &Output, findings: &[Finding], documents: usize) -> Result<(), CliError> {
+    if !matches!(output.format, Format::Table | Format::Wide) {
+        let row = |finding: &Finding| vec![finding.id.to_owned(), finding.object.clone()];
+        let table = |_| Table { headers: vec!["ID", "OBJECT"], rows: findings.iter().map(row).collect() };
+        return output.print(&findings, table);
+    }
+    for finding in findings {
+        write(&text(finding, output))?;
+    }
+    let of = |level| findings.iter().filter(|finding| finding.level == level).count();
+    eprintln!("{documents} objects: {} errors, {} warnings", of(Level::Error), of(Level::Warning));
+    Ok(())
+}
+
+/// `error T1103 MeshPolicy shop/payments: …`, the file, and what to do.
+fn text(finding: &Finding, output: &Output) -> String {
+    let level = match finding.level {
+        Level::Error => output.paint(Colour::Red, "error"),
+        Level::Warning => output.paint(Colour::Yellow, "warning"),
+    };
+    let mut text = format!("{level} {} {}: {}\n", finding.id, finding.object, finding.message);
+    if !finding.file.is_empty() {
+        text.push_str(&format!("  file: {}\n", finding.file));
+    }
+    if let Some(hint) = &finding.hint {
+        text.push_str(&format!("  hint: {hint}\n"));
+    }
+    text
+}
+
+/// Everything that can be found without a cluster. Objects without a namespace are in `namespace`.
+fn check(input: &Input, namespace: &str, now: Timestamp) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = input.unreadable.iter().map(Finding::of_file).collect();
+    let schemas = schema::Schemas::generated();
+    for document in &input.documents {
+        one(document, namespace, &schemas, now, &mut findings);
+    }
+    findings.extend(together::check(&input.documents, namespace));
+    findings
+}
+
+/// What is wrong with one object. Only Tulle's kinds are looked at.
+fn one(
+    document: &Document,
+    namespace: &str,
+    schemas: &schema::Schemas,
+    now: Timestamp,
+    findings: &mut Vec<Finding>,
+) {
+    if !document.is_tulle() {
+        return;
+    }
+    let mut add = |rule: rules::Rule, message: String, hint: Option<String>| {
+        findings.push(Finding::new(rule, document, namespace, message, hint));
+    };
+    let Some(schema) = schemas.of(document.kind(), document.api_version()) else {
+        let message = format!("there is no kind {} in {}", document.kind(), document.api_version());
+        return add(rules::UNKNOWN_KIND, message, Some(schemas.known()));
+    };
+    if document.name().is_empty() {
+        add(rules::UNNAMED, "metadata.name is missing".to_owned(), None);
+    }
+    let problems = schema::check(schema, &document.value);
+    for problem in &problems {
+        let rule = match problem.what {
+            schema::What::Unknown => rules::UNKNOWN_FIELD,
+            schema::What::Shape => rules::WRONG_SHAPE,
+            schema::What::Value => rules::INVALID_VALUE,
+        };
+        add(rule, problem.message.clone(), problem.hint.clone());
+    }
+    // What cannot be read as its type has been reported; only where it has not, the reader's own words are used.
+    let found = match document.kind() {
+        "MeshPolicy" => parse::<MeshPolicy>(document).map(|object| policy::check(&object.spec, now)),
+        "Canary" => parse::<Canary>(document).map(|object| rollout::check(&object)),
+        _ => parse::<MeshConfig>(document).map(|object| settings::check(&object)),
+    };
+    match found {
+        Ok(found) => found.into_iter().for_each(|found| add(found.rule, found.message, found.hint)),
+        Err(error) if problems.is_empty() => add(rules::WRONG_SHAPE, error, None),
+        Err(_) => {}
+    }
+}
+
+/// Without status, which nobody applies, and without fields that are not known, which were reported.
+fn parse<T: serde::de::DeserializeOwned>(document: &Document) -> Result<T, String> {
+    let mut value = document.value.clone();
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+        object.entry("metadata").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}

@@ -1,0 +1,140 @@
+//! What the API server says about objects, by a dry run of each, and whether their targets exist.
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::core::Request;
+use kube::{Api, Client};
+use serde_json::Value;
+use tulle_crds::{CanaryTarget, PolicyTarget, TargetKind, WorkloadKind};
+
+use super::read::Document;
+use super::rules::{ADMISSION_WARNING, Finding, NOT_IN_CLUSTER, REJECTED};
+use crate::commands::canary::cannot;
+use crate::commands::inject::admission::{Answer, send};
+use crate::exit::CliError;
+
+/// Asks about each of Tulle's objects. Nothing is changed.
+pub(super) async fn check(
+    client: &Client,
+    documents: &[Document],
+    namespace: &str,
+) -> Result<Vec<Finding>, CliError> {
+    let mut findings = Vec::new();
+    for document in documents.iter().filter(|document| document.is_tulle() && !document.name().is_empty()) {
+        let Some(path) = path(document, namespace) else { continue };
+        let mut add = |rule, message| {
+            findings.push(Finding::new(rule, document, namespace, message, None));
+        };
+        match dry_run(client, &path, document).await? {
+            Answer::Taken { warnings, .. } => {
+                warnings.into_iter().for_each(|warning| add(ADMISSION_WARNING, warning));
+            }
+            Answer::Refused { message, warnings } => {
+                add(REJECTED, message);
+                warnings.into_iter().for_each(|warning| add(ADMISSION_WARNING, warning));
+            }
+        }
+        if let Some(absent) = absent_target(client, document, document.namespace(namespace)).await? {
+            add(NOT_IN_CLUSTER, absent);
+        }
+    }
+    Ok(findings)
+}
+
+/// The path of a kind's objects.
+fn path(document: &Document, namespace: &str) -> Option<String> {
+    let group = format!("/apis/{}", document.api_version());
+    let namespace = document.namespace(namespace);
+    match document.kind() {
+        "MeshPolicy" => Some(format!("{group}/namespaces/{namespace}/meshpolicies")),
+        "Canary" => Some(format!("{group}/namespaces/{namespace}/canaries")),
+        "MeshConfig" => Some(format!("{group}/meshconfigs")),
+        _ => None,
+    }
+}
+
+async fn dry_run(client: &Client, path: &str, document: &Document) -> Result<Answer, CliError> {
+    let mut object = document.value.clone();
+    if let Some(object) = object.as_object_mut() {
+        object.remove("status");
+    }
+    let params = PatchParams::apply("tulle-lint").force().dry_run().validation_strict();
+    let request = Request::new(path).patch(document.name(), &params, &Patch::Apply(&object));
+    let request = request.map_err(|error| {
+        CliError::failed(format!("cannot ask about {} {}: {error}", document.kind(), document.name()))
+    })?;
+    send(client, request).await
+}
+
+/// A sentence where the target does not exist.
+async fn absent_target(
+    client: &Client,
+    document: &Document,
+    namespace: &str,
+) -> Result<Option<String>, CliError> {
+    let target = document.value.pointer("/spec/target").cloned().unwrap_or(Value::Null);
+    match document.kind() {
+        "Canary" => match serde_json::from_value::<CanaryTarget>(target) {
+            Ok(target) => absent_workload(client, namespace, &target).await,
+            Err(_) => Ok(None),
+        },
+        "MeshPolicy" => match serde_json::from_value::<PolicyTarget>(target) {
+            Ok(target) => absent_policy_target(client, namespace, &target).await,
+            Err(_) => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+async fn absent_workload(
+    client: &Client,
+    namespace: &str,
+    target: &CanaryTarget,
+) -> Result<Option<String>, CliError> {
+    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+    let (kind, name) = (target.kind.name(), &target.name);
+    let client = client.clone();
+    let exists = match target.kind {
+        WorkloadKind::Deployment => Api::<Deployment>::namespaced(client, namespace)
+            .get_metadata_opt(name)
+            .await
+            .map(|it| it.is_some()),
+        WorkloadKind::StatefulSet => Api::<StatefulSet>::namespaced(client, namespace)
+            .get_metadata_opt(name)
+            .await
+            .map(|it| it.is_some()),
+        WorkloadKind::DaemonSet => Api::<DaemonSet>::namespaced(client, namespace)
+            .get_metadata_opt(name)
+            .await
+            .map(|it| it.is_some()),
+    };
+    let exists = exists.map_err(|error| cannot(&format!("read {kind} {namespace}/{name}"), &error))?;
+    Ok((!exists).then(|| format!("spec.target: there is no {kind} {namespace}/{name} in the cluster")))
+}
+
+async fn absent_policy_target(
+    client: &Client,
+    namespace: &str,
+    target: &PolicyTarget,
+) -> Result<Option<String>, CliError> {
+    match (target.kind, &target.name, &target.selector) {
+        (TargetKind::Service, Some(name), _) => {
+            let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+            let found = services.get_metadata_opt(name).await;
+            let found = found.map_err(|error| cannot(&format!("read Service {namespace}/{name}"), &error))?;
+            let absent = || format!("spec.target: there is no Service {namespace}/{name} in the cluster");
+            Ok(found.is_none().then(absent))
+        }
+        (TargetKind::Workload, _, Some(selector)) => {
+            let labels: Vec<String> =
+                selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let labels = labels.join(",");
+            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            let found = pods.list_metadata(&ListParams::default().labels(&labels).limit(1)).await;
+            let found = found.map_err(|error| cannot(&format!("list pods in {namespace}"), &error))?;
+            let absent = || format!("spec.target: no pod in {namespace} has the labels {labels}");
+            Ok(found.items.is_empty().then(absent))
+        }
+        _ => Ok(None),
+    }
+}

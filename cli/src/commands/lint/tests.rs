@@ -1,0 +1,300 @@
+//! Each rule finds what it is for, and valid manifests have no findings.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::read::{Input, documents, files};
+use super::rules::{Level, RULES};
+use super::settings::is_quantity;
+use super::{FailOn, check, text};
+use crate::output::Output;
+
+fn now() -> Timestamp {
+    "2026-12-01T12:00:00Z".parse().unwrap()
+}
+
+fn read(yaml: &str) -> Input {
+    let mut input = Input::default();
+    documents("shop.yaml", yaml, &mut input);
+    input
+}
+
+/// `T1103 MeshPolicy shop/p: …`, one per finding.
+fn lint(yaml: &str) -> Vec<String> {
+    let found = check(&read(yaml), "shop", now());
+    found
+        .into_iter()
+        .map(|finding| format!("{} {}: {}", finding.id, finding.object, finding.message))
+        .collect()
+}
+
+fn policy(spec: &str) -> Vec<String> {
+    lint(&format!(
+        "{{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {{name: p}}, spec: {{{spec}}}}}"
+    ))
+}
+
+fn canary(spec: &str) -> Vec<String> {
+    lint(&format!(
+        "{{apiVersion: tulle.dev/v1alpha1, kind: Canary, metadata: {{name: web}}, spec: {{target: {{kind: Deployment, name: web}}, {spec}}}}}"
+    ))
+}
+
+/// The one finding has this id, and says this.
+fn assert_one(found: &[String], id: &str, part: &str) {
+    let [one] = found else { panic!("expected one {id}: {found:?}") };
+    assert!(one.starts_with(id) && one.contains(part), "expected {id} … {part}: {one}");
+}
+
+const SERVICE: &str = "target: {kind: Service, name: web}";
+
+#[test]
+fn every_id_is_used_once_and_has_a_sentence() {
+    let mut ids: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
+    assert!(ids.is_sorted(), "{ids:?}");
+    ids.dedup();
+    assert_eq!(ids.len(), RULES.len());
+    for rule in RULES {
+        assert!(rule.id.len() == 5 && rule.about.ends_with('.'), "{}", rule.id);
+    }
+}
+
+#[test]
+fn a_finding_is_printed_with_its_id_object_file_and_hint() {
+    let yaml = format!(
+        "{{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {{name: p}}, spec: {{{SERVICE}, timeout: {{reqest: 2s}}}}}}"
+    );
+    let found = check(&read(&yaml), "shop", now());
+    let expected = "\
+error T1101 MeshPolicy shop/p: spec.timeout.reqest is not a field of this kind
+  file: shop.yaml
+  hint: write request?
+";
+    assert_eq!(text(&found[0], &Output::default()), expected);
+}
+
+#[test]
+fn the_samples_have_no_errors() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/samples");
+    let input = files(&[samples]).unwrap();
+    assert!(input.documents.iter().filter(|document| document.is_tulle()).count() >= 10);
+    let errors: Vec<_> = check(&input, "shop", now())
+        .into_iter()
+        .filter(|finding| finding.level == Level::Error && finding.id != "T1201")
+        .collect();
+    assert!(errors.is_empty(), "several samples of a Canary may be for one target: {errors:?}");
+}
+
+#[test]
+fn what_cannot_be_read_names_the_file() {
+    assert_one(&lint("a: [1"), "T1001 shop.yaml", "");
+    assert_one(&lint("just text"), "T1001 shop.yaml", "not an object");
+    assert_eq!(lint("---\n---\n"), Vec::<String>::new());
+}
+
+#[test]
+fn an_unknown_kind_or_version_is_found() {
+    let found = lint("{apiVersion: tulle.dev/v1alpha1, kind: MeshPolice, metadata: {name: p}}");
+    assert_one(&found, "T1002", "no kind MeshPolice");
+    let found = lint("{apiVersion: tulle.dev/v7, kind: MeshPolicy, metadata: {name: p}}");
+    assert_one(&found, "T1002", "tulle.dev/v7");
+    assert_eq!(lint("{apiVersion: v1, kind: Unheard, metadata: {name: p}, spec: 1}"), Vec::<String>::new());
+}
+
+#[test]
+fn unknown_fields_are_found_where_types_would_ignore_them_too() {
+    assert_one(&policy(&format!("{SERVICE}, mtls: Strict, acess: {{}}")), "T1101", "spec.acess");
+    assert_one(&canary("steps: [{weight: 5, holds: 2m}]"), "T1101", "spec.steps[0].holds");
+    let config =
+        "{apiVersion: tulle.dev/v1alpha1, kind: MeshConfig, metadata: {name: mesh}, spec: {mtsl: Strict}}";
+    assert_one(&lint(config), "T1101 MeshConfig mesh", "spec.mtsl");
+}
+
+#[test]
+fn wrong_types_and_missing_fields_are_found_with_their_place() {
+    assert_one(&policy("mtls: Strict"), "T1102", "spec.target is missing");
+    let found = policy(&format!("{SERVICE}, limits: {{concurrency: many}}"));
+    assert_one(&found, "T1102", "spec.limits.concurrency must be an integer, and is the string \"many\"");
+    assert_one(
+        &lint("{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p}}"),
+        "T1102",
+        "spec is missing",
+    );
+}
+
+#[test]
+fn invalid_values_are_found_by_the_validators_of_the_kinds() {
+    for (section, part) in [
+        ("timeout: {request: 2 s}", "spec.timeout.request"),
+        ("timeout: {request: 1s, attempt: 2s}", "spec.timeout.attempt"),
+        ("retry: {on: [reset], budget: 20}", "spec.retry.budget"),
+        ("breaker: {ejectFor: 1h}", "spec.breaker.ejectFor"),
+        ("balance: {by: Hash}", "spec.balance.hash"),
+        ("limits: {concurrency: 0}", "spec.limits.concurrency"),
+        ("mtls: strict", "spec.mtls"),
+        ("access: {allow: [{from: [{cidr: '10.1'}]}]}", "spec.access.allow[0].from: invalid CIDR"),
+        ("access: {allow: [{from: [{cidr: 10.0.0.0/33}]}]}", "invalid CIDR"),
+        ("access: {allow: [{to: [{paths: [/a//b]}]}]}", "spec.access.allow[0].to.paths"),
+        ("access: {allow: [{to: [{methods: [get]}]}]}", "in upper case"),
+    ] {
+        let found = policy(&format!("{SERVICE}, {section}"));
+        assert!(
+            found.iter().any(|one| one.starts_with("T110") && one.contains(part)),
+            "{section}: {found:?}"
+        );
+        assert!(!found.is_empty(), "{section}");
+    }
+    for (section, part) in [
+        ("deadline: soon", "spec.deadline"),
+        ("deadline: 0s", "spec.deadline"),
+        ("judge: {confidence: 100%}", "spec.judge.confidence"),
+        ("judge: {warmUp: 1 m}", "spec.judge.warmUp"),
+        ("judge: {latency: {quantile: p0}}", "spec.judge.latency.quantile"),
+        ("judge: {objectives: {p99: 0s}}", "spec.judge.objectives.p99"),
+        ("steps: [{weight: 101}]", "spec.steps[0].weight"),
+        ("steps: [{weight: 0}]", "spec.steps[0].weight"),
+        ("steps: [{weight: 5, hold: long}]", "spec.steps[0].hold"),
+        ("sticky: {cookie: a b}", "spec.sticky.cookie"),
+    ] {
+        let found = canary(section);
+        assert!(
+            found.iter().any(|one| one.starts_with("T1103") && one.contains(part)),
+            "{section}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn fields_that_do_not_go_together_are_found() {
+    for spec in [
+        "target: {kind: Service}, mtls: Strict",
+        "target: {kind: Namespace, name: web}, mtls: Strict",
+        "target: {kind: Workload, name: web}, mtls: Strict",
+        "target: {kind: Service, name: web}, access: {}",
+        "target: {kind: Service, name: web}, timeout: {}",
+        "target: {kind: Service, name: web}, access: {allow: [{from: [{cidr: 10.0.0.0/8, namespace: a}]}]}",
+    ] {
+        assert_one(&policy(spec), "T1104", "spec.");
+    }
+    for spec in [
+        "steps: [{weight: 5, mirror: 5}]",
+        "steps: [{hold: 2m}]",
+        "steps: [{pause: {}, hold: 2m}]",
+        "steps: [{match: [{}]}]",
+    ] {
+        assert_one(&canary(spec), "T1104", "spec.steps[0]");
+    }
+}
+
+#[test]
+fn what_is_valid_and_has_no_effect_or_a_risk_is_a_warning() {
+    let workload = "target: {kind: Workload, selector: {matchLabels: {app: web}}}";
+    assert_one(&policy(&format!("{workload}, timeout: {{request: 2s}}")), "T1105", "timeout have no effect");
+    assert_one(&policy(SERVICE), "T1105", "no section");
+    assert_one(&policy(&format!("{SERVICE}, balance: {{zone: Only}}")), "T1106", "spec.balance.zone");
+    let faults = |until: &str| {
+        policy(&format!("{SERVICE}, faults: {{abort: {{status: 503, of: 1%}}, until: '{until}'}}"))
+    };
+    assert_one(&faults("2026-12-01T11:59:59Z"), "T1105", "has passed");
+    assert_one(&faults("2026-12-02T12:00:01Z"), "T1103", "24 hours");
+    assert_eq!(faults("2026-12-02T12:00:00Z"), Vec::<String>::new());
+    assert_one(&canary("steps: [{weight: 10}, {weight: 5}]"), "T1202", "does not grow");
+}
+
+#[test]
+fn the_settings_of_the_mesh_are_checked() {
+    let config = |name: &str, spec: &str| {
+        lint(&format!(
+            "{{apiVersion: tulle.dev/v1alpha1, kind: MeshConfig, metadata: {{name: {name}}}, spec: {{{spec}}}}}"
+        ))
+    };
+    assert_eq!(config("mesh", ""), Vec::<String>::new());
+    assert_one(&config("other", ""), "T1104", "metadata.name");
+    assert_one(&config("mesh", "certificates: {leafLifetime: 10s}"), "T1103", "at least 20s");
+    assert_one(&config("mesh", "certificates: {leafLifetime: 8d}"), "T1106", "7 days");
+    assert_one(&config("mesh", "sidecar: {resources: {requests: {cpu: fast}}}"), "T1103", "requests.cpu");
+    assert_one(&config("mesh", "sidecar: {resources: {limits: {gpu: '1'}}}"), "T1103", "only cpu and memory");
+}
+
+#[test]
+fn quantities_are_those_of_kubernetes() {
+    for valid in ["1", "0.5", "20m", "32Mi", "1e3", "2E", "100k"] {
+        assert!(is_quantity(valid), "{valid}");
+    }
+    for invalid in ["", "-1", "fast", "1 Gi", "1GB", "1.2.3", "Mi"] {
+        assert!(!is_quantity(invalid), "{invalid}");
+    }
+}
+
+#[test]
+fn a_target_that_is_not_in_the_files_is_found_only_where_its_kind_is() {
+    let policy = "apiVersion: tulle.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p}\nspec: {target: {kind: Service, name: web}, mtls: Strict}\n";
+    let service =
+        |name: &str| format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{}}\n");
+    assert_eq!(lint(policy), Vec::<String>::new());
+    assert_eq!(lint(&format!("{policy}{}", service("web"))), Vec::<String>::new());
+    assert_one(&lint(&format!("{policy}{}", service("other"))), "T1107", "no Service shop/web");
+    let by_labels = "apiVersion: tulle.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p}\nspec: {target: {kind: Workload, selector: {matchLabels: {app: web}}}, mtls: Strict}\n";
+    let workload = |app: &str| {
+        format!(
+            "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d}}\nspec: {{template: {{metadata: {{labels: {{app: {app}}}}}}}}}\n"
+        )
+    };
+    assert_eq!(lint(&format!("{by_labels}{}", workload("web"))), Vec::<String>::new());
+    assert_one(&lint(&format!("{by_labels}{}", workload("db"))), "T1107", "no workload");
+}
+
+#[test]
+fn two_policies_or_canaries_for_one_target_are_found_and_a_shadow_beside_one_is_not() {
+    let policy = |name: &str, rest: &str| {
+        format!(
+            "---\napiVersion: tulle.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: {name}}}\nspec: {{{SERVICE}, {rest}}}\n"
+        )
+    };
+    let both = policy("a", "mtls: Strict") + &policy("b", "mtls: Permissive");
+    assert_one(
+        &lint(&both),
+        "T1108 MeshPolicy shop/b",
+        "MeshPolicy a has the same target, and sets mtls too",
+    );
+    let apart = policy("a", "mtls: Strict") + &policy("b", "limits: {concurrency: 5}");
+    assert_eq!(lint(&apart), Vec::<String>::new());
+    let shadow = policy("a", "mtls: Strict") + &policy("b", "mode: Shadow, mtls: Permissive");
+    assert_eq!(lint(&shadow), Vec::<String>::new());
+    let canary = |name: &str| {
+        format!(
+            "---\napiVersion: tulle.dev/v1alpha1\nkind: Canary\nmetadata: {{name: {name}}}\nspec: {{target: {{kind: Deployment, name: web}}}}\n"
+        )
+    };
+    assert_one(&lint(&(canary("a") + &canary("b"))), "T1201 Canary shop/b", "Canary a");
+}
+
+#[test]
+fn lists_are_taken_apart_and_directories_are_read_by_name() {
+    let list =
+        "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod}, {apiVersion: v1, kind: Service}]}";
+    let kinds: Vec<String> = read(list).documents.iter().map(|one| one.kind().to_owned()).collect();
+    assert_eq!(kinds, ["Pod", "Service"]);
+
+    let folder = std::env::temp_dir().join(format!("tulle-lint-{}", std::process::id()));
+    fs::create_dir_all(folder.join("deep")).unwrap();
+    for (file, name) in
+        [("b.yml", "b"), ("deep/c.json", "c"), ("a.yaml", "a"), (".d.yaml", "d"), ("e.txt", "e")]
+    {
+        fs::write(folder.join(file), format!("{{\"kind\": \"{name}\"}}")).unwrap();
+    }
+    let found = files(std::slice::from_ref(&folder)).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    let kinds: Vec<&str> = found.documents.iter().map(|one| one.kind()).collect();
+    assert_eq!(kinds, ["a", "b", "c"]);
+    assert!(files(&[PathBuf::from("/does/not/exist.yaml")]).is_err());
+}
+
+#[test]
+fn the_level_that_fails_is_chosen() {
+    assert!(FailOn::Error.includes(Level::Error) && !FailOn::Error.includes(Level::Warning));
+    assert!(FailOn::Warning.includes(Level::Warning));
+    assert!(!FailOn::Never.includes(Level::Error));
+}
