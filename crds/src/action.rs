@@ -7,6 +7,8 @@ pub enum CanaryAction {
     Promote,
     /// Stop the rollout now and treat the new revision as failed.
     Abort,
+    /// Wait at the current weight until a user resumes the rollout.
+    Pause,
     /// Continue after a pause.
     Resume,
     /// Try a failed revision again.
@@ -30,6 +32,7 @@ impl CanaryAction {
         match self {
             Self::Promote => "promote",
             Self::Abort => "abort",
+            Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Retry => "retry",
         }
@@ -43,7 +46,7 @@ impl CanaryAction {
             Some((action, revision)) => (action, Some(revision.to_owned())),
             None => (what, None),
         };
-        let action = [Self::Promote, Self::Abort, Self::Resume, Self::Retry]
+        let action = [Self::Promote, Self::Abort, Self::Pause, Self::Resume, Self::Retry]
             .into_iter()
             .find(|known| known.name() == action)?;
         Some(Requested { action, revision, id: id.to_owned() })

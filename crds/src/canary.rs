@@ -452,6 +452,8 @@ pub struct CanaryStatus {
     pub failed_revision: String,
     /// How many seconds of the rollout were pauses; they do not count against the deadline.
     pub paused_seconds: u64,
+    /// Whether a user has paused the rollout with the annotation tulle.dev/action, within a step that is not a pause.
+    pub paused_by_hand: bool,
     /// Since when the rollout has paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_since: Option<Time>,

@@ -96,7 +96,7 @@ pub fn action(object: &Value) -> Validation {
     let action = annotations.and_then(|all| all.get(keys::ACTION)).and_then(Value::as_str);
     if let Some(text) = action.filter(|text| CanaryAction::parse(text).is_none()) {
         validation.warn(format!(
-            "{}={text} has no effect because it is invalid; write promote, abort, resume or retry, then @ and an id that was not used before, for example promote@1, or promote:REVISION@1 to act on that revision only",
+            "{}={text} has no effect because it is invalid; write promote, abort, pause, resume or retry, then @ and an id that was not used before, for example promote@1, or promote:REVISION@1 to act on that revision only",
             keys::ACTION
         ));
     }

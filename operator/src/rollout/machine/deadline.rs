@@ -22,8 +22,9 @@ impl Evaluation<'_> {
         self.status.paused_since.get_or_insert(Time(self.seen.now));
     }
 
-    /// The clock of the deadline goes on.
+    /// The clock of the deadline goes on, and nobody's pause is left.
     pub(super) fn resume_clock(&mut self) {
+        self.status.paused_by_hand = false;
         if let Some(since) = self.status.paused_since.take() {
             let paused = self.elapsed(Some(&since)).as_secs();
             self.status.paused_seconds += u64::try_from(paused).unwrap_or(0);

@@ -39,7 +39,7 @@ impl Evaluation<'_> {
             self.status.step = u32::try_from(self.steps.len().saturating_sub(1)).unwrap_or(0);
         }
         let Some(step) = self.step().cloned() else { return };
-        if is_pause(&step) {
+        if is_pause(&step) || self.status.paused_by_hand {
             self.end_copies();
             return self.pause();
         }
@@ -63,7 +63,7 @@ impl Evaluation<'_> {
     }
 
     /// Copies end with their step. A pause may last for days, and the new version carries every copy out.
-    fn end_copies(&mut self) {
+    pub(super) fn end_copies(&mut self) {
         let Some(steering) = self.status.steering.clone().filter(|steering| steering.mirror > 0) else {
             return;
         };

@@ -117,8 +117,8 @@ fn happen(seen: &mut Observation, status: &CanaryStatus, random: &mut Random) {
         6 => seen.acknowledged = Acknowledgement::Refused("pod a".to_owned()),
         7 | 8 => seen.acknowledged = Acknowledgement::Complete,
         9 => {
-            use CanaryAction::{Abort, Promote, Resume, Retry};
-            let action = [Promote, Abort, Resume, Retry][random.below(4) as usize];
+            use CanaryAction::{Abort, Pause, Promote, Resume, Retry};
+            let action = [Promote, Abort, Pause, Resume, Retry][random.below(5) as usize];
             seen.action = Some(Requested { action, revision: None, id: random.below(6).to_string() });
         }
         10 if target.latest.as_deref().is_some_and(|latest| latest != status.approved_revision) => {

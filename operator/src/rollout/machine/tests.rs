@@ -371,6 +371,22 @@ fn a_pause_waits_for_a_human_and_a_verb_works_once() {
 }
 
 #[test]
+fn a_pause_by_hand_keeps_step_and_weight_until_it_is_resumed() {
+    let mut world =
+        World::new(json!({"steps": [{"weight": 5, "hold": "10s"}, {"weight": 25, "hold": "10s"}]}));
+    world.deploy("new");
+    world.run(3);
+    world.request(CanaryAction::Pause, "1");
+    world.run(500);
+    assert_eq!((world.status.phase, world.status.step, world.status.weight), (Phase::Paused, 0, 5));
+    assert!(world.status.paused_by_hand);
+    world.request(CanaryAction::Resume, "2");
+    world.run(1);
+    assert_eq!((world.status.phase, world.status.step, world.status.weight), (Phase::Progressing, 0, 5));
+    assert!(!world.status.paused_by_hand && world.status.paused_seconds > 400);
+}
+
+#[test]
 fn abort_and_promote_do_what_they_say() {
     let mut world = World::quick();
     world.deploy("new");
