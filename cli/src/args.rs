@@ -122,7 +122,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     let plugin = arguments.first().is_some_and(|program| is_plugin(program));
     let mut command = command(plugin);
     let matches = command.try_get_matches_from_mut(arguments)?;
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    // These are about the whole mesh, unless a namespace is named.
+    let is_of_all = matches!(
+        cli.command,
+        Command::Check(_) | Command::Report(_) | Command::Install(_) | Command::Upgrade(_)
+    );
+    cli.global.all_namespaces |= is_of_all && cli.global.namespace.is_none();
+    Ok(cli)
 }
 
 /// The command line's definition, under the name `tulle` or `kubectl tulle`.

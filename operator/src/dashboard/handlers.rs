@@ -2,6 +2,7 @@
 //! threads that serve sidecars.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -147,7 +148,7 @@ pub async fn workload(
         };
         let states = api.acks.sidecars();
         let model = api.hub.model();
-        let sidecars = sidecars(&model, states, Some(namespace));
+        let sidecars = sidecars(&model, states, Instant::now(), Some(namespace));
         let found = look(&wanted, &model, &sum, timeline, sidecars, window);
         drop(model);
         let mut view = found.ok_or_else(|| {
@@ -201,7 +202,7 @@ pub async fn health(State(api): State<Api>, headers: HeaderMap) -> Answer {
         let only = viewer.only.as_deref();
         let health = health_of(&api);
         let states = api.acks.sidecars();
-        let sidecars = sidecars(&api.hub.model(), states, only);
+        let sidecars = sidecars(&api.hub.model(), states, Instant::now(), only);
         let view = health_page::MeshHealth { health: &health, sidecars: &sidecars, only, now: now() };
         Ok(health_page::health(&view))
     })
