@@ -149,7 +149,8 @@ impl Table {
     /// One name per row: the column NAME, or the first where there is none, after that of NAMESPACE if there is one.
     pub fn names(&self) -> String {
         let column = |name: &str| self.headers.iter().position(|header| *header == name);
-        let (namespace, name) = (column("NAMESPACE"), column("NAME").unwrap_or(0));
+        let first = || self.headers.iter().position(|header| *header != "NAMESPACE");
+        let (namespace, name) = (column("NAMESPACE"), column("NAME").or_else(first).unwrap_or(0));
         let mut names = String::new();
         for row in &self.rows {
             if let Some(namespace) = namespace.filter(|index| *index != name).and_then(|index| row.get(index))

@@ -226,7 +226,8 @@ async fn a_body_that_is_not_a_policy_or_too_long_is_refused() {
     };
     let policy = |namespace: Value| {
         let object = json!({
-            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "spec": {},
+            "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy",
+            "spec": {"target": {"kind": "Namespace"}},
             "metadata": {"name": "web", "namespace": namespace},
         });
         object.to_string()

@@ -36,8 +36,6 @@ impl Evaluation<'_> {
             CanaryAction::Abort if self.status.phase == Phase::Promoting => self.abort_promotion(target, &id),
             CanaryAction::Pause if self.status.phase == Phase::Progressing => {
                 self.status.paused_by_hand = true;
-                self.end_copies();
-                self.pause();
             }
             // The step goes on, and its hold begins again.
             CanaryAction::Resume if self.status.paused_by_hand && self.status.phase == Phase::Paused => {

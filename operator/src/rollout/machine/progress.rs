@@ -63,7 +63,7 @@ impl Evaluation<'_> {
     }
 
     /// Copies end with their step. A pause may last for days, and the new version carries every copy out.
-    pub(super) fn end_copies(&mut self) {
+    fn end_copies(&mut self) {
         let Some(steering) = self.status.steering.clone().filter(|steering| steering.mirror > 0) else {
             return;
         };
