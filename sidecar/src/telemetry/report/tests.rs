@@ -188,7 +188,7 @@ fn everything_that_is_counted_of_a_series_is_in_its_delta() {
     let series = telemetry.outbound("shop", "web", "a", "http1");
     let mut reporter = Reporter::new(Arc::clone(&telemetry));
     let mut now = Instant::now();
-    let bucket = |millis| tulle_mesh::histogram::bucket_of(millis * 1_000) as u64;
+    let bucket = |millis: u64| tulle_mesh::histogram::bucket_of(millis * 1_000) as u64;
     series.request(&Ok(200), None, Duration::from_millis(1), (1, 2));
     let first = reporter.next_report(now).unwrap();
     reporter.acknowledged(counted(&first));
