@@ -262,7 +262,7 @@ pub(super) fn cors(kube: &Kube) -> Result<()> {
 
 pub(super) fn timeouts(kube: &Kube) -> Result<()> {
     let field = with_services(kube, "t-r-timeout", &["web"])?;
-    field.service("slow", 1, &["--delay=3000"])?;
+    field.service("slow", 1, &["--delay=10000"])?;
     let rule = |path: &str, timeouts: Value| json!({"matches": below(path), "timeouts": timeouts, "backendRefs": [backend("slow")]});
     let rules = json!([
         rule("/request", json!({"request": "500ms"})),
@@ -279,7 +279,7 @@ pub(super) fn timeouts(kube: &Kube) -> Result<()> {
         Ok((status.to_owned(), seconds.parse()?))
     };
     for (path, status, seconds) in
-        [("/request", "504", 0.5..2.5), ("/attempt", "504", 0.3..2.5), ("/none", "200", 3.0..8.0)]
+        [("/request", "504", 0.5..9.0), ("/attempt", "504", 0.3..9.0), ("/none", "200", 10.0..20.0)]
     {
         let (found, took) = timed(path)?;
         ensure!(
