@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -47,10 +47,17 @@ pub struct Load {
     users: usize,
 }
 
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("a header is written as `name: value`")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
+
+/// Changes of the version that are kept of a user.
+const MOVES: usize = 8;
 
 /// Somebody who keeps cookies.
 #[derive(Default)]
@@ -60,6 +67,8 @@ struct User {
     version: Option<String>,
     /// The versions of earlier responses.
     left: BTreeSet<String>,
+    /// Each change of the version: when, which pod answered, and the cookies then.
+    moves: Vec<String>,
 }
 
 impl User {
@@ -82,10 +91,16 @@ impl User {
         set
     }
 
-    /// Takes a response's version over; returns whether the user had left that version before.
-    fn meet(&mut self, version: &str) -> bool {
-        if self.version.as_deref() != Some(version) {
-            self.left.extend(self.version.replace(version.to_owned()));
+    /// Takes a response's version over; returns whether the user comes back to a version that was left before.
+    fn meet(&mut self, version: &str, pod: &str, number: u64) -> bool {
+        if self.version.as_deref() == Some(version) {
+            return false;
+        }
+        self.left.extend(self.version.replace(version.to_owned()));
+        if self.moves.len() < MOVES {
+            let cookies = self.cookie().unwrap_or_default();
+            let at = unix_seconds();
+            self.moves.push(format!("{at}: request {number}, {version} in {pod}, {cookies}"));
         }
         self.left.contains(version)
     }
@@ -99,13 +114,24 @@ struct Counts {
     failed: u64,
     /// Responses by version of the service.
     versions: BTreeMap<String, u64>,
-    /// Responses of a version that their user had left before.
+    /// Users who came back to a version that they had left before.
     returned: u64,
+    /// The moves of the first of them.
+    first_return: Vec<String>,
     /// Cookies that were set.
     cookies: u64,
     /// Failures by error text.
     failures: BTreeMap<String, u64>,
     micros: Vec<u32>,
+}
+
+/// What is kept of an answer.
+#[derive(Default)]
+struct Answer {
+    version: String,
+    pod: String,
+    /// Cookies that it sets.
+    cookies: u64,
 }
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -173,10 +199,15 @@ impl Load {
         let mut counts = counts.borrow_mut();
         counts.micros.push(u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX));
         match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no response within the timeout"))) {
-            Ok((version, cookies)) => {
+            Ok(Answer { version, pod, cookies }) => {
                 counts.ok += 1;
                 counts.cookies += cookies;
-                counts.returned += u64::from(user.meet(&version));
+                if user.meet(&version, &pod, number) {
+                    if counts.first_return.is_empty() {
+                        counts.first_return = user.moves.clone();
+                    }
+                    counts.returned += 1;
+                }
                 *counts.versions.entry(version).or_default() += 1;
             }
             Err(error) => {
@@ -186,13 +217,13 @@ impl Load {
         }
     }
 
-    /// One request; returns the version that answered, and how many cookies it set.
+    /// One request.
     async fn exchange(
         &self,
         number: u64,
         idle: &RefCell<Vec<Sender>>,
         user: &mut User,
-    ) -> anyhow::Result<(String, u64)> {
+    ) -> anyhow::Result<Answer> {
         let kept = idle.borrow_mut().pop();
         let mut sender = match kept {
             Some(sender) if sender.is_ready() => sender,
@@ -220,12 +251,13 @@ impl Load {
             idle.borrow_mut().push(sender);
         }
         if self.any_body && status.is_success() {
-            return Ok((String::new(), cookies));
+            return Ok(Answer { cookies, ..Answer::default() });
         }
         let text = String::from_utf8_lossy(&body);
         anyhow::ensure!(status.is_success(), "{status} {}", text.chars().take(80).collect::<String>().trim());
         let answer: serde_json::Value = serde_json::from_slice(&body)?;
-        Ok((answer.get("version").and_then(|v| v.as_str()).unwrap_or("").to_owned(), cookies))
+        let field = |name: &str| answer.get(name).and_then(|v| v.as_str()).unwrap_or("").to_owned();
+        Ok(Answer { version: field("version"), pod: field("pod"), cookies })
     }
 
     async fn connect(&self) -> anyhow::Result<Sender> {
@@ -248,7 +280,8 @@ impl Counts {
         let quantile = |q: usize| sorted.get(sorted.len() * q / 1000).copied().unwrap_or(0);
         json!({
             "sent": self.sent, "ok": self.ok, "failed": self.failed, "versions": self.versions,
-            "failures": self.failures, "returned": self.returned, "cookies": self.cookies, "p50_us": quantile(500), "p99_us": quantile(990),
+            "failures": self.failures, "returned": self.returned,
+            "first_return": self.first_return, "cookies": self.cookies, "p50_us": quantile(500), "p99_us": quantile(990),
         })
     }
 }

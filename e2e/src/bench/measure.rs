@@ -28,6 +28,30 @@ const CLIENTS: &str = include_str!("clients.py");
 
 /// Measures everything. The order matters: memory is looked at before the first load, and again when all has rested.
 pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
+    let mut figures = memory(testbed, pair)?;
+    sleep(Duration::from_secs(2));
+    let http1 = url(&pair.targets.http1, "");
+    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &http1, &[], SECONDS))?;
+    figures.extend([("http1_rate", rate), ("http1_cpu", cpu)]);
+    figures.extend(streams(testbed, pair)?);
+    let opaque = url(&pair.targets.opaque, "");
+    figures.insert("opaque_cpu", with_cpu(pair, || wrk(testbed, &opaque, &[], SECONDS))?.1);
+    let close = ["-H", "Connection: close"];
+    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &opaque, &close, SECONDS / 2))?;
+    figures.extend([("connections", rate), ("connection_cpu", cpu)]);
+    let (p50, p99) = open_loop(testbed, &host_and_port(&pair.targets.http1))?;
+    figures.extend([("p50", p50), ("p99", p99)]);
+    figures.extend(bulk(testbed, pair)?);
+    if pair.memory() > 0.0 {
+        sleep(REST);
+        let idle = figures.get("idle").copied().unwrap_or(0.0);
+        figures.insert("rested", pair.memory() / idle);
+    }
+    Ok(figures)
+}
+
+/// Memory of the outbound proxy after its start, and with connections that rest.
+pub fn memory(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
     let mut figures = Figures::new();
     testbed.wait_for(&host_and_port(&pair.targets.http1))?;
     if let Some(milliseconds) = start_up(testbed, pair)? {
@@ -40,29 +64,16 @@ pub fn all(testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
         figures.insert(name, pair.memory());
         drop(clients);
     }
-    sleep(Duration::from_secs(2));
-    let http1 = url(&pair.targets.http1, "");
-    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &http1, &[], SECONDS))?;
-    figures.extend([("http1_rate", rate), ("http1_cpu", cpu)]);
+    Ok(figures)
+}
+
+/// Requests over HTTP/2.
+pub fn streams(testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<Figures> {
     let streams = url(&pair.targets.http2, "");
     let (rate, cpu) = with_cpu(pair, || http2(testbed, &streams, false, SECONDS))?;
-    figures.extend([("http2_rate", rate), ("http2_cpu", cpu)]);
     let calls = url(&pair.targets.http2, "post");
-    figures.insert("post_cpu", with_cpu(pair, || http2(testbed, &calls, true, SECONDS))?.1);
-    let opaque = url(&pair.targets.opaque, "");
-    figures.insert("opaque_cpu", with_cpu(pair, || wrk(testbed, &opaque, &[], SECONDS))?.1);
-    let close = ["-H", "Connection: close"];
-    let (rate, cpu) = with_cpu(pair, || wrk(testbed, &opaque, &close, SECONDS / 2))?;
-    figures.extend([("connections", rate), ("connection_cpu", cpu)]);
-    let (p50, p99) = open_loop(testbed, &host_and_port(&pair.targets.http1))?;
-    figures.extend([("p50", p50), ("p99", p99)]);
-    figures.insert("bulk", bulk(testbed, &pair.targets.bulk)?);
-    if pair.memory() > 0.0 {
-        sleep(REST);
-        let idle = figures.get("idle").copied().unwrap_or(0.0);
-        figures.insert("rested", pair.memory() / idle);
-    }
-    Ok(figures)
+    let (_, post) = with_cpu(pair, || http2(testbed, &calls, true, SECONDS))?;
+    Ok([("http2_rate", rate), ("http2_cpu", cpu), ("post_cpu", post)].into())
 }
 
 /// A target, as most programs want it.
@@ -186,11 +197,12 @@ fn open_loop(testbed: &Testbed, target: &str) -> Result<(f64, f64)> {
 }
 
 /// Bytes through one connection, in GB per second.
-fn bulk(testbed: &Testbed, (host, port): &(String, u16)) -> Result<f64> {
+pub fn bulk(testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<Figures> {
+    let (host, port) = &pair.targets.bulk;
     let (port, seconds) = (port.to_string(), (SECONDS / 2).to_string());
     let mut command = testbed.inside(CLIENT.0, "iperf3");
     let text = host::output(command.args(["-c", host, "-p", &port, "-t", &seconds, "-J"]))?;
     let result: Value = serde_json::from_str(&text)?;
     let bits = result["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.context("no rate in the output of iperf3")? / 8e9)
+    Ok([("bulk", bits.context("no rate in the output of iperf3")? / 8e9)].into())
 }

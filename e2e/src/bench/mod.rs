@@ -81,6 +81,12 @@ const ROWS: &[Row] = &[
 pub enum Only {
     /// Tulle with rules and policies, compared with Tulle without them.
     Rules,
+    /// Memory at rest and with idle connections, and the time to the first response.
+    Memory,
+    /// Requests over HTTP/2.
+    Http2,
+    /// One opaque connection with as many bytes as it takes.
+    Bulk,
 }
 
 /// Runs the benchmark and prints its tables; with `only`, one of them. With `instructions`, counts those of this tree's
@@ -103,22 +109,37 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
         print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
         return Ok(());
     }
-    let rounds = rounds.unwrap_or(3);
+    let rounds = rounds.unwrap_or(if only.is_some() { 1 } else { 3 });
     for round in 1..=rounds {
         // Tulle first: its control plane writes the certificates that the others use.
         for product in [Product::Tulle, Product::Envoy, Product::HaProxy, Product::None] {
             step(&format!("round {round} of {rounds}: {}", product.name()));
             let mut pair = ProxyPair::start(product, &testbed, &programs)?;
-            let mut figures = testbed.noting(measure::all(&testbed, &mut pair))?;
-            if product == Product::Tulle {
+            let measured = match only {
+                Some(Only::Memory) => measure::memory(&testbed, &mut pair),
+                Some(Only::Http2) => {
+                    reached(&testbed, &pair).and_then(|()| measure::streams(&testbed, &pair))
+                }
+                Some(Only::Bulk) => reached(&testbed, &pair).and_then(|()| measure::bulk(&testbed, &pair)),
+                Some(Only::Rules) | None => measure::all(&testbed, &mut pair),
+            };
+            let mut figures = testbed.noting(measured)?;
+            if product == Product::Tulle && only.is_none() {
                 figures.extend(testbed.noting(rules::compare(&testbed, &pair))?);
             }
             table.push((product, figures));
         }
     }
     print!("{}", report(&table));
+    if only.is_some() {
+        return Ok(());
+    }
     print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
     Ok(())
+}
+
+fn reached(testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<()> {
+    testbed.wait_for(&measure::host_and_port(&pair.targets.http1))
 }
 
 /// The median of a figure over all rounds.
@@ -137,7 +158,8 @@ fn report(table: &[(Product, Figures)]) -> String {
         let _ = write!(out, " | {}", product.name());
     }
     let _ = writeln!(out, " | Tulle ÷ Envoy | Tulle ÷ HAProxy |\n|---|---|---|---|---|---|---|");
-    for row in ROWS {
+    let measured = |row: &&Row| table.iter().any(|(_, figures)| figures.contains_key(row.figure));
+    for row in ROWS.iter().filter(measured) {
         let base = if row.added { median(Product::None, row.figure).unwrap_or(0.0) } else { 0.0 };
         let value = |product| match product {
             Product::None => median(product, row.figure).filter(|value| *value > 0.0),

@@ -90,6 +90,8 @@ pub struct Pod {
     pub gated: bool,
     /// Its gate is open.
     pub gate_open: bool,
+    /// So are the readiness gates that others have given it.
+    pub other_gates_open: bool,
 }
 
 impl Pod {
@@ -111,6 +113,12 @@ impl Pod {
     /// Whether it waits behind our gate.
     pub fn is_parked(&self) -> bool {
         self.gated && !self.gate_open
+    }
+
+    /// Whether our gate is all that it has ever waited for: it is ready as soon as that opens, which its EndpointSlices
+    /// say only after kubelet and two controllers have noticed.
+    pub fn is_let_in(&self) -> bool {
+        self.gated && self.gate_open && self.other_gates_open && self.containers_ready && !self.finished
     }
 
     /// Its revision, as its workload's controller names it.

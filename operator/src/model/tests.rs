@@ -224,6 +224,24 @@ fn a_parked_pod_takes_its_share_and_no_more_even_where_slices_call_it_ready() {
 }
 
 #[test]
+fn a_pod_whose_gate_opens_serves_on_before_its_slice_says_that_it_is_ready() {
+    let parked = Pod { gated: true, ready: false, other_gates_open: true, ..pod("new", "10.1.0.2", "r2") };
+    let mut model = shop(&[pod("old", "10.1.0.1", "r1"), parked.clone()]);
+    let trial =
+        json!({"approvedRevision": "r1", "canaryRevision": "r2", "weight": 20, "phase": "Progressing"});
+    model.apply_canary(key("shop", "web"), canary(trial));
+    let both = ["10.1.0.1:8080", "10.1.0.2:8080"];
+    assert_eq!(addresses(&model), both);
+    let opened = Pod { gate_open: true, ..parked };
+    model.apply_pod(opened.clone());
+    assert_eq!(addresses(&model), both, "the slice still says that it is not ready");
+    model.apply_pod(Pod { other_gates_open: false, ..opened.clone() });
+    assert_eq!(addresses(&model), ["10.1.0.1:8080"], "it waits for another gate");
+    model.apply_pod(Pod { containers_ready: false, ..opened });
+    assert_eq!(addresses(&model), ["10.1.0.1:8080"], "its containers are not ready");
+}
+
+#[test]
 fn an_unapproved_revision_gets_nothing_before_anybody_has_decided() {
     let mut model = shop(&[pod("old", "10.1.0.1", "r1"), pod("stray", "10.1.0.2", "r2")]);
     model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1", "phase": "Stable"})));

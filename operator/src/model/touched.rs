@@ -166,8 +166,10 @@ impl PodViews {
         let identity = |pod: &Pod| {
             (Arc::clone(&pod.service_account), pod.injected, pod.host_network, pod.skipped_ports.clone())
         };
-        let state =
-            |pod: &Pod| (pod.containers_ready, pod.ready_unix, pod.terminating, pod.gated, pod.gate_open);
+        let state = |pod: &Pod| {
+            let gates = (pod.gated, pod.gate_open, pod.other_gates_open);
+            (pod.containers_ready, pod.ready_unix, pod.terminating, gates)
+        };
         let outbound =
             inbound || old.ips != new.ips || identity(old) != identity(new) || state(old) != state(new);
         Self { inbound, policies: inbound || serving(old) != serving(new), outbound }

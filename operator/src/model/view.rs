@@ -197,9 +197,9 @@ impl Model {
         let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);
         let on_trial = pod.is_some_and(Pod::is_parked);
         let parked = on_trial && pod.is_some_and(|pod| pod.containers_ready && !pod.finished);
-        // `ready` is true for every endpoint of a Service with publishNotReadyAddresses: a pod under
-        // trial must really be ready.
-        let ready = if on_trial { parked } else { endpoint.ready };
+        // `ready` is true for every endpoint of a Service with publishNotReadyAddresses: a pod under trial must really be
+        // ready. One whose gate opens serves on: a version of one pod would get nothing until its slice follows.
+        let ready = if on_trial { parked } else { endpoint.ready || pod.is_some_and(Pod::is_let_in) };
         let state = match (ready && !terminating, terminating && endpoint.serving) {
             (true, _) => proto::EndpointState::Ready,
             (false, true) => proto::EndpointState::Terminating,

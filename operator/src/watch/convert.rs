@@ -82,7 +82,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
             .any(|condition| condition.type_ == name && condition.status == "True")
     };
     let ips = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
-    let gates = spec.readiness_gates.iter().flatten();
+    let gates = || spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
     let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let labels = object.labels().iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
     Pod {
@@ -103,8 +103,9 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         ready_unix: ready_since(status),
         terminating: object.metadata.deletion_timestamp.is_some(),
         finished,
-        gated: gates.into_iter().any(|gate| gate.condition_type == keys::GATE),
+        gated: gates().any(|gate| gate == keys::GATE),
         gate_open: holds(keys::GATE),
+        other_gates_open: gates().filter(|gate| *gate != keys::GATE).all(holds),
     }
 }
 

@@ -153,7 +153,8 @@ pub(super) fn sticky(kube: &Kube) -> Result<()> {
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     let returned = total("returned")?;
-    ensure!(returned == 0, "{returned} times a user got v1 after v2");
+    let first = line(&field, "load")?["first_return"].to_string();
+    ensure!(returned == 0, "{returned} times a user came back to a version; the first such user: {first}");
     let set = total("cookies")?;
     sent(&field, "load", 200)?;
     ensure!(total("cookies")? == set, "cookies are set although nothing is rolled out");

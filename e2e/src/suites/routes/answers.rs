@@ -1,6 +1,6 @@
 //! What clients get and applications see: redirects, rewrites, shares, matches, mirrors, CORS, timeouts.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{answer, backend, below, counts, head, http, meshed, reason, response_header, settled, weighted};
@@ -213,14 +213,34 @@ pub(super) fn mirrored(kube: &Kube) -> Result<()> {
     let copies = || field.received("mirror");
     for (path, expected) in [("/", 200..=200), ("/half", 60..=140)] {
         let before = copies()?;
-        let seen = counts(&field, "client", "web", path, 200)?;
-        ensure!(seen.get("200/web") == Some(&200), "{path}: the answers were {seen:?}");
-        let mut got = 0;
+        let (mut got, mut last) = (0, 0);
+        // A sidecar drops copies while 64 are under way, and a busy machine may be so far behind.
+        for sent in [50, 100, 150, 200] {
+            let seen = counts(&field, "client", "web", path, 50)?;
+            ensure!(seen.get("200/web") == Some(&50), "{path}: the answers were {seen:?}");
+            let _ = kube.wait_for("the copies", 5, || {
+                (last, got) = (got, copies()? - before);
+                Ok(got == sent || got == last)
+            });
+        }
         let waited = kube.wait_for("the copies", 10, || {
             got = copies()? - before;
             Ok(expected.contains(&got))
         });
-        ensure!(waited.is_ok(), "{path}: {got} copies of 200 requests, expected {expected:?}");
+        if waited.is_err() {
+            let of = |reason: &str| -> Result<u64> {
+                let reason = format!("reason=\"{reason}\"");
+                field.metric("client", &["tulle_events_total{", "kind=\"copied_request\"", &reason])
+            };
+            let outcomes = ["Sent", "Failed", "SkippedBusy", "SkippedSlow", "SkippedNoEndpoint"];
+            let all: Vec<String> = outcomes
+                .iter()
+                .map(|reason| Ok(format!("{reason} {}", of(reason)?)))
+                .collect::<Result<_>>()?;
+            bail!(
+                "{path}: {got} copies of 200 requests, expected {expected:?}; copies of both paths: {all:?}"
+            );
+        }
     }
     Ok(())
 }
@@ -262,7 +282,7 @@ pub(super) fn cors(kube: &Kube) -> Result<()> {
 
 pub(super) fn timeouts(kube: &Kube) -> Result<()> {
     let field = with_services(kube, "t-r-timeout", &["web"])?;
-    field.service("slow", 1, &["--delay=3000"])?;
+    field.service("slow", 1, &["--delay=10000"])?;
     let rule = |path: &str, timeouts: Value| json!({"matches": below(path), "timeouts": timeouts, "backendRefs": [backend("slow")]});
     let rules = json!([
         rule("/request", json!({"request": "500ms"})),
@@ -279,7 +299,7 @@ pub(super) fn timeouts(kube: &Kube) -> Result<()> {
         Ok((status.to_owned(), seconds.parse()?))
     };
     for (path, status, seconds) in
-        [("/request", "504", 0.5..2.5), ("/attempt", "504", 0.3..2.5), ("/none", "200", 3.0..8.0)]
+        [("/request", "504", 0.5..9.0), ("/attempt", "504", 0.3..9.0), ("/none", "200", 10.0..20.0)]
     {
         let (found, took) = timed(path)?;
         ensure!(
