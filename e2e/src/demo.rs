@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: shows injection, mutual TLS, a MeshPolicy, a route, retries, a breaker and two rollouts on a real
-//! cluster, with the output of kubectl, and then what `tulle` shows of them. Each step fails the demo unless the cluster shows the expected result.
+//! cluster, with the output of kubectl, and then what `tulle` shows of them. Each step fails the demo unless the cluster
+//! shows the expected result.
 
 mod seen;
 mod traffic;
@@ -241,7 +242,7 @@ impl Demo {
             println!("The cluster keeps running. Commands to inspect it:");
             println!("  cargo xtask cluster kubectl -- get tulle -A");
             println!("  cargo xtask cluster kubectl -- describe canary -n shop checkout");
-            println!("  cargo xtask cluster shell     # then: tulle check, with the path above");
+            println!("  cargo xtask cluster shell");
             println!("Stop it with: cargo xtask cluster down");
         } else {
             println!("To keep the cluster and inspect it: cargo xtask demo --keep");

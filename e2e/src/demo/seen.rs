@@ -13,21 +13,20 @@ const WINDOW: &str = "10m";
 impl Demo {
     pub(super) fn seen(&self) -> Result<()> {
         self.heading("What has happened: success rates, latencies, and who talks to whom");
-        let stat = self.show_tulle(exit::FINE, &["stat", "-n", NAMESPACE, "--window", WINDOW])?;
-        let line = |text: &str, name: &str| {
-            text.lines().find(|line| line.starts_with(name)).unwrap_or("").to_owned()
-        };
-        let checkout = line(&stat, "checkout");
-        ensure!(checkout.contains("4/4") && checkout.contains('%'), "tulle stat shows no checkout: {stat}");
-        ensure!(!checkout.contains("100.00%"), "the bad version's failures are not shown: {checkout}");
+        let stat = self.show_tulle(exit::FINE, &["stat", "deploy", "-n", NAMESPACE, "--window", WINDOW])?;
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+        let checkout =
+            stat.lines().map(words).find(|words| words.first().is_some_and(|name| name == "checkout"));
+        let checkout = checkout.with_context(|| format!("tulle stat shows no checkout: {stat}"))?.join(" ");
+        let failures = checkout.contains('%') && !checkout.contains(" 100.00%");
+        ensure!(failures, "the failures of the bad version are not shown: {checkout}");
         let edges = self.show_tulle(exit::FINE, &["edges", "-n", NAMESPACE, "--window", WINDOW])?;
-        let secured = |line: &&str| {
-            let words: Vec<&str> = line.split_whitespace().take(4).collect();
-            words.first() == Some(&"load")
-                && words.get(1) == Some(&"svc/checkout")
-                && words.get(3) == Some(&"yes")
+        let secured = |line: &str| {
+            let words = words(line);
+            words.starts_with(&["load".to_owned(), "svc/checkout".to_owned()])
+                && words.get(3).is_some_and(|mtls| mtls == "yes")
         };
-        ensure!(edges.lines().any(|line| secured(&line)), "no edge from load to checkout over mTLS: {edges}");
+        ensure!(edges.lines().any(secured), "no edge from load to checkout over mTLS: {edges}");
         self.explained()?;
         self.heading("The rollout that was stopped, and the page");
         let status = self.show_tulle(exit::FINE, &["canary", "status", "checkout", "-n", NAMESPACE])?;
