@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: shows injection, mutual TLS, a MeshPolicy, a route, retries, a breaker and two rollouts on a real
-//! cluster, with the output of kubectl. Each step fails the demo unless the cluster shows the expected result.
+//! cluster, with the output of kubectl, and then what `tulle` shows of them. Each step fails the demo unless the cluster
+//! shows the expected result.
 
+mod seen;
 mod traffic;
 
 use std::thread;
@@ -67,7 +69,8 @@ impl Demo {
         self.routed()?;
         self.saved()?;
         self.promoted()?;
-        self.stopped()
+        self.stopped()?;
+        self.seen()
     }
 
     /// Prints a heading.

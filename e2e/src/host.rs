@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -145,6 +145,30 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// The command line and its standard error, or the limit.
 pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
     let shown = shown(command);
+    let Ended { status, stdout, stderr } = ended_within(command, limit)?;
+    if !status.success() {
+        bail!("{shown}: {status}\n{}{}", stdout.trim_end(), stderr.trim_end());
+    }
+    Ok(stdout)
+}
+
+/// A command that has ended, whether or not it did what it was asked for.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it has printed.
+    pub stdout: String,
+    /// The same for standard error.
+    pub stderr: String,
+}
+
+/// Runs a command to its end, and kills it after `limit`.
+///
+/// # Errors
+/// It cannot be started, or the limit.
+pub fn ended_within(command: &mut Command, limit: Duration) -> Result<Ended> {
+    let shown = shown(command);
     let piped =
         command.env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot run {shown}"))?;
@@ -161,13 +185,10 @@ pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
         }
         thread::sleep(Duration::from_millis(5));
     };
-    let read = |reader: thread::JoinHandle<Vec<u8>>| reader.join().unwrap_or_default();
-    let text = String::from_utf8_lossy(&read(text)).into_owned();
-    if !status.success() {
-        let error = read(error);
-        bail!("{shown}: {status}\n{}{}", text.trim_end(), String::from_utf8_lossy(&error).trim_end());
-    }
-    Ok(text)
+    let read = |reader: thread::JoinHandle<Vec<u8>>| {
+        String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned()
+    };
+    Ok(Ended { status, stdout: read(text), stderr: read(error) })
 }
 
 /// Runs a command, passes each line of its standard error to `line` as soon as it is written, and returns its standard

@@ -75,6 +75,12 @@ pub const TULLE: &[Image] = &[
     },
 ];
 
+/// The package of `tulle`, the command line. It has no image, because people run it on their own machines. Whoever builds
+/// the operator gets it too, with the same profile.
+const CLI: &str = "tulle-cli";
+/// The package of the operator, whose API it asks.
+const OPERATOR: &str = "tulle-operator";
+
 /// How many archives of an image stay in the cache.
 const KEPT_ARCHIVES: usize = 4;
 
@@ -105,7 +111,10 @@ pub fn compile(images: &[Image], with_tests: bool) -> Result<()> {
     }
     for profile in profiles {
         let its = images.iter().filter(|image| image.binary.is_some() && image.profile() == profile);
-        let packages: Vec<&str> = its.map(|image| image.package).collect();
+        let mut packages: Vec<&str> = its.map(|image| image.package).collect();
+        if packages.contains(&OPERATOR) {
+            packages.push(CLI);
+        }
         let mut arguments = vec!["build", "--locked", "--profile", &profile];
         if with_tests && profile == "dev" {
             // Not this program: it would be replaced while it runs.
@@ -172,6 +181,24 @@ fn remove_old_archives(newest: &Path, short: &str) {
     archives.iter().skip(KEPT_ARCHIVES).for_each(|(_, path)| drop(fs::remove_file(path)));
 }
 
+/// The program `tulle`, which [`compile`] has built with the operator.
+pub fn tulle() -> Result<PathBuf> {
+    let operator = TULLE.iter().find(|image| image.package == OPERATOR);
+    let operator = operator.context("the list of images has no operator")?;
+    let program = target()?.join(operator.folder()).join("tulle");
+    if !program.is_file() {
+        bail!("{} was not built", program.display());
+    }
+    Ok(program)
+}
+
+/// The directory in which cargo has a folder for each profile.
+fn target() -> Result<PathBuf> {
+    let mine = std::env::current_exe()?;
+    let target = mine.parent().and_then(Path::parent);
+    target.map(Path::to_path_buf).context("xtask is not in a target directory of cargo")
+}
+
 fn program(image: &Image, binary: &str) -> Result<PathBuf> {
     if image.package == PAUSE.package && binary == "pause" {
         let mine = std::env::current_exe()?.with_file_name("pause");
@@ -180,9 +207,7 @@ fn program(image: &Image, binary: &str) -> Result<PathBuf> {
         }
         return Ok(mine);
     }
-    let mine = std::env::current_exe()?;
-    let target =
-        mine.parent().and_then(Path::parent).context("xtask is not in a target directory of cargo")?;
+    let target = target()?;
     let built = target.join(image.folder()).join(binary);
     let stripped = target.join("stripped").join(binary);
     fs::create_dir_all(target.join("stripped"))?;

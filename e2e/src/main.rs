@@ -9,6 +9,7 @@ mod bench;
 mod build;
 #[cfg(test)]
 mod chart;
+mod cli;
 mod cluster;
 mod conformance;
 mod demo;
@@ -41,8 +42,8 @@ enum Command {
     /// Manages the embedded cluster: Kubernetes on this machine, in its own Linux namespaces.
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Installs Tulle and the sample shop on a cluster, and shows injection, mTLS, a policy, a route, retries, a breaker
-    /// and two rollouts.
+    /// Installs Tulle and the sample shop on a cluster, and shows injection, mTLS, a policy, a route, retries, a breaker,
+    /// two rollouts, and what `tulle` shows of them.
     Demo {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
         #[arg(long, default_value = "embedded")]
@@ -53,7 +54,7 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, resilience, talk,
+        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, seeing, resilience, talk,
         /// applications, framing, conformance, operations, helm or faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.

@@ -19,6 +19,7 @@ mod operations;
 mod resilience;
 mod rollouts;
 mod routes;
+mod seeing;
 mod skew;
 mod talk;
 mod updates;
@@ -69,6 +70,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "resilience", tests: resilience::TESTS, alone: false },
     Suite { name: "routes", tests: routes::TESTS, alone: false },
+    Suite { name: "seeing", tests: seeing::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },

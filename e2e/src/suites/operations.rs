@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::Test;
+use super::seeing;
 use crate::install;
 use crate::kubectl::Kube;
 
@@ -38,6 +39,8 @@ pub(super) const TESTS: &[Test] = &[
         "a user's MeshConfig takes effect over the default without a conflict; deletion restores the default",
         operator::users_settings,
     ),
+    ("history survives a change of leader", seeing::leader::survives),
+    ("the commands change nothing", seeing::quiet::changes_nothing),
 ];
 
 /// Tulle's own namespace.

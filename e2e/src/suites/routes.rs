@@ -109,13 +109,13 @@ fn samples(kube: &Kube) -> Result<()> {
 }
 
 /// A meshed namespace, on a cluster that has routes.
-fn meshed<'a>(kube: &'a Kube, namespace: &str) -> Result<TestNamespace<'a>> {
+pub(super) fn meshed<'a>(kube: &'a Kube, namespace: &str) -> Result<TestNamespace<'a>> {
     gateway::install(kube)?;
     TestNamespace::meshed(kube, namespace)
 }
 
 /// A route of kind HTTPRoute with a Service of the same namespace as its parent.
-fn http(name: &str, service: &str, rules: Value) -> Value {
+pub(super) fn http(name: &str, service: &str, rules: Value) -> Value {
     route("HTTPRoute", name, json!([parent(service)]), rules)
 }
 
@@ -133,7 +133,7 @@ fn parent(service: &str) -> Value {
 }
 
 /// A reference to port 80 of a Service.
-fn backend(service: &str) -> Value {
+pub(super) fn backend(service: &str) -> Value {
     json!({"name": service, "port": 80})
 }
 
@@ -143,7 +143,7 @@ fn weighted(service: &str, weight: u32) -> Value {
 }
 
 /// A match of paths below a prefix.
-fn below(prefix: &str) -> Value {
+pub(super) fn below(prefix: &str) -> Value {
     json!([{"path": {"type": "PathPrefix", "value": prefix}}])
 }
 
@@ -190,7 +190,7 @@ fn becomes(
 }
 
 /// Waits until every sidecar concerned uses a route as it is now, or until none is concerned yet.
-fn settled(field: &TestNamespace<'_>, object: &str) -> Result<Value> {
+pub(super) fn settled(field: &TestNamespace<'_>, object: &str) -> Result<Value> {
     becomes(field, object, "to be acknowledged", |route| {
         let generation = &route["metadata"]["generation"];
         let ours = entries(route);

@@ -1,0 +1,218 @@
+//! The page, as a browser gets it through `tulle dashboard`.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::says;
+use crate::host;
+use crate::kubectl::Kube;
+use crate::suites::Skip;
+use crate::suites::namespace::TestNamespace;
+
+/// Runs a program until its standard input is closed, and for two minutes at most.
+const UNTIL_CLOSED: &str = "\"$@\" & pid=$!; read -r -t 120 _; kill $pid; wait $pid";
+
+/// A page that `tulle dashboard` has opened.
+struct Page<'a> {
+    kube: &'a Kube,
+    command: Child,
+    /// `http://127.0.0.1:PORT`.
+    address: String,
+    token: String,
+}
+
+/// An answer of the page.
+#[derive(Debug)]
+struct Answer {
+    status: String,
+    /// In lower case, one in a line.
+    headers: String,
+    body: String,
+}
+
+impl<'a> Page<'a> {
+    fn open(kube: &'a Kube, arguments: &[&str]) -> Result<Self> {
+        let words = kube.tulle_words(&[arguments, &["dashboard", "--port", "0"]].concat())?;
+        let mut command = kube.program("bash")?;
+        command.args(["-c", UNTIL_CLOSED, "bash"]).args(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut command = command.spawn().context("cannot run bash")?;
+        let output = command.stdout.take().context("the command has no standard output")?;
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        let opened = line.trim().split_once("/login?token=");
+        let (address, token) = match opened {
+            Some((address, token)) => (address.to_owned(), token.to_owned()),
+            None => {
+                drop(command.stdin.take());
+                command.wait()?;
+                bail!("tulle dashboard has printed {line:?} instead of an address ({read:?})");
+            }
+        };
+        Ok(Self { kube, command, address, token })
+    }
+
+    /// Asks for a path; `more` are arguments of curl.
+    fn ask(&self, path: &str, more: &[&str]) -> Result<Answer> {
+        let mut curl = self.kube.program("curl")?;
+        curl.args(["-s", "-i", "-m", "15"]).args(more).arg(format!("{}{path}", self.address));
+        let text = host::output_within(&mut curl, Duration::from_secs(30))?;
+        let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text:?}"))?;
+        let status = head.split_whitespace().nth(1).unwrap_or("").to_owned();
+        Ok(Answer { status, headers: head.to_lowercase(), body: body.to_owned() })
+    }
+
+    /// The session's cookie, as a browser gets it.
+    fn log_in(&self) -> Result<String> {
+        let login = self.ask(&format!("/login?token={}", self.token), &[])?;
+        ensure!(login.status == "303", "the login was answered {}: {}", login.status, login.body);
+        let cookie = login.headers.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.context("the login sets no cookie")?;
+        says(cookie, &["httponly", "samesite=strict"])?;
+        ensure!(login.headers.lines().any(|line| line == "location: /"), "{}", login.headers);
+        Ok(format!("tulle-session={}", self.token))
+    }
+}
+
+impl Drop for Page<'_> {
+    fn drop(&mut self) {
+        drop(self.command.stdin.take());
+        let _ = self.command.wait();
+    }
+}
+
+pub(super) fn ranks(kube: &Kube) -> Result<()> {
+    if !host::is_installed("curl") {
+        bail!(Skip("this machine has no curl"));
+    }
+    let field = TestNamespace::meshed(kube, "t-see-page")?;
+    field.service("good", 1, &[])?;
+    field.service("bad", 1, &["--errors=30"])?;
+    field.load("to-good", "good:80", 40)?;
+    field.load("to-bad", "bad:80", 10)?;
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "good"},
+        "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
+    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
+    let page = Page::open(kube, &["-n", &field.namespace])?;
+    without_session(&page)?;
+    let cookie = page.log_in()?;
+    let session = ["-b", cookie.as_str()];
+    ranking(&page, &session)?;
+    workload(&page, &session)?;
+    rest(&page, &session)?;
+    other_namespaces(&page)
+}
+
+/// Every page, and the API, needs a token that the API server knows.
+fn without_session(page: &Page<'_>) -> Result<()> {
+    let nothing: &[&str] = &[];
+    let forged: &[&str] = &["-b", "tulle-session=eyJhbGciOiJub25lIn0.e30.x"];
+    for path in ["/", "/workload/t-see-page/bad", "/canaries", "/canary/t-see-page/good", "/health"] {
+        for more in [nothing, forged] {
+            let answer = page.ask(path, more)?;
+            ensure!(answer.status == "401", "{path} without a session: {}", answer.status);
+            says(&answer.body, &["tulle dashboard"])?;
+            ensure!(!answer.body.contains("to-bad"), "{path} shows who calls: {}", answer.body);
+            policy(&answer)?;
+        }
+    }
+    let login = page.ask("/login?token=wrong", &[])?;
+    ensure!(login.status == "401" && !login.headers.contains("set-cookie"), "{login:?}");
+    let stat = page.ask("/api/v1/stat?namespace=t-see-page", &[])?;
+    ensure!(stat.status == "401", "the API without a token: {}", stat.status);
+    let refusal: Value = serde_json::from_str(&stat.body)?;
+    says(refusal["hint"].as_str().unwrap_or(""), &["authorization: Bearer"])
+}
+
+/// What protects every page from others.
+fn policy(answer: &Answer) -> Result<()> {
+    let policy = ["content-security-policy:", "default-src 'none'", "frame-ancestors 'none'"];
+    says(&answer.headers, &policy)?;
+    says(&answer.headers, &["cache-control: no-store", "referrer-policy: no-referrer"])?;
+    ensure!(!answer.headers.contains("unsafe-inline"), "{}", answer.headers);
+    Ok(())
+}
+
+/// A page with status 200 and the headers of every page.
+fn shown(page: &Page<'_>, path: &str, session: &[&str]) -> Result<String> {
+    let answer = page.ask(path, session)?;
+    ensure!(answer.status == "200", "{path}: {} {}", answer.status, answer.body);
+    policy(&answer)?;
+    for from in ["src=\"http", "href=\"http", "src=\"//", "href=\"//"] {
+        ensure!(!answer.body.contains(from), "{path} loads from elsewhere: {}", answer.body);
+    }
+    Ok(answer.body)
+}
+
+/// The worst comes first, although it has fewer requests.
+fn ranking(page: &Page<'_>, session: &[&str]) -> Result<()> {
+    let mut last = String::new();
+    let waited = page.kube.wait_for("the workload that fails to come first", 60, || {
+        last = shown(page, "/", session)?;
+        let place = |name: &str| last.find(&format!("/workload/t-see-page/{name}"));
+        Ok(place("bad").is_some() && place("good").is_some() && place("bad") < place("good"))
+    });
+    waited.with_context(|| format!("the page is {last}"))?;
+    says(&last, &["tulle", "stat", "<table", "<main"])
+}
+
+fn workload(page: &Page<'_>, session: &[&str]) -> Result<()> {
+    let body = shown(page, "/workload/t-see-page/bad?window=10m", session)?;
+    says(&body, &["t-see-page", "bad", "tulle", "<table"])?;
+    // Its caller and its pod.
+    let pods = page.kube.pods("t-see-page", "app=bad")?;
+    let pod = pods.first().context("bad has no pod")?;
+    says(&body, &["to-bad", pod])?;
+    let nobody = page.ask("/workload/t-see-page/nobody", session)?;
+    ensure!(nobody.status == "404", "a workload that does not exist: {}", nobody.status);
+    policy(&nobody)?;
+    // Names that a shell would run, or a browser.
+    let script = page.ask("/workload/t-see-page/%3Cscript%3Ealert(1)%3C%2Fscript%3E", session)?;
+    ensure!(script.status == "404" && !script.body.contains("<script>alert"), "{script:?}");
+    let script = page.ask("/?name=%22%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E", session)?;
+    ensure!(!script.body.contains("<script>alert"), "{script:?}");
+    Ok(())
+}
+
+fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
+    says(&shown(page, "/canaries", session)?, &["/canary/t-see-page/good", "Stable"])?;
+    says(&shown(page, "/canary/t-see-page/good", session)?, &["good", "Stable", "tulle", "canary"])?;
+    says(&shown(page, "/health", session)?, &["tulle"])?;
+    for asset in ["/assets/page.css", "/assets/page.js"] {
+        let answer = page.ask(asset, &[])?;
+        ensure!(answer.status == "200" && !answer.body.is_empty(), "{asset}: {}", answer.status);
+    }
+    // Nothing is changed through the page.
+    for method in ["POST", "PUT", "DELETE"] {
+        let answer = page.ask("/canary/t-see-page/good", &[session, &["-X", method]].concat())?;
+        ensure!(answer.status == "405", "{method}: {}", answer.status);
+    }
+    Ok(())
+}
+
+/// A token of one namespace, at the API and at the page.
+fn other_namespaces(page: &Page<'_>) -> Result<()> {
+    let bearer = format!("authorization: Bearer {}", page.token);
+    let token = ["-H", bearer.as_str()];
+    let own = page.ask("/api/v1/stat?namespace=t-see-page&window=600", &token)?;
+    ensure!(own.status == "200" && own.headers.contains("application/json"), "{own:?}");
+    for path in ["/api/v1/stat?namespace=kube-system", "/api/v1/stat", "/api/v1/edges", "/api/v1/sidecars"] {
+        let answer = page.ask(path, &token)?;
+        ensure!(answer.status == "403", "{path}: {}", answer.status);
+        let refusal: Value = serde_json::from_str(&answer.body)?;
+        says(refusal["error"].as_str().unwrap_or(""), &["may not see"])?;
+        says(refusal["hint"].as_str().unwrap_or(""), &["tulle-telemetry", "resources: [telemetry]"])?;
+    }
+    let answer =
+        page.ask("/workload/kube-system/coredns", &["-b", &format!("tulle-session={}", page.token)])?;
+    ensure!(answer.status == "403", "the page of another namespace: {}", answer.status);
+    for path in ["/api/v1/stat?namespce=t-see-page", "/api/v1/stat?namespace=t-see-page&window=1"] {
+        let answer = page.ask(path, &token)?;
+        ensure!(answer.status == "400", "{path}: {}", answer.status);
+    }
+    Ok(())
+}
