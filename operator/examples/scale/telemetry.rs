@@ -109,9 +109,9 @@ fn fill(aggregates: &Aggregates, sample: &Counts) {
     while time < START {
         // Slots of the length that they have at the end.
         let step = match START - time {
-            ..=600 => 10,
-            ..=3_600 => 60,
-            _ => 300,
+            3_601.. => 300,
+            601.. => 60,
+            _ => 10,
         };
         let sum = times(sample, u64::try_from(step / INTERVAL).unwrap());
         for workload in 0..WORKLOADS {

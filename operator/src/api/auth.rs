@@ -351,7 +351,7 @@ mod tests {
         let cookie = (header::COOKIE, "theme=dark; tulle-session=c; x=y");
         assert_eq!(token_of(&headers(&[(header::AUTHORIZATION, "Bearer b")])), Some("b"));
         assert_eq!(token_of(&headers(&[(header::AUTHORIZATION, "bearer  b ")])), Some("b"));
-        assert_eq!(token_of(&headers(&[cookie.clone()])), Some("c"));
+        assert_eq!(token_of(&headers(std::slice::from_ref(&cookie))), Some("c"));
         assert_eq!(token_of(&headers(&[cookie, (header::AUTHORIZATION, "Bearer b")])), Some("b"));
         for (name, value) in [
             (header::AUTHORIZATION, "Basic b"),

@@ -32,9 +32,7 @@ impl Neighbours {
         let mut around = Self::default();
         for edge in edges {
             let to = &edge.destination;
-            let through = to.kind == "Service"
-                && to.namespace == me.namespace
-                && services.iter().any(|service| *service == to.name);
+            let through = to.kind == "Service" && to.namespace == me.namespace && services.contains(&to.name);
             if through || *to == *me {
                 around.callers.push(edge.clone());
             }

@@ -23,8 +23,8 @@ use tulle_mesh::proto::discovery_server::{Discovery, DiscoveryServer};
 use tulle_mesh::proto::identity_server::{Identity, IdentityServer};
 use tulle_mesh::proto::relay_server::{Relay, RelayServer};
 use tulle_mesh::proto::{
-    Hello, HistoryRequest, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, TelemetryAck, relay_message,
-    sidecar_message,
+    Hello, HistoryRequest, OperatorMessage, RelayMessage, RelayReply, SidecarMessage, TelemetryAck,
+    relay_message, sidecar_message,
 };
 
 use super::acks::AckTracker;

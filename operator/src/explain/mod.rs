@@ -33,7 +33,7 @@ use tulle_mesh::query::{Explanation, Stage, Verdict};
 
 use crate::discovery::AckTracker;
 use crate::model::object::ServicePort;
-use crate::model::{Key, Model, Pod, Service};
+use crate::model::{Key, Model, Pod};
 
 pub use access::{AccessDirection, access};
 pub use diff::diff;
@@ -130,7 +130,6 @@ impl<'a> Client<'a> {
 /// What the client dials.
 struct Dialled<'a> {
     key: &'a Key,
-    service: &'a Service,
     port: &'a ServicePort,
     /// `None`: the Service is headless, and its pods are dialled.
     address: Option<SocketAddr>,
@@ -138,7 +137,8 @@ struct Dialled<'a> {
 
 impl<'a> Dialled<'a> {
     fn find(model: &'a Model, text: &str) -> Result<Self, String> {
-        let malformed = || format!("invalid destination {text:?}; write namespace/service or namespace/service:port");
+        let malformed =
+            || format!("invalid destination {text:?}; write namespace/service or namespace/service:port");
         let (name, port) = match text.split_once(':') {
             Some((name, port)) => (name, Some(port.parse::<u16>().map_err(|_| malformed())?)),
             None => (text, None),
@@ -150,12 +150,18 @@ impl<'a> Dialled<'a> {
         };
         let has = || {
             let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-            if ports.is_empty() { "no TCP ports".to_owned() } else { format!("the ports {}", ports.join(", ")) }
+            if ports.is_empty() {
+                "no TCP ports".to_owned()
+            } else {
+                format!("the ports {}", ports.join(", "))
+            }
         };
         let port = match (port, service.ports.as_slice()) {
             (Some(number), ports) => ports.iter().find(|port| port.port == number),
             (None, [only]) => Some(only),
-            (None, _) => return Err(format!("Service {namespace}/{name} has {}: name one, as {text}:PORT", has())),
+            (None, _) => {
+                return Err(format!("Service {namespace}/{name} has {}: name one, as {text}:PORT", has()));
+            }
         };
         let port = port.ok_or_else(|| format!("Service {namespace}/{name} has {}", has()))?;
         let ip = service.ips().next();
@@ -164,7 +170,7 @@ impl<'a> Dialled<'a> {
                 "Service {namespace}/{name} has no cluster IP: it is an alias in DNS, and sidecars pass connections to what it names through as they are"
             ));
         }
-        Ok(Self { key, service, port, address: ip.map(|ip| SocketAddr::new(ip, port.port)) })
+        Ok(Self { key, port, address: ip.map(|ip| SocketAddr::new(ip, port.port)) })
     }
 
     /// As a deciding object.

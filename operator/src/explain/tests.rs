@@ -7,7 +7,7 @@ use super::*;
 use crate::discovery::SidecarEvent;
 use crate::model::gateway::{RouteKind, RouteObject, RouteSpec};
 use crate::model::tests::{canary, key, pod, shop};
-use crate::model::{Endpoint, Slice, WorkloadKey};
+use crate::model::{Endpoint, Service, Slice, WorkloadKey};
 use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId, Sum};
 
 fn policy(name: &str, spec: Value) -> MeshPolicy {
@@ -206,7 +206,6 @@ fn the_route_is_the_one_that_sidecars_take() {
             object: "HTTPRoute/shop/r",
             because: "redirects to http://new.example.com/a?b",
             outcome: "answers 301",
-            ..CASE
         },
         Case {
             what: "the backend does not exist",

@@ -258,10 +258,12 @@ pub(super) fn floor(time: i64, step: i64) -> i64 {
 
 /// The length of slots that make up a window.
 fn step_of(window: i64) -> i64 {
-    match window {
-        ..=BY_TEN => TEN,
-        ..=BY_MINUTE => MINUTE,
-        _ => FIVE,
+    if window <= BY_TEN {
+        TEN
+    } else if window <= BY_MINUTE {
+        MINUTE
+    } else {
+        FIVE
     }
 }
 
