@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use limited::Limited;
+use crate::trace::Queue;
 pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
 /// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
@@ -76,6 +77,8 @@ pub struct Telemetry {
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
     pub breakers: Breakers,
+    /// Spans that wait to be sent.
+    pub spans: Queue,
 }
 
 /// The protocols of clients without a sidecar.
