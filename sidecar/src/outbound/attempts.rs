@@ -84,7 +84,7 @@ pub(super) async fn attempts(
         is_meshed = upstream.is_meshed();
         let AttemptResult { mut attempt, kept, in_flight, retry, ended_at } =
             make(&trying, chosen, call).await;
-        spans.attempted((worker, way, call), Some(&upstream), &attempt, (at, ended_at));
+        spans.attempted((worker, way, &*call), Some(&upstream), &attempt, (at, ended_at));
         call.attempts = call.attempts.saturating_add(1);
         let retry = retry.or_else(|| trying.after_timeout(&attempt.end, call));
         let repeats = attempt.end.may_repeat(call);
@@ -133,7 +133,7 @@ pub(super) async fn attempts(
         let other = Chosen::choose(worker, way, ask);
         next = other.or_else(|| Some(Chosen::new(worker, upstream, false, Instant::now())));
     }
-    spans.unserved((worker, way, call), &failed);
+    spans.unserved((worker, way, &*call), &failed);
     trying.conclude(&failed, call);
     (failed.ended(), unserved(worker, Some(&way.backend), protocol, route, is_meshed))
 }

@@ -25,10 +25,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::trace::Queue;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use limited::Limited;
-use crate::trace::Queue;
 pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
 /// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
