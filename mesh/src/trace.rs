@@ -148,7 +148,7 @@ impl<'a> Lines<'a> {
 pub fn parse_traceparent(value: &[u8]) -> Option<TraceContext> {
     let (known, more) = value.split_at_checked(TRACEPARENT)?;
     let [version] = hex::<1>(known.get(..2)?)?;
-    let is_divided = [2, 35, 52].iter().all(|at| known.get(*at) == Some(&b'-'));
+    let is_divided = [2_usize, 35, 52].iter().all(|at| known.get(*at) == Some(&b'-'));
     let is_ended = match more.first() {
         None => true,
         Some(next) => version > 0 && *next == b'-',
@@ -279,7 +279,7 @@ impl Share {
     /// Whether a trace with this id is among them (ProbabilitySampler of OpenTelemetry).
     pub fn takes(self, trace_id: &TraceId) -> bool {
         let low = trace_id.last_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        low & (ALL_IDS - 1) >= ALL_IDS - self.0
+        (low & (ALL_IDS - 1)) >= ALL_IDS - self.0
     }
 
     /// The threshold as `tracestate` has it: the digits of 56 bits, without zeros at the end.

@@ -13,7 +13,7 @@ use super::span::Span;
 /// Spans that wait at most. Each takes about 600 bytes.
 const CAPACITY: usize = 2_048;
 /// Spans that are sent together at most.
-pub(super) const BATCH: usize = 512;
+const BATCH: usize = 512;
 /// How long a span waits for others before it is sent.
 const INTERVAL: Duration = Duration::from_secs(2);
 
