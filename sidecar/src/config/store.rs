@@ -17,9 +17,9 @@ use super::endpoints::Endpoints;
 use super::entry::{Destination, Entry};
 use super::resource::{Inbound, Place, Resource, Route};
 use super::sections::{Section, Sections};
-use super::traces::Tracing;
 pub use super::table::{Name, Wanted};
 use super::table::{Table, Ticket};
+use super::traces::Tracing;
 
 /// How long a connection to a new address waits for the operator's answer before it passes through.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

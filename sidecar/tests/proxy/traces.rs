@@ -47,15 +47,31 @@ impl TraceService for Receiver {
     }
 }
 
+/// One that takes nothing.
+struct Refuser;
+
+#[tonic::async_trait]
+impl TraceService for Refuser {
+    async fn export(
+        &self,
+        _: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        Err(Status::invalid_argument("no"))
+    }
+}
+
+async fn listen(service: impl TraceService) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(service));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
 impl Collector {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let (sender, spans) = unbounded_channel();
-        let service = TraceServiceServer::new(Receiver(sender));
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, spans }
+        Self { address: listen(Receiver(sender)).await, spans }
     }
 
     /// So many spans, by when they began.
@@ -190,6 +206,22 @@ async fn a_request_without_a_parent_begins_a_trace_once_at_its_clients_sidecar()
         (reply.asked("traceparent"), reply.asked("tracestate")),
         (vec![seen.as_str()], vec!["ot=th:0"])
     );
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_spans_costs_the_spans_and_no_request() {
+    let cluster = Cluster::start().await;
+    let pod = cluster.pod(false).await;
+    let echo = Echo::start(&pod, "a");
+    let service = cluster.service(Some("http"), &[echo.port()]).await;
+    trace(&cluster, &[], listen(Refuser).await, "100%").await;
+    assert_eq!(send(&cluster, service, "").await.status, 200);
+    within(async {
+        while cluster.client.telemetry.spans.counts() != (0, 1) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
