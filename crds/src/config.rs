@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::MtlsMode;
 use crate::quantity::DURATION_PATTERN;
 
+/// Where a collector listens.
+const ENDPOINT: &str =
+    r"self.matches('^http://([a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5}$')";
+/// A percentage with at most four decimals, from 0% to 100%.
+const SAMPLING: &str = "self.matches('^(100([.]0{1,4})?|[0-9]{1,2}([.][0-9]{1,4})?)%$')";
+
 /// Settings of the whole mesh.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -45,6 +51,9 @@ pub struct MeshConfigSpec {
     /// Defaults of injected sidecars. Annotations of a namespace or a pod override them.
     #[serde(default, skip_serializing_if = "SidecarDefaults::is_empty")]
     pub sidecar: SidecarDefaults,
+    /// Distributed tracing. Default: sidecars create no spans, and forward trace headers unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
     /// Pods that may run without a sidecar in namespaces with the label tulle.dev/inject=required.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
@@ -58,6 +67,7 @@ impl Default for MeshConfigSpec {
             mtls: MtlsMode::default(),
             certificates: Certificates::default(),
             sidecar: SidecarDefaults::default(),
+            tracing: None,
             exemptions: Vec::new(),
         }
     }
@@ -125,6 +135,29 @@ impl Default for Certificates {
 
 fn leaf_lifetime() -> String {
     "24h".to_owned()
+}
+
+/// Distributed tracing: where sidecars send spans, and of how many requests.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracing {
+    /// The collector that receives the spans, as http://HOST:PORT of an OTLP/gRPC receiver, such as
+    /// http://collector.observability:4317. Each sidecar connects to it directly and without TLS. If the collector cannot
+    /// be reached, spans are dropped and counted, and requests are not affected.
+    #[schemars(length(min = 10, max = 300))]
+    #[x_kube(validation = (ENDPOINT, "tracing.endpoint must be the address of an OTLP/gRPC receiver without TLS, with its port; write for example http://collector.observability:4317"))]
+    pub endpoint: String,
+    /// How many of the requests without a trace header start a new trace, as a percentage such as 1% or 0.1%. A request
+    /// with a trace header follows the decision in that header. Default: 0%, so that sidecars only add spans to traces
+    /// that applications or gateways have started.
+    #[serde(default = "trace_sampling")]
+    #[schemars(length(min = 2, max = 9))]
+    #[x_kube(validation = (SAMPLING, "tracing.sampling must be a percentage from 0% to 100% with at most four decimals; write for example 1%"))]
+    pub sampling: String,
+}
+
+fn trace_sampling() -> String {
+    "0%".to_owned()
 }
 
 /// Pods that may run without a sidecar.

@@ -291,6 +291,20 @@ mod tests {
     }
 
     #[test]
+    fn a_collector_and_a_share_of_traces_that_cannot_work_are_rejected_with_what_to_write() {
+        for (field, rule, message) in [
+            ("endpoint", "^http://", "http://collector.observability:4317"),
+            ("sampling", "{1,2}([.][0-9]{1,4})?", "write for example 1%"),
+        ] {
+            let rules = rules("MeshConfig", &format!("/properties/tracing/properties/{field}"));
+            let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
+            assert!(rules.iter().any(has), "{field}: {rules:?}");
+        }
+        let tracing: Tracing = serde_json::from_value(json!({"endpoint": "http://otel:4317"})).unwrap();
+        assert_eq!(tracing.sampling, "0%", "who names a collector joins traces, and begins none");
+    }
+
+    #[test]
     fn a_step_is_one_of_four_and_says_so() {
         let found = rules("Canary", "/properties/steps/items");
         let one = "[has(self.match), has(self.mirror), has(self.weight), has(self.pause)]";

@@ -11,10 +11,12 @@
 //!   headers    which headers a proxy takes off, and so what a route may do with them
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
+//!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
 //!   health     the gRPC health protocol, generated from proto/
+//!   otlp       what a collector of traces takes, generated from proto/
 //! ```
 #![deny(missing_docs)]
 
@@ -28,12 +30,19 @@ pub mod ports;
 pub mod query;
 pub mod route;
 pub mod svid;
+pub mod trace;
 pub mod wire;
 
 /// Messages and services of the discovery protocol, generated from `proto/tulle/v1/mesh.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("tulle.v1");
+}
+
+/// Messages and the service of OTLP as far as traces need them, generated from `proto/opentelemetry/trace.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
 
 /// Names of what a resource may require of a sidecar (`Resource.requires`).

@@ -19,6 +19,7 @@ use crate::http1::{Framing, Head, Reader, Writer};
 use crate::message::Source;
 use crate::route::ResponseEdits;
 use crate::telemetry::{Limited, Series};
+use crate::trace::Trace;
 use crate::wire::{Receiver, Sender};
 use crate::worker::Worker;
 
@@ -45,6 +46,8 @@ pub struct Call<'a> {
     pub edits: Option<Rc<ResponseEdits>>,
     /// The value of a `Set-Cookie` that goes out with the answer: of a session, or of a user who stays with a version.
     pub set_cookie: Option<Bytes>,
+    /// The server span of a request to this pod, if it is recorded.
+    pub trace: Option<Box<Trace>>,
     /// Attempts at it are evidence, where a Canary compares versions.
     pub compared: bool,
     readings: OnceCell<Readings>,
@@ -116,6 +119,7 @@ impl<'a> Call<'a> {
             attempts: 0,
             edits: None,
             set_cookie: None,
+            trace: None,
             compared: true,
             readings: OnceCell::new(),
         }
@@ -162,6 +166,9 @@ impl<'a> Call<'a> {
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.retried(u64::from(self.attempts.saturating_sub(1)));
         series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
+        if let Some(trace) = &self.trace {
+            trace.served(worker, &self.head, self.travels, self.since, &ended);
+        }
         let Err(failure) = &ended.result else { return ended.client_reusable };
         if ended.answered {
             return ended.client_reusable;

@@ -5,8 +5,8 @@
 //! know nothing of each other; what both need is beside them: [`call`] (one request as a value), [`attempt`]
 //! (one try at serving it), the protocols ([`http1`], [`http2`], [`wire`], fields of [`grpc`]) and [`message`] (bodies
 //! from one to another). [`gate`] and [`app_latency`] serve the limits and the reports of the inbound side.
-//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`admin`] and
-//! [`probe`] are what others see.
+//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`trace`],
+//! [`admin`] and [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
 //! configuration, certificates, metrics and probes run on a thread of their own, so that a scrape or
@@ -43,6 +43,7 @@ pub mod serve;
 pub mod settings;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 pub mod transparent;
 pub mod wire;
 pub mod worker;

@@ -28,12 +28,12 @@ use crate::settings::{Settings, SourceAddress};
 use crate::telemetry::{Limited, Telemetry};
 use crate::tls::TlsStore;
 use crate::worker::Worker;
-use crate::{inbound, listen, memory, outbound, probe, transparent};
+use crate::{inbound, listen, memory, outbound, probe, trace, transparent};
 
 /// What runs when the sidecar is told to stop may take this long to end: the application has exited, so
 /// these are answers that are being written.
 const DRAIN: Duration = Duration::from_millis(600);
-/// How long the last report may take.
+/// How long the last report may take, and the last spans.
 const LAST_REPORT: Duration = Duration::from_millis(300);
 
 /// Runs the proxy until it is told to stop. A native sidecar is told so after the application has
@@ -131,6 +131,13 @@ async fn control(
     tokio::spawn(probe::serve(settings.probes.clone(), pod, app_waiting, bind(ports::PROBES)?));
     tokio::spawn(memory::give_back());
     let last_report = CancellationToken::new();
+    let spans = trace::export::run(
+        Arc::clone(&settings),
+        Arc::clone(&config),
+        Arc::clone(&telemetry),
+        last_report.clone(),
+    );
+    let spans = tokio::spawn(spans);
     let client = client::run(settings, config, tls, telemetry, wanted, last_report.clone());
     let client = tokio::spawn(client);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -150,7 +157,8 @@ async fn control(
     };
     let drained = timeout(DRAIN, all).await.is_ok();
     last_report.cancel();
-    let reported = timeout(LAST_REPORT, client).await.is_ok();
+    let last = async { tokio::join!(client, spans) };
+    let reported = timeout(LAST_REPORT, last).await.is_ok();
     tracing::info!(drained, reported, "stopped");
     Ok(())
 }

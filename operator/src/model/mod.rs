@@ -52,7 +52,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tulle_crds::{Canary, CanaryStatus, Exemption, MeshConfig, MeshPolicy, MtlsMode, by_age};
+use tulle_crds::{Canary, CanaryStatus, Exemption, MeshConfig, MeshPolicy, MtlsMode, Tracing, by_age};
 
 use gateway::Gateway;
 use selection::InForce;
@@ -119,6 +119,8 @@ pub struct Settings {
     pub leaf_lifetime: String,
     /// Service accounts whose pods need no sidecar.
     pub exemptions: Vec<Exemption>,
+    /// Where sidecars send spans, and of how many requests.
+    pub tracing: Option<Tracing>,
 }
 
 impl Default for Settings {
@@ -128,6 +130,7 @@ impl Default for Settings {
             mtls: MtlsMode::Permissive,
             leaf_lifetime: tulle_crds::Certificates::default().leaf_lifetime,
             exemptions: Vec::new(),
+            tracing: None,
         }
     }
 }
@@ -163,6 +166,7 @@ impl Model {
             mtls: config.spec.mtls,
             leaf_lifetime: config.spec.certificates.leaf_lifetime.clone(),
             exemptions: config.spec.exemptions.clone(),
+            tracing: config.spec.tracing.clone(),
         });
         self.touched.everything |= spec_differs || self.settings != before;
     }

@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use tulle_crds::MtlsMode;
+use tulle_crds::{MtlsMode, parse_percent};
 use tulle_mesh::features;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{self, ResourceType};
+use tulle_mesh::trace::Share;
 
 use super::touched::{Compiled, Dependency};
 use super::view::versioned;
@@ -132,6 +133,7 @@ impl Model {
             revision: pod.revision().to_owned(),
             zone: self.zone_of(&pod.node).to_owned(),
             node: pod.node.to_string(),
+            tracing: self.settings().tracing.as_ref().map(tracing),
         }
     }
 
@@ -144,6 +146,12 @@ impl Model {
         };
         proto::Mtls { mode: mode.into(), from, shadow_strict: self.strict_in_shadow(pod).is_some() }
     }
+}
+
+/// A percentage that cannot be read begins no traces: those that exist are joined all the same.
+fn tracing(setting: &tulle_crds::Tracing) -> proto::Tracing {
+    let share = parse_percent(&setting.sampling).map_or(Share::NONE, Share::of_fraction);
+    proto::Tracing { endpoint: setting.endpoint.clone(), share: share.ids() }
 }
 
 /// A resource of a pod, stamped with the policies that it carries, each once.

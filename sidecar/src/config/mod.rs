@@ -7,6 +7,7 @@
 //!   rules      rules of the Gateway API's routes
 //!   traffic    sections of MeshPolicies for clients
 //!   limits     sections of MeshPolicies for what reaches the application
+//!   traces     where spans go, and how many traces begin here
 //!   sections   what is enforced on connections that arrive, composed of sections that may be refused one by one
 //!   entry      what is known of an address and of a Service's endpoints, read without a lock
 //!   table      addresses and endpoints: subscribed on first use, shared, bounded, forgotten when idle
@@ -27,6 +28,7 @@ pub mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod traces;
 pub mod traffic;
 
 pub use endpoints::{CanaryRef, Distribution, Endpoint, Endpoints, Steering, SteeringMatch, TrialShare};
@@ -37,4 +39,5 @@ pub use rules::{
     Rules, SessionPersistence,
 };
 pub use store::{ConfigStore, Known};
+pub use traces::Tracing;
 pub use traffic::{HashKey, Traffic};

@@ -16,6 +16,7 @@ use tulle_mesh::proto;
 use super::endpoints::{Endpoint, Endpoints, decode_endpoint, decode_endpoints};
 use super::limits::{self, InboundLimits, LimitsSection};
 use super::rules::{Rules, decode_rules};
+use super::traces::Tracing;
 use super::traffic::{Traffic, decode_traffic};
 
 /// Where a dialled address leads.
@@ -139,6 +140,8 @@ pub enum Mtls {
 pub struct Workload {
     /// The pod's revision.
     pub revision: String,
+    /// Where spans go, if any are made.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 /// The section that decides about plain text.
@@ -199,7 +202,8 @@ pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource,
     match &resource.body {
         Some(Body::Workload(workload)) => {
             let place = Place { zone: workload.zone.as_str().into(), node: workload.node.as_str().into() };
-            Ok(Resource::Workload(Workload { revision: workload.revision.clone() }, place))
+            let tracing = Tracing::decode(workload).map(Arc::new);
+            Ok(Resource::Workload(Workload { revision: workload.revision.clone(), tracing }, place))
         }
         Some(Body::Mtls(mtls)) => Ok(Resource::Mtls(decode_mtls(mtls)?)),
         Some(Body::Access(access)) => Ok(Resource::Access(decode_access(access)?)),

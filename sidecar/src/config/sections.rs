@@ -90,7 +90,7 @@ mod tests {
 
     fn good() -> Sections {
         Sections {
-            workload: Section::Good(Workload { revision: "r1".into() }),
+            workload: Section::Good(Workload { revision: "r1".into(), tracing: None }),
             mtls: Section::Good(MtlsSection { mode: Mtls::Permissive, shadow_strict: true }),
             access: Section::Good(AccessSection::default()),
             ..Sections::default()

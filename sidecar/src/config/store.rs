@@ -19,6 +19,7 @@ use super::resource::{Inbound, Place, Resource, Route};
 use super::sections::{Section, Sections};
 pub use super::table::{Name, Wanted};
 use super::table::{Table, Ticket};
+use super::traces::Tracing;
 
 /// How long a connection to a new address waits for the operator's answer before it passes through.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,6 +38,7 @@ pub struct ConfigStore {
     inbound: ArcSwapOption<Inbound>,
     inbound_known: watch::Sender<bool>,
     place: ArcSwap<Place>,
+    tracing: ArcSwapOption<Tracing>,
     connected: AtomicBool,
     wanted: mpsc::UnboundedSender<Wanted>,
     /// For what ends a wait.
@@ -64,6 +66,7 @@ impl ConfigStore {
             inbound: ArcSwapOption::empty(),
             inbound_known: watch::channel(false).0,
             place: ArcSwap::default(),
+            tracing: ArcSwapOption::empty(),
             connected: AtomicBool::new(false),
             wanted,
             this: Weak::clone(this),
@@ -74,6 +77,11 @@ impl ConfigStore {
     /// Where this pod runs.
     pub fn place(&self) -> Arc<Place> {
         self.place.load_full()
+    }
+
+    /// Where spans go; `None`: none are made.
+    pub fn tracing(&self) -> Option<Arc<Tracing>> {
+        self.tracing.load_full()
     }
 
     /// What is enforced on connections that arrive; `None` until the operator has answered every section.
@@ -108,6 +116,7 @@ impl ConfigStore {
         match resource {
             Resource::Workload(workload, place) => {
                 self.place.store(Arc::new(place));
+                self.tracing.store(workload.tracing.clone());
                 self.section(|all| all.workload = Section::Good(workload));
             }
             Resource::Mtls(mtls) => self.section(|all| all.mtls = Section::Good(mtls)),

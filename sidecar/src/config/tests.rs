@@ -357,7 +357,7 @@ async fn a_connection_whose_address_was_forgotten_without_an_answer_asks_again()
 fn sections() -> [Resource; 3] {
     [
         Resource::Workload(
-            Workload { revision: "r1".into() },
+            Workload { revision: "r1".into(), tracing: None },
             Place { zone: "z1".into(), node: "n1".into() },
         ),
         Resource::Mtls(MtlsSection { mode: Mtls::Permissive, shadow_strict: false }),

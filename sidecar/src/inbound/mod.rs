@@ -39,6 +39,7 @@ use crate::http1::{Head, Reader, Start, Writer};
 use crate::listen::{canonical, original_destination, reset_on_close};
 use crate::pool::Server;
 use crate::telemetry::{Limited, PeerSeries, Series};
+use crate::trace;
 use crate::worker::Worker;
 
 /// What a peer does wrong can be repeated at will: it is logged at this pace.
@@ -195,6 +196,7 @@ impl Peer {
 /// Serves one request; whether the client's connection may carry another.
 async fn serve_call(peer: &Peer, mut call: Call<'_>) -> bool {
     let series = peer.series(call.protocol());
+    call.trace = trace::begin(&peer.worker, &mut call.head, peer.client.identity.is_none());
     let permit = match admit(&mut call, &peer.worker, &peer.client).await {
         Ok(permit) => permit,
         Err(denied) => return call.finish(&peer.worker, &series, Ended::failed(denied.0)).await,

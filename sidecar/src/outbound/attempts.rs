@@ -28,6 +28,7 @@ use crate::http1::Head;
 use crate::route::RouteTarget;
 use crate::telemetry::Series;
 use crate::telemetry::attempts::{Attempts, Seen, evidence_of};
+use crate::trace::ClientSpans;
 use crate::worker::Worker;
 
 /// An endpoint that was chosen for the next attempt.
@@ -65,6 +66,7 @@ pub(super) async fn attempts(
     call: &mut Call<'_>,
     opened: Option<Opened>,
 ) -> (Ended, Arc<Series>) {
+    let mut spans = ClientSpans::begin(worker, &mut call.head);
     let trying = RetryState::begin(worker, way, call);
     let (protocol, route) = (call.protocol(), way.route.as_ref());
     let mut is_meshed = false;
@@ -77,10 +79,12 @@ pub(super) async fn attempts(
     };
     let mut failed = Attempt::of(End::NotProcessed(Failure::UpstreamNone));
     while let Some(chosen) = next.take() {
-        let (upstream, fresh) = (Rc::clone(&chosen.upstream), chosen.fresh);
+        let (upstream, fresh, at) = (Rc::clone(&chosen.upstream), chosen.fresh, chosen.at);
+        spans.attempt(call);
         is_meshed = upstream.is_meshed();
         let AttemptResult { mut attempt, kept, in_flight, retry, ended_at } =
             make(&trying, chosen, call).await;
+        spans.attempted((worker, way, &*call), Some(&upstream), &attempt, (at, ended_at));
         call.attempts = call.attempts.saturating_add(1);
         let retry = retry.or_else(|| trying.after_timeout(&attempt.end, call));
         let repeats = attempt.end.may_repeat(call);
@@ -129,6 +133,7 @@ pub(super) async fn attempts(
         let other = Chosen::choose(worker, way, ask);
         next = other.or_else(|| Some(Chosen::new(worker, upstream, false, Instant::now())));
     }
+    spans.unserved((worker, way, &*call), &failed);
     trying.conclude(&failed, call);
     (failed.ended(), unserved(worker, Some(&way.backend), protocol, route, is_meshed))
 }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::trace::Queue;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use limited::Limited;
@@ -76,6 +77,8 @@ pub struct Telemetry {
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
     pub breakers: Breakers,
+    /// Spans that wait to be sent.
+    pub spans: Queue,
 }
 
 /// The protocols of clients without a sidecar.

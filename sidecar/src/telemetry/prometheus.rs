@@ -103,6 +103,10 @@ pub fn render(telemetry: &Telemetry) -> String {
         }
     }
     breakers(&mut out, telemetry);
+    let (exported, dropped) = telemetry.spans.counts();
+    family(&mut out, "tulle_spans_total", "counter", "Spans of traces, by what became of them.");
+    let _ = writeln!(out, "tulle_spans_total{{outcome=\"exported\"}} {exported}");
+    let _ = writeln!(out, "tulle_spans_total{{outcome=\"dropped\"}} {dropped}");
     family(&mut out, "tulle_events_total", "counter", "What is neither request nor connection.");
     for ((kind, reason), count) in telemetry.events() {
         let _ = writeln!(out, "tulle_events_total{{kind=\"{kind}\",reason=\"{reason}\"}} {count}");
@@ -202,9 +206,12 @@ mod tests {
         let gauge = telemetry.breakers.of("shop", "web");
         let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
         gauge.change(&[], &ejected, 0);
+        telemetry.spans.settle(5, 2);
         let text = render(&telemetry);
         let labels = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
         for expected in [
+            "tulle_spans_total{outcome=\"exported\"} 5".to_owned(),
+            "tulle_spans_total{outcome=\"dropped\"} 2".to_owned(),
             format!("tulle_requests_total{{{labels},status=\"2xx\"}} 1"),
             format!("tulle_requests_total{{{labels},status=\"grpc_error\"}} 1"),
             format!("tulle_requests_total{{{labels},status=\"none\"}} 1"),

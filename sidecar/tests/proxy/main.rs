@@ -18,6 +18,7 @@
 //!   access      clients that are denied do not reach the application
 //!   drains      a sidecar that ends
 //!   limits      many streams, long heads, peers that break the rules
+//!   traces      trace headers, and the spans that a collector gets
 //!   memory      peers that take nothing
 //! ```
 #![allow(
@@ -42,3 +43,4 @@ mod routes;
 mod routes_backends;
 mod routes_clients;
 mod routes_connections;
+mod traces;

@@ -139,3 +139,21 @@ fn a_sidecar_learns_in_which_zone_it_runs_and_when_that_changes() {
     model.apply_node("node-a".into(), "zone-2".into());
     assert!(model.take_touched().inbound.contains("uid-a"));
 }
+
+#[test]
+fn a_sidecar_learns_where_spans_go_and_how_many_traces_begin_and_when_that_changes() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let tracing = |model: &Model| match section(model, ResourceType::Workload).resource.body {
+        Some(Body::Workload(workload)) => workload.tracing.map(|tracing| (tracing.endpoint, tracing.share)),
+        _ => panic!(),
+    };
+    assert_eq!(tracing(&model), None);
+    for (sampling, share) in [("50%", 1 << 55), ("100%", 1 << 56), ("0%", 0), ("soon", 0)] {
+        let config = json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+            "spec": {"tracing": {"endpoint": "http://collector:4317", "sampling": sampling}}});
+        model.take_touched();
+        model.apply_config(Some(&serde_json::from_value(config).unwrap()));
+        assert!(model.take_touched().everything);
+        assert_eq!(tracing(&model), Some(("http://collector:4317".to_owned(), share)), "{sampling}");
+    }
+}

@@ -20,6 +20,7 @@ use tulle_sidecar::route::Target;
 use tulle_sidecar::settings::{Settings, SourceAddress};
 use tulle_sidecar::telemetry::Telemetry;
 use tulle_sidecar::tls::TlsStore;
+use tulle_sidecar::trace::export;
 use tulle_sidecar::worker::Worker;
 use tulle_sidecar::{inbound, outbound};
 
@@ -153,6 +154,9 @@ async fn run(parts: Parts, wanted: UnboundedReceiver<Wanted>, mut commands: Unbo
     let (store, keys, counters) = (Arc::clone(&config), Arc::clone(&tls), Arc::clone(&telemetry));
     let last_report = CancellationToken::new();
     tokio::spawn(client::run(Arc::clone(&settings), store, keys, counters, wanted, last_report));
+    let spans =
+        (Arc::clone(&settings), Arc::clone(&config), Arc::clone(&telemetry), CancellationToken::new());
+    tokio::spawn(export::run(spans.0, spans.1, spans.2, spans.3));
     let worker = Worker::new(settings, config, tls, telemetry, Arc::default(), Arc::default());
     spawn_local(inbound::app::watch(Rc::clone(&worker)));
     let sweeping = Rc::clone(&worker);
