@@ -113,7 +113,8 @@ pub fn status(
 /// The names of the sections besides mtls and access, which have columns of their own.
 fn sections_summary(spec: &MeshPolicySpec) -> Option<String> {
     let limits = spec.limits.is_some().then_some("limits");
-    let names: Vec<&str> = limits.into_iter().chain(spec.call_sections()).collect();
+    let telemetry = spec.telemetry.is_some().then_some("telemetry");
+    let names: Vec<&str> = limits.into_iter().chain(spec.call_sections()).chain(telemetry).collect();
     (!names.is_empty()).then(|| names.join(","))
 }
 
