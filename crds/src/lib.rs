@@ -334,7 +334,8 @@ mod tests {
         let faults = schema("MeshPolicy").pointer("/properties/spec/properties/faults").unwrap().clone();
         assert_eq!(faults["required"], json!(["until"]));
         assert_eq!(faults["properties"]["until"]["format"], "date-time");
-        let telemetry = schema("MeshPolicy").pointer("/properties/spec/properties/telemetry").unwrap().clone();
+        let telemetry =
+            schema("MeshPolicy").pointer("/properties/spec/properties/telemetry").unwrap().clone();
         // The rule about `sample` reads it: the API server must fill it in.
         assert_eq!(telemetry["properties"]["accessLog"]["default"], "Disabled");
     }

@@ -18,6 +18,7 @@
 //!   access      clients that are denied do not reach the application
 //!   drains      a sidecar that ends
 //!   limits      many streams, long heads, peers that break the rules
+//!   logs        which requests are logged
 //!   memory      peers that take nothing
 //! ```
 #![allow(
@@ -35,6 +36,7 @@ mod detection;
 mod drains;
 mod harness;
 mod limits;
+mod logs;
 mod memory;
 mod resilience;
 mod retries;

@@ -139,7 +139,8 @@ fn what_a_pod_logs_is_what_the_narrowest_policy_says() {
     let (none, empty) = logs(&model);
     assert!(none.stamps.is_empty() && none.resource.requires.is_empty());
     assert_eq!(empty, proto::Logs::default());
-    let wide = json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Sampled", "sample": "0.5%"}});
+    let wide =
+        json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Sampled", "sample": "0.5%"}});
     model.apply_policy(key("shop", "wide"), policy("wide", 1, wide));
     let (made, sampled) = logs(&model);
     assert_eq!((sampled.access(), sampled.sample_permyriad), (proto::AccessLog::Sampled, 50));
