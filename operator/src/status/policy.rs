@@ -318,6 +318,14 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_about_logs_names_its_section_and_is_one_for_pods() {
+        let spec = serde_json::json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Errors"}});
+        let spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(sections_summary(&spec).as_deref(), Some("telemetry"));
+        assert!(has_pod_sections(&spec));
+    }
+
+    #[test]
     fn a_policy_about_calls_counts_the_sidecars_of_clients_and_names_three_that_are_behind() {
         let key: Key = ("shop".into(), "fast".into());
         let now = Time(Timestamp::UNIX_EPOCH);
