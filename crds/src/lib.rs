@@ -19,6 +19,7 @@ mod config;
 mod policy;
 mod quantity;
 mod step;
+mod telemetry;
 mod traffic;
 mod values;
 
@@ -29,6 +30,7 @@ pub use config::*;
 pub use policy::*;
 pub use quantity::{QuantityError, parse_duration, parse_percent};
 pub use step::*;
+pub use telemetry::*;
 pub use traffic::*;
 pub use values::*;
 
@@ -336,6 +338,8 @@ mod tests {
             ("faults/properties/delay/properties/by", "duration(self) > duration('0s')", "for example 200ms"),
             ("faults/properties/delay/properties/of", "[0-9]{1,2}", "for example 5%"),
             ("faults/properties/abort/properties/of", "[0-9]{1,2}", "for example 1%"),
+            ("telemetry", "self.accessLog == 'Sampled' || !has(self.sample)", "leave sample out"),
+            ("telemetry/properties/sample", "[0-9]{1,2}", "for example 1%"),
         ] {
             let rules = rules("MeshPolicy", &format!("/properties/{place}"));
             let has = |(r, m): &(String, String)| r.contains(rule) && m.contains(message);
@@ -344,6 +348,10 @@ mod tests {
         let faults = schema("MeshPolicy").pointer("/properties/spec/properties/faults").unwrap().clone();
         assert_eq!(faults["required"], json!(["until"]));
         assert_eq!(faults["properties"]["until"]["format"], "date-time");
+        let telemetry =
+            schema("MeshPolicy").pointer("/properties/spec/properties/telemetry").unwrap().clone();
+        // The rule about `sample` reads it: the API server must fill it in.
+        assert_eq!(telemetry["properties"]["accessLog"]["default"], "Disabled");
     }
 
     #[test]

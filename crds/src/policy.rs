@@ -1,4 +1,5 @@
-//! MeshPolicy: how traffic to a target is handled. The sections that keep calls alive are in `traffic.rs`.
+//! MeshPolicy: how traffic to a target is handled. The sections that keep calls alive are in `traffic.rs`, the one about
+//! logs in `telemetry.rs`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BalanceSpec, BreakerSpec, FaultsSpec, LimitsSpec, RetrySpec, TimeoutSpec};
+use crate::{BalanceSpec, BreakerSpec, FaultsSpec, LimitsSpec, RetrySpec, TelemetrySpec, TimeoutSpec};
 
 /// An address range with a prefix length that its family has. `isCIDR` would say it better, but only Kubernetes 1.31
 /// and newer know it. What passes here and is no IPv6 range is rejected by the webhook, and never enforced.
@@ -20,8 +21,8 @@ const CIDR_MESSAGE: &str = "cidr must be an address range whose prefix length is
     group = "tulle.dev",
     version = "v1alpha1",
     kind = "MeshPolicy",
-    doc = "MeshPolicy sets encryption, access rules, limits, timeouts, retries, breakers, balancing and faults for \
-           the traffic to a Service, to pods with given labels, or to all pods or Services of a namespace. Every \
+    doc = "MeshPolicy sets encryption, access rules, limits, timeouts, retries, breakers, balancing, faults and access \
+           logs for the traffic to a Service, to pods with given labels, or to all pods or Services of a namespace. Every \
            section is optional. For each section the most specific target wins: Service and Workload over \
            Namespace, Namespace over MeshConfig. Of two equally specific policies the older one wins, and the newer \
            one reports Conflicted.",
@@ -41,12 +42,12 @@ const CIDR_MESSAGE: &str = "cidr must be an address range whose prefix length is
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshPolicySpec {
-    /// What the policy applies to, in the policy's namespace. `mtls`, `access` and `limits` apply to pods. `timeout`,
-    /// `retry`, `breaker`, `balance` and `faults` apply to calls to Services: to the Service, or with kind Namespace to
-    /// every Service of the namespace; a Workload target has no effect on them.
+    /// What the policy applies to, in the policy's namespace. `mtls`, `access`, `limits` and `telemetry` apply to pods.
+    /// `timeout`, `retry`, `breaker`, `balance` and `faults` apply to calls to Services: to the Service, or with kind
+    /// Namespace to every Service of the namespace; a Workload target has no effect on them.
     pub target: PolicyTarget,
     /// Enforce, or Shadow, which evaluates the policy, counts what it would refuse or change, and lets everything pass
-    /// as without it. A balance section has no effect in Shadow, and is not counted.
+    /// as without it. Sections balance and telemetry have no effect in Shadow.
     #[serde(default)]
     pub mode: PolicyMode,
     /// Whether connections must be encrypted and authenticated. Strict refuses plain text, except for kubelet's
@@ -78,6 +79,9 @@ pub struct MeshPolicySpec {
     /// Faults that are added to attempts at requests to the Service on purpose, until a given time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<FaultsSpec>,
+    /// What the sidecars of the selected pods log. Absent: as in the less specific policy, or else nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<TelemetrySpec>,
 }
 
 /// A section of a policy: its name, and whether a policy has it.

@@ -20,7 +20,7 @@ const SPAN_PATTERN: &str = span!();
 /// A percentage without fraction, from 0% to 100%.
 const WHOLE_PERCENT: &str = "self.matches('^(100|[0-9]{1,2})%$')";
 /// A percentage with at most two decimals, from 0% to 100%.
-const PERCENT: &str = "self.matches('^(100([.]0{1,2})?|[0-9]{1,2}([.][0-9]{1,2})?)%$')";
+pub(crate) const PERCENT: &str = "self.matches('^(100([.]0{1,2})?|[0-9]{1,2}([.][0-9]{1,2})?)%$')";
 
 const WITHIN_A_DAY: &str = concat!("self.matches('", span!(), "') && duration(self) <= duration('24h')");
 const WITHIN_AN_HOUR: &str = concat!("self.matches('", span!(), "') && duration(self) <= duration('1h')");

@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::{
-    BalanceBy, BalanceSpec, BreakerSpec, FaultsSpec, LimitsSpec, MeshPolicySpec, RetrySpec, TimeoutSpec,
-    parse_duration, parse_percent,
+    AccessLog, BalanceBy, BalanceSpec, BreakerSpec, FaultsSpec, LimitsSpec, MeshPolicySpec, RetrySpec,
+    TelemetrySpec, TimeoutSpec, parse_duration, parse_percent,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -18,6 +18,8 @@ const FIVE_MINUTES: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_millis(1);
 /// The most attempts beside the first. Sidecars make no more, whatever they are sent.
 const MOST_RETRIES: u32 = 2;
+/// How many of 10,000 requests are logged where a policy does not say.
+const SAMPLE_PERMYRIAD: u32 = 100;
 
 /// A value that is not in force: which one, why, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -186,8 +188,26 @@ impl FaultsSpec {
     }
 }
 
+impl TelemetrySpec {
+    /// How many of 10,000 requests that are not errors are logged; 0 unless a share of them is.
+    ///
+    /// # Errors
+    /// [`InvalidValue`], also where nothing uses the share.
+    pub fn sample_permyriad(&self) -> Result<u32, InvalidValue> {
+        match (self.access_log, &self.sample) {
+            (AccessLog::Sampled, Some(text)) => permyriad("telemetry.sample", text),
+            (AccessLog::Sampled, None) => Ok(SAMPLE_PERMYRIAD),
+            (_, None) => Ok(0),
+            (_, Some(_)) => Err(invalid(
+                "telemetry.sample",
+                "only accessLog: Sampled uses it: write accessLog: Sampled, or leave sample out",
+            )),
+        }
+    }
+}
+
 impl MeshPolicySpec {
-    /// What is wrong with the sections limits, timeout, retry, breaker, balance and faults: the first of each.
+    /// What is wrong with the sections limits, timeout, retry, breaker, balance, faults and telemetry: the first of each.
     pub fn invalid_values(&self) -> Vec<InvalidValue> {
         let found = [
             self.limits.as_ref().and_then(|limits| limits.check().err()),
@@ -196,6 +216,7 @@ impl MeshPolicySpec {
             self.breaker.as_ref().and_then(|breaker| breaker.values().err()),
             self.balance.as_ref().and_then(|balance| balance.warm_up_ms().err()),
             self.faults.as_ref().and_then(|faults| faults.values().err()),
+            self.telemetry.as_ref().and_then(|telemetry| telemetry.sample_permyriad().err()),
         ];
         found.into_iter().flatten().collect()
     }
@@ -272,6 +293,14 @@ mod tests {
         let values = spec("faults", faults("200ms", "0.29%")).faults.unwrap().values().unwrap();
         assert_eq!((values.delay_ms, values.delay_permyriad, values.abort_status), (200, 29, 0));
         assert_eq!(values.until_unix, 1_796_126_400);
+        for (telemetry, expected) in [
+            (json!({"accessLog": "Sampled", "sample": "0.25%"}), 25),
+            (json!({"accessLog": "Sampled"}), 100),
+            (json!({"accessLog": "All"}), 0),
+        ] {
+            let telemetry = spec("telemetry", telemetry).telemetry.unwrap();
+            assert_eq!(telemetry.sample_permyriad(), Ok(expected));
+        }
     }
 
     #[test]
@@ -304,6 +333,16 @@ mod tests {
                 "faults",
                 json!({"abort": {"status": 200, "of": "1%"}, "until": "2026-12-01T12:00:00Z"}),
                 "spec.faults.abort.status: 200 is not an error",
+            ),
+            (
+                "telemetry",
+                json!({"accessLog": "Errors", "sample": "5%"}),
+                "spec.telemetry.sample: only accessLog: Sampled",
+            ),
+            (
+                "telemetry",
+                json!({"accessLog": "Sampled", "sample": "0.001%"}),
+                "spec.telemetry.sample: 0.001% has more than two decimals",
             ),
         ] {
             let found = spec(section, value).invalid_values();

@@ -12,6 +12,7 @@
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
+//!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
@@ -28,6 +29,7 @@ pub mod identity;
 pub mod policy;
 pub mod ports;
 pub mod query;
+pub mod reason;
 pub mod route;
 pub mod svid;
 pub mod trace;
@@ -61,6 +63,9 @@ pub mod features {
     pub const TRAFFIC_V1: &str = "traffic/v1";
     /// Limits of concurrency and of connections.
     pub const LIMITS_V1: &str = "limits/v1";
+    /// Access logs.
+    pub const LOGS_V1: &str = "logs/v1";
     /// All that this build has.
-    pub const ALL: &[&str] = &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1];
+    pub const ALL: &[&str] =
+        &[ACCESS_V1, SPLIT_V1, SPLIT_V2, SHADOW_V1, ROUTES_V1, TRAFFIC_V1, LIMITS_V1, LOGS_V1];
 }

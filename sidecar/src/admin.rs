@@ -121,6 +121,7 @@ impl Admin {
             "certificateNotAfter": tls.as_ref().map(|configs| configs.not_after),
             "operatorConnected": self.config.is_connected(),
             "inbound": inbound,
+            "accessLog": self.config.access_log().to_string(),
             "destinations": destinations,
         });
         serde_json::to_string_pretty(&all).unwrap_or_default()

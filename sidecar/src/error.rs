@@ -1,9 +1,10 @@
 //! Why a request or a connection was not served: one enum, mapped in one place to an HTTP status, a gRPC
-//! status, a metric label and a log field. The name says who is at fault.
+//! status, and the [`Reason`] that is a metric label, a log field and a header. The name says who is at fault.
 
 use std::io;
 use std::sync::Arc;
 
+use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 
 /// What a client was too slow with when its [`Failure::Timeout`] is its own fault.
@@ -164,34 +165,39 @@ impl Failure {
         )
     }
 
+    /// Its reason, without what only this occurrence has.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ClientBadRequest(_) => Reason::ClientBadRequest,
+            Self::ClientHeadTooLong => Reason::ClientHeadTooLong,
+            Self::ClientGone => Reason::ClientGone,
+            Self::ClientGaveUp => Reason::ClientGaveUp,
+            Self::PolicyDenied => Reason::PolicyDenied,
+            Self::PolicyPlaintext => Reason::PolicyPlaintext,
+            Self::UpstreamNone => Reason::UpstreamNone,
+            Self::UpstreamConnect => Reason::UpstreamConnect,
+            Self::UpstreamIdentity => Reason::UpstreamIdentity,
+            Self::UpstreamReset => Reason::UpstreamReset,
+            Self::UpstreamLost => Reason::UpstreamLost,
+            Self::UpstreamBadResponse(_) => Reason::UpstreamBadResponse,
+            Self::UpstreamNotProcessed => Reason::UpstreamNotProcessed,
+            Self::OursNoCertificate => Reason::OursNoCertificate,
+            Self::OursResources => Reason::OursResources,
+            Self::OursOverloaded => Reason::OursOverloaded,
+            Self::RouteNone => Reason::RouteNone,
+            Self::RouteNoBackend => Reason::RouteNoBackend,
+            Self::RouteHeadTooLong(_) => Reason::RouteHeadTooLong,
+            Self::FaultInjected(_) => Reason::FaultInjected,
+            Self::DeadlineExceeded => Reason::DeadlineExceeded,
+            Self::UpstreamTimeout => Reason::UpstreamTimeout,
+            Self::IdleTimeout => Reason::IdleTimeout,
+            Self::Timeout(_) => Reason::Timeout,
+        }
+    }
+
     /// The word in metrics and logs.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::ClientBadRequest(_) => "ClientBadRequest",
-            Self::ClientHeadTooLong => "ClientHeadTooLong",
-            Self::ClientGone => "ClientGone",
-            Self::ClientGaveUp => "ClientGaveUp",
-            Self::PolicyDenied => "PolicyDenied",
-            Self::PolicyPlaintext => "PolicyPlaintext",
-            Self::UpstreamNone => "UpstreamNone",
-            Self::UpstreamConnect => "UpstreamConnect",
-            Self::UpstreamIdentity => "UpstreamIdentity",
-            Self::UpstreamReset => "UpstreamReset",
-            Self::UpstreamLost => "UpstreamLost",
-            Self::UpstreamBadResponse(_) => "UpstreamBadResponse",
-            Self::UpstreamNotProcessed => "UpstreamNotProcessed",
-            Self::OursNoCertificate => "OursNoCertificate",
-            Self::OursResources => "OursResources",
-            Self::OursOverloaded => "OursOverloaded",
-            Self::RouteNone => "RouteNone",
-            Self::RouteNoBackend => "RouteNoBackend",
-            Self::RouteHeadTooLong(_) => "RouteHeadTooLong",
-            Self::FaultInjected(_) => "FaultInjected",
-            Self::DeadlineExceeded => "DeadlineExceeded",
-            Self::UpstreamTimeout => "UpstreamTimeout",
-            Self::IdleTimeout => "IdleTimeout",
-            Self::Timeout(_) => "Timeout",
-        }
+        self.reason().name()
     }
 }
 
@@ -227,7 +233,102 @@ impl PumpError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+
+    /// One failure of each reason, and two where the status depends on more.
+    fn each() -> Vec<Failure> {
+        vec![
+            Failure::ClientBadRequest("a header"),
+            Failure::ClientHeadTooLong,
+            Failure::ClientGone,
+            Failure::ClientGaveUp,
+            Failure::Timeout(REQUEST_HEAD),
+            Failure::Timeout("the handshake"),
+            Failure::PolicyDenied,
+            Failure::PolicyPlaintext,
+            Failure::UpstreamNone,
+            Failure::UpstreamConnect,
+            Failure::UpstreamNotProcessed,
+            Failure::UpstreamIdentity,
+            Failure::UpstreamReset,
+            Failure::UpstreamLost,
+            Failure::UpstreamBadResponse("a length"),
+            Failure::UpstreamTimeout,
+            Failure::DeadlineExceeded,
+            Failure::IdleTimeout,
+            Failure::RouteNone,
+            Failure::RouteNoBackend,
+            Failure::RouteHeadTooLong("HTTPRoute/shop/web".into()),
+            Failure::FaultInjected(503),
+            Failure::OursOverloaded,
+            Failure::OursNoCertificate,
+            Failure::OursResources,
+        ]
+    }
+
+    fn grpc_name(status: u16) -> &'static str {
+        match status {
+            4 => "4 DEADLINE_EXCEEDED",
+            7 => "7 PERMISSION_DENIED",
+            12 => "12 UNIMPLEMENTED",
+            13 => "13 INTERNAL",
+            14 => "14 UNAVAILABLE",
+            other => panic!("gRPC status {other} has no name here"),
+        }
+    }
+
+    /// What a client gets, over HTTP and over gRPC.
+    fn answers(reason: Reason) -> (String, String) {
+        let of_reason: Vec<Failure> =
+            each().into_iter().filter(|failure| failure.reason() == reason).collect();
+        let first = of_reason.first().unwrap_or_else(|| panic!("no failure is {reason:?}"));
+        match reason {
+            // Nobody is left to answer.
+            Reason::ClientGone | Reason::ClientGaveUp => (format!("({})", first.status()), String::new()),
+            // The head of the answer has gone.
+            Reason::IdleTimeout => ("cut off".to_owned(), String::new()),
+            Reason::FaultInjected => {
+                ("as `faults.abort.status`".to_owned(), "what gRPC makes of it".to_owned())
+            }
+            _ => {
+                let statuses: Vec<String> =
+                    of_reason.iter().map(|failure| failure.status().to_string()).collect();
+                (statuses.join(", "), grpc_name(first.grpc_status()).to_owned())
+            }
+        }
+    }
+
+    fn table() -> String {
+        let mut table = "| reason | HTTP | gRPC | at fault | what was observed | what to do |\n".to_owned();
+        table.push_str("|---|---|---|---|---|---|\n");
+        for reason in Reason::ALL {
+            let (http, grpc) = answers(*reason);
+            let (name, blames) = (reason.name(), reason.blames().name());
+            let (sentence, remedy) = (reason.sentence(), reason.remedy());
+            table.push_str(&format!("| `{name}` | {http} | {grpc} | {blames} | {sentence} | {remedy} |\n"));
+        }
+        table
+    }
+
+    #[test]
+    fn the_table_of_reasons_in_the_readme_is_what_the_code_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+        let readme = fs::read_to_string(&path).unwrap();
+        let (before, rest) = readme.split_once("| reason | HTTP |").expect("the README has the table");
+        let (_, after) = rest.split_once("\n\n").expect("an empty line ends the table");
+        let generated = format!("{before}{}\n{after}", table());
+        if std::env::var_os("TULLE_UPDATE").is_some() {
+            fs::write(&path, &generated).unwrap();
+            return;
+        }
+        assert!(
+            readme == generated,
+            "README.md is stale: TULLE_UPDATE=1 cargo test -p tulle-sidecar reasons"
+        );
+    }
 
     #[test]
     fn a_client_that_is_slow_with_its_head_is_at_fault_and_a_slow_server_is_not() {

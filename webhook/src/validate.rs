@@ -7,7 +7,7 @@
 use ipnet::IpNet;
 use k8s_openapi::jiff::{Timestamp, ToSpan as _};
 use tulle_crds::{
-    AccessSpec, MeshConfig, MeshPolicy, MeshPolicySpec, TargetKind, ZonePolicy, parse_duration,
+    AccessSpec, MeshConfig, MeshPolicy, MeshPolicySpec, PolicyMode, TargetKind, ZonePolicy, parse_duration,
 };
 use tulle_mesh::policy::Glob;
 
@@ -45,6 +45,10 @@ pub fn policy(policy: &MeshPolicy, now: Timestamp) -> Validation {
     }
     check_calls(spec, now, &mut validation);
     check_limits(spec, &mut validation);
+    if spec.telemetry.is_some() && spec.mode == PolicyMode::Shadow {
+        validation
+            .warn("spec.telemetry has no effect with mode: Shadow; put it into a policy with mode: Enforce");
+    }
     validation
 }
 
@@ -200,6 +204,7 @@ mod tests {
             "timeout": {"request": "2s", "attempt": "500ms", "idle": "60s"}, "retry": {"on": ["5xx"], "attempts": 2},
             "breaker": {}, "balance": {"by": "Latency", "zone": "Prefer", "warmUp": "30s"},
             "faults": {"abort": {"status": 503, "of": "1%"}, "until": "2026-12-02T12:00:00Z"},
+            "telemetry": {"accessLog": "Sampled", "sample": "1%"},
         });
         assert_eq!(of(spec), Validation::default());
     }
@@ -233,8 +238,8 @@ mod tests {
     #[test]
     fn the_samples_of_policies_are_valid_on_every_day() {
         let folder = format!("{}/../config/samples", env!("CARGO_MANIFEST_DIR"));
-        let policies =
-            ["breaker-balance", "faults", "limits", "timeout-retry"].map(|name| format!("policy-{name}"));
+        let policies = ["breaker-balance", "faults", "limits", "telemetry", "timeout-retry"]
+            .map(|name| format!("policy-{name}"));
         for name in policies.iter().map(String::as_str).chain(["deny", "shadow"]) {
             let text = std::fs::read_to_string(format!("{folder}/{name}.yaml")).unwrap();
             let policy: MeshPolicy = serde_yaml::from_str(&text).unwrap();
@@ -260,6 +265,10 @@ mod tests {
                 "spec.limits.connections holds for each pod by itself: 100 connections at once",
             ),
             (json!({"target": web(), "balance": {"zone": "Only"}}), "write Prefer"),
+            (
+                json!({"target": web(), "mode": "Shadow", "telemetry": {"accessLog": "All"}}),
+                "spec.telemetry has no effect with mode: Shadow",
+            ),
             (
                 json!({"target": workload, "timeout": timeout, "breaker": {}}),
                 "timeout, breaker have no effect",

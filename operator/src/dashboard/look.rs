@@ -110,8 +110,12 @@ fn policies(model: &Model, namespace: &str, pods: &[&Pod]) -> Vec<PolicyRow> {
 
 fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
     let spec = &policy.spec;
-    let of_pods =
-        [("mtls", spec.mtls.is_some()), ("access", spec.access.is_some()), ("limits", spec.limits.is_some())];
+    let of_pods = [
+        ("mtls", spec.mtls.is_some()),
+        ("access", spec.access.is_some()),
+        ("limits", spec.limits.is_some()),
+        ("telemetry", spec.telemetry.is_some()),
+    ];
     let mut sections: Vec<&'static str> =
         of_pods.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
     sections.extend(spec.call_sections());

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tulle_mesh::features::LIMITS_V1;
+use tulle_mesh::features::{LIMITS_V1, LOGS_V1};
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
 
 pub use clients::ClientAcknowledgement;
@@ -29,9 +29,6 @@ const RESTATE_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long sidecars come back after a start of the operator.
 const STARTING: Duration = Duration::from_secs(60);
-
-/// What there is to do about a sidecar that does not subscribe to limits.
-const UNAWARE_OF_LIMITS: &str = "its sidecar is of an earlier version, which does not know section limits: restart the pod to update its sidecar";
 
 /// How far the present shares of a Canary have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -331,8 +328,8 @@ impl AckTracker {
                     && known(kind).all(|known| known.enforces_another(key, uid, generation))
             };
             let all = || Sections::ALL.resources();
-            // An old sidecar has all sections in one, except for limits, which it does not know.
-            let is_enforced = (enforced(Inbound) && !sections.limits)
+            // An old sidecar has all sections in one, except for those that it does not know.
+            let is_enforced = (enforced(Inbound) && !sections.limits && !sections.telemetry)
                 || sections.resources().all(|(kind, _)| enforced(kind));
             if is_enforced && !is_behind(Inbound) && !all().any(|(kind, _)| is_behind(kind)) {
                 result.enforcing += 1;
@@ -348,11 +345,15 @@ impl AckTracker {
                     Some(format!("pod {pod} refused section {section}: {}", refused(kind)?))
                 });
                 let of_all = || refused(Inbound).map(|reason| format!("pod {pod}: {reason}"));
-                let lacks_limits =
-                    || heard.into_iter().flatten().any(|sidecar| sidecar.lacks.contains(&LIMITS_V1));
-                let is_unaware =
-                    sections.limits && known(ResourceType::Limits).next().is_none() && lacks_limits();
-                let of_version = || is_unaware.then(|| format!("pod {pod}: {UNAWARE_OF_LIMITS}"));
+                let lacks =
+                    |feature| heard.into_iter().flatten().any(|sidecar| sidecar.lacks.contains(&feature));
+                let of_version = || {
+                    let (_, section) = sections.resources().find(|(kind, _)| {
+                        let feature = feature_of(*kind);
+                        feature.is_some_and(|feature| known(*kind).next().is_none() && lacks(feature))
+                    })?;
+                    Some(format!("pod {pod}: {}", unaware_of(section)))
+                };
                 result.refusal = of_section.or_else(of_all).or_else(of_version);
             }
             result.awaited.get_or_insert(pod);
@@ -558,6 +559,22 @@ fn leads_somewhere((kind, _): &Name) -> bool {
 
 fn is_of(stamp: &Stamp, kind: stamp::Kind, key: &Key) -> bool {
     stamp.kind() == kind && *stamp.namespace == *key.0 && *stamp.name == *key.1
+}
+
+/// The feature that a sidecar of an earlier version lacks which does not subscribe to a section.
+fn feature_of(section: ResourceType) -> Option<&'static str> {
+    match section {
+        ResourceType::Limits => Some(LIMITS_V1),
+        ResourceType::Logs => Some(LOGS_V1),
+        _ => None,
+    }
+}
+
+/// What there is to do about such a sidecar.
+fn unaware_of(section: &str) -> String {
+    format!(
+        "its sidecar is of an earlier version, which does not know section {section}: restart the pod to update its sidecar"
+    )
 }
 
 fn name_of(pod: &Pod) -> String {

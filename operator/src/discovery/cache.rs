@@ -301,7 +301,8 @@ fn by_name((kind, name): &Name) -> Option<Origin> {
         | ResourceType::Workload
         | ResourceType::Mtls
         | ResourceType::Access
-        | ResourceType::Limits => Some(Origin::Inbound(Arc::clone(name))),
+        | ResourceType::Limits
+        | ResourceType::Logs => Some(Origin::Inbound(Arc::clone(name))),
         ResourceType::Destination | ResourceType::Route => {
             let address: SocketAddr = name.parse().ok()?;
             Some(Origin::Address(address.ip()))

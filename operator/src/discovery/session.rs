@@ -249,9 +249,9 @@ impl Session {
 
     /// Whether this pod's sidecar may know a resource.
     fn may_know(&self, (kind, name): &Name) -> bool {
-        use ResourceType::{Access, Inbound, Limits, Mtls, Workload};
+        use ResourceType::{Access, Inbound, Limits, Logs, Mtls, Workload};
         let is_of_a_pod =
-            matches!(ResourceType::try_from(*kind), Ok(Inbound | Workload | Mtls | Access | Limits));
+            matches!(ResourceType::try_from(*kind), Ok(Inbound | Workload | Mtls | Access | Limits | Logs));
         !is_of_a_pod || **name == *self.pod_uid
     }
 

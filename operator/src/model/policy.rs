@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, PolicySection, TargetKind};
+use tulle_crds::{
+    AccessLog, Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, PolicySection, TargetKind,
+};
 use tulle_mesh::policy::{Access, RuleError};
 use tulle_mesh::proto;
 
@@ -38,10 +40,11 @@ pub enum Verdict {
 }
 
 /// The sections about pods.
-const SECTIONS: [PolicySection; 3] = [
+const SECTIONS: [PolicySection; 4] = [
     ("mtls", |spec| spec.mtls.is_some()),
     ("access", |spec| spec.access.is_some()),
     ("limits", |spec| spec.limits.is_some()),
+    ("telemetry", |spec| spec.telemetry.is_some()),
 ];
 
 /// Why a version of a policy is not in force.
@@ -147,6 +150,26 @@ impl Model {
             Some(proto::LimitSet { concurrency, connections })
         };
         (of(PolicyMode::Enforce), of(PolicyMode::Shadow))
+    }
+
+    /// What the sidecar of a pod logs. A policy in Shadow sets nothing.
+    pub(super) fn logs_for(&self, pod: &Pod) -> proto::Logs {
+        let section = |policy: &MeshPolicy| policy.spec.telemetry.clone().filter(|_| enforces(policy));
+        let Some((key, policy, telemetry)) = self.section_for(pod, section) else {
+            return proto::Logs::default();
+        };
+        let access = match telemetry.access_log {
+            AccessLog::Disabled => proto::AccessLog::Unspecified,
+            AccessLog::Errors => proto::AccessLog::Errors,
+            AccessLog::Sampled => proto::AccessLog::Sampled,
+            AccessLog::All => proto::AccessLog::All,
+        };
+        proto::Logs {
+            access: access.into(),
+            // A policy with an invalid share is not in force.
+            sample_permyriad: telemetry.sample_permyriad().unwrap_or_default(),
+            policy: Some(reference(key, policy)),
+        }
     }
 
     /// The access sections of a pod: the one that is enforced, and the one that is only tried. A sidecar that

@@ -1,6 +1,6 @@
 //! What a pod enforces on connections that arrive: as one resource for old sidecars, and as one resource per section,
-//! so that a sidecar that refuses a section keeps its last good version of that one and takes all others. Limits are
-//! in a resource of their own only: an old sidecar that refused them would refuse everything else with them.
+//! so that a sidecar that refuses a section keeps its last good version of that one and takes all others. Limits
+//! and logs are in resources of their own only: an old sidecar that refused them would refuse everything else with them.
 
 use std::sync::Arc;
 
@@ -23,11 +23,13 @@ pub struct Sections {
     pub access: bool,
     /// How much at once reaches the application.
     pub limits: bool,
+    /// What the sidecar logs.
+    pub telemetry: bool,
 }
 
 impl Sections {
     /// All of them.
-    pub const ALL: Self = Self { mtls: true, access: true, limits: true };
+    pub const ALL: Self = Self { mtls: true, access: true, limits: true, telemetry: true };
 
     /// The resources that carry them, and what users call them.
     pub fn resources(self) -> impl Iterator<Item = (ResourceType, &'static str)> {
@@ -35,6 +37,7 @@ impl Sections {
             (self.mtls, (ResourceType::Mtls, "mtls")),
             (self.access, (ResourceType::Access, "access")),
             (self.limits, (ResourceType::Limits, "limits")),
+            (self.telemetry, (ResourceType::Logs, "telemetry")),
         ];
         all.into_iter().filter_map(|(decides, resource)| decides.then_some(resource))
     }
@@ -73,6 +76,7 @@ impl Model {
                 .iter()
                 .flatten()
                 .any(is_it),
+            telemetry: self.logs_for(pod).policy.as_ref().is_some_and(is_it),
         }
     }
 
@@ -121,6 +125,12 @@ impl Model {
                 let carried = [policy_of_limits(enforced.as_ref()), policy_of_limits(shadow.as_ref())];
                 let body = Body::Limits(proto::Limits { enforced, shadow });
                 Some(compiled(pod, (name, requires, body), carried))
+            }
+            ResourceType::Logs => {
+                let logs = self.logs_for(pod);
+                let writes = logs.access() != proto::AccessLog::Unspecified;
+                let (requires, carried) = (required([(writes, features::LOGS_V1)]), [logs.policy.clone()]);
+                Some(compiled(pod, (name, requires, Body::Logs(logs)), carried))
             }
             _ => None,
         }

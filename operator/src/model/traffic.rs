@@ -20,7 +20,7 @@ use super::{Key, Model};
 
 /// Whether a policy has sections about pods.
 pub fn has_pod_sections(spec: &MeshPolicySpec) -> bool {
-    spec.mtls.is_some() || spec.access.is_some() || spec.limits.is_some()
+    spec.mtls.is_some() || spec.access.is_some() || spec.limits.is_some() || spec.telemetry.is_some()
 }
 
 /// Takes out of a policy all sections but those that decide who is let in.
@@ -31,6 +31,7 @@ pub(super) fn remove_traffic(spec: &mut MeshPolicySpec) {
     spec.breaker = None;
     spec.balance = None;
     spec.faults = None;
+    spec.telemetry = None;
 }
 
 /// Whether a policy of the Service's namespace is about calls to it.

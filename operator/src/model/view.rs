@@ -54,9 +54,11 @@ impl Model {
             ResourceType::Destination => self.compile_destination(name, variant),
             ResourceType::Endpoints => self.compile_endpoints(name, variant),
             ResourceType::Route => self.compile_route(name, variant),
-            ResourceType::Workload | ResourceType::Mtls | ResourceType::Access | ResourceType::Limits => {
-                self.compile_section(name)
-            }
+            ResourceType::Workload
+            | ResourceType::Mtls
+            | ResourceType::Access
+            | ResourceType::Limits
+            | ResourceType::Logs => self.compile_section(name),
             ResourceType::Unspecified => None,
         }
     }

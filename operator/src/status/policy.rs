@@ -113,7 +113,8 @@ pub fn status(
 /// The names of the sections besides mtls and access, which have columns of their own.
 fn sections_summary(spec: &MeshPolicySpec) -> Option<String> {
     let limits = spec.limits.is_some().then_some("limits");
-    let names: Vec<&str> = limits.into_iter().chain(spec.call_sections()).collect();
+    let telemetry = spec.telemetry.is_some().then_some("telemetry");
+    let names: Vec<&str> = limits.into_iter().chain(spec.call_sections()).chain(telemetry).collect();
     (!names.is_empty()).then(|| names.join(","))
 }
 
@@ -314,6 +315,14 @@ mod tests {
         assert!(at(0, 0).is_complete() && at(3, 3).is_complete());
         assert!(!at(2, 3).is_complete());
         assert!(!Progress { refusal: Some("pod a: no".into()), ..at(3, 3) }.is_complete());
+    }
+
+    #[test]
+    fn a_policy_about_logs_names_its_section_and_is_one_for_pods() {
+        let spec = serde_json::json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Errors"}});
+        let spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(sections_summary(&spec).as_deref(), Some("telemetry"));
+        assert!(has_pod_sections(&spec));
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Client {
         set_client_id(head, self.identity_text.clone());
     }
 
+    /// Whom its certificate names, as text; `None` for plain connections.
+    pub fn identity_text(&self) -> Option<&str> {
+        self.identity_text.as_deref().and_then(|text| std::str::from_utf8(text).ok())
+    }
+
     /// What the client is called in logs: its identity, or its address.
     pub fn name(&self) -> Cow<'_, str> {
         match &self.identity_text {

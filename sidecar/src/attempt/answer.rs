@@ -151,6 +151,17 @@ impl Answer<'_> {
         matches!(self, Self::Mesh(..)) && reset_code(failure) == Some(Code::NotProcessed)
     }
 
+    /// What [`Self::fail_request`] answers: an HTTP status, and one of gRPC. `None`: the client is gone, or another
+    /// sidecar decides what becomes of the request.
+    pub(crate) fn statuses_of(&self, request: &Head, failure: &Failure) -> Option<(u16, Option<u16>)> {
+        let is_gone = matches!(failure, Failure::ClientGone | Failure::ClientGaveUp);
+        if is_gone || (matches!(self, Self::Mesh(..)) && reset_code(failure).is_some()) {
+            return None;
+        }
+        let is_grpc = !matches!(self, Self::Http1(_)) && grpc::content_type(request).is_some();
+        Some(if is_grpc { (200, Some(failure.grpc_status())) } else { (failure.status(), None) })
+    }
+
     /// Answers a request whose head could not be read.
     pub async fn fail(&mut self, failure: &Failure) {
         self.words(failure, false, (None, false)).await;

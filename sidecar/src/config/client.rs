@@ -44,8 +44,13 @@ const SMALL_RESOURCES: &str = "small-resources";
 /// Messages that may wait to be sent before nothing more is read: more than all subscriptions and their answers.
 const MAX_OUTBOX: usize = 30_000;
 /// The sections of what this pod enforces; their name is the pod's uid.
-const SECTIONS: [ResourceType; 4] =
-    [ResourceType::Workload, ResourceType::Mtls, ResourceType::Access, ResourceType::Limits];
+const SECTIONS: [ResourceType; 5] = [
+    ResourceType::Workload,
+    ResourceType::Mtls,
+    ResourceType::Access,
+    ResourceType::Limits,
+    ResourceType::Logs,
+];
 
 /// What the operator calls a resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

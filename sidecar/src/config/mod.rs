@@ -8,6 +8,7 @@
 //!   traffic    sections of MeshPolicies for clients
 //!   limits     sections of MeshPolicies for what reaches the application
 //!   traces     where spans go, and how many traces begin here
+//!   logs       which requests at this pod are logged
 //!   sections   what is enforced on connections that arrive, composed of sections that may be refused one by one
 //!   entry      what is known of an address and of a Service's endpoints, read without a lock
 //!   table      addresses and endpoints: subscribed on first use, shared, bounded, forgotten when idle
@@ -21,6 +22,7 @@ mod endpoints;
 pub mod entry;
 pub mod identity;
 pub mod limits;
+pub mod logs;
 pub mod resource;
 mod rules;
 mod sections;

@@ -2,7 +2,7 @@
 //! does not know must never turn a deny into an allow.
 //!
 //! Resources are small, and each is refused by itself: what a pod enforces on connections that arrive comes in
-//! sections (workload, mTLS, access, limits), and where a dialled address leads (its route, with its rules) is apart
+//! sections (workload, mTLS, access, limits, logs), and where a dialled address leads (its route, with its rules) is apart
 //! from who serves there (endpoints). The resources of earlier operators, `Inbound` and `Destination`, are not read: an
 //! upgrade begins with the operator, which serves sidecars of both kinds.
 
@@ -15,6 +15,7 @@ use tulle_mesh::proto;
 
 use super::endpoints::{Endpoint, Endpoints, decode_endpoint, decode_endpoints};
 use super::limits::{self, InboundLimits, LimitsSection};
+use super::logs::{self, AccessLog};
 use super::rules::{Rules, decode_rules};
 use super::traces::Tracing;
 use super::traffic::{Traffic, decode_traffic};
@@ -178,6 +179,8 @@ pub enum Resource {
     Access(AccessSection),
     /// How much at once reaches this pod's application.
     Limits(LimitsSection),
+    /// Which requests at this pod are logged.
+    Logs(AccessLog),
     /// Where an address leads.
     Route(SocketAddr, Route),
     /// Who serves what routes name so.
@@ -208,6 +211,7 @@ pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource,
         Some(Body::Mtls(mtls)) => Ok(Resource::Mtls(decode_mtls(mtls)?)),
         Some(Body::Access(access)) => Ok(Resource::Access(decode_access(access)?)),
         Some(Body::Limits(limits)) => Ok(Resource::Limits(limits::decode(limits)?)),
+        Some(Body::Logs(logs)) => Ok(Resource::Logs(logs::decode(logs)?)),
         Some(Body::Route(route)) => {
             let address = name.parse().map_err(|_| Refused(format!("invalid address {name:?}")))?;
             Ok(Resource::Route(address, decode_route(route)?))

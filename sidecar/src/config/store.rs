@@ -15,6 +15,7 @@ use tulle_mesh::proto::{ResourceName, ResourceType};
 
 use super::endpoints::Endpoints;
 use super::entry::{Destination, Entry};
+use super::logs::{AccessLog, CurrentAccessLog};
 use super::resource::{Inbound, Place, Resource, Route};
 use super::sections::{Section, Sections};
 pub use super::table::{Name, Wanted};
@@ -39,6 +40,7 @@ pub struct ConfigStore {
     inbound_known: watch::Sender<bool>,
     place: ArcSwap<Place>,
     tracing: ArcSwapOption<Tracing>,
+    access_log: CurrentAccessLog,
     connected: AtomicBool,
     wanted: mpsc::UnboundedSender<Wanted>,
     /// For what ends a wait.
@@ -67,6 +69,7 @@ impl ConfigStore {
             inbound_known: watch::channel(false).0,
             place: ArcSwap::default(),
             tracing: ArcSwapOption::empty(),
+            access_log: CurrentAccessLog::default(),
             connected: AtomicBool::new(false),
             wanted,
             this: Weak::clone(this),
@@ -82,6 +85,11 @@ impl ConfigStore {
     /// Where spans go; `None`: none are made.
     pub fn tracing(&self) -> Option<Arc<Tracing>> {
         self.tracing.load_full()
+    }
+
+    /// Which requests at this pod are logged. Costs one atomic load.
+    pub fn access_log(&self) -> AccessLog {
+        self.access_log.load()
     }
 
     /// What is enforced on connections that arrive; `None` until the operator has answered every section.
@@ -122,6 +130,7 @@ impl ConfigStore {
             Resource::Mtls(mtls) => self.section(|all| all.mtls = Section::Good(mtls)),
             Resource::Access(access) => self.section(|all| all.access = Section::Good(access)),
             Resource::Limits(limits) => self.section(|all| all.limits = Section::Good(limits)),
+            Resource::Logs(access_log) => self.access_log.store(access_log),
             Resource::Route(address, route) => self.set_route(address, route),
             Resource::Endpoints(name, endpoints) => self.set_endpoints(&name, endpoints),
         }
@@ -141,6 +150,7 @@ impl ConfigStore {
                     self.end_wait_later(address, waits);
                 }
             }
+            // The last good one of logs stays, too; without one nothing is logged.
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Subject;
 use tulle_mesh::proto::{self, ResourceName, ResourceType};
 
+use super::logs::AccessLog;
 use super::resource::{AccessSection, MtlsSection, Resource, Workload};
 use super::rules::decode_rules;
 use super::store::{Name, Wanted};
@@ -415,4 +416,19 @@ async fn a_change_that_comes_before_the_future_is_polled_is_not_missed() {
     store.set_route(address(1), Route::Unknown);
     tokio::time::timeout(Duration::from_secs(1), changed).await.expect("it has changed");
     assert!(tokio::time::timeout(Duration::from_secs(1), entry.changed()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_what_is_logged_and_a_refused_version_changes_nothing() {
+    let (store, _wanted) = connected();
+    sections().into_iter().for_each(|section| store.apply(section));
+    assert!(store.inbound().is_some(), "an operator that does not know logs");
+    assert_eq!(store.access_log(), AccessLog::Off);
+    store.refuse(&of(ResourceType::Logs, "uid"), None);
+    assert_eq!(store.access_log(), AccessLog::Off);
+    store.apply(Resource::Logs(AccessLog::Errors));
+    store.refuse(&of(ResourceType::Logs, "uid"), None);
+    assert_eq!(store.access_log(), AccessLog::Errors);
+    store.apply(Resource::Logs(AccessLog::Off));
+    assert_eq!(store.access_log(), AccessLog::Off);
 }

@@ -192,6 +192,7 @@ async fn carry(
     (mut reader, mut writer): (Reader, Writer),
     first: Option<Event>,
 ) {
+    let since = Instant::now();
     permit.begun(&peer.client);
     reader.unframe();
     writer.unframe();
@@ -211,6 +212,7 @@ async fn carry(
         Some(_) => {
             to_app.abort();
             peer.series("opaque").connection(None, (0, 0));
+            peer.log_connection(since, None, (0, 0));
             return sender.reset(Code::Cancel);
         }
     }
@@ -225,5 +227,7 @@ async fn carry(
     let (sent, received) = tunnel(up, down, filter, stop).await;
     let denied = !would_admit_connection(&peer.worker, &peer.client);
     let failure = denied.then_some(Failure::PolicyDenied);
-    peer.series("opaque").connection(failure.as_ref(), (early + sent, received));
+    let bytes = (early + sent, received);
+    peer.series("opaque").connection(failure.as_ref(), bytes);
+    peer.log_connection(since, failure.as_ref(), bytes);
 }

@@ -8,11 +8,13 @@
 //!   plain     connections of clients without one
 //!   app       connections to the application, and which of them are kept
 //!   backlog   whether the application accepts what waits for it
+//!   access_log  a line for each request, where a policy asks for that
 //! ```
 //!
 //! TLS that is not ours belongs to the application, and is opaque. Every request passes [`serve_call`], every opaque
 //! connection [`crate::admit::admit_connection`], before anything of it reaches the application.
 
+mod access_log;
 pub mod app;
 mod backlog;
 mod first;
@@ -29,7 +31,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::admit::{Client, admit, report_denied_connection};
 use crate::call::{Call, Ended};
@@ -87,7 +89,13 @@ async fn accept(worker: Rc<Worker>, stream: TcpStream, client: Client) {
             Err(failure) => Err(failure),
         },
         Ok(first::Opening::Plain(opening)) => Box::pin(plain::serve(Rc::clone(&peer), opening)).await,
-        Err(failure) => Err(failure),
+        Err(failure) => {
+            // Beyond the limit of connections. That a client leaves without a word is no news: probes do.
+            if failure.is_of_policy() {
+                peer.log_connection(peer.since, Some(&failure), (0, 0));
+            }
+            Err(failure)
+        }
     };
     if let Err(failure) = served {
         peer.worker.telemetry.event("inbound_connection", failure.name());
@@ -103,6 +111,8 @@ struct Peer {
     /// The application, as this client reaches it.
     server: Server,
     series: PeerSeries,
+    /// When its connection came.
+    since: Instant,
     /// A connection to the application that has authenticated this client, and may carry requests of nobody else.
     own: Cell<Option<Box<(Reader, Writer)>>>,
     /// Refusals of opaque connections that may yet turn out to be requests.
@@ -118,6 +128,7 @@ impl Peer {
             client,
             server,
             series: PeerSeries::default(),
+            since: Instant::now(),
             own: Cell::new(None),
             undecided: Cell::new(0),
             requested: Notify::new(),
@@ -135,6 +146,11 @@ impl Peer {
             };
             worker.telemetry.inbound(&identity.namespace, &identity.service_account, revision, protocol)
         })
+    }
+
+    /// Logs a connection whose content is opaque, where a policy asks for that.
+    fn log_connection(&self, since: Instant, failure: Option<&Failure>, bytes: (u64, u64)) {
+        access_log::connection(&self.worker, &self.client, since, failure, bytes);
     }
 
     /// Admits what a client sends as long as it does not claim an identity.
@@ -190,6 +206,7 @@ impl Peer {
         }
         report_denied_connection(&self.worker, &self.client);
         self.series("opaque").connection(Some(&Failure::PolicyDenied), (0, 0));
+        self.log_connection(Instant::now(), Some(&Failure::PolicyDenied), (0, 0));
     }
 }
 
@@ -199,7 +216,11 @@ async fn serve_call(peer: &Peer, mut call: Call<'_>) -> bool {
     call.trace = trace::begin(&peer.worker, &mut call.head, peer.client.identity.is_none());
     let permit = match admit(&mut call, &peer.worker, &peer.client).await {
         Ok(permit) => permit,
-        Err(denied) => return call.finish(&peer.worker, &series, Ended::failed(denied.0)).await,
+        Err(denied) => {
+            let ended = Ended::failed(denied.0);
+            access_log::request(&peer.worker, &peer.client, &call, &ended);
+            return call.finish(&peer.worker, &series, ended).await;
+        }
     };
     peer.has_requested();
     peer.client.introduce(&mut call.head);
@@ -215,6 +236,7 @@ async fn serve_call(peer: &Peer, mut call: Call<'_>) -> bool {
         }
     };
     drop(permit);
+    access_log::request(&peer.worker, &peer.client, &call, &ended);
     call.finish(&peer.worker, &series, ended).await
 }
 

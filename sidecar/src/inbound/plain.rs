@@ -34,6 +34,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(peer: Rc<Peer>, plain: Plain) -> Result<(), Failure> {
     if let Err(denied) = admit_plaintext(&peer.worker, &peer.client) {
         reset_on_close(&plain.stream);
+        peer.log_connection(peer.since, Some(&denied.0), (0, 0));
         return Err(denied.0);
     }
     let Plain { stream, read, protocol, app, slot: _slot, .. } = plain;
@@ -61,6 +62,7 @@ async fn opaque(
     let (mut reader, mut writer) = split(stream, read);
     let refuse = |failure: Failure, writer: &mut Writer| {
         series.connection(Some(&failure), (0, 0));
+        peer.log_connection(peer.since, Some(&failure), (0, 0));
         writer.abort();
         Err(failure)
     };
@@ -87,6 +89,7 @@ async fn opaque(
     let stopped = joined.from_client.is_none() && joined.from_server.is_none();
     let failure = stopped.then_some(Failure::PolicyDenied);
     series.connection(failure.as_ref(), joined.bytes);
+    peer.log_connection(peer.since, failure.as_ref(), joined.bytes);
     failure.map_or(Ok(()), Err)
 }
 

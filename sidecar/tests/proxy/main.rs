@@ -19,6 +19,7 @@
 //!   drains      a sidecar that ends
 //!   limits      many streams, long heads, peers that break the rules
 //!   traces      trace headers, and the spans that a collector gets
+//!   logs        which requests are logged
 //!   memory      peers that take nothing
 //! ```
 #![allow(
@@ -36,6 +37,7 @@ mod detection;
 mod drains;
 mod harness;
 mod limits;
+mod logs;
 mod memory;
 mod resilience;
 mod retries;

@@ -99,6 +99,7 @@ fn shown((kind, name): &Name) -> String {
         Ok(ResourceType::Mtls) => return "section mtls".to_owned(),
         Ok(ResourceType::Access) => return "section access".to_owned(),
         Ok(ResourceType::Limits) => return "section limits".to_owned(),
+        Ok(ResourceType::Logs) => return "section telemetry".to_owned(),
         Ok(ResourceType::Destination) => "destination",
         Ok(ResourceType::Endpoints) => "endpoints",
         Ok(ResourceType::Route) => "route",

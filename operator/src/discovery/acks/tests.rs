@@ -160,6 +160,21 @@ fn a_sidecar_that_does_not_know_limits_refuses_them_and_the_policy_says_what_to_
 }
 
 #[test]
+fn a_sidecar_that_does_not_know_logs_is_named_with_the_section_that_it_lacks() {
+    let inbound: Name = (ResourceType::Inbound as i32, "uid-a".into());
+    let telemetry = Sections { telemetry: true, ..Sections::default() };
+    let of = |generation| stamps(stamp::Kind::Policy, "strict", generation);
+    let acks = with([SidecarEvent::Acked(inbound, of(3)), SidecarEvent::Lacks(vec![LOGS_V1])]);
+    let found = policy(&acks, 3, telemetry);
+    assert_eq!(found.enforcing, 0, "what has all sections in one has none of these");
+    let refusal = found.refusal.unwrap();
+    assert!(refusal.contains("does not know section telemetry: restart the pod"), "{refusal}");
+    let logs: Name = (ResourceType::Logs as i32, "uid-a".into());
+    let acks = with([SidecarEvent::Acked(logs, of(3))]);
+    assert_eq!((policy(&acks, 3, telemetry).enforcing, policy(&acks, 3, telemetry).refusal), (1, None));
+}
+
+#[test]
 fn a_policy_is_not_enforced_where_a_section_that_it_no_longer_has_is_still_in_force() {
     let [mtls, access] =
         [ResourceType::Mtls, ResourceType::Access].map(|kind| -> Name { (kind as i32, "uid-a".into()) });

@@ -224,9 +224,9 @@ async fn a_sidecar_that_comes_back_is_sent_only_what_it_does_not_hold() {
 
 #[tokio::test]
 async fn what_a_pod_enforces_is_sent_to_nobody_else_and_endpoints_to_everybody() {
-    use ResourceType::{Access, Endpoints, Inbound, Limits, Mtls, Workload};
+    use ResourceType::{Access, Endpoints, Inbound, Limits, Logs, Mtls, Workload};
     let hub = Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r1")])));
-    for kind in [Inbound, Workload, Mtls, Access, Limits] {
+    for kind in [Inbound, Workload, Mtls, Access, Limits, Logs] {
         let mut sidecar = Sidecar::new(&hub);
         assert_eq!(sidecar.subscribes(kind, "uid-b").await, Err(Code::PermissionDenied), "{kind:?}");
         assert!(sidecar.names().is_empty());

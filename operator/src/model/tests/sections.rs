@@ -1,6 +1,6 @@
 //! What a pod enforces, section by section.
 
-use tulle_mesh::features::{ACCESS_V1, LIMITS_V1, SHADOW_V1};
+use tulle_mesh::features::{ACCESS_V1, LIMITS_V1, LOGS_V1, SHADOW_V1};
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{ResourceName, ResourceType};
 
@@ -125,6 +125,50 @@ fn limits_are_a_resource_of_their_own_with_the_policies_that_set_them() {
         old.stamps.is_empty() && old.resource.requires.is_empty(),
         "an old sidecar is not asked for limits"
     );
+}
+
+fn logs(model: &Model) -> (Compiled, proto::Logs) {
+    let made = section(model, ResourceType::Logs);
+    let Some(Body::Logs(logs)) = made.resource.body.clone() else { panic!("{made:?}") };
+    (made, logs)
+}
+
+#[test]
+fn what_a_pod_logs_is_what_the_narrowest_policy_says() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let (none, empty) = logs(&model);
+    assert!(none.stamps.is_empty() && none.resource.requires.is_empty());
+    assert_eq!(empty, proto::Logs::default());
+    let wide =
+        json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Sampled", "sample": "0.5%"}});
+    model.apply_policy(key("shop", "wide"), policy("wide", 1, wide));
+    let (made, sampled) = logs(&model);
+    assert_eq!((sampled.access(), sampled.sample_permyriad), (proto::AccessLog::Sampled, 50));
+    assert_eq!((stamped(&made), made.resource.requires.clone()), (vec!["wide"], vec![LOGS_V1.to_owned()]));
+    let narrow =
+        |log: &str| json!({"target": {"kind": "Service", "name": "web"}, "telemetry": {"accessLog": log}});
+    model.apply_policy(key("shop", "narrow"), policy("narrow", 2, narrow("Errors")));
+    let (made, errors) = logs(&model);
+    assert_eq!((errors.access(), errors.sample_permyriad), (proto::AccessLog::Errors, 0));
+    assert_eq!(stamped(&made), ["narrow"]);
+    let only = |model: &Model, name: &str| model.sections(&key("shop", name), "uid-a");
+    assert_eq!(only(&model, "narrow"), Sections { telemetry: true, ..Sections::default() });
+    assert_eq!(only(&model, "wide"), Sections::default());
+    model.apply_policy(key("shop", "narrow"), policy("narrow", 2, narrow("Disabled")));
+    let (made, off) = logs(&model);
+    assert_eq!(off.access(), proto::AccessLog::Unspecified, "it switches off what the wider one asks for");
+    assert_eq!((stamped(&made), made.resource.requires.len()), (vec!["narrow"], 0));
+    model.delete_policy(&key("shop", "narrow"));
+    assert_eq!(logs(&model).1, sampled);
+}
+
+#[test]
+fn a_policy_in_shadow_makes_nobody_log() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let tried = json!({"target": {"kind": "Namespace"}, "mode": "Shadow", "telemetry": {"accessLog": "All"}});
+    model.apply_policy(key("shop", "tried"), policy("tried", 1, tried));
+    assert_eq!(logs(&model).1, proto::Logs::default());
+    assert_eq!(model.sections(&key("shop", "tried"), "uid-a"), Sections::default());
 }
 
 #[test]
