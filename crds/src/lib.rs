@@ -103,7 +103,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::CanaryStatus;
+    use super::{CanaryStatus, Tracing};
 
     /// Where a version's schema is in a CustomResourceDefinition.
     const SCHEMA: &str = "/spec/versions/0/schema/openAPIV3Schema";

@@ -118,20 +118,22 @@ fn write(client: &Client, line: &Line<'_>) {
     let Origin { id, address, port } = Origin::of(client);
     tracing::info!(
         target: "access",
-        http.request.method = line.method,
-        url.path = line.path,
-        network.protocol.name = "http",
-        network.protocol.version = line.version,
-        http.response.status_code = line.status,
-        rpc.grpc.status_code = line.grpc_status,
-        http.request.body.size = line.bytes.0,
-        http.response.body.size = line.bytes.1,
-        duration_ms = line.duration_ms,
+        {
+        "http.request.method" = line.method,
+        "url.path" = line.path,
+        "network.protocol.name" = "http",
+        "network.protocol.version" = line.version,
+        "http.response.status_code" = line.status,
+        "rpc.grpc.status_code" = line.grpc_status,
+        "http.request.body.size" = line.bytes.0,
+        "http.response.body.size" = line.bytes.1,
+        "duration_ms" = line.duration_ms,
         "error.type" = line.error,
-        client.address = %address,
-        tulle.client.id = id,
-        server.port = port,
-        trace_id = line.trace_id,
+        "client.address" = %address,
+        "tulle.client.id" = id,
+        "server.port" = port,
+        "trace_id" = line.trace_id,
+        },
         "request"
     );
 }
@@ -140,14 +142,16 @@ fn write_connection(client: &Client, took: Duration, failure: Option<&Failure>, 
     let Origin { id, address, port } = Origin::of(client);
     tracing::info!(
         target: "access",
-        network.transport = "tcp",
-        tulle.connection.received_bytes = bytes.0,
-        tulle.connection.sent_bytes = bytes.1,
-        duration_ms = millis(took),
+        {
+        "network.transport" = "tcp",
+        "tulle.connection.received_bytes" = bytes.0,
+        "tulle.connection.sent_bytes" = bytes.1,
+        "duration_ms" = millis(took),
         "error.type" = failure.map(Failure::name),
-        client.address = %address,
-        tulle.client.id = id,
-        server.port = port,
+        "client.address" = %address,
+        "tulle.client.id" = id,
+        "server.port" = port,
+        },
         "connection"
     );
 }
