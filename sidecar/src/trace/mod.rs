@@ -221,7 +221,7 @@ mod tests {
     fn head(lines: &[(&'static str, &str)]) -> Head {
         let mut head = Head::answer(200, "", 0);
         head.headers.clear();
-        lines.iter().for_each(|(name, value)| head.push(*name, Bytes::from((*value).to_owned())));
+        lines.iter().for_each(|(name, value)| head.push(name, Bytes::from((*value).to_owned())));
         head
     }
 
