@@ -129,6 +129,7 @@ impl Sum {
             // Neither half ever shrinks.
             [(index - 1, count / 2), (index, count - count / 2)]
         });
+        let Buckets { spans, deltas } = Buckets::new(native);
         Histogram {
             count: self.latency.iter().sum(),
             sum: self.latency_sum as f64 / 1e6,
@@ -137,7 +138,8 @@ impl Sum {
             zero_threshold: (f64::from(FIRST) / 16.0).exp2(),
             // The first bucket holds whatever is quicker.
             zero_count: self.latency.first().copied().unwrap_or_default(),
-            positive: Some(Buckets::new(native)),
+            spans,
+            deltas,
         }
     }
 }

@@ -145,17 +145,20 @@ pub struct Histogram {
     #[prost(message, repeated, tag = "3")]
     pub classic: Vec<Bucket>,
     /// Native: buckets grow by 2^(2^-schema).
-    #[prost(sint32, tag = "4")]
+    #[prost(sint32, tag = "5")]
     pub schema: i32,
     /// Native: the upper bound of the zero bucket. Above 0 even of an empty histogram, which shows that it is native.
-    #[prost(double, tag = "5")]
+    #[prost(double, tag = "6")]
     pub zero_threshold: f64,
     /// Native: values up to the threshold.
-    #[prost(uint64, tag = "6")]
+    #[prost(uint64, tag = "7")]
     pub zero_count: u64,
-    /// Native: all other values.
-    #[prost(message, optional, tag = "8")]
-    pub positive: Option<Buckets>,
+    /// Native: runs of buckets that are not empty.
+    #[prost(message, repeated, tag = "12")]
+    pub spans: Vec<Span>,
+    /// Native: of every bucket in a span, the difference to the count of the one before.
+    #[prost(sint64, repeated, tag = "13")]
+    pub deltas: Vec<i64>,
 }
 
 /// A classic bucket.
@@ -169,18 +172,16 @@ pub struct Bucket {
     pub upper_bound: f64,
 }
 
-/// The buckets of a native histogram.
-#[derive(Clone, PartialEq, prost::Message)]
+/// The buckets of a native histogram, as its fields of the same names have them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Buckets {
     /// Runs of buckets that are not empty.
-    #[prost(message, repeated, tag = "1")]
     pub spans: Vec<Span>,
-    /// Of every bucket in a span, the difference to the count of the one before.
-    #[prost(sint64, repeated, tag = "2")]
+    /// Differences of counts.
     pub deltas: Vec<i64>,
 }
 
-/// A run of buckets.
+/// A run of buckets: `BucketSpan`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Span {
     /// Of the first span the index of its first bucket, of another the empty buckets before it.
@@ -195,7 +196,7 @@ impl Buckets {
     /// From the index and count of each bucket, ascending. Empty ones are left out.
     pub fn new(counts: impl IntoIterator<Item = (i32, u64)>) -> Self {
         let mut buckets = Self::default();
-        let (mut last_count, mut next_index) = (0, 0);
+        let (mut last_count, mut next_index) = (0_i64, 0_i32);
         for (index, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             let gap = index - next_index;

@@ -26,7 +26,11 @@ fn protobuf(telemetry: &Telemetry) -> Vec<Family> {
     families
 }
 
-/// Native buckets as a reader rebuilds them: index and count.
+/// Native buckets of a histogram as a reader rebuilds them: index and count.
+fn native(histogram: &Histogram) -> Vec<(i32, i64)> {
+    read(&Buckets { spans: histogram.spans.clone(), deltas: histogram.deltas.clone() })
+}
+
 fn read(buckets: &Buckets) -> Vec<(i32, i64)> {
     let (mut read, mut index, mut count) = (Vec::new(), 0_i32, 0_i64);
     let mut deltas = buckets.deltas.iter();
@@ -144,7 +148,7 @@ fn both_forms_have_the_same_families_and_each_distribution_is_one_metric_of_prot
                 && line.contains(&format!("destination_service=\"{service}\""))
         });
         assert_eq!(count.unwrap().rsplit(' ').next().unwrap(), histogram.count.to_string());
-        let native: i64 = read(histogram.positive.as_ref().unwrap()).iter().map(|(_, count)| *count).sum();
+        let native: i64 = native(histogram).iter().map(|(_, count)| *count).sum();
         // Prometheus refuses a histogram whose buckets and count disagree.
         assert_eq!(u64::try_from(native).unwrap() + histogram.zero_count, histogram.count);
         assert_eq!(histogram.zero_count, 2, "0 and 65 µs are in the first bucket");
@@ -170,6 +174,25 @@ fn runs_of_buckets_become_spans_and_gaps_their_offsets() {
     assert_eq!(Buckets::new([(0, 0)]), Buckets::default());
 }
 
+#[test]
+fn native_histograms_have_the_field_numbers_of_prometheus() {
+    let telemetry = Telemetry::default();
+    let series = telemetry.outbound("shop", "web", "abc", "http1");
+    for micros in [10, 2_000] {
+        series.request(&Ok(200), None, Duration::from_micros(micros), (0, 0));
+    }
+    let families = protobuf(&telemetry);
+    let histogram = families[1].metrics[0].histogram.clone().unwrap();
+    let bytes = Histogram { classic: Vec::new(), ..histogram }.encode_to_vec();
+    // Number and wire type: count, sum, schema, zero threshold, zero count, one span (number 12), its delta (13).
+    let expected = [(0, 0x08), (2, 0x11), (11, 0x28), (13, 0x31), (22, 0x38), (24, 0x62)];
+    for (at, key) in expected {
+        assert_eq!(bytes[at], key, "at {at} of {bytes:02x?}");
+    }
+    assert_eq!(bytes[12], 8, "schema 4, zigzag");
+    assert!(bytes.ends_with(&[0x6a, 0x01, 0x02]), "one delta of 1: {bytes:02x?}");
+}
+
 proptest! {
     #[test]
     fn spans_and_deltas_say_what_was_counted(counts in proptest::collection::btree_map(-300i32..200, 0u64..1_000, 0..60)) {
@@ -188,7 +211,7 @@ proptest! {
             }
             let families = protobuf(&telemetry);
             let histogram = families[1].metrics[0].histogram.clone().unwrap();
-            read(&histogram.positive.unwrap()).into_iter().collect::<BTreeMap<i32, i64>>()
+            native(&histogram).into_iter().collect::<BTreeMap<i32, i64>>()
         };
         let (before, after) = (scrape(&first), scrape(&then));
         for (index, count) in before {
