@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,6 +18,7 @@ use crate::config::{ConfigStore, Destination, Endpoint, Endpoints, Known, Mtls, 
 use crate::liveness::Heartbeats;
 use crate::serve;
 use crate::settings::Settings;
+use crate::telemetry::prometheus::{Form, Gauge};
 use crate::telemetry::{Breakers, Telemetry, prometheus};
 use crate::tls::TlsStore;
 
@@ -47,7 +49,7 @@ impl Admin {
         match request.uri().path() {
             "/ready" => self.ready(),
             "/live" => self.live(),
-            "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
+            "/metrics" => self.metrics(request.headers()),
             "/config" => text(StatusCode::OK, "application/json", self.config()),
             _ => text(
                 StatusCode::NOT_FOUND,
@@ -90,14 +92,23 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> String {
-        let mut out = prometheus::render(&self.telemetry);
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let not_after = self.tls.current().map_or(0, |configs| configs.not_after);
-        out.push_str("# TYPE tulle_certificate_expiry_timestamp_seconds gauge\n");
-        out.push_str(&format!("tulle_certificate_expiry_timestamp_seconds {not_after}\n"));
-        out.push_str("# TYPE tulle_operator_connected gauge\n");
-        out.push_str(&format!("tulle_operator_connected {}\n", u8::from(self.config.is_connected())));
-        out
+        let gauges = [
+            Gauge {
+                name: "tulle_certificate_expiry_timestamp_seconds",
+                help: "When the certificate expires; 0 without one.",
+                value: not_after as f64,
+            },
+            Gauge {
+                name: "tulle_operator_connected",
+                help: "Whether the discovery stream is open.",
+                value: f64::from(u8::from(self.config.is_connected())),
+            },
+        ];
+        let accept = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let form = Form::preferred(accept);
+        body(StatusCode::OK, form.content_type(), prometheus::encode(&self.telemetry, &gauges, form))
     }
 
     fn config(&self) -> String {
@@ -183,10 +194,14 @@ fn show_endpoint(endpoint: &Endpoint) -> Value {
     })
 }
 
-fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    body(status, kind, text.into_bytes())
+}
+
+fn body(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -240,6 +255,22 @@ mod tests {
     async fn what_a_sidecar_waits_for_is_said() {
         let (status, why) = read(admin(None).ready()).await;
         assert!(status == 503 && why.contains("no certificate yet"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_protobuf_for_whoever_asks_for_it_and_text_for_everybody_else() {
+        let admin = admin(None);
+        let mut headers = HeaderMap::new();
+        let response = admin.metrics(&headers);
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; version=0.0.4");
+        let (status, metrics) = read(response).await;
+        assert!(status == 200 && metrics.contains("\ntulle_operator_connected 0\n"), "{metrics}");
+        assert!(metrics.contains("\ntulle_certificate_expiry_timestamp_seconds 0\n"), "{metrics}");
+
+        let accept = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,*/*;q=0.2";
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        let kind = admin.metrics(&headers).headers()[CONTENT_TYPE].clone();
+        assert!(kind.to_str().unwrap().starts_with("application/vnd.google.protobuf; proto="), "{kind:?}");
     }
 
     #[test]

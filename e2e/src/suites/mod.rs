@@ -16,6 +16,7 @@ mod mesh;
 mod namespace;
 mod node;
 mod operations;
+mod prometheus;
 mod resilience;
 mod rollouts;
 mod routes;
@@ -74,6 +75,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
+    Suite { name: "prometheus", tests: prometheus::TESTS, alone: false },
     // The suite gives five hundred requests five seconds, and measures shares meanwhile.
     Suite { name: CONFORMANCE, tests: conformance::TESTS, alone: true },
     // This suite counts lost requests while pods end. A client that learns of an end a second late loses a

@@ -1,16 +1,81 @@
-//! `/metrics`: the text form that every Prometheus reads.
+//! `/metrics`, as text or as protobuf: [`Form`] says which a client gets.
+//!
+//! In: the counters. Out: the bytes of one scrape. Nothing is counted here.
+
+mod exposition;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tulle_mesh::histogram::{BUCKETS, upper_bound_micros};
 
+pub use exposition::Form;
+use exposition::{Bucket, Buckets, Family, Histogram, Kind, LabelPair, Metric, Value};
+
 use super::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, Series, SeriesKey, Telemetry};
 
-/// Seconds; each the upper bound of exponential buckets to within 9 %, and enough for a quick look.
-const CLASSIC: [f64; 12] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Bounds of the classic buckets in seconds. Each counts the exponential buckets up to the nearest bound, which is within
+/// 4.5 %.
+const CLASSIC: [f64; 12] = [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// The schema of the native histograms. The sidecar's own buckets are those of schema 3, but of microseconds: in seconds
+/// their bounds are 0.45 of a bucket off, 4 % of each latency. Two buckets of schema 4 cover one of them to within 0.5 %.
+const SCHEMA: i32 = 4;
+
+/// The upper bound of the sidecar's first bucket, as the index of a bucket in the schema: log2(2^6.125 µs / 1 s) · 16 is
+/// -220.9.
+const FIRST: i32 = -221;
+
+/// A gauge that is not in [`Telemetry`] and has no labels.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge {
+    /// The metric's name.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its value.
+    pub value: f64,
+}
+
+/// Encodes the metrics of one scrape.
+pub fn encode(telemetry: &Telemetry, gauges: &[Gauge], form: Form) -> Vec<u8> {
+    let mut out = Vec::new();
+    let all = sums(telemetry);
+    form.write(&mut out, &requests(&all));
+    form.write(&mut out, &durations(&all));
+    form.write(&mut out, &failures(&all));
+    type Counter = fn(&Sum) -> u64;
+    let counters: [(&str, &str, Counter); 4] = [
+        ("tulle_retries_total", "Attempts beyond the first of each request.", |sum| sum.retries),
+        ("tulle_sent_bytes_total", "Bytes of requests.", |sum| sum.bytes_up),
+        ("tulle_received_bytes_total", "Bytes of answers.", |sum| sum.bytes_down),
+        ("tulle_connections_total", "Connections whose content is opaque.", |sum| sum.connections),
+    ];
+    for (name, help, count) in counters {
+        let metrics = all.iter().map(|(key, sum)| counter(labels(key), count(sum)));
+        form.write(&mut out, &family(name, help, Kind::Counter, metrics));
+    }
+    for family in breakers(telemetry) {
+        form.write(&mut out, &family);
+    }
+    let (exported, dropped) = telemetry.spans.counts();
+    let spans = [("exported", exported), ("dropped", dropped)]
+        .map(|(outcome, count)| counter(vec![label("outcome", outcome)], count));
+    let help = "Spans of traces, by what became of them.";
+    form.write(&mut out, &family("tulle_spans_total", help, Kind::Counter, spans));
+    let events = telemetry.events().into_iter();
+    let events = events
+        .map(|((kind, reason), count)| counter(vec![label("kind", kind), label("reason", reason)], count));
+    let help = "What is neither request nor connection.";
+    form.write(&mut out, &family("tulle_events_total", help, Kind::Counter, events));
+    for Gauge { name, help, value } in gauges {
+        form.write(&mut out, &family(name, help, Kind::Gauge, [gauge(Vec::new(), *value)]));
+    }
+    out
+}
 
 /// Counts of all series with the same labels: routes and mTLS are no labels.
 struct Sum {
@@ -52,6 +117,36 @@ impl Sum {
             *self.failures.entry(reason).or_default() += count;
         }
     }
+
+    fn histogram(&self) -> Histogram {
+        let buckets = || self.latency.iter().enumerate().map(|(bucket, count)| (bucket, *count));
+        let within = |bound: f64| -> u64 {
+            // Half a bucket more: the nearest bound, whether below or above.
+            let highest = bound * 1e6 * (1.0 / 16.0_f64).exp2();
+            buckets()
+                .filter(|(bucket, _)| upper_bound_micros(*bucket) <= highest)
+                .map(|(_, count)| count)
+                .sum()
+        };
+        let classic = CLASSIC.map(|bound| Bucket { cumulative: within(bound), upper_bound: bound });
+        let native = buckets().skip(1).flat_map(|(bucket, count)| {
+            let index = FIRST + 2 * i32::try_from(bucket).unwrap_or(i32::MAX / 4);
+            // Neither half ever shrinks.
+            [(index - 1, count / 2), (index, count - count / 2)]
+        });
+        let Buckets { spans, deltas } = Buckets::new(native);
+        Histogram {
+            count: self.latency.iter().sum(),
+            sum: self.latency_sum as f64 / 1e6,
+            classic: classic.to_vec(),
+            schema: SCHEMA,
+            zero_threshold: (f64::from(FIRST) / 16.0).exp2(),
+            // The first bucket holds whatever is quicker.
+            zero_count: self.latency.first().copied().unwrap_or_default(),
+            spans,
+            deltas,
+        }
+    }
 }
 
 /// Sums by what the labels say.
@@ -66,111 +161,85 @@ fn sums(telemetry: &Telemetry) -> Sums {
     sums
 }
 
-/// A series or an event, as lines.
-pub fn render(telemetry: &Telemetry) -> String {
-    let mut out = String::new();
-    let all = sums(telemetry);
-    family(&mut out, "tulle_requests_total", "counter", "Requests, by class of status.");
-    for (key, sum) in &all {
-        for (class, count) in sum.by_class.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let status = format!(",status=\"{}\"", class_name(class));
-            line(&mut out, "tulle_requests_total", key, &status, *count);
-        }
-    }
-    histogram(&mut out, &all);
-    family(
-        &mut out,
-        "tulle_failures_total",
-        "counter",
-        "Requests and connections that failed in the mesh, by reason.",
-    );
-    for (key, sum) in &all {
-        for (reason, count) in &sum.failures {
-            line(&mut out, "tulle_failures_total", key, &format!(",reason=\"{reason}\""), *count);
-        }
-    }
-    type Counter = fn(&Sum) -> u64;
-    let counters: [(&str, &str, Counter); 4] = [
-        ("tulle_retries_total", "Attempts beyond the first of each request.", |sum| sum.retries),
-        ("tulle_sent_bytes_total", "Bytes of requests.", |sum| sum.bytes_up),
-        ("tulle_received_bytes_total", "Bytes of answers.", |sum| sum.bytes_down),
-        ("tulle_connections_total", "Connections whose content is opaque.", |sum| sum.connections),
-    ];
-    for (name, help, counter) in counters {
-        family(&mut out, name, "counter", help);
-        for (key, sum) in &all {
-            line(&mut out, name, key, "", counter(sum));
-        }
-    }
-    breakers(&mut out, telemetry);
-    let (exported, dropped) = telemetry.spans.counts();
-    family(&mut out, "tulle_spans_total", "counter", "Spans of traces, by what became of them.");
-    let _ = writeln!(out, "tulle_spans_total{{outcome=\"exported\"}} {exported}");
-    let _ = writeln!(out, "tulle_spans_total{{outcome=\"dropped\"}} {dropped}");
-    family(&mut out, "tulle_events_total", "counter", "What is neither request nor connection.");
-    for ((kind, reason), count) in telemetry.events() {
-        let _ = writeln!(out, "tulle_events_total{{kind=\"{kind}\",reason=\"{reason}\"}} {count}");
-    }
-    out
+fn requests(all: &Sums) -> Family {
+    let metrics = all.iter().flat_map(|(key, sum)| {
+        let counted = sum.by_class.iter().enumerate().filter(|(_, count)| **count > 0);
+        counted.map(move |(class, count)| counter(labels_and(key, "status", class_name(class)), *count))
+    });
+    family("tulle_requests_total", "Requests, by class of status.", Kind::Counter, metrics)
 }
 
-fn breakers(out: &mut String, telemetry: &Telemetry) {
-    let gauges = telemetry.breakers.all();
-    let (ejected, panicking) = ("tulle_ejected_endpoints", "tulle_breaker_panic");
-    family(out, ejected, "gauge", "Endpoints that the breaker leaves alone for a while.");
-    for ((namespace, service), gauge) in &gauges {
-        let labels = format!("destination_namespace=\"{namespace}\",destination_service=\"{service}\"");
-        let _ = writeln!(out, "{ejected}{{{labels}}} {}", gauge.read().0);
+fn durations(all: &Sums) -> Family {
+    // Opaque connections have none.
+    let timed = all.iter().filter(|(_, sum)| sum.latency.iter().any(|count| *count > 0));
+    let metrics = timed.map(|(key, sum)| Metric {
+        labels: labels(key),
+        histogram: Some(sum.histogram()),
+        ..Metric::default()
+    });
+    let help = "Time from the head of a request to the end of its answer.";
+    family("tulle_request_duration_seconds", help, Kind::Histogram, metrics)
+}
+
+fn failures(all: &Sums) -> Family {
+    let metrics = all.iter().flat_map(|(key, sum)| {
+        sum.failures.iter().map(move |(reason, count)| counter(labels_and(key, "reason", reason), *count))
+    });
+    let help = "Requests and connections that failed in the mesh, by reason.";
+    family("tulle_failures_total", help, Kind::Counter, metrics)
+}
+
+fn breakers(telemetry: &Telemetry) -> [Family; 2] {
+    let (mut ejected, mut panicking) = (Vec::new(), Vec::new());
+    for ((namespace, service), breaker) in telemetry.breakers.all() {
+        let labels = vec![label("destination_namespace", &namespace), label("destination_service", &service)];
+        let (endpoints, workers) = breaker.read();
+        ejected.push(gauge(labels.clone(), endpoints as f64));
+        panicking.push(gauge(labels, workers as f64));
     }
-    family(out, panicking, "gauge", "Workers in which so many are ejected that all are used.");
-    for ((namespace, service), gauge) in &gauges {
-        let labels = format!("destination_namespace=\"{namespace}\",destination_service=\"{service}\"");
-        let _ = writeln!(out, "{panicking}{{{labels}}} {}", gauge.read().1);
-    }
+    let endpoints = "Endpoints that the breaker leaves alone for a while.";
+    let workers = "Workers in which so many are ejected that all are used.";
+    [
+        family("tulle_ejected_endpoints", endpoints, Kind::Gauge, ejected),
+        family("tulle_breaker_panic", workers, Kind::Gauge, panicking),
+    ]
 }
 
-fn histogram(out: &mut String, all: &Sums) {
-    let name = "tulle_request_duration_seconds";
-    family(out, name, "histogram", "Time from the head of a request to the end of its answer.");
-    for (key, sum) in all {
-        let total: u64 = sum.latency.iter().sum();
-        if total == 0 {
-            continue;
-        }
-        for bound in CLASSIC {
-            let within = sum
-                .latency
-                .iter()
-                .enumerate()
-                .filter(|(bucket, _)| upper_bound_micros(*bucket) <= bound * 1e6 * 1.045);
-            let count: u64 = within.map(|(_, count)| *count).sum();
-            line(out, "tulle_request_duration_seconds_bucket", key, &format!(",le=\"{bound}\""), count);
-        }
-        line(out, "tulle_request_duration_seconds_bucket", key, ",le=\"+Inf\"", total);
-        line(out, "tulle_request_duration_seconds_count", key, "", total);
-        let seconds = sum.latency_sum as f64 / 1e6;
-        let _ = writeln!(out, "tulle_request_duration_seconds_sum{{{}}} {seconds}", labels(key));
-    }
+fn family(name: &str, help: &str, kind: Kind, metrics: impl IntoIterator<Item = Metric>) -> Family {
+    let metrics = metrics.into_iter().collect();
+    Family { name: name.to_owned(), help: help.to_owned(), kind: Some(kind as i32), metrics }
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+fn counter(labels: Vec<LabelPair>, count: u64) -> Metric {
+    Metric { labels, counter: Some(Value { value: count as f64 }), ..Metric::default() }
 }
 
-fn line(out: &mut String, name: &str, key: &SeriesKey, more: &str, value: u64) {
-    let _ = writeln!(out, "{name}{{{}{more}}} {value}", labels(key));
+fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
+    Metric { labels, gauge: Some(Value { value }), ..Metric::default() }
 }
 
-/// Kubernetes names need no escaping.
-fn labels(key: &SeriesKey) -> String {
+fn label(name: &str, value: &str) -> LabelPair {
+    LabelPair { name: name.to_owned(), value: value.to_owned() }
+}
+
+fn labels(key: &SeriesKey) -> Vec<LabelPair> {
     let (namespace, peer) = match key.direction {
         "outbound" => ("destination_namespace", "destination_service"),
         _ => ("source_namespace", "source_service_account"),
     };
-    format!(
-        "direction=\"{}\",{namespace}=\"{}\",{peer}=\"{}\",revision=\"{}\",protocol=\"{}\"",
-        key.direction, key.namespace, key.peer, key.revision, key.protocol
-    )
+    vec![
+        label("direction", key.direction),
+        label(namespace, &key.namespace),
+        label(peer, &key.peer),
+        label("revision", &key.revision),
+        label("protocol", key.protocol),
+    ]
+}
+
+fn labels_and(key: &SeriesKey, name: &str, value: &str) -> Vec<LabelPair> {
+    let mut labels = labels(key);
+    labels.push(label(name, value));
+    labels
 }
 
 fn class_name(class: usize) -> &'static str {
@@ -188,83 +257,4 @@ fn class_name(class: usize) -> &'static str {
 
 fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Failure;
-    use std::time::Duration;
-
-    #[test]
-    fn what_was_counted_is_what_is_read() {
-        let telemetry = Telemetry::default();
-        let series = telemetry.outbound("shop", "web", "abc", "http1");
-        series.request(&Ok(200), None, Duration::from_millis(2), (10, 20));
-        series.request(&Ok(200), Some(13), Duration::from_millis(2), (0, 0));
-        series.request(&Err(Failure::UpstreamNone), None, Duration::from_millis(700), (0, 0));
-        let gauge = telemetry.breakers.of("shop", "web");
-        let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
-        gauge.change(&[], &ejected, 0);
-        telemetry.spans.settle(5, 2);
-        let text = render(&telemetry);
-        let labels = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
-        for expected in [
-            "tulle_spans_total{outcome=\"exported\"} 5".to_owned(),
-            "tulle_spans_total{outcome=\"dropped\"} 2".to_owned(),
-            format!("tulle_requests_total{{{labels},status=\"2xx\"}} 1"),
-            format!("tulle_requests_total{{{labels},status=\"grpc_error\"}} 1"),
-            format!("tulle_requests_total{{{labels},status=\"none\"}} 1"),
-            format!("tulle_failures_total{{{labels},reason=\"UpstreamNone\"}} 1"),
-            format!("tulle_request_duration_seconds_bucket{{{labels},le=\"0.0025\"}} 2"),
-            format!("tulle_request_duration_seconds_count{{{labels}}} 3"),
-            format!("tulle_sent_bytes_total{{{labels}}} 10"),
-            "tulle_ejected_endpoints{destination_namespace=\"shop\",destination_service=\"web\"} 2"
-                .to_owned(),
-        ] {
-            assert!(text.contains(&expected), "{expected} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn routes_and_mtls_are_no_labels_and_their_counts_are_added_up() {
-        let telemetry = Telemetry::default();
-        for (route, mtls) in [("", false), ("HTTPRoute/shop/web", true), ("HTTPRoute/shop/web", false)] {
-            let series = telemetry.series(SeriesKey {
-                direction: "outbound",
-                namespace: "shop".into(),
-                peer: "web".into(),
-                revision: "abc".into(),
-                protocol: "http1",
-                route: route.into(),
-                mtls,
-            });
-            series.retried(2);
-            series.request(&Ok(200), None, Duration::from_millis(2), (10, 20));
-        }
-        let text = render(&telemetry);
-        let labels = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
-        for expected in [
-            format!("tulle_requests_total{{{labels},status=\"2xx\"}} 3"),
-            format!("tulle_request_duration_seconds_count{{{labels}}} 3"),
-            format!("tulle_retries_total{{{labels}}} 6"),
-            format!("tulle_sent_bytes_total{{{labels}}} 30"),
-        ] {
-            assert_eq!(text.matches(&expected).count(), 1, "{expected} is not once in\n{text}");
-        }
-    }
-
-    #[test]
-    fn more_peers_than_the_table_holds_become_one_series() {
-        let telemetry = Telemetry::default();
-        for number in 0..super::super::MAX_SERIES + 500 {
-            telemetry.outbound("shop", &format!("s{number}"), "", "http1").request(
-                &Ok(200),
-                None,
-                Duration::ZERO,
-                (0, 0),
-            );
-        }
-        assert_eq!(telemetry.all().len(), super::super::MAX_SERIES + 1);
-    }
 }
