@@ -96,7 +96,7 @@ pub(super) fn ranks(kube: &Kube) -> Result<()> {
     field.load("to-bad", "bad:80", 10)?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "good"},
         "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
-    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "stable"))?;
     let page = Page::open(kube, &["-n", &field.namespace])?;
     without_session(&page)?;
     let cookie = page.log_in()?;
@@ -179,8 +179,8 @@ fn workload(page: &Page<'_>, session: &[&str]) -> Result<()> {
 }
 
 fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
-    says(&shown(page, "/canaries", session)?, &["/canary/t-see-page/good", "Stable"])?;
-    says(&shown(page, "/canary/t-see-page/good", session)?, &["good", "Stable", "tulle", "canary"])?;
+    says(&shown(page, "/canaries", session)?, &["/canary/t-see-page/good", "stable"])?;
+    says(&shown(page, "/canary/t-see-page/good", session)?, &["good", "stable", "tulle", "canary"])?;
     says(&shown(page, "/health", session)?, &["tulle"])?;
     for asset in ["/assets/page.css", "/assets/page.js"] {
         let answer = page.ask(asset, &[])?;
