@@ -11,6 +11,7 @@ mod build;
 mod chart;
 mod cli;
 mod cluster;
+mod collector;
 mod conformance;
 mod demo;
 mod earlier;

@@ -4,6 +4,7 @@ mod load;
 mod serve;
 
 use clap::Parser;
+use hyper::header::HeaderValue;
 
 /// The sample shop.
 #[derive(Parser)]
@@ -32,7 +33,11 @@ async fn main() -> anyhow::Result<()> {
         Command::Load(load) => load.run().await,
         Command::Get { target, path, header } => {
             let header = header.as_deref().and_then(|header| header.split_once(": "));
-            let answer = serve::get(&target, &path, header).await?;
+            let headers: Vec<(&str, HeaderValue)> = match header {
+                Some((name, value)) => vec![(name, value.parse()?)],
+                None => Vec::new(),
+            };
+            let answer = serve::get(&target, &path, &headers).await?;
             let body = String::from_utf8_lossy(&answer.body);
             println!("{} {}", answer.status.as_u16(), answer.location.as_deref().unwrap_or(body.trim()));
             Ok(())

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -153,6 +154,7 @@ impl Service {
             request.headers().get("tulle-client-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let carried_out =
             (request.method() == Method::POST).then(|| request.uri().query().unwrap_or("").to_owned());
+        let trace = trace_of(&request);
         let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
         if self.settings.delay > 0 && is_one_of(self.settings.delayed, number) {
             tokio::time::sleep(Duration::from_millis(self.settings.delay)).await;
@@ -168,7 +170,7 @@ impl Service {
             return respond(status, "broken on purpose".into());
         }
         let next = match &self.settings.next {
-            Some(next) => match self.next(next).await {
+            Some(next) => match self.next(next, &trace).await {
                 Ok(next) => next,
                 Err(error) => return respond(StatusCode::BAD_GATEWAY, format!("{next}: {error:#}")),
             },
@@ -181,11 +183,19 @@ impl Service {
         respond(StatusCode::OK, answer.to_string())
     }
 
-    async fn next(&self, address: &str) -> anyhow::Result<serde_json::Value> {
-        let Answer { status, body, .. } = get(address, "/", None).await?;
+    async fn next(&self, address: &str, trace: &[(&str, HeaderValue)]) -> anyhow::Result<serde_json::Value> {
+        let Answer { status, body, .. } = get(address, "/", trace).await?;
         anyhow::ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body).trim());
         Ok(serde_json::from_slice(&body)?)
     }
+}
+
+/// The headers that say to which trace a request belongs. Whoever serves it forwards them with the requests that it makes
+/// for it: a sidecar cannot know which belong together.
+fn trace_of(request: &Request<Incoming>) -> Vec<(&'static str, HeaderValue)> {
+    let values =
+        |name: &'static str| request.headers().get_all(name).iter().map(move |value| (name, value.clone()));
+    ["traceparent", "tracestate"].into_iter().flat_map(values).collect()
 }
 
 /// A request as it arrived, for clients that ask with the header `x-show`. Values of repeated headers are joined.
@@ -214,18 +224,18 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Sends a GET request to `host:port`, with a header as name and value.
+/// Sends a GET request to `host:port`, with headers as names and values.
 ///
 /// # Errors
 /// When there is no response.
-pub async fn get(address: &str, path: &str, header: Option<(&str, &str)>) -> anyhow::Result<Answer> {
+pub async fn get(address: &str, path: &str, headers: &[(&str, HeaderValue)]) -> anyhow::Result<Answer> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut request = Request::get(path).header("host", address);
-    if let Some((name, value)) = header {
-        request = request.header(name, value);
+    for (name, value) in headers {
+        request = request.header(*name, value);
     }
     let response = send.send_request(request.body(Empty::<Bytes>::new())?).await?;
     let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);

@@ -1,5 +1,5 @@
 //! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
-//! Gateway API and the application that it tests with.
+//! Gateway API and the application that it tests with, and a collector of traces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -119,6 +119,20 @@ pub fn echo(program: &str) -> Result<PathBuf> {
         test: false,
         ldflags: "-s -w",
         step: &format!("compiling the {program} of the conformance suite's application (once)"),
+    })
+}
+
+/// Path of a collector of traces with the receiver of the OpenTelemetry Collector, which is built unless it is in the
+/// cache.
+pub fn collector() -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: "collector",
+        module: "e2e/collector",
+        files: &["go.mod", "go.sum", "main.go"],
+        package: ".",
+        test: false,
+        ldflags: "-s -w",
+        step: "compiling the OTLP receiver of the OpenTelemetry Collector (about 1 minute, once)",
     })
 }
 

@@ -35,6 +35,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 
 use crate::cluster::{self, Cluster};
+use crate::collector;
 use crate::earlier;
 use crate::host;
 use crate::images;
@@ -60,6 +61,9 @@ const WORKSPACE: &str = "workspace";
 /// The official suite of the Gateway API.
 const CONFORMANCE: &str = "conformance";
 
+/// The suite whose tests change Tulle itself, with those of traces.
+const OPERATIONS: &str = "operations";
+
 /// The suites that need a cluster; those with the longest tests come first.
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
@@ -81,7 +85,7 @@ const SUITES: &[Suite] = &[
     // This suite counts lost requests while pods end. A client that learns of an end a second late loses a
     // request, with a mesh and without, so that no other test may keep the machine busy.
     Suite { name: "updates", tests: updates::TESTS, alone: true },
-    Suite { name: "operations", tests: operations::TESTS, alone: true },
+    Suite { name: OPERATIONS, tests: operations::TESTS, alone: true },
     Suite { name: "helm", tests: helm::TESTS, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
@@ -156,7 +160,8 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let not_root = if embedded { host::require_root().err() } else { None };
     // The cluster is prepared while cargo compiles and the unit tests run.
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
-    let conformance = choice.tests(true).iter().any(|(suite, _)| *suite == CONFORMANCE);
+    let has = |name: &str| choice.tests(true).iter().any(|(suite, _)| *suite == name);
+    let (conformance, traces) = (has(CONFORMANCE), has(OPERATIONS));
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -172,6 +177,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if runs && conformance {
             crate::conformance::prepare(embedded)?;
+        }
+        if embedded && runs && traces {
+            collector::image()?;
         }
         Ok(())
     });

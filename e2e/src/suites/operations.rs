@@ -41,6 +41,11 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("history survives a change of leader", seeing::leader::survives),
     ("the commands change nothing", seeing::quiet::changes_nothing),
+    (
+        "a trace shows the client, both sidecars and every attempt; with a share of 0% only sampled parents are followed",
+        seeing::traces::shows,
+    ),
+    ("while the collector is away no request fails, and dropped spans are counted", seeing::traces::absent),
 ];
 
 /// Tulle's own namespace.

@@ -31,7 +31,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Creates a Deployment whose pods are behind the Service `group` beside those of others.
-fn member(
+pub(super) fn member(
     field: &TestNamespace<'_>,
     group: &str,
     name: &str,
@@ -47,7 +47,7 @@ fn member(
 }
 
 /// Applies a policy for a Service, and waits until it is ready.
-fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: Value) -> Result<()> {
+pub(super) fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: Value) -> Result<()> {
     let mut spec = json!({"target": {"kind": "Service", "name": service}});
     for (name, section) in sections.as_object().into_iter().flatten() {
         spec[name] = section.clone();

@@ -231,7 +231,7 @@ fn head(field: &TestNamespace<'_>, pod: &str, arguments: &[&str]) -> Result<Head
 }
 
 /// The shop's answer to a pod, with what its application saw; `arguments` are curl's.
-fn answer(field: &TestNamespace<'_>, pod: &str, arguments: &[&str]) -> Result<Value> {
+pub(super) fn answer(field: &TestNamespace<'_>, pod: &str, arguments: &[&str]) -> Result<Value> {
     let curl = ["/usr/bin/curl", "-s", "-m", "8", "-H", "x-show: yes"];
     let text = field.exec(pod, &[&curl[..], arguments].concat())?;
     serde_json::from_str(&text).with_context(|| format!("{arguments:?} was answered {text:?}"))

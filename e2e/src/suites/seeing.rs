@@ -7,20 +7,24 @@
 //!   policies   diff against what Shadow counts; lint and inject
 //!   checked    check, and the commands that it names
 //!   rollout    canary
+//!   logs       access logs, as policies ask for them
 //!   page       the page, through tulle dashboard
 //!   leader     (suite operations) the history survives a change of leader
 //!   quiet      (suite operations) the commands change nothing
+//!   traces     (suite operations) spans at a collector
 //! ```
 
 mod checked;
 mod counted;
 mod explained;
 pub(super) mod leader;
+mod logs;
 mod page;
 mod policies;
 pub(super) mod quiet;
 mod rights;
 mod rollout;
+pub(super) mod traces;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,6 +51,7 @@ pub(super) const TESTS: &[Test] = &[
     ("tulle diff names the edges that a policy would deny, and Shadow counts the same", policies::denied),
     ("tulle lint and inject read manifests without changing anything", policies::manifests),
     ("the page ranks workloads, and needs a token", page::ranks),
+    ("a policy logs errors, a share or all, and never a query or a credential", logs::of_policies),
 ];
 
 /// The longest window in which a test's traffic is the only one of its namespace, and which is summed from slots of 10 s.

@@ -102,7 +102,30 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     field.apply(policy("web", json!({"mtls": "Strict", "access": null})))?;
     kube.wait_for("the policy that the older sidecar can enforce", 20, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1" && ready("status")? == "True")
-    })
+    })?;
+    unknown_section(&field, "web")
+}
+
+/// Asks for access logs, of which the earlier build knows nothing: the policy reports that, and its other section stays
+/// in force.
+fn unknown_section(field: &TestNamespace<'_>, name: &str) -> Result<()> {
+    field.apply(policy(name, json!({"mtls": "Strict", "telemetry": {"accessLog": "Errors"}})))?;
+    let object = format!("meshpolicy/{name}");
+    let ready = |path: &str| field.get(&object, &format!(".status.conditions[?(@.type==\"Ready\")].{path}"));
+    field.kube.wait_for("the section that the older sidecar lacks in the condition", 20, || {
+        let message = ready("message")?;
+        let says = |part: &str| message.contains(part);
+        let names_all = says(&format!("pod {name}")) && says("section telemetry") && says("restart the pod");
+        Ok(ready("reason")? == "RefusedBySidecar" && names_all)
+    })?;
+    let enforced = field.get(&object, ".status.enforced")?;
+    ensure!(enforced == "0/1", "with a section that nobody has read, {enforced} sidecars enforce the policy");
+    let url = format!("http://{name}.{}.svc.cluster.local/", field.namespace);
+    for (client, wanted) in [("client", "200"), ("plain", "000")] {
+        let status = field.status(client, &url)?;
+        ensure!(status == wanted, "{client} got {status} under the section that is known, expected {wanted}");
+    }
+    Ok(())
 }
 
 fn refused_split(kube: &Kube) -> Result<()> {
