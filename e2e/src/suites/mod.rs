@@ -6,6 +6,7 @@
 
 mod admission;
 mod applications;
+mod browser;
 mod conformance;
 mod control;
 mod faults;
@@ -59,6 +60,9 @@ const WORKSPACE: &str = "workspace";
 /// The official suite of the Gateway API.
 const CONFORMANCE: &str = "conformance";
 
+/// The page in a browser.
+const BROWSER: &str = "browser";
+
 /// The suites that need a cluster; those with the longest tests come first.
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
@@ -71,6 +75,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "resilience", tests: resilience::TESTS, alone: false },
     Suite { name: "routes", tests: routes::TESTS, alone: false },
     Suite { name: "seeing", tests: seeing::TESTS, alone: false },
+    Suite { name: BROWSER, tests: browser::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
@@ -155,6 +160,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     // The cluster is prepared while cargo compiles and the unit tests run.
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
     let conformance = choice.tests(true).iter().any(|(suite, _)| *suite == CONFORMANCE);
+    let browser = choice.tests(false).iter().any(|(suite, _)| *suite == BROWSER);
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -170,6 +176,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if runs && conformance {
             crate::conformance::prepare(embedded)?;
+        }
+        if embedded && runs && browser {
+            browser::prepare()?;
         }
         Ok(())
     });

@@ -16,7 +16,7 @@ mod checked;
 mod counted;
 mod explained;
 pub(super) mod leader;
-mod page;
+pub(super) mod page;
 mod policies;
 pub(super) mod quiet;
 mod rights;
