@@ -25,8 +25,10 @@ export class Keyboard {
     });
     if (!first.skip || !first.visible) this.complain("the first stop is not a visible link to the content");
     await this.press("Enter");
-    const arrived = await this.page.evaluate(() => document.activeElement === document.getElementById("main"));
-    if (!arrived) this.complain("the link to the content does not lead there");
+    const arrived = () => document.activeElement?.id === "main";
+    await this.page.waitForFunction(arrived, undefined, { timeout: 3000 }).catch(() => {
+      this.complain("the link to the content does not lead there");
+    });
     await this.press("Tab");
     const inside = await this.page.evaluate(() => {
       const at = document.activeElement;

@@ -113,10 +113,13 @@ async function check(page, where) {
   return { passed: found.passes, undecided: found.incomplete.map(({ id, nodes }) => `${id} ×${nodes.length}`) };
 }
 
-// `workload-shop-web` for `/workload/shop/web?window=10m`.
+// `workload-shop-web` for `/workload/shop/web?window=10m`, and `ranking-shop` for `/?namespace=shop`.
 function fileName(path) {
-  const name = path.split("?")[0].split("/").filter(Boolean).map(decodeURIComponent).join("-");
-  return (name || "ranking").replace(/[^A-Za-z0-9.-]/g, "_");
+  const { pathname, searchParams } = new URL(path, base);
+  searchParams.delete("window");
+  const parts = [...pathname.split("/"), ...searchParams.values()].filter(Boolean);
+  if (pathname === "/") parts.unshift("ranking");
+  return parts.map(decodeURIComponent).join("-").replace(/[^A-Za-z0-9.-]/g, "_");
 }
 
 // Every view in one scheme: a screenshot, and what axe says once every table is open.
