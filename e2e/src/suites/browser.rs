@@ -39,8 +39,8 @@ const SECONDS: u64 = 280;
 
 /// Workloads of the large mesh.
 const WORKLOADS: u64 = 2_000;
-/// The first paint of all of them takes a fraction of a second on an idle machine. This one is busy with other tests, so
-/// the figure is printed, and only what nobody would wait for fails.
+/// The goal for the first paint of all of them is one second. The machine is busy with other tests, and the operator's
+/// code is not optimised here: so the figure is printed, and only what nobody would wait for fails.
 const SLOWEST_PAINT_MS: u64 = 5_000;
 
 /// Installs the browser, its driver and axe, and compiles the page of the large mesh.

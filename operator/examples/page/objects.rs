@@ -61,7 +61,10 @@ pub fn canaries() -> Result<Vec<(&'static str, Canary)>> {
     let canary = |name: &'static str, status: Value| {
         object("Canary", name, &spec(name), &status).map(|canary| (name, canary))
     };
-    let ended = |revision: &str, outcome: &str, because: &str| json!({"revision": revision, "outcome": outcome, "because": because, "ended": "2026-01-02T03:04:05Z"});
+    let ended = |revision: &str, outcome: &str, because: &str| {
+        let ended = "2026-01-02T03:04:05Z";
+        json!({"revision": revision, "outcome": outcome, "because": because, "ended": ended})
+    };
     Ok(vec![
         canary(
             "checkout",
