@@ -193,7 +193,7 @@ pub fn tulle() -> Result<PathBuf> {
 }
 
 /// The directory in which cargo has a folder for each profile.
-fn target() -> Result<PathBuf> {
+pub fn target() -> Result<PathBuf> {
     let mine = std::env::current_exe()?;
     let target = mine.parent().and_then(Path::parent);
     target.map(Path::to_path_buf).context("xtask is not in a target directory of cargo")

@@ -6,6 +6,7 @@
 
 mod admission;
 mod applications;
+mod browser;
 mod conformance;
 mod control;
 mod faults;
@@ -64,6 +65,9 @@ const CONFORMANCE: &str = "conformance";
 /// The suite whose tests change Tulle itself, with those of traces.
 const OPERATIONS: &str = "operations";
 
+/// The page in a browser.
+const BROWSER: &str = "browser";
+
 /// The suites that need a cluster; those with the longest tests come first.
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
@@ -76,6 +80,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "resilience", tests: resilience::TESTS, alone: false },
     Suite { name: "routes", tests: routes::TESTS, alone: false },
     Suite { name: "seeing", tests: seeing::TESTS, alone: false },
+    Suite { name: BROWSER, tests: browser::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
@@ -162,6 +167,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
     let has = |name: &str| choice.tests(true).iter().any(|(suite, _)| *suite == name);
     let (conformance, traces) = (has(CONFORMANCE), has(OPERATIONS));
+    let browser = choice.tests(false).iter().any(|(suite, _)| *suite == BROWSER);
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -180,6 +186,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if embedded && runs && traces {
             collector::image()?;
+        }
+        if embedded && runs && browser {
+            browser::prepare()?;
         }
         Ok(())
     });

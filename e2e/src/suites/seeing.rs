@@ -19,7 +19,7 @@ mod counted;
 mod explained;
 pub(super) mod leader;
 mod logs;
-mod page;
+pub(super) mod page;
 mod policies;
 pub(super) mod quiet;
 mod rights;

@@ -253,12 +253,12 @@ fn evidence(status: &CanaryStatus) -> Markup {
                         @let interval = Interval::of(totals);
                         tr {
                             th scope="row" { (name) }
-                            td.number { (count(totals.attempts)) }
-                            td.number { (count(totals.failures)) }
-                            td.number { (count(totals.unreached)) }
-                            td.number { (count(totals.client_errors)) }
-                            td.number { (percent(interval.map(|i| i.rate))) }
-                            td.number {
+                            td.number data-v=(totals.attempts) { (count(totals.attempts)) }
+                            td.number data-v=(totals.failures) { (count(totals.failures)) }
+                            td.number data-v=(totals.unreached) { (count(totals.unreached)) }
+                            td.number data-v=(totals.client_errors) { (count(totals.client_errors)) }
+                            td.number data-v=[interval.map(|i| i.rate)] { (percent(interval.map(|i| i.rate))) }
+                            td.number data-v=[interval.map(|i| i.low)] {
                                 @match interval {
                                     Some(i) => { (percent(Some(i.low))) " to " (percent(Some(i.high))) }
                                     None => { (NONE) }

@@ -230,9 +230,8 @@ impl Chart {
                             tr {
                                 th scope="row" { (clock_with_seconds(self.time(point))) }
                                 @for line in &self.lines {
-                                    td.number {
-                                        (self.unit.text(line.values.get(point).copied().flatten()))
-                                    }
+                                    @let value = line.values.get(point).copied().flatten();
+                                    td.number data-v=[value] { (self.unit.text(value)) }
                                 }
                             }
                         }
@@ -278,7 +277,9 @@ mod tests {
         let values = vec![Some(1.5), None, Some(30.0)];
         let text = chart(vec![Line { name: "requests", values }]).render("nothing").into_string();
         assert!(text.contains("role=\"img\"") && text.contains("<caption>"), "{text}");
-        for cell in ["<td class=\"number\">1.50</td>", "<td class=\"number\">–</td>", ">30.0</td>"] {
+        for cell in
+            ["<td class=\"number\" data-v=\"1.5\">1.50</td>", "<td class=\"number\">–</td>", ">30.0</td>"]
+        {
             assert!(text.contains(cell), "{cell} in {text}");
         }
         assert!(text.contains("requests: now 30.0, lowest 1.50, highest 30.0."), "{text}");

@@ -90,6 +90,8 @@ fn controls(view: &Ranking<'_>) -> Markup {
         label for="name" { "Name contains" }
         input id="name" name="name" type="search" value=[view.name] data-filter="live" autocomplete="off"
             spellcheck="false";
+        // The script says here how many rows are left while somebody types.
+        span id="matching" role="status" {}
     };
     form("/", view.window, &fields)
 }

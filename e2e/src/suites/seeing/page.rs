@@ -13,11 +13,11 @@ use crate::kubectl::Kube;
 use crate::suites::Skip;
 use crate::suites::namespace::TestNamespace;
 
-/// Runs a program until its standard input is closed, and for two minutes at most.
-const UNTIL_CLOSED: &str = "\"$@\" & pid=$!; read -r -t 120 _; kill $pid; wait $pid";
+/// Runs a program until its standard input is closed, and for five minutes at most.
+const UNTIL_CLOSED: &str = "\"$@\" & pid=$!; read -r -t 300 _; kill $pid; wait $pid";
 
 /// A page that `tulle dashboard` has opened.
-struct Page<'a> {
+pub(in crate::suites) struct Page<'a> {
     kube: &'a Kube,
     command: Child,
     /// `http://127.0.0.1:PORT`.
@@ -35,7 +35,8 @@ struct Answer {
 }
 
 impl<'a> Page<'a> {
-    fn open(kube: &'a Kube, arguments: &[&str]) -> Result<Self> {
+    /// Opens it with these arguments of `tulle`.
+    pub(in crate::suites) fn open(kube: &'a Kube, arguments: &[&str]) -> Result<Self> {
         let words = kube.tulle_words(&[arguments, &["dashboard", "--port", "0"]].concat())?;
         let mut command = kube.program("bash")?;
         command.args(["-c", UNTIL_CLOSED, "bash"]).args(words);
@@ -54,6 +55,11 @@ impl<'a> Page<'a> {
             }
         };
         Ok(Self { kube, command, address, token })
+    }
+
+    /// The address that logs a browser in.
+    pub(in crate::suites) fn login(&self) -> String {
+        format!("{}/login?token={}", self.address, self.token)
     }
 
     /// Asks for a path; `more` are arguments of curl.

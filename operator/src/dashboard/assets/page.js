@@ -7,6 +7,7 @@ const live = document.getElementById("live");
 const pause = document.getElementById("pause");
 const updated = document.getElementById("updated");
 const filter = document.querySelector("[data-filter]");
+const matching = document.getElementById("matching");
 // Columns by the caption's table, so that a new copy is sorted as the old one was.
 const sorted = new Map();
 let paused = false;
@@ -63,9 +64,15 @@ function makeSortable() {
 function narrow() {
   if (!filter) return;
   const wanted = filter.value;
-  for (const row of live.querySelectorAll(".ranking tbody tr")) {
+  const rows = live.querySelectorAll(".ranking tbody tr");
+  let shown = 0;
+  for (const row of rows) {
     row.hidden = !row.cells[1].textContent.includes(wanted);
+    if (!row.hidden) shown += 1;
   }
+  // A status is read out when it changes, so the same text is not written again with every update.
+  const text = wanted ? `${shown} of ${rows.length} shown` : "";
+  if (matching && matching.textContent !== text) matching.textContent = text;
 }
 
 // Where the keyboard is, in words that hold for the next copy too.
