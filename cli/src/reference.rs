@@ -37,15 +37,21 @@ pub(crate) fn compare(name: &str, page: &str) {
     assert!(checked_in == page, "{name} is stale: TULLE_UPDATE=1 cargo test -p tulle-cli reference");
 }
 
+/// A text of help without the options that every command has.
+fn without_global(help: &str) -> String {
+    let Some((before, rest)) = help.split_once("\n\nGlobal options:\n") else { return help.to_owned() };
+    match rest.split_once("\n\n") {
+        Some((_, after)) => format!("{before}\n\n{after}"),
+        None => before.to_owned(),
+    }
+}
+
 /// A section for a command, and for each below it.
 fn section(command: &clap::Command, page: &mut String) {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
-    // The whole of it begins with them.
-    let help = match name.contains(' ') {
-        true => command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg }),
-        false => command.clone(),
-    };
-    let help = help.clone().render_help().to_string();
+    let help = command.clone().render_help().to_string();
+    // The help of the program itself has them.
+    let help = if name.contains(' ') { without_global(&help) } else { help };
     let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
     write!(page, "\n## {name}\n\n```text\n{}\n```\n", lines.join("\n")).unwrap();
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {

@@ -53,6 +53,7 @@ fn fields(path: &str, schema: &Value, rows: &mut Vec<String>) {
         }
         let default = match &field["default"] {
             Value::Null => String::new(),
+            Value::String(text) if text.is_empty() => String::new(),
             default => format!("`{}`", flow(default)),
         };
         rows.push(format!("| `{path}` | {kind} | {default} | {} |", text(field)));

@@ -76,12 +76,16 @@ fn words_of(code: &str) -> BTreeSet<String> {
     words
 }
 
+fn is_test(path: &Path) -> bool {
+    ["tests", "tests.rs", "properties.rs"].iter().any(|name| path.ends_with(name))
+}
+
 fn words_below(path: &Path, words: &mut BTreeSet<String>) {
     if path.is_dir() {
         let paths: Vec<PathBuf> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let is_test = |path: &PathBuf| path.ends_with("tests") || path.ends_with("tests.rs");
-        let of_code = paths.iter().filter(|path| !is_test(path) && !path.ends_with("properties.rs"));
-        of_code.for_each(|path| words_below(path, words));
+        for path in paths.iter().filter(|path| !is_test(path)) {
+            words_below(path, words);
+        }
     } else {
         let code = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         words.extend(words_of(&code));
