@@ -67,8 +67,11 @@ fn fields(path: &str, schema: &Value, rows: &mut Vec<String>) {
 /// The type in words.
 fn kind_of(schema: &Value) -> String {
     if let Some(values) = schema["enum"].as_array() {
-        let values = values.iter().filter(|value| !value.is_null());
-        return values.map(|value| format!("`{}`", flow(value))).collect::<Vec<_>>().join(", ");
+        let values = values.iter().filter(|value| !value.is_null()).map(|value| match flow(value) {
+            text if text.is_empty() => "empty".to_owned(),
+            text => format!("`{text}`"),
+        });
+        return values.collect::<Vec<_>>().join(", ");
     }
     let range = match (number(&schema["minimum"]), number(&schema["maximum"])) {
         (Some(least), Some(most)) => format!(", {least} to {most}"),
