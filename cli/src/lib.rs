@@ -23,4 +23,6 @@ pub mod human;
 pub mod manifests;
 pub mod objects;
 pub mod output;
+#[cfg(test)]
+mod reference;
 pub mod refresh;

@@ -16,6 +16,8 @@ mod action;
 mod canary;
 mod condition;
 mod config;
+#[cfg(test)]
+mod fields;
 mod policy;
 mod quantity;
 mod step;

@@ -1,6 +1,6 @@
 //! Builds everything that a cluster needs, in parallel, and shows cargo's progress.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -65,6 +65,23 @@ pub fn cargo_with(
     // Its own progress bar has the counts: crates done, crates in all.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "160");
     host::output_with_progress(&mut cargo, |line| report_progress(&task, line))
+}
+
+/// A published program, compiled once and kept outside the clone.
+///
+/// # Errors
+/// It could not be compiled.
+pub fn tool(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
+    let folder = host::cache()?.join(format!("{name}-{version}"));
+    let program = folder.join("bin").join(name);
+    if !program.is_file() {
+        let root = folder.display().to_string();
+        let mut arguments = vec!["install", "--locked", "--debug", "--root", &root, "--version", version];
+        arguments.extend(options);
+        arguments.push(name);
+        cargo_in(&host::cache()?, &format!("compiling {name} (once)"), &arguments)?;
+    }
+    Ok(program)
 }
 
 /// Runs an example of a package, optimised, with its output on the terminal.

@@ -6,6 +6,7 @@
 
 mod archive;
 mod bench;
+mod book;
 mod build;
 #[cfg(test)]
 mod chart;
@@ -128,6 +129,8 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" })]
         arch: Vec<publish::Arch>,
     },
+    /// Builds the documentation as HTML, with every link checked, and prints where it is.
+    Book,
     /// Builds the images, loads them and installs Tulle with the sample shop.
     Install {
         /// `embedded`, or `context:NAME` of KUBECONFIG.
@@ -157,6 +160,7 @@ fn main() -> ExitCode {
         Command::Sim => build::example("tulle-sidecar", "sim"),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Images { registry, tag, arch } => publish::run(&registry, &tag, &arch),
+        Command::Book => book::run(),
         Command::Install { cluster } => install(&cluster),
     };
     match done {

@@ -164,8 +164,38 @@ impl Reason {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::fs;
+    use std::path::Path;
 
     use super::*;
+
+    const INTRODUCTION: &str = "\
+# Failure reasons
+
+The word in the header `tulle-reason`, in the label `reason` of `tulle_failures_total`, in `error.type` of access logs and
+spans, and in what `tulle` shows. [A table](../../../sidecar/README.md#failure-reasons) has the status codes of HTTP and
+gRPC too. Words in capitals stand for names of your cluster. Generated from
+[reason.rs](../../../mesh/src/reason.rs): `TULLE_UPDATE=1 cargo test -p tulle-mesh reason`.
+";
+
+    #[test]
+    fn the_page_of_reasons_is_what_the_code_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/reference/reasons.md");
+        let of = |reason: &Reason| {
+            let (name, blames) = (reason.name(), reason.blames().name());
+            let (sentence, remedy) = (reason.sentence(), reason.remedy());
+            format!("\n## {name}\n\n**At fault: {blames}.** {sentence}\n\n{remedy}\n")
+        };
+        let generated = INTRODUCTION.to_owned() + &Reason::ALL.iter().map(of).collect::<String>();
+        if std::env::var_os("TULLE_UPDATE").is_some() {
+            fs::write(&path, &generated).unwrap();
+        }
+        let checked_in = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            checked_in == generated,
+            "reasons.md is stale: TULLE_UPDATE=1 cargo test -p tulle-mesh reason"
+        );
+    }
 
     #[test]
     fn every_reason_is_found_by_its_name_and_no_other_word_is_one() {

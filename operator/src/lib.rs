@@ -22,6 +22,8 @@ pub mod identity;
 pub mod lease;
 pub mod metrics;
 pub mod model;
+#[cfg(test)]
+mod reference;
 pub mod rollout;
 pub mod run;
 pub mod settings;

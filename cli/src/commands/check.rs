@@ -13,6 +13,8 @@ mod facts;
 mod finding;
 mod gather;
 mod judge;
+#[cfg(test)]
+mod reference;
 mod render;
 #[cfg(test)]
 mod tests;

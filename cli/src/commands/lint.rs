@@ -7,6 +7,8 @@
 mod cluster;
 mod policy;
 pub(crate) mod read;
+#[cfg(test)]
+mod reference;
 mod rollout;
 mod rules;
 mod schema;

@@ -5,9 +5,9 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::Tally;
-use crate::build::{cargo, cargo_in};
-use crate::host;
+use crate::build::{cargo, tool};
 use crate::progress::say;
+use crate::{book, host};
 
 /// The release of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
@@ -30,28 +30,12 @@ pub(super) fn run() -> Tally {
         ),
     ];
     for (sentence, arguments) in checks {
-        match cargo(sentence, arguments) {
-            Ok(_) => {
-                tally.passed += 1;
-                say(&format!("ok      workspace: {sentence}"));
-            }
-            Err(error) => {
-                tally.failed += 1;
-                say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
-            }
-        }
+        record(&mut tally, sentence, cargo(sentence, arguments).map(|_| String::new()));
     }
     let sentence = "every dependency has a permissive licence and a known source, and none is banned";
-    match dependencies() {
-        Ok(advisories) => {
-            tally.passed += 1;
-            say(&format!("ok      workspace: {sentence} ({advisories})"));
-        }
-        Err(error) => {
-            tally.failed += 1;
-            say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
-        }
-    }
+    record(&mut tally, sentence, dependencies().map(|advisories| format!(" ({advisories})")));
+    let sentence = "the documentation can be built as a book, and every link in it leads somewhere";
+    record(&mut tally, sentence, book::build().map(|_| String::new()));
     let tests = cargo("unit and property tests", &["test", "--locked", "--workspace", "--no-fail-fast"]);
     let text = match &tests {
         Ok(text) => text.clone(),
@@ -68,17 +52,24 @@ pub(super) fn run() -> Tally {
     tally
 }
 
+/// Counts a check and prints its sentence, with a remark behind it.
+fn record(tally: &mut Tally, sentence: &str, result: Result<String>) {
+    match result {
+        Ok(remark) => {
+            tally.passed += 1;
+            say(&format!("ok      workspace: {sentence}{remark}"));
+        }
+        Err(error) => {
+            tally.failed += 1;
+            say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
+        }
+    }
+}
+
 /// Checks `deny.toml` with cargo-deny, compiled once and kept outside the clone. Returns the result for the
 /// advisories, whose database is the one part that has to be fetched each time.
 fn dependencies() -> Result<&'static str> {
-    let folder = host::cache()?.join(format!("cargo-deny-{CARGO_DENY}"));
-    let program = folder.join("bin/cargo-deny");
-    if !program.is_file() {
-        let root = folder.display().to_string();
-        let arguments =
-            ["install", "--locked", "--debug", "--root", &root, "--version", CARGO_DENY, "cargo-deny"];
-        cargo_in(&host::cache()?, "compiling cargo-deny (once)", &arguments)?;
-    }
+    let program = tool("cargo-deny", CARGO_DENY, &[])?;
     let check = |what: &[&str]| {
         let mut deny = Command::new(&program);
         host::output(deny.current_dir(host::workspace()).args(["--log-level", "error", "check"]).args(what))
