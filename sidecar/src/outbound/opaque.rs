@@ -361,7 +361,8 @@ fn verdict(seen: Option<Seen>) -> Verdict {
 
 /// Counts and logs a connection that no endpoint took.
 pub(super) fn unopened(worker: &Worker, way: &RouteTarget, failure: &Failure) {
-    let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), false);
+    let is_meshed = way.backend.is_meshed();
+    let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), is_meshed);
     series.connection(Some(failure), (0, 0));
     log(&way.backend, failure, "no endpoint took an opaque connection");
 }
