@@ -76,9 +76,12 @@ pub struct Golden {
     pub client_errors: u64,
     /// Of these: given up or got wrong by the client.
     pub abandoned: u64,
+    /// Requests and opaque connections that a policy or a limit refused. They are not among the failures.
+    pub denied: u64,
     /// Requests in a second.
     pub rps: f64,
-    /// The part of the requests that did not fail, 0 to 1; `None`: there were none.
+    /// The part of the requests that did not fail, 0 to 1, without those that were denied or abandoned; `None`: there
+    /// were none.
     pub success: Option<f64>,
     /// Latencies in milliseconds.
     pub p50_ms: Option<f64>,
@@ -92,6 +95,8 @@ pub struct Golden {
     pub reasons: Vec<Reason>,
     /// Opaque connections that have ended.
     pub connections: u64,
+    /// Of these: failed, neither denied nor ended by the client.
+    pub failed_connections: u64,
     /// Bytes that clients have sent.
     pub bytes_up: u64,
     /// Bytes that servers have sent.
@@ -150,7 +155,7 @@ pub struct StatRow {
     pub golden: Golden,
 }
 
-/// Rows, the worst first: by failures in a second, then by requests.
+/// Rows, the worst first: by failures of requests and connections, then by requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Stat {

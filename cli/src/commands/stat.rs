@@ -202,7 +202,7 @@ fn table(stat: &Stat, by: By, with_namespace: bool, wide: bool, output: &Output)
     headers.extend(own);
     headers.extend(["RPS", "SUCCESS", "P50", "P95", "P99", "WORST"]);
     if wide {
-        headers.extend(["RETRIES", "4XX", "ABANDONED", "CONNS", "IN", "OUT"]);
+        headers.extend(["RETRIES", "4XX", "ABANDONED", "DENIED", "CONNS", "IN", "OUT"]);
     }
     let first = stat.rows.first().map(|row| row.party.kind.as_str());
     let mixed = stat.rows.iter().any(|row| Some(row.party.kind.as_str()) != first);
@@ -262,12 +262,13 @@ pub fn signals(golden: &Golden, output: &Output) -> [String; 6] {
     ]
 }
 
-/// RETRIES 4XX ABANDONED CONNS IN OUT, in a window of so many seconds.
-fn more(golden: &Golden, window: u64) -> [String; 6] {
+/// RETRIES 4XX ABANDONED DENIED CONNS IN OUT, in a window of so many seconds.
+fn more(golden: &Golden, window: u64) -> [String; 7] {
     [
         human::count(golden.retries),
         human::count(golden.client_errors),
         human::count(golden.abandoned),
+        human::count(golden.denied),
         human::count(golden.connections),
         human::bytes_per_second(golden.bytes_up, window),
         human::bytes_per_second(golden.bytes_down, window),

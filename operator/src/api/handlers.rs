@@ -8,7 +8,6 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
-use k8s_openapi::jiff::Timestamp;
 use tulle_crds::MeshPolicy;
 use tulle_mesh::query::{Access, Diff, Edges, Explanation, Health, Sidecars, Stat, Timeline};
 
@@ -46,7 +45,8 @@ pub async fn stat(
     let window = parameters.window(WINDOW)?;
     api.sees(&caller, wanted.namespace.as_deref()).await?;
     compute(move || {
-        let sum = api.aggregates.history().since(window, now());
+        let namespace = wanted.namespace.as_deref();
+        let sum = api.aggregates.sum(window, now(), |id| query::concerns(id, namespace));
         Ok(query::stat(&sum, &api.hub.model(), &wanted))
     })
     .await
@@ -61,7 +61,7 @@ pub async fn edges(
     let (namespace, window) = (parameters.name("namespace")?, parameters.window(WINDOW)?);
     api.sees(&caller, namespace.as_deref()).await?;
     compute(move || {
-        let sum = api.aggregates.history().since(window, now());
+        let sum = api.aggregates.sum(window, now(), |id| query::concerns(id, namespace.as_deref()));
         Ok(query::edges(&sum, &api.hub.model(), namespace.as_deref()))
     })
     .await
@@ -194,7 +194,7 @@ pub async fn access(
     };
     api.sees(&caller, needed).await?;
     compute(move || {
-        let sum = api.aggregates.history().since(HOUR, now());
+        let sum = api.aggregates.sum(HOUR, now(), |_| true);
         let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
         found.map_err(Refused::bad_request)
     })
@@ -212,7 +212,7 @@ pub async fn diff(
     let (policy, namespace) = policy(&body)?;
     api.sees(&caller, Some(&namespace)).await?;
     compute(move || {
-        let sum = api.aggregates.history().since(HOUR, now());
+        let sum = api.aggregates.sum(HOUR, now(), |_| true);
         Ok(explain::diff(&api.hub.model(), &sum, &policy))
     })
     .await
@@ -250,5 +250,5 @@ async fn compute<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + 
 
 /// Unix seconds.
 fn now() -> i64 {
-    Timestamp::now().as_second()
+    crate::telemetry::now()
 }

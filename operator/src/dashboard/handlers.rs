@@ -7,7 +7,6 @@ use std::time::Instant;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use k8s_openapi::jiff::Timestamp;
 use maud::Markup;
 use tulle_crds::Canary;
 use tulle_mesh::query::By;
@@ -105,7 +104,7 @@ pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: He
     let window = Window::parse(parameters.all("window").next());
     compute(move || {
         let shown = namespace.clone().or_else(|| viewer.only.clone());
-        let sum = api.aggregates.history().since(window.seconds(), now());
+        let sum = api.aggregates.sum(window.seconds(), now(), |id| query::concerns(id, shown.as_deref()));
         let wanted =
             StatQuery { by: By::Workload, namespace: shown.clone(), name: None, from: None, to: None };
         let stat = {
@@ -141,11 +140,8 @@ pub async fn workload(
     compute(move || {
         let Wanted { namespace, name, .. } = &wanted;
         let now = now();
-        let (sum, timeline) = {
-            let history = api.aggregates.history();
-            let timeline = query::timeline(&history, namespace, name, window.seconds(), now);
-            (history.since(window.seconds(), now), timeline)
-        };
+        let timeline = query::timeline(&api.aggregates.history(), namespace, name, window.seconds(), now);
+        let sum = api.aggregates.sum(window.seconds(), now, |id| query::concerns(id, Some(namespace)));
         let states = api.acks.sidecars();
         let model = api.hub.model();
         let sidecars = sidecars(&model, states, Instant::now(), Some(namespace));
@@ -239,7 +235,7 @@ async fn compute(work: impl FnOnce() -> Result<Markup, Failed> + Send + 'static)
 
 /// Unix seconds.
 fn now() -> i64 {
-    Timestamp::now().as_second()
+    crate::telemetry::now()
 }
 
 #[cfg(test)]

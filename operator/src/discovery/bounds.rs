@@ -1,12 +1,13 @@
 //! What of a sidecar's words is taken: whoever holds one certificate must not fill memory, break a label or
 //! give evidence about a rollout that it sends nothing to.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use tulle_mesh::histogram::BUCKETS;
 use tulle_mesh::proto::series_key::Direction;
-use tulle_mesh::proto::{SeriesCounts, SeriesKey, TelemetryReport};
+use tulle_mesh::proto::{ReasonCount, SeriesCounts, SeriesKey, TelemetryReport};
+use tulle_mesh::reason::Reason;
 
 /// Requests or attempts that one report may count of a destination: nobody makes a sum that no other can add
 /// to.
@@ -34,8 +35,12 @@ const MAX_UID: usize = 64;
 
 /// What a sidecar may speak about.
 pub(super) struct Subjects<'a> {
-    /// Namespace and name that its requests are counted under.
+    /// Namespace and name that its requests are counted under: those of Services, and of the service accounts of pods
+    /// that it sends to by their own addresses.
     pub services: HashSet<(&'a str, &'a str)>,
+    /// Whether there is a Service of this namespace and name. A connection lasts for longer than the subscription to
+    /// the address that it was opened to.
+    pub exists: &'a dyn Fn(&str, &str) -> bool,
     /// Namespace and name of the Canaries whose shares it was sent.
     pub canaries: HashSet<(&'a str, &'a str)>,
     /// Routes of the Gateway API whose rules it was sent, as `HTTPRoute/namespace/name`.
@@ -85,8 +90,11 @@ fn bound_key(key: &mut SeriesKey, subjects: &Subjects<'_>) -> bool {
     }
     let (namespace, peer) = (key.namespace.as_str(), key.peer.as_str());
     let is_believed = match (key.direction(), namespace, peer) {
-        (_, OTHER, OTHER) | (Direction::Outbound, "", "_PASSTHROUGH") => true,
-        (Direction::Outbound, ..) => subjects.services.contains(&(namespace, peer)),
+        // A pod without a sidecar has no name that its client knows.
+        (_, OTHER, OTHER) | (Direction::Outbound, "", "_PASSTHROUGH" | "pod") => true,
+        (Direction::Outbound, ..) => {
+            subjects.services.contains(&(namespace, peer)) || (subjects.exists)(namespace, peer)
+        }
         // Anybody may call it.
         (Direction::Inbound, ..) => is_name(namespace) && is_name(peer),
         (Direction::Unspecified, ..) => false,
@@ -103,8 +111,7 @@ fn bound_key(key: &mut SeriesKey, subjects: &Subjects<'_>) -> bool {
 fn bound_counts(counts: &mut SeriesCounts) {
     counts.classes.truncate(CLASSES);
     bound_buckets(&mut counts.buckets);
-    counts.reasons.truncate(MAX_REASONS);
-    counts.reasons.retain(|reason| is_revision(&reason.reason));
+    bound_reasons(&mut counts.reasons);
     let of_reasons = counts.reasons.iter_mut().map(|reason| &mut reason.count);
     let others = [&mut counts.connections, &mut counts.retries];
     for count in counts.classes.iter_mut().chain(of_reasons).chain(others) {
@@ -114,6 +121,19 @@ fn bound_counts(counts: &mut SeriesCounts) {
     for sum in [&mut counts.sum_micros, &mut counts.bytes_up, &mut counts.bytes_down] {
         *sum = (*sum).min(MAX_BYTES);
     }
+}
+
+/// Each reason once, by the names that there are.
+fn bound_reasons(reasons: &mut Vec<ReasonCount>) {
+    reasons.truncate(MAX_REASONS);
+    let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for reason in reasons.drain(..) {
+        let name = Reason::from_name(&reason.reason).map_or(OTHER, Reason::name);
+        let sum = sums.entry(name).or_default();
+        *sum = sum.saturating_add(reason.count);
+    }
+    let bounded = |(name, count): (&str, u64)| ReasonCount { reason: name.to_owned(), count };
+    *reasons = sums.into_iter().map(bounded).collect();
 }
 
 /// Counts by destination, of earlier sidecars, and attempts.
@@ -185,9 +205,14 @@ mod tests {
 
     use super::*;
 
+    fn exists(namespace: &str, name: &str) -> bool {
+        (namespace, name) == ("shop", "redis")
+    }
+
     fn subjects() -> Subjects<'static> {
         Subjects {
             services: [("shop", "web")].into(),
+            exists: &exists,
             canaries: [("shop", "web")].into(),
             routes: ["HTTPRoute/shop/web".to_owned()].into(),
         }
@@ -269,6 +294,9 @@ mod tests {
         for (direction, namespace, peer, is_believed) in [
             (Outbound, "shop", "web", true),
             (Outbound, "shop", "other", false),
+            (Outbound, "shop", "redis", true),
+            (Outbound, "payments", "redis", false),
+            (Outbound, "", "pod", true),
             (Outbound, "", "_PASSTHROUGH", true),
             (Outbound, "_OTHER", "_OTHER", true),
             (Inbound, "payments", "checkout.v1", true),
@@ -317,8 +345,26 @@ mod tests {
         let counts = report.series.first().unwrap();
         assert_eq!(counts.buckets, [150, MAX_COUNT, 9, 1]);
         assert_eq!(counts.classes, [MAX_COUNT; 8]);
-        assert_eq!((counts.reasons.len(), counts.connections), (MAX_REASONS, MAX_COUNT));
+        let reason = ReasonCount { reason: "UpstreamReset".into(), count: MAX_COUNT };
+        assert_eq!((counts.reasons.as_slice(), counts.connections), ([reason].as_slice(), MAX_COUNT));
         assert_eq!((counts.bytes_up, counts.sum_micros), (MAX_BYTES, MAX_BYTES));
+    }
+
+    #[test]
+    fn reasons_are_those_that_there_are_and_each_is_there_once() {
+        let reason = |name: &str, count| ReasonCount { reason: name.into(), count };
+        let reasons = vec![
+            reason("UpstreamReset", 1),
+            reason("Nonsense", 2),
+            reason("PolicyDenied", 3),
+            reason("a\"b", 4),
+            reason("UpstreamReset", 5),
+        ];
+        let series = vec![SeriesCounts { reasons, ..SeriesCounts::default() }];
+        let mut report = TelemetryReport { series, ..Default::default() };
+        telemetry(&mut report, &subjects());
+        let expected = [reason("PolicyDenied", 3), reason("UpstreamReset", 6), reason(OTHER, 6)];
+        assert_eq!(report.series.first().unwrap().reasons, expected);
     }
 
     #[test]

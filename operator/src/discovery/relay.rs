@@ -116,6 +116,7 @@ impl LeaderRelay {
     /// Counts a report, on the leader, whichever replica the sidecar is connected to. Returns the answer to it.
     pub fn count(&self, pod_uid: &str, report: &TelemetryReport) -> TelemetryAck {
         let reporter = reporter_of(&self.hub.model(), pod_uid);
+        self.aggregates.lead(self.leadership.borrow().epoch);
         let taken = self.aggregates.add(pod_uid, reporter, report);
         TelemetryAck { sequence: report.sequence, forgotten: matches!(taken, Taken::Forgotten) }
     }

@@ -42,6 +42,8 @@ const MAX_NAME: usize = 256;
 /// A sidecar that reads nothing for this long is dropped: it would not learn of any change, and what is meant
 /// for it fills memory.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Two reports of a sidecar are counted at least this long apart.
+const REPORTS_APART: Duration = Duration::from_millis(200);
 
 /// What waits to be sent. Boxed, because a message takes more than a kilobyte whatever is in it, and the queue of each
 /// stream has room for 32 of them from its first one on.
@@ -84,6 +86,8 @@ struct State {
     held: HashMap<Name, String>,
     sends_in_second: u32,
     second: Instant,
+    /// When the next report is taken; `None`: at once.
+    next_report: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -314,14 +318,34 @@ impl Session {
         }
     }
 
-    /// What a sidecar counts of destinations that it is not subscribed to is not believed: nobody may give
-    /// evidence about a rollout that he sends nothing to.
-    async fn telemetry(&self, mut report: TelemetryReport, state: &State) -> Result<(), Status> {
+    /// Attempts at destinations that a sidecar is not subscribed to are not believed: nobody may give evidence about a
+    /// rollout that he sends nothing to.
+    async fn telemetry(&self, mut report: TelemetryReport, state: &mut State) -> Result<(), Status> {
+        // A sidecar looks for something to report once a second. One that reports all the time waits, with all that it
+        // says: each report takes the lock of the history.
+        if let Some(next) = state.next_report {
+            sleep_until(next).await;
+        }
+        state.next_report = Some(Instant::now() + REPORTS_APART);
+        let dropped = self.bound(&mut report, state);
+        if dropped > 0 {
+            tracing::debug!(pod = self.pod_uid, dropped, "counts that a sidecar may not report");
+        }
+        if let Some(ack) = self.relay.telemetry(&self.pod_uid, report) {
+            self.send(acknowledgement(ack)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes out of a report what is not believed. Returns how much that was.
+    fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
         let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
         let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());
         let canaries = sent().flat_map(|shared| shared.stamps.iter());
         let canaries = canaries.filter(|stamp| stamp.kind() == stamp::Kind::Canary);
+        let exists = |namespace: &str, name: &str| self.hub.model().has_service(namespace, name);
         let subjects = Subjects {
+            exists: &exists,
             services: services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
             canaries: canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
             // Looked for where one is named for the first time.
@@ -330,14 +354,7 @@ impl Session {
                 false => HashSet::new(),
             },
         };
-        let dropped = bounds::telemetry(&mut report, &subjects);
-        if dropped > 0 {
-            tracing::debug!(pod = self.pod_uid, dropped, "counts that a sidecar may not report");
-        }
-        if let Some(ack) = self.relay.telemetry(&self.pod_uid, report) {
-            self.send(acknowledgement(ack)).await?;
-        }
-        Ok(())
+        bounds::telemetry(report, &subjects)
     }
 
     /// The namespace of the pod. Empty: the pod is gone already.
@@ -513,6 +530,7 @@ impl State {
             held,
             sends_in_second: 0,
             second: Instant::now(),
+            next_report: None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use tulle_mesh::features;
+use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::route::Kind;
 use tulle_mesh::proto::{self, filter, stamp};
@@ -130,6 +131,11 @@ impl Model {
             stamps = stamps_of(service, &traffic);
             counted_as = Some((service.namespace.clone(), service.name.clone()));
         }
+        if let Some(Kind::Pod(pod)) = &route.kind {
+            // As sidecars count it. Of a pod without a sidecar they know no name.
+            let identity = pod.endpoint.as_ref().and_then(|of| of.identity.parse::<WorkloadId>().ok());
+            counted_as = identity.map(|of| (of.namespace, of.service_account));
+        }
         Some(Compiled {
             resource: versioned(name, requires, Body::Route(route)),
             stamps,
@@ -137,6 +143,12 @@ impl Model {
             // A change of a Service touches all its addresses, that of an endpoint none of them.
             depends: Dependency::Address(address.ip()),
         })
+    }
+
+    /// Whether there is a Service of this name.
+    pub fn has_service(&self, namespace: &str, name: &str) -> bool {
+        let key: Key = (namespace.into(), name.into());
+        self.services.contains_key(&key)
     }
 
     /// Endpoints without any where there is no such Service or port: their clients must learn that too.

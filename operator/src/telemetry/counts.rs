@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tulle_mesh::histogram::{BUCKETS, Histogram};
 use tulle_mesh::proto::{ReasonCount, SeriesCounts};
 use tulle_mesh::query;
+use tulle_mesh::reason::{Blame, Reason};
 
 /// Classes of requests: 1xx to 5xx, gRPC server errors, no answer, given up or got wrong by the client.
 pub const CLASSES: usize = 8;
@@ -34,6 +35,10 @@ pub struct Counts {
     pub retries: u64,
     /// Failures by reason.
     pub reasons: Vec<(Arc<str>, u64)>,
+    /// Opaque connections that failed. In sums of series only, because a slot has just the reasons.
+    pub failed_connections: u64,
+    /// The same of those that were denied.
+    pub denied_connections: u64,
 }
 
 impl Counts {
@@ -99,9 +104,54 @@ impl Counts {
         self.bytes_down = self.bytes_down.saturating_add(other.bytes_down);
         self.connections = self.connections.saturating_add(other.connections);
         self.retries = self.retries.saturating_add(other.retries);
+        self.failed_connections = self.failed_connections.saturating_add(other.failed_connections);
+        self.denied_connections = self.denied_connections.saturating_add(other.denied_connections);
         for (name, count) in &other.reasons {
             self.add_reason(name, *count);
         }
+    }
+
+    /// The part with this number of so many that are as alike as can be, and that are everything together.
+    pub(super) fn part(&self, part: u64, of: u64) -> Self {
+        let before = |count: u64, part: u64| {
+            let share = u128::from(count) * u128::from(part) / u128::from(of.max(1));
+            u64::try_from(share).unwrap_or(u64::MAX)
+        };
+        let share = |count: u64| before(count, part.saturating_add(1)).saturating_sub(before(count, part));
+        let mut latency = Histogram::default();
+        for (bucket, count) in self.latency.buckets() {
+            let count = share(count);
+            // Of an empty bucket room would be made.
+            if count > 0 {
+                latency.add(bucket, count);
+            }
+        }
+        latency.add_sum(share(self.latency.sum_micros()));
+        let reasons = self.reasons.iter().map(|(name, count)| (Arc::clone(name), share(*count)));
+        Self {
+            classes: self.classes.map(share),
+            latency,
+            bytes_up: share(self.bytes_up),
+            bytes_down: share(self.bytes_down),
+            connections: share(self.connections),
+            retries: share(self.retries),
+            reasons: reasons.filter(|(_, count)| *count > 0).collect(),
+            failed_connections: share(self.failed_connections),
+            denied_connections: share(self.denied_connections),
+        }
+    }
+
+    /// Finds out how many connections failed. For counts of an opaque series: all its reasons are those of connections.
+    pub(super) fn judge_connections(&mut self) {
+        let is_of_client =
+            |name: &str| Reason::from_name(name).is_some_and(|reason| reason.blames() == Blame::Client);
+        self.denied_connections = self.of_reasons(is_denial);
+        self.failed_connections = self.of_reasons(|name| !is_denial(name) && !is_of_client(name));
+    }
+
+    fn of_reasons(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
+        let wanted = self.reasons.iter().filter(|(name, _)| is_wanted(name));
+        wanted.fold(0, |sum: u64, (_, count)| sum.saturating_add(*count))
     }
 
     /// Adds failures for a reason.
@@ -134,10 +184,14 @@ impl Counts {
 
     /// What these counts of so many seconds say.
     pub fn golden(&self, seconds: u64) -> query::Golden {
-        let [_, _, _, client_errors, _, _, _, abandoned] = self.classes;
-        let (requests, failures) = (self.requests(), self.failures());
-        // A request that its client gave up or got wrong says nothing about the server.
-        let judged = requests.saturating_sub(abandoned);
+        let [_, _, _, client_errors, _, _, unanswered, abandoned] = self.classes;
+        let denied = self.of_reasons(is_denial);
+        // A request that is denied is counted as one without an answer.
+        let denied_requests = denied.saturating_sub(self.denied_connections).min(unanswered);
+        let (requests, failures) = (self.requests(), self.failures().saturating_sub(denied_requests));
+        // A request that its client gave up or got wrong, or that was refused as somebody wants it, says nothing about
+        // the server.
+        let judged = requests.saturating_sub(abandoned).saturating_sub(denied_requests);
         let millis = |q: f64| self.latency.quantile(q).map(|micros| micros / 1000.0);
         let reason =
             |(name, count): &(Arc<str>, u64)| query::Reason { name: name.to_string(), count: *count };
@@ -148,6 +202,7 @@ impl Counts {
             failures,
             client_errors,
             abandoned,
+            denied,
             rps: requests as f64 / seconds.max(1) as f64,
             success: (judged > 0).then(|| 1.0 - failures as f64 / judged as f64),
             p50_ms: millis(0.5),
@@ -156,8 +211,16 @@ impl Counts {
             retries: self.retries,
             reasons,
             connections: self.connections,
+            failed_connections: self.failed_connections,
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
         }
     }
+}
+
+/// Whether a policy or a limit has refused what has this reason: that is what its author wants, and no failure of the
+/// server.
+fn is_denial(name: &str) -> bool {
+    Reason::from_name(name)
+        .is_some_and(|reason| reason.blames() == Blame::Policy || reason == Reason::OursOverloaded)
 }

@@ -25,13 +25,21 @@ pub(super) const TEN: i64 = 10;
 pub(super) const MINUTE: i64 = 60;
 pub(super) const FIVE: i64 = 300;
 /// Windows up to this are summed from slots of 10 s.
-const BY_TEN: i64 = 600;
+pub(super) const BY_TEN: i64 = 600;
 /// Windows up to this are summed from slots of a minute.
 const BY_MINUTE: i64 = 3_600;
 /// The longest window: nothing older is kept.
 pub const LONGEST: i64 = 21_600;
 /// Series that are kept. Beyond, those of a workload are one, named [`OTHER`].
 pub const MAX_SERIES: usize = 5_000;
+/// Series of one reporter that are kept: a workload whose pods make names up does not take the room of others. Beyond,
+/// they are one, too.
+pub(super) const MAX_OF_REPORTER: usize = 500;
+/// Bytes of all slots that have ended. A typical series takes 15 kB, so that all of them are 75 MB, and one with a
+/// latency in each bucket several times as much. Above it the oldest slots are dropped.
+const MAX_HEAP: usize = 120 * 1024 * 1024;
+/// The protocol of connections whose content is not looked at.
+const OPAQUE: &str = "opaque";
 
 /// Who reports: a revision of a workload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -210,6 +218,18 @@ impl Series {
         }
     }
 
+    /// Bytes on the heap of the slots that have ended.
+    fn heap(&self) -> usize {
+        self.tens.heap() + self.minutes.heap() + self.fives.heap()
+    }
+
+    /// Drops the slots that start before a time.
+    fn drop_before(&mut self, limit: i64) {
+        self.tens.drain_before(TEN, limit, |_, _| {});
+        self.minutes.drain_before(MINUTE, limit, |_, _| {});
+        self.fives.drain_before(FIVE, limit, |_, _| {});
+    }
+
     /// Makes longer slots of those that are old at a time, and drops what nobody can ask for.
     fn roll(&mut self, now: i64, reasons: &mut Reasons) {
         roll(&mut self.tens, TEN, &mut self.minutes, MINUTE, floor(now - BY_TEN, MINUTE), reasons);
@@ -271,6 +291,8 @@ fn step_of(window: i64) -> i64 {
 #[derive(Debug, Default)]
 pub struct History {
     pub(super) series: HashMap<Arc<SeriesId>, Box<Series>>,
+    /// How many each reporter has.
+    reporters: HashMap<Reporter, usize>,
     /// The number of the next series.
     pub(super) next: u32,
     /// When the open slot starts. It never goes back, whatever the clock does.
@@ -302,6 +324,28 @@ impl History {
         }
     }
 
+    /// The same of counts that were made since `from`, at most ten minutes before: a part goes to each slot. Slots before
+    /// the first counts get none, because nobody can ask for them.
+    pub(super) fn add_over(&mut self, id: &Arc<SeriesId>, counts: &Counts, from: i64, now: i64) {
+        self.sweep(now);
+        self.begin_at(now);
+        let from = floor(self.began.map_or(from, |began| from.max(began)).max(now - BY_TEN), TEN);
+        let slots = seconds((self.open - from) / TEN) + 1;
+        if slots == 1 || counts.is_empty() {
+            self.add_shared(id, counts, now);
+            return;
+        }
+        let starts = (from..self.open).step_by(usize::try_from(TEN).unwrap_or(1));
+        let parts = starts.zip(0_u64..).map(|(start, part)| (start, counts.part(part, slots)));
+        let parts: Vec<(i64, Counts)> = parts.filter(|(_, part)| !part.is_empty()).collect();
+        // The table is lent to the encoder, because the series is borrowed too.
+        let mut reasons = std::mem::take(&mut self.reasons);
+        let series = self.entry(id);
+        series.tens.add_all(TEN, &parts, &mut reasons);
+        series.now.merge(&counts.part(slots - 1, slots));
+        self.reasons = reasons;
+    }
+
     /// Adds counts of a slot that has ended elsewhere.
     pub(super) fn add_ended(&mut self, id: &Arc<SeriesId>, step: i64, start: i64, counts: &Counts) {
         self.begin_at(start);
@@ -328,17 +372,41 @@ impl History {
 
     /// Everything of the last `window` seconds, summed by series. The window is at least 10 s and at most six hours.
     pub fn since(&self, window: u64, now: i64) -> Sum {
+        let (mut sum, from) = self.begin_sum(window, now);
+        let mut ids = self.wanted(|_| true);
+        ids.sort_unstable();
+        sum.series = self.sums(&ids, from);
+        sum
+    }
+
+    /// A sum without series, and the start of its first slot.
+    pub(super) fn begin_sum(&self, window: u64, now: i64) -> (Sum, i64) {
         let (_, from) = self.window(window, now);
-        let sums = self.series.iter().map(|(id, series)| (id, series.since(from, self.open, &self.reasons)));
-        let sums = sums.filter(|(_, sum)| !sum.is_empty());
-        let mut series: Vec<(SeriesId, Counts)> = sums.map(|(id, sum)| (SeriesId::clone(id), sum)).collect();
-        series.sort_by(|(a, _), (b, _)| a.cmp(b));
         let lost = self.lost.iter().filter(|(start, _)| *start >= from).map(|(_, lost)| lost);
-        Sum {
+        let sum = Sum {
             window: seconds(now - from).min(self.covered(now)),
             lost: lost.fold(0, |sum: u64, lost| sum.saturating_add(*lost)),
-            series,
-        }
+            series: Vec::new(),
+        };
+        (sum, from)
+    }
+
+    /// The series that are wanted, in no order.
+    pub(super) fn wanted(&self, wanted: impl Fn(&SeriesId) -> bool) -> Vec<Arc<SeriesId>> {
+        self.series.keys().filter(|id| wanted(id)).map(Arc::clone).collect()
+    }
+
+    /// What some series have counted in the slots since one that starts at `from`.
+    pub(super) fn sums(&self, ids: &[Arc<SeriesId>], from: i64) -> Vec<(SeriesId, Counts)> {
+        let known = ids.iter().filter_map(|id| Some((id, self.series.get(id)?)));
+        let sums = known.map(|(id, series)| {
+            let mut sum = series.since(from, self.open, &self.reasons);
+            if &*id.protocol == OPAQUE {
+                sum.judge_connections();
+            }
+            (SeriesId::clone(id), sum)
+        });
+        sums.filter(|(_, sum)| !sum.is_empty()).collect()
     }
 
     /// What the series that are wanted have counted over time.
@@ -352,14 +420,20 @@ impl History {
         }
         let mut points = vec![Counts::default(); number];
         let index = |start: i64| usize::try_from((start - from).div_euclid(step)).ok();
-        for (_, series) in self.series.iter().filter(|(id, _)| wanted(id)) {
-            if let Some(point) = index(self.open).and_then(|index| points.get_mut(index)) {
-                point.merge(&series.now);
-            }
-            for (_, start, body) in series.ended() {
-                if let Some(point) = index(start).and_then(|index| points.get_mut(index)) {
-                    let _ = add_to(point, body, &self.reasons);
+        for (id, series) in self.series.iter().filter(|(id, _)| wanted(id)) {
+            let mut add = |start: i64, mut counts: Counts| {
+                if &*id.protocol == OPAQUE {
+                    counts.judge_connections();
                 }
+                if let Some(point) = index(start).and_then(|index| points.get_mut(index)) {
+                    point.merge(&counts);
+                }
+            };
+            add(self.open, series.now.clone());
+            for (_, start, body) in series.ended().filter(|(_, start, _)| *start >= from) {
+                let mut counts = Counts::default();
+                let _ = add_to(&mut counts, body, &self.reasons);
+                add(start, counts);
             }
         }
         let points = points.iter().zip((from..).step_by(usize::try_from(step).unwrap_or(1)));
@@ -380,6 +454,11 @@ impl History {
         self.series.len()
     }
 
+    /// Whether anything has been counted yet.
+    pub(super) fn has_begun(&self) -> bool {
+        self.began.is_some()
+    }
+
     /// The seconds of history that there are.
     pub fn covered(&self, now: i64) -> u64 {
         self.began.map_or(0, |began| seconds((now - began).min(LONGEST)))
@@ -387,8 +466,7 @@ impl History {
 
     /// Bytes on the heap of the slots that have ended.
     pub fn heap(&self) -> usize {
-        let logs = |series: &Series| series.tens.heap() + series.minutes.heap() + series.fives.heap();
-        self.series.values().map(|series| logs(series)).sum()
+        self.series.values().map(|series| series.heap()).sum()
     }
 
     /// Ends the open slot once its time is over, makes longer slots of old ones, and drops series without a slot. The
@@ -399,15 +477,54 @@ impl History {
             return;
         }
         let ended = std::mem::replace(&mut self.open, start);
-        let reasons = &mut self.reasons;
+        let (reasons, mut heap) = (&mut self.reasons, 0);
         self.series.retain(|_, series| {
             series.end(ended, reasons);
             series.roll(start, reasons);
+            heap += series.heap();
             !series.is_empty()
         });
+        self.shrink(heap, MAX_HEAP);
+        self.reporters.clear();
+        for id in self.series.keys() {
+            *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+        }
         let limit = floor(start - LONGEST, FIVE);
         while self.lost.front().is_some_and(|(start, _)| *start < limit) {
             self.lost.pop_front();
+        }
+    }
+
+    /// Drops the oldest slots, half an hour after the other, until those that are left have at most so many bytes. Those of
+    /// the last ten minutes stay. What is dropped is not covered any more.
+    fn shrink(&mut self, mut heap: usize, most: usize) {
+        let mut limit = floor(self.open - LONGEST, FIVE);
+        let last = floor(self.open - BY_TEN, FIVE);
+        while heap > most && limit < last {
+            limit = (limit + 6 * FIVE).min(last);
+            heap = 0;
+            self.series.retain(|_, series| {
+                series.drop_before(limit);
+                heap += series.heap();
+                !series.is_empty()
+            });
+            self.began = self.began.map(|began| began.max(limit));
+        }
+    }
+
+    /// Adds what another history knows of the time after this one has last been kept.
+    pub(super) fn append(&mut self, newer: &Self, now: i64) {
+        // The slot that was open here has what it has until this replica was told no more.
+        let (until, began) = (self.open, newer.began.unwrap_or(i64::MAX));
+        self.sweep(now);
+        for (id, series) in &newer.series {
+            // A slot that starts before may yet have only what came after, where the other one has begun after.
+            let slots = series.ended().filter(|(_, start, _)| (*start).max(began) >= until);
+            for (step, start, body) in slots {
+                let mut counts = Counts::default();
+                let _ = add_to(&mut counts, body, &newer.reasons);
+                self.add_ended(id, step, start, &counts);
+            }
         }
     }
 
@@ -425,12 +542,18 @@ impl History {
 
     fn entry(&mut self, id: &Arc<SeriesId>) -> &mut Series {
         let mut id = Arc::clone(id);
-        if self.series.len() >= MAX_SERIES && !self.series.contains_key(&*id) {
-            id = Arc::new(SeriesId::other(id.reporter.clone(), id.direction, id.mtls));
-        }
-        // Reporters are workloads of the model; but there may be more of them, too.
-        if self.series.len() >= 2 * MAX_SERIES && !self.series.contains_key(&*id) {
-            id = Arc::new(SeriesId::other(Reporter::unknown(), id.direction, id.mtls));
+        if !self.series.contains_key(&*id) {
+            let of_reporter = self.reporters.get(&id.reporter).copied().unwrap_or(0);
+            if of_reporter >= MAX_OF_REPORTER || self.series.len() >= MAX_SERIES {
+                id = Arc::new(SeriesId::other(id.reporter.clone(), id.direction, id.mtls));
+            }
+            // Reporters are workloads of the model; but there may be more of them, too.
+            if self.series.len() >= 2 * MAX_SERIES && !self.series.contains_key(&*id) {
+                id = Arc::new(SeriesId::other(Reporter::unknown(), id.direction, id.mtls));
+            }
+            if !self.series.contains_key(&*id) {
+                *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+            }
         }
         let next = &mut self.next;
         self.series.entry(id).or_insert_with(|| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tulle_mesh::proto::{SeriesKey, series_key};
 
+use super::LONG;
 use super::counts::OTHER;
 use super::history::{Direction, Interner, Reporter, SeriesId};
 
@@ -23,6 +24,10 @@ pub(super) struct Process {
     process: u64,
     /// Sequence number of its last report that was counted; 0: none.
     pub(super) last: u64,
+    /// The term of leadership in which that was.
+    pub(super) term: Option<i32>,
+    /// When counts of a long time were spread over it last.
+    spread: i64,
     reporter: Reporter,
     /// `None`: of a direction that this build does not know. Its counts are dropped.
     keys: HashMap<u32, Option<Arc<SeriesId>>>,
@@ -47,7 +52,24 @@ pub(super) fn process(processes: &mut Vec<Process>, process: u64, most: usize) -
 
 impl Process {
     fn new(process: u64) -> Self {
-        Self { process, last: 0, reporter: Reporter::unknown(), keys: HashMap::new() }
+        Self {
+            process,
+            last: 0,
+            term: None,
+            spread: i64::MIN,
+            reporter: Reporter::unknown(),
+            keys: HashMap::new(),
+        }
+    }
+
+    /// The seconds in which the counts of a report were made that says so of itself. Long times of one process do not
+    /// overlap: who claims one with each report would rewrite minutes of the history with each.
+    pub(super) fn seconds(&mut self, interval: i64, now: i64) -> i64 {
+        let seconds = interval.min(now.saturating_sub(self.spread)).max(0);
+        if seconds > LONG {
+            self.spread = now;
+        }
+        seconds
     }
 
     /// Whose series they are. The model may learn of a pod after its sidecar has reported; a pod that is gone stays
@@ -65,7 +87,14 @@ impl Process {
     }
 
     /// Takes keys that a report introduces. What a key means does not change: one that is known is skipped.
+    ///
+    /// A sidecar uses no number twice, so a process that lives for long names more keys than there is room for. All are
+    /// forgotten then: the report comes again with its keys, and the others with the next counts of their series.
     pub(super) fn learn(&mut self, keys: &[SeriesKey], interner: &mut Interner) {
+        let new = keys.iter().filter(|key| !self.keys.contains_key(&key.id)).count();
+        if new > 0 && self.keys.len() + new >= MAX_KEYS {
+            self.keys.clear();
+        }
         for key in keys {
             if self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key.id) {
                 continue;
@@ -92,8 +121,8 @@ impl Process {
         }
     }
 
-    /// Whether counts under a key can be taken. With too many keys every other one is [`OTHER`], because a sidecar that
-    /// is asked for it again and again would send all of them for ever.
+    /// Whether counts under a key can be taken. With too many keys in one report every other one is [`OTHER`], because a
+    /// sidecar that is asked for it again and again would send all of them for ever.
     pub(super) fn knows(&self, key: u32) -> bool {
         self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key)
     }

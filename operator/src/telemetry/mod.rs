@@ -15,15 +15,15 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tulle_mesh::histogram::Histogram;
 use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
 
 use crate::model::{Key, Model};
 use counts::OTHER;
-use history::{Direction, History, Interner, Reporter, SeriesId};
+use history::{Direction, History, Interner, Reporter, SeriesId, Sum};
 use keys::Process;
 
 pub mod counts;
@@ -47,6 +47,10 @@ const MAX_DESTINATIONS: usize = 10_000;
 const MAX_PROCESSES: usize = 2;
 /// Reports that one gap counts as lost: a sidecar may number its reports as it likes.
 const MAX_LOST: u64 = 1_000;
+/// A report of more seconds is spread over them: its sidecar could not report before.
+const LONG: i64 = 20;
+/// Series that are summed before others may use the history.
+const PORTION: usize = 100;
 
 /// Requests and failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +105,8 @@ struct Inner {
     destinations: HashMap<[Arc<str>; 3], (Counts, Histogram)>,
     refused: BTreeMap<(&'static str, &'static str), u64>,
     attempts: HashMap<Key, Attempts>,
+    /// In which this replica leads, or has led last.
+    term: Option<i32>,
 }
 
 /// Attempts at the pods of one Canary, by epoch, revision and pod.
@@ -110,11 +116,19 @@ type Attempts = HashMap<(u64, String, String), AttemptCounts>;
 #[derive(Debug, Default)]
 struct News {
     lost: u64,
+    /// The seconds in which it was counted; 0: not known.
+    seconds: i64,
     series: Vec<(Arc<SeriesId>, history::Counts)>,
 }
 
 impl Inner {
-    fn add(&mut self, pod_uid: &str, reporter: Option<Reporter>, report: &TelemetryReport) -> (Taken, News) {
+    fn add(
+        &mut self,
+        pod_uid: &str,
+        reporter: Option<Reporter>,
+        report: &TelemetryReport,
+        now: i64,
+    ) -> (Taken, News) {
         let mut news = News::default();
         if !self.processes.contains_key(pod_uid) {
             self.processes.insert(pod_uid.to_owned(), Vec::new());
@@ -130,10 +144,14 @@ impl Inner {
             return (Taken::Forgotten, news);
         }
         if process.last > 0 {
-            // Nobody knows how many came to another leader before the first one.
-            news.lost = (report.sequence - process.last - 1).min(MAX_LOST);
+            let interval = i64::try_from(report.interval_ms / 1000).unwrap_or(0);
+            news.seconds = process.seconds(interval.min(history::BY_TEN), now);
+            // What is missing since another term has come to another leader.
+            if process.term == self.term {
+                news.lost = (report.sequence - process.last - 1).min(MAX_LOST);
+            }
         }
-        process.last = report.sequence;
+        (process.last, process.term) = (report.sequence, self.term);
         for counts in &report.series {
             if let Some(id) = process.series(counts.key) {
                 news.series.push((id, history::Counts::of(counts)));
@@ -242,7 +260,7 @@ impl Aggregates {
         report: &TelemetryReport,
         now: i64,
     ) -> Taken {
-        let (taken, news) = lock(&self.inner).add(pod_uid, reporter, report);
+        let (taken, news) = lock(&self.inner).add(pod_uid, reporter, report, now);
         if taken != Taken::Counted {
             return taken;
         }
@@ -250,14 +268,50 @@ impl Aggregates {
         if news.lost > 0 {
             history.lost(news.lost, now);
         }
-        if !news.series.is_empty() {
-            let interval = i64::try_from(report.interval_ms / 1000).unwrap_or(0).clamp(0, history::TEN);
-            history.begin_at(now - interval);
+        if !news.series.is_empty() && news.seconds > 0 {
+            history.begin_at(now - news.seconds);
         }
         for (id, counts) in &news.series {
-            history.add_shared(id, counts, now);
+            if news.seconds > LONG {
+                history.add_over(id, counts, now - news.seconds, now);
+            } else {
+                history.add_shared(id, counts, now);
+            }
         }
         Taken::Counted
+    }
+
+    /// This replica leads, in this term ([`crate::lease::Leadership::epoch`]). What the leader before has counted in the
+    /// slot that had not ended is missing here: that is noted as one report that is lost.
+    pub fn lead(&self, term: i32) {
+        self.lead_at(term, now());
+    }
+
+    /// The same, at a time in Unix seconds.
+    pub fn lead_at(&self, term: i32, now: i64) {
+        if lock(&self.inner).term.replace(term) == Some(term) {
+            return;
+        }
+        let mut history = self.history();
+        if history.has_begun() {
+            history.lost(1, now);
+        }
+    }
+
+    /// Everything of the last `window` seconds about the series that are wanted, as [`History::since`] sums it. The
+    /// history is locked for some series at a time: reports do not wait for all of them.
+    pub fn sum(&self, window: u64, now: i64, wanted: impl Fn(&SeriesId) -> bool) -> Sum {
+        let (mut sum, from, mut ids) = {
+            let history = self.history();
+            let (sum, from) = history.begin_sum(window, now);
+            (sum, from, history.wanted(wanted))
+        };
+        ids.sort_unstable();
+        for portion in ids.chunks(PORTION) {
+            let sums = self.history().sums(portion, from);
+            sum.series.extend(sums);
+        }
+        sum
     }
 
     /// What sidecars have counted over the last six hours.
@@ -315,10 +369,18 @@ impl Aggregates {
     }
 }
 
-/// Unix seconds.
+/// Unix seconds, by the clock of the history.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(clock().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The Unix time at which this process first asked for it, and what has passed since. It never goes back: what was
+/// counted in the future of a clock that is set back would be in no window, and nothing after it either.
+fn clock() -> Duration {
+    static START: OnceLock<(Duration, Instant)> = OnceLock::new();
+    let start = || (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), Instant::now());
+    let (unix, at) = START.get_or_init(start);
+    *unix + at.elapsed()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use tulle_mesh::query::{By, Edge, Edges, Meshed, Party, Stat, StatRow, Timeline};
+use tulle_mesh::query::{By, Edge, Edges, Golden, Meshed, Party, Stat, StatRow, Timeline};
 
 use super::history::{Counts, Direction, History, Reporter, SeriesId, Sum};
 use crate::model::{Model, Pod, WorkloadKey};
@@ -54,16 +54,16 @@ struct RowId {
 
 impl RowId {
     /// The row of a series. `None`: it is in no row of this table.
-    fn of(by: By, id: &SeriesId) -> Option<Self> {
+    fn of(by: By, id: &SeriesId, peers: &Peers<'_>) -> Option<Self> {
         let row = |party| Self { party, route: None, revision: None };
         let found = match (by, id.direction) {
             (By::Workload, Direction::Inbound) => Some(row(id.reporter.party())),
             (By::Revision, Direction::Inbound) => {
                 Some(Self { revision: Some(id.revision.to_string()), ..row(id.reporter.party()) })
             }
-            (By::Service, Direction::Outbound) => Some(row(service(id))),
+            (By::Service, Direction::Outbound) => Some(row(peers.destination(id))),
             (By::Route, Direction::Outbound) if !id.route.is_empty() => {
-                Some(Self { route: Some(id.route.to_string()), ..row(service(id)) })
+                Some(Self { route: Some(id.route.to_string()), ..row(peers.destination(id)) })
             }
             _ => None,
         };
@@ -85,7 +85,7 @@ impl RowId {
 /// A table.
 pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
     let meshed = meshed(model, wanted.by);
-    let ends = Ends::of(model, wanted);
+    let (ends, peers) = (Ends::of(model, wanted), Peers::of(model));
     let mut counts: BTreeMap<RowId, Counts> = BTreeMap::new();
     if wanted.by == By::Workload && wanted.from.is_none() && wanted.to.is_none() {
         // Also those that nobody has sent anything.
@@ -93,7 +93,7 @@ pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
         counts.extend(idle.map(|row| (row, Counts::default())));
     }
     for (id, of_series) in &sum.series {
-        if let Some(row) = RowId::of(wanted.by, id).filter(|row| row.is_wanted(wanted))
+        if let Some(row) = RowId::of(wanted.by, id, &peers).filter(|row| row.is_wanted(wanted))
             && ends.contain(id)
         {
             counts.entry(row).or_default().merge(of_series);
@@ -108,7 +108,8 @@ pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
     };
     let mut rows: Vec<StatRow> = counts.into_iter().map(row).collect();
     // Stable: rows that are alike stay in order of their names. All rows are of the same number of seconds.
-    rows.sort_by_key(|row| std::cmp::Reverse((row.golden.failures, row.golden.requests)));
+    let failures = |golden: &Golden| golden.failures.saturating_add(golden.failed_connections);
+    rows.sort_by_key(|row| std::cmp::Reverse((failures(&row.golden), row.golden.requests)));
     Stat { window: sum.window, lost: sum.lost, rows }
 }
 
@@ -117,11 +118,12 @@ type EdgeId = (Party, Party, Arc<str>, bool);
 
 /// Who talks to whom: what clients with a sidecar have sent, and what servers have got from clients without one. With a
 /// namespace: edges that begin or end there.
-pub fn edges(sum: &Sum, _model: &Model, namespace: Option<&str>) -> Edges {
+pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
+    let peers = Peers::of(model);
     let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
     for (id, of_series) in &sum.series {
         let (source, destination) = match id.direction {
-            Direction::Outbound => (id.reporter.party(), service(id)),
+            Direction::Outbound => (id.reporter.party(), peers.destination(id)),
             Direction::Inbound if &*id.peer == PLAIN => {
                 let plain = Party {
                     namespace: id.namespace.to_string(),
@@ -159,9 +161,32 @@ pub fn timeline(history: &History, namespace: &str, name: &str, window: u64, now
     })
 }
 
-/// The Service that a series was sent to.
-fn service(id: &SeriesId) -> Party {
-    Party { namespace: id.namespace.to_string(), kind: "Service".to_owned(), name: id.peer.to_string() }
+/// Whether anything that is shown of a namespace is counted in a series: its reporter or its peer is there.
+pub fn concerns(id: &SeriesId, namespace: Option<&str>) -> bool {
+    namespace.is_none_or(|wanted| *id.reporter.namespace == *wanted || *id.namespace == *wanted)
+}
+
+/// What the names that clients count under are of.
+struct Peers<'a> {
+    model: &'a Model,
+    /// Namespace and name of the service accounts of pods: what is sent to a pod's own address is counted under its.
+    accounts: HashSet<(&'a str, &'a str)>,
+}
+
+impl<'a> Peers<'a> {
+    fn of(model: &'a Model) -> Self {
+        let accounts = model.pods().map(|pod| (&*pod.namespace, &*pod.service_account)).collect();
+        Self { model, accounts }
+    }
+
+    /// To whom a series was sent. What is neither any more was a Service most likely.
+    fn destination(&self, id: &SeriesId) -> Party {
+        let (namespace, name) = (&*id.namespace, &*id.peer);
+        let is_account =
+            self.accounts.contains(&(namespace, name)) && !self.model.has_service(namespace, name);
+        let kind = if is_account { "ServiceAccount" } else { "Service" };
+        Party { namespace: namespace.to_owned(), kind: kind.to_owned(), name: name.to_owned() }
+    }
 }
 
 /// How many pods of each workload, or of each revision, have a sidecar.
@@ -192,7 +217,7 @@ struct Workloads {
     name: String,
     /// Service accounts of their pods.
     accounts: HashSet<Arc<str>>,
-    /// Services in their namespace that lead to them.
+    /// Services in their namespace that lead to them, and what else is counted as theirs: see [`Peers`].
     services: HashSet<String>,
 }
 
@@ -237,6 +262,10 @@ impl Workloads {
             // One that is not in the model yet, although its pods are.
             found.services.extend(model.dialled(key).service);
         }
+        let is_account = |name: &&Arc<str>| !model.has_service(&found.namespace, name);
+        let accounts: Vec<String> =
+            found.accounts.iter().filter(is_account).map(|name| name.to_string()).collect();
+        found.services.extend(accounts);
         found
     }
 

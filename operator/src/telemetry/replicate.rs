@@ -2,11 +2,12 @@
 //!
 //! The leader sends every slot that has ended, and then, just after each slot of ten seconds, those that ended with it.
 //! What a new leader does not have is the slot that was open: at most ten seconds. One that leads goes on with what it
-//! has; one that leads no more replaces what it has by what its successor sends.
+//! has; one that leads no more replaces what it has by what its successor sends, unless that is the shorter past: a leader
+//! may have begun with nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use futures::stream::{BoxStream, StreamExt as _, unfold};
@@ -19,7 +20,7 @@ use tulle_mesh::proto::{HistoryChunk, HistoryRequest, HistorySeries, HistorySlot
 use super::counts::Counts;
 use super::history::{Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, SeriesId, TEN};
 use super::slots::add_to;
-use super::{Aggregates, now};
+use super::{Aggregates, clock, now};
 use crate::discovery::peer::{Peer, Tls};
 use crate::lease::Leadership;
 
@@ -30,7 +31,7 @@ const AFTER_END: Duration = Duration::from_millis(100);
 /// A chunk is sent when it has this many bytes. The slots of its last series come on top: 200 of at most 3 kB.
 const CHUNK: usize = 384 * 1024;
 /// A longer message is refused.
-const MAX_MESSAGE: usize = 1024 * 1024;
+const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// A stream whose reader is further behind ends: slots of 10 s that it has not got will soon be parts of longer ones.
 const MAX_BEHIND: i64 = 540;
 /// Series that one stream may name. Their names are forgotten with the stream.
@@ -195,13 +196,13 @@ struct Received {
     names: Names,
     /// The leader's history as far as it has come.
     beginning: History,
-    /// All of it has come, and has replaced this replica's own.
+    /// All of it has come, and is in this replica's own.
     is_in_use: bool,
 }
 
 impl Received {
     /// Takes a chunk. The replica's own history is replaced once all of the leader's is there: a stream that breaks off
-    /// before costs nothing.
+    /// before costs nothing. Where its own goes further back, it stays, and gets what the leader has counted since.
     fn take(&mut self, chunk: &HistoryChunk, aggregates: &Aggregates, now: i64) -> Result<()> {
         if self.is_in_use {
             let mut history = aggregates.history();
@@ -212,7 +213,13 @@ impl Received {
         if chunk.complete {
             let mut whole = std::mem::take(&mut self.beginning);
             whole.sweep(now);
-            *aggregates.history() = whole;
+            let mut own = aggregates.history();
+            // What was copied begins at the start of a slot, a little before the leader's own.
+            if own.covered(now) > whole.covered(now) + FIVE.unsigned_abs() {
+                own.append(&whole, now);
+            } else {
+                *own = whole;
+            }
             self.is_in_use = true;
         }
         Ok(())
@@ -249,7 +256,7 @@ fn begin_round(aggregates: &Aggregates, cursor: &mut Cursor) -> bool {
 
 /// The time until a slot of ten seconds has ended.
 fn until_next_slot() -> Duration {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = clock();
     let slot = Duration::from_secs(TEN.unsigned_abs());
     let into = Duration::from_millis(u64::try_from(since.as_millis() % slot.as_millis()).unwrap_or(0));
     slot.saturating_sub(into) + AFTER_END

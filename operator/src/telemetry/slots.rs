@@ -168,11 +168,18 @@ impl Log {
             return;
         }
         // A slot between others, or one that is there already: rare.
+        self.add_all(step, &[(start, counts.clone())], reasons);
+    }
+
+    /// Adds counts to several slots, wherever they start.
+    pub(super) fn add_all(&mut self, step: i64, all: &[(i64, Counts)], reasons: &mut Reasons) {
         let mut slots: BTreeMap<i64, Counts> = BTreeMap::new();
         for (start, body) in self.iter(step) {
             let _ = add_to(slots.entry(start).or_default(), body, reasons);
         }
-        slots.entry(start).or_default().merge(counts);
+        for (start, counts) in all {
+            slots.entry(*start).or_default().merge(counts);
+        }
         *self = Self::default();
         for (start, counts) in &slots {
             self.push(step, *start, &encode(counts, reasons));

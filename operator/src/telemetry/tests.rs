@@ -167,17 +167,130 @@ fn a_pod_with_too_many_keys_is_not_asked_for_them_for_ever() {
 }
 
 #[test]
+fn a_process_that_names_new_series_for_years_is_asked_for_its_keys_again_and_keeps_their_names() {
+    let aggregates = Aggregates::default();
+    let mut sequence = 0;
+    let mut forgotten = 0;
+    for id in 0..3 * u32::try_from(MAX_KEYS).unwrap() {
+        sequence += 1;
+        // A series of its own, and one that is always there, whose key was sent with the first report.
+        let keys = if id == 0 { vec![key(0)] } else { vec![key(id)] };
+        let first = report(sequence, keys, vec![counts(0), counts(id)]);
+        match aggregates.add_at("pod", web(), &first, NOW) {
+            Taken::Counted => {}
+            Taken::Forgotten => {
+                forgotten += 1;
+                let again = report(sequence, vec![key(0), key(id)], first.series);
+                assert_eq!(aggregates.add_at("pod", web(), &again, NOW), Taken::Counted, "{id}");
+            }
+            Taken::Replay => panic!("{id}"),
+        }
+    }
+    assert!((2..4).contains(&forgotten), "{forgotten}");
+    let processes = lock(&aggregates.inner).processes.remove("pod").unwrap();
+    let last = processes.last().unwrap().series(3 * u32::try_from(MAX_KEYS).unwrap() - 1).unwrap();
+    assert_eq!(&*last.peer, format!("api-{}", 3 * MAX_KEYS - 1));
+}
+
+#[test]
 fn beyond_the_bound_the_series_of_a_workload_are_one() {
     let aggregates = Aggregates::default();
     let most = u32::try_from(MAX_SERIES).unwrap();
     for first in (0..most + 500).step_by(500) {
         let ids = first..first + 500;
         let report = report(1, ids.clone().map(key).collect(), ids.map(counts).collect());
-        aggregates.add_at(&format!("pod-{first}"), web(), &report, NOW);
+        let reporter = Reporter { workload: format!("web-{first}").into(), ..web().unwrap() };
+        aggregates.add_at(&format!("pod-{first}"), Some(reporter), &report, NOW);
     }
     let seen = seen(&aggregates);
     assert_eq!(seen.len(), MAX_SERIES + 1);
     assert!(seen.contains(&("_OTHER".to_owned(), 1000)));
+}
+
+#[test]
+fn a_workload_that_names_many_series_leaves_room_for_others() {
+    let aggregates = Aggregates::default();
+    let most = u32::try_from(history::MAX_OF_REPORTER).unwrap();
+    let many = report(1, (0..most + 100).map(key).collect(), (0..most + 100).map(counts).collect());
+    aggregates.add_at("pod", web(), &many, NOW);
+    let seen = seen(&aggregates);
+    assert_eq!(seen.len(), history::MAX_OF_REPORTER + 1);
+    assert!(seen.contains(&("_OTHER".to_owned(), 200)));
+}
+
+/// Requests in each slot of the last two minutes.
+fn points(aggregates: &Aggregates, now: i64) -> Vec<u64> {
+    let timeline = aggregates.history().timeline(120, now, |_| true);
+    timeline.points.iter().map(|point| point.requests).collect()
+}
+
+#[test]
+fn what_a_sidecar_has_counted_in_an_outage_is_spread_over_it() {
+    let aggregates = Aggregates::default();
+    let of = |sequence, requests, seconds: u64| {
+        let counts = SeriesCounts { key: 1, classes: vec![0, requests], ..SeriesCounts::default() };
+        let report = report(sequence, vec![key(1)], vec![counts]);
+        TelemetryReport { interval_ms: seconds * 1000, ..report }
+    };
+    aggregates.add_at("pod", web(), &of(1, 7, 5), NOW);
+    aggregates.add_at("pod", web(), &of(2, 10, 5), NOW + 5);
+    aggregates.add_at("pod", web(), &of(3, 76, 65), NOW + 75);
+    assert_eq!(points(&aggregates, NOW + 75), [17, 10, 11, 11, 11, 11, 11, 11]);
+    assert_eq!(aggregates.history().since(120, NOW + 75).series[0].1.requests(), 93, "nothing is lost");
+    assert_eq!(aggregates.history().covered(NOW + 75), 75, "no more than is known");
+}
+
+#[test]
+fn long_times_of_one_process_do_not_overlap() {
+    let aggregates = Aggregates::default();
+    for sequence in 1..=3 {
+        let counts = SeriesCounts { key: 1, classes: vec![0, 8], ..SeriesCounts::default() };
+        let report = report(sequence, vec![key(1)], vec![counts]);
+        let report = TelemetryReport { interval_ms: 75_000, ..report };
+        let at = if sequence == 1 { NOW } else { NOW + 75 };
+        aggregates.add_at("pod", web(), &report, at);
+    }
+    assert_eq!(points(&aggregates, NOW + 75), [9, 1, 1, 1, 1, 1, 1, 9]);
+}
+
+#[test]
+fn the_first_report_of_a_process_says_nothing_about_the_time_before() {
+    let aggregates = Aggregates::default();
+    let first = TelemetryReport { interval_ms: 600_000, ..report(9, vec![key(1)], vec![counts(1)]) };
+    aggregates.add_at("pod", web(), &first, NOW);
+    assert_eq!((aggregates.history().covered(NOW), points(&aggregates, NOW)), (0, vec![2]));
+}
+
+#[test]
+fn a_gap_counts_within_a_term_and_a_replica_that_takes_over_notes_one() {
+    let aggregates = Aggregates::default();
+    let lost = || aggregates.history().since(60, NOW).lost;
+    let count = |sequence| {
+        let report = report(sequence, vec![key(1)], vec![counts(1)]);
+        assert_eq!(aggregates.add_at("pod", web(), &report, NOW), Taken::Counted);
+    };
+    aggregates.lead_at(1, NOW);
+    count(1);
+    assert_eq!(lost(), 0, "there was nothing before");
+    // Another replica has led meanwhile, and counted the reports up to 8.
+    aggregates.lead_at(3, NOW);
+    count(9);
+    assert_eq!(lost(), 1, "what the other has counted since its last slot has ended");
+    aggregates.lead_at(3, NOW);
+    count(12);
+    assert_eq!(lost(), 3, "and what really did not come");
+}
+
+#[test]
+fn a_sum_in_portions_is_the_sum() {
+    let aggregates = Aggregates::default();
+    let many = report(1, (0..350).map(key).collect(), (0..350).map(counts).collect());
+    aggregates.add_at("pod", web(), &many, NOW);
+    let whole = aggregates.history().since(60, NOW + 5);
+    assert_eq!(aggregates.sum(60, NOW + 5, |_| true), whole);
+    let some = aggregates.sum(60, NOW + 5, |id| id.peer.ends_with("-7"));
+    let peers: Vec<_> = some.series.iter().map(|(id, _)| &*id.peer).collect();
+    assert_eq!((some.window, peers), (whole.window, vec!["api-7"]));
 }
 
 #[test]

@@ -341,6 +341,11 @@ impl Balancer {
         }
     }
 
+    /// Whether any endpoint has a sidecar.
+    pub(super) fn is_meshed(&self) -> bool {
+        self.state.borrow().slots.iter().any(|slot| slot.upstream.is_meshed())
+    }
+
     /// Whether an endpoint, as it is known now, is about to end.
     pub(super) fn is_ending(&self, endpoint: &Endpoint) -> bool {
         let same = |known: &Endpoint| known.address == endpoint.address && known.pod_uid == endpoint.pod_uid;

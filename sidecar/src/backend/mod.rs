@@ -251,6 +251,12 @@ impl Backend {
         self.balancer.has_other(than)
     }
 
+    /// Whether any endpoint has a sidecar. What no endpoint has served is counted with what its endpoints serve.
+    pub fn is_meshed(&self) -> bool {
+        self.refresh();
+        self.balancer.is_meshed()
+    }
+
     /// Whether an endpoint, as it is known now, is about to end.
     pub fn is_ending(&self, endpoint: &Endpoint) -> bool {
         self.refresh();

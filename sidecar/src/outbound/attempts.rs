@@ -69,7 +69,7 @@ pub(super) async fn attempts(
     let mut spans = ClientSpans::begin(worker, &mut call.head);
     let trying = RetryState::begin(worker, way, call);
     let (protocol, route) = (call.protocol(), way.route.as_ref());
-    let mut is_meshed = false;
+    let mut is_meshed = None;
     let mut anew = ANEW.iter();
     // Endpoints by repeating alone: a retry begins with none that was tried, and must not repeat from the start.
     let mut places = 1;
@@ -81,7 +81,7 @@ pub(super) async fn attempts(
     while let Some(chosen) = next.take() {
         let (upstream, fresh, at) = (Rc::clone(&chosen.upstream), chosen.fresh, chosen.at);
         spans.attempt(call);
-        is_meshed = upstream.is_meshed();
+        is_meshed = Some(upstream.is_meshed());
         let AttemptResult { mut attempt, kept, in_flight, retry, ended_at } =
             make(&trying, chosen, call).await;
         spans.attempted((worker, way, &*call), Some(&upstream), &attempt, (at, ended_at));
@@ -135,6 +135,7 @@ pub(super) async fn attempts(
     }
     spans.unserved((worker, way, &*call), &failed);
     trying.conclude(&failed, call);
+    let is_meshed = is_meshed.unwrap_or_else(|| way.backend.is_meshed());
     (failed.ended(), unserved(worker, Some(&way.backend), protocol, route, is_meshed))
 }
 

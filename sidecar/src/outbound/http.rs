@@ -115,7 +115,8 @@ async fn serve(
         (prepared, plan) => {
             let failure = prepared.err().unwrap_or(Failure::UpstreamNone);
             let backend = plan.as_ref().map(|plan| &*plan.default.backend);
-            (Ended::failed(failure), unserved(worker, backend, call.protocol(), None, false))
+            let is_meshed = backend.is_some_and(Backend::is_meshed);
+            (Ended::failed(failure), unserved(worker, backend, call.protocol(), None, is_meshed))
         }
     };
     call.finish(worker, &series, ended).await
@@ -166,7 +167,8 @@ async fn forward(
     let protocol = call.protocol();
     // Counted as a request to the Service that was dialled: it has reached no other.
     let answered = |ended, route: Option<&Arc<str>>| {
-        (ended, unserved(worker, Some(&plan.default.backend), protocol, route, false))
+        let backend = &*plan.default.backend;
+        (ended, unserved(worker, Some(backend), protocol, route, backend.is_meshed()))
     };
     let ForwardTo { way, mut ask, copies } = match decide(worker, plan, dialled, call) {
         Ok(onward) => onward,

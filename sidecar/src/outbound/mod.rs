@@ -202,7 +202,8 @@ fn observe(
     }
 }
 
-/// What is counted where no endpoint has served. `mtls`: of the endpoint that was tried last.
+/// What is counted where no endpoint has served. `mtls`: of the endpoint that was tried last, or, if none was, of any that
+/// there is.
 fn unserved(
     worker: &Worker,
     backend: Option<&Backend>,

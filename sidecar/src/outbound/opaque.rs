@@ -48,6 +48,20 @@ pub(super) struct Opened {
     in_flight: InFlight,
 }
 
+/// Why no endpoint took a connection.
+#[derive(Debug)]
+pub(super) struct Unopened {
+    pub(super) failure: Failure,
+    /// Whether the endpoint that was tried last has a sidecar; if none was tried, whether any has.
+    pub(super) is_meshed: bool,
+}
+
+impl From<Unopened> for Failure {
+    fn from(unopened: Unopened) -> Self {
+        unopened.failure
+    }
+}
+
 enum Transport {
     /// Through the endpoint's sidecar, and what has arrived already.
     Mesh(Sender, Receiver, Option<Event>),
@@ -81,23 +95,25 @@ impl Greeting {
 /// Opens a connection to an endpoint.
 ///
 /// # Errors
-/// [`Failure`] of the last endpoint that was tried, or [`Failure::ClientGaveUp`] when the client has `left` first. Each
+/// That of the last endpoint that was tried, or [`Failure::ClientGaveUp`] when the client has `left` first. Each
 /// is evidence, but the connection is not counted as failed: the client may turn out to speak HTTP.
 pub(super) async fn open(
     worker: &Worker,
     backend: &Rc<Backend>,
     left: impl Future<Output = ()>,
-) -> Result<Opened, Failure> {
+) -> Result<Opened, Unopened> {
     let mut left = pin!(left);
     let mut ask = Ask::default();
     let mut anew = ANEW.iter();
     let mut last = Failure::UpstreamNone;
+    let mut is_meshed = None;
     let mut next = backend.pick(&ask);
     let mut again = false;
     while let Some(upstream) = next.take() {
         // Nothing that is said here is copied: beside copies it would be compared with nothing.
         let evidence = upstream.attempts(&worker.telemetry).filter(|_| !backend.compares_copies());
         let in_flight = upstream.begin();
+        is_meshed = Some(upstream.is_meshed());
         let waits = Cell::new(false);
         let connected = tokio::select! {
             biased;
@@ -105,7 +121,7 @@ pub(super) async fn open(
             () = left.as_mut() => {
                 // The endpoint has not been reached in that time.
                 count(evidence.as_ref(), backend, &upstream, Some(Seen::Unreached), None);
-                return Err(Failure::ClientGaveUp);
+                return Err(Unopened { failure: Failure::ClientGaveUp, is_meshed: upstream.is_meshed() });
             }
         };
         last = match connected {
@@ -137,7 +153,7 @@ pub(super) async fn open(
             next = Some(upstream);
         }
     }
-    Err(last)
+    Err(Unopened { failure: last, is_meshed: is_meshed.unwrap_or_else(|| backend.is_meshed()) })
 }
 
 async fn connect(
@@ -247,7 +263,7 @@ pub(super) async fn serve(
     });
     let way = way.inspect_err(|failure| {
         reset_on_close(&stream);
-        unopened(worker, &plan.default, failure);
+        unopened(worker, &plan.default, failure, plan.default.backend.is_meshed());
     })?;
     drop(plan);
     let (reader, mut writer) = split(stream, buffer);
@@ -295,14 +311,14 @@ async fn hello(stream: &TcpStream, buffer: &mut BytesMut) -> Result<Hello, Failu
 pub(super) fn carry<'a>(
     worker: &'a Worker,
     way: &'a RouteTarget,
-    opened: Result<Opened, Failure>,
+    opened: Result<Opened, Unopened>,
     mut reader: Reader,
     mut writer: Writer,
 ) -> impl Future<Output = Result<(), Failure>> + 'a {
-    let opened = opened.inspect_err(|failure| {
+    let opened = opened.inspect_err(|Unopened { failure, is_meshed }| {
         // The client sees a connection that fails, not one that was served and closed.
         writer.abort();
-        unopened(worker, way, failure);
+        unopened(worker, way, failure, *is_meshed);
     });
     let backend = &*way.backend;
     async move {
@@ -360,8 +376,8 @@ fn verdict(seen: Option<Seen>) -> Verdict {
 }
 
 /// Counts and logs a connection that no endpoint took.
-pub(super) fn unopened(worker: &Worker, way: &RouteTarget, failure: &Failure) {
-    let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), false);
+pub(super) fn unopened(worker: &Worker, way: &RouteTarget, failure: &Failure, is_meshed: bool) {
+    let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), is_meshed);
     series.connection(Some(failure), (0, 0));
     log(&way.backend, failure, "no endpoint took an opaque connection");
 }

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::opaque::{self, Greeting, Opened};
+use super::opaque::{self, Greeting, Opened, Unopened};
 use super::{http, reset_on_close, speak};
 use crate::backend::Backend;
 use crate::config::Protocol;
@@ -154,11 +154,11 @@ pub(super) enum Winner {
     /// The same for HTTP/1 and a connection to an endpoint that is open already.
     Request(TcpStream, BytesMut, Box<Opened>),
     /// Nobody, and the content is opaque: on what was opened, if anything was.
-    Opaque(Box<(Result<Opened, Failure>, Reader, Writer)>),
+    Opaque(Box<(Result<Opened, Unopened>, Reader, Writer)>),
     /// Nobody yet: a connection is open to an endpoint, and both are silent. From [`decide`]: and it is opaque.
     Silent(Box<Opened>, TcpStream, BytesMut),
     /// The client may still say what it wants; no endpoint took the connection.
-    Unopened(Failure, TcpStream, BytesMut),
+    Unopened(Unopened, TcpStream, BytesMut),
 }
 
 /// Serves a client that is silent, or (`spoke`) whose bytes say nothing and have waited for long enough. Each stage has
@@ -193,8 +193,8 @@ async fn undecided(
             let (reader, writer) = split(stream, buffer);
             Box::pin(opaque::carry(worker, &way, Ok(unboxed(opened)), reader, writer)).await
         }
-        Winner::Unopened(failure, stream, buffer) => {
-            Box::pin(unopened(worker, port, &way, failure, stream, buffer)).await
+        Winner::Unopened(why, stream, buffer) => {
+            Box::pin(unopened(worker, port, &way, why, stream, buffer)).await
         }
     }
 }
@@ -248,7 +248,7 @@ async fn race(
             Winner::Opaque(Box::new((Ok(opened), reader, writer)))
         }
         Ok(opened) => Winner::Silent(Box::new(opened), stream, buffer),
-        Err(failure) => Winner::Unopened(failure, stream, buffer),
+        Err(why) => Winner::Unopened(why, stream, buffer),
     })
 }
 
@@ -291,7 +291,7 @@ async fn unopened(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
     way: &RouteTarget,
-    failure: Failure,
+    Unopened { failure, is_meshed }: Unopened,
     mut stream: TcpStream,
     mut buffer: BytesMut,
 ) -> Result<(), Failure> {
@@ -309,7 +309,7 @@ async fn unopened(
         }
         _ => {
             reset_on_close(&stream);
-            opaque::unopened(worker, way, &failure);
+            opaque::unopened(worker, way, &failure, is_meshed);
             Err(failure)
         }
     }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
+use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::AttemptCounts;
 
 use super::*;
@@ -184,12 +185,32 @@ async fn a_connection_takes_little_memory_while_it_is_idle() {
         let way = Rc::clone(&port.plan(&worker).unwrap().default);
         let (_client, stream) = connection().await;
         let (reader, writer) = split(stream, BytesMut::new());
-        let carried = opaque::carry(&worker, &way, Err(Failure::UpstreamNone), reader, writer);
+        let unopened = opaque::Unopened { failure: Failure::UpstreamNone, is_meshed: false };
+        let carried = opaque::carry(&worker, &way, Err(unopened), reader, writer);
         assert!(size_of_val(&carried) <= 3 * 1024, "{} bytes", size_of_val(&carried));
         let (_client, stream) = connection().await;
         let opened = opaque::open(&worker, &way.backend, pending()).await.unwrap();
         let silent = race::decide(&port, Box::new(opened), stream, BytesMut::new());
         assert!(size_of_val(&silent) <= 1024, "{} bytes", size_of_val(&silent));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn what_no_endpoint_of_a_mesh_has_served_is_counted_with_what_they_serve() {
+    let test = async {
+        let identity = Some(WorkloadId::new("cluster.local", "shop", "web"));
+        let gone = server(Server::Gone).await.0;
+        let meshed = |identity| vec![Endpoint { identity, ..endpoint(gone, "new", false) }];
+        for (identity, is_meshed) in [(identity, true), (None, false)] {
+            let (worker, port) = port_to(meshed(identity)).await;
+            let way = Rc::clone(&port.plan(&worker).unwrap().default);
+            assert_eq!(way.backend.is_meshed(), is_meshed);
+            opaque::unopened(&worker, &way, &Failure::UpstreamNone, way.backend.is_meshed());
+            let all: Vec<_> =
+                worker.telemetry.all().into_iter().map(|(key, _)| (key.peer, key.mtls)).collect();
+            assert_eq!(all, [("web".to_owned(), is_meshed)]);
+        }
     };
     LocalSet::new().run_until(test).await;
 }
@@ -499,7 +520,7 @@ async fn a_client_that_leaves_before_an_endpoint_was_reached_is_evidence() {
         let (worker, port) = port_to_one(server(Server::Answers).await.0).await;
         let backend = Rc::clone(&port.plan(&worker).unwrap().default.backend);
         let opened = opaque::open(&worker, &backend, std::future::ready(())).await;
-        assert_eq!(opened.err(), Some(Failure::ClientGaveUp));
+        assert_eq!(opened.err().map(Failure::from), Some(Failure::ClientGaveUp));
         let seen = evidence(&worker, "new");
         assert_eq!((seen.attempts, seen.unreached), (1, 1));
     };

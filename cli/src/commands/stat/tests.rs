@@ -14,6 +14,7 @@ fn failing() -> Golden {
         requests: 7_400,
         failures: 90,
         client_errors: 12,
+        denied: 5,
         rps: 123.4,
         success: Some(0.9878),
         p50_ms: Some(4.21),
@@ -47,8 +48,8 @@ idle   2/3      0     -         -       -      -      -
 #[test]
 fn a_wide_table_of_all_namespaces_starts_with_the_namespace() {
     let expected = "\
-NAMESPACE   NAME   RPS   SUCCESS   P50     P95    P99    WORST           RETRIES   4XX   ABANDONED   CONNS   IN        OUT
-shop        web    123   98.78%    4.2ms   38ms   1.2s   UpstreamReset   1.2k      12    0           3       1.2kB/s   1.0MB/s
+NAMESPACE   NAME   RPS   SUCCESS   P50     P95    P99    WORST           RETRIES   4XX   ABANDONED   DENIED   CONNS   IN        OUT
+shop        web    123   98.78%    4.2ms   38ms   1.2s   UpstreamReset   1.2k      12    0           5        3       1.2kB/s   1.0MB/s
 ";
     assert_eq!(drawn(vec![row("Service", "web", failing())], By::Service, true, true), expected);
 }

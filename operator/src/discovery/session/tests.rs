@@ -1,9 +1,10 @@
 //! What a sidecar is sent for what it says.
 
+use futures::FutureExt as _;
 use tonic::Code;
 use tulle_mesh::features::SPLIT_V1;
 use tulle_mesh::proto::resource::Body;
-use tulle_mesh::proto::{Ack, Nack, Resource, Subscribe, Unsubscribe, route};
+use tulle_mesh::proto::{Ack, Nack, Resource, SeriesKey, Subscribe, Unsubscribe, route, series_key};
 
 use super::*;
 use crate::discovery::{AckTracker, Acknowledgement};
@@ -115,6 +116,10 @@ impl Sidecar {
 
 fn hub() -> Arc<Hub> {
     Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")])))
+}
+
+fn web() -> crate::model::Key {
+    key("shop", "web")
 }
 
 fn with_canary(epoch: u64) -> impl FnOnce(&mut Model) {
@@ -443,4 +448,36 @@ async fn a_route_to_more_endpoints_than_may_be_subscribed_is_sent_without_follow
     sidecar.subscribes(ResourceType::Endpoints, "shop/v2:80").await.unwrap();
     assert_eq!(sidecar.names(), [endpoints_of("v2")], "it is told when it asks");
     assert_eq!(sidecar.state.subscribed.len(), MAX_SUBSCRIPTIONS);
+}
+
+#[tokio::test]
+async fn what_is_counted_of_a_service_that_is_not_subscribed_any_more_keeps_its_name() {
+    let hub = hub();
+    let mut sidecar = Sidecar::new(&hub);
+    let key = |peer: &str| SeriesKey {
+        direction: series_key::Direction::Outbound.into(),
+        namespace: "shop".into(),
+        peer: peer.into(),
+        ..SeriesKey::default()
+    };
+    let named = |sidecar: &Sidecar, peer: &str| {
+        let mut report = TelemetryReport { keys: vec![key(peer)], ..TelemetryReport::default() };
+        sidecar.session.bound(&mut report, &sidecar.state);
+        report.keys[0].peer.clone()
+    };
+    assert_eq!(named(&sidecar, "web"), "web");
+    assert_eq!(named(&sidecar, "made-up"), "_OTHER");
+    hub.change(|model| model.delete_service(&web()));
+    assert_eq!(named(&sidecar, "web"), "_OTHER", "there is no such Service");
+    sidecar.subscribes(ResourceType::Route, "10.1.0.1:8080").await.unwrap();
+    assert_eq!(named(&sidecar, "web"), "web", "the service account of a pod that it sends to");
+}
+
+#[tokio::test]
+async fn a_second_report_waits_a_moment() {
+    let mut sidecar = Sidecar::new(&hub());
+    let report = TelemetryReport { sequence: 1, ..TelemetryReport::default() };
+    let Sidecar { session, state, .. } = &mut sidecar;
+    assert_eq!(session.telemetry(report.clone(), state).now_or_never().map(|end| end.is_ok()), Some(true));
+    assert!(session.telemetry(report, state).now_or_never().is_none());
 }

@@ -116,6 +116,17 @@ fn a_service_that_does_not_exist_has_no_endpoints_and_is_not_counted() {
 }
 
 #[test]
+fn what_is_sent_to_a_pods_own_address_is_counted_as_its_service_account() {
+    let plain = Pod { injected: false, ..pod("b", "10.1.0.2", "r1") };
+    let model = shop(&[pod("a", "10.1.0.1", "r1"), plain]);
+    let counted_as = |address| compiled(&model, ResourceType::Route, address).unwrap().counted_as;
+    assert_eq!(counted_as("10.1.0.1:8080"), Some(("shop".into(), "web".into())));
+    assert_eq!(counted_as("10.1.0.2:8080"), None, "its client knows no name of it");
+    assert!(model.has_service("shop", "web"));
+    assert!(!model.has_service("shop", "api") && !model.has_service("payments", "web"));
+}
+
+#[test]
 fn endpoints_of_a_local_service_are_those_of_the_clients_node() {
     let far = Pod { node: "node-b".into(), ..pod("b", "10.1.0.2", "r1") };
     let mut model = shop(&[pod("a", "10.1.0.1", "r1"), far]);

@@ -145,6 +145,65 @@ fn a_timeline_has_points_of_times_without_requests() {
 }
 
 #[test]
+fn too_many_bytes_cost_the_oldest_slots_and_are_not_covered_any_more() {
+    let mut history = History::new();
+    let now = START + 20_000;
+    for time in (START..now).step_by(10) {
+        history.add(id("a"), &counts(1), time);
+    }
+    history.sweep(now);
+    let heap = history.heap();
+    history.shrink(heap, heap);
+    assert_eq!(history.covered(now), 20_000, "there is room");
+    history.shrink(heap, heap - 1);
+    let covered = history.covered(now);
+    assert!(history.heap() < heap && (16_000..20_000).contains(&covered), "{covered}");
+    let sum = history.since(21_600, now);
+    assert_eq!((sum.window, sum.series[0].1.requests()), (covered, covered.div_ceil(10)));
+    history.shrink(heap, 0);
+    assert!((600..900).contains(&history.covered(now)), "the last ten minutes stay");
+    assert!(requests(&history, 600, now) >= 60);
+}
+
+#[test]
+fn parts_are_alike_and_everything_together() {
+    let mut whole = Counts { bytes_up: 7, retries: 1, ..counts(100) };
+    whole.latency.add_sum(1_001);
+    whole.add_reason(&"UpstreamReset".into(), 2);
+    let mut sum = Counts::default();
+    for part in 0..7 {
+        let part = whole.part(part, 7);
+        assert!((14..=15).contains(&part.requests()));
+        sum.merge(&part);
+    }
+    assert_eq!(sum, whole);
+}
+
+#[test]
+fn connections_that_failed_and_those_that_were_denied_are_told_apart() {
+    let mut history = History::new();
+    let mut opaque = Counts { connections: 20, ..Counts::default() };
+    let mut http = counts(10);
+    for (reason, count) in [("UpstreamConnect", 3), ("PolicyDenied", 4), ("ClientGone", 5), ("_OTHER", 1)] {
+        opaque.add_reason(&reason.into(), count);
+    }
+    for (reason, count) in [("UpstreamConnect", 1), ("PolicyDenied", 2), ("OursOverloaded", 4)] {
+        http.add_reason(&reason.into(), count);
+    }
+    http.classes[6] = 7;
+    history.add(SeriesId { protocol: "opaque".into(), ..id("a") }, &opaque, START);
+    history.add(id("a"), &http, START);
+    let mut sum = Counts::default();
+    history.since(60, START + 5).series.iter().for_each(|(_, counts)| sum.merge(counts));
+    let timeline = history.timeline(60, START + 5, |_| true);
+    for golden in [&sum.golden(10), timeline.points.first().unwrap()] {
+        assert_eq!((golden.requests, golden.failures, golden.denied), (17, 1, 10));
+        assert_eq!((golden.connections, golden.failed_connections), (20, 4));
+        assert_eq!(golden.success, Some(1.0 - 1.0 / 11.0), "what was denied is nobody's failure");
+    }
+}
+
+#[test]
 fn a_clock_that_goes_back_loses_nothing() {
     let mut history = History::new();
     history.add(id("a"), &counts(1), START + 100);

@@ -47,6 +47,26 @@ fn golden() -> Sum {
 }
 
 #[test]
+fn what_is_sent_to_a_pods_own_address_goes_to_a_service_account() {
+    let mut model = model();
+    let sum = sum(vec![series("front", Direction::Outbound, "web", [0, 5, 0, 0, 0, 0, 0, 0])]);
+    let kind = |model: &Model| edges(&sum, model, None).edges[0].destination.kind.clone();
+    assert_eq!(kind(&model), "Service", "of this name there is both");
+    model.delete_service(&crate::model::tests::key("shop", "web"));
+    assert_eq!(kind(&model), "ServiceAccount");
+    let by_service = StatQuery { by: By::Service, ..StatQuery::default() };
+    assert_eq!(stat(&sum, &model, &by_service).rows[0].party.kind, "ServiceAccount");
+}
+
+#[test]
+fn what_has_to_do_with_a_namespace_is_counted_or_called_there() {
+    let (id, _) = series("front", Direction::Outbound, "web", [0; 8]);
+    let id = SeriesId { namespace: "payments".into(), ..id };
+    let concerned = [None, Some("shop"), Some("payments"), Some("other")].map(|of| concerns(&id, of));
+    assert_eq!(concerned, [true, true, true, false]);
+}
+
+#[test]
 fn the_worst_workload_comes_first_and_idle_ones_are_there_too() {
     let stat = stat(&golden(), &model(), &StatQuery::default());
     assert_eq!((stat.window, stat.lost), (10, 1));

@@ -79,6 +79,30 @@ fn a_former_leader_takes_the_history_of_its_successor_once_all_of_it_is_there() 
 }
 
 #[test]
+fn a_longer_past_is_kept_and_gets_what_a_leader_that_began_anew_has_counted() {
+    let follower = Aggregates::default();
+    *follower.history() = history(3);
+    let mut leader = History::new();
+    let now = START + 21_000;
+    for time in [START + 20_100, START + 20_960] {
+        leader.add(id(0), &counts(7), time);
+    }
+    leader.sweep(now);
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let before = follower.history().since(21_600, now);
+    receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now);
+    let after = follower.history().since(21_600, now);
+    assert_eq!((after.window, after.series.len()), (before.window, 3));
+    let requests = |sum: &crate::telemetry::history::Sum| sum.series[0].1.requests();
+    assert_eq!(requests(&after), requests(&before) + 16);
+    // From then on it follows.
+    leader.add(id(0), &counts(7), now + 5);
+    leader.sweep(now + 10);
+    receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now + 10);
+    assert_eq!(requests(&follower.history().since(21_600, now + 10)), requests(&after) + 8);
+}
+
+#[test]
 fn chunks_are_small_and_nothing_is_sent_twice() {
     let (leader, mut cursor) = (history(100), Cursor::default());
     let chunks = leader.chunks_since(&mut cursor);
