@@ -85,6 +85,11 @@ impl Context {
         }
     }
 
+    /// The namespace of Tulle, if the user has named it.
+    pub fn given_system(&self) -> Option<&str> {
+        self.system_is_given.then_some(self.system.as_str())
+    }
+
     /// The namespace, if the command looks at one.
     pub fn namespace(&self) -> Option<&str> {
         match &self.namespace {

@@ -112,7 +112,10 @@ fn choose(namespace: &str, holder: &Holder, replicas: &[Replica]) -> Result<Loca
 }
 
 /// The namespaces with a Deployment of the operator's name.
-async fn namespaces(client: &Client, system: &str) -> Result<Vec<String>, CliError> {
+///
+/// # Errors
+/// The user may not list Deployments, or the API server does not answer.
+pub async fn namespaces(client: &Client, system: &str) -> Result<Vec<String>, CliError> {
     let deployments = Api::<Deployment>::all(client.clone());
     let named = ListParams::default().fields(&format!("metadata.name={OPERATOR}"));
     match deployments.list_metadata(&named).await {
