@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::{Context, Operator, TOKEN_LIFETIME};
-use crate::exit::CliError;
+use crate::exit::{self, CliError};
 use crate::output::{self, Output};
 
 /// Time between two frames.
@@ -64,7 +64,7 @@ pub async fn show(
 
 fn once(frame: &Frame) -> Result<(), CliError> {
     output::write(&frame.text)?;
-    frame.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    frame.notes.iter().for_each(|note| exit::note(&format!("note: {note}")));
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use self::admission::{Answer, send};
 use super::canary::cannot;
 use super::lint::read;
 use crate::cluster::Context;
-use crate::exit::CliError;
+use crate::exit::{CliError, note};
 use crate::output::{Colour, Format, Table, write};
 
 /// Namespaces that Tulle's webhook is never called for, whatever their labels.
@@ -129,7 +129,9 @@ async fn create(
     let params = PostParams { dry_run: true, field_manager: Some("tulle-inject".to_owned()) };
     let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods")).create(&params, body);
     let request = request.map_err(|error| unsent(error.to_string()))?;
-    let warn = |text: &str| eprintln!("{} {label}: {text}", context.output.paint(Colour::Yellow, "warning:"));
+    let warn = |text: &str| {
+        note(&format!("{} {label}: {text}", context.output.paint(Colour::Yellow, "warning:")));
+    };
     match send(client, request).await? {
         Answer::Refused { message, warnings } => {
             warnings.iter().for_each(|warning| warn(warning));
