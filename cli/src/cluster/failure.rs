@@ -248,7 +248,12 @@ mod tests {
 
     #[test]
     fn a_port_forward_that_is_forbidden_or_too_late_says_so() {
-        let at = Located { namespace: "tulle-system".into(), pod: "tulle-operator-0".into(), leads: true };
+        let at = Located {
+            namespace: "tulle-system".into(),
+            pod: "tulle-operator-0".into(),
+            leads: true,
+            leader_is_known: true,
+        };
         let switch = |status: hyper::StatusCode| {
             let refused = UpgradeConnectionError::ProtocolSwitch(status);
             of_forward(&kube::Error::UpgradeConnection(refused), &at)

@@ -81,7 +81,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         let what = "a pod is in one namespace: use -n NAMESPACE instead of -A";
         return Err(CliError::Usage(what.to_owned()));
     };
-    let client = context.client().await?;
+    let client = context.streams().await?;
     let body = forward::get(&client, namespace, &args.pod, ports::ADMIN, "/config").await?;
     let config: Value = serde_json::from_slice(&body).map_err(|error| {
         CliError::failed(format!(

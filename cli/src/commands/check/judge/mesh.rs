@@ -117,7 +117,16 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
     let mut findings = vec![skewed(all, operator)];
     findings.extend(refused(all));
-    findings.push(behind(all));
+    findings.push(match &facts.health {
+        Ok(health) if !health.leader => {
+            let pod = &health.pod;
+            checks::BEHIND.unread(
+                "sidecars",
+                format!("pod {pod} does not lead, and knows only those that are connected to it"),
+            )
+        }
+        _ => behind(all, facts),
+    });
     findings.extend(certificates(all, facts));
     findings
 }
@@ -155,9 +164,23 @@ fn refused(all: &[Sidecar]) -> Vec<Finding> {
     or_ok(all.iter().filter_map(one).collect(), || checks::REFUSED.ok(format!("{} sidecars", all.len())))
 }
 
-fn behind(all: &[Sidecar]) -> Finding {
+/// Pods that come or go: created within [`BEHIND`] seconds, or being deleted. They connect soon, or never again.
+fn in_transit(facts: &Facts) -> Vec<String> {
+    let pods = facts.injected.as_ref().map(Vec::as_slice).unwrap_or_default();
+    let comes_or_goes = |pod: &&Value| {
+        let is_young = time(pod, "/metadata/creationTimestamp").is_some_and(|at| facts.now - at < BEHIND);
+        is_young || !text(pod, "/metadata/deletionTimestamp").is_empty()
+    };
+    pods.iter().filter(comes_or_goes).map(full_name).collect()
+}
+
+fn behind(all: &[Sidecar], facts: &Facts) -> Finding {
+    let in_transit = in_transit(facts);
     let one = |sidecar: &Sidecar| {
         let pod = pod_of(sidecar);
+        if in_transit.contains(&pod) {
+            return None;
+        }
         if !sidecar.connected {
             return Some(format!("{pod} (not connected)"));
         }
