@@ -44,6 +44,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     if let Some(bad) = input.unreadable.first() {
         return Err(CliError::failed(format!("{}: {}", bad.file, bad.why)));
     }
+    for file in &input.templates {
+        note(&format!("warning: {file} is a template, and was not looked at"));
+    }
     let default = context.namespace().unwrap_or("default");
     let client = context.client().await?;
     let mut checked: Vec<&str> = Vec::new();

@@ -17,6 +17,7 @@ use super::{canaries, get, namespace_of};
 use crate::cluster::{Context, within};
 use crate::exit::{CliError, note};
 use crate::output::{Format, write};
+use crate::refresh;
 
 /// Ages are redrawn this often when nothing else changes.
 const TICK: Duration = Duration::from_secs(5);
@@ -67,7 +68,7 @@ async fn look(client: &Client, namespace: &str, name: &str) -> Result<(Canary, T
     let looked = async {
         let canary = get(&canaries(client.clone(), namespace), namespace, name).await?;
         let target = pods::look(client, namespace, &canary.spec.target).await?;
-        Ok((canary, target))
+        Ok::<_, CliError>((canary, target))
     };
     within("reading the Canary and its pods", looked).await
 }
@@ -196,7 +197,10 @@ pub(super) fn gives_up(has_succeeded: bool, failures: u32, patient: bool) -> boo
 fn draw(context: &Context, view: &View, drawn: Option<&View>) -> Result<(), CliError> {
     let text = || view.text(Timestamp::now(), &context.output);
     if context.output.is_interactive() {
-        return write(&format!("{CLEAR}{}", text()));
+        return write(&format!(
+            "{CLEAR}{}",
+            refresh::fitted(&text(), &[], refresh::height()).join("\n") + "\n"
+        ));
     }
     let is_text = matches!(context.output.format, Format::Table | Format::Wide);
     match drawn {
