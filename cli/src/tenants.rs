@@ -15,7 +15,7 @@ const OWN: [&str; 2] = ["tulle-operator", "tulle-webhook"];
 /// What makes a namespace somebody's.
 const WORKLOADS: [Kind; 5] =
     [objects::DEPLOYMENT, objects::STATEFUL_SET, objects::DAEMON_SET, objects::POD, objects::VOLUME_CLAIM];
-/// Workloads that a sentence names; the others are counted.
+/// Names that a sentence lists; the others are counted.
 const LISTED: usize = 5;
 
 /// Whether a namespace carries the label of the manifests.
@@ -76,6 +76,13 @@ mod tests {
             ["Deployment/web", "StatefulSet/tulle-operator", "Pod/web-1", "PersistentVolumeClaim/data"];
         assert_eq!(foreign(&all), expected);
         assert_eq!(foreign(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_sentence_lists_five_names_and_counts_the_others() {
+        let names: Vec<String> = ('a'..='g').map(String::from).collect();
+        assert_eq!(some_of(&names), "a, b, c, d, e and 2 more");
+        assert_eq!(some_of(&["a".to_owned()]), "a");
     }
 
     #[test]

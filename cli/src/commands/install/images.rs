@@ -8,6 +8,9 @@ use crate::objects::{items, text};
 /// The registry of images that were built on the same machine and that no cluster can pull.
 const DEVELOPMENT: &str = "tulle.local/";
 
+/// Where the webhook's Deployment names the image of the sidecar.
+const SIDECAR: &str = "/spec/template/metadata/annotations/tulle.dev~1sidecar-image";
+
 /// Where the images of an installation come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Images {
@@ -44,17 +47,21 @@ impl Images {
     /// Their names are not those that this program writes, or differ.
     pub fn live(operator: Option<&Value>, webhook: Option<&Value>) -> Result<Option<Self>, CliError> {
         let mut found: Option<Self> = None;
-        for (deployment, part) in [(operator, "operator"), (webhook, "webhook")] {
-            let Some(deployment) = deployment else { continue };
-            let image = image(deployment);
+        let installed = [
+            ("operator", operator.map(image)),
+            ("webhook", webhook.map(image)),
+            ("sidecar", webhook.map(|webhook| text(webhook, SIDECAR)).filter(|image| !image.is_empty())),
+        ];
+        for (part, image) in installed {
+            let Some(image) = image else { continue };
             let unknown = |why: &str| {
-                let what = format!("Deployment tulle-{part} has image {image}, {why}");
+                let what = format!("the image of the {part} is {image}, {why}");
                 Err(CliError::failed(what).hint("name the images with --registry and --tag"))
             };
             match Self::of(image, part) {
                 None => return unknown("whose registry and tag this program cannot tell"),
                 Some(images) if found.as_ref().is_some_and(|other| *other != images) => {
-                    return unknown("and tulle-operator one of another registry or tag");
+                    return unknown("which has another registry or tag than the others");
                 }
                 Some(images) => found = Some(images),
             }
@@ -136,6 +143,11 @@ mod tests {
         assert_eq!(Images::live(None, None), Ok(None));
         let error = Images::live(Some(&one), Some(&other)).unwrap_err();
         assert!(error.to_string().contains("s/tulle-webhook:1"), "{error}");
+        let mut sidecar = same.clone();
+        sidecar["spec"]["template"]["metadata"] =
+            json!({"annotations": {"tulle.dev/sidecar-image": "s/tulle-sidecar:1"}});
+        let error = Images::live(Some(&one), Some(&sidecar)).unwrap_err();
+        assert!(error.to_string().starts_with("the image of the sidecar is s/tulle-sidecar:1"), "{error}");
         let renamed = deployment("mirror/operator:1");
         assert!(Images::live(Some(&renamed), None).is_err());
     }

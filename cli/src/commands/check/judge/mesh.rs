@@ -11,6 +11,7 @@ use super::super::facts::{Facts, target_name};
 use super::super::finding::{self as checks, Finding, or_ok};
 use super::{duration, time, version};
 use crate::objects::{self, Tool, Unread, full_name, items, label, name, namespace, number, text};
+use crate::tenants::some_of;
 
 /// The name with which the operator marks its entries in the status of a route.
 const CONTROLLER: &str = "tulle.dev/mesh-controller";
@@ -26,8 +27,6 @@ const DEFAULT_HOLD: Duration = Duration::from_secs(120);
 const DEFAULT_STEPS: u32 = 5;
 /// For how long Helm and Flux wait if nothing else is set.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(300);
-/// Names that a finding lists; the others are counted.
-const LISTED: usize = 5;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = namespaces(facts);
@@ -37,15 +36,6 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(canaries(facts));
     findings.extend(routes(facts));
     findings
-}
-
-/// `a, b, c and 4 more`.
-fn some_of(names: &[String]) -> String {
-    let listed = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(LISTED) {
-        0 => listed,
-        more => format!("{listed} and {more} more"),
-    }
 }
 
 fn namespaces(facts: &Facts) -> Vec<Finding> {

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tulle_crds::keys;
 
-use super::super::facts::{Facts, Part};
+use super::super::facts::Facts;
 use super::super::finding::{self as checks, Finding, or_ok};
 use super::{Options, repair, version};
-use crate::objects::{self, Unread, items, label, name, text};
+use crate::objects::{self, Read, Unread, items, label, name, text};
+use crate::tenants;
 
 /// Native sidecars are enabled by default since this minor version of Kubernetes.
 const NATIVE_SIDECARS: u32 = 29;
@@ -206,18 +207,23 @@ fn managers(facts: &Facts) -> Vec<Finding> {
     vec![checks::MANAGER.ok(format!("managed by {one}"))]
 }
 
-/// Whether every object of an installation exists.
+/// Whether every object of an installation exists. One finding for all that are missing, and one for all unreadable ones.
 fn complete(facts: &Facts) -> Vec<Finding> {
-    let one = |part: &Part| match &part.exists {
-        Ok(true) => None,
-        Ok(false) => {
-            Some(checks::OBJECTS.error(format!("{} does not exist", part.object)).fix(repair(facts)))
-        }
-        Err(why) => Some(checks::OBJECTS.unread(&part.object, why)),
+    let named = |wanted: fn(&Read<bool>) -> bool| -> Vec<String> {
+        facts.parts.iter().filter(|part| wanted(&part.exists)).map(|part| part.object.clone()).collect()
     };
-    or_ok(facts.parts.iter().filter_map(one).collect(), || {
-        checks::OBJECTS.ok(format!("{} objects", facts.parts.len()))
-    })
+    let missing = named(|exists| matches!(exists, Ok(false)));
+    let unread = named(Result::is_err);
+    let mut findings = Vec::new();
+    if !missing.is_empty() {
+        let verb = if missing.len() == 1 { "does" } else { "do" };
+        let found = format!("{} {verb} not exist", tenants::some_of(&missing));
+        findings.push(checks::OBJECTS.error(found).fix(repair(facts)));
+    }
+    if let Some(why) = facts.parts.iter().find_map(|part| part.exists.as_ref().err()) {
+        findings.push(checks::OBJECTS.unread(&tenants::some_of(&unread), why));
+    }
+    or_ok(findings, || checks::OBJECTS.ok(format!("{} objects", facts.parts.len())))
 }
 
 /// Whether the definitions are those of this program, where the operator has its version.

@@ -57,6 +57,11 @@ fn an_object_of_the_installation_that_is_missing_or_unreadable_is_reported() {
             "T0204 error: ClusterRole/tulle-operator does not exist => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
+    let several: Vec<Part> =
+        (0..7).map(|number| Part { object: format!("Role/mesh/{number}"), exists: Ok(false) }).collect();
+    let found = faults(|facts| facts.parts = several);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("Role/mesh/4 and 2 more do not exist"), "{found:?}");
     assert_eq!(
         faults(|facts| facts.parts = part(Err(Unread::Failed("timed out".to_owned())))),
         ["T0204 warning: ClusterRole/tulle-operator could not be checked: timed out => "]
