@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::commands::{
@@ -35,7 +37,7 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// The namespace to look at; that of the kubeconfig's context if absent
-    #[arg(short, long, global = true, value_name = "NAMESPACE")]
+    #[arg(short, long, global = true, value_name = "NAMESPACE", value_parser = NonEmptyStringValueParser::new())]
     pub namespace: Option<String>,
     /// Look at all namespaces
     #[arg(short = 'A', long, global = true)]
@@ -50,7 +52,7 @@ pub struct Global {
     #[arg(long = "as", global = true, value_name = "USER")]
     pub impersonate: Option<String>,
     /// The namespace of Tulle itself; tulle-system, or where it is found, if absent
-    #[arg(long, global = true, value_name = "NAMESPACE")]
+    #[arg(long, global = true, value_name = "NAMESPACE", value_parser = NonEmptyStringValueParser::new())]
     pub system_namespace: Option<String>,
     /// How results are printed
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
@@ -123,6 +125,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     let mut command = command(plugin);
     let matches = command.try_get_matches_from_mut(arguments)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    if let Some(why) = misplaced(&cli) {
+        return Err(command.error(ErrorKind::ArgumentConflict, why));
+    }
     // These are about the whole mesh, unless a namespace is named.
     let is_of_all = matches!(
         cli.command,
@@ -130,6 +135,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     );
     cli.global.all_namespaces |= is_of_all && cli.global.namespace.is_none();
     Ok(cli)
+}
+
+/// Why `-n` or `-A` does not go together with the command. The installation has its own option for its namespace.
+fn misplaced(cli: &Cli) -> Option<String> {
+    let is_installation =
+        matches!(cli.command, Command::Install(_) | Command::Upgrade(_) | Command::Uninstall(_));
+    let named = cli.global.namespace.as_ref().map(|_| "--namespace");
+    let option =
+        named.or(cli.global.all_namespaces.then_some("--all-namespaces")).filter(|_| is_installation)?;
+    Some(format!(
+        "{option} is for commands that look at namespaces; the namespace of Tulle is --system-namespace NAMESPACE"
+    ))
 }
 
 /// The command line's definition, under the name `tulle` or `kubectl tulle`.

@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use tulle_mesh::query;
 
 use crate::args::Global;
-use crate::exit::CliError;
+use crate::exit::{self, CliError};
 use crate::output::{Output, coloured};
 
 pub mod connection;
@@ -29,6 +29,8 @@ use connection::Connection;
 
 /// How long a request of the API server or of the operator may take.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the API server may be silent in an answer.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// The namespace that Tulle is installed into unless the user says otherwise.
 pub const SYSTEM: &str = "tulle-system";
 /// The service account of every namespace, whose token shows that namespace.
@@ -57,6 +59,7 @@ pub struct Context {
     system_is_given: bool,
     connection: Connection,
     client: OnceCell<Client>,
+    streams: OnceCell<Client>,
 }
 
 impl Context {
@@ -82,7 +85,13 @@ impl Context {
             system_is_given: global.system_namespace.is_some(),
             connection,
             client: OnceCell::new(),
+            streams: OnceCell::new(),
         }
+    }
+
+    /// The namespace of Tulle, if the user has named it.
+    pub fn given_system(&self) -> Option<&str> {
+        self.system_is_given.then_some(self.system.as_str())
     }
 
     /// The namespace, if the command looks at one.
@@ -93,12 +102,20 @@ impl Context {
         }
     }
 
-    /// The client of the API server.
+    /// The client of the API server. A connection that gets no byte for [`READ_TIMEOUT`] breaks.
     ///
     /// # Errors
     /// There is no usable kubeconfig.
     pub async fn client(&self) -> Result<Client, CliError> {
-        self.client.get_or_try_init(|| self.connection.client()).await.cloned()
+        self.client.get_or_try_init(|| self.connection.client(Some(READ_TIMEOUT))).await.cloned()
+    }
+
+    /// A client for what may be silent for long: watches and port-forwards.
+    ///
+    /// # Errors
+    /// As [`Context::client`].
+    pub async fn streams(&self) -> Result<Client, CliError> {
+        self.streams.get_or_try_init(|| self.connection.client(None)).await.cloned()
     }
 
     /// Finds the replica of the operator that leads, or another that is ready.
@@ -116,8 +133,11 @@ impl Context {
     /// As [`Context::locate`] and [`Context::token`].
     pub async fn operator(&self) -> Result<Operator, CliError> {
         let located = self.locate().await?;
+        if let Some(note) = located.note() {
+            exit::note(&note);
+        }
         let token = self.token(&located, TOKEN_LIFETIME).await?;
-        Ok(Operator::new(self.client().await?, located, token))
+        Ok(Operator::new(self.streams().await?, located, token))
     }
 
     /// A token that the operator takes for the namespaces of this command.

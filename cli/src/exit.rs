@@ -1,5 +1,7 @@
 //! How a command ends: errors, what is printed about them, and exit codes.
 
+use std::io::Write as _;
+
 use crate::output::{Colour, Output};
 
 /// Every exit code and its meaning. All commands share them.
@@ -87,8 +89,13 @@ impl CliError {
 
     /// Prints [`CliError::message`] on standard error.
     pub fn print(&self, output: &Output) {
-        eprint!("{}", self.message(output));
+        let _ = std::io::stderr().write_all(self.message(output).as_bytes());
     }
+}
+
+/// Writes a line on standard error. A closed one, as after `2>&-`, does not end the program.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //!   exit      errors and exit codes
 //!   objects   objects of Kubernetes as JSON, as `check` and `install` read them
 //!   manifests what `install` applies
+//!   tenants   what is in the namespace of Tulle and is not part of Tulle
 //! ```
 //! What the mesh does comes from the operator's query API (`tulle_mesh::query`), which listens on the loopback address
 //! of its pod. A command gets there through a port-forward, with a token for the namespace that it asks about. Commands
@@ -26,3 +27,4 @@ pub mod output;
 #[cfg(test)]
 mod reference;
 pub mod refresh;
+pub mod tenants;

@@ -10,6 +10,8 @@ use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::Value;
 
+use crate::cluster::failure;
+
 /// Objects per request of a list.
 const PAGE: u32 = 500;
 
@@ -49,6 +51,7 @@ pub const EVENT: Kind = namespaced("events.k8s.io/v1", "Event", "events");
 pub const DEPLOYMENT: Kind = namespaced("apps/v1", "Deployment", "deployments");
 pub const STATEFUL_SET: Kind = namespaced("apps/v1", "StatefulSet", "statefulsets");
 pub const DAEMON_SET: Kind = namespaced("apps/v1", "DaemonSet", "daemonsets");
+pub const VOLUME_CLAIM: Kind = namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims");
 pub const DISRUPTION_BUDGET: Kind = namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");
 pub const NETWORK_POLICY: Kind = namespaced("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies");
 pub const LEASE: Kind = namespaced("coordination.k8s.io/v1", "Lease", "leases");
@@ -158,9 +161,9 @@ pub fn unread(error: kube::Error) -> Unread {
         kube::Error::Api(status) => match status.code {
             403 => Unread::Forbidden(status.message.clone()),
             404 => Unread::NotServed,
-            _ => Unread::Failed(status.message.clone()),
+            _ => Unread::Failed(failure::of(&kube::Error::Api(status)).to_string()),
         },
-        other => Unread::Failed(other.to_string()),
+        other => Unread::Failed(failure::of(&other).to_string()),
     }
 }
 

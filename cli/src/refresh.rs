@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::{Context, Operator, TOKEN_LIFETIME};
-use crate::exit::CliError;
+use crate::exit::{self, CliError};
 use crate::output::{self, Output};
 
 /// Time between two frames.
@@ -64,13 +64,13 @@ pub async fn show(
 
 fn once(frame: &Frame) -> Result<(), CliError> {
     output::write(&frame.text)?;
-    frame.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    frame.notes.iter().for_each(|note| exit::note(&format!("note: {note}")));
     Ok(())
 }
 
 fn print(output: &Output, frame: &Frame, screen: bool) -> Result<(), CliError> {
     if screen {
-        return output::write(&redraw(frame));
+        return output::write(&redraw(frame, height()));
     }
     // An empty line parts tables; JSON and YAML documents have parts of their own.
     let separator = match output.format {
@@ -82,15 +82,35 @@ fn print(output: &Output, frame: &Frame, screen: bool) -> Result<(), CliError> {
 }
 
 /// The frame from the upper left corner on. Lines are cleared as they are written, so that the screen does not flicker.
-fn redraw(frame: &Frame) -> String {
+fn redraw(frame: &Frame, height: Option<usize>) -> String {
     let mut text = String::from("\u{1b}[H");
-    let notes = frame.notes.iter().map(|note| format!("note: {note}"));
-    for line in frame.text.lines().map(str::to_owned).chain(notes) {
+    for line in fitted(&frame.text, &frame.notes, height) {
         text.push_str(&line);
         text.push_str("\u{1b}[K\n");
     }
     text.push_str("\u{1b}[J");
     text
+}
+
+/// The lines of a text and the notes below it, cut to the height of a terminal: a longer frame would scroll, and the next
+/// one would not replace it.
+pub fn fitted(text: &str, notes: &[String], height: Option<usize>) -> Vec<String> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    // The cursor stands in a line of its own.
+    let room = height.map(|height| height.saturating_sub(1 + notes.len()).max(2));
+    if let Some(room) = room.filter(|room| lines.len() > *room) {
+        let more = lines.len() - (room - 1);
+        lines.truncate(room - 1);
+        lines.push(format!("… {more} more"));
+    }
+    lines.extend(notes.iter().map(|note| format!("note: {note}")));
+    lines
+}
+
+/// The height of the terminal in lines, if standard output is one.
+pub fn height() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_row)).filter(|rows| *rows > 0)
 }
 
 /// The operator, found again when it did not answer or before the token ends.
@@ -120,6 +140,17 @@ mod tests {
     fn a_frame_on_a_terminal_clears_what_the_one_before_left() {
         let frame = Frame { text: "NAME\nweb\n".into(), notes: vec!["2 reports were lost".into()] };
         let expected = "\u{1b}[HNAME\u{1b}[K\nweb\u{1b}[K\nnote: 2 reports were lost\u{1b}[K\n\u{1b}[J";
-        assert_eq!(redraw(&frame), expected);
+        assert_eq!(redraw(&frame, None), expected);
+        assert_eq!(redraw(&frame, Some(24)), expected);
+    }
+
+    #[test]
+    fn a_frame_that_is_higher_than_the_terminal_says_how_many_lines_are_left_out() {
+        let text = "NAME\na\nb\nc\nd\n";
+        assert_eq!(fitted(text, &[], Some(6)), ["NAME", "a", "b", "c", "d"]);
+        assert_eq!(fitted(text, &[], Some(5)), ["NAME", "a", "b", "… 2 more"]);
+        let notes = ["2 reports were lost".to_owned()];
+        assert_eq!(fitted(text, &notes, Some(5)), ["NAME", "a", "… 3 more", "note: 2 reports were lost"]);
+        assert_eq!(fitted(text, &[], Some(1)), ["NAME", "… 4 more"]);
     }
 }

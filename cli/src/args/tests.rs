@@ -76,3 +76,20 @@ fn help_has_the_table_of_exit_codes() {
         assert!(help.contains(row.meaning), "{help}");
     }
 }
+
+#[test]
+fn commands_of_the_installation_take_the_namespace_of_tulle_and_no_other() {
+    for line in ["tulle install -n mesh", "tulle -A upgrade", "tulle uninstall --apply -n mesh"] {
+        assert_eq!(read(line).err().map(|error| error.exit_code()), Some(2), "{line}");
+        assert!(refusal(line).contains("--system-namespace"), "{line}");
+    }
+    assert!(read("tulle uninstall --system-namespace mesh").is_ok());
+}
+
+#[test]
+fn an_empty_namespace_is_a_wrong_command_line() {
+    for option in ["-n", "--system-namespace"] {
+        let words = ["tulle", "stat", option, ""].map(OsString::from);
+        assert_eq!(parse(words).err().map(|error| error.exit_code()), Some(2), "{option}");
+    }
+}

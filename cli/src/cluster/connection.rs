@@ -2,6 +2,8 @@
 //!
 //! Without a kubeconfig, a program in a pod uses the pod's service account, as kubectl does.
 
+use std::time::Duration;
+
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
@@ -53,11 +55,16 @@ impl Connection {
         }
     }
 
-    /// Makes the client. Nothing is sent yet.
+    /// Makes a client. Nothing is sent yet. `read_timeout`: how long an answer may be silent.
     ///
     /// # Errors
     /// The kubeconfig is missing or unusable.
-    pub async fn client(&self) -> Result<Client, CliError> {
+    pub async fn client(&self, read_timeout: Option<Duration>) -> Result<Client, CliError> {
+        let config = self.configuration(read_timeout).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    async fn configuration(&self, read_timeout: Option<Duration>) -> Result<Config, CliError> {
         let mut config = match &self.source {
             Source::Missing(why) => {
                 let hint = "set KUBECONFIG or --kubeconfig, as for kubectl";
@@ -67,10 +74,11 @@ impl Connection {
             Source::File(kubeconfig) => self.config(kubeconfig).await?,
         };
         config.connect_timeout = Some(TIMEOUT);
+        config.read_timeout = read_timeout;
         if let Some(user) = &self.impersonate {
             config.auth_info.impersonate = Some(user.clone());
         }
-        Ok(Client::try_from(config)?)
+        Ok(config)
     }
 
     async fn config(&self, kubeconfig: &Kubeconfig) -> Result<Config, CliError> {
@@ -133,6 +141,20 @@ users: []
         assert_eq!(namespace_of(&kubeconfig, Some("there")), "default");
         assert_eq!(namespace_of(&kubeconfig, Some("nowhere")), "default");
         assert_eq!(namespace_of(&Kubeconfig::default(), None), "default");
+    }
+
+    #[tokio::test]
+    async fn only_a_client_for_streams_waits_without_end_for_bytes() {
+        let kubeconfig = Kubeconfig::from_yaml(KUBECONFIG).unwrap();
+        let source = Source::File(Box::new(Kubeconfig {
+            auth_infos: vec![serde_yaml::from_str("{name: me, user: {}}").unwrap()],
+            ..kubeconfig
+        }));
+        let connection = Connection { source, context: None, impersonate: None };
+        for timeout in [Some(Duration::from_secs(15)), None] {
+            let config = connection.configuration(timeout).await.unwrap();
+            assert_eq!((config.read_timeout, config.connect_timeout), (timeout, Some(TIMEOUT)));
+        }
     }
 
     #[test]

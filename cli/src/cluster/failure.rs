@@ -6,6 +6,7 @@ use kube::client::UpgradeConnectionError;
 
 use super::Located;
 use crate::exit::CliError;
+use crate::objects::Unread;
 
 impl From<kube::Error> for CliError {
     fn from(error: kube::Error) -> Self {
@@ -37,6 +38,50 @@ pub fn of(error: &kube::Error) -> CliError {
         }
         kube::Error::Auth(_) => CliError::failed(format!("cannot authenticate: {}", chain(error))),
         _ => CliError::failed(chain(error)),
+    }
+}
+
+/// The same, after what was tried: `cannot list Canaries: …`.
+pub fn doing(what: &str, error: &kube::Error) -> CliError {
+    after(what, of(error))
+}
+
+/// The same for an object of Tulle's kinds that was listed, created, or read without being looked for by name.
+/// "Not found" then means the kind.
+pub fn doing_tulle(what: &str, error: &kube::Error) -> CliError {
+    match error {
+        kube::Error::Api(status) if status.code == 404 && !names_object(status) => not_installed(),
+        other => doing(what, other),
+    }
+}
+
+/// Whether the API server has looked for an object: the kind is served, and the object does not exist.
+pub fn names_object(status: &kube::core::Status) -> bool {
+    status.details.as_ref().is_some_and(|details| !details.name.is_empty())
+}
+
+/// The cluster does not have the kinds of the group tulle.dev.
+fn not_installed() -> CliError {
+    CliError::failed("Tulle is not installed: the cluster does not have the kinds of tulle.dev")
+        .hint("tulle install; `tulle check` shows what is there")
+}
+
+/// What could not be read, after what was tried.
+pub fn of_unread(what: &str, why: &Unread) -> CliError {
+    let failed = CliError::failed(format!("{what}: {why}"));
+    match why {
+        Unread::Forbidden(message) => match right(message) {
+            Some(right) => failed.hint(format!("ask for this right: {right}")),
+            None => failed,
+        },
+        Unread::NotServed | Unread::Failed(_) => failed,
+    }
+}
+
+fn after(what: &str, error: CliError) -> CliError {
+    match error {
+        CliError::Failed { what: why, hint } => CliError::Failed { what: format!("{what}: {why}"), hint },
+        other => other,
     }
 }
 
@@ -153,6 +198,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_tried_comes_first_and_the_right_stays_in_the_hint() {
+        let error = doing("cannot list Canaries", &api(403, FORBIDDEN));
+        assert!(error.to_string().starts_with("cannot list Canaries: leases.coordination"), "{error}");
+        assert!(hint(error).starts_with("ask for this right: "));
+        let expired = doing("cannot list Canaries", &api(401, "Unauthorized"));
+        assert!(hint(expired).starts_with("log in again"));
+        let unread = of_unread("cannot list pods", &Unread::Forbidden(FORBIDDEN.to_owned()));
+        assert!(hint(unread).starts_with("ask for this right: "));
+    }
+
+    #[test]
+    fn a_kind_of_tulle_that_is_not_served_means_that_tulle_is_not_installed() {
+        let error = doing_tulle("cannot list Canaries", &api(404, "404 page not found"));
+        assert!(error.to_string().starts_with("Tulle is not installed"), "{error}");
+        assert!(hint(error).starts_with("tulle install"));
+        let mut status = Status::failure("canaries.tulle.dev \"web\" not found", "NotFound");
+        status.code = 404;
+        status.details = serde_json::from_value(serde_json::json!({"name": "web"})).ok();
+        let error = doing_tulle("cannot read Canary shop/web", &kube::Error::Api(Box::new(status)));
+        assert!(error.to_string().ends_with("not found"), "{error}");
+    }
+
+    #[test]
     fn a_refusal_for_the_whole_cluster_says_so() {
         let message = "deployments.apps is forbidden: User \"jane\" cannot list resource \"deployments\" in API group \
                        \"apps\" at the cluster scope";
@@ -180,7 +248,12 @@ mod tests {
 
     #[test]
     fn a_port_forward_that_is_forbidden_or_too_late_says_so() {
-        let at = Located { namespace: "tulle-system".into(), pod: "tulle-operator-0".into(), leads: true };
+        let at = Located {
+            namespace: "tulle-system".into(),
+            pod: "tulle-operator-0".into(),
+            leads: true,
+            leader_is_known: true,
+        };
         let switch = |status: hyper::StatusCode| {
             let refused = UpgradeConnectionError::ProtocolSwitch(status);
             of_forward(&kube::Error::UpgradeConnection(refused), &at)

@@ -23,6 +23,20 @@ pub struct Located {
     pub pod: String,
     /// Whether it leads. One that does not knows only the sidecars that are connected to it.
     pub leads: bool,
+    /// Whether the user may read which replica leads.
+    pub leader_is_known: bool,
+}
+
+impl Located {
+    /// What the reader of its answers must know.
+    pub fn note(&self) -> Option<String> {
+        let why = match (self.leads, self.leader_is_known) {
+            (true, _) => return None,
+            (false, true) => "no leader is ready",
+            (false, false) => "you may not read which replica leads",
+        };
+        Some(format!("note: {why}; pod {} answers with what it knows", self.pod))
+    }
 }
 
 /// A pod of the operator.
@@ -108,11 +122,19 @@ fn choose(namespace: &str, holder: &Holder, replicas: &[Replica]) -> Result<Loca
             format!("none of the operator's {} pods in namespace {namespace} is ready", replicas.len());
         return Err(CliError::failed(what).hint(format!("kubectl -n {namespace} get pods -l {SELECTOR}")));
     };
-    Ok(Located { namespace: namespace.to_owned(), pod: chosen.pod.clone(), leads: leader.is_some() })
+    Ok(Located {
+        namespace: namespace.to_owned(),
+        pod: chosen.pod.clone(),
+        leads: leader.is_some(),
+        leader_is_known: *holder != Holder::Secret,
+    })
 }
 
 /// The namespaces with a Deployment of the operator's name.
-async fn namespaces(client: &Client, system: &str) -> Result<Vec<String>, CliError> {
+///
+/// # Errors
+/// The user may not list Deployments, or the API server does not answer.
+pub async fn namespaces(client: &Client, system: &str) -> Result<Vec<String>, CliError> {
     let deployments = Api::<Deployment>::all(client.clone());
     let named = ListParams::default().fields(&format!("metadata.name={OPERATOR}"));
     match deployments.list_metadata(&named).await {
@@ -178,6 +200,16 @@ mod tests {
         let dying = replicas(&[("a", true), ("b", false)]);
         assert_eq!(chosen(pod("b"), &dying), ("a".to_owned(), false));
         assert_eq!(chosen(pod("gone"), &both), ("a".to_owned(), false));
+    }
+
+    #[test]
+    fn answers_of_a_replica_that_does_not_lead_have_a_note() {
+        let note = |holder| choose("tulle-system", &holder, &replicas(&[("a", true)])).unwrap().note();
+        assert_eq!(note(pod("a")), None);
+        let gone = "note: no leader is ready; pod a answers with what it knows";
+        assert_eq!(note(pod("gone")).as_deref(), Some(gone));
+        let secret = "note: you may not read which replica leads; pod a answers with what it knows";
+        assert_eq!(note(Holder::Secret).as_deref(), Some(secret));
     }
 
     #[test]

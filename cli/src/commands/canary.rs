@@ -20,7 +20,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use tulle_crds::{Canary, CanaryVerdict, WorkloadKind};
 
-use crate::cluster::Context;
+use crate::cluster::{Context, failure};
 use crate::exit::CliError;
 use crate::human;
 use crate::output::Table;
@@ -88,7 +88,10 @@ async fn list(context: &Context) -> Result<(), CliError> {
         Some(namespace) => canaries(client, namespace),
         None => Api::all(client),
     };
-    let found = api.list(&ListParams::default()).await.map_err(|error| cannot("list Canaries", &error))?;
+    let found = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| failure::doing_tulle("cannot list Canaries", &error))?;
     let now = Timestamp::now();
     context.output.print(&found.items, |_| table(&found.items, context.namespace().is_none(), now))
 }
@@ -154,20 +157,19 @@ fn canaries(client: Client, namespace: &str) -> Api<Canary> {
 }
 
 async fn get(api: &Api<Canary>, namespace: &str, name: &str) -> Result<Canary, CliError> {
-    match api.get_opt(name).await {
-        Ok(Some(canary)) => Ok(canary),
-        Ok(None) => Err(CliError::failed(format!("there is no Canary {namespace}/{name}"))
-            .hint(format!("tulle canary list -n {namespace} lists those that there are"))),
-        Err(error) => Err(cannot(&format!("read Canary {namespace}/{name}"), &error)),
+    match api.get(name).await {
+        Ok(canary) => Ok(canary),
+        Err(kube::Error::Api(status)) if status.code == 404 && failure::names_object(&status) => {
+            Err(CliError::failed(format!("there is no Canary {namespace}/{name}"))
+                .hint(format!("tulle canary list -n {namespace} lists those that there are")))
+        }
+        Err(error) => Err(failure::doing_tulle(&format!("cannot read Canary {namespace}/{name}"), &error)),
     }
 }
 
-/// An error of the API server, without what the client adds to it for programmers.
+/// What an error of the API server means for what was tried.
 pub(crate) fn cannot(what: &str, error: &kube::Error) -> CliError {
-    match error {
-        kube::Error::Api(status) => CliError::failed(format!("cannot {what}: {}", status.message)),
-        other => CliError::failed(format!("cannot {what}: {other}")),
-    }
+    failure::doing(&format!("cannot {what}"), error)
 }
 
 /// The plural of a kind, as in URLs and in `kubectl`.

@@ -20,7 +20,8 @@ use crate::output::{Format, Table, write};
 /// Arguments of `tulle config`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Name of the pod
+    /// Name of the pod, also as kubectl writes it: pod/NAME
+    #[arg(value_parser = pod_name)]
     pod: String,
     /// What to show
     #[arg(value_enum, default_value = "all")]
@@ -28,6 +29,16 @@ pub struct Args {
     /// Compare what the sidecar has with what the operator has sent it
     #[arg(long)]
     diff: bool,
+}
+
+/// The name of a pod, with or without its kind before it.
+fn pod_name(text: &str) -> Result<String, String> {
+    let name = match text.split_once('/') {
+        None => text,
+        Some(("pod" | "pods" | "po", name)) => name,
+        Some((kind, _)) => return Err(format!("{kind} is not the kind of a pod: write pod/NAME or NAME")),
+    };
+    if name.is_empty() { Err("the name is empty".to_owned()) } else { Ok(name.to_owned()) }
 }
 
 /// A part of a sidecar's configuration.
@@ -81,7 +92,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         let what = "a pod is in one namespace: use -n NAMESPACE instead of -A";
         return Err(CliError::Usage(what.to_owned()));
     };
-    let client = context.client().await?;
+    let client = context.streams().await?;
     let body = forward::get(&client, namespace, &args.pod, ports::ADMIN, "/config").await?;
     let config: Value = serde_json::from_slice(&body).map_err(|error| {
         CliError::failed(format!(

@@ -21,7 +21,7 @@ use self::admission::{Answer, send};
 use super::canary::cannot;
 use super::lint::read;
 use crate::cluster::Context;
-use crate::exit::CliError;
+use crate::exit::{CliError, note};
 use crate::output::{Colour, Format, Table, write};
 
 /// Namespaces that Tulle's webhook is never called for, whatever their labels.
@@ -43,6 +43,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let input = read::files(&args.files)?;
     if let Some(bad) = input.unreadable.first() {
         return Err(CliError::failed(format!("{}: {}", bad.file, bad.why)));
+    }
+    for file in &input.templates {
+        note(&format!("warning: {file} is a template, and was not looked at"));
     }
     let default = context.namespace().unwrap_or("default");
     let client = context.client().await?;
@@ -129,7 +132,9 @@ async fn create(
     let params = PostParams { dry_run: true, field_manager: Some("tulle-inject".to_owned()) };
     let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods")).create(&params, body);
     let request = request.map_err(|error| unsent(error.to_string()))?;
-    let warn = |text: &str| eprintln!("{} {label}: {text}", context.output.paint(Colour::Yellow, "warning:"));
+    let warn = |text: &str| {
+        note(&format!("{} {label}: {text}", context.output.paint(Colour::Yellow, "warning:")));
+    };
     match send(client, request).await? {
         Answer::Refused { message, warnings } => {
             warnings.iter().for_each(|warning| warn(warning));

@@ -2,21 +2,25 @@
 //!
 //! ```text
 //!   manifests   (crate) the objects, as they are in this program
+//!   images      registry and tag: given, installed, or of a development build; pure
 //!   plan        who else manages them, stored versions, what changes; pure
 //!   apply       server-side apply in the order of the manifests, and waiting for the control plane
 //! ```
 //! Objects that Helm, Flux or Argo CD manage are never written: their tool would write them back.
 
 mod apply;
+mod images;
 mod plan;
 
 use serde_json::{Value, json};
 use tulle_mesh::query::{self, Paths};
 
+use self::images::Images;
 use super::check;
-use crate::cluster::Context;
-use crate::exit::CliError;
+use crate::cluster::{Context, failure};
+use crate::exit::{CliError, note};
 use crate::manifests::{self, Settings};
+use crate::objects;
 use crate::output::{Format, write};
 
 /// How far `tulle install` goes.
@@ -36,10 +40,11 @@ pub struct Common {
     /// Apply to the cluster, and wait until the control plane is available
     #[arg(long)]
     pub apply: bool,
-    /// The registry of the images, with a folder if there is one: REGISTRY/tulle-operator
+    /// The registry of the images, with a folder if there is one: REGISTRY/tulle-operator; that of the installation if
+    /// absent
     #[arg(long, value_name = "REGISTRY")]
     pub registry: Option<String>,
-    /// The tag of the images; this program's version if only --registry is given
+    /// The tag of the images; this program's version if absent
     #[arg(long, value_name = "TAG")]
     pub tag: Option<String>,
     /// Grant the operator the right to restore Deployments, which `onFailure: Undo` of Canaries needs
@@ -48,6 +53,12 @@ pub struct Common {
     /// Take over fields that somebody else has set, except those of Helm, Flux and Argo CD
     #[arg(long)]
     pub force_conflicts: bool,
+    /// Apply although the operator is newer than this program, or does not say its version
+    #[arg(long)]
+    pub allow_downgrade: bool,
+    /// Apply images of a development build, which the nodes of the cluster must have already
+    #[arg(long)]
+    pub allow_development_images: bool,
 }
 
 /// Options of `tulle install`.
@@ -65,23 +76,24 @@ pub struct Args {
 pub struct UpgradeArgs {
     #[command(flatten)]
     pub common: Common,
-    /// Apply although the operator is newer than this program
-    #[arg(long)]
-    pub allow_downgrade: bool,
 }
 
-/// Prints the manifests, or applies them and checks the result.
+/// Prints the manifests, or applies them and checks the result. An installation that exists is upgraded.
 ///
 /// # Errors
 /// The cluster refuses an object, another tool manages one, or the control plane does not become available.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let objects = objects(context, &args.common)?;
     let mode = if args.common.apply { DryRun::None } else { args.dry_run.unwrap_or(DryRun::Client) };
-    match mode {
-        DryRun::Client => print(context, &objects),
-        DryRun::Server => apply::preview(context, &objects, &args.common).await,
-        DryRun::None => install(context, &objects, &args.common).await,
+    if mode == DryRun::Client {
+        let objects = objects(context, &args.common, args.common.images())?;
+        if !args.common.allow_development_images {
+            for image in images::development(&objects) {
+                note(&format!("warning: {image} is an image of a development build: write --registry"));
+            }
+        }
+        return print(context, &objects);
     }
+    bring(context, &args.common, mode == DryRun::None).await
 }
 
 /// Lists what an upgrade changes, and with `--apply` does it.
@@ -89,37 +101,80 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 /// # Errors
 /// As [`run`], and an operator that is newer than this program.
 pub async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<(), CliError> {
-    let objects = objects(context, &args.common)?;
-    let installed = installed(context).await;
-    match plan::step(installed.as_deref(), env!("CARGO_PKG_VERSION")) {
-        plan::Step::Down(installed) if args.common.apply && !args.allow_downgrade => {
-            let own = env!("CARGO_PKG_VERSION");
-            return Err(CliError::failed(format!(
-                "the operator has version {installed}, and this program {own}"
-            ))
-            .hint(
+    bring(context, &args.common, args.common.apply).await?;
+    if !args.common.apply {
+        note("nothing was changed: `tulle upgrade --apply` does it");
+    }
+    Ok(())
+}
+
+/// Brings the cluster to this program's version, or only lists what that would change.
+async fn bring(context: &Context, common: &Common, apply: bool) -> Result<(), CliError> {
+    let (operator, webhook) =
+        (deployment(context, "tulle-operator").await?, deployment(context, "tulle-webhook").await?);
+    let exists = operator.is_some() || webhook.is_some();
+    let given = common.images();
+    // What the user names is not looked up.
+    let live = match given.registry {
+        Some(_) => None,
+        None => Images::live(operator.as_ref(), webhook.as_ref())?,
+    };
+    let objects = objects(context, common, Images::choose(&given, live.as_ref()))?;
+    let is_development_already = live.is_some_and(|live| live.registry.is_none());
+    if !common.allow_development_images && !is_development_already {
+        development(&objects, apply)?;
+    }
+    if exists {
+        let step = plan::step(installed(context).await.as_deref(), env!("CARGO_PKG_VERSION"));
+        if apply
+            && !common.allow_downgrade
+            && let Some(refusal) = step.refusal()
+        {
+            return Err(CliError::failed(refusal).hint(
                 "use a newer `tulle`, or --allow-downgrade: an older operator may not know stored fields",
             ));
         }
-        step => {
-            if let Some(warning) = step.warning() {
-                eprintln!("warning: {warning}");
-            }
+        if let Some(warning) = step.warning() {
+            note(&format!("warning: {warning}"));
         }
     }
-    apply::preview(context, &objects, &args.common).await?;
-    if !args.common.apply {
-        eprintln!("nothing was changed: `tulle upgrade --apply` does it");
-        return Ok(());
+    if exists || !apply {
+        apply::preview(context, &objects, common).await?;
     }
-    install(context, &objects, &args.common).await
+    if apply { install(context, &objects, common).await } else { Ok(()) }
 }
 
-fn objects(context: &Context, common: &Common) -> Result<Vec<Value>, CliError> {
+/// Refuses images that no cluster can pull, or warns of them where nothing is applied.
+fn development(objects: &[Value], apply: bool) -> Result<(), CliError> {
+    let images = images::development(objects);
+    let Some(first) = images.first() else { return Ok(()) };
+    let what = format!("{first} is an image of a development build, which no cluster can pull");
+    if !apply {
+        note(&format!("warning: {what}"));
+        return Ok(());
+    }
+    Err(CliError::failed(what)
+        .hint("write --registry REGISTRY; or --allow-development-images if the nodes have these images"))
+}
+
+async fn deployment(context: &Context, name: &str) -> Result<Option<Value>, CliError> {
+    let (client, system) = (context.client().await?, context.system.as_str());
+    let found = objects::get(&client, objects::DEPLOYMENT, Some(system), name).await;
+    found.map_err(|why| failure::of_unread(&format!("cannot read Deployment {system}/{name}"), &why))
+}
+
+impl Common {
+    /// The images that the options name.
+    fn images(&self) -> Images {
+        Images { registry: self.registry.clone(), tag: self.tag.clone() }
+    }
+}
+
+fn objects(context: &Context, common: &Common, images: Images) -> Result<Vec<Value>, CliError> {
     let settings = Settings {
         namespace: context.system.clone(),
-        registry: common.registry.clone(),
-        tag: common.tag.clone(),
+        registry: images.registry,
+        tag: images.tag,
         undo: common.undo,
     };
     let objects = manifests::objects(&settings);
@@ -149,4 +204,20 @@ async fn installed(context: &Context) -> Option<String> {
     let operator = context.operator().await.ok()?;
     let health = operator.get::<query::Health>(Paths::HEALTH, &[]).await.ok()?;
     Some(health.version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_that_no_cluster_can_pull_are_refused_only_where_they_would_be_applied() {
+        let dev = manifests::objects(&Settings::default()).unwrap();
+        let error = development(&dev, true).unwrap_err();
+        assert!(error.to_string().starts_with("tulle.local/operator:dev is an image"), "{error}");
+        assert_eq!(development(&dev, false), Ok(()));
+        let registry = Some("r.example".to_owned());
+        let released = manifests::objects(&Settings { registry, ..Settings::default() }).unwrap();
+        assert_eq!(development(&released, true), Ok(()));
+    }
 }

@@ -25,7 +25,7 @@ use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy};
 
 use crate::cluster::Context;
-use crate::exit::CliError;
+use crate::exit::{CliError, note};
 use crate::output::{Colour, Format, Output, Table, write};
 use read::{Document, Input};
 use rules::{Finding, Level};
@@ -79,6 +79,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let input = read::files(&args.files)?;
     let namespace = context.namespace().unwrap_or("default");
     let mut findings = check(&input, namespace, Timestamp::now());
+    findings.extend(Finding::of_nothing(&input));
     if args.with_cluster {
         let client = context.client().await?;
         findings.extend(cluster::check(&client, &input.documents, namespace).await?);
@@ -100,7 +101,7 @@ fn print(output: &Output, findings: &[Finding], documents: usize) -> Result<(), 
         write(&text(finding, output))?;
     }
     let of = |level| findings.iter().filter(|finding| finding.level == level).count();
-    eprintln!("{documents} objects: {} errors, {} warnings", of(Level::Error), of(Level::Warning));
+    note(&format!("{documents} objects: {} errors, {} warnings", of(Level::Error), of(Level::Warning)));
     Ok(())
 }
 
@@ -122,13 +123,28 @@ fn text(finding: &Finding, output: &Output) -> String {
 
 /// Everything that can be found without a cluster. Objects without a namespace are in `namespace`.
 fn check(input: &Input, namespace: &str, now: Timestamp) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = input.unreadable.iter().map(Finding::of_file).collect();
+    let files = input.unreadable.iter().map(Finding::of_file);
+    let mut findings: Vec<Finding> =
+        files.chain(input.templates.iter().map(|file| Finding::of_template(file))).collect();
     let schemas = schema::Schemas::generated();
     for document in &input.documents {
         one(document, namespace, &schemas, now, &mut findings);
     }
     findings.extend(together::check(&input.documents, namespace));
     findings
+}
+
+/// A kind of Tulle that is written without Tulle's group. Flagger has a kind of the same name.
+fn foreign(document: &Document, namespace: &str, schemas: &schema::Schemas) -> Option<Finding> {
+    const FLAGGER: &str = "flagger.app/";
+    let (kind, found) = (document.kind(), document.api_version());
+    let version = schemas.version_of(kind).filter(|_| !found.starts_with(FLAGGER))?;
+    let message = match found {
+        "" => format!("apiVersion is missing, and {kind} is a kind of Tulle"),
+        found => format!("{kind} is a kind of Tulle, and {found} is not its group"),
+    };
+    let hint = Some(format!("did you mean {version}?"));
+    Some(Finding::new(rules::UNKNOWN_KIND, document, namespace, message, hint))
 }
 
 /// What is wrong with one object. Only Tulle's kinds are looked at.
@@ -140,6 +156,7 @@ fn one(
     findings: &mut Vec<Finding>,
 ) {
     if !document.is_tulle() {
+        findings.extend(foreign(document, namespace, schemas));
         return;
     }
     let mut add = |rule: rules::Rule, message: String, hint: Option<String>| {

@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use tulle_mesh::query::{Paths, Sidecar, Sidecars};
 
 use crate::cluster::Context;
-use crate::exit::CliError;
+use crate::exit::{self, CliError};
 use crate::human;
 use crate::output::Table;
 
@@ -24,7 +24,7 @@ pub async fn run(context: &Context, _: Args) -> Result<(), CliError> {
     let all_namespaces = context.namespace().is_none();
     context.output.print(&found, |is_wide| table(&found.sidecars, all_namespaces, is_wide, now))?;
     if let Some(line) = without(&found.without) {
-        eprintln!("{line}");
+        exit::note(&line);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `tulle top`: the busiest connections between workloads, refreshed.
 
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use tulle_mesh::query::{Edge, Edges};
@@ -21,7 +22,7 @@ pub struct Args {
     /// How many rows are shown at most; 0 for all
     #[arg(long, default_value_t = 20)]
     limit: usize,
-    /// Print once instead of every two seconds
+    /// Print once instead of every two seconds, as where standard output is not a terminal
     #[arg(long)]
     once: bool,
 }
@@ -33,7 +34,7 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let (namespace, output) = (context.namespace(), &context.output);
     let window = stat::window(args.window)?;
-    refresh::show(context, !args.once, async |operator: &Operator| {
+    refresh::show(context, again(args.once, std::io::stdout().is_terminal()), async |operator: &Operator| {
         let edges = busiest(ask(operator, namespace, &window).await?, args.limit);
         let mut notes = stat::notes(args.window.as_secs(), edges.window, edges.lost);
         if edges.edges.is_empty() {
@@ -43,6 +44,11 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         Ok(Frame { text, notes })
     })
     .await
+}
+
+/// Whether it is drawn again and again: a pipe without an end would keep a script waiting.
+fn again(once: bool, terminal: bool) -> bool {
+    terminal && !once
 }
 
 /// The edges with the most requests in a second, the busiest first.
@@ -79,6 +85,12 @@ mod tests {
             |kind: &str, name: &str| Party { namespace: "shop".into(), kind: kind.into(), name: name.into() };
         let golden = Golden { rps, success: Some(0.5), p99_ms: Some(12.0), ..Golden::default() };
         Edge { source: of("Deployment", name), destination: of("Service", "db"), golden, ..Edge::default() }
+    }
+
+    #[test]
+    fn without_a_terminal_it_prints_once() {
+        assert!(again(false, true));
+        assert!(!again(true, true) && !again(false, false));
     }
 
     #[test]

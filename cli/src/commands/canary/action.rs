@@ -164,7 +164,8 @@ pub(super) async fn run(context: &Context, verb: Verb, args: Args) -> Result<(),
     let api = canaries(client.clone(), namespace);
     let id = fresh_id();
     let before = request(&api, namespace, verb, &args, &id).await?;
-    let after = taken(&api, namespace, verb, &args, &id).await?;
+    let watched = canaries(context.streams().await?, namespace);
+    let after = taken(&watched, namespace, verb, &args, &id).await?;
     let status = after.status.clone().unwrap_or_default();
     if !verb.has_effect(&before, &status) {
         let why = ignored(&client, namespace, &args.name, verb, &id).await;

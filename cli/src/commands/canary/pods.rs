@@ -100,24 +100,50 @@ pub(super) fn dynamic(client: Client, namespace: &str, kind: &str, plural: &str)
     Api::namespaced_with(client, namespace, &resource)
 }
 
-/// The pods of a target, by name. None where the target does not exist.
-pub(super) async fn list(
+/// What a Canary's target is at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Target {
+    /// Its pods, by name.
+    pub(super) pods: Vec<PodSeen>,
+    /// Whether its controller has seen its present template.
+    pub(super) observed: bool,
+}
+
+impl Target {
+    /// Whether nothing but this revision is there or about to come.
+    pub(super) fn has_only(&self, revision: &str) -> bool {
+        let is_other = |pod: &PodSeen| !pod.terminating && pod.revision != revision;
+        self.observed && !self.pods.iter().any(is_other)
+    }
+}
+
+/// The target and its pods. None of them where the target does not exist.
+pub(super) async fn look(
     client: &Client,
     namespace: &str,
     target: &CanaryTarget,
-) -> Result<Vec<PodSeen>, CliError> {
+) -> Result<Target, CliError> {
     let what = format!("read {} {namespace}/{}", target.kind.name(), target.name);
     let workload = workloads(client.clone(), namespace, target.kind).get_opt(&target.name).await;
-    let Some(workload) = workload.map_err(|error| cannot(&what, &error))? else { return Ok(Vec::new()) };
+    let Some(workload) = workload.map_err(|error| cannot(&what, &error))? else {
+        return Ok(Target { pods: Vec::new(), observed: true });
+    };
     let Some(selector) = workload.data.pointer("/spec/selector").and_then(selector) else {
         return Err(CliError::failed(format!("cannot {what}: it has no selector")));
     };
+    let observed = is_observed(workload.metadata.generation, &workload.data);
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let found = api.list(&ListParams::default().labels_from(&selector)).await;
     let found = found.map_err(|error| cannot(&format!("list pods in {namespace}"), &error))?;
     let mut pods: Vec<PodSeen> = found.items.iter().map(|pod| PodSeen::of(pod, target.kind)).collect();
     pods.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(pods)
+    Ok(Target { pods, observed })
+}
+
+/// Whether the controller of a workload has seen this generation of it.
+pub(super) fn is_observed(generation: Option<i64>, workload: &Value) -> bool {
+    let observed = workload.pointer("/status/observedGeneration").and_then(Value::as_i64);
+    observed.unwrap_or(0) >= generation.unwrap_or(0)
 }
 
 fn selector(value: &Value) -> Option<Selector> {

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, Phase, WorkloadKind};
 
 use super::action::{Verb, annotation, is_taken, patch, refusal};
-use super::pods::{Gate, PodSeen};
-use super::undo::{revision_to_restore, template_of};
+use super::pods::{Gate, PodSeen, Target, is_observed};
+use super::status::{Rest, gives_up};
+use super::undo::{revision_to_restore, template_of, unmanaged};
 use super::view::{End, View, end, on_its_way};
 use crate::output::Output;
 
@@ -257,4 +258,49 @@ fn a_restored_template_has_no_hash_and_keeps_fields_that_nobody_here_knows() {
     let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"newField": 1}});
     assert_eq!(template_of(&set), Some(template));
     assert_eq!(template_of(&json!({})), None);
+}
+
+#[test]
+fn a_deployment_that_a_tool_would_write_again_is_not_restored() {
+    let annotations = json!({"argocd.argoproj.io/tracking-id": "shop:apps/Deployment:shop/web"});
+    let managed = json!({"metadata": {"name": "web", "annotations": annotations}});
+    let error = unmanaged(&managed, "shop", "web", false).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Deployment shop/web is managed by Argo CD: revert the commit, or use --force"
+    );
+    assert_eq!(unmanaged(&managed, "shop", "web", true), Ok(()));
+    assert_eq!(unmanaged(&json!({"metadata": {"name": "web"}}), "shop", "web", false), Ok(()));
+}
+
+#[test]
+fn a_target_is_at_rest_only_after_two_looks_that_are_five_seconds_apart() {
+    let start = tokio::time::Instant::now();
+    let after = |seconds: u64| start + std::time::Duration::from_secs(seconds);
+    let mut rest = Rest::default();
+    assert!(!rest.is_over(true, start), "one look");
+    assert!(!rest.is_over(true, after(4)));
+    assert!(!rest.is_over(false, after(5)), "a pod of a new revision");
+    assert!(!rest.is_over(true, after(6)));
+    assert!(rest.is_over(true, after(11)));
+}
+
+#[test]
+fn a_target_with_a_new_template_or_pods_of_another_revision_is_not_at_rest() {
+    let target = |pods: Vec<PodSeen>, observed| Target { pods, observed };
+    assert!(target(vec![pod("a", "old", true, None)], true).has_only("old"));
+    assert!(!target(vec![pod("a", "old", true, None)], false).has_only("old"));
+    assert!(!target(vec![pod("a", "old", true, None), pod("b", "new", false, None)], true).has_only("old"));
+    let ending = PodSeen { terminating: true, ..pod("b", "new", false, None) };
+    assert!(target(vec![ending], true).has_only("old"));
+    assert!(is_observed(Some(2), &json!({"status": {"observedGeneration": 2}})));
+    assert!(!is_observed(Some(3), &json!({"status": {"observedGeneration": 2}})));
+    assert!(!is_observed(Some(1), &json!({})));
+}
+
+#[test]
+fn with_a_time_limit_only_the_first_look_must_succeed() {
+    assert!(gives_up(false, 1, true) && gives_up(false, 1, false));
+    assert!(!gives_up(true, 100, true));
+    assert!(!gives_up(true, 6, false) && gives_up(true, 7, false));
 }

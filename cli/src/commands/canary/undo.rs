@@ -10,6 +10,7 @@ use super::pods::{dynamic, workloads};
 use super::{canaries, cannot, get, namespace_of, plural};
 use crate::cluster::Context;
 use crate::exit::CliError;
+use crate::objects::managed_by;
 use crate::output::Table;
 
 /// The label that a Deployment's controller adds to the templates of its ReplicaSets.
@@ -23,6 +24,9 @@ pub(super) struct Args {
     /// Only say what would be done.
     #[arg(long)]
     dry_run: bool,
+    /// Restore the template although a tool manages the Deployment and will write its own again.
+    #[arg(long)]
+    force: bool,
 }
 
 /// What was done.
@@ -45,6 +49,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let deployments = workloads(client.clone(), namespace, WorkloadKind::Deployment);
     let read = format!("read Deployment {namespace}/{target}");
     let mut deployment = deployments.get(target).await.map_err(|error| cannot(&read, &error))?;
+    unmanaged(&deployment, namespace, target, args.force)?;
     let template = template(&client, namespace, &deployment, revision).await?;
     if deployment.data.pointer("/spec/template") == Some(&template) {
         let what = format!("Deployment {namespace}/{target} has the template of revision {revision} already");
@@ -78,6 +83,25 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             if undone.dry_run { "no (dry run)" } else { "yes" }.to_owned(),
         ]],
     })
+}
+
+/// Refuses a Deployment that a tool keeps as its own source says: it would write the failed template again.
+pub(super) fn unmanaged(
+    deployment: &impl Serialize,
+    namespace: &str,
+    name: &str,
+    force: bool,
+) -> Result<(), CliError> {
+    let deployment = serde_json::to_value(deployment).map_err(|error| {
+        CliError::failed(format!("Deployment {namespace}/{name} has no JSON form: {error}"))
+    })?;
+    match managed_by(&deployment).filter(|_| !force) {
+        None => Ok(()),
+        Some(tool) => Err(CliError::failed(format!(
+            "Deployment {namespace}/{name} is managed by {}: revert the commit, or use --force",
+            tool.name()
+        ))),
+    }
 }
 
 /// The revision whose template is restored, or why there is none.

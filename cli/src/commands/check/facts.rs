@@ -16,6 +16,15 @@ pub struct Permission {
     pub allowed: Read<bool>,
 }
 
+/// An object of an installation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// `Kind/namespace/name`.
+    pub object: String,
+    /// Whether it exists.
+    pub exists: Read<bool>,
+}
+
 /// What was observed. Nothing here is an error of this program: what could not be read is a fact, too.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -36,6 +45,9 @@ pub struct Facts {
     pub uninjected: Read<Vec<Value>>,
     /// CustomResourceDefinitions of Tulle, by name. `None`: it does not exist.
     pub definitions: BTreeMap<&'static str, Read<Option<Value>>>,
+    /// The objects that this program installs, without those that other facts have: definitions, Deployments and webhook
+    /// configurations.
+    pub parts: Vec<Part>,
     /// Deployments of Tulle, by name.
     pub deployments: BTreeMap<&'static str, Read<Option<Value>>>,
     /// The Lease of the leader.
@@ -46,6 +58,8 @@ pub struct Facts {
     pub health: Result<query::Health, String>,
     /// Sidecars, or why the operator did not answer.
     pub sidecars: Result<query::Sidecars, String>,
+    /// Pods with the label of a sidecar.
+    pub injected: Read<Vec<Value>>,
     pub mutating: Read<Option<Value>>,
     pub validating: Read<Option<Value>>,
     /// MeshConfig `mesh`.

@@ -40,6 +40,8 @@ checks! {
     DEFINITIONS "T0201" "definitions" "the CustomResourceDefinitions are installed";
     VERSIONS "T0202" "definitions" "the CustomResourceDefinitions serve v1alpha1";
     MANAGER "T0203" "definitions" "one tool manages the CustomResourceDefinitions";
+    OBJECTS "T0204" "definitions" "every object of the installation exists";
+    SCHEMAS "T0205" "definitions" "the CustomResourceDefinitions have the schemas of their version";
     DEPLOYMENT "T0301" "operator" "operator and webhook are available";
     REPLICAS "T0302" "operator" "one replica may fail";
     LEADER "T0303" "operator" "a replica leads";

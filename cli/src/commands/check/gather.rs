@@ -14,10 +14,11 @@ use serde_json::Value;
 use tulle_crds::keys;
 use tulle_mesh::query::{self, Paths};
 
-use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Permission, target_name};
-use crate::cluster::{Context, within};
+use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Part, Permission, target_name};
+use crate::cluster::{Context, failure, within};
 use crate::exit::CliError;
-use crate::objects::{self, Kind, Read, Unread, unread};
+use crate::manifests::{self, Settings};
+use crate::objects::{self, Kind, Read, unread};
 
 /// Requests at the same time.
 const AT_ONCE: usize = 8;
@@ -43,6 +44,8 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         each(&client, objects::DEPLOYMENT, Some(system), &DEPLOYMENTS),
         permissions(&client, system, pre),
     );
+    let parts = if pre { Vec::new() } else { parts(&client, system).await };
+    let injected = objects::list(&client, objects::POD, namespace, Some(keys::INJECTED)).await;
     let (lease, slices, mutating, validating) = tokio::join!(
         objects::get(&client, objects::LEASE, Some(system), "tulle-operator"),
         objects::list(&client, objects::ENDPOINT_SLICE, Some(system), None),
@@ -67,11 +70,13 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         namespaces,
         uninjected,
         definitions,
+        parts,
         deployments,
         lease,
         slices,
         health,
         sidecars,
+        injected,
         mutating,
         validating,
         config,
@@ -105,10 +110,12 @@ async fn operator(context: &Context) -> Answers {
 
 /// The API server's version. Without an answer there is nothing to check.
 async fn server(client: &Client) -> Result<Read<String>, CliError> {
-    match client.apiserver_version().await.map(|info| info.git_version).map_err(unread) {
-        Err(Unread::Failed(why)) => Err(CliError::failed(format!("cannot reach the API server: {why}"))
-            .hint("compare --kubeconfig and --context with `kubectl cluster-info`")),
-        answer => Ok(answer),
+    match client.apiserver_version().await {
+        Ok(info) => Ok(Ok(info.git_version)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+            Ok(Err(unread(kube::Error::Api(status))))
+        }
+        Err(error) => Err(failure::of(&error)),
     }
 }
 
@@ -149,6 +156,27 @@ async fn each(
         found.insert(*name, objects::get(client, kind, namespace, name).await);
     }
     found
+}
+
+/// Whether each object exists that this program installs, and that nothing else looks for.
+async fn parts(client: &Client, system: &str) -> Vec<Part> {
+    let settings = Settings { namespace: system.to_owned(), ..Settings::default() };
+    let elsewhere = [objects::DEFINITION, objects::DEPLOYMENT, objects::MUTATING, objects::VALIDATING];
+    // A test reads the manifests of this program.
+    let wanted = manifests::objects(&settings).unwrap_or_default();
+    let wanted = wanted.iter().filter_map(|object| Some((Kind::of(object)?, object)));
+    stream::iter(wanted.filter(|(kind, _)| !elsewhere.contains(kind)))
+        .map(|(kind, object)| async move {
+            let place = Some(objects::namespace(object)).filter(|namespace| !namespace.is_empty());
+            let found = objects::get(client, kind, place, objects::name(object)).await;
+            Part {
+                object: format!("{}/{}", kind.kind, objects::full_name(object)),
+                exists: found.map(|found| found.is_some()),
+            }
+        })
+        .buffered(AT_ONCE)
+        .collect()
+        .await
 }
 
 /// Routes of the kinds that the cluster has.

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::facts::Facts;
 use super::finding::Finding;
+use crate::objects::{self, Read};
 
 /// What is judged, and how strictly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,35 @@ pub fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     }
     findings.extend(setup::network(facts));
     findings
+}
+
+/// What brings the installation to what this program installs. Empty where the operator is newer than this program.
+///
+/// Never a pipe: it would not know the registry, the version and the manager of what is installed.
+fn repair(facts: &Facts) -> String {
+    let installed = facts.deployments.values().chain([&facts.mutating, &facts.validating]);
+    let installed: Vec<&Value> = installed.filter_map(existing).collect();
+    let definitions = facts.definitions.values().filter_map(existing);
+    if let Some(tool) = installed.iter().copied().chain(definitions).find_map(objects::managed_by) {
+        return format!("upgrade with {}", tool.name());
+    }
+    if installed.is_empty() {
+        return format!("tulle install --apply --registry REGISTRY --system-namespace {}", facts.system);
+    }
+    if operator_is(facts, std::cmp::Ordering::Greater) {
+        return String::new();
+    }
+    format!("tulle upgrade --apply --system-namespace {}", facts.system)
+}
+
+fn existing(read: &Read<Option<Value>>) -> Option<&Value> {
+    read.as_ref().ok()?.as_ref()
+}
+
+/// How the operator's version compares with this program's, if both are known.
+fn operator_is(facts: &Facts, wanted: std::cmp::Ordering) -> bool {
+    let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
+    operator.zip(version(&facts.cli)).is_some_and(|(operator, own)| operator.cmp(&own) == wanted)
 }
 
 /// Major, minor and patch of a version such as `v1.31.2+k3s1` or `0.3.0`.

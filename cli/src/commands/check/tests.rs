@@ -1,11 +1,12 @@
 //! One golden text per fault: what is reported of a mesh that has this fault and no other.
 
+mod installation;
 mod objects;
 
 use serde_json::{Value, json};
 use tulle_mesh::query;
 
-use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Permission};
+use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Part, Permission};
 use super::finding::{ALL, Outcome};
 use super::judge::{Options, judge};
 use super::render::Report;
@@ -29,8 +30,11 @@ fn deployment(name: &str) -> Value {
 }
 
 fn definition(name: &str) -> Value {
+    let of = |definition: &Value| definition["metadata"]["name"] == name;
+    let own = tulle_crds::manifests().into_iter().map(|(_, definition)| definition).find(of).unwrap();
+    let schema = &own["spec"]["versions"][0]["schema"];
     json!({"metadata": {"name": name},
-        "spec": {"versions": [{"name": "v1alpha1", "served": true, "storage": true}]},
+        "spec": {"versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": schema}]},
         "status": {"storedVersions": ["v1alpha1"], "conditions": [{"type": "Established", "status": "True"}]}})
 }
 
@@ -69,17 +73,20 @@ fn healthy() -> Facts {
         namespaces: Ok(vec![namespace("shop", json!({"tulle.dev/inject": "enabled"}))]),
         uninjected: Ok(Vec::new()),
         definitions: DEFINITIONS.into_iter().map(|name| well(name, definition)).collect(),
+        parts: vec![Part { object: "Service/tulle-system/tulle-operator".to_owned(), exists: Ok(true) }],
         deployments: DEPLOYMENTS.into_iter().map(|name| well(name, deployment)).collect(),
         lease: Ok(Some(lease("tulle-operator-1/10.0.0.1", "2026-11-27T11:59:58.000000Z"))),
         slices: Ok(DEPLOYMENTS.iter().map(|name| slice(name, true)).collect()),
         health: Ok(query::Health {
             version: "0.3.0".to_owned(),
             pod: "tulle-operator-1".to_owned(),
+            leader: true,
             root_not_after: Some(NOW + 3650 * DAY),
             max_series: 100,
             ..query::Health::default()
         }),
         sidecars: Ok(query::Sidecars { sidecars: vec![sidecar("web-1")], without: Vec::new() }),
+        injected: Ok(Vec::new()),
         mutating: Ok(Some(json!({"webhooks": [
             hook("required.inject.tulle.dev", "Fail"), hook("enabled.inject.tulle.dev", "Ignore")]}))),
         validating: Ok(Some(json!({"webhooks": [hook("validate.tulle.dev", "Ignore")]}))),
@@ -196,7 +203,7 @@ fn definitions_must_be_installed_serve_this_version_and_have_one_manager() {
     assert_eq!(
         faults(with(None)),
         [
-            "T0201 error: canaries.tulle.dev is not installed => tulle install | kubectl apply --server-side -f -"
+            "T0201 error: canaries.tulle.dev is not installed => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
     let mut pending = definition("canaries.tulle.dev");
@@ -210,7 +217,7 @@ fn definitions_must_be_installed_serve_this_version_and_have_one_manager() {
     assert_eq!(
         faults(with(Some(newer))),
         [
-            "T0202 error: canaries.tulle.dev serves v1, and this program needs v1alpha1 => tulle upgrade",
+            "T0202 error: canaries.tulle.dev serves v1, and this program needs v1alpha1 => tulle upgrade --apply --system-namespace tulle-system",
             "T0202 error: canaries.tulle.dev has stored objects as \"v1alpha1\", which it does not serve any more => ",
         ]
     );
@@ -235,7 +242,7 @@ fn a_control_plane_without_pods_or_with_one_is_reported() {
     assert_eq!(
         faults(with(None)),
         [
-            "T0301 error: Deployment tulle-system/tulle-webhook does not exist => tulle install | kubectl apply --server-side -f -"
+            "T0301 error: Deployment tulle-system/tulle-webhook does not exist => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
     assert_eq!(
@@ -289,7 +296,9 @@ fn an_operator_that_does_not_answer_leaves_the_other_checks_to_go_on() {
 fn another_version_of_this_program_and_an_operator_without_room_are_warnings() {
     assert_eq!(
         faults(|facts| facts.cli = "0.4.1".to_owned()),
-        ["T0305 warning: the operator has version 0.3.0, and this program 0.4.1 => tulle upgrade"]
+        [
+            "T0305 warning: the operator has version 0.3.0, and this program 0.4.1 => tulle upgrade --apply --system-namespace tulle-system"
+        ]
     );
     assert_eq!(faults(|facts| facts.cli = "0.3.9".to_owned()), Vec::<String>::new());
     assert_eq!(
@@ -329,7 +338,7 @@ fn a_webhook_that_is_missing_or_that_cannot_be_verified_is_an_error() {
     assert_eq!(
         faults(|facts| facts.validating = Ok(None)),
         [format!(
-            "T0501 error: {configuration} is missing or empty => tulle install | kubectl apply --server-side -f -"
+            "T0501 error: {configuration} is missing or empty => tulle upgrade --apply --system-namespace tulle-system"
         )]
     );
     assert_eq!(
@@ -362,7 +371,7 @@ fn a_failure_policy_that_somebody_has_changed_is_a_warning() {
     assert_eq!(
         faults(|facts| facts.validating = Ok(Some(json!({"webhooks": [hook("validate.tulle.dev", "Fail")]})))),
         [
-            "T0503 warning: ValidatingWebhookConfiguration tulle: webhook validate.tulle.dev has failurePolicy Fail, and Tulle installs Ignore => tulle install | kubectl apply --server-side --force-conflicts -f -"
+            "T0503 warning: ValidatingWebhookConfiguration tulle: webhook validate.tulle.dev has failurePolicy Fail, and Tulle installs Ignore => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
 }
@@ -524,7 +533,7 @@ fn the_text_has_headings_marks_words_hints_and_a_summary() {
          × error   T0301  operator and webhook are available\n    \
          Deployment tulle-system/tulle-webhook does not exist\n    \
          hint: Tulle is not installed, or in another namespace: name it with --system-namespace\n    \
-         fix: tulle install | kubectl apply --server-side -f -\n\
+         fix: tulle upgrade --apply --system-namespace tulle-system\n\
          ‼ warning T0306  the operator has room for all series\n    \
          the operator holds 100 series, and takes no more\n    \
          hint: what is counted beyond them is not shown; Canaries are judged all the same\n\n\

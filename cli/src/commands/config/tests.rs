@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tulle_mesh::query::Sidecar;
 
-use super::{lines, sections};
+use super::{lines, pod_name, sections};
 
 fn config() -> Value {
     json!({
@@ -115,4 +115,14 @@ fn a_difference_between_sidecar_and_operator_is_seen_and_refusals_are_listed() {
     assert_eq!(same, expected);
     assert_eq!(found[3].operator, "12 sent, the oldest waits for 42 s");
     assert_eq!(found[4].sidecar, "MeshPolicy/shop/calm: no");
+}
+
+#[test]
+fn a_pod_may_be_named_as_kubectl_names_it() {
+    for text in ["web-1", "pod/web-1", "pods/web-1", "po/web-1"] {
+        assert_eq!(pod_name(text), Ok("web-1".to_owned()), "{text}");
+    }
+    for text in ["deploy/web", "pod/", ""] {
+        assert!(pod_name(text).is_err(), "{text}");
+    }
 }

@@ -9,11 +9,12 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::Common;
-use super::plan::{Change, is_called, missing, obstacle, ordered, title};
-use crate::cluster::Context;
-use crate::exit::CliError;
+use super::plan::{Change, is_called, missing, obstacle, ordered, taken, title};
+use crate::cluster::{Context, failure};
+use crate::exit::{CliError, note};
 use crate::objects::{self, Kind, name, namespace, text};
 use crate::output::Table;
+use crate::tenants;
 
 /// The field manager of what this program applies.
 pub const MANAGER: &str = "tulle-cli";
@@ -82,7 +83,15 @@ async fn planned<'a>(client: &Client, objects: &'a [Value]) -> Result<Vec<Planne
             Kind::of(new).ok_or_else(|| CliError::failed(format!("unknown kind of {}", title(new))))?;
         let place = Some(namespace(new)).filter(|namespace| !namespace.is_empty());
         let live = objects::get(client, kind, place, name(new)).await;
-        let live = live.map_err(|why| CliError::failed(format!("{}: {why}", title(new))))?;
+        let live = live.map_err(|why| failure::of_unread(&title(new), &why))?;
+        if kind == objects::NAMESPACE
+            && let Some(live) = &live
+            && !tenants::is_labelled(live)
+        {
+            let workloads = tenants::workloads(client, name(live)).await;
+            let workloads = workloads.map_err(|why| failure::of_unread(&title(live), &why))?;
+            obstacles.extend(taken(live, &workloads));
+        }
         obstacles.extend(live.as_ref().and_then(|live| obstacle(live, new)));
         planned.push(Planned { kind, new, live });
     }
@@ -91,7 +100,7 @@ async fn planned<'a>(client: &Client, objects: &'a [Value]) -> Result<Vec<Planne
     }
     let what = format!("{} objects may not be written:\n  {}", obstacles.len(), obstacles.join("\n  "));
     Err(CliError::failed(what)
-        .hint("upgrade with the tool that manages them, for example `helm upgrade tulle`"))
+        .hint("upgrade with the tool that manages them, for example `helm upgrade tulle`; a namespace of others cannot be Tulle's: name another with --system-namespace"))
 }
 
 /// Applies an object, or asks what would become of it. `None`: it cannot be asked before its namespace exists.
@@ -122,8 +131,7 @@ async fn send(
             Err(CliError::failed(what)
                 .hint("somebody else has set these fields: --force-conflicts takes them over"))
         }
-        Err(kube::Error::Api(status)) => Err(CliError::failed(format!("{}: {}", title(new), status.message))),
-        Err(error) => Err(CliError::failed(format!("{}: {error}", title(new)))),
+        Err(error) => Err(failure::doing(&title(new), &error)),
     }
 }
 
@@ -158,7 +166,7 @@ pub async fn wait(context: &Context) -> Result<(), CliError> {
         }
         // Each state once: this may be a log.
         if waits != said {
-            eprintln!("waiting: {waits}");
+            note(&format!("waiting: {waits}"));
             said = waits;
         }
         sleep(LOOK_EVERY).await;

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::objects::{Kind, full_name, items, managed_by, text};
+use crate::tenants;
 
 /// `Kind/namespace/name`.
 pub fn title(object: &Value) -> String {
@@ -37,6 +38,19 @@ fn stored_version(live: &Value, new: &Value) -> Option<String> {
     let mut stored = items(live, "/status/storedVersions").iter().filter_map(Value::as_str);
     let lost = stored.find(|stored| !served.contains(stored))?;
     Some(format!("{} has stored objects as {lost}, which the new definition does not serve", title(live)))
+}
+
+/// Why the namespace is not taken over: it is hardened by an installation, and deleted with it.
+pub fn taken(namespace: &Value, workloads: &[Value]) -> Option<String> {
+    let foreign = tenants::foreign(workloads);
+    (!tenants::is_labelled(namespace) && !foreign.is_empty()).then(|| {
+        format!(
+            "{} is not Tulle's: it does not have label {}=tulle, and holds {}",
+            title(namespace),
+            tenants::PART_OF,
+            tenants::some_of(&foreign)
+        )
+    })
 }
 
 /// What would become of an object.
@@ -109,6 +123,20 @@ pub enum Step {
 }
 
 impl Step {
+    /// Why it is not done unless the user insists. An installation exists.
+    pub fn refusal(&self) -> Option<String> {
+        let own = env!("CARGO_PKG_VERSION");
+        match self {
+            Self::Fine | Self::Far(_) => None,
+            Self::Unknown => Some(format!(
+                "an operator is installed that did not say its version, so it may be newer than this program, {own}"
+            )),
+            Self::Down(installed) => {
+                Some(format!("the operator has version {installed}, and this program {own}"))
+            }
+        }
+    }
+
     /// What to know before.
     pub fn warning(&self) -> Option<String> {
         match self {
@@ -211,6 +239,22 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_in_which_others_run_is_not_taken_over() {
+        let namespace =
+            |labels: Value| json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+        let web = json!({"kind": "Deployment", "metadata": {"name": "web"}});
+        let own = json!({"kind": "Deployment", "metadata": {"name": "tulle-operator"}});
+        let ours = namespace(json!({"app.kubernetes.io/part-of": "tulle"}));
+        assert_eq!(taken(&ours, std::slice::from_ref(&web)), None);
+        assert_eq!(taken(&namespace(json!({})), &[]), None);
+        assert_eq!(taken(&namespace(json!({})), std::slice::from_ref(&own)), None);
+        assert_eq!(
+            taken(&namespace(json!({})), &[own, web]).unwrap(),
+            "Namespace/shop is not Tulle's: it does not have label app.kubernetes.io/part-of=tulle, and holds Deployment/web"
+        );
+    }
+
+    #[test]
     fn what_the_api_server_writes_is_not_a_change() {
         let live = json!({"metadata": {"name": "a", "resourceVersion": "1", "generation": 1}, "spec": {"replicas": 2},
             "status": {"replicas": 2}});
@@ -243,6 +287,9 @@ mod tests {
         assert_eq!(step(Some("dev"), "0.3.0"), Step::Unknown);
         assert_eq!(step(None, "0.3.0"), Step::Unknown);
         assert!(Step::Fine.warning().is_none() && Step::Unknown.warning().is_some());
+        assert!(Step::Fine.refusal().is_none() && Step::Far("0.1.0".to_owned()).refusal().is_none());
+        assert!(Step::Down("9.0.0".to_owned()).refusal().unwrap().contains("9.0.0"));
+        assert!(Step::Unknown.refusal().unwrap().contains("did not say its version"));
     }
 
     #[test]

@@ -74,6 +74,40 @@ pub(crate) struct Input {
     pub(crate) documents: Vec<Document>,
     /// What could not be read.
     pub(crate) unreadable: Vec<Unreadable>,
+    /// Files below directories that only a tool like Helm makes YAML of.
+    pub(crate) templates: Vec<String>,
+}
+
+impl Input {
+    fn unreadable(&mut self, file: &str, why: impl Into<String>) {
+        self.unreadable.push(Unreadable { file: file.to_owned(), why: why.into() });
+    }
+
+    /// Takes what was read of a file below a directory. People name directories that have more than manifests in them.
+    fn take_found(&mut self, file: &str, text: &str) {
+        let mut found = Self::default();
+        documents(file, text, &mut found);
+        let is_json = Path::new(file).extension().is_some_and(|end| end == "json");
+        if is_json && found.documents.is_empty() && is_other_json(text) {
+            return;
+        }
+        if !found.unreadable.is_empty() && text.contains("{{") {
+            self.templates.push(file.to_owned());
+            return;
+        }
+        self.documents.append(&mut found.documents);
+        self.unreadable.append(&mut found.unreadable);
+    }
+}
+
+/// JSON that is not an object, such as a list of settings of some tool.
+fn is_other_json(text: &str) -> bool {
+    serde_json::from_str::<Value>(without_mark(text)).is_ok_and(|value| !value.is_object())
+}
+
+/// The text without the byte order mark with which some editors begin a file.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Reads files, all manifests below directories, and standard input for `-`.
@@ -90,11 +124,20 @@ pub(crate) fn files(paths: &[PathBuf]) -> Result<Input, CliError> {
             documents("standard input", &text, &mut input);
             continue;
         }
+        if !path.is_dir() {
+            let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+            documents(&path.display().to_string(), &text, &mut input);
+            continue;
+        }
         let mut found = Vec::new();
-        manifests(path, &mut found)?;
-        for file in found {
-            let text = fs::read_to_string(&file).map_err(|error| unreadable(&file, &error))?;
-            documents(&file.display().to_string(), &text, &mut input);
+        let entries = entries(path).map_err(|error| unreadable(path, &error))?;
+        manifests(entries, &mut found, &mut input);
+        for path in found {
+            let file = path.display().to_string();
+            match fs::read_to_string(&path) {
+                Ok(text) => input.take_found(&file, &text),
+                Err(error) => input.unreadable(&file, format!("cannot be read: {error}")),
+            }
         }
     }
     Ok(input)
@@ -104,37 +147,46 @@ fn unreadable(path: &Path, error: &std::io::Error) -> CliError {
     CliError::failed(format!("cannot read {}: {error}", path.display()))
 }
 
-/// A file that was named, whatever it is called; below a directory only what is called as a manifest, by name.
-fn manifests(path: &Path, found: &mut Vec<PathBuf>) -> Result<(), CliError> {
-    if !path.is_dir() {
-        found.push(path.to_owned());
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
-    let mut entries = entries.map_err(|error| unreadable(path, &error))?;
+/// What a directory holds, by name.
+fn entries(directory: &Path) -> std::io::Result<Vec<fs::DirEntry>> {
+    let mut entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
+    Ok(entries)
+}
+
+/// What is called as a manifest, here and below. A directory that cannot be read does not hide the others.
+fn manifests(entries: Vec<fs::DirEntry>, found: &mut Vec<PathBuf>, input: &mut Input) {
     for entry in entries {
         let name = entry.file_name();
-        let is_hidden = name.to_string_lossy().starts_with('.');
-        let entry = entry.path();
-        let is_manifest = entry.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
         // A link may lead to a directory above it.
-        let is_directory = entry.is_dir() && !entry.is_symlink();
-        if !is_hidden && (is_directory || (is_manifest && entry.is_file())) {
-            manifests(&entry, found)?;
+        if path.is_dir() && !path.is_symlink() {
+            match self::entries(&path) {
+                Ok(below) => manifests(below, found, input),
+                Err(error) => {
+                    input.unreadable(&path.display().to_string(), format!("cannot be read: {error}"));
+                }
+            }
+        // A link that leads nowhere is reported; a pipe is not waited for.
+        } else if (path.is_file() || !path.exists())
+            && path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
+        {
+            found.push(path);
         }
     }
-    Ok(())
 }
 
 /// The documents of a text. JSON is YAML too.
 pub(crate) fn documents(file: &str, text: &str, input: &mut Input) {
-    for document in serde_yaml::Deserializer::from_str(text) {
+    for document in serde_yaml::Deserializer::from_str(without_mark(text)) {
         match Value::deserialize(document) {
             Ok(Value::Null) => {}
             Ok(value) => objects(file, value, input),
             Err(error) => {
-                input.unreadable.push(Unreadable { file: file.to_owned(), why: error.to_string() });
+                input.unreadable(file, error.to_string());
                 // After an error the reader's place in the file is not known.
                 return;
             }
@@ -142,15 +194,28 @@ pub(crate) fn documents(file: &str, text: &str, input: &mut Input) {
     }
 }
 
-/// Takes lists apart, as kubectl does.
+/// Takes lists apart, as kubectl does. Items of a list of one kind may leave out what the list says.
 fn objects(file: &str, value: Value, input: &mut Input) {
-    let is_list = value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
-    match value.get("items").and_then(Value::as_array) {
-        Some(items) if is_list => items.iter().for_each(|item| objects(file, item.clone(), input)),
+    let kind = value.get("kind").and_then(Value::as_str).and_then(|kind| kind.strip_suffix("List"));
+    match (value.get("items").and_then(Value::as_array), kind) {
+        (Some(items), Some(kind)) => {
+            for item in items {
+                objects(file, inherited(item, kind, value.get("apiVersion")), input);
+            }
+        }
         _ if value.is_object() => input.documents.push(Document { file: file.to_owned(), value }),
-        _ => {
-            let why = "a document is not an object with apiVersion and kind".to_owned();
-            input.unreadable.push(Unreadable { file: file.to_owned(), why });
+        _ => input.unreadable(file, "a document is not an object with apiVersion and kind"),
+    }
+}
+
+/// An item with the kind and the apiVersion of its list. A `List` has items of any kind.
+fn inherited(item: &Value, kind: &str, api_version: Option<&Value>) -> Value {
+    let mut item = item.clone();
+    if let Some(fields) = item.as_object_mut().filter(|_| !kind.is_empty()) {
+        fields.entry("kind").or_insert_with(|| kind.into());
+        if let Some(api_version) = api_version {
+            fields.entry("apiVersion").or_insert_with(|| api_version.clone());
         }
     }
+    item
 }

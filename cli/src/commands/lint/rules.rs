@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::read::{Document, Unreadable};
+use super::read::{Document, Input, Unreadable};
 use crate::output::Table;
 
 /// How bad a finding is.
@@ -31,9 +31,13 @@ const fn warning(id: &'static str, about: &'static str) -> Rule {
     Rule { id, level: Level::Warning, about }
 }
 
-pub(super) const UNREADABLE: Rule = error("T1001", "A file is not valid YAML or JSON.");
-pub(super) const UNKNOWN_KIND: Rule = error("T1002", "The group tulle.dev has no such kind or version.");
+pub(super) const UNREADABLE: Rule = error("T1001", "A file cannot be read, or is not valid YAML or JSON.");
+pub(super) const UNKNOWN_KIND: Rule =
+    error("T1002", "The group tulle.dev has no such kind or version, or one of its kinds has another group.");
 pub(super) const UNNAMED: Rule = error("T1003", "An object has no name.");
+pub(super) const TEMPLATE: Rule =
+    warning("T1004", "A file below a directory is a template ({{), and was not looked at.");
+pub(super) const NOTHING: Rule = warning("T1005", "The files have no object.");
 pub(super) const UNKNOWN_FIELD: Rule =
     error("T1101", "A field is not known. The API server would drop or reject it.");
 pub(super) const WRONG_SHAPE: Rule = error("T1102", "A field is missing, or has a value of another type.");
@@ -56,10 +60,12 @@ pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server woul
 pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
 
 /// All of them.
-pub(super) const RULES: [Rule; 16] = [
+pub(super) const RULES: [Rule; 18] = [
     UNREADABLE,
     UNKNOWN_KIND,
     UNNAMED,
+    TEMPLATE,
+    NOTHING,
     UNKNOWN_FIELD,
     WRONG_SHAPE,
     INVALID_VALUE,
@@ -128,6 +134,30 @@ impl Finding {
     ) -> Self {
         let object = document.label(namespace);
         Self { id: rule.id, level: rule.level, object, file: document.file.clone(), message, hint }
+    }
+
+    /// A template, by the name of its file.
+    pub(super) fn of_template(file: &str) -> Self {
+        Self {
+            id: TEMPLATE.id,
+            level: TEMPLATE.level,
+            object: file.to_owned(),
+            file: String::new(),
+            message: "this is a template, and was not looked at".to_owned(),
+            hint: Some("lint what it renders: helm template … | tulle lint -f -".to_owned()),
+        }
+    }
+
+    /// That there is nothing to look at.
+    pub(super) fn of_nothing(input: &Input) -> Option<Self> {
+        (input.documents.is_empty() && input.unreadable.is_empty()).then(|| Self {
+            id: NOTHING.id,
+            level: NOTHING.level,
+            object: "files".to_owned(),
+            file: String::new(),
+            message: "there is no object in what was named".to_owned(),
+            hint: Some("below directories, files that end in .yaml, .yml or .json are read".to_owned()),
+        })
     }
 
     pub(super) fn of_file(unreadable: &Unreadable) -> Self {

@@ -33,6 +33,11 @@ impl Schemas {
         found.map(|schema| &schema.schema)
     }
 
+    /// The group and version of a kind of Tulle.
+    pub(super) fn version_of(&self, kind: &str) -> Option<&str> {
+        self.0.iter().find(|schema| schema.kind == kind).map(|schema| schema.api_version.as_str())
+    }
+
     /// All kinds and versions, for a hint.
     pub(super) fn known(&self) -> String {
         let known: Vec<String> =

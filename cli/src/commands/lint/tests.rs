@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::jiff::Timestamp;
 
 use super::read::{Input, documents, files};
-use super::rules::{Level, RULES};
+use super::rules::{Finding, Level, RULES};
 use super::settings::is_quantity;
 use super::{FailOn, check, text};
 use crate::output::Output;
@@ -101,6 +101,60 @@ fn an_unknown_kind_or_version_is_found() {
     let found = lint("{apiVersion: tulle.dev/v7, kind: MeshPolicy, metadata: {name: p}}");
     assert_one(&found, "T1002", "tulle.dev/v7");
     assert_eq!(lint("{apiVersion: v1, kind: Unheard, metadata: {name: p}, spec: 1}"), Vec::<String>::new());
+}
+
+#[test]
+fn a_kind_of_tulle_with_another_group_or_without_one_is_found() {
+    let found = check(&read("{kind: MeshPolicy, metadata: {name: p}}"), "shop", now());
+    let [one] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((one.id, one.hint.as_deref()), ("T1002", Some("did you mean tulle.dev/v1alpha1?")));
+    let found = lint("{apiVersion: mesh.example/v1, kind: MeshPolicy, metadata: {name: p}}");
+    assert_one(&found, "T1002", "mesh.example/v1 is not its group");
+    let flagger = lint("{apiVersion: flagger.app/v1beta1, kind: Canary, metadata: {name: p}}");
+    assert_eq!(flagger, Vec::<String>::new());
+}
+
+#[test]
+fn items_have_the_kind_of_their_list_unless_they_say_it() {
+    let list = "{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicyList, items: [{metadata: {name: p}}]}";
+    assert_one(&lint(list), "T1102 MeshPolicy shop/p", "spec is missing");
+    let mixed = "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, metadata: {name: p}}]}";
+    assert_eq!(read(mixed).documents[0].kind(), "Pod");
+}
+
+#[test]
+fn a_byte_order_mark_is_not_part_of_the_text() {
+    let found = lint("\u{feff}{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p}}");
+    assert_one(&found, "T1102", "spec is missing");
+}
+
+#[test]
+fn below_a_directory_a_bad_file_does_not_hide_the_others() {
+    let directory = std::env::temp_dir().join(format!("tulle-lint-{}", std::process::id()));
+    fs::create_dir_all(directory.join("below")).unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(directory.join(name), bytes).unwrap();
+    put("a.yaml", b"\xff\xfe not text");
+    put("below/chart.yaml", b"metadata:\n  name: {{ .Values.name }}\n");
+    put("below/settings.json", b"[1, 2]");
+    put("below/z.yaml", b"{apiVersion: v1, kind: Pod, metadata: {name: p}}");
+    std::os::unix::fs::symlink("/does/not/exist", directory.join("gone.yaml")).unwrap();
+    let input = files(std::slice::from_ref(&directory));
+    fs::remove_dir_all(&directory).unwrap();
+    let input = input.unwrap();
+    let names: Vec<&str> = input.documents.iter().map(|document| document.name()).collect();
+    assert_eq!(names, ["p"]);
+    let found = check(&input, "shop", now());
+    let ids: Vec<(&str, bool)> =
+        found.iter().map(|finding| (finding.id, finding.object.ends_with("chart.yaml"))).collect();
+    assert_eq!(ids, [("T1001", false), ("T1001", false), ("T1004", true)]);
+}
+
+#[test]
+fn files_without_an_object_are_a_warning() {
+    let finding = Finding::of_nothing(&read("---\n")).unwrap();
+    assert_eq!((finding.id, finding.level), ("T1005", Level::Warning));
+    assert_eq!(Finding::of_nothing(&read("{kind: Pod}")), None);
+    assert_eq!(Finding::of_nothing(&read("just text")), None, "it has a finding already");
 }
 
 #[test]

@@ -3,12 +3,17 @@
 use serde_json::{Value, json};
 use tulle_crds::keys;
 
-use crate::objects::{self, Kind, Tool, items};
+use crate::objects::{self, Kind, Tool, full_name, items, managed_by, text};
+use crate::tenants;
 
 /// Pods that a refusal names; the others are counted.
 const LISTED: usize = 20;
 /// How finalizers of Tulle begin.
 const OWN: &str = "tulle.dev/";
+/// Secrets are deleted by name, and never read.
+const SECRET: Kind = Kind { api_version: "v1", kind: "Secret", plural: "secrets", namespaced: true };
+/// The authorities of the mesh and of the webhook.
+const SECRETS: [&str; 2] = ["tulle-root", "tulle-webhook-authority"];
 
 /// What is there.
 pub struct Seen {
@@ -23,10 +28,30 @@ pub struct Seen {
     pub configs: Vec<Value>,
     /// ConfigMaps with the trust bundle.
     pub bundles: Vec<Place>,
-    /// The tool that has installed Tulle, if it is not kubectl or this program.
-    pub tool: Option<Tool>,
+    /// What another tool than kubectl or this program has installed.
+    pub managed: Option<Managed>,
+    /// The namespace of Tulle, if it exists.
+    pub namespace: Option<Value>,
+    /// Workloads in it that are not part of Tulle, as `Kind/name`.
+    pub foreign: Vec<String>,
     /// The objects of an installation.
     pub installed: Vec<Value>,
+}
+
+/// An object of Tulle that a tool manages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Managed {
+    /// `Kind/namespace/name`.
+    pub object: String,
+    pub tool: Tool,
+}
+
+/// The first of these objects that a tool manages.
+pub fn managed(objects: &[Value]) -> Option<Managed> {
+    objects.iter().find_map(|object| {
+        let object_name = format!("{}/{}", text(object, "/kind"), full_name(object));
+        managed_by(object).map(|tool| Managed { object: object_name, tool })
+    })
 }
 
 /// Where an object is.
@@ -77,6 +102,11 @@ pub enum Action {
     AwaitGone {
         kind: Kind,
     },
+    /// Leaves the namespace, which is not Tulle's alone.
+    Keep {
+        namespace: String,
+        why: String,
+    },
 }
 
 impl Action {
@@ -99,6 +129,7 @@ impl Action {
             Self::AwaitGone { kind } => {
                 format!("kubectl wait {} --all -A --for=delete --timeout=30s || true", kind.resource())
             }
+            Self::Keep { .. } => format!("# {}", self.done()),
         }
     }
 
@@ -109,6 +140,30 @@ impl Action {
             Self::RemoveFinalizers { place, .. } => format!("removed finalizers of Canary/{}", place.full()),
             Self::OpenGate { place } => format!("opened the readiness gate of Pod/{}", place.full()),
             Self::AwaitGone { kind } => format!("no {} is left", kind.kind),
+            Self::Keep { namespace, why } => format!("kept Namespace/{namespace}: {why}"),
+        }
+    }
+
+    /// That its object is not there.
+    pub fn absent(&self) -> String {
+        match self {
+            Self::Delete { kind, place } => format!("not there: {}/{}", kind.kind, place.full()),
+            Self::RemoveFinalizers { place, .. } => format!("not there: Canary/{}", place.full()),
+            Self::OpenGate { place } => format!("not there: Pod/{}", place.full()),
+            Self::AwaitGone { .. } | Self::Keep { .. } => self.done(),
+        }
+    }
+
+    /// What could not be done, as the beginning of a sentence.
+    pub fn failed(&self) -> String {
+        match self {
+            Self::Delete { kind, place } => format!("cannot delete {}/{}", kind.kind, place.full()),
+            Self::RemoveFinalizers { place, .. } => {
+                format!("cannot remove the finalizers of Canary/{}", place.full())
+            }
+            Self::OpenGate { place } => format!("cannot open the readiness gate of Pod/{}", place.full()),
+            Self::AwaitGone { kind } => format!("cannot wait for the end of every {}", kind.kind),
+            Self::Keep { namespace, .. } => format!("cannot keep Namespace/{namespace}"),
         }
     }
 }
@@ -129,9 +184,10 @@ pub struct Refusal {
 
 /// What must not be, unless the user insists.
 pub fn refusal(seen: &Seen) -> Option<Refusal> {
-    if let Some(tool) = seen.tool {
+    if let Some(Managed { object, tool }) = &seen.managed {
+        let (system, tool) = (&seen.system, tool.name());
         return Some(Refusal {
-            what: format!("Tulle in namespace {} is managed by {}", seen.system, tool.name()),
+            what: format!("Tulle in namespace {system} is managed by {tool}, as {object} shows"),
             hint: "uninstall it with that tool, or insist with --force".to_owned(),
         });
     }
@@ -198,9 +254,29 @@ pub fn plan(seen: &Seen) -> Vec<Action> {
     actions.extend(rest.into_iter().flat_map(|kind| delete_installed(seen, kind)));
     let bundles = seen.bundles.iter().cloned();
     actions.extend(bundles.map(|place| Action::Delete { kind: objects::CONFIG_MAP, place }));
-    // With it goes Secret tulle-root, the root of all identities.
-    actions.extend(delete_installed(seen, objects::NAMESPACE));
+    actions.extend(end_of_namespace(seen));
     actions
+}
+
+/// Deletes the namespace if it is Tulle's alone, and with it Secret tulle-root, the root of all identities. Otherwise only
+/// what Tulle has put into it is deleted.
+fn end_of_namespace(seen: &Seen) -> Vec<Action> {
+    let why = match &seen.namespace {
+        Some(namespace) if !tenants::is_labelled(namespace) => {
+            format!("it does not have label {}=tulle, so somebody else has created it", tenants::PART_OF)
+        }
+        Some(_) if !seen.foreign.is_empty() => format!(
+            "it holds {}; remove Tulle's labels with `kubectl label namespace {} {}- tulle.dev/control-plane- pod-security.kubernetes.io/enforce-`",
+            tenants::some_of(&seen.foreign),
+            seen.system,
+            tenants::PART_OF
+        ),
+        _ => return delete_installed(seen, objects::NAMESPACE),
+    };
+    let place = |name: &str| Place { namespace: seen.system.clone(), name: name.to_owned() };
+    let secrets = SECRETS.into_iter().map(|name| Action::Delete { kind: SECRET, place: place(name) });
+    let lease = Action::Delete { kind: objects::LEASE, place: place("tulle-operator") };
+    secrets.chain([lease, Action::Keep { namespace: seen.system.clone(), why }]).collect()
 }
 
 /// Deletes the installed objects of a kind.
@@ -213,7 +289,6 @@ fn delete_installed(seen: &Seen, kind: Kind) -> Vec<Action> {
 mod tests {
     use super::*;
     use crate::manifests::{self, Settings};
-    use crate::objects::full_name;
 
     fn seen() -> Seen {
         Seen {
@@ -224,9 +299,15 @@ mod tests {
             policies: Vec::new(),
             configs: Vec::new(),
             bundles: Vec::new(),
-            tool: None,
+            managed: None,
+            namespace: Some(labelled()),
+            foreign: Vec::new(),
             installed: manifests::objects(&Settings { undo: true, ..Settings::default() }).unwrap(),
         }
+    }
+
+    fn labelled() -> Value {
+        json!({"metadata": {"name": "tulle-system", "labels": {"app.kubernetes.io/part-of": "tulle"}}})
     }
 
     fn place(namespace: &str, name: &str) -> Place {
@@ -245,8 +326,48 @@ mod tests {
 
     #[test]
     fn an_installation_of_another_tool_is_left_to_it() {
-        let refusal = refusal(&Seen { tool: Some(Tool::Helm), ..seen() }).unwrap();
-        assert_eq!(refusal.what, "Tulle in namespace tulle-system is managed by Helm");
+        let helm = json!({"kind": "CustomResourceDefinition", "metadata": {"name": "canaries.tulle.dev",
+            "labels": {"app.kubernetes.io/managed-by": "Helm"}}});
+        let own = json!({"kind": "Deployment", "metadata": {"name": "tulle-operator"}});
+        assert_eq!(managed(std::slice::from_ref(&own)), None);
+        let refusal = refusal(&Seen { managed: managed(&[own, helm]), ..seen() }).unwrap();
+        assert_eq!(
+            refusal.what,
+            "Tulle in namespace tulle-system is managed by Helm, as CustomResourceDefinition/canaries.tulle.dev shows"
+        );
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_tulles_alone_is_kept_without_tulles_secrets() {
+        let end = |seen: Seen| -> Vec<String> {
+            let actions = plan(&seen);
+            actions.iter().rev().take(4).rev().map(Action::done).collect()
+        };
+        let secrets = [
+            "deleted Secret/tulle-system/tulle-root",
+            "deleted Secret/tulle-system/tulle-webhook-authority",
+            "deleted Lease/tulle-system/tulle-operator",
+        ];
+        let unlabelled = Some(json!({"metadata": {"name": "tulle-system"}}));
+        let kept = end(Seen { namespace: unlabelled, ..seen() });
+        assert_eq!(kept[..3], secrets);
+        assert!(kept[3].starts_with("kept Namespace/tulle-system: it does not have label"), "{}", kept[3]);
+        let shared = end(Seen { foreign: vec!["Deployment/web".to_owned()], ..seen() });
+        assert_eq!(shared[..3], secrets);
+        assert!(
+            shared[3].starts_with("kept Namespace/tulle-system: it holds Deployment/web"),
+            "{}",
+            shared[3]
+        );
+        let command = plan(&Seen { foreign: vec!["Pod/a".to_owned()], ..seen() }).pop().unwrap().command();
+        assert!(command.starts_with("# kept Namespace/tulle-system"), "{command}");
+    }
+
+    #[test]
+    fn what_was_already_gone_is_not_reported_as_deleted() {
+        let delete = Action::Delete { kind: objects::ROLE, place: place("mesh", "tulle-operator") };
+        assert_eq!(delete.absent(), "not there: Role/mesh/tulle-operator");
+        assert_eq!(delete.failed(), "cannot delete Role/mesh/tulle-operator");
     }
 
     #[test]

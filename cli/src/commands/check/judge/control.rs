@@ -1,12 +1,14 @@
 //! The control plane: operator, certificates, webhook.
 
+use std::cmp::Ordering;
+
 use k8s_openapi::ByteString;
 use serde_json::Value;
 use x509_parser::pem::Pem;
 
 use super::super::facts::{DEPLOYMENTS, Facts};
 use super::super::finding::{self as checks, Finding, or_ok};
-use super::{Options, duration, time, version};
+use super::{Options, duration, operator_is, repair, time, version};
 use crate::objects::{Read, items, label, name, number, text};
 
 /// A Lease that has not been renewed for this long has no holder. The operator's lasts 8 s; the rest is for clocks that
@@ -40,7 +42,7 @@ fn deployments(facts: &Facts) -> Vec<Finding> {
             checks::DEPLOYMENT
                 .error(format!("Deployment {system}/{name} does not exist"))
                 .hint("Tulle is not installed, or in another namespace: name it with --system-namespace")
-                .fix("tulle install | kubectl apply --server-side -f -"),
+                .fix(repair(facts)),
         ),
         Err(why) => Some(checks::DEPLOYMENT.unread(&format!("Deployment {system}/{name}"), why)),
     };
@@ -123,10 +125,17 @@ fn query(facts: &Facts) -> Vec<Finding> {
         (Some((major, minor, _)), Some((other, its, _))) if (major, minor) == (other, its) => {
             checks::SKEW.ok(format!("both have version {}", health.version))
         }
-        _ => checks::SKEW
-            .warning(format!("the operator has version {}, and this program {}", health.version, facts.cli))
-            .hint("use the program of the operator's version, or upgrade the operator")
-            .fix("tulle upgrade"),
+        _ => {
+            let found =
+                format!("the operator has version {}, and this program {}", health.version, facts.cli);
+            let skew = checks::SKEW.warning(found);
+            if operator_is(facts, Ordering::Less) {
+                skew.hint("use the program of the operator's version, or upgrade the operator")
+                    .fix(repair(facts))
+            } else {
+                skew.hint("use the program of the operator's version")
+            }
+        }
     });
     findings.push(if health.max_series > 0 && health.series >= health.max_series {
         checks::SERIES
@@ -190,7 +199,7 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
             checks::HOOKS
                 .error(format!("{configuration} is missing or empty"))
                 .hint("new pods start without a sidecar, and invalid objects are not rejected")
-                .fix("tulle install | kubectl apply --server-side -f -"),
+                .fix(repair(facts)),
         ),
         Err(why) => Some(checks::HOOKS.unread(configuration, why)),
     };
@@ -269,7 +278,7 @@ fn failure_policies(facts: &Facts) -> Vec<Finding> {
                     "{configuration}: webhook {hook_name} has failurePolicy {policy}, and Tulle installs {wanted}"
                 ))
                 .hint(hint)
-                .fix("tulle install | kubectl apply --server-side --force-conflicts -f -")
+                .fix(repair(facts))
         })
     };
     let count = webhooks(facts).count();

@@ -11,6 +11,7 @@ use super::super::facts::{Facts, target_name};
 use super::super::finding::{self as checks, Finding, or_ok};
 use super::{duration, time, version};
 use crate::objects::{self, Tool, Unread, full_name, items, label, name, namespace, number, text};
+use crate::tenants::some_of;
 
 /// The name with which the operator marks its entries in the status of a route.
 const CONTROLLER: &str = "tulle.dev/mesh-controller";
@@ -26,8 +27,6 @@ const DEFAULT_HOLD: Duration = Duration::from_secs(120);
 const DEFAULT_STEPS: u32 = 5;
 /// For how long Helm and Flux wait if nothing else is set.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(300);
-/// Names that a finding lists; the others are counted.
-const LISTED: usize = 5;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = namespaces(facts);
@@ -37,15 +36,6 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(canaries(facts));
     findings.extend(routes(facts));
     findings
-}
-
-/// `a, b, c and 4 more`.
-fn some_of(names: &[String]) -> String {
-    let listed = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(LISTED) {
-        0 => listed,
-        more => format!("{listed} and {more} more"),
-    }
 }
 
 fn namespaces(facts: &Facts) -> Vec<Finding> {
@@ -117,7 +107,16 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
     let mut findings = vec![skewed(all, operator)];
     findings.extend(refused(all));
-    findings.push(behind(all));
+    findings.push(match &facts.health {
+        Ok(health) if !health.leader => {
+            let pod = &health.pod;
+            checks::BEHIND.unread(
+                "sidecars",
+                format!("pod {pod} does not lead, and knows only those that are connected to it"),
+            )
+        }
+        _ => behind(all, facts),
+    });
     findings.extend(certificates(all, facts));
     findings
 }
@@ -155,9 +154,23 @@ fn refused(all: &[Sidecar]) -> Vec<Finding> {
     or_ok(all.iter().filter_map(one).collect(), || checks::REFUSED.ok(format!("{} sidecars", all.len())))
 }
 
-fn behind(all: &[Sidecar]) -> Finding {
+/// Pods that come or go: created within [`BEHIND`] seconds, or being deleted. They connect soon, or never again.
+fn in_transit(facts: &Facts) -> Vec<String> {
+    let pods = facts.injected.as_ref().map(Vec::as_slice).unwrap_or_default();
+    let comes_or_goes = |pod: &&Value| {
+        let is_young = time(pod, "/metadata/creationTimestamp").is_some_and(|at| facts.now - at < BEHIND);
+        is_young || !text(pod, "/metadata/deletionTimestamp").is_empty()
+    };
+    pods.iter().filter(comes_or_goes).map(full_name).collect()
+}
+
+fn behind(all: &[Sidecar], facts: &Facts) -> Finding {
+    let in_transit = in_transit(facts);
     let one = |sidecar: &Sidecar| {
         let pod = pod_of(sidecar);
+        if in_transit.contains(&pod) {
+            return None;
+        }
         if !sidecar.connected {
             return Some(format!("{pod} (not connected)"));
         }

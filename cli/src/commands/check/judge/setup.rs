@@ -1,12 +1,15 @@
 //! The cluster, the CustomResourceDefinitions, and the network plugin: what an installation needs and finds.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use tulle_crds::keys;
 
 use super::super::facts::Facts;
 use super::super::finding::{self as checks, Finding, or_ok};
-use super::{Options, version};
-use crate::objects::{self, Unread, items, label, name, text};
+use super::{Options, repair, version};
+use crate::objects::{self, Read, Unread, items, label, name, text};
+use crate::tenants;
 
 /// Native sidecars are enabled by default since this minor version of Kubernetes.
 const NATIVE_SIDECARS: u32 = 29;
@@ -25,6 +28,10 @@ pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     }
     findings.extend(versions(facts));
     findings.extend(managers(facts));
+    if !options.pre {
+        findings.extend(complete(facts));
+        findings.extend(schemas(facts));
+    }
     findings
 }
 
@@ -102,7 +109,8 @@ fn pod_security(facts: &Facts) -> Vec<Finding> {
         Err(why) => return vec![checks::POD_SECURITY.unread("the Pod Security level of namespaces", why)],
     };
     let one = |namespace: &Value| {
-        let level = label(namespace, ENFORCE).filter(|level| *level != "privileged")?;
+        let asks = matches!(label(namespace, keys::INJECT), Some("enabled" | "required"));
+        let level = label(namespace, ENFORCE).filter(|level| asks && *level != "privileged")?;
         let name = name(namespace);
         Some(
             checks::POD_SECURITY
@@ -132,11 +140,8 @@ fn definitions(facts: &Facts) -> Vec<Finding> {
                     );
                 }
             }
-            Ok(None) => findings.push(
-                checks::DEFINITIONS
-                    .error(format!("{name} is not installed"))
-                    .fix("tulle install | kubectl apply --server-side -f -"),
-            ),
+            Ok(None) => findings
+                .push(checks::DEFINITIONS.error(format!("{name} is not installed")).fix(repair(facts))),
             Err(why) => findings.push(checks::DEFINITIONS.unread(name, why)),
         }
     }
@@ -161,7 +166,7 @@ fn versions(facts: &Facts) -> Vec<Finding> {
                 checks::VERSIONS
                     .error(format!("{name} serves {}, and this program needs {SERVED}", served.join(", ")))
                     .hint("use a `tulle` of the installed version, or upgrade the installation")
-                    .fix("tulle upgrade"),
+                    .fix(repair(facts)),
             );
         }
         let served_or_not = |stored: &&Value| !served.contains(&stored.as_str().unwrap_or_default());
@@ -200,6 +205,78 @@ fn managers(facts: &Facts) -> Vec<Finding> {
         ];
     }
     vec![checks::MANAGER.ok(format!("managed by {one}"))]
+}
+
+/// Whether every object of an installation exists. One finding for all that are missing, and one for all unreadable ones.
+fn complete(facts: &Facts) -> Vec<Finding> {
+    let named = |wanted: fn(&Read<bool>) -> bool| -> Vec<String> {
+        facts.parts.iter().filter(|part| wanted(&part.exists)).map(|part| part.object.clone()).collect()
+    };
+    let missing = named(|exists| matches!(exists, Ok(false)));
+    let unread = named(Result::is_err);
+    let mut findings = Vec::new();
+    if !missing.is_empty() {
+        let verb = if missing.len() == 1 { "does" } else { "do" };
+        let found = format!("{} {verb} not exist", tenants::some_of(&missing));
+        findings.push(checks::OBJECTS.error(found).fix(repair(facts)));
+    }
+    if let Some(why) = facts.parts.iter().find_map(|part| part.exists.as_ref().err()) {
+        findings.push(checks::OBJECTS.unread(&tenants::some_of(&unread), why));
+    }
+    or_ok(findings, || checks::OBJECTS.ok(format!("{} objects", facts.parts.len())))
+}
+
+/// Whether the definitions are those of this program, where the operator has its version.
+fn schemas(facts: &Facts) -> Vec<Finding> {
+    let same_version = facts.health.as_ref().is_ok_and(|health| health.version == facts.cli);
+    if !same_version {
+        return vec![checks::SCHEMAS.ok("not compared, because the operator has another version")];
+    }
+    let own: BTreeMap<String, Value> = tulle_crds::manifests()
+        .into_iter()
+        .filter_map(|(_, definition)| Some((name(&definition).to_owned(), schema(&definition)?.clone())))
+        .collect();
+    let one = |(name, definition): (&str, &Value)| {
+        let wanted = own.get(name)?;
+        // A version that is not served is a finding of its own.
+        let installed = schema(definition)?;
+        (!same(installed, wanted)).then(|| {
+            checks::SCHEMAS
+                .warning(format!("{name} has another schema than version {} of Tulle", facts.cli))
+                .hint("fields may be dropped, or values admitted that the operator does not know")
+                .fix(repair(facts))
+        })
+    };
+    or_ok(existing(facts).filter_map(one).collect(), || checks::SCHEMAS.ok("as in this program"))
+}
+
+/// The schema of the version that this program uses.
+fn schema(definition: &Value) -> Option<&Value> {
+    let versions = items(definition, "/spec/versions");
+    versions.iter().find(|version| text(version, "/name") == SERVED)?.pointer("/schema/openAPIV3Schema")
+}
+
+/// Whether two schemas are equal. The API server may write a number in another form, and leaves out what is false or empty.
+fn same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            let is_unset = |value: Option<&Value>| match value {
+                None | Some(Value::Null | Value::Bool(false)) => true,
+                Some(Value::String(text)) => text.is_empty(),
+                Some(Value::Array(items)) => items.is_empty(),
+                Some(_) => false,
+            };
+            one.keys().chain(other.keys()).all(|key| match (one.get(key), other.get(key)) {
+                (Some(one), Some(other)) => same(one, other),
+                (one, other) => is_unset(one) && is_unset(other),
+            })
+        }
+        _ => one == other,
+    }
 }
 
 /// Whether Cilium's socket load balancer replaces a Service's address inside pods, before the sidecar sees it.

@@ -1,0 +1,131 @@
+//! What repairs an installation, and whether it is complete.
+
+use serde_json::{Value, json};
+
+use super::super::facts::Part;
+use super::{faults, namespace};
+use crate::objects::Unread;
+
+const MISSING: &str = "T0301 error: Deployment tulle-system/tulle-webhook does not exist => ";
+
+#[test]
+fn a_repair_keeps_to_the_tool_and_the_namespace_of_the_installation() {
+    let fix = |change: fn(&mut super::Facts)| {
+        let found = faults(|facts| {
+            facts.deployments.insert("tulle-webhook", Ok(None));
+            change(facts);
+        });
+        let of_webhook = found.iter().find_map(|fault| fault.split_once("tulle-webhook does not exist => "));
+        of_webhook.map(|(_, fix)| fix.to_owned()).unwrap()
+    };
+    assert_eq!(fix(|_| {}), "tulle upgrade --apply --system-namespace tulle-system");
+    assert_eq!(
+        fix(|facts| facts.system = "mesh".to_owned()),
+        "tulle upgrade --apply --system-namespace mesh"
+    );
+    let helm = |facts: &mut super::Facts| {
+        let labels = json!({"app.kubernetes.io/managed-by": "Helm"});
+        facts.mutating = Ok(Some(json!({"metadata": {"labels": labels}, "webhooks": []})));
+    };
+    assert_eq!(fix(helm), "upgrade with Helm");
+    assert_eq!(fix(|facts| facts.cli = "0.2.0".to_owned()), "", "this program is older");
+    let nothing = |facts: &mut super::Facts| {
+        facts.deployments.insert("tulle-operator", Ok(None));
+        facts.mutating = Ok(None);
+        facts.validating = Ok(None);
+    };
+    assert_eq!(fix(nothing), "tulle install --apply --registry REGISTRY --system-namespace tulle-system");
+    assert!(
+        faults(|facts| drop(facts.deployments.insert("tulle-webhook", Ok(None))))[0].starts_with(MISSING)
+    );
+}
+
+#[test]
+fn a_newer_operator_is_not_repaired_with_an_older_program() {
+    assert_eq!(
+        faults(|facts| facts.health.as_mut().unwrap().version = "0.4.0".to_owned()),
+        ["T0305 warning: the operator has version 0.4.0, and this program 0.3.0 => "]
+    );
+}
+
+#[test]
+fn an_object_of_the_installation_that_is_missing_or_unreadable_is_reported() {
+    let part = |exists| vec![Part { object: "ClusterRole/tulle-operator".to_owned(), exists }];
+    assert_eq!(
+        faults(|facts| facts.parts = part(Ok(false))),
+        [
+            "T0204 error: ClusterRole/tulle-operator does not exist => tulle upgrade --apply --system-namespace tulle-system"
+        ]
+    );
+    let several: Vec<Part> =
+        (0..7).map(|number| Part { object: format!("Role/mesh/{number}"), exists: Ok(false) }).collect();
+    let found = faults(|facts| facts.parts = several);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("Role/mesh/4 and 2 more do not exist"), "{found:?}");
+    assert_eq!(
+        faults(|facts| facts.parts = part(Err(Unread::Failed("timed out".to_owned())))),
+        ["T0204 warning: ClusterRole/tulle-operator could not be checked: timed out => "]
+    );
+}
+
+#[test]
+fn a_definition_with_another_schema_is_a_warning_if_the_versions_are_the_same() {
+    let change = |facts: &mut super::Facts| {
+        let definition = facts.definitions.get_mut("canaries.tulle.dev").unwrap();
+        let schema = &mut definition.as_mut().unwrap().as_mut().unwrap()["spec"]["versions"][0]["schema"];
+        schema["openAPIV3Schema"]["properties"]["spec"]["properties"] = json!({});
+    };
+    assert_eq!(
+        faults(change),
+        [
+            "T0205 warning: canaries.tulle.dev has another schema than version 0.3.0 of Tulle => tulle upgrade --apply --system-namespace tulle-system"
+        ]
+    );
+    let older = faults(|facts| {
+        change(facts);
+        facts.health.as_mut().unwrap().version = "0.3.1".to_owned();
+    });
+    assert_eq!(older, Vec::<String>::new());
+}
+
+#[test]
+fn a_namespace_that_wants_no_sidecar_may_enforce_any_level() {
+    let labels = json!({"tulle.dev/inject": "disabled", "pod-security.kubernetes.io/enforce": "restricted"});
+    assert_eq!(faults(|facts| facts.namespaces = Ok(vec![namespace("shop", labels)])), Vec::<String>::new());
+}
+
+fn injected(created: &str, deleted: Value) -> Value {
+    json!({"metadata": {"name": "web-1", "namespace": "shop", "creationTimestamp": created,
+        "deletionTimestamp": deleted}})
+}
+
+#[test]
+fn pods_that_come_or_go_need_not_be_connected() {
+    let unconnected = |pod: Option<Value>| {
+        faults(|facts| {
+            facts.injected = Ok(pod.into_iter().collect());
+            facts.sidecars.as_mut().unwrap().sidecars[0].connected = false;
+        })
+    };
+    assert_eq!(unconnected(Some(injected("2026-11-27T11:59:40Z", Value::Null))), Vec::<String>::new());
+    assert_eq!(
+        unconnected(Some(injected("2026-11-27T11:00:00Z", json!("2026-11-27T11:59:00Z")))),
+        Vec::<String>::new()
+    );
+    assert_eq!(unconnected(Some(injected("2026-11-27T11:00:00Z", Value::Null))).len(), 1);
+    assert_eq!(unconnected(None).len(), 1);
+}
+
+#[test]
+fn a_replica_that_does_not_lead_cannot_tell_which_sidecars_are_behind() {
+    let found = faults(|facts| {
+        facts.health.as_mut().unwrap().leader = false;
+        facts.sidecars.as_mut().unwrap().sidecars[0].connected = false;
+    });
+    assert_eq!(
+        found,
+        [
+            "T0703 warning: sidecars could not be checked: pod tulle-operator-1 does not lead, and knows only those that are connected to it => "
+        ]
+    );
+}

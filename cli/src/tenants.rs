@@ -1,0 +1,94 @@
+//! The namespace of Tulle, and what else is in it.
+//!
+//! In: the workloads of a namespace. Out: those that are not part of Tulle. `install` hardens the namespace and `uninstall`
+//! deletes it, so both ask first whether it is Tulle's alone.
+
+use kube::Client;
+use serde_json::Value;
+
+use crate::objects::{self, Kind, Read, label, name, text};
+
+/// The label that the manifests give to every object.
+pub const PART_OF: &str = "app.kubernetes.io/part-of";
+/// Deployments of Tulle, and the label `app` of their pods.
+const OWN: [&str; 2] = ["tulle-operator", "tulle-webhook"];
+/// What makes a namespace somebody's.
+const WORKLOADS: [Kind; 5] =
+    [objects::DEPLOYMENT, objects::STATEFUL_SET, objects::DAEMON_SET, objects::POD, objects::VOLUME_CLAIM];
+/// Names that a sentence lists; the others are counted.
+const LISTED: usize = 5;
+
+/// Whether a namespace carries the label of the manifests.
+pub fn is_labelled(namespace: &Value) -> bool {
+    label(namespace, PART_OF) == Some("tulle")
+}
+
+/// The workloads of a namespace, those of Tulle among them.
+///
+/// # Errors
+/// A kind cannot be listed.
+pub async fn workloads(client: &Client, namespace: &str) -> Read<Vec<Value>> {
+    let mut found = Vec::new();
+    for kind in WORKLOADS {
+        found.extend(objects::list(client, kind, Some(namespace), None).await?);
+    }
+    Ok(found)
+}
+
+/// The workloads that are not part of Tulle, as `Kind/name`.
+pub fn foreign(workloads: &[Value]) -> Vec<String> {
+    let is_own = |object: &Value| match text(object, "/kind") {
+        "Deployment" => OWN.contains(&name(object)),
+        "Pod" => label(object, "app").is_some_and(|app| OWN.contains(&app)),
+        _ => false,
+    };
+    let others = workloads.iter().filter(|object| !is_own(object));
+    others.map(|object| format!("{}/{}", text(object, "/kind"), name(object))).collect()
+}
+
+/// `Deployment/web, Pod/web-1 and 3 more`.
+pub fn some_of(names: &[String]) -> String {
+    let listed = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(LISTED) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_workloads_that_are_not_tulles_are_foreign() {
+        let object = |kind: &str, name: &str, app: &str| json!({"kind": kind, "metadata": {"name": name, "labels": {"app": app}}});
+        let all = [
+            object("Deployment", "tulle-operator", ""),
+            object("Pod", "tulle-webhook-1", "tulle-webhook"),
+            object("Deployment", "web", "tulle-operator"),
+            object("StatefulSet", "tulle-operator", ""),
+            object("Pod", "web-1", "web"),
+            object("PersistentVolumeClaim", "data", ""),
+        ];
+        let expected =
+            ["Deployment/web", "StatefulSet/tulle-operator", "Pod/web-1", "PersistentVolumeClaim/data"];
+        assert_eq!(foreign(&all), expected);
+        assert_eq!(foreign(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_sentence_lists_five_names_and_counts_the_others() {
+        let names: Vec<String> = ('a'..='g').map(String::from).collect();
+        assert_eq!(some_of(&names), "a, b, c, d, e and 2 more");
+        assert_eq!(some_of(&["a".to_owned()]), "a");
+    }
+
+    #[test]
+    fn a_namespace_is_tulles_by_its_label() {
+        assert!(is_labelled(&json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "tulle"}}})));
+        assert!(!is_labelled(&json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "shop"}}})));
+        assert!(!is_labelled(&json!({"metadata": {"name": "tulle-system"}})));
+    }
+}
