@@ -327,6 +327,8 @@ pub struct Access {
     pub rows: Vec<AccessRow>,
     /// The least policies that the traffic of the last hours needs, as MeshPolicies in Shadow mode.
     pub suggested: Vec<serde_json::Value>,
+    /// Whether there are more: ask for one namespace or workload.
+    pub truncated: bool,
 }
 
 /// An edge that a policy would change.

@@ -124,7 +124,8 @@ pub(super) fn protocol(world: &World<'_>, route: Option<&proto::ServiceRoute>, t
 /// What is declared for the pods of a headless Service.
 fn at_pod(world: &World<'_>) -> Protocol {
     let target = itself(world);
-    let first = endpoints(world, &target).endpoints.into_iter().next();
+    let endpoints = endpoints(world, &target).endpoints;
+    let first = endpoints.into_iter().find(|endpoint| world.shows_pod(&endpoint.pod_uid));
     let kind = first
         .and_then(|first| first.address.parse::<SocketAddr>().ok())
         .map(|address| world.model.route(address, "").kind);
@@ -240,8 +241,10 @@ pub(super) fn backend(
     };
     let weighted = || rule.backends.iter().filter(|backend| backend.weight > 0);
     // Of equal weights, the first.
-    let chosen =
-        weighted().rev().filter(|backend| !backend.endpoints.is_empty()).max_by_key(|backend| backend.weight);
+    // Whether a backend exists is known where its namespace may be seen.
+    let may_exist =
+        |backend: &&proto::Backend| !backend.endpoints.is_empty() || !world.shows(&backend.namespace);
+    let chosen = weighted().rev().filter(may_exist).max_by_key(|backend| backend.weight);
     let Some(chosen) = chosen else {
         let because = match weighted().next() {
             Some(backend) => format!("backend {} does not exist or may not be used", service_name(backend)),
@@ -260,8 +263,7 @@ pub(super) fn backend(
         let share = words::percent(
             u32::try_from(u64::from(backend.weight) * 10_000 / total.max(1)).unwrap_or(u32::MAX),
         );
-        let invalid =
-            if backend.endpoints.is_empty() { ", which is answered 500 (RouteNoBackend)" } else { "" };
+        let invalid = if may_exist(&backend) { "" } else { ", which is answered 500 (RouteNoBackend)" };
         goes.push(format!("{share} to {}{invalid}", service_name(backend)));
     }
     let is_shared = goes.len() > 1;
@@ -280,6 +282,10 @@ pub(super) fn backend(
             format!("{goes}; it redirects to {url}"),
             answer,
         ));
+    }
+    if !world.shows(&chosen.namespace) {
+        let place = format!("namespace {}", chosen.namespace);
+        return Err(trace.hidden("backend", taken.object.clone(), goes, &place));
     }
     let sent = world.question.path.as_str();
     let path =
@@ -320,8 +326,16 @@ pub(super) fn split(world: &World<'_>, target: &Target, trace: &mut Trace) -> Ve
     let key: Key = (canary.namespace.as_str().into(), canary.name.as_str().into());
     let waiting = match world.acks.acknowledged_canary(world.model, &key, canary.epoch) {
         Acknowledgement::Complete => String::new(),
-        Acknowledgement::Awaited(whom) => format!("; {whom}"),
-        Acknowledgement::Refused(why) => format!("; refused by {why}"),
+        // Clients of any namespace carry shares out.
+        Acknowledgement::Awaited(whom) => {
+            // It ends with the name of a pod.
+            let pod = whom.rsplit(' ').next().unwrap_or_default().to_owned();
+            let known = world.nameable([&pod]).map(|_| whom);
+            format!("; {}", known.unwrap_or_else(|| "not all sidecars carry it out yet".to_owned()))
+        }
+        Acknowledgement::Refused(why) => {
+            format!("; refused by {}", world.told_refusal(Some(&why)).unwrap_or_default())
+        }
     };
     if let Some(steering) = &found.steering {
         let on_trial: Vec<proto::Endpoint> = found
@@ -478,15 +492,24 @@ fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) ->
     let addresses = world.model.route_addresses(&key, &mut Standings::default());
     let stamped: Key = (key.namespace.clone(), key.stamped().into());
     let seen = world.acks.route(world.model, (&stamped, &object.uid, object.generation), &addresses);
-    (name, enforced(seen.holding, &seen.behind, seen.refusal.as_deref()))
+    (name, enforced(world, seen.holding, &seen.behind, seen.refusal.as_deref()))
 }
 
 /// How many sidecars enforce something that not all of them do, as the end of a sentence.
-pub(super) fn enforced(of: usize, behind: &BTreeSet<String>, refusal: Option<&str>) -> String {
-    let Some(first) = behind.first() else { return String::new() };
+pub(super) fn enforced(
+    world: &World<'_>,
+    of: usize,
+    behind: &BTreeSet<String>,
+    refusal: Option<&str>,
+) -> String {
+    if behind.is_empty() {
+        return String::new();
+    }
     let enforcing = of.saturating_sub(behind.len());
-    let refused = refusal.map(|why| format!(", refused by {why}")).unwrap_or_default();
-    format!("; enforced by {enforcing} of {of} sidecars, waiting for pod {first}{refused}")
+    let refused = world.told_refusal(refusal).map(|why| format!(", refused by {why}")).unwrap_or_default();
+    let first = world.nameable(behind);
+    let first = first.map_or_else(|| "a pod of another namespace".to_owned(), |pod| format!("pod {pod}"));
+    format!("; enforced by {enforcing} of {of} sidecars, waiting for {first}{refused}")
 }
 
 /// The only route, as a deciding object; of several the first.
