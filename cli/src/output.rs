@@ -128,7 +128,7 @@ pub fn plain(text: &str) -> String {
 
 /// The same of text with lines.
 pub fn plain_lines(text: &str) -> String {
-    let plain = |character| {
+    let plain = |character: char| {
         if character != '\n' && is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character }
     };
     text.chars().map(plain).collect()
