@@ -180,7 +180,7 @@ async fn a_token_in_a_cookie_is_none() {
 
 #[tokio::test]
 async fn a_token_that_can_be_none_is_refused_without_a_review() {
-    // The API server of these tests would answer any other path with a panic, and this one with an error.
+    // A token that is reviewed is answered 503, because this API server answers nothing.
     let answer = |_: Request<kube::client::Body>| async {
         Err::<Response<kube::client::Body>, _>(std::io::Error::other("asked"))
     };

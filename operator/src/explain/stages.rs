@@ -240,10 +240,8 @@ pub(super) fn backend(
         return Ok(target);
     };
     let weighted = || rule.backends.iter().filter(|backend| backend.weight > 0);
+    let may_exist = |backend: &&proto::Backend| may_exist(world, backend);
     // Of equal weights, the first.
-    // Whether a backend exists is known where its namespace may be seen.
-    let may_exist =
-        |backend: &&proto::Backend| !backend.endpoints.is_empty() || !world.shows(&backend.namespace);
     let chosen = weighted().rev().filter(may_exist).max_by_key(|backend| backend.weight);
     let Some(chosen) = chosen else {
         let because = match weighted().next() {
@@ -257,15 +255,7 @@ pub(super) fn backend(
             "its sidecar answers 500 (RouteNoBackend)",
         ));
     };
-    let total: u64 = weighted().map(|backend| u64::from(backend.weight)).sum();
-    let mut goes = Vec::new();
-    for backend in weighted() {
-        let share = words::percent(
-            u32::try_from(u64::from(backend.weight) * 10_000 / total.max(1)).unwrap_or(u32::MAX),
-        );
-        let invalid = if may_exist(&backend) { "" } else { ", which is answered 500 (RouteNoBackend)" };
-        goes.push(format!("{share} to {}{invalid}", service_name(backend)));
-    }
+    let goes = shares(world, &weighted().collect::<Vec<_>>());
     let is_shared = goes.len() > 1;
     let mut goes = match is_shared {
         true => format!("{}; what follows is about {}", goes.join(", "), service_name(chosen)),
@@ -302,6 +292,26 @@ pub(super) fn backend(
         zone_only: calls.zone_only,
         path: path.unwrap_or_else(|| sent.to_owned()),
     })
+}
+
+/// Whether a backend may be one. Whether it is, is known where its namespace may be seen.
+fn may_exist(world: &World<'_>, backend: &proto::Backend) -> bool {
+    !backend.endpoints.is_empty() || !world.shows(&backend.namespace)
+}
+
+/// What goes to each backend.
+fn shares(world: &World<'_>, backends: &[&proto::Backend]) -> Vec<String> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let share = |backend: &&proto::Backend| {
+        let permyriad = u64::from(backend.weight) * 10_000 / total.max(1);
+        let share = words::percent(u32::try_from(permyriad).unwrap_or(u32::MAX));
+        let invalid = match may_exist(world, backend) {
+            true => "",
+            false => ", which is answered 500 (RouteNoBackend)",
+        };
+        format!("{share} to {}{invalid}", service_name(backend))
+    };
+    backends.iter().map(share).collect()
 }
 
 /// The endpoints that a request may go to, by the shares of a Canary.
