@@ -297,7 +297,8 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// The outcome in one sentence.
     pub outcome: String,
-    /// Whether it reaches the application.
+    /// Whether it reaches the application. Also `false` where it goes on in a namespace that the token does not show: its
+    /// last stage then is one that depends.
     pub reaches: bool,
 }
 

@@ -108,7 +108,8 @@ fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resu
     for (party, pods) in workloads(model.pods()) {
         let seen = inbound.of_party(&party);
         for (identity, pod) in &callers {
-            let rows = reached(model, &mut sections, (&party, &pods, seen), (identity.as_ref(), *pod));
+            let rows =
+                reached(model, &mut sections, (&party, pods.as_slice(), seen), (identity.as_ref(), *pod));
             if !take(&mut found, rows) {
                 return Ok(found);
             }
