@@ -125,7 +125,8 @@ pub fn readdress(head: &mut Parts, token: &str) -> Result<(), CliError> {
         .map_err(|error| CliError::failed(format!("invalid address of the operator: {error}")))?;
     // Of an address in absolute form, the operator needs what comes behind the host.
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    head.uri = target.parse().map_err(|error| CliError::failed(format!("invalid address: {error}")))?;
+    head.uri =
+        target.parse::<Uri>().map_err(|error| CliError::failed(format!("invalid address: {error}")))?;
     end_to_end(&mut head.headers);
     // Those of other ports are among them.
     head.headers.remove(COOKIE);
