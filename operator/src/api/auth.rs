@@ -278,7 +278,8 @@ impl Authenticator {
         };
         let asked = serde_json::to_vec(&spec).map_err(kube::Error::SerdeError)?;
         let asked = digest(&SHA256, &asked);
-        if let Some(allowed) = locked(&self.rights).get(asked.as_ref(), Instant::now()) {
+        let asked: &[u8] = asked.as_ref();
+        if let Some(allowed) = locked(&self.rights).get(asked, Instant::now()) {
             return Ok(allowed);
         }
         let _turn = self.reviewing.acquire().await;
@@ -286,7 +287,7 @@ impl Authenticator {
         let reviews = Api::<SubjectAccessReview>::all(self.client.clone());
         let review = reviews.create(&PostParams::default(), &review).await?;
         let allowed = review.status.is_some_and(|status| status.allowed);
-        locked(&self.rights).keep(asked.as_ref().into(), allowed, RIGHTS, Instant::now());
+        locked(&self.rights).keep(asked.into(), allowed, RIGHTS, Instant::now());
         Ok(allowed)
     }
 }
