@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use crate::output::{Colour, Output};
+use crate::output::{Colour, Output, plain_lines};
 
 /// Every exit code and its meaning. All commands share them.
 pub const CODES: [ExitCode; 5] = [
@@ -82,8 +82,13 @@ impl CliError {
         let error = output.paint(Colour::Red, "error:");
         match self {
             Self::Findings | Self::Closed => String::new(),
-            Self::Failed { what, hint: Some(hint) } => format!("{error} {what}\nhint: {hint}\n"),
-            Self::Failed { .. } | Self::Usage(_) | Self::TimedOut(_) => format!("{error} {self}\n"),
+            // Both may quote the cluster.
+            Self::Failed { what, hint: Some(hint) } => {
+                format!("{error} {}\nhint: {}\n", plain_lines(what), plain_lines(hint))
+            }
+            Self::Failed { .. } | Self::Usage(_) | Self::TimedOut(_) => {
+                format!("{error} {}\n", plain_lines(&self.to_string()))
+            }
         }
     }
 
@@ -124,5 +129,7 @@ mod tests {
         assert_eq!(error.message(&output), "error: Tulle is not installed\nhint: tulle install\n");
         assert_eq!(CliError::usage("which?").hint("none").message(&output), "error: which?\n");
         assert_eq!(CliError::Findings.message(&output), "");
+        let evil = CliError::failed("pod a\u{1b}[2J\nb").hint("c\rd");
+        assert_eq!(evil.message(&output), "error: pod a\u{fffd}[2J\nb\nhint: c\u{fffd}d\n");
     }
 }

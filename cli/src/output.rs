@@ -99,8 +99,9 @@ impl Output {
 
     /// The text in a colour, if colours are wanted.
     pub fn paint(&self, colour: Colour, text: &str) -> String {
+        let text = plain_lines(text);
         if !self.colour {
-            return text.to_owned();
+            return text;
         }
         let code = match colour {
             Colour::Red => 31,
@@ -115,6 +116,48 @@ impl Output {
 /// (<https://no-color.org>), or the terminal cannot.
 pub fn coloured(forbidden: bool, no_color: Option<&OsStr>, term: Option<&OsStr>, terminal: bool) -> bool {
     terminal && !forbidden && no_color.is_none_or(OsStr::is_empty) && term.is_none_or(|term| term != "dumb")
+}
+
+/// Text from elsewhere, for a terminal: names and messages of a cluster may hold characters that move the cursor, set the
+/// title or hide what follows. Each becomes U+FFFD.
+pub fn plain(text: &str) -> String {
+    text.chars()
+        .map(|character| if is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character })
+        .collect()
+}
+
+/// The same of text with lines.
+pub fn plain_lines(text: &str) -> String {
+    let plain = |character: char| {
+        if character != '\n' && is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character }
+    };
+    text.chars().map(plain).collect()
+}
+
+/// Control characters, and those that change the direction of writing.
+fn is_unsafe(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The colours that [`Output::paint`] writes.
+const ESCAPES: [&str; 4] = ["\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m", "\u{1b}[0m"];
+
+/// A cell without control characters, but with our own colours. What comes from elsewhere is painted by
+/// [`Output::paint`], which takes its control characters out; a cell that brings a colour of ours itself is painted
+/// wrongly and does nothing else.
+fn cell(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(character) = rest.chars().next() {
+        if let Some(escape) = ESCAPES.iter().find(|escape| rest.starts_with(**escape)) {
+            result.push_str(escape);
+            rest = rest.strip_prefix(*escape).unwrap_or_default();
+            continue;
+        }
+        result.push(if is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character });
+        rest = rest.strip_prefix(character).unwrap_or_default();
+    }
+    result
 }
 
 /// Writes text on standard output.
@@ -155,10 +198,10 @@ impl Table {
         for row in &self.rows {
             if let Some(namespace) = namespace.filter(|index| *index != name).and_then(|index| row.get(index))
             {
-                names.push_str(namespace);
+                names.push_str(&plain(namespace));
                 names.push('/');
             }
-            names.push_str(row.get(name).map_or("", String::as_str));
+            names.push_str(&plain(row.get(name).map_or("", String::as_str)));
             names.push('\n');
         }
         names
@@ -172,8 +215,8 @@ impl Table {
             }
         }
         for row in &self.rows {
-            for (widest, cell) in widths.iter_mut().zip(row) {
-                *widest = (*widest).max(width(cell));
+            for (widest, text) in widths.iter_mut().zip(row) {
+                *widest = (*widest).max(width(&cell(text)));
             }
         }
         widths
@@ -191,11 +234,11 @@ impl Display for Table {
 /// A line of a table. Its last cell is not padded.
 fn line<S: AsRef<str>>(cells: &[S], widths: &[usize]) -> String {
     let mut line = String::new();
-    for (index, (cell, widest)) in cells.iter().zip(widths).enumerate() {
-        let cell = cell.as_ref();
-        line.push_str(cell);
+    for (index, (text, widest)) in cells.iter().zip(widths).enumerate() {
+        let text = cell(text.as_ref());
+        line.push_str(&text);
         if index + 1 < cells.len() {
-            line.extend(std::iter::repeat_n(' ', widest.saturating_sub(width(cell)) + 3));
+            line.extend(std::iter::repeat_n(' ', widest.saturating_sub(width(&text)) + 3));
         }
     }
     line.truncate(line.trim_end().len());

@@ -302,7 +302,8 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// The outcome in one sentence.
     pub outcome: String,
-    /// Whether it reaches the application.
+    /// Whether it reaches the application. Also `false` where it goes on in a namespace that the token does not show: its
+    /// last stage then is one that depends.
     pub reaches: bool,
 }
 
@@ -332,6 +333,8 @@ pub struct Access {
     pub rows: Vec<AccessRow>,
     /// The least policies that the traffic of the last hours needs, as MeshPolicies in Shadow mode.
     pub suggested: Vec<serde_json::Value>,
+    /// Whether there are more: ask for one namespace or workload.
+    pub truncated: bool,
 }
 
 /// An edge that a policy would change.

@@ -213,6 +213,7 @@ fn answers(client: &Client, settings: &Arc<Settings>, health: &Health, authority
         client: client.clone(),
         settings: Arc::clone(settings),
         authenticator: Arc::new(Authenticator::new(client.clone(), &settings.namespace)),
+        turns: api::turn::turns(),
     }
 }
 

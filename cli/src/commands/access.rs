@@ -72,7 +72,14 @@ fn server(text: &str, namespace: Option<&str>) -> Result<(String, String), CliEr
 }
 
 async fn ask(context: &Context, parameters: &[(&str, &str)]) -> Result<Access, CliError> {
-    context.operator().await?.get(Paths::ACCESS, parameters).await
+    let found: Access = context.operator().await?.get(Paths::ACCESS, parameters).await?;
+    if found.truncated {
+        eprintln!(
+            "There are more rows than the operator answers at a time: these are the first {}. Ask for one workload, or add -n.",
+            found.rows.len()
+        );
+    }
+    Ok(found)
 }
 
 async fn suggest(context: &Context) -> Result<(), CliError> {
@@ -156,7 +163,7 @@ mod tests {
     fn what_is_not_restricted_is_a_star_and_what_nobody_allows_a_dash() {
         let destination = Party { namespace: "shop".into(), kind: "Deployment".into(), name: "web".into() };
         let row = AccessRow { client: "everybody".into(), destination, seen: 7, ..AccessRow::default() };
-        let found = Access { rows: vec![row], suggested: Vec::new() };
+        let found = Access { rows: vec![row], ..Access::default() };
         let narrow = table(&found, false);
         assert_eq!(narrow.rows, [["everybody", "shop/web", "*", "*", "-", "7"]]);
         let wide = table(&found, true);

@@ -1,22 +1,47 @@
 //! `tulle dashboard`: the operator's page, through a port-forward.
+//!
+//! ```text
+//!   door   who may use it, and what is passed on
+//! ```
+//! In: requests of a browser on this machine. Out: the same requests, with a token, to the operator. The token never
+//! leaves this process but to the operator.
 
+mod door;
+
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{REFERRER_POLICY, SET_COOKIE, X_CONTENT_TYPE_OPTIONS};
+use hyper::http::request::Parts;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
-use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
 use tulle_mesh::ports;
 
 use crate::cluster::operator::{Tunnel, tunnel};
 use crate::cluster::{Context, Located, failure, within};
 use crate::exit::CliError;
-use crate::output;
+use crate::output::{self, Output};
 
-/// How long the page may be looked at. Afterwards the command is started again.
+use door::{Door, Entry};
+
+/// How long a token holds.
 const LIFETIME: Duration = Duration::from_secs(3_600);
+/// How often there is a new one.
+const RENEWAL: Duration = Duration::from_secs(1_800);
+/// How long the head of a request may take.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Options of `tulle dashboard`.
 #[derive(clap::Args)]
@@ -26,44 +51,84 @@ pub struct Args {
     port: Option<u16>,
 }
 
+/// What every request needs.
+struct Page {
+    door: Door,
+    client: Client,
+    output: Output,
+    access: Mutex<Access>,
+    /// A port-forward has failed.
+    failed: Notify,
+}
+
+/// Where the operator is, and what it takes.
+#[derive(Clone)]
+struct Access {
+    at: Located,
+    token: String,
+}
+
+type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
 /// Runs `tulle dashboard` until Ctrl-C.
 ///
 /// # Errors
 /// The operator cannot be found, or the local port is taken.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let mut located = context.locate().await?;
-    let token = context.token(&located, LIFETIME).await?;
+    let at = context.locate().await?;
+    let token = context.token(&at, LIFETIME).await?;
     let client = context.client().await?;
     // The first browser must not be the one to find out that ports may not be forwarded.
-    drop(within("forwarding a port of the operator", tunnel(&client, &located)).await?);
+    drop(within("forwarding a port of the operator", tunnel(&client, &at)).await?);
     let (listener, address) = listen(args.port).await?;
-    output::write(&format!("http://{address}/login?token={token}\n"))?;
-    eprintln!("Open this address in a browser. It shows what you may see, for an hour. Ctrl-C ends it.");
-    let failed = Arc::new(AtomicBool::new(false));
+    let page = Arc::new(Page {
+        door: Door::new(address.port())?,
+        client,
+        output: context.output,
+        access: Mutex::new(Access { at, token }),
+        failed: Notify::new(),
+    });
+    output::write(&format!("{}\n", page.door.address()))?;
+    eprintln!("Open this address in a browser of yours. It shows what you may see. Ctrl-C ends it.");
+    let mut renewal = interval(RENEWAL);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    renewal.tick().await;
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (browser, _) = accepted
+                    .map_err(|error| CliError::failed(format!("cannot accept connections at {address}: {error}")))?;
+                tokio::spawn(serve(browser, Arc::clone(&page)));
+            }
             interrupted = tokio::signal::ctrl_c() => {
                 return interrupted.map_err(|error| CliError::failed(format!("cannot wait for Ctrl-C: {error}")));
             }
-        };
-        let (browser, _) = accepted
-            .map_err(|error| CliError::failed(format!("cannot accept connections at {address}: {error}")))?;
-        if failed.swap(false, Ordering::Relaxed) {
-            // Another replica may lead by now.
-            match context.locate().await {
-                Ok(found) => located = found,
-                Err(error) => error.print(&context.output),
-            }
+            () = page.failed.notified() => page.find(context).await,
+            _ = renewal.tick() => page.renew(context).await,
         }
-        let (client, at, failed) = (client.clone(), located.clone(), Arc::clone(&failed));
-        let output = context.output;
-        tokio::spawn(async move {
-            if let Err(error) = forward(&client, &at, browser).await {
-                failed.store(true, Ordering::Relaxed);
-                error.print(&output);
-            }
-        });
+    }
+}
+
+impl Page {
+    fn access(&self) -> Access {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another replica may lead by now.
+    async fn find(&self, context: &Context) {
+        match context.locate().await {
+            Ok(at) => self.access.lock().unwrap_or_else(PoisonError::into_inner).at = at,
+            Err(error) => error.print(&self.output),
+        }
+    }
+
+    /// The former token holds for a while yet if there is no new one.
+    async fn renew(&self, context: &Context) {
+        let at = self.access().at;
+        match context.token(&at, LIFETIME).await {
+            Ok(token) => self.access.lock().unwrap_or_else(PoisonError::into_inner).token = token,
+            Err(error) => error.print(&self.output),
+        }
     }
 }
 
@@ -85,16 +150,89 @@ async fn listen(wanted: Option<u16>) -> Result<(TcpListener, SocketAddr), CliErr
     })
 }
 
-/// Carries one connection of the browser over a port-forward of its own.
-async fn forward(client: &Client, at: &Located, mut browser: TcpStream) -> Result<(), CliError> {
-    let Tunnel { mut stream, refused } =
-        within("forwarding a port of the operator", tunnel(client, at)).await?;
-    tokio::select! {
-        biased;
-        Some(why) = refused => Err(failure::refusal(at, &why)),
-        // Browsers close connections as they please.
-        _ = copy_bidirectional(&mut browser, &mut stream) => Ok(()),
+/// Answers the requests of one connection of a browser.
+async fn serve(browser: TcpStream, page: Arc<Page>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let page = Arc::clone(&page);
+        async move { Ok::<_, Infallible>(answer(&page, request).await) }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    // Browsers close connections as they please.
+    let _ = server.serve_connection(TokioIo::new(browser), service).await;
+}
+
+async fn answer(page: &Page, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    match page.door.judge(&head) {
+        Entry::Refused(status, why) => text(status, why),
+        Entry::Opens(cookie) => opened(&cookie),
+        Entry::Enters => match forward(page, head, body).await {
+            Ok(response) => response,
+            Err(error) => {
+                error.print(&page.output);
+                page.failed.notify_one();
+                text(StatusCode::BAD_GATEWAY, &error.to_string())
+            }
+        },
     }
+}
+
+/// An answer of this command itself.
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    let full = Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {});
+    let mut response = Response::new(full.boxed_unsync());
+    *response.status_mut() = status;
+    for (name, value) in [
+        (CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Sets the cookie, and takes the key out of the address.
+fn opened(cookie: &str) -> Response<Body> {
+    let Ok(cookie) = HeaderValue::from_str(cookie) else {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, "The key fits into no cookie.");
+    };
+    let mut response = text(StatusCode::SEE_OTHER, "The page is at /.");
+    response.headers_mut().insert(SET_COOKIE, cookie);
+    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/"));
+    response
+}
+
+/// Sends a request over a port-forward of its own.
+async fn forward(page: &Page, mut head: Parts, body: Incoming) -> Result<Response<Body>, CliError> {
+    let Access { at, token } = page.access();
+    door::readdress(&mut head, &token)?;
+    let Tunnel { stream, refused } =
+        within("forwarding a port of the operator", tunnel(&page.client, &at)).await?;
+    let exchanged = async {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(Request::from_parts(head, body)).await?;
+        // It ends with the answer, because the request says so; until then the sender keeps it.
+        tokio::spawn(async move {
+            let _ = connection.await;
+            drop(sender);
+        });
+        Ok::<_, hyper::Error>(response)
+    };
+    let response = tokio::select! {
+        biased;
+        Some(why) = refused => return Err(failure::refusal(&at, &why)),
+        exchanged = exchanged => exchanged.map_err(|error| {
+            CliError::failed(format!("the connection to the operator broke: {}", failure::chain(&error)))
+        })?,
+    };
+    let (mut head, body) = response.into_parts();
+    door::end_to_end(&mut head.headers);
+    Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
 #[cfg(test)]
@@ -113,5 +251,14 @@ mod tests {
         let (_other, b) = listen(None).await.unwrap();
         assert_ne!(a, b);
         drop(one);
+    }
+
+    #[test]
+    fn the_key_is_taken_out_of_the_address() {
+        let response = opened("tulle-key-1=a; HttpOnly");
+        assert_eq!(response.status(), StatusCode::SEE_OTHER);
+        assert_eq!(response.headers().get(LOCATION).unwrap(), "/");
+        assert_eq!(response.headers().get(SET_COOKIE).unwrap(), "tulle-key-1=a; HttpOnly");
+        assert_eq!(response.headers().get(CACHE_CONTROL).unwrap(), "no-store");
     }
 }

@@ -4,7 +4,7 @@ use tulle_mesh::query::{Explanation, Paths, Stage, Verdict};
 
 use crate::cluster::Context;
 use crate::exit::CliError;
-use crate::output::{Colour, Format, Output, Table, write};
+use crate::output::{Colour, Format, Output, Table, plain, write};
 
 /// Kinds that may stand before the name of a client, beside namespaces.
 const KINDS: [&str; 12] = [
@@ -77,7 +77,21 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             context.output.print(&explained, |_| table(&context.output, &explained))?;
         }
     }
-    if explained.reaches { Ok(()) } else { Err(CliError::Findings) }
+    ended(&explained)
+}
+
+/// The exit code. Where the request goes on out of sight, nobody has said that it does not arrive.
+fn ended(explained: &Explanation) -> Result<(), CliError> {
+    let stopped = explained.stages.last().is_none_or(|stage| stage.verdict == Verdict::Stop);
+    match (explained.reaches, stopped) {
+        (true, _) => Ok(()),
+        (false, true) => Err(CliError::Findings),
+        (false, false) => {
+            let what =
+                "what becomes of the request is decided in a namespace that this command does not show";
+            Err(CliError::failed(what).hint("add -A, and write NAMESPACE/NAME"))
+        }
+    }
 }
 
 /// A command has a token for the namespaces that it looks at, and for no other.
@@ -148,9 +162,15 @@ fn text(output: &Output, explained: &Explanation) -> String {
         let object = if stage.object.is_empty() { String::new() } else { format!("{}: ", stage.object) };
         // Padded before it is coloured, since colours have no width.
         let mark = mark(output, stage.verdict, 9);
-        text.push_str(&format!("{:>2}  {mark}  {:<8}  {object}{}\n", index + 1, stage.name, stage.because));
+        text.push_str(&format!(
+            "{:>2}  {mark}  {:<8}  {}{}\n",
+            index + 1,
+            plain(&stage.name),
+            plain(&object),
+            plain(&stage.because)
+        ));
     }
-    text.push_str(&format!("\n{}\n", explained.outcome));
+    text.push_str(&format!("\n{}\n", plain(&explained.outcome)));
     text
 }
 
@@ -237,5 +257,28 @@ mod tests {
 It does not.
 ";
         assert_eq!(text(&Output::default(), &explained), expected);
+    }
+
+    #[test]
+    fn a_request_that_goes_on_out_of_sight_is_neither_reached_nor_refused() {
+        let explained = |verdict, reaches| Explanation {
+            stages: vec![Stage { verdict, ..Stage::default() }],
+            reaches,
+            ..Explanation::default()
+        };
+        assert_eq!(ended(&explained(Verdict::Depends, true)), Ok(()));
+        assert_eq!(ended(&explained(Verdict::Stop, false)), Err(CliError::Findings));
+        assert_eq!(ended(&explained(Verdict::Depends, false)).unwrap_err().code(), 1);
+    }
+
+    #[test]
+    fn control_characters_of_an_explanation_are_not_printed() {
+        let explained = Explanation {
+            stages: vec![Stage { because: "a\u{1b}[2J\nb".to_owned(), ..Stage::default() }],
+            outcome: "c\u{9b}".to_owned(),
+            reaches: true,
+        };
+        let text = text(&Output::default(), &explained);
+        assert!(text.contains("a\u{fffd}[2J\u{fffd}b\n") && text.ends_with("c\u{fffd}\n"), "{text:?}");
     }
 }

@@ -8,6 +8,8 @@
 
 mod redact;
 
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -24,6 +26,8 @@ use crate::exit::CliError;
 use crate::objects::{self, Kind, Read, full_name, items, name, text};
 use crate::output::{Output, write};
 
+/// Values of the label `app` of Tulle's own pods. What else is in its namespace is nobody's business.
+const APPS: [&str; 2] = ["tulle-operator", "tulle-webhook"];
 /// Lines of each log.
 const LINES: i64 = 2000;
 
@@ -63,8 +67,8 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         let namespace = context.namespace().filter(|_| kind.namespaced);
         bundle.list(file, objects::list(&client, kind, namespace, None).await)?;
     }
-    bundle
-        .list("deployments.yaml", objects::list(&client, objects::DEPLOYMENT, Some(&system), None).await)?;
+    let deployments = objects::list(&client, objects::DEPLOYMENT, Some(&system), None).await;
+    bundle.list("deployments.yaml", deployments.map(own))?;
     bundle.list("events.yaml", objects::list(&client, objects::EVENT, Some(&system), None).await)?;
     bundle.list("webhooks.yaml", webhooks(&client).await)?;
     trust(&client, &mut bundle).await?;
@@ -75,6 +79,12 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 fn default_directory() -> PathBuf {
     let now = jiff::Timestamp::now().as_second();
     PathBuf::from(format!("tulle-report-{now}"))
+}
+
+/// Tulle's own Deployments: they are told by the pods that they select, and have no labels themselves.
+fn own(mut deployments: Vec<Value>) -> Vec<Value> {
+    deployments.retain(|found| APPS.contains(&text(found, "/spec/selector/matchLabels/app")));
+    deployments
 }
 
 /// Versions, and what the operator answers.
@@ -124,8 +134,8 @@ async fn trust(client: &Client, bundle: &mut Bundle) -> Result<(), CliError> {
 
 /// The pods of operator and webhook, and their logs.
 async fn pods(client: &Client, system: &str, bundle: &mut Bundle) -> Result<(), CliError> {
-    let selector = "app in (tulle-operator,tulle-webhook)";
-    let found = objects::list(client, objects::POD, Some(system), Some(selector)).await;
+    let selector = format!("app in ({})", APPS.join(","));
+    let found = objects::list(client, objects::POD, Some(system), Some(&selector)).await;
     if let Ok(pods) = &found {
         for pod in pods {
             for status in items(pod, "/status/containerStatuses") {
@@ -178,12 +188,15 @@ impl Bundle {
         let failed = |error: std::io::Error| {
             CliError::failed(format!("cannot write to {}: {error}", directory.display()))
         };
-        std::fs::create_dir_all(&directory).map_err(failed)?;
+        // What it holds is for the person who runs this, not for others on this machine.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         // Files of somebody else must not be sent with the report.
         if std::fs::read_dir(&directory).map_err(failed)?.next().is_some() {
             return Err(CliError::failed(format!("{} is not empty", directory.display()))
                 .hint("name a directory that does not exist"));
         }
+        // It may have been there.
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o700)).map_err(failed)?;
         Ok(Self { directory, files: 0, missing: Vec::new() })
     }
 
@@ -252,5 +265,23 @@ mod tests {
     fn nothing_that_holds_secrets_is_listed() {
         let kinds = LISTS.map(|(_, kind)| kind.kind);
         assert!(!kinds.contains(&"ConfigMap") && !kinds.contains(&"Secret"), "{kinds:?}");
+    }
+
+    #[test]
+    fn deployments_of_others_in_the_namespace_of_tulle_are_left_out() {
+        let of = |app: &str| json!({"spec": {"selector": {"matchLabels": {"app": app}}}});
+        let found = own(vec![of("tulle-operator"), of("grafana"), json!({}), of("tulle-webhook")]);
+        assert_eq!(found, [of("tulle-operator"), of("tulle-webhook")]);
+    }
+
+    #[test]
+    fn the_directory_is_for_its_owner_only() {
+        let directory = std::env::temp_dir().join(format!("tulle-report-test-{}", std::process::id()));
+        let mut bundle = Bundle::create(directory.clone()).unwrap();
+        bundle.text("a.txt", "a").unwrap();
+        let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        assert!(Bundle::create(directory.clone()).is_err(), "it is not empty");
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

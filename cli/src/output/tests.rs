@@ -89,3 +89,19 @@ fn colours_need_a_terminal_and_nobody_who_forbids_them() {
     assert!(!coloured(false, None, set("dumb"), true));
     assert!(!coloured(false, None, set("xterm"), false));
 }
+
+#[test]
+fn control_characters_of_a_cluster_do_not_reach_the_terminal() {
+    let evil = "a\u{1b}]0;title\u{7}\u{9b}2J\r\nb\u{202e}";
+    let table = Table { headers: vec!["NAME", "B"], rows: vec![vec![evil.into(), "x".into()]] };
+    let shown = table.body();
+    assert_eq!(shown, "a\u{fffd}]0;title\u{fffd}\u{fffd}2J\u{fffd}\u{fffd}b\u{fffd}   x\n");
+    assert_eq!(table.to_string().lines().count(), 2, "a cell makes no line of its own");
+    assert!(!table.names().contains('\u{1b}'));
+    let output = Output { colour: true, ..Output::default() };
+    let red = output.paint(Colour::Red, "a\u{1b}[2Jb");
+    assert_eq!(red, "\u{1b}[31ma\u{fffd}[2Jb\u{1b}[0m");
+    let table = Table { headers: vec!["A"], rows: vec![vec![red.clone()]] };
+    assert_eq!(table.body(), format!("{red}\n"), "our own colours stay");
+    assert_eq!(plain_lines("a\nb\tc"), "a\nb\u{fffd}c");
+}

@@ -4,8 +4,7 @@
 //! reviews tokens and rights; [`caller_of`] and [`Scope::covers`] decide by what it says. Never logs a token, and keeps
 //! only digests of them.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -14,18 +13,20 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInf
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::Client;
 use kube::api::{Api, PostParams};
+use tokio::sync::Semaphore;
 use tulle_mesh::query::{AUDIENCE, VIEWER};
 
 use super::Refused;
+use super::kept::Kept;
 
-/// The cookie in which the page keeps the token.
-pub const COOKIE: &str = "tulle-session";
 /// How long a review that accepted a token holds.
 const ACCEPTED: Duration = Duration::from_secs(60);
 /// How long a review that refused a token holds.
 const REJECTED: Duration = Duration::from_secs(10);
-/// Reviews that are kept.
-const MAX_REVIEWS: usize = 1024;
+/// How long an answer about rights holds.
+const RIGHTS: Duration = Duration::from_secs(10);
+/// Reviews that the API server is asked for at a time.
+const REVIEWS: usize = 4;
 /// The longest token that is reviewed.
 const MAX_TOKEN: usize = 16 * 1024;
 /// The API group of the resources that rights are about.
@@ -94,20 +95,21 @@ pub fn caller_of(review: &TokenReview, own: &str) -> Result<Caller, InvalidToken
     Ok(Caller { user, scope })
 }
 
-/// The token of a request: from the header `authorization`, otherwise from the cookie [`COOKIE`].
+/// The token of a request, from the header `authorization`. Never from a cookie, which a browser would send whatever page
+/// has made it ask.
 pub fn token_of(headers: &HeaderMap) -> Option<&str> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    let cookie = || {
-        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        cookies.flat_map(|value| value.split(';')).find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            (name.trim() == COOKIE).then(|| value.trim())
-        })
-    };
-    bearer.or_else(cookie).filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    let fits = !token.is_empty() && token.len() <= MAX_TOKEN;
+    (scheme.eq_ignore_ascii_case("bearer") && fits).then_some(token)
+}
+
+/// Whether a token has the form of a JSON Web Token, as all have that the API server issues. Others are not worth a
+/// review.
+fn is_jwt(token: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(known);
+    token.split('.').count() == 3 && token.split('.').all(is_part)
 }
 
 /// 401, and how to get a token.
@@ -143,41 +145,11 @@ fn forbidden(caller: &Caller, wanted: Option<&str>, own: &str) -> Refused {
     ))
 }
 
-/// 503: the API server has not answered.
+/// 503: the API server has not answered. Why is for the log: the caller may be nobody.
 fn unavailable(what: &str, error: &kube::Error) -> Refused {
     tracing::warn!(%error, "cannot review {what} of a request to the query API");
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot review {what}: {error}"))
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot review {what}; see the operator's log"))
         .with_hint("the API server does not answer, or the ClusterRole tulle-operator of this version is not applied; try again")
-}
-
-/// Results of reviews, by the digest of the token. No clock inside.
-#[derive(Default)]
-struct Reviews(HashMap<Box<[u8]>, Review>);
-
-struct Review {
-    until: Instant,
-    outcome: Result<Arc<Caller>, InvalidToken>,
-}
-
-impl Reviews {
-    fn get(&self, token: &[u8], now: Instant) -> Option<Result<Arc<Caller>, InvalidToken>> {
-        self.0.get(token).filter(|review| now < review.until).map(|review| review.outcome.clone())
-    }
-
-    /// Keeps a result. Where there are too many, those that no longer hold are removed, then the one that ends first.
-    fn keep(&mut self, token: Box<[u8]>, outcome: Result<Arc<Caller>, InvalidToken>, now: Instant) {
-        if self.0.len() >= MAX_REVIEWS {
-            self.0.retain(|_, review| now < review.until);
-        }
-        if self.0.len() >= MAX_REVIEWS {
-            let first = self.0.iter().min_by_key(|(_, review)| review.until);
-            if let Some(first) = first.map(|(token, _)| token.clone()) {
-                self.0.remove(&first);
-            }
-        }
-        let holds = if outcome.is_ok() { ACCEPTED } else { REJECTED };
-        self.0.insert(token, Review { until: now + holds, outcome });
-    }
 }
 
 /// Asks the API server who callers are, and what they may do.
@@ -185,13 +157,31 @@ pub struct Authenticator {
     client: Client,
     /// The operator's namespace.
     own: String,
-    reviews: Mutex<Reviews>,
+    /// By the digest of the token.
+    reviews: Mutex<Kept<Outcome>>,
+    /// By the digest of what was asked.
+    rights: Mutex<Kept<bool>>,
+    /// Turns of reviews.
+    reviewing: Semaphore,
+}
+
+/// What a review has found.
+type Outcome = Result<Arc<Caller>, InvalidToken>;
+
+fn locked<T>(kept: &Mutex<Kept<T>>) -> MutexGuard<'_, Kept<T>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Authenticator {
     /// For an operator in this namespace.
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { client, own: namespace.to_owned(), reviews: Mutex::default() }
+        Self {
+            client,
+            own: namespace.to_owned(),
+            reviews: Mutex::default(),
+            rights: Mutex::default(),
+            reviewing: Semaphore::new(REVIEWS),
+        }
     }
 
     /// Who sends a request.
@@ -200,19 +190,31 @@ impl Authenticator {
     /// 401 without a valid token, 503 where the API server does not answer.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Refused> {
         let token = token_of(headers).ok_or_else(|| unauthenticated("no token", &self.own))?;
+        if !is_jwt(token) {
+            return Err(unauthenticated("the token is not a JSON Web Token", &self.own));
+        }
         let hash = digest(&SHA256, token.as_bytes());
-        let hash: &[u8] = hash.as_ref();
-        let known = self.reviews.lock().unwrap_or_else(PoisonError::into_inner).get(hash, Instant::now());
-        let outcome = match known {
+        let outcome = match self.reviewed(hash.as_ref()) {
             Some(outcome) => outcome,
-            None => {
-                let outcome = self.review(token).await?.map(Arc::new);
-                let mut reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
-                reviews.keep(hash.into(), outcome.clone(), Instant::now());
-                outcome
-            }
+            None => self.review_once(token, hash.as_ref()).await?,
         };
         outcome.map_err(|error| unauthenticated(&error.to_string(), &self.own))
+    }
+
+    fn reviewed(&self, hash: &[u8]) -> Option<Outcome> {
+        locked(&self.reviews).get(hash, Instant::now())
+    }
+
+    /// Reviews a token when a turn is free, unless another request with it has had it reviewed by then.
+    async fn review_once(&self, token: &str, hash: &[u8]) -> Result<Outcome, Refused> {
+        let _turn = self.reviewing.acquire().await;
+        if let Some(outcome) = self.reviewed(hash) {
+            return Ok(outcome);
+        }
+        let outcome = self.review(token).await?.map(Arc::new);
+        let holds = if outcome.is_ok() { ACCEPTED } else { REJECTED };
+        locked(&self.reviews).keep(hash.into(), outcome.clone(), holds, Instant::now());
+        Ok(outcome)
     }
 
     async fn review(&self, token: &str) -> Result<Result<Caller, InvalidToken>, Refused> {
@@ -274,10 +276,19 @@ impl Authenticator {
             }),
             ..SubjectAccessReviewSpec::default()
         };
+        let asked = serde_json::to_vec(&spec).map_err(kube::Error::SerdeError)?;
+        let asked = digest(&SHA256, &asked);
+        let asked: &[u8] = asked.as_ref();
+        if let Some(allowed) = locked(&self.rights).get(asked, Instant::now()) {
+            return Ok(allowed);
+        }
+        let _turn = self.reviewing.acquire().await;
         let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let reviews = Api::<SubjectAccessReview>::all(self.client.clone());
         let review = reviews.create(&PostParams::default(), &review).await?;
-        Ok(review.status.is_some_and(|status| status.allowed))
+        let allowed = review.status.is_some_and(|status| status.allowed);
+        locked(&self.rights).keep(asked.into(), allowed, RIGHTS, Instant::now());
+        Ok(allowed)
     }
 }
 
@@ -347,21 +358,33 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_in_the_header_or_in_the_cookie_of_the_page() {
-        let cookie = (header::COOKIE, "theme=dark; tulle-session=c; x=y");
+    fn the_token_is_in_the_header_and_never_in_a_cookie() {
         assert_eq!(token_of(&headers(&[(header::AUTHORIZATION, "Bearer b")])), Some("b"));
         assert_eq!(token_of(&headers(&[(header::AUTHORIZATION, "bearer  b ")])), Some("b"));
-        assert_eq!(token_of(&headers(std::slice::from_ref(&cookie))), Some("c"));
-        assert_eq!(token_of(&headers(&[cookie, (header::AUTHORIZATION, "Bearer b")])), Some("b"));
         for (name, value) in [
             (header::AUTHORIZATION, "Basic b"),
             (header::AUTHORIZATION, "Bearer "),
             (header::AUTHORIZATION, "b"),
-            (header::COOKIE, "tulle-session="),
-            (header::COOKIE, "not-tulle-session=c"),
+            (header::COOKIE, "tulle-session=c"),
         ] {
             assert_eq!(token_of(&headers(&[(name, value)])), None, "{value}");
         }
+    }
+
+    #[test]
+    fn a_token_has_three_parts_of_base64url() {
+        assert!(is_jwt("eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln_-0"));
+        for bad in ["", "abc", "a.b", "a.b.c.d", "a..c", ".b.c", "a.b.", "a.b.c=", "a.b.c;"] {
+            assert!(!is_jwt(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_caller_without_a_token_does_not_read_the_words_of_the_api_server() {
+        let error = kube::Error::LinesCodecMaxLineLengthExceeded;
+        let refused = unavailable("the token", &error);
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!refused.refusal.error.contains(&error.to_string()), "{refused:?}");
     }
 
     #[test]
@@ -376,31 +399,5 @@ mod tests {
         assert!(hint.contains("{apiGroups: [tulle.dev], resources: [telemetry], verbs: [get]}"), "{hint}");
         let all = forbidden(&caller, None, "mesh").refusal.hint.unwrap();
         assert!(all.contains("--namespace=mesh --role=tulle-viewer"), "{all}");
-    }
-
-    #[test]
-    fn a_review_holds_for_a_minute_and_a_refusal_for_ten_seconds() {
-        let (mut reviews, start) = (Reviews::default(), Instant::now());
-        let caller = Arc::new(of_user("system:serviceaccount:shop:web").unwrap());
-        reviews.keep(Box::from(*b"good"), Ok(Arc::clone(&caller)), start);
-        reviews.keep(Box::from(*b"bad"), Err(InvalidToken), start);
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(reviews.get(b"good", at(59)), Some(Ok(caller)));
-        assert_eq!(reviews.get(b"good", at(60)), None);
-        assert_eq!(reviews.get(b"bad", at(9)), Some(Err(InvalidToken)));
-        assert_eq!(reviews.get(b"bad", at(10)), None);
-        assert_eq!(reviews.get(b"other", at(0)), None);
-    }
-
-    #[test]
-    fn tokens_without_end_do_not_fill_the_memory() {
-        let (mut reviews, now) = (Reviews::default(), Instant::now());
-        let caller = Arc::new(of_user("system:serviceaccount:shop:web").unwrap());
-        reviews.keep(Box::from(*b"good"), Ok(caller), now);
-        for number in 0..2 * MAX_REVIEWS {
-            reviews.keep(Box::from(number.to_be_bytes()), Err(InvalidToken), now);
-        }
-        assert_eq!(reviews.0.len(), MAX_REVIEWS);
-        assert!(reviews.get(b"good", now).is_some(), "refusals are removed first");
     }
 }

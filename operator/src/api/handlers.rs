@@ -1,18 +1,19 @@
 //! One function per path of the API: parameters are checked, then the right to see the namespace, and only then is
 //! anything looked up. The answers are computed by pure functions, off the threads that serve sidecars.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
-use tulle_crds::MeshPolicy;
+use axum::http::HeaderMap;
+use tokio::sync::Semaphore;
 use tulle_mesh::query::{Access, Diff, Edges, Explanation, Health, Sidecars, Stat, Timeline};
 
-use super::parameters::{namespaced, valid_name};
-use super::{Api, Authenticated, Parameters, Refused, sidecars};
+use super::parameters::namespaced;
+use super::{Api, Authenticated, Parameters, Refused, posted, sidecars, turn};
 use crate::explain::{self, AccessDirection, Question};
 use crate::telemetry::history::MAX_SERIES;
 use crate::telemetry::query::{self, StatQuery};
@@ -44,7 +45,7 @@ pub async fn stat(
     };
     let window = parameters.window(WINDOW)?;
     api.sees(&caller, wanted.namespace.as_deref()).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let namespace = wanted.namespace.as_deref();
         let sum = api.aggregates.sum(window, now(), |id| query::concerns(id, namespace));
         Ok(query::stat(&sum, &api.hub.model(), &wanted))
@@ -60,7 +61,7 @@ pub async fn edges(
     let parameters = parameters.only(&["namespace", "window"])?;
     let (namespace, window) = (parameters.name("namespace")?, parameters.window(WINDOW)?);
     api.sees(&caller, namespace.as_deref()).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let sum = api.aggregates.sum(window, now(), |id| query::concerns(id, namespace.as_deref()));
         Ok(query::edges(&sum, &api.hub.model(), namespace.as_deref()))
     })
@@ -76,7 +77,10 @@ pub async fn timeline(
     let namespace = parameters.required_name("namespace", "shop")?;
     let (name, window) = (parameters.required_name("name", "web")?, parameters.window(HOUR)?);
     api.sees(&caller, Some(&namespace)).await?;
-    compute(move || Ok(query::timeline(&api.aggregates.history(), &namespace, &name, window, now()))).await
+    compute(&Arc::clone(&api.turns), move || {
+        Ok(query::timeline(&api.aggregates.history(), &namespace, &name, window, now()))
+    })
+    .await
 }
 
 pub async fn sidecars(
@@ -86,7 +90,7 @@ pub async fn sidecars(
 ) -> Answer<Sidecars> {
     let namespace = parameters.only(&["namespace"])?.name("namespace")?;
     api.sees(&caller, namespace.as_deref()).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let states = api.acks.sidecars();
         Ok(sidecars::sidecars(&api.hub.model(), states, Instant::now(), namespace.as_deref()))
     })
@@ -99,7 +103,7 @@ pub async fn health(
     parameters: Parameters,
 ) -> Answer<Health> {
     parameters.only(&[])?;
-    compute(move || Ok(health_of(&api))).await
+    compute(&Arc::clone(&api.turns), move || Ok(health_of(&api))).await
 }
 
 /// The state of this replica.
@@ -136,8 +140,11 @@ pub async fn explain(
     if destination != *source {
         api.sees(&caller, Some(&destination)).await?;
     }
-    compute(move || {
-        let explained = explain::explain(&api.hub.model(), &api.acks, &question);
+    // Routes and endpoints may lead on to namespaces that were not asked about.
+    let shows_all = api.sees(&caller, None).await.is_ok();
+    compute(&Arc::clone(&api.turns), move || {
+        let shown = |namespace: &str| shows_all || namespace == question.source.0 || namespace == destination;
+        let explained = explain::explain(&api.hub.model(), &api.acks, &question, &shown);
         explained.map_err(Refused::bad_request)
     })
     .await
@@ -193,7 +200,7 @@ pub async fn access(
         }
     };
     api.sees(&caller, needed).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let sum = api.aggregates.sum(HOUR, now(), |_| true);
         let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
         found.map_err(Refused::bad_request)
@@ -205,47 +212,27 @@ pub async fn diff(
     State(api): State<Api>,
     Authenticated(caller): Authenticated,
     parameters: Parameters,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Diff> {
     parameters.only(&[])?;
+    posted::is_json(&headers)?;
     let body = body.map_err(|error| Refused::new(error.status(), error.body_text()))?;
-    let (policy, namespace) = policy(&body)?;
+    let (policy, namespace) = posted::policy(&body)?;
     api.sees(&caller, Some(&namespace)).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let sum = api.aggregates.sum(HOUR, now(), |_| true);
         Ok(explain::diff(&api.hub.model(), &sum, &policy))
     })
     .await
 }
 
-/// The MeshPolicy in a body, and its namespace.
-fn policy(body: &[u8]) -> Result<(MeshPolicy, String), Refused> {
-    let refuse = |error: serde_json::Error| {
-        Refused::bad_request(format!("the body is not a MeshPolicy as JSON: {error}"))
-    };
-    let object: serde_json::Value = serde_json::from_slice(body).map_err(refuse)?;
-    let kind = object.get("kind").and_then(|kind| kind.as_str()).unwrap_or("");
-    if kind != "MeshPolicy" {
-        return Err(Refused::bad_request(format!("the body is of kind {kind:?}, expected a MeshPolicy")));
-    }
-    let policy: MeshPolicy = serde_json::from_value(object).map_err(refuse)?;
-    let namespace = policy.metadata.namespace.as_deref().ok_or_else(|| {
-        Refused::bad_request(
-            "the MeshPolicy has no metadata.namespace; write the one that it is to be applied in",
-        )
-    })?;
-    let namespace = valid_name("metadata.namespace", namespace)?.to_owned();
-    Ok((policy, namespace))
-}
-
-/// Runs work that may take a while off the threads that serve sidecars.
-async fn compute<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Answer<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(|error| {
-        tracing::error!(%error, "a query failed");
-        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the query failed; see the operator's log")
-    });
-    done?.map(Json)
+/// Runs work that may take a while off the threads that serve sidecars, when its turn has come.
+async fn compute<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Answer<T> {
+    turn::compute(turns, work).await?.map(Json)
 }
 
 /// Unix seconds.

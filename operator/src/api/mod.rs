@@ -5,26 +5,32 @@
 //! answers with what it knows; the leader knows all. Never changes anything.
 //!
 //! ```text
-//!   auth        whose token it is, and which namespaces it shows
-//!   parameters  what is asked for, checked
+//!   serve       listeners and connections
+//!   auth        whose token it is, and which namespaces it shows; kept, what the API server has answered about it
+//!   limits      what one caller may take
+//!   parameters  what is asked for, checked; posted, the policy in a body
 //!   handlers    one function per path
+//!   turn        the turns of the work that they do
 //!   sidecars    the state of each pod's sidecar
 //!   refused     answers that are not 200
 //! ```
 
 pub mod auth;
 mod handlers;
+mod kept;
+mod limits;
 mod parameters;
+mod posted;
 mod refused;
+mod serve;
 pub mod sidecars;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod turn;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -32,18 +38,19 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post};
-use futures::future::join_all;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Client;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tulle_mesh::query::Paths;
 
-pub use auth::{Authenticator, COOKIE, Caller, Scope};
+pub use auth::{Authenticator, Caller, Scope};
 pub use handlers::health_of;
 pub use parameters::Parameters;
 pub use refused::Refused;
+pub use serve::{bind, serve};
+
+use limits::Running;
 
 use crate::discovery::AckTracker;
 use crate::identity::authority::Authority;
@@ -80,6 +87,8 @@ pub struct Api {
     pub settings: Arc<Settings>,
     /// Who asks, and what they may see.
     pub authenticator: Arc<Authenticator>,
+    /// Turns of the work that answers are made by.
+    pub turns: Arc<Semaphore>,
 }
 
 impl Api {
@@ -104,13 +113,25 @@ impl FromRequestParts<Api> for Authenticated {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Refused> {
-        api.authenticator.caller(&parts.headers).await.map(Self)
+        match parts.extensions.get::<Arc<Caller>>() {
+            Some(caller) => Ok(Self(Arc::clone(caller))),
+            None => api.authenticator.caller(&parts.headers).await.map(Self),
+        }
     }
 }
 
 /// The routes of the API and of the page.
 pub fn routes(api: Api) -> Router {
-    let turns = Arc::new(Semaphore::new(MAX_REQUESTS));
+    routes_with(api, MAX_REQUESTS)
+}
+
+/// The same, where so many requests are answered at a time.
+fn routes_with(api: Api, requests: usize) -> Router {
+    let gate = Gate {
+        authenticator: Arc::clone(&api.authenticator),
+        turns: Arc::new(Semaphore::new(requests)),
+        running: Arc::default(),
+    };
     Router::new()
         .route(Paths::STAT, get(handlers::stat))
         .route(Paths::EDGES, get(handlers::edges))
@@ -125,7 +146,7 @@ pub fn routes(api: Api) -> Router {
         .with_state(api.clone())
         .merge(crate::dashboard::routes(api))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(from_fn_with_state(turns, bounded))
+        .layer(from_fn_with_state(gate, bounded))
 }
 
 async fn unknown_path() -> Refused {
@@ -143,17 +164,22 @@ async fn wrong_method() -> Refused {
     )
 }
 
+/// What stands before the handlers.
+#[derive(Clone)]
+struct Gate {
+    authenticator: Arc<Authenticator>,
+    turns: Arc<Semaphore>,
+    running: Arc<Running>,
+}
+
 /// Bounds what a request costs, and keeps answers of the API out of caches.
-async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+async fn bounded(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let of_api = request.uri().path().starts_with("/api/");
-    let mut response = if request.uri().query().map_or(0, str::len) > MAX_QUERY {
-        Refused::bad_request(format!("the URL's query is longer than {MAX_QUERY} bytes")).into_response()
-    } else {
-        let answer = async {
-            let _turn = turns.acquire().await;
-            next.run(request).await
-        };
-        timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| too_late().into_response())
+    let answer = timeout(ANSWER_WITHIN, admitted(&gate, request, next)).await;
+    let mut response = match answer.unwrap_or_else(|_| Err(too_late())) {
+        Ok(response) => response,
+        Err(refused) if of_api => refused.into_response(),
+        Err(refused) => crate::dashboard::refused(refused),
     };
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -163,41 +189,25 @@ async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Ne
     response
 }
 
+/// Who asks comes first: nobody without a token takes a turn, and nobody with one takes those of others.
+async fn admitted(gate: &Gate, mut request: Request, next: Next) -> Result<Response, Refused> {
+    if request.uri().query().map_or(0, str::len) > MAX_QUERY {
+        return Err(Refused::bad_request(format!("the URL's query is longer than {MAX_QUERY} bytes")));
+    }
+    // The style sheet and the script are the same for everybody, and cost nothing.
+    if request.uri().path().starts_with("/assets/") {
+        return Ok(next.run(request).await);
+    }
+    let headers = request.headers().clone();
+    let caller = gate.authenticator.caller(&headers).await?;
+    let _running = gate.running.begin(caller.name())?;
+    request.extensions_mut().insert(caller);
+    let _turn = gate.turns.acquire().await;
+    Ok(next.run(request).await)
+}
+
 fn too_late() -> Refused {
     let error = format!("no answer within {} s", ANSWER_WITHIN.as_secs());
     Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
         .with_hint("ask for a shorter window or one namespace, or try again")
-}
-
-/// Listens on the loopback addresses. The pod may have one of the two families only.
-///
-/// # Errors
-/// The port is taken on both.
-pub async fn bind(port: u16) -> Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    let mut failure = None;
-    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-        match TcpListener::bind((address, port)).await {
-            Ok(listener) => listeners.push(listener),
-            Err(error) => {
-                tracing::warn!(%address, port, %error, "cannot listen for queries on this address");
-                failure = Some(error);
-            }
-        }
-    }
-    match failure {
-        Some(error) if listeners.is_empty() => {
-            Err(error).with_context(|| format!("cannot listen on port {port} of the loopback addresses"))
-        }
-        _ => Ok(listeners),
-    }
-}
-
-/// Serves the API on these listeners. Does not end, unless they fail.
-pub async fn serve(listeners: Vec<TcpListener>, api: Api) {
-    let routes = routes(api);
-    let servers = listeners.into_iter().map(|listener| axum::serve(listener, routes.clone()).into_future());
-    for ended in join_all(servers).await {
-        tracing::error!(?ended, "a server of the query API has ended");
-    }
 }

@@ -56,9 +56,9 @@ fn api_server() -> Client {
 fn token_status(spec: &Value) -> Value {
     assert_eq!(spec["audiences"], json!([AUDIENCE]));
     let user = match spec["token"].as_str().unwrap() {
-        "shop" => "system:serviceaccount:shop:default",
-        "viewer" => "system:serviceaccount:tulle-system:tulle-viewer",
-        "anna" => "anna",
+        "h.shop.s" => "system:serviceaccount:shop:default",
+        "h.viewer.s" => "system:serviceaccount:tulle-system:tulle-viewer",
+        "h.anna.s" => "anna",
         _ => return json!({"authenticated": false, "error": "unknown token"}),
     };
     json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": user}})
@@ -95,12 +95,13 @@ pub(crate) fn api() -> Api {
         leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
         authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
         authenticator: Arc::new(Authenticator::new(client.clone(), "tulle-system")),
+        turns: super::turn::turns(),
         client,
         settings: Arc::new(settings.unwrap()),
     }
 }
 
-/// The answer to a request with this token; an empty one is not sent.
+/// The answer to a request.
 async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
     let response = routes(api()).oneshot(request).await.unwrap();
     assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
@@ -108,11 +109,12 @@ async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
     (status, to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec())
 }
 
+/// A request with this token, as the middle part of one; an empty one is not sent.
 fn get(token: &str, path: &str) -> Request<Body> {
     let request = Request::get(path);
     let request = match token {
         "" => request,
-        token => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+        token => request.header(header::AUTHORIZATION, format!("Bearer h.{token}.s")),
     };
     request.body(Body::empty()).unwrap()
 }
@@ -171,10 +173,50 @@ async fn a_person_sees_what_a_rule_of_rbac_allows() {
 }
 
 #[tokio::test]
-async fn the_cookie_of_the_page_is_as_good_as_the_header() {
-    let request = Request::get("/api/v1/health").header(header::COOKIE, "tulle-session=shop");
-    let (status, _) = asked(request.body(Body::empty()).unwrap()).await;
-    assert_eq!(status, StatusCode::OK);
+async fn a_token_in_a_cookie_is_none() {
+    let request = Request::get("/api/v1/health").header(header::COOKIE, "tulle-session=h.shop.s");
+    assert_eq!(asked(request.body(Body::empty()).unwrap()).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_token_that_can_be_none_is_refused_without_a_review() {
+    // A token that is reviewed is answered 503, because this API server answers nothing.
+    let answer = |_: Request<kube::client::Body>| async {
+        Err::<Response<kube::client::Body>, _>(std::io::Error::other("asked"))
+    };
+    let unreachable = Client::new(service_fn(answer), "default");
+    let authenticator = Arc::new(Authenticator::new(unreachable, "tulle-system"));
+    for (token, status) in
+        [("opaque", StatusCode::UNAUTHORIZED), ("h.shop.s", StatusCode::SERVICE_UNAVAILABLE)]
+    {
+        let request = Request::get(Paths::HEALTH).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let api = Api { authenticator: Arc::clone(&authenticator), ..api() };
+        let response = routes(api).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), status, "{token}");
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        assert!(!String::from_utf8_lossy(&body).contains("asked"), "the words of the API server");
+    }
+}
+
+#[tokio::test]
+async fn nobody_without_a_token_waits_for_a_turn() {
+    // There is no turn: whoever waited for one would not be answered.
+    for (token, path, status) in [
+        ("", Paths::HEALTH, StatusCode::UNAUTHORIZED),
+        ("stolen", Paths::STAT, StatusCode::UNAUTHORIZED),
+        ("", "/", StatusCode::UNAUTHORIZED),
+        ("", "/assets/page.css", StatusCode::OK),
+    ] {
+        let response = super::routes_with(api(), 0).oneshot(get(token, path)).await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_said_to_be_json_is_refused() {
+    let request = Request::post(Paths::DIFF).header(header::AUTHORIZATION, "Bearer h.shop.s");
+    let request = request.header(header::CONTENT_TYPE, "text/plain").body(Body::from("{}")).unwrap();
+    assert_eq!(refused(request).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
 #[tokio::test]
@@ -221,8 +263,8 @@ async fn an_explanation_needs_the_right_to_see_both_ends() {
 #[tokio::test]
 async fn a_body_that_is_not_a_policy_or_too_long_is_refused() {
     let post = |body: String| {
-        let request = Request::post(Paths::DIFF).header(header::AUTHORIZATION, "Bearer shop");
-        request.body(Body::from(body)).unwrap()
+        let request = Request::post(Paths::DIFF).header(header::AUTHORIZATION, "Bearer h.shop.s");
+        request.header(header::CONTENT_TYPE, "application/json").body(Body::from(body)).unwrap()
     };
     let policy = |namespace: Value| {
         let object = json!({

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use maud::Markup;
+use tokio::sync::Semaphore;
 use tulle_crds::Canary;
 use tulle_mesh::query::By;
 
 use crate::api::sidecars::sidecars;
-use crate::api::{Api, Caller, Parameters, Refused, Scope, health_of};
+use crate::api::{Api, Caller, Parameters, Refused, Scope, health_of, turn};
 use crate::model::Key;
 use crate::telemetry::query::{self, StatQuery};
 
 use super::look::{Wanted, look};
 use super::ranking::{Ranking, with_idle, workloads};
 use super::words::Window;
-use super::{health as health_page, layout, session};
+use super::{health as health_page, layout, protect};
 
 /// A page.
 pub struct Shown(Markup);
@@ -27,7 +28,7 @@ pub struct Shown(Markup);
 impl IntoResponse for Shown {
     fn into_response(self) -> Response {
         let mut response = Html(self.0.into_string()).into_response();
-        session::protect(response.headers_mut());
+        protect::protect(response.headers_mut());
         response
     }
 }
@@ -46,7 +47,7 @@ impl IntoResponse for Failed {
         let Refused { status, refusal } = self.0;
         let (error, hint) = (refusal.error, refusal.hint);
         let page = match status {
-            StatusCode::UNAUTHORIZED => layout::no_session(&format!("{error}.")),
+            StatusCode::UNAUTHORIZED => layout::no_token(&format!("{error}.")),
             StatusCode::FORBIDDEN => layout::message("Not allowed", &error, hint.as_deref()),
             StatusCode::NOT_FOUND => layout::message("Not found", &error, hint.as_deref()),
             _ => layout::message("No answer", &error, hint.as_deref()),
@@ -58,7 +59,7 @@ impl IntoResponse for Failed {
 /// What a handler returns.
 type Answer = Result<Shown, Failed>;
 
-/// Somebody with a valid session.
+/// Somebody with a valid token.
 struct Viewer {
     caller: Arc<Caller>,
     /// The namespace that is shown; `None`: all.
@@ -102,7 +103,7 @@ pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: He
     }
     let contains = field(&parameters, "name");
     let window = Window::parse(parameters.all("window").next());
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let shown = namespace.clone().or_else(|| viewer.only.clone());
         let sum = api.aggregates.sum(window.seconds(), now(), |id| query::concerns(id, shown.as_deref()));
         let wanted =
@@ -137,7 +138,7 @@ pub async fn workload(
     api.sees(&viewer.caller, Some(&namespace)).await?;
     let window = Window::parse(parameters.all("window").next());
     let wanted = Wanted { namespace, name: workload, kind: field(&parameters, "kind") };
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let Wanted { namespace, name, .. } = &wanted;
         let now = now();
         let timeline = query::timeline(&api.aggregates.history(), namespace, name, window.seconds(), now);
@@ -163,7 +164,7 @@ pub async fn workload(
 /// `/canaries`.
 pub async fn canaries(State(api): State<Api>, headers: HeaderMap) -> Answer {
     let viewer = viewer(&api, &headers).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let only = viewer.only.as_deref();
         let wanted = |key: &Key| only.is_none_or(|only| only == &*key.0);
         let model = api.hub.model();
@@ -194,7 +195,7 @@ pub async fn canary(
 /// `/health`.
 pub async fn health(State(api): State<Api>, headers: HeaderMap) -> Answer {
     let viewer = viewer(&api, &headers).await?;
-    compute(move || {
+    compute(&Arc::clone(&api.turns), move || {
         let only = viewer.only.as_deref();
         let health = health_of(&api);
         let states = api.acks.sidecars();
@@ -205,32 +206,12 @@ pub async fn health(State(api): State<Api>, headers: HeaderMap) -> Answer {
     .await
 }
 
-/// `/login?token=…`: what `tulle dashboard` opens. The redirect takes the token out of the address.
-pub async fn login(State(api): State<Api>, parameters: Parameters) -> Result<Response, Failed> {
-    let token = parameters.all("token").next().unwrap_or_default();
-    let headers = session::with_token(token).ok_or_else(|| {
-        Failed(Refused::new(StatusCode::UNAUTHORIZED, "The address of the login has no token"))
-    })?;
-    api.authenticator.caller(&headers).await?;
-    let cookie = HeaderValue::try_from(session::cookie(token))
-        .map_err(|_| not_found("This token does not fit into a cookie."))?;
-    let mut response =
-        (StatusCode::SEE_OTHER, [(header::LOCATION, HeaderValue::from_static("/"))]).into_response();
-    response.headers_mut().insert(header::SET_COOKIE, cookie);
-    session::protect(response.headers_mut());
-    Ok(response)
-}
-
-/// Runs work that may take a while off the threads that serve sidecars.
-async fn compute(work: impl FnOnce() -> Result<Markup, Failed> + Send + 'static) -> Answer {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map(Shown),
-        Err(error) => {
-            tracing::error!(%error, "a page failed");
-            let text = "the page failed; see the operator's log";
-            Err(Failed(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, text)))
-        }
-    }
+/// Runs work that may take a while off the threads that serve sidecars, when its turn has come.
+async fn compute(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<Markup, Failed> + Send + 'static,
+) -> Answer {
+    turn::compute(turns, work).await.map_err(Failed)?.map(Shown)
 }
 
 /// Unix seconds.
@@ -240,6 +221,8 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header;
+
     use super::*;
 
     fn status_and_headers(failed: Failed) -> (StatusCode, HeaderMap) {
@@ -266,9 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_session_the_page_names_the_command() {
-        let text = layout::no_session("no token.").into_string();
+    fn without_a_token_the_page_names_the_command() {
+        let text = layout::no_token("no token.").into_string();
         assert!(text.contains("no token.") && text.contains("<code>tulle dashboard</code>"), "{text}");
-        assert!(!text.contains("<nav"), "the views need a session");
+        assert!(!text.contains("<nav"), "the views need a token");
     }
 }

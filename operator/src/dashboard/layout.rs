@@ -172,7 +172,7 @@ pub fn message(title: &str, text: &str, hint: Option<&str>) -> Markup {
     page(&around, &html! {}, &live)
 }
 
-/// What somebody sees who has no session.
-pub fn no_session(why: &str) -> Markup {
-    message("No session", &format!("{why} Open the page with this command:"), Some("tulle dashboard"))
+/// What somebody sees whose request has no valid token. `tulle dashboard` adds one to every request.
+pub fn no_token(why: &str) -> Markup {
+    message("No token", &format!("{why} Open the page with this command:"), Some("tulle dashboard"))
 }

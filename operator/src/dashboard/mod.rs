@@ -1,6 +1,7 @@
-//! The page: what the operator knows about the mesh, for a browser. `tulle dashboard` opens it through a port-forward.
+//! The page: what the operator knows about the mesh, for a browser. `tulle dashboard` opens it through a port-forward,
+//! and adds the token to the requests: the browser never has it.
 //!
-//! In: GET requests with the token of a session. Out: HTML that is complete without a script, a style sheet and a small
+//! In: GET requests with a token. Out: HTML that is complete without a script, a style sheet and a small
 //! script of our own. It shows what the query API ([`crate::api`]) answers, with the same rights, and next to it the
 //! command that shows the same. Nothing is loaded from elsewhere, and no request changes anything.
 //!
@@ -22,15 +23,21 @@ mod handlers;
 mod health;
 mod layout;
 mod look;
+mod protect;
 mod ranking;
-mod session;
 mod words;
 mod workload;
 
 use axum::Router;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-use crate::api::Api;
+use crate::api::{Api, Refused};
+
+/// A request that was refused before it came here, as a page.
+pub fn refused(refused: Refused) -> Response {
+    handlers::Failed::from(refused).into_response()
+}
 
 /// The routes of the page.
 pub fn routes(api: Api) -> Router {
@@ -40,7 +47,6 @@ pub fn routes(api: Api) -> Router {
         .route("/canaries", get(handlers::canaries))
         .route("/canary/{namespace}/{name}", get(handlers::canary))
         .route("/health", get(handlers::health))
-        .route("/login", get(handlers::login))
         .route("/assets/page.css", get(assets::css))
         .route("/assets/page.js", get(assets::js))
         .with_state(api)

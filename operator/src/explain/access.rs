@@ -1,7 +1,8 @@
 //! Who may reach what, and the least policies that the traffic seen needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tulle_mesh::identity::WorkloadId;
@@ -32,6 +33,9 @@ const CHANGING: [&str; 8] = [
     "helm.sh/chart",
     "version",
 ];
+
+/// Rows of an answer at most. Beyond, it says that it was cut off.
+const MOST_ROWS: usize = 5_000;
 
 /// In which direction access is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +73,24 @@ fn who_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resul
     if servers.is_empty() && !name.is_empty() {
         return Err(format!("there is no pod of a workload or Service {name} in namespace {namespace}"));
     }
+    let inbound = Inbound::of(last_hour);
     let mut found = Access::default();
     for (party, pods) in &servers {
-        found.rows.extend(clients_of(model, last_hour, party, pods));
-        found.suggested.extend(suggestion(model, last_hour, party, pods));
+        let seen = inbound.of_party(party);
+        if !take(&mut found, clients_of(model, seen, party, pods)) {
+            break;
+        }
+        found.suggested.extend(suggestion(model, seen, party, pods));
     }
     Ok(found)
+}
+
+/// Adds rows while there is room for them. Whether there was.
+fn take(found: &mut Access, rows: Vec<AccessRow>) -> bool {
+    let room = MOST_ROWS.saturating_sub(found.rows.len());
+    found.truncated = rows.len() > room;
+    found.rows.extend(rows.into_iter().take(room));
+    !found.truncated
 }
 
 fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
@@ -86,15 +102,17 @@ fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resu
     for pod in clients {
         callers.entry(is_meshed(pod).then(|| identity_of(model, pod))).or_insert(pod);
     }
+    let inbound = Inbound::of(last_hour);
+    let mut sections = Sections::default();
     let mut found = Access::default();
     for (party, pods) in workloads(model.pods()) {
+        let seen = inbound.of_party(&party);
         for (identity, pod) in &callers {
-            found.rows.extend(reached(
-                model,
-                last_hour,
-                (&party, pods.as_slice()),
-                (identity.as_ref(), *pod),
-            ));
+            let rows =
+                reached(model, &mut sections, (&party, pods.as_slice(), seen), (identity.as_ref(), *pod));
+            if !take(&mut found, rows) {
+                return Ok(found);
+            }
         }
     }
     Ok(found)
@@ -134,19 +152,34 @@ fn party_of(pod: &Pod) -> Party {
     }
 }
 
-/// What was counted by a workload's own sidecars.
-pub(super) fn inbound_of<'a>(
-    sum: &'a Sum,
-    party: &'a Party,
-) -> impl Iterator<Item = (&'a SeriesId, &'a Counts)> + use<'a> {
-    let counted = sum.series.iter().map(|(id, counts)| (id, counts));
-    counted.filter(move |(id, _)| {
-        let reporter = &id.reporter;
-        id.direction == Direction::Inbound
-            && *reporter.namespace == *party.namespace
-            && *reporter.kind == *party.kind
-            && *reporter.workload == *party.name
-    })
+/// A series and what was counted for it.
+pub(super) type Counted<'a> = (&'a SeriesId, &'a Counts);
+
+/// What was counted by workloads' own sidecars, by workload.
+pub(super) struct Inbound<'a>(HashMap<Party, Vec<Counted<'a>>>);
+
+impl<'a> Inbound<'a> {
+    /// Looks at every series once.
+    pub(super) fn of(sum: &'a Sum) -> Self {
+        let mut found: HashMap<Party, Vec<Counted<'a>>> = HashMap::new();
+        // They are in order, the reporter first.
+        for series in sum.series.chunk_by(|(one, _), (other, _)| one.reporter == other.reporter) {
+            let Some((first, _)) = series.first() else { continue };
+            let party = Party {
+                namespace: first.reporter.namespace.to_string(),
+                kind: first.reporter.kind.to_string(),
+                name: first.reporter.workload.to_string(),
+            };
+            let inbound = series.iter().filter(|(id, _)| id.direction == Direction::Inbound);
+            found.entry(party).or_default().extend(inbound.map(|(id, counts)| (id, counts)));
+        }
+        Self(found)
+    }
+
+    /// Those of a workload.
+    pub(super) fn of_party(&self, party: &Party) -> &[Counted<'a>] {
+        self.0.get(party).map(Vec::as_slice).unwrap_or_default()
+    }
 }
 
 /// Who the client of an inbound series is; `None`: it has no certificate, or is one of many.
@@ -166,7 +199,7 @@ fn enforced(model: &Model, pods: &[&Pod]) -> Option<proto::Inbound> {
 }
 
 /// Rows about who may reach a workload.
-fn clients_of(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> Vec<AccessRow> {
+fn clients_of(model: &Model, counted: &[Counted<'_>], party: &Party, pods: &[&Pod]) -> Vec<AccessRow> {
     let row = |client: String, allowed_by: &str, seen: u64| AccessRow {
         client,
         destination: party.clone(),
@@ -174,7 +207,7 @@ fn clients_of(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> V
         seen,
         ..AccessRow::default()
     };
-    let seen = |from: &[proto::Peer]| seen_from(model, last_hour, party, from);
+    let seen = |from: &[proto::Peer]| seen_from(model, counted, from);
     let Some(inbound) = enforced(model, pods) else {
         let client = "everybody, because no pod has a sidecar".to_owned();
         return vec![row(client, "", seen(&[]))];
@@ -183,11 +216,20 @@ fn clients_of(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> V
     let everybody = if strict { "everybody with a sidecar" } else { "everybody" };
     let Some(access) = &inbound.access else { return vec![row(everybody.to_owned(), "", seen(&[]))] };
     let policy = words::policy(access.policy.as_ref());
+    let written = words::written(model, access);
+    let (allow, deny) = (
+        written.and_then(|written| written.allow.as_ref()),
+        written.and_then(|written| written.deny.as_ref()),
+    );
     let mut rows = Vec::new();
-    for rule in &access.allow {
-        let callers = match rule.from.as_slice() {
+    for (index, rule) in access.allow.iter().enumerate() {
+        let callers: Vec<(String, u64)> = match rule.from.as_slice() {
             [] => vec![(everybody.to_owned(), seen(&[]))],
-            peers => peers.iter().map(|peer| (words::peer(peer), seen(std::slice::from_ref(peer)))).collect(),
+            peers => words::each_caller(rule, words::rule_at(allow, index))
+                .into_iter()
+                .zip(peers)
+                .map(|(client, peer)| (client, seen(std::slice::from_ref(peer))))
+                .collect(),
         };
         for (client, seen) in callers {
             rows.extend(by_operation(rule, &row(client, &policy, seen)));
@@ -200,8 +242,9 @@ fn clients_of(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> V
         let client = if access.deny.is_empty() { everybody.to_owned() } else { format!("{everybody} else") };
         rows.push(row(client, "", seen(&[])));
     }
-    for rule in &access.deny {
-        let client = format!("{}, denied by {policy}", words::callers(rule));
+    for (index, rule) in access.deny.iter().enumerate() {
+        let callers = words::callers(rule, words::rule_at(deny, index));
+        let client = format!("{callers}, denied by {policy}");
         rows.extend(by_operation(rule, &row(client, "", seen(&rule.from))));
     }
     rows
@@ -224,12 +267,12 @@ fn by_operation(rule: &proto::Rule, row: &AccessRow) -> Vec<AccessRow> {
 }
 
 /// Requests of the last hour from any of these callers; from none: from all clients.
-fn seen_from(model: &Model, last_hour: &Sum, party: &Party, from: &[proto::Peer]) -> u64 {
+fn seen_from(model: &Model, counted: &[Counted<'_>], from: &[proto::Peer]) -> u64 {
     let is_from = |id: &SeriesId| {
         from.is_empty()
             || client_of(model, id).is_some_and(|client| from.iter().any(|peer| names(peer, &client)))
     };
-    inbound_of(last_hour, party).filter(|(id, _)| is_from(id)).map(|(_, counts)| count(counts)).sum()
+    counted.iter().filter(|(id, _)| is_from(id)).map(|(_, counts)| count(counts)).sum()
 }
 
 /// Whether a caller of a rule names a client by its certificate.
@@ -239,16 +282,63 @@ pub(super) fn names(peer: &proto::Peer, client: &WorkloadId) -> bool {
         && (peer.any_namespace || peer.namespaces.contains(&client.namespace))
 }
 
+/// Access sections, each compiled once: many workloads share the one of a policy.
+#[derive(Default)]
+struct Sections(HashMap<(String, String), Arc<Section>>);
+
+/// An access section.
+struct Section {
+    /// What it was compiled of.
+    of: proto::Access,
+    /// `None`: sidecars refuse it.
+    whole: Option<Rules>,
+    /// Each rule of allow, with all of deny.
+    alone: Vec<Option<Rules>>,
+    /// The ports that rules of allow name, and any other. Rules with ports are listed whatever the port is.
+    ports: BTreeSet<u16>,
+}
+
+impl Sections {
+    fn of(&mut self, access: &proto::Access) -> Arc<Section> {
+        let policy = access.policy.as_ref();
+        let key = policy.map(|policy| (policy.namespace.clone(), policy.name.clone())).unwrap_or_default();
+        // Another generation may still hold for other pods.
+        if let Some(known) = self.0.get(&key).filter(|known| known.of == *access) {
+            return Arc::clone(known);
+        }
+        let section = Arc::new(Section::compile(access));
+        self.0.insert(key, Arc::clone(&section));
+        section
+    }
+}
+
+impl Section {
+    fn compile(access: &proto::Access) -> Self {
+        let alone = |rule: &proto::Rule| {
+            let (allow, deny) = (vec![rule.clone()], access.deny.clone());
+            Rules::compile(&proto::Access { has_allow: true, allow, deny, ..proto::Access::default() }).ok()
+        };
+        let ports = access.allow.iter().flat_map(|rule| &rule.to).flat_map(|operation| &operation.ports);
+        Self {
+            of: access.clone(),
+            whole: Rules::compile(access).ok(),
+            alone: access.allow.iter().map(alone).collect(),
+            ports: ports.filter_map(|port| u16::try_from(*port).ok()).chain([0]).collect(),
+        }
+    }
+}
+
 /// Rows about what a client may reach of a workload.
 fn reached(
     model: &Model,
-    last_hour: &Sum,
-    (party, pods): (&Party, &[&Pod]),
+    sections: &mut Sections,
+    (party, pods, counted): (&Party, &[&Pod], &[Counted<'_>]),
     (identity, client): (Option<&WorkloadId>, &Pod),
 ) -> Vec<AccessRow> {
     let account = format!("{}/{}", client.namespace, client.service_account);
     let who = if identity.is_some() { account } else { format!("{account} without a sidecar") };
-    let seen = inbound_of(last_hour, party)
+    let seen = counted
+        .iter()
         .filter(|(id, _)| identity.is_some() && client_of(model, id).as_ref() == identity)
         .map(|(_, counts)| count(counts))
         .sum();
@@ -258,37 +348,32 @@ fn reached(
         return Vec::new();
     }
     let Some(access) = &inbound.access else { return vec![row] };
+    let section = sections.of(access);
     let address = client.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    // Rules with ports are listed whatever the port is.
-    let ports = access.allow.iter().flat_map(|rule| &rule.to).flat_map(|operation| &operation.ports);
-    let ports: BTreeSet<u16> = ports.filter_map(|port| u16::try_from(*port).ok()).chain([0]).collect();
     let subject = |port: u16| Subject { identity, address, port, http: None };
-    let may = |access: &proto::Access| {
-        Rules::compile(access)
-            .is_ok_and(|rules| ports.iter().any(|port| rules.may_allow_http(&subject(*port))))
+    let may = |rules: &Option<Rules>| {
+        let rules = rules.as_ref();
+        rules.is_some_and(|rules| section.ports.iter().any(|port| rules.may_allow_http(&subject(*port))))
     };
-    if !may(access) {
+    if !may(&section.whole) {
         return Vec::new();
     }
     if !access.has_allow {
         return vec![row];
     }
     let row = AccessRow { allowed_by: words::policy(access.policy.as_ref()), ..row };
-    let alone = |rule: &proto::Rule| {
-        let (allow, deny) = (vec![rule.clone()], access.deny.clone());
-        proto::Access { has_allow: true, allow, deny, ..proto::Access::default() }
-    };
-    access.allow.iter().filter(|rule| may(&alone(rule))).flat_map(|rule| by_operation(rule, &row)).collect()
+    let allowing = access.allow.iter().zip(&section.alone).filter(|(_, alone)| may(alone));
+    allowing.flat_map(|(rule, _)| by_operation(rule, &row)).collect()
 }
 
 /// The least policy that admits the clients of a workload that has no access section. `None`: it has one, no sidecar,
 /// or no client that can be named.
-fn suggestion(model: &Model, last_hour: &Sum, party: &Party, pods: &[&Pod]) -> Option<Value> {
+fn suggestion(model: &Model, counted: &[Counted<'_>], party: &Party, pods: &[&Pod]) -> Option<Value> {
     let inbound = enforced(model, pods)?;
     if inbound.access.is_some() || inbound.shadow.is_some() {
         return None;
     }
-    let used = inbound_of(last_hour, party).filter(|(_, counts)| count(counts) > 0);
+    let used = counted.iter().filter(|(_, counts)| count(counts) > 0);
     let clients: BTreeSet<(String, String)> = used
         .filter_map(|(id, _)| client_of(model, id))
         .map(|client| (client.namespace, client.service_account))

@@ -196,7 +196,7 @@ fn waiting(world: &World<'_>, policy: &proto::ObjectRef) -> String {
     let addresses: BTreeSet<_> = world.dialled.address.into_iter().collect();
     let version = (&key, policy.uid.as_str(), policy.generation);
     let seen = world.acks.policy_clients(world.model, version, &addresses);
-    match enforced(seen.using, &seen.behind, seen.refusal.as_deref()) {
+    match enforced(world, seen.using, &seen.behind, seen.refusal.as_deref()) {
         text if text.is_empty() => text,
         text => format!("{text} for {}", words::object("MeshPolicy", policy)),
     }

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{MeshPolicy, MtlsMode, PolicyMode, TargetKind};
+use tulle_crds::{AccessRule, AccessSpec, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto;
 use tulle_mesh::query::{Diff, DiffRow, Edge, Party};
 
-use super::access::{client_of, count, inbound_of, names, workloads};
+use super::access::{Inbound, client_of, count, names, workloads};
 use super::{is_meshed, words};
 use crate::model::{Key, Model, Pod};
 use crate::telemetry::history::{Counts, SeriesId, Sum};
@@ -44,6 +44,7 @@ pub fn diff(model: &Model, last_hour: &Sum, policy: &MeshPolicy) -> Diff {
         .filter(|pod| model.selects(&key, policy, pod))
         .collect();
     let access = policy.spec.access.is_some().then(|| model.access_of(&key, policy));
+    let inbound = Inbound::of(last_hour);
     let mut found = Diff::default();
     for (party, pods) in workloads(selected.into_iter()) {
         let deciding = pods.iter().map(|pod| Deciding::of(model, &key, policy, pod));
@@ -52,11 +53,13 @@ pub fn diff(model: &Model, last_hour: &Sum, policy: &MeshPolicy) -> Diff {
         let strict = policy.spec.mtls == Some(MtlsMode::Strict) && deciding.iter().any(|its| its.mtls);
         let access = access.as_ref().filter(|_| deciding.iter().any(|its| its.access));
         let mut edges: BTreeMap<EdgeKey, (&SeriesId, Counts)> = BTreeMap::new();
-        for (id, counts) in inbound_of(last_hour, &party) {
-            edges.entry(EdgeKey::of(id)).or_insert_with(|| (id, Counts::default())).1.merge(counts);
+        for (id, counts) in inbound.of_party(&party) {
+            edges.entry(EdgeKey::of(id)).or_insert_with(|| (*id, Counts::default())).1.merge(counts);
         }
         for (id, counts) in edges.values().filter(|(_, counts)| count(counts) > 0) {
-            if let Some((verdict, because)) = judge(model, id, strict, access) {
+            if let Some((verdict, because)) =
+                judge(model, id, strict, access.map(|access| (access, policy.spec.access.as_ref())))
+            {
                 let edge = edge(&party, id, counts.golden(last_hour.window));
                 found.rows.push(DiffRow { edge, verdict: verdict.to_owned(), because });
             }
@@ -117,17 +120,17 @@ fn outranks(
     existing.is_none_or(|existing| (age(rival), rival_key) < (age(existing), key))
 }
 
-/// What becomes of an edge, and why. `None`: it goes on.
+/// What becomes of an edge, and why. `None`: it goes on. `access`: compiled, and as it is written.
 fn judge(
     model: &Model,
     id: &SeriesId,
     strict: bool,
-    access: Option<&proto::Access>,
+    access: Option<(&proto::Access, Option<&AccessSpec>)>,
 ) -> Option<(&'static str, String)> {
     if strict && !id.mtls {
         return Some(("denied", "the client sends plain text, and mtls is Strict".to_owned()));
     }
-    let access = access?;
+    let (access, written) = access?;
     let client = client_of(model, id);
     if id.mtls && client.is_none() {
         let because =
@@ -141,13 +144,15 @@ fn judge(
         // Of equals the first.
         matched.rev().max_by_key(|(matched, _)| *matched)
     };
-    let text = |rules: &[proto::Rule], index: usize| rules.get(index).map(words::rule).unwrap_or_default();
+    // In the words of the policy: what its labels stand for is not for everybody who may post one.
+    let text = |rules: &[proto::Rule], written: Option<&Vec<AccessRule>>, index: usize| {
+        rules.get(index).map(|rule| words::rule(rule, words::rule_at(written, index))).unwrap_or_default()
+    };
+    let deny = |index: usize| text(&access.deny, written.and_then(|written| written.deny.as_ref()), index);
+    let allow = |index: usize| text(&access.allow, written.and_then(|written| written.allow.as_ref()), index);
     let denied = best(&access.deny, true);
     if let Some((Matches::Yes, index)) = denied {
-        return Some((
-            "denied",
-            format!("rule {} of deny matches ({})", index + 1, text(&access.deny, index)),
-        ));
+        return Some(("denied", format!("rule {} of deny matches ({})", index + 1, deny(index))));
     }
     let allowed = best(&access.allow, false);
     if access.has_allow && allowed.is_none_or(|(matched, _)| matched == Matches::No) {
@@ -156,10 +161,10 @@ fn judge(
     let looks = "looks at methods, paths, ports or addresses";
     match (denied, allowed) {
         (Some((Matches::Maybe, index)), _) => {
-            Some(("depends", format!("rule {} of deny {looks} ({})", index + 1, text(&access.deny, index))))
+            Some(("depends", format!("rule {} of deny {looks} ({})", index + 1, deny(index))))
         }
         (_, Some((Matches::Maybe, index))) if access.has_allow => {
-            Some(("depends", format!("rule {} of allow {looks} ({})", index + 1, text(&access.allow, index))))
+            Some(("depends", format!("rule {} of allow {looks} ({})", index + 1, allow(index))))
         }
         _ => None,
     }

@@ -53,21 +53,33 @@ pub struct Question {
     pub headers: Vec<(String, String)>,
 }
 
-/// Explains what would become of a request.
+/// Explains what would become of a request. `shown`: the namespaces that whoever asks may see. Where the request leads to
+/// another one, the explanation ends.
 ///
 /// # Errors
 /// A sentence that names what the question is about and does not exist.
-pub fn explain(model: &Model, acks: &AckTracker, question: &Question) -> Result<Explanation, String> {
+pub fn explain(
+    model: &Model,
+    acks: &AckTracker,
+    question: &Question,
+    shown: &dyn Fn(&str) -> bool,
+) -> Result<Explanation, String> {
     let client = Client::find(model, &question.source)?;
     let dialled = Dialled::find(model, &question.destination)?;
-    let world = World { model, acks, question, client, dialled };
+    let world = World { model, acks, question, client, dialled, shown };
     let mut trace = Trace::default();
     let walked = walk(&world, &mut trace);
     let Question { source: (namespace, name), destination, method, path, .. } = question;
     let what = format!("{method} {path} from {namespace}/{name}");
     let (outcome, reaches) = match walked {
         Ok(reached) => (format!("{what} reaches {reached}{}.", trace.conditions()), true),
-        Err(Ended(answer)) => (format!("{what} does not reach {destination}: {answer}."), false),
+        Err(Ended::Answered(answer)) => (format!("{what} does not reach {destination}: {answer}."), false),
+        Err(Ended::Hidden(goes)) => (
+            format!(
+                "{what} {goes}: what becomes of it there is explained with a token of all namespaces (tulle -A)."
+            ),
+            false,
+        ),
     };
     Ok(Explanation { stages: trace.stages, outcome, reaches })
 }
@@ -96,6 +108,32 @@ struct World<'a> {
     question: &'a Question,
     client: Client<'a>,
     dialled: Dialled<'a>,
+    /// Whether whoever asks may see a namespace.
+    shown: &'a dyn Fn(&str) -> bool,
+}
+
+impl World<'_> {
+    fn shows(&self, namespace: &str) -> bool {
+        (self.shown)(namespace)
+    }
+
+    /// Whether a pod may be looked at. An address of no pod may.
+    fn shows_pod(&self, uid: &str) -> bool {
+        self.model.pod(uid).is_none_or(|pod| self.shows(&pod.namespace))
+    }
+
+    /// The first of these pods that may be named, each as `namespace/name`.
+    fn nameable<'p>(&self, pods: impl IntoIterator<Item = &'p String>) -> Option<&'p str> {
+        let mut pods = pods.into_iter().map(String::as_str);
+        pods.find(|pod| self.shows(pod.split('/').next().unwrap_or_default()))
+    }
+
+    /// Why a sidecar has refused something, `pod namespace/name: reason`. The reason quotes its configuration.
+    fn told_refusal<'r>(&self, refusal: Option<&'r str>) -> Option<&'r str> {
+        let why = refusal?;
+        let namespace = why.strip_prefix("pod ").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        Some(if self.shows(namespace) { why } else { "a pod of another namespace" })
+    }
 }
 
 /// Who sends the request: one pod speaks for its workload.
@@ -185,9 +223,14 @@ struct Trace {
     stages: Vec<Stage>,
 }
 
-/// The request has ended. What its client sees, as a part of a sentence.
+/// The request, or what can be told of it, has ended.
 #[derive(Debug)]
-struct Ended(String);
+enum Ended {
+    /// What its client sees, as a part of a sentence.
+    Answered(String),
+    /// Where it goes on, out of sight, as a part of a sentence.
+    Hidden(String),
+}
 
 impl Trace {
     fn add(&mut self, name: &str, verdict: Verdict, object: impl Into<String>, because: impl Into<String>) {
@@ -211,7 +254,20 @@ impl Trace {
         answer: impl Into<String>,
     ) -> Ended {
         self.add(name, Verdict::Stop, object, because);
-        Ended(answer.into())
+        Ended::Answered(answer.into())
+    }
+
+    /// The request goes on in a namespace that whoever asks may not see.
+    fn hidden(
+        &mut self,
+        name: &str,
+        object: impl Into<String>,
+        because: impl Into<String>,
+        place: &str,
+    ) -> Ended {
+        let goes = format!("goes to {place}, which this token does not show");
+        self.depends(name, object, format!("{}; it {goes}", because.into()));
+        Ended::Hidden(goes)
     }
 
     /// The stages on which the outcome depends, as the end of a sentence.

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use tulle_crds::AccessRule;
 use tulle_mesh::canonical::readings;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::{Access, Http, Reason, Subject};
@@ -86,8 +87,23 @@ pub(super) fn endpoint<'a>(
         1 => "1 endpoint is ready".to_owned(),
         count => format!("{count} endpoints are ready"),
     };
-    trace.pass("endpoint", object, because);
-    Ok(serving.into_iter().map(|endpoint| Server::of(world, endpoint)).collect())
+    // A slice may list pods of any namespace.
+    let (shown, hidden): (Vec<&proto::Endpoint>, Vec<&proto::Endpoint>) =
+        serving.into_iter().partition(|endpoint| world.shows_pod(&endpoint.pod_uid));
+    if shown.is_empty() {
+        let because = format!("{because}, of pods of other namespaces");
+        return Err(trace.hidden("endpoint", object, because, "another namespace"));
+    }
+    if hidden.is_empty() {
+        trace.pass("endpoint", object, because);
+    } else {
+        let because = format!(
+            "{because}, {} of them of pods of other namespaces, which this token does not show; what follows is about the others",
+            hidden.len()
+        );
+        trace.depends("endpoint", object, because);
+    }
+    Ok(shown.into_iter().map(|endpoint| Server::of(world, endpoint)).collect())
 }
 
 /// What secures the connection. The pods that do not refuse it for that.
@@ -228,14 +244,18 @@ fn decide(
         Some(identity) => format!("client {}/{}", identity.namespace, identity.service_account),
         None => format!("a client without a certificate at {address}"),
     };
-    let numbered =
-        |rules: &[proto::Rule], index: usize| rules.get(index).map(words::rule).unwrap_or_default();
+    let written = words::written(world.model, access);
+    let numbered = |rules: &[proto::Rule], written: Option<&Vec<AccessRule>>, index: usize| {
+        rules.get(index).map(|rule| words::rule(rule, words::rule_at(written, index))).unwrap_or_default()
+    };
     let because = match decision.reason {
         Reason::AllowRule(index) => {
-            format!("allowed by rule {} of allow ({})", index + 1, numbered(&access.allow, index))
+            let written = written.and_then(|written| written.allow.as_ref());
+            format!("allowed by rule {} of allow ({})", index + 1, numbered(&access.allow, written, index))
         }
         Reason::DenyRule(index) => {
-            format!("denied by rule {} of deny ({})", index + 1, numbered(&access.deny, index))
+            let written = written.and_then(|written| written.deny.as_ref());
+            format!("denied by rule {} of deny ({})", index + 1, numbered(&access.deny, written, index))
         }
         Reason::NoAllowMatched => match path {
             Some(path) => format!("no rule of allow matches {client} with {method} {path}"),

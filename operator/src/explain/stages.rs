@@ -124,7 +124,8 @@ pub(super) fn protocol(world: &World<'_>, route: Option<&proto::ServiceRoute>, t
 /// What is declared for the pods of a headless Service.
 fn at_pod(world: &World<'_>) -> Protocol {
     let target = itself(world);
-    let first = endpoints(world, &target).endpoints.into_iter().next();
+    let endpoints = endpoints(world, &target).endpoints;
+    let first = endpoints.into_iter().find(|endpoint| world.shows_pod(&endpoint.pod_uid));
     let kind = first
         .and_then(|first| first.address.parse::<SocketAddr>().ok())
         .map(|address| world.model.route(address, "").kind);
@@ -239,9 +240,9 @@ pub(super) fn backend(
         return Ok(target);
     };
     let weighted = || rule.backends.iter().filter(|backend| backend.weight > 0);
+    let may_exist = |backend: &&proto::Backend| may_exist(world, backend);
     // Of equal weights, the first.
-    let chosen =
-        weighted().rev().filter(|backend| !backend.endpoints.is_empty()).max_by_key(|backend| backend.weight);
+    let chosen = weighted().rev().filter(may_exist).max_by_key(|backend| backend.weight);
     let Some(chosen) = chosen else {
         let because = match weighted().next() {
             Some(backend) => format!("backend {} does not exist or may not be used", service_name(backend)),
@@ -254,16 +255,7 @@ pub(super) fn backend(
             "its sidecar answers 500 (RouteNoBackend)",
         ));
     };
-    let total: u64 = weighted().map(|backend| u64::from(backend.weight)).sum();
-    let mut goes = Vec::new();
-    for backend in weighted() {
-        let share = words::percent(
-            u32::try_from(u64::from(backend.weight) * 10_000 / total.max(1)).unwrap_or(u32::MAX),
-        );
-        let invalid =
-            if backend.endpoints.is_empty() { ", which is answered 500 (RouteNoBackend)" } else { "" };
-        goes.push(format!("{share} to {}{invalid}", service_name(backend)));
-    }
+    let goes = shares(world, &weighted().collect::<Vec<_>>());
     let is_shared = goes.len() > 1;
     let mut goes = match is_shared {
         true => format!("{}; what follows is about {}", goes.join(", "), service_name(chosen)),
@@ -281,6 +273,10 @@ pub(super) fn backend(
             answer,
         ));
     }
+    if !world.shows(&chosen.namespace) {
+        let place = format!("namespace {}", chosen.namespace);
+        return Err(trace.hidden("backend", taken.object.clone(), goes, &place));
+    }
     let sent = world.question.path.as_str();
     let path =
         [&chosen.filters, &rule.filters].into_iter().find_map(|filters| rewritten(sent, filters, taken));
@@ -296,6 +292,26 @@ pub(super) fn backend(
         zone_only: calls.zone_only,
         path: path.unwrap_or_else(|| sent.to_owned()),
     })
+}
+
+/// Whether a backend may be one. Whether it is, is known where its namespace may be seen.
+fn may_exist(world: &World<'_>, backend: &proto::Backend) -> bool {
+    !backend.endpoints.is_empty() || !world.shows(&backend.namespace)
+}
+
+/// What goes to each backend.
+fn shares(world: &World<'_>, backends: &[&proto::Backend]) -> Vec<String> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let share = |backend: &&proto::Backend| {
+        let permyriad = u64::from(backend.weight) * 10_000 / total.max(1);
+        let share = words::percent(u32::try_from(permyriad).unwrap_or(u32::MAX));
+        let invalid = match may_exist(world, backend) {
+            true => "",
+            false => ", which is answered 500 (RouteNoBackend)",
+        };
+        format!("{share} to {}{invalid}", service_name(backend))
+    };
+    backends.iter().map(share).collect()
 }
 
 /// The endpoints that a request may go to, by the shares of a Canary.
@@ -320,8 +336,16 @@ pub(super) fn split(world: &World<'_>, target: &Target, trace: &mut Trace) -> Ve
     let key: Key = (canary.namespace.as_str().into(), canary.name.as_str().into());
     let waiting = match world.acks.acknowledged_canary(world.model, &key, canary.epoch) {
         Acknowledgement::Complete => String::new(),
-        Acknowledgement::Awaited(whom) => format!("; {whom}"),
-        Acknowledgement::Refused(why) => format!("; refused by {why}"),
+        // Clients of any namespace carry shares out.
+        Acknowledgement::Awaited(whom) => {
+            // It ends with the name of a pod.
+            let pod = whom.rsplit(' ').next().unwrap_or_default().to_owned();
+            let known = world.nameable([&pod]).map(|_| whom);
+            format!("; {}", known.unwrap_or_else(|| "not all sidecars carry it out yet".to_owned()))
+        }
+        Acknowledgement::Refused(why) => {
+            format!("; refused by {}", world.told_refusal(Some(&why)).unwrap_or_default())
+        }
     };
     if let Some(steering) = &found.steering {
         let on_trial: Vec<proto::Endpoint> = found
@@ -478,15 +502,24 @@ fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) ->
     let addresses = world.model.route_addresses(&key, &mut Standings::default());
     let stamped: Key = (key.namespace.clone(), key.stamped().into());
     let seen = world.acks.route(world.model, (&stamped, &object.uid, object.generation), &addresses);
-    (name, enforced(seen.holding, &seen.behind, seen.refusal.as_deref()))
+    (name, enforced(world, seen.holding, &seen.behind, seen.refusal.as_deref()))
 }
 
 /// How many sidecars enforce something that not all of them do, as the end of a sentence.
-pub(super) fn enforced(of: usize, behind: &BTreeSet<String>, refusal: Option<&str>) -> String {
-    let Some(first) = behind.first() else { return String::new() };
+pub(super) fn enforced(
+    world: &World<'_>,
+    of: usize,
+    behind: &BTreeSet<String>,
+    refusal: Option<&str>,
+) -> String {
+    if behind.is_empty() {
+        return String::new();
+    }
     let enforcing = of.saturating_sub(behind.len());
-    let refused = refusal.map(|why| format!(", refused by {why}")).unwrap_or_default();
-    format!("; enforced by {enforcing} of {of} sidecars, waiting for pod {first}{refused}")
+    let refused = world.told_refusal(refusal).map(|why| format!(", refused by {why}")).unwrap_or_default();
+    let first = world.nameable(behind);
+    let first = first.map_or_else(|| "a pod of another namespace".to_owned(), |pod| format!("pod {pod}"));
+    format!("; enforced by {enforcing} of {of} sidecars, waiting for {first}{refused}")
 }
 
 /// The only route, as a deciding object; of several the first.

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use tulle_crds::{MeshPolicy, WorkloadKind};
 
+mod seen;
+
 use super::*;
 use crate::discovery::SidecarEvent;
 use crate::model::gateway::{RouteKind, RouteObject, RouteSpec};
@@ -99,7 +101,7 @@ fn question(path: &str) -> Question {
 }
 
 fn ask(model: &Model, question: &Question) -> Explanation {
-    explain(model, &AckTracker::default(), question).unwrap()
+    explain(model, &AckTracker::default(), question, &|_: &str| true).unwrap()
 }
 
 fn stage<'a>(explained: &'a Explanation, name: &str) -> &'a Stage {
@@ -435,24 +437,10 @@ fn what_all_sidecars_enforce_is_said_without_a_remark() {
     };
     let name = (ResourceType::Access as i32, "uid-web-1".into());
     acks.report("uid-web-1", SidecarEvent::Acked(name, [stamp].into()), |_| {});
-    let explained = explain(&model, &acks, &question("/")).unwrap();
+    let explained = explain(&model, &acks, &question("/"), &|_: &str| true).unwrap();
     let access = stage(&explained, "access");
     assert_eq!(access.because, "no rule of deny matches, and there is no allow");
     assert!(stage(&ask(&model, &question("/")), "access").because.contains("0 of 1 sidecars"));
-}
-
-#[test]
-fn what_does_not_exist_is_named() {
-    let model = world();
-    let error = |source: &str, destination: &str| {
-        let source = ("shop".to_owned(), source.to_owned());
-        let asked = Question { source, destination: destination.to_owned(), ..question("/") };
-        explain(&model, &AckTracker::default(), &asked).unwrap_err()
-    };
-    assert!(error("gone", "shop/web").contains("no pod of a workload gone"));
-    assert_eq!(error("cart", "shop/gone"), "there is no Service gone in namespace shop");
-    assert_eq!(error("cart", "shop/web:81"), "Service shop/web has the ports 80");
-    assert!(error("cart", "web").contains("write namespace/service"));
 }
 
 /// Requests that pods of `shop/web` have counted from a client, over mTLS where it has a service account.

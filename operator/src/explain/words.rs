@@ -1,7 +1,10 @@
 //! Objects and rules in words.
 
+use tulle_crds::{AccessRule, AccessSpec, Caller};
 use tulle_mesh::proto::value_match::Type;
 use tulle_mesh::proto::{self, RouteKind};
+
+use crate::model::Model;
 
 /// An object as stages name it: `MeshPolicy/shop/payments`.
 pub(super) fn object(kind: &str, object: &proto::ObjectRef) -> String {
@@ -40,8 +43,23 @@ pub(super) fn percent(permyriad: u32) -> String {
     if rest == 0 { format!("{} %", permyriad / 100) } else { format!("{}.{rest:02} %", permyriad / 100) }
 }
 
-/// A caller of a rule.
-pub(super) fn peer(peer: &proto::Peer) -> String {
+/// The access section that a compiled one was made of. `None`: that version of the policy is not there any more.
+pub(super) fn written<'a>(model: &'a Model, access: &proto::Access) -> Option<&'a AccessSpec> {
+    let from = access.policy.as_ref()?;
+    let (_, policy) = model.policies().find(|(key, _)| *key.0 == *from.namespace && *key.1 == *from.name)?;
+    let same = policy.metadata.generation.unwrap_or_default() == from.generation
+        && policy.metadata.uid.as_deref().unwrap_or_default() == from.uid;
+    policy.spec.access.as_ref().filter(|_| same)
+}
+
+/// A rule of a list, as it was written.
+pub(super) fn rule_at(rules: Option<&Vec<AccessRule>>, index: usize) -> Option<&AccessRule> {
+    rules?.get(index)
+}
+
+/// A caller of a rule. Labels of namespaces stay labels: the names that they stand for are those of other people's
+/// namespaces. Where the rule as it was written is not known, no namespace is named.
+pub(super) fn peer(peer: &proto::Peer, written: Option<&Caller>) -> String {
     if !peer.cidr.is_empty() {
         return peer.cidr.clone();
     }
@@ -49,8 +67,14 @@ pub(super) fn peer(peer: &proto::Peer) -> String {
     if peer.any_namespace {
         return format!("*/{account}");
     }
-    if peer.namespaces.is_empty() {
-        return "nobody (no namespace has the labels)".to_owned();
+    let by_label = |namespaces: String| match account {
+        "" => namespaces,
+        _ => format!("{account} in {namespaces}"),
+    };
+    let Some(written) = written else { return by_label("namespaces by label".to_owned()) };
+    if let Some(labels) = &written.namespace_labels {
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        return by_label(format!("namespaces with {}", labels.join(", ")));
     }
     let name = |namespace: &String| match account {
         "" => format!("namespace {namespace}"),
@@ -59,20 +83,26 @@ pub(super) fn peer(peer: &proto::Peer) -> String {
     peer.namespaces.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
+/// The callers of a rule, each alone.
+pub(super) fn each_caller(rule: &proto::Rule, written: Option<&AccessRule>) -> Vec<String> {
+    let written = |index: usize| written.and_then(|written| written.from.get(index));
+    rule.from.iter().enumerate().map(|(index, one)| peer(one, written(index))).collect()
+}
+
 /// The callers of a rule.
-pub(super) fn callers(rule: &proto::Rule) -> String {
+pub(super) fn callers(rule: &proto::Rule, written: Option<&AccessRule>) -> String {
     match rule.from.as_slice() {
         [] => "everybody".to_owned(),
-        peers => peers.iter().map(peer).collect::<Vec<_>>().join(", "),
+        _ => each_caller(rule, written).join(", "),
     }
 }
 
 /// A rule of an access section.
-pub(super) fn rule(rule: &proto::Rule) -> String {
+pub(super) fn rule(rule: &proto::Rule, written: Option<&AccessRule>) -> String {
     let operations: Vec<String> = rule.to.iter().map(operation).collect();
     match operations.as_slice() {
-        [] => format!("from {}", callers(rule)),
-        _ => format!("from {} to {}", callers(rule), operations.join(" or ")),
+        [] => format!("from {}", callers(rule, written)),
+        _ => format!("from {} to {}", callers(rule, written), operations.join(" or ")),
     }
 }
 

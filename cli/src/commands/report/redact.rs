@@ -48,16 +48,25 @@ fn clean(value: &mut Value) {
                     field.as_str().is_some_and(|text| is_value || is_secret_name(key) || has_token(text));
                 if is_secret {
                     *field = json!(REMOVED);
+                } else if let Some(text) = field.as_str() {
+                    *field = json!(without_credentials(text));
                 } else if key == "env"
                     && let Some(variables) = field.as_array_mut()
                 {
                     variables.iter_mut().for_each(clean_variable);
+                } else if matches!(key.as_str(), "args" | "command")
+                    && let Some(words) = field.as_array_mut()
+                {
+                    words.iter_mut().for_each(clean_word);
                 } else {
                     clean(field);
                 }
             }
         }
         Value::Array(entries) => entries.iter_mut().for_each(clean),
+        Value::String(text) => {
+            *text = if has_token(text) { REMOVED.to_owned() } else { without_credentials(text) };
+        }
         _ => {}
     }
 }
@@ -80,6 +89,52 @@ fn clean_variable(variable: &mut Value) {
     if let Some(value) = variable.get_mut("value") {
         *value = json!(REMOVED);
     }
+}
+
+/// A word of a command line: of `--name=value` the name stays, of others only options and paths of programs.
+fn clean_word(word: &mut Value) {
+    let Some(text) = word.as_str() else {
+        *word = json!(REMOVED);
+        return;
+    };
+    let kept = match text.split_once('=') {
+        Some((name, _)) => format!("{name}={REMOVED}"),
+        // A short option may hold its value: `-psecret`.
+        None if text.starts_with("--") || (text.starts_with('-') && text.len() <= 2) => text.to_owned(),
+        None if is_program(text) => text.to_owned(),
+        None => REMOVED.to_owned(),
+    };
+    *word = json!(kept);
+}
+
+/// Whether a word is the path or name of a program, such as `/tulle-operator`: a value is seldom one.
+fn is_program(text: &str) -> bool {
+    text.starts_with('/')
+        && !text.starts_with("//")
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte))
+}
+
+/// Text without what stands between `//` and `@` of an address: `https://user:password@host`.
+fn without_credentials(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("//") {
+        result.push_str(before);
+        result.push_str("//");
+        let end = after.find(|c: char| c == '/' || c == '?' || c == '#' || c.is_whitespace());
+        let (authority, next) = after.split_at(end.unwrap_or(after.len()));
+        match authority.rsplit_once('@') {
+            Some((_, host)) => {
+                result.push_str(REMOVED);
+                result.push('@');
+                result.push_str(host);
+            }
+            None => result.push_str(authority),
+        }
+        rest = next;
+    }
+    result.push_str(rest);
+    result
 }
 
 fn has_token(text: &str) -> bool {
@@ -113,7 +168,7 @@ pub fn log(text: &str) -> String {
             in_key = !line.contains("-----END");
             continue;
         }
-        log_line(line, &mut result);
+        log_line(&without_credentials(line), &mut result);
         result.push('\n');
     }
     result
@@ -226,5 +281,33 @@ mod tests {
         for word in ["eyJhbGciOiJSUzI1NiJ9", "eyJx.abc.def", "a.b.c", ""] {
             assert!(!is_jwt(word), "{word}");
         }
+    }
+
+    #[test]
+    fn of_a_command_line_the_names_stay() {
+        let pod = object(json!({"spec": {"containers": [{
+            "command": ["/tulle-operator", "sh"],
+            "args": ["--namespace=tulle-system", "--password", "hunter2", "--url=https://a:b@c/d", "-v", "-psecret"]}]}}));
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(container["command"], json!(["/tulle-operator", REMOVED]));
+        assert_eq!(
+            container["args"],
+            json!(["--namespace=[removed]", "--password", REMOVED, "--url=[removed]", "-v", REMOVED])
+        );
+    }
+
+    #[test]
+    fn credentials_in_an_address_are_cut_out() {
+        for (text, expected) in [
+            ("get https://user:p@ss@host:1/a@b failed", "get https://[removed]@host:1/a@b failed"),
+            ("http://host/a", "http://host/a"),
+            ("mail a@b // c", "mail a@b // c"),
+            ("x://u:p@h y://v@i?z", "x://[removed]@h y://[removed]@i?z"),
+        ] {
+            assert_eq!(without_credentials(text), expected);
+        }
+        let found = object(json!({"spec": {"url": "redis://u:p@h", "list": ["amqp://u:p@h"]}}));
+        assert_eq!(found["spec"], json!({"url": "redis://[removed]@h", "list": ["amqp://[removed]@h"]}));
+        assert_eq!(log("at http://u:p@h/x"), "at http://[removed]@h/x\n");
     }
 }

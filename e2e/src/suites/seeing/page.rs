@@ -22,7 +22,7 @@ pub(in crate::suites) struct Page<'a> {
     command: Child,
     /// `http://127.0.0.1:PORT`.
     address: String,
-    token: String,
+    key: String,
 }
 
 /// An answer of the page.
@@ -45,16 +45,16 @@ impl<'a> Page<'a> {
         let output = command.stdout.take().context("the command has no standard output")?;
         let mut line = String::new();
         let read = BufReader::new(output).read_line(&mut line);
-        let opened = line.trim().split_once("/login?token=");
-        let (address, token) = match opened {
-            Some((address, token)) => (address.to_owned(), token.to_owned()),
+        let opened = line.trim().split_once("/open?key=");
+        let (address, key) = match opened {
+            Some((address, key)) => (address.to_owned(), key.to_owned()),
             None => {
                 drop(command.stdin.take());
                 command.wait()?;
                 bail!("tulle dashboard has printed {line:?} instead of an address ({read:?})");
             }
         };
-        Ok(Self { kube, command, address, token })
+        Ok(Self { kube, command, address, key })
     }
 
     /// The address that logs a browser in.
@@ -72,15 +72,28 @@ impl<'a> Page<'a> {
         Ok(Answer { status, headers: head.to_lowercase(), body: body.to_owned() })
     }
 
-    /// The session's cookie, as a browser gets it.
-    fn log_in(&self) -> Result<String> {
-        let login = self.ask(&format!("/login?token={}", self.token), &[])?;
-        ensure!(login.status == "303", "the login was answered {}: {}", login.status, login.body);
-        let cookie = login.headers.lines().find_map(|line| line.strip_prefix("set-cookie: "));
-        let cookie = cookie.context("the login sets no cookie")?;
-        says(cookie, &["httponly", "samesite=strict"])?;
-        ensure!(login.headers.lines().any(|line| line == "location: /"), "{}", login.headers);
-        Ok(format!("tulle-session={}", self.token))
+    /// The cookie that the printed address sets, as a browser gets it. The token is not in it.
+    fn enter(&self) -> Result<String> {
+        let opened = self.ask(&format!("/open?key={}", self.key), &[])?;
+        ensure!(
+            opened.status == "303",
+            "the printed address was answered {}: {}",
+            opened.status,
+            opened.body
+        );
+        let cookie = opened.headers.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.context("the printed address sets no cookie")?;
+        says(cookie, &["tulle-key-", "httponly", "samesite=strict"])?;
+        ensure!(!cookie.contains("eyj"), "the cookie has a token: {cookie}");
+        ensure!(opened.headers.lines().any(|line| line == "location: /"), "{}", opened.headers);
+        let cookie = cookie.split(';').next().unwrap_or_default();
+        Ok(cookie.to_owned())
+    }
+
+    /// The same cookie with another value.
+    fn forged(cookie: &str) -> String {
+        let name = cookie.split('=').next().unwrap_or_default();
+        format!("{name}=0000000000000000000000000000000000000000000000000000000000000000")
     }
 }
 
@@ -104,34 +117,45 @@ pub(super) fn ranks(kube: &Kube) -> Result<()> {
         "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
     kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "stable"))?;
     let page = Page::open(kube, &["-n", &field.namespace])?;
-    without_session(&page)?;
-    let cookie = page.log_in()?;
+    let cookie = page.enter()?;
     let session = ["-b", cookie.as_str()];
+    without_key(&page, &cookie)?;
     ranking(&page, &session)?;
     workload(&page, &session)?;
     rest(&page, &session)?;
-    other_namespaces(&page)
+    other_namespaces(&page, &session)
 }
 
-/// Every page, and the API, needs a token that the API server knows.
-fn without_session(page: &Page<'_>) -> Result<()> {
+/// Every page, and the API, needs the key, and the address that the command has printed.
+fn without_key(page: &Page<'_>, cookie: &str) -> Result<()> {
+    let forged = Page::forged(cookie);
     let nothing: &[&str] = &[];
-    let forged: &[&str] = &["-b", "tulle-session=eyJhbGciOiJub25lIn0.e30.x"];
-    for path in ["/", "/workload/t-see-page/bad", "/canaries", "/canary/t-see-page/good", "/health"] {
-        for more in [nothing, forged] {
+    let (forged, token): (&[&str], &[&str]) =
+        (&["-b", &forged], &["-H", "authorization: Bearer eyJhbGciOiJub25lIn0.e30.x"]);
+    let paths = [
+        "/",
+        "/workload/t-see-page/bad",
+        "/canaries",
+        "/canary/t-see-page/good",
+        "/health",
+        "/api/v1/stat?namespace=t-see-page",
+        "/open?key=wrong",
+    ];
+    for path in paths {
+        for more in [nothing, forged, token] {
             let answer = page.ask(path, more)?;
-            ensure!(answer.status == "401", "{path} without a session: {}", answer.status);
+            ensure!(answer.status == "403", "{path} without the key: {}", answer.status);
             says(&answer.body, &["tulle dashboard"])?;
             ensure!(!answer.body.contains("to-bad"), "{path} shows who calls: {}", answer.body);
+            ensure!(!answer.headers.contains("set-cookie"), "{answer:?}");
             policy(&answer)?;
         }
+        // A name of somebody else that points to this machine.
+        let rebound = page.ask(path, &["-b", cookie, "-H", "host: evil.example"])?;
+        ensure!(rebound.status == "421", "{path} by another name: {}", rebound.status);
+        ensure!(!rebound.body.contains("to-bad"), "{path} shows who calls: {}", rebound.body);
     }
-    let login = page.ask("/login?token=wrong", &[])?;
-    ensure!(login.status == "401" && !login.headers.contains("set-cookie"), "{login:?}");
-    let stat = page.ask("/api/v1/stat?namespace=t-see-page", &[])?;
-    ensure!(stat.status == "401", "the API without a token: {}", stat.status);
-    let refusal: Value = serde_json::from_str(&stat.body)?;
-    says(refusal["hint"].as_str().unwrap_or(""), &["authorization: Bearer"])
+    Ok(())
 }
 
 /// What protects every page from others.
@@ -189,7 +213,7 @@ fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
     says(&shown(page, "/canary/t-see-page/good", session)?, &["good", "stable", "tulle", "canary"])?;
     says(&shown(page, "/health", session)?, &["tulle"])?;
     for asset in ["/assets/page.css", "/assets/page.js"] {
-        let answer = page.ask(asset, &[])?;
+        let answer = page.ask(asset, session)?;
         ensure!(answer.status == "200" && !answer.body.is_empty(), "{asset}: {}", answer.status);
     }
     // Nothing is changed through the page.
@@ -200,24 +224,21 @@ fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A token of one namespace, at the API and at the page.
-fn other_namespaces(page: &Page<'_>) -> Result<()> {
-    let bearer = format!("authorization: Bearer {}", page.token);
-    let token = ["-H", bearer.as_str()];
-    let own = page.ask("/api/v1/stat?namespace=t-see-page&window=600", &token)?;
+/// The command's token is one of a namespace, at the API and at the page.
+fn other_namespaces(page: &Page<'_>, session: &[&str]) -> Result<()> {
+    let own = page.ask("/api/v1/stat?namespace=t-see-page&window=600", session)?;
     ensure!(own.status == "200" && own.headers.contains("application/json"), "{own:?}");
     for path in ["/api/v1/stat?namespace=kube-system", "/api/v1/stat", "/api/v1/edges", "/api/v1/sidecars"] {
-        let answer = page.ask(path, &token)?;
+        let answer = page.ask(path, session)?;
         ensure!(answer.status == "403", "{path}: {}", answer.status);
         let refusal: Value = serde_json::from_str(&answer.body)?;
         says(refusal["error"].as_str().unwrap_or(""), &["may not see"])?;
         says(refusal["hint"].as_str().unwrap_or(""), &["tulle-telemetry", "resources: [telemetry]"])?;
     }
-    let answer =
-        page.ask("/workload/kube-system/coredns", &["-b", &format!("tulle-session={}", page.token)])?;
+    let answer = page.ask("/workload/kube-system/coredns", session)?;
     ensure!(answer.status == "403", "the page of another namespace: {}", answer.status);
     for path in ["/api/v1/stat?namespce=t-see-page", "/api/v1/stat?namespace=t-see-page&window=1"] {
-        let answer = page.ask(path, &token)?;
+        let answer = page.ask(path, session)?;
         ensure!(answer.status == "400", "{path}: {}", answer.status);
     }
     Ok(())

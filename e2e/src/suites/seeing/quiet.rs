@@ -78,7 +78,8 @@ fn look(field: &TestNamespace<'_>, scratch: &Scratch, pod: &str) -> Result<()> {
         &["install"],
     ];
     for &command in commands {
-        let printed = field.kube.tulle_ended(&[&["-n", &field.namespace][..], command].concat())?;
+        let scope: &[&str] = if command == ["install"] { &[] } else { &["-n", &field.namespace] };
+        let printed = field.kube.tulle_ended(&[scope, command].concat())?;
         ensure!(
             [exit::FINE, exit::FINDINGS].contains(&printed.code),
             "{}: exit code {}\n{}{}",
