@@ -1,6 +1,6 @@
 // Looks at the page in a real Chromium.
 //
-// node page.mjs --login URL --shots FOLDER [--modules FOLDER] [--browser PROGRAM] [--paint PATH] [--filter NAME] PATH...
+// node page.mjs --login URL [--token TOKEN] --shots FOLDER [--modules FOLDER] [--browser PROGRAM] [--paint PATH] [--filter NAME] PATH...
 //
 // In: an address as `tulle dashboard` prints it, with its token, and the paths of views. Out: a screenshot of every view
 // in light and dark, and one JSON object on standard output: `problems`, a list of sentences, is empty when all is well;
@@ -27,6 +27,7 @@ const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     login: { type: "string" },
+    token: { type: "string" },
     shots: { type: "string" },
     modules: { type: "string", default: dirname(fileURLToPath(import.meta.url)) },
     browser: { type: "string", default: "/usr/bin/chromium" },
@@ -51,7 +52,9 @@ let session;
 
 // A context that notes what must not happen, and a page in it. `where` is for the sentences.
 async function context(browser, where, settings) {
-  const made = await browser.newContext({ viewport: { width: 1280, height: 800 }, storageState: session, ...settings });
+  const viewport = { width: 1280, height: 800 };
+  const extraHTTPHeaders = options.token ? { authorization: `Bearer ${options.token}` } : {};
+  const made = await browser.newContext({ viewport, extraHTTPHeaders, storageState: session, ...settings });
   made.setDefaultTimeout(LIMIT);
   await made.route(
     (url) => url.origin !== base,
@@ -84,7 +87,7 @@ async function logIn(browser) {
   const { made, page } = await context(browser, () => "login", {});
   const answer = await page.goto(options.login);
   if (!answer?.ok()) throw new Error(`the login was answered with ${answer?.status()}`);
-  if (page.url().includes("token")) problems.push("the address still has the token after the login");
+  if (page.url().includes("key=")) problems.push("the address still has the key after the login");
   session = await made.storageState();
   await made.close();
 }

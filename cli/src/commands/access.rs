@@ -74,10 +74,10 @@ fn server(text: &str, namespace: Option<&str>) -> Result<(String, String), CliEr
 async fn ask(context: &Context, parameters: &[(&str, &str)]) -> Result<Access, CliError> {
     let found: Access = context.operator().await?.get(Paths::ACCESS, parameters).await?;
     if found.truncated {
-        eprintln!(
+        crate::exit::note(&format!(
             "There are more rows than the operator answers at a time: these are the first {}. Ask for one workload, or add -n.",
             found.rows.len()
-        );
+        ));
     }
     Ok(found)
 }
@@ -87,8 +87,8 @@ async fn suggest(context: &Context) -> Result<(), CliError> {
     parameters.extend(context.namespace().map(|namespace| ("namespace", namespace)));
     let found = ask(context, &parameters).await?;
     if found.suggested.is_empty() {
-        eprintln!(
-            "No suggestions: every workload that named clients called in the last hour has access rules, or no labels of its own."
+        crate::exit::note(
+            "No suggestions: every workload that named clients called in the last hour has access rules, or no labels of its own.",
         );
     }
     match context.output.format {

@@ -77,7 +77,7 @@ type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let at = context.locate().await?;
     let token = context.token(&at, LIFETIME).await?;
-    let client = context.client().await?;
+    let client = context.streams().await?;
     // The first browser must not be the one to find out that ports may not be forwarded.
     drop(within("forwarding a port of the operator", tunnel(&client, &at)).await?);
     let (listener, address) = listen(args.port).await?;
@@ -89,7 +89,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         failed: Notify::new(),
     });
     output::write(&format!("{}\n", page.door.address()))?;
-    eprintln!("Open this address in a browser of yours. It shows what you may see. Ctrl-C ends it.");
+    crate::exit::note("Open this address in a browser of yours. It shows what you may see. Ctrl-C ends it.");
     let mut renewal = interval(RENEWAL);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     renewal.tick().await;

@@ -250,8 +250,8 @@ impl Bundle {
             "wrote {} files to {directory}; pack them with: tar czf {directory}.tar.gz {directory}\n",
             self.files
         ))?;
-        eprintln!(
-            "Secrets were not read, and values of variables and tokens were removed. Names, addresses and paths of your cluster are in it: look before you send it."
+        crate::exit::note(
+            "Secrets were not read, and values of variables and tokens were removed. Names, addresses and paths of your cluster are in it: look before you send it.",
         );
         Ok(())
     }

@@ -143,7 +143,8 @@ fn many_workloads(kube: &Kube) -> Result<()> {
         "/canary/shop/cart",
         "/health",
     ];
-    let seen = look(kube, "large", &mesh.login, &["--paint", "/", "--filter", "service-0013"], &paths)?;
+    let more = ["--token", &mesh.token, "--paint", "/", "--filter", "service-0013"];
+    let seen = look(kube, "large", &mesh.login, &more, &paths)?;
     let paint = &seen["paint"];
     let number = |name: &str| paint[name].as_u64();
     ensure!(number("rows") >= Some(WORKLOADS), "not every workload is shown: {paint}");
@@ -162,6 +163,8 @@ fn many_workloads(kube: &Kube) -> Result<()> {
 struct LargeMesh {
     program: Child,
     login: String,
+    /// What each request carries: `tulle dashboard` adds it where there is a cluster.
+    token: String,
 }
 
 impl LargeMesh {
@@ -170,11 +173,12 @@ impl LargeMesh {
         let mut command = kube.program(&program)?;
         command.arg(WORKLOADS.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let program = command.spawn().with_context(|| format!("cannot run {program}"))?;
-        let mut mesh = Self { program, login: String::new() };
+        let mut mesh = Self { program, login: String::new(), token: String::new() };
         let output = mesh.program.stdout.take().context("the program has no standard output")?;
-        BufReader::new(output).read_line(&mut mesh.login)?;
-        mesh.login = mesh.login.trim().to_owned();
-        ensure!(mesh.login.contains("/login?token="), "the program has printed {:?}", mesh.login);
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let printed = line.trim().split_once(' ').with_context(|| format!("it has printed {line:?}"))?;
+        (mesh.login, mesh.token) = (printed.0.to_owned(), printed.1.to_owned());
         Ok(mesh)
     }
 }

@@ -31,7 +31,7 @@ use tulle_operator::telemetry::Aggregates;
 use tulle_operator::watch::Hub;
 
 /// The token that the API server knows.
-const TOKEN: &str = "viewer";
+const TOKEN: &str = "viewer.of.everything";
 /// Seconds that the history reaches back at the start.
 const HISTORY: i64 = 900;
 
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let address = runtime.block_on(start(workloads))?;
-    println!("{address}/login?token={TOKEN}");
+    println!("{address}/ {TOKEN}");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
@@ -65,6 +65,7 @@ async fn start(workloads: u32) -> Result<String> {
         authenticator: Arc::new(Authenticator::new(client.clone(), "tulle-system")),
         client,
         settings: Arc::new(Settings::try_parse_from(arguments)?),
+        turns: tulle_operator::api::turn::turns(),
     };
     for time in (now - HISTORY..=now).step_by(world::INTERVAL.unsigned_abs() as usize) {
         // The many are of the last minute only: more of them would only take longer.

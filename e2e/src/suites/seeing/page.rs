@@ -57,9 +57,9 @@ impl<'a> Page<'a> {
         Ok(Self { kube, command, address, key })
     }
 
-    /// The address that logs a browser in.
+    /// The printed address, which lets a browser in.
     pub(in crate::suites) fn login(&self) -> String {
-        format!("{}/login?token={}", self.address, self.token)
+        format!("{}/open?key={}", self.address, self.key)
     }
 
     /// Asks for a path; `more` are arguments of curl.
@@ -115,7 +115,7 @@ pub(super) fn ranks(kube: &Kube) -> Result<()> {
     field.load("to-bad", "bad:80", 10)?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "good"},
         "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
-    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "stable"))?;
+    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
     let page = Page::open(kube, &["-n", &field.namespace])?;
     let cookie = page.enter()?;
     let session = ["-b", cookie.as_str()];
