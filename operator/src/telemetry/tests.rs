@@ -258,7 +258,8 @@ fn the_first_report_of_a_process_says_nothing_about_the_time_before() {
     let aggregates = Aggregates::default();
     let first = TelemetryReport { interval_ms: 600_000, ..report(9, vec![key(1)], vec![counts(1)]) };
     aggregates.add_at("pod", web(), &first, NOW);
-    assert_eq!((aggregates.history().covered(NOW), points(&aggregates, NOW)), (0, vec![2]));
+    let covered = aggregates.history().covered(NOW);
+    assert_eq!((covered, points(&aggregates, NOW)), (0, vec![2]));
 }
 
 #[test]
