@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -49,8 +49,9 @@ fn answers(kube: &Kube) -> Result<()> {
     field.service("front", 1, &["--next=back:80"])?;
     field.load("load", "front:80", 40)?;
 
-    let native = Prometheus::start(cluster, true, 19_090)?;
-    let classic = Prometheus::start(cluster, false, 19_091)?;
+    let pods = pods(kube)?;
+    let native = Prometheus::start(cluster, &pods, true, 19_090)?;
+    let classic = Prometheus::start(cluster, &pods, false, 19_091)?;
     for prometheus in [&native, &classic] {
         let questions = questions(prometheus.native)?;
         kube.wait_for("Prometheus to answer every rule and panel", 150, || {
@@ -170,19 +171,16 @@ struct Prometheus<'a> {
 }
 
 impl<'a> Prometheus<'a> {
-    fn start(cluster: &'a Cluster, native: bool, port: u16) -> Result<Self> {
+    fn start(cluster: &'a Cluster, pods: &[Value], native: bool, port: u16) -> Result<Self> {
         let folder = host::cache()?.join(format!("prometheus-{port}"));
         // Of a run before this one.
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
         let mut command = cluster.inside("prometheus")?;
-        let kubeconfig =
-            command.get_envs().find(|(name, _)| *name == "KUBECONFIG").and_then(|(_, path)| path);
-        let kubeconfig = Path::new(kubeconfig.context("the cluster has no kubeconfig")?).to_path_buf();
         let by_job = native && is_by_job()?;
         let config = folder.join("prometheus.json");
-        host::write(&config, configuration(native, by_job, &kubeconfig)?.to_string())?;
+        host::write(&config, configuration(native, by_job, pods)?.to_string())?;
         command
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
@@ -261,8 +259,9 @@ fn is_by_job() -> Result<bool> {
     Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (3, 8))
 }
 
-/// The samples' scrape jobs and rules, with short intervals and this cluster's API server.
-fn configuration(native: bool, by_job: bool, kubeconfig: &Path) -> Result<Value> {
+/// The samples' scrape jobs and rules, with short intervals. Debian's Prometheus cannot ask Kubernetes, so it gets the
+/// pods as it would find them itself: the samples' relabelling is carried out all the same.
+fn configuration(native: bool, by_job: bool, pods: &[Value]) -> Result<Value> {
     let mut jobs = Vec::new();
     let names: &[&str] =
         if native { &["scrape-config.yaml"] } else { &["scrape-config.yaml", "scrape-istio-names.yaml"] };
@@ -270,17 +269,52 @@ fn configuration(native: bool, by_job: bool, kubeconfig: &Path) -> Result<Value>
         let sample: Value = serde_yaml::from_str(&fs::read_to_string(file(name))?)?;
         jobs.extend(sample["scrape_configs"].as_array().cloned().unwrap_or_default());
     }
-    for job in &mut jobs {
-        if let (false, Some(job)) = (by_job, job.as_object_mut()) {
+    for job in jobs.iter_mut().filter_map(Value::as_object_mut) {
+        if !by_job {
             job.remove("scrape_native_histograms");
         }
-        for discovery in job["kubernetes_sd_configs"].as_array_mut().into_iter().flatten() {
-            discovery["kubeconfig_file"] = json!(kubeconfig);
-        }
+        let discovery = job.remove("kubernetes_sd_configs").context("a job finds no pods")?;
+        let wanted = discovery[0]["selectors"][0]["label"].as_str().unwrap_or_default().to_owned();
+        let targets: Vec<Value> = pods.iter().flat_map(|pod| targets(pod, &wanted)).collect();
+        job.insert("static_configs".to_owned(), json!(targets));
     }
     Ok(json!({
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
         "rule_files": [file("rules.yaml")],
         "scrape_configs": jobs,
     }))
+}
+
+fn pods(kube: &Kube) -> Result<Vec<Value>> {
+    Ok(kube.json(&["get", "pods", "-A"])?["items"].as_array().cloned().unwrap_or_default())
+}
+
+/// What Prometheus' discovery of role `pod` makes of one with this label, as `key=value`; of any, if that is empty.
+fn targets(pod: &Value, wanted: &str) -> Vec<Value> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let has = wanted.split_once('=').is_none_or(|(key, value)| pod["metadata"]["labels"][key] == value);
+    let address = text(&pod["status"]["podIP"]);
+    if !has || address.is_empty() {
+        return Vec::new();
+    }
+    let owners = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    let controller =
+        owners.into_iter().find(|owner| owner["controller"] == true).cloned().unwrap_or_default();
+    let containers = ["containers", "initContainers"].map(|kind| pod["spec"][kind].as_array());
+    let ports = containers.into_iter().flatten().flatten();
+    let ports = ports.flat_map(|container| container["ports"].as_array().into_iter().flatten());
+    let target = |port: &Value| {
+        json!({
+            "targets": [format!("{address}:{}", port["containerPort"])],
+            "labels": {
+                "__meta_kubernetes_namespace": text(&pod["metadata"]["namespace"]),
+                "__meta_kubernetes_pod_name": text(&pod["metadata"]["name"]),
+                "__meta_kubernetes_pod_phase": text(&pod["status"]["phase"]),
+                "__meta_kubernetes_pod_container_port_name": text(&port["name"]),
+                "__meta_kubernetes_pod_controller_kind": text(&controller["kind"]),
+                "__meta_kubernetes_pod_controller_name": text(&controller["name"]),
+            },
+        })
+    };
+    ports.map(target).collect()
 }
