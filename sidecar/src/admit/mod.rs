@@ -26,6 +26,7 @@ use crate::call::Call;
 use crate::config::{Inbound, InboundAccess, Mtls};
 use crate::error::Failure;
 use crate::gate::Slot;
+use crate::http1::logged_path;
 use crate::telemetry::Limited;
 use crate::worker::Worker;
 
@@ -252,7 +253,7 @@ fn report(
     let Some(suppressed) = LIMIT.allow() else { return };
     let Described { method, target } = request.unwrap_or(Described { method: "", target: "" });
     tracing::info!(
-        policy = access.policy, rule = ?reason, client = %client.name(), method, target, shadow,
+        policy = access.policy, rule = ?reason, client = %client.name(), method, path = logged_path(target), shadow,
         port = client.destination.port(), suppressed, "refused by policy"
     );
 }

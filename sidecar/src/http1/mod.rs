@@ -32,6 +32,7 @@ mod writer;
 pub use body::{Decoder, Part};
 pub use conn::Reader;
 pub use head::{Framing, Head, HeadError, Start};
+pub use target::{MAX_PATH, logged_path};
 pub use writer::Writer;
 
 /// The longest head that a connection may bring, in bytes.

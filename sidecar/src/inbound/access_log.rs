@@ -13,13 +13,12 @@ use crate::admit::Client;
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::grpc::is_server_error;
+use crate::http1::logged_path;
 use crate::telemetry::{Limited, Telemetry};
 use crate::worker::Worker;
 
 /// Lines of this sidecar in a second. At 0.4 KB each that is a fifth of a megabyte per second.
 static LIMIT: Limited = Limited::new(500);
-/// The longest path that is written. A head may have 60 KiB.
-const MAX_PATH: usize = 1024;
 /// The methods that OpenTelemetry knows; others could be anything that a client makes up.
 const METHODS: [&str; 10] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
@@ -98,7 +97,7 @@ impl<'a> Line<'a> {
         };
         Self {
             method: if METHODS.contains(&method) { method } else { "_OTHER" },
-            path: path(target),
+            path: logged_path(target),
             version: match call.travels {
                 Travels::Http2 => "2",
                 _ if call.head.http10 => "1.0",
@@ -169,21 +168,6 @@ impl<'a> Origin<'a> {
         let (address, port) = (client.address.ip(), client.destination.port());
         Self { id: client.identity_text(), address, port }
     }
-}
-
-/// The path of a target, whatever its form, without its query: that may hold credentials, and so may the user
-/// information before a host. `None`: it has none (CONNECT).
-fn path(target: &str) -> Option<&str> {
-    // First: a query may look like a path.
-    let target = target.split(['?', '#']).next()?;
-    let path = if target.starts_with('/') || target == "*" {
-        target
-    } else {
-        let (_, rest) = target.split_once("://")?;
-        rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/")
-    };
-    let end = (0..=path.len().min(MAX_PATH)).rev().find(|at| path.is_char_boundary(*at))?;
-    path.get(..end)
 }
 
 /// The trace of a `traceparent` (W3C Trace Context), if that is valid.
@@ -353,11 +337,15 @@ mod tests {
             ("db:5432", None),
             ("", None),
         ] {
-            assert_eq!(path(target), expected, "{target}");
+            assert_eq!(logged_path(target), expected, "{target}");
         }
         let long = format!("/{}", "ä".repeat(2_000));
-        let cut = path(&long).unwrap();
-        assert!(cut.len() <= MAX_PATH && long.starts_with(cut) && cut.len() > MAX_PATH - 4);
+        let cut = logged_path(&long).unwrap();
+        assert!(
+            cut.len() <= crate::http1::MAX_PATH
+                && long.starts_with(cut)
+                && cut.len() > crate::http1::MAX_PATH - 4
+        );
     }
 
     #[tokio::test]
