@@ -142,6 +142,7 @@ pub async fn workload(
         let Wanted { namespace, name, .. } = &wanted;
         let now = now();
         let timeline = query::timeline(&api.aggregates.history(), namespace, name, window.seconds(), now);
+        let timeline = super::workload::whole(timeline, now);
         let sum = api.aggregates.sum(window.seconds(), now, |id| query::concerns(id, Some(namespace)));
         let states = api.acks.sidecars();
         let model = api.hub.model();

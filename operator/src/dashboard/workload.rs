@@ -187,6 +187,18 @@ fn rollout(namespace: &str, canary: &CanaryLine) -> Markup {
     }
 }
 
+/// Sidecars report at least so often, in seconds, while there is something to report.
+const REPORTED_WITHIN: i64 = 6;
+
+/// A timeline without the points of which counts may still come: a line that falls to nothing at its end looks like an
+/// outage.
+pub fn whole(mut timeline: Timeline, now: i64) -> Timeline {
+    let step = i64::try_from(timeline.step).unwrap_or(i64::MAX).max(1);
+    let ended = (now - REPORTED_WITHIN - timeline.start).div_euclid(step);
+    timeline.points.truncate(usize::try_from(ended).unwrap_or(0));
+    timeline
+}
+
 fn charts(timeline: &Timeline) -> [Chart; 3] {
     let chart =
         |id, title, unit, lines| Chart { id, title, unit, start: timeline.start, step: timeline.step, lines };
@@ -374,6 +386,14 @@ mod tests {
             }],
             ..Workload::default()
         }
+    }
+
+    #[test]
+    fn a_chart_ends_with_the_last_point_whose_counts_have_come() {
+        let points = vec![Golden::default(); 6];
+        let timeline = Timeline { step: 10, start: 100, points };
+        let length = |now| whole(timeline.clone(), now).points.len();
+        assert_eq!([length(155), length(156), length(150), length(146), length(100)], [4, 5, 4, 4, 0]);
     }
 
     #[test]
