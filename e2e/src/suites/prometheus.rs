@@ -62,7 +62,10 @@ fn answers(kube: &Kube) -> Result<()> {
                 .collect();
             if wrong.is_empty() { Ok(true) } else { Err(anyhow!(wrong.join("\n"))) }
         })?;
-        prometheus.fires("TulleWorkloadFailing", "back")?;
+        // The rules of one workload may have been recorded before those of another.
+        kube.wait_for("the alert to be true", 60, || {
+            prometheus.fires("TulleWorkloadFailing", "back").map(|()| true)
+        })?;
     }
     let one = "count(tulle_request_duration_seconds)";
     let buckets = "count(tulle_request_duration_seconds_bucket)";
