@@ -67,8 +67,7 @@ pub struct Global {
 
 /// The commands.
 #[derive(Subcommand)]
-// One value of it exists, for as long as the program runs.
-#[allow(clippy::large_enum_variant)]
+#[allow(clippy::large_enum_variant, reason = "one value of it exists, for as long as the program runs")]
 pub enum Command {
     /// Find what is wrong before, during and after installation
     Check(check::Args),

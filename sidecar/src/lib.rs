@@ -19,6 +19,7 @@ pub mod app_waiting;
 pub mod attempt;
 pub mod backend;
 pub mod call;
+mod channel;
 pub mod claim;
 pub mod config;
 pub mod detect;

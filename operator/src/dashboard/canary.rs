@@ -9,13 +9,11 @@ use tulle_crds::{
     AttemptTotals, Canary, CanarySpec, CanaryStatus, CanaryVerdict, Phase, RolloutOutcome, Step,
 };
 
-use super::layout::{Page, View, page};
+use super::layout::{Page, View, columns, page};
 use super::words::{NONE, address, command, count, percent, scoped};
 
 /// The factor of an interval that holds the true value with 99 %.
 const Z: f64 = 2.576;
-/// The steps of a Canary that names none, in percent; see `CanarySpec::steps`.
-const DEFAULT_WEIGHTS: [u8; 5] = [1, 5, 10, 25, 50];
 
 const WIDTH: f64 = 640.0;
 const LEFT: f64 = 70.0;
@@ -41,18 +39,7 @@ pub fn canaries(found: &[Canary], only: Option<&str>) -> Markup {
             div.scroll tabindex="0" role="region" aria-label="Canaries" {
                 table {
                     caption { (count(found.len() as u64)) " Canaries; what needs a person comes first" }
-                    thead {
-                        tr {
-                            th scope="col" { "Namespace" }
-                            th scope="col" { "Name" }
-                            th scope="col" { "Target" }
-                            th scope="col" { "Phase" }
-                            th scope="col" { "Step" }
-                            th scope="col" { "Weight" }
-                            th scope="col" { "Verdict" }
-                            th scope="col" { "Why" }
-                        }
-                    }
+                    (columns(&["Namespace", "Name", "Target", "Phase", "Step", "Weight", "Verdict", "Why"]))
                     tbody { @for canary in found { (row(canary)) } }
                 }
             }
@@ -336,10 +323,7 @@ fn step(step: &Step) -> String {
 }
 
 fn steps(spec: &CanarySpec, status: &CanaryStatus) -> Markup {
-    let mut steps = spec.steps.clone();
-    if steps.is_empty() {
-        steps.extend(DEFAULT_WEIGHTS.map(|weight| Step { weight: Some(weight), ..Step::default() }));
-    }
+    let steps = crate::rollout::machine::steps(spec);
     let running = matches!(status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);
     let present = usize::try_from(status.step).ok().filter(|_| running);
     html! {
@@ -365,14 +349,7 @@ fn conditions(status: &CanaryStatus) -> Markup {
         } @else {
             table {
                 caption { "Conditions of the Canary" }
-                thead {
-                    tr {
-                        th scope="col" { "Condition" }
-                        th scope="col" { "Status" }
-                        th scope="col" { "Reason" }
-                        th scope="col" { "Message" }
-                    }
-                }
+                (columns(&["Condition", "Status", "Reason", "Message"]))
                 tbody {
                     @for condition in &status.conditions {
                         tr {
@@ -395,14 +372,7 @@ fn history(status: &CanaryStatus) -> Markup {
         } @else {
             table {
                 caption { "The last rollouts, the newest first" }
-                thead {
-                    tr {
-                        th scope="col" { "Ended" }
-                        th scope="col" { "Revision" }
-                        th scope="col" { "Outcome" }
-                        th scope="col" { "Why" }
-                    }
-                }
+                (columns(&["Ended", "Revision", "Outcome", "Why"]))
                 tbody {
                     @for entry in &status.history {
                         tr {

@@ -143,6 +143,13 @@ pub fn form(action: &str, window: Window, fields: &Markup) -> Markup {
     }
 }
 
+/// The head of a table whose columns need no explanation.
+pub fn columns(names: &[&str]) -> Markup {
+    html! {
+        thead { tr { @for name in names { th scope="col" { (name) } } } }
+    }
+}
+
 /// What a reader must know of the numbers of a window: `covered` seconds of it are known, `lost` reports are missing.
 pub fn notes(window: Window, covered: u64, lost: u64) -> Markup {
     html! {

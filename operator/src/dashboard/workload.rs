@@ -5,7 +5,7 @@ use tulle_mesh::query::{Golden, Party, Sidecar, StatRow, Timeline};
 
 use super::chart::{Chart, Line, Unit};
 use super::graph::Neighbours;
-use super::layout::{Page, View, form, notes, page};
+use super::layout::{Page, View, columns, form, notes, page};
 use super::words::{
     NONE, State, Window, address, command, count, duration, encode, latency, left, percent, rate,
 };
@@ -286,16 +286,7 @@ pub fn sidecars(caption: &str, sidecars: &[Sidecar], now: i64) -> Markup {
     html! {
         table {
             caption { (caption) }
-            thead {
-                tr {
-                    th scope="col" { "Pod" }
-                    th scope="col" { "Version" }
-                    th scope="col" { "Connected" }
-                    th scope="col" { "Configuration" }
-                    th scope="col" { "Certificate" }
-                    th scope="col" { "Refused" }
-                }
-            }
+            (columns(&["Pod", "Version", "Connected", "Configuration", "Certificate", "Refused"]))
             tbody {
                 @for pod in sidecars {
                     tr {

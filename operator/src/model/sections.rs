@@ -28,7 +28,7 @@ pub struct Sections {
 }
 
 impl Sections {
-    /// All of them.
+    /// Every section.
     pub const ALL: Self = Self { mtls: true, access: true, limits: true, telemetry: true };
 
     /// The resources that carry them, and what users call them.

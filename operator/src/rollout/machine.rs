@@ -29,7 +29,8 @@ use super::exposure::is_exposed;
 use super::judge::{Judgement, PodBlock, Rules, fold, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
-use steps::{Wanted, steps};
+use steps::Wanted;
+pub use steps::steps;
 
 /// The reason of the condition and the event of a revision that failed before and came back.
 const FAILED_BEFORE: &str = "FailedBefore";

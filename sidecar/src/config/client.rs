@@ -6,13 +6,10 @@
 //! begins with the operator.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -29,6 +26,7 @@ use tulle_mesh::proto::{
 
 use super::resource::{self, Refused};
 use super::store::{ConfigStore, Name, Wanted};
+use crate::channel::Channel;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 use crate::telemetry::report::Reporter;
@@ -89,57 +87,35 @@ impl From<&Name> for Key {
     }
 }
 
-/// An HTTP/2 connection to the operator, as tonic wants it.
-#[derive(Clone)]
-pub struct Operator(SendRequest<tonic::body::Body>);
-
-impl tower::Service<http::Request<tonic::body::Body>> for Operator {
-    type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
-
-impl Operator {
-    /// Connects; the operator's certificate must name the operator.
-    ///
-    /// # Errors
-    /// What could not be reached or was not the operator.
-    pub async fn connect(settings: &Settings, tls: Arc<rustls::ClientConfig>) -> Result<Self> {
-        let connect = async {
-            let stream = TcpStream::connect(&settings.operator).await;
-            let stream =
-                stream.with_context(|| format!("cannot reach the operator at {}", settings.operator))?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from("operator.tulle").context("a server name")?;
-            let stream =
-                TlsConnector::from(tls).connect(name, stream).await.context("TLS to the operator")?;
-            let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let identity = peer_identity(peer.context("the operator showed no certificate")?)?;
-            if identity != settings.operator_identity {
-                bail!("{} is not the operator: its certificate names {identity}", settings.operator);
-            }
-            let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(5))
-                .keep_alive_while_idle(true);
-            let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            Ok(Self(send))
-        };
-        timeout(Duration::from_secs(10), connect)
-            .await
-            .context("connecting to the operator took longer than 10 s")?
-    }
+/// Connects; the operator's certificate must name the operator.
+///
+/// # Errors
+/// What could not be reached or was not the operator.
+pub async fn connect(settings: &Settings, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
+    let connect = async {
+        let stream = TcpStream::connect(&settings.operator).await;
+        let stream = stream.with_context(|| format!("cannot reach the operator at {}", settings.operator))?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from("operator.tulle").context("a server name")?;
+        let stream = TlsConnector::from(tls).connect(name, stream).await.context("TLS to the operator")?;
+        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let identity = peer_identity(peer.context("the operator showed no certificate")?)?;
+        if identity != settings.operator_identity {
+            bail!("{} is not the operator: its certificate names {identity}", settings.operator);
+        }
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true);
+        let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Channel(send))
+    };
+    timeout(Duration::from_secs(10), connect)
+        .await
+        .context("connecting to the operator took longer than 10 s")?
 }
 
 /// Keeps the discovery stream up until `stop`, and then reports what has been counted last.
@@ -213,7 +189,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(&mut self, tls: &TlsStore) -> Result<()> {
         let configs = tls.current().context("no certificate yet")?;
-        let operator = Operator::connect(self.settings, Arc::clone(&configs.operator_client)).await?;
+        let operator = connect(self.settings, Arc::clone(&configs.operator_client)).await?;
         let origin = http::Uri::from_static("http://operator.tulle");
         let mut client = DiscoveryClient::with_origin(operator, origin).max_decoding_message_size(16 << 20);
         let (up, messages) = mpsc::channel(64);

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tulle_mesh::proto::SignRequest;
 use tulle_mesh::proto::identity_client::IdentityClient;
 
-use super::client::Operator;
+use super::client::connect;
 use crate::settings::Settings;
 use crate::tls::{Credentials, TlsStore, store};
 
@@ -88,7 +88,7 @@ impl Keeper {
         // Only the key of the request is read: names come from the token.
         let csr = CertificateParams::new(Vec::new())?.serialize_request(&key)?;
         let bootstrap = store::bootstrap(&self.settings.trust_domain, &self.roots);
-        let operator = Operator::connect(&self.settings, Arc::new(bootstrap)).await?;
+        let operator = connect(&self.settings, Arc::new(bootstrap)).await?;
         let origin = http::Uri::from_static("http://operator.tulle");
         let request = SignRequest {
             token: token.trim().to_owned(),

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_mesh::trace::parse_traceparent;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use crate::admit::Client;
@@ -170,26 +171,12 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// The trace of a `traceparent` (W3C Trace Context), if that is valid.
+/// The trace of a `traceparent`, if that is valid.
 fn trace_id(value: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(value).ok()?.trim_matches([' ', '\t']);
-    let mut parts = text.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_hex = |part: &str, digits: usize| {
-        part.len() == digits && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
-    // Later versions may have more parts.
-    let is_whole = version != "00" || parts.next().is_none();
-    let is_valid = is_hex(version, 2)
-        && version != "ff"
-        && is_hex(trace, 32)
-        && !is_zero(trace)
-        && is_hex(parent, 16)
-        && !is_zero(parent)
-        && is_hex(flags, 2)
-        && is_whole;
-    is_valid.then_some(trace)
+    let value = value.trim_ascii();
+    parse_traceparent(value)?;
+    // Its place is the same in every version.
+    std::str::from_utf8(value.get(3..35)?).ok()
 }
 
 /// To a microsecond.

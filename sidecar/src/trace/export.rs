@@ -5,14 +5,12 @@
 //! queue meanwhile is dropped. Runs beside discovery, on its thread, as the user whose connections are not redirected.
 
 use std::error::Error as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use http::Uri;
-use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::client::conn::http2::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -23,6 +21,7 @@ use tulle_mesh::otlp::trace_service_client::TraceServiceClient;
 
 use super::otlp;
 use super::span::Span;
+use crate::channel::Channel;
 use crate::config::ConfigStore;
 use crate::settings::Settings;
 use crate::telemetry::{Limited, Telemetry};
@@ -62,35 +61,15 @@ pub async fn run(
     }
 }
 
-/// An HTTP/2 connection to a collector, as tonic wants it.
-#[derive(Clone)]
-struct Connection(SendRequest<tonic::body::Body>);
-
-impl tower::Service<http::Request<tonic::body::Body>> for Connection {
-    type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
-
-impl Connection {
-    /// Connects to `host:port`; the host is looked up as the pod looks up names.
-    async fn open(collector: &str) -> Result<Self> {
-        let stream = TcpStream::connect(collector).await;
-        let stream = stream.with_context(|| format!("cannot reach {collector}"))?;
-        stream.set_nodelay(true)?;
-        let handshake = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await;
-        let (send, connection) = handshake.with_context(|| format!("{collector} does not speak HTTP/2"))?;
-        tokio::spawn(connection);
-        Ok(Self(send))
-    }
+/// Connects to `host:port`; the host is looked up as the pod looks up names.
+async fn connect(collector: &str) -> Result<Channel> {
+    let stream = TcpStream::connect(collector).await;
+    let stream = stream.with_context(|| format!("cannot reach {collector}"))?;
+    stream.set_nodelay(true)?;
+    let handshake = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await;
+    let (send, connection) = handshake.with_context(|| format!("{collector} does not speak HTTP/2"))?;
+    tokio::spawn(connection);
+    Ok(Channel(send))
 }
 
 /// Why a batch was not taken.
@@ -104,7 +83,7 @@ struct Sender<'a> {
     settings: &'a Settings,
     config: &'a ConfigStore,
     /// To this collector.
-    connection: Option<(Arc<str>, Connection)>,
+    connection: Option<(Arc<str>, Channel)>,
 }
 
 impl Sender<'_> {
@@ -164,7 +143,7 @@ impl Sender<'_> {
                 connection.clone()
             }
             _ => {
-                let opened = Connection::open(collector).await;
+                let opened = connect(collector).await;
                 let opened = opened.map_err(|error| Failed { why: format!("{error:#}"), again: true })?;
                 self.connection = Some((Arc::clone(collector), opened.clone()));
                 opened

@@ -22,7 +22,7 @@ pub enum RouteKind {
 }
 
 impl RouteKind {
-    /// All of them.
+    /// Every kind of route.
     pub const ALL: [Self; 4] = [Self::Grpc, Self::Http, Self::Tls, Self::Tcp];
 
     /// As Kubernetes writes it.

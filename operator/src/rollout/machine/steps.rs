@@ -56,7 +56,7 @@ pub(super) fn sticky(spec: &CanarySpec) -> String {
 }
 
 /// The steps of a Canary, or the default ones.
-pub(super) fn steps(spec: &CanarySpec) -> Vec<Step> {
+pub fn steps(spec: &CanarySpec) -> Vec<Step> {
     if spec.steps.is_empty() { default_steps() } else { spec.steps.clone() }
 }
 
