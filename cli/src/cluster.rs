@@ -43,7 +43,7 @@ pub const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 pub enum Namespaces {
     /// This one.
     One(String),
-    /// All of them.
+    /// All namespaces.
     All,
 }
 
@@ -105,7 +105,7 @@ impl Context {
     /// The client of the API server. A connection that gets no byte for [`READ_TIMEOUT`] breaks.
     ///
     /// # Errors
-    /// There is no usable kubeconfig.
+    /// No kubeconfig was found, or it is invalid.
     pub async fn client(&self) -> Result<Client, CliError> {
         self.client.get_or_try_init(|| self.connection.client(Some(READ_TIMEOUT))).await.cloned()
     }

@@ -152,7 +152,7 @@ pub fn right(message: &str) -> Option<String> {
     Some(format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}} {place}"))
 }
 
-/// An error with its causes, each of them once.
+/// The text of an error followed by its causes, without repetitions.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -63,8 +63,8 @@ checks! {
     CANARIES "T0901" "canaries" "every Canary is valid, and none is stuck";
     DEADLINES "T0902" "canaries" "deadlines are longer than the steps";
     OWNERS "T0903" "canaries" "no other tool undoes a rollout";
-    ROUTES "T1001" "routes" "every route is accepted";
-    CILIUM "T1101" "network" "the network plugin leaves Services' addresses to the sidecar";
+    ROUTES "T0920" "routes" "every route is accepted";
+    CILIUM "T0930" "network" "the network plugin leaves Services' addresses to the sidecar";
 }
 
 /// What a check has found about one thing, or that all is well.

@@ -490,7 +490,7 @@ fn sidecars_that_are_too_old_behind_or_without_a_certificate_are_reported() {
 fn ciliums_socket_load_balancer_is_a_warning_unless_it_leaves_pods_alone() {
     let config = |data: Value| faults(move |facts| facts.cilium = Ok(Some(json!({"data": data}))));
     let found = config(json!({"kube-proxy-replacement": "true"}));
-    assert!(found[0].starts_with("T1101 warning: Cilium replaces Services' addresses"), "{found:?}");
+    assert!(found[0].starts_with("T0930 warning: Cilium replaces Services' addresses"), "{found:?}");
     assert_eq!(config(json!({"bpf-lb-sock": "true"})).len(), 1);
     assert_eq!(config(json!({"kube-proxy-replacement": "false"})), Vec::<String>::new());
     let left = json!({"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "true"});

@@ -59,7 +59,7 @@ pub(super) const REJECTED: Rule = error("T1901", "The API server would reject th
 pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server would warn about the object.");
 pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
 
-/// All of them.
+/// Every rule of `tulle lint`.
 pub(super) const RULES: [Rule; 18] = [
     UNREADABLE,
     UNKNOWN_KIND,

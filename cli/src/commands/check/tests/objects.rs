@@ -98,7 +98,7 @@ fn a_route_that_our_controller_does_not_accept_is_an_error() {
     assert_eq!(
         faults(|facts| facts.routes = Ok(vec![route("tulle.dev/mesh-controller")])),
         [
-            "T1001 error: HTTPRoute shop/web: Accepted is False for parent api: UnsupportedValue: why => kubectl -n shop describe httproute web"
+            "T0920 error: HTTPRoute shop/web: Accepted is False for parent api: UnsupportedValue: why => kubectl -n shop describe httproute web"
         ]
     );
     assert_eq!(faults(|facts| facts.routes = Ok(vec![route("example.com/other")])), Vec::<String>::new());
