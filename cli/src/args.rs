@@ -75,9 +75,9 @@ pub enum Command {
     Install(install::Args),
     /// Bring an installation to the version of this program
     Upgrade(install::UpgradeArgs),
-    /// Remove Tulle in the order that harms nobody
+    /// Remove Tulle in an order that breaks no pod
     Uninstall(uninstall::Args),
-    /// Success rate, requests in a second and latencies of workloads, Services, routes or revisions
+    /// Success rate, requests per second and latencies of workloads, Services, routes or revisions
     Stat(stat::Args),
     /// The busiest connections between workloads, refreshed
     Top(top::Args),

@@ -26,7 +26,7 @@ pub fn millis(ms: Option<f64>) -> String {
     }
 }
 
-/// Something that is counted in a second: `0`, `0.05`, `3.4`, `87`, `1.2k`, `12k`, `3.4M`.
+/// Something that is counted per second: `0`, `0.05`, `3.4`, `87`, `1.2k`, `12k`, `3.4M`.
 pub fn rate(per_second: f64) -> String {
     match per_second {
         rate if rate <= 0.0 => "0".to_owned(),
@@ -41,7 +41,7 @@ pub fn count(count: u64) -> String {
     scaled(count as f64, ["", "k", "M", "G", "T"])
 }
 
-/// Bytes in a second: `512B/s`, `1.2kB/s`.
+/// Bytes per second: `512B/s`, `1.2kB/s`.
 pub fn bytes_per_second(bytes: u64, seconds: u64) -> String {
     let rate = bytes as f64 / seconds.max(1) as f64;
     scaled(rate, ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"])

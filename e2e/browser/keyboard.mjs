@@ -26,7 +26,7 @@ export class Keyboard {
     if (!first.skip || !first.visible) this.complain("the first stop is not a visible link to the content");
     await this.press("Enter");
     const arrived = () => document.activeElement?.id === "main";
-    await this.page.waitForFunction(arrived, undefined, { timeout: 3000 }).catch(() => {
+    await this.page.waitForFunction(arrived, undefined, { timeout: 15_000 }).catch(() => {
       this.complain("the link to the content does not lead there");
     });
     await this.press("Tab");
@@ -178,7 +178,7 @@ export class Keyboard {
       globalThis.old = link;
       return link.getAttribute("href");
     });
-    await this.page.waitForFunction(() => !globalThis.old.isConnected, undefined, { timeout: 25_000 });
+    await this.page.waitForFunction(() => !globalThis.old.isConnected, undefined, { timeout: 60_000 });
     const after = await this.page.evaluate(() => ({
       href: document.activeElement.getAttribute("href"),
       sort: document.querySelector(".ranking th[aria-sort]")?.textContent,

@@ -2,7 +2,7 @@
 //
 // node page.mjs --login URL [--token TOKEN] --shots FOLDER [--modules FOLDER] [--browser PROGRAM] [--paint PATH] [--filter NAME] PATH...
 //
-// In: an address as `tulle dashboard` prints it, with its token, and the paths of views. Out: a screenshot of every view
+// In: an address as `tulle dashboard` prints it, with its key, and the paths of views. Out: a screenshot of every view
 // in light and dark, and one JSON object on standard output: `problems`, a list of sentences, is empty when all is well;
 // `views` and `paint` have figures. Exits with 1 where there are problems, with 2 where it could not look.
 //
@@ -219,7 +219,7 @@ async function paint(browser, path) {
       new PerformanceObserver((list) => {
         list.getEntriesByName("first-contentful-paint").forEach(found);
       }).observe({ type: "paint", buffered: true });
-      setTimeout(() => found(undefined), 9000);
+      setTimeout(() => found(undefined), 30_000);
     });
     const [load] = performance.getEntriesByType("navigation");
     return {

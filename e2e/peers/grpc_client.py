@@ -35,7 +35,8 @@ def load(target, rate):
             got = [int(n) for n in method(channel, "unary_stream", "Count")(b"10 200", timeout=30)]
             failure = None if got == list(range(10)) else f"only {got} arrived"
         except grpc.RpcError as error:
-            failure = f"{error.code().name}: {error.details()}"
+            # Which side ended it, and how: the code of a reset, say.
+            failure = f"{error.code().name} at {time.time():.2f}: {error.debug_error_string()}"
         with lock:
             if not failure:
                 account["ok"] += 1

@@ -56,8 +56,8 @@ enum Command {
     },
     /// Runs the tests: all suites, or one.
     Test {
-        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, seeing, resilience, talk,
-        /// applications, framing, conformance, operations, helm or faults.
+        /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, seeing, browser,
+        /// prometheus, resilience, talk, applications, framing, conformance, operations, helm or faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.
         #[arg(long)]

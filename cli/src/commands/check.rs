@@ -41,7 +41,7 @@ pub enum FailOn {
 /// Options of `tulle check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Before the installation: whether the cluster can have Tulle, and whether you may install it
+    /// Before the installation: whether the cluster can run Tulle, and whether you may install it
     #[arg(long)]
     pub pre: bool,
     /// End with code 3 if a finding is at least this bad

@@ -89,7 +89,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         failed: Notify::new(),
     });
     output::write(&format!("{}\n", page.door.address()))?;
-    crate::exit::note("Open this address in a browser of yours. It shows what you may see. Ctrl-C ends it.");
+    crate::exit::note("Open this address in your browser. It shows what you may see. Ctrl-C ends it.");
     let mut renewal = interval(RENEWAL);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     renewal.tick().await;

@@ -1,4 +1,4 @@
-//! `tulle stat`: success rate, requests in a second and latencies.
+//! `tulle stat`: success rate, requests per second and latencies.
 
 use std::time::Duration;
 
@@ -139,14 +139,8 @@ pub fn window(window: Duration) -> Result<String, CliError> {
 
 /// `namespace/name` of a workload that may lack its namespace.
 fn qualified(workload: &str, namespace: Option<&str>) -> Result<String, CliError> {
-    match (workload.split('/').collect::<Vec<_>>().as_slice(), namespace) {
-        ([name], Some(namespace)) if !name.is_empty() => Ok(format!("{namespace}/{name}")),
-        ([name], None) if !name.is_empty() => {
-            Err(CliError::usage(format!("which namespace is `{name}` in? Say NAMESPACE/{name}")))
-        }
-        ([namespace, name], _) if !namespace.is_empty() && !name.is_empty() => Ok(workload.to_owned()),
-        _ => Err(CliError::usage(format!("`{workload}` is not [NAMESPACE/]WORKLOAD"))),
-    }
+    let (namespace, name) = super::explain::workload(workload, namespace)?;
+    Ok(format!("{namespace}/{name}"))
 }
 
 /// What is missing in counts.

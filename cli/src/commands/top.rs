@@ -51,7 +51,7 @@ fn again(once: bool, terminal: bool) -> bool {
     terminal && !once
 }
 
-/// The edges with the most requests in a second, the busiest first.
+/// The edges with the most requests per second, the busiest first.
 fn busiest(mut edges: Edges, limit: usize) -> Edges {
     edges.edges.sort_by(|a, b| b.golden.rps.total_cmp(&a.golden.rps));
     if limit > 0 {

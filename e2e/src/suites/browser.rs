@@ -107,7 +107,7 @@ fn on_cluster(kube: &Kube) -> Result<()> {
         "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "bad"},
         "spec": {"target": {"kind": "Workload", "selector": {"matchLabels": {"app": "bad"}}}, "mtls": "Strict"}}))?;
-    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the Canary", 60, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
     kube.wait_for("failures to be counted", 60, || {
         let stat = kube.tulle_json(&["-n", &field.namespace, "stat", "workload", "--window", "10m"])?;
         let failures = |name: &str| {

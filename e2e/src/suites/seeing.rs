@@ -135,7 +135,7 @@ fn agrees(field: &TestNamespace<'_>, load: &str, by: &str, name: &str) -> Result
 /// Waits until all sidecars enforce a policy.
 fn enforced(field: &TestNamespace<'_>, policy: &str) -> Result<()> {
     let object = format!("meshpolicy/{policy}");
-    field.kube.wait_for(&format!("{policy} to be enforced"), 30, || {
+    field.kube.wait_for(&format!("{policy} to be enforced"), 60, || {
         let generation = field.get(&object, ".metadata.generation")?;
         let ready =
             |part: &str| field.get(&object, &format!(".status.conditions[?(@.type==\"Ready\")].{part}"));

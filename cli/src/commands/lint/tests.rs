@@ -130,7 +130,7 @@ fn a_byte_order_mark_is_not_part_of_the_text() {
 
 #[test]
 fn below_a_directory_a_bad_file_does_not_hide_the_others() {
-    let directory = std::env::temp_dir().join(format!("tulle-lint-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("tulle-lint-below-{}", std::process::id()));
     fs::create_dir_all(directory.join("below")).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(directory.join(name), bytes).unwrap();
     put("a.yaml", b"\xff\xfe not text");
@@ -332,7 +332,7 @@ fn lists_are_taken_apart_and_directories_are_read_by_name() {
     let kinds: Vec<String> = read(list).documents.iter().map(|one| one.kind().to_owned()).collect();
     assert_eq!(kinds, ["Pod", "Service"]);
 
-    let folder = std::env::temp_dir().join(format!("tulle-lint-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("tulle-lint-names-{}", std::process::id()));
     fs::create_dir_all(folder.join("deep")).unwrap();
     for (file, name) in
         [("b.yml", "b"), ("deep/c.json", "c"), ("a.yaml", "a"), (".d.yaml", "d"), ("e.txt", "e")]

@@ -12,7 +12,7 @@ use crate::suites::namespace::{TestNamespace, deployment};
 pub(super) fn broken(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-see-check")?;
     field.service("web", 1, &[])?;
-    kube.wait_for("a healthy namespace to have no error", 30, || {
+    kube.wait_for("a healthy namespace to have no error", 60, || {
         Ok(kube.tulle_ended(&["-n", &field.namespace, "check"])?.code == exit::FINE)
     })?;
     let healthy = kube.tulle(&["-n", &field.namespace, "check"])?;
@@ -39,7 +39,7 @@ fn finding(field: &TestNamespace<'_>, id: &str) -> Result<Value> {
 /// Waits for a finding, and runs the command that it names.
 fn found(field: &TestNamespace<'_>, id: &str, result: &str, parts: &[&str]) -> Result<String> {
     let mut last = Value::Null;
-    let waited = field.kube.wait_for(&format!("finding {id}"), 40, || {
+    let waited = field.kube.wait_for(&format!("finding {id}"), 60, || {
         last = finding(field, id)?;
         Ok(last["result"] == result && says(last["found"].as_str().unwrap_or(""), parts).is_ok())
     });
@@ -89,7 +89,7 @@ fn policy_without_target(field: &TestNamespace<'_>) -> Result<()> {
     let other = finding(&TestNamespace::plain(field.kube, "t-see-calm")?, "T0801")?;
     ensure!(other.is_null(), "{other}");
     field.kubectl(&["delete", "meshpolicy", "lost"])?;
-    field.kube.wait_for("the finding to go", 30, || Ok(finding(field, "T0801")?.is_null()))
+    field.kube.wait_for("the finding to go", 60, || Ok(finding(field, "T0801")?.is_null()))
 }
 
 fn canary_without_target(field: &TestNamespace<'_>) -> Result<()> {

@@ -70,7 +70,7 @@ fn edge_of_the_load(field: &TestNamespace<'_>) -> Result<()> {
 fn route(field: &TestNamespace<'_>) -> Result<()> {
     let ask = ["-n", &field.namespace, "routes", "web", "--window", WINDOW];
     let name = format!("HTTPRoute/{}/web", field.namespace);
-    field.kube.wait_for("the route in tulle routes", 30, || {
+    field.kube.wait_for("the route in tulle routes", 60, || {
         let routes = field.kube.tulle_json(&ask)?;
         let row = find(&routes["rows"], |row| row["route"] == name.as_str());
         Ok(row["party"]["name"] == "web" && requests(&row) > 0)
@@ -82,7 +82,7 @@ fn edge_of_a_plain_client(field: &TestNamespace<'_>) -> Result<()> {
     let ask = format!("for i in $(seq {PLAIN}); do curl -s -m 8 -o /dev/null http://web/; done");
     field.exec("plain", &["/bin/sh", "-c", &ask])?;
     let mut last = Value::Null;
-    let waited = field.kube.wait_for("the edge of the client without a sidecar", 30, || {
+    let waited = field.kube.wait_for("the edge of the client without a sidecar", 60, || {
         last = edges(field)?;
         let edge = find(&last, |edge| edge["source"]["kind"] == "Plain");
         let web = json!({"namespace": field.namespace, "kind": "Deployment", "name": "web"});

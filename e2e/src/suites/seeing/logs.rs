@@ -149,7 +149,7 @@ fn paths(field: &TestNamespace<'_>, service: &str) -> Result<Vec<String>> {
 /// Waits for the line about a request.
 fn logged(field: &TestNamespace<'_>, service: &str, path: &str) -> Result<Value> {
     let mut found = None;
-    field.kube.wait_for(&format!("a line about {path} in the log of {service}"), 20, || {
+    field.kube.wait_for(&format!("a line about {path} in the log of {service}"), 60, || {
         found = lines(field, service)?.into_iter().find(|line| line["url.path"] == path);
         Ok(found.is_some())
     })?;

@@ -115,7 +115,7 @@ pub(super) fn ranks(kube: &Kube) -> Result<()> {
     field.load("to-bad", "bad:80", 10)?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "good"},
         "spec": {"target": {"kind": "Deployment", "name": "good"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
-    kube.wait_for("the Canary", 30, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the Canary", 60, || Ok(field.get("canary/good", ".status.phase")? == "Stable"))?;
     let page = Page::open(kube, &["-n", &field.namespace])?;
     let cookie = page.enter()?;
     let session = ["-b", cookie.as_str()];

@@ -71,7 +71,7 @@ fn look(field: &TestNamespace<'_>, scratch: &Scratch, pod: &str) -> Result<()> {
         &["inject", "-f", &manifests],
         &["canary", "list"],
         &["canary", "get", "web"],
-        &["canary", "status", "web", "--watch", "--timeout", "20s"],
+        &["canary", "status", "web", "--watch", "--timeout", "60s"],
         &["report", &report],
         &["version"],
         &["completion", "bash"],

@@ -32,12 +32,12 @@ fn looks(kube: &Kube, own: &TestNamespace<'_>, other: &TestNamespace<'_>, config
     says(&refused.stderr, &["hint:", "apiGroups", "tulle-system"])?;
     bind(kube, "tulle-system", BINDING, ("Role", "tulle-portforward"), own)?;
     // The way to the operator alone shows nothing.
-    kube.wait_for("the right to the token to be the one that lacks", 20, || {
+    kube.wait_for("the right to the token to be the one that lacks", 60, || {
         let refused = ask(exit::FAILED, &["-n", &own.namespace])?;
         Ok(says(&refused.stderr, &["hint:", "serviceaccounts/token", &own.namespace]).is_ok())
     })?;
     bind(kube, &own.namespace, "looks", ("ClusterRole", "tulle-namespace-viewer"), own)?;
-    kube.wait_for("the right to take effect", 20, || {
+    kube.wait_for("the right to take effect", 60, || {
         Ok(kube.tulle_ended(&["--kubeconfig", config, "-n", &own.namespace, "stat"])?.code == exit::FINE)
     })?;
     let shown = ask(exit::FINE, &["-n", &own.namespace])?;

@@ -54,7 +54,7 @@ fn watched(field: &TestNamespace<'_>, meanwhile: impl FnOnce() -> Result<()>) ->
 
 /// Without a rollout, actions are refused with the reason, and nothing is written.
 fn at_rest(field: &TestNamespace<'_>) -> Result<()> {
-    let ended = canary(field, exit::FINE, &["status", "web", "--watch", "--timeout", "20s"])?;
+    let ended = canary(field, exit::FINE, &["status", "web", "--watch", "--timeout", "60s"])?;
     says(&ended.stdout, &["no rollout is in progress"])?;
     for action in ["promote", "pause", "resume", "abort", "retry"] {
         let refused = canary(field, exit::FAILED, &[action, "web"])?;

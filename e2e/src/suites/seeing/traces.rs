@@ -240,7 +240,7 @@ fn follows_the_parent(field: &TestNamespace<'_>, collector: &Collector<'_>) -> R
     };
     let (unsampled, unsampled_id, _) = trace("7", "00");
     let (sampled, id, parent) = trace("9", "01");
-    field.kube.wait_for("requests to begin no trace", 30, || {
+    field.kube.wait_for("requests to begin no trace", 60, || {
         Ok(ask(field, "checkout/settling", None)?.is_null())
     })?;
     let seen = ask(field, "checkout/none", None)?;
@@ -250,7 +250,7 @@ fn follows_the_parent(field: &TestNamespace<'_>, collector: &Collector<'_>) -> R
 
     let seen = ask(field, "checkout/sampled", Some(&sampled))?;
     let mut spans = Vec::new();
-    field.kube.wait_for("the spans of the request that is sampled", 30, || {
+    field.kube.wait_for("the spans of the request that is sampled", 60, || {
         spans = collector.trace(&id)?;
         let answered = spans.iter().filter(|span| span["attributes"]["http.response.status_code"] == 200);
         // The client's, and that of the pod that answered.
