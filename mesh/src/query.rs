@@ -51,6 +51,11 @@ impl Paths {
     pub const ACCESS: &'static str = "/api/v1/access";
     /// POST of a MeshPolicy as JSON, answered with [`Diff`].
     pub const DIFF: &'static str = "/api/v1/diff";
+    /// A stream of lines, each a [`Tap`] as JSON, of the sidecars that are connected to this replica; it ends with the
+    /// request. Parameters `namespace`, `name` (of a workload; absent: all of the namespace), `direction` (`inbound` or
+    /// `outbound`), `peer` (`namespace/name`), `method`, `path` (a glob), `status` (`503` or `5xx`), `denied` (`true`),
+    /// `slow` (milliseconds), `header` (repeated), `rate` (events in a second and sidecar, 1 to 100; default 20).
+    pub const TAP: &'static str = "/api/v1/tap";
 }
 
 /// Why a request of the API failed, as the body of every answer whose status is not 200.
@@ -357,4 +362,75 @@ pub struct Diff {
     pub pods: u32,
     /// The edges, those with the most requests first.
     pub rows: Vec<DiffRow>,
+}
+
+/// A line of a tap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Tap {
+    /// The first: it has begun.
+    #[serde(rename_all = "camelCase")]
+    Started {
+        /// Sidecars of this replica that show their requests.
+        sidecars: u64,
+        /// Pods that cannot: their sidecars' builds know no tap.
+        unable: Vec<String>,
+    },
+    /// A request has ended.
+    Request(Box<TapRequest>),
+    /// How many there were since the last line of this kind; sent at least every second.
+    Counts {
+        /// Requests that passed the filter.
+        passed: u64,
+        /// Of these: not shown, for the rate or because a reader was slow.
+        lost: u64,
+    },
+}
+
+/// A request that a sidecar has seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TapRequest {
+    /// When it ended, RFC 3339 with milliseconds.
+    pub time: String,
+    /// `inbound` or `outbound`: of the pod's sidecar.
+    pub direction: String,
+    /// The pod whose sidecar saw it: `namespace/name`.
+    pub pod: String,
+    /// Who sent it.
+    pub source: Party,
+    /// Who serves it.
+    pub destination: Party,
+    /// The method.
+    pub method: String,
+    /// The host as the client named it.
+    pub host: String,
+    /// The path, without its query.
+    pub path: String,
+    /// The status; `None`: the client got none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The status of gRPC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u32>,
+    /// From the head of the request to the end of the answer, in milliseconds.
+    pub latency_ms: f64,
+    /// Whether it travelled under mutual TLS.
+    pub mtls: bool,
+    /// Why it failed, as in metrics: `UpstreamReset`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its route: `HTTPRoute/namespace/name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The revision that served it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// `http1`, `http2`.
+    pub protocol: String,
+    /// How often it was sent.
+    pub attempts: u32,
+    /// Headers of the request that were asked for: name, value.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<(String, String)>,
 }
