@@ -87,7 +87,15 @@ pub struct MeshPolicySpec {
 /// A section of a policy: its name, and whether a policy has it.
 pub type PolicySection = (&'static str, fn(&MeshPolicySpec) -> bool);
 
-/// The sections that apply to calls to Services. The others apply to pods.
+/// The sections that apply to pods. The others, [`CALL_SECTIONS`], apply to calls to Services.
+pub const POD_SECTIONS: [PolicySection; 4] = [
+    ("mtls", |spec| spec.mtls.is_some()),
+    ("access", |spec| spec.access.is_some()),
+    ("limits", |spec| spec.limits.is_some()),
+    ("telemetry", |spec| spec.telemetry.is_some()),
+];
+
+/// The sections that apply to calls to Services. The others, [`POD_SECTIONS`], apply to pods.
 pub const CALL_SECTIONS: [PolicySection; 5] = [
     ("timeout", |spec| spec.timeout.is_some()),
     ("retry", |spec| spec.retry.is_some()),
@@ -97,9 +105,18 @@ pub const CALL_SECTIONS: [PolicySection; 5] = [
 ];
 
 impl MeshPolicySpec {
+    /// The names of the policy's sections that apply to pods.
+    pub fn pod_sections(&self) -> Vec<&'static str> {
+        self.sections_of(&POD_SECTIONS)
+    }
+
     /// The names of the policy's sections that apply to calls to Services.
     pub fn call_sections(&self) -> Vec<&'static str> {
-        CALL_SECTIONS.iter().filter_map(|(name, has)| has(self).then_some(*name)).collect()
+        self.sections_of(&CALL_SECTIONS)
+    }
+
+    fn sections_of(&self, sections: &[PolicySection]) -> Vec<&'static str> {
+        sections.iter().filter_map(|(name, has)| has(self).then_some(*name)).collect()
     }
 }
 

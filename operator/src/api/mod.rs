@@ -46,7 +46,7 @@ use tulle_mesh::query::Paths;
 
 pub use auth::{Authenticator, Caller, Scope};
 pub use handlers::health_of;
-pub use parameters::Parameters;
+pub use parameters::{Parameters, is_name};
 pub use refused::Refused;
 pub use serve::{bind, serve};
 

@@ -33,13 +33,14 @@ impl Parameters {
     /// # Errors
     /// 400.
     pub fn only(self, known: &[&str]) -> Result<Self, Refused> {
-        match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            None => Ok(self),
-            Some((name, _)) => Err(Refused::bad_request(format!(
-                "unknown parameter {name:?}; there are {}",
-                known.join(", ")
-            ))),
-        }
+        let Some((name, _)) = self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
+            return Ok(self);
+        };
+        let remedy = match known {
+            [] => "this path has none".to_owned(),
+            _ => format!("there are {}", known.join(", ")),
+        };
+        Err(Refused::bad_request(format!("unknown parameter {name:?}; {remedy}")))
     }
 
     /// All values of a parameter that may be repeated.
@@ -151,14 +152,18 @@ impl Parameters {
     }
 }
 
-/// Checks a name. Names stand in hints that people paste into a shell, so nothing else gets there.
-pub(super) fn valid_name<'a>(parameter: &str, value: &'a str) -> Result<&'a str, Refused> {
+/// Whether a text can be the name of an object in Kubernetes. Names stand in hints that people paste into a shell, so
+/// nothing else gets there.
+pub fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-');
     let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = value.as_bytes();
-    let valid =
-        bytes.len() <= 253 && bytes.iter().copied().all(allowed) && ends(bytes.first()) && ends(bytes.last());
-    valid.then_some(value).ok_or_else(|| {
+    let bytes = text.as_bytes();
+    bytes.len() <= 253 && bytes.iter().copied().all(allowed) && ends(bytes.first()) && ends(bytes.last())
+}
+
+/// Checks a name.
+pub(super) fn valid_name<'a>(parameter: &str, value: &'a str) -> Result<&'a str, Refused> {
+    is_name(value).then_some(value).ok_or_else(|| {
         Refused::bad_request(format!(
             "{parameter} is {value:?}, which is not a name: expected a-z, 0-9, - and ., as in shop"
         ))
@@ -205,6 +210,8 @@ mod tests {
     fn a_misspelt_parameter_is_named_with_those_that_exist() {
         let message = error(parameters("widnow=60").only(&["namespace", "window"]));
         assert_eq!(message, "unknown parameter \"widnow\"; there are namespace, window");
+        let message = error(parameters("window=60").only(&[]));
+        assert_eq!(message, "unknown parameter \"window\"; this path has none");
     }
 
     #[test]

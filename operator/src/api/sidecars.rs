@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use tulle_mesh::query::{Party, Sidecar, Sidecars};
+use tulle_mesh::query::{Sidecar, Sidecars};
 
 use crate::discovery::SidecarState;
 use crate::model::{Model, Pod};
@@ -25,7 +25,7 @@ fn sidecar(pod: &Pod, state: Option<SidecarState>, now: Instant) -> Sidecar {
     let known = Sidecar {
         namespace: pod.namespace.to_string(),
         pod: pod.name.to_string(),
-        workload: workload_of(pod),
+        workload: pod.party(),
         ..Sidecar::default()
     };
     let Some(state) = state else { return known };
@@ -41,18 +41,11 @@ fn sidecar(pod: &Pod, state: Option<SidecarState>, now: Instant) -> Sidecar {
     }
 }
 
-/// The workload of a pod; the pod itself where it has none.
-fn workload_of(pod: &Pod) -> Party {
-    let (kind, name) = match &pod.workload {
-        Some(workload) => (workload.kind.name(), &workload.name),
-        None => ("Pod", &pod.name),
-    };
-    Party { namespace: pod.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tulle_mesh::query::Party;
 
     use super::*;
     use crate::model::tests::{pod, shop};
@@ -114,9 +107,6 @@ mod tests {
     #[test]
     fn a_pod_without_a_workload_is_its_own() {
         let lone = Pod { workload: None, ..pod("a", "10.1.0.1", "r1") };
-        assert_eq!(
-            workload_of(&lone),
-            Party { namespace: "shop".into(), kind: "Pod".into(), name: "a".into() }
-        );
+        assert_eq!(lone.party(), Party { namespace: "shop".into(), kind: "Pod".into(), name: "a".into() });
     }
 }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{Html, IntoResponse, Response};
 use maud::Markup;
 use tokio::sync::Semaphore;
@@ -13,12 +14,12 @@ use tulle_crds::Canary;
 use tulle_mesh::query::By;
 
 use crate::api::sidecars::sidecars;
-use crate::api::{Api, Caller, Parameters, Refused, Scope, health_of, turn};
+use crate::api::{Api, Authenticated, Caller, Parameters, Refused, Scope, health_of, is_name, turn};
 use crate::model::Key;
 use crate::telemetry::query::{self, StatQuery};
 
 use super::look::{Wanted, look};
-use super::ranking::{Ranking, with_idle, workloads};
+use super::ranking::Ranking;
 use super::words::Window;
 use super::{health as health_page, layout, protect};
 
@@ -59,21 +60,25 @@ impl IntoResponse for Failed {
 /// What a handler returns.
 type Answer = Result<Shown, Failed>;
 
-/// Somebody with a valid token.
-struct Viewer {
+/// Somebody with a valid token. As an argument of a handler, it refuses everybody else with a page.
+pub struct Viewer {
     caller: Arc<Caller>,
     /// The namespace that is shown; `None`: all.
     only: Option<String>,
 }
 
-async fn viewer(api: &Api, headers: &HeaderMap) -> Result<Viewer, Failed> {
-    let caller = api.authenticator.caller(headers).await?;
-    let only = match (api.sees(&caller, None).await, &caller.scope) {
-        (Ok(()), _) => None,
-        (Err(_), Some(Scope::Namespace(own))) => Some(own.clone()),
-        (Err(refused), _) => return Err(refused.into()),
-    };
-    Ok(Viewer { caller, only })
+impl FromRequestParts<Api> for Viewer {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Failed> {
+        let Authenticated(caller) = Authenticated::from_request_parts(parts, api).await?;
+        let only = match (api.sees(&caller, None).await, &caller.scope) {
+            (Ok(()), _) => None,
+            (Err(_), Some(Scope::Namespace(own))) => Some(own.clone()),
+            (Err(refused), _) => return Err(refused.into()),
+        };
+        Ok(Self { caller, only })
+    }
 }
 
 /// A parameter of a form: one that was left empty is not there.
@@ -83,8 +88,7 @@ fn field(parameters: &Parameters, name: &str) -> Option<String> {
 
 /// A name of Kubernetes. Others are refused before a hint for a shell is made with them.
 fn name(text: String) -> Result<String, Failed> {
-    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
-    match !text.is_empty() && text.len() <= 253 && text.bytes().all(known) {
+    match is_name(&text) {
         true => Ok(text),
         false => Err(not_found("This address has a name that no object in Kubernetes can have.")),
     }
@@ -95,8 +99,7 @@ fn not_found(text: impl Into<String>) -> Failed {
 }
 
 /// `/`.
-pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: HeaderMap) -> Answer {
-    let viewer = viewer(&api, &headers).await?;
+pub async fn ranking(State(api): State<Api>, viewer: Viewer, parameters: Parameters) -> Answer {
     let namespace = field(&parameters, "namespace").map(name).transpose()?;
     if let Some(namespace) = &namespace {
         api.sees(&viewer.caller, Some(namespace)).await?;
@@ -108,12 +111,7 @@ pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: He
         let sum = api.aggregates.sum(window.seconds(), now(), |id| query::concerns(id, shown.as_deref()));
         let wanted =
             StatQuery { by: By::Workload, namespace: shown.clone(), name: None, from: None, to: None };
-        let stat = {
-            let model = api.hub.model();
-            let mut stat = query::stat(&sum, &model, &wanted);
-            with_idle(&mut stat, workloads(&model, shown.as_deref()));
-            stat
-        };
+        let stat = query::stat(&sum, &api.hub.model(), &wanted);
         Ok(super::ranking::ranking(&Ranking {
             stat: &stat,
             window,
@@ -129,11 +127,10 @@ pub async fn ranking(State(api): State<Api>, parameters: Parameters, headers: He
 /// `/workload/{namespace}/{name}`.
 pub async fn workload(
     State(api): State<Api>,
+    viewer: Viewer,
     Path((namespace, workload)): Path<(String, String)>,
     parameters: Parameters,
-    headers: HeaderMap,
 ) -> Answer {
-    let viewer = viewer(&api, &headers).await?;
     let (namespace, workload) = (name(namespace)?, name(workload)?);
     api.sees(&viewer.caller, Some(&namespace)).await?;
     let window = Window::parse(parameters.all("window").next());
@@ -163,8 +160,7 @@ pub async fn workload(
 }
 
 /// `/canaries`.
-pub async fn canaries(State(api): State<Api>, headers: HeaderMap) -> Answer {
-    let viewer = viewer(&api, &headers).await?;
+pub async fn canaries(State(api): State<Api>, viewer: Viewer) -> Answer {
     compute(&Arc::clone(&api.turns), move || {
         let only = viewer.only.as_deref();
         let wanted = |key: &Key| only.is_none_or(|only| only == &*key.0);
@@ -181,21 +177,19 @@ pub async fn canaries(State(api): State<Api>, headers: HeaderMap) -> Answer {
 /// `/canary/{namespace}/{name}`.
 pub async fn canary(
     State(api): State<Api>,
+    viewer: Viewer,
     Path((namespace, canary)): Path<(String, String)>,
-    headers: HeaderMap,
 ) -> Answer {
-    let viewer = viewer(&api, &headers).await?;
     let (namespace, canary) = (name(namespace)?, name(canary)?);
     api.sees(&viewer.caller, Some(&namespace)).await?;
-    let wanted = |key: &Key| *key.0 == *namespace && *key.1 == *canary;
-    let found = api.hub.model().canaries().find(|(key, _)| wanted(key)).map(|(_, found)| found.clone());
+    let wanted: Key = (namespace.as_str().into(), canary.as_str().into());
+    let found = api.hub.model().canary(&wanted).cloned();
     let found = found.ok_or_else(|| not_found(format!("There is no Canary {namespace}/{canary}.")))?;
     Ok(Shown(super::canary::canary(&found, viewer.only.as_deref())))
 }
 
 /// `/health`.
-pub async fn health(State(api): State<Api>, headers: HeaderMap) -> Answer {
-    let viewer = viewer(&api, &headers).await?;
+pub async fn health(State(api): State<Api>, viewer: Viewer) -> Answer {
     compute(&Arc::clone(&api.turns), move || {
         let only = viewer.only.as_deref();
         let health = health_of(&api);
@@ -222,7 +216,7 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::header;
+    use axum::http::{HeaderMap, header};
 
     use super::*;
 

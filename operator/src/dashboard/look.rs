@@ -23,15 +23,6 @@ pub struct Wanted {
     pub kind: Option<String>,
 }
 
-/// The workload that a pod belongs to: the pod itself where it has none.
-pub fn party_of(pod: &Pod) -> Party {
-    let (kind, name) = match &pod.workload {
-        Some(workload) => (workload.kind.name(), &workload.name),
-        None => ("Pod", &pod.name),
-    };
-    Party { namespace: pod.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() }
-}
-
 /// What the page shows; `None`: neither has such a workload pods, nor was anything counted for it. `sidecars` are those
 /// of its namespace.
 pub fn look(
@@ -51,16 +42,16 @@ pub fn look(
     let by = |by| StatQuery { by, namespace: None, name: None, from: None, to: None };
     let here = StatQuery { namespace: Some(namespace.clone()), name: Some(name.clone()), ..by(By::Workload) };
     let counted = query::stat(sum, model, &here).rows.into_iter().find(|row| is_wanted(&row.party));
-    let pods: Vec<&Pod> = model.pods().filter(|pod| !pod.finished && is_wanted(&party_of(pod))).collect();
+    let pods: Vec<&Pod> = model.pods().filter(|pod| !pod.finished && is_wanted(&pod.party())).collect();
     let me = match (&counted, pods.first()) {
         (Some(row), _) => row.party.clone(),
-        (None, Some(pod)) => party_of(pod),
+        (None, Some(pod)) => pod.party(),
         (None, None) => {
             let kind = kind_in(model, namespace, name, kind.as_deref())?;
             Party { namespace: namespace.clone(), kind: kind.name().to_owned(), name: name.clone() }
         }
     };
-    let pods: Vec<&Pod> = pods.into_iter().filter(|pod| party_of(pod) == me).collect();
+    let pods: Vec<&Pod> = pods.into_iter().filter(|pod| pod.party() == me).collect();
     let key = key_of(&me);
     let services = key.as_ref().and_then(|key| model.workload(key)).map(|seen| seen.services);
     let edges = query::edges(sum, model, Some(namespace)).edges;
@@ -110,14 +101,7 @@ fn policies(model: &Model, namespace: &str, pods: &[&Pod]) -> Vec<PolicyRow> {
 
 fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
     let spec = &policy.spec;
-    let of_pods = [
-        ("mtls", spec.mtls.is_some()),
-        ("access", spec.access.is_some()),
-        ("limits", spec.limits.is_some()),
-        ("telemetry", spec.telemetry.is_some()),
-    ];
-    let mut sections: Vec<&'static str> =
-        of_pods.into_iter().filter_map(|(name, has)| has.then_some(name)).collect();
+    let mut sections = spec.pod_sections();
     sections.extend(spec.call_sections());
     let status = policy.status.as_ref();
     let ready = status.and_then(|status| status.conditions.iter().find(|c| c.type_ == "Ready"));

@@ -1,15 +1,10 @@
 //! `/`: workloads, the worst first. A plain table, because two thousand rows must show at once.
 
-use std::collections::{BTreeMap, HashSet};
-
 use maud::{Markup, html};
 use tulle_crds::keys;
-use tulle_mesh::query::{Meshed, Party, Stat, StatRow};
-
-use crate::model::Model;
+use tulle_mesh::query::{Stat, StatRow};
 
 use super::layout::{Page, View, form, notes, page};
-use super::look::party_of;
 use super::words::{NONE, State, Window, address, count, encode, latency, percent, rate, scoped};
 
 /// What the ranking shows.
@@ -27,34 +22,6 @@ pub struct Ranking<'a> {
     pub only: Option<&'a str>,
     /// Sidecars that are connected.
     pub sidecars: u32,
-}
-
-/// Adds a row for each workload that has served nothing in the window, after all others: a service that is expected
-/// here and not found is a question that the page must answer.
-pub fn with_idle(stat: &mut Stat, workloads: BTreeMap<Party, Meshed>) {
-    let served: HashSet<&Party> = stat.rows.iter().map(|row| &row.party).collect();
-    let idle: Vec<StatRow> = workloads
-        .into_iter()
-        .filter(|(party, _)| !served.contains(party))
-        .map(|(party, meshed)| StatRow { party, meshed: Some(meshed), ..StatRow::default() })
-        .collect();
-    stat.rows.extend(idle);
-}
-
-/// The workloads that belong to the mesh: those with a sidecar in some pod, and those in namespaces that ask for one.
-pub fn workloads(model: &Model, namespace: Option<&str>) -> BTreeMap<Party, Meshed> {
-    let without: HashSet<_> = model.uninjected_pods().into_iter().map(|pod| pod.uid).collect();
-    let mut found = BTreeMap::new();
-    for pod in model.pods().filter(|pod| !pod.finished && !pod.terminating) {
-        let elsewhere = namespace.is_some_and(|namespace| namespace != &*pod.namespace);
-        if elsewhere || !(pod.injected || without.contains(&pod.uid)) {
-            continue;
-        }
-        let meshed: &mut Meshed = found.entry(party_of(pod)).or_default();
-        meshed.of += 1;
-        meshed.with += u32::from(pod.injected);
-    }
-    found
 }
 
 /// The page.
@@ -201,7 +168,7 @@ fn workload(row: &StatRow, window: Window) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tulle_mesh::query::{Golden, Reason};
+    use tulle_mesh::query::{Golden, Meshed, Party, Reason};
 
     fn row(name: &str, requests: u64) -> StatRow {
         StatRow {
@@ -267,13 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn workloads_without_requests_come_last_and_once() {
-        let mut stat = Stat { window: 60, lost: 0, rows: vec![row("web", 1)] };
-        let party = |name: &str| row(name, 0).party;
-        let meshed = Meshed { with: 0, of: 1 };
-        with_idle(&mut stat, [(party("web"), meshed), (party("api"), meshed)].into());
-        let names: Vec<&str> = stat.rows.iter().map(|row| row.party.name.as_str()).collect();
-        assert_eq!(names, ["web", "api"]);
-        assert!(shown(&stat, |_| {}).contains(">no sidecar<"));
+    fn a_workload_whose_pods_have_no_sidecar_says_so() {
+        let meshed = Some(Meshed { with: 0, of: 1 });
+        let rows = vec![StatRow { meshed, golden: Golden::default(), ..row("api", 0) }];
+        let text = shown(&Stat { window: 60, lost: 0, rows }, |_| {});
+        assert!(text.contains(">no sidecar<") && text.contains("0/1"), "{text}");
     }
 }

@@ -125,8 +125,7 @@ fn servers_named<'a>(model: &'a Model, namespace: &str, name: &str) -> Vec<&'a P
         return of_workload;
     }
     let wanted: Key = (namespace.into(), name.into());
-    let service = model.services().find(|(key, _)| **key == wanted);
-    let Some((_, service)) = service else { return Vec::new() };
+    let Some(service) = model.service(&wanted) else { return Vec::new() };
     model.pods().filter(|pod| *pod.namespace == *namespace && !pod.finished && service.selects(pod)).collect()
 }
 
@@ -134,22 +133,12 @@ fn servers_named<'a>(model: &'a Model, namespace: &str, name: &str) -> Vec<&'a P
 pub(super) fn workloads<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<Party, Vec<&'a Pod>> {
     let mut found: BTreeMap<Party, Vec<&'a Pod>> = BTreeMap::new();
     for pod in pods.filter(|pod| !pod.finished) {
-        found.entry(party_of(pod)).or_default().push(pod);
+        found.entry(pod.party()).or_default().push(pod);
     }
     for pods in found.values_mut() {
         pods.sort_by(|one, other| one.name.cmp(&other.name));
     }
     found
-}
-
-fn party_of(pod: &Pod) -> Party {
-    let namespace = pod.namespace.to_string();
-    match &pod.workload {
-        Some(workload) => {
-            Party { namespace, kind: workload.kind.name().to_owned(), name: workload.name.to_string() }
-        }
-        None => Party { namespace, kind: "Pod".to_owned(), name: pod.name.to_string() },
-    }
 }
 
 /// A series and what was counted for it.
@@ -165,13 +154,8 @@ impl<'a> Inbound<'a> {
         // They are in order, the reporter first.
         for series in sum.series.chunk_by(|(one, _), (other, _)| one.reporter == other.reporter) {
             let Some((first, _)) = series.first() else { continue };
-            let party = Party {
-                namespace: first.reporter.namespace.to_string(),
-                kind: first.reporter.kind.to_string(),
-                name: first.reporter.workload.to_string(),
-            };
             let inbound = series.iter().filter(|(id, _)| id.direction == Direction::Inbound);
-            found.entry(party).or_default().extend(inbound.map(|(id, counts)| (id, counts)));
+            found.entry(first.reporter.party()).or_default().extend(inbound.map(|(id, counts)| (id, counts)));
         }
         Self(found)
     }
@@ -411,7 +395,7 @@ fn selector(model: &Model, party: &Party, pods: &[&Pod]) -> Option<BTreeMap<Stri
         let mut selected = model
             .pods()
             .filter(|pod| *pod.namespace == *party.namespace && !pod.finished && pod.matches(labels));
-        selected.all(|pod| party_of(pod) == *party)
+        selected.all(|pod| pod.party() == *party)
     };
     let naming = NAMING.iter().filter_map(|name| shared.get_key_value(*name));
     for (name, value) in naming.chain(&shared) {

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_crds::{AccessRule, AccessSpec, MeshPolicy, MtlsMode, PolicyMode, TargetKind};
+use tulle_crds::{AccessRule, AccessSpec, MeshPolicy, MtlsMode, PolicyMode};
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto;
 use tulle_mesh::query::{Diff, DiffRow, Edge, Party};
 
 use super::access::{Inbound, client_of, count, names, workloads};
 use super::{is_meshed, words};
-use crate::model::{Key, Model, Pod};
+use crate::model::{Key, Model, Pod, specificity};
 use crate::telemetry::history::{Counts, SeriesId, Sum};
 
 /// How sure a rule matches what is known.
@@ -91,9 +91,12 @@ struct Deciding {
 impl Deciding {
     fn of(model: &Model, key: &Key, policy: &MeshPolicy, pod: &Pod) -> Self {
         let holds = |has: fn(&MeshPolicy) -> bool| {
-            let rivals = model.policies().filter(|(other, _)| *other != key && other.0 == key.0);
-            let mut rivals = rivals.filter(|(other, rival)| {
-                has(rival) && rival.spec.mode == PolicyMode::Enforce && model.selects(other, rival, pod)
+            // Only what holds of a rival counts: its newest version may have been refused.
+            let mut rivals = model.by_age(&key.0).filter(|(other, rival)| {
+                *other != key
+                    && has(rival)
+                    && rival.spec.mode == PolicyMode::Enforce
+                    && model.selects(other, rival, pod)
             });
             has(policy) && !rivals.any(|rival| outranks(model, rival, (key, policy)))
         };
@@ -111,13 +114,12 @@ fn outranks(
     (rival_key, rival): (&Key, &MeshPolicy),
     (key, policy): (&Key, &MeshPolicy),
 ) -> bool {
-    let narrow = |policy: &MeshPolicy| policy.spec.target.kind != TargetKind::Namespace;
-    if narrow(rival) != narrow(policy) {
-        return narrow(rival);
+    let (one, other) = (specificity(rival), specificity(policy));
+    if one != other {
+        return one > other;
     }
-    let existing = model.policies().find(|(other, _)| *other == key).map(|(_, existing)| existing);
     let age = |policy: &MeshPolicy| policy.metadata.creation_timestamp.clone();
-    existing.is_none_or(|existing| (age(rival), rival_key) < (age(existing), key))
+    model.policy(key).is_none_or(|existing| (age(rival), rival_key) < (age(existing), key))
 }
 
 /// What becomes of an edge, and why. `None`: it goes on. `access`: compiled, and as it is written.

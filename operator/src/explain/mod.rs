@@ -167,7 +167,7 @@ impl<'a> Client<'a> {
 
 /// What the client dials.
 struct Dialled<'a> {
-    key: &'a Key,
+    key: Key,
     port: &'a ServicePort,
     /// `None`: the Service is headless, and its pods are dialled.
     address: Option<SocketAddr>,
@@ -182,8 +182,8 @@ impl<'a> Dialled<'a> {
             None => (text, None),
         };
         let (namespace, name) = name.split_once('/').ok_or_else(malformed)?;
-        let wanted: Key = (namespace.into(), name.into());
-        let Some((key, service)) = model.services().find(|(key, _)| **key == wanted) else {
+        let key: Key = (namespace.into(), name.into());
+        let Some(service) = model.service(&key) else {
             return Err(format!("there is no Service {name} in namespace {namespace}"));
         };
         let has = || {

@@ -86,7 +86,7 @@ pub(super) fn address(world: &World<'_>, trace: &mut Trace) -> Result<Option<pro
         Some(Body::Route(proto::Route { kind: Some(Kind::Service(service)) })) => Some(service),
         _ => None,
     };
-    let key = dialled.key;
+    let key = &dialled.key;
     match found.filter(|found| *found.namespace == *key.0 && *found.name == *key.1) {
         Some(found) => {
             trace.pass("address", dialled.object(), format!("the client dials {address}"));
@@ -494,7 +494,7 @@ fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) ->
         return (String::new(), String::new());
     };
     let name = words::object(words::route_kind(reference.kind()), object);
-    let Some(kind) = RouteKind::ALL.into_iter().find(|kind| kind.proto() == reference.kind()) else {
+    let Some(kind) = RouteKind::of(reference.kind()) else {
         return (name, String::new());
     };
     let key =

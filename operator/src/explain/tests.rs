@@ -85,7 +85,7 @@ fn at(port: u16, ip: &str) -> Service {
 /// Service `shop/web` with a change.
 fn change_service(model: &mut Model, change: impl FnOnce(&mut Service)) {
     let wanted = key("shop", "web");
-    let mut service = model.services().find(|(key, _)| **key == wanted).unwrap().1.clone();
+    let mut service = model.service(&wanted).unwrap().clone();
     change(&mut service);
     model.apply_service(wanted, service);
 }
@@ -584,4 +584,22 @@ fn a_policy_that_another_one_overrules_would_deny_nothing() {
     let of_web = |row: &tulle_mesh::query::DiffRow| row.edge.destination.name == "web";
     assert!(!diff(&model, &last_hour(), &wide).rows.iter().any(of_web), "the narrower holds");
     assert_eq!(diff(&model, &last_hour(), &web("older", nobody)).rows.len(), 3, "its own next version");
+}
+
+#[test]
+fn a_policy_that_is_refused_overrules_only_by_what_holds_instead_of_it() {
+    let refused = json!({"mtls": "Permissive", "access": {"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]}});
+    let nobody = web("younger", json!({"access": {"allow": []}}));
+    // It was never valid: it admits nobody, and its section mtls is not in force.
+    let mut model = world();
+    apply(&mut model, web("refused", refused.clone()));
+    let plain = ("Plain".to_owned(), "denied".to_owned(), 7);
+    assert_eq!(denied(&model, &web("younger", json!({"mtls": "Strict"}))), [plain]);
+    assert_eq!(diff(&model, &last_hour(), &nobody).pods, 0, "the older admits nobody already");
+    // Its last valid version has no section access.
+    let mut model = world();
+    apply(&mut model, web("refused", json!({"mtls": "Permissive"})));
+    apply(&mut model, web("refused", refused));
+    assert_eq!(diff(&model, &last_hour(), &nobody).rows.len(), 3);
+    assert!(denied(&model, &web("younger", json!({"mtls": "Strict"}))).is_empty(), "the older holds");
 }

@@ -1,10 +1,11 @@
 //! Objects and rules in words.
 
 use tulle_crds::{AccessRule, AccessSpec, Caller};
+use tulle_mesh::proto;
 use tulle_mesh::proto::value_match::Type;
-use tulle_mesh::proto::{self, RouteKind};
 
 use crate::model::Model;
+use crate::model::gateway::RouteKind;
 
 /// An object as stages name it: `MeshPolicy/shop/payments`.
 pub(super) fn object(kind: &str, object: &proto::ObjectRef) -> String {
@@ -17,14 +18,8 @@ pub(super) fn policy(policy: Option<&proto::ObjectRef>) -> String {
 }
 
 /// A kind of route, as Kubernetes writes it.
-pub(super) fn route_kind(kind: RouteKind) -> &'static str {
-    match kind {
-        RouteKind::Http => "HTTPRoute",
-        RouteKind::Grpc => "GRPCRoute",
-        RouteKind::Tls => "TLSRoute",
-        RouteKind::Tcp => "TCPRoute",
-        RouteKind::Unspecified => "Route",
-    }
+pub(super) fn route_kind(kind: proto::RouteKind) -> &'static str {
+    RouteKind::of(kind).map_or("Route", RouteKind::name)
 }
 
 /// A time, in the largest unit that it is a whole number of.
@@ -46,7 +41,7 @@ pub(super) fn percent(permyriad: u32) -> String {
 /// The access section that a compiled one was made of. `None`: that version of the policy is not there any more.
 pub(super) fn written<'a>(model: &'a Model, access: &proto::Access) -> Option<&'a AccessSpec> {
     let from = access.policy.as_ref()?;
-    let (_, policy) = model.policies().find(|(key, _)| *key.0 == *from.namespace && *key.1 == *from.name)?;
+    let policy = model.policy(&(from.namespace.as_str().into(), from.name.as_str().into()))?;
     let same = policy.metadata.generation.unwrap_or_default() == from.generation
         && policy.metadata.uid.as_deref().unwrap_or_default() == from.uid;
     policy.spec.access.as_ref().filter(|_| same)

@@ -35,6 +35,7 @@ pub use address::Collision;
 pub use object::{
     Distribution, Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
 };
+pub(crate) use policy::specificity;
 pub use policy::{PolicyReport, Verdict};
 pub use rollout::{PodSeen, WorkloadSeen};
 pub use routes::{EndpointsName, NotEndpoints};
@@ -42,7 +43,6 @@ pub use sections::Sections;
 pub use selection::Unreadable;
 pub use split::{Dialled, NO_SPLIT, SharedAddress, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
-pub use traffic::has_pod_sections;
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};
 
@@ -287,6 +287,11 @@ impl Model {
         self.pods.values()
     }
 
+    /// A Service.
+    pub fn service(&self, key: &Key) -> Option<&Service> {
+        self.services.get(key)
+    }
+
     /// All Services.
     pub fn services(&self) -> impl Iterator<Item = (&Key, &Service)> {
         self.services.iter()
@@ -377,7 +382,12 @@ impl Model {
         retain_other(&mut self.slices_by_service, &(Arc::clone(&key.0), old.service), key);
     }
 
-    /// All policies.
+    /// A policy, in its newest version.
+    pub fn policy(&self, key: &Key) -> Option<&MeshPolicy> {
+        self.policies.get(key)
+    }
+
+    /// All policies, in their newest versions. Of one that is invalid an earlier version may be in force.
     pub fn policies(&self) -> impl Iterator<Item = (&Key, &MeshPolicy)> {
         self.policies.iter()
     }
@@ -438,6 +448,11 @@ impl Model {
         let from: Key = (Arc::clone(namespace), "".into());
         let namespace = Arc::clone(namespace);
         self.services.range(from..).take_while(move |(key, _)| key.0 == namespace)
+    }
+
+    /// A Canary.
+    pub fn canary(&self, key: &Key) -> Option<&Canary> {
+        self.canaries.get(key)
     }
 
     /// All Canaries.

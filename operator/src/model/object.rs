@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tulle_crds::{WorkloadKind, keys};
+use tulle_mesh::query::Party;
 
 /// A namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,6 +109,15 @@ impl Pod {
     /// Whether it carries all of these labels.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         labels.iter().all(|(key, value)| self.label(key) == Some(value))
+    }
+
+    /// The workload that it belongs to, as answers name it: the pod itself where it has none.
+    pub fn party(&self) -> Party {
+        let (kind, name) = match &self.workload {
+            Some(workload) => (workload.kind.name(), &workload.name),
+            None => ("Pod", &self.name),
+        };
+        Party { namespace: self.namespace.to_string(), kind: kind.to_owned(), name: name.to_string() }
     }
 
     /// Whether it waits behind our gate.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_crds::{
-    AccessLog, Caller, InvalidValue, MeshPolicy, MtlsMode, PolicyMode, PolicySection, TargetKind,
+    AccessLog, Caller, InvalidValue, MeshPolicy, MtlsMode, POD_SECTIONS, PolicyMode, TargetKind,
 };
 use tulle_mesh::policy::{Access, RuleError};
 use tulle_mesh::proto;
@@ -39,14 +39,6 @@ pub enum Verdict {
     TargetNotFound(String),
 }
 
-/// The sections about pods.
-const SECTIONS: [PolicySection; 4] = [
-    ("mtls", |spec| spec.mtls.is_some()),
-    ("access", |spec| spec.access.is_some()),
-    ("limits", |spec| spec.limits.is_some()),
-    ("telemetry", |spec| spec.telemetry.is_some()),
-];
-
 /// Why a version of a policy is not in force.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unenforceable {
@@ -59,7 +51,7 @@ pub(super) enum Unenforceable {
 }
 
 /// How narrow a target is; more is narrower.
-pub(super) fn specificity(policy: &MeshPolicy) -> u8 {
+pub(crate) fn specificity(policy: &MeshPolicy) -> u8 {
     match policy.spec.target.kind {
         TargetKind::Namespace => 0,
         TargetKind::Service | TargetKind::Workload => 1,
@@ -245,7 +237,7 @@ impl Model {
             return Verdict::TargetNotFound(format!("there is no Service {name} in namespace {}", key.0));
         }
         for pod in pods {
-            for (name, has) in SECTIONS {
+            for (name, has) in POD_SECTIONS {
                 // What is only tried does not stand in the way of what is enforced.
                 let rival =
                     |candidate: &MeshPolicy| has(&candidate.spec) && candidate.spec.mode == policy.spec.mode;

@@ -231,7 +231,7 @@ impl Model {
     }
 
     /// The policies of a namespace that hold, the oldest first.
-    pub(super) fn by_age(&self, namespace: &str) -> impl Iterator<Item = (&Key, &MeshPolicy)> {
+    pub(crate) fn by_age(&self, namespace: &str) -> impl Iterator<Item = (&Key, &MeshPolicy)> {
         let keys = self.ordered.get(namespace).into_iter().flatten();
         keys.filter_map(|key| Some((key, &self.in_force.get(key)?.policy)))
     }

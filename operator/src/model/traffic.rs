@@ -18,11 +18,6 @@ use tulle_mesh::proto;
 use super::policy::{reference, specificity};
 use super::{Key, Model};
 
-/// Whether a policy has sections about pods.
-pub fn has_pod_sections(spec: &MeshPolicySpec) -> bool {
-    spec.mtls.is_some() || spec.access.is_some() || spec.limits.is_some() || spec.telemetry.is_some()
-}
-
 /// Takes out of a policy all sections but those that decide who is let in.
 pub(super) fn remove_traffic(spec: &mut MeshPolicySpec) {
     spec.limits = None;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tulle_crds::{MeshPolicy, MeshPolicySpec, MeshPolicyStatus, TargetKind, reason, set_condition};
 
 use crate::discovery::{AckTracker, ClientAcknowledgement};
-use crate::model::{Key, Model, Verdict, access_summary, has_pod_sections, target_name};
+use crate::model::{Key, Model, Verdict, access_summary, target_name};
 
 /// Names of sidecars that a message tells at most.
 const NAMED: usize = 3;
@@ -45,7 +45,7 @@ impl Progress {
             acks.policy_clients(model, (key, uid, generation), &addresses)
         });
         let mut progress = Self { workloads: pods.len(), clients, uncalled, ..Self::default() };
-        if progress.clients.is_some() && !has_pod_sections(&policy.spec) {
+        if progress.clients.is_some() && policy.spec.pod_sections().is_empty() {
             return progress;
         }
         // Where a narrower policy decides, there is no section of this one to acknowledge.
@@ -133,7 +133,7 @@ fn condition(spec: &MeshPolicySpec, verdict: &Verdict, progress: &Progress) -> (
         Verdict::Accepted => {
             let misplaced = misplaced(spec).or_else(|| progress.uncalled.clone());
             let Some(misplaced) = misplaced else { return acknowledged(progress) };
-            if !has_pod_sections(spec) {
+            if spec.pod_sections().is_empty() {
                 return (false, reason::INVALID, misplaced);
             }
             let (ready, reason, message) = acknowledged(progress);
@@ -322,7 +322,7 @@ mod tests {
         let spec = serde_json::json!({"target": {"kind": "Namespace"}, "telemetry": {"accessLog": "Errors"}});
         let spec = serde_json::from_value(spec).unwrap();
         assert_eq!(sections_summary(&spec).as_deref(), Some("telemetry"));
-        assert!(has_pod_sections(&spec));
+        assert_eq!(spec.pod_sections(), ["telemetry"]);
     }
 
     #[test]

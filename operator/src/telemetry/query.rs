@@ -197,7 +197,7 @@ fn meshed(model: &Model, by: By) -> BTreeMap<RowId, Meshed> {
     }
     for pod in model.pods().filter(|pod| !pod.finished) {
         let revision = (by == By::Revision).then(|| pod.revision().to_owned());
-        let row = RowId { party: reporter(pod).party(), route: None, revision };
+        let row = RowId { party: pod.party(), route: None, revision };
         let count = meshed.entry(row).or_default();
         count.of += 1;
         count.with += u32::from(pod.injected);

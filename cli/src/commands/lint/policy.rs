@@ -164,9 +164,7 @@ fn empty_sections(spec: &MeshPolicySpec, found: &mut Vec<Found>) {
             .filter(|(is_empty, _)| *is_empty)
             .map(|(_, message)| Found::new(CONTRADICTION, message)),
     );
-    let sections =
-        [spec.mtls.is_some(), spec.access.is_some(), spec.limits.is_some(), spec.telemetry.is_some()];
-    if !sections.contains(&true) && spec.call_sections().is_empty() {
+    if spec.pod_sections().is_empty() && spec.call_sections().is_empty() {
         found.push(Found::new(NO_EFFECT, "the policy has no section, so it changes nothing"));
     }
 }

@@ -45,6 +45,11 @@ impl RouteKind {
         }
     }
 
+    /// The kind that a resource names. `None`: one that this build does not know.
+    pub fn of(kind: proto::RouteKind) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.proto() == kind)
+    }
+
     /// The name of a route of this kind in a [`proto::Stamp`]: routes of two kinds may have the same name.
     pub fn stamped(self, name: &str) -> String {
         format!("{}/{name}", self.name())
