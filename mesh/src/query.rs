@@ -268,7 +268,7 @@ pub struct Health {
     pub history: u64,
     /// Series that it holds, and how many it takes.
     pub series: u32,
-    /// How many it takes; beyond, reports are not kept.
+    /// How many it takes. Beyond, counts of further series are summed up as `_OTHER`.
     pub max_series: u32,
 }
 
@@ -336,7 +336,7 @@ pub struct AccessRow {
 pub struct Access {
     /// The rows.
     pub rows: Vec<AccessRow>,
-    /// The least policies that the traffic of the last hours needs, as MeshPolicies in Shadow mode.
+    /// The least policies that the traffic of the last hour needs, as MeshPolicies in Shadow mode.
     pub suggested: Vec<serde_json::Value>,
     /// Whether there are more: ask for one namespace or workload.
     pub truncated: bool,

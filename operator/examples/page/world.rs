@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tulle_crds::{WorkloadKind, keys};
 use tulle_mesh::proto::{ResourceType, Stamp, stamp};
+use tulle_mesh::reason::Reason;
 use tulle_operator::discovery::{AckTracker, SidecarEvent, Stamps};
 use tulle_operator::model::object::ServicePort;
 use tulle_operator::model::{Model, Namespace, Pod, Service, Workload, WorkloadKey};
@@ -44,7 +45,7 @@ const CALLS: [Calls; 7] = [
         server: "checkout",
         requests: 400,
         failures: 12,
-        reason: "AttemptTimeout",
+        reason: Reason::UpstreamTimeout.name(),
         micros: 42_000,
         route: "HTTPRoute/shop/checkout",
     },
@@ -71,7 +72,7 @@ const CALLS: [Calls; 7] = [
         server: "payments",
         requests: 390,
         failures: 11,
-        reason: "UpstreamReset",
+        reason: Reason::UpstreamReset.name(),
         micros: 30_000,
         route: "",
     },
@@ -98,7 +99,7 @@ const CALLS: [Calls; 7] = [
         server: "orders",
         requests: 40,
         failures: 1,
-        reason: "AccessDenied",
+        reason: Reason::PolicyDenied.name(),
         micros: 1_100_000,
         route: "",
     },
@@ -255,12 +256,16 @@ pub fn count(history: &mut History, workloads: u32, time: i64) {
             protocol: "http1".into(),
             ..SeriesId::other(reporter_of(SHOP, server), Direction::Inbound, false)
         };
-        history.add(plain, &counts(requests, requests / 400, "AttemptTimeout", 55_000, time), time);
+        history.add(
+            plain,
+            &counts(requests, requests / 400, Reason::UpstreamTimeout.name(), 55_000, time),
+            time,
+        );
     }
     for number in 0..workloads {
         let (namespace, name) = many(number);
         let failures = u64::from(number % 97 == 0);
-        let counts = counts(5 + u64::from(number % 50), failures, "UpstreamReset", 2_000, time);
+        let counts = counts(5 + u64::from(number % 50), failures, Reason::UpstreamReset.name(), 2_000, time);
         let inbound = SeriesId {
             namespace: namespace.as_str().into(),
             peer: "client".into(),

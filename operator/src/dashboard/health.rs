@@ -113,7 +113,7 @@ fn findings(view: &MeshHealth<'_>, attention: usize) -> Vec<String> {
     }
     if *max_series > 0 && f64::from(*series) >= NEARLY_FULL * f64::from(*max_series) {
         found.push(format!(
-            "The history holds {series} of at most {max_series} series; reports beyond are not kept."
+            "The history holds {series} of at most {max_series} series; counts of further series are summed up as _OTHER."
         ));
     }
     if attention > 0 {

@@ -9,6 +9,8 @@ use tulle_mesh::proto::series_key::Direction;
 use tulle_mesh::proto::{ReasonCount, SeriesCounts, SeriesKey, TelemetryReport};
 use tulle_mesh::reason::Reason;
 
+use crate::telemetry::counts::{CLASSES, OTHER};
+
 /// Requests or attempts that one report may count of a destination: nobody makes a sum that no other can add
 /// to.
 const MAX_COUNT: u64 = 100_000_000;
@@ -18,14 +20,10 @@ const MAX_SERIES: usize = 2_000;
 const MAX_KEYS: usize = 2_048;
 /// Bytes that one report may count of a series.
 const MAX_BYTES: u64 = 1 << 50;
-/// Classes of status.
-const CLASSES: usize = 8;
 /// Reasons of failures that one report may count of a series.
 const MAX_REASONS: usize = 64;
 /// Characters of a name of Kubernetes.
 const MAX_NAME: usize = 253;
-/// Whose counts a sidecar may not report, or has no room for.
-const OTHER: &str = "_OTHER";
 /// Characters of a reason.
 const MAX_REASON: usize = 256;
 /// Characters of a revision, as of any label value of Kubernetes.

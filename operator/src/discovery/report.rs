@@ -7,6 +7,8 @@ use tulle_mesh::proto::{
     Ack, Features, Nack, RelayMessage, ResourceName, ResourceType, Stamp, TelemetryReport, relay_message,
 };
 
+use super::bounds;
+
 /// A resource by type and name.
 pub type Name = (i32, Arc<str>);
 
@@ -71,10 +73,7 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
     let (message, stamps) = match report {
         SidecarEvent::Connected => (relay_message::Message::Connected(true), nothing),
         SidecarEvent::Gone => (relay_message::Message::Connected(false), nothing),
-        SidecarEvent::Version(version) => {
-            let (pod_uid, version) = (pod_uid.to_owned(), version.to_string());
-            return RelayMessage { pod_uid, version, ..Default::default() };
-        }
+        SidecarEvent::Version(version) => (relay_message::Message::Version(version.to_string()), nothing),
         // As its report has said it, without a number: nothing is counted.
         SidecarEvent::CertificateEnds(certificate_not_after_unix) => {
             let report = TelemetryReport { certificate_not_after_unix, ..Default::default() };
@@ -113,6 +112,8 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
     Some(match message {
         relay_message::Message::Connected(true) => SidecarEvent::Connected,
         relay_message::Message::Connected(false) => SidecarEvent::Gone,
+        relay_message::Message::Version(version) if version.is_empty() => return None,
+        relay_message::Message::Version(version) => SidecarEvent::Version(bounds::version(&version)),
         relay_message::Message::Lacks(Features { names }) => {
             SidecarEvent::Lacks(features_where(|feature| names.iter().any(|name| name == feature)))
         }
@@ -134,6 +135,8 @@ pub fn certificate_of(report: &TelemetryReport) -> Option<SidecarEvent> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
@@ -153,6 +156,7 @@ mod tests {
         for report in [
             SidecarEvent::Connected,
             SidecarEvent::Gone,
+            SidecarEvent::Version("0.13.0".into()),
             SidecarEvent::CertificateEnds(1_700_000_000),
             SidecarEvent::Lacks(vec![features::LIMITS_V1]),
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
@@ -163,7 +167,12 @@ mod tests {
             let sent = message("u", report.clone());
             assert_eq!(report_of(sent.message.unwrap(), sent.stamps), Some(report));
         }
-        let version = message("u", SidecarEvent::Version("0.13.0".into()));
-        assert_eq!((version.message, version.version.as_str()), (None, "0.13.0"));
+    }
+
+    /// Builds whose messages have the version beside the oneof read and send the same bytes.
+    #[test]
+    fn a_version_is_on_the_wire_as_it_was_for_earlier_replicas() {
+        let sent = message("u", SidecarEvent::Version("0.13.0".into()));
+        assert_eq!(sent.encode_to_vec(), b"\x0a\x01u\x5a\x060.13.0");
     }
 }

@@ -267,12 +267,7 @@ impl Relay for Services {
                             let streams = mine.entry(uid.clone()).or_default();
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
-                        let report = match message {
-                            Some(message) => report_of(message, relayed.stamps),
-                            None if relayed.version.is_empty() => None,
-                            None => Some(SidecarEvent::Version(bounds::version(&relayed.version))),
-                        };
-                        if let Some(report) = report {
+                        if let Some(report) = message.and_then(|message| report_of(message, relayed.stamps)) {
                             services.acks.relayed(&uid, report);
                         }
                     }

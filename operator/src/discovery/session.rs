@@ -340,17 +340,23 @@ impl Session {
     /// Takes out of a report what is not believed. Returns how much that was.
     fn bound(&self, report: &mut TelemetryReport, state: &State) -> usize {
         let sent = || state.subscribed.values().filter_map(|subscription| subscription.sent.as_deref());
+        let stamps = || sent().flat_map(|shared| shared.stamps.iter());
         let services = sent().filter_map(|shared| shared.compiled.counted_as.as_ref());
-        let canaries = sent().flat_map(|shared| shared.stamps.iter());
-        let canaries = canaries.filter(|stamp| stamp.kind() == stamp::Kind::Canary);
+        let canaries = stamps().filter(|stamp| stamp.kind() == stamp::Kind::Canary);
         let exists = |namespace: &str, name: &str| self.hub.model().has_service(namespace, name);
+        // Each is looked for where the report names one: many reports have no keys, and count nothing.
         let subjects = Subjects {
             exists: &exists,
-            services: services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
-            canaries: canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
-            // Looked for where one is named for the first time.
+            services: match report.keys.is_empty() && report.counts.is_empty() {
+                true => HashSet::new(),
+                false => services.map(|(namespace, name)| (namespace.as_str(), name.as_str())).collect(),
+            },
+            canaries: match report.attempts.is_empty() {
+                true => HashSet::new(),
+                false => canaries.map(|stamp| (stamp.namespace.as_str(), stamp.name.as_str())).collect(),
+            },
             routes: match report.keys.iter().any(|key| !key.route.is_empty()) {
-                true => sent().flat_map(|shared| shared.stamps.iter()).filter_map(route_of).collect(),
+                true => stamps().filter_map(route_of).collect(),
                 false => HashSet::new(),
             },
         };

@@ -93,7 +93,7 @@ pub fn reporter_of(model: &Model, pod_uid: &str) -> Option<Reporter> {
 pub struct Aggregates {
     // Never locked together with the history: a caller may hold either.
     inner: Mutex<Inner>,
-    history: Arc<Mutex<History>>,
+    history: Mutex<History>,
 }
 
 #[derive(Debug, Default)]
