@@ -210,7 +210,6 @@ fn answers(client: &Client, settings: &Arc<Settings>, health: &Health, authority
         aggregates: Arc::clone(&health.aggregates),
         leadership: health.leadership.clone(),
         authority: Arc::clone(authority),
-        client: client.clone(),
         settings: Arc::clone(settings),
         authenticator: Arc::new(Authenticator::new(client.clone(), &settings.namespace)),
         turns: api::turn::turns(),

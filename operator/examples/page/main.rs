@@ -62,8 +62,7 @@ async fn start(workloads: u32) -> Result<String> {
         aggregates: Arc::clone(&aggregates),
         leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
         authority: Arc::new(Authority::generate("cluster.local").context("cannot make a root")?.0),
-        authenticator: Arc::new(Authenticator::new(client.clone(), "tulle-system")),
-        client,
+        authenticator: Arc::new(Authenticator::new(client, "tulle-system")),
         settings: Arc::new(Settings::try_parse_from(arguments)?),
         turns: tulle_operator::api::turn::turns(),
     };
