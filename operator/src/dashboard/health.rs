@@ -117,11 +117,13 @@ fn findings(view: &MeshHealth<'_>, attention: usize) -> Vec<String> {
         ));
     }
     if attention > 0 {
-        found.push(format!("{attention} sidecars are disconnected, behind, refuse something, or have a certificate that ends soon."));
+        found.push(format!(
+            "Sidecars that are disconnected or behind, refuse a resource, or have a certificate that ends soon: {attention}."
+        ));
     }
     if !view.sidecars.without.is_empty() {
         found.push(format!(
-            "{} pods have no sidecar although their namespace asks for one.",
+            "Pods without a sidecar although their namespace asks for one: {}.",
             view.sidecars.without.len()
         ));
     }
@@ -180,8 +182,8 @@ mod tests {
         for part in [
             "does not lead",
             "1d 0h left",
-            "1 sidecars are disconnected",
-            "1 pods have no sidecar",
+            "certificate that ends soon: 1.",
+            "although their namespace asks for one: 1.",
             "web-0",
             "shop/&lt;b&gt;old",
             "tulle pods -n shop",

@@ -155,7 +155,7 @@ pub fn notes(window: Window, covered: u64, lost: u64) -> Markup {
     html! {
         @if covered < window.seconds() {
             p.note {
-                "The history begins " (duration(covered)) " ago, so these numbers cover less than "
+                "The history began " (duration(covered)) " ago, so these numbers cover less than "
                 (window.name()) "."
             }
         }

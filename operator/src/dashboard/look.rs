@@ -95,8 +95,11 @@ fn key_of(party: &Party) -> Option<WorkloadKey> {
 
 fn policies(model: &Model, namespace: &str, pods: &[&Pod]) -> Vec<PolicyRow> {
     let here = model.policies().filter(|(key, _)| &*key.0 == namespace);
-    let applying = here.filter(|(key, policy)| pods.iter().any(|pod| model.selects(key, policy, pod)));
-    applying.map(|(key, policy)| policy_row(key, policy)).collect()
+    // Of a policy whose newest version is refused an earlier one may be in force, with another target.
+    let applies = |key: &Key, policy: &MeshPolicy| {
+        pods.iter().any(|pod| model.selects(key, policy, pod) || model.is_selected(key, &pod.uid))
+    };
+    here.filter(|(key, policy)| applies(key, policy)).map(|(key, policy)| policy_row(key, policy)).collect()
 }
 
 fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
@@ -129,8 +132,10 @@ fn canary_line(key: &Key, canary: &Canary) -> CanaryLine {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::model::tests::{pod, shop};
+    use crate::model::tests::{key, pod, policy, shop};
 
     fn found(name: &str, kind: Option<&str>) -> Option<Workload<'static>> {
         let model = shop(&[pod("a", "10.1.0.1", "r1")]);
@@ -148,6 +153,22 @@ mod tests {
         assert_eq!(view.me.kind, "Deployment");
         let pods: Vec<&str> = view.pods.iter().map(|pod| pod.pod.as_str()).collect();
         assert_eq!(pods, ["a"]);
+    }
+
+    #[test]
+    fn a_policy_is_listed_while_an_earlier_version_of_it_is_in_force() {
+        let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        let target = |name: &str| json!({"kind": "Service", "name": name});
+        let valid = json!({"target": target("web"), "mtls": "Strict"});
+        let range = json!({"deny": [{"from": [{"cidr": "10.0.0.0/99"}]}]});
+        model.apply_policy(key("shop", "p"), policy("p", 1, valid));
+        model.apply_policy(
+            key("shop", "p"),
+            policy("p", 1, json!({"target": target("gone"), "access": range})),
+        );
+        let pods: Vec<&Pod> = model.pods().collect();
+        let names: Vec<String> = policies(&model, "shop", &pods).into_iter().map(|row| row.name).collect();
+        assert_eq!(names, ["p"]);
     }
 
     #[test]

@@ -78,8 +78,8 @@ fn rows(view: &Ranking<'_>) -> Markup {
             div.scroll tabindex="0" role="region" aria-label="Workloads" {
                 table.ranking {
                     caption {
-                        (count(rows.len() as u64)) " workloads in " (view.window.name())
-                        ": failures in a second first, then requests"
+                        "Workloads in the last " (view.window.name()) ": " (count(rows.len() as u64))
+                        ". Those with the most failures come first, then those with the most requests."
                     }
                     (head())
                     tbody { @for row in &rows { (workload(row, view.window)) } }
@@ -106,7 +106,7 @@ fn nothing(view: &Ranking<'_>) -> String {
     let covered = view.stat.window;
     if covered < view.window.seconds() {
         return format!(
-            "No requests{place} yet: the history of this operator begins {} ago.",
+            "No requests{place} yet: the history of this operator began {} ago.",
             super::words::duration(covered)
         );
     }
@@ -218,7 +218,7 @@ mod tests {
         assert!(shown(&none, |view| view.sidecars = 0).contains("No sidecar is connected"));
         assert!(shown(&none, |_| {}).contains("No requests in the last 1m"));
         let young = Stat { window: 20, ..Stat::default() };
-        assert!(shown(&young, |_| {}).contains("begins 20s ago"));
+        assert!(shown(&young, |_| {}).contains("began 20s ago"));
         let stat = Stat { window: 60, lost: 0, rows: vec![row("web", 1)] };
         let text = shown(&stat, |view| view.name = Some("api"));
         assert!(text.contains("None of the 1 workloads matches this filter"), "{text}");

@@ -6,7 +6,7 @@ use tulle_mesh::query::{Golden, Meshed, Party, StatRow};
 
 /// Stands where there is no value.
 pub const NONE: &str = "–";
-/// Below this part of successful requests a workload is called failing.
+/// Below this part of successful requests, or of successful opaque connections, a workload is called failing.
 const FAILING: f64 = 0.99;
 /// From this 99th percentile on a workload is called slow, in milliseconds.
 const SLOW_MS: f64 = 1_000.0;
@@ -58,7 +58,7 @@ impl Window {
 /// How a workload does, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Too many requests fail.
+    /// Too many requests or opaque connections fail.
     Failing,
     /// Its requests take long.
     Slow,
@@ -73,12 +73,13 @@ pub enum State {
 impl State {
     /// The state of a row.
     pub fn of(row: &StatRow) -> Self {
-        let Golden { requests, connections, success, p99_ms, .. } = row.golden;
+        let Golden { requests, connections, failed_connections, success, p99_ms, .. } = row.golden;
         if requests == 0 && connections == 0 {
             let without = row.meshed.is_some_and(|Meshed { with, of }| with == 0 && of > 0);
             return if without { Self::NoSidecar } else { Self::Idle };
         }
-        if success.is_some_and(|success| success < FAILING) {
+        let connected = (connections > 0).then(|| 1.0 - failed_connections as f64 / connections as f64);
+        if [success, connected].into_iter().flatten().any(|part| part < FAILING) {
             Self::Failing
         } else if p99_ms.is_some_and(|p99| p99 >= SLOW_MS) {
             Self::Slow
@@ -298,6 +299,11 @@ mod tests {
         assert_eq!(State::of(&row(100, Some(1.0), Some(2_000.0))), State::Slow);
         assert_eq!(State::of(&row(100, Some(1.0), Some(20.0))), State::Ok);
         assert_eq!(State::of(&row(0, None, None)), State::Idle);
+        let opaque = |failed_connections| StatRow {
+            golden: Golden { connections: 100, failed_connections, ..Golden::default() },
+            ..StatRow::default()
+        };
+        assert_eq!([State::of(&opaque(1)), State::of(&opaque(2))], [State::Ok, State::Failing]);
         let bare = StatRow { meshed: Some(Meshed { with: 0, of: 2 }), ..row(0, None, None) };
         assert_eq!(State::of(&bare), State::NoSidecar);
     }

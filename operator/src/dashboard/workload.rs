@@ -88,7 +88,7 @@ impl Workload<'_> {
         }
         if self.covered < self.window.seconds() {
             return format!(
-                "No traffic yet: the history of this operator begins {} ago.",
+                "No traffic yet: the history of this operator began {} ago.",
                 duration(self.covered)
             );
         }
@@ -229,11 +229,11 @@ fn charts(timeline: &Timeline) -> [Chart; 3] {
 fn failures(golden: &Golden, window: Window) -> Markup {
     html! {
         @if golden.reasons.is_empty() {
-            p.empty { "No request has failed in the last " (window.name()) "." }
+            p.empty { "No request and no connection has failed in the last " (window.name()) "." }
         } @else {
             table {
                 caption { "Failures in the last " (window.name()) " by reason" }
-                thead { tr { th scope="col" { "Reason" } th.number scope="col" { "Requests" } } }
+                thead { tr { th scope="col" { "Reason" } th.number scope="col" { "Failures" } } }
                 tbody {
                     @for reason in &golden.reasons {
                         tr {
@@ -327,7 +327,7 @@ fn pods(with: &[Sidecar], without: &[String], now: i64) -> Markup {
 fn policies(rows: &[PolicyRow]) -> Markup {
     html! {
         @if rows.is_empty() {
-            p.empty { "No MeshPolicy applies to this workload; the defaults of MeshConfig do." }
+            p.empty { "No MeshPolicy selects a pod of this workload, so the defaults of MeshConfig hold." }
         } @else {
             table {
                 caption { "Policies that apply to this workload" }
@@ -402,7 +402,7 @@ mod tests {
         let quiet = Workload { timeline: Timeline::default(), row: StatRow::default(), ..view() };
         assert!(workload(&quiet).into_string().contains("No traffic in the last 1m."));
         let young = Workload { covered: 20, ..quiet.clone() };
-        assert!(workload(&young).into_string().contains("begins 20s ago"));
+        assert!(workload(&young).into_string().contains("began 20s ago"));
         let lost =
             Workload { pods: vec![Sidecar { connected: false, ..Sidecar::default() }], ..quiet.clone() };
         assert!(workload(&lost).into_string().contains("No sidecar of this workload is connected"));

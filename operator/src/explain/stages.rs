@@ -48,10 +48,8 @@ pub(super) struct Target {
 pub(super) fn source(world: &World<'_>, trace: &mut Trace) {
     let client = &world.client;
     let (namespace, pod) = (&client.pod.namespace, client.pod);
-    let object = match &pod.workload {
-        Some(workload) => format!("{}/{namespace}/{}", workload.kind.name(), workload.name),
-        None => format!("Pod/{namespace}/{}", pod.name),
-    };
+    let party = pod.party();
+    let object = format!("{}/{namespace}/{}", party.kind, party.name);
     let account = format!("{namespace}/{}", pod.service_account);
     match client.with {
         0 => trace.pass("source", object, "the client has no sidecar, so it has no identity"),
@@ -180,7 +178,13 @@ pub(super) fn route(
         } else {
             "its sidecar closes the connection (RouteNone)"
         };
-        let because = format!("no rule takes it: {}", failing(rules, None, &asked));
+        let because = match failing(rules, None, &asked) {
+            _ if kind == proto::RouteKind::Tls && is_http => {
+                "a TLSRoute takes connections that begin with TLS, and this one begins with HTTP".to_owned()
+            }
+            reasons if reasons.is_empty() => "the route has no rule that could take it".to_owned(),
+            reasons => format!("no rule takes it: {reasons}"),
+        };
         return Err(trace.stop("route", first_route(rules), because, answer));
     };
     let (object, waiting) = route_of(world, rules, rule);

@@ -226,7 +226,7 @@ impl Model {
     }
 
     /// Whether the version of a policy that holds selects a pod.
-    pub(super) fn is_selected(&self, key: &Key, uid: &str) -> bool {
+    pub(crate) fn is_selected(&self, key: &Key, uid: &str) -> bool {
         self.selected.get(key).is_some_and(|selected| selected.contains(uid))
     }
 

@@ -103,7 +103,7 @@ pub(crate) fn canary(status: serde_json::Value) -> Canary {
     .unwrap()
 }
 
-pub(super) fn policy(name: &str, age: u32, spec: serde_json::Value) -> MeshPolicy {
+pub(crate) fn policy(name: &str, age: u32, spec: serde_json::Value) -> MeshPolicy {
     serde_json::from_value(json!({
         "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "spec": spec,
         "metadata": {"name": name, "namespace": "shop", "creationTimestamp": format!("2026-01-01T00:00:{age:02}Z")},
