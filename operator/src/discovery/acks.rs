@@ -256,16 +256,7 @@ impl AckTracker {
         let mut awaited = BTreeSet::new();
         for (here, other) in [(&*own, &*relayed), (&*relayed, &*own)] {
             for (uid, name) in here.by_canary.get(canary).into_iter().flatten() {
-                let Some(pod) = here.concerned(model, uid, other) else { continue };
-                let Some(sidecar) = here.by_pod.get(uid) else { continue };
-                let anew = other.by_pod.get(uid).and_then(|sidecar| sidecar.resources.get(name));
-                if sidecar.streams == 0 && anew.is_some_and(|known| known.acked.is_some()) {
-                    // It has said so to another replica since.
-                    continue;
-                }
-                let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else {
-                    continue;
-                };
+                let Some((pod, known)) = here.reported(model, other, (uid, name)) else { continue };
                 let enforced = known
                     .acked
                     .as_deref()
@@ -405,6 +396,24 @@ impl Sidecars {
         let lost = self.by_pod.get(uid).is_none_or(|sidecar| sidecar.streams == 0);
         let elsewhere = other.by_pod.get(uid).is_some_and(Sidecar::has_restated);
         (!lost || !(elsewhere || pod.terminating)).then_some(pod)
+    }
+
+    /// What a sidecar that counts has reported of a resource, and its pod. `None`: nothing, nothing that still counts, or
+    /// another replica has had its acknowledgement since.
+    fn reported<'a>(
+        &'a self,
+        model: &'a Model,
+        other: &Self,
+        (uid, name): (&str, &Name),
+    ) -> Option<(&'a Pod, &'a Known)> {
+        let pod = self.concerned(model, uid, other)?;
+        let sidecar = self.by_pod.get(uid)?;
+        let anew = other.by_pod.get(uid).and_then(|sidecar| sidecar.resources.get(name));
+        if sidecar.streams == 0 && anew.is_some_and(|known| known.acked.is_some()) {
+            return None;
+        }
+        let known = sidecar.resources.get(name).filter(|known| !known.is_over())?;
+        Some((pod, known))
     }
 
     fn forget_lost(&mut self, model: &Model, other: &Self) {

@@ -83,14 +83,7 @@ impl Sidecars {
         let carrying = self.by_policy.get(version.policy).into_iter().flatten();
         let concerned: HashSet<&(Arc<str>, Name)> = dialling.chain(carrying).collect();
         for (uid, name) in concerned {
-            let Some(pod) = self.concerned(model, uid, other) else { continue };
-            let Some(sidecar) = self.by_pod.get(uid) else { continue };
-            let anew = other.by_pod.get(uid).and_then(|sidecar| sidecar.resources.get(name));
-            if sidecar.streams == 0 && anew.is_some_and(|known| known.acked.is_some()) {
-                // It has said so to another replica since.
-                continue;
-            }
-            let Some(known) = sidecar.resources.get(name).filter(|known| !known.is_over()) else { continue };
+            let Some((pod, known)) = self.reported(model, other, (uid, name)) else { continue };
             let client = clients.entry(Arc::clone(uid)).or_default();
             let Version { policy, uid, generation } = version;
             if !known.enforces(policy, uid, generation) || known.enforces_another(policy, uid, generation) {

@@ -88,15 +88,7 @@ impl Sidecars {
         holders: &mut BTreeMap<Arc<str>, Holder>,
     ) {
         for (pod_uid, name) in self.by_route.get(route).into_iter().flatten() {
-            let Some(pod) = self.concerned(model, pod_uid, other) else { continue };
-            let Some(sidecar) = self.by_pod.get(pod_uid) else { continue };
-            let anew = other.by_pod.get(pod_uid).and_then(|sidecar| sidecar.resources.get(name));
-            if sidecar.streams == 0 && anew.is_some_and(|known| known.acked.is_some()) {
-                // It has said so to another replica since.
-                continue;
-            }
-            let known = sidecar.resources.get(name).filter(|known| !known.is_over());
-            let Some(known) = known else { continue };
+            let Some((pod, known)) = self.reported(model, other, (pod_uid, name)) else { continue };
             let holder = holders.entry(Arc::clone(pod_uid)).or_default();
             if known.enforces_route(route, uid, generation) {
                 holder.last = holder.last.max(known.acked_at);

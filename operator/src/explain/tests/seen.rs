@@ -56,14 +56,19 @@ fn where_a_rule_as_it_was_written_is_gone_no_namespace_is_named() {
     assert_eq!(words::peer(&peer, None), "namespaces by label");
 }
 
-/// A Service of namespace `billing` with one pod, which a route of `shop/web` leads to.
-fn with_billing(model: &mut Model) {
-    let billing = Pod {
+/// A pod of another namespace.
+fn of_billing() -> Pod {
+    Pod {
         namespace: "billing".into(),
         service_account: "ledger".into(),
         workload: None,
         ..pod("ledger-1", "10.1.0.7", "r1")
-    };
+    }
+}
+
+/// A Service of namespace `billing` with one pod, which a route of `shop/web` leads to.
+fn with_billing(model: &mut Model) {
+    let billing = of_billing();
     model.apply_pod(billing.clone());
     model.apply_service(key("billing", "ledger"), at(80, "10.96.0.7"));
     let ports = vec![("http".into(), 8080)];
@@ -100,12 +105,7 @@ fn an_explanation_ends_where_a_route_leads_to_a_namespace_that_may_not_be_seen()
 #[test]
 fn a_pod_of_another_namespace_behind_a_slice_is_not_looked_at() {
     let mut model = world();
-    let billing = Pod {
-        namespace: "billing".into(),
-        service_account: "ledger".into(),
-        workload: None,
-        ..pod("ledger-1", "10.1.0.7", "r1")
-    };
+    let billing = of_billing();
     model.apply_pod(billing.clone());
     let slice = |endpoints| Slice { service: "web".into(), ports: vec![("http".into(), 8080)], endpoints };
     model.apply_slice(key("shop", "web-1"), slice(vec![ready(&billing)]));
