@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::lease::Leadership;
 use crate::model::{Uninjected, UninjectedPod};
+use crate::status::recorder;
 use crate::watch::Hub;
 
 /// Time between two looks at the pods.
@@ -23,8 +24,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Warns once per pod and reason, while this replica leads. Never returns.
 pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
-    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-    let recorder = Recorder::new(client, reporter);
+    let recorder = recorder(client);
     let mut reported: HashSet<(Arc<str>, Uninjected)> = HashSet::new();
     loop {
         sleep(LOOK_EVERY).await;

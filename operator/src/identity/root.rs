@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::api::PostParams;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client, Resource as _};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -26,6 +26,7 @@ use tulle_crds::MeshConfig;
 
 use super::authority::{Authority, SECRET};
 use crate::lease::Leadership;
+use crate::status::recorder;
 use crate::watch::Hub;
 
 /// Annotation of MeshConfig mesh that allows a new root although the mesh had one.
@@ -210,8 +211,7 @@ pub async fn watch(
     leadership: watch::Receiver<Leadership>,
     state: watch::Sender<Option<RootState>>,
 ) {
-    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = recorder(client.clone());
     loop {
         if leadership.borrow().mine {
             match read(&client, &namespace).await {

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::recorder;
 use crate::lease::Leadership;
 use crate::model::Key;
 use crate::watch::Hub;
@@ -34,8 +35,7 @@ struct Collision {
 
 /// Warns once per collision, while this replica leads. Never returns.
 pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Leadership>) {
-    let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-    let recorder = Recorder::new(client, reporter);
+    let recorder = recorder(client);
     let mut reported = HashSet::new();
     loop {
         sleep(LOOK_EVERY).await;

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -50,6 +51,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_AT_ALL: Duration = Duration::from_secs(30);
 /// Changes of the model within this time cause one look.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// Writes events in the name of the operator.
+pub(crate) fn recorder(client: Client) -> Recorder {
+    Recorder::new(client, Reporter { controller: "tulle-operator".to_owned(), instance: None })
+}
 
 /// Keeps the statuses current while this replica leads. Never returns.
 pub async fn run(

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::model::gateway::RouteKey;
+use crate::status::recorder;
 use crate::watch::gateway::resource;
 
 /// Events that wait. Beyond that they are dropped: the condition says the same.
@@ -72,8 +73,7 @@ pub async fn run(client: Client, mut queued: mpsc::Receiver<Rejection>) {
         let Rejection { key, reason, message, .. } = &rejection;
         tracing::warn!(route = %key, reason, message);
         // One recorder per event: it would merge those of the same reason, and show the first message only.
-        let reporter = Reporter { controller: "tulle-operator".to_owned(), instance: None };
-        let recorder = Recorder::new(client.clone(), reporter);
+        let recorder = recorder(client.clone());
         match timeout(WRITE_TIMEOUT, recorder.publish(&event(&rejection), &about(&rejection))).await {
             Ok(Ok(())) => {}
             failed => tracing::debug!(route = %key, ?failed, "cannot write the event"),
