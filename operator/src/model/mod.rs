@@ -292,11 +292,6 @@ impl Model {
         self.services.get(key)
     }
 
-    /// All Services.
-    pub fn services(&self) -> impl Iterator<Item = (&Key, &Service)> {
-        self.services.iter()
-    }
-
     /// Takes a Service over.
     pub fn apply_service(&mut self, key: Key, service: Service) {
         let known = self.services.get(&key);
