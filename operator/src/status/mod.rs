@@ -192,14 +192,13 @@ impl StatusDecider {
     ) {
         self.config(model, root, writer);
         self.unreadable(model, writer);
-        let policies: HashMap<&Key, &MeshPolicy> = model.policies().collect();
         keys.extend(self.pending.iter().cloned());
         keys.extend(writer.queue().policies().cloned());
         if all {
-            keys.extend(policies.keys().map(|key| (*key).clone()));
+            keys.extend(model.policies().map(|(key, _)| key.clone()));
         }
         for key in keys {
-            self.policy(model, acks, (&key, policies.get(&key).copied()), writer);
+            self.policy(model, acks, (&key, model.policy(&key)), writer);
         }
     }
 
