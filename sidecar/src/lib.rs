@@ -33,6 +33,7 @@ pub mod init;
 pub mod io;
 pub mod listen;
 pub mod liveness;
+pub mod log;
 pub mod memory;
 pub mod message;
 pub mod outbound;

@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use tulle_sidecar::init::Rules;
-use tulle_sidecar::run;
 use tulle_sidecar::settings::Settings;
+use tulle_sidecar::{log, run};
 
 /// Its settings are in `.cargo/config.toml`.
 #[global_allocator]
@@ -20,8 +20,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TULLE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    log::init();
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     installed.map_err(|_| anyhow::anyhow!("another cryptography provider is installed"))?;
     match Command::parse() {
