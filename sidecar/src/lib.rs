@@ -16,6 +16,7 @@ pub mod admin;
 pub mod admit;
 pub mod app_latency;
 pub mod app_waiting;
+pub mod arguments;
 pub mod attempt;
 pub mod backend;
 pub mod call;
