@@ -17,7 +17,7 @@ const REFUSED_POLICY: &str = "(an access section that this sidecar refused)";
 /// The sections as far as they were answered.
 #[derive(Debug, Default)]
 pub(super) struct Sections {
-    /// Of what the pod is, all that is enforced by.
+    /// The pod's revision, which is all of its section `Workload` that concerns what is enforced.
     pub(super) revision: Section<String>,
     pub(super) mtls: Section<MtlsSection>,
     pub(super) access: Section<AccessSection>,
