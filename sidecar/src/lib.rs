@@ -9,8 +9,8 @@
 //! [`admin`] and [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
-//! configuration, certificates, metrics and probes run on a thread of their own, so that a scrape or
-//! a push never delays a request.
+//! configuration, certificates, metrics, probes and the sending of spans run on a thread of their own, so that a scrape
+//! or a push never delays a request. [`arguments`], [`settings`] and [`log`] are what the start reads.
 
 pub mod admin;
 pub mod admit;
