@@ -169,7 +169,7 @@ pub fn parse_traceparent(value: &[u8]) -> Option<TraceContext> {
 }
 
 /// Reads the single header `b3`; `None`: it is invalid.
-pub fn parse_b3(value: &[u8]) -> Option<TraceContext> {
+fn parse_b3(value: &[u8]) -> Option<TraceContext> {
     let context = TraceContext {
         ids: None,
         sampled: None,

@@ -82,6 +82,15 @@ impl Ended {
     }
 }
 
+/// The statuses that a client got. What it has not seen is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statuses {
+    /// Of HTTP.
+    pub http: Option<u16>,
+    /// Of gRPC.
+    pub grpc: Option<u16>,
+}
+
 impl<'a> Call<'a> {
     /// A request of an HTTP/1 client.
     pub fn http1(head: Head, reader: &'a mut Reader, writer: &'a mut Writer) -> Self {
@@ -161,13 +170,26 @@ impl<'a> Call<'a> {
         Box::pin(self.body.gather(&mut self.head)).await
     }
 
+    /// The statuses that the client got with this end, or gets from [`Self::finish`].
+    pub fn statuses(&self, ended: &Ended) -> Statuses {
+        match &ended.result {
+            Ok(status) => Statuses { http: Some(*status), grpc: ended.grpc_status },
+            // Of an answer that was cut off only its end is known.
+            Err(_) if ended.answered => Statuses { http: None, grpc: ended.grpc_status },
+            Err(failure) => match self.answer.statuses_of(&self.head, failure) {
+                Some((status, grpc)) => Statuses { http: Some(status), grpc },
+                None => Statuses::default(),
+            },
+        }
+    }
+
     /// Counts the request, logs its failure (rate-limited) and answers the client if nothing was answered yet.
     /// Returns whether the client's connection may carry another request.
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.retried(u64::from(self.attempts.saturating_sub(1)));
         series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
         if let Some(trace) = &self.trace {
-            trace.served(worker, &self.head, self.travels, self.since, &ended);
+            trace.served(worker, &self, &ended);
         }
         let Err(failure) = &ended.result else { return ended.client_reusable };
         if ended.answered {

@@ -37,16 +37,13 @@ const PRESERVED: u16 = ports::INBOUND;
 const RULE_PRIORITY: u32 = 4_150;
 
 /// What is redirected.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Inbound ports that stay as they are.
-    #[arg(long, value_delimiter = ',')]
     pub skip_inbound_ports: Vec<u16>,
     /// Outbound ports that stay as they are.
-    #[arg(long, value_delimiter = ',')]
     pub skip_outbound_ports: Vec<u16>,
     /// The application sees its clients' addresses.
-    #[arg(long)]
     pub preserve_source_address: bool,
 }
 
@@ -250,16 +247,5 @@ mod tests {
                 "{text}"
             );
         }
-    }
-
-    #[test]
-    fn the_argument_is_the_one_that_the_webhook_writes() {
-        #[derive(clap::Parser)]
-        struct Init {
-            #[command(flatten)]
-            rules: Rules,
-        }
-        let parsed = <Init as clap::Parser>::parse_from(["init", "--preserve-source-address"]);
-        assert_eq!(parsed.rules, preserving());
     }
 }

@@ -9,13 +9,14 @@
 //! [`admin`] and [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
-//! configuration, certificates, metrics and probes run on a thread of their own, so that a scrape or
-//! a push never delays a request.
+//! configuration, certificates, metrics, probes and the sending of spans run on a thread of their own, so that a scrape
+//! or a push never delays a request. [`arguments`], [`settings`] and [`log`] are what the start reads.
 
 pub mod admin;
 pub mod admit;
 pub mod app_latency;
 pub mod app_waiting;
+pub mod arguments;
 pub mod attempt;
 pub mod backend;
 pub mod call;
@@ -33,6 +34,7 @@ pub mod init;
 pub mod io;
 pub mod listen;
 pub mod liveness;
+pub mod log;
 pub mod memory;
 pub mod message;
 pub mod outbound;

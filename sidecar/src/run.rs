@@ -1,4 +1,4 @@
-//! Threads: one for configuration, certificates, metrics and probes, and one per worker for data.
+//! Threads: one for configuration, certificates, metrics, probes and spans that are sent, and one per worker for data.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

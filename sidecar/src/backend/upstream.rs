@@ -173,15 +173,9 @@ impl Upstream {
         route: Option<&Arc<str>>,
     ) -> Arc<Series> {
         let make = || {
-            telemetry.series(SeriesKey {
-                direction: "outbound",
-                namespace: self.group.namespace.clone(),
-                peer: self.group.name.clone(),
-                revision: self.endpoint.revision.to_string(),
-                protocol,
-                route: route.cloned().unwrap_or_default(),
-                mtls: self.is_meshed(),
-            })
+            let Group { namespace, name, .. } = &*self.group;
+            let key = SeriesKey::outbound(namespace, name, &self.endpoint.revision, protocol);
+            telemetry.series(key.of_route(route).with_mtls(self.is_meshed()))
         };
         self.series.get(protocol, route, make)
     }

@@ -136,11 +136,13 @@ pub enum Mtls {
     Off,
 }
 
-/// The section with what the pod is.
+/// The section with what the pod is, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     /// The pod's revision.
     pub revision: String,
+    /// Where it runs.
+    pub place: Place,
     /// Where spans go, if any are made.
     pub tracing: Option<Arc<Tracing>>,
 }
@@ -172,7 +174,7 @@ pub struct Refused(pub String);
 #[derive(Debug)]
 pub enum Resource {
     /// What this pod is, and where.
-    Workload(Workload, Place),
+    Workload(Workload),
     /// Whether this pod accepts plain text.
     Mtls(MtlsSection),
     /// Who may call this pod.
@@ -206,7 +208,7 @@ pub fn decode(resource: &proto::Resource, features: &[&str]) -> Result<Resource,
         Some(Body::Workload(workload)) => {
             let place = Place { zone: workload.zone.as_str().into(), node: workload.node.as_str().into() };
             let tracing = Tracing::decode(workload).map(Arc::new);
-            Ok(Resource::Workload(Workload { revision: workload.revision.clone(), tracing }, place))
+            Ok(Resource::Workload(Workload { revision: workload.revision.clone(), place, tracing }))
         }
         Some(Body::Mtls(mtls)) => Ok(Resource::Mtls(decode_mtls(mtls)?)),
         Some(Body::Access(access)) => Ok(Resource::Access(decode_access(access)?)),

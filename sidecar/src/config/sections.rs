@@ -9,7 +9,7 @@ use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
 
 use super::limits::{InUse, InboundLimits, LimitsSection};
-use super::resource::{AccessSection, Inbound, InboundAccess, Mtls, MtlsSection, Workload};
+use super::resource::{AccessSection, Inbound, InboundAccess, Mtls, MtlsSection};
 
 /// In logs, in place of the policy that could not be read.
 const REFUSED_POLICY: &str = "(an access section that this sidecar refused)";
@@ -17,7 +17,8 @@ const REFUSED_POLICY: &str = "(an access section that this sidecar refused)";
 /// The sections as far as they were answered.
 #[derive(Debug, Default)]
 pub(super) struct Sections {
-    pub(super) workload: Section<Workload>,
+    /// The pod's revision, which is all of its section `Workload` that concerns what is enforced.
+    pub(super) revision: Section<String>,
     pub(super) mtls: Section<MtlsSection>,
     pub(super) access: Section<AccessSection>,
     pub(super) limits: Section<LimitsSection>,
@@ -49,10 +50,10 @@ impl<T> Section<T> {
 impl Sections {
     /// What is enforced; `None` until each section was answered that decides who is let in.
     pub(super) fn compose(&self) -> Option<Inbound> {
-        let revision = match &self.workload {
+        let revision = match &self.revision {
             Section::Unanswered => return None,
             Section::Refused => String::new(),
-            Section::Good(workload) => workload.revision.clone(),
+            Section::Good(revision) => revision.clone(),
         };
         let mtls = match self.mtls {
             Section::Unanswered => return None,
@@ -90,7 +91,7 @@ mod tests {
 
     fn good() -> Sections {
         Sections {
-            workload: Section::Good(Workload { revision: "r1".into(), tracing: None }),
+            revision: Section::Good("r1".into()),
             mtls: Section::Good(MtlsSection { mode: Mtls::Permissive, shadow_strict: true }),
             access: Section::Good(AccessSection::default()),
             ..Sections::default()
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn nothing_is_enforced_before_every_section_was_answered() {
-        assert!(Sections { workload: Section::Unanswered, ..good() }.compose().is_none());
+        assert!(Sections { revision: Section::Unanswered, ..good() }.compose().is_none());
         assert!(Sections { mtls: Section::Unanswered, ..good() }.compose().is_none());
         assert!(Sections { access: Section::Unanswered, ..good() }.compose().is_none());
         let all = good().compose().unwrap();
@@ -119,8 +120,8 @@ mod tests {
         assert_eq!((access.mtls, access.revision.as_str()), (Mtls::Permissive, "r1"));
         let mtls = Sections { mtls: Section::Refused, ..good() }.compose().unwrap();
         assert_eq!((mtls.mtls, mtls.shadow_strict, allows(&mtls)), (Mtls::Strict, false, true));
-        let workload = Sections { workload: Section::Refused, ..good() }.compose().unwrap();
-        assert_eq!((workload.mtls, workload.revision.as_str()), (Mtls::Permissive, ""));
+        let revision = Sections { revision: Section::Refused, ..good() }.compose().unwrap();
+        assert_eq!((revision.mtls, revision.revision.as_str()), (Mtls::Permissive, ""));
     }
 
     fn at_most(max: u32) -> Section<LimitsSection> {
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn a_section_that_is_refused_later_keeps_its_last_good_version() {
         let mut sections = good();
-        sections.workload.refuse();
+        sections.revision.refuse();
         sections.mtls.refuse();
         sections.access.refuse();
         let kept = sections.compose().unwrap();

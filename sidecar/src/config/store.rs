@@ -12,11 +12,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tulle_mesh::proto::{ResourceName, ResourceType};
+use tulle_mesh::trace::Share;
 
 use super::endpoints::Endpoints;
 use super::entry::{Destination, Entry};
 use super::logs::{AccessLog, CurrentAccessLog};
-use super::resource::{Inbound, Place, Resource, Route};
+use super::resource::{Inbound, Place, Resource, Route, Workload};
 use super::sections::{Section, Sections};
 pub use super::table::{Name, Wanted};
 use super::table::{Table, Ticket};
@@ -87,6 +88,12 @@ impl ConfigStore {
         self.tracing.load_full()
     }
 
+    /// How many requests without a parent become traces; `None`: no spans are made. Costs one atomic load where that is
+    /// so, and counts no reference.
+    pub fn trace_share(&self) -> Option<Share> {
+        self.tracing.load().as_ref().map(|tracing| tracing.share)
+    }
+
     /// Which requests at this pod are logged. Costs one atomic load.
     pub fn access_log(&self) -> AccessLog {
         self.access_log.load()
@@ -122,10 +129,10 @@ impl ConfigStore {
     /// Takes over a resource.
     pub fn apply(&self, resource: Resource) {
         match resource {
-            Resource::Workload(workload, place) => {
+            Resource::Workload(Workload { revision, place, tracing }) => {
                 self.place.store(Arc::new(place));
-                self.tracing.store(workload.tracing.clone());
-                self.section(|all| all.workload = Section::Good(workload));
+                self.tracing.store(tracing);
+                self.section(|all| all.revision = Section::Good(revision));
             }
             Resource::Mtls(mtls) => self.section(|all| all.mtls = Section::Good(mtls)),
             Resource::Access(access) => self.section(|all| all.access = Section::Good(access)),
@@ -140,7 +147,7 @@ impl ConfigStore {
     /// address leads, uses what it can (`usable`).
     pub fn refuse(&self, name: &ResourceName, usable: Option<Route>) {
         match name.r#type() {
-            ResourceType::Workload => self.section(|all| all.workload.refuse()),
+            ResourceType::Workload => self.section(|all| all.revision.refuse()),
             ResourceType::Mtls => self.section(|all| all.mtls.refuse()),
             ResourceType::Access => self.section(|all| all.access.refuse()),
             ResourceType::Limits => self.section(|all| all.limits.refuse()),

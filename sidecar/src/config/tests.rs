@@ -357,10 +357,11 @@ async fn a_connection_whose_address_was_forgotten_without_an_answer_asks_again()
 
 fn sections() -> [Resource; 3] {
     [
-        Resource::Workload(
-            Workload { revision: "r1".into(), tracing: None },
-            Place { zone: "z1".into(), node: "n1".into() },
-        ),
+        Resource::Workload(Workload {
+            revision: "r1".into(),
+            place: Place { zone: "z1".into(), node: "n1".into() },
+            tracing: None,
+        }),
         Resource::Mtls(MtlsSection { mode: Mtls::Permissive, shadow_strict: false }),
         Resource::Access(AccessSection::default()),
     ]

@@ -8,6 +8,7 @@
 //!   fields    what header lines mean for the connection and the body
 //!   target    the request target: origin, absolute and authority form
 //!   model     Head: fields and framing, and how it is written
+//!   logged    what logs and spans say of a request
 //!   head      what others use of these
 //!   body      bytes of a body, as its framing says
 //!   out       bytes that wait to be written, big pieces not copied
@@ -20,6 +21,7 @@ pub mod conn;
 mod error;
 mod fields;
 pub mod head;
+mod logged;
 mod model;
 mod out;
 mod parse;
@@ -32,7 +34,7 @@ mod writer;
 pub use body::{Decoder, Part};
 pub use conn::Reader;
 pub use head::{Framing, Head, HeadError, Start};
-pub use target::{MAX_PATH, logged_path};
+pub use logged::{MAX_PATH, cut, known_method, logged_path, version};
 pub use writer::Writer;
 
 /// The longest head that a connection may bring, in bytes.

@@ -100,24 +100,6 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// The longest path that is written. A head may have 60 KiB.
-pub const MAX_PATH: usize = 1024;
-
-/// The path of a target, whatever its form, without its query: that may hold credentials, and so may the user
-/// information before a host. `None`: it has none (CONNECT).
-pub fn logged_path(target: &str) -> Option<&str> {
-    // First: a query may look like a path.
-    let target = target.split(['?', '#']).next()?;
-    let path = if target.starts_with('/') || target == "*" {
-        target
-    } else {
-        let (_, rest) = target.split_once("://")?;
-        rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/")
-    };
-    let end = (0..=path.len().min(MAX_PATH)).rev().find(|at| path.is_char_boundary(*at))?;
-    path.get(..end)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

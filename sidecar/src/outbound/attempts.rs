@@ -170,8 +170,8 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     };
     let exchange = match exchange {
         Ok(exchange) => exchange,
-        Err(Unopened { end, waited }) => {
-            let seen = seen_unopened(&end, trying.is_clients_time());
+        Err(OpeningFailed { end, waited }) => {
+            let seen = seen_in_opening(&end, trying.is_clients_time());
             count(evidence.as_ref(), backend, &upstream, seen, None);
             let attempt = Attempt::of(end);
             let ended_at = Instant::now();
@@ -211,7 +211,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
 }
 
 /// An attempt that ended before its exchange was open.
-struct Unopened {
+struct OpeningFailed {
     end: End,
     /// It has waited for a connection that another attempt was opening.
     waited: bool,
@@ -224,7 +224,7 @@ async fn connect(
     fresh: bool,
     call: &mut Call<'_>,
     limits: &AttemptPolicy<'_>,
-) -> Result<Exchange, Unopened> {
+) -> Result<Exchange, OpeningFailed> {
     let RetryState { worker, backend, route, .. } = *trying;
     trying.pass_deadline_on(call);
     let to = Opening {
@@ -241,7 +241,7 @@ async fn connect(
     let (expires, overdue) = limits.expiry();
     let opened = tokio::select! {
         biased;
-        opened = open(worker, &to, &call.head, call.travels) => opened.map_err(unopened),
+        opened = open(worker, &to, &call.head, call.travels) => opened.map_err(end_of_opening),
         // Nobody is left to answer. The endpoint has not been reached in that time.
         () = call.answer.gone() => Err(End::Client(Failure::ClientGaveUp)),
         () = until(expires), if expires.is_some() => Err(match overdue {
@@ -253,7 +253,7 @@ async fn connect(
             overdue => End::Final(overdue),
         }),
     };
-    opened.map_err(|end| Unopened { end, waited: to.waits.get() })
+    opened.map_err(|end| OpeningFailed { end, waited: to.waits.get() })
 }
 
 /// The endpoint that is left, if it may serve on a fresh connection what it has not served, and after a wait.
@@ -304,7 +304,7 @@ fn ready(opened: Opened, call: &Call<'_>) -> Option<Chosen> {
 }
 
 /// How an attempt ends whose exchange could not be opened: nothing was sent, whatever the method.
-fn unopened(failure: Failure) -> End {
+fn end_of_opening(failure: Failure) -> End {
     match failure {
         // No other endpoint could take it either.
         Failure::OursNoCertificate | Failure::RouteHeadTooLong(_) => End::Final(failure),
@@ -341,7 +341,7 @@ fn why(end: &End, fresh: bool) -> &'static str {
 
 /// What it says of the version of an endpoint that no exchange could be opened. Time that its client has given says how
 /// patient that client is.
-fn seen_unopened(end: &End, is_clients_time: bool) -> Option<Seen> {
+fn seen_in_opening(end: &End, is_clients_time: bool) -> Option<Seen> {
     match end {
         End::Final(Failure::DeadlineExceeded) if is_clients_time => None,
         // In that time the endpoint was not reached.
@@ -435,11 +435,11 @@ mod tests {
     #[test]
     fn a_client_that_does_not_wait_for_a_connection_is_not_evidence_and_the_time_of_a_policy_is() {
         let late = End::Final(Failure::DeadlineExceeded);
-        assert_eq!(seen_unopened(&late, true), None);
-        assert_eq!(seen_unopened(&late, false), Some(Seen::Unreached));
+        assert_eq!(seen_in_opening(&late, true), None);
+        assert_eq!(seen_in_opening(&late, false), Some(Seen::Unreached));
         let slow = End::NotProcessed(Failure::UpstreamTimeout);
         assert_eq!(
-            seen_unopened(&slow, true),
+            seen_in_opening(&slow, true),
             Some(Seen::Unreached),
             "one attempt has no time of the client"
         );

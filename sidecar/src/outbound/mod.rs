@@ -212,15 +212,8 @@ fn unserved(
     mtls: bool,
 ) -> Arc<Series> {
     let (namespace, name) = backend.map_or(("", "pod"), Backend::counted_as);
-    worker.telemetry.series(SeriesKey {
-        direction: "outbound",
-        namespace: namespace.to_owned(),
-        peer: name.to_owned(),
-        revision: String::new(),
-        protocol,
-        route: route.cloned().unwrap_or_default(),
-        mtls,
-    })
+    let key = SeriesKey::outbound(namespace, name, "", protocol);
+    worker.telemetry.series(key.of_route(route).with_mtls(mtls))
 }
 
 /// A connection that is closed now is reset, so that its client does not take it for one that was served.

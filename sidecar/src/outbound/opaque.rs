@@ -263,7 +263,7 @@ pub(super) async fn serve(
     });
     let way = way.inspect_err(|failure| {
         reset_on_close(&stream);
-        unopened(worker, &plan.default, failure, plan.default.backend.is_meshed());
+        count_unopened(worker, &plan.default, failure, plan.default.backend.is_meshed());
     })?;
     drop(plan);
     let (reader, mut writer) = split(stream, buffer);
@@ -318,7 +318,7 @@ pub(super) fn carry<'a>(
     let opened = opened.inspect_err(|Unopened { failure, is_meshed }| {
         // The client sees a connection that fails, not one that was served and closed.
         writer.abort();
-        unopened(worker, way, failure, *is_meshed);
+        count_unopened(worker, way, failure, *is_meshed);
     });
     let backend = &*way.backend;
     async move {
@@ -376,7 +376,7 @@ fn verdict(seen: Option<Seen>) -> Verdict {
 }
 
 /// Counts and logs a connection that no endpoint took.
-pub(super) fn unopened(worker: &Worker, way: &RouteTarget, failure: &Failure, is_meshed: bool) {
+pub(super) fn count_unopened(worker: &Worker, way: &RouteTarget, failure: &Failure, is_meshed: bool) {
     let series = unserved(worker, Some(&way.backend), "opaque", way.route.as_ref(), is_meshed);
     series.connection(Some(failure), (0, 0));
     log(&way.backend, failure, "no endpoint took an opaque connection");

@@ -194,7 +194,7 @@ async fn undecided(
             Box::pin(opaque::carry(worker, &way, Ok(unboxed(opened)), reader, writer)).await
         }
         Winner::Unopened(why, stream, buffer) => {
-            Box::pin(unopened(worker, port, &way, why, stream, buffer)).await
+            Box::pin(await_request(worker, port, &way, why, stream, buffer)).await
         }
     }
 }
@@ -287,7 +287,7 @@ pub(super) async fn decide(
 
 /// No endpoint took the connection as it is, but a client that turns out to speak HTTP can be told why, and may
 /// be allowed what an unknown protocol is not.
-async fn unopened(
+async fn await_request(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
     way: &RouteTarget,
@@ -309,7 +309,7 @@ async fn unopened(
         }
         _ => {
             reset_on_close(&stream);
-            opaque::unopened(worker, way, &failure, is_meshed);
+            opaque::count_unopened(worker, way, &failure, is_meshed);
             Err(failure)
         }
     }

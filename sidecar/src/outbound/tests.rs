@@ -206,7 +206,7 @@ async fn what_no_endpoint_of_a_mesh_has_served_is_counted_with_what_they_serve()
             let (worker, port) = port_to(meshed(identity)).await;
             let way = Rc::clone(&port.plan(&worker).unwrap().default);
             assert_eq!(way.backend.is_meshed(), is_meshed);
-            opaque::unopened(&worker, &way, &Failure::UpstreamNone, way.backend.is_meshed());
+            opaque::count_unopened(&worker, &way, &Failure::UpstreamNone, way.backend.is_meshed());
             let all: Vec<_> =
                 worker.telemetry.all().into_iter().map(|(key, _)| (key.peer, key.mtls)).collect();
             assert_eq!(all, [("web".to_owned(), is_meshed)]);

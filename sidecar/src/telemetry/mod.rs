@@ -1,7 +1,8 @@
 //! What is counted: one table of series, read by `/metrics` and by the reports to the operator.
 //!
 //! No label comes from the wire: services, revisions and namespaces come from the operator, methods
-//! and hosts are no labels. Handles are resolved when a route is built, not per request.
+//! and hosts are no labels. An endpoint looks up the handle of its series with the first request of a protocol and
+//! route, and keeps it: later requests take no lock.
 //!
 //! ```text
 //!   series      the counters of one peer
@@ -56,6 +57,36 @@ pub struct SeriesKey {
     pub mtls: bool,
 }
 
+impl SeriesKey {
+    /// Of requests to a revision of a Service. No route took them, and nothing secures them.
+    pub fn outbound(namespace: &str, service: &str, revision: &str, protocol: &'static str) -> Self {
+        Self {
+            direction: "outbound",
+            namespace: namespace.to_owned(),
+            peer: service.to_owned(),
+            revision: revision.to_owned(),
+            protocol,
+            route: Arc::default(),
+            mtls: false,
+        }
+    }
+
+    /// Of requests of a service account to this pod, which is of this revision. Nothing secures them.
+    pub fn inbound(namespace: &str, account: &str, revision: &str, protocol: &'static str) -> Self {
+        Self { direction: "inbound", ..Self::outbound(namespace, account, revision, protocol) }
+    }
+
+    /// The same of those that a rule of this route took.
+    pub fn of_route(self, route: Option<&Arc<str>>) -> Self {
+        Self { route: route.cloned().unwrap_or_default(), ..self }
+    }
+
+    /// The same of those that mTLS secures, or does not.
+    pub fn with_mtls(self, mtls: bool) -> Self {
+        Self { mtls, ..self }
+    }
+}
+
 /// A series in the table.
 #[derive(Debug, Default)]
 struct Kept {
@@ -93,15 +124,7 @@ impl Telemetry {
         revision: &str,
         protocol: &'static str,
     ) -> Arc<Series> {
-        self.series(SeriesKey {
-            direction: "outbound",
-            namespace: namespace.to_owned(),
-            peer: service.to_owned(),
-            revision: revision.to_owned(),
-            protocol,
-            route: Arc::default(),
-            mtls: false,
-        })
+        self.series(SeriesKey::outbound(namespace, service, revision, protocol))
     }
 
     /// The series of requests from a client with a sidecar.
@@ -112,31 +135,13 @@ impl Telemetry {
         revision: &str,
         protocol: &'static str,
     ) -> Arc<Series> {
-        self.series(SeriesKey {
-            direction: "inbound",
-            namespace: namespace.to_owned(),
-            peer: account.to_owned(),
-            revision: revision.to_owned(),
-            protocol,
-            route: Arc::default(),
-            mtls: true,
-        })
+        self.series(SeriesKey::inbound(namespace, account, revision, protocol).with_mtls(true))
     }
 
     /// The series of requests from clients without a sidecar to this pod, which is of this revision: `http1`, `http2`
     /// or `opaque`. Looked up once, so that a request takes no lock.
     pub fn inbound_plain(&self, revision: &str, protocol: &'static str) -> Arc<Series> {
-        let make = || {
-            self.series(SeriesKey {
-                direction: "inbound",
-                namespace: String::new(),
-                peer: "_PLAIN".to_owned(),
-                revision: revision.to_owned(),
-                protocol,
-                route: Arc::default(),
-                mtls: false,
-            })
-        };
+        let make = || self.series(SeriesKey::inbound("", "_PLAIN", revision, protocol));
         let slot = PLAIN_PROTOCOLS.iter().position(|known| *known == protocol);
         match slot.and_then(|slot| self.plain.get(slot)) {
             Some(slot) => Arc::clone(slot.get_or_init(make)),
@@ -301,15 +306,8 @@ mod tests {
         let peer = PeerSeries::default();
         let get = |route: Option<&Arc<str>>| {
             peer.get("http1", route, || {
-                telemetry.series(SeriesKey {
-                    direction: "outbound",
-                    namespace: "shop".into(),
-                    peer: "web".into(),
-                    revision: String::new(),
-                    protocol: "http1",
-                    route: route.cloned().unwrap_or_default(),
-                    mtls: true,
-                })
+                let key = SeriesKey::outbound("shop", "web", "", "http1");
+                telemetry.series(key.of_route(route).with_mtls(true))
             })
         };
         let [route, same]: [Arc<str>; 2] = ["HTTPRoute/shop/web".into(), "HTTPRoute/shop/web".into()];

@@ -27,11 +27,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tulle_mesh::trace::{Form, Lines, Recorded, Rewritten, Share, SpanId, TraceId, decide};
-use tulle_mesh::wire::head::Protocol as Travels;
 
 use crate::attempt::Attempt;
 use crate::backend::Upstream;
-use crate::call::{Call, Ended};
+use crate::call::{Call, Ended, Statuses};
 use crate::http1::Head;
 use crate::route::RouteTarget;
 use crate::worker::Worker;
@@ -53,8 +52,8 @@ pub struct Trace {
 /// Begins the span of a request if it is recorded, and names it in the head as the parent of what follows. `may_begin`:
 /// a request without a parent may begin a trace here.
 pub fn begin(worker: &Worker, head: &mut Head, may_begin: bool) -> Option<Box<Trace>> {
-    let tracing = worker.config.tracing()?;
-    Trace::of(head, if may_begin { tracing.share } else { Share::NONE }).map(Box::new)
+    let share = worker.config.trace_share()?;
+    Trace::of(head, if may_begin { share } else { Share::NONE }).map(Box::new)
 }
 
 impl Trace {
@@ -88,10 +87,9 @@ impl Trace {
     }
 
     /// A request that came to this pod has ended.
-    pub fn served(&self, worker: &Worker, head: &Head, travels: Travels, since: Instant, ended: &Ended) {
-        let outcome = Outcome::of_request(ended, crate::grpc::content_type(head).is_some());
-        let span = describe(Kind::Server, head, travels, None, &outcome);
-        worker.telemetry.spans.push(self.finish(span, since, Instant::now()));
+    pub fn served(&self, worker: &Worker, call: &Call<'_>, ended: &Ended) {
+        let span = server_span(call, ended);
+        worker.telemetry.spans.push(self.finish(span, call.since, Instant::now()));
     }
 
     fn finish(&self, span: Span, began: Instant, ended: Instant) -> Span {
@@ -108,6 +106,13 @@ impl Trace {
             ..span
         }
     }
+}
+
+/// What the span of a request to this pod says: the status is that which the client got.
+fn server_span(call: &Call<'_>, ended: &Ended) -> Span {
+    let Statuses { http: status, grpc: grpc_status } = call.statuses(ended);
+    let outcome = Outcome { status, grpc_status, failure: ended.result.as_ref().err() };
+    describe(Kind::Server, &call.head, call.travels, None, &outcome)
 }
 
 /// The client spans of one request of the pod's application.
@@ -214,7 +219,13 @@ fn replace(head: &mut Head, name: &'static str, value: &Bytes) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::error::Failure;
+    use crate::http1::conn::split;
+    use crate::http1::head::parse_request;
 
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -256,6 +267,44 @@ mod tests {
         assert_eq!(&*trace.state, "a=1,b=2");
         trace.renew(&mut head);
         assert_ne!(head.header("traceparent"), Some(&first), "each attempt is a span of its own");
+    }
+
+    /// The statuses in the span of a POST of an HTTP/1 client that ended so: of HTTP and of gRPC.
+    async fn statuses_of(content: &str, ended: &Ended) -> (Option<Value>, Option<Value>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut reader, mut writer) = split(stream, BytesMut::new());
+        let head = format!(
+            "POST /shop.Cart/Get HTTP/1.1\r\nhost: shop\r\ncontent-type: {content}\r\ncontent-length: 0\r\n\r\n"
+        );
+        let head = parse_request(&mut BytesMut::from(head.as_bytes())).unwrap().unwrap();
+        let span = server_span(&Call::http1(head, &mut reader, &mut writer), ended);
+        let value = |name: &str| {
+            let found = span.attributes.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| value.clone())
+        };
+        (value("http.response.status_code"), value("rpc.response.status_code"))
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_is_answered_here_has_the_status_that_its_client_got() {
+        let denied = Ended::failed(Failure::PolicyDenied);
+        let down = Ended::failed(Failure::UpstreamConnect);
+        let left = Ended::failed(Failure::ClientGaveUp);
+        let broken = Ended { answered: true, ..Ended::failed(Failure::UpstreamReset) };
+        for (content, ended, status) in [
+            ("text/plain", &denied, Some(403)),
+            ("text/plain", &down, Some(503)),
+            // On HTTP/1 nobody is answered in gRPC.
+            ("application/grpc", &denied, Some(403)),
+            ("application/grpc", &down, Some(503)),
+            // Nobody got an answer, or the head of one that is not kept.
+            ("text/plain", &left, None),
+            ("text/plain", &broken, None),
+        ] {
+            let found = statuses_of(content, ended).await;
+            assert_eq!(found, (status.map(Value::Number), None), "{content} {ended:?}");
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Queue {
     }
 
     /// Counts what became of spans that were taken.
-    pub(crate) fn settle(&self, exported: u64, dropped: u64) {
+    pub(super) fn settle(&self, exported: u64, dropped: u64) {
         self.exported.fetch_add(exported, Ordering::Relaxed);
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }

@@ -7,20 +7,14 @@ use tulle_mesh::trace::{SpanId, TraceId};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use crate::attempt::{Attempt, End};
-use crate::call::Ended;
 use crate::error::Failure;
 use crate::grpc;
-use crate::http1::Head;
+use crate::http1::{Head, cut, known_method, logged_path, version};
 
-/// Bytes of a path that are told.
-const MAX_PATH: usize = 1_024;
 /// Bytes of a method of gRPC; a longer one is none.
 const MAX_RPC: usize = 256;
 /// Bytes of a method that nobody knows.
 const MAX_METHOD: usize = 32;
-/// RFC 9110, and PATCH (RFC 5789) and QUERY.
-const METHODS: [&str; 10] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 /// By number.
 const GRPC_CODES: [&str; 17] = [
     "OK",
@@ -97,7 +91,9 @@ impl Span {
     }
 }
 
-/// How a request or an attempt ended.
+/// How a request or an attempt ended: the statuses of a request are those of [`Call::statuses`].
+///
+/// [`Call::statuses`]: crate::call::Call::statuses
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome<'a> {
     /// The status that the client got, or the server has answered.
@@ -109,23 +105,6 @@ pub struct Outcome<'a> {
 }
 
 impl<'a> Outcome<'a> {
-    /// Of a request that came to this pod.
-    pub fn of_request(ended: &'a Ended, is_grpc: bool) -> Self {
-        match &ended.result {
-            Ok(status) => Self { status: Some(*status), grpc_status: ended.grpc_status, failure: None },
-            // The head of an answer had gone out; what it said is not kept.
-            Err(failure) if ended.answered || is_cancel(failure) => {
-                Self { status: None, grpc_status: ended.grpc_status, failure: Some(failure) }
-            }
-            Err(failure) if is_grpc => {
-                Self { status: None, grpc_status: Some(failure.grpc_status()), failure: Some(failure) }
-            }
-            Err(failure) => {
-                Self { status: Some(failure.status()), grpc_status: None, failure: Some(failure) }
-            }
-        }
-    }
-
     /// Of an attempt.
     pub fn of_attempt(attempt: &'a Attempt) -> Self {
         let (status, failure) = match &attempt.end {
@@ -155,9 +134,9 @@ pub fn describe(
     outcome: &Outcome<'_>,
 ) -> Span {
     let mut span = Span { kind, attributes: Vec::with_capacity(12), ..Span::default() };
-    let (method, _) = head.request_line();
-    let path = head.path().split('?').next().unwrap_or_default();
-    let rpc = grpc::content_type(head).and_then(|_| rpc_method(path));
+    let (method, target) = head.request_line();
+    let path = logged_path(target);
+    let rpc = path.filter(|_| grpc::content_type(head).is_some()).and_then(rpc_method);
     if let Some(rpc) = rpc {
         span.name = rpc.into();
         span.push("rpc.system.name", Value::Word("grpc"));
@@ -166,7 +145,7 @@ pub fn describe(
             span.push("rpc.response.status_code", grpc_code(status));
         }
     } else {
-        let known = METHODS.iter().copied().find(|known| *known == method);
+        let known = known_method(method);
         let verb = known.unwrap_or("HTTP");
         span.name = match route.and_then(|route| route.rsplit('/').next()) {
             Some(route) => format!("{verb} {route}").into(),
@@ -177,12 +156,13 @@ pub fn describe(
             span.push("http.request.method_original", Value::Text(cut(method, MAX_METHOD).into()));
         }
         span.push("url.scheme", Value::Word("http"));
-        if !path.is_empty() {
-            span.push("url.path", Value::Text(cut(path, MAX_PATH).into()));
+        if let Some(path) = path {
+            span.push("url.path", Value::Text(path.into()));
         }
-        if let Some(status) = outcome.status {
-            span.push("http.response.status_code", Value::Number(status.into()));
-        }
+    }
+    // Of a call of gRPC only where its answer is not one of gRPC: 200 says nothing beside a status of gRPC.
+    if let Some(status) = outcome.status.filter(|_| rpc.is_none() || outcome.grpc_status.is_none()) {
+        span.push("http.response.status_code", Value::Number(status.into()));
     }
     span.push("network.protocol.version", Value::Word(version(head, travels)));
     if let Some(error) = error_type(kind, rpc.is_some(), outcome) {
@@ -235,14 +215,6 @@ fn rpc_method(path: &str) -> Option<&str> {
     (is_name(service) && is_name(method)).then_some(rpc)
 }
 
-fn version(head: &Head, travels: Travels) -> &'static str {
-    match travels {
-        Travels::Http2 => "2",
-        _ if head.http10 => "1.0",
-        _ => "1.1",
-    }
-}
-
 /// Host name and port of a Service, of `namespace/name:port`.
 pub fn service_address(service: &[u8]) -> Option<(String, u16)> {
     let (namespace, rest) = std::str::from_utf8(service).ok()?.split_once('/')?;
@@ -250,21 +222,12 @@ pub fn service_address(service: &[u8]) -> Option<(String, u16)> {
     Some((format!("{name}.{namespace}.svc"), port.parse().ok()?))
 }
 
-/// At most so many bytes of a text, and whole characters.
-fn cut(text: &str, most: usize) -> &str {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::http1::Start;
+    use crate::http1::{MAX_PATH, Start};
 
     fn request(method: &str, target: &str) -> Head {
         let (method, target) = (Bytes::from(method.to_owned()), Bytes::from(target.to_owned()));
@@ -380,18 +343,6 @@ mod tests {
         }
         assert_eq!(of(Kind::Server, &Failure::PolicyDenied), named(false, "", "PolicyDenied"));
         assert_eq!(of(Kind::Client, &Failure::PolicyDenied), named(true, "PolicyDenied", "PolicyDenied"));
-    }
-
-    #[test]
-    fn what_a_client_was_told_is_what_its_server_span_says() {
-        let denied = Ended::failed(Failure::PolicyDenied);
-        assert_eq!(Outcome::of_request(&denied, false).status, Some(403));
-        let rpc = Outcome::of_request(&denied, true);
-        assert_eq!((rpc.status, rpc.grpc_status), (None, Some(7)));
-        let broken = Ended { answered: true, ..Ended::failed(Failure::UpstreamReset) };
-        assert_eq!(Outcome::of_request(&broken, false).status, None);
-        let left = Ended::failed(Failure::ClientGaveUp);
-        assert_eq!(Outcome::of_request(&left, false).status, None, "nobody got an answer");
     }
 
     #[test]

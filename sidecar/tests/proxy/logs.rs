@@ -1,17 +1,61 @@
 //! Access logs: which requests and connections are logged, and by which sidecar.
 
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tulle_sidecar::config::logs::AccessLog;
 
 use crate::harness::{Application, Cluster, NAMESPACE, Outcome, Pod, http1, within};
 
+/// What all sidecars of this process have written into their access logs since it was first asked for.
+#[derive(Clone, Default)]
+pub struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    /// Of all tests of this process together: there is one log.
+    pub fn capture() -> &'static Self {
+        static ALL: OnceLock<Written> = OnceLock::new();
+        ALL.get_or_init(|| {
+            let all = Self::default();
+            let sink = all.clone();
+            let lines =
+                tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || sink.clone());
+            let access = Targets::new().with_target("access", LevelFilter::INFO);
+            let subscriber = tracing_subscriber::registry().with(access).with(lines);
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+            all
+        })
+    }
+
+    /// The line with this text.
+    pub fn line(&self, text: &str) -> Value {
+        let bytes = self.0.lock().unwrap().clone();
+        let all = String::from_utf8(bytes).unwrap();
+        let line = all.lines().find(|line| line.contains(text)).expect("it is not logged");
+        serde_json::from_str(line).unwrap()
+    }
+}
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A policy with access logs for all pods.
-fn log(cluster: &Cluster, telemetry: Value) {
+pub fn log(cluster: &Cluster, telemetry: Value) {
     let policy = json!({
         "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy",
         "metadata": {"name": "logs", "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -22,7 +66,7 @@ fn log(cluster: &Cluster, telemetry: Value) {
 }
 
 /// A pod whose sidecar logs so.
-async fn pod_that_logs(cluster: &Cluster, access_log: AccessLog) -> Pod {
+pub async fn pod_that_logs(cluster: &Cluster, access_log: AccessLog) -> Pod {
     let pod = cluster.pod(true).await;
     let config = &pod.sidecar.as_ref().unwrap().config;
     within(async {

@@ -16,12 +16,16 @@ use tulle_mesh::otlp::any_value::Value;
 use tulle_mesh::otlp::span::SpanKind;
 use tulle_mesh::otlp::trace_service_server::{TraceService, TraceServiceServer};
 use tulle_mesh::otlp::{ExportTraceServiceRequest, ExportTraceServiceResponse, KeyValue, Span};
+use tulle_sidecar::config::logs::AccessLog;
 
 use crate::harness::echo::{Echo, Reply, ask, get};
 use crate::harness::{Application, Cluster, NAMESPACE, Pod, within};
+use crate::logs;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
+/// The parent of a request that comes after others.
+const LAST: &str = "00f067aa0ba902b7";
 
 /// A collector on loopback: every span that it gets, with what its pod says of itself.
 struct Collector {
@@ -272,10 +276,56 @@ async fn headers_go_on_untouched_without_a_collector_and_where_a_parent_is_not_r
         assert_eq!(&all(&send(&cluster, service, &lines(values)).await), values, "no collector");
     }
     assert_eq!(all(&send(&cluster, service, "").await), [""; 4]);
-    let collector = Collector::start().await;
+    let mut collector = Collector::start().await;
     trace(&cluster, &[&pod], collector.address, "100%").await;
     for values in &unrecorded {
         assert_eq!(&all(&send(&cluster, service, &lines(values)).await), values, "not recorded");
     }
-    assert_eq!(cluster.client.telemetry.spans.counts(), (0, 0));
+    // Each sidecar sends its spans in the order in which requests have ended: those of the others would come first.
+    send(&cluster, service, &format!("traceparent: 00-{TRACE}-{LAST}-01\r\n")).await;
+    let spans = collector.take(2).await;
+    let (client, server) = (of_kind(&spans, SpanKind::Client), of_kind(&spans, SpanKind::Server));
+    assert_eq!((client.len(), server.len()), (1, 1));
+    assert_eq!(hex(&client[0].parent_span_id), LAST);
+    assert_eq!(server[0].parent_span_id, client[0].span_id);
+}
+
+/// Answers each request with what is not HTTP.
+async fn babbles(mut stream: TcpStream) {
+    let mut buffer = Vec::new();
+    while matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
+        if buffer.ends_with(b"\r\n\r\n") {
+            let _ = stream.write_all(b"what?\r\n\r\n").await;
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn counts_the_access_log_and_the_span_give_one_failure_the_same_reason_and_status() {
+    let written = logs::Written::capture();
+    let cluster = Cluster::start().await;
+    logs::log(&cluster, json!({"accessLog": "Errors"}));
+    let pod = logs::pod_that_logs(&cluster, AccessLog::Errors).await;
+    let application = Application::start(&pod, babbles);
+    let service = cluster.service(Some("http"), &[&application.port]).await;
+    let mut collector = Collector::start().await;
+    trace(&cluster, &[&pod], collector.address, "0%").await;
+    // Of this test alone: all tests of the process write into one log.
+    let id = "1f2e3d4c5b6a79880102030405060708";
+    let reply = send(&cluster, service, &format!("traceparent: 00-{id}-{PARENT}-01\r\n")).await;
+
+    let spans = collector.take(2).await;
+    let span = of_kind(&spans, SpanKind::Server)[0];
+    let of_span = |name: &str| text(&span.attributes, name);
+    let line = written.line(id);
+    let series = pod.sidecar.as_ref().unwrap().telemetry.all();
+    let counted: Vec<_> = series.iter().flat_map(|(_, series)| series.failures()).collect();
+    let reason = "UpstreamBadResponse";
+    assert_eq!(reply.all("tulle-reason"), [reason]);
+    assert_eq!(counted, [(reason, 1)]);
+    assert_eq!(line["error.type"], reason);
+    assert_eq!((of_span("error.type").as_str(), of_span("tulle.reason").as_str()), (reason, reason));
+    assert_eq!(line["http.response.status_code"], reply.status);
+    assert_eq!(of_span("http.response.status_code"), reply.status.to_string());
 }

@@ -83,15 +83,9 @@ fn what_was_counted_is_what_is_read() {
 fn routes_and_mtls_are_no_labels_and_their_counts_are_added_up() {
     let telemetry = Telemetry::default();
     for (route, mtls) in [("", false), ("HTTPRoute/shop/web", true), ("HTTPRoute/shop/web", false)] {
-        let series = telemetry.series(SeriesKey {
-            direction: "outbound",
-            namespace: "shop".into(),
-            peer: "web".into(),
-            revision: "abc".into(),
-            protocol: "http1",
-            route: route.into(),
-            mtls,
-        });
+        let route: Arc<str> = route.into();
+        let key = SeriesKey::outbound("shop", "web", "abc", "http1");
+        let series = telemetry.series(key.of_route(Some(&route)).with_mtls(mtls));
         series.retried(2);
         series.request(&Ok(200), None, Duration::from_millis(2), (10, 20));
     }
