@@ -299,18 +299,12 @@ impl Session<'_> {
         let held = self.versions.iter();
         let held =
             held.map(|(key, version)| Held { name: Some(key.on_the_wire()), version: version.clone() });
-        let mut features = self.settings.features.clone();
-        for always in [SMALL_RESOURCES, TAP] {
-            if !features.contains(&always) {
-                features.push(always);
-            }
-        }
         let hello = Hello {
             pod_namespace: self.settings.pod_namespace.clone(),
             pod_name: self.settings.pod_name.clone(),
             pod_uid: self.settings.pod_uid.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: features.into_iter().map(str::to_owned).collect(),
+            features: features(&self.settings.features),
             held: held.collect(),
         };
         self.reporter.reconnected();
@@ -375,6 +369,28 @@ impl Session<'_> {
     }
 }
 
+/// What the operator is told that this sidecar can do: what it enforces, and what its protocol has.
+fn features(enforced: &[&'static str]) -> Vec<String> {
+    let mut features = enforced.to_vec();
+    for always in [SMALL_RESOURCES, TAP] {
+        if !features.contains(&always) {
+            features.push(always);
+        }
+    }
+    features.into_iter().map(str::to_owned).collect()
+}
+
 fn closed() -> anyhow::Error {
     anyhow::anyhow!("the discovery stream is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_is_told_what_the_protocol_has_whatever_is_enforced() {
+        assert_eq!(features(&[]), ["small-resources", "tap"]);
+        assert_eq!(features(&["access-v1", "tap"]), ["access-v1", "tap", "small-resources"]);
+    }
 }
