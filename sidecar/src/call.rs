@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Writer};
 use crate::message::Source;
 use crate::route::ResponseEdits;
+use crate::tap;
 use crate::telemetry::{Limited, Series};
 use crate::trace::Trace;
 use crate::wire::{Receiver, Sender};
@@ -188,6 +189,7 @@ impl<'a> Call<'a> {
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.retried(u64::from(self.attempts.saturating_sub(1)));
         series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
+        worker.telemetry.taps.show(|| tap::Request::of(&self, series, &ended));
         if let Some(trace) = &self.trace {
             trace.served(worker, &self, &ended);
         }

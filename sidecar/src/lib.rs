@@ -5,7 +5,7 @@
 //! know nothing of each other; what both need is beside them: [`call`] (one request as a value), [`attempt`]
 //! (one try at serving it), the protocols ([`http1`], [`http2`], [`wire`], fields of [`grpc`]) and [`message`] (bodies
 //! from one to another). [`gate`] and [`app_latency`] serve the limits and the reports of the inbound side.
-//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`trace`],
+//! [`config`] is the discovery client and the last good snapshot; [`telemetry`], [`tap`], [`trace`],
 //! [`admin`] and [`probe`] are what others see.
 //!
 //! Data runs on single-threaded workers, each with listeners, pools and balancers of its own;
@@ -44,6 +44,7 @@ pub mod route;
 pub mod run;
 pub mod serve;
 pub mod settings;
+pub mod tap;
 pub mod telemetry;
 pub mod tls;
 pub mod trace;

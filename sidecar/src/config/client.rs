@@ -1,5 +1,5 @@
 //! The discovery stream: subscribes to what is used, takes what comes, acknowledges or refuses each resource, reports
-//! telemetry, and begins anew with jitter when it breaks.
+//! telemetry, shows requests to whoever taps, and begins anew with jitter when it breaks.
 //!
 //! It subscribes to the small resources: the sections of its own pod, a route for each address that is dialled, and the
 //! endpoints that a route names. An operator that only has `Inbound` and `Destination` would not answer them: an upgrade
@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
     Ack, Held, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
-    Unsubscribe, operator_message, sidecar_message,
+    Tap, Tapped, Unsubscribe, operator_message, sidecar_message,
 };
 
 use super::resource::{self, Refused};
 use super::store::{ConfigStore, Name, Wanted};
 use crate::channel::Channel;
 use crate::settings::Settings;
+use crate::tap::Collector;
 use crate::telemetry::Telemetry;
 use crate::telemetry::report::Reporter;
 use crate::tls::{TlsStore, peer_identity};
@@ -39,6 +40,13 @@ const FORGET_EVERY: Duration = Duration::from_secs(300);
 /// Tells the operator that this sidecar subscribes to small resources, whatever `TULLE_FEATURES` holds: it is about the
 /// protocol, not about what can be enforced.
 const SMALL_RESOURCES: &str = "small-resources";
+/// Tells the operator that this sidecar shows requests when it is asked to: about the protocol too.
+const TAP: &str = "tap";
+/// Messages that the stream takes before the operator reads them.
+const MAX_UNREAD: usize = 64;
+/// Requests of taps are gathered while fewer messages than this are unread: each may have a quarter of a megabyte, and
+/// what an operator does not read must not fill the pod's memory.
+const MAX_UNREAD_OF_TAPS: usize = 4;
 /// Messages that may wait to be sent before nothing more is read: more than all subscriptions and their answers.
 const MAX_OUTBOX: usize = 30_000;
 /// The sections of what this pod enforces; their name is the pod's uid.
@@ -127,7 +135,7 @@ pub async fn run(
     mut wanted: mpsc::UnboundedReceiver<Wanted>,
     stop: CancellationToken,
 ) {
-    let mut reporter = Reporter::new(telemetry);
+    let mut reporter = Reporter::new(Arc::clone(&telemetry));
     let (forgetting, stopped) = (Arc::clone(&store), stop.clone());
     tokio::spawn(async move {
         while timeout(FORGET_EVERY, stopped.cancelled()).await.is_err() {
@@ -150,9 +158,12 @@ pub async fn run(
             stop: &stop,
             stop_seen: false,
             outbox: VecDeque::new(),
+            tap: Collector::new(&telemetry.taps),
         };
         let started = Instant::now();
         let end = session.run(&tls).await;
+        // Its taps end with it, and not after the next pause.
+        drop(session);
         store.set_connected(false);
         if stop.is_cancelled() {
             return;
@@ -184,6 +195,8 @@ struct Session<'a> {
     stop_seen: bool,
     /// What is to be sent: subscriptions, answers, reports.
     outbox: VecDeque<SidecarMessage>,
+    /// Requests that the operator has asked to see.
+    tap: Collector<'a>,
 }
 
 impl Session<'_> {
@@ -192,7 +205,7 @@ impl Session<'_> {
         let operator = connect(self.settings, Arc::clone(&configs.operator_client)).await?;
         let origin = http::Uri::from_static("http://operator.tulle");
         let mut client = DiscoveryClient::with_origin(operator, origin).max_decoding_message_size(16 << 20);
-        let (up, messages) = mpsc::channel(64);
+        let (up, messages) = mpsc::channel(MAX_UNREAD);
         self.begin();
         while let Some(message) = self.outbox.pop_front() {
             up.send(message).await.map_err(|_| closed())?;
@@ -228,6 +241,7 @@ impl Session<'_> {
                     None => bail!("the operator closed the stream"),
                 },
                 Some(wanted) = self.wanted.recv(), if self.outbox.len() < MAX_OUTBOX => self.want(wanted),
+                () = self.tap.ready(), if self.may_show(&up) => self.show(),
                 () = sleep_until(look) => {
                     look = Instant::now() + Reporter::pause();
                     self.report(tls);
@@ -243,6 +257,26 @@ impl Session<'_> {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Whether requests of taps may be gathered into messages now.
+    fn may_show(&self, up: &mpsc::Sender<SidecarMessage>) -> bool {
+        let unread = up.max_capacity().saturating_sub(up.capacity());
+        self.tap.is_open() && self.outbox.is_empty() && unread < MAX_UNREAD_OF_TAPS
+    }
+
+    fn show(&mut self) {
+        for tapped in self.tap.take(Instant::now()) {
+            self.send(sidecar_message::Message::Tapped(tapped));
+        }
+    }
+
+    /// A tap that cannot be served is answered with nothing.
+    fn open_tap(&mut self, tap: &Tap) {
+        if let Err(why) = self.tap.open(tap) {
+            tracing::warn!(tap = tap.id, "cannot show the requests that the operator asks for: {why}");
+            self.send(sidecar_message::Message::Tapped(Tapped { id: tap.id, ..Tapped::default() }));
         }
     }
 
@@ -265,16 +299,12 @@ impl Session<'_> {
         let held = self.versions.iter();
         let held =
             held.map(|(key, version)| Held { name: Some(key.on_the_wire()), version: version.clone() });
-        let mut features = self.settings.features.clone();
-        if !features.contains(&SMALL_RESOURCES) {
-            features.push(SMALL_RESOURCES);
-        }
         let hello = Hello {
             pod_namespace: self.settings.pod_namespace.clone(),
             pod_name: self.settings.pod_name.clone(),
             pod_uid: self.settings.pod_uid.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: features.into_iter().map(str::to_owned).collect(),
+            features: features(&self.settings.features),
             held: held.collect(),
         };
         self.reporter.reconnected();
@@ -311,6 +341,8 @@ impl Session<'_> {
                 self.send(answer);
             }
             Some(operator_message::Message::TelemetryAck(ack)) => self.reporter.acknowledged(ack),
+            Some(operator_message::Message::Tap(tap)) => self.open_tap(&tap),
+            Some(operator_message::Message::Untap(untap)) => self.tap.close(untap.id),
             Some(operator_message::Message::Gone(_)) | None => {}
         }
     }
@@ -337,6 +369,28 @@ impl Session<'_> {
     }
 }
 
+/// What the operator is told that this sidecar can do: what it enforces, and what its protocol has.
+fn features(enforced: &[&'static str]) -> Vec<String> {
+    let mut features = enforced.to_vec();
+    for always in [SMALL_RESOURCES, TAP] {
+        if !features.contains(&always) {
+            features.push(always);
+        }
+    }
+    features.into_iter().map(str::to_owned).collect()
+}
+
 fn closed() -> anyhow::Error {
     anyhow::anyhow!("the discovery stream is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_is_told_what_the_protocol_has_whatever_is_enforced() {
+        assert_eq!(features(&[]), ["small-resources", "tap"]);
+        assert_eq!(features(&["access-v1", "tap"]), ["access-v1", "tap", "small-resources"]);
+    }
 }

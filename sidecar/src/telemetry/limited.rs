@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// How many events of a kind may be logged per second.
+/// How many events of a kind may be logged, or shown, per second.
 ///
-/// Meant for a `static` beside the log line, shared by all threads. It costs two atomic operations and no lock.
+/// Meant for a `static` beside the log line, shared by all threads; a tap limits so what it shows. It costs two atomic
+/// operations and no lock.
 #[derive(Debug)]
 pub struct Limited {
     per_second: u32,
@@ -31,7 +32,8 @@ impl Limited {
         self.allow_in(u32::try_from(elapsed).unwrap_or(u32::MAX).saturating_add(1))
     }
 
-    fn allow_in(&self, second: u32) -> Option<u64> {
+    /// The same in the second with this number, from 1 on.
+    pub(crate) fn allow_in(&self, second: u32) -> Option<u64> {
         let first = (u64::from(second) << 32) | 1;
         let mut seen = self.window.load(Ordering::Relaxed);
         loop {

@@ -25,7 +25,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_mesh::proto::series_key::Direction;
 
+use crate::tap::Taps;
 use crate::trace::Queue;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
@@ -85,10 +87,15 @@ impl SeriesKey {
     pub fn with_mtls(self, mtls: bool) -> Self {
         Self { mtls, ..self }
     }
+
+    /// The direction as the operator is told it.
+    pub fn wire_direction(&self) -> Direction {
+        if self.direction == "outbound" { Direction::Outbound } else { Direction::Inbound }
+    }
 }
 
 /// A series in the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     series: Arc<Series>,
     /// [`Series::activity`] when it was looked at last.
@@ -97,10 +104,16 @@ struct Kept {
     unused_since: Option<Instant>,
 }
 
+impl Kept {
+    fn new(series: Series) -> Self {
+        Self { series: Arc::new(series), activity: 0, unused_since: None }
+    }
+}
+
 /// All series of the process, and the counters that have no peer.
 #[derive(Debug, Default)]
 pub struct Telemetry {
-    series: Mutex<HashMap<SeriesKey, Kept>>,
+    series: Mutex<HashMap<Arc<SeriesKey>, Kept>>,
     events: Mutex<HashMap<(&'static str, &'static str), u64>>,
     /// Clients without a sidecar, by [`PLAIN_PROTOCOLS`].
     plain: [OnceLock<Arc<Series>>; 3],
@@ -110,6 +123,8 @@ pub struct Telemetry {
     pub breakers: Breakers,
     /// Spans that wait to be sent.
     pub spans: Queue,
+    /// Who looks at requests now.
+    pub taps: Taps,
 }
 
 /// The protocols of clients without a sidecar.
@@ -156,13 +171,14 @@ impl Telemetry {
             return Arc::clone(&kept.series);
         }
         if series.len() < MAX_SERIES {
-            return Arc::clone(&series.entry(key).or_default().series);
+            let new = |key: &Arc<SeriesKey>| Kept::new(Series::new(Arc::clone(key)));
+            return Arc::clone(&series.entry(Arc::new(key)).or_insert_with_key(new).series);
         }
         let other = || "_OTHER".to_owned();
         let route = Arc::default();
         let key = SeriesKey { namespace: other(), peer: other(), revision: other(), route, ..key };
-        let overflow = || Kept { series: Arc::new(Series::overflow()), ..Kept::default() };
-        Arc::clone(&series.entry(key).or_insert_with(overflow).series)
+        let overflow = |key: &Arc<SeriesKey>| Kept::new(Series::overflow(Arc::clone(key)));
+        Arc::clone(&series.entry(Arc::new(key)).or_insert_with_key(overflow).series)
     }
 
     /// Drops the series that nobody holds, that were not used for [`UNUSED`], and whose counts have been reported.
@@ -182,7 +198,7 @@ impl Telemetry {
             let since = *kept.unused_since.get_or_insert(now);
             let keep = now.duration_since(since) < UNUSED || !is_reported(key, &kept.series);
             if !keep {
-                evicted.push(key.clone());
+                evicted.push(SeriesKey::clone(key));
             }
             keep
         });
@@ -207,7 +223,7 @@ impl Telemetry {
     pub fn all(&self) -> Vec<(SeriesKey, Arc<Series>)> {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> =
-            series.iter().map(|(key, kept)| (key.clone(), Arc::clone(&kept.series))).collect();
+            series.iter().map(|(key, kept)| (SeriesKey::clone(key), Arc::clone(&kept.series))).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }

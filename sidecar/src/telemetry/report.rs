@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tulle_mesh::proto::series_key::Direction;
 use tulle_mesh::proto::{self, ReasonCount, SeriesCounts, TelemetryAck, TelemetryReport};
 
 use super::{Series, SeriesKey, Telemetry};
@@ -141,10 +140,9 @@ fn more<'a, T: Copy + Ord>(now: &'a [(T, u64)], before: &'a [(T, u64)]) -> impl 
 
 /// What the operator is told of a series, once.
 fn introduction(key: &SeriesKey, id: u32) -> proto::SeriesKey {
-    let direction = if key.direction == "outbound" { Direction::Outbound } else { Direction::Inbound };
     proto::SeriesKey {
         id,
-        direction: direction.into(),
+        direction: key.wire_direction().into(),
         namespace: key.namespace.clone(),
         peer: key.peer.clone(),
         revision: key.revision.clone(),

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 
+use super::SeriesKey;
 use crate::error::Failure;
 use crate::grpc::is_server_error;
 
 /// Counters of one series.
 #[derive(Debug)]
 pub struct Series {
+    /// What distinguishes it.
+    pub key: Arc<SeriesKey>,
     /// By class of status: 1xx to 5xx, then gRPC server errors, no answer, and given up by the client.
     pub by_class: [AtomicU64; 8],
     /// Latencies, exponential buckets.
@@ -41,9 +44,11 @@ pub const CLASS_CLIENT: usize = 7;
 /// `DATA_LOSS`), whose HTTP status is 200.
 pub const CLASS_GRPC: usize = 5;
 
-impl Default for Series {
-    fn default() -> Self {
+impl Series {
+    /// A series that has counted nothing.
+    pub fn new(key: Arc<SeriesKey>) -> Self {
         Self {
+            key,
             by_class: Default::default(),
             latency: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
             latency_sum: AtomicU64::new(0),
@@ -55,12 +60,10 @@ impl Default for Series {
             is_overflow: false,
         }
     }
-}
 
-impl Series {
     /// The series of peers for which the table has no room.
-    pub(super) fn overflow() -> Self {
-        Self { is_overflow: true, ..Self::default() }
+    pub(super) fn overflow(key: Arc<SeriesKey>) -> Self {
+        Self { is_overflow: true, ..Self::new(key) }
     }
 
     /// Counts a request.

@@ -20,6 +20,7 @@
 //!   limits      many streams, long heads, peers that break the rules
 //!   traces      trace headers, and the spans that a collector gets
 //!   logs        which requests are logged
+//!   tap         requests that somebody looks at
 //!   memory      peers that take nothing
 //! ```
 #![allow(
@@ -45,4 +46,5 @@ mod routes;
 mod routes_backends;
 mod routes_clients;
 mod routes_connections;
+mod tap;
 mod traces;

@@ -1,6 +1,7 @@
 //! What reaches the operator of what is counted.
 
 use prost::Message as _;
+use tulle_mesh::proto::series_key::Direction;
 
 use super::*;
 use crate::error::Failure;
