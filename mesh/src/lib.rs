@@ -22,6 +22,7 @@
 #![deny(missing_docs)]
 
 pub mod canonical;
+pub mod denial;
 pub mod headers;
 pub mod health;
 pub mod histogram;

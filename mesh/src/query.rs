@@ -434,3 +434,30 @@ pub struct TapRequest {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
 }
+
+/// A refusal that a sidecar remembers, as its admin port shows it to whoever may forward that port. What it says of the
+/// request is what the log says: never its query or its headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Denial {
+    /// [`crate::denial::DenialId`], as in the header `tulle-denial` of the answer and in the log.
+    pub id: String,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+    /// The policy, `MeshPolicy/namespace/name`; empty: no policy was known yet, or mTLS is Strict.
+    pub policy: String,
+    /// What decided: `DenyRule(0)`, `NoAllowMatched`, `Plaintext`.
+    pub rule: String,
+    /// The client's identity; empty for a client without a sidecar.
+    pub client: String,
+    /// The client's address.
+    pub address: String,
+    /// The port of the pod.
+    pub port: u16,
+    /// The method of the request; empty: a connection whose content is opaque.
+    pub method: String,
+    /// The host that the client named.
+    pub host: String,
+    /// The path, without its query.
+    pub path: String,
+}

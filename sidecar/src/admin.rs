@@ -1,4 +1,4 @@
-//! `/ready`, `/live`, `/metrics`, `/config` for kubelet, people and Prometheus, on a thread of its own.
+//! `/ready`, `/live`, `/metrics`, `/config`, `/denials` for kubelet, people and Prometheus, on a thread of its own.
 
 mod policies;
 
@@ -51,12 +51,24 @@ impl Admin {
             "/live" => self.live(),
             "/metrics" => self.metrics(request.headers()),
             "/config" => text(StatusCode::OK, "application/json", self.config()),
+            "/denials" => self.denials(request),
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "there are /ready, /live, /metrics and /config\n".to_owned(),
+                "there are /ready, /live, /metrics, /config and /denials\n".to_owned(),
             ),
         }
+    }
+
+    /// The last refusals. They name clients and paths: only who may forward a port of the pod sees them.
+    fn denials(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let peer = request.extensions().get::<serve::Peer>();
+        if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
+            let why = "shown only through a port-forward: tulle explain --denial ID\n";
+            return text(StatusCode::FORBIDDEN, "text/plain", why.to_owned());
+        }
+        let all = serde_json::to_string(&self.telemetry.denials.all()).unwrap_or_default();
+        text(StatusCode::OK, "application/json", all)
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {

@@ -10,9 +10,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tulle_mesh::canonical::{self, Readings};
+use tulle_mesh::denial::DenialId;
 use tulle_mesh::wire::head::Protocol as Travels;
 
-use crate::attempt::answer::{Answer, Load};
+use crate::attempt::answer::{Answer, Load, Refused};
 use crate::attempt::body::RequestBody;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Reader, Writer};
@@ -49,6 +50,8 @@ pub struct Call<'a> {
     pub set_cookie: Option<Bytes>,
     /// The server span of a request to this pod, if it is recorded.
     pub trace: Option<Box<Trace>>,
+    /// Under which id it was refused, if rules have refused it.
+    pub denial: Option<DenialId>,
     /// Attempts at it are evidence, where a Canary compares versions.
     pub compared: bool,
     readings: OnceCell<Readings>,
@@ -130,6 +133,7 @@ impl<'a> Call<'a> {
             edits: None,
             set_cookie: None,
             trace: None,
+            denial: None,
             compared: true,
             readings: OnceCell::new(),
         }
@@ -221,7 +225,8 @@ impl<'a> Call<'a> {
         let is_whole = self.body.is_ended() && head.keep_alive && !head.upgrade && !head.http10;
         let keep = is_whole
             && matches!(failure, Failure::OursOverloaded | Failure::RouteNone | Failure::RouteNoBackend);
-        self.answer.fail_request(&self.head, failure, self.edits.as_deref(), keep).await;
+        let refused = Refused { failure, denial: self.denial, keep };
+        self.answer.fail_request(&self.head, refused, self.edits.as_deref()).await;
         keep
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +29,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may last besides the time that its answer takes.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Who sends a request: an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
 /// Answers requests for as long as the sidecar runs; each connection for at most `limit`.
 pub async fn http<A, F>(listener: TcpListener, limit: Duration, answer: A)
 where
@@ -36,7 +41,7 @@ where
 {
     let mut open = Open::default();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             // Out of file descriptors, say: waiting a little lets others close.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
@@ -45,8 +50,9 @@ where
         let asked = Arc::new(AtomicBool::new(false));
         let asks = Arc::clone(&asked);
         let task = tokio::spawn(async move {
-            let service = service_fn(move |request| {
+            let service = service_fn(move |mut request: Request<Incoming>| {
                 asks.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(Peer(peer));
                 let answer = answer(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
@@ -90,7 +96,6 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 

@@ -1,6 +1,6 @@
 //! `tulle config`: what a pod's sidecar works with, from its own admin port. There are no secrets in it.
 
-mod forward;
+pub(crate) mod forward;
 mod sections;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,9 @@
-//! `tulle explain`: what would become of a request, stage by stage, and which object decides it.
+//! `tulle explain`: what would become of a request, stage by stage, and which object decides it; or what
+//! became of one that was refused ([`denial`]).
 
+mod denial;
+
+use tulle_mesh::denial::DenialId;
 use tulle_mesh::query::{Explanation, Paths, Stage, Verdict};
 
 use crate::cluster::Context;
@@ -29,11 +33,15 @@ const SERVICES: [&str; 3] = ["service", "services", "svc"];
 #[command(after_help = "Exit code 0: the request reaches the application; 3: it does not.")]
 pub struct Args {
     /// Who sends the request: NAME, KIND/NAME or NAMESPACE/NAME of a workload or pod
-    #[arg(value_name = "SRC")]
-    source: String,
+    #[arg(value_name = "SRC", required_unless_present = "denial")]
+    source: Option<String>,
     /// The Service that it is sent to: NAME[.NAMESPACE][:PORT] or NAMESPACE/NAME[:PORT]
-    #[arg(value_name = "DST")]
-    destination: String,
+    #[arg(value_name = "DST", required_unless_present = "denial")]
+    destination: Option<String>,
+    /// Instead: a request that was refused, by the id in the header tulle-denial of its answer or in the sidecar's log.
+    /// Shows the rule, and what would become of the request now
+    #[arg(long, value_name = "ID", conflicts_with_all = ["source", "destination", "method", "path", "headers"])]
+    denial: Option<DenialId>,
     /// The method of the request
     #[arg(long, default_value = "GET")]
     method: String,
@@ -50,8 +58,12 @@ pub struct Args {
 /// # Errors
 /// [`CliError::Findings`] if the request does not reach the application; or the operator cannot answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let source = workload(&args.source, context.namespace())?;
-    let destination = destination(&args.destination, context.namespace())?;
+    if let Some(id) = args.denial {
+        return denial::run(context, id).await;
+    }
+    // Clap asks for both.
+    let source = workload(&args.source.unwrap_or_default(), context.namespace())?;
+    let destination = destination(&args.destination.unwrap_or_default(), context.namespace())?;
     let namespace = destination.split('/').next().unwrap_or_default().to_owned();
     for namespace in [&source.0, &namespace] {
         visible(context, namespace)?;

@@ -20,13 +20,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tulle_mesh::canonical::{Readings, readings};
+use tulle_mesh::denial::DenialId;
 use tulle_mesh::policy::{Http, Reason, Subject};
+use tulle_mesh::query::Denial;
 
 use crate::call::Call;
 use crate::config::{Inbound, InboundAccess, Mtls};
 use crate::error::Failure;
 use crate::gate::Slot;
-use crate::http1::logged_path;
+use crate::http1::{Head, logged_path};
 use crate::telemetry::Limited;
 use crate::worker::Worker;
 
@@ -48,7 +50,7 @@ pub struct Permit {
 #[error(transparent)]
 pub struct Denied(#[from] pub Failure);
 
-/// Decides whether a request may go to the application.
+/// Decides whether a request may go to the application. One that rules refuse is given an id.
 ///
 /// # Errors
 /// [`Denied`] with [`Failure::PolicyPlaintext`], [`Failure::PolicyDenied`], [`Failure::OursOverloaded`],
@@ -85,7 +87,7 @@ pub async fn admit(call: &mut Call<'_>, worker: &Rc<Worker>, client: &Client) ->
 pub fn admit_connection(worker: &Rc<Worker>, client: &Client) -> Result<Permit, Denied> {
     let rules = enforced(worker)?;
     check_mtls(worker, &rules, client)?;
-    check_access(worker, &rules, client, None, None)?;
+    check_access(worker, &rules, client)?;
     Ok(Permit { worker: Rc::clone(worker), rules, is_request: false, _slot: None })
 }
 
@@ -123,7 +125,7 @@ pub fn might_admit_request(worker: &Worker, client: &Client) -> bool {
 /// Counts and logs the refusal of a connection whose content is opaque.
 pub fn report_denied_connection(worker: &Worker, client: &Client) {
     if let Some(rules) = worker.config.inbound() {
-        let _ = check_access(worker, &rules, client, None, None);
+        let _ = check_access(worker, &rules, client);
     }
 }
 
@@ -131,7 +133,7 @@ impl Permit {
     /// The opaque connection that this permit is for carries something: rules that are only tried are asked now. One
     /// that is given up before that, because its client speaks HTTP, would have been refused nothing.
     pub fn begun(&self, client: &Client) {
-        try_shadow(&self.worker, &self.rules, client, None, None);
+        try_shadow(&self.worker, &self.rules, client, None, Described::default());
     }
 
     /// Resolves when the rules have changed, and no longer allow what this permit is for. `http`: method and target
@@ -163,10 +165,19 @@ impl Drop for Permit {
 }
 
 /// What a request asks, for the log.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Described<'a> {
     method: &'a str,
     target: &'a str,
+    host: &'a str,
+}
+
+impl<'a> Described<'a> {
+    fn of(head: &'a Head) -> Self {
+        let (method, target) = head.request_line();
+        let host = head.header("host").and_then(|host| std::str::from_utf8(host).ok());
+        Self { method, target, host: host.unwrap_or_default() }
+    }
 }
 
 /// Nothing is let in before the rules are known.
@@ -183,43 +194,92 @@ fn check_mtls(worker: &Worker, rules: &Inbound, client: &Client) -> Result<(), D
 }
 
 fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
-    worker.telemetry.event("policy_denied", "Plaintext");
-    if let Some(suppressed) = LIMIT.allow() {
-        let port = client.destination.port();
-        tracing::info!(client = %client.address, port, suppressed, "refused plain text: mTLS is Strict");
-    }
+    report_plaintext(worker, client, Described::default());
     Denied(Failure::PolicyPlaintext)
 }
 
-fn check_request(worker: &Worker, rules: &Inbound, client: &Client, call: &Call<'_>) -> Result<(), Denied> {
+/// Counts, remembers and logs that plain text was refused.
+fn report_plaintext(worker: &Worker, client: &Client, request: Described<'_>) -> DenialId {
+    worker.telemetry.event("policy_denied", "Plaintext");
+    let id = remember(worker, client, request, (String::new(), "Plaintext".to_owned()));
+    if let Some(suppressed) = LIMIT.allow() {
+        let port = client.destination.port();
+        tracing::info!(client = %client.address, port, denial = %id, suppressed, "refused plain text: mTLS is Strict");
+    }
+    id
+}
+
+fn check_request(
+    worker: &Worker,
+    rules: &Inbound,
+    client: &Client,
+    call: &mut Call<'_>,
+) -> Result<(), Denied> {
     // A connection that was let in may have been there before the policy.
-    check_mtls(worker, rules, client)?;
-    let (method, target) = call.head.request_line();
-    let http = Http { method, readings: &|| call.readings() };
-    check_access(worker, rules, client, Some(http), Some(Described { method, target }))
+    if is_plaintext_refused(rules, client) {
+        call.denial = Some(report_plaintext(worker, client, Described::of(&call.head)));
+        return Err(Denied(Failure::PolicyPlaintext));
+    }
+    let request = Described::of(&call.head);
+    let http = Http { method: request.method, readings: &|| call.readings() };
+    let Some(id) = find_denial(worker, rules, client, Some(http), request) else { return Ok(()) };
+    call.denial = Some(id);
+    Err(Denied(Failure::PolicyDenied))
 }
 
 /// Asks the rules that are only tried about a request.
 fn try_request(worker: &Worker, rules: &Inbound, client: &Client, call: &Call<'_>) {
-    let (method, target) = call.head.request_line();
-    let http = Http { method, readings: &|| call.readings() };
-    try_shadow(worker, rules, client, Some(http), Some(Described { method, target }));
+    let request = Described::of(&call.head);
+    let http = Http { method: request.method, readings: &|| call.readings() };
+    try_shadow(worker, rules, client, Some(http), request);
 }
 
-fn check_access<'a>(
+/// Asks the rules about a connection whose content is opaque.
+fn check_access(worker: &Worker, rules: &Inbound, client: &Client) -> Result<(), Denied> {
+    match find_denial(worker, rules, client, None, Described::default()) {
+        None => Ok(()),
+        Some(_) => Err(Denied(Failure::PolicyDenied)),
+    }
+}
+
+/// What the rules say. A refusal is counted, remembered and logged.
+fn find_denial<'a>(
     worker: &Worker,
     rules: &Inbound,
     client: &'a Client,
     http: Option<Http<'a>>,
-    request: Option<Described<'_>>,
-) -> Result<(), Denied> {
-    let Some(access) = &rules.access else { return Ok(()) };
+    request: Described<'_>,
+) -> Option<DenialId> {
+    let access = rules.access.as_ref()?;
     let decision = access.rules.decide(&subject(client, http));
     if decision.allowed {
-        return Ok(());
+        return None;
     }
-    report(worker, client, request, access, decision.reason, false);
-    Err(Denied(Failure::PolicyDenied))
+    let rule = format!("{:?}", decision.reason);
+    let id = remember(worker, client, request, (format!("MeshPolicy/{}", access.policy), rule));
+    report(worker, client, request, (access, decision.reason), Some(id));
+    Some(id)
+}
+
+/// Keeps what whoever asks about a refusal has to know.
+fn remember(
+    worker: &Worker,
+    client: &Client,
+    request: Described<'_>,
+    (policy, rule): (String, String),
+) -> DenialId {
+    let denial = Denial {
+        policy,
+        rule,
+        client: client.identity_text().unwrap_or_default().to_owned(),
+        address: client.address.to_string(),
+        port: client.destination.port(),
+        method: request.method.to_owned(),
+        host: request.host.to_owned(),
+        path: logged_path(request.target).unwrap_or_default().to_owned(),
+        ..Denial::default()
+    };
+    worker.telemetry.denials.remember(&worker.settings.pod_uid, denial)
 }
 
 /// Counts and logs what rules that are only tried would refuse.
@@ -228,7 +288,7 @@ fn try_shadow<'a>(
     rules: &Inbound,
     client: &'a Client,
     http: Option<Http<'a>>,
-    request: Option<Described<'_>>,
+    request: Described<'_>,
 ) {
     if client.identity.is_none() && rules.shadow_strict {
         worker.telemetry.event("policy_would_deny", "Plaintext");
@@ -236,25 +296,26 @@ fn try_shadow<'a>(
     let Some(shadow) = &rules.shadow else { return };
     let decision = shadow.rules.decide(&subject(client, http));
     if !decision.allowed {
-        report(worker, client, request, shadow, decision.reason, true);
+        report(worker, client, request, (shadow, decision.reason), None);
     }
 }
 
 fn report(
     worker: &Worker,
     client: &Client,
-    request: Option<Described<'_>>,
-    access: &InboundAccess,
-    reason: Reason,
-    shadow: bool,
+    Described { method, target, .. }: Described<'_>,
+    (access, reason): (&InboundAccess, Reason),
+    denial: Option<DenialId>,
 ) {
+    // Rules that are only tried refuse nothing.
+    let shadow = denial.is_none();
     let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
     worker.telemetry.event(kind, reason.name());
     let Some(suppressed) = LIMIT.allow() else { return };
-    let Described { method, target } = request.unwrap_or(Described { method: "", target: "" });
+    let denial = denial.map(|id| id.to_string());
     tracing::info!(
         policy = access.policy, rule = ?reason, client = %client.name(), method, path = logged_path(target), shadow,
-        port = client.destination.port(), suppressed, "refused by policy"
+        port = client.destination.port(), denial, suppressed, "refused by policy"
     );
 }
 

@@ -127,6 +127,27 @@ async fn every_reading_of_a_denied_path_is_refused_and_every_path_goes_on_as_it_
 }
 
 #[tokio::test]
+async fn a_refusal_is_remembered_under_its_id_without_the_query() {
+    let worker = worker(Some(rules(Mtls::Permissive, Some(deny("DELETE", "/admin/**")))));
+    let (mut reader, mut writer) = connection().await;
+    let text = "GET /admin/x?token=s3cret HTTP/1.1\r\nhost: web\r\n\r\n";
+    let head = parse_request(&mut BytesMut::from(text.as_bytes())).unwrap().unwrap();
+    let mut call = Call::http1(head, &mut reader, &mut writer);
+    assert!(admit(&mut call, &worker, &meshed()).await.is_err());
+    let [denial] = worker.telemetry.denials.all().try_into().unwrap();
+    assert_eq!(call.denial.map(|id| id.to_string()), Some(denial.id));
+    assert_eq!(
+        (denial.method.as_str(), denial.path.as_str(), denial.host.as_str()),
+        ("GET", "/admin/x", "web")
+    );
+    assert!(denial.policy.starts_with("MeshPolicy/") && denial.rule.starts_with("DenyRule("), "{denial:?}");
+    assert_eq!(denial.client, meshed().name());
+    // What is only tried refuses nothing, and has no id.
+    assert!(ask(&worker, &meshed(), "GET /").await.is_ok());
+    assert_eq!(worker.telemetry.denials.all().len(), 1);
+}
+
+#[tokio::test]
 async fn asking_whether_a_connection_would_be_let_in_counts_nothing() {
     let worker = worker(Some(rules(Mtls::Permissive, Some(deny("DELETE", "/admin/**")))));
     assert!(!would_admit_connection(&worker, &plain()));

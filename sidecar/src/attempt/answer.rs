@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 
 use bytes::{Bytes, BytesMut};
+use tulle_mesh::denial::DenialId;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
@@ -22,6 +23,17 @@ pub enum Answer<'a> {
     Mesh(&'a Sender, Load),
     /// An HTTP/2 client.
     Http2(&'a mut h2::server::SendResponse<Bytes>, Option<h2::SendStream<Bytes>>),
+}
+
+/// A request that gets no answer of a server.
+#[derive(Clone, Copy)]
+pub(crate) struct Refused<'a> {
+    /// Why.
+    pub(crate) failure: &'a Failure,
+    /// Under which id, if rules refuse it.
+    pub(crate) denial: Option<DenialId>,
+    /// The connection of an HTTP/1 client may carry another request.
+    pub(crate) keep: bool,
 }
 
 /// What an answer to another sidecar reports of this pod.
@@ -164,35 +176,35 @@ impl Answer<'_> {
 
     /// Answers a request whose head could not be read.
     pub async fn fail(&mut self, failure: &Failure) {
-        self.words(failure, false, (None, false)).await;
+        self.words(Refused { failure, denial: None, keep: false }, false, None).await;
     }
 
     /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
     /// client with a status that it understands, everybody else with a few words. `edits`: what the request's route does
-    /// to answers. `keep`: the connection of an HTTP/1 client may carry another request.
+    /// to answers.
     pub(crate) async fn fail_request(
         &mut self,
         request: &Head,
-        failure: &Failure,
+        refused: Refused<'_>,
         edits: Option<&ResponseEdits>,
-        keep: bool,
     ) {
+        let failure = refused.failure;
         if let (Self::Mesh(sender, _), Some(code)) = (&*self, reset_code(failure)) {
             return sender.reset(code);
         }
         match grpc::content_type(request) {
             Some(content) if !matches!(self, Self::Http1(_)) => {
-                self.grpc(failure, content.clone(), edits).await;
+                self.grpc(refused, content.clone(), edits).await;
             }
-            _ => self.words(failure, request.request_line().0 == "HEAD", (edits, keep)).await,
+            _ => self.words(refused, request.request_line().0 == "HEAD", edits).await,
         }
     }
 
     async fn words(
         &mut self,
-        failure: &Failure,
+        Refused { failure, denial, keep }: Refused<'_>,
         bodiless: bool,
-        (edits, keep): (Option<&ResponseEdits>, bool),
+        edits: Option<&ResponseEdits>,
     ) {
         let status = failure.status();
         let text = format!("tulle: {failure}\n");
@@ -200,7 +212,7 @@ impl Answer<'_> {
         if bodiless {
             head.framing = Framing::None;
         }
-        head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+        name(&mut head, failure, denial);
         let shed = *failure == Failure::OursOverloaded;
         if shed {
             head.push("retry-after", Bytes::from_static(b"1"));
@@ -223,7 +235,12 @@ impl Answer<'_> {
     }
 
     /// The answer that gRPC calls Trailers-Only.
-    async fn grpc(&mut self, failure: &Failure, content: Bytes, edits: Option<&ResponseEdits>) {
+    async fn grpc(
+        &mut self,
+        Refused { failure, denial, .. }: Refused<'_>,
+        content: Bytes,
+        edits: Option<&ResponseEdits>,
+    ) {
         let mut head = Head::answer(200, "OK", 0);
         head.framing = Framing::None;
         head.headers.clear();
@@ -234,7 +251,7 @@ impl Answer<'_> {
             // Milliseconds (gRFC A6).
             head.push("grpc-retry-pushback-ms", Bytes::from_static(b"1000"));
         }
-        head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+        name(&mut head, failure, denial);
         if let Some(edits) = edits {
             edits.apply_to_failure(&mut head);
         }
@@ -246,6 +263,14 @@ impl Answer<'_> {
 
 /// What another sidecar is told of a request that failed, where an answer would keep it from sending the
 /// request elsewhere.
+/// Says why, and under which id whoever asks finds the rule.
+fn name(head: &mut Head, failure: &Failure, denial: Option<DenialId>) {
+    head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
+    if let Some(id) = denial {
+        head.push("tulle-denial", id.to_string());
+    }
+}
+
 fn reset_code(failure: &Failure) -> Option<Code> {
     match failure {
         // No byte has reached the application.

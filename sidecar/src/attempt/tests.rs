@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tulle_mesh::wire::STREAM_CREDIT;
 
+use super::answer::Refused;
 use super::*;
 use crate::http1::conn::split;
 
@@ -341,7 +342,8 @@ async fn an_answer_of_ours_to_head_has_no_body() {
         let sent = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
         let (mut asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
         let mut call = Call::http1(head, &mut reader, &mut writer);
-        call.answer.fail_request(&call.head, &Failure::UpstreamNone, None, false).await;
+        let refused = Refused { failure: &Failure::UpstreamNone, denial: None, keep: false };
+        call.answer.fail_request(&call.head, refused, None).await;
         drop(call);
         drop((reader, writer));
         let mut answer = String::new();

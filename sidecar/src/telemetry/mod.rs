@@ -7,6 +7,7 @@
 //! ```text
 //!   series      the counters of one peer
 //!   attempts    evidence of Canaries
+//!   denials     the last refusals
 //!   breakers    endpoints that are left alone
 //!   prometheus  /metrics
 //!   report      deltas for the operator
@@ -15,6 +16,7 @@
 
 pub mod attempts;
 mod breakers;
+mod denials;
 mod limited;
 pub mod prometheus;
 pub mod report;
@@ -31,6 +33,7 @@ use crate::tap::Taps;
 use crate::trace::Queue;
 use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
+pub use denials::Denials;
 pub use limited::Limited;
 pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
@@ -121,6 +124,8 @@ pub struct Telemetry {
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
     pub breakers: Breakers,
+    /// The last refusals.
+    pub denials: Denials,
     /// Spans that wait to be sent.
     pub spans: Queue,
     /// Who looks at requests now.

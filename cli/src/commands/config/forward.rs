@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// The pod does not exist, the user may not forward its ports, nobody listens there, or the answer is an error.
-pub(super) async fn get(
+pub(crate) async fn get(
     client: &Client,
     namespace: &str,
     pod: &str,

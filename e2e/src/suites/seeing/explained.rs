@@ -96,7 +96,51 @@ pub(super) fn agree(kube: &Kube) -> Result<()> {
             format!("{method} {path} from {client} to {service}")
         })?;
     }
+    replayed(&field)?;
     unknown(&field)
+}
+
+/// A refusal is explained by the id in its answer: as it was, and as the same request would fare now. The client learns
+/// nothing of it.
+fn replayed(field: &TestNamespace<'_>) -> Result<()> {
+    let url = "http://guarded/orders?card=s3cret";
+    let ask = format!("curl -s -m 8 -X POST -o /dev/null -D - '{url}'");
+    let head = field.exec("friend", &["/bin/sh", "-c", &ask])?;
+    let id = head.lines().find_map(|line| line.strip_prefix("tulle-denial: ")).map(str::trim);
+    let id = id.with_context(|| format!("the refusal has no id: {head}"))?;
+    let explain = |code, output| {
+        field.kube.tulle_expecting(code, &["-n", &field.namespace, "explain", "--denial", id, "-o", output])
+    };
+    let found = explain(exit::FINDINGS, "json")?.json()?;
+    let denial = &found["denial"];
+    ensure!(denial["id"] == id && denial["method"] == "POST" && denial["path"] == "/orders", "{found}");
+    ensure!(denial["policy"] == format!("MeshPolicy/{}/guarded", field.namespace), "{found}");
+    says(denial["client"].as_str().unwrap_or(""), &["/sa/friend"])?;
+    ensure!(found["now"]["reaches"] == false, "the request is refused as before: {found}");
+    let text = explain(exit::FINDINGS, "table")?.stdout;
+    says(&text, &["refused POST /orders of host guarded", "no rule of allow matches", "× stop"])?;
+    ensure!(!text.contains("s3cret") && !found.to_string().contains("s3cret"), "the query is shown: {text}");
+    // The client, who is in the same network, is not told.
+    let pod = found["pod"].as_str().and_then(|pod| pod.split_once('/')).context("the pod has no name")?.1;
+    let address = field.get(&format!("pod/{pod}"), ".status.podIP")?;
+    let ask = format!("curl -s -m 8 -o /dev/null -w '%{{http_code}}' http://{address}:26152/denials");
+    let status = field.exec("plain", &["/bin/sh", "-c", &ask])?;
+    ensure!(status.trim() == "403", "another pod asked for refusals and got {status}");
+    // With a rule that allows it, the same request would be let in.
+    let allow = json!([{"from": [{"serviceAccount": "friend"}]}]);
+    policy(
+        field,
+        "guarded",
+        json!({"target": {"kind": "Service", "name": "guarded"}, "mtls": "Strict", "access": {"allow": allow}}),
+    )?;
+    enforced(field, "guarded")?;
+    let found = explain(exit::FINE, "json")?.json()?;
+    ensure!(found["now"]["reaches"] == true && found["denial"]["id"] == id, "{found}");
+    let unknown = "0123456789abcdef";
+    let refused = field
+        .kube
+        .tulle_expecting(exit::FAILED, &["-n", &field.namespace, "explain", "--denial", unknown])?;
+    says(&refused.stderr, &["error:", unknown, "hint:"])
 }
 
 /// A real request, and what is said about it.
