@@ -158,7 +158,7 @@ impl<'a> TestNamespace<'a> {
         load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         self.apply(load)?;
         self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 60)?;
-        self.kube.wait_for("the load to start", 30, || Ok(self.account(name)?.sent > 50))
+        self.kube.wait_for("the load to start", 60, || Ok(self.account(name)?.sent > 50))
     }
 
     /// What load has counted.

@@ -55,7 +55,7 @@ pub(super) fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: V
     policy(field, service, spec)?;
     let object = format!("meshpolicy/{service}");
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}/{.status.observedGeneration}";
-    field.kube.wait_for(&format!("policy {service} to be ready"), 30, || {
+    field.kube.wait_for(&format!("policy {service} to be ready"), 60, || {
         let found = field.kubectl(&["get", &object, "-o", ready])?;
         Ok(found == format!("True/{}", field.get(&object, ".metadata.generation")?))
     })
@@ -75,7 +75,7 @@ fn columns(kube: &Kube) -> Result<()> {
         "retry": {"on": ["5xx"]}, "breaker": {}, "limits": {"concurrency": 10}});
     policy(&field, "web", spec)?;
     let mut table = String::new();
-    kube.wait_for("the sections to be shown", 20, || {
+    kube.wait_for("the sections to be shown", 60, || {
         table = field.kubectl(&["get", "meshpolicies"])?;
         let sections = ["timeout", "retry", "breaker", "limits"];
         Ok(table.contains("SECTIONS") && sections.iter().all(|section| table.contains(section)))
@@ -122,7 +122,7 @@ fn zone_preferred(field: &TestNamespace<'_>) -> Result<()> {
     let ask = "for i in $(seq 60); do curl -s -m 8 http://web/; echo; done";
     let by = |name: &str, answers: &str| answers.matches(&format!("\"service\":\"{name}\"")).count();
     let mut answers = String::new();
-    let waited = field.kube.wait_for("the requests to stay in the zone", 20, || {
+    let waited = field.kube.wait_for("the requests to stay in the zone", 60, || {
         answers = field.exec("client", &["/bin/sh", "-c", ask])?;
         // A few are sent elsewhere on purpose.
         Ok(by("near", &answers) >= 55 && by("near", &answers) + by("far", &answers) == 60)

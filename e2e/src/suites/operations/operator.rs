@@ -190,12 +190,12 @@ fn applied_by_user(kube: &Kube) -> Result<()> {
     kube.apply_server_side(&settings.to_string()).context("applying a user's MeshConfig over the default")?;
 
     let sleep = ["/usr/bin/sleep", "1000"];
-    kube.wait_for("the MeshConfig's resources in new sidecars", 30, || {
+    kube.wait_for("the MeshConfig's resources in new sidecars", 60, || {
         Ok(admitted(&field, host_pod("probe", "default", &sleep))?.is_some_and(|sidecar| {
             sidecar["resources"]["requests"] == json!({"cpu": "11m", "memory": "24Mi"})
         }))
     })?;
-    kube.wait_for("the exemption to take effect", 30, || {
+    kube.wait_for("the exemption to take effect", 60, || {
         Ok(admitted(&field, host_pod("probe", "exempt", &sleep))?.is_none())
     })?;
     field.apply(host_pod("exempt", "exempt", &sleep))?;

@@ -78,7 +78,7 @@ pub(super) fn deadlines(kube: &Kube) -> Result<()> {
     let (code, why) = call("3000", "0.3")?;
     ensure!(code == "DEADLINE_EXCEEDED", "a call beyond its own deadline ended with {code}: {why}");
     ready_policy(&field, "counter", json!({"timeout": {"request": "800ms"}}))?;
-    kube.wait_for("the policy's timeout to end a call", 20, || {
+    kube.wait_for("the policy's timeout to end a call", 60, || {
         Ok(call("3000", "8")?.0 == "DEADLINE_EXCEEDED")
     })?;
     let (code, remaining) = call("0", "8")?;
@@ -163,7 +163,7 @@ pub(super) fn faults(kube: &Kube) -> Result<()> {
     answers(&field, "http://web/", "200", 60)?;
     let faults = json!({"delay": {"by": "700ms", "of": "100%"}, "until": in_seconds(60)?});
     ready_policy(&field, "web", json!({"faults": faults}))?;
-    kube.wait_for("requests to be delayed", 20, || {
+    kube.wait_for("requests to be delayed", 60, || {
         let (status, seconds) = timed(&field, "http://web/")?;
         Ok(status == "200" && (0.7..3.0).contains(&seconds))
     })
@@ -183,7 +183,7 @@ pub(super) fn shadow(kube: &Kube) -> Result<()> {
         Ok::<_, anyhow::Error>((events(&field, "client", "would_")?, events(&field, "web", "would_limit")?))
     };
     let mut all = BTreeMap::new();
-    kube.wait_for("the sections to be counted", 30, || {
+    kube.wait_for("the sections to be counted", 60, || {
         for (status, count) in at_once(&field, "web", 4)? {
             *all.entry(status).or_insert(0) += count;
         }

@@ -25,7 +25,7 @@ pub(super) fn retries(kube: &Kube) -> Result<()> {
     member(&field, "web", "good", 2, &[])?;
     member(&field, "web", "bad", 1, &["--errors=100", "--status=503"])?;
     field.load_with("load", "web:80", RATE, &GETS)?;
-    kube.wait_for("requests to fail without a policy", 30, || Ok(field.account("load")?.failed > 3))?;
+    kube.wait_for("requests to fail without a policy", 60, || Ok(field.account("load")?.failed > 3))?;
     // In turn, so that the bad pod gets its third however it has answered before.
     let sections =
         json!({"retry": {"on": ["5xx"], "attempts": 2, "budget": "100%"}, "balance": {"by": "RoundRobin"}});

@@ -23,13 +23,13 @@ pub(super) fn newer(kube: &Kube) -> Result<()> {
         flows(&field, "60%", 90)?;
         ensure!(ready(&field, "v2")? > 0, "no gate of v2 was opened, so the test proves nothing");
         deploy(&field, "v3", 0)?;
-        kube.wait_for("the pods of v2 to leave the Service", 40, || Ok(ready(&field, "v2")? == 0))?;
+        kube.wait_for("the pods of v2 to leave the Service", 60, || Ok(ready(&field, "v2")? == 0))?;
         // The endpoints of kube-proxy follow a moment later.
         thread::sleep(Duration::from_secs(2));
         let ask = "for i in $(seq 40); do curl -s -m 8 http://web.t-newer.svc.cluster.local/; done";
         let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
         ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
-        kube.wait_for("v2 to be recorded as superseded", 20, || {
+        kube.wait_for("v2 to be recorded as superseded", 60, || {
             Ok(status(&field, ".history[0].outcome")? == "Superseded")
         })?;
         flows(&field, "60%", 90)
@@ -89,7 +89,7 @@ pub(super) fn events(kube: &Kube) -> Result<()> {
         })?;
         revisions.push(status(&field, ".canaryRevision")?);
     }
-    kube.wait_for("an event for the start of each rollout", 20, || {
+    kube.wait_for("an event for the start of each rollout", 60, || {
         let selector = "involvedObject.name=web,involvedObject.kind=Canary,reason=Started";
         let notes = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
         let notes = field.kubectl(&["get", "events", "--field-selector", selector, "-o", notes])?;
@@ -111,10 +111,10 @@ pub(super) fn undo_approved(kube: &Kube) -> Result<()> {
             Ok(status(&field, ".history[0].outcome")? == "Promoted" && status(&field, ".phase")? == "Stable")
         })?;
         field.kubectl(&["rollout", "undo", "deployment/web"])?;
-        kube.wait_for("v1 to be approved again", 30, || {
+        kube.wait_for("v1 to be approved again", 60, || {
             Ok(status(&field, ".approvedRevision")? == first && status(&field, ".phase")? == "Stable")
         })?;
-        field.kube.rolled_out("t-undo-approved", "deployment/web", 30)
+        field.kube.rolled_out("t-undo-approved", "deployment/web", 60)
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     Ok(())
@@ -126,7 +126,7 @@ pub(super) fn promote_other(kube: &Kube) -> Result<()> {
     reaches(&field, "Paused", 60)?;
     let revision = status(&field, ".canaryRevision")?;
     act(&field, "promote:another@1")?;
-    kube.wait_for("the event that the action is ignored", 20, || {
+    kube.wait_for("the event that the action is ignored", 60, || {
         Ok(field.kubectl(&["events", "--for", "canary/web"])?.contains("another"))
     })?;
     let phase = status(&field, ".phase")?;
@@ -146,10 +146,10 @@ pub(super) fn abort_promotion(kube: &Kube) -> Result<()> {
     deploy(&field, "v2", 0)?;
     reaches(&field, "Paused", 60)?;
     act(&field, "promote@1")?;
-    reaches(&field, "Promoting", 20)?;
+    reaches(&field, "Promoting", 60)?;
     act(&field, "abort@2")?;
-    reaches(&field, "Failed", 30)?;
+    reaches(&field, "Failed", 60)?;
     let now = status(&field, ".approvedRevision")?;
     ensure!(now == approved, "the aborted version is approved: {now} instead of {approved}");
-    flows(&field, "0%", 30)
+    flows(&field, "0%", 60)
 }

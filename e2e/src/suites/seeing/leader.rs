@@ -37,7 +37,7 @@ pub(crate) fn survives(kube: &Kube) -> Result<()> {
     kube.wait_for("the load to end", 60, || Ok(field.pods("load")?.is_empty()))?;
     let counted = application(&field)?;
     let mut known = 0;
-    let waited = kube.wait_for("the counts of before at the new leader", 40, || {
+    let waited = kube.wait_for("the counts of before at the new leader", 60, || {
         known = requests(&row(&field, "workload", "web")?);
         Ok(known + rate * MISSING >= counted)
     });
