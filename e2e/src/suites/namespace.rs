@@ -82,6 +82,8 @@ pub struct Account {
     pub failures: String,
     /// Answers by version.
     pub versions: Value,
+    /// The time of an answer that one in a hundred exceeds.
+    pub p99_us: u64,
 }
 
 impl<'a> TestNamespace<'a> {
@@ -171,6 +173,7 @@ impl<'a> TestNamespace<'a> {
             failed: line["failed"].as_u64().unwrap_or(0),
             failures: line["failures"].to_string(),
             versions: line["versions"].clone(),
+            p99_us: line["p99_us"].as_u64().unwrap_or(0),
         })
     }
 

@@ -4,10 +4,8 @@ mod protects;
 mod saves;
 
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::mesh::policy;
@@ -131,12 +129,11 @@ fn zone_preferred(field: &TestNamespace<'_>) -> Result<()> {
         error.context(format!("60 answers: {} near, {} far", by("near", &answers), by("far", &answers)))
     })?;
     field.kubectl(&["delete", "endpointslice", "web-near"])?;
-    thread::sleep(Duration::from_secs(1));
-    let answers = field.exec("client", &["/bin/sh", "-c", ask])?;
-    ensure!(
-        by("far", &answers) == 60,
-        "without an endpoint in the zone {} of 60 were answered",
-        by("far", &answers)
-    );
-    Ok(())
+    let waited = field.kube.wait_for("the requests to go to the other zone", 60, || {
+        answers = field.exec("client", &["/bin/sh", "-c", ask])?;
+        Ok(by("far", &answers) == 60)
+    });
+    waited.with_context(|| {
+        format!("without an endpoint in the zone {} of 60 were answered", by("far", &answers))
+    })
 }

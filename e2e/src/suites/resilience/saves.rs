@@ -71,20 +71,25 @@ pub(super) fn breaker(kube: &Kube) -> Result<()> {
     // In turn, so that only the breaker keeps requests from the bad pod.
     ready_policy(&field, "web", json!({"balance": {"by": "RoundRobin"}}))?;
     let bad = || field.received("bad");
-    let during = |seconds: u64| -> Result<u64> {
-        let before = bad()?;
+    // Requests at the bad pod, and all that were sent.
+    let during = |seconds: u64| -> Result<(u64, u64)> {
+        let (before, sent) = (bad()?, field.account("load")?.sent);
         thread::sleep(Duration::from_secs(seconds));
-        Ok(bad()? - before)
+        Ok((bad()? - before, field.account("load")?.sent - sent))
     };
-    let share = during(6)?;
-    ensure!(share > 60, "without a breaker {share} of 600 requests reached the bad pod, expected a quarter");
+    let (share, sent) = during(6)?;
+    // Half of the quarter: the load prints once in a second what it has sent.
+    ensure!(share * 8 > sent, "without a breaker {share} of {sent} requests reached the bad pod");
     let sections =
-        json!({"balance": {"by": "RoundRobin"}, "breaker": {"consecutiveFailures": 3, "ejectFor": "60s"}});
+        json!({"balance": {"by": "RoundRobin"}, "breaker": {"consecutiveFailures": 3, "ejectFor": "300s"}});
     ready_policy(&field, "web", sections)?;
-    thread::sleep(Duration::from_secs(3));
+    kube.wait_for("the bad pod to be ejected", 60, || {
+        let (share, sent) = during(2)?;
+        Ok(share == 0 && sent > 0)
+    })?;
     let (failed, why) = field.failed_during("load", || {
-        let share = during(8)?;
-        ensure!(share <= 2, "with a breaker {share} of 800 requests reached the bad pod");
+        let (share, sent) = during(8)?;
+        ensure!(share <= 2 && sent > 100, "with a breaker {share} of {sent} requests reached the bad pod");
         Ok(())
     })?;
     ensure!(failed <= 2, "{failed} requests failed after the pod was ejected: {why}");

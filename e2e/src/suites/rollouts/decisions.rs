@@ -140,7 +140,7 @@ pub(super) fn promote_other(kube: &Kube) -> Result<()> {
 /// A pod counts as available only after a while, so that the promotion takes longer than this test.
 pub(super) fn abort_promotion(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-abort", json!([{"pause": {}}]), 10)?;
-    let slowly = json!({"spec": {"minReadySeconds": 60}}).to_string();
+    let slowly = json!({"spec": {"minReadySeconds": 120}}).to_string();
     field.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", &slowly])?;
     let approved = status(&field, ".approvedRevision")?;
     deploy(&field, "v2", 0)?;
