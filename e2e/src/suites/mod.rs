@@ -235,10 +235,7 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
     // With the same selection of packages as the unit tests, cargo compiles nothing again.
     images::compile(images::TULLE, choice.has_workspace())?;
-    let _reserved = match choice.cluster {
-        "embedded" => Some(Cluster::new()?.reserve()?),
-        _ => None,
-    };
+    let _reserved = install::reserve(choice.cluster)?;
     let kube = install::cluster(choice.cluster)?;
     if let Kube::Embedded(cluster) = &kube {
         cluster.set_in_use(true)?;

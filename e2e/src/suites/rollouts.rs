@@ -293,6 +293,18 @@ fn status(field: &TestNamespace<'_>, path: &str) -> Result<String> {
     field.get("canary/web", &format!(".status{path}"))
 }
 
+/// The pods of a version of Deployment web that are not being deleted.
+fn pods_of(field: &TestNamespace<'_>, version: &str) -> Result<Vec<Value>> {
+    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
+    let argument = json!(format!("--version={version}"));
+    let of_version = |pod: &&Value| {
+        let arguments = pod["spec"]["containers"][0]["args"].as_array();
+        arguments.is_some_and(|arguments| arguments.contains(&argument))
+            && pod["metadata"]["deletionTimestamp"].is_null()
+    };
+    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).cloned().collect())
+}
+
 fn condition(pod: &Value, kind: &str) -> String {
     let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let found = conditions.iter().find(|condition| condition["type"] == kind);

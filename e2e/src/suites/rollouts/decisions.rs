@@ -4,9 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{act, canary, condition, deploy, flows, reaches, reported, shop, status, watch};
+use super::{act, canary, condition, deploy, flows, pods_of, reaches, reported, shop, status, watch};
 use crate::kubectl::Kube;
 use crate::suites::namespace::{TestNamespace, borrows};
 
@@ -40,15 +40,7 @@ pub(super) fn newer(kube: &Kube) -> Result<()> {
 
 /// How many pods of a version are ready, which is when Services have them as endpoints.
 fn ready(field: &TestNamespace<'_>, version: &str) -> Result<usize> {
-    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
-    let argument = json!(format!("--version={version}"));
-    let of_version = |pod: &&Value| {
-        let arguments = pod["spec"]["containers"][0]["args"].as_array();
-        arguments.is_some_and(|arguments| arguments.contains(&argument))
-            && pod["metadata"]["deletionTimestamp"].is_null()
-            && condition(pod, "Ready") == "True"
-    };
-    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).count())
+    Ok(pods_of(field, version)?.iter().filter(|pod| condition(pod, "Ready") == "True").count())
 }
 
 pub(super) fn scaled_to_zero(kube: &Kube) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{act, canary, condition, deploy, flows, reaches, shop, status, watch};
+use super::{act, canary, condition, deploy, flows, pods_of, reaches, shop, status, watch};
 use crate::kubectl::Kube;
 use crate::suites::namespace::{TestNamespace, borrows, deployment};
 
@@ -251,18 +251,6 @@ fn ready(field: &TestNamespace<'_>, version: &str) -> Result<Ready> {
     let pods = pods_of(field, version)?;
     let of = |kind: &str| pods.iter().filter(|pod| condition(pod, kind) == "True").count();
     Ok(Ready { pods: of("Ready"), containers: of("ContainersReady") })
-}
-
-/// The pods of a version of Deployment web that are not being deleted.
-fn pods_of(field: &TestNamespace<'_>, version: &str) -> Result<Vec<Value>> {
-    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
-    let argument = json!(format!("--version={version}"));
-    let of_version = |pod: &&Value| {
-        let arguments = pod["spec"]["containers"][0]["args"].as_array();
-        arguments.is_some_and(|arguments| arguments.contains(&argument))
-            && pod["metadata"]["deletionTimestamp"].is_null()
-    };
-    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).cloned().collect())
 }
 
 /// Waits until attempts at the new version are evidence, which they are in blocks of ten seconds.

@@ -214,8 +214,8 @@ pub(super) fn mirrored(kube: &Kube) -> Result<()> {
     for (path, expected) in [("/", 200..=200), ("/half", 60..=140)] {
         let before = copies()?;
         let mut got = 0;
-        // A sidecar drops copies while 64 are under way, and a busy machine may be so far behind: so they have come before
-        // more are sent. How many of half the requests is not known; then two seconds pass without one.
+        // A sidecar drops copies while 64 are under way, and a busy machine may be so far behind: more are sent when they
+        // have come. How many of half the requests is not known; then two seconds pass without one.
         for sent in [50, 100, 150, 200] {
             let seen = counts(&field, "client", "web", path, 50)?;
             ensure!(seen.get("200/web") == Some(&50), "{path}: the answers were {seen:?}");
