@@ -185,7 +185,7 @@ fn job(kube: &Kube) -> Result<()> {
 /// Sends requests on one connection until the status changes, and prints each status once.
 const KEEPS_ASKING: &str = "import http.client, time
 connection, seen = http.client.HTTPConnection('web.t-strict.svc.cluster.local', timeout=8), []
-for _ in range(240):
+for _ in range(480):
     connection.request('GET', '/')
     answer = connection.getresponse(); answer.read()
     if answer.status not in seen: seen.append(answer.status)
@@ -200,9 +200,10 @@ fn strict(kube: &Kube) -> Result<()> {
     plain.client("outsider")?;
     let url = "http://web.t-strict.svc.cluster.local/";
     ensure!(plain.status("outsider", url)? == "200", "Permissive, the default, refused a plain client");
+    let received = meshed.received("web")?;
     let kept = thread::scope(|scope| {
         let kept = scope.spawn(|| plain.exec("outsider", &["/usr/bin/python3", "-c", KEEPS_ASKING]));
-        thread::sleep(Duration::from_secs(2));
+        kube.wait_for("the client that keeps asking", 60, || Ok(meshed.received("web")? > received + 1))?;
         policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
         enforced(&meshed, "strict", "1/1")?;
         kept.join().map_err(|_| anyhow!("the client's thread panicked"))?

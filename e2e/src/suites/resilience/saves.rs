@@ -30,7 +30,12 @@ pub(super) fn retries(kube: &Kube) -> Result<()> {
     let sections =
         json!({"retry": {"on": ["5xx"], "attempts": 2, "budget": "100%"}, "balance": {"by": "RoundRobin"}});
     ready_policy(&field, "web", sections)?;
-    thread::sleep(Duration::from_secs(2));
+    kube.wait_for("the retries to begin", 60, || {
+        let before = field.account("load")?;
+        thread::sleep(Duration::from_secs(2));
+        let after = field.account("load")?;
+        Ok(after.ended > before.ended && after.failed == before.failed)
+    })?;
     let (bad, before) = (field.received("bad")?, retried(&field)?);
     let (failed, why) = field.failed_during("load", || {
         thread::sleep(Duration::from_secs(10));

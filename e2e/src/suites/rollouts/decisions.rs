@@ -1,8 +1,5 @@
 //! Newer versions, undo and what users decide.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::json;
 
@@ -24,11 +21,14 @@ pub(super) fn newer(kube: &Kube) -> Result<()> {
         ensure!(ready(&field, "v2")? > 0, "no gate of v2 was opened, so the test proves nothing");
         deploy(&field, "v3", 0)?;
         kube.wait_for("the pods of v2 to leave the Service", 60, || Ok(ready(&field, "v2")? == 0))?;
-        // The endpoints of kube-proxy follow a moment later.
-        thread::sleep(Duration::from_secs(2));
         let ask = "for i in $(seq 40); do curl -s -m 8 http://web.t-newer.svc.cluster.local/; done";
-        let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
-        ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
+        // The endpoints of kube-proxy follow a moment later.
+        kube.wait_for("no answer of v2 for a client outside the mesh", 60, || {
+            let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
+            ensure!(answers.contains("\"version\""), "the client got no answer: {answers}");
+            ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
+            Ok(true)
+        })?;
         kube.wait_for("v2 to be recorded as superseded", 60, || {
             Ok(status(&field, ".history[0].outcome")? == "Superseded")
         })?;
