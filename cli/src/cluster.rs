@@ -14,10 +14,12 @@ use tulle_mesh::query;
 
 use crate::args::Global;
 use crate::exit::{self, CliError};
+use crate::manifests::NAMESPACE;
 use crate::output::{Output, coloured};
 
 pub mod connection;
 pub mod failure;
+pub mod forward;
 pub mod locate;
 pub mod operator;
 pub mod proxy;
@@ -31,8 +33,6 @@ use connection::Connection;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the API server may be silent in an answer.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(15);
-/// The namespace that Tulle is installed into unless the user says otherwise.
-pub const SYSTEM: &str = "tulle-system";
 /// The service account of every namespace, whose token shows that namespace.
 const ACCOUNT: &str = "default";
 /// The least that the API server grants: no command needs more but those that stay open.
@@ -51,7 +51,7 @@ pub enum Namespaces {
 pub struct Context {
     /// From `-n`, `-A` and the kubeconfig.
     pub namespace: Namespaces,
-    /// The namespace of Tulle: from `--system-namespace`, or [`SYSTEM`]. [`Context::locate`] says where it really is.
+    /// The namespace of Tulle: from `--system-namespace`, or [`NAMESPACE`]. [`Context::locate`] says where it really is.
     pub system: String,
     /// How to print.
     pub output: Output,
@@ -80,7 +80,7 @@ impl Context {
         };
         Self {
             namespace,
-            system: global.system_namespace.clone().unwrap_or_else(|| SYSTEM.to_owned()),
+            system: global.system_namespace.clone().unwrap_or_else(|| NAMESPACE.to_owned()),
             output,
             system_is_given: global.system_namespace.is_some(),
             connection,

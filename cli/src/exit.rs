@@ -9,7 +9,10 @@ pub const CODES: [ExitCode; 5] = [
     ExitCode { code: 0, meaning: "fine" },
     ExitCode { code: 1, meaning: "the command could not run" },
     ExitCode { code: 2, meaning: "the command line is wrong" },
-    ExitCode { code: 3, meaning: "there are findings at or above --fail-on" },
+    ExitCode {
+        code: 3,
+        meaning: "findings (--fail-on says which count), a request that does not arrive, or a rollout that failed",
+    },
     ExitCode { code: 4, meaning: "what was waited for did not happen in time" },
 ];
 

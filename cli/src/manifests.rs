@@ -8,8 +8,17 @@ use serde_json::{Map, Value, json};
 
 use crate::objects::{Kind, text};
 
-/// The namespace of the manifests.
+/// The namespace of the manifests, which Tulle is installed into unless the user names another.
 pub const NAMESPACE: &str = "tulle-system";
+/// The operator's Deployment. Its Service, Lease, ClusterRole and ClusterRoleBinding and the label `app` of its pods have
+/// the same name.
+pub const OPERATOR: &str = "tulle-operator";
+/// The webhook's Deployment, its Service and the label `app` of its pods.
+pub const WEBHOOK: &str = "tulle-webhook";
+/// The Deployments of Tulle.
+pub const DEPLOYMENTS: [&str; 2] = [OPERATOR, WEBHOOK];
+/// The CustomResourceDefinitions of Tulle.
+pub const DEFINITIONS: [&str; 3] = ["canaries.tulle.dev", "meshconfigs.tulle.dev", "meshpolicies.tulle.dev"];
 
 /// A file of manifests.
 pub struct File {
@@ -198,6 +207,25 @@ mod tests {
             assert!(Kind::of(&object).is_some(), "{} {}", object["apiVersion"], object["kind"]);
             assert!(!name(&object).is_empty());
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "tulle");
+        }
+    }
+
+    #[test]
+    fn the_lists_of_names_are_those_of_the_manifests() {
+        let objects = objects(&Settings::default()).unwrap();
+        let named = |kind: &str| {
+            let of_kind = objects.iter().filter(|object| text(object, "/kind") == kind);
+            let mut names: Vec<&str> = of_kind.map(name).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(named("Deployment"), DEPLOYMENTS);
+        assert_eq!(named("CustomResourceDefinition"), DEFINITIONS);
+        assert_eq!(named("Namespace"), [NAMESPACE]);
+        let mut deployments = objects.iter().filter(|object| text(object, "/kind") == "Deployment");
+        assert!(deployments.all(|object| text(object, "/spec/selector/matchLabels/app") == name(object)));
+        for kind in ["Service", "ClusterRole", "ClusterRoleBinding"] {
+            assert!(named(kind).contains(&OPERATOR), "{kind}");
         }
     }
 

@@ -9,9 +9,12 @@ use kube::api::{DynamicObject, GroupVersionKind, ListParams};
 use kube::core::ApiResource;
 use kube::{Api, Client};
 use serde_json::Value;
+use tulle_crds::WorkloadKind;
 
 use crate::cluster::failure;
 
+/// The field manager of what this program writes.
+pub const MANAGER: &str = "tulle-cli";
 /// Objects per request of a list.
 const PAGE: u32 = 500;
 
@@ -51,6 +54,7 @@ pub const EVENT: Kind = namespaced("events.k8s.io/v1", "Event", "events");
 pub const DEPLOYMENT: Kind = namespaced("apps/v1", "Deployment", "deployments");
 pub const STATEFUL_SET: Kind = namespaced("apps/v1", "StatefulSet", "statefulsets");
 pub const DAEMON_SET: Kind = namespaced("apps/v1", "DaemonSet", "daemonsets");
+pub const REPLICA_SET: Kind = namespaced("apps/v1", "ReplicaSet", "replicasets");
 pub const VOLUME_CLAIM: Kind = namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims");
 pub const DISRUPTION_BUDGET: Kind = namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");
 pub const NETWORK_POLICY: Kind = namespaced("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies");
@@ -127,6 +131,17 @@ impl Kind {
         match namespace.filter(|_| self.namespaced) {
             Some(namespace) => Api::namespaced_with(client.clone(), namespace, &self.api_resource()),
             None => Api::all_with(client.clone(), &self.api_resource()),
+        }
+    }
+}
+
+/// The kind of a Canary's target.
+impl From<WorkloadKind> for Kind {
+    fn from(kind: WorkloadKind) -> Self {
+        match kind {
+            WorkloadKind::Deployment => DEPLOYMENT,
+            WorkloadKind::StatefulSet => STATEFUL_SET,
+            WorkloadKind::DaemonSet => DAEMON_SET,
         }
     }
 }
@@ -318,7 +333,7 @@ mod tests {
                 Some(Tool::Flux),
             ),
             (json!({"labels": {"app.kubernetes.io/managed-by": "me"}}), None),
-            (json!({"managedFields": [{"manager": "kubectl"}, {"manager": "tulle-cli"}]}), None),
+            (json!({"managedFields": [{"manager": "kubectl"}, {"manager": MANAGER}]}), None),
             (json!({"managedFields": [{"manager": "helm", "subresource": "status"}]}), None),
         ] {
             assert_eq!(managed_by(&json!({"metadata": metadata})), tool, "{metadata}");
@@ -326,9 +341,24 @@ mod tests {
     }
 
     #[test]
-    fn no_kind_of_this_program_is_a_secret() {
-        assert!(INSTALLED.iter().all(|kind| kind.kind != "Secret"));
-        assert_eq!(Kind::of(&json!({"apiVersion": "v1", "kind": "Secret"})), None);
+    fn no_kind_of_this_module_is_a_secret() {
+        let (code, _) = include_str!("objects.rs").split_once("#[cfg(test)]").unwrap();
+        assert!(code.contains("\"Pod\"") && !code.contains("\"Secret\""));
+    }
+
+    #[test]
+    fn a_manifest_is_of_an_installed_kind_by_its_name_and_version() {
+        let of = |api_version: &str, kind: &str| Kind::of(&json!({"apiVersion": api_version, "kind": kind}));
+        assert_eq!(of("apps/v1", "Deployment"), Some(DEPLOYMENT));
+        assert_eq!(of("extensions/v1beta1", "Deployment"), None);
+        assert_eq!(of("v1", "Secret"), None);
+    }
+
+    #[test]
+    fn the_target_of_a_canary_has_the_kind_that_it_names() {
+        for kind in [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet] {
+            assert_eq!(Kind::from(kind).kind, kind.name());
+        }
     }
 
     #[test]

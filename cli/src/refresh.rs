@@ -70,7 +70,7 @@ fn once(frame: &Frame) -> Result<(), CliError> {
 
 fn print(output: &Output, frame: &Frame, screen: bool) -> Result<(), CliError> {
     if screen {
-        return output::write(&redraw(frame, height()));
+        return replace(frame);
     }
     // An empty line parts tables; JSON and YAML documents have parts of their own.
     let separator = match output.format {
@@ -79,6 +79,14 @@ fn print(output: &Output, frame: &Frame, screen: bool) -> Result<(), CliError> {
         output::Format::Json | output::Format::Name => "",
     };
     once(&Frame { text: format!("{}{separator}", frame.text), notes: frame.notes.clone() })
+}
+
+/// Draws a frame on a terminal, in place of the one before.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn replace(frame: &Frame) -> Result<(), CliError> {
+    output::write(&redraw(frame, height()))
 }
 
 /// The frame from the upper left corner on. Lines are cleared as they are written, so that the screen does not flicker.
@@ -94,7 +102,7 @@ fn redraw(frame: &Frame, height: Option<usize>) -> String {
 
 /// The lines of a text and the notes below it, cut to the height of a terminal: a longer frame would scroll, and the next
 /// one would not replace it.
-pub fn fitted(text: &str, notes: &[String], height: Option<usize>) -> Vec<String> {
+fn fitted(text: &str, notes: &[String], height: Option<usize>) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     // The cursor stands in a line of its own.
     let room = height.map(|height| height.saturating_sub(1 + notes.len()).max(2));
@@ -108,7 +116,7 @@ pub fn fitted(text: &str, notes: &[String], height: Option<usize>) -> Vec<String
 }
 
 /// The height of the terminal in lines, if standard output is one.
-pub fn height() -> Option<usize> {
+fn height() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     Some(usize::from(size.ws_row)).filter(|rows| *rows > 0)
 }

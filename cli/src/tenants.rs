@@ -6,12 +6,11 @@
 use kube::Client;
 use serde_json::Value;
 
+use crate::manifests::DEPLOYMENTS;
 use crate::objects::{self, Kind, Read, label, name, text};
 
 /// The label that the manifests give to every object.
 pub const PART_OF: &str = "app.kubernetes.io/part-of";
-/// Deployments of Tulle, and the label `app` of their pods.
-const OWN: [&str; 2] = ["tulle-operator", "tulle-webhook"];
 /// What makes a namespace somebody's.
 const WORKLOADS: [Kind; 5] =
     [objects::DEPLOYMENT, objects::STATEFUL_SET, objects::DAEMON_SET, objects::POD, objects::VOLUME_CLAIM];
@@ -38,8 +37,8 @@ pub async fn workloads(client: &Client, namespace: &str) -> Read<Vec<Value>> {
 /// The workloads that are not part of Tulle, as `Kind/name`.
 pub fn foreign(workloads: &[Value]) -> Vec<String> {
     let is_own = |object: &Value| match text(object, "/kind") {
-        "Deployment" => OWN.contains(&name(object)),
-        "Pod" => label(object, "app").is_some_and(|app| OWN.contains(&app)),
+        "Deployment" => DEPLOYMENTS.contains(&name(object)),
+        "Pod" => label(object, "app").is_some_and(|app| DEPLOYMENTS.contains(&app)),
         _ => false,
     };
     let others = workloads.iter().filter(|object| !is_own(object));

@@ -16,7 +16,7 @@ use serde_yaml::Value;
 
 use crate::archive::{self, File};
 use crate::build;
-use crate::cluster::{self, Cluster};
+use crate::cluster;
 use crate::gateway;
 use crate::host;
 use crate::images;
@@ -62,10 +62,7 @@ const REPORT: &str = "e2e/conformance/report.yaml";
 pub fn run(cluster: &str, update: bool, keep: bool) -> Result<()> {
     build::prepare(images::TULLE, cluster)?;
     prepare(cluster == "embedded")?;
-    let _reserved = match cluster {
-        "embedded" => Some(Cluster::new()?.reserve()?),
-        _ => None,
-    };
+    let _reserved = install::reserve(cluster)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;

@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::build;
-use crate::cluster::Cluster;
 use crate::host;
 use crate::images;
 use crate::install;
@@ -24,10 +23,7 @@ const NAMESPACE: &str = "shop";
 /// Runs the demo.
 pub fn run(cluster: &str, keep: bool) -> Result<()> {
     build::prepare(images::TULLE, cluster)?;
-    let _reserved = match cluster {
-        "embedded" => Some(Cluster::new()?.reserve()?),
-        _ => None,
-    };
+    let _reserved = install::reserve(cluster)?;
     let kube = install::cluster(cluster)?;
     install::load_images(&kube)?;
     install::tulle(&kube)?;

@@ -27,6 +27,14 @@ pub fn check(name: &str) -> Result<()> {
     cluster::check()
 }
 
+/// Keeps other runs from the embedded cluster until the file is dropped. Others cannot be reserved.
+pub fn reserve(name: &str) -> Result<Option<fs::File>> {
+    match name {
+        "embedded" => Cluster::new()?.reserve().map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// The cluster of argument `--cluster`: `embedded`, which is started if necessary, or `context:NAME`.
 pub fn cluster(name: &str) -> Result<Kube> {
     match name.strip_prefix("context:") {

@@ -46,6 +46,11 @@ pub fn doing(what: &str, error: &kube::Error) -> CliError {
     after(what, of(error))
 }
 
+/// The same for something that could not be done: `cannot read pod shop/web: …`.
+pub fn cannot(what: &str, error: &kube::Error) -> CliError {
+    doing(&format!("cannot {what}"), error)
+}
+
 /// The same for an object of Tulle's kinds that was listed, created, or read without being looked for by name.
 /// "Not found" then means the kind.
 pub fn doing_tulle(what: &str, error: &kube::Error) -> CliError {
@@ -109,8 +114,8 @@ pub fn of_token(error: &kube::Error, namespace: &str, account: &str) -> CliError
     }
 }
 
-/// Why a port of the operator's pod could not be forwarded.
-pub fn of_forward(error: &kube::Error, at: &Located) -> CliError {
+/// Why a port of a pod could not be forwarded. `if_gone` is what to do when the pod does not exist any more.
+pub fn of_forward(error: &kube::Error, namespace: &str, pod: &str, if_gone: &str) -> CliError {
     let refused = match error {
         kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => status.as_u16(),
         kube::Error::Api(status) => status.code,
@@ -118,24 +123,27 @@ pub fn of_forward(error: &kube::Error, at: &Located) -> CliError {
     };
     match refused {
         403 => {
-            let what = format!("you may not forward ports of pods in namespace {}", at.namespace);
+            let what = format!("you may not forward ports of pods in namespace {namespace}");
             CliError::failed(what).hint(format!(
-                "ask for this right in namespace {}: \
-                 {{apiGroups: [\"\"], resources: [pods/portforward], verbs: [get, create]}}",
-                at.namespace
+                "ask for this right in namespace {namespace}: \
+                 {{apiGroups: [\"\"], resources: [pods/portforward], verbs: [get, create]}}"
             ))
         }
-        404 => CliError::failed(format!("pod {}/{} is gone", at.namespace, at.pod))
-            .hint("try again: another replica of the operator takes over within seconds"),
+        404 => CliError::failed(format!("pod {namespace}/{pod} is gone")).hint(if_gone),
         0 => of(error),
-        status => refusal(at, &format!("the API server answers {status}")),
+        status => refused_by(namespace, pod, &format!("the API server answers {status}")),
     }
 }
 
-/// A port-forward that the pod's node or the pod has refused.
+/// A port-forward to the operator that the pod's node or the pod has refused.
 pub fn refusal(at: &Located, why: &str) -> CliError {
-    let what = format!("the port-forward to pod {}/{} was refused: {}", at.namespace, at.pod, why.trim());
-    CliError::failed(what).hint(format!("kubectl -n {} describe pod {}", at.namespace, at.pod))
+    refused_by(&at.namespace, &at.pod, why)
+}
+
+/// A port-forward that the pod's node or the pod has refused.
+pub fn refused_by(namespace: &str, pod: &str, why: &str) -> CliError {
+    let what = format!("the port-forward to pod {namespace}/{pod} was refused: {}", why.trim());
+    CliError::failed(what).hint(format!("kubectl -n {namespace} describe pod {pod}"))
 }
 
 /// The rule of RBAC that a refusal of the API server asks for. Its words are those of Kubernetes:
@@ -248,18 +256,14 @@ mod tests {
 
     #[test]
     fn a_port_forward_that_is_forbidden_or_too_late_says_so() {
-        let at = Located {
-            namespace: "tulle-system".into(),
-            pod: "tulle-operator-0".into(),
-            leads: true,
-            leader_is_known: true,
-        };
         let switch = |status: hyper::StatusCode| {
             let refused = UpgradeConnectionError::ProtocolSwitch(status);
-            of_forward(&kube::Error::UpgradeConnection(refused), &at)
+            let error = kube::Error::UpgradeConnection(refused);
+            of_forward(&error, "tulle-system", "tulle-operator-0", "try again")
         };
         assert!(hint(switch(hyper::StatusCode::FORBIDDEN)).contains("pods/portforward"));
         assert!(switch(hyper::StatusCode::NOT_FOUND).to_string().ends_with("is gone"));
+        assert_eq!(hint(switch(hyper::StatusCode::NOT_FOUND)), "try again");
         assert!(switch(hyper::StatusCode::BAD_GATEWAY).to_string().contains("answers 502"));
     }
 }

@@ -8,9 +8,8 @@ use kube::{Api, Client, ResourceExt as _};
 
 use super::failure;
 use crate::exit::CliError;
+use crate::manifests::OPERATOR;
 
-/// The name of the operator's Lease and of its Deployment.
-const OPERATOR: &str = "tulle-operator";
 /// The label of the operator's pods (`config/base/operator.yaml`).
 const SELECTOR: &str = "app=tulle-operator";
 

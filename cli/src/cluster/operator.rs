@@ -1,28 +1,18 @@
 //! The operator's query API: HTTP/1 over a port-forward.
 
-use std::pin::pin;
-
 use bytes::Bytes;
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client};
+use kube::Client;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tulle_mesh::{ports, query};
 
+pub use super::forward::Tunnel;
+use super::forward::{self, Answer, ForwardError};
 use super::{Located, failure, within};
 use crate::exit::CliError;
-
-/// The longest answer that is read.
-const LIMIT: usize = 64 << 20;
-/// How long a port-forward may take to say why it has ended.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// The query API of one replica of the operator.
 pub struct Operator {
@@ -31,38 +21,13 @@ pub struct Operator {
     token: String,
 }
 
-/// An answer of the API.
-struct Answer {
-    status: StatusCode,
-    body: Bytes,
-}
-
-/// Something to read from and write to.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
-/// A port-forward to the query API.
-pub struct Tunnel {
-    /// The bytes.
-    pub stream: Box<dyn Duplex>,
-    /// Resolves to the reason when the port-forward is refused, and to `None` when it ends.
-    pub refused: BoxFuture<'static, Option<String>>,
-}
-
 /// Opens a port-forward to the query API of a replica.
 ///
 /// # Errors
 /// The API server does not open it.
 pub async fn tunnel(client: &Client, at: &Located) -> Result<Tunnel, CliError> {
-    let pods = Api::<Pod>::namespaced(client.clone(), &at.namespace);
-    let opened = pods.portforward(&at.pod, &[ports::QUERY]).await;
-    let mut forwarder = opened.map_err(|error| failure::of_forward(&error, at))?;
-    let refused = forwarder.take_error(ports::QUERY);
-    match (forwarder.take_stream(ports::QUERY), refused) {
-        (Some(stream), Some(refused)) => Ok(Tunnel { stream: Box::new(stream), refused: refused.boxed() }),
-        _ => Err(failure::refusal(at, "it has no stream for the port")),
-    }
+    let opened = forward::open(client, &at.namespace, &at.pod, ports::QUERY).await;
+    opened.map_err(|error| unanswered(error, at))
 }
 
 impl Operator {
@@ -125,41 +90,25 @@ impl Operator {
 
     /// Sends a request through a port-forward of its own.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
-        let Tunnel { stream, refused } = tunnel(&self.client, &self.at).await?;
-        let mut refused = pin!(refused.fuse());
-        let answer = tokio::select! {
-            biased;
-            Some(why) = &mut refused => return Err(failure::refusal(&self.at, &why)),
-            answer = send(stream, request) => answer,
-        };
-        let error = match answer {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        // A refusal reaches this program after the end of the bytes that it explains.
-        match tokio::time::timeout(LAST_WORDS, refused).await {
-            Ok(Some(why)) => Err(failure::refusal(&self.at, &why)),
-            _ => Err(error),
-        }
+        let tunnel = tunnel(&self.client, &self.at).await?;
+        forward::exchange(tunnel, request).await.map_err(|error| unanswered(error, &self.at))
     }
 }
 
-/// One request and its answer.
-async fn send(stream: Box<dyn Duplex>, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
-    let broken = |error: hyper::Error| {
-        let what = format!("the connection to the operator broke: {}", failure::chain(&error));
-        CliError::failed(what).hint("try again: another replica of the operator takes over within seconds")
-    };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // It ends with the sender, which this function owns.
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LIMIT).collect().await;
-    let body =
-        body.map_err(|error| CliError::failed(format!("the operator's answer cannot be read: {error}")))?;
-    Ok(Answer { status, body: body.to_bytes() })
+/// What it means that a replica gave no answer.
+fn unanswered(error: ForwardError, at: &Located) -> CliError {
+    let another = "try again: another replica of the operator takes over within seconds";
+    match error {
+        ForwardError::Unopened(error) => failure::of_forward(&error, &at.namespace, &at.pod, another),
+        ForwardError::Refused(why) => failure::refusal(at, &why),
+        ForwardError::Broken(error) => {
+            let what = format!("the connection to the operator broke: {}", failure::chain(&error));
+            CliError::failed(what).hint(another)
+        }
+        ForwardError::Unreadable(error) => {
+            CliError::failed(format!("the operator's answer cannot be read: {error}")).hint(another)
+        }
+    }
 }
 
 /// Path and parameters of a URL.
@@ -231,24 +180,5 @@ mod tests {
         assert!(refusal(StatusCode::NOT_FOUND, "").to_string().contains("older than this program"));
         assert!(refusal(StatusCode::BAD_GATEWAY, "<html>").to_string().contains("answers 502"));
         assert!(refusal(StatusCode::OK, "<html>").to_string().contains("not what this program reads"));
-    }
-
-    #[tokio::test]
-    async fn a_request_is_sent_over_any_stream_and_its_answer_read() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let (ours, mut theirs) = tokio::io::duplex(4096);
-        let server = tokio::spawn(async move {
-            let mut read = Vec::new();
-            while !read.ends_with(b"\r\n\r\n") {
-                read.push(theirs.read_u8().await.unwrap());
-            }
-            theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
-            String::from_utf8(read).unwrap()
-        });
-        let request =
-            Request::get("/api/v1/health?x=1").header(HOST, "127.0.0.1").body(Full::default()).unwrap();
-        let answer = send(Box::new(ours), request).await.unwrap();
-        assert_eq!((answer.status, answer.body), (StatusCode::OK, Bytes::from_static(b"{}")));
-        assert!(server.await.unwrap().starts_with("GET /api/v1/health?x=1 HTTP/1.1\r\n"));
     }
 }

@@ -18,7 +18,7 @@ use clap::Subcommand;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client};
-use tulle_crds::{Canary, CanaryVerdict, WorkloadKind};
+use tulle_crds::{Canary, CanaryVerdict};
 
 use crate::cluster::{Context, failure};
 use crate::exit::CliError;
@@ -164,20 +164,6 @@ async fn get(api: &Api<Canary>, namespace: &str, name: &str) -> Result<Canary, C
                 .hint(format!("tulle canary list -n {namespace} lists those that there are")))
         }
         Err(error) => Err(failure::doing_tulle(&format!("cannot read Canary {namespace}/{name}"), &error)),
-    }
-}
-
-/// What an error of the API server means for what was tried.
-pub(crate) fn cannot(what: &str, error: &kube::Error) -> CliError {
-    failure::doing(&format!("cannot {what}"), error)
-}
-
-/// The plural of a kind, as in URLs and in `kubectl`.
-fn plural(kind: WorkloadKind) -> &'static str {
-    match kind {
-        WorkloadKind::Deployment => "deployments",
-        WorkloadKind::StatefulSet => "statefulsets",
-        WorkloadKind::DaemonSet => "daemonsets",
     }
 }
 

@@ -1,13 +1,14 @@
 //! `tulle diff`: which of the last hour's traffic a policy would deny, before it is applied.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::{Deserialize as _, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use tulle_mesh::query::{Diff, DiffRow, Paths};
 
 use super::access::name;
 use super::explain::visible;
+use super::lint::read::{self, Input};
 use crate::cluster::Context;
 use crate::exit::CliError;
 use crate::human::rate;
@@ -48,7 +49,8 @@ struct Answer {
 /// # Errors
 /// [`CliError::Findings`] as `--fail-on` asks for; or the file has no policy, or the operator cannot answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let policies = policies(&read(&args.filename)?, context.namespace())?;
+    let input = read::files(std::slice::from_ref(&args.filename))?.whole()?;
+    let policies = policies(&input, context.namespace())?;
     for (namespace, ..) in &policies {
         visible(context, namespace)?;
     }
@@ -85,53 +87,29 @@ fn is_finding(answers: &[Answer], fail_on: Option<FailOn>) -> bool {
     }
 }
 
-fn read(path: &Path) -> Result<String, CliError> {
-    let (text, what) = if path == Path::new("-") {
-        (std::io::read_to_string(std::io::stdin()), "standard input".to_owned())
-    } else {
-        (std::fs::read_to_string(path), path.display().to_string())
-    };
-    text.map_err(|error| CliError::failed(format!("cannot read {what}: {error}")))
-}
-
-/// The MeshPolicies of a text, each with its namespace and name. Other kinds are skipped.
-fn policies(text: &str, namespace: Option<&str>) -> Result<Vec<(String, String, Value)>, CliError> {
+/// The MeshPolicies of files, each with its namespace and name. Other kinds are skipped.
+fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<(String, String, Value)>, CliError> {
     let mut found = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        let value = Value::deserialize(document)
-            .map_err(|error| CliError::failed(format!("the file is not valid YAML: {error}")))?;
-        let items = match value {
-            Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
-                match list.remove("items") {
-                    Some(Value::Array(items)) => items,
-                    _ => Vec::new(),
-                }
-            }
-            other => vec![other],
-        };
-        for mut policy in items {
-            if policy.get("kind").and_then(Value::as_str) != Some("MeshPolicy") {
-                continue;
-            }
-            let field = |name: &str| {
-                let value = policy.get("metadata").and_then(|metadata| metadata.get(name));
-                value.and_then(Value::as_str).map(str::to_owned)
-            };
-            let Some(name) = field("name") else {
-                return Err(CliError::failed("a MeshPolicy of the file has no metadata.name"));
-            };
-            let Some(own) = field("namespace").or_else(|| namespace.map(str::to_owned)) else {
-                let what = format!("MeshPolicy {name} has no metadata.namespace");
-                return Err(CliError::failed(what).hint("add it, or name the namespace with -n"));
-            };
-            if let Some(metadata) = policy.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.insert("namespace".to_owned(), Value::String(own.clone()));
-            }
-            found.push((own, name, policy));
+    for document in input.documents.iter().filter(|document| document.kind() == "MeshPolicy") {
+        let name = document.name();
+        if name.is_empty() {
+            let what = format!("{}: a MeshPolicy has no metadata.name", document.file);
+            return Err(CliError::failed(what).hint("add it; the operator compares policies by name"));
         }
+        let own = Some(document.namespace("")).filter(|own| !own.is_empty()).or(namespace);
+        let Some(own) = own else {
+            let what = format!("MeshPolicy {name} has no metadata.namespace");
+            return Err(CliError::failed(what).hint("add it, or name the namespace with -n"));
+        };
+        let mut policy = document.value.clone();
+        if let Some(metadata) = policy.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("namespace".to_owned(), Value::String(own.to_owned()));
+        }
+        found.push((own.to_owned(), name.to_owned(), policy));
     }
     if found.is_empty() {
-        return Err(CliError::failed("there is no MeshPolicy in the file"));
+        return Err(CliError::failed("there is no MeshPolicy in the file")
+            .hint("name a file with a policy as `kubectl apply -f` takes it"));
     }
     Ok(found)
 }
@@ -209,14 +187,20 @@ mod tests {
     fn policies_of_a_file_get_the_namespace_of_the_command_and_other_kinds_are_skipped() {
         let text = "kind: Service\nmetadata: {name: web}\n---\nkind: MeshPolicy\nmetadata: {name: a}\n---\n\
                     kind: List\nitems:\n- {kind: MeshPolicy, metadata: {name: b, namespace: pay}}\n";
-        let found = policies(text, Some("shop")).unwrap();
+        let read = |text: &str| {
+            let mut input = Input::default();
+            read::documents("file", text, &mut input);
+            input
+        };
+        let found = policies(&read(text), Some("shop")).unwrap();
         let names: Vec<(&str, &str)> =
             found.iter().map(|(namespace, name, _)| (namespace.as_str(), name.as_str())).collect();
         assert_eq!(names, [("shop", "a"), ("pay", "b")]);
         assert_eq!(found[0].2["metadata"]["namespace"], "shop");
-        assert!(policies(text, None).unwrap_err().to_string().contains("MeshPolicy a"));
-        assert!(policies("kind: Service\n", Some("shop")).is_err());
-        assert!(policies("a: [", Some("shop")).is_err());
+        assert!(policies(&read(text), None).unwrap_err().to_string().contains("MeshPolicy a"));
+        let none = policies(&read("kind: Service\n"), Some("shop")).unwrap_err();
+        assert_eq!(none.to_string(), "there is no MeshPolicy in the file");
+        assert!(read("a: [").whole().is_err());
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! `tulle edges`: who talks to whom.
 
-use std::time::Duration;
-
 use tulle_mesh::query::{Edge, Edges, Party, Paths};
 
-use super::stat;
+use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
 use crate::exit::CliError;
 use crate::human;
@@ -14,12 +12,8 @@ use crate::refresh::{self, Frame};
 /// Options of `tulle edges`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The time that is summed, from 10s to 6h
-    #[arg(long, default_value = "60s", value_parser = human::duration)]
-    window: Duration,
-    /// Refresh every two seconds, until Ctrl-C
-    #[arg(short, long)]
-    watch: bool,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 /// Runs `tulle edges`.
@@ -28,12 +22,12 @@ pub struct Args {
 /// The command line is wrong, or the operator gave no answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let (namespace, output) = (context.namespace(), &context.output);
-    let window = stat::window(args.window)?;
-    refresh::show(context, args.watch, async |operator: &Operator| {
+    let window = stat::window(args.shown.window)?;
+    refresh::show(context, args.shown.watch, async |operator: &Operator| {
         let edges = ask(operator, namespace, &window).await?;
-        let mut notes = stat::notes(args.window.as_secs(), edges.window, edges.lost);
+        let mut notes = stat::notes(args.shown.window.as_secs(), edges.window, edges.lost);
         if edges.edges.is_empty() {
-            notes.push(stat::nothing(namespace, args.window));
+            notes.push(stat::nothing(namespace, args.shown.window));
         }
         let text = output.text(&edges, |wide| table(&edges, namespace, wide, output))?;
         Ok(Frame { text, notes })

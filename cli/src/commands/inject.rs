@@ -18,9 +18,9 @@ use serde_json::Value;
 use tulle_crds::keys;
 
 use self::admission::{Answer, send};
-use super::canary::cannot;
 use super::lint::read;
 use crate::cluster::Context;
+use crate::cluster::failure::cannot;
 use crate::exit::{CliError, note};
 use crate::output::{Colour, Format, Table, write};
 
@@ -40,13 +40,7 @@ pub struct Args {
 /// # Errors
 /// The namespace does not ask for sidecars, the API server would reject a pod, or there is no pod in the files.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let input = read::files(&args.files)?;
-    if let Some(bad) = input.unreadable.first() {
-        return Err(CliError::failed(format!("{}: {}", bad.file, bad.why)));
-    }
-    for file in &input.templates {
-        note(&format!("warning: {file} is a template, and was not looked at"));
-    }
+    let input = read::files(&args.files)?.whole()?;
     let default = context.namespace().unwrap_or("default");
     let client = context.client().await?;
     let mut checked: Vec<&str> = Vec::new();

@@ -19,7 +19,7 @@ use self::images::Images;
 use super::check;
 use crate::cluster::{Context, failure};
 use crate::exit::{CliError, note};
-use crate::manifests::{self, Settings};
+use crate::manifests::{self, OPERATOR, Settings, WEBHOOK};
 use crate::objects;
 use crate::output::{Format, write};
 
@@ -110,8 +110,7 @@ pub async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<(), CliErro
 
 /// Brings the cluster to this program's version, or only lists what that would change.
 async fn bring(context: &Context, common: &Common, apply: bool) -> Result<(), CliError> {
-    let (operator, webhook) =
-        (deployment(context, "tulle-operator").await?, deployment(context, "tulle-webhook").await?);
+    let (operator, webhook) = (deployment(context, OPERATOR).await?, deployment(context, WEBHOOK).await?);
     let exists = operator.is_some() || webhook.is_some();
     let given = common.images();
     // What the user names is not looked up.

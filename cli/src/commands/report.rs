@@ -23,11 +23,10 @@ use tulle_mesh::query::{self, Paths};
 use super::check;
 use crate::cluster::Context;
 use crate::exit::CliError;
+use crate::manifests::DEPLOYMENTS;
 use crate::objects::{self, Kind, Read, full_name, items, name, text};
 use crate::output::{Output, write};
 
-/// Values of the label `app` of Tulle's own pods. What else is in its namespace is nobody's business.
-const APPS: [&str; 2] = ["tulle-operator", "tulle-webhook"];
 /// Lines of each log.
 const LINES: i64 = 2000;
 
@@ -81,9 +80,10 @@ fn default_directory() -> PathBuf {
     PathBuf::from(format!("tulle-report-{now}"))
 }
 
-/// Tulle's own Deployments: they are told by the pods that they select, and have no labels themselves.
+/// Tulle's own Deployments, by the pods that they select: they have no labels themselves. What else is in its namespace is
+/// nobody's business.
 fn own(mut deployments: Vec<Value>) -> Vec<Value> {
-    deployments.retain(|found| APPS.contains(&text(found, "/spec/selector/matchLabels/app")));
+    deployments.retain(|found| DEPLOYMENTS.contains(&text(found, "/spec/selector/matchLabels/app")));
     deployments
 }
 
@@ -134,7 +134,7 @@ async fn trust(client: &Client, bundle: &mut Bundle) -> Result<(), CliError> {
 
 /// The pods of operator and webhook, and their logs.
 async fn pods(client: &Client, system: &str, bundle: &mut Bundle) -> Result<(), CliError> {
-    let selector = format!("app in ({})", APPS.join(","));
+    let selector = format!("app in ({})", DEPLOYMENTS.join(","));
     let found = objects::list(client, objects::POD, Some(system), Some(&selector)).await;
     if let Ok(pods) = &found {
         for pod in pods {

@@ -1,10 +1,8 @@
 //! `tulle routes`: the routes of Services, as the sidecars of clients have seen them.
 
-use std::time::Duration;
-
 use tulle_mesh::query::{By, Paths, Stat, StatRow};
 
-use super::stat;
+use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
 use crate::exit::CliError;
 use crate::human;
@@ -17,12 +15,8 @@ pub struct Args {
     /// The Service; all if absent
     #[arg(value_name = "SERVICE")]
     service: Option<String>,
-    /// The time that is summed, from 10s to 6h
-    #[arg(long, default_value = "60s", value_parser = human::duration)]
-    window: Duration,
-    /// Refresh every two seconds, until Ctrl-C
-    #[arg(short, long)]
-    watch: bool,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 /// Runs `tulle routes`.
@@ -31,16 +25,19 @@ pub struct Args {
 /// The command line is wrong, or the operator gave no answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let (namespace, output) = (context.namespace(), &context.output);
-    let window = stat::window(args.window)?;
+    let window = stat::window(args.shown.window)?;
     let service = args.service.as_deref().map(service);
-    refresh::show(context, args.watch, async |operator: &Operator| {
+    refresh::show(context, args.shown.watch, async |operator: &Operator| {
         let mut parameters = vec![("by", stat::word(By::Route)), ("window", window.as_str())];
         parameters.extend(namespace.map(|namespace| ("namespace", namespace)));
         let mut routes: Stat = operator.get(Paths::STAT, &parameters).await?;
         routes.rows.retain(|row| service.is_none_or(|service| row.party.name == service));
-        let mut notes = stat::notes(args.window.as_secs(), routes.window, routes.lost);
+        let mut notes = stat::notes(args.shown.window.as_secs(), routes.window, routes.lost);
         if routes.rows.is_empty() {
-            notes.push(format!("no request has matched a route in the last {}", human::age(args.window)));
+            notes.push(format!(
+                "no request has matched a route in the last {}",
+                human::age(args.shown.window)
+            ));
         }
         let text = output.text(&routes, |wide| table(&routes, namespace.is_none(), wide, output))?;
         Ok(Frame { text, notes })

@@ -32,12 +32,19 @@ pub struct Args {
     /// Count only what was sent to this workload
     #[arg(long, value_name = "[NAMESPACE/]WORKLOAD")]
     to: Option<String>,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+/// What time `stat`, `edges` and `routes` are about, and how often they look.
+#[derive(clap::Args)]
+pub struct Shown {
     /// The time that is summed, from 10s to 6h
     #[arg(long, default_value = "60s", value_parser = human::duration)]
-    window: Duration,
+    pub window: Duration,
     /// Refresh every two seconds, until Ctrl-C
     #[arg(short, long)]
-    watch: bool,
+    pub watch: bool,
 }
 
 /// What rows are about.
@@ -56,12 +63,12 @@ struct Target {
 /// The command line is wrong, or the operator gave no answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let target = Target::read(&args.target, args.name.as_deref())?;
-    let asked = args.window;
+    let asked = args.shown.window;
     let window = window(asked)?;
     let (namespace, output) = (context.namespace(), &context.output);
     let from = args.from.map(|workload| qualified(&workload, namespace)).transpose()?;
     let to = args.to.map(|workload| qualified(&workload, namespace)).transpose()?;
-    refresh::show(context, args.watch, async |operator: &Operator| {
+    refresh::show(context, args.shown.watch, async |operator: &Operator| {
         let mut parameters = vec![("by", word(target.by)), ("window", window.as_str())];
         let optional = [
             ("namespace", namespace),

@@ -23,15 +23,13 @@ use self::plan::{Action, Seen};
 use self::system::{Witness, agreed};
 use crate::cluster::{Context, failure, locate};
 use crate::exit::CliError;
-use crate::manifests::{self, Settings};
+use crate::manifests::{self, DEFINITIONS, OPERATOR, Settings};
 use crate::objects::{self, Kind, Read, Unread, condition, full_name, items, text};
 use crate::output::write;
 use crate::tenants;
 
 /// How long the API server may take to finish deleting the objects of Tulle's kinds.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The name of the operator's Deployment, ClusterRole and ClusterRoleBinding.
-const OPERATOR: &str = "tulle-operator";
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -116,7 +114,7 @@ struct Own {
 impl Own {
     async fn read(client: &Client) -> Result<Self, CliError> {
         let mut definitions = Vec::new();
-        for name in ["canaries.tulle.dev", "meshconfigs.tulle.dev", "meshpolicies.tulle.dev"] {
+        for name in DEFINITIONS {
             definitions.extend(one(client, objects::DEFINITION, None, name).await?);
         }
         Ok(Self {
@@ -225,7 +223,12 @@ async fn gone(client: &Client, kind: objects::Kind) -> Result<(), CliError> {
         if Instant::now() >= deadline {
             let finalizers = items(first, "/metadata/finalizers").iter().filter_map(Value::as_str);
             let finalizers = finalizers.collect::<Vec<_>>().join(", ");
-            let what = format!("{} {} is not gone: finalizers {finalizers}", kind.kind, full_name(first));
+            let what = format!(
+                "{} {} is not gone after {} s: finalizers {finalizers}; remove them, or wait for whoever has added them, and try again",
+                kind.kind,
+                full_name(first),
+                PATIENCE.as_secs()
+            );
             return Err(CliError::TimedOut(what));
         }
         sleep(LOOK_EVERY).await;

@@ -116,7 +116,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Time after which both replicas of the webhook have seen a change of a namespace or of its limits.
-const NOTICED: Duration = Duration::from_secs(2);
+const NOTICED: Duration = Duration::from_secs(5);
 
 /// The init container that is injected.
 const INIT: &str = "tulle-init";

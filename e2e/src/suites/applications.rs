@@ -162,7 +162,7 @@ fn redis_cluster(kube: &Kube) -> Result<()> {
     create.extend(["--cluster-replicas", "0", "--cluster-yes"]);
     field.exec("r0", &[&["/usr/bin/timeout", "60"], &create[..]].concat())?;
     let ask = |what: &str| field.exec("r0", &["/usr/bin/redis-cli", "cluster", what]);
-    kube.wait_for("the cluster to be whole", 30, || Ok(ask("info")?.contains("cluster_state:ok")))?;
+    kube.wait_for("the cluster to be whole", 60, || Ok(ask("info")?.contains("cluster_state:ok")))?;
     let nodes = ask("nodes")?;
     for address in &addresses {
         ensure!(nodes.contains(address.as_str()), "{address} is missing among the nodes: {nodes}");
@@ -254,7 +254,7 @@ fn deny(field: &TestNamespace<'_>, to: &Value) -> Result<()> {
                  "access": {"deny": [{"to": [to]}]}}}),
     )?;
     let path = ".status.conditions[?(@.type==\"Ready\")].status";
-    field.kube.wait_for("the policy to be in force", 30, || Ok(field.get("meshpolicy/deny", path)? == "True"))
+    field.kube.wait_for("the policy to be in force", 60, || Ok(field.get("meshpolicy/deny", path)? == "True"))
 }
 
 fn spellings(kube: &Kube) -> Result<()> {

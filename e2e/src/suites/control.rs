@@ -39,7 +39,7 @@ fn terminating(kube: &Kube) -> Result<()> {
     let freed = field.kubectl(&["patch", "configmap", "held", "--type=merge", "-p", &free]);
     outcome?;
     freed?;
-    kube.wait_for("the namespace to end", 30, || {
+    kube.wait_for("the namespace to end", 60, || {
         Ok(kube.run(&["get", "namespace", ENDING, "--ignore-not-found", "-o", "name"])?.is_empty())
     })
 }
@@ -48,17 +48,17 @@ fn left_alone(field: &TestNamespace<'_>) -> Result<()> {
     let kube = field.kube;
     let finalizers = json!(["tulle.dev/test"]);
     field.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held", "finalizers": finalizers}}))?;
-    kube.wait_for("the trust bundle", 30, || has_bundle(field))?;
+    kube.wait_for("the trust bundle", 60, || has_bundle(field))?;
     let written = Instant::now();
     kube.run(&["delete", "namespace", ENDING, "--wait=false"])?;
-    kube.wait_for("the bundle to go with the namespace", 30, || Ok(!has_bundle(field)?))?;
+    kube.wait_for("the bundle to go with the namespace", 60, || Ok(!has_bundle(field)?))?;
     let phase = kube.run(&["get", "namespace", ENDING, "-o", "jsonpath={.status.phase}"])?;
     ensure!(phase == "Terminating", "the namespace is {phase}");
     // New namespaces make the operator write bundles, which must leave this namespace out.
     let mut others = Vec::new();
     for number in 0..4 {
         let other = TestNamespace::meshed(kube, &format!("t-control-other-{number}"))?;
-        kube.wait_for("the bundle of another namespace", 20, || has_bundle(&other))?;
+        kube.wait_for("the bundle of another namespace", 60, || has_bundle(&other))?;
         others.push(other);
     }
     thread::sleep(BEYOND_REFRESH.saturating_sub(written.elapsed()));
@@ -90,7 +90,7 @@ fn metrics(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let field = TestNamespace::plain(kube, "t-control-metrics")?;
     field.client("prometheus")?;
-    kube.wait_for("one replica to lead", 20, || {
+    kube.wait_for("one replica to lead", 60, || {
         let addresses = "jsonpath={.items[*].status.podIP}";
         let addresses =
             kube.run(&["-n", "tulle-system", "get", "pods", "-l", "app=tulle-operator", "-o", addresses])?;

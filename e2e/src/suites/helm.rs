@@ -221,7 +221,7 @@ fn lifecycle(kube: &Kube) -> Result<()> {
 fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     helm.install()?;
     let trust_domain = || kube.run(&["get", "meshconfig", "mesh", "-o", "jsonpath={.status.trustDomain}"]);
-    kube.wait_for("the operator's MeshConfig", 30, || Ok(trust_domain()? == TRUST_DOMAIN))?;
+    kube.wait_for("the operator's MeshConfig", 60, || Ok(trust_domain()? == TRUST_DOMAIN))?;
     let field = TestNamespace::meshed(kube, "t-helm")?;
     field.injects()?;
     field.service("web", 1, &[])?;

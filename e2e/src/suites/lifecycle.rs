@@ -62,7 +62,7 @@ fn across(cluster: Cluster) -> Result<()> {
     let field = TestNamespace::plain(&kube, "t-nodes")?;
     field.apply(service("web", json!({})))?;
     // In a cluster that is seconds old, a namespace has no service account yet.
-    kube.wait_for("the service account default", 30, || {
+    kube.wait_for("the service account default", 60, || {
         Ok(field.kubectl(&["get", "serviceaccount", "default"]).is_ok())
     })?;
     let serve = ["/usr/bin/python3", "-m", "http.server", "8080", "--directory", "/etc/apt"];
@@ -78,7 +78,7 @@ fn across(cluster: Cluster) -> Result<()> {
         field.ready(name)?;
     }
     for client in ["client", "far"] {
-        kube.wait_for(&format!("an answer to {client}"), 20, || {
+        kube.wait_for(&format!("an answer to {client}"), 60, || {
             Ok(field.status(client, "http://web.t-nodes.svc.cluster.local/")? == "200")
         })?;
     }

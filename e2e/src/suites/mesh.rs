@@ -185,7 +185,7 @@ fn job(kube: &Kube) -> Result<()> {
 /// Sends requests on one connection until the status changes, and prints each status once.
 const KEEPS_ASKING: &str = "import http.client, time
 connection, seen = http.client.HTTPConnection('web.t-strict.svc.cluster.local', timeout=8), []
-for _ in range(240):
+for _ in range(480):
     connection.request('GET', '/')
     answer = connection.getresponse(); answer.read()
     if answer.status not in seen: seen.append(answer.status)
@@ -200,9 +200,10 @@ fn strict(kube: &Kube) -> Result<()> {
     plain.client("outsider")?;
     let url = "http://web.t-strict.svc.cluster.local/";
     ensure!(plain.status("outsider", url)? == "200", "Permissive, the default, refused a plain client");
+    let received = meshed.received("web")?;
     let kept = thread::scope(|scope| {
         let kept = scope.spawn(|| plain.exec("outsider", &["/usr/bin/python3", "-c", KEEPS_ASKING]));
-        thread::sleep(Duration::from_secs(2));
+        kube.wait_for("the client that keeps asking", 60, || Ok(meshed.received("web")? > received + 1))?;
         policy(&meshed, "strict", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}))?;
         enforced(&meshed, "strict", "1/1")?;
         kept.join().map_err(|_| anyhow!("the client's thread panicked"))?
@@ -230,7 +231,7 @@ fn dev_to_prod(kube: &Kube) -> Result<()> {
     ensure!(dev.status("outsider", url)? == "403", "dev still gets through");
     ensure!(prod.status("insider", url)? == "200", "prod was blocked");
     prod.kubectl(&["delete", "meshpolicy", "no-dev"])?;
-    kube.wait_for("dev to get through again", 20, || Ok(dev.status("outsider", url)? == "200"))
+    kube.wait_for("dev to get through again", 60, || Ok(dev.status("outsider", url)? == "200"))
 }
 
 fn shadow(kube: &Kube) -> Result<()> {
@@ -262,7 +263,7 @@ fn disabled(kube: &Kube) -> Result<()> {
     policy(&field, "plain", json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Disabled"}))?;
     enforced(&field, "plain", "1/1")?;
     let ask = ["/usr/bin/curl", "-s", "-m", "8", "http://web.t-disabled.svc.cluster.local/"];
-    kube.wait_for("an answer over plain text", 20, || {
+    kube.wait_for("an answer over plain text", 60, || {
         let answer = field.exec("client", &ask)?;
         Ok(answer.contains("\"client\":null"))
     })
@@ -307,7 +308,7 @@ fn conflict(kube: &Kube) -> Result<()> {
     policy(&field, "older", spec.clone())?;
     thread::sleep(Duration::from_millis(1100));
     policy(&field, "younger", spec)?;
-    kube.wait_for("the younger policy to report the conflict", 20, || {
+    kube.wait_for("the younger policy to report the conflict", 60, || {
         Ok(field.get("meshpolicy/younger", ".status.conditions[0].reason")? == "Conflicted")
     })?;
     let reason = field.get("meshpolicy/older", ".status.conditions[0].reason")?;
@@ -377,7 +378,7 @@ pub(super) fn policy(field: &TestNamespace<'_>, name: &str, spec: serde_json::Va
 
 fn enforced(field: &TestNamespace<'_>, name: &str, expected: &str) -> Result<()> {
     let object = format!("meshpolicy/{name}");
-    field.kube.wait_for(&format!("{name} to be enforced by {expected}"), 30, || {
+    field.kube.wait_for(&format!("{name} to be enforced by {expected}"), 60, || {
         Ok(field.get(&object, ".status.enforced")? == expected
             && field.get(&object, ".status.conditions[0].status")? == "True")
     })

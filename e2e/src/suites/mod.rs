@@ -58,6 +58,7 @@ struct Suite {
 
 /// The suite of formatting, lints and unit tests, which needs no cluster.
 const WORKSPACE: &str = "workspace";
+const PROMETHEUS: &str = "prometheus";
 
 /// The official suite of the Gateway API.
 const CONFORMANCE: &str = "conformance";
@@ -84,7 +85,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
     Suite { name: "framing", tests: framing::TESTS, alone: false },
-    Suite { name: "prometheus", tests: prometheus::TESTS, alone: false },
+    Suite { name: PROMETHEUS, tests: prometheus::TESTS, alone: false },
     // The suite gives five hundred requests five seconds, and measures shares meanwhile.
     Suite { name: CONFORMANCE, tests: conformance::TESTS, alone: true },
     // This suite counts lost requests while pods end. A client that learns of an end a second late loses a
@@ -167,7 +168,8 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
     let has = |name: &str| choice.tests(true).iter().any(|(suite, _)| *suite == name);
     let (conformance, traces) = (has(CONFORMANCE), has(OPERATIONS));
-    let browser = choice.tests(false).iter().any(|(suite, _)| *suite == BROWSER);
+    let beside = |name: &str| choice.tests(false).iter().any(|(suite, _)| *suite == name);
+    let (browser, prometheus) = (beside(BROWSER), beside(PROMETHEUS));
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -189,6 +191,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if embedded && runs && browser {
             browser::prepare()?;
+        }
+        if embedded && runs && prometheus {
+            prometheus::prepare()?;
         }
         Ok(())
     });
@@ -230,10 +235,7 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let before = host::kernel_settings();
     // With the same selection of packages as the unit tests, cargo compiles nothing again.
     images::compile(images::TULLE, choice.has_workspace())?;
-    let _reserved = match choice.cluster {
-        "embedded" => Some(Cluster::new()?.reserve()?),
-        _ => None,
-    };
+    let _reserved = install::reserve(choice.cluster)?;
     let kube = install::cluster(choice.cluster)?;
     if let Kube::Embedded(cluster) = &kube {
         cluster.set_in_use(true)?;

@@ -82,6 +82,8 @@ pub struct Account {
     pub failures: String,
     /// Answers by version.
     pub versions: Value,
+    /// The time of an answer that one in a hundred exceeds.
+    pub p99_us: u64,
 }
 
 impl<'a> TestNamespace<'a> {
@@ -158,7 +160,7 @@ impl<'a> TestNamespace<'a> {
         load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
         self.apply(load)?;
         self.kube.rolled_out(&self.namespace, &format!("deployment/{name}"), 60)?;
-        self.kube.wait_for("the load to start", 30, || Ok(self.account(name)?.sent > 50))
+        self.kube.wait_for("the load to start", 60, || Ok(self.account(name)?.sent > 50))
     }
 
     /// What load has counted.
@@ -171,6 +173,7 @@ impl<'a> TestNamespace<'a> {
             failed: line["failed"].as_u64().unwrap_or(0),
             failures: line["failures"].to_string(),
             versions: line["versions"].clone(),
+            p99_us: line["p99_us"].as_u64().unwrap_or(0),
         })
     }
 

@@ -32,7 +32,7 @@ pub(super) const TESTS: &[Test] = &[
         webhook::definition_missing,
     ),
     (
-        "when the leader's pod is deleted, it releases the Lease and another replica leads within seconds",
+        "when the leader's pod is deleted, it releases the Lease, which another replica takes",
         operator::leader_deleted,
     ),
     (

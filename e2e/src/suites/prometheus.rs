@@ -34,15 +34,20 @@ const ISTIO: [&str; 3] = [
     r#"sum(irate(istio_requests_total{reporter="source", destination_service=~"back.t-prometheus.svc.cluster.local", response_code!~"5.*"}[5m])) / sum(irate(istio_requests_total{reporter="source", destination_service=~"back.t-prometheus.svc.cluster.local"}[5m]))"#,
 ];
 
+/// Installs Prometheus.
+pub(super) fn prepare() -> Result<()> {
+    host::install_packages(PROGRAMS)
+}
+
 fn rules_are_valid(_: &Kube) -> Result<()> {
-    host::install_packages(PROGRAMS)?;
+    prepare()?;
     let rules = file("rules.yaml");
     host::output(Command::new("promtool").args(["check", "rules"]).arg(rules)).map(drop)
 }
 
 fn answers(kube: &Kube) -> Result<()> {
     let Kube::Embedded(cluster) = kube else { bail!(Skip("Prometheus runs on the node")) };
-    host::install_packages(PROGRAMS)?;
+    prepare()?;
     let field = TestNamespace::meshed(kube, NAMESPACE)?;
     field.injects()?;
     field.service("back", 1, &["--errors=20"])?;

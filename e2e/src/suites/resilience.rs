@@ -4,10 +4,8 @@ mod protects;
 mod saves;
 
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::mesh::policy;
@@ -55,7 +53,7 @@ pub(super) fn ready_policy(field: &TestNamespace<'_>, service: &str, sections: V
     policy(field, service, spec)?;
     let object = format!("meshpolicy/{service}");
     let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}/{.status.observedGeneration}";
-    field.kube.wait_for(&format!("policy {service} to be ready"), 30, || {
+    field.kube.wait_for(&format!("policy {service} to be ready"), 60, || {
         let found = field.kubectl(&["get", &object, "-o", ready])?;
         Ok(found == format!("True/{}", field.get(&object, ".metadata.generation")?))
     })
@@ -75,7 +73,7 @@ fn columns(kube: &Kube) -> Result<()> {
         "retry": {"on": ["5xx"]}, "breaker": {}, "limits": {"concurrency": 10}});
     policy(&field, "web", spec)?;
     let mut table = String::new();
-    kube.wait_for("the sections to be shown", 20, || {
+    kube.wait_for("the sections to be shown", 60, || {
         table = field.kubectl(&["get", "meshpolicies"])?;
         let sections = ["timeout", "retry", "breaker", "limits"];
         Ok(table.contains("SECTIONS") && sections.iter().all(|section| table.contains(section)))
@@ -122,7 +120,7 @@ fn zone_preferred(field: &TestNamespace<'_>) -> Result<()> {
     let ask = "for i in $(seq 60); do curl -s -m 8 http://web/; echo; done";
     let by = |name: &str, answers: &str| answers.matches(&format!("\"service\":\"{name}\"")).count();
     let mut answers = String::new();
-    let waited = field.kube.wait_for("the requests to stay in the zone", 20, || {
+    let waited = field.kube.wait_for("the requests to stay in the zone", 60, || {
         answers = field.exec("client", &["/bin/sh", "-c", ask])?;
         // A few are sent elsewhere on purpose.
         Ok(by("near", &answers) >= 55 && by("near", &answers) + by("far", &answers) == 60)
@@ -131,12 +129,11 @@ fn zone_preferred(field: &TestNamespace<'_>) -> Result<()> {
         error.context(format!("60 answers: {} near, {} far", by("near", &answers), by("far", &answers)))
     })?;
     field.kubectl(&["delete", "endpointslice", "web-near"])?;
-    thread::sleep(Duration::from_secs(1));
-    let answers = field.exec("client", &["/bin/sh", "-c", ask])?;
-    ensure!(
-        by("far", &answers) == 60,
-        "without an endpoint in the zone {} of 60 were answered",
-        by("far", &answers)
-    );
-    Ok(())
+    let waited = field.kube.wait_for("the requests to go to the other zone", 60, || {
+        answers = field.exec("client", &["/bin/sh", "-c", ask])?;
+        Ok(by("far", &answers) == 60)
+    });
+    waited.with_context(|| {
+        format!("without an endpoint in the zone {} of 60 were answered", by("far", &answers))
+    })
 }

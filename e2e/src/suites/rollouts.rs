@@ -80,7 +80,7 @@ fn stopped(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-stop", json!([{"weight": 20, "hold": "60s"}]), 50)?;
     deploy(&field, "v2", 30)?;
     kube.wait_for("the bad version to be stopped", 90, || Ok(status(&field, ".phase")? == "Failed"))?;
-    kube.wait_for("the weight to be acknowledged", 20, || Ok(status(&field, ".weightSummary")? == "0%"))?;
+    kube.wait_for("the weight to be acknowledged", 60, || Ok(status(&field, ".weightSummary")? == "0%"))?;
     let (failed, why) = field.failed_during("load", || Ok(()))?;
     ensure!(failed == 0, "{failed} requests failed after the bad version was stopped: {why}");
     let ready = field.get("deployment/web", ".status.updatedReplicas")?;
@@ -119,7 +119,7 @@ fn stateful_set(kube: &Kube) -> Result<()> {
     field.kube.rolled_out("t-stateful", "statefulset/db", 120)?;
     let said = field.apply(canary("db", "StatefulSet", json!([{"pause": {}}]), 1))?;
     ensure!(said.contains("has no surge"), "no warning: {said}");
-    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/db", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the stable revision", 60, || Ok(field.get("canary/db", ".status.phase")? == "Stable"))?;
     field.apply(set("--version=v2"))?;
     kube.wait_for("db-1 to be parked", 90, || {
         let gate = field.get("pod/db-1", ".spec.readinessGates[0].conditionType")?;
@@ -155,7 +155,7 @@ fn daemon_set(kube: &Kube) -> Result<()> {
     field.apply(set("--version=v1"))?;
     field.kube.rolled_out("t-daemon", "daemonset/agent", 120)?;
     field.apply(canary("agent", "DaemonSet", json!([{"pause": {}}]), 1))?;
-    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/agent", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the stable revision", 60, || Ok(field.get("canary/agent", ".status.phase")? == "Stable"))?;
     field.apply(set("--version=v2"))?;
     kube.wait_for("a parked pod of v2 beside a ready one of v1", 90, || {
         let pods = kube.json(&["-n", "t-daemon", "get", "pods"])?;
@@ -175,7 +175,7 @@ fn daemon_set(kube: &Kube) -> Result<()> {
 fn undone(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-undone", json!([{"weight": 20, "hold": "60s"}]), 50)?;
     patch(&field, &json!({"onFailure": "Undo"}))?;
-    kube.wait_for("the missing right in the condition Undo", 30, || {
+    kube.wait_for("the missing right in the condition Undo", 60, || {
         Ok(status(&field, ".conditions[?(@.type==\"Undo\")].reason")? == "NotPermitted")
     })?;
     permit_undo(&field)?;
@@ -207,11 +207,11 @@ fn missing_target(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-missing")?;
     let said = field.apply(canary("web", "Deployment", json!([{"weight": 50, "hold": "5s"}]), 10))?;
     ensure!(said.contains("there is no Deployment web yet"), "no warning: {said}");
-    kube.wait_for("reason TargetNotFound in the condition", 20, || {
+    kube.wait_for("reason TargetNotFound in the condition", 60, || {
         Ok(status(&field, ".conditions[?(@.type==\"Ready\")].reason")? == "TargetNotFound")
     })?;
     field.service("web", 1, &[])?;
-    kube.wait_for("the target to be picked up", 20, || {
+    kube.wait_for("the target to be picked up", 60, || {
         Ok(field.get("canary/web", ".status.phase")? == "Stable")
     })
 }
@@ -236,7 +236,7 @@ fn shop<'a>(kube: &'a Kube, namespace: &str, steps: Value, requests: u32) -> Res
 /// Creates Canary web, and waits until it has recorded the stable revision.
 fn watch(field: &TestNamespace<'_>, canary: Value) -> Result<()> {
     field.apply(canary)?;
-    reaches(field, "Stable", 20)
+    reaches(field, "Stable", 60)
 }
 
 fn canary(name: &str, kind: &str, steps: Value, requests: u32) -> Value {
@@ -291,6 +291,18 @@ fn reported(field: &TestNamespace<'_>, kind: &str) -> Result<(String, String)> {
 
 fn status(field: &TestNamespace<'_>, path: &str) -> Result<String> {
     field.get("canary/web", &format!(".status{path}"))
+}
+
+/// The pods of a version of Deployment web that are not being deleted.
+fn pods_of(field: &TestNamespace<'_>, version: &str) -> Result<Vec<Value>> {
+    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
+    let argument = json!(format!("--version={version}"));
+    let of_version = |pod: &&Value| {
+        let arguments = pod["spec"]["containers"][0]["args"].as_array();
+        arguments.is_some_and(|arguments| arguments.contains(&argument))
+            && pod["metadata"]["deletionTimestamp"].is_null()
+    };
+    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).cloned().collect())
 }
 
 fn condition(pod: &Value, kind: &str) -> String {

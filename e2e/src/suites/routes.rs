@@ -181,7 +181,7 @@ fn becomes(
     holds: impl Fn(&Value) -> bool,
 ) -> Result<Value> {
     let mut last = Value::Null;
-    let waited = field.kube.wait_for(&format!("{object} {what}"), 30, || {
+    let waited = field.kube.wait_for(&format!("{object} {what}"), 60, || {
         last = field.kube.json(&["-n", &field.namespace, "get", object])?;
         Ok(holds(&last))
     });

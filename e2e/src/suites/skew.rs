@@ -53,7 +53,7 @@ fn both_directions(kube: &Kube) -> Result<()> {
     ensure!(field.status("plain", url)? == "200", "Permissive, the default, refused plain text");
     let allow = json!({"allow": [{"from": [{"serviceAccount": "today-client"}]}]});
     field.apply(policy("old", json!({"mtls": "Strict", "access": allow})))?;
-    kube.wait_for("the older sidecar to enforce today's policy", 30, || {
+    kube.wait_for("the older sidecar to enforce today's policy", 60, || {
         let ready = field.get("meshpolicy/old", ".status.conditions[?(@.type==\"Ready\")].reason")?;
         Ok(field.get("meshpolicy/old", ".status.enforced")? == "1/1" && ready == "Enforced")
     })?;
@@ -72,7 +72,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     field.plain_client("plain")?;
     let url = "http://web.t-skew.svc.cluster.local/";
     field.apply(policy("web", json!({"mtls": "Strict"})))?;
-    kube.wait_for("Strict to be enforced", 20, || {
+    kube.wait_for("Strict to be enforced", 60, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1")
     })?;
 
@@ -80,7 +80,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     field.apply(policy("web", json!({"mtls": "Strict", "access": deny})))?;
     let ready =
         |path: &str| field.get("meshpolicy/web", &format!(".status.conditions[?(@.type==\"Ready\")].{path}"));
-    kube.wait_for("the refusal in the condition", 20, || Ok(ready("reason")? == "RefusedBySidecar"))?;
+    kube.wait_for("the refusal in the condition", 60, || Ok(ready("reason")? == "RefusedBySidecar"))?;
     let message = ready("message")?;
     ensure!(
         message.contains("pod web") && message.contains("access/v1"),
@@ -100,7 +100,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     );
 
     field.apply(policy("web", json!({"mtls": "Strict", "access": null})))?;
-    kube.wait_for("the policy that the older sidecar can enforce", 20, || {
+    kube.wait_for("the policy that the older sidecar can enforce", 60, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1" && ready("status")? == "True")
     })?;
     unknown_section(&field, "web")
@@ -112,7 +112,7 @@ fn unknown_section(field: &TestNamespace<'_>, name: &str) -> Result<()> {
     field.apply(policy(name, json!({"mtls": "Strict", "telemetry": {"accessLog": "Errors"}})))?;
     let object = format!("meshpolicy/{name}");
     let ready = |path: &str| field.get(&object, &format!(".status.conditions[?(@.type==\"Ready\")].{path}"));
-    field.kube.wait_for("the section that the older sidecar lacks in the condition", 20, || {
+    field.kube.wait_for("the section that the older sidecar lacks in the condition", 60, || {
         let message = ready("message")?;
         let says = |part: &str| message.contains(part);
         let names_all = says(&format!("pod {name}")) && says("section telemetry") && says("restart the pod");
@@ -142,7 +142,7 @@ fn refused_split(kube: &Kube) -> Result<()> {
             "judge": {"minRequests": 30},
         }}),
     )?;
-    kube.wait_for("the stable revision", 20, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the stable revision", 60, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
     field.apply(deployment("web", 2, &["--version=v2"]))?;
     let condition = |path: &str| {
         field.get("canary/web", &format!(".status.conditions[?(@.type==\"Acknowledged\")].{path}"))

@@ -82,7 +82,7 @@ while True:
     let ask = format!(
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.sendto(b'ping', ('{server}', 9999)); print(s.recv(2000).decode())"
     );
-    kube.wait_for("an echo over UDP, from the client's own address", 20, || {
+    kube.wait_for("an echo over UDP, from the client's own address", 60, || {
         Ok(field.exec("client", &["/usr/bin/python3", "-c", &ask])?.trim() == format!("ping from {client}"))
     })?;
     let local = field.exec("server", &["/usr/bin/curl", "-s", "-m", "5", "http://127.0.0.1:9000/"])?;
@@ -138,7 +138,7 @@ fn ipv6(kube: &Kube) -> Result<()> {
         json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "strict"},
         "spec": {"target": {"kind": "Service", "name": "web"}, "mtls": "Strict"}}),
     )?;
-    kube.wait_for("Strict to be enforced", 20, || {
+    kube.wait_for("Strict to be enforced", 60, || {
         Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1")
     })?;
     ensure!(field.status("plain", &by_pod)? == "000", "plain text was accepted over IPv6 under Strict");

@@ -156,5 +156,5 @@ fn grpc_load(field: &TestNamespace<'_>) -> Result<()> {
     load["spec"]["template"]["spec"] = pod["spec"].take();
     field.apply(load)?;
     field.kube.rolled_out(&field.namespace, "deployment/load-counter", 60)?;
-    field.kube.wait_for("gRPC load", 30, || Ok(field.account("load-counter")?.sent > 20))
+    field.kube.wait_for("gRPC load", 60, || Ok(field.account("load-counter")?.sent > 20))
 }

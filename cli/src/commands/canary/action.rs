@@ -10,9 +10,11 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryStatus, Phase, keys};
 
-use super::{canaries, cannot, get, namespace_of};
+use super::{canaries, get, namespace_of};
 use crate::cluster::Context;
+use crate::cluster::failure::cannot;
 use crate::exit::CliError;
+use crate::objects::MANAGER;
 use crate::output::{Format, write};
 
 /// A status that changes between reading and writing is read again this often.
@@ -189,7 +191,7 @@ async fn request(
     args: &Args,
     id: &str,
 ) -> Result<CanaryStatus, CliError> {
-    let params = PatchParams { field_manager: Some("tulle-cli".to_owned()), ..PatchParams::default() };
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     for _ in 0..ATTEMPTS {
         let canary = get(api, namespace, &args.name).await?;
         let status = canary.status.clone().unwrap_or_default();

@@ -3,15 +3,16 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, ListParams};
-use kube::core::{ApiResource, Selector};
+use kube::api::ListParams;
+use kube::core::Selector;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::Value;
 use tulle_crds::{CanaryTarget, WorkloadKind, keys};
 
-use super::{cannot, plural};
+use crate::cluster::failure::cannot;
 use crate::exit::CliError;
+use crate::objects::Kind;
 
 /// A pod of the target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,23 +84,6 @@ impl PodSeen {
     }
 }
 
-/// The target of a Canary.
-pub(super) fn workloads(client: Client, namespace: &str, kind: WorkloadKind) -> Api<DynamicObject> {
-    dynamic(client, namespace, kind.name(), plural(kind))
-}
-
-/// Objects of `apps/v1`, whole: fields that this build does not know are kept.
-pub(super) fn dynamic(client: Client, namespace: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
-    let resource = ApiResource {
-        group: "apps".into(),
-        version: "v1".into(),
-        api_version: "apps/v1".into(),
-        kind: kind.into(),
-        plural: plural.into(),
-    };
-    Api::namespaced_with(client, namespace, &resource)
-}
-
 /// What a Canary's target is at the moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Target {
@@ -124,7 +108,8 @@ pub(super) async fn look(
     target: &CanaryTarget,
 ) -> Result<Target, CliError> {
     let what = format!("read {} {namespace}/{}", target.kind.name(), target.name);
-    let workload = workloads(client.clone(), namespace, target.kind).get_opt(&target.name).await;
+    let workloads = Kind::from(target.kind).api(client, Some(namespace));
+    let workload = workloads.get_opt(&target.name).await;
     let Some(workload) = workload.map_err(|error| cannot(&what, &error))? else {
         return Ok(Target { pods: Vec::new(), observed: true });
     };

@@ -17,7 +17,7 @@ use super::{canaries, get, namespace_of};
 use crate::cluster::{Context, within};
 use crate::exit::{CliError, note};
 use crate::output::{Format, write};
-use crate::refresh;
+use crate::refresh::{self, Frame};
 
 /// Ages are redrawn this often when nothing else changes.
 const TICK: Duration = Duration::from_secs(5);
@@ -28,8 +28,6 @@ const TOGETHER: Duration = Duration::from_millis(200);
 const AT_REST: Duration = Duration::from_secs(5);
 /// So many looks in a row may fail before the command gives up, unless the user has set a time.
 const MOST_FAILURES: u32 = 6;
-/// From the top of an empty terminal.
-const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 /// Arguments of `canary status`.
 #[derive(clap::Args, Debug)]
@@ -197,10 +195,7 @@ pub(super) fn gives_up(has_succeeded: bool, failures: u32, patient: bool) -> boo
 fn draw(context: &Context, view: &View, drawn: Option<&View>) -> Result<(), CliError> {
     let text = || view.text(Timestamp::now(), &context.output);
     if context.output.is_interactive() {
-        return write(&format!(
-            "{CLEAR}{}",
-            refresh::fitted(&text(), &[], refresh::height()).join("\n") + "\n"
-        ));
+        return refresh::replace(&Frame { text: text(), notes: Vec::new() });
     }
     let is_text = matches!(context.output.format, Format::Table | Format::Wide);
     match drawn {

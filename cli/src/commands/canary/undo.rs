@@ -1,16 +1,16 @@
 //! `canary undo`: what `kubectl rollout undo` would do, to the revision that the Canary has approved.
 
+use kube::Client;
 use kube::api::{DynamicObject, ListParams, PostParams};
-use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::Value;
 use tulle_crds::{CanarySpec, CanaryStatus, Phase, WorkloadKind};
 
-use super::pods::{dynamic, workloads};
-use super::{canaries, cannot, get, namespace_of, plural};
+use super::{canaries, get, namespace_of};
 use crate::cluster::Context;
+use crate::cluster::failure::cannot;
 use crate::exit::CliError;
-use crate::objects::managed_by;
+use crate::objects::{self, Kind, MANAGER, managed_by};
 use crate::output::Table;
 
 /// The label that a Deployment's controller adds to the templates of its ReplicaSets.
@@ -46,7 +46,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let status = canary.status.clone().unwrap_or_default();
     let revision = revision_to_restore(&canary.spec, &status, namespace)?;
     let target = &canary.spec.target.name;
-    let deployments = workloads(client.clone(), namespace, WorkloadKind::Deployment);
+    // As the API server has it: fields that this build does not know are kept.
+    let deployments = objects::DEPLOYMENT.api(&client, Some(namespace));
     let read = format!("read Deployment {namespace}/{target}");
     let mut deployment = deployments.get(target).await.map_err(|error| cannot(&read, &error))?;
     unmanaged(&deployment, namespace, target, args.force)?;
@@ -60,7 +61,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     };
     *place = template;
     // A PUT with the resourceVersion that was read: refused if anybody has changed the Deployment since.
-    let params = PostParams { dry_run: args.dry_run, field_manager: Some("tulle-cli".to_owned()) };
+    let params = PostParams { dry_run: args.dry_run, field_manager: Some(MANAGER.to_owned()) };
     deployments.replace(target, &params, &deployment).await.map_err(|error| match &error {
         kube::Error::Api(answer) if answer.is_conflict() => CliError::failed(format!(
             "Deployment {namespace}/{target} changed while its template was restored, and was left alone"
@@ -144,7 +145,7 @@ pub(super) fn revision_to_restore<'a>(
 
 /// `deployment`, as kubectl writes it before a name.
 fn singular(kind: WorkloadKind) -> &'static str {
-    plural(kind).trim_end_matches('s')
+    Kind::from(kind).plural.trim_end_matches('s')
 }
 
 /// The template of a revision, from the Deployment's own ReplicaSet.
@@ -154,7 +155,7 @@ async fn template(
     deployment: &DynamicObject,
     revision: &str,
 ) -> Result<Value, CliError> {
-    let sets: Api<DynamicObject> = dynamic(client.clone(), namespace, "ReplicaSet", "replicasets");
+    let sets = objects::REPLICA_SET.api(client, Some(namespace));
     let found = sets.list(&ListParams::default().labels(&format!("{HASH}={revision}"))).await;
     let found = found.map_err(|error| cannot(&format!("list ReplicaSets in {namespace}"), &error))?;
     let uid = deployment.metadata.uid.as_deref();

@@ -73,11 +73,6 @@ pub struct Facts {
     pub cilium: Read<Option<Value>>,
 }
 
-/// The CustomResourceDefinitions of Tulle.
-pub const DEFINITIONS: [&str; 3] = ["canaries.tulle.dev", "meshconfigs.tulle.dev", "meshpolicies.tulle.dev"];
-/// The Deployments of Tulle, which are the names of their Services, too.
-pub const DEPLOYMENTS: [&str; 2] = ["tulle-operator", "tulle-webhook"];
-
 /// The name of a target of a Canary in [`Facts::targets`].
 pub fn target_name(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind}/{namespace}/{name}")

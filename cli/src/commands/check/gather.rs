@@ -11,13 +11,13 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
-use tulle_crds::keys;
+use tulle_crds::{WorkloadKind, keys};
 use tulle_mesh::query::{self, Paths};
 
-use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Part, Permission, target_name};
+use super::facts::{Facts, Part, Permission, target_name};
 use crate::cluster::{Context, failure, within};
 use crate::exit::CliError;
-use crate::manifests::{self, Settings};
+use crate::manifests::{self, DEFINITIONS, DEPLOYMENTS, OPERATOR, Settings};
 use crate::objects::{self, Kind, Read, unread};
 
 /// Requests at the same time.
@@ -47,7 +47,7 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
     let parts = if pre { Vec::new() } else { parts(&client, system).await };
     let injected = objects::list(&client, objects::POD, namespace, Some(keys::INJECTED)).await;
     let (lease, slices, mutating, validating) = tokio::join!(
-        objects::get(&client, objects::LEASE, Some(system), "tulle-operator"),
+        objects::get(&client, objects::LEASE, Some(system), OPERATOR),
         objects::list(&client, objects::ENDPOINT_SLICE, Some(system), None),
         objects::get(&client, objects::MUTATING, None, "tulle"),
         objects::get(&client, objects::VALIDATING, None, "tulle"),
@@ -191,11 +191,8 @@ async fn routes(client: &Client, namespace: Option<&str>) -> Read<Vec<Value>> {
 async fn targets(client: &Client, canaries: &[Value]) -> BTreeMap<String, Value> {
     let found = stream::iter(canaries)
         .map(|canary| async move {
-            let kind = match objects::text(canary, "/spec/target/kind") {
-                "StatefulSet" => objects::STATEFUL_SET,
-                "DaemonSet" => objects::DAEMON_SET,
-                _ => objects::DEPLOYMENT,
-            };
+            let kind = canary.pointer("/spec/target/kind")?.clone();
+            let kind = Kind::from(serde_json::from_value::<WorkloadKind>(kind).ok()?);
             let (namespace, name) = (objects::namespace(canary), objects::text(canary, "/spec/target/name"));
             let target = objects::get(client, kind, Some(namespace), name).await.ok().flatten()?;
             Some((target_name(kind.kind, namespace, name), target))

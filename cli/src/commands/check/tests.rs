@@ -6,10 +6,11 @@ mod objects;
 use serde_json::{Value, json};
 use tulle_mesh::query;
 
-use super::facts::{DEFINITIONS, DEPLOYMENTS, Facts, Part, Permission};
+use super::facts::{Facts, Part, Permission};
 use super::finding::{ALL, Outcome};
 use super::judge::{Options, judge};
 use super::render::Report;
+use crate::manifests::{DEFINITIONS, DEPLOYMENTS};
 use crate::objects::Unread;
 use crate::output::Output;
 

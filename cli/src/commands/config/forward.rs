@@ -1,21 +1,18 @@
-//! One HTTP request to a port of a pod, through a port-forward of the API server.
+//! One HTTP request to the sidecar of a pod, and why it has no answer.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Full;
 use hyper::Request;
-use hyper::client::conn::http1;
 use hyper::header::HOST;
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client};
+use kube::Client;
 
-use crate::commands::canary::cannot;
+use crate::cluster::failure::{self, cannot};
+use crate::cluster::forward::{self, Answer, ForwardError};
 use crate::exit::CliError;
+use crate::objects;
 
-/// The longest answer that is read.
-const LONGEST: usize = 64 << 20;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Asks for a path at a port of a pod; the body of an answer with status 200.
@@ -31,10 +28,11 @@ pub(crate) async fn get(
 ) -> Result<Vec<u8>, CliError> {
     match tokio::time::timeout(TIMEOUT, ask(client, namespace, pod, port, path)).await {
         Ok(answer) => answer,
-        Err(_) => Err(CliError::failed(format!(
-            "port {port} of pod {namespace}/{pod} gave no answer within {} s",
-            TIMEOUT.as_secs()
-        ))),
+        Err(_) => {
+            let what =
+                format!("port {port} of pod {namespace}/{pod} gave no answer within {} s", TIMEOUT.as_secs());
+            Err(CliError::failed(what).hint(logs(namespace, pod)))
+        }
     }
 }
 
@@ -45,38 +43,64 @@ async fn ask(
     port: u16,
     path: &str,
 ) -> Result<Vec<u8>, CliError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     // The error of the upgrade says less: whether there is such a pod, and whether it has a sidecar.
-    let found =
-        pods.get_opt(pod).await.map_err(|error| cannot(&format!("read pod {namespace}/{pod}"), &error))?;
+    let found = objects::POD.api(client, Some(namespace)).get_metadata_opt(pod).await;
+    let found = found.map_err(|error| cannot(&format!("read pod {namespace}/{pod}"), &error))?;
     let Some(found) = found else {
-        return Err(CliError::failed(format!("there is no pod {namespace}/{pod}")));
+        return Err(CliError::failed(format!("there is no pod {namespace}/{pod}")).hint(listed(namespace)));
     };
     if !found.metadata.labels.unwrap_or_default().contains_key(tulle_crds::keys::INJECTED) {
-        return Err(CliError::failed(format!("pod {namespace}/{pod} has no sidecar"))
-            .hint("tulle pods lists the sidecars of a namespace"));
+        return Err(CliError::failed(format!("pod {namespace}/{pod} has no sidecar")).hint(listed(namespace)));
     }
-    let refused = |why: String| {
-        CliError::failed(format!("cannot ask the sidecar of {namespace}/{pod} at port {port}: {why}"))
-    };
-    let forwarded = pods.portforward(pod, &[port]).await;
-    let mut forwarded = forwarded.map_err(|error| {
-        refused(error.to_string()).hint("it needs the right to create pods/portforward in the namespace")
-    })?;
-    let stream =
-        forwarded.take_stream(port).ok_or_else(|| refused("the port is not forwarded".to_owned()))?;
-    let shaken = http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = shaken.map_err(|error| refused(error.to_string()))?;
-    let driver = tokio::spawn(connection);
-    let request = Request::builder().uri(path).header(HOST, "localhost").body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| refused(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(|error| refused(error.to_string()))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST).collect().await;
-    let body = body.map_err(|error| refused(error.to_string()))?.to_bytes();
-    driver.abort();
+    let unanswered = |error| unanswered(error, namespace, pod);
+    let request = Request::builder().uri(path).header(HOST, "localhost").body(Full::<Bytes>::default());
+    let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
+    let tunnel = forward::open(client, namespace, pod, port).await.map_err(unanswered)?;
+    let Answer { status, body } = forward::exchange(tunnel, request).await.map_err(unanswered)?;
     if !status.is_success() {
-        return Err(refused(format!("{status}: {}", String::from_utf8_lossy(&body).trim())));
+        let said = String::from_utf8_lossy(&body);
+        let what = format!("the sidecar of {namespace}/{pod} answers {status} to {path}: {}", said.trim());
+        return Err(CliError::failed(what).hint(logs(namespace, pod)));
     }
     Ok(body.to_vec())
+}
+
+/// What it means that a sidecar gave no answer.
+fn unanswered(error: ForwardError, namespace: &str, pod: &str) -> CliError {
+    match error {
+        ForwardError::Unopened(error) => failure::of_forward(&error, namespace, pod, &listed(namespace)),
+        ForwardError::Refused(why) => failure::refused_by(namespace, pod, &why),
+        error @ (ForwardError::Broken(_) | ForwardError::Unreadable(_)) => {
+            let what = format!("cannot ask the sidecar of {namespace}/{pod}: {error}");
+            CliError::failed(what).hint(logs(namespace, pod))
+        }
+    }
+}
+
+fn listed(namespace: &str) -> String {
+    format!("tulle pods -n {namespace} lists the pods with a sidecar")
+}
+
+fn logs(namespace: &str, pod: &str) -> String {
+    format!("kubectl -n {namespace} logs {pod} -c tulle-proxy")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_names_the_pod_and_says_what_to_do() {
+        let unreadable = ForwardError::Unreadable("too long".into());
+        for (error, hint) in [
+            (ForwardError::Refused("connection refused".to_owned()), "kubectl -n shop describe pod web-1"),
+            (unreadable, "kubectl -n shop logs web-1 -c tulle-proxy"),
+        ] {
+            let CliError::Failed { what, hint: found } = unanswered(error, "shop", "web-1") else {
+                panic!("not a failure");
+            };
+            assert!(what.contains("shop/web-1"), "{what}");
+            assert_eq!(found.as_deref(), Some(hint));
+        }
+    }
 }

@@ -12,12 +12,11 @@ use super::Common;
 use super::plan::{Change, is_called, missing, obstacle, ordered, taken, title};
 use crate::cluster::{Context, failure};
 use crate::exit::{CliError, note};
-use crate::objects::{self, Kind, name, namespace, text};
+use crate::manifests::DEPLOYMENTS;
+use crate::objects::{self, Kind, MANAGER, name, namespace, text};
 use crate::output::Table;
 use crate::tenants;
 
-/// The field manager of what this program applies.
-pub const MANAGER: &str = "tulle-cli";
 /// How long the control plane may take to become available.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Time between two looks.
@@ -146,7 +145,7 @@ async fn established(client: &Client, name: &str) -> Result<(), CliError> {
         }
         if Instant::now() >= deadline {
             return Err(CliError::TimedOut(format!(
-                "{name} is not established after {} s",
+                "{name} is not established after {} s: `kubectl describe crd {name}` says why",
                 PATIENCE.as_secs()
             )));
         }
@@ -162,7 +161,11 @@ pub async fn wait(context: &Context) -> Result<(), CliError> {
     loop {
         let Some(waits) = waits_for(&client, &context.system).await else { return Ok(()) };
         if Instant::now() >= deadline {
-            return Err(CliError::TimedOut(format!("after {} s: {waits}", PATIENCE.as_secs())));
+            let system = &context.system;
+            return Err(CliError::TimedOut(format!(
+                "after {} s: {waits}; `kubectl -n {system} describe pods` and `tulle check --system-namespace {system}` say why",
+                PATIENCE.as_secs()
+            )));
         }
         // Each state once: this may be a log.
         if waits != said {
@@ -175,7 +178,7 @@ pub async fn wait(context: &Context) -> Result<(), CliError> {
 
 /// What is not ready yet.
 async fn waits_for(client: &Client, system: &str) -> Option<String> {
-    for name in ["tulle-operator", "tulle-webhook"] {
+    for name in DEPLOYMENTS {
         match objects::get(client, objects::DEPLOYMENT, Some(system), name).await {
             Ok(Some(deployment)) => {
                 if let Some(waits) = missing(&deployment) {

@@ -273,7 +273,15 @@ mod tests {
         let kinds: Vec<&str> = ordered(&objects).iter().map(|object| text(object, "/kind")).collect();
         assert_eq!(kinds[0], "Namespace");
         assert!(kinds[1..4].iter().all(|kind| *kind == "CustomResourceDefinition"), "{kinds:?}");
-        assert_eq!(kinds.len(), objects.len());
+        let rest: Vec<&Value> = objects
+            .iter()
+            .filter(|object| !matches!(text(object, "/kind"), "Namespace" | "CustomResourceDefinition"))
+            .collect();
+        assert_eq!(ordered(&objects)[4..], rest);
+        let mut reversed = objects.clone();
+        reversed.reverse();
+        assert_eq!(text(ordered(&reversed)[0], "/kind"), "Namespace");
+        assert_eq!(ordered(&reversed)[4], *rest.last().unwrap());
     }
 
     #[test]

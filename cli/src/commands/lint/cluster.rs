@@ -1,17 +1,17 @@
 //! What the API server says about objects, by a dry run of each, and whether their targets exist.
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::Client;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::Request;
-use kube::{Api, Client};
 use serde_json::Value;
-use tulle_crds::{CanaryTarget, PolicyTarget, TargetKind, WorkloadKind};
+use tulle_crds::{CanaryTarget, PolicyTarget, TargetKind};
 
 use super::read::Document;
 use super::rules::{ADMISSION_WARNING, Finding, NOT_IN_CLUSTER, REJECTED};
-use crate::commands::canary::cannot;
+use crate::cluster::failure::cannot;
 use crate::commands::inject::admission::{Answer, send};
 use crate::exit::CliError;
+use crate::objects::{self, Kind};
 
 /// Asks about each of Tulle's objects. Nothing is changed.
 pub(super) async fn check(
@@ -75,7 +75,7 @@ async fn absent_target(
     let target = document.value.pointer("/spec/target").cloned().unwrap_or(Value::Null);
     match document.kind() {
         "Canary" => match serde_json::from_value::<CanaryTarget>(target) {
-            Ok(target) => absent_workload(client, namespace, &target).await,
+            Ok(target) => absent(client, Kind::from(target.kind), namespace, &target.name).await,
             Err(_) => Ok(None),
         },
         "MeshPolicy" => match serde_json::from_value::<PolicyTarget>(target) {
@@ -86,30 +86,18 @@ async fn absent_target(
     }
 }
 
-async fn absent_workload(
+/// A sentence where an object that `spec.target` names does not exist.
+async fn absent(
     client: &Client,
+    kind: Kind,
     namespace: &str,
-    target: &CanaryTarget,
+    name: &str,
 ) -> Result<Option<String>, CliError> {
-    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-    let (kind, name) = (target.kind.name(), &target.name);
-    let client = client.clone();
-    let exists = match target.kind {
-        WorkloadKind::Deployment => Api::<Deployment>::namespaced(client, namespace)
-            .get_metadata_opt(name)
-            .await
-            .map(|it| it.is_some()),
-        WorkloadKind::StatefulSet => Api::<StatefulSet>::namespaced(client, namespace)
-            .get_metadata_opt(name)
-            .await
-            .map(|it| it.is_some()),
-        WorkloadKind::DaemonSet => Api::<DaemonSet>::namespaced(client, namespace)
-            .get_metadata_opt(name)
-            .await
-            .map(|it| it.is_some()),
-    };
-    let exists = exists.map_err(|error| cannot(&format!("read {kind} {namespace}/{name}"), &error))?;
-    Ok((!exists).then(|| format!("spec.target: there is no {kind} {namespace}/{name} in the cluster")))
+    let found = kind.api(client, Some(namespace)).get_metadata_opt(name).await;
+    let kind = kind.kind;
+    let found = found.map_err(|error| cannot(&format!("read {kind} {namespace}/{name}"), &error))?;
+    let absent = || format!("spec.target: there is no {kind} {namespace}/{name} in the cluster");
+    Ok(found.is_none().then(absent))
 }
 
 async fn absent_policy_target(
@@ -118,18 +106,12 @@ async fn absent_policy_target(
     target: &PolicyTarget,
 ) -> Result<Option<String>, CliError> {
     match (target.kind, &target.name, &target.selector) {
-        (TargetKind::Service, Some(name), _) => {
-            let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-            let found = services.get_metadata_opt(name).await;
-            let found = found.map_err(|error| cannot(&format!("read Service {namespace}/{name}"), &error))?;
-            let absent = || format!("spec.target: there is no Service {namespace}/{name} in the cluster");
-            Ok(found.is_none().then(absent))
-        }
+        (TargetKind::Service, Some(name), _) => absent(client, objects::SERVICE, namespace, name).await,
         (TargetKind::Workload, _, Some(selector)) => {
             let labels: Vec<String> =
                 selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             let labels = labels.join(",");
-            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            let pods = objects::POD.api(client, Some(namespace));
             let found = pods.list_metadata(&ListParams::default().labels(&labels).limit(1)).await;
             let found = found.map_err(|error| cannot(&format!("list pods in {namespace}"), &error))?;
             let absent = || format!("spec.target: no pod in {namespace} has the labels {labels}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::exit::CliError;
+use crate::exit::{CliError, note};
 
 /// An object of a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +81,21 @@ pub(crate) struct Input {
 impl Input {
     fn unreadable(&mut self, file: &str, why: impl Into<String>) {
         self.unreadable.push(Unreadable { file: file.to_owned(), why: why.into() });
+    }
+
+    /// All that was read, for a command that needs all of it. Templates are warned of.
+    ///
+    /// # Errors
+    /// Something could not be read.
+    pub(crate) fn whole(self) -> Result<Self, CliError> {
+        if let Some(bad) = self.unreadable.first() {
+            return Err(CliError::failed(format!("{}: {}", bad.file, bad.why))
+                .hint("`tulle lint` lists everything that is wrong in files"));
+        }
+        for file in &self.templates {
+            note(&format!("warning: {file} is a template, and was not looked at"));
+        }
+        Ok(self)
     }
 
     /// Takes what was read of a file below a directory. People name directories that have more than manifests in them.

@@ -198,7 +198,6 @@ fn invalid_values_are_found_by_the_validators_of_the_kinds() {
             found.iter().any(|one| one.starts_with("T110") && one.contains(part)),
             "{section}: {found:?}"
         );
-        assert!(!found.is_empty(), "{section}");
     }
     for (section, part) in [
         ("deadline: soon", "spec.deadline"),

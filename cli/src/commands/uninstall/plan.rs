@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tulle_crds::keys;
 
+use crate::manifests::OPERATOR;
 use crate::objects::{self, Kind, Tool, full_name, items, managed_by, text};
 use crate::tenants;
 
@@ -275,7 +276,7 @@ fn end_of_namespace(seen: &Seen) -> Vec<Action> {
     };
     let place = |name: &str| Place { namespace: seen.system.clone(), name: name.to_owned() };
     let secrets = SECRETS.into_iter().map(|name| Action::Delete { kind: SECRET, place: place(name) });
-    let lease = Action::Delete { kind: objects::LEASE, place: place("tulle-operator") };
+    let lease = Action::Delete { kind: objects::LEASE, place: place(OPERATOR) };
     secrets.chain([lease, Action::Keep { namespace: seen.system.clone(), why }]).collect()
 }
 

@@ -87,7 +87,7 @@ pub(super) fn log_level(kube: &Kube) -> Result<()> {
     for pod in ["loud", "usual"] {
         ensure!(field.status(pod, "http://10.99.99.99/")? == "000", "an unused address answers");
     }
-    kube.wait_for("the failed connection in the log", 20, || {
+    kube.wait_for("the failed connection in the log", 60, || {
         let is_it = |line: &str| {
             line.contains("\"level\":\"DEBUG\"") && line.contains("an outbound connection failed")
         };

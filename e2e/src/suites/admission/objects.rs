@@ -72,7 +72,7 @@ pub(super) fn durations(kube: &Kube) -> Result<()> {
     ensure!(field.get("canary/web", ".spec.deadline")? == "1h30m", "the deadline was changed");
     ensure!(field.get("canary/web", ".spec.steps[0].hold")? == "1m30s", "the hold was changed");
     // The operator must read the object, too; one that it cannot read gets no status.
-    kube.wait_for("the Canary's status", 30, || Ok(!field.get("canary/web", ".status.target")?.is_empty()))
+    kube.wait_for("the Canary's status", 60, || Ok(!field.get("canary/web", ".status.target")?.is_empty()))
 }
 
 /// A Canary of a Deployment that does not exist.
@@ -102,7 +102,7 @@ pub(super) fn numbers(kube: &Kube) -> Result<()> {
         spec["target"] = json!({"kind": "Namespace"});
         field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "all"}, "spec": spec}))?;
         let summary = format!("{enforcing}/2");
-        kube.wait_for(&format!("{section} to be enforced by {summary}"), 30, || {
+        kube.wait_for(&format!("{section} to be enforced by {summary}"), 60, || {
             Ok(field.get("meshpolicy/all", ".status.enforced")? == summary)
         })?;
         let status = kube.json(&["-n", &field.namespace, "get", "meshpolicy", "all"])?["status"].clone();

@@ -146,7 +146,7 @@ pub(super) fn not_reported(kube: &Kube) -> Result<()> {
     field.ready("foreign")?;
     kube.run(&["label", "namespace", &field.namespace, "tulle.dev/inject=enabled"])?;
     let events = |name: &str| field.kubectl(&["events", "--for", &format!("pod/{name}")]);
-    kube.wait_for("the event on the bare pod", 30, || Ok(events("bare")?.contains("NoSidecar")))?;
+    kube.wait_for("the event on the bare pod", 60, || Ok(events("bare")?.contains("NoSidecar")))?;
     thread::sleep(Duration::from_secs(10));
     for name in ["windows", "foreign"] {
         let events = events(name)?;

@@ -162,14 +162,14 @@ pub(super) fn of_a_later_webhook(kube: &Kube) -> Result<()> {
     kube.apply(&configure(&hook, &authority, &fields).to_string())?;
     for field in &fields {
         strict(field)?;
-        kube.wait_for("the later webhook to be called", 30, || {
+        kube.wait_for("the later webhook to be called", 60, || {
             let seen = reviewed(field, sleeper("seen"))?;
             Ok(seen["spec"]["containers"].as_array().is_some_and(|containers| containers.len() == 2))
         })?;
         field.apply(serves("app", 8080))?;
         field.ready("app")?;
         is_moved(&pod(field, "app")?).with_context(|| format!("in {}", field.namespace))?;
-        kube.wait_for("Strict to be enforced", 20, || {
+        kube.wait_for("Strict to be enforced", 60, || {
             Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1")
         })?;
         let address = field.get("pod/app", ".status.podIP")?;

@@ -55,7 +55,7 @@ pub(super) fn pods_from_before(kube: &Kube) -> Result<()> {
     field.ready("bare")?;
     field.ready("opted-out")?;
     kube.run(&["label", "namespace", &field.namespace, "tulle.dev/inject=required"])?;
-    kube.wait_for("the namespace to require sidecars", 20, || {
+    kube.wait_for("the namespace to require sidecars", 60, || {
         Ok(reviewed(&field, sleeper("app")).is_ok_and(|pod| injected(&pod, PROXY).is_ok()))
     })?;
     field.apply(sleeper("app"))?;
@@ -76,7 +76,7 @@ pub(super) fn pods_from_before(kube: &Kube) -> Result<()> {
     kube.wait_for("the bare pod to be gone", 60, || {
         Ok(!field.kubectl(&["get", "pods", "-o", "name"])?.contains("pod/bare"))
     })?;
-    kube.wait_for("the event on the pod that opted out", 30, || {
+    kube.wait_for("the event on the pod that opted out", 60, || {
         Ok(events(&field, "opted-out")?.contains("OptOutIgnored"))
     })?;
     let events = events(&field, "opted-out")?;

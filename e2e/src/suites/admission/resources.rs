@@ -123,7 +123,7 @@ fn workload(resources: Value, annotations: Value) -> Value {
 /// pod.
 fn limit(field: &TestNamespace<'_>, hard: &Value) -> Result<()> {
     field.apply(json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": hard}}))?;
-    field.kube.wait_for("the quota to be counted", 30, || {
+    field.kube.wait_for("the quota to be counted", 60, || {
         Ok(!field.get("resourcequota/team", ".status.used")?.is_empty())
     })?;
     thread::sleep(NOTICED);

@@ -17,12 +17,12 @@ use crate::suites::{Skip, lifecycle};
 
 /// Interval between two pods.
 const EVERY: Duration = Duration::from_millis(150);
-/// How long pods are created before the change.
+/// How long pods are created before the change, at least.
 const BEFORE: Duration = Duration::from_secs(3);
 /// How long pods are created after the change: a terminating replica serves for some seconds more, and its
 /// end is under test.
 const AFTER: Duration = Duration::from_secs(8);
-/// How long at most, on a machine too slow to create enough pods.
+/// How long each of both at most, on a machine too slow to create enough pods.
 const AFTER_AT_MOST: Duration = Duration::from_secs(60);
 /// Fewer pods than this prove nothing.
 const ENOUGH: usize = 60;
@@ -162,10 +162,14 @@ impl<'a> Namespaces<'a> {
 
     /// Creates pods before, during and after a change; fails unless every one has got a sidecar.
     fn create_pods_during(&self, change: impl FnOnce() -> Result<()>) -> Result<()> {
-        let phase = AtomicUsize::new(0);
+        let (phase, number) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let (created, changed) = thread::scope(|scope| {
-            let created = scope.spawn(|| self.create_pods(&phase));
-            thread::sleep(BEFORE);
+            let created = scope.spawn(|| self.create_pods(&phase, &number));
+            let begun = Instant::now();
+            let too_few = || number.load(Ordering::Relaxed) < ENOUGH_IN_PHASE;
+            while begun.elapsed() < BEFORE || (too_few() && begun.elapsed() < AFTER_AT_MOST) {
+                thread::sleep(EVERY);
+            }
             phase.store(DURING, Ordering::Relaxed);
             let changed = change();
             phase.store(FOLLOWING, Ordering::Relaxed);
@@ -183,8 +187,8 @@ impl<'a> Namespaces<'a> {
         Ok(())
     }
 
-    /// Creates pods, in one namespace and the other in turn, until the change is over for long enough.
-    fn create_pods(&self, phase: &AtomicUsize) -> Created {
+    /// Creates pods, in one namespace and the other in turn, until the change is over for long enough. `done`: how many.
+    fn create_pods(&self, phase: &AtomicUsize, done: &AtomicUsize) -> Created {
         let mut created = Created::default();
         let mut over: Option<Instant> = None;
         for number in 0_usize.. {
@@ -201,6 +205,7 @@ impl<'a> Namespaces<'a> {
                 created.failures.push(format!("{at} the change, in {}: {error:#}", field.namespace));
             }
             created.by_phase[phase] += 1;
+            done.store(number + 1, Ordering::Relaxed);
             thread::sleep(EVERY.saturating_sub(begun.elapsed()));
         }
         created

@@ -1,7 +1,9 @@
 //! The operator's replicas and the settings that they share with users.
 
+use std::io::{BufRead as _, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
@@ -13,49 +15,65 @@ use crate::kubectl::Kube;
 use crate::suites::Skip;
 use crate::suites::namespace::{TestNamespace, borrows, host_pod};
 
-/// Another replica must lead within this time. The Lease lasts 8 s from its last renewal, which is up to 2 s
-/// old: without a release, no replica takes it before 6 s have passed.
-const TAKEN_WITHIN: Duration = Duration::from_secs(5);
-
-/// The Lease of the leading replica.
+/// A state of the Lease.
 struct Lease {
-    /// `pod/address`.
+    /// `pod/address`; empty: it is released.
     holder: String,
     transitions: i64,
 }
 
-impl Lease {
-    fn of(kube: &Kube) -> Result<Self> {
-        let lease = kube.json(&["-n", SYSTEM, "get", "lease", "tulle-operator"])?;
-        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or("").to_owned();
-        Ok(Self { holder, transitions: lease["spec"]["leaseTransitions"].as_i64().unwrap_or(0) })
+/// The states of the Lease, one after the other. None is left out, as it would be by reading again and again.
+struct Watch {
+    kubectl: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watch {
+    /// Begins with the state of now.
+    fn begin(kube: &Kube) -> Result<Self> {
+        let state = "jsonpath={.spec.leaseTransitions} {.spec.holderIdentity}{\"\\n\"}";
+        let lease = ["-n", SYSTEM, "get", "lease", "tulle-operator"];
+        let watch = ["--watch", "--request-timeout=120s", "-o", state];
+        let mut command = kube.command(&[&lease[..], &watch].concat())?;
+        let mut kubectl =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run kubectl")?;
+        let output = kubectl.stdout.take().context("kubectl has no standard output")?;
+        Ok(Self { kubectl, lines: BufReader::new(output).lines() })
+    }
+
+    fn following(&mut self) -> Result<Lease> {
+        let line = self.lines.next().context("the watch of the Lease has ended")??;
+        let (transitions, holder) =
+            line.split_once(' ').with_context(|| format!("kubectl printed {line:?}"))?;
+        // The field is absent before the first change of hands.
+        Ok(Lease { holder: holder.to_owned(), transitions: transitions.parse().unwrap_or(0) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
     }
 }
 
 pub(super) fn leader_deleted(kube: &Kube) -> Result<()> {
     rolled_out(kube, "tulle-operator")?;
-    let before = Lease::of(kube)?;
+    let mut states = Watch::begin(kube)?;
+    let before = states.following()?;
     let (pod, _) = before.holder.split_once('/').context("no replica holds the Lease")?;
-    let deleted = Instant::now();
     kube.run(&["-n", SYSTEM, "delete", "pod", pod, "--wait=false"])?;
+    let mut released = false;
     let after = loop {
-        let now = Lease::of(kube)?;
+        let now =
+            states.following().with_context(|| format!("no replica took the Lease of {}", before.holder))?;
+        released |= now.holder.is_empty();
         if !now.holder.is_empty() && now.holder != before.holder {
             break now;
         }
-        ensure!(
-            deleted.elapsed() < Duration::from_secs(30),
-            "no replica took the Lease of {}",
-            before.holder
-        );
-        thread::sleep(Duration::from_millis(100));
     };
-    let taken = deleted.elapsed();
     rolled_out(kube, "tulle-operator")?;
-    ensure!(
-        taken <= TAKEN_WITHIN,
-        "the Lease was taken after {taken:?}, as if it had expired instead of being released"
-    );
+    ensure!(released, "{} took the Lease when it had expired: it was not released", after.holder);
     ensure!(
         after.transitions == before.transitions + 1,
         "leaseTransitions: {} before, {} after",
@@ -190,12 +208,12 @@ fn applied_by_user(kube: &Kube) -> Result<()> {
     kube.apply_server_side(&settings.to_string()).context("applying a user's MeshConfig over the default")?;
 
     let sleep = ["/usr/bin/sleep", "1000"];
-    kube.wait_for("the MeshConfig's resources in new sidecars", 30, || {
+    kube.wait_for("the MeshConfig's resources in new sidecars", 60, || {
         Ok(admitted(&field, host_pod("probe", "default", &sleep))?.is_some_and(|sidecar| {
             sidecar["resources"]["requests"] == json!({"cpu": "11m", "memory": "24Mi"})
         }))
     })?;
-    kube.wait_for("the exemption to take effect", 30, || {
+    kube.wait_for("the exemption to take effect", 60, || {
         Ok(admitted(&field, host_pod("probe", "exempt", &sleep))?.is_none())
     })?;
     field.apply(host_pod("exempt", "exempt", &sleep))?;

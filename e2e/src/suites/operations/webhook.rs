@@ -71,7 +71,7 @@ fn repaired(kube: &Kube) -> Result<()> {
         "jsonpath={.webhooks[*].clientConfig.caBundle}",
     ])?;
     ensure!(patched == format!("{foreign} {foreign}"), "the bundles were not overwritten: {patched}");
-    kube.wait_for("the webhook's own authority in its configurations", 30, || configured(kube, &ours))?;
+    kube.wait_for("the webhook's own authority in its configurations", 60, || configured(kube, &ours))?;
     required.injects()
 }
 

@@ -20,9 +20,9 @@ fn timed(field: &TestNamespace<'_>, url: &str) -> Result<(String, f64)> {
 }
 
 /// Waits until a URL is answered with a status.
-fn answers(field: &TestNamespace<'_>, url: &str, status: &str, seconds: u64) -> Result<()> {
+fn answers(field: &TestNamespace<'_>, url: &str, status: &str) -> Result<()> {
     let mut last = String::new();
-    let waited = field.kube.wait_for(&format!("{url} to be answered {status}"), seconds, || {
+    let waited = field.kube.wait_for(&format!("{url} to be answered {status}"), 60, || {
         last = field.status("client", url)?;
         Ok(last == status)
     });
@@ -46,9 +46,10 @@ http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()";
     for name in ["slow", "long"] {
         ready_policy(&field, name, json!({"timeout": {"request": "500ms"}}))?;
     }
-    answers(&field, "http://slow/", "504", 20)?;
+    // The application itself would answer 200.
+    answers(&field, "http://slow/", "504")?;
     let (status, seconds) = timed(&field, "http://slow/")?;
-    ensure!(status == "504" && (0.5..9.0).contains(&seconds), "{status} after {seconds} s");
+    ensure!(status == "504" && seconds >= 0.5, "{status} after {seconds} s");
     let (status, seconds) = timed(&field, "http://long/")?;
     ensure!(status == "200" && seconds >= 1.9, "a long answer ended with {status} after {seconds} s");
     Ok(())
@@ -72,17 +73,22 @@ pub(super) fn deadlines(kube: &Kube) -> Result<()> {
         let text = field.exec("client", &command)?;
         serde_json::from_str(&text).with_context(|| format!("the client printed {text:?}"))
     };
-    let (code, remaining) = call("0", "5")?;
+    let (code, remaining) = call("0", "60")?;
     let seconds: f64 = remaining.parse().with_context(|| format!("{code}: {remaining:?}"))?;
-    ensure!(seconds > 4.0 && seconds <= 5.0, "of 5 s the application saw {seconds} s");
+    ensure!(seconds > 30.0 && seconds <= 60.0, "of 60 s the application saw {seconds} s");
     let (code, why) = call("3000", "0.3")?;
     ensure!(code == "DEADLINE_EXCEEDED", "a call beyond its own deadline ended with {code}: {why}");
     ready_policy(&field, "counter", json!({"timeout": {"request": "800ms"}}))?;
-    kube.wait_for("the policy's timeout to end a call", 20, || {
+    kube.wait_for("the policy's timeout to end a call", 60, || {
         Ok(call("3000", "8")?.0 == "DEADLINE_EXCEEDED")
     })?;
-    let (code, remaining) = call("0", "8")?;
-    let seconds: f64 = remaining.parse().with_context(|| format!("{code}: {remaining:?}"))?;
+    let mut remaining = String::new();
+    kube.wait_for("an answer within the policy's timeout", 60, || {
+        let (code, seen) = call("0", "8")?;
+        remaining = seen;
+        Ok(code == "OK")
+    })?;
+    let seconds: f64 = remaining.parse().with_context(|| format!("the call ended with {remaining:?}"))?;
     ensure!(seconds <= 0.8, "of 8 s, and 0.8 s by the policy, the application saw {seconds} s");
     Ok(())
 }
@@ -134,7 +140,8 @@ fn events(field: &TestNamespace<'_>, app: &str, kind: &str) -> Result<u64> {
 
 pub(super) fn concurrency(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-s-limit")?;
-    field.service("web", 1, &["--delay=3000"])?;
+    // So long that all twelve come before the first has its answer.
+    field.service("web", 1, &["--delay=6000"])?;
     field.client("client")?;
     ready_policy(&field, "web", json!({"limits": {"concurrency": 3}}))?;
     let seen = at_once(&field, "web", 12)?;
@@ -154,16 +161,26 @@ pub(super) fn faults(kube: &Kube) -> Result<()> {
     field.service("web", 1, &[])?;
     field.client("client")?;
     ensure!(field.status("client", "http://web/")? == "200", "no answer without faults");
-    let received = field.received("web")?;
-    let faults = json!({"abort": {"status": 418, "of": "100%"}, "until": in_seconds(30)?});
+    let aborted = |seconds: u32| -> Result<()> {
+        let abort = json!({"status": 418, "of": "100%"});
+        ready_policy(&field, "web", json!({"faults": {"abort": abort, "until": in_seconds(seconds)?}}))
+    };
+    aborted(600)?;
+    let ask = "for i in $(seq 20); do curl -s -m 8 -o /dev/null -w '%{http_code} ' http://web/; done";
+    let (mut seen, mut reached) = (String::new(), 0);
+    let waited = kube.wait_for("every request to be aborted", 60, || {
+        let before = field.received("web")?;
+        seen = field.exec("client", &["/bin/sh", "-c", ask])?;
+        reached = field.received("web")? - before;
+        Ok(seen.matches("418").count() == 20 && reached == 0)
+    });
+    waited.with_context(|| format!("the answers were {seen}; {reached} requests reached the application"))?;
+    // The policy stays as it is while its time ends.
+    aborted(10)?;
+    answers(&field, "http://web/", "200")?;
+    let faults = json!({"delay": {"by": "700ms", "of": "100%"}, "until": in_seconds(600)?});
     ready_policy(&field, "web", json!({"faults": faults}))?;
-    answers(&field, "http://web/", "418", 10)?;
-    let during = field.received("web")? - received;
-    ensure!(during <= 5, "{during} requests reached the application although all are aborted");
-    answers(&field, "http://web/", "200", 60)?;
-    let faults = json!({"delay": {"by": "700ms", "of": "100%"}, "until": in_seconds(60)?});
-    ready_policy(&field, "web", json!({"faults": faults}))?;
-    kube.wait_for("requests to be delayed", 20, || {
+    kube.wait_for("requests to be delayed", 60, || {
         let (status, seconds) = timed(&field, "http://web/")?;
         Ok(status == "200" && (0.7..3.0).contains(&seconds))
     })
@@ -183,7 +200,7 @@ pub(super) fn shadow(kube: &Kube) -> Result<()> {
         Ok::<_, anyhow::Error>((events(&field, "client", "would_")?, events(&field, "web", "would_limit")?))
     };
     let mut all = BTreeMap::new();
-    kube.wait_for("the sections to be counted", 30, || {
+    kube.wait_for("the sections to be counted", 60, || {
         for (status, count) in at_once(&field, "web", 4)? {
             *all.entry(status).or_insert(0) += count;
         }

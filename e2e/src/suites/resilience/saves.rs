@@ -25,12 +25,17 @@ pub(super) fn retries(kube: &Kube) -> Result<()> {
     member(&field, "web", "good", 2, &[])?;
     member(&field, "web", "bad", 1, &["--errors=100", "--status=503"])?;
     field.load_with("load", "web:80", RATE, &GETS)?;
-    kube.wait_for("requests to fail without a policy", 30, || Ok(field.account("load")?.failed > 3))?;
+    kube.wait_for("requests to fail without a policy", 60, || Ok(field.account("load")?.failed > 3))?;
     // In turn, so that the bad pod gets its third however it has answered before.
     let sections =
         json!({"retry": {"on": ["5xx"], "attempts": 2, "budget": "100%"}, "balance": {"by": "RoundRobin"}});
     ready_policy(&field, "web", sections)?;
-    thread::sleep(Duration::from_secs(2));
+    kube.wait_for("the retries to begin", 60, || {
+        let before = field.account("load")?;
+        thread::sleep(Duration::from_secs(2));
+        let after = field.account("load")?;
+        Ok(after.ended > before.ended && after.failed == before.failed)
+    })?;
     let (bad, before) = (field.received("bad")?, retried(&field)?);
     let (failed, why) = field.failed_during("load", || {
         thread::sleep(Duration::from_secs(10));
@@ -71,20 +76,25 @@ pub(super) fn breaker(kube: &Kube) -> Result<()> {
     // In turn, so that only the breaker keeps requests from the bad pod.
     ready_policy(&field, "web", json!({"balance": {"by": "RoundRobin"}}))?;
     let bad = || field.received("bad");
-    let during = |seconds: u64| -> Result<u64> {
-        let before = bad()?;
+    // Requests at the bad pod, and all that were sent.
+    let during = |seconds: u64| -> Result<(u64, u64)> {
+        let (before, sent) = (bad()?, field.account("load")?.sent);
         thread::sleep(Duration::from_secs(seconds));
-        Ok(bad()? - before)
+        Ok((bad()? - before, field.account("load")?.sent - sent))
     };
-    let share = during(6)?;
-    ensure!(share > 60, "without a breaker {share} of 600 requests reached the bad pod, expected a quarter");
+    let (share, sent) = during(6)?;
+    // Half of the quarter: the load prints once in a second what it has sent.
+    ensure!(share * 8 > sent, "without a breaker {share} of {sent} requests reached the bad pod");
     let sections =
-        json!({"balance": {"by": "RoundRobin"}, "breaker": {"consecutiveFailures": 3, "ejectFor": "60s"}});
+        json!({"balance": {"by": "RoundRobin"}, "breaker": {"consecutiveFailures": 3, "ejectFor": "300s"}});
     ready_policy(&field, "web", sections)?;
-    thread::sleep(Duration::from_secs(3));
+    kube.wait_for("the bad pod to be ejected", 60, || {
+        let (share, sent) = during(2)?;
+        Ok(share == 0 && sent > 0)
+    })?;
     let (failed, why) = field.failed_during("load", || {
-        let share = during(8)?;
-        ensure!(share <= 2, "with a breaker {share} of 800 requests reached the bad pod");
+        let (share, sent) = during(8)?;
+        ensure!(share <= 2 && sent > 100, "with a breaker {share} of {sent} requests reached the bad pod");
         Ok(())
     })?;
     ensure!(failed <= 2, "{failed} requests failed after the pod was ejected: {why}");

@@ -105,7 +105,7 @@ pub(super) fn silent_client(kube: &Kube) -> Result<()> {
     ensure!(answered == "200", "the client got {answered}");
     // Bad enough to be stopped, and not within the second that it takes to stop the client's sidecar.
     deploy(&field, "v2", 50)?;
-    flows(&field, "20%", 40)?;
+    flows(&field, "20%", 60)?;
     let process = sidecar_process(cluster, &field, "silent")?;
     let signal = |name: &str| {
         let kill = format!("kill -{name} {process}");
@@ -127,7 +127,7 @@ pub(super) fn silent_client(kube: &Kube) -> Result<()> {
     let resumed = signal("CONT");
     outcome?;
     resumed?;
-    flows(&field, "0%", 40)
+    flows(&field, "0%", 60)
 }
 
 /// Starts a load of GETs on Service web.
@@ -139,7 +139,7 @@ fn gets(field: &TestNamespace<'_>) -> Result<()> {
     load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
     field.apply(load)?;
     field.kube.rolled_out(&field.namespace, "deployment/load", 60)?;
-    field.kube.wait_for("the load to start", 30, || Ok(field.account("load")?.sent > 50))
+    field.kube.wait_for("the load to start", 60, || Ok(field.account("load")?.sent > 50))
 }
 
 /// A number of the status of Canary web.

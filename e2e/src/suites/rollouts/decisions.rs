@@ -1,12 +1,9 @@
 //! Newer versions, undo and what users decide.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{act, canary, condition, deploy, flows, reaches, reported, shop, status, watch};
+use super::{act, canary, condition, deploy, flows, pods_of, reaches, reported, shop, status, watch};
 use crate::kubectl::Kube;
 use crate::suites::namespace::{TestNamespace, borrows};
 
@@ -23,13 +20,16 @@ pub(super) fn newer(kube: &Kube) -> Result<()> {
         flows(&field, "60%", 90)?;
         ensure!(ready(&field, "v2")? > 0, "no gate of v2 was opened, so the test proves nothing");
         deploy(&field, "v3", 0)?;
-        kube.wait_for("the pods of v2 to leave the Service", 40, || Ok(ready(&field, "v2")? == 0))?;
-        // The endpoints of kube-proxy follow a moment later.
-        thread::sleep(Duration::from_secs(2));
+        kube.wait_for("the pods of v2 to leave the Service", 60, || Ok(ready(&field, "v2")? == 0))?;
         let ask = "for i in $(seq 40); do curl -s -m 8 http://web.t-newer.svc.cluster.local/; done";
-        let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
-        ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
-        kube.wait_for("v2 to be recorded as superseded", 20, || {
+        // The endpoints of kube-proxy follow a moment later.
+        kube.wait_for("no answer of v2 for a client outside the mesh", 60, || {
+            let answers = field.exec("outsider", &["/bin/sh", "-c", ask])?;
+            ensure!(answers.contains("\"version\""), "the client got no answer: {answers}");
+            ensure!(!answers.contains("\"v2\""), "a client outside the mesh still gets v2: {answers}");
+            Ok(true)
+        })?;
+        kube.wait_for("v2 to be recorded as superseded", 60, || {
             Ok(status(&field, ".history[0].outcome")? == "Superseded")
         })?;
         flows(&field, "60%", 90)
@@ -40,15 +40,7 @@ pub(super) fn newer(kube: &Kube) -> Result<()> {
 
 /// How many pods of a version are ready, which is when Services have them as endpoints.
 fn ready(field: &TestNamespace<'_>, version: &str) -> Result<usize> {
-    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
-    let argument = json!(format!("--version={version}"));
-    let of_version = |pod: &&Value| {
-        let arguments = pod["spec"]["containers"][0]["args"].as_array();
-        arguments.is_some_and(|arguments| arguments.contains(&argument))
-            && pod["metadata"]["deletionTimestamp"].is_null()
-            && condition(pod, "Ready") == "True"
-    };
-    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).count())
+    Ok(pods_of(field, version)?.iter().filter(|pod| condition(pod, "Ready") == "True").count())
 }
 
 pub(super) fn scaled_to_zero(kube: &Kube) -> Result<()> {
@@ -89,7 +81,7 @@ pub(super) fn events(kube: &Kube) -> Result<()> {
         })?;
         revisions.push(status(&field, ".canaryRevision")?);
     }
-    kube.wait_for("an event for the start of each rollout", 20, || {
+    kube.wait_for("an event for the start of each rollout", 60, || {
         let selector = "involvedObject.name=web,involvedObject.kind=Canary,reason=Started";
         let notes = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
         let notes = field.kubectl(&["get", "events", "--field-selector", selector, "-o", notes])?;
@@ -111,10 +103,10 @@ pub(super) fn undo_approved(kube: &Kube) -> Result<()> {
             Ok(status(&field, ".history[0].outcome")? == "Promoted" && status(&field, ".phase")? == "Stable")
         })?;
         field.kubectl(&["rollout", "undo", "deployment/web"])?;
-        kube.wait_for("v1 to be approved again", 30, || {
+        kube.wait_for("v1 to be approved again", 60, || {
             Ok(status(&field, ".approvedRevision")? == first && status(&field, ".phase")? == "Stable")
         })?;
-        field.kube.rolled_out("t-undo-approved", "deployment/web", 30)
+        field.kube.rolled_out("t-undo-approved", "deployment/web", 60)
     })?;
     ensure!(failed == 0, "{failed} requests were lost: {why}");
     Ok(())
@@ -126,7 +118,7 @@ pub(super) fn promote_other(kube: &Kube) -> Result<()> {
     reaches(&field, "Paused", 60)?;
     let revision = status(&field, ".canaryRevision")?;
     act(&field, "promote:another@1")?;
-    kube.wait_for("the event that the action is ignored", 20, || {
+    kube.wait_for("the event that the action is ignored", 60, || {
         Ok(field.kubectl(&["events", "--for", "canary/web"])?.contains("another"))
     })?;
     let phase = status(&field, ".phase")?;
@@ -140,16 +132,16 @@ pub(super) fn promote_other(kube: &Kube) -> Result<()> {
 /// A pod counts as available only after a while, so that the promotion takes longer than this test.
 pub(super) fn abort_promotion(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-abort", json!([{"pause": {}}]), 10)?;
-    let slowly = json!({"spec": {"minReadySeconds": 60}}).to_string();
+    let slowly = json!({"spec": {"minReadySeconds": 120}}).to_string();
     field.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", &slowly])?;
     let approved = status(&field, ".approvedRevision")?;
     deploy(&field, "v2", 0)?;
     reaches(&field, "Paused", 60)?;
     act(&field, "promote@1")?;
-    reaches(&field, "Promoting", 20)?;
+    reaches(&field, "Promoting", 60)?;
     act(&field, "abort@2")?;
-    reaches(&field, "Failed", 30)?;
+    reaches(&field, "Failed", 60)?;
     let now = status(&field, ".approvedRevision")?;
     ensure!(now == approved, "the aborted version is approved: {now} instead of {approved}");
-    flows(&field, "0%", 30)
+    flows(&field, "0%", 60)
 }

@@ -65,7 +65,7 @@ pub(super) fn affinity(kube: &Kube) -> Result<()> {
     field.apply(service("web", json!({"sessionAffinity": "ClientIP"})))?;
     field.client("client")?;
     watch(&field, canary("web", "Deployment", json!([{"weight": 50, "hold": "600s"}]), 10))?;
-    kube.wait_for("a client at rest to stay with its pod", 20, || {
+    kube.wait_for("a client at rest to stay with its pod", 60, || {
         let pods = distinct(&field, "pod")?;
         Ok(pods.len() == 1)
     })?;
@@ -127,7 +127,7 @@ pub(super) fn two_workloads(kube: &Kube) -> Result<()> {
     flows(&field, "50%", 60)?;
     let before = field.account("load")?;
     let mut after = before.clone();
-    kube.wait_for("800 answers", 40, || {
+    kube.wait_for("800 answers", 60, || {
         after = field.account("load")?;
         Ok(after.ended >= before.ended + 800)
     })?;

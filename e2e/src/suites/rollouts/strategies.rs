@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{act, canary, condition, deploy, flows, reaches, shop, status, watch};
+use super::{act, canary, condition, deploy, flows, pods_of, reaches, shop, status, watch};
 use crate::kubectl::Kube;
 use crate::suites::namespace::{TestNamespace, borrows, deployment};
 
@@ -35,8 +35,8 @@ pub(super) fn insiders(kube: &Kube) -> Result<()> {
     }
     evidence(&field)?;
     act(&field, "abort@1")?;
-    reaches(&field, "Failed", 30)?;
-    flows(&field, "0%", 30)?;
+    reaches(&field, "Failed", 60)?;
+    flows(&field, "0%", 60)?;
     let seen = versions_during(&field, &all, || sent(&field, "insiders", 60))?;
     for (name, versions) in all.iter().zip(&seen) {
         ensure!(
@@ -107,8 +107,8 @@ pub(super) fn blue_green(kube: &Kube) -> Result<()> {
         let (old, new) = (ready(&field, "v1")?, ready(&field, "v2")?);
         ensure!(old.pods == 3 && new.pods == 0, "{} old and {} new pods are ready", old.pods, new.pods);
         act(&field, "abort@1")?;
-        reaches(&field, "Failed", 30)?;
-        flows(&field, "0%", 30)?;
+        reaches(&field, "Failed", 60)?;
+        flows(&field, "0%", 60)?;
         only("v1", &|| sent(&field, "load", 300))?;
         let old = ready(&field, "v1")?.pods;
         ensure!(old == 3, "{old} old pods are ready after the abort");
@@ -173,7 +173,7 @@ fn load(field: &TestNamespace<'_>, name: &str, rate: u32, more: &[&str]) -> Resu
     load["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
     field.apply(load)?;
     field.kube.rolled_out(&field.namespace, &format!("deployment/{name}"), 60)?;
-    field.kube.wait_for("the load to start", 30, || Ok(field.account(name)?.ended > 20))
+    field.kube.wait_for("the load to start", 60, || Ok(field.account(name)?.ended > 20))
 }
 
 /// The last line that a load has printed.
@@ -253,21 +253,9 @@ fn ready(field: &TestNamespace<'_>, version: &str) -> Result<Ready> {
     Ok(Ready { pods: of("Ready"), containers: of("ContainersReady") })
 }
 
-/// The pods of a version of Deployment web that are not being deleted.
-fn pods_of(field: &TestNamespace<'_>, version: &str) -> Result<Vec<Value>> {
-    let pods = field.kube.json(&["-n", &field.namespace, "get", "pods", "-l", "app=web"])?;
-    let argument = json!(format!("--version={version}"));
-    let of_version = |pod: &&Value| {
-        let arguments = pod["spec"]["containers"][0]["args"].as_array();
-        arguments.is_some_and(|arguments| arguments.contains(&argument))
-            && pod["metadata"]["deletionTimestamp"].is_null()
-    };
-    Ok(pods["items"].as_array().into_iter().flatten().filter(of_version).cloned().collect())
-}
-
 /// Waits until attempts at the new version are evidence, which they are in blocks of ten seconds.
 fn evidence(field: &TestNamespace<'_>) -> Result<()> {
-    field.kube.wait_for("attempts at the new version as evidence", 40, || {
+    field.kube.wait_for("attempts at the new version as evidence", 60, || {
         let attempts = status(field, ".evidence.canary.attempts")?;
         Ok(attempts.parse::<u64>().with_context(|| format!("{attempts:?} attempts"))? > 0)
     })

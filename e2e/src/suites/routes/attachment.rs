@@ -25,7 +25,7 @@ fn mark(field: &TestNamespace<'_>, pod: &str, url: &str) -> Result<String> {
 /// Waits until a pod's answers have a mark, because an address that was not dialled before is asked for first.
 fn marked(field: &TestNamespace<'_>, pod: &str, url: &str, expected: &str) -> Result<()> {
     let mut last = String::new();
-    let waited = field.kube.wait_for(&format!("{url} to be marked {expected:?}"), 20, || {
+    let waited = field.kube.wait_for(&format!("{url} to be marked {expected:?}"), 60, || {
         last = mark(field, pod, url)?;
         Ok(last == expected)
     });
@@ -82,7 +82,7 @@ pub(super) fn consumer(kube: &Kube) -> Result<()> {
     ensure!(other.status == "404", "the producer's rules still hold for the consumer: {other:?}");
     marked(&owner, "client", &format!("{url}mine"), "producer")?;
     user.kubectl(&["delete", "httproute", "mine"])?;
-    kube.wait_for("the producer's route to hold again", 20, || {
+    kube.wait_for("the producer's route to hold again", 60, || {
         let answer = head(&user, "client", &[url])?;
         Ok(answer.header("x-route") == "producer")
     })

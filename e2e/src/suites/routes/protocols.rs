@@ -82,7 +82,7 @@ pub(super) fn opaque(kube: &Kube) -> Result<()> {
         field.apply(http(name, name, rules))?;
         settled(&field, &format!("httproute/{name}"))?;
     }
-    kube.wait_for("the route to hold for HTTP", 20, || {
+    kube.wait_for("the route to hold for HTTP", 60, || {
         Ok(head(&field, "client", &["http://web/"])?.header("x-route") == "yes")
     })?;
     for _ in 0..2 {
@@ -143,7 +143,7 @@ pub(super) fn grpc(kube: &Kube) -> Result<()> {
     let expected =
         json!({"Caller": "OK", "Count": "UNAVAILABLE", "Echo": "UNIMPLEMENTED", "Missing": "NOT_FOUND"});
     let calls = ["/usr/bin/python3", "-c", CALLS, "counter:80", "Caller", "Count", "Echo", "Missing"];
-    let waited = kube.wait_for("the route to hold", 20, || {
+    let waited = kube.wait_for("the route to hold", 60, || {
         seen = serde_json::from_str(&field.exec("client", &calls)?)?;
         Ok(seen == expected)
     });
@@ -184,7 +184,7 @@ pub(super) fn tcp_and_tls(kube: &Kube) -> Result<()> {
     }
     let expected = json!({"a.example": "tls-a", "x.b.example": "tls-b", "c.example": "closed"});
     let mut seen = Value::Null;
-    let waited = kube.wait_for("the routes by server name to hold", 20, || {
+    let waited = kube.wait_for("the routes by server name to hold", 60, || {
         seen = greeted_tls(&field, "front", &["a.example", "x.b.example", "c.example"])?;
         Ok(seen == expected)
     });

@@ -226,7 +226,7 @@ pub(super) fn unsupported(kube: &Kube) -> Result<()> {
         })
     })?;
     observed(&route, "httproute/web")?;
-    kube.wait_for("the rule without the filter to hold", 20, || {
+    kube.wait_for("the rule without the filter to hold", 60, || {
         Ok(head(&field, "client", &["http://web/"])?.header("x-route") == "yes")
     })?;
     for (path, status) in [("/rule", "500"), ("/backend", "500"), ("/", "200")] {

@@ -12,13 +12,8 @@ use crate::suites::namespace::{TestNamespace, deployment};
 pub(super) fn broken(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-see-check")?;
     field.service("web", 1, &[])?;
-    kube.wait_for("a healthy namespace to have no error", 60, || {
-        Ok(kube.tulle_ended(&["-n", &field.namespace, "check"])?.code == exit::FINE)
-    })?;
-    let healthy = kube.tulle(&["-n", &field.namespace, "check"])?;
-    for id in ["T0303", "T0304", "T0602", "T0801"] {
-        says(&healthy, &[&format!("√ ok      {id}")])?;
-    }
+    let well = ["T0303", "T0304", "T0602", "T0801"].map(|id| format!("√ ok      {id}"));
+    checked(&field, exit::FINE, &[], &well.each_ref().map(String::as_str))?;
     without_sidecar(kube)?;
     policy_without_target(&field)?;
     canary_without_target(&field)
@@ -34,6 +29,18 @@ fn finding(field: &TestNamespace<'_>, id: &str) -> Result<Value> {
         find(&category["findings"], |finding| finding["id"] == id && finding["result"] != "ok")
     });
     Ok(findings.find(|finding| !finding.is_null()).unwrap_or(Value::Null))
+}
+
+/// Waits until the check ends with an exit code and prints all these parts: other tests may break the control plane for a
+/// moment, which is an error of every namespace.
+fn checked(field: &TestNamespace<'_>, code: i32, more: &[&str], parts: &[&str]) -> Result<String> {
+    let mut printed = String::new();
+    field.kube.wait_for(&format!("the check {more:?} to end with {code}"), 60, || {
+        let check = ["-n", &field.namespace, "check"];
+        printed = field.kube.tulle_expecting(code, &[&check[..], more].concat())?.stdout;
+        says(&printed, parts).map(|()| true)
+    })?;
+    Ok(printed)
 }
 
 /// Waits for a finding, and runs the command that it names.
@@ -63,11 +70,9 @@ fn without_sidecar(kube: &Kube) -> Result<()> {
     let pods = field.pods("late")?;
     let pod = pods.first().context("the Deployment has no pod")?;
     // A warning, so that a pipeline chooses whether it counts.
-    let check = ["-n", &field.namespace, "check"];
-    let warned = kube.tulle_expecting(exit::FINE, &check)?;
-    says(&warned.stdout, &["‼ warning T0602", pod, "fix: kubectl", "rollout restart"])?;
-    kube.tulle_expecting(exit::FINDINGS, &[&check[..], &["--fail-on", "warning"]].concat())?;
-    let names = kube.tulle(&[&check[..], &["-o", "name"]].concat())?;
+    checked(&field, exit::FINE, &[], &["‼ warning T0602", pod, "fix: kubectl", "rollout restart"])?;
+    checked(&field, exit::FINDINGS, &["--fail-on", "warning"], &["‼ warning T0602"])?;
+    let names = checked(&field, exit::FINE, &["-o", "name"], &["T0602"])?;
     ensure!(names.lines().any(|line| line == "T0602"), "{names}");
     found(&field, "T0602", "warning", &[pod, &field.namespace])?;
     kube.rolled_out(&field.namespace, "deployment/late", 120)?;
@@ -78,13 +83,9 @@ fn policy_without_target(field: &TestNamespace<'_>) -> Result<()> {
     policy(field, "lost", json!({"target": {"kind": "Service", "name": "nobody"}, "mtls": "Strict"}))?;
     let described = found(field, "T0801", "error", &["t-see-check/lost", "TargetNotFound"])?;
     says(&described, &["nobody"])?;
-    let check = ["-n", &field.namespace, "check", "--short"];
-    let printed = field.kube.tulle_expecting(exit::FINDINGS, &check)?;
-    says(
-        &printed.stdout,
-        &["× error   T0801", "hint:", "fix: kubectl -n t-see-check describe meshpolicy lost"],
-    )?;
-    ensure!(!printed.stdout.contains("√ ok"), "--short shows what is well: {}", printed.stdout);
+    let parts = ["× error   T0801", "hint:", "fix: kubectl -n t-see-check describe meshpolicy lost"];
+    let printed = checked(field, exit::FINDINGS, &["--short"], &parts)?;
+    ensure!(!printed.contains("√ ok"), "--short shows what is well: {printed}");
     // Another namespace is none of its business.
     let other = finding(&TestNamespace::plain(field.kube, "t-see-calm")?, "T0801")?;
     ensure!(other.is_null(), "{other}");

@@ -21,12 +21,12 @@ pub(crate) fn changes_nothing(kube: &Kube) -> Result<()> {
     field.service("web", 1, &[])?;
     field.client("client")?;
     ensure!(field.status("client", "http://web/")? == "200", "no answer");
-    let allow = json!({"target": {"kind": "Service", "name": "web"}, "access": {"deny": [{"from": [{"serviceAccount": "nobody"}]}]}});
-    policy(&field, "web", allow)?;
+    let deny = json!({"target": {"kind": "Service", "name": "web"}, "access": {"deny": [{"from": [{"serviceAccount": "nobody"}]}]}});
+    policy(&field, "web", deny)?;
     enforced(&field, "web")?;
     field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"},
         "spec": {"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
-    kube.wait_for("the Canary", 30, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
+    kube.wait_for("the Canary", 60, || Ok(field.get("canary/web", ".status.phase")? == "Stable"))?;
     let before = calm(&field)?;
     let streams = streams(kube)?;
     let pods = field.pods("web")?;

@@ -108,7 +108,7 @@ fn aborted(field: &TestNamespace<'_>) -> Result<()> {
     says(&again.stderr, &["is Failed"])?;
     flows(field, "0%")?;
     let before = field.account("load")?;
-    field.kube.wait_for("more requests", 20, || Ok(field.account("load")?.ended > before.ended + 100))?;
+    field.kube.wait_for("more requests", 60, || Ok(field.account("load")?.ended > before.ended + 100))?;
     let after = field.account("load")?;
     ensure!(after.failed == before.failed, "requests fail after abort: {}", after.failures);
     Ok(())

@@ -6,9 +6,10 @@ use k8s_openapi::ByteString;
 use serde_json::Value;
 use x509_parser::pem::Pem;
 
-use super::super::facts::{DEPLOYMENTS, Facts};
+use super::super::facts::Facts;
 use super::super::finding::{self as checks, Finding, or_ok};
 use super::{Options, duration, operator_is, repair, time, version};
+use crate::manifests::DEPLOYMENTS;
 use crate::objects::{Read, items, label, name, number, text};
 
 /// A Lease that has not been renewed for this long has no holder. The operator's lasts 8 s; the rest is for clocks that
