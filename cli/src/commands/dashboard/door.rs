@@ -6,7 +6,8 @@
 //!
 //! A form that changes something must also come from a page of this address, as the browser says by `Origin` and
 //! `Sec-Fetch-Site`, and bring a token that is in such pages only. A page at another port of this machine is of the same
-//! site and so sends the cookie, but it can neither claim the origin nor read the token.
+//! site and so sends the cookie, but it can neither claim the origin nor read the token. A program at another port that
+//! gets the cookie so can do both: see SECURITY.md.
 
 use hyper::header::{
     AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING, UPGRADE,
@@ -114,8 +115,8 @@ impl Door {
     /// The revision that the sender of a form has seen, or `None` where the form lacks that or the token.
     pub fn form(&self, body: &[u8]) -> Option<String> {
         let field = |wanted: &str| {
-            let mut found = form_urlencoded::parse(body).filter(|(name, _)| name == wanted);
-            found.next().map(|(_, value)| value.into_owned())
+            let found = form_urlencoded::parse(body).find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.into_owned())
         };
         let brought = field(page::TOKEN)?;
         let is_right = is_same(&brought, self.form_token.as_deref()?);
