@@ -243,18 +243,6 @@ impl Authenticator {
         }
     }
 
-    /// Whether a user may act on a resource of `tulle.dev` in a namespace; `false` where the API server does not
-    /// answer.
-    pub async fn may(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str) -> bool {
-        match self.is_allowed(user, verb, resource, namespace).await {
-            Ok(allowed) => allowed,
-            Err(error) => {
-                tracing::warn!(%error, verb, resource, namespace, "cannot review the rights of a user");
-                false
-            }
-        }
-    }
-
     async fn is_allowed(
         &self,
         user: &UserInfo,

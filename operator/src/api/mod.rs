@@ -38,7 +38,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post};
-use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Client;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -92,11 +91,6 @@ pub struct Api {
 }
 
 impl Api {
-    /// Whether a user may act on a resource of `tulle.dev` in a namespace: `may(user, "patch", "canaries", "shop")`.
-    pub async fn may(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str) -> bool {
-        self.authenticator.may(user, verb, resource, namespace).await
-    }
-
     /// Whether a caller may see a namespace, or, with `None`, all of them.
     ///
     /// # Errors

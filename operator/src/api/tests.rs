@@ -296,11 +296,3 @@ async fn an_unknown_path_and_a_wrong_method_are_explained() {
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
     assert!(refusal.error.contains("POST for /api/v1/diff"), "{}", refusal.error);
 }
-
-#[tokio::test]
-async fn only_what_a_rule_allows_may_be_changed() {
-    let api = api();
-    let request = get("viewer", Paths::HEALTH);
-    let caller = api.authenticator.caller(request.headers()).await.unwrap();
-    assert!(!api.may(&caller.user, "patch", "canaries", "shop").await);
-}
