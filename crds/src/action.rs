@@ -38,6 +38,12 @@ impl CanaryAction {
         }
     }
 
+    /// The action that users write like this.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Promote, Self::Abort, Self::Pause, Self::Resume, Self::Retry];
+        all.into_iter().find(|known| known.name() == name)
+    }
+
     /// Parses an annotation such as `promote@4711` or `promote:5d4f8c9b7@4711`.
     pub fn parse(annotation: &str) -> Option<Requested> {
         let (what, id) = annotation.split_once('@').filter(|(_, id)| !id.is_empty())?;
@@ -46,9 +52,7 @@ impl CanaryAction {
             Some((action, revision)) => (action, Some(revision.to_owned())),
             None => (what, None),
         };
-        let action = [Self::Promote, Self::Abort, Self::Pause, Self::Resume, Self::Retry]
-            .into_iter()
-            .find(|known| known.name() == action)?;
+        let action = Self::named(action)?;
         Some(Requested { action, revision, id: id.to_owned() })
     }
 }

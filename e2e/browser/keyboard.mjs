@@ -102,6 +102,17 @@ export class Keyboard {
     return wanted.length;
   }
 
+  // Goes to an element by Tab alone.
+  async reaches(selector) {
+    for (let presses = 0; presses < MOST; presses += 1) {
+      await this.press("Tab");
+      if (!(await this.page.evaluate((wanted) => document.activeElement?.matches(wanted), selector))) continue;
+      if (!(await this.at()).visible) this.complain(`the focus cannot be seen at ${selector}`);
+      return;
+    }
+    this.complain(`Tab does not reach ${selector}`);
+  }
+
   // The first table that can be sorted, by a column of numbers where there is one, in both directions.
   async sorts() {
     const column = await this.page.evaluate(() => {

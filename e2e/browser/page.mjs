@@ -1,11 +1,12 @@
 // Looks at the page in a real Chromium.
 //
-// node page.mjs --login URL [--token TOKEN] --shots FOLDER [--modules FOLDER] [--browser PROGRAM] [--paint PATH] [--filter NAME] PATH...
+// node page.mjs --login URL [--token TOKEN] --shots FOLDER [--modules FOLDER] [--browser PROGRAM] [--paint PATH] [--filter NAME] [--header LINE]... [--pause PATH] PATH...
 //
 // In: an address as `tulle dashboard` prints it, with its key, and the paths of views. Out: a screenshot of every view
 // in light and dark, and one JSON object on standard output: `problems`, a list of sentences, is empty when all is well;
 // `views` and `paint` have figures. Exits with 1 where there are problems, with 2 where it could not look.
 //
+// `--header` is sent with every request. `--pause` is the page of a Canary whose rollout is paused by keyboard, last of all.
 // A path behind "!" is one that must be refused; the page that says so is a view too.
 // Of each view: WCAG 2.1 AA by axe in both schemes; no error on the console and no violation of the CSP; all of it works
 // by keyboard; without a script it shows the same rows; and 320 pixels are wide enough. Nothing but the page's own
@@ -33,6 +34,8 @@ const { values: options, positionals } = parseArgs({
     browser: { type: "string", default: "/usr/bin/chromium" },
     paint: { type: "string" },
     filter: { type: "string" },
+    header: { type: "string", multiple: true, default: [] },
+    pause: { type: "string" },
   },
 });
 const paths = positionals.map((path) => path.replace(/^!/, ""));
@@ -53,7 +56,8 @@ let session;
 // A context that notes what must not happen, and a page in it. `where` is for the sentences.
 async function context(browser, where, settings) {
   const viewport = { width: 1280, height: 800 };
-  const extraHTTPHeaders = options.token ? { authorization: `Bearer ${options.token}` } : {};
+  const extraHTTPHeaders = Object.fromEntries(options.header.map((line) => line.split(": ", 2)));
+  if (options.token) extraHTTPHeaders.authorization = `Bearer ${options.token}`;
   const made = await browser.newContext({ viewport, extraHTTPHeaders, storageState: session, ...settings });
   made.setDefaultTimeout(LIMIT);
   await made.route(
@@ -206,6 +210,24 @@ async function byKeyboard(browser, views) {
   await made.close();
 }
 
+// A rollout is paused by keyboard: the button leads to a page that asks, and that leads back once it is paused. The
+// browser says by itself what the form needs to be taken.
+async function pauses(browser, path) {
+  const where = `pause ${path}`;
+  const { made, page } = await context(browser, () => where, {});
+  const keyboard = new Keyboard(page, (text) => problems.push(`${where}: ${text}`));
+  await page.goto(base + path);
+  await keyboard.reaches(`a[href="${path}/pause"]`);
+  await Promise.all([page.waitForURL(`${base}${path}/pause`), keyboard.press("Enter")]);
+  await keyboard.reaches("#confirm");
+  await Promise.all([page.waitForURL(base + path), keyboard.press("Enter")]);
+  await page.locator(`a[href="${path}/resume"]`).waitFor().catch(() => {
+    problems.push(`${where}: after the pause, the page does not offer to resume`);
+  });
+  await violations(page, where);
+  await made.close();
+}
+
 // How long it takes until something shows, from the request on, in a browser that has nothing of the page.
 async function paint(browser, path) {
   const where = `paint ${path}`;
@@ -253,6 +275,7 @@ try {
   await narrow(browser, views);
   await withoutScript(browser);
   await byKeyboard(browser, views);
+  if (options.pause) await pauses(browser, options.pause);
   result = { browser: browser.version(), axe: axe.version, problems, paint: many, views };
 } catch (error) {
   console.error(error.stack);

@@ -11,6 +11,7 @@
 //!   headers    which headers a proxy takes off, and so what a route may do with them
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
+//!   page       what `tulle dashboard` and the operator's page agree on
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
@@ -27,6 +28,7 @@ pub mod headers;
 pub mod health;
 pub mod histogram;
 pub mod identity;
+pub mod page;
 pub mod policy;
 pub mod ports;
 pub mod query;

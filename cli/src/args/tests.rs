@@ -41,6 +41,7 @@ fn the_commands_of_this_table_are_read() {
         "tulle routes",
         "tulle routes web",
         "tulle dashboard --port 8080",
+        "tulle dashboard --allow-actions",
         "tulle version --client",
         "tulle completion zsh",
     ];

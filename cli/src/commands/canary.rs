@@ -4,7 +4,7 @@
 //! and the annotation `tulle.dev/action`, which the operator carries out once. What is shown and what is refused is decided
 //! in functions without I/O (`view`, [`action::refusal`]).
 
-mod action;
+pub(super) mod action;
 mod pods;
 mod status;
 #[cfg(test)]

@@ -1,11 +1,18 @@
 //! `tulle dashboard`: the operator's page, through a port-forward.
 //!
 //! ```text
-//!   door   who may use it, and what is passed on
+//!   door      who may use it, and what is passed on
+//!   address   addresses that are about a Canary
+//!   actions   what a form of the page changes, with --allow-actions
+//!   answers   answers of this command itself
 //! ```
 //! In: requests of a browser on this machine. Out: the same requests, with a token, to the operator. The token never
-//! leaves this process but to the operator.
+//! leaves this process but to the operator. With --allow-actions, forms of the page are not passed on: this process does
+//! what they ask for, because it has the rights of the user, and the operator has none to act on Canaries.
 
+mod actions;
+mod address;
+mod answers;
 mod door;
 
 use std::convert::Infallible;
@@ -13,15 +20,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, LOCATION};
-use hyper::header::{REFERRER_POLICY, SET_COOKIE, X_CONTENT_TYPE_OPTIONS};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,14 +37,19 @@ use crate::cluster::{Context, Located, failure, within};
 use crate::exit::CliError;
 use crate::output::{self, Output};
 
+use actions::Actions;
+use address::{Address, Asked};
+use answers::{Body, done, not_done, opened, text};
 use door::{Door, Entry};
 
 /// How long a token holds.
 const LIFETIME: Duration = Duration::from_secs(3_600);
 /// How often there is a new one.
 const RENEWAL: Duration = Duration::from_secs(1_800);
-/// How long the head of a request may take.
+/// How long the head of a request may take, and a form.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// The longest form, in bytes: a token and the name of a revision.
+const MAX_FORM: usize = 4_096;
 
 /// Options of `tulle dashboard`.
 #[derive(clap::Args)]
@@ -49,12 +57,17 @@ pub struct Args {
     /// The local port; 26162, or another that is free, if absent
     #[arg(long)]
     port: Option<u16>,
+    /// Offer promote, pause, resume, abort and retry on the pages of Canaries that you may change; they act with your rights
+    #[arg(long)]
+    allow_actions: bool,
 }
 
 /// What every request needs.
 struct Page {
     door: Door,
     client: Client,
+    /// `None`: nothing can be changed.
+    actions: Option<Actions>,
     output: Output,
     access: Mutex<Access>,
     /// A port-forward has failed.
@@ -68,8 +81,6 @@ struct Access {
     token: String,
 }
 
-type Body = UnsyncBoxBody<Bytes, hyper::Error>;
-
 /// Runs `tulle dashboard` until Ctrl-C.
 ///
 /// # Errors
@@ -81,15 +92,23 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     // The first browser must not be the one to find out that ports may not be forwarded.
     drop(within("forwarding a port of the operator", tunnel(&client, &at)).await?);
     let (listener, address) = listen(args.port).await?;
+    let actions = match args.allow_actions {
+        true => Some(Actions::new(context.client().await?, client.clone())),
+        false => None,
+    };
     let page = Arc::new(Page {
-        door: Door::new(address.port())?,
+        door: Door::new(address.port(), args.allow_actions)?,
         client,
+        actions,
         output: context.output,
         access: Mutex::new(Access { at, token }),
         failed: Notify::new(),
     });
     output::write(&format!("{}\n", page.door.address()))?;
     crate::exit::note("Open this address in your browser. It shows what you may see. Ctrl-C ends it.");
+    if args.allow_actions {
+        crate::exit::note("It can change rollouts with your rights, and each change is noted here.");
+    }
     let mut renewal = interval(RENEWAL);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     renewal.tick().await;
@@ -112,6 +131,23 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 impl Page {
     fn access(&self) -> Access {
         self.access.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the page at this address offers actions.
+    async fn offers(&self, head: &Parts) -> bool {
+        let (Some(actions), Some(address)) = (&self.actions, Address::parse(head.uri.path())) else {
+            return false;
+        };
+        if head.method != Method::GET {
+            return false;
+        }
+        match actions.may_act(address.namespace).await {
+            Ok(may) => may,
+            Err(error) => {
+                error.print(&self.output);
+                false
+            }
+        }
     }
 
     /// Another replica may lead by now.
@@ -167,6 +203,7 @@ async fn answer(page: &Page, request: Request<Incoming>) -> Response<Body> {
     match page.door.judge(&head) {
         Entry::Refused(status, why) => text(status, why),
         Entry::Opens(cookie) => opened(&cookie),
+        Entry::Acts(asked) => act(page, &asked, body).await,
         Entry::Enters => match forward(page, head, body).await {
             Ok(response) => response,
             Err(error) => {
@@ -178,38 +215,43 @@ async fn answer(page: &Page, request: Request<Incoming>) -> Response<Body> {
     }
 }
 
-/// An answer of this command itself.
-fn text(status: StatusCode, text: &str) -> Response<Body> {
-    let full = Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {});
-    let mut response = Response::new(full.boxed_unsync());
-    *response.status_mut() = status;
-    for (name, value) in [
-        (CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (REFERRER_POLICY, "no-referrer"),
-        (CACHE_CONTROL, "no-store"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    response
-}
-
-/// Sets the cookie, and takes the key out of the address.
-fn opened(cookie: &str) -> Response<Body> {
-    let Ok(cookie) = HeaderValue::from_str(cookie) else {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, "The key fits into no cookie.");
+/// Does what a form asks for, if it brings the token.
+async fn act(page: &Page, asked: &Asked, body: Incoming) -> Response<Body> {
+    let Some(actions) = &page.actions else {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "This page changes nothing.");
     };
-    let mut response = text(StatusCode::SEE_OTHER, "The page is at /.");
-    response.headers_mut().insert(SET_COOKIE, cookie);
-    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/"));
-    response
+    let read = tokio::time::timeout(HEAD_WITHIN, Limited::new(body, MAX_FORM).collect()).await;
+    let Ok(Ok(read)) = read else {
+        return text(StatusCode::BAD_REQUEST, "The form is too long, or has not arrived.");
+    };
+    let Some(revision) = page.door.form(&read.to_bytes()) else {
+        return text(
+            StatusCode::FORBIDDEN,
+            "The form is not one of this page. Open the page of the Canary again.",
+        );
+    };
+    // Whoever has the cookie can send this. So it does not happen unseen.
+    crate::exit::note(&format!("The page asks for: {}", asked.command()));
+    match actions.act(asked, revision).await {
+        Ok(sentence) => {
+            crate::exit::note(&sentence);
+            done(asked)
+        }
+        Err(error) => {
+            error.print(&page.output);
+            not_done(asked, &error)
+        }
+    }
 }
 
 /// Sends a request over a port-forward of its own.
 async fn forward(page: &Page, mut head: Parts, body: Incoming) -> Result<Response<Body>, CliError> {
     let Access { at, token } = page.access();
+    let offers = page.offers(&head).await;
     door::readdress(&mut head, &token)?;
+    if offers {
+        page.door.offer(&mut head.headers);
+    }
     let Tunnel { stream, refused } =
         within("forwarding a port of the operator", tunnel(&page.client, &at)).await?;
     let exchanged = async {
@@ -251,14 +293,5 @@ mod tests {
         let (_other, b) = listen(None).await.unwrap();
         assert_ne!(a, b);
         drop(one);
-    }
-
-    #[test]
-    fn the_key_is_taken_out_of_the_address() {
-        let response = opened("tulle-key-1=a; HttpOnly");
-        assert_eq!(response.status(), StatusCode::SEE_OTHER);
-        assert_eq!(response.headers().get(LOCATION).unwrap(), "/");
-        assert_eq!(response.headers().get(SET_COOKIE).unwrap(), "tulle-key-1=a; HttpOnly");
-        assert_eq!(response.headers().get(CACHE_CONTROL).unwrap(), "no-store");
     }
 }

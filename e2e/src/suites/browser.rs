@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::namespace::TestNamespace;
 use super::seeing::page::Page;
+use super::seeing::rollout::{deploy, flows, phase, reaches};
 use super::{Skip, Test};
 use crate::build::cargo;
 use crate::host;
@@ -122,7 +123,24 @@ fn on_cluster(kube: &Kube) -> Result<()> {
         "/canary/t-browser/good",
         "/health",
     ];
-    look(kube, "cluster", &page.login(), &["--filter", "bad"], &paths).map(drop)
+    look(kube, "cluster", &page.login(), &["--filter", "bad"], &paths)?;
+    acts(&field)
+}
+
+/// The buttons of a Canary whose rollout is at its first step, pressed by keyboard.
+fn acts(field: &TestNamespace<'_>) -> Result<()> {
+    field.service("web", 2, &["--version=v1"])?;
+    field.load("to-web", "web:80", 20)?;
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"},
+        "spec": {"target": {"kind": "Deployment", "name": "web"}, "steps": [{"weight": 20, "hold": "600s"}]}}))?;
+    reaches(field, "Stable")?;
+    deploy(field, "v2")?;
+    flows(field, "20%")?;
+    let page = Page::open_with(field.kube, &["-n", &field.namespace], &["--allow-actions"])?;
+    let paths = ["/canary/t-browser/web", "/canary/t-browser/web/pause"];
+    look(field.kube, "actions", &page.login(), &["--pause", "/canary/t-browser/web"], &paths)?;
+    ensure!(phase(field)? == "Paused", "the browser has paused the rollout, but it is {}", phase(field)?);
+    Ok(())
 }
 
 fn many_workloads(kube: &Kube) -> Result<()> {
@@ -138,9 +156,14 @@ fn many_workloads(kube: &Kube) -> Result<()> {
         "/canaries",
         "/canary/shop/checkout",
         "/canary/shop/cart",
+        "/canary/shop/checkout/promote",
+        "/canary/shop/cart/pause",
         "/health",
     ];
+    // As `tulle dashboard --allow-actions` sends them. Nobody takes a form here.
+    let may = ["--header", "tulle-may: canary-actions", "--header", "tulle-form-token: none"];
     let more = ["--token", &mesh.token, "--paint", "/", "--filter", "service-0013"];
+    let more = [&more[..], &may].concat();
     let seen = look(kube, "large", &mesh.login, &more, &paths)?;
     let paint = &seen["paint"];
     let number = |name: &str| paint[name].as_u64();

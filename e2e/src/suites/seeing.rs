@@ -9,11 +9,13 @@
 //!   rollout    canary
 //!   logs       access logs, as policies ask for them
 //!   page       the page, through tulle dashboard
+//!   acts       what the page changes with --allow-actions, and what it does not
 //!   leader     (suite operations) the history survives a change of leader
 //!   quiet      (suite operations) the commands change nothing
 //!   traces     (suite operations) spans at a collector
 //! ```
 
+mod acts;
 mod checked;
 mod counted;
 mod explained;
@@ -23,7 +25,7 @@ pub(super) mod page;
 mod policies;
 pub(super) mod quiet;
 mod rights;
-mod rollout;
+pub(super) mod rollout;
 pub(super) mod traces;
 
 use std::fs;
@@ -51,6 +53,10 @@ pub(super) const TESTS: &[Test] = &[
     ("tulle diff names the edges that a policy would deny, and Shadow counts the same", policies::denied),
     ("tulle lint and inject read manifests without changing anything", policies::manifests),
     ("the page ranks workloads, and needs a token", page::ranks),
+    (
+        "with --allow-actions the page acts on a Canary for those who may, and without it for nobody",
+        acts::on_canaries,
+    ),
     ("a policy logs errors, a share or all, and never a query or a credential", logs::of_policies),
 ];
 

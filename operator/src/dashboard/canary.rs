@@ -1,14 +1,16 @@
 //! `/canaries` and `/canary/{namespace}/{name}`: rollouts, and the evidence behind the judge's sentence.
 //!
 //! Nothing here changes a rollout: the operator has no right to write to Canaries, and must not get one for a page. Each
-//! page shows the commands that do.
+//! page shows the commands that do, and where `tulle dashboard` acts for its user, it leads to the forms of
+//! [`super::action`].
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use maud::{Markup, html};
 use tulle_crds::{
-    AttemptTotals, Canary, CanarySpec, CanaryStatus, CanaryVerdict, Phase, RolloutOutcome, Step,
+    AttemptTotals, Canary, CanaryAction, CanarySpec, CanaryStatus, CanaryVerdict, Phase, RolloutOutcome, Step,
 };
 
+use super::action::{buttons, possible};
 use super::layout::{Page, View, columns, page};
 use super::words::{NONE, address, command, count, percent, scoped};
 
@@ -63,11 +65,11 @@ pub fn sort(canaries: &mut [Canary]) {
     });
 }
 
-fn namespace(canary: &Canary) -> &str {
+pub(super) fn namespace(canary: &Canary) -> &str {
     canary.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-fn name(canary: &Canary) -> &str {
+pub(super) fn name(canary: &Canary) -> &str {
     canary.metadata.name.as_deref().unwrap_or_default()
 }
 
@@ -96,7 +98,7 @@ fn class(phase: Phase) -> &'static str {
     }
 }
 
-fn verdict(verdict: CanaryVerdict) -> &'static str {
+pub(super) fn verdict(verdict: CanaryVerdict) -> &'static str {
     match verdict {
         CanaryVerdict::NotJudged => NONE,
         CanaryVerdict::Undecided => "Undecided",
@@ -120,7 +122,7 @@ fn time(time: &Time) -> String {
     time.0.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-fn or_none(text: &str) -> &str {
+pub(super) fn or_none(text: &str) -> &str {
     if text.is_empty() { NONE } else { text }
 }
 
@@ -140,15 +142,15 @@ fn row(canary: &Canary) -> Markup {
     }
 }
 
-/// The page of one Canary.
-pub fn canary(canary: &Canary, only: Option<&str>) -> Markup {
+/// The page of one Canary. `offers`: it leads to the actions that are possible.
+pub fn canary(canary: &Canary, offers: bool, only: Option<&str>) -> Markup {
     let (namespace, name) = (namespace(canary), name(canary));
     let status = canary.status.clone().unwrap_or_default();
     let title = format!("Canary {namespace}/{name}");
     let here = address(&["canary", namespace, name]);
     let mut commands = vec![command(&["tulle", "canary", "status", name, "-n", namespace])];
-    let act = |action| command(&["tulle", "canary", action, name, "-n", namespace]);
-    commands.extend(actions(&status).iter().copied().map(act));
+    let act = |action: &CanaryAction| command(&["tulle", "canary", action.name(), name, "-n", namespace]);
+    commands.extend(possible(&status).iter().map(act));
     let around = Page { title: &title, view: Some(View::Canaries), here: &here, only, commands };
     let target = &canary.spec.target;
     let live = html! {
@@ -159,6 +161,7 @@ pub fn canary(canary: &Canary, only: Option<&str>) -> Markup {
             "."
         }
         @if !status.evidence_summary.is_empty() { p.sentence { (status.evidence_summary) } }
+        @if offers { (buttons(canary, &status)) }
         (facts(&status))
         section aria-labelledby="evidence" { h2 id="evidence" { "Evidence" } (evidence(&status)) }
         section aria-labelledby="steps" { h2 id="steps" { "Steps" } (steps(&canary.spec, &status)) }
@@ -166,17 +169,6 @@ pub fn canary(canary: &Canary, only: Option<&str>) -> Markup {
         section aria-labelledby="history" { h2 id="history" { "History" } (history(&status)) }
     };
     page(&around, &html! {}, &live)
-}
-
-/// The actions that have an effect in this phase.
-fn actions(status: &CanaryStatus) -> &'static [&'static str] {
-    match status.phase {
-        Phase::Progressing => &["promote", "pause", "abort"],
-        Phase::Paused => &["resume", "promote", "abort"],
-        Phase::Promoting => &["abort"],
-        Phase::Failed => &["retry", "promote"],
-        Phase::Waiting | Phase::Stable => &[],
-    }
 }
 
 fn facts(status: &CanaryStatus) -> Markup {
@@ -427,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_canary_shows_its_sentence_its_evidence_and_the_present_step() {
-        let text = canary(&paused(), None).into_string();
+        let text = canary(&paused(), false, None).into_string();
         for part in [
             "12 of 400 failed &lt;b&gt;here",
             "400, failed 12",
@@ -445,18 +437,18 @@ mod tests {
 
     #[test]
     fn a_page_offers_the_commands_that_have_an_effect_and_no_form() {
-        let text = canary(&paused(), None).into_string();
+        let text = canary(&paused(), false, None).into_string();
         for action in ["status", "resume", "promote", "abort"] {
             assert!(text.contains(&format!("<code>tulle canary {action} web -n shop</code>")), "{action}");
         }
         assert!(!text.contains("<form"), "the page changes nothing");
-        let stable = canary(&example("web", &json!({"phase": "Stable"})), None).into_string();
+        let stable = canary(&example("web", &json!({"phase": "Stable"})), false, None).into_string();
         assert!(!stable.contains("tulle canary abort"), "{stable}");
     }
 
     #[test]
     fn without_attempts_the_evidence_says_why() {
-        let text = canary(&example("web", &json!({"phase": "Waiting"})), None).into_string();
+        let text = canary(&example("web", &json!({"phase": "Waiting"})), false, None).into_string();
         assert!(text.contains("No attempt has been counted") && !text.contains("<svg"), "{text}");
     }
 

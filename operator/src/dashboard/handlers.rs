@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use axum::response::{Html, IntoResponse, Response};
 use maud::Markup;
 use tokio::sync::Semaphore;
-use tulle_crds::Canary;
+use tulle_crds::{Canary, CanaryAction};
 use tulle_mesh::query::By;
 
 use crate::api::sidecars::sidecars;
@@ -18,6 +18,7 @@ use crate::api::{Api, Authenticated, Caller, Parameters, Refused, Scope, health_
 use crate::model::Key;
 use crate::telemetry::query::{self, StatQuery};
 
+use super::action::Offer;
 use super::look::{Wanted, look};
 use super::ranking::Ranking;
 use super::words::Window;
@@ -179,13 +180,45 @@ pub async fn canary(
     State(api): State<Api>,
     viewer: Viewer,
     Path((namespace, canary)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Answer {
+    let found = find_canary(&api, &viewer, namespace, canary).await?;
+    let offers = Offer::of(&headers).is_some();
+    Ok(Shown(super::canary::canary(&found, offers, viewer.only.as_deref())))
+}
+
+/// `/canary/{namespace}/{name}/{action}`: shows a form. `tulle dashboard` takes it; there is no route for it here.
+pub async fn canary_action(
+    State(api): State<Api>,
+    viewer: Viewer,
+    Path((namespace, canary, action)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Failed> {
+    let found = find_canary(&api, &viewer, namespace, canary).await?;
+    let action = CanaryAction::named(&action)
+        .ok_or_else(|| not_found("There are the actions promote, pause, resume, abort and retry."))?;
+    let offer = Offer::of(&headers).ok_or_else(|| {
+        let why = "Actions are offered to users who may change Canaries of this namespace, and with this option only";
+        Failed(Refused::new(StatusCode::FORBIDDEN, why).with_hint("tulle dashboard --allow-actions"))
+    })?;
+    let page = super::action::confirmation(&found, action, &offer, viewer.only.as_deref());
+    let mut response = Shown(page).into_response();
+    protect::name_origin(response.headers_mut());
+    Ok(response)
+}
+
+/// A Canary, if the viewer may see its namespace.
+async fn find_canary(
+    api: &Api,
+    viewer: &Viewer,
+    namespace: String,
+    canary: String,
+) -> Result<Canary, Failed> {
     let (namespace, canary) = (name(namespace)?, name(canary)?);
     api.sees(&viewer.caller, Some(&namespace)).await?;
     let wanted: Key = (namespace.as_str().into(), canary.as_str().into());
     let found = api.hub.model().canary(&wanted).cloned();
-    let found = found.ok_or_else(|| not_found(format!("There is no Canary {namespace}/{canary}.")))?;
-    Ok(Shown(super::canary::canary(&found, viewer.only.as_deref())))
+    found.ok_or_else(|| not_found(format!("There is no Canary {namespace}/{canary}.")))
 }
 
 /// `/health`.

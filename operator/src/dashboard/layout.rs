@@ -82,7 +82,7 @@ pub fn page(page: &Page<'_>, controls: &Markup, live: &Markup) -> Markup {
                                 "This page shows namespace " strong { (namespace) }
                                 ". For every namespace, run " code { "tulle dashboard -A" } "."
                             }
-                            None => "Served by the operator. Nothing here changes the cluster.",
+                            None => "Served by the operator, which changes nothing for this page.",
                         }
                     }
                 }

@@ -3,18 +3,21 @@
 //!
 //! In: GET requests with a token. Out: HTML that is complete without a script, a style sheet and a small
 //! script of our own. It shows what the query API ([`crate::api`]) answers, with the same rights, and next to it the
-//! command that shows the same. Nothing is loaded from elsewhere, and no request changes anything.
+//! command that shows the same. Nothing is loaded from elsewhere, and no request changes anything: the forms of
+//! `action` are for `tulle dashboard`, which acts with the rights of its user.
 //!
 //! ```text
 //!   handlers   who asks, what the model and the history say, and then one of:
 //!     ranking  /                              workloads, the worst first
 //!     workload /workload/{namespace}/{name}   golden signals, neighbours (graph), pods, policies
 //!     canary   /canaries, /canary/{namespace}/{name}
+//!     action   /canary/{namespace}/{name}/{action}   whether an action is meant
 //!     health   /health
 //!   layout     what is around them; words and chart, what they are made of
 //! ```
 //! All but `handlers` and `assets` are pure functions from data to markup. `maud` escapes every text.
 
+mod action;
 mod assets;
 mod canary;
 mod chart;
@@ -46,6 +49,7 @@ pub fn routes(api: Api) -> Router {
         .route("/workload/{namespace}/{name}", get(handlers::workload))
         .route("/canaries", get(handlers::canaries))
         .route("/canary/{namespace}/{name}", get(handlers::canary))
+        .route("/canary/{namespace}/{name}/{action}", get(handlers::canary_action))
         .route("/health", get(handlers::health))
         .route("/assets/page.css", get(assets::css))
         .route("/assets/page.js", get(assets::js))

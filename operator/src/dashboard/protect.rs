@@ -1,5 +1,6 @@
 //! The headers that every page has. The page has no session and no route that changes anything: who asks is told by the
-//! token of each request, as in the API.
+//! token of each request, as in the API. `form-action` is for the choices of the views and for the forms that `tulle
+//! dashboard` takes, at the same address.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -20,4 +21,11 @@ pub fn protect(headers: &mut HeaderMap) {
     for (name, value) in all {
         headers.insert(name, HeaderValue::from_static(value));
     }
+}
+
+/// For a page with a form that changes something. `tulle dashboard` takes it from its own origin only, and with
+/// `no-referrer` browsers send `Origin: null` (Fetch, "append a request `Origin` header"). Other sites still do not get
+/// the address.
+pub fn name_origin(headers: &mut HeaderMap) {
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
 }

@@ -1,4 +1,5 @@
-//! Requests an action by annotation, waits until the operator has taken it, and shows what came of it.
+//! Requests an action by annotation, waits until the operator has taken it, and shows what came of it. `tulle dashboard`
+//! does the same for a form of the page.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +26,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 /// Arguments of every action.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(in crate::commands) struct Args {
     /// Name of the Canary.
     name: String,
     /// Revision that the action is meant for. Default: the one that is rolled out now. Nothing happens if another one is
@@ -37,9 +38,16 @@ pub(super) struct Args {
     timeout: Duration,
 }
 
+impl Args {
+    /// The arguments of an action on a revision that somebody has seen.
+    pub(in crate::commands) fn new(name: &str, revision: Option<String>, timeout: Duration) -> Self {
+        Self { name: name.to_owned(), revision, timeout }
+    }
+}
+
 /// An action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(in crate::commands) enum Verb {
     Promote,
     Pause,
     Resume,
@@ -48,8 +56,15 @@ pub(super) enum Verb {
 }
 
 impl Verb {
+    const ALL: [Self; 5] = [Self::Promote, Self::Pause, Self::Resume, Self::Abort, Self::Retry];
+
+    /// The action that the annotation writes like this.
+    pub(in crate::commands) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
     /// As the annotation writes it.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::commands) fn name(self) -> &'static str {
         match self {
             Self::Promote => "promote",
             Self::Pause => "pause",
@@ -106,6 +121,8 @@ pub(super) fn refusal(verb: Verb, status: &CanaryStatus, revision: Option<&str>)
     if let Some(named) = revision.filter(|named| *named != status.canary_revision) {
         return Some(match status.canary_revision.as_str() {
             "" => format!("rolls out no revision, so not {named} either"),
+            // The page names no revision where it has shown none.
+            present if named.is_empty() => format!("rolls out revision {present} by now"),
             present => format!("rolls out revision {present}, not {named}"),
         });
     }
@@ -162,25 +179,47 @@ fn fresh_id() -> String {
 
 pub(super) async fn run(context: &Context, verb: Verb, args: Args) -> Result<(), CliError> {
     let namespace = namespace_of(context)?;
-    let client = context.client().await?;
-    let api = canaries(client.clone(), namespace);
+    let (client, streams) = (context.client().await?, context.streams().await?);
+    let Done { sentence, canary } = act(&client, streams, namespace, verb, &args).await?;
+    if matches!(context.output.format, Format::Table | Format::Wide) {
+        write(&format!("{sentence}\n"))?;
+    }
+    context.output.print(&canary, |_| super::table([&canary], false, Timestamp::now()))
+}
+
+/// An action that the operator has taken and that had its effect.
+pub(in crate::commands) struct Done {
+    /// What was done.
+    pub(in crate::commands) sentence: String,
+    /// The Canary afterwards.
+    canary: Canary,
+}
+
+/// Requests an action, and waits until the operator has taken it. `streams`: the client that watches.
+///
+/// # Errors
+/// The action would do nothing or has changed nothing, with the reason; the user may not request it; the operator has
+/// not taken it in time.
+pub(in crate::commands) async fn act(
+    client: &Client,
+    streams: Client,
+    namespace: &str,
+    verb: Verb,
+    args: &Args,
+) -> Result<Done, CliError> {
     let id = fresh_id();
-    let before = request(&api, namespace, verb, &args, &id).await?;
-    let watched = canaries(context.streams().await?, namespace);
-    let after = taken(&watched, namespace, verb, &args, &id).await?;
-    let status = after.status.clone().unwrap_or_default();
+    let before = request(&canaries(client.clone(), namespace), namespace, verb, args, &id).await?;
+    let canary = taken(&canaries(streams, namespace), namespace, verb, args, &id).await?;
+    let status = canary.status.clone().unwrap_or_default();
     if !verb.has_effect(&before, &status) {
-        let why = ignored(&client, namespace, &args.name, verb, &id).await;
+        let why = ignored(client, namespace, &args.name, verb, &id).await;
         let why = why.unwrap_or_else(|| format!("the Canary is {:?} now", status.phase));
         return Err(CliError::failed(format!(
             "the operator has taken {}, and it changed nothing: {why}",
             verb.name()
         )));
     }
-    if matches!(context.output.format, Format::Table | Format::Wide) {
-        write(&format!("{}\n", verb.done(&before.canary_revision, &status)))?;
-    }
-    context.output.print(&after, |_| super::table([&after], false, Timestamp::now()))
+    Ok(Done { sentence: verb.done(&before.canary_revision, &status), canary })
 }
 
 /// Writes the annotation; what the Canary was when it was written.

@@ -172,6 +172,8 @@ fn an_action_for_another_revision_is_refused_and_names_both() {
     let none = CanaryStatus { canary_revision: String::new(), ..status("Stable") };
     let why = refusal(Verb::Promote, &none, Some("other")).unwrap();
     assert!(why.contains("no revision"), "{why}");
+    let why = refusal(Verb::Abort, &status("Promoting"), Some("")).unwrap();
+    assert!(why.contains("rolls out revision new by now"), "the page has shown none: {why}");
 }
 
 #[test]
@@ -179,6 +181,7 @@ fn what_is_written_names_the_revision_and_is_what_the_operator_reads() {
     for verb in [Verb::Promote, Verb::Resume, Verb::Abort, Verb::Retry] {
         let requested = CanaryAction::parse(&annotation(verb, "5d4f", "cli-1")).unwrap();
         assert_eq!(requested.action.name(), verb.name());
+        assert_eq!(Verb::named(verb.name()), Some(verb));
         assert_eq!((requested.revision.as_deref(), requested.id.as_str()), (Some("5d4f"), "cli-1"));
     }
     assert_eq!(annotation(Verb::Pause, "", "cli-1"), "pause@cli-1");

@@ -3,14 +3,20 @@
 //! Cookies are sent to every port of a host, other users of this machine can connect to the port, and a name of anybody
 //! can be made to point to 127.0.0.1. So the token stays in this process, and a request must name this address and
 //! bring the key that only this command has printed.
+//!
+//! A form that changes something must also come from a page of this address, as the browser says by `Origin` and
+//! `Sec-Fetch-Site`, and bring a token that is in such pages only. A page at another port of this machine is of the same
+//! site and so sends the cookie, but it can neither claim the origin nor read the token. A program at another port that
+//! gets the cookie so can do both: see SECURITY.md.
 
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode, Uri};
-use tulle_mesh::ports;
+use tulle_mesh::{page, ports};
 
+use super::address::Asked;
 use crate::exit::CliError;
 
 /// Headers of a connection, not of a request or an answer.
@@ -21,6 +27,8 @@ const HOP_BY_HOP: [&str; 6] =
 pub struct Door {
     port: u16,
     key: String,
+    /// What a form must bring. Not the key, because pages show it. `None`: nothing can be changed.
+    form_token: Option<String>,
 }
 
 /// What becomes of a request.
@@ -30,20 +38,20 @@ pub enum Entry {
     Opens(String),
     /// It is passed on.
     Enters,
+    /// It is a form that asks for an action. Nothing is done before [`Door::form`] has found the token in it.
+    Acts(Asked),
     /// It is not.
     Refused(StatusCode, &'static str),
 }
 
 impl Door {
-    /// With a key that nobody knows yet.
+    /// With a key that nobody knows yet. `actions`: forms are let in, too.
     ///
     /// # Errors
     /// The machine has no random numbers.
-    pub fn new(port: u16) -> Result<Self, CliError> {
-        let mut random = [0; 32];
-        let filled = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut random);
-        filled.map_err(|_| CliError::failed("this machine gives no random numbers"))?;
-        Ok(Self { port, key: random.iter().map(|byte| format!("{byte:02x}")).collect() })
+    pub fn new(port: u16, actions: bool) -> Result<Self, CliError> {
+        let form_token = if actions { Some(secret()?) } else { None };
+        Ok(Self { port, key: secret()?, form_token })
     }
 
     /// The address to open in a browser.
@@ -78,13 +86,51 @@ impl Door {
         if site.is_some_and(|site| site != b"same-origin" && site != b"none") {
             return Entry::Refused(StatusCode::FORBIDDEN, "Another page has sent this request.");
         }
-        match self.has_key(&head.headers) {
-            true => Entry::Enters,
-            false => Entry::Refused(
+        if !self.has_key(&head.headers) {
+            return Entry::Refused(
                 StatusCode::FORBIDDEN,
                 "This browser has no key. Open the address that `tulle dashboard` has printed.",
-            ),
+            );
         }
+        match Asked::at(head.uri.path()) {
+            Some(asked) if head.method == Method::POST => self.judge_form(&head.headers, asked),
+            _ => Entry::Enters,
+        }
+    }
+
+    /// Decides about a form of somebody with the key.
+    fn judge_form(&self, headers: &HeaderMap, asked: Asked) -> Entry {
+        if self.form_token.is_none() {
+            return Entry::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "This page changes nothing: `tulle dashboard` runs without --allow-actions.",
+            );
+        }
+        match is_of_this_page(headers) {
+            true => Entry::Acts(asked),
+            false => Entry::Refused(StatusCode::FORBIDDEN, "Another page has sent this form."),
+        }
+    }
+
+    /// The revision that the sender of a form has seen, or `None` where the form lacks that or the token.
+    pub fn form(&self, body: &[u8]) -> Option<String> {
+        let field = |wanted: &str| {
+            let found = form_urlencoded::parse(body).find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.into_owned())
+        };
+        let brought = field(page::TOKEN)?;
+        let is_right = is_same(&brought, self.form_token.as_deref()?);
+        if is_right { field(page::REVISION) } else { None }
+    }
+
+    /// Tells the operator to render forms, and with which token.
+    pub fn offer(&self, headers: &mut HeaderMap) {
+        let token = self.form_token.as_deref().and_then(|token| HeaderValue::from_str(token).ok());
+        let Some(mut token) = token else { return };
+        token.set_sensitive(true);
+        let may = HeaderValue::from_static(page::CANARY_ACTIONS);
+        headers.insert(HeaderName::from_static(page::MAY), may);
+        headers.insert(HeaderName::from_static(page::FORM_TOKEN), token);
     }
 
     fn is_addressed(&self, headers: &HeaderMap, uri: &Uri) -> bool {
@@ -106,6 +152,27 @@ impl Door {
     }
 }
 
+/// Whether a form comes from a page of the address that it is sent to. Browsers say so by `Origin`, which no page can
+/// write. `Sec-Fetch-Site` must agree where it is there: with `none`, nobody has pressed a button of a page.
+fn is_of_this_page(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let (first, more) = (origins.next(), origins.next());
+    let origin = first.and_then(|origin| origin.to_str().ok()?.strip_prefix("http://"));
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    more.is_none()
+        && origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+        && site.is_none_or(|site| site == b"same-origin")
+}
+
+/// A text that nobody can guess.
+fn secret() -> Result<String, CliError> {
+    let mut random = [0; 32];
+    let filled = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut random);
+    filled.map_err(|_| CliError::failed("this machine gives no random numbers"))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Whether two texts are the same, in a time that does not tell where they differ.
 fn is_same(one: &str, other: &str) -> bool {
     let differing =
@@ -113,7 +180,8 @@ fn is_same(one: &str, other: &str) -> bool {
     one.len() == other.len() && differing == 0
 }
 
-/// Makes a request of the browser one for the operator: without cookies, with the token.
+/// Makes a request of the browser one for the operator: without cookies, with the token, and without what only this
+/// command may say to the operator.
 ///
 /// # Errors
 /// The token is none that a header can hold.
@@ -130,6 +198,11 @@ pub fn readdress(head: &mut Parts, token: &str) -> Result<(), CliError> {
     end_to_end(&mut head.headers);
     // Those of other ports are among them.
     head.headers.remove(COOKIE);
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with(page::HEADERS);
+    let ours: Vec<HeaderName> = head.headers.keys().filter(is_ours).cloned().collect();
+    for name in ours {
+        head.headers.remove(name);
+    }
     head.headers.insert(HOST, host);
     head.headers.insert(AUTHORIZATION, bearer);
     // Each request has a port-forward of its own.
@@ -154,7 +227,11 @@ mod tests {
     use super::*;
 
     fn door() -> Door {
-        Door { port: 4000, key: "abc".to_owned() }
+        Door { port: 4000, key: "abc".to_owned(), form_token: None }
+    }
+
+    fn acting_door() -> Door {
+        Door { form_token: Some("f0".to_owned()), ..door() }
     }
 
     fn head(path: &str, headers: &[(&'static str, &str)]) -> Parts {
@@ -165,6 +242,13 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    fn posted(path: &str, headers: &[(&'static str, &str)]) -> Parts {
+        let mut head = head(path, headers);
+        head.method = Method::POST;
+        head
+    }
+
+    const PAUSE: &str = "/canary/shop/web/pause";
     const OWN: (&str, &str) = ("host", "127.0.0.1:4000");
     const KEY: (&str, &str) = ("cookie", "other=x; tulle-key-4000=abc");
 
@@ -228,7 +312,15 @@ mod tests {
     fn the_operator_gets_the_token_and_no_cookie() {
         let mut head = head(
             "http://127.0.0.1:4000/workload/shop/web?window=10m",
-            &[OWN, KEY, ("authorization", "Basic x"), ("connection", "keep-alive"), ("accept", "text/html")],
+            &[
+                OWN,
+                KEY,
+                ("authorization", "Basic x"),
+                ("connection", "keep-alive"),
+                ("accept", "text/html"),
+                ("tulle-may", "canary-actions"),
+                ("Tulle-Form-Token", "f0"),
+            ],
         );
         readdress(&mut head, "a.b.c").unwrap();
         assert_eq!(head.uri, "/workload/shop/web?window=10m");
@@ -237,11 +329,97 @@ mod tests {
         assert_eq!(head.headers.get("accept").unwrap(), "text/html");
         assert_eq!(head.headers.get(CONNECTION).unwrap(), "close");
         assert!(!head.headers.contains_key(COOKIE));
+        let claimed = head.headers.keys().find(|name| name.as_str().starts_with("tulle-"));
+        assert_eq!(claimed, None, "a browser cannot say what its user may do");
+    }
+
+    #[test]
+    fn without_the_flag_no_form_is_taken() {
+        let own = [OWN, KEY, ("origin", "http://127.0.0.1:4000"), ("sec-fetch-site", "same-origin")];
+        for action in ["promote", "pause", "resume", "abort", "retry"] {
+            let entry = door().judge(&posted(&format!("/canary/shop/web/{action}"), &own));
+            assert_eq!(status(entry), Some(405), "{action}");
+        }
+        assert_eq!(door().form(b"token=f0&revision=v2"), None);
+        let mut headers = HeaderMap::new();
+        door().offer(&mut headers);
+        assert!(headers.is_empty(), "{headers:?}");
+    }
+
+    #[test]
+    fn a_form_of_the_page_itself_is_taken() {
+        let own = [OWN, KEY, ("origin", "http://127.0.0.1:4000"), ("sec-fetch-site", "same-origin")];
+        let Entry::Acts(asked) = acting_door().judge(&posted(PAUSE, &own)) else { panic!("not taken") };
+        assert_eq!(
+            (asked.namespace.as_str(), asked.name.as_str(), asked.verb.name()),
+            ("shop", "web", "pause")
+        );
+        let old_browser = [("host", "localhost:4000"), KEY, ("origin", "http://localhost:4000")];
+        assert!(matches!(acting_door().judge(&posted(PAUSE, &old_browser)), Entry::Acts(_)));
+    }
+
+    #[test]
+    fn a_form_of_another_origin_or_of_none_is_refused_even_with_the_key() {
+        let others: [&[(&'static str, &str)]; 9] = [
+            &[],
+            &[("origin", "null")],
+            &[("origin", "http://127.0.0.1:4001")],
+            &[("origin", "http://localhost:4000")],
+            &[("origin", "https://127.0.0.1:4000")],
+            &[("origin", "http://evil.example")],
+            &[("origin", "http://127.0.0.1:4000"), ("origin", "http://evil.example")],
+            &[("origin", "http://127.0.0.1:4000"), ("sec-fetch-site", "none")],
+            &[("origin", "http://127.0.0.1:4000"), ("sec-fetch-site", "same-site")],
+        ];
+        for more in others {
+            let entry = acting_door().judge(&posted(PAUSE, &[&[OWN, KEY], more].concat()));
+            assert_eq!(status(entry), Some(403), "{more:?}");
+        }
+        let without_key = [OWN, ("origin", "http://127.0.0.1:4000"), ("sec-fetch-site", "same-origin")];
+        assert_eq!(status(acting_door().judge(&posted(PAUSE, &without_key))), Some(403));
+    }
+
+    #[test]
+    fn what_is_not_a_form_of_an_action_is_passed_on_with_the_flag_too() {
+        let own = [OWN, KEY, ("origin", "http://127.0.0.1:4000")];
+        assert_eq!(acting_door().judge(&head(PAUSE, &own)), Entry::Enters, "the page that asks");
+        for path in ["/canary/shop/web", "/canary/shop/web/undo", "/canary/shop/web/pause/x", "/"] {
+            assert_eq!(acting_door().judge(&posted(path, &own)), Entry::Enters, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_form_needs_the_token_and_says_which_revision_was_seen() {
+        let door = acting_door();
+        assert_eq!(door.form(b"token=f0&revision=v2"), Some("v2".to_owned()));
+        assert_eq!(door.form(b"revision=&token=f0"), Some(String::new()));
+        for body in [
+            "",
+            "revision=v2",
+            "token=&revision=v2",
+            "token=f1&revision=v2",
+            "token=abc&revision=v2",
+            "token=f0",
+        ] {
+            assert_eq!(door.form(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_operator_gets_the_token_of_forms_and_the_key_never() {
+        let door = Door::new(1, true).unwrap();
+        let mut headers = HeaderMap::new();
+        door.offer(&mut headers);
+        assert_eq!(headers.get(page::MAY).unwrap(), page::CANARY_ACTIONS);
+        let token = headers.get(page::FORM_TOKEN).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(token.len(), 64);
+        assert_ne!(token, door.key);
+        assert_eq!(door.form(format!("token={token}&revision=v2").as_bytes()), Some("v2".to_owned()));
     }
 
     #[test]
     fn each_run_has_a_key_of_its_own() {
-        let (one, other) = (Door::new(1).unwrap(), Door::new(1).unwrap());
+        let (one, other) = (Door::new(1, false).unwrap(), Door::new(1, false).unwrap());
         assert_eq!(one.key.len(), 64);
         assert_ne!(one.key, other.key);
     }

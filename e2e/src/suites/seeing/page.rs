@@ -27,17 +27,22 @@ pub(in crate::suites) struct Page<'a> {
 
 /// An answer of the page.
 #[derive(Debug)]
-struct Answer {
-    status: String,
+pub(super) struct Answer {
+    pub(super) status: String,
     /// In lower case, one in a line.
-    headers: String,
-    body: String,
+    pub(super) headers: String,
+    pub(super) body: String,
 }
 
 impl<'a> Page<'a> {
     /// Opens it with these arguments of `tulle`.
     pub(in crate::suites) fn open(kube: &'a Kube, arguments: &[&str]) -> Result<Self> {
-        let words = kube.tulle_words(&[arguments, &["dashboard", "--port", "0"]].concat())?;
+        Self::open_with(kube, arguments, &[])
+    }
+
+    /// The same with these options of `dashboard`.
+    pub(in crate::suites) fn open_with(kube: &'a Kube, arguments: &[&str], options: &[&str]) -> Result<Self> {
+        let words = kube.tulle_words(&[arguments, &["dashboard", "--port", "0"], options].concat())?;
         let mut command = kube.program("bash")?;
         command.args(["-c", UNTIL_CLOSED, "bash"]).args(words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -62,8 +67,13 @@ impl<'a> Page<'a> {
         format!("{}/open?key={}", self.address, self.key)
     }
 
+    /// What a browser sends as the origin of a form of this page.
+    pub(super) fn origin(&self) -> String {
+        format!("origin: {}", self.address)
+    }
+
     /// Asks for a path; `more` are arguments of curl.
-    fn ask(&self, path: &str, more: &[&str]) -> Result<Answer> {
+    pub(super) fn ask(&self, path: &str, more: &[&str]) -> Result<Answer> {
         let mut curl = self.kube.program("curl")?;
         curl.args(["-s", "-i", "-m", "15"]).args(more).arg(format!("{}{path}", self.address));
         let text = host::output_within(&mut curl, Duration::from_secs(30))?;
@@ -73,7 +83,7 @@ impl<'a> Page<'a> {
     }
 
     /// The cookie that the printed address sets, as a browser gets it. The token is not in it.
-    fn enter(&self) -> Result<String> {
+    pub(super) fn enter(&self) -> Result<String> {
         let opened = self.ask(&format!("/open?key={}", self.key), &[])?;
         ensure!(
             opened.status == "303",

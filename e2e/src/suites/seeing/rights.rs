@@ -59,7 +59,7 @@ fn looks(kube: &Kube, own: &TestNamespace<'_>, other: &TestNamespace<'_>, config
 }
 
 /// Gives account `looker` a role in a namespace.
-fn bind(
+pub(super) fn bind(
     kube: &Kube,
     namespace: &str,
     name: &str,
@@ -76,7 +76,7 @@ fn bind(
 }
 
 /// A kubeconfig of the same cluster with a token of account `looker`.
-fn kubeconfig(kube: &Kube, own: &TestNamespace<'_>) -> Result<Value> {
+pub(super) fn kubeconfig(kube: &Kube, own: &TestNamespace<'_>) -> Result<Value> {
     let admin = kube.run(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"])?;
     let admin: Value = serde_json::from_str(&admin)?;
     let cluster = admin["clusters"].get(0).context("the kubeconfig has no cluster")?["cluster"].clone();

@@ -126,22 +126,22 @@ fn undone(field: &TestNamespace<'_>) -> Result<()> {
     field.kube.rolled_out(&field.namespace, "deployment/web", 90)
 }
 
-fn phase(field: &TestNamespace<'_>) -> Result<String> {
+pub(in crate::suites) fn phase(field: &TestNamespace<'_>) -> Result<String> {
     field.get("canary/web", ".status.phase")
 }
 
-fn reaches(field: &TestNamespace<'_>, phase: &str) -> Result<()> {
+pub(in crate::suites) fn reaches(field: &TestNamespace<'_>, phase: &str) -> Result<()> {
     let what = format!("phase {phase}");
     field.kube.wait_for(&what, 90, || Ok(field.get("canary/web", ".status.phase")? == phase))
 }
 
 /// Waits until every client uses this weight.
-fn flows(field: &TestNamespace<'_>, weight: &str) -> Result<()> {
+pub(in crate::suites) fn flows(field: &TestNamespace<'_>, weight: &str) -> Result<()> {
     let what = format!("{weight} of the traffic on the new version");
     field.kube.wait_for(&what, 90, || Ok(field.get("canary/web", ".status.weightSummary")? == weight))
 }
 
-fn deploy(field: &TestNamespace<'_>, version: &str) -> Result<()> {
+pub(in crate::suites) fn deploy(field: &TestNamespace<'_>, version: &str) -> Result<()> {
     let version = format!("--version={version}");
     let arguments = ["serve", "--name=web", version.as_str()];
     let patch =
