@@ -1,4 +1,6 @@
-//! What the operator answers about the mesh, as JSON over HTTP: `tulle` and the page read it.
+//! What the operator answers about the mesh, as JSON over HTTP: `tulle` and the page read it. All but the tap
+//! it answers over gRPC too: `proto/tulle/v1/query.proto` has the same fields, and a field that is added here is added
+//! there.
 //!
 //! The operator listens on the loopback address of its pod ([`crate::ports::QUERY`]), so only who may forward a port of
 //! that pod gets there. Every request carries a token of a service account with the audience [`AUDIENCE`]: a token of

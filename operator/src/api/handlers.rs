@@ -1,5 +1,6 @@
-//! One function per path of the API: parameters are checked, then the right to see the namespace, and only then is
-//! anything looked up. The answers are computed by pure functions, off the threads that serve sidecars.
+//! One function per path of the API and method of its service: parameters are checked, then the right to see the
+//! namespace, and only then is anything looked up. The answers are computed by pure functions, off the threads that serve
+//! sidecars.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,11 +10,13 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
+use axum::routing::{MethodRouter, get};
+use serde::Serialize;
 use tokio::sync::Semaphore;
 use tulle_mesh::query::{Access, Diff, Edges, Explanation, Health, Sidecars, Stat, Timeline};
 
 use super::parameters::namespaced;
-use super::{Api, Authenticated, Parameters, Refused, posted, sidecars, turn};
+use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
 use crate::explain::{self, AccessDirection, Question};
 use crate::telemetry::history::MAX_SERIES;
 use crate::telemetry::query::{self, StatQuery};
@@ -23,14 +26,25 @@ const WINDOW: u64 = 60;
 /// Seconds of a timeline unless a request says otherwise, and of the traffic that policies are compared with.
 const HOUR: u64 = 3600;
 
-/// What a handler returns.
-type Answer<T> = Result<Json<T>, Refused>;
+/// What is answered: as JSON by [`json`], as a message by `grpc`.
+type Answer<T> = Result<T, Refused>;
 
-pub async fn stat(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Stat> {
+/// Serves a function as a path whose answer is JSON.
+pub fn json<T, F>(
+    handler: impl Fn(Api, Arc<Caller>, Parameters) -> F + Clone + Send + Sync + 'static,
+) -> MethodRouter<Api>
+where
+    T: Serialize + 'static,
+    F: Future<Output = Answer<T>> + Send + 'static,
+{
+    get(
+        move |State(api): State<Api>, Authenticated(caller): Authenticated, parameters: Parameters| async move {
+            handler(api, caller, parameters).await.map(Json)
+        },
+    )
+}
+
+pub async fn stat(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Stat> {
     let parameters = parameters.only(&["by", "namespace", "name", "from", "to", "window"])?;
     let party = |parameter| {
         let party = parameters.namespaced(parameter)?;
@@ -53,11 +67,7 @@ pub async fn stat(
     .await
 }
 
-pub async fn edges(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Edges> {
+pub async fn edges(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Edges> {
     let parameters = parameters.only(&["namespace", "window"])?;
     let (namespace, window) = (parameters.name("namespace")?, parameters.window(WINDOW)?);
     api.sees(&caller, namespace.as_deref()).await?;
@@ -68,11 +78,7 @@ pub async fn edges(
     .await
 }
 
-pub async fn timeline(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Timeline> {
+pub async fn timeline(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Timeline> {
     let parameters = parameters.only(&["namespace", "name", "window"])?;
     let namespace = parameters.required_name("namespace", "shop")?;
     let (name, window) = (parameters.required_name("name", "web")?, parameters.window(HOUR)?);
@@ -83,11 +89,7 @@ pub async fn timeline(
     .await
 }
 
-pub async fn sidecars(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Sidecars> {
+pub async fn sidecars(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Sidecars> {
     let namespace = parameters.only(&["namespace"])?.name("namespace")?;
     api.sees(&caller, namespace.as_deref()).await?;
     compute(&Arc::clone(&api.turns), move || {
@@ -97,11 +99,7 @@ pub async fn sidecars(
     .await
 }
 
-pub async fn health(
-    State(api): State<Api>,
-    Authenticated(_): Authenticated,
-    parameters: Parameters,
-) -> Answer<Health> {
+pub async fn health(api: Api, _: Arc<Caller>, parameters: Parameters) -> Answer<Health> {
     parameters.only(&[])?;
     compute(&Arc::clone(&api.turns), move || Ok(health_of(&api))).await
 }
@@ -127,11 +125,7 @@ pub fn health_of(api: &Api) -> Health {
 }
 
 /// What becomes of a request depends on the policies of both ends, so the caller must see both.
-pub async fn explain(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Explanation> {
+pub async fn explain(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Explanation> {
     let parameters = parameters.only(&["source", "destination", "method", "path", "header"])?;
     let question = question(&parameters)?;
     let (source, _) = &question.source;
@@ -180,11 +174,7 @@ fn destination(text: &str) -> Result<(String, String), Refused> {
 }
 
 /// What a workload may reach is decided by policies of every namespace, so that `what` needs the right to see all.
-pub async fn access(
-    State(api): State<Api>,
-    Authenticated(caller): Authenticated,
-    parameters: Parameters,
-) -> Answer<Access> {
+pub async fn access(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Access> {
     let parameters = parameters.only(&["namespace", "name", "who", "what"])?;
     // Who may reach all workloads of a namespace, or of the mesh, is a question too.
     let namespace = parameters.name("namespace")?.unwrap_or_default();
@@ -214,11 +204,16 @@ pub async fn diff(
     parameters: Parameters,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Answer<Diff> {
+) -> Result<Json<Diff>, Refused> {
     parameters.only(&[])?;
     posted::is_json(&headers)?;
     let body = body.map_err(|error| Refused::new(error.status(), error.body_text()))?;
-    let (policy, namespace) = posted::policy(&body)?;
+    diff_of(api, caller, &body).await.map(Json)
+}
+
+/// What the MeshPolicy in a body would deny.
+pub async fn diff_of(api: Api, caller: Arc<Caller>, body: &[u8]) -> Answer<Diff> {
+    let (policy, namespace) = posted::policy(body)?;
     api.sees(&caller, Some(&namespace)).await?;
     compute(&Arc::clone(&api.turns), move || {
         let sum = api.aggregates.sum(HOUR, now(), |_| true);
@@ -232,7 +227,7 @@ async fn compute<T: Send + 'static>(
     turns: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
 ) -> Answer<T> {
-    turn::compute(turns, work).await?.map(Json)
+    turn::compute(turns, work).await?
 }
 
 /// Unix seconds.

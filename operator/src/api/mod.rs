@@ -1,4 +1,4 @@
-//! The query API: what the operator knows about the mesh, as JSON over HTTP ([`tulle_mesh::query`]).
+//! The query API: what the operator knows about the mesh, as JSON over HTTP ([`tulle_mesh::query`]), and over gRPC.
 //!
 //! In: requests with a token, from whoever may forward a port of the operator's pod. Out: answers of the pure functions
 //! of [`crate::telemetry`] and [`crate::explain`], limited to the namespaces that the token shows. Every replica
@@ -10,12 +10,14 @@
 //!   limits      what one caller may take
 //!   parameters  what is asked for, checked; posted, the policy in a body
 //!   handlers    one function per path
+//!   grpc        the same over gRPC
 //!   turn        the turns of the work that they do
 //!   sidecars    the state of each pod's sidecar
 //!   refused     answers that are not 200
 //! ```
 
 pub mod auth;
+pub mod grpc;
 mod handlers;
 mod kept;
 mod limits;
@@ -37,7 +39,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{any, post};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tulle_mesh::query::Paths;
@@ -48,6 +50,7 @@ pub use parameters::{Parameters, is_name};
 pub use refused::Refused;
 pub use serve::{bind, serve};
 
+use handlers::json;
 use limits::Running;
 
 use crate::discovery::AckTracker;
@@ -57,7 +60,7 @@ use crate::settings::Settings;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
-/// The longest query of a URL, in bytes.
+/// The longest query of a URL, in bytes, and the longest message of gRPC without a MeshPolicy.
 const MAX_QUERY: usize = 8 * 1024;
 /// The longest body, in bytes: that of a MeshPolicy.
 const MAX_BODY: usize = 256 * 1024;
@@ -124,17 +127,18 @@ fn routes_with(api: Api, requests: usize) -> Router {
         running: Arc::default(),
     };
     Router::new()
-        .route(Paths::STAT, get(handlers::stat))
-        .route(Paths::EDGES, get(handlers::edges))
-        .route(Paths::TIMELINE, get(handlers::timeline))
-        .route(Paths::SIDECARS, get(handlers::sidecars))
-        .route(Paths::HEALTH, get(handlers::health))
-        .route(Paths::EXPLAIN, get(handlers::explain))
-        .route(Paths::ACCESS, get(handlers::access))
+        .route(Paths::STAT, json(handlers::stat))
+        .route(Paths::EDGES, json(handlers::edges))
+        .route(Paths::TIMELINE, json(handlers::timeline))
+        .route(Paths::SIDECARS, json(handlers::sidecars))
+        .route(Paths::HEALTH, json(handlers::health))
+        .route(Paths::EXPLAIN, json(handlers::explain))
+        .route(Paths::ACCESS, json(handlers::access))
         .route(Paths::DIFF, post(handlers::diff))
         .route("/api/{*path}", any(unknown_path))
         .method_not_allowed_fallback(wrong_method)
         .with_state(api.clone())
+        .merge(grpc::routes(api.clone()))
         .merge(crate::dashboard::routes(api))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(from_fn_with_state(gate, bounded))
@@ -165,11 +169,13 @@ struct Gate {
 
 /// Bounds what a request costs, and keeps answers of the API out of caches.
 async fn bounded(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let of_api = request.uri().path().starts_with("/api/");
+    let path = request.uri().path();
+    let (of_api, of_grpc) = (path.starts_with("/api/"), grpc::has_path(path));
     let answer = timeout(ANSWER_WITHIN, admitted(&gate, request, next)).await;
     let mut response = match answer.unwrap_or_else(|_| Err(too_late())) {
         Ok(response) => response,
         Err(refused) if of_api => refused.into_response(),
+        Err(refused) if of_grpc => grpc::refused(refused),
         Err(refused) => crate::dashboard::refused(refused),
     };
     let headers = response.headers_mut();

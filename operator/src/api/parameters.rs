@@ -1,4 +1,4 @@
-//! Parameters of a URL's query, checked. A refusal says what to write.
+//! Parameters of a URL's query, or of a message that asks the same, checked. A refusal says what to write.
 
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
@@ -27,6 +27,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
 }
 
 impl Parameters {
+    /// Parameters that have come otherwise than in a URL; those without a value are left out.
+    pub fn of<'a>(given: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Self {
+        let given = given.into_iter();
+        Self(given.filter_map(|(name, value)| value.map(|value| (name.to_owned(), value))).collect())
+    }
+
     /// Refuses parameters that the path does not have: one that is misspelt would be ignored, and more be answered than
     /// was asked for.
     ///

@@ -1,26 +1,40 @@
 //! The listeners of the query API, and what a connection may take: a client that sends nothing, sends without end, or comes
 //! a thousand times must not reach what sidecars need.
 
+use std::io::{self, Cursor, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
 use futures::future::join_all;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::rt::{Read, Write};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::{Api, routes};
 
-/// How long the head of a request may take, from the end of the request before it.
+/// What HTTP/2 begins with (RFC 9113, section 3.4). Clients of gRPC know beforehand that it is spoken here.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long the head of a request may take, from the end of the request before it; how long a connection may take to show
+/// its version, and how long one of HTTP/2 may be silent.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// What is buffered of a connection, in bytes: the longest head.
 const MAX_BUFFER: usize = 64 * 1024;
+/// The same of HTTP/2, and what a stream may send before it is read.
+const MAX_WINDOW: u32 = 64 * 1024;
+/// Streams of a connection at a time: as many as requests of one user.
+const MAX_STREAMS: u32 = 4;
+/// After this time a connection of HTTP/2 takes no more requests, and ends with those that it has. Its client connects
+/// again, so that nobody keeps a place for ever without a request.
+const MAX_AGE: Duration = Duration::from_secs(300);
 /// Connections at a time, of all listeners together. Others wait in the backlog.
 const MAX_CONNECTIONS: usize = 128;
 
@@ -78,18 +92,75 @@ async fn accept(listener: TcpListener, routes: Router, connections: Arc<Semaphor
     }
 }
 
+/// Serves HTTP/2 on a connection that begins as it does, and HTTP/1 on others.
 async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    routes: Router,
+) -> Result<()> {
+    let begun = beginning(&mut stream, HEAD_WITHIN).await?;
+    let is_http2 = begun.starts_with(PREFACE);
+    let (reader, writer) = tokio::io::split(stream);
+    // What was read belongs to the connection.
+    let stream = TokioIo::new(tokio::io::join(Cursor::new(begun).chain(reader), writer));
+    match is_http2 {
+        true => serve_http2(stream, routes).await?,
+        false => serve_http1(stream, routes).await?,
+    }
+    Ok(())
+}
+
+/// The first bytes of a connection: as many as show whether they are those of HTTP/2.
+async fn beginning(stream: &mut (impl AsyncRead + Unpin), within: Duration) -> io::Result<Vec<u8>> {
+    let read = async {
+        let mut begun = Vec::with_capacity(PREFACE.len());
+        while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+            if stream.read_buf(&mut begun).await? == 0 {
+                break;
+            }
+        }
+        Ok::<_, io::Error>(begun)
+    };
+    match timeout(within, read).await {
+        Ok(begun) => begun,
+        Err(_) => {
+            Err(io::Error::new(ErrorKind::TimedOut, "the client does not show the version of HTTP in time"))
+        }
+    }
+}
+
+async fn serve_http1(
+    stream: impl Read + Write + Unpin + Send + 'static,
     routes: Router,
 ) -> Result<(), hyper::Error> {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(MAX_BUFFER);
-    server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)).await
+    server.serve_connection(stream, TowerToHyperService::new(routes)).await
+}
+
+async fn serve_http2(
+    stream: impl Read + Write + Unpin + Send + 'static,
+    routes: Router,
+) -> Result<(), hyper::Error> {
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_WINDOW)
+        .initial_stream_window_size(MAX_WINDOW)
+        .initial_connection_window_size(MAX_STREAMS * MAX_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(HEAD_WITHIN)
+        .keep_alive_timeout(HEAD_WITHIN);
+    let mut connection = pin!(server.serve_connection(stream, TowerToHyperService::new(routes)));
+    if let Ok(ended) = timeout(MAX_AGE, connection.as_mut()).await {
+        return ended;
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
     use crate::api::tests::api;
@@ -118,5 +189,39 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_begins_as_http2_is_known_by_its_whole_preface() {
+        let (mut client, mut server) = tokio::io::duplex(16);
+        let write = async {
+            // In pieces: no more than 16 bytes fit.
+            client.write_all(PREFACE).await.unwrap();
+            client
+        };
+        let (_client, begun) = tokio::join!(write, beginning(&mut server, HEAD_WITHIN));
+        assert_eq!(begun.unwrap(), PREFACE);
+    }
+
+    #[tokio::test]
+    async fn a_request_of_http1_shows_itself_by_its_first_bytes() {
+        for request in ["GET / HTTP/1.1\r\n\r\n", "POST", "PRI * HTTP/1.1\r\n"] {
+            // The client does not end: whoever waited for more bytes would not be answered.
+            let (mut client, mut server) = tokio::io::duplex(1024);
+            client.write_all(request.as_bytes()).await.unwrap();
+            let begun = beginning(&mut server, HEAD_WITHIN).await.unwrap();
+            assert_eq!(begun, request.as_bytes());
+            assert!(!begun.starts_with(PREFACE));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_nothing_is_not_waited_for() {
+        for begun in [&b""[..], b"PRI"] {
+            let (mut client, mut server) = tokio::io::duplex(1024);
+            client.write_all(begun).await.unwrap();
+            let error = beginning(&mut server, Duration::ZERO).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+        }
     }
 }

@@ -108,7 +108,7 @@ async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
 }
 
 /// A request with this token, as the middle part of one; an empty one is not sent.
-fn get(token: &str, path: &str) -> Request<Body> {
+pub(super) fn get(token: &str, path: &str) -> Request<Body> {
     let request = Request::get(path);
     let request = match token {
         "" => request,

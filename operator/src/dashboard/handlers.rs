@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::http::request::Parts;
 use axum::response::{Html, IntoResponse, Response};
 use maud::Markup;
@@ -249,7 +249,7 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::{HeaderMap, header};
+    use axum::http::header;
 
     use super::*;
 
