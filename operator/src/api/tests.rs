@@ -96,6 +96,7 @@ pub(crate) fn api() -> Api {
         authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
         authenticator: Arc::new(Authenticator::new(client.clone(), "tulle-system")),
         turns: super::turn::turns(),
+        taps: Arc::default(),
         client,
         settings: Arc::new(settings.unwrap()),
     }
