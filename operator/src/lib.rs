@@ -6,6 +6,7 @@
 //!               ├──▶ status │
 //!               ├──▶ rollout┴──▶ Canary status ──▶ (watched again) ──▶ model
 //!               └──▶ telemetry, explain ──▶ api, dashboard ──▶ whoever may look
+//!   sidecars ◀──▶ discovery ◀──▶ tap ◀──▶ api
 //! ```
 //! [`model`], [`explain`], [`rollout::machine`], [`rollout::judge`] and [`lease::evaluate`] are pure. Every replica
 //! serves; only the one that holds the Lease writes to Kubernetes. A Canary's weight reaches the
@@ -28,6 +29,7 @@ pub mod rollout;
 pub mod run;
 pub mod settings;
 pub mod status;
+pub mod tap;
 pub mod telemetry;
 pub mod uninjected;
 pub mod watch;

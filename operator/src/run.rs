@@ -34,6 +34,7 @@ use crate::model::{Key, Model};
 use crate::rollout::driver::Driver;
 use crate::settings::Settings;
 use crate::status;
+use crate::tap::Taps;
 use crate::telemetry::{Aggregates, replicate};
 use crate::uninjected;
 use crate::watch::{self as feed, Hub};
@@ -166,8 +167,8 @@ async fn start(
     servers.spawn(relay.run(Arc::clone(&tls)));
     servers.spawn(replicate::follow(Arc::clone(aggregates), Arc::clone(&tls), leadership.clone()));
     servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
+    servers.spawn(api::serve(queries, answers(client, settings, health, &authority, &services.taps)));
     servers.spawn(serve(listener, tls, services, signer));
-    servers.spawn(api::serve(queries, answers(client, settings, health, &authority)));
 
     let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
@@ -203,7 +204,13 @@ async fn start(
 }
 
 /// Sources of the query API and of the page.
-fn answers(client: &Client, settings: &Arc<Settings>, health: &Health, authority: &Arc<Authority>) -> Api {
+fn answers(
+    client: &Client,
+    settings: &Arc<Settings>,
+    health: &Health,
+    authority: &Arc<Authority>,
+    taps: &Arc<Taps>,
+) -> Api {
     Api {
         hub: Arc::clone(&health.hub),
         acks: Arc::clone(&health.acks),
@@ -213,6 +220,7 @@ fn answers(client: &Client, settings: &Arc<Settings>, health: &Health, authority
         settings: Arc::clone(settings),
         authenticator: Arc::new(Authenticator::new(client.clone(), &settings.namespace)),
         turns: api::turn::turns(),
+        taps: Arc::clone(taps),
     }
 }
 

@@ -13,6 +13,7 @@
 //!   grpc        the same over gRPC
 //!   turn        the turns of the work that they do
 //!   sidecars    the state of each pod's sidecar
+//!   tap         single requests, as a stream that ends with its client
 //!   refused     answers that are not 200
 //! ```
 
@@ -26,6 +27,7 @@ mod posted;
 mod refused;
 mod serve;
 pub mod sidecars;
+mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod turn;
@@ -57,6 +59,7 @@ use crate::discovery::AckTracker;
 use crate::identity::authority::Authority;
 use crate::lease::Leadership;
 use crate::settings::Settings;
+use crate::tap::Taps;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
 
@@ -66,7 +69,8 @@ const MAX_QUERY: usize = 8 * 1024;
 const MAX_BODY: usize = 256 * 1024;
 /// Requests that are answered at a time; others wait for their turn.
 const MAX_REQUESTS: usize = 32;
-/// How long a request may take, its turn included.
+/// How long a request may take, its turn included. The lines of a tap come after its answer has begun, and have limits of
+/// their own.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Sources of the answers.
@@ -88,6 +92,8 @@ pub struct Api {
     pub authenticator: Arc<Authenticator>,
     /// Turns of the work that answers are made by.
     pub turns: Arc<Semaphore>,
+    /// Who looks at single requests.
+    pub taps: Arc<Taps>,
 }
 
 impl Api {
@@ -135,6 +141,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
         .route(Paths::EXPLAIN, json(handlers::explain))
         .route(Paths::ACCESS, json(handlers::access))
         .route(Paths::DIFF, post(handlers::diff))
+        .route(Paths::TAP, get(tap::tap))
         .route("/api/{*path}", any(unknown_path))
         .method_not_allowed_fallback(wrong_method)
         .with_state(api.clone())
@@ -147,7 +154,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access and diff",
+        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

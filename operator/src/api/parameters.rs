@@ -1,7 +1,13 @@
 //! Parameters of a URL's query, or of a message that asks the same, checked. A refusal says what to write.
 
+use std::ops::RangeInclusive;
+
 use axum::extract::{FromRequestParts, Query};
+use axum::http::HeaderName;
 use axum::http::request::Parts;
+use tulle_mesh::policy::Glob;
+use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::proto::{Tap, TapFilter};
 use tulle_mesh::query::By;
 
 use super::Refused;
@@ -10,6 +16,25 @@ use super::Refused;
 const MIN_WINDOW: u64 = 10;
 /// The longest: that of the whole history.
 const MAX_WINDOW: u64 = 6 * 3600;
+
+/// Requests that a sidecar shows in a second at most, unless a tap says otherwise.
+const RATE: u32 = 20;
+/// The most that it can be asked for.
+const MAX_RATE: u32 = 100;
+/// The longest latency that can be asked for, in milliseconds.
+const MAX_SLOW: u64 = 3_600_000;
+/// Headers that a tap shows.
+const MAX_HEADERS: usize = 8;
+/// Headers that no tap shows, whoever asks.
+const CREDENTIALS: [&str; 7] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
+    "x-api-key",
+    "x-auth-token",
+    "x-amz-security-token",
+];
 
 /// Names and values in a URL's query, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -158,6 +183,117 @@ impl Parameters {
     }
 }
 
+/// Parameters of a tap.
+impl Parameters {
+    /// What sidecars are asked to show, but for the `id`.
+    ///
+    /// # Errors
+    /// 400 for a value that no request could have, or that may not be shown.
+    pub fn tap(&self) -> Result<Tap, Refused> {
+        let (peer_namespace, peer) = self.namespaced("peer")?.unwrap_or_default();
+        let (status_from, status_to) = self.status()?;
+        let filter = TapFilter {
+            peer_namespace,
+            peer,
+            method: self.method()?,
+            path: self.glob()?,
+            status_from,
+            status_to,
+            denied: self.flag("denied")?,
+            slow_micros: self.number("slow", 1..=MAX_SLOW)?.unwrap_or(0) * 1_000,
+            direction: self.direction()?.into(),
+        };
+        let rate = self.number("rate", 1..=u64::from(MAX_RATE))?;
+        let rate = rate.and_then(|rate| u32::try_from(rate).ok()).unwrap_or(RATE);
+        Ok(Tap { id: 0, filter: Some(filter), rate, headers: self.header_names()? })
+    }
+
+    fn direction(&self) -> Result<Direction, Refused> {
+        match self.one("direction")? {
+            None => Ok(Direction::Unspecified),
+            Some("inbound") => Ok(Direction::Inbound),
+            Some("outbound") => Ok(Direction::Outbound),
+            Some(other) => {
+                Err(Refused::bad_request(format!("direction is {other:?}; write inbound or outbound")))
+            }
+        }
+    }
+
+    fn method(&self) -> Result<String, Refused> {
+        let method = self.one("method")?.unwrap_or("");
+        // Methods are tokens. Those that people look for have letters only.
+        match method.len() <= 32 && method.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-') {
+            true => Ok(method.to_ascii_uppercase()),
+            false => Err(Refused::bad_request(format!("method is {method:?}; write one such as GET"))),
+        }
+    }
+
+    fn glob(&self) -> Result<String, Refused> {
+        let Some(pattern) = self.one("path")? else { return Ok(String::new()) };
+        match Glob::compile(pattern) {
+            Ok(_) => Ok(pattern.to_owned()),
+            Err(error) => Err(Refused::bad_request(format!(
+                "path is {pattern:?}, which is not a glob ({error}); write one such as /cart/* or /api/**"
+            ))),
+        }
+    }
+
+    /// The first and the last status; 0 and 0: any.
+    fn status(&self) -> Result<(u32, u32), Refused> {
+        let Some(text) = self.one("status")? else { return Ok((0, 0)) };
+        let class = text.strip_suffix("xx").or_else(|| text.strip_suffix("XX"));
+        let class = class.and_then(|class| class.parse::<u32>().ok()).filter(|class| (1..=5).contains(class));
+        let one = text.parse::<u32>().ok().filter(|status| (100..=599).contains(status));
+        match (class, one) {
+            (Some(class), _) => Ok((class * 100, class * 100 + 99)),
+            (None, Some(status)) => Ok((status, status)),
+            (None, None) => {
+                Err(Refused::bad_request(format!("status is {text:?}; write one such as 503 or 5xx")))
+            }
+        }
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, Refused> {
+        match self.one(name)? {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(Refused::bad_request(format!("{name} is {other:?}; write {name}=true"))),
+        }
+    }
+
+    fn number(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refused> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.map(Some).ok_or_else(|| {
+            let (least, most) = range.into_inner();
+            Refused::bad_request(format!("{name} is {text:?}; write a number from {least} to {most}"))
+        })
+    }
+
+    /// Names of headers, in small letters and each once.
+    fn header_names(&self) -> Result<Vec<String>, Refused> {
+        let mut names: Vec<String> = Vec::new();
+        for text in self.all("header") {
+            let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
+                Refused::bad_request(format!(
+                    "header is {text:?}, which is not the name of a header; write one such as user-agent"
+                ))
+            })?;
+            if CREDENTIALS.contains(&name.as_str()) {
+                return Err(Refused::bad_request(format!("header {name} holds credentials"))
+                    .with_hint("no tap shows them, whoever asks: leave it out"));
+            }
+            if !names.iter().any(|known| known == name.as_str()) {
+                names.push(name.as_str().to_owned());
+            }
+        }
+        match names.len() <= MAX_HEADERS {
+            true => Ok(names),
+            false => Err(Refused::bad_request(format!("a tap shows at most {MAX_HEADERS} headers"))),
+        }
+    }
+}
+
 /// Whether a text can be the name of an object in Kubernetes. Names stand in hints that people paste into a shell, so
 /// nothing else gets there.
 pub fn is_name(text: &str) -> bool {
@@ -241,5 +377,56 @@ mod tests {
         let wanted = [("x-user", "beta"), ("x-time", "12:30")];
         assert_eq!(headers, wanted.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert!(error(parameters("header=beta").headers()).contains("NAME:VALUE"));
+    }
+
+    #[test]
+    fn a_tap_without_parameters_shows_everything_at_the_usual_rate() {
+        let tap = parameters("namespace=shop").tap().unwrap();
+        assert_eq!(tap, Tap { rate: 20, filter: Some(TapFilter::default()), ..Tap::default() });
+    }
+
+    #[test]
+    fn parameters_of_a_tap_become_the_filter_of_the_sidecars() {
+        let query = "direction=outbound&peer=shop/db&method=get&path=/a/**&status=5xx&denied=true&slow=200\
+                     &header=User-Agent&header=x-id&header=user-agent&rate=100";
+        let filter = TapFilter {
+            peer_namespace: "shop".into(),
+            peer: "db".into(),
+            method: "GET".into(),
+            path: "/a/**".into(),
+            status_from: 500,
+            status_to: 599,
+            denied: true,
+            slow_micros: 200_000,
+            direction: Direction::Outbound.into(),
+        };
+        let headers = vec!["user-agent".to_owned(), "x-id".to_owned()];
+        assert_eq!(parameters(query).tap().unwrap(), Tap { id: 0, filter: Some(filter), rate: 100, headers });
+        let status = |text: &str| parameters(&format!("status={text}")).status();
+        assert_eq!((status("503"), status("2XX")), (Ok((503, 503)), Ok((200, 299))));
+    }
+
+    #[test]
+    fn what_a_tap_cannot_show_is_refused_with_what_to_write() {
+        for (query, wanted) in [
+            ("direction=in", "write inbound or outbound"),
+            ("peer=web", "write NAMESPACE/NAME"),
+            ("method=GET%20/", "write one such as GET"),
+            ("path=cart", "not a glob"),
+            ("status=6xx", "write one such as 503 or 5xx"),
+            ("status=99", "write one such as 503 or 5xx"),
+            ("status=xx", "write one such as 503 or 5xx"),
+            ("denied=yes", "write denied=true"),
+            ("slow=200ms", "write a number from 1 to 3600000"),
+            ("slow=0", "write a number from 1 to 3600000"),
+            ("rate=101", "write a number from 1 to 100"),
+            ("header=a%20b", "not the name of a header"),
+            ("header=Authorization", "holds credentials"),
+            ("header=cookie", "holds credentials"),
+            ("header=a&header=b&header=c&header=d&header=e&header=f&header=g&header=h&header=i", "at most 8"),
+        ] {
+            let message = error(parameters(query).tap());
+            assert!(message.contains(wanted), "{query}: {message}");
+        }
     }
 }

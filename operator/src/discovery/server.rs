@@ -35,6 +35,7 @@ use super::peer::Tls;
 use super::relay::LeaderRelay;
 use super::report::{SidecarEvent, certificate_of, lacking, name_of, report_of};
 use super::session::{Build, Down, MAX_SUBSCRIPTIONS, Session};
+use crate::tap::{self, Taps};
 use crate::telemetry::{Aggregates, replicate};
 use crate::watch::Hub;
 
@@ -71,6 +72,8 @@ pub struct Services {
     pub check_addresses: bool,
     /// Resources, compiled once for all sidecars.
     pub cache: Arc<Cache>,
+    /// Who looks at single requests.
+    pub taps: Arc<Taps>,
     admission: Arc<Admission>,
 }
 
@@ -84,8 +87,8 @@ impl Services {
         me: WorkloadId,
     ) -> Self {
         let cache = Cache::following(&hub);
-        let admission = Arc::default();
-        Self { hub, relay, acks, aggregates, me, check_addresses: true, cache, admission }
+        let (taps, admission) = (Arc::default(), Arc::default());
+        Self { hub, relay, acks, aggregates, me, check_addresses: true, cache, taps, admission }
     }
 
     /// Whether a sidecar speaks for its own pod: namespace and account are those of its certificate, and its
@@ -196,13 +199,18 @@ impl Discovery for Services {
         self.admit(&hello, &identity, from.as_ref().map(|from| from.address))?;
         let held = hello.held.into_iter().filter_map(|held| Some((name_of(held.name?), held.version)));
         let held: HashMap<_, _> = held.take(MAX_SUBSCRIPTIONS).collect();
-        let build = Build { version: bounds::version(&hello.version), lacks: lacking(&hello.features) };
+        let build = Build {
+            version: bounds::version(&hello.version),
+            lacks: lacking(&hello.features),
+            taps: hello.features.iter().any(|feature| feature == tap::FEATURE),
+        };
         let (down, messages) = mpsc::channel(64);
         let session = Session {
             hub: Arc::clone(&self.hub),
             cache: Arc::clone(&self.cache),
             relay: Arc::clone(&self.relay),
             admission: Arc::clone(&self.admission),
+            taps: Arc::clone(&self.taps),
             pod_uid: hello.pod_uid,
             down,
             hang_up: from.map(|from| from.hang_up).unwrap_or_default(),

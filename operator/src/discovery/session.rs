@@ -24,6 +24,8 @@ use super::cache::{Cache, Id, Shared, Wake};
 use super::relay::LeaderRelay;
 use super::report::{Name, SidecarEvent, Stamps, endpoints_name, name_of, resource_name};
 use crate::model::Variant;
+use crate::tap::{Registered, Sidecar, Taps};
+use crate::telemetry::query::reporter;
 use crate::watch::Hub;
 
 /// Changes are gathered for this long before they are sent, and longer the more there are: 0 for the
@@ -59,6 +61,8 @@ pub struct Session {
     pub relay: Arc<LeaderRelay>,
     /// The queue for new subscriptions.
     pub admission: Arc<Admission>,
+    /// Who looks at single requests.
+    pub taps: Arc<Taps>,
     /// The pod, as its certificate and hello say.
     pub pod_uid: String,
     /// Messages to the sidecar.
@@ -74,10 +78,14 @@ pub struct Build {
     pub version: Arc<str>,
     /// Features of this operator's build that it does not have.
     pub lacks: Vec<&'static str>,
+    /// It can show single requests.
+    pub taps: bool,
 }
 
 struct State {
     wake: Arc<Wake>,
+    /// What it has seen goes through this. `None`: the model does not know its pod any more.
+    tapped: Option<Registered>,
     /// What is subscribed.
     subscribed: HashMap<Name, Subscription>,
     /// How many subscribed routes lead to each Endpoints resource.
@@ -116,13 +124,14 @@ enum Reported {
 impl Session {
     /// Serves the stream of a sidecar of this build, which holds these versions, to its end.
     pub async fn run(self, mut up: Streaming<SidecarMessage>, held: HashMap<Name, String>, build: Build) {
-        let Build { version, lacks } = build;
+        let Build { version, lacks, taps } = build;
         self.relay.report(&self.pod_uid, SidecarEvent::Connected);
         self.relay.report(&self.pod_uid, SidecarEvent::Version(version));
         if !lacks.is_empty() {
             self.relay.report(&self.pod_uid, SidecarEvent::Lacks(lacks));
         }
         let mut state = State::new(self.cache.wake(self.namespace()), held);
+        state.tapped = self.register(taps);
         let end = self.serve(&mut up, &mut state).await;
         for (name, subscription) in state.subscribed.drain() {
             self.cache.unsubscribe(&(name, subscription.variant), &state.wake);
@@ -134,6 +143,23 @@ impl Session {
         }
         self.relay.ended(&self.pod_uid);
         self.relay.report(&self.pod_uid, SidecarEvent::Gone);
+    }
+
+    /// Makes the sidecar known to those who look at single requests, until the answer is dropped.
+    fn register(&self, is_able: bool) -> Option<Registered> {
+        let sidecar = {
+            let model = self.hub.model();
+            let pod = model.pod(&self.pod_uid)?;
+            Sidecar {
+                namespace: Arc::clone(&pod.namespace),
+                pod: Arc::clone(&pod.name),
+                reporter: reporter(pod),
+                is_able,
+            }
+        };
+        let down = self.down.clone();
+        let deliver = move |message| down.try_send(Ok(boxed(message))).is_ok();
+        Some(self.taps.register(sidecar, Box::new(deliver), std::time::Instant::now()))
     }
 
     async fn serve(&self, up: &mut Streaming<SidecarMessage>, state: &mut State) -> Result<(), Status> {
@@ -211,6 +237,12 @@ impl Session {
                 Ok(())
             }
             Some(sidecar_message::Message::Telemetry(report)) => self.telemetry(report, state).await,
+            Some(sidecar_message::Message::Tapped(tapped)) => {
+                if let Some(registered) = &state.tapped {
+                    registered.tapped(tapped, std::time::Instant::now());
+                }
+                Ok(())
+            }
             Some(sidecar_message::Message::Hello(_)) | None => {
                 Err(Status::invalid_argument("one hello, at the start"))
             }
@@ -531,6 +563,7 @@ impl State {
     fn new(wake: Arc<Wake>, held: HashMap<Name, String>) -> Self {
         Self {
             wake,
+            tapped: None,
             subscribed: HashMap::new(),
             routes: HashMap::new(),
             held,

@@ -29,7 +29,7 @@ pub struct StatQuery {
 }
 
 /// Who reports from a pod.
-pub(super) fn reporter(pod: &Pod) -> Reporter {
+pub(crate) fn reporter(pod: &Pod) -> Reporter {
     match &pod.workload {
         Some(workload) => Reporter {
             namespace: Arc::clone(&workload.namespace),
@@ -125,12 +125,7 @@ pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
         let (source, destination) = match id.direction {
             Direction::Outbound => (id.reporter.party(), peers.destination(id)),
             Direction::Inbound if &*id.peer == PLAIN => {
-                let plain = Party {
-                    namespace: id.namespace.to_string(),
-                    kind: "Plain".to_owned(),
-                    name: String::new(),
-                };
-                (plain, id.reporter.party())
+                (client(&id.namespace, &id.peer), id.reporter.party())
             }
             // The client's sidecar has counted it.
             Direction::Inbound => continue,
@@ -184,9 +179,26 @@ impl<'a> Peers<'a> {
         let (namespace, name) = (&*id.namespace, &*id.peer);
         let is_account =
             self.accounts.contains(&(namespace, name)) && !self.model.has_service(namespace, name);
-        let kind = if is_account { "ServiceAccount" } else { "Service" };
-        Party { namespace: namespace.to_owned(), kind: kind.to_owned(), name: name.to_owned() }
+        destination(namespace, name, is_account)
     }
+}
+
+/// A destination that a sidecar names: a Service, or the service account of a pod whose own address was dialled.
+pub fn destination(namespace: &str, name: &str, is_account: bool) -> Party {
+    let kind = if is_account { "ServiceAccount" } else { "Service" };
+    Party { namespace: namespace.to_owned(), kind: kind.to_owned(), name: name.to_owned() }
+}
+
+/// Whether a destination of this name is a service account. Looks at every pod, unless it is a Service.
+pub fn is_account(model: &Model, namespace: &str, name: &str) -> bool {
+    let has = |pod: &Pod| *pod.namespace == *namespace && *pod.service_account == *name;
+    !namespace.is_empty() && !model.has_service(namespace, name) && model.pods().any(has)
+}
+
+/// A client that a sidecar names: a service account, or whoever has no sidecar.
+pub fn client(namespace: &str, name: &str) -> Party {
+    let (kind, name) = if name == PLAIN { ("Plain", "") } else { ("ServiceAccount", name) };
+    Party { namespace: namespace.to_owned(), kind: kind.to_owned(), name: name.to_owned() }
 }
 
 /// How many pods of each workload, or of each revision, have a sidecar.

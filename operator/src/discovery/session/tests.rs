@@ -4,7 +4,9 @@ use futures::FutureExt as _;
 use tonic::Code;
 use tulle_mesh::features::SPLIT_V1;
 use tulle_mesh::proto::resource::Body;
-use tulle_mesh::proto::{Ack, Nack, Resource, SeriesKey, Subscribe, Unsubscribe, route, series_key};
+use tulle_mesh::proto::{
+    Ack, Nack, Resource, SeriesKey, Subscribe, Tap, TapEvent, Tapped, Unsubscribe, route, series_key,
+};
 
 use super::*;
 use crate::discovery::{AckTracker, Acknowledgement};
@@ -13,6 +15,7 @@ use crate::model::gateway::{RouteKind, RouteObject, RouteSpec};
 use crate::model::object::ServicePort;
 use crate::model::tests::{canary, key, pod, shop};
 use crate::model::{Model, Service};
+use crate::tap::Wanted;
 
 const VIP: &str = "10.96.0.1:80";
 const EXTERNAL: &str = "203.0.113.1:80";
@@ -46,6 +49,7 @@ impl Sidecar {
             cache,
             relay,
             admission: Arc::default(),
+            taps: Arc::default(),
             pod_uid: "uid-a".into(),
             down: sender,
             hang_up: Arc::default(),
@@ -480,4 +484,24 @@ async fn a_second_report_waits_a_moment() {
     let Sidecar { session, state, .. } = &mut sidecar;
     assert_eq!(session.telemetry(report.clone(), state).now_or_never().map(|end| end.is_ok()), Some(true));
     assert!(session.telemetry(report, state).now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_tap_reaches_the_sidecar_of_its_stream_and_what_that_has_seen_the_reader() {
+    let hub = Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")])));
+    let mut sidecar = Sidecar::new(&hub);
+    sidecar.state.tapped = sidecar.session.register(true);
+    let wanted = Wanted { namespace: Some("shop".into()), workload: Some("web".into()) };
+    let message = Tap { rate: 20, ..Tap::default() };
+    let mut tapping = sidecar.session.taps.start("anna", wanted, message, std::time::Instant::now()).unwrap();
+    let sent = *sidecar.down.try_recv().unwrap().unwrap();
+    let Some(operator_message::Message::Tap(tap)) = sent.message else { panic!("not a tap") };
+    let event = TapEvent { path: "/cart".into(), ..TapEvent::default() };
+    let tapped = Tapped { id: tap.id, events: vec![event], passed: 1, lost: 0 };
+    sidecar.says(sidecar_message::Message::Tapped(tapped)).await.unwrap();
+    let seen = tapping.events.try_recv().unwrap();
+    assert_eq!((&*seen.sidecar.pod, seen.event.path.as_str()), ("a", "/cart"));
+    sidecar.state.tapped = None;
+    drop(tapping);
+    assert!(sidecar.down.try_recv().is_err(), "a stream that has ended is sent nothing");
 }
