@@ -41,7 +41,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, post};
+use axum::routing::{any, get, post};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tulle_mesh::query::Paths;

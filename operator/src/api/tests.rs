@@ -95,11 +95,7 @@ pub(crate) fn api() -> Api {
         authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
         authenticator: Arc::new(Authenticator::new(api_server(), "tulle-system")),
         turns: super::turn::turns(),
-<<<<<<< HEAD
-=======
         taps: Arc::default(),
-        client,
->>>>>>> h-tapop
         settings: Arc::new(settings.unwrap()),
     }
 }
