@@ -135,7 +135,7 @@ async fn a_refusal_is_remembered_under_its_id_without_the_query() {
     let mut call = Call::http1(head, &mut reader, &mut writer);
     assert!(admit(&mut call, &worker, &meshed()).await.is_err());
     let [denial] = worker.telemetry.denials.all().try_into().unwrap();
-    assert_eq!(call.denial.map(|id| id.to_string()), Some(denial.id));
+    assert_eq!(call.denial.map(|id| id.to_string()), Some(denial.id.clone()));
     assert_eq!(
         (denial.method.as_str(), denial.path.as_str(), denial.host.as_str()),
         ("GET", "/admin/x", "web")
