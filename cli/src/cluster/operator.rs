@@ -2,12 +2,14 @@
 
 use std::pin::pin;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
@@ -21,6 +23,8 @@ use crate::exit::CliError;
 
 /// The longest answer that is read.
 const LIMIT: usize = 64 << 20;
+/// The longest line of a stream.
+const MAX_LINE: usize = 1 << 20;
 /// How long a port-forward may take to say why it has ended.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -35,6 +39,57 @@ pub struct Operator {
 struct Answer {
     status: StatusCode,
     body: Bytes,
+}
+
+/// What becomes of the question for a stream.
+pub enum Opened {
+    /// The stream.
+    Lines(Lines),
+    /// The operator has answered, and why it refuses.
+    Refused(CliError),
+}
+
+/// What an answer begins with.
+enum Begun {
+    Lines(Lines),
+    Answer(Answer),
+}
+
+/// An answer that comes line by line.
+pub struct Lines {
+    body: Incoming,
+    /// What has been read of the next lines.
+    read: BytesMut,
+    /// The connection ends with it.
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl Lines {
+    /// The next line, without its end. `None`: the answer has ended.
+    ///
+    /// # Errors
+    /// The connection broke, or the line is too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CliError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let mut line = self.read.split_to(end + 1);
+                line.truncate(end);
+                return Ok(Some(line.freeze()));
+            }
+            if self.read.len() > MAX_LINE {
+                return Err(CliError::failed("the operator's answer has a line that is too long"));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(broken(&error)),
+            }
+        }
+    }
 }
 
 /// Something to read from and write to.
@@ -104,12 +159,32 @@ impl Operator {
         self.ask(Method::POST, &target(path, parameters), Bytes::from(body)).await
     }
 
+    /// Asks for an answer that comes line by line, and does not end by itself.
+    ///
+    /// # Errors
+    /// The operator cannot be reached.
+    pub async fn lines(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Opened, CliError> {
+        let target = target(path, parameters);
+        let request = self.request(Method::GET, &target, Bytes::new())?;
+        let begun = self.exchange(|stream| begin(stream, request));
+        Ok(match within("asking the operator", begun).await? {
+            Begun::Lines(lines) => Opened::Lines(lines),
+            Begun::Answer(answer) => Opened::Refused(refused(&answer, &target)),
+        })
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         target: &str,
         body: Bytes,
     ) -> Result<T, CliError> {
+        let request = self.request(method, target, body)?;
+        let answer = within("asking the operator", self.exchange(|stream| send(stream, request))).await?;
+        read(&answer, target)
+    }
+
+    fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Request<Full<Bytes>>, CliError> {
         let request = Request::builder()
             .method(method)
             .uri(target)
@@ -118,19 +193,20 @@ impl Operator {
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body));
-        let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
-        let answer = within("asking the operator", self.exchange(request)).await?;
-        read(&answer, target)
+        request.map_err(|error| CliError::failed(format!("invalid request: {error}")))
     }
 
-    /// Sends a request through a port-forward of its own.
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
+    /// Sends something through a port-forward of its own, and waits for what comes back.
+    async fn exchange<T, F>(&self, send: impl FnOnce(Box<dyn Duplex>) -> F) -> Result<T, CliError>
+    where
+        F: Future<Output = Result<T, CliError>>,
+    {
         let Tunnel { stream, refused } = tunnel(&self.client, &self.at).await?;
         let mut refused = pin!(refused.fuse());
         let answer = tokio::select! {
             biased;
             Some(why) = &mut refused => return Err(failure::refusal(&self.at, &why)),
-            answer = send(stream, request) => answer,
+            answer = send(stream) => answer,
         };
         let error = match answer {
             Ok(answer) => return Ok(answer),
@@ -144,17 +220,40 @@ impl Operator {
     }
 }
 
+fn broken(error: &hyper::Error) -> CliError {
+    let what = format!("the connection to the operator broke: {}", failure::chain(error));
+    CliError::failed(what).hint("try again: another replica of the operator takes over within seconds")
+}
+
+/// One request and the head of its answer. The connection ends with the sender.
+async fn head(
+    stream: Box<dyn Duplex>,
+    request: Request<Full<Bytes>>,
+) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), CliError> {
+    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.map_err(|error| broken(&error))?;
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    Ok((response, sender))
+}
+
 /// One request and its answer.
 async fn send(stream: Box<dyn Duplex>, request: Request<Full<Bytes>>) -> Result<Answer, CliError> {
-    let broken = |error: hyper::Error| {
-        let what = format!("the connection to the operator broke: {}", failure::chain(&error));
-        CliError::failed(what).hint("try again: another replica of the operator takes over within seconds")
-    };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // It ends with the sender, which this function owns.
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(broken)?;
+    let (response, _sender) = head(stream, request).await?;
+    answer(response).await
+}
+
+/// One request, and the lines that it is answered with.
+async fn begin(stream: Box<dyn Duplex>, request: Request<Full<Bytes>>) -> Result<Begun, CliError> {
+    let (response, sender) = head(stream, request).await?;
+    if response.status() != StatusCode::OK {
+        return answer(response).await.map(Begun::Answer);
+    }
+    Ok(Begun::Lines(Lines { body: response.into_body(), read: BytesMut::new(), _sender: sender }))
+}
+
+/// Reads an answer to its end.
+async fn answer(response: Response<Incoming>) -> Result<Answer, CliError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), LIMIT).collect().await;
     let body =
@@ -180,14 +279,19 @@ fn read<T: DeserializeOwned>(answer: &Answer, target: &str) -> Result<T, CliErro
             CliError::failed(what).hint("`tulle version` shows both versions")
         });
     }
+    Err(refused(answer, target))
+}
+
+/// Why there is no answer.
+fn refused(answer: &Answer, target: &str) -> CliError {
     match serde_json::from_slice::<query::Refusal>(&answer.body) {
-        Ok(query::Refusal { error, hint: Some(hint) }) => Err(CliError::failed(error).hint(hint)),
-        Ok(query::Refusal { error, hint: None }) => Err(CliError::failed(error)),
+        Ok(query::Refusal { error, hint: Some(hint) }) => CliError::failed(error).hint(hint),
+        Ok(query::Refusal { error, hint: None }) => CliError::failed(error),
         Err(_) if answer.status == StatusCode::NOT_FOUND => {
             let what = format!("the operator does not know {target}: it is older than this program");
-            Err(CliError::failed(what).hint("tulle upgrade"))
+            CliError::failed(what).hint("tulle upgrade")
         }
-        Err(_) => Err(CliError::failed(format!("the operator answers {} to {target}", answer.status))),
+        Err(_) => CliError::failed(format!("the operator answers {} to {target}", answer.status)),
     }
 }
 
@@ -250,5 +354,33 @@ mod tests {
         let answer = send(Box::new(ours), request).await.unwrap();
         assert_eq!((answer.status, answer.body), (StatusCode::OK, Bytes::from_static(b"{}")));
         assert!(server.await.unwrap().starts_with("GET /api/v1/health?x=1 HTTP/1.1\r\n"));
+    }
+
+    #[tokio::test]
+    async fn lines_are_read_as_they_come_whatever_the_bytes_come_in() {
+        use tokio::io::AsyncWriteExt as _;
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let request = Request::get("/api/v1/tap").header(HOST, "127.0.0.1").body(Full::default()).unwrap();
+        let opened = tokio::spawn(begin(Box::new(ours), request));
+        theirs.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let Begun::Lines(mut lines) = opened.await.unwrap().unwrap() else { panic!("no lines") };
+        theirs.write_all(b"6\r\none\ntw\r\n").await.unwrap();
+        assert_eq!(lines.next().await, Ok(Some(Bytes::from_static(b"one"))));
+        theirs.write_all(b"8\r\no\nthree\n\r\n0\r\n\r\n").await.unwrap();
+        assert_eq!(lines.next().await, Ok(Some(Bytes::from_static(b"two"))));
+        assert_eq!(lines.next().await, Ok(Some(Bytes::from_static(b"three"))));
+        assert_eq!(lines.next().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_has_the_operators_words() {
+        use tokio::io::AsyncWriteExt as _;
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let request = Request::get("/api/v1/tap").header(HOST, "127.0.0.1").body(Full::default()).unwrap();
+        let opened = tokio::spawn(begin(Box::new(ours), request));
+        let answer = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 14\r\n\r\n{\"error\":\"no\"}";
+        theirs.write_all(answer).await.unwrap();
+        let Begun::Answer(answer) = opened.await.unwrap().unwrap() else { panic!("no answer") };
+        assert_eq!(refused(&answer, "/api/v1/tap"), CliError::failed("no"));
     }
 }
