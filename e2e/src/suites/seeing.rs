@@ -8,6 +8,7 @@
 //!   checked    check, and the commands that it names
 //!   rollout    canary
 //!   logs       access logs, as policies ask for them
+//!   tap        single requests, with filters and without secrets
 //!   page       the page, through tulle dashboard
 //!   leader     (suite operations) the history survives a change of leader
 //!   quiet      (suite operations) the commands change nothing
@@ -24,6 +25,7 @@ mod policies;
 pub(super) mod quiet;
 mod rights;
 mod rollout;
+mod tap;
 pub(super) mod traces;
 
 use std::fs;
@@ -52,6 +54,7 @@ pub(super) const TESTS: &[Test] = &[
     ("tulle lint and inject read manifests without changing anything", policies::manifests),
     ("the page ranks workloads, and needs a token", page::ranks),
     ("a policy logs errors, a share or all, and never a query or a credential", logs::of_policies),
+    ("tulle tap shows requests by filter, never a credential, and restarts nothing", tap::requests),
 ];
 
 /// The longest window in which a test's traffic is the only one of its namespace, and which is summed from slots of 10 s.
