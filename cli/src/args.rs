@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::commands::{
     access, canary, check, completion, config, dashboard, diff, edges, explain, inject, install, lint, pods,
-    report, routes, stat, top, uninstall, version,
+    report, routes, stat, tap, top, uninstall, version,
 };
 use crate::exit;
 use crate::output::Format;
@@ -85,6 +85,8 @@ pub enum Command {
     Edges(edges::Args),
     /// Routes of a Service, as its clients have seen them
     Routes(routes::Args),
+    /// Single requests as they end, with filters
+    Tap(tap::Args),
     /// Sidecars: version, configuration and certificate
     Pods(pods::Args),
     /// The configuration that a pod's sidecar has

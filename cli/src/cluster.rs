@@ -24,7 +24,7 @@ pub mod locate;
 pub mod operator;
 pub mod proxy;
 
-pub use locate::Located;
+pub use locate::{Located, Ready};
 pub use operator::Operator;
 
 use connection::Connection;
@@ -125,6 +125,15 @@ impl Context {
     pub async fn locate(&self) -> Result<Located, CliError> {
         let client = self.client().await?;
         within("looking for the operator", locate::locate(&client, &self.system, self.system_is_given)).await
+    }
+
+    /// Finds every replica of the operator that is ready.
+    ///
+    /// # Errors
+    /// As [`Context::locate`].
+    pub async fn replicas(&self) -> Result<Ready, CliError> {
+        let client = self.client().await?;
+        within("looking for the operator", locate::ready(&client, &self.system, self.system_is_given)).await
     }
 
     /// The operator's query API, with a token for the namespaces of this command.

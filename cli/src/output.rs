@@ -232,7 +232,7 @@ impl Display for Table {
 }
 
 /// A line of a table. Its last cell is not padded.
-fn line<S: AsRef<str>>(cells: &[S], widths: &[usize]) -> String {
+pub(crate) fn line<S: AsRef<str>>(cells: &[S], widths: &[usize]) -> String {
     let mut line = String::new();
     for (index, (text, widest)) in cells.iter().zip(widths).enumerate() {
         let text = cell(text.as_ref());

@@ -32,8 +32,9 @@ pub const MAX_TAPS: usize = 8;
 pub const MAX_OF_CALLER: usize = 2;
 /// Sidecars that a tap looks at.
 pub const MAX_SIDECARS: usize = 200;
-/// Requests that wait for the reader of a tap: two seconds of ten sidecars at the usual rate.
-const ROOM: usize = 400;
+/// Requests that wait for the reader of a tap: a second of 50 sidecars at the usual rate. Typically 500 bytes each, and 8 kB
+/// where a sidecar makes all of them as long as it can.
+const ROOM: usize = 1_000;
 
 /// Sends a message to a sidecar without waiting; `false`: there is no room for it now.
 pub type Deliver = Box<dyn Fn(Message) -> bool + Send + Sync>;

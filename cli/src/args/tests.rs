@@ -40,6 +40,10 @@ fn the_commands_of_this_table_are_read() {
         "tulle edges --window 1h",
         "tulle routes",
         "tulle routes web",
+        "tulle tap",
+        "tulle tap web --status 5xx --denied --slow 200ms -H user-agent --header x-id --rate 5 --max 3",
+        "tulle tap deploy/web --to payments/checkout --method GET --path /cart/** --timeout 1m",
+        "tulle tap --inbound --from load",
         "tulle dashboard --port 8080",
         "tulle dashboard --allow-actions",
         "tulle version --client",
@@ -52,9 +56,18 @@ fn the_commands_of_this_table_are_read() {
 
 #[test]
 fn a_wrong_command_line_ends_with_the_code_for_usage() {
-    for line in
-        ["tulle", "tulle stats", "tulle stat --window 60", "tulle stat -o xml", "tulle completion tcsh"]
-    {
+    for line in [
+        "tulle",
+        "tulle tap --rate 101",
+        "tulle tap --max 0",
+        "tulle tap --inbound --to web",
+        "tulle tap --inbound --outbound",
+        "tulle tap --from a --to b",
+        "tulle stats",
+        "tulle stat --window 60",
+        "tulle stat -o xml",
+        "tulle completion tcsh",
+    ] {
         let error = read(line).err().unwrap();
         assert_eq!(error.exit_code(), 2, "{line}");
     }

@@ -1,16 +1,18 @@
 //! One HTTP request to a port of a pod, through a port-forward of the API server.
 //!
-//! In: a pod, its port and a request. Out: status and body of the answer, or which part of the way has failed. What that
+//! In: a pod, its port and a request. Out: status and body of the answer, or its lines as they come, or which part of the way has failed. What that
 //! means for the user is said by those who ask.
 
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
@@ -20,6 +22,8 @@ use super::failure::chain;
 
 /// The longest answer that is read.
 const LIMIT: usize = 64 << 20;
+/// The longest line of an answer that comes line by line.
+const MAX_LINE: usize = 1 << 20;
 /// How long a port-forward may take to say why it has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -43,6 +47,51 @@ pub struct Answer {
     pub status: StatusCode,
     /// Its body.
     pub body: Bytes,
+}
+
+/// What an answer begins with.
+pub enum Begun {
+    /// It is good, and comes line by line.
+    Lines(Lines),
+    /// It is another one.
+    Answer(Answer),
+}
+
+/// An answer that comes line by line.
+pub struct Lines {
+    body: Incoming,
+    /// What has been read of the next lines.
+    read: BytesMut,
+    /// The connection ends with it.
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl Lines {
+    /// The next line, without its end. `None`: the answer has ended.
+    ///
+    /// # Errors
+    /// The connection broke, or the line is too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ForwardError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let mut line = self.read.split_to(end + 1);
+                line.truncate(end);
+                return Ok(Some(line.freeze()));
+            }
+            if self.read.len() > MAX_LINE {
+                return Err(ForwardError::Unreadable("it has a line that is too long".into()));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(ForwardError::Broken(error)),
+            }
+        }
+    }
 }
 
 /// Why a request has no answer.
@@ -76,17 +125,42 @@ pub async fn open(client: &Client, namespace: &str, pod: &str, port: u16) -> Res
     }
 }
 
-/// Sends a request through a port-forward of its own.
+/// Sends a request through a port-forward of its own, and reads the whole answer.
 ///
 /// # Errors
 /// [`ForwardError`], except for [`ForwardError::Unopened`].
 pub async fn exchange(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<Answer, ForwardError> {
-    let Tunnel { stream, refused } = tunnel;
+    through(tunnel, async |stream| {
+        let (response, _sender) = head(stream, request).await?;
+        read(response).await
+    })
+    .await
+}
+
+/// Sends a request through a port-forward of its own, whose answer comes line by line if it is good.
+///
+/// # Errors
+/// As [`exchange`].
+pub async fn begin(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<Begun, ForwardError> {
+    through(tunnel, async |stream| {
+        let (response, sender) = head(stream, request).await?;
+        if response.status() != StatusCode::OK {
+            return read(response).await.map(Begun::Answer);
+        }
+        Ok(Begun::Lines(Lines { body: response.into_body(), read: BytesMut::new(), _sender: sender }))
+    })
+    .await
+}
+
+async fn through<T>(
+    Tunnel { stream, refused }: Tunnel,
+    send: impl AsyncFnOnce(Box<dyn Duplex>) -> Result<T, ForwardError>,
+) -> Result<T, ForwardError> {
     let mut refused = pin!(refused.fuse());
     let answer = tokio::select! {
         biased;
         Some(why) = &mut refused => return Err(ForwardError::Refused(why)),
-        answer = send(stream, request) => answer,
+        answer = send(stream) => answer,
     };
     let error = match answer {
         Ok(answer) => return Ok(answer),
@@ -99,13 +173,20 @@ pub async fn exchange(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<A
     }
 }
 
-/// One request and its answer.
-async fn send(stream: Box<dyn Duplex>, request: Request<Full<Bytes>>) -> Result<Answer, ForwardError> {
+/// One request and the head of its answer. The connection ends with the sender.
+async fn head(
+    stream: Box<dyn Duplex>,
+    request: Request<Full<Bytes>>,
+) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), ForwardError> {
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(ForwardError::Broken)?;
-    // It ends with the sender, which this function owns.
     tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(ForwardError::Broken)?;
+    Ok((response, sender))
+}
+
+/// Reads an answer to its end.
+async fn read(response: Response<Incoming>) -> Result<Answer, ForwardError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), LIMIT).collect().await;
     let body = body.map_err(ForwardError::Unreadable)?;

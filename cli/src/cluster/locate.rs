@@ -45,11 +45,51 @@ struct Replica {
     ready: bool,
 }
 
+/// Every replica that is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// The leader first, if it is ready.
+    pub replicas: Vec<Located>,
+    /// Whether there can be no others: the user may list the operator's pods.
+    pub are_all: bool,
+}
+
+/// The operator in the namespace where it is.
+struct Found {
+    namespace: String,
+    holder: Holder,
+    replicas: Vec<Replica>,
+    are_all: bool,
+}
+
 /// Finds the operator in the namespace `system`, or elsewhere unless the user has named the namespace.
 ///
 /// # Errors
 /// Tulle is not installed, no replica is ready, or the user may not look.
 pub async fn locate(client: &Client, system: &str, system_is_given: bool) -> Result<Located, CliError> {
+    let found = find(client, system, system_is_given).await?;
+    choose(&found.namespace, &found.holder, &found.replicas)
+}
+
+/// Finds every replica that is ready: a sidecar is connected to any of them.
+///
+/// # Errors
+/// As [`locate`].
+pub async fn ready(client: &Client, system: &str, system_is_given: bool) -> Result<Ready, CliError> {
+    let found = find(client, system, system_is_given).await?;
+    let first = choose(&found.namespace, &found.holder, &found.replicas)?;
+    Ok(Ready { replicas: all(first, &found.replicas), are_all: found.are_all })
+}
+
+/// The replica that was chosen, and the others that are ready.
+fn all(first: Located, replicas: &[Replica]) -> Vec<Located> {
+    let others = replicas.iter().filter(|replica| replica.ready && replica.pod != first.pod);
+    let other = |replica: &Replica| Located { pod: replica.pod.clone(), leads: false, ..first.clone() };
+    let others: Vec<Located> = others.map(other).collect();
+    std::iter::once(first).chain(others).collect()
+}
+
+async fn find(client: &Client, system: &str, system_is_given: bool) -> Result<Found, CliError> {
     let found = holder(client, system).await;
     if system_is_given || !matches!(found, Ok(Holder::NoLease)) {
         return in_namespace(client, system, found?).await;
@@ -89,18 +129,18 @@ fn holder_of(identity: Option<&str>) -> Holder {
     }
 }
 
-async fn in_namespace(client: &Client, namespace: &str, holder: Holder) -> Result<Located, CliError> {
+async fn in_namespace(client: &Client, namespace: &str, holder: Holder) -> Result<Found, CliError> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-    let replicas: Vec<Replica> = match pods.list(&ListParams::default().labels(SELECTOR)).await {
-        Ok(list) => list.items.iter().map(replica).collect(),
+    let (replicas, are_all) = match pods.list(&ListParams::default().labels(SELECTOR)).await {
+        Ok(list) => (list.items.iter().map(replica).collect(), true),
         // Whoever may read the Lease and forward ports does not need to list pods.
         Err(kube::Error::Api(status)) if status.code == 403 => match &holder {
-            Holder::Pod(pod) => vec![Replica { pod: pod.clone(), ready: true }],
+            Holder::Pod(pod) => (vec![Replica { pod: pod.clone(), ready: true }], false),
             _ => return Err(failure::of(&kube::Error::Api(status))),
         },
         Err(error) => return Err(error.into()),
     };
-    choose(namespace, &holder, &replicas)
+    Ok(Found { namespace: namespace.to_owned(), holder, replicas, are_all })
 }
 
 fn replica(pod: &Pod) -> Replica {
@@ -199,6 +239,15 @@ mod tests {
         let dying = replicas(&[("a", true), ("b", false)]);
         assert_eq!(chosen(pod("b"), &dying), ("a".to_owned(), false));
         assert_eq!(chosen(pod("gone"), &both), ("a".to_owned(), false));
+    }
+
+    #[test]
+    fn every_replica_that_is_ready_is_found_and_the_leader_first() {
+        let three = replicas(&[("a", true), ("b", true), ("c", false)]);
+        let first = choose("tulle-system", &pod("b"), &three).unwrap();
+        let found: Vec<(String, bool)> =
+            all(first, &three).into_iter().map(|located| (located.pod, located.leads)).collect();
+        assert_eq!(found, [("b".to_owned(), true), ("a".to_owned(), false)]);
     }
 
     #[test]

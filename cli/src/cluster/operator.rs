@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tulle_mesh::{ports, query};
 
 pub use super::forward::Tunnel;
-use super::forward::{self, Answer, ForwardError};
+use super::forward::{self, Answer, Begun, ForwardError};
 use super::{Located, failure, within};
 use crate::exit::CliError;
 
@@ -19,6 +19,30 @@ pub struct Operator {
     client: Client,
     at: Located,
     token: String,
+}
+
+/// What becomes of the question for a stream.
+pub enum Opened {
+    /// The stream.
+    Lines(Lines),
+    /// The operator has answered, and why it refuses.
+    Refused(CliError),
+}
+
+/// An answer of the operator that comes line by line.
+pub struct Lines {
+    lines: forward::Lines,
+    at: Located,
+}
+
+impl Lines {
+    /// The next line, without its end. `None`: the answer has ended.
+    ///
+    /// # Errors
+    /// The connection broke, or the line is too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CliError> {
+        self.lines.next().await.map_err(|error| unanswered(error, &self.at))
+    }
 }
 
 /// Opens a port-forward to the query API of a replica.
@@ -69,12 +93,35 @@ impl Operator {
         self.ask(Method::POST, &target(path, parameters), Bytes::from(body)).await
     }
 
+    /// Asks for an answer that comes line by line, and does not end by itself.
+    ///
+    /// # Errors
+    /// The operator cannot be reached.
+    pub async fn lines(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Opened, CliError> {
+        let target = target(path, parameters);
+        let request = self.request(Method::GET, &target, Bytes::new())?;
+        let begun = async {
+            let tunnel = tunnel(&self.client, &self.at).await?;
+            forward::begin(tunnel, request).await.map_err(|error| unanswered(error, &self.at))
+        };
+        Ok(match within("asking the operator", begun).await? {
+            Begun::Lines(lines) => Opened::Lines(Lines { lines, at: self.at.clone() }),
+            Begun::Answer(answer) => Opened::Refused(refused(&answer, &target)),
+        })
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         target: &str,
         body: Bytes,
     ) -> Result<T, CliError> {
+        let request = self.request(method, target, body)?;
+        let answer = within("asking the operator", self.exchange(request)).await?;
+        read(&answer, target)
+    }
+
+    fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Request<Full<Bytes>>, CliError> {
         let request = Request::builder()
             .method(method)
             .uri(target)
@@ -83,9 +130,7 @@ impl Operator {
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body));
-        let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
-        let answer = within("asking the operator", self.exchange(request)).await?;
-        read(&answer, target)
+        request.map_err(|error| CliError::failed(format!("invalid request: {error}")))
     }
 
     /// Sends a request through a port-forward of its own.
@@ -129,14 +174,19 @@ fn read<T: DeserializeOwned>(answer: &Answer, target: &str) -> Result<T, CliErro
             CliError::failed(what).hint("`tulle version` shows both versions")
         });
     }
+    Err(refused(answer, target))
+}
+
+/// Why there is no answer.
+fn refused(answer: &Answer, target: &str) -> CliError {
     match serde_json::from_slice::<query::Refusal>(&answer.body) {
-        Ok(query::Refusal { error, hint: Some(hint) }) => Err(CliError::failed(error).hint(hint)),
-        Ok(query::Refusal { error, hint: None }) => Err(CliError::failed(error)),
+        Ok(query::Refusal { error, hint: Some(hint) }) => CliError::failed(error).hint(hint),
+        Ok(query::Refusal { error, hint: None }) => CliError::failed(error),
         Err(_) if answer.status == StatusCode::NOT_FOUND => {
             let what = format!("the operator does not know {target}: it is older than this program");
-            Err(CliError::failed(what).hint("tulle upgrade"))
+            CliError::failed(what).hint("tulle upgrade")
         }
-        Err(_) => Err(CliError::failed(format!("the operator answers {} to {target}", answer.status))),
+        Err(_) => CliError::failed(format!("the operator answers {} to {target}", answer.status)),
     }
 }
 

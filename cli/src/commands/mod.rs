@@ -20,6 +20,7 @@ pub mod pods;
 pub mod report;
 pub mod routes;
 pub mod stat;
+pub mod tap;
 pub mod top;
 pub mod uninstall;
 pub mod version;
@@ -38,6 +39,7 @@ pub async fn run(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Top(args) => top::run(context, args).await,
         Command::Edges(args) => edges::run(context, args).await,
         Command::Routes(args) => routes::run(context, args).await,
+        Command::Tap(args) => tap::run(context, args).await,
         Command::Pods(args) => pods::run(context, args).await,
         Command::Config(args) => config::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,

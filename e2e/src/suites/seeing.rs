@@ -8,6 +8,7 @@
 //!   checked    check, and the commands that it names
 //!   rollout    canary
 //!   logs       access logs, as policies ask for them
+//!   tap        single requests, with filters and without secrets
 //!   page       the page, through tulle dashboard
 //!   acts       what the page changes with --allow-actions, and what it does not
 //!   leader     (suite operations) the history survives a change of leader
@@ -26,6 +27,7 @@ mod policies;
 pub(super) mod quiet;
 mod rights;
 pub(super) mod rollout;
+mod tap;
 pub(super) mod traces;
 
 use std::fs;
@@ -58,6 +60,7 @@ pub(super) const TESTS: &[Test] = &[
         acts::on_canaries,
     ),
     ("a policy logs errors, a share or all, and never a query or a credential", logs::of_policies),
+    ("tulle tap shows requests by filter, never a credential, and restarts nothing", tap::requests),
 ];
 
 /// The longest window in which a test's traffic is the only one of its namespace, and which is summed from slots of 10 s.

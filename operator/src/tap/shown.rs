@@ -15,13 +15,15 @@ use crate::telemetry::query;
 /// The longest path that is shown, in bytes.
 const MAX_PATH: usize = 1024;
 /// The longest value of a header.
-const MAX_VALUE: usize = 512;
-/// The longest name of anything else: that of a route has three parts.
-const MAX_NAME: usize = 600;
+const MAX_VALUE: usize = 256;
+/// The longest name of a route: its kind, and two names.
+const MAX_ROUTE: usize = 600;
+/// The longest name of anything else.
+const MAX_NAME: usize = 253;
 /// Names whose kind is remembered.
 const MAX_KINDS: usize = 1_000;
 
-/// Cuts what is too long in a request that a sidecar has seen, and keeps only these headers, each once.
+/// Cuts what is too long in a request that a sidecar has seen, and keeps only these headers, in few lines.
 pub fn bound(event: &mut TapEvent, headers: &[String]) {
     let names = [
         &mut event.peer_namespace,
@@ -29,11 +31,11 @@ pub fn bound(event: &mut TapEvent, headers: &[String]) {
         &mut event.method,
         &mut event.host,
         &mut event.reason,
-        &mut event.route,
         &mut event.protocol,
         &mut event.revision,
     ];
     names.into_iter().for_each(|name| cut(name, MAX_NAME));
+    cut(&mut event.route, MAX_ROUTE);
     // A path has no query: what stands there may be a secret.
     if let Some(query) = event.path.find(['?', '#']) {
         event.path.truncate(query);

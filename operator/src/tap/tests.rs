@@ -139,10 +139,10 @@ fn what_a_sidecar_has_seen_reaches_the_reader_of_its_tap() {
 #[test]
 fn a_reader_that_is_slow_loses_requests_and_they_are_counted() {
     let taps = Arc::new(Taps::default());
-    let webs: Vec<Fake> = (0..10).map(|_| Fake::of(&taps, "shop", "web")).collect();
+    let webs: Vec<Fake> = (0..20).map(|_| Fake::of(&taps, "shop", "web")).collect();
     let mut tapping = start(&taps, "anna", of("shop", None)).unwrap();
     webs.iter().for_each(|web| web.says(tapping.id, 60, 60, 0));
-    assert_eq!(tapping.passed(), Passed { passed: 600, lost: 600 - ROOM as u64 });
+    assert_eq!(tapping.passed(), Passed { passed: 1_200, lost: 1_200 - ROOM as u64 });
     let mut shown = 0;
     while tapping.events.try_recv().is_ok() {
         shown += 1;

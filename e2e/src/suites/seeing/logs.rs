@@ -157,7 +157,7 @@ fn logged(field: &TestNamespace<'_>, service: &str, path: &str) -> Result<Value>
 }
 
 /// Fails unless a line has these fields; null: it has none of this name.
-fn has(line: &Value, expected: Value) -> Result<()> {
+pub(super) fn has(line: &Value, expected: Value) -> Result<()> {
     for (name, value) in expected.as_object().into_iter().flatten() {
         ensure!(&line[name] == value, "{name} is {}, expected {value}: {line}", line[name]);
     }

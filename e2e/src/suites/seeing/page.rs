@@ -238,7 +238,14 @@ fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
 fn other_namespaces(page: &Page<'_>, session: &[&str]) -> Result<()> {
     let own = page.ask("/api/v1/stat?namespace=t-see-page&window=600", session)?;
     ensure!(own.status == "200" && own.headers.contains("application/json"), "{own:?}");
-    for path in ["/api/v1/stat?namespace=kube-system", "/api/v1/stat", "/api/v1/edges", "/api/v1/sidecars"] {
+    for path in [
+        "/api/v1/stat?namespace=kube-system",
+        "/api/v1/stat",
+        "/api/v1/edges",
+        "/api/v1/sidecars",
+        "/api/v1/tap?namespace=kube-system",
+        "/api/v1/tap",
+    ] {
         let answer = page.ask(path, session)?;
         ensure!(answer.status == "403", "{path}: {}", answer.status);
         let refusal: Value = serde_json::from_str(&answer.body)?;

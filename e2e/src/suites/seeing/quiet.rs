@@ -60,6 +60,7 @@ fn look(field: &TestNamespace<'_>, scratch: &Scratch, pod: &str) -> Result<()> {
         &["stat", "svc", "--window", "10m"],
         &["edges"],
         &["routes"],
+        &["tap", "web", "--timeout", "3s"],
         &["pods", "-o", "wide"],
         &["config", pod],
         &["config", pod, "--diff"],
