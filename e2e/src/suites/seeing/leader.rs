@@ -9,9 +9,9 @@ use crate::suites::namespace::TestNamespace;
 
 /// Requests in a second.
 const RATE: u32 = 50;
-/// How many seconds of requests may be missing at a new leader: its copy lacks the slot of ten seconds that was open, and
-/// the first report in that had five seconds of requests.
-const MISSING: u64 = 15;
+/// How many seconds of requests may be missing at a new leader: its copy is two seconds old at most, and a report has up to
+/// seven seconds of requests.
+const MISSING: u64 = 10;
 /// The load has run for so many seconds before. A leader without the past would miss them.
 const PAST: u64 = 40;
 
