@@ -164,7 +164,7 @@ impl History {
 
     /// The lost reports of the slots that a round is about.
     fn lost_of(&self, cursor: &Cursor) -> Vec<HistoryLost> {
-        let is_wanted = |start| {
+        let is_wanted = |start: i64| {
             if cursor.is_of_open {
                 start == cursor.until
             } else {
