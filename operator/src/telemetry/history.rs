@@ -187,6 +187,10 @@ pub(super) struct Series {
     pub(super) number: u32,
     /// [`History::round`] when the open slot has last changed.
     changed: u32,
+    /// The same of slots that had ended before.
+    amended: u32,
+    /// The first of those.
+    amended_from: i64,
     /// The slot that has not ended, which starts at [`History::open`].
     now: Counts,
     tens: Log,
@@ -199,6 +203,8 @@ impl Series {
         Self {
             number,
             changed: 0,
+            amended: 0,
+            amended_from: i64::MAX,
             now: Counts::default(),
             tens: Log::default(),
             minutes: Log::default(),
@@ -213,6 +219,20 @@ impl Series {
     /// What is in the open slot, if that has changed in this round of copying or a later one.
     pub(super) fn open_since(&self, round: u32) -> Option<&Counts> {
         (self.changed >= round && !self.now.is_empty()).then_some(&self.now)
+    }
+
+    /// The slots of ten seconds that got counts after they had ended, in this round of copying or a later one.
+    pub(super) fn amended_since(&self, round: u32) -> impl Iterator<Item = (i64, &[u8])> {
+        let from = if self.amended >= round { self.amended_from } else { i64::MAX };
+        self.tens.iter(TEN).filter(move |(start, _)| *start >= from)
+    }
+
+    /// Slots from this one on have got counts after they had ended.
+    fn amend(&mut self, from: i64, open: i64, round: u32) {
+        // What changed longer ago is in slots of a minute by now.
+        let is_old = self.amended_from < open - BY_TEN;
+        self.amended_from = if is_old { from } else { self.amended_from.min(from) };
+        self.amended = round;
     }
 
     /// The slots that have ended: length, start, counts. Those of the longest first.
@@ -360,8 +380,10 @@ impl History {
         let parts: Vec<(i64, Counts)> = parts.filter(|(_, part)| !part.is_empty()).collect();
         // The table is lent to the encoder, because the series is borrowed too.
         let mut reasons = std::mem::take(&mut self.reasons);
+        let (open, round) = (self.open, self.round);
         let series = self.entry(id);
         series.tens.add_all(TEN, &parts, &mut reasons);
+        series.amend(from, open, round);
         self.reasons = reasons;
         self.open_of(id).merge(&counts.part(slots - 1, slots));
     }

@@ -2,7 +2,8 @@
 //!
 //! The leader sends every slot that has ended, and then, every two seconds, either the slots that have ended since, or what
 //! has changed in the open one: all that a series has in it, so that nothing is counted twice whatever was copied before.
-//! When it ceases to lead, it sends once more what there is.
+//! Slots that get counts after their end, from a sidecar that could not report for a while, are sent again in the same way.
+//! A leader that ceases to lead sends once more what there is.
 //!
 //! ```text
 //!   seconds   0        2        4        6        8        10       12
@@ -31,7 +32,9 @@ use tulle_mesh::proto::{
 };
 
 use super::counts::Counts;
-use super::history::{Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, SeriesId, TEN};
+use super::history::{
+    Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, Series, SeriesId, TEN,
+};
 use super::slots::add_to;
 use super::{Aggregates, clock, now};
 use crate::discovery::peer::{Peer, Tls};
@@ -132,12 +135,9 @@ impl History {
                 chunk.series.push(named);
             }
             if cursor.is_of_open {
-                // One that has ended meanwhile is sent whole with the next round.
-                let is_open = self.open == cursor.until;
-                if let Some(counts) = series.open_since(cursor.changed_since).filter(|_| is_open) {
-                    let slot = describe_slot(series.number, TEN, self.open, counts);
+                for slot in self.changed(series, cursor) {
                     bytes += slot.encoded_len() + 8;
-                    chunk.open.push(slot);
+                    chunk.changed.push(slot);
                 }
                 continue;
             }
@@ -160,6 +160,18 @@ impl History {
             chunk.open_unix = cursor.until;
         }
         (!is_empty).then_some(chunk)
+    }
+
+    /// The slots of a series that have changed since the last round about the open one.
+    fn changed(&self, series: &Series, cursor: &Cursor) -> Vec<HistorySlot> {
+        let amended = series.amended_since(cursor.changed_since).map(|(start, body)| {
+            let mut counts = Counts::default();
+            let _ = add_to(&mut counts, body, &self.reasons);
+            describe_slot(series.number, TEN, start, &counts)
+        });
+        // One that has ended meanwhile is sent whole with the next round.
+        let open = series.open_since(cursor.changed_since).filter(|_| self.open == cursor.until);
+        amended.chain(open.map(|counts| describe_slot(series.number, TEN, self.open, counts))).collect()
     }
 
     /// The lost reports of the slots that a round is about.
@@ -195,7 +207,7 @@ impl History {
         if chunk.open_unix > 0 {
             self.sweep(chunk.open_unix);
         }
-        for slot in &chunk.open {
+        for slot in &chunk.changed {
             self.apply_slot(names, slot);
         }
         for lost in chunk.lost.iter().filter(|lost| lost.start_unix.rem_euclid(TEN) == 0) {

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use super::super::slots::{Log, Reasons, add_to};
-use super::{Counts, History, MAX_SERIES, MINUTE, SeriesId, TEN};
+use super::{BY_TEN, Counts, History, MAX_SERIES, MINUTE, SeriesId, TEN, floor};
 
 impl History {
     /// Makes counts those of a slot, as another replica has counted it. The slot that is open here may have ended there.
     pub(in crate::telemetry) fn set(&mut self, id: &Arc<SeriesId>, step: i64, start: i64, counts: Counts) {
+        if step == TEN && start < floor(self.open - BY_TEN, MINUTE) {
+            // It is part of a longer slot here.
+            return;
+        }
         self.begin_at(start);
         // It is within the bounds of the other replica. Together with others here, it would replace their counts.
         if self.series.len() < 2 * MAX_SERIES {

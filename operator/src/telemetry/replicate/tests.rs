@@ -101,6 +101,31 @@ fn a_slot_that_has_ended_here_before_its_last_counts_have_come_is_replaced() {
 }
 
 #[test]
+fn counts_that_came_late_are_copied_into_their_slots() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, START);
+    for time in (START..START + 60).step_by(10) {
+        leader.add(id(1), &counts(1), time + 1);
+        leader.add(id(2), &counts(1), time + 1);
+        round(&mut leader, time + 2);
+        round(&mut leader, time + 10);
+    }
+    let now = START + 65;
+    leader.add_over(&Arc::new(id(1)), &counts(70), START + 15, now);
+    for _ in 0..2 {
+        round(&mut leader, now);
+        for window in [10, 30, 600] {
+            let (theirs, ours) = (leader.since(window, now), follower.history().since(window, now));
+            assert_eq!(ours.series, theirs.series, "{window}");
+        }
+    }
+    let chunks = leader.chunks_since(&mut Cursor::default());
+    assert_eq!(chunks.iter().map(|chunk| chunk.slots.len()).sum::<usize>(), 12);
+}
+
+#[test]
 fn series_beyond_the_bound_replace_none_of_those_that_are_taken_together() {
     let (mut leader, follower) = (History::new(), Aggregates::default());
     let (mut cursor, mut received) = (Cursor::default(), Received::default());
@@ -221,13 +246,13 @@ fn chunks_are_small_and_nothing_is_sent_twice() {
     assert!(chunks.len() > 2);
     assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MAX_MESSAGE));
     assert_eq!(chunks.iter().map(|chunk| chunk.series.len()).sum::<usize>(), 100);
-    let open: usize = leader.chunks_since(&mut cursor).iter().map(|chunk| chunk.open.len()).sum();
+    let open: usize = leader.chunks_since(&mut cursor).iter().map(|chunk| chunk.changed.len()).sum();
     assert_eq!(open, 100);
     assert_eq!(leader.chunks_since(&mut cursor), []);
     leader.add(id(7), &counts(1), START + 19_951);
     let chunks = leader.chunks_since(&mut cursor);
     assert_eq!(
-        chunks.iter().map(|chunk| (chunk.series.len(), chunk.open.len())).collect::<Vec<_>>(),
+        chunks.iter().map(|chunk| (chunk.series.len(), chunk.changed.len())).collect::<Vec<_>>(),
         [(0, 1)]
     );
 }
@@ -295,7 +320,7 @@ async fn a_leader_that_gives_up_the_lease_sends_what_it_has_counted_last() {
     let mut sent = 0;
     let end = loop {
         match chunks.next().await.unwrap() {
-            Ok(chunk) => sent += chunk.open.len() + chunk.slots.len(),
+            Ok(chunk) => sent += chunk.changed.len() + chunk.slots.len(),
             Err(status) => break status,
         }
     };
