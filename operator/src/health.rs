@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::discovery::AckTracker;
 use crate::lease::Leadership;
 use crate::metrics::{self, Metrics};
+use crate::rollout::gauges::gauges;
 use crate::status::routes::times::AcknowledgeTimes;
 use crate::telemetry::Aggregates;
 use crate::watch::Hub;
@@ -90,6 +91,7 @@ async fn metrics(State(health): State<Health>) -> Response {
         pods_without_sidecar: health.hub.model().uninjected_pods().len(),
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
+        canaries: gauges(&health.hub.model()),
         routes_acknowledged: health.times.snapshot(),
     };
     match metrics.into_text() {

@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::rollout::gauges::CanaryGauges;
 use crate::status::routes::times::Times;
 use crate::telemetry::{Counts, Destination};
 
@@ -29,6 +30,8 @@ pub struct Metrics {
     pub refusals: Vec<((&'static str, &'static str), u64)>,
     /// Requests that sidecars have reported.
     pub requests: Vec<(Destination, Counts)>,
+    /// Canaries.
+    pub canaries: Vec<CanaryGauges>,
     /// Changes of routes, by the time until all sidecars had acknowledged them. Counted while this replica leads.
     pub routes_acknowledged: Times,
 }
@@ -44,6 +47,41 @@ impl Metrics {
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
         Ok(out)
+    }
+
+    fn encode_canaries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut phases = encoder.encode_descriptor(
+            "tulle_canary_phase",
+            "The phase of a Canary: 1 for the one that it is in.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for canary in &self.canaries {
+            let labels =
+                [("namespace", &*canary.namespace), ("name", &*canary.name), ("phase", &*canary.phase)];
+            phases.encode_family(&labels)?.encode_gauge(&1_u64)?;
+        }
+        let mut weights = encoder.encode_descriptor(
+            "tulle_canary_weight",
+            "Percentage of the requests that goes to the new version.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for canary in &self.canaries {
+            let labels = [("namespace", &*canary.namespace), ("name", &*canary.name)];
+            weights.encode_family(&labels)?.encode_gauge(&u64::from(canary.weight))?;
+        }
+        let mut changes = encoder.encode_descriptor(
+            "tulle_canary_last_change_timestamp_seconds",
+            "When the rollout last began, got a weight, paused or ended, or its target came or went.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (canary, time) in self.canaries.iter().filter_map(|canary| Some((canary, canary.last_change?))) {
+            let labels = [("namespace", &*canary.namespace), ("name", &*canary.name)];
+            changes.encode_family(&labels)?.encode_gauge(&time)?;
+        }
+        Ok(())
     }
 }
 
@@ -86,6 +124,7 @@ impl Collector for Metrics {
                 counter(&mut requests, &labels, value)?;
             }
         }
+        self.encode_canaries(&mut encoder)?;
         let times = &self.routes_acknowledged;
         encoder
             .encode_descriptor(
@@ -129,6 +168,22 @@ mod tests {
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
+            canaries: vec![
+                CanaryGauges {
+                    namespace: "shop".into(),
+                    name: "api".into(),
+                    phase: "Waiting".into(),
+                    weight: 0,
+                    last_change: None,
+                },
+                CanaryGauges {
+                    namespace: "shop".into(),
+                    name: "web".into(),
+                    phase: "Paused".into(),
+                    weight: 25,
+                    last_change: Some(1_800_000_000),
+                },
+            ],
             routes_acknowledged: times.snapshot(),
         };
         let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
@@ -147,6 +202,17 @@ tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
 # TYPE tulle_operator_requests counter
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="success"} 6
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
+# HELP tulle_canary_phase The phase of a Canary: 1 for the one that it is in.
+# TYPE tulle_canary_phase gauge
+tulle_canary_phase{namespace="shop",name="api",phase="Waiting"} 1
+tulle_canary_phase{namespace="shop",name="web",phase="Paused"} 1
+# HELP tulle_canary_weight Percentage of the requests that goes to the new version.
+# TYPE tulle_canary_weight gauge
+tulle_canary_weight{namespace="shop",name="api"} 0
+tulle_canary_weight{namespace="shop",name="web"} 25
+# HELP tulle_canary_last_change_timestamp_seconds When the rollout last began, got a weight, paused or ended, or its target came or went.
+# TYPE tulle_canary_last_change_timestamp_seconds gauge
+tulle_canary_last_change_timestamp_seconds{namespace="shop",name="web"} 1800000000
 # HELP tulle_operator_route_acknowledged_seconds Time from a change of a route to its last acknowledgement.
 # TYPE tulle_operator_route_acknowledged_seconds histogram
 tulle_operator_route_acknowledged_seconds_sum 0.125

@@ -121,6 +121,9 @@ fn scrape(field: &TestNamespace<'_>, address: &str) -> Result<Value> {
         ("tulle_operator_pods_without_sidecar", "gauge"),
         ("tulle_operator_refusals", "counter"),
         ("tulle_operator_requests", "counter"),
+        ("tulle_canary_phase", "gauge"),
+        ("tulle_canary_weight", "gauge"),
+        ("tulle_canary_last_change_timestamp_seconds", "gauge"),
     ] {
         let found = &families[name]["type"];
         ensure!(*found == wanted, "{name} is of type {found}, expected {wanted}");

@@ -18,7 +18,7 @@ use crate::host;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("promtool accepts the recording and alert rules", rules_are_valid),
+    ("promtool accepts the rules, and an alert of a stalled Canary comes after an hour", rules_are_valid),
     ("Prometheus answers every rule, alert and panel, with native and with classic histograms", answers),
 ];
 
@@ -42,7 +42,9 @@ pub(super) fn prepare() -> Result<()> {
 fn rules_are_valid(_: &Kube) -> Result<()> {
     prepare()?;
     let rules = file("rules.yaml");
-    host::output(Command::new("promtool").args(["check", "rules"]).arg(rules)).map(drop)
+    host::output(Command::new("promtool").args(["check", "rules"]).arg(rules))?;
+    let test = host::workspace().join("e2e/src/suites/prometheus/rules-test.yaml");
+    host::output(Command::new("promtool").args(["test", "rules"]).arg(test)).map(drop)
 }
 
 fn answers(kube: &Kube) -> Result<()> {
@@ -53,6 +55,8 @@ fn answers(kube: &Kube) -> Result<()> {
     field.service("back", 1, &["--errors=20"])?;
     field.service("front", 1, &["--next=back:80"])?;
     field.load("load", "front:80", 40)?;
+    field.apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "lost"},
+        "spec": {"target": {"kind": "Deployment", "name": "nobody"}, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
 
     let pods = pods(kube)?;
     let native = Prometheus::start(cluster, &pods, true, 19_090)?;
@@ -136,6 +140,11 @@ fn questions(native: bool) -> Result<Vec<Question>> {
         }
     }
     // Milliseconds exist in classic buckets only.
+    let canary = format!(r#"{{namespace="{NAMESPACE}", name="lost"}}"#);
+    for name in ["tulle_canary_phase", "tulle_canary_weight", "tulle_canary_last_change_timestamp_seconds"] {
+        let expression = format!("max by (namespace, name) ({name}{canary})");
+        all.push(Question { of: "a Canary".to_owned(), expression, needs_data: true });
+    }
     let istio = ISTIO.into_iter().filter(|_| !native);
     all.extend(istio.map(|expression| Question {
         of: "Istio's names".to_owned(),

@@ -126,6 +126,11 @@ impl LeaderRelay {
         self.leadership.borrow().mine
     }
 
+    /// Who leads, as it changes.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
     /// The leader's answers to reports.
     pub fn telemetry_acks(&self, pod_uid: &str) -> mpsc::Receiver<TelemetryAck> {
         let (sender, receiver) = mpsc::channel(ANSWERS);

@@ -236,7 +236,7 @@ impl Relay for Services {
         if !self.relay.leads() {
             return Err(Status::unavailable("this replica does not lead"));
         }
-        Ok(Response::new(replicate::stream(Arc::clone(&self.aggregates))))
+        Ok(Response::new(replicate::stream(Arc::clone(&self.aggregates), self.relay.leadership())))
     }
 
     async fn forward(

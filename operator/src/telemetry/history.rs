@@ -20,6 +20,8 @@ pub use super::counts::Counts;
 use super::counts::OTHER;
 use super::slots::{Log, Reasons, add_to};
 
+mod copy;
+
 /// The lengths of slots in seconds.
 pub(super) const TEN: i64 = 10;
 pub(super) const MINUTE: i64 = 60;
@@ -35,7 +37,7 @@ pub const MAX_SERIES: usize = 5_000;
 /// Series of one reporter that are kept: a workload whose pods make names up does not take the room of others. Beyond,
 /// they are one, too.
 pub(super) const MAX_OF_REPORTER: usize = 500;
-/// Bytes of all slots that have ended. A typical series takes 15 kB, so that all of them are 75 MB, and one with a
+/// Bytes of all slots that have ended. A typical series takes 10 kB, so that all of them are 50 MB, and one with a
 /// latency in each bucket several times as much. Above it the oldest slots are dropped.
 const MAX_HEAP: usize = 120 * 1024 * 1024;
 /// The protocol of connections whose content is not looked at.
@@ -183,6 +185,12 @@ pub struct Sum {
 pub(super) struct Series {
     /// Counts up: a later series has a larger number.
     pub(super) number: u32,
+    /// [`History::round`] when the open slot has last changed.
+    changed: u32,
+    /// The same of slots that had ended before.
+    amended: u32,
+    /// The first of those.
+    amended_from: i64,
     /// The slot that has not ended, which starts at [`History::open`].
     now: Counts,
     tens: Log,
@@ -194,6 +202,9 @@ impl Series {
     fn new(number: u32) -> Self {
         Self {
             number,
+            changed: 0,
+            amended: 0,
+            amended_from: i64::MAX,
             now: Counts::default(),
             tens: Log::default(),
             minutes: Log::default(),
@@ -203,6 +214,25 @@ impl Series {
 
     fn is_empty(&self) -> bool {
         self.now.is_empty() && self.tens.is_empty() && self.minutes.is_empty() && self.fives.is_empty()
+    }
+
+    /// What is in the open slot, if that has changed in this round of copying or a later one.
+    pub(super) fn open_since(&self, round: u32) -> Option<&Counts> {
+        (self.changed >= round && !self.now.is_empty()).then_some(&self.now)
+    }
+
+    /// The slots of ten seconds that got counts after they had ended, in this round of copying or a later one.
+    pub(super) fn amended_since(&self, round: u32) -> impl Iterator<Item = (i64, &[u8])> {
+        let from = if self.amended >= round { self.amended_from } else { i64::MAX };
+        self.tens.iter(TEN).filter(move |(start, _)| *start >= from)
+    }
+
+    /// Slots from this one on have got counts after they had ended.
+    fn amend(&mut self, from: i64, open: i64, round: u32) {
+        // What changed longer ago is in slots of a minute by now.
+        let is_old = self.amended_from < open - BY_TEN;
+        self.amended_from = if is_old { from } else { self.amended_from.min(from) };
+        self.amended = round;
     }
 
     /// The slots that have ended: length, start, counts. Those of the longest first.
@@ -297,9 +327,11 @@ pub struct History {
     pub(super) next: u32,
     /// When the open slot starts. It never goes back, whatever the clock does.
     pub(super) open: i64,
+    /// Counts up each time that a replica begins to copy what has changed in the open slot.
+    pub(super) round: u32,
     /// The time of the first counts.
     began: Option<i64>,
-    /// Lost reports, by the start of a slot.
+    /// Lost reports, by the start of a slot, ascending.
     lost: VecDeque<(i64, u64)>,
     pub(super) reasons: Reasons,
 }
@@ -320,8 +352,16 @@ impl History {
         self.sweep(now);
         self.begin_at(now);
         if !counts.is_empty() {
-            self.entry(id).now.merge(counts);
+            self.open_of(id).merge(counts);
         }
+    }
+
+    /// The open slot of a series, which is about to change.
+    fn open_of(&mut self, id: &Arc<SeriesId>) -> &mut Counts {
+        let round = self.round;
+        let series = self.entry(id);
+        series.changed = round;
+        &mut series.now
     }
 
     /// The same of counts that were made since `from`, at most ten minutes before: a part goes to each slot. Slots before
@@ -340,25 +380,12 @@ impl History {
         let parts: Vec<(i64, Counts)> = parts.filter(|(_, part)| !part.is_empty()).collect();
         // The table is lent to the encoder, because the series is borrowed too.
         let mut reasons = std::mem::take(&mut self.reasons);
+        let (open, round) = (self.open, self.round);
         let series = self.entry(id);
         series.tens.add_all(TEN, &parts, &mut reasons);
-        series.now.merge(&counts.part(slots - 1, slots));
+        series.amend(from, open, round);
         self.reasons = reasons;
-    }
-
-    /// Adds counts of a slot that has ended elsewhere.
-    pub(super) fn add_ended(&mut self, id: &Arc<SeriesId>, step: i64, start: i64, counts: &Counts) {
-        self.begin_at(start);
-        // The table is lent to the encoder, because the series is borrowed too.
-        let mut reasons = std::mem::take(&mut self.reasons);
-        let series = self.entry(id);
-        let log = match step {
-            TEN => &mut series.tens,
-            MINUTE => &mut series.minutes,
-            _ => &mut series.fives,
-        };
-        log.add(step, start, counts, &mut reasons);
-        self.reasons = reasons;
+        self.open_of(id).merge(&counts.part(slots - 1, slots));
     }
 
     /// Notes that reports of a sidecar never came.
@@ -512,22 +539,6 @@ impl History {
         }
     }
 
-    /// Adds what another history knows of the time after this one has last been kept.
-    pub(super) fn append(&mut self, newer: &Self, now: i64) {
-        // The slot that was open here has what it has until this replica was told no more.
-        let (until, began) = (self.open, newer.began.unwrap_or(i64::MAX));
-        self.sweep(now);
-        for (id, series) in &newer.series {
-            // A slot that starts before may yet have only what came after, where the other one has begun after.
-            let slots = series.ended().filter(|(_, start, _)| (*start).max(began) >= until);
-            for (step, start, body) in slots {
-                let mut counts = Counts::default();
-                let _ = add_to(&mut counts, body, &newer.reasons);
-                self.add_ended(id, step, start, &counts);
-            }
-        }
-    }
-
     /// The length of a window's slots, and when the first of them starts.
     fn window(&self, window: u64, now: i64) -> (i64, i64) {
         let window = i64::try_from(window).unwrap_or(LONGEST).clamp(TEN, LONGEST);
@@ -551,12 +562,15 @@ impl History {
             if self.series.len() >= 2 * MAX_SERIES && !self.series.contains_key(&*id) {
                 id = Arc::new(SeriesId::other(Reporter::unknown(), id.direction, id.mtls));
             }
-            if !self.series.contains_key(&*id) {
-                *self.reporters.entry(id.reporter.clone()).or_default() += 1;
-            }
         }
-        let next = &mut self.next;
-        self.series.entry(id).or_insert_with(|| {
+        self.known(id)
+    }
+
+    /// A series under its own name.
+    fn known(&mut self, id: Arc<SeriesId>) -> &mut Series {
+        let (next, reporters) = (&mut self.next, &mut self.reporters);
+        self.series.entry(id).or_insert_with_key(|id| {
+            *reporters.entry(id.reporter.clone()).or_default() += 1;
             *next = next.wrapping_add(1);
             Box::new(Series::new(*next))
         })

@@ -1,6 +1,5 @@
 //! The series that a sidecar's process has named. A key is named once, and from then on it is a number.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tulle_mesh::proto::{SeriesKey, series_key};
@@ -29,8 +28,16 @@ pub(super) struct Process {
     /// When counts of a long time were spread over it last.
     spread: i64,
     reporter: Reporter,
+    /// By number, ascending: a table would take twice as much memory, ten thousand times.
+    keys: Vec<Key>,
+}
+
+/// A key that was named.
+#[derive(Debug)]
+struct Key {
+    number: u32,
     /// `None`: of a direction that this build does not know. Its counts are dropped.
-    keys: HashMap<u32, Option<Arc<SeriesId>>>,
+    series: Option<Arc<SeriesId>>,
 }
 
 /// The process of a sidecar with this number, which becomes the last one. Of too many the first is forgotten.
@@ -44,6 +51,8 @@ pub(super) fn process(processes: &mut Vec<Process>, process: u64, most: usize) -
             if processes.len() >= most {
                 processes.remove(0);
             }
+            // Most pods have one for ever; four are what a vector makes room for.
+            processes.reserve_exact(1);
             processes.push(Process::new(process));
         }
     }
@@ -58,7 +67,7 @@ impl Process {
             term: None,
             spread: i64::MIN,
             reporter: Reporter::unknown(),
-            keys: HashMap::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -81,7 +90,7 @@ impl Process {
             kind: interner.name(&reporter.kind),
             workload: interner.name(&reporter.workload),
         };
-        for id in self.keys.values_mut().flatten() {
+        for id in self.keys.iter_mut().filter_map(|key| key.series.as_mut()) {
             *id = interner.id(SeriesId { reporter: self.reporter.clone(), ..SeriesId::clone(id) });
         }
     }
@@ -91,12 +100,14 @@ impl Process {
     /// A sidecar uses no number twice, so a process that lives for long names more keys than there is room for. All are
     /// forgotten then: the report comes again with its keys, and the others with the next counts of their series.
     pub(super) fn learn(&mut self, keys: &[SeriesKey], interner: &mut Interner) {
-        let new = keys.iter().filter(|key| !self.keys.contains_key(&key.id)).count();
+        let new = keys.iter().filter(|key| self.place(key.id).is_err()).count();
         if new > 0 && self.keys.len() + new >= MAX_KEYS {
             self.keys.clear();
         }
+        self.keys.reserve_exact(new.min(MAX_KEYS.saturating_sub(self.keys.len())));
         for key in keys {
-            if self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key.id) {
+            let Err(place) = self.place(key.id) else { continue };
+            if self.keys.len() >= MAX_KEYS {
                 continue;
             }
             let direction = match key.direction() {
@@ -117,20 +128,25 @@ impl Process {
                 };
                 interner.id(id)
             });
-            self.keys.insert(key.id, id);
+            self.keys.insert(place, Key { number: key.id, series: id });
         }
+    }
+
+    /// Where a key is, or where it would be.
+    fn place(&self, key: u32) -> Result<usize, usize> {
+        self.keys.binary_search_by_key(&key, |known| known.number)
     }
 
     /// Whether counts under a key can be taken. With too many keys in one report every other one is [`OTHER`], because a
     /// sidecar that is asked for it again and again would send all of them for ever.
     pub(super) fn knows(&self, key: u32) -> bool {
-        self.keys.len() >= MAX_KEYS || self.keys.contains_key(&key)
+        self.keys.len() >= MAX_KEYS || self.place(key).is_ok()
     }
 
     /// The series of a key. `None`: it is not counted.
     pub(super) fn series(&self, key: u32) -> Option<Arc<SeriesId>> {
-        match self.keys.get(&key) {
-            Some(id) => id.clone(),
+        match self.place(key).ok().and_then(|place| self.keys.get(place)) {
+            Some(known) => known.series.clone(),
             // Which side it was seen from was in the key that was cut off; most of a sidecar's series are outbound.
             None => Some(Arc::new(SeriesId::other(self.reporter.clone(), Direction::Outbound, false))),
         }

@@ -281,8 +281,8 @@ impl Aggregates {
         Taken::Counted
     }
 
-    /// This replica leads, in this term ([`crate::lease::Leadership::epoch`]). What the leader before has counted in the
-    /// slot that had not ended is missing here: that is noted as one report that is lost.
+    /// This replica leads, in this term ([`crate::lease::Leadership::epoch`]). What the leader before has counted after its
+    /// history was last copied is missing here: that is noted as one report that is lost.
     pub fn lead(&self, term: i32) {
         self.lead_at(term, now());
     }

@@ -1,9 +1,21 @@
 //! A replica that does not lead copies the leader's history, so that a new leader knows the past.
 //!
-//! The leader sends every slot that has ended, and then, just after each slot of ten seconds, those that ended with it.
-//! What a new leader does not have is the slot that was open: at most ten seconds. One that leads goes on with what it
-//! has; one that leads no more replaces what it has by what its successor sends, unless that is the shorter past: a leader
-//! may have begun with nothing.
+//! The leader sends every slot that has ended, and then, every two seconds, either the slots that have ended since, or what
+//! has changed in the open one: all that a series has in it, so that nothing is counted twice whatever was copied before.
+//! Slots that get counts after their end, from a sidecar that could not report for a while, are sent again in the same way.
+//! A leader that ceases to lead sends once more what there is.
+//!
+//! ```text
+//!   seconds   0        2        4        6        8        10       12
+//!   reports      ──a──▶              ──b──▶             ──c──▶
+//!   copies    ended    open(a)  open(a)  open(ab) open(ab) ended    open(c)
+//! ```
+//! What the successor of a leader that dies lacks is what was acknowledged after the last copy. A sidecar reports what it
+//! has counted in up to seven seconds, and a copy is two seconds old at most: so nine seconds may be missing. What was not
+//! acknowledged, sidecars report again.
+//!
+//! A replica that begins to lead goes on with what it has. One that leads no more replaces what it has by what its
+//! successor sends, unless that is the shorter past: a leader may have begun with nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,10 +27,14 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tonic::Status;
 use tulle_mesh::proto::relay_client::RelayClient;
-use tulle_mesh::proto::{HistoryChunk, HistoryRequest, HistorySeries, HistorySlot, SeriesKey, series_key};
+use tulle_mesh::proto::{
+    HistoryChunk, HistoryLost, HistoryRequest, HistorySeries, HistorySlot, SeriesKey, series_key,
+};
 
 use super::counts::Counts;
-use super::history::{Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, SeriesId, TEN};
+use super::history::{
+    Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, Series, SeriesId, TEN,
+};
 use super::slots::add_to;
 use super::{Aggregates, clock, now};
 use crate::discovery::peer::{Peer, Tls};
@@ -26,7 +42,9 @@ use crate::lease::Leadership;
 
 /// A stream that ended is begun anew after this.
 const AGAIN: Duration = Duration::from_millis(500);
-/// A slot is sent this long after its end.
+/// A round begins every so many seconds; slots end with one of them.
+const ROUND: Duration = Duration::from_secs(2);
+/// A round begins this long after the end of a slot.
 const AFTER_END: Duration = Duration::from_millis(100);
 /// A chunk is sent when it has this many bytes. The slots of its last series come on top: 200 of at most 3 kB.
 const CHUNK: usize = 384 * 1024;
@@ -51,6 +69,14 @@ pub struct Cursor {
     named: u32,
     /// Series up to this number are named after this round.
     naming: u32,
+    /// This round is about the open slot, which starts at `until`; all others about slots that have ended.
+    is_of_open: bool,
+    /// [`History::round`] of the last round about the open slot: what has changed since is to be sent.
+    round: u32,
+    /// The same of the round before that.
+    changed_since: u32,
+    /// The lost reports of this round are to be sent.
+    owes_lost: bool,
     /// Series that are left of this round.
     left: Vec<Arc<SeriesId>>,
     /// The first round has not ended.
@@ -59,15 +85,34 @@ pub struct Cursor {
 
 impl Default for Cursor {
     fn default() -> Self {
-        Self { from: i64::MIN, until: i64::MIN, named: 0, naming: 0, left: Vec::new(), first: true }
+        Self {
+            from: i64::MIN,
+            until: i64::MIN,
+            named: 0,
+            naming: 0,
+            is_of_open: false,
+            round: 0,
+            changed_since: 0,
+            owes_lost: false,
+            left: Vec::new(),
+            first: true,
+        }
     }
 }
 
 impl History {
-    /// Begins a round: what has ended since the one before. Returns whether the reader has kept up.
-    pub fn begin(&self, cursor: &mut Cursor) -> bool {
+    /// Begins a round: what has ended since the one before; if nothing has, what has changed in the open slot. Returns
+    /// whether the reader has kept up.
+    pub fn begin(&mut self, cursor: &mut Cursor) -> bool {
         let kept_up = cursor.until == i64::MIN || self.open - cursor.until <= MAX_BEHIND;
-        (cursor.from, cursor.until) = (cursor.until, self.open);
+        cursor.is_of_open = cursor.until == self.open;
+        if cursor.is_of_open {
+            self.round = self.round.wrapping_add(1);
+            cursor.changed_since = std::mem::replace(&mut cursor.round, self.round);
+        } else {
+            (cursor.from, cursor.until) = (cursor.until, self.open);
+        }
+        cursor.owes_lost = true;
         (cursor.named, cursor.naming) = (cursor.naming, self.next);
         cursor.left = self.series.keys().cloned().collect();
         kept_up
@@ -77,6 +122,9 @@ impl History {
     pub fn next_chunk(&self, cursor: &mut Cursor) -> Option<HistoryChunk> {
         let mut chunk = HistoryChunk::default();
         let mut bytes = 0;
+        if std::mem::take(&mut cursor.owes_lost) {
+            chunk.lost = self.lost_of(cursor);
+        }
         while bytes < CHUNK
             && let Some(id) = cursor.left.pop()
         {
@@ -86,16 +134,18 @@ impl History {
                 bytes += named.encoded_len() + 8;
                 chunk.series.push(named);
             }
+            if cursor.is_of_open {
+                for slot in self.changed(series, cursor) {
+                    bytes += slot.encoded_len() + 8;
+                    chunk.changed.push(slot);
+                }
+                continue;
+            }
             let new = series.ended().filter(|(_, start, _)| (cursor.from..cursor.until).contains(start));
             for (step, start, body) in new {
                 let mut counts = Counts::default();
                 let _ = add_to(&mut counts, body, &self.reasons);
-                let slot = HistorySlot {
-                    series: series.number,
-                    seconds: u32::try_from(step).unwrap_or_default(),
-                    start_unix: start,
-                    counts: Some(counts.to_proto()),
-                };
+                let slot = describe_slot(series.number, step, start, &counts);
                 bytes += slot.encoded_len() + 8;
                 chunk.slots.push(slot);
             }
@@ -104,12 +154,41 @@ impl History {
             cursor.first = false;
             chunk.complete = true;
         }
-        let is_empty = chunk.series.is_empty() && chunk.slots.is_empty() && !chunk.complete;
+        let is_empty = chunk == HistoryChunk::default();
+        // Not while slots that have ended are sent: the last of them is open at the reader until it has all of it.
+        if cursor.is_of_open || chunk.complete {
+            chunk.open_unix = cursor.until;
+        }
         (!is_empty).then_some(chunk)
     }
 
-    /// Everything that has ended since the call before, with the same cursor.
-    pub fn chunks_since(&self, cursor: &mut Cursor) -> Vec<HistoryChunk> {
+    /// The slots of a series that have changed since the last round about the open one.
+    fn changed(&self, series: &Series, cursor: &Cursor) -> Vec<HistorySlot> {
+        let amended = series.amended_since(cursor.changed_since).map(|(start, body)| {
+            let mut counts = Counts::default();
+            let _ = add_to(&mut counts, body, &self.reasons);
+            describe_slot(series.number, TEN, start, &counts)
+        });
+        // One that has ended meanwhile is sent whole with the next round.
+        let open = series.open_since(cursor.changed_since).filter(|_| self.open == cursor.until);
+        amended.chain(open.map(|counts| describe_slot(series.number, TEN, self.open, counts))).collect()
+    }
+
+    /// The lost reports of the slots that a round is about.
+    fn lost_of(&self, cursor: &Cursor) -> Vec<HistoryLost> {
+        let is_wanted = |start: i64| {
+            if cursor.is_of_open {
+                start == cursor.until
+            } else {
+                (cursor.from..cursor.until).contains(&start)
+            }
+        };
+        let lost = self.lost_in(is_wanted);
+        lost.map(|(start_unix, reports)| HistoryLost { start_unix, reports }).collect()
+    }
+
+    /// All of a round.
+    pub fn chunks_since(&mut self, cursor: &mut Cursor) -> Vec<HistoryChunk> {
         self.begin(cursor);
         std::iter::from_fn(|| self.next_chunk(cursor)).collect()
     }
@@ -123,13 +202,26 @@ impl History {
             names.learn(series)?;
         }
         for slot in &chunk.slots {
-            let step = i64::from(slot.seconds);
-            let is_slot = matches!(step, TEN | MINUTE | FIVE) && slot.start_unix.rem_euclid(step) == 0;
-            if let (true, Some(id), Some(counts)) = (is_slot, names.ids.get(&slot.series), &slot.counts) {
-                self.add_ended(id, step, slot.start_unix, &Counts::of(counts));
-            }
+            self.apply_slot(names, slot);
+        }
+        if chunk.open_unix > 0 {
+            self.sweep(chunk.open_unix);
+        }
+        for slot in &chunk.changed {
+            self.apply_slot(names, slot);
+        }
+        for lost in chunk.lost.iter().filter(|lost| lost.start_unix.rem_euclid(TEN) == 0) {
+            self.set_lost(lost.start_unix, lost.reports);
         }
         Ok(())
+    }
+
+    fn apply_slot(&mut self, names: &Names, slot: &HistorySlot) {
+        let step = i64::from(slot.seconds);
+        let is_slot = matches!(step, TEN | MINUTE | FIVE) && slot.start_unix.rem_euclid(step) == 0;
+        if let (true, Some(id), Some(counts)) = (is_slot, names.ids.get(&slot.series), &slot.counts) {
+            self.set(id, step, slot.start_unix, Counts::of(counts));
+        }
     }
 }
 
@@ -190,6 +282,15 @@ fn describe(number: u32, id: &SeriesId) -> HistorySeries {
     }
 }
 
+fn describe_slot(series: u32, step: i64, start_unix: i64, counts: &Counts) -> HistorySlot {
+    HistorySlot {
+        series,
+        seconds: u32::try_from(step).unwrap_or_default(),
+        start_unix,
+        counts: Some(counts.to_proto()),
+    }
+}
+
 /// What a replica has got by one stream.
 #[derive(Debug, Default)]
 struct Received {
@@ -205,13 +306,14 @@ impl Received {
     /// before costs nothing. Where its own goes further back, it stays, and gets what the leader has counted since.
     fn take(&mut self, chunk: &HistoryChunk, aggregates: &Aggregates, now: i64) -> Result<()> {
         if self.is_in_use {
-            let mut history = aggregates.history();
-            history.sweep(now);
-            return history.apply(&mut self.names, chunk);
+            // Swept by the leader's clock: its slots end here when all of them has come.
+            return aggregates.history().apply(&mut self.names, chunk);
         }
         self.beginning.apply(&mut self.names, chunk)?;
         if chunk.complete {
             let mut whole = std::mem::take(&mut self.beginning);
+            // A leader of an earlier version does not say which slot is open.
+            let now = if chunk.open_unix > 0 { chunk.open_unix } else { now };
             whole.sweep(now);
             let mut own = aggregates.history();
             // What was copied begins at the start of a slot, a little before the leader's own.
@@ -226,40 +328,75 @@ impl Received {
     }
 }
 
-/// The leader's history: all that there is, and then each ten seconds as they end.
-pub fn stream(aggregates: Arc<Aggregates>) -> Chunks {
-    let mut cursor = Cursor::default();
-    begin_round(&aggregates, &mut cursor);
-    unfold(Some((aggregates, cursor)), |state| async move {
-        let (aggregates, mut cursor) = state?;
-        loop {
-            let chunk = aggregates.history().next_chunk(&mut cursor);
-            if let Some(chunk) = chunk {
-                return Some((Ok(chunk), Some((aggregates, cursor))));
-            }
-            tokio::time::sleep(until_next_slot()).await;
-            if !begin_round(&aggregates, &mut cursor) {
-                let status = Status::resource_exhausted("this replica reads the history too slowly");
-                return Some((Err(status), None));
-            }
+/// The leader's history: all that there is, and then what is new every two seconds, as long as this replica leads.
+pub fn stream(aggregates: Arc<Aggregates>, leadership: watch::Receiver<Leadership>) -> Chunks {
+    let mut sender = Sender { aggregates, leadership, cursor: Cursor::default(), at_once: 1, ends: false };
+    sender.begin_round();
+    unfold(Some(sender), |sender| async move {
+        let mut sender = sender?;
+        match sender.next().await {
+            Ok(chunk) => Some((Ok(chunk), Some(sender))),
+            Err(status) => Some((Err(status), None)),
         }
     })
     .boxed()
 }
 
-/// Begins a round with the slots that have ended by now. Returns whether the reader has kept up.
-fn begin_round(aggregates: &Aggregates, cursor: &mut Cursor) -> bool {
-    let mut history = aggregates.history();
-    history.sweep(now());
-    history.begin(cursor)
+/// Sends the history to one replica.
+struct Sender {
+    aggregates: Arc<Aggregates>,
+    leadership: watch::Receiver<Leadership>,
+    cursor: Cursor,
+    /// Rounds that begin without waiting. After the first round the open slot is missing; and after the end of a slot a
+    /// round has only what has ended.
+    at_once: u8,
+    /// This replica leads no more.
+    ends: bool,
 }
 
-/// The time until a slot of ten seconds has ended.
-fn until_next_slot() -> Duration {
-    let since = clock();
-    let slot = Duration::from_secs(TEN.unsigned_abs());
-    let into = Duration::from_millis(u64::try_from(since.as_millis() % slot.as_millis()).unwrap_or(0));
-    slot.saturating_sub(into) + AFTER_END
+impl Sender {
+    async fn next(&mut self) -> Result<HistoryChunk, Status> {
+        loop {
+            let chunk = self.aggregates.history().next_chunk(&mut self.cursor);
+            if let Some(chunk) = chunk {
+                return Ok(chunk);
+            }
+            if let Some(left) = self.at_once.checked_sub(1) {
+                self.at_once = left;
+            } else if self.ends {
+                return Err(Status::unavailable("this replica does not lead any more"));
+            } else {
+                tokio::select! {
+                    () = tokio::time::sleep(until_next_round()) => {}
+                    () = leads_no_more(&mut self.leadership) => {
+                        self.ends = true;
+                        self.at_once = 1;
+                    }
+                }
+            }
+            if !self.begin_round() {
+                return Err(Status::resource_exhausted("this replica reads the history too slowly"));
+            }
+        }
+    }
+
+    /// Begins a round with what there is by now. Returns whether the reader has kept up.
+    fn begin_round(&mut self) -> bool {
+        let mut history = self.aggregates.history();
+        history.sweep(now());
+        history.begin(&mut self.cursor)
+    }
+}
+
+async fn leads_no_more(leadership: &mut watch::Receiver<Leadership>) {
+    // An error: the election has ended, and nobody leads here.
+    let _ = leadership.wait_for(|leadership| !leadership.mine).await;
+}
+
+/// The time until a round begins: the end of each slot is one of these times.
+fn until_next_round() -> Duration {
+    let into = Duration::from_millis(u64::try_from(clock().as_millis() % ROUND.as_millis()).unwrap_or(0));
+    ROUND.saturating_sub(into) + AFTER_END
 }
 
 /// Keeps a copy of the history of whoever leads, while this replica does not.

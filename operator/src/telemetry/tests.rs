@@ -276,7 +276,7 @@ fn a_gap_counts_within_a_term_and_a_replica_that_takes_over_notes_one() {
     // Another replica has led meanwhile, and counted the reports up to 8.
     aggregates.lead_at(3, NOW);
     count(9);
-    assert_eq!(lost(), 1, "what the other has counted since its last slot has ended");
+    assert_eq!(lost(), 1, "what the other has counted since its history was copied");
     aggregates.lead_at(3, NOW);
     count(12);
     assert_eq!(lost(), 3, "and what really did not come");

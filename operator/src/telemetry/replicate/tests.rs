@@ -1,4 +1,7 @@
+use tulle_mesh::proto::{SeriesCounts, TelemetryReport};
+
 use super::*;
+use crate::telemetry::Taken;
 
 const START: i64 = 1_800_000_000;
 
@@ -32,19 +35,31 @@ fn receive(received: &mut Received, chunks: &[HistoryChunk], follower: &Aggregat
     }
 }
 
+/// A round.
+fn copy(leader: &mut History, cursor: &mut Cursor, received: &mut Received, follower: &Aggregates, now: i64) {
+    leader.sweep(now);
+    receive(received, &leader.chunks_since(cursor), follower, now);
+}
+
+/// All requests of six hours.
+fn total(history: &History, now: i64) -> u64 {
+    history.since(21_600, now).series.iter().map(|(_, counts)| counts.requests()).sum()
+}
+
 #[test]
-fn a_follower_that_takes_over_has_everything_but_the_slot_that_was_open() {
+fn a_follower_that_takes_over_has_everything_that_was_copied_of_ended_slots_and_of_the_open_one() {
     let (mut leader, follower) = (history(3), Aggregates::default());
     let (mut cursor, mut received) = (Cursor::default(), Received::default());
     let mut now = START + 20_000;
-    leader.sweep(now);
-    receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now);
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, now);
     for _ in 0..100 {
         leader.add(id(0), &counts(1), now + 3);
+        round(&mut leader, now + 4);
+        leader.add(id(0), &counts(3), now + 7);
         leader.add(id(u32::try_from(now - START).unwrap()), &counts(2), now + 9);
         now += 10;
-        leader.sweep(now);
-        receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now);
+        round(&mut leader, now);
     }
     for window in [10, 600, 3_600, 21_600] {
         let (theirs, ours) = (leader.since(window, now), follower.history().since(window, now));
@@ -52,23 +67,145 @@ fn a_follower_that_takes_over_has_everything_but_the_slot_that_was_open() {
     }
     assert_eq!(follower.history().covered(now), leader.covered(now));
     // What comes after the last round is what a new leader does not have.
-    leader.add(id(1), &counts(7), now + 9);
-    let missing = |history: &History| history.since(21_600, now + 9).series.len();
-    assert_eq!(missing(&leader), missing(&follower.history()));
-    let total = |history: &History| -> u64 {
-        history.since(21_600, now + 9).series.iter().map(|(_, counts)| counts.requests()).sum()
-    };
-    assert_eq!(total(&leader) - total(&follower.history()), 8);
+    leader.add(id(1), &counts(7), now + 5);
+    assert_eq!(total(&leader, now + 5) - total(&follower.history(), now + 5), 8);
+    for time in [now + 6, now + 6, now + 8] {
+        round(&mut leader, time);
+        assert_eq!(total(&follower.history(), time), total(&leader, time), "once, and not twice");
+    }
+    leader.add(id(1), &counts(9), now + 9);
+    round(&mut leader, now + 9);
+    assert_eq!(total(&follower.history(), now + 9), total(&leader, now + 9), "all of the slot, in its place");
     // And it goes on with what it has.
-    follower.history().add(id(1), &counts(7), now + 9);
-    assert_eq!(total(&leader), total(&follower.history()));
+    leader.add(id(1), &counts(7), now + 12);
+    follower.history().add(id(1), &counts(7), now + 12);
+    assert_eq!(follower.history().since(21_600, now + 12).series, leader.since(21_600, now + 12).series);
+}
+
+#[test]
+fn a_slot_that_has_ended_here_before_its_last_counts_have_come_is_replaced() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, START);
+    leader.add(id(1), &counts(1), START + 1);
+    round(&mut leader, START + 2);
+    leader.add(id(1), &counts(2), START + 9);
+    // This replica's clock is ahead.
+    follower.history().sweep(START + 30);
+    round(&mut leader, START + 10);
+    leader.add(id(1), &counts(4), START + 11);
+    round(&mut leader, START + 12);
+    round(&mut leader, START + 14);
+    assert_eq!(follower.history().since(600, START + 30).series, leader.since(600, START + 30).series);
+}
+
+#[test]
+fn counts_that_came_late_are_copied_into_their_slots() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, START);
+    for time in (START..START + 60).step_by(10) {
+        leader.add(id(1), &counts(1), time + 1);
+        leader.add(id(2), &counts(1), time + 1);
+        round(&mut leader, time + 2);
+        round(&mut leader, time + 10);
+    }
+    let now = START + 65;
+    leader.add_over(&Arc::new(id(1)), &counts(70), START + 15, now);
+    for _ in 0..2 {
+        round(&mut leader, now);
+        for window in [10, 30, 600] {
+            let (theirs, ours) = (leader.since(window, now), follower.history().since(window, now));
+            assert_eq!(ours.series, theirs.series, "{window}");
+        }
+    }
+    let chunks = leader.chunks_since(&mut Cursor::default());
+    assert_eq!(chunks.iter().map(|chunk| chunk.slots.len()).sum::<usize>(), 12);
+}
+
+#[test]
+fn series_beyond_the_bound_replace_none_of_those_that_are_taken_together() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let most = u32::try_from(crate::telemetry::history::MAX_OF_REPORTER).unwrap();
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, START);
+    (0..most + 20).for_each(|number| leader.add(id(number), &counts(1), START + 1));
+    round(&mut leader, START + 2);
+    round(&mut leader, START + 10);
+    assert_eq!(follower.history().since(600, START + 10).series, leader.since(600, START + 10).series);
+}
+
+/// A report of seven seconds, with a request in each.
+fn report(sequence: u64) -> TelemetryReport {
+    let direction = series_key::Direction::Outbound.into();
+    let key = SeriesKey { id: 1, direction, protocol: "http1".into(), ..SeriesKey::default() };
+    let counts = SeriesCounts { key: 1, classes: vec![0, 7], ..SeriesCounts::default() };
+    TelemetryReport {
+        sequence,
+        process: 1,
+        interval_ms: 7_000,
+        keys: vec![key],
+        series: vec![counts],
+        ..TelemetryReport::default()
+    }
+}
+
+#[test]
+fn whenever_a_leader_dies_its_successor_lacks_at_most_ten_seconds_and_counts_nothing_twice() {
+    for death in 1..=70 {
+        let (leader, follower) = (Aggregates::default(), Aggregates::default());
+        let (mut cursor, mut received) = (Cursor::default(), Received::default());
+        let mut acknowledged = 0;
+        for second in 0..=death {
+            let now = START + second;
+            // Before a report of the same second.
+            if second % i64::try_from(ROUND.as_secs()).unwrap() == 0 {
+                copy(&mut leader.history(), &mut cursor, &mut received, &follower, now);
+            }
+            if second > 0 && second % 7 == 0 {
+                acknowledged += 1;
+                assert_eq!(leader.add_at("pod", None, &report(acknowledged), now), Taken::Counted);
+            }
+        }
+        let now = START + death;
+        let known = total(&follower.history(), now);
+        assert!(known <= 7 * acknowledged, "{death}: {known} of {}", 7 * acknowledged);
+        assert!(7 * acknowledged - known <= 10, "{death}: {known} of {}", 7 * acknowledged);
+        // The sidecar goes on with what it has not reported yet.
+        follower.lead_at(2, now);
+        assert_eq!(follower.add_at("pod", None, &report(acknowledged + 1), now), Taken::Counted);
+        assert_eq!(total(&follower.history(), now), known + 7, "{death}");
+    }
+}
+
+#[test]
+fn reports_that_are_lost_are_known_to_the_successor_too() {
+    let (mut leader, follower) = (history(1), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    let now = START + 20_000;
+    leader.lost(2, now - 5);
+    round(&mut leader, now);
+    for time in [now + 1, now + 3, now + 11] {
+        leader.lost(3, time);
+        round(&mut leader, time + 1);
+        round(&mut leader, time + 1);
+    }
+    for window in [10, 600] {
+        let (theirs, ours) = (leader.since(window, now + 12), follower.history().since(window, now + 12));
+        assert_eq!(ours.lost, theirs.lost, "{window}");
+    }
+    assert_eq!(follower.history().since(600, now + 12).lost, 11);
 }
 
 #[test]
 fn a_former_leader_takes_the_history_of_its_successor_once_all_of_it_is_there() {
     let former = Aggregates::default();
     former.history().add(id(77), &counts(1), START);
-    let (successor, mut cursor, mut received) = (history(50), Cursor::default(), Received::default());
+    let (mut successor, mut cursor, mut received) = (history(50), Cursor::default(), Received::default());
     let chunks = successor.chunks_since(&mut cursor);
     let (last, first) = chunks.split_last().unwrap();
     assert!(last.complete && first.iter().all(|chunk| !chunk.complete));
@@ -104,17 +241,25 @@ fn a_longer_past_is_kept_and_gets_what_a_leader_that_began_anew_has_counted() {
 
 #[test]
 fn chunks_are_small_and_nothing_is_sent_twice() {
-    let (leader, mut cursor) = (history(100), Cursor::default());
+    let (mut leader, mut cursor) = (history(100), Cursor::default());
     let chunks = leader.chunks_since(&mut cursor);
     assert!(chunks.len() > 2);
     assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MAX_MESSAGE));
     assert_eq!(chunks.iter().map(|chunk| chunk.series.len()).sum::<usize>(), 100);
+    let open: usize = leader.chunks_since(&mut cursor).iter().map(|chunk| chunk.changed.len()).sum();
+    assert_eq!(open, 100);
     assert_eq!(leader.chunks_since(&mut cursor), []);
+    leader.add(id(7), &counts(1), START + 19_951);
+    let chunks = leader.chunks_since(&mut cursor);
+    assert_eq!(
+        chunks.iter().map(|chunk| (chunk.series.len(), chunk.changed.len())).collect::<Vec<_>>(),
+        [(0, 1)]
+    );
 }
 
 #[test]
 fn an_empty_history_is_complete_at_once() {
-    let (leader, follower, mut received) = (History::new(), Aggregates::default(), Received::default());
+    let (mut leader, follower, mut received) = (History::new(), Aggregates::default(), Received::default());
     let chunks = leader.chunks_since(&mut Cursor::default());
     assert_eq!(chunks, [HistoryChunk { complete: true, ..HistoryChunk::default() }]);
     receive(&mut received, &chunks, &follower, START);
@@ -142,17 +287,44 @@ fn slots_that_make_no_sense_are_skipped_and_names_are_bounded() {
     };
     let series = vec![describe(1, &id(1))];
     let slots = vec![slot(10, START + 1), slot(7, START), slot(0, START), slot(60, START)];
-    history.apply(&mut names, &HistoryChunk { series, slots, complete: false }).unwrap();
+    history.apply(&mut names, &HistoryChunk { series, slots, ..HistoryChunk::default() }).unwrap();
     assert_eq!(history.since(600, START + 9).series, [(id(1), counts(1))]);
     let many = (0..=u32::try_from(MAX_NAMES).unwrap()).map(|number| describe(number, &id(1))).collect();
     let many = HistoryChunk { series: many, ..HistoryChunk::default() };
     assert!(history.apply(&mut names, &many).is_err());
 }
 
+fn leads(mine: bool) -> Leadership {
+    Leadership { mine, ..Leadership::default() }
+}
+
 #[tokio::test]
 async fn a_stream_begins_with_all_that_there_is() {
     let aggregates = Arc::new(Aggregates::default());
     aggregates.history().add(id(1), &counts(1), now() - 60);
-    let chunk = stream(aggregates).next().await.unwrap().unwrap();
+    let (_leading, leadership) = watch::channel(leads(true));
+    let chunk = stream(aggregates, leadership).next().await.unwrap().unwrap();
     assert_eq!((chunk.series.len(), chunk.slots.len(), chunk.complete), (1, 1, true));
+}
+
+#[tokio::test]
+async fn a_leader_that_gives_up_the_lease_sends_what_it_has_counted_last() {
+    let aggregates = Arc::new(Aggregates::default());
+    let (leading, leadership) = watch::channel(leads(true));
+    let mut chunks = stream(Arc::clone(&aggregates), leadership);
+    assert!(chunks.next().await.unwrap().unwrap().complete);
+    // Nothing is new: the stream waits for the next round.
+    assert!(futures::poll!(chunks.next()).is_pending());
+    aggregates.history().add(id(1), &counts(1), now());
+    leading.send_replace(leads(false));
+    let mut sent = 0;
+    let end = loop {
+        match chunks.next().await.unwrap() {
+            Ok(chunk) => sent += chunk.changed.len() + chunk.slots.len(),
+            Err(status) => break status,
+        }
+    };
+    assert!(sent > 0);
+    assert_eq!(end.code(), tonic::Code::Unavailable);
+    assert!(chunks.next().await.is_none());
 }
