@@ -1,10 +1,12 @@
 //! Control plane of the benchmark, without Kubernetes.
 //!
 //! Runs the operator's discovery and certificate authority for a model of two pods and one Service, whose rules and
-//! policies a file turns on and off ([`rules`]). It does not authenticate sidecars, because only the benchmark runs in its
+//! policies ([`rules`]) and traces ([`traces`]) files turn on and off ([`switch`]). It does not authenticate sidecars, because only the benchmark runs in its
 //! network namespaces.
 
 mod rules;
+mod switch;
+mod traces;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +34,7 @@ use tulle_operator::run::own_tls;
 use tulle_operator::telemetry::Aggregates;
 use tulle_operator::watch::Hub;
 
-use rules::Switch;
+use switch::{Feature, Switch};
 
 const LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -88,9 +90,14 @@ async fn main() -> Result<()> {
         fs::write(arguments.folder.join(format!("{name}.crt")), leaf.pem)?;
     }
     let hub = Arc::new(Hub::complete(model(&arguments)));
-    let mut switch = Switch::new(Arc::clone(&hub), &arguments.folder);
+    let features = [
+        Feature { file: "rules", apply: rules::apply, delete: rules::delete },
+        Feature { file: "traces", apply: traces::apply, delete: traces::delete },
+    ];
+    let mut switch = Switch::new(Arc::clone(&hub), &arguments.folder, features);
     switch.turn()?;
     tokio::spawn(switch.follow());
+    tokio::spawn(collect(arguments.folder.join("spans")));
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
     let (_leading, leadership) = watch::channel(leader);
@@ -103,6 +110,13 @@ async fn main() -> Result<()> {
     let services = Services::new(hub, relay, acks, aggregates, me);
     serve(listener, tls, services, UnauthenticatedSigner { authority }).await;
     Ok(())
+}
+
+/// Runs the collector of traces.
+async fn collect(file: PathBuf) {
+    if let Err(error) = traces::collect(file).await {
+        eprintln!("{error:#}");
+    }
 }
 
 fn model(arguments: &Arguments) -> Model {

@@ -1,74 +1,21 @@
-//! Routes and a policy that the benchmark turns on and off, to compare requests with and without them.
-//!
-//! In: whether the file [`SWITCH`] exists. Out: in the model, an HTTPRoute of five rules for each port that speaks HTTP
-//! and a MeshPolicy with every section about traffic, or neither.
-
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+//! An HTTPRoute of five rules for each port that speaks HTTP, and a MeshPolicy with every section about traffic.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tulle_crds::MeshPolicy;
 use tulle_operator::model::gateway::{ParentStatus, RouteKey, RouteKind, RouteObject, RouteSpec};
 use tulle_operator::model::{Key, Model, Verdict};
-use tulle_operator::watch::Hub;
 
-/// The file in the benchmark's folder that turns them on.
-const SWITCH: &str = "rules";
-/// How often it is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The namespace of everything.
 const NAMESPACE: &str = "bench";
 /// The routes, and the ports of the Service that they are for.
 const ROUTES: [(&str, u16); 2] = [("http1", 80), ("http2", 82)];
 
-/// Turns routes and policy on while the file exists.
-pub struct Switch {
-    hub: Arc<Hub>,
-    file: PathBuf,
-    is_on: bool,
-}
-
-impl Switch {
-    /// A switch that is off.
-    pub fn new(hub: Arc<Hub>, folder: &Path) -> Self {
-        Self { hub, file: folder.join(SWITCH), is_on: false }
-    }
-
-    /// Looks for the file once.
-    ///
-    /// # Errors
-    /// When an object is not in force as it is written.
-    pub fn turn(&mut self) -> Result<()> {
-        let on = self.file.exists();
-        if on == self.is_on {
-            return Ok(());
-        }
-        self.is_on = on;
-        let mut done = Ok(());
-        self.hub.change(|model| {
-            if on {
-                done = apply(model);
-            } else {
-                delete(model);
-            }
-        });
-        done
-    }
-
-    /// Looks for the file again and again.
-    pub async fn follow(mut self) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            if let Err(error) = self.turn() {
-                eprintln!("cannot turn rules and policies on: {error:#}");
-            }
-        }
-    }
-}
-
-fn apply(model: &mut Model) -> Result<()> {
+/// Puts routes and policy in force.
+///
+/// # Errors
+/// When an object is not in force as it is written.
+pub fn apply(model: &mut Model) -> Result<()> {
     for (name, port) in ROUTES {
         let route = route(name, port)?;
         let key = route.key();
@@ -87,7 +34,8 @@ fn apply(model: &mut Model) -> Result<()> {
     Ok(())
 }
 
-fn delete(model: &mut Model) {
+/// Deletes them.
+pub fn delete(model: &mut Model) {
     for (name, _) in ROUTES {
         let key = RouteKey { kind: RouteKind::Http, namespace: NAMESPACE.into(), name: name.into() };
         model.delete_route(&key);

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::feature::{self, Feature, RULES, TRACES};
 use super::measure::{h2load, host_and_port, url};
 use super::proxies::{Product, Programs, ProxyPair, Targets};
-use super::rules;
 use super::testbed::Testbed;
 use crate::host;
 use crate::progress::step;
@@ -25,19 +25,21 @@ struct Load {
     target: fn(&Targets) -> &(String, u16),
     http1: bool,
     post: bool,
-    /// With the rules and the policy of [`rules`].
-    ruled: bool,
+    /// With this turned on.
+    with: Option<&'static Feature>,
 }
 
 const HTTP1: Load =
-    Load { label: "HTTP/1.1", target: |all| &all.http1, http1: true, post: false, ruled: false };
+    Load { label: "HTTP/1.1", target: |all| &all.http1, http1: true, post: false, with: None };
 const HTTP2: Load = Load { label: "HTTP/2", target: |all| &all.http2, http1: false, ..HTTP1 };
 
-const LOADS: [Load; 6] = [
+const LOADS: [Load; 8] = [
     HTTP1,
-    Load { label: "HTTP/1.1 with rules and policies", ruled: true, ..HTTP1 },
+    Load { label: "HTTP/1.1 with rules and policies", with: Some(&RULES), ..HTTP1 },
+    Load { label: "HTTP/1.1, 1 % traced", with: Some(&TRACES), ..HTTP1 },
     HTTP2,
-    Load { label: "HTTP/2 with rules and policies", ruled: true, ..HTTP2 },
+    Load { label: "HTTP/2 with rules and policies", with: Some(&RULES), ..HTTP2 },
+    Load { label: "HTTP/2, 1 % traced", with: Some(&TRACES), ..HTTP2 },
     Load { label: "HTTP/2 POST of 128 bytes", post: true, ..HTTP2 },
     Load { label: "opaque request and answer", target: |all| &all.opaque, ..HTTP1 },
 ];
@@ -84,8 +86,8 @@ fn count(testbed: &Testbed, programs: &Programs, folder: &Path) -> Result<Vec<Op
         };
         counts.push(match per_request() {
             Ok(count) => Some(count),
-            // A sidecar that is older than rules refuses them.
-            Err(error) if load.ruled => {
+            // A sidecar that is older than the feature refuses it.
+            Err(error) if load.with.is_some() => {
                 eprintln!("{}: {error:#}", load.label);
                 None
             }
@@ -107,10 +109,12 @@ fn instructions(
         fs::remove_file(file?.path())?;
     }
     // Before the start: how soon the sidecars learn of it would make a difference.
-    rules::turn(testbed, load.ruled)?;
+    for feature in [&RULES, &TRACES] {
+        feature.turn(testbed, load.with.is_some_and(|with| std::ptr::eq(with, feature)))?;
+    }
     let pair = ProxyPair::start(Product::Tulle, testbed, programs)?;
     testbed.wait_for(&host_and_port(&pair.targets.http1))?;
-    let path = if load.post { "post" } else { rules::PATH };
+    let path = if load.post { "post" } else { feature::PATH };
     let requests = requests.to_string();
     let mut arguments = vec!["-n", &requests, "-c8"];
     arguments.extend(if load.http1 { ["--h1"] } else { ["-m4"] });

@@ -8,16 +8,16 @@
 //!   testbed namespaces and servers
 //!   proxies a pair of proxies: tulle, envoy, haproxy
 //!   measure load generators and figures
-//!   rules   requests with rules and policies, compared with requests without
+//!   feature requests with rules and policies, or with traces, compared with requests without
 //!   instructions instructions per request, counted by callgrind
 //! ```
 
 mod envoy;
+mod feature;
 mod haproxy;
 mod instructions;
 mod measure;
 mod proxies;
-mod rules;
 mod testbed;
 mod tulle;
 
@@ -28,6 +28,7 @@ use anyhow::Result;
 
 use crate::host;
 use crate::progress::step;
+use feature::{RULES, TRACES};
 use measure::Figures;
 use proxies::{Product, ProxyPair};
 use testbed::Testbed;
@@ -81,6 +82,8 @@ const ROWS: &[Row] = &[
 pub enum Only {
     /// Tulle with rules and policies, compared with Tulle without them.
     Rules,
+    /// Tulle with 1 % of the requests traced, compared with Tulle without traces.
+    Traces,
     /// Memory at rest and with idle connections, and the time to the first response.
     Memory,
     /// Requests over HTTP/2.
@@ -100,13 +103,18 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
         return instructions::run(&testbed, &programs, others);
     }
     let mut table = Vec::new();
-    if only == Some(Only::Rules) {
+    let feature = match only {
+        Some(Only::Rules) => Some(&RULES),
+        Some(Only::Traces) => Some(&TRACES),
+        _ => None,
+    };
+    if let Some(feature) = feature {
         for round in 1..=rounds.unwrap_or(1) {
-            step(&format!("round {round}: Tulle with and without rules and policies"));
+            step(&format!("round {round}: Tulle, {}", feature.title));
             let pair = ProxyPair::start(Product::Tulle, &testbed, &programs)?;
-            table.push((Product::Tulle, testbed.noting(rules::compare(&testbed, &pair))?));
+            table.push((Product::Tulle, testbed.noting(feature.compare(&testbed, &pair))?));
         }
-        print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
+        print!("{}", feature.report(|figure| median(&table, Product::Tulle, figure)));
         return Ok(());
     }
     let rounds = rounds.unwrap_or(if only.is_some() { 1 } else { 3 });
@@ -121,11 +129,13 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
                     reached(&testbed, &pair).and_then(|()| measure::streams(&testbed, &pair))
                 }
                 Some(Only::Bulk) => reached(&testbed, &pair).and_then(|()| measure::bulk(&testbed, &pair)),
-                Some(Only::Rules) | None => measure::all(&testbed, &mut pair),
+                Some(Only::Rules | Only::Traces) | None => measure::all(&testbed, &mut pair),
             };
             let mut figures = testbed.noting(measured)?;
             if product == Product::Tulle && only.is_none() {
-                figures.extend(testbed.noting(rules::compare(&testbed, &pair))?);
+                for feature in [&RULES, &TRACES] {
+                    figures.extend(testbed.noting(feature.compare(&testbed, &pair))?);
+                }
             }
             table.push((product, figures));
         }
@@ -134,7 +144,9 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
     if only.is_some() {
         return Ok(());
     }
-    print!("{}", rules::report(|figure| median(&table, Product::Tulle, figure)));
+    for feature in [&RULES, &TRACES] {
+        print!("{}", feature.report(|figure| median(&table, Product::Tulle, figure)));
+    }
     Ok(())
 }
 

@@ -1,0 +1,183 @@
+//! Requests with a feature, compared with the same requests without it: an HTTPRoute of five rules and a MeshPolicy
+//! with every section about traffic ([`RULES`]), or traces of one request in a hundred ([`TRACES`]).
+//!
+//! The same pair of sidecars goes on running while the control plane turns the feature on and off, and short loads with
+//! and without alternate, so that everything else that the machine does counts for either alike.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::measure::{Figures, host_and_port, http2, url, with_cpu, wrk};
+use super::proxies::ProxyPair;
+use super::testbed::{CLIENT, Testbed};
+use crate::host;
+
+/// What is asked for, with a query to look at: the rule that is looked at last takes it.
+pub const PATH: &str = "?page=7";
+
+/// Whether they are on, slice by slice. Either comes as often, and early as often as late: neither a drift nor its
+/// change is taken for a difference.
+const SLICES: [bool; 8] = [false, true, true, false, true, false, false, true];
+/// Duration of a slice of each protocol, in seconds.
+const SECONDS: u64 = 3;
+/// After a change, everything is in force: what the first request shows is only that the rules are.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// A sidecar exports its spans within this time.
+const EXPORTED_WITHIN: Duration = Duration::from_secs(4);
+
+/// The most that it may cost.
+const GOAL: f64 = 1.05;
+
+/// What is turned on and off.
+pub struct Feature {
+    /// The file that turns it on; the control plane looks for it.
+    file: &'static str,
+    /// What stands above the table.
+    pub title: &'static str,
+    /// A protocol, and its figures without and with the feature.
+    rows: [(&'static str, [&'static str; 2]); 2],
+    /// Waits until it is in force, or gone.
+    settle: fn(&Testbed, &ProxyPair<'_>, bool) -> Result<()>,
+}
+
+/// Routes and a policy.
+pub static RULES: Feature = Feature {
+    file: "rules",
+    title: "without, and with five rules and all sections of a policy",
+    rows: [
+        ("HTTP/1.1", ["http1_cpu_unruled", "http1_cpu_ruled"]),
+        ("HTTP/2", ["http2_cpu_unruled", "http2_cpu_ruled"]),
+    ],
+    settle: wait_until_ruled,
+};
+
+/// Traces.
+pub static TRACES: Feature = Feature {
+    file: "traces",
+    title: "without, and with 1 % of them traced to a collector",
+    rows: [
+        ("HTTP/1.1", ["http1_cpu_untraced", "http1_cpu_traced"]),
+        ("HTTP/2", ["http2_cpu_untraced", "http2_cpu_traced"]),
+    ],
+    settle: wait_until_traced,
+};
+
+impl Feature {
+    /// Creates or removes the file that turns it on.
+    pub fn turn(&self, testbed: &Testbed, on: bool) -> Result<()> {
+        let path = testbed.folder.join(self.file);
+        if on {
+            fs::write(path, "")?;
+            return Ok(());
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// CPU seconds of both sidecars per million requests, without and with it.
+    pub fn compare(&self, testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<Figures> {
+        testbed.wait_for(&host_and_port(&pair.targets.http1))?;
+        let mut figures = Figures::new();
+        // What is learned and allocated once is not a part of either.
+        slice(testbed, pair, 1)?;
+        for on in SLICES {
+            self.turn(testbed, on)?;
+            (self.settle)(testbed, pair, on)?;
+            let found = slice(testbed, pair, SECONDS)?;
+            for ((_, names), cpu) in self.rows.into_iter().zip(found) {
+                let [without, with] = names;
+                let name = if on { with } else { without };
+                *figures.entry(name).or_default() += cpu / (SLICES.len() as f64 / 2.0);
+            }
+        }
+        self.turn(testbed, false)?;
+        (self.settle)(testbed, pair, false)?;
+        Ok(figures)
+    }
+
+    /// The table; `figure` finds a figure by its name.
+    pub fn report(&self, figure: impl Fn(&str) -> Option<f64>) -> String {
+        let mut out = format!(
+            "\nTulle: CPU s of the pair per million requests, {}\n\n\
+             | | without | with | with ÷ without | goal |\n|---|---|---|---|---|\n",
+            self.title
+        );
+        for (label, [without, with]) in self.rows {
+            let (Some(without), Some(with)) = (figure(without), figure(with)) else { continue };
+            let ratio = with / without;
+            let verdict = if ratio <= GOAL { "" } else { ", missed" };
+            let _ = writeln!(out, "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {GOAL}{verdict} |");
+        }
+        out
+    }
+}
+
+/// CPU seconds per million requests of each protocol.
+fn slice(testbed: &Testbed, pair: &ProxyPair<'_>, seconds: u64) -> Result<[f64; 2]> {
+    let (first, second) = (url(&pair.targets.http1, PATH), url(&pair.targets.http2, PATH));
+    let (_, http1_cpu) = with_cpu(pair, || wrk(testbed, &first, &[], seconds))?;
+    let (_, http2_cpu) = with_cpu(pair, || http2(testbed, &second, false, seconds))?;
+    Ok([http1_cpu, http2_cpu])
+}
+
+/// Waits until the outbound sidecar applies the rules, or none.
+fn wait_until_ruled(testbed: &Testbed, pair: &ProxyPair<'_>, ruled: bool) -> Result<()> {
+    let url = url(&pair.targets.http1, PATH);
+    wait_until("the rules", ruled, || {
+        let arguments = ["-sf", "-m", "2", "-o", "/dev/null", "-D", "-", "-H", "x-tester: yes", &url];
+        let head = host::output(testbed.inside(CLIENT.0, "curl").args(arguments))?;
+        Ok(head.to_ascii_lowercase().contains("x-rule: tester"))
+    })
+}
+
+/// Waits until the spans of a request that asks for them arrive at the collector, or none.
+fn wait_until_traced(testbed: &Testbed, pair: &ProxyPair<'_>, traced: bool) -> Result<()> {
+    let url = url(&pair.targets.http1, PATH);
+    let file = testbed.folder.join("spans");
+    let spans = || fs::read_to_string(&file).unwrap_or_default();
+    let header = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    wait_until("the traces", traced, || {
+        let before = spans();
+        host::output(testbed.inside(CLIENT.0, "curl").args([
+            "-sf",
+            "-m",
+            "2",
+            "-o",
+            "/dev/null",
+            "-H",
+            header,
+            &url,
+        ]))?;
+        let start = Instant::now();
+        while start.elapsed() < EXPORTED_WITHIN {
+            if spans() != before {
+                return Ok(true);
+            }
+            sleep(Duration::from_millis(50));
+        }
+        Ok(false)
+    })
+}
+
+fn wait_until(what: &str, on: bool, is_on: impl Fn() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(20) {
+        if is_on()? == on {
+            sleep(SETTLE);
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50));
+    }
+    let state = if on { "in force" } else { "gone" };
+    bail!(
+        "after 20 s {what} are not {state} at the outbound sidecar; see the logs of tulle-bench and the sidecars"
+    )
+}
