@@ -130,7 +130,7 @@ pub async fn open(client: &Client, namespace: &str, pod: &str, port: u16) -> Res
 /// # Errors
 /// [`ForwardError`], except for [`ForwardError::Unopened`].
 pub async fn exchange(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<Answer, ForwardError> {
-    through(tunnel, async |stream| {
+    through(tunnel, |stream| async {
         let (response, _sender) = head(stream, request).await?;
         read(response).await
     })
@@ -142,7 +142,7 @@ pub async fn exchange(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<A
 /// # Errors
 /// As [`exchange`].
 pub async fn begin(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<Begun, ForwardError> {
-    through(tunnel, async |stream| {
+    through(tunnel, |stream| async {
         let (response, sender) = head(stream, request).await?;
         if response.status() != StatusCode::OK {
             return read(response).await.map(Begun::Answer);
@@ -152,10 +152,13 @@ pub async fn begin(tunnel: Tunnel, request: Request<Full<Bytes>>) -> Result<Begu
     .await
 }
 
-async fn through<T>(
+async fn through<T, F>(
     Tunnel { stream, refused }: Tunnel,
-    send: impl AsyncFnOnce(Box<dyn Duplex>) -> Result<T, ForwardError>,
-) -> Result<T, ForwardError> {
+    send: impl FnOnce(Box<dyn Duplex>) -> F,
+) -> Result<T, ForwardError>
+where
+    F: Future<Output = Result<T, ForwardError>>,
+{
     let mut refused = pin!(refused.fuse());
     let answer = tokio::select! {
         biased;

@@ -65,6 +65,7 @@ async fn start(workloads: u32) -> Result<String> {
         authenticator: Arc::new(Authenticator::new(client, "tulle-system")),
         settings: Arc::new(Settings::try_parse_from(arguments)?),
         turns: tulle_operator::api::turn::turns(),
+        taps: Arc::default(),
     };
     for time in (now - HISTORY..=now).step_by(world::INTERVAL.unsigned_abs() as usize) {
         // The many are of the last minute only: more of them would only take longer.

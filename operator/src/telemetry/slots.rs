@@ -237,7 +237,7 @@ fn take_buckets(bytes: &mut &[u8], latency: &mut Histogram) -> Option<u64> {
     }
     let first = usize::try_from(take(bytes)?).ok()?;
     let last = first.checked_add(usize::try_from(take(bytes)?).ok()?)?;
-    let mut bits = BitReader { bytes: *bytes, held: 0, count: 0 };
+    let mut bits = BitReader { bytes, held: 0, count: 0 };
     let (mut neighbours, mut all) = (Neighbours::default(), 0_u64);
     for bucket in first..=last {
         let count = neighbours.take(&mut bits)?;

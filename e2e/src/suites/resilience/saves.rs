@@ -14,10 +14,10 @@ use crate::suites::namespace::TestNamespace;
 const RATE: u32 = 100;
 const GETS: [&str; 1] = ["--post-every=0"];
 
-/// How often the load's sidecar has retried.
-fn retried(field: &TestNamespace<'_>) -> Result<u64> {
-    let pods = field.pods("load")?;
-    pods.iter().map(|pod| field.metric(pod, &["tulle_events_total{", "kind=\"retr"])).sum()
+/// Events of a kind at the load's sidecar.
+fn events(field: &TestNamespace<'_>, kind: &str) -> Result<u64> {
+    let kind = format!("kind=\"{kind}\"");
+    field.pods("load")?.iter().map(|pod| field.metric(pod, &["tulle_events_total{", &kind])).sum()
 }
 
 pub(super) fn retries(kube: &Kube) -> Result<()> {
@@ -36,16 +36,20 @@ pub(super) fn retries(kube: &Kube) -> Result<()> {
         let after = field.account("load")?;
         Ok(after.ended > before.ended && after.failed == before.failed)
     })?;
-    let (bad, before) = (field.received("bad")?, retried(&field)?);
+    let bad = field.received("bad")?;
+    let (retried, refused) = (events(&field, "retry")?, events(&field, "retry_refused")?);
     let (failed, why) = field.failed_during("load", || {
         thread::sleep(Duration::from_secs(10));
         Ok(())
     })?;
-    let (bad, retried) = (field.received("bad")? - bad, retried(&field)? - before);
+    let bad = field.received("bad")? - bad;
+    let (retried, refused) = (events(&field, "retry")? - retried, events(&field, "retry_refused")? - refused);
     ensure!(bad > 50, "only {bad} requests reached the bad pod: the test proves nothing");
+    // A budget saves ten retries at most. On a busy machine the load catches up with more requests than that at once.
     ensure!(
-        failed == 0,
-        "{failed} requests failed although {bad} attempts at the bad pod could be retried: {why}"
+        failed <= refused && refused * 20 <= bad,
+        "{failed} requests failed although {bad} attempts at the bad pod could be retried, but for {refused} that the \
+         budget refused: {why}"
     );
     ensure!(retried >= bad / 2, "{bad} attempts failed, and the metrics count {retried} retries");
     Ok(())
