@@ -84,17 +84,25 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(health): State<Health>) -> Response {
-    let metrics = Metrics {
+fn gather(health: &Health) -> Metrics {
+    // Locked once and only here: whoever locks the model a second time waits for a writer that waits for the first.
+    let (pods_without_sidecar, canaries) = {
+        let model = health.hub.model();
+        (model.uninjected_pods().len(), gauges(&model))
+    };
+    Metrics {
         leader: health.leadership.borrow().mine,
         sidecars: health.acks.connected(),
-        pods_without_sidecar: health.hub.model().uninjected_pods().len(),
+        pods_without_sidecar,
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
-        canaries: gauges(&health.hub.model()),
+        canaries,
         routes_acknowledged: health.times.snapshot(),
-    };
-    match metrics.into_text() {
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> Response {
+    match gather(&health).into_text() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot encode the metrics");

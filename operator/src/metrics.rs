@@ -57,8 +57,11 @@ impl Metrics {
             MetricType::Gauge,
         )?;
         for canary in &self.canaries {
-            let labels =
-                [("namespace", &*canary.namespace), ("name", &*canary.name), ("phase", &*canary.phase)];
+            let labels = [
+                ("canary_namespace", &*canary.namespace),
+                ("canary", &*canary.name),
+                ("phase", &*canary.phase),
+            ];
             phases.encode_family(&labels)?.encode_gauge(&1_u64)?;
         }
         let mut weights = encoder.encode_descriptor(
@@ -68,7 +71,7 @@ impl Metrics {
             MetricType::Gauge,
         )?;
         for canary in &self.canaries {
-            let labels = [("namespace", &*canary.namespace), ("name", &*canary.name)];
+            let labels = [("canary_namespace", &*canary.namespace), ("canary", &*canary.name)];
             weights.encode_family(&labels)?.encode_gauge(&u64::from(canary.weight))?;
         }
         let mut changes = encoder.encode_descriptor(
@@ -78,7 +81,7 @@ impl Metrics {
             MetricType::Gauge,
         )?;
         for (canary, time) in self.canaries.iter().filter_map(|canary| Some((canary, canary.last_change?))) {
-            let labels = [("namespace", &*canary.namespace), ("name", &*canary.name)];
+            let labels = [("canary_namespace", &*canary.namespace), ("canary", &*canary.name)];
             changes.encode_family(&labels)?.encode_gauge(&time)?;
         }
         Ok(())
@@ -204,15 +207,15 @@ tulle_operator_requests_total{destination_namespace="shop",destination_service="
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
 # HELP tulle_canary_phase The phase of a Canary: 1 for the one that it is in.
 # TYPE tulle_canary_phase gauge
-tulle_canary_phase{namespace="shop",name="api",phase="Waiting"} 1
-tulle_canary_phase{namespace="shop",name="web",phase="Paused"} 1
+tulle_canary_phase{canary_namespace="shop",canary="api",phase="Waiting"} 1
+tulle_canary_phase{canary_namespace="shop",canary="web",phase="Paused"} 1
 # HELP tulle_canary_weight Percentage of the requests that goes to the new version.
 # TYPE tulle_canary_weight gauge
-tulle_canary_weight{namespace="shop",name="api"} 0
-tulle_canary_weight{namespace="shop",name="web"} 25
+tulle_canary_weight{canary_namespace="shop",canary="api"} 0
+tulle_canary_weight{canary_namespace="shop",canary="web"} 25
 # HELP tulle_canary_last_change_timestamp_seconds When the rollout last began, got a weight, paused or ended, or its target came or went.
 # TYPE tulle_canary_last_change_timestamp_seconds gauge
-tulle_canary_last_change_timestamp_seconds{namespace="shop",name="web"} 1800000000
+tulle_canary_last_change_timestamp_seconds{canary_namespace="shop",canary="web"} 1800000000
 # HELP tulle_operator_route_acknowledged_seconds Time from a change of a route to its last acknowledgement.
 # TYPE tulle_operator_route_acknowledged_seconds histogram
 tulle_operator_route_acknowledged_seconds_sum 0.125

@@ -140,9 +140,9 @@ fn questions(native: bool) -> Result<Vec<Question>> {
         }
     }
     // Milliseconds exist in classic buckets only.
-    let canary = format!(r#"{{namespace="{NAMESPACE}", name="lost"}}"#);
+    let canary = format!(r#"{{canary_namespace="{NAMESPACE}", canary="lost"}}"#);
     for name in ["tulle_canary_phase", "tulle_canary_weight", "tulle_canary_last_change_timestamp_seconds"] {
-        let expression = format!("max by (namespace, name) ({name}{canary})");
+        let expression = format!("max by (canary_namespace, canary) ({name}{canary})");
         all.push(Question { of: "a Canary".to_owned(), expression, needs_data: true });
     }
     let istio = ISTIO.into_iter().filter(|_| !native);

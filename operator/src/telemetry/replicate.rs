@@ -25,6 +25,7 @@ use anyhow::{Result, bail, ensure};
 use futures::stream::{BoxStream, StreamExt as _, unfold};
 use prost::Message as _;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 use tulle_mesh::proto::relay_client::RelayClient;
 use tulle_mesh::proto::{
@@ -40,8 +41,10 @@ use super::{Aggregates, clock, now};
 use crate::discovery::peer::{Peer, Tls};
 use crate::lease::Leadership;
 
-/// A stream that ended is begun anew after this.
+/// A stream that ended is begun anew after this, and after twice as long each time that it ends again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// But after this at the latest; and a stream that has lasted for so long has not ended again.
+const AGAIN_WITHIN: Duration = Duration::from_secs(16);
 /// A round begins every so many seconds; slots end with one of them.
 const ROUND: Duration = Duration::from_secs(2);
 /// A round begins this long after the end of a slot.
@@ -52,6 +55,8 @@ const CHUNK: usize = 384 * 1024;
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// A stream whose reader is further behind ends: slots of 10 s that it has not got will soon be parts of longer ones.
 const MAX_BEHIND: i64 = 540;
+/// The leader's clock may be ahead of this replica's by so many seconds.
+const MAX_AHEAD: i64 = 60;
 /// Series that one stream may name. Their names are forgotten with the stream.
 const MAX_NAMES: usize = 20 * MAX_SERIES;
 
@@ -305,6 +310,13 @@ impl Received {
     /// Takes a chunk. The replica's own history is replaced once all of the leader's is there: a stream that breaks off
     /// before costs nothing. Where its own goes further back, it stays, and gets what the leader has counted since.
     fn take(&mut self, chunk: &HistoryChunk, aggregates: &Aggregates, now: i64) -> Result<()> {
+        // Slots never end again that have ended here: with those of the future, windows of a minute would have all that
+        // is counted until then.
+        let ahead = chunk.open_unix.saturating_sub(now);
+        ensure!(
+            ahead <= MAX_AHEAD,
+            "the leader's clock is {ahead} s ahead of this replica's: are both nodes' clocks right?"
+        );
         if self.is_in_use {
             // Swept by the leader's clock: its slots end here when all of them has come.
             return aggregates.history().apply(&mut self.names, chunk);
@@ -401,29 +413,43 @@ fn until_next_round() -> Duration {
 
 /// Keeps a copy of the history of whoever leads, while this replica does not.
 pub async fn follow(aggregates: Arc<Aggregates>, tls: Arc<Tls>, mut leadership: watch::Receiver<Leadership>) {
+    let mut again = AGAIN;
     loop {
         let leader = leadership.borrow_and_update().clone();
         if let (false, Some(address)) = (leader.mine, &leader.address) {
+            let (role, begun) = (leadership.clone(), Instant::now());
             tokio::select! {
-                end = copy(&aggregates, address, &tls) => if let Err(error) = end {
+                end = copy(&aggregates, address, &tls, &role) => if let Err(error) = end {
                     tracing::warn!(address, error = format!("{error:#}"), "the stream of the leader's history ended");
                 },
                 _ = leadership.changed() => {}
             }
-            tokio::time::sleep(AGAIN).await;
+            // A leader that cannot reach the API server ends its streams, and goes on to be named as the leader.
+            again = if begun.elapsed() >= AGAIN_WITHIN { AGAIN } else { (again * 2).min(AGAIN_WITHIN) };
+            tokio::select! {
+                () = tokio::time::sleep(again) => {}
+                _ = leadership.changed() => again = AGAIN,
+            }
         } else if leadership.changed().await.is_err() {
             return;
         }
     }
 }
 
-async fn copy(aggregates: &Aggregates, address: &str, tls: &Tls) -> Result<()> {
+async fn copy(
+    aggregates: &Aggregates,
+    address: &str,
+    tls: &Tls,
+    role: &watch::Receiver<Leadership>,
+) -> Result<()> {
     let peer = Peer::connect(address, tls).await?;
     let client = RelayClient::with_origin(peer, http::Uri::from_static("http://leader.tulle"));
     let mut client = client.max_decoding_message_size(MAX_MESSAGE);
     let mut chunks = client.history(HistoryRequest {}).await?.into_inner();
     let mut received = Received::default();
     while let Some(chunk) = chunks.message().await? {
+        // It would replace what has been counted here since.
+        ensure!(!role.borrow().mine, "this replica leads now");
         received.take(&chunk, aggregates, now())?;
     }
     bail!("the leader closed the stream")

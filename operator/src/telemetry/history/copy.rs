@@ -67,6 +67,11 @@ impl History {
     pub(in crate::telemetry) fn append(&mut self, newer: &Self, now: i64) {
         // The slot that was open here has what it has until this replica was told no more.
         let (until, began) = (self.open, newer.began.unwrap_or(i64::MAX));
+        if began < until {
+            // The other one has counted from the start of that slot: what is here of it is a copy.
+            self.series.values_mut().for_each(|series| series.now = Counts::default());
+            self.lost.retain(|(start, _)| *start != until);
+        }
         self.sweep(now);
         // If it is open still, what the other one counts in it comes beside that, and not in its place.
         let (open, reasons) = (self.open, &mut self.reasons);

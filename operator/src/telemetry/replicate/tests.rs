@@ -237,6 +237,37 @@ fn a_longer_past_is_kept_and_gets_what_a_leader_that_began_anew_has_counted() {
     leader.sweep(now + 10);
     receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now + 10);
     assert_eq!(requests(&follower.history().since(21_600, now + 10)), requests(&after) + 8);
+    // What it has of the open slot is a copy: a stream that begins anew does not add it a second time.
+    leader.add(id(0), &counts(7), now + 12);
+    leader.lost(3, now + 12);
+    receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now + 12);
+    let seen = follower.history().since(21_600, now + 12);
+    assert_eq!((requests(&seen), seen.lost), (requests(&after) + 16, 3));
+    for later in [13, 15, 21, 31] {
+        let (mut cursor, mut received) = (Cursor::default(), Received::default());
+        leader.sweep(now + later);
+        for _ in 0..3 {
+            receive(&mut received, &leader.chunks_since(&mut cursor), &follower, now + later);
+        }
+        let seen = follower.history().since(21_600, now + later);
+        assert_eq!((requests(&seen), seen.lost), (requests(&after) + 16, 3), "{later} s later");
+    }
+}
+
+#[test]
+fn a_leader_whose_clock_is_far_ahead_is_not_followed() {
+    let follower = Aggregates::default();
+    follower.history().add(id(0), &counts(7), START);
+    let mut leader = History::new();
+    leader.add(id(0), &counts(7), START + 3_600);
+    let chunks = leader.chunks_since(&mut Cursor::default());
+    let mut received = Received::default();
+    let ends = chunks.iter().map(|chunk| received.take(chunk, &follower, START)).collect::<Result<Vec<()>>>();
+    let error = ends.unwrap_err().to_string();
+    assert!(error.contains("clock"), "{error}");
+    follower.history().add(id(0), &counts(7), START + 120);
+    let minute = follower.history().since(60, START + 120);
+    assert_eq!(minute.series[0].1.requests(), counts(7).requests(), "the minute has its own counts only");
 }
 
 #[test]
