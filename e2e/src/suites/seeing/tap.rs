@@ -24,7 +24,7 @@ pub(super) fn requests(kube: &Kube) -> Result<()> {
     let deny = json!({"target": {"kind": "Service", "name": "web"}, "access": {"deny": [{"to": [{"methods": ["DELETE"]}]}]}});
     policy(&field, "web", deny)?;
     enforced(&field, "web")?;
-    field.load_with("load", "web:80", 20, &["--header=user-agent: probe/1"])?;
+    field.load_with("load", "web:80", 20, &["--post-every=0", "--header=user-agent: probe/1"])?;
     field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "client"}}))?;
     field.host_pod("client", "client", &["/bin/sh", "-c", CLIENT])?;
     let before = processes(&field)?;
