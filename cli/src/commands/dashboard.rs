@@ -48,7 +48,7 @@ const LIFETIME: Duration = Duration::from_secs(3_600);
 const RENEWAL: Duration = Duration::from_secs(1_800);
 /// How long the head of a request may take, and a form.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// The longest form, in bytes: a token and the name of a revision.
+/// The longest form, in bytes: a token, the name of a revision, a phase and a step.
 const MAX_FORM: usize = 4_096;
 
 /// Options of `tulle dashboard`.
@@ -224,7 +224,7 @@ async fn act(page: &Page, asked: &Asked, body: Incoming) -> Response<Body> {
     let Ok(Ok(read)) = read else {
         return text(StatusCode::BAD_REQUEST, "The form is too long, or has not arrived.");
     };
-    let Some(revision) = page.door.form(&read.to_bytes()) else {
+    let Some(form) = page.door.form(&read.to_bytes()) else {
         return text(
             StatusCode::FORBIDDEN,
             "The form is not one of this page. Open the page of the Canary again.",
@@ -232,7 +232,7 @@ async fn act(page: &Page, asked: &Asked, body: Incoming) -> Response<Body> {
     };
     // Whoever has the cookie can send this. So it does not happen unseen.
     crate::exit::note(&format!("The page asks for: {}", asked.command()));
-    match actions.act(asked, revision).await {
+    match actions.act(asked, form).await {
         Ok(sentence) => {
             crate::exit::note(&sentence);
             done(asked)

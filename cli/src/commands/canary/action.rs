@@ -10,6 +10,7 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryStatus, Phase, keys};
+use tulle_mesh::page;
 
 use super::{canaries, get, namespace_of};
 use crate::cluster::Context;
@@ -33,15 +34,23 @@ pub(in crate::commands) struct Args {
     /// rolled out by the time the operator sees the action.
     #[arg(long)]
     revision: Option<String>,
+    /// Where the rollout was when somebody decided ([`page::seen`]); `None`: wherever it is.
+    #[arg(skip)]
+    seen: Option<String>,
     /// How long to wait until the operator has taken the action.
     #[arg(long, default_value = "30s", value_parser = crate::human::duration)]
     timeout: Duration,
 }
 
 impl Args {
-    /// The arguments of an action on a revision that somebody has seen.
-    pub(in crate::commands) fn new(name: &str, revision: Option<String>, timeout: Duration) -> Self {
-        Self { name: name.to_owned(), revision, timeout }
+    /// The arguments of an action on a revision that somebody has seen, at a place of its rollout as [`page::seen`] writes it.
+    pub(in crate::commands) fn of_page(
+        name: &str,
+        revision: String,
+        seen: String,
+        timeout: Duration,
+    ) -> Self {
+        Self { name: name.to_owned(), revision: Some(revision), seen: Some(seen), timeout }
     }
 }
 
@@ -151,6 +160,19 @@ pub(super) fn refusal(verb: Verb, status: &CanaryStatus, revision: Option<&str>)
     Some(phase)
 }
 
+/// What a rollout is by now, as the end of a sentence that begins with the Canary; `None`: it is where it was `seen`.
+pub(super) fn moved_on(status: &CanaryStatus, seen: &str) -> Option<String> {
+    let phase = format!("{:?}", status.phase);
+    if page::seen(&phase, status.step) == seen {
+        return None;
+    }
+    let step = match status.step_summary.as_str() {
+        "" => String::new(),
+        step => format!(" at step {step}"),
+    };
+    Some(format!("is {phase}{step} by now, which the page did not show when it asked"))
+}
+
 /// The annotation's value. It always names a revision, where there is one: what was seen is what is meant.
 pub(super) fn annotation(verb: Verb, revision: &str, id: &str) -> String {
     match revision {
@@ -237,6 +259,13 @@ async fn request(
         if let Some(why) = refusal(verb, &status, args.revision.as_deref()) {
             return Err(CliError::failed(format!(
                 "{} would do nothing, because Canary {namespace}/{} {why}",
+                verb.name(),
+                args.name
+            )));
+        }
+        if let Some(now) = args.seen.as_deref().and_then(|seen| moved_on(&status, seen)) {
+            return Err(CliError::failed(format!(
+                "{} was not requested, because Canary {namespace}/{} {now}",
                 verb.name(),
                 args.name
             )));

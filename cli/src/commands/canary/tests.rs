@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, WorkloadKind};
 
-use super::action::{Verb, annotation, is_taken, patch, refusal};
+use super::action::{Verb, annotation, is_taken, moved_on, patch, refusal};
 use super::pods::{Gate, PodSeen, Target, is_observed};
 use super::status::{Rest, gives_up};
 use super::undo::{revision_to_restore, template_of, unmanaged};
@@ -174,6 +174,19 @@ fn an_action_for_another_revision_is_refused_and_names_both() {
     assert!(why.contains("no revision"), "{why}");
     let why = refusal(Verb::Abort, &status("Promoting"), Some("")).unwrap();
     assert!(why.contains("rolls out revision new by now"), "the page has shown none: {why}");
+}
+
+#[test]
+fn a_form_of_another_phase_or_step_is_out_of_date_although_its_action_would_do_something() {
+    let paused = CanaryStatus { step_summary: "2/5".into(), ..status("Paused") };
+    assert_eq!(moved_on(&paused, "Paused/1"), None);
+    // Promote is possible in all of them.
+    for seen in ["Progressing/1", "Failed/1", "Paused/0", "Paused/2", "Paused", ""] {
+        let now = moved_on(&paused, seen).unwrap();
+        assert!(now.starts_with("is Paused at step 2/5 by now"), "{seen}: {now}");
+    }
+    let failed = moved_on(&status("Failed"), "Paused/1").unwrap();
+    assert!(failed.starts_with("is Failed by now"), "{failed}");
 }
 
 #[test]

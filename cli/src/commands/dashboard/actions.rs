@@ -16,6 +16,7 @@ use kube::{Api, Client, Resource as _};
 use tulle_crds::Canary;
 
 use super::address::Asked;
+use super::door::Form;
 use crate::cluster::within;
 use crate::commands::canary::action::{self, Done};
 use crate::exit::CliError;
@@ -53,13 +54,13 @@ impl Actions {
         Ok(allowed)
     }
 
-    /// Does what a form asks for, provided that `revision` is still the one that is rolled out. Returns what was done.
+    /// Does what a form asks for, provided that the rollout is still where its sender has seen it. Returns what was done.
     ///
     /// # Errors
     /// As [`action::act`].
-    pub async fn act(&self, asked: &Asked, revision: String) -> Result<String, CliError> {
+    pub async fn act(&self, asked: &Asked, form: Form) -> Result<String, CliError> {
         let Asked { namespace, name, verb } = asked;
-        let args = action::Args::new(name, Some(revision), TAKEN_WITHIN);
+        let args = action::Args::of_page(name, form.revision, form.seen, TAKEN_WITHIN);
         let acted = action::act(&self.client, self.streams.clone(), namespace, *verb, &args).await;
         acted.map(|Done { sentence, .. }| sentence)
     }
