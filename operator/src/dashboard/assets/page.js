@@ -121,7 +121,8 @@ async function load() {
   }
 }
 
-if (live && pause) {
+// A page that asks whether an action is meant has nothing that changes: its numbers are those that the form sends.
+if (live && pause && live.childElementCount > 0) {
   makeSortable();
   pause.hidden = false;
   pause.addEventListener("click", () => {
