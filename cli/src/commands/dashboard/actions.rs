@@ -18,7 +18,7 @@ use tulle_crds::Canary;
 use super::address::Asked;
 use super::door::Form;
 use crate::cluster::within;
-use crate::commands::canary::action::{self, Done};
+use crate::commands::canary::action::{self, Done, Undone};
 use crate::exit::CliError;
 
 /// How long an answer about the user's rights is used.
@@ -58,7 +58,7 @@ impl Actions {
     ///
     /// # Errors
     /// As [`action::act`].
-    pub async fn act(&self, asked: &Asked, form: Form) -> Result<String, CliError> {
+    pub async fn act(&self, asked: &Asked, form: Form) -> Result<String, Undone> {
         let Asked { namespace, name, verb } = asked;
         let args = action::Args::of_page(name, form.revision, form.seen, TAKEN_WITHIN);
         let acted = action::act(&self.client, self.streams.clone(), namespace, *verb, &args).await;
