@@ -147,7 +147,7 @@ impl Page {
         if head.method != Method::GET {
             return false;
         }
-        match actions.may_act(address.namespace).await {
+        match actions.may_act(address.namespace, address.name).await {
             Ok(may) => may,
             Err(error) => {
                 error.print(&self.output);

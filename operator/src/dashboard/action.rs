@@ -244,7 +244,9 @@ mod tests {
         assert_eq!(refused.status(), StatusCode::FORBIDDEN);
         let refused = text(refused).await;
         assert!(!refused.contains("<form"), "{refused}");
-        assert!(refused.contains("tulle dashboard --allow-actions"), "{refused}");
+        for cause in ["tulle dashboard --allow-actions", "may change this Canary", "gave no answer"] {
+            assert!(refused.contains(cause), "{cause} in {refused}");
+        }
 
         let offered = text(asked(Method::GET, "/canary/shop/web", &HINTS).await).await;
         for action in ["promote", "pause", "abort"] {
