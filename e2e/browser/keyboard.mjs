@@ -68,11 +68,16 @@ export class Keyboard {
       if (at.id === "pause" || at.tag === "summary") await this.press("Enter");
       last = at.number;
     }
-    const closed = await this.page.evaluate(() => ({
-      tables: document.querySelectorAll("details:not([open])").length,
-      running: document.getElementById("pause")?.textContent === "Pause updates",
-    }));
+    const closed = await this.page.evaluate(() => {
+      const pause = document.getElementById("pause");
+      return {
+        tables: document.querySelectorAll("details:not([open])").length,
+        running: pause?.hidden === false && pause.textContent === "Pause updates",
+        claimed: pause?.hidden === false && !document.getElementById("live").firstElementChild,
+      };
+    });
     if (closed.tables > 0) this.complain(`${closed.tables} tables do not open by keyboard`);
+    if (closed.claimed) this.complain("there are updates to pause, and nothing that is updated");
     if (closed.running) this.complain("the updates cannot be stopped by keyboard");
 
     const wanted = await this.page.evaluate((selector) => {

@@ -21,3 +21,24 @@ pub const TOKEN: &str = "token";
 
 /// Field of a form: the revision that its reader has seen.
 pub const REVISION: &str = "revision";
+
+/// Field of a form: where its reader has seen the rollout, as [`seen`] writes it.
+pub const SEEN: &str = "seen";
+
+/// Where a rollout is: its phase, and the index of its step. A revision alone does not tell a failed rollout from the one
+/// that somebody looked at, nor its second pause from the first.
+pub fn seen(phase: &str, step: u32) -> String {
+    format!("{phase}/{step}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_phase_and_another_step_are_another_place() {
+        assert_eq!(seen("Paused", 1), "Paused/1");
+        assert_ne!(seen("Paused", 1), seen("Paused", 2));
+        assert_ne!(seen("Paused", 1), seen("Failed", 1));
+    }
+}

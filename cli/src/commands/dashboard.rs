@@ -4,6 +4,7 @@
 //!   door      who may use it, and what is passed on
 //!   address   addresses that are about a Canary
 //!   actions   what a form of the page changes, with --allow-actions
+//!   running   actions that are under way
 //!   answers   answers of this command itself
 //! ```
 //! In: requests of a browser on this machine. Out: the same requests, with a token, to the operator. The token never
@@ -14,6 +15,7 @@ mod actions;
 mod address;
 mod answers;
 mod door;
+mod running;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -34,13 +36,15 @@ use tulle_mesh::ports;
 
 use crate::cluster::operator::{Tunnel, tunnel};
 use crate::cluster::{Context, Located, failure, within};
+use crate::commands::canary::action::Undone;
 use crate::exit::CliError;
 use crate::output::{self, Output};
 
 use actions::Actions;
 use address::{Address, Asked};
 use answers::{Body, done, not_done, opened, text};
-use door::{Door, Entry};
+use door::{Door, Entry, Form};
+use running::Running;
 
 /// How long a token holds.
 const LIFETIME: Duration = Duration::from_secs(3_600);
@@ -48,7 +52,7 @@ const LIFETIME: Duration = Duration::from_secs(3_600);
 const RENEWAL: Duration = Duration::from_secs(1_800);
 /// How long the head of a request may take, and a form.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// The longest form, in bytes: a token and the name of a revision.
+/// The longest form, in bytes: a token, the name of a revision, a phase and a step.
 const MAX_FORM: usize = 4_096;
 
 /// Options of `tulle dashboard`.
@@ -68,6 +72,7 @@ struct Page {
     client: Client,
     /// `None`: nothing can be changed.
     actions: Option<Actions>,
+    running: Arc<Running<(Asked, Form), Result<(), Undone>>>,
     output: Output,
     access: Mutex<Access>,
     /// A port-forward has failed.
@@ -100,6 +105,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         door: Door::new(address.port(), args.allow_actions)?,
         client,
         actions,
+        running: Arc::default(),
         output: context.output,
         access: Mutex::new(Access { at, token }),
         failed: Notify::new(),
@@ -141,7 +147,7 @@ impl Page {
         if head.method != Method::GET {
             return false;
         }
-        match actions.may_act(address.namespace).await {
+        match actions.may_act(address.namespace, address.name).await {
             Ok(may) => may,
             Err(error) => {
                 error.print(&self.output);
@@ -198,12 +204,12 @@ async fn serve(browser: TcpStream, page: Arc<Page>) {
     let _ = server.serve_connection(TokioIo::new(browser), service).await;
 }
 
-async fn answer(page: &Page, request: Request<Incoming>) -> Response<Body> {
+async fn answer(page: &Arc<Page>, request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     match page.door.judge(&head) {
         Entry::Refused(status, why) => text(status, why),
         Entry::Opens(cookie) => opened(&cookie),
-        Entry::Acts(asked) => act(page, &asked, body).await,
+        Entry::Acts(asked) => act(page, asked, body).await,
         Entry::Enters => match forward(page, head, body).await {
             Ok(response) => response,
             Err(error) => {
@@ -215,31 +221,47 @@ async fn answer(page: &Page, request: Request<Incoming>) -> Response<Body> {
     }
 }
 
-/// Does what a form asks for, if it brings the token.
-async fn act(page: &Page, asked: &Asked, body: Incoming) -> Response<Body> {
-    let Some(actions) = &page.actions else {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "This page changes nothing.");
-    };
+/// Does what a form asks for, if it brings the token. It is done even if the browser does not wait for the answer.
+async fn act(page: &Arc<Page>, asked: Asked, body: Incoming) -> Response<Body> {
     let read = tokio::time::timeout(HEAD_WITHIN, Limited::new(body, MAX_FORM).collect()).await;
     let Ok(Ok(read)) = read else {
         return text(StatusCode::BAD_REQUEST, "The form is too long, or has not arrived.");
     };
-    let Some(revision) = page.door.form(&read.to_bytes()) else {
+    let Some(form) = page.door.form(&read.to_bytes()) else {
         return text(
             StatusCode::FORBIDDEN,
             "The form is not one of this page. Open the page of the Canary again.",
         );
     };
-    // Whoever has the cookie can send this. So it does not happen unseen.
+    let work = {
+        let (page, asked, form) = (Arc::clone(page), asked.clone(), form.clone());
+        async move { carry_out(&page, &asked, form).await }
+    };
+    let answer = page.running.share((asked.clone(), form), work).await;
+    match answer {
+        Some(Ok(())) => done(&asked),
+        Some(Err(undone)) => not_done(&asked, &undone),
+        None => {
+            not_done(&asked, &Undone::Unconfirmed(CliError::failed("`tulle dashboard` has lost the action")))
+        }
+    }
+}
+
+/// Requests an action, and says on standard error that it was asked for and what came of it: whoever has the cookie can
+/// ask, so it does not happen unseen.
+async fn carry_out(page: &Page, asked: &Asked, form: Form) -> Result<(), Undone> {
+    let Some(actions) = &page.actions else {
+        return Err(Undone::Not(CliError::failed("this page changes nothing")));
+    };
     crate::exit::note(&format!("The page asks for: {}", asked.command()));
-    match actions.act(asked, revision).await {
+    match actions.act(asked, form).await {
         Ok(sentence) => {
             crate::exit::note(&sentence);
-            done(asked)
+            Ok(())
         }
-        Err(error) => {
-            error.print(&page.output);
-            not_done(asked, &error)
+        Err(undone) => {
+            CliError::from(undone.clone()).print(&page.output);
+            Err(undone)
         }
     }
 }

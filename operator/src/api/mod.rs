@@ -5,7 +5,7 @@
 //! answers with what it knows; the leader knows all. Never changes anything.
 //!
 //! ```text
-//!   serve       listeners and connections
+//!   serve       listeners and connections; stalled, clients that take no bytes
 //!   auth        whose token it is, and which namespaces it shows; kept, what the API server has answered about it
 //!   limits      what one caller may take
 //!   parameters  what is asked for, checked; posted, the policy in a body
@@ -27,6 +27,7 @@ mod posted;
 mod refused;
 mod serve;
 pub mod sidecars;
+mod stalled;
 mod tap;
 #[cfg(test)]
 pub(crate) mod tests;

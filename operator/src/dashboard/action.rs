@@ -117,8 +117,8 @@ pub fn buttons(canary: &Canary, status: &CanaryStatus) -> Markup {
 
 /// The page that asks whether an action is meant.
 ///
-/// The script loads no part of it again: the revision that is sent is the one that was read, and `tulle dashboard` refuses
-/// the action if another one is rolled out by then.
+/// The script loads no part of it again: the revision, the phase and the step that are sent are those that were read, and
+/// `tulle dashboard` refuses the action if the rollout is elsewhere by then.
 pub fn confirmation(canary: &Canary, action: CanaryAction, offer: &Offer, only: Option<&str>) -> Markup {
     let (namespace, name) = (namespace(canary), name(canary));
     let status = canary.status.clone().unwrap_or_default();
@@ -140,6 +140,7 @@ pub fn confirmation(canary: &Canary, action: CanaryAction, offer: &Offer, only: 
             form.controls method="post" action=(here) {
                 input type="hidden" name=(agreed::TOKEN) value=(offer.token);
                 input type="hidden" name=(agreed::REVISION) value=(revision);
+                input type="hidden" name=(agreed::SEEN) value=(seen(&status));
                 button id="confirm" type="submit" { (title(action)) " revision " (or_none(revision)) }
                 a.button href=(back) { "Cancel" }
             }
@@ -149,6 +150,11 @@ pub fn confirmation(canary: &Canary, action: CanaryAction, offer: &Offer, only: 
         }
     };
     page(&around, &controls, &html! {})
+}
+
+/// Where the rollout is, as the form sends it.
+fn seen(status: &CanaryStatus) -> String {
+    agreed::seen(&format!("{:?}", status.phase), status.step)
 }
 
 /// What somebody must know who decides.
@@ -200,7 +206,7 @@ mod tests {
 
     fn progressing() -> Canary {
         canary(&json!({
-            "phase": "Progressing", "canaryRevision": "5d4f", "approvedRevision": "7c9d", "weight": 5,
+            "phase": "Progressing", "canaryRevision": "5d4f", "approvedRevision": "7c9d", "weight": 5, "step": 2,
             "verdict": "Undecided", "evidenceSummary": "3 of 400 failed <b>here</b>",
         }))
     }
@@ -238,7 +244,9 @@ mod tests {
         assert_eq!(refused.status(), StatusCode::FORBIDDEN);
         let refused = text(refused).await;
         assert!(!refused.contains("<form"), "{refused}");
-        assert!(refused.contains("tulle dashboard --allow-actions"), "{refused}");
+        for cause in ["tulle dashboard --allow-actions", "may change this Canary", "gave no answer"] {
+            assert!(refused.contains(cause), "{cause} in {refused}");
+        }
 
         let offered = text(asked(Method::GET, "/canary/shop/web", &HINTS).await).await;
         for action in ["promote", "pause", "abort"] {
@@ -288,6 +296,7 @@ mod tests {
             "<form class=\"controls\" method=\"post\" action=\"/canary/shop/web/pause\">",
             "<input type=\"hidden\" name=\"token\" value=\"a-B_9\">",
             "<input type=\"hidden\" name=\"revision\" value=\"5d4f\">",
+            "<input type=\"hidden\" name=\"seen\" value=\"Progressing/2\">",
             "Pause revision 5d4f</button>",
             "<a class=\"button\" href=\"/canary/shop/web\">Cancel</a>",
             "<code>tulle canary pause web -n shop --revision 5d4f</code>",

@@ -198,7 +198,9 @@ pub async fn canary_action(
     let action = CanaryAction::named(&action)
         .ok_or_else(|| not_found("There are the actions promote, pause, resume, abort and retry."))?;
     let offer = Offer::of(&headers).ok_or_else(|| {
-        let why = "Actions are offered to users who may change Canaries of this namespace, and with this option only";
+        // Nobody has told the operator which of them it is.
+        let why = "Actions are offered with this option only, and if the API server says that you may change this Canary; \
+                   if it gave no answer, the terminal of the command shows why";
         Failed(Refused::new(StatusCode::FORBIDDEN, why).with_hint("tulle dashboard --allow-actions"))
     })?;
     let page = super::action::confirmation(&found, action, &offer, viewer.only.as_deref());

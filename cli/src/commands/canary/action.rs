@@ -10,10 +10,11 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryStatus, Phase, keys};
+use tulle_mesh::page;
 
 use super::{canaries, get, namespace_of};
-use crate::cluster::Context;
 use crate::cluster::failure::cannot;
+use crate::cluster::{Context, within};
 use crate::exit::CliError;
 use crate::objects::MANAGER;
 use crate::output::{Format, write};
@@ -24,6 +25,9 @@ const ATTEMPTS: usize = 10;
 const LOOKS: usize = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
+/// After a watch that broke, the Canary is read and watched again in this time.
+const BETWEEN_WATCHES: Duration = Duration::from_secs(1);
+
 /// Arguments of every action.
 #[derive(clap::Args, Debug)]
 pub(in crate::commands) struct Args {
@@ -33,20 +37,28 @@ pub(in crate::commands) struct Args {
     /// rolled out by the time the operator sees the action.
     #[arg(long)]
     revision: Option<String>,
+    /// Where the rollout was when somebody decided ([`page::seen`]); `None`: wherever it is.
+    #[arg(skip)]
+    seen: Option<String>,
     /// How long to wait until the operator has taken the action.
     #[arg(long, default_value = "30s", value_parser = crate::human::duration)]
     timeout: Duration,
 }
 
 impl Args {
-    /// The arguments of an action on a revision that somebody has seen.
-    pub(in crate::commands) fn new(name: &str, revision: Option<String>, timeout: Duration) -> Self {
-        Self { name: name.to_owned(), revision, timeout }
+    /// The arguments of an action on a revision that somebody has seen, at a place of its rollout as [`page::seen`] writes it.
+    pub(in crate::commands) fn of_page(
+        name: &str,
+        revision: String,
+        seen: String,
+        timeout: Duration,
+    ) -> Self {
+        Self { name: name.to_owned(), revision: Some(revision), seen: Some(seen), timeout }
     }
 }
 
 /// An action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::commands) enum Verb {
     Promote,
     Pause,
@@ -151,6 +163,19 @@ pub(super) fn refusal(verb: Verb, status: &CanaryStatus, revision: Option<&str>)
     Some(phase)
 }
 
+/// What a rollout is by now, as the end of a sentence that begins with the Canary; `None`: it is where it was `seen`.
+pub(super) fn moved_on(status: &CanaryStatus, seen: &str) -> Option<String> {
+    let phase = format!("{:?}", status.phase);
+    if page::seen(&phase, status.step) == seen {
+        return None;
+    }
+    let step = match status.step_summary.as_str() {
+        "" => String::new(),
+        step => format!(" at step {step}"),
+    };
+    Some(format!("is {phase}{step} by now, which the page did not show when it asked"))
+}
+
 /// The annotation's value. It always names a revision, where there is one: what was seen is what is meant.
 pub(super) fn annotation(verb: Verb, revision: &str, id: &str) -> String {
     match revision {
@@ -187,6 +212,23 @@ pub(super) async fn run(context: &Context, verb: Verb, args: Args) -> Result<(),
     context.output.print(&canary, |_| super::table([&canary], false, Timestamp::now()))
 }
 
+/// Why an action is not known to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::commands) enum Undone {
+    /// It was not done, and will not be.
+    Not(CliError),
+    /// It was requested, or may have been, and may be done yet.
+    Unconfirmed(CliError),
+}
+
+impl From<Undone> for CliError {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Not(error) | Undone::Unconfirmed(error) => error,
+        }
+    }
+}
+
 /// An action that the operator has taken and that had its effect.
 pub(in crate::commands) struct Done {
     /// What was done.
@@ -198,37 +240,47 @@ pub(in crate::commands) struct Done {
 /// Requests an action, and waits until the operator has taken it. `streams`: the client that watches.
 ///
 /// # Errors
-/// The action would do nothing or has changed nothing, with the reason; the user may not request it; the operator has
-/// not taken it in time.
+/// [`Undone::Not`]: the action would do nothing or has changed nothing, with the reason; the user may not request it.
+/// [`Undone::Unconfirmed`]: the operator has not taken it in time, or nobody knows.
 pub(in crate::commands) async fn act(
     client: &Client,
     streams: Client,
     namespace: &str,
     verb: Verb,
     args: &Args,
-) -> Result<Done, CliError> {
+) -> Result<Done, Undone> {
     let id = fresh_id();
-    let before = request(&canaries(client.clone(), namespace), namespace, verb, args, &id).await?;
-    let canary = taken(&canaries(streams, namespace), namespace, verb, args, &id).await?;
+    let api = canaries(client.clone(), namespace);
+    let mut is_sent = false;
+    let requested = request(&api, namespace, verb, args, &id, &mut is_sent);
+    let requested = within(&format!("requesting {}", verb.name()), requested).await;
+    let before = match requested {
+        Ok(before) => before,
+        Err(error) if is_sent => return Err(Undone::Unconfirmed(error)),
+        Err(error) => return Err(Undone::Not(error)),
+    };
+    let canary = taken(&api, &canaries(streams, namespace), namespace, verb, args, &id).await?;
     let status = canary.status.clone().unwrap_or_default();
     if !verb.has_effect(&before, &status) {
         let why = ignored(client, namespace, &args.name, verb, &id).await;
         let why = why.unwrap_or_else(|| format!("the Canary is {:?} now", status.phase));
-        return Err(CliError::failed(format!(
+        return Err(Undone::Not(CliError::failed(format!(
             "the operator has taken {}, and it changed nothing: {why}",
             verb.name()
-        )));
+        ))));
     }
     Ok(Done { sentence: verb.done(&before.canary_revision, &status), canary })
 }
 
-/// Writes the annotation; what the Canary was when it was written.
+/// Writes the annotation; what the Canary was when it was written. `is_sent`: whether it may be written although this ends
+/// with an error or is dropped.
 async fn request(
     api: &Api<Canary>,
     namespace: &str,
     verb: Verb,
     args: &Args,
     id: &str,
+    is_sent: &mut bool,
 ) -> Result<CanaryStatus, CliError> {
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     for _ in 0..ATTEMPTS {
@@ -241,9 +293,19 @@ async fn request(
                 args.name
             )));
         }
+        if let Some(now) = args.seen.as_deref().and_then(|seen| moved_on(&status, seen)) {
+            return Err(CliError::failed(format!(
+                "{} was not requested, because Canary {namespace}/{} {now}",
+                verb.name(),
+                args.name
+            )));
+        }
         let action = annotation(verb, &status.canary_revision, id);
         let patch = patch(canary.metadata.resource_version.as_deref(), &action);
-        match api.patch(&args.name, &params, &Patch::Merge(&patch)).await {
+        *is_sent = true;
+        let written = api.patch(&args.name, &params, &Patch::Merge(&patch)).await;
+        *is_sent = written.as_ref().err().is_some_and(|error| !is_refused(error));
+        match written {
             Ok(_) => return Ok(status),
             // The operator wrote the status meanwhile.
             Err(kube::Error::Api(answer)) if answer.is_conflict() => {}
@@ -256,29 +318,73 @@ async fn request(
     Err(CliError::failed(what).hint("try again"))
 }
 
-/// Waits until the operator has taken the action.
+/// Whether the API server has said that it has not written. Without an answer, and with one of its own failures, it may
+/// have.
+pub(super) fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(answer) if answer.code < 500)
+}
+
+/// Waits until the operator has taken the action. `api` reads, `streams` watches.
 async fn taken(
     api: &Api<Canary>,
+    streams: &Api<Canary>,
     namespace: &str,
     verb: Verb,
     args: &Args,
     id: &str,
-) -> Result<Canary, CliError> {
+) -> Result<Canary, Undone> {
     // A Canary that is deleted meanwhile takes nothing any more.
     let is_over = |canary: Option<&Canary>| canary.is_none_or(|canary| is_taken(canary, id));
-    let waited = tokio::time::timeout(args.timeout, await_condition(api.clone(), &args.name, is_over)).await;
-    match waited {
-        Ok(Ok(Some(canary))) => Ok(canary),
-        Ok(Ok(None)) => Err(CliError::failed(format!("Canary {namespace}/{} was deleted", args.name))),
-        Ok(Err(error)) => Err(CliError::failed(format!(
-            "{} was requested, but Canary {namespace}/{} cannot be watched: {error}",
-            verb.name(),
-            args.name
+    let until_over = async {
+        loop {
+            if let Ok(canary) = await_condition(streams.clone(), &args.name, is_over).await {
+                return canary;
+            }
+            // The connection broke, say, or the user may not watch. The action was requested all the same.
+            tokio::time::sleep(BETWEEN_WATCHES).await;
+            if let Ok(canary) = api.get_opt(&args.name).await
+                && is_over(canary.as_ref())
+            {
+                return canary;
+            }
+        }
+    };
+    let last = match tokio::time::timeout(args.timeout, until_over).await {
+        Ok(canary) => Ok(canary),
+        Err(_) => {
+            within("reading the Canary once more", async {
+                api.get_opt(&args.name).await.map_err(CliError::from)
+            })
+            .await
+        }
+    };
+    let last = match last {
+        Ok(Some(canary)) if is_taken(&canary, id) => return Ok(canary),
+        Ok(None) => {
+            let gone = format!("Canary {namespace}/{} was deleted", args.name);
+            return Err(Undone::Not(CliError::failed(gone)));
+        }
+        Ok(Some(canary)) => Ok(canary),
+        Err(error) => Err(error),
+    };
+    Err(late(&last, verb, id, args.timeout))
+}
+
+/// Why the operator has not taken an action in time, with what was read `last`: whether the request still stands.
+pub(super) fn late(last: &Result<Canary, CliError>, verb: Verb, id: &str, limit: Duration) -> Undone {
+    let (verb, seconds) = (verb.name(), limit.as_secs());
+    let late = format!("the operator has not taken {verb} within {seconds} s");
+    let requested = last.as_ref().map(|canary| canary.metadata.annotations.as_ref()?.get(keys::ACTION));
+    match requested {
+        Ok(Some(action)) if action.ends_with(&format!("@{id}")) => Undone::Unconfirmed(CliError::TimedOut(
+            format!("{late}; the request still stands, and is taken once the operator runs: see tulle check"),
+        )),
+        Ok(_) => Undone::Not(CliError::failed(format!(
+            "{late}, and the request does not stand any more: somebody has replaced or removed annotation {}",
+            keys::ACTION
         ))),
-        Err(_) => Err(CliError::TimedOut(format!(
-            "the operator has not taken {} within {} s; it takes it once it runs: see tulle check",
-            verb.name(),
-            args.timeout.as_secs()
+        Err(error) => Undone::Unconfirmed(CliError::TimedOut(format!(
+            "{late}, and whether the request still stands is unknown: {error}"
         ))),
     }
 }

@@ -5,11 +5,12 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, WorkloadKind};
 
-use super::action::{Verb, annotation, is_taken, patch, refusal};
+use super::action::{Undone, Verb, annotation, is_refused, is_taken, late, moved_on, patch, refusal};
 use super::pods::{Gate, PodSeen, Target, is_observed};
 use super::status::{Rest, gives_up};
 use super::undo::{revision_to_restore, template_of, unmanaged};
 use super::view::{End, View, end, on_its_way};
+use crate::exit::CliError;
 use crate::output::Output;
 
 const VERBS: [Verb; 5] = [Verb::Promote, Verb::Pause, Verb::Resume, Verb::Abort, Verb::Retry];
@@ -177,6 +178,19 @@ fn an_action_for_another_revision_is_refused_and_names_both() {
 }
 
 #[test]
+fn a_form_of_another_phase_or_step_is_out_of_date_although_its_action_would_do_something() {
+    let paused = CanaryStatus { step_summary: "2/5".into(), ..status("Paused") };
+    assert_eq!(moved_on(&paused, "Paused/1"), None);
+    // Promote is possible in all of them.
+    for seen in ["Progressing/1", "Failed/1", "Paused/0", "Paused/2", "Paused", ""] {
+        let now = moved_on(&paused, seen).unwrap();
+        assert!(now.starts_with("is Paused at step 2/5 by now"), "{seen}: {now}");
+    }
+    let failed = moved_on(&status("Failed"), "Paused/1").unwrap();
+    assert!(failed.starts_with("is Failed by now"), "{failed}");
+}
+
+#[test]
 fn what_is_written_names_the_revision_and_is_what_the_operator_reads() {
     for verb in [Verb::Promote, Verb::Resume, Verb::Abort, Verb::Retry] {
         let requested = CanaryAction::parse(&annotation(verb, "5d4f", "cli-1")).unwrap();
@@ -195,6 +209,43 @@ fn what_is_written_names_the_revision_and_is_what_the_operator_reads() {
 fn an_action_is_taken_once_its_id_is_in_the_status() {
     let canary = canary(json!({"lastAction": "b", "usedActions": ["b", "a"]}));
     assert!(is_taken(&canary, "a") && is_taken(&canary, "b") && !is_taken(&canary, "c"));
+}
+
+#[test]
+fn an_action_that_is_late_is_over_only_if_its_request_does_not_stand_any_more() {
+    let within = std::time::Duration::from_secs(20);
+    let with = |action: &str| {
+        let mut canary = canary(json!({"phase": "Progressing"}));
+        canary.metadata.annotations = Some([("tulle.dev/action".to_owned(), action.to_owned())].into());
+        canary
+    };
+    let judge = |last: Result<Canary, CliError>| late(&last, Verb::Pause, "cli-1", within);
+    let stands = judge(Ok(with("pause:new@cli-1")));
+    let Undone::Unconfirmed(CliError::TimedOut(why)) = &stands else { panic!("{stands:?}") };
+    assert!(why.contains("within 20 s; the request still stands"), "{why}");
+    for gone in [with("abort:new@cli-2"), with("pause:new@cli-11"), canary(json!({}))] {
+        let undone = judge(Ok(gone));
+        assert!(matches!(&undone, Undone::Not(CliError::Failed { what, .. }) if what.contains("not stand")));
+    }
+    let unknown = judge(Err(CliError::failed("no answer")));
+    let Undone::Unconfirmed(CliError::TimedOut(why)) = &unknown else { panic!("{unknown:?}") };
+    assert!(why.contains("is unknown: no answer"), "{why}");
+}
+
+#[test]
+fn without_a_refusal_of_the_api_server_an_action_may_have_been_written() {
+    let answered = |code: u16| {
+        let mut status = kube::core::Status::failure("no", "");
+        status.code = code;
+        kube::Error::Api(Box::new(status))
+    };
+    for code in [403, 404, 409, 422, 429] {
+        assert!(is_refused(&answered(code)), "{code}");
+    }
+    for code in [500, 503, 504] {
+        assert!(!is_refused(&answered(code)), "{code}");
+    }
+    assert!(!is_refused(&kube::Error::LinesCodecMaxLineLengthExceeded), "no answer");
 }
 
 #[test]

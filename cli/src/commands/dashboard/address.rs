@@ -33,7 +33,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// An action that a form asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Asked {
     pub namespace: String,
     pub name: String,

@@ -8,6 +8,7 @@ use hyper::header::{REFERRER_POLICY, SET_COOKIE, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 
 use super::address::Asked;
+use crate::commands::canary::action::Undone;
 use crate::exit::CliError;
 
 /// The body of any answer.
@@ -60,12 +61,13 @@ pub fn done(asked: &Asked) -> Response<Body> {
     response
 }
 
-/// Why an action was not done, with the way back.
-pub fn not_done(asked: &Asked, error: &CliError) -> Response<Body> {
-    let status = match error {
-        // It was requested, and may be done yet.
-        CliError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
-        _ => StatusCode::CONFLICT,
+/// Why an action was not done, or is not known to be, with the way back.
+pub fn not_done(asked: &Asked, undone: &Undone) -> Response<Body> {
+    let (status, title, error) = match undone {
+        Undone::Not(error) => (StatusCode::CONFLICT, "Not done", error),
+        Undone::Unconfirmed(error) => {
+            (StatusCode::GATEWAY_TIMEOUT, "Requested, and not confirmed yet", error)
+        }
     };
     let hint = match error {
         CliError::Failed { hint: Some(hint), .. } => format!("<pre><code>{}</code></pre>\n", escaped(hint)),
@@ -74,9 +76,9 @@ pub fn not_done(asked: &Asked, error: &CliError) -> Response<Body> {
     let page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>Not done · Tulle</title>\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} · Tulle</title>\n\
          <link rel=\"icon\" href=\"data:,\">\n<link rel=\"stylesheet\" href=\"/assets/page.css\">\n</head>\n\
-         <body>\n<main>\n<h1>Not done</h1>\n<p><code>{command}</code></p>\n<p>{why}</p>\n{hint}\
+         <body>\n<main>\n<h1>{title}</h1>\n<p><code>{command}</code></p>\n<p>{why}</p>\n{hint}\
          <p><a href=\"{back}\">Back to Canary {namespace}/{name}</a></p>\n</main>\n</body>\n</html>\n",
         command = escaped(&asked.command()),
         why = escaped(&error.to_string()),
@@ -136,7 +138,7 @@ mod tests {
     #[tokio::test]
     async fn a_refused_action_says_why_and_leads_back() {
         let error = CliError::failed("pause would do nothing: <b>it</b> is \"Stable\"").hint("look & see");
-        let response = not_done(&pause(), &error);
+        let response = not_done(&pause(), &Undone::Not(error));
         assert_eq!(response.status(), StatusCode::CONFLICT);
         let policy = response.headers().get(CONTENT_SECURITY_POLICY).unwrap().to_str().unwrap();
         assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
@@ -146,15 +148,21 @@ mod tests {
             "look &amp; see",
             "<a href=\"/canary/shop/web\">Back to Canary shop/web</a>",
             "<code>tulle canary pause web -n shop</code>",
+            "<h1>Not done</h1>",
         ] {
             assert!(body.contains(part), "{part} in {body}");
         }
         assert!(!body.contains("<b>"), "{body}");
     }
 
-    #[test]
-    fn an_action_that_may_be_done_yet_is_not_called_refused() {
-        let late = CliError::TimedOut("not taken within 20 s".to_owned());
-        assert_eq!(not_done(&pause(), &late).status(), StatusCode::GATEWAY_TIMEOUT);
+    #[tokio::test]
+    async fn an_action_that_may_be_done_yet_is_not_called_refused() {
+        for error in [CliError::TimedOut("late".to_owned()), CliError::failed("late")] {
+            let response = not_done(&pause(), &Undone::Unconfirmed(error));
+            assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+            let body = body(response).await;
+            assert!(body.contains("<h1>Requested, and not confirmed yet</h1>"), "{body}");
+            assert!(body.contains("<p>late</p>") && !body.contains("Not done"), "{body}");
+        }
     }
 }

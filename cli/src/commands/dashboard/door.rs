@@ -31,6 +31,15 @@ pub struct Door {
     form_token: Option<String>,
 }
 
+/// What the sender of a form has seen. The action is meant for that, and for nothing that came after.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Form {
+    /// The revision that was rolled out.
+    pub revision: String,
+    /// Where the rollout was: [`page::seen`].
+    pub seen: String,
+}
+
 /// What becomes of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -112,15 +121,19 @@ impl Door {
         }
     }
 
-    /// The revision that the sender of a form has seen, or `None` where the form lacks that or the token.
-    pub fn form(&self, body: &[u8]) -> Option<String> {
+    /// What the sender of a form has seen, or `None` where the form lacks that or the token.
+    pub fn form(&self, body: &[u8]) -> Option<Form> {
         let field = |wanted: &str| {
             let found = form_urlencoded::parse(body).find(|(name, _)| name == wanted);
             found.map(|(_, value)| value.into_owned())
         };
         let brought = field(page::TOKEN)?;
         let is_right = is_same(&brought, self.form_token.as_deref()?);
-        if is_right { field(page::REVISION) } else { None }
+        if is_right {
+            Some(Form { revision: field(page::REVISION)?, seen: field(page::SEEN)? })
+        } else {
+            None
+        }
     }
 
     /// Tells the operator to render forms, and with which token.
@@ -340,7 +353,7 @@ mod tests {
             let entry = door().judge(&posted(&format!("/canary/shop/web/{action}"), &own));
             assert_eq!(status(entry), Some(405), "{action}");
         }
-        assert_eq!(door().form(b"token=f0&revision=v2"), None);
+        assert_eq!(door().form(b"token=f0&revision=v2&seen=Paused/1"), None);
         let mut headers = HeaderMap::new();
         door().offer(&mut headers);
         assert!(headers.is_empty(), "{headers:?}");
@@ -389,17 +402,20 @@ mod tests {
     }
 
     #[test]
-    fn a_form_needs_the_token_and_says_which_revision_was_seen() {
+    fn a_form_needs_the_token_and_says_which_revision_was_seen_and_where() {
         let door = acting_door();
-        assert_eq!(door.form(b"token=f0&revision=v2"), Some("v2".to_owned()));
-        assert_eq!(door.form(b"revision=&token=f0"), Some(String::new()));
+        let form = |revision: &str, seen: &str| Form { revision: revision.to_owned(), seen: seen.to_owned() };
+        assert_eq!(door.form(b"token=f0&revision=v2&seen=Paused%2F1"), Some(form("v2", "Paused/1")));
+        assert_eq!(door.form(b"seen=Failed/0&revision=&token=f0"), Some(form("", "Failed/0")));
         for body in [
             "",
-            "revision=v2",
-            "token=&revision=v2",
-            "token=f1&revision=v2",
-            "token=abc&revision=v2",
+            "revision=v2&seen=Paused/1",
+            "token=&revision=v2&seen=Paused/1",
+            "token=f1&revision=v2&seen=Paused/1",
+            "token=abc&revision=v2&seen=Paused/1",
             "token=f0",
+            "token=f0&revision=v2",
+            "token=f0&seen=Paused/1",
         ] {
             assert_eq!(door.form(body.as_bytes()), None, "{body}");
         }
@@ -414,7 +430,7 @@ mod tests {
         let token = headers.get(page::FORM_TOKEN).unwrap().to_str().unwrap().to_owned();
         assert_eq!(token.len(), 64);
         assert_ne!(token, door.key);
-        assert_eq!(door.form(format!("token={token}&revision=v2").as_bytes()), Some("v2".to_owned()));
+        assert!(door.form(format!("token={token}&revision=v2&seen=Paused/1").as_bytes()).is_some());
     }
 
     #[test]

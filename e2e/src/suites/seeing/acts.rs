@@ -136,19 +136,22 @@ fn with_right(field: &TestNamespace<'_>) -> Result<()> {
     ensure!(asked.status == "200", "{asked:?}");
     says(&asked.headers, &["referrer-policy: same-origin", "form-action 'self'", "default-src 'none'"])?;
     let (token, revision) = (hidden(&asked.body, "token")?, hidden(&asked.body, "revision")?);
+    let seen = hidden(&asked.body, "seen")?;
     ensure!(token != "forged", "a browser has chosen the token");
     let rolled_out = field.get("canary/web", ".status.canaryRevision")?;
     ensure!(revision == rolled_out, "the form is about {revision}, not {rolled_out}");
     let same = format!("tulle canary pause web -n {NAMESPACE} --revision {revision}");
     says(&asked.body, &[&revision, "20 %", &same])?;
 
-    let form = format!("token={token}&revision={revision}");
-    let (untold, wrong) = (format!("revision={revision}"), format!("token=0{token}&revision={revision}"));
+    let read = format!("revision={revision}&seen={seen}");
+    let (form, wrong) = (format!("token={token}&{read}"), format!("token=0{token}&{read}"));
+    let placeless = format!("token={token}&revision={revision}");
     let own = session.origin.as_str();
     for (origin, form) in [
         ("origin: http://127.0.0.1:1", form.as_str()),
         ("origin: null", form.as_str()),
-        (own, untold.as_str()),
+        (own, read.as_str()),
+        (own, placeless.as_str()),
         (own, wrong.as_str()),
     ] {
         let refused = session.post(PAUSE, origin, form)?;
@@ -156,7 +159,7 @@ fn with_right(field: &TestNamespace<'_>) -> Result<()> {
     }
     let refused = session.page.ask(PAUSE, &["-H", own, "-d", form.as_str()])?;
     ensure!(refused.status == "403", "without the key: {refused:?}");
-    let other = session.post(PAUSE, own, &format!("token={token}&revision=other"))?;
+    let other = session.post(PAUSE, own, &format!("token={token}&revision=other&seen={seen}"))?;
     ensure!(other.status == "409", "{other:?}");
     says(&other.body, &["not other", CANARY])?;
     unchanged(field, "Progressing")?;
@@ -171,7 +174,29 @@ fn with_right(field: &TestNamespace<'_>) -> Result<()> {
     field.kube.wait_for("the page to offer to resume", 30, || {
         let shown = session.get(CANARY, &[])?.body;
         Ok(shown.contains(&format!("href=\"{CANARY}/resume\"")) && !shown.contains(PAUSE))
-    })
+    })?;
+    out_of_date(field, &session)
+}
+
+/// A form that was read before an abort does not promote the revision that failed since.
+fn out_of_date(field: &TestNamespace<'_>, session: &Session<'_>) -> Result<()> {
+    let form = |action: &str| -> Result<(String, String)> {
+        let path = format!("{CANARY}/{action}");
+        let asked = session.get(&path, &[])?.body;
+        let [token, revision, seen] = ["token", "revision", "seen"].map(|name| hidden(&asked, name));
+        Ok((path, format!("token={}&revision={}&seen={}", token?, revision?, seen?)))
+    };
+    let (promote, old) = form("promote")?;
+    let (abort, now) = form("abort")?;
+    let done = session.post(&abort, &session.origin, &now)?;
+    ensure!(done.status == "303" && phase(field)? == "Failed", "{done:?}");
+    let refused = session.post(&promote, &session.origin, &old)?;
+    ensure!(refused.status == "409", "{refused:?}");
+    says(&refused.body, &["is Failed", "by now", CANARY])?;
+    ensure!(phase(field)? == "Failed", "the revision that failed was promoted: {}", phase(field)?);
+    let action = field.get("canary/web", ".metadata.annotations.tulle\\.dev/action")?;
+    ensure!(action.starts_with("abort:"), "another action was requested: {action}");
+    Ok(())
 }
 
 /// No action was requested.

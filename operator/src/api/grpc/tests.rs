@@ -208,6 +208,41 @@ async fn a_message_that_is_longer_than_a_policy_may_be_is_not_read() {
 }
 
 #[tokio::test]
+async fn codes_of_the_protocol_are_answered_as_the_description_says() {
+    let broken = [0_u8, 0, 0, 0, 1, 0xff];
+    let compressed = [1_u8, 0, 0, 0, 0];
+    for (method, body, code) in [
+        ("Nothing", &[0_u8, 0, 0, 0, 0][..], Code::Unimplemented),
+        ("Stat", &compressed[..], Code::Internal),
+        ("Stat", &broken[..], Code::Internal),
+    ] {
+        let request = axum::http::Request::post(format!("/tulle.v1.Query/{method}"))
+            .header(header::AUTHORIZATION, "Bearer h.shop.s")
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .body(Body::from(body.to_vec()));
+        let response = crate::api::routes(api()).oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.headers()["grpc-status"], (code as i32).to_string().as_str(), "{method}");
+    }
+}
+
+#[test]
+fn the_description_has_every_code_that_a_call_may_end_with() {
+    let description = include_str!("../../../../mesh/proto/tulle/v1/query.proto");
+    for code in [
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "INVALID_ARGUMENT",
+        "RESOURCE_EXHAUSTED",
+        "UNAVAILABLE",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+    ] {
+        assert!(description.contains(&format!("{code} (")), "{code}");
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_is_refused_at_the_door_is_answered_as_grpc() {
     let request = axum::http::Request::post("/tulle.v1.Query/Stat").body(Body::empty()).unwrap();
     let response = crate::api::routes(api()).oneshot(request).await.unwrap();

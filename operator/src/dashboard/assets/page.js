@@ -121,7 +121,13 @@ async function load() {
   }
 }
 
-if (live && pause) {
+// An action is asked for once. A page that the browser shows again, by its button Back, asks again.
+const asking = document.getElementById("confirm");
+asking?.form.addEventListener("submit", () => { asking.disabled = true; });
+addEventListener("pageshow", () => { if (asking) asking.disabled = false; });
+
+// A page that asks whether an action is meant has nothing that changes: its numbers are those that the form sends.
+if (live && pause && live.childElementCount > 0) {
   makeSortable();
   pause.hidden = false;
   pause.addEventListener("click", () => {
