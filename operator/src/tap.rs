@@ -17,9 +17,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tulle_mesh::proto::operator_message::Message;
 use tulle_mesh::proto::{Tap, TapEvent, Tapped, Untap};
+use tulle_mesh::tap::MAX_EVENTS;
 
 use crate::bucket::Bucket;
 use crate::telemetry::history::Reporter;
@@ -35,6 +37,11 @@ pub const MAX_SIDECARS: usize = 200;
 /// Requests that wait for the reader of a tap: a second of 50 sidecars at the usual rate. Typically 500 bytes each, and 8 kB
 /// where a sidecar makes all of them as long as it can.
 const ROOM: usize = 1_000;
+/// Messages about taps that are taken of a sidecar in a second, and at once. One with four taps that are all full sends
+/// about 25.
+const MESSAGES_PER_SECOND: f64 = 40.0;
+/// The same at once.
+const MESSAGES_AT_ONCE: f64 = 40.0;
 
 /// Sends a message to a sidecar without waiting; `false`: there is no room for it now.
 pub type Deliver = Box<dyn Fn(Message) -> bool + Send + Sync>;
@@ -123,6 +130,8 @@ struct State {
 struct Connected {
     sidecar: Arc<Sidecar>,
     deliver: Deliver,
+    /// What it may still say at once.
+    messages: Bucket,
 }
 
 /// A tap.
@@ -159,15 +168,25 @@ impl Running {
     fn take(&mut self, stream: u64, sidecar: &Arc<Sidecar>, tapped: Tapped, now: Instant) {
         let (rate, burst) = (f64::from(self.message.rate), self.burst());
         let Some(bucket) = self.streams.get_mut(&stream) else { return };
-        let mut lost = tapped.lost;
-        for mut event in tapped.events {
-            shown::bound(&mut event, &self.message.headers);
-            let seen = Seen { sidecar: Arc::clone(sidecar), event };
-            if !bucket.take(rate, burst, now) || self.seen.try_send(seen).is_err() {
-                lost = lost.saturating_add(1);
+        let headers = &self.message.headers;
+        let mut shown = 0;
+        for event in tapped.events.iter().take(MAX_EVENTS) {
+            // Before anything is done with it.
+            if !bucket.take(rate, burst, now) {
+                break;
             }
+            let Ok(mut event) = TapEvent::decode(event.as_slice()) else { continue };
+            shown::bound(&mut event, headers);
+            let seen = Seen { sidecar: Arc::clone(sidecar), event };
+            shown += usize::from(self.seen.try_send(seen).is_ok());
         }
-        self.passed.add(tapped.passed, lost);
+        self.lose(&tapped, shown);
+    }
+
+    /// Counts a message of which so many requests are shown.
+    fn lose(&mut self, tapped: &Tapped, shown: usize) {
+        let unshown = u64::try_from(tapped.events.len().saturating_sub(shown)).unwrap_or(u64::MAX);
+        self.passed.add(tapped.passed, tapped.lost.saturating_add(unshown));
     }
 }
 
@@ -193,7 +212,8 @@ impl Taps {
     pub fn register(self: &Arc<Self>, sidecar: Sidecar, deliver: Deliver, now: Instant) -> Registered {
         let mut state = self.state();
         let stream = state.number();
-        let connected = Connected { sidecar: Arc::new(sidecar), deliver };
+        let messages = Bucket::new(MESSAGES_AT_ONCE, now);
+        let connected = Connected { sidecar: Arc::new(sidecar), deliver, messages };
         for tap in state.taps.values_mut() {
             tap.attach(stream, &connected, now);
         }
@@ -262,9 +282,12 @@ impl Registered {
     pub fn tapped(&self, tapped: Tapped, now: Instant) {
         let mut state = self.taps.state();
         let State { sidecars, taps, .. } = &mut *state;
-        let Some(connected) = sidecars.get(&self.stream) else { return };
+        let Some(connected) = sidecars.get_mut(&self.stream) else { return };
+        let may_speak = connected.messages.take(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, now);
         match taps.get_mut(&tapped.id).filter(|tap| tap.streams.contains_key(&self.stream)) {
-            Some(tap) => tap.take(self.stream, &connected.sidecar, tapped, now),
+            Some(tap) if may_speak => tap.take(self.stream, &connected.sidecar, tapped, now),
+            Some(tap) => tap.lose(&tapped, 0),
+            None if !may_speak => {}
             // There was no room for the first, or it crosses this message: a second one does no harm.
             None => {
                 (connected.deliver)(Message::Untap(Untap { id: tapped.id }));

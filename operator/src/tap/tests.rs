@@ -41,7 +41,7 @@ impl Fake {
 
     fn says(&self, id: u64, events: usize, passed: u64, lost: u64) {
         let event = TapEvent { path: "/cart".into(), ..TapEvent::default() };
-        let tapped = Tapped { id, events: vec![event; events], passed, lost };
+        let tapped = Tapped { id, events: vec![event.encode_to_vec(); events], passed, lost };
         self.registered.tapped(tapped, Instant::now());
     }
 }
@@ -156,8 +156,7 @@ fn a_sidecar_that_does_not_keep_to_the_rate_takes_no_room_of_others() {
     let (loud, modest) = (Fake::of(&taps, "shop", "loud"), Fake::of(&taps, "shop", "modest"));
     let mut tapping = start(&taps, "anna", of("shop", None)).unwrap();
     let start = Instant::now();
-    let event = TapEvent::default();
-    let flood = Tapped { id: tapping.id, events: vec![event; 10 * ROOM], passed: 1, lost: 0 };
+    let flood = Tapped { id: tapping.id, events: vec![Vec::new(); 10 * ROOM], passed: 1, lost: 0 };
     loud.registered.tapped(flood.clone(), start);
     modest.says(tapping.id, 1, 1, 0);
     // Its bucket has been filled as far as a second goes.
@@ -167,6 +166,50 @@ fn a_sidecar_that_does_not_keep_to_the_rate_takes_no_room_of_others() {
         *pods.entry(seen.sidecar.pod.to_string()).or_insert(0) += 1;
     }
     assert_eq!(pods, HashMap::from([("loud-1".to_owned(), 80), ("modest-1".to_owned(), 1)]));
+}
+
+#[test]
+fn of_a_message_with_a_hundred_thousand_requests_64_are_looked_at_and_the_others_are_lost() {
+    let taps = Arc::new(Taps::default());
+    let web = Fake::of(&taps, "shop", "web");
+    // A rate that would let through more.
+    let message = Tap { rate: 100, ..message() };
+    let mut tapping = taps.start("anna", of("shop", None), message, Instant::now()).unwrap();
+    let flood = Tapped { id: tapping.id, events: vec![Vec::new(); 100_000], passed: 1, lost: 0 };
+    web.registered.tapped(flood, Instant::now());
+    let shown = std::iter::from_fn(|| tapping.events.try_recv().ok()).count();
+    assert_eq!((shown, tapping.passed().lost), (64, 100_000 - 64));
+}
+
+#[test]
+fn what_is_no_request_is_lost() {
+    let taps = Arc::new(Taps::default());
+    let web = Fake::of(&taps, "shop", "web");
+    let mut tapping = start(&taps, "anna", of("shop", None)).unwrap();
+    let tapped = Tapped { id: tapping.id, events: vec![vec![0xff], Vec::new()], passed: 2, lost: 0 };
+    web.registered.tapped(tapped, Instant::now());
+    assert!(tapping.events.try_recv().is_ok() && tapping.events.try_recv().is_err());
+    assert_eq!(tapping.passed(), Passed { passed: 2, lost: 1 });
+}
+
+#[test]
+fn a_sidecar_that_sends_messages_all_the_time_has_them_dropped_and_their_requests_counted_as_lost() {
+    let taps = Arc::new(Taps::default());
+    let web = Fake::of(&taps, "shop", "web");
+    let tapping = start(&taps, "anna", of("shop", None)).unwrap();
+    let at = Instant::now();
+    let tell = |id: u64, at: Instant| {
+        let tapped = Tapped { id, events: vec![Vec::new()], passed: 1, lost: 0 };
+        web.registered.tapped(tapped, at);
+    };
+    // Three more than are taken at once.
+    (0..43).for_each(|_| tell(tapping.id, at));
+    assert_eq!(tapping.passed(), Passed { passed: 43, lost: 3 });
+    web.sent();
+    tell(tapping.id + 100, at);
+    assert!(web.sent().is_empty(), "nothing is answered either");
+    tell(tapping.id + 100, at + Duration::from_secs(1));
+    assert_eq!(web.sent(), [untap(tapping.id + 100)]);
 }
 
 #[test]

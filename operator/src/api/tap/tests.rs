@@ -3,6 +3,7 @@
 use axum::body::BodyDataStream;
 use axum::http::Request;
 use futures::StreamExt as _;
+use prost::Message as _;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tower::ServiceExt as _;
 use tulle_mesh::proto::operator_message::Message;
@@ -83,7 +84,7 @@ async fn a_tap_begins_with_its_sidecars_and_shows_what_they_see_until_its_client
         path: "/cart".into(),
         ..TapEvent::default()
     };
-    let tapped = Tapped { id: tap.id, events: vec![event], passed: 5, lost: 4 };
+    let tapped = Tapped { id: tap.id, events: vec![event.encode_to_vec()], passed: 5, lost: 4 };
     web.tapped(tapped, std::time::Instant::now());
     let (mut paths, mut counted) = (Vec::new(), Passed::default());
     while paths.is_empty() || counted == Passed::default() {
