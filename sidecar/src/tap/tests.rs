@@ -341,6 +341,8 @@ fn credentials_and_what_sidecars_tell_each_other_are_never_shown() {
         "X-Auth-Token",
         "x-csrf-token",
         "x-client-secret",
+        "x-amzn-oidc-jwt",
+        "x-hub-signature",
         "db-password",
         "session-id",
         "tulle-client-id",
@@ -359,6 +361,14 @@ fn credentials_and_what_sidecars_tell_each_other_are_never_shown() {
     assert!(!format!("{event:?}").contains("s3cret"), "{event:?}");
     let event = sample.request().event(&ShownHeaders::default());
     assert!(event.headers.is_empty(), "nobody has asked for any");
+}
+
+#[test]
+fn a_url_in_a_header_is_shown_without_its_query() {
+    let head = head("GET / HTTP/1.1\r\nhost: cart\r\nreferer: https://cart/a?key=s3cret\r\n\r\n");
+    let sample = Sample { head, ..Sample::new() };
+    let event = sample.request().event(&ShownHeaders::of(&names(&["Referer"])));
+    assert_eq!(event.headers, [proto::Header { name: "referer".into(), value: "https://cart/a".into() }]);
 }
 
 #[test]
