@@ -5,8 +5,8 @@
 pub const MAX_EVENTS: usize = 64;
 
 /// What the names of headers with credentials contain, and those of what sidecars tell each other. `auth` stands for
-/// `authorization` and `x-amzn-oidc-auth` alike, `-key` for `x-api-key`.
-const SECRET: [&str; 14] = [
+/// `authorization` and `proxy-authorization` too, `-key` for `x-api-key`.
+const SECRET: [&str; 16] = [
     "auth",
     "jwt",
     "token",
@@ -20,6 +20,8 @@ const SECRET: [&str; 14] = [
     "credential",
     "csrf",
     "xsrf",
+    "oidc",
+    "saml",
     "tulle-",
 ];
 /// How the names of headers end whose values are URLs or paths with a query.
@@ -52,7 +54,8 @@ mod tests {
             ("Proxy-Authorization", true),
             ("x-auth-token", true),
             ("x-amz-security-token", true),
-            ("x-amzn-oidc-data-jwt", true),
+            ("x-amzn-oidc-data", true),
+            ("x-goog-iap-jwt-assertion", true),
             ("X-Forwarded-Access-Token", true),
             ("cookie", true),
             ("Set-Cookie", true),

@@ -29,9 +29,9 @@ use crate::telemetry::history::Reporter;
 /// The name of the feature in a sidecar's hello.
 pub const FEATURE: &str = "tap";
 /// Taps at a time at this replica.
-pub const MAX_TAPS: usize = 8;
-/// Of these: taps of one caller.
-pub const MAX_OF_CALLER: usize = 2;
+pub const MAX_TAPS: usize = 16;
+/// Of these: taps of one caller. All who look at one namespace are one caller: its service account.
+pub const MAX_OF_CALLER: usize = 8;
 /// Sidecars that a tap looks at.
 pub const MAX_SIDECARS: usize = 200;
 /// Requests that wait for the reader of a tap: a second of 50 sidecars at the usual rate. Typically 500 bytes each, and 8 kB

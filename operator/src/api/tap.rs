@@ -76,9 +76,14 @@ pub async fn tap(
 
 fn refused(denied: Denied) -> Refused {
     let (status, hint) = match denied {
-        Denied::Replica | Denied::Caller(_) => {
+        Denied::Replica => {
             (StatusCode::TOO_MANY_REQUESTS, "end one that is not needed any more, and try again")
         }
+        Denied::Caller(_) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "all who look at this namespace share them, also from other machines: end one that is not needed any more, \
+             and try again",
+        ),
         Denied::Sidecars(_) => (StatusCode::BAD_REQUEST, "name a workload"),
     };
     Refused::new(status, denied.to_string()).with_hint(hint)

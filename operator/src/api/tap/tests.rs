@@ -125,8 +125,8 @@ async fn a_caller_with_enough_taps_is_told_to_end_one() {
     }
     let (status, refusal) = refusal(asked(&api, "shop", "namespace=shop").await).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
-    assert!(refusal.error.starts_with("system:serviceaccount:shop:default has 2 taps"), "{}", refusal.error);
-    assert!(refusal.hint.is_some());
+    assert!(refusal.error.starts_with("system:serviceaccount:shop:default has 8 taps"), "{}", refusal.error);
+    assert!(refusal.hint.unwrap().contains("all who look at this namespace"));
 }
 
 #[tokio::test]
