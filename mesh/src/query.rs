@@ -462,4 +462,6 @@ pub struct Denial {
     pub host: String,
     /// The path, without its query.
     pub path: String,
+    /// Method, host or path was longer than what the sidecar keeps: what stands here is its beginning.
+    pub cut: bool,
 }
