@@ -50,6 +50,11 @@ pub fn bound(event: &mut TapEvent, headers: &[String]) {
     }
 }
 
+/// Cuts why a sidecar refuses a tap.
+pub fn cut_reason(why: &mut String) {
+    cut(why, MAX_VALUE);
+}
+
 fn cut(text: &mut String, most: usize) {
     if text.len() > most {
         let mut end = most;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tulle_mesh::canonical;
 use tulle_mesh::policy::{Glob, RuleError};
-use tulle_mesh::proto::TapFilter;
 use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::proto::{TapFilter, Tapped};
 
 use super::MAX_TAPS;
 use super::request::Request;
@@ -35,6 +35,13 @@ pub enum TapRefused {
     /// There are as many as a sidecar serves.
     #[error("{} taps are open already", MAX_TAPS)]
     TooMany,
+}
+
+impl TapRefused {
+    /// What the operator is answered.
+    pub fn answer(&self, id: u64) -> Tapped {
+        Tapped { id, refused: self.to_string(), ..Tapped::default() }
+    }
 }
 
 /// What must hold of a request. What is not set always holds.

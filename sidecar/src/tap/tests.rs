@@ -187,7 +187,7 @@ fn what_is_beyond_the_rate_of_a_second_is_lost_and_counted() {
     tap.show(&sample.request(), 2);
     let other = Sample { head: head("GET / HTTP/1.1\r\nhost: cart\r\n\r\n"), ..Sample::new() };
     tap.show(&other.request(), 2);
-    assert_eq!(tap.counts(), Tapped { id: 1, events: Vec::new(), passed: 6, lost: 3 });
+    assert_eq!(tap.counts(), Tapped { id: 1, passed: 6, lost: 3, ..Tapped::default() });
     let count = std::iter::from_fn(|| received.try_recv().ok()).count();
     assert_eq!(count, 3);
     assert_eq!(tap.counts(), Tapped { id: 1, ..Tapped::default() }, "each is counted once");
@@ -216,7 +216,7 @@ fn what_finds_no_room_on_its_way_is_lost_and_nobody_waits() {
     for second in 1..=more {
         tap.show(&sample.request(), second);
     }
-    assert_eq!(tap.counts(), Tapped { id: 1, events: Vec::new(), passed: more.into(), lost: 7 });
+    assert_eq!(tap.counts(), Tapped { id: 1, passed: more.into(), lost: 7, ..Tapped::default() });
     received.try_recv().unwrap();
     tap.show(&sample.request(), more + 1);
     assert_eq!(tap.counts().lost, 0, "there is room again");
@@ -262,6 +262,13 @@ fn a_sidecar_serves_four_taps_at_once() {
     assert_eq!(collector.open(&everything(5)), Ok(()));
 }
 
+#[test]
+fn the_operator_is_told_why_a_tap_is_not_served() {
+    let why = TapRefused::TooMany;
+    let refused = "4 taps are open already".to_owned();
+    assert_eq!(why.answer(7), Tapped { id: 7, refused, ..Tapped::default() });
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_are_sent_four_times_a_second_or_when_there_are_many() {
     let (taps, sample) = (Taps::default(), Sample::new());
@@ -276,7 +283,7 @@ async fn requests_are_sent_four_times_a_second_or_when_there_are_many() {
     assert!(began.elapsed() >= EVERY);
     let messages = collector.take(Instant::now());
     assert_eq!(messages.len(), 1, "nothing is said of a tap that nothing has passed");
-    let Tapped { id, events, passed, lost } = &messages[0];
+    let Tapped { id, events, passed, lost, .. } = &messages[0];
     assert_eq!((*id, events.len(), *passed, *lost), (2, 3, 3, 0));
 
     let began = Instant::now();
