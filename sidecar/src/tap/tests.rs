@@ -115,6 +115,9 @@ fn denied_requests_are_those_that_a_policy_or_a_limit_refused() {
         (Some(Failure::PolicyDenied), true),
         (Some(Failure::PolicyPlaintext), true),
         (Some(Failure::OursOverloaded), true),
+        (Some(Failure::RouteNone), false),
+        (Some(Failure::FaultInjected(503)), false),
+        (Some(Failure::IdleTimeout), false),
         (Some(Failure::UpstreamNone), false),
         (None, false),
     ] {
