@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use crate::output::{Colour, Output, plain_lines};
+use crate::output::{Colour, Output, cell, plain_lines};
 
 /// Every exit code and its meaning. All commands share them.
 pub const CODES: [ExitCode; 5] = [
@@ -101,9 +101,15 @@ impl CliError {
     }
 }
 
-/// Writes a line on standard error. A closed one, as after `2>&-`, does not end the program.
+/// Writes a line on standard error, with our own colours and no other control characters: it may quote the cluster. A closed one, as after
+/// `2>&-`, does not end the program.
 pub fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = write_note(&mut std::io::stderr(), line);
+}
+
+fn write_note(to: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
+    let lines: Vec<String> = line.split('\n').map(cell).collect();
+    to.write_all(format!("{}\n", lines.join("\n")).as_bytes())
 }
 
 #[cfg(test)]
@@ -123,6 +129,15 @@ mod tests {
             assert_eq!(error.code(), code, "{error:?}");
             assert!(CODES.iter().any(|row| row.code == code), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_note_moves_no_cursor_whatever_it_quotes() {
+        let mut written = Vec::new();
+        let warning = Output { colour: true, ..Output::default() }.paint(Colour::Yellow, "warning:");
+        write_note(&mut written, &format!("{warning} pod a\u{1b}[2J\rb\nc")).unwrap();
+        let expected = "\u{1b}[33mwarning:\u{1b}[0m pod a\u{fffd}[2J\u{fffd}b\nc\n";
+        assert_eq!(String::from_utf8(written).unwrap(), expected);
     }
 
     #[test]

@@ -145,7 +145,7 @@ const ESCAPES: [&str; 4] = ["\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m", "\u{1b}[0m
 /// A cell without control characters, but with our own colours. What comes from elsewhere is painted by
 /// [`Output::paint`], which takes its control characters out; a cell that brings a colour of ours itself is painted
 /// wrongly and does nothing else.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(character) = rest.chars().next() {

@@ -11,6 +11,7 @@
 //!   headers    which headers a proxy takes off, and so what a route may do with them
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
+//!   tap        what the operator and sidecars agree on about single requests that are shown
 //!   page       what `tulle dashboard` and the operator's page agree on
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
@@ -35,6 +36,7 @@ pub mod query;
 pub mod reason;
 pub mod route;
 pub mod svid;
+pub mod tap;
 pub mod trace;
 pub mod wire;
 

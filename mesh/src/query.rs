@@ -381,11 +381,18 @@ pub enum Tap {
     /// A request has ended.
     Request(Box<TapRequest>),
     /// How many there were since the last line of this kind; sent at least every second.
+    #[serde(rename_all = "camelCase")]
     Counts {
         /// Requests that passed the filter.
         passed: u64,
         /// Of these: not shown, for the rate or because a reader was slow.
         lost: u64,
+        /// Sidecars of this replica that the tap wants and does not look at, because there are too many; absent: none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_shown: Option<u64>,
+        /// Pods whose sidecars have refused the tap since the last line of this kind, as `namespace/name: why`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused: Vec<String>,
     },
 }
 
@@ -462,4 +469,6 @@ pub struct Denial {
     pub host: String,
     /// The path, without its query.
     pub path: String,
+    /// Method, host or path was longer than what the sidecar keeps: what stands here is its beginning.
+    pub cut: bool,
 }

@@ -13,13 +13,15 @@ pub mod shown;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tulle_mesh::proto::operator_message::Message;
 use tulle_mesh::proto::{Tap, TapEvent, Tapped, Untap};
+use tulle_mesh::tap::MAX_EVENTS;
 
 use crate::bucket::Bucket;
 use crate::telemetry::history::Reporter;
@@ -27,14 +29,19 @@ use crate::telemetry::history::Reporter;
 /// The name of the feature in a sidecar's hello.
 pub const FEATURE: &str = "tap";
 /// Taps at a time at this replica.
-pub const MAX_TAPS: usize = 8;
-/// Of these: taps of one caller.
-pub const MAX_OF_CALLER: usize = 2;
+pub const MAX_TAPS: usize = 16;
+/// Of these: taps of one caller. All who look at one namespace are one caller: its service account.
+pub const MAX_OF_CALLER: usize = 8;
 /// Sidecars that a tap looks at.
 pub const MAX_SIDECARS: usize = 200;
 /// Requests that wait for the reader of a tap: a second of 50 sidecars at the usual rate. Typically 500 bytes each, and 8 kB
 /// where a sidecar makes all of them as long as it can.
 const ROOM: usize = 1_000;
+/// Messages about taps that are taken of a sidecar in a second, and at once. One with four taps that are all full sends
+/// about 25.
+const MESSAGES_PER_SECOND: f64 = 40.0;
+/// The same at once.
+const MESSAGES_AT_ONCE: f64 = 40.0;
 
 /// Sends a message to a sidecar without waiting; `false`: there is no room for it now.
 pub type Deliver = Box<dyn Fn(Message) -> bool + Send + Sync>;
@@ -91,19 +98,31 @@ pub struct Seen {
     pub event: TapEvent,
 }
 
-/// How many requests there were.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many requests there were, and whose are missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     /// That passed the filter.
     pub passed: u64,
     /// Of these: not shown.
     pub lost: u64,
+    /// Sidecars that the tap wants and does not look at, because there are more than it may look at.
+    pub not_shown: usize,
+    /// Pods whose sidecars have refused the tap, as `namespace/name: why`.
+    pub refused: Vec<String>,
 }
 
 impl Passed {
-    fn add(&mut self, passed: u64, lost: u64) {
+    fn count(&mut self, passed: u64, lost: u64) {
         self.passed = self.passed.saturating_add(passed);
         self.lost = self.lost.saturating_add(lost);
+    }
+
+    /// Adds what came later.
+    pub fn add(&mut self, later: Self) {
+        self.count(later.passed, later.lost);
+        self.not_shown = later.not_shown;
+        let room = MAX_SIDECARS.saturating_sub(self.refused.len());
+        self.refused.extend(later.refused.into_iter().take(room));
     }
 }
 
@@ -123,6 +142,30 @@ struct State {
 struct Connected {
     sidecar: Arc<Sidecar>,
     deliver: Deliver,
+    /// What it may still say at once.
+    messages: Bucket,
+    /// Taps that have ended, of which its sidecar could not be told: its queue was full.
+    ended: Vec<u64>,
+}
+
+impl Connected {
+    /// A tap that the sidecar was sent has ended.
+    fn end(&mut self, id: u64) {
+        self.ended.push(id);
+        self.send_ends();
+    }
+
+    /// Sends the ends of taps that found no room before. Returns whether none is left. Until then the sidecar is sent no
+    /// tap, so that there are never more of them than it has taps.
+    fn send_ends(&mut self) -> bool {
+        while let Some(id) = self.ended.last() {
+            if !(self.deliver)(Message::Untap(Untap { id: *id })) {
+                return false;
+            }
+            self.ended.pop();
+        }
+        true
+    }
 }
 
 /// A tap.
@@ -132,6 +175,8 @@ struct Running {
     message: Tap,
     /// The streams whose sidecars have been sent `message`, with what each may still show.
     streams: HashMap<u64, Bucket>,
+    /// The streams whose sidecars have refused it. They are not asked again.
+    refused: HashSet<u64>,
     seen: mpsc::Sender<Seen>,
     passed: Passed,
 }
@@ -144,14 +189,40 @@ impl Running {
 
     /// Sends the tap to a sidecar that it wants and that has not been sent it yet. One whose queue is full gets it the
     /// next time.
-    fn attach(&mut self, stream: u64, connected: &Connected, now: Instant) {
+    fn attach(&mut self, stream: u64, connected: &mut Connected, now: Instant) {
+        let has_no_ends = connected.send_ends();
         let sidecar = &connected.sidecar;
-        let is_new = sidecar.is_able && self.wanted.holds(sidecar) && !self.streams.contains_key(&stream);
-        if is_new
-            && self.streams.len() < MAX_SIDECARS
-            && (connected.deliver)(Message::Tap(self.message.clone()))
-        {
+        let is_known = self.streams.contains_key(&stream) || self.refused.contains(&stream);
+        if is_known || !sidecar.is_able || !self.wanted.holds(sidecar) {
+            return;
+        }
+        if self.streams.len() >= MAX_SIDECARS {
+            self.passed.not_shown = self.passed.not_shown.saturating_add(1);
+        } else if has_no_ends && (connected.deliver)(Message::Tap(self.message.clone())) {
             self.streams.insert(stream, Bucket::new(self.burst(), now));
+        }
+    }
+
+    /// Sends the tap to all that have not been sent it yet, and counts those beyond what a tap looks at.
+    fn attach_all(&mut self, sidecars: &mut HashMap<u64, Connected>, now: Instant) {
+        self.passed.not_shown = 0;
+        // Those that came first, where there are more than a tap looks at.
+        let mut streams: Vec<u64> = sidecars.keys().copied().collect();
+        streams.sort_unstable();
+        for stream in streams {
+            if let Some(connected) = sidecars.get_mut(&stream) {
+                self.attach(stream, connected, now);
+            }
+        }
+    }
+
+    /// A sidecar does not show its requests for this tap.
+    fn refuse(&mut self, stream: u64, sidecar: &Sidecar, mut why: String) {
+        self.streams.remove(&stream);
+        self.refused.insert(stream);
+        if self.passed.refused.len() < MAX_SIDECARS {
+            shown::cut_reason(&mut why);
+            self.passed.refused.push(format!("{}/{}: {why}", sidecar.namespace, sidecar.pod));
         }
     }
 
@@ -159,15 +230,25 @@ impl Running {
     fn take(&mut self, stream: u64, sidecar: &Arc<Sidecar>, tapped: Tapped, now: Instant) {
         let (rate, burst) = (f64::from(self.message.rate), self.burst());
         let Some(bucket) = self.streams.get_mut(&stream) else { return };
-        let mut lost = tapped.lost;
-        for mut event in tapped.events {
-            shown::bound(&mut event, &self.message.headers);
-            let seen = Seen { sidecar: Arc::clone(sidecar), event };
-            if !bucket.take(rate, burst, now) || self.seen.try_send(seen).is_err() {
-                lost = lost.saturating_add(1);
+        let headers = &self.message.headers;
+        let mut shown = 0;
+        for event in tapped.events.iter().take(MAX_EVENTS) {
+            // Before anything is done with it.
+            if !bucket.take(rate, burst, now) {
+                break;
             }
+            let Ok(mut event) = TapEvent::decode(event.as_slice()) else { continue };
+            shown::bound(&mut event, headers);
+            let seen = Seen { sidecar: Arc::clone(sidecar), event };
+            shown += usize::from(self.seen.try_send(seen).is_ok());
         }
-        self.passed.add(tapped.passed, lost);
+        self.lose(&tapped, shown);
+    }
+
+    /// Counts a message of which so many requests are shown.
+    fn lose(&mut self, tapped: &Tapped, shown: usize) {
+        let unshown = u64::try_from(tapped.events.len().saturating_sub(shown)).unwrap_or(u64::MAX);
+        self.passed.count(tapped.passed, tapped.lost.saturating_add(unshown));
     }
 }
 
@@ -193,9 +274,10 @@ impl Taps {
     pub fn register(self: &Arc<Self>, sidecar: Sidecar, deliver: Deliver, now: Instant) -> Registered {
         let mut state = self.state();
         let stream = state.number();
-        let connected = Connected { sidecar: Arc::new(sidecar), deliver };
+        let messages = Bucket::new(MESSAGES_AT_ONCE, now);
+        let mut connected = Connected { sidecar: Arc::new(sidecar), deliver, messages, ended: Vec::new() };
         for tap in state.taps.values_mut() {
-            tap.attach(stream, &connected, now);
+            tap.attach(stream, &mut connected, now);
         }
         state.sidecars.insert(stream, connected);
         drop(state);
@@ -205,7 +287,8 @@ impl Taps {
     /// Starts a tap, whose `id` is set here. It runs until the answer is dropped.
     ///
     /// # Errors
-    /// There are too many, or it would look at too many sidecars.
+    /// There are too many, or it would look at too many sidecars and names no workload. Of a workload with more pods than a
+    /// tap looks at, those whose sidecars connected first are shown.
     pub fn start(
         self: &Arc<Self>,
         caller: &str,
@@ -221,7 +304,7 @@ impl Taps {
             return Err(Denied::Caller(caller.to_owned()));
         }
         let sidecars = state.wanted(&wanted).filter(|sidecar| sidecar.is_able).count();
-        if sidecars > MAX_SIDECARS {
+        if sidecars > MAX_SIDECARS && wanted.workload.is_none() {
             return Err(Denied::Sidecars(sidecars));
         }
         let unable = state.wanted(&wanted).filter(|sidecar| !sidecar.is_able);
@@ -239,12 +322,12 @@ impl Taps {
             wanted,
             message: Tap { id, ..message },
             streams: HashMap::new(),
+            refused: HashSet::new(),
             seen,
             passed: Passed::default(),
         };
-        for (stream, connected) in &state.sidecars {
-            running.attach(*stream, connected, now);
-        }
+        running.attach_all(&mut state.sidecars, now);
+        let sidecars = sidecars.min(MAX_SIDECARS);
         state.taps.insert(id, running);
         drop(state);
         Ok(Tapping { taps: Arc::clone(self), id, sidecars, unable, headers, events })
@@ -262,13 +345,30 @@ impl Registered {
     pub fn tapped(&self, tapped: Tapped, now: Instant) {
         let mut state = self.taps.state();
         let State { sidecars, taps, .. } = &mut *state;
-        let Some(connected) = sidecars.get(&self.stream) else { return };
+        let Some(connected) = sidecars.get_mut(&self.stream) else { return };
+        let may_speak = connected.messages.take(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, now);
         match taps.get_mut(&tapped.id).filter(|tap| tap.streams.contains_key(&self.stream)) {
-            Some(tap) => tap.take(self.stream, &connected.sidecar, tapped, now),
-            // There was no room for the first, or it crosses this message: a second one does no harm.
+            // Whatever it has said before: it says this once.
+            Some(tap) if !tapped.refused.is_empty() => {
+                tap.refuse(self.stream, &connected.sidecar, tapped.refused);
+            }
+            Some(tap) if may_speak => tap.take(self.stream, &connected.sidecar, tapped, now),
+            Some(tap) => tap.lose(&tapped, 0),
+            None if !may_speak => {}
+            // It is sent below.
+            None if connected.ended.contains(&tapped.id) => {}
+            // It crosses this message: a second one does no harm.
             None => {
                 (connected.deliver)(Message::Untap(Untap { id: tapped.id }));
             }
+        }
+        connected.send_ends();
+    }
+
+    /// Sends the ends of taps that found no room before.
+    pub fn send_ends(&self) {
+        if let Some(connected) = self.taps.state().sidecars.get_mut(&self.stream) {
+            connected.send_ends();
         }
     }
 }
@@ -278,6 +378,7 @@ impl Drop for Registered {
         let mut state = self.taps.state();
         for tap in state.taps.values_mut() {
             tap.streams.remove(&self.stream);
+            tap.refused.remove(&self.stream);
         }
         let gone = state.sidecars.remove(&self.stream);
         drop(state);
@@ -305,13 +406,11 @@ impl Tapping {
         let mut state = self.taps.state();
         let State { sidecars, taps, .. } = &mut *state;
         if let Some(tap) = taps.get_mut(&self.id) {
-            for (stream, connected) in sidecars.iter() {
-                tap.attach(*stream, connected, now);
-            }
+            tap.attach_all(sidecars, now);
         }
     }
 
-    /// How many requests there were since this was asked last.
+    /// How many requests there were since this was asked last, and whose are missing.
     pub fn passed(&self) -> Passed {
         let mut state = self.taps.state();
         state.taps.get_mut(&self.id).map(|tap| std::mem::take(&mut tap.passed)).unwrap_or_default()
@@ -323,8 +422,10 @@ impl Drop for Tapping {
         let mut state = self.taps.state();
         let State { sidecars, taps, .. } = &mut *state;
         let Some(tap) = taps.remove(&self.id) else { return };
-        for connected in tap.streams.keys().filter_map(|stream| sidecars.get(stream)) {
-            (connected.deliver)(Message::Untap(Untap { id: self.id }));
+        for stream in tap.streams.keys() {
+            if let Some(connected) = sidecars.get_mut(stream) {
+                connected.end(self.id);
+            }
         }
     }
 }

@@ -45,13 +45,15 @@ pub struct Args {
     /// Show only requests with this method
     #[arg(long)]
     method: Option<String>,
-    /// Show only requests whose path this matches: * within a segment, ** across
+    /// Show only requests whose path this matches: * within a segment, ** across. What a client's sidecar shows is the
+    /// path as it was sent on, after a route has rewritten it
     #[arg(long, value_name = "GLOB")]
     path: Option<String>,
     /// Show only requests with this status, such as 503 or 5xx
     #[arg(long)]
     status: Option<String>,
-    /// Show only requests that a policy or a limit has refused
+    /// Show only requests that a policy or a limit has refused. The sidecar of the server refuses, so that they are seen at
+    /// its side: name the workload that they are sent to
     #[arg(long)]
     denied: bool,
     /// Show only requests that took at least this long, such as 200ms
@@ -198,6 +200,8 @@ struct Tally {
     passed: u64,
     /// Of these: not shown.
     lost: u64,
+    /// It has been said that some sidecars are not looked at.
+    is_partial: bool,
 }
 
 impl Tally {
@@ -208,9 +212,10 @@ impl Tally {
                 self.shown += 1;
                 return Some(*request);
             }
-            Heard::Line(Tap::Counts { passed, lost }) => {
+            Heard::Line(Tap::Counts { passed, lost, not_shown, refused }) => {
                 self.passed = self.passed.saturating_add(passed);
                 self.lost = self.lost.saturating_add(lost);
+                self.missing(not_shown, &refused).iter().for_each(|line| exit::note(line));
             }
             Heard::Line(Tap::Started { unable, .. }) => {
                 if let Some(line) = unable_line(&unable) {
@@ -224,12 +229,32 @@ impl Tally {
         None
     }
 
+    /// Lines about sidecars that do not show their requests.
+    fn missing(&mut self, not_shown: Option<u64>, refused: &[String]) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(count) = not_shown.filter(|_| !self.is_partial) {
+            self.is_partial = true;
+            lines.push(format!(
+                "note: not all requests are shown: this tap does not look at {count} more sidecars of a replica of the \
+                 operator, since there are too many; name a workload with fewer pods"
+            ));
+        }
+        if !refused.is_empty() {
+            lines.push(format!("note: not shown, because their sidecars refuse it: {}", some_of(refused)));
+        }
+        lines
+    }
+
     /// The last lines. Counts come every second, so that some of the last requests may not be counted yet.
     fn lines(&self) -> Vec<String> {
         let passed = self.passed.max(self.shown.saturating_add(self.lost));
         let mut lines = vec![format!("{} shown, {passed} passed the filter, {} lost", self.shown, self.lost)];
         if passed == 0 {
-            lines.push("note: no request has passed the filter; `tulle pods` shows the sidecars".to_owned());
+            lines.push(
+                "note: no request has passed the filter; `tulle pods` shows the sidecars, and `tulle stat` counts \
+                 connections that were refused before there was a request"
+                    .to_owned(),
+            );
         }
         lines
     }

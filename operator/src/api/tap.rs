@@ -76,9 +76,14 @@ pub async fn tap(
 
 fn refused(denied: Denied) -> Refused {
     let (status, hint) = match denied {
-        Denied::Replica | Denied::Caller(_) => {
+        Denied::Replica => {
             (StatusCode::TOO_MANY_REQUESTS, "end one that is not needed any more, and try again")
         }
+        Denied::Caller(_) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "all who look at this namespace share them, also from other machines: end one that is not needed any more, \
+             and try again",
+        ),
         Denied::Sidecars(_) => (StatusCode::BAD_REQUEST, "name a workload"),
     };
     Refused::new(status, denied.to_string()).with_hint(hint)
@@ -170,20 +175,17 @@ impl Lines {
 
     /// A second is over. Its counts are sent next, also if there is nothing to count: the client sees that the tap runs.
     fn add(&mut self, passed: Passed) {
-        let before = self.counts.unwrap_or_default();
-        self.counts = Some(Passed {
-            passed: before.passed.saturating_add(passed.passed),
-            lost: before.lost.saturating_add(passed.lost),
-        });
+        self.counts.get_or_insert_default().add(passed);
         if self.next.is_none() {
             self.next = self.count();
         }
     }
 
     fn count(&mut self) -> Option<Vec<u8>> {
-        let Passed { passed, lost } = self.counts.take()?;
+        let Passed { passed, lost, not_shown, refused } = self.counts.take()?;
+        let not_shown = u64::try_from(not_shown).ok().filter(|count| *count > 0);
         let mut chunk = Vec::new();
-        write(&mut chunk, &Tap::Counts { passed, lost });
+        write(&mut chunk, &Tap::Counts { passed, lost, not_shown, refused });
         Some(chunk)
     }
 

@@ -353,6 +353,8 @@ impl Session {
     /// Attempts at destinations that a sidecar is not subscribed to are not believed: nobody may give evidence about a
     /// rollout that he sends nothing to.
     async fn telemetry(&self, mut report: TelemetryReport, state: &mut State) -> Result<(), Status> {
+        // Where nobody taps any more, nothing else says that there may be room again.
+        state.tapped.iter().for_each(Registered::send_ends);
         // A sidecar looks for something to report once a second. One that reports all the time waits, with all that it
         // says: each report takes the lock of the history.
         if let Some(next) = state.next_report {

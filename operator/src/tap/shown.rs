@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use tulle_mesh::proto::TapEvent;
 use tulle_mesh::proto::series_key::Direction;
 use tulle_mesh::query::{Party, TapRequest};
+use tulle_mesh::tap::{is_secret, shown_value};
 
 use super::Seen;
 use crate::model::Model;
@@ -41,9 +42,17 @@ pub fn bound(event: &mut TapEvent, headers: &[String]) {
         event.path.truncate(query);
     }
     cut(&mut event.path, MAX_PATH);
-    event.headers.retain(|header| headers.contains(&header.name));
+    event.headers.retain(|header| headers.contains(&header.name) && !is_secret(&header.name));
     event.headers.truncate(2 * headers.len());
-    event.headers.iter_mut().for_each(|header| cut(&mut header.value, MAX_VALUE));
+    for header in &mut event.headers {
+        let shown = shown_value(&header.name, &header.value).len();
+        cut(&mut header.value, shown.min(MAX_VALUE));
+    }
+}
+
+/// Cuts why a sidecar refuses a tap.
+pub fn cut_reason(why: &mut String) {
+    cut(why, MAX_VALUE);
 }
 
 fn cut(text: &mut String, most: usize) {
@@ -228,6 +237,10 @@ mod tests {
         let values: Vec<_> =
             event.headers.iter().map(|header| (header.name.as_str(), header.value.len())).collect();
         assert_eq!(values, [("user-agent", MAX_VALUE), ("user-agent", 1)]);
+        let headers = vec![header("authorization", "s3cret"), header("referer", "/a?token=s3cret")];
+        let mut secrets = TapEvent { headers, ..TapEvent::default() };
+        bound(&mut secrets, &["authorization".to_owned(), "referer".to_owned()]);
+        assert_eq!(secrets.headers, [header("referer", "/a")], "also where it was asked for");
         let mut short = TapEvent { path: "/a?token=s3cret".into(), ..TapEvent::default() };
         bound(&mut short, &[]);
         assert_eq!(short.path, "/a");

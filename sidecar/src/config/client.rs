@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
     Ack, Held, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
-    Tap, Tapped, Unsubscribe, operator_message, sidecar_message,
+    Tap, Unsubscribe, operator_message, sidecar_message,
 };
 
 use super::resource::{self, Refused};
@@ -272,11 +272,11 @@ impl Session<'_> {
         }
     }
 
-    /// A tap that cannot be served is answered with nothing.
+    /// A tap that cannot be served is answered with the reason.
     fn open_tap(&mut self, tap: &Tap) {
         if let Err(why) = self.tap.open(tap) {
             tracing::warn!(tap = tap.id, "cannot show the requests that the operator asks for: {why}");
-            self.send(sidecar_message::Message::Tapped(Tapped { id: tap.id, ..Tapped::default() }));
+            self.send(sidecar_message::Message::Tapped(why.answer(tap.id)));
         }
     }
 

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tulle_mesh::proto::{self, Tapped};
+use tulle_mesh::tap::MAX_EVENTS;
 
 use super::{MAX_TAPS, Shown, Tap, TapRefused, Taps};
 
 /// Requests that may wait to be gathered: more than all taps may show in the time between two messages.
 pub(super) const CAPACITY: usize = 256;
 /// Requests that are sent together at most. Each takes about 300 bytes, and at most 4 KB.
-pub(super) const BATCH: usize = 64;
+pub(super) const BATCH: usize = MAX_EVENTS;
 /// How often they are sent, unless there are as many earlier.
 pub(super) const EVERY: Duration = Duration::from_millis(250);
 
@@ -88,7 +90,7 @@ impl<'a> Collector<'a> {
         for shown in self.waiting.drain(..) {
             // There is none for a tap that was closed meanwhile.
             if let Some(message) = messages.iter_mut().find(|message| message.id == shown.tap) {
-                message.events.push(*shown.event);
+                message.events.push(shown.event.encode_to_vec());
             }
         }
         messages.retain(|message| *message != Tapped { id: message.id, ..Tapped::default() });

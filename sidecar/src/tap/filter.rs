@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tulle_mesh::canonical;
 use tulle_mesh::policy::{Glob, RuleError};
-use tulle_mesh::proto::TapFilter;
 use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::proto::{TapFilter, Tapped};
 
 use super::MAX_TAPS;
 use super::request::Request;
@@ -35,6 +35,13 @@ pub enum TapRefused {
     /// There are as many as a sidecar serves.
     #[error("{} taps are open already", MAX_TAPS)]
     TooMany,
+}
+
+impl TapRefused {
+    /// What the operator is answered.
+    pub fn answer(&self, id: u64) -> Tapped {
+        Tapped { id, refused: self.to_string(), ..Tapped::default() }
+    }
 }
 
 /// What must hold of a request. What is not set always holds.
@@ -84,11 +91,16 @@ impl Filter {
             && self.direction.is_none_or(|direction| direction == key.wire_direction())
             && self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
             && self.status.as_ref().is_none_or(|statuses| statuses.contains(&request.status))
-            && (!self.is_denied || request.failure.is_some_and(Failure::is_of_policy))
+            && (!self.is_denied || request.failure.is_some_and(is_denial))
             && request.took >= self.slow
             // Last: it costs most.
             && self.path.as_ref().is_none_or(|glob| has_path(target, glob))
     }
+}
+
+/// Whether a policy or a limit of the server refused it. What a route, a fault or a timeout ends was not refused.
+fn is_denial(failure: &Failure) -> bool {
+    matches!(failure, Failure::PolicyDenied | Failure::PolicyPlaintext | Failure::OursOverloaded)
 }
 
 /// Whether the path of a target matches in any reading that an application may have, as for a rule that denies.

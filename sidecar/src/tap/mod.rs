@@ -134,6 +134,6 @@ impl Tap {
         // A request that ends meanwhile may be passed in one message and lost in the next: their sums are right.
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let passed = self.passed.swap(0, Ordering::Relaxed);
-        Tapped { id: self.id, events: Vec::new(), passed, lost }
+        Tapped { id: self.id, passed, lost, ..Tapped::default() }
     }
 }

@@ -5,6 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tulle_mesh::proto::{self, TapEvent};
+use tulle_mesh::tap::{is_secret, shown_value};
 
 use crate::call::{Call, Ended};
 use crate::error::Failure;
@@ -23,20 +24,6 @@ const MAX_METHOD: usize = 32;
 const MAX_HOST: usize = 255;
 /// Paths are cut here.
 const MAX_PATH: usize = 512;
-/// Names of headers with any of this in them are never shown: their values may be credentials, or are what sidecars tell
-/// each other. `authorization` stands for `proxy-authorization` too, `cookie` for `set-cookie`, and so on.
-const HIDDEN: [&str; 10] = [
-    "authorization",
-    "cookie",
-    "api-key",
-    "apikey",
-    "token",
-    "secret",
-    "password",
-    "session",
-    "credential",
-    "tulle-",
-];
 
 /// The headers that a tap shows: names in small letters.
 #[derive(Debug, Default)]
@@ -47,10 +34,8 @@ impl ShownHeaders {
     pub fn of(asked: &[String]) -> Self {
         let mut names: Vec<String> = Vec::new();
         for name in asked.iter().map(|name| name.to_ascii_lowercase()) {
-            let is_shown = !name.is_empty()
-                && name.len() <= MAX_NAME
-                && !HIDDEN.iter().any(|hidden| name.contains(hidden))
-                && !names.contains(&name);
+            let is_shown =
+                !name.is_empty() && name.len() <= MAX_NAME && !is_secret(&name) && !names.contains(&name);
             if is_shown && names.len() < MAX_HEADERS {
                 names.push(name);
             }
@@ -62,7 +47,7 @@ impl ShownHeaders {
     fn lines(&self, head: &Head) -> Vec<proto::Header> {
         let line = |name: &String| {
             let value = text(head.header(name)?, MAX_VALUE);
-            Some(proto::Header { name: name.clone(), value })
+            Some(proto::Header { name: name.clone(), value: shown_value(name, &value).to_owned() })
         };
         self.0.iter().filter_map(line).collect()
     }

@@ -115,6 +115,9 @@ fn denied_requests_are_those_that_a_policy_or_a_limit_refused() {
         (Some(Failure::PolicyDenied), true),
         (Some(Failure::PolicyPlaintext), true),
         (Some(Failure::OursOverloaded), true),
+        (Some(Failure::RouteNone), false),
+        (Some(Failure::FaultInjected(503)), false),
+        (Some(Failure::IdleTimeout), false),
         (Some(Failure::UpstreamNone), false),
         (None, false),
     ] {
@@ -187,7 +190,7 @@ fn what_is_beyond_the_rate_of_a_second_is_lost_and_counted() {
     tap.show(&sample.request(), 2);
     let other = Sample { head: head("GET / HTTP/1.1\r\nhost: cart\r\n\r\n"), ..Sample::new() };
     tap.show(&other.request(), 2);
-    assert_eq!(tap.counts(), Tapped { id: 1, events: Vec::new(), passed: 6, lost: 3 });
+    assert_eq!(tap.counts(), Tapped { id: 1, passed: 6, lost: 3, ..Tapped::default() });
     let count = std::iter::from_fn(|| received.try_recv().ok()).count();
     assert_eq!(count, 3);
     assert_eq!(tap.counts(), Tapped { id: 1, ..Tapped::default() }, "each is counted once");
@@ -216,7 +219,7 @@ fn what_finds_no_room_on_its_way_is_lost_and_nobody_waits() {
     for second in 1..=more {
         tap.show(&sample.request(), second);
     }
-    assert_eq!(tap.counts(), Tapped { id: 1, events: Vec::new(), passed: more.into(), lost: 7 });
+    assert_eq!(tap.counts(), Tapped { id: 1, passed: more.into(), lost: 7, ..Tapped::default() });
     received.try_recv().unwrap();
     tap.show(&sample.request(), more + 1);
     assert_eq!(tap.counts().lost, 0, "there is room again");
@@ -262,6 +265,13 @@ fn a_sidecar_serves_four_taps_at_once() {
     assert_eq!(collector.open(&everything(5)), Ok(()));
 }
 
+#[test]
+fn the_operator_is_told_why_a_tap_is_not_served() {
+    let why = TapRefused::TooMany;
+    let refused = "4 taps are open already".to_owned();
+    assert_eq!(why.answer(7), Tapped { id: 7, refused, ..Tapped::default() });
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_are_sent_four_times_a_second_or_when_there_are_many() {
     let (taps, sample) = (Taps::default(), Sample::new());
@@ -276,7 +286,7 @@ async fn requests_are_sent_four_times_a_second_or_when_there_are_many() {
     assert!(began.elapsed() >= EVERY);
     let messages = collector.take(Instant::now());
     assert_eq!(messages.len(), 1, "nothing is said of a tap that nothing has passed");
-    let Tapped { id, events, passed, lost } = &messages[0];
+    let Tapped { id, events, passed, lost, .. } = &messages[0];
     assert_eq!((*id, events.len(), *passed, *lost), (2, 3, 3, 0));
 
     let began = Instant::now();
@@ -341,6 +351,8 @@ fn credentials_and_what_sidecars_tell_each_other_are_never_shown() {
         "X-Auth-Token",
         "x-csrf-token",
         "x-client-secret",
+        "x-amzn-oidc-jwt",
+        "x-hub-signature",
         "db-password",
         "session-id",
         "tulle-client-id",
@@ -359,6 +371,14 @@ fn credentials_and_what_sidecars_tell_each_other_are_never_shown() {
     assert!(!format!("{event:?}").contains("s3cret"), "{event:?}");
     let event = sample.request().event(&ShownHeaders::default());
     assert!(event.headers.is_empty(), "nobody has asked for any");
+}
+
+#[test]
+fn a_url_in_a_header_is_shown_without_its_query() {
+    let head = head("GET / HTTP/1.1\r\nhost: cart\r\nreferer: https://cart/a?key=s3cret\r\n\r\n");
+    let sample = Sample { head, ..Sample::new() };
+    let event = sample.request().event(&ShownHeaders::of(&names(&["Referer"])));
+    assert_eq!(event.headers, [proto::Header { name: "referer".into(), value: "https://cart/a".into() }]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Requests that somebody looks at, in the sidecar of the client and in the one of the server. How the operator asks for
 //! them is not part of this.
 
+use prost::Message as _;
 use serde_json::json;
 use tokio::time::Instant;
 use tulle_mesh::proto::series_key::Direction;
@@ -21,7 +22,9 @@ async fn shown(collector: &mut Collector<'_>) -> Vec<TapEvent> {
             collector.ready().await;
             // A request is counted a moment before it is there.
             let messages = collector.take(Instant::now()).into_iter();
-            let events: Vec<TapEvent> = messages.flat_map(|tapped| tapped.events).collect();
+            let events = messages.flat_map(|tapped| tapped.events);
+            let events: Vec<TapEvent> =
+                events.map(|event| TapEvent::decode(event.as_slice()).unwrap()).collect();
             if !events.is_empty() {
                 return events;
             }

@@ -207,7 +207,7 @@ pub(super) async fn run(context: &Context, verb: Verb, args: Args) -> Result<(),
     let (client, streams) = (context.client().await?, context.streams().await?);
     let Done { sentence, canary } = act(&client, streams, namespace, verb, &args).await?;
     if matches!(context.output.format, Format::Table | Format::Wide) {
-        write(&format!("{sentence}\n"))?;
+        write(&format!("{}\n", crate::output::plain(&sentence)))?;
     }
     context.output.print(&canary, |_| super::table([&canary], false, Timestamp::now()))
 }

@@ -71,8 +71,10 @@ struct State {
     sidecars: u64,
     /// It has been said that there are none.
     is_nobody: bool,
-    /// Failures since a stream has begun.
+    /// Failures since a stream has begun: how long to wait.
     failures: u32,
+    /// Failures in a row while no stream was open that has begun: when to give up.
+    failures_alone: u32,
     /// What has been said about pods.
     noted: HashMap<String, CliError>,
 }
@@ -83,6 +85,7 @@ impl State {
         self.open.insert(pod.to_owned(), true);
         self.has_begun = true;
         self.failures = 0;
+        self.failures_alone = 0;
         self.noted.remove(pod);
         self.sidecars = self.sidecars.saturating_add(sidecars);
         let nobody = self.sidecars == 0 && !self.is_nobody && self.open.values().all(|begun| *begun);
@@ -94,14 +97,24 @@ impl State {
     /// on.
     fn ended(&mut self, pod: &str, error: CliError) -> Result<Option<String>, CliError> {
         self.open.remove(pod);
-        self.failures += 1;
-        if self.open.is_empty() && (!self.has_begun || self.failures > MAX_FAILURES) {
+        // While some replica shows requests, another that cannot be opened is no reason to give up.
+        let shows = self.open.values().any(|begun| *begun);
+        self.failures_alone = if shows { 0 } else { self.failures_alone + 1 };
+        self.failures = if shows { self.failures + 1 } else { self.failures_alone };
+        if self.open.is_empty() && (!self.has_begun || self.failures_alone > MAX_FAILURES) {
             return Err(error);
         }
         let is_known = self.noted.get(pod) == Some(&error);
         let line = format!("note: {error}; it is opened again if it can be");
         self.noted.insert(pod.to_owned(), error);
         Ok((!is_known).then_some(line))
+    }
+
+    /// A replica refuses before any stream has begun: another may serve it, since it may have fewer taps or sidecars. If it
+    /// refuses again later, that is said.
+    fn refused(&mut self, pod: &str, error: CliError) -> Result<(), CliError> {
+        self.open.remove(pod);
+        if self.open.is_empty() { Err(error) } else { Ok(()) }
     }
 
     /// How long to wait before streams are opened again.
@@ -152,8 +165,7 @@ impl<'a> Replicas<'a> {
     fn heard(&mut self, message: Message) -> Result<Option<Heard>, CliError> {
         let Message { pod, said } = message;
         match said {
-            // What is refused now is refused by every replica.
-            Said::Refused(error) if !self.state.has_begun => Err(error),
+            Said::Refused(error) if !self.state.has_begun => self.state.refused(&pod, error).map(|()| None),
             Said::Refused(error) | Said::Ended(error) => self.ended(&pod, error).map(|()| None),
             Said::Line(Tap::Started { sidecars, unable }) => {
                 let nobody = self.state.begun(&pod, sidecars) && unable.is_empty();
@@ -271,6 +283,30 @@ mod tests {
         assert!(!said(), "it could not be opened again, which is no news");
         state.begun("b", 1);
         assert!(state.ended("b", gone()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_replica_that_cannot_be_opened_does_not_use_up_the_tries_while_another_shows_requests() {
+        let mut state = open(&["a", "b"]);
+        state.begun("a", 1);
+        for _ in 0..=MAX_FAILURES {
+            assert!(state.ended("b", gone()).is_ok());
+        }
+        assert!(state.ended("a", gone()).is_ok(), "this is the first failure without any stream");
+        assert_eq!(state.pause().as_secs(), 2);
+    }
+
+    #[test]
+    fn a_refusal_by_one_replica_ends_the_command_only_when_no_other_stream_is_open() {
+        let mut state = open(&["a", "b"]);
+        let refused = CliError::failed("16 taps run");
+        assert_eq!(state.refused("a", refused.clone()), Ok(()), "b may serve it");
+        assert_eq!(state.refused("b", refused.clone()), Err(refused.clone()));
+        let mut state = open(&["a", "b"]);
+        assert_eq!(state.refused("a", refused.clone()), Ok(()));
+        state.begun("b", 1);
+        let said = state.ended("a", refused).unwrap();
+        assert!(said.is_some_and(|line| line.contains("16 taps run")), "the sidecars of a are missing");
     }
 
     #[test]

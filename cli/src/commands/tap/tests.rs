@@ -153,13 +153,27 @@ fn a_request_is_one_line_of_json_or_one_document_of_yaml() {
     assert_eq!(serde_yaml::from_str::<TapRequest>(&yaml).unwrap(), request());
 }
 
+fn counts(passed: u64, lost: u64) -> Tap {
+    Tap::Counts { passed, lost, not_shown: None, refused: Vec::new() }
+}
+
+#[test]
+fn that_some_sidecars_are_not_looked_at_is_said_once_and_each_refusal_when_it_is_heard() {
+    let mut tally = Tally::default();
+    assert!(tally.missing(None, &[]).is_empty());
+    let lines = tally.missing(Some(3), &[]);
+    assert!(lines.len() == 1 && lines[0].contains("does not look at 3 more sidecars"), "{lines:?}");
+    let lines = tally.missing(Some(4), &["shop/web-1: 4 taps are open already".to_owned()]);
+    assert!(lines.len() == 1 && lines[0].contains("shop/web-1: 4 taps are open already"), "{lines:?}");
+}
+
 #[test]
 fn the_last_line_says_what_was_shown_and_what_was_not() {
     let mut tally = Tally::default();
     assert_eq!(tally.take(Heard::Line(Tap::Request(Box::new(request())))), Some(request()));
     assert_eq!(tally.lines(), ["1 shown, 1 passed the filter, 0 lost"], "it is not counted yet");
-    assert_eq!(tally.take(Heard::Line(Tap::Counts { passed: 7, lost: 5 })), None);
-    assert_eq!(tally.take(Heard::Line(Tap::Counts { passed: 2, lost: 1 })), None);
+    assert_eq!(tally.take(Heard::Line(counts(7, 5))), None);
+    assert_eq!(tally.take(Heard::Line(counts(2, 1))), None);
     assert_eq!(tally.lines(), ["1 shown, 9 passed the filter, 6 lost"]);
 }
 
@@ -167,7 +181,7 @@ fn the_last_line_says_what_was_shown_and_what_was_not() {
 fn where_nothing_has_passed_a_note_says_where_to_look() {
     let lines = Tally::default().lines();
     assert_eq!(lines[0], "0 shown, 0 passed the filter, 0 lost");
-    assert!(lines[1].contains("`tulle pods`"), "{lines:?}");
+    assert!(lines[1].contains("`tulle pods`") && lines[1].contains("`tulle stat`"), "{lines:?}");
 }
 
 #[test]

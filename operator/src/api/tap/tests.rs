@@ -3,6 +3,7 @@
 use axum::body::BodyDataStream;
 use axum::http::Request;
 use futures::StreamExt as _;
+use prost::Message as _;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tower::ServiceExt as _;
 use tulle_mesh::proto::operator_message::Message;
@@ -83,17 +84,24 @@ async fn a_tap_begins_with_its_sidecars_and_shows_what_they_see_until_its_client
         path: "/cart".into(),
         ..TapEvent::default()
     };
-    let tapped = Tapped { id: tap.id, events: vec![event], passed: 5, lost: 4 };
+    let tapped =
+        Tapped { id: tap.id, events: vec![event.encode_to_vec()], passed: 5, lost: 4, ..Tapped::default() };
     web.tapped(tapped, std::time::Instant::now());
     let (mut paths, mut counted) = (Vec::new(), Passed::default());
     while paths.is_empty() || counted == Passed::default() {
         match reader.next().await.unwrap() {
             Tap::Request(request) => paths.push(format!("{} {}", request.destination.name, request.path)),
-            Tap::Counts { passed, lost } => counted = Passed { passed, lost },
+            Tap::Counts { passed, lost, not_shown, refused } => {
+                assert_eq!((not_shown, refused), (None, vec![]));
+                counted = Passed { passed, lost, ..Passed::default() };
+            }
             Tap::Started { .. } => panic!("it starts once"),
         }
     }
-    assert_eq!((paths, counted), (vec!["web /cart".to_owned()], Passed { passed: 5, lost: 4 }));
+    assert_eq!(
+        (paths, counted),
+        (vec!["web /cart".to_owned()], Passed { passed: 5, lost: 4, ..Passed::default() })
+    );
     drop(reader);
     assert_eq!(sent.recv().await, Some(Message::Untap(Untap { id: tap.id })));
     assert!(nothing.try_recv().is_err(), "a sidecar that cannot show requests is not asked to");
@@ -107,7 +115,7 @@ async fn a_tap_needs_the_right_to_see_its_namespace_and_parameters_that_exist() 
         ("shop", "", StatusCode::FORBIDDEN, "may not see all namespaces"),
         ("stolen", "namespace=shop", StatusCode::UNAUTHORIZED, "invalid"),
         ("shop", "namespace=shop&ns=shop", StatusCode::BAD_REQUEST, "unknown parameter \"ns\""),
-        ("shop", "namespace=shop&header=cookie", StatusCode::BAD_REQUEST, "holds credentials"),
+        ("shop", "namespace=shop&header=cookie", StatusCode::BAD_REQUEST, "may hold credentials"),
     ] {
         let (found, refusal) = refusal(asked(&api, token, query).await).await;
         assert_eq!(found, status, "{query}");
@@ -124,8 +132,8 @@ async fn a_caller_with_enough_taps_is_told_to_end_one() {
     }
     let (status, refusal) = refusal(asked(&api, "shop", "namespace=shop").await).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
-    assert!(refusal.error.starts_with("system:serviceaccount:shop:default has 2 taps"), "{}", refusal.error);
-    assert!(refusal.hint.is_some());
+    assert!(refusal.error.starts_with("system:serviceaccount:shop:default has 8 taps"), "{}", refusal.error);
+    assert!(refusal.hint.unwrap().contains("all who look at this namespace"));
 }
 
 #[tokio::test]
@@ -147,10 +155,17 @@ async fn counts_that_are_due_follow_the_chunk_that_waits_and_none_is_lost() {
     let (api, wanted) = (api(), Wanted::default());
     let tapping = api.taps.start("anna", wanted, Default::default(), std::time::Instant::now()).unwrap();
     let mut lines = Lines::new(&tapping);
-    lines.add(Passed { passed: 3, lost: 1 });
-    lines.add(Passed { passed: 4, lost: 0 });
+    lines.add(Passed { passed: 3, lost: 1, ..Passed::default() });
+    lines.add(Passed { passed: 4, lost: 0, ..Passed::default() });
     let text = |chunk: Option<Bytes>| String::from_utf8(chunk.unwrap().to_vec()).unwrap();
     assert_eq!(text(lines.take()), "{\"type\":\"started\",\"sidecars\":0,\"unable\":[]}\n");
     assert_eq!(text(lines.take()), "{\"type\":\"counts\",\"passed\":7,\"lost\":1}\n");
     assert!(lines.take().is_none());
+    lines.add(Passed { not_shown: 9, refused: vec!["shop/a: no".to_owned()], ..Passed::default() });
+    lines.add(Passed { not_shown: 7, ..Passed::default() });
+    assert_eq!(
+        text(lines.take()),
+        "{\"type\":\"counts\",\"passed\":0,\"lost\":0,\"notShown\":9,\"refused\":[\"shop/a: no\"]}\n"
+    );
+    assert_eq!(text(lines.take()), "{\"type\":\"counts\",\"passed\":0,\"lost\":0,\"notShown\":7}\n");
 }

@@ -1,6 +1,7 @@
 //! What a sidecar is sent for what it says.
 
 use futures::FutureExt as _;
+use prost::Message as _;
 use tonic::Code;
 use tulle_mesh::features::SPLIT_V1;
 use tulle_mesh::proto::resource::Body;
@@ -497,7 +498,8 @@ async fn a_tap_reaches_the_sidecar_of_its_stream_and_what_that_has_seen_the_read
     let sent = *sidecar.down.try_recv().unwrap().unwrap();
     let Some(operator_message::Message::Tap(tap)) = sent.message else { panic!("not a tap") };
     let event = TapEvent { path: "/cart".into(), ..TapEvent::default() };
-    let tapped = Tapped { id: tap.id, events: vec![event], passed: 1, lost: 0 };
+    let tapped =
+        Tapped { id: tap.id, events: vec![event.encode_to_vec()], passed: 1, lost: 0, ..Tapped::default() };
     sidecar.says(sidecar_message::Message::Tapped(tapped)).await.unwrap();
     let seen = tapping.events.try_recv().unwrap();
     assert_eq!((&*seen.sidecar.pod, seen.event.path.as_str()), ("a", "/cart"));
