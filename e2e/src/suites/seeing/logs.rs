@@ -23,6 +23,7 @@ pub(super) fn of_policies(kube: &Kube) -> Result<()> {
     errors(&field)?;
     shares(&field)?;
     all(&field)?;
+    connection(&field)?;
     switched_off(&field)?;
     // Lines come in the order of their requests, so that these are all.
     let expected = ["/denied", "/refused", "/lucky", "/all", "/plain", "/again"];
@@ -79,6 +80,28 @@ fn all(field: &TestNamespace<'_>) -> Result<()> {
     sends(field, "plain", "GET web/plain", "200")?;
     let client = field.get("pod/plain", ".status.podIP")?;
     has(&logged(field, "web", "/plain")?, json!({"client.address": client, "tulle.client.id": null}))
+}
+
+/// A connection whose content is opaque has a line of its own, at its end.
+fn connection(field: &TestNamespace<'_>) -> Result<()> {
+    let sent = "HZC01\r\n";
+    // The application takes it for a bad request, and closes.
+    let script = format!("printf '{}' | curl -s -m 8 telnet://bad:80 || true", sent.escape_default());
+    field.exec("client", &["/bin/sh", "-c", &script])?;
+    let mut found = None;
+    field.kube.wait_for("a line about the connection in the log of bad", 60, || {
+        found = lines(field, "bad")?.into_iter().find(|line| line["message"] == "connection");
+        Ok(found.is_some())
+    })?;
+    let line = found.context("there is no line")?;
+    has(
+        &line,
+        json!({
+            "network.transport": "tcp", "tulle.connection.received_bytes": sent.len(), "error.type": null,
+            "client.address": field.get("pod/client", ".status.podIP")?, "tulle.client.id": identity(field),
+            "server.port": 8080, "url.path": null,
+        }),
+    )
 }
 
 /// A narrower policy switches off what the namespace asks for.
@@ -143,7 +166,8 @@ fn lines(field: &TestNamespace<'_>, service: &str) -> Result<Vec<Value>> {
 /// The paths of the requests in such a log.
 fn paths(field: &TestNamespace<'_>, service: &str) -> Result<Vec<String>> {
     let lines = lines(field, service)?;
-    Ok(lines.iter().map(|line| line["url.path"].as_str().unwrap_or("").to_owned()).collect())
+    let requests = lines.iter().filter(|line| line["message"] == "request");
+    Ok(requests.map(|line| line["url.path"].as_str().unwrap_or("").to_owned()).collect())
 }
 
 /// Waits for the line about a request.
