@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
 use super::page::{Answer, Page};
-use super::rollout::{deploy, flows, phase, reaches};
+use super::rollout::{deploy, flows, phase, reaches, rests};
 use super::{Scratch, rights, says};
 use crate::cli::exit;
 use crate::host;
@@ -26,16 +26,7 @@ pub(super) fn on_canaries(kube: &Kube) -> Result<()> {
         bail!(Skip("this machine has no curl"));
     }
     let field = TestNamespace::meshed(kube, NAMESPACE)?;
-    field.service("web", 2, &["--version=v1"])?;
-    field.load("load", "web:80", 20)?;
-    let steps = json!([{"weight": 20, "hold": "600s"}, {"weight": 50, "hold": "600s"}]);
-    field.apply(
-        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
-            "target": {"kind": "Deployment", "name": "web"}, "steps": steps,
-            "judge": {"minRequests": 30, "warmUp": "2s"},
-        }}),
-    )?;
-    reaches(&field, "Stable")?;
+    rests(&field, 20)?;
     at_rest(&field)?;
     deploy(&field, "v2")?;
     flows(&field, "20%")?;

@@ -15,16 +15,7 @@ const WATCH: &str = "150s";
 
 pub(super) fn actions(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-see-canary")?;
-    field.service("web", 2, &["--version=v1"])?;
-    field.load("load", "web:80", 50)?;
-    let steps = json!([{"weight": 20, "hold": "600s"}, {"weight": 50, "hold": "600s"}]);
-    field.apply(
-        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
-            "target": {"kind": "Deployment", "name": "web"}, "steps": steps,
-            "judge": {"minRequests": 30, "warmUp": "2s"},
-        }}),
-    )?;
-    reaches(&field, "Stable")?;
+    rests(&field, 50)?;
     at_rest(&field)?;
     deploy(&field, "v2")?;
     flows(&field, "20%")?;
@@ -34,6 +25,20 @@ pub(super) fn actions(kube: &Kube) -> Result<()> {
     flows(&field, "20%")?;
     aborted(&field)?;
     undone(&field)
+}
+
+/// A workload under load, with a Canary whose rollouts stay at their first step.
+pub(crate) fn rests(field: &TestNamespace<'_>, rate: u32) -> Result<()> {
+    field.service("web", 2, &["--version=v1"])?;
+    field.load("load", "web:80", rate)?;
+    let steps = json!([{"weight": 20, "hold": "600s"}, {"weight": 50, "hold": "600s"}]);
+    field.apply(
+        json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "web"}, "spec": {
+            "target": {"kind": "Deployment", "name": "web"}, "steps": steps,
+            "judge": {"minRequests": 30, "warmUp": "2s"},
+        }}),
+    )?;
+    reaches(field, "Stable")
 }
 
 fn canary(field: &TestNamespace<'_>, code: i32, arguments: &[&str]) -> Result<Printed> {
