@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
 use super::page::{Answer, Page};
-use super::rollout::{deploy, flows, phase, reaches, rests};
+use super::rollout::{deploy, flows, phase, rests};
 use super::{Scratch, rights, says};
 use crate::cli::exit;
 use crate::host;
