@@ -1,17 +1,18 @@
 //! Control plane of the benchmark, without Kubernetes.
 //!
 //! Runs the operator's discovery and certificate authority for a model of two pods and one Service, whose rules and
-//! policies ([`rules`]) and traces ([`traces`]) files turn on and off ([`switch`]). It does not authenticate sidecars, because only the benchmark runs in its
+//! policies ([`rules`]), traces ([`traces`]) and tap ([`taps`]) files turn on and off ([`switch`]). It does not authenticate sidecars, because only the benchmark runs in its
 //! network namespaces.
 
 mod rules;
 mod switch;
+mod taps;
 mod traces;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -90,13 +91,6 @@ async fn main() -> Result<()> {
         fs::write(arguments.folder.join(format!("{name}.crt")), leaf.pem)?;
     }
     let hub = Arc::new(Hub::complete(model(&arguments)));
-    let features = [
-        Feature { file: "rules", apply: rules::apply, delete: rules::delete },
-        Feature { file: "traces", apply: traces::apply, delete: traces::delete },
-    ];
-    let mut switch = Switch::new(Arc::clone(&hub), &arguments.folder, features);
-    switch.turn()?;
-    tokio::spawn(switch.follow());
     tokio::spawn(collect(arguments.folder.join("spans")));
     let (acks, aggregates) = (Arc::new(AckTracker::default()), Arc::new(Aggregates::default()));
     let leader = Leadership { mine: true, ..Leadership::default() };
@@ -107,9 +101,31 @@ async fn main() -> Result<()> {
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
-    let services = Services::new(hub, relay, acks, aggregates, me);
+    let services = Services::new(Arc::clone(&hub), relay, acks, aggregates, me);
+    let mut switch = Switch::new(hub, &arguments.folder, features(&services, &arguments.folder));
+    switch.turn()?;
+    tokio::spawn(switch.follow());
     serve(listener, tls, services, UnauthenticatedSigner { authority }).await;
     Ok(())
+}
+
+fn locked(tap: &Mutex<taps::Switched>) -> MutexGuard<'_, taps::Switched> {
+    tap.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn features(services: &Services, folder: &Path) -> [Feature; 3] {
+    let tap = taps::Switched::new(Arc::clone(&services.taps), folder.join("tapped"));
+    let tap = Arc::new(Mutex::new(tap));
+    let other = Arc::clone(&tap);
+    [
+        Feature::of_model("rules", rules::apply, rules::delete),
+        Feature::of_model("traces", traces::apply, traces::delete),
+        Feature {
+            file: "taps",
+            apply: Box::new(move |_| locked(&tap).apply()),
+            delete: Box::new(move |_| locked(&other).delete()),
+        },
+    ]
 }
 
 /// Runs the collector of traces.

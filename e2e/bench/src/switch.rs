@@ -18,9 +18,21 @@ pub struct Feature {
     /// The file in the benchmark's folder.
     pub file: &'static str,
     /// Turns it on.
-    pub apply: fn(&mut Model) -> Result<()>,
+    pub apply: Apply,
     /// Turns it off.
-    pub delete: fn(&mut Model),
+    pub delete: Delete,
+}
+
+/// See [`Feature::apply`].
+pub type Apply = Box<dyn FnMut(&mut Model) -> Result<()> + Send>;
+/// See [`Feature::delete`].
+pub type Delete = Box<dyn FnMut(&mut Model) + Send>;
+
+impl Feature {
+    /// Something that is in the model, and nowhere else.
+    pub fn of_model(file: &'static str, apply: fn(&mut Model) -> Result<()>, delete: fn(&mut Model)) -> Self {
+        Self { file, apply: Box::new(apply), delete: Box::new(delete) }
+    }
 }
 
 /// Turns features on and off.

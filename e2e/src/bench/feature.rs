@@ -1,5 +1,5 @@
 //! Requests with a feature, compared with the same requests without it: an HTTPRoute of five rules and a MeshPolicy
-//! with every section about traffic ([`RULES`]), or traces of one request in a hundred ([`TRACES`]).
+//! with every section about traffic ([`RULES`]), traces of one request in a hundred ([`TRACES`]), or a tap ([`TAPS`]).
 //!
 //! The same pair of sidecars goes on running while the control plane turns the feature on and off, and short loads with
 //! and without alternate, so that everything else that the machine does counts for either alike.
@@ -28,11 +28,8 @@ const SECONDS: u64 = 3;
 /// After a change, everything is in force: what the first request shows is only that the rules are.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// A sidecar exports its spans within this time.
-const EXPORTED_WITHIN: Duration = Duration::from_secs(4);
-
-/// The most that it may cost.
-const GOAL: f64 = 1.05;
+/// A sidecar sends its spans, and what a tap shows, within this time.
+const COUNTED_WITHIN: Duration = Duration::from_secs(4);
 
 /// What is turned on and off.
 pub struct Feature {
@@ -40,6 +37,8 @@ pub struct Feature {
     file: &'static str,
     /// What stands above the table.
     pub title: &'static str,
+    /// The most that it may cost.
+    goal: f64,
     /// A protocol, and its figures without and with the feature.
     rows: [(&'static str, [&'static str; 2]); 2],
     /// Waits until it is in force, or gone.
@@ -50,6 +49,7 @@ pub struct Feature {
 pub static RULES: Feature = Feature {
     file: "rules",
     title: "without, and with five rules and all sections of a policy",
+    goal: 1.05,
     rows: [
         ("HTTP/1.1", ["http1_cpu_unruled", "http1_cpu_ruled"]),
         ("HTTP/2", ["http2_cpu_unruled", "http2_cpu_ruled"]),
@@ -61,12 +61,28 @@ pub static RULES: Feature = Feature {
 pub static TRACES: Feature = Feature {
     file: "traces",
     title: "without, and with 1 % of them traced to a collector",
+    goal: 1.05,
     rows: [
         ("HTTP/1.1", ["http1_cpu_untraced", "http1_cpu_traced"]),
         ("HTTP/2", ["http2_cpu_untraced", "http2_cpu_traced"]),
     ],
     settle: wait_until_traced,
 };
+
+/// A tap.
+pub static TAPS: Feature = Feature {
+    file: "taps",
+    title: "without, and with a tap that each sidecar shows 20 of them in a second",
+    goal: 1.02,
+    rows: [
+        ("HTTP/1.1", ["http1_cpu_untapped", "http1_cpu_tapped"]),
+        ("HTTP/2", ["http2_cpu_untapped", "http2_cpu_tapped"]),
+    ],
+    settle: wait_until_tapped,
+};
+
+/// All of them.
+pub static ALL: [&Feature; 3] = [&RULES, &TRACES, &TAPS];
 
 impl Feature {
     /// Creates or removes the file that turns it on.
@@ -113,8 +129,9 @@ impl Feature {
         for (label, [without, with]) in self.rows {
             let (Some(without), Some(with)) = (figure(without), figure(with)) else { continue };
             let ratio = with / without;
-            let verdict = if ratio <= GOAL { "" } else { ", missed" };
-            let _ = writeln!(out, "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {GOAL}{verdict} |");
+            let verdict = if ratio <= self.goal { "" } else { ", missed" };
+            let goal = self.goal;
+            let _ = writeln!(out, "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {goal}{verdict} |");
         }
         out
     }
@@ -140,31 +157,31 @@ fn wait_until_ruled(testbed: &Testbed, pair: &ProxyPair<'_>, ruled: bool) -> Res
 
 /// Waits until the spans of a request that asks for them arrive at the collector, or none.
 fn wait_until_traced(testbed: &Testbed, pair: &ProxyPair<'_>, traced: bool) -> Result<()> {
-    let url = url(&pair.targets.http1, PATH);
-    let file = testbed.folder.join("spans");
-    let spans = || fs::read_to_string(&file).unwrap_or_default();
     let header = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    wait_until("the traces", traced, || {
-        let before = spans();
-        host::output(testbed.inside(CLIENT.0, "curl").args([
-            "-sf",
-            "-m",
-            "2",
-            "-o",
-            "/dev/null",
-            "-H",
-            header,
-            &url,
-        ]))?;
-        let start = Instant::now();
-        while start.elapsed() < EXPORTED_WITHIN {
-            if spans() != before {
-                return Ok(true);
-            }
-            sleep(Duration::from_millis(50));
+    wait_until("the traces", traced, || is_counted(testbed, pair, "spans", header))
+}
+
+/// Waits until the tap shows a request, or none.
+fn wait_until_tapped(testbed: &Testbed, pair: &ProxyPair<'_>, tapped: bool) -> Result<()> {
+    wait_until("the tap", tapped, || is_counted(testbed, pair, "tapped", "x-tester: no"))
+}
+
+/// Whether the number in a file of the control plane grows with a request.
+fn is_counted(testbed: &Testbed, pair: &ProxyPair<'_>, file: &str, header: &str) -> Result<bool> {
+    let url = url(&pair.targets.http1, PATH);
+    let file = testbed.folder.join(file);
+    let count = || fs::read_to_string(&file).unwrap_or_default();
+    let before = count();
+    let arguments = ["-sf", "-m", "2", "-o", "/dev/null", "-H", header, &url];
+    host::output(testbed.inside(CLIENT.0, "curl").args(arguments))?;
+    let start = Instant::now();
+    while start.elapsed() < COUNTED_WITHIN {
+        if count() != before {
+            return Ok(true);
         }
-        Ok(false)
-    })
+        sleep(Duration::from_millis(50));
+    }
+    Ok(false)
 }
 
 fn wait_until(what: &str, on: bool, is_on: impl Fn() -> Result<bool>) -> Result<()> {

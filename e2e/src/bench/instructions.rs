@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::feature::{self, Feature, RULES, TRACES};
+use super::feature::{self, Feature, RULES, TAPS, TRACES};
 use super::measure::{h2load, host_and_port, url};
 use super::proxies::{Product, Programs, ProxyPair, Targets};
 use super::testbed::Testbed;
@@ -33,10 +33,11 @@ const HTTP1: Load =
     Load { label: "HTTP/1.1", target: |all| &all.http1, http1: true, post: false, with: None };
 const HTTP2: Load = Load { label: "HTTP/2", target: |all| &all.http2, http1: false, ..HTTP1 };
 
-const LOADS: [Load; 8] = [
+const LOADS: [Load; 9] = [
     HTTP1,
     Load { label: "HTTP/1.1 with rules and policies", with: Some(&RULES), ..HTTP1 },
     Load { label: "HTTP/1.1, 1 % traced", with: Some(&TRACES), ..HTTP1 },
+    Load { label: "HTTP/1.1 with a tap", with: Some(&TAPS), ..HTTP1 },
     HTTP2,
     Load { label: "HTTP/2 with rules and policies", with: Some(&RULES), ..HTTP2 },
     Load { label: "HTTP/2, 1 % traced", with: Some(&TRACES), ..HTTP2 },
@@ -109,7 +110,7 @@ fn instructions(
         fs::remove_file(file?.path())?;
     }
     // Before the start: how soon the sidecars learn of it would make a difference.
-    for feature in [&RULES, &TRACES] {
+    for feature in feature::ALL {
         feature.turn(testbed, load.with.is_some_and(|with| std::ptr::eq(with, feature)))?;
     }
     let pair = ProxyPair::start(Product::Tulle, testbed, programs)?;

@@ -8,7 +8,7 @@
 //!   testbed namespaces and servers
 //!   proxies a pair of proxies: tulle, envoy, haproxy
 //!   measure load generators and figures
-//!   feature requests with rules and policies, or with traces, compared with requests without
+//!   feature requests with rules and policies, traces or a tap, compared with requests without
 //!   instructions instructions per request, counted by callgrind
 //! ```
 
@@ -28,7 +28,7 @@ use anyhow::Result;
 
 use crate::host;
 use crate::progress::step;
-use feature::{RULES, TRACES};
+use feature::{RULES, TAPS, TRACES};
 use measure::Figures;
 use proxies::{Product, ProxyPair};
 use testbed::Testbed;
@@ -84,6 +84,8 @@ pub enum Only {
     Rules,
     /// Tulle with 1 % of the requests traced, compared with Tulle without traces.
     Traces,
+    /// Tulle with a tap, compared with Tulle without it.
+    Taps,
     /// Memory at rest and with idle connections, and the time to the first response.
     Memory,
     /// Requests over HTTP/2.
@@ -106,6 +108,7 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
     let feature = match only {
         Some(Only::Rules) => Some(&RULES),
         Some(Only::Traces) => Some(&TRACES),
+        Some(Only::Taps) => Some(&TAPS),
         _ => None,
     };
     if let Some(feature) = feature {
@@ -129,11 +132,11 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
                     reached(&testbed, &pair).and_then(|()| measure::streams(&testbed, &pair))
                 }
                 Some(Only::Bulk) => reached(&testbed, &pair).and_then(|()| measure::bulk(&testbed, &pair)),
-                Some(Only::Rules | Only::Traces) | None => measure::all(&testbed, &mut pair),
+                Some(Only::Rules | Only::Traces | Only::Taps) | None => measure::all(&testbed, &mut pair),
             };
             let mut figures = testbed.noting(measured)?;
             if product == Product::Tulle && only.is_none() {
-                for feature in [&RULES, &TRACES] {
+                for feature in feature::ALL {
                     figures.extend(testbed.noting(feature.compare(&testbed, &pair))?);
                 }
             }
@@ -144,7 +147,7 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
     if only.is_some() {
         return Ok(());
     }
-    for feature in [&RULES, &TRACES] {
+    for feature in feature::ALL {
         print!("{}", feature.report(|figure| median(&table, Product::Tulle, figure)));
     }
     Ok(())
