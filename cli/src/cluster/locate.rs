@@ -71,7 +71,7 @@ pub async fn locate(client: &Client, system: &str, system_is_given: bool) -> Res
     choose(&found.namespace, &found.holder, &found.replicas)
 }
 
-/// Finds every replica that is ready: a sidecar is connected to any of them.
+/// Finds every replica that is ready. Each has other sidecars.
 ///
 /// # Errors
 /// As [`locate`].

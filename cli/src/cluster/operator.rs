@@ -177,7 +177,7 @@ fn read<T: DeserializeOwned>(answer: &Answer, target: &str) -> Result<T, CliErro
     Err(refused(answer, target))
 }
 
-/// Why there is no answer.
+/// The error of an answer that is not 200.
 fn refused(answer: &Answer, target: &str) -> CliError {
     match serde_json::from_slice::<query::Refusal>(&answer.body) {
         Ok(query::Refusal { error, hint: Some(hint) }) => CliError::failed(error).hint(hint),

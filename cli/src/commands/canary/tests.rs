@@ -181,7 +181,7 @@ fn an_action_for_another_revision_is_refused_and_names_both() {
 fn a_form_of_another_phase_or_step_is_out_of_date_although_its_action_would_do_something() {
     let paused = CanaryStatus { step_summary: "2/5".into(), ..status("Paused") };
     assert_eq!(moved_on(&paused, "Paused/1"), None);
-    // Promote is possible in all of them.
+    // In each of these phases promote would do something.
     for seen in ["Progressing/1", "Failed/1", "Paused/0", "Paused/2", "Paused", ""] {
         let now = moved_on(&paused, seen).unwrap();
         assert!(now.starts_with("is Paused at step 2/5 by now"), "{seen}: {now}");
