@@ -44,7 +44,30 @@ fn rules_are_valid(_: &Kube) -> Result<()> {
     let rules = file("rules.yaml");
     host::output(Command::new("promtool").args(["check", "rules"]).arg(rules))?;
     let test = host::workspace().join("e2e/src/suites/prometheus/rules-test.yaml");
-    host::output(Command::new("promtool").args(["test", "rules"]).arg(test)).map(drop)
+    host::output(Command::new("promtool").args(["test", "rules"]).arg(test))?;
+    stalled_line_is_the_alert()
+}
+
+/// The panel of Canaries that do not change has its line where the alert begins, for the same phases.
+fn stalled_line_is_the_alert() -> Result<()> {
+    let rules = rules()?;
+    let alert = rules.iter().find(|rule| rule["alert"] == "TulleCanaryStalled").context("no such alert")?;
+    let alert = alert["expr"].as_str().unwrap_or("");
+    let dashboard = dashboard("canaries")?;
+    let mut panels = dashboard["panels"].as_array().into_iter().flatten();
+    let panel = panels
+        .find(|panel| panel["fieldConfig"]["defaults"]["thresholds"].is_object())
+        .context("no panel of the Canaries has a line")?;
+    let line = &panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"];
+    ensure!(
+        alert.ends_with(&format!(" > {line}")),
+        "the panel has its line at {line} s, the alert is {alert}"
+    );
+    let phases = alert.split("phase=~").nth(1).and_then(|rest| rest.split('}').next());
+    let phases = phases.context("the alert is of no phase")?;
+    let shown = panel["targets"][0]["expr"].as_str().unwrap_or("");
+    ensure!(shown.contains(phases), "the alert is of {phases}, the panel shows {shown}");
+    Ok(())
 }
 
 fn answers(kube: &Kube) -> Result<()> {
@@ -104,11 +127,9 @@ fn questions(native: bool) -> Result<Vec<Question>> {
     }
     let dashboards = ["mesh", "workload", "canaries"];
     for name in dashboards {
-        let text = fs::read_to_string(file(&format!("dashboards/{name}.json")))?;
-        let dashboard: Value = serde_json::from_str(&text)?;
-        for panel in dashboard["panels"].as_array().into_iter().flatten() {
-            // A panel says so where it may be empty.
-            let needs_data = !panel["fieldConfig"]["defaults"]["noValue"].is_string();
+        for panel in dashboard(name)?["panels"].as_array().into_iter().flatten() {
+            // A panel that may be empty says what that means.
+            let may_be_empty = panel["fieldConfig"]["defaults"]["noValue"].is_string();
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let variables = [
                     ("$__rate_interval", "1m"),
@@ -117,6 +138,8 @@ fn questions(native: bool) -> Result<Vec<Question>> {
                     ("$service", "back"),
                 ];
                 let expression = filled(target["expr"].as_str().unwrap_or(""), &variables);
+                // The test has a Canary.
+                let needs_data = !may_be_empty || expression.contains("tulle_canary_");
                 all.push(Question { of: format!("{name}: {}", panel["title"]), expression, needs_data });
             }
         }
@@ -140,11 +163,6 @@ fn questions(native: bool) -> Result<Vec<Question>> {
         }
     }
     // Milliseconds exist in classic buckets only.
-    let canary = format!(r#"{{canary_namespace="{NAMESPACE}", canary="lost"}}"#);
-    for name in ["tulle_canary_phase", "tulle_canary_weight", "tulle_canary_last_change_timestamp_seconds"] {
-        let expression = format!("max by (canary_namespace, canary) ({name}{canary})");
-        all.push(Question { of: "a Canary".to_owned(), expression, needs_data: true });
-    }
     let istio = ISTIO.into_iter().filter(|_| !native);
     all.extend(istio.map(|expression| Question {
         of: "Istio's names".to_owned(),
@@ -161,6 +179,10 @@ fn rules() -> Result<Vec<Value>> {
     let groups: Value = serde_yaml::from_str(&fs::read_to_string(file("rules.yaml"))?)?;
     let groups = groups["groups"].as_array().into_iter().flatten();
     Ok(groups.flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default()).collect())
+}
+
+fn dashboard(name: &str) -> Result<Value> {
+    Ok(serde_json::from_str(&fs::read_to_string(file(&format!("dashboards/{name}.json")))?)?)
 }
 
 fn filled(expression: &str, variables: &[(&str, &str)]) -> String {
