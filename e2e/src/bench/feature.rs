@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 
 use super::measure::{Figures, host_and_port, http2, url, with_cpu, wrk};
 use super::proxies::ProxyPair;
+use super::rate::{self, FixedRate, Names};
 use super::testbed::{CLIENT, Testbed};
 use crate::host;
 
@@ -41,6 +42,8 @@ pub struct Feature {
     goal: f64,
     /// A protocol, and its figures without and with the feature.
     rows: [(&'static str, [&'static str; 2]); 2],
+    /// The same at a fixed rate, if it is compared there too.
+    fixed_rate: Option<FixedRate>,
     /// Waits until it is in force, or gone.
     settle: fn(&Testbed, &ProxyPair<'_>, bool) -> Result<()>,
 }
@@ -54,6 +57,7 @@ pub static RULES: Feature = Feature {
         ("HTTP/1.1", ["http1_cpu_unruled", "http1_cpu_ruled"]),
         ("HTTP/2", ["http2_cpu_unruled", "http2_cpu_ruled"]),
     ],
+    fixed_rate: None,
     settle: wait_until_ruled,
 };
 
@@ -66,6 +70,7 @@ pub static TRACES: Feature = Feature {
         ("HTTP/1.1", ["http1_cpu_untraced", "http1_cpu_traced"]),
         ("HTTP/2", ["http2_cpu_untraced", "http2_cpu_traced"]),
     ],
+    fixed_rate: None,
     settle: wait_until_traced,
 };
 
@@ -78,6 +83,10 @@ pub static TAPS: Feature = Feature {
         ("HTTP/1.1", ["http1_cpu_untapped", "http1_cpu_tapped"]),
         ("HTTP/2", ["http2_cpu_untapped", "http2_cpu_tapped"]),
     ],
+    fixed_rate: Some(FixedRate {
+        without: Names { cpu: "rate_cpu_untapped", sent: "rate_sent_untapped", p99: "rate_p99_untapped" },
+        with: Names { cpu: "rate_cpu_tapped", sent: "rate_sent_tapped", p99: "rate_p99_tapped" },
+    }),
     settle: wait_until_tapped,
 };
 
@@ -98,7 +107,7 @@ impl Feature {
         }
     }
 
-    /// CPU seconds of both sidecars per million requests, without and with it.
+    /// CPU seconds of both sidecars per million requests, without and with it, and the figures of the fixed rate.
     pub fn compare(&self, testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<Figures> {
         testbed.wait_for(&host_and_port(&pair.targets.http1))?;
         let mut figures = Figures::new();
@@ -107,11 +116,16 @@ impl Feature {
         for on in SLICES {
             self.turn(testbed, on)?;
             (self.settle)(testbed, pair, on)?;
-            let found = slice(testbed, pair, SECONDS)?;
-            for ((_, names), cpu) in self.rows.into_iter().zip(found) {
-                let [without, with] = names;
-                let name = if on { with } else { without };
-                *figures.entry(name).or_default() += cpu / (SLICES.len() as f64 / 2.0);
+            let mut found = Vec::new();
+            for ((_, [without, with]), cpu) in self.rows.into_iter().zip(slice(testbed, pair, SECONDS)?) {
+                found.push((if on { with } else { without }, cpu));
+            }
+            if let Some(rate) = &self.fixed_rate {
+                let names = if on { &rate.with } else { &rate.without };
+                found.extend(names.measure(testbed, pair)?);
+            }
+            for (name, value) in found {
+                *figures.entry(name).or_default() += value / (SLICES.len() as f64 / 2.0);
             }
         }
         self.turn(testbed, false)?;
@@ -126,12 +140,23 @@ impl Feature {
              | | without | with | with ÷ without | goal |\n|---|---|---|---|---|\n",
             self.title
         );
+        let goal = self.goal;
+        let mut row = |label: &str, without: f64, with: f64, remark: &str| {
+            let ratio = with / without;
+            let verdict = if ratio <= goal { "" } else { ", missed" };
+            let _ = writeln!(
+                out,
+                "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {goal}{verdict}{remark} |"
+            );
+        };
         for (label, [without, with]) in self.rows {
             let (Some(without), Some(with)) = (figure(without), figure(with)) else { continue };
-            let ratio = with / without;
-            let verdict = if ratio <= self.goal { "" } else { ", missed" };
-            let goal = self.goal;
-            let _ = writeln!(out, "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {goal}{verdict} |");
+            row(label, without, with, "");
+        }
+        if let Some(compared) = self.fixed_rate.as_ref().and_then(|rate| rate.find(&figure)) {
+            let remark = if compared.reached() { "" } else { ", but that rate was not reached" };
+            row(rate::LABEL, compared.without.cpu, compared.with.cpu, remark);
+            let _ = writeln!(out, "\n{}", compared.sentence());
         }
         out
     }
@@ -197,4 +222,45 @@ fn wait_until(what: &str, on: bool, is_on: impl Fn() -> Result<bool>) -> Result<
     bail!(
         "after 20 s {what} are not {state} at the outbound sidecar; see the logs of tulle-bench and the sidecars"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The report of a tap that was measured at the fixed rate alone.
+    fn report_of(sent: f64, cpu_tapped: f64) -> String {
+        TAPS.report(|name| match name {
+            "rate_cpu_untapped" => Some(40.0),
+            "rate_cpu_tapped" => Some(cpu_tapped),
+            "rate_sent_untapped" => Some(10_000.0),
+            "rate_sent_tapped" => Some(sent),
+            "rate_p99_untapped" | "rate_p99_tapped" => Some(2_000.0),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn the_row_of_the_fixed_rate_has_its_ratio_and_the_sentence_the_share_of_a_core() {
+        let report = report_of(9_990.0, 40.4);
+        let row = "| HTTP/1.1 at 10,000 requests/s | 40.00 | 40.40 | 1.010 | ≤ 1.02 |\n\n";
+        assert!(report.contains(row), "{report}");
+        assert!(report.contains("10000 and 9990 per second were sent"), "{report}");
+        assert!(report.contains("use 40.0 % and 40.4 % of a core"), "{report}");
+    }
+
+    #[test]
+    fn a_tap_that_costs_more_than_its_limit_has_missed_it() {
+        assert!(report_of(10_000.0, 41.0).contains("| 1.025 | ≤ 1.02, missed |"));
+    }
+
+    #[test]
+    fn a_rate_that_was_not_reached_is_reported_beside_the_goal() {
+        assert!(report_of(9_000.0, 40.4).contains("≤ 1.02, but that rate was not reached |"));
+    }
+
+    #[test]
+    fn without_figures_there_is_no_row() {
+        assert!(TAPS.report(|_| None).ends_with("|---|---|---|---|---|\n"));
+    }
 }
