@@ -512,6 +512,7 @@ impl History {
         }
         let ended = std::mem::replace(&mut self.open, start);
         let (reasons, mut heap, round) = (&mut self.reasons, 0, self.round);
+        let before = self.series.len();
         self.series.retain(|_, series| {
             series.end(ended, reasons);
             series.roll(start, reasons);
@@ -520,9 +521,12 @@ impl History {
             !series.is_empty()
         });
         self.shrink(heap, MAX_HEAP);
-        self.reporters.clear();
-        for id in self.series.keys() {
-            *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+        // Not each time: it is a copy of every reporter's name, and reports wait for it.
+        if self.series.len() < before {
+            self.reporters.clear();
+            for id in self.series.keys() {
+                *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+            }
         }
         let limit = floor(start - LONGEST, FIVE);
         while self.lost.front().is_some_and(|(start, _)| *start < limit) {
