@@ -10,7 +10,7 @@
 //! and an hour later that becomes a part of one of five minutes. So nothing is counted twice, and a sum takes the slots
 //! that start at or after the begin of its window, of whatever length.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use tulle_mesh::proto::series_key;
@@ -19,8 +19,11 @@ use tulle_mesh::query;
 pub use super::counts::Counts;
 use super::counts::OTHER;
 use super::slots::{Log, Reasons, add_to};
+pub(super) use copy::Slot;
+use late::{Late, Slots, first_kept};
 
 mod copy;
+mod late;
 
 /// The lengths of slots in seconds.
 pub(super) const TEN: i64 = 10;
@@ -187,10 +190,8 @@ pub(super) struct Series {
     pub(super) number: u32,
     /// [`History::round`] when the open slot has last changed.
     changed: u32,
-    /// The same of slots that had ended before.
-    amended: u32,
-    /// The first of those.
-    amended_from: i64,
+    /// The slots that got counts after they had ended.
+    late: Late,
     /// The slot that has not ended, which starts at [`History::open`].
     now: Counts,
     tens: Log,
@@ -203,8 +204,7 @@ impl Series {
         Self {
             number,
             changed: 0,
-            amended: 0,
-            amended_from: i64::MAX,
+            late: Late::default(),
             now: Counts::default(),
             tens: Log::default(),
             minutes: Log::default(),
@@ -221,23 +221,25 @@ impl Series {
         (self.changed >= round && !self.now.is_empty()).then_some(&self.now)
     }
 
-    /// The slots of ten seconds that got counts after they had ended, in this round of copying or a later one.
-    pub(super) fn amended_since(&self, round: u32) -> impl Iterator<Item = (i64, &[u8])> {
-        let from = if self.amended >= round { self.amended_from } else { i64::MAX };
-        self.tens.iter(TEN).filter(move |(start, _)| *start >= from)
-    }
-
-    /// Slots from this one on have got counts after they had ended.
-    fn amend(&mut self, from: i64, open: i64, round: u32) {
-        // What changed longer ago is in slots of a minute by now.
-        let is_old = self.amended_from < open - BY_TEN;
-        self.amended_from = if is_old { from } else { self.amended_from.min(from) };
-        self.amended = round;
+    /// The slots that got counts after they had ended, in this round of copying or a later one: length, start, counts.
+    /// Where one has become a part of a minute since, it is that minute.
+    pub(super) fn late_since(&self, round: u32, open: i64) -> impl Iterator<Item = (i64, i64, &[u8])> {
+        let from = first_kept(open);
+        self.late.since(round).into_iter().flat_map(move |late| {
+            let all = slots(&self.minutes, MINUTE, from).chain(slots(&self.tens, TEN, from));
+            all.filter(move |(step, start, _)| late.meets(*start, *step))
+        })
     }
 
     /// The slots that have ended: length, start, counts. Those of the longest first.
     pub(super) fn ended(&self) -> impl Iterator<Item = (i64, i64, &[u8])> {
-        slots(&self.fives, FIVE).chain(slots(&self.minutes, MINUTE)).chain(slots(&self.tens, TEN))
+        self.ended_since(i64::MIN)
+    }
+
+    /// The same of those that start at or after a time.
+    pub(super) fn ended_since(&self, from: i64) -> impl Iterator<Item = (i64, i64, &[u8])> {
+        let longer = slots(&self.fives, FIVE, from).chain(slots(&self.minutes, MINUTE, from));
+        longer.chain(slots(&self.tens, TEN, from))
     }
 
     /// Ends the open slot.
@@ -262,7 +264,7 @@ impl Series {
 
     /// Makes longer slots of those that are old at a time, and drops what nobody can ask for.
     fn roll(&mut self, now: i64, reasons: &mut Reasons) {
-        roll(&mut self.tens, TEN, &mut self.minutes, MINUTE, floor(now - BY_TEN, MINUTE), reasons);
+        roll(&mut self.tens, TEN, &mut self.minutes, MINUTE, first_ten(now), reasons);
         roll(&mut self.minutes, MINUTE, &mut self.fives, FIVE, floor(now - BY_MINUTE, FIVE), reasons);
         self.fives.drain_before(FIVE, floor(now - LONGEST, FIVE), |_, _| {});
     }
@@ -270,17 +272,20 @@ impl Series {
     /// What it counted since a time that is the start of a slot.
     fn since(&self, from: i64, open: i64, reasons: &Reasons) -> Counts {
         let mut sum = if open >= from { self.now.clone() } else { Counts::default() };
-        for (_, start, body) in self.ended() {
-            if start >= from {
-                let _ = add_to(&mut sum, body, reasons);
-            }
+        for (_, _, body) in self.ended_since(from) {
+            let _ = add_to(&mut sum, body, reasons);
         }
         sum
     }
 }
 
-fn slots(log: &Log, step: i64) -> impl Iterator<Item = (i64, i64, &[u8])> {
-    log.iter(step).map(move |(start, body)| (step, start, body))
+fn slots(log: &Log, step: i64, from: i64) -> impl Iterator<Item = (i64, i64, &[u8])> {
+    log.since(step, from).map(move |(start, body)| (step, start, body))
+}
+
+/// When the first slot of ten seconds starts that is not a part of a minute yet.
+fn first_ten(open: i64) -> i64 {
+    floor(open - BY_TEN, MINUTE)
 }
 
 /// Takes the slots that start before `limit`, which is the start of a longer slot, out of one log and adds them to
@@ -369,7 +374,9 @@ impl History {
     pub(super) fn add_over(&mut self, id: &Arc<SeriesId>, counts: &Counts, from: i64, now: i64) {
         self.sweep(now);
         self.begin_at(now);
-        let from = floor(self.began.map_or(from, |began| from.max(began)).max(now - BY_TEN), TEN);
+        // By the open slot: it may be ahead of this caller's time, and what is before has become a part of a minute.
+        let from = self.began.map_or(from, |began| from.max(began)).max(self.open - BY_TEN);
+        let from = floor(from, TEN);
         let slots = seconds((self.open - from) / TEN) + 1;
         if slots == 1 || counts.is_empty() {
             self.add_shared(id, counts, now);
@@ -377,13 +384,13 @@ impl History {
         }
         let starts = (from..self.open).step_by(usize::try_from(TEN).unwrap_or(1));
         let parts = starts.zip(0_u64..).map(|(start, part)| (start, counts.part(part, slots)));
-        let parts: Vec<(i64, Counts)> = parts.filter(|(_, part)| !part.is_empty()).collect();
+        let parts: BTreeMap<i64, Counts> = parts.filter(|(_, part)| !part.is_empty()).collect();
         // The table is lent to the encoder, because the series is borrowed too.
         let mut reasons = std::mem::take(&mut self.reasons);
-        let (open, round) = (self.open, self.round);
+        let round = self.round;
         let series = self.entry(id);
         series.tens.add_all(TEN, &parts, &mut reasons);
-        series.amend(from, open, round);
+        series.late.note(round, parts.keys().map(|start| Slots::of(*start)).collect());
         self.reasons = reasons;
         self.open_of(id).merge(&counts.part(slots - 1, slots));
     }
@@ -457,7 +464,7 @@ impl History {
                 }
             };
             add(self.open, series.now.clone());
-            for (_, start, body) in series.ended().filter(|(_, start, _)| *start >= from) {
+            for (_, start, body) in series.ended_since(from) {
                 let mut counts = Counts::default();
                 let _ = add_to(&mut counts, body, &self.reasons);
                 add(start, counts);
@@ -504,17 +511,22 @@ impl History {
             return;
         }
         let ended = std::mem::replace(&mut self.open, start);
-        let (reasons, mut heap) = (&mut self.reasons, 0);
+        let (reasons, mut heap, round) = (&mut self.reasons, 0, self.round);
+        let before = self.series.len();
         self.series.retain(|_, series| {
             series.end(ended, reasons);
             series.roll(start, reasons);
+            series.late.roll(ended, start, round);
             heap += series.heap();
             !series.is_empty()
         });
         self.shrink(heap, MAX_HEAP);
-        self.reporters.clear();
-        for id in self.series.keys() {
-            *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+        // Not each time: it is a copy of every reporter's name, and reports wait for it.
+        if self.series.len() < before {
+            self.reporters.clear();
+            for id in self.series.keys() {
+                *self.reporters.entry(id.reporter.clone()).or_default() += 1;
+            }
         }
         let limit = floor(start - LONGEST, FIVE);
         while self.lost.front().is_some_and(|(start, _)| *start < limit) {

@@ -47,7 +47,7 @@ const MAX_DESTINATIONS: usize = 10_000;
 const MAX_PROCESSES: usize = 2;
 /// Reports that one gap counts as lost: a sidecar may number its reports as it likes.
 const MAX_LOST: u64 = 1_000;
-/// A report of more seconds is spread over them: its sidecar could not report before.
+/// A report of more seconds is spread over them: its sidecar could not report before. Costs as many slots as it spans.
 const LONG: i64 = 20;
 /// Series that are summed before others may use the history.
 const PORTION: usize = 100;
@@ -271,12 +271,14 @@ impl Aggregates {
         if !news.series.is_empty() && news.seconds > 0 {
             history.begin_at(now - news.seconds);
         }
+        if news.seconds <= LONG {
+            news.series.iter().for_each(|(id, counts)| history.add_shared(id, counts, now));
+            return Taken::Counted;
+        }
+        drop(history);
+        // A series may write sixty slots, and a report may have two thousand series: the lock is released in between.
         for (id, counts) in &news.series {
-            if news.seconds > LONG {
-                history.add_over(id, counts, now - news.seconds, now);
-            } else {
-                history.add_shared(id, counts, now);
-            }
+            self.history().add_over(id, counts, now - news.seconds, now);
         }
         Taken::Counted
     }

@@ -2,7 +2,8 @@
 //!
 //! The leader sends every slot that has ended, and then, every two seconds, either the slots that have ended since, or what
 //! has changed in the open one: all that a series has in it, so that nothing is counted twice whatever was copied before.
-//! Slots that get counts after their end, from a sidecar that could not report for a while, are sent again in the same way.
+//! Slots that get counts after their end, from a sidecar that could not report for a while, are sent again in the same way,
+//! and no others: of a series that got counts for twenty seconds, two slots. Both replicas write just these slots anew.
 //! A leader that ceases to lead sends once more what there is.
 //!
 //! ```text
@@ -34,7 +35,7 @@ use tulle_mesh::proto::{
 
 use super::counts::Counts;
 use super::history::{
-    Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, Series, SeriesId, TEN,
+    Direction, FIVE, History, Interner, MAX_SERIES, MINUTE, Reporter, Series, SeriesId, Slot, TEN,
 };
 use super::slots::add_to;
 use super::{Aggregates, clock, now};
@@ -146,7 +147,7 @@ impl History {
                 }
                 continue;
             }
-            let new = series.ended().filter(|(_, start, _)| (cursor.from..cursor.until).contains(start));
+            let new = series.ended_since(cursor.from).filter(|(_, start, _)| *start < cursor.until);
             for (step, start, body) in new {
                 let mut counts = Counts::default();
                 let _ = add_to(&mut counts, body, &self.reasons);
@@ -169,14 +170,14 @@ impl History {
 
     /// The slots of a series that have changed since the last round about the open one.
     fn changed(&self, series: &Series, cursor: &Cursor) -> Vec<HistorySlot> {
-        let amended = series.amended_since(cursor.changed_since).map(|(start, body)| {
+        let late = series.late_since(cursor.changed_since, self.open).map(|(step, start, body)| {
             let mut counts = Counts::default();
             let _ = add_to(&mut counts, body, &self.reasons);
-            describe_slot(series.number, TEN, start, &counts)
+            describe_slot(series.number, step, start, &counts)
         });
         // One that has ended meanwhile is sent whole with the next round.
         let open = series.open_since(cursor.changed_since).filter(|_| self.open == cursor.until);
-        amended.chain(open.map(|counts| describe_slot(series.number, TEN, self.open, counts))).collect()
+        late.chain(open.map(|counts| describe_slot(series.number, TEN, self.open, counts))).collect()
     }
 
     /// The lost reports of the slots that a round is about.
@@ -206,14 +207,14 @@ impl History {
         for series in &chunk.series {
             names.learn(series)?;
         }
-        for slot in &chunk.slots {
-            self.apply_slot(names, slot);
+        for slots in chunk.slots.chunk_by(|a, b| a.series == b.series) {
+            self.apply_slots(names, slots);
         }
         if chunk.open_unix > 0 {
             self.sweep(chunk.open_unix);
         }
-        for slot in &chunk.changed {
-            self.apply_slot(names, slot);
+        for slots in chunk.changed.chunk_by(|a, b| a.series == b.series) {
+            self.apply_slots(names, slots);
         }
         for lost in chunk.lost.iter().filter(|lost| lost.start_unix.rem_euclid(TEN) == 0) {
             self.set_lost(lost.start_unix, lost.reports);
@@ -221,12 +222,16 @@ impl History {
         Ok(())
     }
 
-    fn apply_slot(&mut self, names: &Names, slot: &HistorySlot) {
-        let step = i64::from(slot.seconds);
-        let is_slot = matches!(step, TEN | MINUTE | FIVE) && slot.start_unix.rem_euclid(step) == 0;
-        if let (true, Some(id), Some(counts)) = (is_slot, names.ids.get(&slot.series), &slot.counts) {
-            self.set(id, step, slot.start_unix, Counts::of(counts));
-        }
+    /// Slots of one series.
+    fn apply_slots(&mut self, names: &Names, slots: &[HistorySlot]) {
+        let Some(id) = slots.first().and_then(|slot| names.ids.get(&slot.series)) else { return };
+        let known = slots.iter().filter_map(|slot| {
+            let (step, start) = (i64::from(slot.seconds), slot.start_unix);
+            let is_slot = matches!(step, TEN | MINUTE | FIVE) && start.rem_euclid(step) == 0;
+            let counts = slot.counts.as_ref().filter(|_| is_slot)?;
+            Some(Slot { step, start, counts: Counts::of(counts) })
+        });
+        self.set(id, known);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Slots of time, as bytes: five thousand series with some hundred slots each would not fit into memory as numbers.
 //!
-//! A slot that has ended is written once and read when somebody asks, or when it is added to a longer slot. Numbers are
-//! varints, and those that are zero are left out. Of the histogram each bucket is written as its difference to the one
+//! A slot that has ended is written once, and again only when counts for it come late. It is read when somebody asks, or
+//! when it is added to a longer slot. Numbers are varints, and those that are zero are left out. Of the histogram each bucket is written as its difference to the one
 //! before, in bits: neighbours are alike, so that this takes about half of what varints would. At 20 requests a second a
 //! slot has 40 to 60 bytes.
 
@@ -63,6 +63,12 @@ fn take(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Slots that this thread has encoded: the work that tests count.
+    pub(super) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Beside the mask of the totals: there are reasons.
@@ -252,6 +258,8 @@ fn take_buckets(bytes: &mut &[u8], latency: &mut Histogram) -> Option<u64> {
 
 /// Counts as bytes.
 pub(super) fn encode(counts: &Counts, reasons: &mut Reasons) -> Vec<u8> {
+    #[cfg(test)]
+    ENCODED.with(|encoded| encoded.set(encoded.get() + 1));
     let mut bytes = Vec::with_capacity(256);
     let (latency, mut classes, mut flags) = (&counts.latency, counts.classes, 0);
     if counts.requests() == latency.count() {
@@ -332,6 +340,13 @@ impl Log {
         Records { rest: &self.bytes, start: None, first: self.first, step }
     }
 
+    /// The slots that start at or after a time.
+    pub(super) fn since(&self, step: i64, from: i64) -> impl Iterator<Item = (i64, &[u8])> {
+        // Most logs of longer slots have none, and need not be read to know it.
+        let rest: &[u8] = if self.last < from { &[] } else { &self.bytes };
+        Records { rest, start: None, first: self.first, step }.filter(move |(start, _)| *start >= from)
+    }
+
     /// Adds counts to the slot that starts at `start`.
     pub(super) fn add(&mut self, step: i64, start: i64, counts: &Counts, reasons: &mut Reasons) {
         if self.is_empty() || start > self.last {
@@ -339,38 +354,79 @@ impl Log {
             return;
         }
         // A slot between others, or one that is there already: rare.
-        self.add_all(step, &[(start, counts.clone())], reasons);
+        self.add_all(step, &BTreeMap::from([(start, counts.clone())]), reasons);
     }
 
     /// Adds counts to several slots, wherever they start.
-    pub(super) fn add_all(&mut self, step: i64, all: &[(i64, Counts)], reasons: &mut Reasons) {
-        self.rewrite(step, reasons, |slots| {
-            for (start, counts) in all {
-                slots.entry(*start).or_default().merge(counts);
-            }
+    pub(super) fn add_all(&mut self, step: i64, all: &BTreeMap<i64, Counts>, reasons: &mut Reasons) {
+        self.change(step, all, reasons, |body, counts, reasons| {
+            let mut sum = Counts::default();
+            let _ = add_to(&mut sum, body, reasons);
+            sum.merge(counts);
+            encode(&sum, reasons)
         });
     }
 
-    /// Makes counts those of the slot that starts at `start`, whatever was in it.
-    pub(super) fn set(&mut self, step: i64, start: i64, counts: &Counts, reasons: &mut Reasons) {
-        if self.is_empty() || start > self.last {
-            self.push(step, start, &encode(counts, reasons));
+    /// Makes counts those of several slots, whatever was in them.
+    pub(super) fn set_all(&mut self, step: i64, all: &BTreeMap<i64, Counts>, reasons: &mut Reasons) {
+        self.change(step, all, reasons, |_, counts, reasons| encode(counts, reasons));
+    }
+
+    /// Changes several slots: `known` writes one that is there already. Only these are decoded and encoded. Of the others,
+    /// those before the first change stay where they are, and the bytes of those after it are moved.
+    fn change(
+        &mut self,
+        step: i64,
+        all: &BTreeMap<i64, Counts>,
+        reasons: &mut Reasons,
+        known: impl Fn(&[u8], &Counts, &mut Reasons) -> Vec<u8>,
+    ) {
+        let Some((&from, _)) = all.first_key_value() else { return };
+        let (kept, before) = self.place(step, from);
+        let (first, moved) = (self.first, self.bytes.split_off(kept));
+        // Nothing before: the first slot that is pushed becomes the first one.
+        self.last = before.unwrap_or(first);
+        let mut changes = all.iter().peekable();
+        for (start, body) in (Records { rest: &moved, start: before, first, step }) {
+            while let Some((new, counts)) = changes.next_if(|(new, _)| **new < start) {
+                self.push(step, *new, &encode(counts, reasons));
+            }
+            match changes.next_if(|(new, _)| **new == start) {
+                Some((_, counts)) => self.push(step, start, &known(body, counts, reasons)),
+                None => self.push(step, start, body),
+            }
+        }
+        for (new, counts) in changes {
+            self.push(step, *new, &encode(counts, reasons));
+        }
+        self.bytes.shrink_to_fit();
+    }
+
+    /// How many bytes the slots that start before a time have, and when the last of them starts.
+    fn place(&self, step: i64, time: i64) -> (usize, Option<i64>) {
+        let whole = self.bytes.len();
+        if self.last < time && whole > 0 {
+            return (whole, Some(self.last));
+        }
+        let (mut records, mut last) = (self.iter(step), None);
+        loop {
+            let before = whole - records.rest.len();
+            match records.next() {
+                Some((start, _)) if start < time => last = Some(start),
+                Some(_) => return (before, last),
+                None => return (whole, last),
+            }
+        }
+    }
+
+    /// Removes the slots that start at or after `from` and before `until`.
+    pub(super) fn remove(&mut self, step: i64, from: i64, until: i64) {
+        if self.is_empty() || self.last < from || self.first >= until {
             return;
         }
-        self.rewrite(step, reasons, |slots| {
-            slots.insert(start, counts.clone());
-        });
-    }
-
-    fn rewrite(&mut self, step: i64, reasons: &mut Reasons, change: impl FnOnce(&mut BTreeMap<i64, Counts>)) {
-        let mut slots: BTreeMap<i64, Counts> = BTreeMap::new();
-        for (start, body) in self.iter(step) {
-            let _ = add_to(slots.entry(start).or_default(), body, reasons);
-        }
-        change(&mut slots);
-        *self = Self::default();
-        for (start, counts) in &slots {
-            self.push(step, *start, &encode(counts, reasons));
+        let old = std::mem::take(self);
+        for (start, body) in old.iter(step).filter(|(start, _)| !(from..until).contains(start)) {
+            self.push(step, start, body);
         }
     }
 

@@ -1,27 +1,50 @@
 //! What another replica has counted, and a copy of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::slots::{Log, Reasons, add_to};
-use super::{BY_TEN, Counts, History, MAX_SERIES, MINUTE, SeriesId, TEN, floor};
+use super::{Counts, History, MAX_SERIES, MINUTE, SeriesId, TEN, first_ten};
+
+/// What a series has in a slot.
+#[derive(Debug)]
+pub(in crate::telemetry) struct Slot {
+    /// Its length in seconds.
+    pub step: i64,
+    /// When it starts.
+    pub start: i64,
+    /// All that was counted in it.
+    pub counts: Counts,
+}
 
 impl History {
-    /// Makes counts those of a slot, as another replica has counted it. The slot that is open here may have ended there.
-    pub(in crate::telemetry) fn set(&mut self, id: &Arc<SeriesId>, step: i64, start: i64, counts: Counts) {
-        if step == TEN && start < floor(self.open - BY_TEN, MINUTE) {
-            // It is part of a longer slot here.
-            return;
+    /// Makes counts those of slots of a series, as another replica has counted them: all at once, because each call writes
+    /// the series' slots from the first of these on. The slot that is open here may have ended there.
+    pub(in crate::telemetry) fn set(&mut self, id: &Arc<SeriesId>, slots: impl Iterator<Item = Slot>) {
+        let mut ended: BTreeMap<i64, BTreeMap<i64, Counts>> = BTreeMap::new();
+        for Slot { step, start, counts } in slots {
+            if step == TEN && start < first_ten(self.open) {
+                // It is part of a longer slot here. If it got counts late, it comes again as a part of that.
+                continue;
+            }
+            self.begin_at(start);
+            // It is within the bounds of the other replica. Together with others here, it would replace their counts.
+            if self.series.len() < 2 * MAX_SERIES {
+                self.known(Arc::clone(id));
+            }
+            if step == TEN && start == self.open {
+                *self.open_of(id) = counts;
+                continue;
+            }
+            if step == MINUTE {
+                // Those that are not a part of it here yet would be added to it.
+                self.entry(id).tens.remove(TEN, start, start + MINUTE);
+            }
+            ended.entry(step).or_default().insert(start, counts);
         }
-        self.begin_at(start);
-        // It is within the bounds of the other replica. Together with others here, it would replace their counts.
-        if self.series.len() < 2 * MAX_SERIES {
-            self.known(Arc::clone(id));
+        for (step, slots) in &ended {
+            self.change_ended(id, *step, |log, reasons| log.set_all(*step, slots, reasons));
         }
-        if step == TEN && start == self.open {
-            *self.open_of(id) = counts;
-            return;
-        }
-        self.change_ended(id, step, |log, reasons| log.set(step, start, &counts, reasons));
     }
 
     /// Adds counts of a slot that has ended elsewhere.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use tulle_mesh::histogram::bucket_of;
 
-use super::super::slots::encode;
+use super::super::slots::{ENCODED, encode};
 use super::*;
 
 /// The start of a slot of every length.
@@ -106,11 +106,12 @@ fn a_series_without_a_slot_is_dropped() {
     history.add(id("a"), &counts(1), START);
     history.add(id("b"), &counts(1), START + 300);
     history.sweep(START + LONGEST + 299);
-    assert_eq!(history.series(), 2);
+    assert_eq!((history.series(), history.reporters.values().sum::<usize>()), (2, 2));
     history.sweep(START + LONGEST + 300);
-    assert_eq!(history.series(), 1);
+    assert_eq!((history.series(), history.reporters.values().sum::<usize>()), (1, 1));
     history.sweep(START + LONGEST + 600);
     assert_eq!((history.series(), history.heap()), (0, 0));
+    assert!(history.reporters.is_empty(), "there is room for others");
 }
 
 #[test]
@@ -212,6 +213,17 @@ fn a_clock_that_goes_back_loses_nothing() {
 }
 
 #[test]
+fn late_counts_of_a_caller_whose_time_is_behind_the_open_slot_are_not_in_a_minute_that_has_ended() {
+    let mut history = History::new();
+    history.add(id("a"), &counts(1), START);
+    history.sweep(START + 660);
+    history.add_over(&Arc::new(id("a")), &counts(600), START + 59, START + 659);
+    let series = history.series.values().next().unwrap();
+    assert_eq!(series.tens.iter(TEN).next().unwrap().0, START + 60);
+    assert_eq!(requests(&history, 21_600, START + 660), 601);
+}
+
+#[test]
 fn a_typical_series_takes_less_than_eleven_kilobytes() {
     let mut history = History::new();
     // 20 requests a second, log-normal as a sum of twelve uniform values makes it: p99 is four times p50.
@@ -255,6 +267,52 @@ fn a_slot_says_numbers_of_any_size_and_a_success_for_each_latency_without_anothe
 }
 
 proptest! {
+    #[test]
+    fn a_log_is_what_was_put_into_its_slots_in_any_order_and_writes_only_these(
+        changes in proptest::collection::vec(
+            (any::<bool>(), proptest::collection::btree_map(0..70_i64, 1..1_000_u64, 0..8)),
+            1..20,
+        ),
+        removed in (0..70_i64, 0..70_i64),
+    ) {
+        let (mut log, mut table) = (Log::default(), Reasons::default());
+        let mut expected: BTreeMap<i64, Counts> = BTreeMap::new();
+        let read = |log: &Log, table: &Reasons| -> Vec<(i64, Counts)> {
+            let slot = |(start, body): (i64, &[u8])| {
+                let mut counts = Counts::default();
+                add_to(&mut counts, body, table).unwrap();
+                (start, counts)
+            };
+            log.iter(TEN).map(slot).collect()
+        };
+        for (is_added, changed) in changes {
+            let slot = |(number, requests): (i64, u64)| (START + number * TEN, counts(requests));
+            let slots: BTreeMap<i64, Counts> = changed.into_iter().map(slot).collect();
+            let before = ENCODED.get();
+            if is_added {
+                log.add_all(TEN, &slots, &mut table);
+            } else {
+                log.set_all(TEN, &slots, &mut table);
+            }
+            prop_assert_eq!(ENCODED.get() - before, slots.len());
+            for (start, counts) in slots {
+                let known = expected.entry(start).or_default();
+                if is_added {
+                    known.merge(&counts);
+                } else {
+                    *known = counts;
+                }
+            }
+            prop_assert_eq!(read(&log, &table), expected.clone().into_iter().collect::<Vec<_>>());
+        }
+        let (from, until) = (START + removed.0 * TEN, START + removed.1 * TEN);
+        log.remove(TEN, from, until);
+        expected.retain(|start, _| !(from..until).contains(start));
+        prop_assert_eq!(read(&log, &table), expected.clone().into_iter().collect::<Vec<_>>());
+        let later: Vec<i64> = log.since(TEN, from).map(|(start, _)| start).collect();
+        prop_assert_eq!(later, expected.range(from..).map(|(start, _)| *start).collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_slot_says_what_was_counted(
         classes in proptest::array::uniform8(0_u64..1_000_000),

@@ -1,7 +1,9 @@
+use proptest::prelude::*;
 use tulle_mesh::proto::{SeriesCounts, TelemetryReport};
 
 use super::*;
 use crate::telemetry::Taken;
+use crate::telemetry::slots::ENCODED;
 
 const START: i64 = 1_800_000_000;
 
@@ -123,6 +125,124 @@ fn counts_that_came_late_are_copied_into_their_slots() {
     }
     let chunks = leader.chunks_since(&mut Cursor::default());
     assert_eq!(chunks.iter().map(|chunk| chunk.slots.len()).sum::<usize>(), 12);
+}
+
+/// The slots that are encoded meanwhile.
+fn encoded(work: impl FnOnce()) -> usize {
+    let before = ENCODED.get();
+    work();
+    ENCODED.get() - before
+}
+
+#[test]
+fn late_counts_cost_the_slots_that_they_are_of_and_a_round_of_copying_each_of_these_once() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    round(&mut leader, START);
+    for time in (START..START + 600).step_by(10) {
+        (0..4).for_each(|number| leader.add(id(number), &counts(1), time + 1));
+        round(&mut leader, time + 10);
+    }
+    let now = START + 605;
+    round(&mut leader, now);
+    let late = |leader: &mut History, seconds: i64| {
+        (0..4).for_each(|number| leader.add_over(&Arc::new(id(number)), &counts(300), now - seconds, now));
+    };
+    // Two slots that have ended, and the open one, which is not encoded.
+    assert_eq!(encoded(|| (0..40).for_each(|_| late(&mut leader, 25))), 40 * 4 * 2);
+    assert_eq!(encoded(|| round(&mut leader, now)), 4 * 2, "the follower writes what has changed, and once");
+    assert_eq!(encoded(|| round(&mut leader, now)), 0);
+    assert_eq!(encoded(|| late(&mut leader, 600)), 4 * 60);
+    assert_eq!(encoded(|| round(&mut leader, now)), 4 * 60);
+    // What was late before is not copied again.
+    late(&mut leader, 25);
+    assert_eq!(encoded(|| round(&mut leader, now)), 4 * 2);
+    assert_eq!(follower.history().since(600, now).series, leader.since(600, now).series);
+}
+
+#[test]
+fn late_counts_of_a_slot_that_becomes_a_part_of_a_minute_before_they_are_copied_are_copied_too() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    for time in [START, START + 10, START + 300, START + 650, START + 651] {
+        leader.add(id(1), &counts(1), time);
+        round(&mut leader, time);
+    }
+    leader.add_over(&Arc::new(id(1)), &counts(610), START + 59, START + 659);
+    let late = leader.since(21_600, START + 659).series;
+    for _ in 0..2 {
+        round(&mut leader, START + 660);
+    }
+    for window in [600, 3_600, 21_600] {
+        let (theirs, ours) =
+            (leader.since(window, START + 660), follower.history().since(window, START + 660));
+        assert_eq!(ours.series, theirs.series, "{window}");
+    }
+    assert_eq!(follower.history().since(21_600, START + 660).series, late);
+}
+
+#[test]
+fn a_minute_takes_the_place_of_its_slots_of_ten_seconds_where_it_has_not_ended_yet() {
+    let (mut history, mut names) = (History::new(), Names::default());
+    let slot = |seconds, start_unix, requests| HistorySlot {
+        series: 1,
+        seconds,
+        start_unix,
+        counts: Some(counts(requests).to_proto()),
+    };
+    let slots = vec![slot(10, START + 50, 1), slot(10, START + 60, 2), slot(10, START + 120, 4)];
+    let series = vec![describe(1, &id(1))];
+    let first = HistoryChunk { series, slots, open_unix: START + 650, ..HistoryChunk::default() };
+    history.apply(&mut names, &first).unwrap();
+    let late = HistoryChunk { changed: vec![slot(60, START + 60, 8)], ..HistoryChunk::default() };
+    for now in [START + 650, START + 660, START + 720, START + 780] {
+        history.sweep(now);
+        history.apply(&mut names, &late).unwrap();
+        assert_eq!(total(&history, now), 2 + 9 + 5, "at {}", now - START);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn late_counts_are_in_their_slots_on_both_replicas_whenever_they_come_and_are_copied(
+        events in proptest::collection::vec(
+            (0..45_i64, 0..3_u32, 0..640_i64, 1..300_u64, 0..4_u8, any::<bool>()),
+            1..50,
+        ),
+    ) {
+        let (mut leader, follower) = (History::new(), Aggregates::default());
+        let (mut cursor, mut received) = (Cursor::default(), Received::default());
+        let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+        let (mut now, mut all) = (START, 0);
+        round(&mut leader, now);
+        for (index, (wait, number, late, requests, rounds, is_ahead)) in events.into_iter().enumerate() {
+            now += wait;
+            // Few of them are in some of sixty slots only.
+            let mut counts = Counts { classes: [0, requests, 0, 0, 0, 0, 0, 0], ..Counts::default() };
+            counts.latency.add(40, requests);
+            leader.add_over(&Arc::new(id(number)), &counts, now - late, now);
+            all += requests;
+            // The stream of a reader that is too far behind ends: now and then it copies what has ended, and what is late.
+            let rounds = if index % 5 == 0 { rounds.max(2) } else { rounds };
+            (0..rounds).for_each(|_| round(&mut leader, now));
+            if is_ahead {
+                follower.history().sweep(now + 15);
+            }
+        }
+        // The follower's clock may be ahead: a late slot comes as a part of a minute when it is that at the leader too.
+        for _ in 0..3 {
+            now += 70;
+            (0..2).for_each(|_| round(&mut leader, now));
+        }
+        prop_assert_eq!(total(&leader, now), all);
+        for window in [60, 600, 3_600, 21_600] {
+            let (theirs, ours) = (leader.since(window, now), follower.history().since(window, now));
+            prop_assert_eq!(ours.series, theirs.series, "{} s", window);
+        }
+    }
 }
 
 #[test]
