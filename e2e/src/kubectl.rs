@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::host;
 
 /// Time limit of a call of kubectl, so that one that hangs does not block the whole run.
@@ -35,6 +35,16 @@ impl Kube {
         };
         command.args(arguments);
         Ok(command)
+    }
+
+    /// Program and arguments of a call of kubectl, for a program that runs where [`Self::program`] runs them.
+    pub fn words(&self, arguments: &[&str]) -> Result<Vec<String>> {
+        let mut words = match self {
+            Self::Embedded(_) => vec![cluster::binary()?.display().to_string(), "kubectl".to_owned()],
+            Self::Context(name) => ["kubectl", "--context", name].map(str::to_owned).to_vec(),
+        };
+        words.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        Ok(words)
     }
 
     /// Runs kubectl and returns its standard output.

@@ -1,5 +1,5 @@
 //! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
-//! Gateway API and the application that it tests with, and a collector of traces.
+//! Gateway API and the application that it tests with, a collector of traces, and grpcurl.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -133,6 +133,19 @@ pub fn collector() -> Result<PathBuf> {
         test: false,
         ldflags: "-s -w",
         step: "compiling the OTLP receiver of the OpenTelemetry Collector (about 1 minute, once)",
+    })
+}
+
+/// Path of grpcurl, a client of gRPC, which is built unless it is in the cache.
+pub fn grpcurl() -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: "grpcurl",
+        module: "e2e/grpcurl",
+        files: &["go.mod", "go.sum"],
+        package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
+        test: false,
+        ldflags: "-s -w",
+        step: "compiling grpcurl from its Go module (once)",
     })
 }
 

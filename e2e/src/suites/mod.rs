@@ -60,6 +60,9 @@ struct Suite {
 const WORKSPACE: &str = "workspace";
 const PROMETHEUS: &str = "prometheus";
 
+/// What people and programs see.
+const SEEING: &str = "seeing";
+
 /// The official suite of the Gateway API.
 const CONFORMANCE: &str = "conformance";
 
@@ -80,7 +83,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
     Suite { name: "resilience", tests: resilience::TESTS, alone: false },
     Suite { name: "routes", tests: routes::TESTS, alone: false },
-    Suite { name: "seeing", tests: seeing::TESTS, alone: false },
+    Suite { name: SEEING, tests: seeing::TESTS, alone: false },
     Suite { name: BROWSER, tests: browser::TESTS, alone: false },
     Suite { name: "talk", tests: talk::TESTS, alone: false },
     Suite { name: "applications", tests: applications::TESTS, alone: false },
@@ -169,7 +172,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let has = |name: &str| choice.tests(true).iter().any(|(suite, _)| *suite == name);
     let (conformance, traces) = (has(CONFORMANCE), has(OPERATIONS));
     let beside = |name: &str| choice.tests(false).iter().any(|(suite, _)| *suite == name);
-    let (browser, prometheus) = (beside(BROWSER), beside(PROMETHEUS));
+    let (browser, prometheus, seeing) = (beside(BROWSER), beside(PROMETHEUS), beside(SEEING));
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -194,6 +197,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if embedded && runs && prometheus {
             prometheus::prepare()?;
+        }
+        if embedded && runs && seeing {
+            cluster::grpcurl()?;
         }
         Ok(())
     });

@@ -3,6 +3,7 @@
 //! ```text
 //!   counted    stat, edges and routes against what the load has counted
 //!   rights     what the token of a namespace shows
+//!   grpc       the query API over gRPC, as a client reads it that is not ours
 //!   explained  explain against what real requests get
 //!   policies   diff against what Shadow counts; lint and inject
 //!   checked    check, and the commands that it names
@@ -20,6 +21,7 @@ mod acts;
 mod checked;
 mod counted;
 mod explained;
+mod grpc;
 pub(super) mod leader;
 mod logs;
 pub(super) mod page;
@@ -46,6 +48,7 @@ pub(super) const TESTS: &[Test] = &[
         "a token of one namespace shows that namespace only, and the refusal names the right to add",
         rights::one_namespace,
     ),
+    ("grpcurl gets over gRPC what is answered as JSON, and what is refused is refused", grpc::of_grpcurl),
     ("tulle explain and the sidecar agree", explained::agree),
     ("tulle check finds what is broken, and names the command that fixes it", checked::broken),
     (

@@ -14,7 +14,7 @@ use crate::suites::Skip;
 use crate::suites::namespace::TestNamespace;
 
 /// Runs a program until its standard input is closed, and for five minutes at most.
-const UNTIL_CLOSED: &str = "\"$@\" & pid=$!; read -r -t 300 _; kill $pid; wait $pid";
+pub(super) const UNTIL_CLOSED: &str = "\"$@\" & pid=$!; read -r -t 300 _; kill $pid; wait $pid";
 
 /// A page that `tulle dashboard` has opened.
 pub(in crate::suites) struct Page<'a> {
