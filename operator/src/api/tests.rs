@@ -91,6 +91,7 @@ pub(crate) fn api() -> Api {
         hub: Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]))),
         acks: Arc::new(AckTracker::default()),
         aggregates,
+        judge_inputs: Arc::default(),
         leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
         authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
         authenticator: Arc::new(Authenticator::new(api_server(), "tulle-system")),
