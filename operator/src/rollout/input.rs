@@ -155,3 +155,117 @@ fn warm_up(canary: &Canary) -> SignedDuration {
     let warm_up = warm_up.and_then(|warm_up| SignedDuration::try_from(warm_up).ok());
     warm_up.unwrap_or(SignedDuration::from_secs(10))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+    use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
+
+    use super::*;
+    use crate::model::tests::canary;
+    use crate::rollout::judge::Side;
+    use crate::telemetry::Taken;
+
+    /// Canary `shop/web` at 5 %: revision `r2` beside `r1`, with four blocks of evidence and without a warm-up.
+    pub(crate) fn in_progress() -> Canary {
+        let mut canary = canary(json!({
+            "phase": "Progressing", "epoch": 3, "step": 1, "weight": 5, "started": "1970-01-01T00:00:00Z",
+            "approvedRevision": "r1", "canaryRevision": "r2", "decidedRevision": "r2",
+            "verdict": "Inconclusive", "evidenceSummary": "99 more requests to the canary are needed",
+            "evidence": {
+                "canary": {"attempts": 100, "failures": 1}, "stable": {"attempts": 900, "failures": 2}, "blocks": 4,
+            },
+        }));
+        canary.spec.judge.warm_up = "0s".to_owned();
+        canary
+    }
+
+    /// A sidecar reports attempts at pods of `shop/web`: uid and revision of the pod, attempts and failures.
+    pub(crate) fn report(aggregates: &Aggregates, sequence: u64, pods: &[(&str, &str, u64, u64)]) {
+        let attempts = pods.iter().map(|(uid, revision, attempts, failures)| AttemptCounts {
+            namespace: "shop".to_owned(),
+            canary: "web".to_owned(),
+            epoch: 3,
+            revision: (*revision).to_owned(),
+            pod_uid: (*uid).to_owned(),
+            attempts: *attempts,
+            failures: *failures,
+            buckets: vec![40, attempts - failures],
+            ..AttemptCounts::default()
+        });
+        let report = TelemetryReport {
+            sequence,
+            process: 1,
+            attempts: attempts.collect(),
+            ..TelemetryReport::default()
+        };
+        assert_eq!(aggregates.add("client", None, &report), Taken::Counted);
+    }
+
+    pub(crate) fn key() -> Key {
+        ("shop".into(), "web".into())
+    }
+
+    pub(crate) fn at(seconds: i64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds)
+    }
+
+    #[test]
+    fn reading_takes_nothing_from_the_judge() {
+        let (aggregates, inputs, canary) = (Aggregates::default(), JudgeInputs::default(), in_progress());
+        assert_eq!(inputs.read(&key(), &canary, at(0)), JudgeInput::default(), "nobody has looked yet");
+        report(&aggregates, 1, &[("uid-new", "r2", 20, 3)]);
+        let taken = inputs.take(&aggregates, &key(), &canary, at(0), true);
+        assert_eq!((taken.since, taken.block_ended), (Some(at(0)), false));
+        report(&aggregates, 2, &[("uid-new", "r2", 10, 0), ("uid-old", "r1", 400, 1)]);
+        for _ in 0..2 {
+            assert_eq!(inputs.read(&key(), &canary, at(1)), taken);
+        }
+        let taken = inputs.take(&aggregates, &key(), &canary, at(2), true);
+        let counts: Vec<_> = taken
+            .pods
+            .iter()
+            .map(|pod| {
+                (pod.uid.as_str(), pod.block.side, pod.block.totals.attempts, pod.block.totals.failures)
+            })
+            .collect();
+        assert_eq!(counts, [("uid-new", Side::Canary, 30, 3), ("uid-old", Side::Stable, 400, 1)]);
+    }
+
+    #[test]
+    fn a_block_that_is_part_of_a_written_status_is_not_counted_again() {
+        let (aggregates, inputs, canary) = (Aggregates::default(), JudgeInputs::default(), in_progress());
+        report(&aggregates, 1, &[("uid-new", "r2", 20, 3), ("uid-old", "r1", 400, 1)]);
+        inputs.take(&aggregates, &key(), &canary, at(0), true);
+        let ended = inputs.take(&aggregates, &key(), &canary, at(10), true);
+        assert!(ended.block_ended);
+        let status = canary.status.as_ref().unwrap();
+        let mut evidence = judged(status, &ended.blocks(), &Rules::of(&canary.spec.judge));
+        assert_eq!((evidence.canary.attempts, evidence.stable.attempts), (120, 1300));
+        evidence.blocks += 1;
+        let written = Canary { status: Some(CanaryStatus { evidence, ..status.clone() }), ..canary.clone() };
+        inputs.write(&key(), written.status.as_ref());
+        assert_eq!(inputs.read(&key(), &canary, at(11)), ended, "the write may fail");
+        assert_eq!(inputs.read(&key(), &written, at(11)), JudgeInput::default());
+        let next = inputs.take(&aggregates, &key(), &written, at(11), true);
+        assert_eq!((next.pods, next.since, next.block_ended), (Vec::new(), Some(at(11)), false));
+    }
+
+    #[test]
+    fn without_a_rollout_attempts_are_dropped() {
+        let (aggregates, inputs) = (Aggregates::default(), JudgeInputs::default());
+        let stable = canary(json!({"phase": "Stable", "approvedRevision": "r2", "epoch": 3}));
+        report(&aggregates, 1, &[("uid-new", "r2", 20, 3)]);
+        assert_eq!(inputs.take(&aggregates, &key(), &stable, at(0), true), JudgeInput::default());
+        assert_eq!(aggregates.take_attempts(&key()), []);
+    }
+
+    #[test]
+    fn a_replica_that_no_longer_leads_forgets_its_blocks() {
+        let (aggregates, inputs, canary) = (Aggregates::default(), JudgeInputs::default(), in_progress());
+        report(&aggregates, 1, &[("uid-new", "r2", 20, 3)]);
+        assert_ne!(inputs.take(&aggregates, &key(), &canary, at(0), true), JudgeInput::default());
+        inputs.clear();
+        assert_eq!(inputs.read(&key(), &canary, at(0)), JudgeInput::default());
+    }
+}
