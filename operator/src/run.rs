@@ -32,6 +32,7 @@ use crate::identity::{root, sign::Signer, trust};
 use crate::lease::{self, Leadership};
 use crate::model::{Key, Model};
 use crate::rollout::driver::Driver;
+use crate::rollout::input::JudgeInputs;
 use crate::settings::Settings;
 use crate::status;
 use crate::tap::Taps;
@@ -167,10 +168,11 @@ async fn start(
     servers.spawn(relay.run(Arc::clone(&tls)));
     servers.spawn(replicate::follow(Arc::clone(aggregates), Arc::clone(&tls), leadership.clone()));
     servers.spawn(remove_stale(Arc::clone(hub), Arc::clone(aggregates), Arc::clone(acks)));
-    servers.spawn(api::serve(queries, answers(client, settings, health, &authority, &services.taps)));
+    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
+    let answers = answers(client, settings, health, &authority, &services.taps, driver.inputs());
+    servers.spawn(api::serve(queries, answers));
     servers.spawn(serve(listener, tls, services, signer));
 
-    let driver = Driver::new(client.clone(), Arc::clone(hub), Arc::clone(acks), Arc::clone(aggregates));
     let mut writers = JoinSet::new();
     let (root_states, root_state) = watch::channel(None);
     let namespace = settings.namespace.clone();
@@ -210,11 +212,13 @@ fn answers(
     health: &Health,
     authority: &Arc<Authority>,
     taps: &Arc<Taps>,
+    judge_inputs: Arc<JudgeInputs>,
 ) -> Api {
     Api {
         hub: Arc::clone(&health.hub),
         acks: Arc::clone(&health.acks),
         aggregates: Arc::clone(&health.aggregates),
+        judge_inputs,
         leadership: health.leadership.clone(),
         authority: Arc::clone(authority),
         settings: Arc::clone(settings),

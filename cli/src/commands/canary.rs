@@ -1,10 +1,11 @@
 //! `tulle canary`: what Canaries do, and the actions that people request on them.
 //!
-//! In: Canaries, their targets' pods, and an action. Out: tables, a tree that is redrawn while a rollout is in progress,
-//! and the annotation `tulle.dev/action`, which the operator carries out once. What is shown and what is refused is decided
-//! in functions without I/O (`view`, [`action::refusal`]).
+//! In: Canaries, their targets' pods, what the operator's judge has, and an action. Out: tables, a tree that is redrawn
+//! while a rollout is in progress, and the annotation `tulle.dev/action`, which the operator carries out once. What is
+//! shown and what is refused is decided in functions without I/O (`view`, [`attempts::text`], [`action::refusal`]).
 
 pub(super) mod action;
+mod attempts;
 mod pods;
 mod status;
 #[cfg(test)]
@@ -42,7 +43,7 @@ enum Command {
         /// Name of the Canary.
         name: String,
     },
-    /// Show a rollout: its step, verdict and evidence, and the pods of each revision.
+    /// Show a rollout: its step, verdict and evidence, and the pods of each revision; with -o wide also attempts by pod.
     Status(status::Args),
     /// Promote the new revision now.
     Promote(action::Args),

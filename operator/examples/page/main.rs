@@ -60,6 +60,7 @@ async fn start(workloads: u32) -> Result<String> {
         hub: Arc::new(Hub::complete(world::model(workloads)?)),
         acks: Arc::new(acks),
         aggregates: Arc::clone(&aggregates),
+        judge_inputs: Arc::default(),
         leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
         authority: Arc::new(Authority::generate("cluster.local").context("cannot make a root")?.0),
         authenticator: Arc::new(Authenticator::new(client, "tulle-system")),

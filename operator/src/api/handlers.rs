@@ -9,15 +9,16 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tulle_mesh::query::{Access, Diff, Edges, Explanation, Health, Sidecars, Stat, Timeline};
+use tulle_mesh::query::{Access, Diff, Edges, Evidence, Explanation, Health, Sidecars, Stat, Timeline};
 
 use super::parameters::namespaced;
 use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
 use crate::explain::{self, AccessDirection, Question};
+use crate::model::Key;
 use crate::telemetry::history::MAX_SERIES;
 use crate::telemetry::query::{self, StatQuery};
 
@@ -194,6 +195,22 @@ pub async fn access(api: Api, caller: Arc<Caller>, parameters: Parameters) -> An
         let sum = api.aggregates.sum(HOUR, now(), |_| true);
         let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
         found.map_err(Refused::bad_request)
+    })
+    .await
+}
+
+pub async fn evidence(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Evidence> {
+    let parameters = parameters.only(&["namespace", "canary"])?;
+    let namespace = parameters.required_name("namespace", "shop")?;
+    let canary = parameters.required_name("canary", "web")?;
+    api.sees(&caller, Some(&namespace)).await?;
+    compute(&Arc::clone(&api.turns), move || {
+        let key: Key = (namespace.as_str().into(), canary.as_str().into());
+        let found = api.evidence(&key).map(|(_, evidence)| evidence);
+        found.ok_or_else(|| {
+            let error = format!("there is no Canary {namespace}/{canary}");
+            Refused::new(StatusCode::NOT_FOUND, error)
+        })
     })
     .await
 }

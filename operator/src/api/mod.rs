@@ -1,8 +1,8 @@
 //! The query API: what the operator knows about the mesh, as JSON over HTTP ([`tulle_mesh::query`]), and over gRPC.
 //!
 //! In: requests with a token, from whoever may forward a port of the operator's pod. Out: answers of the pure functions
-//! of [`crate::telemetry`] and [`crate::explain`], limited to the namespaces that the token shows. Every replica
-//! answers with what it knows; the leader knows all. Never changes anything.
+//! of [`crate::telemetry`], [`crate::explain`] and [`crate::rollout`], limited to the namespaces that the token shows.
+//! Every replica answers with what it knows; the leader knows all. Never changes anything.
 //!
 //! ```text
 //!   serve       listeners and connections; stalled, clients that take no bytes
@@ -43,9 +43,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post};
+use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
-use tulle_mesh::query::Paths;
+use tulle_crds::Canary;
+use tulle_mesh::query::{Evidence, Paths};
 
 pub use auth::{Authenticator, Caller, Scope};
 pub use handlers::health_of;
@@ -59,6 +61,9 @@ use limits::Running;
 use crate::discovery::AckTracker;
 use crate::identity::authority::Authority;
 use crate::lease::Leadership;
+use crate::model::Key;
+use crate::rollout::answer;
+use crate::rollout::input::{JudgeInput, JudgeInputs};
 use crate::settings::Settings;
 use crate::tap::Taps;
 use crate::telemetry::Aggregates;
@@ -83,6 +88,8 @@ pub struct Api {
     pub acks: Arc<AckTracker>,
     /// What sidecars have counted.
     pub aggregates: Arc<Aggregates>,
+    /// What the judge of each Canary decides by.
+    pub judge_inputs: Arc<JudgeInputs>,
     /// Who leads.
     pub leadership: watch::Receiver<Leadership>,
     /// The root.
@@ -104,6 +111,21 @@ impl Api {
     /// 403 with the rule to add, 503 where the API server does not answer.
     pub async fn sees(&self, caller: &Caller, namespace: Option<&str>) -> Result<(), Refused> {
         self.authenticator.sees(caller, namespace).await
+    }
+
+    /// A Canary, and what its judge decides by at present. `None`: there is no such Canary.
+    ///
+    /// Only the leader has the running block. Another replica answers with the status, and says that it does not lead.
+    pub fn evidence(&self, key: &Key) -> Option<(Canary, Evidence)> {
+        // The model stays locked meanwhile: with a status that is newer, a block would count twice or not at all.
+        let model = self.hub.model();
+        let canary = model.canary(key)?;
+        let leads = self.leadership.borrow().mine;
+        let input = match leads {
+            true => self.judge_inputs.read(key, canary, Timestamp::now()),
+            false => JudgeInput::default(),
+        };
+        Some((canary.clone(), answer::evidence(&model, key, canary, &input, leads)))
     }
 }
 
@@ -141,6 +163,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
         .route(Paths::HEALTH, json(handlers::health))
         .route(Paths::EXPLAIN, json(handlers::explain))
         .route(Paths::ACCESS, json(handlers::access))
+        .route(Paths::EVIDENCE, json(handlers::evidence))
         .route(Paths::DIFF, post(handlers::diff))
         .route(Paths::TAP, get(tap::tap))
         .route("/api/{*path}", any(unknown_path))
@@ -155,7 +178,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access, diff and tap",
+        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access, evidence, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

@@ -12,13 +12,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::{ServiceExt as _, service_fn};
-use tulle_mesh::query::{AUDIENCE, Health, Paths, Refusal, Sidecars, Stat};
+use tulle_mesh::query::{AUDIENCE, Evidence, Health, Paths, Refusal, Sidecars, Stat};
 
 use super::{Api, Authenticator, routes};
 use crate::discovery::AckTracker;
 use crate::identity::authority::Authority;
 use crate::lease::Leadership;
 use crate::model::tests::{pod, shop};
+use crate::rollout::answer;
+use crate::rollout::input::tests::{in_progress, key, report};
 use crate::settings::Settings;
 use crate::telemetry::Aggregates;
 use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId};
@@ -91,6 +93,7 @@ pub(crate) fn api() -> Api {
         hub: Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]))),
         acks: Arc::new(AckTracker::default()),
         aggregates,
+        judge_inputs: Arc::default(),
         leadership: watch::channel(Leadership { mine: true, ..Leadership::default() }).1,
         authority: Arc::new(Authority::generate("cluster.local").unwrap().0),
         authenticator: Arc::new(Authenticator::new(api_server(), "tulle-system")),
@@ -100,9 +103,25 @@ pub(crate) fn api() -> Api {
     }
 }
 
+/// The same mesh while Canary `shop/web` is on trial and pod `a` has failed 3 of 20 attempts, and the answer that the judge's
+/// input at this look makes.
+pub(super) fn api_on_trial() -> (Api, Evidence) {
+    let (api, canary) = (api(), in_progress());
+    api.hub.change(|model| model.apply_canary(key(), canary.clone()));
+    report(&api.aggregates, 1, &[("uid-a", "r2", 20, 3), ("uid-gone", "r1", 400, 1)]);
+    let input = api.judge_inputs.take(&api.aggregates, &key(), &canary, Timestamp::now(), true);
+    let wanted = answer::evidence(&api.hub.model(), &key(), &canary, &input, true);
+    (api, wanted)
+}
+
 /// The answer to a request.
 async fn asked(request: Request<Body>) -> (StatusCode, Vec<u8>) {
-    let response = routes(api()).oneshot(request).await.unwrap();
+    asked_of(api(), request).await
+}
+
+/// The answer of an API to a request.
+async fn asked_of(api: Api, request: Request<Body>) -> (StatusCode, Vec<u8>) {
+    let response = routes(api).oneshot(request).await.unwrap();
     assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
     let status = response.status();
     (status, to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec())
@@ -257,6 +276,64 @@ async fn an_explanation_needs_the_right_to_see_both_ends() {
     assert!(refusal.error.ends_with("may not see namespace payments"), "{}", refusal.error);
     let what = "/api/v1/access?namespace=shop&name=web&what=can";
     assert_eq!(refused(get("shop", what)).await.0, StatusCode::FORBIDDEN);
+}
+
+const EVIDENCE: &str = "/api/v1/evidence?namespace=shop&canary=web";
+
+#[tokio::test]
+async fn evidence_is_the_judges_input_at_its_last_look() {
+    let (api, wanted) = api_on_trial();
+    // Reported since the last look: the judge has not decided by it yet.
+    report(&api.aggregates, 2, &[("uid-a", "r2", 1000, 1000)]);
+    let (status, body) = asked_of(api, get("shop", EVIDENCE)).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    assert_eq!(body, serde_json::to_vec(&wanted).unwrap());
+    let found: Evidence = serde_json::from_slice(&body).unwrap();
+    assert!(found.leader && found.block_start.is_some());
+    let pods: Vec<_> = found.pods.iter().map(|pod| (pod.name.as_str(), pod.attempts, pod.failures)).collect();
+    assert_eq!(pods, [("a", 20, 3), ("uid-gone", 400, 1)]);
+    assert_eq!((found.canary.attempts, found.stable.attempts), (120, 1300), "with the blocks before");
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_lead_answers_with_the_status_and_says_so() {
+    let (api, _) = api_on_trial();
+    let follower = Api { leadership: watch::channel(Leadership::default()).1, ..api };
+    let (status, body) = asked_of(follower, get("viewer", EVIDENCE)).await;
+    assert_eq!(status, StatusCode::OK);
+    let found: Evidence = serde_json::from_slice(&body).unwrap();
+    assert!(!found.leader && found.pods.is_empty() && found.block_start.is_none(), "{found:?}");
+    assert_eq!((found.blocks, found.canary.attempts, found.stable.attempts), (4, 100, 900));
+    assert_eq!(found.because, "99 more requests to the canary are needed");
+}
+
+#[tokio::test]
+async fn evidence_needs_the_right_to_see_the_namespace_and_a_canary_that_exists() {
+    for (token, path, status, wanted) in [
+        ("shop", "/api/v1/evidence?namespace=payments&canary=web", StatusCode::FORBIDDEN, "may not see"),
+        ("stolen", EVIDENCE, StatusCode::UNAUTHORIZED, "token"),
+        ("viewer", EVIDENCE, StatusCode::NOT_FOUND, "there is no Canary shop/web"),
+        ("viewer", "/api/v1/evidence?namespace=shop", StatusCode::BAD_REQUEST, "write canary=web"),
+        ("viewer", "/api/v1/evidence?canary=web", StatusCode::BAD_REQUEST, "write namespace=shop"),
+        ("viewer", "/api/v1/evidence?name=web", StatusCode::BAD_REQUEST, "there are namespace, canary"),
+    ] {
+        let (found, refusal) = refused(get(token, path)).await;
+        assert_eq!(found, status, "{path}");
+        assert!(refusal.error.contains(wanted), "{path}: {}", refusal.error);
+    }
+}
+
+#[tokio::test]
+async fn the_page_of_a_canary_shows_the_same_evidence() {
+    let (api, wanted) = api_on_trial();
+    let response = routes(api).oneshot(get("shop", "/canary/shop/web")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let text = String::from_utf8_lossy(&body);
+    assert!(text.contains("Attempts by pod") && text.contains("uid-gone"), "{text}");
+    for attempts in [wanted.canary.attempts, wanted.stable.attempts] {
+        assert!(text.contains(&format!("data-v=\"{attempts}\"")), "{attempts} in {text}");
+    }
 }
 
 #[tokio::test]

@@ -7,12 +7,13 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use maud::{Markup, html};
 use tulle_crds::{
-    AttemptTotals, Canary, CanaryAction, CanarySpec, CanaryStatus, CanaryVerdict, Phase, RolloutOutcome, Step,
+    Canary, CanaryAction, CanarySpec, CanaryStatus, CanaryVerdict, Phase, RolloutOutcome, Step,
 };
+use tulle_mesh::query::{Evidence, PodAttempts, VersionAttempts};
 
 use super::action::{buttons, possible};
 use super::layout::{Page, View, columns, page};
-use super::words::{NONE, address, command, count, percent, scoped};
+use super::words::{NONE, address, command, count, latency, percent, scoped};
 
 /// The factor of an interval that holds the true value with 99 %.
 const Z: f64 = 2.576;
@@ -142,8 +143,8 @@ fn row(canary: &Canary) -> Markup {
     }
 }
 
-/// The page of one Canary. `offers`: it leads to the actions that are possible.
-pub fn canary(canary: &Canary, offers: bool, only: Option<&str>) -> Markup {
+/// The page of one Canary. `found`: what its judge decides by; `offers`: the page leads to the actions that are possible.
+pub fn canary(canary: &Canary, found: &Evidence, offers: bool, only: Option<&str>) -> Markup {
     let (namespace, name) = (namespace(canary), name(canary));
     let status = canary.status.clone().unwrap_or_default();
     let title = format!("Canary {namespace}/{name}");
@@ -163,7 +164,7 @@ pub fn canary(canary: &Canary, offers: bool, only: Option<&str>) -> Markup {
         @if !status.evidence_summary.is_empty() { p.sentence { (status.evidence_summary) } }
         @if offers { (buttons(canary, &status)) }
         (facts(&status))
-        section aria-labelledby="evidence" { h2 id="evidence" { "Evidence" } (evidence(&status)) }
+        section aria-labelledby="evidence" { h2 id="evidence" { "Evidence" } (evidence(found)) }
         section aria-labelledby="steps" { h2 id="steps" { "Steps" } (steps(&canary.spec, &status)) }
         section aria-labelledby="conditions" { h2 id="conditions" { "Conditions" } (conditions(&status)) }
         section aria-labelledby="history" { h2 id="history" { "History" } (history(&status)) }
@@ -192,7 +193,7 @@ struct Interval {
 
 impl Interval {
     /// Wilson's interval of the failure rate. `None`: there are no attempts.
-    fn of(totals: &AttemptTotals) -> Option<Self> {
+    fn of(totals: &VersionAttempts) -> Option<Self> {
         if totals.attempts == 0 {
             return None;
         }
@@ -205,9 +206,14 @@ impl Interval {
     }
 }
 
-fn evidence(status: &CanaryStatus) -> Markup {
-    let sides = [("canary", &status.evidence.canary), ("stable", &status.evidence.stable)];
+fn evidence(found: &Evidence) -> Markup {
+    let sides = [("canary", &found.canary), ("stable", &found.stable)];
     html! {
+        @if !found.leader {
+            p {
+                "The replica of the operator that answers does not lead: these counts are those of the Canary's status, which the leader writes every few seconds."
+            }
+        }
         @if sides.iter().all(|(_, totals)| totals.attempts == 0) {
             p.empty { "No attempt has been counted: no rollout has begun, its first step has no weight yet, or nobody calls the workload." }
         } @else {
@@ -247,12 +253,54 @@ fn evidence(status: &CanaryStatus) -> Markup {
                     }
                 }
             }
+            @if !found.pods.is_empty() { (pods(&found.pods)) }
+        }
+    }
+}
+
+/// The running block.
+fn pods(found: &[PodAttempts]) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label="Attempts by pod" {
+            table {
+                caption {
+                    "Attempts at each pod in the running block of ten seconds. They are part of the counts above. Latencies are times to the head of the answer."
+                }
+                thead {
+                    tr {
+                        th scope="col" { "Pod" }
+                        th scope="col" { "Version" }
+                        th scope="col" { "Revision" }
+                        th.number scope="col" { "Attempts" }
+                        th.number scope="col" { "Failures" }
+                        th.number scope="col" { "Unreached" }
+                        th.number scope="col" { "4xx" }
+                        th.number scope="col" { "p50" }
+                        th.number scope="col" { "p99" }
+                    }
+                }
+                tbody {
+                    @for pod in found {
+                        tr {
+                            th scope="row" { (pod.name) }
+                            td { (pod.version) }
+                            td { (or_none(&pod.revision)) }
+                            td.number data-v=(pod.attempts) { (count(pod.attempts)) }
+                            td.number data-v=(pod.failures) { (count(pod.failures)) }
+                            td.number data-v=(pod.unreached) { (count(pod.unreached)) }
+                            td.number data-v=(pod.client_errors) { (count(pod.client_errors)) }
+                            td.number data-v=[pod.p50_ms] { (latency(pod.p50_ms)) }
+                            td.number data-v=[pod.p99_ms] { (latency(pod.p99_ms)) }
+                        }
+                    }
+                }
+            }
         }
     }
 }
 
 /// For each version a bar of its attempts with the failed ones, and its failure rate with the interval around it.
-fn picture(sides: &[(&'static str, &AttemptTotals); 2]) -> Markup {
+fn picture(sides: &[(&'static str, &VersionAttempts); 2]) -> Markup {
     let most = sides.iter().map(|(_, totals)| totals.attempts).max().unwrap_or_default().max(1) as f64;
     let intervals = sides.map(|(name, totals)| (name, Interval::of(totals)));
     let high = intervals.iter().filter_map(|(_, i)| i.map(|i| i.high)).fold(0.001, f64::max);
@@ -385,6 +433,16 @@ mod tests {
     use serde_json::{Value, from_value, json};
 
     use super::*;
+    use crate::model::{Key, Model};
+    use crate::rollout::answer;
+    use crate::rollout::input::JudgeInput;
+
+    /// The page of a Canary while no block is running.
+    fn shown(of: &Canary) -> String {
+        let key: Key = (namespace(of).into(), name(of).into());
+        let evidence = answer::evidence(&Model::default(), &key, of, &JudgeInput::default(), true);
+        canary(of, &evidence, false, None).into_string()
+    }
 
     fn example(name: &str, status: &Value) -> Canary {
         from_value(json!({
@@ -419,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_canary_shows_its_sentence_its_evidence_and_the_present_step() {
-        let text = canary(&paused(), false, None).into_string();
+        let text = shown(&paused());
         for part in [
             "12 of 400 failed &lt;b&gt;here",
             "400, failed 12",
@@ -437,19 +495,42 @@ mod tests {
 
     #[test]
     fn a_page_offers_the_commands_that_have_an_effect_and_no_form() {
-        let text = canary(&paused(), false, None).into_string();
+        let text = shown(&paused());
         for action in ["status", "resume", "promote", "abort"] {
             assert!(text.contains(&format!("<code>tulle canary {action} web -n shop</code>")), "{action}");
         }
         assert!(!text.contains("<form"), "the page changes nothing");
-        let stable = canary(&example("web", &json!({"phase": "Stable"})), false, None).into_string();
+        let stable = shown(&example("web", &json!({"phase": "Stable"})));
         assert!(!stable.contains("tulle canary abort"), "{stable}");
     }
 
     #[test]
     fn without_attempts_the_evidence_says_why() {
-        let text = canary(&example("web", &json!({"phase": "Waiting"})), false, None).into_string();
+        let text = shown(&example("web", &json!({"phase": "Waiting"})));
         assert!(text.contains("No attempt has been counted") && !text.contains("<svg"), "{text}");
+    }
+
+    #[test]
+    fn the_running_block_is_shown_by_pod_and_a_replica_that_does_not_lead_says_so() {
+        let pod = PodAttempts {
+            name: "web-<new>".to_owned(),
+            version: "canary".to_owned(),
+            revision: "5d4f".to_owned(),
+            attempts: 1234,
+            failures: 17,
+            p99_ms: Some(42.0),
+            ..PodAttempts::default()
+        };
+        let version = VersionAttempts { attempts: 1234, failures: 17, ..VersionAttempts::default() };
+        let found = Evidence { leader: true, canary: version, pods: vec![pod], ..Evidence::default() };
+        let text = canary(&paused(), &found, false, None).into_string();
+        for part in ["web-&lt;new&gt;", ">5d4f<", ">1,234<", ">17<", &latency(Some(42.0))] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("does not lead"), "{text}");
+        let follower = Evidence { leader: false, pods: Vec::new(), ..found };
+        let text = canary(&paused(), &follower, false, None).into_string();
+        assert!(text.contains("does not lead") && !text.contains("Attempts by pod"), "{text}");
     }
 
     #[test]
@@ -467,11 +548,11 @@ mod tests {
     #[test]
     fn the_interval_narrows_with_attempts_and_holds_the_rate() {
         let of = |attempts, failures| {
-            Interval::of(&AttemptTotals { attempts, failures, ..AttemptTotals::default() }).unwrap()
+            Interval::of(&VersionAttempts { attempts, failures, ..VersionAttempts::default() }).unwrap()
         };
         let (few, many) = (of(100, 1), of(10_000, 100));
         assert!(many.high - many.low < few.high - few.low);
         assert!(few.low < 0.01 && 0.01 < few.high && of(50, 0).low < 1e-9 && of(50, 0).high > 0.05);
-        assert_eq!(Interval::of(&AttemptTotals::default()), None);
+        assert_eq!(Interval::of(&VersionAttempts::default()), None);
     }
 }

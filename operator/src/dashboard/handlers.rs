@@ -182,9 +182,13 @@ pub async fn canary(
     Path((namespace, canary)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer {
-    let found = find_canary(&api, &viewer, namespace, canary).await?;
+    let key = visible_canary(&api, &viewer, namespace, canary).await?;
     let offers = Offer::of(&headers).is_some();
-    Ok(Shown(super::canary::canary(&found, offers, viewer.only.as_deref())))
+    compute(&Arc::clone(&api.turns), move || {
+        let (found, evidence) = api.evidence(&key).ok_or_else(|| no_canary(&key))?;
+        Ok(super::canary::canary(&found, &evidence, offers, viewer.only.as_deref()))
+    })
+    .await
 }
 
 /// `/canary/{namespace}/{name}/{action}`: shows a form. `tulle dashboard` takes it; there is no route for it here.
@@ -194,7 +198,9 @@ pub async fn canary_action(
     Path((namespace, canary, action)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Failed> {
-    let found = find_canary(&api, &viewer, namespace, canary).await?;
+    let key = visible_canary(&api, &viewer, namespace, canary).await?;
+    let found = api.hub.model().canary(&key).cloned();
+    let found = found.ok_or_else(|| no_canary(&key))?;
     let action = CanaryAction::named(&action)
         .ok_or_else(|| not_found("There are the actions promote, pause, resume, abort and retry."))?;
     let offer = Offer::of(&headers).ok_or_else(|| {
@@ -209,18 +215,20 @@ pub async fn canary_action(
     Ok(response)
 }
 
-/// A Canary, if the viewer may see its namespace.
-async fn find_canary(
+/// The key of a Canary, if the viewer may see its namespace.
+async fn visible_canary(
     api: &Api,
     viewer: &Viewer,
     namespace: String,
     canary: String,
-) -> Result<Canary, Failed> {
+) -> Result<Key, Failed> {
     let (namespace, canary) = (name(namespace)?, name(canary)?);
     api.sees(&viewer.caller, Some(&namespace)).await?;
-    let wanted: Key = (namespace.as_str().into(), canary.as_str().into());
-    let found = api.hub.model().canary(&wanted).cloned();
-    found.ok_or_else(|| not_found(format!("There is no Canary {namespace}/{canary}.")))
+    Ok((namespace.as_str().into(), canary.as_str().into()))
+}
+
+fn no_canary((namespace, name): &Key) -> Failed {
+    not_found(format!("There is no Canary {namespace}/{name}."))
 }
 
 /// `/health`.

@@ -10,16 +10,16 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource as _};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys, parse_duration};
+use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys};
 
-use super::evidence::Blocks;
 use super::exposure::{is_exposed, may_be_exposed};
+use super::input::JudgeInputs;
 use super::machine::{self, Action, Observation, PodName};
 use crate::discovery::{AckTracker, Acknowledgement, PodDialling};
 use crate::lease::Leadership;
@@ -51,6 +51,8 @@ pub struct Driver {
     hub: Arc<Hub>,
     acks: Arc<AckTracker>,
     aggregates: Arc<Aggregates>,
+    /// What the judge decides by; the query API reads it too.
+    inputs: Arc<JudgeInputs>,
     published: Mutex<events::Published>,
     /// Canaries, by their epoch, whose target could not be restored, and when that was.
     undo_failed: Mutex<HashMap<(Key, u64), Instant>>,
@@ -65,10 +67,6 @@ struct Known {
     looked: Option<Instant>,
     /// When its status was last written.
     written: Option<Instant>,
-    blocks: Blocks,
-    /// Epoch and number of blocks of a status that holds the running block and is being written. Until that status is seen, the
-    /// block neither grows nor ends: whether a write whose answer was lost has happened is not known before.
-    closing: Option<(u64, u64)>,
 }
 
 impl Driver {
@@ -79,11 +77,17 @@ impl Driver {
             hub,
             acks,
             aggregates,
+            inputs: Arc::default(),
             published: Mutex::default(),
             undo_failed: Mutex::default(),
             may_undo: Mutex::default(),
             known: Mutex::default(),
         }
+    }
+
+    /// What the judge decides by, as long as this replica leads.
+    pub fn inputs(&self) -> Arc<JudgeInputs> {
+        Arc::clone(&self.inputs)
     }
 
     /// Looks at every Canary for ever, while this replica leads.
@@ -98,6 +102,7 @@ impl Driver {
             let touched = follower.next().now_or_never();
             if !leadership.borrow().mine || !self.hub.is_synced() {
                 lock(&self.known).clear();
+                self.inputs.clear();
                 leads_since = None;
                 continue;
             }
@@ -139,6 +144,7 @@ impl Driver {
         if known.len() > all.len() {
             known.retain(|key, _| all.contains(key));
         }
+        self.inputs.retain(|key| all.contains(key));
         self.aggregates.retain_canaries(|key| all.contains(key));
         due
     }
@@ -162,8 +168,8 @@ impl Driver {
             let closes = next.epoch != status.epoch || (seen.block_ended && is_exposed(&status));
             if let Some(known) = lock(&self.known).get_mut(key) {
                 known.written = Some(Instant::now());
-                known.closing = closes.then_some((next.epoch, next.evidence.blocks));
             }
+            self.inputs.write(key, closes.then_some(&next));
             let api = Api::<Canary>::namespaced(self.client.clone(), &key.0);
             let version = canary.metadata.resource_version.as_deref();
             if let Err(error) = crate::status::write(&api, &key.1, version, &next).await {
@@ -204,7 +210,7 @@ impl Driver {
             let mut pods = target.pods.iter();
             pods.any(|pod| pod.containers_ready && pod.revision == status.canary_revision)
         });
-        let (block, block_ended) = self.block(key, canary, &status, now, ready);
+        let input = self.inputs.take(&self.aggregates, key, canary, now, ready);
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
         Observation {
             now,
@@ -215,8 +221,8 @@ impl Driver {
                 .filter(|(holds, _)| *holds != key)
                 .map(|(holds, _)| holds.1.to_string()),
             acknowledged: self.acknowledged(&model, key, &status, led),
-            block,
-            block_ended,
+            block: input.blocks(),
+            block_ended: input.block_ended,
             obstacles: match status.phase {
                 Phase::Progressing | Phase::Paused => self.obstacles(&model, &workload, led),
                 _ => Vec::new(),
@@ -234,35 +240,6 @@ impl Driver {
             obstacles.extend(self.acks.dials_pods(model, workload).map(clients_dial_pods));
         }
         obstacles
-    }
-
-    /// The running block with what was reported since the last look.
-    fn block(
-        &self,
-        key: &Key,
-        canary: &Canary,
-        status: &CanaryStatus,
-        now: Timestamp,
-        ready: bool,
-    ) -> (Vec<super::judge::PodBlock>, bool) {
-        let mut all = lock(&self.known);
-        let known = all.entry(key.clone()).or_default();
-        let on_trial = matches!(status.phase, Phase::Progressing | Phase::Paused) && is_exposed(status);
-        if known.closing == Some((status.epoch, status.evidence.blocks)) || !on_trial {
-            known.closing = None;
-            known.blocks.close(now);
-        }
-        if known.closing.is_none() {
-            let counts = self.aggregates.take_attempts(key);
-            if on_trial {
-                let warm_up = parse_duration(&canary.spec.judge.warm_up).ok();
-                let warm_up = warm_up.and_then(|warm_up| SignedDuration::try_from(warm_up).ok());
-                let warm_up = warm_up.unwrap_or(SignedDuration::from_secs(10));
-                known.blocks.add(now, status, &counts, warm_up, ready);
-            }
-        }
-        let ended = known.closing.is_some() || known.blocks.has_ended(now);
-        (known.blocks.running(), ended)
     }
 
     /// Who has acknowledged is asked only where it decides something.

@@ -25,9 +25,20 @@ pub struct Blocks {
     rollout: Option<Timestamp>,
     /// What is known of each pod since the rollout started.
     pods: HashMap<String, PodHistory>,
-    /// The running block, and since when it runs.
-    running: BTreeMap<String, PodBlock>,
+    /// The running block by the uid of the pod, and since when it runs.
+    running: BTreeMap<String, PodAttempts>,
     since: Option<Timestamp>,
+}
+
+/// Attempts at one pod in the running block.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodAttempts {
+    /// The uid of the pod.
+    pub uid: String,
+    /// Its revision.
+    pub revision: String,
+    /// What the judge gets of it.
+    pub block: PodBlock,
 }
 
 #[derive(Debug)]
@@ -63,9 +74,11 @@ impl Blocks {
             if side == Side::Stable && !ready {
                 continue;
             }
-            let block = self.running.entry(count.pod_uid.clone()).or_default();
-            block.side = side;
-            add(block, &counted);
+            let pod = self.running.entry(count.pod_uid.clone()).or_default();
+            pod.uid.clone_from(&count.pod_uid);
+            pod.revision.clone_from(&count.revision);
+            pod.block.side = side;
+            add(&mut pod.block, &counted);
         }
     }
 
@@ -100,9 +113,14 @@ impl Blocks {
         })
     }
 
-    /// All since the running block began.
-    pub fn running(&self) -> Vec<PodBlock> {
+    /// All since the running block began, by the uid of the pod.
+    pub fn running(&self) -> Vec<PodAttempts> {
         self.running.values().cloned().collect()
+    }
+
+    /// When the running block began.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.since
     }
 
     /// Whether the running block is full.
@@ -179,7 +197,7 @@ mod tests {
 
     fn counted(blocks: &Blocks, side: Side) -> (u64, u64) {
         let running = blocks.running();
-        let of = running.iter().filter(|block| block.side == side);
+        let of = running.iter().map(|pod| &pod.block).filter(|block| block.side == side);
         of.fold((0, 0), |sum, block| (sum.0 + block.totals.attempts, sum.1 + block.totals.failures))
     }
 

@@ -26,7 +26,8 @@ use tulle_crds::{
 };
 
 use super::exposure::is_exposed;
-use super::judge::{Judgement, PodBlock, Rules, fold, judge};
+use super::input::{is_alone, judged};
+use super::judge::{Judgement, PodBlock, Rules, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
 use steps::Wanted;
@@ -305,10 +306,10 @@ impl Evaluation<'_> {
 
     /// The evidence with the running block.
     fn evidence(&self) -> Evidence {
-        if self.closed || !is_exposed(&self.status) {
+        if self.closed {
             return self.status.evidence.clone();
         }
-        fold(&self.status.evidence, &self.seen.block, &self.rules, self.alone())
+        judged(&self.status, &self.seen.block, &self.rules)
     }
 
     /// Makes the running block part of the evidence, once.
@@ -321,12 +322,7 @@ impl Evaluation<'_> {
     }
 
     fn judge(&self) -> Judgement {
-        judge(&self.evidence(), &self.rules, self.alone())
-    }
-
-    /// The canary is meant to get all requests: there is nothing to compare it with.
-    fn alone(&self) -> bool {
-        self.status.weight >= 100
+        judge(&self.evidence(), &self.rules, is_alone(&self.status))
     }
 
     fn step(&self) -> Option<&Step> {

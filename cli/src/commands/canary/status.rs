@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use tokio::time::{Instant, sleep, sleep_until};
 use tulle_crds::Canary;
 
+use super::attempts;
 use super::pods::{self, Target};
 use super::view::{End, View, end, on_its_way};
 use super::{canaries, get, namespace_of};
@@ -49,7 +50,11 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         return watch(context, &client, namespace, &args).await;
     }
     let (canary, target) = look(&client, namespace, &args.name).await?;
-    print(context, &canary, &View::of(&canary, &target.pods))
+    print(context, &canary, &View::of(&canary, &target.pods))?;
+    match context.output.format {
+        Format::Wide => attempts::print(context, namespace, &args.name).await,
+        _ => Ok(()),
+    }
 }
 
 fn print(context: &Context, canary: &Canary, view: &View) -> Result<(), CliError> {

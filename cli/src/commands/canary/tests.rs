@@ -4,8 +4,10 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, WorkloadKind};
+use tulle_mesh::query::Evidence;
 
 use super::action::{Undone, Verb, annotation, is_refused, is_taken, late, moved_on, patch, refusal};
+use super::attempts;
 use super::pods::{Gate, PodSeen, Target, is_observed};
 use super::status::{Rest, gives_up};
 use super::undo::{revision_to_restore, template_of, unmanaged};
@@ -104,6 +106,35 @@ errors    0.50 to 1   5m
 latency   -           0s
 ";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn attempts_are_shown_by_version_and_pod() {
+    let evidence: Evidence = serde_json::from_value(json!({
+        "leader": true, "blockStart": 1,
+        "canary": {"revision": "5d4f", "attempts": 1240, "failures": 13, "unreached": 1, "clientErrors": 2},
+        "stable": {"revision": "7d9f", "attempts": 9000, "failures": 4},
+        "pods": [
+            {"name": "web-5d4f-a", "version": "canary", "revision": "5d4f", "attempts": 40, "failures": 3, "p50Ms": 1.5,
+                "p95Ms": 12.0, "p99Ms": 42.0},
+            {"name": "web-5d4f-b", "version": "canary", "revision": "5d4f", "attempts": 2, "failures": 2, "unreached": 2},
+        ],
+    }))
+    .unwrap();
+    let expected = "\
+Attempts in the rollout by version, and in the running block of ten seconds by pod:
+VERSION / POD   REVISION   ATTEMPTS   FAILED   UNREACHED   4XX   P50     P95    P99
+stable          7d9f       9000       4        0           0     -       -      -
+canary          5d4f       1240       13       1           2     -       -      -
+├─ web-5d4f-a   5d4f       40         3        0           0     1.5ms   12ms   42ms
+└─ web-5d4f-b   5d4f       2          2        2           0     -       -      -
+";
+    assert_eq!(attempts::text(&evidence), expected);
+    let follower = Evidence { leader: false, pods: Vec::new(), block_start: None, ..evidence.clone() };
+    let text = attempts::text(&follower);
+    assert!(text.contains("1240") && text.ends_with("as the Canary's status has them.\n"), "{text}");
+    let silent = attempts::text(&Evidence { pods: Vec::new(), ..evidence });
+    assert!(silent.ends_with("No attempt counts in the running block of ten seconds so far.\n"), "{silent}");
 }
 
 #[test]

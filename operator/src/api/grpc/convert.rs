@@ -67,6 +67,12 @@ impl From<proto::AccessRequest> for Parameters {
     }
 }
 
+impl From<proto::EvidenceRequest> for Parameters {
+    fn from(asked: proto::EvidenceRequest) -> Self {
+        Self::of([("namespace", asked.namespace), ("canary", asked.canary)])
+    }
+}
+
 /// The value of parameter `by`. A number that is not known becomes a value that is refused.
 fn by(by: i32) -> Option<String> {
     let name = match proto::By::try_from(by) {
@@ -259,6 +265,60 @@ impl From<query::DiffRow> for proto::DiffRow {
     }
 }
 
+impl From<query::Evidence> for proto::EvidenceReply {
+    fn from(evidence: query::Evidence) -> Self {
+        Self {
+            namespace: evidence.namespace,
+            name: evidence.name,
+            leader: evidence.leader,
+            epoch: evidence.epoch,
+            blocks: evidence.blocks,
+            block_start: evidence.block_start,
+            canary: Some(evidence.canary.into()),
+            stable: Some(evidence.stable.into()),
+            pods: all(evidence.pods),
+            tests: all(evidence.tests),
+            verdict: evidence.verdict,
+            because: evidence.because,
+        }
+    }
+}
+
+impl From<query::VersionAttempts> for proto::VersionAttempts {
+    fn from(version: query::VersionAttempts) -> Self {
+        Self {
+            revision: version.revision,
+            attempts: version.attempts,
+            failures: version.failures,
+            unreached: version.unreached,
+            client_errors: version.client_errors,
+        }
+    }
+}
+
+impl From<query::PodAttempts> for proto::PodAttempts {
+    fn from(pod: query::PodAttempts) -> Self {
+        Self {
+            name: pod.name,
+            version: pod.version,
+            revision: pod.revision,
+            attempts: pod.attempts,
+            failures: pod.failures,
+            unreached: pod.unreached,
+            client_errors: pod.client_errors,
+            p50_ms: pod.p50_ms,
+            p95_ms: pod.p95_ms,
+            p99_ms: pod.p99_ms,
+        }
+    }
+}
+
+impl From<query::EvidenceTest> for proto::EvidenceTest {
+    fn from(test: query::EvidenceTest) -> Self {
+        Self { name: test.name, odds: test.odds, certain: test.certain, blocks: test.blocks }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -359,6 +419,57 @@ mod tests {
         let found: Vec<serde_json::Value> =
             reply.suggested.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
         assert_eq!(found, [policy]);
+    }
+
+    #[test]
+    fn every_count_of_evidence_is_in_its_message() {
+        let evidence: query::Evidence = serde_json::from_value(json!({
+            "namespace": "shop", "name": "web", "leader": true, "epoch": 1, "blocks": 2, "blockStart": 3,
+            "canary": {"revision": "new", "attempts": 14, "failures": 13, "unreached": 12, "clientErrors": 11},
+            "stable": {"revision": "old", "attempts": 24, "failures": 23, "unreached": 22, "clientErrors": 21},
+            "pods": [{
+                "name": "a", "version": "canary", "revision": "new", "attempts": 34, "failures": 33, "unreached": 32,
+                "clientErrors": 31, "p50Ms": 0.5, "p95Ms": 9.5, "p99Ms": 9.9,
+            }],
+            "tests": [{"name": "errors", "odds": 4.5, "certain": 200.5, "blocks": 40}],
+            "verdict": "Pass", "because": "not worse",
+        }))
+        .unwrap();
+        let version = |revision: &str, tens: u64| proto::VersionAttempts {
+            revision: revision.into(),
+            attempts: tens + 4,
+            failures: tens + 3,
+            unreached: tens + 2,
+            client_errors: tens + 1,
+        };
+        let pod = proto::PodAttempts {
+            name: "a".into(),
+            version: "canary".into(),
+            revision: "new".into(),
+            attempts: 34,
+            failures: 33,
+            unreached: 32,
+            client_errors: 31,
+            p50_ms: Some(0.5),
+            p95_ms: Some(9.5),
+            p99_ms: Some(9.9),
+        };
+        let test = proto::EvidenceTest { name: "errors".into(), odds: Some(4.5), certain: 200.5, blocks: 40 };
+        let wanted = proto::EvidenceReply {
+            namespace: "shop".into(),
+            name: "web".into(),
+            leader: true,
+            epoch: 1,
+            blocks: 2,
+            block_start: Some(3),
+            canary: Some(version("new", 10)),
+            stable: Some(version("old", 20)),
+            pods: vec![pod],
+            tests: vec![test],
+            verdict: "Pass".into(),
+            because: "not worse".into(),
+        };
+        assert_eq!(proto::EvidenceReply::from(evidence), wanted);
     }
 
     #[test]

@@ -142,6 +142,10 @@ impl Query for Queries {
         self.answer(request, handlers::access).await
     }
 
+    async fn evidence(&self, request: tonic::Request<proto::EvidenceRequest>) -> Reply<proto::EvidenceReply> {
+        self.answer(request, handlers::evidence).await
+    }
+
     async fn diff(&self, request: tonic::Request<proto::DiffRequest>) -> Reply<proto::DiffReply> {
         let caller = self.caller(&request).await?;
         let policy = request.into_inner().policy;

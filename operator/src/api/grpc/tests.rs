@@ -15,7 +15,7 @@ use tulle_mesh::query::{self, Paths};
 use super::proto::query_client::QueryClient;
 use super::*;
 use crate::api::serve;
-use crate::api::tests::{api, get};
+use crate::api::tests::{api, api_on_trial, get};
 use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId};
 
 /// A client of an API that is served on a port of its own.
@@ -179,6 +179,26 @@ async fn an_explanation_needs_the_right_to_see_both_ends() {
 }
 
 #[tokio::test]
+async fn evidence_of_a_canary_is_the_judges_input_within_its_namespace() {
+    let (api, wanted) = api_on_trial();
+    let mut client = client(api).await;
+    let of = |namespace: &str, canary: &str| proto::EvidenceRequest {
+        namespace: Some(namespace.to_owned()),
+        canary: Some(canary.to_owned()),
+    };
+    let found = client.evidence(with_token("shop", of("shop", "web"))).await.unwrap();
+    assert_eq!(found.get_ref(), &proto::EvidenceReply::from(wanted));
+    let failures: Vec<_> = found.get_ref().pods.iter().map(|pod| (pod.name.as_str(), pod.failures)).collect();
+    assert_eq!(failures, [("a", 3), ("uid-gone", 1)]);
+    let status = client.evidence(with_token("shop", of("payments", "web"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let status = client.evidence(with_token("shop", of("shop", "other"))).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "there is no Canary shop/other"));
+    let status = client.evidence(with_token("shop", proto::EvidenceRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
+
+#[tokio::test]
 async fn a_policy_is_compared_within_its_namespace() {
     let mut client = client(api()).await;
     let policy = |namespace: &str| {
@@ -232,6 +252,7 @@ fn the_description_has_every_code_that_a_call_may_end_with() {
         "UNAUTHENTICATED",
         "PERMISSION_DENIED",
         "INVALID_ARGUMENT",
+        "NOT_FOUND",
         "RESOURCE_EXHAUSTED",
         "UNAVAILABLE",
         "OUT_OF_RANGE",

@@ -52,6 +52,8 @@ const LATENCY_MARGIN: f64 = 1.5;
 /// A quantile that is compared beside a higher one. A stable version that is slow now and then has a long p99, and
 /// what a new version adds to many requests is short beside it.
 const TYPICAL_QUANTILE: f64 = 0.9;
+/// Odds that are shown at most. Beyond, it makes no difference to anybody.
+const MOST_ODDS: f64 = 1e12;
 /// Share of attempts that may exceed `objectives.p99`.
 const P99_RATE: f64 = 0.01;
 
@@ -202,6 +204,34 @@ pub struct Judgement {
 /// Judges.
 pub fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
     sentence::judge(evidence, rules, alone)
+}
+
+/// How far a test has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// The name of the test, as in the status.
+    pub name: &'static str,
+    /// Odds that the canary is worse, to 1; `None`: nothing was compared.
+    pub odds: Option<f64>,
+    /// The odds at which it is certain.
+    pub certain: f64,
+    /// Blocks of ten seconds since its first one.
+    pub blocks: u32,
+}
+
+/// How far each test has come that can fail or hold a rollout.
+pub fn progress(evidence: &Evidence, rules: &Rules) -> Vec<Progress> {
+    let of = |test: Test| {
+        let windows = test.stored(evidence).map(|stored| stored.windows.as_slice()).unwrap_or_default();
+        Progress {
+            name: test.name(),
+            // JSON has no infinity.
+            odds: (!windows.is_empty()).then(|| test.log_evidence(evidence).exp().min(MOST_ODDS)),
+            certain: rules.certain().exp(),
+            blocks: windows.iter().map(|window| window.blocks).max().unwrap_or(0),
+        }
+    };
+    rules.tests().into_iter().map(of).collect()
 }
 
 /// One test.
