@@ -28,8 +28,8 @@ const CLIENT: &str = "client";
 /// Until when the sidecars and the operator may know different versions of what has just changed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Calls of `tulle` at once.
-const CALLS: usize = 4;
+/// Calls of `tulle` at once. The operator answers four of one user, and may not have noticed yet that one has ended.
+const CALLS: usize = 3;
 
 /// Sends requests, each as often as it says, and prints what became of each.
 const SENDS: &str = "import http.client, json, sys
