@@ -95,11 +95,7 @@ pub fn prepare(with_application: bool) -> Result<()> {
 /// suite's report.
 pub fn passes(kube: &Kube) -> Result<PathBuf> {
     let suite = cluster::conformance()?;
-    gateway::install(kube)?;
-    // On other clusters the nodes pull the image.
-    if let Kube::Embedded(_) = kube {
-        install::load(kube, &application()?)?;
-    }
+    install_needs(kube)?;
     for namespace in NAMESPACES {
         kube.run(&["delete", "namespace", namespace, "--ignore-not-found"])?;
     }
@@ -123,6 +119,16 @@ pub fn passes(kube: &Kube) -> Result<PathBuf> {
     );
     complete(&text)?;
     Ok(report)
+}
+
+/// Installs what the suite's objects need: the definitions of routes, and the image of its pods.
+pub fn install_needs(kube: &Kube) -> Result<()> {
+    gateway::install(kube)?;
+    // On other clusters the nodes pull the image.
+    match kube {
+        Kube::Embedded(_) => install::load(kube, &application()?),
+        Kube::Context(_) => Ok(()),
+    }
 }
 
 /// The command that runs the suite.

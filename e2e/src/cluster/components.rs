@@ -1,6 +1,7 @@
 //! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
 //! Gateway API and the application that it tests with, a collector of traces, and grpcurl.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -155,6 +156,10 @@ pub struct GatewayApi {
     pub definitions: String,
     /// The image of the suite's pods.
     pub image: String,
+    /// The manifests of the namespaces, Services and pods that the suite's tests of a mesh share.
+    pub mesh: String,
+    /// The manifests of each test of a mesh that has some, by the names of their files.
+    pub tests: BTreeMap<String, String>,
 }
 
 /// The files of the Gateway API, from its modules, or from the cache.
@@ -163,7 +168,8 @@ pub fn gateway_api() -> Result<GatewayApi> {
     let key = host::content_key(&[&source.join("go.mod"), &source.join("go.sum")], "definitions")?;
     let folder = host::cache()?.join(format!("gateway-api-{key}"));
     let (definitions, image) = (folder.join("definitions.yaml"), folder.join("image"));
-    if !definitions.is_file() || !image.is_file() {
+    let (mesh, tests) = (folder.join("mesh.yaml"), folder.join("tests.json"));
+    if [&definitions, &image, &mesh, &tests].iter().any(|file| !file.is_file()) {
         check_go("the conformance suite")?;
         let of_suite = module_folder("sigs.k8s.io/gateway-api/conformance")?;
         let manifests = read(&of_suite.join("mesh/manifests.yaml"))?;
@@ -174,15 +180,33 @@ pub fn gateway_api() -> Result<GatewayApi> {
             bail!("expected one image in the manifests of the conformance suite, found {names:?}");
         };
         host::write(&image, name)?;
-        let standard = module_folder("sigs.k8s.io/gateway-api")?.join("config/crd/standard");
-        let entries =
-            fs::read_dir(&standard).with_context(|| format!("cannot read {}", standard.display()))?;
-        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        files.sort();
-        let texts: Vec<String> = files.iter().map(|file| read(file)).collect::<Result<_>>()?;
+        host::write(&mesh, &manifests)?;
+        let mut of_tests = BTreeMap::new();
+        for file in files(&of_suite.join("tests/mesh"))? {
+            if file.extension().is_some_and(|extension| extension == "yaml") {
+                let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                of_tests.insert(name, read(&file)?);
+            }
+        }
+        host::write(&tests, serde_json::to_string(&of_tests)?)?;
+        let standard = files(&module_folder("sigs.k8s.io/gateway-api")?.join("config/crd/standard"))?;
+        let texts: Vec<String> = standard.iter().map(|file| read(file)).collect::<Result<_>>()?;
         host::write(&definitions, texts.join("\n---\n"))?;
     }
-    Ok(GatewayApi { definitions: read(&definitions)?, image: read(&image)? })
+    Ok(GatewayApi {
+        definitions: read(&definitions)?,
+        image: read(&image)?,
+        mesh: read(&mesh)?,
+        tests: serde_json::from_str(&read(&tests)?)?,
+    })
+}
+
+/// The files of a folder, by their names.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    Ok(files)
 }
 
 /// The folder of a Go module on which the conformance suite depends.
