@@ -45,6 +45,7 @@ pub mod run;
 pub mod serve;
 pub mod settings;
 pub mod tap;
+pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod trace;

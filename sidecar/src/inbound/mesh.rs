@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -29,6 +28,7 @@ use crate::http1::head::parse_request;
 use crate::http1::{Reader, Writer};
 use crate::io::{Prefixed, Until};
 use crate::message::{Sink, Source};
+use crate::task::spawn_boxed;
 use crate::tls::peer_identity;
 use crate::wire::{Connection, Event, Receiver, Role, Sender, TLS_BUFFER, drive};
 
@@ -98,7 +98,7 @@ pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
                 accepted = poll_fn(|cx| accepting.poll_accept(cx)) => {
                     let Some((head, sender, receiver)) = accepted else { return };
                     let peer = Rc::clone(&peer);
-                    spawn_local(async move { stream_of(&peer, head, sender, receiver).await });
+                    spawn_boxed(async move { stream_of(&peer, head, sender, receiver).await });
                 }
                 () = drained.as_mut(), if !is_draining => {
                     is_draining = true;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::first::Plain;
@@ -21,6 +20,7 @@ use crate::http1::{Head, Reader, Writer};
 use crate::http2;
 use crate::io::Prefixed;
 use crate::listen::reset_on_close;
+use crate::task::spawn_boxed;
 
 /// A connection that carries no request for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
@@ -156,7 +156,7 @@ async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), 
         let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
         idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
         let peer = Rc::clone(&peer);
-        spawn_local(async move { stream_of(&peer, request, respond).await });
+        spawn_boxed(async move { stream_of(&peer, request, respond).await });
     }
 }
 

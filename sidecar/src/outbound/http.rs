@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::attempts::attempts;
@@ -27,6 +26,7 @@ use crate::io::Prefixed;
 use crate::route::{
     CopyTo, Forward, Found, Plan, Port, ResponseEdits, RouteTarget, hash_of_request, spoken_to,
 };
+use crate::task::spawn_boxed;
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -73,7 +73,7 @@ pub(super) async fn serve_http2(
     while let Some(accepted) = connection.accept().await {
         let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
         let (worker, port) = (Rc::clone(worker), Rc::clone(port));
-        spawn_local(async move { serve_stream(&worker, &port, request, respond).await });
+        spawn_boxed(async move { serve_stream(&worker, &port, request, respond).await });
     }
     Ok(())
 }

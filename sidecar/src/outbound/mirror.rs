@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::wire::head::Protocol as Travels;
 
@@ -28,6 +27,7 @@ use crate::error::Failure;
 use crate::grpc;
 use crate::http1::{Framing, Head};
 use crate::route::{CopyTo, spoken_to};
+use crate::task::spawn_boxed;
 use crate::telemetry::attempts::evidence_of;
 use crate::worker::Worker;
 
@@ -101,7 +101,7 @@ pub(super) async fn send(
         let head = copied(target.head.as_deref().unwrap_or(&call.head), &body);
         let travels = spoken_to(target.protocol, &head, call.travels);
         let under_way = UnderWay::begin(worker);
-        spawn_local(copy(under_way, target, head, body.clone(), travels));
+        spawn_boxed(copy(under_way, target, head, body.clone(), travels));
     }
     Ok(())
 }
