@@ -144,7 +144,9 @@ fn late_counts_cost_the_slots_that_they_are_of_and_a_round_of_copying_each_of_th
         (0..4).for_each(|number| leader.add(id(number), &counts(1), time + 1));
         round(&mut leader, time + 10);
     }
+    // The follower ends a slot when it gets something of the next one, and encodes it then.
     let now = START + 605;
+    (0..4).for_each(|number| leader.add(id(number), &counts(1), now));
     round(&mut leader, now);
     let late = |leader: &mut History, seconds: i64| {
         (0..4).for_each(|number| leader.add_over(&Arc::new(id(number)), &counts(300), now - seconds, now));
