@@ -18,6 +18,7 @@ mod haproxy;
 mod instructions;
 mod measure;
 mod proxies;
+mod redirect;
 mod testbed;
 mod tulle;
 
