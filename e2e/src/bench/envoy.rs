@@ -6,12 +6,13 @@ use std::process::Child;
 use anyhow::Result;
 use serde_json::json;
 
-use super::proxies::{Programs, Targets};
+use super::proxies::Programs;
+use super::redirect::{self, SERVER_PORTS};
 use super::testbed::{CLIENT, SERVER, Testbed};
 
-/// Where the client sends its requests.
-pub fn targets() -> Targets {
-    Targets::on("127.0.0.1", [15001, 15003, 15004, 15002])
+/// Redirects connections to the two.
+pub fn redirect(testbed: &Testbed) -> Result<()> {
+    redirect::install(testbed, [15001, 15003, 15004, 15002], [15006, 15008, 15009, 15007])
 }
 
 /// Starts the proxy of a namespace.
@@ -108,6 +109,7 @@ fn cluster(
 
 fn outbound(testbed: &Testbed) -> serde_json::Value {
     let to_server = |name, port, h2| cluster(name, SERVER.1, port, h2, Some(tls(testbed, "client", false)));
+    let [http, http2, opaque, bulk] = SERVER_PORTS;
     json!({"static_resources": {
         "listeners": [
             listener("http", "127.0.0.1", 15001, manager("http"), None),
@@ -116,10 +118,10 @@ fn outbound(testbed: &Testbed) -> serde_json::Value {
             listener("opaque", "127.0.0.1", 15004, tcp("opaque"), None),
         ],
         "clusters": [
-            to_server("http", 15006, true),
-            to_server("bulk", 15007, false),
-            to_server("http2", 15008, true),
-            to_server("opaque", 15009, false),
+            to_server("http", http, true),
+            to_server("bulk", bulk, false),
+            to_server("http2", http2, true),
+            to_server("opaque", opaque, false),
         ],
     }})
 }

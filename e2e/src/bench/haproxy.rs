@@ -5,12 +5,12 @@ use std::process::Child;
 
 use anyhow::Result;
 
-use super::proxies::Targets;
+use super::redirect::{self, SERVER_PORTS};
 use super::testbed::{CLIENT, SERVER, Testbed};
 
-/// Where the client sends its requests.
-pub fn targets() -> Targets {
-    Targets::on("127.0.0.1", [15021, 15022, 15023, 15024])
+/// Redirects connections to the two.
+pub fn redirect(testbed: &Testbed) -> Result<()> {
+    redirect::install(testbed, [15021, 15022, 15023, 15024], [15026, 15027, 15028, 15029])
 }
 
 /// Starts the proxy of a namespace.
@@ -39,23 +39,23 @@ defaults
 
 fn outbound() -> String {
     let tls = "ssl crt FOLDER/client.pem ca-file FOLDER/roots.pem verify required";
-    let server = SERVER.1;
+    let (server, [http1, http2, opaque, bulk]) = (SERVER.1, SERVER_PORTS);
     format!(
         "{DEFAULTS}
 listen http1
   bind 127.0.0.1:15021
-  server s {server}:15026 {tls} alpn h2
+  server s {server}:{http1} {tls} alpn h2
 listen http2
   bind 127.0.0.1:15022 proto h2
-  server s {server}:15027 {tls} alpn h2
+  server s {server}:{http2} {tls} alpn h2
 listen opaque
   mode tcp
   bind 127.0.0.1:15023
-  server s {server}:15028 {tls}
+  server s {server}:{opaque} {tls}
 listen bulk
   mode tcp
   bind 127.0.0.1:15024
-  server s {server}:15029 {tls}
+  server s {server}:{bulk} {tls}
 "
     )
 }

@@ -20,6 +20,7 @@ mod instructions;
 mod measure;
 mod proxies;
 mod rate;
+mod redirect;
 mod testbed;
 mod tulle;
 

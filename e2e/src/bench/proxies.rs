@@ -6,8 +6,9 @@ use std::process::{Child, Command};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::redirect::SERVER_PORTS;
 use super::testbed::{CLIENT, SERVER, Testbed};
-use super::{envoy, haproxy, tulle};
+use super::{envoy, haproxy, redirect, tulle};
 use crate::build::cargo;
 use crate::host;
 use crate::images;
@@ -163,14 +164,19 @@ pub struct ProxyPair<'a> {
 impl<'a> ProxyPair<'a> {
     /// Starts the proxies of a product.
     pub fn start(product: Product, testbed: &'a Testbed, programs: &'a Programs) -> Result<Self> {
-        let (others, targets) = match product {
-            Product::None => (Vec::new(), Targets::on(SERVER.1, [8080, 8082, 8081, 5201])),
-            Product::Tulle => (tulle::prepare(testbed, programs)?, tulle::targets()),
-            Product::Envoy => (Vec::new(), envoy::targets()),
-            Product::HaProxy => (Vec::new(), haproxy::targets()),
+        let targets = match product {
+            Product::None => Targets::on(SERVER.1, SERVER_PORTS),
+            _ => redirect::targets(),
         };
-        // Dropped on an error, so that what runs already is ended.
+        // Dropped on an error, so that what runs already is ended, and rules are removed.
+        let others = Vec::new();
         let mut pair = Self { start_outbound: None, outbound: None, inbound: None, others, targets };
+        match product {
+            Product::None => {}
+            Product::Tulle => pair.others = tulle::prepare(testbed, programs)?,
+            Product::Envoy => envoy::redirect(testbed)?,
+            Product::HaProxy => haproxy::redirect(testbed)?,
+        }
         let start = move |namespace| match product {
             Product::None => bail!("the run without a proxy starts none"),
             Product::Tulle => tulle::start(testbed, programs, namespace),
@@ -230,7 +236,7 @@ impl Drop for ProxyPair<'_> {
         for process in self.outbound.iter_mut().chain(&mut self.inbound).chain(&mut self.others) {
             end(process);
         }
-        tulle::clear();
+        redirect::clear();
     }
 }
 

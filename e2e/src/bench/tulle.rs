@@ -2,21 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 
 use anyhow::{Result, bail};
 
-use super::proxies::{Programs, Targets};
+use super::proxies::Programs;
+use super::redirect::SERVICE;
 use super::testbed::{CLIENT, SERVER, Testbed};
 use crate::host;
-
-/// ClusterIP of the Service, to which the client connects.
-const SERVICE: &str = "10.99.0.1";
-
-/// Where the client sends its requests.
-pub fn targets() -> Targets {
-    Targets::on(SERVICE, [80, 82, 81, 5201])
-}
 
 /// Starts the control plane and installs the redirect rules.
 pub fn prepare(testbed: &Testbed, programs: &Programs) -> Result<Vec<Child>> {
@@ -44,14 +37,6 @@ pub fn prepare(testbed: &Testbed, programs: &Programs) -> Result<Vec<Child>> {
         host::output(testbed.inside(namespace, &sidecar).args(init))?;
     }
     Ok(vec![control])
-}
-
-/// Removes the redirect rules.
-pub fn clear() {
-    for namespace in [CLIENT.0, SERVER.0] {
-        let delete = ["netns", "exec", namespace, "nft", "delete", "table", "inet", "tulle"];
-        let _ = host::output(Command::new("ip").args(delete));
-    }
 }
 
 /// Starts the sidecar of a namespace.
