@@ -2,8 +2,10 @@
 //!
 //! In: the Lease as it is read, and how long this replica has seen it unchanged. Out: [`Leadership`]. A holder that
 //! cannot renew stops leading before the Lease expires, so that two replicas never write at once. A holder that shuts
-//! down releases the Lease, so that another replica takes it at its next attempt. [`evaluate`] and [`released`] decide;
-//! [`run`] and [`release`] read and write.
+//! down releases the Lease, so that another replica takes it at its next attempt. A process that finds the Lease in its own
+//! name without having held it follows one of the same pod that has crashed: it releases the Lease too, because another
+//! replica has the history that was lost here. [`evaluate`] and [`released`] decide; [`run`] and [`release`] read and
+//! write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,9 @@ const READ_EVERY: Duration = Duration::from_secs(1);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay after an attempt that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long a process that has released what was left to it stands back, so that another replica can take the Lease. Where
+/// there is no other, nobody leads for this long.
+const STAND_BACK: Duration = Duration::from_secs(3);
 /// The holder stops writing to Kubernetes when it could not renew the Lease for this long.
 const STOP_WRITING_AFTER: Duration = Duration::from_secs(6);
 
@@ -51,15 +56,31 @@ pub enum Step {
     Renew,
     /// Write it: no replica holds it, or it has expired.
     Take,
+    /// Release it: a process of this pod that is no more has held it.
+    Release,
     /// Leave it: another replica holds it.
     Follow,
 }
 
+/// What this process has to do with the Lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Past {
+    /// Nothing.
+    #[default]
+    None,
+    /// It has released it for another replica, see [`Step::Release`].
+    Released,
+    /// It has held it.
+    Held,
+}
+
 /// Decides what to do with the Lease. `seen_unchanged` is how long this replica has seen it unchanged: clocks of other
 /// machines are not trusted, so a Lease has expired when it has been seen unchanged for its duration.
-pub fn evaluate(lease: &LeaseSpec, me: &str, seen_unchanged: Duration) -> Step {
+pub fn evaluate(lease: &LeaseSpec, me: &str, past: Past, seen_unchanged: Duration) -> Step {
     match lease.holder_identity.as_deref() {
-        Some(holder) if holder == me => Step::Renew,
+        Some(holder) if holder == me && past == Past::Held => Step::Renew,
+        Some(holder) if holder == me => Step::Release,
+        None | Some("") if past == Past::Released && seen_unchanged < STAND_BACK => Step::Follow,
         None | Some("") => Step::Take,
         Some(_) => {
             let seconds = lease.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(8);
@@ -90,7 +111,7 @@ pub async fn run(
     mut stop: oneshot::Receiver<()>,
 ) {
     let api = Api::<Lease>::namespaced(client, &settings.namespace);
-    let mut candidate = Candidate { me: holder(&settings), observed: None, renewed: None };
+    let mut candidate = Candidate { me: holder(&settings), past: Past::None, observed: None, renewed: None };
     loop {
         // `stop` does not interrupt an attempt: its write could reach the API server after the release.
         let pause = attempt(&api, &mut candidate, &leadership).await;
@@ -155,6 +176,7 @@ async fn attempt(
 
 struct Candidate {
     me: String,
+    past: Past,
     /// The resourceVersion that was read last, and when it was read first.
     observed: Option<(String, Instant)>,
     renewed: Option<Instant>,
@@ -168,7 +190,7 @@ impl Candidate {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.held(0)) };
             api.create(&PostParams::default(), &lease).await?;
-            self.renewed = Some(begun);
+            (self.renewed, self.past) = (Some(begun), Past::Held);
             return Ok(Leadership { mine: true, address: None, epoch: 0 });
         };
         let spec = lease.spec.clone().unwrap_or_default();
@@ -179,7 +201,15 @@ impl Candidate {
         };
         self.observed = Some((version, since));
         let transitions = spec.lease_transitions.unwrap_or(0);
-        let epoch = match evaluate(&spec, &self.me, since.elapsed()) {
+        let epoch = match evaluate(&spec, &self.me, self.past, since.elapsed()) {
+            Step::Release => {
+                if let Some(free) = released(lease, &self.me) {
+                    api.replace(NAME, &PostParams::default(), &free).await?;
+                    tracing::info!("released the Lease of a process of this pod that is no more");
+                }
+                self.past = Past::Released;
+                return Ok(Leadership { mine: false, address: None, epoch: transitions });
+            }
             Step::Follow => {
                 let holder = spec.holder_identity.unwrap_or_default();
                 let address = holder.split_once('/').map(|(_, address)| address.to_owned());
@@ -191,7 +221,7 @@ impl Candidate {
         // The write carries the resourceVersion that was read: if two replicas try, one fails.
         lease.spec = Some(self.held(epoch));
         api.replace(NAME, &PostParams::default(), &lease).await?;
-        self.renewed = Some(begun);
+        (self.renewed, self.past) = (Some(begun), Past::Held);
         Ok(Leadership { mine: true, address: None, epoch })
     }
 
@@ -220,10 +250,30 @@ mod tests {
 
     #[test]
     fn a_lease_is_taken_only_when_it_was_seen_unchanged_for_its_duration() {
-        assert_eq!(evaluate(&held_by("me"), "me", Duration::ZERO), Step::Renew);
-        assert_eq!(evaluate(&held_by("other"), "me", Duration::from_secs(7)), Step::Follow);
-        assert_eq!(evaluate(&held_by("other"), "me", Duration::from_secs(9)), Step::Take);
-        assert_eq!(evaluate(&held_by(""), "me", Duration::ZERO), Step::Take);
+        let evaluate = |holder: &str, past, unchanged| {
+            evaluate(&held_by(holder), "me", past, Duration::from_secs(unchanged))
+        };
+        assert_eq!(evaluate("me", Past::Held, 0), Step::Renew);
+        for past in [Past::None, Past::Released, Past::Held] {
+            assert_eq!(evaluate("other", past, 7), Step::Follow);
+            assert_eq!(evaluate("other", past, 9), Step::Take);
+        }
+        assert_eq!(evaluate("", Past::None, 0), Step::Take);
+        assert_eq!(evaluate("", Past::Held, 0), Step::Take);
+    }
+
+    #[test]
+    fn a_process_that_follows_one_that_has_crashed_leaves_the_lease_to_another_replica() {
+        let lease = Lease { metadata: ObjectMeta::default(), spec: Some(held_by("me")) };
+        assert_eq!(evaluate(&held_by("me"), "me", Past::None, Duration::ZERO), Step::Release);
+        let free = released(lease, "me").and_then(|lease| lease.spec).unwrap();
+        let after = |seconds| evaluate(&free, "me", Past::Released, Duration::from_secs(seconds));
+        assert_eq!(evaluate(&free, "other", Past::None, Duration::ZERO), Step::Take);
+        assert_eq!(after(0), Step::Follow, "another replica looks once in a second");
+        assert_eq!(after(STAND_BACK.as_secs()), Step::Take, "there is no other");
+        assert!(STAND_BACK > READ_EVERY * 2);
+        // Its write was lost, and it reads its own name again.
+        assert_eq!(evaluate(&held_by("me"), "me", Past::Released, Duration::from_secs(1)), Step::Release);
     }
 
     #[test]
@@ -235,7 +285,7 @@ mod tests {
         assert_eq!(free.metadata.resource_version.as_deref(), Some("41"), "a newer Lease must not be lost");
         let spec = free.spec.unwrap();
         assert_eq!(spec.lease_transitions, Some(7));
-        assert_eq!(evaluate(&spec, "other", Duration::ZERO), Step::Take);
+        assert_eq!(evaluate(&spec, "other", Past::None, Duration::ZERO), Step::Take);
     }
 
     #[test]

@@ -192,9 +192,15 @@ fn strict(field: &TestNamespace<'_>) -> Result<()> {
 /// The process of a pod's sidecar, by its number on the node.
 pub(super) fn sidecar_process(cluster: &Cluster, field: &TestNamespace<'_>, name: &str) -> Result<u32> {
     let uid = field.get(&format!("pod/{name}"), ".metadata.uid")?;
-    let script = format!("grep -lszx TULLE_POD_UID={uid} /proc/[0-9]*/environ || true");
+    process_with(cluster, &format!("TULLE_POD_UID={uid}"))
+        .with_context(|| format!("the sidecar of pod {name}"))
+}
+
+/// The one process on the node with this variable.
+pub(super) fn process_with(cluster: &Cluster, variable: &str) -> Result<u32> {
+    let script = format!("grep -lszx {variable} /proc/[0-9]*/environ || true");
     let found = host::output(cluster.inside("/bin/sh")?.args(["-c", &script]))?;
     let number = found.trim().strip_prefix("/proc/").and_then(|rest| rest.strip_suffix("/environ"));
     let number = number.and_then(|number| number.parse().ok());
-    number.with_context(|| format!("expected one process of the sidecar of pod {name}, found {found:?}"))
+    number.with_context(|| format!("expected one process with {variable}, found {found:?}"))
 }

@@ -40,6 +40,10 @@ pub(super) const TESTS: &[Test] = &[
         operator::users_settings,
     ),
     ("history survives a change of leader", seeing::leader::survives),
+    (
+        "history survives a leader that crashes and is restarted in its place",
+        seeing::leader::survives_a_crash,
+    ),
     ("the commands change nothing", seeing::quiet::changes_nothing),
     (
         "a trace shows the client, both sidecars and every attempt; with a share of 0% only sampled parents are followed",

@@ -1,5 +1,7 @@
 //! Where a head ends, in bytes that arrive piece by piece.
 
+use memchr::memchr2;
+
 use super::MAX_HEAD;
 use super::error::HeadError;
 
@@ -35,7 +37,7 @@ impl Scan {
     /// end the head there, and [`HeadError::TOO_LONG`].
     pub(super) fn end(&mut self, buffer: &[u8]) -> Result<Option<usize>, HeadError> {
         while let Some(rest) = buffer.get(self.at..) {
-            let Some(found) = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
+            let Some(found) = memchr2(b'\r', b'\n', rest) else {
                 self.at = buffer.len();
                 break;
             };

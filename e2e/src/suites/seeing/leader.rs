@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{WINDOW, agrees, find, fresh, requests, row};
+use crate::host;
 use crate::kubectl::Kube;
 use crate::progress::say;
+use crate::suites::Skip;
+use crate::suites::admission::process_with;
 use crate::suites::namespace::{TestNamespace, deployment};
 
 /// Requests in a second.
@@ -17,20 +20,41 @@ const RATE: u32 = 50;
 /// seconds of requests: sidecars report five seconds after the last report, a fifth more at most, and look once in a second
 /// whether it is time. The tenth second is for the way of both.
 ///
-/// This is what a leader may lose that dies. The one of this test is deleted, so it sends the rest before it goes, and less
-/// is missing, or nothing.
+/// This is what a leader may lose that dies. One that is deleted sends the rest before it goes, and less is missing, or
+/// nothing.
 const MISSING: f64 = 10.0;
 /// The load has run for so many seconds before. A leader without the past would miss them.
 const PAST: u64 = 45;
 
+/// How the leader ends.
+type End = fn(&Kube, &str) -> Result<()>;
+
 pub(crate) fn survives(kube: &Kube) -> Result<()> {
+    lacks_little(kube, |kube, leader| {
+        kube.run(&["-n", "tulle-system", "delete", "pod", leader, "--wait=false"]).map(drop)
+    })
+}
+
+/// Its container is restarted before its Lease expires, in the same pod: the new process must not lead with nothing while
+/// the other replica has a copy.
+pub(crate) fn survives_a_crash(kube: &Kube) -> Result<()> {
+    let Kube::Embedded(_) = kube else { bail!(Skip("the operator's process is in reach on its node only")) };
+    lacks_little(kube, |kube, leader| {
+        let Kube::Embedded(cluster) = kube else { bail!("not the embedded cluster") };
+        let process = process_with(cluster, &format!("TULLE_POD_NAME={leader}"))?;
+        let kill = format!("kill -KILL {process}");
+        host::output(cluster.inside("/bin/sh")?.args(["-c", &kill])).map(drop)
+    })
+}
+
+fn lacks_little(kube: &Kube, end: End) -> Result<()> {
     let field = TestNamespace::meshed(kube, &fresh("t-see-leader"))?;
     kube.rolled_out("tulle-system", "deployment/tulle-operator", 120)?;
     field.service("web", 1, &[])?;
     field.load("load", "web:80", RATE)?;
     let rate = sends_meanwhile(&field, || {
         has_past(&field)?;
-        changes_leader(&field)
+        changes_leader(&field, end)
     })?;
     field.kubectl(&["scale", "deployment", "load", "--replicas=0"])?;
     kube.wait_for("the load to end", 60, || Ok(field.pods("load")?.is_empty()))?;
@@ -71,13 +95,13 @@ fn has_past(field: &TestNamespace<'_>) -> Result<()> {
     agrees(field, "load", "workload", "web").map(drop)
 }
 
-/// Deletes the leader, and waits until another has led for a while.
-fn changes_leader(field: &TestNamespace<'_>) -> Result<()> {
+/// Ends the leader, and waits until another has led for a while.
+fn changes_leader(field: &TestNamespace<'_>, end: End) -> Result<()> {
     let kube = field.kube;
     let before = leader(kube)?;
-    kube.run(&["-n", "tulle-system", "delete", "pod", &before, "--wait=false"])?;
+    end(kube, &before)?;
     kube.wait_for("another leader to answer", 60, || {
-        // Not the one that was deleted.
+        // Not the one that has ended.
         let version = kube.tulle_json(&["-n", &field.namespace, "version"])?;
         Ok(version["operator"]["leader"] == true && version["operator"]["pod"] != before.as_str())
     })?;
