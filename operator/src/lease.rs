@@ -70,7 +70,7 @@ pub enum Past {
     None,
     /// It has released it for another replica, see [`Step::Release`].
     Released,
-    /// It has held it.
+    /// It has written its name into it, or tried to.
     Held,
 }
 
@@ -189,8 +189,9 @@ impl Candidate {
         let Some(mut lease) = api.get_opt(NAME).await? else {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.held(0)) };
+            self.past = Past::Held;
             api.create(&PostParams::default(), &lease).await?;
-            (self.renewed, self.past) = (Some(begun), Past::Held);
+            self.renewed = Some(begun);
             return Ok(Leadership { mine: true, address: None, epoch: 0 });
         };
         let spec = lease.spec.clone().unwrap_or_default();
@@ -212,16 +213,22 @@ impl Candidate {
             }
             Step::Follow => {
                 let holder = spec.holder_identity.unwrap_or_default();
+                if !holder.is_empty() {
+                    // Another replica has led since: the next Lease that is free is anybody's.
+                    self.past = Past::None;
+                }
                 let address = holder.split_once('/').map(|(_, address)| address.to_owned());
                 return Ok(Leadership { mine: false, address, epoch: transitions });
             }
             Step::Renew => transitions,
             Step::Take => transitions + 1,
         };
+        // Before the write, whose answer may be lost: this name in the Lease is then of this process.
+        self.past = Past::Held;
         // The write carries the resourceVersion that was read: if two replicas try, one fails.
         lease.spec = Some(self.held(epoch));
         api.replace(NAME, &PostParams::default(), &lease).await?;
-        (self.renewed, self.past) = (Some(begun), Past::Held);
+        self.renewed = Some(begun);
         Ok(Leadership { mine: true, address: None, epoch })
     }
 

@@ -16,7 +16,7 @@ pub const SERVICE: &str = "10.99.0.1";
 const SERVICE_PORTS: [u16; 4] = [80, 82, 81, 5201];
 /// The ports of the servers, to which the outbound proxies connect.
 pub const SERVER_PORTS: [u16; 4] = [8080, 8082, 8081, 5201];
-const TABLES: [&str; 2] = ["tulle", "redirect"];
+const TABLES: [&str; 2] = ["tulle", "bench"];
 
 /// Where the client sends its requests.
 pub fn targets() -> Targets {
@@ -49,9 +49,12 @@ pub fn clear() {
 fn rules(hook: &str, which: &str, from: [u16; 4], to: [u16; 4]) -> String {
     let ports: Vec<String> = from.iter().zip(to).map(|(from, to)| format!("{from} : {to}")).collect();
     format!(
-        "table inet redirect {{ chain {hook} {{ type nat hook {hook} priority dstnat;
-  meta nfproto ipv4 {which} redirect to : tcp dport map {{ {} }}
-}} }}\n",
+        "table inet bench {{
+  chain {hook} {{
+    type nat hook {hook} priority -100;
+    meta nfproto ipv4 {which} meta l4proto tcp redirect to : tcp dport map {{ {} }}
+  }}
+}}\n",
         ports.join(", ")
     )
 }

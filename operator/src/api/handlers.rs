@@ -112,11 +112,14 @@ pub fn health_of(api: &Api) -> Health {
         let history = api.aggregates.history();
         (history.covered(now()), history.series())
     };
+    // One after the other: nobody waits for the one while holding the other.
+    let leader = api.leadership.borrow().mine;
+    let trust_domain = api.hub.model().settings().trust_domain.clone();
     Health {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        leader: api.leadership.borrow().mine,
+        leader,
         pod: api.settings.pod_name.clone(),
-        trust_domain: api.hub.model().settings().trust_domain.clone(),
+        trust_domain,
         root_not_after: tulle_mesh::svid::not_after(api.authority.root()).ok(),
         sidecars: count(api.acks.connected()),
         history,

@@ -117,15 +117,21 @@ impl Api {
     ///
     /// Only the leader has the running block. Another replica answers with the status, and says that it does not lead.
     pub fn evidence(&self, key: &Key) -> Option<(Canary, Evidence)> {
-        // The model stays locked meanwhile: with a status that is newer, a block would count twice or not at all.
-        let model = self.hub.model();
-        let canary = model.canary(key)?;
         let leads = self.leadership.borrow().mine;
-        let input = match leads {
-            true => self.judge_inputs.read(key, canary, Timestamp::now()),
-            false => JudgeInput::default(),
+        let (canary, input) = {
+            // Together: with a status that is newer, a block would count twice or not at all. Not longer: everything that
+            // changes waits for the model.
+            let model = self.hub.model();
+            let canary = model.canary(key)?;
+            let input = match leads {
+                true => self.judge_inputs.read(key, canary, Timestamp::now()),
+                false => JudgeInput::default(),
+            };
+            (canary.clone(), input)
         };
-        Some((canary.clone(), answer::evidence(&model, key, canary, &input, leads)))
+        let name = |uid: &str| self.hub.model().pod(uid).map(|pod| pod.name.to_string());
+        let evidence = answer::evidence(name, key, &canary, &input, leads);
+        Some((canary, evidence))
     }
 }
 

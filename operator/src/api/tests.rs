@@ -110,7 +110,8 @@ pub(super) fn api_on_trial() -> (Api, Evidence) {
     api.hub.change(|model| model.apply_canary(key(), canary.clone()));
     report(&api.aggregates, 1, &[("uid-a", "r2", 20, 3), ("uid-gone", "r1", 400, 1)]);
     let input = api.judge_inputs.take(&api.aggregates, &key(), &canary, Timestamp::now(), true);
-    let wanted = answer::evidence(&api.hub.model(), &key(), &canary, &input, true);
+    let name = |uid: &str| api.hub.model().pod(uid).map(|pod| pod.name.to_string());
+    let wanted = answer::evidence(name, &key(), &canary, &input, true);
     (api, wanted)
 }
 

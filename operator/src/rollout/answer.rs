@@ -6,11 +6,12 @@ use tulle_mesh::query;
 use super::evidence::PodAttempts;
 use super::input::{JudgeInput, judged};
 use super::judge::{Progress, Rules, Side, progress};
-use crate::model::{Key, Model};
+use crate::model::Key;
 
-/// The answer for a Canary. `input`: what the judge gets besides the status; `leads`: this replica lets it decide.
+/// The answer for a Canary. `name`: of the pod with a uid; `input`: what the judge gets besides the status; `leads`: this
+/// replica lets it decide.
 pub fn evidence(
-    model: &Model,
+    name: impl Fn(&str) -> Option<String>,
     key: &Key,
     canary: &Canary,
     input: &JudgeInput,
@@ -20,7 +21,7 @@ pub fn evidence(
     let status = canary.status.as_ref().unwrap_or(&initial);
     let rules = Rules::of(&canary.spec.judge);
     let evidence = judged(status, &input.blocks(), &rules);
-    let mut pods: Vec<query::PodAttempts> = input.pods.iter().map(|pod| of_pod(model, pod)).collect();
+    let mut pods: Vec<query::PodAttempts> = input.pods.iter().map(|pod| of_pod(&name, pod)).collect();
     pods.sort_by(|a, b| (&a.version, &a.name).cmp(&(&b.version, &b.name)));
     query::Evidence {
         namespace: key.0.to_string(),
@@ -61,12 +62,12 @@ fn of_version(revision: &str, totals: &AttemptTotals) -> query::VersionAttempts 
     }
 }
 
-fn of_pod(model: &Model, pod: &PodAttempts) -> query::PodAttempts {
+fn of_pod(name: impl Fn(&str) -> Option<String>, pod: &PodAttempts) -> query::PodAttempts {
     let totals = &pod.block.totals;
     let millis = |q: f64| pod.block.latency.quantile(q).map(|micros| micros / 1000.0);
     query::PodAttempts {
         // A pod that has gone since is still evidence.
-        name: model.pod(&pod.uid).map_or_else(|| pod.uid.clone(), |known| known.name.to_string()),
+        name: name(&pod.uid).unwrap_or_else(|| pod.uid.clone()),
         version: match pod.block.side {
             Side::Canary => "canary",
             Side::Stable => "stable",
@@ -100,11 +101,15 @@ mod tests {
     use super::*;
     use crate::discovery::Acknowledgement;
     use crate::model::tests::{canary, pod, shop};
-    use crate::model::{PodSeen, WorkloadSeen};
+    use crate::model::{Model, PodSeen, WorkloadSeen};
     use crate::rollout::input::JudgeInputs;
     use crate::rollout::input::tests::{at, in_progress, key, report};
     use crate::rollout::machine::{self, Observation};
     use crate::telemetry::Aggregates;
+
+    fn named(model: &Model) -> impl Fn(&str) -> Option<String> {
+        move |uid| model.pod(uid).map(|pod| pod.name.to_string())
+    }
 
     /// What the driver gives to the machine.
     fn observation(input: &JudgeInput) -> Observation {
@@ -148,7 +153,7 @@ mod tests {
         inputs.take(&aggregates, &key(), &canary, at(0), true);
         let taken = inputs.take(&aggregates, &key(), &canary, at(10), true);
 
-        let answered = evidence(&model, &key(), &canary, &inputs.read(&key(), &canary, at(10)), true);
+        let answered = evidence(named(&model), &key(), &canary, &inputs.read(&key(), &canary, at(10)), true);
         let (decided, _) = machine::next(&canary.spec, &before, &observation(&taken));
 
         assert_eq!((before.phase, decided.phase), (Phase::Progressing, Phase::Failed));
@@ -179,7 +184,7 @@ mod tests {
             ],
         );
         let input = inputs.take(&aggregates, &key(), &canary, at(7), true);
-        let answered = evidence(&model, &key(), &canary, &input, true);
+        let answered = evidence(named(&model), &key(), &canary, &input, true);
         let pods = answered.pods.iter().map(|pod| {
             (pod.name.as_str(), pod.version.as_str(), pod.revision.as_str(), pod.attempts, pod.failures)
         });
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_canary_that_was_never_judged_has_no_verdict_and_no_revision() {
-        let never = evidence(&Model::default(), &key(), &canary(json!(null)), &JudgeInput::default(), false);
+        let never = evidence(|_| None, &key(), &canary(json!(null)), &JudgeInput::default(), false);
         assert_eq!((never.verdict.as_str(), never.canary.revision.as_str(), never.leader), ("", "", false));
         assert!(never.tests.iter().all(|test| test.odds.is_none() && test.certain > 1.0), "{never:?}");
     }

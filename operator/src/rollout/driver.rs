@@ -221,7 +221,7 @@ impl Driver {
                 .filter(|(holds, _)| *holds != key)
                 .map(|(holds, _)| holds.1.to_string()),
             acknowledged: self.acknowledged(&model, key, &status, led),
-            block: input.blocks(),
+            block: input.pods.into_iter().map(|pod| pod.block).collect(),
             block_ended: input.block_ended,
             obstacles: match status.phase {
                 Phase::Progressing | Phase::Paused => self.obstacles(&model, &workload, led),

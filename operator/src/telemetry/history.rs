@@ -335,7 +335,7 @@ pub struct History {
     /// Counts up each time that a replica begins to copy what has changed in the open slot.
     pub(super) round: u32,
     /// The time of the first counts.
-    began: Option<i64>,
+    pub(super) began: Option<i64>,
     /// Lost reports, by the start of a slot, ascending.
     lost: VecDeque<(i64, u64)>,
     pub(super) reasons: Reasons,

@@ -170,7 +170,11 @@ impl History {
 
     /// The slots of a series that have changed since the last round about the open one.
     fn changed(&self, series: &Series, cursor: &Cursor) -> Vec<HistorySlot> {
-        let late = series.late_since(cursor.changed_since, self.open).map(|(step, start, body)| {
+        let late = series.late_since(cursor.changed_since, self.open);
+        // One that has become a minute during this round comes with the next, when the reader has heard that its slots are
+        // a part of it.
+        let late = late.filter(|(step, _, _)| *step == TEN || self.open == cursor.until);
+        let late = late.map(|(step, start, body)| {
             let mut counts = Counts::default();
             let _ = add_to(&mut counts, body, &self.reasons);
             describe_slot(series.number, step, start, &counts)
@@ -228,6 +232,7 @@ impl History {
         let known = slots.iter().filter_map(|slot| {
             let (step, start) = (i64::from(slot.seconds), slot.start_unix);
             let is_slot = matches!(step, TEN | MINUTE | FIVE) && start.rem_euclid(step) == 0;
+            let is_slot = is_slot && names.kept_until.is_none_or(|until| step == TEN || start >= until);
             let counts = slot.counts.as_ref().filter(|_| is_slot)?;
             Some(Slot { step, start, counts: Counts::of(counts) })
         });
@@ -240,6 +245,9 @@ impl History {
 pub struct Names {
     ids: HashMap<u32, Arc<SeriesId>>,
     interner: Interner,
+    /// This replica knew more than the leader, and has kept it: until this time, when what the leader knows begins. A minute
+    /// in which that lies is not all of it.
+    kept_until: Option<i64>,
 }
 
 impl Names {
@@ -335,6 +343,7 @@ impl Received {
             let mut own = aggregates.history();
             // What was copied begins at the start of a slot, a little before the leader's own.
             if own.covered(now) > whole.covered(now) + FIVE.unsigned_abs() {
+                self.names.kept_until = Some(whole.began.unwrap_or(now));
                 own.append(&whole, now);
             } else {
                 *own = whole;

@@ -186,6 +186,28 @@ fn late_counts_of_a_slot_that_becomes_a_part_of_a_minute_before_they_are_copied_
 }
 
 #[test]
+fn a_late_minute_of_a_leader_that_began_within_it_takes_nothing_from_a_replica_that_knows_more() {
+    let (mut leader, follower) = (History::new(), Aggregates::default());
+    for time in [START - 400, START + 5, START + 15] {
+        follower.history().add(id(1), &counts(10), time);
+    }
+    let before = total(&follower.history(), START + 20);
+    let (mut cursor, mut received) = (Cursor::default(), Received::default());
+    let mut round = |leader: &mut History, now| copy(leader, &mut cursor, &mut received, &follower, now);
+    leader.add(id(1), &counts(1), START + 33);
+    round(&mut leader, START + 35);
+    leader.add_over(&Arc::new(id(1)), &counts(24), START + 33, START + 57);
+    for time in (START + 60..START + 800).step_by(10) {
+        leader.add(id(2), &counts(1), time);
+        round(&mut leader, time + 1);
+    }
+    // The open slot comes with a round of its own.
+    round(&mut leader, START + 800);
+    round(&mut leader, START + 800);
+    assert_eq!(total(&follower.history(), START + 800), before + total(&leader, START + 800));
+}
+
+#[test]
 fn a_minute_takes_the_place_of_its_slots_of_ten_seconds_where_it_has_not_ended_yet() {
     let (mut history, mut names) = (History::new(), Names::default());
     let slot = |seconds, start_unix, requests| HistorySlot {
