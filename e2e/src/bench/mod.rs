@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: compares no proxy, Tulle, Envoy and HAProxy.
 //!
 //! The path is client → outbound proxy → inbound proxy → server, in two network namespaces, with mutual TLS between the
-//! proxies. Envoy is configured as in a mesh, HAProxy speaks HTTP/2 between the two, and each proxy has one worker.
+//! proxies. Envoy is configured as in a mesh, HAProxy speaks HTTP/2 between the two, and each proxy has one worker. All get
+//! their connections by redirect rules, as in a pod.
 //! Compare only figures of the same run: absolute figures depend on the machine and its other load.
 //!
 //! ```text
 //!   testbed namespaces and servers
 //!   proxies a pair of proxies: tulle, envoy, haproxy
+//!   redirect redirect rules for Envoy and HAProxy
 //!   measure load generators and figures
 //!   feature requests with rules and policies, traces or a tap, compared with requests without
 //!   rate the same comparison at a fixed rate, for a tap
@@ -44,6 +46,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("iperf3", "iperf3"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("setpriv", "util-linux"),
     ("pip3", "python3-pip"),
     ("python3", "python3"),

@@ -232,8 +232,11 @@ fn unheard(request: &Request, said: &Said, seen: &[Seen], pods: &Pods) -> Option
     if request.times < SAMPLE || !said.reaches {
         return None;
     }
-    let mut noticed = said.backends.iter().filter(|backend| !backend.invalid && backend.share >= NOTICED);
+    let mut noticed = said.backends.iter().filter(|backend| backend.share >= NOTICED);
     let silent = noticed.find(|backend| {
+        if backend.invalid {
+            return !seen.iter().any(|seen| seen.reason == "RouteNoBackend");
+        }
         let of = pods.get(&backend.service);
         !seen.iter().any(|seen| of.is_some_and(|pods| pods.contains(&seen.pod)))
     });

@@ -237,6 +237,8 @@ impl<'a> Mesh<'a> {
         let mut deciding = BTreeSet::new();
         let mut open: Vec<&Question> = questions.iter().collect();
         loop {
+            // Before all that is asked: however long that takes, what differs is asked again.
+            let asked = start.elapsed();
             let seen = self.sent(&open)?;
             let said = explained(self.kube, &open)?;
             let mut left = Vec::new();
@@ -259,7 +261,7 @@ impl<'a> Mesh<'a> {
                     left.push(*question);
                 }
             }
-            if left.is_empty() || start.elapsed() > PATIENCE {
+            if left.is_empty() || asked > PATIENCE {
                 findings.requests += questions.len();
                 findings.differences.extend(differences);
                 return Ok(deciding);
