@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tulle_mesh::proto::{Tap, TapFilter};
 use tulle_operator::tap::{Tapping, Taps, Wanted};
 
-/// Requests in a second that each sidecar shows: what `tulle tap` asks for unless it is told otherwise.
+/// Requests that each sidecar shows per second: the default of `tulle tap`.
 const RATE: u32 = 20;
 
 /// The tap, while there is one.

@@ -77,7 +77,7 @@ pub static TRACES: Feature = Feature {
 /// A tap.
 pub static TAPS: Feature = Feature {
     file: "taps",
-    title: "without, and with a tap that each sidecar shows 20 of them in a second",
+    title: "without a tap, and with one that gets 20 requests a second from each sidecar",
     goal: 1.02,
     rows: [
         ("HTTP/1.1", ["http1_cpu_untapped", "http1_cpu_tapped"]),
@@ -90,7 +90,7 @@ pub static TAPS: Feature = Feature {
     settle: wait_until_tapped,
 };
 
-/// All of them.
+/// All features, in the order of their tables.
 pub static ALL: [&Feature; 3] = [&RULES, &TRACES, &TAPS];
 
 impl Feature {

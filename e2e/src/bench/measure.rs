@@ -185,7 +185,7 @@ fn figure(text: &str, line: &str, place: usize) -> Result<f64> {
 
 /// Result of requests at a fixed rate.
 pub struct OpenLoop {
-    /// Number of requests that were sent. All of them were answered with success.
+    /// Number of requests that were sent. Each was answered with success.
     pub sent: f64,
     /// Median of the response times in microseconds.
     pub p50: f64,

@@ -66,7 +66,7 @@ pub(super) struct Seen {
     pub(super) pod: String,
     /// The path that the application saw.
     pub(super) path: String,
-    /// Why there was no answer; empty: there was one.
+    /// Why the request was not answered; empty if it was.
     pub(super) error: String,
 }
 
