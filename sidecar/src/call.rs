@@ -192,8 +192,9 @@ impl<'a> Call<'a> {
     /// Returns whether the client's connection may carry another request.
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.retried(u64::from(self.attempts.saturating_sub(1)));
-        series.request(&ended.result, ended.grpc_status, self.since.elapsed(), ended.bytes);
-        worker.telemetry.taps.show(|| tap::Request::of(&self, series, &ended));
+        let took = self.since.elapsed();
+        series.request(&ended.result, ended.grpc_status, took, ended.bytes);
+        worker.telemetry.taps.show(|| tap::Request::of(&self, series, &ended, took));
         if let Some(trace) = &self.trace {
             trace.served(worker, &self, &ended);
         }

@@ -98,7 +98,7 @@ pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
                 accepted = poll_fn(|cx| accepting.poll_accept(cx)) => {
                     let Some((head, sender, receiver)) = accepted else { return };
                     let peer = Rc::clone(&peer);
-                    spawn_boxed(async move { stream_of(&peer, head, sender, receiver).await });
+                    spawn_boxed(|| stream_of(peer, head, sender, receiver));
                 }
                 () = drained.as_mut(), if !is_draining => {
                     is_draining = true;
@@ -116,7 +116,7 @@ pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
+pub(super) async fn stream_of(peer: Rc<Peer>, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
     let refuse = |reason, error: &dyn std::fmt::Display| {
         peer.worker.telemetry.event("refused_stream", reason);
         if let Some(suppressed) = LIMIT.allow() {
@@ -130,7 +130,7 @@ pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut
         Err(error) => return refuse("BadHead", &error),
     };
     if travels == Travels::Opaque {
-        return opaque(peer, sender, receiver).await;
+        return opaque(&peer, sender, receiver).await;
     }
     match parse_request(&mut BytesMut::from(block)) {
         Ok(Some(head)) => {
@@ -139,7 +139,7 @@ pub(super) async fn stream_of(peer: &Peer, mut block: Bytes, sender: Sender, mut
             let load = Load { in_flight, latency_us: worker.app_latency.micros(Instant::now()) };
             let mut call = Call::mesh(head, travels, &sender, &mut receiver, load);
             call.deadline = deadline_of(&call, left_ms);
-            serve_call(peer, call).await;
+            serve_call(&peer, call).await;
         }
         Ok(None) => refuse("BadRequest", &"the request's head is cut short"),
         Err(error) => refuse("BadRequest", &error),

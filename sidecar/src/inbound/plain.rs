@@ -20,7 +20,7 @@ use crate::http1::{Head, Reader, Writer};
 use crate::http2;
 use crate::io::Prefixed;
 use crate::listen::reset_on_close;
-use crate::task::spawn_boxed;
+use crate::task::{boxed, spawn_boxed};
 
 /// A connection that carries no request for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
@@ -108,7 +108,7 @@ async fn http1(peer: &Peer, stream: TcpStream, read: BytesMut) -> Result<(), Fai
             }
         };
         // A future of its own: a connection between requests does not hold what serving one takes.
-        if !Box::pin(serve_call(peer, Call::http1(head, &mut reader, &mut writer))).await {
+        if !boxed(|| serve_call(peer, Call::http1(head, &mut reader, &mut writer))).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }
@@ -156,7 +156,7 @@ async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), 
         let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
         idle.as_mut().reset(Instant::now() + KEEP_ALIVE);
         let peer = Rc::clone(&peer);
-        spawn_boxed(async move { stream_of(&peer, request, respond).await });
+        spawn_boxed(|| stream_of(peer, request, respond));
     }
 }
 
@@ -164,7 +164,7 @@ async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), 
 const HELD_BY_CONNECTION: usize = 2;
 
 async fn stream_of(
-    peer: &Peer,
+    peer: Rc<Peer>,
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
 ) {
@@ -174,7 +174,7 @@ async fn stream_of(
             let mut call = Call::http2(head, &mut body, &mut respond);
             call.deadline = deadline_of(&call, None);
             // Its answer ends with its stream, whatever becomes of the request.
-            let _ = serve_call(peer, call).await;
+            let _ = serve_call(&peer, call).await;
         }
         Err(failure) => {
             peer.worker.telemetry.event("refused_request", failure.name());

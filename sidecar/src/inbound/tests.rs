@@ -311,7 +311,7 @@ async fn mesh(worker: &Rc<Worker>, app: SocketAddr) -> Connection {
     spawn_local(async move {
         while let Some((head, sender, receiver)) = poll_fn(|cx| ours.poll_accept(cx)).await {
             let peer = Rc::clone(&peer);
-            spawn_local(async move { mesh::stream_of(&peer, head, sender, receiver).await });
+            spawn_local(mesh::stream_of(peer, head, sender, receiver));
         }
     });
     theirs
@@ -535,7 +535,7 @@ async fn a_request_takes_little_memory() {
         let (sender, receiver) = connection.open(b"\0", false).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let peer = Peer::new(worker, Client::plain(address, address));
-        let task = mesh::stream_of(&peer, Bytes::new(), sender, receiver);
+        let task = mesh::stream_of(Rc::clone(&peer), Bytes::new(), sender, receiver);
         assert!(size_of_val(&task) <= 8 * 1024 + 128, "{} bytes", size_of_val(&task));
     })
     .await;

@@ -26,7 +26,7 @@ use crate::io::Prefixed;
 use crate::route::{
     CopyTo, Forward, Found, Plan, Port, ResponseEdits, RouteTarget, hash_of_request, spoken_to,
 };
-use crate::task::spawn_boxed;
+use crate::task::{boxed, spawn_boxed};
 use crate::telemetry::Series;
 use crate::worker::Worker;
 
@@ -54,7 +54,7 @@ pub(super) async fn serve_http1(
         let call = Call::http1(head, &mut reader, &mut writer);
         // In a place of its own, which is free again when the request has ended: a connection that waits for its next
         // request occupies a tenth of one that serves it. The allocator hands the same place to one after another.
-        if !Box::pin(serve(worker, port, call, opened.take())).await {
+        if !boxed(|| serve(worker, port, call, opened.take())).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }
@@ -73,21 +73,21 @@ pub(super) async fn serve_http2(
     while let Some(accepted) = connection.accept().await {
         let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
         let (worker, port) = (Rc::clone(worker), Rc::clone(port));
-        spawn_boxed(async move { serve_stream(&worker, &port, request, respond).await });
+        spawn_boxed(|| serve_stream(worker, port, request, respond));
     }
     Ok(())
 }
 
 async fn serve_stream(
-    worker: &Rc<Worker>,
-    port: &Rc<Port>,
+    worker: Rc<Worker>,
+    port: Rc<Port>,
     request: ::http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
 ) {
     let (parts, mut body) = request.into_parts();
     match http2::request_head(&parts, body.is_end_stream()) {
         Ok(head) => {
-            serve(worker, port, Call::http2(head, &mut body, &mut respond), None).await;
+            serve(&worker, &port, Call::http2(head, &mut body, &mut respond), None).await;
         }
         Err(failure) => {
             worker.telemetry.event("refused_request", failure.name());

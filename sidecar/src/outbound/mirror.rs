@@ -101,7 +101,7 @@ pub(super) async fn send(
         let head = copied(target.head.as_deref().unwrap_or(&call.head), &body);
         let travels = spoken_to(target.protocol, &head, call.travels);
         let under_way = UnderWay::begin(worker);
-        spawn_boxed(copy(under_way, target, head, body.clone(), travels));
+        spawn_boxed(|| copy(under_way, target, head, body.clone(), travels));
     }
     Ok(())
 }

@@ -84,17 +84,16 @@ impl Filter {
     /// Whether a request is to be shown.
     pub fn passes(&self, request: &Request<'_>) -> bool {
         let key = request.key;
-        let (method, target) = request.head.request_line();
         let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
         is(&self.namespace, &key.namespace)
             && is(&self.peer, &key.peer)
             && self.direction.is_none_or(|direction| direction == key.wire_direction())
-            && self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
+            && self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(request.head.request_line().0))
             && self.status.as_ref().is_none_or(|statuses| statuses.contains(&request.status))
             && (!self.is_denied || request.failure.is_some_and(is_denial))
             && request.took >= self.slow
             // Last: it costs most.
-            && self.path.as_ref().is_none_or(|glob| has_path(target, glob))
+            && self.path.as_ref().is_none_or(|glob| has_path(request.head.request_line().1, glob))
     }
 }
 

@@ -57,7 +57,7 @@ impl Taps {
     #[cold]
     fn show_to_all(&self, request: &Request<'_>) {
         for tap in self.open.load().iter() {
-            tap.show(request, tap.second());
+            tap.show(request);
         }
     }
 
@@ -107,18 +107,19 @@ impl Tap {
         })
     }
 
-    /// The number of the current second, from 1 on.
-    fn second(&self) -> u32 {
-        u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1)
+    /// The number of the second in which a request ended, from 1 on. The clock is not read again for it.
+    fn second_of(&self, request: &Request<'_>) -> u32 {
+        let since_opened = (request.since + request.took).saturating_duration_since(self.since);
+        u32::try_from(since_opened.as_secs()).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     /// Shows a request that passes the filter, if there is room for it in this second and on the way.
-    fn show(&self, request: &Request<'_>, second: u32) {
+    fn show(&self, request: &Request<'_>) {
         if !self.filter.passes(request) {
             return;
         }
         self.passed.fetch_add(1, Ordering::Relaxed);
-        let room = self.rate.allow_in(second).and_then(|_| self.shown.try_reserve().ok());
+        let room = self.rate.allow_in(self.second_of(request)).and_then(|_| self.shown.try_reserve().ok());
         match room {
             Some(room) => {
                 room.send(Shown { tap: self.id, event: Box::new(request.event(&self.headers)) });

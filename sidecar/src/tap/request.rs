@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
 use tulle_mesh::proto::{self, TapEvent};
 use tulle_mesh::tap::{is_secret, shown_value};
 
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub(super) status: u16,
     /// The same of gRPC.
     pub(super) grpc_status: Option<u16>,
+    /// When its head had been read.
+    pub(super) since: Instant,
     /// From its head to the end of the answer.
     pub(super) took: Duration,
     /// How often it was sent.
@@ -73,8 +76,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A request that ended so, and was counted in this series.
-    pub fn of(call: &'a Call<'_>, series: &'a Series, ended: &'a Ended) -> Self {
+    /// A request that ended so after this time, and was counted in this series.
+    pub fn of(call: &'a Call<'_>, series: &'a Series, ended: &'a Ended, took: Duration) -> Self {
         let (status, grpc_status) = match &ended.result {
             Ok(status) => (*status, ended.grpc_status),
             // Of an answer that was cut off only its end is known.
@@ -86,7 +89,8 @@ impl<'a> Request<'a> {
             head: &call.head,
             status,
             grpc_status,
-            took: call.since.elapsed(),
+            since: call.since,
+            took,
             attempts: call.attempts,
             failure: ended.result.as_ref().err(),
         }

@@ -53,10 +53,16 @@ impl Sample {
             head: &self.head,
             status: self.status,
             grpc_status: None,
+            since: Instant::now(),
             took: self.took,
             attempts: 2,
             failure: self.failure.as_ref(),
         }
+    }
+
+    /// The same, which ended in this second of a tap.
+    fn ended_in(&self, second: u32, tap: &Tap) -> Request<'_> {
+        Request { since: tap.since + Duration::from_secs(u64::from(second) - 1), ..self.request() }
     }
 }
 
@@ -185,11 +191,11 @@ fn what_is_beyond_the_rate_of_a_second_is_lost_and_counted() {
     let tap = Tap::compile(&tap, shown).unwrap();
     let sample = Sample::new();
     for _ in 0..5 {
-        tap.show(&sample.request(), 1);
+        tap.show(&sample.ended_in(1, &tap));
     }
-    tap.show(&sample.request(), 2);
+    tap.show(&sample.ended_in(2, &tap));
     let other = Sample { head: head("GET / HTTP/1.1\r\nhost: cart\r\n\r\n"), ..Sample::new() };
-    tap.show(&other.request(), 2);
+    tap.show(&other.ended_in(2, &tap));
     assert_eq!(tap.counts(), Tapped { id: 1, passed: 6, lost: 3, ..Tapped::default() });
     let count = std::iter::from_fn(|| received.try_recv().ok()).count();
     assert_eq!(count, 3);
@@ -203,7 +209,7 @@ fn a_rate_is_at_least_one_and_at_most_a_hundred() {
         let tap = Tap::compile(&proto::Tap { rate, ..everything(1) }, shown).unwrap();
         let sample = Sample::new();
         for _ in 0..150 {
-            tap.show(&sample.request(), 1);
+            tap.show(&sample.ended_in(1, &tap));
         }
         let Tapped { passed, lost, .. } = tap.counts();
         assert_eq!((passed, passed - lost), (150, expected), "{rate}");
@@ -217,14 +223,14 @@ fn what_finds_no_room_on_its_way_is_lost_and_nobody_waits() {
     let sample = Sample::new();
     let more = CAPACITY as u32 + 7;
     for second in 1..=more {
-        tap.show(&sample.request(), second);
+        tap.show(&sample.ended_in(second, &tap));
     }
     assert_eq!(tap.counts(), Tapped { id: 1, passed: more.into(), lost: 7, ..Tapped::default() });
     received.try_recv().unwrap();
-    tap.show(&sample.request(), more + 1);
+    tap.show(&sample.ended_in(more + 1, &tap));
     assert_eq!(tap.counts().lost, 0, "there is room again");
     drop(received);
-    tap.show(&sample.request(), more + 2);
+    tap.show(&sample.ended_in(more + 2, &tap));
     assert_eq!(tap.counts().lost, 1, "the stream has ended");
 }
 
@@ -427,7 +433,7 @@ async fn the_status_is_what_the_client_got() {
         (Ended::failed(Failure::ClientGaveUp), 0, "ClientGaveUp"),
     ] {
         let call = Call::http1(Sample::new().head, &mut reader, &mut writer);
-        let event = Request::of(&call, &series, &ended).event(&ShownHeaders::default());
+        let event = Request::of(&call, &series, &ended, call.since.elapsed()).event(&ShownHeaders::default());
         assert_eq!((event.status, event.reason.as_str(), event.attempts), (status, reason, 0), "{ended:?}");
         assert_eq!((event.peer.as_str(), event.revision.as_str()), ("cart", "v2"));
     }
