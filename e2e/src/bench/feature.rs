@@ -22,8 +22,10 @@ use crate::host;
 pub const PATH: &str = "?page=7";
 
 /// Whether they are on, slice by slice. Either comes as often, and early as often as late: neither a drift nor its
-/// change is taken for a difference.
+/// change is taken for a difference. One slice of each makes a pair.
 const SLICES: [bool; 8] = [false, true, true, false, true, false, false, true];
+/// How many pairs there are.
+const PAIRS: f64 = (SLICES.len() / 2) as f64;
 /// Duration of a slice of each protocol, in seconds.
 const SECONDS: u64 = 3;
 /// After a change, everything is in force: what the first request shows is only that the rules are.
@@ -40,12 +42,39 @@ pub struct Feature {
     pub title: &'static str,
     /// The most that it may cost.
     goal: f64,
-    /// A protocol, and its figures without and with the feature.
-    rows: [(&'static str, [&'static str; 2]); 2],
+    /// HTTP/1.1 and HTTP/2.
+    rows: [Row; 2],
     /// The same at a fixed rate, if it is compared there too.
     fixed_rate: Option<FixedRate>,
     /// Waits until it is in force, or gone.
     settle: fn(&Testbed, &ProxyPair<'_>, bool) -> Result<()>,
+}
+
+/// A row of the table: names of its figures.
+pub struct Row {
+    /// What stands before it.
+    pub label: &'static str,
+    /// CPU seconds of both sidecars per million requests without the feature.
+    pub without: &'static str,
+    /// The same with it.
+    pub with: &'static str,
+    /// The standard error of the ratio.
+    pub error: &'static str,
+}
+
+impl Row {
+    /// The figures: means of the slices, and by how much their ratio may be wrong by chance.
+    fn summary(&self, slices: &[f64]) -> [(&'static str, f64); 3] {
+        let (mut without, mut with) = (0.0, 0.0);
+        for (on, cpu) in SLICES.into_iter().zip(slices) {
+            *(if on { &mut with } else { &mut without }) += cpu / PAIRS;
+        }
+        let pairs = SLICES.chunks_exact(2).zip(slices.chunks_exact(2));
+        let differences = pairs.map(|(on, cpu)| if on[0] { cpu[0] - cpu[1] } else { cpu[1] - cpu[0] });
+        let squares: f64 = differences.map(|difference| (difference - (with - without)).powi(2)).sum();
+        let error = (squares / (PAIRS - 1.0) / PAIRS).sqrt() / without;
+        [(self.without, without), (self.with, with), (self.error, error)]
+    }
 }
 
 /// Routes and a policy.
@@ -54,8 +83,8 @@ pub static RULES: Feature = Feature {
     title: "without, and with five rules and all sections of a policy",
     goal: 1.05,
     rows: [
-        ("HTTP/1.1", ["http1_cpu_unruled", "http1_cpu_ruled"]),
-        ("HTTP/2", ["http2_cpu_unruled", "http2_cpu_ruled"]),
+        row("HTTP/1.1", "http1_cpu_unruled", "http1_cpu_ruled", "http1_error_ruled"),
+        row("HTTP/2", "http2_cpu_unruled", "http2_cpu_ruled", "http2_error_ruled"),
     ],
     fixed_rate: None,
     settle: wait_until_ruled,
@@ -67,8 +96,8 @@ pub static TRACES: Feature = Feature {
     title: "without, and with 1 % of them traced to a collector",
     goal: 1.05,
     rows: [
-        ("HTTP/1.1", ["http1_cpu_untraced", "http1_cpu_traced"]),
-        ("HTTP/2", ["http2_cpu_untraced", "http2_cpu_traced"]),
+        row("HTTP/1.1", "http1_cpu_untraced", "http1_cpu_traced", "http1_error_traced"),
+        row("HTTP/2", "http2_cpu_untraced", "http2_cpu_traced", "http2_error_traced"),
     ],
     fixed_rate: None,
     settle: wait_until_traced,
@@ -80,15 +109,20 @@ pub static TAPS: Feature = Feature {
     title: "without a tap, and with one that gets 20 requests a second from each sidecar",
     goal: 1.02,
     rows: [
-        ("HTTP/1.1", ["http1_cpu_untapped", "http1_cpu_tapped"]),
-        ("HTTP/2", ["http2_cpu_untapped", "http2_cpu_tapped"]),
+        row("HTTP/1.1", "http1_cpu_untapped", "http1_cpu_tapped", "http1_error_tapped"),
+        row("HTTP/2", "http2_cpu_untapped", "http2_cpu_tapped", "http2_error_tapped"),
     ],
     fixed_rate: Some(FixedRate {
-        without: Names { cpu: "rate_cpu_untapped", sent: "rate_sent_untapped", p99: "rate_p99_untapped" },
-        with: Names { cpu: "rate_cpu_tapped", sent: "rate_sent_tapped", p99: "rate_p99_tapped" },
+        cpu: row(rate::LABEL, "rate_cpu_untapped", "rate_cpu_tapped", "rate_error_tapped"),
+        without: Names { sent: "rate_sent_untapped", p99: "rate_p99_untapped" },
+        with: Names { sent: "rate_sent_tapped", p99: "rate_p99_tapped" },
     }),
     settle: wait_until_tapped,
 };
+
+const fn row(label: &'static str, without: &'static str, with: &'static str, error: &'static str) -> Row {
+    Row { label, without, with, error }
+}
 
 /// All features, in the order of their tables.
 pub static ALL: [&Feature; 3] = [&RULES, &TRACES, &TAPS];
@@ -113,24 +147,32 @@ impl Feature {
         let mut figures = Figures::new();
         // What is learned and allocated once is not a part of either.
         slice(testbed, pair, 1)?;
+        let mut slices = [Vec::new(), Vec::new(), Vec::new()];
         for on in SLICES {
             self.turn(testbed, on)?;
             (self.settle)(testbed, pair, on)?;
-            let mut found = Vec::new();
-            for ((_, [without, with]), cpu) in self.rows.into_iter().zip(slice(testbed, pair, SECONDS)?) {
-                found.push((if on { with } else { without }, cpu));
+            for (slices, cpu) in slices.iter_mut().zip(slice(testbed, pair, SECONDS)?) {
+                slices.push(cpu);
             }
             if let Some(rate) = &self.fixed_rate {
-                let names = if on { &rate.with } else { &rate.without };
-                found.extend(names.measure(testbed, pair)?);
+                let (cpu, found) = rate.measure(testbed, pair, on)?;
+                slices[2].push(cpu);
+                for (name, value) in found {
+                    *figures.entry(name).or_default() += value / PAIRS;
+                }
             }
-            for (name, value) in found {
-                *figures.entry(name).or_default() += value / (SLICES.len() as f64 / 2.0);
-            }
+        }
+        for (row, slices) in self.table().zip(slices) {
+            figures.extend(row.summary(&slices));
         }
         self.turn(testbed, false)?;
         (self.settle)(testbed, pair, false)?;
         Ok(figures)
+    }
+
+    /// All rows of its table.
+    fn table(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().chain(self.fixed_rate.as_ref().map(|rate| &rate.cpu))
     }
 
     /// The table; `figure` finds a figure by its name.
@@ -141,21 +183,24 @@ impl Feature {
             self.title
         );
         let goal = self.goal;
-        let mut row = |label: &str, without: f64, with: f64, remark: &str| {
-            let ratio = with / without;
-            let verdict = if ratio <= goal { "" } else { ", missed" };
+        let compared = self.fixed_rate.as_ref().and_then(|rate| rate.find(&figure));
+        for row in self.table() {
+            let (Some(without), Some(with)) = (figure(row.without), figure(row.with)) else { continue };
+            let (ratio, error) = (with / without, figure(row.error).unwrap_or_default());
+            let verdict = match ratio - goal {
+                ..=0.0 => "",
+                above if above <= 2.0 * error => ", exceeded by less than twice the error",
+                _ => ", missed",
+            };
+            let is_slower = row.label == rate::LABEL && compared.as_ref().is_some_and(|rate| !rate.reached());
+            let remark = if is_slower { ", but that rate was not reached" } else { "" };
             let _ = writeln!(
                 out,
-                "| {label} | {without:.2} | {with:.2} | {ratio:.3} | ≤ {goal}{verdict}{remark} |"
+                "| {} | {without:.2} | {with:.2} | {ratio:.3} ± {error:.3} | ≤ {goal}{verdict}{remark} |",
+                row.label
             );
-        };
-        for (label, [without, with]) in self.rows {
-            let (Some(without), Some(with)) = (figure(without), figure(with)) else { continue };
-            row(label, without, with, "");
         }
-        if let Some(compared) = self.fixed_rate.as_ref().and_then(|rate| rate.find(&figure)) {
-            let remark = if compared.reached() { "" } else { ", but that rate was not reached" };
-            row(rate::LABEL, compared.without.cpu, compared.with.cpu, remark);
+        if let Some(compared) = compared {
             let _ = writeln!(out, "\n{}", compared.sentence());
         }
         out
@@ -233,6 +278,7 @@ mod tests {
         TAPS.report(|name| match name {
             "rate_cpu_untapped" => Some(40.0),
             "rate_cpu_tapped" => Some(cpu_tapped),
+            "rate_error_tapped" => Some(0.002),
             "rate_sent_untapped" => Some(10_000.0),
             "rate_sent_tapped" => Some(sent),
             "rate_p99_untapped" | "rate_p99_tapped" => Some(2_000.0),
@@ -243,7 +289,7 @@ mod tests {
     #[test]
     fn the_row_of_the_fixed_rate_has_its_ratio_and_the_sentence_the_share_of_a_core() {
         let report = report_of(9_990.0, 40.4);
-        let row = "| HTTP/1.1 at 10,000 requests/s | 40.00 | 40.40 | 1.010 | ≤ 1.02 |\n\n";
+        let row = "| HTTP/1.1 at 10,000 requests/s | 40.00 | 40.40 | 1.010 ± 0.002 | ≤ 1.02 |\n\n";
         assert!(report.contains(row), "{report}");
         assert!(report.contains("10000 and 9990 per second were sent"), "{report}");
         assert!(report.contains("use 40.0 % and 40.4 % of a core"), "{report}");
@@ -251,7 +297,22 @@ mod tests {
 
     #[test]
     fn a_tap_that_costs_more_than_its_limit_has_missed_it() {
-        assert!(report_of(10_000.0, 41.0).contains("| 1.025 | ≤ 1.02, missed |"));
+        assert!(report_of(10_000.0, 41.0).contains("| 1.025 ± 0.002 | ≤ 1.02, missed |"));
+    }
+
+    #[test]
+    fn a_limit_is_not_missed_for_certain_by_less_than_what_chance_makes_of_it() {
+        let remark = "| 1.022 ± 0.002 | ≤ 1.02, exceeded by less than twice the error |";
+        assert!(report_of(10_000.0, 40.9).contains(remark));
+    }
+
+    #[test]
+    fn a_ratio_is_as_uncertain_as_the_differences_of_the_pairs() {
+        let figures = TAPS.rows[0].summary(&[10.0, 11.0, 15.0, 12.0, 12.0, 11.0, 10.0, 11.0]);
+        let [(_, without), (_, with), (_, error)] = figures;
+        assert_eq!((without, with), (10.75, 12.25));
+        // The pairs differ by 1, 3, 1 and 1 where the mean is 1.5: their standard deviation is 1, half of it for four.
+        assert!((error - 0.5 / 10.75).abs() < 1e-9, "{error}");
     }
 
     #[test]

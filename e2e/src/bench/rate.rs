@@ -5,6 +5,7 @@
 
 use anyhow::Result;
 
+use super::feature::Row;
 use super::measure::{host_and_port, open_loop};
 use super::proxies::ProxyPair;
 use super::testbed::Testbed;
@@ -21,6 +22,8 @@ const REACHED: f64 = 0.99;
 
 /// Names of the figures without and with the feature.
 pub struct FixedRate {
+    /// CPU.
+    pub cpu: Row,
     /// Without it.
     pub without: Names,
     /// With it.
@@ -29,48 +32,45 @@ pub struct FixedRate {
 
 /// Names of the figures of one state.
 pub struct Names {
-    /// CPU seconds of both sidecars per million requests.
-    pub cpu: &'static str,
     /// Requests that were sent per second.
     pub sent: &'static str,
     /// Their p99 in microseconds.
     pub p99: &'static str,
 }
 
+/// CPU seconds of both sidecars per million requests in a slice, and its other figures.
+type Slice = (f64, [(&'static str, f64); 2]);
+
 /// Figures of one state.
-pub struct State {
-    /// CPU seconds of both sidecars per million requests.
-    pub cpu: f64,
+struct State {
+    cpu: f64,
     sent: f64,
     p99: f64,
 }
 
 /// Figures of both states.
 pub struct Compared {
-    /// Without the feature.
-    pub without: State,
-    /// With it.
-    pub with: State,
-}
-
-impl Names {
-    /// One slice.
-    pub fn measure(&self, testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<[(&'static str, f64); 3]> {
-        let before = pair.cpu_seconds();
-        let load = open_loop(testbed, &host_and_port(&pair.targets.http1), RATE, SECONDS)?;
-        let cpu = (pair.cpu_seconds() - before) * 1e6 / load.sent;
-        Ok([(self.cpu, cpu), (self.sent, load.sent / SECONDS as f64), (self.p99, load.p99)])
-    }
-
-    fn find(&self, figure: impl Fn(&str) -> Option<f64>) -> Option<State> {
-        Some(State { cpu: figure(self.cpu)?, sent: figure(self.sent)?, p99: figure(self.p99)? })
-    }
+    without: State,
+    with: State,
 }
 
 impl FixedRate {
+    /// One slice: CPU seconds of both sidecars per million requests, and the other figures of this state.
+    pub fn measure(&self, testbed: &Testbed, pair: &ProxyPair<'_>, on: bool) -> Result<Slice> {
+        let before = pair.cpu_seconds();
+        let load = open_loop(testbed, &host_and_port(&pair.targets.http1), RATE, SECONDS)?;
+        let cpu = (pair.cpu_seconds() - before) * 1e6 / load.sent;
+        let names = if on { &self.with } else { &self.without };
+        Ok((cpu, [(names.sent, load.sent / SECONDS as f64), (names.p99, load.p99)]))
+    }
+
     /// The figures of both states, if they were measured; `figure` finds a figure by its name.
     pub fn find(&self, figure: impl Fn(&str) -> Option<f64>) -> Option<Compared> {
-        Some(Compared { without: self.without.find(&figure)?, with: self.with.find(&figure)? })
+        let state = |cpu, names: &Names| {
+            Some(State { cpu: figure(cpu)?, sent: figure(names.sent)?, p99: figure(names.p99)? })
+        };
+        let without = state(self.cpu.without, &self.without)?;
+        Some(Compared { without, with: state(self.cpu.with, &self.with)? })
     }
 }
 
