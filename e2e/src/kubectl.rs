@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster};
-use crate::host;
+use crate::host::{self, Ended};
 
 /// Time limit of a call of kubectl, so that one that hangs does not block the whole run.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -77,6 +77,19 @@ impl Kube {
     /// The warnings that creating an object would print.
     pub fn warnings(&self, manifest: &str) -> Result<String> {
         Ok(self.run_with_input(&["create", "--dry-run=server", "-f", "-"], manifest)?.1)
+    }
+
+    /// What a server-side apply of manifests would change, as `kubectl diff` prints it; empty: nothing.
+    pub fn differences(&self, manifests: &str) -> Result<String> {
+        let file = host::cache()?.join("compared.yaml");
+        host::write(&file, manifests)?;
+        let mut command = self.command(&["diff", "--server-side", "--force-conflicts", "-f"])?;
+        let Ended { status, stdout, stderr } = host::ended_within(command.arg(&file), LIMIT)?;
+        match status.code() {
+            Some(0) => Ok(String::new()),
+            Some(1) => Ok(stdout),
+            _ => bail!("kubectl diff: {status} {stderr}"),
+        }
     }
 
     /// Runs kubectl with standard input; returns its standard output and error.

@@ -22,7 +22,7 @@ const REACHED: f64 = 0.99;
 
 /// Names of the figures without and with the feature.
 pub struct FixedRate {
-    /// CPU.
+    /// Row of the CPU.
     pub cpu: Row,
     /// Without it.
     pub without: Names,

@@ -279,7 +279,7 @@ fn uninstalled(kube: &Kube) -> Result<()> {
 
 /// Objects of every kind that can be listed, namespaced or not, whose names contain `tulle`. Events are left
 /// out, because they are a record and expire.
-fn left_of_tulle(kube: &Kube) -> Result<Vec<String>> {
+pub(super) fn left_of_tulle(kube: &Kube) -> Result<Vec<String>> {
     let lines = "jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
     let mut left = Vec::new();
     for namespaced in ["--namespaced=true", "--namespaced=false"] {
@@ -293,7 +293,8 @@ fn left_of_tulle(kube: &Kube) -> Result<Vec<String>> {
     Ok(left)
 }
 
-fn scale(kube: &Kube, workload: &str, replicas: u32) -> Result<()> {
+/// Scales a workload of Tulle, and waits until its pods are ready, or gone.
+pub(super) fn scale(kube: &Kube, workload: &str, replicas: u32) -> Result<()> {
     kube.run(&["-n", "tulle-system", "scale", "deployment", workload, &format!("--replicas={replicas}")])?;
     if replicas > 0 {
         return kube.rolled_out("tulle-system", &format!("deployment/{workload}"), 120);

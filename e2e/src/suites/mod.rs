@@ -22,6 +22,7 @@ mod resilience;
 mod rollouts;
 mod routes;
 mod seeing;
+mod setup;
 mod skew;
 mod talk;
 mod updates;
@@ -96,6 +97,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "updates", tests: updates::TESTS, alone: true },
     Suite { name: OPERATIONS, tests: operations::TESTS, alone: true },
     Suite { name: "helm", tests: helm::TESTS, alone: true },
+    Suite { name: "setup", tests: setup::TESTS, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
 

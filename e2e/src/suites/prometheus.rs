@@ -110,6 +110,10 @@ fn answers(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
+/// What stands for the variables of the dashboards.
+const VARIABLES: [(&str, &str); 4] =
+    [("$__rate_interval", "1m"), ("$namespace", NAMESPACE), ("$workload", "front"), ("$service", "back")];
+
 /// An expression, and whether it must have a result.
 struct Question {
     of: String,
@@ -127,17 +131,19 @@ fn questions(native: bool) -> Result<Vec<Question>> {
     }
     let dashboards = ["mesh", "workload", "canaries"];
     for name in dashboards {
-        for panel in dashboard(name)?["panels"].as_array().into_iter().flatten() {
+        let dashboard = dashboard(name)?;
+        for variable in dashboard["templating"]["list"].as_array().into_iter().flatten() {
+            if let Some(query) = variable["query"]["query"].as_str() {
+                let of = format!("{name}: the values of {}", variable["name"]);
+                let expression = filled(asked_by(query)?, &VARIABLES);
+                all.push(Question { of, expression, needs_data: true });
+            }
+        }
+        for panel in dashboard["panels"].as_array().into_iter().flatten() {
             // A panel that may be empty says what that means.
             let may_be_empty = panel["fieldConfig"]["defaults"]["noValue"].is_string();
             for target in panel["targets"].as_array().into_iter().flatten() {
-                let variables = [
-                    ("$__rate_interval", "1m"),
-                    ("$namespace", NAMESPACE),
-                    ("$workload", "front"),
-                    ("$service", "back"),
-                ];
-                let expression = filled(target["expr"].as_str().unwrap_or(""), &variables);
+                let expression = filled(target["expr"].as_str().unwrap_or(""), &VARIABLES);
                 // The test has a Canary.
                 let needs_data = !may_be_empty || expression.contains("tulle_canary_");
                 all.push(Question { of: format!("{name}: {}", panel["title"]), expression, needs_data });
@@ -173,6 +179,14 @@ fn questions(native: bool) -> Result<Vec<Question>> {
     let kinds: BTreeSet<bool> = all.iter().map(|question| question.needs_data).collect();
     ensure!(kinds.len() == 2 && all.len() > 70, "only {} expressions were found", all.len());
     Ok(all)
+}
+
+/// What a dashboard's variable asks Prometheus for: `label_values(series, label)` and `query_result(expression)` are
+/// functions of Grafana.
+fn asked_by(query: &str) -> Result<&str> {
+    let within = |function: &str| query.strip_prefix(function)?.strip_prefix('(')?.strip_suffix(')');
+    let series = within("label_values").and_then(|within| Some(within.rsplit_once(',')?.0));
+    series.or_else(|| within("query_result")).with_context(|| format!("not a query of a variable: {query}"))
 }
 
 fn rules() -> Result<Vec<Value>> {

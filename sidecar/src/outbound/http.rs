@@ -51,10 +51,10 @@ pub(super) async fn serve_http1(
                 return Err(failure);
             }
         };
-        let call = Call::http1(head, &mut reader, &mut writer);
         // In a place of its own, which is free again when the request has ended: a connection that waits for its next
         // request occupies a tenth of one that serves it. The allocator hands the same place to one after another.
-        if !boxed(|| serve(worker, port, call, opened.take())).await {
+        let call = || Call::http1(head, &mut reader, &mut writer);
+        if !boxed(|| serve(worker, port, call(), opened.take())).await {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }

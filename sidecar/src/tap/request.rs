@@ -76,7 +76,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A request that ended so after this time, and was counted in this series.
+    /// A request that has ended: the series that it was counted in, its outcome and its duration.
     pub fn of(call: &'a Call<'_>, series: &'a Series, ended: &'a Ended, took: Duration) -> Self {
         let (status, grpc_status) = match &ended.result {
             Ok(status) => (*status, ended.grpc_status),

@@ -62,7 +62,8 @@ impl Sample {
 
     /// The same, which ended in this second of a tap.
     fn ended_in(&self, second: u32, tap: &Tap) -> Request<'_> {
-        Request { since: tap.since + Duration::from_secs(u64::from(second) - 1), ..self.request() }
+        let since = tap.since + Duration::from_secs(u64::from(second) - 1);
+        Request { since, took: Duration::ZERO, ..self.request() }
     }
 }
 

@@ -38,7 +38,8 @@ impl Limited {
         let mut seen = self.window.load(Ordering::Relaxed);
         loop {
             let lines = seen & u64::from(u32::MAX);
-            let next = if seen >> 32 != u64::from(second) {
+            // A thread that was held up between the clock and here does not begin an earlier second anew.
+            let next = if seen >> 32 < u64::from(second) {
                 first
             } else if lines < u64::from(self.per_second) {
                 seen + 1
@@ -70,6 +71,9 @@ mod tests {
         assert_eq!(limit.allow_in(2), Some(0), "each is reported once");
         assert_eq!(limit.allow_in(2), None);
         assert_eq!(limit.allow_in(7), Some(1), "seconds without an event do not matter");
+        assert_eq!(limit.allow_in(6), Some(0), "a thread that comes late takes of the second that has begun");
+        assert_eq!(limit.allow_in(6), None);
+        assert_eq!(limit.allow_in(7), None);
     }
 
     #[test]
