@@ -48,12 +48,12 @@ impl Paths {
     /// [`Explanation`]; parameters `source` and `destination` (`namespace/name`, the destination of a Service, with
     /// `:port` where it has several), `method`, `path`, `header` (`name:value`, repeated).
     pub const EXPLAIN: &'static str = "/api/v1/explain";
-    /// [`Access`]; parameters `namespace`, `name`, and `who` (`can` whom: clients of the workload) or `what` (what it may
-    /// reach).
+    /// [`Access`]; parameters `namespace`, `name`, `who` (`can` whom: clients of the workload) or `what` (what it may
+    /// reach), and `window` (default 3,600 with a name; without one 21,600, which is everything that is kept).
     pub const ACCESS: &'static str = "/api/v1/access";
     /// [`Evidence`]; parameters `namespace` and `canary`. 404 where there is no such Canary.
     pub const EVIDENCE: &'static str = "/api/v1/evidence";
-    /// POST of a MeshPolicy as JSON, answered with [`Diff`].
+    /// POST of a MeshPolicy as JSON, answered with [`Diff`]; parameter `window` (default 3,600).
     pub const DIFF: &'static str = "/api/v1/diff";
     /// A stream of lines, each a [`Tap`] as JSON, of the sidecars that are connected to this replica; it ends with the
     /// request. Parameters `namespace`, `name` (of a workload; absent: all of the namespace), `direction` (`inbound` or
@@ -330,7 +330,7 @@ pub struct AccessRow {
     pub paths: Vec<String>,
     /// The policy that allows it; empty: nothing restricts it.
     pub allowed_by: String,
-    /// Requests in the last hour.
+    /// Requests and opaque connections in the window of the answer.
     pub seen: u64,
 }
 
@@ -340,10 +340,14 @@ pub struct AccessRow {
 pub struct Access {
     /// The rows.
     pub rows: Vec<AccessRow>,
-    /// The least policies that the traffic of the last hour needs, as MeshPolicies in Shadow mode.
+    /// The least policies that the traffic in the window needs, as MeshPolicies in Shadow mode.
     pub suggested: Vec<serde_json::Value>,
     /// Whether there are more: ask for one namespace or workload.
     pub truncated: bool,
+    /// As in [`Stat`].
+    pub window: u64,
+    /// As in [`Stat`].
+    pub lost: u64,
 }
 
 /// An edge that a policy would change.
@@ -358,7 +362,7 @@ pub struct DiffRow {
     pub because: String,
 }
 
-/// What a policy would deny of the last hour's traffic.
+/// What a policy would deny of the traffic in a window.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Diff {
@@ -366,6 +370,10 @@ pub struct Diff {
     pub pods: u32,
     /// The edges, those with the most requests first.
     pub rows: Vec<DiffRow>,
+    /// As in [`Stat`].
+    pub window: u64,
+    /// As in [`Stat`].
+    pub lost: u64,
 }
 
 /// What the judge of a Canary decides by, at present.

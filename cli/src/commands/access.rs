@@ -1,10 +1,14 @@
 //! `tulle access`: who may reach what, and the least policies that the traffic seen needs.
 
+use std::time::Duration;
+
 use tulle_mesh::query::{Access, AccessRow, Party, Paths};
 
 use super::explain::{destination, visible, workload};
+use super::stat;
 use crate::cluster::Context;
 use crate::exit::CliError;
+use crate::human;
 use crate::output::{Format, Table, write};
 
 /// Options of `tulle access`.
@@ -29,8 +33,13 @@ enum Question {
         #[arg(value_name = "SRC")]
         source: String,
     },
-    /// Print policies in Shadow mode that allow the last hour's traffic to workloads without access rules, and no other
-    Suggest,
+    /// Print policies in Shadow mode that allow the recent traffic to workloads without access rules, and no other
+    Suggest {
+        /// The time whose traffic is allowed, from 10s to 6h
+        // All that the operator keeps: a policy that is made of an hour denies a client that calls every two hours.
+        #[arg(long, default_value = "6h", value_parser = human::duration)]
+        window: Duration,
+    },
 }
 
 /// Runs `tulle access`.
@@ -54,7 +63,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             let found = ask(context, &[("namespace", &namespace), ("name", &name), ("what", "can")]).await?;
             context.output.print(&found, |wide| table(&found, wide))
         }
-        Question::Suggest => suggest(context).await,
+        Question::Suggest { window } => suggest(context, window).await,
     }
 }
 
@@ -82,29 +91,49 @@ async fn ask(context: &Context, parameters: &[(&str, &str)]) -> Result<Access, C
     Ok(found)
 }
 
-async fn suggest(context: &Context) -> Result<(), CliError> {
-    let mut parameters = vec![("who", "can")];
+async fn suggest(context: &Context, asked: Duration) -> Result<(), CliError> {
+    let window = stat::window(asked)?;
+    let mut parameters = vec![("who", "can"), ("window", window.as_str())];
     parameters.extend(context.namespace().map(|namespace| ("namespace", namespace)));
     let found = ask(context, &parameters).await?;
-    if found.suggested.is_empty() {
-        crate::exit::note(
-            "No suggestions: every workload that named clients called in the last hour has access rules, or no labels of its own.",
-        );
-    }
-    match context.output.format {
+    let format = context.output.format;
+    notes(&found, asked, format).iter().for_each(|note| crate::exit::note(note));
+    match format {
         Format::Json => context.output.print(&found.suggested, |_| Table::default()),
         Format::Name => write(&found.suggested.iter().map(name_of).collect::<String>()),
-        Format::Table | Format::Wide | Format::Yaml => write(&documents(&found.suggested)?),
+        Format::Table | Format::Wide | Format::Yaml => write(&documents(&found)?),
     }
 }
 
-/// YAML documents, as `kubectl apply -f -` takes them.
-fn documents(policies: &[serde_json::Value]) -> Result<String, CliError> {
+/// What the reader of suggested policies must know about them, and what is not among the policies in this format.
+fn notes(found: &Access, asked: Duration, format: Format) -> Vec<String> {
+    let missing = stat::notes(asked.as_secs(), found.window, found.lost);
+    let mut notes: Vec<String> = missing.iter().map(|note| format!("note: {note}")).collect();
+    let known = known(found);
+    if found.suggested.is_empty() {
+        notes.push(format!(
+            "No suggestions: every workload that named clients called in the last {known} has access rules, or no labels of its own."
+        ));
+    } else if matches!(format, Format::Json | Format::Name) {
+        notes.push(format!("note: these policies allow the traffic of the last {known}"));
+    }
+    notes
+}
+
+/// The time that an answer is about.
+fn known(found: &Access) -> String {
+    human::age(Duration::from_secs(found.window))
+}
+
+/// The policies as YAML documents, as `kubectl apply -f -` takes them, below a comment about their time.
+fn documents(found: &Access) -> Result<String, CliError> {
     let mut text = String::new();
-    for policy in policies {
+    for policy in &found.suggested {
         let yaml = serde_yaml::to_string(policy)
             .map_err(|error| CliError::failed(format!("the policy has no YAML form: {error}")))?;
-        if !text.is_empty() {
+        if text.is_empty() {
+            text = format!("# These policies allow the traffic of the last {}.\n", known(found));
+        } else {
             text.push_str("---\n");
         }
         text.push_str(&yaml);
@@ -147,9 +176,31 @@ pub fn name(party: &Party) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
     use serde_json::json;
 
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn window_of(line: &[&str]) -> Duration {
+        match Line::try_parse_from(line).ok().unwrap().args.question {
+            Question::Suggest { window } => window,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn policies_are_suggested_for_all_that_is_kept_unless_the_user_says_otherwise() {
+        assert_eq!(stat::window(window_of(&["access", "suggest"])), Ok("21600".to_owned()));
+        let hour = window_of(&["access", "suggest", "--window", "1h"]);
+        assert_eq!(stat::window(hour), Ok("3600".to_owned()));
+        assert!(Line::try_parse_from(["access", "suggest", "--window", "60"]).is_err());
+    }
 
     #[test]
     fn a_server_is_a_workload_or_a_service() {
@@ -175,10 +226,30 @@ mod tests {
     fn suggestions_are_documents_that_kubectl_takes() {
         let policy =
             |name: &str| json!({"kind": "MeshPolicy", "metadata": {"name": name, "namespace": "shop"}});
-        let policies = [policy("a"), policy("b")];
-        let text = documents(&policies).unwrap();
+        let suggested = vec![policy("a"), policy("b")];
+        let found = Access { suggested, window: 21_600, ..Access::default() };
+        let text = documents(&found).unwrap();
+        assert!(text.starts_with("# These policies allow the traffic of the last 6h.\nkind: "), "{text}");
         assert_eq!(text.matches("---\n").count(), 1);
         assert_eq!(text.matches("kind: MeshPolicy").count(), 2);
-        assert_eq!(name_of(&policies[0]), "shop/a\n");
+        assert_eq!(name_of(&found.suggested[0]), "shop/a\n");
+        assert_eq!(documents(&Access::default()).unwrap(), "");
+    }
+
+    #[test]
+    fn what_suggestions_are_made_of_is_said() {
+        let found = Access { suggested: vec![json!({})], window: 1_200, lost: 1, ..Access::default() };
+        let asked = Duration::from_secs(21_600);
+        let said = notes(&found, asked, Format::Yaml);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], "note: only the last 20m are known: the operator has no older counts");
+        assert!(said[1].contains("1 report was lost"), "{said:?}");
+        let whole = Access { window: 21_600, lost: 0, ..found };
+        assert!(notes(&whole, asked, Format::Yaml).is_empty(), "the documents say it");
+        let said = notes(&whole, asked, Format::Json);
+        assert_eq!(said, ["note: these policies allow the traffic of the last 6h"]);
+        let nothing = Access { suggested: Vec::new(), ..whole };
+        let said = notes(&nothing, asked, Format::Json);
+        assert!(said.len() == 1 && said[0].contains("called in the last 6h has access rules"), "{said:?}");
     }
 }

@@ -1,6 +1,7 @@
-//! `tulle diff`: which of the last hour's traffic a policy would deny, before it is applied.
+//! `tulle diff`: what of the recent traffic a policy would deny, before it is applied.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,9 +10,10 @@ use tulle_mesh::query::{Diff, DiffRow, Paths};
 use super::access::name;
 use super::explain::visible;
 use super::lint::read::{self, Input};
+use super::stat;
 use crate::cluster::Context;
 use crate::exit::CliError;
-use crate::human::rate;
+use crate::human;
 use crate::output::{Format, Table, write};
 
 /// Options of `tulle diff`.
@@ -21,6 +23,9 @@ pub struct Args {
     /// A file with one or more MeshPolicies; - for standard input
     #[arg(short, long, value_name = "FILE")]
     filename: PathBuf,
+    /// The time whose traffic is compared, from 10s to 6h
+    #[arg(long, default_value = "1h", value_parser = human::duration)]
+    window: Duration,
     /// End with exit code 3 if traffic would be denied, or if that depends on the request
     #[arg(long, value_enum, value_name = "VERDICT")]
     fail_on: Option<FailOn>,
@@ -49,6 +54,7 @@ struct Answer {
 /// # Errors
 /// [`CliError::Findings`] as `--fail-on` asks for; or the file has no policy, or the operator cannot answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
+    let window = stat::window(args.window)?;
     let input = read::files(std::slice::from_ref(&args.filename))?.whole()?;
     let policies = policies(&input, context.namespace())?;
     for (namespace, ..) in &policies {
@@ -57,7 +63,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let operator = context.operator().await?;
     let mut answers = Vec::new();
     for (namespace, name, policy) in policies {
-        let diff: Diff = operator.post(Paths::DIFF, &[], &policy).await?;
+        let diff: Diff = operator.post(Paths::DIFF, &[("window", window.as_str())], &policy).await?;
         answers.push(Answer { policy: format!("{namespace}/{name}"), diff });
     }
     match context.output.format {
@@ -75,7 +81,15 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             context.output.print(&answers, |_| names(&answers))?;
         }
     }
+    missing(&answers, args.window).iter().for_each(|note| crate::exit::note(&format!("note: {note}")));
     if is_finding(&answers, args.fail_on) { Err(CliError::Findings) } else { Ok(()) }
+}
+
+/// What is missing in the traffic that the policies were compared with.
+fn missing(answers: &[Answer], asked: Duration) -> Vec<String> {
+    let window = answers.iter().map(|answer| answer.diff.window).min().unwrap_or_default();
+    let lost = answers.iter().map(|answer| answer.diff.lost).max().unwrap_or_default();
+    stat::notes(asked.as_secs(), window, lost)
 }
 
 fn is_finding(answers: &[Answer], fail_on: Option<FailOn>) -> bool {
@@ -126,7 +140,7 @@ fn table(answers: &[Answer], wide: bool) -> Table {
             name(&edge.destination),
             edge.protocol.clone(),
             row.verdict.clone(),
-            rate(edge.golden.rps),
+            human::rate(edge.golden.rps),
             row.because.clone(),
         ];
         if wide {
@@ -145,15 +159,16 @@ fn names(answers: &[Answer]) -> Table {
 
 /// What a policy would do, in a line.
 fn summary(answer: &Answer) -> String {
-    let Diff { pods, rows } = &answer.diff;
+    let Diff { pods, rows, window, .. } = &answer.diff;
     let count = |verdict: &str| rows.iter().filter(|row| row.verdict == verdict).count();
     let sidecars = if *pods == 1 { "sidecar" } else { "sidecars" };
     let (denied, depends) = (count("denied"), count("depends"));
+    let time = human::age(Duration::from_secs(*window));
     let what = match (denied, depends) {
-        (0, 0) => "nothing of the last hour's traffic would be denied".to_owned(),
-        (_, 0) => format!("{denied} of the last hour's connections between workloads would be denied"),
+        (0, 0) => format!("nothing of the traffic of the last {time} would be denied"),
+        (_, 0) => format!("{denied} of the connections between workloads in the last {time} would be denied"),
         _ => format!(
-            "{denied} of the last hour's connections between workloads would be denied, {depends} may be, depending on the request"
+            "{denied} of the connections between workloads in the last {time} would be denied, {depends} may be, depending on the request"
         ),
     };
     format!("MeshPolicy {}: {pods} {sidecars} would enforce it; {what}\n", answer.policy)
@@ -161,9 +176,24 @@ fn summary(answer: &Answer) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
     use tulle_mesh::query::{Edge, Party};
 
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_policy_is_compared_with_an_hour_unless_the_user_says_otherwise() {
+        let window = |line: &[&str]| stat::window(Line::try_parse_from(line).ok().unwrap().args.window);
+        assert_eq!(window(&["diff", "-f", "a.yaml"]), Ok("3600".to_owned()));
+        assert_eq!(window(&["diff", "-f", "a.yaml", "--window", "6h"]), Ok("21600".to_owned()));
+        assert!(window(&["diff", "-f", "a.yaml", "--window", "7h"]).is_err());
+    }
 
     fn answer(verdicts: &[&str]) -> Answer {
         let row = |verdict: &&str| DiffRow {
@@ -180,7 +210,8 @@ mod tests {
             verdict: (*verdict).to_owned(),
             because: "so it is".into(),
         };
-        Answer { policy: "shop/p".into(), diff: Diff { pods: 3, rows: verdicts.iter().map(row).collect() } }
+        let rows = verdicts.iter().map(row).collect();
+        Answer { policy: "shop/p".into(), diff: Diff { pods: 3, rows, window: 3_600, lost: 0 } }
     }
 
     #[test]
@@ -214,11 +245,25 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_time_than_was_asked_for_is_said_once() {
+        let known = |window: u64| {
+            let mut answer = answer(&[]);
+            answer.diff.window = window;
+            answer
+        };
+        let hour = Duration::from_secs(3_600);
+        assert!(missing(&[known(3_600), known(3_610)], hour).is_empty());
+        let said = missing(&[known(1_200), known(1_201)], hour);
+        assert_eq!(said, ["only the last 20m are known: the operator has no older counts"]);
+    }
+
+    #[test]
     fn a_line_says_who_would_enforce_it_and_what_it_would_do() {
         let text = summary(&answer(&["denied", "depends"]));
-        assert!(text.starts_with("MeshPolicy shop/p: 3 sidecars would enforce it; 1 of the last"), "{text}");
+        let start = "MeshPolicy shop/p: 3 sidecars would enforce it; 1 of the connections between workloads in the last 60m";
+        assert!(text.starts_with(start), "{text}");
         assert!(text.contains("1 may be, depending on the request"), "{text}");
-        assert!(summary(&answer(&[])).contains("nothing of the last hour's traffic would be denied"));
+        assert!(summary(&answer(&[])).contains("nothing of the traffic of the last 60m would be denied"));
         assert_eq!(table(&[answer(&["denied"])], false).rows[0][0], "clients without a sidecar");
     }
 }

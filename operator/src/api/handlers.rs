@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tulle_mesh::query::{Access, Diff, Edges, Evidence, Explanation, Health, Sidecars, Stat, Timeline};
 
-use super::parameters::namespaced;
+use super::parameters::{MAX_WINDOW, namespaced};
 use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
 use crate::explain::{self, AccessDirection, Question};
 use crate::model::Key;
@@ -24,7 +24,7 @@ use crate::telemetry::query::{self, StatQuery};
 
 /// Seconds that are summed unless a request says otherwise.
 const WINDOW: u64 = 60;
-/// Seconds of a timeline unless a request says otherwise, and of the traffic that policies are compared with.
+/// Seconds of a timeline, and of the traffic that policies are compared with, unless a request says otherwise.
 const HOUR: u64 = 3600;
 
 /// What is answered: as JSON by [`json`], as a message by `grpc`.
@@ -178,11 +178,15 @@ fn destination(text: &str) -> Result<(String, String), Refused> {
 }
 
 /// What a workload may reach is decided by policies of every namespace, so that `what` needs the right to see all.
+///
+/// Who asks without a name wants the suggested policies. By default they are made of the whole history, because a policy
+/// that is made of an hour denies a client that calls every two hours.
 pub async fn access(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Access> {
-    let parameters = parameters.only(&["namespace", "name", "who", "what"])?;
+    let parameters = parameters.only(&["namespace", "name", "who", "what", "window"])?;
     // Who may reach all workloads of a namespace, or of the mesh, is a question too.
     let namespace = parameters.name("namespace")?.unwrap_or_default();
     let name = parameters.name("name")?.unwrap_or_default();
+    let window = parameters.window(if name.is_empty() { MAX_WINDOW } else { HOUR })?;
     let of_one = Some(namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let (direction, needed) = match (parameters.has("who"), parameters.has("what")) {
         (true, false) => (AccessDirection::WhoCan, of_one),
@@ -195,9 +199,10 @@ pub async fn access(api: Api, caller: Arc<Caller>, parameters: Parameters) -> An
     };
     api.sees(&caller, needed).await?;
     compute(&Arc::clone(&api.turns), move || {
-        let sum = api.aggregates.sum(HOUR, now(), |_| true);
+        let sum = api.aggregates.sum(window, now(), |_| true);
         let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
-        found.map_err(Refused::bad_request)
+        let found = found.map_err(Refused::bad_request)?;
+        Ok(Access { window: sum.window, lost: sum.lost, ..found })
     })
     .await
 }
@@ -225,19 +230,20 @@ pub async fn diff(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Diff>, Refused> {
-    parameters.only(&[])?;
     posted::is_json(&headers)?;
     let body = body.map_err(|error| Refused::new(error.status(), error.body_text()))?;
-    diff_of(api, caller, &body).await.map(Json)
+    diff_of(api, caller, parameters, &body).await.map(Json)
 }
 
 /// What the MeshPolicy in a body would deny.
-pub async fn diff_of(api: Api, caller: Arc<Caller>, body: &[u8]) -> Answer<Diff> {
+pub async fn diff_of(api: Api, caller: Arc<Caller>, parameters: Parameters, body: &[u8]) -> Answer<Diff> {
+    let window = parameters.only(&["window"])?.window(HOUR)?;
     let (policy, namespace) = posted::policy(body)?;
     api.sees(&caller, Some(&namespace)).await?;
     compute(&Arc::clone(&api.turns), move || {
-        let sum = api.aggregates.sum(HOUR, now(), |_| true);
-        Ok(explain::diff(&api.hub.model(), &sum, &policy))
+        let sum = api.aggregates.sum(window, now(), |_| true);
+        let found = explain::diff(&api.hub.model(), &sum, &policy);
+        Ok(Diff { window: sum.window, lost: sum.lost, ..found })
     })
     .await
 }

@@ -15,7 +15,7 @@ use super::Refused;
 /// The shortest time that can be asked for: that of one slot of the history.
 const MIN_WINDOW: u64 = 10;
 /// The longest: that of the whole history.
-const MAX_WINDOW: u64 = 6 * 3600;
+pub(super) const MAX_WINDOW: u64 = 6 * 3600;
 
 /// Requests that a sidecar shows in a second at most, unless a tap says otherwise.
 const RATE: u32 = 20;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::{ServiceExt as _, service_fn};
-use tulle_mesh::query::{AUDIENCE, Evidence, Health, Paths, Refusal, Sidecars, Stat};
+use tulle_mesh::query::{AUDIENCE, Access, Diff, Evidence, Health, Paths, Refusal, Sidecars, Stat};
 
 use super::{Api, Authenticator, routes};
 use crate::discovery::AckTracker;
@@ -66,6 +66,25 @@ fn token_status(spec: &Value) -> Value {
     json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": user}})
 }
 
+/// What Deployment `shop/web` has served to a service account of its namespace.
+fn served_to(account: &str) -> SeriesId {
+    SeriesId {
+        reporter: Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() },
+        direction: Direction::Inbound,
+        namespace: "shop".into(),
+        peer: account.into(),
+        revision: "r1".into(),
+        route: "".into(),
+        protocol: "http1".into(),
+        mtls: true,
+    }
+}
+
+/// One of them with an error.
+fn ten_requests() -> Counts {
+    Counts { classes: [0, 9, 0, 0, 1, 0, 0, 0], ..Counts::default() }
+}
+
 /// The API of a mesh with Deployment `shop/web`, whose pod `a` has served ten requests, one of them with an error.
 /// Needs a runtime of tokio.
 pub(crate) fn api() -> Api {
@@ -76,19 +95,7 @@ pub(crate) fn api() -> Api {
         "--pod-ip=10.0.0.1",
     ]);
     let aggregates = Arc::new(Aggregates::default());
-    let reporter = Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() };
-    let id = SeriesId {
-        reporter,
-        direction: Direction::Inbound,
-        namespace: "shop".into(),
-        peer: "client".into(),
-        revision: "r1".into(),
-        route: "".into(),
-        protocol: "http1".into(),
-        mtls: true,
-    };
-    let counts = Counts { classes: [0, 9, 0, 0, 1, 0, 0, 0], ..Counts::default() };
-    aggregates.history().add(id, &counts, Timestamp::now().as_second());
+    aggregates.history().add(served_to("client"), &ten_requests(), Timestamp::now().as_second());
     Api {
         hub: Arc::new(Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]))),
         acks: Arc::new(AckTracker::default()),
@@ -101,6 +108,26 @@ pub(crate) fn api() -> Api {
         taps: Arc::default(),
         settings: Arc::new(settings.unwrap()),
     }
+}
+
+/// The same mesh, where service account `rare` has called two hours ago and `client` just now.
+pub(super) fn api_of_rare_clients() -> Api {
+    let aggregates = Arc::new(Aggregates::default());
+    let now = crate::telemetry::now();
+    for (account, time) in [("rare", now - 7_200), ("client", now)] {
+        aggregates.history().add(served_to(account), &ten_requests(), time);
+    }
+    Api { aggregates, ..api() }
+}
+
+/// A MeshPolicy as JSON that would deny everything in namespace `shop`.
+pub(super) fn policy_for_nobody() -> String {
+    let object = json!({
+        "apiVersion": "tulle.dev/v1alpha1", "kind": "MeshPolicy",
+        "spec": {"target": {"kind": "Namespace"}, "access": {"allow": []}},
+        "metadata": {"name": "nobody", "namespace": "shop"},
+    });
+    object.to_string()
 }
 
 /// The same mesh while Canary `shop/web` is on trial and pod `a` has failed 3 of 20 attempts, and the answer that the judge's
@@ -261,6 +288,7 @@ async fn a_wrong_parameter_is_refused_with_what_to_write() {
         ("/api/v1/explain?source=shop/web&destination=shop/web:http", "NAMESPACE/SERVICE:PORT"),
         ("/api/v1/explain?source=shop/web&destination=shop/web&path=a", "begins with /"),
         ("/api/v1/access?namespace=shop&name=web", "who=can"),
+        ("/api/v1/access?who=can&window=21601", "write a number of seconds from 10 to 21600"),
         (long.as_str(), "longer than 8192 bytes"),
     ] {
         let (status, refusal) = refused(get("viewer", path)).await;
@@ -277,6 +305,63 @@ async fn an_explanation_needs_the_right_to_see_both_ends() {
     assert!(refusal.error.ends_with("may not see namespace payments"), "{}", refusal.error);
     let what = "/api/v1/access?namespace=shop&name=web&what=can";
     assert_eq!(refused(get("shop", what)).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn suggested_policies_admit_who_called_hours_ago_unless_a_shorter_time_is_asked_for() {
+    let api = api_of_rare_clients();
+    let both = json!([
+        {"serviceAccount": "client", "namespace": "shop"},
+        {"serviceAccount": "rare", "namespace": "shop"},
+    ]);
+    let recent = json!([{"serviceAccount": "client", "namespace": "shop"}]);
+    for (path, callers, seen, time) in [
+        ("/api/v1/access?namespace=shop&who=can", &both, 20_u64, 7_200_u64..7_260),
+        ("/api/v1/access?namespace=shop&who=can&window=21600", &both, 20, 7_200..7_260),
+        ("/api/v1/access?namespace=shop&who=can&window=3600", &recent, 10, 3_600..3_660),
+        // Who may reach one workload is a question about the last hour, unless it says otherwise.
+        ("/api/v1/access?namespace=shop&name=web&who=can", &recent, 10, 3_600..3_660),
+        ("/api/v1/access?namespace=shop&name=web&who=can&window=21600", &both, 20, 7_200..7_260),
+    ] {
+        let (status, body) = asked_of(api.clone(), get("shop", path)).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
+        let found: Access = serde_json::from_slice(&body).unwrap();
+        let [policy] = found.suggested.as_slice() else { panic!("{path}: {found:?}") };
+        assert_eq!(&policy["spec"]["access"]["allow"][0]["from"], callers, "{path}");
+        assert_eq!(found.rows.iter().map(|row| row.seen).collect::<Vec<_>>(), [seen], "{path}");
+        assert!(time.contains(&found.window), "{path}: {}", found.window);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_is_compared_with_the_last_hour_unless_a_longer_time_is_asked_for() {
+    let api = api_of_rare_clients();
+    let post = |path: &str| {
+        let request = Request::post(path).header(header::AUTHORIZATION, "Bearer h.shop.s");
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        asked_of(api.clone(), request.body(Body::from(policy_for_nobody())).unwrap())
+    };
+    for (path, clients, time) in [
+        ("/api/v1/diff", vec!["client"], 3_600_u64..3_660),
+        ("/api/v1/diff?window=3600", vec!["client"], 3_600..3_660),
+        ("/api/v1/diff?window=21600", vec!["client", "rare"], 7_200..7_260),
+    ] {
+        let (status, body) = post(path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
+        let found: Diff = serde_json::from_slice(&body).unwrap();
+        let mut denied: Vec<&str> = found.rows.iter().map(|row| row.edge.source.name.as_str()).collect();
+        denied.sort_unstable();
+        assert_eq!(denied, clients, "{path}");
+        assert!(time.contains(&found.window), "{path}: {}", found.window);
+    }
+    for (path, wanted) in [
+        ("/api/v1/diff?window=6h", "write a number of seconds from 10 to 21600"),
+        ("/api/v1/diff?since=60", "there are window"),
+    ] {
+        let (status, body) = post(path).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(String::from_utf8_lossy(&body).contains(wanted), "{path}");
+    }
 }
 
 const EVIDENCE: &str = "/api/v1/evidence?namespace=shop&canary=web";

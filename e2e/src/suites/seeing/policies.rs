@@ -49,7 +49,7 @@ pub(super) fn denied(kube: &Kube) -> Result<()> {
     open["spec"]["access"] = json!({"deny": [{"from": [{"serviceAccount": "nobody"}]}]});
     let open = scratch.file("open.yaml", &open.to_string())?;
     let nothing = ["-n", &field.namespace, "diff", "-f", &open, "--fail-on", "depends"];
-    says(&kube.tulle(&nothing)?, &["nothing of the last hour's traffic would be denied"])?;
+    says(&kube.tulle(&nothing)?, &["nothing of the traffic of the last "])?;
 
     field.apply(only("default", "Shadow"))?;
     enforced(&field, "web")?;

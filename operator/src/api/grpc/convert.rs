@@ -63,6 +63,7 @@ impl From<proto::AccessRequest> for Parameters {
             ("name", asked.name),
             ("who", can(asked.who)),
             ("what", can(asked.what)),
+            ("window", number(asked.window)),
         ])
     }
 }
@@ -236,7 +237,13 @@ impl From<query::Stage> for proto::Stage {
 impl From<query::Access> for proto::AccessReply {
     fn from(access: query::Access) -> Self {
         let suggested = access.suggested.iter().map(ToString::to_string).collect();
-        Self { rows: all(access.rows), suggested, truncated: access.truncated }
+        Self {
+            rows: all(access.rows),
+            suggested,
+            truncated: access.truncated,
+            window: access.window,
+            lost: access.lost,
+        }
     }
 }
 
@@ -255,7 +262,7 @@ impl From<query::AccessRow> for proto::AccessRow {
 
 impl From<query::Diff> for proto::DiffReply {
     fn from(diff: query::Diff) -> Self {
-        Self { pods: diff.pods, rows: all(diff.rows) }
+        Self { pods: diff.pods, rows: all(diff.rows), window: diff.window, lost: diff.lost }
     }
 }
 
@@ -422,6 +429,16 @@ mod tests {
     }
 
     #[test]
+    fn answers_about_policies_say_which_time_they_are_about() {
+        let access = query::Access { window: 7_200, lost: 2, ..query::Access::default() };
+        let reply = proto::AccessReply::from(access);
+        assert_eq!((reply.window, reply.lost), (7_200, 2));
+        let diff = query::Diff { window: 3_600, lost: 1, ..query::Diff::default() };
+        let reply = proto::DiffReply::from(diff);
+        assert_eq!((reply.window, reply.lost), (3_600, 1));
+    }
+
+    #[test]
     fn every_count_of_evidence_is_in_its_message() {
         let evidence: query::Evidence = serde_json::from_value(json!({
             "namespace": "shop", "name": "web", "leader": true, "epoch": 1, "blocks": 2, "blockStart": 3,
@@ -489,6 +506,9 @@ mod tests {
         assert_eq!(Parameters::from(proto::StatRequest::default()), Parameters::default());
         let asked = proto::AccessRequest { who: true, ..proto::AccessRequest::default() };
         assert_eq!(Parameters::from(asked), given(&[("who", "can")]));
+        let asked =
+            proto::AccessRequest { what: true, window: Some(7_200), ..proto::AccessRequest::default() };
+        assert_eq!(Parameters::from(asked), given(&[("what", "can"), ("window", "7200")]));
         let asked = proto::ExplainRequest {
             source: Some("shop/web".into()),
             header: vec!["x-user:beta".into(), "x-time:1".into()],

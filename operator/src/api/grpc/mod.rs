@@ -148,8 +148,9 @@ impl Query for Queries {
 
     async fn diff(&self, request: tonic::Request<proto::DiffRequest>) -> Reply<proto::DiffReply> {
         let caller = self.caller(&request).await?;
-        let policy = request.into_inner().policy;
-        let diff = handlers::diff_of(self.api.clone(), caller, policy.as_bytes()).await?;
+        let proto::DiffRequest { policy, window } = request.into_inner();
+        let parameters = Parameters::of([("window", window.map(|seconds| seconds.to_string()))]);
+        let diff = handlers::diff_of(self.api.clone(), caller, parameters, policy.as_bytes()).await?;
         Ok(tonic::Response::new(diff.into()))
     }
 }

@@ -15,7 +15,7 @@ use tulle_mesh::query::{self, Paths};
 use super::proto::query_client::QueryClient;
 use super::*;
 use crate::api::serve;
-use crate::api::tests::{api, api_on_trial, get};
+use crate::api::tests::{api, api_of_rare_clients, api_on_trial, get, policy_for_nobody};
 use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId};
 
 /// A client of an API that is served on a port of its own.
@@ -207,12 +207,32 @@ async fn a_policy_is_compared_within_its_namespace() {
             "spec": {"target": {"kind": "Namespace"}},
             "metadata": {"name": "web", "namespace": namespace},
         });
-        proto::DiffRequest { policy: object.to_string() }
+        proto::DiffRequest { policy: object.to_string(), window: None }
     };
     let diff = client.diff(with_token("shop", policy("shop"))).await.unwrap();
     assert!(diff.get_ref().rows.is_empty());
     let status = client.diff(with_token("shop", policy("payments"))).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+}
+
+#[tokio::test]
+async fn policies_are_about_the_traffic_of_the_time_that_is_asked_for() {
+    let mut client = client(api_of_rare_clients()).await;
+    for (window, callers) in [(None, 2), (Some(3_600), 1)] {
+        let asked = proto::AccessRequest { who: true, window, ..proto::AccessRequest::default() };
+        let found = client.access(with_token("viewer", asked)).await.unwrap().into_inner();
+        let [policy] = found.suggested.as_slice() else { panic!("{found:?}") };
+        assert_eq!(policy.matches("serviceAccount").count(), callers, "{window:?}: {policy}");
+    }
+    for (window, edges) in [(None, 1), (Some(21_600), 2)] {
+        let asked = proto::DiffRequest { policy: policy_for_nobody(), window };
+        let found = client.diff(with_token("shop", asked)).await.unwrap().into_inner();
+        assert_eq!(found.rows.len(), edges, "{window:?}: {found:?}");
+    }
+    let asked = proto::DiffRequest { policy: policy_for_nobody(), window: Some(5) };
+    let status = client.diff(with_token("shop", asked)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("from 10 to 21600"), "{status}");
 }
 
 #[tokio::test]
