@@ -74,7 +74,7 @@ pub enum Command {
     /// Install Tulle, or print its manifests
     Install(install::Args),
     /// Bring an installation to the version of this program
-    Upgrade(install::UpgradeArgs),
+    Upgrade(install::Args),
     /// Remove Tulle in an order that breaks no pod
     Uninstall(uninstall::Args),
     /// Success rate, requests per second and latencies of workloads, Services, routes or revisions
@@ -126,7 +126,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     let mut command = command(plugin);
     let matches = command.try_get_matches_from_mut(arguments)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-    if let Some(why) = misplaced(&cli) {
+    if let Some(why) = misplaced(&cli).or_else(|| contradiction(&cli.command)) {
         return Err(command.error(ErrorKind::ArgumentConflict, why));
     }
     // These are about the whole mesh, unless a namespace is named.
@@ -148,6 +148,14 @@ fn misplaced(cli: &Cli) -> Option<String> {
     Some(format!(
         "{option} is for commands that look at namespaces; the namespace of Tulle is --system-namespace NAMESPACE"
     ))
+}
+
+/// Why arguments and options of a command contradict each other, where clap cannot see it.
+fn contradiction(command: &Command) -> Option<String> {
+    match command {
+        Command::Explain(args) => args.request().err(),
+        _ => None,
+    }
 }
 
 /// The command line's definition, under the name `tulle` or `kubectl tulle`.

@@ -48,6 +48,12 @@ fn the_commands_of_this_table_are_read() {
         "tulle dashboard --allow-actions",
         "tulle version --client",
         "tulle completion zsh",
+        "tulle explain web cart",
+        "tulle explain web cart POST /v1/x",
+        "tulle explain web cart /v1/x -H x-id:1",
+        "tulle install --dry-run server",
+        "tulle upgrade --dry-run=client",
+        "tulle upgrade --dry-run=server",
     ];
     for line in lines {
         assert!(read(line).is_ok(), "{line}: {}", refusal(line));
@@ -67,11 +73,22 @@ fn a_wrong_command_line_ends_with_the_code_for_usage() {
         "tulle stat --window 60",
         "tulle stat -o xml",
         "tulle completion tcsh",
+        "tulle explain web",
+        "tulle explain web cart GET /v1/x more",
+        "tulle explain web cart GET --method POST",
+        "tulle explain web cart GET /v1/x --path /v1/y",
+        "tulle explain web cart /v1/x --path /v1/y",
+        "tulle explain web cart /v1/x GET",
+        "tulle install --apply --dry-run server",
+        "tulle upgrade --apply --dry-run client",
+        "tulle upgrade --dry-run",
     ] {
         let error = read(line).err().unwrap();
         assert_eq!(error.exit_code(), 2, "{line}");
     }
     assert!(refusal("tulle stat --window 60").contains("with a unit"));
+    assert!(refusal("tulle explain web cart GET --method POST").contains("the method is given twice"));
+    assert!(refusal("tulle explain web cart /v1/x GET").contains("write METHOD PATH"));
     assert_eq!(read("tulle --help").err().unwrap().exit_code(), 0);
 }
 

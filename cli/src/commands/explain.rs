@@ -38,19 +38,69 @@ pub struct Args {
     /// The Service that it is sent to: NAME[.NAMESPACE][:PORT] or NAMESPACE/NAME[:PORT]
     #[arg(value_name = "DST", required_unless_present = "denial")]
     destination: Option<String>,
+    /// The method of the request, as --method
+    #[arg(value_name = "METHOD")]
+    positional_method: Option<String>,
+    /// The path of the request, as --path; METHOD may be left out before a path that begins with /
+    #[arg(value_name = "PATH")]
+    positional_path: Option<String>,
     /// Instead: a request that was refused, by the id in the header tulle-denial of its answer or in the sidecar's log.
     /// Shows the rule, and what would become of the request now
     #[arg(long, value_name = "ID", conflicts_with_all = ["source", "destination", "method", "path", "headers"])]
     denial: Option<DenialId>,
-    /// The method of the request
-    #[arg(long, default_value = "GET")]
-    method: String,
-    /// The path of the request, with its query
-    #[arg(long, default_value = "/")]
-    path: String,
+    /// The method of the request; GET if absent
+    #[arg(long)]
+    method: Option<String>,
+    /// The path of the request, with its query; / if absent
+    #[arg(long)]
+    path: Option<String>,
     /// A header of the request; may be given several times
     #[arg(long = "header", short = 'H', value_name = "NAME:VALUE")]
     headers: Vec<String>,
+}
+
+/// Method and path of the request that is explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The method, as the user wrote it.
+    pub method: &'a str,
+    /// The path with its query.
+    pub path: &'a str,
+}
+
+impl Args {
+    /// Method and path, each of which is an argument, an option or the default.
+    ///
+    /// # Errors
+    /// An argument and its option differ, or the path stands before the method. Clap knows neither, because it takes a
+    /// path without a method for the method.
+    pub fn request(&self) -> Result<Request<'_>, String> {
+        let (method, path) = match (self.positional_method.as_deref(), self.positional_path.as_deref()) {
+            (Some(path), None) if path.starts_with('/') => (None, Some(path)),
+            (Some(path), Some(_)) if path.starts_with('/') => {
+                return Err(format!("path {path} stands where the method is expected: write METHOD PATH"));
+            }
+            given => given,
+        };
+        Ok(Request {
+            method: either("method", method, self.method.as_deref())?.unwrap_or("GET"),
+            path: either("path", path, self.path.as_deref())?.unwrap_or("/"),
+        })
+    }
+}
+
+/// A value that may be an argument or the option of this name.
+fn either<'a>(
+    name: &str,
+    argument: Option<&'a str>,
+    option: Option<&'a str>,
+) -> Result<Option<&'a str>, String> {
+    match (argument, option) {
+        (Some(one), Some(other)) if one != other => {
+            Err(format!("the {name} is given twice: as {one}, and with --{name} as {other}"))
+        }
+        _ => Ok(argument.or(option)),
+    }
 }
 
 /// Runs `tulle explain`.
@@ -61,9 +111,10 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     if let Some(id) = args.denial {
         return denial::run(context, id).await;
     }
+    let request = args.request().map_err(CliError::Usage)?;
     // Clap asks for both.
-    let source = workload(&args.source.unwrap_or_default(), context.namespace())?;
-    let destination = destination(&args.destination.unwrap_or_default(), context.namespace())?;
+    let source = workload(args.source.as_deref().unwrap_or_default(), context.namespace())?;
+    let destination = destination(args.destination.as_deref().unwrap_or_default(), context.namespace())?;
     let namespace = destination.split('/').next().unwrap_or_default().to_owned();
     for namespace in [&source.0, &namespace] {
         visible(context, namespace)?;
@@ -72,8 +123,8 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let mut parameters = vec![
         ("source", source.as_str()),
         ("destination", destination.as_str()),
-        ("method", args.method.as_str()),
-        ("path", args.path.as_str()),
+        ("method", request.method),
+        ("path", request.path),
     ];
     for header in &args.headers {
         if !header.contains(':') {
@@ -208,7 +259,36 @@ fn table(output: &Output, explained: &Explanation) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+    use crate::args::{self, Command};
+
+    /// The options of `tulle explain web cart` with more words.
+    fn asked(more: &str) -> Args {
+        let words = ["tulle", "explain", "web", "cart"].into_iter().chain(more.split_whitespace());
+        let cli = args::parse(words.map(OsString::from)).unwrap_or_else(|error| panic!("{more}: {error}"));
+        let Command::Explain(args) = cli.command else { panic!("another command") };
+        args
+    }
+
+    #[test]
+    fn method_and_path_are_arguments_or_options() {
+        for (more, method, path) in [
+            ("", "GET", "/"),
+            ("POST", "POST", "/"),
+            ("POST /v1/x?a=b", "POST", "/v1/x?a=b"),
+            ("/v1/x", "GET", "/v1/x"),
+            ("/v1/x --method POST", "POST", "/v1/x"),
+            ("--method POST --path /v1/x", "POST", "/v1/x"),
+            ("POST --path /v1/x", "POST", "/v1/x"),
+            ("POST /v1/x --method POST --path /v1/x", "POST", "/v1/x"),
+            // The operator answers that a path begins with /, as for the option.
+            ("POST v1/x", "POST", "v1/x"),
+        ] {
+            assert_eq!(asked(more).request(), Ok(Request { method, path }), "{more}");
+        }
+    }
 
     #[test]
     fn a_client_is_named_alone_with_its_kind_or_with_its_namespace() {

@@ -23,7 +23,7 @@ use crate::manifests::{self, OPERATOR, Settings, WEBHOOK};
 use crate::objects;
 use crate::output::{Format, write};
 
-/// How far `tulle install` goes.
+/// How far `tulle install` and `tulle upgrade` go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DryRun {
     /// Print the manifests; the cluster is not asked
@@ -34,9 +34,9 @@ pub enum DryRun {
     None,
 }
 
-/// What an installation and an upgrade have in common.
+/// Options of `tulle install` and of `tulle upgrade`.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Common {
+pub struct Args {
     /// Apply to the cluster, and wait until the control plane is available
     #[arg(long)]
     pub apply: bool,
@@ -59,23 +59,9 @@ pub struct Common {
     /// Apply images of a development build, which the nodes of the cluster must have already
     #[arg(long)]
     pub allow_development_images: bool,
-}
-
-/// Options of `tulle install`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    pub common: Common,
     /// How far to go: print, let the API server check, or apply
     #[arg(long, value_enum, value_name = "MODE", conflicts_with = "apply")]
     pub dry_run: Option<DryRun>,
-}
-
-/// Options of `tulle upgrade`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct UpgradeArgs {
-    #[command(flatten)]
-    pub common: Common,
 }
 
 /// Prints the manifests, or applies them and checks the result. An installation that exists is upgraded.
@@ -83,50 +69,58 @@ pub struct UpgradeArgs {
 /// # Errors
 /// The cluster refuses an object, another tool manages one, or the control plane does not become available.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let mode = if args.common.apply { DryRun::None } else { args.dry_run.unwrap_or(DryRun::Client) };
-    if mode == DryRun::Client {
-        let objects = objects(context, &args.common, args.common.images())?;
-        if !args.common.allow_development_images {
-            for image in images::development(&objects) {
-                note(&format!("warning: {image} is an image of a development build: write --registry"));
-            }
-        }
-        return print(context, &objects);
+    match args.mode(DryRun::Client) {
+        DryRun::Client => manifests_of(context, &args),
+        mode => bring(context, &args, mode == DryRun::None).await,
     }
-    bring(context, &args.common, mode == DryRun::None).await
 }
 
-/// Lists what an upgrade changes, and with `--apply` does it.
+/// Prints the manifests, without a question to the cluster.
+fn manifests_of(context: &Context, args: &Args) -> Result<(), CliError> {
+    let objects = objects(context, args, args.images())?;
+    if !args.allow_development_images {
+        for image in images::development(&objects) {
+            note(&format!("warning: {image} is an image of a development build: write --registry"));
+        }
+    }
+    print(context, &objects)
+}
+
+/// Lists what an upgrade changes, prints its manifests, or with `--apply` does it.
 ///
 /// # Errors
 /// As [`run`], and an operator that is newer than this program.
-pub async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<(), CliError> {
-    bring(context, &args.common, args.common.apply).await?;
-    if !args.common.apply {
+pub async fn upgrade(context: &Context, args: Args) -> Result<(), CliError> {
+    let mode = args.mode(DryRun::Server);
+    if mode == DryRun::Client {
+        return manifests_of(context, &args);
+    }
+    bring(context, &args, mode == DryRun::None).await?;
+    if mode == DryRun::Server {
         note("nothing was changed: `tulle upgrade --apply` does it");
     }
     Ok(())
 }
 
 /// Brings the cluster to this program's version, or only lists what that would change.
-async fn bring(context: &Context, common: &Common, apply: bool) -> Result<(), CliError> {
+async fn bring(context: &Context, args: &Args, apply: bool) -> Result<(), CliError> {
     let (operator, webhook) = (deployment(context, OPERATOR).await?, deployment(context, WEBHOOK).await?);
     let exists = operator.is_some() || webhook.is_some();
-    let given = common.images();
+    let given = args.images();
     // What the user names is not looked up.
     let live = match given.registry {
         Some(_) => None,
         None => Images::live(operator.as_ref(), webhook.as_ref())?,
     };
-    let objects = objects(context, common, Images::choose(&given, live.as_ref()))?;
+    let objects = objects(context, args, Images::choose(&given, live.as_ref()))?;
     let is_development_already = live.is_some_and(|live| live.registry.is_none());
-    if !common.allow_development_images && !is_development_already {
+    if !args.allow_development_images && !is_development_already {
         development(&objects, apply)?;
     }
     if exists {
         let step = plan::step(installed(context).await.as_deref(), env!("CARGO_PKG_VERSION"));
         if apply
-            && !common.allow_downgrade
+            && !args.allow_downgrade
             && let Some(refusal) = step.refusal()
         {
             return Err(CliError::failed(refusal).hint(
@@ -138,9 +132,9 @@ async fn bring(context: &Context, common: &Common, apply: bool) -> Result<(), Cl
         }
     }
     if exists || !apply {
-        apply::preview(context, &objects, common).await?;
+        apply::preview(context, &objects, args).await?;
     }
-    if apply { install(context, &objects, common).await } else { Ok(()) }
+    if apply { install(context, &objects, args).await } else { Ok(()) }
 }
 
 /// Refuses images that no cluster can pull, or warns of them where nothing is applied.
@@ -162,19 +156,24 @@ async fn deployment(context: &Context, name: &str) -> Result<Option<Value>, CliE
     found.map_err(|why| failure::of_unread(&format!("cannot read Deployment {system}/{name}"), &why))
 }
 
-impl Common {
+impl Args {
+    /// How far to go, with what holds if neither `--apply` nor `--dry-run` is given.
+    fn mode(&self, unless_given: DryRun) -> DryRun {
+        if self.apply { DryRun::None } else { self.dry_run.unwrap_or(unless_given) }
+    }
+
     /// The images that the options name.
     fn images(&self) -> Images {
         Images { registry: self.registry.clone(), tag: self.tag.clone() }
     }
 }
 
-fn objects(context: &Context, common: &Common, images: Images) -> Result<Vec<Value>, CliError> {
+fn objects(context: &Context, args: &Args, images: Images) -> Result<Vec<Value>, CliError> {
     let settings = Settings {
         namespace: context.system.clone(),
         registry: images.registry,
         tag: images.tag,
-        undo: common.undo,
+        undo: args.undo,
     };
     let objects = manifests::objects(&settings);
     objects.map_err(|error| CliError::failed(format!("the manifests of this program are not YAML: {error}")))
@@ -192,8 +191,8 @@ fn print(context: &Context, objects: &[Value]) -> Result<(), CliError> {
     write(&text.map_err(CliError::failed)?)
 }
 
-async fn install(context: &Context, objects: &[Value], common: &Common) -> Result<(), CliError> {
-    apply::apply(context, objects, common).await?;
+async fn install(context: &Context, objects: &[Value], args: &Args) -> Result<(), CliError> {
+    apply::apply(context, objects, args).await?;
     apply::wait(context).await?;
     check::run(context, check::Args { short: true, ..check::Args::default() }).await
 }
@@ -208,6 +207,18 @@ async fn installed(context: &Context) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_installation_prints_and_an_upgrade_compares_unless_the_options_say_otherwise() {
+        let none = Args::default();
+        assert_eq!((none.mode(DryRun::Client), none.mode(DryRun::Server)), (DryRun::Client, DryRun::Server));
+        let applied = Args { apply: true, ..Args::default() };
+        assert_eq!(applied.mode(DryRun::Server), DryRun::None);
+        for mode in [DryRun::Client, DryRun::Server, DryRun::None] {
+            let given = Args { dry_run: Some(mode), ..Args::default() };
+            assert_eq!((given.mode(DryRun::Client), given.mode(DryRun::Server)), (mode, mode));
+        }
+    }
 
     #[test]
     fn images_that_no_cluster_can_pull_are_refused_only_where_they_would_be_applied() {

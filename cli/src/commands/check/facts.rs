@@ -34,6 +34,8 @@ pub struct Facts {
     pub cli: String,
     /// The namespace of Tulle.
     pub system: String,
+    /// The namespace that is looked at. `None`: all.
+    pub namespace: Option<String>,
     /// The API server's version, such as `v1.31.2`.
     pub server: Read<String>,
     pub nodes: Read<Vec<Value>>,

@@ -64,6 +64,7 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         now: Timestamp::now().as_second(),
         cli: env!("CARGO_PKG_VERSION").to_owned(),
         system: system.to_owned(),
+        namespace: namespace.map(str::to_owned),
         server,
         nodes,
         permissions,

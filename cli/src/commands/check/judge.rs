@@ -8,8 +8,11 @@ mod setup;
 use serde_json::Value;
 
 use super::facts::Facts;
-use super::finding::Finding;
+use super::finding::{Finding, ReadRequest};
 use crate::objects::{self, Read};
+
+/// The hint where the operator would know.
+const UNANSWERED: &str = "T0304 says why the operator did not answer";
 
 /// What is judged, and how strictly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +34,7 @@ pub fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     findings
 }
 
-/// What brings the installation to what this program installs. Empty where the operator is newer than this program.
+/// What brings the installation to what this program installs, or to what a newer operator's program does.
 ///
 /// Never a pipe: it would not know the registry, the version and the manager of what is installed.
 fn repair(facts: &Facts) -> String {
@@ -44,10 +47,25 @@ fn repair(facts: &Facts) -> String {
     if installed.is_empty() {
         return format!("tulle install --apply --registry REGISTRY --system-namespace {}", facts.system);
     }
-    if operator_is(facts, std::cmp::Ordering::Greater) {
-        return String::new();
+    if let Ok(health) = &facts.health
+        && operator_is(facts, std::cmp::Ordering::Greater)
+    {
+        return format!("upgrade with tulle {}", health.version);
     }
     format!("tulle upgrade --apply --system-namespace {}", facts.system)
+}
+
+/// How the labelled namespaces were read: all of them, or the one.
+fn namespaces_request(facts: &Facts) -> ReadRequest {
+    match &facts.namespace {
+        Some(namespace) => ReadRequest::object(objects::NAMESPACE, None, namespace),
+        None => ReadRequest::list(objects::NAMESPACE, None),
+    }
+}
+
+/// The command that lists the operator's pods.
+fn operator_pods(facts: &Facts) -> String {
+    format!("kubectl -n {} get pods -l app=tulle-operator", facts.system)
 }
 
 fn existing(read: &Read<Option<Value>>) -> Option<&Value> {

@@ -2,6 +2,7 @@
 
 mod installation;
 mod objects;
+mod unread;
 
 use serde_json::{Value, json};
 use tulle_mesh::query;
@@ -68,6 +69,7 @@ fn healthy() -> Facts {
         now: NOW,
         cli: "0.3.0".to_owned(),
         system: "tulle-system".to_owned(),
+        namespace: None,
         server: Ok("v1.31.2+k3s1".to_owned()),
         nodes: Ok(vec![node("a", "v1.31.2")]),
         permissions: Vec::new(),
@@ -108,10 +110,11 @@ fn lease(holder: &str, renewed: &str) -> Value {
     json!({"spec": {"holderIdentity": holder, "renewTime": renewed}})
 }
 
-/// What is not well, as `ID result: found`, and what to do about it.
+/// What is not well, as `ID result: found`, and what to do about it. None of them is without a hint and a command.
 fn faults_with(facts: &Facts, options: Options) -> Vec<String> {
     let bad = judge(facts, options).into_iter().filter(|finding| finding.result != Outcome::Ok);
     bad.map(|finding| {
+        assert!(!finding.hint.is_empty() && !finding.fix.is_empty(), "no hint, or no command: {finding:?}");
         let result = if finding.result == Outcome::Error { "error" } else { "warning" };
         format!("{} {result}: {} => {}", finding.id, finding.found, finding.fix)
     })
@@ -147,13 +150,13 @@ fn a_cluster_without_native_sidecars_or_stable_admission_policies_is_too_old() {
     assert_eq!(
         faults(|facts| facts.server = Ok("v1.28.9".to_owned())),
         [
-            "T0101 error: the API server has version v1.28.9, which does not have native sidecars, and ValidatingAdmissionPolicies => "
+            "T0101 error: the API server has version v1.28.9, which does not have native sidecars, and ValidatingAdmissionPolicies => kubectl version"
         ]
     );
     assert_eq!(
         faults(|facts| facts.server = Ok("v1.29.0-gke.1".to_owned())),
         [
-            "T0101 error: the API server has version v1.29.0-gke.1, which does not have stable ValidatingAdmissionPolicies => "
+            "T0101 error: the API server has version v1.29.0-gke.1, which does not have stable ValidatingAdmissionPolicies => kubectl version"
         ]
     );
     assert_eq!(
@@ -180,7 +183,7 @@ fn before_an_installation_only_the_cluster_and_the_rights_are_looked_at() {
         faults_with(&facts, pre),
         [
             "T0103 error: you may not patch clusterroles.rbac.authorization.k8s.io => kubectl auth can-i patch clusterroles.rbac.authorization.k8s.io",
-            "T0103 warning: whether you may create roles could not be checked: timed out => ",
+            "T0103 warning: whether you may create roles could not be checked: timed out => kubectl auth can-i create roles",
         ]
     );
 }
@@ -219,7 +222,7 @@ fn definitions_must_be_installed_serve_this_version_and_have_one_manager() {
         faults(with(Some(newer))),
         [
             "T0202 error: canaries.tulle.dev serves v1, and this program needs v1alpha1 => tulle upgrade --apply --system-namespace tulle-system",
-            "T0202 error: canaries.tulle.dev has stored objects as \"v1alpha1\", which it does not serve any more => ",
+            "T0202 error: canaries.tulle.dev has stored objects as \"v1alpha1\", which it does not serve any more => kubectl get crd canaries.tulle.dev -o yaml",
         ]
     );
     let mut other = definition("canaries.tulle.dev");
@@ -287,8 +290,8 @@ fn an_operator_that_does_not_answer_leaves_the_other_checks_to_go_on() {
         found,
         [
             "T0304 error: the operator did not answer: no route to it => kubectl -n tulle-system get pods -l app=tulle-operator",
-            "T0401 warning: the root certificate could not be checked: the operator did not answer => ",
-            "T0703 warning: sidecars could not be checked: the operator did not answer => ",
+            "T0401 warning: the root certificate could not be checked: the operator did not answer => kubectl -n tulle-system get pods -l app=tulle-operator",
+            "T0703 warning: sidecars could not be checked: the operator did not answer => kubectl -n tulle-system get pods -l app=tulle-operator",
         ]
     );
 }
@@ -304,7 +307,9 @@ fn another_version_of_this_program_and_an_operator_without_room_are_warnings() {
     assert_eq!(faults(|facts| facts.cli = "0.3.9".to_owned()), Vec::<String>::new());
     assert_eq!(
         faults(|facts| facts.health.as_mut().unwrap().series = 100),
-        ["T0306 warning: the operator holds 100 series, and takes no more => "]
+        [
+            "T0306 warning: the operator holds 100 series, and takes no more => tulle top -A --once --limit 0 --window 6h"
+        ]
     );
 }
 
@@ -517,7 +522,7 @@ fn what_may_not_be_read_is_a_warning_and_the_rest_is_checked() {
     assert!(found.iter().all(|fault| fault.contains(" warning: ")), "{found:#?}");
     assert_eq!(
         found[0],
-        "T0102 warning: the nodes' versions could not be checked: not allowed to read: nodes is forbidden => "
+        "T0102 warning: the nodes' versions could not be checked: not allowed to read: nodes is forbidden => kubectl auth can-i list nodes"
     );
 }
 
@@ -537,7 +542,8 @@ fn the_text_has_headings_marks_words_hints_and_a_summary() {
          fix: tulle upgrade --apply --system-namespace tulle-system\n\
          ‼ warning T0306  the operator has room for all series\n    \
          the operator holds 100 series, and takes no more\n    \
-         hint: what is counted beyond them is not shown; Canaries are judged all the same\n\n\
+         hint: what is counted beyond them is not shown; Canaries are judged all the same\n    \
+         fix: tulle top -A --once --limit 0 --window 6h\n\n\
          × 1 error, 1 warning\n"
     );
     let long = report.text(&Output::default(), false);

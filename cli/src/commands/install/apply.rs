@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::Common;
+use super::Args;
 use super::plan::{Change, is_called, missing, obstacle, ordered, taken, title};
 use crate::cluster::{Context, failure};
 use crate::exit::{CliError, note};
@@ -32,11 +32,11 @@ struct Row {
 }
 
 /// Prints what would change, as the API server says. Changes nothing.
-pub async fn preview(context: &Context, objects: &[Value], common: &Common) -> Result<(), CliError> {
+pub async fn preview(context: &Context, objects: &[Value], args: &Args) -> Result<(), CliError> {
     let client = context.client().await?;
     let mut rows = Vec::new();
     for Planned { kind, new, live } in planned(&client, objects).await? {
-        let change = match send(&client, kind, new, common, true).await? {
+        let change = match send(&client, kind, new, args, true).await? {
             Some(next) => Change::of(live.as_ref(), &next),
             None => Change::Created,
         };
@@ -56,10 +56,10 @@ pub async fn preview(context: &Context, objects: &[Value], common: &Common) -> R
 }
 
 /// Applies every object, after it is known that all may be written.
-pub async fn apply(context: &Context, objects: &[Value], common: &Common) -> Result<(), CliError> {
+pub async fn apply(context: &Context, objects: &[Value], args: &Args) -> Result<(), CliError> {
     let client = context.client().await?;
     for Planned { kind, new, .. } in planned(&client, objects).await? {
-        send(&client, kind, new, common, false).await?;
+        send(&client, kind, new, args, false).await?;
         if kind == objects::DEFINITION {
             established(&client, name(new)).await?;
         }
@@ -107,12 +107,12 @@ async fn send(
     client: &Client,
     kind: Kind,
     new: &Value,
-    common: &Common,
+    args: &Args,
     dry_run: bool,
 ) -> Result<Option<Value>, CliError> {
     let mut params = PatchParams::apply(MANAGER);
     params.dry_run = dry_run;
-    params.force = common.force_conflicts;
+    params.force = args.force_conflicts;
     let place = Some(namespace(new)).filter(|namespace| !namespace.is_empty());
     let answer = kind.api(client, place).patch(name(new), &params, &Patch::Apply(new)).await;
     match answer {

@@ -7,14 +7,17 @@ use serde_json::Value;
 use x509_parser::pem::Pem;
 
 use super::super::facts::Facts;
-use super::super::finding::{self as checks, Finding, or_ok};
-use super::{Options, duration, operator_is, repair, time, version};
-use crate::manifests::DEPLOYMENTS;
-use crate::objects::{Read, items, label, name, number, text};
+use super::super::finding::{self as checks, Finding, ReadRequest, or_ok};
+use super::{Options, UNANSWERED, duration, operator_is, operator_pods, repair, time, version};
+use crate::manifests::{DEPLOYMENTS, OPERATOR};
+use crate::objects::{self, Kind, Read, items, label, name, number, text};
 
 /// A Lease that has not been renewed for this long has no holder. The operator's lasts 8 s; the rest is for clocks that
 /// differ.
 const LEASE_IS_OLD: i64 = 30;
+/// The hint where the API server does not trust the webhook's certificate.
+const UNVERIFIED: &str =
+    "the API server cannot call the webhook; when it starts, the webhook writes the present certificate";
 
 pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     let mut findings = deployments(facts);
@@ -45,7 +48,10 @@ fn deployments(facts: &Facts) -> Vec<Finding> {
                 .hint("Tulle is not installed, or in another namespace: name it with --system-namespace")
                 .fix(repair(facts)),
         ),
-        Err(why) => Some(checks::DEPLOYMENT.unread(&format!("Deployment {system}/{name}"), why)),
+        Err(why) => {
+            let request = ReadRequest::object(objects::DEPLOYMENT, Some(system), name);
+            Some(checks::DEPLOYMENT.unread(&format!("Deployment {system}/{name}"), why, &request))
+        }
     };
     or_ok(facts.deployments.iter().filter_map(one).collect(), || {
         checks::DEPLOYMENT.ok("both have available pods")
@@ -71,6 +77,7 @@ fn replicas(facts: &Facts) -> Vec<Finding> {
                     .warning(format!(
                         "{available} of {wanted} replicas of Deployment {system}/{name} are available"
                     ))
+                    .hint("the events of the pods say why one is not ready: an image, a node, or a quota")
                     .fix(format!("kubectl -n {system} describe pods -l app={name}")),
             ),
             _ => None,
@@ -88,9 +95,13 @@ fn leader(facts: &Facts) -> Finding {
         Ok(None) => {
             return checks::LEADER
                 .error(format!("Lease {system}/tulle-operator does not exist, so no replica has ever led"))
+                .hint("status and Canaries stand still until one does; the log says what it waits for")
                 .fix(format!("kubectl -n {system} logs deployment/tulle-operator"));
         }
-        Err(why) => return checks::LEADER.unread(&format!("Lease {system}/tulle-operator"), why),
+        Err(why) => {
+            let request = ReadRequest::object(objects::LEASE, Some(system), OPERATOR);
+            return checks::LEADER.unread(&format!("Lease {system}/{OPERATOR}"), why, &request);
+        }
     };
     let holder = text(lease, "/spec/holderIdentity").split('/').next().unwrap_or_default();
     let age = time(lease, "/spec/renewTime").map(|renewed| facts.now - renewed);
@@ -116,7 +127,7 @@ fn query(facts: &Facts) -> Vec<Finding> {
             let finding = checks::QUERY
                 .error(format!("the operator did not answer: {why}"))
                 .hint("a port-forward to its pod and a token are needed; sidecars were not checked")
-                .fix(format!("kubectl -n {} get pods -l app=tulle-operator", facts.system));
+                .fix(operator_pods(facts));
             return vec![finding];
         }
     };
@@ -134,7 +145,7 @@ fn query(facts: &Facts) -> Vec<Finding> {
                 skew.hint("use the program of the operator's version, or upgrade the operator")
                     .fix(repair(facts))
             } else {
-                skew.hint("use the program of the operator's version")
+                skew.hint("use the program of the operator's version").fix("tulle version")
             }
         }
     });
@@ -142,6 +153,7 @@ fn query(facts: &Facts) -> Vec<Finding> {
         checks::SERIES
             .warning(format!("the operator holds {} series, and takes no more", health.series))
             .hint("what is counted beyond them is not shown; Canaries are judged all the same")
+            .fix("tulle top -A --once --limit 0 --window 6h")
     } else {
         checks::SERIES.ok(format!("{} of {} series", health.series, health.max_series))
     });
@@ -150,10 +162,14 @@ fn query(facts: &Facts) -> Vec<Finding> {
 
 fn root(facts: &Facts, options: Options) -> Finding {
     let Ok(health) = &facts.health else {
-        return checks::ROOT.unread("the root certificate", "the operator did not answer");
+        let unknown = checks::ROOT.unknown("the root certificate", "the operator did not answer");
+        return unknown.hint(UNANSWERED).fix(operator_pods(facts));
     };
     let Some(ends) = health.root_not_after else {
-        return checks::ROOT.unread("the root certificate", "the operator does not know when it ends");
+        return checks::ROOT
+            .unknown("the root certificate", "the operator does not know when it ends")
+            .hint("it cannot parse its root certificate: compare Secret tulle-root with its backup")
+            .fix(format!("kubectl -n {} logs deployment/{OPERATOR}", facts.system));
     };
     let left = ends - facts.now;
     let fix = format!("kubectl -n {} get secret tulle-root -o yaml > tulle-root.yaml", facts.system);
@@ -173,36 +189,42 @@ fn root(facts: &Facts, options: Options) -> Finding {
     }
 }
 
-/// Both webhook configurations with their names.
-fn configurations(facts: &Facts) -> [(&'static str, &Read<Option<Value>>); 2] {
+/// A webhook configuration of Tulle.
+struct Configuration<'a> {
+    kind: Kind,
+    /// Kind and name, as they are printed.
+    title: &'static str,
+    found: &'a Read<Option<Value>>,
+}
+
+/// Both webhook configurations.
+fn configurations(facts: &Facts) -> [Configuration<'_>; 2] {
+    let (mutating, validating) =
+        ("MutatingWebhookConfiguration tulle", "ValidatingWebhookConfiguration tulle");
     [
-        ("MutatingWebhookConfiguration tulle", &facts.mutating),
-        ("ValidatingWebhookConfiguration tulle", &facts.validating),
+        Configuration { kind: objects::MUTATING, title: mutating, found: &facts.mutating },
+        Configuration { kind: objects::VALIDATING, title: validating, found: &facts.validating },
     ]
 }
 
 /// The webhooks of the configurations that exist, each with its name and the configuration's.
 fn webhooks(facts: &Facts) -> impl Iterator<Item = (&'static str, &Value)> {
-    configurations(facts).into_iter().flat_map(|(configuration, found)| {
+    configurations(facts).into_iter().flat_map(|Configuration { title, found, .. }| {
         let found = found.as_ref().ok().and_then(Option::as_ref);
-        found
-            .map(|found| items(found, "/webhooks"))
-            .unwrap_or_default()
-            .iter()
-            .map(move |hook| (configuration, hook))
+        found.map(|found| items(found, "/webhooks")).unwrap_or_default().iter().map(move |hook| (title, hook))
     })
 }
 
 fn hooks(facts: &Facts) -> Vec<Finding> {
-    let one = |(configuration, found): (&str, &Read<Option<Value>>)| match found {
+    let one = |Configuration { kind, title, found }: Configuration<'_>| match found {
         Ok(Some(found)) if !items(found, "/webhooks").is_empty() => None,
         Ok(_) => Some(
             checks::HOOKS
-                .error(format!("{configuration} is missing or empty"))
+                .error(format!("{title} is missing or empty"))
                 .hint("new pods start without a sidecar, and invalid objects are not rejected")
                 .fix(repair(facts)),
         ),
-        Err(why) => Some(checks::HOOKS.unread(configuration, why)),
+        Err(why) => Some(checks::HOOKS.unread(title, why, &ReadRequest::object(kind, None, "tulle"))),
     };
     or_ok(configurations(facts).into_iter().filter_map(one).collect(), || {
         checks::HOOKS.ok("both are installed")
@@ -232,6 +254,7 @@ fn bundles(facts: &Facts) -> Vec<Finding> {
                         "{configuration}: every certificate in the caBundle of webhook {hook_name} has ended, the last one {} ago",
                         duration(facts.now - end)
                     ))
+                    .hint(UNVERIFIED)
                     .fix(restart),
             ),
             Some(end) => ends.push(end),
@@ -240,6 +263,7 @@ fn bundles(facts: &Facts) -> Vec<Finding> {
                     .error(format!(
                         "{configuration}: the caBundle of webhook {hook_name} holds no certificate that can be read"
                     ))
+                    .hint(UNVERIFIED)
                     .fix(restart),
             ),
         }
@@ -247,7 +271,10 @@ fn bundles(facts: &Facts) -> Vec<Finding> {
     let first = ends.into_iter().min();
     or_ok(findings, || match first {
         Some(end) => checks::BUNDLE.ok(format!("valid for {}", duration(end - facts.now))),
-        None => checks::BUNDLE.unread("caBundle", "no webhook configuration could be read"),
+        None => checks::BUNDLE
+            .unknown("caBundle", "no webhook configuration could be read")
+            .hint("T0501 says why")
+            .fix("kubectl get mutatingwebhookconfiguration/tulle validatingwebhookconfiguration/tulle"),
     })
 }
 
@@ -290,7 +317,10 @@ fn endpoints(facts: &Facts) -> Vec<Finding> {
     let system = &facts.system;
     let slices = match &facts.slices {
         Ok(slices) => slices,
-        Err(why) => return vec![checks::ENDPOINTS.unread(&format!("the endpoints in {system}"), why)],
+        Err(why) => {
+            let request = ReadRequest::list(objects::ENDPOINT_SLICE, Some(system));
+            return vec![checks::ENDPOINTS.unread(&format!("the endpoints in {system}"), why, &request)];
+        }
     };
     let ready = |service: &str| {
         let of_service =

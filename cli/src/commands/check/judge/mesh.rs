@@ -8,9 +8,9 @@ use tulle_crds::{keys, parse_duration, reason};
 use tulle_mesh::query::Sidecar;
 
 use super::super::facts::{Facts, target_name};
-use super::super::finding::{self as checks, Finding, or_ok};
-use super::{duration, time, version};
-use crate::objects::{self, Tool, Unread, full_name, items, label, name, namespace, number, text};
+use super::super::finding::{self as checks, Finding, ReadRequest, or_ok};
+use super::{UNANSWERED, duration, namespaces_request, operator_pods, time, version};
+use crate::objects::{self, Kind, Tool, Unread, full_name, items, label, name, namespace, number, text};
 use crate::tenants::some_of;
 
 /// The name with which the operator marks its entries in the status of a route.
@@ -41,7 +41,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 fn namespaces(facts: &Facts) -> Vec<Finding> {
     let namespaces = match &facts.namespaces {
         Ok(namespaces) => namespaces,
-        Err(why) => return vec![checks::NAMESPACES.unread("namespaces", why)],
+        Err(why) => return vec![checks::NAMESPACES.unread("namespaces", why, &namespaces_request(facts))],
     };
     let unknown = |namespace: &Value| {
         let value = label(namespace, keys::INJECT)?;
@@ -71,10 +71,22 @@ fn should_have_sidecar(pod: &Value) -> bool {
     own_network && !is_static && !opted_out && !matches!(phase, "Succeeded" | "Failed")
 }
 
+/// A list of the namespace that is looked at, or of all.
+fn list(kind: Kind, facts: &Facts) -> ReadRequest {
+    ReadRequest::list(kind, facts.namespace.as_deref())
+}
+
 fn injected(facts: &Facts) -> Vec<Finding> {
     let pods = match &facts.uninjected {
         Ok(pods) => pods,
-        Err(why) => return vec![checks::INJECTED.unread("pods of labelled namespaces", why)],
+        Err(why) => {
+            // Pods are looked for only where a label asks for sidecars.
+            let request = match &facts.namespaces {
+                Ok(_) => list(objects::POD, facts),
+                Err(_) => namespaces_request(facts),
+            };
+            return vec![checks::INJECTED.unread("pods of labelled namespaces", why, &request)];
+        }
     };
     let asks = |wanted: &str| {
         let namespaces = facts.namespaces.as_ref().map(Vec::as_slice).unwrap_or_default();
@@ -99,9 +111,17 @@ fn injected(facts: &Facts) -> Vec<Finding> {
 }
 
 fn sidecars(facts: &Facts) -> Vec<Finding> {
-    // The check of the query API has said why the operator did not answer.
-    let Ok(sidecars) = &facts.sidecars else {
-        return vec![checks::BEHIND.unread("sidecars", "the operator did not answer")];
+    let sidecars = match &facts.sidecars {
+        Ok(sidecars) => sidecars,
+        Err(why) => {
+            let unknown = checks::BEHIND.unknown("sidecars", "the operator did not answer");
+            // Where it answers, T0304 is well, and does not say why this one request failed.
+            let hint = match &facts.health {
+                Ok(_) => format!("it answers, but not the question for sidecars: {why}"),
+                Err(_) => UNANSWERED.to_owned(),
+            };
+            return vec![unknown.hint(hint).fix(operator_pods(facts))];
+        }
     };
     let all = sidecars.sidecars.as_slice();
     let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
@@ -110,10 +130,15 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     findings.push(match &facts.health {
         Ok(health) if !health.leader => {
             let pod = &health.pod;
-            checks::BEHIND.unread(
-                "sidecars",
-                format!("pod {pod} does not lead, and knows only those that are connected to it"),
-            )
+            checks::BEHIND
+                .unknown(
+                    "sidecars",
+                    format!("pod {pod} does not lead, and knows only those that are connected to it"),
+                )
+                .hint(
+                    "T0303 says which pod leads: check again when one does, and when you may read the Lease",
+                )
+                .fix(format!("kubectl -n {} get lease tulle-operator", facts.system))
         }
         _ => behind(all, facts),
     });
@@ -236,7 +261,10 @@ fn is_observed(object: &Value) -> bool {
 fn policies(facts: &Facts) -> Vec<Finding> {
     let policies = match &facts.policies {
         Ok(policies) => policies,
-        Err(why) => return vec![checks::POLICIES.unread("MeshPolicies", why)],
+        Err(why) => {
+            let request = list(objects::MESH_POLICY, facts);
+            return vec![checks::POLICIES.unread("MeshPolicies", why, &request)];
+        }
     };
     let one = |policy: &Value| {
         let found = policy_fault(policy, facts.now)?;
@@ -278,9 +306,11 @@ fn policy_fault(policy: &Value, now: i64) -> Option<Finding> {
         reason::NO_WORKLOADS => {
             Some(checks::POLICIES.warning(found).hint("it selects no pod with a sidecar: compare the labels"))
         }
-        reason::PROPAGATING if since > BEHIND => {
-            Some(checks::POLICIES.warning(format!("{found} (for {})", duration(since))))
-        }
+        reason::PROPAGATING if since > BEHIND => Some(
+            checks::POLICIES
+                .warning(format!("{found} (for {})", duration(since)))
+                .hint("`tulle pods` lists the sidecars that are behind or not connected"),
+        ),
         _ => None,
     }
 }
@@ -288,7 +318,7 @@ fn policy_fault(policy: &Value, now: i64) -> Option<Finding> {
 fn canaries(facts: &Facts) -> Vec<Finding> {
     let canaries = match &facts.canaries {
         Ok(canaries) => canaries,
-        Err(why) => return vec![checks::CANARIES.unread("Canaries", why)],
+        Err(why) => return vec![checks::CANARIES.unread("Canaries", why, &list(objects::CANARY, facts))],
     };
     let count = format!("{} Canaries", canaries.len());
     let with_command = |canary: &Value, finding: Finding| {
@@ -396,7 +426,7 @@ fn routes(facts: &Facts) -> Vec<Finding> {
     let routes = match &facts.routes {
         Ok(routes) => routes,
         Err(Unread::NotServed) => return vec![checks::ROUTES.ok("the Gateway API is not installed")],
-        Err(why) => return vec![checks::ROUTES.unread("routes", why)],
+        Err(why) => return vec![checks::ROUTES.unread("routes", why, &list(objects::HTTP_ROUTE, facts))],
     };
     let faults: Vec<Finding> = routes.iter().flat_map(route_faults).collect();
     or_ok(faults, || checks::ROUTES.ok(format!("{} routes", routes.len())))

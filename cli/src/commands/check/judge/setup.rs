@@ -6,8 +6,8 @@ use serde_json::Value;
 use tulle_crds::keys;
 
 use super::super::facts::Facts;
-use super::super::finding::{self as checks, Finding, or_ok};
-use super::{Options, repair, version};
+use super::super::finding::{self as checks, Finding, REPEATS, ReadRequest, or_ok};
+use super::{Options, namespaces_request, repair, version};
 use crate::objects::{self, Read, Unread, items, label, name, text};
 use crate::tenants;
 
@@ -38,12 +38,15 @@ pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
 fn server(facts: &Facts) -> Finding {
     let text = match &facts.server {
         Ok(text) => text,
-        Err(why) => return checks::SERVER.unread("the API server's version", why),
+        Err(why) => {
+            return checks::SERVER.unread("the API server's version", why, &ReadRequest::path("/version"));
+        }
     };
     match version(text) {
-        None => {
-            checks::SERVER.warning(format!("the API server has version {text:?}, which is not a version"))
-        }
+        None => checks::SERVER
+            .warning(format!("the API server has version {text:?}, which is not a version"))
+            .hint(format!("compare it yourself: Tulle needs Kubernetes 1.{ADMISSION_POLICIES} or newer"))
+            .fix("kubectl version"),
         Some((1, minor, _)) if minor < ADMISSION_POLICIES => {
             let missing = if minor < NATIVE_SIDECARS {
                 "native sidecars, and ValidatingAdmissionPolicies"
@@ -52,7 +55,8 @@ fn server(facts: &Facts) -> Finding {
             };
             checks::SERVER
                 .error(format!("the API server has version {text}, which does not have {missing}"))
-                .hint("upgrade the cluster to Kubernetes 1.30 or newer")
+                .hint(format!("upgrade the cluster to Kubernetes 1.{ADMISSION_POLICIES} or newer"))
+                .fix("kubectl version")
         }
         Some(_) => checks::SERVER.ok(format!("the API server has version {text}")),
     }
@@ -61,7 +65,10 @@ fn server(facts: &Facts) -> Finding {
 fn kubelets(facts: &Facts) -> Vec<Finding> {
     let nodes = match &facts.nodes {
         Ok(nodes) => nodes,
-        Err(why) => return vec![checks::KUBELETS.unread("the nodes' versions", why)],
+        Err(why) => {
+            let request = ReadRequest::list(objects::NODE, None);
+            return vec![checks::KUBELETS.unread("the nodes' versions", why, &request)];
+        }
     };
     let too_old = |node: &&Value| {
         let kubelet = version(text(node, "/status/nodeInfo/kubeletVersion"));
@@ -95,7 +102,12 @@ fn permissions(facts: &Facts, options: Options) -> Vec<Finding> {
                 .hint("install with an account that has the ClusterRole cluster-admin")
                 .fix(format!("kubectl auth can-i {}", permission.right)),
         ),
-        Err(why) => Some(checks::PERMISSIONS.unread(&format!("whether you may {}", permission.right), why)),
+        Err(why) => Some(
+            checks::PERMISSIONS
+                .unknown(&format!("whether you may {}", permission.right), why)
+                .hint(REPEATS)
+                .fix(format!("kubectl auth can-i {}", permission.right)),
+        ),
     };
     or_ok(facts.permissions.iter().filter_map(one).collect(), || {
         checks::PERMISSIONS.ok(format!("you have all {} rights that are needed", facts.permissions.len()))
@@ -106,7 +118,10 @@ fn pod_security(facts: &Facts) -> Vec<Finding> {
     const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
     let namespaces = match &facts.namespaces {
         Ok(namespaces) => namespaces,
-        Err(why) => return vec![checks::POD_SECURITY.unread("the Pod Security level of namespaces", why)],
+        Err(why) => {
+            let request = namespaces_request(facts);
+            return vec![checks::POD_SECURITY.unread("the Pod Security level of namespaces", why, &request)];
+        }
     };
     let one = |namespace: &Value| {
         let asks = matches!(label(namespace, keys::INJECT), Some("enabled" | "required"));
@@ -136,13 +151,21 @@ fn definitions(facts: &Facts) -> Vec<Finding> {
                     findings.push(
                         checks::DEFINITIONS
                             .error(format!("{name} is not established"))
+                            .hint("the API server does not serve its objects yet; its conditions say why")
                             .fix(format!("kubectl describe crd {name}")),
                     );
                 }
             }
-            Ok(None) => findings
-                .push(checks::DEFINITIONS.error(format!("{name} is not installed")).fix(repair(facts))),
-            Err(why) => findings.push(checks::DEFINITIONS.unread(name, why)),
+            Ok(None) => findings.push(
+                checks::DEFINITIONS
+                    .error(format!("{name} is not installed"))
+                    .hint("objects of this kind cannot be created, and those that existed are lost")
+                    .fix(repair(facts)),
+            ),
+            Err(why) => {
+                let request = ReadRequest::object(objects::DEFINITION, None, name);
+                findings.push(checks::DEFINITIONS.unread(name, why, &request));
+            }
         }
     }
     or_ok(findings, || checks::DEFINITIONS.ok(format!("{} definitions", facts.definitions.len())))
@@ -174,9 +197,8 @@ fn versions(facts: &Facts) -> Vec<Finding> {
             findings.push(
                 checks::VERSIONS
                     .error(format!("{name} has stored objects as {stored}, which it does not serve any more"))
-                    .hint(
-                        "these objects cannot be read: serve the version again, and write each object once",
-                    ),
+                    .hint("these objects cannot be read: serve the version again, and write each object once")
+                    .fix(format!("kubectl get crd {name} -o yaml")),
             );
         }
     }
@@ -218,10 +240,17 @@ fn complete(facts: &Facts) -> Vec<Finding> {
     if !missing.is_empty() {
         let verb = if missing.len() == 1 { "does" } else { "do" };
         let found = format!("{} {verb} not exist", tenants::some_of(&missing));
-        findings.push(checks::OBJECTS.error(found).fix(repair(facts)));
+        findings.push(
+            checks::OBJECTS
+                .error(found)
+                .hint("Tulle may lack rights, addresses or limits that it needs; a repair creates what is missing")
+                .fix(repair(facts)),
+        );
     }
-    if let Some(why) = facts.parts.iter().find_map(|part| part.exists.as_ref().err()) {
-        findings.push(checks::OBJECTS.unread(&tenants::some_of(&unread), why));
+    let first = facts.parts.iter().find_map(|part| Some((&part.object, part.exists.as_ref().err()?)));
+    if let Some((object, why)) = first {
+        let request = ReadRequest::titled(object);
+        findings.push(checks::OBJECTS.unread(&tenants::some_of(&unread), why, &request));
     }
     or_ok(findings, || checks::OBJECTS.ok(format!("{} objects", facts.parts.len())))
 }
@@ -284,7 +313,10 @@ pub(super) fn network(facts: &Facts) -> Vec<Finding> {
     let config = match &facts.cilium {
         Ok(Some(config)) => config,
         Ok(None) | Err(Unread::NotServed) => return vec![checks::CILIUM.ok("Cilium was not found")],
-        Err(why) => return vec![checks::CILIUM.unread("ConfigMap kube-system/cilium-config", why)],
+        Err(why) => {
+            let request = ReadRequest::object(objects::CONFIG_MAP, Some("kube-system"), "cilium-config");
+            return vec![checks::CILIUM.unread("ConfigMap kube-system/cilium-config", why, &request)];
+        }
     };
     let is = |key: &str, values: &[&str]| {
         let value = config.pointer("/data").and_then(|data| data.get(key)).and_then(Value::as_str);

@@ -28,7 +28,11 @@ fn a_repair_keeps_to_the_tool_and_the_namespace_of_the_installation() {
         facts.mutating = Ok(Some(json!({"metadata": {"labels": labels}, "webhooks": []})));
     };
     assert_eq!(fix(helm), "upgrade with Helm");
-    assert_eq!(fix(|facts| facts.cli = "0.2.0".to_owned()), "", "this program is older");
+    assert_eq!(
+        fix(|facts| facts.cli = "0.2.0".to_owned()),
+        "upgrade with tulle 0.3.0",
+        "this program is older"
+    );
     let nothing = |facts: &mut super::Facts| {
         facts.deployments.insert("tulle-operator", Ok(None));
         facts.mutating = Ok(None);
@@ -44,7 +48,7 @@ fn a_repair_keeps_to_the_tool_and_the_namespace_of_the_installation() {
 fn a_newer_operator_is_not_repaired_with_an_older_program() {
     assert_eq!(
         faults(|facts| facts.health.as_mut().unwrap().version = "0.4.0".to_owned()),
-        ["T0305 warning: the operator has version 0.4.0, and this program 0.3.0 => "]
+        ["T0305 warning: the operator has version 0.4.0, and this program 0.3.0 => tulle version"]
     );
 }
 
@@ -64,7 +68,9 @@ fn an_object_of_the_installation_that_is_missing_or_unreadable_is_reported() {
     assert!(found[0].contains("Role/mesh/4 and 2 more do not exist"), "{found:?}");
     assert_eq!(
         faults(|facts| facts.parts = part(Err(Unread::Failed("timed out".to_owned())))),
-        ["T0204 warning: ClusterRole/tulle-operator could not be checked: timed out => "]
+        [
+            "T0204 warning: ClusterRole/tulle-operator could not be checked: timed out => kubectl get clusterrole/tulle-operator"
+        ]
     );
 }
 
@@ -125,7 +131,7 @@ fn a_replica_that_does_not_lead_cannot_tell_which_sidecars_are_behind() {
     assert_eq!(
         found,
         [
-            "T0703 warning: sidecars could not be checked: pod tulle-operator-1 does not lead, and knows only those that are connected to it => "
+            "T0703 warning: sidecars could not be checked: pod tulle-operator-1 does not lead, and knows only those that are connected to it => kubectl -n tulle-system get lease tulle-operator"
         ]
     );
 }
