@@ -47,24 +47,25 @@ pub enum AccessDirection {
 }
 
 /// Lists who may reach a workload or Service, or what a workload may reach. With an empty name, who may reach each
-/// workload of the namespace, or, without one, of the cluster. `last_hour`: for the counts and the suggestions.
+/// workload of the namespace, or, without one, of the cluster. `counted`: the requests of some time, for the counts and
+/// the suggestions.
 ///
 /// # Errors
 /// A sentence that says what does not exist.
 pub fn access(
     model: &Model,
-    last_hour: &Sum,
+    counted: &Sum,
     namespace: &str,
     name: &str,
     direction: AccessDirection,
 ) -> Result<Access, String> {
     match direction {
-        AccessDirection::WhoCan => who_can(model, last_hour, namespace, name),
-        AccessDirection::WhatCan => what_can(model, last_hour, namespace, name),
+        AccessDirection::WhoCan => who_can(model, counted, namespace, name),
+        AccessDirection::WhatCan => what_can(model, counted, namespace, name),
     }
 }
 
-fn who_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
+fn who_can(model: &Model, counted: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
     let servers = if name.is_empty() {
         workloads(model.pods().filter(|pod| namespace.is_empty() || *pod.namespace == *namespace))
     } else {
@@ -73,7 +74,7 @@ fn who_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resul
     if servers.is_empty() && !name.is_empty() {
         return Err(format!("there is no pod of a workload or Service {name} in namespace {namespace}"));
     }
-    let inbound = Inbound::of(last_hour);
+    let inbound = Inbound::of(counted);
     let mut found = Access::default();
     for (party, pods) in &servers {
         let seen = inbound.of_party(party);
@@ -93,7 +94,7 @@ fn take(found: &mut Access, rows: Vec<AccessRow>) -> bool {
     !found.truncated
 }
 
-fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
+fn what_can(model: &Model, counted: &Sum, namespace: &str, name: &str) -> Result<Access, String> {
     let clients: Vec<&Pod> = pods_named(model, namespace, name).collect();
     if clients.is_empty() {
         return Err(format!("there is no pod of a workload {name} in namespace {namespace}"));
@@ -102,7 +103,7 @@ fn what_can(model: &Model, last_hour: &Sum, namespace: &str, name: &str) -> Resu
     for pod in clients {
         callers.entry(is_meshed(pod).then(|| identity_of(model, pod))).or_insert(pod);
     }
-    let inbound = Inbound::of(last_hour);
+    let inbound = Inbound::of(counted);
     let mut sections = Sections::default();
     let mut found = Access::default();
     for (party, pods) in workloads(model.pods()) {
@@ -250,7 +251,7 @@ fn by_operation(rule: &proto::Rule, row: &AccessRow) -> Vec<AccessRow> {
     rule.to.iter().map(of).collect()
 }
 
-/// Requests of the last hour from any of these callers; from none: from all clients.
+/// Requests that were counted from any of these callers; from none: from all clients.
 fn seen_from(model: &Model, counted: &[Counted<'_>], from: &[proto::Peer]) -> u64 {
     let is_from = |id: &SeriesId| {
         from.is_empty()

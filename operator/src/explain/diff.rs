@@ -1,4 +1,4 @@
-//! Which of the last hour's traffic a policy would deny.
+//! Which of the traffic that was counted a policy would deny.
 //!
 //! What is counted names a client by its service account and nothing of a request. A rule that looks at methods, paths,
 //! ports or addresses therefore may or may not match: what depends on it is said to depend.
@@ -34,7 +34,7 @@ struct EdgeKey {
 }
 
 /// What a policy would deny, once it is enforced. Where another policy would go on to decide, this one changes nothing.
-pub fn diff(model: &Model, last_hour: &Sum, policy: &MeshPolicy) -> Diff {
+pub fn diff(model: &Model, counted: &Sum, policy: &MeshPolicy) -> Diff {
     let namespace = policy.metadata.namespace.clone().unwrap_or_default();
     let name = policy.metadata.name.clone().unwrap_or_default();
     let key: Key = (namespace.as_str().into(), name.as_str().into());
@@ -44,7 +44,7 @@ pub fn diff(model: &Model, last_hour: &Sum, policy: &MeshPolicy) -> Diff {
         .filter(|pod| model.selects(&key, policy, pod))
         .collect();
     let access = policy.spec.access.is_some().then(|| model.access_of(&key, policy));
-    let inbound = Inbound::of(last_hour);
+    let inbound = Inbound::of(counted);
     let mut found = Diff::default();
     for (party, pods) in workloads(selected.into_iter()) {
         let deciding = pods.iter().map(|pod| Deciding::of(model, &key, policy, pod));
@@ -60,7 +60,7 @@ pub fn diff(model: &Model, last_hour: &Sum, policy: &MeshPolicy) -> Diff {
             if let Some((verdict, because)) =
                 judge(model, id, strict, access.map(|access| (access, policy.spec.access.as_ref())))
             {
-                let edge = edge(&party, id, counts.golden(last_hour.window));
+                let edge = edge(&party, id, counts.golden(counted.window));
                 found.rows.push(DiffRow { edge, verdict: verdict.to_owned(), because });
             }
         }

@@ -6,10 +6,10 @@
 //!   calls    what policies and routes say about the calls to a Service
 //!   server   the server's side: endpoint, TLS, access, limits
 //!   access   who may reach what, and the least policies that the traffic seen needs
-//!   diff     which of the last hour's traffic a policy would deny
+//!   diff     which of the traffic that was counted a policy would deny
 //!   words    objects and rules in words
 //! ```
-//! In: the model, what sidecars have acknowledged, and the last hour's counts. Out: answers of the query API. Requests
+//! In: the model, what sidecars have acknowledged, and the counts of some time. Out: answers of the query API. Requests
 //! are matched and decided by the code that sidecars run, on the resources that they are sent. Nothing is sent, waited
 //! for or written, and there is no clock.
 
