@@ -207,6 +207,18 @@ impl Interval {
 }
 
 fn evidence(found: &Evidence) -> Markup {
+    html! {
+        (totals(found))
+        @if has_attempts(found) && !found.pods.is_empty() { (pods(&found.pods)) }
+    }
+}
+
+fn has_attempts(found: &Evidence) -> bool {
+    found.canary.attempts > 0 || found.stable.attempts > 0
+}
+
+/// Both versions as a picture and as a table, as the page of the Canary and that of its workload show them.
+pub(super) fn totals(found: &Evidence) -> Markup {
     let sides = [("canary", &found.canary), ("stable", &found.stable)];
     html! {
         @if !found.leader {
@@ -214,7 +226,7 @@ fn evidence(found: &Evidence) -> Markup {
                 "The replica of the operator that answers does not lead: these counts are those of the Canary's status, which the leader writes every few seconds."
             }
         }
-        @if sides.iter().all(|(_, totals)| totals.attempts == 0) {
+        @if !has_attempts(found) {
             p.empty { "No attempt has been counted: no rollout has begun, its first step has no weight yet, or nobody calls the workload." }
         } @else {
             (picture(&sides))
@@ -253,7 +265,6 @@ fn evidence(found: &Evidence) -> Markup {
                     }
                 }
             }
-            @if !found.pods.is_empty() { (pods(&found.pods)) }
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::model::Key;
 use crate::telemetry::query::{self, StatQuery};
 
 use super::action::Offer;
+use super::findings::{Facts, judge};
 use super::look::{Wanted, look};
 use super::ranking::Ranking;
 use super::words::Window;
@@ -153,6 +154,11 @@ pub async fn workload(
                 window.name()
             ))
         })?;
+        // After the model is released: the evidence locks it again.
+        if let Some(canary) = &mut view.canary {
+            let key: Key = (view.me.namespace.as_str().into(), canary.name.as_str().into());
+            canary.evidence = api.evidence(&key).map(|(_, evidence)| evidence);
+        }
         view.only = viewer.only.as_deref();
         view.now = now;
         Ok(super::workload::workload(&view))
@@ -235,10 +241,22 @@ fn no_canary((namespace, name): &Key) -> Failed {
 pub async fn health(State(api): State<Api>, viewer: Viewer) -> Answer {
     compute(&Arc::clone(&api.turns), move || {
         let only = viewer.only.as_deref();
+        let now = now();
+        // Before the model is locked, which it does itself.
         let health = health_of(&api);
+        let is_led = {
+            let leadership = api.leadership.borrow();
+            leadership.mine || leadership.address.is_some()
+        };
         let states = api.acks.sidecars();
-        let sidecars = sidecars(&api.hub.model(), states, Instant::now(), only);
-        let view = health_page::MeshHealth { health: &health, sidecars: &sidecars, only, now: now() };
+        let model = api.hub.model();
+        let sidecars = sidecars(&model, states, Instant::now(), only);
+        let system = api.settings.namespace.as_str();
+        let facts = Facts { health: &health, sidecars: &sidecars, is_led, system, only, now };
+        let judged = judge(&facts, &model);
+        drop(model);
+        let view =
+            health_page::MeshHealth { health: &health, sidecars: &sidecars, judged: &judged, only, now };
         Ok(health_page::health(&view))
     })
     .await
@@ -284,6 +302,25 @@ mod tests {
             assert!(name(bad.to_owned()).is_err(), "{bad}");
         }
         assert!(name("web-0.shop".to_owned()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_page_of_a_workload_with_a_canary_shows_its_evidence() {
+        use axum::body::{Body, to_bytes};
+        use tower::ServiceExt as _;
+
+        let api = crate::api::tests::api();
+        let canary = crate::rollout::input::tests::in_progress();
+        api.hub.change(|model| model.apply_canary(crate::rollout::input::tests::key(), canary));
+        let request = axum::http::Request::get("/workload/shop/web");
+        let request = request.header(header::AUTHORIZATION, "Bearer h.shop.s").body(Body::empty()).unwrap();
+        let response = crate::dashboard::routes(api).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let text = String::from_utf8_lossy(&body);
+        for part in ["99 more requests to the canary are needed", "100, failed 1", "900, failed 2"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     }
 
     #[test]

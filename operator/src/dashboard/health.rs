@@ -1,19 +1,15 @@
-//! `/health`: the operator, its sidecars and their certificates. What needs attention comes first.
+//! `/health`: what is not well, by the checks of `tulle check`; the operator, its sidecars and their certificates. What
+//! needs attention comes first.
 
 use maud::{Markup, html};
-use tulle_mesh::query::{Health, Sidecar, Sidecars};
+use tulle_mesh::query::{Health, Sidecars};
 
+use super::findings::{COMMAND_ONLY, Finding, Judged};
 use super::layout::{Page, View, page};
 use super::words::{NONE, count, duration, left, scoped};
 use super::workload::sidecars;
 
-/// A certificate that ends sooner has missed several renewals, in seconds.
-const ENDS_SOON: i64 = 3_600;
-/// A root that ends sooner must be replaced now, in seconds.
-const ROOT_ENDS_SOON: i64 = 90 * 86_400;
-/// Series beyond this part of the limit are reported.
-const NEARLY_FULL: f64 = 0.9;
-/// Sidecars and pods that are listed.
+/// Findings, sidecars and pods that are listed.
 const MOST: usize = 200;
 
 /// What the page shows.
@@ -23,6 +19,8 @@ pub struct MeshHealth<'a> {
     pub health: &'a Health,
     /// The sidecars that the token shows.
     pub sidecars: &'a Sidecars,
+    /// What is not well.
+    pub judged: &'a Judged,
     /// The namespace that the token shows; `None`: all.
     pub only: Option<&'a str>,
     /// The present time, in Unix seconds.
@@ -42,19 +40,12 @@ pub fn health(view: &MeshHealth<'_>) -> Markup {
 }
 
 fn live(view: &MeshHealth<'_>) -> Markup {
-    let attention: Vec<&Sidecar> =
-        view.sidecars.sidecars.iter().filter(|sidecar| needs_attention(sidecar, view.now)).collect();
-    let findings = findings(view, attention.len());
+    let attention = view.judged.sidecars.as_slice();
     html! {
         section aria-labelledby="findings" {
             h2 id="findings" { "Findings" }
-            @if findings.is_empty() {
-                p { span.state.good { "ok" } " The operator leads, and every sidecar is connected, up to date and certified." }
-            } @else {
-                ul.findings {
-                    @for finding in &findings { li { span.state.warn { "attention" } " " (finding) } }
-                }
-            }
+            (findings(&view.judged.findings))
+            (command_only(view.only))
         }
         section aria-labelledby="sidecars" {
             h2 id="sidecars" { "Sidecars" }
@@ -63,8 +54,7 @@ fn live(view: &MeshHealth<'_>) -> Markup {
             } @else if attention.is_empty() {
                 p.empty { "None of the " (count(view.sidecars.sidecars.len() as u64)) " sidecars needs attention." }
             } @else {
-                @let shown: Vec<Sidecar> = attention.iter().take(MOST).map(|s| (*s).clone()).collect();
-                (sidecars("Sidecars that need attention", &shown, view.now))
+                (sidecars("Sidecars that need attention", attention.get(..MOST).unwrap_or(attention), view.now))
                 (rest(attention.len()))
             }
         }
@@ -91,43 +81,39 @@ fn rest(all: usize) -> Markup {
     }
 }
 
-fn needs_attention(sidecar: &Sidecar, now: i64) -> bool {
-    let ends = sidecar.certificate_not_after.is_some_and(|end| end.saturating_sub(now) < ENDS_SOON);
-    !sidecar.connected || sidecar.behind_seconds.is_some() || !sidecar.refused.is_empty() || ends
+fn findings(found: &[Finding]) -> Markup {
+    html! {
+        @if found.is_empty() {
+            p { span.state.good { "ok" } " A replica leads, every sidecar is connected, up to date and certified, and every MeshPolicy is enforced." }
+        } @else {
+            ul.findings {
+                @for finding in found.iter().take(MOST) {
+                    li {
+                        @if finding.is_error { span.state.bad { "error" } } @else { span.state.warn { "warning" } }
+                        " " strong { (finding.id) } " " (finding.found)
+                        @if !finding.hint.is_empty() { div { "Hint: " (finding.hint) "." } }
+                        div { code { (finding.fix) } }
+                    }
+                }
+            }
+            (rest(found.len()))
+        }
+    }
 }
 
-/// What is wrong, as sentences.
-fn findings(view: &MeshHealth<'_>, attention: usize) -> Vec<String> {
-    let Health { leader, pod, root_not_after, series, max_series, .. } = view.health;
-    let mut found = Vec::new();
-    if !leader {
-        found.push(format!(
-            "Replica {pod} does not lead: reports of sidecars reach it through the leader. `tulle dashboard` opens the page at the leader."
-        ));
+/// What a reader must not take for well because it is not among the findings.
+fn command_only(only: Option<&str>) -> Markup {
+    html! {
+        p {
+            "Only " code { (scoped(&["tulle", "check"], only)) }
+            " makes these checks, most of which need rights in the cluster that the operator does not have: "
+            @for (at, (what, ids)) in COMMAND_ONLY.iter().enumerate() {
+                @if at > 0 { ", " }
+                (what) " (" (ids.join(", ")) ")"
+            }
+            "."
+        }
     }
-    if let Some(end) = root_not_after.filter(|end| end.saturating_sub(view.now) < ROOT_ENDS_SOON) {
-        found.push(format!(
-            "The root certificate: {}. Every certificate of the mesh ends with it.",
-            left(end, view.now)
-        ));
-    }
-    if *max_series > 0 && f64::from(*series) >= NEARLY_FULL * f64::from(*max_series) {
-        found.push(format!(
-            "The history holds {series} of at most {max_series} series; counts of further series are summed up as _OTHER."
-        ));
-    }
-    if attention > 0 {
-        found.push(format!(
-            "Sidecars that are disconnected or behind, refuse a resource, or have a certificate that ends soon: {attention}."
-        ));
-    }
-    if !view.sidecars.without.is_empty() {
-        found.push(format!(
-            "Pods without a sidecar although their namespace asks for one: {}.",
-            view.sidecars.without.len()
-        ));
-    }
-    found
 }
 
 fn operator(health: &Health, now: i64) -> Markup {
@@ -148,14 +134,13 @@ fn operator(health: &Health, now: i64) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::query::Sidecar;
+
     use super::*;
 
-    fn shown(health: &Health, sidecars: &Sidecars, only: Option<&str>) -> String {
-        super::health(&MeshHealth { health, sidecars, only, now: 1_000 }).into_string()
-    }
-
-    fn leader() -> Health {
-        Health { leader: true, pod: "tulle-operator-0".into(), ..Health::default() }
+    fn shown(sidecars: &Sidecars, judged: &Judged, only: Option<&str>) -> String {
+        let health = Health { leader: true, pod: "tulle-operator-0".into(), ..Health::default() };
+        super::health(&MeshHealth { health: &health, sidecars, judged, only, now: 1_000 }).into_string()
     }
 
     fn sidecar() -> Sidecar {
@@ -166,41 +151,58 @@ mod tests {
     #[test]
     fn a_healthy_mesh_says_so_and_lists_no_sidecar() {
         let sidecars = Sidecars { sidecars: vec![sidecar()], without: Vec::new() };
-        let text = shown(&leader(), &sidecars, None);
+        let text = shown(&sidecars, &Judged::default(), None);
         assert!(text.contains("every sidecar is connected") && !text.contains("web-0"), "{text}");
         assert!(text.contains("<code>tulle check -A</code>"), "{text}");
     }
 
     #[test]
-    fn whatever_needs_attention_is_a_sentence_and_a_row() {
-        let sidecars = Sidecars {
-            sidecars: vec![Sidecar { connected: false, ..sidecar() }],
-            without: vec!["shop/<b>old</b>".into()],
+    fn a_finding_has_its_number_its_hint_and_its_command() {
+        let lost = Sidecar { connected: false, ..sidecar() };
+        let sidecars = Sidecars { sidecars: vec![lost.clone()], without: vec!["shop/<b>old</b>".into()] };
+        let finding = |is_error, found: &str| Finding {
+            id: "T0703",
+            is_error,
+            found: found.to_owned(),
+            hint: "look at their logs",
+            fix: "tulle pods -n shop".to_owned(),
         };
-        let health = Health { root_not_after: Some(1_000 + 86_400), leader: false, ..leader() };
-        let text = shown(&health, &sidecars, Some("shop"));
+        let findings = vec![finding(false, "<b>one</b> waits"), finding(true, "two")];
+        let text = shown(&sidecars, &Judged { findings, sidecars: vec![lost] }, Some("shop"));
         for part in [
-            "does not lead",
-            "1d 0h left",
-            "certificate that ends soon: 1.",
-            "although their namespace asks for one: 1.",
+            "warning</span> <strong>T0703</strong> &lt;b&gt;one&lt;/b&gt; waits",
+            "error</span> <strong>T0703</strong> two",
+            "Hint: look at their logs.",
+            "<div><code>tulle pods -n shop</code></div>",
+            "Sidecars that need attention",
             "web-0",
             "shop/&lt;b&gt;old",
-            "tulle pods -n shop",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+        assert!(!text.contains("every sidecar is connected"), "{text}");
     }
 
     #[test]
-    fn a_certificate_is_reported_before_it_ends() {
-        assert!(!needs_attention(&sidecar(), 1_000));
-        assert!(needs_attention(&sidecar(), 1_000 + 86_400 - ENDS_SOON + 1));
+    fn the_page_says_which_checks_only_the_command_makes() {
+        let text = shown(&Sidecars::default(), &Judged::default(), Some("shop"));
+        assert!(text.contains("Only <code>tulle check -n shop</code> makes these checks"), "{text}");
+        assert!(text.contains("the webhook (T0501, T0502, T0503, T0504), "), "{text}");
+    }
+
+    #[test]
+    fn more_findings_than_a_page_lists_are_counted() {
+        let fix = "tulle check".to_owned();
+        let finding = Finding { id: "T0702", is_error: true, found: "no".into(), hint: "", fix };
+        let judged = Judged { findings: vec![finding; MOST + 3], sidecars: Vec::new() };
+        let text = shown(&Sidecars::default(), &judged, None);
+        assert_eq!(text.matches("T0702").count(), MOST);
+        assert!(text.contains("and 3 more"), "{text}");
     }
 
     #[test]
     fn a_mesh_without_sidecars_is_not_called_broken() {
-        let text = shown(&leader(), &Sidecars::default(), None);
+        let text = shown(&Sidecars::default(), &Judged::default(), None);
         assert!(text.contains("No pod that this page may show has a sidecar"), "{text}");
     }
 }

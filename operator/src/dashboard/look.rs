@@ -1,16 +1,18 @@
 //! Collects what the page of one workload shows from the model, the history and the acknowledgements.
 
+use std::collections::BTreeMap;
+
 use tulle_crds::{Canary, MeshPolicy, PolicyMode, WorkloadKind};
 use tulle_mesh::query::{By, Party, Sidecars, StatRow, Timeline};
 
 use crate::model::{Key, Model, Pod, WorkloadKey};
-use crate::telemetry::history::Sum;
+use crate::telemetry::history::{Direction, SeriesId, Sum};
 use crate::telemetry::query::{self, StatQuery};
 
 use super::canary::phase;
 use super::graph::Neighbours;
 use super::words::Window;
-use super::workload::{CanaryLine, PolicyRow, Workload};
+use super::workload::{CanaryLine, FailureRow, PolicyRow, Workload};
 
 /// Which workload.
 #[derive(Clone, Debug)]
@@ -65,6 +67,7 @@ pub fn look(
         covered: sum.window,
         lost: sum.lost,
         timeline,
+        failures: failures(sum, &me),
         neighbours: Neighbours::of(edges, &me, &services.unwrap_or_default()),
         routes: query::stat(sum, model, &to).rows,
         without: without.collect(),
@@ -76,6 +79,28 @@ pub fn look(
         only: None,
         now: 0,
     })
+}
+
+/// What failed or was denied at a workload by reason and caller, as its own sidecars have seen it, the most frequent first.
+fn failures(sum: &Sum, me: &Party) -> Vec<FailureRow> {
+    let mut counts: BTreeMap<(&str, Party), u64> = BTreeMap::new();
+    let here = |id: &SeriesId| id.direction == Direction::Inbound && id.reporter.party() == *me;
+    for (id, of_series) in sum.series.iter().filter(|(id, _)| here(id)) {
+        for (reason, number) in &of_series.reasons {
+            let row = (&**reason, query::client(&id.namespace, &id.peer));
+            let count = counts.entry(row).or_default();
+            *count = count.saturating_add(*number);
+        }
+    }
+    let row = |((reason, caller), count): ((&str, Party), u64)| FailureRow {
+        reason: reason.to_owned(),
+        caller,
+        count,
+    };
+    let mut rows: Vec<FailureRow> = counts.into_iter().map(row).collect();
+    // Stable: rows that are alike stay in order of their names.
+    rows.sort_by_key(|row| std::cmp::Reverse(row.count));
+    rows
 }
 
 const KINDS: [WorkloadKind; 3] =
@@ -127,6 +152,8 @@ fn canary_line(key: &Key, canary: &Canary) -> CanaryLine {
         phase: phase(status.phase).to_owned(),
         step: status.step_summary,
         sentence: status.evidence_summary,
+        // Whoever has the judge's input adds it.
+        evidence: None,
     }
 }
 
@@ -136,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::model::tests::{key, pod, policy, shop};
+    use crate::telemetry::history::{Counts, Reporter};
 
     fn found(name: &str, kind: Option<&str>) -> Option<Workload<'static>> {
         let model = shop(&[pod("a", "10.1.0.1", "r1")]);
@@ -169,6 +197,34 @@ mod tests {
         let pods: Vec<&Pod> = model.pods().collect();
         let names: Vec<String> = policies(&model, "shop", &pods).into_iter().map(|row| row.name).collect();
         assert_eq!(names, ["p"]);
+    }
+
+    #[test]
+    fn failures_are_those_of_the_workload_itself_by_reason_and_caller() {
+        let series = |workload: &str, direction, peer: &str, revision: &str, failures: u64| {
+            let reporter =
+                Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: workload.into() };
+            let mut counts = Counts::default();
+            counts.add_reason(&"PolicyDenied".into(), failures);
+            let other = SeriesId::other(reporter, direction, true);
+            let id =
+                SeriesId { namespace: "pay".into(), peer: peer.into(), revision: revision.into(), ..other };
+            (id, counts)
+        };
+        let series = vec![
+            series("web", Direction::Inbound, "cart", "r1", 2),
+            series("web", Direction::Inbound, "cart", "r2", 3),
+            series("web", Direction::Inbound, "_PLAIN", "r1", 9),
+            series("web", Direction::Outbound, "stock", "r1", 70),
+            series("api", Direction::Inbound, "cart", "r1", 80),
+        ];
+        let me = Party { namespace: "shop".into(), kind: "Deployment".into(), name: "web".into() };
+        let rows = failures(&Sum { window: 60, lost: 0, series }, &me);
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| (row.reason.as_str(), row.caller.kind.as_str(), row.caller.name.as_str(), row.count))
+            .collect();
+        assert_eq!(found, [("PolicyDenied", "Plain", "", 9), ("PolicyDenied", "ServiceAccount", "cart", 5)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!     workload /workload/{namespace}/{name}   golden signals, neighbours (graph), pods, policies
 //!     canary   /canaries, /canary/{namespace}/{name}
 //!     action   /canary/{namespace}/{name}/{action}   whether an action is meant
-//!     health   /health
+//!     health   /health                        findings, by the checks of `tulle check`
 //!   layout     what is around them; words and chart, what they are made of
 //! ```
 //! All but `handlers` and `assets` are pure functions from data to markup. `maud` escapes every text.
@@ -21,6 +21,7 @@ mod action;
 mod assets;
 mod canary;
 mod chart;
+mod findings;
 mod graph;
 mod handlers;
 mod health;

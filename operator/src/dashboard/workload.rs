@@ -1,13 +1,14 @@
 //! `/workload/{namespace}/{name}`: what somebody on call needs to know of one workload.
 
 use maud::{Markup, html};
-use tulle_mesh::query::{Golden, Party, Sidecar, StatRow, Timeline};
+use tulle_mesh::query::{Evidence, Golden, Party, Sidecar, StatRow, Timeline};
 
+use super::canary::totals;
 use super::chart::{Chart, Line, Unit};
 use super::graph::Neighbours;
 use super::layout::{Page, View, columns, form, notes, page};
 use super::words::{
-    NONE, State, Window, address, command, count, duration, encode, latency, left, percent, rate,
+    NONE, State, Window, address, command, count, duration, encode, latency, left, party, percent, rate,
 };
 
 /// A policy that applies to the workload.
@@ -25,8 +26,19 @@ pub struct PolicyRow {
     pub problem: Option<String>,
 }
 
-/// The Canary of the workload.
+/// Failures and denials of one caller for one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FailureRow {
+    /// The reason, as in metrics and logs.
+    pub reason: String,
+    /// Who called.
+    pub caller: Party,
+    /// How many requests and connections.
+    pub count: u64,
+}
+
+/// The Canary of the workload.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CanaryLine {
     /// Its name.
     pub name: String,
@@ -36,6 +48,8 @@ pub struct CanaryLine {
     pub step: String,
     /// The judge's sentence.
     pub sentence: String,
+    /// What its judge decides by; `None`: the Canary has just been deleted.
+    pub evidence: Option<Evidence>,
 }
 
 /// What the page shows.
@@ -53,6 +67,8 @@ pub struct Workload<'a> {
     pub row: StatRow,
     /// The same over time.
     pub timeline: Timeline,
+    /// What of it failed or was denied, the most frequent first.
+    pub failures: Vec<FailureRow>,
     /// Its neighbours.
     pub neighbours: Neighbours,
     /// Routes that lead to it.
@@ -133,8 +149,8 @@ fn live(view: &Workload<'_>) -> Markup {
             div.charts { @for chart in charts(&view.timeline) { (chart.render(&nothing)) } }
         }
         section aria-labelledby="failures" {
-            h2 id="failures" { "Recent failures" }
-            (failures(&view.row.golden, view.window))
+            h2 id="failures" { "Recent failures and denials" }
+            (failures(view))
         }
         section aria-labelledby="around" {
             h2 id="around" { "Callers and callees" }
@@ -183,6 +199,7 @@ fn rollout(namespace: &str, canary: &CanaryLine) -> Markup {
                 "."
             }
             @if !canary.sentence.is_empty() { p { (canary.sentence) } }
+            @if let Some(evidence) = &canary.evidence { (totals(evidence)) }
         }
     }
 }
@@ -226,23 +243,56 @@ fn charts(timeline: &Timeline) -> [Chart; 3] {
     ]
 }
 
-fn failures(golden: &Golden, window: Window) -> Markup {
+/// Rows of failures that are listed.
+const MOST_FAILURES: usize = 50;
+
+fn failures(view: &Workload<'_>) -> Markup {
+    let (rows, window) = (&view.failures, view.window.name());
+    // A window that has only begun is divided by what is known of it.
+    let minutes = view.covered.max(1) as f64 / 60.0;
     html! {
-        @if golden.reasons.is_empty() {
-            p.empty { "No request and no connection has failed in the last " (window.name()) "." }
+        @if rows.is_empty() {
+            p.empty { "No request and no connection has failed or was denied in the last " (window) "." }
         } @else {
             table {
-                caption { "Failures in the last " (window.name()) " by reason" }
-                thead { tr { th scope="col" { "Reason" } th.number scope="col" { "Failures" } } }
+                caption { "Failures and denials in the last " (window) " by reason and caller" }
+                thead {
+                    tr {
+                        th scope="col" { "Reason" }
+                        th scope="col" { "Caller" }
+                        th.number scope="col" { "Count" }
+                        th.number scope="col" { "Per minute" }
+                    }
+                }
                 tbody {
-                    @for reason in &golden.reasons {
+                    @for row in rows.iter().take(MOST_FAILURES) {
+                        @let per_minute = row.count as f64 / minutes;
                         tr {
-                            th scope="row" { (reason.name) }
-                            td.number data-v=(reason.count) { (count(reason.count)) }
+                            th scope="row" { (row.reason) }
+                            td { (party(&row.caller)) }
+                            td.number data-v=(row.count) { (count(row.count)) }
+                            td.number data-v=(per_minute) { (rate(per_minute)) }
                         }
                     }
                 }
             }
+            @if rows.len() > MOST_FAILURES {
+                p.note { "and " (rows.len() - MOST_FAILURES) " more reasons and callers with fewer of them." }
+            }
+        }
+        @if view.row.golden.denied > 0 { (denied(view.row.golden.denied)) }
+    }
+}
+
+/// How to find the rule behind a denial: the history has counts only.
+fn denied(number: u64) -> Markup {
+    html! {
+        p {
+            (count(number)) " of these were denied by a policy or refused by a limit, and are not failures. For a request that access rules have denied, "
+            code { "tulle explain --denial ID" }
+            " shows the rule: the ID is in header " code { "tulle-denial" }
+            " of the answer, in the log of the sidecar, and in "
+            code { "/denials" } " of its admin port."
         }
     }
 }
@@ -358,8 +408,11 @@ fn policies(rows: &[PolicyRow]) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use tulle_mesh::query::VersionAttempts;
+
     use super::*;
-    use tulle_mesh::query::Reason;
 
     fn view() -> Workload<'static> {
         let golden =
@@ -397,6 +450,64 @@ mod tests {
         assert!(!text.contains(" style=") && !text.contains("<style"), "the CSP forbids it");
     }
 
+    /// The ids of a page, in order.
+    fn ids(text: &str) -> Vec<&str> {
+        text.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect()
+    }
+
+    #[test]
+    fn the_canary_shows_its_evidence_as_a_picture_with_a_table() {
+        let of = |attempts, failures| VersionAttempts { attempts, failures, ..VersionAttempts::default() };
+        let evidence =
+            Evidence { leader: true, canary: of(400, 12), stable: of(8_000, 8), ..Evidence::default() };
+        let canary = CanaryLine {
+            name: "web".into(),
+            sentence: "12 of 400 failed".into(),
+            evidence: Some(evidence),
+            ..CanaryLine::default()
+        };
+        let text = workload(&Workload { canary: Some(canary), ..view() }).into_string();
+        let places =
+            ["12 of 400 failed", "400, failed 12", ">8,000</td>", "3.00 %"].map(|part| text.find(part));
+        assert!(places.iter().all(Option::is_some), "{places:?} in {text}");
+        assert!(places[0] < places[1] && places[1] < places[2], "{places:?} in {text}");
+        assert_eq!(text.matches("<figure").count(), 4, "three charts, and the evidence");
+        let ids = ids(&text);
+        let unique: BTreeSet<&str> = ids.iter().copied().collect();
+        assert!(unique.contains("evidence-title") && unique.contains("rps-title"), "{ids:?}");
+        assert_eq!(unique.len(), ids.len(), "{ids:?}");
+        assert!(!text.contains(" style="), "the CSP forbids it");
+    }
+
+    #[test]
+    fn a_canary_without_attempts_says_why_it_has_no_picture() {
+        let evidence = Some(Evidence { leader: true, ..Evidence::default() });
+        let canary = CanaryLine { name: "web".into(), evidence, ..CanaryLine::default() };
+        let text = workload(&Workload { canary: Some(canary), ..view() }).into_string();
+        assert!(text.contains("No attempt has been counted") && !text.contains("evidence-title"), "{text}");
+    }
+
+    #[test]
+    fn a_denial_is_listed_by_caller_and_the_way_to_its_rule_is_shown() {
+        let caller = Party { namespace: "shop".into(), kind: "ServiceAccount".into(), name: "cart".into() };
+        let row = |count| FailureRow { reason: "PolicyDenied".into(), caller: caller.clone(), count };
+        let mut view = Workload { covered: 120, failures: vec![row(30)], ..view() };
+        view.row.golden.denied = 30;
+        let text = workload(&view).into_string();
+        for part in [
+            "<th scope=\"row\">PolicyDenied</th><td>ServiceAccount shop/cart</td>",
+            "data-v=\"30\">30</td>",
+            "data-v=\"15\">15.0</td>",
+            "tulle explain --denial ID",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        view.row.golden.denied = 0;
+        assert!(!workload(&view).into_string().contains("--denial"), "only where something was denied");
+        view.failures = (1..=60).map(row).collect();
+        assert!(workload(&view).into_string().contains("and 10 more reasons and callers"));
+    }
+
     #[test]
     fn an_empty_page_names_its_cause() {
         let quiet = Workload { timeline: Timeline::default(), row: StatRow::default(), ..view() };
@@ -414,7 +525,8 @@ mod tests {
     fn names_from_the_cluster_are_escaped_wherever_they_stand() {
         let evil = "<img src=x onerror=alert(1)>";
         let mut view = view();
-        view.row.golden.reasons = vec![Reason { name: evil.into(), count: 1 }];
+        let caller = Party { kind: "ServiceAccount".into(), namespace: evil.into(), name: evil.into() };
+        view.failures = vec![FailureRow { reason: evil.into(), caller, count: 1 }];
         view.policies =
             vec![PolicyRow { name: evil.into(), problem: Some(evil.into()), ..PolicyRow::default() }];
         view.canary = Some(CanaryLine { name: evil.into(), sentence: evil.into(), ..CanaryLine::default() });

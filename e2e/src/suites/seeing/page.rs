@@ -221,7 +221,10 @@ fn workload(page: &Page<'_>, session: &[&str]) -> Result<()> {
 fn rest(page: &Page<'_>, session: &[&str]) -> Result<()> {
     says(&shown(page, "/canaries", session)?, &["/canary/t-see-page/good", "stable"])?;
     says(&shown(page, "/canary/t-see-page/good", session)?, &["good", "stable", "tulle", "canary"])?;
-    says(&shown(page, "/health", session)?, &["tulle"])?;
+    // Its workload shows the same evidence: none, because nothing was rolled out.
+    let parts = ["/canary/t-see-page/good", "No attempt has been counted"];
+    says(&shown(page, "/workload/t-see-page/good", session)?, &parts)?;
+    says(&shown(page, "/health", session)?, &["Findings", "tulle check", "T0501"])?;
     for asset in ["/assets/page.css", "/assets/page.js"] {
         let answer = page.ask(asset, session)?;
         ensure!(answer.status == "200" && !answer.body.is_empty(), "{asset}: {}", answer.status);

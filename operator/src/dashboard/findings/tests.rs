@@ -1,0 +1,303 @@
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::tests::{canary, key, pod, policy, shop};
+use crate::model::{Pod, Unreadable};
+
+const DAY: i64 = 86_400;
+/// 2026-01-02T00:00:00Z.
+const NOW: i64 = 1_767_312_000;
+/// Generated from the command.
+const CHECKS: &str = include_str!("../../../../docs/src/reference/checks.md");
+
+fn health() -> Health {
+    Health {
+        version: "0.3.0".into(),
+        pod: "tulle-operator-0".into(),
+        leader: true,
+        root_not_after: Some(NOW + 3_650 * DAY),
+        max_series: 100,
+        ..Health::default()
+    }
+}
+
+fn sidecar(pod: &str) -> Sidecar {
+    Sidecar {
+        namespace: "shop".into(),
+        pod: pod.into(),
+        version: "0.3.0".into(),
+        connected: true,
+        acknowledged: 4,
+        resources: 4,
+        certificate_not_after: Some(NOW + DAY),
+        ..Sidecar::default()
+    }
+}
+
+fn model() -> Model {
+    shop(&[pod("a", "10.1.0.1", "r1")])
+}
+
+fn judged(health: &Health, sidecars: &[Sidecar], model: &Model) -> Judged {
+    let sidecars = Sidecars { sidecars: sidecars.to_vec(), without: Vec::new() };
+    let facts = Facts { health, sidecars: &sidecars, is_led: true, system: "mesh", only: None, now: NOW };
+    judge(&facts, model)
+}
+
+/// Findings as `ID result: found => fix`.
+fn lines(judged: &Judged) -> Vec<String> {
+    let line = |finding: &Finding| {
+        let result = if finding.is_error { "error" } else { "warning" };
+        format!("{} {result}: {} => {}", finding.id, finding.found, finding.fix)
+    };
+    judged.findings.iter().map(line).collect()
+}
+
+fn of_sidecar(sidecar: &Sidecar) -> Vec<String> {
+    lines(&judged(&health(), std::slice::from_ref(sidecar), &model()))
+}
+
+#[test]
+fn a_healthy_mesh_has_no_finding() {
+    assert_eq!(judged(&health(), &[sidecar("a")], &model()), Judged::default());
+}
+
+#[test]
+fn every_check_of_the_command_is_made_here_or_named_as_made_there() {
+    let ids = |text: &str| text.split('|').nth(1).map(|id| id.trim().to_owned());
+    let all: BTreeSet<String> =
+        CHECKS.lines().filter(|line| line.starts_with("| T")).filter_map(ids).collect();
+    let here = [
+        LEADER,
+        SERIES,
+        ROOT,
+        INJECTED,
+        SIDECAR_SKEW,
+        REFUSED,
+        SIDECAR_BEHIND,
+        CERTIFICATE,
+        POLICIES,
+        CANARIES,
+        DEADLINES,
+    ];
+    let there = COMMAND_ONLY.iter().flat_map(|(_, ids)| ids.iter().copied());
+    let named: Vec<String> = here.into_iter().chain(there).map(str::to_owned).collect();
+    assert_eq!(named.iter().cloned().collect::<BTreeSet<_>>(), all);
+    assert_eq!(named.len(), all.len(), "one is named twice: {named:?}");
+}
+
+#[test]
+fn a_number_means_what_it_means_to_the_command() {
+    for (id, title) in [
+        (LEADER, "a replica leads"),
+        (SERIES, "the operator has room for all series"),
+        (ROOT, "the root certificate is valid for long enough"),
+        (INJECTED, "every pod of labelled namespaces has a sidecar"),
+        (SIDECAR_SKEW, "every sidecar has a supported version"),
+        (REFUSED, "no sidecar has refused its configuration"),
+        (SIDECAR_BEHIND, "every sidecar has the present configuration"),
+        (CERTIFICATE, "every sidecar has a valid certificate"),
+        (POLICIES, "every MeshPolicy is enforced"),
+        (CANARIES, "every Canary is valid, and none is stuck"),
+        (DEADLINES, "deadlines are longer than the steps"),
+    ] {
+        let row = CHECKS.lines().find(|line| line.starts_with(&format!("| {id} |")));
+        assert!(row.is_some_and(|row| row.ends_with(&format!("| {title} |"))), "{id}: {row:?}");
+    }
+}
+
+#[test]
+fn the_limits_are_those_of_the_command() {
+    let options = include_str!("../../../../docs/src/reference/commands.md");
+    let default = options.lines().find(|line| line.contains("--certs-within")).unwrap();
+    assert!(default.ends_with(&format!("[default: {}h]", ROOT_ENDS_SOON / 3_600)), "{default}");
+    let judge = include_str!("../../../../cli/src/commands/check/judge/mesh.rs");
+    for limit in [format!("const BEHIND: i64 = {BEHIND};"), format!("const OLDER: u32 = {OLDER};")] {
+        assert!(judge.contains(&limit), "{limit}");
+    }
+    assert!(judge.contains("lifetime.as_secs() / 4"), "the least that a certificate must be valid");
+}
+
+#[test]
+fn a_root_is_reported_thirty_days_before_it_ends() {
+    let of =
+        |left: i64| lines(&judged(&Health { root_not_after: Some(NOW + left), ..health() }, &[], &model()));
+    let fix = "kubectl -n mesh get secret tulle-root -o yaml > tulle-root.yaml";
+    assert_eq!(of(30 * DAY), Vec::<String>::new());
+    assert_eq!(of(30 * DAY - 1), [format!("T0401 warning: the root certificate ends in 29d 23h => {fix}")]);
+    assert_eq!(
+        of(-60),
+        [format!(
+            "T0401 error: the root certificate ended 1m 0s ago, so sidecars cannot connect to each other => {fix}"
+        )]
+    );
+}
+
+#[test]
+fn the_operators_own_faults_are_reported() {
+    let full = Health { series: 100, ..health() };
+    let full = lines(&judged(&full, &[], &model()));
+    assert_eq!(
+        full,
+        ["T0306 warning: the operator holds 100 series, and takes no more => tulle check --short"]
+    );
+    assert!(lines(&judged(&Health { series: 99, ..health() }, &[], &model())).is_empty());
+    let sidecars = Sidecars { without: vec!["shop/old".into(), "shop/older".into()], ..Sidecars::default() };
+    let health = health();
+    let only = Some("shop");
+    let facts = Facts { health: &health, sidecars: &sidecars, is_led: false, system: "mesh", only, now: NOW };
+    assert_eq!(
+        lines(&judge(&facts, &model())),
+        [
+            "T0303 error: no replica leads, as far as this one knows => kubectl -n mesh logs deployment/tulle-operator",
+            "T0602 warning: 2 pods of namespace shop have no sidecar: old, older => kubectl -n shop rollout restart deployment,statefulset,daemonset",
+        ]
+    );
+}
+
+#[test]
+fn a_sidecar_is_judged_as_the_command_judges_it() {
+    for (sidecar, expected) in [
+        (
+            Sidecar { version: "0.4.0".into(), ..sidecar("a") },
+            "T0701 warning: 1 sidecars have a version that this operator does not support: shop/a (0.4.0) => kubectl get pods -L tulle.dev/sidecar -A",
+        ),
+        (
+            Sidecar { refused: vec!["Access: invalid cidr".into()], ..sidecar("a") },
+            "T0702 error: sidecar of shop/a has refused 1 resources: Access: invalid cidr => kubectl -n shop delete pod a",
+        ),
+        (
+            Sidecar { behind_seconds: Some(31), acknowledged: 3, ..sidecar("a") },
+            "T0703 warning: 1 sidecars have waited for over 30 s or are not connected: shop/a (3/4) => tulle pods -A",
+        ),
+        (
+            Sidecar { connected: false, ..sidecar("a") },
+            "T0703 warning: 1 sidecars have waited for over 30 s or are not connected: shop/a (not connected) => tulle pods -A",
+        ),
+        (
+            Sidecar { certificate_not_after: Some(NOW + DAY / 4 - 1), ..sidecar("a") },
+            "T0704 warning: the certificate of shop/a ends in 5h 59m => kubectl -n shop logs a -c tulle-proxy",
+        ),
+        (
+            Sidecar { certificate_not_after: Some(NOW - 9), ..sidecar("a") },
+            "T0704 error: the certificate of shop/a ended 9s ago => kubectl -n shop delete pod a",
+        ),
+    ] {
+        assert_eq!(of_sidecar(&sidecar), [expected]);
+        let listed = judged(&health(), std::slice::from_ref(&sidecar), &model()).sidecars;
+        assert_eq!(listed, [sidecar]);
+    }
+    assert!(of_sidecar(&Sidecar { version: "0.1.9".into(), ..sidecar("a") }).is_empty());
+    assert!(of_sidecar(&Sidecar { behind_seconds: Some(30), ..sidecar("a") }).is_empty());
+    assert!(of_sidecar(&Sidecar { certificate_not_after: Some(NOW + DAY / 4), ..sidecar("a") }).is_empty());
+}
+
+#[test]
+fn a_pod_that_is_being_deleted_need_not_be_connected() {
+    let leaving = shop(&[Pod { terminating: true, ..pod("a", "10.1.0.1", "r1") }]);
+    let lost = Sidecar { connected: false, ..sidecar("a") };
+    assert_eq!(judged(&health(), &[lost], &leaving), Judged::default());
+}
+
+#[test]
+fn a_replica_that_does_not_lead_does_not_call_other_sidecars_lost() {
+    let health = Health { leader: false, ..health() };
+    let found = judged(&health, &[Sidecar { connected: false, ..sidecar("a") }], &model());
+    assert_eq!(
+        lines(&found),
+        [
+            "T0703 warning: sidecars could not be checked: pod tulle-operator-0 does not lead, and knows only those that are connected to it => tulle dashboard"
+        ]
+    );
+    assert!(found.sidecars.is_empty());
+}
+
+fn with_policy(reason: &str, observed: i64) -> Vec<String> {
+    let mut object = policy("deny", 1, json!({"target": {"kind": "Namespace"}, "mtls": "Strict"}));
+    object.metadata.generation = Some(2);
+    let status = json!({"observedGeneration": observed, "conditions": [{"type": "Ready", "status": "False",
+        "reason": reason, "message": "why", "lastTransitionTime": "2026-01-01T23:50:00Z"}]});
+    object.status = Some(serde_json::from_value(status).unwrap());
+    let mut model = model();
+    model.apply_policy(key("shop", "deny"), object);
+    lines(&judged(&health(), &[], &model))
+}
+
+#[test]
+fn policies_that_are_not_enforced_are_reported_with_their_reason() {
+    let fix = "kubectl -n shop describe meshpolicy deny";
+    for (reason, result, rest) in [
+        ("Invalid", "error", ""),
+        ("Conflicted", "error", ""),
+        ("RefusedBySidecar", "error", ""),
+        ("TargetNotFound", "error", ""),
+        ("NoWorkloads", "warning", ""),
+        ("Propagating", "warning", " (for 10m 0s)"),
+    ] {
+        let expected = format!("T0801 {result}: MeshPolicy shop/deny: {reason}: why{rest} => {fix}");
+        assert_eq!(with_policy(reason, 2), [expected]);
+    }
+    assert!(with_policy("Enforced", 2).is_empty());
+    assert_eq!(
+        with_policy("Enforced", 1),
+        [format!("T0801 warning: MeshPolicy shop/deny: its present version has no status => {fix}")]
+    );
+}
+
+#[test]
+fn a_policy_that_cannot_be_decoded_is_reported_once_and_in_its_namespace_only() {
+    let mut model = model();
+    let spec = json!({"target": {"kind": "Namespace"}, "mtls": "Strict"});
+    model.apply_policy(key("shop", "deny"), policy("deny", 1, spec));
+    let unreadable = Unreadable { error: "unknown field".into(), generation: 2, resource_version: None };
+    model.mark_policy_unreadable(key("shop", "deny"), unreadable);
+    let expected = "T0801 error: MeshPolicy shop/deny: Invalid: unknown field => kubectl -n shop describe meshpolicy deny";
+    assert_eq!(lines(&judged(&health(), &[], &model)), [expected]);
+    let (health, sidecars, only) = (health(), Sidecars::default(), Some("payments"));
+    let facts = Facts { health: &health, sidecars: &sidecars, is_led: true, system: "mesh", only, now: NOW };
+    assert!(judge(&facts, &model).findings.is_empty());
+}
+
+fn with_canary(phase: &str, type_: &str, status: &str, reason: &str) -> Vec<String> {
+    let condition: Value = json!({"type": type_, "status": status, "reason": reason, "message": "why",
+        "lastTransitionTime": "2026-01-01T23:50:00Z"});
+    let mut model = model();
+    model.apply_canary(key("shop", "web"), canary(json!({"phase": phase, "conditions": [condition]})));
+    lines(&judged(&health(), &[], &model))
+}
+
+#[test]
+fn canaries_that_cannot_go_on_are_reported() {
+    let fix = "kubectl -n shop describe canary web";
+    for (phase, type_, status, reason, expected) in [
+        (
+            "Promoting",
+            "Stalled",
+            "True",
+            "PromotionStalled",
+            "T0901 error: Canary shop/web: PromotionStalled: why",
+        ),
+        (
+            "Progressing",
+            "Acknowledged",
+            "False",
+            "ClientsDialPods",
+            "T0901 error: Canary shop/web: ClientsDialPods: why",
+        ),
+        ("Progressing", "Ready", "False", "Conflicted", "T0901 error: Canary shop/web: Conflicted: why"),
+        (
+            "Waiting",
+            "Ready",
+            "False",
+            "TargetNotFound",
+            "T0901 warning: Canary shop/web: TargetNotFound: why",
+        ),
+        ("Progressing", "ProgressDeadline", "False", "TooShort", "T0902 warning: Canary shop/web: why"),
+        ("Progressing", "DeadlineExceeded", "True", "Exceeded", "T0902 warning: Canary shop/web: why"),
+    ] {
+        assert_eq!(with_canary(phase, type_, status, reason), [format!("{expected} => {fix}")]);
+    }
+    assert!(with_canary("Progressing", "Stalled", "False", "No").is_empty());
+}
