@@ -356,7 +356,7 @@ fn policies(facts: &Facts<'_>, model: &Model) -> Vec<Finding> {
     for (key, policy) in model.policies().filter(|(key, _)| is_readable(key)) {
         all.extend(policy_fault(key, policy, facts.now).map(|finding| (key, finding)));
     }
-    all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    all.sort_by_key(|(key, _)| *key);
     all.into_iter().map(|(_, finding)| finding).collect()
 }
 
