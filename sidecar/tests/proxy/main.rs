@@ -21,6 +21,7 @@
 //!   traces      trace headers, and the spans that a collector gets
 //!   logs        which requests are logged
 //!   tap         requests that somebody looks at
+//!   series      how many series clients can make
 //!   memory      peers that take nothing
 //! ```
 #![allow(
@@ -46,5 +47,6 @@ mod routes;
 mod routes_backends;
 mod routes_clients;
 mod routes_connections;
+mod series;
 mod tap;
 mod traces;
