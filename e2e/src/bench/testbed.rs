@@ -87,8 +87,9 @@ impl Testbed {
         fs::write(self.folder.join("body"), "x".repeat(1024))?;
         fs::write(self.folder.join("request"), "x".repeat(128))?;
         let folder = self.folder.display();
+        // One process: the worker of a master that is killed would go on.
         let config = format!(
-            "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+            "daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 4096; }}
 http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 1h; root {folder};
   client_body_temp_path {folder}/t; proxy_temp_path {folder}/t; fastcgi_temp_path {folder}/t; uwsgi_temp_path {folder}/t; scgi_temp_path {folder}/t;
