@@ -5,6 +5,7 @@
 //!   cluster   the kubeconfig, the API server, and the operator behind a port-forward
 //!   commands  one file per command
 //!   refresh   commands that draw again and again
+//!   yaml      YAML that kubectl reads as it was meant
 //!   output    tables, JSON, YAML and names on standard output
 //!   human     numbers and durations as people read and write them
 //!   exit      errors and exit codes
@@ -28,3 +29,4 @@ pub mod output;
 mod reference;
 pub mod refresh;
 pub mod tenants;
+pub mod yaml;

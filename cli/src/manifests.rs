@@ -153,7 +153,7 @@ pub fn yaml(objects: &[Value]) -> Result<String, serde_yaml::Error> {
     let mut text = String::new();
     for object in objects {
         text.push_str("---\n");
-        text.push_str(&serde_yaml::to_string(object)?);
+        text.push_str(&crate::yaml::to_string(object)?);
     }
     Ok(text)
 }

@@ -84,7 +84,7 @@ impl Output {
                 Ok(text) => Ok(text + "\n"),
                 Err(error) => Err(CliError::failed(format!("the result has no JSON form: {error}"))),
             },
-            Format::Yaml => match serde_yaml::to_string(value) {
+            Format::Yaml => match crate::yaml::to_string(value) {
                 Ok(text) => Ok(text),
                 Err(error) => Err(CliError::failed(format!("the result has no YAML form: {error}"))),
             },

@@ -129,7 +129,7 @@ fn known(found: &Access) -> String {
 fn documents(found: &Access) -> Result<String, CliError> {
     let mut text = String::new();
     for policy in &found.suggested {
-        let yaml = serde_yaml::to_string(policy)
+        let yaml = crate::yaml::to_string(policy)
             .map_err(|error| CliError::failed(format!("the policy has no YAML form: {error}")))?;
         if text.is_empty() {
             text = format!("# These policies allow the traffic of the last {}.\n", known(found));

@@ -66,7 +66,7 @@ fn print(context: &Context, pods: &[Value]) -> Result<(), CliError> {
     match context.output.format {
         Format::Table | Format::Wide | Format::Yaml => {
             for pod in pods {
-                let yaml = serde_yaml::to_string(pod);
+                let yaml = crate::yaml::to_string(pod);
                 let yaml =
                     yaml.map_err(|error| CliError::failed(format!("the pod has no YAML form: {error}")))?;
                 write(&format!("---\n{yaml}"))?;

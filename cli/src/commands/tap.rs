@@ -135,7 +135,7 @@ fn text(format: Format, columns: &Columns, request: &TapRequest) -> Result<Strin
             Ok(text) => Ok(text + "\n"),
             Err(error) => Err(formless(&error)),
         },
-        Format::Yaml => match serde_yaml::to_string(request) {
+        Format::Yaml => match crate::yaml::to_string(request) {
             Ok(text) => Ok(format!("---\n{text}")),
             Err(error) => Err(formless(&error)),
         },
