@@ -80,7 +80,7 @@ fn served_to(account: &str) -> SeriesId {
     }
 }
 
-/// One of them with an error.
+/// Counts of ten requests, one of which failed.
 fn ten_requests() -> Counts {
     Counts { classes: [0, 9, 0, 0, 1, 0, 0, 0], ..Counts::default() }
 }

@@ -248,7 +248,7 @@ const MOST_FAILURES: usize = 50;
 
 fn failures(view: &Workload<'_>) -> Markup {
     let (rows, window) = (&view.failures, view.window.name());
-    // A window that has only begun is divided by what is known of it.
+    // An operator that knows less than the window divides by the time that it knows.
     let minutes = view.covered.max(1) as f64 / 60.0;
     html! {
         @if rows.is_empty() {
@@ -277,7 +277,7 @@ fn failures(view: &Workload<'_>) -> Markup {
                 }
             }
             @if rows.len() > MOST_FAILURES {
-                p.note { "and " (rows.len() - MOST_FAILURES) " more reasons and callers with fewer of them." }
+                p.note { "and " (rows.len() - MOST_FAILURES) " more rows with lower counts." }
             }
         }
         @if view.row.golden.denied > 0 { (denied(view.row.golden.denied)) }
@@ -505,7 +505,7 @@ mod tests {
         view.row.golden.denied = 0;
         assert!(!workload(&view).into_string().contains("--denial"), "only where something was denied");
         view.failures = (1..=60).map(row).collect();
-        assert!(workload(&view).into_string().contains("and 10 more reasons and callers"));
+        assert!(workload(&view).into_string().contains("and 10 more rows with lower counts"));
     }
 
     #[test]

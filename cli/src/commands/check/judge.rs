@@ -55,7 +55,7 @@ fn repair(facts: &Facts) -> String {
     format!("tulle upgrade --apply --system-namespace {}", facts.system)
 }
 
-/// How the labelled namespaces were read: all of them, or the one.
+/// The request that reads the labelled namespaces, or the single namespace that `check` was given.
 fn namespaces_request(facts: &Facts) -> ReadRequest {
     match &facts.namespace {
         Some(namespace) => ReadRequest::object(objects::NAMESPACE, None, namespace),

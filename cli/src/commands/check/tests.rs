@@ -110,7 +110,7 @@ fn lease(holder: &str, renewed: &str) -> Value {
     json!({"spec": {"holderIdentity": holder, "renewTime": renewed}})
 }
 
-/// What is not well, as `ID result: found`, and what to do about it. None of them is without a hint and a command.
+/// The findings that are not OK, as `ID result: found`, with what to do. Fails if one lacks a hint or a command.
 fn faults_with(facts: &Facts, options: Options) -> Vec<String> {
     let bad = judge(facts, options).into_iter().filter(|finding| finding.result != Outcome::Ok);
     bad.map(|finding| {

@@ -129,7 +129,7 @@ fn traffic(field: &TestNamespace<'_>, pod: &str) -> Result<()> {
     fine(&["stat", "svc", "--window", WINDOW], &["NAME", "SUCCESS", "web"])?;
     fine(&["edges", "--window", WINDOW], &["SRC", "MTLS", "client", "svc/web"])?;
     fine(&["top", "--once", "--window", WINDOW], &["SOURCE", "WORST", "client", "svc/web"])?;
-    // There is no route.
+    // The namespace has no HTTPRoute or GRPCRoute: only the header is printed.
     fine(&["routes"], &["ROUTE", "SERVICE", "SUCCESS"])?;
     let tapped = fine(&["tap", "web", "--timeout", "3s"], &["METHOD", "LATENCY"])?;
     says(&tapped.stderr, &["0 shown"])?;
