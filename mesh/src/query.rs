@@ -110,6 +110,8 @@ pub struct Golden {
     pub bytes_up: u64,
     /// Bytes that servers have sent.
     pub bytes_down: u64,
+    /// Endpoints that the breakers of clients ejected, each time; only in what clients have seen.
+    pub ejections: u64,
 }
 
 /// Failures for one reason.

@@ -86,9 +86,10 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 
 fn gather(health: &Health) -> Metrics {
     // Locked once and only here: whoever locks the model a second time waits for a writer that waits for the first.
-    let (pods_without_sidecar, canaries) = {
+    let (pods_without_sidecar, canaries, rules) = {
         let model = health.hub.model();
-        (model.uninjected_pods().len(), gauges(&model))
+        let rules = health.aggregates.rules(|policy| model.policy(policy).is_some());
+        (model.uninjected_pods().len(), gauges(&model), rules)
     };
     Metrics {
         leader: health.leadership.borrow().mine,
@@ -96,6 +97,7 @@ fn gather(health: &Health) -> Metrics {
         pods_without_sidecar,
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
+        rules,
         canaries,
         routes_acknowledged: health.times.snapshot(),
     }

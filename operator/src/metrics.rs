@@ -12,6 +12,8 @@ use prometheus_client::registry::Registry;
 
 use crate::rollout::gauges::CanaryGauges;
 use crate::status::routes::times::Times;
+use crate::telemetry::counts::Verdicts;
+use crate::telemetry::rules::RuleId;
 use crate::telemetry::{Counts, Destination};
 
 /// The content type of the text.
@@ -30,6 +32,8 @@ pub struct Metrics {
     pub refusals: Vec<((&'static str, &'static str), u64)>,
     /// Requests that sidecars have reported.
     pub requests: Vec<(Destination, Counts)>,
+    /// What rules of policies have refused, or would have in Shadow.
+    pub rules: Vec<(RuleId, Verdicts)>,
     /// Canaries.
     pub canaries: Vec<CanaryGauges>,
     /// Changes of routes, by the time until all sidecars had acknowledged them. Counted while this replica leads.
@@ -47,6 +51,27 @@ impl Metrics {
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
         Ok(out)
+    }
+
+    fn encode_rules(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut verdicts = encoder.encode_descriptor(
+            "tulle_operator_policy_verdicts",
+            "Requests and opaque connections that a rule refused, or would have refused in Shadow.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (RuleId { policy: (namespace, policy), rule }, Verdicts { denied, would_deny }) in &self.rules {
+            for (verdict, value) in [("denied", *denied), ("would_deny", *would_deny)] {
+                let labels = [
+                    ("policy_namespace", &**namespace),
+                    ("policy", &**policy),
+                    ("rule", &**rule),
+                    ("verdict", verdict),
+                ];
+                counter(&mut verdicts, &labels, value)?;
+            }
+        }
+        Ok(())
     }
 
     fn encode_canaries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -127,6 +152,7 @@ impl Collector for Metrics {
                 counter(&mut requests, &labels, value)?;
             }
         }
+        self.encode_rules(&mut encoder)?;
         self.encode_canaries(&mut encoder)?;
         let times = &self.routes_acknowledged;
         encoder
@@ -163,6 +189,7 @@ mod tests {
     fn the_text_names_every_metric_as_dashboards_know_it() {
         let destination =
             Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
+        let rule = RuleId { policy: ("shop".into(), "web".into()), rule: "DenyRule(0)".into() };
         let times = AcknowledgeTimes::default();
         times.observe(Duration::from_millis(125));
         let metrics = Metrics {
@@ -171,6 +198,7 @@ mod tests {
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
+            rules: vec![(rule, Verdicts { denied: 0, would_deny: 7 })],
             canaries: vec![
                 CanaryGauges {
                     namespace: "shop".into(),
@@ -205,6 +233,10 @@ tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
 # TYPE tulle_operator_requests counter
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="success"} 6
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
+# HELP tulle_operator_policy_verdicts Requests and opaque connections that a rule refused, or would have refused in Shadow.
+# TYPE tulle_operator_policy_verdicts counter
+tulle_operator_policy_verdicts_total{policy_namespace="shop",policy="web",rule="DenyRule(0)",verdict="denied"} 0
+tulle_operator_policy_verdicts_total{policy_namespace="shop",policy="web",rule="DenyRule(0)",verdict="would_deny"} 7
 # HELP tulle_canary_phase The phase of a Canary: 1 for the one that it is in.
 # TYPE tulle_canary_phase gauge
 tulle_canary_phase{canary_namespace="shop",canary="api",phase="Waiting"} 1

@@ -80,6 +80,8 @@ pub enum Direction {
     Outbound,
     /// The server's.
     Inbound,
+    /// The server's, by the rule of a MeshPolicy that refused: the policy is the peer, and the rule the route.
+    Policy,
 }
 
 impl Direction {
@@ -88,6 +90,7 @@ impl Direction {
         match self {
             Self::Outbound => series_key::Direction::Outbound,
             Self::Inbound => series_key::Direction::Inbound,
+            Self::Policy => series_key::Direction::Policy,
         }
     }
 }

@@ -128,7 +128,7 @@ pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
                 (client(&id.namespace, &id.peer), id.reporter.party())
             }
             // The client's sidecar has counted it.
-            Direction::Inbound => continue,
+            Direction::Inbound | Direction::Policy => continue,
         };
         if namespace.is_none_or(|wanted| source.namespace == wanted || destination.namespace == wanted) {
             let edge = (source, destination, Arc::clone(&id.protocol), id.mtls);
@@ -244,10 +244,11 @@ impl Ends {
         let from = self.from.as_ref().is_none_or(|from| match id.direction {
             Direction::Outbound => from.is(&id.reporter),
             Direction::Inbound => *from.namespace == *id.namespace && from.accounts.contains(&id.peer),
+            Direction::Policy => false,
         });
         let to = self.to.as_ref().is_none_or(|to| match id.direction {
             Direction::Outbound => *to.namespace == *id.namespace && to.services.contains(&*id.peer),
-            Direction::Inbound => to.is(&id.reporter),
+            Direction::Inbound | Direction::Policy => to.is(&id.reporter),
         });
         from && to
     }

@@ -311,6 +311,7 @@ fn report(
     let shadow = denial.is_none();
     let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
     worker.telemetry.event(kind, reason.name());
+    access.counts.count(&worker.telemetry.rules, reason, shadow);
     let Some(suppressed) = LIMIT.allow() else { return };
     let denial = denial.map(|id| id.to_string());
     tracing::info!(

@@ -166,11 +166,12 @@ fn count(
     attempts.count(seen, head);
 }
 
-/// Tells the breaker how an attempt or a connection ended that began `since`.
+/// Tells the breaker how an attempt or a connection ended that began `since`. `protocol`: its label in metrics.
 fn observe(
     worker: &Worker,
     backend: &Backend,
     upstream: &Upstream,
+    protocol: &'static str,
     (since, now): (Instant, Instant),
     verdict: Verdict,
 ) {
@@ -186,6 +187,7 @@ fn observe(
     match change {
         Change::Ejected => {
             backend.show(|| telemetry.breakers.of(namespace, service));
+            upstream.series(telemetry, protocol, None).ejected();
             telemetry.event("breaker", "Ejected");
             tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
             if backend.is_panicking() {

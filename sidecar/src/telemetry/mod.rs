@@ -9,6 +9,7 @@
 //!   attempts    evidence of Canaries
 //!   denials     the last refusals
 //!   breakers    endpoints that are left alone
+//!   rules       what each access rule refuses
 //!   prometheus  /metrics
 //!   report      deltas for the operator
 //!   limited     rate limit of log lines
@@ -20,6 +21,7 @@ mod denials;
 mod limited;
 pub mod prometheus;
 pub mod report;
+pub mod rules;
 mod series;
 
 use std::collections::HashMap;
@@ -35,6 +37,7 @@ use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use denials::Denials;
 pub use limited::Limited;
+use rules::RuleTable;
 pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
 /// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
@@ -124,6 +127,8 @@ pub struct Telemetry {
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
     pub breakers: Breakers,
+    /// What each access rule has refused, or would have in Shadow.
+    pub rules: RuleTable,
     /// The last refusals.
     pub denials: Denials,
     /// Spans that wait to be sent.

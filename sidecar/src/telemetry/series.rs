@@ -31,6 +31,8 @@ pub struct Series {
     pub connections: AtomicU64,
     /// Attempts beyond the first of each request.
     pub retries: AtomicU64,
+    /// Ejections of endpoints by the breaker.
+    pub ejections: AtomicU64,
     failures: Mutex<HashMap<&'static str, u64>>,
     /// Whether this counts the peers for which the table has no room.
     pub(super) is_overflow: bool,
@@ -56,6 +58,7 @@ impl Series {
             bytes_down: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             retries: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
             failures: Mutex::default(),
             is_overflow: false,
         }
@@ -100,6 +103,11 @@ impl Series {
         }
     }
 
+    /// Counts that the breaker ejected one of the endpoints.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a connection whose content is opaque.
     pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
         if let Some(failure) = failure {
@@ -120,10 +128,11 @@ impl Series {
         failures.iter().map(|(name, count)| (*name, *count)).collect()
     }
 
-    /// A number that changes with every request and every connection, after their reasons and retries are counted.
+    /// A number that changes with every request, connection and ejection, after their reasons and retries are counted.
     pub(super) fn activity(&self) -> u64 {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let others = [&self.connections, &self.latency_sum, &self.bytes_up, &self.bytes_down];
+        let Self { connections, latency_sum, bytes_up, bytes_down, ejections, .. } = self;
+        let others = [connections, latency_sum, bytes_up, bytes_down, ejections];
         self.by_class.iter().chain(others).map(read).fold(0, u64::wrapping_add)
     }
 

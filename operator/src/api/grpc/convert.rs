@@ -144,6 +144,7 @@ impl From<query::Golden> for proto::Golden {
             failed_connections: golden.failed_connections,
             bytes_up: golden.bytes_up,
             bytes_down: golden.bytes_down,
+            ejections: golden.ejections,
         }
     }
 }
@@ -343,6 +344,7 @@ mod tests {
             "success": 0.75, "p50Ms": 8.5, "p95Ms": 9.5, "p99Ms": 10.5, "retries": 11,
             "reasons": [{"name": "UpstreamReset", "count": 12}],
             "connections": 13, "failedConnections": 14, "bytesUp": 15, "bytesDown": 16,
+            "ejections": 17,
         });
         let message = proto::Golden {
             requests: 1,
@@ -361,6 +363,7 @@ mod tests {
             failed_connections: 14,
             bytes_up: 15,
             bytes_down: 16,
+            ejections: 17,
         };
         (json, message)
     }

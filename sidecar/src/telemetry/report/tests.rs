@@ -1,11 +1,13 @@
 //! What reaches the operator of what is counted.
 
 use prost::Message as _;
+use tulle_mesh::policy::Reason;
 use tulle_mesh::proto::series_key::Direction;
 
 use super::*;
 use crate::error::Failure;
 use crate::telemetry::attempts::{AttemptKey, Attempts, Seen};
+use crate::telemetry::rules::SectionCounts;
 
 /// When every count is due, whatever the jitter.
 const LATER: Duration = Duration::from_secs(10);
@@ -197,6 +199,7 @@ fn everything_that_is_counted_of_a_series_is_in_its_delta() {
     series.request(&Err(Failure::UpstreamReset), None, Duration::from_millis(2), (10, 20));
     series.request(&Ok(404), None, Duration::from_millis(8), (0, 0));
     series.connection(Some(&Failure::UpstreamReset), (100, 200));
+    series.ejected();
     now += LATER;
     let second = reporter.next_report(now).unwrap();
     let reset = ReasonCount { reason: Failure::UpstreamReset.name().to_owned(), count: 2 };
@@ -210,6 +213,7 @@ fn everything_that_is_counted_of_a_series_is_in_its_delta() {
         connections: 1,
         reasons: vec![reset],
         retries: 2,
+        ejections: 1,
     };
     assert_eq!(second.series, [expected]);
 }
@@ -291,6 +295,56 @@ fn nothing_is_lost_and_nothing_counted_twice_over_reconnects_and_changes_of_the_
     for (name, expected) in names.iter().zip(expected) {
         assert_eq!(sums.get(&("shop".to_owned(), (*name).to_owned())), Some(&expected), "{name}");
     }
+}
+
+/// The report as the operator decodes it.
+fn over_the_wire(report: &TelemetryReport) -> TelemetryReport {
+    TelemetryReport::decode(report.encode_to_vec().as_slice()).unwrap()
+}
+
+#[test]
+fn rules_are_named_once_and_their_counts_are_deltas_by_number() {
+    let telemetry = Arc::new(Telemetry::default());
+    let section = SectionCounts::new("shop/web", 2);
+    let count = |rule, shadow| section.count(&telemetry.rules, Reason::DenyRule(rule), shadow);
+    let mut reporter = Reporter::new(Arc::clone(&telemetry));
+    let mut now = Instant::now();
+    telemetry.outbound("shop", "api", "a", "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+    count(0, true);
+    count(1, true);
+    count(1, false);
+    let first = over_the_wire(&reporter.next_report(now).unwrap());
+    let key = |id, rule: &str| {
+        let [namespace, policy, rule] = ["shop", "web", rule].map(str::to_owned);
+        proto::RuleKey { id, namespace, policy, rule }
+    };
+    let [one, two] = [first.keys[0].id + 1, first.keys[0].id + 2];
+    assert_eq!(
+        first.rule_keys,
+        [key(one, "DenyRule(0)"), key(two, "DenyRule(1)")],
+        "numbers of one sequence"
+    );
+    let counts = |key, denied, would_deny| proto::RuleCounts { key, denied, would_deny };
+    assert_eq!(first.rules, [counts(one, 0, 1), counts(two, 1, 1)]);
+    reporter.acknowledged(counted(&first));
+    count(1, true);
+    now += LATER;
+    let second = over_the_wire(&reporter.next_report(now).unwrap());
+    assert_eq!((second.rule_keys.len(), second.series.len()), (0, 0));
+    assert_eq!(second.rules, [counts(two, 0, 1)]);
+    reporter.acknowledged(forgotten(&second));
+    let again = reporter.next_report(now).unwrap();
+    assert_eq!((&again.rule_keys, &again.rules), (&vec![key(two, "DenyRule(1)")], &second.rules));
+    reporter.acknowledged(counted(&again));
+    now += LATER;
+    assert!(reporter.next_report(now).is_none(), "nothing was refused since");
+    count(0, true);
+    now += LATER;
+    assert_eq!(
+        reporter.next_report(now).unwrap().rule_keys,
+        [key(one, "DenyRule(0)")],
+        "the other key again"
+    );
 }
 
 #[test]
