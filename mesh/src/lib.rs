@@ -15,6 +15,7 @@
 //!   page       what `tulle dashboard` and the operator's page agree on
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
+//!   event_reason  why the operator publishes Kubernetes events, with their explanations
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
@@ -25,6 +26,7 @@
 
 pub mod canonical;
 pub mod denial;
+pub mod event_reason;
 pub mod headers;
 pub mod health;
 pub mod histogram;
