@@ -56,7 +56,7 @@ fn what_was_counted_is_what_is_read() {
     let gauge = telemetry.breakers.of("shop", "web");
     let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
     gauge.change(&[], &ejected, 0);
-    telemetry.event("policy_denied", "DenyRule");
+    telemetry.event(tulle_mesh::counted_event::PolicyDenied::DenyRule);
     let text = text(&telemetry);
     for expected in [
         format!("tulle_requests_total{{{LABELS},status=\"2xx\"}} 1\n"),
