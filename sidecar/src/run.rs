@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tulle_mesh::counted_event;
 use tulle_mesh::ports;
 
 use crate::admin::Admin;
@@ -80,7 +81,7 @@ fn preserve_source_address(settings: &Settings, telemetry: &Telemetry) -> Option
         return None;
     }
     let error = transparent::allow().err()?;
-    telemetry.event("source_address", "NotPreserved");
+    telemetry.event(counted_event::SourceAddress::NotPreserved);
     tracing::error!(%error, "not ready, and will not be: the application would not see its clients' addresses");
     Some(error.to_string())
 }
@@ -236,7 +237,7 @@ fn admitted(stream: TcpStream, descriptors: Descriptors, telemetry: &Telemetry) 
     if !descriptors.are_short(&stream) {
         return Some(stream);
     }
-    telemetry.event("refused_connection", "TooMany");
+    telemetry.event(counted_event::RefusedConnection::TooMany);
     if let Some(suppressed) = LINES.allow() {
         let limit = descriptors.limit;
         tracing::warn!(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tulle_mesh::counted_event::{RepeatedRequest, Timeout};
 
 use super::opaque::Opened;
 use super::retry_state::{Injected, RequestTraits, Retry, RetryState};
@@ -103,7 +104,7 @@ pub(super) async fn attempts(
                 next = on_fresh_connection(worker, upstream, &mut anew, &attempt.end, kept).await;
             }
             if let Some(next) = &next {
-                worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
+                worker.telemetry.event(why(&attempt.end, next.fresh));
             } else if let Some(retry) = trying.after_all(&attempt.end, call) {
                 // All have been tried: from the start.
                 ask.tried = Tried::default();
@@ -248,7 +249,7 @@ async fn connect(
         () = until(expires), if expires.is_some() => Err(match overdue {
             // Nothing was sent: another endpoint may be faster.
             Failure::UpstreamTimeout => {
-                worker.telemetry.event("timeout", "Attempt");
+                worker.telemetry.event(Timeout::Attempt);
                 End::NotProcessed(Failure::UpstreamTimeout)
             }
             overdue => End::Final(overdue),
@@ -331,12 +332,12 @@ fn is_mended_by_a_fresh_connection(end: &End, kept: bool) -> bool {
 }
 
 /// Why a request is sent again, as an event.
-fn why(end: &End, fresh: bool) -> &'static str {
+fn why(end: &End, fresh: bool) -> RepeatedRequest {
     match end {
-        _ if fresh => "SameEndpoint",
-        End::NotProcessed(_) => "NotProcessed",
-        End::Unread(_) => "Unread",
-        _ => "Unanswered",
+        _ if fresh => RepeatedRequest::SameEndpoint,
+        End::NotProcessed(_) => RepeatedRequest::NotProcessed,
+        End::Unread(_) => RepeatedRequest::Unread,
+        _ => RepeatedRequest::Unanswered,
     }
 }
 

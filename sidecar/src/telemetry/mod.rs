@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_mesh::counted_event::{CountedEvent, EvidenceDropped};
 use tulle_mesh::proto::series_key::Direction;
 
 use crate::tap::Taps;
@@ -219,14 +220,16 @@ impl Telemetry {
     pub fn attempts_of(&self, key: AttemptKey) -> Option<Arc<Attempts>> {
         let attempts = self.attempts.of(key);
         if attempts.is_none() {
-            self.event("evidence_dropped", "TableFull");
+            self.event(EvidenceDropped::TableFull);
         }
         attempts
     }
 
     /// Counts something that is neither request nor connection: a refused certificate, say.
-    pub fn event(&self, kind: &'static str, reason: &'static str) {
-        *self.events.lock().unwrap_or_else(PoisonError::into_inner).entry((kind, reason)).or_default() += 1;
+    pub fn event(&self, event: impl Into<CountedEvent>) {
+        let event: CountedEvent = event.into();
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        *events.entry((event.kind(), event.reason())).or_default() += 1;
     }
 
     /// Every series, sorted.

@@ -59,7 +59,7 @@ fn what_was_counted_is_what_is_read() {
     let gauge = telemetry.breakers.of("shop", "web");
     let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
     gauge.change(&[], &ejected, 0);
-    telemetry.event("policy_denied", "DenyRule");
+    telemetry.event(tulle_mesh::counted_event::PolicyDenied::DenyRule);
     SectionCounts::new("shop/web", 1).count(&telemetry.rules, Reason::DenyRule(0), true);
     let text = text(&telemetry);
     for expected in [
