@@ -12,6 +12,7 @@
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
 //!   tap        what the operator and sidecars agree on about single requests that are shown
+//!   resources  what the operator and sidecars show of single resources, to be compared
 //!   page       what `tulle dashboard` and the operator's page agree on
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
@@ -38,6 +39,7 @@ pub mod policy;
 pub mod ports;
 pub mod query;
 pub mod reason;
+pub mod resources;
 pub mod route;
 pub mod svid;
 pub mod tap;

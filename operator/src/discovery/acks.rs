@@ -5,6 +5,7 @@ mod clients;
 mod dialled;
 mod route;
 mod state;
+mod subscribed;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
