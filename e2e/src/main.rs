@@ -57,7 +57,8 @@ enum Command {
     /// Runs the tests: all suites, or one.
     Test {
         /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, seeing, browser,
-        /// prometheus, resilience, talk, applications, framing, conformance, operations, helm, setup or faults.
+        /// prometheus, resilience, talk, applications, framing, conformance, operations, helm, setup, downgrade or
+        /// faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.
         #[arg(long)]
