@@ -7,6 +7,7 @@ use tulle_mesh::query::{By, Party, Sidecars, StatRow, Timeline};
 
 use crate::model::{Key, Model, Pod, WorkloadKey};
 use crate::telemetry::counts::Verdicts;
+use crate::telemetry::denials::Recent;
 use crate::telemetry::history::{Direction, SeriesId, Sum};
 use crate::telemetry::query::{self, StatQuery};
 use crate::telemetry::rules::{self, RuleId};
@@ -70,6 +71,9 @@ pub fn look(
         lost: sum.lost,
         timeline,
         failures: failures(sum, &me),
+        // Whoever knows the viewer adds them.
+        denials: Recent::default(),
+        leads: false,
         neighbours: Neighbours::of(edges, &me, &services.unwrap_or_default()),
         routes: query::stat(sum, model, &to).rows,
         without: without.collect(),

@@ -4,9 +4,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use tulle_mesh::counted_event::PolicyDenied;
+use tulle_mesh::denial::DenialId;
 use tulle_mesh::histogram::BUCKETS;
+use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::series_key::Direction;
-use tulle_mesh::proto::{ReasonCount, RuleKey, SeriesCounts, SeriesKey, TelemetryReport};
+use tulle_mesh::proto::{ReasonCount, RecentDenial, RuleKey, SeriesCounts, SeriesKey, TelemetryReport};
 use tulle_mesh::reason::Reason;
 
 use crate::telemetry::counts::{CLASSES, OTHER};
@@ -20,6 +23,12 @@ const MAX_SERIES: usize = 2_000;
 const MAX_KEYS: usize = 2_048;
 /// Rules of one report: a sidecar counts 100 of them apart.
 const MAX_RULES: usize = 128;
+/// Denials of one report.
+const MAX_DENIALS: usize = 5;
+/// Bytes of the method of a denial.
+const MAX_METHOD: usize = 32;
+/// Bytes of the path of a denial.
+const MAX_PATH: usize = 256;
 /// Bytes that one report may count of a series.
 const MAX_BYTES: u64 = 1 << 50;
 /// Reasons of failures that one report may count of a series.
@@ -59,9 +68,40 @@ pub(super) fn version(text: &str) -> Arc<str> {
 }
 
 /// A report without what is not believed. Returns how many series were dropped or are not believed to be of what they
-/// name.
+/// name, and how many denials were dropped.
 pub(super) fn telemetry(report: &mut TelemetryReport, subjects: &Subjects<'_>) -> usize {
-    destinations(report, subjects) + series(report, subjects) + rules(report)
+    destinations(report, subjects) + series(report, subjects) + rules(report) + denials(report)
+}
+
+/// Single denials. Whose ids and policies they may name is looked at where they are kept, as with rules.
+fn denials(report: &mut TelemetryReport) -> usize {
+    let Some(part) = &mut report.denials else { return 0 };
+    let before = part.denials.len();
+    part.denials.truncate(MAX_DENIALS);
+    part.denials.retain_mut(bound_denial);
+    part.dropped = part.dropped.min(MAX_COUNT);
+    before - part.denials.len()
+}
+
+/// Returns whether a denial is believed. Its texts are cut: a path has no query, because what stands there may be a
+/// secret.
+fn bound_denial(denial: &mut RecentDenial) -> bool {
+    if let Some(query) = denial.path.find(['?', '#']) {
+        denial.path.truncate(query);
+    }
+    for (text, most) in [(&mut denial.method, MAX_METHOD), (&mut denial.path, MAX_PATH)] {
+        text.retain(|character| !character.is_control());
+        let end = text.floor_char_boundary(most);
+        denial.cut |= end < text.len();
+        text.truncate(end);
+    }
+    let is_object = |(namespace, name): (&str, &str)| {
+        !namespace.is_empty() && !name.is_empty() && is_name(namespace) && is_name(name)
+    };
+    let is_policy = denial.policy.is_empty() || denial.policy.split_once('/').is_some_and(is_object);
+    let is_client = denial.client.is_empty() || denial.client.parse::<WorkloadId>().is_ok();
+    let is_decision = is_rule(&denial.rule) || denial.rule == PolicyDenied::Plaintext.name();
+    is_policy && is_client && is_decision && denial.id.parse::<DenialId>().is_ok()
 }
 
 /// Counts by rule. Which policies a pod is subject to is looked at where the counts are shown: the policy that has just
@@ -232,7 +272,7 @@ fn bound_buckets(buckets: &mut [u64]) {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::proto::{AttemptCounts, ReasonCount, RequestCounts, RuleCounts};
+    use tulle_mesh::proto::{AttemptCounts, ReasonCount, RecentDenials, RequestCounts, RuleCounts};
 
     use super::*;
 
@@ -380,6 +420,55 @@ mod tests {
         let mut report = TelemetryReport { rules: vec![RuleCounts::default(); 200], ..Default::default() };
         telemetry(&mut report, &subjects());
         assert_eq!(report.rules.len(), MAX_RULES);
+    }
+
+    /// What remains of a report of these denials, and how many of them were dropped.
+    fn bounded(denials: Vec<RecentDenial>) -> (RecentDenials, usize) {
+        let part = RecentDenials { denials, dropped: u64::MAX };
+        let mut report = TelemetryReport { denials: Some(part), ..Default::default() };
+        let dropped = telemetry(&mut report, &subjects());
+        (report.denials.unwrap(), dropped)
+    }
+
+    #[test]
+    fn denials_are_few_and_short_and_name_what_there_can_be() {
+        let good = RecentDenial {
+            id: DenialId::new("uid", 1).to_string(),
+            at_unix_ms: 1,
+            policy: "shop/web.v1".into(),
+            rule: "DenyRule(0)".into(),
+            client: "spiffe://cluster.local/ns/pay/sa/cart".into(),
+            method: "GET".into(),
+            path: "/orders".into(),
+            cut: false,
+        };
+        let plain = RecentDenial { policy: String::new(), rule: "Plaintext".into(), ..good.clone() };
+        let opaque = RecentDenial { client: String::new(), method: String::new(), ..good.clone() };
+        let (part, dropped) = bounded(vec![good.clone(), plain.clone(), opaque.clone()]);
+        assert_eq!((part.denials, part.dropped, dropped), (vec![good.clone(), plain, opaque], MAX_COUNT, 0));
+        let (part, dropped) = bounded(vec![good.clone(); 9]);
+        assert_eq!((part.denials.len(), dropped), (MAX_DENIALS, 4));
+        let changes: [fn(&mut RecentDenial); 6] = [
+            |denial| denial.id = "$(reboot)".into(),
+            |denial| denial.policy = "web".into(),
+            |denial| denial.policy = "shop/".into(),
+            |denial| denial.policy = "shop/a\"b".into(),
+            |denial| denial.rule = "GET /secret".into(),
+            |denial| denial.client = "cart".into(),
+        ];
+        for change in changes {
+            let mut wrong = good.clone();
+            change(&mut wrong);
+            let (part, dropped) = bounded(vec![wrong.clone()]);
+            assert_eq!((part.denials.len(), dropped), (0, 1), "{wrong:?}");
+        }
+        let path = format!("/{}?token=s3cret", "\u{e9}".repeat(200));
+        let long = RecentDenial { method: "M\n".repeat(100), path, ..good.clone() };
+        let secret = RecentDenial { path: "/a?token=s3cret".into(), ..good };
+        let (part, _) = bounded(vec![long, secret]);
+        let [long, secret] = part.denials.try_into().unwrap();
+        assert_eq!((long.method.as_str(), long.path.len(), long.cut), ("M".repeat(32).as_str(), 255, true));
+        assert_eq!((secret.path.as_str(), secret.cut), ("/a", false));
     }
 
     #[test]

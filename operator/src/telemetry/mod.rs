@@ -11,6 +11,7 @@
 //!   slots      slots of time, as bytes
 //!   keys       the series that a sidecar's process has named
 //!   rules      what rules of policies have refused, or would have
+//!   denials    the last single requests that they have refused
 //!   counts     counts of a series, and what they say
 //! ```
 
@@ -21,14 +22,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tulle_mesh::histogram::Histogram;
 use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
+use tulle_mesh::query::Party;
 
 use crate::model::{Key, Model};
 use counts::{OTHER, Verdicts};
+use denials::{DenialLog, Recent};
 use history::{Direction, History, Interner, Reporter, SeriesId, Sum};
 use keys::Process;
 use rules::{RuleId, Rules};
 
 pub mod counts;
+pub mod denials;
 pub mod history;
 mod keys;
 pub mod query;
@@ -107,6 +111,7 @@ struct Inner {
     /// By namespace, Service and revision.
     destinations: HashMap<[Arc<str>; 3], (Counts, Histogram)>,
     rules: Rules,
+    denials: DenialLog,
     refused: BTreeMap<(&'static str, &'static str), u64>,
     attempts: HashMap<Key, Attempts>,
     /// In which this replica leads, or has led last.
@@ -142,6 +147,7 @@ impl Inner {
         let Some(process) = process.filter(|process| report.sequence > process.last) else {
             return (Taken::Replay, news);
         };
+        let denials = report.denials.as_ref().zip(reporter.clone());
         process.report_as(reporter, &mut self.interner);
         process.learn(&report.keys, &report.rule_keys, &mut self.interner);
         let mut named = report.series.iter().map(|counts| counts.key);
@@ -176,6 +182,9 @@ impl Inner {
             total.requests = total.requests.saturating_add(counts.requests());
             total.failures = total.failures.saturating_add(counts.failures());
             latency.merge(&counts.latency);
+        }
+        if let Some((denials, reporter)) = denials {
+            self.denials.add(pod_uid, &reporter, denials, now);
         }
         self.add_old(report);
         for counts in &report.attempts {
@@ -353,6 +362,7 @@ impl Aggregates {
         inner.processes.retain(|uid, _| pod(uid));
         inner.destinations.retain(|[namespace, _, of], _| of.is_empty() || revision(namespace, of));
         inner.interner.clean();
+        inner.denials.sweep(now());
         drop(inner);
         self.history().sweep(now());
     }
@@ -375,6 +385,11 @@ impl Aggregates {
         let mut inner = lock(&self.inner);
         inner.rules.retain(exists);
         inner.rules.all()
+    }
+
+    /// The last denials at a workload that have reached this replica while it led.
+    pub fn denials(&self, workload: &Party) -> Recent {
+        lock(&self.inner).denials.of(workload, now())
     }
 
     /// All destinations, for `/metrics`.

@@ -1,5 +1,8 @@
-use tulle_mesh::proto::{RequestCounts, RuleCounts, RuleKey, SeriesCounts, SeriesKey, series_key};
-use tulle_mesh::query::{By, Party};
+use tulle_mesh::denial::DenialId;
+use tulle_mesh::proto::{
+    RecentDenial, RecentDenials, RequestCounts, RuleCounts, RuleKey, SeriesCounts, SeriesKey, series_key,
+};
+use tulle_mesh::query::By;
 
 use super::history::MAX_SERIES;
 use super::keys::MAX_KEYS;
@@ -411,4 +414,27 @@ fn ejections_are_counted_by_destination() {
     let rows = query::stat(&sum, &shop(&[]), &by_service).rows;
     let seen: Vec<_> = rows.iter().map(|row| (row.party.name.as_str(), row.golden.ejections)).collect();
     assert_eq!(seen, [("api-1", 4)]);
+}
+
+#[test]
+fn the_denials_of_a_report_are_kept_once_and_only_when_it_is_counted() {
+    let aggregates = Aggregates::default();
+    let now = now();
+    let denial = RecentDenial {
+        id: DenialId::new("pod", 1).to_string(),
+        at_unix_ms: now * 1_000,
+        policy: "shop/web".into(),
+        rule: "DenyRule(0)".into(),
+        ..RecentDenial::default()
+    };
+    let denials = Some(RecentDenials { denials: vec![denial], dropped: 0 });
+    let unknown = TelemetryReport { denials: denials.clone(), ..report(1, vec![], vec![counts(1)]) };
+    assert_eq!(aggregates.add_at("pod", web(), &unknown, now), Taken::Forgotten);
+    let me = web().unwrap().party();
+    assert!(aggregates.denials(&me).denied.is_empty(), "they come again with the keys");
+    let whole = TelemetryReport { denials, ..report(1, vec![key(1)], vec![counts(1)]) };
+    assert_eq!(aggregates.add_at("pod", web(), &whole, now), Taken::Counted);
+    assert_eq!(aggregates.add_at("pod", web(), &whole, now), Taken::Replay);
+    assert_eq!(aggregates.denials(&me).denied.len(), 1);
+    assert!(aggregates.denials(&Party::default()).denied.is_empty(), "of another workload");
 }

@@ -1,4 +1,4 @@
-//! The last refusals, for whoever asks about one of them by its id.
+//! The last refusals, for whoever asks about one of them by its id, and for the reports to the operator.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,14 +21,32 @@ const LONGEST: usize = 256;
 pub struct Denials {
     /// Where the numbers of this process begin, so that those of an earlier one are not taken for them.
     first: OnceLock<u32>,
+    /// Refusals so far, which is the number of the next one.
     count: AtomicU32,
     last: Mutex<Last>,
 }
 
 #[derive(Debug, Default)]
 struct Last {
-    requests: VecDeque<Denial>,
-    connections: VecDeque<Denial>,
+    requests: VecDeque<Kept>,
+    connections: VecDeque<Kept>,
+}
+
+/// A refusal that is kept.
+#[derive(Debug)]
+struct Kept {
+    /// Its number among all of this process.
+    number: u32,
+    denial: Denial,
+}
+
+/// Refusals since an earlier look.
+#[derive(Debug, Default)]
+pub struct Since {
+    /// The latest of them: requests before connections, of both the latest first.
+    pub latest: Vec<Denial>,
+    /// How many there were, whether they are kept or not.
+    pub count: u32,
 }
 
 impl Denials {
@@ -36,7 +54,8 @@ impl Denials {
     pub fn remember(&self, pod_uid: &str, mut denial: Denial) -> DenialId {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let first = *self.first.get_or_init(|| now.subsec_nanos().wrapping_mul(0x9e37_79b9));
-        let id = DenialId::new(pod_uid, first.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed)));
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let id = DenialId::new(pod_uid, first.wrapping_add(number));
         // A flood of refusals must not make the threads wait for each other: one that finds the list in use is not kept.
         let mut last = match self.last.try_lock() {
             Ok(last) => last,
@@ -57,17 +76,35 @@ impl Denials {
         if kept.len() >= most {
             kept.pop_front();
         }
-        kept.push_back(denial);
+        kept.push_back(Kept { number, denial });
         id
     }
 
     /// Those that are kept, the latest last.
     pub fn all(&self) -> Vec<Denial> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Denial> = last.connections.iter().chain(&last.requests).cloned().collect();
+        let kept = last.connections.iter().chain(&last.requests);
+        let mut all: Vec<Denial> = kept.map(|kept| kept.denial.clone()).collect();
         drop(last);
         all.sort_by_key(|denial| denial.at_unix_ms);
         all
+    }
+
+    /// The refusals from this number on, of which `most` are copied. The number of the next one is greater by their count.
+    ///
+    /// One that has its number and is not in the list yet is counted, and in no answer. The lock is held for a few copies
+    /// only, because a refusal that finds it taken is not kept.
+    pub fn since(&self, number: u32, most: usize) -> Since {
+        let count = self.count.load(Ordering::Relaxed).wrapping_sub(number);
+        if count == 0 {
+            return Since::default();
+        }
+        let is_new = |kept: &&Kept| kept.number.wrapping_sub(number) < count;
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let requests = last.requests.iter().rev().filter(is_new);
+        let connections = last.connections.iter().rev().filter(is_new);
+        let latest = requests.chain(connections).take(most).map(|kept| kept.denial.clone()).collect();
+        Since { latest, count }
     }
 }
 
@@ -102,6 +139,26 @@ mod tests {
         assert_eq!((requests.len(), requests[0].id.as_str(), requests[0].cut), (1, id.as_str(), false));
         let connections: Vec<&str> = connections.iter().map(|denial| denial.id.as_str()).collect();
         assert_eq!(connections, ids[1_000 - CONNECTIONS..]);
+    }
+
+    #[test]
+    fn what_is_new_is_found_by_number_requests_before_connections() {
+        let denials = Denials::default();
+        let request = |path: &str| Denial { method: "GET".into(), path: path.into(), ..Denial::default() };
+        denials.remember("uid", request("/old"));
+        let old = denials.since(0, 5);
+        assert_eq!((old.count, old.latest.len()), (1, 1));
+        assert_eq!(denials.since(1, 5).count, 0, "nothing since");
+        denials.remember("uid", request("/a"));
+        denials.remember("uid", Denial::default());
+        denials.remember("uid", request("/b"));
+        let paths = |most| -> Vec<String> {
+            let since = denials.since(1, most);
+            assert_eq!(since.count, 3);
+            since.latest.into_iter().map(|denial| denial.path).collect()
+        };
+        assert_eq!(paths(5), ["/b", "/a", ""]);
+        assert_eq!(paths(2), ["/b", "/a"]);
     }
 
     #[test]

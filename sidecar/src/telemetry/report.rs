@@ -14,8 +14,10 @@ use tulle_mesh::proto::{self, ReasonCount, SeriesCounts, TelemetryAck, Telemetry
 
 use super::rules::RuleKey;
 use super::{Series, SeriesKey, Telemetry};
+use denials::ReportedDenials;
 use rules::ReportedRules;
 
+mod denials;
 mod rules;
 
 /// Makes reports of what has changed since the last one.
@@ -26,6 +28,7 @@ pub struct Reporter {
     sequence: u64,
     sent: HashMap<SeriesKey, Sent>,
     rules: ReportedRules,
+    denials: ReportedDenials,
     /// The number of the next key, of a series or a rule. None is used twice.
     next_id: u32,
     under_way: Option<TelemetryReport>,
@@ -169,6 +172,7 @@ impl Reporter {
             sequence: 0,
             sent: HashMap::new(),
             rules: ReportedRules::default(),
+            denials: ReportedDenials::default(),
             next_id: 1,
             under_way: None,
             sent_at: None,
@@ -189,6 +193,7 @@ impl Reporter {
     /// The next look reports whatever there is.
     pub fn flush(&mut self) {
         self.due = None;
+        self.denials.flush();
     }
 
     /// The stream is new: what was under way goes again, under its number.
@@ -247,9 +252,10 @@ impl Reporter {
         let sequence = self.sequence + 1;
         let (keys, series) = self.series(sequence);
         let (rule_keys, rules) = self.rules.changed(&self.telemetry.rules, sequence, &mut self.next_id);
+        let denials = self.denials.changed(&self.telemetry.denials, now);
         self.evict(now, sequence);
         let since = self.reported_at.replace(now).map_or(LOOK_EVERY, |before| now.duration_since(before));
-        let is_empty = series.is_empty() && rules.is_empty() && attempts.is_empty();
+        let is_empty = series.is_empty() && rules.is_empty() && attempts.is_empty() && denials.is_none();
         if is_empty && self.certificate == self.reported_certificate {
             return None;
         }
@@ -266,6 +272,7 @@ impl Reporter {
             certificate_not_after_unix: self.certificate,
             rule_keys,
             rules,
+            denials,
         };
         self.sent_at = Some(now);
         self.under_way = Some(report.clone());

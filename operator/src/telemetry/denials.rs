@@ -1,0 +1,295 @@
+//! The last requests and connections that access rules or Strict mTLS refused, by workload.
+//!
+//! In: the few that each report carries. Out: those of one workload, for its page. They are in the memory of the replica
+//! that leads, and not copied: a new leader begins with none, because sidecars report each once. Bounded in number and in
+//! time; how long a text may be, `discovery/bounds.rs` has seen to.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tulle_mesh::denial::DenialId;
+use tulle_mesh::identity::WorkloadId;
+use tulle_mesh::proto::{RecentDenial, RecentDenials};
+use tulle_mesh::query::Party;
+
+use super::history::Reporter;
+use super::query;
+
+/// Denials that are kept of one workload.
+pub const OF_WORKLOAD: usize = 20;
+/// Denials that are kept of the whole mesh, of about 400 bytes each. Beyond, those go that came first.
+const OF_MESH: usize = 2_000;
+/// How long a denial is kept, in seconds: as long as the counts.
+const KEPT_FOR: i64 = 6 * 3_600;
+
+/// A request or connection that was refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Denied {
+    /// When, in milliseconds since 1970, by the clock of the sidecar.
+    pub at_unix_ms: i64,
+    /// The id, as in the header `tulle-denial`.
+    pub id: String,
+    /// Who called. `None`: somebody of a namespace that is not shown.
+    pub caller: Option<Party>,
+    /// The method; empty: a connection whose content is opaque.
+    pub method: String,
+    /// The path, without its query.
+    pub path: String,
+    /// The sidecar has cut the method, the host or the path.
+    pub is_cut: bool,
+    /// The MeshPolicy, which is in the namespace of the workload; empty: mTLS is Strict.
+    pub policy: String,
+    /// What decided: `DenyRule(0)`, `NoAllowMatched`, `Plaintext`.
+    pub rule: String,
+}
+
+/// The last denials of a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recent {
+    /// The latest first.
+    pub denied: Vec<Denied>,
+    /// How many more the same reports have counted, and not listed.
+    pub dropped: u64,
+}
+
+impl Recent {
+    /// Removes the names of callers of other namespaces than this one: beside a method and a path, a name says what
+    /// somebody else has tried.
+    pub fn hide_callers_outside(&mut self, namespace: &str) {
+        let is_hidden = |caller: &Party| !caller.namespace.is_empty() && caller.namespace != namespace;
+        for denied in &mut self.denied {
+            denied.caller = denied.caller.take().filter(|caller| !is_hidden(caller));
+        }
+    }
+}
+
+/// The denials that are kept.
+#[derive(Debug, Default)]
+pub(super) struct DenialLog {
+    /// In the order in which they came.
+    all: BTreeMap<u64, Kept>,
+    /// Keys in `all`, ascending.
+    by_workload: HashMap<Reporter, VecDeque<u64>>,
+    /// The key of the next one.
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    reporter: Reporter,
+    /// In Unix seconds, by the clock of this replica.
+    came: i64,
+    denied: Denied,
+    /// What its report has counted and not listed, with the first of the report.
+    dropped: u64,
+}
+
+impl DenialLog {
+    /// Takes those of a report.
+    pub(super) fn add(&mut self, pod_uid: &str, reporter: &Reporter, report: &RecentDenials, now: i64) {
+        let mut dropped = report.dropped;
+        for denial in &report.denials {
+            let Some(denied) = denied(pod_uid, reporter, denial, now) else { continue };
+            let dropped = std::mem::take(&mut dropped);
+            self.keep(Kept { reporter: reporter.clone(), came: now, denied, dropped });
+        }
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        let key = self.next;
+        self.next = self.next.wrapping_add(1);
+        let of_workload = self.by_workload.entry(kept.reporter.clone()).or_default();
+        of_workload.push_back(key);
+        let first = if of_workload.len() > OF_WORKLOAD { of_workload.pop_front() } else { None };
+        if let Some(first) = first {
+            self.all.remove(&first);
+        }
+        self.all.insert(key, kept);
+        if self.all.len() > OF_MESH {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        let Some((key, kept)) = self.all.pop_first() else { return };
+        let Some(of_workload) = self.by_workload.get_mut(&kept.reporter) else { return };
+        of_workload.retain(|known| *known != key);
+        if of_workload.is_empty() {
+            self.by_workload.remove(&kept.reporter);
+        }
+    }
+
+    /// Forgets those that have been kept for long enough.
+    pub(super) fn sweep(&mut self, now: i64) {
+        while self.all.first_key_value().is_some_and(|(_, kept)| !kept.is_recent(now)) {
+            self.forget_first();
+        }
+    }
+
+    /// The last of a workload.
+    pub(super) fn of(&self, workload: &Party, now: i64) -> Recent {
+        let Party { namespace, kind, name } = workload;
+        let reporter = Reporter {
+            namespace: namespace.as_str().into(),
+            kind: kind.as_str().into(),
+            workload: name.as_str().into(),
+        };
+        let mut recent = Recent::default();
+        let keys = self.by_workload.get(&reporter).into_iter().flatten().rev();
+        for kept in keys.filter_map(|key| self.all.get(key)).filter(|kept| kept.is_recent(now)) {
+            recent.dropped = recent.dropped.saturating_add(kept.dropped);
+            recent.denied.push(kept.denied.clone());
+        }
+        // Stable: of the same time, those that came last stay in front.
+        recent.denied.sort_by_key(|denied| Reverse(denied.at_unix_ms));
+        recent
+    }
+}
+
+impl Kept {
+    fn is_recent(&self, now: i64) -> bool {
+        now.saturating_sub(self.came) <= KEPT_FOR
+    }
+}
+
+/// A denial as it is kept. `None`: its id is not one of this pod, or it names a policy that the pod is not subject to.
+fn denied(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -> Option<Denied> {
+    let id: DenialId = denial.id.parse().ok()?;
+    if !id.may_be_of(pod_uid) {
+        return None;
+    }
+    let policy = match denial.policy.split_once('/') {
+        Some((namespace, name)) => (*namespace == *reporter.namespace).then_some(name)?,
+        None => "",
+    };
+    let caller = if denial.client.is_empty() {
+        Party { kind: "Plain".to_owned(), ..Party::default() }
+    } else {
+        let id: WorkloadId = denial.client.parse().ok()?;
+        query::client(&id.namespace, &id.service_account)
+    };
+    Some(Denied {
+        // One of the future would stay in front of all others.
+        at_unix_ms: denial.at_unix_ms.min(now.saturating_mul(1_000)),
+        id: id.to_string(),
+        caller: Some(caller),
+        method: denial.method.clone(),
+        path: denial.path.clone(),
+        is_cut: denial.cut,
+        policy: policy.to_owned(),
+        rule: denial.rule.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn reporter(workload: &str) -> Reporter {
+        Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: workload.into() }
+    }
+
+    /// A denial of the pod `uid`, `ago` seconds before [`NOW`].
+    fn denial(number: u32, ago: i64) -> RecentDenial {
+        RecentDenial {
+            id: DenialId::new("uid", number).to_string(),
+            at_unix_ms: (NOW - ago) * 1_000,
+            policy: "shop/web".into(),
+            rule: "DenyRule(0)".into(),
+            client: "spiffe://cluster.local/ns/pay/sa/cart".into(),
+            method: "GET".into(),
+            path: format!("/{number}"),
+            cut: false,
+        }
+    }
+
+    fn report(denials: Vec<RecentDenial>, dropped: u64) -> RecentDenials {
+        RecentDenials { denials, dropped }
+    }
+
+    fn paths(recent: &Recent) -> Vec<&str> {
+        recent.denied.iter().map(|denied| denied.path.as_str()).collect()
+    }
+
+    fn of(log: &DenialLog, workload: &str, now: i64) -> Recent {
+        log.of(&reporter(workload).party(), now)
+    }
+
+    #[test]
+    fn the_last_twenty_of_a_workload_are_kept_and_the_latest_comes_first() {
+        let mut log = DenialLog::default();
+        // Two pods whose reports cross.
+        log.add("uid", &reporter("web"), &report(vec![denial(1, 9), denial(2, 1)], 7), NOW);
+        log.add("uid", &reporter("web"), &report(vec![denial(3, 5)], 2), NOW);
+        let recent = of(&log, "web", NOW);
+        assert_eq!((paths(&recent), recent.dropped), (vec!["/2", "/3", "/1"], 9));
+        let first = recent.denied.last().unwrap();
+        let caller = Party { namespace: "pay".into(), kind: "ServiceAccount".into(), name: "cart".into() };
+        assert_eq!((first.caller.as_ref(), first.policy.as_str()), (Some(&caller), "web"));
+        assert_eq!(of(&log, "api", NOW), Recent::default(), "of another workload");
+        for number in 10..30 {
+            log.add("uid", &reporter("web"), &report(vec![denial(number, 0)], 0), NOW);
+        }
+        let recent = of(&log, "web", NOW);
+        assert_eq!((recent.denied.len(), recent.dropped), (OF_WORKLOAD, 0));
+        assert_eq!((paths(&recent)[0], paths(&recent)[19]), ("/29", "/10"));
+        assert_eq!(log.all.len(), OF_WORKLOAD, "those before are forgotten");
+    }
+
+    #[test]
+    fn the_mesh_has_a_bound_and_what_came_first_goes_first() {
+        let mut log = DenialLog::default();
+        for number in 0..200 {
+            let twenty = report((0..20).map(|of| denial(of, 0)).collect(), 0);
+            log.add("uid", &reporter(&format!("web-{number}")), &twenty, NOW);
+        }
+        assert_eq!((log.all.len(), log.by_workload.len()), (OF_MESH, OF_MESH / OF_WORKLOAD));
+        assert!(of(&log, "web-99", NOW).denied.is_empty());
+        assert_eq!(of(&log, "web-100", NOW).denied.len(), OF_WORKLOAD);
+    }
+
+    #[test]
+    fn denials_are_forgotten_with_the_history() {
+        let mut log = DenialLog::default();
+        log.add("uid", &reporter("web"), &report(vec![denial(1, 0)], 0), NOW);
+        log.add("uid", &reporter("web"), &report(vec![denial(2, 0)], 0), NOW + 60);
+        assert_eq!(paths(&of(&log, "web", NOW + KEPT_FOR)), ["/2", "/1"]);
+        assert_eq!(paths(&of(&log, "web", NOW + KEPT_FOR + 1)), ["/2"]);
+        log.sweep(NOW + KEPT_FOR + 1);
+        assert_eq!(log.all.len(), 1);
+        log.sweep(NOW + KEPT_FOR + 61);
+        assert!(log.all.is_empty() && log.by_workload.is_empty());
+    }
+
+    #[test]
+    fn what_a_pod_cannot_have_refused_is_not_kept_and_nothing_is_of_the_future() {
+        let mut log = DenialLog::default();
+        let wrong = vec![
+            RecentDenial { id: DenialId::new("other", 1).to_string(), ..denial(1, 0) },
+            RecentDenial { id: "$(reboot)".into(), ..denial(2, 0) },
+            RecentDenial { policy: "pay/web".into(), ..denial(3, 0) },
+            RecentDenial { client: "cart".into(), ..denial(4, 0) },
+            denial(5, -3_600),
+        ];
+        log.add("uid", &reporter("web"), &report(wrong, 0), NOW);
+        let recent = of(&log, "web", NOW);
+        assert_eq!(paths(&recent), ["/5"]);
+        assert_eq!(recent.denied[0].at_unix_ms, NOW * 1_000);
+    }
+
+    #[test]
+    fn callers_of_other_namespaces_are_hidden_from_who_sees_one() {
+        let mut log = DenialLog::default();
+        let own = RecentDenial { client: "spiffe://cluster.local/ns/shop/sa/api".into(), ..denial(2, 2) };
+        let plain = RecentDenial { client: String::new(), ..denial(3, 1) };
+        log.add("uid", &reporter("web"), &report(vec![denial(1, 3), own, plain], 0), NOW);
+        let mut recent = of(&log, "web", NOW);
+        recent.hide_callers_outside("shop");
+        let callers: Vec<_> = recent.denied.iter().map(|denied| denied.caller.as_ref()).collect();
+        let names: Vec<_> = callers.iter().map(|caller| caller.map(|caller| caller.kind.as_str())).collect();
+        assert_eq!(names, [Some("Plain"), Some("ServiceAccount"), None]);
+        assert!(!format!("{recent:?}").contains("cart"), "{recent:?}");
+    }
+}
