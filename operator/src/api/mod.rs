@@ -164,6 +164,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
     Router::new()
         .route(Paths::STAT, json(handlers::stat))
         .route(Paths::EDGES, json(handlers::edges))
+        .route(Paths::ROUTES, json(handlers::routes))
         .route(Paths::TIMELINE, json(handlers::timeline))
         .route(Paths::SIDECARS, json(handlers::sidecars))
         .route(Paths::HEALTH, json(handlers::health))
@@ -184,7 +185,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access, evidence, diff and tap",
+        "unknown path; this operator answers /api/v1/stat, edges, routes, timeline, sidecars, health, explain, access, evidence, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

@@ -107,6 +107,10 @@ struct Sidecar {
     version: Arc<str>,
     /// When its certificate ends, in Unix seconds; 0: it has not said so.
     certificate_not_after: i64,
+    /// Resident memory of its process; 0: it has not said so.
+    memory_bytes: u64,
+    /// The replica that its newest stream is connected to; `None`: this one.
+    replica: Option<Arc<str>>,
     resources: HashMap<Name, Known>,
 }
 
@@ -456,19 +460,12 @@ impl Sidecars {
         let (uid, streams) = (Arc::clone(uid), sidecar.streams);
         match report {
             SidecarEvent::Connected => {}
-            SidecarEvent::Lacks(lacks) => {
+            SidecarEvent::Lacks(_)
+            | SidecarEvent::Version(_)
+            | SidecarEvent::CertificateEnds(_)
+            | SidecarEvent::Memory(_) => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.lacks = lacks;
-                }
-            }
-            SidecarEvent::Version(version) => {
-                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.version = version;
-                }
-            }
-            SidecarEvent::CertificateEnds(at) => {
-                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.certificate_not_after = at;
+                    sidecar.describe(report);
                 }
             }
             SidecarEvent::Gone => {

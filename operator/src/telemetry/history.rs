@@ -24,6 +24,7 @@ use late::{Late, Slots, first_kept};
 
 mod copy;
 mod late;
+mod seen;
 
 /// The lengths of slots in seconds.
 pub(super) const TEN: i64 = 10;

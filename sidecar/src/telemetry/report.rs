@@ -252,6 +252,7 @@ impl Reporter {
             keys,
             series,
             certificate_not_after_unix: self.certificate,
+            memory_bytes: crate::memory::resident().unwrap_or(0),
         };
         self.sent_at = Some(now);
         self.under_way = Some(report.clone());

@@ -130,10 +130,10 @@ fn traffic(field: &TestNamespace<'_>, pod: &str) -> Result<()> {
     fine(&["edges", "--window", WINDOW], &["SRC", "MTLS", "client", "svc/web"])?;
     fine(&["top", "--once", "--window", WINDOW], &["SOURCE", "WORST", "client", "svc/web"])?;
     // The namespace has no HTTPRoute or GRPCRoute: only the header is printed.
-    fine(&["routes"], &["ROUTE", "SERVICE", "SUCCESS"])?;
+    fine(&["routes"], &["ROUTE", "SERVICE", "RULE", "ASKED-OK"])?;
     let tapped = fine(&["tap", "web", "--timeout", "3s"], &["METHOD", "LATENCY"])?;
     says(&tapped.stderr, &["0 shown"])?;
-    fine(&["pods", "-o", "wide"], &["CERT-LEFT", pod, "Deployment/web"])?;
+    fine(&["pods", "-o", "wide"], &["CERT-LEFT", "OPERATOR", "MEM", pod, "Deployment/web"])?;
     fine(&["config", pod], &["Services", "Endpoints", "Certificate"])?;
     fine(&["config", pod, "--diff"], &["SIDECAR", "OPERATOR", "certificate", "acknowledged"]).map(drop)
 }

@@ -300,6 +300,7 @@ fn a_new_certificate_is_reported_without_any_request_and_once() {
     reporter.set_certificate(1_000);
     let first = reporter.next_report(now).unwrap();
     assert_eq!((first.certificate_not_after_unix, first.series.len()), (1_000, 0));
+    assert!(first.memory_bytes > 0, "what the process takes goes along");
     reporter.acknowledged(counted(&first));
     now += LATER;
     assert!(reporter.next_report(now).is_none());
