@@ -26,6 +26,8 @@ pub struct Metrics {
     pub leader: bool,
     /// Sidecars that are connected, as far as this replica knows.
     pub sidecars: usize,
+    /// Discovery streams that this replica has served.
+    pub opened_streams: u64,
     /// Pods without the sidecar that their namespace asks for.
     pub pods_without_sidecar: usize,
     /// Refused calls: kind of call, reason, and number.
@@ -126,6 +128,14 @@ impl Collector for Metrics {
         for (name, help, value) in [leader, sidecars, uninjected] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
+        encoder
+            .encode_descriptor(
+                "tulle_operator_discovery_streams",
+                "Discovery streams that sidecars have opened.",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.opened_streams, None)?;
         let mut refusals = encoder.encode_descriptor(
             "tulle_operator_refusals",
             "Calls that were refused.",
@@ -195,6 +205,7 @@ mod tests {
         let metrics = Metrics {
             leader: true,
             sidecars: 3,
+            opened_streams: 5,
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
@@ -226,6 +237,9 @@ tulle_operator_sidecars 3
 # HELP tulle_operator_pods_without_sidecar Pods without the sidecar that their namespace asks for.
 # TYPE tulle_operator_pods_without_sidecar gauge
 tulle_operator_pods_without_sidecar 1
+# HELP tulle_operator_discovery_streams Discovery streams that sidecars have opened.
+# TYPE tulle_operator_discovery_streams counter
+tulle_operator_discovery_streams_total 5
 # HELP tulle_operator_refusals Calls that were refused.
 # TYPE tulle_operator_refusals counter
 tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
