@@ -195,14 +195,14 @@ mod tests {
     use super::*;
     use crate::status::routes::times::AcknowledgeTimes;
 
-    #[test]
-    fn the_text_names_every_metric_as_dashboards_know_it() {
+    /// One value of every metric.
+    fn sample() -> Metrics {
         let destination =
             Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
         let rule = RuleId { policy: ("shop".into(), "web".into()), rule: "DenyRule(0)".into() };
         let times = AcknowledgeTimes::default();
         times.observe(Duration::from_millis(125));
-        let metrics = Metrics {
+        Metrics {
             leader: true,
             sidecars: 3,
             opened_streams: 5,
@@ -227,7 +227,11 @@ mod tests {
                 },
             ],
             routes_acknowledged: times.snapshot(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_text_names_every_metric_as_dashboards_know_it() {
         let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
 # TYPE tulle_operator_leader gauge
 tulle_operator_leader 1
@@ -279,7 +283,7 @@ tulle_operator_route_acknowledged_seconds_bucket{le="10.0"} 1
 tulle_operator_route_acknowledged_seconds_bucket{le="+Inf"} 1
 # EOF
 "#;
-        assert_eq!(metrics.into_text().unwrap(), expected);
+        assert_eq!(sample().into_text().unwrap(), expected);
     }
 
     #[test]
