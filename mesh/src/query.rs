@@ -1,6 +1,6 @@
 //! What the operator answers about the mesh, as JSON over HTTP: `tulle` and the page read it. All but the tap
-//! it answers over gRPC too: `proto/tulle/v1/query.proto` has the same fields, and a field that is added here is added
-//! there.
+//! and the resources it answers over gRPC too: `proto/tulle/v1/query.proto` has the same fields, and a field that is
+//! added here is added there.
 //!
 //! The operator listens on the loopback address of its pod ([`crate::ports::QUERY`]), so only who may forward a port of
 //! that pod gets there. Every request carries a token of a service account with the audience [`AUDIENCE`]: a token of
@@ -51,6 +51,10 @@ impl Paths {
     pub const TIMELINE: &'static str = "/api/v1/timeline";
     /// [`Sidecars`]; parameter `namespace`.
     pub const SIDECARS: &'static str = "/api/v1/sidecars";
+    /// [`crate::resources::Resources`]: what the operator would send to a pod's sidecar now; parameters `namespace`, `pod`,
+    /// and `resource` (`kind/name`, repeated: whose content is answered too). Not over gRPC. 404 where no such pod has a
+    /// sidecar.
+    pub const RESOURCES: &'static str = "/api/v1/resources";
     /// [`Health`]. Needs a token, and no right.
     pub const HEALTH: &'static str = "/api/v1/health";
     /// [`Explanation`]; parameters `source` and `destination` (`namespace/name`, the destination of a Service, with
@@ -123,6 +127,8 @@ pub struct Golden {
     pub bytes_up: u64,
     /// Bytes that servers have sent.
     pub bytes_down: u64,
+    /// Endpoints that the breakers of clients ejected, each time; only in what clients have seen.
+    pub ejections: u64,
 }
 
 /// Failures for one reason.

@@ -30,7 +30,7 @@ pub async fn run(context: &Context, _: Args) -> Result<(), CliError> {
 }
 
 /// The sidecars of the namespace that was asked for.
-pub(crate) async fn sidecars(context: &Context) -> Result<Sidecars, CliError> {
+async fn sidecars(context: &Context) -> Result<Sidecars, CliError> {
     let operator = context.operator().await?;
     match context.namespace() {
         Some(namespace) => operator.get(Paths::SIDECARS, &[("namespace", namespace)]).await,

@@ -5,6 +5,7 @@ mod clients;
 mod dialled;
 mod route;
 mod state;
+mod subscribed;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -90,6 +91,8 @@ struct Sidecars {
     by_policy: HashMap<Key, HashSet<(Arc<str>, Name)>>,
     /// Routes of which a resource was sent, acknowledged, refused or given up since this was last asked.
     changed_routes: HashSet<Key>,
+    /// Streams that have begun, also those that have ended since.
+    opened: u64,
     /// Which sidecars have subscribed to what is at an address.
     by_address: HashMap<SocketAddr, HashSet<(Arc<str>, Name)>>,
 }
@@ -446,6 +449,7 @@ impl Sidecars {
         if report == SidecarEvent::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
+            self.opened += 1;
             // Another version may run now.
             sidecar.lacks = Vec::new();
             if sidecar.streams == 1 {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tulle_crds::{Canary, CanaryStatus, CanarySteering, Phase, StepMatch, by_age};
+use tulle_mesh::event_reason::EventReason;
 use tulle_mesh::proto;
 
 use super::address::Owner;
@@ -16,14 +17,11 @@ use super::{Key, Model, Pod, Service, Variant, WorkloadKey, target_of};
 pub struct SplitObstacle {
     /// The name of the Service.
     pub service: String,
-    /// The reason of the condition, in PascalCase.
-    pub code: &'static str,
+    /// The reason of the condition and of the event.
+    pub code: EventReason,
     /// Why, as a part of a sentence.
     pub reason: String,
 }
-
-/// The code of an obstacle that lies in a Service.
-pub const NO_SPLIT: &str = "NoSplit";
 
 /// An address from which clients reach endpoints that carry the shares of a Canary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,7 +252,11 @@ impl Model {
             } else {
                 None
             };
-            reason.map(|reason| SplitObstacle { service: key.1.to_string(), code: NO_SPLIT, reason })
+            reason.map(|reason| SplitObstacle {
+                service: key.1.to_string(),
+                code: EventReason::NoSplit,
+                reason,
+            })
         };
         found.iter().filter_map(obstacle).collect()
     }

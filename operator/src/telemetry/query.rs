@@ -221,10 +221,11 @@ impl Ends {
         let from = self.from.as_ref().is_none_or(|from| match id.direction {
             Direction::Outbound => from.is(&id.reporter),
             Direction::Inbound => *from.namespace == *id.namespace && from.accounts.contains(&id.peer),
+            Direction::Policy => false,
         });
         let to = self.to.as_ref().is_none_or(|to| match id.direction {
             Direction::Outbound => *to.namespace == *id.namespace && to.services.contains(&*id.peer),
-            Direction::Inbound => to.is(&id.reporter),
+            Direction::Inbound | Direction::Policy => to.is(&id.reporter),
         });
         from && to
     }

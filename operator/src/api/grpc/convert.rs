@@ -154,6 +154,7 @@ impl From<query::Golden> for proto::Golden {
             bytes_down: golden.bytes_down,
             attempt_success: golden.attempt_success,
             timeouts: golden.timeouts,
+            ejections: golden.ejections,
         }
     }
 }
@@ -361,6 +362,7 @@ mod tests {
             "reasons": [{"name": "UpstreamReset", "count": 12}],
             "connections": 13, "failedConnections": 14, "bytesUp": 15, "bytesDown": 16,
             "attemptSuccess": 0.5, "timeouts": 17,
+            "ejections": 17,
         });
         let message = proto::Golden {
             requests: 1,
@@ -381,6 +383,7 @@ mod tests {
             bytes_down: 16,
             attempt_success: Some(0.5),
             timeouts: 17,
+            ejections: 17,
         };
         (json, message)
     }

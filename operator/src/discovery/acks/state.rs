@@ -65,6 +65,14 @@ impl AckTracker {
     }
 }
 
+impl AckTracker {
+    /// Discovery streams that this replica has served since it started, also those that have ended. Those of other
+    /// replicas are not among them: a leader that takes over hears of all that are open at once.
+    pub fn opened_streams(&self) -> u64 {
+        lock(&self.own).opened
+    }
+}
+
 impl Sidecar {
     /// What it has said of itself, for a leader that has just begun.
     pub(super) fn described(&self) -> impl Iterator<Item = SidecarEvent> {
@@ -204,6 +212,16 @@ mod tests {
         let state = only(&acks);
         assert_eq!((state.version.as_str(), state.connected), ("0.13.0", true));
         assert_eq!(state.replica.as_deref(), Some("operator-1"));
+    }
+
+    #[test]
+    fn a_second_stream_of_a_connected_sidecar_is_counted_also_when_it_has_ended() {
+        let acks = reported([]);
+        assert_eq!((acks.connected(), acks.opened_streams()), (1, 1));
+        acks.report("u", SidecarEvent::Connected, |_| {});
+        acks.report("u", SidecarEvent::Gone, |_| {});
+        acks.relayed("v", SidecarEvent::Connected);
+        assert_eq!((acks.connected(), acks.opened_streams()), (2, 2));
     }
 
     #[test]

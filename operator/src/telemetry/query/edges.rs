@@ -32,7 +32,7 @@ impl EdgeId {
                 (client(&id.namespace, &id.peer), id.reporter.party(), None)
             }
             // The client's sidecar has counted it.
-            Direction::Inbound => return None,
+            Direction::Inbound | Direction::Policy => return None,
         };
         Some(Self { source, destination, port, protocol: Arc::clone(&id.protocol), mtls: id.mtls })
     }
