@@ -16,7 +16,6 @@ use std::sync::Arc;
 use tulle_mesh::query;
 
 pub use super::counts::Counts;
-use super::counts::OTHER;
 use super::slots::{Log, Reasons, add_to};
 pub(super) use copy::Slot;
 pub(super) use id::Interner;
@@ -38,7 +37,7 @@ pub(super) const BY_TEN: i64 = 600;
 const BY_MINUTE: i64 = 3_600;
 /// The longest window: nothing older is kept.
 pub const LONGEST: i64 = 21_600;
-/// Series that are kept. Beyond, those of a workload are one, named [`OTHER`].
+/// Series that are kept. Beyond, those of a workload are one, named `_OTHER`.
 pub const MAX_SERIES: usize = 5_000;
 /// Series of one reporter that are kept: a workload whose pods make names up does not take the room of others. Beyond,
 /// they are one, too.

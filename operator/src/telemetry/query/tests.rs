@@ -199,8 +199,11 @@ fn rules(backends: &[&str]) -> RouteObject {
     RouteObject { rules: rules.collect(), ..route("a", "shop", "web", "web") }
 }
 
+/// Rules, backend, set, when last used, and requests of a row.
+type Shown<'a> = (Vec<u32>, &'a str, &'a str, Option<i64>, Option<u64>);
+
 /// Rules, backend, set, when it was seen, and requests.
-fn shown(routes: &Routes) -> Vec<(Vec<u32>, &str, &str, Option<i64>, Option<u64>)> {
+fn shown(routes: &Routes) -> Vec<Shown<'_>> {
     let mut all = Vec::new();
     for row in &routes.rows {
         let rules = row.rules.iter().map(|rule| rule.index).collect();
