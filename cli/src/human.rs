@@ -43,6 +43,11 @@ pub fn count(count: u64) -> String {
     scaled(count as f64, ["", "k", "M", "G", "T"])
 }
 
+/// Bytes: `512B`, `9.4MB`.
+pub fn bytes(bytes: u64) -> String {
+    scaled(bytes as f64, ["B", "kB", "MB", "GB", "TB"])
+}
+
 /// Bytes per second: `512B/s`, `1.2kB/s`.
 pub fn bytes_per_second(bytes: u64, seconds: u64) -> String {
     let rate = bytes as f64 / seconds.max(1) as f64;
@@ -146,6 +151,7 @@ mod tests {
         }
         assert_eq!(count(7), "7");
         assert_eq!(count(1_234), "1.2k");
+        assert_eq!([bytes(512), bytes(9_437_184), bytes(31_000_000)], ["512B", "9.4MB", "31MB"]);
         assert_eq!(bytes_per_second(60 * 512, 60), "512B/s");
         assert_eq!(bytes_per_second(72_000, 60), "1.2kB/s");
         assert_eq!(bytes_per_second(10, 0), "10B/s", "a window of no length divides by nothing");

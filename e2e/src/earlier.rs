@@ -1,7 +1,7 @@
-//! The sidecar of an earlier commit, for tests with two versions in one mesh.
+//! Programs of earlier commits, for tests with several versions in one mesh.
 //!
-//! In: the history of this clone. Out: an image of that commit's sidecar, made once per machine and kept in the cache
-//! by its commit.
+//! In: the history of this clone. Out: images of those commits' programs, made once per machine and kept in the cache
+//! by their commits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,70 @@ use crate::build::cargo_with;
 use crate::host;
 use crate::images;
 
-/// The last commit before the sidecar's ports and its container's probes changed. A mesh that is upgraded
-/// from there runs such sidecars.
-const COMMIT: &str = "2bfbb5381ddbabc6eade476a2fb66b6dab5d7404";
+/// An earlier commit, and the images that are made of it.
+pub struct Build {
+    commit: &'static str,
+    /// The image of its sidecar.
+    pub sidecar: &'static str,
+    /// The image of its operator, where one is made.
+    pub operator: Option<&'static str>,
+    /// Whether its sidecar listens on the ports that sidecars had before they changed, and is not probed once it has
+    /// started.
+    pub has_former_ports: bool,
+}
 
-/// The image's name.
-pub const IMAGE: &str = "tulle.local/sidecar:earlier";
+/// The wire version before today's: small resources, routes and limits, and an operator that knows no access logs, no taps
+/// and no series in reports.
+pub const PREVIOUS: Build = Build {
+    commit: "e9acbc7434fd69b669f5e055a17396396343573f",
+    sidecar: "tulle.local/sidecar:previous",
+    operator: Some("tulle.local/operator:previous"),
+    has_former_ports: false,
+};
 
-/// The archive of the image, made now unless the cache holds it; `None` where this clone lacks the commit.
-pub fn sidecar() -> Result<Option<PathBuf>> {
-    let archive = images::place(IMAGE, COMMIT)?;
-    if archive.is_file() {
-        return Ok(Some(archive));
+/// The wire version before that of [`PREVIOUS`]: one resource for all that a pod enforces, and one for each address. Its
+/// operator cannot serve today's sidecars, which do not ask for these.
+pub const OLDEST: Build = Build {
+    commit: "2bfbb5381ddbabc6eade476a2fb66b6dab5d7404",
+    sidecar: "tulle.local/sidecar:oldest",
+    operator: None,
+    has_former_ports: true,
+};
+
+impl Build {
+    /// Its images, each with the program in it.
+    fn images(&self) -> Vec<(&'static str, &'static str)> {
+        let mut images = vec![(self.sidecar, "tulle-sidecar")];
+        images.extend(self.operator.map(|image| (image, "tulle-operator")));
+        images
     }
-    let commit = format!("{COMMIT}^{{commit}}");
-    if host::output(git().args(["cat-file", "-e", &commit])).is_err() {
-        return Ok(None);
+
+    /// Whether this clone has the commit.
+    fn is_here(&self) -> bool {
+        let commit = format!("{}^{{commit}}", self.commit);
+        host::output(git().args(["cat-file", "-e", &commit])).is_ok()
     }
-    let folder = host::cache()?.join(format!("earlier-{COMMIT}"));
-    let program = compile(&folder)?;
-    images::pack(IMAGE, Some(&program), false, &archive)?;
-    fs::remove_dir_all(&folder)?;
-    Ok(Some(archive))
+}
+
+/// The archives of all images, made now unless the cache holds them; `None` where this clone lacks a commit.
+pub fn archives() -> Result<Option<Vec<PathBuf>>> {
+    let folder = host::cache()?.join("earlier");
+    let mut archives = Vec::new();
+    for build in [&PREVIOUS, &OLDEST] {
+        let places = build.images().into_iter().map(|(image, _)| images::place(image, build.commit));
+        let places = places.collect::<Result<Vec<PathBuf>>>()?;
+        if !places.iter().all(|archive| archive.is_file()) {
+            if !build.is_here() {
+                return Ok(None);
+            }
+            make(build, &folder, &places)?;
+        }
+        archives.extend(places);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    Ok(Some(archives))
 }
 
 fn git() -> Command {
@@ -43,25 +85,52 @@ fn git() -> Command {
     git
 }
 
-/// Compiles the commit's sidecar in a folder of its own; returns the program.
-fn compile(folder: &Path) -> Result<PathBuf> {
-    let (packed, source, target) = (folder.join("src.tar"), folder.join("src"), folder.join("target"));
-    fs::create_dir_all(&source).with_context(|| format!("cannot create {}", source.display()))?;
-    host::output(git().arg("archive").arg("--output").arg(&packed).arg(COMMIT))?;
-    host::output(Command::new("tar").arg("-xf").arg(&packed).arg("-C").arg(&source))?;
+/// Compiles the programs of a commit and packs them into these archives. Dependencies that another commit has too are
+/// compiled once.
+fn make(build: &Build, folder: &Path, archives: &[PathBuf]) -> Result<()> {
+    let source = unpack(build, folder)?;
     host::install_packages(host::TOOLCHAIN)?;
-    // In a shared folder, cargo confuses packages of the same name and version at the same place in their
-    // workspaces. Unoptimised, because nothing is measured with it.
-    let variables = [("CARGO_TARGET_DIR".to_owned(), target.display().to_string())];
-    let arguments = ["build", "--locked", "--bins", "--package", "tulle-sidecar"];
-    cargo_with(&source, "compiling the sidecar of an earlier commit (once)", &arguments, &variables)?;
+    let target = folder.join("target");
+    // Not this workspace's target folder: cargo takes packages of the same name, version and place in their workspace
+    // for the same ones. Unoptimised and without what debuggers need, because nothing is measured with it.
+    let variables = [
+        ("CARGO_TARGET_DIR", target.display().to_string()),
+        ("CARGO_INCREMENTAL", "0".to_owned()),
+        ("CARGO_PROFILE_DEV_DEBUG", "0".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    // Both packages, whichever programs are wanted: with one selection, the dependencies have the same features in all
+    // commits.
+    let made = build.images();
+    let mut arguments =
+        vec!["build", "--locked", "--package", "tulle-sidecar", "--package", "tulle-operator"];
+    made.iter().for_each(|(_, program)| arguments.extend(["--bin", *program]));
+    let commit: String = build.commit.chars().take(7).collect();
+    cargo_with(&source, &format!("compiling commit {commit} (once)"), &arguments, &variables)?;
     let xtask = std::env::current_exe()?;
     let triple = xtask
         .ancestors()
         .nth(2)
         .and_then(Path::file_name)
         .context("xtask is not in a target folder of cargo")?;
-    let (built, stripped) = (target.join(triple).join("debug/tulle-sidecar"), folder.join("tulle-sidecar"));
-    host::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
-    Ok(stripped)
+    let programs = target.join(triple).join("debug");
+    for ((image, program), archive) in made.iter().zip(archives) {
+        let stripped = folder.join(program);
+        host::output(Command::new("strip").arg("-o").arg(&stripped).arg(programs.join(program)))?;
+        images::pack(image, Some(&stripped), false, archive)?;
+    }
+    Ok(())
+}
+
+/// Puts the files of a commit where those of the one before were; returns their folder.
+fn unpack(build: &Build, folder: &Path) -> Result<PathBuf> {
+    let (packed, source) = (folder.join("src.tar"), folder.join("src"));
+    if source.exists() {
+        fs::remove_dir_all(&source)?;
+    }
+    fs::create_dir_all(&source).with_context(|| format!("cannot create {}", source.display()))?;
+    host::output(git().arg("archive").arg("--output").arg(&packed).arg(build.commit))?;
+    // With the time of now (`-m`) instead of the commit's: cargo compiles anew what is newer than what it has compiled.
+    host::output(Command::new("tar").arg("-xmf").arg(&packed).arg("-C").arg(&source))?;
+    Ok(source)
 }

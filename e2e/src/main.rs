@@ -57,7 +57,8 @@ enum Command {
     /// Runs the tests: all suites, or one.
     Test {
         /// workspace, node, lifecycle, updates, rollouts, skew, admission, control, mesh, routes, seeing, browser,
-        /// prometheus, resilience, talk, applications, framing, conformance, operations, helm, setup or faults.
+        /// prometheus, resilience, talk, applications, framing, conformance, operations, helm, setup, downgrade or
+        /// faults.
         suite: Option<String>,
         /// Runs only tests whose sentence contains this text.
         #[arg(long)]
@@ -90,7 +91,7 @@ enum Command {
         /// Number of rounds; the medians are printed. 3, or 1 with --only.
         #[arg(long)]
         rounds: Option<usize>,
-        /// Measures only this, in one to two minutes.
+        /// Measures only this, in one to three minutes.
         #[arg(long, conflicts_with = "instructions")]
         only: Option<bench::Only>,
         /// Counts the sidecars' instructions per request instead, which other load on the machine does not change.

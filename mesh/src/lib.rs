@@ -12,9 +12,12 @@
 //!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
 //!   query      what the operator answers about the mesh
 //!   tap        what the operator and sidecars agree on about single requests that are shown
+//!   resources  what the operator and sidecars show of single resources, to be compared
 //!   page       what `tulle dashboard` and the operator's page agree on
 //!   trace      trace context in headers (W3C, B3), and which requests are recorded
 //!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
+//!   counted_event  what sidecars count beside requests and connections, with explanations
+//!   event_reason  why the operator publishes Kubernetes events, with their explanations
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
@@ -26,7 +29,9 @@
 
 pub mod canonical;
 pub mod check;
+pub mod counted_event;
 pub mod denial;
+pub mod event_reason;
 pub mod headers;
 pub mod health;
 pub mod histogram;
@@ -36,6 +41,7 @@ pub mod policy;
 pub mod ports;
 pub mod query;
 pub mod reason;
+pub mod resources;
 pub mod route;
 pub mod svid;
 pub mod tap;

@@ -86,16 +86,19 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
 
 fn gather(health: &Health) -> Metrics {
     // Locked once and only here: whoever locks the model a second time waits for a writer that waits for the first.
-    let (pods_without_sidecar, canaries) = {
+    let (pods_without_sidecar, canaries, rules) = {
         let model = health.hub.model();
-        (model.uninjected_pods().len(), gauges(&model))
+        let rules = health.aggregates.rules(|policy| model.policy(policy).is_some());
+        (model.uninjected_pods().len(), gauges(&model), rules)
     };
     Metrics {
         leader: health.leadership.borrow().mine,
         sidecars: health.acks.connected(),
+        opened_streams: health.acks.opened_streams(),
         pods_without_sidecar,
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),
+        rules,
         canaries,
         routes_acknowledged: health.times.snapshot(),
     }

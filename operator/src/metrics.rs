@@ -12,6 +12,8 @@ use prometheus_client::registry::Registry;
 
 use crate::rollout::gauges::CanaryGauges;
 use crate::status::routes::times::Times;
+use crate::telemetry::counts::Verdicts;
+use crate::telemetry::rules::RuleId;
 use crate::telemetry::{Counts, Destination};
 
 /// The content type of the text.
@@ -24,12 +26,16 @@ pub struct Metrics {
     pub leader: bool,
     /// Sidecars that are connected, as far as this replica knows.
     pub sidecars: usize,
+    /// Discovery streams that this replica has served.
+    pub opened_streams: u64,
     /// Pods without the sidecar that their namespace asks for.
     pub pods_without_sidecar: usize,
     /// Refused calls: kind of call, reason, and number.
     pub refusals: Vec<((&'static str, &'static str), u64)>,
     /// Requests that sidecars have reported.
     pub requests: Vec<(Destination, Counts)>,
+    /// What rules of policies have refused, or would have in Shadow.
+    pub rules: Vec<(RuleId, Verdicts)>,
     /// Canaries.
     pub canaries: Vec<CanaryGauges>,
     /// Changes of routes, by the time until all sidecars had acknowledged them. Counted while this replica leads.
@@ -47,6 +53,27 @@ impl Metrics {
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
         Ok(out)
+    }
+
+    fn encode_rules(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut verdicts = encoder.encode_descriptor(
+            "tulle_operator_policy_verdicts",
+            "Requests and opaque connections that a rule refused, or would have refused in Shadow.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (RuleId { policy: (namespace, policy), rule }, Verdicts { denied, would_deny }) in &self.rules {
+            for (verdict, value) in [("denied", *denied), ("would_deny", *would_deny)] {
+                let labels = [
+                    ("policy_namespace", &**namespace),
+                    ("policy", &**policy),
+                    ("rule", &**rule),
+                    ("verdict", verdict),
+                ];
+                counter(&mut verdicts, &labels, value)?;
+            }
+        }
+        Ok(())
     }
 
     fn encode_canaries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -101,6 +128,14 @@ impl Collector for Metrics {
         for (name, help, value) in [leader, sidecars, uninjected] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
+        encoder
+            .encode_descriptor(
+                "tulle_operator_discovery_streams",
+                "Discovery streams that sidecars have opened.",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.opened_streams, None)?;
         let mut refusals = encoder.encode_descriptor(
             "tulle_operator_refusals",
             "Calls that were refused.",
@@ -127,6 +162,7 @@ impl Collector for Metrics {
                 counter(&mut requests, &labels, value)?;
             }
         }
+        self.encode_rules(&mut encoder)?;
         self.encode_canaries(&mut encoder)?;
         let times = &self.routes_acknowledged;
         encoder
@@ -159,18 +195,21 @@ mod tests {
     use super::*;
     use crate::status::routes::times::AcknowledgeTimes;
 
-    #[test]
-    fn the_text_names_every_metric_as_dashboards_know_it() {
+    /// One value of every metric.
+    fn sample() -> Metrics {
         let destination =
             Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
+        let rule = RuleId { policy: ("shop".into(), "web".into()), rule: "DenyRule(0)".into() };
         let times = AcknowledgeTimes::default();
         times.observe(Duration::from_millis(125));
-        let metrics = Metrics {
+        Metrics {
             leader: true,
             sidecars: 3,
+            opened_streams: 5,
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
+            rules: vec![(rule, Verdicts { denied: 0, would_deny: 7 })],
             canaries: vec![
                 CanaryGauges {
                     namespace: "shop".into(),
@@ -188,7 +227,11 @@ mod tests {
                 },
             ],
             routes_acknowledged: times.snapshot(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_text_names_every_metric_as_dashboards_know_it() {
         let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
 # TYPE tulle_operator_leader gauge
 tulle_operator_leader 1
@@ -198,6 +241,9 @@ tulle_operator_sidecars 3
 # HELP tulle_operator_pods_without_sidecar Pods without the sidecar that their namespace asks for.
 # TYPE tulle_operator_pods_without_sidecar gauge
 tulle_operator_pods_without_sidecar 1
+# HELP tulle_operator_discovery_streams Discovery streams that sidecars have opened.
+# TYPE tulle_operator_discovery_streams counter
+tulle_operator_discovery_streams_total 5
 # HELP tulle_operator_refusals Calls that were refused.
 # TYPE tulle_operator_refusals counter
 tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
@@ -205,6 +251,10 @@ tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
 # TYPE tulle_operator_requests counter
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="success"} 6
 tulle_operator_requests_total{destination_namespace="shop",destination_service="web",revision="r1",outcome="failure"} 4
+# HELP tulle_operator_policy_verdicts Requests and opaque connections that a rule refused, or would have refused in Shadow.
+# TYPE tulle_operator_policy_verdicts counter
+tulle_operator_policy_verdicts_total{policy_namespace="shop",policy="web",rule="DenyRule(0)",verdict="denied"} 0
+tulle_operator_policy_verdicts_total{policy_namespace="shop",policy="web",rule="DenyRule(0)",verdict="would_deny"} 7
 # HELP tulle_canary_phase The phase of a Canary: 1 for the one that it is in.
 # TYPE tulle_canary_phase gauge
 tulle_canary_phase{canary_namespace="shop",canary="api",phase="Waiting"} 1
@@ -233,7 +283,7 @@ tulle_operator_route_acknowledged_seconds_bucket{le="10.0"} 1
 tulle_operator_route_acknowledged_seconds_bucket{le="+Inf"} 1
 # EOF
 "#;
-        assert_eq!(metrics.into_text().unwrap(), expected);
+        assert_eq!(sample().into_text().unwrap(), expected);
     }
 
     #[test]

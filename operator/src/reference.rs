@@ -1,10 +1,12 @@
-//! Every reason of an event or a condition is described in the documentation, and nothing else is.
+//! Every reason of a condition is described in the documentation, and nothing else is. Reasons of events are those of
+//! [`EventReason`], which generates their page, and stand nowhere else.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tulle_crds::Phase;
+use tulle_mesh::event_reason::EventReason;
 
 /// Where reasons stand: files, and folders with all that is below them.
 const SOURCES: [&str; 13] = [
@@ -23,9 +25,9 @@ const SOURCES: [&str; 13] = [
     "../crds/src/condition.rs",
 ];
 
-/// Words of these files that are neither: actions and types of events, statuses of conditions, kinds and values of
+/// Words of these files that are neither: actions of events, statuses of conditions, kinds and values of
 /// Kubernetes and of the Gateway API. Names of features of the Gateway API begin with `HTTPRoute` or `Mesh`.
-const OTHERS: [&str; 21] = [
+const OTHERS: [&str; 19] = [
     "Accept",
     "Compare",
     "Cookie",
@@ -34,7 +36,6 @@ const OTHERS: [&str; 21] = [
     "GRPCRoute",
     "Header",
     "Inject",
-    "Normal",
     "Permanent",
     "Pod",
     "ReplicaSet",
@@ -45,11 +46,12 @@ const OTHERS: [&str; 21] = [
     "Session",
     "True",
     "Unknown",
-    "Warning",
     "XMesh",
 ];
 
-const PAGES: [&str; 2] = ["events.md", "conditions.md"];
+/// Names of events that the code has as strings too: a type of condition, and a reason of `tulle_crds`, which does not
+/// know of events.
+const ALSO_OF_CONDITIONS: [&str; 2] = ["Promoted", "RefusedBySidecar"];
 
 fn is_feature(word: &str) -> bool {
     word.starts_with("HTTPRoute") || word.starts_with("Mesh")
@@ -102,23 +104,21 @@ fn words() -> BTreeSet<String> {
     words
 }
 
-/// What the tables of the two pages describe: the words between backticks in their first two columns.
+/// What the tables of the page describe: the words between backticks in their first two columns.
 fn described() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/reference");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/reference/conditions.md");
+    let text = fs::read_to_string(page).unwrap();
     let mut described = BTreeSet::new();
-    for page in PAGES {
-        let text = fs::read_to_string(folder.join(page)).unwrap();
-        for line in text.lines().filter(|line| line.starts_with('|')) {
-            let cells = line.split('|').skip(1).take(2);
-            let words = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
-            described.extend(words.map(|word| word.trim_start_matches("tulle.dev/").to_owned()));
-        }
+    for line in text.lines().filter(|line| line.starts_with('|')) {
+        let cells = line.split('|').skip(1).take(2);
+        let words = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        described.extend(words.map(|word| word.trim_start_matches("tulle.dev/").to_owned()));
     }
     described
 }
 
 #[test]
-fn every_reason_and_condition_in_the_code_is_described() {
+fn every_condition_and_reason_in_the_code_is_described() {
     let described = described();
     let missing: Vec<String> = words()
         .into_iter()
@@ -126,21 +126,30 @@ fn every_reason_and_condition_in_the_code_is_described() {
         .collect();
     assert!(
         missing.is_empty(),
-        "add these to docs/src/reference/events.md or conditions.md, or to OTHERS if they are neither: {missing:?}"
+        "add these to docs/src/reference/conditions.md, to EventReason, or to OTHERS if they are neither: {missing:?}"
     );
 }
 
 #[test]
-fn every_reason_and_condition_that_is_described_is_in_the_code() {
+fn every_condition_and_reason_that_is_described_is_in_the_code() {
     let words = words();
     let phases =
         [Phase::Waiting, Phase::Stable, Phase::Progressing, Phase::Paused, Phase::Promoting, Phase::Failed];
     let phases = phases.map(|phase| format!("{phase:?}"));
-    let stale: Vec<String> =
-        described().into_iter().filter(|word| !words.contains(word) && !phases.contains(word)).collect();
+    let is_known = |word: &String| {
+        words.contains(word) || phases.contains(word) || EventReason::from_name(word).is_some()
+    };
+    let stale: Vec<String> = described().into_iter().filter(|word| !is_known(word)).collect();
     assert!(stale.is_empty(), "not in the code any more: {stale:?}");
     let unused: Vec<&str> = OTHERS.into_iter().filter(|word| !words.contains(*word)).collect();
     assert!(unused.is_empty(), "not in the code any more: {unused:?}");
+}
+
+#[test]
+fn reasons_of_events_are_taken_from_their_enum() {
+    let is_event = |word: &String| EventReason::from_name(word).is_some();
+    let words: Vec<String> = words().into_iter().filter(is_event).collect();
+    assert_eq!(words, ALSO_OF_CONDITIONS, "use EventReason");
 }
 
 #[test]

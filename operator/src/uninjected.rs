@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::lease::Leadership;
 use crate::model::{Uninjected, UninjectedPod};
-use crate::status::recorder;
+use crate::status::{event, recorder};
 use crate::watch::Hub;
 
 /// Time between two looks at the pods.
@@ -44,14 +44,8 @@ pub async fn run(client: Client, hub: Arc<Hub>, leadership: watch::Receiver<Lead
 
 async fn warn(recorder: &Recorder, pod: &UninjectedPod) {
     let message = pod.why.message(&pod.namespace);
-    tracing::warn!(namespace = %pod.namespace, pod = %pod.name, reason = pod.why.reason(), message);
-    let event = Event {
-        type_: EventType::Warning,
-        reason: pod.why.reason().to_owned(),
-        note: Some(message),
-        action: "Inject".to_owned(),
-        secondary: None,
-    };
+    tracing::warn!(namespace = %pod.namespace, pod = %pod.name, reason = pod.why.reason().name(), message);
+    let event = event(pod.why.reason(), "Inject", message);
     match timeout(WRITE_TIMEOUT, recorder.publish(&event, &reference(pod))).await {
         Ok(Ok(())) => {}
         failed => {

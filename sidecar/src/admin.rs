@@ -1,6 +1,8 @@
-//! `/ready`, `/live`, `/metrics`, `/config`, `/denials` for kubelet, people and Prometheus, on a thread of its own.
+//! `/ready`, `/live`, `/metrics`, `/config`, `/config/resources`, `/denials` for kubelet, people and Prometheus, on a
+//! thread of its own.
 
 mod policies;
+mod resources;
 
 use std::future;
 use std::sync::Arc;
@@ -51,24 +53,33 @@ impl Admin {
             "/live" => self.live(),
             "/metrics" => self.metrics(request.headers()),
             "/config" => text(StatusCode::OK, "application/json", self.config()),
+            tulle_mesh::resources::PATH => self.resources(request),
             "/denials" => self.denials(request),
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "there are /ready, /live, /metrics, /config and /denials\n".to_owned(),
+                "there are /ready, /live, /metrics, /config, /config/resources and /denials\n".to_owned(),
             ),
         }
     }
 
     /// The last refusals. They name clients and paths: only who may forward a port of the pod sees them.
     fn denials(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let peer = request.extensions().get::<serve::Peer>();
-        if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
+        if !is_forwarded(request) {
             let why = "shown only through a port-forward: tulle explain --denial ID\n";
             return text(StatusCode::FORBIDDEN, "text/plain", why.to_owned());
         }
         let all = serde_json::to_string(&self.telemetry.denials.all()).unwrap_or_default();
         text(StatusCode::OK, "application/json", all)
+    }
+
+    /// The resources that are in force. They name who may call, and hosts and paths of routes: for the same people.
+    fn resources(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !is_forwarded(request) {
+            let why = "shown only through a port-forward: tulle config POD --diff\n";
+            return text(StatusCode::FORBIDDEN, "text/plain", why.to_owned());
+        }
+        text(StatusCode::OK, "application/json", resources::json(self.config.accepted()))
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
@@ -149,6 +160,12 @@ impl Admin {
         });
         serde_json::to_string_pretty(&all).unwrap_or_default()
     }
+}
+
+/// Whether a request comes through a port-forward, or from the pod itself.
+fn is_forwarded<B>(request: &Request<B>) -> bool {
+    let peer = request.extensions().get::<serve::Peer>();
+    peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback())
 }
 
 fn show(known: &Known, breakers: &Breakers) -> Value {
@@ -329,6 +346,18 @@ mod tests {
         assert_eq!(show(&known, &breakers)["leadsTo"]["pod"]["address"], "10.0.0.7:8080");
         let unknown = Known { address, destination: None, endpoints: None };
         assert_eq!(show(&unknown, &breakers)["leadsTo"], "not known yet");
+    }
+
+    #[test]
+    fn what_a_port_forward_shows_is_not_shown_to_other_pods() {
+        for (peer, expected) in
+            [("127.0.0.1:1", true), ("[::ffff:127.0.0.1]:1", true), ("[::1]:1", true), ("10.0.0.7:1", false)]
+        {
+            let mut request = Request::new(());
+            request.extensions_mut().insert(serve::Peer(peer.parse().unwrap()));
+            assert_eq!(is_forwarded(&request), expected, "{peer}");
+        }
+        assert!(!is_forwarded(&Request::new(())));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tulle_mesh::canonical::{self, Readings};
+use tulle_mesh::counted_event::NotProcessed;
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::wire::head::Protocol as Travels;
 
@@ -203,7 +204,7 @@ impl<'a> Call<'a> {
             return ended.client_reusable;
         }
         if self.answer.sends_elsewhere(failure) {
-            worker.telemetry.event("not_processed", "AppRefused");
+            worker.telemetry.event(NotProcessed::AppRefused);
         }
         // Whoever refuses by a rule logs the rule.
         if !failure.is_of_client()

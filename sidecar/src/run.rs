@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tulle_mesh::counted_event;
 use tulle_mesh::ports;
 
 use crate::admin::Admin;
@@ -24,7 +25,7 @@ use crate::config::store::Wanted;
 use crate::config::{ConfigStore, client, identity};
 use crate::listen::Descriptors;
 use crate::liveness::Heartbeats;
-use crate::settings::{Settings, SourceAddress};
+use crate::settings::{Settings, SourceAddress, env};
 use crate::telemetry::{Limited, Telemetry};
 use crate::tls::TlsStore;
 use crate::worker::Worker;
@@ -47,7 +48,14 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let stop = CancellationToken::new();
     let count = settings.workers.max(1);
     let heartbeats = Arc::new(Heartbeats::new(count));
-    let telemetry = Arc::<Telemetry>::default();
+    if !settings.telemetry {
+        tracing::warn!(
+            "{}=off: requests and connections of this pod are not counted, so the operator shows none of them, and its \
+             attempts are no evidence of a Canary",
+            env::TELEMETRY
+        );
+    }
+    let telemetry = Arc::new(Telemetry::new(settings.telemetry));
     // Before there are other threads, which inherit the capability.
     let unable = preserve_source_address(&settings, &telemetry);
     let parts = Parts {
@@ -80,7 +88,7 @@ fn preserve_source_address(settings: &Settings, telemetry: &Telemetry) -> Option
         return None;
     }
     let error = transparent::allow().err()?;
-    telemetry.event("source_address", "NotPreserved");
+    telemetry.event(counted_event::SourceAddress::NotPreserved);
     tracing::error!(%error, "not ready, and will not be: the application would not see its clients' addresses");
     Some(error.to_string())
 }
@@ -236,7 +244,7 @@ fn admitted(stream: TcpStream, descriptors: Descriptors, telemetry: &Telemetry) 
     if !descriptors.are_short(&stream) {
         return Some(stream);
     }
-    telemetry.event("refused_connection", "TooMany");
+    telemetry.event(counted_event::RefusedConnection::TooMany);
     if let Some(suppressed) = LINES.allow() {
         let limit = descriptors.limit;
         tracing::warn!(

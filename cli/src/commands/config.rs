@@ -1,5 +1,16 @@
 //! `tulle config`: what a pod's sidecar works with, from its own admin port. There are no secrets in it.
+//!
+//! ```text
+//!   forward     one request to the sidecar
+//!   sections    its configuration as tables
+//!   difference  beside what the operator has
+//!   content     resources as JSON
+//!   compare     how two resources differ
+//! ```
 
+mod compare;
+mod content;
+mod difference;
 pub(crate) mod forward;
 mod sections;
 #[cfg(test)]
@@ -7,12 +18,9 @@ mod tests;
 
 use clap::ValueEnum;
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
 use serde_json::Value;
 use tulle_mesh::ports;
-use tulle_mesh::query::Sidecar;
 
-use super::pods;
 use crate::cluster::Context;
 use crate::exit::CliError;
 use crate::output::{Format, Table, write};
@@ -26,7 +34,7 @@ pub struct Args {
     /// What to show
     #[arg(value_enum, default_value = "all")]
     section: Section,
-    /// Compare what the sidecar has with what the operator has sent it
+    /// Compare what the sidecar has with what the operator would send it now, resource by resource
     #[arg(long)]
     diff: bool,
 }
@@ -102,7 +110,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     })?;
     let now = Timestamp::now().as_second();
     if args.diff {
-        return diff(context, namespace, &args.pod, &config, now).await;
+        return difference::diff(context, namespace, &args.pod, &config, now).await;
     }
     show(context, args.section, &config, now)
 }
@@ -126,75 +134,4 @@ fn show(context: &Context, section: Section, config: &Value, now: i64) -> Result
             output.print(&sections::objects(&table), |_| table)
         }
     }
-}
-
-/// A line of `--diff`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Line {
-    what: &'static str,
-    sidecar: String,
-    operator: String,
-    same: bool,
-}
-
-async fn diff(
-    context: &Context,
-    namespace: &str,
-    pod: &str,
-    config: &Value,
-    now: i64,
-) -> Result<(), CliError> {
-    let known = pods::sidecars(context).await?.sidecars;
-    let Some(known) = known.into_iter().find(|known| known.namespace == namespace && known.pod == pod) else {
-        let what = format!("the operator does not know the sidecar of {namespace}/{pod}, which answers");
-        return Err(CliError::failed(what).hint("tulle check says whether the operator runs"));
-    };
-    let lines = lines(config, &known, now);
-    context.output.print(&lines, |_| {
-        let row = |line: &Line| {
-            let same = if line.same { "yes" } else { "no" };
-            vec![line.what.to_owned(), line.sidecar.clone(), line.operator.clone(), same.to_owned()]
-        };
-        Table { headers: vec!["WHAT", "SIDECAR", "OPERATOR", "SAME"], rows: lines.iter().map(row).collect() }
-    })
-}
-
-/// What the sidecar has, beside what the operator knows of it. `now` in Unix seconds.
-fn lines(config: &Value, known: &Sidecar, now: i64) -> Vec<Line> {
-    let connection = |is: bool| if is { "connected" } else { "not connected" }.to_owned();
-    let line = |what, sidecar: String, operator: String| {
-        let same = sidecar == operator;
-        Line { what, sidecar, operator, same }
-    };
-    let version = config.get("version").and_then(Value::as_str).unwrap_or("-").to_owned();
-    let is_connected = config.get("operatorConnected").and_then(Value::as_bool).unwrap_or(false);
-    let not_after = config.get("certificateNotAfter").and_then(Value::as_i64);
-    let mut lines = vec![
-        line(
-            "version",
-            version,
-            if known.version.is_empty() { "-".to_owned() } else { known.version.clone() },
-        ),
-        line("stream", connection(is_connected), connection(known.connected)),
-        line("certificate", pods::left(not_after, now), pods::left(known.certificate_not_after, now)),
-        line(
-            "resources",
-            format!("{} acknowledged", known.acknowledged),
-            match known.behind_seconds {
-                Some(behind) => format!("{} sent, the oldest waits for {behind} s", known.resources),
-                None => format!("{} sent", known.resources),
-            },
-        ),
-    ];
-    if let Some(resources) = lines.last_mut() {
-        resources.same = known.acknowledged == known.resources;
-    }
-    let refused = known.refused.iter().map(|why| Line {
-        what: "refused",
-        sidecar: why.clone(),
-        operator: "sent".to_owned(),
-        same: false,
-    });
-    lines.extend(refused);
-    lines
 }

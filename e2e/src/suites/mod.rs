@@ -70,6 +70,12 @@ const CONFORMANCE: &str = "conformance";
 /// The suite whose tests change Tulle itself, with those of traces.
 const OPERATIONS: &str = "operations";
 
+/// Sidecars of earlier builds.
+const SKEW: &str = "skew";
+
+/// An earlier operator.
+const DOWNGRADE: &str = "downgrade";
+
 /// The page in a browser.
 const BROWSER: &str = "browser";
 
@@ -78,7 +84,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
     Suite { name: "lifecycle", tests: lifecycle::TESTS, alone: false },
     Suite { name: "rollouts", tests: rollouts::TESTS, alone: false },
-    Suite { name: "skew", tests: skew::TESTS, alone: false },
+    Suite { name: SKEW, tests: skew::TESTS, alone: false },
     Suite { name: "admission", tests: admission::TESTS, alone: false },
     Suite { name: "control", tests: control::TESTS, alone: false },
     Suite { name: "mesh", tests: mesh::TESTS, alone: false },
@@ -98,6 +104,7 @@ const SUITES: &[Suite] = &[
     Suite { name: OPERATIONS, tests: operations::TESTS, alone: true },
     Suite { name: "helm", tests: helm::TESTS, alone: true },
     Suite { name: "setup", tests: setup::TESTS, alone: true },
+    Suite { name: DOWNGRADE, tests: skew::DOWNGRADE, alone: true },
     Suite { name: "faults", tests: faults::TESTS, alone: true },
 ];
 
@@ -170,10 +177,11 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let embedded = needs_cluster && choice.cluster == "embedded";
     let not_root = if embedded { host::require_root().err() } else { None };
     // The cluster is prepared while cargo compiles and the unit tests run.
-    let (runs, skew) = (needs_cluster && not_root.is_none(), choice.has("skew"));
+    let runs = needs_cluster && not_root.is_none();
     let has = |name: &str| choice.tests(true).iter().any(|(suite, _)| *suite == name);
     let (conformance, traces) = (has(CONFORMANCE), has(OPERATIONS));
     let beside = |name: &str| choice.tests(false).iter().any(|(suite, _)| *suite == name);
+    let versions = beside(SKEW) || has(DOWNGRADE);
     let (browser, prometheus, seeing) = (beside(BROWSER), beside(PROMETHEUS), beside(SEEING));
     let prepared = thread::spawn(move || {
         if embedded && runs {
@@ -185,8 +193,8 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         if let Some(sidecar) = sidecar {
             images::compile(std::slice::from_ref(sidecar), false)?;
         }
-        if runs && skew {
-            earlier::sidecar()?;
+        if runs && versions {
+            earlier::archives()?;
         }
         if runs && conformance {
             crate::conformance::prepare(embedded)?;

@@ -1,29 +1,34 @@
-//! Sidecars of an earlier release with today's operator and beside today's sidecars: they work together. An
-//! older sidecar refuses what it cannot enforce, the object's status reports the refusal, and the last good
-//! configuration stays in force.
+//! Versions side by side: sidecars of two earlier wire versions with today's operator and beside today's sidecars, and
+//! today's sidecars with an earlier operator.
 //!
-//! The older sidecars are built from an earlier commit. That commit has every feature of today's policies, so a
-//! variable takes some of them away where a refusal is wanted.
+//! An older sidecar refuses what it cannot enforce, the object's status reports the refusal, and the last good
+//! configuration stays in force. The earlier builds have most features of today's policies, so a variable takes some of
+//! them away where a refusal is wanted.
 
-use std::sync::{Mutex, PoisonError};
+mod operator;
+mod pods;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::namespace::{TestNamespace, deployment, host_pod, pod_template, service};
-use super::{Skip, Test};
-use crate::earlier;
-use crate::install;
+use super::Test;
+use super::namespace::{TestNamespace, deployment, host_pod};
+use crate::earlier::{Build, OLDEST, PREVIOUS};
 use crate::kubectl::Kube;
+use pods::{load_earlier, older, older_client, older_server};
 
 pub(super) const TESTS: &[Test] = &[
     (
-        "an earlier build's sidecar uses mTLS with today's in both directions and enforces today's policies",
-        both_directions,
+        "sidecars of today and of two earlier builds use mTLS in every direction, and the earlier ones enforce today's policies",
+        every_direction,
     ),
     (
-        "a policy that an older sidecar refuses names sidecar and reason; the last good one stays in force",
-        refused_policy,
+        "a policy that a sidecar of the previous build refuses names sidecar and reason; the last good one stays in force",
+        refused_by_previous,
+    ),
+    (
+        "a policy that a sidecar of the oldest build refuses names sidecar and reason; the last good one stays in force",
+        refused_by_oldest,
     ),
     (
         "a canary waits for an older client's sidecar, reports the wait, and continues without that client",
@@ -31,46 +36,73 @@ pub(super) const TESTS: &[Test] = &[
     ),
 ];
 
-fn both_directions(kube: &Kube) -> Result<()> {
+/// Tests that set the operator back, and so run alone.
+pub(super) const DOWNGRADE: &[Test] = &[(
+    "with the operator of the previous build, today's sidecars get their configuration, enforce a deny, and carry a canary",
+    operator::newer_sidecars,
+)];
+
+fn every_direction(kube: &Kube) -> Result<()> {
     load_earlier(kube)?;
     let field = TestNamespace::meshed(kube, "t-skew-mtls")?;
     field.service("today", 1, &[])?;
     field.client("today-client")?;
     field.plain_client("plain")?;
-    older_server(&field, "old", None)?;
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "old-client"}});
-    field.apply(account)?;
-    older(&field, host_pod("old-client", "old-client", &["/usr/bin/sleep", "100000"]), None)?;
+    let earlier = [("previous", &PREVIOUS), ("oldest", &OLDEST)];
+    for (name, build) in earlier {
+        older_server(&field, build, name, None)?;
+        older_client(&field, build, &format!("{name}-client"))?;
+    }
     // What the server saw: the identity in the client's certificate.
-    for (client, server) in [("old-client", "today"), ("today-client", "old"), ("old-client", "old")] {
+    let versions = ["today", "previous", "oldest"];
+    for (client, server) in versions.iter().flat_map(|client| versions.map(|server| (*client, server))) {
+        let client = format!("{client}-client");
         let url = format!("http://{server}.t-skew-mtls.svc.cluster.local/");
-        let answer = field.exec(client, &["/usr/bin/curl", "-s", "-m", "8", &url])?;
+        let answer = field.exec(&client, &["/usr/bin/curl", "-s", "-m", "8", &url])?;
         let identity = format!("spiffe://cluster.local/ns/t-skew-mtls/sa/{client}");
         ensure!(answer.contains(&identity), "{server} did not see the identity of {client}: {answer:?}");
     }
-
-    let url = "http://old.t-skew-mtls.svc.cluster.local/";
-    ensure!(field.status("plain", url)? == "200", "Permissive, the default, refused plain text");
-    let allow = json!({"allow": [{"from": [{"serviceAccount": "today-client"}]}]});
-    field.apply(policy("old", json!({"mtls": "Strict", "access": allow})))?;
-    kube.wait_for("the older sidecar to enforce today's policy", 60, || {
-        let ready = field.get("meshpolicy/old", ".status.conditions[?(@.type==\"Ready\")].reason")?;
-        Ok(field.get("meshpolicy/old", ".status.enforced")? == "1/1" && ready == "Enforced")
-    })?;
-    for (client, wanted) in [("today-client", "200"), ("old-client", "403"), ("plain", "000")] {
-        let status = field.status(client, url)?;
-        ensure!(status == wanted, "{client} got {status} from the older sidecar, expected {wanted}");
+    for (server, _) in earlier {
+        enforces(&field, server)?;
     }
     Ok(())
 }
 
-fn refused_policy(kube: &Kube) -> Result<()> {
+/// A server with an older sidecar takes plain text by default, and enforces today's policy.
+fn enforces(field: &TestNamespace<'_>, server: &str) -> Result<()> {
+    let url = format!("http://{server}.{}.svc.cluster.local/", field.namespace);
+    ensure!(field.status("plain", &url)? == "200", "{server}: Permissive, the default, refused plain text");
+    let allow = json!({"allow": [{"from": [{"serviceAccount": "today-client"}]}]});
+    field.apply(policy(server, json!({"mtls": "Strict", "access": allow})))?;
+    let object = format!("meshpolicy/{server}");
+    field.kube.wait_for(&format!("the {server} sidecar to enforce today's policy"), 60, || {
+        let ready = field.get(&object, ".status.conditions[?(@.type==\"Ready\")].reason")?;
+        Ok(field.get(&object, ".status.enforced")? == "1/1" && ready == "Enforced")
+    })?;
+    let expected =
+        [("today-client", "200"), ("previous-client", "403"), ("oldest-client", "403"), ("plain", "000")];
+    for (client, wanted) in expected {
+        let status = field.status(client, &url)?;
+        ensure!(status == wanted, "{client} got {status} from the {server} sidecar, expected {wanted}");
+    }
+    Ok(())
+}
+
+fn refused_by_previous(kube: &Kube) -> Result<()> {
+    refused_policy(kube, "t-skew-previous", &PREVIOUS)
+}
+
+fn refused_by_oldest(kube: &Kube) -> Result<()> {
+    refused_policy(kube, "t-skew-oldest", &OLDEST)
+}
+
+fn refused_policy(kube: &Kube, namespace: &str, build: &Build) -> Result<()> {
     load_earlier(kube)?;
-    let field = TestNamespace::meshed(kube, "t-skew")?;
-    older_server(&field, "web", Some("split/v1"))?;
+    let field = TestNamespace::meshed(kube, namespace)?;
+    older_server(&field, build, "web", Some("split/v1"))?;
     field.client("client")?;
     field.plain_client("plain")?;
-    let url = "http://web.t-skew.svc.cluster.local/";
+    let url = &format!("http://web.{namespace}.svc.cluster.local/");
     field.apply(policy("web", json!({"mtls": "Strict"})))?;
     kube.wait_for("Strict to be enforced", 60, || {
         Ok(field.get("meshpolicy/web", ".status.enforced")? == "1/1")
@@ -106,7 +138,7 @@ fn refused_policy(kube: &Kube) -> Result<()> {
     unknown_section(&field, "web")
 }
 
-/// Asks for access logs, of which the earlier build knows nothing: the policy reports that, and its other section stays
+/// Asks for access logs, of which the earlier builds know nothing: the policy reports that, and its other section stays
 /// in force.
 fn unknown_section(field: &TestNamespace<'_>, name: &str) -> Result<()> {
     field.apply(policy(name, json!({"mtls": "Strict", "telemetry": {"accessLog": "Errors"}})))?;
@@ -133,7 +165,8 @@ fn refused_split(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-skewed")?;
     field.service("web", 2, &["--version=v1"])?;
     field.load("load", "web:80", 100)?;
-    older(&field, host_pod("old", "default", &["/usr/bin/sleep", "100000"]), Some("access/v1"))?;
+    let old = host_pod("old", "default", &["/usr/bin/sleep", "100000"]);
+    older(&field, &OLDEST, old, Some("access/v1"))?;
     let url = "http://web.t-skewed.svc.cluster.local/";
     ensure!(field.status("old", url)? == "200", "the older client does not reach the server");
     field.apply(
@@ -171,94 +204,4 @@ fn policy(name: &str, more: Value) -> Value {
         policy["spec"][key] = value.clone();
     }
     policy
-}
-
-/// Loads the image of the earlier build, made once per machine.
-fn load_earlier(kube: &Kube) -> Result<()> {
-    // Tests side by side wait for one build and one import.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(archive) = earlier::sidecar()? else {
-        bail!(Skip("this clone lacks the commit of the earlier build; run git fetch --unshallow"));
-    };
-    install::load(kube, &archive)
-}
-
-/// The shop's service in a pod with an older sidecar, and its Service.
-fn older_server(field: &TestNamespace<'_>, name: &str, features: Option<&str>) -> Result<()> {
-    field.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))?;
-    field.apply(service(name, json!({})))?;
-    let mut pod = pod_template(name, &["serve".to_owned(), format!("--name={name}")]);
-    pod["apiVersion"] = json!("v1");
-    pod["kind"] = json!("Pod");
-    pod["metadata"]["name"] = json!(name);
-    older(field, pod, features)
-}
-
-/// Creates a pod with a sidecar of the earlier build, and waits until it is ready. `features`: those that the
-/// sidecar has; `None`: all of that build.
-///
-/// The pod is as today's webhook makes it, with the earlier webhook's values where the two differ. It becomes
-/// ready only if its sidecar answers on that build's port.
-fn older(field: &TestNamespace<'_>, mut pod: Value, features: Option<&str>) -> Result<()> {
-    pod["metadata"]["namespace"] = json!(field.namespace);
-    let injected = field.kube.dry_run(&pod.to_string())?;
-    let mut injected: Value = serde_json::from_str(&injected)?;
-    let mut sidecars = 0;
-    for list in ["initContainers", "containers"] {
-        for container in injected["spec"][list].as_array_mut().into_iter().flatten() {
-            match container["name"].as_str() {
-                Some("tulle-init") => container["image"] = json!(earlier::IMAGE),
-                Some("tulle-proxy") => {
-                    as_earlier(container, features)?;
-                    sidecars += 1;
-                }
-                _ => move_probes(container),
-            }
-        }
-    }
-    ensure!(sidecars == 1, "no sidecar was injected");
-    let metadata = injected["metadata"].as_object_mut().context("the pod has no metadata")?;
-    metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
-    // The seal of today's injection, which the changed containers do not match.
-    metadata["annotations"]
-        .as_object_mut()
-        .context("the pod has no annotations")?
-        .remove("tulle.dev/injection");
-    let name = metadata["name"].as_str().context("the pod has no name")?.to_owned();
-    field.apply(injected)?;
-    field.ready(&name)
-}
-
-/// The port on which the earlier build's sidecar answers `/ready` and `/metrics`.
-const EARLIER_ADMIN: u16 = 4152;
-/// The port on which it carries out probes.
-const EARLIER_PROBES: u16 = 4153;
-/// The port on which today's sidecar carries out probes.
-const PROBES: u16 = 26153;
-
-/// Turns today's sidecar container into the earlier webhook's: another program with other ports, which is not
-/// probed once it has started. The operator and its address are today's.
-fn as_earlier(proxy: &mut Value, features: Option<&str>) -> Result<()> {
-    proxy["image"] = json!(earlier::IMAGE);
-    proxy["ports"][0]["containerPort"] = json!(EARLIER_ADMIN);
-    proxy["startupProbe"]["httpGet"]["port"] = json!(EARLIER_ADMIN);
-    let container = proxy.as_object_mut().context("the sidecar is not an object")?;
-    container.remove("readinessProbe");
-    container.remove("livenessProbe");
-    if let Some(features) = features {
-        let variables = proxy["env"].as_array_mut().context("the sidecar has no environment")?;
-        variables.push(json!({"name": "TULLE_FEATURES", "value": features}));
-    }
-    Ok(())
-}
-
-/// Points kubelet's probes of a container at the earlier build's port.
-fn move_probes(container: &mut Value) {
-    for kind in ["startupProbe", "livenessProbe", "readinessProbe"] {
-        let port = container.get_mut(kind).and_then(|probe| probe.pointer_mut("/httpGet/port"));
-        if let Some(port) = port.filter(|port| **port == PROBES) {
-            *port = json!(EARLIER_PROBES);
-        }
-    }
 }

@@ -137,6 +137,11 @@ impl Access {
         Ok(Self { allow: access.has_allow.then_some(allow), deny })
     }
 
+    /// How many rules of `deny` there are: [`Reason::DenyRule`] is below it.
+    pub fn deny_rules(&self) -> usize {
+        self.deny.len()
+    }
+
     /// Decides; deny wins over allow.
     pub fn decide(&self, subject: &Subject<'_>) -> Decision {
         let denied = self.deny.iter().enumerate().find(|(_, rule)| rule.may_match(subject));

@@ -12,7 +12,7 @@
 //!   handlers    one function per path
 //!   grpc        the same over gRPC
 //!   turn        the turns of the work that they do
-//!   sidecars    the state of each pod's sidecar
+//!   sidecars    the state of each pod's sidecar; resources, what one would be sent now
 //!   tap         single requests, as a stream that ends with its client
 //!   refused     answers that are not 200
 //! ```
@@ -25,6 +25,7 @@ mod limits;
 mod parameters;
 mod posted;
 mod refused;
+mod resources;
 mod serve;
 pub mod sidecars;
 mod stalled;
@@ -164,8 +165,10 @@ fn routes_with(api: Api, requests: usize) -> Router {
     Router::new()
         .route(Paths::STAT, json(handlers::stat))
         .route(Paths::EDGES, json(handlers::edges))
+        .route(Paths::ROUTES, json(handlers::routes))
         .route(Paths::TIMELINE, json(handlers::timeline))
         .route(Paths::SIDECARS, json(handlers::sidecars))
+        .route(Paths::RESOURCES, json(resources::resources))
         .route(Paths::HEALTH, json(handlers::health))
         .route(Paths::EXPLAIN, json(handlers::explain))
         .route(Paths::ACCESS, json(handlers::access))
@@ -184,7 +187,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, health, explain, access, evidence, diff and tap",
+        "unknown path; this operator answers /api/v1/stat, edges, routes, timeline, sidecars, resources, health, explain, access, evidence, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

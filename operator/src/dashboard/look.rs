@@ -6,13 +6,15 @@ use tulle_crds::{Canary, MeshPolicy, PolicyMode, WorkloadKind};
 use tulle_mesh::query::{By, Party, Sidecars, StatRow, Timeline};
 
 use crate::model::{Key, Model, Pod, WorkloadKey};
+use crate::telemetry::counts::Verdicts;
 use crate::telemetry::history::{Direction, SeriesId, Sum};
 use crate::telemetry::query::{self, StatQuery};
+use crate::telemetry::rules::{self, RuleId};
 
 use super::canary::phase;
 use super::graph::Neighbours;
 use super::words::Window;
-use super::workload::{CanaryLine, FailureRow, PolicyRow, Workload};
+use super::workload::{CanaryLine, FailureRow, PolicyRow, RuleRow, Workload};
 
 /// Which workload.
 #[derive(Clone, Debug)]
@@ -71,7 +73,8 @@ pub fn look(
         neighbours: Neighbours::of(edges, &me, &services.unwrap_or_default()),
         routes: query::stat(sum, model, &to).rows,
         without: without.collect(),
-        policies: policies(model, namespace, &pods),
+        policies: policies(model, namespace, &pods, &rules::of_workload(sum, &me)),
+        ejections: ejections(sum, model, wanted),
         canary: key.and_then(|key| model.canary_of(&key)).map(|(key, canary)| canary_line(key, canary)),
         pods: sidecars.sidecars.into_iter().filter(|sidecar| sidecar.workload == me).collect(),
         row: counted.unwrap_or_else(|| StatRow { party: me.clone(), ..StatRow::default() }),
@@ -118,13 +121,34 @@ fn key_of(party: &Party) -> Option<WorkloadKey> {
     Some(WorkloadKey { kind, namespace: party.namespace.as_str().into(), name: party.name.as_str().into() })
 }
 
-fn policies(model: &Model, namespace: &str, pods: &[&Pod]) -> Vec<PolicyRow> {
+/// How often breakers of clients ejected endpoints of the workload's Services.
+fn ejections(sum: &Sum, model: &Model, wanted: &Wanted) -> u64 {
+    let to = Some(format!("{}/{}", wanted.namespace, wanted.name));
+    let services = StatQuery { by: By::Service, to, ..StatQuery::default() };
+    let rows = query::stat(sum, model, &services).rows;
+    rows.iter().fold(0, |sum: u64, row| sum.saturating_add(row.golden.ejections))
+}
+
+fn policies(
+    model: &Model,
+    namespace: &str,
+    pods: &[&Pod],
+    rules: &BTreeMap<RuleId, Verdicts>,
+) -> Vec<PolicyRow> {
     let here = model.policies().filter(|(key, _)| &*key.0 == namespace);
     // Of a policy whose newest version is refused an earlier one may be in force, with another target.
     let applies = |key: &Key, policy: &MeshPolicy| {
         pods.iter().any(|pod| model.selects(key, policy, pod) || model.is_selected(key, &pod.uid))
     };
-    here.filter(|(key, policy)| applies(key, policy)).map(|(key, policy)| policy_row(key, policy)).collect()
+    let row = |(key, policy)| PolicyRow { rules: rule_rows(key, rules), ..policy_row(key, policy) };
+    here.filter(|(key, policy)| applies(key, policy)).map(row).collect()
+}
+
+fn rule_rows(policy: &Key, rules: &BTreeMap<RuleId, Verdicts>) -> Vec<RuleRow> {
+    let of_policy = rules.iter().filter(|(id, _)| id.policy == *policy);
+    let row =
+        |(id, verdicts): (&RuleId, &Verdicts)| RuleRow { rule: id.rule.to_string(), verdicts: *verdicts };
+    of_policy.map(row).collect()
 }
 
 fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
@@ -142,6 +166,7 @@ fn policy_row(key: &Key, policy: &MeshPolicy) -> PolicyRow {
         sections,
         enforced: status.and_then(|status| status.enforced.clone()).unwrap_or_default(),
         problem: ready.filter(|ready| ready.status != "True").map(|ready| ready.message.clone()),
+        rules: Vec::new(),
     }
 }
 
@@ -160,7 +185,9 @@ fn canary_line(key: &Key, canary: &Canary) -> CanaryLine {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tulle_mesh::proto::RuleCounts;
 
+    use super::super::workload::workload;
     use super::*;
     use crate::model::tests::{key, pod, policy, shop};
     use crate::telemetry::history::{Counts, Reporter};
@@ -170,8 +197,13 @@ mod tests {
         let sum = Sum { window: 60, lost: 0, series: Vec::new() };
         let (name, kind) = (name.to_owned(), kind.map(str::to_owned));
         let wanted = Wanted { namespace: "shop".to_owned(), name, kind };
-        let sidecars =
-            crate::api::sidecars::sidecars(&model, Vec::new(), std::time::Instant::now(), Some("shop"));
+        let sidecars = crate::api::sidecars::sidecars(
+            &model,
+            Vec::new(),
+            "operator-0",
+            std::time::Instant::now(),
+            Some("shop"),
+        );
         look(&wanted, &model, &sum, Timeline::default(), sidecars, Window::Minute)
     }
 
@@ -195,8 +227,39 @@ mod tests {
             policy("p", 1, json!({"target": target("gone"), "access": range})),
         );
         let pods: Vec<&Pod> = model.pods().collect();
-        let names: Vec<String> = policies(&model, "shop", &pods).into_iter().map(|row| row.name).collect();
+        let names: Vec<String> =
+            policies(&model, "shop", &pods, &BTreeMap::new()).into_iter().map(|row| row.name).collect();
         assert_eq!(names, ["p"]);
+    }
+
+    #[test]
+    fn what_each_rule_of_a_policy_would_deny_is_shown_beside_it() {
+        let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        let spec =
+            json!({"target": {"kind": "Service", "name": "web"}, "mode": "Shadow", "access": {"deny": []}});
+        model.apply_policy(key("shop", "p"), policy("p", 1, spec));
+        let reporter =
+            Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: "web".into() };
+        let series = |name: &str, rule: &str, would_deny| {
+            let other = SeriesId::other(reporter.clone(), Direction::Policy, false);
+            let id = SeriesId { namespace: "shop".into(), peer: name.into(), route: rule.into(), ..other };
+            (id, Counts::of_rule(&RuleCounts { would_deny, ..RuleCounts::default() }))
+        };
+        let series =
+            vec![series("p", "DenyRule(0)", 3), series("p", "DenyRule(1)", 4), series("q", "DenyRule(0)", 5)];
+        let sum = Sum { window: 60, lost: 0, series };
+        let pods: Vec<&Pod> = model.pods().collect();
+        let rows = policies(&model, "shop", &pods, &rules::of_workload(&sum, &reporter.party()));
+        let seen: Vec<_> = rows.iter().flat_map(|row| &row.rules).collect();
+        let row = |rule: &str, would_deny| RuleRow {
+            rule: rule.to_owned(),
+            verdicts: Verdicts { denied: 0, would_deny },
+        };
+        assert_eq!(seen, [&row("DenyRule(0)", 3), &row("DenyRule(1)", 4)]);
+        let page = workload(&Workload { policies: rows, ejections: 6, ..Workload::default() }).into_string();
+        for part in ["DenyRule(1): 4 would be denied</li>", "<dt>Ejections by breakers</dt><dd>6</dd>"] {
+            assert!(page.contains(part), "{part} in {page}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use maud::{Markup, html};
 use tulle_mesh::query::{Evidence, Golden, Party, Sidecar, StatRow, Timeline};
 
+use crate::telemetry::counts::Verdicts;
+
 use super::canary::totals;
 use super::chart::{Chart, Line, Unit};
 use super::graph::Neighbours;
@@ -24,6 +26,17 @@ pub struct PolicyRow {
     pub enforced: String,
     /// The message of its condition Ready, where that does not hold.
     pub problem: Option<String>,
+    /// What its access rules have decided at the workload in the window.
+    pub rules: Vec<RuleRow>,
+}
+
+/// What one rule of a policy has decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleRow {
+    /// The rule, as in logs: `DenyRule(0)`.
+    pub rule: String,
+    /// How many requests and connections.
+    pub verdicts: Verdicts,
 }
 
 /// Failures and denials of one caller for one reason.
@@ -79,6 +92,8 @@ pub struct Workload<'a> {
     pub without: Vec<String>,
     /// Policies that apply to it.
     pub policies: Vec<PolicyRow>,
+    /// How often breakers of its clients ejected one of its endpoints.
+    pub ejections: u64,
     /// Its Canary.
     pub canary: Option<CanaryLine>,
     /// The namespace that the token shows; `None`: all.
@@ -142,7 +157,7 @@ fn live(view: &Workload<'_>) -> Markup {
     let nothing = view.nothing();
     html! {
         (notes(view.window, view.covered, view.lost))
-        (tiles(&view.row))
+        (tiles(&view.row, view.ejections))
         @if let Some(canary) = &view.canary { (rollout(&view.me.namespace, canary)) }
         section aria-labelledby="over-time" {
             h2 id="over-time" { "Over time" }
@@ -171,7 +186,7 @@ fn live(view: &Workload<'_>) -> Markup {
     }
 }
 
-fn tiles(row: &StatRow) -> Markup {
+fn tiles(row: &StatRow, ejections: u64) -> Markup {
     let golden = &row.golden;
     let state = State::of(row);
     html! {
@@ -184,6 +199,9 @@ fn tiles(row: &StatRow) -> Markup {
             div { dt { "p99" } dd { (latency(golden.p99_ms)) } }
             div { dt { "4xx" } dd { (count(golden.client_errors)) } }
             div { dt { "Connections" } dd { (count(golden.connections)) } }
+            @if ejections > 0 {
+                div { dt { "Ejections by breakers" } dd { (count(ejections)) } }
+            }
         }
     }
 }
@@ -387,6 +405,7 @@ fn policies(rows: &[PolicyRow]) -> Markup {
                         th scope="col" { "Mode" }
                         th scope="col" { "Sections" }
                         th scope="col" { abbr title="Sidecars that enforce it, of those that it selects" { "Enforced" } }
+                        th scope="col" { abbr title="Requests and connections in this window by access rule" { "Refused" } }
                         th scope="col" { "Problem" }
                     }
                 }
@@ -397,8 +416,28 @@ fn policies(rows: &[PolicyRow]) -> Markup {
                             td { (policy.mode) }
                             td { (policy.sections.join(", ")) }
                             td { @if policy.enforced.is_empty() { (NONE) } @else { (policy.enforced) } }
+                            td { (verdicts(&policy.rules)) }
                             td { (policy.problem.as_deref().unwrap_or("none")) }
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn verdicts(rules: &[RuleRow]) -> Markup {
+    html! {
+        @if rules.is_empty() { "none" }
+        @else {
+            ul {
+                @for row in rules {
+                    @let (denied, would_deny) = (row.verdicts.denied, row.verdicts.would_deny);
+                    li {
+                        (row.rule) ": "
+                        @if denied > 0 { (count(denied)) " denied" }
+                        @if denied > 0 && would_deny > 0 { ", " }
+                        @if would_deny > 0 { (count(would_deny)) " would be denied" }
                     }
                 }
             }

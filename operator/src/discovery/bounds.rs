@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tulle_mesh::histogram::BUCKETS;
 use tulle_mesh::proto::series_key::Direction;
-use tulle_mesh::proto::{ReasonCount, SeriesCounts, SeriesKey, TelemetryReport};
+use tulle_mesh::proto::{ReasonCount, RuleKey, SeriesCounts, SeriesKey, TelemetryReport};
 use tulle_mesh::reason::Reason;
 
 use crate::telemetry::counts::{CLASSES, OTHER};
@@ -18,6 +18,8 @@ const MAX_COUNT: u64 = 100_000_000;
 const MAX_SERIES: usize = 2_000;
 /// Keys of one report, and counts that name them: a sidecar has 2,000 series, and some for all that have no room.
 const MAX_KEYS: usize = 2_048;
+/// Rules of one report: a sidecar counts 100 of them apart.
+const MAX_RULES: usize = 128;
 /// Bytes that one report may count of a series.
 const MAX_BYTES: u64 = 1 << 50;
 /// Reasons of failures that one report may count of a series.
@@ -59,7 +61,38 @@ pub(super) fn version(text: &str) -> Arc<str> {
 /// A report without what is not believed. Returns how many series were dropped or are not believed to be of what they
 /// name.
 pub(super) fn telemetry(report: &mut TelemetryReport, subjects: &Subjects<'_>) -> usize {
-    destinations(report, subjects) + series(report, subjects)
+    destinations(report, subjects) + series(report, subjects) + rules(report)
+}
+
+/// Counts by rule. Which policies a pod is subject to is looked at where the counts are shown: the policy that has just
+/// refused something may have been deleted since.
+fn rules(report: &mut TelemetryReport) -> usize {
+    report.rule_keys.truncate(MAX_RULES);
+    let others = report.rule_keys.iter_mut().map(bound_rule);
+    let others = others.filter(|is_other| *is_other).count();
+    report.rules.truncate(MAX_RULES);
+    for counts in &mut report.rules {
+        counts.denied = counts.denied.min(MAX_COUNT);
+        counts.would_deny = counts.would_deny.min(MAX_COUNT);
+    }
+    others
+}
+
+/// Returns whether the key has become that of others, as with [`bound_key`].
+fn bound_rule(key: &mut RuleKey) -> bool {
+    let is_believed = is_name(&key.namespace) && is_name(&key.policy) && is_rule(&key.rule);
+    if !is_believed {
+        let other = || OTHER.to_owned();
+        *key = RuleKey { id: key.id, namespace: other(), policy: other(), rule: other() };
+    }
+    !is_believed
+}
+
+/// What an access section can decide by: a closed set, because it becomes a label.
+fn is_rule(text: &str) -> bool {
+    let is_index = |index: &str| index.parse::<u16>().is_ok_and(|number| number.to_string() == index);
+    let deny = text.strip_prefix("DenyRule(").and_then(|rest| rest.strip_suffix(')'));
+    matches!(text, "NoAllowMatched" | "AmbiguousPath" | OTHER) || deny.is_some_and(is_index)
 }
 
 /// Counts by keys. A key that is not believed is kept as that of others: its number comes again, and a number that the
@@ -95,7 +128,7 @@ fn bound_key(key: &mut SeriesKey, subjects: &Subjects<'_>) -> bool {
         }
         // Anybody may call it.
         (Direction::Inbound, ..) => is_name(namespace) && is_name(peer),
-        (Direction::Unspecified, ..) => false,
+        (Direction::Unspecified | Direction::Policy, ..) => false,
     };
     if !is_believed {
         let id = key.id;
@@ -111,7 +144,7 @@ fn bound_counts(counts: &mut SeriesCounts) {
     bound_buckets(&mut counts.buckets);
     bound_reasons(&mut counts.reasons);
     let of_reasons = counts.reasons.iter_mut().map(|reason| &mut reason.count);
-    let others = [&mut counts.connections, &mut counts.retries];
+    let others = [&mut counts.connections, &mut counts.retries, &mut counts.ejections];
     for count in counts.classes.iter_mut().chain(of_reasons).chain(others) {
         *count = (*count).min(MAX_COUNT);
     }
@@ -199,7 +232,7 @@ fn bound_buckets(buckets: &mut [u64]) {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::proto::{AttemptCounts, ReasonCount, RequestCounts};
+    use tulle_mesh::proto::{AttemptCounts, ReasonCount, RequestCounts, RuleCounts};
 
     use super::*;
 
@@ -322,6 +355,31 @@ mod tests {
         telemetry(&mut report, &subjects());
         let routes: Vec<_> = report.keys.iter().map(|key| key.route.as_str()).collect();
         assert_eq!(routes, ["HTTPRoute/shop/web", ""]);
+    }
+
+    #[test]
+    fn what_no_access_section_decides_by_is_kept_as_that_of_others() {
+        for (policy, rule, is_believed) in [
+            ("web", "DenyRule(0)", true),
+            ("web", "NoAllowMatched", true),
+            ("_OTHER", "_OTHER", true),
+            ("web", "DenyRule(00)", false),
+            ("web", "DenyRule(65536)", false),
+            ("web", "GET /secret", false),
+            ("we\"b", "DenyRule(0)", false),
+        ] {
+            let key = RuleKey { id: 7, namespace: "shop".into(), policy: policy.into(), rule: rule.into() };
+            let counts = RuleCounts { key: 7, denied: u64::MAX, would_deny: 1 };
+            let mut report =
+                TelemetryReport { rule_keys: vec![key], rules: vec![counts], ..Default::default() };
+            assert_eq!(telemetry(&mut report, &subjects()), usize::from(!is_believed), "{policy} {rule}");
+            let (key, counts) = (&report.rule_keys[0], &report.rules[0]);
+            let expected = if is_believed { rule } else { OTHER };
+            assert_eq!((key.id, key.rule.as_str(), counts.denied), (7, expected, MAX_COUNT));
+        }
+        let mut report = TelemetryReport { rules: vec![RuleCounts::default(); 200], ..Default::default() };
+        telemetry(&mut report, &subjects());
+        assert_eq!(report.rules.len(), MAX_RULES);
     }
 
     #[test]

@@ -18,15 +18,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::api::PostParams;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use kube::{Api, Client, Resource as _};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tulle_crds::MeshConfig;
+use tulle_mesh::event_reason::EventReason;
 
 use super::authority::{Authority, SECRET};
 use crate::lease::Leadership;
-use crate::status::recorder;
+use crate::status::{event, recorder};
 use crate::watch::Hub;
 
 /// Annotation of MeshConfig mesh that allows a new root although the mesh had one.
@@ -108,14 +109,19 @@ impl RootState {
         *self == Self::Valid
     }
 
-    /// Reason of the condition and of the event.
-    pub fn reason(&self) -> &'static str {
+    /// Reason of the event; `None`: there is nothing to report.
+    pub fn event(&self) -> Option<EventReason> {
         match self {
-            Self::Valid => "RootInUse",
-            Self::Missing => "RootMissing",
-            Self::Mismatch(_) => "RootMismatch",
-            Self::Replaced => "RootReplaced",
+            Self::Valid => None,
+            Self::Missing => Some(EventReason::RootMissing),
+            Self::Mismatch(_) => Some(EventReason::RootMismatch),
+            Self::Replaced => Some(EventReason::RootReplaced),
         }
+    }
+
+    /// Reason of the condition.
+    pub fn reason(&self) -> &'static str {
+        self.event().map_or("RootInUse", EventReason::name)
     }
 
     /// Message of the condition and of the event: what is wrong and what to do.
@@ -240,15 +246,10 @@ pub async fn watch(
 }
 
 async fn warn(recorder: &Recorder, state: &RootState) {
+    let Some(reason) = state.event() else { return };
     let message = state.message();
-    tracing::error!(reason = state.reason(), "{message}");
-    let event = Event {
-        type_: EventType::Warning,
-        reason: state.reason().to_owned(),
-        note: Some(message.chars().take(1000).collect()),
-        action: "Compare".to_owned(),
-        secondary: None,
-    };
+    tracing::error!(reason = reason.name(), "{message}");
+    let event = event(reason, "Compare", message.chars().take(1000).collect());
     let about = ObjectReference {
         api_version: Some(MeshConfig::api_version(&()).into_owned()),
         kind: Some(MeshConfig::kind(&()).into_owned()),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tulle_crds::keys;
+use tulle_mesh::event_reason::EventReason;
 
 use super::object::{Injection, Obstacle};
 use super::{Model, Pod};
@@ -40,11 +41,11 @@ pub enum Uninjected {
 
 impl Uninjected {
     /// The reason of the event.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> EventReason {
         match self {
-            Self::NotAdmitted => "NoSidecar",
-            Self::OptOutIgnored => "OptOutIgnored",
-            Self::Impossible(_) => "SidecarImpossible",
+            Self::NotAdmitted => EventReason::NoSidecar,
+            Self::OptOutIgnored => EventReason::OptOutIgnored,
+            Self::Impossible(_) => EventReason::SidecarImpossible,
         }
     }
 

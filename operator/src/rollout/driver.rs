@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tulle_crds::{Canary, CanaryAction, CanaryStatus, Phase, keys};
+use tulle_mesh::event_reason::EventReason;
 
 use super::exposure::{is_exposed, may_be_exposed};
 use super::input::JudgeInputs;
@@ -41,9 +42,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_EVIDENCE_EVERY: Duration = Duration::from_secs(3);
 /// Canaries that are looked at at the same time.
 const AT_ONCE: usize = 8;
-
-/// The code of an obstacle that lies in how clients are connected.
-const CLIENTS_DIAL_PODS: &str = "ClientsDialPods";
 
 /// Drives every Canary.
 pub struct Driver {
@@ -282,21 +280,21 @@ impl Driver {
                 self.try_undo(key, canary, revision).await;
                 Ok(())
             }
-            Action::Event { warning, reason, message } => {
-                tracing::info!(namespace = %key.0, canary = %key.1, reason, message);
-                self.tell(canary, *warning, reason, message).await
+            Action::Event { reason, message } => {
+                tracing::info!(namespace = %key.0, canary = %key.1, reason = reason.name(), message);
+                self.tell(canary, *reason, message).await
             }
         }
     }
 
-    async fn tell(&self, canary: &Canary, warning: bool, reason: &str, message: &str) -> anyhow::Result<()> {
+    async fn tell(&self, canary: &Canary, reason: EventReason, message: &str) -> anyhow::Result<()> {
         let regarding = canary.object_ref(&());
         let hash = events::hash(&regarding, reason, message);
         if !lock(&self.published).is_new(hash) {
             return Ok(());
         }
         let namespace = regarding.namespace.clone().unwrap_or_default();
-        let event = events::event(regarding, warning, reason, message, Timestamp::now());
+        let event = events::event(regarding, reason, message, Timestamp::now());
         let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
         api.create(&PostParams::default(), &event).await?;
         lock(&self.published).remember(hash);
@@ -353,7 +351,7 @@ fn clients_dial_pods(found: PodDialling) -> SplitObstacle {
     let reason = format!(
         "{who} its pods by address and no sidecar has seen a connection to the Service itself, so the sidecars cannot choose the version; {remedy}"
     );
-    SplitObstacle { service, code: CLIENTS_DIAL_PODS, reason }
+    SplitObstacle { service, code: EventReason::ClientsDialPods, reason }
 }
 
 /// Whether a rollout is in progress, or its end is not acknowledged yet.

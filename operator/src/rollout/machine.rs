@@ -24,6 +24,7 @@ use tulle_crds::{
     CanarySpec, CanaryStatus, CanarySteering, CanaryVerdict, Evidence, OnFailure, OnUndo, Phase, Requested,
     RolloutOutcome, Step, reason,
 };
+use tulle_mesh::event_reason::EventReason;
 
 use super::exposure::is_exposed;
 use super::input::{is_alone, judged};
@@ -32,9 +33,6 @@ use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
 use steps::Wanted;
 pub use steps::steps;
-
-/// The reason of the condition and the event of a revision that failed before and came back.
-const FAILED_BEFORE: &str = "FailedBefore";
 
 /// What is seen of the world at one look.
 #[derive(Clone, Debug)]
@@ -84,10 +82,8 @@ pub enum Action {
     },
     /// Publish an event.
     Event {
-        /// A warning, not just news.
-        warning: bool,
-        /// In PascalCase.
-        reason: &'static str,
+        /// What has happened; its type follows.
+        reason: EventReason,
         /// One sentence.
         message: String,
     },
@@ -215,7 +211,7 @@ impl Evaluation<'_> {
         // Back to what was stable until a moment ago, while pods of both are here: they share as many are.
         if !latest.is_empty() && latest == self.status.former_revision {
             std::mem::swap(&mut self.status.approved_revision, &mut self.status.former_revision);
-            self.no_longer_stalled("Restored", "the target is back at its former revision");
+            self.no_longer_stalled(EventReason::Restored.name(), "the target is back at its former revision");
         }
         if latest == self.status.approved_revision {
             self.change_weight(0);
@@ -223,7 +219,10 @@ impl Evaluation<'_> {
             self.nothing_acknowledged();
             self.status.decided_revision = latest.to_owned();
             self.status.canary_revision.clear();
-            self.event(false, "Restored", format!("the target is back at the approved revision {latest}"));
+            self.event(
+                EventReason::Restored,
+                format!("the target is back at the approved revision {latest}"),
+            );
         } else if self.spec.judge.undo == OnUndo::Approve
             && self.status.approved_before.iter().any(|before| before == latest)
             && !self.failed_before(latest)
@@ -232,11 +231,11 @@ impl Evaluation<'_> {
             let because = format!("revision {latest} was approved before");
             self.status.verdict = CanaryVerdict::NotJudged;
             self.status.evidence_summary.clone_from(&because);
-            self.approve("Approved", &because);
+            self.approve(EventReason::Approved, &because);
         } else {
             self.begin(latest);
             let steps = self.steps.len();
-            self.event(false, "Started", format!("revision {latest} goes through {steps} steps"));
+            self.event(EventReason::Started, format!("revision {latest} goes through {steps} steps"));
             self.refuse_again(latest);
         }
     }
@@ -255,8 +254,8 @@ impl Evaluation<'_> {
         self.status.failed_revision = latest.to_owned();
         self.status.step_started = Some(Time(self.seen.now));
         self.status.verdict = CanaryVerdict::FailedBefore;
-        self.condition("Promoted", false, FAILED_BEFORE, &message);
-        self.event(true, FAILED_BEFORE, message);
+        self.condition("Promoted", false, EventReason::FailedBefore.name(), &message);
+        self.event(EventReason::FailedBefore, message);
     }
 
     /// A rollout begins, without evidence and without traffic.

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::Recorder;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tulle_mesh::event_reason::EventReason;
 
-use super::recorder;
+use super::{event, recorder};
 use crate::lease::Leadership;
 use crate::model::Key;
 use crate::watch::Hub;
@@ -23,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reason of the event.
-const REASON: &str = "AddressConflict";
+const REASON: EventReason = EventReason::AddressConflict;
 
 /// A claim without effect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,14 +74,8 @@ fn message(collision: &Collision) -> String {
 async fn warn(recorder: &Recorder, collision: &Collision) {
     let (namespace, name) = &collision.claimant;
     let message = message(collision);
-    tracing::warn!(%namespace, service = %name, reason = REASON, message);
-    let event = Event {
-        type_: EventType::Warning,
-        reason: REASON.to_owned(),
-        note: Some(message),
-        action: "Resolve".to_owned(),
-        secondary: None,
-    };
+    tracing::warn!(%namespace, service = %name, reason = REASON.name(), message);
+    let event = event(REASON, "Resolve", message);
     let about = ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Service".to_owned()),

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +31,7 @@ use serde_json::json;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tulle_crds::MeshPolicy;
+use tulle_mesh::event_reason::{self, EventReason};
 
 use crate::discovery::AckTracker;
 use crate::identity::root::RootState;
@@ -55,6 +56,20 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Writes events in the name of the operator.
 pub(crate) fn recorder(client: Client) -> Recorder {
     Recorder::new(client, Reporter { controller: "tulle-operator".to_owned(), instance: None })
+}
+
+/// An event for [`recorder`]. `action`: what the operator was doing.
+pub(crate) fn event(reason: EventReason, action: &str, note: String) -> Event {
+    Event {
+        type_: match reason.event_type() {
+            event_reason::EventType::Normal => EventType::Normal,
+            event_reason::EventType::Warning => EventType::Warning,
+        },
+        reason: reason.name().to_owned(),
+        note: Some(note),
+        action: action.to_owned(),
+        secondary: None,
+    }
 }
 
 /// Keeps the statuses current while this replica leads. Never returns.

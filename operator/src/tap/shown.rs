@@ -98,7 +98,7 @@ pub fn request(seen: Seen, model: &Model, kinds: &mut Kinds) -> Option<TapReques
             ("outbound", own, kinds.destination(model, &event.peer_namespace, &event.peer))
         }
         Direction::Inbound => ("inbound", query::client(&event.peer_namespace, &event.peer), own),
-        Direction::Unspecified => return None,
+        Direction::Unspecified | Direction::Policy => return None,
     };
     let named = |text: String| Some(text).filter(|text| !text.is_empty());
     let ended = Timestamp::from_microsecond(event.ended_unix_micros).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tulle_mesh::histogram::{BUCKETS, Histogram};
-use tulle_mesh::proto::{ReasonCount, SeriesCounts};
+use tulle_mesh::proto::{ReasonCount, RuleCounts, SeriesCounts};
 use tulle_mesh::query;
 use tulle_mesh::reason::{Blame, Reason};
 
@@ -11,12 +11,33 @@ use tulle_mesh::reason::{Blame, Reason};
 pub const CLASSES: usize = 8;
 /// What stands for everything that is not told apart.
 pub const OTHER: &str = "_OTHER";
+/// What a rule of a policy refused, as a reason in the counts of the rule.
+const DENIED: &str = "Denied";
+/// The same of a policy in Shadow, which let it through.
+const WOULD_DENY: &str = "WouldDeny";
 /// Reasons that are told apart in one sum. The code of the sidecar knows fewer.
 const MAX_REASONS: usize = 32;
 /// Bytes of a reason's name.
 const MAX_REASON: usize = 63;
 /// The most that one number of a report counts, so that a sum over 160 buckets cannot overflow.
 const MAX_COUNT: u64 = 1 << 32;
+
+/// What a rule of an access section decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Requests and opaque connections that it refused.
+    pub denied: u64,
+    /// Those that it would have refused, were its policy not in Shadow.
+    pub would_deny: u64,
+}
+
+impl Verdicts {
+    /// Adds others to these.
+    pub fn merge(&mut self, other: Self) {
+        self.denied = self.denied.saturating_add(other.denied);
+        self.would_deny = self.would_deny.saturating_add(other.would_deny);
+    }
+}
 
 /// Sums, mergeable by addition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +54,9 @@ pub struct Counts {
     pub connections: u64,
     /// Attempts beyond the first of each request.
     pub retries: u64,
-    /// Failures by reason.
+    /// Endpoints that breakers ejected, each time.
+    pub ejections: u64,
+    /// Failures by reason. Of a rule of a policy: [`DENIED`] and [`WOULD_DENY`].
     pub reasons: Vec<(Arc<str>, u64)>,
     /// Opaque connections that failed. In sums of series only, because a slot has just the reasons.
     pub failed_connections: u64,
@@ -49,6 +72,7 @@ impl Counts {
             bytes_down: counts.bytes_down,
             connections: counts.connections.min(MAX_COUNT),
             retries: counts.retries.min(MAX_COUNT),
+            ejections: counts.ejections.min(MAX_COUNT),
             ..Self::default()
         };
         for (class, count) in sums.classes.iter_mut().zip(&counts.classes) {
@@ -71,6 +95,23 @@ impl Counts {
         sums
     }
 
+    /// What a report says of a rule.
+    pub fn of_rule(counts: &RuleCounts) -> Self {
+        let mut sums = Self::default();
+        for (name, count) in [(DENIED, counts.denied), (WOULD_DENY, counts.would_deny)] {
+            if count > 0 {
+                sums.add_reason(&Arc::from(name), count.min(MAX_COUNT));
+            }
+        }
+        sums
+    }
+
+    /// What a rule decided, where these are its counts.
+    pub fn verdicts(&self) -> Verdicts {
+        let of = |wanted: &str| self.of_reasons(|name| name == wanted);
+        Verdicts { denied: of(DENIED), would_deny: of(WOULD_DENY) }
+    }
+
     /// The counts as they are reported. The key is 0.
     pub fn to_proto(&self) -> SeriesCounts {
         let mut last = 0;
@@ -91,6 +132,7 @@ impl Counts {
             connections: self.connections,
             reasons: self.reasons.iter().map(reason).collect(),
             retries: self.retries,
+            ejections: self.ejections,
         }
     }
 
@@ -104,6 +146,7 @@ impl Counts {
         self.bytes_down = self.bytes_down.saturating_add(other.bytes_down);
         self.connections = self.connections.saturating_add(other.connections);
         self.retries = self.retries.saturating_add(other.retries);
+        self.ejections = self.ejections.saturating_add(other.ejections);
         self.failed_connections = self.failed_connections.saturating_add(other.failed_connections);
         self.denied_connections = self.denied_connections.saturating_add(other.denied_connections);
         for (name, count) in &other.reasons {
@@ -135,6 +178,7 @@ impl Counts {
             bytes_down: share(self.bytes_down),
             connections: share(self.connections),
             retries: share(self.retries),
+            ejections: share(self.ejections),
             reasons: reasons.filter(|(_, count)| *count > 0).collect(),
             failed_connections: share(self.failed_connections),
             denied_connections: share(self.denied_connections),
@@ -192,6 +236,8 @@ impl Counts {
         // A request that its client gave up or got wrong, or that was refused as somebody wants it, says nothing about
         // the server.
         let judged = requests.saturating_sub(abandoned).saturating_sub(denied_requests);
+        // A retry is sent when the attempt before it has failed, so there are as many failed attempts more.
+        let attempts = judged.saturating_add(self.retries);
         let millis = |q: f64| self.latency.quantile(q).map(|micros| micros / 1000.0);
         let reason =
             |(name, count): &(Arc<str>, u64)| query::Reason { name: name.to_string(), count: *count };
@@ -205,17 +251,27 @@ impl Counts {
             denied,
             rps: requests as f64 / seconds.max(1) as f64,
             success: (judged > 0).then(|| 1.0 - failures as f64 / judged as f64),
+            attempt_success: (judged > 0).then(|| judged.saturating_sub(failures) as f64 / attempts as f64),
             p50_ms: millis(0.5),
             p95_ms: millis(0.95),
             p99_ms: millis(0.99),
             retries: self.retries,
+            timeouts: self.of_reasons(is_timeout),
             reasons,
             connections: self.connections,
             failed_connections: self.failed_connections,
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
+            ejections: self.ejections,
         }
     }
+}
+
+/// Whether something was given up because a time was over.
+fn is_timeout(name: &str) -> bool {
+    use Reason::{DeadlineExceeded, IdleTimeout, Timeout, UpstreamTimeout};
+    let reason = Reason::from_name(name);
+    matches!(reason, Some(UpstreamTimeout | DeadlineExceeded | IdleTimeout | Timeout))
 }
 
 /// Whether a policy or a limit has refused what has this reason: that is what its author wants, and no failure of the

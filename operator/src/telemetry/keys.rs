@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tulle_mesh::proto::{SeriesKey, series_key};
+use tulle_mesh::proto::{RuleKey, SeriesKey, series_key};
 
 use super::LONG;
 use super::counts::OTHER;
 use super::history::{Direction, Interner, Reporter, SeriesId};
 
-/// Keys of a process that are told apart. A sidecar itself stops at 2,000 series.
-pub(super) const MAX_KEYS: usize = 2_100;
+/// Keys of a process that are told apart. A sidecar itself stops at 2,000 series and 100 rules.
+pub(super) const MAX_KEYS: usize = 2_200;
 /// Bytes of a namespace, and of a Service's or an account's name.
 const MAX_NAME: usize = 253;
 /// Bytes of a route: its kind, and two names.
@@ -99,12 +99,14 @@ impl Process {
     ///
     /// A sidecar uses no number twice, so a process that lives for long names more keys than there is room for. All are
     /// forgotten then: the report comes again with its keys, and the others with the next counts of their series.
-    pub(super) fn learn(&mut self, keys: &[SeriesKey], interner: &mut Interner) {
-        let new = keys.iter().filter(|key| self.place(key.id).is_err()).count();
+    pub(super) fn learn(&mut self, keys: &[SeriesKey], rules: &[RuleKey], interner: &mut Interner) {
+        let numbers = keys.iter().map(|key| key.id).chain(rules.iter().map(|rule| rule.id));
+        let new = numbers.filter(|number| self.place(*number).is_err()).count();
         if new > 0 && self.keys.len() + new >= MAX_KEYS {
             self.keys.clear();
         }
         self.keys.reserve_exact(new.min(MAX_KEYS.saturating_sub(self.keys.len())));
+        self.learn_rules(rules, interner);
         for key in keys {
             let Err(place) = self.place(key.id) else { continue };
             if self.keys.len() >= MAX_KEYS {
@@ -113,7 +115,7 @@ impl Process {
             let direction = match key.direction() {
                 series_key::Direction::Outbound => Some(Direction::Outbound),
                 series_key::Direction::Inbound => Some(Direction::Inbound),
-                series_key::Direction::Unspecified => None,
+                series_key::Direction::Unspecified | series_key::Direction::Policy => None,
             };
             let id = direction.map(|direction| {
                 let id = SeriesId {
@@ -129,6 +131,22 @@ impl Process {
                 interner.id(id)
             });
             self.keys.insert(place, Key { number: key.id, series: id });
+        }
+    }
+
+    fn learn_rules(&mut self, rules: &[RuleKey], interner: &mut Interner) {
+        for rule in rules {
+            let Err(place) = self.place(rule.id) else { continue };
+            if self.keys.len() >= MAX_KEYS {
+                return;
+            }
+            let id = SeriesId {
+                namespace: interner.name(cut(&rule.namespace, MAX_NAME)),
+                peer: interner.name(cut(&rule.policy, MAX_NAME)),
+                route: interner.name(cut(&rule.rule, MAX_NAME)),
+                ..SeriesId::other(self.reporter.clone(), Direction::Policy, false)
+            };
+            self.keys.insert(place, Key { number: rule.id, series: Some(interner.id(id)) });
         }
     }
 

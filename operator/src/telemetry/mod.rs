@@ -10,6 +10,7 @@
 //!   history    what sidecars have counted over the last six hours, by series
 //!   slots      slots of time, as bytes
 //!   keys       the series that a sidecar's process has named
+//!   rules      what rules of policies have refused, or would have
 //!   counts     counts of a series, and what they say
 //! ```
 
@@ -22,15 +23,17 @@ use tulle_mesh::histogram::Histogram;
 use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
 
 use crate::model::{Key, Model};
-use counts::OTHER;
+use counts::{OTHER, Verdicts};
 use history::{Direction, History, Interner, Reporter, SeriesId, Sum};
 use keys::Process;
+use rules::{RuleId, Rules};
 
 pub mod counts;
 pub mod history;
 mod keys;
 pub mod query;
 pub mod replicate;
+pub mod rules;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -103,6 +106,7 @@ struct Inner {
     interner: Interner,
     /// By namespace, Service and revision.
     destinations: HashMap<[Arc<str>; 3], (Counts, Histogram)>,
+    rules: Rules,
     refused: BTreeMap<(&'static str, &'static str), u64>,
     attempts: HashMap<Key, Attempts>,
     /// In which this replica leads, or has led last.
@@ -139,8 +143,10 @@ impl Inner {
             return (Taken::Replay, news);
         };
         process.report_as(reporter, &mut self.interner);
-        process.learn(&report.keys, &mut self.interner);
-        if !report.series.iter().all(|counts| process.knows(counts.key)) {
+        process.learn(&report.keys, &report.rule_keys, &mut self.interner);
+        let mut named = report.series.iter().map(|counts| counts.key);
+        let mut rules = report.rules.iter().map(|counts| counts.key);
+        if !named.all(|key| process.knows(key)) || !rules.all(|key| process.knows(key)) {
             return (Taken::Forgotten, news);
         }
         if process.last > 0 {
@@ -155,6 +161,13 @@ impl Inner {
         for counts in &report.series {
             if let Some(id) = process.series(counts.key) {
                 news.series.push((id, history::Counts::of(counts)));
+            }
+        }
+        for counts in &report.rules {
+            if let Some(id) = process.series(counts.key).filter(|id| id.direction == Direction::Policy) {
+                let counts = history::Counts::of_rule(counts);
+                self.rules.add(&id, counts.verdicts());
+                news.series.push((id, counts));
             }
         }
         for (id, counts) in news.series.iter().filter(|(id, _)| id.direction == Direction::Outbound) {
@@ -354,6 +367,14 @@ impl Aggregates {
     pub fn refusals(&self) -> Vec<((&'static str, &'static str), u64)> {
         let inner = lock(&self.inner);
         inner.refused.iter().map(|(key, count)| (*key, *count)).collect()
+    }
+
+    /// What each rule of the policies that `exists` knows has decided, for `/metrics`. The sums of other policies are
+    /// removed.
+    pub fn rules(&self, exists: impl Fn(&Key) -> bool) -> Vec<(RuleId, Verdicts)> {
+        let mut inner = lock(&self.inner);
+        inner.rules.retain(exists);
+        inner.rules.all()
     }
 
     /// All destinations, for `/metrics`.

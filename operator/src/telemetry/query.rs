@@ -1,9 +1,20 @@
 //! Tables, edges and timelines out of the history. Pure.
+//!
+//! ```text
+//!   edges   who talks to whom
+//!   routes  rules of routes, used or not
+//! ```
+
+mod edges;
+mod routes;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use tulle_mesh::query::{By, Edge, Edges, Golden, Meshed, Party, Stat, StatRow, Timeline};
+use tulle_mesh::query::{By, Golden, Meshed, Party, Stat, StatRow, Timeline};
+
+pub use edges::edges;
+pub use routes::{is_routed, routes};
 
 use super::history::{Counts, Direction, History, Reporter, SeriesId, Sum};
 use crate::model::{Model, Pod, WorkloadKey};
@@ -113,40 +124,6 @@ pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
     Stat { window: sum.window, lost: sum.lost, rows }
 }
 
-/// Source, destination, protocol, and whether mTLS secures it.
-type EdgeId = (Party, Party, Arc<str>, bool);
-
-/// Who talks to whom: what clients with a sidecar have sent, and what servers have got from clients without one. With a
-/// namespace: edges that begin or end there.
-pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
-    let peers = Peers::of(model);
-    let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
-    for (id, of_series) in &sum.series {
-        let (source, destination) = match id.direction {
-            Direction::Outbound => (id.reporter.party(), peers.destination(id)),
-            Direction::Inbound if &*id.peer == PLAIN => {
-                (client(&id.namespace, &id.peer), id.reporter.party())
-            }
-            // The client's sidecar has counted it.
-            Direction::Inbound => continue,
-        };
-        if namespace.is_none_or(|wanted| source.namespace == wanted || destination.namespace == wanted) {
-            let edge = (source, destination, Arc::clone(&id.protocol), id.mtls);
-            counts.entry(edge).or_default().merge(of_series);
-        }
-    }
-    let edge = |((source, destination, protocol, mtls), counts): (EdgeId, Counts)| Edge {
-        source,
-        destination,
-        protocol: protocol.to_string(),
-        mtls,
-        golden: counts.golden(sum.window),
-    };
-    let mut edges: Vec<Edge> = counts.into_iter().map(edge).collect();
-    edges.sort_by_key(|edge| std::cmp::Reverse((edge.golden.requests, edge.golden.connections)));
-    Edges { window: sum.window, lost: sum.lost, edges }
-}
-
 /// What the workloads of a name have served over time.
 pub fn timeline(history: &History, namespace: &str, name: &str, window: u64, now: i64) -> Timeline {
     history.timeline(window, now, |id| {
@@ -244,10 +221,11 @@ impl Ends {
         let from = self.from.as_ref().is_none_or(|from| match id.direction {
             Direction::Outbound => from.is(&id.reporter),
             Direction::Inbound => *from.namespace == *id.namespace && from.accounts.contains(&id.peer),
+            Direction::Policy => false,
         });
         let to = self.to.as_ref().is_none_or(|to| match id.direction {
             Direction::Outbound => *to.namespace == *id.namespace && to.services.contains(&*id.peer),
-            Direction::Inbound => to.is(&id.reporter),
+            Direction::Inbound | Direction::Policy => to.is(&id.reporter),
         });
         from && to
     }

@@ -257,6 +257,7 @@ impl Names {
         let direction = match key.direction() {
             series_key::Direction::Outbound => Direction::Outbound,
             series_key::Direction::Inbound => Direction::Inbound,
+            series_key::Direction::Policy => Direction::Policy,
             // Of a newer version: its slots are skipped.
             series_key::Direction::Unspecified => return Ok(()),
         };

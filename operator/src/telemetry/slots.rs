@@ -72,9 +72,9 @@ thread_local! {
 }
 
 /// Beside the mask of the totals: there are reasons.
-const HAS_REASONS: u8 = 1 << 5;
+const HAS_REASONS: u8 = 1 << 6;
 /// The same: each request has a latency, and the class of 2xx is what the other classes leave of their number.
-const SUCCESS_LEFT_OUT: u8 = 1 << 6;
+const SUCCESS_LEFT_OUT: u8 = 1 << 7;
 
 /// Up to eight numbers: which of them are not zero, beside `flags`, and these.
 fn put_some(bytes: &mut Vec<u8>, flags: u8, numbers: &[u64]) {
@@ -271,7 +271,8 @@ pub(super) fn encode(counts: &Counts, reasons: &mut Reasons) -> Vec<u8> {
         flags |= HAS_REASONS;
     }
     let sum = latency.sum_micros();
-    let totals = [sum, counts.bytes_up, counts.bytes_down, counts.connections, counts.retries];
+    let Counts { bytes_up, bytes_down, connections, retries, ejections, .. } = *counts;
+    let totals = [sum, bytes_up, bytes_down, connections, retries, ejections];
     put_some(&mut bytes, flags, &totals);
     put_some(&mut bytes, 0, &classes);
     if !counts.reasons.is_empty() {
@@ -289,7 +290,7 @@ pub(super) fn encode(counts: &Counts, reasons: &mut Reasons) -> Vec<u8> {
 /// Adds what [`encode`] has written to a sum. `None`: the bytes are not of that kind, which cannot happen.
 pub(super) fn add_to(sum: &mut Counts, mut bytes: &[u8], reasons: &Reasons) -> Option<()> {
     let bytes = &mut bytes;
-    let (flags, [micros, bytes_up, bytes_down, connections, retries]) = take_some::<5>(bytes)?;
+    let (flags, [micros, bytes_up, bytes_down, connections, retries, ejections]) = take_some::<6>(bytes)?;
     let (_, mut classes) = take_some::<8>(bytes)?;
     if flags & HAS_REASONS != 0 {
         for _ in 0..take(bytes)? {
@@ -311,6 +312,7 @@ pub(super) fn add_to(sum: &mut Counts, mut bytes: &[u8], reasons: &Reasons) -> O
     sum.bytes_down = sum.bytes_down.saturating_add(bytes_down);
     sum.connections = sum.connections.saturating_add(connections);
     sum.retries = sum.retries.saturating_add(retries);
+    sum.ejections = sum.ejections.saturating_add(ejections);
     Some(())
 }
 
@@ -328,6 +330,11 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+
+    /// When the last slot starts. `None`: there is none.
+    pub(super) fn last_start(&self) -> Option<i64> {
+        (!self.is_empty()).then_some(self.last)
     }
 
     /// Bytes on the heap.

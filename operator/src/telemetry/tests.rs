@@ -1,4 +1,5 @@
-use tulle_mesh::proto::{RequestCounts, SeriesCounts, SeriesKey, series_key};
+use tulle_mesh::proto::{RequestCounts, RuleCounts, RuleKey, SeriesCounts, SeriesKey, series_key};
+use tulle_mesh::query::{By, Party};
 
 use super::history::MAX_SERIES;
 use super::keys::MAX_KEYS;
@@ -333,4 +334,81 @@ fn a_pod_that_the_model_learns_of_later_reports_as_its_workload_from_then_on() {
     let seen: Vec<_> =
         sum.series.iter().map(|(id, counts)| (&*id.reporter.workload, counts.requests())).collect();
     assert_eq!(seen, [("", 2), ("web", 4)]);
+}
+
+/// A report of a rule of the policy `web`.
+fn rule_report(sequence: u64, denied: u64, would_deny: u64) -> TelemetryReport {
+    let rule_keys = ["DenyRule(0)", "DenyRule(1)"].into_iter().zip(1..).map(|(rule, id)| RuleKey {
+        id,
+        namespace: "shop".into(),
+        policy: "web".into(),
+        rule: rule.into(),
+    });
+    TelemetryReport {
+        rule_keys: rule_keys.collect(),
+        rules: vec![
+            RuleCounts { key: 1, denied, would_deny },
+            RuleCounts { key: 2, denied: 0, would_deny: 1 },
+        ],
+        ..report(sequence, vec![], vec![])
+    }
+}
+
+#[test]
+fn reports_of_two_pods_merge_to_counts_per_rule_in_metrics_and_in_the_window_of_the_workload() {
+    let aggregates = Aggregates::default();
+    for pod in ["a", "b"] {
+        assert_eq!(aggregates.add_at(pod, web(), &rule_report(1, 3, 4), NOW), Taken::Counted);
+        assert_eq!(aggregates.add_at(pod, web(), &rule_report(1, 3, 4), NOW), Taken::Replay);
+        let numbers = TelemetryReport { rule_keys: vec![], ..rule_report(2, 0, 2) };
+        assert_eq!(aggregates.add_at(pod, web(), &numbers, NOW), Taken::Counted);
+    }
+    let rule = |rule: &str| RuleId { policy: ("shop".into(), "web".into()), rule: rule.into() };
+    let expected = [
+        (rule("DenyRule(0)"), Verdicts { denied: 6, would_deny: 12 }),
+        (rule("DenyRule(1)"), Verdicts { denied: 0, would_deny: 4 }),
+    ];
+    assert_eq!(aggregates.rules(|_| true), expected);
+    let me = web().unwrap().party();
+    let sum = aggregates.history().since(60, NOW + 20);
+    assert_eq!(rules::of_workload(&sum, &me).into_iter().collect::<Vec<_>>(), expected);
+    assert!(rules::of_workload(&sum, &Party::default()).is_empty(), "of another workload");
+    let model = shop(&[pod("a", "10.1.0.1", "r1")]);
+    let rows = query::stat(&sum, &model, &query::StatQuery::default()).rows;
+    assert!(rows.iter().all(|row| row.golden.requests == 0), "they are not requests: {rows:?}");
+    assert!(query::edges(&sum, &model, None).edges.is_empty());
+    assert!(aggregates.rules(|_| false).is_empty(), "the policy was deleted");
+}
+
+#[test]
+fn a_rule_that_the_leader_does_not_know_is_asked_for_and_then_counted_once() {
+    let aggregates = Aggregates::default();
+    let numbers = TelemetryReport { rule_keys: vec![], ..rule_report(5, 1, 0) };
+    assert_eq!(aggregates.add_at("pod", web(), &numbers, NOW), Taken::Forgotten);
+    assert!(aggregates.rules(|_| true).is_empty());
+    assert_eq!(aggregates.add_at("pod", web(), &rule_report(5, 1, 0), NOW), Taken::Counted);
+    assert_eq!(aggregates.rules(|_| true).len(), 2);
+}
+
+#[test]
+fn a_pod_counts_for_no_policy_of_another_namespace() {
+    let aggregates = Aggregates::default();
+    let elsewhere = Reporter { namespace: "payments".into(), ..web().unwrap() };
+    aggregates.add_at("pod", Some(elsewhere.clone()), &rule_report(1, 3, 4), NOW);
+    let sum = aggregates.history().since(60, NOW);
+    assert!(aggregates.rules(|_| true).is_empty());
+    assert!(rules::of_workload(&sum, &elsewhere.party()).is_empty());
+}
+
+#[test]
+fn ejections_are_counted_by_destination() {
+    let aggregates = Aggregates::default();
+    let ejected = SeriesCounts { ejections: 2, ..counts(1) };
+    aggregates.add_at("pod", web(), &report(1, vec![key(1)], vec![ejected.clone()]), NOW);
+    aggregates.add_at("pod", web(), &report(2, vec![], vec![ejected]), NOW + 20);
+    let sum = aggregates.history().since(60, NOW + 40);
+    let by_service = query::StatQuery { by: By::Service, ..query::StatQuery::default() };
+    let rows = query::stat(&sum, &shop(&[]), &by_service).rows;
+    let seen: Vec<_> = rows.iter().map(|row| (row.party.name.as_str(), row.golden.ejections)).collect();
+    assert_eq!(seen, [("api-1", 4)]);
 }

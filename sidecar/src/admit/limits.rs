@@ -3,6 +3,8 @@
 //! Requests beyond the limit wait for a moment, and are then refused; connections beyond it are refused at once. What is
 //! only tried is counted, and let through.
 
+use tulle_mesh::counted_event::{ExpiredRequest, Limited};
+
 use super::deadline::has_passed;
 use super::{Denied, LIMIT};
 use crate::call::Call;
@@ -10,9 +12,6 @@ use crate::config::limits::{InboundLimits, Limit};
 use crate::error::Failure;
 use crate::gate::Slot;
 use crate::worker::Worker;
-
-const REQUESTS: &str = "Concurrency";
-const CONNECTIONS: &str = "Connections";
 
 /// The limit of the requests in the application, all places of which are taken.
 pub(super) struct Full<'a>(&'a Limit);
@@ -26,7 +25,7 @@ pub(super) fn enter<'a>(worker: &Worker, limits: &'a InboundLimits) -> Result<Op
     let tried = limits.section.shadow.concurrency.as_ref();
     if let Some(tried) = tried.filter(|tried| gate.taken() >= tried.max) {
         // It would wait or be refused.
-        report(worker, REQUESTS, tried, true);
+        report(worker, Limited::Concurrency, tried, true);
     }
     let Some(limit) = &limits.section.enforced.concurrency else { return Ok(tried.map(|_| gate.count())) };
     gate.enter(limit.max).map(Some).ok_or(Full(limit))
@@ -54,10 +53,10 @@ pub(super) async fn wait(
         return Ok(slot);
     }
     if has_passed(deadline) {
-        worker.telemetry.event("expired_request", "Queue");
+        worker.telemetry.event(ExpiredRequest::Queue);
         return Err(Denied(Failure::DeadlineExceeded));
     }
-    report(worker, REQUESTS, limit, false);
+    report(worker, Limited::Concurrency, limit, false);
     Err(Denied(Failure::OursOverloaded))
 }
 
@@ -71,13 +70,13 @@ pub fn admit_client(worker: &Worker) -> Result<Option<Slot>, Denied> {
     let gate = &limits.in_use.connections;
     let tried = limits.section.shadow.connections.as_ref();
     if let Some(tried) = tried.filter(|tried| gate.taken() >= tried.max) {
-        report(worker, CONNECTIONS, tried, true);
+        report(worker, Limited::Connections, tried, true);
     }
     let Some(limit) = &limits.section.enforced.connections else { return Ok(tried.map(|_| gate.count())) };
     match gate.enter(limit.max) {
         Some(slot) => Ok(Some(slot)),
         None => {
-            report(worker, CONNECTIONS, limit, false);
+            report(worker, Limited::Connections, limit, false);
             Err(Denied(Failure::OursOverloaded))
         }
     }
@@ -91,10 +90,10 @@ pub fn would_admit_client(worker: &Worker) -> bool {
     limit.is_none_or(|limit| limits.in_use.connections.taken() < limit.max)
 }
 
-fn report(worker: &Worker, what: &'static str, limit: &Limit, shadow: bool) {
-    worker.telemetry.event(if shadow { "would_limit" } else { "limited" }, what);
+fn report(worker: &Worker, what: Limited, limit: &Limit, shadow: bool) {
+    worker.telemetry.event(if shadow { what.would() } else { what.into() });
     if let Some(suppressed) = LIMIT.allow() {
         let Limit { max, policy } = limit;
-        tracing::info!(%policy, max, limit = what, shadow, suppressed, "beyond a limit of the policy");
+        tracing::info!(%policy, max, limit = what.name(), shadow, suppressed, "beyond a limit of the policy");
     }
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tulle_mesh::canonical::{Readings, readings};
+use tulle_mesh::counted_event::PolicyDenied;
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::policy::{Http, Reason, Subject};
 use tulle_mesh::query::Denial;
@@ -148,7 +149,7 @@ impl Permit {
                 }
         };
         self.worker.config.inbound_becomes(forbids).await;
-        self.worker.telemetry.event("policy_denied", "Withdrawn");
+        self.worker.telemetry.event(PolicyDenied::Withdrawn);
         if let Some(suppressed) = LIMIT.allow() {
             let port = client.destination.port();
             tracing::info!(client = %client.name(), port, suppressed, "ended by a new policy");
@@ -200,8 +201,8 @@ fn refuse_plaintext(worker: &Worker, client: &Client) -> Denied {
 
 /// Counts, remembers and logs that plain text was refused.
 fn report_plaintext(worker: &Worker, client: &Client, request: Described<'_>) -> DenialId {
-    worker.telemetry.event("policy_denied", "Plaintext");
-    let id = remember(worker, client, request, (String::new(), "Plaintext".to_owned()));
+    worker.telemetry.event(PolicyDenied::Plaintext);
+    let id = remember(worker, client, request, (String::new(), PolicyDenied::Plaintext.name().to_owned()));
     if let Some(suppressed) = LIMIT.allow() {
         let port = client.destination.port();
         tracing::info!(client = %client.address, port, denial = %id, suppressed, "refused plain text: mTLS is Strict");
@@ -291,7 +292,7 @@ fn try_shadow<'a>(
     request: Described<'_>,
 ) {
     if client.identity.is_none() && rules.shadow_strict {
-        worker.telemetry.event("policy_would_deny", "Plaintext");
+        worker.telemetry.event(PolicyDenied::Plaintext.would());
     }
     let Some(shadow) = &rules.shadow else { return };
     let decision = shadow.rules.decide(&subject(client, http));
@@ -309,8 +310,9 @@ fn report(
 ) {
     // Rules that are only tried refuse nothing.
     let shadow = denial.is_none();
-    let kind = if shadow { "policy_would_deny" } else { "policy_denied" };
-    worker.telemetry.event(kind, reason.name());
+    access.counts.count(&worker.telemetry.rules, reason, shadow);
+    let Some(denied) = PolicyDenied::of(reason) else { return };
+    worker.telemetry.event(if shadow { denied.would() } else { denied.into() });
     let Some(suppressed) = LIMIT.allow() else { return };
     let denial = denial.map(|id| id.to_string());
     tracing::info!(

@@ -24,12 +24,12 @@ fn deny(method: &str, path: &str) -> InboundAccess {
     };
     let to = vec![operation(&[method], &[]), operation(&[], &[path])];
     let access = proto::Access { deny: vec![proto::Rule { from: vec![], to }], ..Default::default() };
-    InboundAccess { rules: Access::compile(&access).unwrap(), policy: "shop/deny".to_owned() }
+    InboundAccess::new(Access::compile(&access).unwrap(), "shop/deny".to_owned())
 }
 
 fn nobody() -> InboundAccess {
     let access = proto::Access { has_allow: true, ..Default::default() };
-    InboundAccess { rules: Access::compile(&access).unwrap(), policy: "shop/nobody".to_owned() }
+    InboundAccess::new(Access::compile(&access).unwrap(), "shop/nobody".to_owned())
 }
 
 fn rules(mtls: Mtls, access: Option<InboundAccess>) -> Inbound {
@@ -169,6 +169,32 @@ async fn rules_that_are_tried_count_an_opaque_connection_once_it_has_begun() {
     assert_eq!(counted(&worker, "policy_would_deny"), 2);
     assert!(ask(&worker, &plain(), "GET /").await.is_ok());
     assert_eq!(counted(&worker, "policy_would_deny"), 4);
+}
+
+#[tokio::test]
+async fn two_rules_in_shadow_are_counted_apart_and_let_everything_through() {
+    let denying = |method: &str| {
+        let operation = proto::Operation { methods: vec![method.to_owned()], ..Default::default() };
+        proto::Rule { from: vec![], to: vec![operation] }
+    };
+    let access = proto::Access { deny: vec![denying("DELETE"), denying("PUT")], ..Default::default() };
+    let tried = InboundAccess::new(Access::compile(&access).unwrap(), "shop/tried".to_owned());
+    let worker = worker(Some(Inbound {
+        shadow: Some(tried),
+        ..rules(Mtls::Permissive, Some(deny("PATCH", "/admin/**")))
+    }));
+    for line in ["DELETE /", "PUT /", "PUT /x", "GET /"] {
+        assert!(ask(&worker, &meshed(), line).await.is_ok(), "{line}");
+    }
+    assert!(ask(&worker, &meshed(), "PATCH /").await.is_err());
+    let counted = worker.telemetry.rules.all();
+    let counted: Vec<_> = counted
+        .iter()
+        .map(|(key, totals)| (key.policy.as_str(), key.rule.as_str(), totals.denied, totals.would_deny))
+        .collect();
+    let expected =
+        [("deny", "DenyRule(0)", 1, 0), ("tried", "DenyRule(0)", 0, 1), ("tried", "DenyRule(1)", 0, 2)];
+    assert_eq!(counted, expected);
 }
 
 #[tokio::test]

@@ -219,7 +219,7 @@ impl Session<'_> {
         let forgotten: Vec<Key> =
             self.versions.keys().filter(|key| !key.is_held(self.store)).cloned().collect();
         for key in forgotten {
-            self.versions.remove(&key);
+            self.forget(&key);
             let name = Some(key.on_the_wire());
             self.send(sidecar_message::Message::Unsubscribe(Unsubscribe { name }));
         }
@@ -295,7 +295,13 @@ impl Session<'_> {
     fn begin(&mut self) {
         // Only what is really here may be claimed: the operator does not send it again.
         let store = self.store;
-        self.versions.retain(|key, _| key.is_held(store));
+        self.versions.retain(|key, _| {
+            let is_held = key.is_held(store);
+            if !is_held {
+                store.accepted().forget(&key.on_the_wire());
+            }
+            is_held
+        });
         let held = self.versions.iter();
         let held =
             held.map(|(key, version)| Held { name: Some(key.on_the_wire()), version: version.clone() });
@@ -314,6 +320,12 @@ impl Session<'_> {
         }
     }
 
+    /// Its version is not claimed as held any more.
+    fn forget(&mut self, key: &Key) {
+        self.versions.remove(key);
+        self.store.accepted().forget(&key.on_the_wire());
+    }
+
     fn subscribe(&mut self, key: &Key) {
         self.send(sidecar_message::Message::Subscribe(Subscribe { name: Some(key.on_the_wire()) }));
     }
@@ -327,7 +339,7 @@ impl Session<'_> {
             Wanted::Subscribe(name) => self.subscribe(&Key::from(&name)),
             Wanted::Unsubscribe(name) => {
                 let key = Key::from(&name);
-                self.versions.remove(&key);
+                self.forget(&key);
                 let name = Some(key.on_the_wire());
                 self.send(sidecar_message::Message::Unsubscribe(Unsubscribe { name }));
             }
@@ -355,6 +367,7 @@ impl Session<'_> {
                 // Of what was forgotten meanwhile nothing is kept.
                 if let Some(key) = name.as_ref().map(Key::of).filter(|key| key.is_held(self.store)) {
                     self.versions.insert(key, version.clone());
+                    self.store.accepted().accept(resource);
                 }
                 sidecar_message::Message::Ack(Ack { name, version })
             }

@@ -2,6 +2,7 @@
 //! current.
 //!
 //! ```text
+//!   accepted   resources as the operator sent them, to be shown
 //!   resource   resources as they are used: decoded, validated, never half
 //!   endpoints  who serves a Service's port
 //!   rules      rules of the Gateway API's routes
@@ -17,6 +18,7 @@
 //!   identity   certificates: asked for with the pod's token, renewed at half life
 //! ```
 
+pub mod accepted;
 pub mod client;
 mod endpoints;
 pub mod entry;

@@ -19,6 +19,7 @@ use super::logs::{self, AccessLog};
 use super::rules::{Rules, decode_rules};
 use super::traces::Tracing;
 use super::traffic::{Traffic, decode_traffic};
+use crate::telemetry::rules::SectionCounts;
 
 /// Where a dialled address leads.
 #[derive(Clone, Debug)]
@@ -123,6 +124,16 @@ pub struct InboundAccess {
     pub rules: Access,
     /// `namespace/name` of the policy.
     pub policy: String,
+    /// What its rules have refused.
+    pub counts: Arc<SectionCounts>,
+}
+
+impl InboundAccess {
+    /// Rules of a policy, as `namespace/name`.
+    pub fn new(rules: Access, policy: String) -> Self {
+        let counts = Arc::new(SectionCounts::new(&policy, rules.deny_rules()));
+        Self { rules, policy, counts }
+    }
 }
 
 /// Whether plain text is accepted.
@@ -265,7 +276,7 @@ fn decode_access(section: &proto::AccessRules) -> Result<AccessSection, Refused>
         let rules = Access::compile(access).map_err(|error| Refused(error.to_string()))?;
         let policy = access.policy.as_ref();
         let policy = policy.map_or_else(String::new, |p| format!("{}/{}", p.namespace, p.name));
-        Ok(InboundAccess { rules, policy })
+        Ok(InboundAccess::new(rules, policy))
     };
     Ok(AccessSection {
         access: section.access.as_ref().map(rules).transpose()?,

@@ -79,7 +79,7 @@ impl Sections {
 /// An empty allow list. It always compiles; if it did not, nothing would be accepted either.
 fn deny_all() -> Option<InboundAccess> {
     let nobody = proto::Access { has_allow: true, ..proto::Access::default() };
-    Some(InboundAccess { rules: Access::compile(&nobody).ok()?, policy: REFUSED_POLICY.to_owned() })
+    Some(InboundAccess::new(Access::compile(&nobody).ok()?, REFUSED_POLICY.to_owned()))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tulle_mesh::proto::{ResourceName, ResourceType};
 use tulle_mesh::trace::Share;
 
+use super::accepted::AcceptedResources;
 use super::endpoints::Endpoints;
 use super::entry::{Destination, Entry};
 use super::logs::{AccessLog, CurrentAccessLog};
@@ -42,6 +43,7 @@ pub struct ConfigStore {
     place: ArcSwap<Place>,
     tracing: ArcSwapOption<Tracing>,
     access_log: CurrentAccessLog,
+    accepted: AcceptedResources,
     connected: AtomicBool,
     wanted: mpsc::UnboundedSender<Wanted>,
     /// For what ends a wait.
@@ -71,6 +73,7 @@ impl ConfigStore {
             place: ArcSwap::default(),
             tracing: ArcSwapOption::empty(),
             access_log: CurrentAccessLog::default(),
+            accepted: AcceptedResources::default(),
             connected: AtomicBool::new(false),
             wanted,
             this: Weak::clone(this),
@@ -243,6 +246,11 @@ impl ConfigStore {
     /// Forgets what has not been used since the last call.
     pub fn forget_idle(&self) {
         self.change(Table::forget_idle);
+    }
+
+    /// The resources that are in force, as the operator sent them.
+    pub fn accepted(&self) -> &AcceptedResources {
+        &self.accepted
     }
 
     /// Everything that is known, for `/config`.

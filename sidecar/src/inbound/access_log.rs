@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_mesh::counted_event::AccessLog;
 use tulle_mesh::trace::parse_traceparent;
 
 use crate::admit::Client;
@@ -70,13 +71,13 @@ fn is_error(ended: &Ended) -> bool {
 /// Whether there is room for a line in this second. Counts it, and says at most once a second how many had none.
 fn may_write(telemetry: &Telemetry) -> bool {
     let Some(dropped) = LIMIT.allow() else {
-        telemetry.event("access_log", "Dropped");
+        telemetry.event(AccessLog::Dropped);
         return false;
     };
     if dropped > 0 {
         tracing::warn!(target: "access", dropped, "access log lines were dropped: there were more than 500 in a second");
     }
-    telemetry.event("access_log", "Written");
+    telemetry.event(AccessLog::Written);
     true
 }
 

@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
+use tulle_mesh::counted_event::{ExpiredRequest, RepeatedRequest};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
@@ -88,8 +89,8 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
             return attempt.ended();
         }
         let Some(wait) = repeats.next() else { return attempt.ended() };
-        let reason = if reused { "KeptConnectionClosed" } else { "Unread" };
-        peer.worker.telemetry.event("repeated_request", reason);
+        let reason = if reused { RepeatedRequest::KeptConnectionClosed } else { RepeatedRequest::Unread };
+        peer.worker.telemetry.event(reason);
         fresh = true;
         if !wait.is_zero() {
             sleep(*wait).await;
@@ -113,7 +114,7 @@ fn note_latency(worker: &Worker, attempt: &Attempt) {
 async fn open(peer: &Peer, call: &mut Call<'_>, fresh: bool) -> Result<(Exchange, bool), Failure> {
     let Call { head, answer, travels, deadline, .. } = call;
     let expired = || {
-        peer.worker.telemetry.event("expired_request", "Connect");
+        peer.worker.telemetry.event(ExpiredRequest::Connect);
         Err(Failure::DeadlineExceeded)
     };
     if has_passed(*deadline) {

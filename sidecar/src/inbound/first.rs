@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tulle_mesh::counted_event::RefusedConnection;
 use tulle_mesh::wire::ALPN;
 
 use super::{Peer, app};
@@ -74,7 +75,7 @@ pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Fa
         Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
         Err(_) => {
             let Ok(read) = timeout(FIRST_BYTE, plain.read_some()).await else {
-                peer.worker.telemetry.event("refused_connection", "Silent");
+                peer.worker.telemetry.event(RefusedConnection::Silent);
                 return Err(Failure::Timeout("the client's first byte"));
             };
             read?

@@ -14,6 +14,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tulle_mesh::counted_event::{MeshConnection, NotProcessed, RefusedStream};
 use tulle_mesh::svid::not_after;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
@@ -110,15 +111,15 @@ pub(super) async fn serve(greeted: Box<Greeted>) -> Result<(), Failure> {
     let (driven, ()) = tokio::join!(drive(connection, Until::new(stream, expires)), acceptor);
     driven.map_err(|error| {
         tracing::debug!(peer = %peer.client.address, %error, "a connection of a sidecar ended");
-        peer.worker.telemetry.event("mesh_connection", "Failed");
+        peer.worker.telemetry.event(MeshConnection::Failed);
         Failure::ClientGone
     })
 }
 
 /// Serves one stream to its end.
 pub(super) async fn stream_of(peer: Rc<Peer>, mut block: Bytes, sender: Sender, mut receiver: Receiver) {
-    let refuse = |reason, error: &dyn std::fmt::Display| {
-        peer.worker.telemetry.event("refused_stream", reason);
+    let refuse = |reason: RefusedStream, error: &dyn std::fmt::Display| {
+        peer.worker.telemetry.event(reason);
         if let Some(suppressed) = LIMIT.allow() {
             tracing::warn!(peer = %peer.client.address, %error, suppressed, "refused a stream");
         }
@@ -127,7 +128,7 @@ pub(super) async fn stream_of(peer: Rc<Peer>, mut block: Bytes, sender: Sender, 
     // Only what is copied is kept: the other fields hold the block that the head is in.
     let (travels, left_ms) = match Fields::decode(&mut block) {
         Ok(fields) => (fields.protocol, fields.deadline_ms),
-        Err(error) => return refuse("BadHead", &error),
+        Err(error) => return refuse(RefusedStream::BadHead, &error),
     };
     if travels == Travels::Opaque {
         return opaque(&peer, sender, receiver).await;
@@ -141,8 +142,8 @@ pub(super) async fn stream_of(peer: Rc<Peer>, mut block: Bytes, sender: Sender, 
             call.deadline = deadline_of(&call, left_ms);
             serve_call(&peer, call).await;
         }
-        Ok(None) => refuse("BadRequest", &"the request's head is cut short"),
-        Err(error) => refuse("BadRequest", &error),
+        Ok(None) => refuse(RefusedStream::BadRequest, &"the request's head is cut short"),
+        Err(error) => refuse(RefusedStream::BadRequest, &error),
     }
 }
 
@@ -161,7 +162,7 @@ async fn opaque(peer: &Peer, sender: Sender, mut receiver: Receiver) {
         () = sender.gone() => return,
     };
     let Ok(stream) = connected else {
-        peer.worker.telemetry.event("not_processed", "AppRefused");
+        peer.worker.telemetry.event(NotProcessed::AppRefused);
         return sender.reset(Code::NotProcessed);
     };
     // The head says that the application has taken the connection.

@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
+use tulle_mesh::counted_event::{InboundConnection, RefusedConnection};
 
 use crate::admit::{Client, admit, report_denied_connection};
 use crate::call::{Call, Ended};
@@ -58,7 +59,7 @@ const MAX_UNDECIDED: u32 = 64;
 /// Serves one connection to the application.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let Some(destination) = original_destination(&stream) else {
-        worker.telemetry.event("refused_connection", "NotRedirected");
+        worker.telemetry.event(RefusedConnection::NotRedirected);
         return;
     };
     serve_to(worker, stream, peer, destination).await;
@@ -72,7 +73,7 @@ pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, d
     // Nothing is accepted before the rules are known: an allow by ignorance would be a hole. While there is no
     // operator, clients that come again and again must not use up the descriptors, which the way out needs too.
     if timeout(RULES, worker.config.inbound_known()).await.is_err() {
-        worker.telemetry.event("refused_connection", "RulesUnknown");
+        worker.telemetry.event(RefusedConnection::RulesUnknown);
         return reset_on_close(&stream);
     }
     let client = Client::plain(canonical(peer), destination);
@@ -98,7 +99,7 @@ async fn accept(worker: Rc<Worker>, stream: TcpStream, client: Client) {
         }
     };
     if let Err(failure) = served {
-        peer.worker.telemetry.event("inbound_connection", failure.name());
+        peer.worker.telemetry.event(InboundConnection(failure.reason()));
         let Client { address, destination, .. } = &peer.client;
         tracing::debug!(%destination, peer = %address, %failure, "an inbound connection ended");
     }
@@ -159,7 +160,7 @@ impl Peer {
         move |bytes| {
             let admitted = filter.admit(bytes);
             if !admitted {
-                self.worker.telemetry.event("refused_connection", "ClaimedIdentity");
+                self.worker.telemetry.event(RefusedConnection::ClaimedIdentity);
                 if let Some(suppressed) = LIMIT.allow() {
                     tracing::warn!(
                         client = %self.client.address, identity = %self.client.name(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use tulle_mesh::counted_event::RefusedRequest;
 
 use super::first::Plain;
 use super::{Peer, app, serve_call};
@@ -101,7 +102,7 @@ async fn http1(peer: &Peer, stream: TcpStream, read: BytesMut) -> Result<(), Fai
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
             Err(failure) => {
-                peer.worker.telemetry.event("refused_request", failure.name());
+                peer.worker.telemetry.event(RefusedRequest(failure.reason()));
                 Answer::Http1(&mut writer).fail(&failure).await;
                 Box::pin(close(reader, writer)).await;
                 return Err(failure);
@@ -177,7 +178,7 @@ async fn stream_of(
             let _ = serve_call(&peer, call).await;
         }
         Err(failure) => {
-            peer.worker.telemetry.event("refused_request", failure.name());
+            peer.worker.telemetry.event(RefusedRequest(failure.reason()));
             Answer::Http2(&mut respond, None).fail(&failure).await;
         }
     }

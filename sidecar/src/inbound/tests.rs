@@ -60,7 +60,7 @@ fn permissive() -> Rc<Worker> {
 fn no_deletes() -> Rc<Worker> {
     let to = vec![proto::Operation { methods: vec!["DELETE".into()], ..Default::default() }];
     let access = proto::Access { deny: vec![proto::Rule { from: vec![], to }], ..Default::default() };
-    let access = InboundAccess { rules: Access::compile(&access).unwrap(), policy: "shop/a".to_owned() };
+    let access = InboundAccess::new(Access::compile(&access).unwrap(), "shop/a".to_owned());
     worker(Mtls::Permissive, Some(access), SourceAddress::Sidecar)
 }
 
@@ -279,10 +279,7 @@ async fn a_new_deny_ends_the_connections_that_it_forbids() {
         client.write_all(b"hello\r\n").await.unwrap();
         assert_eq!(read(&mut client).await, b"hello\r\n");
         let strict = no_deletes().config.inbound().unwrap();
-        let access = strict
-            .access
-            .as_ref()
-            .map(|access| InboundAccess { rules: access.rules.clone(), policy: access.policy.clone() });
+        let access = strict.access.clone();
         let mtls = Mtls::Permissive;
         let revision = String::new();
         worker.config.set_inbound(Inbound {

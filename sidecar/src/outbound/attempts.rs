@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tulle_mesh::counted_event::{RepeatedRequest, Timeout};
 
 use super::opaque::Opened;
 use super::retry_state::{Injected, RequestTraits, Retry, RetryState};
@@ -103,7 +104,7 @@ pub(super) async fn attempts(
                 next = on_fresh_connection(worker, upstream, &mut anew, &attempt.end, kept).await;
             }
             if let Some(next) = &next {
-                worker.telemetry.event("repeated_request", why(&attempt.end, next.fresh));
+                worker.telemetry.event(why(&attempt.end, next.fresh));
             } else if let Some(retry) = trying.after_all(&attempt.end, call) {
                 // All have been tried: from the start.
                 ask.tried = Tried::default();
@@ -176,7 +177,8 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
             let attempt = Attempt::of(end);
             let ended_at = Instant::now();
             let span = (in_flight.since(), ended_at);
-            observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying).waited(waited));
+            let failed = verdict(&attempt, seen, trying).waited(waited);
+            observe(worker, backend, &upstream, call.protocol(), span, failed);
             return AttemptResult { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
         }
     };
@@ -206,7 +208,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     }
     let ended_at = Instant::now();
     let span = (in_flight.since(), ended_at);
-    observe(worker, backend, &upstream, span, verdict(&attempt, seen, trying));
+    observe(worker, backend, &upstream, call.protocol(), span, verdict(&attempt, seen, trying));
     AttemptResult { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
 }
 
@@ -247,7 +249,7 @@ async fn connect(
         () = until(expires), if expires.is_some() => Err(match overdue {
             // Nothing was sent: another endpoint may be faster.
             Failure::UpstreamTimeout => {
-                worker.telemetry.event("timeout", "Attempt");
+                worker.telemetry.event(Timeout::Attempt);
                 End::NotProcessed(Failure::UpstreamTimeout)
             }
             overdue => End::Final(overdue),
@@ -330,12 +332,12 @@ fn is_mended_by_a_fresh_connection(end: &End, kept: bool) -> bool {
 }
 
 /// Why a request is sent again, as an event.
-fn why(end: &End, fresh: bool) -> &'static str {
+fn why(end: &End, fresh: bool) -> RepeatedRequest {
     match end {
-        _ if fresh => "SameEndpoint",
-        End::NotProcessed(_) => "NotProcessed",
-        End::Unread(_) => "Unread",
-        _ => "Unanswered",
+        _ if fresh => RepeatedRequest::SameEndpoint,
+        End::NotProcessed(_) => RepeatedRequest::NotProcessed,
+        End::Unread(_) => RepeatedRequest::Unread,
+        _ => RepeatedRequest::Unanswered,
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tulle_mesh::counted_event::RefusedRequest;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::attempts::attempts;
@@ -45,7 +46,7 @@ pub(super) async fn serve_http1(
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
             Err(failure) => {
-                worker.telemetry.event("refused_request", failure.name());
+                worker.telemetry.event(RefusedRequest(failure.reason()));
                 Box::pin(Answer::Http1(&mut writer).fail(&failure)).await;
                 Box::pin(close(reader, writer)).await;
                 return Err(failure);
@@ -90,7 +91,7 @@ async fn serve_stream(
             serve(&worker, &port, Call::http2(head, &mut body, &mut respond), None).await;
         }
         Err(failure) => {
-            worker.telemetry.event("refused_request", failure.name());
+            worker.telemetry.event(RefusedRequest(failure.reason()));
             Answer::Http2(&mut respond, None).fail(&failure).await;
         }
     }

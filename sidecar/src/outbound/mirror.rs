@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout, timeout_at};
+use tulle_mesh::counted_event::CopiedRequest;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{count, overrides, patience};
@@ -42,8 +43,6 @@ const MAX_UNDER_WAY: u32 = 64;
 /// How long a copy may take with its answer. One whose answer has begun in time is good as far as it went: streams and
 /// long downloads do not end within this.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// What is counted of copies; the reason says what became of each.
-const EVENT: &str = "copied_request";
 
 /// Where a copy goes.
 #[derive(Clone, Debug)]
@@ -73,17 +72,17 @@ pub(super) async fn send(
     call: &mut Call<'_>,
     targets: Vec<Target>,
 ) -> Result<(), Failure> {
-    let skip = |why| targets.iter().for_each(|_| worker.telemetry.event(EVENT, why));
+    let skip = |why: CopiedRequest| targets.iter().for_each(|_| worker.telemetry.event(why));
     // The bytes of a tunnel are a conversation, and a client that waits to be asked for its body is asked by a server.
     if call.head.upgrade || call.head.expects_continue {
-        skip("SkippedTunnel");
+        skip(CopiedRequest::SkippedTunnel);
         return Ok(());
     }
     let limit = Patience::of(&call.head);
     match timeout(limit.within, call.body.read_ahead()).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
-            skip("SkippedLong");
+            skip(CopiedRequest::SkippedLong);
             return Ok(());
         }
         Ok(Err(failure)) => return Err(failure),
@@ -95,7 +94,7 @@ pub(super) async fn send(
     let body = call.body.copy();
     for target in targets {
         if worker.copies.get() >= MAX_UNDER_WAY {
-            worker.telemetry.event(EVENT, "SkippedBusy");
+            worker.telemetry.event(CopiedRequest::SkippedBusy);
             continue;
         }
         let head = copied(target.head.as_deref().unwrap_or(&call.head), &body);
@@ -110,15 +109,15 @@ pub(super) async fn send(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Patience {
     within: Duration,
-    exceeded: &'static str,
+    exceeded: CopiedRequest,
 }
 
 impl Patience {
     /// With the body of a request with this head.
     fn of(head: &Head) -> Self {
         match grpc::content_type(head) {
-            Some(_) => Self { within: MESSAGE_COMES_WITHIN, exceeded: "SkippedStream" },
-            None => Self { within: BODY_COMES_WITHIN, exceeded: "SkippedSlow" },
+            Some(_) => Self { within: MESSAGE_COMES_WITHIN, exceeded: CopiedRequest::SkippedStream },
+            None => Self { within: BODY_COMES_WITHIN, exceeded: CopiedRequest::SkippedSlow },
         }
     }
 }
@@ -143,7 +142,7 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
     let is_meant =
         |upstream: &Rc<Upstream>| target.on_trial.as_ref().is_none_or(|on| *on == upstream.endpoint.revision);
     let Some(upstream) = chosen.filter(is_meant) else {
-        worker.telemetry.event(EVENT, "SkippedNoEndpoint");
+        worker.telemetry.event(CopiedRequest::SkippedNoEndpoint);
         return;
     };
     let compared = target.on_trial.is_some() && target.backend.compares_copies();
@@ -176,7 +175,7 @@ async fn copy(under_way: UnderWay, target: Target, head: Head, body: Bytes, trav
     if let Some((reader, writer)) = copied.idle {
         worker.http1.put(upstream.endpoint.address.into(), reader, writer);
     }
-    worker.telemetry.event(EVENT, if result.is_ok() { "Sent" } else { "Failed" });
+    worker.telemetry.event(if result.is_ok() { CopiedRequest::Sent } else { CopiedRequest::Failed });
 }
 
 /// A copy that is under way. It is counted until this is dropped.
@@ -207,9 +206,9 @@ mod tests {
             head.push("content-type", content);
             Patience::of(&head)
         };
-        let short = Patience { within: Duration::from_millis(5), exceeded: "SkippedStream" };
+        let short = Patience { within: Duration::from_millis(5), exceeded: CopiedRequest::SkippedStream };
         assert_eq!((of("application/grpc"), of("application/grpc+proto")), (short, short));
-        let long = Patience { within: BODY_COMES_WITHIN, exceeded: "SkippedSlow" };
+        let long = Patience { within: BODY_COMES_WITHIN, exceeded: CopiedRequest::SkippedSlow };
         assert_eq!(of("application/json"), long);
     }
 }

@@ -36,6 +36,7 @@ use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tulle_mesh::counted_event;
 use tulle_mesh::ports;
 
 use crate::attempt::proxy_tcp;
@@ -61,7 +62,7 @@ const MAX_ENDPOINTS: usize = 4;
 /// Serves one connection of the application.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream) {
     let Some(destination) = original_destination(&stream) else {
-        worker.telemetry.event("refused_connection", "NotRedirected");
+        worker.telemetry.event(counted_event::RefusedConnection::NotRedirected);
         return;
     };
     serve_to(worker, stream, destination).await;
@@ -166,11 +167,12 @@ fn count(
     attempts.count(seen, head);
 }
 
-/// Tells the breaker how an attempt or a connection ended that began `since`.
+/// Tells the breaker how an attempt or a connection ended that began `since`. `protocol`: its label in metrics.
 fn observe(
     worker: &Worker,
     backend: &Backend,
     upstream: &Upstream,
+    protocol: &'static str,
     (since, now): (Instant, Instant),
     verdict: Verdict,
 ) {
@@ -186,19 +188,20 @@ fn observe(
     match change {
         Change::Ejected => {
             backend.show(|| telemetry.breakers.of(namespace, service));
-            telemetry.event("breaker", "Ejected");
+            upstream.series(telemetry, protocol, None).ejected();
+            telemetry.event(counted_event::Breaker::Ejected);
             tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
             if backend.is_panicking() {
-                telemetry.event("breaker", "Panic");
+                telemetry.event(counted_event::Breaker::Panic);
                 tracing::warn!(namespace, service, "panic: so many endpoints are ejected that all are used");
             }
         }
         Change::Restored => {
-            telemetry.event("breaker", "Restored");
+            telemetry.event(counted_event::Breaker::Restored);
             tracing::info!(namespace, service, %endpoint, "an ejected endpoint serves again");
         }
-        Change::Capped => telemetry.event("breaker", "Capped"),
-        Change::WouldEject => telemetry.event("would_eject", "Failures"),
+        Change::Capped => telemetry.event(counted_event::Breaker::Capped),
+        Change::WouldEject => telemetry.event(counted_event::WouldEject::Failures),
     }
 }
 

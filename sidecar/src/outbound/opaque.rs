@@ -134,7 +134,7 @@ pub(super) async fn open(
         let seen = evidence_of(Err(&last), None, false);
         count(evidence.as_ref(), backend, &upstream, seen, None);
         let verdict = verdict(seen).waited(waits.get());
-        observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict);
+        observe(worker, backend, &upstream, "opaque", (in_flight.since(), Instant::now()), verdict);
         if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
             break;
         }
@@ -332,7 +332,8 @@ pub(super) fn carry<'a>(
             if let Some(attempts) = evidence.take() {
                 attempts.count(seen, None);
             }
-            observe(worker, backend, &upstream, (in_flight.since(), Instant::now()), verdict(Some(seen)));
+            let span = (in_flight.since(), Instant::now());
+            observe(worker, backend, &upstream, "opaque", span, verdict(Some(seen)));
         };
         let (joined, failure) = match transport {
             Transport::Plain(stream, read) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
+use tulle_mesh::counted_event::{Fault, RetryRefused, Timeout};
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::overrides::{self, Overrides};
@@ -158,7 +159,7 @@ impl<'a> RetryState<'a> {
         if let Some(reason) = shadow.and_then(|retry| retry.of_answer(answered, asked.is_idempotent))
             && self.backend.might_retry(Instant::now())
         {
-            self.worker.telemetry.event("would_retry", reason.name());
+            self.worker.telemetry.event(reason.would());
         }
         None
     }
@@ -168,7 +169,7 @@ impl<'a> RetryState<'a> {
         if *end != End::Final(Failure::UpstreamTimeout) {
             return None;
         }
-        self.worker.telemetry.event("timeout", "Attempt");
+        self.worker.telemetry.event(Timeout::Attempt);
         if !call.body.is_replayable() || !call.is_idempotent() {
             return None;
         }
@@ -204,11 +205,11 @@ impl<'a> RetryState<'a> {
         }
         let telemetry = &self.worker.telemetry;
         if !self.backend.may_retry(now) {
-            telemetry.event("retry_refused", "Budget");
+            telemetry.event(RetryRefused::Budget);
             return None;
         }
         self.granted.set(granted + 1);
-        telemetry.event("retry", reason.name());
+        telemetry.event(reason);
         Some(Retry { wait })
     }
 
@@ -235,8 +236,8 @@ impl<'a> RetryState<'a> {
     pub(super) fn draw(&self) -> Option<Drawn> {
         let shadow = self.policy.shadow.as_ref().and_then(|shadow| shadow.faults.as_ref());
         if let Some(Drawn { delay, abort }) = shadow.and_then(Drawn::of) {
-            for name in [delay.map(|_| "Delay"), abort.map(|_| "Abort")].into_iter().flatten() {
-                self.worker.telemetry.event("would_fault", name);
+            for fault in [delay.map(|_| Fault::Delay), abort.map(|_| Fault::Abort)].into_iter().flatten() {
+                self.worker.telemetry.event(fault.would());
             }
         }
         self.policy.faults.as_ref().and_then(Drawn::of)
@@ -254,7 +255,7 @@ impl<'a> RetryState<'a> {
         let telemetry = &self.worker.telemetry;
         let failed = |end| Some(Injected { end, retry: None });
         if let Some(delay) = delay {
-            telemetry.event("fault", "Delay");
+            telemetry.event(Fault::Delay);
             let (expires, overdue) = limits.expiry();
             tokio::select! {
                 biased;
@@ -264,7 +265,7 @@ impl<'a> RetryState<'a> {
             }
         }
         let status = abort?;
-        telemetry.event("fault", "Abort");
+        telemetry.event(Fault::Abort);
         let answered = Answered { status, ..Answered::default() };
         let judged = call.body.is_replayable().then(|| self.judge_answer(&answered, asked)).flatten();
         let end = match judged {
@@ -278,8 +279,8 @@ impl<'a> RetryState<'a> {
     pub(super) fn conclude(&self, last: &Attempt, call: &Call<'_>) {
         let telemetry = &self.worker.telemetry;
         match &last.end {
-            End::Final(Failure::DeadlineExceeded) => telemetry.event("timeout", "Request"),
-            End::Delivered(Err(Failure::IdleTimeout)) => telemetry.event("timeout", "Idle"),
+            End::Final(Failure::DeadlineExceeded) => telemetry.event(Timeout::Request),
+            End::Delivered(Err(Failure::IdleTimeout)) => telemetry.event(Timeout::Idle),
             _ => {}
         }
         let Some(shadow) = &self.policy.shadow else { return };
@@ -288,11 +289,11 @@ impl<'a> RetryState<'a> {
             limit.is_some_and(|limit| head_at.saturating_duration_since(call.since) > limit)
         };
         if exceeds(shadow.request) {
-            telemetry.event("would_timeout", "Request");
+            telemetry.event(Timeout::Request.would());
         }
         // Of several attempts it is not known here which was the slow one.
         if call.attempts == 1 && exceeds(shadow.attempt) {
-            telemetry.event("would_timeout", "Attempt");
+            telemetry.event(Timeout::Attempt.would());
         }
     }
 }

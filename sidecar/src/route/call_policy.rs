@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+pub use tulle_mesh::counted_event::Retry as RetryReason;
+
 use crate::config::traffic::{Faults, RetryOn, Traffic};
 use crate::config::{RuleRetry, RuleTimes};
 
@@ -60,25 +62,6 @@ pub struct RetryPolicy {
     /// Retries for each first attempt.
     pub budget: f64,
     least_wait: Duration,
-}
-
-/// Why a request is sent once more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryReason {
-    /// A status from 500 on.
-    ServerError,
-    /// A status that the route names.
-    Code,
-    /// 503, or UNAVAILABLE of gRPC.
-    Unavailable,
-    /// The pod has more requests than it takes.
-    Overloaded,
-    /// It broke off before an answer.
-    Reset,
-    /// No endpoint could be reached.
-    Connect,
-    /// The attempt took too long.
-    Timeout,
 }
 
 /// What an answer says to whoever might ask again.
@@ -215,21 +198,6 @@ impl RetryPolicy {
 
 fn most(retries: u32) -> u8 {
     u8::try_from(retries).unwrap_or(u8::MAX).min(MOST_RETRIES)
-}
-
-impl RetryReason {
-    /// The word in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ServerError => "ServerError",
-            Self::Code => "Code",
-            Self::Unavailable => "Unavailable",
-            Self::Overloaded => "Overloaded",
-            Self::Reset => "Reset",
-            Self::Connect => "Connect",
-            Self::Timeout => "Timeout",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //!   attempts    evidence of Canaries
 //!   denials     the last refusals
 //!   breakers    endpoints that are left alone
+//!   rules       what each access rule refuses
 //!   prometheus  /metrics
 //!   report      deltas for the operator
 //!   limited     rate limit of log lines
@@ -20,6 +21,7 @@ mod denials;
 mod limited;
 pub mod prometheus;
 pub mod report;
+pub mod rules;
 mod series;
 
 use std::collections::HashMap;
@@ -27,6 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_mesh::counted_event::{CountedEvent, EvidenceDropped};
 use tulle_mesh::proto::series_key::Direction;
 
 use crate::tap::Taps;
@@ -35,6 +38,7 @@ use attempts::{AttemptKey, AttemptTable, Attempts};
 pub use breakers::{BreakerGauge, Breakers};
 pub use denials::Denials;
 pub use limited::Limited;
+use rules::RuleTable;
 pub use series::{CLASS_CLIENT, CLASS_GRPC, CLASS_NONE, PeerSeries, Series};
 
 /// Series beyond this many are counted as one, named `_OTHER`. Each takes about 1.4 KB.
@@ -120,10 +124,14 @@ pub struct Telemetry {
     events: Mutex<HashMap<(&'static str, &'static str), u64>>,
     /// Clients without a sidecar, by [`PLAIN_PROTOCOLS`].
     plain: [OnceLock<Arc<Series>>; 3],
+    /// Neither requests, connections nor attempts are counted.
+    is_off: bool,
     /// Attempts under Canaries.
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
     pub breakers: Breakers,
+    /// What each access rule has refused, or would have in Shadow.
+    pub rules: RuleTable,
     /// The last refusals.
     pub denials: Denials,
     /// Spans that wait to be sent.
@@ -136,6 +144,12 @@ pub struct Telemetry {
 const PLAIN_PROTOCOLS: [&str; 3] = ["http1", "http2", "opaque"];
 
 impl Telemetry {
+    /// Counts requests, connections and attempts only if `is_on`. What is not a request or connection is counted in
+    /// any case.
+    pub fn new(is_on: bool) -> Self {
+        Self { is_off: !is_on, ..Self::default() }
+    }
+
     /// The series of requests to a revision of a Service, which no route took and nothing secures.
     pub fn outbound(
         &self,
@@ -171,6 +185,10 @@ impl Telemetry {
 
     /// The series of a key, or the one of all for which the table has no room.
     pub fn series(&self, key: SeriesKey) -> Arc<Series> {
+        // Not in the table, so that neither a scrape nor a report has it.
+        if self.is_off {
+            return Arc::new(Series::off(Arc::new(key)));
+        }
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = series.get(&key) {
             return Arc::clone(&kept.series);
@@ -210,18 +228,24 @@ impl Telemetry {
         evicted
     }
 
-    /// Where attempts of a Canary are counted; `None`: too much is counted already, and these are no evidence.
+    /// Where attempts of a Canary are counted; `None`: too much is counted already, or nothing is counted, and these are
+    /// no evidence.
     pub fn attempts_of(&self, key: AttemptKey) -> Option<Arc<Attempts>> {
+        if self.is_off {
+            return None;
+        }
         let attempts = self.attempts.of(key);
         if attempts.is_none() {
-            self.event("evidence_dropped", "TableFull");
+            self.event(EvidenceDropped::TableFull);
         }
         attempts
     }
 
     /// Counts something that is neither request nor connection: a refused certificate, say.
-    pub fn event(&self, kind: &'static str, reason: &'static str) {
-        *self.events.lock().unwrap_or_else(PoisonError::into_inner).entry((kind, reason)).or_default() += 1;
+    pub fn event(&self, event: impl Into<CountedEvent>) {
+        let event: CountedEvent = event.into();
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        *events.entry((event.kind(), event.reason())).or_default() += 1;
     }
 
     /// Every series, sorted.

@@ -61,6 +61,7 @@ pub fn encode(telemetry: &Telemetry, gauges: &[Gauge], form: Form) -> Vec<u8> {
     for family in breakers(telemetry) {
         form.write(&mut out, &family);
     }
+    form.write(&mut out, &verdicts(telemetry));
     let (exported, dropped) = telemetry.spans.counts();
     let spans = [("exported", exported), ("dropped", dropped)]
         .map(|(outcome, count)| counter(vec![label("outcome", outcome)], count));
@@ -203,6 +204,22 @@ fn breakers(telemetry: &Telemetry) -> [Family; 2] {
         family("tulle_ejected_endpoints", endpoints, Kind::Gauge, ejected),
         family("tulle_breaker_panic", workers, Kind::Gauge, panicking),
     ]
+}
+
+fn verdicts(telemetry: &Telemetry) -> Family {
+    let metrics = telemetry.rules.all().into_iter().flat_map(|(key, totals)| {
+        [("denied", totals.denied), ("would_deny", totals.would_deny)].map(|(verdict, count)| {
+            let labels = vec![
+                label("policy_namespace", &key.namespace),
+                label("policy", &key.policy),
+                label("rule", &key.rule),
+                label("verdict", verdict),
+            ];
+            counter(labels, count)
+        })
+    });
+    let help = "Requests and opaque connections that a rule refused, or would have refused in Shadow.";
+    family("tulle_policy_verdicts_total", help, Kind::Counter, metrics)
 }
 
 fn family(name: &str, help: &str, kind: Kind, metrics: impl IntoIterator<Item = Metric>) -> Family {

@@ -12,7 +12,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tulle_mesh::proto::{self, ReasonCount, SeriesCounts, TelemetryAck, TelemetryReport};
 
+use super::rules::RuleKey;
 use super::{Series, SeriesKey, Telemetry};
+use rules::ReportedRules;
+
+mod rules;
 
 /// Makes reports of what has changed since the last one.
 #[derive(Debug)]
@@ -21,7 +25,8 @@ pub struct Reporter {
     process: u64,
     sequence: u64,
     sent: HashMap<SeriesKey, Sent>,
-    /// The number of the next key. None is used twice.
+    rules: ReportedRules,
+    /// The number of the next key, of a series or a rule. None is used twice.
     next_id: u32,
     under_way: Option<TelemetryReport>,
     /// When it was sent.
@@ -78,6 +83,7 @@ struct Counts {
     bytes_down: u64,
     connections: u64,
     retries: u64,
+    ejections: u64,
     reasons: Vec<(&'static str, u64)>,
 }
 
@@ -95,6 +101,7 @@ impl Counts {
             bytes_down: read(&series.bytes_down),
             connections: read(&series.connections),
             retries: read(&series.retries),
+            ejections: read(&series.ejections),
             reasons,
         }
     }
@@ -125,6 +132,7 @@ impl Counts {
                 .map(|(reason, count)| ReasonCount { reason: reason.to_owned(), count })
                 .collect(),
             retries: self.retries.saturating_sub(before.retries),
+            ejections: self.ejections.saturating_sub(before.ejections),
         }
     }
 }
@@ -160,6 +168,7 @@ impl Reporter {
             process: fastrand::u64(1..),
             sequence: 0,
             sent: HashMap::new(),
+            rules: ReportedRules::default(),
             next_id: 1,
             under_way: None,
             sent_at: None,
@@ -209,6 +218,7 @@ impl Reporter {
             }
         }
         report.keys.sort_unstable_by_key(|key| key.id);
+        report.rule_keys = self.rules.introduce_again(ack.sequence);
         self.resend = true;
     }
 
@@ -236,9 +246,11 @@ impl Reporter {
         self.due = Some(now + jittered(COUNTS_EVERY));
         let sequence = self.sequence + 1;
         let (keys, series) = self.series(sequence);
+        let (rule_keys, rules) = self.rules.changed(&self.telemetry.rules, sequence, &mut self.next_id);
         self.evict(now, sequence);
         let since = self.reported_at.replace(now).map_or(LOOK_EVERY, |before| now.duration_since(before));
-        if series.is_empty() && attempts.is_empty() && self.certificate == self.reported_certificate {
+        let is_empty = series.is_empty() && rules.is_empty() && attempts.is_empty();
+        if is_empty && self.certificate == self.reported_certificate {
             return None;
         }
         self.sequence = sequence;
@@ -252,6 +264,9 @@ impl Reporter {
             keys,
             series,
             certificate_not_after_unix: self.certificate,
+            memory_bytes: crate::memory::resident().unwrap_or(0),
+            rule_keys,
+            rules,
         };
         self.sent_at = Some(now);
         self.under_way = Some(report.clone());
@@ -273,6 +288,11 @@ impl Reporter {
         for key in self.telemetry.evict(now, is_reported) {
             // One that comes back begins at zero, with another number.
             self.sent.remove(&key);
+        }
+        let rules = &self.rules;
+        let is_reported = |key: &RuleKey, totals| rules.is_reported(key, totals, sequence);
+        for key in self.telemetry.rules.evict(now, is_reported) {
+            self.rules.forget(&key);
         }
     }
 

@@ -31,9 +31,13 @@ pub struct Series {
     pub connections: AtomicU64,
     /// Attempts beyond the first of each request.
     pub retries: AtomicU64,
+    /// Ejections of endpoints by the breaker.
+    pub ejections: AtomicU64,
     failures: Mutex<HashMap<&'static str, u64>>,
     /// Whether this counts the peers for which the table has no room.
     pub(super) is_overflow: bool,
+    /// Whether this counts nothing.
+    is_off: bool,
 }
 
 /// The class of what had no answer.
@@ -56,14 +60,21 @@ impl Series {
             bytes_down: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             retries: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
             failures: Mutex::default(),
             is_overflow: false,
+            is_off: false,
         }
     }
 
     /// The series of peers for which the table has no room.
     pub(super) fn overflow(key: Arc<SeriesKey>) -> Self {
         Self { is_overflow: true, ..Self::new(key) }
+    }
+
+    /// A series that counts nothing: its key still names the peer of a request to a tap.
+    pub(super) fn off(key: Arc<SeriesKey>) -> Self {
+        Self { is_off: true, ..Self::new(key) }
     }
 
     /// Counts a request.
@@ -74,6 +85,9 @@ impl Series {
         took: Duration,
         bytes: (u64, u64),
     ) {
+        if self.is_off {
+            return;
+        }
         let class = match result {
             Ok(_) if grpc.is_some_and(is_server_error) => CLASS_GRPC,
             Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
@@ -95,13 +109,21 @@ impl Series {
 
     /// Counts the attempts beyond the first of a request that is counted next.
     pub fn retried(&self, attempts: u64) {
-        if attempts > 0 {
+        if attempts > 0 && !self.is_off {
             self.retries.fetch_add(attempts, Ordering::Relaxed);
         }
     }
 
+    /// Counts that the breaker ejected one of the endpoints.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a connection whose content is opaque.
     pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
+        if self.is_off {
+            return;
+        }
         if let Some(failure) = failure {
             self.failure(failure);
         }
@@ -120,10 +142,11 @@ impl Series {
         failures.iter().map(|(name, count)| (*name, *count)).collect()
     }
 
-    /// A number that changes with every request and every connection, after their reasons and retries are counted.
+    /// A number that changes with every request, connection and ejection, after their reasons and retries are counted.
     pub(super) fn activity(&self) -> u64 {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let others = [&self.connections, &self.latency_sum, &self.bytes_up, &self.bytes_down];
+        let Self { connections, latency_sum, bytes_up, bytes_down, ejections, .. } = self;
+        let others = [connections, latency_sum, bytes_up, bytes_down, ejections];
         self.by_class.iter().chain(others).map(read).fold(0, u64::wrapping_add)
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::header::HOST;
+use hyper::{Request, StatusCode};
 use kube::Client;
 
 use crate::cluster::failure::{self, cannot};
@@ -26,6 +26,46 @@ pub(crate) async fn get(
     port: u16,
     path: &str,
 ) -> Result<Vec<u8>, CliError> {
+    let answer = answer(client, namespace, pod, port, path).await?;
+    read(&answer, namespace, pod, path)
+}
+
+/// The same; `None` where the answer is that there is no such path.
+///
+/// # Errors
+/// As [`get`].
+pub(super) async fn find(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    port: u16,
+    path: &str,
+) -> Result<Option<Vec<u8>>, CliError> {
+    let answer = answer(client, namespace, pod, port, path).await?;
+    if answer.status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    read(&answer, namespace, pod, path).map(Some)
+}
+
+/// The body of an answer with status 200.
+fn read(answer: &Answer, namespace: &str, pod: &str, path: &str) -> Result<Vec<u8>, CliError> {
+    let Answer { status, body } = answer;
+    if !status.is_success() {
+        let said = String::from_utf8_lossy(body);
+        let what = format!("the sidecar of {namespace}/{pod} answers {status} to {path}: {}", said.trim());
+        return Err(CliError::failed(what).hint(logs(namespace, pod)));
+    }
+    Ok(body.to_vec())
+}
+
+async fn answer(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    port: u16,
+    path: &str,
+) -> Result<Answer, CliError> {
     match tokio::time::timeout(TIMEOUT, ask(client, namespace, pod, port, path)).await {
         Ok(answer) => answer,
         Err(_) => {
@@ -36,13 +76,7 @@ pub(crate) async fn get(
     }
 }
 
-async fn ask(
-    client: &Client,
-    namespace: &str,
-    pod: &str,
-    port: u16,
-    path: &str,
-) -> Result<Vec<u8>, CliError> {
+async fn ask(client: &Client, namespace: &str, pod: &str, port: u16, path: &str) -> Result<Answer, CliError> {
     // The error of the upgrade says less: whether there is such a pod, and whether it has a sidecar.
     let found = objects::POD.api(client, Some(namespace)).get_metadata_opt(pod).await;
     let found = found.map_err(|error| cannot(&format!("read pod {namespace}/{pod}"), &error))?;
@@ -56,13 +90,7 @@ async fn ask(
     let request = Request::builder().uri(path).header(HOST, "localhost").body(Full::<Bytes>::default());
     let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
     let tunnel = forward::open(client, namespace, pod, port).await.map_err(unanswered)?;
-    let Answer { status, body } = forward::exchange(tunnel, request).await.map_err(unanswered)?;
-    if !status.is_success() {
-        let said = String::from_utf8_lossy(&body);
-        let what = format!("the sidecar of {namespace}/{pod} answers {status} to {path}: {}", said.trim());
-        return Err(CliError::failed(what).hint(logs(namespace, pod)));
-    }
-    Ok(body.to_vec())
+    forward::exchange(tunnel, request).await.map_err(unanswered)
 }
 
 /// What it means that a sidecar gave no answer.
@@ -88,6 +116,13 @@ fn logs(namespace: &str, pod: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_is_an_error_is_quoted() {
+        let refused = Answer { status: StatusCode::FORBIDDEN, body: Bytes::from_static(b"not here\n") };
+        let error = read(&refused, "shop", "web-1", "/config/resources").unwrap_err().to_string();
+        assert!(error.contains("403") && error.ends_with("/config/resources: not here"), "{error}");
+    }
 
     #[test]
     fn every_reason_names_the_pod_and_says_what_to_do() {

@@ -151,7 +151,7 @@ pub(super) fn certificate(config: &Value, now: i64) -> Table {
 }
 
 /// A value in as little space as it needs: `{request: 2s, attempt: 500ms}`.
-fn compact(value: Option<&Value>) -> String {
+pub(super) fn compact(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use tulle_mesh::query::Sidecar;
 
-use super::{lines, pod_name, sections};
+use super::difference::lines;
+use super::{pod_name, sections};
 
 fn config() -> Value {
     json!({
@@ -104,7 +105,7 @@ fn a_difference_between_sidecar_and_operator_is_seen_and_refusals_are_listed() {
         ..Sidecar::default()
     };
     let found = lines(&config(), &known, 1_000);
-    let same: Vec<(&str, bool)> = found.iter().map(|line| (line.what, line.same)).collect();
+    let same: Vec<(&str, bool)> = found.iter().map(|line| (line.what.as_str(), line.same)).collect();
     let expected = [
         ("version", true),
         ("stream", true),

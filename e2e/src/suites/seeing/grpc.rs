@@ -179,7 +179,7 @@ fn parameter(value: &Value) -> String {
 }
 
 /// Counts: JSON that is made of messages has numbers of 64 bits as text.
-const COUNTS: [&str; 12] = [
+const COUNTS: [&str; 13] = [
     "requests",
     "failures",
     "clientErrors",
@@ -190,6 +190,7 @@ const COUNTS: [&str; 12] = [
     "failedConnections",
     "bytesUp",
     "bytesDown",
+    "ejections",
     "count",
     "lost",
 ];

@@ -19,7 +19,7 @@ pub(super) fn denied(kube: &Kube) -> Result<()> {
     field.client("stranger")?;
     field.plain_client("plain")?;
     let clients = ["stranger", "plain"];
-    clients.iter().try_for_each(|client| ask(&field, client))?;
+    clients.iter().try_for_each(|client| ask(&field, client).map(drop))?;
     kube.wait_for("the traffic of all three", 60, || {
         let edges = kube.tulle_json(&["-n", &field.namespace, "edges", "--window", WINDOW])?;
         let from = |name: &str| find(&edges["edges"], |edge| edge["source"]["name"] == name);
@@ -51,26 +51,35 @@ pub(super) fn denied(kube: &Kube) -> Result<()> {
     let nothing = ["-n", &field.namespace, "diff", "-f", &open, "--fail-on", "depends"];
     says(&kube.tulle(&nothing)?, &["nothing of the traffic of the last "])?;
 
-    field.apply(only("default", "Shadow"))?;
-    enforced(&field, "web")?;
-    let counted = || {
+    let counted = |labels: &[&str]| {
         let pods = field.pods("web")?;
         let pod = pods.first().context("web has no pod")?;
-        field.metric(pod, &["tulle_events_total{", "kind=\"policy_would_deny\""])
+        field.metric(pod, labels)
     };
-    ensure!(counted()? == 0, "the load would be denied, which diff does not say");
-    for client in clients {
-        let before = counted()?;
-        ask(&field, client)?;
-        let after = counted()?;
-        ensure!(after - before == DENIED, "Shadow would deny {} of {DENIED} of {client}", after - before);
+    let would_deny = ["tulle_events_total{", "kind=\"policy_would_deny\""];
+    let denied = ["tulle_failures_total{", "reason=\"PolicyDenied\""];
+    // Shadow counts what the list says and refuses nothing; Enforce refuses as many.
+    for (mode, labels, code) in [("Shadow", would_deny, "200"), ("Enforce", denied, "403")] {
+        field.apply(only("default", mode))?;
+        enforced(&field, "web")?;
+        ensure!(counted(&labels)? == 0, "{mode}: the load is denied, which diff does not say");
+        for client in clients {
+            let before = counted(&labels)?;
+            let codes = ask(&field, client)?;
+            ensure!(codes.lines().all(|line| line == code), "{mode}: {client} has got {codes}");
+            let after = counted(&labels)?;
+            ensure!(after - before == DENIED, "{mode} denies {} of {DENIED} of {client}", after - before);
+        }
     }
     Ok(())
 }
 
-fn ask(field: &TestNamespace<'_>, client: &str) -> Result<()> {
-    let ask = format!("for i in $(seq {DENIED}); do curl -s -m 8 -o /dev/null http://web/; done");
-    field.exec(client, &["/bin/sh", "-c", &ask]).map(drop)
+/// The status of each response.
+fn ask(field: &TestNamespace<'_>, client: &str) -> Result<String> {
+    let ask = format!(
+        "for i in $(seq {DENIED}); do curl -s -m 8 -o /dev/null -w '%{{http_code}}\\n' http://web/; done"
+    );
+    field.exec(client, &["/bin/sh", "-c", &ask])
 }
 
 /// A policy that lets one service account call web.

@@ -5,6 +5,7 @@
 //! with an error, because the request was not meant to go on without the filter. A rule whose matches cannot be decided
 //! is dropped.
 
+use tulle_mesh::event_reason::EventReason;
 use tulle_mesh::proto;
 
 use super::filter::{self, FilterTerm};
@@ -14,9 +15,9 @@ use super::object::{
 };
 
 /// A value that this build does not support, or that nothing supports (`Accepted`, `PartiallyInvalid`).
-pub(super) const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
+pub(super) const UNSUPPORTED_VALUE: &str = EventReason::UnsupportedValue.name();
 /// Filters that exclude each other.
-pub(super) const INCOMPATIBLE_FILTERS: &str = "IncompatibleFilters";
+pub(super) const INCOMPATIBLE_FILTERS: &str = EventReason::IncompatibleFilters.name();
 /// Retries where a rule asks for some and does not say how many; the same as of a MeshPolicy.
 const RETRIES: i64 = 2;
 /// Regular expressions of one route: one for each match that the schema allows. Its matches may have 33 each, and what

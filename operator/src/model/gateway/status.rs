@@ -1,5 +1,7 @@
 //! What the status of a route says, for each of its parents that is a Service.
 
+use tulle_mesh::event_reason::EventReason;
+
 use super::super::{Key, Model};
 use super::Held;
 use super::attach::{MAX_RULES, Standing, Standings, is_parent, means, service_of};
@@ -9,9 +11,9 @@ use super::object::{ParentRef, RouteKey};
 /// Characters of a message. The schema of conditions allows 32,768.
 const MAX_MESSAGE: usize = 2048;
 /// Of `Accepted`, where the Gateway API names none: routes of another kind hold. As GEP-1294 writes it.
-const CONFLICTED: &str = "RouteReasonConflicted";
+const CONFLICTED: EventReason = EventReason::RouteReasonConflicted;
 /// Of `Accepted`, our own: there is no room beside the other routes of the port.
-const TOO_MANY_RULES: &str = "TooManyRules";
+const TOO_MANY_RULES: EventReason = EventReason::TooManyRules;
 
 /// A condition of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Model {
         of: &Key,
         known: &mut Standings<'a>,
     ) -> RouteCondition {
-        let no_parent = |why: String| RouteCondition::new(false, "NoMatchingParent", why);
+        let no_parent = |why: String| RouteCondition::new(false, EventReason::NoMatchingParent.name(), why);
         let name = format!("{}/{}", of.0, of.1);
         let Some(service) = self.services.get(of) else {
             return no_parent(format!("there is no Service {name}"));
@@ -119,10 +121,10 @@ impl Model {
                 None => {}
             }
         }
-        let reason = fails.first().map_or("NoMatchingParent", |(reason, _)| *reason);
+        let reason = fails.first().map_or(EventReason::NoMatchingParent, |(reason, _)| *reason);
         let mut message: Vec<String> = fails.into_iter().map(|(_, message)| message).collect();
         if holds.is_empty() {
-            return RouteCondition::new(false, reason, message.join("; "));
+            return RouteCondition::new(false, reason.name(), message.join("; "));
         }
         message.insert(0, format!("holds for Service {name} at port {}", holds.join(", ")));
         RouteCondition::new(true, "Accepted", message.join("; "))

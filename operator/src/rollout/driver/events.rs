@@ -10,6 +10,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
+use tulle_mesh::event_reason::EventReason;
 
 /// Who reports, in every event.
 const REPORTER: &str = "tulle-operator";
@@ -40,20 +41,14 @@ impl Published {
 }
 
 /// Identifies a sentence about an object.
-pub(super) fn hash(regarding: &ObjectReference, reason: &str, note: &str) -> u64 {
+pub(super) fn hash(regarding: &ObjectReference, reason: EventReason, note: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&regarding.uid, &regarding.namespace, &regarding.name, reason, note).hash(&mut hasher);
+    (&regarding.uid, &regarding.namespace, &regarding.name, reason.name(), note).hash(&mut hasher);
     hasher.finish()
 }
 
 /// An event of its own for each sentence.
-pub(super) fn event(
-    regarding: ObjectReference,
-    warning: bool,
-    reason: &str,
-    note: &str,
-    now: Timestamp,
-) -> Event {
+pub(super) fn event(regarding: ObjectReference, reason: EventReason, note: &str, now: Timestamp) -> Event {
     // A name has at most 253 characters.
     let object: String = regarding.name.as_deref().unwrap_or(REPORTER).chars().take(200).collect();
     let object = object.trim_end_matches(['.', '-']);
@@ -65,13 +60,13 @@ pub(super) fn event(
             ..ObjectMeta::default()
         },
         action: Some("Rollout".to_owned()),
-        reason: Some(reason.to_owned()),
+        reason: Some(reason.name().to_owned()),
         note: Some(shorten(note)),
         event_time: Some(MicroTime(now)),
         regarding: Some(regarding),
         reporting_controller: Some(REPORTER.to_owned()),
         reporting_instance: Some(REPORTER.to_owned()),
-        type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
+        type_: Some(reason.event_type().name().to_owned()),
         ..Event::default()
     }
 }
@@ -91,7 +86,7 @@ mod tests {
     #[test]
     fn two_sentences_with_the_same_reason_are_two_events() {
         let web = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
-        let of = |note| event(web.clone(), false, "Started", note, Timestamp::UNIX_EPOCH);
+        let of = |note| event(web.clone(), EventReason::Started, note, Timestamp::UNIX_EPOCH);
         assert_ne!(of("revision a").metadata.name, of("revision b").metadata.name);
         assert_eq!(of("revision a").note.as_deref(), Some("revision a"));
     }

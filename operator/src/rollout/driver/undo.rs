@@ -11,6 +11,7 @@ use kube::core::ApiResource;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tulle_crds::{Canary, OnFailure, WorkloadKind};
+use tulle_mesh::event_reason::EventReason;
 
 use super::{Driver, lock};
 use crate::model::Key;
@@ -132,6 +133,6 @@ impl Driver {
         }
         tracing::warn!(namespace = %key.0, canary = %key.1, error = format!("{error:#}"), "cannot undo");
         let message = format!("cannot restore revision {revision}: {error:#}");
-        self.tell(canary, true, "UndoFailed", &message).await.ok();
+        self.tell(canary, EventReason::UndoFailed, &message).await.ok();
     }
 }

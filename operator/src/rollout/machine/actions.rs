@@ -1,6 +1,7 @@
 //! What users request with the annotation `tulle.dev/action`.
 
 use tulle_crds::{CanaryAction, Phase};
+use tulle_mesh::event_reason::EventReason;
 
 use super::Evaluation;
 use crate::model::WorkloadSeen;
@@ -59,7 +60,7 @@ impl Evaluation<'_> {
             {
                 let latest = target.latest.clone().unwrap_or_default();
                 self.begin(&latest);
-                self.event(false, "Started", format!("revision {latest} is tried again by hand"));
+                self.event(EventReason::Started, format!("revision {latest} is tried again by hand"));
             }
             _ => self.ignored(format!("{what}@{id} does nothing in phase {:?}", self.status.phase)),
         }
@@ -84,6 +85,6 @@ impl Evaluation<'_> {
     }
 
     fn ignored(&mut self, message: String) {
-        self.event(true, "ActionIgnored", message);
+        self.event(EventReason::ActionIgnored, message);
     }
 }

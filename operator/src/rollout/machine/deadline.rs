@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{OnInconclusive, Phase, WorkloadKind};
+use tulle_mesh::event_reason::EventReason;
 
 use super::Evaluation;
 use super::steps::{duration, hold, is_pause};
@@ -10,7 +11,7 @@ use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
 /// The condition of a rollout that is undecided at its deadline.
-const LATE: &str = "DeadlineExceeded";
+const LATE: &str = EventReason::DeadlineExceeded.name();
 /// The condition of a Deployment whose deadline is shorter than the steps.
 const PROGRESS_DEADLINE: &str = "ProgressDeadline";
 /// What a Deployment says to have no deadline.
@@ -59,7 +60,7 @@ impl Evaluation<'_> {
             "{late}: the rollout waits on; promote@ID or abort@ID in the annotation tulle.dev/action decides it"
         );
         if !self.has_condition(LATE, true) {
-            self.event(true, LATE, message.clone());
+            self.event(EventReason::DeadlineExceeded, message.clone());
         }
         self.condition(LATE, true, LATE, &message);
     }
@@ -110,6 +111,6 @@ impl Evaluation<'_> {
         self.status.phase = Phase::Paused;
         let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
         let message = format!("step {} waits for a user: {how}", self.status.step + 1);
-        self.event(false, "Paused", message);
+        self.event(EventReason::Paused, message);
     }
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::Phase;
+use tulle_mesh::event_reason::EventReason;
 
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
@@ -12,7 +13,7 @@ use crate::rollout::judge::Verdict;
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// The condition of a failed revision that serves because nothing else can.
-const SERVING_FAILED: &str = "ServingFailedRevision";
+const SERVING_FAILED: &str = EventReason::ServingFailedRevision.name();
 
 impl Evaluation<'_> {
     /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces all at
@@ -50,7 +51,10 @@ impl Evaluation<'_> {
         }
         self.status.stable_gone_since = None;
         let because = format!("no pod of revision {} is left to compare with", self.status.approved_revision);
-        self.event(true, "NothingToCompareWith", format!("revision {latest} takes all traffic: {because}"));
+        self.event(
+            EventReason::NothingToCompareWith,
+            format!("revision {latest} takes all traffic: {because}"),
+        );
         self.status.evidence_summary.clone_from(&because);
         self.promote(&because);
     }
@@ -72,8 +76,8 @@ impl Evaluation<'_> {
         );
         self.change_weight(100);
         self.condition(SERVING_FAILED, true, SERVING_FAILED, &message);
-        self.condition("Promoted", false, "Failed", &message);
-        self.event(true, SERVING_FAILED, message);
+        self.condition("Promoted", false, EventReason::Failed.name(), &message);
+        self.event(EventReason::ServingFailedRevision, message);
         self.open_failed(target);
     }
 
@@ -86,9 +90,9 @@ impl Evaluation<'_> {
         self.change_weight(0);
         self.status.step_started = Some(Time(self.seen.now));
         let (failed, stable) = (self.status.canary_revision.clone(), self.status.approved_revision.clone());
-        self.serves_no_more("StableIsBack");
+        self.serves_no_more(EventReason::StableIsBack.name());
         let message = format!("revision {failed} gets no traffic: pods of revision {stable} are ready again");
-        self.event(false, "StableIsBack", message);
+        self.event(EventReason::StableIsBack, message);
     }
 
     pub(super) fn open_failed(&mut self, target: &WorkloadSeen) {

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanarySteering, CanaryVerdict, OnFailure, Phase, RolloutOutcome};
+use tulle_mesh::event_reason::EventReason;
 
 use super::steps::{duration, sticky};
 use super::{Action, Evaluation};
@@ -17,13 +18,13 @@ const APPROVED_BEFORE: usize = 10;
 
 impl Evaluation<'_> {
     pub(super) fn promote(&mut self, because: &str) {
-        self.approve("Promoted", because);
+        self.approve(EventReason::Promoted, because);
     }
 
     /// The revision on trial is approved from now on. It keeps the share that it had, or gets more where more of its
     /// pods are ready, and grows from there: nobody who was given it is sent back while pods are replaced, see
     /// [`Self::follow_pods`].
-    pub(super) fn approve(&mut self, event: &'static str, because: &str) {
+    pub(super) fn approve(&mut self, event: EventReason, because: &str) {
         self.resume_clock();
         self.no_longer_late();
         self.status.phase = Phase::Promoting;
@@ -36,18 +37,18 @@ impl Evaluation<'_> {
         }
         self.status.former_revision = former;
         self.status.failed_revision.clear();
-        self.serves_no_more("Promoted");
-        self.no_longer_returning("Promoted", "the revision is promoted after all");
+        self.serves_no_more(EventReason::Promoted.name());
+        self.no_longer_returning(EventReason::Promoted.name(), "the revision is promoted after all");
         let weight = self.carried_by(&approved).max(self.status.weight);
         let kept = self.status.steering.clone().unwrap_or_default();
         self.expose(weight, Some(CanarySteering { mirror: 0, sticky: sticky(self.spec), ..kept }));
         self.status.step_started = Some(Time(self.seen.now));
         let message = match event {
-            "Approved" => because.to_owned(),
+            EventReason::Approved => because.to_owned(),
             _ => format!("revision {approved} is approved: {because}"),
         };
         self.status.approved_revision = approved;
-        self.event(false, event, message);
+        self.event(event, message);
     }
 
     pub(super) fn promoting(&mut self, target: &WorkloadSeen) {
@@ -60,8 +61,13 @@ impl Evaluation<'_> {
             self.remember(RolloutOutcome::Promoted, &because);
             self.at_rest();
             self.status.former_revision.clear();
-            self.condition("Promoted", true, "Promoted", &format!("every pod is of revision {approved}"));
-            self.no_longer_stalled("Promoted", "every pod has been replaced");
+            self.condition(
+                "Promoted",
+                true,
+                EventReason::Promoted.name(),
+                &format!("every pod is of revision {approved}"),
+            );
+            self.no_longer_stalled(EventReason::Promoted.name(), "every pod has been replaced");
         } else if self.elapsed(self.status.step_started.as_ref()) > duration(&self.spec.deadline) {
             // It is approved, and all traffic may go to it; what is left is its controller's to do.
             let of_it = target.pods.iter().filter(|pod| pod.revision == approved && pod.ready).count();
@@ -72,8 +78,8 @@ impl Evaluation<'_> {
             self.remember(RolloutOutcome::PromotionStalled, &because);
             self.at_rest();
             self.status.step_started = None;
-            self.condition("Stalled", true, "PromotionStalled", &because);
-            self.event(true, "PromotionStalled", because);
+            self.condition("Stalled", true, EventReason::PromotionStalled.name(), &because);
+            self.event(EventReason::PromotionStalled, because);
         } else {
             self.follow_pods(target);
         }
@@ -102,7 +108,7 @@ impl Evaluation<'_> {
                 "pods of revision {approved} were lost: its share falls from {}% to {fallen}%, and users are sent back to revision {former}",
                 self.status.weight
             );
-            self.event(true, "PodsLost", message);
+            self.event(EventReason::PodsLost, message);
             self.share_of_promoted(fallen);
         }
     }
@@ -145,7 +151,7 @@ impl Evaluation<'_> {
         }
         if !target.pods.iter().any(|pod| pod.revision == self.status.former_revision) {
             self.status.former_revision.clear();
-            self.no_longer_stalled("Promoted", "every pod has been replaced");
+            self.no_longer_stalled(EventReason::Promoted.name(), "every pod has been replaced");
         }
     }
 
@@ -169,12 +175,12 @@ impl Evaluation<'_> {
         let failed = self.status.canary_revision.clone();
         self.status.approved_before.retain(|before| *before != failed);
         self.remember(RolloutOutcome::Failed, &because);
-        self.condition("Promoted", false, "Failed", &because);
+        self.condition("Promoted", false, EventReason::Failed.name(), &because);
         let what = match kept {
             0 => "gets no traffic".to_owned(),
             kept => format!("keeps {kept}% of the traffic until other pods can carry it"),
         };
-        self.event(true, "Failed", format!("revision {failed} {what}: {because}"));
+        self.event(EventReason::Failed, format!("revision {failed} {what}: {because}"));
         self.status.failed_revision = failed;
     }
 

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanarySteering, OnInconclusive, Phase, Step};
+use tulle_mesh::event_reason::EventReason;
 
 use super::steps::{hold, is_pause};
 use super::{Evaluation, is_exposed};
@@ -52,7 +53,7 @@ impl Evaluation<'_> {
                 let (revision, what) = (&self.status.canary_revision, wanted.summary());
                 let message = format!("step {}: {what} to revision {revision}", self.status.step + 1);
                 self.expose(wanted.weight, wanted.steering);
-                self.event(false, "WeightChanged", message);
+                self.event(EventReason::WeightChanged, message);
             }
         } else if self.acknowledged {
             match self.status.step_started {

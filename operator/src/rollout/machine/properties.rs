@@ -269,7 +269,7 @@ fn check(
         let by_hand = after.last_action != before.last_action;
         let nothing_left = actions
             .iter()
-            .any(|action| matches!(action, Action::Event { reason: "NothingToCompareWith", .. }));
+            .any(|action| matches!(action, Action::Event { reason: EventReason::NothingToCompareWith, .. }));
         assert!(by_hand || nothing_left, "a failed verdict promotes nothing");
     }
     assert!(after.used_actions.len() <= 32 && after.history.len() <= 10);

@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
+use tulle_mesh::event_reason::EventReason;
 
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
@@ -26,8 +27,8 @@ impl Evaluation<'_> {
         self.status.history.truncate(10);
     }
 
-    pub(super) fn event(&mut self, warning: bool, reason: &'static str, message: String) {
-        self.actions.push(Action::Event { warning, reason, message });
+    pub(super) fn event(&mut self, reason: EventReason, message: String) {
+        self.actions.push(Action::Event { reason, message });
     }
 
     pub(super) fn condition(&mut self, type_: &str, holds: bool, reason: &str, message: &str) {
@@ -67,9 +68,9 @@ impl Evaluation<'_> {
             first.service, first.reason
         );
         if !self.has_condition(SPLIT, false) {
-            self.event(true, first.code, message.clone());
+            self.event(first.code, message.clone());
         }
-        self.condition(SPLIT, false, first.code, &message);
+        self.condition(SPLIT, false, first.code.name(), &message);
     }
 
     pub(super) fn summarise(&mut self) {
@@ -98,8 +99,7 @@ impl Evaluation<'_> {
                 let known = |c: &Condition| c.type_ == ACKNOWLEDGED && c.reason == reason::REFUSED;
                 if !self.status.conditions.iter().any(known) {
                     self.event(
-                        true,
-                        reason::REFUSED,
+                        EventReason::RefusedBySidecar,
                         format!("a sidecar refused the weight of {weight}: {why}"),
                     );
                 }

@@ -5,6 +5,7 @@
 //! the pods in both directions. Until the aborted revision gets nothing, the condition says how much that is and why.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tulle_mesh::event_reason::EventReason;
 
 use super::gates::name;
 use super::{Action, Evaluation};
@@ -43,8 +44,8 @@ impl Evaluation<'_> {
         if kept == 0 {
             let message =
                 format!("pods of revision {former} carry all requests; revision {aborted} gets none");
-            self.event(false, "Returned", message.clone());
-            return self.condition(RETURNING, false, "Returned", &message);
+            self.event(EventReason::Returned, message.clone());
+            return self.condition(RETURNING, false, EventReason::Returned.name(), &message);
         }
         self.show_return(target);
         if self.stable_pods(target).any(|pod| pod.ready) {

@@ -183,8 +183,9 @@ impl World {
     }
 
     fn reasons(&self) -> Vec<&'static str> {
-        let reason =
-            |action: &Action| if let Action::Event { reason, .. } = action { Some(*reason) } else { None };
+        let reason = |action: &Action| {
+            if let Action::Event { reason, .. } = action { Some(reason.name()) } else { None }
+        };
         self.actions.iter().filter_map(reason).collect()
     }
 }
@@ -277,7 +278,8 @@ fn whoever_asks_is_told_whom_the_rollout_waits_for() {
         (found.status.clone(), found.reason.clone(), found.message.clone())
     };
     assert_eq!(shown(&world), ("False".into(), "RefusedBySidecar".into(), refused.into()));
-    let told = events.iter().filter(|a| matches!(a, Action::Event { reason: "RefusedBySidecar", .. }));
+    let told =
+        events.iter().filter(|a| matches!(a, Action::Event { reason: EventReason::RefusedBySidecar, .. }));
     assert_eq!(told.count(), 1, "once, not at every look");
     world.seen.acknowledged = Acknowledgement::Complete;
     world.run(2);
@@ -456,14 +458,14 @@ fn a_bad_version_is_stopped_although_a_client_refuses_and_is_undone_without_it()
 
 #[test]
 fn where_requests_cannot_be_split_the_step_is_held_and_the_service_named() {
-    for code in ["NoSplit", "ClientsDialPods"] {
+    for code in [EventReason::NoSplit, EventReason::ClientsDialPods] {
         let mut world = World::quick();
         world.deploy("new");
         let (service, reason) = ("web".to_owned(), "it selects two workloads".to_owned());
         world.seen.obstacles = vec![SplitObstacle { service, code, reason }];
         world.run(100);
-        assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", code)));
-        assert_eq!(world.reasons().iter().filter(|reason| **reason == code).count(), 1);
+        assert_eq!((world.status.weight, world.condition("Split")), (0, ("False", code.name())));
+        assert_eq!(world.reasons().iter().filter(|reason| **reason == code.name()).count(), 1);
         world.request(CanaryAction::Promote, "1");
         world.run(1);
         assert_eq!(world.status.approved_revision, "new");

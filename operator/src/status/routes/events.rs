@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::Event;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tulle_mesh::event_reason::EventReason;
 
 use crate::model::gateway::RouteKey;
-use crate::status::recorder;
+use crate::status::{self, recorder};
 use crate::watch::gateway::resource;
 
 /// Events that wait. Beyond that they are dropped: the condition says the same.
@@ -35,20 +36,20 @@ pub struct Rejection {
     /// The version of its kind.
     pub version: &'static str,
     /// Reason of condition Accepted.
-    pub reason: String,
+    pub reason: EventReason,
     /// Message of condition Accepted.
     pub message: String,
 }
 
 /// What was published within the last [`QUIET`], by the uid of the route and the reason.
 #[derive(Debug, Default)]
-struct Recent(HashMap<(String, String), Instant>);
+struct Recent(HashMap<(String, EventReason), Instant>);
 
 impl Recent {
     /// Whether an event may be published now. If so, it counts as published.
     fn admit(&mut self, rejection: &Rejection, now: Instant) -> bool {
         self.0.retain(|_, at| now.saturating_duration_since(*at) < QUIET);
-        match self.0.entry((rejection.uid.clone(), rejection.reason.clone())) {
+        match self.0.entry((rejection.uid.clone(), rejection.reason)) {
             Entry::Occupied(_) => false,
             Entry::Vacant(entry) => {
                 entry.insert(now);
@@ -71,7 +72,7 @@ pub async fn run(client: Client, mut queued: mpsc::Receiver<Rejection>) {
             continue;
         }
         let Rejection { key, reason, message, .. } = &rejection;
-        tracing::warn!(route = %key, reason, message);
+        tracing::warn!(route = %key, reason = reason.name(), message);
         // One recorder per event: it would merge those of the same reason, and show the first message only.
         let recorder = recorder(client.clone());
         match timeout(WRITE_TIMEOUT, recorder.publish(&event(&rejection), &about(&rejection))).await {
@@ -83,13 +84,7 @@ pub async fn run(client: Client, mut queued: mpsc::Receiver<Rejection>) {
 }
 
 fn event(rejection: &Rejection) -> Event {
-    Event {
-        type_: EventType::Warning,
-        reason: rejection.reason.clone(),
-        note: Some(shorten(&rejection.message)),
-        action: "Accept".to_owned(),
-        secondary: None,
-    }
+    status::event(rejection.reason, "Accept", shorten(&rejection.message))
 }
 
 fn about(rejection: &Rejection) -> ObjectReference {
@@ -116,22 +111,22 @@ mod tests {
     #[test]
     fn a_flapping_route_gets_one_event_per_reason_in_five_minutes() {
         let (mut recent, start) = (Recent::default(), Instant::now());
-        let of = |uid: &str, reason: &str, message: &str| Rejection {
+        let of = |uid: &str, reason: EventReason, message: &str| Rejection {
             key: RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: "web".into() },
             uid: uid.to_owned(),
             version: "v1",
-            reason: reason.to_owned(),
+            reason,
             message: message.to_owned(),
         };
-        assert!(recent.admit(&of("u", "NoMatchingParent", "one"), start));
+        assert!(recent.admit(&of("u", EventReason::NoMatchingParent, "one"), start));
         for second in 1..300 {
             let now = start + Duration::from_secs(second);
-            assert!(!recent.admit(&of("u", "NoMatchingParent", &second.to_string()), now));
+            assert!(!recent.admit(&of("u", EventReason::NoMatchingParent, &second.to_string()), now));
         }
         let now = start + Duration::from_secs(299);
-        assert!(recent.admit(&of("u", "UnsupportedValue", "other"), now), "another reason");
-        assert!(recent.admit(&of("v", "NoMatchingParent", "one"), now), "another route");
-        assert!(recent.admit(&of("u", "NoMatchingParent", "one"), start + QUIET));
+        assert!(recent.admit(&of("u", EventReason::UnsupportedValue, "other"), now), "another reason");
+        assert!(recent.admit(&of("v", EventReason::NoMatchingParent, "one"), now), "another route");
+        assert!(recent.admit(&of("u", EventReason::NoMatchingParent, "one"), start + QUIET));
         assert_eq!(recent.0.len(), 3, "nothing else is kept");
     }
 
@@ -141,7 +136,7 @@ mod tests {
             key: RouteKey { kind: RouteKind::Tcp, namespace: "shop".into(), name: "web".into() },
             uid: "u".to_owned(),
             version: "v1alpha2",
-            reason: "UnsupportedValue".to_owned(),
+            reason: EventReason::UnsupportedValue,
             message: "…".repeat(LONGEST),
         };
         let about = about(&rejection);

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tulle_mesh::event_reason::EventReason;
 
 use super::events::Rejection;
 use super::times::AcknowledgeTimes;
@@ -146,11 +147,14 @@ impl RouteDecider {
             // Two parents that refuse it for one reason are one event.
             let is_told = all.iter().any(|said| said.reason == reason && said.message == message);
             let said = Said { parent: parent.reference.clone(), reason, message };
-            if !is_written && !is_told && !known.contains(&said) {
-                let (reason, message) = (said.reason.clone(), said.message.clone());
-                let (key, uid, version) = (key.clone(), record.uid.to_string(), record.version);
+            if !is_written
+                && !is_told
+                && !known.contains(&said)
+                && let Some(reason) = EventReason::from_name(&said.reason)
+            {
+                let (key, uid, message) = (key.clone(), record.uid.to_string(), said.message.clone());
                 // Full: the condition says the same.
-                let _ = events.try_send(Rejection { key, uid, version, reason, message });
+                let _ = events.try_send(Rejection { key, uid, version: record.version, reason, message });
             }
             all.push(said);
         }
@@ -239,7 +243,7 @@ fn decided(status: ParentStatus, seen: &RouteAcknowledgement) -> Vec<Decided> {
     let partially = status.partially_invalid.map(|message| Decided {
         type_: PARTIALLY_INVALID,
         status: Truth::True,
-        reason: "UnsupportedValue".into(),
+        reason: EventReason::UnsupportedValue.name().into(),
         message,
     });
     let mut conditions = vec![of(ACCEPTED, status.accepted), of(RESOLVED_REFS, status.resolved)];
@@ -254,7 +258,7 @@ fn unreadable(error: &str) -> Vec<Decided> {
     let accepted = Decided {
         type_: ACCEPTED,
         status: Truth::False,
-        reason: "UnsupportedValue".into(),
+        reason: EventReason::UnsupportedValue.name().into(),
         message: format!(
             "this operator ({version}) cannot read this route: {error}; upgrade the operator, or correct the field. The last readable version stays in force"
         ),

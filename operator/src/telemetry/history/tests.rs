@@ -317,11 +317,12 @@ proptest! {
     fn a_slot_says_what_was_counted(
         classes in proptest::array::uniform8(0_u64..1_000_000),
         buckets in proptest::collection::btree_map(0_usize..160, 1_u64..100_000, 0..160),
-        numbers in proptest::array::uniform5(any::<u32>()),
+        numbers in proptest::array::uniform6(any::<u32>()),
         reasons in proptest::collection::btree_map("[a-z]{1,9}", 1_u64..1_000, 0..5),
     ) {
-        let [sum, up, down, connections, retries] = numbers.map(u64::from);
-        let mut counts = Counts { classes, bytes_up: up, bytes_down: down, connections, retries, ..Counts::default() };
+        let [sum, up, down, connections, retries, ejections] = numbers.map(u64::from);
+        let mut counts = Counts { classes, bytes_up: up, bytes_down: down, connections, ..Counts::default() };
+        (counts.retries, counts.ejections) = (retries, ejections);
         buckets.iter().for_each(|(bucket, count)| counts.latency.add(*bucket, *count));
         counts.latency.add_sum(sum);
         reasons.iter().for_each(|(name, count)| counts.add_reason(&name.as_str().into(), *count));

@@ -105,7 +105,7 @@ async fn a_request_in_the_queue_is_refused_by_rules_that_come_meanwhile() {
         let nobody = proto::Access { has_allow: true, ..Default::default() };
         let (rules, policy) = (Access::compile(&nobody).unwrap(), "shop/nobody".to_owned());
         let (mtls, revision) = (Mtls::Permissive, String::new());
-        let access = Some(InboundAccess { rules, policy });
+        let access = Some(InboundAccess::new(rules, policy));
         // The request that held the place is broken off, and the place is free.
         let inbound = Inbound { mtls, access, shadow: None, shadow_strict: false, limits: None, revision };
         worker.config.set_inbound(inbound);

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message as _;
+use tulle_mesh::policy::Reason;
 
 use super::exposition::Span;
 use super::*;
 use crate::error::Failure;
 use crate::telemetry::MAX_SERIES;
+use crate::telemetry::rules::SectionCounts;
 
 const LABELS: &str = "direction=\"outbound\",destination_namespace=\"shop\",destination_service=\"web\",revision=\"abc\",protocol=\"http1\"";
+const RULE: &str = "policy_namespace=\"shop\",policy=\"web\",rule=\"DenyRule(0)\"";
 
 fn text(telemetry: &Telemetry) -> String {
     String::from_utf8(encode(telemetry, &[], Form::Text)).unwrap()
@@ -56,7 +59,8 @@ fn what_was_counted_is_what_is_read() {
     let gauge = telemetry.breakers.of("shop", "web");
     let ejected = [1, 2].map(|last| std::net::SocketAddr::from(([10, 0, 0, last], 80)));
     gauge.change(&[], &ejected, 0);
-    telemetry.event("policy_denied", "DenyRule");
+    telemetry.event(tulle_mesh::counted_event::PolicyDenied::DenyRule);
+    SectionCounts::new("shop/web", 1).count(&telemetry.rules, Reason::DenyRule(0), true);
     let text = text(&telemetry);
     for expected in [
         format!("tulle_requests_total{{{LABELS},status=\"2xx\"}} 1\n"),
@@ -74,6 +78,8 @@ fn what_was_counted_is_what_is_read() {
         format!("tulle_sent_bytes_total{{{LABELS}}} 10\n"),
         "tulle_ejected_endpoints{destination_namespace=\"shop\",destination_service=\"web\"} 2\n".to_owned(),
         "tulle_events_total{kind=\"policy_denied\",reason=\"DenyRule\"} 1\n".to_owned(),
+        format!("tulle_policy_verdicts_total{{{RULE},verdict=\"denied\"}} 0\n"),
+        format!("tulle_policy_verdicts_total{{{RULE},verdict=\"would_deny\"}} 1\n"),
     ] {
         assert!(text.contains(&expected), "{expected} is not in\n{text}");
     }

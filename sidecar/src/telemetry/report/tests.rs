@@ -1,24 +1,29 @@
 //! What reaches the operator of what is counted.
 
 use prost::Message as _;
+use tulle_mesh::policy::Reason;
 use tulle_mesh::proto::series_key::Direction;
 
 use super::*;
 use crate::error::Failure;
 use crate::telemetry::attempts::{AttemptKey, Attempts, Seen};
+use crate::telemetry::rules::SectionCounts;
 
 /// When every count is due, whatever the jitter.
 const LATER: Duration = Duration::from_secs(10);
 
-fn attempts(telemetry: &Telemetry, epoch: u64) -> Arc<Attempts> {
-    let key = AttemptKey {
+fn attempt_key(epoch: u64) -> AttemptKey {
+    AttemptKey {
         namespace: "shop".into(),
         canary: "web".into(),
         epoch,
         revision: "new".into(),
         pod_uid: "pod".into(),
-    };
-    telemetry.attempts_of(key).unwrap()
+    }
+}
+
+fn attempts(telemetry: &Telemetry, epoch: u64) -> Arc<Attempts> {
+    telemetry.attempts_of(attempt_key(epoch)).unwrap()
 }
 
 fn counted(report: &TelemetryReport) -> TelemetryAck {
@@ -197,6 +202,7 @@ fn everything_that_is_counted_of_a_series_is_in_its_delta() {
     series.request(&Err(Failure::UpstreamReset), None, Duration::from_millis(2), (10, 20));
     series.request(&Ok(404), None, Duration::from_millis(8), (0, 0));
     series.connection(Some(&Failure::UpstreamReset), (100, 200));
+    series.ejected();
     now += LATER;
     let second = reporter.next_report(now).unwrap();
     let reset = ReasonCount { reason: Failure::UpstreamReset.name().to_owned(), count: 2 };
@@ -210,6 +216,7 @@ fn everything_that_is_counted_of_a_series_is_in_its_delta() {
         connections: 1,
         reasons: vec![reset],
         retries: 2,
+        ejections: 1,
     };
     assert_eq!(second.series, [expected]);
 }
@@ -293,6 +300,56 @@ fn nothing_is_lost_and_nothing_counted_twice_over_reconnects_and_changes_of_the_
     }
 }
 
+/// The report as the operator decodes it.
+fn over_the_wire(report: &TelemetryReport) -> TelemetryReport {
+    TelemetryReport::decode(report.encode_to_vec().as_slice()).unwrap()
+}
+
+#[test]
+fn rules_are_named_once_and_their_counts_are_deltas_by_number() {
+    let telemetry = Arc::new(Telemetry::default());
+    let section = SectionCounts::new("shop/web", 2);
+    let count = |rule, shadow| section.count(&telemetry.rules, Reason::DenyRule(rule), shadow);
+    let mut reporter = Reporter::new(Arc::clone(&telemetry));
+    let mut now = Instant::now();
+    telemetry.outbound("shop", "api", "a", "http1").request(&Ok(200), None, Duration::ZERO, (0, 0));
+    count(0, true);
+    count(1, true);
+    count(1, false);
+    let first = over_the_wire(&reporter.next_report(now).unwrap());
+    let key = |id, rule: &str| {
+        let [namespace, policy, rule] = ["shop", "web", rule].map(str::to_owned);
+        proto::RuleKey { id, namespace, policy, rule }
+    };
+    let [one, two] = [first.keys[0].id + 1, first.keys[0].id + 2];
+    assert_eq!(
+        first.rule_keys,
+        [key(one, "DenyRule(0)"), key(two, "DenyRule(1)")],
+        "numbers of one sequence"
+    );
+    let counts = |key, denied, would_deny| proto::RuleCounts { key, denied, would_deny };
+    assert_eq!(first.rules, [counts(one, 0, 1), counts(two, 1, 1)]);
+    reporter.acknowledged(counted(&first));
+    count(1, true);
+    now += LATER;
+    let second = over_the_wire(&reporter.next_report(now).unwrap());
+    assert_eq!((second.rule_keys.len(), second.series.len()), (0, 0));
+    assert_eq!(second.rules, [counts(two, 0, 1)]);
+    reporter.acknowledged(forgotten(&second));
+    let again = reporter.next_report(now).unwrap();
+    assert_eq!((&again.rule_keys, &again.rules), (&vec![key(two, "DenyRule(1)")], &second.rules));
+    reporter.acknowledged(counted(&again));
+    now += LATER;
+    assert!(reporter.next_report(now).is_none(), "nothing was refused since");
+    count(0, true);
+    now += LATER;
+    assert_eq!(
+        reporter.next_report(now).unwrap().rule_keys,
+        [key(one, "DenyRule(0)")],
+        "the other key again"
+    );
+}
+
 #[test]
 fn a_new_certificate_is_reported_without_any_request_and_once() {
     let mut reporter = Reporter::new(Arc::default());
@@ -300,6 +357,7 @@ fn a_new_certificate_is_reported_without_any_request_and_once() {
     reporter.set_certificate(1_000);
     let first = reporter.next_report(now).unwrap();
     assert_eq!((first.certificate_not_after_unix, first.series.len()), (1_000, 0));
+    assert!(first.memory_bytes > 0, "what the process takes goes along");
     reporter.acknowledged(counted(&first));
     now += LATER;
     assert!(reporter.next_report(now).is_none());
@@ -336,4 +394,30 @@ fn a_series_of_twenty_requests_in_a_second_takes_at_most_a_hundred_bytes() {
         assert!(bytes <= 100 * all.len(), "{bytes} bytes for {} series", all.len());
         reporter.acknowledged(counted(&made));
     }
+}
+
+#[test]
+fn without_telemetry_nothing_is_counted_and_only_the_certificate_is_reported() {
+    let telemetry = Arc::new(Telemetry::new(false));
+    let all = [
+        telemetry.outbound("shop", "web", "a", "http1"),
+        telemetry.inbound("shop", "web", "a", "http2"),
+        telemetry.inbound_plain("a", "opaque"),
+    ];
+    for series in &all {
+        series.retried(1);
+        series.request(&Err(Failure::UpstreamNone), None, Duration::from_millis(1), (1, 1));
+        series.connection(Some(&Failure::UpstreamNone), (1, 1));
+        assert_eq!(Counts::of(series), Counts::default(), "{:?}", series.key);
+    }
+    assert!(telemetry.all().is_empty(), "/metrics has no series either");
+    assert!(telemetry.attempts_of(attempt_key(1)).is_none());
+    assert!(telemetry.events().is_empty(), "the table of attempts is not full");
+    let mut reporter = Reporter::new(Arc::clone(&telemetry));
+    let now = Instant::now();
+    assert!(reporter.next_report(now).is_none());
+    reporter.set_certificate(7);
+    let report = reporter.next_report(now + LATER).unwrap();
+    assert_eq!(report.certificate_not_after_unix, 7);
+    assert!(report.keys.is_empty() && report.series.is_empty() && report.attempts.is_empty(), "{report:?}");
 }

@@ -84,7 +84,8 @@ fn what_is_done_during_a_return_ends_it_or_is_refused() {
     look(&mut world);
     world.request(CanaryAction::Retry, "2");
     let actions = look(&mut world);
-    let ignored = |action: &Action| matches!(action, Action::Event { reason: "ActionIgnored", .. });
+    let ignored =
+        |action: &Action| matches!(action, Action::Event { reason: EventReason::ActionIgnored, .. });
     assert!(actions.iter().any(ignored), "{actions:?}");
     assert_eq!(world.status.weight, 75, "a trial from nought would leave one pod with everything");
     world.request(CanaryAction::Promote, "3");
@@ -105,7 +106,7 @@ fn a_promotion_that_loses_its_pods_gives_back_what_the_others_cannot_carry() {
     assert_eq!(world.status.weight, 75, "a pod that restarts sends nobody back");
     let actions = fail(&mut world, 2);
     assert_eq!(world.status.weight, 50, "one pod of each is left");
-    let lost = |action: &Action| matches!(action, Action::Event { reason: "PodsLost", .. });
+    let lost = |action: &Action| matches!(action, Action::Event { reason: EventReason::PodsLost, .. });
     assert!(actions.iter().any(lost), "{actions:?}");
     for pod in &mut world.target().pods {
         pod.containers_ready = true;

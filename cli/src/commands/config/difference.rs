@@ -1,0 +1,237 @@
+//! What a sidecar has beside what the operator knows of it, and beside the resources that it would send it now.
+//!
+//! In: two answers of the sidecar's admin port and three of the operator's query API. Out: lines. No discovery stream is
+//! opened: the operator compiles the resources for the answer.
+
+use serde::Serialize;
+use serde_json::Value;
+use tulle_mesh::ports;
+use tulle_mesh::query::{Paths, Sidecar, Sidecars};
+use tulle_mesh::resources::{self, Described, Resources};
+
+use super::compare::{Comparison, Difference, How, compare, differing};
+use super::content::Reader;
+use super::forward;
+use crate::cluster::{Context, Operator};
+use crate::commands::pods;
+use crate::exit::{self, CliError};
+use crate::output::Table;
+
+/// A line of `--diff`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Line {
+    pub(super) what: String,
+    pub(super) sidecar: String,
+    pub(super) operator: String,
+    pub(super) same: bool,
+}
+
+/// Runs `tulle config --diff`. `config` is what the sidecar answers to `/config`, `now` in Unix seconds.
+pub(super) async fn diff(
+    context: &Context,
+    namespace: &str,
+    pod: &str,
+    config: &Value,
+    now: i64,
+) -> Result<(), CliError> {
+    let operator = context.operator().await?;
+    let known: Sidecars = operator.get(Paths::SIDECARS, &[("namespace", namespace)]).await?;
+    let known = known.sidecars.into_iter().find(|known| known.namespace == namespace && known.pod == pod);
+    let Some(known) = known else {
+        let what = format!("the operator does not know the sidecar of {namespace}/{pod}, which answers");
+        return Err(CliError::failed(what).hint("tulle check says whether the operator runs"));
+    };
+    let mut lines = lines(config, &known, now);
+    match contents(context, &operator, namespace, pod).await? {
+        Contents::Compared(found) => lines.extend(found),
+        Contents::Unknown(why) => exit::note(why),
+    }
+    context.output.print(&lines, |_| {
+        let row = |line: &Line| {
+            let same = if line.same { "yes" } else { "no" };
+            vec![line.what.clone(), line.sidecar.clone(), line.operator.clone(), same.to_owned()]
+        };
+        Table { headers: vec!["WHAT", "SIDECAR", "OPERATOR", "SAME"], rows: lines.iter().map(row).collect() }
+    })
+}
+
+/// What the sidecar has, beside what the operator knows of it. `now` in Unix seconds.
+pub(super) fn lines(config: &Value, known: &Sidecar, now: i64) -> Vec<Line> {
+    let connection = |is: bool| if is { "connected" } else { "not connected" }.to_owned();
+    let line = |what: &str, sidecar: String, operator: String| {
+        let same = sidecar == operator;
+        Line { what: what.to_owned(), sidecar, operator, same }
+    };
+    let version = config.get("version").and_then(Value::as_str).unwrap_or("-").to_owned();
+    let is_connected = config.get("operatorConnected").and_then(Value::as_bool).unwrap_or(false);
+    let not_after = config.get("certificateNotAfter").and_then(Value::as_i64);
+    let mut lines = vec![
+        line(
+            "version",
+            version,
+            if known.version.is_empty() { "-".to_owned() } else { known.version.clone() },
+        ),
+        line("stream", connection(is_connected), connection(known.connected)),
+        line("certificate", pods::left(not_after, now), pods::left(known.certificate_not_after, now)),
+        line(
+            "resources",
+            format!("{} acknowledged", known.acknowledged),
+            match known.behind_seconds {
+                Some(behind) => format!("{} sent, the oldest waits for {behind} s", known.resources),
+                None => format!("{} sent", known.resources),
+            },
+        ),
+    ];
+    if let Some(resources) = lines.last_mut() {
+        resources.same = known.acknowledged == known.resources;
+    }
+    let refused = known.refused.iter().map(|why| Line {
+        what: "refused".to_owned(),
+        sidecar: why.clone(),
+        operator: "sent".to_owned(),
+        same: false,
+    });
+    lines.extend(refused);
+    lines
+}
+
+/// Whether the contents could be compared.
+enum Contents {
+    /// They were.
+    Compared(Vec<Line>),
+    /// One side does not show them; why not.
+    Unknown(&'static str),
+}
+
+async fn contents(
+    context: &Context,
+    operator: &Operator,
+    namespace: &str,
+    pod: &str,
+) -> Result<Contents, CliError> {
+    let client = context.streams().await?;
+    let sidecar = forward::find(&client, namespace, pod, ports::ADMIN, resources::PATH).await?;
+    let Some(sidecar) = sidecar else {
+        return Ok(Contents::Unknown(
+            "the contents of resources are not compared: the sidecar is of an earlier version, which does not show them; restart the pod to update it",
+        ));
+    };
+    let sidecar: Resources = serde_json::from_slice(&sidecar).map_err(|error| {
+        CliError::failed(format!("the sidecar of {namespace}/{pod} answers with invalid JSON: {error}"))
+    })?;
+    let mut parameters = vec![("namespace", namespace), ("pod", pod)];
+    let mut there: Resources = match operator.get::<Resources>(Paths::RESOURCES, &parameters).await {
+        Err(error) if is_unknown_path(&error) => {
+            return Ok(Contents::Unknown(
+                "the contents of resources are not compared: the operator is of an earlier version, which does not answer them; tulle upgrade",
+            ));
+        }
+        answer => answer?,
+    };
+    let asked = differing(&sidecar.resources, &there.resources);
+    if !asked.is_empty() {
+        parameters.extend(asked.iter().map(|key| ("resource", key.as_str())));
+        // All of it anew: what has changed in between is not compared with what was before.
+        there = operator.get(Paths::RESOURCES, &parameters).await?;
+    }
+    let reader = Reader::new();
+    let comparison = compare(&sidecar.resources, &there.resources, |described| reader.read(described));
+    Ok(Contents::Compared(shown(&comparison, &sidecar.resources, &there.resources)))
+}
+
+/// Whether an operator answers so that does not have a path.
+fn is_unknown_path(error: &CliError) -> bool {
+    let CliError::Failed { what, .. } = error else { return false };
+    what.starts_with("unknown path") || what.ends_with("it is older than this program")
+}
+
+/// A line that counts, and one for each difference.
+pub(super) fn shown(comparison: &Comparison, sidecar: &[Described], operator: &[Described]) -> Vec<Line> {
+    let count = |resources: &[Described]| format!("{} resources", resources.len());
+    let mut lines = vec![Line {
+        what: "contents".to_owned(),
+        sidecar: count(sidecar),
+        operator: count(operator),
+        same: comparison.differences.is_empty(),
+    }];
+    for difference in &comparison.differences {
+        lines.extend(lines_of(difference));
+    }
+    if comparison.more > 0 {
+        lines.push(differs(format!("and {} more resources", comparison.more), "-", "-"));
+    }
+    lines
+}
+
+fn lines_of(Difference { resource, how }: &Difference) -> Vec<Line> {
+    match how {
+        How::OnlySidecar => vec![differs(resource.clone(), "present", "absent")],
+        How::OnlyOperator => vec![differs(resource.clone(), "absent", "present")],
+        How::Versions { sidecar, operator } => {
+            let what = format!("{resource}: content not shown");
+            vec![differs(what, &format!("version {sidecar}"), &format!("version {operator}"))]
+        }
+        How::Fields { fields, more } => {
+            let field = |path: &str, sidecar: &str, operator: &str| {
+                differs(format!("{resource}: {path}"), sidecar, operator)
+            };
+            let found = fields.iter().map(|found| field(&found.path, &found.sidecar, &found.operator));
+            let rest = (*more > 0).then(|| field(&format!("and {more} more fields"), "-", "-"));
+            found.chain(rest).collect()
+        }
+    }
+}
+
+fn differs(what: String, sidecar: &str, operator: &str) -> Line {
+    Line { what, sidecar: sidecar.to_owned(), operator: operator.to_owned(), same: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compare::Field;
+    use super::*;
+
+    fn difference(resource: &str, how: How) -> Difference {
+        Difference { resource: resource.to_owned(), how }
+    }
+
+    #[test]
+    fn each_difference_is_a_line_and_what_is_left_out_is_counted() {
+        let field = Field { path: "mtls.mode".into(), sidecar: "OFF".into(), operator: "STRICT".into() };
+        let versions = How::Versions { sidecar: "a".into(), operator: "b".into() };
+        let comparison = Comparison {
+            differences: vec![
+                difference("mtls", How::Fields { fields: vec![field], more: 2 }),
+                difference("route 10.0.0.1:80", How::OnlySidecar),
+                difference("route 10.0.0.2:80", How::OnlyOperator),
+                difference("route 10.0.0.3:80", versions),
+            ],
+            more: 7,
+        };
+        let lines = shown(&comparison, &[Described::default()], &[]);
+        let rows: Vec<_> = lines.iter().map(|l| (&*l.what, &*l.sidecar, &*l.operator)).collect();
+        let expected = [
+            ("contents", "1 resources", "0 resources"),
+            ("mtls: mtls.mode", "OFF", "STRICT"),
+            ("mtls: and 2 more fields", "-", "-"),
+            ("route 10.0.0.1:80", "present", "absent"),
+            ("route 10.0.0.2:80", "absent", "present"),
+            ("route 10.0.0.3:80: content not shown", "version a", "version b"),
+            ("and 7 more resources", "-", "-"),
+        ];
+        assert_eq!(rows, expected);
+        assert!(lines.iter().all(|line| !line.same));
+        assert!(shown(&Comparison::default(), &[], &[]).iter().all(|line| line.same));
+    }
+
+    #[test]
+    fn an_earlier_operator_is_told_from_a_refusal() {
+        for (what, expected) in [
+            ("unknown path; this operator answers /api/v1/stat", true),
+            ("the operator does not know /api/v1/resources: it is older than this program", true),
+            ("system:serviceaccount:shop:default may not see namespace payments", false),
+        ] {
+            assert_eq!(is_unknown_path(&CliError::failed(what)), expected, "{what}");
+        }
+    }
+}
