@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use tulle_mesh::check::age;
+
 /// What is printed for a number that is not known.
 pub const UNKNOWN: &str = "-";
 
@@ -41,6 +43,11 @@ pub fn count(count: u64) -> String {
     scaled(count as f64, ["", "k", "M", "G", "T"])
 }
 
+/// Bytes: `512B`, `9.4MB`.
+pub fn bytes(bytes: u64) -> String {
+    scaled(bytes as f64, ["B", "kB", "MB", "GB", "TB"])
+}
+
 /// Bytes per second: `512B/s`, `1.2kB/s`.
 pub fn bytes_per_second(bytes: u64, seconds: u64) -> String {
     let rate = bytes as f64 / seconds.max(1) as f64;
@@ -61,22 +68,6 @@ fn scaled(number: f64, units: [&str; 5]) -> String {
         unit = next;
     }
     if fraction && number < 9.95 { format!("{number:.1}{unit}") } else { format!("{number:.0}{unit}") }
-}
-
-/// A duration as kubectl prints ages: `42s`, `5m12s`, `37m`, `3h5m`, `26h`, `12d`.
-pub fn age(age: Duration) -> String {
-    let seconds = age.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 if seconds.is_multiple_of(60) => format!("{minutes}m"),
-        120..600 => format!("{minutes}m{}s", seconds % 60),
-        600..10_800 => format!("{minutes}m"),
-        10_800..28_800 if minutes % 60 == 0 => format!("{hours}h"),
-        10_800..28_800 => format!("{hours}h{}m", minutes % 60),
-        28_800..172_800 => format!("{hours}h"),
-        _ => format!("{days}d"),
-    }
 }
 
 /// Reads a duration with units: `500ms`, `60s`, `1h30m`, `2d`. For clap's `value_parser`.
@@ -160,6 +151,7 @@ mod tests {
         }
         assert_eq!(count(7), "7");
         assert_eq!(count(1_234), "1.2k");
+        assert_eq!([bytes(512), bytes(9_437_184), bytes(31_000_000)], ["512B", "9.4MB", "31MB"]);
         assert_eq!(bytes_per_second(60 * 512, 60), "512B/s");
         assert_eq!(bytes_per_second(72_000, 60), "1.2kB/s");
         assert_eq!(bytes_per_second(10, 0), "10B/s", "a window of no length divides by nothing");

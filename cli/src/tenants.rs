@@ -5,6 +5,7 @@
 
 use kube::Client;
 use serde_json::Value;
+pub use tulle_mesh::check::some_of;
 
 use crate::manifests::DEPLOYMENTS;
 use crate::objects::{self, Kind, Read, label, name, text};
@@ -14,8 +15,6 @@ pub const PART_OF: &str = "app.kubernetes.io/part-of";
 /// What makes a namespace somebody's.
 const WORKLOADS: [Kind; 5] =
     [objects::DEPLOYMENT, objects::STATEFUL_SET, objects::DAEMON_SET, objects::POD, objects::VOLUME_CLAIM];
-/// Names that a sentence lists; the others are counted.
-const LISTED: usize = 5;
 
 /// Whether a namespace carries the label of the manifests.
 pub fn is_labelled(namespace: &Value) -> bool {
@@ -43,15 +42,6 @@ pub fn foreign(workloads: &[Value]) -> Vec<String> {
     };
     let others = workloads.iter().filter(|object| !is_own(object));
     others.map(|object| format!("{}/{}", text(object, "/kind"), name(object))).collect()
-}
-
-/// `Deployment/web, Pod/web-1 and 3 more`.
-pub fn some_of(names: &[String]) -> String {
-    let listed = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(LISTED) {
-        0 => listed,
-        more => format!("{listed} and {more} more"),
-    }
 }
 
 #[cfg(test)]

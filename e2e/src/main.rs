@@ -91,7 +91,7 @@ enum Command {
         /// Number of rounds; the medians are printed. 3, or 1 with --only.
         #[arg(long)]
         rounds: Option<usize>,
-        /// Measures only this, in one to two minutes.
+        /// Measures only this, in one to three minutes.
         #[arg(long, conflicts_with = "instructions")]
         only: Option<bench::Only>,
         /// Counts the sidecars' instructions per request instead, which other load on the machine does not change.

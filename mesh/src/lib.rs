@@ -21,12 +21,14 @@
 //!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
 //!   features   names of what a resource may require of a sidecar
 //!   proto      messages of the discovery protocol, generated from proto/
+//!   check      the checks of `tulle check`, as far as the operator's page makes them too
 //!   health     the gRPC health protocol, generated from proto/
 //!   otlp       what a collector of traces takes, generated from proto/
 //! ```
 #![deny(missing_docs)]
 
 pub mod canonical;
+pub mod check;
 pub mod counted_event;
 pub mod denial;
 pub mod event_reason;

@@ -10,6 +10,12 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use evidence::{Evidence, EvidenceTest, PodAttempts, VersionAttempts};
+pub use routes::{RouteBackend, RouteRow, Routes, RuleName};
+
+mod evidence;
+mod routes;
+
 /// The audience of tokens that the operator takes here.
 pub const AUDIENCE: &str = "tulle.dev/query";
 /// The service account in the operator's namespace whose token shows every namespace.
@@ -39,6 +45,8 @@ impl Paths {
     pub const STAT: &'static str = "/api/v1/stat";
     /// [`Edges`]; parameters `namespace`, `window`.
     pub const EDGES: &'static str = "/api/v1/edges";
+    /// [`Routes`]; parameters `namespace` (of the Services that routes are attached to), `window`.
+    pub const ROUTES: &'static str = "/api/v1/routes";
     /// [`Timeline`]; parameters `namespace`, `name` (of a workload), `window`.
     pub const TIMELINE: &'static str = "/api/v1/timeline";
     /// [`Sidecars`]; parameter `namespace`.
@@ -96,6 +104,8 @@ pub struct Golden {
     /// The part of the requests that did not fail, 0 to 1, without those that were denied or abandoned; `None`: there
     /// were none.
     pub success: Option<f64>,
+    /// The same of attempts: each retry follows an attempt that failed.
+    pub attempt_success: Option<f64>,
     /// Latencies in milliseconds.
     pub p50_ms: Option<f64>,
     /// The same.
@@ -104,6 +114,9 @@ pub struct Golden {
     pub p99_ms: Option<f64>,
     /// Attempts beyond the first of each request.
     pub retries: u64,
+    /// Requests and connections that were given up because a time of theirs was over: reasons `UpstreamTimeout`,
+    /// `DeadlineExceeded`, `IdleTimeout` and `Timeout`.
+    pub timeouts: u64,
     /// Failures by reason, the most frequent first.
     pub reasons: Vec<Reason>,
     /// Opaque connections that have ended.
@@ -190,10 +203,25 @@ pub struct Edge {
     pub source: Party,
     /// Who serves.
     pub destination: Party,
+    /// The port of the Service; absent: it is not known, because the Service has several, or it is not a Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// `http1`, `http2` or `opaque`.
     pub protocol: String,
     /// Whether mTLS secures it.
     pub mtls: bool,
+    /// SPIFFE IDs of the client's pods; empty without mTLS, and where no such pod is left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub client_ids: Vec<String>,
+    /// The same of the server's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub server_ids: Vec<String>,
+    /// Zones of the nodes that the client's pods run on. Which of them sent what is not counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub client_zones: Vec<String>,
+    /// The same of the server's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub server_zones: Vec<String>,
     /// What was counted, by the client's sidecar where it has one.
     pub golden: Golden,
 }
@@ -246,6 +274,12 @@ pub struct Sidecar {
     pub refused: Vec<String>,
     /// When its certificate ends, in Unix seconds.
     pub certificate_not_after: Option<i64>,
+    /// The pod of the operator's replica that its stream is connected to. A replica that does not lead knows its own
+    /// streams only.
+    pub operator: Option<String>,
+    /// Resident memory of its process in bytes, when it last reported counts or a new certificate; absent: a version
+    /// that does not report it.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Sidecars, by namespace and name.
@@ -380,95 +414,6 @@ pub struct Diff {
     pub window: u64,
     /// As in [`Stat`].
     pub lost: u64,
-}
-
-/// What the judge of a Canary decides by, at present.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Evidence {
-    /// The Canary's namespace.
-    pub namespace: String,
-    /// The Canary's name.
-    pub name: String,
-    /// Whether the replica that answers leads. Only the leader has the block that is running and its pods; another replica
-    /// answers with what was last written to the status.
-    pub leader: bool,
-    /// The version of the shares that sidecars choose pods by. Attempts of another epoch are not evidence.
-    pub epoch: u64,
-    /// Blocks of ten seconds that have ended in this rollout, or in the last one.
-    pub blocks: u64,
-    /// When the running block began, in Unix seconds; `None`: none is running.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub block_start: Option<i64>,
-    /// Attempts at the new version in this rollout, the running block included.
-    pub canary: VersionAttempts,
-    /// The same of the stable version, over the same seconds.
-    pub stable: VersionAttempts,
-    /// Attempts at each pod in the running block, by version and name.
-    pub pods: Vec<PodAttempts>,
-    /// The comparisons that may fail or hold the rollout, the running block included.
-    pub tests: Vec<EvidenceTest>,
-    /// The last verdict: `Undecided`, `Pass`, `Fail`, `Inconclusive` or `FailedBefore`; empty: nothing was judged. It and
-    /// its sentence are written to the status every few seconds, so the counts may be newer.
-    pub verdict: String,
-    /// Why, as a sentence.
-    pub because: String,
-}
-
-/// Attempts at the pods of one version.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct VersionAttempts {
-    /// Its revision; empty: no rollout is in progress.
-    pub revision: String,
-    /// Attempts, without those at pods in their warm-up.
-    pub attempts: u64,
-    /// Of these: 5xx, gRPC server errors, resets, and those without an answer.
-    pub failures: u64,
-    /// Of the failures: those that did not reach the application.
-    pub unreached: u64,
-    /// Attempts that were answered with 4xx. They are not failures.
-    pub client_errors: u64,
-}
-
-/// Attempts at one pod in the running block.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodAttempts {
-    /// The pod's name; of one that has gone, its uid.
-    pub name: String,
-    /// `canary` or `stable`.
-    pub version: String,
-    /// Its revision.
-    pub revision: String,
-    /// As in [`VersionAttempts`].
-    pub attempts: u64,
-    /// As in [`VersionAttempts`].
-    pub failures: u64,
-    /// As in [`VersionAttempts`].
-    pub unreached: u64,
-    /// As in [`VersionAttempts`].
-    pub client_errors: u64,
-    /// Time to the head of the answer, in milliseconds; `None`: none was answered.
-    pub p50_ms: Option<f64>,
-    /// The same.
-    pub p95_ms: Option<f64>,
-    /// The same.
-    pub p99_ms: Option<f64>,
-}
-
-/// How far a comparison has come.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct EvidenceTest {
-    /// `errors`, `alone`, `latency`, `latencyP90`, `clientErrors`, `successRate` or `p99`.
-    pub name: String,
-    /// Odds that the new version is worse, to 1, up to 10^12; `None`: nothing was compared.
-    pub odds: Option<f64>,
-    /// The odds at which the judge is certain.
-    pub certain: f64,
-    /// Blocks of ten seconds since the first that was compared.
-    pub blocks: u32,
 }
 
 /// A line of a tap.

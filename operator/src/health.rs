@@ -94,6 +94,7 @@ fn gather(health: &Health) -> Metrics {
     Metrics {
         leader: health.leadership.borrow().mine,
         sidecars: health.acks.connected(),
+        opened_streams: health.acks.opened_streams(),
         pods_without_sidecar,
         refusals: health.aggregates.refusals(),
         requests: health.aggregates.all().into_iter().map(|(to, counts, _)| (to, counts)).collect(),

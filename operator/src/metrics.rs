@@ -26,6 +26,8 @@ pub struct Metrics {
     pub leader: bool,
     /// Sidecars that are connected, as far as this replica knows.
     pub sidecars: usize,
+    /// Discovery streams that this replica has served.
+    pub opened_streams: u64,
     /// Pods without the sidecar that their namespace asks for.
     pub pods_without_sidecar: usize,
     /// Refused calls: kind of call, reason, and number.
@@ -126,6 +128,14 @@ impl Collector for Metrics {
         for (name, help, value) in [leader, sidecars, uninjected] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
+        encoder
+            .encode_descriptor(
+                "tulle_operator_discovery_streams",
+                "Discovery streams that sidecars have opened.",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, u64>(&self.opened_streams, None)?;
         let mut refusals = encoder.encode_descriptor(
             "tulle_operator_refusals",
             "Calls that were refused.",
@@ -185,16 +195,17 @@ mod tests {
     use super::*;
     use crate::status::routes::times::AcknowledgeTimes;
 
-    #[test]
-    fn the_text_names_every_metric_as_dashboards_know_it() {
+    /// One value of every metric.
+    fn sample() -> Metrics {
         let destination =
             Destination { namespace: "shop".into(), service: "web".into(), revision: "r1".into() };
         let rule = RuleId { policy: ("shop".into(), "web".into()), rule: "DenyRule(0)".into() };
         let times = AcknowledgeTimes::default();
         times.observe(Duration::from_millis(125));
-        let metrics = Metrics {
+        Metrics {
             leader: true,
             sidecars: 3,
+            opened_streams: 5,
             pods_without_sidecar: 1,
             refusals: vec![(("certificate", "OtherPod"), 2)],
             requests: vec![(destination, Counts { requests: 10, failures: 4 })],
@@ -216,7 +227,11 @@ mod tests {
                 },
             ],
             routes_acknowledged: times.snapshot(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_text_names_every_metric_as_dashboards_know_it() {
         let expected = r#"# HELP tulle_operator_leader Whether this replica leads.
 # TYPE tulle_operator_leader gauge
 tulle_operator_leader 1
@@ -226,6 +241,9 @@ tulle_operator_sidecars 3
 # HELP tulle_operator_pods_without_sidecar Pods without the sidecar that their namespace asks for.
 # TYPE tulle_operator_pods_without_sidecar gauge
 tulle_operator_pods_without_sidecar 1
+# HELP tulle_operator_discovery_streams Discovery streams that sidecars have opened.
+# TYPE tulle_operator_discovery_streams counter
+tulle_operator_discovery_streams_total 5
 # HELP tulle_operator_refusals Calls that were refused.
 # TYPE tulle_operator_refusals counter
 tulle_operator_refusals_total{what="certificate",reason="OtherPod"} 2
@@ -265,7 +283,7 @@ tulle_operator_route_acknowledged_seconds_bucket{le="10.0"} 1
 tulle_operator_route_acknowledged_seconds_bucket{le="+Inf"} 1
 # EOF
 "#;
-        assert_eq!(metrics.into_text().unwrap(), expected);
+        assert_eq!(sample().into_text().unwrap(), expected);
     }
 
     #[test]

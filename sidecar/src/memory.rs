@@ -1,4 +1,4 @@
-//! Memory that is free goes back to the system, also in a sidecar that has nothing to do.
+//! How much memory the sidecar has. What is free of it goes back to the system, also if there is nothing to do.
 //!
 //! jemalloc gives back what has been free for five seconds, but looks at its clock only while it is used: what a burst
 //! has left would stay for as long as the pod is idle.
@@ -22,6 +22,18 @@ pub async fn give_back() {
     }
 }
 
+/// Resident memory of this process in bytes. `None`: the system does not say.
+pub fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    kilobytes(&status)?.checked_mul(1024)
+}
+
+/// The value of `VmRSS` in a process's status, which is in units of 1,024 bytes.
+fn kilobytes(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    value.trim().strip_suffix("kB")?.trim_end().parse().ok()
+}
+
 /// Gives back everything that is free now.
 fn purge() -> Result<()> {
     let arenas: u32 = "arenas.narenas\0".name().read()?;
@@ -40,6 +52,14 @@ fn purge() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_memory_of_a_process_is_more_than_a_megabyte_and_less_than_all() {
+        let bytes = resident().unwrap();
+        assert!((1 << 20..1 << 40).contains(&bytes), "{bytes}");
+        assert_eq!(kilobytes("VmHWM:\t  9000 kB\nVmRSS:\t    7212 kB\n"), Some(7_212));
+        assert_eq!(kilobytes("VmHWM:\t  9000 kB\n"), None);
+    }
 
     #[test]
     fn the_time_of_decay_is_what_it_was_after_free_memory_was_given_back() {

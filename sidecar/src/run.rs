@@ -25,7 +25,7 @@ use crate::config::store::Wanted;
 use crate::config::{ConfigStore, client, identity};
 use crate::listen::Descriptors;
 use crate::liveness::Heartbeats;
-use crate::settings::{Settings, SourceAddress};
+use crate::settings::{Settings, SourceAddress, env};
 use crate::telemetry::{Limited, Telemetry};
 use crate::tls::TlsStore;
 use crate::worker::Worker;
@@ -48,7 +48,14 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let stop = CancellationToken::new();
     let count = settings.workers.max(1);
     let heartbeats = Arc::new(Heartbeats::new(count));
-    let telemetry = Arc::<Telemetry>::default();
+    if !settings.telemetry {
+        tracing::warn!(
+            "{}=off: requests and connections of this pod are not counted, so the operator shows none of them, and its \
+             attempts are no evidence of a Canary",
+            env::TELEMETRY
+        );
+    }
+    let telemetry = Arc::new(Telemetry::new(settings.telemetry));
     // Before there are other threads, which inherit the capability.
     let unable = preserve_source_address(&settings, &telemetry);
     let parts = Parts {

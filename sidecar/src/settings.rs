@@ -34,6 +34,9 @@ pub mod env {
     /// Not written by the webhook: features to have, comma separated, instead of all that this build has. What
     /// a sidecar without the others would refuse, this one refuses too: a way to try an upgrade.
     pub const FEATURES: &str = "TULLE_FEATURES";
+    /// Not written by the webhook: `on` or `off`, whether requests and connections are counted; `on` unless it is set.
+    /// For measurements of what counting costs.
+    pub const TELEMETRY: &str = "TULLE_TELEMETRY";
 }
 
 /// Whose address the application sees as that of its client.
@@ -75,6 +78,8 @@ pub struct Settings {
     pub source_address: SourceAddress,
     /// What resources may require of this sidecar.
     pub features: Vec<&'static str>,
+    /// Whether requests and connections are counted.
+    pub telemetry: bool,
 }
 
 impl Settings {
@@ -112,8 +117,13 @@ impl Settings {
             Ok(text) => source_address(&text)?,
             Err(_) => SourceAddress::default(),
         };
+        let telemetry = match std::env::var(env::TELEMETRY) {
+            Ok(text) => telemetry(&text)?,
+            Err(_) => true,
+        };
         Ok(Self {
             features,
+            telemetry,
             source_address,
             pod_name: read(env::POD_NAME)?,
             pod_namespace: read(env::POD_NAMESPACE)?,
@@ -148,6 +158,14 @@ fn source_address(text: &str) -> Result<SourceAddress> {
     }
 }
 
+fn telemetry(text: &str) -> Result<bool> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => bail!("{} must be on or off, not {text:?}", env::TELEMETRY),
+    }
+}
+
 #[cfg(test)]
 impl Settings {
     /// The settings of a pod in namespace `shop` whose uid is its name.
@@ -166,6 +184,7 @@ impl Settings {
             workers: 1,
             source_address: SourceAddress::Sidecar,
             features: Vec::new(),
+            telemetry: true,
         }
     }
 }
@@ -179,5 +198,14 @@ mod tests {
         assert_eq!(source_address("preserve").unwrap(), SourceAddress::Preserve);
         assert_eq!(source_address("sidecar").unwrap(), SourceAddress::default());
         assert!(source_address("Preserve").unwrap_err().to_string().contains("TULLE_SOURCE_ADDRESS"));
+    }
+
+    #[test]
+    fn a_misspelled_off_stops_the_sidecar_instead_of_measuring_what_should_be_off() {
+        assert!(telemetry("on").unwrap());
+        assert!(!telemetry("off").unwrap());
+        for text in ["", "Off", "false", "0"] {
+            assert!(telemetry(text).unwrap_err().to_string().contains("TULLE_TELEMETRY"), "{text:?}");
+        }
     }
 }

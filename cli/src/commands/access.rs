@@ -26,12 +26,18 @@ enum Question {
         /// NAME, KIND/NAME or NAMESPACE/NAME of a workload or Service
         #[arg(value_name = "DST")]
         destination: String,
+        /// The time whose requests are counted, from 10s to 6h
+        #[arg(long, default_value = "1h", value_parser = human::duration)]
+        window: Duration,
     },
     /// What a workload can reach, in all namespaces: needs -A
     WhatCan {
         /// NAMESPACE/NAME of a workload or pod
         #[arg(value_name = "SRC")]
         source: String,
+        /// The time whose requests are counted, from 10s to 6h
+        #[arg(long, default_value = "1h", value_parser = human::duration)]
+        window: Duration,
     },
     /// Print policies in Shadow mode that allow the recent traffic to workloads without access rules, and no other
     Suggest {
@@ -48,23 +54,39 @@ enum Question {
 /// The operator cannot answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     match args.question {
-        Question::WhoCan { destination: named } => {
+        Question::WhoCan { destination: named, window } => {
             let (namespace, name) = server(&named, context.namespace())?;
             visible(context, &namespace)?;
-            let found = ask(context, &[("namespace", &namespace), ("name", &name), ("who", "can")]).await?;
-            context.output.print(&found, |wide| table(&found, wide))
+            can(context, "who", &namespace, &name, window).await
         }
-        Question::WhatCan { source } => {
+        Question::WhatCan { source, window } => {
             if context.namespace().is_some() {
                 let why = "what a workload can reach is decided in every namespace: add -A, and write NAMESPACE/NAME";
                 return Err(CliError::Usage(why.to_owned()));
             }
             let (namespace, name) = workload(&source, None)?;
-            let found = ask(context, &[("namespace", &namespace), ("name", &name), ("what", "can")]).await?;
-            context.output.print(&found, |wide| table(&found, wide))
+            can(context, "what", &namespace, &name, window).await
         }
         Question::Suggest { window } => suggest(context, window).await,
     }
+}
+
+/// Prints who can reach a workload, or what it can reach.
+async fn can(
+    context: &Context,
+    direction: &str,
+    namespace: &str,
+    name: &str,
+    asked: Duration,
+) -> Result<(), CliError> {
+    let window = stat::window(asked)?;
+    let parameters =
+        [("namespace", namespace), ("name", name), (direction, "can"), ("window", window.as_str())];
+    let found = ask(context, &parameters).await?;
+    for note in stat::notes(asked.as_secs(), found.window, found.lost) {
+        crate::exit::note(&format!("note: {note}"));
+    }
+    context.output.print(&found, |wide| table(&found, wide))
 }
 
 /// Namespace and name of a workload or Service.
@@ -162,7 +184,7 @@ fn table(found: &Access, wide: bool) -> Table {
     if wide {
         headers.push("KIND");
     }
-    headers.extend(["METHODS", "PATHS", "ALLOWED BY", "LAST HOUR"]);
+    headers.extend(["METHODS", "PATHS", "ALLOWED BY", "SEEN"]);
     Table { headers, rows: found.rows.iter().map(row).collect() }
 }
 
@@ -189,8 +211,9 @@ mod tests {
 
     fn window_of(line: &[&str]) -> Duration {
         match Line::try_parse_from(line).ok().unwrap().args.question {
-            Question::Suggest { window } => window,
-            other => panic!("{other:?}"),
+            Question::Suggest { window }
+            | Question::WhoCan { window, .. }
+            | Question::WhatCan { window, .. } => window,
         }
     }
 
@@ -200,6 +223,18 @@ mod tests {
         let hour = window_of(&["access", "suggest", "--window", "1h"]);
         assert_eq!(stat::window(hour), Ok("3600".to_owned()));
         assert!(Line::try_parse_from(["access", "suggest", "--window", "60"]).is_err());
+    }
+
+    #[test]
+    fn requests_are_counted_over_an_hour_unless_the_user_says_otherwise() {
+        for [question, name] in [["who-can", "web"], ["what-can", "shop/web"]] {
+            assert_eq!(stat::window(window_of(&["access", question, name])), Ok("3600".to_owned()));
+            let long = window_of(&["access", question, name, "--window", "6h"]);
+            assert_eq!(stat::window(long), Ok("21600".to_owned()));
+            let longer = window_of(&["access", question, name, "--window", "7h"]);
+            assert_eq!(stat::window(longer).unwrap_err().code(), 2);
+        }
+        assert_eq!(table(&Access::default(), false).headers.last(), Some(&"SEEN"));
     }
 
     #[test]

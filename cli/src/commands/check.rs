@@ -4,9 +4,10 @@
 //!   gather    reads the cluster into facts
 //!   facts     what was observed, and what could not be read
 //!   judge     facts in, findings out; pure
-//!   finding   the checks with their numbers, and what one has found
+//!   finding   findings about what could not be read
 //!   render    findings as text and as JSON
 //! ```
+//! The checks with their numbers, and the judgement of what the operator's page looks at too, are in `tulle_mesh::check`.
 //! It changes nothing, goes on when something cannot be read, and needs nothing but the cluster.
 
 mod facts;
@@ -21,8 +22,8 @@ mod tests;
 
 use std::time::Duration;
 
-pub use finding::{Finding, Outcome};
 pub use render::Report;
+use tulle_mesh::check::{Outcome, ROOT_ENDS_SOON};
 
 use crate::cluster::Context;
 use crate::exit::CliError;
@@ -57,7 +58,7 @@ pub struct Args {
 
 impl Default for Args {
     fn default() -> Self {
-        let certs_within = Duration::from_secs(720 * 3600);
+        let certs_within = Duration::from_secs(ROOT_ENDS_SOON.unsigned_abs());
         Self { pre: false, fail_on: FailOn::Error, certs_within, short: false }
     }
 }

@@ -46,16 +46,18 @@ pub async fn ask(operator: &Operator, namespace: Option<&str>, window: &str) -> 
 }
 
 fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) -> Table {
-    let mut headers = vec!["SRC", "DST", "PROTO", "MTLS", "RPS", "SUCCESS", "P99"];
+    let mut headers = vec!["SRC", "DST", "PORT", "PROTO", "MTLS", "RPS", "SUCCESS", "P99"];
     if wide {
-        headers.extend(["WORST", "CONNS", "IN", "OUT"]);
+        headers.extend(["WORST", "CONNS", "IN", "OUT", "ZONE", "CLIENT-ID", "SERVER-ID"]);
     }
-    let rows = edges.edges.iter().map(|Edge { source, destination, protocol, mtls, golden }| {
+    let rows = edges.edges.iter().map(|edge| {
+        let golden = &edge.golden;
         let mut cells = vec![
-            party(source, namespace),
-            party(destination, namespace),
-            protocol.clone(),
-            if *mtls { "yes" } else { "no" }.to_owned(),
+            party(&edge.source, namespace),
+            party(&edge.destination, namespace),
+            edge.port.map_or_else(|| human::UNKNOWN.to_owned(), |port| port.to_string()),
+            edge.protocol.clone(),
+            if edge.mtls { "yes" } else { "no" }.to_owned(),
             human::rate(golden.rps),
             stat::success(golden, output),
             human::millis(golden.p99_ms),
@@ -66,11 +68,26 @@ fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) ->
                 human::count(golden.connections),
                 human::bytes_per_second(golden.bytes_up, edges.window),
                 human::bytes_per_second(golden.bytes_down, edges.window),
+                zones(edge),
+                list(&edge.client_ids),
+                list(&edge.server_ids),
             ]);
         }
         cells
     });
     Table { rows: rows.collect(), headers }
+}
+
+/// The zones of the pods at both ends: `eu-a > eu-a,eu-b`.
+fn zones(edge: &Edge) -> String {
+    if edge.client_zones.is_empty() && edge.server_zones.is_empty() {
+        return human::UNKNOWN.to_owned();
+    }
+    format!("{} > {}", list(&edge.client_zones), list(&edge.server_zones))
+}
+
+fn list(values: &[String]) -> String {
+    if values.is_empty() { human::UNKNOWN.to_owned() } else { values.join(",") }
 }
 
 /// The name of a party, with its namespace where it is another than the one that is looked at: `web`, `svc/web`,
@@ -111,23 +128,28 @@ mod tests {
                 Edge {
                     source: of("shop", "Deployment", "web"),
                     destination: of("payments", "Service", "checkout"),
+                    port: Some(8080),
                     protocol: "http2".into(),
                     mtls: true,
+                    client_ids: vec!["spiffe://c/ns/shop/sa/web".into()],
+                    server_ids: vec!["spiffe://c/ns/payments/sa/checkout".into()],
+                    client_zones: vec!["eu-a".into()],
+                    server_zones: vec!["eu-a".into(), "eu-b".into()],
                     golden: requests,
                 },
                 Edge {
                     source: of("", "Plain", ""),
                     destination: of("shop", "StatefulSet", "db"),
                     protocol: "opaque".into(),
-                    mtls: false,
                     golden: bytes,
+                    ..Edge::default()
                 },
             ],
         };
         let expected = "\
-SRC     DST                     PROTO    MTLS   RPS   SUCCESS   P99
-web     payments/svc/checkout   http2    yes    12    100.00%   7.0ms
-plain   db                      opaque   no     0     -         -
+SRC     DST                     PORT   PROTO    MTLS   RPS   SUCCESS   P99
+web     payments/svc/checkout   8080   http2    yes    12    100.00%   7.0ms
+plain   db                      -      opaque   no     0     -         -
 ";
         let output = Output::default();
         assert_eq!(table(&edges, Some("shop"), false, &output).to_string(), expected);
@@ -135,5 +157,15 @@ plain   db                      opaque   no     0     -         -
         assert!(wide.contains("shop/web"), "{wide}");
         assert!(wide.contains("10B/s"), "{wide}");
         assert!(wide.contains("2.0kB/s"), "{wide}");
+        let ends = "   eu-a > eu-a,eu-b   spiffe://c/ns/shop/sa/web   spiffe://c/ns/payments/sa/checkout\n";
+        assert!(wide.contains(ends), "{wide}");
+        let unknown = wide.lines().last().unwrap().split_whitespace().rev().take(3).collect::<Vec<_>>();
+        assert_eq!(unknown, ["-"; 3], "{wide}");
+        let header = wide.lines().next().unwrap();
+        assert!(header.ends_with("ZONE               CLIENT-ID                   SERVER-ID"), "{header}");
+        let json = serde_json::to_value(&edges).unwrap();
+        assert_eq!(json["edges"][0]["port"], 8080);
+        assert_eq!(json["edges"][0]["serverZones"][1], "eu-b");
+        assert_eq!(json["edges"][0]["clientIds"][0], "spiffe://c/ns/shop/sa/web");
     }
 }

@@ -40,7 +40,8 @@ async fn sidecars(context: &Context) -> Result<Sidecars, CliError> {
 
 /// A row for each sidecar. `now` in Unix seconds.
 fn table(sidecars: &[Sidecar], all_namespaces: bool, is_wide: bool, now: i64) -> Table {
-    let mut headers = vec!["POD", "VERSION", "CONFIG", "BEHIND", "REFUSED", "CERT-LEFT", "CONNECTED"];
+    let mut headers =
+        vec!["POD", "VERSION", "CONFIG", "BEHIND", "REFUSED", "CERT-LEFT", "CONNECTED", "OPERATOR", "MEM"];
     if is_wide {
         headers.extend(["WORKLOAD", "REASON"]);
     }
@@ -56,6 +57,8 @@ fn table(sidecars: &[Sidecar], all_namespaces: bool, is_wide: bool, now: i64) ->
             sidecar.refused.len().to_string(),
             left(sidecar.certificate_not_after, now),
             if sidecar.connected { "yes" } else { "no" }.to_owned(),
+            dash(sidecar.operator.as_deref().unwrap_or_default()),
+            sidecar.memory_bytes.map_or_else(|| "-".to_owned(), human::bytes),
         ];
         if is_wide {
             row.push(match &sidecar.workload {
@@ -121,6 +124,8 @@ mod tests {
             acknowledged: 12,
             resources: 12,
             certificate_not_after: Some(1_000 + 7_200),
+            operator: Some("tulle-operator-0".into()),
+            memory_bytes: Some(9_437_184),
             ..Sidecar::default()
         }
     }
@@ -135,10 +140,10 @@ mod tests {
         };
         let silent = Sidecar { namespace: "shop".into(), pod: "web-c".into(), ..Sidecar::default() };
         let expected = "\
-POD     VERSION   CONFIG   BEHIND   REFUSED   CERT-LEFT   CONNECTED
-web-a   0.5.0     12/12    -        0         120m        yes
-web-b   0.5.0     11/12    42s      1         120m        yes
-web-c   -         0/0      -        0         -           no
+POD     VERSION   CONFIG   BEHIND   REFUSED   CERT-LEFT   CONNECTED   OPERATOR           MEM
+web-a   0.5.0     12/12    -        0         120m        yes         tulle-operator-0   9.4MB
+web-b   0.5.0     11/12    42s      1         120m        yes         tulle-operator-0   9.4MB
+web-c   -         0/0      -        0         -           no          -                  -
 ";
         assert_eq!(table(&[sidecar("web-a"), behind, silent], false, false, 1_000).to_string(), expected);
     }

@@ -1,12 +1,15 @@
-//! `tulle routes`: the routes of Services, as the sidecars of clients have seen them.
+//! `tulle routes`: the rules of routes that are attached to Services, and what the sidecars of clients have sent by them.
 
-use tulle_mesh::query::{By, Paths, Stat, StatRow};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use tulle_mesh::query::{Golden, Paths, RouteBackend, RouteRow, Routes, RuleName};
 
 use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
 use crate::exit::CliError;
 use crate::human;
-use crate::output::{Output, Table};
+use crate::output::{Format, Output, Table};
 use crate::refresh::{self, Frame};
 
 /// Options of `tulle routes`.
@@ -28,18 +31,23 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let window = stat::window(args.shown.window)?;
     let service = args.service.as_deref().map(service);
     refresh::show(context, args.shown.watch, async |operator: &Operator| {
-        let mut parameters = vec![("by", stat::word(By::Route)), ("window", window.as_str())];
+        let mut parameters = vec![("window", window.as_str())];
         parameters.extend(namespace.map(|namespace| ("namespace", namespace)));
-        let mut routes: Stat = operator.get(Paths::STAT, &parameters).await?;
+        let mut routes: Routes = operator.get(Paths::ROUTES, &parameters).await?;
         routes.rows.retain(|row| service.is_none_or(|service| row.party.name == service));
+        if output.format == Format::Name {
+            // One name for each route of a Service, and not for each of its rules.
+            routes.rows.dedup_by(|a, b| (&a.party, &a.route) == (&b.party, &b.route));
+        }
         let mut notes = stat::notes(args.shown.window.as_secs(), routes.window, routes.lost);
         if routes.rows.is_empty() {
-            notes.push(format!(
-                "no request has matched a route in the last {}",
-                human::age(args.shown.window)
-            ));
+            let service = service.map_or_else(|| "a Service".to_owned(), |name| format!("Service {name}"));
+            let place = namespace.map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
+            notes.push(format!("no route is attached to {service} in {place}"));
         }
-        let text = output.text(&routes, |wide| table(&routes, namespace.is_none(), wide, output))?;
+        let shared = Shared { namespace: namespace.is_some(), service: service.is_some() };
+        let now = Timestamp::now().as_second();
+        let text = output.text(&routes, |wide| table(&routes, shared, wide, now, output))?;
         Ok(Frame { text, notes })
     })
     .await
@@ -50,49 +58,198 @@ fn service(name: &str) -> &str {
     ["svc/", "service/", "services/"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name)
 }
 
-fn table(routes: &Stat, with_namespace: bool, wide: bool, output: &Output) -> Table {
+/// What is left out of a table because all rows share it.
+#[derive(Clone, Copy)]
+struct Shared {
+    namespace: bool,
+    service: bool,
+}
+
+/// `now` in Unix seconds.
+fn table(routes: &Routes, shared: Shared, wide: bool, now: i64, output: &Output) -> Table {
     let mut headers = Vec::new();
-    if with_namespace {
+    if !shared.namespace {
         headers.push("NAMESPACE");
     }
-    headers.extend(["ROUTE", "SERVICE", "RPS", "SUCCESS", "P50", "P95", "P99", "WORST"]);
-    if wide {
-        headers.extend(["RETRIES", "4XX", "ABANDONED"]);
+    headers.push("ROUTE");
+    if !shared.service {
+        headers.push("SERVICE");
     }
-    let rows = routes.rows.iter().map(|StatRow { party, route, golden, .. }| {
+    headers.extend(["RULE", "BACKEND", "SET", "SEEN", "RPS", "ASKED-OK", "ATTEMPT-OK", "P99", "RETRIES"]);
+    if wide {
+        headers.extend(["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED"]);
+    }
+    let rows = routes.rows.iter().map(|row| {
         let mut cells = Vec::with_capacity(headers.len());
-        if with_namespace {
-            cells.push(party.namespace.clone());
+        if !shared.namespace {
+            cells.push(row.party.namespace.clone());
         }
-        cells.extend([stat::route(route.as_deref()), party.name.clone()]);
-        cells.extend(stat::signals(golden, output));
+        cells.push(stat::route(Some(&row.route)));
+        if !shared.service {
+            cells.push(row.party.name.clone());
+        }
+        cells.extend([rules(row), backend(row), set(row), seen(row, now)]);
+        cells.extend(figures(row.golden.as_ref(), output));
         if wide {
-            cells.extend([golden.retries, golden.client_errors, golden.abandoned].map(human::count));
+            cells.push(row.revision.clone().unwrap_or_else(unknown));
+            cells.extend(more(row.golden.as_ref()));
         }
         cells
     });
     Table { rows: rows.collect(), headers }
 }
 
+fn unknown() -> String {
+    human::UNKNOWN.to_owned()
+}
+
+/// Names of the rules, or their places in the route from 0 where they have none.
+fn rules(row: &RouteRow) -> String {
+    let name = |rule: &RuleName| match rule.name.as_str() {
+        "" => rule.index.to_string(),
+        name => name.to_owned(),
+    };
+    if row.rules.is_empty() {
+        return unknown();
+    }
+    row.rules.iter().map(name).collect::<Vec<_>>().join(",")
+}
+
+/// `api:80`, `payments/api:80` in another namespace than the Service of the route.
+fn backend(row: &RouteRow) -> String {
+    let Some(RouteBackend { party, port }) = &row.backend else { return unknown() };
+    let name = match party.namespace == row.party.namespace {
+        true => party.name.clone(),
+        false => format!("{}/{}", party.namespace, party.name),
+    };
+    port.map_or_else(|| name.clone(), |port| format!("{name}:{port}"))
+}
+
+/// The side of a rollout; the revision where there is none.
+fn set(row: &RouteRow) -> String {
+    match row.set.as_str() {
+        "" => row.revision.clone().unwrap_or_else(unknown),
+        set => set.to_owned(),
+    }
+}
+
+/// How long ago something was counted. Of the open slot of ten seconds the end may not have come.
+fn seen(row: &RouteRow, now: i64) -> String {
+    let ago = |at: i64| Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
+    row.last_seen.map_or_else(unknown, |at| human::age(ago(at)))
+}
+
+/// RPS ASKED-OK ATTEMPT-OK P99 RETRIES.
+fn figures(golden: Option<&Golden>, output: &Output) -> [String; 5] {
+    let Some(golden) = golden else { return std::array::from_fn(|_| unknown()) };
+    [
+        human::rate(golden.rps),
+        stat::success(golden, output),
+        human::percent(golden.attempt_success),
+        human::millis(golden.p99_ms),
+        human::count(golden.retries),
+    ]
+}
+
+/// P50 P95 WORST TIMEOUTS 4XX ABANDONED.
+fn more(golden: Option<&Golden>) -> [String; 6] {
+    let Some(golden) = golden else { return std::array::from_fn(|_| unknown()) };
+    [
+        human::millis(golden.p50_ms),
+        human::millis(golden.p95_ms),
+        stat::worst(golden),
+        human::count(golden.timeouts),
+        human::count(golden.client_errors),
+        human::count(golden.abandoned),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::query::{Golden, Party};
+    use tulle_mesh::query::Party;
 
     use super::*;
 
+    fn party(namespace: &str, name: &str) -> Party {
+        Party { namespace: namespace.into(), kind: "Service".into(), name: name.into() }
+    }
+
+    fn row(index: u32, name: &str, backend: Option<(&str, &str)>) -> RouteRow {
+        RouteRow {
+            party: party("shop", "web"),
+            route: "GRPCRoute/shop/orders".into(),
+            rules: vec![RuleName { index, name: name.into() }],
+            backend: backend
+                .map(|(namespace, name)| RouteBackend { party: party(namespace, name), port: Some(80) }),
+            ..RouteRow::default()
+        }
+    }
+
+    fn routes() -> Routes {
+        let golden = Golden {
+            rps: 3.42,
+            success: Some(1.0),
+            attempt_success: Some(0.625),
+            p50_ms: Some(1.0),
+            p99_ms: Some(7.0),
+            retries: 5,
+            timeouts: 2,
+            ..Golden::default()
+        };
+        let used = RouteRow {
+            set: "canary".into(),
+            revision: Some("5d8f".into()),
+            last_seen: Some(995),
+            golden: Some(golden.clone()),
+            ..row(0, "", Some(("shop", "web")))
+        };
+        let shared = RouteRow {
+            rules: [1, 3].map(|index| RuleName { index, name: String::new() }).into(),
+            revision: Some("77aa".into()),
+            last_seen: Some(1_005),
+            golden: Some(golden),
+            ..row(1, "", Some(("payments", "api")))
+        };
+        let before = RouteRow { last_seen: Some(400), ..row(2, "old", Some(("shop", "old"))) };
+        let rows = vec![used, shared, before, row(4, "", None)];
+        Routes { window: 60, lost: 0, rows }
+    }
+
     #[test]
-    fn a_route_is_shown_with_its_service() {
-        let party = Party { namespace: "shop".into(), kind: "Service".into(), name: "web".into() };
-        let golden =
-            Golden { rps: 3.42, success: Some(1.0), p50_ms: Some(1.0), retries: 5, ..Golden::default() };
-        let route = Some("GRPCRoute/shop/orders".to_owned());
-        let routes =
-            Stat { window: 60, lost: 0, rows: vec![StatRow { party, route, golden, ..StatRow::default() }] };
+    fn every_rule_is_shown_with_dashes_where_nothing_was_counted() {
         let expected = "\
-NAMESPACE   ROUTE              SERVICE   RPS   SUCCESS   P50     P95   P99   WORST   RETRIES   4XX   ABANDONED
-shop        grpcroute/orders   web       3.4   100.00%   1.0ms   -     -     -       5         0     0
+ROUTE              RULE   BACKEND           SET      SEEN   RPS   ASKED-OK   ATTEMPT-OK   P99     RETRIES
+grpcroute/orders   0      web:80            canary   5s     3.4   100.00%    62.50%       7.0ms   5
+grpcroute/orders   1,3    payments/api:80   77aa     0s     3.4   100.00%    62.50%       7.0ms   5
+grpcroute/orders   old    old:80            -        10m    -     -          -            -       -
+grpcroute/orders   4      -                 -        -      -     -          -            -       -
 ";
-        assert_eq!(table(&routes, true, true, &Output::default()).to_string(), expected);
+        let shared = Shared { namespace: true, service: true };
+        assert_eq!(table(&routes(), shared, false, 1_000, &Output::default()).to_string(), expected);
+    }
+
+    #[test]
+    fn the_wide_table_of_all_services_says_which_one_and_which_revision() {
+        let shared = Shared { namespace: false, service: false };
+        let table = table(&routes(), shared, true, 1_000, &Output::default());
+        assert_eq!(table.headers[..3], ["NAMESPACE", "ROUTE", "SERVICE"]);
+        assert_eq!(table.rows[0][..3], ["shop", "grpcroute/orders", "web"]);
+        assert_eq!(table.headers[12..], ["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED"]);
+        assert_eq!(table.rows[0][12..], ["5d8f", "1.0ms", "-", "-", "2", "0", "0"]);
+        assert!(table.rows[3][3..].iter().all(|cell| cell == "-" || cell == "4"), "{:?}", table.rows[3]);
+        assert!(table.rows.iter().all(|row| row.len() == table.headers.len()));
+    }
+
+    #[test]
+    fn json_has_the_same_under_stable_names() {
+        let json = serde_json::to_value(routes()).unwrap();
+        let row = &json["rows"][0];
+        assert_eq!(row["rules"][0]["index"], 0);
+        assert_eq!(row["backend"]["party"]["name"], "web");
+        assert_eq!((&row["backend"]["port"], &row["set"]), (&80.into(), &"canary".into()));
+        assert_eq!((&row["lastSeen"], &row["revision"]), (&995.into(), &"5d8f".into()));
+        assert_eq!(row["golden"]["attemptSuccess"], 0.625);
+        assert!(json["rows"][3].get("golden").is_none(), "nothing was counted: {json}");
     }
 
     #[test]

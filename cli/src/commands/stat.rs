@@ -203,7 +203,7 @@ fn table(stat: &Stat, by: By, with_namespace: bool, wide: bool, output: &Output)
     headers.extend(own);
     headers.extend(["RPS", "SUCCESS", "P50", "P95", "P99", "WORST"]);
     if wide {
-        headers.extend(["RETRIES", "4XX", "ABANDONED", "DENIED", "CONNS", "IN", "OUT"]);
+        headers.extend(["RETRIES", "TIMEOUTS", "4XX", "ABANDONED", "DENIED", "CONNS", "IN", "OUT"]);
     }
     let first = stat.rows.first().map(|row| row.party.kind.as_str());
     let mixed = stat.rows.iter().any(|row| Some(row.party.kind.as_str()) != first);
@@ -263,10 +263,11 @@ pub fn signals(golden: &Golden, output: &Output) -> [String; 6] {
     ]
 }
 
-/// RETRIES 4XX ABANDONED DENIED CONNS IN OUT, in a window of so many seconds.
-fn more(golden: &Golden, window: u64) -> [String; 7] {
+/// RETRIES TIMEOUTS 4XX ABANDONED DENIED CONNS IN OUT, in a window of so many seconds.
+fn more(golden: &Golden, window: u64) -> [String; 8] {
     [
         human::count(golden.retries),
+        human::count(golden.timeouts),
         human::count(golden.client_errors),
         human::count(golden.abandoned),
         human::count(golden.denied),

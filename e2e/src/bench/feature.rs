@@ -1,8 +1,12 @@
 //! Requests with a feature, compared with the same requests without it: an HTTPRoute of five rules and a MeshPolicy
-//! with every section about traffic ([`RULES`]), traces of one request in a hundred ([`TRACES`]), or a tap ([`TAPS`]).
+//! with every section about traffic ([`RULES`]), traces of one request in a hundred ([`TRACES`]), a tap ([`TAPS`]), or
+//! telemetry together with these traces ([`TELEMETRY`]).
 //!
 //! The same pair of sidecars goes on running while the control plane turns the feature on and off, and short loads with
-//! and without alternate, so that everything else that the machine does counts for either alike.
+//! and without alternate, so that everything else that the machine does counts for either alike. Whether a sidecar counts
+//! requests is fixed at its start: both are started again for each slice of that comparison. Processes differ a little
+//! from start to start, and with a start for each slice the standard error includes that. Two pairs that run side by side
+//! would add the same difference to every slice.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,6 +20,7 @@ use super::measure::{Figures, host_and_port, http2, url, with_cpu, wrk};
 use super::proxies::ProxyPair;
 use super::rate::{self, FixedRate, Names};
 use super::testbed::{CLIENT, Testbed};
+use super::tulle::Telemetry;
 use crate::host;
 
 /// What is asked for, with a query to look at: the rule that is looked at last takes it.
@@ -34,6 +39,9 @@ const SECONDS: u64 = 3;
 /// After a change, everything is in force: what the first request shows is only that the rules are.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// The file that turns traces on.
+const TRACES_FILE: &str = "traces";
+
 /// A sidecar sends its spans, and what a tap shows, within this time.
 const COUNTED_WITHIN: Duration = Duration::from_secs(4);
 
@@ -49,6 +57,8 @@ pub struct Feature {
     rows: [Row; 2],
     /// The same at a fixed rate, if it is compared there too.
     fixed_rate: Option<FixedRate>,
+    /// Whether sidecars have no telemetry without it, and are started again for each slice.
+    is_with_telemetry: bool,
     /// Waits until it is in force, or gone.
     settle: fn(&Testbed, &ProxyPair<'_>, bool) -> Result<()>,
 }
@@ -92,12 +102,13 @@ pub static RULES: Feature = Feature {
         row("HTTP/2", ["http2_cpu_unruled", "http2_cpu_ruled", "http2_ratio_ruled", "http2_error_ruled"]),
     ],
     fixed_rate: None,
+    is_with_telemetry: false,
     settle: wait_until_ruled,
 };
 
 /// Traces.
 pub static TRACES: Feature = Feature {
-    file: "traces",
+    file: TRACES_FILE,
     title: "without, and with 1 % of them traced to a collector",
     goal: 1.05,
     rows: [
@@ -108,6 +119,27 @@ pub static TRACES: Feature = Feature {
         row("HTTP/2", ["http2_cpu_untraced", "http2_cpu_traced", "http2_ratio_traced", "http2_error_traced"]),
     ],
     fixed_rate: None,
+    is_with_telemetry: false,
+    settle: wait_until_traced,
+};
+
+/// Telemetry, and traces.
+pub static TELEMETRY: Feature = Feature {
+    file: TRACES_FILE,
+    title: "without telemetry and traces, and with telemetry and 1 % of them traced to a collector",
+    goal: 1.05,
+    rows: [
+        row(
+            "HTTP/1.1",
+            ["http1_cpu_uncounted", "http1_cpu_counted", "http1_ratio_counted", "http1_error_counted"],
+        ),
+        row(
+            "HTTP/2",
+            ["http2_cpu_uncounted", "http2_cpu_counted", "http2_ratio_counted", "http2_error_counted"],
+        ),
+    ],
+    fixed_rate: None,
+    is_with_telemetry: true,
     settle: wait_until_traced,
 };
 
@@ -131,6 +163,7 @@ pub static TAPS: Feature = Feature {
         without: Names { sent: "rate_sent_untapped", p99: "rate_p99_untapped" },
         with: Names { sent: "rate_sent_tapped", p99: "rate_p99_tapped" },
     }),
+    is_with_telemetry: false,
     settle: wait_until_tapped,
 };
 
@@ -139,7 +172,7 @@ const fn row(label: &'static str, [without, with, ratio, error]: [&'static str; 
 }
 
 /// All features, in the order of their tables.
-pub static ALL: [&Feature; 3] = [&RULES, &TRACES, &TAPS];
+pub static ALL: [&Feature; 4] = [&RULES, &TRACES, &TELEMETRY, &TAPS];
 
 impl Feature {
     /// Creates or removes the file that turns it on.
@@ -156,7 +189,7 @@ impl Feature {
     }
 
     /// CPU seconds of both sidecars per million requests, without and with it, and the figures of the fixed rate.
-    pub fn compare(&self, testbed: &Testbed, pair: &ProxyPair<'_>) -> Result<Figures> {
+    pub fn compare(&self, testbed: &Testbed, pair: &mut ProxyPair<'_>) -> Result<Figures> {
         testbed.wait_for(&host_and_port(&pair.targets.http1))?;
         let mut figures = Figures::new();
         // What is learned and allocated once is not a part of either.
@@ -164,6 +197,9 @@ impl Feature {
         let mut slices = [Vec::new(), Vec::new(), Vec::new()];
         for on in SLICES {
             self.turn(testbed, on)?;
+            if self.is_with_telemetry {
+                restart(testbed, pair, if on { Telemetry::On } else { Telemetry::Off })?;
+            }
             (self.settle)(testbed, pair, on)?;
             for (slices, cpu) in slices.iter_mut().zip(slice(testbed, pair, SECONDS)?) {
                 slices.push(cpu);
@@ -180,6 +216,9 @@ impl Feature {
             figures.extend(row.summary(&slices));
         }
         self.turn(testbed, false)?;
+        if self.is_with_telemetry {
+            restart(testbed, pair, Telemetry::On)?;
+        }
         (self.settle)(testbed, pair, false)?;
         Ok(figures)
     }
@@ -220,6 +259,13 @@ impl Feature {
         }
         out
     }
+}
+
+/// Starts both sidecars again. What the new processes learn and allocate once is not a part of the slice that follows.
+fn restart(testbed: &Testbed, pair: &mut ProxyPair<'_>, telemetry: Telemetry) -> Result<()> {
+    pair.restart(telemetry)?;
+    testbed.wait_for(&host_and_port(&pair.targets.http1))?;
+    slice(testbed, pair, 1).map(drop)
 }
 
 /// CPU seconds per million requests of each protocol.
@@ -329,6 +375,17 @@ mod tests {
         assert_eq!((without, with), (10.75, 12.25));
         // The pairs differ by 1, 3, 1 and 1 where the mean is 1.5: their standard deviation is 1, half of it for four.
         assert!((error - 0.5 / 10.75).abs() < 1e-9, "{error}");
+    }
+
+    #[test]
+    fn every_feature_has_figures_of_its_own() {
+        let rows = ALL.iter().flat_map(|feature| feature.table());
+        let mut names: Vec<&str> =
+            rows.flat_map(|row| [row.without, row.with, row.ratio, row.error]).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::feature::{self, Feature, RULES, TAPS, TRACES};
 use super::measure::{h2load, host_and_port, url};
 use super::proxies::{Product, Programs, ProxyPair, Targets};
 use super::testbed::Testbed;
+use super::tulle::Telemetry;
 use crate::host;
 use crate::progress::step;
 
@@ -27,18 +28,28 @@ struct Load {
     post: bool,
     /// With this turned on.
     with: Option<&'static Feature>,
+    /// Whether requests are counted. A sidecar that is older than the setting counts them in any case.
+    telemetry: Telemetry,
 }
 
-const HTTP1: Load =
-    Load { label: "HTTP/1.1", target: |all| &all.http1, http1: true, post: false, with: None };
+const HTTP1: Load = Load {
+    label: "HTTP/1.1",
+    target: |all| &all.http1,
+    http1: true,
+    post: false,
+    with: None,
+    telemetry: Telemetry::On,
+};
 const HTTP2: Load = Load { label: "HTTP/2", target: |all| &all.http2, http1: false, ..HTTP1 };
 
-const LOADS: [Load; 9] = [
+const LOADS: [Load; 11] = [
     HTTP1,
+    Load { label: "HTTP/1.1 without telemetry", telemetry: Telemetry::Off, ..HTTP1 },
     Load { label: "HTTP/1.1 with rules and policies", with: Some(&RULES), ..HTTP1 },
     Load { label: "HTTP/1.1, 1 % traced", with: Some(&TRACES), ..HTTP1 },
     Load { label: "HTTP/1.1 with a tap", with: Some(&TAPS), ..HTTP1 },
     HTTP2,
+    Load { label: "HTTP/2 without telemetry", telemetry: Telemetry::Off, ..HTTP2 },
     Load { label: "HTTP/2 with rules and policies", with: Some(&RULES), ..HTTP2 },
     Load { label: "HTTP/2, 1 % traced", with: Some(&TRACES), ..HTTP2 },
     Load { label: "HTTP/2 POST of 128 bytes", post: true, ..HTTP2 },
@@ -111,9 +122,12 @@ fn instructions(
     }
     // Before the start: how soon the sidecars learn of it would make a difference.
     for feature in feature::ALL {
-        feature.turn(testbed, load.with.is_some_and(|with| std::ptr::eq(with, feature)))?;
+        feature.turn(testbed, false)?;
     }
-    let pair = ProxyPair::start(Product::Tulle, testbed, programs)?;
+    if let Some(feature) = load.with {
+        feature.turn(testbed, true)?;
+    }
+    let pair = ProxyPair::start_with(Product::Tulle, testbed, programs, load.telemetry)?;
     testbed.wait_for(&host_and_port(&pair.targets.http1))?;
     let path = if load.post { "post" } else { feature::PATH };
     let requests = requests.to_string();

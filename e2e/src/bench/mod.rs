@@ -10,7 +10,7 @@
 //!   proxies a pair of proxies: tulle, envoy, haproxy
 //!   redirect redirect rules for Envoy and HAProxy
 //!   measure load generators and figures
-//!   feature requests with rules and policies, traces or a tap, compared with requests without
+//!   feature requests with rules and policies, traces, telemetry or a tap, compared with requests without
 //!   rate the same comparison at a fixed rate, for a tap
 //!   instructions instructions per request, counted by callgrind
 //! ```
@@ -33,7 +33,7 @@ use anyhow::Result;
 
 use crate::host;
 use crate::progress::step;
-use feature::{RULES, TAPS, TRACES};
+use feature::{RULES, TAPS, TELEMETRY, TRACES};
 use measure::Figures;
 use proxies::{Product, ProxyPair};
 use testbed::Testbed;
@@ -90,6 +90,8 @@ pub enum Only {
     Rules,
     /// Tulle with 1 % of the requests traced, compared with Tulle without traces.
     Traces,
+    /// Tulle with telemetry and 1 % of the requests traced, compared with Tulle without either.
+    Telemetry,
     /// Tulle with a tap, compared with Tulle without it, at full load and at 10,000 requests/s.
     Taps,
     /// Memory at rest and with idle connections, and the time to the first response.
@@ -114,14 +116,15 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
     let feature = match only {
         Some(Only::Rules) => Some(&RULES),
         Some(Only::Traces) => Some(&TRACES),
+        Some(Only::Telemetry) => Some(&TELEMETRY),
         Some(Only::Taps) => Some(&TAPS),
         _ => None,
     };
     if let Some(feature) = feature {
         for round in 1..=rounds.unwrap_or(1) {
             step(&format!("round {round}: Tulle, {}", feature.title));
-            let pair = ProxyPair::start(Product::Tulle, &testbed, &programs)?;
-            table.push((Product::Tulle, testbed.noting(feature.compare(&testbed, &pair))?));
+            let mut pair = ProxyPair::start(Product::Tulle, &testbed, &programs)?;
+            table.push((Product::Tulle, testbed.noting(feature.compare(&testbed, &mut pair))?));
         }
         print!("{}", feature.report(|figure| median(&table, Product::Tulle, figure)));
         return Ok(());
@@ -138,12 +141,14 @@ pub fn run(rounds: Option<usize>, only: Option<Only>, instructions: bool, others
                     reached(&testbed, &pair).and_then(|()| measure::streams(&testbed, &pair))
                 }
                 Some(Only::Bulk) => reached(&testbed, &pair).and_then(|()| measure::bulk(&testbed, &pair)),
-                Some(Only::Rules | Only::Traces | Only::Taps) | None => measure::all(&testbed, &mut pair),
+                Some(Only::Rules | Only::Traces | Only::Telemetry | Only::Taps) | None => {
+                    measure::all(&testbed, &mut pair)
+                }
             };
             let mut figures = testbed.noting(measured)?;
             if product == Product::Tulle && only.is_none() {
                 for feature in feature::ALL {
-                    figures.extend(testbed.noting(feature.compare(&testbed, &pair))?);
+                    figures.extend(testbed.noting(feature.compare(&testbed, &mut pair))?);
                 }
             }
             table.push((product, figures));

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::redirect::SERVER_PORTS;
 use super::testbed::{CLIENT, SERVER, Testbed};
+use super::tulle::Telemetry;
 use super::{envoy, haproxy, redirect, tulle};
 use crate::build::cargo;
 use crate::host;
@@ -148,12 +149,14 @@ impl Targets {
     }
 }
 
-/// How a proxy is started.
-type Start<'a> = Box<dyn Fn() -> Result<Child> + 'a>;
+/// Starts a proxy in a namespace. What is counted is Tulle's own setting.
+type Start<'a> = Box<dyn Fn((&'static str, &'static str), Telemetry) -> Result<Child> + 'a>;
 
 /// Two running proxies, and the processes that they need.
 pub struct ProxyPair<'a> {
-    start_outbound: Option<Start<'a>>,
+    start: Option<Start<'a>>,
+    /// Whether the proxies that run now count requests.
+    telemetry: Telemetry,
     outbound: Option<Child>,
     inbound: Option<Child>,
     others: Vec<Child>,
@@ -164,31 +167,53 @@ pub struct ProxyPair<'a> {
 impl<'a> ProxyPair<'a> {
     /// Starts the proxies of a product.
     pub fn start(product: Product, testbed: &'a Testbed, programs: &'a Programs) -> Result<Self> {
+        Self::start_with(product, testbed, programs, Telemetry::On)
+    }
+
+    /// The same, where Tulle's sidecars count requests or do not.
+    pub fn start_with(
+        product: Product,
+        testbed: &'a Testbed,
+        programs: &'a Programs,
+        telemetry: Telemetry,
+    ) -> Result<Self> {
         let targets = match product {
             Product::None => Targets::on(SERVER.1, SERVER_PORTS),
             _ => redirect::targets(),
         };
         // Dropped on an error, so that what runs already is ended, and rules are removed.
         let others = Vec::new();
-        let mut pair = Self { start_outbound: None, outbound: None, inbound: None, others, targets };
+        let mut pair = Self { start: None, telemetry, outbound: None, inbound: None, others, targets };
         match product {
             Product::None => {}
             Product::Tulle => pair.others = tulle::prepare(testbed, programs)?,
             Product::Envoy => envoy::redirect(testbed)?,
             Product::HaProxy => haproxy::redirect(testbed)?,
         }
-        let start = move |namespace| match product {
+        let start = move |namespace, telemetry| match product {
             Product::None => bail!("the run without a proxy starts none"),
-            Product::Tulle => tulle::start(testbed, programs, namespace),
+            Product::Tulle => tulle::start(testbed, programs, namespace, telemetry),
             Product::Envoy => envoy::start(testbed, programs, namespace),
             Product::HaProxy => haproxy::start(testbed, namespace),
         };
         if product != Product::None {
-            pair.inbound = Some(start(SERVER)?);
-            pair.outbound = Some(start(CLIENT)?);
-            pair.start_outbound = Some(Box::new(move || start(CLIENT)));
+            pair.inbound = Some(start(SERVER, telemetry)?);
+            pair.outbound = Some(start(CLIENT, telemetry)?);
+            pair.start = Some(Box::new(start));
         }
         Ok(pair)
+    }
+
+    /// Ends both proxies and starts them again, so that they count requests or do not.
+    pub fn restart(&mut self, telemetry: Telemetry) -> Result<()> {
+        let Some(start) = &self.start else { bail!("the run without a proxy starts none") };
+        for process in self.outbound.iter_mut().chain(&mut self.inbound) {
+            end(process);
+        }
+        self.telemetry = telemetry;
+        self.inbound = Some(start(SERVER, telemetry)?);
+        self.outbound = Some(start(CLIENT, telemetry)?);
+        Ok(())
     }
 
     /// Ends the outbound proxy.
@@ -200,8 +225,8 @@ impl<'a> ProxyPair<'a> {
 
     /// Starts it again; `false`: there is none.
     pub fn start_outbound(&mut self) -> Result<bool> {
-        let Some(start) = &self.start_outbound else { return Ok(false) };
-        self.outbound = Some(start()?);
+        let Some(start) = &self.start else { return Ok(false) };
+        self.outbound = Some(start(CLIENT, self.telemetry)?);
         Ok(true)
     }
 

@@ -11,6 +11,15 @@ use super::redirect::SERVICE;
 use super::testbed::{CLIENT, SERVER, Testbed};
 use crate::host;
 
+/// Whether the sidecars count requests and report them to the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telemetry {
+    /// As in every pod.
+    On,
+    /// Neither, to measure what it costs.
+    Off,
+}
+
 /// Starts the control plane and installs the redirect rules.
 pub fn prepare(testbed: &Testbed, programs: &Programs) -> Result<Vec<Child>> {
     let folder = testbed.folder.display().to_string();
@@ -40,7 +49,12 @@ pub fn prepare(testbed: &Testbed, programs: &Programs) -> Result<Vec<Child>> {
 }
 
 /// Starts the sidecar of a namespace.
-pub fn start(testbed: &Testbed, programs: &Programs, namespace: (&str, &str)) -> Result<Child> {
+pub fn start(
+    testbed: &Testbed,
+    programs: &Programs,
+    namespace: (&str, &str),
+    telemetry: Telemetry,
+) -> Result<Child> {
     let folder = testbed.folder.display().to_string();
     let uid = if namespace == CLIENT { "client" } else { "server" };
     let environment = [
@@ -54,6 +68,7 @@ pub fn start(testbed: &Testbed, programs: &Programs, namespace: (&str, &str)) ->
         ("TULLE_TOKEN_FILE", format!("{folder}/token")),
         ("TULLE_TRUST_FILE", format!("{folder}/roots.pem")),
         ("TULLE_LOG", "warn".to_owned()),
+        ("TULLE_TELEMETRY", if telemetry == Telemetry::On { "on" } else { "off" }.to_owned()),
     ];
     let log = fs::File::options()
         .create(true)

@@ -24,7 +24,7 @@ impl Demo {
         let secured = |line: &str| {
             let words = words(line);
             words.starts_with(&["load".to_owned(), "svc/checkout".to_owned()])
-                && words.get(3).is_some_and(|mtls| mtls == "yes")
+                && words.get(4).is_some_and(|mtls| mtls == "yes")
         };
         ensure!(edges.lines().any(secured), "no edge from load to checkout over mTLS: {edges}");
         self.explained()?;

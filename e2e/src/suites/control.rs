@@ -119,6 +119,7 @@ fn scrape(field: &TestNamespace<'_>, address: &str) -> Result<Value> {
         ("tulle_operator_leader", "gauge"),
         ("tulle_operator_sidecars", "gauge"),
         ("tulle_operator_pods_without_sidecar", "gauge"),
+        ("tulle_operator_discovery_streams", "counter"),
         ("tulle_operator_refusals", "counter"),
         ("tulle_operator_requests", "counter"),
         ("tulle_canary_phase", "gauge"),

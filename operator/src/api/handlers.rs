@@ -13,7 +13,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tulle_mesh::query::{Access, Diff, Edges, Evidence, Explanation, Health, Sidecars, Stat, Timeline};
+use tulle_mesh::query::{
+    Access, Diff, Edges, Evidence, Explanation, Health, Routes, Sidecars, Stat, Timeline,
+};
 
 use super::parameters::{MAX_WINDOW, namespaced};
 use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
@@ -79,6 +81,19 @@ pub async fn edges(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Ans
     .await
 }
 
+/// Of all namespaces the series of routes are summed: a route of this one may lead to another, for clients of a third.
+pub async fn routes(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Routes> {
+    let parameters = parameters.only(&["namespace", "window"])?;
+    let (namespace, window) = (parameters.name("namespace")?, parameters.window(WINDOW)?);
+    api.sees(&caller, namespace.as_deref()).await?;
+    compute(&Arc::clone(&api.turns), move || {
+        let sum = api.aggregates.sum(window, now(), query::is_routed);
+        let seen = api.aggregates.history().last_seen(query::is_routed);
+        Ok(query::routes(&sum, &seen, &api.hub.model(), namespace.as_deref()))
+    })
+    .await
+}
+
 pub async fn timeline(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Timeline> {
     let parameters = parameters.only(&["namespace", "name", "window"])?;
     let namespace = parameters.required_name("namespace", "shop")?;
@@ -95,7 +110,8 @@ pub async fn sidecars(api: Api, caller: Arc<Caller>, parameters: Parameters) -> 
     api.sees(&caller, namespace.as_deref()).await?;
     compute(&Arc::clone(&api.turns), move || {
         let states = api.acks.sidecars();
-        Ok(sidecars::sidecars(&api.hub.model(), states, Instant::now(), namespace.as_deref()))
+        let me = &api.settings.pod_name;
+        Ok(sidecars::sidecars(&api.hub.model(), states, me, Instant::now(), namespace.as_deref()))
     })
     .await
 }

@@ -165,6 +165,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
     Router::new()
         .route(Paths::STAT, json(handlers::stat))
         .route(Paths::EDGES, json(handlers::edges))
+        .route(Paths::ROUTES, json(handlers::routes))
         .route(Paths::TIMELINE, json(handlers::timeline))
         .route(Paths::SIDECARS, json(handlers::sidecars))
         .route(Paths::RESOURCES, json(resources::resources))
@@ -186,7 +187,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, timeline, sidecars, resources, health, explain, access, evidence, diff and tap",
+        "unknown path; this operator answers /api/v1/stat, edges, routes, timeline, sidecars, resources, health, explain, access, evidence, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

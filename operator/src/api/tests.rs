@@ -178,7 +178,7 @@ async fn refused(request: Request<Body>) -> (StatusCode, Refusal) {
 
 #[tokio::test]
 async fn without_a_valid_token_nothing_is_answered_and_the_hint_says_how_to_get_one() {
-    for path in [Paths::STAT, Paths::EDGES, Paths::SIDECARS, Paths::HEALTH] {
+    for path in [Paths::STAT, Paths::EDGES, Paths::ROUTES, Paths::SIDECARS, Paths::HEALTH] {
         for token in ["", "stolen"] {
             let (status, refusal) = refused(get(token, path)).await;
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");

@@ -145,7 +145,7 @@ pub async fn workload(
         let sum = api.aggregates.sum(window.seconds(), now, |id| query::concerns(id, Some(namespace)));
         let states = api.acks.sidecars();
         let model = api.hub.model();
-        let sidecars = sidecars(&model, states, Instant::now(), Some(namespace));
+        let sidecars = sidecars(&model, states, &api.settings.pod_name, Instant::now(), Some(namespace));
         let found = look(&wanted, &model, &sum, timeline, sidecars, window);
         drop(model);
         let mut view = found.ok_or_else(|| {
@@ -255,7 +255,7 @@ pub async fn health(State(api): State<Api>, viewer: Viewer) -> Answer {
         };
         let states = api.acks.sidecars();
         let model = api.hub.model();
-        let sidecars = sidecars(&model, states, Instant::now(), only);
+        let sidecars = sidecars(&model, states, &api.settings.pod_name, Instant::now(), only);
         let system = api.settings.namespace.as_str();
         let facts = Facts { health: &health, sidecars: &sidecars, is_led, system, only, now };
         let judged = judge(&facts, &model);

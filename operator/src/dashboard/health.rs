@@ -2,9 +2,10 @@
 //! needs attention comes first.
 
 use maud::{Markup, html};
+use tulle_mesh::check::{Finding, Outcome};
 use tulle_mesh::query::{Health, Sidecars};
 
-use super::findings::{COMMAND_ONLY, Finding, Judged};
+use super::findings::{COMMAND_ONLY, Judged};
 use super::layout::{Page, View, page};
 use super::words::{NONE, count, duration, left, scoped};
 use super::workload::sidecars;
@@ -89,7 +90,7 @@ fn findings(found: &[Finding]) -> Markup {
             ul.findings {
                 @for finding in found.iter().take(MOST) {
                     li {
-                        @if finding.is_error { span.state.bad { "error" } } @else { span.state.warn { "warning" } }
+                        @if finding.result == Outcome::Error { span.state.bad { "error" } } @else { span.state.warn { "warning" } }
                         " " strong { (finding.id) } " " (finding.found)
                         @if !finding.hint.is_empty() { div { "Hint: " (finding.hint) "." } }
                         div { code { (finding.fix) } }
@@ -134,6 +135,7 @@ fn operator(health: &Health, now: i64) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::check::list as checks;
     use tulle_mesh::query::Sidecar;
 
     use super::*;
@@ -160,14 +162,9 @@ mod tests {
     fn a_finding_has_its_number_its_hint_and_its_command() {
         let lost = Sidecar { connected: false, ..sidecar() };
         let sidecars = Sidecars { sidecars: vec![lost.clone()], without: vec!["shop/<b>old</b>".into()] };
-        let finding = |is_error, found: &str| Finding {
-            id: "T0703",
-            is_error,
-            found: found.to_owned(),
-            hint: "look at their logs",
-            fix: "tulle pods -n shop".to_owned(),
-        };
-        let findings = vec![finding(false, "<b>one</b> waits"), finding(true, "two")];
+        let with_remedy = |found: Finding| found.hint("look at their logs").fix("tulle pods -n shop");
+        let findings = [checks::BEHIND.warning("<b>one</b> waits"), checks::BEHIND.error("two")];
+        let findings = findings.map(with_remedy).to_vec();
         let text = shown(&sidecars, &Judged { findings, sidecars: vec![lost] }, Some("shop"));
         for part in [
             "warning</span> <strong>T0703</strong> &lt;b&gt;one&lt;/b&gt; waits",
@@ -192,8 +189,7 @@ mod tests {
 
     #[test]
     fn more_findings_than_a_page_lists_are_counted() {
-        let fix = "tulle check".to_owned();
-        let finding = Finding { id: "T0702", is_error: true, found: "no".into(), hint: "", fix };
+        let finding = checks::REFUSED.error("no").fix("tulle check");
         let judged = Judged { findings: vec![finding; MOST + 3], sidecars: Vec::new() };
         let text = shown(&Sidecars::default(), &judged, None);
         assert_eq!(text.matches("T0702").count(), MOST);

@@ -201,8 +201,13 @@ mod tests {
         let sum = Sum { window: 60, lost: 0, series: Vec::new() };
         let (name, kind) = (name.to_owned(), kind.map(str::to_owned));
         let wanted = Wanted { namespace: "shop".to_owned(), name, kind };
-        let sidecars =
-            crate::api::sidecars::sidecars(&model, Vec::new(), std::time::Instant::now(), Some("shop"));
+        let sidecars = crate::api::sidecars::sidecars(
+            &model,
+            Vec::new(),
+            "operator-0",
+            std::time::Instant::now(),
+            Some("shop"),
+        );
         look(&wanted, &model, &sum, Timeline::default(), sidecars, Window::Minute)
     }
 

@@ -91,6 +91,8 @@ struct Sidecars {
     by_policy: HashMap<Key, HashSet<(Arc<str>, Name)>>,
     /// Routes of which a resource was sent, acknowledged, refused or given up since this was last asked.
     changed_routes: HashSet<Key>,
+    /// Streams that have begun, also those that have ended since.
+    opened: u64,
     /// Which sidecars have subscribed to what is at an address.
     by_address: HashMap<SocketAddr, HashSet<(Arc<str>, Name)>>,
 }
@@ -108,6 +110,10 @@ struct Sidecar {
     version: Arc<str>,
     /// When its certificate ends, in Unix seconds; 0: it has not said so.
     certificate_not_after: i64,
+    /// Resident memory of its process; 0: it has not said so.
+    memory_bytes: u64,
+    /// The replica that its newest stream is connected to; `None`: this one.
+    replica: Option<Arc<str>>,
     resources: HashMap<Name, Known>,
 }
 
@@ -443,6 +449,7 @@ impl Sidecars {
         if report == SidecarEvent::Connected {
             let sidecar = self.by_pod.entry(pod_uid.into()).or_default();
             sidecar.streams += 1;
+            self.opened += 1;
             // Another version may run now.
             sidecar.lacks = Vec::new();
             if sidecar.streams == 1 {
@@ -457,19 +464,12 @@ impl Sidecars {
         let (uid, streams) = (Arc::clone(uid), sidecar.streams);
         match report {
             SidecarEvent::Connected => {}
-            SidecarEvent::Lacks(lacks) => {
+            SidecarEvent::Lacks(_)
+            | SidecarEvent::Version(_)
+            | SidecarEvent::CertificateEnds(_)
+            | SidecarEvent::Memory(_) => {
                 if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.lacks = lacks;
-                }
-            }
-            SidecarEvent::Version(version) => {
-                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.version = version;
-                }
-            }
-            SidecarEvent::CertificateEnds(at) => {
-                if let Some(sidecar) = self.by_pod.get_mut(&uid) {
-                    sidecar.certificate_not_after = at;
+                    sidecar.describe(report);
                 }
             }
             SidecarEvent::Gone => {

@@ -18,7 +18,7 @@ use tulle_mesh::proto::{RelayMessage, RelayReply, TelemetryAck, TelemetryReport,
 
 use super::acks::AckTracker;
 use super::peer::{Peer, Tls};
-use super::report::{SidecarEvent, certificate_of, message};
+use super::report::{SidecarEvent, message, of_sidecar};
 use crate::lease::Leadership;
 use crate::telemetry::{Aggregates, Taken, reporter_of};
 use crate::watch::Hub;
@@ -95,7 +95,7 @@ impl LeaderRelay {
     /// Takes counts of a sidecar of this replica. Returns the answer; `None`: it is the leader's, and comes by
     /// [`Self::telemetry_acks`].
     pub fn telemetry(&self, pod_uid: &str, report: TelemetryReport) -> Option<TelemetryAck> {
-        if let Some(event) = certificate_of(&report) {
+        for event in of_sidecar(&report) {
             // The report passes it on.
             self.acks.report(pod_uid, event, |_| {});
         }

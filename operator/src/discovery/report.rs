@@ -30,6 +30,8 @@ pub enum SidecarEvent {
     Version(Arc<str>),
     /// When its certificate ends, in Unix seconds.
     CertificateEnds(i64),
+    /// How many bytes of memory its process has.
+    Memory(u64),
     /// It is gone.
     Gone,
     /// It was sent a version with these stamps, and has not acknowledged it yet.
@@ -79,6 +81,10 @@ pub fn message(pod_uid: &str, report: SidecarEvent) -> RelayMessage {
             let report = TelemetryReport { certificate_not_after_unix, ..Default::default() };
             (relay_message::Message::Telemetry(report), nothing)
         }
+        SidecarEvent::Memory(memory_bytes) => {
+            let report = TelemetryReport { memory_bytes, ..Default::default() };
+            (relay_message::Message::Telemetry(report), nothing)
+        }
         SidecarEvent::Lacks(names) => {
             let names = names.into_iter().map(str::to_owned).collect();
             (relay_message::Message::Lacks(Features { names }), nothing)
@@ -123,14 +129,16 @@ pub fn report_of(message: relay_message::Message, stamps: Vec<Stamp>) -> Option<
         }
         relay_message::Message::Ack(ack) => SidecarEvent::Acked(name_of(ack.name?), stamps),
         relay_message::Message::Nack(nack) => SidecarEvent::Refused(name_of(nack.name?), stamps, nack.reason),
-        relay_message::Message::Telemetry(report) => return certificate_of(&report),
+        relay_message::Message::Telemetry(report) => return of_sidecar(&report).next(),
     })
 }
 
-/// What a report says of the sidecar's certificate.
-pub fn certificate_of(report: &TelemetryReport) -> Option<SidecarEvent> {
-    let not_after = report.certificate_not_after_unix;
-    (not_after != 0).then_some(SidecarEvent::CertificateEnds(not_after))
+/// What a report says of the sidecar itself: when its certificate ends, and how much memory it has.
+pub fn of_sidecar(report: &TelemetryReport) -> impl Iterator<Item = SidecarEvent> + use<> {
+    let (not_after, memory) = (report.certificate_not_after_unix, report.memory_bytes);
+    let certificate = (not_after != 0).then_some(SidecarEvent::CertificateEnds(not_after));
+    let memory = (memory != 0).then_some(SidecarEvent::Memory(memory));
+    certificate.into_iter().chain(memory)
 }
 
 #[cfg(test)]
@@ -158,6 +166,7 @@ mod tests {
             SidecarEvent::Gone,
             SidecarEvent::Version("0.13.0".into()),
             SidecarEvent::CertificateEnds(1_700_000_000),
+            SidecarEvent::Memory(7 << 20),
             SidecarEvent::Lacks(vec![features::LIMITS_V1]),
             SidecarEvent::Sent(name.clone(), Arc::clone(&stamps)),
             SidecarEvent::Acked(name.clone(), Arc::clone(&stamps)),

@@ -33,7 +33,7 @@ use super::bounds;
 use super::cache::Cache;
 use super::peer::Tls;
 use super::relay::LeaderRelay;
-use super::report::{SidecarEvent, certificate_of, lacking, name_of, report_of};
+use super::report::{SidecarEvent, lacking, name_of, of_sidecar, report_of};
 use super::session::{Build, Down, MAX_SUBSCRIPTIONS, Session};
 use crate::tap::{self, Taps};
 use crate::telemetry::{Aggregates, replicate};
@@ -89,6 +89,12 @@ impl Services {
         let cache = Cache::following(&hub);
         let (taps, admission) = (Arc::default(), Arc::default());
         Self { hub, relay, acks, aggregates, me, check_addresses: true, cache, taps, admission }
+    }
+
+    /// The replica at an address: the name of its pod, or the address where the model does not know the pod.
+    fn replica_at(&self, address: IpAddr) -> Arc<str> {
+        let name = self.hub.model().pod_at(address).map(|pod| Arc::clone(&pod.name));
+        name.unwrap_or_else(|| address.to_string().into())
     }
 
     /// Whether a sidecar speaks for its own pod: namespace and account are those of its certificate, and its
@@ -246,18 +252,20 @@ impl Relay for Services {
         if caller(&request)? != self.me {
             return Err(Status::permission_denied("only replicas of the operator relay"));
         }
+        let address = request.extensions().get::<Connection>().map(|from| from.address);
         let (sender, replies) = mpsc::channel(256);
         let services = self.clone();
         let mut messages = request.into_inner();
         tokio::spawn(async move {
             let mut mine: HashMap<String, u32> = HashMap::new();
+            let mut replica = None;
             while let Ok(Some(relayed)) = messages.message().await {
                 let uid = relayed.pod_uid;
                 match relayed.message {
                     // Counts that are taken by one who leads no more would be lost.
                     Some(relay_message::Message::Telemetry(_)) if !services.relay.leads() => break,
                     Some(relay_message::Message::Telemetry(report)) => {
-                        if let Some(event) = certificate_of(&report) {
+                        for event in of_sidecar(&report) {
                             services.acks.relayed(&uid, event);
                         }
                         // A number is given to what is counted.
@@ -271,12 +279,17 @@ impl Relay for Services {
                         }
                     }
                     message => {
+                        let connects = matches!(&message, Some(relay_message::Message::Connected(true)));
                         if let Some(relay_message::Message::Connected(connected)) = &message {
                             let streams = mine.entry(uid.clone()).or_default();
                             *streams = if *connected { *streams + 1 } else { streams.saturating_sub(1) };
                         }
                         if let Some(report) = message.and_then(|message| report_of(message, relayed.stamps)) {
                             services.acks.relayed(&uid, report);
+                        }
+                        if connects {
+                            replica = replica.or_else(|| address.map(|address| services.replica_at(address)));
+                            services.acks.set_replica(&uid, replica.as_ref());
                         }
                     }
                 }
@@ -326,6 +339,13 @@ mod tests {
         assert!(services.aggregates.refusals().contains(&refused));
         services.check_addresses = false;
         assert_eq!(admit(&services, "web", "10.1.0.2"), Ok(()));
+    }
+
+    #[test]
+    fn a_replica_is_named_by_its_pod_or_by_its_address() {
+        let services = services(pod("operator-1", "10.1.0.1", "r1"));
+        let name = |address: &str| services.replica_at(address.parse().unwrap());
+        assert_eq!([&*name("10.1.0.1"), &*name("10.1.0.2")], ["operator-1", "10.1.0.2"]);
     }
 
     #[test]

@@ -214,5 +214,5 @@ fn edge(party: &Party, id: &SeriesId, golden: tulle_mesh::query::Golden) -> Edge
         Party { kind: "Plain".to_owned(), ..Party::default() }
     };
     let (destination, protocol) = (party.clone(), id.protocol.to_string());
-    Edge { source, destination, protocol, mtls: id.mtls, golden }
+    Edge { source, destination, protocol, mtls: id.mtls, golden, ..Edge::default() }
 }

@@ -28,6 +28,11 @@ pub(super) enum Owner<'a> {
 }
 
 impl Model {
+    /// The pod whose own address this is.
+    pub fn pod_at(&self, ip: IpAddr) -> Option<&Pod> {
+        self.pods_by_ip.get(&ip).and_then(|uid| self.pods.get(uid))
+    }
+
     /// Whose an address is. A cluster address belongs to its Service whatever others claim, a pod's address to the
     /// pod; an external address to the oldest Service that claims it with this port, because load balancers share
     /// addresses between Services with different ports.
@@ -37,8 +42,7 @@ impl Model {
         if let Some((key, service)) = claims.iter().copied().find(is_cluster_ip) {
             return Owner::Service(key, service);
         }
-        let pod = self.pods_by_ip.get(&address.ip()).and_then(|uid| self.pods.get(uid));
-        if let Some(pod) = pod {
+        if let Some(pod) = self.pod_at(address.ip()) {
             return Owner::Pod(pod);
         }
         let has_port =

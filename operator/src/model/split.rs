@@ -205,12 +205,27 @@ impl Model {
         selecting.chain(listing).collect()
     }
 
+    /// The pods that are endpoints of a Service.
+    pub fn pods_behind(&self, service: &Key) -> impl Iterator<Item = &Pod> {
+        let slices = self.slices_by_service.get(service).into_iter().flatten();
+        let endpoints = slices.filter_map(move |key| self.slices.get(key)).flat_map(|slice| &slice.endpoints);
+        endpoints.filter_map(move |endpoint| self.pods.get(endpoint.pod_uid.as_ref()?))
+    }
+
     /// The workloads whose pods are endpoints of a Service.
     pub(super) fn workloads_behind(&self, service: &Key) -> HashSet<WorkloadKey> {
-        let slices = self.slices_by_service.get(service).into_iter().flatten();
-        let endpoints = slices.filter_map(|key| self.slices.get(key)).flat_map(|slice| &slice.endpoints);
-        let pods = endpoints.filter_map(|endpoint| self.pods.get(endpoint.pod_uid.as_ref()?));
-        pods.filter_map(|pod| pod.workload.clone()).collect()
+        self.pods_behind(service).filter_map(|pod| pod.workload.clone()).collect()
+    }
+
+    /// The side of a rollout that a revision behind a Service is on: `stable` or `canary`. `None`: no Canary shares out
+    /// requests to it.
+    pub fn side_of(&self, service: &Key, revision: &str) -> Option<&'static str> {
+        self.workloads_behind(service).iter().find_map(|workload| {
+            let (_, canary) = self.watching_canary(workload)?;
+            let versions = Versions::of(canary.status.as_ref()?);
+            let side = if versions.on_trial == revision { "canary" } else { "stable" };
+            versions.list(revision).then_some(side)
+        })
     }
 
     /// What keeps sidecars from choosing the version of a workload, in order of the Services.

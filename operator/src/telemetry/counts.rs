@@ -236,6 +236,8 @@ impl Counts {
         // A request that its client gave up or got wrong, or that was refused as somebody wants it, says nothing about
         // the server.
         let judged = requests.saturating_sub(abandoned).saturating_sub(denied_requests);
+        // A retry is sent when the attempt before it has failed, so there are as many failed attempts more.
+        let attempts = judged.saturating_add(self.retries);
         let millis = |q: f64| self.latency.quantile(q).map(|micros| micros / 1000.0);
         let reason =
             |(name, count): &(Arc<str>, u64)| query::Reason { name: name.to_string(), count: *count };
@@ -249,10 +251,12 @@ impl Counts {
             denied,
             rps: requests as f64 / seconds.max(1) as f64,
             success: (judged > 0).then(|| 1.0 - failures as f64 / judged as f64),
+            attempt_success: (judged > 0).then(|| judged.saturating_sub(failures) as f64 / attempts as f64),
             p50_ms: millis(0.5),
             p95_ms: millis(0.95),
             p99_ms: millis(0.99),
             retries: self.retries,
+            timeouts: self.of_reasons(is_timeout),
             reasons,
             connections: self.connections,
             failed_connections: self.failed_connections,
@@ -261,6 +265,13 @@ impl Counts {
             ejections: self.ejections,
         }
     }
+}
+
+/// Whether something was given up because a time was over.
+fn is_timeout(name: &str) -> bool {
+    use Reason::{DeadlineExceeded, IdleTimeout, Timeout, UpstreamTimeout};
+    let reason = Reason::from_name(name);
+    matches!(reason, Some(UpstreamTimeout | DeadlineExceeded | IdleTimeout | Timeout))
 }
 
 /// Whether a policy or a limit has refused what has this reason: that is what its author wants, and no failure of the

@@ -10,20 +10,22 @@
 //! and an hour later that becomes a part of one of five minutes. So nothing is counted twice, and a sum takes the slots
 //! that start at or after the begin of its window, of whatever length.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use tulle_mesh::proto::series_key;
 use tulle_mesh::query;
 
 pub use super::counts::Counts;
-use super::counts::OTHER;
 use super::slots::{Log, Reasons, add_to};
 pub(super) use copy::Slot;
+pub(super) use id::Interner;
+pub use id::{Direction, Reporter, SeriesId};
 use late::{Late, Slots, first_kept};
 
 mod copy;
+mod id;
 mod late;
+mod seen;
 
 /// The lengths of slots in seconds.
 pub(super) const TEN: i64 = 10;
@@ -35,7 +37,7 @@ pub(super) const BY_TEN: i64 = 600;
 const BY_MINUTE: i64 = 3_600;
 /// The longest window: nothing older is kept.
 pub const LONGEST: i64 = 21_600;
-/// Series that are kept. Beyond, those of a workload are one, named [`OTHER`].
+/// Series that are kept. Beyond, those of a workload are one, named `_OTHER`.
 pub const MAX_SERIES: usize = 5_000;
 /// Series of one reporter that are kept: a workload whose pods make names up does not take the room of others. Beyond,
 /// they are one, too.
@@ -45,134 +47,6 @@ pub(super) const MAX_OF_REPORTER: usize = 500;
 const MAX_HEAP: usize = 120 * 1024 * 1024;
 /// The protocol of connections whose content is not looked at.
 const OPAQUE: &str = "opaque";
-
-/// Who reports: a revision of a workload.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Reporter {
-    /// Namespace of the workload.
-    pub namespace: Arc<str>,
-    /// Its kind, as in [`query::Party`].
-    pub kind: Arc<str>,
-    /// Its name.
-    pub workload: Arc<str>,
-}
-
-impl Reporter {
-    /// A pod that the model does not know, or knows no more.
-    pub fn unknown() -> Self {
-        Self { namespace: Arc::default(), kind: "Pod".into(), workload: Arc::default() }
-    }
-
-    /// As it is shown.
-    pub fn party(&self) -> query::Party {
-        query::Party {
-            namespace: self.namespace.to_string(),
-            kind: self.kind.to_string(),
-            name: self.workload.to_string(),
-        }
-    }
-}
-
-/// From which side requests are seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
-    /// The client's.
-    Outbound,
-    /// The server's.
-    Inbound,
-    /// The server's, by the rule of a MeshPolicy that refused: the policy is the peer, and the rule the route.
-    Policy,
-}
-
-impl Direction {
-    /// As it is reported.
-    pub fn to_proto(self) -> series_key::Direction {
-        match self {
-            Self::Outbound => series_key::Direction::Outbound,
-            Self::Inbound => series_key::Direction::Inbound,
-            Self::Policy => series_key::Direction::Policy,
-        }
-    }
-}
-
-/// A series, summed over the pods of a revision.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SeriesId {
-    /// Who counts.
-    pub reporter: Reporter,
-    /// From which side.
-    pub direction: Direction,
-    /// Namespace of the destination Service, or of the client.
-    pub namespace: Arc<str>,
-    /// The Service, or the client's service account; `_PLAIN`, `_PASSTHROUGH`, `_OTHER`.
-    pub peer: Arc<str>,
-    /// The revision of the destination's pod, or of the pod that reports.
-    pub revision: Arc<str>,
-    /// `HTTPRoute/namespace/name`; empty: no route took it.
-    pub route: Arc<str>,
-    /// `http1`, `http2` or `opaque`.
-    pub protocol: Arc<str>,
-    /// Whether mTLS secures it.
-    pub mtls: bool,
-}
-
-impl SeriesId {
-    /// What stands for the series of a reporter that are not told apart.
-    pub fn other(reporter: Reporter, direction: Direction, mtls: bool) -> Self {
-        let none: Arc<str> = Arc::default();
-        Self {
-            reporter,
-            direction,
-            namespace: Arc::clone(&none),
-            peer: OTHER.into(),
-            revision: Arc::clone(&none),
-            route: Arc::clone(&none),
-            protocol: none,
-            mtls,
-        }
-    }
-}
-
-/// Keeps one copy of each name and series: ten thousand sidecars name the same.
-#[derive(Debug, Default)]
-pub(super) struct Interner {
-    names: HashSet<Arc<str>>,
-    ids: HashSet<Arc<SeriesId>>,
-    /// Cleaned when it has grown to this.
-    limit: usize,
-}
-
-impl Interner {
-    /// A name.
-    pub(super) fn name(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(name) {
-            return Arc::clone(known);
-        }
-        let name: Arc<str> = name.into();
-        self.names.insert(Arc::clone(&name));
-        name
-    }
-
-    /// A series.
-    pub(super) fn id(&mut self, id: SeriesId) -> Arc<SeriesId> {
-        if let Some(known) = self.ids.get(&id) {
-            return Arc::clone(known);
-        }
-        if self.ids.len() + self.names.len() > self.limit {
-            self.clean();
-        }
-        let id = Arc::new(id);
-        self.ids.insert(Arc::clone(&id));
-        id
-    }
-
-    /// Forgets what nobody else holds.
-    pub(super) fn clean(&mut self) {
-        self.ids.retain(|id| Arc::strong_count(id) > 1);
-        self.names.retain(|name| Arc::strong_count(name) > 1);
-        self.limit = (2 * (self.ids.len() + self.names.len())).max(2 * MAX_SERIES);
-    }
-}
 
 /// Everything of some time, summed by series.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,9 +1,20 @@
 //! Tables, edges and timelines out of the history. Pure.
+//!
+//! ```text
+//!   edges   who talks to whom
+//!   routes  rules of routes, used or not
+//! ```
+
+mod edges;
+mod routes;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use tulle_mesh::query::{By, Edge, Edges, Golden, Meshed, Party, Stat, StatRow, Timeline};
+use tulle_mesh::query::{By, Golden, Meshed, Party, Stat, StatRow, Timeline};
+
+pub use edges::edges;
+pub use routes::{is_routed, routes};
 
 use super::history::{Counts, Direction, History, Reporter, SeriesId, Sum};
 use crate::model::{Model, Pod, WorkloadKey};
@@ -111,40 +122,6 @@ pub fn stat(sum: &Sum, model: &Model, wanted: &StatQuery) -> Stat {
     let failures = |golden: &Golden| golden.failures.saturating_add(golden.failed_connections);
     rows.sort_by_key(|row| std::cmp::Reverse((failures(&row.golden), row.golden.requests)));
     Stat { window: sum.window, lost: sum.lost, rows }
-}
-
-/// Source, destination, protocol, and whether mTLS secures it.
-type EdgeId = (Party, Party, Arc<str>, bool);
-
-/// Who talks to whom: what clients with a sidecar have sent, and what servers have got from clients without one. With a
-/// namespace: edges that begin or end there.
-pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
-    let peers = Peers::of(model);
-    let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
-    for (id, of_series) in &sum.series {
-        let (source, destination) = match id.direction {
-            Direction::Outbound => (id.reporter.party(), peers.destination(id)),
-            Direction::Inbound if &*id.peer == PLAIN => {
-                (client(&id.namespace, &id.peer), id.reporter.party())
-            }
-            // The client's sidecar has counted it.
-            Direction::Inbound | Direction::Policy => continue,
-        };
-        if namespace.is_none_or(|wanted| source.namespace == wanted || destination.namespace == wanted) {
-            let edge = (source, destination, Arc::clone(&id.protocol), id.mtls);
-            counts.entry(edge).or_default().merge(of_series);
-        }
-    }
-    let edge = |((source, destination, protocol, mtls), counts): (EdgeId, Counts)| Edge {
-        source,
-        destination,
-        protocol: protocol.to_string(),
-        mtls,
-        golden: counts.golden(sum.window),
-    };
-    let mut edges: Vec<Edge> = counts.into_iter().map(edge).collect();
-    edges.sort_by_key(|edge| std::cmp::Reverse((edge.golden.requests, edge.golden.connections)));
-    Edges { window: sum.window, lost: sum.lost, edges }
 }
 
 /// What the workloads of a name have served over time.

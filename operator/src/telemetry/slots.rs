@@ -332,6 +332,11 @@ impl Log {
         self.bytes.is_empty()
     }
 
+    /// When the last slot starts. `None`: there is none.
+    pub(super) fn last_start(&self) -> Option<i64> {
+        (!self.is_empty()).then_some(self.last)
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap(&self) -> usize {
         self.bytes.capacity()

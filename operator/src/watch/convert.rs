@@ -101,6 +101,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         containers_ready: holds("ContainersReady"),
         ready: holds("Ready"),
         ready_unix: ready_since(status),
+        started_unix: started(object),
         terminating: object.metadata.deletion_timestamp.is_some(),
         finished,
         gated: gates().any(|gate| gate == keys::GATE),
@@ -114,6 +115,12 @@ fn ready_since(status: &wire::PodStatus) -> i64 {
     let mut conditions = status.conditions.iter().flatten();
     let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
     ready.and_then(|ready| ready.since.as_ref()).map_or(0, |since| since.0.as_second())
+}
+
+/// When a pod's node took it, or else when it was created, in seconds since 1970. 0: neither is known.
+fn started(object: &wire::Pod) -> i64 {
+    let created = object.meta().creation_timestamp.as_ref();
+    object.status.start_time.as_ref().or(created).map_or(0, |time| time.0.as_second())
 }
 
 /// Inbound ports that are not redirected to the sidecar. Read from the injected container, because the annotation may
@@ -401,6 +408,17 @@ mod tests {
             pod(&serde_json::from_value(object).unwrap()).ready_unix
         };
         assert_eq!((since("True"), since("False")), (60, 0));
+    }
+
+    #[test]
+    fn a_pod_has_started_when_its_node_took_it_and_before_that_is_as_old_as_its_object() {
+        let started = |status: Value| {
+            let metadata = json!({"name": "a", "creationTimestamp": "1970-01-01T00:01:00Z"});
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status});
+            pod(&serde_json::from_value(object).unwrap()).started_unix
+        };
+        assert_eq!(started(json!({"startTime": "1970-01-01T00:02:00Z"})), 120);
+        assert_eq!(started(json!({})), 60);
     }
 
     #[test]

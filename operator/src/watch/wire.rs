@@ -155,6 +155,7 @@ pub(super) struct Container {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct PodStatus {
     pub(super) phase: Option<String>,
+    pub(super) start_time: Option<Time>,
     #[serde(rename = "podIPs")]
     pub(super) pod_ips: Option<Vec<PodIp>>,
     pub(super) conditions: Option<Vec<PodCondition>>,

@@ -37,6 +37,7 @@ fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddre
         trust_file: String::new(),
         probes: Vec::new(),
         workers: 1,
+        telemetry: true,
         source_address,
         features: Vec::new(),
     };

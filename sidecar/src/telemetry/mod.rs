@@ -124,6 +124,8 @@ pub struct Telemetry {
     events: Mutex<HashMap<(&'static str, &'static str), u64>>,
     /// Clients without a sidecar, by [`PLAIN_PROTOCOLS`].
     plain: [OnceLock<Arc<Series>>; 3],
+    /// Neither requests, connections nor attempts are counted.
+    is_off: bool,
     /// Attempts under Canaries.
     pub attempts: AttemptTable,
     /// Endpoints that are ejected.
@@ -142,6 +144,12 @@ pub struct Telemetry {
 const PLAIN_PROTOCOLS: [&str; 3] = ["http1", "http2", "opaque"];
 
 impl Telemetry {
+    /// Counts requests, connections and attempts only if `is_on`. What is not a request or connection is counted in
+    /// any case.
+    pub fn new(is_on: bool) -> Self {
+        Self { is_off: !is_on, ..Self::default() }
+    }
+
     /// The series of requests to a revision of a Service, which no route took and nothing secures.
     pub fn outbound(
         &self,
@@ -177,6 +185,10 @@ impl Telemetry {
 
     /// The series of a key, or the one of all for which the table has no room.
     pub fn series(&self, key: SeriesKey) -> Arc<Series> {
+        // Not in the table, so that neither a scrape nor a report has it.
+        if self.is_off {
+            return Arc::new(Series::off(Arc::new(key)));
+        }
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = series.get(&key) {
             return Arc::clone(&kept.series);
@@ -216,8 +228,12 @@ impl Telemetry {
         evicted
     }
 
-    /// Where attempts of a Canary are counted; `None`: too much is counted already, and these are no evidence.
+    /// Where attempts of a Canary are counted; `None`: too much is counted already, or nothing is counted, and these are
+    /// no evidence.
     pub fn attempts_of(&self, key: AttemptKey) -> Option<Arc<Attempts>> {
+        if self.is_off {
+            return None;
+        }
         let attempts = self.attempts.of(key);
         if attempts.is_none() {
             self.event(EvidenceDropped::TableFull);

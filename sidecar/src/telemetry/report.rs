@@ -270,6 +270,7 @@ impl Reporter {
             keys,
             series,
             certificate_not_after_unix: self.certificate,
+            memory_bytes: crate::memory::resident().unwrap_or(0),
             rule_keys,
             rules,
             denials,

@@ -36,6 +36,8 @@ pub struct Series {
     failures: Mutex<HashMap<&'static str, u64>>,
     /// Whether this counts the peers for which the table has no room.
     pub(super) is_overflow: bool,
+    /// Whether this counts nothing.
+    is_off: bool,
 }
 
 /// The class of what had no answer.
@@ -61,12 +63,18 @@ impl Series {
             ejections: AtomicU64::new(0),
             failures: Mutex::default(),
             is_overflow: false,
+            is_off: false,
         }
     }
 
     /// The series of peers for which the table has no room.
     pub(super) fn overflow(key: Arc<SeriesKey>) -> Self {
         Self { is_overflow: true, ..Self::new(key) }
+    }
+
+    /// A series that counts nothing: its key still names the peer of a request to a tap.
+    pub(super) fn off(key: Arc<SeriesKey>) -> Self {
+        Self { is_off: true, ..Self::new(key) }
     }
 
     /// Counts a request.
@@ -77,6 +85,9 @@ impl Series {
         took: Duration,
         bytes: (u64, u64),
     ) {
+        if self.is_off {
+            return;
+        }
         let class = match result {
             Ok(_) if grpc.is_some_and(is_server_error) => CLASS_GRPC,
             Ok(status) => usize::from(status / 100).clamp(1, 5) - 1,
@@ -98,7 +109,7 @@ impl Series {
 
     /// Counts the attempts beyond the first of a request that is counted next.
     pub fn retried(&self, attempts: u64) {
-        if attempts > 0 {
+        if attempts > 0 && !self.is_off {
             self.retries.fetch_add(attempts, Ordering::Relaxed);
         }
     }
@@ -110,6 +121,9 @@ impl Series {
 
     /// Counts a connection whose content is opaque.
     pub fn connection(&self, failure: Option<&Failure>, bytes: (u64, u64)) {
+        if self.is_off {
+            return;
+        }
         if let Some(failure) = failure {
             self.failure(failure);
         }

@@ -6,9 +6,10 @@ mod mesh;
 mod setup;
 
 use serde_json::Value;
+use tulle_mesh::check::{Finding, Reader, View, version};
 
 use super::facts::Facts;
-use super::finding::{Finding, ReadRequest};
+use super::finding::ReadRequest;
 use crate::objects::{self, Read};
 
 /// The hint where the operator would know.
@@ -32,6 +33,11 @@ pub fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     }
     findings.extend(setup::network(facts));
     findings
+}
+
+/// What the judgement needs that the operator's page makes too.
+fn view(facts: &Facts) -> View<'_> {
+    View { system: &facts.system, only: facts.namespace.as_deref(), now: facts.now, reader: Reader::Command }
 }
 
 /// What brings the installation to what this program installs, or to what a newer operator's program does.
@@ -78,18 +84,6 @@ fn operator_is(facts: &Facts, wanted: std::cmp::Ordering) -> bool {
     operator.zip(version(&facts.cli)).is_some_and(|(operator, own)| operator.cmp(&own) == wanted)
 }
 
-/// Major, minor and patch of a version such as `v1.31.2+k3s1` or `0.3.0`.
-fn version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut parts = text.trim_start_matches('v').splitn(3, '.');
-    let mut next = || {
-        let part = parts.next()?;
-        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
-        part.get(..digits)?.parse::<u32>().ok()
-    };
-    let (major, minor) = (next()?, next()?);
-    Some((major, minor, next().unwrap_or(0)))
-}
-
 /// How long something has held, or will hold, in the unit that fits.
 fn duration(seconds: i64) -> String {
     crate::human::age(std::time::Duration::from_secs(seconds.unsigned_abs()))
@@ -97,6 +91,6 @@ fn duration(seconds: i64) -> String {
 
 /// A time of an object in Unix seconds.
 fn time(object: &Value, pointer: &str) -> Option<i64> {
-    let text = crate::objects::text(object, pointer);
+    let text = objects::text(object, pointer);
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }

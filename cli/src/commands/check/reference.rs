@@ -1,6 +1,7 @@
 //! The page of the documentation that lists the checks.
 
-use super::finding::ALL;
+use tulle_mesh::check::list::ALL;
+
 use crate::reference::compare;
 
 const INTRODUCTION: &str = "\
@@ -9,7 +10,7 @@ const INTRODUCTION: &str = "\
 What `tulle check` looks at, by the numbers that it prints. A number never gets another meaning. Each finding says what was
 found, and the command that repairs it. Findings at or above `--fail-on` make the [exit code](exit-codes.md) 3; `--pre` carries
 out only what matters before an installation. Generated from
-[finding.rs](../../../cli/src/commands/check/finding.rs): `TULLE_UPDATE=1 cargo test -p tulle-cli reference`.
+[list.rs](../../../mesh/src/check/list.rs): `TULLE_UPDATE=1 cargo test -p tulle-cli reference`.
 
 | id | about | what holds if all is well |
 |---|---|---|

@@ -1,8 +1,9 @@
 //! Findings as text and as JSON. No state is shown by colour alone.
 
 use serde::Serialize;
+use tulle_mesh::check::list::ALL;
+use tulle_mesh::check::{Finding, Outcome};
 
-use super::finding::{ALL, Finding, Outcome};
 use crate::output::{Colour, Output};
 
 /// Every finding, below its category.

@@ -5,10 +5,12 @@ mod objects;
 mod unread;
 
 use serde_json::{Value, json};
+use tulle_mesh::check::list::ALL;
+use tulle_mesh::check::{Outcome, ROOT_ENDS_SOON};
 use tulle_mesh::query;
 
+use super::Args;
 use super::facts::{Facts, Part, Permission};
-use super::finding::{ALL, Outcome};
 use super::judge::{Options, judge};
 use super::render::Report;
 use crate::manifests::{DEFINITIONS, DEPLOYMENTS};
@@ -128,12 +130,12 @@ fn faults(change: impl FnOnce(&mut Facts)) -> Vec<String> {
 }
 
 #[test]
-fn numbers_are_unique_and_in_order() {
-    let ids: Vec<&str> = ALL.iter().map(|check| check.id).collect();
-    let mut sorted = ids.clone();
-    sorted.sort_unstable();
-    sorted.dedup();
-    assert_eq!(ids, sorted);
+fn a_root_is_reported_as_early_as_on_the_page_unless_the_user_chooses_another_time() {
+    let command = <Args as clap::Args>::augment_args(clap::Command::new("check"));
+    let matches = command.try_get_matches_from(["check"]).unwrap();
+    let parsed = <Args as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+    let expected = std::time::Duration::from_secs(ROOT_ENDS_SOON.unsigned_abs());
+    assert_eq!((parsed.certs_within, Args::default().certs_within), (expected, expected));
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn failing() -> Golden {
         p95_ms: Some(38.0),
         p99_ms: Some(1_234.0),
         retries: 1_200,
+        timeouts: 7,
         reasons: vec![Reason { name: "UpstreamReset".into(), count: 80 }],
         connections: 3,
         bytes_up: 72_000,
@@ -48,8 +49,8 @@ idle   2/3      0     -         -       -      -      -
 #[test]
 fn a_wide_table_of_all_namespaces_starts_with_the_namespace() {
     let expected = "\
-NAMESPACE   NAME   RPS   SUCCESS   P50     P95    P99    WORST           RETRIES   4XX   ABANDONED   DENIED   CONNS   IN        OUT
-shop        web    123   98.78%    4.2ms   38ms   1.2s   UpstreamReset   1.2k      12    0           5        3       1.2kB/s   1.0MB/s
+NAMESPACE   NAME   RPS   SUCCESS   P50     P95    P99    WORST           RETRIES   TIMEOUTS   4XX   ABANDONED   DENIED   CONNS   IN        OUT
+shop        web    123   98.78%    4.2ms   38ms   1.2s   UpstreamReset   1.2k      7          12    0           5        3       1.2kB/s   1.0MB/s
 ";
     assert_eq!(drawn(vec![row("Service", "web", failing())], By::Service, true, true), expected);
 }

@@ -1,4 +1,7 @@
 //! `tulle check`: what is broken, and the command that it names.
+//!
+//! Other tests run meanwhile, so that no fault here reaches beyond a namespace, but for the replica that the webhook can
+//! spare. What stops the webhook or its configuration is among the faults of the suites that run alone.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -9,14 +12,22 @@ use crate::kubectl::Kube;
 use crate::suites::mesh::policy;
 use crate::suites::namespace::{TestNamespace, deployment};
 
+/// The namespace of Tulle.
+const SYSTEM: &str = "tulle-system";
+
 pub(super) fn broken(kube: &Kube) -> Result<()> {
     let field = TestNamespace::meshed(kube, "t-see-check")?;
     field.service("web", 1, &[])?;
     let well = ["T0303", "T0304", "T0602", "T0801"].map(|id| format!("√ ok      {id}"));
     checked(&field, exit::FINE, &[], &well.each_ref().map(String::as_str))?;
     without_sidecar(kube)?;
+    wrong_labels(kube)?;
     policy_without_target(&field)?;
-    canary_without_target(&field)
+    policies_in_conflict(&field)?;
+    policy_without_pods(kube)?;
+    canary_without_target(&field)?;
+    canary_of_helm(&field)?;
+    one_replica(&field)
 }
 
 /// The findings of a namespace with this number; null where the check is well.
@@ -59,6 +70,16 @@ fn found(field: &TestNamespace<'_>, id: &str, result: &str, parts: &[&str]) -> R
     field.kube.run(arguments)
 }
 
+/// Waits until a finding is gone.
+fn gone(field: &TestNamespace<'_>, id: &str) -> Result<()> {
+    let mut last = Value::Null;
+    let waited = field.kube.wait_for(&format!("finding {id} to go"), 60, || {
+        last = finding(field, id)?;
+        Ok(last.is_null())
+    });
+    waited.with_context(|| format!("last seen: {last}"))
+}
+
 /// Pods that are older than the label of their namespace.
 fn without_sidecar(kube: &Kube) -> Result<()> {
     let field = TestNamespace::plain(kube, "t-see-late")?;
@@ -76,7 +97,21 @@ fn without_sidecar(kube: &Kube) -> Result<()> {
     ensure!(names.lines().any(|line| line == "T0602"), "{names}");
     found(&field, "T0602", "warning", &[pod, &field.namespace])?;
     kube.rolled_out(&field.namespace, "deployment/late", 120)?;
-    kube.wait_for("the named command to have repaired it", 60, || Ok(finding(&field, "T0602")?.is_null()))
+    gone(&field, "T0602")
+}
+
+/// A label of which the value is misspelled, and a Pod Security level that rejects the init container, which matters as
+/// soon as the label is right. The commands that are named repair both.
+fn wrong_labels(kube: &Kube) -> Result<()> {
+    let labels = json!({"tulle.dev/inject": "enable", "pod-security.kubernetes.io/enforce": "baseline"});
+    let field = TestNamespace::new(kube, "t-see-label", labels)?;
+    let early = finding(&field, "T0104")?;
+    ensure!(early.is_null(), "a namespace whose label has no effect must admit the init container: {early}");
+    let parts = ["namespace t-see-label has label tulle.dev/inject=enable", "no effect"];
+    found(&field, "T0601", "warning", &parts)?;
+    gone(&field, "T0601")?;
+    found(&field, "T0104", "error", &["namespace t-see-label", "level baseline", "tulle-init"])?;
+    gone(&field, "T0104")
 }
 
 fn policy_without_target(field: &TestNamespace<'_>) -> Result<()> {
@@ -90,7 +125,27 @@ fn policy_without_target(field: &TestNamespace<'_>) -> Result<()> {
     let other = finding(&TestNamespace::plain(field.kube, "t-see-calm")?, "T0801")?;
     ensure!(other.is_null(), "{other}");
     field.kubectl(&["delete", "meshpolicy", "lost"])?;
-    field.kube.wait_for("the finding to go", 60, || Ok(finding(field, "T0801")?.is_null()))
+    gone(field, "T0801")
+}
+
+/// Two policies with the same section and target, of which the younger one has no effect.
+fn policies_in_conflict(field: &TestNamespace<'_>) -> Result<()> {
+    for name in ["one", "other"] {
+        policy(field, name, json!({"target": {"kind": "Service", "name": "web"}, "mtls": "Permissive"}))?;
+    }
+    let outcome = found(field, "T0801", "error", &["MeshPolicy t-see-check/", "Conflicted"]);
+    field.kubectl(&["delete", "meshpolicy", "one", "other"])?;
+    says(&outcome?, &["Conflicted"])?;
+    gone(field, "T0801")
+}
+
+/// A policy for a namespace without pods.
+fn policy_without_pods(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-see-empty")?;
+    policy(&field, "idle", json!({"target": {"kind": "Namespace"}, "mtls": "Permissive"}))?;
+    found(&field, "T0801", "warning", &["MeshPolicy t-see-empty/idle", "NoWorkloads"])?;
+    field.kubectl(&["delete", "meshpolicy", "idle"])?;
+    gone(&field, "T0801")
 }
 
 fn canary_without_target(field: &TestNamespace<'_>) -> Result<()> {
@@ -98,5 +153,56 @@ fn canary_without_target(field: &TestNamespace<'_>) -> Result<()> {
     field
         .apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "lost"},
         "spec": {"target": target, "steps": [{"weight": 50, "hold": "5s"}]}}))?;
-    found(field, "T0901", "warning", &["t-see-check/lost", "TargetNotFound"]).map(drop)
+    found(field, "T0901", "warning", &["t-see-check/lost", "TargetNotFound"])?;
+    field.kubectl(&["delete", "canary", "lost"])?;
+    gone(field, "T0901")
+}
+
+/// A Canary with steps that take longer than Helm, which manages its target, waits by default.
+fn canary_of_helm(field: &TestNamespace<'_>) -> Result<()> {
+    field.kubectl(&["label", "deployment", "web", "app.kubernetes.io/managed-by=Helm"])?;
+    let target = json!({"kind": "Deployment", "name": "web"});
+    field
+        .apply(json!({"apiVersion": "tulle.dev/v1alpha1", "kind": "Canary", "metadata": {"name": "slow"},
+        "spec": {"target": target, "steps": [{"weight": 50, "hold": "10m"}]}}))?;
+    let parts = ["Canary t-see-check/slow", "managed by Helm", "at least 600 s"];
+    found(field, "T0903", "warning", &parts)?;
+    field.kubectl(&["label", "deployment", "web", "app.kubernetes.io/managed-by-"])?;
+    gone(field, "T0903")?;
+    field.kubectl(&["delete", "canary", "slow"]).map(drop)
+}
+
+/// Gives a Deployment of Tulle its replicas back.
+struct Replicas<'a> {
+    kube: &'a Kube,
+    deployment: &'static str,
+    count: String,
+}
+
+impl Replicas<'_> {
+    fn set(&self, count: &str) -> Result<()> {
+        let replicas = format!("--replicas={count}");
+        self.kube.run(&["-n", SYSTEM, "scale", "deployment", self.deployment, &replicas]).map(drop)
+    }
+}
+
+impl Drop for Replicas<'_> {
+    fn drop(&mut self) {
+        let _ = self.set(&self.count);
+        let _ = self.kube.rolled_out(SYSTEM, &format!("deployment/{}", self.deployment), 120);
+    }
+}
+
+/// A webhook without a spare replica. The command that is named gives it one.
+fn one_replica(field: &TestNamespace<'_>) -> Result<()> {
+    let kube = field.kube;
+    // The replicas of another cluster are its owner's.
+    if matches!(kube, Kube::Context(_)) {
+        return Ok(());
+    }
+    let count = kube.field(SYSTEM, "deployment/tulle-webhook", ".spec.replicas")?;
+    let webhook = Replicas { kube, deployment: "tulle-webhook", count };
+    webhook.set("1")?;
+    found(field, "T0302", "warning", &["tulle-system/tulle-webhook has 1 replicas"])?;
+    gone(field, "T0302")
 }

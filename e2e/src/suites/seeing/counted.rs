@@ -99,9 +99,9 @@ fn tables(field: &TestNamespace<'_>) -> Result<()> {
     let (kube, namespace) = (field.kube, field.namespace.as_str());
     let table = kube.tulle(&["-n", namespace, "edges", "--window", WINDOW])?;
     let line = |from: &str| table.lines().find(|line| line.starts_with(from)).unwrap_or("").to_owned();
-    let words = |line: &str| line.split_whitespace().take(4).map(str::to_owned).collect::<Vec<_>>();
-    ensure!(words(&line("load")) == ["load", "svc/web", "http1", "yes"], "{table}");
-    ensure!(words(&line("plain")) == ["plain", "web", "http1", "no"], "{table}");
+    let words = |line: &str| line.split_whitespace().take(5).map(str::to_owned).collect::<Vec<_>>();
+    ensure!(words(&line("load")) == ["load", "svc/web", "80", "http1", "yes"], "{table}");
+    ensure!(words(&line("plain")) == ["plain", "web", "-", "http1", "no"], "{table}");
     let stat = kube.tulle(&["-n", namespace, "stat", "deploy", "--window", WINDOW])?;
     says(&stat, &["NAME", "MESHED", "SUCCESS", "P99", "2/2"])?;
     // The worst first, and those that nobody calls too.

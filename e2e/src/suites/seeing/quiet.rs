@@ -27,6 +27,10 @@ const PART_OF: &str = "app.kubernetes.io/part-of=tulle";
 /// Tulle's own namespace.
 const SYSTEM: &str = "tulle-system";
 
+/// The operator's metrics of discovery streams: sidecars with one, and streams that were opened.
+const CONNECTED: &str = "tulle_operator_sidecars";
+const OPENED: &str = "tulle_operator_discovery_streams_total";
+
 /// Has the form of a service account's token.
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
 /// How every token of a service account begins: `{"alg":`.
@@ -65,9 +69,11 @@ pub(crate) fn changes_nothing(kube: &Kube) -> Result<()> {
     let before = calm(&field)?;
     let installed = before.keys().any(|name| name.starts_with("CustomResourceDefinition/"));
     ensure!(installed, "no object of the installation is compared: {before:?}");
-    let streams = streams(kube)?;
     let pods = field.pods("web")?;
     let pod = pods.first().context("web has no pod")?;
+    let configured = sidecars(&field)?;
+    has_configuration(&configured, pod)?;
+    let (connected, opened) = (connected(kube)?, opened(kube)?);
     traffic(&field, pod)?;
     access(&field, &denial)?;
     manifests(&field, &scratch)?;
@@ -78,9 +84,13 @@ pub(crate) fn changes_nothing(kube: &Kube) -> Result<()> {
     let changed: Vec<&String> =
         before.keys().chain(after.keys()).filter(|name| before.get(*name) != after.get(*name)).collect();
     ensure!(changed.is_empty(), "the commands have changed {changed:?}");
-    let now = self::streams(kube)?;
+    let now = sidecars(&field)?;
+    ensure!(now == configured, "the sidecars had {configured:#?}, after the commands {now:#?}");
+    let now = self::opened(kube)?;
+    ensure!(now == opened, "sidecars had opened {opened} discovery streams, after the commands {now}");
+    let now = self::connected(kube)?;
     // Fewer, where pods of an earlier test end meanwhile.
-    ensure!(now <= streams, "{streams} sidecars were connected, now {now}");
+    ensure!(now <= connected, "{connected} sidecars were connected, now {now}");
     Ok(())
 }
 
@@ -130,10 +140,10 @@ fn traffic(field: &TestNamespace<'_>, pod: &str) -> Result<()> {
     fine(&["edges", "--window", WINDOW], &["SRC", "MTLS", "client", "svc/web"])?;
     fine(&["top", "--once", "--window", WINDOW], &["SOURCE", "WORST", "client", "svc/web"])?;
     // The namespace has no HTTPRoute or GRPCRoute: only the header is printed.
-    fine(&["routes"], &["ROUTE", "SERVICE", "SUCCESS"])?;
+    fine(&["routes"], &["ROUTE", "SERVICE", "RULE", "ASKED-OK"])?;
     let tapped = fine(&["tap", "web", "--timeout", "3s"], &["METHOD", "LATENCY"])?;
     says(&tapped.stderr, &["0 shown"])?;
-    fine(&["pods", "-o", "wide"], &["CERT-LEFT", pod, "Deployment/web"])?;
+    fine(&["pods", "-o", "wide"], &["CERT-LEFT", "OPERATOR", "MEM", pod, "Deployment/web"])?;
     fine(&["config", pod], &["Services", "Endpoints", "Certificate"])?;
     fine(&["config", pod, "--diff"], &["SIDECAR", "OPERATOR", "certificate", "acknowledged"]).map(drop)
 }
@@ -305,14 +315,60 @@ fn versions(field: &TestNamespace<'_>) -> Result<BTreeMap<String, String>> {
     Ok(lines.map(|(name, version)| (name.to_owned(), version.to_owned())).collect())
 }
 
+/// The snapshot of each sidecar of the namespace, by pod: what it enforces, as its admin port shows it, and what the
+/// operator has sent to it and heard from it.
+fn sidecars(field: &TestNamespace<'_>) -> Result<BTreeMap<String, Value>> {
+    let listed = field.kube.tulle_json(&["-n", &field.namespace, "pods"])?;
+    let mut sidecars = BTreeMap::new();
+    for known in listed["sidecars"].as_array().context("tulle pods lists no sidecars")? {
+        let pod = known["pod"].as_str().context("tulle pods lists a sidecar without a pod")?;
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:26152/proxy/config", field.namespace);
+        let text = field.kube.run(&["get", "--raw", &path])?;
+        let mut config: Value =
+            serde_json::from_str(&text).with_context(|| format!("/config of {pod} is not JSON: {text}"))?;
+        // A sidecar shows them in no order.
+        if let Some(destinations) = config.get_mut("destinations").and_then(Value::as_array_mut) {
+            destinations.sort_by_key(|destination| destination["address"].to_string());
+        }
+        sidecars.insert(pod.to_owned(), json!({"sidecar": config, "operator": known}));
+    }
+    Ok(sidecars)
+}
+
+/// Snapshots without a policy or a destination would be the same whatever the commands did.
+fn has_configuration(sidecars: &BTreeMap<String, Value>, web: &str) -> Result<()> {
+    let (web, client) = (sidecars.get(web), sidecars.get("client"));
+    let (web, client) = web.zip(client).with_context(|| format!("not all sidecars: {sidecars:?}"))?;
+    ensure!(!web["sidecar"]["inbound"]["accessPolicy"].is_null(), "web enforces no policy: {web:#}");
+    let destinations = client["sidecar"]["destinations"].as_array();
+    ensure!(destinations.is_some_and(|all| !all.is_empty()), "client has no destination: {client:#}");
+    for sidecar in [web, client] {
+        let [resources, acknowledged] =
+            ["resources", "acknowledged"].map(|name| sidecar["operator"][name].as_u64());
+        ensure!(resources > Some(0) && resources == acknowledged, "not all is acknowledged: {sidecar:#}");
+    }
+    Ok(())
+}
+
 /// How many sidecars the leader counts as connected.
-fn streams(kube: &Kube) -> Result<u64> {
-    let lease = kube.json(&["-n", "tulle-system", "get", "lease", "tulle-operator"])?;
+fn connected(kube: &Kube) -> Result<u64> {
+    let lease = kube.json(&["-n", SYSTEM, "get", "lease", "tulle-operator"])?;
     let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or("");
-    let pod = holder.split('/').next().unwrap_or("");
-    let path = format!("/api/v1/namespaces/tulle-system/pods/{pod}:26161/proxy/metrics");
+    operator_metric(kube, holder.split('/').next().unwrap_or(""), CONNECTED)
+}
+
+/// How many discovery streams sidecars have opened at any replica, also those that have ended.
+fn opened(kube: &Kube) -> Result<u64> {
+    let pods = kube.pods(SYSTEM, "app=tulle-operator")?;
+    ensure!(!pods.is_empty(), "the operator has no pod");
+    pods.iter().map(|pod| operator_metric(kube, pod, OPENED)).sum()
+}
+
+/// A metric without labels of one replica of the operator.
+fn operator_metric(kube: &Kube, pod: &str, metric: &str) -> Result<u64> {
+    let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:26161/proxy/metrics");
     let metrics = kube.run(&["get", "--raw", &path])?;
-    let line = metrics.lines().find(|line| line.starts_with("tulle_operator_sidecars "));
-    let count = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-    count.with_context(|| format!("the leader does not say how many sidecars there are: {metrics}"))
+    let mut samples = metrics.lines().filter_map(|line| line.split_once(' '));
+    let count = samples.find(|(name, _)| *name == metric).and_then(|(_, value)| value.parse().ok());
+    count.with_context(|| format!("pod {pod} has no metric {metric}: {metrics}"))
 }

@@ -5,6 +5,8 @@ use tulle_mesh::query;
 use super::proto;
 use crate::api::Parameters;
 
+mod routes;
+
 impl From<proto::StatRequest> for Parameters {
     fn from(asked: proto::StatRequest) -> Self {
         Self::of([
@@ -20,6 +22,12 @@ impl From<proto::StatRequest> for Parameters {
 
 impl From<proto::EdgesRequest> for Parameters {
     fn from(asked: proto::EdgesRequest) -> Self {
+        Self::of([("namespace", asked.namespace), ("window", number(asked.window))])
+    }
+}
+
+impl From<proto::RoutesRequest> for Parameters {
+    fn from(asked: proto::RoutesRequest) -> Self {
         Self::of([("namespace", asked.namespace), ("window", number(asked.window))])
     }
 }
@@ -144,6 +152,8 @@ impl From<query::Golden> for proto::Golden {
             failed_connections: golden.failed_connections,
             bytes_up: golden.bytes_up,
             bytes_down: golden.bytes_down,
+            attempt_success: golden.attempt_success,
+            timeouts: golden.timeouts,
             ejections: golden.ejections,
         }
     }
@@ -169,6 +179,11 @@ impl From<query::Edge> for proto::Edge {
             protocol: edge.protocol,
             mtls: edge.mtls,
             golden: Some(edge.golden.into()),
+            port: edge.port.map(u32::from),
+            client_ids: edge.client_ids,
+            server_ids: edge.server_ids,
+            client_zones: edge.client_zones,
+            server_zones: edge.server_zones,
         }
     }
 }
@@ -198,6 +213,8 @@ impl From<query::Sidecar> for proto::Sidecar {
             behind_seconds: sidecar.behind_seconds,
             refused: sidecar.refused,
             certificate_not_after: sidecar.certificate_not_after,
+            operator: sidecar.operator,
+            memory_bytes: sidecar.memory_bytes,
         }
     }
 }
@@ -344,6 +361,7 @@ mod tests {
             "success": 0.75, "p50Ms": 8.5, "p95Ms": 9.5, "p99Ms": 10.5, "retries": 11,
             "reasons": [{"name": "UpstreamReset", "count": 12}],
             "connections": 13, "failedConnections": 14, "bytesUp": 15, "bytesDown": 16,
+            "attemptSuccess": 0.5, "timeouts": 17,
             "ejections": 17,
         });
         let message = proto::Golden {
@@ -363,6 +381,8 @@ mod tests {
             failed_connections: 14,
             bytes_up: 15,
             bytes_down: 16,
+            attempt_success: Some(0.5),
+            timeouts: 17,
             ejections: 17,
         };
         (json, message)
@@ -392,6 +412,9 @@ mod tests {
         assert_eq!((golden.success, golden.p99_ms), (None, None));
         let sidecar = proto::Sidecar::from(query::Sidecar::default());
         assert_eq!((sidecar.behind_seconds, sidecar.certificate_not_after), (None, None));
+        assert_eq!((sidecar.operator, sidecar.memory_bytes), (None, None));
+        let row = proto::RouteRow::from(query::RouteRow::default());
+        assert_eq!((row.backend, row.last_seen, row.golden), (None, None, None));
         assert_eq!(proto::StatRow::from(query::StatRow::default()).meshed, None);
     }
 
@@ -400,7 +423,8 @@ mod tests {
         let edge: query::Edge = serde_json::from_value(json!({
             "source": {"namespace": "shop", "kind": "Deployment", "name": "web"},
             "destination": {"namespace": "shop", "kind": "Deployment", "name": "cart"},
-            "protocol": "http2", "mtls": true,
+            "protocol": "http2", "mtls": true, "port": 80, "clientIds": ["c"], "serverIds": ["s"],
+            "clientZones": ["a"], "serverZones": ["b"],
         }))
         .unwrap();
         let wanted = proto::Edge {
@@ -409,6 +433,11 @@ mod tests {
             protocol: "http2".into(),
             mtls: true,
             golden: Some(proto::Golden::default()),
+            port: Some(80),
+            client_ids: vec!["c".into()],
+            server_ids: vec!["s".into()],
+            client_zones: vec!["a".into()],
+            server_zones: vec!["b".into()],
         };
         assert_eq!(proto::Edge::from(edge), wanted);
     }

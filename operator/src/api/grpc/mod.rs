@@ -122,6 +122,10 @@ impl Query for Queries {
         self.answer(request, handlers::edges).await
     }
 
+    async fn routes(&self, request: tonic::Request<proto::RoutesRequest>) -> Reply<proto::RoutesReply> {
+        self.answer(request, handlers::routes).await
+    }
+
     async fn timeline(&self, request: tonic::Request<proto::TimelineRequest>) -> Reply<proto::TimelineReply> {
         self.answer(request, handlers::timeline).await
     }

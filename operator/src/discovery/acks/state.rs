@@ -31,6 +31,10 @@ pub struct SidecarState {
     pub refused: Vec<String>,
     /// When its certificate ends, in Unix seconds.
     pub certificate_not_after: Option<i64>,
+    /// Resident memory of its process in bytes.
+    pub memory_bytes: Option<u64>,
+    /// The replica that its stream is connected to; `None`: this one.
+    pub replica: Option<Arc<str>>,
 }
 
 impl AckTracker {
@@ -52,6 +56,21 @@ impl AckTracker {
         all.sort_unstable_by(|one, other| one.pod_uid.cmp(&other.pod_uid));
         all
     }
+
+    /// Notes which replica a sidecar is connected to whose reports that replica relays.
+    pub fn set_replica(&self, pod_uid: &str, replica: Option<&Arc<str>>) {
+        if let Some(sidecar) = lock(&self.relayed).by_pod.get_mut(pod_uid) {
+            sidecar.replica = replica.cloned();
+        }
+    }
+}
+
+impl AckTracker {
+    /// Discovery streams that this replica has served since it started, also those that have ended. Those of other
+    /// replicas are not among them: a leader that takes over hears of all that are open at once.
+    pub fn opened_streams(&self) -> u64 {
+        lock(&self.own).opened
+    }
 }
 
 impl Sidecar {
@@ -60,7 +79,19 @@ impl Sidecar {
         let version = (!self.version.is_empty()).then(|| SidecarEvent::Version(Arc::clone(&self.version)));
         let not_after = self.certificate_not_after;
         let certificate = (not_after != 0).then_some(SidecarEvent::CertificateEnds(not_after));
-        version.into_iter().chain(certificate)
+        let memory = (self.memory_bytes != 0).then_some(SidecarEvent::Memory(self.memory_bytes));
+        version.into_iter().chain(certificate).chain(memory)
+    }
+
+    /// Takes over what it says of itself.
+    pub(super) fn describe(&mut self, event: SidecarEvent) {
+        match event {
+            SidecarEvent::Lacks(lacks) => self.lacks = lacks,
+            SidecarEvent::Version(version) => self.version = version,
+            SidecarEvent::CertificateEnds(at) => self.certificate_not_after = at,
+            SidecarEvent::Memory(bytes) => self.memory_bytes = bytes,
+            _ => {}
+        }
     }
 
     fn state(&self, pod_uid: &Arc<str>) -> SidecarState {
@@ -80,6 +111,8 @@ impl Sidecar {
             behind_since: held().filter_map(|(_, known)| known.behind_since).min(),
             refused,
             certificate_not_after: Some(self.certificate_not_after).filter(|at| *at != 0),
+            memory_bytes: Some(self.memory_bytes).filter(|bytes| *bytes != 0),
+            replica: self.replica.clone(),
         }
     }
 }
@@ -139,6 +172,7 @@ mod tests {
         let acks = reported([
             SidecarEvent::Version("0.13.0".into()),
             SidecarEvent::CertificateEnds(1_700_000_000),
+            SidecarEvent::Memory(9 << 20),
             SidecarEvent::Sent(first.clone(), none()),
             SidecarEvent::Acked(first.clone(), none()),
             SidecarEvent::Sent(second.clone(), none()),
@@ -147,6 +181,7 @@ mod tests {
         ]);
         let state = only(&acks);
         assert_eq!((state.version.as_str(), state.certificate_not_after), ("0.13.0", Some(1_700_000_000)));
+        assert_eq!((state.memory_bytes, state.replica.as_deref()), (Some(9 << 20), None));
         assert!(state.connected && state.behind_since.is_some());
         assert_eq!((state.acknowledged, state.resources), (1, 3));
         assert_eq!(state.refused, ["route 10.0.0.3:80: too new"]);
@@ -173,13 +208,29 @@ mod tests {
         assert!(!only(&acks).connected);
         acks.relayed("u", SidecarEvent::Connected);
         acks.relayed("u", SidecarEvent::Version("0.13.0".into()));
+        acks.set_replica("u", Some(&"operator-1".into()));
         let state = only(&acks);
         assert_eq!((state.version.as_str(), state.connected), ("0.13.0", true));
+        assert_eq!(state.replica.as_deref(), Some("operator-1"));
     }
 
     #[test]
-    fn a_new_leader_is_told_the_version_and_the_certificate() {
-        let acks = reported([SidecarEvent::Version("0.13.0".into()), SidecarEvent::CertificateEnds(7)]);
+    fn a_second_stream_of_a_connected_sidecar_is_counted_also_when_it_has_ended() {
+        let acks = reported([]);
+        assert_eq!((acks.connected(), acks.opened_streams()), (1, 1));
+        acks.report("u", SidecarEvent::Connected, |_| {});
+        acks.report("u", SidecarEvent::Gone, |_| {});
+        acks.relayed("v", SidecarEvent::Connected);
+        assert_eq!((acks.connected(), acks.opened_streams()), (2, 2));
+    }
+
+    #[test]
+    fn a_new_leader_is_told_the_version_the_certificate_and_the_memory() {
+        let acks = reported([
+            SidecarEvent::Version("0.13.0".into()),
+            SidecarEvent::CertificateEnds(7),
+            SidecarEvent::Memory(8),
+        ]);
         let successor = AckTracker::default();
         acks.snapshot(
             |_| true,

@@ -11,6 +11,7 @@
 //!   backend    Services that rules lead to
 //!   compile    the rules of a port, merged, as sidecars are sent them
 //!   reach      from which addresses a route leads somewhere
+//!   listed     routes by the Services that they are attached to, for people to read
 //!   status     what the status of a route says
 //! ```
 //!
@@ -24,6 +25,7 @@ mod backend;
 mod check;
 mod compile;
 mod filter;
+mod listed;
 mod matching;
 mod object;
 mod reach;
@@ -31,6 +33,7 @@ mod status;
 
 pub use attach::Standings;
 pub use compile::RouteClient;
+pub use listed::{AttachedBackend, AttachedRoute, AttachedRule};
 pub use object::{
     BackendRef, CookieSpec, CorsSpec, FilterSpec, FractionSpec, HeaderSpec, HeadersSpec, MatchSpec,
     MatchType, MethodSpec, MirrorSpec, ParentRef, PathModifierSpec, PathSpec, RedirectSpec, RetrySpec,

@@ -79,6 +79,19 @@ impl RouteKey {
     pub fn stamped(&self) -> String {
         self.kind.stamped(&self.name)
     }
+
+    /// As sidecars name it: `HTTPRoute/namespace/name`.
+    pub fn reported(&self) -> String {
+        format!("{}/{}/{}", self.kind.name(), self.namespace, self.name)
+    }
+
+    /// The route that sidecars name so. `None`: the text has another form.
+    pub fn of_reported(text: &str) -> Option<Self> {
+        let (kind, rest) = text.split_once('/')?;
+        let (namespace, name) = rest.split_once('/')?;
+        let kind = RouteKind::ALL.into_iter().find(|known| known.name() == kind)?;
+        Some(Self { kind, namespace: namespace.into(), name: name.into() })
+    }
 }
 
 impl fmt::Display for RouteKey {

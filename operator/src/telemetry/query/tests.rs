@@ -1,5 +1,8 @@
+use tulle_mesh::query::{Edges, Routes};
+
 use super::*;
-use crate::model::tests::{pod, shop};
+use crate::model::gateway::RouteObject;
+use crate::model::tests::{canary, key, pod, route, shop};
 
 fn reporter(namespace: &str, workload: &str) -> Reporter {
     Reporter { namespace: namespace.into(), kind: "Deployment".into(), workload: workload.into() }
@@ -141,6 +144,187 @@ fn edges_are_what_clients_counted_and_servers_of_clients_without_a_sidecar() {
     assert!(found.edges[0].mtls && found.edges[0].protocol == "http1");
     assert_eq!(ends(&edges(&golden(), &model(), Some("shop"))), expected);
     assert_eq!(ends(&edges(&golden(), &model(), Some("other"))), []);
+}
+
+#[test]
+fn an_edge_says_to_which_port_between_whom_and_where() {
+    let mut model = model();
+    model.apply_node("node-a".into(), "eu-a".into());
+    let plain = |(id, counts): (SeriesId, Counts)| (SeriesId { mtls: false, ..id }, counts);
+    let (requests, outbound) = ([0, 5, 0, 0, 0, 0, 0, 0], Direction::Outbound);
+    let found = edges(&sum(vec![series("web", outbound, "web", requests)]), &model, None);
+    let [edge] = found.edges.as_slice() else { panic!("{found:?}") };
+    assert_eq!(edge.port, Some(80), "the only one that the Service has");
+    let id = vec!["spiffe://cluster.local/ns/shop/sa/web".to_owned()];
+    assert_eq!((&edge.client_ids, &edge.server_ids), (&id, &id));
+    assert_eq!((edge.client_zones.join(","), edge.server_zones.join(",")), ("eu-a".into(), "eu-a".into()));
+    let found = edges(&sum(vec![plain(series("web", outbound, "web", requests))]), &model, None);
+    assert!(found.edges[0].client_ids.is_empty() && found.edges[0].server_ids.is_empty());
+    let found = edges(&sum(vec![series("web", outbound, "gone", requests)]), &model, None);
+    assert_eq!(found.edges[0].port, None);
+    assert!(found.edges[0].server_ids.is_empty() && found.edges[0].server_zones.is_empty());
+}
+
+#[test]
+fn of_a_service_with_several_ports_the_edge_has_the_one_that_its_route_names() {
+    let mut model = model();
+    let mut service = model.service(&key("shop", "web")).unwrap().clone();
+    let second = crate::model::object::ServicePort { name: "admin".into(), port: 81, app_protocol: None };
+    service.ports.push(second);
+    model.apply_service(key("shop", "web"), service);
+    model.apply_route(route("a", "shop", "web", "web"));
+    let direct = series("front", Direction::Outbound, "web", [0, 9, 0, 0, 0, 0, 0, 0]);
+    let routed = routed("HTTPRoute/shop/a", "web", "r1", 5);
+    let ports: Vec<_> =
+        edges(&sum(vec![direct, routed]), &model, None).edges.iter().map(|edge| edge.port).collect();
+    assert_eq!(ports, [None, Some(80)]);
+}
+
+/// What a route has sent to a revision of a Service of `shop`.
+fn routed(route: &str, service: &str, revision: &str, requests: u64) -> (SeriesId, Counts) {
+    let (id, counts) = series("front", Direction::Outbound, service, [0, requests, 0, 0, 0, 0, 0, 0]);
+    (SeriesId { route: route.into(), revision: revision.into(), ..id }, counts)
+}
+
+/// Route `shop/a` of Service `shop/web` with one rule for each of these backends; of an empty one, none.
+fn rules(backends: &[&str]) -> RouteObject {
+    let one = |backend: &str| route("a", "shop", "web", backend).rules.remove(0);
+    let rules = backends.iter().map(|backend| {
+        let mut rule = one(backend);
+        if backend.is_empty() {
+            rule.backend_refs.clear();
+        }
+        rule
+    });
+    RouteObject { rules: rules.collect(), ..route("a", "shop", "web", "web") }
+}
+
+/// Rules, backend, set, when last used, and requests of a row.
+type Shown<'a> = (Vec<u32>, &'a str, &'a str, Option<i64>, Option<u64>);
+
+/// Rules, backend, set, when it was seen, and requests.
+fn shown(routes: &Routes) -> Vec<Shown<'_>> {
+    let mut all = Vec::new();
+    for row in &routes.rows {
+        let rules = row.rules.iter().map(|rule| rule.index).collect();
+        let backend = row.backend.as_ref().map_or("", |backend| backend.party.name.as_str());
+        let requests = row.golden.as_ref().map(|golden| golden.requests);
+        all.push((rules, backend, row.set.as_str(), row.last_seen, requests));
+    }
+    all
+}
+
+fn seen(series: &[(SeriesId, Counts)], at: i64) -> Vec<(Arc<SeriesId>, i64)> {
+    series.iter().map(|(id, _)| (Arc::new(id.clone()), at)).collect()
+}
+
+#[test]
+fn rules_that_nobody_has_used_are_shown_without_figures() {
+    let mut model = model();
+    model.apply_route(rules(&["web", "api", ""]));
+    let used = vec![routed("HTTPRoute/shop/a", "web", "r1", 5)];
+    let seen = seen(&used, 70);
+    let found = routes(&sum(used), &seen, &model, Some("shop"));
+    let expected = [
+        (vec![0], "web", "", Some(70), Some(5)),
+        (vec![1], "api", "", None, None),
+        (vec![2], "", "", None, None),
+    ];
+    assert_eq!(shown(&found), expected);
+    assert_eq!(
+        (found.rows[0].party.name.as_str(), found.rows[0].route.as_str()),
+        ("web", "HTTPRoute/shop/a")
+    );
+    assert_eq!(found.rows[0].revision.as_deref(), Some("r1"));
+    assert_eq!(found.rows[1].backend.as_ref().unwrap().port, Some(80));
+    assert!(routes(&sum(Vec::new()), &[], &model, Some("other")).rows.is_empty());
+}
+
+#[test]
+fn what_a_rule_answers_itself_is_told_from_what_pods_serve() {
+    let mut model = model();
+    model.apply_route(rules(&["web", ""]));
+    let used = vec![routed("HTTPRoute/shop/a", "web", "r1", 5), routed("HTTPRoute/shop/a", "web", "", 2)];
+    let found = routes(&sum(used), &[], &model, None);
+    let expected = [(vec![0], "web", "", None, Some(5)), (vec![0, 1], "web", "", None, Some(2))];
+    let mut rows = shown(&found);
+    rows.sort_by_key(|row| row.0.len());
+    assert_eq!(rows, expected, "the second may be redirects, or requests for which there was no pod");
+}
+
+#[test]
+fn a_rule_that_was_used_before_the_window_says_when() {
+    let mut model = model();
+    model.apply_route(rules(&["web"]));
+    let seen = seen(&[routed("HTTPRoute/shop/a", "web", "r1", 0)], 70);
+    let found = routes(&sum(Vec::new()), &seen, &model, None);
+    assert_eq!(shown(&found), [(vec![0], "web", "", Some(70), None)]);
+}
+
+#[test]
+fn rules_that_lead_to_one_service_share_its_figures_once_there_are_any() {
+    let mut model = model();
+    model.apply_route(rules(&["web", "api", "web"]));
+    let unused = routes(&sum(Vec::new()), &[], &model, None);
+    let rules_of = |found: &Routes| shown(found).into_iter().map(|row| row.0).collect::<Vec<_>>();
+    assert_eq!(rules_of(&unused), [[0], [1], [2]]);
+    let used = vec![routed("HTTPRoute/shop/a", "web", "r1", 5)];
+    let found = routes(&sum(used), &[], &model, None);
+    assert_eq!(rules_of(&found), [vec![0, 2], vec![1]], "nobody has counted by rule");
+}
+
+#[test]
+fn revisions_under_a_canary_are_stable_or_canary() {
+    let mut model = shop(&[pod("a", "10.1.0.1", "r1"), pod("b", "10.1.0.2", "r2")]);
+    model.apply_canary(
+        key("shop", "web"),
+        canary(serde_json::json!({
+            "approvedRevision": "r1", "canaryRevision": "r2", "weight": 10, "phase": "Progressing",
+        })),
+    );
+    model.apply_route(rules(&["web"]));
+    let used = ["r1", "r2", "r3"].map(|revision| routed("HTTPRoute/shop/a", "web", revision, 5));
+    let found = routes(&sum(used.to_vec()), &[], &model, None);
+    let sets: Vec<_> = found.rows.iter().map(|row| row.set.as_str()).collect();
+    assert_eq!(sets, ["stable", "canary", ""]);
+}
+
+#[test]
+fn what_no_rule_accounts_for_is_shown_with_its_route() {
+    let mut model = model();
+    model.apply_route(rules(&["web"]));
+    let used =
+        vec![routed("HTTPRoute/shop/a", "api", "r1", 5), routed("HTTPRoute/shop/gone", "api", "r1", 6)];
+    let found = routes(&sum(used), &[], &model, None);
+    let rows: Vec<_> = found
+        .rows
+        .iter()
+        .map(|row| (row.party.name.as_str(), row.route.as_str(), row.rules.len(), row.golden.is_some()))
+        .collect();
+    let expected = [
+        ("api", "HTTPRoute/shop/gone", 0, true),
+        ("web", "HTTPRoute/shop/a", 1, false),
+        ("web", "HTTPRoute/shop/a", 0, true),
+    ];
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn attempts_fail_once_more_for_each_retry_and_timeouts_are_counted_over_their_reasons() {
+    let mut counts = Counts { classes: [0, 90, 0, 0, 10, 0, 0, 0], retries: 50, ..Counts::default() };
+    for (name, count) in [
+        ("UpstreamTimeout", 3),
+        ("DeadlineExceeded", 2),
+        ("IdleTimeout", 1),
+        ("Timeout", 1),
+        ("UpstreamReset", 9),
+    ] {
+        counts.add_reason(&name.into(), count);
+    }
+    let golden = counts.golden(10);
+    assert_eq!((golden.success, golden.attempt_success), (Some(0.9), Some(0.6)));
+    assert_eq!(golden.timeouts, 7);
+    assert_eq!(Counts::default().golden(10).attempt_success, None);
 }
 
 #[test]

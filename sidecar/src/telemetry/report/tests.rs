@@ -12,15 +12,18 @@ use crate::telemetry::rules::SectionCounts;
 /// When every count is due, whatever the jitter.
 const LATER: Duration = Duration::from_secs(10);
 
-fn attempts(telemetry: &Telemetry, epoch: u64) -> Arc<Attempts> {
-    let key = AttemptKey {
+fn attempt_key(epoch: u64) -> AttemptKey {
+    AttemptKey {
         namespace: "shop".into(),
         canary: "web".into(),
         epoch,
         revision: "new".into(),
         pod_uid: "pod".into(),
-    };
-    telemetry.attempts_of(key).unwrap()
+    }
+}
+
+fn attempts(telemetry: &Telemetry, epoch: u64) -> Arc<Attempts> {
+    telemetry.attempts_of(attempt_key(epoch)).unwrap()
 }
 
 fn counted(report: &TelemetryReport) -> TelemetryAck {
@@ -354,6 +357,7 @@ fn a_new_certificate_is_reported_without_any_request_and_once() {
     reporter.set_certificate(1_000);
     let first = reporter.next_report(now).unwrap();
     assert_eq!((first.certificate_not_after_unix, first.series.len()), (1_000, 0));
+    assert!(first.memory_bytes > 0, "what the process takes goes along");
     reporter.acknowledged(counted(&first));
     now += LATER;
     assert!(reporter.next_report(now).is_none());
@@ -390,4 +394,30 @@ fn a_series_of_twenty_requests_in_a_second_takes_at_most_a_hundred_bytes() {
         assert!(bytes <= 100 * all.len(), "{bytes} bytes for {} series", all.len());
         reporter.acknowledged(counted(&made));
     }
+}
+
+#[test]
+fn without_telemetry_nothing_is_counted_and_only_the_certificate_is_reported() {
+    let telemetry = Arc::new(Telemetry::new(false));
+    let all = [
+        telemetry.outbound("shop", "web", "a", "http1"),
+        telemetry.inbound("shop", "web", "a", "http2"),
+        telemetry.inbound_plain("a", "opaque"),
+    ];
+    for series in &all {
+        series.retried(1);
+        series.request(&Err(Failure::UpstreamNone), None, Duration::from_millis(1), (1, 1));
+        series.connection(Some(&Failure::UpstreamNone), (1, 1));
+        assert_eq!(Counts::of(series), Counts::default(), "{:?}", series.key);
+    }
+    assert!(telemetry.all().is_empty(), "/metrics has no series either");
+    assert!(telemetry.attempts_of(attempt_key(1)).is_none());
+    assert!(telemetry.events().is_empty(), "the table of attempts is not full");
+    let mut reporter = Reporter::new(Arc::clone(&telemetry));
+    let now = Instant::now();
+    assert!(reporter.next_report(now).is_none());
+    reporter.set_certificate(7);
+    let report = reporter.next_report(now + LATER).unwrap();
+    assert_eq!(report.certificate_not_after_unix, 7);
+    assert!(report.keys.is_empty() && report.series.is_empty() && report.attempts.is_empty(), "{report:?}");
 }

@@ -74,6 +74,7 @@ impl Sidecar {
             workers: 1,
             source_address: SourceAddress::Sidecar,
             features: tulle_mesh::features::ALL.to_vec(),
+            telemetry: true,
         };
         let (config, wanted) = ConfigStore::new();
         let (tls, telemetry) = (Arc::<TlsStore>::default(), Arc::<Telemetry>::default());

@@ -4,17 +4,15 @@ use std::cmp::Ordering;
 
 use k8s_openapi::ByteString;
 use serde_json::Value;
+use tulle_mesh::check::{self, Finding, Leadership, list as checks, or_ok, version};
 use x509_parser::pem::Pem;
 
 use super::super::facts::Facts;
-use super::super::finding::{self as checks, Finding, ReadRequest, or_ok};
-use super::{Options, UNANSWERED, duration, operator_is, operator_pods, repair, time, version};
+use super::super::finding::{ReadRequest, UnreadCheck as _};
+use super::{Options, UNANSWERED, duration, operator_is, operator_pods, repair, time, view};
 use crate::manifests::{DEPLOYMENTS, OPERATOR};
 use crate::objects::{self, Kind, Read, items, label, name, number, text};
 
-/// A Lease that has not been renewed for this long has no holder. The operator's lasts 8 s; the rest is for clocks that
-/// differ.
-const LEASE_IS_OLD: i64 = 30;
 /// The hint where the API server does not trust the webhook's certificate.
 const UNVERIFIED: &str =
     "the API server cannot call the webhook; when it starts, the webhook writes the present certificate";
@@ -89,35 +87,19 @@ fn replicas(facts: &Facts) -> Vec<Finding> {
 }
 
 fn leader(facts: &Facts) -> Finding {
-    let system = &facts.system;
-    let lease = match &facts.lease {
-        Ok(Some(lease)) => lease,
-        Ok(None) => {
-            return checks::LEADER
-                .error(format!("Lease {system}/tulle-operator does not exist, so no replica has ever led"))
-                .hint("status and Canaries stand still until one does; the log says what it waits for")
-                .fix(format!("kubectl -n {system} logs deployment/tulle-operator"));
-        }
+    let leadership = match &facts.lease {
+        Ok(Some(lease)) => Leadership::Lease {
+            holder: text(lease, "/spec/holderIdentity").split('/').next().unwrap_or_default(),
+            renewed: time(lease, "/spec/renewTime"),
+        },
+        Ok(None) => Leadership::NoLease,
         Err(why) => {
+            let system = facts.system.as_str();
             let request = ReadRequest::object(objects::LEASE, Some(system), OPERATOR);
             return checks::LEADER.unread(&format!("Lease {system}/{OPERATOR}"), why, &request);
         }
     };
-    let holder = text(lease, "/spec/holderIdentity").split('/').next().unwrap_or_default();
-    let age = time(lease, "/spec/renewTime").map(|renewed| facts.now - renewed);
-    match age {
-        Some(age) if !holder.is_empty() && age <= LEASE_IS_OLD => {
-            checks::LEADER.ok(format!("pod {holder} leads"))
-        }
-        Some(age) if !holder.is_empty() => checks::LEADER
-            .error(format!("pod {holder} has not renewed the Lease for {}", duration(age)))
-            .hint("status and Canaries stand still; if the operator is well, compare this machine's clock")
-            .fix(format!("kubectl -n {system} logs deployment/tulle-operator")),
-        _ => checks::LEADER
-            .error("no replica leads")
-            .hint("status and Canaries stand still until one does")
-            .fix(format!("kubectl -n {system} logs deployment/tulle-operator")),
-    }
+    check::leader(&leadership, &view(facts))
 }
 
 fn query(facts: &Facts) -> Vec<Finding> {
@@ -149,14 +131,7 @@ fn query(facts: &Facts) -> Vec<Finding> {
             }
         }
     });
-    findings.push(if health.max_series > 0 && health.series >= health.max_series {
-        checks::SERIES
-            .warning(format!("the operator holds {} series, and takes no more", health.series))
-            .hint("what is counted beyond them is not shown; Canaries are judged all the same")
-            .fix("tulle top -A --once --limit 0 --window 6h")
-    } else {
-        checks::SERIES.ok(format!("{} of {} series", health.series, health.max_series))
-    });
+    findings.push(check::series(health));
     findings
 }
 
@@ -165,28 +140,7 @@ fn root(facts: &Facts, options: Options) -> Finding {
         let unknown = checks::ROOT.unknown("the root certificate", "the operator did not answer");
         return unknown.hint(UNANSWERED).fix(operator_pods(facts));
     };
-    let Some(ends) = health.root_not_after else {
-        return checks::ROOT
-            .unknown("the root certificate", "the operator does not know when it ends")
-            .hint("it cannot parse its root certificate: compare Secret tulle-root with its backup")
-            .fix(format!("kubectl -n {} logs deployment/{OPERATOR}", facts.system));
-    };
-    let left = ends - facts.now;
-    let fix = format!("kubectl -n {} get secret tulle-root -o yaml > tulle-root.yaml", facts.system);
-    let hint = "Tulle does not rotate its root. Plan the change: save the Secret, allow a new root with annotation \
-                tulle.dev/new-root of MeshConfig mesh, delete the Secret and restart the operator; sidecars reject each \
-                other until all have a certificate of the new root";
-    if left <= 0 {
-        let found = format!(
-            "the root certificate ended {} ago, so sidecars cannot connect to each other",
-            duration(left)
-        );
-        checks::ROOT.error(found).hint(hint).fix(fix)
-    } else if left < options.certs_within {
-        checks::ROOT.warning(format!("the root certificate ends in {}", duration(left))).hint(hint).fix(fix)
-    } else {
-        checks::ROOT.ok(format!("it ends in {}", duration(left)))
-    }
+    check::root(health, options.certs_within, &view(facts))
 }
 
 /// A webhook configuration of Tulle.

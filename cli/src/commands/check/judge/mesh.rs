@@ -1,24 +1,20 @@
 //! What is in the mesh: namespaces, sidecars, MeshPolicies, Canaries, routes.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use tulle_crds::{keys, parse_duration, reason};
-use tulle_mesh::query::Sidecar;
+use tulle_crds::{keys, parse_duration};
+use tulle_mesh::check::{
+    self, Condition, Finding, Pod, Policy, PolicyState, SidecarJudge, list as checks, or_ok,
+};
 
 use super::super::facts::{Facts, target_name};
-use super::super::finding::{self as checks, Finding, ReadRequest, or_ok};
-use super::{UNANSWERED, duration, namespaces_request, operator_pods, time, version};
+use super::super::finding::{ReadRequest, UnreadCheck as _};
+use super::{UNANSWERED, namespaces_request, operator_pods, time, view};
 use crate::objects::{self, Kind, Tool, Unread, full_name, items, label, name, namespace, number, text};
-use crate::tenants::some_of;
 
 /// The name with which the operator marks its entries in the status of a route.
 const CONTROLLER: &str = "tulle.dev/mesh-controller";
-/// A sidecar or policy that is behind for longer than this many seconds is reported.
-const BEHIND: i64 = 30;
-/// A sidecar may be this many minor versions older than the operator.
-const OLDER: u32 = 2;
 /// The lifetime of a sidecar's certificate where the MeshConfig does not say it.
 const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How long a step lasts that does not say it, as the CRD defines it.
@@ -93,21 +89,8 @@ fn injected(facts: &Facts) -> Vec<Finding> {
         let namespace = namespaces.iter().find(|namespace| name(namespace) == wanted);
         matches!(namespace.and_then(|found| label(found, keys::INJECT)), Some("enabled" | "required"))
     };
-    let mut without: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod))) {
-        without.entry(namespace(pod)).or_default().push(name(pod).to_owned());
-    }
-    let one = |(namespace, pods): (&str, Vec<String>)| {
-        checks::INJECTED
-            .warning(format!(
-                "{} pods of namespace {namespace} have no sidecar: {}",
-                pods.len(),
-                some_of(&pods)
-            ))
-            .hint("they were created before the label, or while the webhook was unavailable")
-            .fix(format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"))
-    };
-    or_ok(without.into_iter().map(one).collect(), || checks::INJECTED.ok("none is without"))
+    let without = pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod)));
+    check::injected(without.map(|pod| (namespace(pod), name(pod))))
 }
 
 fn sidecars(facts: &Facts) -> Vec<Finding> {
@@ -123,139 +106,27 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
             return vec![unknown.hint(hint).fix(operator_pods(facts))];
         }
     };
-    let all = sidecars.sidecars.as_slice();
-    let operator = facts.health.as_ref().ok().and_then(|health| version(&health.version));
-    let mut findings = vec![skewed(all, operator)];
-    findings.extend(refused(all));
-    findings.push(match &facts.health {
-        Ok(health) if !health.leader => {
-            let pod = &health.pod;
-            checks::BEHIND
-                .unknown(
-                    "sidecars",
-                    format!("pod {pod} does not lead, and knows only those that are connected to it"),
-                )
-                .hint(
-                    "T0303 says which pod leads: check again when one does, and when you may read the Lease",
-                )
-                .fix(format!("kubectl -n {} get lease tulle-operator", facts.system))
-        }
-        _ => behind(all, facts),
-    });
-    findings.extend(certificates(all, facts));
-    findings
-}
-
-fn pod_of(sidecar: &Sidecar) -> String {
-    format!("{}/{}", sidecar.namespace, sidecar.pod)
-}
-
-fn skewed(all: &[Sidecar], operator: Option<(u32, u32, u32)>) -> Finding {
-    let is_skewed = |sidecar: &&Sidecar| {
-        operator.zip(version(&sidecar.version)).is_some_and(|(operator, own)| !supported(operator, own))
-    };
-    let named = |sidecar: &Sidecar| format!("{} ({})", pod_of(sidecar), sidecar.version);
-    let pods: Vec<String> = all.iter().filter(is_skewed).map(named).collect();
-    if pods.is_empty() {
-        return checks::SIDECAR_SKEW.ok(format!("{} sidecars", all.len()));
-    }
-    let (count, pods) = (pods.len(), some_of(&pods));
-    checks::SIDECAR_SKEW
-        .warning(format!("{count} sidecars have a version that this operator does not support: {pods}"))
-        .hint("an operator supports sidecars of its own and the two minor versions before it")
-        .fix("kubectl get pods -A -L tulle.dev/sidecar")
-}
-
-fn refused(all: &[Sidecar]) -> Vec<Finding> {
-    let one = |sidecar: &Sidecar| {
-        let (first, count, pod) = (sidecar.refused.first()?, sidecar.refused.len(), pod_of(sidecar));
-        Some(
-            checks::REFUSED
-                .error(format!("sidecar of {pod} has refused {count} resources: {first}"))
-                .hint("it enforces the last version that it could; a restart brings the present sidecar")
-                .fix(delete(sidecar)),
-        )
-    };
-    or_ok(all.iter().filter_map(one).collect(), || checks::REFUSED.ok(format!("{} sidecars", all.len())))
-}
-
-/// Pods that come or go: created within [`BEHIND`] seconds, or being deleted. They connect soon, or never again.
-fn in_transit(facts: &Facts) -> Vec<String> {
     let pods = facts.injected.as_ref().map(Vec::as_slice).unwrap_or_default();
-    let comes_or_goes = |pod: &&Value| {
-        let is_young = time(pod, "/metadata/creationTimestamp").is_some_and(|at| facts.now - at < BEHIND);
-        is_young || !text(pod, "/metadata/deletionTimestamp").is_empty()
-    };
-    pods.iter().filter(comes_or_goes).map(full_name).collect()
+    let health = facts.health.as_ref().ok();
+    let judge = SidecarJudge::new(view(facts), health, pods.iter().map(pod), leaf_lifetime(facts));
+    judge.judge(&sidecars.sidecars)
 }
 
-fn behind(all: &[Sidecar], facts: &Facts) -> Finding {
-    let in_transit = in_transit(facts);
-    let one = |sidecar: &Sidecar| {
-        let pod = pod_of(sidecar);
-        if in_transit.contains(&pod) {
-            return None;
-        }
-        if !sidecar.connected {
-            return Some(format!("{pod} (not connected)"));
-        }
-        let waits = sidecar.behind_seconds.is_some_and(|seconds| seconds > BEHIND.unsigned_abs());
-        waits.then(|| format!("{pod} ({}/{})", sidecar.acknowledged, sidecar.resources))
-    };
-    let pods: Vec<String> = all.iter().filter_map(one).collect();
-    if pods.is_empty() {
-        return checks::BEHIND.ok(format!("{} sidecars", all.len()));
+/// A pod with a sidecar. One that no node has taken is as old as its object.
+fn pod(object: &Value) -> Pod<'_> {
+    Pod {
+        namespace: namespace(object),
+        name: name(object),
+        started: time(object, "/status/startTime").or_else(|| time(object, "/metadata/creationTimestamp")),
+        terminating: !text(object, "/metadata/deletionTimestamp").is_empty(),
     }
-    let (count, pods) = (pods.len(), some_of(&pods));
-    checks::BEHIND
-        .warning(format!("{count} sidecars have waited for over {BEHIND} s or are not connected: {pods}"))
-        .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
-        .fix("tulle pods -A")
 }
 
-/// For how many seconds a certificate must be valid. A sidecar renews it at half of its lifetime, so that one with less
-/// than a quarter left was not renewed when it was due.
-fn least_left(facts: &Facts) -> i64 {
+/// The lifetime of certificates that the MeshConfig sets.
+fn leaf_lifetime(facts: &Facts) -> Duration {
     let config = facts.config.as_ref().ok().and_then(Option::as_ref);
     let lifetime = config.map(|config| text(config, "/spec/certificates/leafLifetime")).unwrap_or_default();
-    let lifetime =
-        parse_duration(lifetime).ok().filter(|lifetime| !lifetime.is_zero()).unwrap_or(LEAF_LIFETIME);
-    i64::try_from(lifetime.as_secs() / 4).unwrap_or(i64::MAX)
-}
-
-fn certificates(all: &[Sidecar], facts: &Facts) -> Vec<Finding> {
-    let (now, least) = (facts.now, least_left(facts));
-    let one = |sidecar: &Sidecar| {
-        let left = sidecar.certificate_not_after.map(|ends| ends - now).filter(|left| *left < least)?;
-        let pod = pod_of(sidecar);
-        Some(if left <= 0 {
-            checks::CERTIFICATE
-                .error(format!("the certificate of {pod} ended {} ago", duration(left)))
-                .hint("it can neither connect nor be connected to with mTLS")
-                .fix(delete(sidecar))
-        } else {
-            checks::CERTIFICATE
-                .warning(format!("the certificate of {pod} ends in {}", duration(left)))
-                .hint("it is renewed at half of its lifetime: look at the logs of its sidecar")
-                .fix(format!("kubectl -n {} logs {} -c tulle-proxy", sidecar.namespace, sidecar.pod))
-        })
-    };
-    or_ok(all.iter().filter_map(one).collect(), || checks::CERTIFICATE.ok(format!("{} sidecars", all.len())))
-}
-
-fn delete(sidecar: &Sidecar) -> String {
-    format!("kubectl -n {} delete pod {}", sidecar.namespace, sidecar.pod)
-}
-
-fn supported(operator: (u32, u32, u32), sidecar: (u32, u32, u32)) -> bool {
-    let ((major, minor, _), (its, own, _)) = (operator, sidecar);
-    major == its && own <= minor && minor - own <= OLDER
-}
-
-/// Whether the operator has looked at the present version of an object. Without a status, it has never.
-fn is_observed(object: &Value) -> bool {
-    let observed = number(object, "/status/observedGeneration");
-    observed.is_some_and(|observed| observed >= number(object, "/metadata/generation").unwrap_or(0))
+    parse_duration(lifetime).ok().filter(|lifetime| !lifetime.is_zero()).unwrap_or(LEAF_LIFETIME)
 }
 
 fn policies(facts: &Facts) -> Vec<Finding> {
@@ -266,52 +137,26 @@ fn policies(facts: &Facts) -> Vec<Finding> {
             return vec![checks::POLICIES.unread("MeshPolicies", why, &request)];
         }
     };
-    let one = |policy: &Value| {
-        let found = policy_fault(policy, facts.now)?;
-        let (namespace, name) = (namespace(policy), name(policy));
-        Some(found.fix(format!("kubectl -n {namespace} describe meshpolicy {name}")))
-    };
-    or_ok(policies.iter().filter_map(one).collect(), || {
-        checks::POLICIES.ok(format!("{} MeshPolicies", policies.len()))
-    })
+    let policies: Vec<Policy<'_>> = policies.iter().map(policy).collect();
+    check::policies(&policies, &view(facts))
 }
 
-fn policy_fault(policy: &Value, now: i64) -> Option<Finding> {
-    let name = format!("MeshPolicy {}", full_name(policy));
-    let Some(ready) = objects::condition(policy, "Ready").filter(|_| is_observed(policy)) else {
-        return Some(
-            checks::POLICIES
-                .warning(format!("{name}: its present version has no status"))
-                .hint("the leading operator writes it within seconds; see whether one leads"),
-        );
+fn policy(object: &Value) -> Policy<'_> {
+    let state = PolicyState::Read {
+        generation: number(object, "/metadata/generation").unwrap_or(0),
+        observed: number(object, "/status/observedGeneration"),
+        ready: objects::condition(object, "Ready").map(condition),
     };
-    let (why, message) = (text(ready, "/reason"), text(ready, "/message"));
-    let found = format!("{name}: {why}: {message}");
-    let since = time(ready, "/lastTransitionTime").map_or(0, |at| now - at);
-    match why {
-        reason::INVALID => {
-            Some(checks::POLICIES.error(found).hint("nothing of it is enforced: correct the value"))
-        }
-        reason::CONFLICTED => {
-            Some(checks::POLICIES.error(found).hint("the older policy holds: delete one of the two sections"))
-        }
-        reason::REFUSED => Some(
-            checks::POLICIES
-                .error(found)
-                .hint("restart the pods, which brings a sidecar that has what the policy needs"),
-        ),
-        reason::TARGET_NOT_FOUND => {
-            Some(checks::POLICIES.error(found).hint("correct the target, or create it"))
-        }
-        reason::NO_WORKLOADS => {
-            Some(checks::POLICIES.warning(found).hint("it selects no pod with a sidecar: compare the labels"))
-        }
-        reason::PROPAGATING if since > BEHIND => Some(
-            checks::POLICIES
-                .warning(format!("{found} (for {})", duration(since)))
-                .hint("`tulle pods` lists the sidecars that are behind or not connected"),
-        ),
-        _ => None,
+    Policy { namespace: namespace(object), name: name(object), state }
+}
+
+fn condition(value: &Value) -> Condition<'_> {
+    Condition {
+        type_: text(value, "/type"),
+        status: text(value, "/status"),
+        reason: text(value, "/reason"),
+        message: text(value, "/message"),
+        since: time(value, "/lastTransitionTime"),
     }
 }
 
@@ -320,62 +165,20 @@ fn canaries(facts: &Facts) -> Vec<Finding> {
         Ok(canaries) => canaries,
         Err(why) => return vec![checks::CANARIES.unread("Canaries", why, &list(objects::CANARY, facts))],
     };
-    let count = format!("{} Canaries", canaries.len());
-    let with_command = |canary: &Value, finding: Finding| {
-        if !finding.fix.is_empty() {
-            return finding;
-        }
-        finding.fix(format!("kubectl -n {} describe canary {}", namespace(canary), name(canary)))
-    };
-    let of = |fault: &dyn Fn(&Value) -> Option<Finding>| {
-        canaries.iter().filter_map(|canary| Some(with_command(canary, fault(canary)?))).collect::<Vec<_>>()
-    };
-    let mut findings = or_ok(of(&stuck), || checks::CANARIES.ok(count.clone()));
-    findings.extend(or_ok(of(&late), || checks::DEADLINES.ok(count.clone())));
-    findings.extend(or_ok(of(&|canary: &Value| owned(canary, facts)), || checks::OWNERS.ok(count.clone())));
+    let known: Vec<check::Canary<'_>> = canaries.iter().map(canary).collect();
+    let mut findings = check::canaries(&known);
+    let owned = canaries.iter().filter_map(|canary| owned(canary, facts)).collect();
+    findings.extend(or_ok(owned, || checks::OWNERS.ok(format!("{} Canaries", canaries.len()))));
     findings
 }
 
-/// What keeps a Canary from working.
-fn stuck(canary: &Value) -> Option<Finding> {
-    let name = format!("Canary {}", full_name(canary));
-    let conditions = items(canary, "/status/conditions");
-    let of = |condition: &Value| {
-        format!("{name}: {}: {}", text(condition, "/reason"), text(condition, "/message"))
-    };
-    let with = |type_: &str, status: &str| {
-        objects::condition(canary, type_).filter(|condition| text(condition, "/status") == status)
-    };
-    if let Some(stalled) = with("Stalled", "True") {
-        let hint = "the workload's controller does not replace the remaining pods: look at its events";
-        return Some(checks::CANARIES.error(of(stalled)).hint(hint));
+fn canary(object: &Value) -> check::Canary<'_> {
+    check::Canary {
+        namespace: namespace(object),
+        name: name(object),
+        is_waiting: text(object, "/status/phase") == "Waiting",
+        conditions: items(object, "/status/conditions").iter().map(condition).collect(),
     }
-    if let Some(dial) = conditions.iter().find(|condition| text(condition, "/reason") == "ClientsDialPods") {
-        let hint =
-            "clients reach pods by their addresses, so no share can be set: let them use a ClusterIP Service";
-        return Some(checks::CANARIES.error(of(dial)).hint(hint));
-    }
-    let waits = text(canary, "/status/phase") == "Waiting";
-    let not_ready = with("Ready", "False")?;
-    // A target that does not exist yet is what a Canary waits for when both are applied together.
-    Some(if waits {
-        checks::CANARIES.warning(of(not_ready)).hint("create the target, or correct its name")
-    } else {
-        checks::CANARIES.error(of(not_ready)).hint("new versions are not rolled out in steps")
-    })
-}
-
-/// Deadlines that end a rollout that works.
-fn late(canary: &Value) -> Option<Finding> {
-    let name = format!("Canary {}", full_name(canary));
-    let short = objects::condition(canary, "ProgressDeadline")
-        .filter(|condition| text(condition, "/status") == "False")
-        .map(|condition| (condition, "the workload itself goes on; only tools that wait for it fail"));
-    let exceeded = objects::condition(canary, "DeadlineExceeded")
-        .filter(|condition| text(condition, "/status") == "True")
-        .map(|condition| (condition, "promote or abort it, or give it more traffic"));
-    let (condition, hint) = exceeded.or(short)?;
-    Some(checks::DEADLINES.warning(format!("{name}: {}", text(condition, "/message"))).hint(hint))
 }
 
 /// The least time that the steps take. `None`: as long as a user likes, because one is a pause.
@@ -419,7 +222,8 @@ fn owned(canary: &Value, facts: &Facts) -> Option<Finding> {
     };
     let found =
         format!("Canary {}: {kind} {target} is managed by {}, and {steps}", full_name(canary), tool.name());
-    Some(checks::OWNERS.warning(found).hint(hint))
+    let fix = format!("kubectl -n {} describe canary {}", namespace(canary), name(canary));
+    Some(checks::OWNERS.warning(found).hint(hint).fix(fix))
 }
 
 fn routes(facts: &Facts) -> Vec<Finding> {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tulle_crds::keys;
+use tulle_mesh::check::{Finding, list as checks, or_ok, version};
 
 use super::super::facts::Facts;
-use super::super::finding::{self as checks, Finding, REPEATS, ReadRequest, or_ok};
-use super::{Options, namespaces_request, repair, version};
+use super::super::finding::{REPEATS, ReadRequest, UnreadCheck as _};
+use super::{Options, namespaces_request, repair};
 use crate::objects::{self, Read, Unread, items, label, name, text};
 use crate::tenants;
 

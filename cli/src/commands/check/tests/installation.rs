@@ -100,6 +100,14 @@ fn a_namespace_that_wants_no_sidecar_may_enforce_any_level() {
     assert_eq!(faults(|facts| facts.namespaces = Ok(vec![namespace("shop", labels)])), Vec::<String>::new());
 }
 
+/// A pod whose node took it `seconds` before the facts were read, long after it was created.
+fn started(seconds: i64) -> Value {
+    let at = jiff::Timestamp::from_second(super::NOW - seconds).unwrap();
+    let mut pod = injected("2026-11-27T11:00:00Z", Value::Null);
+    pod["status"] = json!({"startTime": at.to_string()});
+    pod
+}
+
 fn injected(created: &str, deleted: Value) -> Value {
     json!({"metadata": {"name": "web-1", "namespace": "shop", "creationTimestamp": created,
         "deletionTimestamp": deleted}})
@@ -119,7 +127,23 @@ fn pods_that_come_or_go_need_not_be_connected() {
         Vec::<String>::new()
     );
     assert_eq!(unconnected(Some(injected("2026-11-27T11:00:00Z", Value::Null))).len(), 1);
+    assert_eq!(unconnected(Some(injected("2026-11-27T11:59:31Z", Value::Null))), Vec::<String>::new());
+    assert_eq!(unconnected(Some(injected("2026-11-27T11:59:30Z", Value::Null))).len(), 1);
+    assert_eq!(unconnected(Some(started(29))), Vec::<String>::new());
+    assert_eq!(unconnected(Some(started(30))).len(), 1);
     assert_eq!(unconnected(None).len(), 1);
+}
+
+#[test]
+fn commands_about_sidecars_are_about_the_namespace_that_is_looked_at() {
+    let found = faults(|facts| {
+        facts.namespace = Some("shop".to_owned());
+        let sidecar = &mut facts.sidecars.as_mut().unwrap().sidecars[0];
+        sidecar.connected = false;
+        sidecar.version = "0.4.0".to_owned();
+    });
+    assert!(found[0].ends_with(" => kubectl get pods -n shop -L tulle.dev/sidecar"), "{found:?}");
+    assert!(found[1].ends_with(" => tulle pods -n shop"), "{found:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Faults of MeshPolicies, Canaries and routes.
 
 use serde_json::{Value, json};
+use tulle_crds::reason;
 
 use super::super::facts::target_name;
 use super::faults;
@@ -16,18 +17,18 @@ fn policy(reason: &str) -> Value {
 fn policies_that_are_not_enforced_are_reported_with_their_reason() {
     let fix = "kubectl -n shop describe meshpolicy deny";
     for (reason, result, rest) in [
-        ("Invalid", "error", ""),
-        ("Conflicted", "error", ""),
-        ("RefusedBySidecar", "error", ""),
-        ("TargetNotFound", "error", ""),
-        ("NoWorkloads", "warning", ""),
-        ("Propagating", "warning", " (for 10m)"),
+        (reason::INVALID, "error", ""),
+        (reason::CONFLICTED, "error", ""),
+        (reason::REFUSED, "error", ""),
+        (reason::TARGET_NOT_FOUND, "error", ""),
+        (reason::NO_WORKLOADS, "warning", ""),
+        (reason::PROPAGATING, "warning", " (for 10m)"),
     ] {
         let expected = format!("T0801 {result}: MeshPolicy shop/deny: {reason}: why{rest} => {fix}");
         assert_eq!(faults(|facts| facts.policies = Ok(vec![policy(reason)])), [expected]);
     }
-    assert_eq!(faults(|facts| facts.policies = Ok(vec![policy("Enforced")])), Vec::<String>::new());
-    let mut stale = policy("Enforced");
+    assert_eq!(faults(|facts| facts.policies = Ok(vec![policy(reason::ENFORCED)])), Vec::<String>::new());
+    let mut stale = policy(reason::ENFORCED);
     stale["metadata"]["generation"] = json!(3);
     assert_eq!(
         faults(|facts| facts.policies = Ok(vec![stale])),

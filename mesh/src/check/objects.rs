@@ -1,0 +1,171 @@
+//! MeshPolicies and Canaries, by the conditions in their status.
+
+use super::words::duration;
+use super::{Check, Finding, LATE, View, list as checks, or_ok};
+
+/// A condition in the status of an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Condition<'a> {
+    /// Its type.
+    pub type_: &'a str,
+    /// `True`, `False` or `Unknown`.
+    pub status: &'a str,
+    /// Its reason.
+    pub reason: &'a str,
+    /// Its message.
+    pub message: &'a str,
+    /// Since when it has this status, in Unix seconds; `None`: it does not say.
+    pub since: Option<i64>,
+}
+
+/// A MeshPolicy.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// How far it has come.
+    pub state: PolicyState<'a>,
+}
+
+/// How far a MeshPolicy has come.
+#[derive(Clone, Copy, Debug)]
+pub enum PolicyState<'a> {
+    /// Its newest version cannot be decoded.
+    Unreadable {
+        /// Why.
+        error: &'a str,
+    },
+    /// The object was read.
+    Read {
+        /// Its generation.
+        generation: i64,
+        /// The generation that its status is about; `None`: it has no status.
+        observed: Option<i64>,
+        /// Its condition Ready.
+        ready: Option<Condition<'a>>,
+    },
+}
+
+/// T0801: every MeshPolicy is enforced.
+pub fn policies(policies: &[Policy<'_>], view: &View<'_>) -> Vec<Finding> {
+    let faults = policies.iter().filter_map(|policy| {
+        let Policy { namespace, name, .. } = policy;
+        let found = policy_fault(policy, view.now)?;
+        Some(found.fix(format!("kubectl -n {namespace} describe meshpolicy {name}")))
+    });
+    or_ok(faults.collect(), || checks::POLICIES.ok(format!("{} MeshPolicies", policies.len())))
+}
+
+fn policy_fault(policy: &Policy<'_>, now: i64) -> Option<Finding> {
+    let name = format!("MeshPolicy {}/{}", policy.namespace, policy.name);
+    let error = |found: String, hint: &str| Some(checks::POLICIES.error(found).hint(hint));
+    let warning = |found: String, hint: &str| Some(checks::POLICIES.warning(found).hint(hint));
+    let (generation, observed, ready) = match policy.state {
+        PolicyState::Unreadable { error: why } => {
+            return error(format!("{name}: Invalid: {why}"), NOT_ENFORCED);
+        }
+        PolicyState::Read { generation, observed, ready } => (generation, observed, ready),
+    };
+    let is_observed = observed.is_some_and(|observed| observed >= generation);
+    let Some(ready) = ready.filter(|_| is_observed) else {
+        let hint = "the leading operator writes it within seconds; see whether one leads";
+        return warning(format!("{name}: its present version has no status"), hint);
+    };
+    let found = format!("{name}: {}: {}", ready.reason, ready.message);
+    let since = ready.since.map_or(0, |since| now.saturating_sub(since));
+    // The reasons are those of `tulle_crds::reason`, on which this crate does not depend. Both callers have a test which
+    // hands them in.
+    match ready.reason {
+        "Invalid" => error(found, NOT_ENFORCED),
+        "Conflicted" => error(found, "the older policy holds: delete one of the two sections"),
+        "RefusedBySidecar" => {
+            error(found, "restart the pods, which brings a sidecar that has what the policy needs")
+        }
+        "TargetNotFound" => error(found, "correct the target, or create it"),
+        "NoWorkloads" => warning(found, "it selects no pod with a sidecar: compare the labels"),
+        "Propagating" if since > LATE => warning(
+            format!("{found} (for {})", duration(since)),
+            "`tulle pods` lists the sidecars that are behind or not connected",
+        ),
+        _ => None,
+    }
+}
+
+/// The hint for a policy with a value that is invalid.
+const NOT_ENFORCED: &str = "nothing of it is enforced: correct the value";
+
+/// A Canary.
+#[derive(Clone, Debug)]
+pub struct Canary<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// It waits for its target.
+    pub is_waiting: bool,
+    /// Its conditions.
+    pub conditions: Vec<Condition<'a>>,
+}
+
+impl<'a> Canary<'a> {
+    fn with(&self, type_: &str, status: &str) -> Option<&Condition<'a>> {
+        self.conditions
+            .iter()
+            .find(|condition| condition.type_ == type_)
+            .filter(|found| found.status == status)
+    }
+
+    /// The finding `found` about it: `is_error` or a warning.
+    fn finding(&self, check: &Check, is_error: bool, found: &str, hint: &str) -> Finding {
+        let Self { namespace, name, .. } = self;
+        let found = format!("Canary {namespace}/{name}: {found}");
+        let finding = if is_error { check.error(found) } else { check.warning(found) };
+        finding.hint(hint).fix(format!("kubectl -n {namespace} describe canary {name}"))
+    }
+}
+
+/// T0901: every Canary is valid, and none is stuck. T0902: deadlines are longer than the steps.
+pub fn canaries(canaries: &[Canary<'_>]) -> Vec<Finding> {
+    let count = format!("{} Canaries", canaries.len());
+    let mut findings = or_ok(canaries.iter().filter_map(stuck).collect(), || checks::CANARIES.ok(&*count));
+    findings.extend(or_ok(canaries.iter().filter_map(late).collect(), || checks::DEADLINES.ok(&*count)));
+    findings
+}
+
+/// What keeps a Canary from working.
+fn stuck(canary: &Canary<'_>) -> Option<Finding> {
+    let finding = |is_error, condition: &Condition<'_>, hint| {
+        let found = format!("{}: {}", condition.reason, condition.message);
+        Some(canary.finding(&checks::CANARIES, is_error, &found, hint))
+    };
+    if let Some(stalled) = canary.with("Stalled", "True") {
+        let hint = "the workload's controller does not replace the remaining pods: look at its events";
+        return finding(true, stalled, hint);
+    }
+    if let Some(dial) = canary.conditions.iter().find(|condition| condition.reason == "ClientsDialPods") {
+        let hint =
+            "clients reach pods by their addresses, so no share can be set: let them use a ClusterIP Service";
+        return finding(true, dial, hint);
+    }
+    let not_ready = canary.with("Ready", "False")?;
+    // A target that does not exist yet is what a Canary waits for when both are applied together.
+    if canary.is_waiting {
+        finding(false, not_ready, "create the target, or correct its name")
+    } else {
+        finding(true, not_ready, "new versions are not rolled out in steps")
+    }
+}
+
+/// Deadlines that end a rollout that works.
+fn late(canary: &Canary<'_>) -> Option<Finding> {
+    let exceeded = canary
+        .with("DeadlineExceeded", "True")
+        .map(|condition| (condition, "promote or abort it, or give it more traffic"));
+    let short = canary
+        .with("ProgressDeadline", "False")
+        .map(|condition| (condition, "the workload itself goes on; only tools that wait for it fail"));
+    let (condition, hint) = exceeded.or(short)?;
+    Some(canary.finding(&checks::DEADLINES, false, condition.message, hint))
+}

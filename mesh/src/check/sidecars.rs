@@ -1,0 +1,193 @@
+//! Sidecars, and pods without one.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use super::words::duration;
+use super::{Finding, LATE, OLDER, Reader, Version, View, list as checks, or_ok, some_of, version};
+use crate::query::{Health, Sidecar};
+
+/// T0602: pods that should have a sidecar and have none, by namespace and name. One finding for each namespace.
+pub fn injected<'a>(without: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Finding> {
+    let mut by_namespace: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (namespace, pod) in without {
+        by_namespace.entry(namespace).or_default().push(pod);
+    }
+    let one = |(namespace, pods): (&str, Vec<&str>)| {
+        let (count, pods) = (pods.len(), some_of(&pods));
+        checks::INJECTED
+            .warning(format!("{count} pods of namespace {namespace} have no sidecar: {pods}"))
+            .hint("they were created before the label, or while the webhook was unavailable")
+            .fix(format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"))
+    };
+    or_ok(by_namespace.into_iter().map(one).collect(), || checks::INJECTED.ok("none is without"))
+}
+
+/// What a pod's object tells about its sidecar.
+#[derive(Clone, Copy, Debug)]
+pub struct Pod<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// When its node took it, or else when it was created, in Unix seconds; `None`: not known.
+    pub started: Option<i64>,
+    /// It is being deleted.
+    pub terminating: bool,
+}
+
+impl Pod<'_> {
+    /// Whether its sidecar connects soon, or never again.
+    fn comes_or_goes(&self, now: i64) -> bool {
+        self.terminating || self.started.is_some_and(|started| now.saturating_sub(started) < LATE)
+    }
+}
+
+/// Judges sidecars: T0701 to T0704.
+#[derive(Clone, Debug)]
+pub struct SidecarJudge<'a> {
+    view: View<'a>,
+    operator: Option<Version>,
+    /// The replica that was asked, if it does not lead: it knows those sidecars only that are connected to it.
+    follower: Option<&'a str>,
+    /// Pods that come or go, by namespace and name. Nobody waits for their sidecars.
+    in_transit: HashSet<(&'a str, &'a str)>,
+    /// For how many seconds a certificate must be valid. A sidecar renews it at half of its lifetime, so that one with less
+    /// than a quarter left was not renewed when it was due.
+    least_left: i64,
+}
+
+impl<'a> SidecarJudge<'a> {
+    /// `health`: of the replica that was asked; `None`: it did not say. `pods`: those with a sidecar, as far as they can be
+    /// read. `leaf_lifetime`: of certificates.
+    pub fn new(
+        view: View<'a>,
+        health: Option<&'a Health>,
+        pods: impl IntoIterator<Item = Pod<'a>>,
+        leaf_lifetime: Duration,
+    ) -> Self {
+        let in_transit = pods.into_iter().filter(|pod| pod.comes_or_goes(view.now));
+        Self {
+            operator: health.and_then(|health| version(&health.version)),
+            follower: health.filter(|health| !health.leader).map(|health| health.pod.as_str()),
+            in_transit: in_transit.map(|pod| (pod.namespace, pod.name)).collect(),
+            least_left: i64::try_from(leaf_lifetime.as_secs() / 4).unwrap_or(i64::MAX),
+            view,
+        }
+    }
+
+    /// Every finding about sidecars.
+    pub fn judge(&self, sidecars: &[Sidecar]) -> Vec<Finding> {
+        let count = format!("{} sidecars", sidecars.len());
+        let mut findings = vec![self.skewed(sidecars).unwrap_or_else(|| checks::SIDECAR_SKEW.ok(&*count))];
+        findings.extend(or_ok(sidecars.iter().filter_map(refused).collect(), || checks::REFUSED.ok(&*count)));
+        findings.push(self.behind(sidecars).unwrap_or_else(|| checks::BEHIND.ok(&*count)));
+        let certificates = sidecars.iter().filter_map(|sidecar| self.certificate(sidecar)).collect();
+        findings.extend(or_ok(certificates, || checks::CERTIFICATE.ok(&*count)));
+        findings
+    }
+
+    /// Whether a finding is about this sidecar.
+    pub fn is_reported(&self, sidecar: &Sidecar) -> bool {
+        self.is_skewed(sidecar)
+            || !sidecar.refused.is_empty()
+            || self.waits(sidecar).is_some()
+            || self.ends_in(sidecar).is_some()
+    }
+
+    fn is_skewed(&self, sidecar: &Sidecar) -> bool {
+        let known = self.operator.zip(version(&sidecar.version));
+        known.is_some_and(|((major, minor, _), (its, own, _))| {
+            major != its || own > minor || minor.saturating_sub(own) > OLDER
+        })
+    }
+
+    fn skewed(&self, sidecars: &[Sidecar]) -> Option<Finding> {
+        let named = |sidecar: &Sidecar| format!("{} ({})", pod_of(sidecar), sidecar.version);
+        let pods: Vec<String> =
+            sidecars.iter().filter(|sidecar| self.is_skewed(sidecar)).map(named).collect();
+        let (count, listed) = (pods.len(), some_of(&pods));
+        (count > 0).then(|| {
+            checks::SIDECAR_SKEW
+                .warning(format!(
+                    "{count} sidecars have a version that this operator does not support: {listed}"
+                ))
+                .hint("an operator supports sidecars of its own and the two minor versions before it")
+                .fix(format!("kubectl get pods{} -L tulle.dev/sidecar", self.view.scope()))
+        })
+    }
+
+    /// What a sidecar waits for, if it does so for too long.
+    fn waits(&self, sidecar: &Sidecar) -> Option<String> {
+        let key = (sidecar.namespace.as_str(), sidecar.pod.as_str());
+        if self.follower.is_some() || self.in_transit.contains(&key) {
+            return None;
+        }
+        if !sidecar.connected {
+            return Some(format!("{} (not connected)", pod_of(sidecar)));
+        }
+        let waits = sidecar.behind_seconds.is_some_and(|seconds| seconds > LATE.unsigned_abs());
+        waits.then(|| format!("{} ({}/{})", pod_of(sidecar), sidecar.acknowledged, sidecar.resources))
+    }
+
+    fn behind(&self, sidecars: &[Sidecar]) -> Option<Finding> {
+        if let Some(pod) = self.follower {
+            let why = format!("pod {pod} does not lead, and knows only those that are connected to it");
+            let unknown = checks::BEHIND.unknown("sidecars", why);
+            return Some(match self.view.reader {
+                Reader::Command => unknown
+                    .hint("T0303 says which pod leads: check again when one does, and when you may read the Lease")
+                    .fix(format!("kubectl -n {} get lease tulle-operator", self.view.system)),
+                Reader::Page => unknown.hint("the command opens the page at the leader").fix("tulle dashboard"),
+            });
+        }
+        let pods: Vec<String> = sidecars.iter().filter_map(|sidecar| self.waits(sidecar)).collect();
+        let (count, listed) = (pods.len(), some_of(&pods));
+        (count > 0).then(|| {
+            checks::BEHIND
+                .warning(format!("{count} sidecars have waited for over {LATE} s or are not connected: {listed}"))
+                .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
+                .fix(format!("tulle pods{}", self.view.scope()))
+        })
+    }
+
+    /// The seconds for which a certificate is valid, if they are too few.
+    fn ends_in(&self, sidecar: &Sidecar) -> Option<i64> {
+        let left = sidecar.certificate_not_after?.saturating_sub(self.view.now);
+        (left < self.least_left).then_some(left)
+    }
+
+    fn certificate(&self, sidecar: &Sidecar) -> Option<Finding> {
+        let left = self.ends_in(sidecar)?;
+        let (pod, time) = (pod_of(sidecar), duration(left));
+        Some(if left <= 0 {
+            checks::CERTIFICATE
+                .error(format!("the certificate of {pod} ended {time} ago"))
+                .hint("it can neither connect nor be connected to with mTLS")
+                .fix(delete(sidecar))
+        } else {
+            checks::CERTIFICATE
+                .warning(format!("the certificate of {pod} ends in {time}"))
+                .hint("it is renewed at half of its lifetime: look at the logs of its sidecar")
+                .fix(format!("kubectl -n {} logs {} -c tulle-proxy", sidecar.namespace, sidecar.pod))
+        })
+    }
+}
+
+fn refused(sidecar: &Sidecar) -> Option<Finding> {
+    let (first, count, pod) = (sidecar.refused.first()?, sidecar.refused.len(), pod_of(sidecar));
+    Some(
+        checks::REFUSED
+            .error(format!("sidecar of {pod} has refused {count} resources: {first}"))
+            .hint("it enforces the last version that it could; a restart brings the present sidecar")
+            .fix(delete(sidecar)),
+    )
+}
+
+fn pod_of(sidecar: &Sidecar) -> String {
+    format!("{}/{}", sidecar.namespace, sidecar.pod)
+}
+
+fn delete(sidecar: &Sidecar) -> String {
+    format!("kubectl -n {} delete pod {}", sidecar.namespace, sidecar.pod)
+}

@@ -1,0 +1,163 @@
+use std::time::Duration;
+
+use super::*;
+use crate::query::{Health, Sidecar};
+
+/// 2026-01-02T00:00:00Z.
+const NOW: i64 = 1_767_312_000;
+const LEAF_LIFETIME: Duration = Duration::from_secs(86_400);
+
+fn view(reader: Reader) -> View<'static> {
+    View { system: "mesh", only: None, now: NOW, reader }
+}
+
+fn health(leader: bool) -> Health {
+    Health { version: "0.3.0".to_owned(), pod: "tulle-operator-0".to_owned(), leader, ..Health::default() }
+}
+
+fn sidecar() -> Sidecar {
+    Sidecar {
+        namespace: "shop".to_owned(),
+        pod: "web-1".to_owned(),
+        version: "0.3.0".to_owned(),
+        connected: true,
+        certificate_not_after: Some(NOW + 86_400),
+        ..Sidecar::default()
+    }
+}
+
+fn pod(started: Option<i64>, terminating: bool) -> Pod<'static> {
+    Pod { namespace: "shop", name: "web-1", started, terminating }
+}
+
+/// Findings that are not OK, as `ID found => fix`.
+fn faults(findings: Vec<Finding>) -> Vec<String> {
+    let bad = findings.into_iter().filter(|finding| finding.result != Outcome::Ok);
+    bad.map(|finding| format!("{} {} => {}", finding.id, finding.found, finding.fix)).collect()
+}
+
+fn judged(sidecar: &Sidecar, pod: Option<Pod<'_>>) -> Vec<String> {
+    let health = health(true);
+    let judge = SidecarJudge::new(view(Reader::Command), Some(&health), pod, LEAF_LIFETIME);
+    let found = faults(judge.judge(std::slice::from_ref(sidecar)));
+    assert_eq!(judge.is_reported(sidecar), !found.is_empty(), "{found:?}");
+    found
+}
+
+#[test]
+fn numbers_are_unique_and_in_order() {
+    let ids: Vec<&str> = list::ALL.iter().map(|check| check.id).collect();
+    let mut sorted = ids.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(ids, sorted);
+}
+
+#[test]
+fn a_pod_need_not_be_connected_in_its_first_thirty_seconds_or_once_it_ends() {
+    let lost = Sidecar { connected: false, ..sidecar() };
+    let reported = [
+        "T0703 1 sidecars have waited for over 30 s or are not connected: shop/web-1 (not connected) => tulle pods -A",
+    ];
+    let none: [&str; 0] = [];
+    assert_eq!(judged(&lost, Some(pod(Some(NOW), false))), none);
+    assert_eq!(judged(&lost, Some(pod(Some(NOW - 29), false))), none);
+    assert_eq!(judged(&lost, Some(pod(Some(NOW - 30), false))), reported);
+    assert_eq!(judged(&lost, Some(pod(Some(NOW - 3_600), true))), none);
+    assert_eq!(judged(&lost, Some(pod(None, false))), reported);
+    assert_eq!(judged(&lost, None), reported);
+    let other = Pod { name: "web-2", ..pod(Some(NOW), false) };
+    assert_eq!(judged(&lost, Some(other)), reported);
+}
+
+#[test]
+fn a_pod_that_starts_is_judged_by_all_else() {
+    let refused = Sidecar { refused: vec!["route a: b".to_owned()], ..sidecar() };
+    let found = judged(&refused, Some(pod(Some(NOW), false)));
+    assert_eq!(
+        found,
+        [
+            "T0702 sidecar of shop/web-1 has refused 1 resources: route a: b => kubectl -n shop delete pod web-1"
+        ]
+    );
+}
+
+#[test]
+fn a_replica_that_does_not_lead_is_not_asked_which_sidecars_wait_and_each_reader_is_told_what_to_do() {
+    let lost = [Sidecar { connected: false, ..sidecar() }];
+    let health = health(false);
+    for (reader, fix) in
+        [(Reader::Command, "kubectl -n mesh get lease tulle-operator"), (Reader::Page, "tulle dashboard")]
+    {
+        let judge = SidecarJudge::new(view(reader), Some(&health), None, LEAF_LIFETIME);
+        let why = "pod tulle-operator-0 does not lead, and knows only those that are connected to it";
+        let expected = format!("T0703 sidecars could not be checked: {why} => {fix}");
+        assert_eq!(faults(judge.judge(&lost)), [expected]);
+        assert!(!judge.is_reported(&lost[0]));
+    }
+}
+
+#[test]
+fn a_lease_is_renewed_in_thirty_seconds_or_nobody_leads() {
+    let of = |leadership: Leadership<'_>| faults(vec![leader(&leadership, &view(Reader::Command))]);
+    let lease = |ago: i64| Leadership::Lease { holder: "tulle-operator-1", renewed: Some(NOW - ago) };
+    let logs = "kubectl -n mesh logs deployment/tulle-operator";
+    let none: [&str; 0] = [];
+    assert_eq!(of(lease(30)), none);
+    assert_eq!(
+        of(lease(31)),
+        [format!("T0303 pod tulle-operator-1 has not renewed the Lease for 31s => {logs}")]
+    );
+    let vacant = [format!("T0303 no replica leads => {logs}")];
+    assert_eq!(of(Leadership::Lease { holder: "", renewed: Some(NOW) }), vacant);
+    assert_eq!(of(Leadership::Lease { holder: "tulle-operator-1", renewed: None }), vacant);
+    assert_eq!(of(Leadership::Replica { knows_leader: true }), none);
+    assert_eq!(of(Leadership::Replica { knows_leader: false }).len(), 1);
+}
+
+#[test]
+fn the_time_left_of_a_root_is_compared_with_the_wanted_one() {
+    let of = |left: i64, within: i64| {
+        let health = Health { root_not_after: Some(NOW + left), ..health(true) };
+        root(&health, within, &view(Reader::Page)).result
+    };
+    assert_eq!(of(ROOT_ENDS_SOON, ROOT_ENDS_SOON), Outcome::Ok);
+    assert_eq!(of(ROOT_ENDS_SOON - 1, ROOT_ENDS_SOON), Outcome::Warning);
+    assert_eq!(of(60, 59), Outcome::Ok);
+    assert_eq!(of(0, 59), Outcome::Error);
+}
+
+#[test]
+fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
+    let unknown = Health { series: 1, max_series: 1, ..health(false) };
+    let view = view(Reader::Page);
+    let old = Sidecar {
+        version: "0.9.0".to_owned(),
+        refused: vec!["no".to_owned()],
+        certificate_not_after: Some(NOW),
+        ..sidecar()
+    };
+    let mut findings = vec![
+        leader(&Leadership::NoLease, &view),
+        leader(&Leadership::Replica { knows_leader: false }, &view),
+        series(&unknown),
+        root(&unknown, 1, &view),
+    ];
+    findings.extend(injected([("shop", "old")]));
+    findings.extend(SidecarJudge::new(view, Some(&unknown), None, LEAF_LIFETIME).judge(&[old]));
+    let unreadable =
+        Policy { namespace: "shop", name: "deny", state: PolicyState::Unreadable { error: "why" } };
+    findings.extend(policies(&[unreadable], &view));
+    assert_eq!(findings.len(), 10, "{findings:#?}");
+    for finding in findings {
+        assert!(finding.result != Outcome::Ok, "{finding:?}");
+        assert!(!finding.hint.is_empty() && !finding.fix.is_empty(), "{finding:?}");
+    }
+}
+
+#[test]
+fn a_version_may_have_a_prefix_and_a_suffix() {
+    assert_eq!(version("v1.31.2+k3s1"), Some((1, 31, 2)));
+    assert_eq!(version("0.3"), Some((0, 3, 0)));
+    assert_eq!(version("unknown"), None);
+}
