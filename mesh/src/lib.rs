@@ -1,29 +1,29 @@
 //! What the operator and the sidecars share. Pure: no I/O, no clock, no randomness of its own.
 //!
 //! ```text
-//!   wire       the tulle/1 protocol between two sidecars: frames and stream heads (see WIRE.md)
-//!   identity   SPIFFE IDs
-//!   canonical  every reading of a request's path that an application may have; the canonical form of hosts and of
-//!              the paths in rules
-//!   svid       verification of a peer's certificate (X509-SVID)
-//!   policy     access rules: rules in, one decision out
-//!   route      routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
-//!   headers    which headers a proxy takes off, and so what a route may do with them
-//!   histogram  the latency histogram of sidecars, of the operator and of Prometheus
-//!   query      what the operator answers about the mesh
-//!   tap        what the operator and sidecars agree on about single requests that are shown
-//!   resources  what the operator and sidecars show of single resources, to be compared
-//!   page       what `tulle dashboard` and the operator's page agree on
-//!   trace      trace context in headers (W3C, B3), and which requests are recorded
-//!   reason     why requests and connections fail: the names of metrics, logs and headers, with their explanations
+//!   wire           the tulle/1 protocol between two sidecars: frames and stream heads (see WIRE.md)
+//!   identity       SPIFFE IDs
+//!   canonical      every reading of a request's path that an application may have; the canonical form of hosts and of
+//!                  the paths in rules
+//!   svid           verification of a peer's certificate (X509-SVID)
+//!   policy         access rules: rules in, one decision out
+//!   route          routes of the Gateway API: their order, which of them takes a request, rewritten paths, `Location`
+//!   headers        which headers a proxy takes off, and so what a route may do with them
+//!   histogram      the latency histogram of sidecars, of the operator and of Prometheus
+//!   query          what the operator answers about the mesh
+//!   tap            what the operator and sidecars agree on about single requests that are shown
+//!   resources      what the operator and sidecars show of single resources, to be compared
+//!   page           what `tulle dashboard` and the operator's page agree on
+//!   trace          trace context in headers (W3C, B3), and which requests are recorded
+//!   reason         why requests and connections fail: the names of metrics, logs and headers, with their explanations
 //!   counted_event  what sidecars count beside requests and connections, with explanations
-//!   event_reason  why the operator publishes Kubernetes events, with their explanations
-//!   ports      TCP ports and the uid of the sidecar, the operator and the webhook
-//!   features   names of what a resource may require of a sidecar
-//!   proto      messages of the discovery protocol, generated from proto/
-//!   check      the checks of `tulle check`, as far as the operator's page makes them too
-//!   health     the gRPC health protocol, generated from proto/
-//!   otlp       what a collector of traces takes, generated from proto/
+//!   event_reason   why the operator publishes Kubernetes events, with their explanations
+//!   ports          TCP ports and the uid of the sidecar, the operator and the webhook
+//!   features       names of what a resource may require of a sidecar
+//!   proto          messages of the discovery protocol, generated from proto/
+//!   check          the checks of `tulle check`, as far as the operator's page makes them too
+//!   health         the gRPC health protocol, generated from proto/
+//!   otlp           what a collector of traces takes, generated from proto/
 //! ```
 #![deny(missing_docs)]
 
