@@ -1,5 +1,5 @@
 //! Compiles upstream programs from their Go modules, once: the component binary, helm, the conformance suite of the
-//! Gateway API and the application that it tests with, a collector of traces, and grpcurl.
+//! Gateway API and the application that it tests with, a collector of traces, grpcurl, and kstatus.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,6 +147,19 @@ pub fn grpcurl() -> Result<PathBuf> {
         test: false,
         ldflags: "-s -w",
         step: "compiling grpcurl from its Go module (once)",
+    })
+}
+
+/// Path of a program that prints what kstatus computes of an object, which is built unless it is in the cache.
+pub fn kstatus() -> Result<PathBuf> {
+    go_build(&GoProgram {
+        name: "kstatus",
+        module: "e2e/kstatus",
+        files: &["go.mod", "go.sum", "main.go"],
+        package: ".",
+        test: false,
+        ldflags: "-s -w",
+        step: "compiling kstatus from its Go module (once)",
     })
 }
 

@@ -17,7 +17,9 @@ mod lifecycle;
 mod node;
 mod pki;
 
-pub use components::{binary, check, collector, conformance, echo, gateway_api, grpcurl, helm, prepare};
+pub use components::{
+    binary, check, collector, conformance, echo, gateway_api, grpcurl, helm, kstatus, prepare,
+};
 pub use lifecycle::Cluster;
 
 use std::path::PathBuf;

@@ -61,6 +61,9 @@ struct Suite {
 const WORKSPACE: &str = "workspace";
 const PROMETHEUS: &str = "prometheus";
 
+/// Canaries under load.
+const ROLLOUTS: &str = "rollouts";
+
 /// What people and programs see.
 const SEEING: &str = "seeing";
 
@@ -83,7 +86,7 @@ const BROWSER: &str = "browser";
 const SUITES: &[Suite] = &[
     Suite { name: "node", tests: node::TESTS, alone: false },
     Suite { name: "lifecycle", tests: lifecycle::TESTS, alone: false },
-    Suite { name: "rollouts", tests: rollouts::TESTS, alone: false },
+    Suite { name: ROLLOUTS, tests: rollouts::TESTS, alone: false },
     Suite { name: SKEW, tests: skew::TESTS, alone: false },
     Suite { name: "admission", tests: admission::TESTS, alone: false },
     Suite { name: "control", tests: control::TESTS, alone: false },
@@ -183,6 +186,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
     let beside = |name: &str| choice.tests(false).iter().any(|(suite, _)| *suite == name);
     let versions = beside(SKEW) || has(DOWNGRADE);
     let (browser, prometheus, seeing) = (beside(BROWSER), beside(PROMETHEUS), beside(SEEING));
+    let rollouts = beside(ROLLOUTS);
     let prepared = thread::spawn(move || {
         if embedded && runs {
             cluster::prepare()?;
@@ -210,6 +214,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         }
         if embedded && runs && seeing {
             cluster::grpcurl()?;
+        }
+        if embedded && runs && rollouts {
+            cluster::kstatus()?;
         }
         Ok(())
     });

@@ -18,12 +18,14 @@ use crate::host;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
-    ("promtool accepts the rules, and an alert of a stalled Canary comes after an hour", rules_are_valid),
+    ("promtool accepts the rules, and each alert fires when it is to and not otherwise", rules_are_valid),
     ("Prometheus answers every rule, alert and panel, with native and with classic histograms", answers),
 ];
 
 /// The package that contains both programs.
 const PROGRAMS: &[(&str, &str)] = &[("prometheus", "prometheus"), ("promtool", "prometheus")];
+/// The tests that promtool runs of the rules, in this repository.
+const RULE_TESTS: &str = "e2e/src/suites/prometheus/rules-test.yaml";
 /// Where the meshed pods are.
 const NAMESPACE: &str = "t-prometheus";
 
@@ -43,7 +45,7 @@ fn rules_are_valid(_: &Kube) -> Result<()> {
     prepare()?;
     let rules = file("rules.yaml");
     host::output(Command::new("promtool").args(["check", "rules"]).arg(rules))?;
-    let test = host::workspace().join("e2e/src/suites/prometheus/rules-test.yaml");
+    let test = host::workspace().join(RULE_TESTS);
     host::output(Command::new("promtool").args(["test", "rules"]).arg(test))?;
     stalled_line_is_the_alert()
 }
@@ -370,4 +372,38 @@ fn targets(pod: &Value, wanted: &str) -> Vec<Value> {
         })
     };
     ports.map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alert_has_rule_tests_in_which_it_fires_and_in_which_it_does_not() {
+        let rules = rules().unwrap();
+        let alerts: BTreeSet<&str> = rules.iter().filter_map(|rule| rule["alert"].as_str()).collect();
+        assert!(alerts.len() > 10, "only {alerts:?} were found");
+        let text = fs::read_to_string(host::workspace().join(RULE_TESTS)).unwrap();
+        let file: Value = serde_yaml::from_str(&text).unwrap();
+        let (mut firing, mut quiet) = (BTreeSet::new(), BTreeSet::new());
+        for group in file["tests"].as_array().unwrap() {
+            assert!(!group["input_series"].as_array().unwrap().is_empty(), "no series: {group}");
+            let tests = group["alert_rule_test"].as_array().unwrap();
+            let alert = tests[0]["alertname"].as_str().unwrap();
+            assert!(tests.iter().all(|test| test["alertname"] == alert), "more than {alert}: {group}");
+            let found: Vec<&Value> =
+                tests.iter().flat_map(|test| test["exp_alerts"].as_array().unwrap()).collect();
+            for found in &found {
+                assert!(found["exp_labels"]["severity"].is_string(), "no labels: {found}");
+                for text in ["summary", "description", "command"] {
+                    assert!(found["exp_annotations"][text].is_string(), "no {text}: {found}");
+                }
+            }
+            // A group in which an alert comes later is no proof that it can stay away.
+            let names = if found.is_empty() { &mut quiet } else { &mut firing };
+            names.insert(alert);
+        }
+        assert_eq!(firing, alerts, "left: alerts that fire in a group of {RULE_TESTS}");
+        assert_eq!(quiet, alerts, "left: alerts that never fire in a group of {RULE_TESTS}");
+    }
 }

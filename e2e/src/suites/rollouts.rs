@@ -3,6 +3,7 @@
 
 mod bad;
 mod decisions;
+mod kstatus;
 mod services;
 mod strategies;
 
@@ -57,6 +58,10 @@ pub(super) const TESTS: &[Test] = &[
     ("a mirror step copies a fifth of the GETs, and no client sees the new version", strategies::copies),
     ("blue/green switches at once, back at an abort, and loses no request", strategies::blue_green),
     ("a user with a cookie never gets v1 after v2 within a rollout", strategies::sticky),
+    (
+        "to kstatus, with which Flux waits, a Canary is Current while it holds and while it is paused",
+        kstatus::while_it_holds,
+    ),
 ];
 
 fn promoted(kube: &Kube) -> Result<()> {
