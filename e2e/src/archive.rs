@@ -1,9 +1,11 @@
-//! Archives of container images, in the format of `docker save`.
+//! Archives of container images, in the format of `docker save`; [`oci`] writes those that are released.
 //!
 //! In: static programs and the files that they need. Out: a tar file that containerd, docker, kind, k3d and minikube load: a configuration
 //! of the image, one layer, and a manifest that names both by their content. Written here and not by docker or buildah,
 //! because they differ in whether a file keeps its capabilities, and because the same program then always makes the same
 //! image.
+
+pub mod oci;
 
 use std::fs;
 use std::path::Path;
@@ -38,11 +40,15 @@ const ATTRIBUTES: u8 = b'x';
 /// # Errors
 /// The program cannot be read, or the archive cannot be written.
 pub fn write(name: &str, content: Content<'_>, archive: &Path) -> Result<()> {
-    let run = match content.program {
+    save(name, content.architecture, &layer(content)?, &process(content), archive)
+}
+
+/// How the image is started, as in the field `config` of its configuration.
+fn process(content: Content<'_>) -> Value {
+    match content.program {
         Some(_) => json!({"User": "65532:65532", "Entrypoint": ["/program"]}),
         None => json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}),
-    };
-    save(name, content.architecture, &layer(content)?, &run, archive)
+    }
 }
 
 /// A file of an image with several.
@@ -77,15 +83,7 @@ pub fn write_files(
 /// Writes the archive of an image with one layer.
 fn save(name: &str, architecture: &str, layer: &[u8], run: &Value, archive: &Path) -> Result<()> {
     let layer_digest = hex(layer);
-    let config = json!({
-        "created": "1970-01-01T00:00:00Z",
-        "architecture": architecture,
-        "os": "linux",
-        "config": run,
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer_digest}")]},
-        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask"}],
-    })
-    .to_string();
+    let config = config(architecture, &format!("sha256:{layer_digest}"), run);
     let (config_file, layer_file) =
         (format!("{}.json", hex(config.as_bytes())), format!("{layer_digest}.tar"));
     let manifest = json!([{"Config": config_file, "RepoTags": [name], "Layers": [layer_file]}]).to_string();
@@ -99,6 +97,19 @@ fn save(name: &str, architecture: &str, layer: &[u8], run: &Value, archive: &Pat
     let half = archive.with_extension("half");
     fs::write(&half, tar).with_context(|| format!("cannot write {}", half.display()))?;
     fs::rename(&half, archive).with_context(|| format!("cannot write {}", archive.display()))
+}
+
+/// The configuration of an image with one layer, which is not compressed.
+fn config(architecture: &str, layer: &str, run: &Value) -> String {
+    json!({
+        "created": "1970-01-01T00:00:00Z",
+        "architecture": architecture,
+        "os": "linux",
+        "config": run,
+        "rootfs": {"type": "layers", "diff_ids": [layer]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask"}],
+    })
+    .to_string()
 }
 
 /// The file system of an image.

@@ -59,7 +59,7 @@ const SUBSTITUTIONS: &[Substitution] = &[
         files: &["operator.yaml", "webhook.yaml"],
         text: "          image: tulle.local/PART:dev\n",
         times: 1,
-        template: "          image: {{ .Values.PART.image | quote }}
+        template: "          image: {{ include \"tulle.image\" (dict \"part\" \"PART\" \"root\" .) | quote }}
           {{- with .Values.imagePullPolicy }}
           imagePullPolicy: {{ . }}
           {{- end }}
@@ -87,7 +87,7 @@ const SUBSTITUTIONS: &[Substitution] = &[
         files: &["webhook.yaml"],
         text: "\"tulle.local/sidecar:dev\"",
         times: 1,
-        template: "{{ .Values.sidecar.image | quote }}",
+        template: "{{ include \"tulle.image\" (dict \"part\" \"sidecar\" \"root\" .) | quote }}",
     },
 ];
 

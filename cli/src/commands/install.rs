@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   manifests   (crate) the objects, as they are in this program
-//!   images      registry and tag: given, installed, or of a development build; pure
+//!   images      registry and tag or digests: given, installed, or of a development build
 //!   plan        who else manages them, stored versions, what changes; pure
 //!   apply       server-side apply in the order of the manifests, and waiting for the control plane
 //! ```
@@ -12,10 +12,12 @@ mod apply;
 mod images;
 mod plan;
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use tulle_mesh::query::{self, Paths};
 
-use self::images::Images;
+use self::images::{Digests, Images};
 use super::check;
 use crate::cluster::{Context, failure};
 use crate::exit::{CliError, note};
@@ -47,6 +49,10 @@ pub struct Args {
     /// The tag of the images; this program's version if absent
     #[arg(long, value_name = "TAG")]
     pub tag: Option<String>,
+    /// The digests of the images in place of a tag: a file with lines PART@sha256:DIGEST, as `cargo xtask images` writes
+    /// it
+    #[arg(long, value_name = "FILE", conflicts_with = "tag")]
+    pub digests: Option<PathBuf>,
     /// Grant the operator the right to restore Deployments, which `onFailure: Undo` of Canaries needs
     #[arg(long)]
     pub undo: bool,
@@ -112,7 +118,7 @@ async fn bring(context: &Context, args: &Args, apply: bool) -> Result<(), CliErr
         Some(_) => None,
         None => Images::live(operator.as_ref(), webhook.as_ref())?,
     };
-    let objects = objects(context, args, Images::choose(&given, live.as_ref()))?;
+    let objects = objects(context, args, Images::choose(&given, live.as_ref())?)?;
     let is_development_already = live.is_some_and(|live| live.registry.is_none());
     if !args.allow_development_images && !is_development_already {
         development(&objects, apply)?;
@@ -164,7 +170,7 @@ impl Args {
 
     /// The images that the options name.
     fn images(&self) -> Images {
-        Images { registry: self.registry.clone(), tag: self.tag.clone() }
+        Images { registry: self.registry.clone(), tag: self.tag.clone(), by_digest: self.digests.is_some() }
     }
 }
 
@@ -175,8 +181,12 @@ fn objects(context: &Context, args: &Args, images: Images) -> Result<Vec<Value>,
         tag: images.tag,
         undo: args.undo,
     };
-    let objects = manifests::objects(&settings);
-    objects.map_err(|error| CliError::failed(format!("the manifests of this program are not YAML: {error}")))
+    let mut objects = manifests::objects(&settings)
+        .map_err(|error| CliError::failed(format!("the manifests of this program are not YAML: {error}")))?;
+    if let Some(file) = &args.digests {
+        Digests::read(file)?.pin(&mut objects)?;
+    }
+    Ok(objects)
 }
 
 fn print(context: &Context, objects: &[Value]) -> Result<(), CliError> {

@@ -19,6 +19,7 @@ use crate::kubectl::Kube;
 pub(super) const TESTS: &[Test] = &[
     ("helm template renders what kustomize renders", renders_alike),
     ("an overlay's namespace and images reach every object", overlay),
+    ("one value of the chart moves all images to a registry, by tag or by digest", registry),
     ("the chart rejects unknown values and values of a wrong type", wrong_values),
     (
         "helm installs Tulle into a namespace of another name, upgrades and uninstalls it: CRDs and user objects stay",
@@ -37,6 +38,9 @@ const TRUST_DOMAIN: &str = "mesh.example";
 
 /// CustomResourceDefinitions of the chart.
 const DEFINITIONS: [&str; 3] = ["canaries.tulle.dev", "meshconfigs.tulle.dev", "meshpolicies.tulle.dev"];
+
+/// The parts of Tulle that have images.
+const PARTS: [&str; 3] = ["operator", "webhook", "sidecar"];
 
 /// The real helm, as the administrator of the embedded cluster.
 struct Helm<'a> {
@@ -170,30 +174,77 @@ fn overlay(kube: &Kube) -> Result<()> {
             ensure!(!text.contains(left), "{name} still has {left:?}: {text}");
         }
     }
+    let images = images(&objects, "mesh-system")?;
+    let expected = PARTS.map(|part| format!("registry.example/tulle-{part}:0.1.0"));
+    ensure!(images == expected, "the overlay has the images {images:?}");
+    Ok(())
+}
+
+/// The images of [`PARTS`] in these objects.
+fn images(objects: &BTreeMap<String, Value>, namespace: &str) -> Result<[String; 3]> {
     let template = |part: &str| {
-        let name = format!("Deployment mesh-system/tulle-{part}");
-        objects
-            .get(&name)
-            .map(|object| &object["spec"]["template"])
-            .with_context(|| format!("there is no {name}"))
+        let name = format!("Deployment {namespace}/tulle-{part}");
+        let found = objects.get(&name).map(|object| &object["spec"]["template"]);
+        found.with_context(|| format!("there is no {name}"))
     };
-    for part in ["operator", "webhook"] {
-        let image = &template(part)?["spec"]["containers"][0]["image"];
-        ensure!(*image == format!("registry.example/tulle-{part}:0.1.0"), "image of the {part}: {image}");
+    let (operator, webhook) = (template("operator")?, template("webhook")?);
+    let text = |image: &Value| image.as_str().map(str::to_owned).context("an image is not a text");
+    Ok([
+        text(&operator["spec"]["containers"][0]["image"])?,
+        text(&webhook["spec"]["containers"][0]["image"])?,
+        text(&webhook["metadata"]["annotations"]["tulle.dev/sidecar-image"])?,
+    ])
+}
+
+fn registry(kube: &Kube) -> Result<()> {
+    let helm = Helm::new(kube)?;
+    let rendered = |values: &[&str]| {
+        let mut arguments = vec!["template", "tulle", &helm.chart, "--namespace", "mesh-system"];
+        values.iter().for_each(|value| arguments.extend(["--set", value]));
+        images(&objects(&helm.run(&arguments)?)?, "mesh-system")
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let digest = format!("sha256:{}", "a1".repeat(32));
+    let digests = PARTS.map(|part| format!("image.digests.{part}={digest}")).join(",");
+    let team = "image.registry=registry.example/team";
+    let own = "sidecar.image=mirror.example/proxy:7";
+    for (values, expected) in [
+        (vec![team], PARTS.map(|part| format!("registry.example/team/tulle-{part}:{version}"))),
+        (
+            vec![team, "image.tag=1.2.3"],
+            PARTS.map(|part| format!("registry.example/team/tulle-{part}:1.2.3")),
+        ),
+        (
+            vec![team, digests.as_str()],
+            PARTS.map(|part| format!("registry.example/team/tulle-{part}@{digest}")),
+        ),
+        (vec!["image.tag=next"], PARTS.map(|part| format!("tulle.local/{part}:next"))),
+    ] {
+        let images = rendered(&values)?;
+        ensure!(images == expected, "--set {values:?}: {images:?}");
     }
-    let sidecar = &template("webhook")?["metadata"]["annotations"]["tulle.dev/sidecar-image"];
-    ensure!(*sidecar == "registry.example/tulle-sidecar:0.1.0", "image of the sidecar: {sidecar}");
+    let [operator, webhook, sidecar] = rendered(&[team, &digests, own])?;
+    ensure!(sidecar == "mirror.example/proxy:7", "the image of the sidecar is {sidecar}");
+    ensure!(operator.ends_with(&digest) && webhook.ends_with(&digest), "{operator} {webhook}");
+    let Err(error) = rendered(&[&digests]) else { bail!("the chart accepts digests without a registry") };
+    ensure!(error.to_string().contains("image.digests needs image.registry"), "{error}");
     Ok(())
 }
 
 fn wrong_values(kube: &Kube) -> Result<()> {
     let helm = Helm::new(kube)?;
+    let one_digest = format!("image.digests.operator=sha256:{}", "a1".repeat(32));
     for (value, named) in [
         ("replicas=2", "'replicas' not allowed"),
         ("operator.replica=2", "'replica' not allowed"),
         ("operator.replicas=two", "/operator/replicas"),
         ("webhook.replicas=0", "/webhook/replicas"),
-        ("sidecar.image=", "/sidecar/image"),
+        ("sidecar.image=a b", "/sidecar/image"),
+        ("image.repository=registry.example", "'repository' not allowed"),
+        ("image.tag=a/b", "/image/tag"),
+        ("image.digests.operator=sha256:ab", "/image/digests/operator"),
+        // A tag would choose the other two.
+        (one_digest.as_str(), "'webhook', 'sidecar' required"),
         ("webhook.resources.request.cpu=1", "'request' not allowed"),
         ("trustDomain=Mesh!", "/trustDomain"),
         ("imagePullPolicy=Sometimes", "/imagePullPolicy"),

@@ -1,4 +1,5 @@
-//! `tulle install`, `tulle upgrade` and `tulle uninstall` on a cluster.
+//! `tulle install`, `tulle upgrade` and `tulle uninstall` on a cluster without a way out: the embedded cluster's network
+//! namespace has no default route, so that an installation that needed anything but its images would fail here.
 //!
 //! Runs alone: it removes the Tulle that the other suites use, and installs it again.
 
@@ -9,11 +10,12 @@ use super::faults::{left_of_tulle, scale};
 use super::namespace::TestNamespace;
 use super::{Skip, Test};
 use crate::cli::exit;
+use crate::host;
 use crate::install;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[(
-    "tulle uninstall spares pods with a sidecar, works while the operator is dead, and what tulle install applies is what it prints",
+    "tulle uninstall spares pods with a sidecar, works while the operator is dead, and what tulle install applies without any egress is what it prints",
     lifecycle,
 )];
 
@@ -78,6 +80,7 @@ fn removed(kube: &Kube) -> Result<()> {
 
 /// Installs, upgrades and uninstalls.
 fn installed(kube: &Kube) -> Result<()> {
+    without_egress(kube).context("before tulle install")?;
     let refused = kube.tulle_expecting(exit::FAILED, &["install", "--apply"])?;
     ensure!(refused.stderr.contains("--registry"), "images of a development build: {}", refused.stderr);
     let report = kube.tulle(&["install", "--apply", DEVELOPMENT])?;
@@ -86,6 +89,7 @@ fn installed(kube: &Kube) -> Result<()> {
     field.service("web", 1, &[])?;
     field.client("client")?;
     called(&field)?;
+    without_egress(kube).context("after tulle install")?;
     unchanged(kube)?;
 
     kube.tulle(&["upgrade", "--apply", DEVELOPMENT])?;
@@ -98,6 +102,20 @@ fn installed(kube: &Kube) -> Result<()> {
     kube.run(&["delete", "namespace", "t-setup-new"])?;
     kube.tulle(&["uninstall", "--apply"])?;
     is_gone(kube)
+}
+
+/// Fails if the node could reach an address outside the cluster: one that is reserved for documentation, like every other.
+fn without_egress(kube: &Kube) -> Result<()> {
+    for (family, outside) in [("-4", "192.0.2.1"), ("-6", "2001:db8::1")] {
+        let routes = host::output(kube.program("ip")?.args([family, "route", "show"]))?;
+        let ways: Vec<&str> = routes.lines().filter(|route| route.starts_with("default")).collect();
+        ensure!(ways.is_empty(), "the node has a default route: {ways:?}");
+        // `ip` ends with an error where there is no route, and would also if it had not found the node.
+        ensure!(family == "-6" || routes.contains("dev node0"), "these are not the node's routes: {routes}");
+        let found = host::output(kube.program("ip")?.args([family, "route", "get", outside]));
+        ensure!(found.is_err(), "the node has a route to {outside}: {found:?}");
+    }
+    Ok(())
 }
 
 /// Fails unless what runs is what `tulle install` prints: no controller has changed a field of it.

@@ -1,6 +1,10 @@
-//! Registry and tag of the images: as given, as the live Deployments have them, or those of a development build. Pure.
+//! Registry and tag or digest of the images: as given, as the live Deployments have them, or those of a development build.
+//! Pure, except for [`Digests::read`].
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 use crate::exit::CliError;
 use crate::objects::{items, text};
@@ -11,34 +15,55 @@ const DEVELOPMENT: &str = "tulle.local/";
 /// Where the webhook's Deployment names the image of the sidecar.
 const SIDECAR: &str = "/spec/template/metadata/annotations/tulle.dev~1sidecar-image";
 
+/// Where a Deployment names its own image.
+const OWN: &str = "/spec/template/spec/containers/0/image";
+
+/// The parts of Tulle that have images.
+const PARTS: [&str; 3] = ["operator", "webhook", "sidecar"];
+
 /// Where the images of an installation come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Images {
     /// With the folder. `None`: a development build.
     pub registry: Option<String>,
     pub tag: Option<String>,
+    /// Whether digests name them: those of `--digests`, or those that are installed.
+    pub by_digest: bool,
 }
 
 impl Images {
-    /// Reads the name of an image of this part: `REGISTRY/tulle-PART:TAG`, or `tulle.local/PART:TAG`.
+    /// Reads the name of an image of this part: `REGISTRY/tulle-PART:TAG`, `REGISTRY/tulle-PART@sha256:DIGEST`, or
+    /// `tulle.local/PART:TAG`.
     fn of(image: &str, part: &str) -> Option<Self> {
+        let registry = |name: &str| Some(name.strip_suffix(part)?.strip_suffix("/tulle-")?.to_owned());
+        if let Some((name, _)) = image.split_once('@') {
+            return Some(Self { registry: Some(registry(name)?), tag: None, by_digest: true });
+        }
         let (name, tag) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))?;
-        if name.contains('@') {
-            return None;
-        }
         if name.strip_prefix(DEVELOPMENT) == Some(part) {
-            return Some(Self { registry: None, tag: Some(tag.to_owned()).filter(|tag| tag != "dev") });
+            let tag = Some(tag.to_owned()).filter(|tag| tag != "dev");
+            return Some(Self { registry: None, tag, by_digest: false });
         }
-        let registry = name.strip_suffix(part)?.strip_suffix("/tulle-")?;
-        Some(Self { registry: Some(registry.to_owned()), tag: Some(tag.to_owned()) })
+        Some(Self { registry: Some(registry(name)?), tag: Some(tag.to_owned()), by_digest: false })
     }
 
     /// What the options say, and for the rest what is installed. A tag that is a version is not kept: the images are to be
     /// those of this program.
-    pub fn choose(given: &Self, live: Option<&Self>) -> Self {
-        let Some(live) = live.filter(|_| given.registry.is_none()) else { return given.clone() };
+    ///
+    /// # Errors
+    /// Digests are installed, and the options name neither those of this version nor a tag. This program does not know
+    /// them, and a tag in their place would give up what they protect from.
+    pub fn choose(given: &Self, live: Option<&Self>) -> Result<Self, CliError> {
+        let Some(live) = live.filter(|_| given.registry.is_none()) else { return Ok(given.clone()) };
+        if live.by_digest && !given.by_digest && given.tag.is_none() {
+            let what =
+                "the installed images are named by digest, and those of this version have other digests";
+            return Err(CliError::failed(what)
+                .hint("name the digests of this version with --digests FILE, or its tag with --tag TAG"));
+        }
         let kept = live.tag.clone().filter(|tag| !is_version(tag) || live.registry.is_none());
-        Self { registry: live.registry.clone(), tag: given.tag.clone().or(kept) }
+        let tag = given.tag.clone().or(kept);
+        Ok(Self { registry: live.registry.clone(), tag, by_digest: given.by_digest })
     }
 
     /// Those of the Deployments that are installed. `None`: there is none.
@@ -56,18 +81,93 @@ impl Images {
             let Some(image) = image else { continue };
             let unknown = |why: &str| {
                 let what = format!("the image of the {part} is {image}, {why}");
-                Err(CliError::failed(what).hint("name the images with --registry and --tag"))
+                Err(CliError::failed(what).hint("name the images with --registry, and --tag or --digests"))
             };
             match Self::of(image, part) {
                 None => return unknown("whose registry and tag this program cannot tell"),
                 Some(images) if found.as_ref().is_some_and(|other| *other != images) => {
-                    return unknown("which has another registry or tag than the others");
+                    return unknown(
+                        "which has another registry or tag than the others, or a digest where they have none",
+                    );
                 }
                 Some(images) => found = Some(images),
             }
         }
         Ok(found)
     }
+}
+
+/// The digest of each part's image, for all architectures.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Digests(BTreeMap<String, String>);
+
+impl Digests {
+    /// Reads a file of `cargo xtask images`.
+    ///
+    /// # Errors
+    /// It cannot be read, has a line that is not `PART@sha256:DIGEST`, or lacks a part.
+    pub fn read(file: &Path) -> Result<Self, CliError> {
+        let text = std::fs::read_to_string(file);
+        let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()));
+        let digests = text.and_then(|text| {
+            Self::parse(&text).map_err(|why| format!("{} has no digests: {why}", file.display()))
+        });
+        digests.map_err(CliError::failed)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut digests = BTreeMap::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let read =
+                line.split_once('@').filter(|(part, digest)| PARTS.contains(part) && is_digest(digest));
+            let Some((part, digest)) = read else {
+                return Err(format!(
+                    "invalid line {line:?}; write PART@sha256:DIGEST for each of {}",
+                    PARTS.join(", ")
+                ));
+            };
+            if digests.insert(part.to_owned(), digest.to_owned()).is_some() {
+                return Err(format!("two lines for {part}"));
+            }
+        }
+        match PARTS.iter().find(|part| !digests.contains_key(**part)) {
+            Some(part) => Err(format!("no line for {part}")),
+            None => Ok(Self(digests)),
+        }
+    }
+
+    /// Names the images of these objects by digest in place of their tags.
+    ///
+    /// # Errors
+    /// They are those of a development build, which no registry has.
+    pub fn pin(&self, objects: &mut [Value]) -> Result<(), CliError> {
+        for object in objects {
+            for pointer in [OWN, SIDECAR] {
+                let Some(value) = object.pointer_mut(pointer) else { continue };
+                let image = value.as_str().unwrap_or_default();
+                let pinned = self.pinned(image).ok_or_else(|| {
+                    CliError::failed(format!(
+                        "{image} is not an image in a registry, so that it has no digest"
+                    ))
+                    .hint("name the registry of the images with --registry REGISTRY")
+                })?;
+                *value = json!(pinned);
+            }
+        }
+        Ok(())
+    }
+
+    fn pinned(&self, image: &str) -> Option<String> {
+        let (name, _) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))?;
+        let (_, part) = name.rsplit_once("/tulle-")?;
+        Some(format!("{name}@{}", self.0.get(part)?))
+    }
+}
+
+/// Whether a text is `sha256:` and 64 hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(is_hex))
 }
 
 /// The image of a Deployment's first container.
@@ -99,7 +199,21 @@ mod tests {
     use super::*;
 
     fn images(registry: Option<&str>, tag: Option<&str>) -> Images {
-        Images { registry: registry.map(str::to_owned), tag: tag.map(str::to_owned) }
+        Images { registry: registry.map(str::to_owned), tag: tag.map(str::to_owned), by_digest: false }
+    }
+
+    fn by_digest(registry: Option<&str>) -> Images {
+        Images { by_digest: true, ..images(registry, None) }
+    }
+
+    /// A digest of one digit.
+    fn digest(digit: &str) -> String {
+        format!("sha256:{}", digit.repeat(64))
+    }
+
+    /// The file of digests that `cargo xtask images` writes.
+    fn file() -> String {
+        format!("operator@{}\nwebhook@{}\nsidecar@{}\n", digest("1"), digest("2"), digest("3"))
     }
 
     fn deployment(image: &str) -> Value {
@@ -115,8 +229,8 @@ mod tests {
         );
         assert_eq!(read("tulle.local/operator:dev"), Some(images(None, None)));
         assert_eq!(read("tulle.local/operator:2"), Some(images(None, Some("2"))));
-        for other in
-            ["r.example/mesh-operator:1", "r.example:5000/tulle-operator", "r/tulle-operator@sha256:ab", ""]
+        assert_eq!(read("r.example:5000/tulle-operator@sha256:ab"), Some(by_digest(Some("r.example:5000"))));
+        for other in ["r.example/mesh-operator:1", "r.example:5000/tulle-operator", "operator@sha256:ab", ""]
         {
             assert_eq!(read(other), None, "{other}");
         }
@@ -125,14 +239,58 @@ mod tests {
     #[test]
     fn an_upgrade_stays_with_the_registry_and_takes_the_version_of_this_program() {
         let live = images(Some("r.example"), Some("0.3.1"));
-        assert_eq!(Images::choose(&Images::default(), Some(&live)), images(Some("r.example"), None));
+        let choose = |given: &Images, live: &Images| Images::choose(given, Some(live)).unwrap();
+        assert_eq!(choose(&Images::default(), &live), images(Some("r.example"), None));
         let moving = images(Some("r.example"), Some("nightly"));
-        assert_eq!(Images::choose(&Images::default(), Some(&moving)), moving);
+        assert_eq!(choose(&Images::default(), &moving), moving);
         let given = images(None, Some("0.4.0"));
-        assert_eq!(Images::choose(&given, Some(&live)), images(Some("r.example"), Some("0.4.0")));
+        assert_eq!(choose(&given, &live), images(Some("r.example"), Some("0.4.0")));
         let elsewhere = images(Some("other.example"), None);
-        assert_eq!(Images::choose(&elsewhere, Some(&live)), elsewhere);
-        assert_eq!(Images::choose(&Images::default(), None), Images::default());
+        assert_eq!(choose(&elsewhere, &live), elsewhere);
+        assert_eq!(Images::choose(&Images::default(), None), Ok(Images::default()));
+    }
+
+    #[test]
+    fn an_upgrade_does_not_put_a_tag_in_the_place_of_digests_unasked() {
+        let live = by_digest(Some("r.example"));
+        let error = Images::choose(&Images::default(), Some(&live)).unwrap_err();
+        assert!(error.to_string().starts_with("the installed images are named by digest"), "{error}");
+        assert_eq!(Images::choose(&by_digest(None), Some(&live)), Ok(live.clone()));
+        let tag = images(None, Some("0.4.0"));
+        assert_eq!(Images::choose(&tag, Some(&live)), Ok(images(Some("r.example"), Some("0.4.0"))));
+        let elsewhere = images(Some("other.example"), None);
+        assert_eq!(Images::choose(&elsewhere, Some(&live)), Ok(elsewhere.clone()));
+    }
+
+    #[test]
+    fn digests_take_the_place_of_the_tags_of_all_three_images() {
+        let registry = Some("r.example:5000/team".to_owned());
+        let settings = crate::manifests::Settings { registry, ..crate::manifests::Settings::default() };
+        let mut objects = crate::manifests::objects(&settings).unwrap();
+        Digests::parse(&file()).unwrap().pin(&mut objects).unwrap();
+        let text = json!(objects).to_string();
+        for (part, digit) in [("operator", "1"), ("webhook", "2"), ("sidecar", "3")] {
+            let image = format!("\"r.example:5000/team/tulle-{part}@{}\"", digest(digit));
+            assert_eq!(text.matches(&image).count(), 1, "{image}");
+            assert!(!text.contains(&format!("team/tulle-{part}:")), "{part}");
+        }
+        let mut objects = crate::manifests::objects(&crate::manifests::Settings::default()).unwrap();
+        let error = Digests::parse(&file()).unwrap().pin(&mut objects).unwrap_err();
+        assert!(error.to_string().starts_with("tulle.local/operator:dev is not an image"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_the_digest_of_every_part_is_refused_with_the_line() {
+        assert!(Digests::parse(&file().replace('\n', "\r\n\n")).is_ok());
+        let refused = |text: String| Digests::parse(&text).unwrap_err();
+        assert_eq!(refused(file().replace("sidecar@", "webhook@")), "two lines for webhook");
+        let two = file().lines().take(2).collect::<Vec<_>>().join("\n");
+        assert_eq!(refused(two), "no line for sidecar");
+        assert!(refused(file().replace("webhook@", "proxy@")).starts_with("invalid line \"proxy@sha256:2"));
+        for digest in ["sha256:ab", "sha512:ab", &digest("A"), &digest("1")[..70]] {
+            let error = refused(format!("operator@{digest}\n"));
+            assert!(error.starts_with(&format!("invalid line \"operator@{digest}\"")), "{error}");
+        }
     }
 
     #[test]
@@ -148,6 +306,9 @@ mod tests {
             json!({"annotations": {"tulle.dev/sidecar-image": "s/tulle-sidecar:1"}});
         let error = Images::live(Some(&one), Some(&sidecar)).unwrap_err();
         assert!(error.to_string().starts_with("the image of the sidecar is s/tulle-sidecar:1"), "{error}");
+        let (one, other) = (deployment("r/tulle-operator@sha256:1"), deployment("r/tulle-webhook@sha256:2"));
+        assert_eq!(Images::live(Some(&one), Some(&other)), Ok(Some(by_digest(Some("r")))));
+        assert!(Images::live(Some(&one), Some(&same)).is_err(), "one by digest, the other by tag");
         let renamed = deployment("mirror/operator:1");
         assert!(Images::live(Some(&renamed), None).is_err());
     }
