@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(value_enum, default_value = "all")]
     section: Section,
     /// Compare what the sidecar has with what the operator would send it now, resource by resource
-    #[arg(long)]
+    #[arg(long, conflicts_with = "section")]
     diff: bool,
 }
 
@@ -44,7 +44,11 @@ fn pod_name(text: &str) -> Result<String, String> {
     let name = match text.split_once('/') {
         None => text,
         Some(("pod" | "pods" | "po", name)) => name,
-        Some((kind, _)) => return Err(format!("{kind} is not the kind of a pod: write pod/NAME or NAME")),
+        Some((kind, _)) => {
+            return Err(format!(
+                "{kind} is not the kind of a pod: write pod/NAME or NAME, and the namespace as -n NAMESPACE"
+            ));
+        }
     };
     if name.is_empty() { Err("the name is empty".to_owned()) } else { Ok(name.to_owned()) }
 }

@@ -3,8 +3,11 @@
 //! In: two answers of the sidecar's admin port and three of the operator's query API. Out: lines. No discovery stream is
 //! opened: the operator compiles the resources for the answer.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::Value;
+use tulle_mesh::check::LATE;
 use tulle_mesh::ports;
 use tulle_mesh::query::{Paths, Sidecar, Sidecars};
 use tulle_mesh::resources::{self, Described, Resources};
@@ -42,10 +45,15 @@ pub(super) async fn diff(
         return Err(CliError::failed(what).hint("tulle check says whether the operator runs"));
     };
     let mut lines = lines(config, &known, now);
-    match contents(context, &operator, namespace, pod).await? {
-        Contents::Compared(found) => lines.extend(found),
-        Contents::Unknown(why) => exit::note(why),
-    }
+    let is_connected = is_connected(config);
+    let note = match contents(context, &operator, &known).await? {
+        Contents::Compared(found) => {
+            lines.extend(shown(&found));
+            found.note(&known, is_connected, &operator.at().pod)
+        }
+        Contents::Unknown(why) => Some(why.to_owned()),
+    };
+    note.iter().for_each(|note| exit::note(note));
     context.output.print(&lines, |_| {
         let row = |line: &Line| {
             let same = if line.same { "yes" } else { "no" };
@@ -53,6 +61,11 @@ pub(super) async fn diff(
         };
         Table { headers: vec!["WHAT", "SIDECAR", "OPERATOR", "SAME"], rows: lines.iter().map(row).collect() }
     })
+}
+
+/// Whether the sidecar has a stream to some replica of the operator, as it says itself.
+fn is_connected(config: &Value) -> bool {
+    config.get("operatorConnected").and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// What the sidecar has, beside what the operator knows of it. `now` in Unix seconds.
@@ -63,7 +76,7 @@ pub(super) fn lines(config: &Value, known: &Sidecar, now: i64) -> Vec<Line> {
         Line { what: what.to_owned(), sidecar, operator, same }
     };
     let version = config.get("version").and_then(Value::as_str).unwrap_or("-").to_owned();
-    let is_connected = config.get("operatorConnected").and_then(Value::as_bool).unwrap_or(false);
+    let is_connected = is_connected(config);
     let not_after = config.get("certificateNotAfter").and_then(Value::as_i64);
     let mut lines = vec![
         line(
@@ -98,17 +111,66 @@ pub(super) fn lines(config: &Value, known: &Sidecar, now: i64) -> Vec<Line> {
 /// Whether the contents could be compared.
 enum Contents {
     /// They were.
-    Compared(Vec<Line>),
+    Compared(Compared),
     /// One side does not show them; why not.
     Unknown(&'static str),
 }
 
-async fn contents(
-    context: &Context,
-    operator: &Operator,
-    namespace: &str,
-    pod: &str,
-) -> Result<Contents, CliError> {
+/// Resources of both sides, compared.
+struct Compared {
+    /// How many the sidecar has that the operator can know of.
+    sidecar: usize,
+    /// How many the operator would send.
+    operator: usize,
+    /// How many the sidecar has of which the operator does not know whether it has subscribed to them.
+    unknown: usize,
+    comparison: Comparison,
+}
+
+impl Compared {
+    /// What the reader must know: whether the differences may be gone at the next look, and what was not compared.
+    /// `is_connected`: as the sidecar says itself. `replica`: the pod of the operator that was asked.
+    fn note(&self, known: &Sidecar, is_connected: bool, replica: &str) -> Option<String> {
+        if self.unknown == 0 && self.comparison.differences.is_empty() {
+            return None;
+        }
+        let logs = format!("`kubectl -n {} logs {} -c tulle-proxy`", known.namespace, known.pod);
+        Some(match known.behind_seconds {
+            _ if !is_connected => format!(
+                "note: the sidecar is not connected, so it enforces what it had until it is; {logs} shows why"
+            ),
+            _ if !known.connected => format!(
+                "note: the sidecar is connected to another replica than pod {replica}, or since a moment ago: pod \
+                 {replica} does not know what it has subscribed to"
+            ),
+            Some(behind) if behind > LATE.unsigned_abs() => {
+                format!("note: the sidecar has not acknowledged for {behind} s what it was sent; {logs} shows why")
+            }
+            _ => "note: a change takes a few seconds to reach a sidecar: compare again, and look at what still \
+                  differs"
+                .to_owned(),
+        })
+    }
+}
+
+/// Parts the sidecar's resources into those that are compared, and the number of others: what a pod dials is only known
+/// to the operator while the sidecar is connected, so that without a stream nothing follows from what it lacks.
+fn comparable(
+    sidecar: Vec<Described>,
+    operator: &[Described],
+    is_connected: bool,
+) -> (Vec<Described>, usize) {
+    let known: HashSet<String> = operator.iter().map(Described::key).collect();
+    let is_dialled = |found: &Described| matches!(found.kind.as_str(), "route" | "endpoints");
+    let all = sidecar.len();
+    let mut compared = sidecar;
+    compared.retain(|found| is_connected || !is_dialled(found) || known.contains(&found.key()));
+    let unknown = all - compared.len();
+    (compared, unknown)
+}
+
+async fn contents(context: &Context, operator: &Operator, known: &Sidecar) -> Result<Contents, CliError> {
+    let (namespace, pod) = (known.namespace.as_str(), known.pod.as_str());
     let client = context.streams().await?;
     let sidecar = forward::find(&client, namespace, pod, ports::ADMIN, resources::PATH).await?;
     let Some(sidecar) = sidecar else {
@@ -135,8 +197,10 @@ async fn contents(
         there = operator.get(Paths::RESOURCES, &parameters).await?;
     }
     let reader = Reader::new();
-    let comparison = compare(&sidecar.resources, &there.resources, |described| reader.read(described));
-    Ok(Contents::Compared(shown(&comparison, &sidecar.resources, &there.resources)))
+    let (compared, unknown) = comparable(sidecar.resources, &there.resources, known.connected);
+    let comparison = compare(&compared, &there.resources, |described| reader.read(described));
+    let (sidecar, operator) = (compared.len(), there.resources.len());
+    Ok(Contents::Compared(Compared { sidecar, operator, unknown, comparison }))
 }
 
 /// Whether an operator answers so that does not have a path.
@@ -145,13 +209,12 @@ fn is_unknown_path(error: &CliError) -> bool {
     what.starts_with("unknown path") || what.ends_with("it is older than this program")
 }
 
-/// A line that counts, and one for each difference.
-pub(super) fn shown(comparison: &Comparison, sidecar: &[Described], operator: &[Described]) -> Vec<Line> {
-    let count = |resources: &[Described]| format!("{} resources", resources.len());
+/// A line that counts, one for each difference, and those that count what is left out.
+fn shown(Compared { sidecar, operator, unknown, comparison }: &Compared) -> Vec<Line> {
     let mut lines = vec![Line {
         what: "contents".to_owned(),
-        sidecar: count(sidecar),
-        operator: count(operator),
+        sidecar: format!("{sidecar} resources"),
+        operator: format!("{operator} resources"),
         same: comparison.differences.is_empty(),
     }];
     for difference in &comparison.differences {
@@ -159,6 +222,9 @@ pub(super) fn shown(comparison: &Comparison, sidecar: &[Described], operator: &[
     }
     if comparison.more > 0 {
         lines.push(differs(format!("and {} more resources", comparison.more), "-", "-"));
+    }
+    if *unknown > 0 {
+        lines.push(differs(format!("{unknown} resources of dialled addresses"), "present", "not known"));
     }
     lines
 }
@@ -191,6 +257,10 @@ mod tests {
     use super::super::compare::Field;
     use super::*;
 
+    fn compared(unknown: usize, comparison: Comparison) -> Compared {
+        Compared { sidecar: 1, operator: 1, unknown, comparison }
+    }
+
     fn difference(resource: &str, how: How) -> Difference {
         Difference { resource: resource.to_owned(), how }
     }
@@ -208,7 +278,7 @@ mod tests {
             ],
             more: 7,
         };
-        let lines = shown(&comparison, &[Described::default()], &[]);
+        let lines = shown(&Compared { sidecar: 1, operator: 0, unknown: 3, comparison });
         let rows: Vec<_> = lines.iter().map(|l| (&*l.what, &*l.sidecar, &*l.operator)).collect();
         let expected = [
             ("contents", "1 resources", "0 resources"),
@@ -218,10 +288,57 @@ mod tests {
             ("route 10.0.0.2:80", "absent", "present"),
             ("route 10.0.0.3:80: content not shown", "version a", "version b"),
             ("and 7 more resources", "-", "-"),
+            ("3 resources of dialled addresses", "present", "not known"),
         ];
         assert_eq!(rows, expected);
         assert!(lines.iter().all(|line| !line.same));
-        assert!(shown(&Comparison::default(), &[], &[]).iter().all(|line| line.same));
+        let equal = compared(0, Comparison::default());
+        assert!(shown(&equal).iter().all(|line| line.same));
+    }
+
+    #[test]
+    fn what_only_a_stream_would_tell_the_operator_is_compared_while_there_is_one() {
+        let found = |kind: &str, name: &str| Described {
+            kind: kind.into(),
+            name: name.into(),
+            ..Described::default()
+        };
+        let sidecar =
+            || vec![found("endpoints", "shop/web:80"), found("mtls", "uid"), found("route", "10.0.0.1:80")];
+        let there = [found("endpoints", "shop/web:80"), found("workload", "uid")];
+        let (compared, unknown) = comparable(sidecar(), &there, false);
+        let keys: Vec<String> = compared.iter().map(Described::key).collect();
+        assert_eq!((keys, unknown), (vec!["endpoints/shop/web:80".to_owned(), "mtls/uid".to_owned()], 1));
+        assert_eq!(comparable(sidecar(), &there, true), (sidecar(), 0));
+    }
+
+    #[test]
+    fn a_difference_that_may_be_on_its_way_is_told_from_one_that_lasts() {
+        let differing = || Comparison {
+            differences: vec![difference("mtls", How::OnlySidecar)],
+            ..Comparison::default()
+        };
+        let known = |connected, behind_seconds| Sidecar {
+            namespace: "shop".into(),
+            pod: "web-1".into(),
+            connected,
+            behind_seconds,
+            ..Sidecar::default()
+        };
+        let note = |known: &Sidecar, is_connected| compared(0, differing()).note(known, is_connected, "op-1");
+        for behind in [None, Some(2), Some(30)] {
+            let said = note(&known(true, behind), true).unwrap();
+            assert!(said.ends_with("compare again, and look at what still differs"), "{said}");
+        }
+        let said = note(&known(true, Some(31)), true).unwrap();
+        assert!(said.contains("for 31 s") && said.contains("kubectl -n shop logs web-1"), "{said}");
+        let said = note(&known(false, None), false).unwrap();
+        assert!(said.contains("it enforces what it had until it is"), "{said}");
+        let said = note(&known(false, None), true).unwrap();
+        assert!(said.contains("another replica than pod op-1"), "{said}");
+        let equal = |unknown| compared(unknown, Comparison::default());
+        assert_eq!(equal(0).note(&known(true, None), true, "op-1"), None);
+        assert!(equal(1).note(&known(false, None), true, "op-1").is_some());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tulle_mesh::query::Sidecar;
 
 use super::difference::lines;
-use super::{pod_name, sections};
+use super::{Args, pod_name, sections};
 
 fn config() -> Value {
     json!({
@@ -126,4 +126,15 @@ fn a_pod_may_be_named_as_kubectl_names_it() {
     for text in ["deploy/web", "pod/", ""] {
         assert!(pod_name(text).is_err(), "{text}");
     }
+    assert!(pod_name("shop/web-1").unwrap_err().ends_with("as -n NAMESPACE"));
+}
+
+#[test]
+fn a_comparison_is_of_all_sections() {
+    let command = <Args as clap::Args>::augment_args(clap::Command::new("config"));
+    let read = |line: &[&str]| command.clone().try_get_matches_from(line).map(drop).map_err(|e| e.kind());
+    assert_eq!(read(&["config", "web-1", "--diff"]), Ok(()));
+    assert_eq!(read(&["config", "web-1", "routes"]), Ok(()));
+    let refused = Err(clap::error::ErrorKind::ArgumentConflict);
+    assert_eq!(read(&["config", "web-1", "routes", "--diff"]), refused);
 }
