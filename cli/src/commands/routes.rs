@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use tulle_mesh::query::{Golden, Paths, RouteBackend, RouteRow, Routes, RuleName};
+use tulle_mesh::query::{Golden, Party, Paths, RouteBackend, RouteRow, Routes, RuleName};
 
+use super::explain::{destination, visible};
 use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
 use crate::exit::CliError;
@@ -15,7 +16,7 @@ use crate::refresh::{self, Frame};
 /// Options of `tulle routes`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The Service; all if absent
+    /// The Service: NAME or NAMESPACE/NAME; all if absent
     #[arg(value_name = "SERVICE")]
     service: Option<String>,
     #[command(flatten)]
@@ -29,21 +30,27 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let (namespace, output) = (context.namespace(), &context.output);
     let window = stat::window(args.shown.window)?;
-    let service = args.service.as_deref().map(service);
+    let service = args.service.as_deref().map(|text| Service::read(text, namespace)).transpose()?;
+    if let Some(named) = service.as_ref().and_then(|service| service.namespace.as_deref()) {
+        visible(context, named)?;
+    }
     refresh::show(context, args.shown.watch, async |operator: &Operator| {
         let mut parameters = vec![("window", window.as_str())];
         parameters.extend(namespace.map(|namespace| ("namespace", namespace)));
         let mut routes: Routes = operator.get(Paths::ROUTES, &parameters).await?;
-        routes.rows.retain(|row| service.is_none_or(|service| row.party.name == service));
+        routes.rows.retain(|row| service.as_ref().is_none_or(|service| service.is(&row.party)));
         if output.format == Format::Name {
             // One name for each route of a Service, and not for each of its rules.
             routes.rows.dedup_by(|a, b| (&a.party, &a.route) == (&b.party, &b.route));
         }
         let mut notes = stat::notes(args.shown.window.as_secs(), routes.window, routes.lost);
         if routes.rows.is_empty() {
-            let service = service.map_or_else(|| "a Service".to_owned(), |name| format!("Service {name}"));
-            let place = namespace.map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
-            notes.push(format!("no route is attached to {service} in {place}"));
+            let (named, place) = match &service {
+                Some(service) => (format!("Service {}", service.name), service.namespace.as_deref()),
+                None => ("a Service".to_owned(), namespace),
+            };
+            let place = place.map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
+            notes.push(format!("no route is attached to {named} in {place}"));
         }
         let shared = Shared { namespace: namespace.is_some(), service: service.is_some() };
         let now = Timestamp::now().as_second();
@@ -53,9 +60,28 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     .await
 }
 
-/// The name of a Service that may be written as `svc/web`.
-fn service(name: &str) -> &str {
-    ["svc/", "service/", "services/"].iter().find_map(|kind| name.strip_prefix(kind)).unwrap_or(name)
+/// The Service that is looked at.
+#[derive(Debug, PartialEq, Eq)]
+struct Service {
+    /// `None`: those of this name in every namespace.
+    namespace: Option<String>,
+    name: String,
+}
+
+impl Service {
+    /// Reads what [`destination`] reads, and with `-A` also a name alone. A port is left out, because sidecars do not
+    /// count by port.
+    fn read(text: &str, namespace: Option<&str>) -> Result<Self, CliError> {
+        let named = destination(text, Some(namespace.unwrap_or_default()))?;
+        let (namespace, name) = named.split_once('/').unwrap_or(("", named.as_str()));
+        let name = name.split(':').next().unwrap_or_default();
+        let namespace = Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty());
+        Ok(Self { namespace, name: name.to_owned() })
+    }
+
+    fn is(&self, party: &Party) -> bool {
+        party.name == self.name && self.namespace.as_ref().is_none_or(|own| *own == party.namespace)
+    }
 }
 
 /// What is left out of a table because all rows share it.
@@ -77,14 +103,14 @@ fn table(routes: &Routes, shared: Shared, wide: bool, now: i64, output: &Output)
     }
     headers.extend(["RULE", "BACKEND", "SET", "SEEN", "RPS", "ASKED-OK", "ATTEMPT-OK", "P99", "RETRIES"]);
     if wide {
-        headers.extend(["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED"]);
+        headers.extend(["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED", "CONNS"]);
     }
     let rows = routes.rows.iter().map(|row| {
         let mut cells = Vec::with_capacity(headers.len());
         if !shared.namespace {
             cells.push(row.party.namespace.clone());
         }
-        cells.push(stat::route(Some(&row.route)));
+        cells.push(stat::route_of(Some(&row.route), &row.party.namespace));
         if !shared.service {
             cells.push(row.party.name.clone());
         }
@@ -151,8 +177,8 @@ fn figures(golden: Option<&Golden>, output: &Output) -> [String; 5] {
     ]
 }
 
-/// P50 P95 WORST TIMEOUTS 4XX ABANDONED.
-fn more(golden: Option<&Golden>) -> [String; 6] {
+/// P50 P95 WORST TIMEOUTS 4XX ABANDONED CONNS: a TCPRoute has connections, and no requests.
+fn more(golden: Option<&Golden>) -> [String; 7] {
     let Some(golden) = golden else { return std::array::from_fn(|_| unknown()) };
     [
         human::millis(golden.p50_ms),
@@ -161,13 +187,12 @@ fn more(golden: Option<&Golden>) -> [String; 6] {
         human::count(golden.timeouts),
         human::count(golden.client_errors),
         human::count(golden.abandoned),
+        human::count(golden.connections),
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::query::Party;
-
     use super::*;
 
     fn party(namespace: &str, name: &str) -> Party {
@@ -194,6 +219,7 @@ mod tests {
             p99_ms: Some(7.0),
             retries: 5,
             timeouts: 2,
+            connections: 9,
             ..Golden::default()
         };
         let used = RouteRow {
@@ -234,8 +260,11 @@ grpcroute/orders   4      -                 -        -      -     -          -  
         let table = table(&routes(), shared, true, 1_000, &Output::default());
         assert_eq!(table.headers[..3], ["NAMESPACE", "ROUTE", "SERVICE"]);
         assert_eq!(table.rows[0][..3], ["shop", "grpcroute/orders", "web"]);
-        assert_eq!(table.headers[12..], ["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED"]);
-        assert_eq!(table.rows[0][12..], ["5d8f", "1.0ms", "-", "-", "2", "0", "0"]);
+        assert_eq!(
+            table.headers[12..],
+            ["REVISION", "P50", "P95", "WORST", "TIMEOUTS", "4XX", "ABANDONED", "CONNS"]
+        );
+        assert_eq!(table.rows[0][12..], ["5d8f", "1.0ms", "-", "-", "2", "0", "0", "9"]);
         assert!(table.rows[3][3..].iter().all(|cell| cell == "-" || cell == "4"), "{:?}", table.rows[3]);
         assert!(table.rows.iter().all(|row| row.len() == table.headers.len()));
     }
@@ -253,9 +282,28 @@ grpcroute/orders   4      -                 -        -      -     -          -  
     }
 
     #[test]
-    fn a_service_may_be_written_with_its_kind() {
-        assert_eq!(service("svc/web"), "web");
-        assert_eq!(service("service/web"), "web");
-        assert_eq!(service("web"), "web");
+    fn routes_of_one_name_in_two_namespaces_are_told_apart() {
+        let of = |route: &str| RouteRow { route: route.into(), ..row(0, "", None) };
+        let rows = vec![of("HTTPRoute/client/orders"), of("HTTPRoute/shop/orders")];
+        let shared = Shared { namespace: true, service: true };
+        let table = table(&Routes { rows, ..Routes::default() }, shared, false, 0, &Output::default());
+        assert_eq!(table.names(), "client/httproute/orders\nhttproute/orders\n");
+    }
+
+    #[test]
+    fn a_service_is_written_as_for_other_commands() {
+        let service = |namespace: Option<&str>| Service {
+            namespace: namespace.map(str::to_owned),
+            name: "web".to_owned(),
+        };
+        for text in ["web", "svc/web", "services/web", "shop/web", "web.shop", "web:80", "shop/web:80"] {
+            assert_eq!(Service::read(text, Some("shop")).unwrap(), service(Some("shop")), "{text}");
+        }
+        assert_eq!(Service::read("web", None).unwrap(), service(None));
+        assert_eq!(Service::read("shop/web", None).unwrap(), service(Some("shop")));
+        assert_eq!(Service::read("a/b/c", Some("shop")).unwrap_err().code(), 2);
+        assert!(service(None).is(&party("shop", "web")) && service(Some("shop")).is(&party("shop", "web")));
+        assert!(!service(Some("shop")).is(&party("payments", "web")));
+        assert!(!service(None).is(&party("shop", "api")));
     }
 }

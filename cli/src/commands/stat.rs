@@ -229,7 +229,7 @@ fn names(row: &StatRow, by: By, mixed: bool) -> Vec<String> {
     match by {
         By::Workload => vec![name, meshed(row.meshed)],
         By::Revision => vec![name, row.revision.clone().unwrap_or_else(unknown), meshed(row.meshed)],
-        By::Route => vec![route(row.route.as_deref()), name],
+        By::Route => vec![route_of(row.route.as_deref(), &row.party.namespace), name],
         By::Service => vec![name],
     }
 }
@@ -245,6 +245,14 @@ pub fn route(route: Option<&str>) -> String {
         [kind, _, name] => format!("{}/{name}", kind.to_ascii_lowercase()),
         _ => route.to_owned(),
     }
+}
+
+/// The same beside a Service of this namespace: `client/httproute/name` of another one, where a route of the same name
+/// may be that concerns other clients.
+pub fn route_of(named: Option<&str>, namespace: &str) -> String {
+    let own = named.and_then(|named| named.split('/').nth(1)).filter(|own| *own != namespace);
+    let name = route(named);
+    own.map_or_else(|| name.clone(), |own| format!("{own}/{name}"))
 }
 
 fn meshed(meshed: Option<Meshed>) -> String {

@@ -69,6 +69,8 @@ fn routes_and_revisions_have_a_column_of_their_own() {
     let drawn_routes = drawn(vec![of_route], By::Route, false, false);
     assert!(drawn_routes.starts_with("NAME                 SERVICE   RPS"), "{drawn_routes}");
     assert!(drawn_routes.contains("httproute/checkout   web       123"), "{drawn_routes}");
+    assert_eq!(route_of(Some("HTTPRoute/client/checkout"), "shop"), "client/httproute/checkout");
+    assert_eq!(route_of(None, "shop"), "-");
     let mut of_revision = row("Deployment", "web", failing());
     of_revision.revision = Some("5d8f".into());
     let drawn_revisions = drawn(vec![of_revision], By::Revision, false, false);
