@@ -113,13 +113,13 @@ async fn bring(context: &Context, args: &Args, apply: bool) -> Result<(), CliErr
     let (operator, webhook) = (deployment(context, OPERATOR).await?, deployment(context, WEBHOOK).await?);
     let exists = operator.is_some() || webhook.is_some();
     let given = args.images();
-    // What the user names is not looked up.
-    let live = match given.registry {
-        Some(_) => None,
-        None => Images::live(operator.as_ref(), webhook.as_ref())?,
+    let live = match Images::live(operator.as_ref(), webhook.as_ref()) {
+        // What the user names need not be read from what is installed.
+        Err(_) if given.registry.is_some() => None,
+        live => live?,
     };
     let objects = objects(context, args, Images::choose(&given, live.as_ref())?)?;
-    let is_development_already = live.is_some_and(|live| live.registry.is_none());
+    let is_development_already = given.registry.is_none() && live.is_some_and(|live| live.registry.is_none());
     if !args.allow_development_images && !is_development_already {
         development(&objects, apply)?;
     }

@@ -54,12 +54,15 @@ impl Images {
     /// Digests are installed, and the options name neither those of this version nor a tag. This program does not know
     /// them, and a tag in their place would give up what they protect from.
     pub fn choose(given: &Self, live: Option<&Self>) -> Result<Self, CliError> {
-        let Some(live) = live.filter(|_| given.registry.is_none()) else { return Ok(given.clone()) };
+        let Some(live) = live else { return Ok(given.clone()) };
         if live.by_digest && !given.by_digest && given.tag.is_none() {
             let what =
                 "the installed images are named by digest, and those of this version have other digests";
             return Err(CliError::failed(what)
                 .hint("name the digests of this version with --digests FILE, or its tag with --tag TAG"));
+        }
+        if given.registry.is_some() {
+            return Ok(given.clone());
         }
         let kept = live.tag.clone().filter(|tag| !is_version(tag) || live.registry.is_none());
         let tag = given.tag.clone().or(kept);
@@ -258,8 +261,14 @@ mod tests {
         assert_eq!(Images::choose(&by_digest(None), Some(&live)), Ok(live.clone()));
         let tag = images(None, Some("0.4.0"));
         assert_eq!(Images::choose(&tag, Some(&live)), Ok(images(Some("r.example"), Some("0.4.0"))));
-        let elsewhere = images(Some("other.example"), None);
-        assert_eq!(Images::choose(&elsewhere, Some(&live)), Ok(elsewhere.clone()));
+        for registry in ["r.example", "other.example"] {
+            let named = images(Some(registry), None);
+            assert_eq!(Images::choose(&named, Some(&live)).unwrap_err(), error, "{registry}");
+            let tagged = images(Some(registry), Some("0.4.0"));
+            assert_eq!(Images::choose(&tagged, Some(&live)), Ok(tagged.clone()));
+            let pinned = by_digest(Some(registry));
+            assert_eq!(Images::choose(&pinned, Some(&live)), Ok(pinned.clone()));
+        }
     }
 
     #[test]
