@@ -1,8 +1,10 @@
 //! `tulle routes`: the rules of routes that are attached to Services, and what the sidecars of clients have sent by them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use tulle_mesh::check::some_of;
 use tulle_mesh::query::{Golden, Party, Paths, RouteBackend, RouteRow, Routes, RuleName};
 
 use super::explain::{destination, visible};
@@ -52,6 +54,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             let place = place.map_or("any namespace".to_owned(), |name| format!("namespace {name}"));
             notes.push(format!("no route is attached to {named} in {place}"));
         }
+        notes.extend(unused(&routes.rows));
         let shared = Shared { namespace: namespace.is_some(), service: service.is_some() };
         let now = Timestamp::now().as_second();
         let text = output.text(&routes, |wide| table(&routes, shared, wide, now, output))?;
@@ -82,6 +85,22 @@ impl Service {
     fn is(&self, party: &Party) -> bool {
         party.name == self.name && self.namespace.as_ref().is_none_or(|own| *own == party.namespace)
     }
+}
+
+/// A note about routes by which nothing was sent: nobody may have called, or they are not in force, which the dashes of
+/// their rows do not tell.
+fn unused(rows: &[RouteRow]) -> Option<String> {
+    let is_used = |row: &RouteRow| row.golden.is_some() || row.last_seen.is_some();
+    let used: BTreeSet<&str> = rows.iter().filter(|row| is_used(row)).map(|row| row.route.as_str()).collect();
+    let all: BTreeSet<&str> = rows.iter().map(|row| row.route.as_str()).collect();
+    let unused: Vec<&str> = all.difference(&used).copied().collect();
+    let first: Vec<&str> = unused.first()?.splitn(3, '/').collect();
+    let [kind, namespace, name] = first.as_slice() else { return None };
+    Some(format!(
+        "nothing was counted for {}; `kubectl -n {namespace} describe {} {name}` shows whether it is accepted",
+        some_of(&unused),
+        kind.to_ascii_lowercase()
+    ))
 }
 
 /// What is left out of a table because all rows share it.
@@ -288,6 +307,18 @@ grpcroute/orders   4      -                 -        -      -     -          -  
         let shared = Shared { namespace: true, service: true };
         let table = table(&Routes { rows, ..Routes::default() }, shared, false, 0, &Output::default());
         assert_eq!(table.names(), "client/httproute/orders\nhttproute/orders\n");
+    }
+
+    #[test]
+    fn routes_without_any_request_are_named_with_the_command_that_says_whether_they_are_accepted() {
+        let of = |route: &str, last_seen| RouteRow { route: route.into(), last_seen, ..row(0, "", None) };
+        let idle = of("GRPCRoute/shop/orders", None);
+        let half = [of("HTTPRoute/shop/web", None), of("HTTPRoute/shop/web", Some(7))];
+        let rows = [&half[..], &[idle]].concat();
+        let expected = "nothing was counted for GRPCRoute/shop/orders; `kubectl -n shop describe grpcroute orders` \
+                        shows whether it is accepted";
+        assert_eq!(unused(&rows).as_deref(), Some(expected));
+        assert_eq!((unused(&half), unused(&[])), (None, None));
     }
 
     #[test]
