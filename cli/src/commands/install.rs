@@ -44,10 +44,10 @@ pub struct Args {
     pub apply: bool,
     /// The registry of the images, with a folder if there is one: REGISTRY/tulle-operator; that of the installation if
     /// absent
-    #[arg(long, value_name = "REGISTRY")]
+    #[arg(long, value_name = "REGISTRY", value_parser = images::registry)]
     pub registry: Option<String>,
     /// The tag of the images; this program's version if absent
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = images::tag)]
     pub tag: Option<String>,
     /// The digests of the images in place of a tag: a file with lines PART@sha256:DIGEST, as `cargo xtask images` writes
     /// it
@@ -113,13 +113,14 @@ async fn bring(context: &Context, args: &Args, apply: bool) -> Result<(), CliErr
     let (operator, webhook) = (deployment(context, OPERATOR).await?, deployment(context, WEBHOOK).await?);
     let exists = operator.is_some() || webhook.is_some();
     let given = args.images();
-    let live = match Images::live(operator.as_ref(), webhook.as_ref()) {
-        // What the user names need not be read from what is installed.
-        Err(_) if given.registry.is_some() => None,
-        live => live?,
+    given.keep_digests(operator.as_ref(), webhook.as_ref())?;
+    // What the user names is not looked up.
+    let live = match given.registry {
+        Some(_) => None,
+        None => Images::live(operator.as_ref(), webhook.as_ref())?,
     };
-    let objects = objects(context, args, Images::choose(&given, live.as_ref())?)?;
-    let is_development_already = given.registry.is_none() && live.is_some_and(|live| live.registry.is_none());
+    let objects = objects(context, args, Images::choose(&given, live.as_ref()))?;
+    let is_development_already = live.is_some_and(|live| live.registry.is_none());
     if !args.allow_development_images && !is_development_already {
         development(&objects, apply)?;
     }

@@ -206,6 +206,7 @@ fn registry(kube: &Kube) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let digest = format!("sha256:{}", "a1".repeat(32));
     let digests = PARTS.map(|part| format!("image.digests.{part}={digest}")).join(",");
+    let former = PARTS.map(|part| format!("{part}.image=tulle.local/{part}:dev")).join(",");
     let team = "image.registry=registry.example/team";
     let own = "sidecar.image=mirror.example/proxy:7";
     for (values, expected) in [
@@ -219,6 +220,15 @@ fn registry(kube: &Kube) -> Result<()> {
             PARTS.map(|part| format!("registry.example/team/tulle-{part}@{digest}")),
         ),
         (vec!["image.tag=next"], PARTS.map(|part| format!("tulle.local/{part}:next"))),
+        // --reuse-values brings the defaults of the chart from before it had the value `image`.
+        (
+            vec![team, former.as_str()],
+            PARTS.map(|part| format!("registry.example/team/tulle-{part}:{version}")),
+        ),
+        (
+            vec!["image.registry=registry.example:5000/team/"],
+            PARTS.map(|part| format!("registry.example:5000/team/tulle-{part}:{version}")),
+        ),
     ] {
         let images = rendered(&values)?;
         ensure!(images == expected, "--set {values:?}: {images:?}");
@@ -241,6 +251,9 @@ fn wrong_values(kube: &Kube) -> Result<()> {
         ("webhook.replicas=0", "/webhook/replicas"),
         ("sidecar.image=a b", "/sidecar/image"),
         ("image.repository=registry.example", "'repository' not allowed"),
+        ("image.registry=https://registry.example", "/image/registry"),
+        ("image.registry=registry.example//team", "/image/registry"),
+        ("image.registry=registry.example/Team", "/image/registry"),
         ("image.tag=a/b", "/image/tag"),
         ("image.digests.operator=sha256:ab", "/image/digests/operator"),
         // A tag would choose the other two.
@@ -281,6 +294,7 @@ fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     kube.wait_for("the policy to be enforced", 60, || Ok(reason(&field)? == "Enforced"))?;
     called(&field)?;
 
+    notes(helm)?;
     helm.roll_out("upgrade", &["--reuse-values", "--set", "operator.replicas=1"])?;
     let replicas = kube.field("mesh-system", "deployment/tulle-operator", ".spec.replicas")?;
     ensure!(replicas == "1", "{replicas} replicas of the operator after helm upgrade");
@@ -300,6 +314,29 @@ fn life(helm: &Helm<'_>, kube: &Kube) -> Result<()> {
     kube.wait_for("the changed policy to be enforced", 90, || {
         Ok(field.status("client", "http://web.t-helm.svc.cluster.local/")? == "403")
     })
+}
+
+/// Helm's notes list the images that a value keeps at its version, and those that cannot be pulled.
+fn notes(helm: &Helm<'_>) -> Result<()> {
+    let listed = |values: &str| -> Result<Vec<String>> {
+        let dry = [helm.chart.as_str(), "--dry-run", "--reset-then-reuse-values", "--set", values];
+        let printed = helm.run(&[&["upgrade"], &RELEASE[..], &dry].concat())?;
+        let (_, notes) = printed.split_once("\nNOTES:\n").context("helm upgrade prints no notes")?;
+        let indented = notes.lines().filter_map(|line| line.strip_prefix("  "));
+        Ok(indented.filter(|line| !line.starts_with(' ')).map(str::to_owned).collect())
+    };
+    let digest = format!("sha256:{}", "a1".repeat(32));
+    let team = "image.registry=registry.example/team";
+    let digests = PARTS.map(|part| format!("{team},image.digests.{part}={digest}")).join(",");
+    for (values, expected) in [
+        (team, Vec::new()),
+        (digests.as_str(), PARTS.map(|part| format!("registry.example/team/tulle-{part}@{digest}")).to_vec()),
+        ("operator.replicas=1", PARTS.map(|part| format!("tulle.local/{part}:dev")).to_vec()),
+    ] {
+        let found = listed(values)?;
+        ensure!(found == expected, "the notes of helm upgrade --set {values} list {found:?}");
+    }
+    Ok(())
 }
 
 /// After `helm uninstall`: the definitions are there, and nothing else of Tulle beyond users' objects.

@@ -55,12 +55,15 @@ impl SealKey {
     }
 }
 
-/// Whether an image is the injected one, or the injected one pinned to a digest by another webhook.
+/// Whether an image is the injected one, or the injected one pinned to a digest by another webhook. If the injected one
+/// is named by digest itself, no other digest is the same: a repository also has images of earlier versions.
 pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
     let pinned = || {
-        let (name, digest) = found.split_once("@sha256:")?;
-        let digest_is_whole = digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit());
-        let (injected, _) = injected.split_once('@').unwrap_or((injected, ""));
+        let (name, digest) = found.split_once('@')?;
+        let hex = digest.strip_prefix("sha256:")?;
+        let (injected, installed) = injected.split_once('@').unwrap_or((injected, digest));
+        let digest_is_whole =
+            installed == digest && hex.len() == 64 && hex.chars().all(|c| c.is_ascii_hexdigit());
         // Webhooks that pin images keep or drop the tag.
         let repository =
             injected.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(injected, |(r, _)| r);
@@ -122,6 +125,21 @@ mod tests {
             "registry.example:5000/tulle/sidecar@sha256:1".to_owned(),
         ] {
             assert!(!is_same_image(&other, injected), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_sidecar_installed_by_digest_is_not_accepted_with_another_digest_of_its_repository() {
+        let (ours, other) = ("0".repeat(64), "1".repeat(64));
+        for injected in [
+            format!("registry.example:5000/tulle/sidecar@sha256:{ours}"),
+            format!("registry.example:5000/tulle/sidecar:1.2@sha256:{ours}"),
+        ] {
+            assert!(is_same_image(&injected, &injected));
+            assert!(is_same_image(&format!("registry.example:5000/tulle/sidecar@sha256:{ours}"), &injected));
+            assert!(!is_same_image(&injected.replace(&ours, &other), &injected), "{injected}");
+            let (name, _) = injected.split_once('@').unwrap();
+            assert!(!is_same_image(name, &injected), "{name} in place of {injected}");
         }
     }
 }

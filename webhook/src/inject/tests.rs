@@ -275,6 +275,11 @@ fn a_pod_that_another_version_injected_or_whose_image_was_pinned_is_genuine() {
             json!(format!("registry.example/sidecar:0.9@sha256:{}", "a".repeat(64)));
     }
     assert_eq!(inject(&pinned, &context(Mode::Required)).0, Outcome::Skip, "pinned by another webhook");
+    let digest = |digit: &str| format!("registry.example/sidecar@sha256:{}", digit.repeat(64));
+    let (mut other, _) = injected(&plain, &Context { image: digest("a"), ..context(Mode::Required) });
+    assert_eq!(inject(&other, &context(Mode::Required)).0, Outcome::Skip, "installed by digest");
+    other["spec"]["initContainers"][1]["image"] = json!(digest("b"));
+    assert!(matches!(inject(&other, &context(Mode::Required)).0, Outcome::Refuse(_)), "another digest");
     for (what, path, value) in [
         ("another image", "/spec/initContainers/1/image", json!("registry.example/mine:0.9")),
         ("other arguments", "/spec/initContainers/0/args", json!(["init", "--skip-outbound-ports=5432"])),

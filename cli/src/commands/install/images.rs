@@ -32,14 +32,16 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads the name of an image of this part: `REGISTRY/tulle-PART:TAG`, `REGISTRY/tulle-PART@sha256:DIGEST`, or
-    /// `tulle.local/PART:TAG`.
+    /// Reads the name of an image of this part: `REGISTRY/tulle-PART:TAG`, the same with a digest after the tag or in its
+    /// place, or `tulle.local/PART:TAG`.
     fn of(image: &str, part: &str) -> Option<Self> {
         let registry = |name: &str| Some(name.strip_suffix(part)?.strip_suffix("/tulle-")?.to_owned());
         if let Some((name, _)) = image.split_once('@') {
+            // A container runtime ignores a tag in front of a digest.
+            let name = tagged(name).map_or(name, |(name, _)| name);
             return Some(Self { registry: Some(registry(name)?), tag: None, by_digest: true });
         }
-        let (name, tag) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))?;
+        let (name, tag) = tagged(image)?;
         if name.strip_prefix(DEVELOPMENT) == Some(part) {
             let tag = Some(tag.to_owned()).filter(|tag| tag != "dev");
             return Some(Self { registry: None, tag, by_digest: false });
@@ -49,24 +51,30 @@ impl Images {
 
     /// What the options say, and for the rest what is installed. A tag that is a version is not kept: the images are to be
     /// those of this program.
+    pub fn choose(given: &Self, live: Option<&Self>) -> Self {
+        let Some(live) = live.filter(|_| given.registry.is_none()) else { return given.clone() };
+        let kept = live.tag.clone().filter(|tag| !is_version(tag) || live.registry.is_none());
+        let tag = given.tag.clone().or(kept);
+        Self { registry: live.registry.clone(), tag, by_digest: given.by_digest }
+    }
+
+    /// Refuses to put a tag in the place of installed digests, also in another registry, unless the options name it.
     ///
     /// # Errors
     /// Digests are installed, and the options name neither those of this version nor a tag. This program does not know
     /// them, and a tag in their place would give up what they protect from.
-    pub fn choose(given: &Self, live: Option<&Self>) -> Result<Self, CliError> {
-        let Some(live) = live else { return Ok(given.clone()) };
-        if live.by_digest && !given.by_digest && given.tag.is_none() {
-            let what =
-                "the installed images are named by digest, and those of this version have other digests";
-            return Err(CliError::failed(what)
-                .hint("name the digests of this version with --digests FILE, or its tag with --tag TAG"));
+    pub fn keep_digests(&self, operator: Option<&Value>, webhook: Option<&Value>) -> Result<(), CliError> {
+        let is_asked_for = self.by_digest || self.tag.is_some();
+        match installed(operator, webhook).find(|(_, image)| image.contains('@')) {
+            Some((part, image)) if !is_asked_for => {
+                let what = format!(
+                    "the image of the {part} is {image}, and that of this version has another digest"
+                );
+                Err(CliError::failed(what)
+                    .hint("name the digests of this version with --digests FILE, or its tag with --tag TAG"))
+            }
+            _ => Ok(()),
         }
-        if given.registry.is_some() {
-            return Ok(given.clone());
-        }
-        let kept = live.tag.clone().filter(|tag| !is_version(tag) || live.registry.is_none());
-        let tag = given.tag.clone().or(kept);
-        Ok(Self { registry: live.registry.clone(), tag, by_digest: given.by_digest })
     }
 
     /// Those of the Deployments that are installed. `None`: there is none.
@@ -75,13 +83,7 @@ impl Images {
     /// Their names are not those that this program writes, or differ.
     pub fn live(operator: Option<&Value>, webhook: Option<&Value>) -> Result<Option<Self>, CliError> {
         let mut found: Option<Self> = None;
-        let installed = [
-            ("operator", operator.map(image)),
-            ("webhook", webhook.map(image)),
-            ("sidecar", webhook.map(|webhook| text(webhook, SIDECAR)).filter(|image| !image.is_empty())),
-        ];
-        for (part, image) in installed {
-            let Some(image) = image else { continue };
+        for (part, image) in installed(operator, webhook) {
             let unknown = |why: &str| {
                 let what = format!("the image of the {part} is {image}, {why}");
                 Err(CliError::failed(what).hint("name the images with --registry, and --tag or --digests"))
@@ -98,6 +100,60 @@ impl Images {
         }
         Ok(found)
     }
+}
+
+/// Part and image of each image that is installed.
+fn installed<'a>(
+    operator: Option<&'a Value>,
+    webhook: Option<&'a Value>,
+) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let sidecar = webhook.map(|webhook| text(webhook, SIDECAR)).filter(|image| !image.is_empty());
+    let images = [("operator", operator.map(image)), ("webhook", webhook.map(image)), ("sidecar", sidecar)];
+    images.into_iter().filter_map(|(part, image)| Some((part, image?)))
+}
+
+/// Name and tag of an image. `None`: it has no tag, though its registry may have a port.
+fn tagged(image: &str) -> Option<(&str, &str)> {
+    image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))
+}
+
+/// Reads a registry as names of images begin: `HOST[:PORT][/FOLDER]`. For clap's `value_parser`.
+///
+/// # Errors
+/// A name of an image cannot begin with the text, for example because it is a URL.
+pub fn registry(text: &str) -> Result<String, String> {
+    let other = |allowed: &'static str| {
+        move |byte: u8| !byte.is_ascii_alphanumeric() && !allowed.as_bytes().contains(&byte)
+    };
+    let (host, folders) = match text.trim_end_matches('/').split_once('/') {
+        Some((host, folders)) => (host, Some(folders)),
+        None => (text.trim_end_matches('/'), None),
+    };
+    let is_host = !host.is_empty() && !host.ends_with(':') && !host.bytes().any(other("._-:[]"));
+    let is_folder = |folder: &str| {
+        !folder.is_empty()
+            && !folder.bytes().any(other("._-"))
+            && !folder.bytes().any(|byte| byte.is_ascii_uppercase())
+    };
+    if is_host && folders.is_none_or(|folders| folders.split('/').all(is_folder)) {
+        return Ok(text.to_owned());
+    }
+    Err("write HOST[:PORT][/FOLDER] in lower case and without https://".to_owned())
+}
+
+/// Reads a tag. For clap's `value_parser`.
+///
+/// # Errors
+/// The text is not a tag, for example because it has a digest.
+pub fn tag(text: &str) -> Result<String, String> {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_tag = text.bytes().next().is_some_and(is_word)
+        && text.len() <= 128
+        && text.bytes().all(|byte| is_word(byte) || byte == b'.' || byte == b'-');
+    if is_tag {
+        return Ok(text.to_owned());
+    }
+    Err("a tag has letters, digits, `_`, `.` and `-`; digests are named with --digests".to_owned())
 }
 
 /// The digest of each part's image, for all architectures.
@@ -161,7 +217,7 @@ impl Digests {
     }
 
     fn pinned(&self, image: &str) -> Option<String> {
-        let (name, _) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))?;
+        let (name, _) = tagged(image)?;
         let (_, part) = name.rsplit_once("/tulle-")?;
         Some(format!("{name}@{}", self.0.get(part)?))
     }
@@ -233,6 +289,8 @@ mod tests {
         assert_eq!(read("tulle.local/operator:dev"), Some(images(None, None)));
         assert_eq!(read("tulle.local/operator:2"), Some(images(None, Some("2"))));
         assert_eq!(read("r.example:5000/tulle-operator@sha256:ab"), Some(by_digest(Some("r.example:5000"))));
+        let both = "r.example:5000/tulle-operator:0.3.1@sha256:ab";
+        assert_eq!(read(both), Some(by_digest(Some("r.example:5000"))), "as kustomize and Renovate write it");
         for other in ["r.example/mesh-operator:1", "r.example:5000/tulle-operator", "operator@sha256:ab", ""]
         {
             assert_eq!(read(other), None, "{other}");
@@ -242,7 +300,7 @@ mod tests {
     #[test]
     fn an_upgrade_stays_with_the_registry_and_takes_the_version_of_this_program() {
         let live = images(Some("r.example"), Some("0.3.1"));
-        let choose = |given: &Images, live: &Images| Images::choose(given, Some(live)).unwrap();
+        let choose = |given: &Images, live: &Images| Images::choose(given, Some(live));
         assert_eq!(choose(&Images::default(), &live), images(Some("r.example"), None));
         let moving = images(Some("r.example"), Some("nightly"));
         assert_eq!(choose(&Images::default(), &moving), moving);
@@ -250,24 +308,45 @@ mod tests {
         assert_eq!(choose(&given, &live), images(Some("r.example"), Some("0.4.0")));
         let elsewhere = images(Some("other.example"), None);
         assert_eq!(choose(&elsewhere, &live), elsewhere);
-        assert_eq!(Images::choose(&Images::default(), None), Ok(Images::default()));
+        assert_eq!(Images::choose(&Images::default(), None), Images::default());
     }
 
     #[test]
     fn an_upgrade_does_not_put_a_tag_in_the_place_of_digests_unasked() {
+        let (one, other) = (deployment("r/tulle-operator@sha256:1"), deployment("r/tulle-webhook:1"));
+        // The registry may be named in each call, be it the same or a mirror.
+        for unasked in [Images::default(), images(Some("r"), None), images(Some("other.example"), None)] {
+            let error = unasked.keep_digests(Some(&one), Some(&other)).unwrap_err();
+            let expected = "the image of the operator is r/tulle-operator@sha256:1, and that of this version";
+            assert!(error.to_string().starts_with(expected), "{error}");
+            assert_eq!(unasked.keep_digests(Some(&other), None), Ok(()), "installed by tag");
+            assert_eq!(unasked.keep_digests(None, None), Ok(()), "not installed");
+        }
+        for asked in [by_digest(None), by_digest(Some("r")), images(None, Some("0.4.0"))] {
+            assert_eq!(asked.keep_digests(Some(&one), Some(&other)), Ok(()));
+        }
         let live = by_digest(Some("r.example"));
-        let error = Images::choose(&Images::default(), Some(&live)).unwrap_err();
-        assert!(error.to_string().starts_with("the installed images are named by digest"), "{error}");
-        assert_eq!(Images::choose(&by_digest(None), Some(&live)), Ok(live.clone()));
+        assert_eq!(Images::choose(&by_digest(None), Some(&live)), live);
         let tag = images(None, Some("0.4.0"));
-        assert_eq!(Images::choose(&tag, Some(&live)), Ok(images(Some("r.example"), Some("0.4.0"))));
-        for registry in ["r.example", "other.example"] {
-            let named = images(Some(registry), None);
-            assert_eq!(Images::choose(&named, Some(&live)).unwrap_err(), error, "{registry}");
-            let tagged = images(Some(registry), Some("0.4.0"));
-            assert_eq!(Images::choose(&tagged, Some(&live)), Ok(tagged.clone()));
-            let pinned = by_digest(Some(registry));
-            assert_eq!(Images::choose(&pinned, Some(&live)), Ok(pinned.clone()));
+        assert_eq!(Images::choose(&tag, Some(&live)), images(Some("r.example"), Some("0.4.0")));
+    }
+
+    #[test]
+    fn a_registry_or_tag_that_no_name_of_an_image_can_have_is_refused() {
+        for fine in
+            ["r.example:5000/team/", "localhost:5000", "[fd00::1]:5000/a/b", "r.example/my_team", "team"]
+        {
+            assert_eq!(registry(fine), Ok(fine.to_owned()));
+        }
+        for wrong in
+            ["https://r.example", "r.example//team", "r.example/Team", "r.example/a@b", "", "/", "r:", "a b"]
+        {
+            let error = registry(wrong).expect_err(wrong);
+            assert!(error.contains("without https://"), "{error}");
+        }
+        assert_eq!(tag("0.1.0-rc.1"), Ok("0.1.0-rc.1".to_owned()));
+        for wrong in ["", "-1", "1+2", "a/b", &format!("0.1.0@{}", digest("1")), &"a".repeat(129)] {
+            assert!(tag(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -8,11 +8,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /*
 The image of a part: the part's own value, else of image.registry by digest or tag, else of a development build. A release
-that was installed without `image`, and is upgraded with --reuse-values, does not have that value.
+that was installed without `image`, and is upgraded with --reuse-values, does not have that value, but the part's former
+default, an image of a development build: it must not hide image.registry.
 */}}
 {{- define "tulle.image" -}}
 {{- $image := .root.Values.image | default dict -}}
-{{- $own := (index .root.Values .part).image -}}
+{{- $own := (index .root.Values .part).image | default "" -}}
+{{- if and $image.registry (eq $own (printf "tulle.local/%s:dev" .part)) -}}
+{{- $own = "" -}}
+{{- end -}}
 {{- $digest := index ($image.digests | default dict) .part -}}
 {{- if $own -}}
 {{ $own }}
