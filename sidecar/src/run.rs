@@ -50,8 +50,8 @@ pub fn proxy(settings: Settings) -> Result<()> {
     let heartbeats = Arc::new(Heartbeats::new(count));
     if !settings.telemetry {
         tracing::warn!(
-            "{}=off: requests and connections of this pod are not counted, so the operator shows none of them, and its \
-             attempts are no evidence of a Canary",
+            "{}=off: requests and connections of this pod are not counted, so the operator shows none of them \
+             except what access rules refuse, and its attempts are no evidence of a Canary",
             env::TELEMETRY
         );
     }

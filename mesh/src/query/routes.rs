@@ -39,7 +39,7 @@ pub struct RouteRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// When a request or connection was counted last, in Unix seconds: up to the end of a slot of 10 s, or of 5 minutes
-    /// where it was more than an hour ago. Absent: not in the last six hours.
+    /// where it was more than an hour ago. Absent: not in the last six hours, nor since all replicas restarted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<i64>,
     /// What was counted in the window; absent: nothing.

@@ -178,7 +178,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
             let ended_at = Instant::now();
             let span = (in_flight.since(), ended_at);
             let failed = verdict(&attempt, seen, trying).waited(waited);
-            observe(worker, backend, &upstream, call.protocol(), span, failed);
+            observe(worker, backend, &upstream, call.protocol(), trying.route, span, failed);
             return AttemptResult { attempt, kept: false, in_flight: Some(in_flight), retry: None, ended_at };
         }
     };
@@ -208,7 +208,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     }
     let ended_at = Instant::now();
     let span = (in_flight.since(), ended_at);
-    observe(worker, backend, &upstream, call.protocol(), span, verdict(&attempt, seen, trying));
+    observe(worker, backend, &upstream, call.protocol(), trying.route, span, verdict(&attempt, seen, trying));
     AttemptResult { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
 }
 

@@ -167,12 +167,14 @@ fn count(
     attempts.count(seen, head);
 }
 
-/// Tells the breaker how an attempt or a connection ended that began `since`. `protocol`: its label in metrics.
+/// Tells the breaker how an attempt or a connection ended that began `since`. `protocol` and `route` are those that its
+/// request is counted under: so is an ejection, because another series would be another edge, without requests.
 fn observe(
     worker: &Worker,
     backend: &Backend,
     upstream: &Upstream,
     protocol: &'static str,
+    route: Option<&Arc<str>>,
     (since, now): (Instant, Instant),
     verdict: Verdict,
 ) {
@@ -188,7 +190,7 @@ fn observe(
     match change {
         Change::Ejected => {
             backend.show(|| telemetry.breakers.of(namespace, service));
-            upstream.series(telemetry, protocol, None).ejected();
+            upstream.series(telemetry, protocol, route).ejected();
             telemetry.event(counted_event::Breaker::Ejected);
             tracing::info!(namespace, service, %endpoint, "ejected an endpoint: it fails");
             if backend.is_panicking() {

@@ -134,7 +134,8 @@ pub(super) async fn open(
         let seen = evidence_of(Err(&last), None, false);
         count(evidence.as_ref(), backend, &upstream, seen, None);
         let verdict = verdict(seen).waited(waits.get());
-        observe(worker, backend, &upstream, "opaque", (in_flight.since(), Instant::now()), verdict);
+        // Which rule takes it is known when the client has spoken.
+        observe(worker, backend, &upstream, "opaque", None, (in_flight.since(), Instant::now()), verdict);
         if matches!(last, Failure::PolicyDenied | Failure::OursNoCertificate) {
             break;
         }
@@ -333,7 +334,7 @@ pub(super) fn carry<'a>(
                 attempts.count(seen, None);
             }
             let span = (in_flight.since(), Instant::now());
-            observe(worker, backend, &upstream, "opaque", span, verdict(Some(seen)));
+            observe(worker, backend, &upstream, "opaque", way.route.as_ref(), span, verdict(Some(seen)));
         };
         let (joined, failure) = match transport {
             Transport::Plain(stream, read) => {

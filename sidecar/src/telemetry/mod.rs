@@ -145,7 +145,7 @@ const PLAIN_PROTOCOLS: [&str; 3] = ["http1", "http2", "opaque"];
 
 impl Telemetry {
     /// Counts requests, connections and attempts only if `is_on`. What is not a request or connection is counted in
-    /// any case.
+    /// any case, and so is what access rules refuse: who reads it may be looking for an intruder.
     pub fn new(is_on: bool) -> Self {
         Self { is_off: !is_on, ..Self::default() }
     }

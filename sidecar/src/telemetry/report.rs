@@ -196,9 +196,11 @@ impl Reporter {
         self.denials.flush();
     }
 
-    /// The stream is new: what was under way goes again, under its number.
+    /// The stream is new: what was under way goes again, under its number. What the sidecar says of itself is said again,
+    /// also if it has nothing to count: the operator may have restarted, and keeps that in memory only.
     pub fn reconnected(&mut self) {
         self.resend = true;
+        self.reported_certificate = 0;
     }
 
     /// When the present certificate ends, in Unix seconds.

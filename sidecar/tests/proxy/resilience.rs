@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
+use tulle_operator::model::gateway::RouteKind;
 
-use crate::harness::cluster::Port;
+use crate::harness::cluster::{Port, service_ref};
 use crate::harness::{Application, Cluster, NAMESPACE, Outcome, Pod, http1, within};
 
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\ndown";
@@ -338,6 +339,28 @@ async fn an_endpoint_that_fails_is_left_alone_until_one_request_finds_that_it_se
     settled().await;
     assert!(bad.asked() > 4, "it serves its share again");
     assert_eq!(cluster.client.count("breaker"), 2);
+}
+
+#[tokio::test]
+async fn an_ejection_is_counted_under_the_route_whose_requests_failed() {
+    let cluster = Cluster::start().await;
+    let breaker = json!({"consecutiveFailures": 2, "maxEjected": "50%"});
+    policy(&cluster, "Enforce", json!({"breaker": breaker, "balance": {"by": "RoundRobin"}}));
+    let pods = [cluster.pod(true).await, cluster.pod(true).await];
+    let (bad, good) = (Server::start(&pods[0], true), Server::start(&pods[1], false));
+    let service = cluster.service(Some("http"), &[bad.port(), good.port()]).await;
+    let rules = json!([{"backendRefs": [service_ref(service)]}]);
+    let spec = json!({"parentRefs": [service_ref(service)], "rules": rules});
+    cluster.route(RouteKind::Http, "web", spec, service).await;
+    for _ in 0..6 {
+        ask(&cluster, service, http1::GET).await;
+    }
+    settled().await;
+    assert_eq!(cluster.client.count("breaker"), 1);
+    let all = cluster.client.telemetry.all();
+    let ejected = all.iter().filter(|(_, series)| series.ejections.load(Ordering::Relaxed) > 0);
+    let routes: Vec<_> = ejected.map(|(key, _)| key.route.to_string()).collect();
+    assert_eq!(routes, ["HTTPRoute/shop/web"]);
 }
 
 #[tokio::test]

@@ -98,6 +98,19 @@ fn places<'a>(model: &Model, edges: impl Iterator<Item = &'a EdgeId>) -> HashMap
     places
 }
 
+/// Requests and opaque connections.
+fn carried(counts: &Counts) -> u64 {
+    counts.requests().saturating_add(counts.connections)
+}
+
+/// Of the edges between the ends of this one, that which carried most.
+fn busiest_between(edge: &EdgeId, counts: &BTreeMap<EdgeId, Counts>) -> Option<EdgeId> {
+    let first = EdgeId { port: None, protocol: Arc::default(), mtls: false, ..edge.clone() };
+    let is_between = |id: &EdgeId| id.source == edge.source && id.destination == edge.destination;
+    let between = counts.range(first..).take_while(|(id, _)| is_between(id));
+    between.max_by_key(|(_, counts)| carried(counts)).map(|(id, _)| id.clone())
+}
+
 /// Who talks to whom: what clients with a sidecar have sent, and what servers have got from clients without one. With a
 /// namespace: edges that begin or end there.
 pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
@@ -107,10 +120,19 @@ pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
         namespace.is_none_or(|wanted| ends.iter().any(|party| party.namespace == wanted))
     };
     let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
+    let mut ejected = Vec::new();
     for (id, of_series) in &sum.series {
-        if let Some(edge) = EdgeId::of(id, &peers, model).filter(is_wanted) {
+        let Some(edge) = EdgeId::of(id, &peers, model).filter(is_wanted) else { continue };
+        if carried(of_series) == 0 {
+            ejected.push((edge, of_series));
+        } else {
             counts.entry(edge).or_default().merge(of_series);
         }
+    }
+    // An endpoint that cannot be connected is ejected before the protocol or the route of a request is known.
+    for (edge, of_series) in ejected {
+        let edge = busiest_between(&edge, &counts).unwrap_or(edge);
+        counts.entry(edge).or_default().merge(of_series);
     }
     let places = places(model, counts.keys());
     let edge = |(id, counts): (EdgeId, Counts)| {

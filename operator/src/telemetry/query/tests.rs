@@ -180,6 +180,25 @@ fn of_a_service_with_several_ports_the_edge_has_the_one_that_its_route_names() {
     assert_eq!(ports, [None, Some(80)]);
 }
 
+#[test]
+fn an_ejection_before_the_protocol_is_known_is_of_the_edge_that_carries_the_requests() {
+    let outbound = Direction::Outbound;
+    let of = |protocol: &str, mtls: bool, requests: u64, ejections: u64| {
+        let (id, counts) = series("front", outbound, "web", [0, requests, 0, 0, 0, 0, 0, 0]);
+        (SeriesId { protocol: protocol.into(), mtls, ..id }, Counts { ejections, ..counts })
+    };
+    let opaque = of("opaque", true, 0, 2);
+    let all = sum(vec![of("http1", false, 9, 0), of("http1", true, 5, 1), opaque.clone()]);
+    let found = edges(&all, &model(), None).edges;
+    let seen: Vec<_> = found
+        .iter()
+        .map(|edge| (edge.protocol.as_str(), edge.mtls, edge.golden.requests, edge.golden.ejections))
+        .collect();
+    assert_eq!(seen, [("http1", false, 9, 2), ("http1", true, 5, 1)]);
+    let alone = edges(&sum(vec![opaque]), &model(), None).edges;
+    assert_eq!(alone.iter().map(|edge| edge.golden.ejections).sum::<u64>(), 2, "it is not dropped");
+}
+
 /// What a route has sent to a revision of a Service of `shop`.
 fn routed(route: &str, service: &str, revision: &str, requests: u64) -> (SeriesId, Counts) {
     let (id, counts) = series("front", Direction::Outbound, service, [0, requests, 0, 0, 0, 0, 0, 0]);

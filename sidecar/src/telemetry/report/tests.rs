@@ -366,6 +366,23 @@ fn a_new_certificate_is_reported_without_any_request_and_once() {
     assert_eq!(reporter.next_report(now).unwrap().certificate_not_after_unix, 2_000);
 }
 
+#[test]
+fn an_idle_sidecar_says_anew_to_a_new_stream_how_much_memory_it_has_and_when_its_certificate_ends() {
+    let mut reporter = Reporter::new(Arc::default());
+    let mut now = Instant::now();
+    reporter.set_certificate(1_000);
+    let first = reporter.next_report(now).unwrap();
+    reporter.acknowledged(counted(&first));
+    reporter.reconnected();
+    now += LATER;
+    let again = reporter.next_report(now).unwrap();
+    assert_eq!((again.sequence, again.certificate_not_after_unix), (first.sequence + 1, 1_000));
+    assert!(again.memory_bytes > 0);
+    reporter.acknowledged(counted(&again));
+    now += LATER;
+    assert!(reporter.next_report(now).is_none(), "once");
+}
+
 /// A latency of around 5 ms whose logarithm is normally distributed.
 fn latency(random: &mut fastrand::Rng) -> Duration {
     let (one, two) = (1.0 - random.f64(), random.f64());
@@ -397,7 +414,7 @@ fn a_series_of_twenty_requests_in_a_second_takes_at_most_a_hundred_bytes() {
 }
 
 #[test]
-fn without_telemetry_nothing_is_counted_and_only_the_certificate_is_reported() {
+fn without_telemetry_no_request_is_counted_and_the_certificate_and_refusals_are_reported() {
     let telemetry = Arc::new(Telemetry::new(false));
     let all = [
         telemetry.outbound("shop", "web", "a", "http1"),
@@ -420,4 +437,8 @@ fn without_telemetry_nothing_is_counted_and_only_the_certificate_is_reported() {
     let report = reporter.next_report(now + LATER).unwrap();
     assert_eq!(report.certificate_not_after_unix, 7);
     assert!(report.keys.is_empty() && report.series.is_empty() && report.attempts.is_empty(), "{report:?}");
+    reporter.acknowledged(counted(&report));
+    SectionCounts::new("shop/web", 1).count(&telemetry.rules, Reason::DenyRule(0), false);
+    let report = reporter.next_report(now + LATER * 2).unwrap();
+    assert_eq!((report.series.len(), report.rules.len()), (0, 1));
 }
