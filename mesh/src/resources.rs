@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::proto::{self, ResourceType, filter, resource, route, value_match};
 use crate::tap::is_secret;
 
-/// The path of the sidecar's admin port. It answers through a port-forward only.
+/// The path of the sidecar's admin port. It answers through a port-forward only, and like the operator with the contents
+/// that are asked for: `resource=KIND/NAME`, not escaped.
 pub const PATH: &str = "/config/resources";
-/// Contents that are asked for in one request to the operator.
+/// Contents that are asked for in one request.
 pub const MAX_CONTENTS: usize = 50;
 /// Stands for a value that is not shown.
 pub const HIDDEN: &str = "(hidden)";
@@ -37,7 +38,8 @@ pub struct Described {
     pub name: String,
     /// A digest of its content.
     pub version: String,
-    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, or not kept.
+    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, not kept, or beyond what one
+    /// answer may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }

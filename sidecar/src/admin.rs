@@ -79,7 +79,8 @@ impl Admin {
             let why = "shown only through a port-forward: tulle config POD --diff\n";
             return text(StatusCode::FORBIDDEN, "text/plain", why.to_owned());
         }
-        text(StatusCode::OK, "application/json", resources::json(self.config.accepted()))
+        let query = request.uri().query().unwrap_or_default();
+        text(StatusCode::OK, "application/json", resources::json(&self.config, query))
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {

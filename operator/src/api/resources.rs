@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use axum::http::StatusCode;
+use prost::Message as _;
 use tulle_mesh::proto::ResourceType;
 use tulle_mesh::resources::{Described, MAX_CONTENTS, Resources};
 
@@ -17,6 +18,9 @@ use crate::discovery::report::{endpoints_name, resource_name};
 use crate::model::{Compiled, Model};
 use crate::watch::Hub;
 
+/// Bytes of contents in one answer, which takes about five times as many while it is written; beyond them, versions
+/// alone. An endpoint takes about 200 bytes.
+const MAX_ANSWER: usize = 4 << 20;
 /// What a pod enforces; the name is the pod's uid.
 const SECTIONS: [ResourceType; 5] = [
     ResourceType::Workload,
@@ -55,16 +59,17 @@ fn of_pod(
     let routes = routes.into_iter().filter(|(kind, _)| *kind == ResourceType::Route as i32);
     let sections = SECTIONS.into_iter().map(|kind| (kind as i32, Arc::clone(&uid)));
     let mut resources = Vec::new();
+    let mut left = MAX_ANSWER;
     // They follow routes, without a subscription.
     let mut endpoints: BTreeSet<Name> = BTreeSet::new();
     for name in sections.chain(routes) {
         let Some(compiled) = compiled(&api.hub, &name, &uid) else { continue };
         endpoints.extend(compiled.endpoints().into_iter().map(endpoints_name));
-        resources.extend(described(&compiled, with_content));
+        resources.extend(described(&compiled, with_content, &mut left));
     }
     for name in &endpoints {
         let compiled = compiled(&api.hub, name, &uid);
-        resources.extend(compiled.and_then(|compiled| described(&compiled, with_content)));
+        resources.extend(compiled.and_then(|compiled| described(&compiled, with_content, &mut left)));
     }
     resources.sort_by(|a: &Described, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
     Ok(Resources { resources })
@@ -83,11 +88,18 @@ fn compiled(hub: &Hub, name: &Name, uid: &str) -> Option<Compiled> {
     model.compile(&name, &variant)
 }
 
-fn described(compiled: &Compiled, with_content: &HashSet<String>) -> Option<Described> {
-    let described = Described::of(&compiled.resource, false)?;
-    match with_content.contains(&described.key()) {
-        true => Described::of(&compiled.resource, true),
-        false => Some(described),
+/// A resource, and its content where that was asked for and the answer has that much room `left`.
+fn described(compiled: &Compiled, with_content: &HashSet<String>, left: &mut usize) -> Option<Described> {
+    let bare = Described::of(&compiled.resource, false)?;
+    if !with_content.contains(&bare.key()) {
+        return Some(bare);
+    }
+    match left.checked_sub(compiled.resource.encoded_len()) {
+        Some(rest) => {
+            *left = rest;
+            Described::of(&compiled.resource, true)
+        }
+        None => Some(bare),
     }
 }
 
@@ -154,6 +166,17 @@ mod tests {
         api.hub.change(|model| model.delete_slice(&key("shop", "web-1")));
         let after = content(found(&api, &path).await);
         assert!(before.version != after.version && before.content != after.content);
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_a_bound_and_beyond_it_versions_alone() {
+        let name: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
+        let compiled = compiled(&api().hub, &name, "uid-a").unwrap();
+        let asked = HashSet::from(["endpoints/shop/web:80".to_owned()]);
+        let mut left = compiled.resource.encoded_len();
+        assert!(described(&compiled, &asked, &mut left).unwrap().content.is_some());
+        let second = described(&compiled, &asked, &mut left).unwrap();
+        assert!(second.content.is_none() && second.version == compiled.resource.version);
     }
 
     #[tokio::test]

@@ -1,15 +1,23 @@
-//! The resources that are in force, as the operator sent them. Nothing is decided by these: they are compared with what
-//! the operator would send now.
+//! The version of each resource that is in force, as the stream claims it when it begins anew, and the contents of those
+//! that are small together. Nothing is decided by contents: they are compared with what the operator would send now.
+//!
+//! Contents of endpoints are not kept. They would be most of the memory, a second time beside the endpoints in use, of
+//! which they are made again when somebody asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
-use tulle_mesh::proto::{Resource, ResourceName};
+use tulle_mesh::proto::resource::Body;
+use tulle_mesh::proto::{self, Held, Resource, ResourceName, ResourceType};
 use tulle_mesh::resources::Described;
 
-/// Bytes of contents that are kept; beyond them, versions alone. Ten endpoints take about 2 KiB.
-const MAX_CONTENT: usize = 2 << 20;
+/// Bytes of contents that are kept; beyond them, versions alone. A route without rules takes about 150 bytes, one with
+/// five sections of policies about 500.
+const MAX_CONTENT: usize = 64 << 10;
+/// Bytes of contents in one answer, which takes about five times as many while it is written; beyond them, versions
+/// alone. An endpoint takes about 200 bytes.
+const MAX_ANSWER: usize = 256 << 10;
 
 /// The last good version of each resource.
 #[derive(Debug, Default)]
@@ -19,19 +27,37 @@ pub struct AcceptedResources {
 
 #[derive(Debug, Default)]
 struct Kept {
-    by_name: BTreeMap<Name, Accepted>,
+    by_key: BTreeMap<Key, Accepted>,
     /// Of all contents.
     bytes: usize,
 }
 
-/// Type and name of a resource.
-type Name = (i32, String);
+/// What the operator calls a resource.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub(super) kind: i32,
+    pub(super) name: String,
+}
 
 #[derive(Debug)]
 struct Accepted {
     version: String,
-    /// The resource on the wire. `None`: there was no room.
+    /// The resource on the wire. `None`: there was no room, or it is of endpoints.
     content: Option<Box<[u8]>>,
+}
+
+impl Key {
+    pub(super) fn of(name: &ResourceName) -> Self {
+        Self { kind: name.r#type, name: name.name.clone() }
+    }
+
+    pub(super) fn on_the_wire(&self) -> ResourceName {
+        ResourceName { r#type: self.kind, cluster: String::new(), name: self.name.clone() }
+    }
+
+    fn is_of_endpoints(&self) -> bool {
+        self.kind == i32::from(ResourceType::Endpoints)
+    }
 }
 
 impl AcceptedResources {
@@ -41,40 +67,71 @@ impl AcceptedResources {
     }
 
     fn accept_within(&self, resource: &Resource, max: usize) {
-        let Some(name) = &resource.name else { return };
+        let Some(key) = resource.name.as_ref().map(Key::of) else { return };
         let mut kept = self.lock();
-        kept.forget(name);
-        let length = resource.encoded_len();
-        let content = (kept.bytes.saturating_add(length) <= max).then(|| resource.encode_to_vec().into());
-        if content.is_some() {
-            kept.bytes += length;
-        }
-        let accepted = Accepted { version: resource.version.clone(), content };
-        kept.by_name.insert((name.r#type, name.name.clone()), accepted);
+        kept.forget(&key);
+        let fits = |bytes: usize| bytes.saturating_add(resource.encoded_len()) <= max;
+        let is_kept = !key.is_of_endpoints() && fits(kept.bytes);
+        let content: Option<Box<[u8]>> = is_kept.then(|| resource.encode_to_vec().into());
+        kept.bytes += content.as_ref().map_or(0, |content| content.len());
+        kept.by_key.insert(key, Accepted { version: resource.version.clone(), content });
     }
 
     /// A resource is used no more.
-    pub fn forget(&self, name: &ResourceName) {
-        self.lock().forget(name);
+    pub fn forget(&self, key: &Key) {
+        self.lock().forget(key);
     }
 
-    /// All resources, as they are shown.
-    pub fn described(&self) -> Vec<Described> {
+    /// All resources, in order.
+    pub fn keys(&self) -> Vec<Key> {
+        self.lock().by_key.keys().cloned().collect()
+    }
+
+    /// All resources with their versions, as a stream begins with them.
+    pub fn held(&self) -> Vec<Held> {
         let kept = self.lock();
-        let described = kept.by_name.iter().filter_map(|((kind, name), accepted)| {
-            let decoded = accepted.content.as_deref().and_then(|content| Resource::decode(content).ok());
-            match decoded {
-                Some(resource) => Described::of(&resource, true),
-                None => {
-                    let name =
-                        Some(ResourceName { r#type: *kind, cluster: String::new(), name: name.clone() });
-                    let resource =
-                        Resource { name, version: accepted.version.clone(), ..Resource::default() };
-                    Described::of(&resource, false)
-                }
+        let held = kept.by_key.iter();
+        held.map(|(key, accepted)| Held { name: Some(key.on_the_wire()), version: accepted.version.clone() })
+            .collect()
+    }
+
+    /// All resources, as they are shown, and the contents of those that are `asked` for ([`Described::key`]). `in_use`
+    /// makes the content of endpoints, which are not kept here.
+    pub fn described(
+        &self,
+        asked: &HashSet<&str>,
+        in_use: impl Fn(&str) -> Option<proto::Endpoints>,
+    ) -> Vec<Described> {
+        let mut left = MAX_ANSWER;
+        let mut all = Vec::new();
+        for Held { name, version } in self.held() {
+            let bare = Resource { name, version, ..Resource::default() };
+            let Some(mut described) = Described::of(&bare, false) else { continue };
+            if asked.contains(described.key().as_str())
+                && let Some(whole) = self.with_content(bare, &in_use)
+                && let Some(rest) = left.checked_sub(whole.encoded_len())
+            {
+                described = Described::of(&whole, true).unwrap_or(described);
+                left = rest;
             }
-        });
-        described.collect()
+            all.push(described);
+        }
+        all
+    }
+
+    /// A resource with its content. `None`: that is not kept, or the resource has been forgotten meanwhile.
+    fn with_content(
+        &self,
+        bare: Resource,
+        in_use: impl Fn(&str) -> Option<proto::Endpoints>,
+    ) -> Option<Resource> {
+        let key = Key::of(bare.name.as_ref()?);
+        if key.is_of_endpoints() {
+            let body = Some(Body::Endpoints(in_use(&key.name)?));
+            return Some(Resource { body, ..bare });
+        }
+        let kept = self.lock();
+        Resource::decode(kept.by_key.get(&key)?.content.as_deref()?).ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -83,8 +140,8 @@ impl AcceptedResources {
 }
 
 impl Kept {
-    fn forget(&mut self, name: &ResourceName) {
-        let forgotten = self.by_name.remove(&(name.r#type, name.name.clone()));
+    fn forget(&mut self, key: &Key) {
+        let forgotten = self.by_key.remove(key);
         let length = forgotten.and_then(|accepted| accepted.content).map_or(0, |content| content.len());
         self.bytes = self.bytes.saturating_sub(length);
     }
@@ -92,22 +149,36 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::proto::resource::Body;
-    use tulle_mesh::proto::{Endpoints, ResourceType};
-
     use super::*;
 
-    fn name(text: &str) -> ResourceName {
-        ResourceName { r#type: ResourceType::Endpoints.into(), cluster: String::new(), name: text.to_owned() }
+    fn name(kind: ResourceType, text: &str) -> ResourceName {
+        ResourceName { r#type: kind.into(), cluster: String::new(), name: text.to_owned() }
     }
 
-    fn resource(text: &str, version: &str) -> Resource {
-        let body = Some(Body::Endpoints(Endpoints::default()));
-        Resource { name: Some(name(text)), version: version.to_owned(), body, ..Resource::default() }
+    fn key(kind: ResourceType, text: &str) -> Key {
+        Key::of(&name(kind, text))
     }
 
-    fn versions(accepted: &AcceptedResources) -> Vec<(String, String, bool)> {
-        let described = accepted.described().into_iter();
+    fn route(text: &str, version: &str) -> Resource {
+        let kind = Some(proto::route::Kind::Unknown(proto::Unknown {}));
+        let body = Some(Body::Route(proto::Route { kind }));
+        let name = Some(name(ResourceType::Route, text));
+        Resource { name, version: version.to_owned(), body, ..Resource::default() }
+    }
+
+    fn endpoints(text: &str, version: &str) -> Resource {
+        let body = Some(Body::Endpoints(proto::Endpoints::default()));
+        let name = Some(name(ResourceType::Endpoints, text));
+        Resource { name, version: version.to_owned(), body, ..Resource::default() }
+    }
+
+    /// Key, version, and whether there is a content, with all contents asked for.
+    fn shown(accepted: &AcceptedResources) -> Vec<(String, String, bool)> {
+        let none = |_: &str| None;
+        let keys: Vec<String> =
+            accepted.described(&HashSet::new(), none).iter().map(Described::key).collect();
+        let asked: HashSet<&str> = keys.iter().map(String::as_str).collect();
+        let described = accepted.described(&asked, none).into_iter();
         described.map(|found| (found.key(), found.version, found.content.is_some())).collect()
     }
 
@@ -118,26 +189,56 @@ mod tests {
     #[test]
     fn a_version_takes_the_place_of_the_last_one_until_it_is_forgotten() {
         let accepted = AcceptedResources::default();
-        accepted.accept(&resource("shop/web:80", "v1"));
-        accepted.accept(&resource("shop/web:80", "v2"));
-        assert_eq!(versions(&accepted), [row("endpoints/shop/web:80", "v2", true)]);
-        accepted.forget(&name("shop/web:80"));
-        assert!(versions(&accepted).is_empty());
+        accepted.accept(&route("10.0.0.1:80", "v1"));
+        accepted.accept(&route("10.0.0.1:80", "v2"));
+        assert_eq!(shown(&accepted), [row("route/10.0.0.1:80", "v2", true)]);
+        let held = Held { name: Some(name(ResourceType::Route, "10.0.0.1:80")), version: "v2".to_owned() };
+        assert_eq!(accepted.held(), [held]);
+        accepted.forget(&key(ResourceType::Route, "10.0.0.1:80"));
+        assert!(shown(&accepted).is_empty() && accepted.keys().is_empty());
         assert_eq!(accepted.lock().bytes, 0);
     }
 
     #[test]
     fn beyond_the_bound_only_versions_are_kept_and_what_is_forgotten_makes_room() {
         let accepted = AcceptedResources::default();
-        let max = resource("a/a:1", "v1").encoded_len();
-        accepted.accept_within(&resource("a/a:1", "v1"), max);
-        accepted.accept_within(&resource("b/b:1", "v1"), max);
-        assert_eq!(
-            versions(&accepted),
-            [row("endpoints/a/a:1", "v1", true), row("endpoints/b/b:1", "v1", false)]
-        );
-        accepted.forget(&name("a/a:1"));
-        accepted.accept_within(&resource("b/b:1", "v2"), max);
-        assert_eq!(versions(&accepted), [row("endpoints/b/b:1", "v2", true)]);
+        let max = route("10.0.0.1:80", "v1").encoded_len();
+        accepted.accept_within(&route("10.0.0.1:80", "v1"), max);
+        accepted.accept_within(&route("10.0.0.2:80", "v1"), max);
+        let expected = [row("route/10.0.0.1:80", "v1", true), row("route/10.0.0.2:80", "v1", false)];
+        assert_eq!(shown(&accepted), expected);
+        accepted.forget(&key(ResourceType::Route, "10.0.0.1:80"));
+        accepted.accept_within(&route("10.0.0.2:80", "v2"), max);
+        assert_eq!(shown(&accepted), [row("route/10.0.0.2:80", "v2", true)]);
+    }
+
+    #[test]
+    fn endpoints_take_no_memory_here_and_no_content_is_made_that_is_not_asked_for() {
+        let accepted = AcceptedResources::default();
+        accepted.accept(&endpoints("shop/web:80", "v1"));
+        assert_eq!(accepted.lock().bytes, 0);
+        let unasked = |name: &str| -> Option<proto::Endpoints> { panic!("{name}") };
+        let described = accepted.described(&HashSet::from(["route/10.0.0.1:80"]), unasked);
+        assert!(matches!(described.as_slice(), [only] if only.content.is_none() && only.version == "v1"));
+        let made = |name: &str| (name == "shop/web:80").then(proto::Endpoints::default);
+        let described = accepted.described(&HashSet::from(["endpoints/shop/web:80"]), made);
+        assert!(matches!(described.as_slice(), [only] if only.content.is_some()), "{described:?}");
+    }
+
+    #[test]
+    fn an_answer_has_a_bound_and_beyond_it_versions_alone() {
+        let accepted = AcceptedResources::default();
+        let names = ["shop/a:80", "shop/b:80"];
+        names.iter().for_each(|name| accepted.accept(&endpoints(name, "v1")));
+        accepted.accept(&route("10.0.0.1:80", "v1"));
+        let endpoint = proto::Endpoint { node: "n".repeat(200), ..proto::Endpoint::default() };
+        let many = |_: &str| {
+            let endpoints = vec![endpoint.clone(); 1_000];
+            Some(proto::Endpoints { endpoints, ..proto::Endpoints::default() })
+        };
+        let asked = HashSet::from(["endpoints/shop/a:80", "endpoints/shop/b:80", "route/10.0.0.1:80"]);
+        let described = accepted.described(&asked, many);
+        let contents: Vec<bool> = described.iter().map(|found| found.content.is_some()).collect();
+        assert_eq!(contents, [true, false, true]);
     }
 }

@@ -5,7 +5,7 @@
 //! endpoints that a route names. An operator that only has `Inbound` and `Destination` would not answer them: an upgrade
 //! begins with the operator.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +20,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tulle_mesh::proto::discovery_client::DiscoveryClient;
 use tulle_mesh::proto::{
-    Ack, Held, Hello, Nack, OperatorMessage, Resource, ResourceName, ResourceType, SidecarMessage, Subscribe,
-    Tap, Unsubscribe, operator_message, sidecar_message,
+    Ack, Hello, Nack, OperatorMessage, Resource, ResourceType, SidecarMessage, Subscribe, Tap, Unsubscribe,
+    operator_message, sidecar_message,
 };
 
+use super::accepted::Key;
 use super::resource::{self, Refused};
 use super::store::{ConfigStore, Name, Wanted};
 use crate::channel::Channel;
@@ -58,22 +59,7 @@ const SECTIONS: [ResourceType; 5] = [
     ResourceType::Logs,
 ];
 
-/// What the operator calls a resource.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    kind: i32,
-    name: String,
-}
-
 impl Key {
-    fn of(name: &ResourceName) -> Self {
-        Self { kind: name.r#type, name: name.name.clone() }
-    }
-
-    fn on_the_wire(&self) -> ResourceName {
-        ResourceName { r#type: self.kind, cluster: String::new(), name: self.name.clone() }
-    }
-
     /// Whether a good version of it is in the store. Sections stay for ever.
     fn is_held(&self, store: &ConfigStore) -> bool {
         match ResourceType::try_from(self.kind) {
@@ -145,7 +131,6 @@ pub async fn run(
             }
         }
     });
-    let mut versions = HashMap::new();
     let mut backoff = Duration::from_millis(200);
     loop {
         tls.ready().await;
@@ -153,7 +138,6 @@ pub async fn run(
             settings: &settings,
             store: &store,
             reporter: &mut reporter,
-            versions: &mut versions,
             wanted: &mut wanted,
             stop: &stop,
             stop_seen: false,
@@ -187,8 +171,6 @@ struct Session<'a> {
     settings: &'a Settings,
     store: &'a ConfigStore,
     reporter: &'a mut Reporter,
-    /// The good version of each resource that is held.
-    versions: &'a mut HashMap<Key, String>,
     wanted: &'a mut mpsc::UnboundedReceiver<Wanted>,
     stop: &'a CancellationToken,
     /// Told to stop: the session ends once everything has been reported.
@@ -216,9 +198,7 @@ impl Session<'_> {
         // What was asked for while the stream was down is among these.
         while self.wanted.try_recv().is_ok() {}
         // What was forgotten since it was claimed as held, and may have been dialled again, is sent anew.
-        let forgotten: Vec<Key> =
-            self.versions.keys().filter(|key| !key.is_held(self.store)).cloned().collect();
-        for key in forgotten {
+        for key in self.not_held() {
             self.forget(&key);
             let name = Some(key.on_the_wire());
             self.send(sidecar_message::Message::Unsubscribe(Unsubscribe { name }));
@@ -294,24 +274,16 @@ impl Session<'_> {
 
     fn begin(&mut self) {
         // Only what is really here may be claimed: the operator does not send it again.
-        let store = self.store;
-        self.versions.retain(|key, _| {
-            let is_held = key.is_held(store);
-            if !is_held {
-                store.accepted().forget(&key.on_the_wire());
-            }
-            is_held
-        });
-        let held = self.versions.iter();
-        let held =
-            held.map(|(key, version)| Held { name: Some(key.on_the_wire()), version: version.clone() });
+        for key in self.not_held() {
+            self.forget(&key);
+        }
         let hello = Hello {
             pod_namespace: self.settings.pod_namespace.clone(),
             pod_name: self.settings.pod_name.clone(),
             pod_uid: self.settings.pod_uid.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             features: features(&self.settings.features),
-            held: held.collect(),
+            held: self.store.accepted().held(),
         };
         self.reporter.reconnected();
         self.send(sidecar_message::Message::Hello(hello));
@@ -320,10 +292,15 @@ impl Session<'_> {
         }
     }
 
+    /// Resources with a version that are not in the store any more.
+    fn not_held(&self) -> Vec<Key> {
+        let keys = self.store.accepted().keys().into_iter();
+        keys.filter(|key| !key.is_held(self.store)).collect()
+    }
+
     /// Its version is not claimed as held any more.
-    fn forget(&mut self, key: &Key) {
-        self.versions.remove(key);
-        self.store.accepted().forget(&key.on_the_wire());
+    fn forget(&self, key: &Key) {
+        self.store.accepted().forget(key);
     }
 
     fn subscribe(&mut self, key: &Key) {
@@ -365,8 +342,7 @@ impl Session<'_> {
             Ok(decoded) => {
                 self.store.apply(decoded);
                 // Of what was forgotten meanwhile nothing is kept.
-                if let Some(key) = name.as_ref().map(Key::of).filter(|key| key.is_held(self.store)) {
-                    self.versions.insert(key, version.clone());
+                if name.as_ref().is_some_and(|name| Key::of(name).is_held(self.store)) {
                     self.store.accepted().accept(resource);
                 }
                 sidecar_message::Message::Ack(Ack { name, version })

@@ -26,6 +26,32 @@ pub struct Endpoints {
     pub distribution: Distribution,
 }
 
+impl Endpoints {
+    /// As the operator sends them, without what was left out when they were decoded.
+    pub(super) fn to_proto(&self) -> proto::Endpoints {
+        let share = |(revision, permille): &(Arc<str>, u32)| proto::RevisionShare {
+            revision: revision.to_string(),
+            permille: *permille,
+        };
+        let distribution = match self.distribution {
+            Distribution::Any => proto::Distribution::Any,
+            Distribution::SameZone => proto::Distribution::SameZone,
+            Distribution::SameNode => proto::Distribution::SameNode,
+        };
+        proto::Endpoints {
+            endpoints: self.endpoints.iter().map(Endpoint::to_proto).collect(),
+            split: self.split.iter().map(share).collect(),
+            canary: self.canary.as_ref().map(|canary| proto::CanaryRef {
+                namespace: canary.namespace.to_string(),
+                name: canary.name.to_string(),
+                epoch: canary.epoch,
+            }),
+            steering: self.steering.as_ref().map(Steering::to_proto),
+            distribution: distribution.into(),
+        }
+    }
+}
+
 /// A Canary and the version of its shares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanaryRef {
@@ -56,6 +82,23 @@ impl Steering {
     /// Whether copies are all that the version on trial is compared by: it has no share of the requests.
     pub fn compares_copies(&self) -> bool {
         self.mirror_permille > 0 && self.share == TrialShare::None
+    }
+
+    fn to_proto(&self) -> proto::Steering {
+        use proto::value_match::Type;
+        let matched = |wanted: &SteeringMatch| {
+            let (kind, name, value) = match wanted {
+                SteeringMatch::Header { name, value } => (Type::Exact, name, value),
+                SteeringMatch::Cookie { name, value } => (Type::Cookie, name, value),
+            };
+            proto::ValueMatch { r#type: kind.into(), name: name.to_string(), value: value.to_string() }
+        };
+        proto::Steering {
+            revision: self.revision.to_string(),
+            r#match: self.matches.iter().map(matched).collect(),
+            mirror_permille: self.mirror_permille,
+            sticky_cookie: self.sticky.as_deref().unwrap_or_default().to_owned(),
+        }
     }
 }
 
@@ -154,6 +197,25 @@ impl Endpoint {
             ready_unix: 0,
             for_zones: Box::default(),
             for_nodes: Box::default(),
+        }
+    }
+
+    fn to_proto(&self) -> proto::Endpoint {
+        let state = match self.terminating {
+            true => proto::EndpointState::Terminating,
+            false => proto::EndpointState::Ready,
+        };
+        proto::Endpoint {
+            address: self.address.to_string(),
+            identity: self.identity.as_ref().map(WorkloadId::to_string).unwrap_or_default(),
+            revision: self.revision.to_string(),
+            zone: self.zone.to_string(),
+            state: state.into(),
+            pod_uid: self.pod_uid.to_string(),
+            ready_unix: self.ready_unix,
+            node: self.node.to_string(),
+            for_zones: self.for_zones.iter().map(|zone| zone.to_string()).collect(),
+            for_nodes: self.for_nodes.iter().map(|node| node.to_string()).collect(),
         }
     }
 }
@@ -295,6 +357,50 @@ mod tests {
         let header = SteeringMatch::Header { name: Arc::clone(&name), value: Arc::clone(&value) };
         assert_eq!(steering.matches, [header, SteeringMatch::Cookie { name, value }]);
         assert_eq!(steering.sticky.as_deref(), Some("user"));
+    }
+
+    #[test]
+    fn what_is_shown_of_endpoints_is_what_the_operator_sent() {
+        let full = proto::Endpoint {
+            address: "[fd00::1]:80".into(),
+            identity: "spiffe://cluster.local/ns/shop/sa/web".into(),
+            revision: "r1".into(),
+            zone: "z1".into(),
+            state: proto::EndpointState::Terminating.into(),
+            pod_uid: "u1".into(),
+            ready_unix: 1_700_000_000,
+            node: "n1".into(),
+            for_zones: vec!["z1".into(), "z2".into()],
+            for_nodes: vec!["n1".into()],
+        };
+        let bare = proto::Endpoint { address: "10.0.0.1:80".into(), ..Default::default() };
+        let matched = |kind: proto::value_match::Type| proto::ValueMatch {
+            r#type: kind.into(),
+            name: "x".into(),
+            value: "y".into(),
+        };
+        for distribution in
+            [proto::Distribution::Any, proto::Distribution::SameZone, proto::Distribution::SameNode]
+        {
+            let sent = proto::Endpoints {
+                endpoints: vec![full.clone(), bare.clone()],
+                split: vec![proto::RevisionShare { revision: "a".into(), permille: 1000 }],
+                canary: Some(proto::CanaryRef { namespace: "shop".into(), name: "web".into(), epoch: 7 }),
+                steering: Some(proto::Steering {
+                    revision: "b".into(),
+                    r#match: vec![
+                        matched(proto::value_match::Type::Exact),
+                        matched(proto::value_match::Type::Cookie),
+                    ],
+                    mirror_permille: 5,
+                    sticky_cookie: "user".into(),
+                }),
+                distribution: distribution.into(),
+            };
+            assert_eq!(decode_endpoints(&sent).to_proto(), sent);
+        }
+        let none = proto::Endpoints::default();
+        assert_eq!(decode_endpoints(&none).to_proto(), none);
     }
 
     #[test]

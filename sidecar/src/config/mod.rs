@@ -2,7 +2,7 @@
 //! current.
 //!
 //! ```text
-//!   accepted   resources as the operator sent them, to be shown
+//!   accepted   versions of the resources in force, and contents to be shown
 //!   resource   resources as they are used: decoded, validated, never half
 //!   endpoints  who serves a Service's port
 //!   rules      rules of the Gateway API's routes

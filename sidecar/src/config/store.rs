@@ -1,6 +1,7 @@
 //! What this sidecar knows: what it enforces on connections that arrive, and where the addresses lead that its
 //! application dials, subscribed on first use and forgotten when nobody has used them for a while.
 
+use std::collections::HashSet;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tulle_mesh::proto::{ResourceName, ResourceType};
+use tulle_mesh::resources::Described;
 use tulle_mesh::trace::Share;
 
 use super::accepted::AcceptedResources;
@@ -248,9 +250,18 @@ impl ConfigStore {
         self.change(Table::forget_idle);
     }
 
-    /// The resources that are in force, as the operator sent them.
+    /// The versions of the resources that are in force.
     pub fn accepted(&self) -> &AcceptedResources {
         &self.accepted
+    }
+
+    /// The resources that are in force, with the contents of those that are `asked` for.
+    pub fn described(&self, asked: &HashSet<&str>) -> Vec<Described> {
+        self.accepted.described(asked, |name| {
+            // The table is not locked while they are copied: connections wait for it.
+            let entry = self.table().endpoints(name)?;
+            Some(entry.current().to_proto())
+        })
     }
 
     /// Everything that is known, for `/config`.

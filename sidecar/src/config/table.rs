@@ -311,6 +311,11 @@ impl Table {
         }
     }
 
+    /// Endpoints by their name; `None`: they are not known.
+    pub(super) fn endpoints(&self, name: &str) -> Option<Arc<EndpointsEntry>> {
+        self.endpoints.get(name)?.entry.clone()
+    }
+
     /// Everything that is subscribed. Endpoints come first: the operator then knows what is held of them when a route
     /// names them.
     pub(super) fn subscribed(&self) -> Vec<Name> {

@@ -68,6 +68,8 @@ impl Denials {
             let end = text.floor_char_boundary(LONGEST);
             denial.cut |= end < text.len();
             text.truncate(end);
+            // What was cut off would stay in memory with the rest.
+            text.shrink_to_fit();
         }
         let (kept, most) = match denial.method.is_empty() {
             true => (&mut last.connections, CONNECTIONS),
@@ -125,6 +127,18 @@ mod tests {
         assert!(kept.iter().all(|denial| denial.path.len() <= LONGEST && denial.path.ends_with('\u{e9}')));
         assert!(kept.iter().all(|denial| denial.cut));
         assert!(kept.iter().all(|denial| denial.id.parse::<DenialId>().unwrap().may_be_of("uid")));
+    }
+
+    #[test]
+    fn what_is_cut_off_takes_no_memory() {
+        let denials = Denials::default();
+        let long = || "x".repeat(60_000);
+        denials.remember("uid", Denial { method: long(), host: long(), path: long(), ..Denial::default() });
+        let last = denials.last.lock().unwrap();
+        let Denial { method, host, path, .. } = &last.requests[0].denial;
+        for text in [method, host, path] {
+            assert!(text.capacity() < 2 * LONGEST, "{}", text.capacity());
+        }
     }
 
     #[test]

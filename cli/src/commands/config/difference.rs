@@ -1,10 +1,12 @@
 //! What a sidecar has beside what the operator knows of it, and beside the resources that it would send it now.
 //!
-//! In: two answers of the sidecar's admin port and three of the operator's query API. Out: lines. No discovery stream is
-//! opened: the operator compiles the resources for the answer.
+//! In: answers of the sidecar's admin port and of the operator's query API: first versions, then the contents of the
+//! resources in which these differ. Out: lines. No discovery stream is opened: the operator compiles the resources for the
+//! answer.
 
 use std::collections::HashSet;
 
+use kube::Client;
 use serde::Serialize;
 use serde_json::Value;
 use tulle_mesh::check::LATE;
@@ -172,15 +174,11 @@ fn comparable(
 async fn contents(context: &Context, operator: &Operator, known: &Sidecar) -> Result<Contents, CliError> {
     let (namespace, pod) = (known.namespace.as_str(), known.pod.as_str());
     let client = context.streams().await?;
-    let sidecar = forward::find(&client, namespace, pod, ports::ADMIN, resources::PATH).await?;
-    let Some(sidecar) = sidecar else {
+    let Some(mut here) = of_sidecar(&client, namespace, pod, &[]).await? else {
         return Ok(Contents::Unknown(
             "the contents of resources are not compared: the sidecar is of an earlier version, which does not show them; restart the pod to update it",
         ));
     };
-    let sidecar: Resources = serde_json::from_slice(&sidecar).map_err(|error| {
-        CliError::failed(format!("the sidecar of {namespace}/{pod} answers with invalid JSON: {error}"))
-    })?;
     let mut parameters = vec![("namespace", namespace), ("pod", pod)];
     let mut there: Resources = match operator.get::<Resources>(Paths::RESOURCES, &parameters).await {
         Err(error) if is_unknown_path(&error) => {
@@ -190,17 +188,43 @@ async fn contents(context: &Context, operator: &Operator, known: &Sidecar) -> Re
         }
         answer => answer?,
     };
-    let asked = differing(&sidecar.resources, &there.resources);
+    let asked = differing(&here.resources, &there.resources);
     if !asked.is_empty() {
-        parameters.extend(asked.iter().map(|key| ("resource", key.as_str())));
         // All of it anew: what has changed in between is not compared with what was before.
+        here = of_sidecar(&client, namespace, pod, &asked).await?.unwrap_or(here);
+        parameters.extend(asked.iter().map(|key| ("resource", key.as_str())));
         there = operator.get(Paths::RESOURCES, &parameters).await?;
     }
     let reader = Reader::new();
-    let (compared, unknown) = comparable(sidecar.resources, &there.resources, known.connected);
+    let (compared, unknown) = comparable(here.resources, &there.resources, known.connected);
     let comparison = compare(&compared, &there.resources, |described| reader.read(described));
     let (sidecar, operator) = (compared.len(), there.resources.len());
     Ok(Contents::Compared(Compared { sidecar, operator, unknown, comparison }))
+}
+
+/// The resources of a sidecar, and the contents of those that are asked for. `None`: it does not show them.
+async fn of_sidecar(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    asked: &[String],
+) -> Result<Option<Resources>, CliError> {
+    let path = path(asked);
+    let Some(answer) = forward::find(client, namespace, pod, ports::ADMIN, &path).await? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&answer).map(Some).map_err(|error| {
+        CliError::failed(format!("the sidecar of {namespace}/{pod} answers with invalid JSON: {error}"))
+    })
+}
+
+/// The path of the sidecar's answer. Keys are not escaped: they have only what a query may have.
+fn path(asked: &[String]) -> String {
+    let parameters: Vec<String> = asked.iter().map(|key| format!("resource={key}")).collect();
+    match parameters.as_slice() {
+        [] => resources::PATH.to_owned(),
+        all => format!("{}?{}", resources::PATH, all.join("&")),
+    }
 }
 
 /// Whether an operator answers so that does not have a path.
@@ -339,6 +363,16 @@ mod tests {
         let equal = |unknown| compared(unknown, Comparison::default());
         assert_eq!(equal(0).note(&known(true, None), true, "op-1"), None);
         assert!(equal(1).note(&known(false, None), true, "op-1").is_some());
+    }
+
+    #[test]
+    fn a_sidecar_is_asked_for_the_contents_of_the_resources_that_differ() {
+        assert_eq!(path(&[]), "/config/resources");
+        let asked = ["endpoints/shop/web:80/ipv6", "route/[fd00::1]:80"].map(str::to_owned);
+        let expected = "/config/resources?resource=endpoints/shop/web:80/ipv6&resource=route/[fd00::1]:80";
+        assert_eq!(path(&asked), expected);
+        let uri: hyper::Uri = expected.parse().unwrap();
+        assert_eq!(uri.query().map(|query| query.split('&').count()), Some(2));
     }
 
     #[test]
