@@ -14,6 +14,9 @@ use crate::tap::is_secret;
 pub const PATH: &str = "/config/resources";
 /// Contents that are asked for in one request to the operator.
 pub const MAX_CONTENTS: usize = 50;
+/// Bytes of contents, on the wire, that either end shows of one sidecar; beyond them, versions alone. Ten endpoints take
+/// about 2 KiB.
+pub const MAX_CONTENT_BYTES: usize = 2 << 20;
 /// Stands for a value that is not shown.
 pub const HIDDEN: &str = "(hidden)";
 /// The description of the discovery protocol, by which contents are read: a `FileDescriptorSet`.
@@ -37,7 +40,8 @@ pub struct Described {
     pub name: String,
     /// A digest of its content.
     pub version: String,
-    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, or not kept.
+    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, not
+    /// kept, too long, or about a namespace that whoever asks may not see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }

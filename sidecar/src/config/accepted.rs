@@ -6,10 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
 use tulle_mesh::proto::{Resource, ResourceName};
-use tulle_mesh::resources::Described;
-
-/// Bytes of contents that are kept; beyond them, versions alone. Ten endpoints take about 2 KiB.
-const MAX_CONTENT: usize = 2 << 20;
+use tulle_mesh::resources::{Described, MAX_CONTENT_BYTES};
 
 /// The last good version of each resource.
 #[derive(Debug, Default)]
@@ -37,7 +34,7 @@ struct Accepted {
 impl AcceptedResources {
     /// A resource is in force, in place of its last version.
     pub fn accept(&self, resource: &Resource) {
-        self.accept_within(resource, MAX_CONTENT);
+        self.accept_within(resource, MAX_CONTENT_BYTES);
     }
 
     fn accept_within(&self, resource: &Resource, max: usize) {
