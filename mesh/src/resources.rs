@@ -15,6 +15,9 @@ use crate::tap::is_secret;
 pub const PATH: &str = "/config/resources";
 /// Contents that are asked for in one request.
 pub const MAX_CONTENTS: usize = 50;
+/// Bytes of contents, on the wire, that the operator answers at once; beyond them, versions alone. Ten endpoints take
+/// about 2 KiB.
+pub const MAX_CONTENT_BYTES: usize = 2 << 20;
 /// Stands for a value that is not shown.
 pub const HIDDEN: &str = "(hidden)";
 /// The description of the discovery protocol, by which contents are read: a `FileDescriptorSet`.
@@ -38,8 +41,8 @@ pub struct Described {
     pub name: String,
     /// A digest of its content.
     pub version: String,
-    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, not kept, or beyond what one
-    /// answer may have.
+    /// A `tulle.v1.Resource` without name and version, in hexadecimal. `None`: not asked for, not kept, beyond what one
+    /// answer may have, or about a namespace that whoever asks may not see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }

@@ -1,16 +1,19 @@
 //! The resources that a pod's sidecar would be sent now, to be compared with those that it has.
 //!
 //! In: a pod, and what its sidecar has subscribed to, as far as the acknowledgements say. Out: each of these resources,
-//! compiled from the model as it is now, and not as the stream sent it last. Nobody names an address here: what is shown
-//! to whoever may see a namespace is what its pods have asked for. Never opens or changes a stream.
+//! compiled from the model as it is now, and not as the stream sent it last. Nobody names an address here: who sees one
+//! namespace gets names and versions of what its pods have asked for, and contents that are about that namespace alone.
+//! Never opens or changes a stream.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use axum::http::StatusCode;
 use prost::Message as _;
-use tulle_mesh::proto::ResourceType;
-use tulle_mesh::resources::{Described, MAX_CONTENTS, Resources};
+use tulle_mesh::proto::resource::Body;
+use tulle_mesh::proto::route::Kind;
+use tulle_mesh::proto::{Endpoint, ResourceType, Route};
+use tulle_mesh::resources::{Described, MAX_CONTENT_BYTES, MAX_CONTENTS, Resources};
 
 use super::{Api, Caller, Parameters, Refused, turn};
 use crate::discovery::Name;
@@ -18,9 +21,6 @@ use crate::discovery::report::{endpoints_name, resource_name};
 use crate::model::{Compiled, Model};
 use crate::watch::Hub;
 
-/// Bytes of contents in one answer, which takes about five times as many while it is written; beyond them, versions
-/// alone. An endpoint takes about 200 bytes.
-const MAX_ANSWER: usize = 4 << 20;
 /// What a pod enforces; the name is the pod's uid.
 const SECTIONS: [ResourceType; 5] = [
     ResourceType::Workload,
@@ -41,15 +41,17 @@ pub async fn resources(api: Api, caller: Arc<Caller>, parameters: Parameters) ->
         )));
     }
     api.sees(&caller, Some(&namespace)).await?;
-    turn::compute(&Arc::clone(&api.turns), move || of_pod(&api, &namespace, &pod, &with_content)).await?
+    // As with `explain`: routes and endpoints lead on to namespaces that were not asked about.
+    let shows_all = !with_content.is_empty() && api.sees(&caller, None).await.is_ok();
+    turn::compute(&Arc::clone(&api.turns), move || {
+        let only = (!shows_all).then_some(namespace.as_str());
+        let contents = Contents { wanted: &with_content, only, left: MAX_CONTENT_BYTES };
+        of_pod(&api, &namespace, &pod, contents)
+    })
+    .await?
 }
 
-fn of_pod(
-    api: &Api,
-    namespace: &str,
-    pod: &str,
-    with_content: &HashSet<String>,
-) -> Result<Resources, Refused> {
+fn of_pod(api: &Api, namespace: &str, pod: &str, mut contents: Contents<'_>) -> Result<Resources, Refused> {
     let uid = uid_of(&api.hub.model(), namespace, pod);
     let uid = uid.ok_or_else(|| {
         let error = format!("no pod {namespace}/{pod} has a sidecar");
@@ -59,17 +61,16 @@ fn of_pod(
     let routes = routes.into_iter().filter(|(kind, _)| *kind == ResourceType::Route as i32);
     let sections = SECTIONS.into_iter().map(|kind| (kind as i32, Arc::clone(&uid)));
     let mut resources = Vec::new();
-    let mut left = MAX_ANSWER;
     // They follow routes, without a subscription.
     let mut endpoints: BTreeSet<Name> = BTreeSet::new();
     for name in sections.chain(routes) {
         let Some(compiled) = compiled(&api.hub, &name, &uid) else { continue };
         endpoints.extend(compiled.endpoints().into_iter().map(endpoints_name));
-        resources.extend(described(&compiled, with_content, &mut left));
+        resources.extend(contents.described(&api.hub, &compiled));
     }
     for name in &endpoints {
         let compiled = compiled(&api.hub, name, &uid);
-        resources.extend(compiled.and_then(|compiled| described(&compiled, with_content, &mut left)));
+        resources.extend(compiled.and_then(|compiled| contents.described(&api.hub, &compiled)));
     }
     resources.sort_by(|a: &Described, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
     Ok(Resources { resources })
@@ -88,18 +89,55 @@ fn compiled(hub: &Hub, name: &Name, uid: &str) -> Option<Compiled> {
     model.compile(&name, &variant)
 }
 
-/// A resource, and its content where that was asked for and the answer has that much room `left`.
-fn described(compiled: &Compiled, with_content: &HashSet<String>, left: &mut usize) -> Option<Described> {
-    let bare = Described::of(&compiled.resource, false)?;
-    if !with_content.contains(&bare.key()) {
-        return Some(bare);
-    }
-    match left.checked_sub(compiled.resource.encoded_len()) {
-        Some(rest) => {
-            *left = rest;
-            Described::of(&compiled.resource, true)
+/// The contents that are answered.
+struct Contents<'a> {
+    /// Of which resources, by [`Described::key`].
+    wanted: &'a HashSet<String>,
+    /// The namespace that whoever asks sees; `None`: all.
+    only: Option<&'a str>,
+    /// Bytes for which there is room.
+    left: usize,
+}
+
+impl Contents<'_> {
+    fn described(&mut self, hub: &Hub, compiled: &Compiled) -> Option<Described> {
+        let described = Described::of(&compiled.resource, false)?;
+        if !self.wanted.contains(&described.key()) {
+            return Some(described);
         }
-        None => Some(bare),
+        if self.only.is_some_and(|namespace| !is_within(&hub.model(), compiled, namespace)) {
+            return Some(described);
+        }
+        let Some(left) = self.left.checked_sub(compiled.resource.encoded_len()) else {
+            return Some(described);
+        };
+        self.left = left;
+        Described::of(&compiled.resource, true)
+    }
+}
+
+/// Whether everything that a resource is about is in one namespace: the Service, where its requests are sent on to, the
+/// routes that say so, and pods.
+fn is_within(model: &Model, compiled: &Compiled, namespace: &str) -> bool {
+    let has_name = |name: &str| name.split('/').next() == Some(namespace);
+    // A slice may list pods of any namespace.
+    let has_pod =
+        |endpoint: &Endpoint| model.pod(&endpoint.pod_uid).is_none_or(|pod| *pod.namespace == *namespace);
+    match &compiled.resource.body {
+        Some(Body::Route(Route { kind: Some(Kind::Service(service)) })) => {
+            let routes = service.rules.iter().flat_map(|rules| &rules.routes);
+            let mut routes = routes.filter_map(|route| route.object.as_ref());
+            service.namespace == namespace
+                && compiled.endpoints().into_iter().all(has_name)
+                && routes.all(|route| route.namespace == namespace)
+        }
+        Some(Body::Route(Route { kind: Some(Kind::Pod(pod)) })) => pod.endpoint.as_ref().is_none_or(has_pod),
+        Some(Body::Endpoints(endpoints)) => {
+            let name = compiled.resource.name.as_ref();
+            name.is_some_and(|name| has_name(&name.name)) && endpoints.endpoints.iter().all(has_pod)
+        }
+        // What the pod itself enforces, and addresses of nobody in the cluster.
+        _ => true,
     }
 }
 
@@ -111,7 +149,8 @@ mod tests {
     use super::super::tests::{api, get};
     use super::*;
     use crate::discovery::{SidecarEvent, Stamps};
-    use crate::model::tests::key;
+    use crate::model::tests::{key, pod, route, shop};
+    use crate::model::{Endpoint as SliceEndpoint, Pod, Slice, Variant};
 
     const PATH: &str = "/api/v1/resources?namespace=shop&pod=a";
 
@@ -168,15 +207,63 @@ mod tests {
         assert!(before.version != after.version && before.content != after.content);
     }
 
+    /// The resources of pod `a` with content, as a token gets them that asks for its mTLS, its route and its endpoints.
+    async fn with_content(api: &Api, token: &str) -> Vec<String> {
+        let wanted = ["mtls/uid-a", "route/10.96.0.1:80", "endpoints/shop/web:80"];
+        let path = wanted.iter().fold(PATH.to_owned(), |path, key| format!("{path}&resource={key}"));
+        let (status, body) = asked(api, token, &path).await;
+        assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+        let found = serde_json::from_slice::<Resources>(&body).unwrap().resources;
+        found.iter().filter(|described| described.content.is_some()).map(Described::key).collect()
+    }
+
     #[tokio::test]
-    async fn an_answer_has_a_bound_and_beyond_it_versions_alone() {
-        let name: Name = (ResourceType::Endpoints as i32, "shop/web:80".into());
-        let compiled = compiled(&api().hub, &name, "uid-a").unwrap();
-        let asked = HashSet::from(["endpoints/shop/web:80".to_owned()]);
-        let mut left = compiled.resource.encoded_len();
-        assert!(described(&compiled, &asked, &mut left).unwrap().content.is_some());
-        let second = described(&compiled, &asked, &mut left).unwrap();
-        assert!(second.content.is_none() && second.version == compiled.resource.version);
+    async fn contents_about_other_namespaces_are_for_who_sees_all() {
+        let all = ["endpoints/shop/web:80", "mtls/uid-a", "route/10.96.0.1:80"];
+        let api = dialling(api());
+        assert_eq!(with_content(&api, "shop").await, all);
+
+        // A slice of the namespace lists a pod of another one.
+        let ledger = Pod { namespace: "payments".into(), ..pod("ledger", "10.1.0.9", "r1") };
+        let endpoint = SliceEndpoint {
+            address: ledger.ips.first().copied(),
+            ready: true,
+            serving: true,
+            pod_uid: Some(Arc::clone(&ledger.uid)),
+            ..SliceEndpoint::default()
+        };
+        let ports = vec![("http".into(), 8080)];
+        api.hub.change(|model| {
+            model.apply_pod(ledger);
+            let slice = Slice { service: "web".into(), ports, endpoints: vec![endpoint] };
+            model.apply_slice(key("shop", "web-2"), slice);
+        });
+        assert_eq!(with_content(&api, "shop").await, ["mtls/uid-a", "route/10.96.0.1:80"]);
+        assert_eq!(with_content(&api, "anna").await, ["mtls/uid-a", "route/10.96.0.1:80"]);
+        assert_eq!(with_content(&api, "viewer").await, all);
+    }
+
+    #[test]
+    fn a_route_is_about_its_service_and_the_routes_of_the_gateway_api_that_rule_there() {
+        let mut model = shop(&[pod("a", "10.1.0.1", "r1")]);
+        model.apply_route(route("r", "payments", "web", "web"));
+        let name = resource_name(&(ResourceType::Route as i32, "10.96.0.1:80".into()));
+        let of = |namespace: &str| model.compile(&name, &Variant::Namespace(namespace.into())).unwrap();
+        assert!(is_within(&model, &of("shop"), "shop"));
+        assert!(!is_within(&model, &of("payments"), "payments"), "the Service is of another namespace");
+        assert!(!is_within(&model, &of("payments"), "shop"), "its rules are");
+    }
+
+    #[test]
+    fn contents_beyond_the_bound_are_left_out() {
+        let hub = Hub::complete(shop(&[pod("a", "10.1.0.1", "r1")]));
+        let [mtls, access] = [ResourceType::Mtls, ResourceType::Access]
+            .map(|kind| compiled(&hub, &(kind as i32, "uid-a".into()), "uid-a").unwrap());
+        let wanted = HashSet::from(["mtls/uid-a".to_owned(), "access/uid-a".to_owned()]);
+        let left = mtls.resource.encoded_len();
+        let mut contents = Contents { wanted: &wanted, only: Some("shop"), left };
+        let mut has_content = |compiled| contents.described(&hub, compiled).unwrap().content.is_some();
+        assert_eq!([has_content(&mtls), has_content(&access)], [true, false]);
     }
 
     #[tokio::test]

@@ -58,7 +58,12 @@ pub(super) struct Subjects<'a> {
 
 /// A reason for a refusal, as it is shown.
 pub(super) fn reason(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(MAX_REASON).collect()
+    text.chars().filter(|character| !is_unsafe(*character)).take(MAX_REASON).collect()
+}
+
+/// Control characters, and those that change the direction of writing: what is read would not be what was sent.
+fn is_unsafe(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The version of a sidecar, as it is shown.
@@ -90,7 +95,7 @@ fn bound_denial(denial: &mut RecentDenial) -> bool {
         denial.path.truncate(query);
     }
     for (text, most) in [(&mut denial.method, MAX_METHOD), (&mut denial.path, MAX_PATH)] {
-        text.retain(|character| !character.is_control());
+        text.retain(|character| !is_unsafe(character));
         let end = text.floor_char_boundary(most);
         denial.cut |= end < text.len();
         text.truncate(end);
@@ -462,9 +467,9 @@ mod tests {
             let (part, dropped) = bounded(vec![wrong.clone()]);
             assert_eq!((part.denials.len(), dropped), (0, 1), "{wrong:?}");
         }
-        let path = format!("/{}?token=s3cret", "\u{e9}".repeat(200));
+        let path = format!("/\u{202e}{}?token=s3cret", "\u{e9}".repeat(200));
         let long = RecentDenial { method: "M\n".repeat(100), path, ..good.clone() };
-        let secret = RecentDenial { path: "/a?token=s3cret".into(), ..good };
+        let secret = RecentDenial { path: "/\u{2066}a?token=s3cret".into(), ..good };
         let (part, _) = bounded(vec![long, secret]);
         let [long, secret] = part.denials.try_into().unwrap();
         assert_eq!((long.method.as_str(), long.path.len(), long.cut), ("M".repeat(32).as_str(), 255, true));
@@ -514,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_short_and_on_one_line() {
-        assert_eq!(reason("too\nnew\u{1b}[31m"), "toonew[31m");
+        assert_eq!(reason("too\nnew\u{1b}[31m\u{202e}"), "toonew[31m");
         assert_eq!(reason(&"ä".repeat(1000)).chars().count(), 256);
     }
 }

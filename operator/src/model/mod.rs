@@ -41,7 +41,7 @@ pub use rollout::{PodSeen, WorkloadSeen};
 pub use routes::{EndpointsName, NotEndpoints};
 pub use sections::Sections;
 pub use selection::Unreadable;
-pub use split::{Dialled, SharedAddress, SplitObstacle};
+pub use split::{Dialled, SharedAddress, Sides, SplitObstacle};
 pub use touched::{Compiled, Dependency, Touched, Variant};
 pub use uninjected::{Uninjected, UninjectedPod};
 pub use view::{access_summary, target_name};

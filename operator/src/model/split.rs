@@ -64,6 +64,19 @@ struct Counts {
 /// How requests are shared among the versions of the workload that a Canary watches.
 pub(super) type Shares = (Vec<proto::RevisionShare>, Option<proto::CanaryRef>, Option<proto::Steering>);
 
+/// The versions behind one Service that Canaries know.
+pub struct Sides<'a>(Vec<Versions<'a>>);
+
+impl Sides<'_> {
+    /// The side that a revision is on: `stable` or `canary`. `None`: no Canary shares out requests to it.
+    pub fn of(&self, revision: &str) -> Option<&'static str> {
+        self.0.iter().find_map(|versions| {
+            let side = if versions.on_trial == revision { "canary" } else { "stable" };
+            versions.list(revision).then_some(side)
+        })
+    }
+}
+
 /// The versions that a Canary knows, by revision. An empty name: there is none.
 struct Versions<'a> {
     /// The first in the list of shares, which serves rather than nobody.
@@ -217,15 +230,14 @@ impl Model {
         self.pods_behind(service).filter_map(|pod| pod.workload.clone()).collect()
     }
 
-    /// The side of a rollout that a revision behind a Service is on: `stable` or `canary`. `None`: no Canary shares out
-    /// requests to it.
-    pub fn side_of(&self, service: &Key, revision: &str) -> Option<&'static str> {
-        self.workloads_behind(service).iter().find_map(|workload| {
+    /// The sides of rollouts that share out requests to a Service. Looks at every pod behind it.
+    pub fn sides_of(&self, service: &Key) -> Sides<'_> {
+        let workloads = self.workloads_behind(service);
+        let versions = workloads.iter().filter_map(|workload| {
             let (_, canary) = self.watching_canary(workload)?;
-            let versions = Versions::of(canary.status.as_ref()?);
-            let side = if versions.on_trial == revision { "canary" } else { "stable" };
-            versions.list(revision).then_some(side)
-        })
+            Some(Versions::of(canary.status.as_ref()?))
+        });
+        Sides(versions.collect())
     }
 
     /// What keeps sidecars from choosing the version of a workload, in order of the Services.

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::identity::WorkloadId;
@@ -17,7 +18,8 @@ use super::query;
 
 /// Denials that are kept of one workload.
 pub const OF_WORKLOAD: usize = 20;
-/// Denials that are kept of the whole mesh, of about 400 bytes each. Beyond, those go that came first.
+/// Denials that are kept of the whole mesh, of about 400 bytes each. Beyond, the first of the namespace goes that has most:
+/// one that refuses everything does not push out what others have refused.
 const OF_MESH: usize = 2_000;
 /// How long a denial is kept, in seconds: as long as the counts.
 const KEPT_FOR: i64 = 6 * 3_600;
@@ -70,6 +72,8 @@ pub(super) struct DenialLog {
     all: BTreeMap<u64, Kept>,
     /// Keys in `all`, ascending.
     by_workload: HashMap<Reporter, VecDeque<u64>>,
+    /// How many each namespace has.
+    of_namespace: HashMap<Arc<str>, usize>,
     /// The key of the next one.
     next: u64,
 }
@@ -100,29 +104,49 @@ impl DenialLog {
         self.next = self.next.wrapping_add(1);
         let of_workload = self.by_workload.entry(kept.reporter.clone()).or_default();
         of_workload.push_back(key);
-        let first = if of_workload.len() > OF_WORKLOAD { of_workload.pop_front() } else { None };
-        if let Some(first) = first {
-            self.all.remove(&first);
-        }
+        let first = if of_workload.len() > OF_WORKLOAD { of_workload.front().copied() } else { None };
+        *self.of_namespace.entry(Arc::clone(&kept.reporter.namespace)).or_default() += 1;
         self.all.insert(key, kept);
+        if let Some(first) = first {
+            self.forget(first);
+        }
         if self.all.len() > OF_MESH {
-            self.forget_first();
+            self.forget_of_most();
         }
     }
 
-    fn forget_first(&mut self) {
-        let Some((key, kept)) = self.all.pop_first() else { return };
-        let Some(of_workload) = self.by_workload.get_mut(&kept.reporter) else { return };
-        of_workload.retain(|known| *known != key);
-        if of_workload.is_empty() {
-            self.by_workload.remove(&kept.reporter);
+    /// Forgets the first of the namespace that has most.
+    fn forget_of_most(&mut self) {
+        let most = self.of_namespace.iter().max_by_key(|(_, count)| **count);
+        let Some(most) = most.map(|(namespace, _)| Arc::clone(namespace)) else { return };
+        let first = self.all.iter().find(|(_, kept)| kept.reporter.namespace == most);
+        if let Some(first) = first.map(|(key, _)| *key) {
+            self.forget(first);
+        }
+    }
+
+    fn forget(&mut self, key: u64) {
+        let Some(kept) = self.all.remove(&key) else { return };
+        let reporter = &kept.reporter;
+        if let Some(of_workload) = self.by_workload.get_mut(reporter) {
+            of_workload.retain(|known| *known != key);
+            if of_workload.is_empty() {
+                self.by_workload.remove(reporter);
+            }
+        }
+        if let Some(count) = self.of_namespace.get_mut(&reporter.namespace) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.of_namespace.remove(&reporter.namespace);
+            }
         }
     }
 
     /// Forgets those that have been kept for long enough.
     pub(super) fn sweep(&mut self, now: i64) {
-        while self.all.first_key_value().is_some_and(|(_, kept)| !kept.is_recent(now)) {
-            self.forget_first();
+        while let Some((first, _)) = self.all.first_key_value().filter(|(_, kept)| !kept.is_recent(now)) {
+            let first = *first;
+            self.forget(first);
         }
     }
 
@@ -188,7 +212,11 @@ mod tests {
     const NOW: i64 = 1_800_000_000;
 
     fn reporter(workload: &str) -> Reporter {
-        Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: workload.into() }
+        reporter_in("shop", workload)
+    }
+
+    fn reporter_in(namespace: &str, workload: &str) -> Reporter {
+        Reporter { namespace: namespace.into(), kind: "Deployment".into(), workload: workload.into() }
     }
 
     /// A denial of the pod `uid`, `ago` seconds before [`NOW`].
@@ -260,7 +288,21 @@ mod tests {
         log.sweep(NOW + KEPT_FOR + 1);
         assert_eq!(log.all.len(), 1);
         log.sweep(NOW + KEPT_FOR + 61);
-        assert!(log.all.is_empty() && log.by_workload.is_empty());
+        assert!(log.all.is_empty() && log.by_workload.is_empty() && log.of_namespace.is_empty());
+    }
+
+    #[test]
+    fn a_namespace_that_refuses_everything_pushes_out_nothing_of_others() {
+        let mut log = DenialLog::default();
+        let pay = |number| RecentDenial { policy: "pay/web".into(), ..denial(number, 0) };
+        log.add("uid", &reporter_in("pay", "web"), &report(vec![pay(1), pay(2)], 0), NOW);
+        for number in 0..3 * OF_MESH / OF_WORKLOAD {
+            let twenty = report((0..20).map(|of| denial(of, 0)).collect(), 0);
+            log.add("uid", &reporter(&format!("web-{number}")), &twenty, NOW);
+        }
+        assert_eq!(log.all.len(), OF_MESH);
+        assert_eq!(paths(&log.of(&reporter_in("pay", "web").party(), NOW)), ["/2", "/1"]);
+        assert_eq!(log.of_namespace.values().sum::<usize>(), OF_MESH);
     }
 
     #[test]

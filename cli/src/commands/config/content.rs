@@ -4,7 +4,7 @@
 
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, Value};
 use serde_json::{Map, Value as Json};
-use tulle_mesh::resources::{DESCRIPTORS, Described, HIDDEN};
+use tulle_mesh::resources::{DESCRIPTORS, Described, HIDDEN, MAX_CONTENT_BYTES};
 
 /// Stands in for the name of fields that this program does not know.
 const UNKNOWN: &str = "(unknown)";
@@ -20,8 +20,11 @@ impl Reader {
         Self { resource: pool.and_then(|pool| pool.get_message_by_name("tulle.v1.Resource")) }
     }
 
-    /// The content of a resource. `None`: it has none, or it cannot be read.
+    /// The content of a resource. `None`: it has none, or it cannot be read. One that neither end would show is not
+    /// read: a message takes many times the memory of its bytes, and a pod may answer anything.
     pub(super) fn read(&self, described: &Described) -> Option<Json> {
+        // Two digits for each byte.
+        described.content.as_ref().filter(|content| content.len() / 2 <= MAX_CONTENT_BYTES)?;
         let bytes = described.bytes()?;
         let message = DynamicMessage::decode(self.resource.clone()?, bytes.as_slice()).ok()?;
         Some(object(&message))
@@ -100,6 +103,16 @@ mod tests {
         for content in [None, Some("ff".to_owned()), Some("no hex".to_owned())] {
             assert_eq!(Reader::new().read(&Described { content, ..Described::default() }), None);
         }
+    }
+
+    #[test]
+    fn content_that_is_longer_than_either_end_shows_is_not_read() {
+        let of = |bytes: usize| {
+            let content = Some("a03801".repeat(bytes / 3));
+            Reader::new().read(&Described { content, ..Described::default() })
+        };
+        assert!(of(3 * 1_000).is_some());
+        assert_eq!(of(MAX_CONTENT_BYTES + 3), None);
     }
 
     /// A field of this kind would be a key or a token: whoever adds one decides here whether it may be shown.

@@ -3,14 +3,14 @@
 //! In: series that a route took, and the routes of the model. Out: a row for each rule and revision. Sidecars count by
 //! route and backend Service, and not by rule: what several rules of a route send to one Service is in one row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tulle_mesh::query::{RouteBackend, RouteRow, Routes, RuleName};
 
 use super::destination;
 use crate::model::gateway::{AttachedRoute, AttachedRule};
-use crate::model::{Key, Model};
+use crate::model::{Key, Model, Sides};
 use crate::telemetry::history::{Counts, Direction, SeriesId, Sum};
 
 /// Whether the series is of requests that a rule of a route took, as their client has seen it.
@@ -118,6 +118,8 @@ struct Table<'a> {
     model: &'a Model,
     window: u64,
     rows: Vec<RouteRow>,
+    /// By Service: revisions come from sidecars, which may name hundreds of one with thousands of pods.
+    sides: HashMap<Key, Sides<'a>>,
 }
 
 impl Table<'_> {
@@ -165,10 +167,11 @@ impl Table<'_> {
     /// Adds a row for each revision with counts in the window; without any, one that says when there were some last.
     fn add_counted(&mut self, row: RouteRow, service: &Key, revisions: &[(&Arc<str>, &Counted)]) {
         let before = self.rows.len();
+        let model = self.model;
+        let sides = self.sides.entry(service.clone()).or_insert_with(|| model.sides_of(service));
         for (revision, counted) in revisions.iter().filter(|(_, counted)| !counted.counts.is_empty()) {
-            let side = self.model.side_of(service, revision);
             self.rows.push(RouteRow {
-                set: side.unwrap_or_default().to_owned(),
+                set: sides.of(revision).unwrap_or_default().to_owned(),
                 revision: (!revision.is_empty()).then(|| revision.to_string()),
                 last_seen: counted.last_seen,
                 golden: Some(counted.counts.golden(self.window)),
@@ -192,7 +195,7 @@ pub fn routes(sum: &Sum, seen: &[(Arc<SeriesId>, i64)], model: &Model, namespace
     let counted = counted(sum, seen);
     let attached = model.attached_routes();
     let mut shown = BTreeSet::new();
-    let mut table = Table { model, window: sum.window, rows: Vec::new() };
+    let mut table = Table { model, window: sum.window, rows: Vec::new(), sides: HashMap::new() };
     for route in &attached {
         table.add(route, &counted, &mut shown);
     }
