@@ -55,8 +55,14 @@ impl Described {
             kind: kind_name(name.r#type()).to_owned(),
             name: name.name.clone(),
             version: resource.version.clone(),
-            content: with_content.then(|| hex(&shown(resource).encode_to_vec())),
+            content: with_content.then(|| hex(&content(resource))),
         })
+    }
+
+    /// With a [`content`] that was kept.
+    #[must_use]
+    pub fn with(self, content: &[u8]) -> Self {
+        Self { content: Some(hex(content)), ..self }
     }
 
     /// Kind and name, as parameter `resource` has them: `route/10.96.0.1:80`.
@@ -83,6 +89,11 @@ fn kind_name(kind: ResourceType) -> &'static str {
         ResourceType::Logs => "telemetry",
         ResourceType::Unspecified => "resource",
     }
+}
+
+/// What is shown of a resource: it on the wire, without name, version, and values that may be credentials.
+pub fn content(resource: &proto::Resource) -> Vec<u8> {
+    shown(resource).encode_to_vec()
 }
 
 /// The content of a resource without values that may be credentials.

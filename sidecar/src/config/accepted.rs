@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use prost::Message as _;
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{self, Held, Resource, ResourceName, ResourceType};
-use tulle_mesh::resources::Described;
+use tulle_mesh::resources::{Described, content};
 
 /// Bytes of contents that are kept; beyond them, versions alone. A route without rules takes about 150 bytes, one with
 /// five sections of policies about 500.
@@ -42,7 +42,7 @@ pub struct Key {
 #[derive(Debug)]
 struct Accepted {
     version: String,
-    /// The resource on the wire. `None`: there was no room, or it is of endpoints.
+    /// What is shown of it. `None`: there was no room, or it is of endpoints.
     content: Option<Box<[u8]>>,
 }
 
@@ -72,7 +72,7 @@ impl AcceptedResources {
         kept.forget(&key);
         let fits = |bytes: usize| bytes.saturating_add(resource.encoded_len()) <= max;
         let is_kept = !key.is_of_endpoints() && fits(kept.bytes);
-        let content: Option<Box<[u8]>> = is_kept.then(|| resource.encode_to_vec().into());
+        let content: Option<Box<[u8]>> = is_kept.then(|| content(resource).into());
         kept.bytes += content.as_ref().map_or(0, |content| content.len());
         kept.by_key.insert(key, Accepted { version: resource.version.clone(), content });
     }
@@ -108,10 +108,10 @@ impl AcceptedResources {
             let bare = Resource { name, version, ..Resource::default() };
             let Some(mut described) = Described::of(&bare, false) else { continue };
             if asked.contains(described.key().as_str())
-                && let Some(whole) = self.with_content(bare, &in_use)
-                && let Some(rest) = left.checked_sub(whole.encoded_len())
+                && let Some(content) = self.content(bare, &in_use)
+                && let Some(rest) = left.checked_sub(content.len())
             {
-                described = Described::of(&whole, true).unwrap_or(described);
+                described = described.with(&content);
                 left = rest;
             }
             all.push(described);
@@ -119,19 +119,18 @@ impl AcceptedResources {
         all
     }
 
-    /// A resource with its content. `None`: that is not kept, or the resource has been forgotten meanwhile.
-    fn with_content(
+    /// What is shown of a resource. `None`: that is not kept, or the resource has been forgotten meanwhile.
+    fn content(
         &self,
         bare: Resource,
         in_use: impl Fn(&str) -> Option<proto::Endpoints>,
-    ) -> Option<Resource> {
+    ) -> Option<Box<[u8]>> {
         let key = Key::of(bare.name.as_ref()?);
         if key.is_of_endpoints() {
             let body = Some(Body::Endpoints(in_use(&key.name)?));
-            return Some(Resource { body, ..bare });
+            return Some(content(&Resource { body, ..bare }).into());
         }
-        let kept = self.lock();
-        Resource::decode(kept.by_key.get(&key)?.content.as_deref()?).ok()
+        self.lock().by_key.get(&key)?.content.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
