@@ -73,6 +73,7 @@ async fn start(workloads: u32) -> Result<String> {
         let many = if time > now - 60 { workloads } else { 0 };
         world::count(&mut aggregates.history(), many, time);
     }
+    world::refuse(&aggregates, now);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(api::serve(vec![listener], api));

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use tulle_crds::{WorkloadKind, keys};
-use tulle_mesh::proto::{ResourceType, Stamp, stamp};
+use tulle_mesh::denial::DenialId;
+use tulle_mesh::proto::{RecentDenial, RecentDenials, ResourceType, Stamp, TelemetryReport, stamp};
 use tulle_mesh::reason::Reason;
 use tulle_operator::discovery::{AckTracker, SidecarEvent, Stamps};
 use tulle_operator::model::object::ServicePort;
 use tulle_operator::model::{Model, Namespace, Pod, Service, Workload, WorkloadKey};
+use tulle_operator::telemetry::Aggregates;
 use tulle_operator::telemetry::history::{Counts, Direction, History, Reporter, SeriesId};
 
 use crate::objects;
@@ -228,6 +230,38 @@ pub fn connect(acks: &AckTracker, workloads: u32, now: i64) {
             }
         }
     }
+}
+
+/// A pod of checkout has refused a request, one of which the path was cut, and a connection.
+pub fn refuse(aggregates: &Aggregates, now: i64) {
+    let is_checkout = |pod: &Pod| pod.workload.as_ref().is_some_and(|workload| &*workload.name == "checkout");
+    let Some(pod) = shop_pods().into_iter().find(is_checkout) else { return };
+    let client = |name: &str| format!("spiffe://cluster.local/ns/{SHOP}/sa/{name}");
+    let refused = |number: u32, client: String, method: &str, path: &str, rule: &str| RecentDenial {
+        id: DenialId::new(&pod.uid, number).to_string(),
+        at_unix_ms: (now - 60 + i64::from(number)) * 1_000,
+        policy: format!("{SHOP}/checkout"),
+        rule: rule.to_owned(),
+        client,
+        method: method.to_owned(),
+        path: path.to_owned(),
+        cut: number == 2,
+    };
+    let long = format!("/export/{}", "0123456789".repeat(24));
+    let report = TelemetryReport {
+        sequence: 1,
+        process: 1,
+        denials: Some(RecentDenials {
+            denials: vec![
+                refused(1, client("stock"), "DELETE", "/orders/17", "DenyRule(0)"),
+                refused(2, client("reports"), "GET", &long, "NoAllowMatched"),
+                refused(3, String::new(), "", "", "NoAllowMatched"),
+            ],
+            dropped: 4,
+        }),
+        ..TelemetryReport::default()
+    };
+    aggregates.add_at(&pod.uid, Some(reporter_of(SHOP, "checkout")), &report, now);
 }
 
 /// Adds what all sidecars count in an interval that ends at `time`.
