@@ -277,8 +277,8 @@ pub struct Sidecar {
     /// The pod of the operator's replica that its stream is connected to. A replica that does not lead knows its own
     /// streams only.
     pub operator: Option<String>,
-    /// Resident memory of its process in bytes, when it last reported counts or a new certificate; absent: a version
-    /// that does not report it.
+    /// Resident memory of its process in bytes, when it last reported counts or a new certificate, or opened a stream;
+    /// absent: a version that does not report it.
     pub memory_bytes: Option<u64>,
 }
 

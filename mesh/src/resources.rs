@@ -1,8 +1,8 @@
 //! Resources of one pod's sidecar, as `tulle config POD --diff` compares them: those that the sidecar has accepted, from
 //! its admin port, and those that the operator would send it now, from [`crate::query::Paths::RESOURCES`].
 //!
-//! Contents travel as the bytes of the discovery protocol. Values that may be credentials are replaced before by both
-//! ends ([`HIDDEN`]), and the protocol itself carries no keys.
+//! Contents travel as the bytes of the discovery protocol. Both ends replace values that may be credentials before
+//! they answer ([`HIDDEN`]), and the protocol itself carries no keys.
 
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::proto::{self, ResourceType, filter, resource, route, value_match};
 use crate::tap::is_secret;
 
-/// The path of the sidecar's admin port. It answers through a port-forward only, and like the operator with the contents
-/// that are asked for: `resource=KIND/NAME`, not escaped.
+/// The path of the sidecar's admin port. It answers through a port-forward only. As with the operator, parameter
+/// `resource=KIND/NAME`, here not escaped, asks for a content.
 pub const PATH: &str = "/config/resources";
 /// Contents that are asked for in one request.
 pub const MAX_CONTENTS: usize = 50;

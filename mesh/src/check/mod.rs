@@ -1,5 +1,5 @@
-//! The checks of `tulle check`: their numbers, and how that is judged which the command and the operator's page both look
-//! at.
+//! The checks of `tulle check`: their numbers, and the judgement of those that the command and the operator's page both
+//! make.
 //!
 //! ```text
 //!   list       every check with the number that never changes
@@ -10,8 +10,8 @@
 //!   words      times, versions and lists of names as findings write them
 //! ```
 //! In: plain facts, with the present time among them. Out: findings, in order of their numbers; a check that finds nothing
-//! wrong gives one finding that says so. Which objects are read, and what is said of those that cannot be, is up to the
-//! caller. The sidecar uses nothing of it.
+//! wrong gives one finding that says so. Which objects are read, and what is reported of those that cannot be, is up to
+//! the caller. The sidecar does not use this module.
 
 mod finding;
 pub mod list;

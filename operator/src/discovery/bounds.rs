@@ -78,7 +78,7 @@ pub(super) fn telemetry(report: &mut TelemetryReport, subjects: &Subjects<'_>) -
     destinations(report, subjects) + series(report, subjects) + rules(report) + denials(report)
 }
 
-/// Single denials. Whose ids and policies they may name is looked at where they are kept, as with rules.
+/// Single denials. Whether their ids and policies are those of the pod is checked where they are kept.
 fn denials(report: &mut TelemetryReport) -> usize {
     let Some(part) = &mut report.denials else { return 0 };
     let before = part.denials.len();
@@ -88,7 +88,7 @@ fn denials(report: &mut TelemetryReport) -> usize {
     before - part.denials.len()
 }
 
-/// Returns whether a denial is believed. Its texts are cut: a path has no query, because what stands there may be a
+/// Returns whether a denial is accepted. Its texts are cut: a path has no query, because what stands there may be a
 /// secret.
 fn bound_denial(denial: &mut RecentDenial) -> bool {
     if let Some(query) = denial.path.find(['?', '#']) {
@@ -109,7 +109,7 @@ fn bound_denial(denial: &mut RecentDenial) -> bool {
     is_policy && is_client && is_decision && denial.id.parse::<DenialId>().is_ok()
 }
 
-/// Counts by rule. Which policies a pod is subject to is looked at where the counts are shown: the policy that has just
+/// Counts by rule. Which policies a pod is subject to is checked where the counts are shown: the policy that has just
 /// refused something may have been deleted since.
 fn rules(report: &mut TelemetryReport) -> usize {
     report.rule_keys.truncate(MAX_RULES);

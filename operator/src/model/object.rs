@@ -83,7 +83,7 @@ pub struct Pod {
     pub ready: bool,
     /// When it became ready, in seconds since 1970; 0: it is not, or nobody knows.
     pub ready_unix: i64,
-    /// When its node took it, or else when it was created, in seconds since 1970; 0: nobody knows.
+    /// When its node took it, or else when it was created, in seconds since 1970; 0: not known.
     pub started_unix: i64,
     /// It is being deleted.
     pub terminating: bool,

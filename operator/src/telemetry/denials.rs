@@ -2,7 +2,7 @@
 //!
 //! In: the few that each report carries. Out: those of one workload, for its page. They are in the memory of the replica
 //! that leads, and not copied: a new leader begins with none, because sidecars report each once. Bounded in number and in
-//! time; how long a text may be, `discovery/bounds.rs` has seen to.
+//! time; `discovery/bounds.rs` has bounded the length of texts.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -193,7 +193,7 @@ fn denied(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -
         query::client(&id.namespace, &id.service_account)
     };
     Some(Denied {
-        // One of the future would stay in front of all others.
+        // One with a time in the future would stay in front of all others.
         at_unix_ms: denial.at_unix_ms.min(now.saturating_mul(1_000)),
         id: id.to_string(),
         caller: Some(caller),

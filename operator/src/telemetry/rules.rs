@@ -15,7 +15,7 @@ use crate::model::Key;
 
 /// Rules that are summed. Beyond, all others of a namespace's policies are one.
 const MAX_RULES: usize = 10_000;
-/// The same of one namespace: whose pods make rules up does not take the room of others.
+/// The same of one namespace, so that pods that invent rules take no room of other namespaces.
 const MAX_OF_NAMESPACE: usize = 1_000;
 
 /// A rule of a policy, or what its access section decided by without one.

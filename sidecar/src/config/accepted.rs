@@ -1,8 +1,8 @@
-//! The version of each resource that is in force, as the stream claims it when it begins anew, and the contents of those
-//! that are small together. Nothing is decided by contents: they are compared with what the operator would send now.
+//! The version of each resource that is in force, as a new stream begins with it, and the contents of as many as fit
+//! into `MAX_CONTENT`. Nothing is decided by contents: they are compared with what the operator would send now.
 //!
-//! Contents of endpoints are not kept. They would be most of the memory, a second time beside the endpoints in use, of
-//! which they are made again when somebody asks.
+//! Contents of endpoints are not kept, because a second copy of the endpoints in use would be most of the memory. They
+//! are made from those in use when somebody asks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,7 +77,7 @@ impl AcceptedResources {
         kept.by_key.insert(key, Accepted { version: resource.version.clone(), content });
     }
 
-    /// A resource is used no more.
+    /// A resource is no longer used.
     pub fn forget(&self, key: &Key) {
         self.lock().forget(key);
     }

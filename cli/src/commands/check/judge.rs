@@ -35,7 +35,7 @@ pub fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     findings
 }
 
-/// What the judgement needs that the operator's page makes too.
+/// What the checks need that the operator's page makes too.
 fn view(facts: &Facts) -> View<'_> {
     View { system: &facts.system, only: facts.namespace.as_deref(), now: facts.now, reader: Reader::Command }
 }

@@ -1,4 +1,4 @@
-//! What a sidecar has beside what the operator knows of it, and beside the resources that it would send it now.
+//! What a sidecar has, compared with what the operator knows of it and with the resources that it would send now.
 //!
 //! In: answers of the sidecar's admin port and of the operator's query API: first versions, then the contents of the
 //! resources in which these differ. Out: lines. No discovery stream is opened: the operator compiles the resources for the
@@ -190,7 +190,7 @@ async fn contents(context: &Context, operator: &Operator, known: &Sidecar) -> Re
     };
     let asked = differing(&here.resources, &there.resources);
     if !asked.is_empty() {
-        // All of it anew: what has changed in between is not compared with what was before.
+        // All of it again, because versions may have changed in between.
         here = of_sidecar(&client, namespace, pod, &asked).await?.unwrap_or(here);
         parameters.extend(asked.iter().map(|key| ("resource", key.as_str())));
         there = operator.get(Paths::RESOURCES, &parameters).await?;
@@ -227,7 +227,7 @@ fn path(asked: &[String]) -> String {
     }
 }
 
-/// Whether an operator answers so that does not have a path.
+/// Whether the error is the answer of an operator that does not have the path.
 fn is_unknown_path(error: &CliError) -> bool {
     let CliError::Failed { what, .. } = error else { return false };
     what.starts_with("unknown path") || what.ends_with("it is older than this program")

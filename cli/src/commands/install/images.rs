@@ -62,7 +62,7 @@ impl Images {
     ///
     /// # Errors
     /// Digests are installed, and the options name neither those of this version nor a tag. This program does not know
-    /// them, and a tag in their place would give up what they protect from.
+    /// them, and a tag can be moved to another image.
     pub fn keep_digests(&self, operator: Option<&Value>, webhook: Option<&Value>) -> Result<(), CliError> {
         let is_asked_for = self.by_digest || self.tag.is_some();
         match installed(operator, webhook).find(|(_, image)| image.contains('@')) {

@@ -20,7 +20,7 @@ const OPERATOR: &str = "app=tulle-operator";
 /// The label of pods with a sidecar.
 const INJECTED: &str = "tulle.dev/sidecar";
 
-/// For how long it is looked what is logged: several reports of each sidecar.
+/// How long logs are watched: several reports of each sidecar.
 const WINDOW: Duration = Duration::from_secs(20);
 
 pub(super) fn newer_sidecars(kube: &Kube) -> Result<()> {

@@ -6,8 +6,8 @@ use super::{AckTracker, Name, Sidecar, lock};
 
 impl AckTracker {
     /// The resources that a pod's sidecar has subscribed to: every address that it dials, and of the others those whose
-    /// acknowledgement somebody waits for. Of one that has been connected to several replicas, what counts is what the
-    /// replica has heard that it is connected to now.
+    /// acknowledgement somebody waits for. If it has been connected to several replicas, only
+    /// the record of the present connection counts.
     pub fn subscribed(&self, pod_uid: &str) -> BTreeSet<Name> {
         let (own, relayed) = (lock(&self.own), lock(&self.relayed));
         let known = [own.by_pod.get(pod_uid), relayed.by_pod.get(pod_uid)];

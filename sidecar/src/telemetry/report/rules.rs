@@ -1,4 +1,4 @@
-//! What the operator has been told of access rules: as with series, the key of a rule once, and then its counts by number.
+//! What has been reported of access rules: as with series, the key of a rule once, and then its counts by number.
 
 use std::collections::HashMap;
 
@@ -82,7 +82,7 @@ impl ReportedRules {
         }
     }
 
-    /// Forgets a rule that is counted no more. One that comes back begins at zero, with another number.
+    /// Forgets a rule that is no longer counted. One that comes back begins at zero, with another number.
     pub(super) fn forget(&mut self, key: &RuleKey) {
         self.0.remove(key);
     }
