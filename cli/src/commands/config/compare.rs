@@ -19,7 +19,7 @@ const MAX_VALUE: usize = 120;
 const MAX_ASKED: usize = 2_500;
 /// Lists in which the place of an element matters: others refer to it, or it comes into force before the next.
 const ORDERED: [&str; 5] = ["rules", "routes", "matches", "filters", "add"];
-/// What elements of other lists are told apart by, where they have it.
+/// The fields that identify an element of any other list; the first that the element has counts.
 const IDENTITY: [&str; 3] = ["address", "revision", "name"];
 
 /// All differences.
@@ -49,9 +49,9 @@ pub(super) enum How {
     OnlyOperator,
     /// In these fields.
     Fields {
-        /// The first of them.
+        /// The fields that differ, up to a bound.
         fields: Vec<Field>,
-        /// How many more there are.
+        /// How many more fields differ.
         more: usize,
     },
     /// In what is not shown, or not kept: the versions say so.

@@ -30,7 +30,7 @@ pub(crate) async fn get(
     read(&answer, namespace, pod, path)
 }
 
-/// The same; `None` where the answer is that there is no such path.
+/// As [`get`], but `None` if the pod answers that it has no such path (404).
 ///
 /// # Errors
 /// As [`get`].
