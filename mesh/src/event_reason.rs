@@ -182,6 +182,9 @@ event_reasons! {
     DeadlineExceeded, Canary, Warning,
         "No verdict before `spec.deadline`.",
         "Send more requests to the revision, or promote or abort it with the action in the message.";
+    DeadlineNotHeld, Canary, Warning,
+        "The Deployment will be reported as failed while the Canary holds it back.",
+        "Apply the ClusterRole of the operator's version: it needs `get` and `patch` of `deployments/status`.";
     NoSplit, Canary, Warning,
         "A Service of the target cannot be split, and the step waits.",
         "Correct what the message names, or promote or abort the revision.";

@@ -27,17 +27,20 @@ const SOURCES: [&str; 13] = [
 
 /// Words of these files that are neither: actions of events, statuses of conditions, kinds and values of
 /// Kubernetes and of the Gateway API. Names of features of the Gateway API begin with `HTTPRoute` or `Mesh`.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 22] = [
     "Accept",
     "Compare",
     "Cookie",
     "Deployment",
+    "DeploymentPaused",
     "False",
     "GRPCRoute",
     "Header",
     "Inject",
+    "NewReplicaSetAvailable",
     "Permanent",
     "Pod",
+    "ProgressDeadlineExceeded",
     "ReplicaSet",
     "Resolve",
     "Rollout",

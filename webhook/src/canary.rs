@@ -23,10 +23,6 @@ use crate::validate::Validation;
 const DEFAULT_HOLD: Duration = Duration::from_secs(120);
 /// Number of steps of a Canary that does not set them.
 const DEFAULT_STEPS: u32 = 5;
-/// `progressDeadlineSeconds` of a Deployment that does not set it.
-const DEFAULT_PROGRESS_DEADLINE: u64 = 600;
-/// `progressDeadlineSeconds` that a rollout with a pause is advised to have: one day.
-const PROGRESS_DEADLINE_WITH_PAUSE: u64 = 86_400;
 /// How long Helm and Flux's HelmRelease wait by default.
 const DEPLOY_TOOL_TIMEOUT: u64 = 300;
 
@@ -200,22 +196,12 @@ impl StepTime {
             has_pause: spec.steps.iter().any(|step| step.pause.is_some()),
         }
     }
-
-    /// Half more than the holds need, because steps also wait for pods, acknowledgements and requests; in units of
-    /// five minutes.
-    fn progress_deadline(&self) -> u64 {
-        let needed = self.seconds.saturating_mul(3).div_ceil(600).saturating_mul(300);
-        if self.has_pause { needed.max(PROGRESS_DEADLINE_WITH_PAUSE) } else { needed }
-    }
 }
 
 fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
     let name = name_of(spec);
     match spec.target.kind {
-        WorkloadKind::Deployment => {
-            check_progress_deadline(spec, target, validation);
-            check_strategy(spec, target, validation);
-        }
+        WorkloadKind::Deployment => check_strategy(spec, target, validation),
         WorkloadKind::StatefulSet
             if target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 =>
         {
@@ -233,25 +219,6 @@ fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) 
             }
         }
     }
-}
-
-/// While pods of the new version wait behind their gates, Kubernetes sees a rolling update without progress.
-fn check_progress_deadline(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
-    let deadline = target.pointer("/spec/progressDeadlineSeconds").and_then(Value::as_u64);
-    let deadline = deadline.unwrap_or(DEFAULT_PROGRESS_DEADLINE);
-    let steps = StepTime::of(spec);
-    let take = if steps.has_pause && deadline < PROGRESS_DEADLINE_WITH_PAUSE {
-        "the steps contain a pause, which can take any time,".to_owned()
-    } else if steps.seconds >= deadline {
-        format!("the steps take at least {} s", steps.seconds)
-    } else {
-        return;
-    };
-    validation.warn(format!(
-        "{take} and the progressDeadlineSeconds of {} is {deadline}: set its spec.progressDeadlineSeconds: {}, or kubectl rollout status, Helm, Flux and Argo CD report a failed rollout in the middle",
-        name_of(spec),
-        steps.progress_deadline()
-    ));
 }
 
 fn check_strategy(spec: &CanarySpec, target: &Value, validation: &mut Validation) {

@@ -62,6 +62,10 @@ pub(super) const TESTS: &[Test] = &[
         "to kstatus, with which Flux waits, a Canary is Current while it holds and while it is paused",
         kstatus::while_it_holds,
     ),
+    (
+        "a Deployment that is held back past its deadline is in progress, and has failed once its version has",
+        kstatus::past_the_deadline,
+    ),
 ];
 
 fn promoted(kube: &Kube) -> Result<()> {

@@ -53,7 +53,7 @@ checks! {
     CERTIFICATE "T0704" "sidecars" "every sidecar has a valid certificate";
     POLICIES "T0801" "policies" "every MeshPolicy is enforced";
     CANARIES "T0901" "canaries" "every Canary is valid, and none is stuck";
-    DEADLINES "T0902" "canaries" "deadlines are longer than the steps";
+    DEADLINES "T0902" "canaries" "no rollout has passed its deadline undecided";
     OWNERS "T0903" "canaries" "no other tool undoes a rollout";
     ROUTES "T0920" "routes" "every route is accepted";
     CILIUM "T0930" "network" "the network plugin leaves Services' addresses to the sidecar";

@@ -158,14 +158,9 @@ fn stuck(canary: &Canary<'_>) -> Option<Finding> {
     }
 }
 
-/// Deadlines that end a rollout that works.
+/// A deadline that has passed without a decision.
 fn late(canary: &Canary<'_>) -> Option<Finding> {
-    let exceeded = canary
-        .with("DeadlineExceeded", "True")
-        .map(|condition| (condition, "promote or abort it, or give it more traffic"));
-    let short = canary
-        .with("ProgressDeadline", "False")
-        .map(|condition| (condition, "the workload itself goes on; only tools that wait for it fail"));
-    let (condition, hint) = exceeded.or(short)?;
-    Some(canary.finding(&checks::DEADLINES, false, condition.message, hint))
+    let exceeded = canary.with("DeadlineExceeded", "True")?;
+    let hint = "promote or abort it, or give it more traffic";
+    Some(canary.finding(&checks::DEADLINES, false, exceeded.message, hint))
 }

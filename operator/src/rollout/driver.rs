@@ -1,5 +1,6 @@
 //! Carries out what the machine decides, for every Canary, on the replica that leads.
 
+mod deadline;
 mod events;
 mod undo;
 
@@ -65,6 +66,8 @@ struct Known {
     looked: Option<Instant>,
     /// When its status was last written.
     written: Option<Instant>,
+    /// When the deadline of its Deployment was last moved.
+    held: Option<Instant>,
 }
 
 impl Driver {
@@ -185,6 +188,7 @@ impl Driver {
                 tracing::warn!(namespace = %key.0, name = %key.1, ?action, %error, "an action failed; it is tried again");
             }
         }
+        self.hold_deadline(key, canary, &next, seen.target.as_ref()).await;
     }
 
     /// Whether only counts and sentences have changed, and the status was written a moment ago.

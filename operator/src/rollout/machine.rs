@@ -110,6 +110,16 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (Ca
     (evaluation.status, evaluation.actions)
 }
 
+/// Whether the rollout of the target stands still because of the Canary alone: a pod of the new version could serve.
+/// Where none can, Kubernetes' own deadline says so.
+pub fn holds_back(status: &CanaryStatus, target: &WorkloadSeen) -> bool {
+    matches!(status.phase, Phase::Progressing | Phase::Paused)
+        && target
+            .pods
+            .iter()
+            .any(|pod| pod.revision == status.canary_revision && pod.containers_ready && !pod.terminating)
+}
+
 struct Evaluation<'a> {
     spec: &'a CanarySpec,
     steps: Vec<Step>,
@@ -151,7 +161,6 @@ impl Evaluation<'_> {
             return;
         }
         self.condition("Ready", true, reason::WATCHING, "new revisions of the target go through the steps");
-        self.show_progress_deadline(&target);
         self.show_undo();
         // Before anything changes the weight: what was acknowledged is the weight as it stands in the status.
         let shown = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed);

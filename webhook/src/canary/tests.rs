@@ -27,42 +27,6 @@ fn about(validation: &Validation, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn steps_that_take_as_long_as_the_progress_deadline_are_warned_about_with_the_value_to_set() {
-    let warnings = about(&with_target(&web(json!({})), &json!({"spec": {}})), "progressDeadlineSeconds");
-    assert_eq!(
-        warnings,
-        [
-            "the steps take at least 600 s and the progressDeadlineSeconds of Deployment web is 600: set its spec.progressDeadlineSeconds: 900, or kubectl rollout status, Helm, Flux and Argo CD report a failed rollout in the middle"
-        ]
-    );
-    for (steps, deadline, value) in [
-        (json!([{"weight": 5, "hold": "20m"}]), 600, Some(1800)),
-        (json!([{"weight": 5}, {"weight": 50, "hold": "481s"}]), 600, Some(1200)),
-        (json!([{"weight": 5, "hold": "20m"}]), 1201, None),
-        (json!([{"weight": 5}, {"weight": 50}]), 600, None),
-    ] {
-        let target = json!({"spec": {"progressDeadlineSeconds": deadline}});
-        let warnings = about(&with_target(&web(json!({"steps": steps})), &target), "progressDeadlineSeconds");
-        assert_eq!(warnings.len(), usize::from(value.is_some()), "{steps}: {warnings:?}");
-        if let Some(value) = value {
-            let line = format!("set its spec.progressDeadlineSeconds: {value},");
-            assert!(warnings[0].contains(&line), "{steps}: {warnings:?}");
-        }
-    }
-}
-
-#[test]
-fn a_pause_needs_a_progress_deadline_of_a_day_because_it_can_take_any_time() {
-    let canary = web(json!({"steps": [{"weight": 5}, {"pause": {}}]}));
-    let warnings = about(&with_target(&canary, &json!({"spec": {}})), "progressDeadlineSeconds");
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].starts_with("the steps contain a pause, which can take any time,"), "{warnings:?}");
-    assert!(warnings[0].contains("spec.progressDeadlineSeconds: 86400"), "{warnings:?}");
-    let patient = json!({"spec": {"progressDeadlineSeconds": 86_400}});
-    assert!(about(&with_target(&canary, &patient), "progressDeadlineSeconds").is_empty());
-}
-
-#[test]
 fn a_tool_that_would_not_wait_for_the_steps_is_named_with_what_to_do() {
     for (metadata, expected) in [
         (json!({"labels": {"app.kubernetes.io/managed-by": "Helm"}}), Some("set helm --timeout")),

@@ -4,6 +4,8 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -17,6 +19,10 @@ use crate::suites::namespace::TestNamespace;
 const CURRENT: &str = "Current";
 /// It may become so.
 const IN_PROGRESS: &str = "InProgress";
+/// What a Deployment says that has not become ready within its deadline.
+const EXCEEDED: &str = "ProgressDeadlineExceeded";
+/// `progressDeadlineSeconds`: longer than `minReadySeconds`, and than a pod takes to start.
+const DEADLINE: u64 = 15;
 
 pub(super) fn while_it_holds(kube: &Kube) -> Result<()> {
     let program = cluster::kstatus()?;
@@ -45,6 +51,34 @@ pub(super) fn while_it_holds(kube: &Kube) -> Result<()> {
         ensure!(message.contains("nobody"), "{object}: the message does not name its target: {message}");
     }
     Ok(())
+}
+
+/// A Deployment that is held back past its deadline is in progress, and one whose version has failed is failed.
+pub(super) fn past_the_deadline(kube: &Kube) -> Result<()> {
+    let program = cluster::kstatus()?;
+    let field = shop(kube, "t-deadline", json!([{"weight": 20, "hold": "600s"}]), 30)?;
+    let objects = Objects { program, field: &field };
+    let short = json!({"spec": {"progressDeadlineSeconds": DEADLINE}}).to_string();
+    field.kubectl(&["patch", "deployment", "web", "--type=merge", "-p", &short])?;
+    deploy(&field, "v2", 0)?;
+    flows(&field, "20%", 60)?;
+    sleep(Duration::from_secs(2 * DEADLINE + 2));
+    let reason = ".status.conditions[?(@.type==\"Progressing\")].reason";
+    let held = || field.get("deployment/web", reason);
+    ensure!(held()? == "HeldByCanary", "after twice its deadline the Deployment is {}", held()?);
+    let (computed, message) = objects.computed("deployment/web")?;
+    ensure!(computed == IN_PROGRESS, "a Deployment that is held back is {computed}: {message}");
+
+    // As while no operator was there.
+    let failed = json!({"status": {"conditions": [
+        {"type": "Progressing", "status": "False", "reason": EXCEEDED, "message": "as if no operator were there"},
+    ]}});
+    field.kubectl(&["patch", "deployment", "web", "--subresource=status", "-p", &failed.to_string()])?;
+    kube.wait_for("the deadline to be taken back", 30, || Ok(held()? == "HeldByCanary"))?;
+
+    act(&field, "abort@1")?;
+    reaches(&field, "Failed", 60)?;
+    kube.wait_for("the Deployment to have failed as its version has", 60, || Ok(held()? == EXCEEDED))
 }
 
 fn policy(field: &TestNamespace<'_>, name: &str, service: &str) -> Result<()> {

@@ -265,7 +265,6 @@ fn canaries_that_cannot_go_on_are_reported() {
             "TargetNotFound",
             "T0901 warning: Canary shop/web: TargetNotFound: why",
         ),
-        ("Progressing", "ProgressDeadline", "False", "TooShort", "T0902 warning: Canary shop/web: why"),
         ("Progressing", "DeadlineExceeded", "True", "Exceeded", "T0902 warning: Canary shop/web: why"),
     ] {
         assert_eq!(with_canary(phase, type_, status, reason), [format!("{expected} => {fix}")]);

@@ -1,21 +1,17 @@
-//! Deadlines: that of the rollout, and that of the Deployment which Kubernetes watches.
+//! The deadline of the rollout. That of the Deployment is held by the driver (`driver/deadline.rs`).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::{OnInconclusive, Phase, WorkloadKind};
+use tulle_crds::{OnInconclusive, Phase};
 use tulle_mesh::event_reason::EventReason;
 
 use super::Evaluation;
-use super::steps::{duration, hold, is_pause};
+use super::steps::duration;
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
 /// The condition of a rollout that is undecided at its deadline.
 const LATE: &str = EventReason::DeadlineExceeded.name();
-/// The condition of a Deployment whose deadline is shorter than the steps.
-const PROGRESS_DEADLINE: &str = "ProgressDeadline";
-/// What a Deployment says to have no deadline.
-const NO_DEADLINE: u32 = i32::MAX as u32;
 
 impl Evaluation<'_> {
     /// The clock of the deadline stops.
@@ -73,33 +69,6 @@ impl Evaluation<'_> {
 
     pub(super) fn no_longer_late(&mut self) {
         self.drop_condition(LATE);
-    }
-
-    /// Kubernetes reports a Deployment whose pods are held back longer than its deadline as failed, and
-    /// `kubectl rollout status`, Helm, Flux and Argo CD pass that on.
-    pub(super) fn show_progress_deadline(&mut self, target: &WorkloadSeen) {
-        let deadline = target.progress_deadline;
-        if self.spec.target.kind != WorkloadKind::Deployment || deadline == 0 || deadline >= NO_DEADLINE {
-            return self.drop_condition(PROGRESS_DEADLINE);
-        }
-        let least: i64 = self.steps.iter().filter_map(hold).map(|hold| hold.as_secs()).sum();
-        let pauses = self.steps.iter().any(is_pause);
-        let (steps, wanted) = if least >= i64::from(deadline) {
-            // Half as much again, in whole minutes: pods need time to start, and evidence to come in.
-            (format!("the steps take at least {least} s"), (least + least / 2 + 59) / 60 * 60)
-        } else if pauses {
-            let day = 24 * 3600;
-            if i64::from(deadline) >= day {
-                return self.drop_condition(PROGRESS_DEADLINE);
-            }
-            ("a step is a pause, which lasts until it is resumed,".to_owned(), day)
-        } else {
-            return self.drop_condition(PROGRESS_DEADLINE);
-        };
-        let message = format!(
-            "{steps} and progressDeadlineSeconds is {deadline}: set progressDeadlineSeconds: {wanted} on the Deployment, or kubectl rollout status fails in the middle"
-        );
-        self.condition(PROGRESS_DEADLINE, false, "TooShort", &message);
     }
 
     /// A rollout that waits for a user: the clock of its deadline stands.

@@ -536,13 +536,25 @@ fn going_back_to_an_approved_revision_needs_no_second_trial() {
 }
 
 #[test]
-fn steps_that_take_longer_than_the_deployment_may_are_reported_at_rest() {
-    let world = World::new(json!({}));
-    assert_eq!(world.condition("ProgressDeadline"), ("False", "TooShort"));
-    let found = world.status.conditions.iter().find(|c| c.type_ == "ProgressDeadline").unwrap();
-    assert!(found.message.contains("set progressDeadlineSeconds: 900"), "{}", found.message);
-    let quick = World::quick();
-    assert!(quick.status.conditions.iter().all(|condition| condition.type_ != "ProgressDeadline"));
+fn a_rollout_is_held_back_on_purpose_while_a_pod_of_the_new_version_could_serve() {
+    let held = |world: &World| holds_back(&world.status, world.seen.target.as_ref().unwrap());
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
+    assert!(!held(&world), "nothing is rolled out");
+    world.deploy("new");
+    world.run(4);
+    assert!(held(&world));
+    for pod in &mut world.seen.target.as_mut().unwrap().pods {
+        pod.containers_ready &= pod.revision != "new";
+    }
+    assert!(!held(&world), "the new version has no pod that could serve");
+    for pod in &mut world.seen.target.as_mut().unwrap().pods {
+        pod.containers_ready = true;
+    }
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Paused);
+    assert!(held(&world));
+    world.status.phase = Phase::Failed;
+    assert!(!held(&world), "a version that failed is not waited for");
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn canaries_that_cannot_go_on_are_reported() {
             "T0901 error: Canary shop/web: ClientsDialPods: why",
         ),
         (condition("Ready", "False", "Conflicted"), "T0901 error: Canary shop/web: Conflicted: why"),
-        (condition("ProgressDeadline", "False", "TooShort"), "T0902 warning: Canary shop/web: why"),
+        (condition("DeadlineExceeded", "True", "DeadlineExceeded"), "T0902 warning: Canary shop/web: why"),
     ] {
         let canaries = vec![canary(json!([]), condition)];
         assert_eq!(faults(|facts| facts.canaries = Ok(canaries)), [format!("{expected} => {fix}")]);
