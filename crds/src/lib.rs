@@ -38,7 +38,7 @@ pub use values::*;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Labels and annotations that Tulle reads and writes.
 pub mod keys {
@@ -70,8 +70,19 @@ pub fn manifests() -> Vec<(&'static str, Value)> {
 fn manifest(definition: CustomResourceDefinition) -> Value {
     let mut definition = serde_json::to_value(definition).unwrap_or_default();
     remove_what_kubernetes_rejects(&mut definition);
+    let versions = definition.pointer_mut("/spec/versions").and_then(Value::as_array_mut);
+    for version in versions.into_iter().flatten() {
+        if let Some(Value::Object(status)) = version.pointer_mut("/schema/openAPIV3Schema/properties/status")
+        {
+            status.insert("default".to_owned(), json!({ "observedGeneration": UNSEEN }));
+        }
+    }
     definition
 }
+
+/// `status.observedGeneration` of an object that no operator has seen. Without a status, kstatus (Flux, and whatever
+/// else waits with it) would call an object that was just created Current.
+const UNSEEN: i64 = -1;
 
 /// Removes the integer formats that schemars derives from Rust types and Kubernetes does not know (`uint8`), about
 /// which the API server warns when a CRD is applied. Minimum and maximum stay, so the range is still checked.
@@ -121,6 +132,21 @@ mod tests {
 
     fn schema(kind: &str) -> Value {
         schemas().into_iter().find(|(name, _)| name == kind).unwrap().1
+    }
+
+    #[test]
+    fn an_object_that_no_operator_has_seen_says_so() {
+        for (kind, schema) in schemas() {
+            assert_eq!(
+                schema["properties"]["status"]["default"],
+                json!({"observedGeneration": -1}),
+                "{kind}"
+            );
+            assert!(
+                schema["properties"]["status"].get("required").is_none(),
+                "{kind}: the default is incomplete"
+            );
+        }
     }
 
     /// Every `format` in a schema, with the path to it.

@@ -43,6 +43,13 @@ pub(super) fn while_it_holds(kube: &Kube) -> Result<()> {
     reaches(&field, "Paused", 60)?;
     objects.hold("Paused")?;
 
+    // As the API server would store it, before any operator has seen it.
+    let mut unseen = canary("unseen", "Deployment", json!([{"weight": 20, "hold": "5s"}]), 30);
+    unseen["metadata"]["namespace"] = json!("t-kstatus");
+    let stored = kube.dry_run(&unseen.to_string())?;
+    let (computed, message) = objects.computed_of(&stored)?;
+    ensure!(computed == IN_PROGRESS, "a Canary that no operator has seen is {computed}: {message}");
+
     // Neither has a target, so that the library does see a difference.
     policy(&field, "lost", "nobody")?;
     field.apply(canary("nobody", "Deployment", json!([{"weight": 20, "hold": "5s"}]), 30))?;
@@ -107,7 +114,7 @@ impl Objects<'_> {
     fn reach(&self, object: &str, expected: &str) -> Result<String> {
         let mut last = String::new();
         self.field.kube.wait_for(&format!("{object} to be {expected}"), 60, || {
-            // An object without a status is Current too.
+            // Or what was computed is of the generation before.
             let of = |path: &str| self.field.get(object, path);
             let (generation, observed) = (of(".metadata.generation")?, of(".status.observedGeneration")?);
             if observed != generation {
@@ -123,8 +130,12 @@ impl Objects<'_> {
 
     /// What kstatus computes of an object: status and message.
     fn computed(&self, object: &str) -> Result<(String, String)> {
-        let json = self.field.kubectl(&["get", object, "-o", "json"])?;
-        let line: Value = serde_json::from_str(&piped(&self.program, &json)?)?;
+        self.computed_of(&self.field.kubectl(&["get", object, "-o", "json"])?)
+    }
+
+    /// The same of an object's JSON.
+    fn computed_of(&self, json: &str) -> Result<(String, String)> {
+        let line: Value = serde_json::from_str(&piped(&self.program, json)?)?;
         let text = |key: &str| line[key].as_str().unwrap_or("").to_owned();
         Ok((text("status"), text("message")))
     }
