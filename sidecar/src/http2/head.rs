@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 
 use crate::error::Failure;
@@ -230,11 +230,18 @@ pub(super) fn lines(headers: &HeaderMap) -> Vec<(Bytes, Bytes)> {
             "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
         )
     };
-    let kept = headers.iter().filter(|(name, _)| !hop(name));
-    kept.map(|(name, value)| {
-        (Bytes::copy_from_slice(name.as_str().as_bytes()), Bytes::copy_from_slice(value.as_bytes()))
-    })
-    .collect()
+    let kept = || headers.iter().filter(|(name, _)| !hop(name));
+    // One allocation for the text of all lines, of which each is a part.
+    let length = kept().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let mut text = BytesMut::with_capacity(length);
+    let mut lines = Vec::with_capacity(headers.len() + 1);
+    for (name, value) in kept() {
+        text.extend_from_slice(name.as_str().as_bytes());
+        let name = text.split().freeze();
+        text.extend_from_slice(value.as_bytes());
+        lines.push((name, text.split().freeze()));
+    }
+    lines
 }
 
 pub(super) fn map(lines: &[(Bytes, Bytes)]) -> HeaderMap {
@@ -244,9 +251,8 @@ pub(super) fn map(lines: &[(Bytes, Bytes)]) -> HeaderMap {
         if name.eq_ignore_ascii_case(b"upgrade") {
             continue;
         }
-        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) else {
-            continue;
-        };
+        let value = HeaderValue::from_maybe_shared(value.clone());
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) else { continue };
         headers.append(name, value);
     }
     headers
