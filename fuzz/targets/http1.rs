@@ -51,14 +51,15 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!((again.upgrade, again.expects_continue), (head.upgrade, head.expects_continue));
     assert_eq!(again.headers, head.headers);
 
-    body(head.framing, &whole);
+    let decoder = if choice % 3 == 0 { Decoder::new } else { Decoder::for_response };
+    body(|| decoder(head.framing), head.framing, &whole);
 });
 
 /// A body is the same whether it arrives at once or byte by byte.
-fn body(framing: Framing, bytes: &[u8]) {
+fn body(new: impl Fn() -> Decoder, framing: Framing, bytes: &[u8]) {
     let mut buffer = BytesMut::from(bytes);
-    let whole = decode(&mut Decoder::new(framing), &mut buffer);
-    let (mut decoder, mut buffer) = (Decoder::new(framing), BytesMut::new());
+    let whole = decode(&mut new(), &mut buffer);
+    let (mut decoder, mut buffer) = (new(), BytesMut::new());
     // A body may end before its first byte.
     let mut pieces = decode(&mut decoder, &mut buffer);
     for byte in bytes {

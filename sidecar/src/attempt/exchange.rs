@@ -183,14 +183,15 @@ impl UpSource {
     }
 }
 
-/// As [`Head::write`] writes it.
-const CLOSES: &[u8] = b"\r\nconnection: close\r\n";
+/// As [`Head::write`] writes it; older sidecars write it in lower case.
+const CLOSES: &[u8] = b"\r\nConnection: close\r\n";
 
 async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, End> {
     match receiver.next().await {
         Event::Head(block) => {
             // Of a head without a length nothing else says whether the server's connection goes on.
-            let closes = receiver.has_end() && block.windows(CLOSES.len()).any(|bytes| bytes == CLOSES);
+            let closes = receiver.has_end()
+                && block.windows(CLOSES.len()).any(|bytes| bytes.eq_ignore_ascii_case(CLOSES));
             let (mut head, report) = parse(block, method).map_err(End::Final)?;
             // After an upgrade the end is that of the tunnel.
             let end = !head.upgrade && receiver.take_end();

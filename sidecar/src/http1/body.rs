@@ -1,8 +1,10 @@
 //! Bodies: what the framing of the head says, byte for byte.
 
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 
 use super::error::HeadError;
+use super::fields::Kind;
 use super::model::{Framing, put_number};
 use super::parse::parse_trailers;
 use super::scan::Scan;
@@ -27,24 +29,33 @@ pub struct Decoder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Length(u64),
-    ChunkSize,
-    Chunk(u64),
-    ChunkEnd,
+    ChunkSize(Kind),
+    Chunk(u64, Kind),
+    ChunkEnd(Kind),
     Trailers(Scan),
     UntilClose,
     Done,
 }
 
-/// The longest line of a chunk's size: 16 hex digits and an extension that nobody reads.
-const MAX_CHUNK_LINE: usize = 16 + 256;
+/// The longest line of a chunk's size, without its CRLF: digits and an extension that nobody reads.
+const MAX_CHUNK_LINE: usize = 4096;
 
 impl Decoder {
-    /// A decoder for a message with this framing.
+    /// A decoder for a request with this framing.
     pub fn new(framing: Framing) -> Self {
+        Self::of(framing, Kind::Request)
+    }
+
+    /// A decoder for a response with this framing: sizes of chunks may be padded, since we write them anew.
+    pub fn for_response(framing: Framing) -> Self {
+        Self::of(framing, Kind::Response)
+    }
+
+    fn of(framing: Framing, kind: Kind) -> Self {
         let state = match framing {
             Framing::None | Framing::Length(0) => State::Done,
             Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::ChunkSize,
+            Framing::Chunked => State::ChunkSize(kind),
             Framing::UntilClose => State::UntilClose,
         };
         Self { state }
@@ -65,32 +76,34 @@ impl Decoder {
                 State::Done => return Ok(Some(Part::End)),
                 State::UntilClose if buffer.is_empty() => return Ok(None),
                 State::UntilClose => return Ok(Some(Part::Data(buffer.split().freeze()))),
-                State::Length(left) | State::Chunk(left) => {
+                State::Length(left) | State::Chunk(left, _) => {
                     if buffer.is_empty() {
                         return Ok(None);
                     }
                     let take = (buffer.len() as u64).min(left);
                     let bytes = buffer.split_to(take as usize).freeze();
                     self.state = match (&self.state, left - take) {
-                        (State::Length(_), 0) => State::Done,
-                        (State::Length(_), left) => State::Length(left),
-                        (_, 0) => State::ChunkEnd,
-                        (_, left) => State::Chunk(left),
+                        (State::Chunk(_, kind), 0) => State::ChunkEnd(*kind),
+                        (State::Chunk(_, kind), left) => State::Chunk(left, *kind),
+                        (_, 0) => State::Done,
+                        (_, left) => State::Length(left),
                     };
                     return Ok(Some(Part::Data(bytes)));
                 }
-                State::ChunkEnd => match buffer.get(..2) {
+                State::ChunkEnd(kind) => match buffer.get(..2) {
                     None => return Ok(None),
                     Some(b"\r\n") => {
                         let _ = buffer.split_to(2);
-                        self.state = State::ChunkSize;
+                        self.state = State::ChunkSize(kind);
                     }
                     Some(_) => return Err(HeadError("a chunk without CRLF after its bytes")),
                 },
-                State::ChunkSize => {
-                    let Some(size) = chunk_size(buffer)? else { return Ok(None) };
-                    self.state =
-                        if size == 0 { State::Trailers(Scan::default()) } else { State::Chunk(size) };
+                State::ChunkSize(kind) => {
+                    let Some(size) = chunk_size(buffer, kind)? else { return Ok(None) };
+                    self.state = match size {
+                        0 => State::Trailers(Scan::default()),
+                        size => State::Chunk(size, kind),
+                    };
                 }
                 State::Trailers(mut scan) => {
                     let end = scan.end(buffer)?;
@@ -114,22 +127,35 @@ impl Decoder {
     }
 }
 
-fn chunk_size(buffer: &mut BytesMut) -> Result<Option<u64>, HeadError> {
-    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
-        let too_long = buffer.len() > MAX_CHUNK_LINE;
+/// RFC 9112 §7.1.1 allows whitespace between a size and its extension. Some servers pad a size that has no extension, or
+/// write many zeros before it: that has one reading too, but only what a server sends is repaired.
+fn chunk_size(buffer: &mut BytesMut, kind: Kind) -> Result<Option<u64>, HeadError> {
+    const LONGEST: usize = MAX_CHUNK_LINE + b"\r\n".len();
+    let beginning = buffer.get(..LONGEST).unwrap_or(&buffer[..]);
+    let Some(end) = memchr(b'\n', beginning) else {
+        let too_long = buffer.len() >= LONGEST;
         return if too_long { Err(HeadError("a chunk's size is too long")) } else { Ok(None) };
     };
     let line = buffer.split_to(end + 1);
     let line = line.strip_suffix(b"\r\n").ok_or(HeadError("a bare line feed after a chunk's size"))?;
-    if line.len() > MAX_CHUNK_LINE || line.contains(&b'\r') {
-        return Err(HeadError("a chunk's size is too long or broken"));
+    if line.contains(&b'\r') {
+        return Err(HeadError("a bare carriage return after a chunk's size"));
     }
-    let digits = line.split(|byte| *byte == b';').next().unwrap_or(&[]);
-    if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
+    let mut parts = line.splitn(2, |byte| *byte == b';');
+    let size = parts.next().unwrap_or(&[]);
+    let may_be_padded = parts.next().is_some() || kind == Kind::Response;
+    let digits = if may_be_padded { without_padding(size) } else { size };
+    let too_many = digits.len() > 16 && kind == Kind::Request;
+    if digits.is_empty() || too_many || !digits.iter().all(u8::is_ascii_hexdigit) {
         return Err(HeadError("a chunk's size that is not 1 to 16 hex digits"));
     }
     let text = std::str::from_utf8(digits).unwrap_or("");
     u64::from_str_radix(text, 16).map(Some).map_err(|_| HeadError("a chunk's size that does not fit"))
+}
+
+fn without_padding(size: &[u8]) -> &[u8] {
+    let last = size.iter().rposition(|byte| !matches!(byte, b' ' | b'\t'));
+    size.get(..last.map_or(0, |last| last + 1)).unwrap_or(&[])
 }
 
 /// Writes bytes of a body as its framing says, and counts them against a declared length.
@@ -228,8 +254,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode_all(framing: Framing, bytes: &[u8]) -> Result<(Vec<u8>, bool), HeadError> {
-        let mut decoder = Decoder::new(framing);
+    fn decode_all(mut decoder: Decoder, bytes: &[u8]) -> Result<(Vec<u8>, bool), HeadError> {
         let mut buffer = BytesMut::from(bytes);
         let mut body = Vec::new();
         loop {
@@ -242,26 +267,71 @@ mod tests {
         }
     }
 
+    fn of_request(bytes: &str) -> Result<(Vec<u8>, bool), HeadError> {
+        decode_all(Decoder::new(Framing::Chunked), bytes.as_bytes())
+    }
+
+    fn of_response(bytes: &str) -> Result<(Vec<u8>, bool), HeadError> {
+        decode_all(Decoder::for_response(Framing::Chunked), bytes.as_bytes())
+    }
+
     #[test]
     fn malformed_chunks_are_refused() {
         for bytes in [
             "5;\nAAAAA\r\n",
-            "5 \r\nAAAAA\r\n",
+            " 5\r\nAAAAA\r\n",
+            "5 5\r\nAAAAA\r\n",
+            "5\x0b\r\nAAAAA\r\n",
+            "5\x0c;a\r\nAAAAA\r\n",
             "+5\r\nAAAAA\r\n",
             "0x5\r\nAAAAA\r\n",
             "\r\nAAAAA\r\n",
-            "00000000000000005\r\nAAAAA\r\n",
+            " \r\nAAAAA\r\n",
+            " ;a=b\r\nAAAAA\r\n",
+            "10000000000000005\r\nAAAAA\r\n",
             "5\r\nAAAAAB\r\n",
             "5\r\nAAAAA\n0\r\n\r\n",
             "5\nAAAAA\r\n0\r\n\r\n",
+            "5 \nAAAAA\r\n0\r\n\r\n",
             "0\r\nX: y\n\r\n\r\n",
             "0\r\n\n",
             "0\r\n X: y\r\n\r\n",
             "5;a\rb\r\nAAAAA\r\n",
+            "5 \r\r\nAAAAA\r\n",
             "-5\r\nAAAAA\r\n",
         ] {
-            assert!(decode_all(Framing::Chunked, bytes.as_bytes()).is_err(), "{bytes:?}");
+            assert!(of_request(bytes).is_err(), "{bytes:?}");
+            assert!(of_response(bytes).is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_padded_size_is_repaired_in_a_response_and_refused_in_a_request() {
+        for size in ["5 ", "5     ", "5\t", "00000000000000000005", "000000000000000000005  "] {
+            let bytes = format!("{size}\r\nAAAAA\r\n0\r\n\r\n");
+            assert!(of_request(&bytes).is_err(), "{size:?}");
+            assert_eq!(of_response(&bytes), Ok((b"AAAAA".to_vec(), true)), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn extensions_are_skipped_also_behind_whitespace_and_long_ones() {
+        let longest = format!("5;a={}", "b".repeat(MAX_CHUNK_LINE - "5;a=".len()));
+        for size in ["5;a", "5 ; a = b", "5\t;a=\"b;c\"", "0000000000000005 ;a", longest.as_str()] {
+            let bytes = format!("{size}\r\nAAAAA\r\n0\r\n\r\n");
+            assert_eq!(of_request(&bytes), Ok((b"AAAAA".to_vec(), true)), "{size:?}");
+            assert_eq!(of_response(&bytes), Ok((b"AAAAA".to_vec(), true)), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_refused_whatever_the_pieces() {
+        let too_long = format!("5;{}", "a".repeat(MAX_CHUNK_LINE - 1));
+        assert!(of_response(&format!("{too_long}\r\nAAAAA\r\n")).is_err());
+        assert!(of_response(&format!("{too_long}\r")).is_err());
+        // The line of the longest kind waits for its line feed.
+        let longest = &too_long[..MAX_CHUNK_LINE];
+        assert_eq!(of_response(&format!("{longest}\r")), Ok((Vec::new(), false)));
     }
 
     #[test]
@@ -318,7 +388,8 @@ mod tests {
 
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode_all(Framing::Chunked, &bytes);
+            let _ = decode_all(Decoder::new(Framing::Chunked), &bytes);
+            let _ = decode_all(Decoder::for_response(Framing::Chunked), &bytes);
             let _ = super::super::head::parse_request(&mut BytesMut::from(&bytes[..]));
             let _ = super::super::head::parse_response(&mut BytesMut::from(&bytes[..]), b"GET");
         }

@@ -23,8 +23,8 @@ use super::scan::Scan;
 use super::writer::Writer;
 use crate::error::Failure;
 
-/// A head must be whole this long after its first byte (Slowloris).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A head must be whole this long after its first byte (Slowloris). As nginx: `client_header_timeout`.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Room for one read, at first; it doubles while reads fill it.
 const READ_ROOM: usize = 8 * 1024;
 /// The most room for one read: what fills eight frames between sidecars, and those eight TLS records, to the last
@@ -173,7 +173,7 @@ impl Reader {
                 Ok(Some(head)) => {
                     self.scan = Scan::default();
                     let framing = if head.upgrade { Framing::UntilClose } else { head.framing };
-                    self.decoder = Decoder::new(framing);
+                    self.decoder = Decoder::for_response(framing);
                     self.reusable = head.keep_alive;
                     self.answered = true;
                     if self.decoder.is_done() {
@@ -373,6 +373,20 @@ mod tests {
         for (code, reset) in [(104, true), (32, true), (110, false), (113, false)] {
             assert_eq!(is_reset(&io::Error::from_raw_os_error(code)), reset, "{code}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_head_may_take_almost_a_minute_and_no_longer() {
+        let (near, mut far) = pair().await;
+        let (mut reader, _writer) = split(near, BytesMut::new());
+        far.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        let mut request = std::pin::pin!(reader.request());
+        assert!(timeout(Duration::from_millis(50), request.as_mut()).await.is_err());
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(55)).await;
+        assert!(request.as_mut().now_or_never().is_none(), "it was given up");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(request.await, Err(Failure::Timeout("the request's head")));
     }
 
     #[tokio::test]

@@ -31,6 +31,8 @@ pub(super) struct Fields {
     length_digits: usize,
     /// `Transfer-Encoding: chunked`.
     pub(super) chunked: bool,
+    /// `Transfer-Encoding: identity`, in a response.
+    pub(super) identity: bool,
     /// `Connection: close`.
     pub(super) close: bool,
     /// `Connection: keep-alive`.
@@ -40,6 +42,8 @@ pub(super) struct Fields {
     /// `Expect: 100-continue`.
     pub(super) expects_continue: bool,
 }
+
+const MIXED_EXPECT: HeadError = HeadError("an Expect that is not plainly 100-continue");
 
 /// A client that nominates one of these in `Connection` wants a proxy to remove what it relies on.
 const NEVER_NOMINATED: &[&str] = &[
@@ -63,6 +67,11 @@ impl Fields {
         for line in lines {
             fields.line(raw, line, kind)?;
         }
+        if fields.expects_continue
+            && fields.lines.iter().any(|(name, _)| name.eq_ignore_ascii_case(b"expect"))
+        {
+            return Err(MIXED_EXPECT);
+        }
         Ok(fields)
     }
 
@@ -71,6 +80,7 @@ impl Fields {
             return Err(HeadError("a header without a name"));
         }
         let is = |name: &str| line.name.eq_ignore_ascii_case(name);
+        let mut travels = !PER_CONNECTION.iter().any(|name| is(name));
         if is("host") {
             self.hosts += 1;
             self.host = Some(raw.slice_ref(line.value));
@@ -80,24 +90,46 @@ impl Fields {
         } else if is("content-length") {
             self.content_length(line.value, kind)?;
         } else if is("transfer-encoding") {
-            if self.chunked || !line.value.eq_ignore_ascii_case(b"chunked") {
-                return Err(HeadError("a Transfer-Encoding other than one chunked"));
-            }
-            self.chunked = true;
+            self.transfer_encoding(line.value, kind)?;
         } else if is("connection") {
             self.connection(raw, line.value)?;
         } else if is("upgrade") {
             self.upgrade.push(raw.slice_ref(line.value));
         } else if is("expect") && kind == Kind::Request {
-            if !line.value.eq_ignore_ascii_case(b"100-continue") {
-                return Err(HeadError("an Expect other than 100-continue"));
-            }
-            self.expects_continue = true;
+            travels = self.expect(line.value)?;
         }
-        if !PER_CONNECTION.iter().any(|name| is(name)) {
+        if travels {
             self.lines.push((raw.slice_ref(line.name.as_bytes()), raw.slice_ref(line.value)));
         }
         Ok(())
+    }
+
+    /// In a response `identity` means that there is no encoding (RFC 2616 §3.6; RFC 7230 has removed it).
+    fn transfer_encoding(&mut self, value: &[u8], kind: Kind) -> Result<(), HeadError> {
+        if kind == Kind::Response && value.eq_ignore_ascii_case(b"identity") {
+            self.identity = true;
+            return Ok(());
+        }
+        if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+            return Err(HeadError("a Transfer-Encoding other than one chunked"));
+        }
+        self.chunked = true;
+        Ok(())
+    }
+
+    /// Whether the line travels on as it is: the server decides about an expectation that we do not know (RFC 9110
+    /// §10.1.1), and an empty value expects nothing. Where a lenient server would find `100-continue` and we do not,
+    /// the two would differ on whether the body waits.
+    fn expect(&mut self, value: &[u8]) -> Result<bool, HeadError> {
+        if value.eq_ignore_ascii_case(b"100-continue") {
+            self.expects_continue = true;
+            return Ok(false);
+        }
+        let word = b"continue";
+        if value.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word)) {
+            return Err(MIXED_EXPECT);
+        }
+        Ok(!value.is_empty())
     }
 
     /// A length that is stated again in the very same digits has one reading: in a response it is merged

@@ -111,7 +111,8 @@ impl Head {
     }
 
     /// Writes the head as HTTP/1.1, except a request that came as HTTP/1.0: it may have no Host, and its
-    /// answer must suit its client. `close`: say that the connection closes.
+    /// answer must suit its client. `close`: say that the connection closes. Names of ours have the usual capitals,
+    /// because some old clients compare them with case.
     pub fn write(&self, out: &mut BytesMut, close: bool) {
         match &self.start {
             Start::Request { method, target } => {
@@ -140,21 +141,21 @@ impl Head {
         }
         match self.framing {
             Framing::Length(length) => {
-                put(out, &[b"content-length: "]);
+                put(out, &[b"Content-Length: "]);
                 put_number(out, length, 10);
                 put(out, &[b"\r\n"]);
             }
-            Framing::Chunked => put(out, &[b"transfer-encoding: chunked\r\n"]),
+            Framing::Chunked => put(out, &[b"Transfer-Encoding: chunked\r\n"]),
             Framing::None | Framing::UntilClose => {}
         }
         match (upgrades, close && !self.upgrade) {
-            (true, true) => put(out, &[b"connection: upgrade, close\r\n"]),
-            (true, false) => put(out, &[b"connection: upgrade\r\n"]),
-            (false, true) => put(out, &[b"connection: close\r\n"]),
+            (true, true) => put(out, &[b"Connection: upgrade, close\r\n"]),
+            (true, false) => put(out, &[b"Connection: upgrade\r\n"]),
+            (false, true) => put(out, &[b"Connection: close\r\n"]),
             (false, false) => {}
         }
         if self.expects_continue {
-            put(out, &[b"expect: 100-continue\r\n"]);
+            put(out, &[b"Expect: 100-continue\r\n"]);
         }
         put(out, &[b"\r\n"]);
     }

@@ -58,7 +58,15 @@ pub(super) fn next_response(
     method: &[u8],
 ) -> Result<Option<Head>, HeadError> {
     let Some(length) = scan.end(buffer)? else { return Ok(None) };
-    response(&buffer.split_to(length).freeze(), most, method).map(Some)
+    let raw = buffer.split_to(length).freeze();
+    let read = response(&raw, most, method);
+    // A folded line fails as a name that begins with a blank. Few servers send one, so it is looked for only then.
+    if read.as_ref().err() == Some(&BROKEN_NAME)
+        && let Some(joined) = unfold(&raw)
+    {
+        return response(&joined, most, method).map(Some);
+    }
+    read.map(Some)
 }
 
 fn request(raw: &Bytes, most: usize) -> Result<Head, HeadError> {
@@ -129,12 +137,12 @@ fn response(raw: &Bytes, most: usize, method: &[u8]) -> Result<Head, HeadError> 
     if parsed.headers.len() > most {
         return Err(HeadError::TOO_MANY);
     }
-    let reason = raw.slice_ref(parsed.reason.unwrap_or("").as_bytes());
+    let reason = match parsed.reason {
+        Some(reason) if !reason.is_empty() => raw.slice_ref(reason.as_bytes()),
+        _ => opaque_reason(raw),
+    };
     let fields = Fields::read(raw, parsed.headers, Kind::Response)?;
     let tunnel = method == b"CONNECT" && (200..300).contains(&status);
-    if fields.chunked && fields.length.is_some() && !tunnel {
-        return Err(HeadError("both Transfer-Encoding and Content-Length"));
-    }
     let granted = if matches!(status, 101 | 426) { fields.upgrade() } else { None };
     if status == 101 && granted.is_none() {
         return Err(HeadError("a 101 that names no protocol"));
@@ -150,25 +158,66 @@ fn response(raw: &Bytes, most: usize, method: &[u8]) -> Result<Head, HeadError> 
     // What a server says of a body that there cannot be, it may send: nothing is read behind it. The
     // same with chunks in HTTP/1.0 (RFC 9112 §6.1).
     let phantom = status == 204 && (fields.chunked || fields.length.is_some_and(|length| length > 0));
+    // Transfer-Encoding overrides a length, which is removed (RFC 9112 §6.3). The server may have meant the other one.
+    let doubtful = fields.length.is_some() && (fields.chunked || fields.identity);
     let asks_to_keep =
         if minor == 1 { !fields.close } else { fields.keep_alive && !fields.close && !fields.chunked };
-    let length = fields.length;
+    let length = fields.length.filter(|_| !fields.chunked);
     let mut headers = fields.end_to_end();
     // Of an answer to HEAD, or a 304, the length says what a GET would bring: it is content.
     if let (true, Some(length)) = (method == b"HEAD" || status == 304, length) {
-        headers.push((Bytes::from_static(b"content-length"), Bytes::from(length.to_string())));
+        headers.push((Bytes::from_static(b"Content-Length"), Bytes::from(length.to_string())));
     }
     headers.extend(granted.map(|value| (Bytes::from_static(b"Upgrade"), value)));
     Ok(Head {
         start: Start::Response { status, reason },
         headers,
         framing,
-        keep_alive: asks_to_keep && framing != Framing::UntilClose && !upgrade && !phantom,
+        keep_alive: asks_to_keep && framing != Framing::UntilClose && !upgrade && !phantom && !doubtful,
         upgrade,
         expects_continue: false,
         http10: false,
     })
 }
+
+/// The reason phrase, whatever its encoding. httparse has checked its characters, and returns it only if it is ASCII.
+fn opaque_reason(raw: &Bytes) -> Bytes {
+    let line = raw.split(|byte| *byte == b'\r').next().unwrap_or(&[]);
+    raw.slice_ref(line.get(b"HTTP/1.1 200 ".len()..).unwrap_or(&[]))
+}
+
+/// A response's head in which each folded line is one line, as a proxy may make it (RFC 9112 §5.2). `None`: a line
+/// begins with a blank where there is nothing to go on with, or what frames the message is folded. [`Scan`] has seen
+/// that each line ends with CRLF.
+fn unfold(raw: &[u8]) -> Option<Bytes> {
+    let mut lines = raw.split_inclusive(|byte| *byte == b'\n');
+    let mut joined = BytesMut::with_capacity(raw.len());
+    joined.extend_from_slice(lines.next()?);
+    let mut may_go_on = false;
+    for line in lines {
+        let text =
+            line.iter().position(|byte| !matches!(byte, b' ' | b'\t')).and_then(|at| line.get(at..))?;
+        if text.len() == line.len() {
+            may_go_on = may_be_folded(line);
+        } else if may_go_on {
+            joined.truncate(joined.len().saturating_sub(b"\r\n".len()));
+            joined.extend_from_slice(b" ");
+        } else {
+            return None;
+        }
+        joined.extend_from_slice(text);
+    }
+    Some(joined.freeze())
+}
+
+fn may_be_folded(line: &[u8]) -> bool {
+    let Some(colon) = line.iter().position(|byte| *byte == b':') else { return false };
+    let name = line.get(..colon).unwrap_or(line).trim_ascii_end();
+    !FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing.as_bytes()))
+}
+
+/// What these say decides where the next message begins: they are not repaired.
+const FRAMING: &[&str] = &["connection", "content-length", "transfer-encoding"];
 
 /// Reads a block of trailers; fields that would change the message's meaning are dropped.
 ///
@@ -209,9 +258,11 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "upgrade",
 ];
 
+const BROKEN_NAME: HeadError = HeadError("a header name with an illegal character");
+
 fn explain(error: httparse::Error) -> HeadError {
     HeadError(match error {
-        httparse::Error::HeaderName => "a header name with an illegal character",
+        httparse::Error::HeaderName => return BROKEN_NAME,
         httparse::Error::HeaderValue => "a header value with an illegal character",
         httparse::Error::NewLine => "a broken line end",
         httparse::Error::Status => "a broken status line",

@@ -62,7 +62,9 @@ fn requests_with_two_readings_are_refused() {
         "Host: a",
         "Connection: content-length",
         "Connection: close, x-forwarded-client-cert",
-        "Expect: 200-ok",
+        "Expect: 100-continue, 200-ok",
+        "Expect: x 100-Continue",
+        "Expect: 100-continue\r\nExpect: 200-ok",
     ] {
         assert!(request(&post(lines)).is_err(), "{lines:?}");
     }
@@ -89,14 +91,19 @@ fn requests_with_two_readings_are_refused() {
 #[test]
 fn responses_with_two_readings_are_refused() {
     for lines in [
-        "Content-Length: 5\r\nTransfer-Encoding: chunked",
         "Content-Length: 5\r\nContent-Length: 6",
         "Content-Length: 5\r\nContent-Length: 05",
         "Content-Length: 5, 5",
         "Content-Length: +5",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: gzip, chunked",
-        "X: 1\r\n fold",
+        "Transfer-Encoding: identity, chunked",
+        "Content-Length:\r\n 5",
+        "Content-Length : 5\r\n\t",
+        "Transfer-Encoding: chunked\r\n ,identity",
+        "X\r\n : y",
+        "X: a\r\n b\0",
+        "X: a\r\n b\r\nX y: c",
         "X: a\0b",
         "X: a\nY: b",
         "X: a\rb",
@@ -129,17 +136,17 @@ fn responses_with_one_reading_are_repaired() {
     let repaired = [
         ("HTTP/1.1 200 OK\r\nExpires : -1\r\n", "HTTP/1.1 200 OK\r\nExpires: -1\r\n"),
         ("HTTP/1.1 200 OK\r\nExpires \t : -1\r\n", "HTTP/1.1 200 OK\r\nExpires: -1\r\n"),
-        ("HTTP/1.1 200 OK\r\nContent-Length : 3\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n"),
+        ("HTTP/1.1 200 OK\r\nContent-Length : 3\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n"),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n",
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n",
         ),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\ncontent-length: 3\r\n",
-            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n",
         ),
-        ("HTTP/1.1 200\r\nContent-Length: 3\r\n", "HTTP/1.1 200 \r\ncontent-length: 3\r\n"),
-        ("HTTP/1.1 200 \r\nContent-Length: 3\r\n", "HTTP/1.1 200 \r\ncontent-length: 3\r\n"),
+        ("HTTP/1.1 200\r\nContent-Length: 3\r\n", "HTTP/1.1 200 \r\nContent-Length: 3\r\n"),
+        ("HTTP/1.1 200 \r\nContent-Length: 3\r\n", "HTTP/1.1 200 \r\nContent-Length: 3\r\n"),
         ("HTTP/1.1 200 OK\r\nX:\ty \r\n", "HTTP/1.1 200 OK\r\nX: y\r\n"),
         ("HTTP/1.1 200 OK\r\nX:\r\n", "HTTP/1.1 200 OK\r\nX: \r\n"),
         ("HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n", "HTTP/1.1 204 No\r\n"),
@@ -147,10 +154,27 @@ fn responses_with_one_reading_are_repaired() {
         ("HTTP/1.1 200 OK\r\nHost: a\r\nHost: b\r\n", "HTTP/1.1 200 OK\r\nHost: a\r\nHost: b\r\n"),
         ("HTTP/1.1 200 OK\r\nExpect: nothing\r\n", "HTTP/1.1 200 OK\r\n"),
         ("HTTP/1.1 200 OK\r\nUpgrade: h2,h2c\r\nConnection: Upgrade\r\n", "HTTP/1.1 200 OK\r\n"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: Identity\r\nContent-Length: 3\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n",
+        ),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n", "HTTP/1.1 200 OK\r\n"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed;\r\n  boundary=x\r\nX: y\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=x\r\nX: y\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nX:\r\n\ta\r\n \r\n Content-Length: 5\r\nContent-Length: 3\r\n",
+            "HTTP/1.1 200 OK\r\nX: a  Content-Length: 5\r\nContent-Length: 3\r\n",
+        ),
         ("HTTP/1.0 200 OK\r\nX: y\r\n", "HTTP/1.1 200 OK\r\nX: y\r\n"),
         (
             "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n",
-            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\ncontent-length: 0\r\nconnection: upgrade\r\n",
+            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 0\r\nConnection: upgrade\r\n",
         ),
     ];
     for (sent, passed_on) in repaired {
@@ -159,6 +183,29 @@ fn responses_with_one_reading_are_repaired() {
     }
     let head = response(b"HTTP/1.1 200 OK\r\nX: \xe9t\xe9\r\n\r\n", "GET").unwrap();
     assert_eq!(head.header("x").unwrap(), &b"\xe9t\xe9"[..]);
+    let text = b"HTTP/1.1 404 Non trouv\xe9\r\n\r\n";
+    let mut out = BytesMut::new();
+    response(text, "GET").unwrap().write(&mut out, false);
+    assert_eq!(&out[..], text);
+}
+
+#[test]
+fn what_a_request_expects_is_for_the_server_to_decide() {
+    for (lines, passed_on, waits) in [
+        ("Expect:\r\n", "", false),
+        ("Expect: 200-ok\r\n", "Expect: 200-ok\r\n", false),
+        ("expect: a, b=c\r\nExpect: d\r\n", "expect: a, b=c\r\nExpect: d\r\n", false),
+        ("Expect: 100-Continue\r\n", "Expect: 100-continue\r\n", true),
+        ("Expect:\r\nexpect: 100-continue\r\n", "Expect: 100-continue\r\n", true),
+    ] {
+        let head = accepted(&format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
+        assert_eq!(head.expects_continue, waits, "{lines:?}");
+        let text = written(&head);
+        assert_eq!(text, format!("GET / HTTP/1.1\r\nHost: a\r\n{passed_on}\r\n"));
+        // Through another sidecar nothing changes.
+        let again = parse_request(&mut BytesMut::from(text.as_bytes())).unwrap().unwrap();
+        assert_eq!(again, head);
+    }
 }
 
 #[test]
@@ -167,6 +214,8 @@ fn nothing_is_read_behind_a_body_that_cannot_be() {
         "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
         "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n",
         "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: identity\r\n\r\n",
     ] {
         assert!(!response(text.as_bytes(), "GET").unwrap().keep_alive, "{text:?}");
     }
@@ -206,7 +255,7 @@ fn every_upgrade_but_that_to_http2_passes() {
             assert_eq!(head.framing != Framing::None, !body.is_empty(), "its body goes first");
             let line = passed_on.map(|value| format!("Upgrade: {value}\r\n"));
             let text = written(&head);
-            assert_eq!(text.contains("connection: upgrade\r\n"), passed_on.is_some(), "{text}");
+            assert_eq!(text.contains("Connection: upgrade\r\n"), passed_on.is_some(), "{text}");
             assert!(line.is_none_or(|line| text.contains(&line)), "{text}");
             // Through another sidecar nothing changes.
             let again = parse_request(&mut BytesMut::from(text.as_bytes())).unwrap().unwrap();
@@ -228,7 +277,7 @@ fn every_upgrade_but_that_to_http2_passes() {
 fn an_upgrade_that_is_given_up_is_an_ordinary_request() {
     let text = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked\r\n\r\n";
     let head = Head { upgrade: false, ..accepted(text) };
-    assert_eq!(written(&head), "GET / HTTP/1.1\r\nHost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    assert_eq!(written(&head), "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
 }
 
 #[test]
@@ -265,7 +314,7 @@ fn connect_passes_as_sent_and_a_success_makes_it_a_tunnel() {
 fn a_101_opens_a_tunnel_only_where_it_was_asked_for() {
     let text = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
     let switched = response(text, "POST").unwrap();
-    assert_eq!(written(&switched), "HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\nconnection: upgrade\r\n\r\n");
+    assert_eq!(written(&switched), "HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\nConnection: upgrade\r\n\r\n");
     let asked = accepted("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n");
     assert_eq!(switched.opens_tunnel(&asked), Ok(true));
     for text in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"] {
@@ -318,6 +367,9 @@ fn the_framing_of_answers_follows_method_and_status() {
     assert_eq!(of("HTTP/1.0 200 OK\r\n\r\n", "GET"), Framing::UntilClose);
     let head = response(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD").unwrap();
     assert_eq!(head.header("content-length").unwrap(), "5");
+    assert!(written(&head).contains("Content-Length: 5\r\n"));
+    let both = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert!(response(both, "HEAD").unwrap().header("content-length").is_none());
 }
 
 #[test]
@@ -335,7 +387,7 @@ fn clients_of_http_1_0_are_served_one_request_per_connection() {
 
 #[test]
 fn a_head_that_is_written_reads_back_the_same() {
-    let text = "POST /a?b=c HTTP/1.1\r\nHost: a\r\nX-Case: Kept\r\ncontent-length: 3\r\n\r\n";
+    let text = "POST /a?b=c HTTP/1.1\r\nHost: a\r\nX-Case: Kept\r\nContent-Length: 3\r\n\r\n";
     assert_eq!(written(&accepted(text)), text);
     for (number, digits) in [(0, "0"), (10, "10"), (u64::MAX, "18446744073709551615")] {
         let mut out = BytesMut::new();

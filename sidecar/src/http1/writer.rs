@@ -308,7 +308,7 @@ mod tests {
         let mut answer = String::new();
         far.read_to_string(&mut answer).await.unwrap();
         let expected =
-            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
         assert_eq!(answer, expected);
     }
 

@@ -509,7 +509,7 @@ async fn an_answer_that_comes_early_reaches_a_client_that_sends_everything_befor
         };
         let (_, answer) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("no"), "{answer}");
-        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
     };
     LocalSet::new().run_until(test).await;
 }

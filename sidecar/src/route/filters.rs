@@ -277,7 +277,7 @@ pub(super) mod tests {
         let head = redirect(&to, &request("GET /a?b HTTP/1.1\r\nhost: web\r\n\r\n"), 8080, None);
         assert_eq!(
             written(&head),
-            "HTTP/1.1 301 Moved Permanently\r\nlocation: http://shop.example:8080/a?b\r\ncontent-length: 0\r\n\r\n"
+            "HTTP/1.1 301 Moved Permanently\r\nlocation: http://shop.example:8080/a?b\r\nContent-Length: 0\r\n\r\n"
         );
     }
 }
