@@ -66,7 +66,7 @@ fn heads(kube: &Kube) -> Result<()> {
         "Host: b",
         "Connection: close, authorization",
         "Connection: tulle-client-id",
-        "Expect: 200-ok",
+        "Expect: 100-continue, 200-ok",
     ];
     let mut cases: Vec<Case> = lines
         .iter()
