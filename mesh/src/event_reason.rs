@@ -28,6 +28,8 @@ impl EventType {
 pub enum Regarding {
     /// A pod without a sidecar.
     Pod,
+    /// A meshed namespace.
+    Namespace,
     /// A Service.
     Service,
     /// A route of the Gateway API.
@@ -40,7 +42,8 @@ pub enum Regarding {
 
 impl Regarding {
     /// Every kind of object, in the order in which documentation lists them.
-    pub const ALL: [Self; 5] = [Self::Pod, Self::Service, Self::Route, Self::MeshConfig, Self::Canary];
+    pub const ALL: [Self; 6] =
+        [Self::Pod, Self::Namespace, Self::Service, Self::Route, Self::MeshConfig, Self::Canary];
 }
 
 /// Each reason: its name, the object, the type, what was observed, and what to do.
@@ -107,6 +110,9 @@ event_reasons! {
     SidecarImpossible, Pod, Warning,
         "The namespace is `required`, and the pod uses `hostNetwork`, runs on Windows or has the sidecar of another mesh.",
         "Move the pod to another namespace, or exempt its service account.";
+    TrustNotWritten, Namespace, Warning,
+        "ConfigMap `tulle-trust` could not be written, for example because a ResourceQuota allows no other; new pods stay in Init.",
+        "Correct what the message names, such as the quota: the operator writes the ConfigMap again within 30 s.";
     AddressConflict, Service, Warning,
         "The Service claims an address of another Service, without effect.",
         "Remove the address from the Service that has the event.";
@@ -230,6 +236,11 @@ your cluster. [Conditions](conditions.md) say what holds now. Generated from
                 "\
 Each is reported once per pod while one operator leads. Pods that are exempt, finished or terminating, and static
 pods, are not reported.",
+            ),
+            Regarding::Namespace => (
+                "Namespaces",
+                "\
+Of namespaces with the label `tulle.dev/inject`. Repeated every five minutes while it holds.",
             ),
             Regarding::Service => ("Services", "Each claim is reported once, and again when it returns."),
             Regarding::Route => (

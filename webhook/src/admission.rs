@@ -2,6 +2,7 @@
 //!
 //! In: an AdmissionReview. Out: an AdmissionReview with a patch, warnings or a rejection.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -16,6 +17,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tulle_crds::{Canary, MeshConfig, MeshPolicy, WorkloadKind};
 
+use crate::access;
 use crate::canary::{self, Facts, Target};
 use crate::cluster::{Cluster, READ_TIMEOUT};
 use crate::inject::{self, Context, Mode, Outcome, SealKey};
@@ -32,7 +34,7 @@ pub struct Admission {
     pub settings: Arc<Settings>,
     /// Watched objects.
     pub cluster: Arc<Cluster>,
-    /// Reads the target of a Canary and the Services of its namespace.
+    /// Reads the target of a Canary, the Services of a namespace, and whether a namespace exists.
     pub client: Client,
     /// Signs injected sidecars.
     pub key: SealKey,
@@ -42,6 +44,7 @@ pub struct Admission {
 pub fn routes(admission: Admission) -> Router {
     Router::new()
         .route("/inject/{mode}", post(inject_pod))
+        .route("/update", post(update_pod))
         .route("/template/{mode}", post(review_template))
         .route("/validate", post(validate_object))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -57,6 +60,23 @@ async fn inject_pod(
 ) -> Json<Review> {
     let namespace = admission.namespace_of(&review).await;
     respond(review, |request, response| admission.inject(mode_of(&mode), namespace, request, response))
+}
+
+/// Keeps the injected parts of an existing pod. Never rejects the update.
+async fn update_pod(Json(review): Json<Review>) -> Json<Review> {
+    respond(review, restore)
+}
+
+fn restore(request: &AdmissionRequest<DynamicObject>, response: AdmissionResponse) -> AdmissionResponse {
+    let read = |pod: &Option<DynamicObject>| serde_json::to_value(pod.as_ref()?).ok();
+    let (Some(old), Some(new)) = (read(&request.old_object), read(&request.object)) else { return response };
+    let Some(patch) = inject::restore(&old, &new) else { return response };
+    tracing::info!(
+        namespace = request.namespace,
+        pod = request.name,
+        "an update of a pod keeps the injected parts that it would overwrite"
+    );
+    response.clone().with_patch(patch).unwrap_or(response)
 }
 
 /// Warns about the pods of a workload when the workload is applied, because warnings about its pods go to the
@@ -203,9 +223,12 @@ impl Admission {
                 .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
         let found = match request.kind.kind.as_str() {
-            "MeshPolicy" => {
-                read::<MeshPolicy>(object).map(|policy| validate::policy(&policy, Timestamp::now()))
-            }
+            "MeshPolicy" => match read::<MeshPolicy>(object) {
+                Ok(policy) => {
+                    Ok(self.validate_policy(request.namespace.as_deref().unwrap_or(""), &policy).await)
+                }
+                Err(validation) => Err(validation),
+            },
             "MeshConfig" => read::<MeshConfig>(object).map(|config| validate::config(&config)),
             "Canary" => match read::<Canary>(object) {
                 Ok(canary) => {
@@ -216,6 +239,31 @@ impl Admission {
             _ => Ok(Validation::default()),
         };
         found.unwrap_or_else(|validation| validation)
+    }
+
+    /// Reads what is needed for warnings about access rules. What cannot be read in time is not warned about.
+    async fn validate_policy(&self, namespace: &str, policy: &MeshPolicy) -> Validation {
+        let mut validation = validate::policy(policy, Timestamp::now());
+        let Some(access) = &policy.spec.access else { return validation };
+        let named = access::namespaces(access);
+        let (absent, services) = tokio::join!(
+            tokio::time::timeout(READ_TIMEOUT, self.absent(&named)),
+            tokio::time::timeout(READ_TIMEOUT, self.services(namespace)),
+        );
+        let (absent, services) = (absent.unwrap_or_default(), services.unwrap_or_default());
+        validation.warnings.extend(access::warnings(&policy.spec, &absent, &services));
+        validation
+    }
+
+    /// Those of the namespaces that do not exist.
+    async fn absent<'a>(&self, namespaces: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+        let mut absent = BTreeSet::new();
+        for namespace in namespaces {
+            if !self.cluster.has_namespace(&self.client, namespace).await {
+                absent.insert(*namespace);
+            }
+        }
+        absent
     }
 
     /// Reads what is needed for warnings from the API server: Canaries are rarely applied, so that a watch on every

@@ -128,6 +128,16 @@ impl Cluster {
         }
     }
 
+    /// Whether a namespace exists, also one that the watch has not delivered yet. One that cannot be read counts as
+    /// existing.
+    pub async fn has_namespace(&self, client: &Client, name: &str) -> bool {
+        if self.namespaces.get(&ObjectRef::new(name)).is_some() {
+            return true;
+        }
+        let api = Api::<Namespace>::all(client.clone());
+        !matches!(api.get_metadata_opt(name).await, Ok(None))
+    }
+
     /// The trust domain: from the status of the MeshConfig, which the operator writes, or else from its spec.
     pub fn trust_domain(&self) -> String {
         let known = || self.trust_domain.read().unwrap_or_else(PoisonError::into_inner).clone();

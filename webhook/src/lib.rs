@@ -4,6 +4,7 @@
 //!   inject        injection of a pod: JSON in, patch and warnings out; pure
 //!   validate      rules that CEL in the CRDs cannot express; pure
 //!   canary        the same for Canaries, with warnings about their targets; pure
+//!   access        warnings about access rules that match nothing in the cluster; pure
 //!   admission     HTTP handlers: AdmissionReview in and out
 //!   cluster       watched objects: namespaces, limits, Canaries, MeshConfig
 //!   drain         shutdown without failed admission requests
@@ -12,6 +13,7 @@
 //! The review of a pod uses only this process's memory, so it takes microseconds. The failure policies in `config/`
 //! define what happens while no replica responds.
 
+pub mod access;
 pub mod admission;
 pub mod canary;
 pub mod certificates;

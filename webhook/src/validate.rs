@@ -97,8 +97,9 @@ fn check_calls(spec: &MeshPolicySpec, now: Timestamp, validation: &mut Validatio
     let set = spec.call_sections();
     if spec.target.kind == TargetKind::Workload && !set.is_empty() {
         validation.warn(format!(
-            "spec.target: {} have no effect on a Workload, because calls are made to Services; target a Service for them",
-            set.join(", ")
+            "spec.target: {} {} no effect on a Workload, because calls are made to Services; target a Service instead",
+            set.join(", "),
+            if set.len() == 1 { "has" } else { "have" }
         ));
     }
     if let Some(attempts) = attempts_that_do_not_fit(spec) {
@@ -273,6 +274,7 @@ mod tests {
                 json!({"target": workload, "timeout": timeout, "breaker": {}}),
                 "timeout, breaker have no effect",
             ),
+            (json!({"target": workload, "timeout": timeout}), "spec.target: timeout has no effect"),
         ] {
             let validation = of(spec);
             assert!(validation.errors.is_empty(), "{validation:?}");

@@ -1,22 +1,26 @@
 //! The trust bundle: the root certificate in a ConfigMap of each meshed namespace.
 //!
 //! In: the meshed namespaces of the model. Out: one write per namespace when it becomes meshed, then one per
-//! [`REFRESH`]. A failed write is repeated with a growing delay, so that a change of the model never repeats it.
+//! [`REFRESH`]. A failed write is repeated with a growing delay, so that a change of the model never repeats it, and is
+//! reported by an event in the namespace, whose pods wait for the ConfigMap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::events::Recorder;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tulle_crds::keys;
+use tulle_mesh::event_reason::EventReason;
 
 use super::authority::Authority;
 use crate::lease::Leadership;
+use crate::status::{event, recorder};
 use crate::watch::Hub;
 
 /// Name of the ConfigMap, which the webhook mounts.
@@ -27,6 +31,8 @@ pub const FILE: &str = "roots.pem";
 const REFRESH: Duration = Duration::from_secs(30);
 /// Delay after the first failed write; it doubles with each further failure, up to [`REFRESH`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Failed writes between two events: with the longest delay, five minutes.
+const EVENT_EVERY: u32 = 10;
 /// Timeout of one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Changes of the model within this time cause one look.
@@ -58,6 +64,11 @@ fn due(record: Option<&Record>, now: Instant) -> bool {
     record.is_none_or(|record| record.due() <= now)
 }
 
+/// Whether an event reports a failed write: the first one at once.
+fn is_reported(failures: u32) -> bool {
+    failures.saturating_sub(1).is_multiple_of(EVENT_EVERY)
+}
+
 /// Keeps the bundles current while this replica leads. Never returns.
 pub async fn run(
     client: Client,
@@ -65,6 +76,7 @@ pub async fn run(
     authority: Arc<Authority>,
     mut leadership: watch::Receiver<Leadership>,
 ) {
+    let recorder = recorder(client.clone());
     let mut changes = hub.changes();
     let mut records: BTreeMap<Arc<str>, Record> = BTreeMap::new();
     loop {
@@ -75,7 +87,16 @@ pub async fn run(
             for namespace in namespaces {
                 let record = records.get(&namespace).copied();
                 if due(record.as_ref(), Instant::now()) && leadership.borrow().mine {
-                    let failures = keep(&client, &namespace, authority.root_pem(), record).await;
+                    let failures = record.map_or(0, |record| record.failures);
+                    let written = keep(&client, &namespace, authority.root_pem()).await;
+                    let failures = match written {
+                        Ok(()) => 0,
+                        Err(why) => {
+                            let failures = failures.saturating_add(1);
+                            warn(&recorder, &namespace, &why, failures).await;
+                            failures
+                        }
+                    };
                     records.insert(namespace, Record { at: Instant::now(), failures });
                 }
             }
@@ -93,20 +114,52 @@ pub async fn run(
     }
 }
 
-/// Writes one bundle. Returns the number of failures in a row.
-async fn keep(client: &Client, namespace: &str, roots: &str, record: Option<Record>) -> u32 {
-    let written = timeout(WRITE_TIMEOUT, write(client, namespace, roots)).await;
-    let written = written.map_err(anyhow::Error::from).and_then(|written| written.map_err(Into::into));
-    let Err(error) = written else { return 0 };
-    let failures = record.map_or(0, |record| record.failures).saturating_add(1);
+/// Writes one bundle. The error is the answer of the API server, which names an exhausted quota.
+async fn keep(client: &Client, namespace: &str, roots: &str) -> Result<(), String> {
+    match timeout(WRITE_TIMEOUT, write(client, namespace, roots)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(kube::Error::Api(status))) if !status.message.is_empty() => Err(status.message.clone()),
+        Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
+        Err(_) => Err(format!("the API server did not answer within {} s", WRITE_TIMEOUT.as_secs())),
+    }
+}
+
+async fn warn(recorder: &Recorder, namespace: &str, why: &str, failures: u32) {
     tracing::warn!(
         namespace,
         failures,
         retry_in_seconds = retry_delay(failures).as_secs(),
-        error = format!("{error:#}"),
+        error = why,
+        reason = EventReason::TrustNotWritten.name(),
         "cannot write ConfigMap tulle-trust; new pods in this namespace do not start without it"
     );
-    failures
+    if !is_reported(failures) {
+        return;
+    }
+    let event = event(EventReason::TrustNotWritten, "Write", message(why));
+    match timeout(WRITE_TIMEOUT, recorder.publish(&event, &reference(namespace))).await {
+        Ok(Ok(())) => {}
+        failed => tracing::debug!(namespace, ?failed, "cannot write the event"),
+    }
+}
+
+/// At most as long as the API server accepts.
+fn message(why: &str) -> String {
+    let message = format!(
+        "cannot write ConfigMap {CONFIG_MAP}, without which new pods of this namespace stay in Init: {why}"
+    );
+    message.chars().take(1000).collect()
+}
+
+/// The namespace, with its own name as the namespace of the event: its users look there, and may see no other.
+fn reference(namespace: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Namespace".to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(namespace.to_owned()),
+        ..ObjectReference::default()
+    }
 }
 
 async fn write(client: &Client, namespace: &str, roots: &str) -> Result<(), kube::Error> {
@@ -153,5 +206,24 @@ mod tests {
         assert!(after(2, Duration::from_secs(2)));
         let delays = [1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|failures| retry_delay(failures).as_secs());
         assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn the_first_failure_is_reported_at_once_and_then_every_tenth() {
+        let reported: Vec<u32> = (1..=21).filter(|failures| is_reported(*failures)).collect();
+        assert_eq!(reported, [1, 11, 21]);
+    }
+
+    #[test]
+    fn the_event_is_in_the_namespace_and_has_the_answer_of_the_api_server() {
+        let about = reference("shop");
+        assert_eq!((about.kind.as_deref(), about.name.as_deref()), (Some("Namespace"), Some("shop")));
+        assert_eq!(about.namespace.as_deref(), Some("shop"));
+        let quota =
+            "configmaps \"tulle-trust\" is forbidden: exceeded quota: few, requested: count/configmaps=1";
+        assert!(
+            message(quota).contains("stay in Init: configmaps \"tulle-trust\" is forbidden: exceeded quota")
+        );
+        assert_eq!(message(&"x".repeat(2000)).len(), 1000);
     }
 }

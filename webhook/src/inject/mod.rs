@@ -2,7 +2,7 @@
 //!
 //! In: a pod as JSON and a [`Context`]. Out: an [`Outcome`] and warnings for the pod's author. Never reads the
 //! cluster. The patch adds or replaces single fields, so fields that this build does not know survive. Injecting
-//! twice changes nothing.
+//! twice changes nothing. An existing pod is never injected: its update only keeps what is there.
 //!
 //! ```text
 //!   annotations  settings of a pod or namespace; invalid ones cause a warning
@@ -10,6 +10,7 @@
 //!   probes       kubelet's probes, moved to the sidecar
 //!   resources    requests and limits that the namespace allows
 //!   seal         the signature by which a later call recognises an injected pod
+//!   update       puts back what an update of a pod has overwritten
 //! ```
 
 mod annotations;
@@ -17,6 +18,7 @@ mod containers;
 mod probes;
 mod resources;
 mod seal;
+mod update;
 
 use std::collections::BTreeMap;
 
@@ -30,11 +32,14 @@ pub use annotations::{PodSettings, SourceAddress};
 use resources::Asked;
 pub use resources::NamespaceLimits;
 pub use seal::SealKey;
+pub use update::restore;
 
 /// The injected init container.
 pub const INIT: &str = "tulle-init";
 /// The injected sidecar.
 pub const PROXY: &str = "tulle-proxy";
+/// Annotation by which `kubectl logs` and `kubectl exec` choose a container without a note about the others.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// Value of the namespace's label `tulle.dev/inject`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,6 +391,9 @@ fn patch(pod: &Value, context: &Context, asked: Asked<'_>, warnings: &mut Vec<St
         operations.add(&["metadata", "annotations"], json!({}));
     }
     operations.add(&["metadata", "annotations", keys::SEAL], json!(seal));
+    if let Some(name) = default_container(pod) {
+        operations.add(&["metadata", "annotations", DEFAULT_CONTAINER], json!(name));
+    }
     if context.needs_approval {
         if pod.pointer("/spec/readinessGates").and_then(Value::as_array).is_none() {
             operations.add(&["spec", "readinessGates"], json!([]));
@@ -393,6 +401,15 @@ fn patch(pod: &Value, context: &Context, asked: Asked<'_>, warnings: &mut Vec<St
         operations.add(&["spec", "readinessGates", "-"], json!({"conditionType": keys::GATE}));
     }
     Patch(operations.0)
+}
+
+/// The container that kubectl would choose without a note if there were no sidecar: the only one of the pod. One that
+/// the pod's author has chosen stays.
+fn default_container(pod: &Value) -> Option<&str> {
+    let mut containers = containers_at(pod, "/spec/containers");
+    let name = name_of(containers.next()?);
+    let is_chosen = annotations_of(pod).any(|(key, _)| key == DEFAULT_CONTAINER);
+    (containers.next().is_none() && !is_chosen && !name.is_empty()).then_some(name)
 }
 
 /// Operations of a patch.

@@ -24,16 +24,14 @@ pub(super) fn move_all(pod: &Value, operations: &mut Operations, warnings: &mut 
 }
 
 /// Moves the probes that another webhook has added to a pod after its injection; `None` when there are none. Only for
-/// pods that are being created, because probes are immutable afterwards.
+/// pods that are being created, because probes are immutable afterwards (see [`super::update`]).
 pub(super) fn move_added(pod: &Value, warnings: &mut Vec<String>) -> Option<Patch> {
     let (index, proxy) = containers_at(pod, "/spec/initContainers")
         .enumerate()
         .find(|(_, container)| name_of(container) == PROXY)?;
-    let variables: Vec<&Value> = items(proxy, "env").collect();
-    let known_at = variables.iter().position(|variable| name_of(variable) == PROBES_VARIABLE);
-    let known = known_at.and_then(|at| variables.get(at)?.get("value")?.as_str());
+    let known_at = items(proxy, "env").position(|variable| name_of(variable) == PROBES_VARIABLE);
     // An unreadable list is replaced, because the sidecar would not start with it.
-    let mut checks: Vec<Value> = known.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let mut checks = checks_of(proxy);
 
     let mut operations = Operations::default();
     let added = move_probes(pod, &checks, &mut operations, warnings);
@@ -55,6 +53,13 @@ pub(super) fn move_added(pod: &Value, warnings: &mut Vec<String>) -> Option<Patc
         }
     }
     Some(Patch(operations.0))
+}
+
+/// The checks that a sidecar carries out; none if its list is unreadable.
+pub(super) fn checks_of(proxy: &Value) -> Vec<Value> {
+    let variable = items(proxy, "env").find(|variable| name_of(variable) == PROBES_VARIABLE);
+    let text = variable.and_then(|variable| variable.get("value")?.as_str());
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// Moves every probe that is not among the `known` checks.
@@ -107,10 +112,12 @@ fn move_probes(
 }
 
 fn warn_about_http_hooks(container: &Value, warnings: &mut Vec<String>) {
-    for hook in ["postStart", "preStop"] {
+    // Kubelet takes every response for success. The sidecar accepts the connection in place of the application.
+    const LOST: &str = ", and one that is sent before the application listens is lost: the sidecar answers it with 502, and kubelet neither reports that nor restarts the container";
+    for (hook, lost) in [("postStart", LOST), ("preStop", "")] {
         if container.pointer(&format!("/lifecycle/{hook}/httpGet")).is_some() {
             warnings.push(format!(
-                "{hook} of container {} is sent by kubelet without a certificate, so mtls: Strict and allow lists reject it; use an exec hook",
+                "{hook} of container {} is sent by kubelet without a certificate, so mtls: Strict and allow lists reject it{lost}; use an exec hook",
                 name_of(container)
             ));
         }
@@ -139,15 +146,15 @@ fn where_to(probe: &Value, path: &str, known: &[Value]) -> Leads {
 }
 
 /// A probe that can be moved.
-struct Check {
+pub(super) struct Check {
     /// The probe's handler field: `httpGet`, `tcpSocket` or `grpc`.
     handler: &'static str,
     /// The check that the sidecar carries out.
-    what: Value,
+    pub(super) what: Value,
 }
 
 /// The check of a probe; `None` when it does not use the network.
-fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
+pub(super) fn check(container: &Value, probe: &Value) -> Result<Option<Check>, String> {
     if let Some(get) = probe.get("httpGet") {
         reject_host(get)?;
         if get.get("scheme").and_then(Value::as_str) == Some("HTTPS") {

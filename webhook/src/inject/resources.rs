@@ -64,10 +64,14 @@ pub(super) fn resources(
     warnings: &mut Vec<String>,
 ) -> Value {
     let guaranteed = is_guaranteed(pod);
+    let best_effort = stays_best_effort(pod, asked, namespace);
     let (mut requests, mut limits) = (serde_json::Map::new(), serde_json::Map::new());
     for resource in RESOURCES.iter().chain(&STORAGE) {
         let bounds = bounds(namespace, resource.name);
-        if resource.name == STORAGE[0].name && !bounds.any() {
+        // Storage does not decide the QoS class.
+        let is_storage = resource.name == STORAGE[0].name;
+        let left_out = if is_storage { !bounds.any() } else { best_effort };
+        if left_out {
             continue;
         }
         let mut share = wanted(resource, asked, namespace, &bounds, guaranteed);
@@ -83,7 +87,7 @@ pub(super) fn resources(
                 describe(&share)
             ));
         }
-        if guaranteed && resource.name != STORAGE[0].name && share.limit != Some(share.request) {
+        if guaranteed && !is_storage && share.limit != Some(share.request) {
             warnings.push(format!(
                 "the sidecar's {} ({}) changes the pod's QoS class from Guaranteed to Burstable; set its request and limit to the same value",
                 resource.name,
@@ -96,11 +100,8 @@ pub(super) fn resources(
             limits.insert(resource.name.to_owned(), json!(limit.to_string()));
         }
     }
-    if limits.is_empty() {
-        json!({"requests": requests})
-    } else {
-        json!({"requests": requests, "limits": limits})
-    }
+    let both = [("requests", requests), ("limits", limits)].into_iter().filter(|(_, all)| !all.is_empty());
+    Value::Object(both.map(|(kind, all)| (kind.to_owned(), Value::Object(all))).collect())
 }
 
 /// The pod's own requests and limits, where it has them (`spec.resources`), with room for the sidecar:
@@ -305,8 +306,46 @@ fn is_guaranteed(pod: &Value) -> bool {
     containers_at(pod, "/spec/containers").next().is_some() && containers.all(guaranteed)
 }
 
+/// Whether the sidecar gets no requests and limits of CPU and memory, because the pod has the QoS class BestEffort and
+/// a quota counts by this class: one of scope NotBestEffort would reject the pod, whose own containers have none. What
+/// the pod itself asks for is set all the same. A default is not meant to change the class.
+fn stays_best_effort(pod: &Value, asked: Asked<'_>, namespace: &NamespaceLimits) -> bool {
+    let asks = |name: &str| asked.pod.request(name).is_some() || asked.pod.limit(name).is_some();
+    // The API server gives the containers defaults of their own, which a template does not show.
+    let has_defaults = |name: &str| bounds(namespace, name).any();
+    namespace.quotas.iter().any(counts_by_class)
+        && is_best_effort(pod)
+        && !RESOURCES.iter().any(|resource| asks(resource.name) || has_defaults(resource.name))
+}
+
+/// Whether a quota counts only pods that have, or do not have, the QoS class BestEffort.
+fn counts_by_class(quota: &ResourceQuota) -> bool {
+    let Some(spec) = &quota.spec else { return false };
+    let expressions =
+        spec.scope_selector.iter().flat_map(|selector| selector.match_expressions.iter().flatten());
+    let selected = expressions.map(|expression| expression.scope_name.as_str());
+    let mut scopes = spec.scopes.iter().flatten().map(String::as_str).chain(selected);
+    scopes.any(|scope| ["BestEffort", "NotBestEffort"].contains(&scope))
+}
+
+/// Whether a pod has the QoS class BestEffort: neither the pod nor a container has a request or limit of CPU or memory.
+fn is_best_effort(pod: &Value) -> bool {
+    let has = |holder: &Value, kind: &str, name: &str| {
+        let found = holder.pointer(&format!("/resources/{kind}/{name}")).and_then(amount);
+        found.is_some_and(|amount| !amount.is_zero())
+    };
+    let has_any = |holder: &Value| {
+        RESOURCES
+            .iter()
+            .any(|resource| has(holder, "requests", resource.name) || has(holder, "limits", resource.name))
+    };
+    let containers =
+        ["/spec/containers", "/spec/initContainers"].into_iter().flat_map(|path| containers_at(pod, path));
+    !pod.pointer("/spec").into_iter().chain(containers).any(has_any)
+}
+
 /// A quantity in a manifest: text, or a number.
-fn amount(value: &Value) -> Option<Quantity> {
+pub(super) fn amount(value: &Value) -> Option<Quantity> {
     Quantity::parse(value.as_str().map_or_else(|| value.to_string(), str::to_owned).as_str())
 }
 
@@ -390,6 +429,51 @@ mod tests {
             PodSettings { cpu: Some("50m".into()), cpu_limit: Some("1".into()), ..PodSettings::default() };
         let (_, warnings) = of(&pod(fixed), &both, &NamespaceLimits::default());
         assert!(warnings[0].contains("QoS class from Guaranteed to Burstable"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_best_effort_pod_stays_best_effort_where_a_quota_counts_by_this_class() {
+        let none = PodSettings::default();
+        let by_scope = |scope: &str| {
+            let mut limits = limits(json!([]), json!([{"hard": {"limits.cpu": "4", "pods": "9"}}]));
+            limits.quotas[0].spec.as_mut().unwrap().scopes = Some(vec![scope.into()]);
+            limits
+        };
+        for scope in ["NotBestEffort", "BestEffort"] {
+            let (got, warnings) = of(&pod(json!({})), &none, &by_scope(scope));
+            assert_eq!((got, warnings), (json!({}), vec![]), "{scope}");
+            let own = pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}));
+            let (got, _) = of(&own, &none, &by_scope(scope));
+            assert_eq!(got["limits"]["cpu"], "500m", "a Burstable pod, {scope}");
+            let asked = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
+            let (got, _) = of(&pod(json!({})), &asked, &by_scope(scope));
+            assert_eq!(got["requests"]["cpu"], "20m", "what the pod asks for, {scope}");
+        }
+        let (got, _) = of(&pod(json!({})), &none, &by_scope("NotTerminating"));
+        assert_eq!(got["requests"]["cpu"], "10m", "another scope");
+
+        let mut selected = by_scope("NotTerminating");
+        let spec = selected.quotas[0].spec.as_mut().unwrap();
+        spec.scopes = None;
+        let selector = json!({"matchExpressions": [{"scopeName": "NotBestEffort", "operator": "Exists"}]});
+        spec.scope_selector = Some(serde_json::from_value(selector).unwrap());
+        assert_eq!(of(&pod(json!({})), &none, &selected).0, json!({}), "by a selector");
+        let mut of_mesh = Vec::new();
+        let mesh = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
+        let asked = Asked { pod: &none, all: &mesh };
+        assert_eq!(resources(&pod(json!({})), asked, &selected, &mut of_mesh), json!({}), "a default");
+    }
+
+    #[test]
+    fn a_pod_is_best_effort_only_if_nothing_of_it_has_a_request_or_limit() {
+        assert!(is_best_effort(&pod(json!({"requests": {"cpu": "0", "ephemeral-storage": "1Gi"}}))));
+        assert!(!is_best_effort(&pod(json!({"limits": {"memory": "1Gi"}}))));
+        for part in [
+            json!({"initContainers": [{"name": "i", "resources": {"requests": {"cpu": 1}}}]}),
+            json!({"resources": {"requests": {"memory": "1Mi"}}}),
+        ] {
+            assert!(!is_best_effort(&json!({"spec": part})), "{part}");
+        }
     }
 
     #[test]

@@ -116,6 +116,21 @@ fn opting_out_works_where_the_sidecar_is_not_required() {
 }
 
 #[test]
+fn kubectl_chooses_the_only_container_without_a_note_and_the_authors_choice_stays() {
+    let chosen = |pod: &Value| {
+        let (pod, _) = injected(pod, &context(Mode::Enabled));
+        pod["metadata"]["annotations"].get(DEFAULT_CONTAINER).cloned()
+    };
+    let one = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    assert_eq!(chosen(&one), Some(json!("a")));
+    let two = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
+    assert_eq!(chosen(&two), None, "kubectl names the containers without a sidecar too");
+    let mut own = one;
+    own["metadata"]["annotations"] = json!({DEFAULT_CONTAINER: "tulle-proxy"});
+    assert_eq!(chosen(&own), Some(json!("tulle-proxy")));
+}
+
+#[test]
 fn a_pod_on_the_nodes_network_is_left_alone_or_refused() {
     let pod = json!({"metadata": {}, "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
     let (outcome, warnings) = inject(&pod, &context(Mode::Enabled));
@@ -379,6 +394,26 @@ fn the_ports_of_the_manifests_are_those_of_the_code() {
         assert!(policy.contains(&format!("{{port: {name}, protocol: TCP}}")), "{name}");
     }
     assert!(read("admission.yaml").contains(&format!("uid {}", ports::PROXY_UID)));
+}
+
+#[test]
+fn the_webhook_of_updates_blocks_no_update_and_sees_only_injected_pods() {
+    let path = format!("{}/../config/base/admission.yaml", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mutating = text.split("\n---\n").next().unwrap();
+    let configuration: Value = serde_yaml::from_str(mutating).unwrap();
+    let hooks = configuration["webhooks"].as_array().unwrap();
+    let (updates, creations): (Vec<&Value>, Vec<&Value>) =
+        hooks.iter().partition(|hook| hook["rules"][0]["operations"] == json!(["UPDATE"]));
+    assert!(creations.iter().all(|hook| hook["rules"][0]["operations"] == json!(["CREATE"])));
+    let [update] = updates[..] else { panic!("{updates:?}") };
+    assert_eq!(update["failurePolicy"], "Ignore");
+    assert_eq!(update["rules"][0]["resources"], json!(["pods"]), "no subresource");
+    assert_eq!(
+        update["objectSelector"],
+        json!({"matchExpressions": [{"key": keys::INJECTED, "operator": "Exists"}]})
+    );
+    assert_eq!(update["clientConfig"]["service"]["path"], "/update");
 }
 
 #[test]

@@ -171,6 +171,20 @@ fn a_probe_that_has_to_stay_with_kubelet_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn a_hook_by_http_that_would_be_lost_before_the_application_listens_is_named() {
+    let get = json!({"httpGet": {"port": 8080}});
+    let container = json!({"name": "app", "lifecycle": {"postStart": get, "preStop": get}});
+    let mut pod = json!({"metadata": {}, "spec": {"containers": [container]}});
+    let warnings = admit(&mut pod, Mode::Enabled).unwrap();
+    let [start, stop] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert!(
+        start.starts_with("postStart of container app") && start.contains("answers it with 502"),
+        "{start}"
+    );
+    assert!(stop.starts_with("preStop of container app") && !stop.contains("502"), "{stop}");
+}
+
+#[test]
 fn a_forged_sidecar_is_refused_whatever_its_containers_probe() {
     let mut pod = json!({"metadata": {}, "spec": {"containers": [probed("app")]}});
     admit(&mut pod, Mode::Required).unwrap();

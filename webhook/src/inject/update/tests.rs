@@ -1,0 +1,164 @@
+//! Pods that are applied again, changed, or updated by others.
+
+use super::super::{Context, Mode, NamespaceLimits, Outcome, SealKey, inject};
+use super::*;
+
+fn context() -> Context {
+    Context {
+        mode: Mode::Enabled,
+        namespace: crate::inject::Namespace {
+            name: "shop".into(),
+            limits: NamespaceLimits::default(),
+            ..Default::default()
+        },
+        defaults: Default::default(),
+        exempt: false,
+        needs_approval: false,
+        image: "tulle/sidecar:test".into(),
+        operator: "tulle-operator.tulle-system.svc:26160".into(),
+        operator_identity: "tulle-system/tulle-operator".into(),
+        trust_domain: "cluster.local".into(),
+        key: SealKey::derive(b"of the tests"),
+    }
+}
+
+fn injected(spec: Value) -> Value {
+    let mut pod = json!({"metadata": {"name": "web"}, "spec": spec});
+    let (Outcome::Inject(patch), _) = inject(&pod, &context()) else { panic!("not injected") };
+    json_patch::patch(&mut pod, &patch).unwrap();
+    pod
+}
+
+/// An application whose probe has this handler, as the API server completes it.
+fn app(probe: Value) -> Value {
+    let ports = json!([{"name": "web", "containerPort": 8080}]);
+    json!({"containers": [{"name": "app", "image": "app:1", "ports": ports, "readinessProbe": probe}]})
+}
+
+/// As a client-side or server-side apply merges a probe into the pod: fields that the manifest lacks stay.
+fn applied(pod: &Value, probe: Value) -> Value {
+    let mut pod = pod.clone();
+    json_patch::merge(&mut pod["spec"]["containers"][0]["readinessProbe"], &probe);
+    pod
+}
+
+fn restored(old: &Value, mut new: Value) -> Value {
+    let patch = restore(old, &new).expect("nothing is put back");
+    json_patch::patch(&mut new, &patch).unwrap();
+    new
+}
+
+#[test]
+fn the_same_manifest_applied_again_changes_nothing() {
+    for (created, manifest) in [
+        (
+            json!({"httpGet": {"path": "/ready", "port": 8080, "scheme": "HTTP"}}),
+            json!({"httpGet": {"path": "/ready", "port": 8080}}),
+        ),
+        (
+            json!({"httpGet": {"path": "/", "port": "web", "scheme": "HTTP"}}),
+            json!({"httpGet": {"port": "web"}}),
+        ),
+        (
+            json!({"httpGet": {"path": "/", "port": 8080, "scheme": "HTTP", "httpHeaders": [{"name": "X", "value": "1"}]}}),
+            json!({"httpGet": {"port": 8080, "httpHeaders": [{"name": "X", "value": "1"}]}}),
+        ),
+        (json!({"tcpSocket": {"port": "web"}}), json!({"tcpSocket": {"port": "web"}})),
+        (json!({"grpc": {"port": 9000, "service": ""}}), json!({"grpc": {"port": 9000}})),
+        // The application's own path may look like that of a moved probe.
+        (
+            json!({"httpGet": {"path": "/app/readinessProbe", "port": 8080, "scheme": "HTTP"}}),
+            json!({"httpGet": {"path": "/app/readinessProbe", "port": 8080}}),
+        ),
+    ] {
+        let old = injected(app(created));
+        let new = applied(&old, manifest.clone());
+        assert_ne!(new, old, "{manifest}");
+        assert_eq!(restored(&old, new), old, "{manifest}");
+    }
+}
+
+#[test]
+fn a_probe_of_a_native_sidecar_and_of_every_kind_is_put_back() {
+    let mut spec = app(json!({"tcpSocket": {"port": 8080}}));
+    let native = json!({"name": "native", "restartPolicy": "Always", "startupProbe": {"tcpSocket": {"port": 9090}},
+        "livenessProbe": {"grpc": {"port": 9090}}});
+    spec["initContainers"] = json!([native]);
+    let old = injected(spec);
+    let mut new = applied(&old, json!({"tcpSocket": {"port": 8080}}));
+    new["spec"]["initContainers"][2]["startupProbe"]["tcpSocket"] = json!({"port": 9090});
+    new["spec"]["initContainers"][2]["livenessProbe"]["grpc"] = json!({"port": 9090});
+    assert_eq!(restored(&old, new), old);
+}
+
+#[test]
+fn a_changed_image_stays_changed() {
+    let old = injected(app(json!({"tcpSocket": {"port": 8080}})));
+    let mut new = applied(&old, json!({"tcpSocket": {"port": 8080}}));
+    new["spec"]["containers"][0]["image"] = json!("app:2");
+    let mut wanted = old.clone();
+    wanted["spec"]["containers"][0]["image"] = json!("app:2");
+    assert_eq!(restored(&old, new), wanted);
+}
+
+#[test]
+fn a_probe_that_really_differs_is_left_to_the_api_server() {
+    let old = injected(app(json!({"httpGet": {"path": "/ready", "port": 8080, "scheme": "HTTP"}})));
+    for probe in [
+        json!({"httpGet": {"path": "/ready", "port": 8081}}),
+        json!({"httpGet": {"path": "/other", "port": 8080}}),
+        json!({"httpGet": {"path": "/ready", "port": 8080, "scheme": "HTTPS"}}),
+        json!({"httpGet": {"path": "/ready", "port": 8080, "host": "other"}}),
+        json!({"httpGet": {"path": "/ready", "port": 8080, "httpHeaders": [{"name": "X", "value": "1"}]}}),
+        // The path that remains of the moved probe would mean the root.
+        json!({"httpGet": {"port": 8080}}),
+        json!({"tcpSocket": {"port": 8080}}),
+        json!({"exec": {"command": ["true"]}}),
+        json!({"httpGet": {"path": "/ready", "port": 8080}, "tcpSocket": {"port": 8080}}),
+    ] {
+        assert_eq!(restore(&old, &applied(&old, probe.clone())), None, "{probe}");
+    }
+}
+
+#[test]
+fn other_updates_are_left_alone() {
+    let old = injected(app(json!({"tcpSocket": {"port": 8080}})));
+    assert_eq!(restore(&old, &old), None);
+    for (path, value) in [
+        ("/metadata/labels", json!({"app": "web"})),
+        ("/metadata/annotations", json!({})),
+        ("/metadata/finalizers", json!([])),
+        ("/spec/tolerations", json!([{"operator": "Exists"}])),
+        ("/spec/containers/0/image", json!("app:2")),
+        ("/spec/containers/0/resources", json!({"requests": {"cpu": "1"}})),
+        ("/spec/activeDeadlineSeconds", json!(60)),
+    ] {
+        let mut new = old.clone();
+        let add: Patch =
+            serde_json::from_value(json!([{"op": "add", "path": path, "value": value}])).unwrap();
+        json_patch::patch(&mut new, &add).unwrap();
+        assert_eq!(restore(&old, &new), None, "{path}");
+    }
+}
+
+#[test]
+fn a_pod_without_a_sidecar_is_never_injected_or_changed() {
+    let old = json!({"metadata": {}, "spec": app(json!({"tcpSocket": {"port": 8080}}))});
+    assert_eq!(restore(&old, &applied(&old, json!({"tcpSocket": {"port": 8081}}))), None);
+    let new = injected(app(json!({"tcpSocket": {"port": 8080}})));
+    assert_eq!(restore(&old, &new), None, "only the old pod counts");
+}
+
+#[test]
+fn the_pods_own_resources_keep_the_room_for_the_sidecar() {
+    let mut spec = app(json!({"exec": {"command": ["true"]}}));
+    let own = json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "1"}});
+    spec["resources"] = own.clone();
+    let old = injected(spec);
+    assert_ne!(old["spec"]["resources"], own);
+    let mut new = old.clone();
+    new["spec"]["resources"] = own;
+    assert_eq!(restored(&old, new.clone()), old);
+    new["spec"]["resources"] = json!({"requests": {"cpu": "600m"}});
+    assert_eq!(restore(&old, &new), None, "other values");
+}
