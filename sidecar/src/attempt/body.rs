@@ -1,11 +1,14 @@
 //! The body of a request on its way to a server, kept while it may have to be sent again.
 
-use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use tulle_mesh::wire::STREAM_CREDIT;
 
+use super::Moved;
 use crate::error::Failure;
 use crate::http1::{Framing, Head, Part};
 use crate::message::{PumpError, Sink, Source};
@@ -146,7 +149,7 @@ impl<'a> RequestBody<'a> {
     pub(super) async fn send(
         &mut self,
         sink: &mut Sink<'_>,
-        moved: &Cell<u64>,
+        moved: &Moved,
         last: bool,
     ) -> Result<(), PumpError> {
         self.kept.settle();
@@ -154,7 +157,7 @@ impl<'a> RequestBody<'a> {
         let mut at = 0;
         while let Some(bytes) = self.kept.piece(at) {
             at += 1;
-            moved.set(moved.get() + bytes.len() as u64);
+            moved.sent(bytes.len());
             sink.data(bytes).await?;
         }
         while !self.ended {
@@ -163,13 +166,13 @@ impl<'a> RequestBody<'a> {
                 None => {
                     self.parted = true;
                     sink.flush().await?;
-                    self.next().await?
+                    self.next_while_read(sink, moved).await?
                 }
             };
             match part {
                 Part::Data(bytes) => {
                     self.kept.keep(&bytes);
-                    moved.set(moved.get() + bytes.len() as u64);
+                    moved.sent(bytes.len());
                     sink.data(bytes).await?;
                 }
                 Part::Trailers(trailers) => self.trailers = Some(trailers),
@@ -184,6 +187,19 @@ impl<'a> RequestBody<'a> {
     pub(super) fn take_tunnel(&mut self) -> Option<(Bytes, Source<'a>)> {
         let source = self.source.take()?;
         Some((std::mem::take(&mut self.beyond), source.unframed()))
+    }
+
+    /// The next part. While a client is silent whose answer is complete, nothing but the sink shows that the reader of a
+    /// stream has given it up.
+    async fn next_while_read(&mut self, sink: &mut Sink<'_>, moved: &Moved) -> Result<Part, PumpError> {
+        let mut next = pin!(self.next());
+        poll_fn(|cx| match next.as_mut().poll(cx) {
+            Poll::Pending if moved.answered.get() && is_given_up(sink, cx) => {
+                Poll::Ready(Err(PumpError::SinkGone))
+            }
+            polled => polled,
+        })
+        .await
     }
 
     async fn next(&mut self) -> Result<Part, PumpError> {
@@ -207,6 +223,19 @@ impl<'a> RequestBody<'a> {
                 Err(PumpError::SourceMalformed("a body shorter than its Content-Length"))
             }
         }
+    }
+}
+
+/// Whether the reader of a stream has given it up; if not, the task is woken when it does. A connection to an HTTP/1
+/// server is looked at where answers come from.
+fn is_given_up(sink: &mut Sink<'_>, cx: &mut Context<'_>) -> bool {
+    match sink {
+        Sink::Http1(_) => false,
+        Sink::Mesh(sender) => {
+            let gone = pin!(sender.gone());
+            gone.poll(cx).is_ready()
+        }
+        Sink::Http2(stream, _) => stream.poll_reset(cx).is_ready(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The server's side of an exchange: another sidecar, an HTTP/1 or an HTTP/2 server.
 
 use std::cell::Cell;
+use std::future::pending;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -170,6 +171,16 @@ impl UpSource {
             },
             Self::Mesh(receiver) => mesh_head(receiver, method).await,
             Self::Http2(answer, body) => http2_head(answer, body, method).await,
+        }
+    }
+
+    /// Resolves when an HTTP/1 server has closed its connection, or sends something behind its answer, which has been
+    /// read to its end. For a stream it never does: there the request's sink says so.
+    pub(super) async fn closed(&mut self) {
+        let Self::Http1(reader) = self else { return pending().await };
+        // What was read last may have left the socket marked as readable.
+        while reader.is_quiet() {
+            reader.stirred().await;
         }
     }
 

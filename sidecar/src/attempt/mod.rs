@@ -30,7 +30,7 @@ pub use answer::{Answer, Load};
 pub use body::RequestBody;
 pub use copied::{Copied, send_copy};
 pub use exchange::{Exchange, Report, UpSink, UpSource, http1_exchange, http2_exchange};
-pub use open::{Opening, open};
+pub use open::{Opening, open, take_kept};
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
 use std::cell::Cell;
@@ -171,6 +171,15 @@ impl Attempt {
 struct Moved {
     up: Cell<u64>,
     down: Cell<u64>,
+    /// The answer is complete.
+    answered: Cell<bool>,
+}
+
+impl Moved {
+    /// So much more of the request's body goes to the server.
+    fn sent(&self, bytes: usize) {
+        self.up.set(self.up.get() + bytes as u64);
+    }
 }
 
 /// Makes one attempt: waits for the answer's head while the body is sent, then delivers the answer.
@@ -186,7 +195,7 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     {
         let ends_with_head = matches!(sink, UpSink::Http2(_)) && exchange::is_bodiless(request);
         let mut up = sink.sink(request);
-        let mut upload = pin!(body.send(&mut up, &moved.up, !request.upgrade));
+        let mut upload = pin!(body.send(&mut up, &moved, !request.upgrade));
         let mut uploaded = None;
         let heard = {
             let (mut seen, mut has_waited) = (0, false);
@@ -416,16 +425,27 @@ async fn deliver(
             return false;
         }
     }
+    let mut upload = pin!(upload);
     let download = download(&head, bodiless, source, answer, &moved.down);
     let ended = tokio::select! {
         biased;
-        clean = finish(upload, download, attempt) => Some(clean),
-        () = stalled(idle, || moved.up.get().wrapping_add(moved.down.get())) => None,
+        ended = finish(upload.as_mut(), download, attempt) => ended,
+        () = stalled(idle, || moved.up.get().wrapping_add(moved.down.get())) => {
+            attempt.end = End::Delivered(Err(Failure::IdleTimeout));
+            Finished::Broken
+        }
     };
-    if ended.is_none() {
-        attempt.end = End::Delivered(Err(Failure::IdleTimeout));
-    }
-    let clean = ended.unwrap_or(false);
+    let clean = match ended {
+        Finished::Clean => true,
+        Finished::Broken => false,
+        Finished::Uploading => match upload.as_mut().now_or_never() {
+            Some(uploaded) => uploaded.is_ok(),
+            // What the client still sends has nobody to read it.
+            None if early => false,
+            // Few answers come before their requests have ended: not a part of every request's future.
+            None => Box::pin(rest_of_upload(way, upload, source, answer)).await,
+        },
+    };
     attempt.client_reusable = clean && keep;
     if matches!(attempt.end, End::Delivered(Err(_))) {
         answer.abort(&head);
@@ -433,29 +453,38 @@ async fn deliver(
     clean
 }
 
-/// Upload and download together; the attempt is over when the answer is. Returns whether both ended cleanly.
+/// How request and answer stand when the answer has ended.
+#[derive(Clone, Copy)]
+enum Finished {
+    /// Both ended cleanly.
+    Clean,
+    /// One of them broke off.
+    Broken,
+    /// The answer is complete, and the request is still being sent.
+    Uploading,
+}
+
+/// Upload and download together, until the answer has ended.
 async fn finish(
-    upload: impl Future<Output = Result<(), PumpError>>,
+    upload: Pin<&mut impl Future<Output = Result<(), PumpError>>>,
     download: impl Future<Output = Result<Option<u16>, PumpError>>,
     attempt: &mut Attempt,
-) -> bool {
-    let (upload, download) = (pin!(upload), pin!(download));
-    let (downloaded, uploaded) = match select(upload, download).await {
+) -> Finished {
+    let download = pin!(download);
+    let (downloaded, finished) = match select(upload, download).await {
         Either::Left((Err(error), _)) if error.is_of_client() => {
             // The server would wait for the rest for ever.
             attempt.end = End::Delivered(Err(error.of_client()));
-            return false;
+            return Finished::Broken;
         }
-        Either::Left((uploaded, download)) => (download.await, uploaded.is_ok()),
-        // An early answer: what the client still sends has nobody to read it.
-        Either::Right((downloaded, mut upload)) => {
-            (downloaded, matches!((&mut upload).now_or_never(), Some(Ok(()))))
-        }
+        Either::Left((Ok(()), download)) => (download.await, Finished::Clean),
+        Either::Left((Err(_), download)) => (download.await, Finished::Broken),
+        Either::Right((downloaded, _)) => (downloaded, Finished::Uploading),
     };
     let failure = match downloaded {
         Ok(grpc) => {
             attempt.grpc_status = grpc.or(attempt.grpc_status);
-            return uploaded;
+            return finished;
         }
         Err(PumpError::SinkGone) => Failure::ClientGone,
         // A rule that came meanwhile: it says nothing of the server.
@@ -466,7 +495,28 @@ async fn finish(
         Err(PumpError::SourceGone | PumpError::SourceReset(_)) => Failure::UpstreamReset,
     };
     attempt.end = End::Delivered(Err(failure));
-    false
+    Finished::Broken
+}
+
+/// Sends what the client still has to send behind a complete answer that wants it: whether the server has got all of
+/// it. As without a mesh the server decides for how long it reads on, and ends the upload by closing its connection or
+/// resetting its stream. However that ends, the client has its answer.
+async fn rest_of_upload(
+    way: &Passage<'_>,
+    upload: Pin<&mut impl Future<Output = Result<(), PumpError>>>,
+    source: &mut UpSource,
+    answer: &mut Answer<'_>,
+) -> bool {
+    let Passage { moved, idle, .. } = *way;
+    moved.answered.set(true);
+    tokio::select! {
+        biased;
+        uploaded = upload => uploaded.is_ok(),
+        () = source.closed() => false,
+        // A server that takes nothing at the moment would keep the client from being read, and missed.
+        () = answer.gone() => false,
+        () = stalled(idle, || moved.up.get()) => false,
+    }
 }
 
 async fn download(

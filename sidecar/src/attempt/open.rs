@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::time::Instant;
+use tulle_mesh::wire::STREAM_CREDIT;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
 use super::exchange::{Exchange, UpSink, UpSource, http1_exchange, http2_exchange, is_bodiless};
@@ -14,7 +15,7 @@ use crate::backend::{Backend, Upstream};
 use crate::claim::set_client_id;
 use crate::error::Failure;
 use crate::grpc;
-use crate::http1::Head;
+use crate::http1::{Framing, Head, Reader, Writer};
 use crate::pool::Server;
 use crate::worker::Worker;
 
@@ -100,13 +101,35 @@ async fn open_plain(
     if travels == Travels::Http2 {
         return http2_exchange(worker, server, head, to.limit, to.grpc_deadline(), &to.waits).await;
     }
-    let kept = if to.fresh { None } else { worker.http1.take(server) };
+    let kept = if to.fresh { None } else { take_kept(worker, server, head) };
     let reused = kept.is_some();
     let (reader, writer) = match kept {
         Some(kept) => kept,
         None => worker.http1.connect(server, to.limit).await?,
     };
     Ok(http1_exchange(reader, writer, head, reused))
+}
+
+/// A kept connection to an HTTP/1 server for a request with this head. The server may be closing it at this moment,
+/// which can only happen because we keep it: the client has just opened its own. A request that could not be sent again
+/// then takes a young one only, which its server is not about to close.
+pub fn take_kept(worker: &Worker, server: Server, head: &Head) -> Option<(Reader, Writer)> {
+    match survives_closing(head) {
+        true => worker.http1.take(server),
+        false => worker.http1.take_young(server),
+    }
+}
+
+/// Whether a request with this head may be sent again that a server has not answered, and its body is surely short
+/// enough to be kept for that (see [`End::may_repeat`](super::End::may_repeat)).
+fn survives_closing(head: &Head) -> bool {
+    let method = head.request_line().0;
+    let fits = match head.framing {
+        Framing::None => true,
+        Framing::Length(length) => length <= u64::from(STREAM_CREDIT),
+        Framing::Chunked | Framing::UntilClose => false,
+    };
+    fits && matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE") && !head.upgrade
 }
 
 /// The head of a stream, with what is left of the request's time now.
@@ -155,7 +178,10 @@ mod tests {
 
     use super::*;
     use crate::backend::{Ask, Backends};
+    use crate::call::Call;
     use crate::config::{Destination, Endpoint, PodRoute, Protocol};
+    use crate::http1::conn::split;
+    use crate::http1::head::parse_request;
 
     /// What the head of a stream says of the time that is left: the field, and `grpc-timeout`.
     fn told(mut block: bytes::Bytes) -> (Option<u32>, String) {
@@ -190,6 +216,29 @@ mod tests {
         assert_eq!(write(&to), (Some(3_805), "3800m".to_owned()));
         let of_policy = Opening { renews_grpc_timeout: false, ..to };
         assert_eq!(write(&of_policy), (Some(3_805), "5S".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn what_survives_a_kept_connection_that_closes_is_what_may_be_sent_again() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut reader, mut writer) = split(stream, BytesMut::new());
+        let mut of = |method: &str, framing, upgrade| {
+            let line = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let head = parse_request(&mut BytesMut::from(line.as_bytes())).unwrap().unwrap();
+            let call = Call::http1(Head { framing, upgrade, ..head }, &mut reader, &mut writer);
+            (survives_closing(&call.head), call.is_idempotent())
+        };
+        for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "POST", "PATCH", "get", "PURGE"] {
+            for upgrade in [false, true] {
+                let (survives, is_idempotent) = of(method, Framing::None, upgrade);
+                assert_eq!(survives, is_idempotent, "{method}, {upgrade}");
+            }
+        }
+        let most = u64::from(STREAM_CREDIT);
+        let framings = [Framing::Length(most), Framing::Length(most + 1), Framing::Chunked];
+        assert_eq!(framings.map(|framing| of("PUT", framing, false).0), [true, false, false]);
+        assert!(!of("POST", Framing::Length(2), false).0);
     }
 
     #[test]

@@ -197,6 +197,57 @@ async fn a_deadline_that_passes_loses_nothing_of_the_request() {
 }
 
 #[tokio::test]
+async fn a_body_is_sent_to_its_end_also_behind_an_answer_that_does_not_refuse_it() {
+    for (framing, body, end) in [
+        ("Content-Length: 5", &b"hello"[..], &b"hello"[..]),
+        ("Transfer-Encoding: chunked", &b"5\r\nhello\r\n0\r\n\r\n"[..], &b"0\r\n\r\n"[..]),
+    ] {
+        let sent = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let (mut asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let talks = async {
+            read_until(&mut far, b"\r\n\r\n").await;
+            far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            let answer = read_until(&mut asking, b"\r\n\r\nok").await;
+            asking.write_all(body).await.unwrap();
+            read_until(&mut far, end).await;
+            answer.to_lowercase()
+        };
+        let (attempt, answer) = tokio::join!(run(&mut call, exchange, &ANY), talks);
+        assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(200)), (5, 2)), "{framing}");
+        assert!(attempt.client_reusable && attempt.idle.is_some(), "{framing}");
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn behind_an_early_answer_whoever_leaves_ends_the_upload_and_the_answer_stays_whole() {
+    for leaves in ["server", "client", "nobody"] {
+        let sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe";
+        let (mut asking, mut reader, mut writer, head) = client(sent).await;
+        let mut call = Call::http1(head, &mut reader, &mut writer);
+        let (mut far, exchange) = server(&call).await;
+        let talks = async move {
+            read_until(&mut far, b"\r\n\r\nhe").await;
+            far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            read_until(&mut asking, b"\r\n\r\nok").await;
+            match leaves {
+                "server" => vec![asking],
+                "client" => vec![far],
+                _ => vec![asking, far],
+            }
+        };
+        let idle = (leaves == "nobody").then_some(Duration::from_millis(200));
+        let policy = AttemptPolicy { idle, ..ANY };
+        let both = async { tokio::join!(run(&mut call, exchange, &policy), talks) };
+        let (attempt, _who_stays) = timeout(PATIENCE, both).await.expect(leaves);
+        assert_eq!((attempt.end, attempt.bytes), (End::Delivered(Ok(200)), (2, 2)), "{leaves}");
+        assert!(!attempt.client_reusable && attempt.idle.is_none(), "{leaves}");
+    }
+}
+
+#[tokio::test]
 async fn an_upgrade_sends_its_body_first_and_then_bytes_both_ways() {
     let sent = b"POST /exec HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}";
     let (mut asking, mut reader, mut writer, head) = client(sent).await;

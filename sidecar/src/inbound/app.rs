@@ -19,7 +19,9 @@ use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::{Peer, backlog};
 use crate::admit::{Client, has_passed};
-use crate::attempt::{self, Attempt, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange};
+use crate::attempt::{
+    self, Attempt, AttemptPolicy, End, Exchange, http1_exchange, http2_exchange, take_kept,
+};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::grpc::is_server_error;
@@ -76,7 +78,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
         if let Some((reader, writer)) = attempt.idle.take() {
             match own || attempt.bound {
                 true => peer.keep_own(reader, writer),
-                false => keep(peer, reader, writer),
+                false => keep_after(peer, reader, writer, attempt.head_at, reused),
             }
         }
         let repeat = match &attempt.end {
@@ -157,7 +159,7 @@ async fn connect_for(
     let begin = || worker.app_waiting.begin_at(Some(server.address.port()));
     let own = if fresh { None } else { peer.take_own() };
     let is_own = own.is_some();
-    let kept = own.or_else(|| if fresh { None } else { worker.http1.take(server) });
+    let kept = own.or_else(|| if fresh { None } else { take_kept(worker, server, head) });
     if let Some((reader, writer)) = kept {
         // One that was opened for a silent client may still wait in the application's backlog.
         let waiting = (!reader.has_answered()).then(begin);
@@ -168,10 +170,16 @@ async fn connect_for(
     Ok((Exchange { waiting, ..http1_exchange(reader, writer, head, false) }, false))
 }
 
-/// Keeps a connection for another request.
+/// Keeps a connection on which nothing has passed yet.
 pub(super) fn keep(peer: &Peer, reader: Reader, writer: Writer) {
+    keep_after(peer, reader, writer, None, true);
+}
+
+/// Keeps a connection for another request; `answered` and `reused` as
+/// [`Http1Pool::put_after`](crate::pool::Http1Pool::put_after) has them.
+fn keep_after(peer: &Peer, reader: Reader, writer: Writer, answered: Option<Instant>, reused: bool) {
     if !peer.worker.app_waiting.is_starved(peer.server.address.port()) {
-        peer.worker.http1.put(peer.server, reader, writer);
+        peer.worker.http1.put_after(peer.server, reader, writer, answered, reused);
     }
 }
 

@@ -198,7 +198,8 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     };
     let mut attempt = run(call, exchange, &policy).await;
     if let Some((reader, writer)) = attempt.idle.take().filter(|_| !attempt.bound) {
-        worker.http1.put(upstream.endpoint.address.into(), reader, writer);
+        let server = upstream.endpoint.address.into();
+        worker.http1.put_after(server, reader, writer, attempt.head_at, kept);
     }
     let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
     let seen = seen(&attempt);

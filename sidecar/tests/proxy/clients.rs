@@ -1,8 +1,9 @@
 //! Clients that end their side, leave, or are slow with their request.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -136,6 +137,70 @@ async fn a_client_that_leaves_ends_what_the_application_does_for_it() {
         }
     }
     join_all(running).await;
+}
+
+/// Answers a request when it has its head, then reads five bytes of its body, and wants no more of it.
+async fn answer_first(mut stream: TcpStream, spoken: Spoken, bodies: UnboundedSender<Vec<u8>>) {
+    if spoken == Spoken::Http2 {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let mut body = request.into_body();
+        respond.send_response(http::Response::new(()), true).unwrap();
+        tokio::spawn(async move {
+            let mut read = Vec::new();
+            while read.len() < 5 {
+                read.extend_from_slice(&body.data().await.unwrap().unwrap());
+            }
+            bodies.send(read).unwrap();
+        });
+        drop(respond);
+        while connection.accept().await.is_some() {}
+        return;
+    }
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    stream.write_all(http1::OK).await.unwrap();
+    let mut body = vec![0; 5];
+    stream.read_exact(&mut body).await.unwrap();
+    bodies.send(body).unwrap();
+}
+
+/// Sends half of a body behind the answer, and waits until the application has it, and then until it has closed.
+async fn send_behind_answer(mut stream: TcpStream, spoken: Spoken, mut bodies: UnboundedReceiver<Vec<u8>>) {
+    if spoken == Spoken::Http2 {
+        let client = Client::new(stream).await;
+        let mut send = client.send().ready().await.unwrap();
+        let (answer, mut upload) = send.send_request(http2::request("POST"), false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        upload.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        assert_eq!(bodies.recv().await.unwrap(), b"hello");
+        assert_eq!(poll_fn(|cx| upload.poll_reset(cx)).await.unwrap(), h2::Reason::NO_ERROR);
+        return;
+    }
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 10\r\n\r\n").await.unwrap();
+    assert_eq!(http1::read_answer(&mut stream, || {}).await, Outcome::Whole(200));
+    stream.write_all(b"hello").await.unwrap();
+    assert_eq!(bodies.recv().await.unwrap(), b"hello");
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_body_reaches_an_application_that_has_answered_for_as_long_as_it_reads() {
+    let cluster = Cluster::start().await;
+    for meshed in [false, true] {
+        let pod = cluster.pod(meshed).await;
+        for spoken in [Spoken::Http1, Spoken::Http2] {
+            let (bodies, read) = unbounded_channel();
+            let application =
+                Application::start(&pod, move |stream| answer_first(stream, spoken, bodies.clone()));
+            let service = cluster.service(spoken.declared(), &[&application.port]).await;
+            let stream = cluster.client.dial(service).await;
+            within(send_behind_answer(stream, spoken, read)).await;
+        }
+    }
 }
 
 #[tokio::test]
