@@ -3,6 +3,8 @@
 use std::future::poll_fn;
 
 use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue};
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
@@ -179,6 +181,17 @@ impl Answer<'_> {
         self.words(Refused { failure, denial: None, keep: false }, false, None).await;
     }
 
+    /// Answers a request of HTTP/2 whose head is refused, and has these headers: a gRPC client with a status that it
+    /// understands.
+    pub async fn fail_with(&mut self, failure: &Failure, headers: &HeaderMap) {
+        let refused = Refused { failure, denial: None, keep: false };
+        let content = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        match content.filter(|content| content.starts_with(b"application/grpc")) {
+            Some(content) => self.grpc(refused, Bytes::copy_from_slice(content), None).await,
+            None => self.words(refused, false, None).await,
+        }
+    }
+
     /// Answers a request that failed: another sidecar with the code that says what it may do about it, a gRPC
     /// client with a status that it understands, everybody else with a few words. `edits`: what the request's route does
     /// to answers.
@@ -261,8 +274,6 @@ impl Answer<'_> {
     }
 }
 
-/// What another sidecar is told of a request that failed, where an answer would keep it from sending the
-/// request elsewhere.
 /// Says why, and under which id whoever asks finds the rule.
 fn name(head: &mut Head, failure: &Failure, denial: Option<DenialId>) {
     head.push("tulle-reason", Bytes::from_static(failure.name().as_bytes()));
@@ -271,6 +282,8 @@ fn name(head: &mut Head, failure: &Failure, denial: Option<DenialId>) {
     }
 }
 
+/// What another sidecar is told of a request that failed, where an answer would keep it from sending the
+/// request elsewhere.
 fn reset_code(failure: &Failure) -> Option<Code> {
     match failure {
         // No byte has reached the application.

@@ -4,6 +4,7 @@
 //! ```text
 //!   head      requests and responses to heads and back; interim responses
 //!   body      DATA and trailers, counted against a declared length
+//!   transport what h2 does not get to read: DATA frames without content
 //! ```
 //!
 //! CONNECT passes, and 1xx responses pass both ways. Extended CONNECT (RFC 8441, WebSockets over HTTP/2)
@@ -12,11 +13,13 @@
 
 mod body;
 mod head;
+mod transport;
 
 pub use body::{Length, break_off, finish, next_part, send, trailer_block};
 pub use head::{
     Answered, answer, interim, request_head, response_head, response_head_for, to_request, to_response,
 };
+pub use transport::WithoutEmptyData;
 
 use crate::http1::{MAX_HEAD, MAX_HEADERS};
 
@@ -45,6 +48,21 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Resets that are remembered or waited for (CVE-2023-44487, CVE-2025-8671).
 pub const MAX_RESETS: usize = 50;
 
+/// Memory of a DATA frame that waits to be read. h2 counts as much, less the frame's content.
+const FRAME_MEMORY: usize = 256;
+/// Content of the frames with which the window of a whole connection may be filled: small messages of gRPC, whose prefix
+/// alone has five bytes. Of empty messages it holds half as many bytes.
+const SMALL_FRAME: usize = 10;
+
+/// What DATA frames that wait to be read may take of memory beside their content, on a connection with this window: 25
+/// times as much. Beyond it h2 ends the connection with ENHANCE_YOUR_CALM, so a reader that is slow must not reach it: it
+/// would end the streams of all others. h2's own default is half a window, which 50 kB of small messages exhaust.
+const fn frame_budget(window: u32) -> usize {
+    window as usize / SMALL_FRAME * (FRAME_MEMORY - SMALL_FRAME)
+}
+
+// Whatever is streamed, one slow reader of it has no effect on others: a gRPC message has five bytes at least.
+const _: () = assert!(frame_budget(CONNECTION_WINDOW) > STREAM_WINDOW as usize / 5 * (FRAME_MEMORY - 5));
 // A window of HTTP/2 has 31 bits (RFC 9113 §6.9.1).
 const _: () = assert!(SHARED_STREAM_WINDOW as u64 * (SHARED_STREAMS as u64) < 1 << 31);
 
@@ -61,6 +79,7 @@ pub fn server() -> h2::server::Builder {
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(frame_budget(CONNECTION_WINDOW))
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_REFUSED))
@@ -76,9 +95,125 @@ pub fn client() -> h2::client::Builder {
         .initial_max_send_streams(UNSETTLED)
         .initial_window_size(SHARED_STREAM_WINDOW)
         .initial_connection_window_size(SHARED_STREAM_WINDOW * SHARED_STREAMS)
+        .data_frame_budget(frame_budget(SHARED_STREAM_WINDOW * SHARED_STREAMS))
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .max_send_buffer_size(STREAM_WINDOW as usize)
         .enable_push(false);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+
+    use bytes::Bytes;
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    type Connected = (h2::client::SendRequest<Bytes>, h2::server::Connection<DuplexStream, Bytes>);
+
+    /// The two ends of a connection, whose client's end is driven.
+    async fn connected() -> Connected {
+        let (near, far) = duplex(64 * 1024);
+        let (near, far) =
+            tokio::join!(client().handshake::<_, Bytes>(near), server().handshake::<_, Bytes>(far));
+        let (send, connection) = near.unwrap();
+        tokio::spawn(connection);
+        (send, far.unwrap())
+    }
+
+    /// Sends frames of this content until the peer grants no more. Returns how many bytes they have.
+    async fn fill(stream: &mut h2::SendStream<Bytes>, content: &'static [u8], window: u32) -> usize {
+        let mut sent = 0;
+        while sent + content.len() <= window as usize {
+            stream.reserve_capacity(content.len());
+            while stream.capacity() < content.len() {
+                poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+            }
+            stream.send_data(Bytes::from_static(content), false).unwrap();
+            sent += content.len();
+        }
+        sent
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_of_small_messages_does_not_end_the_streams_of_others() {
+        let (mut send, mut serving) = connected().await;
+        let request = || http::Request::post("http://shop/").body(()).unwrap();
+        let (slow, mut upload) = send.send_request(request(), false).unwrap();
+        let filling = tokio::spawn(async move {
+            let sent = fill(&mut upload, b"0123456789abcde", STREAM_WINDOW).await;
+            (upload, sent)
+        });
+        // The server drives its connection and reads nothing of this one.
+        let (unread, _respond) = serving.accept().await.unwrap().unwrap();
+        send = send.ready().await.unwrap();
+        let other = send.send_request(request(), true).unwrap().0;
+        let serving = tokio::spawn(async move {
+            while let Some(Ok((_, mut respond))) = serving.accept().await {
+                respond.send_response(http::Response::new(()), true).unwrap();
+            }
+        });
+        assert_eq!(other.await.unwrap().status(), 200);
+        let (_upload, sent) = filling.await.unwrap();
+        assert!(sent > STREAM_WINDOW as usize - 15, "{sent}");
+        let (mut body, mut read) = (unread.into_body(), 0);
+        while read < sent {
+            read += body.data().await.unwrap().unwrap().len();
+        }
+        drop(slow);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_outlives_frames_without_content() {
+        // As bytes: h2 has no way to send them.
+        let (mut near, far) = duplex(64 * 1024);
+        let serving = tokio::spawn(async move {
+            let far = WithoutEmptyData::of_client(far);
+            let mut connection = server().handshake::<_, Bytes>(far).await.unwrap();
+            let (request, _respond) = connection.accept().await.unwrap().unwrap();
+            tokio::spawn(async move { while connection.accept().await.is_some() {} });
+            let mut body = request.into_body();
+            let content = body.data().await;
+            (content.map(Result::unwrap), body.data().await.is_none())
+        });
+        near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        // :method POST, :scheme http, :path /, and a literal :authority (RFC 7541 §6).
+        near.write_all(b"\0\0\x09\x01\x04\0\0\0\x01\x83\x86\x84\x01\x04shop").await.unwrap();
+        near.write_all(&b"\0\0\0\0\0\0\0\0\x01".repeat(1_000)).await.unwrap();
+        near.write_all(b"\0\0\x02\0\x01\0\0\0\x01ok").await.unwrap();
+        assert_eq!(serving.await.unwrap(), (Some(Bytes::from_static(b"ok")), true));
+    }
+
+    #[tokio::test]
+    async fn slow_readers_of_small_answers_do_not_end_the_connection_that_they_share() {
+        let (mut send, mut serving) = connected().await;
+        let serving = tokio::spawn(async move {
+            while let Some(Ok((_, mut respond))) = serving.accept().await {
+                let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+                tokio::spawn(async move {
+                    fill(&mut stream, b"0123456789abcde", SHARED_STREAM_WINDOW).await;
+                    // An answer that is dropped would be reset.
+                    pending::<()>().await;
+                });
+            }
+        });
+        let mut unread = Vec::new();
+        for _ in 0..10 {
+            send = send.ready().await.unwrap();
+            let request = http::Request::get("http://shop/").body(()).unwrap();
+            unread.push(send.send_request(request, true).unwrap().0.await.unwrap().into_body());
+        }
+        // While the first is read, the others arrive.
+        for body in &mut unread {
+            let mut read = 0;
+            while read + 15 <= SHARED_STREAM_WINDOW as usize {
+                read += body.data().await.unwrap().unwrap().len();
+            }
+        }
+        serving.abort();
+    }
 }

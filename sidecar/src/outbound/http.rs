@@ -1,12 +1,16 @@
 //! Requests of the pod's application: where each goes, and what is done to it on the way there. An endpoint is chosen,
 //! and chosen again, by [`attempts`].
 
+use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, spawn_local};
 use tulle_mesh::counted_event::RefusedRequest;
 use tulle_mesh::wire::head::Protocol as Travels;
 
@@ -18,11 +22,11 @@ use crate::attempt::answer::Answer;
 use crate::backend::steer::steer;
 use crate::backend::{Ask, Backend, Cohort};
 use crate::call::{Call, Ended};
-use crate::config::TrialShare;
+use crate::config::{Destination, TrialShare};
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http1::{Head, Start};
-use crate::http2;
+use crate::http2::{self, WithoutEmptyData};
 use crate::io::Prefixed;
 use crate::route::{
     CopyTo, Forward, Found, Plan, Port, ResponseEdits, RouteTarget, hash_of_request, spoken_to,
@@ -41,6 +45,7 @@ pub(super) async fn serve_http1(
     mut opened: Option<Box<Opened>>,
 ) -> Result<(), Failure> {
     let (mut reader, mut writer) = split(stream, read);
+    let kept = KeptPlan::default();
     loop {
         let head = match reader.request().await {
             Ok(Some(head)) => head,
@@ -55,61 +60,197 @@ pub(super) async fn serve_http1(
         // In a place of its own, which is free again when the request has ended: a connection that waits for its next
         // request occupies a tenth of one that serves it. The allocator hands the same place to one after another.
         let call = || Call::http1(head, &mut reader, &mut writer);
-        if !boxed(|| serve(worker, port, call(), opened.take())).await {
+        if !boxed(|| serve(worker, port, &kept, call(), opened.take())).await.reusable {
             Box::pin(close(reader, writer)).await;
             return Ok(());
         }
     }
 }
 
-/// Serves an HTTP/2 connection until either side closes it.
+/// Serves an HTTP/2 connection until either side closes it. One to a pod's own address is to end with the pod, for its
+/// client would otherwise never look for another: it is told to open no more requests here.
 pub(super) async fn serve_http2(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
     stream: TcpStream,
     read: BytesMut,
 ) -> Result<(), Failure> {
-    let handshake = http2::server().handshake::<_, Bytes>(Prefixed::new(stream, read)).await;
+    let stream = WithoutEmptyData::of_client(Prefixed::new(stream, read));
+    let handshake = http2::server().handshake::<_, Bytes>(stream).await;
     let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
-    while let Some(accepted) = connection.accept().await {
+    let client =
+        Rc::new(Client { port: Rc::clone(port), kept: KeptPlan::default(), leave: Leave::default() });
+    let _watch = Watch::begin(&client);
+    let mut is_leaving = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = poll_fn(|cx| client.leave.poll(cx)), if !is_leaving => {
+                is_leaving = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            accepted = connection.accept() => accepted,
+        };
+        let Some(accepted) = accepted else { return Ok(()) };
         let Ok((request, respond)) = accepted else { return Err(Failure::ClientGone) };
-        let (worker, port) = (Rc::clone(worker), Rc::clone(port));
-        spawn_boxed(|| serve_stream(worker, port, request, respond));
+        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
+        spawn_boxed(|| serve_stream(worker, client, request, respond));
     }
-    Ok(())
 }
 
 async fn serve_stream(
     worker: Rc<Worker>,
-    port: Rc<Port>,
+    client: Rc<Client>,
     request: ::http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
 ) {
     let (parts, mut body) = request.into_parts();
     match http2::request_head(&parts, body.is_end_stream()) {
         Ok(head) => {
-            serve(&worker, &port, Call::http2(head, &mut body, &mut respond), None).await;
+            let call = Call::http2(head, &mut body, &mut respond);
+            let served = serve(&worker, &client.port, &client.kept, call, None).await;
+            if served.is_unreached && !leads_to_service(&worker, &client.port) {
+                client.leave.call();
+            }
         }
         Err(failure) => {
             worker.telemetry.event(RefusedRequest(failure.reason()));
-            Answer::Http2(&mut respond, None).fail(&failure).await;
+            Box::pin(Answer::Http2(&mut respond, None).fail_with(&failure, &parts.headers)).await;
         }
     }
 }
 
-/// Serves one request; whether the client's connection may carry another.
+/// An HTTP/2 client's connection, as its requests share it.
+struct Client {
+    port: Rc<Port>,
+    kept: KeptPlan,
+    leave: Leave,
+}
+
+/// The way to a Service that the last request of a connection went. A Service that is deleted, or gets another port
+/// number, takes no new connections at this address; without a mesh those that are there go on.
+#[derive(Default)]
+struct KeptPlan(Cell<Option<Rc<Plan>>>);
+
+impl KeptPlan {
+    /// The plan of a request, where this is what its address leads to `now`.
+    fn plan(&self, now: Option<Rc<Plan>>) -> Option<Rc<Plan>> {
+        let last = self.0.take();
+        let Some(now) = now else {
+            self.0.set(last.clone());
+            return last;
+        };
+        if last.as_ref().is_some_and(|last| Rc::ptr_eq(last, &now)) {
+            self.0.set(last);
+        } else if now.default.backend.service().is_some() {
+            // A pod that has gone takes nothing, and its address may be another's.
+            self.0.set(Some(Rc::clone(&now)));
+        }
+        Some(now)
+    }
+}
+
+/// Makes a client leave. Asked whenever something happens on its connection: without a lock.
+#[derive(Default)]
+struct Leave {
+    is_due: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Leave {
+    fn call(&self) {
+        self.is_due.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_due.get() {
+            return Poll::Ready(());
+        }
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+/// Watches over the pod that a client has dialled, for as long as this lives.
+struct Watch(AbortHandle);
+
+impl Watch {
+    /// `None`: the client has dialled a Service.
+    fn begin(client: &Rc<Client>) -> Option<Self> {
+        if !matches!(client.port.entry().current().as_deref(), Some(Destination::Pod(_))) {
+            return None;
+        }
+        let client = Rc::clone(client);
+        let watching = spawn_local(async move {
+            pod_ended(&client.port).await;
+            client.leave.call();
+        });
+        Some(Self(watching.abort_handle()))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Resolves when the pod with this address begins to end, or has gone. Of one that was ending already when its client
+/// came: when it has gone, because the client would come again at once.
+async fn pod_ended(port: &Port) {
+    let begun = port.entry().current();
+    let Some(Destination::Pod(begun)) = begun.as_deref() else { return pending().await };
+    loop {
+        let changed = port.entry().changed();
+        if port.is_gone() {
+            // Nobody has asked there for a while, so what becomes of it is not known. The next request finds out.
+            return pending().await;
+        }
+        let now = port.entry().current();
+        let Some(Destination::Pod(now)) = now.as_deref() else { return };
+        let is_ending = now.endpoint.terminating && !begun.endpoint.terminating;
+        if is_ending || now.endpoint.pod_uid != begun.endpoint.pod_uid {
+            return;
+        }
+        changed.await;
+    }
+}
+
+/// Whether the address leads to a Service: to other pods, where one cannot be reached.
+fn leads_to_service(worker: &Worker, port: &Port) -> bool {
+    port.plan(worker).is_some_and(|plan| plan.default.backend.service().is_some())
+}
+
+/// How a request leaves the connection of its client.
+struct Served {
+    /// It may carry another one.
+    reusable: bool,
+    /// Nobody was reached who could have served this one.
+    is_unreached: bool,
+}
+
+/// Serves one request. `kept`: the way of the last one on its connection.
 async fn serve(
     worker: &Rc<Worker>,
     port: &Rc<Port>,
+    kept: &KeptPlan,
     mut call: Call<'_>,
     opened: Option<Box<Opened>>,
-) -> bool {
+) -> Served {
     let plan = if port.is_gone() {
         // The connection has outlived what was known of its address.
         Box::pin(worker.port(port.address())).await.plan(worker)
     } else {
         port.plan(worker)
     };
+    let plan = kept.plan(plan);
     let prepared = call.prepare().await;
     let (ended, series) = match (prepared, &plan) {
         (Ok(()), Some(plan)) => forward(worker, plan, port.address(), &mut call, opened).await,
@@ -120,7 +261,14 @@ async fn serve(
             (Ended::failed(failure), unserved(worker, backend, call.protocol(), None, is_meshed))
         }
     };
-    call.finish(worker, &series, ended).await
+    let is_unreached = matches!(
+        &ended.result,
+        Err(Failure::UpstreamNone
+            | Failure::UpstreamConnect
+            | Failure::UpstreamIdentity
+            | Failure::UpstreamNotProcessed)
+    );
+    Served { reusable: call.finish(worker, &series, ended).await, is_unreached }
 }
 
 /// Where a request goes.

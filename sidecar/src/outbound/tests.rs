@@ -2,6 +2,7 @@
 
 mod connecting;
 mod copies;
+mod http2_clients;
 
 use std::cell::Cell;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Gate, Server, connect, entry, handshake_limit, not_connected};
 use crate::error::Failure;
-use crate::http2;
+use crate::http2::{self, WithoutEmptyData};
 
 /// A connection that carries nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -137,6 +137,7 @@ impl Http2Pool {
 async fn open(server: Server, limit: Duration) -> Result<(SendRequest, Rc<Shared>), Failure> {
     let failed = |error: &dyn std::fmt::Display| not_connected(server.address, "HTTP/2", error);
     let stream = connect(server, limit).await?;
+    let stream = WithoutEmptyData::of_server(stream);
     let handshake = timeout(handshake_limit(limit), http2::client().handshake(stream)).await;
     let (send, connection) = handshake.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     let shared = Rc::new(Shared {
@@ -155,7 +156,7 @@ async fn open(server: Server, limit: Duration) -> Result<(SendRequest, Rc<Shared
 
 /// Drives a connection to its end, and says when the server's SETTINGS have come, or when they cannot come any more.
 async fn drive(
-    connection: h2::client::Connection<TcpStream, Bytes>,
+    connection: h2::client::Connection<WithoutEmptyData<TcpStream>, Bytes>,
     shared: Weak<Shared>,
     settled: Rc<Notify>,
 ) {

@@ -1,0 +1,150 @@
+//! Connections that outlive what they lead to: HTTP/2 clients that are told to leave, and those that go on.
+
+use super::*;
+use crate::config::PodRoute;
+
+/// A worker, and its port of this pod's own address.
+async fn port_of_pod(pod: Endpoint) -> (Rc<Worker>, Rc<Port>) {
+    let (worker, port) = port_to(vec![]).await;
+    let pod = PodRoute { endpoint: pod, protocol: Protocol::Detect };
+    worker.config.set_route(port.address(), Route::Pod(pod));
+    (worker, port)
+}
+
+/// A connection of HTTP/2 whose server has answered a PING: it has begun to serve.
+async fn http2_client(client: TcpStream) -> h2::client::SendRequest<Bytes> {
+    let (send, mut connection) = h2::client::handshake(client).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    spawn_local(connection);
+    pings.ping(h2::Ping::opaque()).await.unwrap();
+    send
+}
+
+#[tokio::test]
+async fn an_http2_client_leaves_when_the_pod_that_it_has_dialled_ends() {
+    let test = async {
+        let (address, _) = server(Server::Gone).await;
+        let pod = |uid: &str, terminating| {
+            let endpoint = endpoint(address, uid, terminating);
+            Route::Pod(PodRoute { endpoint, protocol: Protocol::Detect })
+        };
+        for (name, change) in [
+            ("it has gone", Route::Unknown),
+            ("it ends", pod("old", true)),
+            ("its address is another's", pod("new", false)),
+        ] {
+            let (worker, port) = port_of_pod(endpoint(address, "old", false)).await;
+            let (client, accepted) = connection().await;
+            let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+            let changed = async {
+                let send = http2_client(client).await;
+                worker.config.set_route(port.address(), change);
+                // It stays for as long as the sidecar lets it.
+                send
+            };
+            let ended = timeout(PATIENCE, async { tokio::join!(served, changed) }).await;
+            assert!(ended.is_ok_and(|(served, _)| served.is_ok()), "{name}");
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// Asks over HTTP/2, and returns the status.
+async fn get(send: &h2::client::SendRequest<Bytes>) -> Option<u16> {
+    let mut send = send.clone().ready().await.ok()?;
+    let request = ::http::Request::get("http://web/").body(()).unwrap();
+    let answer = send.send_request(request, true).ok()?.0.await.ok()?;
+    Some(answer.status().as_u16())
+}
+
+#[tokio::test]
+async fn an_http2_client_whose_pod_is_not_reached_is_answered_and_leaves() {
+    let test = async {
+        let (address, _) = server(Server::Gone).await;
+        let (worker, port) = port_of_pod(endpoint(address, "old", false)).await;
+        let (client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+        let asked = async {
+            let send = http2_client(client).await;
+            assert_eq!(get(&send).await, Some(503));
+            send
+        };
+        let (served, _send) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(served.is_ok());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_http2_client_of_a_service_that_nobody_serves_stays() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
+        let (client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+        let asked = async {
+            let send = http2_client(client).await;
+            assert_eq!(get(&send).await, Some(503));
+            sleep(Duration::from_millis(50)).await;
+            assert_eq!(get(&send).await, Some(503), "to the same Service it would come again");
+        };
+        let (served, ()) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(served.is_ok());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_grpc_client_whose_head_is_refused_gets_a_status_of_grpc() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
+        let (client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+        let asked = async {
+            let mut send = http2_client(client).await.ready().await.unwrap();
+            let request = ::http::Request::post("http://web/a.B/C")
+                .header("host", "another")
+                .header("content-type", "application/grpc+proto");
+            let (answer, _) = send.send_request(request.body(()).unwrap(), true).unwrap();
+            let answer = answer.await.unwrap();
+            let field = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(answer.status(), 200);
+            assert_eq!(field("grpc-status"), Some("13"));
+            assert_eq!(field("content-type"), Some("application/grpc+proto"));
+            assert_eq!(field("tulle-reason"), Some("ClientBadRequest"));
+        };
+        let (served, ()) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(served.is_ok());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_connection_to_a_service_that_was_deleted_goes_on_and_one_to_a_pod_does_not() {
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    let test = async {
+        let (address, _) = server(Server::ClosesKept).await;
+        let service = port_to_one(address).await;
+        let pod = port_of_pod(endpoint(address, "old", false)).await;
+        for ((worker, port), expected) in [(service, "HTTP/1.1 200 "), (pod, "HTTP/1.1 503 ")] {
+            let (mut client, accepted) = connection().await;
+            let served = speak(&worker, &port, Protocol::Http1, accepted, BytesMut::new());
+            let asked = async {
+                client.write_all(GET).await.unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"ok") {
+                    assert!(client.read_buf(&mut answer).await.unwrap() > 0, "it has closed");
+                }
+                worker.config.set_route(port.address(), Route::Unknown);
+                client.write_all(GET).await.unwrap();
+                answer.clear();
+                client.read_buf(&mut answer).await.unwrap();
+                let answer = String::from_utf8_lossy(&answer);
+                assert!(answer.starts_with(expected), "{answer}");
+                drop(client);
+            };
+            let (served, ()) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+            assert!(served.is_ok());
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
