@@ -137,7 +137,7 @@ kinds! {
         TooMany: "nine tenths of the file descriptors are in use: the connection is reset",
         ClaimedIdentity: "opaque HTTP has a `tulle-client-id` of the client",
         RulesUnknown: "the operator has not answered for 60 s what is enforced",
-        Silent: "a client without a sidecar sent nothing for 60 s where only an HTTP request could be allowed",
+        Silent: "a client without a sidecar sent nothing for 10 s where only an HTTP request could be allowed",
     }
     /// A stream of another sidecar was refused.
     RefusedStream, "refused_stream": {

@@ -76,6 +76,8 @@ impl Detector {
 
     fn next(&self, byte: u8, bytes: &[u8]) -> Next {
         Next::Go(match (self.state, byte) {
+            // A source of Icecast: what follows is not HTTP, although the line is.
+            (State::Method { letter: true }, b' ') if bytes.starts_with(b"SOURCE ") => return Next::Other,
             (State::Method { letter: true }, b' ') => State::Target,
             (State::Method { letter }, _) if is_token(byte) => {
                 State::Method { letter: letter || byte.is_ascii_alphabetic() }
@@ -172,6 +174,8 @@ mod tests {
             b"CONNECT [::1]:443 HTTP/1.1\r\n",
             b"GET /caf\xc3\xa9 HTTP/1.1\r\n",
             b"PRI * HTTP/1.1\r\n",
+            b"SOURCES / HTTP/1.1\r\n",
+            b"GET /SOURCE HTTP/1.1\r\n",
         ] {
             assert_eq!(
                 read(line),
@@ -214,6 +218,7 @@ mod tests {
             (b"\r\nGET / HTTP/1.1\r\n", 1),
             (b"\x16\x03\x01\x02\x00", 1),
             (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", 1),
+            (b"SOURCE /live HTTP/1.0\r\n", 7),
             (b"hello there", 11),
         ] {
             let (protocol, at) = read(bytes);

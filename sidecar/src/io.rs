@@ -1,20 +1,52 @@
 //! Transports around a TCP connection: one of which some bytes have been read already, and which is read in large
-//! pieces while much arrives ([`Prefixed`]), and one that ends at a given time ([`Until`]).
+//! pieces while much arrives ([`Prefixed`]), and one that ends at a given time ([`Until`]). And a client's connection
+//! while a server is being connected for it ([`unless_reset`]).
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::io::poll_read_buf;
 
 /// Room for one read of its own: eight full TLS records, as another sidecar writes them at once, with what TLS adds.
 const ROOM: usize = 8 * (16 * 1024 + 32);
 /// A read of less than this is no burst.
 const BURST: usize = 8 * 1024;
+
+/// What a client's first bytes are waited for with: something to read, or a reset, which is left unread.
+pub const READABLE_OR_RESET: Interest = Interest::READABLE.add(Interest::ERROR);
+/// How long the bytes of a client that has reset its connection wait for a server: one SYN retransmission.
+const LAST_BYTES_WAIT: Duration = Duration::from_millis(1_500);
+/// Room for what such a client has sent, if nothing has been read yet. The rest is read with it.
+const LAST_BYTES: usize = 4 * 1024;
+
+/// Waits for `connecting`; `None`: the client has left before. One that resets the connection right behind its bytes
+/// (`SO_LINGER` of 0) has sent them, and without a sidecar the server would get them: they are in `read`, or follow.
+/// Its reset is not taken off the connection, because Linux reports it once: whoever reads the bytes has to see that
+/// what follows is not a proper end.
+pub async fn unless_reset<T>(
+    client: &TcpStream,
+    read: &mut BytesMut,
+    mut connecting: Pin<&mut impl Future<Output = T>>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        connected = connecting.as_mut() => return Some(connected),
+        _ = client.ready(Interest::ERROR) => {}
+    }
+    if read.is_empty() {
+        read.reserve(LAST_BYTES);
+        if !matches!(client.try_read_buf(read), Ok(1..)) {
+            return None;
+        }
+    }
+    timeout(LAST_BYTES_WAIT, connecting).await.ok()
+}
 
 /// Gives the bytes that were read first, then those of the connection. rustls asks for 4 KiB at a time:
 /// once a read has filled what was asked for, the next ones go through a buffer of 128 KiB, which is given
@@ -153,11 +185,48 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Until<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::future::pending;
+    use std::pin::pin;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
 
     use super::*;
+    use crate::listen::reset_on_close;
+
+    /// A client that sends this and resets the connection; the other end of it.
+    async fn left_behind(sent: &[u8]) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        client.write_all(sent).await.unwrap();
+        reset_on_close(&client);
+        accepted
+    }
+
+    #[tokio::test]
+    async fn bytes_before_a_reset_wait_for_the_server_and_the_reset_stays_behind_them() {
+        let mut near = left_behind(b"last").await;
+        let mut read = BytesMut::new();
+        let connecting = pin!(sleep(Duration::from_millis(50)));
+        assert!(unless_reset(&near, &mut read, connecting).await.is_some(), "they are lost");
+        assert_eq!(read, b"last"[..]);
+        assert_eq!(near.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_connected_for_long_for_a_client_that_has_left() {
+        let near = left_behind(b"").await;
+        let mut read = BytesMut::new();
+        let mut never = pin!(pending::<()>());
+        let since = Instant::now();
+        assert!(unless_reset(&near, &mut read, never.as_mut()).await.is_none());
+        assert!(since.elapsed() < LAST_BYTES_WAIT, "it has said nothing");
+        let near = left_behind(b"last").await;
+        let gone = unless_reset(&near, &mut read, never.as_mut());
+        assert!(timeout(LAST_BYTES_WAIT * 4, gone).await.expect("it goes on").is_none());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_transport_that_always_brings_something_ends_too() {

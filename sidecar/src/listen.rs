@@ -15,9 +15,10 @@ use tulle_mesh::ports;
 /// Connections that wait to be accepted; the kernel's own maximum cuts it.
 const BACKLOG: i32 = 4096;
 
-/// When a silent peer is asked whether it is still there.
+/// When a silent peer is asked whether it is still there. Well within 60 s, after which Linux forgets a half-closed
+/// connection on which nothing moves (`nf_conntrack_tcp_timeout_close_wait`), and what follows on it is reset.
 pub const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
+    TcpKeepalive::new().with_time(Duration::from_secs(25)).with_interval(Duration::from_secs(20));
 
 /// The same between sidecars, whose connections carry the requests of many clients: a node that has died is noticed
 /// within 15 s of silence.
@@ -99,6 +100,8 @@ fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     // Accepted connections inherit it: a peer whose node has died is noticed, and costs no call each.
     socket.set_tcp_keepalive(&KEEPALIVE)?;
+    // So is this: an urgent byte (Telnet, ABOR of FTP) keeps its place in the stream instead of being lost.
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -157,6 +160,27 @@ mod tests {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!(current, maximum);
         assert_eq!(raised.limit, maximum.unwrap_or(u64::MAX));
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_keep_urgent_bytes_and_outlive_conntrack() {
+        let listener = bind_address(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (client, (mut accepted, _)) = (client.unwrap(), accepted.unwrap());
+        assert!(SockRef::from(&accepted).tcp_keepalive_time().unwrap() < Duration::from_secs(60));
+        let socket = SockRef::from(&client);
+        for (sent, urgent) in [(b"abc", false), (b"UVW", true), (b"def", false)] {
+            let sent_bytes = if urgent { socket.send_out_of_band(sent) } else { socket.send(sent) };
+            assert_eq!(sent_bytes.unwrap(), sent.len());
+            // The last byte of what is sent as urgent is the urgent one, and a read ends before it.
+            let mut seen = [0; 3];
+            for byte in seen.chunks_mut(1) {
+                let read = tokio::io::AsyncReadExt::read_exact(&mut accepted, byte);
+                tokio::time::timeout(Duration::from_secs(5), read).await.expect("it is missing").unwrap();
+            }
+            assert_eq!(&seen, sent);
+        }
     }
 
     #[tokio::test]

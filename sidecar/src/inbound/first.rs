@@ -15,23 +15,27 @@ use tulle_mesh::counted_event::RefusedConnection;
 use tulle_mesh::wire::ALPN;
 
 use super::{Peer, app};
-use crate::admit::{admit_client, would_admit_client, would_admit_connection, would_admit_plaintext};
+use crate::admit::{
+    admit_client, might_admit_request, would_admit_client, would_admit_connection, would_admit_plaintext,
+};
 use crate::config::Protocol;
 use crate::detect::{self, Detector};
 use crate::error::Failure;
 use crate::gate::Slot;
-use crate::io::Prefixed;
+use crate::io::{Prefixed, READABLE_OR_RESET};
 use crate::listen::{reset_on_close, watch_mesh};
 
 /// A sidecar speaks at once, and its hello arrives within a few milliseconds, also where both nodes are busy. Who
 /// stays silent for longer may be waiting for the application.
 const SILENCE: Duration = Duration::from_millis(20);
-/// The same while the clients' connections are at their limit, where a silent one would be reset: the first packet of a
-/// sidecar may have been lost, and is sent again after 200 ms or more.
+/// The same where a silent client is reset, because the clients' connections are at their limit or because no rule would
+/// let in anything that it could send: the first packet of a sidecar may have been lost, and is sent again after 200 ms
+/// or more.
 const LATE_HELLO: Duration = Duration::from_secs(1);
-/// A stranger has this long for its first byte, unless the application has been connected: then its own patience
-/// counts.
-const FIRST_BYTE: Duration = Duration::from_secs(60);
+/// How long a client has for its first byte where the rules might let an HTTP request in, and nothing else. As long as a
+/// sidecar waits for such a request: an HTTP client that connects ahead of its requests connects again, and one that
+/// waits for the application to speak first is refused while its user is still there.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// A ClientHello must be whole, and a beginning that is held back must say what it is, this long after its first byte.
 const BEGINNING: Duration = Duration::from_secs(10);
 /// The longest ClientHello that is waited for.
@@ -58,6 +62,9 @@ pub(super) struct Plain {
     pub(super) protocol: Protocol,
     /// A connection to the application that was opened for this client. Nothing has been read from it.
     pub(super) app: Option<TcpStream>,
+    /// The application has reset that connection before anybody spoke. Linux reports it once, so the next who reads
+    /// would find a proper end.
+    pub(super) app_broke_off: bool,
     /// Its place among the connections of clients, where these are limited.
     pub(super) slot: Option<Slot>,
     /// A place was taken, or is not needed.
@@ -74,9 +81,14 @@ pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Fa
         Ok(read) => read?,
         Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
         Err(_) => {
-            let Ok(read) = timeout(FIRST_BYTE, plain.read_some()).await else {
-                peer.worker.telemetry.event(RefusedConnection::Silent);
-                return Err(Failure::Timeout("the client's first byte"));
+            let may_request = might_admit_request(&peer.worker, &peer.client);
+            let patience = if may_request { FIRST_BYTE } else { LATE_HELLO };
+            let Ok(read) = timeout(patience, plain.read_some()).await else {
+                if may_request {
+                    peer.worker.telemetry.event(RefusedConnection::Silent);
+                }
+                // It waits for the application to speak: opaque, which is refused and counted as such.
+                return Ok(Opening::Plain(plain));
             };
             read?
         }
@@ -103,6 +115,7 @@ impl Plain {
             read: BytesMut::new(),
             protocol: Protocol::Opaque,
             app: None,
+            app_broke_off: false,
             slot: None,
             has_asked: false,
         }
@@ -119,11 +132,15 @@ impl Plain {
         Ok(())
     }
 
-    /// Reads from the client. `false`: it has ended its side.
+    /// Reads from the client. `false`: it has ended its side, or has reset the connection behind what was read: that is
+    /// left to whoever passes it on, so that the application sees both.
     async fn read_some(&mut self) -> Result<bool, Failure> {
         loop {
             // Waited for without memory: a silent connection may stay so for hours.
-            self.stream.readable().await.map_err(|_| Failure::ClientGone)?;
+            let ready = self.stream.ready(READABLE_OR_RESET).await.map_err(|_| Failure::ClientGone)?;
+            if ready.is_error() && !self.read.is_empty() {
+                return Ok(false);
+            }
             self.read.reserve(2 * 1024);
             match self.stream.try_read_buf(&mut self.read) {
                 Ok(read) => return Ok(read > 0),
@@ -156,10 +173,18 @@ impl Plain {
         let read = tokio::select! {
             biased;
             read = self.read_some() => read,
-            greets = is_greeting(&app) => {
-                if greets { Ok(false) } else { timeout(SETTINGS, self.read_some()).await.unwrap_or(Ok(false)) }
+            heard = first_of(&app) => {
+                self.app_broke_off = heard == Heard::Reset;
+                match heard {
+                    Heard::Settings => timeout(SETTINGS, self.read_some()).await.unwrap_or(Ok(false)),
+                    Heard::Greeting | Heard::Reset => Ok(false),
+                }
             }
         };
+        if read.is_err() {
+            // The client has reset its connection: the application sees that too.
+            reset_on_close(&app);
+        }
         self.app = Some(app);
         read
     }
@@ -226,10 +251,23 @@ impl Plain {
     }
 }
 
-/// Waits until the application speaks or closes; whether that is for its client. A server of HTTP/2 may send its
-/// SETTINGS before its client has said anything (gRPC-Go does): the client speaks all the same.
-async fn is_greeting(app: &TcpStream) -> bool {
+/// What the application has done before its client has spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// It has spoken to its client, or has closed.
+    Greeting,
+    /// The first frame of an HTTP/2 server (gRPC-Go sends it at once): the client speaks all the same.
+    Settings,
+    /// It has reset the connection.
+    Reset,
+}
+
+/// Waits until the application speaks or closes. What it says stays unread, but an error is taken off the connection.
+async fn first_of(app: &TcpStream) -> Heard {
     let mut start = [0; 9];
-    let Ok(length) = app.peek(&mut start).await else { return true };
-    !matches!(start.get(..length), Some([0, _, _, 4, 0, 0, 0, 0, 0]))
+    let Ok(length) = app.peek(&mut start).await else { return Heard::Reset };
+    match start.get(..length) {
+        Some([0, _, _, 4, 0, 0, 0, 0, 0]) => Heard::Settings,
+        _ => Heard::Greeting,
+    }
 }

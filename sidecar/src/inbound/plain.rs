@@ -17,9 +17,9 @@ use crate::call::Call;
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
-use crate::http1::{Head, Reader, Writer};
+use crate::http1::{Head, Reader};
 use crate::http2;
-use crate::io::Prefixed;
+use crate::io::{Prefixed, unless_reset};
 use crate::listen::reset_on_close;
 use crate::task::{boxed, spawn_boxed};
 
@@ -35,10 +35,11 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(peer: Rc<Peer>, plain: Plain) -> Result<(), Failure> {
     if let Err(denied) = admit_plaintext(&peer.worker, &peer.client) {
         reset_on_close(&plain.stream);
+        peer.series("opaque").connection(Some(&denied.0), (0, 0));
         peer.log_connection(peer.since, Some(&denied.0), (0, 0));
         return Err(denied.0);
     }
-    let Plain { stream, read, protocol, app, slot: _slot, .. } = plain;
+    let Plain { stream, read, protocol, app, app_broke_off, slot: _slot, .. } = plain;
     match protocol {
         Protocol::Http1 => {
             // The connection that was opened for this client carries its first request.
@@ -49,41 +50,44 @@ pub(super) async fn serve(peer: Rc<Peer>, plain: Plain) -> Result<(), Failure> {
             app::keep_untouched(&peer, app);
             Box::pin(http2(peer, stream, read)).await
         }
-        Protocol::Opaque | Protocol::Detect => Box::pin(opaque(&peer, stream, read, app)).await,
+        Protocol::Opaque | Protocol::Detect => {
+            let app = if app_broke_off { Some(Err(Failure::UpstreamReset)) } else { app.map(Ok) };
+            Box::pin(opaque(&peer, stream, read, app)).await
+        }
     }
 }
 
+/// `app`: what has come of connecting to the application, if that was tried already.
 async fn opaque(
     peer: &Peer,
     stream: TcpStream,
-    read: BytesMut,
-    app: Option<TcpStream>,
+    mut read: BytesMut,
+    app: Option<Result<TcpStream, Failure>>,
 ) -> Result<(), Failure> {
     let series = peer.series("opaque");
-    let (mut reader, mut writer) = split(stream, read);
-    let refuse = |failure: Failure, writer: &mut Writer| {
+    let refuse = |failure: Failure, stream: &TcpStream| {
         series.connection(Some(&failure), (0, 0));
         peer.log_connection(peer.since, Some(&failure), (0, 0));
-        writer.abort();
+        reset_on_close(stream);
         Err(failure)
     };
     let permit = match admit_connection(&peer.worker, &peer.client) {
         Ok(permit) => permit,
-        Err(denied) => return refuse(denied.0, &mut writer),
+        Err(denied) => return refuse(denied.0, &stream),
     };
     permit.begun(&peer.client);
     let connected = match app {
-        Some(app) => Ok(app),
-        None => tokio::select! {
-            biased;
-            connected = app::connect(peer) => connected,
-            () = writer.gone() => Err(Failure::ClientGone),
-        },
+        Some(connected) => connected,
+        None => {
+            let connecting = pin!(app::connect(peer));
+            unless_reset(&stream, &mut read, connecting).await.unwrap_or(Err(Failure::ClientGone))
+        }
     };
     let (mut from_app, mut to_app) = match connected {
         Ok(app) => split(app, BytesMut::new()),
-        Err(failure) => return refuse(failure, &mut writer),
+        Err(failure) => return refuse(failure, &stream),
     };
+    let (mut reader, mut writer) = split(stream, read);
     let (client, app) = ((&mut reader, &mut writer), (&mut from_app, &mut to_app));
     let withdrawn = permit.withdrawn(&peer.client, None);
     let joined = proxy_tcp(client, app, peer.filter(), || {}, withdrawn).await;

@@ -184,6 +184,21 @@ async fn a_denied_client_does_not_reach_the_application() {
 }
 
 #[tokio::test]
+async fn a_silent_client_of_which_nothing_would_be_let_in_is_refused_and_counted_soon() {
+    local(async {
+        let worker = worker(Mtls::Strict, None, SourceAddress::Sidecar);
+        let app = application(App::Greets).await;
+        let mut silent = client(&worker, app.address).await;
+        let refused = timeout(Duration::from_secs(5), silent.read(&mut [0])).await.expect("it waits");
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!((app.accepted.get(), denials(&worker)), (0, 1));
+        let counted = worker.telemetry.inbound_plain("", "opaque").failures();
+        assert_eq!(counted, [(Failure::PolicyPlaintext.name(), 1)]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_denied_upload_is_answered_and_not_reset() {
     local(async {
         let (worker, app) = (no_deletes(), application(App::Http).await);

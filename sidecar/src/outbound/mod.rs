@@ -44,6 +44,7 @@ use crate::backend::{Backend, Change, Upstream, Verdict};
 use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::split;
+use crate::io::unless_reset;
 use crate::listen::original_destination;
 use crate::pool::{self, IMPATIENT, PATIENT, Server};
 use crate::route::{Port, Target};
@@ -121,23 +122,26 @@ async fn passthrough(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
-    let (mut reader, mut writer) = split(client, BytesMut::new());
+    let mut read = BytesMut::new();
     let mut stop = pin!(stop);
+    let connecting = pin!(pool::connect(Server::from(destination), PATIENT));
     let connected = tokio::select! {
         biased;
         () = stop.as_mut() => Err(Failure::UpstreamConnect),
-        connected = pool::connect(Server::from(destination), PATIENT) => connected,
-        () = writer.gone() => Err(Failure::ClientGaveUp),
+        connected = unless_reset(&client, &mut read, connecting) => {
+            connected.unwrap_or(Err(Failure::ClientGaveUp))
+        }
     };
     let server = match connected {
         Ok(server) => server,
         Err(failure) => {
             series.connection(Some(&failure), (0, 0));
             // The client sees what it would have seen: a connection that fails, not one that closes.
-            writer.abort();
+            reset_on_close(&client);
             return Err(failure);
         }
     };
+    let (mut reader, mut writer) = split(client, read);
     let (mut from_server, mut to_server) = split(server, BytesMut::new());
     let ways = ((&mut reader, &mut writer), (&mut from_server, &mut to_server));
     let joined = proxy_tcp(ways.0, ways.1, |_| true, || {}, stop).await;

@@ -4,13 +4,14 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
@@ -23,6 +24,7 @@ use crate::claim::set_client_id;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
+use crate::io::unless_reset;
 use crate::message::{Sink, Source, pump};
 use crate::pool::{self, Server};
 use crate::route::{Connection, Port, RouteTarget};
@@ -65,8 +67,9 @@ impl From<Unopened> for Failure {
 enum Transport {
     /// Through the endpoint's sidecar, and what has arrived already.
     Mesh(Sender, Receiver, Option<Event>),
-    /// To the endpoint itself, and what has been read already.
-    Plain(TcpStream, BytesMut),
+    /// To the endpoint itself, what has been read already, and whether reading has failed. Linux reports the error of
+    /// a connection once: whoever reads next would find a proper end.
+    Plain(TcpStream, BytesMut, bool),
 }
 
 /// What a server has said before its client.
@@ -168,7 +171,7 @@ async fn connect(
     let Some(identity) = upstream.endpoint.identity.as_ref().filter(|_| !worker.is_own(address)) else {
         return pool::connect(Server::from(address), limit)
             .await
-            .map(|stream| Transport::Plain(stream, BytesMut::new()));
+            .map(|stream| Transport::Plain(stream, BytesMut::new(), false));
     };
     let block = || {
         let mut block = BytesMut::with_capacity(128);
@@ -197,14 +200,17 @@ impl Opened {
     pub(super) async fn answered(&mut self) {
         match &mut self.transport {
             Transport::Mesh(_, receiver, first) => *first = Some(receiver.next().await),
-            Transport::Plain(stream, read) => {
-                // An error is met again by whoever reads next.
+            Transport::Plain(stream, read, broke_off) => {
                 while stream.readable().await.is_ok() {
                     read.reserve(1024);
                     match stream.try_read_buf(read) {
+                        Ok(_) => return,
                         // There was nothing after all.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        _ => return,
+                        Err(_) => {
+                            *broke_off = true;
+                            return;
+                        }
                     }
                 }
             }
@@ -216,7 +222,14 @@ impl Opened {
         match &self.transport {
             Transport::Mesh(_, _, Some(Event::Data(bytes))) => Greeting::of(bytes),
             Transport::Mesh(..) => Greeting::None,
-            Transport::Plain(_, read) => Greeting::of(read),
+            Transport::Plain(_, read, _) => Greeting::of(read),
+        }
+    }
+
+    /// Its client has reset the connection: the server sees a reset too. A stream to a sidecar is reset when it is dropped.
+    pub(super) fn break_off(&self) {
+        if let Transport::Plain(stream, ..) = &self.transport {
+            reset_on_close(stream);
         }
     }
 
@@ -226,7 +239,7 @@ impl Opened {
         self,
         head: &Head,
     ) -> Option<(Rc<Upstream>, Option<Arc<Attempts>>, Exchange)> {
-        let Transport::Plain(stream, read) = self.transport else { return None };
+        let Transport::Plain(stream, read, false) = self.transport else { return None };
         let (mut reader, writer) = split(stream, read);
         if !reader.is_quiet() {
             return None;
@@ -267,10 +280,39 @@ pub(super) async fn serve(
         count_unopened(worker, &plan.default, failure, plan.default.backend.is_meshed());
     })?;
     drop(plan);
-    let (reader, mut writer) = split(stream, buffer);
     // Opening takes a moment and much room, carrying takes hours: neither is a part of the other's future.
-    let opened = Box::pin(open(worker, &way.backend, writer.gone())).await;
+    let (opened, reader, writer) = Box::pin(open_for(worker, &way.backend, stream, buffer)).await;
     Box::pin(carry(worker, &way, opened, reader, writer)).await
+}
+
+async fn open_for(
+    worker: &Worker,
+    backend: &Rc<Backend>,
+    stream: TcpStream,
+    buffer: BytesMut,
+) -> (Result<Opened, Unopened>, Reader, Writer) {
+    let left = Notify::new();
+    let opening = pin!(open(worker, backend, left.notified()));
+    await_open(opening, &left, stream, buffer).await
+}
+
+/// Waits for what `opening` opens for a client, which may leave meanwhile, and splits the client's connection. `left`
+/// gives the opening up.
+pub(super) async fn await_open(
+    mut opening: Pin<&mut impl Future<Output = Result<Opened, Unopened>>>,
+    left: &Notify,
+    stream: TcpStream,
+    mut buffer: BytesMut,
+) -> (Result<Opened, Unopened>, Reader, Writer) {
+    let opened = match unless_reset(&stream, &mut buffer, opening.as_mut()).await {
+        Some(opened) => opened,
+        None => {
+            left.notify_one();
+            opening.await
+        }
+    };
+    let (reader, writer) = split(stream, buffer);
+    (opened, reader, writer)
 }
 
 /// Reads until the first bytes are a whole ClientHello, or cannot be one. They stay in the buffer. A client that has
@@ -337,7 +379,13 @@ pub(super) fn carry<'a>(
             observe(worker, backend, &upstream, "opaque", way.route.as_ref(), span, verdict(Some(seen)));
         };
         let (joined, failure) = match transport {
-            Transport::Plain(stream, read) => {
+            Transport::Plain(_, _, true) => {
+                writer.abort();
+                let from_server = Some(Err(PumpError::SourceGone));
+                let joined = Joined { bytes: (0, 0), from_client: None, from_server };
+                (joined, failure_of(&joined, Failure::UpstreamReset))
+            }
+            Transport::Plain(stream, read, false) => {
                 let (mut input, mut output) = split(stream, read);
                 let ways = ((&mut reader, &mut writer), (&mut input, &mut output));
                 let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;

@@ -26,6 +26,7 @@ use crate::detect::{Detector, PREFACE, UNDECIDED, is_surely_http2};
 use crate::error::Failure;
 use crate::http1::conn::split;
 use crate::http1::{Reader, Writer};
+use crate::io::READABLE_OR_RESET;
 use crate::route::{Connection, Learned, Port, RouteTarget};
 use crate::worker::Worker;
 
@@ -67,17 +68,20 @@ async fn listen(
             return Ok(Words::Known(protocol));
         }
         // Waited for without memory: a silent connection may stay so for hours.
-        let readable = match limit.filter(|_| !buffer.is_empty() && !is_surely_http2(buffer)) {
-            None => stream.readable().await,
+        let ready = match limit.filter(|_| !buffer.is_empty() && !is_surely_http2(buffer)) {
+            None => stream.ready(READABLE_OR_RESET).await,
             Some(limit) => {
                 let by = *since.get_or_insert_with(Instant::now) + limit;
-                match timeout_at(by, stream.readable()).await {
-                    Ok(readable) => readable,
+                match timeout_at(by, stream.ready(READABLE_OR_RESET)).await {
+                    Ok(ready) => ready,
                     Err(_) => return Ok(Words::Undecided),
                 }
             }
         };
-        readable.map_err(|_| Failure::ClientGone)?;
+        // A reset behind what was read is left to whoever passes it on: the server gets both.
+        if ready.map_err(|_| Failure::ClientGone)?.is_error() && !buffer.is_empty() {
+            return Ok(Words::Undecided);
+        }
         buffer.reserve(4 * 1024);
         match stream.read_buf(buffer).now_or_never() {
             Some(Ok(0)) => return Ok(Words::Undecided),
@@ -227,16 +231,8 @@ async fn race(
                     return Ok(Winner::Client(protocol, stream, buffer));
                 }
                 _ => {
-                    let (reader, mut writer) = split(stream, buffer);
-                    let opened = tokio::select! {
-                        biased;
-                        opened = opening.as_mut() => opened,
-                        () = writer.gone() => {
-                            left.notify_one();
-                            opening.await
-                        }
-                    };
-                    return Ok(Winner::Opaque(Box::new((opened, reader, writer))));
+                    let all = opaque::await_open(opening.as_mut(), &left, stream, buffer).await;
+                    return Ok(Winner::Opaque(Box::new(all)));
                 }
             },
             opened = opening.as_mut() => opened,
@@ -261,7 +257,9 @@ pub(super) async fn decide(
 ) -> Result<Winner, Failure> {
     let mut words = tokio::select! {
         biased;
-        words = listen(&mut stream, &mut buffer, Some(UNDECIDED)) => Some(words?),
+        words = listen(&mut stream, &mut buffer, Some(UNDECIDED)) => {
+            Some(words.inspect_err(|_| opened.break_off())?)
+        }
         () = opened.answered() => None,
     };
     if words.is_none() {
@@ -270,7 +268,8 @@ pub(super) async fn decide(
             Greeting::None => {}
             Greeting::Settings => {
                 let listening = listen(&mut stream, &mut buffer, Some(UNDECIDED));
-                words = timeout(UNANSWERED_SETTINGS, listening).await.ok().transpose()?;
+                let heard = timeout(UNANSWERED_SETTINGS, listening).await.ok().transpose();
+                words = heard.inspect_err(|_| opened.break_off())?;
             }
         }
     }

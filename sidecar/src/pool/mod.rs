@@ -74,7 +74,10 @@ pub async fn connect(server: Server, limit: Duration) -> Result<TcpStream, Failu
 
 fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    // An urgent byte keeps its place in the stream, as on accepted connections.
+    socket.set_out_of_band_inline(true)?;
     Ok(stream)
 }
 

@@ -15,7 +15,7 @@ mod http_get;
 mod url;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tulle_mesh::health::health_check_response::ServingStatus;
@@ -207,7 +207,7 @@ async fn carry_out(check: &Check, pod: IpAddr, user_agent: &HeaderValue) -> Resu
         }
         Check::Tcp { port } => {
             let address = SocketAddr::new(pod, *port);
-            let connected = TcpStream::connect(address).await;
+            let connected = connect_from_loopback(address).await;
             connected.map_err(|source| ProbeError::Connect { address, source })?;
             Ok(StatusCode::OK)
         }
@@ -216,6 +216,32 @@ async fn carry_out(check: &Check, pod: IpAddr, user_agent: &HeaderValue) -> Resu
             Ok(StatusCode::OK)
         }
     }
+}
+
+/// Connects to an address of the pod from loopback. A server that blocks clients which connect and say nothing (MySQL
+/// and MariaDB, after `max_connect_errors`) would block the pod's own address with this probe, and all clients come from
+/// that address through the sidecar; loopback it does not block. What is dialled is still the pod's address, so a server
+/// that listens on 127.0.0.1 only fails its probe, as with kubelet. A kernel that does not allow this (gVisor's, perhaps)
+/// gets a connection from the pod's address.
+async fn connect_from_loopback(address: SocketAddr) -> io::Result<TcpStream> {
+    let connected = match bound_to_loopback(address) {
+        Ok(socket) => socket.connect(address).await,
+        Err(error) => Err(error),
+    };
+    match connected {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => TcpStream::connect(address).await,
+        connected => connected,
+    }
+}
+
+/// A socket whose source is the loopback address of this address's family.
+fn bound_to_loopback(address: SocketAddr) -> io::Result<TcpSocket> {
+    let (socket, source) = match address {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::LOCALHOST)),
+        SocketAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::LOCALHOST)),
+    };
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket)
 }
 
 /// What kubelet gets to see. It judges the application's status by itself: the events of the pod then name that

@@ -1,6 +1,5 @@
 //! Probes against applications on real sockets: what kubelet's own tests assert (pkg/probe/http), and more.
 
-use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -256,6 +255,29 @@ async fn a_tcp_probe_needs_a_listener() {
     assert_eq!(probe(&Check::Tcp { port }).await, Ok(200));
     drop(listener);
     assert!(probe(&Check::Tcp { port }).await.unwrap_err().starts_with("connect to 127.0.0.1:"));
+}
+
+/// The address from which this machine reaches others; `None`: it has no network.
+fn own_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // Sends nothing.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[tokio::test]
+async fn a_tcp_probe_of_the_pods_address_comes_from_loopback() {
+    let Some(pod) = own_address() else { return };
+    let listener = TcpListener::bind((pod, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connected, accepted) = tokio::join!(connect_from_loopback(address), listener.accept());
+    assert_eq!(connected.unwrap().peer_addr().unwrap(), address);
+    let client = accepted.unwrap().1.ip();
+    assert!(client.is_loopback(), "a server would block {client} and with it every client");
+    let on_loopback = TcpListener::bind((POD, 0)).await.unwrap();
+    let unreached = SocketAddr::new(pod, on_loopback.local_addr().unwrap().port());
+    let error = connect_from_loopback(unreached).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "kubelet would not reach it either");
 }
 
 /// Serves one service, and knows of another that is down.

@@ -66,6 +66,22 @@ async fn a_plain_client_that_is_denied_does_not_reach_the_application() {
 }
 
 #[tokio::test]
+async fn a_plain_client_that_waits_for_the_server_and_is_denied_is_reset_at_once() {
+    for (mtls, access) in [("Strict", Value::Null), ("Permissive", only("pod-0"))] {
+        let cluster = Cluster::start().await;
+        cluster.policy(mtls, access);
+        let pod = cluster.pod(true).await;
+        let application = Application::start(&pod, http1::answer_all);
+        let mut silent = TcpStream::connect(application.port.address).await.unwrap();
+        let refused = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut [0])).await;
+        let refused = refused.unwrap_or_else(|_| panic!("{mtls}: it hangs"));
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{mtls}");
+        assert_eq!(pod.sidecar.as_ref().unwrap().count("policy_denied"), 1, "{mtls}");
+        assert_eq!(application.accepted(), 0, "{mtls}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_is_denied_by_its_identity_does_not_reach_the_application() {
     let cluster = Cluster::start().await;
     cluster.policy("Permissive", only("somebody-else"));

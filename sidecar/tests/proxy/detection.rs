@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::sleep;
 
 use crate::harness::http2::{self, Client};
@@ -32,6 +34,7 @@ const OPAQUE: &[(&str, bool, Words)] = &[
     ("the application's own TLS", false, &[b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"]),
     ("half the preface of HTTP/2, and something else", false, &[b"PRI * HT", b"something"]),
     ("half a request line, and the rest later", false, &[b"GET / HTTP", b"/1.1\r\nhost: shop\r\n\r\n"]),
+    ("a source of Icecast", false, &[b"SOURCE /live HTTP/1.0\r\n\r\n", b"\xff\xfb\x90"]),
     ("zeroes", false, &[b"\0\0\0\0\0\0\0\0"]),
 ];
 
@@ -161,6 +164,54 @@ async fn a_server_that_speaks_first_is_heard() {
             stream.write_all(b"EHLO shop\r\n").await.unwrap();
             hear(&mut stream, b"EHLO shop\r\n", "the answer").await;
             assert_eq!(reached.application.accepted(), number, "{way:?}");
+        }
+    }
+}
+
+/// Closes a connection with a reset.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+/// Linux reports a reset to whoever reads first, and a proper end to those who read after that.
+#[tokio::test]
+async fn a_server_that_resets_before_anybody_speaks_does_not_look_like_one_that_closes() {
+    let place = Place::new().await;
+    for way in WAYS {
+        let reached = place.reach(way, |stream| async move { reset(stream) }).await;
+        let declared = place.cluster.service(Some("tcp"), &[&reached.application.port]).await;
+        for mut stream in [reached.dial().await, place.cluster.client.dial(declared).await] {
+            let read = within(stream.read(&mut [0])).await;
+            let kind = read.map_err(|error| error.kind());
+            assert_eq!(kind, Err(std::io::ErrorKind::ConnectionReset), "{way:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_gets_the_bytes_before_a_reset_and_the_reset() {
+    let place = Place::new().await;
+    for way in WAYS {
+        let (sender, mut seen) = unbounded_channel();
+        let serve = move |mut stream: TcpStream| {
+            let sender = sender.clone();
+            async move {
+                let mut bytes = Vec::new();
+                let was_reset = stream.read_to_end(&mut bytes).await.is_err();
+                let _ = sender.send((bytes, was_reset));
+            }
+        };
+        let reached = place.reach(way, serve).await;
+        let declared = place.cluster.service(Some("tcp"), &[&reached.application.port]).await;
+        // The first are undecided, the others are not.
+        for words in [&b"abc"[..], b"PING\r\n"] {
+            for mut stream in [reached.dial().await, place.cluster.client.dial(declared).await] {
+                stream.write_all(words).await.unwrap();
+                reset(stream);
+                let (bytes, was_reset) = within(seen.recv()).await.unwrap();
+                assert_eq!((&bytes[..], was_reset), (words, true), "{way:?}");
+            }
         }
     }
 }
