@@ -447,6 +447,9 @@ pub struct CanaryStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub approved_before: Vec<String>,
+    /// Why the revision was approved, while its pods are being replaced; the history gets it at the end.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub promoted_because: String,
     /// The newest revision that failed, was aborted or is held although nothing else can serve; empty once a newer
     /// one is approved.
     pub failed_revision: String,

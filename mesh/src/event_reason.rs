@@ -149,6 +149,9 @@ event_reasons! {
     Paused, Canary, Normal,
         "A pause waits for a user.",
         "Look at the revision, and run the command in the message.";
+    Resumed, Canary, Normal,
+        "A user has ended a pause.",
+        "Nothing.";
     Approved, Canary, Normal,
         "A revision that was approved before came back, and is approved at once.",
         "Nothing.";
@@ -191,6 +194,9 @@ event_reasons! {
     DeadlineNotHeld, Canary, Warning,
         "The Deployment will be reported as failed while the Canary holds it back.",
         "Apply the ClusterRole of the operator's version: it needs `get` and `patch` of `deployments/status`.";
+    TooFewPods, Canary, Warning,
+        "For a minute the revision has had too few ready pods for its step, which waits.",
+        "Find out why its pods are missing or not ready: `kubectl get pods`. Or raise `maxSurge`, or lower the weights.";
     NoSplit, Canary, Warning,
         "A Service of the target cannot be split, and the step waits.",
         "Correct what the message names, or promote or abort the revision.";

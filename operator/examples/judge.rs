@@ -23,6 +23,8 @@ fn main() {
         ("error rate drifts tenfold", Scenario { drifts: true, ..good.clone() }),
         ("ramp 1-5-10-25-50", Scenario { weights: vec![1, 5, 10, 25, 50], ..good.clone() }),
         ("ramp, bursts of 20", Scenario { weights: vec![1, 5, 10, 25, 50], ..burst(20) }),
+        ("bursts of 50, 10 requests/s, weight 20 %", quiet(20, &burst(50))),
+        ("bursts of 50, 10 requests/s, weight 80 %", quiet(80, &burst(50))),
     ] {
         alarms(name, &repeat(&scenario, &rules, runs));
     }
@@ -59,11 +61,23 @@ fn main() {
         let busy = Scenario { requests_per_second: 200.0, weights: vec![10], worse, ..good.clone() };
         power(&format!("fails {worse}x as often"), 10, &repeat(&busy, &rules, runs / 10));
     }
+    println!("10 requests/s, one pod of each version, 0.1 % errors:");
+    for weight in [20, 40, 80] {
+        for (share, worse) in [(60, 600.0), (50, 500.0), (30, 300.0)] {
+            let scenario = quiet(weight, &Scenario { error_rate: 0.001, worse, ..good.clone() });
+            power(&format!("fails {share} % of requests"), weight, &repeat(&scenario, &rules, runs / 10));
+        }
+    }
     println!("At 0.1 % errors, 100 requests/s:");
     let hours = 10 * 3600;
     let late =
         Scenario { error_rate: 0.001, worse: 100.0, bad_from: hours, seconds: hours + 1800, ..good.clone() };
     power("fails 100x, after 10 h", 5, &repeat(&late, &rules, runs / 40));
+}
+
+/// The same with 10 requests per second and one pod of each version.
+fn quiet(weight: u8, like: &Scenario) -> Scenario {
+    Scenario { requests_per_second: 10.0, weights: vec![weight], stable_pods: 1, ..like.clone() }
 }
 
 fn alarms(name: &str, summary: &Summary) {

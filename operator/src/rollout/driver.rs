@@ -68,6 +68,8 @@ struct Known {
     written: Option<Instant>,
     /// When the deadline of its Deployment was last moved.
     held: Option<Instant>,
+    /// Ready pods of the new version at the last look, while it is on trial.
+    ready_on_trial: Option<usize>,
 }
 
 impl Driver {
@@ -165,7 +167,9 @@ impl Driver {
         if !leadership.borrow().mine {
             return;
         }
-        if next != status && !self.may_wait(key, &status, &next) {
+        // What an event reports must be in the status at the next look, or the event is published again.
+        let publishes = actions.iter().any(|action| matches!(action, Action::Event { .. }));
+        if next != status && (publishes || !self.may_wait(key, &status, &next)) {
             let closes = next.epoch != status.epoch || (seen.block_ended && is_exposed(&status));
             if let Some(known) = lock(&self.known).get_mut(key) {
                 known.written = Some(Instant::now());
@@ -184,7 +188,7 @@ impl Driver {
             if !leadership.borrow().mine {
                 return;
             }
-            if let Err(error) = self.carry_out(key, canary, action).await {
+            if let Err(error) = self.carry_out(key, canary, &next, action).await {
                 tracing::warn!(namespace = %key.0, name = %key.1, ?action, %error, "an action failed; it is tried again");
             }
         }
@@ -276,29 +280,42 @@ impl Driver {
         }
     }
 
-    async fn carry_out(&self, key: &Key, canary: &Canary, action: &Action) -> anyhow::Result<()> {
+    /// `status`: the one that was decided with the action.
+    async fn carry_out(
+        &self,
+        key: &Key,
+        canary: &Canary,
+        status: &CanaryStatus,
+        action: &Action,
+    ) -> anyhow::Result<()> {
         match action {
             Action::OpenGate(pod) => self.set_gate(&key.0, pod, true).await,
             Action::ShutGate(pod) => self.set_gate(&key.0, pod, false).await,
             Action::Undo { revision } => {
-                self.try_undo(key, canary, revision).await;
+                self.try_undo(key, canary, status, revision).await;
                 Ok(())
             }
             Action::Event { reason, message } => {
                 tracing::info!(namespace = %key.0, canary = %key.1, reason = reason.name(), message);
-                self.tell(canary, *reason, message).await
+                self.tell(canary, status, *reason, message).await
             }
         }
     }
 
-    async fn tell(&self, canary: &Canary, reason: EventReason, message: &str) -> anyhow::Result<()> {
+    async fn tell(
+        &self,
+        canary: &Canary,
+        status: &CanaryStatus,
+        reason: EventReason,
+        message: &str,
+    ) -> anyhow::Result<()> {
         let regarding = canary.object_ref(&());
-        let hash = events::hash(&regarding, reason, message);
+        let hash = events::hash(&regarding, status, reason, message);
         if !lock(&self.published).is_new(hash) {
             return Ok(());
         }
         let namespace = regarding.namespace.clone().unwrap_or_default();
-        let event = events::event(regarding, reason, message, Timestamp::now());
+        let event = events::event(regarding, hash, reason, message, Timestamp::now());
         let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
         api.create(&PostParams::default(), &event).await?;
         lock(&self.published).remember(hash);

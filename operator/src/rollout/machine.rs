@@ -31,6 +31,7 @@ use super::input::{is_alone, judged};
 use super::judge::{Judgement, PodBlock, Rules, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
+use gates::{CAPACITY, is_short_of_pods};
 use steps::Wanted;
 pub use steps::steps;
 
@@ -110,14 +111,27 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (Ca
     (evaluation.status, evaluation.actions)
 }
 
-/// Whether the rollout of the target stands still because of the Canary alone: a pod of the new version could serve.
-/// Where none can, Kubernetes' own deadline says so.
-pub fn holds_back(status: &CanaryStatus, target: &WorkloadSeen) -> bool {
-    matches!(status.phase, Phase::Progressing | Phase::Paused)
-        && target
-            .pods
-            .iter()
-            .any(|pod| pod.revision == status.canary_revision && pod.containers_ready && !pod.terminating)
+/// Pods of the new version, while it is on trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnTrial {
+    /// How many could serve.
+    pub ready: usize,
+    /// Whether the rollout of the target stands still because of the Canary alone: every pod of the new version could
+    /// serve, and none is missing. Where one cannot start or cannot be made, Kubernetes' own deadline says so.
+    pub is_held_back: bool,
+}
+
+/// What of the target is on trial; `None`: nothing is.
+pub fn on_trial(status: &CanaryStatus, target: &WorkloadSeen) -> Option<OnTrial> {
+    if !matches!(status.phase, Phase::Progressing | Phase::Paused) {
+        return None;
+    }
+    let pods = target.pods.iter().filter(|pod| pod.revision == status.canary_revision && !pod.terminating);
+    let (ready, unready): (Vec<_>, Vec<_>) = pods.partition(|pod| pod.containers_ready);
+    // A pause waits for a user, whatever the next step needs.
+    let is_short = status.phase == Phase::Progressing && is_short_of_pods(status);
+    let is_held_back = !ready.is_empty() && unready.is_empty() && !is_short;
+    Some(OnTrial { ready: ready.len(), is_held_back })
 }
 
 struct Evaluation<'a> {
@@ -286,6 +300,8 @@ impl Evaluation<'_> {
             self.status.failed_revision.clear();
         }
         self.no_longer_late();
+        // Pods that were missing were those of another revision.
+        self.drop_condition(CAPACITY);
     }
 
     /// From now on the version on trial gets its share only.

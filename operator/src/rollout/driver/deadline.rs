@@ -4,6 +4,10 @@
 //! (`lastUpdateTime`), which it moves itself whenever a pod comes up. Pods behind their gates do not, so the operator
 //! moves it: as long as it does, `kubectl rollout status` waits, and kstatus, Helm, Flux and Argo CD see a rollout that
 //! is in progress. Nothing of the spec changes, and when the operator is gone the deadline counts again.
+//!
+//! While a pod of the new version is not ready or is missing, the operator does not move the time, so a pod that cannot
+//! start is reported after the deadline as without a Canary. As there, a pod that becomes ready is progress: it moves the
+//! time once. Kubernetes does not see that by itself, because a pod behind its gate is not ready to it.
 
 use std::time::Duration;
 
@@ -18,7 +22,7 @@ use tulle_mesh::event_reason::EventReason;
 
 use super::{Driver, lock};
 use crate::model::{Key, WorkloadSeen};
-use crate::rollout::machine::holds_back;
+use crate::rollout::machine::{OnTrial, on_trial};
 
 /// The reason of condition `Progressing` while a Canary holds the rollout back.
 const HELD: &str = "HeldByCanary";
@@ -26,8 +30,9 @@ const HELD: &str = "HeldByCanary";
 const EXCEEDED: &str = "ProgressDeadlineExceeded";
 /// What a Deployment says to have no deadline.
 const NO_DEADLINE: u32 = i32::MAX as u32;
-/// The time is moved at least so often, so that the message is fresh and a cut of the API server does no harm.
-const SELDOM: Duration = Duration::from_secs(600);
+/// The time is moved at least so often: a deadline that is lowered meanwhile counts from the last move, and what the
+/// Deployment's controller writes has a reason that says nothing of the Canary. Two requests for each Canary on trial.
+const SELDOM: Duration = Duration::from_secs(20);
 /// The time is moved at most so often, however short the deadline is.
 const OFTEN: Duration = Duration::from_secs(1);
 
@@ -40,24 +45,33 @@ impl Driver {
         status: &CanaryStatus,
         target: Option<&WorkloadSeen>,
     ) {
-        let Some(target) = target.filter(|target| holds_back(status, target)) else { return };
+        let Some(target) = target else { return };
+        let Some(trial) = on_trial(status, target) else {
+            if let Some(known) = lock(&self.known).get_mut(key) {
+                known.ready_on_trial = None;
+            }
+            return;
+        };
         let deployment = canary.spec.target.kind == WorkloadKind::Deployment;
         let Some(every) = deployment.then(|| interval(target.progress_deadline)).flatten() else { return };
-        {
+        let before = {
             let mut known = lock(&self.known);
             let Some(known) = known.get_mut(key) else { return };
-            if known.held.is_some_and(|at| at.elapsed() < every) {
+            let before = known.ready_on_trial.replace(trial.ready);
+            let is_time = known.held.is_none_or(|at| at.elapsed() >= every);
+            if !is_moved(trial, before, is_time) {
                 return;
             }
             known.held = Some(Instant::now());
-        }
+            before
+        };
         let Err(error) = self.move_deadline(key, canary, status).await else { return };
         if let Some(kube::Error::Api(answer)) = error.downcast_ref::<kube::Error>()
             && answer.code == 409
         {
             // The Deployment's controller has written meanwhile: the next look tries again.
             if let Some(known) = lock(&self.known).get_mut(key) {
-                known.held = None;
+                (known.held, known.ready_on_trial) = (None, before);
             }
             return;
         }
@@ -67,7 +81,7 @@ impl Driver {
             "cannot hold progressDeadlineSeconds of Deployment {name}, which will be reported as failed after {} s: {error:#}",
             target.progress_deadline
         );
-        self.tell(canary, EventReason::DeadlineNotHeld, &message).await.ok();
+        self.tell(canary, status, EventReason::DeadlineNotHeld, &message).await.ok();
     }
 
     async fn move_deadline(&self, key: &Key, canary: &Canary, status: &CanaryStatus) -> anyhow::Result<()> {
@@ -86,7 +100,13 @@ impl Driver {
     }
 }
 
-/// How often the time is moved: three times within the deadline; `None`: there is no deadline.
+/// Whether the time is moved. `before`: how many pods could serve at the last look; `is_time`: the last move is old enough.
+fn is_moved(trial: OnTrial, before: Option<usize>, is_time: bool) -> bool {
+    let progress = before.is_some_and(|before| trial.ready > before);
+    progress || (trial.is_held_back && is_time)
+}
+
+/// How often the time is moved: at least three times within the deadline; `None`: there is no deadline.
 fn interval(deadline: u32) -> Option<Duration> {
     let deadline = Some(deadline).filter(|deadline| (1..NO_DEADLINE).contains(deadline))?;
     Some((Duration::from_secs(deadline.into()) / 3).clamp(OFTEN, SELDOM))
@@ -185,10 +205,21 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_moved_three_times_within_the_deadline() {
+    fn a_pod_that_becomes_ready_moves_the_time_and_one_that_does_not_lets_the_deadline_run() {
+        let held = |ready| OnTrial { ready, is_held_back: true };
+        let starting = |ready| OnTrial { ready, is_held_back: false };
+        assert!(is_moved(held(1), Some(1), true) && !is_moved(held(1), Some(1), false));
+        assert!(is_moved(starting(2), Some(1), false), "as where Kubernetes sees it");
+        for before in [Some(1), Some(2), None] {
+            assert!(!is_moved(starting(1), before, true), "it would never be reported: {before:?}");
+        }
+    }
+
+    #[test]
+    fn the_time_is_moved_three_times_within_the_deadline_and_every_twenty_seconds() {
         assert_eq!(interval(0), None);
         assert_eq!(interval(NO_DEADLINE), None);
-        for (deadline, seconds) in [(1, 1), (25, 8), (600, 200), (86_400, 600)] {
+        for (deadline, seconds) in [(1, 1), (25, 8), (60, 20), (600, 20), (86_400, 20)] {
             assert_eq!(interval(deadline).unwrap().as_secs(), seconds, "{deadline}");
         }
     }

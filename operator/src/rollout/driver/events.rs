@@ -10,11 +10,12 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
+use tulle_crds::CanaryStatus;
 use tulle_mesh::event_reason::EventReason;
 
 /// Who reports, in every event.
 const REPORTER: &str = "tulle-operator";
-/// The same sentence about the same object is not repeated within this time.
+/// The same sentence about the same state of an object is not repeated within this time.
 const SAME: Duration = Duration::from_secs(600);
 /// Sentences that are remembered.
 const MOST: usize = 10_000;
@@ -40,19 +41,32 @@ impl Published {
     }
 }
 
-/// Identifies a sentence about an object.
-pub(super) fn hash(regarding: &ObjectReference, reason: EventReason, note: &str) -> u64 {
+/// Identifies a sentence about a Canary in the state that a transition has led to: what a user does a second time reads
+/// as the first time.
+pub(super) fn hash(
+    regarding: &ObjectReference,
+    status: &CanaryStatus,
+    reason: EventReason,
+    note: &str,
+) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&regarding.uid, &regarding.namespace, &regarding.name, reason.name(), note).hash(&mut hasher);
+    (status.epoch, status.step, &status.last_action).hash(&mut hasher);
     hasher.finish()
 }
 
-/// An event of its own for each sentence.
-pub(super) fn event(regarding: ObjectReference, reason: EventReason, note: &str, now: Timestamp) -> Event {
+/// An event of its own for each sentence, which its `hash` identifies.
+pub(super) fn event(
+    regarding: ObjectReference,
+    hash: u64,
+    reason: EventReason,
+    note: &str,
+    now: Timestamp,
+) -> Event {
     // A name has at most 253 characters.
     let object: String = regarding.name.as_deref().unwrap_or(REPORTER).chars().take(200).collect();
     let object = object.trim_end_matches(['.', '-']);
-    let name = format!("{object}.{:016x}{:x}", hash(&regarding, reason, note), now.as_millisecond());
+    let name = format!("{object}.{hash:016x}{:x}", now.as_millisecond());
     Event {
         metadata: ObjectMeta {
             name: Some(name),
@@ -86,9 +100,22 @@ mod tests {
     #[test]
     fn two_sentences_with_the_same_reason_are_two_events() {
         let web = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
-        let of = |note| event(web.clone(), EventReason::Started, note, Timestamp::UNIX_EPOCH);
+        let of = |note| {
+            let hash = hash(&web, &CanaryStatus::default(), EventReason::Started, note);
+            event(web.clone(), hash, EventReason::Started, note, Timestamp::UNIX_EPOCH)
+        };
         assert_ne!(of("revision a").metadata.name, of("revision b").metadata.name);
         assert_eq!(of("revision a").note.as_deref(), Some("revision a"));
+    }
+
+    #[test]
+    fn what_a_user_does_a_second_time_is_a_second_event() {
+        let web = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
+        let of = |status: &CanaryStatus| hash(&web, status, EventReason::Failed, "aborted by hand");
+        let first = CanaryStatus { epoch: 4, last_action: "1".to_owned(), ..CanaryStatus::default() };
+        assert_eq!(of(&first), of(&CanaryStatus { weight: 5, ..first.clone() }), "the same look again");
+        assert_ne!(of(&first), of(&CanaryStatus { epoch: 8, ..first.clone() }));
+        assert_ne!(of(&first), of(&CanaryStatus { last_action: "3".to_owned(), ..first.clone() }));
     }
 
     #[test]

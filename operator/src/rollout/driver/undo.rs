@@ -10,7 +10,7 @@ use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tulle_crds::{Canary, OnFailure, WorkloadKind};
+use tulle_crds::{Canary, CanaryStatus, OnFailure, WorkloadKind};
 use tulle_mesh::event_reason::EventReason;
 
 use super::{Driver, lock};
@@ -118,7 +118,7 @@ impl Driver {
     }
 
     /// Tries to undo, and not again at once when it could not: an event tells why.
-    pub(super) async fn try_undo(&self, key: &Key, canary: &Canary, revision: &str) {
+    pub(super) async fn try_undo(&self, key: &Key, canary: &Canary, status: &CanaryStatus, revision: &str) {
         let recently = |at: &Instant| at.elapsed() < RETRY_UNDO;
         let epoch = canary.status.as_ref().map_or(0, |status| status.epoch);
         let id = (key.clone(), epoch);
@@ -133,6 +133,6 @@ impl Driver {
         }
         tracing::warn!(namespace = %key.0, canary = %key.1, error = format!("{error:#}"), "cannot undo");
         let message = format!("cannot restore revision {revision}: {error:#}");
-        self.tell(canary, EventReason::UndoFailed, &message).await.ok();
+        self.tell(canary, status, EventReason::UndoFailed, &message).await.ok();
     }
 }

@@ -72,6 +72,30 @@ fn a_version_that_fails_often_is_stopped_soon() {
     assert!(summary.seconds.unwrap() <= 120, "{summary:?}");
 }
 
+/// 10 requests per second, of which each version's pod gets its share.
+fn quiet(weight: u8) -> Scenario {
+    Scenario { requests_per_second: 10.0, weights: vec![weight], stable_pods: 1, ..Scenario::default() }
+}
+
+#[test]
+fn a_version_that_fails_most_of_few_requests_is_stopped_soon_also_at_a_large_weight() {
+    for (weight, within) in [(20, 150), (80, 60)] {
+        let scenario = Scenario { error_rate: 0.001, worse: 600.0, seconds: 300, ..quiet(weight) };
+        let summary = repeat(&scenario, &rules(), 40);
+        assert!(summary.stopped >= 39, "{weight} %: {summary:?}");
+        assert!(summary.seconds.unwrap() <= within, "{weight} %: {summary:?}");
+    }
+}
+
+#[test]
+fn bursts_of_failures_stop_a_good_version_with_few_requests_rarely() {
+    for weight in [20, 80] {
+        let scenario = Scenario { burst: 50, seconds: 900, ..quiet(weight) };
+        let summary = repeat(&scenario, &rules(), 100);
+        assert!(summary.stopped <= 3, "{weight} %: {summary:?}");
+    }
+}
+
 #[test]
 fn a_version_that_turns_bad_after_ten_hours_is_found_within_minutes() {
     let hours = 36_000;

@@ -40,14 +40,14 @@ impl Evaluation<'_> {
             }
             // The step goes on, and its hold begins again.
             CanaryAction::Resume if self.status.paused_by_hand && self.status.phase == Phase::Paused => {
-                self.resume_clock();
+                self.resumed();
                 self.status.phase = Phase::Progressing;
                 self.status.step_started = None;
             }
             CanaryAction::Resume if self.status.phase == Phase::Paused => {
-                self.resume_clock();
+                self.resumed();
                 self.status.phase = Phase::Progressing;
-                self.next_step();
+                self.next_step("resumed by hand after the last step");
             }
             CanaryAction::Retry if self.is_returning() => self.ignored(format!(
                 "retry@{id} does nothing while pods of revision {} are missing: promote@ID goes on with revision {}",
@@ -64,6 +64,13 @@ impl Evaluation<'_> {
             }
             _ => self.ignored(format!("{what}@{id} does nothing in phase {:?}", self.status.phase)),
         }
+    }
+
+    fn resumed(&mut self) {
+        self.resume_clock();
+        let (step, revision) = (self.status.step + 1, &self.status.canary_revision);
+        let message = format!("revision {revision} goes on after its pause in step {step}");
+        self.event(EventReason::Resumed, message);
     }
 
     /// Back to the former revision, as fast as ready pods of it can take the traffic.

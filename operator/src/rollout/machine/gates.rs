@@ -1,10 +1,24 @@
 //! Pods behind gates: how many of them a weight needs, which gates are opened and which are shut again.
 
-use tulle_crds::WorkloadKind;
+use k8s_openapi::jiff::SignedDuration;
+use tulle_crds::{CanaryStatus, WorkloadKind};
+use tulle_mesh::event_reason::EventReason;
 
 use super::steps::Wanted;
 use super::{Action, Evaluation, PodName};
 use crate::model::{PodSeen, WorkloadSeen};
+
+/// The condition that tells whether the new revision has the pods that its step needs.
+pub(super) const CAPACITY: &str = "Capacity";
+/// Pods that are missing for longer are worth an event.
+const SHORT_FOR: SignedDuration = SignedDuration::from_secs(60);
+/// How the message ends from then on, so that the event is published once.
+const LASTING: &str = "; this has lasted for more than a minute";
+
+/// Whether a step waits for pods.
+pub(super) fn is_short_of_pods(status: &CanaryStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == CAPACITY && condition.status == "False")
+}
 
 /// What an action says of a pod.
 pub(super) fn name(pod: &PodSeen) -> PodName {
@@ -69,7 +83,7 @@ impl Evaluation<'_> {
         let needed = pods(wanted.weight + wanted.mirror(), headroom).max(usize::from(wanted.exposes()));
         if ready >= needed {
             let message = "the new revision has the pods that its weight needs";
-            self.condition("Capacity", true, "EnoughPods", message);
+            self.condition(CAPACITY, true, "EnoughPods", message);
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
@@ -85,8 +99,29 @@ impl Evaluation<'_> {
             wanted.summary(),
             self.status.canary_revision
         );
-        self.condition("Capacity", false, "TooFewPods", &message);
+        self.show_shortage(message);
         false
+    }
+
+    /// Pods are missing. Most come within seconds; that they do not is an event, once until they have come.
+    fn show_shortage(&mut self, message: String) {
+        let reason = EventReason::TooFewPods;
+        let short = self.status.conditions.iter().find(|c| c.type_ == CAPACITY && c.status == "False");
+        let (since, known) =
+            short.map_or((None, false), |c| (Some(&c.last_transition_time), c.message.ends_with(LASTING)));
+        let lasts = self.elapsed(since) >= SHORT_FOR;
+        let message = if lasts { message + LASTING } else { message };
+        if lasts && !known {
+            self.event(reason, message.clone());
+        }
+        self.condition(CAPACITY, false, reason.name(), &message);
+    }
+
+    /// The step needs no pods any more that it has not: its weight flows.
+    pub(super) fn no_longer_short(&mut self) {
+        if is_short_of_pods(&self.status) {
+            self.drop_condition(CAPACITY);
+        }
     }
 
     /// The most pods that a weight needs. Where stable pods stay until the promotion (blue/green), or the surge

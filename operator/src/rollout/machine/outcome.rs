@@ -43,6 +43,7 @@ impl Evaluation<'_> {
         let kept = self.status.steering.clone().unwrap_or_default();
         self.expose(weight, Some(CanarySteering { mirror: 0, sticky: sticky(self.spec), ..kept }));
         self.status.step_started = Some(Time(self.seen.now));
+        because.clone_into(&mut self.status.promoted_because);
         let message = match event {
             EventReason::Approved => because.to_owned(),
             _ => format!("revision {approved} is approved: {because}"),
@@ -57,7 +58,11 @@ impl Evaluation<'_> {
         let pods: Vec<_> = target.pods.iter().filter(|pod| !pod.terminating).collect();
         let done = pods.iter().all(|pod| pod.revision == approved && pod.ready);
         if done && pods.len() >= target.replicas as usize {
-            let because = self.status.evidence_summary.clone();
+            let because = match self.status.promoted_because.as_str() {
+                // An earlier operator has begun the promotion.
+                "" => self.status.evidence_summary.clone(),
+                because => because.to_owned(),
+            };
             self.remember(RolloutOutcome::Promoted, &because);
             self.at_rest();
             self.status.former_revision.clear();

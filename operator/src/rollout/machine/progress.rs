@@ -55,7 +55,10 @@ impl Evaluation<'_> {
                 self.expose(wanted.weight, wanted.steering);
                 self.event(EventReason::WeightChanged, message);
             }
-        } else if self.acknowledged {
+            return;
+        }
+        self.no_longer_short();
+        if self.acknowledged {
             match self.status.step_started {
                 None => self.status.step_started = Some(Time(self.seen.now)),
                 Some(_) => self.decide(&step),
@@ -179,7 +182,10 @@ impl Evaluation<'_> {
         }
         match (verdict, self.spec.judge.on_inconclusive) {
             (Verdict::Inconclusive, OnInconclusive::Promote) if self.unfit() => {}
-            (Verdict::Pass, _) | (Verdict::Inconclusive, OnInconclusive::Promote) => self.next_step(),
+            (Verdict::Pass, _) => self.next_step(""),
+            (Verdict::Inconclusive, OnInconclusive::Promote) => {
+                self.next_step("undecided, and judge.onInconclusive is Promote");
+            }
             (Verdict::Inconclusive, OnInconclusive::Rollback) => {
                 let because =
                     format!("the evidence did not decide in time: {}", self.status.evidence_summary);
@@ -189,11 +195,17 @@ impl Evaluation<'_> {
         }
     }
 
-    pub(super) fn next_step(&mut self) {
+    /// `decided`: who decided so, where the judge did not.
+    pub(super) fn next_step(&mut self, decided: &str) {
         self.status.step += 1;
         self.status.step_started = None;
         if self.step().is_none() {
             self.promote("passed every step");
+            let evidence = &self.status.evidence_summary;
+            self.status.promoted_because = match decided {
+                "" => evidence.clone(),
+                decided => format!("{decided}; {evidence}"),
+            };
         }
     }
 }

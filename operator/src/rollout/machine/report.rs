@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 use tulle_mesh::event_reason::EventReason;
 
+use super::gates::CAPACITY;
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
 use crate::rollout::exposure;
@@ -53,6 +54,7 @@ impl Evaluation<'_> {
     /// While a Service gets no split, the weight that is shown would not be the weight that flows: the step is held.
     pub(super) fn show_obstacles(&mut self) {
         if !self.is_on_trial() {
+            self.drop_condition(CAPACITY);
             return self.drop_condition(SPLIT);
         }
         let Some(first) = self.seen.obstacles.first() else {
@@ -82,6 +84,9 @@ impl Evaluation<'_> {
         let weight = exposure::summary(self.status.acknowledged_weight, steering);
         self.status.weight_summary = if on_trial { weight } else { String::new() };
         let progressing = matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting);
+        if self.status.phase != Phase::Promoting {
+            self.status.promoted_because.clear();
+        }
         let message = format!("{:?}", self.status.phase);
         self.condition("Progressing", progressing, &message.clone(), &message);
         if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed) {

@@ -69,7 +69,7 @@ impl Evaluation<'_> {
             "revision {aborted} keeps {}% of the requests: {ready} of {} pods of revision {former} are ready; restore its template (kubectl rollout undo) to bring the others back",
             self.status.weight, target.replicas
         );
-        self.condition(RETURNING, true, "TooFewPods", &message);
+        self.condition(RETURNING, true, EventReason::TooFewPods.name(), &message);
     }
 
     /// Clients without a sidecar go to whatever is ready: pods of the aborted revision leave the Services one by one, as

@@ -1,5 +1,6 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
+mod missing;
 mod pods;
 mod returning;
 mod strategies;
@@ -367,6 +368,7 @@ fn a_pause_waits_for_a_human_and_a_verb_works_once() {
     world.request(CanaryAction::Resume, "1");
     world.run(3);
     assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 25));
+    assert!(world.reasons().ends_with(&["Paused", "Resumed", "WeightChanged"]), "{:?}", world.reasons());
     let step = world.status.step;
     world.run(2);
     assert_eq!(world.status.step, step, "the same request id again does nothing");
@@ -533,28 +535,6 @@ fn going_back_to_an_approved_revision_needs_no_second_trial() {
         let (status, _) = next(&world.spec, &world.status, &world.seen);
         assert_eq!(status.phase, phase, "{undo}");
     }
-}
-
-#[test]
-fn a_rollout_is_held_back_on_purpose_while_a_pod_of_the_new_version_could_serve() {
-    let held = |world: &World| holds_back(&world.status, world.seen.target.as_ref().unwrap());
-    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
-    assert!(!held(&world), "nothing is rolled out");
-    world.deploy("new");
-    world.run(4);
-    assert!(held(&world));
-    for pod in &mut world.seen.target.as_mut().unwrap().pods {
-        pod.containers_ready &= pod.revision != "new";
-    }
-    assert!(!held(&world), "the new version has no pod that could serve");
-    for pod in &mut world.seen.target.as_mut().unwrap().pods {
-        pod.containers_ready = true;
-    }
-    world.run(60);
-    assert_eq!(world.status.phase, Phase::Paused);
-    assert!(held(&world));
-    world.status.phase = Phase::Failed;
-    assert!(!held(&world), "a version that failed is not waited for");
 }
 
 #[test]

@@ -1,0 +1,119 @@
+//! Pods that are missing: whether the Deployment's deadline runs meanwhile, and what users read of it.
+
+use super::*;
+
+fn is_held_back(world: &World) -> bool {
+    on_trial(&world.status, world.seen.target.as_ref().unwrap()).is_some_and(|trial| trial.is_held_back)
+}
+
+fn count(world: &World, reason: EventReason) -> usize {
+    world.reasons().iter().filter(|name| **name == reason.name()).count()
+}
+
+/// Half of the requests need two pods, and the surge makes one.
+fn short_of_one_pod() -> World {
+    let mut world =
+        World::new(json!({"steps": [{"weight": 50, "hold": "1s"}], "capacity": {"keepStable": true}}));
+    world.deploy("new");
+    world.run(2);
+    assert_eq!(world.condition("Capacity"), ("False", "TooFewPods"));
+    world
+}
+
+#[test]
+fn a_rollout_is_held_back_on_purpose_while_every_pod_of_the_new_version_could_serve() {
+    let mut world = World::new(json!({"steps": [{"weight": 50, "hold": "10s"}, {"pause": {}}]}));
+    assert!(!is_held_back(&world), "nothing is rolled out");
+    world.deploy("new");
+    world.run(4);
+    assert!(is_held_back(&world));
+    for pod in &mut world.target().pods {
+        pod.containers_ready &= pod.revision != "new";
+    }
+    assert!(!is_held_back(&world), "the new version has no pod that could serve");
+    for pod in &mut world.target().pods {
+        pod.containers_ready = true;
+    }
+    world.run(60);
+    assert_eq!(world.status.phase, Phase::Paused);
+    assert!(is_held_back(&world));
+    world.status.phase = Phase::Failed;
+    assert!(!is_held_back(&world), "a version that failed is not waited for");
+}
+
+#[test]
+fn a_pod_that_cannot_start_is_not_held_back_beside_one_that_has() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(5);
+    assert!(is_held_back(&world));
+    let unschedulable = PodSeen { containers_ready: false, ..pod("new-1", "new", true) };
+    world.target().pods.push(unschedulable);
+    assert!(!is_held_back(&world));
+    world.target().pods.last_mut().unwrap().terminating = true;
+    assert!(is_held_back(&world), "a pod that ends is not waited for");
+}
+
+#[test]
+fn a_step_whose_pods_do_not_come_is_not_held_back_unless_a_user_has_paused_it() {
+    let mut world = short_of_one_pod();
+    assert!(!is_held_back(&world), "the surge makes no second pod");
+    world.request(CanaryAction::Pause, "1");
+    world.run(1);
+    assert_eq!(world.status.phase, Phase::Paused);
+    assert!(is_held_back(&world));
+}
+
+#[test]
+fn pods_that_are_missing_for_a_minute_are_one_event_for_each_time() {
+    let mut world = short_of_one_pod();
+    world.run(50);
+    assert_eq!(count(&world, EventReason::TooFewPods), 0, "most come within seconds");
+    world.run(200);
+    assert_eq!(count(&world, EventReason::TooFewPods), 1);
+    world.deploy("newer");
+    world.run(30);
+    assert_eq!(count(&world, EventReason::TooFewPods), 1, "those of another revision");
+    world.run(60);
+    assert_eq!(count(&world, EventReason::TooFewPods), 2);
+}
+
+#[test]
+fn nothing_is_short_of_pods_after_the_end() {
+    for (action, phase) in [(CanaryAction::Abort, Phase::Failed), (CanaryAction::Promote, Phase::Promoting)] {
+        let mut world = short_of_one_pod();
+        world.request(action, "1");
+        let (status, _) = next(&world.spec, &world.status, &world.seen);
+        assert_eq!(status.phase, phase);
+        assert!(status.conditions.iter().all(|condition| condition.type_ != "Capacity"), "{status:?}");
+    }
+}
+
+#[test]
+fn the_history_says_who_promoted() {
+    let by_hand = |world: &mut World| world.request(CanaryAction::Promote, "1");
+    let by_resume = |world: &mut World| world.request(CanaryAction::Resume, "1");
+    let alone = |_: &mut World| {};
+    let paused = json!({"steps": [{"weight": 25, "hold": "1s"}, {"pause": {}}], "judge": {"minRequests": 1}});
+    let plain = json!({"steps": [{"weight": 25, "hold": "1s"}], "judge": {"minRequests": 1}});
+    let cases: [(_, fn(&mut World), &str); 3] = [
+        (paused.clone(), by_hand, "promoted by hand"),
+        (paused, by_resume, "resumed by hand after the last step; canary failed 0 of"),
+        (plain, alone, "canary failed 0 of"),
+    ];
+    for (spec, action, because) in cases {
+        let mut world = World::new(spec);
+        world.deploy("new");
+        world.run(30);
+        action(&mut world);
+        world.run(60);
+        let last = &world.status.history[0];
+        assert_eq!(
+            (world.status.phase, last.outcome),
+            (Phase::Stable, RolloutOutcome::Promoted),
+            "{because}"
+        );
+        assert!(last.because.starts_with(because), "{}", last.because);
+        assert_eq!(world.status.promoted_because, "");
+    }
+}
