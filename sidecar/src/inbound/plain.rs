@@ -18,7 +18,7 @@ use crate::config::Protocol;
 use crate::error::Failure;
 use crate::http1::conn::{close, split};
 use crate::http1::{Head, Reader};
-use crate::http2;
+use crate::http2::{self, WithoutEmptyData};
 use crate::io::{Prefixed, unless_reset};
 use crate::listen::reset_on_close;
 use crate::task::{boxed, spawn_boxed};
@@ -140,7 +140,8 @@ async fn next_head(reader: &mut Reader, mut idle: Pin<&mut Sleep>) -> Result<Opt
 }
 
 async fn http2(peer: Rc<Peer>, stream: TcpStream, read: BytesMut) -> Result<(), Failure> {
-    let handshake = http2::server().handshake::<_, Bytes>(Prefixed::new(stream, read));
+    let handshake =
+        http2::server().handshake::<_, Bytes>(WithoutEmptyData::of_client(Prefixed::new(stream, read)));
     let handshake = timeout(HANDSHAKE, handshake).await.map_err(|_| Failure::Timeout("the handshake"))?;
     let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
     let mut idle = pin!(sleep(KEEP_ALIVE));
@@ -183,7 +184,7 @@ async fn stream_of(
         }
         Err(failure) => {
             peer.worker.telemetry.event(RefusedRequest(failure.reason()));
-            Answer::Http2(&mut respond, None).fail(&failure).await;
+            Answer::Http2(&mut respond, None).fail_with(&failure, &parts.headers).await;
         }
     }
 }

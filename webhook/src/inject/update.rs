@@ -23,7 +23,7 @@ pub fn restore(old: &Value, new: &Value) -> Option<Patch> {
     let mut operations = Operations::default();
     restore_probes(old, new, &probes::checks_of(proxy), &mut operations);
     restore_resources(old, new, proxy, &mut operations);
-    (!operations.0.is_empty()).then(|| Patch(operations.0))
+    (!operations.0.is_empty()).then_some(Patch(operations.0))
 }
 
 fn restore_probes(old: &Value, new: &Value, checks: &[Value], operations: &mut Operations) {

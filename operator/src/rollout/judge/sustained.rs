@@ -193,7 +193,8 @@ impl Most {
 
     fn store(self) -> EvidenceWindow {
         let Self { groups, group, canary, stable } = self;
-        let counts = [group, canary, stable].iter().flat_map(|counts| [counts.attempts, counts.failures]);
+        let counts =
+            [group, canary, stable].into_iter().flat_map(|counts| [counts.attempts, counts.failures]);
         EvidenceWindow { number: 1, blocks: groups, log_evidence: counts.collect() }
     }
 

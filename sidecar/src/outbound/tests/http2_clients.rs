@@ -1,5 +1,7 @@
 //! Connections that outlive what they lead to: HTTP/2 clients that are told to leave, and those that go on.
 
+use bytes::Bytes;
+
 use super::*;
 use crate::config::PodRoute;
 
