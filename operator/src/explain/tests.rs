@@ -5,6 +5,7 @@ use tulle_crds::{MeshPolicy, WorkloadKind};
 
 mod diff;
 mod seen;
+mod suggested;
 
 use super::*;
 use crate::discovery::SidecarEvent;
