@@ -54,6 +54,7 @@ pub const EVENT: Kind = namespaced("events.k8s.io/v1", "Event", "events");
 pub const DEPLOYMENT: Kind = namespaced("apps/v1", "Deployment", "deployments");
 pub const STATEFUL_SET: Kind = namespaced("apps/v1", "StatefulSet", "statefulsets");
 pub const DAEMON_SET: Kind = namespaced("apps/v1", "DaemonSet", "daemonsets");
+pub const JOB: Kind = namespaced("batch/v1", "Job", "jobs");
 pub const REPLICA_SET: Kind = namespaced("apps/v1", "ReplicaSet", "replicasets");
 pub const VOLUME_CLAIM: Kind = namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims");
 pub const DISRUPTION_BUDGET: Kind = namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");

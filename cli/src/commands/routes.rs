@@ -10,8 +10,10 @@ use tulle_mesh::query::{Golden, Party, Paths, RouteBackend, RouteRow, Routes, Ru
 use super::explain::{destination, visible};
 use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
+use crate::exists;
 use crate::exit::CliError;
 use crate::human;
+use crate::objects;
 use crate::output::{Format, Output, Table};
 use crate::refresh::{self, Frame};
 
@@ -50,6 +52,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         }
         let mut notes = stat::notes(args.shown.window.as_secs(), routes.window, routes.lost);
         if routes.rows.is_empty() {
+            if let Some(Service { namespace: Some(namespace), name }) = &service {
+                exists::named(context, &[objects::SERVICE], namespace, name).await?;
+            }
             let (named, place) = match &service {
                 Some(service) => (format!("Service {}", service.name), service.namespace.as_deref()),
                 None => ("a Service".to_owned(), namespace),
