@@ -236,6 +236,13 @@ pub fn number(of: &Value, pointer: &str) -> Option<i64> {
     of.pointer(pointer).and_then(Value::as_i64)
 }
 
+/// Whether a route's reference to a parent has the kind Service and not its group, so that it names no Service. The API
+/// server fills in the group of the Gateway API where there is none.
+pub fn is_service_without_group(parent: &Value) -> bool {
+    let group = parent.get("group").and_then(Value::as_str);
+    text(parent, "/kind") == "Service" && group.is_none_or(|group| group == "gateway.networking.k8s.io")
+}
+
 /// The name of an object.
 pub fn name(of: &Value) -> &str {
     text(of, "/metadata/name")
