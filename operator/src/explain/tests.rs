@@ -195,7 +195,7 @@ fn the_route_is_the_one_that_sidecars_take() {
             },
             stage: "route",
             object: "HTTPRoute/shop/r",
-            because: "rules[1] takes it, by its match of every request; before it, rules[0] wants header x-user ada",
+            because: "before it, rules[0] wants header x-user ada",
             ..CASE
         },
         Case {

@@ -156,7 +156,9 @@ fn apart(counted: &Counted) -> (Option<Counted>, Option<Counted>) {
         return (Some(counted.clone()), None);
     }
     let (mut without, mut rest) = (Counts::default(), counts.clone());
-    (without.reasons, rest.reasons) = counts.reasons.iter().cloned().partition(|(name, _)| is_it(name));
+    let all = counts.reasons.iter().cloned();
+    let (its, others): (Vec<_>, Vec<_>) = all.partition(|(name, _)| is_it(name));
+    (without.reasons, rest.reasons) = (its, others);
     let mut left = failed;
     let mut shift = |from: &mut u64, to: &mut u64| {
         let moved = left.min(*from);
