@@ -194,7 +194,7 @@ fn a_consumers_routes_replace_the_producers_for_its_own_clients_only() {
 #[test]
 fn a_rule_has_its_place_in_the_route_also_where_one_before_it_is_not_sent() {
     let mut model = world();
-    let broken = json!({"matches": [{"path": {"type": "RegularExpression", "value": "["}}]});
+    let broken = json!({"matches": [{"headers": [{"name": "Connection", "value": "close"}]}]});
     let whole = json!({"backendRefs": [{"name": "api", "namespace": "shop", "port": 80}]});
     let spec = json!({"parentRefs": [web(json!({}))], "rules": [broken, whole]});
     let route = route_of(RouteKind::Http, "shop/r", spec);
