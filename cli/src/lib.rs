@@ -8,6 +8,7 @@
 //!   yaml      YAML that kubectl reads as it was meant
 //!   output    tables, JSON, YAML and names on standard output
 //!   human     numbers and durations as people read and write them
+//!   exists    whether something that a user has named exists
 //!   exit      errors and exit codes
 //!   objects   objects of Kubernetes as JSON, as `check` and `install` read them
 //!   manifests what `install` applies
@@ -20,6 +21,7 @@
 pub mod args;
 pub mod cluster;
 pub mod commands;
+pub mod exists;
 pub mod exit;
 pub mod human;
 pub mod manifests;

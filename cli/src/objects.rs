@@ -54,6 +54,7 @@ pub const EVENT: Kind = namespaced("events.k8s.io/v1", "Event", "events");
 pub const DEPLOYMENT: Kind = namespaced("apps/v1", "Deployment", "deployments");
 pub const STATEFUL_SET: Kind = namespaced("apps/v1", "StatefulSet", "statefulsets");
 pub const DAEMON_SET: Kind = namespaced("apps/v1", "DaemonSet", "daemonsets");
+pub const JOB: Kind = namespaced("batch/v1", "Job", "jobs");
 pub const REPLICA_SET: Kind = namespaced("apps/v1", "ReplicaSet", "replicasets");
 pub const VOLUME_CLAIM: Kind = namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims");
 pub const DISRUPTION_BUDGET: Kind = namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");
@@ -233,6 +234,13 @@ pub fn items<'a>(of: &'a Value, pointer: &str) -> &'a [Value] {
 /// A number at a JSON pointer.
 pub fn number(of: &Value, pointer: &str) -> Option<i64> {
     of.pointer(pointer).and_then(Value::as_i64)
+}
+
+/// Whether a route's reference to a parent has the kind Service and not its group, so that it names no Service. The API
+/// server fills in the group of the Gateway API where there is none.
+pub fn is_service_without_group(parent: &Value) -> bool {
+    let group = parent.get("group").and_then(Value::as_str);
+    text(parent, "/kind") == "Service" && group.is_none_or(|group| group == "gateway.networking.k8s.io")
 }
 
 /// The name of an object.

@@ -374,6 +374,20 @@ pub struct AccessRow {
     pub seen: u64,
 }
 
+/// Requests of clients without an identity to a workload without access rules: no policy by service account admits them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Unidentified {
+    /// The workload.
+    pub destination: Party,
+    /// Requests and opaque connections in plain text, in the window of the answer.
+    pub plain: u64,
+    /// The same of clients with a certificate whom the workload's sidecars did not tell apart, because there were too many.
+    pub merged: u64,
+    /// Workloads with a sidecar that sent plain text to a Service in front of it. Clients without one are not known.
+    pub senders: Vec<Party>,
+}
+
 /// Who may reach what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -382,6 +396,8 @@ pub struct Access {
     pub rows: Vec<AccessRow>,
     /// The least policies that the traffic in the window needs, as MeshPolicies in Shadow mode.
     pub suggested: Vec<serde_json::Value>,
+    /// Clients that the suggested policies leave out because they have no identity, by workload.
+    pub unidentified: Vec<Unidentified>,
     /// Whether there are more: ask for one namespace or workload.
     pub truncated: bool,
     /// As in [`Stat`].

@@ -1,8 +1,9 @@
 //! `tulle access`: who may reach what, and the least policies that the traffic seen needs.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use tulle_mesh::query::{Access, AccessRow, Party, Paths};
+use tulle_mesh::query::{Access, AccessRow, Party, Paths, Unidentified};
 
 use super::explain::{destination, visible, workload};
 use super::stat;
@@ -10,6 +11,7 @@ use crate::cluster::Context;
 use crate::exit::CliError;
 use crate::human;
 use crate::output::{Format, Table, write};
+use crate::tenants::some_of;
 
 /// Options of `tulle access`.
 #[derive(Clone, Debug, clap::Args)]
@@ -139,7 +141,35 @@ fn notes(found: &Access, asked: Duration, format: Format) -> Vec<String> {
     } else if matches!(format, Format::Json | Format::Name) {
         notes.push(format!("note: these policies allow the traffic of the last {known}"));
     }
+    notes.extend(found.unidentified.iter().flat_map(left_out).map(|line| format!("note: {line}")));
     notes
+}
+
+/// Lines about clients of a workload that the policies do not admit, because they have no identity.
+fn left_out(of: &Unidentified) -> Vec<String> {
+    let to = name(&of.destination);
+    let requests = |count: u64| if count == 1 { "1 request".to_owned() } else { format!("{count} requests") };
+    let mut lines = Vec::new();
+    if of.plain > 0 {
+        let senders: Vec<String> = of.senders.iter().map(name).collect();
+        let senders = match senders.is_empty() {
+            true => "without a sidecar, or outside of the cluster".to_owned(),
+            false => format!("and among them {}, whose sidecars sent plain text", some_of(&senders)),
+        };
+        lines.push(format!(
+            "{} to {to} came from clients without an identity ({senders}), whom no suggested policy admits: before it is \
+             enforced give them a sidecar, or add their addresses as `cidr`",
+            requests(of.plain)
+        ));
+    }
+    if of.merged > 0 {
+        lines.push(format!(
+            "{} to {to} came from clients that its sidecars did not tell apart, since there are too many: add those that \
+             are missing by hand",
+            requests(of.merged)
+        ));
+    }
+    lines
 }
 
 /// The time that an answer is about.
@@ -155,6 +185,10 @@ fn documents(found: &Access) -> Result<String, CliError> {
             .map_err(|error| CliError::failed(format!("the policy has no YAML form: {error}")))?;
         if text.is_empty() {
             text = format!("# These policies allow the traffic of the last {}.\n", known(found));
+            let left_out = found.unidentified.iter().flat_map(left_out);
+            left_out.for_each(|line| {
+                text.push_str(&format!("# Not allowed: {}.\n", crate::output::plain(&line)))
+            });
         } else {
             text.push_str("---\n");
         }
@@ -169,23 +203,28 @@ fn name_of(policy: &serde_json::Value) -> String {
     format!("{}/{}\n", field("namespace").unwrap_or_default(), field("name").unwrap_or_default())
 }
 
+/// A table. What was seen of a client is not known by operation, so that only the first of its rows to a workload has it.
 fn table(found: &Access, wide: bool) -> Table {
     let all = |values: &[String]| if values.is_empty() { "*".to_owned() } else { values.join(",") };
-    let row = |row: &AccessRow| {
-        let by = if row.allowed_by.is_empty() { "-".to_owned() } else { row.allowed_by.clone() };
-        let mut cells = vec![row.client.clone(), name(&row.destination)];
-        if wide {
-            cells.push(row.destination.kind.clone());
-        }
-        cells.extend([all(&row.methods), all(&row.paths), by, row.seen.to_string()]);
-        cells
-    };
     let mut headers = vec!["CLIENT", "DESTINATION"];
     if wide {
         headers.push("KIND");
     }
     headers.extend(["METHODS", "PATHS", "ALLOWED BY", "SEEN"]);
-    Table { headers, rows: found.rows.iter().map(row).collect() }
+    let (mut counted, mut rows) = (HashSet::new(), Vec::with_capacity(found.rows.len()));
+    for row in &found.rows {
+        let client = row.client.split(" (port ").next().unwrap_or_default();
+        let is_first = counted.insert((client, &row.destination, row.allowed_by.as_str()));
+        let seen = if is_first { row.seen.to_string() } else { human::UNKNOWN.to_owned() };
+        let by = if row.allowed_by.is_empty() { human::UNKNOWN.to_owned() } else { row.allowed_by.clone() };
+        let mut cells = vec![row.client.clone(), name(&row.destination)];
+        if wide {
+            cells.push(row.destination.kind.clone());
+        }
+        cells.extend([all(&row.methods), all(&row.paths), by, seen]);
+        rows.push(cells);
+    }
+    Table { headers, rows }
 }
 
 /// A party as `namespace/name`.
@@ -255,6 +294,45 @@ mod tests {
         let wide = table(&found, true);
         assert_eq!((wide.headers.len(), wide.rows[0].len()), (7, 7));
         assert_eq!(wide.rows[0][2], "Deployment");
+    }
+
+    #[test]
+    fn what_was_seen_of_a_client_stands_in_the_first_of_its_rows() {
+        let row = |client: &str, method: &str| AccessRow {
+            client: client.into(),
+            methods: vec![method.into()],
+            seen: 7,
+            ..AccessRow::default()
+        };
+        let rows = vec![row("shop/web (port 80)", "GET"), row("shop/web", "POST"), row("shop/api", "GET")];
+        let found = Access { rows, ..Access::default() };
+        let seen: Vec<String> =
+            table(&found, false).rows.into_iter().filter_map(|mut cells| cells.pop()).collect();
+        assert_eq!(seen, ["7", "-", "7"], "the operator does not know which operations they were");
+    }
+
+    #[test]
+    fn clients_that_the_policies_leave_out_are_named_in_a_note_and_in_the_documents() {
+        let party =
+            |name: &str| Party { namespace: "shop".into(), kind: "Deployment".into(), name: name.into() };
+        let one =
+            Unidentified { destination: party("web"), plain: 7, merged: 1, senders: vec![party("batch")] };
+        let suggested = vec![json!({"kind": "MeshPolicy"})];
+        let found = Access { suggested, unidentified: vec![one], window: 21_600, ..Access::default() };
+        let said = notes(&found, Duration::from_secs(21_600), Format::Yaml);
+        let plain = "7 requests to shop/web came from clients without an identity (and among them shop/batch, whose \
+                     sidecars sent plain text)";
+        assert!(said.len() == 2 && said[0].starts_with(&format!("note: {plain}")), "{said:?}");
+        assert!(
+            said[1].starts_with("note: 1 request to shop/web came from clients that its sidecars"),
+            "{said:?}"
+        );
+        let text = documents(&found).unwrap();
+        assert!(text.contains(&format!("\n# Not allowed: {plain}")), "{text}");
+        let code = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(code, 1, "the rest is YAML: {text}");
+        let unknown = Unidentified { senders: Vec::new(), merged: 0, ..found.unidentified[0].clone() };
+        assert!(left_out(&unknown)[0].contains("(without a sidecar, or outside of the cluster)"));
     }
 
     #[test]

@@ -250,11 +250,24 @@ impl Bundle {
             "wrote {} files to {directory}; pack them with: tar czf {directory}.tar.gz {directory}\n",
             self.files
         ))?;
+        if let Some(note) = incomplete(&directory, self.missing.len()) {
+            crate::exit::note(&note);
+        }
         crate::exit::note(
             "Secrets were not read, and values of variables and tokens were removed. Names, addresses and paths of your cluster are in it: look before you send it.",
         );
         Ok(())
     }
+}
+
+/// A note about what could not be read.
+fn incomplete(directory: &str, missing: usize) -> Option<String> {
+    let what = if missing == 1 { "1 part is".to_owned() } else { format!("{missing} parts are") };
+    (missing > 0).then(|| {
+        format!(
+            "note: {what} missing, most often for want of rights: {directory}/missing.txt says which, and why"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -272,6 +285,16 @@ mod tests {
         let of = |app: &str| json!({"spec": {"selector": {"matchLabels": {"app": app}}}});
         let found = own(vec![of("tulle-operator"), of("grafana"), json!({}), of("tulle-webhook")]);
         assert_eq!(found, [of("tulle-operator"), of("tulle-webhook")]);
+    }
+
+    #[test]
+    fn a_note_says_where_the_missing_parts_are_listed() {
+        assert_eq!(incomplete("report", 0), None);
+        let note = incomplete("report", 7).unwrap();
+        assert!(
+            note.starts_with("note: 7 parts are missing") && note.contains("report/missing.txt"),
+            "{note}"
+        );
     }
 
     #[test]

@@ -10,10 +10,15 @@ use tulle_mesh::query::{Golden, Party, Paths, RouteBackend, RouteRow, Routes, Ru
 use super::explain::{destination, visible};
 use super::stat::{self, Shown};
 use crate::cluster::{Context, Operator};
+use crate::exists;
 use crate::exit::CliError;
 use crate::human;
+use crate::objects;
 use crate::output::{Format, Output, Table};
 use crate::refresh::{self, Frame};
+
+/// The reason of requests that reached no backend.
+const NO_BACKEND: &str = "RouteNoBackend";
 
 /// Options of `tulle routes`.
 #[derive(clap::Args)]
@@ -47,6 +52,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         }
         let mut notes = stat::notes(args.shown.window.as_secs(), routes.window, routes.lost);
         if routes.rows.is_empty() {
+            if let Some(Service { namespace: Some(namespace), name }) = &service {
+                exists::named(context, &[objects::SERVICE], namespace, name).await?;
+            }
             let (named, place) = match &service {
                 Some(service) => (format!("Service {}", service.name), service.namespace.as_deref()),
                 None => ("a Service".to_owned(), namespace),
@@ -55,6 +63,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             notes.push(format!("no route is attached to {named} in {place}"));
         }
         notes.extend(unused(&routes.rows));
+        notes.extend(astray(&routes.rows));
         let shared = Shared { namespace: namespace.is_some(), service: service.is_some() };
         let now = Timestamp::now().as_second();
         let text = output.text(&routes, |wide| table(&routes, shared, wide, now, output))?;
@@ -99,6 +108,29 @@ fn unused(rows: &[RouteRow]) -> Option<String> {
     Some(format!(
         "nothing was counted for {}; `kubectl -n {namespace} describe {} {name}` shows whether it is accepted",
         some_of(&unused),
+        kind.to_ascii_lowercase()
+    ))
+}
+
+/// A note about requests of a route that reached no backend. Their row has none.
+fn astray(rows: &[RouteRow]) -> Option<String> {
+    let lost = rows.iter().filter_map(|row| {
+        let reasons = row.golden.as_ref()?.reasons.iter();
+        let count: u64 = reasons.filter(|reason| reason.name == NO_BACKEND).map(|reason| reason.count).sum();
+        (count > 0).then_some((row, count))
+    });
+    let lost: Vec<(&RouteRow, u64)> = lost.collect();
+    let (first, _) = lost.first()?;
+    let requests: u64 = lost.iter().map(|(_, count)| count).sum();
+    let mut routes: Vec<&str> = lost.iter().map(|(row, _)| row.route.as_str()).collect();
+    routes.dedup();
+    let parts: Vec<&str> = first.route.splitn(3, '/').collect();
+    let [kind, namespace, name] = parts.as_slice() else { return None };
+    let what = if requests == 1 { "1 request".to_owned() } else { format!("{requests} requests") };
+    Some(format!(
+        "{what} of {} reached no backend ({NO_BACKEND}), in the rows with a dash as BACKEND; \
+         `kubectl -n {namespace} describe {} {name}` shows in condition ResolvedRefs which backend does not exist",
+        some_of(&routes),
         kind.to_ascii_lowercase()
     ))
 }
@@ -319,6 +351,21 @@ grpcroute/orders   4      -                 -        -      -     -          -  
                         shows whether it is accepted";
         assert_eq!(unused(&rows).as_deref(), Some(expected));
         assert_eq!((unused(&half), unused(&[])), (None, None));
+    }
+
+    #[test]
+    fn requests_that_reached_no_backend_are_counted_with_the_command_that_says_why() {
+        let of = |name: &str, count| {
+            let reasons = vec![tulle_mesh::query::Reason { name: name.into(), count }];
+            let golden = Some(Golden { requests: count, reasons, ..Golden::default() });
+            RouteRow { route: "HTTPRoute/shop/web".into(), golden, ..row(1, "", None) }
+        };
+        let rows = [of("RouteNoBackend", 7), of("UpstreamNone", 3), of("RouteNoBackend", 2)];
+        let expected = "9 requests of HTTPRoute/shop/web reached no backend (RouteNoBackend), in the rows with a \
+                        dash as BACKEND; `kubectl -n shop describe httproute web` shows in condition ResolvedRefs \
+                        which backend does not exist";
+        assert_eq!(astray(&rows).as_deref(), Some(expected));
+        assert_eq!(astray(&rows[1..2]), None);
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::time::Duration;
 use tulle_mesh::query::{By, Golden, Meshed, Party, Paths, Stat, StatRow};
 
 use crate::cluster::{Context, Operator};
+use crate::exists;
 use crate::exit::CliError;
 use crate::human;
+use crate::objects::{self, Kind};
 use crate::output::{Colour, Output, Table};
 use crate::refresh::{self, Frame};
 
@@ -81,6 +83,8 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         stat.rows.retain(|row| target.kind.is_none_or(|kind| kind == row.party.kind));
         let mut notes = notes(asked.as_secs(), stat.window, stat.lost);
         if stat.rows.is_empty() {
+            let workloads = from.as_deref().or(to.as_deref());
+            known(context, &target, workloads).await?;
             notes.push(nothing(namespace, asked));
         }
         let table = |wide| table(&stat, target.by, namespace.is_none(), wide, output);
@@ -89,7 +93,34 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     .await
 }
 
+/// Fails where nothing is counted because what is named does not exist. The names of routes, and names in all namespaces,
+/// are not looked up.
+async fn known(context: &Context, target: &Target, workload: Option<&str>) -> Result<(), CliError> {
+    if let (Some(name), Some(namespace)) = (&target.name, context.namespace()) {
+        let kinds = target.kinds();
+        if !kinds.is_empty() {
+            exists::named(context, &kinds, namespace, name).await?;
+        }
+    }
+    match workload.and_then(|workload| workload.split_once('/')) {
+        Some((namespace, name)) => exists::named(context, &exists::WORKLOADS, namespace, name).await,
+        None => Ok(()),
+    }
+}
+
 impl Target {
+    /// What may have its name. Empty: it is not looked up.
+    fn kinds(&self) -> Vec<Kind> {
+        match (self.by, self.kind) {
+            (By::Service, _) => vec![objects::SERVICE],
+            (By::Route, _) => Vec::new(),
+            (By::Workload | By::Revision, None) => exists::WORKLOADS.to_vec(),
+            (By::Workload | By::Revision, Some(kind)) => {
+                exists::WORKLOADS.into_iter().filter(|known| known.kind == kind).collect()
+            }
+        }
+    }
+
     fn read(target: &str, name: Option<&str>) -> Result<Self, CliError> {
         let (kind, inner) = match target.split_once('/') {
             Some((kind, name)) => (kind, Some(name)),

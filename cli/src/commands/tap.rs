@@ -14,13 +14,17 @@ mod tests;
 use std::time::Duration;
 
 use clap::value_parser;
+use hyper::header::HeaderName;
 use tokio::time::{Instant, sleep_until};
+use tulle_mesh::policy::Glob;
 use tulle_mesh::query::{Tap, TapRequest};
 
 use super::explain;
 use crate::cluster::Context;
+use crate::exists;
 use crate::exit::{self, CliError};
 use crate::human;
+use crate::objects;
 use crate::output::{self, Format};
 use crate::tenants::some_of;
 
@@ -88,6 +92,7 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         return Err(CliError::usage("requests have no names: write -o table, wide, json or yaml"));
     }
     let parameters = parameters(context, &args)?;
+    known(context, &args, &parameters).await?;
     let end = args.timeout.map(|timeout| Instant::now() + timeout);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     let mut tally = Tally::default();
@@ -97,9 +102,8 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         headers: !args.headers.is_empty(),
         namespace: context.namespace().map(str::to_owned),
     };
-    if context.output.headers && matches!(context.output.format, Format::Table | Format::Wide) {
-        output::write(&columns.head())?;
-    }
+    // Below what keeps it from beginning no head of a table is wanted.
+    let mut head = context.output.headers && matches!(context.output.format, Format::Table | Format::Wide);
     while args.max.is_none_or(|max| tally.shown < max) {
         let heard = tokio::select! {
             interrupted = &mut interrupted => {
@@ -109,6 +113,9 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
             () = until(end) => break,
             heard = replicas.next() => heard?,
         };
+        if std::mem::take(&mut head) {
+            output::write(&columns.head())?;
+        }
         if let Some(request) = tally.take(heard) {
             output::write(&text(context.output.format, &columns, &request)?)?;
         }
@@ -144,6 +151,7 @@ fn text(format: Format, columns: &Columns, request: &TapRequest) -> Result<Strin
 
 /// What the operator is asked for.
 fn parameters(context: &Context, args: &Args) -> Result<Parameters, CliError> {
+    checked(args)?;
     let mut parameters = Parameters::new();
     let own = context.namespace();
     let workload = args.workload.as_deref().map(|text| explain::workload(text, own)).transpose()?;
@@ -177,6 +185,61 @@ fn parameters(context: &Context, args: &Args) -> Result<Parameters, CliError> {
     parameters.extend(args.headers.iter().map(|header| ("header", header.clone())));
     parameters.push(("rate", args.rate.to_string()));
     Ok(parameters)
+}
+
+/// Fails where what is named does not exist.
+async fn known(context: &Context, args: &Args, parameters: &Parameters) -> Result<(), CliError> {
+    let of = |wanted: &str| {
+        let mut values = parameters.iter().filter(|(name, _)| *name == wanted);
+        values.next().map(|(_, value)| value.as_str())
+    };
+    if let (Some(namespace), Some(name)) = (of("namespace"), of("name")) {
+        exists::named(context, &exists::WORKLOADS, namespace, name).await?;
+    }
+    match of("peer").and_then(|peer| peer.split_once('/')) {
+        Some((namespace, name)) => {
+            let kind = if args.to.is_some() { objects::SERVICE } else { objects::SERVICE_ACCOUNT };
+            exists::named(context, &[kind], namespace, name).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks what the operator would refuse, so that it is a wrong command line here.
+fn checked(args: &Args) -> Result<(), CliError> {
+    if let Some(status) = args.status.as_deref()
+        && !is_status(status)
+    {
+        let why = format!("--status is {status:?}: write one such as 503 or 5xx");
+        return Err(CliError::Usage(why));
+    }
+    for header in &args.headers {
+        if HeaderName::from_bytes(header.as_bytes()).is_err() {
+            let why = format!(
+                "--header is {header:?}, which is not the name of a header: write one such as user-agent"
+            );
+            return Err(CliError::Usage(why));
+        }
+        if tulle_mesh::tap::is_secret(header) {
+            let why = format!("header {header} may hold credentials: no tap shows it, whoever asks");
+            return Err(CliError::Usage(why));
+        }
+    }
+    match args.path.as_deref().map(Glob::compile) {
+        Some(Err(error)) => {
+            Err(CliError::Usage(format!("--path is not a glob: {error}; write one such as /api/**")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a text is a status or a class of them.
+fn is_status(text: &str) -> bool {
+    let class = text.strip_suffix("xx").or_else(|| text.strip_suffix("XX"));
+    match class {
+        Some(class) => class.parse().is_ok_and(|class: u32| (1..=5).contains(&class)),
+        None => text.parse().is_ok_and(|status: u32| (100..=599).contains(&status)),
+    }
 }
 
 /// A Service or service account as `namespace/name`.

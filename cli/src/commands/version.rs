@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tulle_mesh::query::{Health, Paths};
 
-use crate::cluster::Context;
+use crate::cluster::{Context, Operator, TOKEN_LIFETIME};
 use crate::exit::CliError;
 use crate::output::Table;
 
@@ -26,12 +26,13 @@ struct Versions {
     operator: Option<Health>,
 }
 
-/// Runs `tulle version`. The version of this program is printed even if the operator gives no answer.
+/// Runs `tulle version`. The version of this program is printed even if the operator gives no answer. Whoever may not ask
+/// it in this namespace gets a note.
 ///
 /// # Errors
 /// The operator gave no answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let asked = if args.client { Ok(None) } else { operator(context).await.map(Some) };
+    let asked = if args.client { Ok(None) } else { operator(context).await };
     let (operator, failure) = match asked {
         Ok(operator) => (operator, None),
         Err(error) => (None, Some(error)),
@@ -41,8 +42,28 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     failure.map_or(Ok(()), Err)
 }
 
-async fn operator(context: &Context) -> Result<Health, CliError> {
-    context.operator().await?.get(Paths::HEALTH, &[]).await
+/// The state of the operator. `None`: the user has no token for it, and a note says so.
+async fn operator(context: &Context) -> Result<Option<Health>, CliError> {
+    let located = context.locate().await?;
+    if let Some(note) = located.note() {
+        crate::exit::note(&note);
+    }
+    let token = match context.token(&located, TOKEN_LIFETIME).await {
+        Ok(token) => token,
+        Err(error) => {
+            crate::exit::note(&unasked(&error));
+            return Ok(None);
+        }
+    };
+    let operator = Operator::new(context.streams().await?, located, token);
+    operator.get(Paths::HEALTH, &[]).await.map(Some)
+}
+
+/// Why the operator was not asked.
+fn unasked(error: &CliError) -> String {
+    format!(
+        "note: the operator was not asked for its version: {error}; choose a namespace that you may look at with -n"
+    )
 }
 
 fn table(versions: &Versions, wide: bool) -> Table {
@@ -65,6 +86,12 @@ fn table(versions: &Versions, wide: bool) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_not_ask_the_operator_is_told_how_to() {
+        let note = unasked(&CliError::failed("you may not look at this namespace"));
+        assert!(note.contains("you may not look at this namespace; choose a namespace"), "{note}");
+    }
 
     #[test]
     fn both_versions_are_shown_where_both_are_known() {

@@ -1,4 +1,10 @@
 //! Who may reach what, and the least policies that the traffic seen needs.
+//!
+//! ```text
+//!   unidentified  clients that such a policy cannot name
+//! ```
+
+mod unidentified;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,6 +15,7 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::{Access as Rules, Subject};
 use tulle_mesh::proto;
 use tulle_mesh::query::{Access, AccessRow, Party};
+use tulle_mesh::reason::Reason;
 
 use super::{identity_of, is_meshed, pods_named, words};
 use crate::model::{Key, Model, Pod};
@@ -81,8 +88,12 @@ fn who_can(model: &Model, counted: &Sum, namespace: &str, name: &str) -> Result<
         if !take(&mut found, clients_of(model, seen, party, pods)) {
             break;
         }
-        found.suggested.extend(suggestion(model, seen, party, pods));
+        if is_open(model, pods) {
+            found.suggested.extend(suggestion(model, seen, party, pods));
+            found.unidentified.extend(unidentified::of(seen, party));
+        }
     }
+    unidentified::name_senders(model, counted, &mut found.unidentified);
     Ok(found)
 }
 
@@ -169,13 +180,25 @@ impl<'a> Inbound<'a> {
 
 /// Who the client of an inbound series is; `None`: it has no certificate, or is one of many.
 pub(super) fn client_of(model: &Model, id: &SeriesId) -> Option<WorkloadId> {
-    let named = id.mtls && !id.peer.starts_with(NOT_AN_ACCOUNT) && !id.peer.is_empty();
-    named.then(|| WorkloadId::new(&model.settings().trust_domain, &id.namespace, &id.peer))
+    is_named(id).then(|| WorkloadId::new(&model.settings().trust_domain, &id.namespace, &id.peer))
+}
+
+/// Whether an inbound series names its client.
+fn is_named(id: &SeriesId) -> bool {
+    id.mtls && !id.peer.starts_with(NOT_AN_ACCOUNT) && !id.peer.is_empty()
 }
 
 /// Requests and opaque connections.
 pub(super) fn count(counts: &Counts) -> u64 {
     counts.classes.iter().sum::<u64>() + counts.connections
+}
+
+/// Of these those that access rules and Strict mTLS let through.
+fn admitted(counts: &Counts) -> u64 {
+    let refused = counts.reasons.iter().filter(|(name, _)| {
+        matches!(Reason::from_name(name), Some(Reason::PolicyDenied | Reason::PolicyPlaintext))
+    });
+    count(counts).saturating_sub(refused.map(|(_, refused)| refused).sum())
 }
 
 /// The access section that a workload's pods enforce: that of the first with a sidecar, as all have the same labels.
@@ -229,7 +252,9 @@ fn clients_of(model: &Model, counted: &[Counted<'_>], party: &Party, pods: &[&Po
     }
     for (index, rule) in access.deny.iter().enumerate() {
         let callers = words::callers(rule, words::rule_at(deny, index));
-        let client = format!("{callers}, denied by {policy}");
+        // Also where a rule of allow has the port: what an opaque connection holds is not known.
+        let opaque = if words::needs_http(rule) { ", with all opaque connections" } else { "" };
+        let client = format!("{callers}, denied by {policy}{opaque}");
         rows.extend(by_operation(rule, &row(client, "", seen(&rule.from))));
     }
     rows
@@ -351,14 +376,15 @@ fn reached(
     allowing.flat_map(|(rule, _)| by_operation(rule, &row)).collect()
 }
 
-/// The least policy that admits the clients of a workload that has no access section. `None`: it has one, no sidecar,
-/// or no client that can be named.
+/// Whether a workload has a sidecar, and neither an access section nor one that is tried.
+fn is_open(model: &Model, pods: &[&Pod]) -> bool {
+    enforced(model, pods).is_some_and(|inbound| inbound.access.is_none() && inbound.shadow.is_none())
+}
+
+/// The least policy that admits the clients of a workload that has no access section. `None`: no client can be named.
+/// Somebody who was only ever refused, by a policy that is not there any more, is not one.
 fn suggestion(model: &Model, counted: &[Counted<'_>], party: &Party, pods: &[&Pod]) -> Option<Value> {
-    let inbound = enforced(model, pods)?;
-    if inbound.access.is_some() || inbound.shadow.is_some() {
-        return None;
-    }
-    let used = counted.iter().filter(|(_, counts)| count(counts) > 0);
+    let used = counted.iter().filter(|(_, counts)| admitted(counts) > 0);
     let clients: BTreeSet<(String, String)> = used
         .filter_map(|(id, _)| client_of(model, id))
         .map(|client| (client.namespace, client.service_account))

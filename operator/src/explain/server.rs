@@ -15,6 +15,9 @@ use super::stages::Target;
 use super::{Ended, Trace, World, body, is_meshed, words};
 use crate::model::{Key, Pod, Sections};
 
+/// Why a rule that looks at requests denies a connection, as the end of a sentence.
+const OPAQUE_IS_DENIED: &str = "; the content of an opaque connection is not known, so a rule of deny that looks at methods or paths matches all of them";
+
 /// A pod that may serve the request.
 pub(super) struct Server<'a> {
     /// `None`: the endpoint is of no pod.
@@ -255,7 +258,10 @@ fn decide(
         }
         Reason::DenyRule(index) => {
             let written = written.and_then(|written| written.deny.as_ref());
-            format!("denied by rule {} of deny ({})", index + 1, numbered(&access.deny, written, index))
+            let rule = numbered(&access.deny, written, index);
+            let needs_http = access.deny.get(index).is_some_and(words::needs_http);
+            let opaque = if path.is_none() && needs_http { OPAQUE_IS_DENIED } else { "" };
+            format!("denied by rule {} of deny ({rule}){opaque}", index + 1)
         }
         Reason::NoAllowMatched => match path {
             Some(path) => format!("no rule of allow matches {client} with {method} {path}"),

@@ -178,7 +178,7 @@ pub(super) fn route(
         } else {
             "its sidecar closes the connection (RouteNone)"
         };
-        let because = match failing(rules, None, &asked) {
+        let because = match failing(world, rules, None, &asked) {
             _ if kind == proto::RouteKind::Tls && is_http => {
                 "a TLSRoute takes connections that begin with TLS, and this one begins with HTTP".to_owned()
             }
@@ -188,12 +188,12 @@ pub(super) fn route(
         return Err(trace.stop("route", first_route(rules), because, answer));
     };
     let (object, waiting) = route_of(world, rules, rule);
-    let mut because = format!("{} takes it", name_of(rules, number, rule));
+    let mut because = format!("{} takes it", name_of(world, rules, number, rule));
     if of_requests {
         let taking = rules.matches.iter().find(|m| unmet(rules, m, &asked).is_none());
         because = taking
             .map_or(because.clone(), |m| format!("{because}, by its match of {}", words::whole_match(m)));
-        let others = failing(rules, Some(number), &asked);
+        let others = failing(world, rules, Some(number), &asked);
         if !others.is_empty() {
             because = format!("{because}; before it, {others}");
         }
@@ -491,18 +491,29 @@ fn rewritten(sent: &str, filters: &[proto::Filter], taken: &Taken) -> Option<Str
     Some(query.map_or_else(|| path.clone(), |query| format!("{path}?{query}")))
 }
 
+/// The route that a rule is of.
+fn reference_of<'r>(
+    rules: &'r proto::Rules,
+    rule: &proto::RouteRule,
+) -> Option<(&'r proto::RouteRef, &'r proto::ObjectRef)> {
+    let reference = usize::try_from(rule.route).ok().and_then(|number| rules.routes.get(number))?;
+    Some((reference, reference.object.as_ref()?))
+}
+
+fn key_of(reference: &proto::RouteRef, object: &proto::ObjectRef) -> Option<RouteKey> {
+    let kind = RouteKind::of(reference.kind())?;
+    Some(RouteKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() })
+}
+
 /// The route that a rule is of, and which sidecars do not enforce it yet.
 fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) -> (String, String) {
-    let reference = usize::try_from(rule.route).ok().and_then(|number| rules.routes.get(number));
-    let Some((reference, object)) = reference.and_then(|route| Some((route, route.object.as_ref()?))) else {
+    let Some((reference, object)) = reference_of(rules, rule) else {
         return (String::new(), String::new());
     };
     let name = words::object(words::route_kind(reference.kind()), object);
-    let Some(kind) = RouteKind::of(reference.kind()) else {
+    let Some(key) = key_of(reference, object) else {
         return (name, String::new());
     };
-    let key =
-        RouteKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() };
     let addresses = world.model.route_addresses(&key, &mut Standings::default());
     let stamped: Key = (key.namespace.clone(), key.stamped().into());
     let seen = world.acks.route(world.model, (&stamped, &object.uid, object.generation), &addresses);
@@ -532,21 +543,23 @@ fn first_route(rules: &proto::Rules) -> String {
     first.map(|(kind, object)| words::object(words::route_kind(kind), object)).unwrap_or_default()
 }
 
-fn name_of(rules: &proto::Rules, number: usize, rule: &proto::RouteRule) -> String {
-    // Rules are numbered within their own route.
+fn name_of(world: &World<'_>, rules: &proto::Rules, number: usize, rule: &proto::RouteRule) -> String {
+    // Rules are numbered within their own route, from 0, as in conditions of the route's status and in `tulle routes`.
     let before = rules.rules.iter().take(number).filter(|other| other.route == rule.route).count();
     let name = if rule.name.is_empty() { String::new() } else { format!(" ({})", rule.name) };
-    format!("rule {}{name}", before + 1)
+    let key = reference_of(rules, rule).and_then(|(reference, object)| key_of(reference, object));
+    let index = key.and_then(|key| world.model.rule_index(&key, before)).unwrap_or(before);
+    format!("rules[{index}]{name}")
 }
 
 /// Why the matches before the one that takes a request do not; `taken`: the rule that does.
-fn failing(rules: &proto::Rules, taken: Option<usize>, asked: &Asked<'_>) -> String {
+fn failing(world: &World<'_>, rules: &proto::Rules, taken: Option<usize>, asked: &Asked<'_>) -> String {
     let mut reasons = Vec::new();
     for m in &rules.matches {
         let Ok(number) = usize::try_from(m.rule) else { continue };
         let Some(reason) = unmet(rules, m, asked) else { break };
         if let Some(rule) = rules.rules.get(number).filter(|_| Some(number) != taken) {
-            reasons.push(format!("{} wants {reason}", name_of(rules, number, rule)));
+            reasons.push(format!("{} wants {reason}", name_of(world, rules, number, rule)));
         }
     }
     let more = reasons.len().saturating_sub(NAMED);

@@ -5,6 +5,7 @@ use tulle_crds::{MeshPolicy, WorkloadKind};
 
 mod diff;
 mod seen;
+mod suggested;
 
 use super::*;
 use crate::discovery::SidecarEvent;
@@ -176,7 +177,7 @@ fn the_route_is_the_one_that_sidecars_take() {
             stage: "route",
             verdict: Verdict::Stop,
             object: "HTTPRoute/shop/r",
-            because: "rule 1 wants path below /v1",
+            because: "rules[0] wants path below /v1",
             outcome: "404 (RouteNone)",
             ..CASE
         },
@@ -194,7 +195,7 @@ fn the_route_is_the_one_that_sidecars_take() {
             },
             stage: "route",
             object: "HTTPRoute/shop/r",
-            because: "before it, rule 1 wants header x-user ada",
+            because: "before it, rules[0] wants header x-user ada",
             ..CASE
         },
         Case {
@@ -401,6 +402,17 @@ fn what_is_opaque_only_tried_or_limited_is_said_to_be() {
                 apply(model, web("p", json!({"access": {"allow": [{"to": [{"methods": ["GET"]}]}]}})));
             },
             because: "no rule of allow matches an opaque connection",
+            outcome: "resets the connection",
+            ..STOP
+        },
+        Case {
+            what: "an opaque connection may be what a deny looks for",
+            apply: |model| {
+                change_service(model, |service| service.ports[0].app_protocol = Some("tcp".to_owned()));
+                let deny = json!([{"to": [{"paths": ["/v2/admin/**"]}]}]);
+                apply(model, web("p", json!({"access": {"deny": deny}})));
+            },
+            because: "of deny (from everybody to /v2/admin/**); the content of an opaque connection is not known",
             outcome: "resets the connection",
             ..STOP
         },

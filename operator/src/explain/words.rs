@@ -115,6 +115,17 @@ fn operation(operation: &proto::Operation) -> String {
     parts.join(" ")
 }
 
+/// Whether a rule looks at requests: one of deny then denies every opaque connection from its callers to its ports, and
+/// one of allow allows none.
+pub(super) fn needs_http(rule: &proto::Rule) -> bool {
+    rule.to.iter().any(looks_at_requests)
+}
+
+/// Whether an operation has methods or paths.
+pub(super) fn looks_at_requests(operation: &proto::Operation) -> bool {
+    !operation.methods.is_empty() || !operation.paths.is_empty()
+}
+
 /// The ports of an operation.
 pub(super) fn ports(operation: &proto::Operation) -> String {
     operation.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")

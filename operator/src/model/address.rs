@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Key, Model, Pod, Service};
+use super::{Endpoint, Key, Model, Pod, Service};
 
 /// An address that two Services claim with the same port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +31,23 @@ impl Model {
     /// The pod whose own address this is.
     pub fn pod_at(&self, ip: IpAddr) -> Option<&Pod> {
         self.pods_by_ip.get(&ip).and_then(|uid| self.pods.get(uid))
+    }
+
+    /// The pod of an endpoint: the one that it names, or else the one whose own address it has. Hand-made slices name
+    /// none, nor do those that mirror hand-made Endpoints. `None`: there is no pod, or it is not known yet.
+    pub(super) fn pod_of_endpoint(&self, endpoint: &Endpoint) -> Option<&Pod> {
+        match &endpoint.pod_uid {
+            Some(uid) => self.pods.get(uid),
+            None => self.pod_at(endpoint.address?),
+        }
+    }
+
+    /// The slices that a pod is an endpoint of, by its name or by its own address.
+    pub(super) fn slices_of<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Key> + use<'a> {
+        let by_uid = self.slices_by_pod.get(&pod.uid).into_iter().flatten();
+        let is_owner = |ip: IpAddr| self.pod_at(ip).is_some_and(|owner| owner.uid == pod.uid);
+        let ips = pod.ips.iter().filter(move |ip| is_owner(**ip));
+        by_uid.chain(ips.filter_map(move |ip| self.slices_by_address.get(ip)).flatten())
     }
 
     /// Whose an address is. A cluster address belongs to its Service whatever others claim, a pod's address to the

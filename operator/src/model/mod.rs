@@ -84,6 +84,8 @@ pub struct Model {
     slices: HashMap<Key, Slice>,
     slices_by_service: HashMap<Key, Vec<Key>>,
     slices_by_pod: HashMap<Arc<str>, Vec<Key>>,
+    /// Slices by the address of each endpoint that names no pod.
+    slices_by_address: HashMap<IpAddr, Vec<Key>>,
     gateway: Gateway,
     policies: BTreeMap<Key, MeshPolicy>,
     /// What holds of each policy: its last valid version.
@@ -352,10 +354,11 @@ impl Model {
         self.touch_addresses_of(redeclared.iter().map(|uid| &**uid));
         let service = (Arc::clone(&key.0), Arc::clone(&slice.service));
         self.slices_by_service.entry(service).or_default().push(key.clone());
-        for uid in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
-            let slices = self.slices_by_pod.entry(Arc::clone(uid)).or_insert_with(|| Vec::with_capacity(1));
-            if !slices.contains(&key) {
-                slices.push(key.clone());
+        for endpoint in &slice.endpoints {
+            match (&endpoint.pod_uid, endpoint.address) {
+                (Some(uid), _) => push_once(&mut self.slices_by_pod, Arc::clone(uid), &key),
+                (None, Some(ip)) => push_once(&mut self.slices_by_address, ip, &key),
+                (None, None) => {}
             }
         }
         self.slices.insert(key, slice);
@@ -371,8 +374,12 @@ impl Model {
     fn take_slice_out(&mut self, key: &Key) {
         let Some(old) = self.slices.remove(key) else { return };
         self.touch_slice(key, &old);
-        for uid in old.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
-            retain_other(&mut self.slices_by_pod, uid, key);
+        for endpoint in &old.endpoints {
+            match (&endpoint.pod_uid, endpoint.address) {
+                (Some(uid), _) => retain_other(&mut self.slices_by_pod, uid, key),
+                (None, Some(ip)) => retain_other(&mut self.slices_by_address, &ip, key),
+                (None, None) => {}
+            }
         }
         retain_other(&mut self.slices_by_service, &(Arc::clone(&key.0), old.service), key);
     }
@@ -530,7 +537,15 @@ where
     }
 }
 
-/// The same for an index with an order.
+/// Adds an entry to an index, once.
+fn push_once<K: Hash + Eq>(index: &mut HashMap<K, Vec<Key>>, of: K, entry: &Key) {
+    let known = index.entry(of).or_insert_with(|| Vec::with_capacity(1));
+    if !known.contains(entry) {
+        known.push(entry.clone());
+    }
+}
+
+/// [`remove_from`] for an index with an order.
 fn retain_other<K: Hash + Eq, V: PartialEq>(index: &mut HashMap<K, Vec<V>>, key: &K, value: &V) {
     if let Some(values) = index.get_mut(key) {
         values.retain(|known| known != value);

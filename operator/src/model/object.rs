@@ -240,7 +240,7 @@ pub struct Endpoint {
     pub for_zones: Box<[Arc<str>]>,
     /// Nodes whose clients should use it, as the slice's hints say. Empty: no hints.
     pub for_nodes: Box<[Arc<str>]>,
-    /// The uid of its pod.
+    /// The uid of the pod that it names (`targetRef`).
     pub pod_uid: Option<Arc<str>>,
 }
 

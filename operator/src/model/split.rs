@@ -209,7 +209,7 @@ impl Model {
             .services_in(&workload.namespace)
             .filter(|(_, service)| self.selects_workload(service, workload))
             .map(|(key, _)| key);
-        let slices = self.pods_of(workload).filter_map(|pod| self.slices_by_pod.get(&pod.uid)).flatten();
+        let slices = self.pods_of(workload).flat_map(|pod| self.slices_of(pod));
         let listing = slices.filter_map(|key| {
             let slice = self.slices.get(key)?;
             let service = (Arc::clone(&key.0), Arc::clone(&slice.service));
@@ -222,7 +222,7 @@ impl Model {
     pub fn pods_behind(&self, service: &Key) -> impl Iterator<Item = &Pod> {
         let slices = self.slices_by_service.get(service).into_iter().flatten();
         let endpoints = slices.filter_map(move |key| self.slices.get(key)).flat_map(|slice| &slice.endpoints);
-        endpoints.filter_map(move |endpoint| self.pods.get(endpoint.pod_uid.as_ref()?))
+        endpoints.filter_map(move |endpoint| self.pod_of_endpoint(endpoint))
     }
 
     /// The workloads whose pods are endpoints of a Service.
@@ -286,9 +286,9 @@ impl Model {
             }
             for slice in self.slices_by_service.get(key).into_iter().flatten() {
                 let Some(slice) = self.slices.get(slice) else { continue };
-                let uids = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_deref());
-                for uid in uids {
-                    ports.entry(uid).or_default().extend(slice.ports.iter().map(|(_, number)| *number));
+                let pods = slice.endpoints.iter().filter_map(|endpoint| self.pod_of_endpoint(endpoint));
+                for pod in pods {
+                    ports.entry(&*pod.uid).or_default().extend(slice.ports.iter().map(|(_, number)| *number));
                 }
             }
         }

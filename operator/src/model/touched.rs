@@ -227,10 +227,14 @@ impl Model {
         self.touch_addresses_of(pods.iter().map(|uid| &**uid));
     }
 
-    /// An address, and the Services that claim it: their destinations were made for it.
+    /// An address, the Services that claim it, because their destinations were made for it, and those with an endpoint
+    /// there that names no pod: whose pod that is has changed.
     pub(super) fn touch_address(&mut self, ip: IpAddr) {
         self.touched.addresses.insert(ip);
         self.touched.services.extend(self.claims.get(&ip).into_iter().flatten().cloned());
+        let listing = self.slices_by_address.get(&ip).into_iter().flatten();
+        let services = listing.filter_map(|key| service_of(key, self.slices.get(key)?));
+        self.touched.services.extend(services);
     }
 
     /// The pods on a node, which are told its zone.
@@ -259,7 +263,7 @@ impl Model {
     pub(super) fn touch_slice(&mut self, key: &Key, slice: &Slice) {
         self.touched.services.extend(service_of(key, slice));
         let workloads: HashSet<WorkloadKey> =
-            uids(slice).filter_map(|uid| self.pods.get(uid)?.workload.clone()).collect();
+            slice.endpoints.iter().filter_map(|one| self.pod_of_endpoint(one)?.workload.clone()).collect();
         for workload in &workloads {
             self.touch_canaries_of(workload);
         }
@@ -292,7 +296,7 @@ impl Model {
     /// A Canary; where it decides about shares, also the Services of its workload's pods.
     pub(super) fn touch_shares_of(&mut self, workload: &WorkloadKey) {
         let pods = self.pods_by_workload.get(workload).into_iter().flatten();
-        let slices = pods.filter_map(|uid| self.slices_by_pod.get(uid)).flatten();
+        let slices = pods.filter_map(|uid| self.pods.get(uid)).flat_map(|pod| self.slices_of(pod));
         let services: Vec<Key> = slices.filter_map(|key| service_of(key, self.slices.get(key)?)).collect();
         // Another Canary of the same workload, or of another one behind the same Service, may hold it now.
         for service in &services {

@@ -193,7 +193,8 @@ impl Model {
             // A slice may be seen before its pod. Until the pod is known nobody can say whether it has a sidecar, and
             // without an identity clients would send it plain text.
             Some(uid) => Some(self.pods.get(uid)?),
-            None => None,
+            // An endpoint without `targetRef` may be a machine outside of the cluster, or a pod all the same.
+            None => self.pod_of_endpoint(endpoint),
         };
         let address = SocketAddr::new(endpoint.address?, port).to_string();
         let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);

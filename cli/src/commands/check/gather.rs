@@ -33,6 +33,10 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
     let located = context.locate().await;
     let system = located.as_ref().map_or(context.system.as_str(), |located| located.namespace.as_str());
     let namespace = context.namespace();
+    if let Some(name) = namespace.filter(|_| !pre) {
+        let found = objects::get(&client, objects::NAMESPACE, None, name).await;
+        absent(name, &found).map_or(Ok(()), Err)?;
+    }
     let (nodes, namespaces, cilium) = tokio::join!(
         objects::list(&client, objects::NODE, None, None),
         labelled(&client, namespace),
@@ -87,6 +91,13 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
         routes,
         cilium,
     })
+}
+
+/// The error about a namespace that does not exist. Of one that the user may not read that is not known.
+fn absent(namespace: &str, found: &Read<Option<Value>>) -> Option<CliError> {
+    let hint = "`kubectl get namespaces` lists them; -A looks at all";
+    let error = || CliError::failed(format!("there is no namespace {namespace}")).hint(hint);
+    matches!(found, Ok(None)).then(error)
 }
 
 type Answers = (Result<query::Health, String>, Result<query::Sidecars, String>);
@@ -237,4 +248,17 @@ async fn allowed(client: &Client, kind: Kind, verb: &str, namespace: Option<&str
     let api = Api::<SelfSubjectAccessReview>::all(client.clone());
     let answer = api.create(&PostParams::default(), &review).await.map_err(unread)?;
     Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_namespace_that_surely_does_not_exist_ends_a_check() {
+        let error = absent("shop", &Ok(None)).unwrap();
+        assert_eq!((error.to_string().as_str(), error.code()), ("there is no namespace shop", 1));
+        assert_eq!(absent("shop", &Ok(Some(Value::Null))), None);
+        assert_eq!(absent("shop", &Err(objects::Unread::Forbidden("no".into()))), None);
+    }
 }

@@ -300,6 +300,22 @@ fn a_target_that_is_not_in_the_files_is_found_only_where_its_kind_is() {
 }
 
 #[test]
+fn a_route_whose_parent_is_a_service_without_its_group_is_found() {
+    let route = |parent: &str| {
+        lint(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r}}, spec: {{parentRefs: [{{{parent}}}]}}}}"
+        ))
+    };
+    assert_one(
+        &route("kind: Service, name: web"),
+        "T1106 HTTPRoute shop/r",
+        "parentRefs[0]: kind Service without",
+    );
+    assert_eq!(route("group: '', kind: Service, name: web"), Vec::<String>::new());
+    assert_eq!(route("name: gateway"), Vec::<String>::new(), "a Gateway");
+}
+
+#[test]
 fn two_policies_or_canaries_for_one_target_are_found_and_a_shadow_beside_one_is_not() {
     let policy = |name: &str, rest: &str| {
         format!(

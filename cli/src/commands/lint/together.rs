@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::read::Document;
-use super::rules::{CONFLICT, Finding, NO_TARGET, SECOND_CANARY};
+use super::rules::{CONFLICT, Finding, NO_TARGET, RISKY, SECOND_CANARY};
+use crate::objects;
 
 /// Kinds whose templates have pods.
 const WORKLOADS: [&str; 6] = ["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod"];
@@ -36,7 +37,20 @@ pub(super) fn check(documents: &[Document], namespace: &str) -> Vec<Finding> {
             Finding::new(NO_TARGET, document, namespace, message, Some(hint))
         }));
     }
+    findings.extend(documents.iter().filter_map(|document| groupless(document, namespace)));
     findings
+}
+
+/// A route with a parent that is meant to be a Service, and is none.
+fn groupless(document: &Document, namespace: &str) -> Option<Finding> {
+    if !matches!(document.kind(), "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute") {
+        return None;
+    }
+    let mut parents = objects::items(&document.value, "/spec/parentRefs").iter();
+    let index = parents.position(objects::is_service_without_group)?;
+    let message = format!("spec.parentRefs[{index}]: kind Service without group \"\" names no Service");
+    let hint = "write group: \"\"; without it the route has no effect".to_owned();
+    Some(Finding::new(RISKY, document, namespace, message, Some(hint)))
 }
 
 fn target(document: &Document) -> Option<&Value> {

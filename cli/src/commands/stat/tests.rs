@@ -91,6 +91,18 @@ fn kinds_have_plural_and_short_names() {
 }
 
 #[test]
+fn a_name_is_looked_up_among_the_kinds_that_it_may_be_of() {
+    let kinds = |target: &str| -> Vec<&'static str> {
+        Target::read(target, None).unwrap().kinds().iter().map(|kind| kind.kind).collect()
+    };
+    assert_eq!(kinds("svc/web"), ["Service"]);
+    assert_eq!(kinds("deploy/web"), ["Deployment"]);
+    assert_eq!(kinds("pod/web-1"), ["Pod"]);
+    assert_eq!(kinds("workload/web"), ["Deployment", "StatefulSet", "DaemonSet", "Job", "Pod"]);
+    assert!(kinds("route/web").is_empty());
+}
+
+#[test]
 fn an_unknown_kind_is_a_wrong_command_line_that_says_what_was_meant() {
     let error = Target::read("web", None).unwrap_err();
     assert_eq!(error.code(), 2);

@@ -69,6 +69,27 @@ fn what_cannot_be_asked_for_is_a_wrong_command_line() {
     }
 }
 
+#[test]
+fn what_the_operator_would_refuse_is_a_wrong_command_line_before_anything_is_printed() {
+    let status = |text: &str| Args { status: some(text), ..Args::default() };
+    let header = |text: &str| Args { headers: vec![text.into()], ..Args::default() };
+    let wrong = [
+        status("abc"),
+        status("99"),
+        status("6xx"),
+        header("cookie"),
+        header("Authorization"),
+        header("a b"),
+    ];
+    for args in wrong {
+        let error = asked(Some("shop"), args.clone()).unwrap_err();
+        assert_eq!(error.code(), 2, "{args:?}: {error}");
+    }
+    for args in [status("503"), status("5xx"), status("4XX"), header("User-Agent")] {
+        assert!(asked(Some("shop"), args.clone()).is_ok(), "{args:?}");
+    }
+}
+
 fn request() -> TapRequest {
     let of =
         |kind: &str, name: &str| Party { namespace: "shop".into(), kind: kind.into(), name: name.into() };

@@ -74,6 +74,13 @@ impl Model {
         Some(made)
     }
 
+    /// The place of a rule among those of its route as it is written, by its place among those that sidecars are sent: a
+    /// rule without a match that they could look for is not sent.
+    pub fn rule_index(&self, route: &RouteKey, sent: usize) -> Option<usize> {
+        let rules = self.gateway.routes.get(route)?.rules.iter().enumerate();
+        rules.filter(|(_, rule)| !rule.matches.is_empty()).nth(sent).map(|(index, _)| index)
+    }
+
     fn route_rule(
         &self,
         route: &RouteObject,

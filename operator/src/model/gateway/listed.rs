@@ -8,6 +8,7 @@ use tulle_mesh::query::Party;
 use super::super::{Key, Model};
 use super::Held;
 use super::backend::service_of;
+use super::check::CheckedRule;
 use super::object::{BackendRef, RouteKey, RouteObject, RuleSpec};
 
 /// A route at one of the Services that it is attached to.
@@ -39,36 +40,37 @@ pub struct AttachedBackend {
     pub party: Party,
     /// Its port.
     pub port: Option<u16>,
+    /// Requests reach it. Those to one that does not exist, or of a rule that is not supported, are answered with an
+    /// error (`RouteNoBackend`).
+    pub usable: bool,
 }
 
 impl AttachedBackend {
-    fn of(route: &RouteObject, to: &BackendRef) -> Self {
+    fn of(model: &Model, route: &RouteObject, to: &BackendRef) -> Self {
         let service = service_of(&route.namespace, to);
+        let usable = model.unresolved(route, to).is_none();
         let namespace = to.namespace.as_deref().filter(|namespace| !namespace.is_empty());
         let party = Party {
             namespace: namespace.unwrap_or(&route.namespace).to_owned(),
             kind: to.kind.clone().unwrap_or_else(|| "Service".to_owned()),
             name: to.name.clone(),
         };
-        Self { service, party, port: port(to) }
+        Self { service, party, port: port(to), usable }
     }
 }
 
 impl AttachedRoute {
-    fn of(service: &Key, key: &RouteKey, held: &Held) -> Self {
+    fn of(model: &Model, service: &Key, key: &RouteKey, held: &Held) -> Self {
         let route = &held.object;
-        let backends = |rule: &RuleSpec| {
-            rule.backend_refs.iter().map(|to| AttachedBackend::of(route, to)).collect::<Vec<_>>()
+        let rule = |(rule, checked): (&RuleSpec, &CheckedRule)| {
+            let mut backends: Vec<AttachedBackend> =
+                rule.backend_refs.iter().map(|to| AttachedBackend::of(model, route, to)).collect();
+            backends.iter_mut().for_each(|backend| backend.usable &= checked.terms.is_some());
+            AttachedRule { name: rule.name.clone().unwrap_or_default(), backends }
         };
-        let rule = |rule: &RuleSpec| AttachedRule {
-            name: rule.name.clone().unwrap_or_default(),
-            backends: backends(rule),
-        };
-        Self {
-            service: service.clone(),
-            route: key.reported(),
-            rules: route.rules.iter().map(rule).collect(),
-        }
+        // Each rule is checked, in the same order.
+        let rules = route.rules.iter().zip(&held.rules).map(rule).collect();
+        Self { service: service.clone(), route: key.reported(), rules }
     }
 }
 
@@ -85,7 +87,7 @@ impl Model {
                 continue;
             }
             let held = keys.iter().filter_map(|key| Some((key, self.gateway.routes.get(key)?)));
-            all.extend(held.map(|(key, held)| AttachedRoute::of(service, key, held)));
+            all.extend(held.map(|(key, held)| AttachedRoute::of(self, service, key, held)));
         }
         all.sort_by(|a, b| (&a.service, &a.route).cmp(&(&b.service, &b.route)));
         all

@@ -65,3 +65,72 @@ fn an_endpoint_is_held_back_until_its_pod_is_known_unless_it_has_none() {
     assert!(model.take_touched().services.contains(&key("shop", "web")));
     assert_eq!(addresses(&model), ["10.1.0.1:8080", "10.9.0.1:8080"]);
 }
+
+/// The Service `shop/web` with one endpoint that names no pod, at the address of this pod.
+fn hand_made(at: &Pod) -> Model {
+    let mut model = shop(&[]);
+    let endpoints = vec![Endpoint { pod_uid: None, ..endpoint(at, true) }];
+    let slice = Slice { service: "web".into(), ports: vec![("http".into(), 8080)], endpoints };
+    model.apply_slice(key("shop", "web-1"), slice);
+    model.take_touched();
+    model
+}
+
+fn identities(model: &Model) -> Vec<String> {
+    view(model, "node-a").endpoints.into_iter().map(|endpoint| endpoint.identity).collect()
+}
+
+#[test]
+fn an_endpoint_that_names_no_pod_is_the_pod_whose_own_address_it_has() {
+    let a = pod("a", "10.1.0.1", "r1");
+    let mut model = hand_made(&a);
+    let touches = |model: &mut Model| model.take_touched().services.contains(&key("shop", "web"));
+    assert_eq!(identities(&model), [""], "nobody has the address");
+    model.apply_pod(a.clone());
+    assert!(touches(&mut model));
+    assert_eq!(identities(&model), ["spiffe://cluster.local/ns/shop/sa/web"]);
+    assert_eq!(view(&model, "").endpoints[0].pod_uid, "uid-a");
+    model.apply_pod(Pod { service_account: "other".into(), ..a.clone() });
+    assert!(touches(&mut model));
+    assert_eq!(identities(&model), ["spiffe://cluster.local/ns/shop/sa/other"]);
+    model.apply_pod(Pod { ips: Box::new(["10.1.0.2".parse().unwrap()]), ..a.clone() });
+    assert!(touches(&mut model));
+    assert_eq!(identities(&model), [""], "it has another address now");
+    model.apply_pod(a);
+    assert!(touches(&mut model));
+    model.delete_pod("uid-a");
+    assert!(touches(&mut model));
+    assert_eq!(identities(&model), [""]);
+}
+
+#[test]
+fn a_policy_that_turns_mtls_off_holds_for_endpoints_that_name_no_pod_too() {
+    let a = pod("a", "10.1.0.1", "r1");
+    let mut model = hand_made(&a);
+    model.apply_pod(a);
+    model.take_touched();
+    let disabled = json!({"target": {"kind": "Namespace"}, "mtls": "Disabled"});
+    model.apply_policy(key("shop", "p"), policy("p", 1, disabled));
+    assert!(model.take_touched().services.contains(&key("shop", "web")));
+    assert_eq!(identities(&model), [""]);
+}
+
+#[test]
+fn a_canary_shares_out_endpoints_that_name_no_pod() {
+    let a = pod("a", "10.1.0.1", "r1");
+    let mut model = hand_made(&a);
+    model.apply_pod(a);
+    model.take_touched();
+    model.apply_canary(key("shop", "web"), canary(json!({"approvedRevision": "r1"})));
+    assert!(model.take_touched().services.contains(&key("shop", "web")));
+    assert_eq!(view(&model, "").split.len(), 1);
+    assert_eq!(model.pods_behind(&key("shop", "web")).count(), 1);
+}
+
+#[test]
+fn an_endpoint_at_the_address_of_a_node_is_not_the_pod_that_shares_it() {
+    let host = Pod { host_network: true, ..pod("a", "192.168.0.1", "r1") };
+    let mut model = hand_made(&host);
+    model.apply_pod(host);
+    assert_eq!(view(&model, "").endpoints[0].pod_uid, "");
+}

@@ -192,6 +192,18 @@ fn a_consumers_routes_replace_the_producers_for_its_own_clients_only() {
 }
 
 #[test]
+fn a_rule_has_its_place_in_the_route_also_where_one_before_it_is_not_sent() {
+    let mut model = world();
+    let broken = json!({"matches": [{"headers": [{"name": "Connection", "value": "close"}]}]});
+    let whole = json!({"backendRefs": [{"name": "api", "namespace": "shop", "port": 80}]});
+    let spec = json!({"parentRefs": [web(json!({}))], "rules": [broken, whole]});
+    let route = route_of(RouteKind::Http, "shop/r", spec);
+    let key = route.key();
+    model.apply_route(route);
+    assert_eq!((model.rule_index(&key, 0), model.rule_index(&key, 1)), (Some(1), None));
+}
+
+#[test]
 fn routes_are_merged_by_precedence_and_then_by_age() {
     let mut model = world();
     for (name, created, path) in [

@@ -5,7 +5,7 @@ use tulle_mesh::proto::{ResourceName, ResourceType};
 
 use super::super::gateway::{ParentStatus, RouteKind, RouteObject};
 use super::super::tests::{canary, endpoint, key, pod, policy, route, shop};
-use super::super::{Namespace, Service, Slice};
+use super::super::{Endpoint, Namespace, Service, Slice};
 use super::*;
 
 /// `shop/web` with one pod and a Canary, and nothing touched.
@@ -284,7 +284,12 @@ fn random_event(model: &mut Model, dice: &mut Dice) {
         5 => model.delete_service(&service),
         6 => {
             let pods = [random_pod(dice), random_pod(dice)];
-            let endpoints = pods.iter().map(|pod| endpoint(pod, true)).collect();
+            let named = dice.coin();
+            let listed = |pod: &Pod| {
+                let made = endpoint(pod, true);
+                Endpoint { pod_uid: made.pod_uid.clone().filter(|_| named), ..made }
+            };
+            let endpoints = pods.iter().map(listed).collect();
             let ports = vec![("http".into(), [80, 8080][dice.index(2)])];
             model.apply_slice(object, Slice { service: Arc::clone(&service.1), ports, endpoints });
         }

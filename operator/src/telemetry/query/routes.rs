@@ -1,12 +1,15 @@
 //! Rules of routes, with what was counted for them. Pure.
 //!
 //! In: series that a route took, and the routes of the model. Out: a row for each rule and revision. Sidecars count by
-//! route and backend Service, and not by rule: what several rules of a route send to one Service is in one row.
+//! route and backend Service, and not by rule: what several rules of a route send to one Service is in one row. Requests
+//! that reached no backend are counted under the Service that was dialled. They have a row of their own, with the rules
+//! that have a backend to which nothing can be sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tulle_mesh::query::{RouteBackend, RouteRow, Routes, RuleName};
+use tulle_mesh::reason::Reason;
 
 use super::destination;
 use crate::model::gateway::{AttachedRoute, AttachedRule};
@@ -56,11 +59,23 @@ fn counted(sum: &Sum, seen: &[(Arc<SeriesId>, i64)]) -> BTreeMap<Under, Revision
     all
 }
 
-/// A rule that leads somewhere.
+/// What becomes of the requests of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// They go to a Service.
+    Leads,
+    /// They are answered with `RouteNoBackend`.
+    Fails,
+    /// The rule names no backend: it redirects, or is answered as [`Self::Fails`].
+    Answers,
+}
+
+/// What a rule does with its requests, or with the share of one backend.
 #[derive(Clone, Debug)]
 struct Use {
     rule: RuleName,
     backend: Option<RouteBackend>,
+    fate: Fate,
 }
 
 /// A Service that requests of a route are counted under, with the rules that lead there.
@@ -80,20 +95,35 @@ fn row_of(base: &RouteRow, uses: &[&Use]) -> RouteRow {
     RouteRow { rules: uses.iter().map(|one| one.rule.clone()).collect(), backend, ..base.clone() }
 }
 
-/// Where a rule's requests are counted: what it answers itself is counted under the Service that was dialled.
-fn targets(rule: &AttachedRule, parent: &Key) -> Vec<(Key, Option<RouteBackend>)> {
-    let mut found: Vec<(Key, Option<RouteBackend>)> = Vec::new();
+/// Where a rule's requests are counted, as whose, and what becomes of them.
+struct Target {
+    service: Key,
+    backend: Option<RouteBackend>,
+    fate: Fate,
+}
+
+/// Where a rule's requests are counted: what it answers itself, or cannot send, is counted under the Service that was
+/// dialled.
+fn targets(rule: &AttachedRule, parent: &Key) -> Vec<Target> {
+    let mut found: Vec<Target> = Vec::new();
     for backend in &rule.backends {
-        let service = backend.service.as_ref().unwrap_or(parent);
+        let (service, fate) = match &backend.service {
+            Some(service) if backend.usable => (service, Fate::Leads),
+            _ => (parent, Fate::Fails),
+        };
         let shown = RouteBackend { party: backend.party.clone(), port: backend.port };
-        let known = found.iter_mut().find(|(known, _)| known == service);
-        match known.and_then(|(_, known)| known.as_mut()) {
+        let is_same = |target: &&mut Target| {
+            let party = target.backend.as_ref().map(|backend| &backend.party);
+            target.service == *service && target.fate == fate && party == Some(&shown.party)
+        };
+        let known = found.iter_mut().find(is_same);
+        match known.and_then(|target| target.backend.as_mut()) {
             Some(known) => known.port = known.port.filter(|port| shown.port == Some(*port)),
-            None => found.push((service.clone(), Some(shown))),
+            None => found.push(Target { service: service.clone(), backend: Some(shown), fate }),
         }
     }
     if found.is_empty() {
-        found.push((parent.clone(), None));
+        found.push(Target { service: parent.clone(), backend: None, fate: Fate::Answers });
     }
     found
 }
@@ -102,8 +132,8 @@ fn targets(rule: &AttachedRule, parent: &Key) -> Vec<(Key, Option<RouteBackend>)
 fn places(route: &AttachedRoute) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
     for (index, rule) in (0_u32..).zip(&route.rules) {
-        for (service, backend) in targets(rule, &route.service) {
-            let one = Use { rule: RuleName { index, name: rule.name.clone() }, backend };
+        for Target { service, backend, fate } in targets(rule, &route.service) {
+            let one = Use { rule: RuleName { index, name: rule.name.clone() }, backend, fate };
             match places.iter_mut().find(|place| place.service == service) {
                 Some(place) => place.uses.push(one),
                 None => places.push(Place { service, uses: vec![one] }),
@@ -111,6 +141,39 @@ fn places(route: &AttachedRoute) -> Vec<Place> {
         }
     }
     places
+}
+
+/// Parts what was counted without a revision into what reached no backend, and the rest. How long requests took is not
+/// known apart: it stays with the rest, if there is one.
+fn apart(counted: &Counted) -> (Option<Counted>, Option<Counted>) {
+    let is_it = |name: &str| Reason::from_name(name) == Some(Reason::RouteNoBackend);
+    let counts = &counted.counts;
+    let failed: u64 = counts.reasons.iter().filter(|(name, _)| is_it(name)).map(|(_, count)| *count).sum();
+    if failed == 0 {
+        return (None, Some(counted.clone()));
+    }
+    if failed >= counts.requests().saturating_add(counts.connections) {
+        return (Some(counted.clone()), None);
+    }
+    let (mut without, mut rest) = (Counts::default(), counts.clone());
+    let all = counts.reasons.iter().cloned();
+    let (its, others): (Vec<_>, Vec<_>) = all.partition(|(name, _)| is_it(name));
+    (without.reasons, rest.reasons) = (its, others);
+    let mut left = failed;
+    let mut shift = |from: &mut u64, to: &mut u64| {
+        let moved = left.min(*from);
+        (*from, *to, left) = (*from - moved, *to + moved, left - moved);
+    };
+    let [_, _, _, _, server, grpc, unanswered, _] = &mut rest.classes;
+    let [_, _, _, _, to_server, to_grpc, to_unanswered, _] = &mut without.classes;
+    shift(unanswered, to_unanswered);
+    shift(server, to_server);
+    shift(grpc, to_grpc);
+    shift(&mut rest.connections, &mut without.connections);
+    without.failed_connections = without.connections.min(rest.failed_connections);
+    rest.failed_connections -= without.failed_connections;
+    let of = |counts| Some(Counted { counts, last_seen: counted.last_seen });
+    (of(without), of(rest))
 }
 
 /// What rows are made of.
@@ -149,19 +212,43 @@ impl Table<'_> {
     /// Adds the rows of a place where something was counted. What a rule answers itself, by a redirect or an error, is
     /// counted without a revision.
     fn add_place(&mut self, base: &RouteRow, place: &Place, revisions: &Revisions) {
+        let of = |fate: Fate| place.uses.iter().filter(move |one| one.fate == fate).collect::<Vec<&Use>>();
+        let (leading, failing, answering) = (of(Fate::Leads), of(Fate::Fails), of(Fate::Answers));
         let (of_pods, others): (Vec<_>, Vec<_>) =
             revisions.iter().partition(|(revision, _)| !revision.is_empty());
-        let (leading, answering): (Vec<&Use>, Vec<&Use>) =
-            place.uses.iter().partition(|one| one.backend.is_some());
+        let all: Vec<&Use> = leading.iter().chain(&answering).copied().collect();
+        let (mut without, mut rest) = others.first().map_or((None, None), |(_, counted)| apart(counted));
+        if all.is_empty() && rest.as_ref().is_some_and(|rest| rest.counts.is_empty()) {
+            // Why it was counted before the window is not known, and no rule that is here now leads to anything else.
+            without = rest.take();
+        }
         if !of_pods.is_empty() {
-            self.add_counted(row_of(base, &leading), &place.service, &of_pods);
+            // From before the route or the Service has changed, where no rule leads there any more.
+            let backend = || RouteBackend { party: party(&place.service), port: None };
+            let row = row_of(base, &leading);
+            let row = RouteRow { backend: row.backend.clone().or_else(|| Some(backend())), ..row };
+            self.add_counted(row, &place.service, &of_pods);
         }
-        if others.is_empty() {
-            self.rows.extend(answering.iter().map(|one| row_of(base, &[*one])));
-        } else {
-            let all: Vec<&Use> = place.uses.iter().collect();
-            self.add_counted(row_of(base, &all), &place.service, &others);
+        let none: Arc<str> = Arc::default();
+        match &rest {
+            Some(rest) => self.add_counted(row_of(base, &all), &place.service, &[(&none, rest)]),
+            None if of_pods.is_empty() => self.add_unused(base, leading.iter().chain(&answering)),
+            None => self.add_unused(base, &answering),
         }
+        match &without {
+            Some(without) => {
+                // Rules without backends are answered so too, unless they redirect.
+                let rules = if failing.is_empty() { &answering } else { &failing };
+                let row = RouteRow { backend: None, ..row_of(base, rules) };
+                self.add_counted(row, &place.service, &[(&none, without)]);
+            }
+            None => self.add_unused(base, &failing),
+        }
+    }
+
+    /// Adds a row for each rule by which nothing was sent.
+    fn add_unused<'u>(&mut self, base: &RouteRow, uses: impl IntoIterator<Item = &'u &'u Use>) {
+        self.rows.extend(uses.into_iter().map(|one| row_of(base, &[*one])));
     }
 
     /// Adds a row for each revision with counts in the window; without any, one that says when there were some last.

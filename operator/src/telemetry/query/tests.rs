@@ -271,6 +271,63 @@ fn what_a_rule_answers_itself_is_told_from_what_pods_serve() {
     assert_eq!(rows, expected, "the second may be redirects, or requests for which there was no pod");
 }
 
+/// Requests of a route that its clients' sidecars answered, with this reason.
+fn unserved(route: &str, dialled: &str, requests: u64, reason: &str) -> (SeriesId, Counts) {
+    let (id, mut counts) = routed(route, dialled, "", 0);
+    counts.classes[6] = requests;
+    counts.add_reason(&reason.into(), requests);
+    (id, counts)
+}
+
+#[test]
+fn requests_that_reached_no_backend_are_those_of_the_rule_whose_backend_does_not_exist() {
+    let mut model = model();
+    model.apply_route(rules(&["web", "nosuch"]));
+    let route = "HTTPRoute/shop/a";
+    let used = vec![routed(route, "web", "r1", 10), unserved(route, "web", 10, "RouteNoBackend")];
+    let found = routes(&sum(used.clone()), &[], &model, None);
+    let expected = [(vec![0], "web", "", None, Some(10)), (vec![1], "", "", None, Some(10))];
+    assert_eq!(shown(&found), expected);
+    let success: Vec<_> = found.rows.iter().map(|row| row.golden.as_ref().unwrap().success).collect();
+    assert_eq!(success, [Some(1.0), Some(0.0)]);
+    assert_eq!(found.rows[1].golden.as_ref().unwrap().reasons[0].name, "RouteNoBackend");
+    // Later nothing was counted in the window.
+    let found = routes(&sum(Vec::new()), &seen(&used, 70), &model, None);
+    let shown = shown(&found);
+    assert_eq!((shown[0].0.clone(), shown[0].3), (vec![0], Some(70)), "{shown:?}");
+    assert!(shown.iter().all(|row| !row.0.is_empty()), "{shown:?}");
+}
+
+#[test]
+fn what_reached_no_backend_is_told_from_what_found_no_pod() {
+    let mut model = model();
+    model.apply_route(rules(&["web", "nosuch"]));
+    let route = "HTTPRoute/shop/a";
+    let (id, mut counts) = unserved(route, "web", 3, "UpstreamNone");
+    counts.merge(&unserved(route, "web", 7, "RouteNoBackend").1);
+    let found = routes(&sum(vec![(id, counts)]), &[], &model, None);
+    let expected = [(vec![0], "web", "", None, Some(3)), (vec![1], "", "", None, Some(7))];
+    assert_eq!(shown(&found), expected);
+    let reasons: Vec<_> =
+        found.rows.iter().map(|row| row.golden.as_ref().unwrap().reasons[0].name.clone()).collect();
+    assert_eq!(reasons, ["UpstreamNone", "RouteNoBackend"]);
+}
+
+#[test]
+fn a_share_of_a_rule_whose_backend_does_not_exist_has_a_row_of_that_rule() {
+    let mut model = model();
+    let mut both = rules(&["web", "nosuch"]);
+    let second = both.rules.remove(1);
+    both.rules[0].backend_refs.extend(second.backend_refs);
+    model.apply_route(both);
+    let route = "HTTPRoute/shop/a";
+    let found = routes(&sum(vec![routed(route, "web", "r1", 5)]), &[], &model, None);
+    assert_eq!(shown(&found), [(vec![0], "web", "", None, Some(5)), (vec![0], "nosuch", "", None, None)]);
+    let used = vec![routed(route, "web", "r1", 5), unserved(route, "web", 4, "RouteNoBackend")];
+    let found = routes(&sum(used), &[], &model, None);
+    assert_eq!(shown(&found), [(vec![0], "web", "", None, Some(5)), (vec![0], "", "", None, Some(4))]);
+}
+
 #[test]
 fn a_rule_that_was_used_before_the_window_says_when() {
     let mut model = model();

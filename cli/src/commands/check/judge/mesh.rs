@@ -236,9 +236,22 @@ fn routes(facts: &Facts) -> Vec<Finding> {
     or_ok(faults, || checks::ROUTES.ok(format!("{} routes", routes.len())))
 }
 
+/// Parents that are meant to be Services, and are none.
+fn groupless(route: &Value) -> Vec<Finding> {
+    let parents = items(route, "/spec/parentRefs").iter();
+    let found = parents.filter(|parent| objects::is_service_without_group(parent)).map(|parent| {
+        let (kind, parent) = (text(route, "/kind"), text(parent, "/name"));
+        let found = format!("{kind} {}: parent {parent} of kind Service has no group \"\"", full_name(route));
+        let fix = format!("kubectl -n {} edit {} {}", namespace(route), kind.to_lowercase(), name(route));
+        let hint = "the route has no effect for this parent: write group: \"\" in its parentRef";
+        checks::ROUTES.warning(found).hint(hint).fix(fix)
+    });
+    found.collect()
+}
+
 fn route_faults(route: &Value) -> Vec<Finding> {
     let kind = text(route, "/kind");
-    let mut findings = Vec::new();
+    let mut findings = groupless(route);
     for parent in items(route, "/status/parents") {
         if text(parent, "/controllerName") != CONTROLLER {
             continue;

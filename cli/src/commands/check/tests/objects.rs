@@ -89,6 +89,23 @@ fn a_tool_that_would_undo_a_rollout_is_a_warning_only_where_the_steps_take_longe
 }
 
 #[test]
+fn a_parent_of_kind_service_without_its_group_is_a_warning() {
+    let route = |group: Value| {
+        let parent = json!({"kind": "Service", "name": "api", "group": group});
+        json!({
+            "kind": "HTTPRoute",
+            "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"parentRefs": [parent]},
+        })
+    };
+    let of = |group: Value| faults(|facts| facts.routes = Ok(vec![route(group)]));
+    let expected = "T0920 warning: HTTPRoute shop/web: parent api of kind Service has no group \"\" => kubectl -n shop edit httproute web";
+    assert_eq!(of(json!("gateway.networking.k8s.io")), [expected]);
+    assert_eq!(of(Value::Null), [expected]);
+    assert_eq!(of(json!("")), Vec::<String>::new());
+}
+
+#[test]
 fn a_route_that_our_controller_does_not_accept_is_an_error() {
     let route = |controller: &str| {
         json!({"kind": "HTTPRoute", "metadata": {"name": "web", "namespace": "shop"}, "status": {"parents": [{
