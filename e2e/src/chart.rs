@@ -35,7 +35,7 @@ const SUBSTITUTIONS: &[Substitution] = &[
     Substitution {
         files: &["admission.yaml"],
         text: "kube-node-lease]",
-        times: 4,
+        times: 5,
         // A namespace made by `helm install --create-namespace` lacks the label tulle.dev/control-plane.
         template: "kube-node-lease, {{ .Release.Namespace | quote }}]",
     },

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tulle_mesh::query::{Access, AccessRow, Party, Paths, Unidentified};
+use tulle_mesh::query::{Access, Party, Paths, Unidentified};
 
 use super::explain::{destination, visible, workload};
 use super::stat;
@@ -239,6 +239,8 @@ pub fn name(party: &Party) -> String {
 mod tests {
     use clap::Parser as _;
     use serde_json::json;
+
+    use tulle_mesh::query::AccessRow;
 
     use super::*;
 

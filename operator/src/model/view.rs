@@ -117,11 +117,14 @@ impl Model {
 
     /// A pod that is dialled by its own address.
     pub(super) fn pod_endpoint(&self, pod: &Pod, address: SocketAddr) -> proto::Endpoint {
+        // While it ends it still serves who dials it, and clients of HTTP/2 are told to leave.
+        let state =
+            if pod.terminating { proto::EndpointState::Terminating } else { proto::EndpointState::Ready };
         proto::Endpoint {
             address: address.to_string(),
             identity: self.identity(pod, address.port()),
             revision: pod.revision().to_owned(),
-            state: proto::EndpointState::Ready.into(),
+            state: state.into(),
             pod_uid: pod.uid.to_string(),
             // There is no other to compare it with.
             ..proto::Endpoint::default()

@@ -173,8 +173,9 @@ fn calls(spec: &MeshPolicySpec, found: &mut Vec<Found>) {
     let sections = spec.call_sections();
     if spec.target.kind == TargetKind::Workload && !sections.is_empty() {
         let message = format!(
-            "spec.target: {} have no effect on a Workload, because calls are made to Services",
-            sections.join(", ")
+            "spec.target: {} {} no effect on a Workload, because calls are made to Services",
+            sections.join(", "),
+            if sections.len() == 1 { "has" } else { "have" }
         );
         found.push(Found::new(NO_EFFECT, message).hint("target a Service for them"));
     }

@@ -244,7 +244,7 @@ fn fields_that_do_not_go_together_are_found() {
 #[test]
 fn what_is_valid_and_has_no_effect_or_a_risk_is_a_warning() {
     let workload = "target: {kind: Workload, selector: {matchLabels: {app: web}}}";
-    assert_one(&policy(&format!("{workload}, timeout: {{request: 2s}}")), "T1105", "timeout have no effect");
+    assert_one(&policy(&format!("{workload}, timeout: {{request: 2s}}")), "T1105", "timeout has no effect");
     assert_one(&policy(SERVICE), "T1105", "no section");
     assert_one(&policy(&format!("{SERVICE}, balance: {{zone: Only}}")), "T1106", "spec.balance.zone");
     let faults = |until: &str| {
