@@ -78,7 +78,11 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by:
         tokio::join!(timeout_at(ends_by, upload), download)
     };
     copied.result = downloaded.or_else(|end| Attempt::of(end).ended().result);
-    let whole = ended && matches!(uploaded, Ok(Ok(()))) && copied.result.is_ok();
+    // A server that refuses what is expected may take the body for its next request.
+    let whole = ended
+        && matches!(uploaded, Ok(Ok(())))
+        && copied.result.is_ok()
+        && request.header("expect").is_none();
     copied.idle = if whole { idle(sink, source) } else { None };
     copied
 }

@@ -184,6 +184,13 @@ impl UpSource {
         }
     }
 
+    /// An HTTP/1 server's connection carries no other request.
+    pub(super) fn retire(&mut self) {
+        if let Self::Http1(reader) = self {
+            reader.retire();
+        }
+    }
+
     /// The answer's body.
     pub(super) fn body(&mut self) -> Option<Source<'_>> {
         match self {
@@ -271,7 +278,40 @@ async fn http2_head(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::super::tests::{ANY, client, read_until, server};
     use super::*;
+    use crate::attempt::run;
+    use crate::call::Call;
+
+    #[tokio::test]
+    async fn a_server_that_may_take_the_body_for_a_request_gets_no_other_request() {
+        const ASKS: &str = "Expect: 100-continue\r\n";
+        const OTHER: &str = "Expect: 200-ok\r\n";
+        for (lines, interim, status, kept) in [
+            ("", "", "404 Not Found", true),
+            (ASKS, "HTTP/1.1 100 Continue\r\n\r\n", "404 Not Found", true),
+            (ASKS, "", "404 Not Found", false),
+            (ASKS, "", "200 OK", false),
+            (OTHER, "", "417 Expectation Failed", false),
+            (OTHER, "", "200 OK", true),
+            ("Expect: 100-continue\r\nAuthorization: NTLM x\r\n", "", "401 Unauthorized", true),
+        ] {
+            let sent = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n{lines}\r\nhello");
+            let (_asking, mut reader, mut writer, head) = client(sent.as_bytes()).await;
+            let mut call = Call::http1(head, &mut reader, &mut writer);
+            let (mut far, exchange) = server(&call).await;
+            let talks = async {
+                read_until(&mut far, b"hello").await;
+                let answer = format!("{interim}HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
+                far.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (attempt, ()) = tokio::join!(run(&mut call, exchange, &ANY), talks);
+            assert!(attempt.client_reusable, "{lines}{status}");
+            assert_eq!(attempt.idle.is_some(), kept, "{lines}{status}");
+        }
+    }
 
     fn block(text: &str) -> Bytes {
         let mut block = BytesMut::new();

@@ -354,6 +354,9 @@ async fn await_head(
             arrived = source.head(request) => {
                 let Arrived { head, end, report } = arrived?;
                 if !matches!(head.status(), 100 | 102..200) {
+                    if may_leave_body(request, head.status(), wanted) {
+                        source.retire();
+                    }
                     let opens_tunnel = head.opens_tunnel(request);
                     return match opens_tunnel {
                         Ok(tunnel) => {
@@ -373,6 +376,13 @@ async fn await_head(
             () = expired.as_mut() => return Err(End::Final(overdue)),
         }
     }
+}
+
+/// Whether an HTTP/1 server may take the body that it gets for its next request: it has answered without asking for a body
+/// that it was expected to ask for, or refuses another expectation, and has perhaps read none (RFC 9110 §10.1.1).
+fn may_leave_body(request: &Head, status: u16, wanted: bool) -> bool {
+    let refuses = status >= 300 && request.header("expect").is_some();
+    (refuses || !wanted) && !exchange::is_bodiless(request) && !binds(request)
 }
 
 /// Resolves at this time; `None`: never.

@@ -22,7 +22,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// A client that has sent this, its end of the connection, and the request's head at ours.
-async fn client(sent: &[u8]) -> (TcpStream, Reader, Writer, Head) {
+pub(super) async fn client(sent: &[u8]) -> (TcpStream, Reader, Writer, Head) {
     let (mut far, near) = pair().await;
     far.write_all(sent).await.unwrap();
     let (mut reader, writer) = split(near, BytesMut::new());
@@ -31,14 +31,14 @@ async fn client(sent: &[u8]) -> (TcpStream, Reader, Writer, Head) {
 }
 
 /// An exchange with a server, and the server's end of it.
-async fn server(call: &Call<'_>) -> (TcpStream, Exchange) {
+pub(super) async fn server(call: &Call<'_>) -> (TcpStream, Exchange) {
     let (near, far) = pair().await;
     let (reader, writer) = split(near, BytesMut::new());
     (far, http1_exchange(reader, writer, &call.head, false))
 }
 
 /// Reads until what has come ends like this.
-async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
+pub(super) async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
     let mut read = Vec::new();
     let reading = async {
         while !read.ends_with(end) {
@@ -53,7 +53,7 @@ async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
 }
 
 /// Waits for as long as it takes.
-const ANY: AttemptPolicy<'static> =
+pub(super) const ANY: AttemptPolicy<'static> =
     AttemptPolicy { deadline: None, cutoff: None, idle: None, refuses_claims: false, refuses: None };
 
 #[tokio::test]

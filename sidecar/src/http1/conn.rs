@@ -264,6 +264,11 @@ impl Reader {
         self.reusable && self.buffer.is_empty()
     }
 
+    /// The connection carries no other request.
+    pub fn retire(&mut self) {
+        self.reusable = false;
+    }
+
     /// Whether the server has ever answered on this connection. If not, it may not even have accepted it.
     pub fn has_answered(&self) -> bool {
         self.answered

@@ -26,6 +26,8 @@ const KEPT_IN_ALL: usize = 2_048;
 const YOUNG: Duration = Duration::from_millis(500);
 /// For so long it is remembered that a server closes its connections after their first answer without announcing it.
 const REMEMBERED: Duration = Duration::from_secs(300);
+/// A server that restarts or crashes closes its connections too, young ones among them, but all within this time.
+const RESTART: Duration = Duration::from_secs(1);
 
 /// A connection that carries nothing.
 struct Idle {
@@ -55,6 +57,8 @@ impl Idle {
 struct Kept {
     /// The youngest last.
     idle: Vec<Idle>,
+    /// When the server was first seen to have closed a connection soon after its first answer.
+    suspected_at: Option<Instant>,
     /// Until when the server is taken for one that closes each connection soon after its answer.
     closes_until: Option<Instant>,
 }
@@ -62,6 +66,21 @@ struct Kept {
 impl Kept {
     fn closes_soon(&self) -> bool {
         self.closes_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn is_suspected(&self) -> bool {
+        self.suspected_at.is_some_and(|at| at.elapsed() < REMEMBERED)
+    }
+
+    /// The server has closed a connection soon after its first answer, which was kept at `since`. Once is not enough: a
+    /// fresh connection for each request, of many, would use up the ports of a pod (28,000, each for a minute).
+    fn closed_early(&mut self, since: Instant) {
+        let now = Instant::now();
+        if !self.is_suspected() {
+            self.suspected_at = Some(now);
+        } else if self.suspected_at.is_some_and(|at| since >= at + RESTART) {
+            self.closes_until = Some(now + REMEMBERED);
+        }
     }
 }
 
@@ -97,7 +116,7 @@ impl Http1Pool {
             }
             // One that had been used again belongs to a server that keeps connections, and has restarted, say.
             if one.is_young() && !one.reused {
-                kept.closes_until = Some(Instant::now() + REMEMBERED);
+                kept.closed_early(one.since);
             }
         }
         None
@@ -152,7 +171,7 @@ impl Http1Pool {
         self.idle.borrow_mut().retain(|_, kept| {
             kept.idle.retain_mut(Idle::is_alive);
             left += kept.idle.len();
-            !kept.idle.is_empty() || kept.closes_soon()
+            !kept.idle.is_empty() || kept.closes_soon() || kept.is_suspected()
         });
         self.kept.set(left);
     }
@@ -235,16 +254,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_closes_behind_its_first_answer_is_remembered_and_one_that_restarts_is_not() {
-        for (reused, remembered) in [(false, true), (true, false)] {
+        for (reused, apart, remembered) in
+            [(false, RESTART, true), (false, Duration::ZERO, false), (true, RESTART, false)]
+        {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (pool, server) = (Http1Pool::default(), listener.local_addr().unwrap().into());
-            drop(answered(&pool, &listener, Duration::ZERO, reused).await);
-            tokio::time::sleep(MOMENT).await;
-            assert!(pool.take(server).is_none());
-            pool.sweep();
+            for wait in [apart, Duration::ZERO] {
+                let closing = answered(&pool, &listener, Duration::ZERO, reused).await;
+                let another = answered(&pool, &listener, Duration::ZERO, reused).await;
+                drop((closing, another));
+                tokio::time::sleep(MOMENT).await;
+                assert!(pool.take(server).is_none());
+                pool.sweep();
+                tokio::time::sleep(wait).await;
+            }
             pool.close_idle(listener.local_addr().unwrap());
             let _next = answered(&pool, &listener, Duration::ZERO, false).await;
-            assert_eq!(pool.take_young(server).is_none(), remembered, "{reused}");
+            assert_eq!(pool.take_young(server).is_none(), remembered, "{reused}, {apart:?}");
             let _next = answered(&pool, &listener, Duration::ZERO, false).await;
             assert!(pool.take(server).is_some(), "others still take it");
         }
