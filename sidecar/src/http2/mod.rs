@@ -50,19 +50,23 @@ pub const MAX_RESETS: usize = 50;
 
 /// Memory of a DATA frame that waits to be read. h2 counts as much, less the frame's content.
 const FRAME_MEMORY: usize = 256;
-/// Content of the frames with which the window of a whole connection may be filled: small messages of gRPC, whose prefix
-/// alone has five bytes. Of empty messages it holds half as many bytes.
-const SMALL_FRAME: usize = 10;
+/// What DATA frames that wait to be read may take of memory beside their content, on a client's connection. Beyond it h2
+/// ends the connection with ENHANCE_YOUR_CALM, so a reader that is slow must not reach it: it would end the streams of
+/// all others. h2's own default is half a window, which 50 kB of small messages exhaust. On the other hand sidecars have
+/// limits of 64 MiB and less, and a few clients that send single bytes must not be able to exceed these.
+const CLIENT_FRAMES: usize = 8 * 1024 * 1024;
+/// The same on a connection to a server, which clients share.
+const SERVER_FRAMES: usize = 16 * 1024 * 1024;
 
-/// What DATA frames that wait to be read may take of memory beside their content, on a connection with this window: 25
-/// times as much. Beyond it h2 ends the connection with ENHANCE_YOUR_CALM, so a reader that is slow must not reach it: it
-/// would end the streams of all others. h2's own default is half a window, which 50 kB of small messages exhaust.
-const fn frame_budget(window: u32) -> usize {
-    window as usize / SMALL_FRAME * (FRAME_MEMORY - SMALL_FRAME)
+/// What frames with so much content take of that when they fill this window.
+const fn filling(window: u32, content: usize) -> usize {
+    window as usize / content * (FRAME_MEMORY - content)
 }
 
-// Whatever is streamed, one slow reader of it has no effect on others: a gRPC message has five bytes at least.
-const _: () = assert!(frame_budget(CONNECTION_WINDOW) > STREAM_WINDOW as usize / 5 * (FRAME_MEMORY - 5));
+// One slow reader of small gRPC messages has no effect on others (their prefix alone has five bytes), nor have ten of
+// them that share a server's connection.
+const _: () = assert!(CLIENT_FRAMES > filling(STREAM_WINDOW, 10));
+const _: () = assert!(SERVER_FRAMES > 10 * filling(SHARED_STREAM_WINDOW, 15));
 // A window of HTTP/2 has 31 bits (RFC 9113 §6.9.1).
 const _: () = assert!(SHARED_STREAM_WINDOW as u64 * (SHARED_STREAMS as u64) < 1 << 31);
 
@@ -79,7 +83,7 @@ pub fn server() -> h2::server::Builder {
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .data_frame_budget(frame_budget(CONNECTION_WINDOW))
+        .data_frame_budget(CLIENT_FRAMES)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_REFUSED))
@@ -95,7 +99,7 @@ pub fn client() -> h2::client::Builder {
         .initial_max_send_streams(UNSETTLED)
         .initial_window_size(SHARED_STREAM_WINDOW)
         .initial_connection_window_size(SHARED_STREAM_WINDOW * SHARED_STREAMS)
-        .data_frame_budget(frame_budget(SHARED_STREAM_WINDOW * SHARED_STREAMS))
+        .data_frame_budget(SERVER_FRAMES)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .max_send_buffer_size(STREAM_WINDOW as usize)
@@ -124,15 +128,20 @@ mod tests {
         (send, far.unwrap())
     }
 
-    /// Sends frames of this content until the peer grants no more. Returns how many bytes they have.
+    /// Sends frames of this content until the peer grants no more, or has ended the connection. Returns how many bytes they
+    /// have.
     async fn fill(stream: &mut h2::SendStream<Bytes>, content: &'static [u8], window: u32) -> usize {
         let mut sent = 0;
         while sent + content.len() <= window as usize {
             stream.reserve_capacity(content.len());
             while stream.capacity() < content.len() {
-                poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+                if !matches!(poll_fn(|cx| stream.poll_capacity(cx)).await, Some(Ok(_))) {
+                    return sent;
+                }
             }
-            stream.send_data(Bytes::from_static(content), false).unwrap();
+            if stream.send_data(Bytes::from_static(content), false).is_err() {
+                return sent;
+            }
             sent += content.len();
         }
         sent
@@ -165,6 +174,26 @@ mod tests {
         }
         drop(slow);
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_single_bytes_ends_its_connection_before_it_fills_a_sidecars_memory() {
+        let (mut send, mut serving) = connected().await;
+        let request = http::Request::post("http://shop/").body(()).unwrap();
+        let (_answer, mut upload) = send.send_request(request, false).unwrap();
+        tokio::spawn(async move {
+            fill(&mut upload, b"x", STREAM_WINDOW).await;
+            // A request that is dropped would be reset.
+            pending::<()>().await;
+        });
+        let (unread, _respond) = serving.accept().await.unwrap().unwrap();
+        let ended = serving.accept().await.unwrap().unwrap_err();
+        assert_eq!(ended.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+        let (mut body, mut waited) = (unread.into_body(), 0);
+        while let Some(Ok(bytes)) = body.data().await {
+            waited += bytes.len();
+        }
+        assert!(waited <= CLIENT_FRAMES / (FRAME_MEMORY - 1) + 1, "{waited} frames");
     }
 
     #[tokio::test]

@@ -28,10 +28,13 @@ use crate::listen::{reset_on_close, watch_mesh};
 /// A sidecar speaks at once, and its hello arrives within a few milliseconds, also where both nodes are busy. Who
 /// stays silent for longer may be waiting for the application.
 const SILENCE: Duration = Duration::from_millis(20);
-/// The same where a silent client is reset, because the clients' connections are at their limit or because no rule would
-/// let in anything that it could send: the first packet of a sidecar may have been lost, and is sent again after 200 ms
-/// or more.
+/// The same where a silent client is reset because the clients' connections are at their limit: the first packet of a
+/// sidecar may have been lost, and is sent again after 200 ms or more.
 const LATE_HELLO: Duration = Duration::from_secs(1);
+/// The same where no rule would let in anything that it could send: as long as another sidecar tries at least
+/// (`HANDSHAKE_TIMEOUT` of the pool). A throttled sidecar runs for a part of each 100 ms only, and where packets are lost
+/// while it connects, what is sent after that is repeated after a second or more.
+const LAST_HELLO: Duration = Duration::from_secs(3);
 /// How long a client has for its first byte where the rules might let an HTTP request in, and nothing else. As long as a
 /// sidecar waits for such a request: an HTTP client that connects ahead of its requests connects again, and one that
 /// waits for the application to speak first is refused while its user is still there.
@@ -82,7 +85,7 @@ pub(super) async fn listen(peer: &Peer, stream: TcpStream) -> Result<Opening, Fa
         Err(_) if would_admit_connection(&peer.worker, &peer.client) => plain.wait_for_either(peer).await?,
         Err(_) => {
             let may_request = might_admit_request(&peer.worker, &peer.client);
-            let patience = if may_request { FIRST_BYTE } else { LATE_HELLO };
+            let patience = if may_request { FIRST_BYTE } else { LAST_HELLO };
             let Ok(read) = timeout(patience, plain.read_some()).await else {
                 if may_request {
                     peer.worker.telemetry.event(RefusedConnection::Silent);

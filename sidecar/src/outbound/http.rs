@@ -7,10 +7,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Instant, sleep_until};
 use tulle_mesh::counted_event::RefusedRequest;
 use tulle_mesh::wire::head::Protocol as Travels;
 
@@ -34,6 +36,13 @@ use crate::route::{
 use crate::task::{boxed, spawn_boxed};
 use crate::telemetry::Series;
 use crate::worker::Worker;
+
+/// How long connections to a Service that has gone are served. Its endpoints are not kept current, so the address of a
+/// pod that has ended may be another's by then.
+pub(super) const KEPT_FOR: Duration = Duration::from_secs(600);
+/// An HTTP/2 client stays for so long at least, although its requests reach nobody: it would connect again at once, and
+/// again, while the pod restarts. Without a sidecar its connection would be refused, and clients pause after that.
+pub(super) const MIN_STAY: Duration = Duration::from_secs(1);
 
 /// Serves an HTTP/1 connection until either side closes it. `opened`: a connection to an endpoint that was opened
 /// while the client was silent, for its first request.
@@ -78,8 +87,12 @@ pub(super) async fn serve_http2(
     let stream = WithoutEmptyData::of_client(Prefixed::new(stream, read));
     let handshake = http2::server().handshake::<_, Bytes>(stream).await;
     let mut connection = handshake.map_err(|_| Failure::ClientBadRequest("no HTTP/2 handshake"))?;
-    let client =
-        Rc::new(Client { port: Rc::clone(port), kept: KeptPlan::default(), leave: Leave::default() });
+    let client = Rc::new(Client {
+        port: Rc::clone(port),
+        kept: KeptPlan::default(),
+        leave: Leave::default(),
+        begun: Instant::now(),
+    });
     let _watch = Watch::begin(&client);
     let mut is_leaving = false;
     loop {
@@ -111,7 +124,7 @@ async fn serve_stream(
             let call = Call::http2(head, &mut body, &mut respond);
             let served = serve(&worker, &client.port, &client.kept, call, None).await;
             if served.is_unreached && !leads_to_service(&worker, &client.port) {
-                client.leave.call();
+                client.leave_soon();
             }
         }
         Err(failure) => {
@@ -126,26 +139,47 @@ struct Client {
     port: Rc<Port>,
     kept: KeptPlan,
     leave: Leave,
+    begun: Instant,
+}
+
+impl Client {
+    /// Makes the client leave, once it has stayed for [`MIN_STAY`].
+    fn leave_soon(self: Rc<Self>) {
+        if self.leave.is_called.replace(true) {
+            return;
+        }
+        spawn_local(async move {
+            sleep_until(self.begun + MIN_STAY).await;
+            self.leave.call();
+        });
+    }
 }
 
 /// The way to a Service that the last request of a connection went. A Service that is deleted, or gets another port
 /// number, takes no new connections at this address; without a mesh those that are there go on.
 #[derive(Default)]
-struct KeptPlan(Cell<Option<Rc<Plan>>>);
+pub(super) struct KeptPlan(Cell<Option<LastPlan>>);
+
+struct LastPlan {
+    plan: Rc<Plan>,
+    /// When a request last found that its address leads there.
+    current_at: Instant,
+}
 
 impl KeptPlan {
-    /// The plan of a request, where this is what its address leads to `now`.
-    fn plan(&self, now: Option<Rc<Plan>>) -> Option<Rc<Plan>> {
+    /// The plan of a request that came `at` this time, where `now` is what its address leads to.
+    pub(super) fn plan(&self, now: Option<Rc<Plan>>, at: Instant) -> Option<Rc<Plan>> {
         let last = self.0.take();
         let Some(now) = now else {
-            self.0.set(last.clone());
-            return last;
+            let last = last.filter(|last| at.duration_since(last.current_at) < KEPT_FOR)?;
+            let plan = Rc::clone(&last.plan);
+            self.0.set(Some(last));
+            return Some(plan);
         };
-        if last.as_ref().is_some_and(|last| Rc::ptr_eq(last, &now)) {
-            self.0.set(last);
-        } else if now.default.backend.service().is_some() {
-            // A pod that has gone takes nothing, and its address may be another's.
-            self.0.set(Some(Rc::clone(&now)));
+        let is_same = last.is_some_and(|last| Rc::ptr_eq(&last.plan, &now));
+        // A pod that has gone takes nothing, and its address may be another's.
+        if is_same || now.default.backend.service().is_some() {
+            self.0.set(Some(LastPlan { plan: Rc::clone(&now), current_at: at }));
         }
         Some(now)
     }
@@ -154,6 +188,8 @@ impl KeptPlan {
 /// Makes a client leave. Asked whenever something happens on its connection: without a lock.
 #[derive(Default)]
 struct Leave {
+    /// Due, or soon.
+    is_called: Cell<bool>,
     is_due: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -223,9 +259,10 @@ async fn pod_ended(port: &Port) {
     }
 }
 
-/// Whether the address leads to a Service: to other pods, where one cannot be reached.
+/// Whether the address leads to a Service: to other pods, where one cannot be reached. Of a port that is not kept
+/// current, nobody knows: the client's next connection finds out.
 fn leads_to_service(worker: &Worker, port: &Port) -> bool {
-    port.plan(worker).is_some_and(|plan| plan.default.backend.service().is_some())
+    !port.is_gone() && port.plan(worker).is_some_and(|plan| plan.default.backend.service().is_some())
 }
 
 /// How a request leaves the connection of its client.
@@ -250,7 +287,7 @@ async fn serve(
     } else {
         port.plan(worker)
     };
-    let plan = kept.plan(plan);
+    let plan = kept.plan(plan, call.since);
     let prepared = call.prepare().await;
     let (ended, series) = match (prepared, &plan) {
         (Ok(()), Some(plan)) => forward(worker, plan, port.address(), &mut call, opened).await,

@@ -66,6 +66,7 @@ async fn an_http2_client_whose_pod_is_not_reached_is_answered_and_leaves() {
         let (worker, port) = port_of_pod(endpoint(address, "old", false)).await;
         let (client, accepted) = connection().await;
         let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+        let begun = Instant::now();
         let asked = async {
             let send = http2_client(client).await;
             assert_eq!(get(&send).await, Some(503));
@@ -73,8 +74,42 @@ async fn an_http2_client_whose_pod_is_not_reached_is_answered_and_leaves() {
         };
         let (served, _send) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
         assert!(served.is_ok());
+        assert!(begun.elapsed() >= http::MIN_STAY, "it would come again and again while the pod restarts");
     };
     LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_http2_client_leaves_when_its_service_has_gone_unnoticed_and_nobody_is_reached() {
+    let test = async {
+        let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
+        let (client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
+        let asked = async {
+            let send = http2_client(client).await;
+            assert_eq!(get(&send).await, Some(503));
+            // It says nothing for so long that its address is not kept current any more.
+            (0..3).for_each(|_| worker.config.forget_idle());
+            assert!(port.is_gone());
+            assert_eq!(get(&send).await, Some(503));
+            send
+        };
+        let (served, _send) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
+        assert!(served.is_ok());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_service_that_has_gone_is_not_served_for_ever() {
+    let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
+    let (kept, begun) = (http::KeptPlan::default(), Instant::now());
+    let last = begun + Duration::from_secs(60);
+    assert!(kept.plan(port.plan(&worker), begun).is_some());
+    assert!(kept.plan(port.plan(&worker), last).is_some());
+    assert!(kept.plan(None, begun + http::KEPT_FOR).is_some(), "it was there a minute later");
+    assert!(kept.plan(None, last + http::KEPT_FOR).is_none(), "another pod may have the address of its last");
+    assert!(kept.plan(None, last).is_none());
 }
 
 #[tokio::test]
