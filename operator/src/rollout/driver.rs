@@ -68,6 +68,8 @@ struct Known {
     written: Option<Instant>,
     /// When the deadline of its Deployment was last moved.
     held: Option<Instant>,
+    /// How many times in a row that has failed.
+    not_held: u32,
     /// Ready pods of the new version at the last look, while it is on trial.
     ready_on_trial: Option<usize>,
 }
@@ -192,7 +194,9 @@ impl Driver {
                 tracing::warn!(namespace = %key.0, name = %key.1, ?action, %error, "an action failed; it is tried again");
             }
         }
-        self.hold_deadline(key, canary, &next, seen.target.as_ref()).await;
+        // The older one of two Canaries holds the target back, if any does.
+        let target = seen.target.as_ref().filter(|_| seen.conflict.is_none());
+        self.hold_deadline(key, canary, &next, target).await;
     }
 
     /// Whether only counts and sentences have changed, and the status was written a moment ago.

@@ -35,6 +35,9 @@ const NO_DEADLINE: u32 = i32::MAX as u32;
 const SELDOM: Duration = Duration::from_secs(20);
 /// The time is moved at most so often, however short the deadline is.
 const OFTEN: Duration = Duration::from_secs(1);
+/// Failures in a row that are reported, if the API server does not refuse the change itself: within a short deadline there
+/// is no time for more.
+const FAILURES: u32 = 3;
 
 impl Driver {
     /// Moves the deadline of the target, if the Canary holds it back and it is time to.
@@ -65,18 +68,24 @@ impl Driver {
             known.held = Some(Instant::now());
             before
         };
-        let Err(error) = self.move_deadline(key, canary, status).await else { return };
-        if let Some(kube::Error::Api(answer)) = error.downcast_ref::<kube::Error>()
-            && answer.code == 409
-        {
-            // The Deployment's controller has written meanwhile: the next look tries again.
-            if let Some(known) = lock(&self.known).get_mut(key) {
+        let moved = self.move_deadline(key, canary, status).await;
+        let failures = {
+            let mut known = lock(&self.known);
+            let Some(known) = known.get_mut(key) else { return };
+            if moved.as_ref().is_err_and(is_conflict) {
+                // The Deployment's controller has written meanwhile: the next look tries again.
                 (known.held, known.ready_on_trial) = (None, before);
+                return;
             }
-            return;
-        }
+            known.not_held = if moved.is_ok() { 0 } else { known.not_held.saturating_add(1) };
+            known.not_held
+        };
+        let Err(error) = moved else { return };
         let name = &canary.spec.target.name;
         tracing::warn!(namespace = %key.0, deployment = name, error = format!("{error:#}"), "cannot hold the deadline");
+        if failures < FAILURES && !is_refused(&error) {
+            return;
+        }
         let message = format!(
             "cannot hold progressDeadlineSeconds of Deployment {name}, which will be reported as failed after {} s: {error:#}",
             target.progress_deadline
@@ -98,6 +107,23 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// The status with which the API server has answered.
+fn answered(error: &anyhow::Error) -> Option<u16> {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(answer)) => Some(answer.code),
+        _ => None,
+    }
+}
+
+fn is_conflict(error: &anyhow::Error) -> bool {
+    answered(error) == Some(409)
+}
+
+/// Whether the next attempt would be answered alike: the operator may not, or a policy rejects what it writes.
+fn is_refused(error: &anyhow::Error) -> bool {
+    answered(error).is_some_and(|code| matches!(code, 400 | 401 | 403 | 422))
 }
 
 /// Whether the time is moved. `before`: how many pods could serve at the last look; `is_time`: the last move is old enough.
@@ -213,6 +239,20 @@ mod tests {
         for before in [Some(1), Some(2), None] {
             assert!(!is_moved(starting(1), before, true), "it would never be reported: {before:?}");
         }
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_for_a_moment_refuses_nothing() {
+        let answer = |code: u16| {
+            let status = kube::core::Status::failure("why", "Reason").with_code(code);
+            anyhow::Error::from(kube::Error::Api(Box::new(status)))
+        };
+        assert!(is_conflict(&answer(409)) && !is_refused(&answer(409)));
+        assert!(is_refused(&answer(403)) && is_refused(&answer(422)));
+        for code in [404, 429, 500, 503] {
+            assert!(!is_refused(&answer(code)) && !is_conflict(&answer(code)), "{code}");
+        }
+        assert!(!is_refused(&anyhow::anyhow!("connection refused")));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
         return Judgement { verdict: Verdict::Fail, held: false, because };
     }
-    if let Some(sustained) = Sustained::stored(evidence).verdict(&evidence.stable) {
+    if let Some(sustained) = Sustained::stored(evidence).verdict(&evidence.stable, rules) {
         return Judgement { verdict: Verdict::Fail, held: false, because: format!("{facts}: {sustained}") };
     }
     let certain = rules.certain();

@@ -34,7 +34,7 @@ const GROUP: f64 = 56.0;
 const SHARE: f64 = 0.45;
 const GROUPS: u32 = 4;
 /// Attempts at the stable version over the same blocks, and how many times less often it fails: whatever both depend on may
-/// be gone.
+/// be gone. Where `errors.worseBy` accepts more than that, it is as many times.
 const STABLE: f64 = 30.0;
 const TIMES_STABLE: f64 = 10.0;
 
@@ -119,13 +119,13 @@ impl Sustained {
         let (canary, stable) = (sum(Side::Canary), sum(Side::Stable));
         Self {
             many: self.many.fold(Counts::of(&canary), Counts::of(&stable), rules),
-            most: self.most.fold(Counts::reached(&canary), Counts::of(&stable)),
+            most: self.most.fold(Counts::reached(&canary), Counts::of(&stable), rules),
         }
     }
 
     /// Whether that is beyond doubt; one sentence part. `stable`: the stable version since the rollout began.
-    pub(super) fn verdict(&self, stable: &AttemptTotals) -> Option<String> {
-        self.many.verdict().or_else(|| self.most.verdict(Counts::of(stable)))
+    pub(super) fn verdict(&self, stable: &AttemptTotals, rules: &Rules) -> Option<String> {
+        self.many.verdict().or_else(|| self.most.verdict(Counts::of(stable), rules))
     }
 }
 
@@ -199,7 +199,7 @@ impl Most {
     }
 
     /// A block in which no attempt reached the canary changes nothing.
-    fn fold(self, canary: Counts, stable: Counts) -> Self {
+    fn fold(self, canary: Counts, stable: Counts, rules: &Rules) -> Self {
         if canary.attempts <= 0.0 {
             return self;
         }
@@ -213,12 +213,13 @@ impl Most {
             canary: self.canary.plus(group),
             stable,
         };
-        if group.rate() >= SHARE && is_far_better(stable, all.canary) { all } else { Self::default() }
+        let goes_on = group.rate() >= SHARE && is_far_better(stable, all.canary, rules);
+        if goes_on { all } else { Self::default() }
     }
 
-    fn verdict(&self, rollout: Counts) -> Option<String> {
+    fn verdict(&self, rollout: Counts, rules: &Rules) -> Option<String> {
         let enough = self.groups >= GROUPS && self.stable.attempts >= STABLE;
-        (enough && is_far_better(rollout, self.canary)).then(|| {
+        (enough && is_far_better(rollout, self.canary, rules)).then(|| {
             format!(
                 "{} of its last {} requests failed, about half of them all the time, and {} of {} of the stable version",
                 self.canary.failures, self.canary.attempts, self.stable.failures, self.stable.attempts
@@ -227,8 +228,8 @@ impl Most {
     }
 }
 
-fn is_far_better(stable: Counts, canary: Counts) -> bool {
-    TIMES_STABLE * stable.rate() <= canary.rate()
+fn is_far_better(stable: Counts, canary: Counts, rules: &Rules) -> bool {
+    TIMES_STABLE.max(rules.errors_worse_by) * stable.rate() <= canary.rate()
 }
 
 #[cfg(test)]
@@ -250,15 +251,18 @@ mod tests {
     }
 
     fn judged(stable: (u64, u64), canary: &[PodBlock]) -> Option<String> {
-        let rules = Rules::of(&tulle_crds::Judge::default());
+        judged_by(&Rules::of(&tulle_crds::Judge::default()), stable, canary)
+    }
+
+    fn judged_by(rules: &Rules, stable: (u64, u64), canary: &[PodBlock]) -> Option<String> {
         let mut evidence = Evidence::default();
         for canary in canary {
             let block = [canary.clone(), pod(Side::Stable, stable.0, stable.1)];
-            let sustained = Sustained::stored(&evidence).fold(&block, &rules);
+            let sustained = Sustained::stored(&evidence).fold(&block, rules);
             evidence.tests = vec![sustained.store()];
             super::super::add(&mut evidence.stable, &block[1].totals);
         }
-        Sustained::stored(&evidence).verdict(&evidence.stable)
+        Sustained::stored(&evidence).verdict(&evidence.stable, rules)
     }
 
     fn after(blocks: &[(u64, u64)]) -> Option<String> {
@@ -318,6 +322,17 @@ mod tests {
         assert_eq!(beside((40, 12), &[(80, 48); 20]), None, "something that both depend on is gone");
         assert_eq!(beside((5, 0), &[(80, 48); 5]), None, "25 attempts at the stable version do not show it");
         assert!(beside((5, 0), &[(80, 48); 6]).is_some());
+    }
+
+    #[test]
+    fn a_version_that_is_as_bad_as_a_user_accepts_is_not_stopped() {
+        let stops_at = |worse_by: f64| {
+            let mut settings = tulle_crds::Judge::default();
+            settings.errors.worse_by = worse_by;
+            judged_by(&Rules::of(&settings), (80, 2), &vec![pod(Side::Canary, 80, 48); 5]).is_some()
+        };
+        assert!(stops_at(1.5) && stops_at(20.0), "60 % beside 2.5 %");
+        assert!(!stops_at(25.0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
 
 /// The condition of a rollout that is undecided at its deadline.
-const LATE: &str = EventReason::DeadlineExceeded.name();
+pub(super) const LATE: &str = EventReason::DeadlineExceeded.name();
 
 impl Evaluation<'_> {
     /// The clock of the deadline stops.

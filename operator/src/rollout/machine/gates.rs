@@ -117,7 +117,8 @@ impl Evaluation<'_> {
         self.condition(CAPACITY, false, reason.name(), &message);
     }
 
-    /// The step needs no pods any more that it has not: its weight flows.
+    /// The step waits for no pods: its weight flows, or something else holds it. Nobody counts
+    /// them then, and an old count would let the deadline of the Deployment run.
     pub(super) fn no_longer_short(&mut self) {
         if is_short_of_pods(&self.status) {
             self.drop_condition(CAPACITY);

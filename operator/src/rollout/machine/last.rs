@@ -13,7 +13,7 @@ use crate::rollout::judge::Verdict;
 /// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// The condition of a failed revision that serves because nothing else can.
-const SERVING_FAILED: &str = EventReason::ServingFailedRevision.name();
+pub(super) const SERVING_FAILED: &str = EventReason::ServingFailedRevision.name();
 
 impl Evaluation<'_> {
     /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces all at

@@ -31,6 +31,9 @@ impl Evaluation<'_> {
         if self.is_on_trial() {
             self.check_deadline(target);
         }
+        if !self.seen.obstacles.is_empty() {
+            self.no_longer_short();
+        }
         let waits = broken && is_exposed(&self.status);
         if !self.is_on_trial() || waits || !self.seen.obstacles.is_empty() {
             return;
@@ -42,6 +45,7 @@ impl Evaluation<'_> {
         let Some(step) = self.step().cloned() else { return };
         if is_pause(&step) || self.status.paused_by_hand {
             self.end_copies();
+            self.no_longer_short();
             return self.pause();
         }
         self.resume_clock();
@@ -201,10 +205,11 @@ impl Evaluation<'_> {
         self.status.step_started = None;
         if self.step().is_none() {
             self.promote("passed every step");
-            let evidence = &self.status.evidence_summary;
-            self.status.promoted_because = match decided {
-                "" => evidence.clone(),
-                decided => format!("{decided}; {evidence}"),
+            // Empty where no step has sent the version anything.
+            let evidence = self.status.evidence_summary.as_str();
+            self.status.promoted_because = match (decided, evidence) {
+                ("", only) | (only, "") => only.to_owned(),
+                (decided, evidence) => format!("{decided}; {evidence}"),
             };
         }
     }

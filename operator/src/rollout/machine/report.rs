@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
 use tulle_mesh::event_reason::EventReason;
 
+use super::deadline::LATE;
 use super::gates::CAPACITY;
+use super::last::SERVING_FAILED;
+use super::returning::RETURNING;
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
 use crate::rollout::exposure;
@@ -15,6 +18,21 @@ const ACKNOWLEDGED: &str = "Acknowledged";
 const STALLED: &str = "Stalled";
 /// The condition that tells whether the traffic can be split.
 const SPLIT: &str = "Split";
+/// Every condition that this build writes. One that an operator of another version has left would stay for ever, with
+/// advice that is no longer right.
+const CONDITIONS: [&str; 11] = [
+    "Ready",
+    "Progressing",
+    ACKNOWLEDGED,
+    CAPACITY,
+    SPLIT,
+    LATE,
+    "Promoted",
+    STALLED,
+    SERVING_FAILED,
+    RETURNING,
+    "Undo",
+];
 
 impl Evaluation<'_> {
     pub(super) fn remember(&mut self, outcome: RolloutOutcome, because: &str) {
@@ -87,6 +105,7 @@ impl Evaluation<'_> {
         if self.status.phase != Phase::Promoting {
             self.status.promoted_because.clear();
         }
+        self.status.conditions.retain(|condition| CONDITIONS.contains(&condition.type_.as_str()));
         let message = format!("{:?}", self.status.phase);
         self.condition("Progressing", progressing, &message.clone(), &message);
         if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Failed) {

@@ -12,7 +12,7 @@ use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
 
 /// The condition of an aborted promotion whose revision still gets requests.
-const RETURNING: &str = "Returning";
+pub(super) const RETURNING: &str = "Returning";
 
 impl Evaluation<'_> {
     /// What the aborted revision keeps for now, in percent.

@@ -538,6 +538,16 @@ fn going_back_to_an_approved_revision_needs_no_second_trial() {
 }
 
 #[test]
+fn a_condition_that_this_build_does_not_know_is_not_kept() {
+    let mut world = World::quick();
+    let former = ("ProgressDeadline", false, "TooShort", "set progressDeadlineSeconds: 900");
+    tulle_crds::set_condition(&mut world.status.conditions, former, 1, &Time(world.seen.now));
+    world.run(1);
+    let types: Vec<&str> = world.status.conditions.iter().map(|found| found.type_.as_str()).collect();
+    assert_eq!(types, ["Ready", "Progressing"]);
+}
+
+#[test]
 fn undo_without_the_right_to_undo_is_said_before_anything_fails() {
     let mut world = World::new(json!({"onFailure": "Undo"}));
     world.seen.undo_forbidden = true;

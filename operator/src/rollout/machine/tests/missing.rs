@@ -65,6 +65,29 @@ fn a_step_whose_pods_do_not_come_is_not_held_back_unless_a_user_has_paused_it() 
 }
 
 #[test]
+fn pods_are_not_missing_while_something_else_holds_the_step() {
+    let obstruct = |world: &mut World| {
+        let (service, reason) = ("web".to_owned(), "it selects two workloads".to_owned());
+        world.seen.obstacles = vec![SplitObstacle { service, code: EventReason::NoSplit, reason }];
+    };
+    let pause = |world: &mut World| world.request(CanaryAction::Pause, "1");
+    let holds: [&dyn Fn(&mut World); 2] = [&obstruct, &pause];
+    for hold in holds {
+        let mut world = short_of_one_pod();
+        hold(&mut world);
+        world.run(1);
+        world.target().pods.push(pod("new-1", "new", true));
+        world.run(100);
+        assert!(world.status.conditions.iter().all(|c| c.type_ != "Capacity"), "{:?}", world.status);
+        assert!(is_held_back(&world), "every pod could serve, and nobody counts them");
+        world.seen.obstacles.clear();
+        world.request(CanaryAction::Resume, "2");
+        world.run(1);
+        assert_eq!((world.status.weight, count(&world, EventReason::TooFewPods)), (50, 0));
+    }
+}
+
+#[test]
 fn pods_that_are_missing_for_a_minute_are_one_event_for_each_time() {
     let mut world = short_of_one_pod();
     world.run(50);
@@ -93,7 +116,9 @@ fn nothing_is_short_of_pods_after_the_end() {
 fn the_history_says_who_promoted() {
     let paused = json!({"steps": [{"weight": 25, "hold": "1s"}, {"pause": {}}], "judge": {"minRequests": 1}});
     let plain = json!({"steps": [{"weight": 25, "hold": "1s"}], "judge": {"minRequests": 1}});
+    let silent = json!({"steps": [{"pause": {}}]});
     let cases = [
+        (silent, Some(CanaryAction::Resume), "resumed by hand after the last step"),
         (paused.clone(), Some(CanaryAction::Promote), "promoted by hand"),
         (paused, Some(CanaryAction::Resume), "resumed by hand after the last step; canary failed 0 of"),
         (plain, None, "canary failed 0 of"),
@@ -113,6 +138,7 @@ fn the_history_says_who_promoted() {
             "{because}"
         );
         assert!(last.because.starts_with(because), "{}", last.because);
+        assert!(!last.because.ends_with("; "), "{}", last.because);
         assert_eq!(world.status.promoted_because, "");
     }
 }
