@@ -29,9 +29,9 @@ pub async fn named(context: &Context, kinds: &[Kind], namespace: &str, name: &st
 fn missing(kinds: &[Kind], found: &[Read<bool>], namespace: &str, name: &str) -> Option<CliError> {
     // A kind that the cluster does not have has no objects.
     let is_absent = |read: &Read<bool>| matches!(read, Ok(false) | Err(Unread::NotServed));
-    let what = match kinds {
-        [kind] => kind.kind,
-        _ => "workload or pod",
+    let what = match kinds.len() > 1 && kinds.contains(&objects::POD) {
+        true => "workload or pod".to_owned(),
+        false => kinds.iter().map(|kind| kind.kind).collect::<Vec<_>>().join(" or "),
     };
     let error = || CliError::failed(format!("there is no {what} {name} in namespace {namespace}"));
     found.iter().all(is_absent).then(error)
@@ -54,6 +54,9 @@ mod tests {
         let none = error(&WORKLOADS, &found).unwrap();
         assert_eq!(none.to_string(), "there is no workload or pod web in namespace shop");
         assert_eq!(error(&WORKLOADS, &[Ok(false), Ok(true)]), None);
+        let either = [objects::SERVICE, objects::SERVICE_ACCOUNT];
+        let none = error(&either, &[Ok(false), Ok(false)]).unwrap();
+        assert_eq!(none.to_string(), "there is no Service or ServiceAccount web in namespace shop");
         assert_eq!(error(&WORKLOADS, &[Ok(false), forbidden()]), None, "it may be one that is not shown");
     }
 }

@@ -24,7 +24,7 @@ use crate::cluster::Context;
 use crate::exists;
 use crate::exit::{self, CliError};
 use crate::human;
-use crate::objects;
+use crate::objects::{self, Kind};
 use crate::output::{self, Format};
 use crate::tenants::some_of;
 
@@ -197,12 +197,16 @@ async fn known(context: &Context, args: &Args, parameters: &Parameters) -> Resul
         exists::named(context, &exists::WORKLOADS, namespace, name).await?;
     }
     match of("peer").and_then(|peer| peer.split_once('/')) {
-        Some((namespace, name)) => {
-            let kind = if args.to.is_some() { objects::SERVICE } else { objects::SERVICE_ACCOUNT };
-            exists::named(context, &[kind], namespace, name).await
-        }
+        Some((namespace, name)) => exists::named(context, peers(args), namespace, name).await,
         None => Ok(()),
     }
+}
+
+/// What a peer may be. A pod that is dialled by its own address is shown as its service account.
+fn peers(args: &Args) -> &'static [Kind] {
+    const SENT_TO: [Kind; 2] = [objects::SERVICE, objects::SERVICE_ACCOUNT];
+    const CLIENTS: [Kind; 1] = [objects::SERVICE_ACCOUNT];
+    if args.to.is_some() { &SENT_TO } else { &CLIENTS }
 }
 
 /// Checks what the operator would refuse, so that it is a wrong command line here.

@@ -126,7 +126,8 @@ impl<'a> Canary<'a> {
     }
 }
 
-/// T0901: every Canary is valid, and none is stuck. T0902: deadlines are longer than the steps.
+/// T0901: every Canary is valid, and none is stuck. T0902: no rollout has passed its deadline
+/// undecided.
 pub fn canaries(canaries: &[Canary<'_>]) -> Vec<Finding> {
     let count = format!("{} Canaries", canaries.len());
     let mut findings = or_ok(canaries.iter().filter_map(stuck).collect(), || checks::CANARIES.ok(&*count));

@@ -1,7 +1,7 @@
 //! Resources for sidecars. A version is a digest of the content, so that every replica gives the
 //! same resource the same version and a reconnect is not a full push.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -156,8 +156,8 @@ impl Model {
         }
     }
 
-    /// Endpoints come from slices only: address and port as they stand there. A pod that is in more
-    /// than one slice counts once, and by the family of the address that was dialled, as with kube-proxy.
+    /// Endpoints come from slices only: address and port as they stand there. A pod that more
+    /// than one slice names counts once, and by the family of the address that was dialled, as with kube-proxy.
     pub(super) fn endpoints(
         &self,
         key: &Key,
@@ -166,6 +166,8 @@ impl Model {
         (node, ipv4): (&str, bool),
     ) -> Vec<proto::Endpoint> {
         let mut found: HashMap<String, proto::Endpoint> = HashMap::new();
+        // By address: a hand-made slice may list several ports of one pod.
+        let mut unnamed: HashMap<String, proto::Endpoint> = HashMap::new();
         for slice in
             self.slices_by_service.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key))
         {
@@ -177,14 +179,18 @@ impl Model {
                 if service.local_only && &*endpoint.node != node {
                     continue;
                 }
-                if let Some(made) = self.endpoint(endpoint, *number) {
-                    let id =
-                        if made.pod_uid.is_empty() { made.address.clone() } else { made.pod_uid.clone() };
-                    found.insert(id, made);
-                }
+                let Some(made) = self.endpoint(endpoint, *number) else { continue };
+                match &endpoint.pod_uid {
+                    Some(uid) => found.insert(uid.to_string(), made),
+                    None => unnamed.insert(made.address.clone(), made),
+                };
             }
         }
-        let mut endpoints: Vec<proto::Endpoint> = found.into_values().collect();
+        if !unnamed.is_empty() {
+            let named: HashSet<&str> = found.values().map(|made| made.address.as_str()).collect();
+            unnamed.retain(|address, _| !named.contains(address.as_str()));
+        }
+        let mut endpoints: Vec<proto::Endpoint> = found.into_values().chain(unnamed.into_values()).collect();
         endpoints.sort_by(|a, b| (&a.address, &a.pod_uid).cmp(&(&b.address, &b.pod_uid)));
         endpoints
     }

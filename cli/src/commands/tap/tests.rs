@@ -90,6 +90,13 @@ fn what_the_operator_would_refuse_is_a_wrong_command_line_before_anything_is_pri
     }
 }
 
+#[test]
+fn what_is_sent_to_is_a_service_or_the_account_of_pods_that_are_dialled() {
+    let of = |args: Args| -> Vec<&'static str> { peers(&args).iter().map(|kind| kind.kind).collect() };
+    assert_eq!(of(Args { to: some("db"), ..Args::default() }), ["Service", "ServiceAccount"]);
+    assert_eq!(of(Args { from: some("batch"), ..Args::default() }), ["ServiceAccount"]);
+}
+
 fn request() -> TapRequest {
     let of =
         |kind: &str, name: &str| Party { namespace: "shop".into(), kind: kind.into(), name: name.into() };

@@ -104,6 +104,23 @@ fn an_endpoint_that_names_no_pod_is_the_pod_whose_own_address_it_has() {
 }
 
 #[test]
+fn several_ports_of_a_pod_that_is_not_named_are_several_endpoints_and_a_named_one_is_listed_once() {
+    let a = pod("a", "10.1.0.1", "r1");
+    let mut model = hand_made(&a);
+    model.apply_pod(a.clone());
+    let slice = |port: u16, endpoint: Endpoint| Slice {
+        service: "web".into(),
+        ports: vec![("http".into(), port)],
+        endpoints: vec![endpoint],
+    };
+    let second = slice(8081, Endpoint { pod_uid: None, ..endpoint(&a, true) });
+    model.apply_slice(key("shop", "web-2"), second);
+    assert_eq!(addresses(&model), ["10.1.0.1:8080", "10.1.0.1:8081"]);
+    model.apply_slice(key("shop", "web-3"), slice(8080, endpoint(&a, true)));
+    assert_eq!(addresses(&model), ["10.1.0.1:8080", "10.1.0.1:8081"]);
+}
+
+#[test]
 fn a_policy_that_turns_mtls_off_holds_for_endpoints_that_name_no_pod_too() {
     let a = pod("a", "10.1.0.1", "r1");
     let mut model = hand_made(&a);
