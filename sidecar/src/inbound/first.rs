@@ -4,12 +4,14 @@
 //! does not reach the application while nobody knows what it speaks; where it would be let in, the application may be
 //! the one that speaks first.
 
-use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use rustls::server::Acceptor;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 use tulle_mesh::counted_event::RefusedConnection;
 use tulle_mesh::wire::ALPN;
@@ -145,14 +147,18 @@ impl Plain {
                 return Ok(false);
             }
             self.read.reserve(2 * 1024);
-            match self.stream.try_read_buf(&mut self.read) {
-                Ok(read) => return Ok(read > 0),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            // Not `try_read_buf`: after a short read that would read again before it waits, and so take off a reset that
+            // has come meanwhile.
+            match self.stream.read_buf(&mut self.read).now_or_never() {
+                Some(Ok(read)) => return Ok(read > 0),
+                Some(Err(_)) => return Err(Failure::ClientGone),
+                // There was nothing after all, or the task has used up its turn.
+                None => {
                     if self.read.is_empty() {
                         self.read = BytesMut::new();
                     }
+                    consume_budget().await;
                 }
-                Err(_) => return Err(Failure::ClientGone),
             }
         }
     }
