@@ -452,8 +452,12 @@ async fn deliver(
             Some(uploaded) => uploaded.is_ok(),
             // What the client still sends has nobody to read it.
             None if early => false,
-            // Few answers come before their requests have ended: not a part of every request's future.
-            None => Box::pin(rest_of_upload(way, upload, source, answer)).await,
+            // Few answers come before their requests have ended: not a part of every request's future. A server that does
+            // not read the rest as a body would take it for requests: nobody else's answer may come from there.
+            None => {
+                source.retire();
+                Box::pin(rest_of_upload(way, upload, source, answer)).await
+            }
         },
     };
     attempt.client_reusable = clean && keep;
