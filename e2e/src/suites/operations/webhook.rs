@@ -56,7 +56,8 @@ fn repaired(kube: &Kube) -> Result<()> {
     let required = TestNamespace::new(kube, "t-ops-bundle", json!({"tulle.dev/inject": "required"}))?;
     required.injects()?;
     let (ours, foreign) = (certificate(kube, AUTHORITY)?, certificate(kube, "secret/tulle-root")?);
-    let patch: Vec<_> = ["/webhooks/0", "/webhooks/1"]
+    let hooks = ["/webhooks/0", "/webhooks/1", "/webhooks/2"];
+    let patch: Vec<_> = hooks
         .iter()
         .map(|hook| json!({"op": "replace", "path": format!("{hook}/clientConfig/caBundle"), "value": foreign}))
         .collect();
@@ -70,7 +71,7 @@ fn repaired(kube: &Kube) -> Result<()> {
         "-o",
         "jsonpath={.webhooks[*].clientConfig.caBundle}",
     ])?;
-    ensure!(patched == format!("{foreign} {foreign}"), "the bundles were not overwritten: {patched}");
+    ensure!(patched == [&*foreign; 3].join(" "), "the bundles were not overwritten: {patched}");
     kube.wait_for("the webhook's own authority in its configurations", 60, || configured(kube, &ours))?;
     required.injects()
 }
