@@ -8,10 +8,10 @@ use crate::objects::{self, Kind, Read, Unread};
 pub const WORKLOADS: [Kind; 5] =
     [objects::DEPLOYMENT, objects::STATEFUL_SET, objects::DAEMON_SET, objects::JOB, objects::POD];
 
-/// Fails if there is no object of these kinds with the name. What the user may not read may exist.
+/// Fails if no object of these kinds has this name. An object that the user may not read counts as existing.
 ///
 /// # Errors
-/// It does not exist, or there is no cluster to ask.
+/// No such object exists, or the cluster cannot be reached.
 pub async fn named(context: &Context, kinds: &[Kind], namespace: &str, name: &str) -> Result<(), CliError> {
     let client = context.client().await?;
     let mut found = Vec::with_capacity(kinds.len());

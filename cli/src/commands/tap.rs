@@ -237,7 +237,7 @@ fn checked(args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Whether a text is a status or a class of them.
+/// Whether a text is a status code, such as 503, or a class of them, such as 5xx.
 fn is_status(text: &str) -> bool {
     let class = text.strip_suffix("xx").or_else(|| text.strip_suffix("XX"));
     match class {

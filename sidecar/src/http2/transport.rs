@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::io::writes_to_stream;
+
 /// Bytes of the header of a frame (RFC 9113 §4.1).
 const HEADER: usize = 9;
 /// What a client's connection begins with (RFC 9113 §3.4).
@@ -126,31 +128,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WithoutEmptyData<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutEmptyData<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+writes_to_stream!([S: AsyncWrite + Unpin] WithoutEmptyData<S>);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn context(mode: Mode) -> Context {
+pub(super) fn context(mode: Mode) -> Context {
     Context {
         mode,
         namespace: Namespace { name: "shop".into(), ..Namespace::default() },

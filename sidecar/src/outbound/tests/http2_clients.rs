@@ -22,6 +22,20 @@ async fn http2_client(client: TcpStream) -> h2::client::SendRequest<Bytes> {
     send
 }
 
+/// Serves a client at this port until it has left, or is told to.
+async fn served<T>(
+    worker: &Rc<Worker>,
+    port: &Rc<Port>,
+    asks: impl AsyncFnOnce(h2::client::SendRequest<Bytes>) -> T,
+) -> T {
+    let (client, accepted) = connection().await;
+    let served = speak(worker, port, Protocol::Http2, accepted, BytesMut::new());
+    let asked = async { asks(http2_client(client).await).await };
+    let (served, asked) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.expect("it stays");
+    assert!(served.is_ok());
+    asked
+}
+
 #[tokio::test]
 async fn an_http2_client_leaves_when_the_pod_that_it_has_dialled_ends() {
     let test = async {
@@ -30,22 +44,15 @@ async fn an_http2_client_leaves_when_the_pod_that_it_has_dialled_ends() {
             let endpoint = endpoint(address, uid, terminating);
             Route::Pod(PodRoute { endpoint, protocol: Protocol::Detect })
         };
-        for (name, change) in [
-            ("it has gone", Route::Unknown),
-            ("it ends", pod("old", true)),
-            ("its address is another's", pod("new", false)),
-        ] {
+        // The pod has gone, it ends, or another has its address.
+        for change in [Route::Unknown, pod("old", true), pod("new", false)] {
             let (worker, port) = port_of_pod(endpoint(address, "old", false)).await;
-            let (client, accepted) = connection().await;
-            let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
-            let changed = async {
-                let send = http2_client(client).await;
+            let _send = served(&worker, &port, async |send| {
                 worker.config.set_route(port.address(), change);
                 // It stays for as long as the sidecar lets it.
                 send
-            };
-            let ended = timeout(PATIENCE, async { tokio::join!(served, changed) }).await;
-            assert!(ended.is_ok_and(|(served, _)| served.is_ok()), "{name}");
+            })
+            .await;
         }
     };
     LocalSet::new().run_until(test).await;
@@ -64,16 +71,12 @@ async fn an_http2_client_whose_pod_is_not_reached_is_answered_and_leaves() {
     let test = async {
         let (address, _) = server(Server::Gone).await;
         let (worker, port) = port_of_pod(endpoint(address, "old", false)).await;
-        let (client, accepted) = connection().await;
-        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
         let begun = Instant::now();
-        let asked = async {
-            let send = http2_client(client).await;
+        let _send = served(&worker, &port, async |send| {
             assert_eq!(get(&send).await, Some(503));
             send
-        };
-        let (served, _send) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
-        assert!(served.is_ok());
+        })
+        .await;
         assert!(begun.elapsed() >= http::MIN_STAY, "it would come again and again while the pod restarts");
     };
     LocalSet::new().run_until(test).await;
@@ -83,19 +86,15 @@ async fn an_http2_client_whose_pod_is_not_reached_is_answered_and_leaves() {
 async fn an_http2_client_leaves_when_its_service_has_gone_unnoticed_and_nobody_is_reached() {
     let test = async {
         let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
-        let (client, accepted) = connection().await;
-        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
-        let asked = async {
-            let send = http2_client(client).await;
+        let _send = served(&worker, &port, async |send| {
             assert_eq!(get(&send).await, Some(503));
             // It says nothing for so long that its address is not kept current any more.
             (0..3).for_each(|_| worker.config.forget_idle());
             assert!(port.is_gone());
             assert_eq!(get(&send).await, Some(503));
             send
-        };
-        let (served, _send) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
-        assert!(served.is_ok());
+        })
+        .await;
     };
     LocalSet::new().run_until(test).await;
 }
@@ -116,16 +115,12 @@ async fn a_service_that_has_gone_is_not_served_for_ever() {
 async fn an_http2_client_of_a_service_that_nobody_serves_stays() {
     let test = async {
         let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
-        let (client, accepted) = connection().await;
-        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
-        let asked = async {
-            let send = http2_client(client).await;
+        served(&worker, &port, async |send| {
             assert_eq!(get(&send).await, Some(503));
             sleep(Duration::from_millis(50)).await;
             assert_eq!(get(&send).await, Some(503), "to the same Service it would come again");
-        };
-        let (served, ()) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
-        assert!(served.is_ok());
+        })
+        .await;
     };
     LocalSet::new().run_until(test).await;
 }
@@ -134,10 +129,8 @@ async fn an_http2_client_of_a_service_that_nobody_serves_stays() {
 async fn a_grpc_client_whose_head_is_refused_gets_a_status_of_grpc() {
     let test = async {
         let (worker, port) = port_to_one(server(Server::Gone).await.0).await;
-        let (client, accepted) = connection().await;
-        let served = speak(&worker, &port, Protocol::Http2, accepted, BytesMut::new());
-        let asked = async {
-            let mut send = http2_client(client).await.ready().await.unwrap();
+        served(&worker, &port, async |send| {
+            let mut send = send.ready().await.unwrap();
             let request = ::http::Request::post("http://web/a.B/C")
                 .header("host", "another")
                 .header("content-type", "application/grpc+proto");
@@ -148,9 +141,8 @@ async fn a_grpc_client_whose_head_is_refused_gets_a_status_of_grpc() {
             assert_eq!(field("grpc-status"), Some("13"));
             assert_eq!(field("content-type"), Some("application/grpc+proto"));
             assert_eq!(field("tulle-reason"), Some("ClientBadRequest"));
-        };
-        let (served, ()) = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.unwrap();
-        assert!(served.is_ok());
+        })
+        .await;
     };
     LocalSet::new().run_until(test).await;
 }

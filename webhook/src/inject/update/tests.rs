@@ -1,25 +1,10 @@
 //! Pods that are applied again, changed, or updated by others.
 
-use super::super::{Context, Mode, NamespaceLimits, Outcome, SealKey, inject};
+use super::super::{Context, Mode, Outcome, inject};
 use super::*;
 
 fn context() -> Context {
-    Context {
-        mode: Mode::Enabled,
-        namespace: crate::inject::Namespace {
-            name: "shop".into(),
-            limits: NamespaceLimits::default(),
-            ..Default::default()
-        },
-        defaults: Default::default(),
-        exempt: false,
-        needs_approval: false,
-        image: "tulle/sidecar:test".into(),
-        operator: "tulle-operator.tulle-system.svc:26160".into(),
-        operator_identity: "tulle-system/tulle-operator".into(),
-        trust_domain: "cluster.local".into(),
-        key: SealKey::derive(b"of the tests"),
-    }
+    super::super::tests::context(Mode::Enabled)
 }
 
 fn injected(spec: Value) -> Value {
