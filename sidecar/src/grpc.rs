@@ -68,6 +68,23 @@ pub fn is_server_error(status: u16) -> bool {
     matches!(status, 2 | 4 | 13 | 14 | 15)
 }
 
+/// The status that a client makes of a stream that the server resets with this HTTP/2 error code ("gRPC over HTTP2",
+/// "Errors").
+pub fn status_of_reset(code: u8) -> u16 {
+    match code {
+        // REFUSED_STREAM: UNAVAILABLE.
+        0x7 => 14,
+        // CANCEL: CANCELLED.
+        0x8 => 1,
+        // ENHANCE_YOUR_CALM: RESOURCE_EXHAUSTED.
+        0xb => 8,
+        // INADEQUATE_SECURITY: PERMISSION_DENIED.
+        0xc => 7,
+        // INTERNAL.
+        _ => 13,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,24 +51,28 @@ impl Kind {
     }
 }
 
+/// On the wire, codes from here on are [`Code::Http2`].
+const HTTP2: u32 = 0x100;
+
 /// Why a stream was reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Code {
     /// The sender is no longer interested.
-    Cancel = 1,
+    Cancel,
     /// No byte reached the application: the request may be sent elsewhere, whatever its method.
-    NotProcessed = 2,
+    NotProcessed,
     /// The application's side failed while the request was under way.
-    UpstreamFailed = 3,
+    UpstreamFailed,
     /// Refused by a policy.
-    Denied = 4,
+    Denied,
     /// The head could not be read or holds an unknown critical field.
-    BadHead = 5,
+    BadHead,
     /// More streams or bytes than were granted.
-    FlowControl = 6,
+    FlowControl,
+    /// The application reset its HTTP/2 stream with this error code (RFC 9113 §7), behind the head of its answer.
+    Http2(u8),
     /// A code that this build does not know.
-    Unknown = 0,
+    Unknown,
 }
 
 impl Code {
@@ -81,7 +85,24 @@ impl Code {
             4 => Self::Denied,
             5 => Self::BadHead,
             6 => Self::FlowControl,
-            _ => Self::Unknown,
+            _ => match code.checked_sub(HTTP2).map(u8::try_from) {
+                Some(Ok(http2)) => Self::Http2(http2),
+                _ => Self::Unknown,
+            },
+        }
+    }
+
+    /// The code as it is on the wire.
+    pub fn to_u32(self) -> u32 {
+        match self {
+            Self::Unknown => 0,
+            Self::Cancel => 1,
+            Self::NotProcessed => 2,
+            Self::UpstreamFailed => 3,
+            Self::Denied => 4,
+            Self::BadHead => 5,
+            Self::FlowControl => 6,
+            Self::Http2(code) => HTTP2 + u32::from(code),
         }
     }
 }

@@ -65,11 +65,16 @@ impl Answer<'_> {
     }
 
     /// The answer with this head broke off: its client cannot take what it got for the whole, nor for
-    /// something that it has given up itself.
-    pub(super) fn abort(&mut self, head: &Head) {
-        match self {
-            Self::Http1(writer) if head.framing == Framing::UntilClose => writer.abort(),
-            Self::Http2(_, Some(stream)) => http2::break_off(stream, head),
+    /// something that it has given up itself. `code`: with what the server reset its HTTP/2 stream.
+    pub(super) async fn abort(&mut self, head: &Head, code: Option<u8>) {
+        match (self, code) {
+            (Self::Http1(writer), _) if head.framing == Framing::UntilClose => writer.abort(),
+            (Self::Http2(_, Some(stream)), code) => {
+                // A reset overtakes what the connection's task has not written yet.
+                tokio::task::yield_now().await;
+                http2::break_off(stream, head, code);
+            }
+            (Self::Mesh(sender, _), Some(code)) => sender.reset(Code::Http2(code)),
             _ => {}
         }
     }

@@ -445,9 +445,14 @@ async fn deliver(
             Finished::Broken
         }
     };
+    let mut reset = None;
     let clean = match ended {
         Finished::Clean => true,
         Finished::Broken => false,
+        Finished::Reset(code) => {
+            reset = Some(code);
+            false
+        }
         Finished::Uploading => match upload.as_mut().now_or_never() {
             Some(uploaded) => uploaded.is_ok(),
             // What the client still sends has nobody to read it.
@@ -462,7 +467,7 @@ async fn deliver(
     };
     attempt.client_reusable = clean && keep;
     if matches!(attempt.end, End::Delivered(Err(_))) {
-        answer.abort(&head);
+        Box::pin(answer.abort(&head, reset)).await;
     }
     clean
 }
@@ -474,6 +479,8 @@ enum Finished {
     Clean,
     /// One of them broke off.
     Broken,
+    /// The server reset its HTTP/2 stream with this error code (RFC 9113 §7).
+    Reset(u8),
     /// The answer is complete, and the request is still being sent.
     Uploading,
 }
@@ -509,7 +516,10 @@ async fn finish(
         Err(PumpError::SourceGone | PumpError::SourceReset(_)) => Failure::UpstreamReset,
     };
     attempt.end = End::Delivered(Err(failure));
-    Finished::Broken
+    match downloaded {
+        Err(PumpError::SourceReset(Code::Http2(code))) => Finished::Reset(code),
+        _ => Finished::Broken,
+    }
 }
 
 /// Sends what the client still has to send behind a complete answer that wants it: whether the server has got all of

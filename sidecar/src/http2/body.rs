@@ -4,6 +4,7 @@ use std::future::poll_fn;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
+use tulle_mesh::wire::frame::Code;
 
 use super::head::{lines, map};
 use crate::grpc;
@@ -49,21 +50,37 @@ impl Length {
     }
 }
 
-/// Ends the answer with this head as broken off. A gRPC client is told that the server is not available, as
-/// without a mesh: for it a reset would mean that it had cancelled the call itself.
-pub fn break_off(stream: &mut h2::SendStream<Bytes>, head: &Head) {
+/// Ends the answer with this head as broken off; `code` is what the server reset its own stream with, if it did. A gRPC
+/// client gets the status that it would make of that code, in trailers, because a reset may overtake messages that wait
+/// to be written; where the server has just gone, that it is not available, as without a mesh.
+pub fn break_off(stream: &mut h2::SendStream<Bytes>, head: &Head, code: Option<u8>) {
     if grpc::content_type(head).is_some() {
+        let (status, message) = match code {
+            Some(code) => (
+                grpc::status_of_reset(code),
+                format!("tulle: the server reset its stream ({:?})", h2::Reason::from(u32::from(code))),
+            ),
+            None => (14, "tulle: the server ended before its answer was complete".to_owned()),
+        };
         let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", HeaderValue::from_static("14"));
-        trailers.insert(
-            "grpc-message",
-            HeaderValue::from_static("tulle: the server ended before its answer was complete"),
-        );
+        trailers.insert("grpc-status", HeaderValue::from(status));
+        if let Ok(message) = HeaderValue::try_from(message) {
+            trailers.insert("grpc-message", message);
+        }
         if stream.send_trailers(trailers).is_ok() {
             return;
         }
     }
-    stream.send_reset(h2::Reason::INTERNAL_ERROR);
+    stream.send_reset(code.map_or(h2::Reason::INTERNAL_ERROR, |code| u32::from(code).into()));
+}
+
+/// How a stream that the peer sends has broken off.
+fn broken(error: &h2::Error) -> PumpError {
+    let code = error.reason().filter(|_| error.is_reset() && error.is_remote()).map(u32::from);
+    match code.map(u8::try_from) {
+        Some(Ok(code)) => PumpError::SourceReset(Code::Http2(code)),
+        _ => PumpError::SourceGone,
+    }
 }
 
 /// The next part of a body.
@@ -72,11 +89,11 @@ pub fn break_off(stream: &mut h2::SendStream<Bytes>, head: &Head) {
 /// [`PumpError`] of the source.
 pub async fn next_part(stream: &mut h2::RecvStream) -> Result<Part, PumpError> {
     if let Some(data) = stream.data().await {
-        let bytes = data.map_err(|_| PumpError::SourceGone)?;
+        let bytes = data.map_err(|e| broken(&e))?;
         stream.flow_control().release_capacity(bytes.len()).map_err(|_| PumpError::SourceGone)?;
         return Ok(Part::Data(bytes));
     }
-    match stream.trailers().await.map_err(|_| PumpError::SourceGone)? {
+    match stream.trailers().await.map_err(|e| broken(&e))? {
         Some(trailers) => Ok(Part::Trailers(lines(&trailers))),
         None => Ok(Part::End),
     }

@@ -433,7 +433,7 @@ pub(super) fn reset(connection: &Connection, id: u32, state: &Rc<RefCell<StreamS
     }
     let mut shared = connection.shared.borrow_mut();
     if shared.forget(id) && !shared.closed {
-        shared.out.frame(Kind::Reset, 0, id, &(code as u32).to_be_bytes());
+        shared.out.frame(Kind::Reset, 0, id, &code.to_u32().to_be_bytes());
         shared.wake_driver();
     }
 }

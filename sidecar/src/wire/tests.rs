@@ -430,7 +430,7 @@ fn a_stream_that_is_reset_before_anybody_looked_at_it_is_not_accepted() {
         let mut bytes = BytesMut::new();
         for stream in (1..2_000).step_by(2) {
             frame::encode(&mut bytes, Kind::Open, frame::END, stream, b"\0gone");
-            frame::encode(&mut bytes, Kind::Reset, 0, stream, &(Code::Cancel as u32).to_be_bytes());
+            frame::encode(&mut bytes, Kind::Reset, 0, stream, &Code::Cancel.to_u32().to_be_bytes());
         }
         frame::encode(&mut bytes, Kind::Open, frame::END, 2_001, b"\0here");
         peer.write_all(&bytes).await.unwrap();
@@ -440,7 +440,7 @@ fn a_stream_that_is_reset_before_anybody_looked_at_it_is_not_accepted() {
         assert_eq!(server.active(), 1);
         let gone = spawn_local(async move { answer.gone().await });
         let mut reset = BytesMut::new();
-        frame::encode(&mut reset, Kind::Reset, 0, 2_001, &(Code::Cancel as u32).to_be_bytes());
+        frame::encode(&mut reset, Kind::Reset, 0, 2_001, &Code::Cancel.to_u32().to_be_bytes());
         peer.write_all(&reset).await.unwrap();
         gone.await.unwrap();
         assert_eq!(server.active(), 0);

@@ -244,3 +244,47 @@ async fn requests_may_come_in_any_pieces() {
         assert_eq!(application.accepted(), 1);
     }
 }
+
+/// Answers with a head and a message, and resets the stream right behind it.
+async fn reset_behind_message(stream: TcpStream, code: h2::Reason, content_type: &str) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((_request, mut respond))) = connection.accept().await {
+        let answer = http::Response::builder().header("content-type", content_type).body(()).unwrap();
+        let mut answer = respond.send_response(answer, false).unwrap();
+        answer.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(1)).await;
+            answer.send_reset(code);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_reset_behind_the_head_says_what_the_server_said() {
+    let cluster = Cluster::start().await;
+    for meshed in [false, true] {
+        let pod = cluster.pod(meshed).await;
+        for (code, status) in
+            [(h2::Reason::CANCEL, "1"), (h2::Reason::ENHANCE_YOUR_CALM, "8"), (h2::Reason::NO_ERROR, "13")]
+        {
+            for content_type in ["text/plain", "application/grpc"] {
+                let application =
+                    Application::start(&pod, move |stream| reset_behind_message(stream, code, content_type));
+                let service = cluster.service(Spoken::Http2.declared(), &[&application.port]).await;
+                let client = Client::new(cluster.client.dial(service).await).await;
+                let mut send = client.send().ready().await.unwrap();
+                let (answer, _) = send.send_request(http2::request("GET"), true).unwrap();
+                let mut body = within(answer).await.unwrap().into_body();
+                assert_eq!(within(body.data()).await.unwrap().unwrap(), "hello", "{code:?} {meshed}");
+                if content_type == "text/plain" {
+                    let error = within(body.data()).await.unwrap().unwrap_err();
+                    assert_eq!(error.reason(), Some(code), "{meshed}");
+                } else {
+                    assert!(within(body.data()).await.is_none());
+                    let trailers = within(body.trailers()).await.unwrap().unwrap();
+                    assert_eq!(trailers["grpc-status"], status, "{code:?} {meshed}");
+                }
+            }
+        }
+    }
+}
