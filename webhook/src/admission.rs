@@ -222,14 +222,22 @@ impl Admission {
             serde_json::from_value(object)
                 .map_err(|error| Validation { errors: vec![error.to_string()], warnings: Vec::new() })
         }
+        let mtls = old.flatten().and_then(|old| old.get("mtls")).and_then(Value::as_str);
         let found = match request.kind.kind.as_str() {
             "MeshPolicy" => match read::<MeshPolicy>(object) {
                 Ok(policy) => {
-                    Ok(self.validate_policy(request.namespace.as_deref().unwrap_or(""), &policy).await)
+                    let namespace = request.namespace.as_deref().unwrap_or("");
+                    let mut validation = self.validate_policy(namespace, &policy).await;
+                    validation.warnings.extend(validate::mtls_change(mtls, policy.spec.mtls));
+                    Ok(validation)
                 }
                 Err(validation) => Err(validation),
             },
-            "MeshConfig" => read::<MeshConfig>(object).map(|config| validate::config(&config)),
+            "MeshConfig" => read::<MeshConfig>(object).map(|config| {
+                let mut validation = validate::config(&config);
+                validation.warnings.extend(validate::mtls_change(mtls, Some(config.spec.mtls)));
+                validation
+            }),
             "Canary" => match read::<Canary>(object) {
                 Ok(canary) => {
                     Ok(self.validate_canary(request.namespace.as_deref().unwrap_or(""), &canary).await)

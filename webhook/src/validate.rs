@@ -7,7 +7,8 @@
 use ipnet::IpNet;
 use k8s_openapi::jiff::{Timestamp, ToSpan as _};
 use tulle_crds::{
-    AccessSpec, MeshConfig, MeshPolicy, MeshPolicySpec, PolicyMode, TargetKind, ZonePolicy, parse_duration,
+    AccessSpec, MeshConfig, MeshPolicy, MeshPolicySpec, MtlsMode, PolicyMode, TargetKind, ZonePolicy,
+    parse_duration,
 };
 use tulle_mesh::policy::Glob;
 
@@ -50,6 +51,19 @@ pub fn policy(policy: &MeshPolicy, now: Timestamp) -> Validation {
             .warn("spec.telemetry has no effect with mode: Shadow; put it into a policy with mode: Enforce");
     }
     validation
+}
+
+/// A change of `spec.mtls` that skips `Permissive`, where `before` and `after` are its values. Servers and clients learn of
+/// it at different moments, so that requests are lost.
+pub fn mtls_change(before: Option<&str>, after: Option<MtlsMode>) -> Option<String> {
+    let (from, to) = match (before, after) {
+        (Some("Disabled"), Some(MtlsMode::Strict)) => ("Disabled", "Strict"),
+        (Some("Strict"), Some(MtlsMode::Disabled)) => ("Strict", "Disabled"),
+        _ => return None,
+    };
+    Some(format!(
+        "spec.mtls: from {from} to {to} in one step loses requests while servers and clients learn of it at different moments; apply Permissive first, and {to} once tulle edges shows that the clients have followed"
+    ))
 }
 
 /// Limits of a whole namespace may be meant for all pods together.
@@ -249,6 +263,21 @@ mod tests {
                 assert_eq!(errors, Vec::<String>::new(), "{name} on {day}");
             }
         }
+    }
+
+    #[test]
+    fn a_mode_that_skips_permissive_is_warned_of() {
+        let change = |before, after| mtls_change(before, Some(after)).is_some();
+        assert!(change(Some("Disabled"), MtlsMode::Strict) && change(Some("Strict"), MtlsMode::Disabled));
+        for (before, after) in [
+            (Some("Disabled"), MtlsMode::Permissive),
+            (Some("Permissive"), MtlsMode::Strict),
+            (Some("Strict"), MtlsMode::Strict),
+            (None, MtlsMode::Strict),
+        ] {
+            assert!(!change(before, after), "{before:?} {after:?}");
+        }
+        assert_eq!(mtls_change(Some("Disabled"), None), None);
     }
 
     #[test]
