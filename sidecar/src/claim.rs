@@ -1,8 +1,9 @@
 //! The header that names a request's client to the application, and the filter against forged ones.
 //!
 //! What a connection carries that is opaque to us may be HTTP to a lenient server (a line break before the request, a
-//! method that we do not know), or HTTP/2 on a port that was declared as something else: what looks like it and holds
-//! that header is broken off.
+//! method that we do not know), or HTTP/2 on a port that was declared as something else. The header need not be forged: an
+//! HTTP proxy in a pod with a sidecar gets it with every request, and passes it on, also behind a PROXY preamble. So in
+//! HTTP/1 its name is made another one of the same length; HTTP/2, which compresses names, is broken off.
 
 mod http2;
 
@@ -26,6 +27,8 @@ const PROXY_BINARY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const SIGNATURE_AT: usize = 4;
 /// Version, command, family, and the length of what follows.
 const PROXY_BINARY_HEADER: usize = 4;
+/// What its last byte becomes in an opaque connection.
+const MASK: u8 = b'x';
 /// A first line that is longer is of no HTTP server (Go's reads the longest, 1 MiB).
 const MAX_LINE: usize = 1024 * 1024;
 
@@ -71,30 +74,38 @@ enum State {
     Other,
     /// It was one: at the start of another line, perhaps in our name.
     Name,
-    /// Behind our name.
-    Colon,
     /// In the rest of a line.
     Rest,
 }
 
 impl ForgedIdentityFilter {
-    /// Whether these bytes may pass.
-    pub fn admit(&mut self, bytes: &[u8]) -> bool {
+    /// These bytes as they may pass; `None`: they may not, nor may any that follow.
+    pub fn admit(&mut self, bytes: Bytes) -> Option<Bytes> {
         if let Some(http2) = &mut self.http2 {
-            return http2.admit(bytes);
+            return http2.admit(&bytes).then_some(bytes);
         }
+        let mut named = Vec::new();
         for (at, byte) in bytes.iter().enumerate() {
             if self.state == State::Other {
-                return true;
+                break;
             }
-            let Some(next) = self.next(*byte) else { return false };
-            self.state = next;
+            self.state = self.next(*byte);
+            if self.state == State::Rest && self.matched == CLAIM.len() {
+                self.matched = 0;
+                // Where the name goes on, it is another one. Of the last byte at hand nobody knows.
+                if bytes.get(at + 1).is_none_or(|next| ends_a_name(*next)) {
+                    named.push(at);
+                }
+            }
             if self.completes_preface(*byte) {
                 let http2 = self.http2.insert(Box::default());
-                return http2.admit(bytes.get(at + 1..).unwrap_or(&[]));
+                if !http2.admit(bytes.get(at + 1..).unwrap_or(&[])) {
+                    return None;
+                }
+                break;
             }
         }
-        true
+        Some(if named.is_empty() { bytes } else { masked(&bytes, &named) })
     }
 
     /// Takes a byte; whether HTTP/2's preface ends with it.
@@ -108,11 +119,11 @@ impl ForgedIdentityFilter {
         self.preface == PREFACE.len()
     }
 
-    /// Takes one byte; `None`: it completes a claim.
-    fn next(&mut self, byte: u8) -> Option<State> {
+    /// Takes one byte. When it completes our name, [`State::Rest`] with all of [`CLAIM`] matched.
+    fn next(&mut self, byte: u8) -> State {
         let blank = matches!(byte, b' ' | b'\t' | b'\r');
         let state = self.state;
-        Some(match state {
+        match state {
             State::Start if blank || byte == b'\n' => State::Start,
             // Of the signature, what comes before are empty lines.
             State::Start if byte == 0 => State::Signature(SIGNATURE_AT + 1),
@@ -132,18 +143,15 @@ impl ForgedIdentityFilter {
             }
             State::Version(length) => self.line(byte, length),
             State::Other => State::Other,
-            State::Name | State::Colon | State::Rest if byte == b'\n' => {
+            State::Name | State::Rest if byte == b'\n' => {
                 self.matched = 0;
                 State::Name
             }
             State::Name if blank && self.matched == 0 => State::Name,
             State::Name if !self.matches(byte, CLAIM) => State::Rest,
             State::Name if self.matched < CLAIM.len() => State::Name,
-            State::Name => State::Colon,
-            State::Colon if byte == b':' => return None,
-            State::Colon if blank => State::Colon,
-            State::Colon | State::Rest => State::Rest,
-        })
+            State::Name | State::Rest => State::Rest,
+        }
     }
 
     /// Takes a byte of the first line.
@@ -177,6 +185,22 @@ impl ForgedIdentityFilter {
     }
 }
 
+/// Whether a header's name is over with this byte.
+fn ends_a_name(byte: u8) -> bool {
+    matches!(byte, b':' | b' ' | b'\t' | b'\r')
+}
+
+/// A copy in which the bytes at these places are [`MASK`].
+fn masked(bytes: &[u8], places: &[usize]) -> Bytes {
+    let mut copy = bytes.to_vec();
+    for place in places {
+        if let Some(byte) = copy.get_mut(*place) {
+            *byte = MASK;
+        }
+    }
+    copy.into()
+}
+
 /// Behind addresses of which so many bytes are left, the first line begins.
 fn addresses(left: u16) -> State {
     if left == 0 { State::Start } else { State::Addresses(left) }
@@ -199,17 +223,21 @@ mod tests {
 
     use super::*;
 
-    /// In one piece and byte by byte.
+    /// What passes of these bytes, in one piece and byte by byte.
+    fn passed(bytes: &[u8]) -> [Option<Vec<u8>>; 2] {
+        let through = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+            let mut filter = ForgedIdentityFilter::default();
+            let pieces = pieces.map(|piece| filter.admit(Bytes::copy_from_slice(piece)));
+            pieces.collect::<Option<Vec<Bytes>>>().map(|pieces| pieces.concat())
+        };
+        [through(&mut std::iter::once(bytes)), through(&mut bytes.chunks(1))]
+    }
+
+    /// Whether they pass as they are.
     fn passes(bytes: &[u8]) -> bool {
-        let (mut whole, mut single) = (ForgedIdentityFilter::default(), ForgedIdentityFilter::default());
-        let whole = whole.admit(bytes);
-        assert_eq!(
-            whole,
-            bytes.chunks(1).all(|byte| single.admit(byte)),
-            "{:?}",
-            String::from_utf8_lossy(bytes)
-        );
-        whole
+        let [whole, single] = passed(bytes);
+        assert_eq!(whole, single, "{:?}", String::from_utf8_lossy(bytes));
+        whole.as_deref() == Some(bytes)
     }
 
     #[test]
@@ -226,8 +254,31 @@ mod tests {
             b"GET HTTP://a/ HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: y\r\n tulle-client-id : x\r\n\r\n",
             b"get /hhttp/1.1/x hHTTP/1.1 \nhost: a\ntulle-client-id:x\n\n",
         ] {
-            assert!(!passes(claim), "{:?}", String::from_utf8_lossy(claim));
+            let [whole, single] = passed(claim);
+            assert_eq!(whole, single, "{:?}", String::from_utf8_lossy(claim));
+            let passed = whole.unwrap();
+            let changed: Vec<(u8, u8)> =
+                claim.iter().copied().zip(passed.iter().copied()).filter(|(sent, passed)| sent != passed).collect();
+            assert_eq!(passed.len(), claim.len());
+            assert_eq!(changed.len(), 1, "{:?}", String::from_utf8_lossy(&passed));
+            assert!(changed[0].0.eq_ignore_ascii_case(&b'd') && changed[0].1 == MASK);
         }
+    }
+
+    #[test]
+    fn every_request_of_a_connection_loses_the_name() {
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\ntulle-client-id: spiffe://x\r\n\r\n";
+        let [whole, single] = passed(&request.repeat(3));
+        assert_eq!(whole, single);
+        let passed = String::from_utf8(whole.unwrap()).unwrap();
+        assert_eq!(passed.matches("\r\ntulle-client-ix: spiffe://x").count(), 3);
+        assert!(!passed.contains("tulle-client-id"));
+    }
+
+    #[test]
+    fn a_name_that_goes_on_is_another_one() {
+        let [whole, _] = passed(b"GET / HTTP/1.1\r\ntulle-client-idx: y\r\n\r\n");
+        assert_eq!(whole.unwrap(), b"GET / HTTP/1.1\r\ntulle-client-idx: y\r\n\r\n");
     }
 
     /// What an HTTP/2 client sends for a request with this header.
@@ -254,10 +305,10 @@ mod tests {
         for name in ["tulle-client-id", "tulle_client_id"] {
             let forged = http2_request(name, "spiffe://x").await;
             assert!(forged.starts_with(PREFACE));
-            assert!(!passes(&forged), "{name}");
+            assert_eq!(passed(&forged), [None, None], "{name}");
             let mut upgraded = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\nPRI * HTT".to_vec();
             upgraded.extend_from_slice(&forged);
-            assert!(!passes(&upgraded), "{name} after an upgrade");
+            assert_eq!(passed(&upgraded), [None, None], "{name} after an upgrade");
         }
         assert!(passes(&http2_request("x-tulle", "tulle-client-id: x").await));
         assert!(passes(&http2_request("tulle-client-ip", &"v".repeat(300)).await));
@@ -284,7 +335,7 @@ mod tests {
             b"*2\r\n$3\r\nGET\r\n$15\r\ntulle-client-id\r\n",
             b"\r\nGET / HTTP/1.1\r\nHost: a\r\nx-client-id: tulle\r\n\r\n",
             b"\x16\x03\x01\x02\x00",
-            b"get / HTTP/1.1\r\nx: tulle-client-id: y\r\ntulle-client-idx: y\r\ntulle-client\r\n-id: x\r\n",
+            b"get / HTTP/1.1\r\nx: tulle-client-id: y\r\ntulle-client-i: y\r\ntulle-client\r\n-id: x\r\n",
             b"<13>1 - web - - - \"GET / HTTP/1.1\" 200\ntulle-client-id: x\n",
             b"{\"short_message\":\"GET / HTTP/1.1\",\"headers\":\"\\ntulle-client-id: x\"}\0",
             b"PROXY TCP4 192.0.2.1 192.0.2.2 4444 80\r\nEHLO http/1.1\r\nx\r\n",

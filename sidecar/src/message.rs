@@ -174,7 +174,7 @@ async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<P
 }
 
 /// Moves one direction of an opaque connection to its end, and counts into `moved`. The other direction
-/// goes on when this one has ended. `admit` sees every byte first, and may break off.
+/// goes on when this one has ended. `admit` sees every byte first; it may change some, and break off.
 ///
 /// # Errors
 /// [`PumpError`] says which side broke off.
@@ -182,14 +182,14 @@ pub async fn pump(
     mut from: Source<'_>,
     to: &mut Sink<'_>,
     moved: &mut u64,
-    mut admit: impl FnMut(&[u8]) -> bool,
+    mut admit: impl FnMut(Bytes) -> Option<Bytes>,
 ) -> Result<(), PumpError> {
     loop {
         match next(&mut from, to, false).await? {
             Part::Data(bytes) => {
-                if !admit(&bytes) {
+                let Some(bytes) = admit(bytes) else {
                     return Err(PumpError::SourceMalformed("bytes that are not admitted"));
-                }
+                };
                 *moved += bytes.len() as u64;
                 to.data(bytes).await?;
             }

@@ -64,6 +64,11 @@ impl Answer<'_> {
         }
     }
 
+    /// Whether another sidecar gets the answer.
+    pub(crate) fn is_mesh(&self) -> bool {
+        matches!(self, Self::Mesh(..))
+    }
+
     /// The answer with this head broke off: its client cannot take what it got for the whole, nor for
     /// something that it has given up itself. `code`: with what the server reset its HTTP/2 stream.
     pub(super) async fn abort(&mut self, head: &Head, code: Option<u8>) {
@@ -167,14 +172,14 @@ impl Answer<'_> {
 
     /// Whether this failure makes another sidecar send the request elsewhere.
     pub(crate) fn sends_elsewhere(&self, failure: &Failure) -> bool {
-        matches!(self, Self::Mesh(..)) && reset_code(failure) == Some(Code::NotProcessed)
+        self.is_mesh() && reset_code(failure) == Some(Code::NotProcessed)
     }
 
     /// What [`Self::fail_request`] answers: an HTTP status, and one of gRPC. `None`: the client is gone, or another
     /// sidecar decides what becomes of the request.
     pub(crate) fn statuses_of(&self, request: &Head, failure: &Failure) -> Option<(u16, Option<u16>)> {
         let is_gone = matches!(failure, Failure::ClientGone | Failure::ClientGaveUp);
-        if is_gone || (matches!(self, Self::Mesh(..)) && reset_code(failure).is_some()) {
+        if is_gone || (self.is_mesh() && reset_code(failure).is_some()) {
             return None;
         }
         let is_grpc = !matches!(self, Self::Http1(_)) && grpc::content_type(request).is_some();
@@ -239,7 +244,7 @@ impl Answer<'_> {
             edits.apply_to_failure(&mut head);
         }
         // What is said here says nothing of the connection between another sidecar and its client.
-        let close = !keep && !matches!(self, Self::Mesh(..));
+        let close = !keep && !self.is_mesh();
         if self.marked_head(&head, bodiless, close, shed).is_err() {
             return;
         }

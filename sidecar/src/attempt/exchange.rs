@@ -29,6 +29,8 @@ pub struct Exchange {
     pub source: UpSource,
     /// The connection had been open for a while: it may have been closed meanwhile.
     pub reused: bool,
+    /// It is one that its server has just used: see [`Taken::in_use`](crate::pool::Taken::in_use).
+    pub in_use: bool,
     /// The place on a connection that several requests share.
     pub place: Option<Place>,
     /// Held until the server answers: it may not have accepted the connection.
@@ -89,6 +91,7 @@ pub fn http1_exchange(reader: Reader, mut writer: Writer, head: &Head, reused: b
         sink: UpSink::Http1(writer),
         source: UpSource::Http1(reader),
         reused,
+        in_use: false,
         place: None,
         waiting: None,
     }
@@ -124,6 +127,8 @@ pub async fn http2_exchange(
         sink: UpSink::Http2(body),
         source: UpSource::Http2(Some(answer), None),
         reused,
+        // A server closes an idle one with GOAWAY.
+        in_use: true,
         place: Some(place),
         waiting: None,
     })

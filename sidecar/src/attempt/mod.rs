@@ -92,7 +92,8 @@ pub enum End {
     Refused(u16),
     /// No byte reached an application.
     NotProcessed(Failure),
-    /// The application has provably not read the request to its end.
+    /// The application's side reset the connection without a byte of an answer. Most likely it has not read the request to
+    /// its end; but one that has may also break off like this (`SO_LINGER` of 0), and have carried it out.
     Unread(Failure),
     /// Nothing of an answer arrived; the application may have seen the request.
     Unanswered(Failure),
@@ -131,14 +132,12 @@ pub struct Attempt {
 impl End {
     /// Whether the request may be sent once more, elsewhere or on a fresh connection. What no application has
     /// read may be, whatever its method; what one may have carried out only if its method allows it to be carried
-    /// out twice (RFC 9110 §9.2.2). An application that has read a head may have acted on it, and failed before it
-    /// came to the body. The body must still be here as a whole.
+    /// out twice (RFC 9110 §9.2.2). The body must still be here as a whole.
     pub fn may_repeat(&self, call: &Call<'_>) -> bool {
         call.body.is_replayable()
             && match self {
                 Self::NotProcessed(_) => true,
-                Self::Unread(_) => call.body.is_read_at_once() || call.is_idempotent(),
-                Self::Unanswered(_) => call.is_idempotent(),
+                Self::Unread(_) | Self::Unanswered(_) => call.is_idempotent(),
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
             }
     }

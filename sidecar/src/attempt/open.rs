@@ -15,8 +15,8 @@ use crate::backend::{Backend, Upstream};
 use crate::claim::set_client_id;
 use crate::error::Failure;
 use crate::grpc;
-use crate::http1::{Framing, Head, Reader, Writer};
-use crate::pool::Server;
+use crate::http1::{Framing, Head};
+use crate::pool::{Server, Taken};
 use crate::worker::Worker;
 
 /// The server's sidecar is told of so much more time than there is left: the client's own sidecar ends a request that
@@ -85,6 +85,7 @@ pub async fn open(
         sink: UpSink::Mesh(sender),
         source: UpSource::Mesh(receiver),
         reused: false,
+        in_use: false,
         place: None,
         waiting: None,
     })
@@ -104,7 +105,7 @@ async fn open_plain(
     let kept = if to.fresh { None } else { take_kept(worker, server, head) };
     let reused = kept.is_some();
     let (reader, writer) = match kept {
-        Some(kept) => kept,
+        Some(kept) => (kept.reader, kept.writer),
         None => worker.http1.connect(server, to.limit).await?,
     };
     Ok(http1_exchange(reader, writer, head, reused))
@@ -113,7 +114,7 @@ async fn open_plain(
 /// A kept connection to an HTTP/1 server for a request with this head. The server may be closing it at this moment,
 /// which can only happen because we keep it: the client has just opened its own. A request that could not be sent again
 /// then takes a young one only, which its server is not about to close.
-pub fn take_kept(worker: &Worker, server: Server, head: &Head) -> Option<(Reader, Writer)> {
+pub fn take_kept(worker: &Worker, server: Server, head: &Head) -> Option<Taken> {
     match survives_closing(head) {
         true => worker.http1.take(server),
         false => worker.http1.take_young(server),

@@ -8,10 +8,11 @@ use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use tulle_mesh::wire::frame::Code;
 
 use super::answer::Answer;
 use super::body::RequestBody;
@@ -34,13 +35,29 @@ pub struct Joined {
     pub from_server: Option<Result<(), PumpError>>,
 }
 
+impl Joined {
+    /// Whether the server's side failed the tunnel: it broke off, and its client had neither ended nor broken off before.
+    /// `gone`: what it means that the connection itself ended.
+    pub fn failure_of_server(&self, gone: Failure) -> Option<Failure> {
+        match (self.from_client, self.from_server) {
+            (Some(Ok(()) | Err(PumpError::SourceGone)), _) => None,
+            (_, Some(Err(PumpError::SourceGone))) => Some(gone),
+            (_, Some(Err(PumpError::SourceReset(Code::Denied)))) => Some(Failure::PolicyDenied),
+            (_, Some(Err(PumpError::SourceReset(_) | PumpError::SourceMalformed(_)))) => {
+                Some(Failure::UpstreamReset)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Moves bytes both ways until each way has ended. A way that breaks off ends the other, and both ends see
 /// that it was not a proper end, as when `stop` resolves. `admit` sees what the client sends, and may break
 /// off. Returns the bytes from the client and from the server.
 pub async fn tunnel(
     up: (Source<'_>, Sink<'_>),
     down: (Source<'_>, Sink<'_>),
-    admit: impl FnMut(&[u8]) -> bool,
+    admit: impl FnMut(Bytes) -> Option<Bytes>,
     stop: impl Future<Output = ()>,
 ) -> (u64, u64) {
     join(up, down, admit, || {}, stop).await.bytes
@@ -50,7 +67,7 @@ pub async fn tunnel(
 pub async fn join(
     up: (Source<'_>, Sink<'_>),
     down: (Source<'_>, Sink<'_>),
-    admit: impl FnMut(&[u8]) -> bool,
+    admit: impl FnMut(Bytes) -> Option<Bytes>,
     mut heard: impl FnMut(),
     stop: impl Future<Output = ()>,
 ) -> Joined {
@@ -58,9 +75,9 @@ pub async fn join(
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
     let (uploaded, downloaded) = {
         let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
-        let download = pin!(pump(from_server, &mut to_client, &mut received, |_| {
+        let download = pin!(pump(from_server, &mut to_client, &mut received, |bytes| {
             heard();
-            true
+            Some(bytes)
         }));
         let both = async {
             match select(upload, download).await {
@@ -111,7 +128,7 @@ pub(super) async fn stalled(limit: Option<Duration>, moved: impl Fn() -> u64) {
 pub async fn proxy_tcp(
     client: (&mut Reader, &mut Writer),
     server: (&mut Reader, &mut Writer),
-    admit: impl FnMut(&[u8]) -> bool,
+    admit: impl FnMut(Bytes) -> Option<Bytes>,
     heard: impl FnMut(),
     stop: impl Future<Output = ()>,
 ) -> Joined {
@@ -130,7 +147,7 @@ pub async fn proxy_tcp(
 pub async fn splice(
     (client, read): (TcpStream, BytesMut),
     server: TcpStream,
-    admit: impl FnMut(&[u8]) -> bool,
+    admit: impl FnMut(Bytes) -> Option<Bytes>,
     stop: impl Future<Output = ()>,
 ) -> (u64, u64) {
     let (mut from_client, mut to_client) = split(client, read);
@@ -165,22 +182,33 @@ pub(super) async fn upgraded(
     let (Some((first, from_client)), Some(from_server)) = (body.take_tunnel(), source.body()) else { return };
     let Ok(to_client) = answer.unframed(head) else { return };
     let mut to_server = sink.unframed(head);
-    let early = first.len() as u64;
-    if early > 0 && to_server.data(first).await.is_err() {
-        attempt.end = End::Delivered(Err(Failure::UpstreamReset));
-        return;
-    }
     let mut filter = terms.screens.then(ForgedIdentityFilter::default);
     let pieces = Cell::new(0u64);
-    let admit = |bytes: &[u8]| {
+    let mut admit = |bytes: Bytes| {
         pieces.set(pieces.get() + 1);
-        filter.as_mut().is_none_or(|filter| filter.admit(bytes))
+        match &mut filter {
+            Some(filter) => filter.admit(bytes),
+            None => Some(bytes),
+        }
     };
+    let early = first.len() as u64;
+    if early > 0 {
+        let Some(first) = admit(first) else {
+            attempt.end = End::Delivered(Err(Failure::ClientBadRequest("bytes that are not admitted")));
+            return;
+        };
+        if to_server.data(first).await.is_err() {
+            attempt.end = End::Delivered(Err(Failure::UpstreamReset));
+            return;
+        }
+    }
     let heard = || pieces.set(pieces.get() + 1);
     let ways = ((from_client, to_server), (from_server, to_client));
     let joined = join(ways.0, ways.1, admit, heard, stalled(terms.idle, || pieces.get())).await;
     if joined.from_client.is_none() && joined.from_server.is_none() {
         attempt.end = End::Delivered(Err(Failure::IdleTimeout));
+    } else if let Some(failure) = joined.failure_of_server(Failure::UpstreamReset) {
+        attempt.end = End::Delivered(Err(failure));
     }
     if let Some(Err(PumpError::SourceMalformed(why))) = joined.from_client {
         attempt.end = End::Delivered(Err(Failure::ClientBadRequest(why)));

@@ -27,11 +27,11 @@ use crate::error::Failure;
 use crate::grpc::is_server_error;
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
-use crate::pool::{self, PATIENT, Server};
+use crate::pool::{self, PATIENT, Server, Taken};
 use crate::settings::SourceAddress;
 use crate::worker::Worker;
 
-/// When a request that was provably not read is sent again, counted from the failure.
+/// When a request is sent again to the same application, counted from the failure.
 const REPEATS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(25)];
 /// Who has waited so long for a first byte on a fresh connection may wait for the application to accept it.
 const LONG_WAIT: Duration = Duration::from_millis(20);
@@ -71,7 +71,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
             Ok(opened) => opened,
             Err(failure) => return Ended::failed(failure),
         };
-        let reused = exchange.reused;
+        let (reused, in_use) = (exchange.reused, exchange.in_use);
         let mut attempt = attempt::run(call, exchange, &policy).await;
         note_latency(&peer.worker, &attempt);
         call.attempts = call.attempts.saturating_add(1);
@@ -159,11 +159,12 @@ async fn connect_for(
     let begin = || worker.app_waiting.begin_at(Some(server.address.port()));
     let own = if fresh { None } else { peer.take_own() };
     let is_own = own.is_some();
+    let own = own.map(|(reader, writer)| Taken { reader, writer, in_use: false });
     let kept = own.or_else(|| if fresh { None } else { take_kept(worker, server, head) });
-    if let Some((reader, writer)) = kept {
+    if let Some(Taken { reader, writer, in_use }) = kept {
         // One that was opened for a silent client may still wait in the application's backlog.
         let waiting = (!reader.has_answered()).then(begin);
-        return Ok((Exchange { waiting, ..http1_exchange(reader, writer, head, true) }, is_own));
+        return Ok((Exchange { waiting, in_use, ..http1_exchange(reader, writer, head, true) }, is_own));
     }
     let waiting = Some(begin());
     let (reader, writer) = worker.http1.connect(server, PATIENT).await?;

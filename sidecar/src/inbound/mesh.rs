@@ -200,10 +200,14 @@ async fn carry(
     let mut filter = peer.filter();
     let mut early = 0;
     let mut to_app = Sink::Http1(&mut writer);
+    let first = match first {
+        Some(Event::Data(bytes)) => filter(bytes).map(Event::Data).or(Some(Event::Lost)),
+        other => other,
+    };
     match first {
         // The application spoke first. An end is seen again below.
         None | Some(Event::End) => {}
-        Some(Event::Data(bytes)) if filter(&bytes) => {
+        Some(Event::Data(bytes)) => {
             early = bytes.len() as u64;
             // It has gone to a connection that was just opened: there is room for it.
             if to_app.data(bytes).await.is_err() || to_app.flush().await.is_err() {

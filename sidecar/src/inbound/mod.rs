@@ -29,6 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -154,18 +155,18 @@ impl Peer {
         access_log::connection(&self.worker, &self.client, since, failure, bytes);
     }
 
-    /// Admits what a client sends as long as it does not claim an identity.
-    fn filter(&self) -> impl FnMut(&[u8]) -> bool + '_ {
+    /// Lets through what a client sends, without a header that names its client (see [`crate::claim`]).
+    fn filter(&self) -> impl FnMut(Bytes) -> Option<Bytes> + '_ {
         let mut filter = ForgedIdentityFilter::default();
         move |bytes| {
             let admitted = filter.admit(bytes);
-            if !admitted {
+            if admitted.is_none() {
                 self.worker.telemetry.event(RefusedConnection::ClaimedIdentity);
                 if let Some(suppressed) = LIMIT.allow() {
                     tracing::warn!(
                         client = %self.client.address, identity = %self.client.name(),
                         port = self.client.destination.port(), suppressed,
-                        "broken off: an opaque connection carries HTTP with a tulle-client-id header"
+                        "broken off: an opaque connection carries HTTP/2 with a tulle-client-id header"
                     );
                 }
             }

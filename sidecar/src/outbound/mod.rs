@@ -144,7 +144,7 @@ async fn passthrough(
     let (mut reader, mut writer) = split(client, read);
     let (mut from_server, mut to_server) = split(server, BytesMut::new());
     let ways = ((&mut reader, &mut writer), (&mut from_server, &mut to_server));
-    let joined = proxy_tcp(ways.0, ways.1, |_| true, || {}, stop).await;
+    let joined = proxy_tcp(ways.0, ways.1, Some, || {}, stop).await;
     series.connection(None, joined.bytes);
     Ok(())
 }

@@ -383,20 +383,20 @@ pub(super) fn carry<'a>(
                 writer.abort();
                 let from_server = Some(Err(PumpError::SourceGone));
                 let joined = Joined { bytes: (0, 0), from_client: None, from_server };
-                (joined, failure_of(&joined, Failure::UpstreamReset))
+                (joined, joined.failure_of_server(Failure::UpstreamReset))
             }
             Transport::Plain(stream, read, false) => {
                 let (mut input, mut output) = split(stream, read);
                 let ways = ((&mut reader, &mut writer), (&mut input, &mut output));
-                let joined = proxy_tcp(ways.0, ways.1, |_| true, || heard(Seen::Good), pending()).await;
-                (joined, failure_of(&joined, Failure::UpstreamReset))
+                let joined = proxy_tcp(ways.0, ways.1, Some, || heard(Seen::Good), pending()).await;
+                (joined, joined.failure_of_server(Failure::UpstreamReset))
             }
             Transport::Mesh(sender, receiver, first) => {
                 let joined = through_sidecar((sender, receiver, first), &mut reader, &mut writer, || {
                     heard(Seen::Good)
                 })
                 .await;
-                (joined, failure_of(&joined, Failure::UpstreamLost))
+                (joined, joined.failure_of_server(Failure::UpstreamLost))
             }
         };
         if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
@@ -458,7 +458,7 @@ async fn through_sidecar(
             }
             let mut up = 0;
             let mut to_server = Sink::Mesh(&sender);
-            let uploaded = pump(Source::Http1(reader), &mut to_server, &mut up, |_| true).await;
+            let uploaded = pump(Source::Http1(reader), &mut to_server, &mut up, Some).await;
             return ended(Some(uploaded), Some(Ok(())), up);
         }
         Some(Event::Reset(code)) => {
@@ -480,23 +480,9 @@ async fn through_sidecar(
     }
     let up = (Source::Http1(reader), Sink::Mesh(&sender));
     let down = (Source::Mesh(&mut receiver), Sink::Http1(writer));
-    let mut joined = join(up, down, |_| true, heard, pending()).await;
+    let mut joined = join(up, down, Some, heard, pending()).await;
     joined.bytes.1 += early.len() as u64;
     joined
-}
-
-/// Whether the server's side failed a connection: it broke off, and its client had neither ended nor broken off
-/// before. `gone`: what it means that the connection itself ended.
-fn failure_of(joined: &Joined, gone: Failure) -> Option<Failure> {
-    match (joined.from_client, joined.from_server) {
-        (Some(Ok(()) | Err(PumpError::SourceGone)), _) => None,
-        (_, Some(Err(PumpError::SourceGone))) => Some(gone),
-        (_, Some(Err(PumpError::SourceReset(Code::Denied)))) => Some(Failure::PolicyDenied),
-        (_, Some(Err(PumpError::SourceReset(_) | PumpError::SourceMalformed(_)))) => {
-            Some(Failure::UpstreamReset)
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -534,7 +520,7 @@ mod tests {
             (joined(Some(Ok(())), Some(Ok(()))), None),
             (joined(Some(Err(PumpError::SinkGone)), Some(Ok(()))), None),
         ] {
-            assert_eq!(failure_of(&ends, Failure::UpstreamReset), expected, "{ends:?}");
+            assert_eq!(ends.failure_of_server(Failure::UpstreamReset), expected, "{ends:?}");
         }
     }
 }

@@ -52,6 +52,17 @@ impl Idle {
     }
 }
 
+/// A kept connection that another request takes.
+pub struct Taken {
+    /// Where answers come from.
+    pub reader: Reader,
+    /// Where requests go.
+    pub writer: Writer,
+    /// The server began an answer on it a moment ago, and is not known to close connections soon: if it breaks off now,
+    /// that is not because the connection was idle.
+    pub in_use: bool,
+}
+
 /// What is kept to one address.
 #[derive(Default)]
 struct Kept {
@@ -93,18 +104,18 @@ pub struct Http1Pool {
 
 impl Http1Pool {
     /// A kept connection that is still quiet, the youngest first.
-    pub fn take(&self, server: Server) -> Option<(Reader, Writer)> {
-        self.youngest(server, |_, _| true)
+    pub fn take(&self, server: Server) -> Option<Taken> {
+        self.youngest(server, |_| true)
     }
 
     /// The same for a request that must not meet a server that is closing: only a connection which the server has used
     /// a moment ago, and no server that is known to close soon. One that is passed over is closed, because a fresh one
     /// takes its place: otherwise they would gather, and keep a server of one connection at a time waiting.
-    pub fn take_young(&self, server: Server) -> Option<(Reader, Writer)> {
-        self.youngest(server, |one, closes_soon| one.is_young() && !closes_soon)
+    pub fn take_young(&self, server: Server) -> Option<Taken> {
+        self.youngest(server, |in_use| in_use)
     }
 
-    fn youngest(&self, server: Server, suits: impl Fn(&Idle, bool) -> bool) -> Option<(Reader, Writer)> {
+    fn youngest(&self, server: Server, suits: impl Fn(bool) -> bool) -> Option<Taken> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(&server.address)?;
         while let Some(place) = kept.idle.iter().rposition(|one| one.source == server.source) {
@@ -112,7 +123,8 @@ impl Http1Pool {
             let mut one = kept.idle.swap_remove(place);
             self.kept.set(self.kept.get().saturating_sub(1));
             if one.is_alive() {
-                return suits(&one, kept.closes_soon()).then_some((one.reader, one.writer));
+                let in_use = one.is_young() && !kept.closes_soon();
+                return suits(in_use).then_some(Taken { reader: one.reader, writer: one.writer, in_use });
             }
             // One that had been used again belongs to a server that keeps connections, and has restarted, say.
             if one.is_young() && !one.reused {

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout};
 
-pub use http1::Http1Pool;
+pub use http1::{Http1Pool, Taken};
 pub use http2::{Http2Pool, Place};
 pub use mesh::MeshPool;
 

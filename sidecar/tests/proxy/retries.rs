@@ -20,10 +20,11 @@ const LARGE: usize = 100 * 1024;
 const SMALL: usize = 100;
 const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 
-const HTTP1: [Ending; 6] = [
+const HTTP1: [Ending; 7] = [
     Ending::Answers,
     Ending::ClosesUnread,
     Ending::ResetsHalfRead,
+    Ending::ResetsRead,
     Ending::ClosesRead,
     Ending::HalfHead,
     Ending::HalfAnswer,
@@ -92,6 +93,13 @@ impl Cell {
         match self.ending {
             Ending::Answers => saved(1),
             Ending::HalfAnswer => seen.outcome == Outcome::CutShort(200) && seen.whole == 1,
+            // It may have been carried out.
+            ending if ending.is_reset() && self.method == "POST" => {
+                let whole = usize::from(!ending.is_unread());
+                seen.outcome != Outcome::Whole(200)
+                    && seen.whole == whole
+                    && (self.body == LARGE || seen.outcome == Outcome::Whole(502))
+            }
             // It depends on how much was under way whether it can be sent again. A server that takes no more of a
             // request ends its client's connection, perhaps before that has read the answer.
             ending if ending.is_unread() && self.body == LARGE => {
@@ -99,6 +107,7 @@ impl Cell {
             }
             ending if ending.is_unread() => saved(1),
             _ if self.method == "POST" || self.body == LARGE => failed,
+            Ending::ResetsRead => saved(2),
             // Once on this connection, which may have been closed for being idle, or at this endpoint.
             _ if elsewhere => saved(2),
             _ => failed,
@@ -207,7 +216,12 @@ async fn a_request_to_servers_that_always_fail_is_given_up_soon() {
         failed && read
     };
     for meshed in [false, true] {
-        let mut all = cells(Protocol::Http1, &[Ending::ClosesUnread, Ending::ClosesRead], false, &[0, SMALL]);
+        let mut all = cells(
+            Protocol::Http1,
+            &[Ending::ClosesUnread, Ending::ResetsRead, Ending::ClosesRead],
+            false,
+            &[0, SMALL],
+        );
         let http2 = [Ending::RefusesStream, Ending::GoesAway, Ending::ResetsStream];
         all.extend(cells(Protocol::Http2, &http2, false, &[0, SMALL]));
         let (wrong, seen) = wrong(meshed, all, expect).await;

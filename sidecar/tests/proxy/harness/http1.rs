@@ -137,6 +137,10 @@ pub async fn serve(mut stream: TcpStream, script: Arc<Script>) {
                 }
             }
             Ending::ClosesRead => return,
+            Ending::ResetsRead => {
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
             Ending::HalfHead => {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-le").await;
                 return;

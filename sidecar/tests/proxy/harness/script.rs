@@ -13,6 +13,8 @@ pub enum Ending {
     ClosesUnread,
     /// It resets the connection with the request half read.
     ResetsHalfRead,
+    /// It reads the request and resets the connection, as `SO_LINGER` of 0 does.
+    ResetsRead,
     /// It reads the request and closes the connection.
     ClosesRead,
     /// It reads the request, sends half a head and closes the connection.
@@ -28,7 +30,12 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Whether the server has provably not read the request to its end.
+    /// Whether the server resets the connection, so that nobody can tell whether it has read the request.
+    pub fn is_reset(self) -> bool {
+        matches!(self, Self::ClosesUnread | Self::ResetsHalfRead | Self::ResetsRead)
+    }
+
+    /// Whether the server has not read the request to its end.
     pub fn is_unread(self) -> bool {
         matches!(self, Self::ClosesUnread | Self::ResetsHalfRead | Self::RefusesStream | Self::GoesAway)
     }
