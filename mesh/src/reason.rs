@@ -105,11 +105,11 @@ reasons! {
         "The Service has no ready endpoint, a Canary gives the only revision of them no share, or `zone: Only` excludes all.",
         "Compare `kubectl get endpointslices` with `tulle config POD endpoints` of the client's pod.";
     UpstreamConnect, Upstream,
-        "No endpoint could be connected.",
-        "Look at the server's pods, NetworkPolicies and nodes: `tulle pods`.";
+        "No endpoint could be connected: nothing listens at the Service's `targetPort`, or the network does not let it through.",
+        "Compare the Service's `targetPort` with the port that the application listens at; one that listens at 127.0.0.1 alone is not reached either. Then look at NetworkPolicies and nodes: `tulle pods`.";
     UpstreamNotProcessed, Upstream,
-        "Every endpoint that was tried (at most four) ended before it processed the request.",
-        "Find out whether the server's pods end or restart: `kubectl get pods`.";
+        "Every endpoint that was tried (at most four) passed it on to nobody: nothing listens at the Service's `targetPort`, or the pods end.",
+        "Compare the Service's `targetPort` with the port that the application listens at: the log of the server's sidecar names it (`kubectl logs SERVER-POD -c tulle-proxy`). Else find out whether the server's pods end or restart: `kubectl get pods`.";
     UpstreamIdentity, Upstream,
         "The endpoint has another identity than expected, usually because its address has been reused.",
         "Nothing if it ends by itself within seconds; else compare the pod's service account with `tulle config POD endpoints` of the client's pod.";
@@ -158,6 +158,12 @@ impl Reason {
     /// The reason of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+
+    /// Whether it says that no endpoint was chosen. Nothing was sent then, and nothing says whether mTLS would have
+    /// secured it: tables show neither yes nor no.
+    pub const fn has_no_endpoint(self) -> bool {
+        matches!(self, Self::UpstreamNone | Self::RouteNone | Self::RouteNoBackend)
     }
 }
 

@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use tulle_mesh::canonical::{self, Readings};
 use tulle_mesh::counted_event::NotProcessed;
 use tulle_mesh::denial::DenialId;
+use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use crate::attempt::answer::{Answer, Load, Refused};
 use crate::attempt::body::RequestBody;
 use crate::error::Failure;
-use crate::http1::{Framing, Head, Reader, Writer};
+use crate::http1::{Framing, Head, Reader, Writer, logged_host};
 use crate::message::Source;
 use crate::route::ResponseEdits;
 use crate::tap;
@@ -65,6 +66,8 @@ pub struct Ended {
     pub result: Result<u16, Failure>,
     /// The `grpc-status` of the answer.
     pub grpc_status: Option<u16>,
+    /// Why the server's sidecar gave the answer; `None`: the server did, or nobody.
+    pub sidecar_reason: Option<Reason>,
     /// Bytes of the bodies: request, answer.
     pub bytes: (u64, u64),
     /// The head of an answer has gone to the client: nothing else can be answered.
@@ -80,9 +83,18 @@ impl Ended {
         Self {
             result: Err(failure),
             grpc_status: None,
+            sidecar_reason: None,
             bytes: (0, 0),
             answered: false,
             client_reusable: false,
+        }
+    }
+
+    /// The reason that the request is counted under; `None`: an application answered it.
+    pub fn reason(&self) -> Option<Reason> {
+        match &self.result {
+            Ok(_) => self.sidecar_reason,
+            Err(failure) => Some(failure.reason()),
         }
     }
 }
@@ -200,7 +212,10 @@ impl<'a> Call<'a> {
     pub async fn finish(mut self, worker: &Worker, series: &Series, ended: Ended) -> bool {
         series.retried(u64::from(self.attempts.saturating_sub(1)));
         let took = self.since.elapsed();
-        series.request(&ended.result, ended.grpc_status, took, ended.bytes);
+        match (&ended.result, ended.sidecar_reason) {
+            (Ok(_), Some(reason)) => series.refused(reason, took, ended.bytes),
+            (result, _) => series.request(result, ended.grpc_status, took, ended.bytes),
+        }
         worker.telemetry.taps.show(|| tap::Request::of(&self, series, &ended, took));
         if let Some(trace) = &self.trace {
             trace.served(worker, &self, &ended);
@@ -212,16 +227,18 @@ impl<'a> Call<'a> {
         if self.answer.sends_elsewhere(failure) {
             worker.telemetry.event(NotProcessed::AppRefused);
         }
-        // Whoever refuses by a rule logs the rule.
+        // Whoever refuses by a rule logs the rule, and whoever cannot connect the application its port.
+        let is_logged = failure.is_of_policy()
+            || (*failure == Failure::UpstreamConnect && series.key.direction == "inbound");
         if !failure.is_of_client()
-            && !failure.is_of_policy()
+            && !is_logged
             && let Some(suppressed) = FAILURES.allow()
         {
-            let (method, host) = (self.head.request_line().0, self.head.header("host"));
+            let (method, host) = (self.head.request_line().0, logged_host(&self.head));
             tracing::info!(
                 reason = failure.name(),
                 method,
-                ?host,
+                host = host.as_deref(),
                 attempts = self.attempts,
                 suppressed,
                 "a request failed: {failure}"

@@ -35,7 +35,7 @@ pub enum Failure {
     #[error("the service has no ready endpoint")]
     UpstreamNone,
     /// No endpoint could be reached.
-    #[error("no endpoint could be reached")]
+    #[error("no endpoint could be connected: nothing may be listening at the Service's targetPort")]
     UpstreamConnect,
     /// The endpoint's certificate names another workload: a reused address.
     #[error("the endpoint is another workload than expected")]
@@ -49,8 +49,11 @@ pub enum Failure {
     /// The server sent invalid HTTP.
     #[error("the server sent an answer that is refused: {0}")]
     UpstreamBadResponse(&'static str),
-    /// Every endpoint that was tried ended before it processed the request.
-    #[error("every endpoint that was tried had gone")]
+    /// Every endpoint that was tried had no application that took the request: its sidecar could not connect it, or it was
+    /// ending.
+    #[error(
+        "no endpoint that was tried served it: nothing may be listening at the Service's targetPort, or the pods end"
+    )]
     UpstreamNotProcessed,
     /// This sidecar has no certificate, so it can reach no other sidecar.
     #[error("this pod has no workload certificate yet: is the operator reachable?")]

@@ -62,6 +62,9 @@ pub struct Counts {
     pub failed_connections: u64,
     /// The same of those that were denied.
     pub denied_connections: u64,
+    /// Requests that the server's sidecar denied, as their client's has counted them: in the last class. In sums of series
+    /// only.
+    pub denied_of_client: u64,
 }
 
 impl Counts {
@@ -149,6 +152,7 @@ impl Counts {
         self.ejections = self.ejections.saturating_add(other.ejections);
         self.failed_connections = self.failed_connections.saturating_add(other.failed_connections);
         self.denied_connections = self.denied_connections.saturating_add(other.denied_connections);
+        self.denied_of_client = self.denied_of_client.saturating_add(other.denied_of_client);
         for (name, count) in &other.reasons {
             self.add_reason(name, *count);
         }
@@ -182,11 +186,29 @@ impl Counts {
             reasons: reasons.filter(|(_, count)| *count > 0).collect(),
             failed_connections: share(self.failed_connections),
             denied_connections: share(self.denied_connections),
+            denied_of_client: share(self.denied_of_client),
         }
     }
 
+    /// Finds out what the reasons of one series are those of, before it is added to others.
+    pub(super) fn judge(&mut self, is_opaque: bool) {
+        if is_opaque { self.judge_connections() } else { self.judge_requests() }
+    }
+
+    /// Finds out how many requests were denied that are in the last class: those that their clients did not give up or
+    /// get wrong. A server's sidecar counts what it denies as without an answer.
+    fn judge_requests(&mut self) {
+        use Reason::{ClientBadRequest, ClientGone, ClientHeadTooLong, PolicyDenied, PolicyPlaintext};
+        let of = |wanted: &[Reason]| {
+            self.of_reasons(|name| Reason::from_name(name).is_some_and(|reason| wanted.contains(&reason)))
+        };
+        let [_, _, _, _, _, _, _, abandoned] = self.classes;
+        let rest = abandoned.saturating_sub(of(&[ClientBadRequest, ClientGone, ClientHeadTooLong]));
+        self.denied_of_client = rest.min(of(&[PolicyDenied, PolicyPlaintext]));
+    }
+
     /// Finds out how many connections failed. For counts of an opaque series: all its reasons are those of connections.
-    pub(super) fn judge_connections(&mut self) {
+    fn judge_connections(&mut self) {
         let is_of_client =
             |name: &str| Reason::from_name(name).is_some_and(|reason| reason.blames() == Blame::Client);
         self.denied_connections = self.of_reasons(is_denial);
@@ -210,6 +232,13 @@ impl Counts {
         }
     }
 
+    /// Whether all of it had no endpoint to go to, so that nothing was sent.
+    pub fn went_nowhere(&self) -> bool {
+        let nowhere = |name: &str| Reason::from_name(name).is_some_and(Reason::has_no_endpoint);
+        let carried = self.requests().saturating_add(self.connections);
+        carried > 0 && self.of_reasons(nowhere) >= carried
+    }
+
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -230,8 +259,9 @@ impl Counts {
     pub fn golden(&self, seconds: u64) -> query::Golden {
         let [_, _, _, client_errors, _, _, unanswered, abandoned] = self.classes;
         let denied = self.of_reasons(is_denial);
-        // A request that is denied is counted as one without an answer.
-        let denied_requests = denied.saturating_sub(self.denied_connections).min(unanswered);
+        // A request that is denied is counted as one without an answer, and by its client's sidecar in the last class.
+        let denied_elsewhere = self.denied_connections.saturating_add(self.denied_of_client);
+        let denied_requests = denied.saturating_sub(denied_elsewhere).min(unanswered);
         let (requests, failures) = (self.requests(), self.failures().saturating_sub(denied_requests));
         // A request that its client gave up or got wrong, or that was refused as somebody wants it, says nothing about
         // the server.
@@ -247,7 +277,7 @@ impl Counts {
             requests,
             failures,
             client_errors,
-            abandoned,
+            abandoned: abandoned.saturating_sub(self.denied_of_client),
             denied,
             rps: requests as f64 / seconds.max(1) as f64,
             success: (judged > 0).then(|| 1.0 - failures as f64 / judged as f64),

@@ -312,9 +312,7 @@ impl History {
         let known = ids.iter().filter_map(|id| Some((id, self.series.get(id)?)));
         let sums = known.map(|(id, series)| {
             let mut sum = series.since(from, self.open, &self.reasons);
-            if &*id.protocol == OPAQUE {
-                sum.judge_connections();
-            }
+            sum.judge(&*id.protocol == OPAQUE);
             (SeriesId::clone(id), sum)
         });
         sums.filter(|(_, sum)| !sum.is_empty()).collect()
@@ -333,9 +331,7 @@ impl History {
         let index = |start: i64| usize::try_from((start - from).div_euclid(step)).ok();
         for (id, series) in self.series.iter().filter(|(id, _)| wanted(id)) {
             let mut add = |start: i64, mut counts: Counts| {
-                if &*id.protocol == OPAQUE {
-                    counts.judge_connections();
-                }
+                counts.judge(&*id.protocol == OPAQUE);
                 if let Some(point) = index(start).and_then(|index| points.get_mut(index)) {
                     point.merge(&counts);
                 }

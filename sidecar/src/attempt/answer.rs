@@ -6,9 +6,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use tulle_mesh::denial::DenialId;
+use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
+use super::own_answer;
 use crate::error::Failure;
 use crate::grpc;
 use crate::http1::{Framing, Head, Writer};
@@ -104,16 +106,26 @@ impl Answer<'_> {
     }
 
     pub(super) fn head_with(&mut self, head: &Head, end: bool, close: bool) -> Result<(), PumpError> {
-        self.marked_head(head, end, close, false)
+        self.marked_head(head, end, close, None)
     }
 
-    /// The same, and whether it tells another sidecar that the request was refused for load.
-    fn marked_head(&mut self, head: &Head, end: bool, close: bool, shed: bool) -> Result<(), PumpError> {
+    /// The same of an answer of this sidecar's own, and why it gives one: its client counts it under that reason.
+    fn marked_head(
+        &mut self,
+        head: &Head,
+        end: bool,
+        close: bool,
+        reason: Option<Reason>,
+    ) -> Result<(), PumpError> {
         match self {
             Self::Http1(writer) => writer.head(head, close),
             Self::Mesh(sender, Load { in_flight, latency_us }) => {
                 let mut block = BytesMut::with_capacity(512);
                 let (load, latency_us) = (Some(*in_flight), *latency_us);
+                let shed = reason == Some(Reason::OursOverloaded);
+                if let Some(reason) = reason {
+                    own_answer::mark(&mut block, reason);
+                }
                 Fields { load, latency_us, shed, ..Fields::default() }.encode(&mut block);
                 head.write(&mut block, close);
                 sender.head(&block, end);
@@ -236,8 +248,7 @@ impl Answer<'_> {
             head.framing = Framing::None;
         }
         name(&mut head, failure, denial);
-        let shed = *failure == Failure::OursOverloaded;
-        if shed {
+        if *failure == Failure::OursOverloaded {
             head.push("retry-after", Bytes::from_static(b"1"));
         }
         if let Some(edits) = edits {
@@ -245,7 +256,7 @@ impl Answer<'_> {
         }
         // What is said here says nothing of the connection between another sidecar and its client.
         let close = !keep && !self.is_mesh();
-        if self.marked_head(&head, bodiless, close, shed).is_err() {
+        if self.marked_head(&head, bodiless, close, Some(failure.reason())).is_err() {
             return;
         }
         if bodiless {
@@ -278,7 +289,7 @@ impl Answer<'_> {
         if let Some(edits) = edits {
             edits.apply_to_failure(&mut head);
         }
-        if self.marked_head(&head, true, true, *failure == Failure::OursOverloaded).is_ok() {
+        if self.marked_head(&head, true, true, Some(failure.reason())).is_ok() {
             let _ = self.flush().await;
         }
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use tokio::time::Instant;
+use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
-use super::End;
+use super::{End, own_answer};
 use crate::app_waiting::Guard;
 use crate::error::Failure;
 use crate::grpc;
@@ -46,6 +47,8 @@ pub struct Report {
     pub latency_us: Option<u32>,
     /// The request was refused for load, and the application has not seen it.
     pub shed: bool,
+    /// Why that sidecar answered itself; `None`: the application answered.
+    pub reason: Option<Reason>,
 }
 
 /// A head that has arrived from a server.
@@ -242,10 +245,13 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, En
 fn parse(mut block: Bytes, method: &[u8]) -> Result<(Head, Report), Failure> {
     const UNREADABLE: Failure =
         Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
+    let reason = own_answer::reason(&block);
     let Fields { load, latency_us, shed, .. } = Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
+    // Earlier sidecars say no more than that they shed load.
+    let reason = reason.or(shed.then_some(Reason::OursOverloaded));
     let mut text = BytesMut::from(block);
     match crate::http1::head::parse_response(&mut text, method) {
-        Ok(Some(head)) => Ok((head, Report { load, latency_us, shed })),
+        Ok(Some(head)) => Ok((head, Report { load, latency_us, shed, reason })),
         _ => Err(UNREADABLE),
     }
 }
@@ -343,6 +349,19 @@ mod tests {
         fields.encode(&mut block);
         block.extend_from_slice(b"HTTP/1.1 503 Service Unavailable\r\n\r\n");
         let (_, report) = parse(block.freeze(), b"GET").unwrap();
-        assert_eq!(report, Report { load: Some(7), latency_us: Some(1_500), shed: true });
+        let reason = Some(Reason::OursOverloaded);
+        assert_eq!(report, Report { load: Some(7), latency_us: Some(1_500), shed: true, reason });
+    }
+
+    #[test]
+    fn only_the_servers_sidecar_says_why_it_answered_itself() {
+        let text = "HTTP/1.1 403 Forbidden\r\ntulle-reason: PolicyDenied\r\n\r\n";
+        let (_, report) = parse(block(text), b"GET").unwrap();
+        assert_eq!(report.reason, None, "an application writes what it likes behind the fields");
+        let mut marked = BytesMut::new();
+        own_answer::mark(&mut marked, Reason::PolicyDenied);
+        marked.extend_from_slice(&block(text));
+        let (head, report) = parse(marked.freeze(), b"GET").unwrap();
+        assert_eq!((head.status(), report.reason, report.shed), (403, Some(Reason::PolicyDenied), false));
     }
 }

@@ -16,6 +16,7 @@ impl Call<'_> {
         Ended {
             result: Ok(head.status()),
             grpc_status: None,
+            sidecar_reason: None,
             bytes: (0, 0),
             answered: true,
             client_reusable: reusable && sent.is_ok() && !matches!(self.answer, Answer::Mesh(..)),

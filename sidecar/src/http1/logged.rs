@@ -2,12 +2,16 @@
 //!
 //! In: what a client has sent. Out: a word of a closed set, or text that is cut and has no query. Pure.
 
+use std::borrow::Cow;
+
 use tulle_mesh::wire::head::Protocol as Travels;
 
 use super::Head;
 
 /// The longest path that is written. A head may have 60 KiB.
 pub const MAX_PATH: usize = 1024;
+/// The longest host that is written: as long as a name in DNS may be.
+const MAX_HOST: usize = 255;
 /// The methods that OpenTelemetry knows: RFC 9110, PATCH (RFC 5789) and QUERY. Others could be anything that a client
 /// makes up.
 const METHODS: [&str; 10] =
@@ -41,6 +45,12 @@ pub fn logged_path(target: &str) -> Option<&str> {
     Some(cut(path, MAX_PATH))
 }
 
+/// The host of a request as text: bytes that are not UTF-8 are replaced. `None`: it has none.
+pub fn logged_host(head: &Head) -> Option<Cow<'_, str>> {
+    let host = head.header("host")?;
+    Some(String::from_utf8_lossy(host.get(..MAX_HOST).unwrap_or(host)))
+}
+
 /// At most so many bytes of a text, and whole characters.
 pub fn cut(text: &str, most: usize) -> &str {
     text.get(..text.floor_char_boundary(most)).unwrap_or(text)
@@ -68,6 +78,21 @@ mod tests {
         let long = format!("/{}", "ä".repeat(2_000));
         let path = logged_path(&long).unwrap();
         assert!(path.len() <= MAX_PATH && long.starts_with(path) && path.len() > MAX_PATH - 4);
+    }
+
+    #[test]
+    fn a_host_is_text_and_is_cut_where_it_is_too_long() {
+        let of = |host: Option<Vec<u8>>| {
+            let mut head = Head::answer(200, "OK", 0);
+            if let Some(host) = host {
+                head.push("host", host);
+            }
+            logged_host(&head).map(Cow::into_owned)
+        };
+        assert_eq!(of(None), None);
+        assert_eq!(of(Some(b"web:80".to_vec())).as_deref(), Some("web:80"));
+        assert_eq!(of(Some(vec![b'a', 0xff])).as_deref(), Some("a\u{fffd}"));
+        assert_eq!(of(Some(vec![b'h'; 300])).map(|host| host.len()), Some(MAX_HOST));
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod writer;
 pub use body::{Decoder, Part};
 pub use conn::Reader;
 pub use head::{Framing, Head, HeadError, Start};
-pub use logged::{MAX_PATH, cut, known_method, logged_path, version};
+pub use logged::{MAX_PATH, cut, known_method, logged_host, logged_path, version};
 pub use writer::Writer;
 
 /// The longest head that a connection may bring, in bytes.

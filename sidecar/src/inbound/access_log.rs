@@ -234,7 +234,14 @@ mod tests {
     }
 
     fn answered(status: u16, grpc_status: Option<u16>) -> Ended {
-        Ended { result: Ok(status), grpc_status, bytes: (7, 42), answered: true, client_reusable: true }
+        Ended {
+            result: Ok(status),
+            grpc_status,
+            bytes: (7, 42),
+            answered: true,
+            client_reusable: true,
+            ..Ended::failed(Failure::ClientGone)
+        }
     }
 
     /// The line of a request with this head that ended so, after 1.5 ms.

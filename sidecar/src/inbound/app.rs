@@ -26,10 +26,14 @@ use crate::call::{Call, Ended};
 use crate::error::Failure;
 use crate::grpc::is_server_error;
 use crate::http1::conn::split;
-use crate::http1::{Head, Reader, Writer};
+use crate::http1::{Head, Reader, Writer, logged_host};
 use crate::pool::{self, PATIENT, Server, Taken};
 use crate::settings::SourceAddress;
+use crate::telemetry::Limited;
 use crate::worker::Worker;
+
+/// An application that is down fails every request: that is logged this often in a second.
+static UNCONNECTED: Limited = Limited::new(1);
 
 /// When a request is sent again to the same application, counted from the failure.
 const REPEATS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(25)];
@@ -55,7 +59,37 @@ fn is_preservable(worker: &Worker, source: IpAddr, server: SocketAddr) -> bool {
 
 /// Connects to the application, for as long as the caller waits.
 pub(super) async fn connect(peer: &Peer) -> Result<TcpStream, Failure> {
-    pool::connect(peer.server, PATIENT).await
+    pool::connect(peer.server, PATIENT).await.inspect_err(|failure| report_unconnected(peer, failure, None))
+}
+
+/// Logs that the application could not be connected, at which port, and whether anything listens there: usually the
+/// Service's `targetPort` is another one than the application's.
+#[cold]
+fn report_unconnected(peer: &Peer, failure: &Failure, request: Option<&Head>) {
+    if *failure != Failure::UpstreamConnect {
+        return;
+    }
+    let Some(suppressed) = UNCONNECTED.allow() else { return };
+    let what = unconnected(peer.server.address.port());
+    let host = request.and_then(logged_host);
+    tracing::info!(
+        reason = failure.name(), application = %peer.server.address, client = %peer.client.name(),
+        host = host.as_deref(), suppressed, "{what}"
+    );
+}
+
+/// What keeps connections from a port of the application, as a sentence.
+fn unconnected(port: u16) -> String {
+    match backlog::listens(port) {
+        Ok(false) => format!(
+            "nothing listens at port {port}: compare the targetPort of the Service with the port of the application"
+        ),
+        Ok(true) => format!(
+            "the application could not be connected at port {port}, where something listens: perhaps only at 127.0.0.1, \
+             or it takes no connections"
+        ),
+        Err(_) => format!("the application could not be connected: does it listen at port {port}?"),
+    }
 }
 
 /// Carries one request to the application and its answer back.
@@ -69,7 +103,10 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     loop {
         let (exchange, own) = match open(peer, call, fresh).await {
             Ok(opened) => opened,
-            Err(failure) => return Ended::failed(failure),
+            Err(failure) => {
+                report_unconnected(peer, &failure, Some(&call.head));
+                return Ended::failed(failure);
+            }
         };
         let (reused, in_use) = (exchange.reused, exchange.in_use);
         let mut attempt = attempt::run(call, exchange, &policy).await;
@@ -250,4 +287,23 @@ fn unaccepted(worker: &Worker) -> Vec<u16> {
         tracing::debug!(%error, "the kernel does not tell what is in the application's backlog");
         worker.app_waiting.ports_waited_for(LONG_WAIT)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_port_at_which_nobody_listens_is_named_with_what_to_compare() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let here = unconnected(port);
+        assert!(here.contains(&format!("port {port}, where something listens")), "{here}");
+        drop(listener);
+        let gone = unconnected(port);
+        assert!(gone.starts_with(&format!("nothing listens at port {port}: ")), "{gone}");
+        assert!(gone.contains("targetPort"), "{gone}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Which ports of the pod have connections that nobody has accepted.
+//! At which ports of the pod somebody listens, and which of them have connections that nobody has accepted.
 //!
 //! The kernel knows (`sock_diag(7)`): of a listening socket, the receive queue is the number of connections in its
 //! backlog. Asking takes some 30 µs and no right beyond that of any process in the pod's network namespace.
@@ -26,29 +26,51 @@ const REQUEST: usize = HEADER + 56;
 const PORT_AT: usize = 4;
 const QUEUE_AT: usize = 56;
 
+/// A listening TCP socket.
+struct Listening {
+    port: u16,
+    /// Connections in its backlog.
+    queue: u32,
+}
+
 /// The listening TCP ports whose backlog holds connections.
 ///
 /// # Errors
 /// When the kernel does not answer such questions here.
 pub(super) fn unaccepted() -> io::Result<Vec<u16>> {
+    let mut ports: Vec<u16> =
+        listening()?.into_iter().filter(|socket| socket.queue > 0).map(|socket| socket.port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(ports)
+}
+
+/// Whether a TCP socket listens at this port, whatever its address.
+///
+/// # Errors
+/// As those of [`unaccepted`].
+pub(super) fn listens(port: u16) -> io::Result<bool> {
+    Ok(listening()?.iter().any(|socket| socket.port == port))
+}
+
+/// All listening TCP sockets.
+fn listening() -> io::Result<Vec<Listening>> {
     let mut socket =
         Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     // The answer is there when the question has been sent.
     socket.set_nonblocking(true)?;
-    let mut ports = Vec::new();
+    let mut sockets = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
     for family in FAMILIES {
         socket.send(&request(family))?;
         loop {
             let length = socket.read(&mut buffer)?;
-            if read_ports(buffer.get(..length).unwrap_or(&[]), &mut ports)? {
+            if read_sockets(buffer.get(..length).unwrap_or(&[]), &mut sockets)? {
                 break;
             }
         }
     }
-    ports.sort_unstable();
-    ports.dedup();
-    Ok(ports)
+    Ok(sockets)
 }
 
 /// Asks for all listening TCP sockets of a family.
@@ -70,7 +92,7 @@ fn request(family: u8) -> [u8; REQUEST] {
 }
 
 /// Reads the messages of one datagram; whether it was the last.
-fn read_ports(mut bytes: &[u8], ports: &mut Vec<u16>) -> io::Result<bool> {
+fn read_sockets(mut bytes: &[u8], sockets: &mut Vec<Listening>) -> io::Result<bool> {
     let broken = || io::Error::from(io::ErrorKind::InvalidData);
     while !bytes.is_empty() {
         let length = u32::from_ne_bytes(field(bytes, 0).ok_or_else(broken)?) as usize;
@@ -86,9 +108,7 @@ fn read_ports(mut bytes: &[u8], ports: &mut Vec<u16>) -> io::Result<bool> {
         let message = bytes.get(HEADER..length).ok_or_else(broken)?;
         let port = u16::from_be_bytes(field(message, PORT_AT).ok_or_else(broken)?);
         let queue = u32::from_ne_bytes(field(message, QUEUE_AT).ok_or_else(broken)?);
-        if queue > 0 {
-            ports.push(port);
-        }
+        sockets.push(Listening { port, queue });
         // Messages begin at multiples of four.
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
     }
@@ -117,9 +137,18 @@ mod tests {
     }
 
     #[test]
+    fn a_port_is_listened_at_until_its_socket_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listens(port).unwrap());
+        drop(listener);
+        assert!(!listens(port).unwrap());
+    }
+
+    #[test]
     fn garbage_is_an_error_and_not_a_panic() {
         for bytes in [&[1, 2, 3][..], &[0; 16], &[40, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert!(read_ports(bytes, &mut Vec::new()).is_err(), "{bytes:?}");
+            assert!(read_sockets(bytes, &mut Vec::new()).is_err(), "{bytes:?}");
         }
     }
 }

@@ -342,6 +342,23 @@ async fn next(receiver: &mut Receiver) -> Event {
 }
 
 #[tokio::test]
+async fn another_sidecar_is_told_why_this_one_has_answered_and_of_the_applications_answers_nothing() {
+    local(async {
+        let nobody = proto::Access { has_allow: true, ..Default::default() };
+        let nobody = InboundAccess::new(Access::compile(&nobody).unwrap(), "shop/nobody".to_owned());
+        let refusing = worker(Mtls::Permissive, Some(nobody), SourceAddress::Sidecar);
+        for (worker, is_told) in [(refusing, true), (permissive(), false)] {
+            let app = application(App::Http).await;
+            let peer = mesh(&worker, app.address).await;
+            let (_sender, mut receiver) = open(&peer, Travels::Http1, GET);
+            let Event::Head(block) = next(&mut receiver).await else { panic!("no answer") };
+            assert_eq!(block.starts_with(b"\x08\x0cPolicyDenied"), is_told, "{block:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_opaque_stream_that_was_given_up_untouched_leaves_its_connection_for_the_request() {
     local(async {
         let (worker, app) = (permissive(), application(App::Http).await);

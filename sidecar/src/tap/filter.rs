@@ -7,10 +7,10 @@ use tulle_mesh::canonical;
 use tulle_mesh::policy::{Glob, RuleError};
 use tulle_mesh::proto::series_key::Direction;
 use tulle_mesh::proto::{TapFilter, Tapped};
+use tulle_mesh::reason::Reason;
 
 use super::MAX_TAPS;
 use super::request::Request;
-use crate::error::Failure;
 
 /// The largest status.
 const MAX_STATUS: u16 = 999;
@@ -90,7 +90,7 @@ impl Filter {
             && self.direction.is_none_or(|direction| direction == key.wire_direction())
             && self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(request.head.request_line().0))
             && self.status.as_ref().is_none_or(|statuses| statuses.contains(&request.status))
-            && (!self.is_denied || request.failure.is_some_and(is_denial))
+            && (!self.is_denied || request.reason.is_some_and(is_denial))
             && request.took >= self.slow
             // Last: it costs most.
             && self.path.as_ref().is_none_or(|glob| has_path(request.head.request_line().1, glob))
@@ -98,8 +98,8 @@ impl Filter {
 }
 
 /// Whether a policy or a limit of the server refused it. What a route, a fault or a timeout ends was not refused.
-fn is_denial(failure: &Failure) -> bool {
-    matches!(failure, Failure::PolicyDenied | Failure::PolicyPlaintext | Failure::OursOverloaded)
+fn is_denial(reason: Reason) -> bool {
+    matches!(reason, Reason::PolicyDenied | Reason::PolicyPlaintext | Reason::OursOverloaded)
 }
 
 /// Whether the path of a target matches in any reading that an application may have, as for a rule that denies.

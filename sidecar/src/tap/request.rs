@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tulle_mesh::proto::{self, TapEvent};
+use tulle_mesh::reason::Reason;
 use tulle_mesh::tap::{is_secret, shown_value};
 
 use crate::call::{Call, Ended};
-use crate::error::Failure;
 use crate::http1::{Head, logged_path};
 use crate::telemetry::{Series, SeriesKey};
 
@@ -71,13 +71,13 @@ pub struct Request<'a> {
     pub(super) took: Duration,
     /// How often it was sent.
     pub(super) attempts: u8,
-    /// Why it failed.
-    pub(super) failure: Option<&'a Failure>,
+    /// Why it failed, or was refused by the server's sidecar.
+    pub(super) reason: Option<Reason>,
 }
 
 impl<'a> Request<'a> {
     /// A request that has ended: the series that it was counted in, its outcome and its duration.
-    pub fn of(call: &'a Call<'_>, series: &'a Series, ended: &'a Ended, took: Duration) -> Self {
+    pub fn of(call: &'a Call<'_>, series: &'a Series, ended: &Ended, took: Duration) -> Self {
         let (status, grpc_status) = match &ended.result {
             Ok(status) => (*status, ended.grpc_status),
             // Of an answer that was cut off only its end is known.
@@ -92,7 +92,7 @@ impl<'a> Request<'a> {
             since: call.since,
             took,
             attempts: call.attempts,
-            failure: ended.result.as_ref().err(),
+            reason: ended.reason(),
         }
     }
 
@@ -111,7 +111,7 @@ impl<'a> Request<'a> {
             status: self.status.into(),
             micros: u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
             mtls: self.key.mtls,
-            reason: self.failure.map(Failure::name).unwrap_or_default().to_owned(),
+            reason: self.reason.map(Reason::name).unwrap_or_default().to_owned(),
             headers: headers.lines(self.head),
             route: self.key.route.to_string(),
             protocol: self.key.protocol.to_owned(),

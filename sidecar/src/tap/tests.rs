@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tulle_mesh::policy::RuleError;
 use tulle_mesh::proto::TapFilter;
 use tulle_mesh::proto::series_key::Direction;
+use tulle_mesh::reason::Reason;
 
 use super::collect::{BATCH, CAPACITY, EVERY};
 use super::*;
@@ -56,7 +57,7 @@ impl Sample {
             since: Instant::now(),
             took: self.took,
             attempts: 2,
-            failure: self.failure.as_ref(),
+            reason: self.failure.as_ref().map(Failure::reason),
         }
     }
 
@@ -428,6 +429,7 @@ async fn the_status_is_what_the_client_got() {
     let answered = |result| Ended { result, answered: true, ..Ended::failed(Failure::ClientGone) };
     for (ended, status, reason) in [
         (answered(Ok(204)), 204, ""),
+        (Ended { sidecar_reason: Some(Reason::PolicyDenied), ..answered(Ok(403)) }, 403, "PolicyDenied"),
         (answered(Err(Failure::UpstreamReset)), 0, "UpstreamReset"),
         (Ended::failed(Failure::PolicyDenied), 403, "PolicyDenied"),
         (Ended::failed(Failure::FaultInjected(418)), 418, "FaultInjected"),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
+use tulle_mesh::reason::Reason;
 
 use super::SeriesKey;
 use crate::error::Failure;
@@ -42,7 +43,8 @@ pub struct Series {
 
 /// The class of what had no answer.
 pub const CLASS_NONE: usize = 6;
-/// The class of what its client gave up or got wrong: it says nothing about the server.
+/// The class of what its client gave up or got wrong, or what the server's sidecar denied it: it says nothing about the
+/// server.
 pub const CLASS_CLIENT: usize = 7;
 /// The class of gRPC server errors (`UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE`,
 /// `DATA_LOSS`), whose HTTP status is 200.
@@ -96,6 +98,28 @@ impl Series {
                 if failure.is_of_client() { CLASS_CLIENT } else { CLASS_NONE }
             }
         };
+        self.ended(class, took, bytes);
+    }
+
+    /// Counts a request that the server's sidecar answered itself. What was a failure of the server by its status is one
+    /// without it; a denial is not one, because alerts on failures would name a server that was not asked.
+    pub fn refused(&self, reason: Reason, took: Duration, bytes: (u64, u64)) {
+        if self.is_off {
+            return;
+        }
+        self.reason(reason);
+        let says_nothing_of_server = matches!(
+            reason,
+            Reason::ClientBadRequest
+                | Reason::ClientHeadTooLong
+                | Reason::ClientGone
+                | Reason::PolicyDenied
+                | Reason::PolicyPlaintext
+        );
+        self.ended(if says_nothing_of_server { CLASS_CLIENT } else { CLASS_NONE }, took, bytes);
+    }
+
+    fn ended(&self, class: usize, took: Duration, bytes: (u64, u64)) {
         if let Some(counter) = self.by_class.get(class) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -133,7 +157,11 @@ impl Series {
 
     /// Counts a failure by its name.
     pub fn failure(&self, failure: &Failure) {
-        *self.failures.lock().unwrap_or_else(PoisonError::into_inner).entry(failure.name()).or_default() += 1;
+        self.reason(failure.reason());
+    }
+
+    fn reason(&self, reason: Reason) {
+        *self.failures.lock().unwrap_or_else(PoisonError::into_inner).entry(reason.name()).or_default() += 1;
     }
 
     /// Failures by name.
@@ -194,5 +222,34 @@ impl PeerSeries {
         }
         all.push(Used { protocol, route: route.cloned(), series: Arc::clone(&series) });
         series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_servers_sidecar_refuses_is_counted_at_the_client_under_its_reason() {
+        for (failure, class) in [
+            (Failure::PolicyDenied, CLASS_CLIENT),
+            (Failure::PolicyPlaintext, CLASS_CLIENT),
+            (Failure::OursOverloaded, CLASS_NONE),
+            (Failure::DeadlineExceeded, CLASS_NONE),
+            (Failure::UpstreamBadResponse("a length"), CLASS_NONE),
+            (Failure::ClientBadRequest("a header"), CLASS_CLIENT),
+        ] {
+            let series = Series::new(Arc::new(SeriesKey::outbound("shop", "web", "", "http1")));
+            series.refused(failure.reason(), Duration::ZERO, (1, 2));
+            let mut classes = [0; 8];
+            classes[class] = 1;
+            let counted = series.by_class.each_ref().map(|count| count.load(Ordering::Relaxed));
+            assert_eq!((counted, series.failures()), (classes, vec![(failure.name(), 1)]));
+            // 5xx, or no answer: what alerts take for a failure of the server is what they took for one.
+            assert_eq!(class == CLASS_NONE, failure.status() >= 500, "{failure:?}");
+        }
+        let off = Series::off(Arc::new(SeriesKey::outbound("shop", "web", "", "http1")));
+        off.refused(Reason::PolicyDenied, Duration::ZERO, (1, 2));
+        assert_eq!((off.activity(), off.failures()), (0, Vec::new()));
     }
 }

@@ -205,6 +205,26 @@ fn connections_that_failed_and_those_that_were_denied_are_told_apart() {
 }
 
 #[test]
+fn what_a_client_was_denied_hides_neither_its_failures_nor_what_it_gave_up() {
+    let mut history = History::new();
+    let mut http = counts(10);
+    for (reason, count) in
+        [("PolicyDenied", 5), ("OursOverloaded", 2), ("UpstreamReset", 3), ("ClientGone", 1)]
+    {
+        http.add_reason(&reason.into(), count);
+    }
+    (http.classes[6], http.classes[7]) = (2 + 3, 5 + 1);
+    history.add(id("a"), &http, START);
+    let mut sum = Counts::default();
+    history.since(60, START + 5).series.iter().for_each(|(_, counts)| sum.merge(counts));
+    let timeline = history.timeline(60, START + 5, |_| true);
+    for golden in [&sum.golden(10), timeline.points.first().unwrap()] {
+        assert_eq!((golden.requests, golden.failures, golden.denied, golden.abandoned), (21, 3, 7, 1));
+        assert_eq!(golden.success, Some(1.0 - 3.0 / 13.0));
+    }
+}
+
+#[test]
 fn a_clock_that_goes_back_loses_nothing() {
     let mut history = History::new();
     history.add(id("a"), &counts(1), START + 100);

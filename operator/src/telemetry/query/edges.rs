@@ -120,14 +120,22 @@ pub fn edges(sum: &Sum, model: &Model, namespace: Option<&str>) -> Edges {
         namespace.is_none_or(|wanted| ends.iter().any(|party| party.namespace == wanted))
     };
     let mut counts: BTreeMap<EdgeId, Counts> = BTreeMap::new();
-    let mut ejected = Vec::new();
+    let (mut ejected, mut nowhere) = (Vec::new(), Vec::new());
     for (id, of_series) in &sum.series {
         let Some(edge) = EdgeId::of(id, &peers, model).filter(is_wanted) else { continue };
         if carried(of_series) == 0 {
             ejected.push((edge, of_series));
+        } else if !id.mtls && of_series.went_nowhere() {
+            nowhere.push((edge, of_series));
         } else {
             counts.entry(edge).or_default().merge(of_series);
         }
+    }
+    // What went nowhere was not sent in plain text: it belongs to what is sent with mTLS, where there is such an edge.
+    for (edge, of_series) in nowhere {
+        let secured = EdgeId { mtls: true, ..edge.clone() };
+        let edge = if counts.contains_key(&secured) { secured } else { edge };
+        counts.entry(edge).or_default().merge(of_series);
     }
     // An endpoint that cannot be connected is ejected before the protocol or the route of a request is known.
     for (edge, of_series) in ejected {

@@ -199,6 +199,43 @@ fn an_ejection_before_the_protocol_is_known_is_of_the_edge_that_carries_the_requ
     assert_eq!(alone.iter().map(|edge| edge.golden.ejections).sum::<u64>(), 2, "it is not dropped");
 }
 
+#[test]
+fn requests_without_an_endpoint_are_no_plain_text_beside_those_that_mtls_secures() {
+    let of = |mtls: bool, class: usize, reason: Option<&str>| {
+        let mut classes = [0; 8];
+        classes[class] = 5;
+        let (id, counts) = series("front", Direction::Outbound, "web", classes);
+        let reasons = reason.map(|reason| (reason.into(), 5)).into_iter().collect();
+        (SeriesId { mtls, ..id }, Counts { reasons, ..counts })
+    };
+    let seen = |all: Vec<(SeriesId, Counts)>| -> Vec<(bool, u64)> {
+        let found = edges(&sum(all), &model(), None).edges;
+        found.iter().map(|edge| (edge.mtls, edge.golden.requests)).collect()
+    };
+    let nowhere = || of(false, 6, Some("UpstreamNone"));
+    assert_eq!(seen(vec![nowhere(), of(true, 1, None)]), [(true, 10)]);
+    assert_eq!(seen(vec![nowhere(), of(false, 1, None)]), [(false, 10)]);
+    assert_eq!(seen(vec![nowhere()]), [(false, 5)], "it is not dropped");
+    let plain = of(false, 6, Some("UpstreamReset"));
+    assert_eq!(seen(vec![plain, of(true, 1, None)]), [(false, 5), (true, 5)], "somebody has got these");
+}
+
+#[test]
+fn what_a_servers_sidecar_denied_is_denied_to_the_client_and_no_success() {
+    let (id, counts) = series("front", Direction::Outbound, "web", [0, 0, 0, 0, 0, 0, 0, 10]);
+    let mut counts = Counts { reasons: vec![("PolicyDenied".into(), 10)], ..counts };
+    counts.judge(false);
+    let all = sum(vec![(id, counts)]);
+    let by_service = StatQuery { by: By::Service, ..StatQuery::default() };
+    for golden in
+        [&stat(&all, &model(), &by_service).rows[0].golden, &edges(&all, &model(), None).edges[0].golden]
+    {
+        assert_eq!((golden.requests, golden.denied, golden.client_errors, golden.abandoned), (10, 10, 0, 0));
+        assert_eq!((golden.failures, golden.success), (0, None), "it says nothing of the server");
+        assert_eq!(golden.reasons[0].name, "PolicyDenied");
+    }
+}
+
 /// What a route has sent to a revision of a Service of `shop`.
 fn routed(route: &str, service: &str, revision: &str, requests: u64) -> (SeriesId, Counts) {
     let (id, counts) = series("front", Direction::Outbound, service, [0, requests, 0, 0, 0, 0, 0, 0]);
