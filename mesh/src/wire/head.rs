@@ -4,6 +4,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::reason::Reason;
+
 /// Set in a field's type when a receiver that does not know the field must refuse the stream.
 pub const CRITICAL: u8 = 0x80;
 
@@ -14,6 +16,8 @@ const LOAD: u8 = 0x04;
 const DEADLINE: u8 = 0x05;
 const LATENCY: u8 = 0x06;
 const SHED: u8 = 0x07;
+const REASON: u8 = 0x08;
+const BROKEN: u8 = 0x09;
 const END_OF_FIELDS: u8 = 0x00;
 
 /// What travels on a stream.
@@ -65,6 +69,12 @@ pub struct Fields {
     pub latency_us: Option<u32>,
     /// In an answer: the pod has more requests than it takes. Whoever repeats the request adds to the overload.
     pub shed: bool,
+    /// In an answer that the server's sidecar gives itself: why. An application's answer is the text behind the fields, so
+    /// no application can say this.
+    pub reason: Option<Reason>,
+    /// In an answer: how often the application has broken the request off before, on a connection that it had not just
+    /// been idle on. Each was an attempt that failed.
+    pub broken: u8,
 }
 
 /// Why a head was refused.
@@ -103,6 +113,12 @@ impl Fields {
         if self.shed {
             put(out, SHED, &[]);
         }
+        if let Some(reason) = self.reason {
+            put(out, REASON, reason.name().as_bytes());
+        }
+        if self.broken > 0 {
+            put(out, BROKEN, &[self.broken]);
+        }
         out.put_u8(END_OF_FIELDS);
     }
 
@@ -132,7 +148,12 @@ impl Fields {
                 (DEADLINE, [a, b, c, d]) => fields.deadline_ms = Some(u32::from_be_bytes([*a, *b, *c, *d])),
                 (LATENCY, [a, b, c, d]) => fields.latency_us = Some(u32::from_be_bytes([*a, *b, *c, *d])),
                 (SHED, []) => fields.shed = true,
-                (PROTOCOL | ATTEMPT | LOAD | DEADLINE | LATENCY | SHED, _) => {
+                // That of a later version says no more than that its sidecar answers.
+                (REASON, name) => {
+                    fields.reason = std::str::from_utf8(name).ok().and_then(Reason::from_name);
+                }
+                (BROKEN, [byte]) => fields.broken = *byte,
+                (PROTOCOL | ATTEMPT | LOAD | DEADLINE | LATENCY | SHED | BROKEN, _) => {
                     return Err(HeadError::BadValue(kind));
                 }
                 _ if kind & CRITICAL != 0 => return Err(HeadError::UnknownCritical(kind)),
@@ -165,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_field_of_the_wrong_length_is_refused_and_not_skipped() {
-        for (kind, length) in [(PROTOCOL, 2), (ATTEMPT, 0), (LOAD, 3), (DEADLINE, 8), (LATENCY, 2), (SHED, 1)]
+        for (kind, length) in
+            [(PROTOCOL, 2), (ATTEMPT, 0), (LOAD, 3), (DEADLINE, 8), (LATENCY, 2), (SHED, 1), (BROKEN, 2)]
         {
             let mut block = BytesMut::new();
             put(&mut block, kind, &vec![0; length]);

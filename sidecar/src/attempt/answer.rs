@@ -10,7 +10,6 @@ use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
-use super::own_answer;
 use crate::error::Failure;
 use crate::grpc;
 use crate::http1::{Framing, Head, Writer};
@@ -47,11 +46,13 @@ pub struct Load {
     pub in_flight: u32,
     /// Microseconds that the application takes for the head of an answer, on average; `None`: not known yet.
     pub latency_us: Option<u32>,
+    /// See [`Fields::broken`].
+    pub broken: u8,
 }
 
 impl From<u32> for Load {
     fn from(in_flight: u32) -> Self {
-        Self { in_flight, latency_us: None }
+        Self { in_flight, ..Self::default() }
     }
 }
 
@@ -69,6 +70,13 @@ impl Answer<'_> {
     /// Whether another sidecar gets the answer.
     pub(crate) fn is_mesh(&self) -> bool {
         matches!(self, Self::Mesh(..))
+    }
+
+    /// The application has broken the request off, which is sent to it again.
+    pub(crate) fn note_broken(&mut self) {
+        if let Self::Mesh(_, load) = self {
+            load.broken = load.broken.saturating_add(1);
+        }
     }
 
     /// The answer with this head broke off: its client cannot take what it got for the whole, nor for
@@ -119,14 +127,11 @@ impl Answer<'_> {
     ) -> Result<(), PumpError> {
         match self {
             Self::Http1(writer) => writer.head(head, close),
-            Self::Mesh(sender, Load { in_flight, latency_us }) => {
+            Self::Mesh(sender, Load { in_flight, latency_us, broken }) => {
                 let mut block = BytesMut::with_capacity(512);
-                let (load, latency_us) = (Some(*in_flight), *latency_us);
+                let (load, latency_us, broken) = (Some(*in_flight), *latency_us, *broken);
                 let shed = reason == Some(Reason::OursOverloaded);
-                if let Some(reason) = reason {
-                    own_answer::mark(&mut block, reason);
-                }
-                Fields { load, latency_us, shed, ..Fields::default() }.encode(&mut block);
+                Fields { load, latency_us, shed, reason, broken, ..Fields::default() }.encode(&mut block);
                 head.write(&mut block, close);
                 sender.head(&block, end);
             }

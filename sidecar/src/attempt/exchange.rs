@@ -11,7 +11,7 @@ use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
-use super::{End, own_answer};
+use super::End;
 use crate::app_waiting::Guard;
 use crate::error::Failure;
 use crate::grpc;
@@ -49,6 +49,8 @@ pub struct Report {
     pub shed: bool,
     /// Why that sidecar answered itself; `None`: the application answered.
     pub reason: Option<Reason>,
+    /// Attempts at the application that it broke off before this answer.
+    pub broken: u8,
 }
 
 /// A head that has arrived from a server.
@@ -245,13 +247,13 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, En
 fn parse(mut block: Bytes, method: &[u8]) -> Result<(Head, Report), Failure> {
     const UNREADABLE: Failure =
         Failure::UpstreamBadResponse("a head that cannot be read, from the server's sidecar");
-    let reason = own_answer::reason(&block);
-    let Fields { load, latency_us, shed, .. } = Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
+    let Fields { load, latency_us, shed, reason, broken, .. } =
+        Fields::decode(&mut block).map_err(|_| UNREADABLE)?;
     // Earlier sidecars say no more than that they shed load.
     let reason = reason.or(shed.then_some(Reason::OursOverloaded));
     let mut text = BytesMut::from(block);
     match crate::http1::head::parse_response(&mut text, method) {
-        Ok(Some(head)) => Ok((head, Report { load, latency_us, shed, reason })),
+        Ok(Some(head)) => Ok((head, Report { load, latency_us, shed, reason, broken })),
         _ => Err(UNREADABLE),
     }
 }
@@ -345,12 +347,13 @@ mod tests {
     #[test]
     fn what_a_sidecar_reports_of_its_pod_is_read_with_the_answer() {
         let mut block = BytesMut::new();
-        let fields = Fields { load: Some(7), latency_us: Some(1_500), shed: true, ..Fields::default() };
+        let fields =
+            Fields { load: Some(7), latency_us: Some(1_500), shed: true, broken: 2, ..Fields::default() };
         fields.encode(&mut block);
         block.extend_from_slice(b"HTTP/1.1 503 Service Unavailable\r\n\r\n");
         let (_, report) = parse(block.freeze(), b"GET").unwrap();
         let reason = Some(Reason::OursOverloaded);
-        assert_eq!(report, Report { load: Some(7), latency_us: Some(1_500), shed: true, reason });
+        assert_eq!(report, Report { load: Some(7), latency_us: Some(1_500), shed: true, reason, broken: 2 });
     }
 
     #[test]
@@ -359,8 +362,8 @@ mod tests {
         let (_, report) = parse(block(text), b"GET").unwrap();
         assert_eq!(report.reason, None, "an application writes what it likes behind the fields");
         let mut marked = BytesMut::new();
-        own_answer::mark(&mut marked, Reason::PolicyDenied);
-        marked.extend_from_slice(&block(text));
+        Fields { reason: Some(Reason::PolicyDenied), ..Fields::default() }.encode(&mut marked);
+        marked.extend_from_slice(text.as_bytes());
         let (head, report) = parse(marked.freeze(), b"GET").unwrap();
         assert_eq!((head.status(), report.reason, report.shed), (403, Some(Reason::PolicyDenied), false));
     }

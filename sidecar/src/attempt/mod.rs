@@ -10,7 +10,6 @@
 //!   body      the request's body on its way, kept for another attempt
 //!   answer    the client's side: where the answer goes
 //!   reply     answers of our own that are no failures
-//!   own_answer  … that are failures: how another sidecar tells them from the application's
 //!   copied    a copy of a request, whose answer is dropped
 //!   exchange  the server's side: where the request goes and the answer comes from
 //!   open      an exchange with an endpoint
@@ -22,7 +21,6 @@ pub mod body;
 mod copied;
 pub mod exchange;
 pub mod open;
-mod own_answer;
 mod reply;
 #[cfg(test)]
 mod tests;

@@ -130,6 +130,9 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
         let Some(wait) = repeats.next() else { return attempt.ended() };
         let reason = if reused { RepeatedRequest::KeptConnectionClosed } else { RepeatedRequest::Unread };
         peer.worker.telemetry.event(reason);
+        if matches!(attempt.end, End::Unread(_) | End::Unanswered(_)) && (in_use || !reused) {
+            call.answer.note_broken();
+        }
         fresh = true;
         if !wait.is_zero() {
             sleep(*wait).await;

@@ -137,7 +137,8 @@ pub(super) async fn stream_of(peer: Rc<Peer>, mut block: Bytes, sender: Sender, 
         Ok(Some(head)) => {
             let worker = &peer.worker;
             let in_flight = worker.load.get().saturating_add(1);
-            let load = Load { in_flight, latency_us: worker.app_latency.micros(Instant::now()) };
+            let load =
+                Load { in_flight, latency_us: worker.app_latency.micros(Instant::now()), ..Load::default() };
             let mut call = Call::mesh(head, travels, &sender, &mut receiver, load);
             call.deadline = deadline_of(&call, left_ms);
             serve_call(&peer, call).await;

@@ -203,6 +203,9 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     }
     let head_after = attempt.head_at.map(|at| at.duration_since(in_flight.since()));
     let seen = seen(&attempt);
+    for _ in 0..attempt.report.broken {
+        count(evidence.as_ref(), backend, &upstream, Some(Seen::Failed), None);
+    }
     count(evidence.as_ref(), backend, &upstream, seen, head_after);
     if let Some(at) = attempt.head_at {
         upstream.report(attempt.report.load, attempt.report.latency_us, at);
