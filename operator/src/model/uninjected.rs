@@ -93,12 +93,6 @@ impl Model {
         found
     }
 
-    /// Namespaces whose new pods get a sidecar.
-    pub fn meshed_namespaces(&self) -> Vec<Arc<str>> {
-        let meshed = self.namespaces.keys().filter(|name| self.injection(name).is_some());
-        meshed.map(Arc::clone).collect()
-    }
-
     /// Namespaces whose pods need the trust bundle: those whose new pods get a sidecar, and those where pods have one all
     /// the same, because the label was removed, or a stored manifest of an injected pod was created there.
     pub fn trusting_namespaces(&self) -> Vec<Arc<str>> {
@@ -230,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_that_the_webhook_leaves_out_or_that_terminate_are_not_meshed() {
+    fn namespaces_that_the_webhook_leaves_out_or_that_terminate_are_not_meshed_by_a_label() {
         let mut model = Model::new("mesh-system", "cluster.local");
         for name in NEVER_INJECTED.into_iter().chain(["mesh-system"]) {
             model.apply_namespace(name.into(), labelled("enabled"));
@@ -239,9 +233,9 @@ mod tests {
         model.apply_namespace("shop".into(), Namespace { terminating: true, ..labelled("enabled") });
         model.apply_pod(plain());
         assert!(model.uninjected_pods().is_empty());
-        assert!(model.meshed_namespaces().is_empty());
+        assert!(model.trusting_namespaces().is_empty());
         model.apply_namespace("shop".into(), labelled("enabled"));
-        assert_eq!(model.meshed_namespaces(), [Arc::<str>::from("shop")]);
+        assert_eq!(model.trusting_namespaces(), [Arc::<str>::from("shop")]);
     }
 
     #[test]
@@ -256,7 +250,6 @@ mod tests {
         model.apply_pod(injected());
         model.apply_pod(Pod { ready: !injected().ready, ..injected() });
         assert_eq!(model.trusting_namespaces(), [Arc::<str>::from("shop")]);
-        assert!(model.meshed_namespaces().is_empty(), "new pods get no sidecar");
         model.apply_namespace("shop".into(), unlabelled(true));
         assert_eq!(needing(&model), 0, "nothing can be created in it");
         model.apply_namespace("shop".into(), unlabelled(false));
