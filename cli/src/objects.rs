@@ -276,6 +276,16 @@ pub fn condition<'a>(of: &'a Value, type_: &str) -> Option<&'a Value> {
     items(of, "/status/conditions").iter().find(|condition| text(condition, "/type") == type_)
 }
 
+/// Whether a pod has the sidecar. By its container, as the operator decides it, because a copy that `kubectl debug` makes
+/// of a pod may not have the label.
+pub fn has_sidecar(pod: &Value) -> bool {
+    items(pod, "/spec/initContainers").iter().any(|container| {
+        text(container, "/name") == "tulle-proxy"
+            && text(container, "/restartPolicy") == "Always"
+            && items(container, "/args").iter().any(|argument| argument.as_str() == Some("proxy"))
+    })
+}
+
 /// A tool that keeps objects as its own source says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {

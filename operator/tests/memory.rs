@@ -37,6 +37,9 @@ fn pod(number: u32) -> String {
             "volumeMounts": [{"name": "kube-api-access", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}],
         })
     };
+    let mut proxy = container("tulle-proxy");
+    proxy["args"] = json!(["proxy"]);
+    proxy["restartPolicy"] = json!("Always");
     let condition =
         |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     json!({
@@ -54,7 +57,7 @@ fn pod(number: u32) -> String {
         },
         "spec": {
             "nodeName": format!("node-{}", number % 200), "serviceAccountName": app,
-            "initContainers": [container("tulle-init"), container("tulle-proxy")], "containers": [container("app")],
+            "initContainers": [container("tulle-init"), proxy], "containers": [container("app")],
         },
         "status": {
             "phase": "Running", "podIP": address(number).to_string(), "podIPs": [{"ip": address(number).to_string()}],

@@ -189,21 +189,20 @@ impl Admission {
         request: &AdmissionRequest<DynamicObject>,
         mut response: AdmissionResponse,
     ) -> AdmissionResponse {
-        let template = |object: &Option<DynamicObject>| {
-            let data = &object.as_ref()?.data;
-            data.pointer("/spec/template").or(data.pointer("/spec/jobTemplate/spec/template")).cloned()
-        };
-        let (Some(pod), old) = (template(&request.object), template(&request.old_object)) else {
+        let read = |object: &Option<DynamicObject>| serde_json::to_value(object.as_ref()?).ok();
+        let (Some(workload), old) = (read(&request.object), read(&request.old_object)) else {
             return response;
         };
+        let Some(pod) = template_of(&workload) else { return response };
+        let mut warnings = misplaced(&workload, old.as_ref(), pod, &request.kind.kind);
         // An update that keeps the template, such as scaling, would repeat the same warnings.
-        if old.as_ref() == Some(&pod) {
-            return response;
-        }
-        let context = self.context(mode, namespace, &pod);
-        let (outcome, mut warnings) = inject::inject(&pod, &context);
-        if let Outcome::Refuse(why) = outcome {
-            warnings.push(format!("pods of this {} will be rejected: {why}", request.kind.kind));
+        if old.as_ref().and_then(template_of) != Some(pod) {
+            let context = self.context(mode, namespace, pod);
+            let (outcome, found) = inject::inject(pod, &context);
+            warnings.extend(found);
+            if let Outcome::Refuse(why) = outcome {
+                warnings.push(format!("pods of this {} will be rejected: {why}", request.kind.kind));
+            }
         }
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         response
@@ -316,6 +315,22 @@ impl Admission {
         let object = api.get_opt(&canary.spec.target.name).await.ok()?;
         Some(object.and_then(|object| serde_json::to_value(object).ok()))
     }
+}
+
+/// The pod template of a workload.
+fn template_of(workload: &Value) -> Option<&Value> {
+    workload.pointer("/spec/template").or_else(|| workload.pointer("/spec/jobTemplate/spec/template"))
+}
+
+/// Warnings about settings of the sidecar that stand beside the pod template.
+fn misplaced(workload: &Value, old: Option<&Value>, template: &Value, kind: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    inject::warn_about_misplaced(workload, old, template, kind, &mut warnings);
+    if let Some(job) = workload.pointer("/spec/jobTemplate") {
+        let old = old.and_then(|old| old.pointer("/spec/jobTemplate"));
+        inject::warn_about_misplaced(job, old, template, "jobTemplate", &mut warnings);
+    }
+    warnings
 }
 
 fn name(outcome: &Outcome) -> &'static str {

@@ -177,7 +177,7 @@ fn some(what: &str, list: Read<Vec<Value>>) -> Result<Vec<Value>, CliError> {
 /// Whether a pod runs with a sidecar.
 fn is_injected(pod: &Value) -> bool {
     let ended = matches!(text(pod, "/status/phase"), "Succeeded" | "Failed");
-    !ended && objects::label(pod, keys::INJECTED).is_some()
+    !ended && objects::has_sidecar(pod)
 }
 
 /// Whether a pod waits for its readiness gate, which nobody opens any more.
@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_pod_counts_as_injected_until_it_has_ended() {
-        let pod = |phase: &str| json!({"metadata": {"labels": {"tulle.dev/sidecar": "0.1.0"}}, "status": {"phase": phase}});
+        let sidecar = json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": ["proxy"]});
+        let pod = |phase: &str| json!({"spec": {"initContainers": [sidecar]}, "status": {"phase": phase}});
         assert!(is_injected(&pod("Running")) && is_injected(&pod("Pending")));
         assert!(!is_injected(&pod("Succeeded")) && !is_injected(&json!({})));
     }

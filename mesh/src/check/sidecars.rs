@@ -7,18 +7,41 @@ use super::words::duration;
 use super::{Finding, LATE, OLDER, Reader, Version, View, list as checks, or_ok, some_of, version};
 use crate::query::{Health, Sidecar};
 
-/// T0602: pods that should have a sidecar and have none, by namespace and name. One finding for each namespace.
-pub fn injected<'a>(without: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Finding> {
-    let mut by_namespace: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (namespace, pod) in without {
-        by_namespace.entry(namespace).or_default().push(pod);
+/// A pod that should have a sidecar and has none.
+#[derive(Clone, Copy, Debug)]
+pub struct WithoutSidecar<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// It belongs to a Deployment, StatefulSet or DaemonSet, whose restart makes a new one.
+    pub is_restartable: bool,
+}
+
+/// T0602: pods that should have a sidecar and have none. One finding for each namespace.
+pub fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Vec<Finding> {
+    let mut by_namespace: BTreeMap<&str, Vec<WithoutSidecar<'_>>> = BTreeMap::new();
+    for pod in without {
+        by_namespace.entry(pod.namespace).or_default().push(pod);
     }
-    let one = |(namespace, pods): (&str, Vec<&str>)| {
-        let (count, pods) = (pods.len(), some_of(&pods));
+    let one = |(namespace, pods): (&str, Vec<WithoutSidecar<'_>>)| {
+        let names: Vec<&str> = pods.iter().map(|pod| pod.name).collect();
+        let restartable = pods.iter().filter(|pod| pod.is_restartable).count();
+        let mut hint = "they were created before the label, or while the webhook was unavailable".to_owned();
+        if restartable < pods.len() {
+            hint.push_str(
+                "; those that no Deployment, StatefulSet or DaemonSet manages must be created again",
+            );
+        }
+        let fix = match restartable {
+            0 => format!("kubectl -n {namespace} replace --force -f MANIFEST"),
+            _ => format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"),
+        };
+        let (count, names) = (pods.len(), some_of(&names));
         checks::INJECTED
-            .warning(format!("{count} pods of namespace {namespace} have no sidecar: {pods}"))
-            .hint("they were created before the label, or while the webhook was unavailable")
-            .fix(format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"))
+            .warning(format!("{count} pods of namespace {namespace} have no sidecar: {names}"))
+            .hint(hint)
+            .fix(fix)
     };
     or_ok(by_namespace.into_iter().map(one).collect(), || checks::INJECTED.ok("none is without"))
 }

@@ -143,7 +143,7 @@ fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
         series(&unknown),
         root(&unknown, 1, &view),
     ];
-    findings.extend(injected([("shop", "old")]));
+    findings.extend(injected([WithoutSidecar { namespace: "shop", name: "old", is_restartable: true }]));
     findings.extend(SidecarJudge::new(view, Some(&unknown), None, LEAF_LIFETIME).judge(&[old]));
     let unreadable =
         Policy { namespace: "shop", name: "deny", state: PolicyState::Unreadable { error: "why" } };
@@ -153,6 +153,20 @@ fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
         assert!(finding.result != Outcome::Ok, "{finding:?}");
         assert!(!finding.hint.is_empty() && !finding.fix.is_empty(), "{finding:?}");
     }
+}
+
+#[test]
+fn a_pod_that_no_restart_replaces_is_not_to_be_restarted() {
+    let pod = |name, is_restartable| WithoutSidecar { namespace: "shop", name, is_restartable };
+    let judged = |pods: Vec<WithoutSidecar<'static>>| injected(pods).remove(0);
+    let alone = judged(vec![pod("a", false)]);
+    assert_eq!(alone.fix, "kubectl -n shop replace --force -f MANIFEST");
+    assert!(alone.hint.ends_with("must be created again"), "{}", alone.hint);
+    let mixed = judged(vec![pod("a", false), pod("b", true)]);
+    assert!(mixed.fix.contains("rollout restart"), "{}", mixed.fix);
+    assert!(mixed.hint.ends_with("must be created again"), "{}", mixed.hint);
+    let all = judged(vec![pod("b", true)]);
+    assert!(all.hint.ends_with("while the webhook was unavailable"), "{}", all.hint);
 }
 
 #[test]

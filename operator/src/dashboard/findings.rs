@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use tulle_crds::{MeshPolicy, Phase};
 use tulle_mesh::check::{
     self, Condition, Finding, Leadership, Outcome, Pod, Policy, PolicyState, ROOT_ENDS_SOON, Reader,
-    SidecarJudge, View, list as checks,
+    SidecarJudge, View, WithoutSidecar, list as checks,
 };
 use tulle_mesh::query::{Health, Sidecar, Sidecars};
 
@@ -105,8 +105,12 @@ fn made(facts: &Facts<'_>, model: &Model, sidecars: &SidecarJudge<'_>) -> Vec<Fi
         check::series(facts.health),
         check::root(facts.health, ROOT_ENDS_SOON, &view),
     ];
-    let without = facts.sidecars.without.iter();
-    findings.extend(check::injected(without.filter_map(|pod| pod.split_once('/'))));
+    let without = facts.sidecars.without.iter().filter_map(|pod| pod.split_once('/'));
+    findings.extend(check::injected(without.map(|(namespace, name)| WithoutSidecar {
+        namespace,
+        name,
+        is_restartable: model.pod_named(namespace, name).is_none_or(|pod| pod.workload.is_some()),
+    })));
     findings.extend(sidecars.judge(&facts.sidecars.sidecars));
     findings.extend(check::policies(&policies(facts, model), &view));
     findings.extend(check::canaries(&canaries(facts, model)));

@@ -1,6 +1,6 @@
-//! The trust bundle: the root certificate in a ConfigMap of each meshed namespace.
+//! The trust bundle: the root certificate in a ConfigMap of each namespace that is meshed or has pods with a sidecar.
 //!
-//! In: the meshed namespaces of the model. Out: one write per namespace when it becomes meshed, then one per
+//! In: these namespaces of the model. Out: one write per namespace when it becomes one of them, then one per
 //! [`REFRESH`]. A failed write is repeated with a growing delay, so that a change of the model never repeats it, and is
 //! reported by an event in the namespace, whose pods wait for the ConfigMap.
 
@@ -81,7 +81,7 @@ pub async fn run(
     let mut records: BTreeMap<Arc<str>, Record> = BTreeMap::new();
     loop {
         if leadership.borrow_and_update().mine && hub.is_synced() {
-            let namespaces: BTreeSet<_> = hub.model().meshed_namespaces().into_iter().collect();
+            let namespaces: BTreeSet<_> = hub.model().trusting_namespaces().into_iter().collect();
             // A namespace that is deleted and created again under the same name has no bundle.
             records.retain(|known, _| namespaces.contains(known));
             for namespace in namespaces {

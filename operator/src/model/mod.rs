@@ -77,6 +77,8 @@ pub struct Model {
     pod_names: HashMap<Key, Arc<str>>,
     pods_by_ip: HashMap<IpAddr, Arc<str>>,
     pods_by_namespace: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// How many pods with a sidecar, and not finished, each namespace has.
+    sidecars: HashMap<Arc<str>, u32>,
     pods_by_workload: HashMap<WorkloadKey, HashSet<Arc<str>>>,
     services: BTreeMap<Key, Service>,
     /// Services by each address that they claim, whether it is theirs or not.
@@ -253,6 +255,9 @@ impl Model {
         }
         self.pod_names.insert((Arc::clone(&pod.namespace), Arc::clone(&pod.name)), Arc::clone(uid));
         self.pods_by_namespace.entry(Arc::clone(&pod.namespace)).or_default().insert(Arc::clone(uid));
+        if pod.has_running_sidecar() {
+            *self.sidecars.entry(Arc::clone(&pod.namespace)).or_default() += 1;
+        }
         if let Some(workload) = &pod.workload {
             self.pods_by_workload.entry(workload.clone()).or_default().insert(Arc::clone(uid));
         }
@@ -270,6 +275,14 @@ impl Model {
         }
         self.deselect_pod(&pod);
         remove_from(&mut self.pods_by_namespace, &pod.namespace, uid);
+        if pod.has_running_sidecar()
+            && let Some(count) = self.sidecars.get_mut(&pod.namespace)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.sidecars.remove(&pod.namespace);
+            }
+        }
         if let Some(workload) = &pod.workload {
             remove_from(&mut self.pods_by_workload, workload, uid);
         }
@@ -282,6 +295,12 @@ impl Model {
     /// A pod.
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         self.pods.get(uid)
+    }
+
+    /// The pod of a name.
+    pub fn pod_named(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        let key: Key = (namespace.into(), name.into());
+        self.pods.get(self.pod_names.get(&key)?)
     }
 
     /// All pods.

@@ -103,6 +103,11 @@ impl Pod {
         !self.host_network && !self.finished
     }
 
+    /// Whether it has a sidecar and has not ended.
+    pub fn has_running_sidecar(&self) -> bool {
+        self.injected && !self.finished
+    }
+
     /// The value of a label.
     pub fn label(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(key, _)| &**key == name).map(|(_, value)| &**value)

@@ -9,7 +9,7 @@ use tulle_crds::keys;
 use tulle_mesh::event_reason::EventReason;
 
 use super::object::{Injection, Obstacle};
-use super::{Model, Pod};
+use super::{Model, Namespace, Pod};
 
 /// Namespaces that the webhook leaves out whatever their labels, beside Tulle's own; see
 /// `config/base/admission.yaml`.
@@ -93,10 +93,14 @@ impl Model {
         found
     }
 
-    /// Namespaces whose new pods get a sidecar.
-    pub fn meshed_namespaces(&self) -> Vec<Arc<str>> {
-        let meshed = self.namespaces.keys().filter(|name| self.injection(name).is_some());
-        meshed.map(Arc::clone).collect()
+    /// Namespaces whose pods need the trust bundle: those whose new pods get a sidecar, and those where pods have one all
+    /// the same, because the label was removed, or a stored manifest of an injected pod was created there.
+    pub fn trusting_namespaces(&self) -> Vec<Arc<str>> {
+        let needs = |(name, namespace): &(&Arc<str>, &Namespace)| {
+            let has_sidecars = self.sidecars.contains_key(*name) && !namespace.terminating;
+            has_sidecars || self.injection(name).is_some()
+        };
+        self.namespaces.iter().filter(needs).map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// What a namespace asks of its pods. `None`: nothing, or no pod can be created in it any more.
@@ -137,7 +141,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::Namespace;
     use crate::model::tests::pod;
 
     fn labelled(value: &str) -> Namespace {
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_that_the_webhook_leaves_out_or_that_terminate_are_not_meshed() {
+    fn namespaces_that_the_webhook_leaves_out_or_that_terminate_are_not_meshed_by_a_label() {
         let mut model = Model::new("mesh-system", "cluster.local");
         for name in NEVER_INJECTED.into_iter().chain(["mesh-system"]) {
             model.apply_namespace(name.into(), labelled("enabled"));
@@ -230,9 +233,35 @@ mod tests {
         model.apply_namespace("shop".into(), Namespace { terminating: true, ..labelled("enabled") });
         model.apply_pod(plain());
         assert!(model.uninjected_pods().is_empty());
-        assert!(model.meshed_namespaces().is_empty());
+        assert!(model.trusting_namespaces().is_empty());
         model.apply_namespace("shop".into(), labelled("enabled"));
-        assert_eq!(model.meshed_namespaces(), [Arc::<str>::from("shop")]);
+        assert_eq!(model.trusting_namespaces(), [Arc::<str>::from("shop")]);
+    }
+
+    #[test]
+    fn a_namespace_needs_the_trust_bundle_while_a_pod_of_it_has_a_sidecar() {
+        let mut model = Model::default();
+        let unlabelled = |terminating| Namespace { terminating, ..Namespace::default() };
+        let needing = |model: &Model| model.trusting_namespaces().len();
+        model.apply_namespace("shop".into(), unlabelled(false));
+        model.apply_pod(plain());
+        assert_eq!(needing(&model), 0, "a pod without a sidecar");
+        let injected = || Pod { uid: "b".into(), injected: true, ..plain() };
+        model.apply_pod(injected());
+        model.apply_pod(Pod { ready: !injected().ready, ..injected() });
+        assert_eq!(model.trusting_namespaces(), [Arc::<str>::from("shop")]);
+        model.apply_namespace("shop".into(), unlabelled(true));
+        assert_eq!(needing(&model), 0, "nothing can be created in it");
+        model.apply_namespace("shop".into(), unlabelled(false));
+        model.apply_pod(Pod { finished: true, ..injected() });
+        assert_eq!(needing(&model), 0, "the last sidecar has ended");
+        model.delete_pod("b");
+        model.apply_pod(injected());
+        assert_eq!(needing(&model), 1);
+        model.delete_pod("b");
+        assert_eq!(needing(&model), 0, "the last sidecar is gone");
+        model.apply_namespace("shop".into(), labelled("enabled"));
+        assert_eq!(needing(&model), 1);
     }
 
     #[test]

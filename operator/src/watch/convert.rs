@@ -18,7 +18,7 @@ use crate::model::{
     Distribution, Endpoint, Key, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
 };
 
-/// Name of the injected container. A pod that has it is meshed.
+/// Name of the injected container.
 const SIDECAR: &str = "tulle-proxy";
 /// Name of the init container that installs the redirect rules.
 const INIT: &str = "tulle-init";
@@ -95,7 +95,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         ips: ips.collect(),
         workload: workload_of(object.meta()),
         host_network: spec.host_network.unwrap_or(false),
-        injected: spec.init_containers.iter().flatten().any(|container| container.name == SIDECAR),
+        injected: spec.init_containers.iter().flatten().any(is_sidecar),
         obstacle: obstacle(object),
         skipped_ports: skipped_ports(spec),
         containers_ready: holds("ContainersReady"),
@@ -108,6 +108,15 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         gate_open: holds(keys::GATE),
         other_gates_open: gates().filter(|gate| *gate != keys::GATE).all(holds),
     }
+}
+
+/// Whether a container is the sidecar, so that its pod is meshed. The name alone is no evidence: the author of a pod may
+/// have chosen it, and clients would wait for a certificate that nobody has. Every version of the webhook has injected
+/// these fields; another webhook may have put a program and its arguments before the sidecar's own.
+fn is_sidecar(container: &wire::Container) -> bool {
+    container.name == SIDECAR
+        && container.restart_policy.as_deref() == Some("Always")
+        && container.args.iter().flatten().any(|argument| argument == "proxy")
 }
 
 /// When a pod became ready, in seconds since 1970. 0: it is not, or the condition does not say.
@@ -354,6 +363,25 @@ mod tests {
                 assert_eq!(found, Some(Obstacle::OtherMesh), "{name} in {field}");
             }
         }
+    }
+
+    #[test]
+    fn a_pod_is_meshed_by_the_sidecar_and_not_by_a_container_that_only_has_its_name() {
+        let injected = |container: Value| {
+            let spec = spec_with("initContainers", json!([{"name": "migrate"}, container]));
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec});
+            pod(&serde_json::from_value(object).unwrap()).injected
+        };
+        let sidecar = |args: Value| json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": args});
+        assert!(injected(sidecar(json!(["proxy"]))));
+        assert!(injected(sidecar(json!(["/program", "proxy"]))), "wrapped by another webhook");
+        assert!(!injected(sidecar(json!(["serve"]))));
+        assert!(!injected(json!({"name": "tulle-proxy", "restartPolicy": "Always"})));
+        assert!(
+            !injected(json!({"name": "tulle-proxy", "args": ["proxy"]})),
+            "it ends before the application"
+        );
+        assert!(!injected(json!({"name": "other", "restartPolicy": "Always", "args": ["proxy"]})));
     }
 
     #[test]

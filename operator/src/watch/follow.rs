@@ -246,7 +246,7 @@ mod tests {
         }
 
         fn in_model(&self) -> usize {
-            self.hub.model().meshed_namespaces().len()
+            self.hub.model().trusting_namespaces().len()
         }
 
         fn kinds_synced(&self) -> usize {

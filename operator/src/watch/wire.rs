@@ -146,9 +146,11 @@ pub(super) struct ReadinessGate {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Container {
     pub(super) name: String,
     pub(super) args: Option<Vec<String>>,
+    pub(super) restart_policy: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

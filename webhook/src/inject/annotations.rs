@@ -1,9 +1,11 @@
 //! Settings of the sidecar: annotations `tulle.dev/<name>` of the pod, then of its namespace, then MeshConfig.
 //!
-//! In: annotations. Out: [`PodSettings`], and a warning for each annotation that is unknown or invalid.
+//! In: annotations. Out: [`PodSettings`], and a warning for each annotation that is unknown or invalid, and for each
+//! setting that stands where it has no effect.
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use tulle_crds::{SidecarDefaults, keys};
 
 use crate::quantity::Quantity;
@@ -40,8 +42,21 @@ pub struct PodSettings {
     pub memory_limit: Option<String>,
 }
 
-/// Known annotations, for the warning about unknown ones.
-const KNOWN: &str = "skip-inbound-ports, skip-outbound-ports, source-address, log-level, workers, cpu, memory, cpu-limit, memory-limit";
+/// Prefix of all labels and annotations of Tulle.
+const PREFIX: &str = "tulle.dev/";
+
+/// Known annotations, without the prefix.
+const KNOWN: [&str; 9] = [
+    "skip-inbound-ports",
+    "skip-outbound-ports",
+    "source-address",
+    "log-level",
+    "workers",
+    "cpu",
+    "memory",
+    "cpu-limit",
+    "memory-limit",
+];
 
 impl PodSettings {
     /// Reads the annotations of an object; `object` names it in warnings.
@@ -52,7 +67,7 @@ impl PodSettings {
     ) -> Self {
         let mut settings = Self::default();
         for (key, value) in annotations {
-            let Some(name) = key.strip_prefix("tulle.dev/").filter(|_| key != keys::SEAL) else { continue };
+            let Some(name) = key.strip_prefix(PREFIX).filter(|_| key != keys::SEAL) else { continue };
             if let Err(why) = settings.set(name, value) {
                 warnings.push(format!("annotation {key}{object} has no effect because {why}"));
             }
@@ -141,9 +156,58 @@ impl PodSettings {
             "memory" => self.memory = Some(quantity(value)?),
             "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
             "memory-limit" => self.memory_limit = Some(quantity(value)?),
-            _ => return Err(format!("it is unknown; known annotations are {KNOWN}")),
+            "inject" => return Err("it is a label; move it to metadata.labels".to_owned()),
+            _ => return Err(format!("it is unknown; known annotations are {}", KNOWN.join(", "))),
         }
         Ok(())
+    }
+}
+
+/// Warns about labels of a pod that are annotations, or that nobody reads: the author expects an effect.
+pub(super) fn warn_about_labels(pod: &Value, warnings: &mut Vec<String>) {
+    let labels = pod.pointer("/metadata/labels").and_then(Value::as_object);
+    for key in labels.into_iter().flat_map(serde_json::Map::keys) {
+        let Some(name) = key.strip_prefix(PREFIX) else { continue };
+        if [keys::INJECT, keys::INJECTED].contains(&key.as_str()) {
+            continue;
+        }
+        warnings.push(if KNOWN.contains(&name) {
+            format!("label {key} has no effect because it is an annotation; move it to metadata.annotations")
+        } else {
+            format!(
+                "label {key} has no effect because it is unknown; to leave the pod out, set label {} to disabled",
+                keys::INJECT
+            )
+        });
+    }
+}
+
+/// Warns about settings that a workload has in its own metadata, where they have no effect, and not in its pod template.
+/// Those that `old` has too were warned about before.
+pub fn warn_about_misplaced(
+    workload: &Value,
+    old: Option<&Value>,
+    template: &Value,
+    kind: &str,
+    warnings: &mut Vec<String>,
+) {
+    for (list, word) in [("labels", "label"), ("annotations", "annotation")] {
+        let of = |object: &Value, key: &str| {
+            object.pointer("/metadata").and_then(|metadata| metadata.get(list)?.get(key)).cloned()
+        };
+        let settings = workload.pointer("/metadata").and_then(|metadata| metadata.get(list)?.as_object());
+        for key in settings.into_iter().flat_map(serde_json::Map::keys) {
+            let is_setting =
+                key == keys::INJECT || key.strip_prefix(PREFIX).is_some_and(|name| KNOWN.contains(&name));
+            let value = of(workload, key);
+            // A setting that the template has too, as tools write it that label everything alike, has its effect there.
+            let is_known = old.and_then(|old| of(old, key)) == value || of(template, key) == value;
+            if is_setting && !is_known {
+                warnings.push(format!(
+                    "{word} {key} of the {kind} has no effect because only that of its pod template is read; move it to the template's metadata"
+                ));
+            }
+        }
     }
 }
 
@@ -173,5 +237,65 @@ fn quantity(value: &str) -> Result<String, String> {
     match Quantity::parse(value).filter(|quantity| !quantity.is_zero()) {
         Some(_) => Ok(value.to_owned()),
         None => Err(format!("{value:?} is not a quantity above 0; write for example 100m or 32Mi")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn warned(metadata: &Value, old: Option<&Value>, template: &Value) -> Vec<String> {
+        let of = |metadata: &Value| json!({"metadata": metadata});
+        let old = old.map(of);
+        let mut warnings = Vec::new();
+        let (workload, template) = (of(metadata), of(template));
+        warn_about_misplaced(&workload, old.as_ref(), &template, "Deployment", &mut warnings);
+        warnings
+    }
+
+    #[test]
+    fn a_setting_of_the_workload_and_not_of_its_template_is_named_once() {
+        let opt_out = json!({"labels": {"app": "web", "tulle.dev/inject": "disabled"}});
+        assert_eq!(
+            warned(&opt_out, None, &json!({"labels": {"app": "web"}})),
+            [
+                "label tulle.dev/inject of the Deployment has no effect because only that of its pod template is read; move it to the template's metadata"
+            ]
+        );
+        let none: [&str; 0] = [];
+        assert_eq!(warned(&opt_out, Some(&opt_out), &json!({})), none, "an update that keeps it");
+        assert_eq!(warned(&opt_out, None, &opt_out), none, "a tool that labels everything alike");
+        assert_eq!(warned(&opt_out, Some(&json!({"labels": {"app": "web"}})), &json!({})).len(), 1, "added");
+        let skips = json!({"annotations": {"tulle.dev/skip-outbound-ports": "5432", "tulle.dev/team": "a"}});
+        let warnings = warned(&skips, None, &json!({}));
+        assert!(warnings.len() == 1 && warnings[0].starts_with("annotation tulle.dev/skip-outbound-ports"));
+    }
+
+    #[test]
+    fn a_label_of_a_pod_that_is_an_annotation_or_unknown_is_named() {
+        let labels = json!({"tulle.dev/injected": "false", "tulle.dev/workers": "2", "tulle.dev/inject": "disabled",
+            "tulle.dev/sidecar": "0.1.0", "app": "web"});
+        let mut warnings = Vec::new();
+        warn_about_labels(&json!({"metadata": {"labels": labels}}), &mut warnings);
+        assert_eq!(
+            warnings,
+            [
+                "label tulle.dev/injected has no effect because it is unknown; to leave the pod out, set label tulle.dev/inject to disabled",
+                "label tulle.dev/workers has no effect because it is an annotation; move it to metadata.annotations",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_label_that_is_written_as_an_annotation_is_called_a_label() {
+        let mut warnings = Vec::new();
+        let annotations = [("tulle.dev/inject", "disabled")];
+        PodSettings::read(annotations.into_iter(), "", &mut warnings);
+        assert_eq!(
+            warnings,
+            ["annotation tulle.dev/inject has no effect because it is a label; move it to metadata.labels"]
+        );
     }
 }

@@ -8,6 +8,7 @@
 //!   annotations  settings of a pod or namespace; invalid ones cause a warning
 //!   containers   tulle-init and tulle-proxy
 //!   probes       kubelet's probes, moved to the sidecar
+//!   reserved     the names of what is injected
 //!   resources    requests and limits that the namespace allows
 //!   seal         the signature by which a later call recognises an injected pod
 //!   update       puts back what an update of a pod has overwritten
@@ -16,6 +17,7 @@
 mod annotations;
 mod containers;
 mod probes;
+mod reserved;
 mod resources;
 mod seal;
 mod update;
@@ -28,7 +30,7 @@ use serde_json::{Value, json};
 use tulle_crds::{SidecarDefaults, keys};
 use tulle_mesh::ports;
 
-pub use annotations::{PodSettings, SourceAddress};
+pub use annotations::{PodSettings, SourceAddress, warn_about_misplaced};
 use resources::Asked;
 pub use resources::NamespaceLimits;
 pub use seal::SealKey;
@@ -112,20 +114,8 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
     if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return Outcome::Skip;
     }
-    if is_injected(pod) && pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
-        return Outcome::Refuse(format!(
-            "the pod has hostNetwork and the containers {INIT} and {PROXY}, whose redirect rules would apply to the whole node; remove one of the two"
-        ));
-    }
     if is_injected(pod) {
-        return match (context.mode, forged_sidecar(pod, context)) {
-            (Mode::Required, Some(difference)) => Outcome::Refuse(format!(
-                "{difference}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
-                context.namespace.name
-            )),
-            // Another webhook may have added containers after the injection.
-            _ => probes::move_added(pod, warnings).map_or(Outcome::Skip, Outcome::Inject),
-        };
+        return review_injected(pod, context, warnings);
     }
     if context.exempt {
         return Outcome::Skip;
@@ -146,8 +136,12 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             ));
         }
     }
+    annotations::warn_about_labels(pod, warnings);
     if let Some(why) = why_not_injectable(pod) {
         return refuse_or_skip(context, why, warnings);
+    }
+    if let Some(what) = reserved::name_taken(pod) {
+        return Outcome::Refuse(format!("the name of {what} is reserved for the sidecar; rename it"));
     }
     if let Some(container) = runs_as_proxy_uid(pod) {
         return Outcome::Refuse(format!(
@@ -182,6 +176,49 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         ));
     }
     Outcome::Inject(patch(pod, context, Asked { pod: &settings, all: &all }, warnings))
+}
+
+/// Reviews a pod that has the sidecar already: another webhook may have changed it after the injection, or it is a copy
+/// of a pod.
+fn review_injected(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome {
+    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        return Outcome::Refuse(format!(
+            "the pod has hostNetwork and the containers {INIT} and {PROXY}, whose redirect rules would apply to the whole node; remove one of the two"
+        ));
+    }
+    if context.mode == Mode::Required
+        && let Some(difference) = forged_sidecar(pod, context)
+    {
+        return Outcome::Refuse(format!(
+            "{difference}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
+            context.namespace.name
+        ));
+    }
+    let mut operations = Operations::default();
+    if let Some(Patch(moved)) = probes::move_added(pod, warnings) {
+        operations.0.extend(moved);
+    }
+    // `kubectl debug --copy-to` drops the labels.
+    if pod.pointer("/metadata/labels/tulle.dev~1sidecar").is_none() {
+        label_version(pod, injected_version(pod, context), &mut operations);
+    }
+    if operations.0.is_empty() { Outcome::Skip } else { Outcome::Inject(Patch(operations.0)) }
+}
+
+/// The version of a sidecar that the pod has brought along; only that of the installed image is known.
+fn injected_version(pod: &Value, context: &Context) -> &'static str {
+    let proxy = containers_at(pod, "/spec/initContainers").find(|container| reserved::is_proxy(container));
+    let image = proxy.and_then(|proxy| proxy.get("image")).and_then(Value::as_str);
+    let is_installed = image.is_some_and(|image| seal::is_same_image(image, &context.image));
+    if is_installed { env!("CARGO_PKG_VERSION") } else { "unknown" }
+}
+
+/// Labels a pod as one that has a sidecar.
+fn label_version(pod: &Value, version: &str, operations: &mut Operations) {
+    if pod.pointer("/metadata/labels").is_none() {
+        operations.add(&["metadata", "labels"], json!({}));
+    }
+    operations.add(&["metadata", "labels", keys::INJECTED], json!(version));
 }
 
 impl Context {
@@ -327,9 +364,9 @@ fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
     })
 }
 
-/// Whether a pod has a container with the sidecar's name.
+/// Whether a pod has the sidecar, of whichever version.
 pub fn is_injected(pod: &Value) -> bool {
-    containers_at(pod, "/spec/initContainers").any(|container| name_of(container) == PROXY)
+    containers_at(pod, "/spec/initContainers").any(reserved::is_proxy)
 }
 
 fn containers_at<'a>(pod: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
@@ -383,10 +420,7 @@ fn patch(pod: &Value, context: &Context, asked: Asked<'_>, warnings: &mut Vec<St
     for volume in volumes {
         operations.add(&["spec", "volumes", "-"], volume);
     }
-    if pod.pointer("/metadata/labels").is_none() {
-        operations.add(&["metadata", "labels"], json!({}));
-    }
-    operations.add(&["metadata", "labels", keys::INJECTED], json!(env!("CARGO_PKG_VERSION")));
+    label_version(pod, env!("CARGO_PKG_VERSION"), &mut operations);
     if pod.pointer("/metadata/annotations").is_none() {
         operations.add(&["metadata", "annotations"], json!({}));
     }

@@ -453,6 +453,23 @@ fn a_pod_that_was_copied_without_its_sidecar_is_injected_anew() {
 }
 
 #[test]
+fn a_copy_whose_labels_were_dropped_gets_the_sidecars_label_again() {
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    for mode in [Mode::Enabled, Mode::Required] {
+        let (mut copy, _) = injected(&plain, &context(mode));
+        copy["metadata"].as_object_mut().unwrap().remove("labels");
+        let (labelled, _) = injected(&copy, &context(mode));
+        assert_eq!(labelled["metadata"]["labels"], json!({"tulle.dev/sidecar": env!("CARGO_PKG_VERSION")}));
+        assert_eq!(labelled["spec"], copy["spec"]);
+        copy["spec"]["initContainers"][1]["image"] = json!("tulle/sidecar:older");
+        if mode == Mode::Enabled {
+            let (labelled, _) = injected(&copy, &context(mode));
+            assert_eq!(labelled["metadata"]["labels"], json!({"tulle.dev/sidecar": "unknown"}));
+        }
+    }
+}
+
+#[test]
 fn a_sidecar_on_the_nodes_network_is_refused() {
     let (mut pod, _) = injected(&fixture("deployment"), &context(Mode::Enabled));
     pod["spec"]["hostNetwork"] = json!(true);

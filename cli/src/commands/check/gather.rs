@@ -50,6 +50,7 @@ pub async fn gather(context: &Context, pre: bool) -> Result<Facts, CliError> {
     );
     let parts = if pre { Vec::new() } else { parts(&client, system).await };
     let injected = objects::list(&client, objects::POD, namespace, Some(keys::INJECTED)).await;
+    let (uninjected, injected) = by_container(uninjected, injected);
     let (lease, slices, mutating, validating) = tokio::join!(
         objects::get(&client, objects::LEASE, Some(system), OPERATOR),
         objects::list(&client, objects::ENDPOINT_SLICE, Some(system), None),
@@ -157,6 +158,24 @@ async fn uninjected(client: &Client, namespaces: &Read<Vec<Value>>) -> Read<Vec<
     Ok(pods)
 }
 
+/// Moves pods without the label to the others where they have the sidecar all the same.
+fn by_container(
+    unlabelled: Read<Vec<Value>>,
+    labelled: Read<Vec<Value>>,
+) -> (Read<Vec<Value>>, Read<Vec<Value>>) {
+    match unlabelled {
+        Err(why) => (Err(why), labelled),
+        Ok(pods) => {
+            let (with, without): (Vec<Value>, Vec<Value>) = pods.into_iter().partition(objects::has_sidecar);
+            let labelled = labelled.map(|mut pods| {
+                pods.extend(with);
+                pods
+            });
+            (Ok(without), labelled)
+        }
+    }
+}
+
 async fn each(
     client: &Client,
     kind: Kind,
@@ -252,7 +271,21 @@ async fn allowed(client: &Client, kind: Kind, verb: &str, namespace: Option<&str
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_pod_without_the_label_counts_by_its_container() {
+        let sidecar = json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": ["proxy"]});
+        let own = json!({"name": "tulle-proxy", "command": ["true"]});
+        let pod = |container: &Value| json!({"spec": {"initContainers": [container]}});
+        let (copy, plain) = (pod(&sidecar), pod(&own));
+        let (without, with) = by_container(Ok(vec![copy.clone(), plain.clone()]), Ok(Vec::new()));
+        assert_eq!((without, with), (Ok(vec![plain]), Ok(vec![copy])));
+        let unread = || Err(objects::Unread::NotServed);
+        assert_eq!(by_container(unread(), unread()), (unread(), unread()));
+    }
 
     #[test]
     fn only_a_namespace_that_surely_does_not_exist_ends_a_check() {

@@ -413,7 +413,8 @@ fn a_label_that_means_nothing_and_no_label_at_all_are_warnings() {
 #[test]
 fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
     let pod = |name: &str, rest: Value| {
-        let mut pod = json!({"metadata": {"name": name, "namespace": "shop"}});
+        let mut pod = json!({"metadata": {"name": name, "namespace": "shop",
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-1", "controller": true}]}});
         for (key, value) in rest.as_object().unwrap() {
             pod[key] = value.clone();
         }
@@ -429,6 +430,17 @@ fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
         faults(|facts| facts.uninjected = Ok(pods)),
         [
             "T0602 warning: 6 pods of namespace shop have no sidecar: web-0, web-1, web-2, web-3, web-4 and 1 more => kubectl -n shop rollout restart deployment,statefulset,daemonset"
+        ]
+    );
+}
+
+#[test]
+fn a_pod_without_a_workload_and_a_sidecar_is_to_be_created_again() {
+    let pod = json!({"metadata": {"name": "alone", "namespace": "shop"}});
+    assert_eq!(
+        faults(|facts| facts.uninjected = Ok(vec![pod])),
+        [
+            "T0602 warning: 1 pods of namespace shop have no sidecar: alone => kubectl -n shop replace --force -f MANIFEST"
         ]
     );
 }

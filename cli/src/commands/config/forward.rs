@@ -78,12 +78,12 @@ async fn answer(
 
 async fn ask(client: &Client, namespace: &str, pod: &str, port: u16, path: &str) -> Result<Answer, CliError> {
     // The error of the upgrade says less: whether there is such a pod, and whether it has a sidecar.
-    let found = objects::POD.api(client, Some(namespace)).get_metadata_opt(pod).await;
+    let found = objects::POD.api(client, Some(namespace)).get_opt(pod).await;
     let found = found.map_err(|error| cannot(&format!("read pod {namespace}/{pod}"), &error))?;
     let Some(found) = found else {
         return Err(CliError::failed(format!("there is no pod {namespace}/{pod}")).hint(listed(namespace)));
     };
-    if !found.metadata.labels.unwrap_or_default().contains_key(tulle_crds::keys::INJECTED) {
+    if !objects::has_sidecar(&found.data) {
         return Err(CliError::failed(format!("pod {namespace}/{pod} has no sidecar")).hint(listed(namespace)));
     }
     let unanswered = |error| unanswered(error, namespace, pod);

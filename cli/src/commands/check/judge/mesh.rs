@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tulle_crds::{keys, parse_duration};
 use tulle_mesh::check::{
-    self, Condition, Finding, Pod, Policy, PolicyState, SidecarJudge, list as checks, or_ok,
+    self, Condition, Finding, Pod, Policy, PolicyState, SidecarJudge, WithoutSidecar, list as checks, or_ok,
 };
 
 use super::super::facts::{Facts, target_name};
@@ -67,6 +67,14 @@ fn should_have_sidecar(pod: &Value) -> bool {
     own_network && !is_static && !opted_out && !matches!(phase, "Succeeded" | "Failed")
 }
 
+/// Whether a restart of its workload makes a pod anew.
+fn is_restartable(pod: &Value) -> bool {
+    let owners = items(pod, "/metadata/ownerReferences").iter();
+    owners
+        .map(|owner| text(owner, "/kind"))
+        .any(|kind| matches!(kind, "ReplicaSet" | "StatefulSet" | "DaemonSet"))
+}
+
 /// A list of the namespace that is looked at, or of all.
 fn list(kind: Kind, facts: &Facts) -> ReadRequest {
     ReadRequest::list(kind, facts.namespace.as_deref())
@@ -90,7 +98,11 @@ fn injected(facts: &Facts) -> Vec<Finding> {
         matches!(namespace.and_then(|found| label(found, keys::INJECT)), Some("enabled" | "required"))
     };
     let without = pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod)));
-    check::injected(without.map(|pod| (namespace(pod), name(pod))))
+    check::injected(without.map(|pod| WithoutSidecar {
+        namespace: namespace(pod),
+        name: name(pod),
+        is_restartable: is_restartable(pod),
+    }))
 }
 
 fn sidecars(facts: &Facts) -> Vec<Finding> {
