@@ -77,6 +77,7 @@ impl Context {
         let (no_color, term) = (std::env::var_os("NO_COLOR"), std::env::var_os("TERM"));
         let output = Output {
             format: global.output,
+            terminal,
             headers: !global.no_headers,
             colour: coloured(global.no_color, no_color.as_deref(), term.as_deref(), terminal),
         };

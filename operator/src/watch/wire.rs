@@ -149,6 +149,14 @@ pub(super) struct ReadinessGate {
 pub(super) struct Container {
     pub(super) name: String,
     pub(super) args: Option<Vec<String>>,
+    pub(super) ports: Option<Vec<ContainerPort>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ContainerPort {
+    pub(super) container_port: i32,
+    pub(super) protocol: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
