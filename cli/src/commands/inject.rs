@@ -4,7 +4,7 @@
 //! others, and stores nothing. So what is printed is what the cluster would really do, in the version that is installed.
 
 pub(crate) mod admission;
-mod template;
+pub(crate) mod template;
 #[cfg(test)]
 mod tests;
 
