@@ -117,7 +117,7 @@ fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<(String, Strin
             return Err(CliError::failed(what).hint("add it, or name the namespace with -n"));
         };
         // The operator would name neither the file nor the field.
-        if let Some(mistake) = mistake(document) {
+        if let Some(mistake) = mistake(document, own) {
             return Err(mistake);
         }
         let mut policy = document.value.clone();
@@ -248,7 +248,7 @@ mod tests {
         let error = policies(&input, Some("shop")).unwrap_err();
         let CliError::Failed { what, hint } = error else { panic!("{error:?}") };
         assert!(
-            what.starts_with("p.yaml: MeshPolicy default/p: spec.mtls: \"strict\" must be one of"),
+            what.starts_with("p.yaml: MeshPolicy shop/p: spec.mtls: \"strict\" must be one of"),
             "{what}"
         );
         assert!(hint.unwrap().contains("tulle lint -f"));

@@ -218,12 +218,12 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The first shape or value of an object of Tulle's that its schema does not allow, with its file, and what to do.
-pub(crate) fn mistake(document: &Document) -> Option<CliError> {
+pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> {
     let schemas = schema::Schemas::generated();
     let schema = schemas.of(document.kind(), document.api_version())?;
     let mut problems = schema::check(schema, &document.value).into_iter();
     let problem = problems.find(|problem| problem.what != schema::What::Unknown)?;
-    let what = format!("{}: {}: {}", document.file, document.label("default"), problem.message);
+    let what = format!("{}: {}: {}", document.file, document.label(namespace), problem.message);
     Some(CliError::failed(what).hint("`tulle lint -f FILE` lists everything that is wrong"))
 }
 
