@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
@@ -75,6 +77,7 @@ impl Context {
         let (no_color, term) = (std::env::var_os("NO_COLOR"), std::env::var_os("TERM"));
         let output = Output {
             format: global.output,
+            terminal,
             headers: !global.no_headers,
             colour: coloured(global.no_color, no_color.as_deref(), term.as_deref(), terminal),
         };
@@ -118,19 +121,18 @@ impl Context {
         self.streams.get_or_try_init(|| self.connection.client(None)).await.cloned()
     }
 
-    /// Finds the replica of the operator that leads, or another that is ready.
+    /// Finds a replica of the operator: the one that leads, as far as the Lease may be read.
     ///
     /// # Errors
-    /// Tulle is not installed, no replica is ready, or the user may not look.
+    /// As [`Context::replicas`].
     pub async fn locate(&self) -> Result<Located, CliError> {
-        let client = self.client().await?;
-        within("looking for the operator", locate::locate(&client, &self.system, self.system_is_given)).await
+        Ok(self.replicas().await?.first)
     }
 
-    /// Finds every replica of the operator that is ready.
+    /// Finds every replica of the operator that is ready; or every one, if none is.
     ///
     /// # Errors
-    /// As [`Context::locate`].
+    /// Tulle is not installed, the operator has no pod, or the user may not look.
     pub async fn replicas(&self) -> Result<Ready, CliError> {
         let client = self.client().await?;
         within("looking for the operator", locate::ready(&client, &self.system, self.system_is_given)).await
@@ -139,14 +141,43 @@ impl Context {
     /// The operator's query API, with a token for the namespaces of this command.
     ///
     /// # Errors
-    /// As [`Context::locate`] and [`Context::token`].
+    /// As [`Context::replicas`], [`Context::token`] and [`Context::leader`].
     pub async fn operator(&self) -> Result<Operator, CliError> {
-        let located = self.locate().await?;
+        let found = self.replicas().await?;
+        let token = self.token(&found.first, TOKEN_LIFETIME).await?;
+        let located = self.leader(found, &token).await?;
         if let Some(note) = located.note() {
             exit::note(&note);
         }
-        let token = self.token(&located, TOKEN_LIFETIME).await?;
         Ok(Operator::new(self.streams().await?, located, token))
+    }
+
+    /// The replica to ask: the one that leads. Where the Lease does not say it of one that is ready, each says it of itself,
+    /// and one that answers is better than none.
+    ///
+    /// # Errors
+    /// No replica answers.
+    pub async fn leader(&self, found: Ready, token: &str) -> Result<Located, CliError> {
+        if found.first.is_certain() {
+            return Ok(found.first);
+        }
+        let client = self.streams().await?;
+        let system = found.first.namespace.clone();
+        let ask = |at: Located| {
+            let operator = Operator::new(client.clone(), at, token.to_owned());
+            async move {
+                let health = operator.get::<query::Health>(query::Paths::HEALTH, &[]).await;
+                (operator.at().clone(), health.map(|health| health.leader))
+            }
+        };
+        let mut asked: FuturesUnordered<_> = found.into_all().into_iter().map(ask).collect();
+        let mut answers = locate::Answers::default();
+        while let Some((at, leads)) = asked.next().await {
+            if let Some(leader) = answers.take(at, leads) {
+                return Ok(leader);
+            }
+        }
+        answers.end(&system)
     }
 
     /// A token that the operator takes for the namespaces of this command.

@@ -49,11 +49,13 @@ pub struct Output {
     pub headers: bool,
     /// Whether text may be coloured.
     pub colour: bool,
+    /// Whether standard output is a terminal, where a long name would push the other columns out of sight.
+    pub terminal: bool,
 }
 
 impl Default for Output {
     fn default() -> Self {
-        Self { format: Format::Table, headers: true, colour: false }
+        Self { format: Format::Table, headers: true, colour: false, terminal: false }
     }
 }
 
@@ -77,7 +79,11 @@ impl Output {
     ) -> Result<String, CliError> {
         match self.format {
             Format::Table | Format::Wide => {
-                let table = table(self.format == Format::Wide);
+                let mut table = table(self.format == Format::Wide);
+                // Programs read what is piped, and whoever asks for more columns wants all of them.
+                if self.terminal && self.format == Format::Table {
+                    table.shorten();
+                }
                 Ok(if self.headers { table.to_string() } else { table.body() })
             }
             Format::Json => match serde_json::to_string_pretty(value) {
@@ -173,6 +179,11 @@ pub fn write(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// Characters of a cell of a table on a terminal. Names of most kinds have 63 at most, those of pods 253.
+const WIDEST: usize = 63;
+/// How many of them are of the end of what was cut.
+const KEPT_END: usize = 20;
+
 /// Rows under headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -205,6 +216,21 @@ impl Table {
             names.push('\n');
         }
         names
+    }
+
+    /// Cuts long cells to [`WIDEST`] characters, but not the last of a row, which nothing is aligned with. The end stays:
+    /// it tells one pod from another.
+    fn shorten(&mut self) {
+        for row in &mut self.rows {
+            let aligned = row.len().saturating_sub(1);
+            for cell in row.iter_mut().take(aligned).filter(|cell| !cell.contains('\u{1b}')) {
+                let count = cell.chars().count();
+                if count > WIDEST {
+                    let start = cell.chars().take(WIDEST - KEPT_END - 1);
+                    *cell = start.chain(['…']).chain(cell.chars().skip(count - KEPT_END)).collect();
+                }
+            }
+        }
     }
 
     fn widths(&self, headers: bool) -> Vec<usize> {

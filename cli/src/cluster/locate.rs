@@ -1,4 +1,7 @@
-//! Finds the operator: the replica that holds the Lease, or another that is ready.
+//! Finds the operator: the replica that holds the Lease, or another that is ready. Where the Lease may not be read, the
+//! replicas themselves say which one leads; where none is ready, each is asked all the same.
+
+use std::cmp::Reverse;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -12,6 +15,8 @@ use crate::manifests::OPERATOR;
 
 /// The label of the operator's pods (`config/base/operator.yaml`).
 const SELECTOR: &str = "app=tulle-operator";
+/// The right to read the Lease, as `cli/README.md` has it.
+const LEASE_RULE: &str = "{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get]}";
 
 /// A replica of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,19 +27,34 @@ pub struct Located {
     pub pod: String,
     /// Whether it leads. One that does not knows only the sidecars that are connected to it.
     pub leads: bool,
-    /// Whether the user may read which replica leads.
+    /// Whether the user may read the Lease, which says which replica leads.
     pub leader_is_known: bool,
+    /// Whether it is ready. One that is not may answer, as under load.
+    pub ready: bool,
 }
 
 impl Located {
     /// What the reader of its answers must know.
     pub fn note(&self) -> Option<String> {
-        let why = match (self.leads, self.leader_is_known) {
-            (true, _) => return None,
-            (false, true) => "no leader is ready",
-            (false, false) => "you may not read which replica leads",
-        };
-        Some(format!("note: {why}; pod {} answers with what it knows", self.pod))
+        let Self { namespace, pod, .. } = self;
+        match (self.leads, self.ready, self.leader_is_known) {
+            (true, true, _) => None,
+            (true, false, _) => {
+                Some(format!("note: no replica of the operator is ready; pod {pod}, which leads, answers"))
+            }
+            (false, _, true) => {
+                Some(format!("note: no leader is ready; pod {pod} answers with what it knows"))
+            }
+            (false, _, false) => Some(format!(
+                "note: you may not read which replica leads, and none says that it does; pod {pod} answers with what it \
+                 knows; ask for this right in namespace {namespace}: {LEASE_RULE}"
+            )),
+        }
+    }
+
+    /// Whether the Lease names it, and it is ready: then no other needs to be asked.
+    pub fn is_certain(&self) -> bool {
+        self.ready && self.leader_is_known
     }
 }
 
@@ -45,11 +65,13 @@ struct Replica {
     ready: bool,
 }
 
-/// Every replica that is ready.
+/// Every replica that is ready; or every one, if none is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// The leader first, if it is ready.
-    pub replicas: Vec<Located>,
+    /// The leader, if it is ready and the Lease names it.
+    pub first: Located,
+    /// The others.
+    pub others: Vec<Located>,
     /// Whether there can be no others: the user may list the operator's pods.
     pub are_all: bool,
 }
@@ -62,31 +84,75 @@ struct Found {
     are_all: bool,
 }
 
-/// Finds the operator in the namespace `system`, or elsewhere unless the user has named the namespace.
-///
-/// # Errors
-/// Tulle is not installed, no replica is ready, or the user may not look.
-pub async fn locate(client: &Client, system: &str, system_is_given: bool) -> Result<Located, CliError> {
-    let found = find(client, system, system_is_given).await?;
-    choose(&found.namespace, &found.holder, &found.replicas)
+impl Ready {
+    /// All of them, the first one first.
+    pub fn into_all(self) -> Vec<Located> {
+        std::iter::once(self.first).chain(self.others).collect()
+    }
 }
 
-/// Finds every replica that is ready. Each has other sidecars.
+/// What replicas have answered to the question whether they lead.
+#[derive(Debug, Default)]
+pub struct Answers {
+    follower: Option<Located>,
+    failure: Option<CliError>,
+    not_ready: usize,
+}
+
+impl Answers {
+    /// Takes the answer of a replica. Returns the replica if it leads.
+    pub fn take(&mut self, at: Located, leads: Result<bool, CliError>) -> Option<Located> {
+        self.not_ready += usize::from(!at.ready);
+        match leads {
+            Ok(true) => return Some(Located { leads: true, ..at }),
+            Ok(false) => self.follower = self.follower.take().or(Some(Located { leads: false, ..at })),
+            Err(error) => self.failure = self.failure.take().or(Some(error)),
+        }
+        None
+    }
+
+    /// The replica to ask where none of those that have answered leads.
+    ///
+    /// # Errors
+    /// None has answered.
+    pub fn end(self, namespace: &str) -> Result<Located, CliError> {
+        match (self.follower, self.failure) {
+            (Some(follower), _) => Ok(follower),
+            (None, Some(error)) if self.not_ready == 0 => Err(error),
+            (None, error) => {
+                let why = error.map(|error| format!(", and none answers: {error}")).unwrap_or_default();
+                let what = format!(
+                    "none of the operator's {} pods in namespace {namespace} is ready{why}",
+                    self.not_ready
+                );
+                Err(CliError::failed(what).hint(pods_of(namespace)))
+            }
+        }
+    }
+}
+
+/// The command that shows the operator's pods.
+fn pods_of(namespace: &str) -> String {
+    format!("kubectl -n {namespace} get pods -l {SELECTOR}")
+}
+
+/// Finds the operator in the namespace `system`, or elsewhere unless the user has named the namespace: every replica that
+/// is ready, since each has other sidecars, or every one, if none is.
 ///
 /// # Errors
-/// As [`locate`].
+/// Tulle is not installed, the operator has no pod, or the user may not look.
 pub async fn ready(client: &Client, system: &str, system_is_given: bool) -> Result<Ready, CliError> {
     let found = find(client, system, system_is_given).await?;
     let first = choose(&found.namespace, &found.holder, &found.replicas)?;
-    Ok(Ready { replicas: all(first, &found.replicas), are_all: found.are_all })
+    let others = others(&first, &found.replicas);
+    Ok(Ready { first, others, are_all: found.are_all })
 }
 
-/// The replica that was chosen, and the others that are ready.
-fn all(first: Located, replicas: &[Replica]) -> Vec<Located> {
-    let others = replicas.iter().filter(|replica| replica.ready && replica.pod != first.pod);
+/// The others that are as ready as the replica that was chosen.
+fn others(first: &Located, replicas: &[Replica]) -> Vec<Located> {
+    let others = replicas.iter().filter(|replica| replica.ready == first.ready && replica.pod != first.pod);
     let other = |replica: &Replica| Located { pod: replica.pod.clone(), leads: false, ..first.clone() };
-    let others: Vec<Located> = others.map(other).collect();
-    std::iter::once(first).chain(others).collect()
+    others.map(other).collect()
 }
 
 async fn find(client: &Client, system: &str, system_is_given: bool) -> Result<Found, CliError> {
@@ -150,22 +216,26 @@ fn replica(pod: &Pod) -> Replica {
     Replica { pod: pod.name_any(), ready: ready && pod.metadata.deletion_timestamp.is_none() }
 }
 
-/// The leader if it is ready, else the first replica that is.
+/// The leader if it is ready, else the first replica that is, else the leader, else the first replica.
 fn choose(namespace: &str, holder: &Holder, replicas: &[Replica]) -> Result<Located, CliError> {
     if replicas.is_empty() && *holder == Holder::NoLease {
         return Err(not_installed(&format!("namespace {namespace} has no operator")));
     }
-    let leader = replicas.iter().find(|replica| replica.ready && *holder == Holder::Pod(replica.pod.clone()));
-    let Some(chosen) = leader.or_else(|| replicas.iter().find(|replica| replica.ready)) else {
-        let what =
-            format!("none of the operator's {} pods in namespace {namespace} is ready", replicas.len());
-        return Err(CliError::failed(what).hint(format!("kubectl -n {namespace} get pods -l {SELECTOR}")));
+    let leads = |pod: &str| matches!(holder, Holder::Pod(leader) if leader == pod);
+    // The first of equals.
+    let rank = |replica: &&Replica| Reverse((replica.ready, leads(&replica.pod)));
+    let Some(chosen) = replicas.iter().min_by_key(rank) else {
+        let what = format!("the operator has no pod in namespace {namespace}");
+        return Err(
+            CliError::failed(what).hint(format!("kubectl -n {namespace} describe deployment {OPERATOR}"))
+        );
     };
     Ok(Located {
         namespace: namespace.to_owned(),
         pod: chosen.pod.clone(),
-        leads: leader.is_some(),
+        leads: leads(&chosen.pod),
         leader_is_known: *holder != Holder::Secret,
+        ready: chosen.ready,
     })
 }
 
@@ -245,9 +315,48 @@ mod tests {
     fn every_replica_that_is_ready_is_found_and_the_leader_first() {
         let three = replicas(&[("a", true), ("b", true), ("c", false)]);
         let first = choose("tulle-system", &pod("b"), &three).unwrap();
+        let others = others(&first, &three);
+        let all = Ready { first, others, are_all: true }.into_all();
         let found: Vec<(String, bool)> =
-            all(first, &three).into_iter().map(|located| (located.pod, located.leads)).collect();
+            all.into_iter().map(|located| (located.pod, located.leads)).collect();
         assert_eq!(found, [("b".to_owned(), true), ("a".to_owned(), false)]);
+    }
+
+    #[test]
+    fn replicas_that_are_not_ready_are_tried_where_none_is() {
+        let busy = replicas(&[("a", false), ("b", false)]);
+        let first = choose("tulle-system", &pod("b"), &busy).unwrap();
+        assert_eq!((first.pod.as_str(), first.leads, first.is_certain()), ("b", true, false));
+        assert_eq!(others(&first, &busy).len(), 1);
+        let mut answers = Answers::default();
+        let found = answers.take(first.clone(), Ok(true)).unwrap();
+        let expected = "note: no replica of the operator is ready; pod b, which leads, answers";
+        assert_eq!(found.note().as_deref(), Some(expected));
+        let mut answers = Answers::default();
+        assert_eq!(answers.take(first, Err(CliError::failed("refused"))), None);
+        let error = answers.end("tulle-system").unwrap_err().to_string();
+        let expected =
+            "none of the operator's 1 pods in namespace tulle-system is ready, and none answers: refused";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn replicas_say_which_one_leads_where_the_lease_may_not_be_read() {
+        let both = replicas(&[("a", true), ("b", true)]);
+        let first = choose("tulle-system", &Holder::Secret, &both).unwrap();
+        assert!(!first.is_certain());
+        let second = others(&first, &both).remove(0);
+        let mut answers = Answers::default();
+        assert_eq!(answers.take(first.clone(), Ok(false)), None);
+        let leader = answers.take(second.clone(), Ok(true)).unwrap();
+        assert_eq!((leader.pod.as_str(), leader.note()), ("b", None));
+        let mut answers = Answers::default();
+        assert_eq!(answers.take(first.clone(), Err(CliError::failed("refused"))), None);
+        assert_eq!(answers.take(second, Ok(false)), None);
+        assert_eq!(answers.end("tulle-system").unwrap().pod, "b", "one that answers");
+        let mut answers = Answers::default();
+        assert_eq!(answers.take(first, Err(CliError::failed("refused"))), None);
+        assert_eq!(answers.end("tulle-system"), Err(CliError::failed("refused")));
     }
 
     #[test]
@@ -256,15 +365,17 @@ mod tests {
         assert_eq!(note(pod("a")), None);
         let gone = "note: no leader is ready; pod a answers with what it knows";
         assert_eq!(note(pod("gone")).as_deref(), Some(gone));
-        let secret = "note: you may not read which replica leads; pod a answers with what it knows";
-        assert_eq!(note(Holder::Secret).as_deref(), Some(secret));
+        let secret = note(Holder::Secret).unwrap();
+        assert!(secret.starts_with("note: you may not read which replica leads"), "{secret}");
+        assert!(secret.ends_with(&format!("in namespace tulle-system: {LEASE_RULE}")), "{secret}");
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains(LEASE_RULE), "the table of rights has another rule");
     }
 
     #[test]
-    fn without_a_ready_replica_the_pods_are_named_and_without_an_operator_the_installation() {
-        let starting = replicas(&[("a", false)]);
-        let error = choose("tulle-system", &Holder::Nobody, &starting).unwrap_err();
-        assert!(error.to_string().contains("none of the operator's 1 pods"), "{error}");
+    fn without_a_pod_the_deployment_is_named_and_without_an_operator_the_installation() {
+        let error = choose("tulle-system", &Holder::Nobody, &[]).unwrap_err();
+        assert!(error.to_string().contains("the operator has no pod"), "{error}");
         let error = choose("tulle-system", &Holder::NoLease, &[]).unwrap_err();
         assert_eq!(error, not_installed("namespace tulle-system has no operator"));
     }

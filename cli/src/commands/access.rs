@@ -98,10 +98,7 @@ fn server(text: &str, namespace: Option<&str>) -> Result<(String, String), CliEr
     if !is_service && text.contains('/') {
         return workload(text, namespace);
     }
-    let name = destination(text, namespace)?;
-    let (namespace, name) = name.split_once('/').unwrap_or_default();
-    let name = name.split(':').next().unwrap_or_default();
-    Ok((namespace.to_owned(), name.to_owned()))
+    destination(text, namespace)?.service()
 }
 
 async fn ask(context: &Context, parameters: &[(&str, &str)]) -> Result<Access, CliError> {

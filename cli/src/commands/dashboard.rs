@@ -91,8 +91,12 @@ struct Access {
 /// # Errors
 /// The operator cannot be found, or the local port is taken.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
-    let at = context.locate().await?;
-    let token = context.token(&at, LIFETIME).await?;
+    let found = context.replicas().await?;
+    let token = context.token(&found.first, LIFETIME).await?;
+    let at = context.leader(found, &token).await?;
+    if let Some(note) = at.note() {
+        crate::exit::note(&note);
+    }
     let client = context.streams().await?;
     // The first browser must not be the one to find out that ports may not be forwarded.
     drop(within("forwarding a port of the operator", tunnel(&client, &at)).await?);
@@ -158,7 +162,9 @@ impl Page {
 
     /// Another replica may lead by now.
     async fn find(&self, context: &Context) {
-        match context.locate().await {
+        let token = self.access().token;
+        let found = async { context.leader(context.replicas().await?, &token).await };
+        match found.await {
             Ok(at) => self.access.lock().unwrap_or_else(PoisonError::into_inner).at = at,
             Err(error) => error.print(&self.output),
         }

@@ -9,6 +9,7 @@ use tulle_mesh::query::{Diff, DiffRow, Paths};
 
 use super::access::name;
 use super::explain::visible;
+use super::lint::mistake;
 use super::lint::read::{self, Input};
 use super::stat;
 use crate::cluster::Context;
@@ -115,6 +116,10 @@ fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<(String, Strin
             let what = format!("MeshPolicy {name} has no metadata.namespace");
             return Err(CliError::failed(what).hint("add it, or name the namespace with -n"));
         };
+        // The operator would name neither the file nor the field.
+        if let Some(mistake) = mistake(document, own) {
+            return Err(mistake);
+        }
         let mut policy = document.value.clone();
         if let Some(metadata) = policy.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("namespace".to_owned(), Value::String(own.to_owned()));
@@ -232,6 +237,21 @@ mod tests {
         let none = policies(&read("kind: Service\n"), Some("shop")).unwrap_err();
         assert_eq!(none.to_string(), "there is no MeshPolicy in the file");
         assert!(read("a: [").whole().is_err());
+    }
+
+    #[test]
+    fn a_policy_with_an_invalid_value_is_refused_with_its_file_and_field() {
+        let mut input = Input::default();
+        let text = "{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p}, \
+                    spec: {target: {kind: Service, name: web}, mtls: strict}}";
+        read::documents("p.yaml", text, &mut input);
+        let error = policies(&input, Some("shop")).unwrap_err();
+        let CliError::Failed { what, hint } = error else { panic!("{error:?}") };
+        assert!(
+            what.starts_with("p.yaml: MeshPolicy shop/p: spec.mtls: \"strict\" must be one of"),
+            "{what}"
+        );
+        assert!(hint.unwrap().contains("tulle lint -f"));
     }
 
     #[test]

@@ -3,11 +3,15 @@
 
 mod denial;
 
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::Method;
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::query::{Explanation, Paths, Stage, Verdict};
 
-use crate::cluster::Context;
+use crate::cluster::{Context, within};
 use crate::exit::CliError;
+use crate::objects;
 use crate::output::{Colour, Format, Output, Table, plain, write};
 
 /// Kinds that may stand before the name of a client, beside namespaces.
@@ -35,7 +39,7 @@ pub struct Args {
     /// Who sends the request: NAME, KIND/NAME or NAMESPACE/NAME of a workload or pod
     #[arg(value_name = "SRC", required_unless_present = "denial")]
     source: Option<String>,
-    /// The Service that it is sent to: NAME[.NAMESPACE][:PORT] or NAMESPACE/NAME[:PORT]
+    /// The Service that it is sent to: NAME[.NAMESPACE][:PORT], NAMESPACE/NAME[:PORT], or an address
     #[arg(value_name = "DST", required_unless_present = "denial")]
     destination: Option<String>,
     /// The method of the request, as --method
@@ -72,7 +76,7 @@ impl Args {
     /// Method and path, each of which is an argument, an option or the default.
     ///
     /// # Errors
-    /// An argument and its option differ, or the path stands before the method. Clap knows neither, because it takes a
+    /// An argument and its option differ, the method is invalid, or the path stands before the method. Clap knows neither, because it takes a
     /// path without a method for the method.
     pub fn request(&self) -> Result<Request<'_>, String> {
         let (method, path) = match (self.positional_method.as_deref(), self.positional_path.as_deref()) {
@@ -82,10 +86,11 @@ impl Args {
             }
             given => given,
         };
-        Ok(Request {
-            method: either("method", method, self.method.as_deref())?.unwrap_or("GET"),
-            path: either("path", path, self.path.as_deref())?.unwrap_or("/"),
-        })
+        let method = either("method", method, self.method.as_deref())?.unwrap_or("GET");
+        if Method::from_bytes(method.as_bytes()).is_err() {
+            return Err(format!("invalid method {method:?}; write one such as GET"));
+        }
+        Ok(Request { method, path: either("path", path, self.path.as_deref())?.unwrap_or("/") })
     }
 }
 
@@ -115,14 +120,12 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     // Clap asks for both.
     let source = workload(args.source.as_deref().unwrap_or_default(), context.namespace())?;
     let destination = destination(args.destination.as_deref().unwrap_or_default(), context.namespace())?;
-    let namespace = destination.split('/').next().unwrap_or_default().to_owned();
-    for namespace in [&source.0, &namespace] {
-        visible(context, namespace)?;
-    }
+    visible(context, &source.0)?;
+    reachable(context, &destination).await?;
     let source = format!("{}/{}", source.0, source.1);
     let mut parameters = vec![
         ("source", source.as_str()),
-        ("destination", destination.as_str()),
+        ("destination", destination.text.as_str()),
         ("method", request.method),
         ("path", request.path),
     ];
@@ -175,11 +178,75 @@ pub fn workload(text: &str, namespace: Option<&str>) -> Result<(String, String),
     named(text, namespace, &KINDS)
 }
 
-/// A Service, as `namespace/name` with `:port` behind it if there is one.
+/// What a request is sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// As the operator takes it: `namespace/name` or an address, with `:port` behind it if there is one.
+    pub text: String,
+    /// The namespace of the Service; `None`: it is an address, of which the operator knows whose it is.
+    pub namespace: Option<String>,
+    /// The name as the user wrote it, if it is one of DNS.
+    dns: Option<String>,
+}
+
+impl Destination {
+    /// Namespace and name of the Service. The port is left out.
+    ///
+    /// # Errors
+    /// It is an address.
+    pub fn service(&self) -> Result<(String, String), CliError> {
+        let (Some(namespace), Some((_, name))) = (&self.namespace, self.text.split_once('/')) else {
+            let what = format!("{} is an address; write the name of a Service", self.text);
+            return Err(CliError::Usage(what));
+        };
+        Ok((namespace.clone(), name.split(':').next().unwrap_or_default().to_owned()))
+    }
+}
+
+/// Whether the text is an address, with or without a port.
+fn is_address(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    text.parse::<SocketAddr>().is_ok() || bare.parse::<IpAddr>().is_ok()
+}
+
+/// The error about a name of DNS that is not a Service's.
+fn outside(name: &str, why: &str) -> CliError {
+    let what = format!(
+        "{name} is outside the mesh, because {why}: the client's sidecar passes its connections through as they are, \
+         without policies"
+    );
+    CliError::failed(what).hint("if it resolves to an address of the cluster, write the address instead")
+}
+
+/// Whether this command may ask about the destination. A name of DNS may be one of the Internet, and look like a Service in
+/// another namespace.
+async fn reachable(context: &Context, destination: &Destination) -> Result<(), CliError> {
+    let Some(namespace) = &destination.namespace else { return Ok(()) };
+    let own = context.namespace() == Some(namespace.as_str());
+    let Some(name) = destination.dns.as_ref().filter(|_| !own) else { return visible(context, namespace) };
+    let client = context.client().await?;
+    let found = within("looking for the namespace", async {
+        Ok(objects::get(&client, objects::NAMESPACE, None, namespace).await)
+    });
+    if matches!(found.await?, Ok(None)) {
+        return Err(outside(name, &format!("there is no namespace {namespace}")));
+    }
+    visible(context, namespace).map_err(|error| {
+        CliError::Usage(format!(
+            "{error}; {name} is taken for a Service of namespace {namespace}: what is outside the mesh cannot be explained, \
+             because the client's sidecar passes it through as it is"
+        ))
+    })
+}
+
+/// A Service or an address.
 ///
 /// # Errors
-/// Something is missing, or is left over.
-pub fn destination(text: &str, namespace: Option<&str>) -> Result<String, CliError> {
+/// Something is missing, or is left over; or it is a name that no Service has.
+pub fn destination(text: &str, namespace: Option<&str>) -> Result<Destination, CliError> {
+    if is_address(text) {
+        return Ok(Destination { text: text.to_owned(), namespace: None, dns: None });
+    }
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) => (name, Some(port)),
         None => (text, None),
@@ -190,15 +257,25 @@ pub fn destination(text: &str, namespace: Option<&str>) -> Result<String, CliErr
         return Err(CliError::Usage(format!("invalid port {port:?} in {text}")));
     }
     // As in DNS: service.namespace.svc.cluster.local.
-    let dns = if name.contains('/') { None } else { name.split_once('.') };
+    let dns = if name.contains('/') { None } else { name.trim_end_matches('.').split_once('.') };
+    let dns_name = dns.map(|_| name.to_owned());
     let (namespace, name) = match dns {
-        Some((name, rest)) => {
-            let namespace = rest.split('.').next().unwrap_or_default();
-            named(&format!("{namespace}/{name}"), None, &[])?
+        Some((service, rest)) => {
+            let mut labels = rest.split('.');
+            let namespace = labels.next().unwrap_or_default();
+            if labels.next().is_some_and(|label| label != "svc") {
+                let why = "Services are named NAME.NAMESPACE or NAME.NAMESPACE.svc.cluster.local";
+                return Err(outside(name, why));
+            }
+            named(&format!("{namespace}/{service}"), None, &[])?
         }
         None => named(name, namespace, &SERVICES)?,
     };
-    Ok(port.map_or_else(|| format!("{namespace}/{name}"), |port| format!("{namespace}/{name}:{port}")))
+    let text = match port {
+        Some(port) => format!("{namespace}/{name}:{port}"),
+        None => format!("{namespace}/{name}"),
+    };
+    Ok(Destination { text, namespace: Some(namespace), dns: dns_name })
 }
 
 fn named(text: &str, namespace: Option<&str>, kinds: &[&str]) -> Result<(String, String), CliError> {
@@ -318,11 +395,41 @@ mod tests {
             ("payments.billing.svc.cluster.local:80", "billing/payments:80"),
             ("billing/payments:80", "billing/payments:80"),
         ] {
-            assert_eq!(destination(text, Some("shop")).unwrap(), expected, "{text}");
+            assert_eq!(destination(text, Some("shop")).unwrap().text, expected, "{text}");
         }
         for text in ["", ":80", "payments:http", "payments:70000", "a/b/c"] {
             assert_eq!(destination(text, Some("shop")).unwrap_err().code(), 2, "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_is_not_taken_for_a_name() {
+        for text in ["10.244.0.34", "10.244.0.34:80", "8.8.8.8:53", "fd00::1", "[fd00::1]", "[fd00::1]:80"] {
+            for namespace in [Some("shop"), None] {
+                let expected = Destination { text: text.to_owned(), namespace: None, dns: None };
+                assert_eq!(destination(text, namespace), Ok(expected), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_of_the_internet_is_outside_the_mesh() {
+        for text in ["api.example.com", "api.example.com:443", "a.b.c.d"] {
+            let error = destination(text, Some("shop")).unwrap_err();
+            assert_eq!(error.code(), 1, "{text}");
+            assert!(error.to_string().contains("is outside the mesh, because Services are named"), "{error}");
+        }
+        // Only the cluster knows that `com` is not a namespace.
+        let found = destination("example.com:443", Some("shop")).unwrap();
+        assert_eq!((found.text.as_str(), found.dns.as_deref()), ("com/example:443", Some("example.com")));
+        assert_eq!(destination("com/example", Some("shop")).unwrap().dns, None);
+    }
+
+    #[test]
+    fn a_method_is_one_word() {
+        let args = Args { method: Some("G T".to_owned()), ..asked("") };
+        assert!(args.request().unwrap_err().contains("invalid method"));
+        assert_eq!(asked("PURGE").request().unwrap().method, "PURGE");
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! others, and stores nothing. So what is printed is what the cluster would really do, in the version that is installed.
 
 pub(crate) mod admission;
-mod template;
+pub(crate) mod template;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -38,28 +39,43 @@ pub struct Args {
 /// Runs `tulle inject`.
 ///
 /// # Errors
-/// The namespace does not ask for sidecars, the API server would reject a pod, or there is no pod in the files.
+/// [`CliError::Findings`] if a namespace does not ask for sidecars or the API server would reject a pod, after all other pods
+/// were printed; or there is no pod in the files, or no answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let input = read::files(&args.files)?.whole()?;
     let default = context.namespace().unwrap_or("default");
     let client = context.client().await?;
-    let mut checked: Vec<&str> = Vec::new();
-    let mut pods = Vec::new();
+    let mut namespaces: BTreeMap<&str, bool> = BTreeMap::new();
+    let (mut pods, mut left_out) = (Vec::new(), 0_usize);
     for document in &input.documents {
         let namespace = document.namespace(default);
         let Some(pod) = template::pod(document, namespace) else { continue };
-        if !checked.contains(&namespace) {
-            check_namespace(&client, namespace).await?;
-            checked.push(namespace);
-        }
+        let asks = match namespaces.get(namespace) {
+            Some(asks) => *asks,
+            None => {
+                let refusal = check_namespace(&client, namespace).await?;
+                refusal.iter().for_each(|error| error.print(&context.output));
+                namespaces.insert(namespace, refusal.is_none());
+                refusal.is_none()
+            }
+        };
         let label = document.label(default);
-        pods.push(create(context, &client, namespace, &label, pod).await?);
+        let made = if asks { create(context, &client, namespace, &label, pod).await? } else { None };
+        match made {
+            Some(pod) => pods.push(pod),
+            None => left_out += 1,
+        }
     }
-    if pods.is_empty() {
+    if pods.is_empty() && left_out == 0 {
         let what = "the files have neither a Pod nor a workload with a template of pods";
         return Err(CliError::failed(what));
     }
-    print(context, &pods)
+    print(context, &pods)?;
+    if left_out == 0 {
+        return Ok(());
+    }
+    note(&format!("{left_out} of {} pods were left out", pods.len() + left_out));
+    Err(CliError::Findings)
 }
 
 fn print(context: &Context, pods: &[Value]) -> Result<(), CliError> {
@@ -81,17 +97,19 @@ fn print(context: &Context, pods: &[Value]) -> Result<(), CliError> {
     }
 }
 
-/// The namespace must ask for sidecars, or nothing would be injected into anything.
-async fn check_namespace(client: &Client, name: &str) -> Result<(), CliError> {
+/// Why nothing would be injected into the pods of a namespace: it must exist, and ask for sidecars.
+async fn check_namespace(client: &Client, name: &str) -> Result<Option<CliError>, CliError> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let found = namespaces.get_opt(name).await;
     let found = found.map_err(|error| cannot(&format!("read namespace {name}"), &error))?;
     let Some(namespace) = found else {
-        return Err(CliError::failed(format!("there is no namespace {name}"))
-            .hint("the dry run needs the namespace: create it, or choose another with -n"));
+        return Ok(Some(
+            CliError::failed(format!("there is no namespace {name}"))
+                .hint("the dry run needs the namespace: create it, or choose another with -n"),
+        ));
     };
     let labels = namespace.metadata.labels.unwrap_or_default();
-    refusal(name, labels.get(keys::INJECT).map(String::as_str)).map_or(Ok(()), Err)
+    Ok(refusal(name, labels.get(keys::INJECT).map(String::as_str)))
 }
 
 /// Why a namespace gets no sidecars, by the value of its label.
@@ -113,14 +131,14 @@ fn refusal(namespace: &str, label: Option<&str>) -> Option<CliError> {
     Some(CliError::failed(what).hint(hint))
 }
 
-/// Creates a pod as a dry run; what admission has made of it.
+/// Creates a pod as a dry run; what admission has made of it. `None`: it would be rejected, which was printed.
 async fn create(
     context: &Context,
     client: &Client,
     namespace: &str,
     label: &str,
     pod: Value,
-) -> Result<Value, CliError> {
+) -> Result<Option<Value>, CliError> {
     let unsent = |why: String| CliError::failed(format!("cannot send the pod of {label}: {why}"));
     let body = serde_json::to_vec(&pod).map_err(|error| unsent(error.to_string()))?;
     let params = PostParams { dry_run: true, field_manager: Some("tulle-inject".to_owned()) };
@@ -132,22 +150,27 @@ async fn create(
     match send(client, request).await? {
         Answer::Refused { message, warnings } => {
             warnings.iter().for_each(|warning| warn(warning));
-            Err(CliError::failed(format!("the API server would reject the pod of {label}: {message}")))
+            let what = format!("the API server would reject the pod of {label}: {message}");
+            CliError::failed(what).print(&context.output);
+            Ok(None)
         }
         Answer::Taken { object, warnings } => {
             warnings.iter().for_each(|warning| warn(warning));
-            if let Some(why) = without_sidecar(&object) {
+            if let Some(why) = without_sidecar(&object, &warnings) {
                 warn(&why);
             }
-            Ok(template::without_bookkeeping(object))
+            Ok(Some(template::without_bookkeeping(object)))
         }
     }
 }
 
-/// Why a pod has no sidecar, where it has none.
-fn without_sidecar(pod: &Value) -> Option<String> {
+/// How the webhook begins the warning about a pod that cannot have a sidecar.
+const NO_SIDECAR: &str = "the pod gets no sidecar";
+
+/// Why a pod has no sidecar, where it has none and no warning of the webhook has said it.
+fn without_sidecar(pod: &Value, warnings: &[String]) -> Option<String> {
     let label = |key: &str| pod.pointer("/metadata/labels")?.get(key)?.as_str();
-    if label(keys::INJECTED).is_some() {
+    if label(keys::INJECTED).is_some() || warnings.iter().any(|warning| warning.contains(NO_SIDECAR)) {
         return None;
     }
     let is_host = pod.pointer("/spec/hostNetwork").and_then(Value::as_bool).unwrap_or(false);

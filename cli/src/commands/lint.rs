@@ -2,9 +2,10 @@
 //!
 //! In: YAML and JSON files. Out: findings with stable ids ([`rules::RULES`]). Without `--with-cluster` nothing is sent
 //! anywhere: `schema` compares with the generated schemas of Tulle's kinds, `policy`, `rollout` and `settings` check what a
-//! schema cannot, and `together` looks at all files at once.
+//! schema cannot, `labels` looks at those of Tulle on other kinds, and `together` at all files at once.
 
 mod cluster;
+mod labels;
 mod policy;
 pub(crate) mod read;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod together;
+mod unique;
 
 use std::path::PathBuf;
 
@@ -147,7 +149,7 @@ fn foreign(document: &Document, namespace: &str, schemas: &schema::Schemas) -> O
     Some(Finding::new(rules::UNKNOWN_KIND, document, namespace, message, hint))
 }
 
-/// What is wrong with one object. Only Tulle's kinds are looked at.
+/// What is wrong with one object. Of other kinds than Tulle's, only Tulle's labels and annotations are looked at.
 fn one(
     document: &Document,
     namespace: &str,
@@ -157,6 +159,9 @@ fn one(
 ) {
     if !document.is_tulle() {
         findings.extend(foreign(document, namespace, schemas));
+        let of =
+            |found: rules::Found| Finding::new(found.rule, document, namespace, found.message, found.hint);
+        findings.extend(labels::check(document).into_iter().map(of));
         return;
     }
     let mut add = |rule: rules::Rule, message: String, hint: Option<String>| {
@@ -168,9 +173,24 @@ fn one(
     };
     if document.name().is_empty() {
         add(rules::UNNAMED, "metadata.name is missing".to_owned(), None);
+    } else if document.kind() != "MeshConfig" && !is_name(document.name()) {
+        let message = format!("metadata.name: invalid name {:?}", document.name());
+        let hint = "write lower-case letters, digits, `-` and `.`, with a letter or digit at both ends";
+        add(rules::INVALID_VALUE, message, Some(hint.to_owned()));
     }
     let problems = schema::check(schema, &document.value);
-    for problem in &problems {
+    // What cannot be read as its type has been reported; only where it has not, the reader's own words are used.
+    let found = match document.kind() {
+        "MeshPolicy" => parse::<MeshPolicy>(document).map(|object| policy::check(&object.spec, now)),
+        "Canary" => parse::<Canary>(document).map(|object| rollout::check(&object)),
+        _ => parse::<MeshConfig>(document).map(|object| settings::check(&object)),
+    };
+    // The checks of values say what to write, which a range of the schema does not.
+    let is_said = |problem: &schema::Problem| {
+        let same = |found: &rules::Found| schema::field(&found.message) == schema::field(&problem.message);
+        problem.what == schema::What::Value && found.iter().flatten().any(same)
+    };
+    for problem in problems.iter().filter(|problem| !is_said(problem)) {
         let rule = match problem.what {
             schema::What::Unknown => rules::UNKNOWN_FIELD,
             schema::What::Shape => rules::WRONG_SHAPE,
@@ -178,17 +198,33 @@ fn one(
         };
         add(rule, problem.message.clone(), problem.hint.clone());
     }
-    // What cannot be read as its type has been reported; only where it has not, the reader's own words are used.
-    let found = match document.kind() {
-        "MeshPolicy" => parse::<MeshPolicy>(document).map(|object| policy::check(&object.spec, now)),
-        "Canary" => parse::<Canary>(document).map(|object| rollout::check(&object)),
-        _ => parse::<MeshConfig>(document).map(|object| settings::check(&object)),
-    };
     match found {
         Ok(found) => found.into_iter().for_each(|found| add(found.rule, found.message, found.hint)),
         Err(error) if problems.is_empty() => add(rules::WRONG_SHAPE, error, None),
         Err(_) => {}
     }
+}
+
+/// Whether an object of the API server may be called so: a DNS subdomain of RFC 1123.
+fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9'));
+        let bytes = label.as_bytes();
+        is_end(bytes.first())
+            && is_end(bytes.last())
+            && bytes.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// The first shape or value of an object of Tulle's that its schema does not allow, with its file, and what to do.
+pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> {
+    let schemas = schema::Schemas::generated();
+    let schema = schemas.of(document.kind(), document.api_version())?;
+    let mut problems = schema::check(schema, &document.value).into_iter();
+    let problem = problems.find(|problem| problem.what != schema::What::Unknown)?;
+    let what = format!("{}: {}: {}", document.file, document.label(namespace), problem.message);
+    Some(CliError::failed(what).hint("`tulle lint -f FILE` lists everything that is wrong"))
 }
 
 /// Without status, which nobody applies, and without fields that are not known, which were reported.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use tulle_mesh::query::{Paths, Sidecar, Sidecars};
 
-use crate::cluster::Context;
+use crate::cluster::{Context, Operator};
 use crate::exit::{self, CliError};
 use crate::human;
 use crate::output::Table;
@@ -19,10 +19,12 @@ pub struct Args {}
 /// # Errors
 /// The operator cannot be asked.
 pub async fn run(context: &Context, _: Args) -> Result<(), CliError> {
-    let found = sidecars(context).await?;
+    let operator = context.operator().await?;
+    let found = sidecars(context, &operator).await?;
+    let leads = operator.at().leads;
     let now = Timestamp::now().as_second();
     let all_namespaces = context.namespace().is_none();
-    context.output.print(&found, |is_wide| table(&found.sidecars, all_namespaces, is_wide, now))?;
+    context.output.print(&found, |is_wide| table(&found.sidecars, leads, all_namespaces, is_wide, now))?;
     if let Some(line) = without(&found.without) {
         exit::note(&line);
     }
@@ -30,16 +32,16 @@ pub async fn run(context: &Context, _: Args) -> Result<(), CliError> {
 }
 
 /// The sidecars of the namespace that was asked for.
-async fn sidecars(context: &Context) -> Result<Sidecars, CliError> {
-    let operator = context.operator().await?;
+async fn sidecars(context: &Context, operator: &Operator) -> Result<Sidecars, CliError> {
     match context.namespace() {
         Some(namespace) => operator.get(Paths::SIDECARS, &[("namespace", namespace)]).await,
         None => operator.get(Paths::SIDECARS, &[]).await,
     }
 }
 
-/// A row for each sidecar. `now` in Unix seconds.
-fn table(sidecars: &[Sidecar], all_namespaces: bool, is_wide: bool, now: i64) -> Table {
+/// A row for each sidecar. `leads`: the replica that answered does, and so has heard of every connected one. `now` in Unix
+/// seconds.
+fn table(sidecars: &[Sidecar], leads: bool, all_namespaces: bool, is_wide: bool, now: i64) -> Table {
     let mut headers =
         vec!["POD", "VERSION", "CONFIG", "BEHIND", "REFUSED", "CERT-LEFT", "CONNECTED", "OPERATOR", "MEM"];
     if is_wide {
@@ -56,7 +58,12 @@ fn table(sidecars: &[Sidecar], all_namespaces: bool, is_wide: bool, now: i64) ->
             sidecar.behind_seconds.map_or_else(|| "-".to_owned(), age),
             sidecar.refused.len().to_string(),
             left(sidecar.certificate_not_after, now),
-            if sidecar.connected { "yes" } else { "no" }.to_owned(),
+            match (sidecar.connected, leads) {
+                (true, _) => "yes",
+                (false, true) => "no",
+                (false, false) => "-",
+            }
+            .to_owned(),
             dash(sidecar.operator.as_deref().unwrap_or_default()),
             sidecar.memory_bytes.map_or_else(|| "-".to_owned(), human::bytes),
         ];
@@ -145,13 +152,16 @@ web-a   0.5.0     12/12    -        0         120m        yes         tulle-oper
 web-b   0.5.0     11/12    42s      1         120m        yes         tulle-operator-0   9.4MB
 web-c   -         0/0      -        0         -           no          -                  -
 ";
-        assert_eq!(table(&[sidecar("web-a"), behind, silent], false, false, 1_000).to_string(), expected);
+        let found = [sidecar("web-a"), behind, silent];
+        assert_eq!(table(&found, true, false, false, 1_000).to_string(), expected);
+        let of_a_follower = expected.replace("no          -", "-           -");
+        assert_eq!(table(&found, false, false, false, 1_000).to_string(), of_a_follower);
     }
 
     #[test]
     fn the_wide_table_of_all_namespaces_says_where_and_why() {
         let refused = Sidecar { refused: vec!["a".into(), "b".into()], ..sidecar("web-a") };
-        let table = table(&[refused], true, true, 1_000);
+        let table = table(&[refused], true, true, true, 1_000);
         assert_eq!(table.headers.first(), Some(&"NAMESPACE"));
         assert_eq!(table.rows[0].last().unwrap(), "a; b");
         assert_eq!(table.names(), "shop/web-a\n");

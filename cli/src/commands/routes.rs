@@ -84,11 +84,9 @@ impl Service {
     /// Reads what [`destination`] reads, and with `-A` also a name alone. A port is left out, because sidecars do not
     /// count by port.
     fn read(text: &str, namespace: Option<&str>) -> Result<Self, CliError> {
-        let named = destination(text, Some(namespace.unwrap_or_default()))?;
-        let (namespace, name) = named.split_once('/').unwrap_or(("", named.as_str()));
-        let name = name.split(':').next().unwrap_or_default();
-        let namespace = Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty());
-        Ok(Self { namespace, name: name.to_owned() })
+        let (namespace, name) = destination(text, Some(namespace.unwrap_or_default()))?.service()?;
+        let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
+        Ok(Self { namespace, name })
     }
 
     fn is(&self, party: &Party) -> bool {

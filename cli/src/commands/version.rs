@@ -44,17 +44,18 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
 
 /// The state of the operator. `None`: the user has no token for it, and a note says so.
 async fn operator(context: &Context) -> Result<Option<Health>, CliError> {
-    let located = context.locate().await?;
-    if let Some(note) = located.note() {
-        crate::exit::note(&note);
-    }
-    let token = match context.token(&located, TOKEN_LIFETIME).await {
+    let found = context.replicas().await?;
+    let token = match context.token(&found.first, TOKEN_LIFETIME).await {
         Ok(token) => token,
         Err(error) => {
             crate::exit::note(&unasked(&error));
             return Ok(None);
         }
     };
+    let located = context.leader(found, &token).await?;
+    if let Some(note) = located.note() {
+        crate::exit::note(&note);
+    }
     let operator = Operator::new(context.streams().await?, located, token);
     operator.get(Paths::HEALTH, &[]).await.map(Some)
 }

@@ -23,7 +23,7 @@ fn table(wide: bool) -> Table {
 }
 
 fn text(format: Format, headers: bool) -> String {
-    Output { format, headers, colour: false }.text(&Pods { pods: 2 }, table).unwrap()
+    Output { format, headers, ..Output::default() }.text(&Pods { pods: 2 }, table).unwrap()
 }
 
 #[test]
@@ -104,4 +104,22 @@ fn control_characters_of_a_cluster_do_not_reach_the_terminal() {
     let table = Table { headers: vec!["A"], rows: vec![vec![red.clone()]] };
     assert_eq!(table.body(), format!("{red}\n"), "our own colours stay");
     assert_eq!(plain_lines("a\nb\tc"), "a\nb\u{fffd}c");
+}
+
+#[test]
+fn long_names_are_cut_on_a_terminal_only() {
+    let name = format!("{}-7d9f4c8b6-x2x7q", "a".repeat(120));
+    let long =
+        |_: bool| Table { headers: vec!["NAME", "WHY"], rows: vec![vec![name.clone(), "b".repeat(120)]] };
+    let print = |format, terminal| {
+        Output { format, terminal, ..Output::default() }.text(&Pods { pods: 1 }, long).unwrap()
+    };
+    let cut = print(Format::Table, true);
+    let row = cut.lines().nth(1).unwrap();
+    let (first, last) = row.split_once("   ").unwrap();
+    assert_eq!((first.chars().count(), last.len()), (63, 120), "{row}");
+    assert!(first.starts_with("aaa") && first.ends_with("…aaaa-7d9f4c8b6-x2x7q"), "{first}");
+    for (format, terminal) in [(Format::Table, false), (Format::Wide, true), (Format::Name, true)] {
+        assert!(print(format, terminal).contains(&name), "{format:?}");
+    }
 }

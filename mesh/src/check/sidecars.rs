@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::words::duration;
-use super::{Finding, LATE, OLDER, Reader, Version, View, list as checks, or_ok, some_of, version};
+use super::{Check, Finding, LATE, OLDER, Reader, Version, View, list as checks, or_ok, some_of, version};
 use crate::query::{Health, Sidecar};
 
 /// A pod that should have a sidecar and has none.
@@ -101,13 +101,47 @@ impl<'a> SidecarJudge<'a> {
 
     /// Every finding about sidecars.
     pub fn judge(&self, sidecars: &[Sidecar]) -> Vec<Finding> {
+        let reported = |sidecar: &Sidecar| !sidecar.version.is_empty();
+        let has_certificate = |sidecar: &Sidecar| sidecar.certificate_not_after.is_some();
+        let skewed =
+            self.skewed(sidecars).unwrap_or_else(|| self.well(&checks::SIDECAR_SKEW, sidecars, reported));
+        let mut findings = vec![skewed];
+        findings.extend(or_ok(sidecars.iter().filter_map(refused).collect(), || {
+            self.well(&checks::REFUSED, sidecars, reported)
+        }));
         let count = format!("{} sidecars", sidecars.len());
-        let mut findings = vec![self.skewed(sidecars).unwrap_or_else(|| checks::SIDECAR_SKEW.ok(&*count))];
-        findings.extend(or_ok(sidecars.iter().filter_map(refused).collect(), || checks::REFUSED.ok(&*count)));
-        findings.push(self.behind(sidecars).unwrap_or_else(|| checks::BEHIND.ok(&*count)));
+        findings.push(self.behind(sidecars).unwrap_or_else(|| checks::BEHIND.ok(count)));
         let certificates = sidecars.iter().filter_map(|sidecar| self.certificate(sidecar)).collect();
-        findings.extend(or_ok(certificates, || checks::CERTIFICATE.ok(&*count)));
+        findings.extend(or_ok(certificates, || self.well(&checks::CERTIFICATE, sidecars, has_certificate)));
         findings
+    }
+
+    /// All is well with the sidecars that have reported what the check needs. A leader waits for those that have not in
+    /// T0703. A follower never hears of them, so that it cannot say.
+    fn well(&self, check: &Check, sidecars: &[Sidecar], reported: impl Fn(&Sidecar) -> bool) -> Finding {
+        let (all, silent) = (sidecars.len(), sidecars.iter().filter(|sidecar| !reported(sidecar)).count());
+        let known = all.saturating_sub(silent);
+        match self.follower {
+            _ if silent == 0 => check.ok(format!("{all} sidecars")),
+            Some(pod) => self.of_a_follower(check, &format!("{silent} of {all} sidecars"), pod),
+            None => {
+                check.ok(format!("{known} of {all} sidecars; the others have reported nothing, see T0703"))
+            }
+        }
+    }
+
+    /// What a replica that does not lead cannot say.
+    fn of_a_follower(&self, check: &Check, what: &str, pod: &str) -> Finding {
+        let why = format!("pod {pod} does not lead, and knows only those that are connected to it");
+        let unknown = check.unknown(what, why);
+        match self.view.reader {
+            Reader::Command => unknown
+                .hint(
+                    "T0303 says which pod leads: check again when one does, and when you may read the Lease",
+                )
+                .fix(format!("kubectl -n {} get lease tulle-operator", self.view.system)),
+            Reader::Page => unknown.hint("the command opens the page at the leader").fix("tulle dashboard"),
+        }
     }
 
     /// Whether a finding is about this sidecar.
@@ -155,14 +189,7 @@ impl<'a> SidecarJudge<'a> {
 
     fn behind(&self, sidecars: &[Sidecar]) -> Option<Finding> {
         if let Some(pod) = self.follower {
-            let why = format!("pod {pod} does not lead, and knows only those that are connected to it");
-            let unknown = checks::BEHIND.unknown("sidecars", why);
-            return Some(match self.view.reader {
-                Reader::Command => unknown
-                    .hint("T0303 says which pod leads: check again when one does, and when you may read the Lease")
-                    .fix(format!("kubectl -n {} get lease tulle-operator", self.view.system)),
-                Reader::Page => unknown.hint("the command opens the page at the leader").fix("tulle dashboard"),
-            });
+            return Some(self.of_a_follower(&checks::BEHIND, "sidecars", pod));
         }
         let pods: Vec<String> = sidecars.iter().filter_map(|sidecar| self.waits(sidecar)).collect();
         let (count, listed) = (pods.len(), some_of(&pods));

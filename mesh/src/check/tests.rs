@@ -98,6 +98,35 @@ fn a_replica_that_does_not_lead_is_not_asked_which_sidecars_wait_and_each_reader
 }
 
 #[test]
+fn what_a_sidecar_has_not_reported_is_not_called_well() {
+    let silent = Sidecar {
+        version: String::new(),
+        connected: false,
+        certificate_not_after: None,
+        pod: "web-2".to_owned(),
+        ..sidecar()
+    };
+    let both = [sidecar(), silent];
+    let of = |leader: bool| {
+        let health = health(leader);
+        let starting = Pod { name: "web-2", ..pod(Some(NOW), false) };
+        let judge = SidecarJudge::new(view(Reader::Command), Some(&health), [starting], LEAF_LIFETIME);
+        let found = judge.judge(&both).into_iter();
+        found.map(|finding| (finding.id, finding.result, finding.found)).collect::<Vec<_>>()
+    };
+    for (id, result, found) in of(true).into_iter().filter(|(id, ..)| *id != "T0703") {
+        let expected = "1 of 2 sidecars; the others have reported nothing, see T0703";
+        assert_eq!((result, found.as_str()), (Outcome::Ok, expected), "{id}");
+    }
+    let found = of(false);
+    assert_eq!(found.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), ["T0701", "T0702", "T0703", "T0704"]);
+    for (id, result, found) in found {
+        assert_eq!(result, Outcome::Warning, "{id}: {found}");
+        assert!(found.contains("could not be checked: pod tulle-operator-0 does not lead"), "{id}: {found}");
+    }
+}
+
+#[test]
 fn a_lease_is_renewed_in_thirty_seconds_or_nobody_leads() {
     let of = |leadership: Leadership<'_>| faults(vec![leader(&leadership, &view(Reader::Command))]);
     let lease = |ago: i64| Leadership::Lease { holder: "tulle-operator-1", renewed: Some(NOW - ago) };

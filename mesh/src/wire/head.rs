@@ -205,9 +205,11 @@ mod tests {
             deadline_ms in any::<Option<u32>>(),
             latency_us in any::<Option<u32>>(),
             shed in any::<bool>(),
+            reason in proptest::option::of(proptest::sample::select(Reason::ALL)),
+            broken in any::<u8>(),
         ) -> Fields {
             let protocol = Protocol::from_byte(protocol).unwrap();
-            Fields { protocol, service: service.map(Bytes::from), attempt, load, deadline_ms, latency_us, shed }
+            Fields { protocol, service: service.map(Bytes::from), attempt, load, deadline_ms, latency_us, shed, reason, broken }
         }
     }
 

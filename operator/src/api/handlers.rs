@@ -9,7 +9,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -19,7 +19,7 @@ use tulle_mesh::query::{
 
 use super::parameters::{MAX_WINDOW, namespaced};
 use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
-use crate::explain::{self, AccessDirection, Question};
+use crate::explain::{self, AccessDirection, Address, Question};
 use crate::model::Key;
 use crate::telemetry::history::MAX_SERIES;
 use crate::telemetry::query::{self, StatQuery};
@@ -150,7 +150,11 @@ pub async fn explain(api: Api, caller: Arc<Caller>, parameters: Parameters) -> A
     let question = question(&parameters)?;
     let (source, _) = &question.source;
     api.sees(&caller, Some(source)).await?;
-    let (destination, _) = destination(&question.destination)?;
+    // An address is explained where it belongs to a namespace that the token shows.
+    let destination = match Address::parse(&question.destination) {
+        Some(_) => source.clone(),
+        None => destination(&question.destination)?.0,
+    };
     if destination != *source {
         api.sees(&caller, Some(&destination)).await?;
     }
@@ -168,7 +172,13 @@ pub async fn explain(api: Api, caller: Arc<Caller>, parameters: Parameters) -> A
 fn question(parameters: &Parameters) -> Result<Question, Refused> {
     let source = namespaced("source", parameters.required("source", "shop/web")?)?;
     let to = parameters.required("destination", "payments/checkout:80")?;
-    destination(to)?;
+    if Address::parse(to).is_none() {
+        destination(to)?;
+    }
+    let method = parameters.one("method")?.unwrap_or("GET");
+    if Method::from_bytes(method.as_bytes()).is_err() {
+        return Err(Refused::bad_request(format!("method is {method:?}; write one such as GET")));
+    }
     let path = parameters.one("path")?.unwrap_or("/");
     if !path.starts_with('/') {
         return Err(Refused::bad_request(format!("path is {path:?}; write one that begins with /")));
@@ -176,7 +186,7 @@ fn question(parameters: &Parameters) -> Result<Question, Refused> {
     Ok(Question {
         source,
         destination: to.to_owned(),
-        method: parameters.one("method")?.unwrap_or("GET").to_ascii_uppercase(),
+        method: method.to_ascii_uppercase(),
         path: path.to_owned(),
         headers: parameters.headers()?,
     })

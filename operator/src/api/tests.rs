@@ -287,6 +287,7 @@ async fn a_wrong_parameter_is_refused_with_what_to_write() {
         ("/api/v1/explain?source=shop/web", "write destination="),
         ("/api/v1/explain?source=shop/web&destination=shop/web:http", "NAMESPACE/SERVICE:PORT"),
         ("/api/v1/explain?source=shop/web&destination=shop/web&path=a", "begins with /"),
+        ("/api/v1/explain?source=shop/web&destination=shop/web&method=G%20T", "write one such as GET"),
         ("/api/v1/access?namespace=shop&name=web", "who=can"),
         ("/api/v1/access?who=can&window=21601", "write a number of seconds from 10 to 21600"),
         (long.as_str(), "longer than 8192 bytes"),

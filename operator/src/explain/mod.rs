@@ -1,10 +1,12 @@
 //! What would become of a request, who may reach what, and what a policy would deny.
 //!
 //! ```text
+//!   address  whose an address is that is asked about instead of a Service
 //!   stages   the client's side of a request: source, address, protocol, route, backend, split
 //!   asked    a request as rules look at it
 //!   calls    what policies and routes say about the calls to a Service
 //!   server   the server's side: endpoint, TLS, access, limits
+//!   endpoints  where a Service's pods listen, and why none does
 //!   access   who may reach what, and the least policies that the traffic seen needs
 //!   diff     which of the traffic that was counted a policy would deny
 //!   words    objects and rules in words
@@ -14,9 +16,11 @@
 //! for or written, and there is no clock.
 
 mod access;
+mod address;
 mod asked;
 mod calls;
 mod diff;
+mod endpoints;
 mod server;
 mod stages;
 mod words;
@@ -36,6 +40,7 @@ use crate::model::object::ServicePort;
 use crate::model::{Key, Model, Pod};
 
 pub use access::{AccessDirection, access};
+pub use address::Address;
 pub use diff::diff;
 
 /// A request that is asked about.
@@ -43,7 +48,7 @@ pub use diff::diff;
 pub struct Question {
     /// Namespace and name of the client: a workload, or a pod without one.
     pub source: (String, String),
-    /// The Service, as `namespace/name`, with `:port` behind it where it has several.
+    /// The Service, as `namespace/name`, with `:port` behind it where it has several; or its address.
     pub destination: String,
     /// The method, in upper case.
     pub method: String,
@@ -65,7 +70,10 @@ pub fn explain(
     shown: &dyn Fn(&str) -> bool,
 ) -> Result<Explanation, String> {
     let client = Client::find(model, &question.source)?;
-    let dialled = Dialled::find(model, &question.destination)?;
+    let dialled = match Address::parse(&question.destination) {
+        Some(address) => Dialled::find(model, &address.service(model, shown)?)?,
+        None => Dialled::find(model, &question.destination)?,
+    };
     let world = World { model, acks, question, client, dialled, shown };
     let mut trace = Trace::default();
     let walked = walk(&world, &mut trace);

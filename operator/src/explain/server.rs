@@ -10,9 +10,10 @@ use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::{Access, Http, Reason, Subject};
 use tulle_mesh::proto::resource::Body;
 use tulle_mesh::proto::{self, EndpointState, ResourceType};
+use tulle_mesh::query::Verdict;
 
 use super::stages::Target;
-use super::{Ended, Trace, World, body, is_meshed, words};
+use super::{Ended, Trace, World, body, endpoints, is_meshed, words};
 use crate::model::{Key, Pod, Sections};
 
 /// Why a rule that looks at requests denies a connection, as the end of a sentence.
@@ -81,7 +82,7 @@ pub(super) fn endpoint<'a>(
                     "none of the {total} endpoints is in the client's zone {zone}, and balance.zone is Only"
                 ),
             ),
-            _ => (object, format!("{} has no ready endpoint that it may go to", target.service)),
+            _ => (object, endpoints::missing(world, target)),
         };
         return Err(trace.stop("endpoint", object, because, answer));
     }
@@ -97,12 +98,16 @@ pub(super) fn endpoint<'a>(
         let because = format!("{because}, of pods of other namespaces");
         return Err(trace.hidden("endpoint", object, because, "another namespace"));
     }
+    let doubt = endpoints::undeclared(world, target, &shown);
+    let addresses = endpoints::listed(&shown);
     if hidden.is_empty() {
-        trace.pass("endpoint", object, because);
+        let verdict = if doubt.is_some() { Verdict::Depends } else { Verdict::Pass };
+        trace.add("endpoint", verdict, object, format!("{because}{addresses}{}", doubt.unwrap_or_default()));
     } else {
         let because = format!(
-            "{because}, {} of them of pods of other namespaces, which this token does not show; what follows is about the others",
-            hidden.len()
+            "{because}, {} of them of pods of other namespaces, which this token does not show; what follows is about the others{addresses}{}",
+            hidden.len(),
+            doubt.unwrap_or_default()
         );
         trace.depends("endpoint", object, because);
     }

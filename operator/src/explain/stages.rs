@@ -427,7 +427,7 @@ fn steered_by(wanted: &proto::ValueMatch) -> String {
 }
 
 /// The endpoints of a target, as the client's sidecar gets them.
-fn endpoints(world: &World<'_>, target: &Target) -> proto::Endpoints {
+pub(super) fn endpoints(world: &World<'_>, target: &Target) -> proto::Endpoints {
     let of = |name: &str| match body(world.model, ResourceType::Endpoints, name, &world.client.pod.uid) {
         Some(Body::Endpoints(found)) => found,
         _ => proto::Endpoints::default(),

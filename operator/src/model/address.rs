@@ -18,7 +18,7 @@ pub struct Collision {
 
 /// Whose an address is.
 #[derive(Debug)]
-pub(super) enum Owner<'a> {
+pub(crate) enum Owner<'a> {
     /// A Service's. It may lack the port.
     Service(&'a Key, &'a Service),
     /// A pod's own.
@@ -53,7 +53,7 @@ impl Model {
     /// Whose an address is. A cluster address belongs to its Service whatever others claim, a pod's address to the
     /// pod; an external address to the oldest Service that claims it with this port, because load balancers share
     /// addresses between Services with different ports.
-    pub(super) fn owner(&self, address: SocketAddr) -> Owner<'_> {
+    pub(crate) fn owner(&self, address: SocketAddr) -> Owner<'_> {
         let claims = self.claims_of(address.ip());
         let is_cluster_ip = |claim: &(&Key, &Service)| claim.1.cluster_ips.contains(&address.ip());
         if let Some((key, service)) = claims.iter().copied().find(is_cluster_ip) {

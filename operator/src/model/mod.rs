@@ -32,6 +32,7 @@ mod uninjected;
 mod view;
 
 pub use address::Collision;
+pub(crate) use address::Owner;
 pub use object::{
     Distribution, Endpoint, Namespace, Obstacle, Pod, Revision, Service, Slice, Workload, WorkloadKey,
 };

@@ -98,6 +98,7 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
         injected: spec.init_containers.iter().flatten().any(is_sidecar),
         obstacle: obstacle(object),
         skipped_ports: skipped_ports(spec),
+        declared_ports: declared_ports(spec),
         containers_ready: holds("ContainersReady"),
         ready: holds("Ready"),
         ready_unix: ready_since(status),
@@ -140,6 +141,15 @@ fn skipped_ports(spec: &wire::PodSpec) -> Box<[u16]> {
     let arguments = init.into_iter().flat_map(|init| init.args.iter().flatten());
     let skipped = arguments.into_iter().find_map(|argument| argument.strip_prefix("--skip-inbound-ports="));
     skipped.map_or_else(Box::default, ports)
+}
+
+/// TCP ports that containers declare, but not those that were injected.
+fn declared_ports(spec: &wire::PodSpec) -> Box<[u16]> {
+    let containers = [&spec.init_containers, &spec.containers].into_iter().flatten().flatten();
+    let own = containers.filter(|container| container.name != SIDECAR && container.name != INIT);
+    let ports = own.flat_map(|container| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter_map(|port| u16::try_from(port.container_port).ok()).collect()
 }
 
 /// What prevents the injection of a sidecar, other than `hostNetwork`. The first, if there are several.
@@ -382,6 +392,21 @@ mod tests {
             "it ends before the application"
         );
         assert!(!injected(json!({"name": "other", "restartPolicy": "Always", "args": ["proxy"]})));
+    }
+
+    #[test]
+    fn declared_ports_are_those_over_tcp_of_the_containers_that_were_not_injected() {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {
+            "initContainers": [
+                {"name": "tulle-proxy", "ports": [{"containerPort": 26161}]},
+                {"name": "agent", "ports": [{"containerPort": 9000, "protocol": "TCP"}]},
+            ],
+            "containers": [
+                {"name": "app", "ports": [{"containerPort": 8080}, {"containerPort": 53, "protocol": "UDP"}]},
+                {"name": "plain"},
+            ],
+        }});
+        assert_eq!(*pod(&serde_json::from_value(object).unwrap()).declared_ports, [9000, 8080]);
     }
 
     #[test]

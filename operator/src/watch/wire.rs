@@ -151,6 +151,14 @@ pub(super) struct Container {
     pub(super) name: String,
     pub(super) args: Option<Vec<String>>,
     pub(super) restart_policy: Option<String>,
+    pub(super) ports: Option<Vec<ContainerPort>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ContainerPort {
+    pub(super) container_port: i32,
+    pub(super) protocol: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -217,7 +217,8 @@ fn destination_of(denial: &Denial, namespace: &str, pod: &Pod, services: &[Servi
     if !host.is_empty()
         && bare.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
         && let Ok(named) = destination(bare, Some(namespace))
-        && let Some(found) = services.iter().find(|service| full_name(service) == named).and_then(with_port)
+        && let Some(found) =
+            services.iter().find(|service| full_name(service) == named.text).and_then(with_port)
     {
         return Some(found);
     }

@@ -4,17 +4,22 @@ use serde_json::{Map, Value, json};
 
 use crate::commands::lint::read::Document;
 
-/// The pod of a Pod or a workload; `None` for other kinds.
-pub(super) fn pod(document: &Document, namespace: &str) -> Option<Value> {
+/// Where a Pod or a workload has its pod, as a JSON pointer; `None` for other kinds.
+pub(crate) fn place(document: &Document) -> Option<&'static str> {
     let group = document.api_version().rsplit_once('/').map_or("", |(group, _)| group);
-    let place = match (group, document.kind()) {
+    Some(match (group, document.kind()) {
         ("", "Pod") => "",
         ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
         | ("batch", "Job")
         | ("", "ReplicationController") => "/spec/template",
         ("batch", "CronJob") => "/spec/jobTemplate/spec/template",
         _ => return None,
-    };
+    })
+}
+
+/// The pod of a Pod or a workload; `None` for other kinds.
+pub(super) fn pod(document: &Document, namespace: &str) -> Option<Value> {
+    let place = place(document)?;
     let template = document.value.pointer(place)?;
     let mut metadata = Map::new();
     for kept in ["labels", "annotations", "name", "generateName"] {

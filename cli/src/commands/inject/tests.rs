@@ -64,11 +64,15 @@ fn a_namespace_that_does_not_ask_for_sidecars_is_refused_with_the_command_that_c
 
 #[test]
 fn a_pod_without_a_sidecar_is_reported_with_the_reason() {
-    assert_eq!(without_sidecar(&json!({"metadata": {"labels": {"tulle.dev/sidecar": "1"}}})), None);
-    let why = |pod: Value| without_sidecar(&pod).unwrap();
+    assert_eq!(without_sidecar(&json!({"metadata": {"labels": {"tulle.dev/sidecar": "1"}}}), &[]), None);
+    let why = |pod: Value| without_sidecar(&pod, &["port 80 is skipped".to_owned()]).unwrap();
     assert!(why(json!({"metadata": {"labels": {"tulle.dev/inject": "disabled"}}})).contains("disabled"));
     assert!(why(json!({"spec": {"hostNetwork": true}})).contains("network of its node"));
     assert!(why(json!({})).contains("tulle check"));
+    let said = "the pod gets no sidecar because it has hostNetwork: true".to_owned();
+    assert_eq!(without_sidecar(&json!({"spec": {"hostNetwork": true}}), &[said]), None);
+    let webhook = include_str!("../../../../webhook/src/inject/mod.rs");
+    assert!(webhook.contains(super::NO_SIDECAR), "the webhook warns in other words");
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Manifests from files, directories and standard input.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::unique::{TWICE, Unique};
 use crate::exit::{CliError, note};
 
 /// An object of a manifest.
@@ -58,7 +59,7 @@ impl Document {
     }
 }
 
-/// A file, or a document in it, that is not valid YAML.
+/// A file, or a document in it, that is not text or not valid YAML, or has a key twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unreadable {
     /// Which.
@@ -140,8 +141,14 @@ pub(crate) fn files(paths: &[PathBuf]) -> Result<Input, CliError> {
             continue;
         }
         if !path.is_dir() {
-            let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-            documents(&path.display().to_string(), &text, &mut input);
+            let file = path.display().to_string();
+            match fs::read_to_string(path) {
+                Ok(text) => documents(&file, &text, &mut input),
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    input.unreadable(&file, format!("cannot be read: {error}"));
+                }
+                Err(error) => return Err(unreadable(path, &error)),
+            }
             continue;
         }
         let mut found = Vec::new();
@@ -197,13 +204,17 @@ fn manifests(entries: Vec<fs::DirEntry>, found: &mut Vec<PathBuf>, input: &mut I
 /// The documents of a text. JSON is YAML too.
 pub(crate) fn documents(file: &str, text: &str, input: &mut Input) {
     for document in serde_yaml::Deserializer::from_str(without_mark(text)) {
-        match Value::deserialize(document) {
-            Ok(Value::Null) => {}
-            Ok(value) => objects(file, value, input),
+        match Unique::deserialize(document) {
+            Ok(Unique(Value::Null)) => {}
+            Ok(Unique(value)) => objects(file, value, input),
             Err(error) => {
-                input.unreadable(file, error.to_string());
-                // After an error the reader's place in the file is not known.
-                return;
+                let why = error.to_string();
+                let is_valid = why.contains(TWICE);
+                input.unreadable(file, why);
+                // After an error of the syntax the reader's place in the file is not known.
+                if !is_valid {
+                    return;
+                }
             }
         }
     }

@@ -53,6 +53,10 @@ pub(super) const NO_TARGET: Rule = warning(
 );
 pub(super) const CONFLICT: Rule =
     warning("T1108", "Two MeshPolicies have the same target and section. The older one wins.");
+pub(super) const MISPLACED: Rule = warning(
+    "T1109",
+    "A label or annotation of Tulle on a namespace, pod or workload is not known, or has no effect there.",
+);
 pub(super) const SECOND_CANARY: Rule = error("T1201", "Two Canaries have the same target.");
 pub(super) const STEPS: Rule = warning("T1202", "The weights of a Canary's steps do not grow.");
 pub(super) const REJECTED: Rule = error("T1901", "The API server would reject the object.");
@@ -60,7 +64,7 @@ pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server woul
 pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
 
 /// Every rule of `tulle lint`.
-pub(super) const RULES: [Rule; 18] = [
+pub(super) const RULES: [Rule; 19] = [
     UNREADABLE,
     UNKNOWN_KIND,
     UNNAMED,
@@ -74,6 +78,7 @@ pub(super) const RULES: [Rule; 18] = [
     RISKY,
     NO_TARGET,
     CONFLICT,
+    MISPLACED,
     SECOND_CANARY,
     STEPS,
     REJECTED,

@@ -57,6 +57,11 @@ pub(super) enum What {
     Value,
 }
 
+/// The field that a message begins with: `spec.limits.concurrency` of `spec.limits.concurrency: 0 must be…`.
+pub(super) fn field(message: &str) -> &str {
+    message.split([':', ' ']).next().unwrap_or_default()
+}
+
 /// A place where an object differs from its schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -217,7 +222,7 @@ fn describe(value: &Value) -> String {
 }
 
 /// The known name that was probably meant.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let ranked = known.map(|known| (distance(&name.to_lowercase(), &known.to_lowercase()), known));
     // A third of the letters may differ.
     ranked

@@ -269,6 +269,117 @@ fn the_settings_of_the_mesh_are_checked() {
     assert_one(&config("mesh", "certificates: {leafLifetime: 8d}"), "T1106", "7 days");
     assert_one(&config("mesh", "sidecar: {resources: {requests: {cpu: fast}}}"), "T1103", "requests.cpu");
     assert_one(&config("mesh", "sidecar: {resources: {limits: {gpu: '1'}}}"), "T1103", "only cpu and memory");
+    assert_one(&config("mesh", "trustDomain: Cluster.Local"), "T1103", "spec.trustDomain");
+}
+
+#[test]
+fn an_address_or_a_share_of_traces_that_the_api_server_rejects_is_found() {
+    let config = |endpoint: &str, sampling: &str| {
+        lint(&format!(
+            "{{apiVersion: tulle.dev/v1alpha1, kind: MeshConfig, metadata: {{name: mesh}}, spec: {{tracing: {{endpoint: '{endpoint}', sampling: {sampling}}}}}}}"
+        ))
+    };
+    let good = "http://collector.observability:4317";
+    for endpoint in [good, "http://[fd00::1]:4317", "http://10.0.0.1:4317", "http://c-1:12345"] {
+        assert_eq!(config(endpoint, "1%"), Vec::<String>::new(), "{endpoint}");
+    }
+    for endpoint in [
+        "collector:4317",
+        "https://collector:4317",
+        "http://collector",
+        "http://collector:4317/",
+        "http://-collector:4317",
+        "http://collector:431700",
+        "http://[]:4317",
+    ] {
+        assert_one(&config(endpoint, "1%"), "T1103 MeshConfig mesh", "spec.tracing.endpoint");
+    }
+    for sampling in ["0%", "100%", "100.0%", "0.0001%", "99.5%"] {
+        assert_eq!(config(good, sampling), Vec::<String>::new(), "{sampling}");
+    }
+    for sampling in ["200%", "100.1%", "1.00001%", "1.%", ".5%", "ten", "-1%"] {
+        assert_one(&config(good, sampling), "T1103", "spec.tracing.sampling");
+    }
+}
+
+#[test]
+fn a_name_that_the_api_server_rejects_is_found() {
+    let named = |name: &str| {
+        lint(&format!(
+            "{{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {{name: {name}}}, spec: {{{SERVICE}, mtls: Strict}}}}"
+        ))
+    };
+    for name in ["p", "p-1", "a.b", "'1'"] {
+        assert_eq!(named(name), Vec::<String>::new(), "{name}");
+    }
+    for name in ["X_y", "-a", "a-", "a..b", "a/b"] {
+        assert_one(&named(name), "T1103", "metadata.name: invalid name");
+    }
+}
+
+#[test]
+fn a_key_that_is_written_twice_is_found_and_the_other_documents_are_read() {
+    let doubled = format!(
+        "apiVersion: tulle.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: p}}\nspec: {{{SERVICE}, mtls: Strict, mtls: Disabled}}\n"
+    );
+    let input = read(&format!("{doubled}---\n{{apiVersion: v1, kind: Pod, metadata: {{name: after}}}}\n"));
+    assert_eq!(input.documents.iter().map(|one| one.name()).collect::<Vec<_>>(), ["after"]);
+    assert_one(&lint(&doubled), "T1001 shop.yaml", "key mtls is written twice");
+    assert_one(&lint("{\"kind\": \"Pod\", \"kind\": \"Pod\"}"), "T1001", "key kind is written twice");
+    let plain = read("{a: [1, -2, 0.5, true, null, 'x', {b: ~}], 7: y}");
+    let expected = serde_json::json!({"a": [1, -2, 0.5, true, null, "x", {"b": null}], "7": "y"});
+    assert_eq!(plain.documents[0].value, expected);
+}
+
+#[test]
+fn a_named_file_that_is_not_text_is_a_finding() {
+    let file = std::env::temp_dir().join(format!("tulle-lint-bytes-{}.yaml", std::process::id()));
+    fs::write(&file, b"\xff\xfe not text").unwrap();
+    let input = files(std::slice::from_ref(&file));
+    fs::remove_file(&file).unwrap();
+    let found = check(&input.unwrap(), "shop", now());
+    assert_eq!(found.iter().map(|one| one.id).collect::<Vec<_>>(), ["T1001"]);
+}
+
+#[test]
+fn a_value_out_of_range_is_reported_once_and_says_what_to_write() {
+    let found = policy(&format!("{SERVICE}, limits: {{concurrency: 0}}"));
+    assert_one(&found, "T1103", "write 1 or more");
+}
+
+#[test]
+fn labels_and_annotations_without_effect_are_found_where_they_stand() {
+    let namespace =
+        |labels: &str| lint(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: n, {labels}}}}}"));
+    assert_eq!(namespace("labels: {tulle.dev/inject: required, team: a}"), Vec::<String>::new());
+    assert_one(
+        &namespace("labels: {tulle.dev/inject: 'true'}"),
+        "T1109",
+        "tulle.dev/inject=true has no effect",
+    );
+    assert_one(&namespace("labels: {tulle.dev/injcet: enabled}"), "T1109", "no label tulle.dev/injcet");
+    assert_one(&namespace("annotations: {tulle.dev/inject: enabled}"), "T1109", "no annotation");
+    let pod =
+        "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {tulle.dev/skip-inbound-port: '80'}}}";
+    let found = check(&read(pod), "shop", now());
+    let [one] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((one.id, one.level), ("T1109", Level::Warning));
+    assert_eq!(one.hint.as_deref(), Some("did you mean tulle.dev/skip-inbound-ports?"));
+    let workload = |of_workload: &str, of_pod: &str| {
+        lint(&format!(
+            "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: d, annotations: {{{of_workload}}}}}, spec: {{template: {{metadata: {{annotations: {{{of_pod}}}}}}}}}}}"
+        ))
+    };
+    assert_eq!(workload("", "tulle.dev/workers: '2'"), Vec::<String>::new());
+    let mistyped = workload("", "tulle.dev/colour: red");
+    assert_one(&mistyped, "T1109 Deployment shop/d", "spec.template.metadata.annotations");
+    assert_one(&workload("tulle.dev/workers: '2'", ""), "T1109", "no effect on a Deployment");
+}
+
+#[test]
+fn the_annotations_are_those_that_the_webhook_reads() {
+    let webhook = include_str!("../../../../webhook/src/inject/annotations.rs");
+    assert!(webhook.contains(&super::labels::ANNOTATIONS.join(", ")));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tulle_mesh::query::{Paths, Tap};
 
 use super::Parameters;
 use crate::cluster::operator::Opened;
-use crate::cluster::{Context, Operator, Ready};
+use crate::cluster::{Context, Operator};
 use crate::exit::{self, CliError};
 
 /// How long a token holds: longer than the operator lets a tap run.
@@ -188,7 +188,8 @@ impl<'a> Replicas<'a> {
     async fn look(&mut self) -> Result<(), CliError> {
         // Their tasks have said so before they ended.
         while self.tasks.try_join_next().is_some() {}
-        let Ready { replicas, are_all } = self.context.replicas().await?;
+        let found = self.context.replicas().await?;
+        let (are_all, replicas) = (found.are_all, found.into_all());
         let is_first = !self.state.has_begun && self.state.open.is_empty();
         if is_first && !are_all {
             exit::note(

@@ -112,7 +112,7 @@ fn inject(field: &TestNamespace<'_>, plain: &TestNamespace<'_>, scratch: &Scratc
     let file = scratch.file("web.yaml", &workload.to_string())?;
     let pod = kube.tulle(&["-n", &field.namespace, "inject", "-f", &file])?;
     says(&pod, &["kind: Pod", "tulle-init", "tulle-proxy", "tulle.dev/sidecar"])?;
-    let refused = kube.tulle_expecting(exit::FAILED, &["-n", &plain.namespace, "inject", "-f", &file])?;
+    let refused = kube.tulle_expecting(exit::FINDINGS, &["-n", &plain.namespace, "inject", "-f", &file])?;
     says(&refused.stderr, &["hint: kubectl label", &plain.namespace, "tulle.dev/inject=enabled"])?;
     // What the webhook warns of and what it rejects.
     workload["spec"]["template"]["metadata"]["annotations"] = json!({"tulle.dev/colour": "red"});
@@ -121,7 +121,7 @@ fn inject(field: &TestNamespace<'_>, plain: &TestNamespace<'_>, scratch: &Scratc
     says(&warned.stderr, &["warning:", "annotation tulle.dev/colour"])?;
     workload["spec"]["template"]["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 4150});
     let file = scratch.file("user.yaml", &workload.to_string())?;
-    let refused = kube.tulle_expecting(exit::FAILED, &["-n", &field.namespace, "inject", "-f", &file])?;
+    let refused = kube.tulle_expecting(exit::FINDINGS, &["-n", &field.namespace, "inject", "-f", &file])?;
     says(&refused.stderr, &["error:", "uid 4150"])?;
     let file = scratch.file("policy.yaml", &only("web", "Enforce").to_string())?;
     let nothing = kube.tulle_expecting(exit::FAILED, &["-n", &field.namespace, "inject", "-f", &file])?;

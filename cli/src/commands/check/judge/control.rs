@@ -9,7 +9,7 @@ use x509_parser::pem::Pem;
 
 use super::super::facts::Facts;
 use super::super::finding::{ReadRequest, UnreadCheck as _};
-use super::{Options, UNANSWERED, duration, operator_is, operator_pods, repair, time, view};
+use super::{Options, UNANSWERED, duration, operator_is, operator_pods, or_ok_if_read, repair, time, view};
 use crate::manifests::{DEPLOYMENTS, OPERATOR};
 use crate::objects::{self, Kind, Read, items, label, name, number, text};
 
@@ -81,7 +81,9 @@ fn replicas(facts: &Facts) -> Vec<Finding> {
             _ => None,
         }
     };
-    or_ok(facts.deployments.iter().filter_map(one).collect(), || {
+    // T0301 is about a Deployment that does not exist or cannot be read.
+    let is_read = facts.deployments.values().all(|found| matches!(found, Ok(Some(_))));
+    or_ok_if_read(facts.deployments.iter().filter_map(one).collect(), is_read, || {
         checks::REPLICAS.ok("every Deployment has at least two available replicas")
     })
 }
@@ -93,6 +95,10 @@ fn leader(facts: &Facts) -> Finding {
             renewed: time(lease, "/spec/renewTime"),
         },
         Ok(None) => Leadership::NoLease,
+        // The replica that was asked says so itself.
+        Err(_) if facts.health.as_ref().is_ok_and(|health| health.leader) => {
+            Leadership::Replica { knows_leader: true }
+        }
         Err(why) => {
             let system = facts.system.as_str();
             let request = ReadRequest::object(objects::LEASE, Some(system), OPERATOR);
@@ -161,6 +167,11 @@ fn configurations(facts: &Facts) -> [Configuration<'_>; 2] {
     ]
 }
 
+/// Whether the API server has shown both, also if one does not exist.
+fn are_read(facts: &Facts) -> bool {
+    configurations(facts).iter().all(|configuration| configuration.found.is_ok())
+}
+
 /// The webhooks of the configurations that exist, each with its name and the configuration's.
 fn webhooks(facts: &Facts) -> impl Iterator<Item = (&'static str, &Value)> {
     configurations(facts).into_iter().flat_map(|Configuration { title, found, .. }| {
@@ -224,9 +235,9 @@ fn bundles(facts: &Facts) -> Vec<Finding> {
     }
     let first = ends.into_iter().min();
     or_ok(findings, || match first {
-        Some(end) => checks::BUNDLE.ok(format!("valid for {}", duration(end - facts.now))),
-        None => checks::BUNDLE
-            .unknown("caBundle", "no webhook configuration could be read")
+        Some(end) if are_read(facts) => checks::BUNDLE.ok(format!("valid for {}", duration(end - facts.now))),
+        _ => checks::BUNDLE
+            .unknown("caBundle", "not every webhook configuration could be read")
             .hint("T0501 says why")
             .fix("kubectl get mutatingwebhookconfiguration/tulle validatingwebhookconfiguration/tulle"),
     })
@@ -264,7 +275,11 @@ fn failure_policies(facts: &Facts) -> Vec<Finding> {
         })
     };
     let count = webhooks(facts).count();
-    or_ok(webhooks(facts).filter_map(one).collect(), || checks::FAILURE.ok(format!("of {count} webhooks")))
+    // T0501 is about a configuration that is empty or cannot be read.
+    let is_read = count > 0 && are_read(facts);
+    or_ok_if_read(webhooks(facts).filter_map(one).collect(), is_read, || {
+        checks::FAILURE.ok(format!("of {count} webhooks"))
+    })
 }
 
 fn endpoints(facts: &Facts) -> Vec<Finding> {

@@ -180,7 +180,14 @@ fn canaries(facts: &Facts) -> Vec<Finding> {
     let known: Vec<check::Canary<'_>> = canaries.iter().map(canary).collect();
     let mut findings = check::canaries(&known);
     let owned = canaries.iter().filter_map(|canary| owned(canary, facts)).collect();
-    findings.extend(or_ok(owned, || checks::OWNERS.ok(format!("{} Canaries", canaries.len()))));
+    let all = canaries.len();
+    let read = canaries.iter().filter(|canary| target(canary, facts).is_some()).count();
+    findings.extend(or_ok(owned, || {
+        checks::OWNERS.ok(match read == all {
+            true => format!("{all} Canaries"),
+            false => format!("{read} of {all} Canaries; the targets of the others were not found"),
+        })
+    }));
     findings
 }
 
@@ -209,11 +216,16 @@ fn least(canary: &Value) -> Option<Duration> {
     steps.iter().map(hold).sum()
 }
 
+/// The workload of a Canary, if it exists and could be read.
+fn target<'a>(canary: &Value, facts: &'a Facts) -> Option<&'a Value> {
+    let (kind, target) = (text(canary, "/spec/target/kind"), text(canary, "/spec/target/name"));
+    facts.targets.get(&target_name(kind, namespace(canary), target))
+}
+
 /// A tool that takes a rollout in progress for a failed one.
 fn owned(canary: &Value, facts: &Facts) -> Option<Finding> {
-    let (kind, target) = (text(canary, "/spec/target/kind"), text(canary, "/spec/target/name"));
-    let workload = facts.targets.get(&target_name(kind, namespace(canary), target))?;
-    let tool = objects::managed_by(workload)?;
+    let (kind, name_of_target) = (text(canary, "/spec/target/kind"), text(canary, "/spec/target/name"));
+    let tool = objects::managed_by(target(canary, facts)?)?;
     if least(canary).is_some_and(|least| least <= TOOL_TIMEOUT) {
         return None;
     }
@@ -232,8 +244,11 @@ fn owned(canary: &Value, facts: &Facts) -> Option<Finding> {
         Some(least) => format!("the steps take at least {} s", least.as_secs()),
         None => "a step is a pause".to_owned(),
     };
-    let found =
-        format!("Canary {}: {kind} {target} is managed by {}, and {steps}", full_name(canary), tool.name());
+    let found = format!(
+        "Canary {}: {kind} {name_of_target} is managed by {}, and {steps}",
+        full_name(canary),
+        tool.name()
+    );
     let fix = format!("kubectl -n {} describe canary {}", namespace(canary), name(canary));
     Some(checks::OWNERS.warning(found).hint(hint).fix(fix))
 }

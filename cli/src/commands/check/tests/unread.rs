@@ -1,9 +1,10 @@
 //! What could not be read: which right or request the command is about.
 
 use serde_json::Value;
+use tulle_mesh::check::Outcome;
 
 use super::super::facts::{Facts, Part, Permission};
-use super::super::judge::Options;
+use super::super::judge::{Options, judge};
 use super::{OPTIONS, faults, faults_with, healthy};
 use crate::objects::{Read, Unread};
 
@@ -122,4 +123,32 @@ fn what_the_api_server_or_the_operator_does_not_say_is_a_warning() {
             "T0401 warning: the root certificate could not be checked: the operator does not know when it ends => kubectl -n tulle-system logs deployment/tulle-operator"
         ]
     );
+}
+
+/// The checks that are said to be well.
+fn well(facts: &Facts) -> Vec<&'static str> {
+    let found = judge(facts, OPTIONS).into_iter().filter(|finding| finding.result == Outcome::Ok);
+    found.map(|finding| finding.id).collect()
+}
+
+#[test]
+fn nothing_is_well_that_was_not_read() {
+    let none: [&str; 0] = [];
+    assert_eq!(well(&nothing(&Unread::Forbidden(WHY.to_owned()))), none);
+    let mut facts = healthy();
+    facts.deployments.insert("tulle-webhook", Err(Unread::Forbidden(WHY.to_owned())));
+    facts.validating = Err(Unread::Forbidden(WHY.to_owned()));
+    let found = well(&facts);
+    for id in ["T0301", "T0302", "T0501", "T0502", "T0503"] {
+        assert!(!found.contains(&id), "{id} is said to be well: {found:?}");
+    }
+}
+
+#[test]
+fn the_replica_that_leads_says_so_where_the_lease_may_not_be_read() {
+    let mut facts = healthy();
+    facts.lease = Err(Unread::Forbidden(WHY.to_owned()));
+    assert!(well(&facts).contains(&"T0303"));
+    facts.health.as_mut().unwrap().leader = false;
+    assert!(!well(&facts).contains(&"T0303"));
 }
