@@ -188,6 +188,9 @@ event_reasons! {
     PromotionStalled, Canary, Warning,
         "Not all pods were replaced before the deadline.",
         "Look at `kubectl describe` of the target and of its pods that are not ready.";
+    TargetPaused, Canary, Warning,
+        "The revision is promoted, and its Deployment is paused, so no pod is replaced.",
+        "Run the command in the message: `kubectl rollout resume`.";
     DeadlineExceeded, Canary, Warning,
         "No verdict before `spec.deadline`.",
         "Send more requests to the revision, or promote or abort it with the action in the message.";
@@ -195,11 +198,14 @@ event_reasons! {
         "The Deployment will be reported as failed while the Canary holds it back.",
         "Apply the ClusterRole of the operator's version: it needs `get` and `patch` of `deployments/status`.";
     TooFewPods, Canary, Warning,
-        "For a minute the revision has had too few ready pods for its step, which waits.",
+        "For a minute the revision has had too few ready pods for its step, or none at all; the step waits.",
         "Find out why its pods are missing or not ready: `kubectl get pods`. Or raise `maxSurge`, or lower the weights.";
     NoSplit, Canary, Warning,
         "A Service of the target cannot be split, and the step waits.",
         "Correct what the message names, or promote or abort the revision.";
+    NoGate, Canary, Warning,
+        "Pods of the revision have no readiness gate, usually because they have no sidecar: Kubernetes replaces the stable pods whatever the weight.",
+        "`kubectl rollout undo` stops it. Remove `tulle.dev/inject: disabled` from the pod template, or label the namespace, and deploy again.";
     ClientsDialPods, Canary, Warning,
         "No sidecar dials the Service, only its pods, and the step waits.",
         "Configure the clients as the message says, or promote or abort the revision.";

@@ -73,6 +73,7 @@ pub fn validate(canary: &Canary, facts: &Facts<'_>) -> Validation {
         Target::Unknown => {}
         Target::Found(target) => {
             check_target(spec, target, &mut validation);
+            check_injection(spec, target, &mut validation);
             check_manager(spec, target, &mut validation);
             check_services(spec, target, facts.services, &mut validation);
             strategy::check_services(spec, target, facts.services, &mut validation);
@@ -219,6 +220,29 @@ fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) 
             }
         }
     }
+}
+
+/// The readiness gate that holds a new version back is injected with the sidecar.
+fn check_injection(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
+    let label = target.pointer("/spec/template/metadata/labels").and_then(|all| all.get(keys::INJECT));
+    let (why, remedy) = if label.and_then(Value::as_str) == Some("disabled") {
+        // A namespace that is `required` gives it one all the same.
+        (
+            format!(
+                "its pod template has the label {}: disabled (unless the namespace is required)",
+                keys::INJECT
+            ),
+            "remove the label",
+        )
+    } else if target.pointer("/spec/template/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        ("its pods have hostNetwork: true".to_owned(), "remove hostNetwork")
+    } else {
+        return;
+    };
+    validation.warn(format!(
+        "{} gets no sidecar because {why}, and without one its pods have no readiness gate: Kubernetes replaces all of them with the new version, whatever the steps say; {remedy}, or delete the Canary",
+        name_of(spec)
+    ));
 }
 
 fn check_strategy(spec: &CanarySpec, target: &Value, validation: &mut Validation) {

@@ -131,7 +131,10 @@ mod tests {
         Observation {
             now: at(10),
             generation: 1,
+            namespace: "shop".into(),
+            name: "web".into(),
             target: Some(target),
+            paused: false,
             acknowledged: Acknowledgement::Complete,
             block: input.blocks(),
             block_ended: input.block_ended,

@@ -2,6 +2,7 @@
 
 mod deadline;
 mod events;
+mod paused;
 mod undo;
 
 use std::collections::{HashMap, HashSet};
@@ -72,6 +73,8 @@ struct Known {
     not_held: u32,
     /// Ready pods of the new version at the last look, while it is on trial.
     ready_on_trial: Option<usize>,
+    /// Whether its Deployment is paused, and when that was asked.
+    paused: Option<(Instant, bool)>,
 }
 
 impl Driver {
@@ -164,7 +167,8 @@ impl Driver {
     ) {
         let status = canary.status.clone().unwrap_or_default();
         let undo_forbidden = self.undo_forbidden(key, canary).await;
-        let seen = self.see(key, canary, led, undo_forbidden);
+        let paused = self.is_paused(key, canary).await;
+        let seen = Observation { undo_forbidden, paused, ..self.see(key, canary, led) };
         let (next, actions) = machine::next(&canary.spec, &status, &seen);
         if !leadership.borrow().mine {
             return;
@@ -206,7 +210,8 @@ impl Driver {
             && lock(&self.known).get(key).is_some_and(recently)
     }
 
-    fn see(&self, key: &Key, canary: &Canary, led: Duration, undo_forbidden: bool) -> Observation {
+    /// What is seen in the model. What only the API server knows is added.
+    fn see(&self, key: &Key, canary: &Canary, led: Duration) -> Observation {
         let model = self.hub.model();
         let status = canary.status.clone().unwrap_or_default();
         let workload = WorkloadKey {
@@ -224,8 +229,11 @@ impl Driver {
         let annotation = canary.metadata.annotations.as_ref().and_then(|all| all.get(keys::ACTION));
         Observation {
             now,
+            namespace: Arc::clone(&key.0),
+            name: Arc::clone(&key.1),
             generation: canary.metadata.generation.unwrap_or_default(),
             target,
+            paused: false,
             conflict: model
                 .canary_of(&workload)
                 .filter(|(holds, _)| *holds != key)
@@ -237,7 +245,7 @@ impl Driver {
                 Phase::Progressing | Phase::Paused => self.obstacles(&model, &workload, led),
                 _ => Vec::new(),
             },
-            undo_forbidden,
+            undo_forbidden: false,
             action: annotation.and_then(|text| CanaryAction::parse(text.as_str())),
         }
     }

@@ -18,6 +18,8 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tulle_crds::{
@@ -40,10 +42,16 @@ pub use steps::steps;
 pub struct Observation {
     /// Now.
     pub now: Timestamp,
+    /// The Canary's namespace.
+    pub namespace: Arc<str>,
+    /// The Canary's name.
+    pub name: Arc<str>,
     /// The Canary's generation.
     pub generation: i64,
     /// The target; `None`: it does not exist.
     pub target: Option<WorkloadSeen>,
+    /// The target is a Deployment that a user has paused (`spec.paused`). Read only where [`waits_for_pods`].
+    pub paused: bool,
     /// Whether every sidecar that sends to the target has acknowledged the present status.
     pub acknowledged: Acknowledgement,
     /// Attempts since the running block began, by pod.
@@ -111,6 +119,11 @@ pub fn next(spec: &CanarySpec, status: &CanaryStatus, seen: &Observation) -> (Ca
     (evaluation.status, evaluation.actions)
 }
 
+/// Whether the rollout waits for pods that the controller of the target makes or replaces.
+pub fn waits_for_pods(status: &CanaryStatus) -> bool {
+    status.phase == Phase::Promoting || is_short_of_pods(status)
+}
+
 /// Pods of the new version, while it is on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OnTrial {
@@ -156,12 +169,7 @@ impl Evaluation<'_> {
             self.condition("Ready", false, reason::CONFLICTED, &message);
             return;
         }
-        let Some(mut target) = self.seen.target.clone() else {
-            let message =
-                format!("{} not found in this namespace; waiting for it to be created", self.status.target);
-            self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
-            return;
-        };
+        let Some(mut target) = self.seen.target.clone() else { return self.without_target() };
         // While its controller has not seen the newest template, the rollout goes on with the last one: a bad
         // version must be stopped meanwhile too.
         let known = Some(self.status.decided_revision.clone()).filter(|known| !known.is_empty());
@@ -196,7 +204,8 @@ impl Evaluation<'_> {
             Phase::Progressing | Phase::Paused => self.progress(&target),
             Phase::Promoting => self.promoting(&target),
         }
-        self.show_obstacles();
+        self.show_obstacles(&target);
+        self.show_paused();
     }
 
     /// The first revision that is seen is the stable one: watching a workload starts nothing. While two
@@ -271,12 +280,15 @@ impl Evaluation<'_> {
         if self.spec.on_failure != OnFailure::Undo {
             return;
         }
-        let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=retry@ID tries it again";
-        let message = format!("revision {latest} has failed before ({}): {how}", failed.because);
+        let because = format!("it has failed before ({})", failed.because);
+        let how = self.action_command("retry");
+        let message =
+            format!("revision {latest} has failed before ({}): {how} tries it again", failed.because);
         self.status.phase = Phase::Failed;
         self.status.failed_revision = latest.to_owned();
         self.status.step_started = Some(Time(self.seen.now));
         self.status.verdict = CanaryVerdict::FailedBefore;
+        self.status.evidence_summary = because;
         self.condition("Promoted", false, EventReason::FailedBefore.name(), &message);
         self.event(EventReason::FailedBefore, message);
     }

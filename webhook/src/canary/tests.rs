@@ -53,6 +53,24 @@ fn a_tool_that_would_not_wait_for_the_steps_is_named_with_what_to_do() {
 }
 
 #[test]
+fn a_target_whose_pods_get_no_sidecar_is_warned_about_because_nothing_holds_them_back() {
+    let warned = |template: Value| {
+        let target = json!({"spec": {"template": template}});
+        about(&with_target(&web(json!({})), &target), "no readiness gate")
+    };
+    let found = warned(json!({"metadata": {"labels": {"tulle.dev/inject": "disabled"}}}));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].contains("label tulle.dev/inject: disabled") && found[0].contains("remove the label"));
+    assert_eq!(warned(json!({"spec": {"hostNetwork": true}})).len(), 1);
+    for template in [
+        json!({}),
+        json!({"metadata": {"labels": {"tulle.dev/inject": "enabled"}}, "spec": {"hostNetwork": false}}),
+    ] {
+        assert_eq!(warned(template), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn a_target_that_only_headless_services_select_cannot_be_split() {
     let target = json!({"spec": {"template": {"metadata": {"labels": {"app": "web", "tier": "front"}}}}});
     let service = |name: &str, address: &str, selector: Value| -> Service {

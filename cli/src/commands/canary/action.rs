@@ -112,7 +112,7 @@ impl Verb {
     }
 
     /// What was done, as a sentence.
-    fn done(self, revision: &str, after: &CanaryStatus) -> String {
+    pub(super) fn done(self, revision: &str, after: &CanaryStatus) -> String {
         let target = &after.target;
         match self {
             Self::Promote => format!("revision {revision} of {target} is promoted"),
@@ -121,10 +121,20 @@ impl Verb {
             }
             Self::Resume => format!("the rollout of revision {revision} of {target} continues"),
             Self::Abort => format!(
-                "revision {revision} of {target} is treated as failed and gets no traffic; its pods stay until the template is restored (tulle canary undo)"
+                "revision {revision} of {target} is treated as failed and {}; its pods stay until the template is restored (tulle canary undo)",
+                left_to_failed(after)
             ),
             Self::Retry => format!("revision {revision} of {target} goes through the steps again"),
         }
+    }
+}
+
+/// What a failed revision gets. The column WEIGHT has what sidecars may still send it.
+fn left_to_failed(status: &CanaryStatus) -> String {
+    match (status.weight, status.weight_summary.as_str()) {
+        (0, "" | "0%") => "gets no traffic".to_owned(),
+        (0, sent) => format!("gets no traffic once every sidecar has acknowledged that ({sent} until then)"),
+        (kept, _) => format!("keeps {kept}% of the traffic until other pods can carry it"),
     }
 }
 
@@ -156,8 +166,9 @@ pub(super) fn refusal(verb: Verb, status: &CanaryStatus, revision: Option<&str>)
             status.approved_revision
         ),
         Phase::Failed => format!(
-            "is Failed: revision {} gets no traffic; promote or retry it, or restore the template with undo",
-            status.canary_revision
+            "is Failed: revision {} {}; promote or retry it, or restore the template with undo",
+            status.canary_revision,
+            left_to_failed(status)
         ),
     };
     Some(phase)

@@ -109,6 +109,51 @@ latency   -           0s
 }
 
 #[test]
+fn why_a_rollout_failed_is_shown_once_and_before_what_is_left_to_say() {
+    let failed = |phase: &str, evidence: &str, serves: &str| {
+        let condition = |type_: &str, status: &str| {
+            json!({"type": type_, "status": status, "reason": "Failed", "lastTransitionTime": "2026-12-01T11:58:00Z",
+                "message": "aborted by hand"})
+        };
+        let canary = canary(json!({
+            "phase": phase, "canaryRevision": "5d4f", "evidenceSummary": evidence,
+            "conditions": [condition("Promoted", "False"), condition("ServingFailedRevision", serves)],
+        }));
+        View::of(&canary, &[]).text(now(), &Output::default())
+    };
+    let text = failed("Failed", "aborted by hand", "True");
+    assert!(text.contains("Reason:   aborted by hand\n"), "{text}");
+    assert_eq!(text.matches("aborted by hand").count(), 1, "{text}");
+    let text = failed("Failed", "canary 1 of 40 failed", "False");
+    assert!(text.contains("Reason:   aborted by hand\nEvidence: canary 1 of 40 failed\n"), "{text}");
+    // The condition outlives the rollout that it is about.
+    assert!(!failed("Progressing", "", "False").contains("aborted"));
+}
+
+#[test]
+fn what_a_step_asks_for_is_shown_in_the_words_of_what_is_acknowledged() {
+    let asked = |weight: u32, steering: Value| {
+        View::of(&canary(json!({"phase": "Progressing", "weight": weight, "steering": steering})), &[]).asked
+    };
+    let matches = json!([{"header": {"name": "x-group", "exact": "insider"}}]);
+    assert_eq!(asked(0, json!(null)), "0%");
+    assert_eq!(asked(0, json!({"match": matches})), "match");
+    assert_eq!(asked(25, json!({"match": matches, "mirror": 10})), "25%, match, mirror 10%");
+    assert_eq!(asked(5, json!({"sticky": "version"})), "5%");
+}
+
+#[test]
+fn an_abort_says_what_the_revision_still_gets() {
+    let done = |weight: u32, acknowledged: &str| {
+        let after = CanaryStatus { weight, weight_summary: acknowledged.into(), ..status("Failed") };
+        Verb::Abort.done("new", &after)
+    };
+    assert!(done(0, "0%").contains("failed and gets no traffic;"));
+    assert!(done(0, "30%").contains("acknowledged that (30% until then);"));
+    assert!(done(75, "50%").contains("keeps 75% of the traffic"));
+}
+
+#[test]
 fn attempts_are_shown_by_version_and_pod() {
     let evidence: Evidence = serde_json::from_value(json!({
         "leader": true, "blockStart": 1,

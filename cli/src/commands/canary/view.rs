@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
-use tulle_crds::{Canary, CanaryStatus, Phase, RolloutOutcome, TestEvidence};
+use tulle_crds::{Canary, CanaryStatus, CanarySteering, Phase, RolloutOutcome, TestEvidence};
 
 use super::dash;
 use super::pods::PodSeen;
 use crate::output::{Colour, Output, Table};
 
 /// Conditions that say what a rollout waits for, and the status in which they do.
-const OBSTACLES: [(&str, &str); 7] = [
+const OBSTACLES: [(&str, &str); 9] = [
     ("Ready", "False"),
     ("Split", "False"),
     ("Capacity", "False"),
@@ -21,6 +21,8 @@ const OBSTACLES: [(&str, &str); 7] = [
     ("Undo", "False"),
     ("DeadlineExceeded", "True"),
     ("Stalled", "True"),
+    ("ServingFailedRevision", "True"),
+    ("Returning", "True"),
 ];
 
 /// A rollout.
@@ -35,10 +37,15 @@ pub(super) struct View {
     pub(super) step: String,
     /// Percent, as the step asks for it.
     pub(super) weight: u32,
+    /// What the step asks for, with matches and copies, such as `25%, match`.
+    pub(super) asked: String,
     /// What every sidecar has acknowledged, such as `25%, match`; empty: no rollout.
     pub(super) acknowledged: String,
     pub(super) verdict: &'static str,
     pub(super) evidence: String,
+    /// Why the rollout failed; empty: it has not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) because: String,
     /// What it waits for, as sentences.
     pub(super) waiting: Vec<String>,
     /// Unix seconds.
@@ -78,6 +85,10 @@ impl View {
             let found = status.conditions.iter().find(|c| c.type_ == *type_ && c.status == *while_it_is);
             found.map(|condition| condition.message.clone())
         };
+        let failed = Some(&("Promoted", "False")).filter(|_| status.phase == Phase::Failed);
+        let because = failed.and_then(waits).unwrap_or_default();
+        // A failed revision that serves says the same in two conditions.
+        let waiting = OBSTACLES.iter().filter_map(waits).filter(|sentence| *sentence != because).collect();
         Self {
             namespace: canary.metadata.namespace.clone().unwrap_or_default(),
             name: canary.metadata.name.clone().unwrap_or_default(),
@@ -85,10 +96,12 @@ impl View {
             phase: status.phase,
             step: status.step_summary.clone(),
             weight: status.weight,
+            asked: asked(status.weight, status.steering.as_ref()),
             acknowledged: status.weight_summary.clone(),
             verdict: super::verdict(status.verdict),
             evidence: status.evidence_summary.clone(),
-            waiting: OBSTACLES.iter().filter_map(waits).collect(),
+            because,
+            waiting,
             started: status.started.as_ref().map(|started| started.0.as_second()),
             tests: status.evidence.tests.iter().filter_map(TestLine::of).collect(),
             revisions: revisions(&status, pods),
@@ -127,10 +140,13 @@ impl View {
         if self.is_in_progress() {
             let acknowledged = dash(self.acknowledged.clone());
             lines.push(("Step", dash(self.step.clone())));
-            lines.push(("Weight", format!("{}% asked for, {acknowledged} acknowledged", self.weight)));
+            lines.push(("Weight", format!("{} asked for, {acknowledged} acknowledged", self.asked)));
             lines.push(("Verdict", dash(self.verdict.to_owned())));
         }
-        if !self.evidence.is_empty() {
+        if !self.because.is_empty() {
+            lines.push(("Reason", self.because.clone()));
+        }
+        if !self.evidence.is_empty() && self.evidence != self.because {
             lines.push(("Evidence", self.evidence.clone()));
         }
         lines.extend(self.waiting.iter().map(|sentence| ("Waiting", sentence.clone())));
@@ -187,6 +203,21 @@ impl View {
         };
         Table { headers: vec!["TEST", "WORSE", "OVER"], rows: self.tests.iter().map(row).collect() }
     }
+}
+
+/// What is sent to the new version, in the words in which the operator says what is acknowledged.
+fn asked(weight: u32, steering: Option<&CanarySteering>) -> String {
+    let mut parts = Vec::new();
+    if weight > 0 {
+        parts.push(format!("{weight}%"));
+    }
+    if steering.is_some_and(|steering| !steering.match_.is_empty()) {
+        parts.push("match".to_owned());
+    }
+    if let Some(steering) = steering.filter(|steering| steering.mirror > 0) {
+        parts.push(format!("mirror {}%", steering.mirror));
+    }
+    if parts.is_empty() { "0%".to_owned() } else { parts.join(", ") }
 }
 
 /// The approved revision first, then the one before it, then the one that is rolled out, then others by name.

@@ -31,6 +31,10 @@ impl Evaluation<'_> {
         let on_trial = matches!(self.status.phase, Phase::Progressing | Phase::Paused);
         match requested.action {
             CanaryAction::Promote if on_trial || self.status.phase == Phase::Failed => {
+                if self.status.phase == Phase::Failed {
+                    // Why it had failed is in the history.
+                    "promoted by hand after it had failed".clone_into(&mut self.status.evidence_summary);
+                }
                 self.promote("promoted by hand");
             }
             CanaryAction::Abort if on_trial => self.fail("aborted by hand".to_owned()),

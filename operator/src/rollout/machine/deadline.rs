@@ -62,7 +62,7 @@ impl Evaluation<'_> {
     }
 
     fn may_promote_undecided(&self, target: &WorkloadSeen) -> bool {
-        self.seen.obstacles.is_empty()
+        !self.is_obstructed(target)
             && !self.unfit()
             && self.pods_on_trial(target).any(|pod| pod.containers_ready)
     }
@@ -78,8 +78,8 @@ impl Evaluation<'_> {
             return;
         }
         self.status.phase = Phase::Paused;
-        let how = "kubectl annotate --overwrite canary NAME tulle.dev/action=resume@ID goes on";
-        let message = format!("step {} waits for a user: {how}", self.status.step + 1);
+        let how = self.action_command("resume");
+        let message = format!("step {} waits for a user: {how} goes on", self.status.step + 1);
         self.event(EventReason::Paused, message);
     }
 }

@@ -1,5 +1,6 @@
 //! Pods behind gates: how many of them a weight needs, which gates are opened and which are shut again.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanaryStatus, WorkloadKind};
 use tulle_mesh::event_reason::EventReason;
@@ -14,6 +15,18 @@ pub(super) const CAPACITY: &str = "Capacity";
 const SHORT_FOR: SignedDuration = SignedDuration::from_secs(60);
 /// How the message ends from then on, so that the event is published once.
 const LASTING: &str = "; this has lasted for more than a minute";
+
+/// The reason of [`CAPACITY`] where pods are missing no more.
+const ENOUGH: &str = "EnoughPods";
+/// What it says then.
+const HAS_PODS: &str = "the new revision has the pods that its weight needs";
+/// A pod that crashes again and again is ready for a few seconds each time. One that stays so for longer has come back.
+pub(super) const STEADY_AFTER: SignedDuration = SignedDuration::from_secs(30);
+
+/// Whether no gate of ours holds a pod back.
+pub(super) fn is_ungated(pod: &PodSeen) -> bool {
+    !pod.parked && !pod.opened
+}
 
 /// Whether a step waits for pods.
 pub(super) fn is_short_of_pods(status: &CanaryStatus) -> bool {
@@ -82,8 +95,7 @@ impl Evaluation<'_> {
         };
         let needed = pods(wanted.weight + wanted.mirror(), headroom).max(usize::from(wanted.exposes()));
         if ready >= needed {
-            let message = "the new revision has the pods that its weight needs";
-            self.condition(CAPACITY, true, "EnoughPods", message);
+            self.condition(CAPACITY, true, ENOUGH, HAS_PODS);
             return true;
         }
         let parked = mine.iter().find(|pod| pod.parked && pod.containers_ready);
@@ -95,21 +107,61 @@ impl Evaluation<'_> {
             self.actions.push(Action::OpenGate(name(parked)));
         }
         let message = format!(
-            "{} needs {needed} ready pods of revision {}, {ready} are",
+            "{} needs {needed} ready pods of revision {}, {ready} are{}",
             wanted.summary(),
-            self.status.canary_revision
+            self.status.canary_revision,
+            self.paused_hint()
         );
-        self.show_shortage(message);
+        self.show_shortage(message, None);
         false
     }
 
-    /// Pods are missing. Most come within seconds; that they do not is an event, once until they have come.
-    fn show_shortage(&mut self, message: String) {
+    /// No pod of a revision that gets requests is ready, for the first time since `since`.
+    pub(super) fn show_unready(&mut self, since: &Time) {
+        let (revision, pods) = (&self.status.canary_revision, self.pods_command("describe"));
+        let message = format!("no pod of revision {revision} is ready, see {pods}{}", self.paused_hint());
+        self.show_shortage(message, Some(since));
+    }
+
+    /// The target is scaled to zero in the middle of a rollout, as a user wants it.
+    pub(super) fn show_scaled_to_zero(&mut self) {
+        let message = "the target is scaled to 0 replicas, and the step waits";
+        self.condition(CAPACITY, false, EventReason::TooFewPods.name(), message);
+    }
+
+    /// Whether a pod of a revision that had none ready has been ready for long enough. Since when is the transition of the
+    /// condition, which [`Self::show_unready`] has made false before.
+    pub(super) fn is_steady(&mut self) -> bool {
+        let ready = self.status.conditions.iter().find(|c| c.type_ == CAPACITY && c.status == "True");
+        let since = ready.map(|condition| condition.last_transition_time.clone());
+        let steady = self.elapsed(since.as_ref()) >= STEADY_AFTER;
+        let message = if steady {
+            HAS_PODS.to_owned()
+        } else {
+            format!(
+                "a pod of revision {} is ready again; the step goes on once one has been for {} s",
+                self.status.canary_revision,
+                STEADY_AFTER.as_secs()
+            )
+        };
+        self.condition(CAPACITY, true, ENOUGH, &message);
+        steady
+    }
+
+    /// Whether nothing holds the pods of the new revision back: their controller replaces one stable pod after the other,
+    /// whatever the weight. Where one of them has a gate, it stops there.
+    pub(super) fn is_ungated_revision(&self, target: &WorkloadSeen) -> bool {
+        let mut pods = self.pods_on_trial(target).peekable();
+        pods.peek().is_some() && pods.all(is_ungated)
+    }
+
+    /// Pods are missing. Most come within seconds; that they do not is an event, once until they have come. `since`: where
+    /// it is not the condition that says since when.
+    fn show_shortage(&mut self, message: String, since: Option<&Time>) {
         let reason = EventReason::TooFewPods;
         let short = self.status.conditions.iter().find(|c| c.type_ == CAPACITY && c.status == "False");
-        let (since, known) =
-            short.map_or((None, false), |c| (Some(&c.last_transition_time), c.message.ends_with(LASTING)));
-        let lasts = self.elapsed(since) >= SHORT_FOR;
+        let known = short.is_some_and(|c| c.message.ends_with(LASTING));
+        let lasts = self.elapsed(since.or(short.map(|c| &c.last_transition_time))) >= SHORT_FOR;
         let message = if lasts { message + LASTING } else { message };
         if lasts && !known {
             self.event(reason, message.clone());

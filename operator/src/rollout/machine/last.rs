@@ -1,16 +1,19 @@
-//! What serves when no pod of the stable revision is left.
+//! What serves when no pod of the stable revision is left, and what becomes of a rollout without its target.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::Phase;
+use tulle_crds::{Phase, RolloutOutcome, reason};
 use tulle_mesh::event_reason::EventReason;
 
+use super::gates::{CAPACITY, is_ungated};
+use super::report::SPLIT;
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
 use crate::rollout::exposure::is_exposed;
 use crate::rollout::judge::Verdict;
 
-/// What is stable has no pod left for this long: the watch may lag, and pods are replaced by name.
+/// What is stable has no pod left for this long, or the target is gone: the watch may lag, and pods and workloads are
+/// replaced by name.
 const GONE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// The condition of a failed revision that serves because nothing else can.
 pub(super) const SERVING_FAILED: &str = EventReason::ServingFailedRevision.name();
@@ -32,7 +35,9 @@ impl Evaluation<'_> {
             return;
         }
         let since = self.status.stable_gone_since.get_or_insert(Time(self.seen.now)).clone();
-        if self.elapsed(Some(&since)) < GONE_AFTER {
+        let replaced = self.pods_of(target, latest).any(|pod| pod.ready && is_ungated(pod));
+        // Kubernetes has put pods without a gate in place of all others: as long as anything is waited for, nobody is served.
+        if self.elapsed(Some(&since)) < GONE_AFTER && !replaced {
             return;
         }
         if self.failed_before(latest) {
@@ -46,17 +51,56 @@ impl Evaluation<'_> {
             let failures = self.status.evidence.canary.failures;
             if failures > 0 && self.judge().verdict != Verdict::Pass {
                 let because = self.status.evidence_summary.clone();
-                return self.fail(format!("no stable pod is left, and it did not pass: {because}"));
+                self.fail(format!("no stable pod is left, and it did not pass: {because}"));
+                return self.serve_failed(target, latest);
             }
         }
         self.status.stable_gone_since = None;
-        let because = format!("no pod of revision {} is left to compare with", self.status.approved_revision);
+        let mut because =
+            format!("no pod of revision {} is left to compare with", self.status.approved_revision);
+        if replaced {
+            because.push_str(
+                ": pods of the new revision have no readiness gate, so Kubernetes has replaced all others",
+            );
+        }
         self.event(
             EventReason::NothingToCompareWith,
             format!("revision {latest} takes all traffic: {because}"),
         );
         self.status.evidence_summary.clone_from(&because);
         self.promote(&because);
+    }
+
+    /// A target that is gone ends its rollout. A workload of the same name that comes later has pods of its own.
+    pub(super) fn without_target(&mut self) {
+        let message =
+            format!("{} not found in this namespace; waiting for it to be created", self.status.target);
+        self.condition("Ready", false, reason::TARGET_NOT_FOUND, &message);
+        let ready = self.status.conditions.iter().find(|condition| condition.type_ == "Ready");
+        let since = ready.map(|condition| condition.last_transition_time.clone());
+        // A revision that has failed stays so.
+        let at_end = matches!(self.status.phase, Phase::Waiting | Phase::Failed);
+        if at_end || self.elapsed(since.as_ref()) < GONE_AFTER {
+            return;
+        }
+        if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting) {
+            let because = "the target was deleted";
+            self.remember(RolloutOutcome::Superseded, because);
+            because.clone_into(&mut self.status.evidence_summary);
+            self.resume_clock();
+            self.no_longer_late();
+            self.change_weight(0);
+            self.nothing_acknowledged();
+            self.status.canary_revision.clear();
+            // It goes through the steps again when the target comes back with it, unless it is approved.
+            self.status.decided_revision.clear();
+            self.status.unready_since = None;
+        }
+        self.status.stable_gone_since = None;
+        self.status.phase = Phase::Waiting;
+        self.drop_condition(CAPACITY);
+        self.drop_condition(SPLIT);
+        self.show_paused();
     }
 
     fn serve_failed(&mut self, target: &WorkloadSeen, latest: &str) {

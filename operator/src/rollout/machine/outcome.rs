@@ -181,6 +181,8 @@ impl Evaluation<'_> {
         self.status.approved_before.retain(|before| *before != failed);
         self.remember(RolloutOutcome::Failed, &because);
         self.condition("Promoted", false, EventReason::Failed.name(), &because);
+        // The column EVIDENCE is where users look first, and what was missing for a verdict is missing no more.
+        self.status.evidence_summary.clone_from(&because);
         let what = match kept {
             0 => "gets no traffic".to_owned(),
             kept => format!("keeps {kept}% of the traffic until other pods can carry it"),

@@ -5,6 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 use tulle_crds::{CanarySteering, OnInconclusive, Phase, Step};
 use tulle_mesh::event_reason::EventReason;
 
+use super::gates::STEADY_AFTER;
 use super::steps::{hold, is_pause};
 use super::{Evaluation, is_exposed};
 use crate::model::WorkloadSeen;
@@ -31,11 +32,12 @@ impl Evaluation<'_> {
         if self.is_on_trial() {
             self.check_deadline(target);
         }
-        if !self.seen.obstacles.is_empty() {
+        let obstructed = self.is_obstructed(target);
+        if obstructed {
             self.no_longer_short();
         }
         let waits = broken && is_exposed(&self.status);
-        if !self.is_on_trial() || waits || !self.seen.obstacles.is_empty() {
+        if !self.is_on_trial() || waits || obstructed {
             return;
         }
         if self.step().is_none() {
@@ -83,13 +85,19 @@ impl Evaluation<'_> {
         matches!(self.status.phase, Phase::Progressing | Phase::Paused)
     }
 
-    /// Whether no pod of the new revision is ready; for too long, it has failed.
+    /// Whether no pod of the new revision is ready, or none has stayed so; for too long, it has failed. One that crashes
+    /// again and again while it gets requests counts as unready in between.
     fn is_broken(&mut self, target: &WorkloadSeen) -> bool {
+        let exposed = is_exposed(&self.status);
         if self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            if exposed && self.status.unready_since.is_some() && !self.is_steady() {
+                return true;
+            }
             self.status.unready_since = None;
             return false;
         }
-        if !is_exposed(&self.status) && self.pods_on_trial(target).next().is_none() {
+        let none = self.pods_on_trial(target).next().is_none();
+        if !exposed && none {
             // Its controller, or who replaces pods by hand, has made none yet.
             self.status.unready_since = None;
             return true;
@@ -97,18 +105,28 @@ impl Evaluation<'_> {
         let since = self.status.unready_since.get_or_insert(Time(self.seen.now)).clone();
         if target.replicas == 0 {
             self.status.unready_since = None;
+            if exposed {
+                self.show_scaled_to_zero();
+            }
             return true;
         }
-        let none = self.pods_on_trial(target).next().is_none();
-        let patience = match is_exposed(&self.status) {
+        let patience = match exposed {
             false => i64::from(target.progress_deadline),
             true if none => i64::from(target.progress_deadline).max(BROKEN_AFTER),
             true => BROKEN_AFTER,
         };
-        if self.elapsed(Some(&since)) > SignedDuration::from_secs(patience) {
-            self.fail(format!(
-                "no pod of the new revision has been ready for {patience} s: see kubectl describe of its pods"
-            ));
+        let unready = self.elapsed(Some(&since));
+        if unready > SignedDuration::from_secs(patience) {
+            let pods = self.pods_command("describe");
+            let what = match exposed {
+                false => format!("been ready for {patience} s"),
+                true => {
+                    format!("stayed ready for {} s within {} s", STEADY_AFTER.as_secs(), unready.as_secs())
+                }
+            };
+            self.fail(format!("no pod of the new revision has {what}: see {pods}"));
+        } else if exposed {
+            self.show_unready(&since);
         }
         true
     }
@@ -133,13 +151,21 @@ impl Evaluation<'_> {
         let evidence = self.evidence();
         let attempts = evidence.canary.attempts;
         let missing = self.rules.min_requests.saturating_sub(attempts);
-        if attempts == 0 && evidence.stable.attempts == 0 {
-            let none = match target.services.is_empty() {
-                true => "no meshed client has sent a request, and no Service selects the target",
-                false if self.status.weight == 0 => {
+        if !self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            let none_ready = format!("; no pod of revision {} is ready", self.status.canary_revision);
+            self.status.evidence_summary.push_str(&none_ready);
+        } else if has_no_service(target) {
+            let none = match attempts {
+                0 => "; no meshed client has sent it a request, and no Service selects the target",
+                _ => "; no Service selects the target",
+            };
+            self.status.evidence_summary.push_str(none);
+        } else if attempts == 0 && evidence.stable.attempts == 0 {
+            let none = match self.status.weight {
+                0 => {
                     "no request of a meshed client counts yet: only HTTP requests that match, or copies of GET, HEAD and OPTIONS, go to the new version in this step"
                 }
-                false => {
+                _ => {
                     "no request of a meshed client counts yet: the first to each pod are its warm-up, those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
                 }
             };
@@ -213,6 +239,11 @@ impl Evaluation<'_> {
             };
         }
     }
+}
+
+/// Whether no Service selects the pods of the target. Without pods that is unknown.
+pub(super) fn has_no_service(target: &WorkloadSeen) -> bool {
+    target.services.is_empty() && !target.pods.is_empty()
 }
 
 /// A duration as people say it.

@@ -66,6 +66,9 @@ fn pod(revision: &str, number: u64) -> PodSeen {
 fn world() -> Observation {
     Observation {
         now: Timestamp::UNIX_EPOCH,
+        namespace: "shop".into(),
+        name: "web".into(),
+        paused: false,
         generation: 1,
         target: Some(WorkloadSeen {
             replicas: 3,

@@ -1,15 +1,17 @@
 //! What users read of a rollout: conditions, events, columns, history.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, reason, set_condition};
+use tulle_crds::{HistoryEntry, Phase, RolloutOutcome, WorkloadKind, reason, set_condition};
 use tulle_mesh::event_reason::EventReason;
 
 use super::deadline::LATE;
 use super::gates::CAPACITY;
 use super::last::SERVING_FAILED;
+use super::progress::has_no_service;
 use super::returning::RETURNING;
 use super::{Action, Evaluation};
 use crate::discovery::Acknowledgement;
+use crate::model::WorkloadSeen;
 use crate::rollout::exposure;
 
 /// The condition that tells whom a rollout waits for.
@@ -17,7 +19,7 @@ const ACKNOWLEDGED: &str = "Acknowledged";
 /// The condition of a promotion that its workload's controller does not finish.
 const STALLED: &str = "Stalled";
 /// The condition that tells whether the traffic can be split.
-const SPLIT: &str = "Split";
+pub(super) const SPLIT: &str = "Split";
 /// Every condition that this build writes. One that an operator of another version has left would stay for ever, with
 /// advice that is no longer right.
 const CONDITIONS: [&str; 11] = [
@@ -70,12 +72,24 @@ impl Evaluation<'_> {
     }
 
     /// While a Service gets no split, the weight that is shown would not be the weight that flows: the step is held.
-    pub(super) fn show_obstacles(&mut self) {
+    pub(super) fn show_obstacles(&mut self, target: &WorkloadSeen) {
         if !self.is_on_trial() {
             self.drop_condition(CAPACITY);
             return self.drop_condition(SPLIT);
         }
+        if self.is_ungated_revision(target) {
+            let message = format!(
+                "pods of revision {} have no readiness gate, usually because they have no sidecar, so Kubernetes replaces the stable pods whatever the weight; {} stops it; remove the label tulle.dev/inject: disabled from the pod template, or label the namespace tulle.dev/inject=enabled, and deploy again. The step is held",
+                self.status.canary_revision,
+                self.target_command("undo")
+            );
+            return self.show_obstacle(EventReason::NoGate, &message);
+        }
         let Some(first) = self.seen.obstacles.first() else {
+            if has_no_service(target) {
+                let message = "no Service selects the target, so no request reaches the new revision by its weight: create one, or correct the labels of the pod template";
+                return self.condition(SPLIT, false, "NoService", message);
+            }
             let message = "every Service of the target can be split";
             return self.condition(SPLIT, true, "SplitApplies", message);
         };
@@ -87,10 +101,70 @@ impl Evaluation<'_> {
             "requests to Service {} are not split: {}{more}; the step is held, and promote@ID or abort@ID in the annotation tulle.dev/action decides the rollout",
             first.service, first.reason
         );
-        if !self.has_condition(SPLIT, false) {
-            self.event(first.code, message.clone());
+        self.show_obstacle(first.code, &message);
+    }
+
+    fn show_obstacle(&mut self, code: EventReason, message: &str) {
+        let known = |c: &Condition| c.type_ == SPLIT && c.reason == code.name();
+        if !self.status.conditions.iter().any(known) {
+            self.event(code, message.to_owned());
         }
-        self.condition(SPLIT, false, first.code.name(), &message);
+        self.condition(SPLIT, false, code.name(), message);
+    }
+
+    /// Whether the step is held because the weight would not be what flows.
+    pub(super) fn is_obstructed(&self, target: &WorkloadSeen) -> bool {
+        !self.seen.obstacles.is_empty() || self.is_ungated_revision(target)
+    }
+
+    /// While a Deployment is paused, its controller replaces no pod, and a promotion never ends.
+    pub(super) fn show_paused(&mut self) {
+        let reason = EventReason::TargetPaused.name();
+        let known = self.status.conditions.iter().any(|c| c.type_ == STALLED && c.reason == reason);
+        if self.status.phase != Phase::Promoting || !self.seen.paused {
+            if known {
+                self.drop_condition(STALLED);
+            }
+            return;
+        }
+        let message = format!(
+            "{} is paused (spec.paused), so its controller replaces no pod: {} goes on",
+            self.status.target,
+            self.target_command("resume")
+        );
+        if !known {
+            self.event(EventReason::TargetPaused, message.clone());
+        }
+        self.condition(STALLED, true, reason, &message);
+    }
+
+    /// What is added to a sentence about missing pods.
+    pub(super) fn paused_hint(&self) -> String {
+        if !self.seen.paused {
+            return String::new();
+        }
+        format!("; {} is paused, and {} goes on", self.status.target, self.target_command("resume"))
+    }
+
+    /// The command with which a user requests an action.
+    pub(super) fn action_command(&self, action: &str) -> String {
+        let (namespace, name) = (&self.seen.namespace, &self.seen.name);
+        format!("kubectl -n {namespace} annotate --overwrite canary {name} tulle.dev/action={action}@ID")
+    }
+
+    /// The command that tells of the pods of the revision on trial.
+    pub(super) fn pods_command(&self, verb: &str) -> String {
+        let label = match self.spec.target.kind {
+            WorkloadKind::Deployment => "pod-template-hash",
+            WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => "controller-revision-hash",
+        };
+        format!("kubectl -n {} {verb} pods -l {label}={}", self.seen.namespace, self.status.canary_revision)
+    }
+
+    /// The command that changes the rollout of the target.
+    fn target_command(&self, verb: &str) -> String {
+        let kind = self.spec.target.kind.name().to_lowercase();
+        format!("kubectl -n {} rollout {verb} {kind}/{}", self.seen.namespace, self.spec.target.name)
     }
 
     pub(super) fn summarise(&mut self) {

@@ -1,5 +1,6 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
+mod around;
 mod missing;
 mod pods;
 mod returning;
@@ -36,7 +37,10 @@ impl World {
             services: vec!["web".into()],
         };
         let seen = Observation {
+            namespace: "shop".into(),
+            name: "web".into(),
             target: Some(target),
+            paused: false,
             acknowledged: Acknowledgement::Complete,
             now: Timestamp::UNIX_EPOCH,
             generation: 1,

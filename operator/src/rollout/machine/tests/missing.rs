@@ -142,3 +142,68 @@ fn the_history_says_who_promoted() {
         assert_eq!(world.status.promoted_because, "");
     }
 }
+
+/// A revision at its first weight that is not decided about for want of requests.
+fn serving() -> World {
+    let mut world = World::new(
+        json!({"steps": [{"weight": 5, "hold": "10s"}, {"weight": 25}], "judge": {"minRequests": 1_000_000}}),
+    );
+    world.deploy("new");
+    world.run(5);
+    assert_eq!((world.status.weight, world.condition("Capacity").0), (5, "True"));
+    world
+}
+
+fn set_ready(world: &mut World, ready: bool) {
+    for pod in world.target().pods.iter_mut().filter(|pod| pod.revision == "new") {
+        pod.containers_ready = ready;
+    }
+}
+
+#[test]
+fn a_revision_that_is_not_ready_any_more_is_said_to_be_so() {
+    let mut world = serving();
+    set_ready(&mut world, false);
+    world.run(2);
+    assert_eq!(world.condition("Capacity"), ("False", "TooFewPods"));
+    let found = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
+    let command = "kubectl -n shop describe pods -l pod-template-hash=new";
+    assert_eq!(found.message, format!("no pod of revision new is ready, see {command}"));
+    let evidence = &world.status.evidence_summary;
+    assert!(evidence.ends_with("; no pod of revision new is ready"), "{evidence}");
+    assert!(!evidence.contains("minRequests"), "{evidence}");
+    world.run(100);
+    assert_eq!(count(&world, EventReason::TooFewPods), 1, "before it has failed");
+}
+
+#[test]
+fn a_pod_that_is_ready_for_seconds_between_its_crashes_does_not_keep_a_revision_alive() {
+    let mut world = serving();
+    let mut seconds = 0;
+    while world.status.phase == Phase::Progressing {
+        set_ready(&mut world, seconds % 24 >= 20);
+        world.run(1);
+        seconds += 1;
+        assert!(seconds < 150, "{:?}", world.status);
+    }
+    assert!(count(&world, EventReason::TooFewPods) > 0);
+    let because = &world.status.history[0].because;
+    assert!(because.contains("stayed ready for 30 s within 121 s"), "{because}");
+    assert_eq!(&world.status.evidence_summary, because);
+}
+
+#[test]
+fn a_pod_that_stays_ready_after_a_crash_is_forgiven() {
+    let mut world = serving();
+    set_ready(&mut world, false);
+    world.run(60);
+    set_ready(&mut world, true);
+    world.run(25);
+    assert!(world.status.unready_since.is_some());
+    assert_eq!(world.condition("Capacity"), ("True", "EnoughPods"));
+    world.run(10);
+    assert_eq!(world.status.unready_since, None);
+    set_ready(&mut world, false);
+    world.run(100);
+    assert_eq!(world.status.phase, Phase::Progressing, "its time begins anew");
+}
