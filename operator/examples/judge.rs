@@ -32,6 +32,12 @@ fn main() {
     alarms("independent, latencies judged too", &repeat(&latency, &rules, runs / 20));
     let stalls = Scenario { stalls: 0.05, ..latency };
     alarms("the same, pods stand still at times", &repeat(&stalls, &rules, runs / 20));
+    for weight in [20, 50, 95] {
+        let name = format!("the same, 10 requests/s, weight {weight} %");
+        alarms(&name, &repeat(&quiet(weight, &stalls), &rules, runs / 4));
+    }
+    let small = Scenario { requests_per_second: 10.0, weights: vec![20], ..stalls };
+    alarms("the same, weight 20 %, five stable pods", &repeat(&small, &rules, runs / 4));
 
     println!();
     println!("Bad versions (100 requests/s, 0.1 % errors): found within 30 min, medians until then");
@@ -68,11 +74,22 @@ fn main() {
             power(&format!("fails {share} % of requests"), weight, &repeat(&scenario, &rules, runs / 10));
         }
     }
+    slow_with_few_requests(&good, &rules, runs);
     println!("At 0.1 % errors, 100 requests/s:");
     let hours = 10 * 3600;
     let late =
         Scenario { error_rate: 0.001, worse: 100.0, bad_from: hours, seconds: hours + 1800, ..good.clone() };
     power("fails 100x, after 10 h", 5, &repeat(&late, &rules, runs / 40));
+}
+
+fn slow_with_few_requests(good: &Scenario, rules: &Rules, runs: u32) {
+    println!("10 requests/s, one pod of each version, latencies of few requests:");
+    for weight in [10, 20, 50] {
+        for slower in [5.0, 10.0] {
+            let scenario = quiet(weight, &Scenario { slower: Some(slower), ..good.clone() });
+            power(&format!("{slower}x slower"), weight, &repeat(&scenario, &rules, runs / 40));
+        }
+    }
 }
 
 /// The same with 10 requests per second and one pod of each version.

@@ -9,6 +9,7 @@
 //!   windows     evidence since several starting points
 //!   dispersion  whether events are independent or come in bursts
 //!   rank        canary against the slowest stable pod, where latencies come in bursts
+//!   gathered    latencies of few requests, over as many blocks as it takes to compare them
 //!   burst       how much an event counts when events come in bursts
 //!   sustained   a canary that fails on and on beside a stable version that does not
 //!   sentence    verdict and sentence
@@ -20,6 +21,7 @@
 mod absolute;
 mod burst;
 mod dispersion;
+mod gathered;
 mod latency;
 mod rank;
 mod relative;
@@ -36,6 +38,7 @@ use tulle_crds::{AttemptTotals, CanaryVerdict, Evidence, OnClientErrors, TestEvi
 use tulle_mesh::histogram::Histogram;
 
 use dispersion::Dispersion;
+use gathered::Gathered;
 use sustained::Sustained;
 
 /// How many times worse than what is still accepted the canary may be: the alternatives that a test bets on.
@@ -215,7 +218,7 @@ pub struct Progress {
     pub odds: Option<f64>,
     /// The odds at which it is certain.
     pub certain: f64,
-    /// Blocks of ten seconds since its first one.
+    /// Blocks of ten seconds since its first one. Of latencies of few requests: groups of such blocks.
     pub blocks: u32,
 }
 
@@ -228,7 +231,7 @@ pub fn progress(evidence: &Evidence, rules: &Rules) -> Vec<Progress> {
             // JSON has no infinity.
             odds: (!windows.is_empty()).then(|| test.log_evidence(evidence).exp().min(MOST_ODDS)),
             certain: rules.certain().exp(),
-            blocks: windows.iter().map(|window| window.blocks).max().unwrap_or(0),
+            blocks: test.blocks(evidence),
         }
     };
     rules.tests().into_iter().map(of).collect()
@@ -271,6 +274,17 @@ impl Test {
         evidence.tests.iter().find(|test| test.name == self.name())
     }
 
+    /// Blocks that it has compared.
+    fn blocks(self, evidence: &Evidence) -> u32 {
+        let windows = self.stored(evidence).map(|stored| stored.windows.as_slice()).unwrap_or_default();
+        windows.iter().map(|window| window.blocks).max().unwrap_or(0)
+    }
+
+    /// The name under which the dispersion of its events is stored, and what was gathered and not compared yet.
+    fn dispersion(self) -> String {
+        format!("{}Dispersion", self.name())
+    }
+
     /// Logarithm of its evidence.
     fn log_evidence(self, evidence: &Evidence) -> f64 {
         self.stored(evidence).map_or(f64::NEG_INFINITY, windows::log_evidence)
@@ -303,8 +317,9 @@ impl Test {
     fn fold(self, evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> [TestEvidence; 2] {
         let mut test = self.stored(evidence).cloned().unwrap_or_default();
         self.name().clone_into(&mut test.name);
-        let name = format!("{}Dispersion", self.name());
+        let name = self.dispersion();
         let mut dispersion = Dispersion::stored(evidence, &name);
+        let mut gathered = Gathered::stored(evidence, &name);
         let before = test.reference;
         let pods = self.pods(block, before);
         let compared = pods.iter().any(|pod| !pod.canary && pod.attempts > 0.0);
@@ -315,22 +330,28 @@ impl Test {
         let earlier = burst::Earlier { typical, dispersion: dispersion.upper() };
         // The version whose events show how large bursts are.
         let (increments, canary) = match self.against(rules, evidence) {
-            // Known from earlier blocks only, so choosing between the two bets is no look ahead.
-            Against::Stable(margin) if self.is_latency() && !earlier.is_independent() => {
-                (rank::increments(&pods, margin), false)
+            // Known from earlier blocks and the number of attempts, so choosing between the two bets is no look ahead.
+            Against::Stable(margin)
+                if self.is_latency() && !(earlier.is_independent() && rank::has_enough(&pods)) =>
+            {
+                (gathered.compare(&pods, margin), false)
             }
             Against::Stable(margin) => (relative::increments(&pods, margin, earlier), false),
             Against::Limit(allowed) => (absolute::increments(&pods, allowed, earlier), true),
         };
         dispersion.add(&pods, canary);
         test.reference = match self {
-            Self::Latency(rule) | Self::Typical(rule) => latency::reference(before, block, rule),
+            Self::Latency(rule) | Self::Typical(rule) => {
+                latency::reference(before, &mut gathered.stable, block, rule)
+            }
             _ => Some(burst::typical(before, &pods, canary)),
         };
         if let Some(increments) = increments {
             windows::add(&mut test, &increments);
         }
-        [test, dispersion.store(name)]
+        let mut sums = dispersion.store(name);
+        gathered.store(&mut sums);
+        [test, sums]
     }
 }
 
@@ -344,7 +365,7 @@ enum Against {
 }
 
 /// Attempts at one pod and the events that a test counts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Pod {
     canary: bool,
     attempts: f64,

@@ -10,7 +10,7 @@ use super::Pod;
 /// Parts of the evidence that are staked in a block, one for each of the factors of the other comparison.
 const STAKES: [f64; super::FACTORS.len()] = [0.3, 0.6, 0.9, 0.3, 0.6, 0.9, 0.3, 0.6, 0.9];
 /// Attempts that a pod must have had in a block.
-const ENOUGH_ATTEMPTS: f64 = 20.0;
+pub(super) const ENOUGH_ATTEMPTS: f64 = 20.0;
 /// Stable pods that are believed to be independent of each other.
 const MOST_PODS: f64 = 3.0;
 /// Standard deviations of the canary's share, which is of fewer attempts, that are not counted against it.
@@ -21,17 +21,25 @@ pub(super) fn increments(pods: &[Pod], margin: f64) -> Option<Vec<f64>> {
     let stable = pods.iter().filter(|pod| !pod.canary && pod.attempts >= ENOUGH_ATTEMPTS);
     let shares: Vec<f64> = stable.map(|pod| pod.events / pod.attempts).collect();
     let slowest = shares.iter().copied().reduce(f64::max)?;
-    let sum = |part: fn(&Pod) -> f64| pods.iter().filter(|pod| pod.canary).map(part).sum::<f64>();
-    let (attempts, events) = (sum(|pod| pod.attempts), sum(|pod| pod.events));
-    if attempts < ENOUGH_ATTEMPTS {
+    if !has_enough(pods) {
         return None;
     }
+    let (attempts, events) = (canary(pods, |pod| pod.attempts), canary(pods, |pod| pod.events));
     let accepted = (margin * slowest).max(1.0 / attempts);
     let noise = DEVIATIONS * (accepted * (1.0 - accepted).max(0.0) / attempts).sqrt();
     let is_slowest = events / attempts > accepted + noise;
     let pods = (shares.len() as f64).min(MOST_PODS) + 1.0;
     let pays = if is_slowest { pods } else { 0.0 };
     Some(STAKES.iter().map(|stake| (1.0 - stake + stake * pays).ln()).collect())
+}
+
+/// Whether the canary has had enough attempts for a bet.
+pub(super) fn has_enough(pods: &[Pod]) -> bool {
+    canary(pods, |pod| pod.attempts) >= ENOUGH_ATTEMPTS
+}
+
+fn canary(pods: &[Pod], part: fn(&Pod) -> f64) -> f64 {
+    pods.iter().filter(|pod| pod.canary).map(part).sum()
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use tulle_crds::{AttemptTotals, Evidence, OnClientErrors};
 
+use super::gathered::Gathered;
 use super::sustained::Sustained;
-use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency};
+use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency, rank};
 
 /// Attempts from which on a share of failures is looked at without statistics.
 const A_FEW: u64 = 20;
@@ -16,6 +17,22 @@ const SOME_FAILURES: u64 = 3;
 const NO_EVIDENCE: f64 = -0.65;
 /// As much for a slower canary.
 const LOOKS_SLOWER: f64 = 1.0;
+/// Comparisons of latencies after which a canary that was slower in each has as much evidence against it. Before, a
+/// canary that was slower more often than not is waited for.
+const FIRST_COMPARISONS: u32 = 4;
+/// Latencies that have never been compared are waited for until the canary has had as many times `minRequests`, and until
+/// as many blocks have passed: two minutes in which both versions got requests, or five in which they need not. So a
+/// stable version that gets next to nothing, or a user for whom fewer requests are enough, does not wait without end.
+const PATIENCE: u64 = 5;
+const BLOCKS_OF_BOTH: u32 = 12;
+const BLOCKS: u64 = 30;
+/// Attempts from which on a version that answers nearly all of them with 4xx needs no statistics: more than a burst of
+/// fifty, so that one client's bad requests do not decide. What nearly all is, and how many the stable version must have
+/// had and may have answered so at most.
+const REFUSED: u64 = 56;
+const NEARLY_ALL: f64 = 0.95;
+const STABLE_ATTEMPTS: u64 = 30;
+const HARDLY_ANY: f64 = 0.05;
 
 /// Judges.
 pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
@@ -29,8 +46,11 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
         return Judgement { verdict: Verdict::Fail, held: false, because: format!("{facts}: {sustained}") };
     }
     let certain = rules.certain();
-    let certain: Vec<Test> =
-        rules.tests().into_iter().filter(|test| test.log_evidence(evidence) >= certain).collect();
+    let is_certain = |test: &Test| {
+        test.log_evidence(evidence) >= certain
+            || (*test == Test::ClientErrors && refuses_nearly_all(evidence))
+    };
+    let certain: Vec<Test> = rules.tests().into_iter().filter(is_certain).collect();
     let held = |test: &Test| *test == Test::ClientErrors && rules.client_errors == OnClientErrors::Hold;
     if let Some(test) = certain.iter().find(|&test| !held(test)) {
         let because = format!("{facts}: {}", certainly(*test, evidence, rules));
@@ -106,11 +126,63 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
             forbidden.1 * 100.0
         ));
     }
-    let latency = |test: &Test| test.is_latency();
-    let slower = |test: Test| test.log_evidence(evidence) > LOOKS_SLOWER;
     let rule = rules.latency?;
-    (rules.tests().into_iter().filter(latency).any(slower))
-        .then(|| format!("canary looks slower than {}x, not surely yet", rule.worse_by))
+    let slower = |test: Test| {
+        let early = test.blocks(evidence) < FIRST_COMPARISONS;
+        test.is_latency() && test.log_evidence(evidence) > if early { NO_EVIDENCE } else { LOOKS_SLOWER }
+    };
+    if rules.tests().into_iter().any(slower) {
+        return Some(format!("canary looks slower than {}x, not surely yet", rule.worse_by));
+    }
+    let waits = |uncompared: &Uncompared| uncompared.will_be && !alone && !is_long_enough(evidence, rules);
+    uncompared(evidence, rules)
+        .filter(waits)
+        .map(|uncompared| format!("latency not compared yet: {}", uncompared.because))
+}
+
+/// Whether a version answers nearly every request with 4xx beside a stable version that answers hardly any so.
+fn refuses_nearly_all(evidence: &Evidence) -> bool {
+    let (canary, stable) = (&evidence.canary, &evidence.stable);
+    canary.attempts >= REFUSED
+        && share(canary.client_errors, canary) >= NEARLY_ALL
+        && stable.attempts >= STABLE_ATTEMPTS
+        && share(stable.client_errors, stable) <= HARDLY_ANY
+}
+
+/// Why latencies have never been compared in this rollout, and whether they will be if requests go on as they do.
+#[derive(Clone, Debug, PartialEq)]
+struct Uncompared {
+    because: String,
+    will_be: bool,
+}
+
+/// `None`: they have been compared, or are not to be.
+fn uncompared(evidence: &Evidence, rules: &Rules) -> Option<Uncompared> {
+    let uncompared = |test: &Test| test.is_latency() && test.blocks(evidence) == 0;
+    let test = rules.tests().into_iter().find(uncompared)?;
+    let Gathered { stable, group } = Gathered::stored(evidence, &test.dispersion());
+    let known = test.stored(evidence).is_some_and(|test| test.reference.is_some());
+    let answers = latency::count(&stable);
+    let enough = rank::ENOUGH_ATTEMPTS;
+    let because = match (known, answers) {
+        (false, 0) => "the stable version has answered no request".to_owned(),
+        (false, _) => {
+            format!("{answers} of {} requests to the stable version that it takes first", latency::ENOUGH)
+        }
+        (true, _) => format!(
+            "{:.0} of {enough:.0} requests to the canary and {:.0} of {enough:.0} to the stable version",
+            group.canary.attempts.min(enough),
+            group.stable.attempts.min(enough)
+        ),
+    };
+    Some(Uncompared { because, will_be: known || answers > 0 })
+}
+
+/// Whether latencies that have not been compared have been waited for long enough.
+fn is_long_enough(evidence: &Evidence, rules: &Rules) -> bool {
+    let attempts = rules.min_requests.max(1).saturating_mul(PATIENCE);
+    let blocks = Test::Errors.blocks(evidence) >= BLOCKS_OF_BOTH || evidence.blocks >= BLOCKS;
+    evidence.canary.attempts >= attempts && blocks
 }
 
 /// What a test has found.
@@ -125,12 +197,15 @@ fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
                 let share = share(totals.client_errors, totals) * 100.0;
                 format!("{} of {} ({share:.2}%)", totals.client_errors, totals.attempts)
             };
-            format!(
-                "canary answered {} with 4xx, stable {}: more than {}x",
+            let both = format!(
+                "canary answered {} with 4xx, stable {}",
                 answered(&evidence.canary),
-                answered(&evidence.stable),
-                rules.errors_worse_by
-            )
+                answered(&evidence.stable)
+            );
+            if refuses_nearly_all(evidence) {
+                return format!("{both}: nearly every one of its requests");
+            }
+            format!("{both}: more than {}x", rules.errors_worse_by)
         }
         Test::SuccessRate(objective) => format!("below the objective of {}% success", percent(objective)),
         Test::P99(limit) => format!("canary's p99 is longer than the objective of {}", time(limit as f64)),
@@ -151,12 +226,17 @@ fn slower_than(test: Test, rule: LatencyRule, evidence: &Evidence) -> String {
     format!("canary's p{quantile} is more than {than} the stable version's ({})", time(stable))
 }
 
-/// Why a canary passes.
+/// Why a canary passes, and what was not compared.
 fn fine(evidence: &Evidence, rules: &Rules) -> String {
-    if evidence.stable.attempts > 0 {
-        return format!("not worse than {}x", rules.errors_worse_by);
+    let errors = if evidence.stable.attempts > 0 {
+        format!("not worse than {}x", rules.errors_worse_by)
+    } else {
+        format!("not worse than {:.1}%, with nothing to compare with", rules.alone_rate(evidence) * 100.0)
+    };
+    match uncompared(evidence, rules) {
+        Some(uncompared) => format!("{errors}; latency not compared: {}", uncompared.because),
+        None => errors,
     }
-    format!("not worse than {:.1}%, with nothing to compare with", rules.alone_rate(evidence) * 100.0)
 }
 
 /// What was counted.

@@ -155,6 +155,91 @@ fn added_latency_is_found_and_a_slowdown_of_both_is_not() {
     assert_eq!(judged.verdict, Verdict::Pass, "{}", judged.because);
 }
 
+/// A version that takes 300 ms beside one that takes 5 ms.
+fn slow_and_quick(canary_attempts: u64, stable_attempts: u64) -> [PodBlock; 2] {
+    [
+        slow(canary(canary_attempts, 0), &[(300_000, canary_attempts)]),
+        slow(stable(stable_attempts, 0), &[(5_000, stable_attempts)]),
+    ]
+}
+
+#[test]
+fn a_slow_version_never_passes_however_few_requests_there_are() {
+    // Requests per block.
+    for (canaries, stables) in [(1, 4), (7, 7), (13, 52), (40, 160), (150, 12)] {
+        let rules = Rules { min_requests: 20, ..rules() };
+        let mut evidence = Evidence::default();
+        for number in 0..400 {
+            evidence = fold(&evidence, &slow_and_quick(canaries, stables), &rules, false);
+            let judged = judge(&evidence, &rules, false);
+            let at = format!("{canaries} and {stables}, block {number}: {}", judged.because);
+            assert_ne!(judged.verdict, Verdict::Pass, "{at}");
+        }
+        assert_eq!(judge(&evidence, &rules, false).verdict, Verdict::Fail, "{canaries} and {stables}");
+    }
+}
+
+#[test]
+fn the_sentence_says_what_the_first_comparison_of_latencies_waits_for() {
+    let rules = Rules { min_requests: 10, ..rules() };
+    let because = |blocks| judge(&after(blocks, &slow_and_quick(12, 40), &rules), &rules, false).because;
+    let first = "latency not compared yet: 40 of 50 requests to the stable version that it takes first";
+    assert!(because(1).ends_with(first), "{}", because(1));
+    let second = "latency not compared yet: 0 of 20 requests to the canary and 0 of 20 to the stable version";
+    assert!(because(2).ends_with(second), "{}", because(2));
+    assert!(because(3).contains("12 of 20 requests to the canary and 20 of 20"), "{}", because(3));
+    assert!(because(4).ends_with("canary looks slower than 3x, not surely yet"), "{}", because(4));
+}
+
+#[test]
+fn a_good_version_with_few_requests_passes_once_its_latency_was_compared() {
+    let quick = |pod: PodBlock| {
+        let count = pod.totals.attempts;
+        slow(pod, &[(5_000, count)])
+    };
+    let block = [quick(canary(13, 0)), quick(stable(52, 0))];
+    let rules = Rules { min_requests: 13, ..rules() };
+    let judged = |blocks| judge(&after(blocks, &block, &rules), &rules, false);
+    assert_eq!(judged(2).verdict, Verdict::Inconclusive);
+    for blocks in 3..60 {
+        assert_eq!(judged(blocks).verdict, Verdict::Pass, "{blocks}: {}", judged(blocks).because);
+    }
+    assert!(judged(3).because.ends_with("not worse than 1.5x"), "{}", judged(3).because);
+}
+
+#[test]
+fn nobody_waits_without_end_for_latencies_that_cannot_be_compared() {
+    let passes = |stables: u64, blocks, rules: &Rules, alone| {
+        let quick = [slow(canary(100, 0), &[(5_000, 100)]), slow(stable(stables, 0), &[(5_000, stables)])];
+        // The stable version gets nothing after the first block.
+        let mut evidence = fold(&Evidence::default(), &quick, rules, alone);
+        for _ in 1..blocks {
+            evidence = fold(&evidence, &quick[..1], rules, alone);
+            evidence.blocks += 1;
+        }
+        let judged = judge(&evidence, rules, alone);
+        (judged.verdict == Verdict::Pass, judged.because)
+    };
+    let of = rules();
+    assert!(!passes(12, 20, &of, false).0, "for minutes");
+    let (passed, because) = passes(12, 40, &of, false);
+    assert!(passed && because.contains("latency not compared: 12 of 50 requests"), "{because}");
+    let (passed, because) = passes(0, 3, &of, false);
+    assert!(passed && because.ends_with("latency not compared: the stable version has answered no request"));
+    assert!(passes(12, 3, &of, true).0, "it is meant to get all requests");
+    let (passed, because) = passes(12, 3, &Rules { latency: None, ..rules() }, false);
+    assert!(passed && !because.contains("latency"), "{because}");
+}
+
+#[test]
+fn stalls_stop_a_good_version_with_few_requests_rarely() {
+    for weight in [20, 80] {
+        let scenario = Scenario { slower: Some(1.0), stalls: 0.05, seconds: 900, ..quiet(weight) };
+        let summary = repeat(&scenario, &rules(), 100);
+        assert!(summary.stopped <= 3, "{weight} %: {summary:?}");
+    }
+}
+
 #[test]
 fn added_latency_is_found_beside_a_stable_version_that_is_slow_at_times() {
     // A machine that stands still at times: the stable p99 is 700 ms, and three times that is more than is added.
@@ -198,6 +283,33 @@ fn more_client_errors_hold_the_rollout_unless_the_settings_say_otherwise() {
     assert_eq!(judge(&after(30, &block, &rules), &rules, false).verdict, Verdict::Fail);
     rules.client_errors = OnClientErrors::Ignore;
     assert_eq!(judge(&after(30, &block, &rules), &rules, false).verdict, Verdict::Pass);
+}
+
+#[test]
+fn a_version_that_answers_nearly_everything_with_4xx_needs_no_statistics() {
+    let refused = |attempts: u64, client_errors: u64, of_stable: u64| {
+        let (mut canary, mut stable) = (canary(attempts, 0), stable(200, 0));
+        canary.totals.client_errors = client_errors;
+        stable.totals.client_errors = of_stable;
+        [canary, stable]
+    };
+    let judged = |block: &[PodBlock], rules: &Rules| judge(&after(1, block, rules), rules, false);
+    let all = judged(&refused(60, 59, 0), &rules());
+    assert!(all.held && all.verdict == Verdict::Inconclusive, "{}", all.because);
+    let sentence = "canary answered 59 of 60 (98.33%) with 4xx, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held; to go on regardless, set judge.clientErrors: Ignore";
+    assert!(all.because.ends_with(sentence), "{}", all.because);
+    let fail = Rules { client_errors: OnClientErrors::Fail, ..rules() };
+    assert_eq!(judged(&refused(60, 60, 10), &fail).verdict, Verdict::Fail);
+    for (why, block) in [
+        ("one burst of fifty", refused(55, 55, 0)),
+        ("some are answered", refused(60, 50, 0)),
+        ("the stable version has some too", refused(60, 60, 20)),
+    ] {
+        assert!(!judged(&block, &rules()).held, "{why}");
+        assert_eq!(judged(&block, &fail).verdict, Verdict::Inconclusive, "{why}");
+    }
+    let ignore = Rules { client_errors: OnClientErrors::Ignore, min_requests: 60, ..rules() };
+    assert_eq!(judged(&refused(60, 60, 0), &ignore).verdict, Verdict::Pass);
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Evaluation<'_> {
             verdict => verdict,
         };
         if silent {
-            self.status.evidence_summary.push_str("; hardly a request to it since this step began");
+            self.status.evidence_summary.push_str(&few_requests(since));
         }
         match (verdict, self.spec.judge.on_inconclusive) {
             (Verdict::Inconclusive, OnInconclusive::Promote) if self.unfit() => {}
@@ -246,11 +246,32 @@ pub(super) fn has_no_service(target: &WorkloadSeen) -> bool {
     target.services.is_empty() && !target.pods.is_empty()
 }
 
+/// What holds a step whose requests are too few to say anything about its weight.
+fn few_requests(since: u64) -> String {
+    match since {
+        0 => "; no request to it since this step began".to_owned(),
+        1 => "; only 1 request to it since this step began".to_owned(),
+        some => format!("; only {some} requests to it since this step began"),
+    }
+}
+
 /// A duration as people say it.
 fn roughly(seconds: f64) -> String {
     match seconds {
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
         s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::few_requests;
+
+    #[test]
+    fn the_requests_of_a_step_are_counted_and_not_called_hardly_any() {
+        assert_eq!(few_requests(19), "; only 19 requests to it since this step began");
+        assert_eq!(few_requests(1), "; only 1 request to it since this step began");
+        assert_eq!(few_requests(0), "; no request to it since this step began");
     }
 }
