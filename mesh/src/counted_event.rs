@@ -135,7 +135,7 @@ kinds! {
     RefusedConnection, "refused_connection": {
         NotRedirected: "a connection to 26150 or 26151 was not redirected",
         TooMany: "nine tenths of the file descriptors are in use: the connection is reset",
-        ClaimedIdentity: "opaque HTTP has a `tulle-client-id` of the client",
+        ClaimedIdentity: "opaque HTTP/2 has a `tulle-client-id` of the client",
         RulesUnknown: "the operator has not answered for 60 s what is enforced",
         Silent: "a client without a sidecar sent nothing for 10 s where only an HTTP request could be allowed",
     }

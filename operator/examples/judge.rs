@@ -87,7 +87,7 @@ fn slow_with_few_requests(good: &Scenario, rules: &Rules, runs: u32) {
     for weight in [10, 20, 50] {
         for slower in [5.0, 10.0] {
             let scenario = quiet(weight, &Scenario { slower: Some(slower), ..good.clone() });
-            power(&format!("{slower}x slower"), weight, &repeat(&scenario, &rules, runs / 40));
+            power(&format!("{slower}x slower"), weight, &repeat(&scenario, rules, runs / 40));
         }
     }
 }

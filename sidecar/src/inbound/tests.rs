@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::policy::Access;
 use tulle_mesh::proto;
+use tulle_mesh::reason::Reason;
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::{Fields, Protocol as Travels};
 
@@ -85,6 +86,8 @@ enum App {
     Dawdles,
     /// The first request of a connection logs its client in, and the others are taken for that client's.
     Ntlm,
+    /// Resets its first connection when it has read a request, and answers on others.
+    ResetsFirst,
 }
 
 struct Application {
@@ -100,6 +103,7 @@ async fn application(app: App) -> Application {
     spawn_local(async move {
         while let Ok((stream, _)) = listener.accept().await {
             count.set(count.get() + 1);
+            let app = if app == App::ResetsFirst && count.get() > 1 { App::Http } else { app };
             spawn_local(serve_one(app, stream));
         }
     });
@@ -131,6 +135,10 @@ async fn serve_one(app: App, mut stream: TcpStream) {
             App::Ntlm => drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await),
             App::Dawdles => drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await),
             App::Silent => {}
+            App::ResetsFirst => {
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
         }
     }
 }
@@ -351,8 +359,24 @@ async fn another_sidecar_is_told_why_this_one_has_answered_and_of_the_applicatio
             let app = application(App::Http).await;
             let peer = mesh(&worker, app.address).await;
             let (_sender, mut receiver) = open(&peer, Travels::Http1, GET);
-            let Event::Head(block) = next(&mut receiver).await else { panic!("no answer") };
-            assert_eq!(block.starts_with(b"\x08\x0cPolicyDenied"), is_told, "{block:?}");
+            let Event::Head(mut block) = next(&mut receiver).await else { panic!("no answer") };
+            let reason = Fields::decode(&mut block).unwrap().reason;
+            assert_eq!(reason, is_told.then_some(Reason::PolicyDenied), "{block:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_application_breaks_off_is_told_with_the_answer_that_saves_the_request() {
+    local(async {
+        for (app, broken) in [(App::ResetsFirst, 1), (App::Http, 0)] {
+            let (worker, app) = (permissive(), application(app).await);
+            let peer = mesh(&worker, app.address).await;
+            let (_sender, mut receiver) = open(&peer, Travels::Http1, GET);
+            let Event::Head(mut block) = next(&mut receiver).await else { panic!("no answer") };
+            assert_eq!(Fields::decode(&mut block).unwrap().broken, broken);
+            assert!(block.starts_with(b"HTTP/1.1 200 "), "{block:?}");
         }
     })
     .await;
