@@ -30,16 +30,17 @@ fn pod(number: u32) -> String {
     let app = format!("service-{}", number / PODS_PER_SERVICE);
     let hash = format!("{:010x}", number / PODS_PER_SERVICE);
     let container = |name: &str| {
+        let is_proxy = name == "tulle-proxy";
         json!({
-            "name": name, "image": format!("registry.example/{name}:1.2.3"), "args": ["--port=8080", "--verbose"],
+            "name": name, "image": format!("registry.example/{name}:1.2.3"),
+            "args": if is_proxy { vec!["proxy"] } else { vec!["--port=8080", "--verbose"] },
+            "restartPolicy": is_proxy.then_some("Always"),
             "env": [{"name": "DATABASE", "value": "postgres://db/shop"}, {"name": "REGION", "value": "north"}],
             "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
             "volumeMounts": [{"name": "kube-api-access", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}],
         })
     };
-    let mut proxy = container("tulle-proxy");
-    proxy["args"] = json!(["proxy"]);
-    proxy["restartPolicy"] = json!("Always");
+    let proxy = container("tulle-proxy");
     let condition =
         |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     json!({
