@@ -279,10 +279,13 @@ pub fn condition<'a>(of: &'a Value, type_: &str) -> Option<&'a Value> {
 /// Whether a pod has the sidecar. By its container, as the operator decides it, because a copy that `kubectl debug` makes
 /// of a pod may not have the label.
 pub fn has_sidecar(pod: &Value) -> bool {
+    // Another webhook may have put a program of its own, or a shell, before the sidecar's.
+    let is_proxy =
+        |text: &Value| text.as_str().is_some_and(|text| text.split_whitespace().any(|word| word == "proxy"));
     items(pod, "/spec/initContainers").iter().any(|container| {
         text(container, "/name") == "tulle-proxy"
             && text(container, "/restartPolicy") == "Always"
-            && items(container, "/args").iter().any(|argument| argument.as_str() == Some("proxy"))
+            && ["/command", "/args"].into_iter().flat_map(|list| items(container, list)).any(is_proxy)
     })
 }
 

@@ -263,6 +263,11 @@ pub fn destination(text: &str, namespace: Option<&str>) -> Result<Destination, C
         Some((service, rest)) => {
             let mut labels = rest.split('.');
             let namespace = labels.next().unwrap_or_default();
+            let mut others = labels.clone();
+            if let (Some(of), Some("svc")) = (others.next(), others.next()) {
+                let what = format!("{name} is the name of a pod; write its Service, as {namespace}.{of}");
+                return Err(CliError::Usage(what));
+            }
             if labels.next().is_some_and(|label| label != "svc") {
                 let why = "Services are named NAME.NAMESPACE or NAME.NAMESPACE.svc.cluster.local";
                 return Err(outside(name, why));
@@ -419,6 +424,11 @@ mod tests {
             assert_eq!(error.code(), 1, "{text}");
             assert!(error.to_string().contains("is outside the mesh, because Services are named"), "{error}");
         }
+        let error = destination("db-0.db.shop.svc.cluster.local:5432", Some("shop")).unwrap_err();
+        assert!(
+            error.to_string().ends_with("is the name of a pod; write its Service, as db.shop"),
+            "{error}"
+        );
         // Only the cluster knows that `com` is not a namespace.
         let found = destination("example.com:443", Some("shop")).unwrap();
         assert_eq!((found.text.as_str(), found.dns.as_deref()), ("com/example:443", Some("example.com")));

@@ -77,7 +77,8 @@ pub struct Pod {
     pub obstacle: Option<Obstacle>,
     /// Ports of it that its sidecar does not see.
     pub skipped_ports: Box<[u16]>,
-    /// TCP ports that its containers declare, without those of the sidecar. A container may listen at others.
+    /// TCP ports that its containers declare, without those of the sidecar; none if one of them declares none. A container
+    /// may listen at others.
     pub declared_ports: Box<[u16]>,
     /// All its containers are ready, whatever its gates say.
     pub containers_ready: bool,

@@ -113,11 +113,12 @@ pub(super) fn pod(object: &wire::Pod) -> Pod {
 
 /// Whether a container is the sidecar, so that its pod is meshed. The name alone is no evidence: the author of a pod may
 /// have chosen it, and clients would wait for a certificate that nobody has. Every version of the webhook has injected
-/// these fields; another webhook may have put a program and its arguments before the sidecar's own.
+/// these fields; another webhook may have put its own program, or a shell, before the sidecar's.
 fn is_sidecar(container: &wire::Container) -> bool {
+    let mut texts = [&container.command, &container.args].into_iter().flatten().flatten();
     container.name == SIDECAR
         && container.restart_policy.as_deref() == Some("Always")
-        && container.args.iter().flatten().any(|argument| argument == "proxy")
+        && texts.any(|text| text.split_whitespace().any(|word| word == "proxy"))
 }
 
 /// When a pod became ready, in seconds since 1970. 0: it is not, or the condition does not say.
@@ -143,8 +144,13 @@ fn skipped_ports(spec: &wire::PodSpec) -> Box<[u16]> {
     skipped.map_or_else(Box::default, ports)
 }
 
-/// TCP ports that containers declare, but not those that were injected.
+/// TCP ports that containers declare, but not those that were injected. None if a container of the application declares
+/// none, as beside an exporter of metrics that does: that container may be the one that listens.
 fn declared_ports(spec: &wire::PodSpec) -> Box<[u16]> {
+    let is_silent = |container: &wire::Container| container.ports.as_deref().is_none_or(<[_]>::is_empty);
+    if spec.containers.iter().flatten().any(is_silent) {
+        return Box::default();
+    }
     let containers = [&spec.init_containers, &spec.containers].into_iter().flatten().flatten();
     let own = containers.filter(|container| container.name != SIDECAR && container.name != INIT);
     let ports = own.flat_map(|container| container.ports.iter().flatten());
@@ -385,6 +391,10 @@ mod tests {
         let sidecar = |args: Value| json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": args});
         assert!(injected(sidecar(json!(["proxy"]))));
         assert!(injected(sidecar(json!(["/program", "proxy"]))), "wrapped by another webhook");
+        assert!(injected(sidecar(json!(["-c", "exec /program proxy"]))), "by a shell");
+        let mut command = sidecar(json!([]));
+        command["command"] = json!(["/wrapper", "/program", "proxy"]);
+        assert!(injected(command), "its arguments are a part of the command");
         assert!(!injected(sidecar(json!(["serve"]))));
         assert!(!injected(json!({"name": "tulle-proxy", "restartPolicy": "Always"})));
         assert!(
@@ -396,17 +406,22 @@ mod tests {
 
     #[test]
     fn declared_ports_are_those_over_tcp_of_the_containers_that_were_not_injected() {
-        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {
-            "initContainers": [
-                {"name": "tulle-proxy", "ports": [{"containerPort": 26161}]},
-                {"name": "agent", "ports": [{"containerPort": 9000, "protocol": "TCP"}]},
-            ],
-            "containers": [
-                {"name": "app", "ports": [{"containerPort": 8080}, {"containerPort": 53, "protocol": "UDP"}]},
-                {"name": "plain"},
-            ],
-        }});
-        assert_eq!(*pod(&serde_json::from_value(object).unwrap()).declared_ports, [9000, 8080]);
+        let declared = |app: Value| {
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {
+                "initContainers": [
+                    {"name": "tulle-proxy", "ports": [{"containerPort": 26161}]},
+                    {"name": "agent", "ports": [{"containerPort": 9000, "protocol": "TCP"}]},
+                    {"name": "migrate"},
+                ],
+                "containers": [app, {"name": "exporter", "ports": [{"containerPort": 9187}]}],
+            }});
+            pod(&serde_json::from_value(object).unwrap()).declared_ports
+        };
+        let app = json!({"name": "app", "ports": [{"containerPort": 8080}, {"containerPort": 53, "protocol": "UDP"}]});
+        assert_eq!(*declared(app), [9000, 8080, 9187]);
+        for silent in [json!({"name": "app"}), json!({"name": "app", "ports": []})] {
+            assert_eq!(*declared(silent), [0_u16; 0], "it may listen at any port");
+        }
     }
 
     #[test]

@@ -149,6 +149,7 @@ pub(super) struct ReadinessGate {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Container {
     pub(super) name: String,
+    pub(super) command: Option<Vec<String>>,
     pub(super) args: Option<Vec<String>>,
     pub(super) restart_policy: Option<String>,
     pub(super) ports: Option<Vec<ContainerPort>>,

@@ -194,6 +194,11 @@ fn review_injected(pod: &Value, context: &Context, warnings: &mut Vec<String>) -
             context.namespace.name
         ));
     }
+    if !proxy_of(pod).is_some_and(reserved::restarts) {
+        warnings.push(format!(
+            "container {PROXY} has lost restartPolicy: Always, so the pod stays in Init; another webhook drops fields that its libraries do not know, such as those older than Kubernetes 1.28: update it, or exclude the pod there"
+        ));
+    }
     let mut operations = Operations::default();
     if let Some(Patch(moved)) = probes::move_added(pod, warnings) {
         operations.0.extend(moved);
@@ -207,8 +212,7 @@ fn review_injected(pod: &Value, context: &Context, warnings: &mut Vec<String>) -
 
 /// The version of a sidecar that the pod has brought along; only that of the installed image is known.
 fn injected_version(pod: &Value, context: &Context) -> &'static str {
-    let proxy = containers_at(pod, "/spec/initContainers").find(|container| reserved::is_proxy(container));
-    let image = proxy.and_then(|proxy| proxy.get("image")).and_then(Value::as_str);
+    let image = proxy_of(pod).and_then(|proxy| proxy.get("image")).and_then(Value::as_str);
     let is_installed = image.is_some_and(|image| seal::is_same_image(image, &context.image));
     if is_installed { env!("CARGO_PKG_VERSION") } else { "unknown" }
 }
@@ -366,7 +370,12 @@ fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
 
 /// Whether a pod has the sidecar, of whichever version.
 pub fn is_injected(pod: &Value) -> bool {
-    containers_at(pod, "/spec/initContainers").any(reserved::is_proxy)
+    proxy_of(pod).is_some()
+}
+
+/// The sidecar of a pod.
+fn proxy_of(pod: &Value) -> Option<&Value> {
+    containers_at(pod, "/spec/initContainers").find(|container| reserved::is_proxy(container))
 }
 
 fn containers_at<'a>(pod: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {

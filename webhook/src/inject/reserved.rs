@@ -7,12 +7,23 @@ use serde_json::Value;
 
 use super::{INIT, PROXY, containers, containers_at, name_of};
 
-/// Whether a container is the sidecar. Every version has injected these fields; another webhook may have put a program
-/// and its arguments before the sidecar's own.
+/// Whether a container is the sidecar. Every version has injected these fields. Another webhook may have changed them: it may
+/// have put its own program before the sidecar's, or dropped `restartPolicy`, which its libraries do not know. Such a
+/// container still has the variables that only the sidecar reads.
 pub(super) fn is_proxy(container: &Value) -> bool {
     name_of(container) == PROXY
-        && container.get("restartPolicy").and_then(Value::as_str) == Some("Always")
-        && has_argument(container, "proxy")
+        && ((restarts(container) && runs_proxy(container)) || !containers::variables(container).is_empty())
+}
+
+/// Whether a container runs beside the application, and does not end before it.
+pub(super) fn restarts(container: &Value) -> bool {
+    container.get("restartPolicy").and_then(Value::as_str) == Some("Always")
+}
+
+/// Whether a container runs the sidecar's proxy, possibly by another program or by a shell.
+fn runs_proxy(container: &Value) -> bool {
+    let mut words = ["/command", "/args"].into_iter().flat_map(|list| containers_at(container, list));
+    words.any(|text| text.as_str().is_some_and(|text| text.split_whitespace().any(|word| word == "proxy")))
 }
 
 /// Whether a container sets the redirect rules.
@@ -130,5 +141,28 @@ mod tests {
         proxy["command"] = json!(["/vault/vault-env"]);
         proxy["args"] = json!(["/program", "proxy"]);
         assert_eq!(inject(&wrapped, &context(Mode::Enabled)).0, Outcome::Skip);
+        let all = |command: Value, args: Value| {
+            is_proxy(&json!({"name": PROXY, "restartPolicy": "Always", "command": command, "args": args}))
+        };
+        assert!(all(json!(["/bin/sh", "-c"]), json!(["exec /program proxy"])));
+        assert!(all(json!(["/wrapper", "/program", "proxy"]), Value::Null));
+        assert!(!all(json!(["/cloud-sql-proxy"]), json!(["--port=5432"])));
+    }
+
+    #[test]
+    fn a_sidecar_that_another_webhook_has_changed_is_not_taken_for_a_container_of_the_pods_own() {
+        let mut changed = injected(&pod(&json!({})));
+        changed["spec"]["initContainers"][1].as_object_mut().unwrap().remove("restartPolicy");
+        let (outcome, warnings) = inject(&changed, &context(Mode::Enabled));
+        assert_eq!(outcome, Outcome::Skip);
+        assert!(
+            warnings.iter().any(|warning| warning.contains("has lost restartPolicy: Always")),
+            "{warnings:?}"
+        );
+        let Outcome::Refuse(why) = inject(&changed, &context(Mode::Required)).0 else { panic!() };
+        assert!(why.contains("restartPolicy") && why.contains("another webhook"), "{why}");
+        let mut hidden = injected(&pod(&json!({})));
+        hidden["spec"]["initContainers"][1]["args"] = json!(["--run-what-the-annotation-says"]);
+        assert_eq!(inject(&hidden, &context(Mode::Enabled)), (Outcome::Skip, Vec::new()));
     }
 }

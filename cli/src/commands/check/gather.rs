@@ -279,10 +279,13 @@ mod tests {
     fn a_pod_without_the_label_counts_by_its_container() {
         let sidecar = json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": ["proxy"]});
         let own = json!({"name": "tulle-proxy", "command": ["true"]});
+        let wrapped =
+            json!({"name": "tulle-proxy", "restartPolicy": "Always", "args": ["-c", "exec /program proxy"]});
         let pod = |container: &Value| json!({"spec": {"initContainers": [container]}});
         let (copy, plain) = (pod(&sidecar), pod(&own));
         let (without, with) = by_container(Ok(vec![copy.clone(), plain.clone()]), Ok(Vec::new()));
         assert_eq!((without, with), (Ok(vec![plain]), Ok(vec![copy])));
+        assert!(objects::has_sidecar(&pod(&wrapped)));
         let unread = || Err(objects::Unread::NotServed);
         assert_eq!(by_container(unread(), unread()), (unread(), unread()));
     }

@@ -41,15 +41,38 @@ pub(super) fn check(document: &Document) -> Vec<Found> {
     let path = path.trim_start_matches('.');
     labels(pod, path, &mut found);
     annotations(pod, path, &mut found);
-    if !place.is_empty() {
-        for (name, _) in own(&document.value, "annotations").filter(|(name, _)| ANNOTATIONS.contains(name)) {
-            let message =
-                format!("metadata.annotations: {PREFIX}{name} has no effect on a {}", document.kind());
-            let hint = format!("write it in {path}.annotations");
-            found.push(Found::new(MISPLACED, message).hint(hint));
+    // A Pod is its own template, and only a CronJob has Jobs around it.
+    let around = ["", "/spec/jobTemplate"];
+    let around = around.into_iter().filter(|around| place != *around && place.starts_with(around));
+    for around in around {
+        let Some(object) = document.value.pointer(around) else { continue };
+        for list in ["labels", "annotations"] {
+            misplaced(document, object, around, pod, list, path, &mut found);
         }
     }
     found
+}
+
+/// Settings of a workload, or of the Jobs of a CronJob, that its pods do not have. Tools that label everything alike write
+/// them in both places.
+fn misplaced(
+    document: &Document,
+    object: &Value,
+    around: &str,
+    pod: &Value,
+    list: &str,
+    path: &str,
+    found: &mut Vec<Found>,
+) {
+    let place = format!("{around}/metadata").replace('/', ".");
+    let place = place.trim_start_matches('.');
+    for (name, value) in own(object, list) {
+        let is_setting = ANNOTATIONS.contains(&name) || keys::INJECT.strip_prefix(PREFIX) == Some(name);
+        if is_setting && !own(pod, list).any(|of_pod| of_pod == (name, value)) {
+            let message = format!("{place}.{list}: {PREFIX}{name} has no effect on a {}", document.kind());
+            found.push(Found::new(MISPLACED, message).hint(format!("write it in {path}.{list}")));
+        }
+    }
 }
 
 /// The labels or annotations of Tulle among the metadata: what follows [`PREFIX`], and the value.

@@ -374,6 +374,19 @@ fn labels_and_annotations_without_effect_are_found_where_they_stand() {
     let mistyped = workload("", "tulle.dev/colour: red");
     assert_one(&mistyped, "T1109 Deployment shop/d", "spec.template.metadata.annotations");
     assert_one(&workload("tulle.dev/workers: '2'", ""), "T1109", "no effect on a Deployment");
+    let both = "tulle.dev/workers: '2'";
+    assert_eq!(workload(both, both), Vec::<String>::new(), "a tool that annotates everything alike");
+    let labelled = |of_workload: &str, of_pod: &str| {
+        lint(&format!(
+            "{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: c, labels: {{{of_workload}}}}}, spec: {{jobTemplate: {{metadata: {{labels: {{{of_workload}}}}}, spec: {{template: {{metadata: {{labels: {{{of_pod}}}}}}}}}}}}}}}"
+        ))
+    };
+    let opt_out = "tulle.dev/inject: disabled";
+    assert_eq!(labelled(opt_out, opt_out), Vec::<String>::new());
+    let found = labelled(opt_out, "");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().any(|one| one.contains(" metadata.labels: tulle.dev/inject")), "{found:?}");
+    assert!(found.iter().any(|one| one.contains("spec.jobTemplate.metadata.labels")), "{found:?}");
 }
 
 #[test]
