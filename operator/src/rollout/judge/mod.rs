@@ -200,6 +200,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// It is surely something that the rollout is to be held for, whatever `onInconclusive` says.
     pub held: bool,
+    /// Nothing but the first comparison of latencies is missing, which its settings say nothing of.
+    pub uncompared: bool,
     /// One sentence.
     pub because: String,
 }

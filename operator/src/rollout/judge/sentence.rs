@@ -40,10 +40,10 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     let canary = &evidence.canary;
     if canary.attempts >= A_FEW && canary.failures >= canary.attempts {
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
-        return Judgement { verdict: Verdict::Fail, held: false, because };
+        return failed(because);
     }
     if let Some(sustained) = Sustained::stored(evidence).verdict(&evidence.stable, rules) {
-        return Judgement { verdict: Verdict::Fail, held: false, because: format!("{facts}: {sustained}") };
+        return failed(format!("{facts}: {sustained}"));
     }
     let certain = rules.certain();
     let is_certain = |test: &Test| {
@@ -53,26 +53,27 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     let certain: Vec<Test> = rules.tests().into_iter().filter(is_certain).collect();
     let held = |test: &Test| *test == Test::ClientErrors && rules.client_errors == OnClientErrors::Hold;
     if let Some(test) = certain.iter().find(|&test| !held(test)) {
-        let because = format!("{facts}: {}", certainly(*test, evidence, rules));
-        return Judgement { verdict: Verdict::Fail, held: false, because };
+        return failed(format!("{facts}: {}", certainly(*test, evidence, rules)));
     }
     if certain.iter().any(held) {
         let because = format!(
             "{facts}: {}; the rollout is held; to go on regardless, set judge.clientErrors: Ignore",
             certainly(Test::ClientErrors, evidence, rules)
         );
-        return Judgement { verdict: Verdict::Inconclusive, held: true, because };
+        return Judgement { verdict: Verdict::Inconclusive, held: true, uncompared: false, because };
     }
-    match doubt(evidence, rules, alone) {
-        Some(doubt) => {
-            Judgement { verdict: Verdict::Inconclusive, held: false, because: format!("{facts}: {doubt}") }
-        }
-        None => Judgement {
-            verdict: Verdict::Pass,
-            held: false,
-            because: format!("{facts}: {}", fine(evidence, rules)),
-        },
-    }
+    let doubt = doubt(evidence, rules, alone);
+    let awaited = if doubt.is_none() { awaited(evidence, rules, alone) } else { None };
+    let uncompared = awaited.is_some();
+    let (verdict, because) = match doubt.or(awaited) {
+        Some(missing) => (Verdict::Inconclusive, missing),
+        None => (Verdict::Pass, fine(evidence, rules)),
+    };
+    Judgement { verdict, held: false, uncompared, because: format!("{facts}: {because}") }
+}
+
+fn failed(because: String) -> Judgement {
+    Judgement { verdict: Verdict::Fail, held: false, uncompared: false, because }
 }
 
 /// Why a canary that is not surely worse does not pass either.
@@ -131,9 +132,12 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
         let early = test.blocks(evidence) < FIRST_COMPARISONS;
         test.is_latency() && test.log_evidence(evidence) > if early { NO_EVIDENCE } else { LOOKS_SLOWER }
     };
-    if rules.tests().into_iter().any(slower) {
-        return Some(format!("canary looks slower than {}x, not surely yet", rule.worse_by));
-    }
+    (rules.tests().into_iter().any(slower))
+        .then(|| format!("canary looks slower than {}x, not surely yet", rule.worse_by))
+}
+
+/// What a canary without any doubt waits for.
+fn awaited(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
     let waits = |uncompared: &Uncompared| uncompared.will_be && !alone && !is_long_enough(evidence, rules);
     uncompared(evidence, rules)
         .filter(waits)
@@ -165,6 +169,9 @@ fn uncompared(evidence: &Evidence, rules: &Rules) -> Option<Uncompared> {
     let answers = latency::count(&stable);
     let enough = rank::ENOUGH_ATTEMPTS;
     let because = match (known, answers) {
+        (false, 0) if evidence.stable.attempts > 0 => {
+            "no latency was measured, as with opaque connections".to_owned()
+        }
         (false, 0) => "the stable version has answered no request".to_owned(),
         (false, _) => {
             format!("{answers} of {} requests to the stable version that it takes first", latency::ENOUGH)

@@ -232,6 +232,14 @@ fn nobody_waits_without_end_for_latencies_that_cannot_be_compared() {
 }
 
 #[test]
+fn connections_without_a_latency_are_not_called_unanswered() {
+    let judged = judge(&after(3, &[canary(100, 0), stable(100, 0)], &rules()), &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Pass, "{}", judged.because);
+    let end = "latency not compared: no latency was measured, as with opaque connections";
+    assert!(judged.because.ends_with(end), "{}", judged.because);
+}
+
+#[test]
 fn stalls_stop_a_good_version_with_few_requests_rarely() {
     for weight in [20, 80] {
         let scenario = Scenario { slower: Some(1.0), stalls: 0.05, seconds: 900, ..quiet(weight) };

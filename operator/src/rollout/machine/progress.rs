@@ -212,6 +212,8 @@ impl Evaluation<'_> {
         }
         match (verdict, self.spec.judge.on_inconclusive) {
             (Verdict::Inconclusive, OnInconclusive::Promote) if self.unfit() => {}
+            // A hold may be shorter than the first comparison takes at any rate of requests. It comes, or the deadline does.
+            (Verdict::Inconclusive, OnInconclusive::Rollback) if judged.uncompared && !silent => {}
             (Verdict::Pass, _) => self.next_step(""),
             (Verdict::Inconclusive, OnInconclusive::Promote) => {
                 self.next_step("undecided, and judge.onInconclusive is Promote");

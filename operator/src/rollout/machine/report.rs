@@ -79,7 +79,7 @@ impl Evaluation<'_> {
         }
         if self.is_ungated_revision(target) {
             let message = format!(
-                "pods of revision {} have no readiness gate, usually because they have no sidecar, so Kubernetes replaces the stable pods whatever the weight; {} stops it; remove the label tulle.dev/inject: disabled from the pod template, or label the namespace tulle.dev/inject=enabled, and deploy again. The step is held",
+                "pods of revision {} have no readiness gate, usually because they have no sidecar, so Kubernetes replaces the stable pods whatever the weight; {} stops it; remove the label tulle.dev/inject: disabled from the pod template, or label the namespace tulle.dev/inject=enabled, and deploy again. The step is held, and promote@ID in the annotation tulle.dev/action accepts the revision",
                 self.status.canary_revision,
                 self.target_command("undo")
             );

@@ -22,6 +22,8 @@ struct World {
     canary_failures: u64,
     /// Requests per second.
     rate: u64,
+    /// Microseconds that each answer takes; `None`: nobody measures that.
+    micros: Option<u64>,
 }
 
 impl World {
@@ -58,6 +60,7 @@ impl World {
             actions: Vec::new(),
             canary_failures: 0,
             rate: 400,
+            micros: None,
         };
         world.run(1);
         world
@@ -102,6 +105,9 @@ impl World {
                 block.push(PodBlock { side, ..PodBlock::default() });
                 block.len() - 1
             });
+            if let Some(micros) = self.micros {
+                (0..attempts).for_each(|_| block[index].latency.record(micros));
+            }
             let totals = &mut block[index].totals;
             *totals = AttemptTotals {
                 attempts: totals.attempts + attempts,

@@ -207,3 +207,36 @@ fn a_pod_that_stays_ready_after_a_crash_is_forgiven() {
     world.run(100);
     assert_eq!(world.status.phase, Phase::Progressing, "its time begins anew");
 }
+
+#[test]
+fn a_hold_that_is_shorter_than_the_first_comparison_of_latencies_fails_no_good_version() {
+    let mut world = World::new(json!({
+        "steps": [{"weight": 50, "hold": "1s"}],
+        "judge": {"minRequests": 20, "onInconclusive": "Rollback"},
+    }));
+    world.micros = Some(5_000);
+    world.deploy("new");
+    let mut waited = false;
+    for _ in 0..60 {
+        world.run(1);
+        waited |= world.status.evidence_summary.contains("latency not compared yet");
+        assert_ne!(world.status.phase, Phase::Failed, "{}", world.status.evidence_summary);
+    }
+    assert!(waited);
+    assert_eq!(world.status.approved_revision, "new");
+}
+
+#[test]
+fn a_comparison_of_latencies_that_never_comes_is_undecided_at_the_deadline() {
+    let mut world = World::new(json!({
+        "steps": [{"weight": 50, "hold": "5s"}], "deadline": "20s",
+        "judge": {"minRequests": 1, "onInconclusive": "Rollback"},
+    }));
+    (world.rate, world.micros) = (2, Some(5_000));
+    world.deploy("new");
+    world.run(15);
+    assert_eq!(world.status.phase, Phase::Progressing, "{}", world.status.evidence_summary);
+    world.run(15);
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert!(world.status.history[0].because.contains("deadline of 20s"), "{:?}", world.status.history);
+}
