@@ -31,6 +31,10 @@ const PROXY_BINARY_HEADER: usize = 4;
 const MASK: u8 = b'x';
 /// A first line that is longer is of no HTTP server (Go's reads the longest, 1 MiB).
 const MAX_LINE: usize = 1024 * 1024;
+/// What a first line without a version begins with (HTTP/0.9). Python's `http.server` reads headers behind it.
+const SIMPLE: &[u8] = b"GET";
+/// A connection that has HTTP/2's preface more often hides something.
+const MAX_PREFACES: usize = 4;
 
 /// Names the client of a request to the application: `identity` is its SPIFFE id. A name that the client has sent
 /// itself is removed.
@@ -47,12 +51,15 @@ pub struct ForgedIdentityFilter {
     state: State,
     /// How many bytes of [`VERSION`] or [`CLAIM`] have matched.
     matched: usize,
-    /// How many bytes of [`PROXY_TEXT`] the first line begins with.
-    proxy: usize,
+    /// What the first line begins with.
+    begins: [u8; PROXY_TEXT.len()],
     /// How many bytes of HTTP/2's preface have matched: it may follow an HTTP/1 request that asks for `h2c`.
     preface: usize,
-    /// What reads the connection behind that preface.
-    http2: Option<Box<Http2Filter>>,
+    /// Whether nothing came before that preface, except a PROXY preamble.
+    leads: bool,
+    /// What reads the connection behind each preface. One that does not lead may also be in a body, sent so that we take
+    /// the requests behind it for frames: so the others read on, and lines of HTTP/1 are still looked for.
+    http2: Vec<Http2Filter>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,14 +88,15 @@ enum State {
 impl ForgedIdentityFilter {
     /// These bytes as they may pass; `None`: they may not, nor may any that follow.
     pub fn admit(&mut self, bytes: Bytes) -> Option<Bytes> {
-        if let Some(http2) = &mut self.http2 {
-            return http2.admit(&bytes).then_some(bytes);
+        if !self.http2.iter_mut().all(|http2| http2.admit(&bytes)) {
+            return None;
         }
         let mut named = Vec::new();
         for (at, byte) in bytes.iter().enumerate() {
             if self.state == State::Other {
                 break;
             }
+            let is_first = self.state == State::Start;
             self.state = self.next(*byte);
             if self.state == State::Rest && self.matched == CLAIM.len() {
                 self.matched = 0;
@@ -97,36 +105,48 @@ impl ForgedIdentityFilter {
                     named.push(at);
                 }
             }
-            if self.completes_preface(*byte) {
-                let http2 = self.http2.insert(Box::default());
-                if !http2.admit(bytes.get(at + 1..).unwrap_or(&[])) {
+            if self.completes_preface(*byte, is_first) {
+                let mut http2 = Http2Filter::default();
+                if self.http2.len() == MAX_PREFACES || !http2.admit(bytes.get(at + 1..).unwrap_or(&[])) {
                     return None;
                 }
-                break;
+                self.http2.push(http2);
+                if self.leads {
+                    // No server reads it as HTTP/1.
+                    self.state = State::Other;
+                }
             }
         }
         Some(if named.is_empty() { bytes } else { masked(&bytes, &named) })
     }
 
-    /// Takes a byte; whether HTTP/2's preface ends with it.
-    fn completes_preface(&mut self, byte: u8) -> bool {
-        self.preface = match self.preface {
+    /// Takes a byte; whether HTTP/2's preface ends with it. `is_first`: nothing was in front of it.
+    fn completes_preface(&mut self, byte: u8, is_first: bool) -> bool {
+        let before = self.preface;
+        self.preface = match before {
             at if PREFACE.get(at) == Some(&byte) => at + 1,
             // `PRI * HTTP` ends with what it begins with.
             10 if byte == b'R' => 2,
             _ => usize::from(byte == b'P'),
         };
+        if before == 0 || self.preface != before + 1 {
+            // It begins here, or has begun anew.
+            self.leads = is_first;
+        }
         self.preface == PREFACE.len()
     }
 
     /// Takes one byte. When it completes our name, [`State::Rest`] with all of [`CLAIM`] matched.
     fn next(&mut self, byte: u8) -> State {
-        let blank = matches!(byte, b' ' | b'\t' | b'\r');
+        let blank = matches!(byte, b' ' | b'\t');
+        // Python takes a carriage return for the end of a header's line.
+        let ends_line = matches!(byte, b'\r' | b'\n');
         let state = self.state;
         match state {
-            State::Start if blank || byte == b'\n' => State::Start,
             // Of the signature, what comes before are empty lines.
             State::Start if byte == 0 => State::Signature(SIGNATURE_AT + 1),
+            // Python splits the line at more characters than blanks.
+            State::Start if !byte.is_ascii_graphic() => State::Start,
             State::Start => self.line(byte, 0),
             State::Signature(at) if PROXY_BINARY.get(at) != Some(&byte) => State::Other,
             State::Signature(at) if at + 1 < PROXY_BINARY.len() => State::Signature(at + 1),
@@ -137,13 +157,13 @@ impl ForgedIdentityFilter {
             }
             State::Addresses(left) => addresses(left.saturating_sub(1)),
             State::Line(length) => self.line(byte, length),
-            State::Version(_) if byte == b'\n' => State::Name,
-            State::Version(length) if blank || byte == b'.' || byte.is_ascii_digit() => {
+            State::Version(_) if ends_line => State::Name,
+            State::Version(length) if !byte.is_ascii_graphic() || byte == b'.' || byte.is_ascii_digit() => {
                 State::Version(length)
             }
             State::Version(length) => self.line(byte, length),
             State::Other => State::Other,
-            State::Name | State::Rest if byte == b'\n' => {
+            State::Name | State::Rest if ends_line => {
                 self.matched = 0;
                 State::Name
             }
@@ -156,12 +176,16 @@ impl ForgedIdentityFilter {
 
     /// Takes a byte of the first line.
     fn line(&mut self, byte: u8, length: usize) -> State {
-        if self.proxy == length && PROXY_TEXT.get(length) == Some(&byte) {
-            self.proxy += 1;
+        if let Some(room) = self.begins.get_mut(length) {
+            *room = byte;
         }
-        if byte == b'\n' && self.proxy == PROXY_TEXT.len() {
-            (self.proxy, self.matched) = (0, 0);
+        if byte == b'\n' && self.begins == PROXY_TEXT {
+            (self.begins, self.matched) = ([0; PROXY_TEXT.len()], 0);
             return State::Start;
+        }
+        if matches!(byte, b'\r' | b'\n') && self.begins.starts_with(SIMPLE) {
+            self.matched = 0;
+            return State::Name;
         }
         if byte == b'\n' || length >= MAX_LINE {
             return State::Other;
@@ -253,6 +277,12 @@ mod tests {
             b"ABCDEFGHIJKLMNOPQRS / HTTP/1.0\r\ntulle-client-id: x\r\n\r\n",
             b"GET HTTP://a/ HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: y\r\n tulle-client-id : x\r\n\r\n",
             b"get /hhttp/1.1/x hHTTP/1.1 \nhost: a\ntulle-client-id:x\n\n",
+            b"GET / HTTP/1.1\nx: a\rtulle-client-id: x\r\n\r\n",
+            b"GET / HTTP/1.1\rtulle-client-id: x\r\r",
+            b"GET / HTTP/1.1\x0c\ntulle-client-id: x\n\n",
+            b"GET /h\r\ntulle-client-id: x\r\n\r\n",
+            b"\x0bGET\x0c/http\r\ntulle-client-id: x\r\n\r\n",
+            b"PROXY UNKNOWN\r\nGET /\r\ntulle-client-id: x\r\n\r\n",
         ] {
             let [whole, single] = passed(claim);
             assert_eq!(whole, single, "{:?}", String::from_utf8_lossy(claim));
@@ -312,6 +342,30 @@ mod tests {
         }
         assert!(passes(&http2_request("x-tulle", "tulle-client-id: x").await));
         assert!(passes(&http2_request("tulle-client-ip", &"v".repeat(300)).await));
+    }
+
+    #[tokio::test]
+    async fn a_preface_in_a_body_hides_nothing_that_follows() {
+        const POST: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 33\r\n\r\n";
+        // A frame that is longer than what follows.
+        const DATA: &[u8] = b"\xff\xff\xff\0\0\0\0\0\x01";
+        let hiding = [PREFACE, DATA].concat();
+        let claim = b"GET / HTTP/1.1\r\ntulle-client-id: x\r\n\r\n";
+        let [whole, single] = passed(&[POST, &hiding, claim].concat());
+        assert_eq!(whole, single);
+        assert!(whole.unwrap().ends_with(b"\r\ntulle-client-ix: x\r\n\r\n"));
+        for other in ["P", "PRI * HTT"] {
+            let [whole, single] = passed(&[other.as_bytes(), &hiding, claim].concat());
+            assert_eq!(whole, single);
+            assert!(whole.unwrap().ends_with(b"\r\ntulle-client-ix: x\r\n\r\n"), "{other}");
+        }
+        let forged = http2_request("tulle-client-id", "x").await;
+        assert_eq!(passed(&[POST, &hiding, &forged].concat()), [None, None]);
+        assert_eq!(passed(&[POST, &PREFACE.repeat(MAX_PREFACES + 1)].concat()), [None, None]);
+        // What HTTP/2 carries from the beginning is nobody's HTTP/1.
+        for preamble in [&b""[..], b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+            assert!(passes(&[preamble, &hiding, claim, PREFACE].concat()), "{preamble:?}");
+        }
     }
 
     #[test]

@@ -248,7 +248,8 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
     attempt.bytes = (moved.up.get(), moved.down.get());
     if let Some(head) = granted {
         // Few requests become tunnels: theirs is not a part of every request's future.
-        let terms = Terms { screens: policy.refuses_claims && request.is_connect(), idle: policy.idle };
+        let is_connect = request.is_connect();
+        let terms = Terms { screens: policy.refuses_claims && is_connect, is_connect, idle: policy.idle };
         Box::pin(upgraded(&head, body, (sink, source), answer, terms, &mut attempt)).await;
         return attempt;
     }

@@ -249,13 +249,20 @@ async fn an_upgrade_sends_its_body_first_and_then_bytes_both_ways() {
 }
 
 #[tokio::test]
-async fn a_server_that_breaks_a_tunnel_off_has_failed_and_a_client_has_not() {
-    const ASKED: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
-    for (by_server, expected) in [(true, Err(Failure::UpstreamReset)), (false, Ok(101))] {
-        let (mut asking, mut reader, mut writer, head) = client(ASKED).await;
+async fn a_server_that_breaks_a_tunnel_off_has_failed_and_a_client_or_a_forward_proxy_has_not() {
+    const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
+    const UPGRADED: &[u8] = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello";
+    const CONNECT: &[u8] = b"CONNECT b:443 HTTP/1.1\r\nHost: b:443\r\n\r\n";
+    const CONNECTED: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nhello";
+    for (asked, granted, by_server, expected) in [
+        (UPGRADE, UPGRADED, true, Err(Failure::UpstreamReset)),
+        (UPGRADE, UPGRADED, false, Ok(101)),
+        (CONNECT, CONNECTED, true, Ok(200)),
+        (CONNECT, CONNECTED, false, Ok(200)),
+    ] {
+        let (mut asking, mut reader, mut writer, head) = client(asked).await;
         let mut call = Call::http1(head, &mut reader, &mut writer);
         let (mut far, exchange) = server(&call).await;
-        let granted = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello";
         let ends = async {
             far.write_all(granted).await.unwrap();
             read_until(&mut asking, b"hello").await;

@@ -161,6 +161,8 @@ pub(super) struct Terms {
     /// HTTP that names a client to the application. A server that answers CONNECT with 200 may not be a proxy, and
     /// read the bytes behind it as more requests.
     pub(super) screens: bool,
+    /// The server is a proxy, if it is what its client takes it for: it breaks off when a server behind it does.
+    pub(super) is_connect: bool,
     /// So long without a byte in either direction.
     pub(super) idle: Option<Duration>,
 }
@@ -207,7 +209,9 @@ pub(super) async fn upgraded(
     let joined = join(ways.0, ways.1, admit, heard, stalled(terms.idle, || pieces.get())).await;
     if joined.from_client.is_none() && joined.from_server.is_none() {
         attempt.end = End::Delivered(Err(Failure::IdleTimeout));
-    } else if let Some(failure) = joined.failure_of_server(Failure::UpstreamReset) {
+    } else if let Some(failure) = joined.failure_of_server(Failure::UpstreamReset)
+        && !(terms.is_connect && failure == Failure::UpstreamReset)
+    {
         attempt.end = End::Delivered(Err(failure));
     }
     if let Some(Err(PumpError::SourceMalformed(why))) = joined.from_client {
