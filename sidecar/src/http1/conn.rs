@@ -235,11 +235,11 @@ impl Reader {
         let _ = self.io.readable().await;
     }
 
-    /// Whether the peer has reset the connection without a byte of an answer. A server does so when it
-    /// closes a connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does). One that has read
-    /// everything and then closes ends the connection properly, unless it wants a reset (`SO_LINGER` of 0). Many say that they send no more before they close: the reset
-    /// then comes a moment after the end. A connection that our own kernel has given up (its peer's node is
-    /// dead) looks the same to `getpeername`, but says nothing of what was read.
+    /// Whether the peer has reset the connection without a byte of an answer. A server does so when it closes a
+    /// connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does). One that has read everything and
+    /// then closes ends the connection properly, unless it wants a reset (`SO_LINGER` of 0). Many say that they send no
+    /// more before they close: the reset then comes a moment after the end. A connection that our own kernel has given up
+    /// (its peer's node is dead) looks the same to `getpeername`, but says nothing of what was read.
     pub async fn was_reset(&self) -> bool {
         if self.network_failed {
             return false;
