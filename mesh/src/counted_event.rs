@@ -174,7 +174,7 @@ kinds! {
     /// A request was sent again without any policy.
     RepeatedRequest, "repeated_request": {
         NotProcessed: "a request was sent to another endpoint [without any policy](#retries): it had reached no application",
-        Unread: "the same, or again to this pod's own application: the server reset the connection, most likely before it had read the request to its end",
+        Unread: "the same, or again to this pod's own application: the server had closed the connection, or reset it",
         Unanswered: "a request was sent to another endpoint without any policy: nothing of an answer had arrived",
         SameEndpoint: "a request was sent to the same endpoint on a fresh connection: no other was left",
         KeptConnectionClosed: "a request was sent to this pod's own application again, which had closed a kept connection",

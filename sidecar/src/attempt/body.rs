@@ -15,6 +15,8 @@ use crate::message::{PumpError, Sink, Source};
 
 /// A piece of a body from this size on is held as it was read, with the buffer around it.
 const WORTH_HOLDING: usize = 4 * 1024;
+/// A server that has read the head of a request has most likely read so much of its body with it, if it was there.
+const ONE_READ: usize = 2 * 1024;
 /// What is gathered of a body in chunks that belongs to a request for a tunnel.
 const MAX_GATHERED: usize = 64 * 1024;
 
@@ -26,6 +28,8 @@ pub struct RequestBody<'a> {
     kept: Kept,
     trailers: Option<Vec<(Bytes, Bytes)>>,
     ended: bool,
+    /// In the last attempt the head went ahead of some of the body.
+    parted: bool,
     /// Of a request for a tunnel: what of the body is still to come on a stream that goes on behind it.
     left: Option<u64>,
     /// What came on that stream behind the body: the tunnel's first bytes.
@@ -57,6 +61,7 @@ impl<'a> RequestBody<'a> {
             kept: Kept::default(),
             trailers: None,
             ended: matches!(framing, Framing::None | Framing::Length(0)),
+            parted: false,
             left,
             beyond: Bytes::new(),
         }
@@ -70,6 +75,12 @@ impl<'a> RequestBody<'a> {
     /// The same while it is being sent, of which so many bytes have been.
     pub(super) fn is_replayable_after(moved: u64) -> bool {
         moved <= u64::from(STREAM_CREDIT)
+    }
+
+    /// Whether a server that has not read all of the request has read nothing of it: it was short, and sent in one
+    /// piece. An application may act on a head whose body it never reads.
+    pub fn is_read_at_once(&self) -> bool {
+        self.ended && !self.parted && self.kept.bytes <= ONE_READ
     }
 
     /// Whether the client's side was read to its end.
@@ -142,6 +153,7 @@ impl<'a> RequestBody<'a> {
         last: bool,
     ) -> Result<(), PumpError> {
         self.kept.settle();
+        self.parted = false;
         let mut at = 0;
         while let Some(bytes) = self.kept.piece(at) {
             at += 1;
@@ -152,6 +164,7 @@ impl<'a> RequestBody<'a> {
             let part = match self.next().now_or_never() {
                 Some(part) => part?,
                 None => {
+                    self.parted = true;
                     sink.flush().await?;
                     self.next_while_read(sink, moved).await?
                 }

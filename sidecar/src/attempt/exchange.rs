@@ -15,6 +15,7 @@ use super::End;
 use crate::app_waiting::Guard;
 use crate::error::Failure;
 use crate::grpc;
+use crate::http1::conn::Reset;
 use crate::http1::{Framing, Head, Reader, Start, Writer};
 use crate::http2::{self, Answered};
 use crate::message::{Sink, Source};
@@ -173,10 +174,11 @@ impl UpSource {
         match self {
             Self::Http1(reader) => match reader.response(method).await {
                 Ok(head) => Ok(Arrived::of(head, false)),
-                Err(Failure::UpstreamReset) if reader.was_reset().await => {
-                    Err(End::Unread(Failure::UpstreamReset))
-                }
-                Err(Failure::UpstreamReset) => Err(End::Unanswered(Failure::UpstreamReset)),
+                Err(failure @ Failure::UpstreamReset) => Err(match reader.was_reset().await {
+                    Some(Reset::BehindEnd) => End::Unread(failure),
+                    Some(Reset::AtOnce) => End::Reset(failure),
+                    None => End::Unanswered(failure),
+                }),
                 Err(failure) => Err(End::Final(failure)),
             },
             Self::Mesh(receiver) => mesh_head(receiver, method).await,

@@ -92,9 +92,10 @@ pub enum End {
     Refused(u16),
     /// No byte reached an application.
     NotProcessed(Failure),
-    /// The application's side reset the connection without a byte of an answer. Most likely it has not read the request to
-    /// its end; but one that has may also break off like this (`SO_LINGER` of 0), and have carried it out.
+    /// The application had closed the connection when the request's last bytes came: see [`Reset::BehindEnd`](crate::http1::conn::Reset::BehindEnd).
     Unread(Failure),
+    /// The application's side reset the connection without a byte of an answer: see [`Reset::AtOnce`](crate::http1::conn::Reset::AtOnce).
+    Reset(Failure),
     /// Nothing of an answer arrived; the application may have seen the request.
     Unanswered(Failure),
     /// A failure that no other attempt mends: a malformed answer, a policy, the deadline.
@@ -132,12 +133,14 @@ pub struct Attempt {
 impl End {
     /// Whether the request may be sent once more, elsewhere or on a fresh connection. What no application has
     /// read may be, whatever its method; what one may have carried out only if its method allows it to be carried
-    /// out twice (RFC 9110 §9.2.2). The body must still be here as a whole.
+    /// out twice (RFC 9110 §9.2.2). An application that has read a head may have acted on it before it came to the body.
+    /// The body must still be here as a whole.
     pub fn may_repeat(&self, call: &Call<'_>) -> bool {
         call.body.is_replayable()
             && match self {
                 Self::NotProcessed(_) => true,
-                Self::Unread(_) | Self::Unanswered(_) => call.is_idempotent(),
+                Self::Unread(_) => call.body.is_read_at_once() || call.is_idempotent(),
+                Self::Reset(_) | Self::Unanswered(_) => call.is_idempotent(),
                 Self::Delivered(_) | Self::Refused(_) | Self::Final(_) | Self::Client(_) => false,
             }
     }
@@ -151,6 +154,7 @@ impl Attempt {
             End::Refused(_) => (Err(Failure::UpstreamBadResponse("a status that is not accepted")), false),
             End::NotProcessed(failure)
             | End::Unread(failure)
+            | End::Reset(failure)
             | End::Unanswered(failure)
             | End::Final(failure)
             | End::Client(failure) => (Err(failure), false),

@@ -61,6 +61,7 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
     let ends = [
         End::NotProcessed(Failure::UpstreamNotProcessed),
         End::Unread(Failure::UpstreamReset),
+        End::Reset(Failure::UpstreamReset),
         End::Unanswered(Failure::UpstreamReset),
         End::Final(Failure::UpstreamBadResponse("a head")),
         End::Client(Failure::ClientGone),
@@ -69,18 +70,18 @@ async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
     ];
     let body = STREAM_CREDIT as usize + 1;
     let table = [
-        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, true]),
-        ("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, true, true]),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, false, false]),
-        ("PATCH / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, false, false]),
-        ("get / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, false, false]),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, true, true]),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, true, true, true]),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok".to_owned(), [true, true, false, false]),
+        ("PATCH / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, false, false]),
+        ("get / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), [true, true, false, false]),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n".to_owned(),
-            [true, false, false],
+            [true, true, false, false],
         ),
         (
             format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {body}\r\n\r\n{}", "x".repeat(body)),
-            [false, false, false],
+            [false, false, false, false],
         ),
     ];
     for (request, expected) in table {

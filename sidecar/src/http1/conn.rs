@@ -56,6 +56,8 @@ pub struct Reader {
     answered: bool,
     /// The connection has failed in another way than by a reset of the peer: nobody has answered for too long, say.
     network_failed: bool,
+    /// The peer reset the connection without ending its side first.
+    reset_at_once: bool,
     room: usize,
     /// Whether a request was read whose answer has not begun; the writer's half looks at it.
     unanswered: Arc<AtomicBool>,
@@ -73,6 +75,7 @@ pub fn split(stream: TcpStream, read: BytesMut) -> (Reader, Writer) {
         reusable: true,
         answered: false,
         network_failed: false,
+        reset_at_once: false,
         room: READ_ROOM,
         unanswered: Arc::clone(&unanswered),
     };
@@ -88,6 +91,17 @@ pub async fn close(mut reader: Reader, writer: Writer) {
         drop(writer);
         reader.discard(usize::MAX, LINGER_PAUSE, LINGER).await;
     }
+}
+
+/// How a peer resets a connection that it does not answer on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// At once. Linux does so when a connection is closed that has bytes in it which were not read (RFC 2525 §2.17); but one
+    /// that has read everything may also break off like this (`SO_LINGER` of 0).
+    AtOnce,
+    /// Behind its end: it had closed the connection, or closed it then, without reading what came last. So do servers that
+    /// shut down, or that find the connection idle for too long.
+    BehindEnd,
 }
 
 impl Reader {
@@ -189,6 +203,8 @@ impl Reader {
                 Ok(0) => return Err(Failure::UpstreamReset),
                 Err(error) => {
                     self.network_failed = !is_reset(&error);
+                    // Behind the peer's end, Linux calls it EPIPE.
+                    self.reset_at_once = error.kind() == io::ErrorKind::ConnectionReset;
                     return Err(Failure::UpstreamReset);
                 }
             }
@@ -235,22 +251,19 @@ impl Reader {
         let _ = self.io.readable().await;
     }
 
-    /// Whether the peer has reset the connection without a byte of an answer. A server does so when it closes a
-    /// connection with bytes in it that it has not read (RFC 2525 §2.17; Linux does). One that has read everything and
-    /// then closes ends the connection properly, unless it wants a reset (`SO_LINGER` of 0). Many say that they send no
-    /// more before they close: the reset then comes a moment after the end. A connection that our own kernel has given up
-    /// (its peer's node is dead) looks the same to `getpeername`, but says nothing of what was read.
-    pub async fn was_reset(&self) -> bool {
+    /// How the peer has reset the connection without a byte of an answer; `None`: it has not. A connection that our own
+    /// kernel has given up (its peer's node is dead) looks the same to `getpeername`, but says nothing of what was read.
+    pub async fn was_reset(&self) -> Option<Reset> {
         if self.network_failed {
-            return false;
+            return None;
         }
         for wait in [0, 1, 4, 15, 30].map(Duration::from_millis) {
             tokio::time::sleep(wait).await;
             if self.buffer.is_empty() && self.io.peer_addr().is_err() {
-                return true;
+                return Some(if self.reset_at_once { Reset::AtOnce } else { Reset::BehindEnd });
             }
         }
-        false
+        None
     }
 
     /// From here on all bytes until the connection closes.
@@ -354,7 +367,7 @@ mod tests {
                 drop(far);
             });
             assert_eq!(reader.response(b"POST").await.unwrap_err(), Failure::UpstreamReset);
-            assert_eq!(reader.was_reset().await, unread);
+            assert_eq!(reader.was_reset().await, unread.then_some(Reset::BehindEnd));
             later.await.unwrap();
         }
     }
@@ -368,7 +381,26 @@ mod tests {
         writer.data(&Bytes::from_static(b"POST")).await.unwrap();
         let _ = writer.flush().await;
         assert!(reader.response(b"POST").await.is_err());
-        assert!(reader.was_reset().await);
+        assert_eq!(reader.was_reset().await, Some(Reset::BehindEnd));
+    }
+
+    #[tokio::test]
+    async fn a_reset_without_an_end_does_not_say_what_was_read() {
+        for reads in [false, true] {
+            let (near, mut far) = pair().await;
+            let (mut reader, mut writer) = split(near, BytesMut::new());
+            writer.unframe();
+            writer.data(&Bytes::from_static(b"POST")).await.unwrap();
+            writer.flush().await.unwrap();
+            far.readable().await.unwrap();
+            if reads {
+                far.read_exact(&mut [0; 4]).await.unwrap();
+                socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(far);
+            assert_eq!(reader.response(b"POST").await.unwrap_err(), Failure::UpstreamReset);
+            assert_eq!(reader.was_reset().await, Some(Reset::AtOnce), "{reads}");
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
             }
         }
         let repeat = match &attempt.end {
-            End::NotProcessed(_) | End::Unread(_) => true,
+            End::NotProcessed(_) | End::Unread(_) | End::Reset(_) => true,
             // A kept connection that the application closed just then. Of a fresh one it may have seen the request.
             End::Unanswered(_) => reused,
             End::Delivered(_) | End::Refused(_) | End::Final(_) | End::Client(_) => false,
@@ -130,7 +130,7 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
         let Some(wait) = repeats.next() else { return attempt.ended() };
         let reason = if reused { RepeatedRequest::KeptConnectionClosed } else { RepeatedRequest::Unread };
         peer.worker.telemetry.event(reason);
-        if matches!(attempt.end, End::Unread(_) | End::Unanswered(_)) && (in_use || !reused) {
+        if matches!(attempt.end, End::Reset(_) | End::Unanswered(_)) && (in_use || !reused) {
             call.answer.note_broken();
         }
         fresh = true;

@@ -328,7 +328,7 @@ fn is_over(deadline: Option<Instant>) -> bool {
 fn is_mended_by_a_fresh_connection(end: &End, kept: bool) -> bool {
     match end {
         End::NotProcessed(failure) => *failure == Failure::UpstreamNotProcessed,
-        End::Unread(_) => true,
+        End::Unread(_) | End::Reset(_) => true,
         // Connections between sidecars are always kept ones.
         End::Unanswered(failure) => kept || *failure == Failure::UpstreamLost,
         End::Delivered(_) | End::Refused(_) | End::Final(_) | End::Client(_) => false,
@@ -340,7 +340,7 @@ fn why(end: &End, fresh: bool) -> RepeatedRequest {
     match end {
         _ if fresh => RepeatedRequest::SameEndpoint,
         End::NotProcessed(_) => RepeatedRequest::NotProcessed,
-        End::Unread(_) => RepeatedRequest::Unread,
+        End::Unread(_) | End::Reset(_) => RepeatedRequest::Unread,
         _ => RepeatedRequest::Unanswered,
     }
 }
@@ -373,6 +373,7 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
             End::Delivered(Err(failure))
             | End::NotProcessed(failure)
             | End::Unread(failure)
+            | End::Reset(failure)
             | End::Unanswered(failure)
             | End::Final(failure)
             | End::Client(failure),

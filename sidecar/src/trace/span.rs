@@ -112,6 +112,7 @@ impl<'a> Outcome<'a> {
             End::Delivered(Err(failure))
             | End::NotProcessed(failure)
             | End::Unread(failure)
+            | End::Reset(failure)
             | End::Unanswered(failure)
             | End::Final(failure)
             | End::Client(failure) => (attempt.status, Some(failure)),

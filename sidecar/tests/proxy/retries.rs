@@ -20,9 +20,10 @@ const LARGE: usize = 100 * 1024;
 const SMALL: usize = 100;
 const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 
-const HTTP1: [Ending; 7] = [
+const HTTP1: [Ending; 8] = [
     Ending::Answers,
     Ending::ClosesUnread,
+    Ending::EndsUnread,
     Ending::ResetsHalfRead,
     Ending::ResetsRead,
     Ending::ClosesRead,

@@ -119,6 +119,11 @@ pub async fn serve(mut stream: TcpStream, script: Arc<Script>) {
         let ending = script.next(kept);
         match ending {
             Ending::ClosesUnread => return,
+            Ending::EndsUnread => {
+                let _ = stream.shutdown().await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                return;
+            }
             Ending::ResetsHalfRead => {
                 let _ = stream.read_exact(&mut [0; 8]).await;
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));

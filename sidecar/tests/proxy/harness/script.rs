@@ -11,6 +11,8 @@ pub enum Ending {
     Answers,
     /// It closes the connection without reading the request: the kernel resets it.
     ClosesUnread,
+    /// It ends its side and then closes the connection, without reading the request, as servers do that shut down.
+    EndsUnread,
     /// It resets the connection with the request half read.
     ResetsHalfRead,
     /// It reads the request and resets the connection, as `SO_LINGER` of 0 does.
@@ -37,7 +39,14 @@ impl Ending {
 
     /// Whether the server has not read the request to its end.
     pub fn is_unread(self) -> bool {
-        matches!(self, Self::ClosesUnread | Self::ResetsHalfRead | Self::RefusesStream | Self::GoesAway)
+        matches!(
+            self,
+            Self::ClosesUnread
+                | Self::EndsUnread
+                | Self::ResetsHalfRead
+                | Self::RefusesStream
+                | Self::GoesAway
+        )
     }
 }
 
