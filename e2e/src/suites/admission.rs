@@ -77,6 +77,10 @@ pub(super) const TESTS: &[Test] = &[
         "a pod that declares or probes a port of the sidecar gets a warning that names the port",
         pods::taken_ports,
     ),
+    (
+        "a pod with a container or volume of its own that has an injected name is rejected, and the message names it",
+        pods::injected_names,
+    ),
     ("the ports of NSQ are free for an application, and are reached through the mesh", pods::nsq_ports),
     ("a Windows pod is left alone where the sidecar is optional, and a warning says why", pods::windows),
     (

@@ -32,8 +32,13 @@ pub(super) const TESTS: &[Test] = &[
         check(kube, "t-late", "late")
     }),
     ("a server that closes each connection without saying so costs no request", |kube| {
-        check(kube, "t-closes", "closed_connections")
+        check(kube, "t-closing", "closed_connections")
     }),
+    ("a POST whose application resets its connection is carried out once, and a GET is answered", resets),
+    (
+        "a server that expects the PROXY protocol answers a gateway with a sidecar, and an opaque port carries no claim",
+        preambles,
+    ),
     ("HTTP/1 on a port declared h2c and HTTP/2 on one declared http work", disagreeing),
     ("a deny of /admin/** refuses every spelling of it and changes no other path", spellings),
     ("a rule by method or path counts no denial for requests that are allowed", no_false_denials),
@@ -215,6 +220,96 @@ fn one_at_a_time(kube: &Kube) -> Result<()> {
     run(&field, "one_at_a_time", &["app"])?;
     let failed = unhealthy()? - before;
     ensure!(failed == 0, "{failed} probes failed meanwhile");
+    Ok(())
+}
+
+/// Sends GETs and POSTs with a connection for each. Arguments: host, a name for the requests, and their number. Prints by
+/// method how often there was which status, and how many requests the application has seen how many times.
+const REPEATED: &str = "import collections, http.client, json, sys
+host, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def ask(method, path):
+    connection = http.client.HTTPConnection(host, timeout=8)
+    try:
+        connection.request(method, path, b'x' if method == 'POST' else None)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error: return type(error).__name__, b''
+    finally: connection.close()
+answered = {method: collections.Counter(ask(method, f'/{name}/{one}')[0] for one in range(number)) for method in ('GET', 'POST')}
+seen = json.loads(ask('GET', '/seen')[1])
+times = {method: collections.Counter(count for what, count in seen.items() if what.startswith(f'{method} /{name}/')) for method in answered}
+print(json.dumps({'answered': answered, 'times': times}))";
+
+fn resets(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-resets")?;
+    field.apply(service("app", json!({})))?;
+    let server = include_str!("../../peers/resetting_server.py");
+    field.server_pod("app", 8080, &["/usr/bin/python3", "-c", server, "8080"])?;
+    field.client("client")?;
+    field.plain_client("plain")?;
+    for pod in ["client", "plain"] {
+        let command = ["/usr/bin/python3", "-c", REPEATED, "app.t-resets.svc.cluster.local", pod, "10"];
+        let seen: Value = serde_json::from_str(&field.exec(pod, &command)?)?;
+        // The answers to the GETs show that their first attempts were reset, and that a sidecar has seen it.
+        ensure!(
+            seen["answered"]["GET"] == json!({"200": 10}) && seen["times"]["GET"] == json!({"2": 10}),
+            "{pod}: GETs whose first attempt is reset: {seen}"
+        );
+        ensure!(
+            seen["answered"]["POST"]["200"].is_null() && seen["times"]["POST"] == json!({"1": 10}),
+            "{pod}: POSTs that are read and reset: {seen}"
+        );
+    }
+    Ok(())
+}
+
+/// A claim of another identity to a server that takes a line feed alone for the end of a line. Arguments: host, port.
+const CLAIM: &str = "import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as connection:
+    connection.settimeout(8)
+    connection.sendall(b'GET / HTTP/1.1\\nHost: a\\nTulle_Client-Id: spiffe://x\\n\\n')
+    answer = b''
+    while piece := connection.recv(4096): answer += piece
+print(answer.decode('latin1').rpartition('\\n')[2])";
+
+fn preambles(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-preamble")?;
+    field.apply(service("gateway", json!({})))?;
+    let ports = json!([
+        {"name": "preamble", "port": 81, "targetPort": 8081},
+        {"name": "declared", "port": 82, "targetPort": 8082, "appProtocol": "tcp"},
+        {"name": "undeclared", "port": 83, "targetPort": 8082},
+    ]);
+    field.apply(service("server", json!({"ports": ports})))?;
+    let program = include_str!("../../peers/preamble.py");
+    let host = "server.t-preamble.svc.cluster.local";
+    field.server_pod("server", 8082, &["/usr/bin/python3", "-c", program, "server"])?;
+    field.server_pod("gateway", 8080, &["/usr/bin/python3", "-c", program, "gateway", host])?;
+    field.client("client")?;
+    field.plain_client("plain")?;
+    // The gateway passes on the name of its client, as it got it from its sidecar. It is not the client of the server's
+    // pod, which must not take it for that.
+    let passed = json!({"tulle-client-ix": "spiffe://cluster.local/ns/t-preamble/sa/client"});
+    for way in ["v1", "v2", "declared"] {
+        let url = format!("http://gateway.t-preamble.svc.cluster.local/{way}");
+        let answer =
+            field.exec("client", &["/usr/bin/curl", "-s", "-m", "8", "-w", " %{http_code}", &url])?;
+        let (body, status) = answer.rsplit_once(' ').context("curl printed no status")?;
+        ensure!(status == "200", "{way}: the gateway answered {answer}");
+        let seen: Value = serde_json::from_str(body).with_context(|| format!("{way}: answered {answer}"))?;
+        ensure!(seen == passed, "{way}: the server saw {seen}");
+    }
+    for (pod, port) in [("client", "82"), ("client", "83"), ("plain", "82"), ("plain", "83")] {
+        let printed = field.exec(pod, &["/usr/bin/python3", "-c", CLAIM, host, port])?;
+        let seen: Value = serde_json::from_str(&printed)
+            .with_context(|| format!("{pod} to port {port}: answered {printed:?}"))?;
+        ensure!(
+            seen == json!({"tulle_client-ix": "spiffe://x"}),
+            "{pod} to port {port}: the server saw {seen}"
+        );
+    }
     Ok(())
 }
 

@@ -80,12 +80,16 @@ fn heads(kube: &Kube) -> Result<()> {
     ] {
         cases.push(refused(text, &[text]));
     }
-    // A line feed alone ends no line of HTTP. The bytes pass as they are, but must not carry a client's identity to a
-    // lenient server.
+    // A line feed alone ends no line of HTTP. The bytes pass, and this server waits for more of its line. What a lenient
+    // one sees of them is a test of suite `applications`.
     let (line, claim) = ("GET / HTTP/1.1\nHost: a\n", "Tulle_Client-Id: spiffe://x\n\n");
     for pieces in [&[format!("{line}{claim}")][..], &[line.to_owned(), claim.to_owned()]] {
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-        cases.push(Case { statuses: vec![], ..refused("a claim of another identity", &pieces) });
+        cases.push(Case {
+            statuses: vec![],
+            closed: false,
+            ..refused("a claim of another identity", &pieces)
+        });
     }
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(70_000));
     cases.push(Case { statuses: vec![431], ..refused("a head of 70 kB", &[&long]) });

@@ -44,12 +44,17 @@ use super::namespace::{Account, TestNamespace};
 
 pub(super) const TESTS: &[Test] = &[
     ("tulle stat, edges and routes show who talks to whom, how fast and how it fails", counted::who_talks),
+    ("tulle stat and edges count refused requests as denied, and as no success", counted::denials),
     (
         "a token of one namespace shows that namespace only, and the refusal names the right to add",
         rights::one_namespace,
     ),
     ("grpcurl gets over gRPC what is answered as JSON, and what is refused is refused", grpc::of_grpcurl),
     ("tulle explain and the sidecar agree", explained::agree),
+    (
+        "tulle explain doubts a targetPort that no container declares, and knows addresses outside the mesh",
+        explained::doubts,
+    ),
     ("tulle check finds what is broken, and names the command that fixes it", checked::broken),
     (
         "tulle canary promotes, pauses, resumes and aborts, and its status ends with the rollout",

@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{PROXY, injected, pod, rejection, requires, reviewed, sidecar_process, sleeper, strict};
+use super::{INIT, PROXY, injected, pod, rejection, requires, reviewed, sidecar_process, sleeper, strict};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
-use crate::suites::namespace::{TestNamespace, borrows, host_pod, service};
+use crate::suites::namespace::{TestNamespace, borrows, deployment, host_pod, service};
 
 /// Calls a meshed service once, without a retry, and logs the answer.
 const CALLS: &str = "curl -sf -m 20 http://web.t-adm-early.svc.cluster.local/ && echo";
@@ -68,6 +68,38 @@ pub(super) fn taken_ports(kube: &Kube) -> Result<()> {
     others["spec"]["containers"][0]["ports"] = json!([{"containerPort": 26149}, {"containerPort": 26154}]);
     let said = field.apply(others)?;
     ensure!(!said.contains("uses port"), "a warning about a port that is free: {said}");
+    Ok(())
+}
+
+pub(super) fn injected_names(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-adm-names")?;
+    field.injects()?;
+    let container = |name: &str| {
+        let mut container = sleeper("app")["spec"]["containers"][0].clone();
+        container["name"] = json!(name);
+        container
+    };
+    for (what, list, entry) in [
+        ("container tulle-init", "initContainers", container(INIT)),
+        ("container tulle-proxy", "containers", container(PROXY)),
+        ("volume tulle-token", "volumes", json!({"name": "tulle-token", "emptyDir": {}})),
+    ] {
+        let mut own = sleeper("app");
+        let mut all = own["spec"][list].as_array().cloned().unwrap_or_default();
+        all.push(entry);
+        own["spec"][list] = json!(all);
+        let why = rejection(reviewed(&field, own.clone())).context(what)?;
+        ensure!(why.contains(&format!("the name of {what} is reserved for the sidecar; rename it")), "{why}");
+        own["metadata"]["labels"]["tulle.dev/inject"] = json!("disabled");
+        reviewed(&field, own).with_context(|| format!("{what} of a pod that opts out"))?;
+    }
+    let mut workload = deployment("web", 0, &[]);
+    workload["spec"]["template"]["spec"]["containers"][0]["name"] = json!(PROXY);
+    let said = field.apply(workload)?;
+    ensure!(
+        said.contains("pods of this Deployment will be rejected: the name of container tulle-proxy"),
+        "no warning about a Deployment's pods: {said}"
+    );
     Ok(())
 }
 

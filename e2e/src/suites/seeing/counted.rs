@@ -3,14 +3,17 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{WINDOW, agrees, find, fresh, requests, says};
+use super::{WINDOW, agrees, enforced, find, fresh, requests, row, says};
 use crate::cli::exit;
 use crate::kubectl::Kube;
+use crate::suites::mesh::policy;
 use crate::suites::namespace::{Account, TestNamespace};
 use crate::suites::routes::{backend, http, meshed, settled};
 
 /// Requests that a client without a sidecar sends.
 const PLAIN: u64 = 20;
+/// Requests that a policy denies.
+const DENIED: u64 = 20;
 
 pub(super) fn who_talks(kube: &Kube) -> Result<()> {
     let field = meshed(kube, &fresh("t-see-edges"))?;
@@ -116,4 +119,50 @@ fn tables(field: &TestNamespace<'_>) -> Result<()> {
     let from = kube.tulle_json(&["-n", namespace, "stat", "svc", "--from", "idle", "--window", WINDOW])?;
     ensure!(from["rows"] == json!([]), "idle has sent nothing, but: {from}");
     Ok(())
+}
+
+pub(super) fn denials(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, &fresh("t-see-denied"))?;
+    field.service("web", 1, &[])?;
+    field.client("client")?;
+    let allow = json!([{"from": [{"serviceAccount": "nobody"}]}]);
+    let closed = json!({"target": {"kind": "Service", "name": "web"}, "access": {"allow": allow}});
+    policy(&field, "closed", closed)?;
+    enforced(&field, "closed")?;
+    let ask = format!(
+        "for i in $(seq {DENIED}); do curl -s -m 8 -o /dev/null -w '%{{http_code}} ' http://web/; done"
+    );
+    let answers = field.exec("client", &["/bin/sh", "-c", &ask])?;
+    ensure!(
+        answers.split_whitespace().filter(|status| *status == "403").count() as u64 == DENIED,
+        "{answers}"
+    );
+    let (mut service, mut edge) = (Value::Null, Value::Null);
+    let waited = kube.wait_for("the denials in tulle stat and edges", 60, || {
+        service = row(&field, "service", "web")?;
+        edge = find(&edges(&field)?, |edge| edge["source"]["name"] == "client");
+        Ok(requests(&service) == DENIED && requests(&edge) == DENIED)
+    });
+    waited.with_context(|| format!("last seen: {service} and {edge}"))?;
+    for seen in [&service, &edge] {
+        let golden = &seen["golden"];
+        ensure!(golden["denied"] == DENIED && golden["success"].is_null(), "{seen}");
+        for none in ["failures", "clientErrors", "abandoned"] {
+            ensure!(golden[none] == 0, "{none}: {seen}");
+        }
+        ensure!(golden["reasons"] == json!([{"name": "PolicyDenied", "count": DENIED}]), "{seen}");
+    }
+    let ask = ["-n", field.namespace.as_str(), "stat", "svc", "--window", WINDOW, "-o", "wide"];
+    let table = kube.tulle(&ask)?;
+    for (column, expected) in [("DENIED", "20"), ("SUCCESS", "-"), ("WORST", "PolicyDenied")] {
+        ensure!(cell(&table, "web", column) == Some(expected), "{column} is not {expected}:\n{table}");
+    }
+    Ok(())
+}
+
+/// The cell of a table in this column, and in the row that begins with this name.
+fn cell<'t>(table: &'t str, name: &str, column: &str) -> Option<&'t str> {
+    let mut lines = table.lines();
+    let at = lines.next()?.split_whitespace().position(|header| header == column)?;
+    lines.find(|line| line.starts_with(name))?.split_whitespace().nth(at)
 }

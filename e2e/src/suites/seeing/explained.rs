@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{enforced, says};
+use super::{enforced, find, says};
 use crate::cli::exit;
 use crate::kubectl::Kube;
 use crate::suites::mesh::policy;
-use crate::suites::namespace::TestNamespace;
+use crate::suites::namespace::{TestNamespace, service};
 use crate::suites::routes::{backend, below, http, meshed, settled};
 
 /// A request, and what becomes of it.
@@ -205,4 +205,39 @@ fn unknown(field: &TestNamespace<'_>) -> Result<()> {
     says(&ask("friend", "nobody")?.stderr, &["error:", "no Service nobody", &field.namespace])?;
     says(&ask("nobody", "open")?.stderr, &["error:", "nobody", &field.namespace])?;
     says(&ask("friend", "open:81")?.stderr, &["error:", "80"])
+}
+
+/// The containers behind Service `astray` declare another port than its targetPort, and nothing listens there.
+pub(super) fn doubts(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-see-doubts")?;
+    field.service("web", 1, &[])?;
+    let ports = json!([{"name": "http", "port": 80, "targetPort": 9999}]);
+    field.apply(service("astray", json!({"selector": {"app": "web"}, "ports": ports})))?;
+    field.client("client")?;
+    let explain = |code, destination: &str, output: &str| {
+        let ask = ["-n", &field.namespace, "explain", "client", destination, "-o", output];
+        kube.tulle_expecting(code, &ask)
+    };
+    let mut explained = Value::Null;
+    let waited = kube.wait_for("the targetPort to be doubted", 30, || {
+        explained = explain(exit::FINE, "astray", "json")?.json()?;
+        Ok(find(&explained["stages"], |stage| stage["name"] == "endpoint")["verdict"] == "depends")
+    });
+    waited.with_context(|| format!("last explained: {explained}"))?;
+    let doubt =
+        ["? depends", ":9999", "declare port 8080 and not 9999", "targetPort of Service t-see-doubts/astray"];
+    says(&explain(exit::FINE, "astray", "table")?.stdout, &doubt)?;
+    let (status, body) = sent(&field, &get("client", "astray"))?;
+    ensure!(status == "503" && body.contains("targetPort"), "the client got {status}: {body}");
+    kube.wait_for("the server's sidecar to log the port", 10, || {
+        let logs = field.kubectl(&["logs", "deployment/web", "-c", "tulle-proxy"])?;
+        Ok(logs.contains("nothing listens at port 9999"))
+    })?;
+
+    for outside in ["8.8.8.8:53", "8.8.8.8"] {
+        says(&explain(exit::FAILED, outside, "table")?.stderr, &["error:", "8.8.8.8", "outside the mesh"])?;
+    }
+    let address = field.get("service/web", ".spec.clusterIP")?;
+    let reached = explain(exit::FINE, &format!("{address}:80"), "table")?.stdout;
+    says(&reached, &["reaches t-see-doubts/web:80", "over mTLS"])
 }
