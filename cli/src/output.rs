@@ -80,7 +80,7 @@ impl Output {
         match self.format {
             Format::Table | Format::Wide => {
                 let mut table = table(self.format == Format::Wide);
-                // Programs read what is piped, and whoever asks for more columns wants all of them.
+                // Programs read what is piped. `-o wide` asks for everything.
                 if self.terminal && self.format == Format::Table {
                     table.shorten();
                 }
@@ -181,7 +181,7 @@ pub fn write(text: &str) -> Result<(), CliError> {
 
 /// Characters of a cell of a table on a terminal. Names of most kinds have 63 at most, those of pods 253.
 const WIDEST: usize = 63;
-/// How many of them are of the end of what was cut.
+/// How many of these characters are the end of the cell. The others are its beginning.
 const KEPT_END: usize = 20;
 
 /// Rows under headers.

@@ -56,6 +56,20 @@ pub mod keys {
     pub const SKIP_INBOUND_PORTS: &str = "tulle.dev/skip-inbound-ports";
     /// Label of the ConfigMaps in which Tulle distributes the trust bundle.
     pub const TRUST: &str = "tulle.dev/trust";
+
+    /// Annotations that set something of the sidecar, without `tulle.dev/`: of a pod, and of its namespace as defaults. Admission
+    /// reads them, and `tulle lint` tells those that have no effect.
+    pub const SIDECAR_SETTINGS: [&str; 9] = [
+        "skip-inbound-ports",
+        "skip-outbound-ports",
+        "source-address",
+        "log-level",
+        "workers",
+        "cpu",
+        "memory",
+        "cpu-limit",
+        "memory-limit",
+    ];
 }
 
 /// File name and content of every CustomResourceDefinition.

@@ -85,7 +85,7 @@ struct Found {
 }
 
 impl Ready {
-    /// All of them, the first one first.
+    /// All of them, in the order in which they are asked.
     pub fn into_all(self) -> Vec<Located> {
         std::iter::once(self.first).chain(self.others).collect()
     }

@@ -39,8 +39,8 @@ pub struct Args {
 /// Runs `tulle inject`.
 ///
 /// # Errors
-/// [`CliError::Findings`] if a namespace does not ask for sidecars or the API server would reject a pod, after all other pods
-/// were printed; or there is no pod in the files, or no answer.
+/// [`CliError::Findings`] if a namespace does not ask for sidecars, or the API server would reject a pod: the other pods are
+/// printed before. [`CliError::Failed`] if the files have no pod, or the API server does not answer.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let input = read::files(&args.files)?.whole()?;
     let default = context.namespace().unwrap_or("default");

@@ -45,19 +45,6 @@ pub struct PodSettings {
 /// Prefix of all labels and annotations of Tulle.
 const PREFIX: &str = "tulle.dev/";
 
-/// Known annotations, without the prefix.
-const KNOWN: [&str; 9] = [
-    "skip-inbound-ports",
-    "skip-outbound-ports",
-    "source-address",
-    "log-level",
-    "workers",
-    "cpu",
-    "memory",
-    "cpu-limit",
-    "memory-limit",
-];
-
 impl PodSettings {
     /// Reads the annotations of an object; `object` names it in warnings.
     pub fn read<'a>(
@@ -157,7 +144,12 @@ impl PodSettings {
             "cpu-limit" => self.cpu_limit = Some(quantity(value)?),
             "memory-limit" => self.memory_limit = Some(quantity(value)?),
             "inject" => return Err("it is a label; move it to metadata.labels".to_owned()),
-            _ => return Err(format!("it is unknown; known annotations are {}", KNOWN.join(", "))),
+            _ => {
+                return Err(format!(
+                    "it is unknown; known annotations are {}",
+                    keys::SIDECAR_SETTINGS.join(", ")
+                ));
+            }
         }
         Ok(())
     }
@@ -171,7 +163,7 @@ pub(super) fn warn_about_labels(pod: &Value, warnings: &mut Vec<String>) {
         if [keys::INJECT, keys::INJECTED].contains(&key.as_str()) {
             continue;
         }
-        warnings.push(if KNOWN.contains(&name) {
+        warnings.push(if keys::SIDECAR_SETTINGS.contains(&name) {
             format!("label {key} has no effect because it is an annotation; move it to metadata.annotations")
         } else {
             format!(
@@ -197,8 +189,8 @@ pub fn warn_about_misplaced(
         };
         let settings = workload.pointer("/metadata").and_then(|metadata| metadata.get(list)?.as_object());
         for key in settings.into_iter().flat_map(serde_json::Map::keys) {
-            let is_setting =
-                key == keys::INJECT || key.strip_prefix(PREFIX).is_some_and(|name| KNOWN.contains(&name));
+            let is_setting = key == keys::INJECT
+                || key.strip_prefix(PREFIX).is_some_and(|name| keys::SIDECAR_SETTINGS.contains(&name));
             let value = of(workload, key);
             // A setting that the template has too, as tools write it that label everything alike, has its effect there.
             let is_known = old.and_then(|old| of(old, key)) == value || of(template, key) == value;

@@ -11,18 +11,6 @@ use crate::commands::inject::template;
 
 /// What Tulle's labels and annotations begin with.
 const PREFIX: &str = "tulle.dev/";
-/// The annotations that the webhook reads, as it lists them in its warnings.
-pub(super) const ANNOTATIONS: [&str; 9] = [
-    "skip-inbound-ports",
-    "skip-outbound-ports",
-    "source-address",
-    "log-level",
-    "workers",
-    "cpu",
-    "memory",
-    "cpu-limit",
-    "memory-limit",
-];
 
 /// What Tulle writes on its own namespace and pods.
 const INTERNAL: [&str; 2] = ["control-plane", "sidecar-image"];
@@ -67,7 +55,8 @@ fn misplaced(
     let place = format!("{around}/metadata").replace('/', ".");
     let place = place.trim_start_matches('.');
     for (name, value) in own(object, list) {
-        let is_setting = ANNOTATIONS.contains(&name) || keys::INJECT.strip_prefix(PREFIX) == Some(name);
+        let is_setting =
+            keys::SIDECAR_SETTINGS.contains(&name) || keys::INJECT.strip_prefix(PREFIX) == Some(name);
         if is_setting && !own(pod, list).any(|of_pod| of_pod == (name, value)) {
             let message = format!("{place}.{list}: {PREFIX}{name} has no effect on a {}", document.kind());
             found.push(Found::new(MISPLACED, message).hint(format!("write it in {path}.{list}")));
@@ -95,7 +84,7 @@ fn labels(object: &Value, path: &str, found: &mut Vec<Found>) {
             }
             _ => {
                 let message = format!("{path}.labels: Tulle has no label {key}");
-                let is_annotation = ANNOTATIONS.contains(&name);
+                let is_annotation = keys::SIDECAR_SETTINGS.contains(&name);
                 let hint =
                     if is_annotation { "it is an annotation" } else { "did you mean tulle.dev/inject?" };
                 found.push(Found::new(MISPLACED, message).hint(hint));
@@ -107,13 +96,13 @@ fn labels(object: &Value, path: &str, found: &mut Vec<Found>) {
 fn annotations(object: &Value, path: &str, found: &mut Vec<Found>) {
     for (name, _) in own(object, "annotations") {
         let key = format!("{PREFIX}{name}");
-        if ANNOTATIONS.contains(&name) || INTERNAL.contains(&name) || key == keys::SEAL {
+        if keys::SIDECAR_SETTINGS.contains(&name) || INTERNAL.contains(&name) || key == keys::SEAL {
             continue;
         }
-        let hint = match nearest(name, ANNOTATIONS.into_iter()) {
+        let hint = match nearest(name, keys::SIDECAR_SETTINGS.into_iter()) {
             _ if key == keys::INJECT => "it is a label".to_owned(),
             Some(near) => format!("did you mean {PREFIX}{near}?"),
-            None => format!("there are {}", ANNOTATIONS.join(", ")),
+            None => format!("there are {}", keys::SIDECAR_SETTINGS.join(", ")),
         };
         let message = format!("{path}.annotations: Tulle has no annotation {key}");
         found.push(Found::new(MISPLACED, message).hint(hint));

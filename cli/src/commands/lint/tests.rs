@@ -390,14 +390,6 @@ fn labels_and_annotations_without_effect_are_found_where_they_stand() {
 }
 
 #[test]
-fn the_annotations_are_those_that_the_webhook_reads() {
-    let webhook = include_str!("../../../../webhook/src/inject/annotations.rs");
-    let known = webhook.split("const KNOWN").nth(1).unwrap().split("];").next().unwrap();
-    let known: Vec<&str> = known.split('"').skip(1).step_by(2).collect();
-    assert_eq!(known, super::labels::ANNOTATIONS);
-}
-
-#[test]
 fn quantities_are_those_of_kubernetes() {
     for valid in ["1", "0.5", "20m", "32Mi", "1e3", "2E", "100k"] {
         assert!(is_quantity(valid), "{valid}");
