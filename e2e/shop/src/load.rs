@@ -47,8 +47,8 @@ pub struct Load {
     users: usize,
 }
 
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -99,7 +99,7 @@ impl User {
         self.left.extend(self.version.replace(version.to_owned()));
         if self.moves.len() < MOVES {
             let cookies = self.cookie().unwrap_or_default();
-            let at = unix_seconds();
+            let at = unix_time().as_secs();
             self.moves.push(format!("{at}: request {number}, {version} in {pod}, {cookies}"));
         }
         self.left.contains(version)
@@ -122,6 +122,8 @@ struct Counts {
     cookies: u64,
     /// Failures by error text.
     failures: BTreeMap<String, u64>,
+    /// The first failures: when each was, and on which connection.
+    lost: Vec<String>,
     micros: Vec<u32>,
 }
 
@@ -134,7 +136,16 @@ struct Answer {
     cookies: u64,
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+/// A connection that carries requests, one after another.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    opened: Instant,
+    local_port: u16,
+    requests: u32,
+}
+
+/// Failures that are told one by one.
+const LOST: usize = 20;
 
 impl Load {
     /// Sends requests, and prints the counts once per second as a line of JSON.
@@ -145,7 +156,7 @@ impl Load {
     async fn send(self) -> anyhow::Result<()> {
         let load = Rc::new(self);
         let counts = Rc::new(RefCell::new(Counts::default()));
-        let idle: Rc<RefCell<Vec<Sender>>> = Rc::default();
+        let idle: Rc<RefCell<Vec<Connection>>> = Rc::default();
         let users: VecDeque<User> = (0..load.users).map(|_| User::default()).collect();
         let users = Rc::new(RefCell::new(users));
         let mut ticks = interval(Duration::from_secs(1) / u32::try_from(load.rate.max(1))?);
@@ -187,7 +198,7 @@ impl Load {
         &self,
         since: Instant,
         counts: &RefCell<Counts>,
-        idle: &RefCell<Vec<Sender>>,
+        idle: &RefCell<Vec<Connection>>,
         user: &mut User,
     ) {
         let number = {
@@ -212,7 +223,10 @@ impl Load {
             }
             Err(error) => {
                 counts.failed += 1;
-                *counts.failures.entry(format!("{error:#}")).or_default() += 1;
+                if counts.lost.len() < LOST {
+                    counts.lost.push(format!("{}: request {number}: {error:#}", unix_time().as_millis()));
+                }
+                *counts.failures.entry(error.root_cause().to_string()).or_default() += 1;
             }
         }
     }
@@ -221,14 +235,15 @@ impl Load {
     async fn exchange(
         &self,
         number: u64,
-        idle: &RefCell<Vec<Sender>>,
+        idle: &RefCell<Vec<Connection>>,
         user: &mut User,
     ) -> anyhow::Result<Answer> {
         let kept = idle.borrow_mut().pop();
-        let mut sender = match kept {
-            Some(sender) if sender.is_ready() => sender,
+        let mut connection = match kept {
+            Some(connection) if connection.sender.is_ready() => connection,
             _ => self.connect().await?,
         };
+        connection.requests += 1;
         let post = self.post_every > 0 && number.is_multiple_of(self.post_every);
         let body = if post { Bytes::from(vec![b'x'; 2000]) } else { Bytes::new() };
         let mut request = Request::builder()
@@ -242,13 +257,16 @@ impl Load {
             request = request.header("cookie", cookie);
         }
         let request = request.body(Full::new(body))?;
-        let response = sender.send_request(request).await?;
+        let response = match connection.sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) => return Err(anyhow::Error::new(error).context(connection.describe())),
+        };
         let status = response.status();
         let cookies = user.keep(response.headers());
         let body = response.into_body().collect().await?.to_bytes();
-        sender.ready().await.ok();
-        if sender.is_ready() {
-            idle.borrow_mut().push(sender);
+        connection.sender.ready().await.ok();
+        if connection.sender.is_ready() {
+            idle.borrow_mut().push(connection);
         }
         if self.any_body && status.is_success() {
             return Ok(Answer { cookies, ..Answer::default() });
@@ -260,12 +278,24 @@ impl Load {
         Ok(Answer { version: field("version"), pod: field("pod"), cookies })
     }
 
-    async fn connect(&self) -> anyhow::Result<Sender> {
+    async fn connect(&self) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(&self.target).await?;
         stream.set_nodelay(true)?;
+        let local_port = stream.local_addr()?.port();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(sender)
+        Ok(Connection { sender, opened: Instant::now(), local_port, requests: 0 })
+    }
+}
+
+impl Connection {
+    /// What tells a connection that was closed while it was idle from one that never carried anything.
+    fn describe(&self) -> String {
+        let (requests, age) = (self.requests, self.opened.elapsed().as_millis());
+        format!(
+            "request {requests} of a connection from port {}, {age} ms after its opening",
+            self.local_port
+        )
     }
 }
 
@@ -281,7 +311,7 @@ impl Counts {
         json!({
             "sent": self.sent, "ok": self.ok, "failed": self.failed, "versions": self.versions,
             "failures": self.failures, "returned": self.returned,
-            "first_return": self.first_return, "cookies": self.cookies, "p50_us": quantile(500), "p99_us": quantile(990),
+            "lost": self.lost, "first_return": self.first_return, "cookies": self.cookies, "p50_us": quantile(500), "p99_us": quantile(990),
         })
     }
 }

@@ -158,12 +158,17 @@ impl std::fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// What has failed and why, shortened: the end of a long output may be all that somebody keeps of it.
+    failures: Vec<String>,
 }
+
+/// Lines of a failure that are told once more at the end.
+const TOLD_AGAIN: usize = 8;
 
 /// Runs the tests that were chosen.
 pub fn run(choice: &Choice<'_>) -> Result<()> {
@@ -231,8 +236,9 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
         match prepared.and_then(|()| on_cluster(choice)) {
             Ok(tally) => all.add(tally),
             Err(error) => {
-                say(&format!("FAILED  the cluster: {error:#}"));
-                all.failed += 1;
+                let line = format!("FAILED  the cluster: {error:#}");
+                say(&line);
+                all.fail(&line);
             }
         }
     }
@@ -241,6 +247,7 @@ pub fn run(choice: &Choice<'_>) -> Result<()> {
 
 /// Prints the totals. Fails if a test failed, or if no test could run on the embedded cluster.
 fn conclude(all: Tally, choice: &Choice<'_>) -> Result<()> {
+    all.failures.iter().for_each(|failure| say(failure));
     say(&format!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped));
     if all.failed > 0 {
         bail!("{} tests failed", all.failed);
@@ -285,7 +292,7 @@ fn on_cluster(choice: &Choice<'_>) -> Result<Tally> {
     let mut all = Tally::default();
     for (suite, tally) in SUITES.iter().zip(tallies.into_inner().unwrap_or_else(PoisonError::into_inner)) {
         if choice.has(suite.name) {
-            let Tally { passed, failed, skipped } = tally;
+            let Tally { passed, failed, skipped, .. } = &tally;
             say(&format!("suite {}: {passed} passed, {failed} failed, {skipped} skipped", suite.name));
             all.add(tally);
         }
@@ -326,21 +333,24 @@ fn run_test(suite: &str, (sentence, test): Test, kube: &Kube) -> Tally {
     // Shows the test while it runs, so that a test that hangs is noticed.
     let task = background(&format!("{suite}: {sentence}"));
     let outcome = catch_unwind(AssertUnwindSafe(|| test(kube)));
+    let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the test panicked")));
     let seconds = start.elapsed().as_secs_f64();
     let mut tally = Tally::default();
-    let (count, line) = match outcome {
-        Ok(Ok(())) => (&mut tally.passed, format!("ok      {suite}: {sentence} ({seconds:.1} s)")),
-        Ok(Err(error)) if error.is::<Skip>() => {
-            (&mut tally.skipped, format!("skipped {suite}: {sentence}: {error}"))
+    let line = match outcome {
+        Ok(()) => {
+            tally.passed += 1;
+            format!("ok      {suite}: {sentence} ({seconds:.1} s)")
         }
-        Ok(Err(error)) => {
-            (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}"))
+        Err(error) if error.is::<Skip>() => {
+            tally.skipped += 1;
+            format!("skipped {suite}: {sentence}: {error}")
         }
-        Err(_) => {
-            (&mut tally.failed, format!("FAILED  {suite}: {sentence} ({seconds:.1} s): the test panicked"))
+        Err(error) => {
+            let line = format!("FAILED  {suite}: {sentence} ({seconds:.1} s)\n        {error:#}");
+            tally.fail(&line);
+            line
         }
     };
-    *count += 1;
     drop(task);
     let seen = namespace::clean_up(kube, tally.failed > 0);
     say(&(line + &seen));
@@ -355,8 +365,11 @@ fn left_behind(cluster: &Cluster, before: &[String]) -> Tally {
         say("ok      node: down leaves no process, mount, file, control group or kernel setting behind");
         return Tally { passed: 1, ..Tally::default() };
     }
-    say(&format!("FAILED  node: down left behind: {}", left.join(", ")));
-    Tally { failed: 1, ..Tally::default() }
+    let line = format!("FAILED  node: down left behind: {}", left.join(", "));
+    say(&line);
+    let mut tally = Tally::default();
+    tally.fail(&line);
+    tally
 }
 
 impl Tally {
@@ -364,5 +377,13 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+    }
+
+    /// Counts a failure, and keeps the begin of what was said of it.
+    fn fail(&mut self, line: &str) {
+        self.failed += 1;
+        let begin: Vec<&str> = line.lines().take(TOLD_AGAIN).collect();
+        self.failures.push(begin.join("\n"));
     }
 }

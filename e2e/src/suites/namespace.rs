@@ -63,8 +63,22 @@ pub fn clean_up(kube: &Kube, failed: bool) -> String {
                 let text = text.unwrap_or_else(|error| format!("{error:#}"));
                 text.lines().for_each(|line| seen.push_str(&format!("\n        {line}")));
             }
+            seen.push_str(&sidecars_said(kube, &namespace));
         }
         let _ = kube.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"]);
+    }
+    seen
+}
+
+/// The end of the log of each sidecar.
+fn sidecars_said(kube: &Kube, namespace: &str) -> String {
+    let mut seen = String::new();
+    let pods = kube.run(&["-n", namespace, "get", "pods", "-o", "name"]).unwrap_or_default();
+    for pod in pods.lines() {
+        let log =
+            kube.run(&["-n", namespace, "logs", pod, "-c", "tulle-proxy", "--tail=25"]).unwrap_or_default();
+        seen.push_str(&format!("\n        {pod}: tulle-proxy has said:"));
+        log.lines().for_each(|line| seen.push_str(&format!("\n        {line}")));
     }
     seen
 }
@@ -78,7 +92,7 @@ pub struct Account {
     pub ended: u64,
     /// Requests that failed.
     pub failed: u64,
-    /// Why requests failed.
+    /// Why requests failed, and when the first of them did.
     pub failures: String,
     /// Answers by version.
     pub versions: Value,
@@ -171,7 +185,7 @@ impl<'a> TestNamespace<'a> {
             sent: line["sent"].as_u64().unwrap_or(0),
             ended: line["ok"].as_u64().unwrap_or(0) + line["failed"].as_u64().unwrap_or(0),
             failed: line["failed"].as_u64().unwrap_or(0),
-            failures: line["failures"].to_string(),
+            failures: format!("{}, the first of them: {}", line["failures"], line["lost"]),
             versions: line["versions"].clone(),
             p99_us: line["p99_us"].as_u64().unwrap_or(0),
         })

@@ -36,7 +36,8 @@ pub(super) fn run() -> Tally {
     record(&mut tally, sentence, dependencies().map(|advisories| format!(" ({advisories})")));
     let sentence = "the documentation can be built as a book, and every link in it leads somewhere";
     record(&mut tally, sentence, book::build().map(|_| String::new()));
-    let tests = cargo("unit and property tests", &["test", "--locked", "--workspace", "--no-fail-fast"]);
+    let sentence = "unit and property tests";
+    let tests = cargo(sentence, &["test", "--locked", "--workspace", "--no-fail-fast"]);
     let text = match &tests {
         Ok(text) => text.clone(),
         Err(error) => format!("{error:#}"),
@@ -45,8 +46,11 @@ pub(super) fn run() -> Tally {
     if tests.is_err() {
         say(&text);
     }
-    // A build that fails counts as a failed test.
-    tally.failed += if tests.is_err() { failed.max(1) } else { 0 };
+    if tests.is_err() {
+        tally.fail(&format!("FAILED  workspace: {sentence}: {}", failures(&text)));
+        // A build that fails counts as a failed test.
+        tally.failed += failed.saturating_sub(1);
+    }
     tally.passed += passed;
     say(&format!("suite workspace: {} passed, {} failed", tally.passed, tally.failed));
     tally
@@ -60,8 +64,9 @@ fn record(tally: &mut Tally, sentence: &str, result: Result<String>) {
             say(&format!("ok      workspace: {sentence}{remark}"));
         }
         Err(error) => {
-            tally.failed += 1;
-            say(&format!("FAILED  workspace: {sentence}\n{error:#}"));
+            let line = format!("FAILED  workspace: {sentence}\n{error:#}");
+            say(&line);
+            tally.fail(&line);
         }
     }
 }
@@ -92,6 +97,17 @@ fn count(text: &str) -> (usize, usize) {
     })
 }
 
+/// The names of the tests that have failed, or the last words of a build that has.
+fn failures(text: &str) -> String {
+    let names = text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        let last: Vec<&str> = text.lines().filter(|line| line.starts_with("error")).take(5).collect();
+        return last.join("; ");
+    }
+    names.join(", ")
+}
+
 fn before(line: &str, word: &str) -> usize {
     let head = line.split(word).next().unwrap_or("");
     head.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
@@ -103,5 +119,12 @@ mod tests {
     fn results_of_cargo_are_added_up() {
         let text = "test result: ok. 3 passed; 1 failed; 0 ignored\nx\ntest result: ok. 20 passed; 0 failed; 0 ignored\n";
         assert_eq!(super::count(text), (23, 1));
+    }
+
+    #[test]
+    fn what_failed_is_told_by_name() {
+        let text = "test a::b ... ok\ntest a::c ... FAILED\nerror: test failed, to rerun pass `--lib`\n";
+        assert_eq!(super::failures(text), "a::c");
+        assert_eq!(super::failures("x\nerror[E0308]: mismatched types\n"), "error[E0308]: mismatched types");
     }
 }

@@ -39,7 +39,9 @@ const LATE: Duration = Duration::from_millis(25);
 /// An HTTP/2 server has sent its settings to a client that is still silent: it is most likely about to speak
 /// HTTP/2. After this long it gets to see them.
 const UNANSWERED_SETTINGS: Duration = Duration::from_millis(250);
-/// How long a client whose connection no endpoint took may take to speak HTTP, and be told why, before it is reset.
+/// How long a client whose connection no endpoint took, or whose endpoint ended without a word, may take to speak HTTP,
+/// before it sees that. It is then told why, or served by another: what looks like a client that waits for the server
+/// may be one that is short of processor time, and the pod that was opened for it may have been about to end.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The same where requests may fare better: a policy that refused it may allow them, and the port's rules may lead them
 /// elsewhere than to a Service that has no endpoints itself.
@@ -263,14 +265,18 @@ pub(super) async fn decide(
         () = opened.answered() => None,
     };
     if words.is_none() {
-        match opened.greeting() {
-            Greeting::Opaque => teach(port, Learned::ServerFirst),
-            Greeting::None => {}
-            Greeting::Settings => {
-                let listening = listen(&mut stream, &mut buffer, Some(UNDECIDED));
-                let heard = timeout(UNANSWERED_SETTINGS, listening).await.ok().transpose();
-                words = heard.inspect_err(|_| opened.break_off())?;
+        let patience = match opened.greeting() {
+            Greeting::Opaque => {
+                teach(port, Learned::ServerFirst);
+                None
             }
+            Greeting::None => (port.learned.get() != Learned::ServerFirst).then_some(PATIENCE),
+            Greeting::Settings => Some(UNANSWERED_SETTINGS),
+        };
+        if let Some(patience) = patience {
+            let listening = listen(&mut stream, &mut buffer, Some(UNDECIDED));
+            let heard = timeout(patience, listening).await.ok().transpose();
+            words = heard.inspect_err(|_| opened.break_off())?;
         }
     }
     if let Some(Words::Known(protocol)) = words {

@@ -3,6 +3,7 @@
 mod connecting;
 mod copies;
 mod http2_clients;
+mod silent;
 
 use std::cell::Cell;
 use std::sync::Arc;
