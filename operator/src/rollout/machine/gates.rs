@@ -123,6 +123,24 @@ impl Evaluation<'_> {
         self.show_shortage(message, Some(since));
     }
 
+    /// Whether there are pods of the approved version, and none of them is ready.
+    pub(super) fn is_stable_unready(&self, target: &WorkloadSeen) -> bool {
+        let mut pods = self.stable_pods(target).peekable();
+        pods.peek().is_some() && !pods.any(|pod| pod.containers_ready)
+    }
+
+    /// Neither version has a ready pod: the new one gets requests, and its time begins when another could serve.
+    pub(super) fn show_nobody_ready(&mut self) {
+        let message = format!(
+            "no pod of revision {} is ready, and none of revision {} either, see {}{}",
+            self.status.canary_revision,
+            self.status.approved_revision,
+            self.pods_command("describe"),
+            self.paused_hint()
+        );
+        self.show_shortage(message, None);
+    }
+
     /// The target is scaled to zero in the middle of a rollout, as a user wants it.
     pub(super) fn show_scaled_to_zero(&mut self) {
         let message = "the target is scaled to 0 replicas, and the step waits";

@@ -110,6 +110,12 @@ impl Evaluation<'_> {
             }
             return true;
         }
+        if exposed && self.is_stable_unready(target) {
+            // What both versions lack, the new one is not to blame for, and to fail it would send all requests to nobody.
+            self.status.unready_since = Some(Time(self.seen.now));
+            self.show_nobody_ready();
+            return true;
+        }
         let patience = match exposed {
             false => i64::from(target.progress_deadline),
             true if none => i64::from(target.progress_deadline).max(BROKEN_AFTER),

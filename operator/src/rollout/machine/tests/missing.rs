@@ -209,6 +209,25 @@ fn a_pod_that_stays_ready_after_a_crash_is_forgiven() {
 }
 
 #[test]
+fn what_both_versions_lack_fails_neither() {
+    let mut world = serving();
+    // A database is down on which the readiness of both depends; the pods that come back first are stable ones.
+    world.target().pods.iter_mut().for_each(|pod| pod.containers_ready = false);
+    world.run(300);
+    assert_eq!(world.status.phase, Phase::Progressing);
+    let capacity = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
+    assert!(capacity.message.contains("is ready, and none of revision"), "{}", capacity.message);
+    assert_eq!(count(&world, EventReason::TooFewPods), 1);
+    for pod in world.target().pods.iter_mut().filter(|pod| pod.revision != "new") {
+        pod.containers_ready = true;
+    }
+    world.run(100);
+    assert_eq!(world.status.phase, Phase::Progressing, "its time begins now");
+    world.run(30);
+    assert_eq!(world.status.phase, Phase::Failed, "its pods alone did not come back");
+}
+
+#[test]
 fn a_hold_that_is_shorter_than_the_first_comparison_of_latencies_fails_no_good_version() {
     let mut world = World::new(json!({
         "steps": [{"weight": 50, "hold": "1s"}],
