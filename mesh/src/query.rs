@@ -15,6 +15,7 @@ pub use routes::{RouteBackend, RouteRow, Routes, RuleName};
 
 mod evidence;
 mod routes;
+mod secured;
 
 /// The audience of tokens that the operator takes here.
 pub const AUDIENCE: &str = "tulle.dev/query";

@@ -57,7 +57,7 @@ fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) ->
             party(&edge.destination, namespace),
             edge.port.map_or_else(|| human::UNKNOWN.to_owned(), |port| port.to_string()),
             edge.protocol.clone(),
-            if edge.mtls { "yes" } else { "no" }.to_owned(),
+            secured(edge.is_secured()),
             human::rate(golden.rps),
             stat::success(golden, output),
             human::millis(golden.p99_ms),
@@ -76,6 +76,16 @@ fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) ->
         cells
     });
     Table { rows: rows.collect(), headers }
+}
+
+/// Whether mTLS secures it, as a cell.
+pub fn secured(secured: Option<bool>) -> String {
+    match secured {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => human::UNKNOWN,
+    }
+    .to_owned()
 }
 
 /// The zones of the pods at both ends: `eu-a > eu-a,eu-b`.

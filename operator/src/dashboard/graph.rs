@@ -4,7 +4,7 @@
 use maud::{Markup, html};
 use tulle_mesh::query::{Edge, Party};
 
-use super::words::{address_of, latency, party, percent, rate};
+use super::words::{address_of, latency, party, percent, rate, secured};
 
 /// Boxes on one side. The table has the rest.
 const MOST: usize = 12;
@@ -104,7 +104,7 @@ fn link(edge: &Edge, from: (f64, f64), to: (f64, f64)) -> Markup {
     // At the box that stands in a column: at the other end all lines meet.
     let label_y = if from.0 <= BOX_WIDTH { y1 } else { y2 } - 5.0;
     let (label_x, anchor) = if from.0 <= BOX_WIDTH { (x1 + 4.0, "start") } else { (x2 - 4.0, "end") };
-    let class = if edge.mtls { "edge" } else { "edge plain" };
+    let class = if edge.is_secured() == Some(false) { "edge plain" } else { "edge" };
     html! {
         path class=(class) d=(path) {}
         text.label x=(format!("{label_x:.1}")) y=(format!("{label_y:.1}")) text-anchor=(anchor) { (flow(edge)) }
@@ -113,13 +113,17 @@ fn link(edge: &Edge, from: (f64, f64), to: (f64, f64)) -> Markup {
 
 /// The text at a line. Where a lock would say it by a picture, this says it by a word.
 fn flow(edge: &Edge) -> String {
-    let secured = if edge.mtls { "mTLS" } else { "plain" };
+    let how = match edge.is_secured() {
+        Some(true) => " mTLS",
+        Some(false) => " plain",
+        None => "",
+    };
     match edge.golden.success {
         Some(success) if success < 1.0 => {
             let failed = percent(Some(1.0 - success));
-            format!("{}/s {secured}, {failed} fail", rate(edge.golden.rps))
+            format!("{}/s{how}, {failed} fail", rate(edge.golden.rps))
         }
-        _ => format!("{}/s {secured}", rate(edge.golden.rps)),
+        _ => format!("{}/s{how}", rate(edge.golden.rps)),
     }
 }
 
@@ -189,7 +193,7 @@ fn table(title: &str, edges: &[Edge], other: fn(&Edge) -> &Party) -> Markup {
                                 }
                             }
                             td { (edge.protocol) }
-                            td { @if edge.mtls { "mTLS" } @else { "plain text" } }
+                            td { (secured(edge.is_secured())) }
                             td.number data-v=(edge.golden.rps) { (rate(edge.golden.rps)) }
                             td.number data-v=[edge.golden.success] { (percent(edge.golden.success)) }
                             td.number data-v=[edge.golden.p99_ms] { (latency(edge.golden.p99_ms)) }

@@ -138,6 +138,15 @@ pub fn rate(per_second: f64) -> String {
     }
 }
 
+/// Whether mTLS secures what was sent; nothing may have been.
+pub fn secured(secured: Option<bool>) -> &'static str {
+    match secured {
+        Some(true) => "mTLS",
+        Some(false) => "plain text",
+        None => "nothing sent",
+    }
+}
+
 /// A part as a percentage. Rounded down, so that a single failure never shows as 100 %.
 pub fn percent(part: Option<f64>) -> String {
     let Some(part) = part.filter(|part| part.is_finite()) else { return NONE.to_owned() };

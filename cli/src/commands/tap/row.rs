@@ -73,7 +73,7 @@ impl Columns {
             dash(&request.path),
             status(request),
             human::millis(Some(request.latency_ms)),
-            if request.mtls { "yes" } else { "no" }.to_owned(),
+            edges::secured(request.is_secured()),
             dash(request.reason.as_deref().unwrap_or_default()),
         ];
         if self.wide {

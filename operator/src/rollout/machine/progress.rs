@@ -35,6 +35,9 @@ impl Evaluation<'_> {
         let obstructed = self.is_obstructed(target);
         if obstructed {
             self.no_longer_short();
+            if self.is_on_trial() && self.is_ungated_revision(target) {
+                self.carry_what_stable_cannot(target);
+            }
         }
         let waits = broken && is_exposed(&self.status);
         if !self.is_on_trial() || waits || obstructed {
@@ -70,6 +73,24 @@ impl Evaluation<'_> {
                 Some(_) => self.decide(&step),
             }
         }
+    }
+
+    /// Where no gate holds the new pods back, Kubernetes replaces the stable ones whatever the weight. What those that are
+    /// left cannot carry goes to the new ones: a few pods would get the requests of all.
+    fn carry_what_stable_cannot(&mut self, target: &WorkloadSeen) {
+        let stable = self.stable_pods(target).filter(|pod| pod.containers_ready).count();
+        let Some(carried) = (100 * stable).checked_div(target.replicas as usize) else { return };
+        let lacking = 100u32.saturating_sub(u32::try_from(carried).unwrap_or(100));
+        let others = self.pods_on_trial(target).any(|pod| pod.containers_ready);
+        if !others || lacking <= self.status.weight {
+            return;
+        }
+        let message = format!(
+            "{lacking}% to revision {}: {stable} of {} stable pods are left, and its pods have no readiness gate that would hold Kubernetes back",
+            self.status.canary_revision, target.replicas
+        );
+        self.expose(lacking, self.status.steering.clone());
+        self.event(EventReason::WeightChanged, message);
     }
 
     /// Copies end with their step. A pause may last for days, and the new version carries every copy out.

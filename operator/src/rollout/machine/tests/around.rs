@@ -40,6 +40,23 @@ fn a_revision_without_gates_holds_its_step_and_serves_as_soon_as_it_is_all_there
 }
 
 #[test]
+fn what_stable_pods_cannot_carry_any_more_goes_to_a_revision_without_gates() {
+    let mut world = World::quick();
+    deploy_without_gate(&mut world);
+    world.run(5);
+    assert_eq!(world.status.weight, 0, "all four stable pods are left");
+    for left in (1..4).rev() {
+        let old = world.target().pods.iter().position(|pod| pod.revision != "new").unwrap();
+        world.target().pods[old] = pod(&format!("new-{left}"), "new", false);
+        let actions = world.run(5);
+        assert_eq!(world.status.weight, 100 - 25 * left, "{left} stable pods are left");
+        assert_eq!(events(&actions, EventReason::WeightChanged), 1);
+        assert_eq!(world.condition("Split"), ("False", "NoGate"));
+    }
+    assert_ne!(world.status.approved_revision, "new");
+}
+
+#[test]
 fn a_failed_revision_without_gates_serves_as_soon_as_it_is_all_there_is() {
     let mut world = World::quick();
     deploy_without_gate(&mut world);
