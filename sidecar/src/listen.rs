@@ -20,14 +20,13 @@ const BACKLOG: i32 = 4096;
 pub const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(25)).with_interval(Duration::from_secs(20));
 
-/// The same between sidecars, whose connections carry the requests of many clients: a node that has died is noticed
-/// within 15 s of silence.
+/// The same between sidecars, whose connections carry the requests of many clients.
 const MESH_KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
-/// How long bytes between sidecars may stay unacknowledged. The kernel sends them again after 0.2, 0.6, 1.4, 3, 6.2 and
-/// 12.6 s: a connection survives an outage of ten seconds. Not for other connections: the kernel also ends one whose
-/// peer reads nothing for this long, and applications may do that.
-const MESH_UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// How long bytes between sidecars may stay unacknowledged: a little longer than an answer to a ping may take where
+/// streams run that nobody can repeat, so that it is not the kernel that decides. Not for other connections: it also ends
+/// one whose peer reads nothing for this long, and applications may do that.
+pub const MESH_UNACKNOWLEDGED: Duration = Duration::from_secs(70);
 
 /// Shares of the descriptors that connections may take, in percent. The rest is for the sidecar's own: the operator,
 /// probes, the admin port, and the second half of connections that have been accepted.
@@ -67,7 +66,7 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Watches a connection between sidecars, so that one whose other end has died ends within 15 s.
+/// Watches a connection between sidecars, so that one whose other end has died ends.
 ///
 /// # Errors
 /// The connection is gone.

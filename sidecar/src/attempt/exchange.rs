@@ -225,9 +225,10 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, En
             let (mut head, report) = parse(block, method).map_err(End::Final)?;
             // After an upgrade the end is that of the tunnel.
             let end = !head.upgrade && receiver.take_end();
+            // No length: gRPC would take it for a trailer of its server's. An HTTP/1 client gets one, see `close_frame`.
             if end && matches!(head.framing, Framing::UntilClose | Framing::Chunked) {
                 head.keep_alive = !closes;
-                head.framing = Framing::Length(0);
+                head.framing = Framing::None;
             }
             if end && matches!(head.framing, Framing::Length(1..)) {
                 // The client would take the next answer for its body.

@@ -169,6 +169,8 @@ fn framing(headers: &mut Vec<(Bytes, Bytes)>, end: bool) -> Result<Framing, Fail
         return Err(Failure::ClientBadRequest("a Content-Length that is not a plain number"));
     }
     Ok(match (end, length) {
+        // Said, it arrives: some servers want to know that a POST has no body.
+        (true, Some(0)) => Framing::Length(0),
         (true, _) => Framing::None,
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,

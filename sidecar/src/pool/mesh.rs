@@ -18,6 +18,7 @@ use tulle_mesh::identity::WorkloadId;
 use super::{Gate, IMPATIENT, connect, entry, handshake_limit, not_connected};
 use crate::error::Failure;
 use crate::io::Prefixed;
+use crate::listen::MESH_UNACKNOWLEDGED;
 use crate::tls::store::Configs;
 use crate::tls::{TlsStore, peer_identity};
 use crate::wire::{Connection, Receiver, Role, Sender, TLS_BUFFER, drive};
@@ -40,8 +41,6 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A connection is replaced at this age, and up to a tenth earlier, so that buffers that have grown are given
 /// back (a peer keeps 700 KB per connection for ever).
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// The kernel gives a connection up when the peer has acknowledged nothing for this long: its node is dead.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// Connections to other sidecars.
 pub struct MeshPool {
@@ -236,7 +235,7 @@ async fn open_connection(
     let failed = |error: &dyn std::fmt::Display| not_connected(address, "TLS", error);
     let configs = tls.current().ok_or(Failure::OursNoCertificate)?;
     let stream = connect(address.into(), limit).await?;
-    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)).map_err(|error| failed(&error))?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(MESH_UNACKNOWLEDGED)).map_err(|error| failed(&error))?;
     // The name is not sent; whom we expect is compared below.
     let name = ServerName::try_from("mesh.tulle").map_err(|error| failed(&error))?;
     let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client))

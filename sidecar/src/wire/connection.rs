@@ -77,6 +77,8 @@ pub(super) struct Shared {
     /// No new streams: the peer said so, or the connection is too old.
     pub(super) draining: bool,
     pub(super) closed: bool,
+    /// The peer has not answered a ping, and may be gone.
+    pub(super) suspect: bool,
     /// Control frames received in the current second.
     pub(super) control_frames: u32,
 }
@@ -140,6 +142,7 @@ impl Connection {
                 accept_waiter: None,
                 draining: false,
                 closed: false,
+                suspect: false,
                 control_frames: 0,
             })),
         }
@@ -219,7 +222,8 @@ impl Connection {
 
 impl Shared {
     fn takes_streams(&self) -> bool {
-        !self.draining && !self.closed && self.streams.len() < MAX_STREAMS && self.waiting() < NO_MORE_STREAMS
+        let takes_any = !self.draining && !self.closed && !self.suspect;
+        takes_any && self.streams.len() < MAX_STREAMS && self.waiting() < NO_MORE_STREAMS
     }
 
     /// Bytes that wait to be written.
@@ -290,6 +294,25 @@ impl Shared {
             self.wake_driver();
         }
         was_here
+    }
+
+    /// The peer may be gone: streams that wait for their answer are lost, so that their requests may go elsewhere, and none
+    /// is opened until something arrives. Returns whether there is one left, whose answer has begun: nobody can repeat that.
+    pub(super) fn suspect(&mut self) -> bool {
+        self.suspect = true;
+        // To the peer, should it be there after all, as if the request was given up or the application had failed.
+        let code = if self.role == Role::Client { Code::Cancel } else { Code::UpstreamFailed };
+        let Self { streams, out, bulk, .. } = self;
+        streams.retain(|id, state| {
+            let mut state = state.borrow_mut();
+            if !state.is_answered() {
+                out.frame(Kind::Reset, 0, *id, &code.to_u32().to_be_bytes());
+                bulk.retain(|other| other != id);
+                state.push(Event::Lost);
+            }
+            state.is_answered()
+        });
+        !streams.is_empty()
     }
 
     /// Ends everything; streams see that their connection is gone. Returned are those that nobody has accepted,

@@ -22,6 +22,10 @@ const BUSY_PING: Duration = Duration::from_secs(3);
 /// How long the answer to that ping may take. A sidecar that gets no CPU for this long is rare. Where this process got
 /// none either, as when a node was paused, that time does not count.
 const BUSY_ANSWER: Duration = Duration::from_secs(5);
+/// The same for streams whose answer has begun (opaque connections, tunnels, bodies on their way), which nobody can repeat:
+/// without sidecars, an outage of the network or a paused node costs them nothing. The kernel sends again what is not
+/// acknowledged after 25 and 51 s, so that a connection gets through an outage of 50 s.
+const BEGUN_ANSWER: Duration = Duration::from_secs(60);
 /// How often a connection that moves something looks at its streams, limits and buffers.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -151,7 +155,8 @@ impl Driver {
         match &mut self.pinged {
             Some(ticks) => {
                 *ticks += 1;
-                if TICK * *ticks >= answer {
+                let waited = TICK * *ticks;
+                if waited >= answer && (waited >= BEGUN_ANSWER || !shared.suspect()) {
                     return Err(DriveError::Silent);
                 }
             }
@@ -198,7 +203,9 @@ impl Driver {
         };
         if std::mem::take(&mut self.input.heard) {
             self.heard = Instant::now();
-            self.pinged = None;
+            if self.pinged.take().is_some() {
+                connection.shared.borrow_mut().suspect = false;
+            }
             self.stirred = true;
         }
         Ok(if closed { Poll::Ready(()) } else { Poll::Pending })

@@ -73,6 +73,8 @@ pub(super) struct StreamState {
     receive_ended: bool,
     /// The peer has sent its end, read or not.
     peer_ended: bool,
+    /// The head of the answer has come, or gone.
+    answered: bool,
     failed: Option<StreamError>,
 }
 
@@ -95,6 +97,7 @@ impl StreamState {
             send_ended,
             receive_ended: false,
             peer_ended: false,
+            answered: false,
             failed: None,
         }))
     }
@@ -104,6 +107,7 @@ impl StreamState {
             Event::Reset(code) => self.failed = Some(StreamError::Reset(*code)),
             Event::Lost => self.failed = Some(StreamError::Lost),
             Event::End => self.peer_ended = true,
+            Event::Head(_) => self.answered = true,
             _ => {}
         }
         if self.failed.is_some()
@@ -172,6 +176,11 @@ impl StreamState {
     /// Whether the peer has ended its direction.
     pub(super) fn has_ended(&self) -> bool {
         self.peer_ended
+    }
+
+    /// Whether its answer has begun: to an opaque connection, that the application has taken it.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
     }
 
     /// Heads and trailers that nobody has read yet: how many, and their bytes.
@@ -282,6 +291,7 @@ impl Sender {
 
     /// Sends the head of an answer.
     pub fn head(&self, head: &[u8], end: bool) {
+        self.state.borrow_mut().answered = true;
         self.block(Kind::Head, head, end);
     }
 

@@ -1,5 +1,7 @@
 //! Two ends of a connection in one process.
 
+mod suspect;
+
 use std::future::poll_fn;
 use std::time::Duration;
 

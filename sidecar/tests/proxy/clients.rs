@@ -288,3 +288,37 @@ async fn a_reset_behind_the_head_says_what_the_server_said() {
         }
     }
 }
+
+/// Answers with a head that is the end.
+async fn answer_with_head_alone(stream: TcpStream, lengths: bool) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((_request, mut respond))) = connection.accept().await {
+        let answer = http::Response::builder().header("content-type", "application/grpc");
+        let answer = answer.header("grpc-status", "5").header("x-t", "1");
+        let answer = if lengths { answer.header("content-length", "0") } else { answer };
+        respond.send_response(answer.body(()).unwrap(), true).unwrap();
+    }
+}
+
+/// gRPC takes every header of such an answer for a trailer of its server's (Trailers-Only).
+#[tokio::test]
+async fn an_answer_that_is_its_head_alone_has_the_headers_that_were_sent() {
+    let cluster = Cluster::start().await;
+    for meshed in [false, true] {
+        let pod = cluster.pod(meshed).await;
+        for lengths in [false, true] {
+            let application = Application::start(&pod, move |stream| answer_with_head_alone(stream, lengths));
+            let service = cluster.service(Spoken::Http2.declared(), &[&application.port]).await;
+            let client = Client::new(cluster.client.dial(service).await).await;
+            let mut send = client.send().ready().await.unwrap();
+            let (answer, _) = send.send_request(http2::request("POST"), true).unwrap();
+            let answer = within(answer).await.unwrap();
+            assert!(answer.body().is_end_stream());
+            let mut names: Vec<&str> = answer.headers().keys().map(|name| name.as_str()).collect();
+            names.sort_unstable();
+            let length: &[&str] = if lengths { &["content-length"] } else { &[] };
+            let sent = [length, &["content-type", "grpc-status", "x-t"]].concat();
+            assert_eq!(names, sent, "meshed: {meshed}");
+        }
+    }
+}
