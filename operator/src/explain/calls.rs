@@ -81,6 +81,9 @@ pub(super) fn of(
     for policy in policies {
         made.notes.push_str(&waiting(world, policy));
     }
+    if let Some(backend) = backend {
+        made.notes.push_str(&unheld(world, route, backend));
+    }
     made.notes.push_str(&tried(route.shadow.as_ref()));
     made
 }
@@ -200,6 +203,45 @@ fn waiting(world: &World<'_>, policy: &proto::ObjectRef) -> String {
         text if text.is_empty() => text,
         text => format!("{text} for {}", words::object("MeshPolicy", policy)),
     }
+}
+
+/// The sections of a backend's policies that do not hold for who reaches it through a route, as the end of a sentence.
+fn unheld(world: &World<'_>, route: &proto::ServiceRoute, backend: &proto::Backend) -> String {
+    let service: Key = (backend.namespace.as_str().into(), backend.name.as_str().into());
+    if service == world.dialled.key {
+        return String::new();
+    }
+    let (of_backend, _) = world.model.traffic_for(&service);
+    let own = decided_by_dialled(of_backend.as_ref());
+    let holding = decided_by_dialled(route.traffic.as_ref());
+    // A policy for a whole namespace may be that of both.
+    let sections: Vec<String> = own
+        .into_iter()
+        .zip(holding)
+        .filter(|((_, own), (_, holding))| own.is_some() && own != holding)
+        .map(|((name, own), _)| format!("{name} of {}", words::policy(own)))
+        .collect();
+    let (does, it) = match sections.len() {
+        0 => return String::new(),
+        1 => ("does", "it"),
+        _ => ("do", "them"),
+    };
+    let is_http = route.rules.as_ref().is_some_and(|rules| rules.kind() == proto::RouteKind::Http);
+    let or = if is_http { " or, for timeouts and retries, in the rule of the route" } else { "" };
+    let (namespace, name) = &world.dialled.key;
+    format!(
+        "; {} {does} not hold, because the client dials Service {namespace}/{name}: set {it} in a MeshPolicy for that Service{or}",
+        sections.join(", ")
+    )
+}
+
+/// The sections that are those of the Service that is dialled, whatever the backend, with their policies.
+fn decided_by_dialled(traffic: Option<&proto::Traffic>) -> [(&'static str, Option<&proto::ObjectRef>); 3] {
+    [
+        ("timeout", traffic.and_then(|traffic| traffic.timeout.as_ref()?.policy.as_ref())),
+        ("retry", traffic.and_then(|traffic| traffic.retry.as_ref()?.policy.as_ref())),
+        ("faults", traffic.and_then(|traffic| traffic.faults.as_ref()?.policy.as_ref())),
+    ]
 }
 
 /// What policies in Shadow would set for these calls, as the end of a sentence.

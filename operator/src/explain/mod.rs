@@ -5,6 +5,7 @@
 //!   stages   the client's side of a request: source, address, protocol, route, backend, split
 //!   asked    a request as rules look at it
 //!   calls    what policies and routes say about the calls to a Service
+//!   rules    rules of routes by name, and which are not in force as they are written
 //!   server   the server's side: endpoint, TLS, access, limits
 //!   endpoints  where a Service's pods listen, and why none does
 //!   access   who may reach what, and the least policies that the traffic seen needs
@@ -21,6 +22,7 @@ mod asked;
 mod calls;
 mod diff;
 mod endpoints;
+mod rules;
 mod server;
 mod stages;
 mod words;

@@ -10,9 +10,10 @@ use tulle_mesh::proto::{self, Protocol, ResourceType, filter};
 use tulle_mesh::route::{Matcher, Requested, location, rewritten_path};
 
 use super::asked::{Asked, steers};
+use super::rules::{flaw_of, key_of, left_out, name_of, reference_of};
 use super::{Ended, Trace, World, body, calls, words};
 use crate::discovery::Acknowledgement;
-use crate::model::gateway::{RouteKey, RouteKind, Standings};
+use crate::model::gateway::Standings;
 use crate::model::{EndpointsName, Key};
 
 /// Reasons that an answer names at most for what did not match.
@@ -27,6 +28,8 @@ pub(super) struct Taken {
     object: String,
     /// The path prefix that matched.
     prefix: Option<String>,
+    /// Why the rule answers every request with an error.
+    flaw: Option<String>,
 }
 
 /// Where a request goes.
@@ -185,6 +188,7 @@ pub(super) fn route(
             reasons if reasons.is_empty() => "the route has no rule that could take it".to_owned(),
             reasons => format!("no rule takes it: {reasons}"),
         };
+        let because = format!("{because}{}", left_out(world, rules));
         return Err(trace.stop("route", first_route(rules), because, answer));
     };
     let (object, waiting) = route_of(world, rules, rule);
@@ -198,7 +202,7 @@ pub(super) fn route(
             because = format!("{because}; before it, {others}");
         }
     }
-    because.push_str(&waiting);
+    because = format!("{because}{waiting}{}", left_out(world, rules));
     if let Some((status, url)) = redirected(world, &rule.filters, prefix.as_deref()) {
         let because = format!("{because}; it redirects to {url}");
         return Err(trace.stop(
@@ -216,7 +220,7 @@ pub(super) fn route(
         ),
         _ => trace.pass("route", object.clone(), because),
     }
-    Ok(Taken { rule: Some(rule.clone()), object, prefix })
+    Ok(Taken { flaw: flaw_of(world, rules, number, rule), rule: Some(rule.clone()), object, prefix })
 }
 
 /// The Service or backend that it goes to, and under which sections.
@@ -250,7 +254,7 @@ pub(super) fn backend(
     let Some(chosen) = chosen else {
         let because = match weighted().next() {
             Some(backend) => format!("backend {} does not exist or may not be used", service_name(backend)),
-            None => "the rule has no backend with a weight".to_owned(),
+            None => taken.flaw.clone().unwrap_or_else(|| "the rule has no backend with a weight".to_owned()),
         };
         return Err(trace.stop(
             "backend",
@@ -491,20 +495,6 @@ fn rewritten(sent: &str, filters: &[proto::Filter], taken: &Taken) -> Option<Str
     Some(query.map_or_else(|| path.clone(), |query| format!("{path}?{query}")))
 }
 
-/// The route that a rule is of.
-fn reference_of<'r>(
-    rules: &'r proto::Rules,
-    rule: &proto::RouteRule,
-) -> Option<(&'r proto::RouteRef, &'r proto::ObjectRef)> {
-    let reference = usize::try_from(rule.route).ok().and_then(|number| rules.routes.get(number))?;
-    Some((reference, reference.object.as_ref()?))
-}
-
-fn key_of(reference: &proto::RouteRef, object: &proto::ObjectRef) -> Option<RouteKey> {
-    let kind = RouteKind::of(reference.kind())?;
-    Some(RouteKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() })
-}
-
 /// The route that a rule is of, and which sidecars do not enforce it yet.
 fn route_of(world: &World<'_>, rules: &proto::Rules, rule: &proto::RouteRule) -> (String, String) {
     let Some((reference, object)) = reference_of(rules, rule) else {
@@ -541,15 +531,6 @@ pub(super) fn enforced(
 fn first_route(rules: &proto::Rules) -> String {
     let first = rules.routes.first().and_then(|route| Some((route.kind(), route.object.as_ref()?)));
     first.map(|(kind, object)| words::object(words::route_kind(kind), object)).unwrap_or_default()
-}
-
-fn name_of(world: &World<'_>, rules: &proto::Rules, number: usize, rule: &proto::RouteRule) -> String {
-    // Rules are numbered within their own route, from 0, as in conditions of the route's status and in `tulle routes`.
-    let before = rules.rules.iter().take(number).filter(|other| other.route == rule.route).count();
-    let name = if rule.name.is_empty() { String::new() } else { format!(" ({})", rule.name) };
-    let key = reference_of(rules, rule).and_then(|(reference, object)| key_of(reference, object));
-    let index = key.and_then(|key| world.model.rule_index(&key, before)).unwrap_or(before);
-    format!("rules[{index}]{name}")
 }
 
 /// Why the matches before the one that takes a request do not; `taken`: the rule that does.

@@ -5,6 +5,7 @@ use tulle_crds::{MeshPolicy, WorkloadKind};
 
 mod diff;
 mod reached;
+mod routed;
 mod seen;
 mod suggested;
 

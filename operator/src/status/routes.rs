@@ -210,9 +210,11 @@ pub fn acknowledged(accepted: bool, seen: &RouteAcknowledgement) -> Decided {
         _ if *holding == 0 && accepted => {
             (Truth::Unknown, "NotInUse", "no sidecar uses this route yet".to_owned())
         }
-        _ if *holding == 0 => {
-            (Truth::Unknown, "NotAccepted", "no sidecar holds this route: it is not accepted".to_owned())
-        }
+        _ if *holding == 0 => (
+            Truth::Unknown,
+            "NotAccepted",
+            "no sidecar holds this route for this parent: it is not accepted".to_owned(),
+        ),
         (0, _) => (Truth::True, "Acknowledged", format!("{holding} of {holding} sidecars")),
         (count, refusal) => {
             let mut names: Vec<&str> = behind.iter().map(String::as_str).take(MOST_NAMES).collect();

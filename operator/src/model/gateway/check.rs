@@ -168,7 +168,9 @@ fn retry(spec: &RetrySpec) -> Result<proto::RouteRetry, Flaw> {
     let mut codes = Vec::with_capacity(spec.codes.len());
     for code in &spec.codes {
         let valid = u32::try_from(*code).ok().filter(|code| (400..=599).contains(code));
-        codes.push(valid.ok_or_else(|| Flaw::unsupported(format!("retry of status code {code}")))?);
+        codes.push(valid.ok_or_else(|| {
+            Flaw::unsupported(format!("retry of status code {code}, which is not from 400 to 599"))
+        })?);
     }
     Ok(proto::RouteRetry {
         codes,
@@ -183,13 +185,21 @@ fn session(spec: &SessionSpec, default_name: &str) -> Result<proto::SessionPersi
     let kind = match spec.kind.as_deref() {
         None | Some("Cookie") => Type::Cookie,
         Some("Header") => Type::Header,
-        Some(other) => return Err(Flaw::unsupported(format!("session persistence of type {other}"))),
+        Some(other) => {
+            return Err(Flaw::unsupported(format!(
+                "session persistence of type {other}, which is neither Cookie nor Header"
+            )));
+        }
     };
     let lifetime = spec.cookie_config.as_ref().and_then(|config| config.lifetime_type.as_deref());
     let permanent = match lifetime {
         None | Some("Session") => false,
         Some("Permanent") => true,
-        Some(other) => return Err(Flaw::unsupported(format!("cookie lifetime {other}"))),
+        Some(other) => {
+            return Err(Flaw::unsupported(format!(
+                "cookie lifetime {other} is neither Session nor Permanent"
+            )));
+        }
     };
     let name = spec.session_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(default_name);
     filter::check_name(name).map_err(|flaw| flaw.at("session"))?;
@@ -208,7 +218,7 @@ fn session(spec: &SessionSpec, default_name: &str) -> Result<proto::SessionPersi
 /// A duration of GEP-2257 in milliseconds: one to four whole numbers of at most five digits with a unit each, which
 /// are added. At most 49 days, which is what the number can say.
 fn millis(text: &str) -> Result<u32, Flaw> {
-    let invalid = || Flaw::unsupported(format!("duration {text:?}"));
+    let invalid = || Flaw::unsupported(format!("duration {text:?} is not as in 500ms, 10s or 1h30m"));
     let (mut rest, mut total, mut parts) = (text, 0_u64, 0);
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;

@@ -95,7 +95,10 @@ fn header(spec: &HeaderSpec) -> Result<proto::Header, Flaw> {
     check_name(&spec.name)?;
     let is_text = |byte: u8| byte == b'\t' || byte == b' ' || byte.is_ascii_graphic();
     if !spec.value.bytes().all(is_text) {
-        return Err(Flaw::unsupported(format!("value {:?} of header {}", spec.value, spec.name)));
+        return Err(Flaw::unsupported(format!(
+            "value {:?} of header {} has a character other than visible ASCII, space and tab",
+            spec.value, spec.name
+        )));
     }
     Ok(proto::Header { name: spec.name.clone(), value: spec.value.trim().to_owned() })
 }
@@ -106,7 +109,9 @@ fn header(spec: &HeaderSpec) -> Result<proto::Header, Flaw> {
 /// Why not.
 pub(super) fn check_name(name: &str) -> Result<(), Flaw> {
     if !is_token(name) {
-        return Err(Flaw::unsupported(format!("header name {name:?}")));
+        return Err(Flaw::unsupported(format!(
+            "header name {name:?} is not of letters, digits and !#$%&'*+-.^_`|~ only"
+        )));
     }
     if !headers::is_editable(name) {
         return Err(Flaw::unsupported(format!("header {name} cannot be changed")));
@@ -130,7 +135,7 @@ fn mirror(spec: &MirrorSpec) -> Result<FilterTerm, Flaw> {
         (Some(fraction), _) => (fraction.numerator, fraction.denominator.unwrap_or(100)),
         (None, percent) => (percent.unwrap_or(100), 100),
     };
-    let invalid = || Flaw::unsupported(format!("fraction {numerator}/{denominator}"));
+    let invalid = || Flaw::unsupported(format!("fraction {numerator}/{denominator} is not from 0 to 1"));
     let part = |number: i64| u32::try_from(number).map_err(|_| invalid());
     let (numerator, denominator) = (part(numerator)?, part(denominator)?);
     if denominator == 0 || numerator > denominator {
@@ -143,14 +148,15 @@ fn mirror(spec: &MirrorSpec) -> Result<FilterTerm, Flaw> {
 fn redirect(spec: &RedirectSpec, by_prefix: bool) -> Result<proto::Redirect, Flaw> {
     let scheme = spec.scheme.clone().unwrap_or_default();
     if !matches!(scheme.as_str(), "" | "http" | "https") {
-        return Err(Flaw::unsupported(format!("scheme {scheme:?}")));
+        return Err(Flaw::unsupported(format!("scheme {scheme:?} is neither http nor https")));
     }
-    let status = spec.status_code.unwrap_or(302);
-    let status = u32::try_from(status).ok().filter(|status| matches!(status, 301 | 302 | 303 | 307 | 308));
-    let status = status
-        .ok_or_else(|| Flaw::unsupported(format!("status code {}", spec.status_code.unwrap_or_default())))?;
+    let written = spec.status_code.unwrap_or(302);
+    let status = u32::try_from(written).ok().filter(|status| matches!(status, 301 | 302 | 303 | 307 | 308));
+    let status = status.ok_or_else(|| {
+        Flaw::unsupported(format!("status code {written} is not one of 301, 302, 303, 307 and 308"))
+    })?;
     let port = spec.port.map(|port| u16::try_from(port).map_err(|_| port)).transpose();
-    let port = port.map_err(|port| Flaw::unsupported(format!("port {port}")))?;
+    let port = port.map_err(|port| Flaw::unsupported(format!("port {port} is not from 1 to 65535")))?;
     Ok(proto::Redirect {
         scheme,
         hostname: hostname(spec.hostname.as_deref())?,
@@ -173,7 +179,9 @@ fn hostname(name: Option<&str>) -> Result<String, Flaw> {
     if name.bytes().all(is_allowed) {
         Ok(name.to_owned())
     } else {
-        Err(Flaw::unsupported(format!("hostname {name:?}")))
+        Err(Flaw::unsupported(format!(
+            "hostname {name:?} has a character other than letters, digits, - and ."
+        )))
     }
 }
 
@@ -185,11 +193,18 @@ fn path(spec: Option<&PathModifierSpec>, by_prefix: bool) -> Result<Option<proto
             return Err(Flaw::unsupported("ReplacePrefixMatch needs a match of type PathPrefix"));
         }
         "ReplacePrefixMatch" => (path_modifier::Kind::Prefix, &spec.replace_prefix_match),
-        other => return Err(Flaw::unsupported(format!("path modifier of type {other}"))),
+        other => return Err(Flaw::unsupported(format!("path modifier of type {other} is not supported"))),
     };
     let value = value.clone().unwrap_or_default();
-    if !is_visible(&value) || value.contains(['?', '#']) {
-        return Err(Flaw::unsupported(format!("path {value:?}")));
+    if !is_visible(&value) {
+        return Err(Flaw::unsupported(format!(
+            "path {value:?} has a character outside of visible ASCII: write it percent-encoded, such as %20"
+        )));
+    }
+    if value.contains(['?', '#']) {
+        return Err(Flaw::unsupported(format!(
+            "path {value:?} contains ? or #: only the path can be replaced, and the query of the request stays"
+        )));
     }
     Ok(Some(proto::PathModifier { kind: Some(kind(value)) }))
 }
@@ -197,7 +212,7 @@ fn path(spec: Option<&PathModifierSpec>, by_prefix: bool) -> Result<Option<proto
 fn cors(spec: &CorsSpec) -> Result<proto::Cors, Flaw> {
     let lists = [&spec.allow_origins, &spec.allow_methods, &spec.allow_headers, &spec.expose_headers];
     if let Some(value) = lists.into_iter().flatten().find(|value| !is_visible(value)) {
-        return Err(Flaw::unsupported(format!("value {value:?}")));
+        return Err(Flaw::unsupported(format!("value {value:?} has a character outside of visible ASCII")));
     }
     Ok(proto::Cors {
         allow_origins: spec.allow_origins.clone(),

@@ -57,8 +57,12 @@ fn http(spec: &MatchSpec) -> Result<proto::Match, Flaw> {
     let method = match &spec.method {
         None => String::new(),
         Some(MethodSpec::Http(method)) if METHODS.contains(&method.as_str()) => method.clone(),
-        Some(MethodSpec::Http(method)) => return Err(Flaw::unsupported(format!("method {method:?}"))),
-        Some(MethodSpec::Grpc { .. }) => return Err(Flaw::unsupported("a method of gRPC")),
+        Some(MethodSpec::Http(method)) => {
+            return Err(Flaw::unsupported(format!("method {method:?} is not one of {}", METHODS.join(", "))));
+        }
+        Some(MethodSpec::Grpc { .. }) => {
+            return Err(Flaw::unsupported("a method of gRPC, which only a GRPCRoute can name"));
+        }
     };
     Ok(proto::Match {
         path: Some(path(spec.path.as_ref().unwrap_or(&PathSpec::default()))?),
@@ -79,7 +83,9 @@ fn grpc(spec: &MatchSpec) -> Result<proto::Match, Flaw> {
             };
             (part(service)?, part(method)?)
         }
-        Some(MethodSpec::Http(method)) => return Err(Flaw::unsupported(format!("method {method:?}"))),
+        Some(MethodSpec::Http(method)) => {
+            return Err(Flaw::unsupported(format!("method {method:?} is of an HTTPRoute")));
+        }
     };
     Ok(proto::Match {
         headers: headers(&spec.headers)?,
@@ -94,7 +100,9 @@ fn path(spec: &PathSpec) -> Result<proto::ValueMatch, Flaw> {
         MatchType::Exact => Type::Exact,
         MatchType::PathPrefix => Type::Prefix,
         MatchType::RegularExpression => Type::Regex,
-        MatchType::Unknown(name) => return Err(Flaw::unsupported(format!("path match of type {name}"))),
+        MatchType::Unknown(name) => {
+            return Err(Flaw::unsupported(format!("path match of type {name} is not supported")));
+        }
     };
     let value = spec.value.as_deref().unwrap_or("/").to_owned();
     Ok(proto::ValueMatch { r#type: r#type.into(), name: String::new(), value })
@@ -131,8 +139,12 @@ fn compared(kind: Option<&MatchType>, name: String, value: &str) -> Result<proto
     let r#type = match kind.unwrap_or(&MatchType::Exact) {
         MatchType::Exact => Type::Exact,
         MatchType::RegularExpression => Type::Regex,
-        MatchType::PathPrefix => return Err(Flaw::unsupported("match of type PathPrefix")),
-        MatchType::Unknown(name) => return Err(Flaw::unsupported(format!("match of type {name}"))),
+        MatchType::PathPrefix => {
+            return Err(Flaw::unsupported("match of type PathPrefix, which is for paths only"));
+        }
+        MatchType::Unknown(name) => {
+            return Err(Flaw::unsupported(format!("match of type {name} is not supported")));
+        }
     };
     Ok(proto::ValueMatch { r#type: r#type.into(), name, value: value.to_owned() })
 }

@@ -39,7 +39,7 @@ pub use object::{
     MatchType, MethodSpec, MirrorSpec, ParentRef, PathModifierSpec, PathSpec, RedirectSpec, RetrySpec,
     RewriteSpec, RouteKey, RouteKind, RouteObject, RouteSpec, RuleSpec, SessionSpec, TimeoutsSpec, ValueSpec,
 };
-pub use status::{ParentStatus, RouteCondition};
+pub use status::{FlawedRule, ParentStatus, RouteCondition};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;

@@ -5,8 +5,8 @@ use tulle_mesh::event_reason::EventReason;
 use super::super::{Key, Model};
 use super::Held;
 use super::attach::{MAX_RULES, Standing, Standings, is_parent, means, service_of};
-use super::check::{Flaw, references};
-use super::object::{ParentRef, RouteKey};
+use super::check::{CheckedRule, Flaw, references};
+use super::object::{ParentRef, RouteKey, RouteKind};
 
 /// Characters of a message. The schema of conditions allows 32,768.
 const MAX_MESSAGE: usize = 2048;
@@ -53,7 +53,25 @@ pub struct ParentStatus {
     pub partially_invalid: Option<String>,
 }
 
+/// A rule that is not in force as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlawedRule {
+    /// Its place among the rules of its route.
+    pub index: usize,
+    /// It takes no requests. Otherwise it answers those that it takes with an error.
+    pub left_out: bool,
+    /// Its place, what is wrong with it, and what happens to its requests.
+    pub text: String,
+    /// The reason of the condition that says so.
+    reason: &'static str,
+}
+
 impl Model {
+    /// The rules of a route that are not in force as they are written, in order.
+    pub fn flawed_rules(&self, route: &RouteKey) -> Vec<FlawedRule> {
+        self.gateway.routes.get(route).map(|held| held.flawed().collect()).unwrap_or_default()
+    }
+
     /// What the status of a route says, for each of its parents that is a Service, in order. Nothing about others.
     pub fn route_status(&self, key: &RouteKey) -> Vec<ParentStatus> {
         self.route_status_among(key, &mut Standings::default())
@@ -63,16 +81,16 @@ impl Model {
     pub fn route_status_among<'a>(&'a self, key: &RouteKey, known: &mut Standings<'a>) -> Vec<ParentStatus> {
         let Some((key, held)) = self.gateway.routes.get_key_value(key) else { return Vec::new() };
         let resolved = self.resolved(held);
-        let flaws: Vec<(usize, &Flaw)> = held.flaws().collect();
+        let flawed = listed(held);
         let status = |parent: &ParentRef| {
             let service = service_of(&held.object, parent)?;
             let accepted = self.accepted((key, held), parent, &service, known);
-            let is_partial = accepted.status && !flaws.is_empty();
+            let is_partial = accepted.status && !flawed.is_empty();
             Some(ParentStatus {
                 parent: parent.clone(),
                 accepted,
                 resolved: resolved.clone(),
-                partially_invalid: is_partial.then(|| bounded(format!("Dropped Rule {}", listed(&flaws)))),
+                partially_invalid: is_partial.then(|| bounded(format!("Dropped Rule {flawed}"))),
             })
         };
         held.object.parents.iter().filter_map(status).collect()
@@ -99,21 +117,22 @@ impl Model {
         if ports.is_empty() {
             return no_parent(format!("Service {name} has no TCP port {}", wanted(parent)));
         }
-        let flaws: Vec<(usize, &Flaw)> = held.flaws().collect();
-        if let (false, Some((_, flaw))) = (held.is_accepted(), flaws.first()) {
-            return RouteCondition::new(false, flaw.reason, listed(&flaws));
+        if !held.is_accepted()
+            && let Some(first) = held.flawed().next()
+        {
+            return RouteCondition::new(false, first.reason, listed(held));
         }
         let (mut holds, mut fails) = (Vec::new(), Vec::new());
         for port in ports {
             match self.standing((of, port), key, known) {
                 Some(Standing::Holds) => holds.push(port.port.to_string()),
                 Some(Standing::Overruled(by)) => {
-                    fails.push((CONFLICTED, format!("{by} holds at port {}", port.port)));
+                    fails.push((CONFLICTED, format!("{by} holds at port {} of Service {name}", port.port)));
                 }
                 Some(Standing::NoRoom) => {
                     let port = port.port;
                     let why = format!(
-                        "older routes leave no room at port {port}, where all together may have {MAX_RULES} rules and 1 MiB"
+                        "older routes leave no room at port {port} of Service {name}, where all together may have {MAX_RULES} rules and 1 MiB"
                     );
                     fails.push((TOO_MANY_RULES, why));
                 }
@@ -127,6 +146,10 @@ impl Model {
             return RouteCondition::new(false, reason.name(), message.join("; "));
         }
         message.insert(0, format!("holds for Service {name} at port {}", holds.join(", ")));
+        if held.object.kind.is_of_requests() && !held.object.hostnames.is_empty() {
+            let why = "hostnames have no effect at a Service: requests are told apart by the address that the client dials, and not by the Host header";
+            message.push(why.to_owned());
+        }
         RouteCondition::new(true, "Accepted", message.join("; "))
     }
 
@@ -146,16 +169,39 @@ impl Model {
 }
 
 impl Held {
-    /// What is wrong with its rules, by index.
-    fn flaws(&self) -> impl Iterator<Item = (usize, &Flaw)> {
-        self.rules.iter().enumerate().filter_map(|(index, rule)| Some((index, rule.flaw.as_ref()?)))
+    /// Its rules that are not in force as they are written, in order.
+    fn flawed(&self) -> impl Iterator<Item = FlawedRule> {
+        self.rules.iter().enumerate().filter_map(|(index, rule)| {
+            let flaw = rule.flaw.as_ref()?;
+            Some(FlawedRule {
+                index,
+                left_out: rule.matches.is_empty(),
+                text: format!("rules[{index}]: {}: {}", flaw.what, self.outcome(rule)),
+                reason: flaw.reason,
+            })
+        })
+    }
+
+    /// What happens to the requests of a rule that is not in force as it is written.
+    fn outcome(&self, rule: &CheckedRule) -> &'static str {
+        match (self.object.kind, rule.matches.is_empty()) {
+            (RouteKind::Http, false) => "its requests are answered 500",
+            (RouteKind::Grpc, false) => "its requests are answered UNAVAILABLE",
+            (RouteKind::Tls | RouteKind::Tcp, false) => "its connections are closed",
+            (_, true) if !self.is_in_force() => "all is as it would be without this route",
+            (RouteKind::Http, true) => "its requests go to other rules, and get 404 where none takes them",
+            (RouteKind::Grpc, true) => {
+                "its requests go to other rules, and get UNIMPLEMENTED where none takes them"
+            }
+            (RouteKind::Tls | RouteKind::Tcp, true) => {
+                "its connections go to other rules, and are closed where none takes them"
+            }
+        }
     }
 }
 
-fn listed(flaws: &[(usize, &Flaw)]) -> String {
-    let all: Vec<String> =
-        flaws.iter().map(|(index, flaw)| format!("rules[{index}]: {}", flaw.what)).collect();
-    all.join("; ")
+fn listed(held: &Held) -> String {
+    held.flawed().map(|rule| rule.text).collect::<Vec<_>>().join("; ")
 }
 
 /// What a parent wants of the ports.

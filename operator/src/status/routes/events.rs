@@ -1,5 +1,5 @@
 //! A Warning on each route that is not accepted: one event per transition, with the reason and message of the condition,
-//! and at most one per route and reason in [`QUIET`]. The condition says what holds now.
+//! and at most one per route, parent and reason in [`QUIET`]. The condition says what holds now.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,7 +18,7 @@ use crate::watch::gateway::resource;
 
 /// Events that wait. Beyond that they are dropped: the condition says the same.
 const WAITING: usize = 256;
-/// Least time between two events of one route with the same reason: one that is accepted and refused in turn, or whose
+/// Least time between two events of one route with the same reason for the same parent: one that is accepted and refused in turn, or whose
 /// message changes all the time, must not fill the API server with events.
 const QUIET: Duration = Duration::from_secs(300);
 /// Timeout of one write.
@@ -35,21 +35,23 @@ pub struct Rejection {
     pub uid: String,
     /// The version of its kind.
     pub version: &'static str,
+    /// The reference to the parent, of several with one message the first.
+    pub parent: String,
     /// Reason of condition Accepted.
     pub reason: EventReason,
     /// Message of condition Accepted.
     pub message: String,
 }
 
-/// What was published within the last [`QUIET`], by the uid of the route and the reason.
+/// What was published within the last [`QUIET`], by the uid of the route, the reason and the parent.
 #[derive(Debug, Default)]
-struct Recent(HashMap<(String, EventReason), Instant>);
+struct Recent(HashMap<(String, EventReason, String), Instant>);
 
 impl Recent {
     /// Whether an event may be published now. If so, it counts as published.
     fn admit(&mut self, rejection: &Rejection, now: Instant) -> bool {
         self.0.retain(|_, at| now.saturating_duration_since(*at) < QUIET);
-        match self.0.entry((rejection.uid.clone(), rejection.reason)) {
+        match self.0.entry((rejection.uid.clone(), rejection.reason, rejection.parent.clone())) {
             Entry::Occupied(_) => false,
             Entry::Vacant(entry) => {
                 entry.insert(now);
@@ -115,6 +117,7 @@ mod tests {
             key: RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: "web".into() },
             uid: uid.to_owned(),
             version: "v1",
+            parent: "a".to_owned(),
             reason,
             message: message.to_owned(),
         };
@@ -126,8 +129,11 @@ mod tests {
         let now = start + Duration::from_secs(299);
         assert!(recent.admit(&of("u", EventReason::UnsupportedValue, "other"), now), "another reason");
         assert!(recent.admit(&of("v", EventReason::NoMatchingParent, "one"), now), "another route");
+        let second = Rejection { parent: "b".to_owned(), ..of("u", EventReason::NoMatchingParent, "two") };
+        assert!(recent.admit(&second, now), "another parent");
+        assert!(!recent.admit(&second, now));
         assert!(recent.admit(&of("u", EventReason::NoMatchingParent, "one"), start + QUIET));
-        assert_eq!(recent.0.len(), 3, "nothing else is kept");
+        assert_eq!(recent.0.len(), 4, "nothing else is kept");
     }
 
     #[test]
@@ -136,6 +142,7 @@ mod tests {
             key: RouteKey { kind: RouteKind::Tcp, namespace: "shop".into(), name: "web".into() },
             uid: "u".to_owned(),
             version: "v1alpha2",
+            parent: String::new(),
             reason: EventReason::UnsupportedValue,
             message: "…".repeat(LONGEST),
         };

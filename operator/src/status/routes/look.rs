@@ -152,9 +152,15 @@ impl RouteDecider {
                 && !known.contains(&said)
                 && let Some(reason) = EventReason::from_name(&said.reason)
             {
-                let (key, uid, message) = (key.clone(), record.uid.to_string(), said.message.clone());
                 // Full: the condition says the same.
-                let _ = events.try_send(Rejection { key, uid, version: record.version, reason, message });
+                let _ = events.try_send(Rejection {
+                    key: key.clone(),
+                    uid: record.uid.to_string(),
+                    version: record.version,
+                    parent: said.parent.to_string(),
+                    reason,
+                    message: said.message.clone(),
+                });
             }
             all.push(said);
         }
@@ -233,6 +239,9 @@ fn parents<'a>(
 
 /// Conditions of a parent, from the model's decision and what sidecars have said.
 fn decided(status: ParentStatus, seen: &RouteAcknowledgement) -> Vec<Decided> {
+    // The sidecars that hold the route got it for another parent.
+    let elsewhere = RouteAcknowledgement::default();
+    let seen = if takes_no_part(&status.accepted) { &elsewhere } else { seen };
     let acknowledged = acknowledged(status.accepted.status, seen);
     let of = |type_, condition: RouteCondition| Decided {
         type_,
@@ -250,6 +259,17 @@ fn decided(status: ParentStatus, seen: &RouteAcknowledgement) -> Vec<Decided> {
     conditions.extend(partially);
     conditions.push(acknowledged);
     conditions
+}
+
+/// Whether nothing of a route is in force at a parent that does not accept it. Where values are unsupported or filters
+/// exclude each other, its rules may still answer requests with an error.
+fn takes_no_part(accepted: &RouteCondition) -> bool {
+    let none = [
+        EventReason::NoMatchingParent.name(),
+        EventReason::RouteReasonConflicted.name(),
+        EventReason::TooManyRules.name(),
+    ];
+    !accepted.status && none.contains(&accepted.reason)
 }
 
 /// Conditions of a route that this build cannot decode.
@@ -411,6 +431,29 @@ mod tests {
         let unused = RouteRecord { generation: 3, ..record };
         assert!(desk.decider.count(&desk.times, (&key(), &unused), &RouteAcknowledgement::default()));
         assert_eq!(desk.times.snapshot().count, 1, "nobody uses generation 3");
+    }
+
+    #[test]
+    fn a_parent_that_does_not_take_the_route_is_not_acknowledged_through_another_one() {
+        let seen = RouteAcknowledgement { holding: 2, ..RouteAcknowledgement::default() };
+        let of = |status, reason| {
+            let condition = |status, reason| RouteCondition { status, reason, message: String::new() };
+            let status = ParentStatus {
+                parent: ParentRef::default(),
+                accepted: condition(status, reason),
+                resolved: condition(true, "ResolvedRefs"),
+                partially_invalid: None,
+            };
+            let conditions = decided(status, &seen);
+            let found = conditions.into_iter().find(|condition| condition.type_ == ACKNOWLEDGED).unwrap();
+            (found.status, found.reason.into_owned())
+        };
+        for reason in ["NoMatchingParent", "RouteReasonConflicted", "TooManyRules"] {
+            assert_eq!(of(false, reason), (Truth::Unknown, "NotAccepted".to_owned()), "{reason}");
+        }
+        let acknowledged = (Truth::True, "Acknowledged".to_owned());
+        assert_eq!(of(true, "Accepted"), acknowledged);
+        assert_eq!(of(false, "UnsupportedValue"), acknowledged, "its rules answer with an error");
     }
 
     #[test]

@@ -126,12 +126,15 @@ fn a_rule_that_cannot_be_decided_is_dropped_and_the_others_hold() {
         assert_eq!(verdict(&model, &both), GOOD, "{bad}");
         let message = status(&model, &both)[0].partially_invalid.clone().unwrap();
         assert!(message.starts_with("Dropped Rule rules[0]: "), "{message}");
+        assert!(message.ends_with(": its requests go to other rules, and get 404 where none takes them"));
         // Alone it takes nothing from the Service.
         let alone = with_rules(RouteKind::Http, json!([{"matches": [bad]}]));
         model.apply_route(alone.clone());
         assert_eq!(rules_at(&model, VIP, "shop"), None, "{bad}");
         assert_eq!(verdict(&model, &alone), (false, "UnsupportedValue", "ResolvedRefs"), "{bad}");
         assert_eq!(status(&model, &alone)[0].partially_invalid, None, "{bad}");
+        let message = &status(&model, &alone)[0].accepted.message;
+        assert!(message.ends_with(": all is as it would be without this route"), "{message}");
     }
 }
 
@@ -173,6 +176,7 @@ fn what_would_pass_an_unsupported_filter_is_answered_with_an_error() {
         assert_eq!(verdict(&model, &route), (false, "UnsupportedValue", "ResolvedRefs"));
         let message = &status(&model, &route)[0].accepted.message;
         assert!(message.contains(filter), "{message}");
+        assert!(message.ends_with(": its requests are answered 500"), "{message}");
         let both = with_rules(RouteKind::Http, json!([{"matches": [{"path": {"value": "/good"}}]}, bad]));
         model.apply_route(both.clone());
         assert_eq!(verdict(&model, &both), GOOD);
@@ -215,6 +219,40 @@ fn values_that_would_break_a_message_or_that_mean_nothing_are_refused() {
         assert_eq!(verdict(&model, &route), (false, "UnsupportedValue", "ResolvedRefs"), "{filters}");
         assert!(rules_at(&model, VIP, "shop").unwrap().rules[0].filters.is_empty(), "{filters}");
     }
+}
+
+#[test]
+fn a_refused_value_is_named_with_what_is_wrong_with_it() {
+    let set = |value: &str| json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x", "value": value}]}});
+    let replace = |path: &str| json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": path}}});
+    for (filter, expected) in [
+        (set("ö ü"), "value \"ö ü\" of header x has a character other than visible ASCII"),
+        (replace("/f?x=1"), "path \"/f?x=1\" contains ? or #"),
+        (replace("/a b"), "path \"/a b\" has a character outside of visible ASCII"),
+    ] {
+        let route = with_rules(RouteKind::Http, json!([{"filters": [filter]}]));
+        let mut model = world();
+        model.apply_route(route.clone());
+        let message = &status(&model, &route)[0].accepted.message;
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn hostnames_are_said_to_have_no_effect_on_requests() {
+    let of = |kind: RouteKind, hostnames: Value| {
+        let spec = json!({"parentRefs": [web(json!({}))], "hostnames": hostnames, "rules": [{}]});
+        let route = route_of(kind, "shop/r", spec);
+        let mut model = world();
+        model.apply_route(route.clone());
+        let accepted = status(&model, &route)[0].accepted.clone();
+        assert!(accepted.status, "{accepted:?}");
+        accepted.message.contains("hostnames have no effect")
+    };
+    assert!(of(RouteKind::Http, json!(["a.example"])));
+    assert!(of(RouteKind::Grpc, json!(["a.example"])));
+    assert!(!of(RouteKind::Http, json!([])));
+    assert!(!of(RouteKind::Tls, json!(["a.example"])));
 }
 
 #[test]
