@@ -19,6 +19,7 @@ mod http;
 mod mirror;
 mod opaque;
 mod overrides;
+mod passthrough;
 mod race;
 mod retry_state;
 mod sni;
@@ -27,7 +28,6 @@ mod tests;
 
 use std::future::pending;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,14 +39,11 @@ use tokio::time::Instant;
 use tulle_mesh::counted_event;
 use tulle_mesh::ports;
 
-use crate::attempt::proxy_tcp;
 use crate::backend::{Backend, Change, Upstream, Verdict};
 use crate::config::Protocol;
 use crate::error::Failure;
-use crate::http1::conn::split;
-use crate::io::unless_reset;
 use crate::listen::original_destination;
-use crate::pool::{self, IMPATIENT, PATIENT, Server};
+use crate::pool::{IMPATIENT, PATIENT};
 use crate::route::{Port, Target};
 use crate::telemetry::attempts::{Attempts, Seen};
 use crate::telemetry::{Series, SeriesKey};
@@ -82,13 +79,13 @@ pub async fn serve_to(worker: Rc<Worker>, stream: TcpStream, destination: Socket
 async fn route(worker: &Rc<Worker>, stream: TcpStream, destination: SocketAddr) -> Result<(), Failure> {
     // Ports of sidecars are not redirected where they are, and nobody else's sidecar speaks for them.
     if worker.is_own(destination) || ports::SIDECAR.contains(&destination.port()) {
-        return Box::pin(passthrough(worker, stream, destination, pending())).await;
+        return Box::pin(passthrough::serve(worker, stream, destination, pending())).await;
     }
     let port = worker.port(destination).await;
     match port.target(worker) {
         Target::Passthrough => {
             let meshed = port.becomes_meshed(worker);
-            Box::pin(passthrough(worker, stream, destination, meshed)).await
+            Box::pin(passthrough::serve(worker, stream, destination, meshed)).await
         }
         Target::Endpoints(Protocol::Opaque) => {
             speak(worker, &port, Protocol::Opaque, stream, BytesMut::new()).await
@@ -112,41 +109,6 @@ async fn speak(
         Protocol::Http2 => Box::pin(http::serve_http2(worker, port, stream, buffer)).await,
         Protocol::Opaque | Protocol::Detect => Box::pin(opaque::serve(worker, port, stream, buffer)).await,
     }
-}
-
-/// Bytes as they are to the address as it was dialled, until each way has ended or `stop` breaks them off.
-async fn passthrough(
-    worker: &Rc<Worker>,
-    client: TcpStream,
-    destination: SocketAddr,
-    stop: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let series = worker.telemetry.outbound("", "_PASSTHROUGH", "", "opaque");
-    let mut read = BytesMut::new();
-    let mut stop = pin!(stop);
-    let connecting = pin!(pool::connect(Server::from(destination), PATIENT));
-    let connected = tokio::select! {
-        biased;
-        () = stop.as_mut() => Err(Failure::UpstreamConnect),
-        connected = unless_reset(&client, &mut read, connecting) => {
-            connected.unwrap_or(Err(Failure::ClientGaveUp))
-        }
-    };
-    let server = match connected {
-        Ok(server) => server,
-        Err(failure) => {
-            series.connection(Some(&failure), (0, 0));
-            // The client sees what it would have seen: a connection that fails, not one that closes.
-            reset_on_close(&client);
-            return Err(failure);
-        }
-    };
-    let (mut reader, mut writer) = split(client, read);
-    let (mut from_server, mut to_server) = split(server, BytesMut::new());
-    let ways = ((&mut reader, &mut writer), (&mut from_server, &mut to_server));
-    let joined = proxy_tcp(ways.0, ways.1, Some, || {}, stop).await;
-    series.connection(None, joined.bytes);
-    Ok(())
 }
 
 /// How long connecting to an endpoint may take: where there is no other, as long as without a mesh.

@@ -3,6 +3,7 @@
 mod connecting;
 mod copies;
 mod http2_clients;
+mod passing;
 mod silent;
 
 use std::cell::Cell;
@@ -19,6 +20,7 @@ use tulle_mesh::proto::AttemptCounts;
 use super::*;
 use crate::config::traffic::{Breaker, Traffic};
 use crate::config::{CanaryRef, ConfigStore, Endpoint, Endpoints, Route, ServiceRoute};
+use crate::http1::conn::split;
 use crate::route::Learned;
 use crate::settings::Settings;
 
@@ -526,21 +528,6 @@ async fn a_client_that_leaves_before_an_endpoint_was_reached_is_evidence() {
         assert_eq!(opened.err().map(Failure::from), Some(Failure::ClientGaveUp));
         let seen = evidence(&worker, "new");
         assert_eq!((seen.attempts, seen.unreached), (1, 1));
-    };
-    LocalSet::new().run_until(test).await;
-}
-
-#[tokio::test]
-async fn a_connection_that_must_not_pass_through_reaches_nobody() {
-    let test = async {
-        let (address, accepted) = server(Server::Answers).await;
-        let (worker, _port) = port_to_one(address).await;
-        let (mut client, near) = connection().await;
-        client.write_all(b"x").await.unwrap();
-        assert!(passthrough(&worker, near, address, std::future::ready(())).await.is_err());
-        assert!(client.read(&mut [0]).await.is_err(), "it was reset");
-        sleep(Duration::from_millis(20)).await;
-        assert_eq!(accepted.get(), 0);
     };
     LocalSet::new().run_until(test).await;
 }
