@@ -22,6 +22,8 @@ use nlink::netlink::route::{Ipv4Route, Ipv6Route};
 use nlink::netlink::rule::RuleBuilder;
 use nlink::netlink::types::route::RouteType;
 use nlink::netlink::{Connection, Nftables, Route};
+use rustix::process::geteuid;
+use rustix::thread::{CapabilitySet, capabilities};
 use tulle_mesh::ports;
 
 /// The table's name.
@@ -51,8 +53,20 @@ impl Rules {
     /// Puts the rules in, in place of those of an earlier run.
     ///
     /// # Errors
-    /// What the kernel refused; usually the capability NET_ADMIN is missing.
+    /// What the kernel refused. If a right is missing, the error names it.
     pub async fn apply(&self) -> anyhow::Result<()> {
+        let explained = |error: anyhow::Error| {
+            if !not_permitted(&error) {
+                return error;
+            }
+            let has_net_admin =
+                capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+            error.context(needed_rights(geteuid().as_raw(), has_net_admin))
+        };
+        self.install().await.map_err(explained)
+    }
+
+    async fn install(&self) -> anyhow::Result<()> {
         let connection = Connection::<Nftables>::new()?;
         connection.del_table_if_exists(TABLE, Family::Inet).await?;
         let mut transaction = connection.transaction().add_table(TABLE, Family::Inet);
@@ -193,6 +207,19 @@ async fn route_preserved() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the kernel refused something for want of a right.
+fn not_permitted(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<nlink::Error>().is_some_and(nlink::Error::is_permission_denied)
+}
+
+/// What the init container needs, what it has, and what to do about the difference.
+fn needed_rights(uid: u32, has_net_admin: bool) -> String {
+    let has = if has_net_admin { "the capability" } else { "not the capability" };
+    format!(
+        "not allowed to set the redirect rules: container tulle-init needs uid 0 and the capability NET_ADMIN, and has uid {uid} and {has}; if an admission webhook or policy hardens all containers (runAsUser, capabilities), exclude tulle-init and tulle-proxy there, otherwise the node forbids it"
+    )
+}
+
 /// Whether this network namespace has any IPv6 address.
 fn has_ipv6() -> bool {
     std::fs::read_to_string("/proc/self/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty())
@@ -216,6 +243,19 @@ mod tests {
         let after = preserving.rules();
         assert_eq!(after[..before.len()], before, "redirection is the same");
         assert_eq!(after.len(), before.len() + 3);
+    }
+
+    #[test]
+    fn a_container_without_its_rights_is_told_what_it_lacks_and_others_are_not() {
+        let denied = nlink::Error::from_errno(rustix::io::Errno::PERM.raw_os_error());
+        assert!(not_permitted(&denied.into()));
+        let invalid = nlink::Error::from_errno(rustix::io::Errno::INVAL.raw_os_error());
+        assert!(!not_permitted(&invalid.into()));
+        assert!(!not_permitted(&anyhow::anyhow!("of something else")));
+        let hardened = needed_rights(1000, false);
+        assert!(hardened.contains("has uid 1000 and not the capability"), "{hardened}");
+        assert!(hardened.contains("exclude tulle-init") && !hardened.contains('\n'), "{hardened}");
+        assert!(needed_rights(0, true).contains("has uid 0 and the capability"));
     }
 
     #[test]

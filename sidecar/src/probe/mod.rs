@@ -7,13 +7,16 @@
 //! ```text
 //!   http_get  httpGet: redirects, headers, TLS
 //!   grpc      grpc: the health service
+//!   report    log lines about results that have changed
 //!   url       URLs as Go, and so kubelet, reads them
 //! ```
 
 mod grpc;
 mod http_get;
+mod report;
 mod url;
 
+use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use tokio::time::timeout;
 use tulle_mesh::health::health_check_response::ServingStatus;
 
 use self::http_get::HttpGet;
+use self::report::{Kind, Pending, Watched};
 pub use self::url::UrlError;
 use crate::app_waiting::AppWaiting;
 use crate::serve;
@@ -167,7 +171,7 @@ pub enum ProbeError {
 /// the application has no answer yet.
 pub async fn serve(probes: Vec<Probe>, pod: IpAddr, app_waiting: Arc<AppWaiting>, listener: TcpListener) {
     let longest = probes.iter().map(limit_of).max().unwrap_or_default();
-    let probes: Arc<[Probe]> = probes.into();
+    let probes: Arc<[Watched]> = probes.into_iter().map(Watched::new).collect();
     let handler = move |request: Request<Incoming>| {
         let (probes, app_waiting) = (Arc::clone(&probes), Arc::clone(&app_waiting));
         async move { answer(&probes, pod, &app_waiting, &request).await }
@@ -180,21 +184,25 @@ fn limit_of(probe: &Probe) -> Duration {
 }
 
 async fn answer(
-    probes: &[Probe],
+    probes: &[Watched],
     pod: IpAddr,
     app_waiting: &Arc<AppWaiting>,
     request: &Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
-    let Some(probe) = probes.iter().find(|probe| probe.path == path) else {
+    let Some(watched) = probes.iter().find(|watched| watched.probe.path == path) else {
         return text(StatusCode::NOT_FOUND, "no such probe");
     };
+    let probe = &watched.probe;
     // Kubelet's own, with its version: an application may tell probes from others by it.
     let user_agent = request.headers().get(USER_AGENT).cloned();
     let user_agent = user_agent.unwrap_or(HeaderValue::from_static("kube-probe/tulle"));
     // A connection of its own: an application that serves one at a time may be busy with one that is kept.
     let _waiting = app_waiting.begin_at(Some(probe.check.port()));
-    reply(timeout(limit_of(probe), carry_out(&probe.check, pod, &user_agent)).await)
+    let pending = Pending::new(watched, limit_of(probe));
+    let verdict = judge(timeout(limit_of(probe), carry_out(&probe.check, pod, &user_agent)).await);
+    pending.end(verdict.kind, &verdict.reason);
+    text(verdict.status, &verdict.reason)
 }
 
 /// The status is the application's, where it answered HTTP.
@@ -244,22 +252,43 @@ fn bound_to_loopback(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// The reason of a probe that was not answered within its time.
+const TIMED_OUT: &str = "the application did not answer in time";
+
+/// A probe's result.
+struct Verdict {
+    /// What kubelet gets to see.
+    status: StatusCode,
+    /// The body of the answer, which kubelet does not show.
+    reason: Cow<'static, str>,
+    /// By which it is compared with the result before.
+    kind: Kind,
+}
+
 /// What kubelet gets to see. It judges the application's status by itself: the events of the pod then name that
-/// status, and warn of a redirect to another host as they do without a sidecar. There is no Location, so that
-/// kubelet does not follow it.
-fn reply(outcome: Result<Result<StatusCode, ProbeError>, Elapsed>) -> Response<Full<Bytes>> {
+/// status, and warn of a redirect to another host as they do without a sidecar.
+fn judge(outcome: Result<Result<StatusCode, ProbeError>, Elapsed>) -> Verdict {
     match outcome {
-        Ok(Ok(status)) if status.is_success() => text(StatusCode::OK, "ok"),
-        // kubelet would wait for another answer.
-        Ok(Ok(status)) if status.is_informational() => {
-            text(StatusCode::BAD_GATEWAY, &format!("the application answered {status}"))
+        Ok(Ok(status)) if status.is_success() => {
+            Verdict { status: StatusCode::OK, reason: "ok".into(), kind: Kind::PASSES }
         }
-        Ok(Ok(status)) => text(status, &format!("the application answered {status}")),
-        Ok(Err(error)) => text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
-        Err(_) => text(StatusCode::GATEWAY_TIMEOUT, "the application did not answer in time"),
+        Ok(Ok(status)) => {
+            // kubelet would wait for another answer.
+            let seen = if status.is_informational() { StatusCode::BAD_GATEWAY } else { status };
+            let reason = format!("the application answered {status}").into();
+            Verdict { status: seen, reason, kind: Kind::of_status(status) }
+        }
+        Ok(Err(error)) => {
+            let (status, kind) = (StatusCode::SERVICE_UNAVAILABLE, Kind::of_error(&error));
+            Verdict { status, reason: error.to_string().into(), kind }
+        }
+        Err(_) => {
+            Verdict { status: StatusCode::GATEWAY_TIMEOUT, reason: TIMED_OUT.into(), kind: Kind::TIMED_OUT }
+        }
     }
 }
 
+/// An answer to kubelet. There is no Location, so that kubelet does not follow it.
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;

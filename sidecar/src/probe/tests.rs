@@ -335,11 +335,14 @@ async fn a_grpc_probe_of_something_else_fails() {
 #[test]
 fn kubelet_sees_the_status_of_the_application_without_a_location() {
     for (status, seen) in [(200, 200), (204, 200), (302, 302), (404, 404), (500, 500), (101, 502)] {
-        let response = reply(Ok(Ok(StatusCode::from_u16(status).unwrap())));
+        let verdict = judge(Ok(Ok(StatusCode::from_u16(status).unwrap())));
+        let response = text(verdict.status, &verdict.reason);
         assert_eq!(response.status().as_u16(), seen);
         assert!(!response.headers().contains_key(http::header::LOCATION));
     }
-    assert_eq!(reply(Ok(Err(ProbeError::TooManyRedirects))).status(), StatusCode::SERVICE_UNAVAILABLE);
+    let failed = judge(Ok(Err(ProbeError::TooManyRedirects)));
+    assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(failed.reason, "stopped after 10 redirects");
 }
 
 #[tokio::test]

@@ -186,6 +186,48 @@ pub(super) fn tampered(container: &Value) -> Option<String> {
         .or_else(|| (escalates && !preserves).then(|| "has allowPrivilegeEscalation: true".to_owned()))
 }
 
+/// The rights of an injected container that its program cannot do without and that it no longer has; each worded to
+/// follow the container's name.
+pub(super) fn lost_rights(container: &Value, pod: &Value) -> Vec<String> {
+    // Kubelet takes the pod's value where the container has none.
+    let effective = |field: &str| {
+        let of_pod = pod.pointer(&format!("/spec/securityContext/{field}"));
+        container.pointer(&format!("/securityContext/{field}")).or(of_pod)
+    };
+    let is_init = name_of(container) == INIT;
+    let preserves = !is_init && preserves_source_address(container);
+    let mut lost = Vec::new();
+    let (user, uid) = (effective("runAsUser"), if is_init { 0 } else { ports::PROXY_UID });
+    if user.and_then(Value::as_u64) != Some(u64::from(uid)) {
+        let found = user.map_or_else(|| "nothing".to_owned(), Value::to_string);
+        lost.push(format!("has runAsUser {found} instead of {uid}"));
+    }
+    // Kubelet does not start a container that is root by its other field.
+    if is_init && effective("runAsNonRoot") == Some(&Value::Bool(true)) {
+        lost.push("has runAsNonRoot: true".to_owned());
+    }
+    let capability = if is_init { Some("NET_ADMIN") } else { preserves.then_some("NET_RAW") };
+    if let Some(name) = capability.filter(|name| !has_capability(container, name)) {
+        lost.push(format!("has no capability {name}"));
+    }
+    let escalation = container.pointer("/securityContext/allowPrivilegeEscalation");
+    if preserves && escalation == Some(&Value::Bool(false)) {
+        lost.push("has allowPrivilegeEscalation: false".to_owned());
+    }
+    lost
+}
+
+/// Whether the container runtime gives a container a capability that is not among its defaults. `ALL` is removed before
+/// the others are added; one that is removed by its own name stays removed.
+fn has_capability(container: &Value, wanted: &str) -> bool {
+    let lists = |list: &str, name: &str| {
+        let path = format!("/securityContext/capabilities/{list}");
+        containers_at(container, &path).any(|found| found.as_str() == Some(name))
+    };
+    let privileged = container.pointer("/securityContext/privileged") == Some(&Value::Bool(true));
+    privileged || ((lists("add", wanted) || lists("add", "ALL")) && !lists("drop", wanted))
+}
+
 /// Whether the sidecar was injected for a pod whose application sees its clients' addresses. The seal covers it.
 fn preserves_source_address(container: &Value) -> bool {
     containers_at(container, "/env")

@@ -10,6 +10,7 @@
 //!   probes       kubelet's probes, moved to the sidecar
 //!   reserved     the names of what is injected
 //!   resources    requests and limits that the namespace allows
+//!   review       a pod that has the sidecar already
 //!   seal         the signature by which a later call recognises an injected pod
 //!   update       puts back what an update of a pod has overwritten
 //! ```
@@ -19,13 +20,14 @@ mod containers;
 mod probes;
 mod reserved;
 mod resources;
+mod review;
 mod seal;
 mod update;
 
 use std::collections::BTreeMap;
 
 use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch, PatchOperation};
+use json_patch::{AddOperation, MoveOperation, Patch, PatchOperation};
 use serde_json::{Value, json};
 use tulle_crds::{SidecarDefaults, keys};
 use tulle_mesh::ports;
@@ -115,7 +117,7 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         return Outcome::Skip;
     }
     if is_injected(pod) {
-        return review_injected(pod, context, warnings);
+        return review::review(pod, context, warnings);
     }
     if context.exempt {
         return Outcome::Skip;
@@ -176,45 +178,6 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
         ));
     }
     Outcome::Inject(patch(pod, context, Asked { pod: &settings, all: &all }, warnings))
-}
-
-/// Reviews a pod that has the sidecar already: another webhook may have changed it after the injection, or it is a copy
-/// of a pod.
-fn review_injected(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome {
-    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
-        return Outcome::Refuse(format!(
-            "the pod has hostNetwork and the containers {INIT} and {PROXY}, whose redirect rules would apply to the whole node; remove one of the two"
-        ));
-    }
-    if context.mode == Mode::Required
-        && let Some(difference) = forged_sidecar(pod, context)
-    {
-        return Outcome::Refuse(format!(
-            "{difference}, but namespace {} requires the sidecar as Tulle injects it. Remove {INIT} and {PROXY} from the pod, because the webhook adds them. If another webhook changed them, exclude them there; if it rewrites images, install Tulle with the rewritten image name",
-            context.namespace.name
-        ));
-    }
-    if !proxy_of(pod).is_some_and(reserved::restarts) {
-        warnings.push(format!(
-            "container {PROXY} has lost restartPolicy: Always, so the pod stays in Init; another webhook drops fields that its libraries do not know, such as those older than Kubernetes 1.28: update it, or exclude the pod there"
-        ));
-    }
-    let mut operations = Operations::default();
-    if let Some(Patch(moved)) = probes::move_added(pod, warnings) {
-        operations.0.extend(moved);
-    }
-    // `kubectl debug --copy-to` drops the labels.
-    if pod.pointer("/metadata/labels/tulle.dev~1sidecar").is_none() {
-        label_version(pod, injected_version(pod, context), &mut operations);
-    }
-    if operations.0.is_empty() { Outcome::Skip } else { Outcome::Inject(Patch(operations.0)) }
-}
-
-/// The version of a sidecar that the pod has brought along; only that of the installed image is known.
-fn injected_version(pod: &Value, context: &Context) -> &'static str {
-    let image = proxy_of(pod).and_then(|proxy| proxy.get("image")).and_then(Value::as_str);
-    let is_installed = image.is_some_and(|image| seal::is_same_image(image, &context.image));
-    if is_installed { env!("CARGO_PKG_VERSION") } else { "unknown" }
 }
 
 /// Labels a pod as one that has a sidecar.
@@ -328,46 +291,6 @@ fn refuse_or_skip(context: &Context, why: &str, warnings: &mut Vec<String>) -> O
     }
 }
 
-/// How a pod's sidecar differs from the one that Tulle injects, if it does: a pod must not pass as meshed with a
-/// container or volume that only has the injected name. Fields that the API server adds are ignored.
-fn forged_sidecar(pod: &Value, context: &Context) -> Option<String> {
-    let tampered = |container: &Value| {
-        let why = containers::tampered(container)?;
-        Some(format!("container {} {why}", name_of(container)))
-    };
-    let ours = containers_at(pod, "/spec/initContainers").filter(|c| [INIT, PROXY].contains(&name_of(c)));
-    if let Some(difference) = ours.into_iter().find_map(tampered) {
-        return Some(difference);
-    }
-    let seal = pod.pointer("/metadata/annotations/tulle.dev~1injection").and_then(Value::as_str);
-    let Namespace { name, .. } = &context.namespace;
-    if seal.is_some_and(|seal| context.key.verify(seal, pod, name, context.mode)) {
-        return None;
-    }
-    let (settings, none) = (PodSettings::default(), Value::Null);
-    let ours = [
-        (INIT, containers::init(context, &settings, &none)),
-        (PROXY, containers::proxy(context, &settings, &none, &json!([]))),
-    ];
-    for (name, wanted) in ours {
-        let found = containers_at(pod, "/spec/initContainers").find(|container| name_of(container) == name);
-        let difference = match found {
-            Some(found) => containers::difference(found, &wanted),
-            None => Some("is missing".to_owned()),
-        };
-        if let Some(difference) = difference {
-            return Some(format!("container {name} {difference}"));
-        }
-    }
-    containers::volumes().into_iter().find_map(|wanted| {
-        let name = name_of(&wanted).to_owned();
-        let found = containers_at(pod, "/spec/volumes").find(|volume| name_of(volume) == name);
-        let same = |found: &Value| containers::volume_source(found) == containers::volume_source(&wanted);
-        (!found.is_some_and(same))
-            .then(|| format!("volume {name} is missing or differs from the injected one"))
-    })
-}
-
 /// Whether a pod has the sidecar, of whichever version.
 pub fn is_injected(pod: &Value) -> bool {
     proxy_of(pod).is_some()
@@ -479,6 +402,14 @@ impl Operations {
     fn remove(&mut self, path: &[&str]) {
         let path = PointerBuf::from_tokens(path.iter().copied());
         self.0.push(PatchOperation::Remove(json_patch::RemoveOperation { path }));
+    }
+
+    /// Moves an item of a list in the pod's spec to the front.
+    fn move_to_front(&mut self, list: &str, index: usize) {
+        let index = index.to_string();
+        let from = PointerBuf::from_tokens(["spec", list, index.as_str()]);
+        let path = PointerBuf::from_tokens(["spec", list, "0"]);
+        self.0.push(PatchOperation::Move(MoveOperation { from, path }));
     }
 }
 

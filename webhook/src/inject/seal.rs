@@ -4,8 +4,8 @@
 //! another version, or find an image that was pinned to its digest in between. A comparison with what *this* build
 //! injects would reject both. Therefore the injecting replica signs what it has injected, with a key that the replicas
 //! share, and any replica can verify it. The signature covers what determines where traffic goes: image, arguments,
-//! user, the variables that the sidecar reads, token and trust bundle. It does not cover resources, probes and
-//! additional mounts.
+//! user, the variables that the sidecar reads, token and trust bundle. It does not cover resources, probes, additional
+//! mounts and the places of the containers among others.
 
 use std::fmt::Write as _;
 
@@ -72,8 +72,11 @@ pub(super) fn is_same_image(found: &str, injected: &str) -> bool {
     found == injected || pinned().unwrap_or(false)
 }
 
+/// Tulle's containers, in the order of injection, wherever other webhooks have put them.
 fn injected_containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    containers_at(pod, "/spec/initContainers").filter(|container| [INIT, PROXY].contains(&name_of(container)))
+    [INIT, PROXY].into_iter().flat_map(move |name| {
+        containers_at(pod, "/spec/initContainers").filter(move |container| name_of(container) == name)
+    })
 }
 
 /// The signed text. It does not contain fields to which the API server adds defaults.
