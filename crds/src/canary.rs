@@ -109,6 +109,11 @@ impl WorkloadKind {
             Self::DaemonSet => "DaemonSet",
         }
     }
+
+    /// The kind of this name, if a Canary can target it.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Deployment, Self::StatefulSet, Self::DaemonSet].into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// How the new version is judged.

@@ -1,5 +1,5 @@
 //! The Kubernetes API of Tulle, group `tulle.dev`, with one file per kind. `step` is a part of Canary, `traffic` of
-//! MeshPolicy; `values` has the values of `traffic` as numbers.
+//! MeshPolicy; `values` has the values of `traffic` as numbers; `strategy` says what in a workload hinders its Canary.
 //!
 //! ```text
 //!   MeshPolicy   encryption, access rules, limits, timeouts, retries and more for the traffic to a target
@@ -21,6 +21,7 @@ mod fields;
 mod policy;
 mod quantity;
 mod step;
+mod strategy;
 mod telemetry;
 mod traffic;
 mod values;
@@ -32,6 +33,7 @@ pub use config::*;
 pub use policy::*;
 pub use quantity::{QuantityError, parse_duration, parse_percent};
 pub use step::*;
+pub use strategy::*;
 pub use telemetry::*;
 pub use traffic::*;
 pub use values::*;

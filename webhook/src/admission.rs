@@ -195,6 +195,7 @@ impl Admission {
         };
         let Some(pod) = template_of(&workload) else { return response };
         let mut warnings = misplaced(&workload, old.as_ref(), pod, &request.kind.kind);
+        warnings.extend(self.hindrances(&namespace.name, request, &workload, old.as_ref()));
         // An update that keeps the template, such as scaling, would repeat the same warnings.
         if old.as_ref().and_then(template_of) != Some(pod) {
             let context = self.context(mode, namespace, pod);
@@ -206,6 +207,23 @@ impl Admission {
         }
         response.warnings = (!warnings.is_empty()).then_some(warnings);
         response
+    }
+
+    /// What in a workload hinders the rollouts of its Canary, if it has one.
+    fn hindrances(
+        &self,
+        namespace: &str,
+        request: &AdmissionRequest<DynamicObject>,
+        workload: &Value,
+        old: Option<&Value>,
+    ) -> Vec<String> {
+        let name = workload.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        match WorkloadKind::named(&request.kind.kind) {
+            Some(kind) if self.cluster.has_canary(namespace, kind, name) => {
+                canary::workload(kind, workload, old)
+            }
+            _ => Vec::new(),
+        }
     }
 
     async fn validate(&self, request: &AdmissionRequest<DynamicObject>) -> Validation {

@@ -1,4 +1,4 @@
-//! Validates a Canary, and warns about what around it would hinder its rollouts.
+//! Validates a Canary, and warns about what around it would hinder its rollouts, also when the target changes later.
 //!
 //! In: a Canary that a user applies, and what the cluster has around it ([`Facts`]). Out: [`Validation`]. What can never
 //! work is rejected; what makes a rollout slow, risky or confusing is a warning. Never reads the cluster and never
@@ -13,8 +13,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 use serde_json::Value;
 use tulle_crds::{
-    Canary, CanaryAction, CanarySpec, Judge, OnFailure, Step, WorkloadKind, keys, parse_duration,
-    parse_percent,
+    Canary, CanaryAction, CanarySpec, Effect, Judge, OnFailure, Step, WorkloadKind, hindrances, keys,
+    parse_duration, parse_percent,
 };
 
 use crate::validate::Validation;
@@ -201,25 +201,29 @@ impl StepTime {
 
 fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
     let name = name_of(spec);
-    match spec.target.kind {
-        WorkloadKind::Deployment => check_strategy(spec, target, validation),
-        WorkloadKind::StatefulSet
-            if target.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1) <= 1 =>
-        {
-            validation.warn(format!(
-                "{name} has one replica, so the new version replaces the only stable pod and cannot be compared with it; use 2 replicas or more"
-            ));
-        }
-        WorkloadKind::StatefulSet => validation.warn(format!(
-            "{name} has no surge because it is a StatefulSet, so the pod with the highest ordinal is replaced, and stays unready until the rollout gives it traffic"
-        )),
-        WorkloadKind::DaemonSet => {
-            let surge = target.pointer("/spec/updateStrategy/rollingUpdate/maxSurge");
-            if surge.is_none_or(is_zero) {
-                validation.warn(format!("{name} has no maxSurge, so each pod of the new version replaces the stable pod of its node; set spec.updateStrategy.rollingUpdate.maxSurge to 1"));
-            }
+    for found in hindrances(spec.target.kind, target) {
+        let text = format!("{name} {found}");
+        match found.effect {
+            Effect::Unjudged => validation.error(text),
+            Effect::Waits | Effect::Costly => validation.warn(text),
         }
     }
+    if spec.target.kind == WorkloadKind::Deployment {
+        check_surge(spec, target, validation);
+    }
+}
+
+/// Warnings about a workload that a Canary targets: the Canary may have been applied before it, and has only been
+/// compared with what there was. What costs stable pods is said once, and what leaves a version unjudged with each.
+pub fn workload(kind: WorkloadKind, workload: &Value, old: Option<&Value>) -> Vec<String> {
+    let template = |of: &Value| of.pointer("/spec/template").cloned();
+    let is_new_version = old.is_none_or(|old| template(old) != template(workload));
+    let before = old.map(|old| hindrances(kind, old)).unwrap_or_default();
+    let name = workload.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let found = hindrances(kind, workload).into_iter();
+    let said =
+        found.filter(|found| (is_new_version && found.effect != Effect::Costly) || !before.contains(found));
+    said.map(|found| format!("{} {name} has a Canary, and {found}", kind.name())).collect()
 }
 
 /// The readiness gate that holds a new version back is injected with the sidecar.
@@ -245,21 +249,6 @@ fn check_injection(spec: &CanarySpec, target: &Value, validation: &mut Validatio
     ));
 }
 
-fn check_strategy(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
-    let name = name_of(spec);
-    if target.pointer("/spec/strategy/type").and_then(Value::as_str) == Some("Recreate") {
-        validation.error(format!("{name} has strategy Recreate, which deletes all stable pods before the new version starts; set its spec.strategy.type to RollingUpdate, with maxSurge 1 and maxUnavailable 0"));
-    }
-    if target.pointer("/spec/strategy/rollingUpdate/maxSurge").is_some_and(is_zero) {
-        validation.warn(format!("{name} has maxSurge 0, so the first pod of the new version replaces a stable pod; set maxSurge to 1 or more"));
-    }
-    check_surge(spec, target, validation);
-    let unavailable = target.pointer("/spec/strategy/rollingUpdate/maxUnavailable");
-    if unavailable.is_some_and(|unavailable| !is_zero(unavailable)) {
-        validation.warn(format!("{name} has maxUnavailable above 0, so stable pods may be deleted while pods of the new version are not ready yet; set maxUnavailable to 0"));
-    }
-}
-
 /// Steps that need more pods than the surge, which are not set or cost stable pods.
 fn check_surge(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
     let name = name_of(spec);
@@ -279,10 +268,6 @@ fn check_surge(spec: &CanarySpec, target: &Value, validation: &mut Validation) {
             "spec.steps: the copies of a mirror step come on top of the weight, which needs pods for {needed}% of the traffic, and the surge pods of {name} can carry {most}%; the step is not set with fewer, because no stable pod is given up for copies; increase its maxSurge or lower mirror"
         ));
     }
-}
-
-fn is_zero(pods: &Value) -> bool {
-    pods.as_u64() == Some(0) || pods.as_str() == Some("0%")
 }
 
 /// The highest weight that the surge pods of a Deployment can carry, in percent.

@@ -171,6 +171,14 @@ impl Cluster {
         needs_approval(&self.canaries.state(), namespace, pod)
     }
 
+    /// Whether a Canary targets this workload.
+    pub fn has_canary(&self, namespace: &str, kind: WorkloadKind, name: &str) -> bool {
+        self.canaries.state().iter().any(|canary| {
+            let target = &canary.spec.target;
+            canary.namespace().as_deref() == Some(namespace) && target.kind == kind && target.name == name
+        })
+    }
+
     /// Names of other Canaries with the same target.
     pub fn siblings(&self, namespace: &str, canary: &Canary) -> Vec<String> {
         let name = canary.name_any();

@@ -55,6 +55,7 @@ checks! {
     CANARIES "T0901" "canaries" "every Canary is valid, and none is stuck";
     DEADLINES "T0902" "canaries" "no rollout has passed its deadline undecided";
     OWNERS "T0903" "canaries" "no other tool undoes a rollout";
+    STRATEGY "T0904" "canaries" "every target keeps stable pods while a new version is judged";
     ROUTES "T0920" "routes" "every route is accepted";
     CILIUM "T0930" "network" "the network plugin leaves Services' addresses to the sidecar";
 }

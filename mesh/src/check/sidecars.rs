@@ -1,6 +1,6 @@
 //! Sidecars, and pods without one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::words::duration;
@@ -57,6 +57,19 @@ pub struct Pod<'a> {
     pub started: Option<i64>,
     /// It is being deleted.
     pub terminating: bool,
+    /// Why its sidecar does not run; `None`: it runs, or that is not known.
+    pub idle: Option<Idle<'a>>,
+}
+
+/// The container because of which a sidecar does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle<'a> {
+    /// The container.
+    pub container: &'a str,
+    /// Its state, such as `CrashLoopBackOff`.
+    pub state: &'a str,
+    /// It has run, so that there is a log.
+    pub has_log: bool,
 }
 
 impl Pod<'_> {
@@ -75,6 +88,8 @@ pub struct SidecarJudge<'a> {
     follower: Option<&'a str>,
     /// Pods that come or go, by namespace and name. Nobody waits for their sidecars.
     in_transit: HashSet<(&'a str, &'a str)>,
+    /// Sidecars that do not run, by namespace and name of their pods.
+    idle: HashMap<(&'a str, &'a str), Idle<'a>>,
     /// For how many seconds a certificate must be valid. A sidecar renews it at half of its lifetime, so that one with less
     /// than a quarter left was not renewed when it was due.
     least_left: i64,
@@ -89,11 +104,20 @@ impl<'a> SidecarJudge<'a> {
         pods: impl IntoIterator<Item = Pod<'a>>,
         leaf_lifetime: Duration,
     ) -> Self {
-        let in_transit = pods.into_iter().filter(|pod| pod.comes_or_goes(view.now));
+        let (mut in_transit, mut idle) = (HashSet::new(), HashMap::new());
+        for pod in pods {
+            let key = (pod.namespace, pod.name);
+            if pod.comes_or_goes(view.now) {
+                in_transit.insert(key);
+            } else if let Some(why) = pod.idle {
+                idle.insert(key, why);
+            }
+        }
         Self {
             operator: health.and_then(|health| version(&health.version)),
             follower: health.filter(|health| !health.leader).map(|health| health.pod.as_str()),
-            in_transit: in_transit.map(|pod| (pod.namespace, pod.name)).collect(),
+            in_transit,
+            idle,
             least_left: i64::try_from(leaf_lifetime.as_secs() / 4).unwrap_or(i64::MAX),
             view,
         }
@@ -110,7 +134,7 @@ impl<'a> SidecarJudge<'a> {
             self.well(&checks::REFUSED, sidecars, reported)
         }));
         let count = format!("{} sidecars", sidecars.len());
-        findings.push(self.behind(sidecars).unwrap_or_else(|| checks::BEHIND.ok(count)));
+        findings.extend(or_ok(self.behind(sidecars), || checks::BEHIND.ok(count)));
         let certificates = sidecars.iter().filter_map(|sidecar| self.certificate(sidecar)).collect();
         findings.extend(or_ok(certificates, || self.well(&checks::CERTIFICATE, sidecars, has_certificate)));
         findings
@@ -187,18 +211,48 @@ impl<'a> SidecarJudge<'a> {
         waits.then(|| format!("{} ({}/{})", pod_of(sidecar), sidecar.acknowledged, sidecar.resources))
     }
 
-    fn behind(&self, sidecars: &[Sidecar]) -> Option<Finding> {
+    fn behind(&self, sidecars: &[Sidecar]) -> Vec<Finding> {
         if let Some(pod) = self.follower {
-            return Some(self.of_a_follower(&checks::BEHIND, "sidecars", pod));
+            return vec![self.of_a_follower(&checks::BEHIND, "sidecars", pod)];
         }
-        let pods: Vec<String> = sidecars.iter().filter_map(|sidecar| self.waits(sidecar)).collect();
+        let running = sidecars.iter().filter(|sidecar| self.idle(sidecar).is_none());
+        let pods: Vec<String> = running.filter_map(|sidecar| self.waits(sidecar)).collect();
         let (count, listed) = (pods.len(), some_of(&pods));
-        (count > 0).then(|| {
+        let behind = (count > 0).then(|| {
             checks::BEHIND
                 .warning(format!("{count} sidecars have waited for over {LATE} s or are not connected: {listed}"))
-                .hint("they enforce the configuration before; look at their logs, and whether they reach port 26160")
+                .hint("those that have started enforce the configuration before; look at their logs, and whether they reach port 26160")
                 .fix(format!("tulle pods{}", self.view.scope()))
-        })
+        });
+        self.not_running(sidecars).into_iter().chain(behind).collect()
+    }
+
+    /// Why a sidecar that is waited for does not run. One that is connected does, whatever its pod's object says still.
+    fn idle(&self, sidecar: &Sidecar) -> Option<Idle<'a>> {
+        let key = (sidecar.namespace.as_str(), sidecar.pod.as_str());
+        self.idle.get(&key).copied().filter(|_| !sidecar.connected)
+    }
+
+    /// Sidecars that do not run: there is nothing that enforces a configuration, and nothing that passes requests on.
+    fn not_running(&self, sidecars: &[Sidecar]) -> Option<Finding> {
+        let idle: Vec<(&Sidecar, Idle<'_>)> =
+            sidecars.iter().filter_map(|sidecar| Some((sidecar, self.idle(sidecar)?))).collect();
+        let (first, why) = *idle.first()?;
+        let named = |(sidecar, why): &(&Sidecar, Idle<'_>)| {
+            format!("{} ({}: {})", pod_of(sidecar), why.container, why.state)
+        };
+        let pods: Vec<String> = idle.iter().map(named).collect();
+        let (count, listed) = (pods.len(), some_of(&pods));
+        let fix = match why.has_log {
+            true => format!("kubectl -n {} logs {} -c {}", first.namespace, first.pod, why.container),
+            false => format!("kubectl -n {} describe pod {}", first.namespace, first.pod),
+        };
+        Some(
+            checks::BEHIND
+                .warning(format!("{count} sidecars do not run: {listed}"))
+                .hint("until they do, no request gets in or out of their pods: the command says why the first does not")
+                .fix(fix),
+        )
     }
 
     /// The seconds for which a certificate is valid, if they are too few.

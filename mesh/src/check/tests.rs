@@ -27,7 +27,7 @@ fn sidecar() -> Sidecar {
 }
 
 fn pod(started: Option<i64>, terminating: bool) -> Pod<'static> {
-    Pod { namespace: "shop", name: "web-1", started, terminating }
+    Pod { namespace: "shop", name: "web-1", started, terminating, idle: None }
 }
 
 /// Findings that are not OK, as `ID found => fix`.
@@ -68,6 +68,38 @@ fn a_pod_need_not_be_connected_in_its_first_thirty_seconds_or_once_it_ends() {
     assert_eq!(judged(&lost, None), reported);
     let other = Pod { name: "web-2", ..pod(Some(NOW), false) };
     assert_eq!(judged(&lost, Some(other)), reported);
+}
+
+#[test]
+fn a_sidecar_that_does_not_run_is_not_said_to_enforce_anything() {
+    let lost = Sidecar { connected: false, ..sidecar() };
+    let failing = |has_log| {
+        let state = if has_log { "CrashLoopBackOff" } else { "ImagePullBackOff" };
+        Pod { idle: Some(Idle { container: "tulle-init", state, has_log }), ..pod(Some(NOW - 60), false) }
+    };
+    assert_eq!(
+        judged(&lost, Some(failing(true))),
+        [
+            "T0703 1 sidecars do not run: shop/web-1 (tulle-init: CrashLoopBackOff) => kubectl -n shop logs web-1 -c tulle-init"
+        ]
+    );
+    assert_eq!(
+        judged(&lost, Some(failing(false))),
+        [
+            "T0703 1 sidecars do not run: shop/web-1 (tulle-init: ImagePullBackOff) => kubectl -n shop describe pod web-1"
+        ]
+    );
+    let none: [&str; 0] = [];
+    assert_eq!(judged(&sidecar(), Some(failing(true))), none, "it is connected by now");
+    let starting = Pod { started: Some(NOW), ..failing(true) };
+    assert_eq!(judged(&lost, Some(starting)), none);
+    let health = health(true);
+    let judge = SidecarJudge::new(view(Reader::Command), Some(&health), [failing(true)], LEAF_LIFETIME);
+    let other = Sidecar { pod: "web-2".to_owned(), ..lost.clone() };
+    let found = faults(judge.judge(&[other, lost]));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("T0703 1 sidecars do not run: shop/web-1"), "{found:?}");
+    assert!(found[1].contains("are not connected: shop/web-2 (not connected)"), "{found:?}");
 }
 
 #[test]

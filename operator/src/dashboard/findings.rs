@@ -37,6 +37,7 @@ pub const COMMAND_ONLY: &[(&str, &[&str])] = &[
     ("the webhook", &[checks::HOOKS.id, checks::BUNDLE.id, checks::FAILURE.id, checks::ENDPOINTS.id]),
     ("labels of namespaces", &[checks::NAMESPACES.id]),
     ("tools that undo a rollout", &[checks::OWNERS.id]),
+    ("update strategies", &[checks::STRATEGY.id]),
     ("routes", &[checks::ROUTES.id]),
     ("the network plugin", &[checks::CILIUM.id]),
 ];
@@ -92,6 +93,8 @@ fn sidecar_judge<'a>(facts: &Facts<'a>, model: &'a Model) -> SidecarJudge<'a> {
         name: &pod.name,
         started: Some(pod.started_unix).filter(|at| *at != 0),
         terminating: pod.terminating,
+        // The model has no states of containers.
+        idle: None,
     });
     let lifetime = Lifetime::of(&model.settings().leaf_lifetime).leaf;
     SidecarJudge::new(facts.view(), Some(facts.health), pods, lifetime)

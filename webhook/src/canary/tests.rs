@@ -157,6 +157,44 @@ fn a_deployment_with_strategy_recreate_cannot_have_a_canary() {
 }
 
 #[test]
+fn a_deployment_that_may_lose_all_pods_at_once_cannot_have_a_canary() {
+    let target = |unavailable: Value| json!({"spec": {"replicas": 3, "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": unavailable}}}});
+    for unavailable in [json!("100%"), json!(3)] {
+        let errors = with_target(&web(json!({})), &target(unavailable.clone())).errors;
+        assert_eq!(errors.len(), 1, "{unavailable}: {errors:?}");
+        assert!(errors[0].contains("set maxUnavailable to 0"), "{errors:?}");
+    }
+    assert_eq!(with_target(&web(json!({})), &target(json!(2))).errors, Vec::<String>::new());
+}
+
+#[test]
+fn a_workload_with_a_canary_is_warned_about_when_it_is_applied_after_it_or_changed() {
+    let of = |strategy: &Value, image: &str| {
+        json!({"metadata": {"name": "web"}, "spec": {"replicas": 3, "strategy": strategy,
+            "template": {"spec": {"containers": [{"name": "web", "image": image}]}}}})
+    };
+    let (recreate, rolling) = (json!({"type": "Recreate"}), json!({"type": "RollingUpdate"}));
+    let costly = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}});
+    let warned = |new: &Value, old: Option<&Value>| workload(WorkloadKind::Deployment, new, old).len();
+    let created = workload(WorkloadKind::Deployment, &of(&recreate, "a"), None);
+    assert!(created[0].starts_with("Deployment web has a Canary, and has strategy Recreate"), "{created:?}");
+    assert_eq!(warned(&of(&rolling, "a"), None), 0);
+    assert_eq!(warned(&of(&recreate, "a"), Some(&of(&rolling, "a"))), 1, "the strategy was changed");
+    assert_eq!(warned(&of(&recreate, "b"), Some(&of(&recreate, "a"))), 1, "a new version");
+    assert_eq!(warned(&of(&recreate, "a"), Some(&of(&recreate, "a"))), 0, "nothing has changed");
+    assert_eq!(warned(&of(&costly, "a"), None), 2);
+    assert_eq!(warned(&of(&costly, "b"), Some(&of(&costly, "a"))), 0, "it was said when it was applied");
+}
+
+#[test]
+fn a_stateful_set_without_replicas_is_not_said_to_have_one() {
+    let set = canary_of(json!({"target": {"kind": "StatefulSet", "name": "db"}}));
+    let warnings = with_target(&set, &json!({"spec": {"replicas": 0}})).warnings;
+    assert!(!warnings.iter().any(|warning| warning.contains("has one replica")), "{warnings:?}");
+    assert!(warnings[0].starts_with("StatefulSet db has no replicas at the moment"), "{warnings:?}");
+}
+
+#[test]
 fn a_second_canary_for_a_workload_is_rejected() {
     let siblings = ["other".to_owned()];
     let validation = validate(&web(json!({})), &Facts { siblings: &siblings, ..Facts::default() });

@@ -22,6 +22,8 @@ pub(super) struct PodSeen {
     /// As in the Canary's status.
     pub(super) revision: String,
     pub(super) ready: bool,
+    /// Whether it would be ready but for its shut gate: its containers are ready, and other readiness gates open.
+    pub(super) held: bool,
     pub(super) terminating: bool,
     pub(super) gate: Gate,
     /// Of its container with the most.
@@ -65,17 +67,26 @@ impl PodSeen {
             true if holds(keys::GATE) => Gate::Open,
             true => Gate::Shut,
         };
+        let others_open =
+            gates.iter().all(|gate| gate.condition_type == keys::GATE || holds(&gate.condition_type));
+        let ready = holds("Ready");
         let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
         let meta = &pod.metadata;
         Self {
             name: meta.name.clone().unwrap_or_default(),
             revision: meta.labels.as_ref().and_then(|labels| labels.get(label)).cloned().unwrap_or_default(),
-            ready: holds("Ready"),
+            ready,
+            held: !ready && gate == Gate::Shut && holds("ContainersReady") && others_open,
             terminating: meta.deletion_timestamp.is_some(),
             gate,
             restarts: containers.iter().map(|container| container.restart_count).max().unwrap_or(0),
             created: meta.creation_timestamp.as_ref().map(|created| created.0.as_second()),
         }
+    }
+
+    /// Whether it would be ready but for its shut gate, and stays.
+    pub(super) fn is_held(&self) -> bool {
+        self.held && !self.terminating
     }
 
     /// Its age.

@@ -109,6 +109,62 @@ latency   -           0s
 }
 
 #[test]
+fn a_pod_that_nothing_but_its_gate_keeps_from_being_ready_serves_or_is_held_back() {
+    let held = |name: &str| PodSeen { held: true, ..pod(name, "5d4f", false, Some(false)) };
+    let shown =
+        |status: Value, pods: &[PodSeen]| View::of(&canary(status), pods).text(now(), &Output::default());
+    let with = |asked: u32, acknowledged: &str| {
+        json!({"phase": "Progressing", "approvedRevision": "7d9f", "canaryRevision": "5d4f", "weight": asked,
+            "weightSummary": acknowledged})
+    };
+    let crashes = pod("web-5d4f-b", "5d4f", false, Some(false));
+    let text = shown(with(60, "60%"), &[held("web-5d4f-a"), crashes]);
+    let expected = "\
+5d4f (canary)     1/2 serving
+├─ web-5d4f-a     serving       shut   2          3m
+└─ web-5d4f-b     not ready     shut   2          3m
+
+serving: sidecars send the pod its share. Kubernetes shows it as not ready until the promotion opens its gate.
+";
+    let squeezed = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let (text, expected) = (squeezed(&text), squeezed(expected));
+    assert!(text.ends_with(&expected), "{text:?}");
+    for (asked, acknowledged, state) in
+        [(0, "0%", "held back"), (0, "", "held back"), (5, "0%", "serving"), (0, "5%", "serving")]
+    {
+        let text = shown(with(asked, acknowledged), &[held("web-5d4f-a")]);
+        assert!(text.contains(&format!("1/1 {state}")), "{asked} {acknowledged}: {text}");
+        assert_eq!(text.contains("serving: sidecars"), state == "serving", "{text}");
+    }
+    let ending = PodSeen { terminating: true, ..held("web-5d4f-a") };
+    assert!(shown(with(60, "60%"), &[ending]).contains("0/1 ready"));
+}
+
+#[test]
+fn a_pod_is_held_by_its_gate_only_where_everything_else_is_ready() {
+    let held = |containers: &str, other: &str, approved: &str| {
+        let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
+        let gate = |type_: &str| json!({"conditionType": type_});
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web"},
+            "spec": {"containers": [], "readinessGates": [gate("tulle.dev/approved"), gate("example.com/lb")]},
+            "status": {"conditions": [
+                condition("Ready", "False"), condition("ContainersReady", containers),
+                condition("tulle.dev/approved", approved), condition("example.com/lb", other),
+            ]},
+        }))
+        .unwrap();
+        PodSeen::of(&pod, WorkloadKind::Deployment).held
+    };
+    assert!(held("True", "True", "False"));
+    assert!(!held("False", "True", "False"), "it crashes");
+    assert!(!held("True", "False", "False"), "another gate holds it too");
+    assert!(!held("True", "True", "True"), "its gate is open");
+}
+
+#[test]
 fn why_a_rollout_failed_is_shown_once_and_before_what_is_left_to_say() {
     let failed = |phase: &str, evidence: &str, serves: &str| {
         let condition = |type_: &str, status: &str| {

@@ -74,6 +74,8 @@ pub(super) struct Revision {
     pub(super) name: String,
     /// `stable`, `canary`, `former` or empty.
     pub(super) role: &'static str,
+    /// Whether sidecars send requests to its pods whose gates are shut.
+    pub(super) steered: bool,
     pub(super) pods: Vec<PodSeen>,
 }
 
@@ -113,6 +115,7 @@ impl View {
         let mut text = self.head(now, output);
         text.push('\n');
         text.push_str(&self.tree(now).to_string());
+        text.push_str(self.about_gates());
         if !self.tests.is_empty() && self.is_in_progress() {
             text.push('\n');
             text.push_str(&self.judged().to_string());
@@ -164,29 +167,17 @@ impl View {
     fn tree(&self, now: Timestamp) -> Table {
         let mut rows = Vec::new();
         for revision in &self.revisions {
-            let ready = revision.pods.iter().filter(|pod| pod.ready).count();
             let name = dash(revision.name.clone());
             let name = match revision.role {
                 "" => name,
                 role => format!("{name} ({role})"),
             };
-            rows.push(vec![
-                name,
-                format!("{ready}/{} ready", revision.pods.len()),
-                String::new(),
-                String::new(),
-                String::new(),
-            ]);
+            rows.push(vec![name, revision.count(), String::new(), String::new(), String::new()]);
             for (index, pod) in revision.pods.iter().enumerate() {
                 let branch = if index + 1 == revision.pods.len() { "└─" } else { "├─" };
-                let state = match (pod.terminating, pod.ready) {
-                    (true, _) => "terminating",
-                    (false, true) => "ready",
-                    (false, false) => "not ready",
-                };
                 rows.push(vec![
                     format!("{branch} {}", pod.name),
-                    state.to_owned(),
+                    revision.state(pod).to_owned(),
                     pod.gate.name().to_owned(),
                     pod.restarts.to_string(),
                     pod.age(now),
@@ -196,12 +187,46 @@ impl View {
         Table { headers: vec!["REVISION / POD", "STATE", "GATE", "RESTARTS", "AGE"], rows }
     }
 
+    /// What `serving` means, where it stands: kubectl shows these pods as not ready.
+    fn about_gates(&self) -> &'static str {
+        let serves = |revision: &Revision| revision.steered && revision.pods.iter().any(PodSeen::is_held);
+        if self.revisions.iter().any(serves) {
+            "\nserving: sidecars send the pod its share. Kubernetes shows it as not ready until the promotion opens its gate.\n"
+        } else {
+            ""
+        }
+    }
+
     fn judged(&self) -> Table {
         let row = |test: &TestLine| {
             let seconds = i64::from(test.blocks).saturating_mul(10);
             vec![test.name.clone(), dash(test.odds.map(odds).unwrap_or_default()), super::age(Some(seconds))]
         };
         Table { headers: vec!["TEST", "WORSE", "OVER"], rows: self.tests.iter().map(row).collect() }
+    }
+}
+
+impl Revision {
+    /// The state of one of its pods.
+    fn state(&self, pod: &PodSeen) -> &'static str {
+        match (pod.terminating, pod.ready) {
+            (true, _) => "terminating",
+            (false, true) => "ready",
+            (false, false) if pod.is_held() && self.steered => "serving",
+            (false, false) if pod.is_held() => "held back",
+            (false, false) => "not ready",
+        }
+    }
+
+    /// How many of its pods are as they should be, such as `1/2 serving`.
+    fn count(&self) -> String {
+        let well = self.pods.iter().filter(|pod| pod.ready || pod.is_held()).count();
+        let state = match (self.pods.iter().any(PodSeen::is_held), self.steered) {
+            (true, true) => "serving",
+            (true, false) => "held back",
+            (false, _) => "ready",
+        };
+        format!("{well}/{} {state}", self.pods.len())
     }
 }
 
@@ -241,10 +266,15 @@ fn revisions(status: &CanaryStatus, pods: &[PodSeen]) -> Vec<Revision> {
         let revision = pod.revision.as_str();
         found.entry((role(revision).0, revision)).or_default().push(pod.clone());
     }
-    let revision = |((_, name), pods): ((u8, &str), Vec<PodSeen>)| Revision {
-        name: name.to_owned(),
-        role: role(name).1,
-        pods,
+    // Sidecars may send it something from the moment that it is asked for, and until all have acknowledged that it ended.
+    let is_given = |sent: &str| !matches!(sent, "" | "0%");
+    let asked = asked(status.weight, status.steering.as_ref());
+    let gets = is_given(&asked) || is_given(&status.weight_summary);
+    let revision = |((_, name), pods): ((u8, &str), Vec<PodSeen>)| {
+        let role = role(name).1;
+        // The gates of an approved revision open one after the other.
+        let steered = matches!(role, "stable" | "former") || (role == "canary" && gets);
+        Revision { name: name.to_owned(), role, steered, pods }
     };
     found.into_iter().map(revision).collect()
 }

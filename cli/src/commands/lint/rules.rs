@@ -59,12 +59,20 @@ pub(super) const MISPLACED: Rule = warning(
 );
 pub(super) const SECOND_CANARY: Rule = error("T1201", "Two Canaries have the same target.");
 pub(super) const STEPS: Rule = warning("T1202", "The weights of a Canary's steps do not grow.");
+pub(super) const UNJUDGED: Rule = error(
+    "T1203",
+    "The update strategy of a Canary's target deletes all stable pods, so that no new version is judged.",
+);
+pub(super) const HINDERED: Rule = warning(
+    "T1204",
+    "The update strategy of a Canary's target costs stable pods, or makes rollouts wait for a person.",
+);
 pub(super) const REJECTED: Rule = error("T1901", "The API server would reject the object.");
 pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server would warn about the object.");
 pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
 
 /// Every rule of `tulle lint`.
-pub(super) const RULES: [Rule; 19] = [
+pub(super) const RULES: [Rule; 21] = [
     UNREADABLE,
     UNKNOWN_KIND,
     UNNAMED,
@@ -81,6 +89,8 @@ pub(super) const RULES: [Rule; 19] = [
     MISPLACED,
     SECOND_CANARY,
     STEPS,
+    UNJUDGED,
+    HINDERED,
     REJECTED,
     ADMISSION_WARNING,
     NOT_IN_CLUSTER,

@@ -459,6 +459,34 @@ fn two_policies_or_canaries_for_one_target_are_found_and_a_shadow_beside_one_is_
 }
 
 #[test]
+fn a_target_whose_strategy_hinders_its_canary_is_found_in_whatever_order_they_stand() {
+    let canary = "---\napiVersion: tulle.dev/v1alpha1\nkind: Canary\nmetadata: {name: c}\nspec: {target: {kind: Deployment, name: web}}\n";
+    let workload = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let recreate = workload("Deployment", "web", "strategy: {type: Recreate}");
+    for files in [canary.to_owned() + &recreate, recreate.clone() + canary] {
+        let part = "Canary c targets it, and it has strategy Recreate";
+        assert_one(&lint(&files), "T1203 Deployment shop/web", part);
+    }
+    assert_eq!(lint(&recreate), Vec::<String>::new(), "without a Canary any strategy will do");
+    let with = |spec: &str| lint(&(canary.to_owned() + &workload("Deployment", "web", spec)));
+    let unavailable = with("replicas: 2, strategy: {rollingUpdate: {maxUnavailable: 100%}}");
+    assert_one(&unavailable, "T1203", "may lose all its pods at once");
+    let surge = with("replicas: 2, strategy: {rollingUpdate: {maxSurge: 0}}");
+    assert_one(&surge, "T1204", "PodDisruptionBudget");
+    assert_eq!(with("replicas: 1"), Vec::<String>::new());
+    let other =
+        workload("Deployment", "api", "strategy: {type: Recreate}") + &workload("Deployment", "web", "");
+    assert_eq!(lint(&(canary.to_owned() + &other)), Vec::<String>::new());
+    let set = "---\napiVersion: tulle.dev/v1alpha1\nkind: Canary\nmetadata: {name: c}\nspec: {target: {kind: StatefulSet, name: db}}\n";
+    let by_hand = workload("StatefulSet", "db", "updateStrategy: {type: OnDelete}");
+    assert_one(&lint(&(set.to_owned() + &by_hand)), "T1204 StatefulSet shop/db", "OnDelete");
+}
+
+#[test]
 fn lists_are_taken_apart_and_directories_are_read_by_name() {
     let list =
         "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod}, {apiVersion: v1, kind: Service}]}";

@@ -1,9 +1,10 @@
 //! What is wrong with objects only beside others: two that contradict each other, and targets that are not there.
 
 use serde_json::Value;
+use tulle_crds::{Effect, Hindrance, WorkloadKind, hindrances};
 
 use super::read::Document;
-use super::rules::{CONFLICT, Finding, NO_TARGET, RISKY, SECOND_CANARY};
+use super::rules::{CONFLICT, Finding, HINDERED, NO_TARGET, RISKY, SECOND_CANARY, UNJUDGED};
 use crate::objects;
 
 /// Kinds whose templates have pods.
@@ -32,6 +33,7 @@ pub(super) fn check(documents: &[Document], namespace: &str) -> Vec<Finding> {
             })),
             _ => {}
         }
+        findings.extend(hindered(document, documents, namespace));
         findings.extend(absent(document, documents, namespace).map(|message| {
             let hint = "if it is applied from elsewhere, --with-cluster looks for it".to_owned();
             Finding::new(NO_TARGET, document, namespace, message, Some(hint))
@@ -39,6 +41,27 @@ pub(super) fn check(documents: &[Document], namespace: &str) -> Vec<Finding> {
     }
     findings.extend(documents.iter().filter_map(|document| groupless(document, namespace)));
     findings
+}
+
+/// What in the target of a Canary hinders its rollouts.
+fn hindered(document: &Document, documents: &[Document], namespace: &str) -> Vec<Finding> {
+    let target = target(document).filter(|_| document.kind() == "Canary");
+    let field = |name: &str| target.and_then(|target| target.get(name)).and_then(Value::as_str);
+    let (Some(kind), Some(name)) = (field("kind").and_then(WorkloadKind::named), field("name")) else {
+        return Vec::new();
+    };
+    let is_target = |other: &&Document| {
+        other.api_version().starts_with("apps/")
+            && (other.kind(), other.name()) == (kind.name(), name)
+            && other.namespace(namespace) == document.namespace(namespace)
+    };
+    let Some(workload) = documents.iter().find(is_target) else { return Vec::new() };
+    let finding = |found: Hindrance| {
+        let rule = if found.effect == Effect::Unjudged { UNJUDGED } else { HINDERED };
+        let message = format!("Canary {} targets it, and it {}", document.name(), found.what);
+        Finding::new(rule, workload, namespace, message, Some(found.remedy.to_owned()))
+    };
+    hindrances(kind, &workload.value).into_iter().map(finding).collect()
 }
 
 /// A route with a parent that is meant to be a Service, and is none.

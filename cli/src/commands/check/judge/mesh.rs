@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tulle_crds::{keys, parse_duration};
+use tulle_crds::{Effect, WorkloadKind, hindrances, keys, parse_duration};
 use tulle_mesh::check::{
-    self, Condition, Finding, Pod, Policy, PolicyState, SidecarJudge, WithoutSidecar, list as checks, or_ok,
+    self, Condition, Finding, Idle, Pod, Policy, PolicyState, SidecarJudge, WithoutSidecar, list as checks,
+    or_ok,
 };
 
 use super::super::facts::{Facts, target_name};
@@ -131,7 +132,42 @@ fn pod(object: &Value) -> Pod<'_> {
         name: name(object),
         started: time(object, "/status/startTime").or_else(|| time(object, "/metadata/creationTimestamp")),
         terminating: !text(object, "/metadata/deletionTimestamp").is_empty(),
+        idle: idle(object),
     }
+}
+
+/// The container because of which the sidecar of a pod does not run.
+fn idle(pod: &Value) -> Option<Idle<'_>> {
+    if matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") {
+        return None;
+    }
+    let is_there =
+        |list: &str, container: &str| items(pod, list).iter().any(|one| text(one, "/name") == container);
+    let names = ["tulle-init", "tulle-proxy"].into_iter();
+    let mut wanted = names.filter(|container| is_there("/spec/initContainers", container));
+    wanted.find_map(|container| {
+        let statuses = items(pod, "/status/initContainerStatuses");
+        let Some(status) = statuses.iter().find(|one| text(one, "/name") == container) else {
+            return Some(Idle { container, state: "no node has started it", has_log: false });
+        };
+        // The init container has done its work when it has ended well; the proxy must go on.
+        let has_ended = status.pointer("/state/terminated").is_some();
+        let is_done = container == "tulle-init" && number(status, "/state/terminated/exitCode") == Some(0);
+        let is_running = status.pointer("/state/running").is_some();
+        let has_started = status.pointer("/started").and_then(Value::as_bool).unwrap_or(true);
+        if is_done || (container == "tulle-proxy" && is_running && has_started) {
+            return None;
+        }
+        let reason = ["/state/waiting/reason", "/state/terminated/reason"].map(|at| text(status, at));
+        let state = reason.into_iter().find(|reason| !reason.is_empty());
+        let state = state.unwrap_or(match (is_running, container) {
+            (true, "tulle-proxy") => "running, but its startup probe fails",
+            (true, _) => "running",
+            (false, _) => "waiting",
+        });
+        let has_run = number(status, "/restartCount").unwrap_or(0) > 0;
+        Some(Idle { container, state, has_log: has_run || has_ended || is_running })
+    })
 }
 
 /// The lifetime of certificates that the MeshConfig sets.
@@ -180,14 +216,15 @@ fn canaries(facts: &Facts) -> Vec<Finding> {
     let known: Vec<check::Canary<'_>> = canaries.iter().map(canary).collect();
     let mut findings = check::canaries(&known);
     let owned = canaries.iter().filter_map(|canary| owned(canary, facts)).collect();
+    let hindered = canaries.iter().flat_map(|canary| hindered(canary, facts)).collect();
     let all = canaries.len();
     let read = canaries.iter().filter(|canary| target(canary, facts).is_some()).count();
-    findings.extend(or_ok(owned, || {
-        checks::OWNERS.ok(match read == all {
-            true => format!("{all} Canaries"),
-            false => format!("{read} of {all} Canaries; the targets of the others were not found"),
-        })
-    }));
+    let seen = match read == all {
+        true => format!("{all} Canaries"),
+        false => format!("{read} of {all} Canaries; the targets of the others were not found"),
+    };
+    findings.extend(or_ok(owned, || checks::OWNERS.ok(seen.clone())));
+    findings.extend(or_ok(hindered, || checks::STRATEGY.ok(seen)));
     findings
 }
 
@@ -251,6 +288,25 @@ fn owned(canary: &Value, facts: &Facts) -> Option<Finding> {
     );
     let fix = format!("kubectl -n {} describe canary {}", namespace(canary), name(canary));
     Some(checks::OWNERS.warning(found).hint(hint).fix(fix))
+}
+
+/// Strategies of a target with which a version is not judged, or not rolled out. What costs stable pods only is said when
+/// the objects are applied.
+fn hindered(canary: &Value, facts: &Facts) -> Vec<Finding> {
+    let kind = WorkloadKind::named(text(canary, "/spec/target/kind"));
+    let Some((kind, workload)) = kind.zip(target(canary, facts)) else { return Vec::new() };
+    let (place, target) = (namespace(canary), text(canary, "/spec/target/name"));
+    let fix = format!("kubectl -n {place} edit {} {target}", kind.name().to_lowercase());
+    let said = hindrances(kind, workload).into_iter().filter(|found| found.effect != Effect::Costly);
+    said.map(|found| {
+        let what = format!("Canary {}: {} {target} {}", full_name(canary), kind.name(), found.what);
+        let finding = match found.effect {
+            Effect::Unjudged => checks::STRATEGY.error(what),
+            Effect::Waits | Effect::Costly => checks::STRATEGY.warning(what),
+        };
+        finding.hint(found.remedy).fix(fix.clone())
+    })
+    .collect()
 }
 
 fn routes(facts: &Facts) -> Vec<Finding> {

@@ -89,6 +89,79 @@ fn a_tool_that_would_undo_a_rollout_is_a_warning_only_where_the_steps_take_longe
 }
 
 #[test]
+fn a_target_that_keeps_no_stable_pod_is_an_error_and_one_that_waits_for_a_person_a_warning() {
+    let with = |kind: &str, spec: Value| {
+        let mut canary = canary(json!([]), json!({}));
+        canary["spec"]["target"]["kind"] = json!(kind);
+        let target = (target_name(kind, "shop", "web"), json!({"spec": spec}));
+        faults(move |facts| {
+            facts.canaries = Ok(vec![canary]);
+            facts.targets = [target].into();
+        })
+    };
+    assert_eq!(
+        with("Deployment", json!({"strategy": {"type": "Recreate"}})),
+        [
+            "T0904 error: Canary shop/web: Deployment web has strategy Recreate, which deletes all stable pods before the new version starts => kubectl -n shop edit deployment web"
+        ]
+    );
+    let found = with("StatefulSet", json!({"replicas": 3, "updateStrategy": {"type": "OnDelete"}}));
+    let expected = "T0904 warning: Canary shop/web: StatefulSet web has updateStrategy OnDelete";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+    let costly = json!({"replicas": 3, "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}});
+    assert_eq!(with("Deployment", costly), Vec::<String>::new());
+}
+
+#[test]
+fn a_sidecar_that_does_not_run_is_named_with_the_state_of_its_container() {
+    let with = |init: Value, proxy: Value| {
+        let pod = json!({
+            "metadata": {"name": "web-1", "namespace": "shop"},
+            "spec": {"initContainers": [{"name": "tulle-init"}, {"name": "tulle-proxy"}]},
+            "status": {"startTime": "2026-11-27T11:00:00Z", "phase": "Pending", "initContainerStatuses": [init, proxy]},
+        });
+        faults(move |facts| {
+            facts.sidecars.as_mut().unwrap().sidecars[0].connected = false;
+            facts.injected = Ok(vec![pod]);
+        })
+    };
+    let init =
+        |state: Value, restarts: u32| json!({"name": "tulle-init", "state": state, "restartCount": restarts});
+    let proxy =
+        |state: Value, started: bool| json!({"name": "tulle-proxy", "state": state, "started": started});
+    let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+    let ended = |code: u32, reason: &str| json!({"terminated": {"exitCode": code, "reason": reason}});
+    let later = || proxy(waiting("PodInitializing"), false);
+    let fine = || init(ended(0, "Completed"), 0);
+    let running = || json!({"running": {}});
+    for (init, proxy, state, fix) in [
+        (
+            init(waiting("CrashLoopBackOff"), 3),
+            later(),
+            "tulle-init: CrashLoopBackOff",
+            "logs web-1 -c tulle-init",
+        ),
+        (init(ended(1, "Error"), 0), later(), "tulle-init: Error", "logs web-1 -c tulle-init"),
+        (init(running(), 0), later(), "tulle-init: running", "logs web-1 -c tulle-init"),
+        (init(waiting("ImagePullBackOff"), 0), later(), "tulle-init: ImagePullBackOff", "describe pod web-1"),
+        (fine(), later(), "tulle-proxy: PodInitializing", "describe pod web-1"),
+        (
+            fine(),
+            proxy(running(), false),
+            "tulle-proxy: running, but its startup probe fails",
+            "logs web-1 -c tulle-proxy",
+        ),
+        (Value::Null, Value::Null, "tulle-init: no node has started it", "describe pod web-1"),
+    ] {
+        let expected =
+            format!("T0703 warning: 1 sidecars do not run: shop/web-1 ({state}) => kubectl -n shop {fix}");
+        assert_eq!(with(init, proxy), [expected]);
+    }
+    let lost = with(fine(), proxy(running(), true));
+    assert!(lost.len() == 1 && lost[0].contains("shop/web-1 (not connected)"), "{lost:?}");
+}
+
+#[test]
 fn a_parent_of_kind_service_without_its_group_is_a_warning() {
     let route = |group: Value| {
         let parent = json!({"kind": "Service", "name": "api", "group": group});
