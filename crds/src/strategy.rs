@@ -29,6 +29,8 @@ pub struct Hindrance {
     pub what: String,
     /// What to write instead.
     pub remedy: &'static str,
+    /// It is so because there are so few replicas at present.
+    pub at_present: bool,
 }
 
 impl Display for Hindrance {
@@ -39,7 +41,7 @@ impl Display for Hindrance {
 
 impl Hindrance {
     fn new(effect: Effect, what: impl Into<String>, remedy: &'static str) -> Self {
-        Self { effect, what: what.into(), remedy }
+        Self { effect, what: what.into(), remedy, at_present: false }
     }
 }
 
@@ -112,12 +114,12 @@ fn number(workload: &Value, pointer: &str) -> Option<u64> {
     workload.pointer(pointer).and_then(Value::as_u64)
 }
 
-/// All pods may be missing at once. `settings`: those that say so.
-fn all_at_once(settings: &str, remedy: &'static str) -> Hindrance {
+/// All pods may be missing at once. `settings`: those that say so. `at_present`: with so few replicas.
+fn all_at_once(settings: &str, at_present: bool, remedy: &'static str) -> Hindrance {
     let what = format!(
         "may lose all its pods at once ({settings}), so that no stable pod is left when the new version is to be judged"
     );
-    Hindrance::new(Effect::Unjudged, what, remedy)
+    Hindrance { at_present, ..Hindrance::new(Effect::Unjudged, what, remedy) }
 }
 
 fn deployment(workload: &Value) -> Vec<Hindrance> {
@@ -144,7 +146,11 @@ fn deployment(workload: &Value) -> Vec<Hindrance> {
     if loses_all {
         let of = replicas.map(|replicas| format!("replicas {replicas}, ")).unwrap_or_default();
         let settings = format!("{of}maxUnavailable {}, maxSurge {}", most.0, most.1);
-        return vec![all_at_once(&settings, "set maxUnavailable to 0, and maxSurge to 1 or more")];
+        return vec![all_at_once(
+            &settings,
+            !most.0.is_everything(),
+            "set maxUnavailable to 0, and maxSurge to 1 or more",
+        )];
     }
     let mut found = Vec::new();
     if surge.is_some_and(Amount::is_zero) {
@@ -199,7 +205,7 @@ fn stateful_set(workload: &Value) -> Vec<Hindrance> {
     }) {
         let of = replicas.map(|replicas| format!("replicas {replicas}, ")).unwrap_or_default();
         let settings = format!("{of}maxUnavailable {unavailable}");
-        found.push(all_at_once(&settings, "set maxUnavailable to 1"));
+        found.push(all_at_once(&settings, !unavailable.is_everything(), "set maxUnavailable to 1"));
         return found;
     }
     found.push(match replicas {
@@ -238,6 +244,7 @@ fn daemon_set(workload: &Value) -> Vec<Hindrance> {
     }) {
         return vec![all_at_once(
             &format!("maxUnavailable {unavailable}"),
+            false,
             "set spec.updateStrategy.rollingUpdate.maxSurge to 1, and maxUnavailable to 0",
         )];
     }

@@ -204,8 +204,9 @@ fn check_target(spec: &CanarySpec, target: &Value, validation: &mut Validation) 
     for found in hindrances(spec.target.kind, target) {
         let text = format!("{name} {found}");
         match found.effect {
-            Effect::Unjudged => validation.error(text),
-            Effect::Waits | Effect::Costly => validation.warn(text),
+            // An autoscaler may change the number of pods, and no strategy.
+            Effect::Unjudged if !found.at_present => validation.error(text),
+            _ => validation.warn(text),
         }
     }
     if spec.target.kind == WorkloadKind::Deployment {
