@@ -4,7 +4,7 @@
 
 use tulle_crds::Judge;
 use tulle_operator::rollout::judge::Rules;
-use tulle_operator::rollout::judge::simulation::{Scenario, Summary, repeat};
+use tulle_operator::rollout::judge::simulation::{Scenario, Summary, first_pass, repeat};
 
 fn main() {
     let runs = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(400);
@@ -62,6 +62,7 @@ fn main() {
             power(&name, weight, &repeat(&scenario, &rules, runs / 40));
         }
     }
+    share_of_slow_answers(&good, &rules, runs);
     println!("At 1 % errors, 200 requests/s:");
     for worse in [2.0, 3.0, 10.0] {
         let busy = Scenario { requests_per_second: 200.0, weights: vec![10], worse, ..good.clone() };
@@ -80,6 +81,29 @@ fn main() {
     let late =
         Scenario { error_rate: 0.001, worse: 100.0, bad_from: hours, seconds: hours + 1800, ..good.clone() };
     power("fails 100x, after 10 h", 5, &repeat(&late, &rules, runs / 40));
+}
+
+/// Of which versions a share of the answers is slow, and how many of them get a Pass all the same.
+fn share_of_slow_answers(good: &Scenario, rules: &Rules, runs: u32) {
+    let runs = (runs / 40).max(1);
+    println!(
+        "A share of the answers takes 400 ms longer, no errors: rollouts of 30 min with a Pass, median until then"
+    );
+    let latencies = Scenario { slower: Some(1.0), delay: 400_000.0, error_rate: 0.0, ..good.clone() };
+    for (name, scenario) in [
+        ("10 requests/s, weight 20 %", quiet(20, &latencies)),
+        ("100 requests/s, weight 5 %", latencies.clone()),
+        ("the same, pods stand still at times", Scenario { stalls: 0.05, ..latencies.clone() }),
+    ] {
+        for share in [0.0, 0.02, 0.05, 0.1, 0.2, 0.5] {
+            let scenario = Scenario { delayed: share, ..scenario.clone() };
+            let seeds = 1..=u64::from(runs);
+            let mut passed: Vec<u32> = seeds.filter_map(|seed| first_pass(&scenario, rules, seed)).collect();
+            passed.sort_unstable();
+            let seconds = passed.get(passed.len() / 2).map_or("-".to_owned(), |second| format!("{second} s"));
+            println!("{name:<38} {:>4.0} % {:>4} of {runs} {seconds:>8}", share * 100.0, passed.len());
+        }
+    }
 }
 
 fn slow_with_few_requests(good: &Scenario, rules: &Rules, runs: u32) {

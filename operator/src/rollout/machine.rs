@@ -7,6 +7,7 @@
 mod actions;
 mod deadline;
 mod gates;
+mod held;
 mod last;
 mod outcome;
 mod progress;
@@ -34,6 +35,7 @@ use super::judge::{Judgement, PodBlock, Rules, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
 use gates::{CAPACITY, is_short_of_pods};
+use held::HELD;
 use steps::Wanted;
 pub use steps::steps;
 
@@ -223,6 +225,7 @@ impl Evaluation<'_> {
     }
 
     fn new_revision(&mut self, latest: &str) {
+        self.no_longer_short();
         if matches!(self.status.phase, Phase::Progressing | Phase::Paused | Phase::Promoting) {
             let because = format!("revision {latest} came");
             self.remember(RolloutOutcome::Superseded, &because);
@@ -312,6 +315,7 @@ impl Evaluation<'_> {
             self.status.failed_revision.clear();
         }
         self.no_longer_late();
+        self.drop_condition(HELD);
         // Pods that were missing were those of another revision.
         self.drop_condition(CAPACITY);
     }

@@ -62,14 +62,16 @@ impl Counting {
         if !pod.canary {
             return pod.events / self.divisor;
         }
-        let most = self.accepted.map_or(self.divisor, |rate| {
-            let expected = (rate * pod.attempts).max(0.0);
-            expected + A_FEW + DEVIATIONS * expected.sqrt()
-        });
+        let most = self.accepted.map_or(self.divisor, |rate| most((rate * pod.attempts).max(0.0)));
         let attempts = pod.attempts.max(1.0);
         let blocks = (LONGEST / attempts - 1.0).max(0.0);
         pod.events.min(most) / self.divisor / (1.0 + (pod.events / attempts).min(1.0) * blocks)
     }
+}
+
+/// What a canary pod, of which so many events are expected in a block, may count for.
+pub(super) fn most(expected: f64) -> f64 {
+    expected + A_FEW + DEVIATIONS * expected.sqrt()
 }
 
 /// The size of a typical burst after one more block, from pods of one version.

@@ -21,18 +21,24 @@
 use tulle_crds::{Evidence, EvidenceWindow, TestEvidence};
 use tulle_mesh::histogram::Histogram;
 
+use super::slow::Slow;
 use super::{Pod, rank};
 
 /// Numbers that a stored window may hold.
 const MOST_NUMBERS: usize = 16;
 
-/// What a comparison of latencies has gathered and not used yet.
+/// Numbers of a group.
+const SUMS: usize = 4;
+
+/// What a comparison of latencies has gathered: what is not used yet, and what is kept.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Gathered {
     /// Answers of the stable version since its quantile was last estimated, too few for the next estimate.
     pub(super) stable: Histogram,
     /// Attempts and slow ones of both versions since the last comparison.
     pub(super) group: Group,
+    /// Slow answers of the canary over the rollout.
+    pub(super) slow: Slow,
 }
 
 /// Blocks that are put together.
@@ -53,10 +59,12 @@ impl Gathered {
         for bucket in rest.iter().flat_map(|window| &window.log_evidence) {
             stable.add(*bucket as usize, 1);
         }
-        Self { stable, group: Group::stored(group) }
+        // An operator that had no sums has stored the group alone.
+        let slow = group.log_evidence.get(SUMS..).map(Slow::stored).unwrap_or_default();
+        Self { stable, group: Group::stored(group), slow }
     }
 
-    /// Behind the dispersion: the sums of the group, then the histogram bucket of each gathered answer. They are fewer
+    /// Behind the dispersion: the sums of the group and of slow answers, then the histogram bucket of each gathered answer. They are fewer
     /// than `latency::ENOUGH`, so they fit into the windows that a test may store.
     pub(super) fn store(&self, dispersion: &mut TestEvidence) {
         if *self == Self::default() {
@@ -65,7 +73,9 @@ impl Gathered {
         let each = |(bucket, count): (usize, u64)| (0..count).map(move |_| bucket as f64);
         let buckets: Vec<f64> = self.stable.buckets().flat_map(each).collect();
         let windows = buckets.chunks(MOST_NUMBERS).zip(2..);
-        dispersion.windows.push(self.group.store());
+        let mut group = self.group.store();
+        group.log_evidence.extend(self.slow.store());
+        dispersion.windows.push(group);
         dispersion.windows.extend(windows.map(|(buckets, number)| EvidenceWindow {
             number,
             blocks: 0,
@@ -93,7 +103,7 @@ impl Gathered {
 
 impl Group {
     fn stored(window: &EvidenceWindow) -> Self {
-        let [canary, slow, stable, stable_slow] = window.log_evidence[..] else { return Self::default() };
+        let [canary, slow, stable, stable_slow, ..] = window.log_evidence[..] else { return Self::default() };
         if [canary, slow, stable, stable_slow].iter().any(|sum| !sum.is_finite() || *sum < 0.0) {
             return Self::default();
         }
@@ -156,6 +166,7 @@ mod tests {
         let mut gathered = Gathered::default();
         gathered.compare(&pods((7.0, 5.0), (30.0, 3.0)), 1.5);
         (0..49).for_each(|bucket| gathered.stable.add(bucket, 1));
+        gathered.slow = Slow::stored(&[100.0, 20.0, 19.0, 1.5]);
         let dispersion = EvidenceWindow { log_evidence: vec![1.0; 6], ..EvidenceWindow::default() };
         let mut test = TestEvidence {
             name: "latencyDispersion".to_owned(),
@@ -168,5 +179,15 @@ mod tests {
         let evidence = Evidence { tests: vec![test], ..Evidence::default() };
         assert_eq!(Gathered::stored(&evidence, "latencyDispersion"), gathered);
         assert_eq!(Gathered::stored(&evidence, "latencyP90Dispersion"), Gathered::default());
+    }
+
+    #[test]
+    fn what_an_operator_without_sums_has_stored_is_read() {
+        let mut gathered = Gathered::default();
+        gathered.compare(&pods((7.0, 5.0), (30.0, 3.0)), 1.5);
+        let windows = vec![EvidenceWindow::default(), gathered.group.store()];
+        let test = TestEvidence { name: "latencyDispersion".to_owned(), windows, ..TestEvidence::default() };
+        let evidence = Evidence { tests: vec![test], ..Evidence::default() };
+        assert_eq!(Gathered::stored(&evidence, "latencyDispersion"), gathered);
     }
 }

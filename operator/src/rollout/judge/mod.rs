@@ -10,6 +10,7 @@
 //!   dispersion  whether events are independent or come in bursts
 //!   rank        canary against the slowest stable pod, where latencies come in bursts
 //!   gathered    latencies of few requests, over as many blocks as it takes to compare them
+//!   slow        slow answers of the canary over the rollout: what holds a version that the tests do not find
 //!   burst       how much an event counts when events come in bursts
 //!   sustained   a canary that fails on and on beside a stable version that does not
 //!   sentence    verdict and sentence
@@ -27,6 +28,7 @@ mod rank;
 mod relative;
 mod sentence;
 pub mod simulation;
+mod slow;
 mod sustained;
 #[cfg(test)]
 mod tests;
@@ -200,6 +202,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// It is surely something that the rollout is to be held for, whatever `onInconclusive` says.
     pub held: bool,
+    /// It has had requests enough, and looks worse without being surely so.
+    pub doubted: bool,
     /// Nothing but the first comparison of latencies is missing, which its settings say nothing of.
     pub uncompared: bool,
     /// One sentence.
@@ -267,8 +271,16 @@ impl Test {
         }
     }
 
+    /// How it compares latencies; `None`: it does not.
+    fn latency_rule(self) -> Option<LatencyRule> {
+        match self {
+            Self::Latency(rule) | Self::Typical(rule) => Some(rule),
+            _ => None,
+        }
+    }
+
     fn is_latency(self) -> bool {
-        matches!(self, Self::Latency(_) | Self::Typical(_))
+        self.latency_rule().is_some()
     }
 
     /// Its stored evidence.
@@ -342,6 +354,10 @@ impl Test {
             Against::Limit(allowed) => (absolute::increments(&pods, allowed, earlier), true),
         };
         dispersion.add(&pods, canary);
+        let known = before.filter(|stable| stable.is_finite() && *stable > 0.0);
+        if let (Some(rule), Some(stable)) = (self.latency_rule(), known) {
+            gathered.slow = gathered.slow.fold(block, stable, rule);
+        }
         test.reference = match self {
             Self::Latency(rule) | Self::Typical(rule) => {
                 latency::reference(before, &mut gathered.stable, block, rule)

@@ -20,6 +20,8 @@ const LOOKS_SLOWER: f64 = 1.0;
 /// Comparisons of latencies after which a canary that was slower in each has as much evidence against it. Before, a
 /// canary that was slower more often than not is waited for.
 const FIRST_COMPARISONS: u32 = 4;
+/// Requests to the canary whose latency must have been compared, where `minRequests` is not less.
+const COMPARED: u64 = 200;
 /// Latencies that have never been compared are waited for until the canary has had as many times `minRequests`, and until
 /// as many blocks have passed: two minutes in which both versions got requests, or five in which they need not. So a
 /// stable version that gets next to nothing, or a user for whom fewer requests are enough, does not wait without end.
@@ -57,23 +59,28 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
     }
     if certain.iter().any(held) {
         let because = format!(
-            "{facts}: {}; the rollout is held; to go on regardless, set judge.clientErrors: Ignore",
+            "{facts}: {}; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore",
             certainly(Test::ClientErrors, evidence, rules)
         );
-        return Judgement { verdict: Verdict::Inconclusive, held: true, uncompared: false, because };
+        return Judgement { held: true, ..judgement(Verdict::Inconclusive, because) };
     }
     let doubt = doubt(evidence, rules, alone);
     let awaited = if doubt.is_none() { awaited(evidence, rules, alone) } else { None };
     let uncompared = awaited.is_some();
+    let doubted = doubt.is_some() && canary.attempts >= rules.min_requests.max(1);
     let (verdict, because) = match doubt.or(awaited) {
         Some(missing) => (Verdict::Inconclusive, missing),
         None => (Verdict::Pass, fine(evidence, rules)),
     };
-    Judgement { verdict, held: false, uncompared, because: format!("{facts}: {because}") }
+    Judgement { doubted, uncompared, ..judgement(verdict, format!("{facts}: {because}")) }
 }
 
 fn failed(because: String) -> Judgement {
-    Judgement { verdict: Verdict::Fail, held: false, uncompared: false, because }
+    judgement(Verdict::Fail, because)
+}
+
+fn judgement(verdict: Verdict, because: String) -> Judgement {
+    Judgement { verdict, held: false, doubted: false, uncompared: false, because }
 }
 
 /// Why a canary that is not surely worse does not pass either.
@@ -127,21 +134,64 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
             forbidden.1 * 100.0
         ));
     }
-    let rule = rules.latency?;
-    let slower = |test: Test| {
+    looks_slower(evidence, rules, alone)
+}
+
+/// That a canary looks slower: by the sum of its slow answers, or by how its comparisons went.
+fn looks_slower(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
+    let sentence = format!("canary looks slower than {}x, not surely yet", rules.latency?.worse_by);
+    let tests = rules.tests();
+    // What was counted beside a stable version says nothing of a canary that gets every request now.
+    if !alone && let Some(counted) = tests.iter().find_map(|test| too_many_slow(*test, evidence)) {
+        return Some(format!("{sentence}: {counted}"));
+    }
+    let slower = |test: &Test| {
         let early = test.blocks(evidence) < FIRST_COMPARISONS;
         test.is_latency() && test.log_evidence(evidence) > if early { NO_EVIDENCE } else { LOOKS_SLOWER }
     };
-    (rules.tests().into_iter().any(slower))
-        .then(|| format!("canary looks slower than {}x, not surely yet", rule.worse_by))
+    tests.iter().any(slower).then_some(sentence)
+}
+
+/// How many answers of the canary are slow, where that is more than is accepted.
+fn too_many_slow(test: Test, evidence: &Evidence) -> Option<String> {
+    let rule = test.latency_rule()?;
+    let stable = test.stored(evidence)?.reference?;
+    let slow = Gathered::stored(evidence, &test.dispersion()).slow;
+    slow.are_too_many(rule).then(|| {
+        format!(
+            "{:.1}% of its answers took longer than {}, {} the stable version's p{} ({}), and {:.1}% may",
+            slow.share() * 100.0,
+            time(latency::limit(stable, rule)),
+            than(stable, rule),
+            percent(rule.quantile),
+            time(stable),
+            slow.accepted_share(rule) * 100.0
+        )
+    })
 }
 
 /// What a canary without any doubt waits for.
 fn awaited(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
-    let waits = |uncompared: &Uncompared| uncompared.will_be && !alone && !is_long_enough(evidence, rules);
-    uncompared(evidence, rules)
-        .filter(waits)
-        .map(|uncompared| format!("latency not compared yet: {}", uncompared.because))
+    if alone || is_long_enough(evidence, rules) {
+        return None;
+    }
+    match uncompared(evidence, rules) {
+        Some(Uncompared { because, will_be }) => {
+            will_be.then(|| format!("latency not compared yet: {because}"))
+        }
+        None => few_compared(evidence, rules),
+    }
+}
+
+/// A share of slow answers is known from many answers only. Those that came before the stable version's quantile was known
+/// are not among them.
+fn few_compared(evidence: &Evidence, rules: &Rules) -> Option<String> {
+    let enough = rules.min_requests.min(COMPARED) as f64;
+    let answers = |test: &Test| Gathered::stored(evidence, &test.dispersion()).slow.answers();
+    let fewest = rules.tests().iter().filter(|test| test.is_latency()).map(answers).reduce(f64::min)?;
+    (fewest < enough).then(|| {
+        format!("latency compared in {:.0} of {enough:.0} requests to the canary so far", fewest.floor())
+    })
 }
 
 /// Whether a version answers nearly every request with 4xx beside a stable version that answers hardly any so.
@@ -164,7 +214,7 @@ struct Uncompared {
 fn uncompared(evidence: &Evidence, rules: &Rules) -> Option<Uncompared> {
     let uncompared = |test: &Test| test.is_latency() && test.blocks(evidence) == 0;
     let test = rules.tests().into_iter().find(uncompared)?;
-    let Gathered { stable, group } = Gathered::stored(evidence, &test.dispersion());
+    let Gathered { stable, group, .. } = Gathered::stored(evidence, &test.dispersion());
     let known = test.stored(evidence).is_some_and(|test| test.reference.is_some());
     let answers = latency::count(&stable);
     let enough = rank::ENOUGH_ATTEMPTS;
@@ -225,12 +275,17 @@ fn slower_than(test: Test, rule: LatencyRule, evidence: &Evidence) -> String {
     let Some(stable) = test.stored(evidence).and_then(|test| test.reference) else {
         return format!("canary's p{quantile} is more than {}x the stable version's", rule.worse_by);
     };
-    let than = if latency::limit(stable, rule) > stable * rule.worse_by {
+    let than = than(stable, rule);
+    format!("canary's p{quantile} is more than {than} the stable version's ({})", time(stable))
+}
+
+/// How far the limit of slow answers lies above the stable version's quantile.
+fn than(stable: f64, rule: LatencyRule) -> String {
+    if latency::limit(stable, rule) > stable * rule.worse_by {
         "10 ms above".to_owned()
     } else {
         format!("{}x", rule.worse_by)
-    };
-    format!("canary's p{quantile} is more than {than} the stable version's ({})", time(stable))
+    }
 }
 
 /// Why a canary passes, and what was not compared.

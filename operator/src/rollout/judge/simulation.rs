@@ -2,7 +2,7 @@
 
 use tulle_crds::Evidence;
 
-use super::{PodBlock, Rules, Side, Verdict, fold, judge};
+use super::{Judgement, PodBlock, Rules, Side, Verdict, fold, judge};
 
 /// Seconds between two looks.
 const LOOK: u32 = 2;
@@ -32,8 +32,10 @@ pub struct Scenario {
     pub bad_from: u32,
     /// Latencies are simulated too: how many times slower the canary is.
     pub slower: Option<f64>,
-    /// Share of the canary's requests that take 1.5 s longer, where latencies are simulated.
+    /// Share of the canary's requests that take longer, where latencies are simulated.
     pub delayed: f64,
+    /// How many microseconds longer these take.
+    pub delay: f64,
     /// Share of all looks in which a pod stands still and every third of its requests takes half a second longer,
     /// where latencies are simulated.
     pub stalls: f64,
@@ -56,6 +58,7 @@ impl Default for Scenario {
             bad_from: 0,
             slower: None,
             delayed: 0.0,
+            delay: 1_500_000.0,
             stalls: 0.0,
             seconds: 1800,
         }
@@ -75,6 +78,35 @@ pub struct Stopped {
 
 /// Simulates one rollout. `None`: it was not stopped.
 pub fn simulate(scenario: &Scenario, rules: &Rules, seed: u64) -> Option<Stopped> {
+    looks(scenario, rules, seed, |look| {
+        (look.judged.verdict == Verdict::Fail).then(|| Stopped {
+            seconds: look.second.saturating_sub(scenario.bad_from),
+            canary_failures: look.canary_failures,
+            because: look.judged.because,
+        })
+    })
+}
+
+/// The second at which a simulated rollout has its first Pass. `None`: it has none.
+pub fn first_pass(scenario: &Scenario, rules: &Rules, seed: u64) -> Option<u32> {
+    looks(scenario, rules, seed, |look| (look.judged.verdict == Verdict::Pass).then_some(look.second))
+}
+
+/// One look at a simulated rollout.
+struct Look {
+    second: u32,
+    /// Attempts at the canary that have failed since it turned bad.
+    canary_failures: u64,
+    judged: Judgement,
+}
+
+/// Simulates one rollout until something is found in a look.
+fn looks<T>(
+    scenario: &Scenario,
+    rules: &Rules,
+    seed: u64,
+    mut found: impl FnMut(Look) -> Option<T>,
+) -> Option<T> {
     let mut dice = Dice::new(seed);
     let mut evidence = Evidence::default();
     let pods = scenario.canary_pods + scenario.stable_pods;
@@ -97,9 +129,9 @@ pub fn simulate(scenario: &Scenario, rules: &Rules, seed: u64) -> Option<Stopped
             second += LOOK;
             running = fold(&evidence, &block, rules, false);
             let judged = judge(&running, rules, false);
-            if judged.verdict == Verdict::Fail {
-                let seconds = second.saturating_sub(scenario.bad_from);
-                return Some(Stopped { seconds, canary_failures, because: judged.because });
+            let found = found(Look { second, canary_failures, judged });
+            if found.is_some() {
+                return found;
             }
         }
         evidence = running;
@@ -145,7 +177,7 @@ impl Scenario {
                     micros += 500_000.0;
                 }
                 if delayed > 0.0 && dice.uniform() < delayed {
-                    micros += 1_500_000.0;
+                    micros += self.delay;
                 }
                 pod.latency.record(micros as u64);
             }

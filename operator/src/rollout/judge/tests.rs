@@ -1,6 +1,6 @@
 use tulle_crds::{AttemptTotals, Evidence, Judge, OnClientErrors};
 
-use super::simulation::{Scenario, repeat, simulate};
+use super::simulation::{Scenario, first_pass, repeat, simulate};
 use super::{LatencyRule, PodBlock, Rules, Side, Verdict, fold, judge};
 
 fn rules() -> Rules {
@@ -188,7 +188,35 @@ fn the_sentence_says_what_the_first_comparison_of_latencies_waits_for() {
     let second = "latency not compared yet: 0 of 20 requests to the canary and 0 of 20 to the stable version";
     assert!(because(2).ends_with(second), "{}", because(2));
     assert!(because(3).contains("12 of 20 requests to the canary and 20 of 20"), "{}", because(3));
-    assert!(because(4).ends_with("canary looks slower than 3x, not surely yet"), "{}", because(4));
+    let numbers = "canary looks slower than 3x, not surely yet: 100.0% of its answers took longer than 15 ms, 10 ms above the stable version's p99 (";
+    assert!(because(4).contains(numbers) && because(4).ends_with(", and 1.0% may"), "{}", because(4));
+}
+
+/// 10 requests per second, a fifth of them to the canary, and latencies of which a share is 400 ms longer.
+fn delayed(share: f64) -> Scenario {
+    let latencies = Scenario { slower: Some(1.0), delayed: share, delay: 400_000.0, ..quiet(20) };
+    Scenario { error_rate: 0.0, seconds: 900, ..latencies }
+}
+
+#[test]
+fn a_version_of_which_every_fifth_answer_is_slow_does_not_pass() {
+    let busy = Scenario { requests_per_second: 100.0, stable_pods: 3, seconds: 300, ..delayed(0.2) };
+    for (name, scenario) in [("quiet", delayed(0.2)), ("busy", busy)] {
+        let passed: Vec<_> = (1..=40).filter_map(|seed| first_pass(&scenario, &rules(), seed)).collect();
+        assert!(passed.len() <= 4, "{name}: {passed:?}");
+    }
+}
+
+#[test]
+fn a_version_with_the_latencies_of_the_stable_one_passes_as_soon_as_its_requests_are_enough() {
+    let passes = |scenario: &Scenario, within: u32| {
+        let first = (1..=40).filter_map(|seed| first_pass(scenario, &rules(), seed));
+        first.filter(|second| *second <= within).count()
+    };
+    // 200 requests at two per second take 100 s.
+    assert!(passes(&delayed(0.0), 150) >= 36);
+    let stalls = Scenario { stalls: 0.05, ..delayed(0.0) };
+    assert!(passes(&stalls, 300) >= 34);
 }
 
 #[test]
@@ -304,7 +332,7 @@ fn a_version_that_answers_nearly_everything_with_4xx_needs_no_statistics() {
     let judged = |block: &[PodBlock], rules: &Rules| judge(&after(1, block, rules), rules, false);
     let all = judged(&refused(60, 59, 0), &rules());
     assert!(all.held && all.verdict == Verdict::Inconclusive, "{}", all.because);
-    let sentence = "canary answered 59 of 60 (98.33%) with 4xx, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held; to go on regardless, set judge.clientErrors: Ignore";
+    let sentence = "canary answered 59 of 60 (98.33%) with 4xx, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore";
     assert!(all.because.ends_with(sentence), "{}", all.because);
     let fail = Rules { client_errors: OnClientErrors::Fail, ..rules() };
     assert_eq!(judged(&refused(60, 60, 10), &fail).verdict, Verdict::Fail);

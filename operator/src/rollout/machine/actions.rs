@@ -35,6 +35,7 @@ impl Evaluation<'_> {
                     // Why it had failed is in the history.
                     "promoted by hand after it had failed".clone_into(&mut self.status.evidence_summary);
                 }
+                self.no_longer_short();
                 self.promote("promoted by hand");
             }
             CanaryAction::Abort if on_trial => self.fail("aborted by hand".to_owned()),

@@ -48,6 +48,7 @@ impl Evaluation<'_> {
         match self.spec.judge.on_inconclusive {
             OnInconclusive::Rollback if undecided => return self.fail(late),
             OnInconclusive::Promote if undecided && self.may_promote_undecided(target) => {
+                self.no_longer_short();
                 return self.promote(&format!("{late}, and judge.onInconclusive is Promote"));
             }
             _ => {}

@@ -8,6 +8,7 @@ use tulle_mesh::event_reason::EventReason;
 use super::steps::Wanted;
 use super::{Action, Evaluation, PodName};
 use crate::model::{PodSeen, WorkloadSeen};
+use crate::rollout::exposure::is_exposed;
 
 /// The condition that tells whether the new revision has the pods that its step needs.
 pub(super) const CAPACITY: &str = "Capacity";
@@ -95,6 +96,7 @@ impl Evaluation<'_> {
         };
         let needed = pods(wanted.weight + wanted.mirror(), headroom).max(usize::from(wanted.exposes()));
         if ready >= needed {
+            self.no_longer_short();
             self.condition(CAPACITY, true, ENOUGH, HAS_PODS);
             return true;
         }
@@ -113,6 +115,14 @@ impl Evaluation<'_> {
             self.paused_hint()
         );
         self.show_shortage(message, None);
+        // Where users look first. The judge's sentence was written anew at this look, if there is one.
+        let waits = format!("step {} waits for pods: {ready} of {needed} are ready", self.status.step + 1);
+        if is_exposed(&self.status) {
+            self.status.evidence_summary.push_str("; ");
+            self.status.evidence_summary.push_str(&waits);
+        } else {
+            self.status.evidence_summary = waits;
+        }
         false
     }
 
@@ -192,6 +202,10 @@ impl Evaluation<'_> {
     pub(super) fn no_longer_short(&mut self) {
         if is_short_of_pods(&self.status) {
             self.drop_condition(CAPACITY);
+            if !is_exposed(&self.status) {
+                // It said how many pods were missing.
+                self.status.evidence_summary.clear();
+            }
         }
     }
 

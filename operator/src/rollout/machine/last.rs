@@ -6,6 +6,7 @@ use tulle_crds::{Phase, RolloutOutcome, reason};
 use tulle_mesh::event_reason::EventReason;
 
 use super::gates::{CAPACITY, is_ungated};
+use super::held::HELD;
 use super::report::SPLIT;
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
@@ -99,6 +100,7 @@ impl Evaluation<'_> {
         self.status.stable_gone_since = None;
         self.status.phase = Phase::Waiting;
         self.drop_condition(CAPACITY);
+        self.drop_condition(HELD);
         self.drop_condition(SPLIT);
         self.show_paused();
     }

@@ -181,6 +181,8 @@ impl Evaluation<'_> {
         self.status.approved_before.retain(|before| *before != failed);
         self.remember(RolloutOutcome::Failed, &because);
         self.condition("Promoted", false, EventReason::Failed.name(), &because);
+        // Also where something else than the judge has decided so.
+        self.status.verdict = CanaryVerdict::Fail;
         // The column EVIDENCE is where users look first, and what was missing for a verdict is missing no more.
         self.status.evidence_summary.clone_from(&because);
         let what = match kept {

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::{CanarySteering, OnInconclusive, Phase, Step};
+use tulle_crds::{CanarySteering, OnFailure, OnInconclusive, Phase, Step};
 use tulle_mesh::event_reason::EventReason;
 
 use super::gates::STEADY_AFTER;
@@ -27,6 +27,8 @@ impl Evaluation<'_> {
     pub(super) fn progress(&mut self, target: &WorkloadSeen) {
         if is_exposed(&self.status) {
             self.weigh(target);
+        } else {
+            self.no_longer_held();
         }
         let broken = self.status.phase != Phase::Failed && self.is_broken(target);
         if self.is_on_trial() {
@@ -151,7 +153,17 @@ impl Evaluation<'_> {
                     format!("stayed ready for {} s within {} s", STEADY_AFTER.as_secs(), unready.as_secs())
                 }
             };
-            self.fail(format!("no pod of the new revision has {what}: see {pods}"));
+            let retry = match self.spec.on_failure {
+                OnFailure::Hold => {
+                    format!(
+                        "; once they can start, {} tries the revision again",
+                        self.action_command("retry")
+                    )
+                }
+                // Its pods are gone by then.
+                OnFailure::Undo => String::new(),
+            };
+            self.fail(format!("no pod of the new revision has {what}: see {pods}{retry}"));
         } else if exposed {
             self.show_unready(&since);
         }
@@ -167,10 +179,11 @@ impl Evaluation<'_> {
         self.status.verdict = judged.verdict.into();
         self.status.evidence_summary.clone_from(&judged.because);
         match judged.verdict {
-            Verdict::Fail => self.fail(judged.because),
+            Verdict::Fail => return self.fail(judged.because),
             Verdict::Inconclusive => self.say_what_is_missing(target),
             Verdict::Pass => {}
         }
+        self.show_held(&judged);
     }
 
     /// Requests that are missing, and how long they take to come.
@@ -193,11 +206,13 @@ impl Evaluation<'_> {
                     "no request of a meshed client counts yet: only HTTP requests that match, or copies of GET, HEAD and OPTIONS, go to the new version in this step"
                 }
                 _ => {
-                    "no request of a meshed client counts yet: the first to each pod are its warm-up, those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
+                    "no request of a meshed client counts yet: requests, streams and connections count when they end, the first to each pod are its warm-up, those from outside the mesh are no evidence, and sidecars of an earlier version report none until their pods are restarted"
                 }
             };
             self.status.evidence_summary = none.to_owned();
-        } else if attempts > 0 && missing > 0 {
+        } else if attempts == 0 {
+            self.status.evidence_summary.push_str("; requests, streams and connections count when they end");
+        } else if missing > 0 {
             let seconds = missing as f64 * self.taken().as_secs_f64() / attempts as f64;
             if seconds > LONG_WAIT {
                 let how_long = roughly(seconds);

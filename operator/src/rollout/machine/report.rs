@@ -6,6 +6,7 @@ use tulle_mesh::event_reason::EventReason;
 
 use super::deadline::LATE;
 use super::gates::CAPACITY;
+use super::held::HELD;
 use super::last::SERVING_FAILED;
 use super::progress::has_no_service;
 use super::returning::RETURNING;
@@ -22,12 +23,13 @@ const STALLED: &str = "Stalled";
 pub(super) const SPLIT: &str = "Split";
 /// Every condition that this build writes. One that an operator of another version has left would stay for ever, with
 /// advice that is no longer right.
-const CONDITIONS: [&str; 11] = [
+const CONDITIONS: [&str; 12] = [
     "Ready",
     "Progressing",
     ACKNOWLEDGED,
     CAPACITY,
     SPLIT,
+    HELD,
     LATE,
     "Promoted",
     STALLED,
@@ -75,6 +77,7 @@ impl Evaluation<'_> {
     pub(super) fn show_obstacles(&mut self, target: &WorkloadSeen) {
         if !self.is_on_trial() {
             self.drop_condition(CAPACITY);
+            self.drop_condition(HELD);
             return self.drop_condition(SPLIT);
         }
         if self.is_ungated_revision(target) {

@@ -1,6 +1,7 @@
 //! Rollouts as sentences: a world of pods, looked at every second.
 
 mod around;
+mod held;
 mod missing;
 mod pods;
 mod returning;
@@ -20,6 +21,8 @@ struct World {
     actions: Vec<Action>,
     /// Failures per hundred requests of the canary.
     canary_failures: u64,
+    /// Answers with 4xx per hundred requests of the canary.
+    client_errors: u64,
     /// Requests per second.
     rate: u64,
     /// Microseconds that each answer takes; `None`: nobody measures that.
@@ -59,6 +62,7 @@ impl World {
             seen,
             actions: Vec::new(),
             canary_failures: 0,
+            client_errors: 0,
             rate: 400,
             micros: None,
         };
@@ -97,8 +101,9 @@ impl World {
             return self.seen.block.clear();
         }
         let failures = canary * self.canary_failures / 100;
-        for (side, attempts, failures) in
-            [(Side::Canary, canary, failures), (Side::Stable, self.rate - served, 0)]
+        let refused = canary * self.client_errors / 100;
+        for (side, attempts, failures, refused) in
+            [(Side::Canary, canary, failures, refused), (Side::Stable, self.rate - served, 0, 0)]
         {
             let block = &mut self.seen.block;
             let index = block.iter().position(|pod| pod.side == side).unwrap_or_else(|| {
@@ -112,6 +117,7 @@ impl World {
             *totals = AttemptTotals {
                 attempts: totals.attempts + attempts,
                 failures: totals.failures + failures,
+                client_errors: totals.client_errors + refused,
                 ..*totals
             };
         }

@@ -259,3 +259,44 @@ fn a_comparison_of_latencies_that_never_comes_is_undecided_at_the_deadline() {
     assert_eq!(world.status.phase, Phase::Failed);
     assert!(world.status.history[0].because.contains("deadline of 20s"), "{:?}", world.status.history);
 }
+
+#[test]
+fn the_evidence_says_that_a_step_waits_for_pods() {
+    let mut world = World::quick();
+    world.deploy("new");
+    set_ready(&mut world, false);
+    world.run(3);
+    assert_eq!(world.status.evidence_summary, "step 1 waits for pods: 0 of 1 are ready");
+    set_ready(&mut world, true);
+    world.run(5);
+    assert!(world.status.evidence_summary.starts_with("canary failed"), "{:?}", world.status);
+    let mut world = short_of_one_pod();
+    world.request(CanaryAction::Pause, "1");
+    world.run(1);
+    assert_eq!(world.status.evidence_summary, "", "a pause waits for a user");
+}
+
+#[test]
+fn a_revision_whose_pods_never_start_fails_and_the_reason_says_how_to_try_it_again() {
+    let mut world = World::quick();
+    world.deploy("new");
+    set_ready(&mut world, false);
+    world.run(700);
+    assert_eq!((world.status.phase, world.status.verdict), (Phase::Failed, CanaryVerdict::Fail));
+    let because = &world.status.history[0].because;
+    assert!(because.contains("has been ready for 600 s"), "{because}");
+    assert!(because.ends_with("tulle.dev/action=retry@ID tries the revision again"), "{because}");
+}
+
+#[test]
+fn a_rollout_without_a_request_says_when_requests_count() {
+    let mut world = World::quick();
+    world.deploy("new");
+    world.run(3);
+    world.rate = 0;
+    world.status.evidence = Evidence::default();
+    world.seen.block.clear();
+    world.run(5);
+    let evidence = &world.status.evidence_summary;
+    assert!(evidence.contains("requests, streams and connections count when they end"), "{evidence}");
+}
