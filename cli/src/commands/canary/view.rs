@@ -13,7 +13,7 @@ use super::pods::PodSeen;
 use crate::output::{Colour, Output, Table};
 
 /// Conditions that say what a rollout waits for, and the status in which they do.
-const OBSTACLES: [(&str, &str); 9] = [
+const OBSTACLES: [(&str, &str); 10] = [
     ("Ready", "False"),
     ("Split", "False"),
     ("Capacity", "False"),
@@ -23,6 +23,7 @@ const OBSTACLES: [(&str, &str); 9] = [
     ("Stalled", "True"),
     ("ServingFailedRevision", "True"),
     ("Returning", "True"),
+    ("HeldByJudge", "True"),
 ];
 
 /// A rollout.

@@ -188,7 +188,7 @@ fn the_sentence_says_what_the_first_comparison_of_latencies_waits_for() {
     let second = "latency not compared yet: 0 of 20 requests to the canary and 0 of 20 to the stable version";
     assert!(because(2).ends_with(second), "{}", because(2));
     assert!(because(3).contains("12 of 20 requests to the canary and 20 of 20"), "{}", because(3));
-    let numbers = "canary looks slower than 3x, not surely yet: 100.0% of its answers took longer than 15 ms, 10 ms above the stable version's p99 (";
+    let numbers = "canary looks slower than 3x, not surely yet: 100.0% of its answers took longer than 15 ms, 3x the stable version's p99 (";
     assert!(because(4).contains(numbers) && because(4).ends_with(", and 1.0% may"), "{}", because(4));
 }
 
