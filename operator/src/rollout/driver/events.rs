@@ -66,7 +66,8 @@ pub(super) fn event(
     // A name has at most 253 characters.
     let object: String = regarding.name.as_deref().unwrap_or(REPORTER).chars().take(200).collect();
     let object = object.trim_end_matches(['.', '-']);
-    let name = format!("{object}.{hash:016x}{:x}", now.as_millisecond());
+    // The time comes first: `kubectl describe` shows events of this API in the order of their names.
+    let name = format!("{object}.{:012x}{hash:016x}", now.as_millisecond());
     Event {
         metadata: ObjectMeta {
             name: Some(name),
@@ -96,6 +97,16 @@ fn shorten(note: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_events_are_in_the_order_of_time() {
+        let web = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
+        let at = |second, hash| {
+            let now = Timestamp::from_second(second).unwrap();
+            event(web.clone(), hash, EventReason::Started, "note", now).metadata.name
+        };
+        assert!(at(1_700_000_000, u64::MAX) < at(1_700_000_001, 0));
+    }
 
     #[test]
     fn two_sentences_with_the_same_reason_are_two_events() {
