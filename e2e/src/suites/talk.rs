@@ -1,10 +1,14 @@
 //! Connections between pods, to every kind of address, with real servers of several protocols.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::namespace::{TestNamespace, borrows, deployment, service};
 use super::{Skip, Test};
+use crate::host;
 use crate::kubectl::Kube;
 
 pub(super) const TESTS: &[Test] = &[
@@ -31,6 +35,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     ("WebSockets work through the mesh", websocket),
     ("a large upload and a large download arrive whole", bulk),
+    ("a network that is cut for ten seconds costs no open session", network_cut),
     ("garbage on any port closes the connection and harms nobody else", garbage),
 ];
 
@@ -345,6 +350,55 @@ fn bulk(kube: &Kube) -> Result<()> {
     let sent = field.exec("files", &["/bin/sh", "-c", "md5sum < /data/b"])?;
     let arrived = field.exec("client", &["/bin/sh", "-c", sums])?;
     ensure!(arrived == sent, "the download: {sent} was sent, {arrived} arrived");
+    Ok(())
+}
+
+/// Sends back what it gets, on as many connections as come.
+const ECHO: &str = "import socketserver
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(1024): self.request.sendall(data)
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer(('', 8080), Echo).serve_forever()";
+
+/// Three sessions that are used once, and once more when a file says so; prints what became of each.
+const SESSIONS: &str = "import os, socket, time
+def ask(session):
+    session.sendall(b'hello')
+    return session.recv(5).decode()
+sessions = [socket.create_connection(('echo', 7000), timeout=40) for _ in range(3)]
+for session in sessions: ask(session)
+open('/tmp/open', 'w').close()
+until = time.time() + 60
+while not os.path.exists('/tmp/go') and time.time() < until: time.sleep(0.1)
+for session in sessions:
+    try: print(ask(session))
+    except OSError as error: print(error)";
+
+fn network_cut(kube: &Kube) -> Result<()> {
+    let field = TestNamespace::meshed(kube, "t-cut")?;
+    borrows(kube)?;
+    field.apply(service("echo", json!({"ports": [{"port": 7000, "targetPort": 8080}]})))?;
+    field.server_pod("echo", 8080, &["/usr/bin/python3", "-c", ECHO])?;
+    field.client("client")?;
+    let address = field.get("pod/echo", ".status.podIP")?;
+    let seen = thread::scope(|scope| {
+        let sessions = scope.spawn(|| field.exec("client", &["/usr/bin/python3", "-c", SESSIONS]));
+        let is_there = |file: &str| Ok(field.exec("client", &["/bin/sh", "-c", file]).is_ok());
+        kube.wait_for("the sessions to be open", 30, || is_there("test -e /tmp/open"))?;
+        let cut = format!(
+            "add table inet t-cut; add chain inet t-cut pods {{ type filter hook forward priority -300; }}; add rule inet t-cut pods ip saddr {address} drop; add rule inet t-cut pods ip daddr {address} drop"
+        );
+        host::output(kube.program("nft")?.arg(cut))?;
+        // Longer than it takes to lose a request that waits for its answer.
+        thread::sleep(Duration::from_secs(11));
+        host::output(kube.program("nft")?.arg("delete table inet t-cut"))?;
+        field.exec("client", &["/bin/sh", "-c", "touch /tmp/go"])?;
+        sessions.join().unwrap_or_else(|_| bail!("the thread of the sessions panicked"))
+    })?;
+    ensure!(seen == "hello\n".repeat(3), "what became of three sessions:\n{seen}");
+    let lost = field.kubectl(&["logs", "pod/client", "-c", "tulle-proxy"])?;
+    ensure!(!lost.contains("UpstreamLost"), "the sidecar has given a session up: {lost}");
     Ok(())
 }
 
