@@ -29,7 +29,7 @@ pub struct Hindrance {
     pub what: String,
     /// What to write instead.
     pub remedy: &'static str,
-    /// It is so because there are so few replicas at present.
+    /// It is so because there are so few pods at present: an autoscaler may add replicas, and a cluster nodes.
     pub at_present: bool,
 }
 
@@ -187,13 +187,15 @@ fn stateful_set(workload: &Value) -> Vec<Hindrance> {
     let partition = number(workload, "/spec/updateStrategy/rollingUpdate/partition").unwrap_or(0);
     if partition > 0 {
         let remedy = "set its spec.updateStrategy.rollingUpdate.partition to 0";
+        // Kubernetes counts from the first pod, whatever its ordinal is.
         let first = number(workload, "/spec/ordinals/start").unwrap_or(0);
         let what = match replicas {
-            Some(replicas) if partition >= first.saturating_add(replicas) => format!(
+            Some(replicas) if partition >= replicas => format!(
                 "has partition {partition}, which none of its {replicas} pods reaches, so no pod gets a new version and no rollout begins"
             ),
             _ => format!(
-                "has partition {partition}, so pods with a lower ordinal keep the old version, and a promotion stalls"
+                "has partition {partition}, so pods with an ordinal below {} keep the old version, and a promotion stalls",
+                first.saturating_add(partition)
             ),
         };
         found.push(Hindrance::new(Effect::Waits, what, remedy));
@@ -242,9 +244,10 @@ fn daemon_set(workload: &Value) -> Vec<Hindrance> {
     if let Some(unavailable) = unavailable.filter(|unavailable| {
         unavailable.is_everything() || pods.is_some_and(|pods: u64| unavailable.rounded_up(pods) >= pods)
     }) {
+        let of = pods.map(|pods| format!("pods {pods}, ")).unwrap_or_default();
         return vec![all_at_once(
-            &format!("maxUnavailable {unavailable}"),
-            false,
+            &format!("{of}maxUnavailable {unavailable}"),
+            !unavailable.is_everything(),
             "set spec.updateStrategy.rollingUpdate.maxSurge to 1, and maxUnavailable to 0",
         )];
     }
@@ -339,9 +342,10 @@ mod tests {
             json!({"replicas": 3, "ordinals": {"start": start}, "updateStrategy": strategy})
         };
         says(partition(0, 0), &["has no surge"]);
-        says(partition(2, 0), &["lower ordinal keep the old version", "has no surge"]);
+        says(partition(2, 0), &["ordinal below 2 keep the old version", "has no surge"]);
         says(partition(3, 0), &["no pod gets a new version", "has no surge"]);
-        says(partition(3, 1), &["lower ordinal keep the old version", "has no surge"]);
+        says(partition(2, 1), &["ordinal below 3 keep the old version", "has no surge"]);
+        says(partition(3, 1), &["no pod gets a new version", "has no surge"]);
         let unavailable = |unavailable: Value| {
             let strategy = json!({"rollingUpdate": {"maxUnavailable": unavailable}});
             json!({"replicas": 3, "updateStrategy": strategy})
@@ -366,5 +370,27 @@ mod tests {
         assert_eq!(of(json!("100%"), Value::Null, 0), [Effect::Unjudged]);
         let by_hand = json!({"updateStrategy": {"type": "OnDelete"}});
         assert_eq!(effects(WorkloadKind::DaemonSet, by_hand), [Effect::Waits]);
+    }
+
+    #[test]
+    fn what_holds_with_the_present_number_of_pods_only_is_told_from_what_always_holds() {
+        let set = |unavailable: &Value| {
+            json!({"spec": {"replicas": 2, "updateStrategy": {"rollingUpdate": {"maxUnavailable": unavailable}}},
+                "status": {"desiredNumberScheduled": 2}})
+        };
+        let deployment = |unavailable: &Value| json!({"spec": rolling(Some(2), &json!(1), unavailable)});
+        for (unavailable, at_present) in [(json!(2), true), (json!("100%"), false)] {
+            for (kind, workload) in [
+                (WorkloadKind::Deployment, deployment(&unavailable)),
+                (WorkloadKind::StatefulSet, set(&unavailable)),
+                (WorkloadKind::DaemonSet, set(&unavailable)),
+            ] {
+                let found = hindrances(kind, &workload);
+                let [Hindrance { effect: Effect::Unjudged, at_present: found, .. }] = found[..] else {
+                    panic!("{kind:?} {unavailable}: {found:?}")
+                };
+                assert_eq!(found, at_present, "{kind:?} {unavailable}");
+            }
+        }
     }
 }

@@ -166,6 +166,13 @@ fn a_deployment_that_may_lose_all_pods_whatever_their_number_cannot_have_a_canar
     assert_eq!(at_present.errors, Vec::<String>::new());
     assert!(at_present.warnings[0].contains("(replicas 3, maxUnavailable 3"), "{:?}", at_present.warnings);
     assert_eq!(with_target(&web(json!({})), &target(json!(2))).errors, Vec::<String>::new());
+    // A cluster may get nodes.
+    let agent = canary_of(json!({"target": {"kind": "DaemonSet", "name": "agent"}}));
+    let set = json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 2}}},
+        "status": {"desiredNumberScheduled": 2}});
+    let at_present = with_target(&agent, &set);
+    assert_eq!(at_present.errors, Vec::<String>::new());
+    assert!(at_present.warnings[0].contains("(pods 2, maxUnavailable 2"), "{:?}", at_present.warnings);
 }
 
 #[test]

@@ -475,6 +475,8 @@ fn a_target_whose_strategy_hinders_its_canary_is_found_in_whatever_order_they_st
     let with = |spec: &str| lint(&(canary.to_owned() + &workload("Deployment", "web", spec)));
     let unavailable = with("replicas: 2, strategy: {rollingUpdate: {maxUnavailable: 100%}}");
     assert_one(&unavailable, "T1203", "may lose all its pods at once");
+    let at_present = with("replicas: 2, strategy: {rollingUpdate: {maxUnavailable: 2}}");
+    assert_one(&at_present, "T1204", "may lose all its pods at once (replicas 2");
     let surge = with("replicas: 2, strategy: {rollingUpdate: {maxSurge: 0}}");
     assert_one(&surge, "T1204", "PodDisruptionBudget");
     assert_eq!(with("replicas: 1"), Vec::<String>::new());

@@ -57,7 +57,9 @@ fn hindered(document: &Document, documents: &[Document], namespace: &str) -> Vec
     };
     let Some(workload) = documents.iter().find(is_target) else { return Vec::new() };
     let finding = |found: Hindrance| {
-        let rule = if found.effect == Effect::Unjudged { UNJUDGED } else { HINDERED };
+        // As at admission: another number of pods may mend what is so at present.
+        let is_error = found.effect == Effect::Unjudged && !found.at_present;
+        let rule = if is_error { UNJUDGED } else { HINDERED };
         let message = format!("Canary {} targets it, and it {}", document.name(), found.what);
         Finding::new(rule, workload, namespace, message, Some(found.remedy.to_owned()))
     };

@@ -301,8 +301,9 @@ fn hindered(canary: &Value, facts: &Facts) -> Vec<Finding> {
     said.map(|found| {
         let what = format!("Canary {}: {} {target} {}", full_name(canary), kind.name(), found.what);
         let finding = match found.effect {
-            Effect::Unjudged => checks::STRATEGY.error(what),
-            Effect::Waits | Effect::Costly => checks::STRATEGY.warning(what),
+            // As at admission: another number of pods may mend it.
+            Effect::Unjudged if !found.at_present => checks::STRATEGY.error(what),
+            _ => checks::STRATEGY.warning(what),
         };
         finding.hint(found.remedy).fix(fix.clone())
     })

@@ -105,6 +105,10 @@ fn a_target_that_keeps_no_stable_pod_is_an_error_and_one_that_waits_for_a_person
             "T0904 error: Canary shop/web: Deployment web has strategy Recreate, which deletes all stable pods before the new version starts => kubectl -n shop edit deployment web"
         ]
     );
+    let few = json!({"replicas": 1, "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}}});
+    let found = with("Deployment", few);
+    let expected = "T0904 warning: Canary shop/web: Deployment web may lose all its pods at once (replicas 1";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
     let found = with("StatefulSet", json!({"replicas": 3, "updateStrategy": {"type": "OnDelete"}}));
     let expected = "T0904 warning: Canary shop/web: StatefulSet web has updateStrategy OnDelete";
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
