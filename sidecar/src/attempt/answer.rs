@@ -110,6 +110,9 @@ impl Answer<'_> {
             return http2::interim(respond, head);
         }
         self.head_with(head, false, false)?;
+        if let Self::Mesh(sender, _) = self {
+            sender.was_interim();
+        }
         self.flush().await
     }
 

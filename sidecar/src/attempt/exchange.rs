@@ -223,6 +223,9 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, En
             let closes = receiver.has_end()
                 && block.windows(CLOSES.len()).any(|bytes| bytes.eq_ignore_ascii_case(CLOSES));
             let (mut head, report) = parse(block, method).map_err(End::Final)?;
+            if matches!(head.status(), 100 | 102..200) {
+                receiver.was_interim();
+            }
             // After an upgrade the end is that of the tunnel.
             let end = !head.upgrade && receiver.take_end();
             // No length: gRPC would take it for a trailer of its server's. An HTTP/1 client gets one, see `close_frame`.
@@ -241,8 +244,9 @@ async fn mesh_head(receiver: &mut Receiver, method: &[u8]) -> Result<Arrived, En
         Event::Reset(Code::BadHead) => {
             Err(End::Client(Failure::ClientBadRequest("refused by the server's sidecar")))
         }
+        // Cancel: the server's sidecar has taken this one for gone, and not the application has failed.
+        Event::Lost | Event::Reset(Code::Cancel) => Err(End::Unanswered(Failure::UpstreamLost)),
         Event::Reset(_) => Err(End::Unanswered(Failure::UpstreamReset)),
-        Event::Lost => Err(End::Unanswered(Failure::UpstreamLost)),
         _ => Err(End::Final(Failure::UpstreamBadResponse("a body without a head"))),
     }
 }
@@ -294,12 +298,16 @@ async fn http2_head(
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::AsyncWriteExt as _;
+    use tokio::task::{LocalSet, spawn_local};
 
     use super::super::tests::{ANY, client, read_until, server};
     use super::*;
     use crate::attempt::run;
     use crate::call::Call;
+    use crate::wire::{Connection, Role, drive};
 
     #[tokio::test]
     async fn a_server_that_may_take_the_body_for_a_request_gets_no_other_request() {
@@ -345,6 +353,28 @@ mod tests {
             assert!(matches!(failure, Failure::UpstreamBadResponse(_)), "{bad:?}");
         }
         assert!(parse(Bytes::new(), b"GET").is_err(), "not even its fields have an end");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_its_server_takes_for_gone_is_lost_and_not_failed() {
+        let test = async {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let (client, server) = (Connection::new(Role::Client), Connection::new(Role::Server));
+            spawn_local(drive(client.clone(), near));
+            spawn_local(drive(server.clone(), far));
+            for (code, failure) in
+                [(Code::Cancel, Failure::UpstreamLost), (Code::UpstreamFailed, Failure::UpstreamReset)]
+            {
+                let (_sender, mut receiver) = client.open(b"", true).unwrap();
+                let (_, answer, _request) = poll_fn(|cx| server.poll_accept(cx)).await.unwrap();
+                answer.reset(code);
+                match mesh_head(&mut receiver, b"GET").await {
+                    Err(End::Unanswered(seen)) => assert_eq!(seen, failure),
+                    _ => panic!("{code:?}"),
+                }
+            }
+        };
+        LocalSet::new().run_until(test).await;
     }
 
     #[test]

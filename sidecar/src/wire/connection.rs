@@ -297,22 +297,29 @@ impl Shared {
     }
 
     /// The peer may be gone: streams that wait for their answer are lost, so that their requests may go elsewhere, and none
-    /// is opened until something arrives. Returns whether there is one left, whose answer has begun: nobody can repeat that.
+    /// is opened until something arrives. Returns whether there is one whose answer has begun: nobody can repeat that.
     pub(super) fn suspect(&mut self) -> bool {
         self.suspect = true;
-        // To the peer, should it be there after all, as if the request was given up or the application had failed.
-        let code = if self.role == Role::Client { Code::Cancel } else { Code::UpstreamFailed };
-        let Self { streams, out, bulk, .. } = self;
+        let Self { role, streams, out, bulk, accepted, .. } = self;
+        let is_server = *role == Role::Server;
+        let mut has_begun = false;
         streams.retain(|id, state| {
             let mut state = state.borrow_mut();
-            if !state.is_answered() {
-                out.frame(Kind::Reset, 0, *id, &code.to_u32().to_be_bytes());
-                bulk.retain(|other| other != id);
-                state.push(Event::Lost);
+            if state.is_answered() {
+                has_begun = true;
+                return true;
             }
-            state.is_answered()
+            // Nobody waits for one that nobody has looked at, and the rest of its head may be under way.
+            if is_server && (state.is_opening() || accepted.iter().any(|(_, sender, _)| sender.is(*id))) {
+                return true;
+            }
+            // To the peer, should it be there after all.
+            out.frame(Kind::Reset, 0, *id, &Code::Cancel.to_u32().to_be_bytes());
+            bulk.retain(|other| other != id);
+            state.push(Event::Lost);
+            false
         });
-        !streams.is_empty()
+        has_begun
     }
 
     /// Ends everything; streams see that their connection is gone. Returned are those that nobody has accepted,

@@ -183,6 +183,11 @@ impl StreamState {
         self.answered
     }
 
+    /// The head that was sent or read last was an interim one: the answer has begun only if another has come behind it.
+    fn was_interim(&mut self) {
+        self.answered = self.events.iter().any(|event| matches!(event, Event::Head(_)));
+    }
+
     /// Heads and trailers that nobody has read yet: how many, and their bytes.
     pub(super) fn blocks(&self) -> (usize, usize) {
         self.events.iter().fold((0, 0), |(count, bytes), event| match event {
@@ -293,6 +298,11 @@ impl Sender {
     pub fn head(&self, head: &[u8], end: bool) {
         self.state.borrow_mut().answered = true;
         self.block(Kind::Head, head, end);
+    }
+
+    /// What was sent last was an interim head: the answer has not begun.
+    pub fn was_interim(&self) {
+        self.state.borrow_mut().was_interim();
     }
 
     /// Sends trailers, which end this direction.
@@ -458,6 +468,11 @@ impl Receiver {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// What was received last was an interim head: the answer has not begun.
+    pub fn was_interim(&self) {
+        self.state.borrow_mut().was_interim();
+    }
+
     /// Whether the end has come with what was received last.
     pub fn has_end(&self) -> bool {
         self.state.borrow().events.front() == Some(&Event::End)
@@ -557,41 +572,4 @@ impl Drop for Receiver {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tulle_mesh::wire::CONNECTION_GROWTH;
-
-    #[test]
-    fn a_stream_that_moves_little_for_long_never_carries_bulk() {
-        let state = StreamState::shared(false);
-        let mut state = state.borrow_mut();
-        for second in 0..3_600 {
-            assert!(!state.moved(QUIET - 1), "after {second} s");
-            assert!(!state.tick(false));
-        }
-        // What moves more does, until it is quiet again.
-        while !state.moved(QUIET) {
-            assert!(!state.tick(false));
-        }
-        assert!(!state.tick(false) && state.tick(false));
-    }
-
-    #[test]
-    fn a_quiet_stream_gives_its_window_back_as_it_is_read() {
-        let state = StreamState::shared(false);
-        let mut state = state.borrow_mut();
-        let mut growth = CONNECTION_GROWTH;
-        while state.window < MAX_STREAM_CREDIT {
-            state.grant(STREAM_CREDIT, &mut growth);
-        }
-        state.tick(false);
-        assert_ne!(state.grant(MAX_STREAM_CREDIT / 2, &mut growth), 0, "nobody else needs it");
-        state.tick(true);
-        assert_eq!(state.grant(STREAM_CREDIT, &mut growth), 0);
-        assert_eq!(state.window, MAX_STREAM_CREDIT - STREAM_CREDIT);
-        for _ in 0..6 {
-            state.grant(STREAM_CREDIT, &mut growth);
-        }
-        assert_eq!((state.window, growth), (STREAM_CREDIT, CONNECTION_GROWTH));
-    }
-}
+mod tests;

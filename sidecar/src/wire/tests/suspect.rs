@@ -84,3 +84,43 @@ fn a_server_keeps_what_it_has_answered_through_an_outage() {
         assert!(!server.is_closed());
     });
 }
+
+#[test]
+fn a_server_keeps_what_nobody_has_looked_at_through_an_outage() {
+    paused(async {
+        let (mut peer, server, _driver) = raw_peer(Role::Server, 1 << 20);
+        let mut open = BytesMut::new();
+        for (flags, stream) in [(0, 1), (0, 3), (frame::MORE, 5)] {
+            frame::encode(&mut open, Kind::Open, flags, stream, b"head");
+        }
+        peer.write_all(&open).await.unwrap();
+        let (_, sender, _begun) = accept(&server).await;
+        sender.head(b"taken", false);
+        sleep(Duration::from_secs(30)).await;
+        let mut rest = BytesMut::new();
+        frame::encode(&mut rest, Kind::Open, 0, 5, b", whole");
+        peer.write_all(&rest).await.unwrap();
+        for expected in [&b"head"[..], b"head, whole"] {
+            let (head, _sender, mut receiver) = accept(&server).await;
+            assert_eq!(&head[..], expected);
+            assert!(timeout(Duration::from_millis(100), receiver.next()).await.is_err(), "it is not lost");
+        }
+        assert!(!server.is_closed());
+    });
+}
+
+#[test]
+fn an_interim_head_is_not_yet_an_answer() {
+    paused(async {
+        let (mut peer, client, [_begun, (_sender, mut waiting)]) = with_two_streams().await;
+        let mut head = BytesMut::new();
+        frame::encode(&mut head, Kind::Head, 0, 3, b"interim");
+        peer.write_all(&head).await.unwrap();
+        assert_eq!(waiting.next().await, Event::Head(Bytes::from_static(b"interim")));
+        waiting.was_interim();
+        let since = Instant::now();
+        assert_eq!(waiting.next().await, Event::Lost);
+        assert!((8..11).contains(&since.elapsed().as_secs()), "{:?}", since.elapsed());
+        assert!(!client.is_closed());
+    });
+}
