@@ -64,8 +64,8 @@ impl Gathered {
         Self { stable, group: Group::stored(group), slow }
     }
 
-    /// Behind the dispersion: the sums of the group and of slow answers, then the histogram bucket of each gathered answer. They are fewer
-    /// than `latency::ENOUGH`, so they fit into the windows that a test may store.
+    /// Behind the dispersion: the sums of the group and of slow answers, then the histogram bucket of each gathered answer.
+    /// They are fewer than `latency::ENOUGH`, so they fit into the windows that a test may store.
     pub(super) fn store(&self, dispersion: &mut TestEvidence) {
         if *self == Self::default() {
             return;
@@ -166,7 +166,7 @@ mod tests {
         let mut gathered = Gathered::default();
         gathered.compare(&pods((7.0, 5.0), (30.0, 3.0)), 1.5);
         (0..49).for_each(|bucket| gathered.stable.add(bucket, 1));
-        gathered.slow = Slow::stored(&[100.0, 20.0, 19.0, 1.5]);
+        gathered.slow = Slow::stored(&[100.0, 20.0, 19.0, 1.5, 130.0]);
         let dispersion = EvidenceWindow { log_evidence: vec![1.0; 6], ..EvidenceWindow::default() };
         let mut test = TestEvidence {
             name: "latencyDispersion".to_owned(),

@@ -187,8 +187,8 @@ fn awaited(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
 /// are not among them.
 fn few_compared(evidence: &Evidence, rules: &Rules) -> Option<String> {
     let enough = rules.min_requests.min(COMPARED) as f64;
-    let answers = |test: &Test| Gathered::stored(evidence, &test.dispersion()).slow.answers();
-    let fewest = rules.tests().iter().filter(|test| test.is_latency()).map(answers).reduce(f64::min)?;
+    let compared = |test: &Test| Gathered::stored(evidence, &test.dispersion()).slow.compared();
+    let fewest = rules.tests().iter().filter(|test| test.is_latency()).map(compared).reduce(f64::min)?;
     (fewest < enough).then(|| {
         format!("latency compared in {:.0} of {enough:.0} requests to the canary so far", fewest.floor())
     })

@@ -9,8 +9,9 @@
 //!   estimate lags behind a slowdown of both versions, as many answers of the stable version are above the limit, and so
 //!   many are accepted. They are counted block by block, because the weight may have been another in each.
 //! - One block, in which a pod stands still, adds at most what a block may count for elsewhere (`burst`).
-//! - Blocks are forgotten over about ten minutes once there are some hundred answers: a version that was slow while its
-//!   caches were cold passes later. Where no stable version answers, nothing is added, and what there is fades.
+//! - Blocks are forgotten over about ten minutes, or over some hundred answers where these take longer: a version that was
+//!   slow while its caches were cold passes later. Where no stable version answers, nothing is added, and what there is
+//!   fades.
 
 use super::{LATENCY_MARGIN, LatencyRule, PodBlock, Side, burst, latency};
 
@@ -34,22 +35,26 @@ pub(super) struct Slow {
     counted: f64,
     /// How many would have been slow at the stable version's share.
     of_stable: f64,
+    /// Answers of the canary, also those that were forgotten.
+    compared: f64,
 }
 
 impl Slow {
     /// As stored.
     pub(super) fn stored(sums: &[f64]) -> Self {
         match *sums {
-            [answers, slow, counted, of_stable] if sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0) => {
-                Self { answers, slow, counted, of_stable }
+            [answers, slow, counted, of_stable, compared]
+                if sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0) =>
+            {
+                Self { answers, slow, counted, of_stable, compared }
             }
             _ => Self::default(),
         }
     }
 
     /// To be stored.
-    pub(super) fn store(self) -> [f64; 4] {
-        [self.answers, self.slow, self.counted, self.of_stable]
+    pub(super) fn store(self) -> [f64; 5] {
+        [self.answers, self.slow, self.counted, self.of_stable, self.compared]
     }
 
     /// With one more block. `stable`: the stable version's quantile before it, in microseconds.
@@ -72,6 +77,7 @@ impl Slow {
             slow,
             counted: slow,
             of_stable: answers * above(Side::Stable, limit) / stable_answers,
+            compared: answers,
         };
         let most = burst::most(block.accepted(rule));
         let kept = self.times(if self.answers < MANY { 1.0 } else { KEPT });
@@ -80,6 +86,7 @@ impl Slow {
             slow: kept.slow + block.slow,
             counted: kept.counted + block.counted.min(most),
             of_stable: kept.of_stable + block.of_stable,
+            compared: kept.compared + block.compared,
         }
     }
 
@@ -89,6 +96,7 @@ impl Slow {
             slow: self.slow * kept,
             counted: self.counted * kept,
             of_stable: self.of_stable * kept,
+            compared: self.compared,
         }
     }
 
@@ -97,9 +105,10 @@ impl Slow {
         (self.answers * (1.0 - rule.quantile)).max(LATENCY_MARGIN * self.of_stable)
     }
 
-    /// Answers of the canary that were looked at.
-    pub(super) fn answers(&self) -> f64 {
-        self.answers
+    /// Answers of the canary that were looked at in this rollout. A step that leaves next to nothing to the stable version
+    /// takes back none of them.
+    pub(super) fn compared(&self) -> f64 {
+        self.compared
     }
 
     /// Whether more answers are slow than are accepted, beyond chance.
@@ -185,6 +194,7 @@ mod tests {
         let alone = [pod(Side::Canary, 25, 0)];
         let sums = (0..600).fold(after(8, &fifth, P90), |sums, _| sums.fold(&alone, 20_000.0, P90));
         assert!(!sums.are_too_many(P90), "{sums:?}");
+        assert!((sums.compared() - 200.0).abs() < 1e-9, "what was compared stays so: {sums:?}");
     }
 
     #[test]
@@ -192,6 +202,6 @@ mod tests {
         let sums = after(3, &[pod(Side::Canary, 20, 5), pod(Side::Stable, 100, 1)], P90);
         assert_eq!(Slow::stored(&sums.store()), sums);
         assert_eq!(Slow::stored(&[]), Slow::default());
-        assert_eq!(Slow::stored(&[1.0, f64::NAN, 0.0, 0.0]), Slow::default());
+        assert_eq!(Slow::stored(&[1.0, f64::NAN, 0.0, 0.0, 1.0]), Slow::default());
     }
 }

@@ -202,7 +202,8 @@ impl Evaluation<'_> {
     pub(super) fn no_longer_short(&mut self) {
         if is_short_of_pods(&self.status) {
             self.drop_condition(CAPACITY);
-            if !is_exposed(&self.status) {
+            // At this look the rollout may have failed, and why must stay.
+            if self.is_on_trial() && !is_exposed(&self.status) {
                 // It said how many pods were missing.
                 self.status.evidence_summary.clear();
             }

@@ -49,8 +49,7 @@ impl Evaluation<'_> {
                 return;
             }
             // What was on trial and did not look good is not approved because the other has gone.
-            let failures = self.status.evidence.canary.failures;
-            if failures > 0 && self.judge().verdict != Verdict::Pass {
+            if self.did_not_look_good(replaced) {
                 let because = self.status.evidence_summary.clone();
                 self.fail(format!("no stable pod is left, and it did not pass: {because}"));
                 return self.serve_failed(target, latest);
@@ -70,6 +69,19 @@ impl Evaluation<'_> {
         );
         self.status.evidence_summary.clone_from(&because);
         self.promote(&because);
+    }
+
+    /// Whether something speaks against what is on trial. `replaced`: nothing held its pods back, so it got a share before
+    /// there were requests enough for a verdict, and one failure says nothing.
+    fn did_not_look_good(&self, replaced: bool) -> bool {
+        if self.status.evidence.canary.failures == 0 {
+            return false;
+        }
+        let judged = self.judge();
+        if replaced {
+            return judged.verdict == Verdict::Fail || judged.held || judged.doubted || self.fails_mostly();
+        }
+        judged.verdict != Verdict::Pass
     }
 
     /// A target that is gone ends its rollout. A workload of the same name that comes later has pods of its own.

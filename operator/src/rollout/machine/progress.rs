@@ -6,7 +6,7 @@ use tulle_crds::{CanarySteering, OnFailure, OnInconclusive, Phase, Step};
 use tulle_mesh::event_reason::EventReason;
 
 use super::gates::STEADY_AFTER;
-use super::steps::{hold, is_pause};
+use super::steps::{hold, is_pause, sticky};
 use super::{Evaluation, is_exposed};
 use crate::model::WorkloadSeen;
 use crate::rollout::judge::Verdict;
@@ -78,20 +78,33 @@ impl Evaluation<'_> {
     }
 
     /// Where no gate holds the new pods back, Kubernetes replaces the stable ones whatever the weight. What those that are
-    /// left cannot carry goes to the new ones: a few pods would get the requests of all.
+    /// left cannot carry goes to the new ones: a few pods would get the requests of all. It goes back once the stable ones
+    /// are there again.
     fn carry_what_stable_cannot(&mut self, target: &WorkloadSeen) {
-        let stable = self.stable_pods(target).filter(|pod| pod.containers_ready).count();
+        // A pod that is unready for a moment was not replaced. Where none is ready, no other one can serve.
+        let any = self.stable_pods(target).any(|pod| pod.containers_ready);
+        let stable = if any { self.stable_pods(target).count() } else { 0 };
         let Some(carried) = (100 * stable).checked_div(target.replicas as usize) else { return };
         let lacking = 100u32.saturating_sub(u32::try_from(carried).unwrap_or(100));
-        let others = self.pods_on_trial(target).any(|pod| pod.containers_ready);
-        if !others || lacking <= self.status.weight {
-            return;
-        }
+        // After the target was scaled up, pods of both are missing, and a few new ones must not get the requests of all.
+        let approved = self.status.approved_revision.clone();
+        let can_carry = self.carried_beside(&self.status.canary_revision, &approved);
+        let kept = lacking.max(self.wanted().weight);
+        let weight = self.status.weight;
+        let share = match lacking.min(can_carry) {
+            more if more > weight => more,
+            _ if weight > kept => kept,
+            _ => return,
+        };
         let message = format!(
-            "{lacking}% to revision {}: {stable} of {} stable pods are left, and its pods have no readiness gate that would hold Kubernetes back",
+            "{share}% to revision {}: {stable} of {} stable pods are left, and its pods have no readiness gate that would hold Kubernetes back",
             self.status.canary_revision, target.replicas
         );
-        self.expose(lacking, self.status.steering.clone());
+        let steering = CanarySteering {
+            sticky: if share > 0 { sticky(self.spec) } else { String::new() },
+            ..self.status.steering.clone().unwrap_or_default()
+        };
+        self.expose(share, (steering != CanarySteering::default()).then_some(steering));
         self.event(EventReason::WeightChanged, message);
     }
 
@@ -228,9 +241,13 @@ impl Evaluation<'_> {
     /// for want of evidence.
     pub(super) fn unfit(&self) -> bool {
         let evidence = self.evidence();
-        let (canary, stable) = (evidence.canary, evidence.stable);
-        let mostly = canary.attempts >= UNFIT_AFTER && canary.failures.saturating_mul(2) > canary.attempts;
-        mostly || (stable.attempts == 0 && canary.failures > 0)
+        self.fails_mostly() || (evidence.stable.attempts == 0 && evidence.canary.failures > 0)
+    }
+
+    /// Whether it fails more often than not.
+    pub(super) fn fails_mostly(&self) -> bool {
+        let canary = self.evidence().canary;
+        canary.attempts >= UNFIT_AFTER && canary.failures.saturating_mul(2) > canary.attempts
     }
 
     fn decide(&mut self, step: &Step) {

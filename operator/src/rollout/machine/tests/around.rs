@@ -56,6 +56,65 @@ fn what_stable_pods_cannot_carry_any_more_goes_to_a_revision_without_gates() {
     assert_ne!(world.status.approved_revision, "new");
 }
 
+/// Kubernetes replaces one stable pod by one without a gate.
+fn replace_one(world: &mut World) {
+    let old = world.target().pods.iter().position(|pod| pod.revision != "new").unwrap();
+    world.target().pods[old] = pod(&format!("new-r{old}"), "new", false);
+}
+
+#[test]
+fn one_failure_of_a_revision_without_gates_is_no_reason_to_fail_it_when_it_is_all_there_is() {
+    for (failures, phase) in [(1, Phase::Stable), (30, Phase::Failed)] {
+        let mut world = World::quick();
+        world.rate = 8;
+        deploy_without_gate(&mut world);
+        replace_one(&mut world);
+        world.run(5);
+        assert_eq!(world.status.weight, 25);
+        let totals = &mut world.status.evidence.canary;
+        (totals.attempts, totals.failures) = (40, failures);
+        replace_all(&mut world);
+        world.run(1);
+        assert_eq!(world.status.phase, phase, "{failures} of 40: {:?}", world.status.history);
+    }
+}
+
+#[test]
+fn a_stable_pod_that_is_unready_for_a_moment_sends_no_requests_to_a_revision_without_gates() {
+    let mut world = World::quick();
+    deploy_without_gate(&mut world);
+    let set = |world: &mut World, ready: &[bool]| {
+        let stable = world.target().pods.iter_mut().filter(|pod| pod.revision != "new");
+        stable.zip(ready).for_each(|(pod, ready)| pod.containers_ready = *ready);
+        world.run(2);
+        world.status.weight
+    };
+    assert_eq!(set(&mut world, &[false, false, false, true]), 0);
+    assert_eq!(set(&mut world, &[false; 4]), 100, "nobody else can serve");
+    assert_eq!(set(&mut world, &[true; 4]), 5, "no more than its step asks for");
+}
+
+#[test]
+fn a_target_that_is_scaled_up_gives_a_revision_without_gates_no_more_than_its_pods_can_carry() {
+    let mut world = World::new(
+        json!({"steps": [{"weight": 5, "hold": "10s"}], "sticky": {"cookie": "version"}, "judge": {"minRequests": 1_000_000}}),
+    );
+    deploy_without_gate(&mut world);
+    world.target().replicas = 8;
+    world.run(2);
+    assert_eq!(world.status.weight, 20, "five pods share alike until the others are there");
+    let steering = world.status.steering.clone().unwrap_or_default();
+    assert_eq!(steering.sticky, "version", "a user stays with a version");
+    for more in 0..4 {
+        world.target().pods.push(pod(&format!("old-more-{more}"), "old", false));
+    }
+    world.run(2);
+    assert_eq!(world.status.weight, 5);
+    let epoch = world.status.epoch;
+    world.run(20);
+    assert_eq!(world.status.epoch, epoch, "and it stays");
+}
+
 #[test]
 fn a_failed_revision_without_gates_serves_as_soon_as_it_is_all_there_is() {
     let mut world = World::quick();

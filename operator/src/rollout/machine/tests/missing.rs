@@ -261,6 +261,22 @@ fn a_comparison_of_latencies_that_never_comes_is_undecided_at_the_deadline() {
 }
 
 #[test]
+fn why_a_rollout_has_failed_stays_although_its_step_waited_for_something_else() {
+    let mut world = World::new(json!({
+        "steps": [{"weight": 5, "hold": "10s"}], "deadline": "60s",
+        "judge": {"minRequests": 1_000_000, "onInconclusive": "Rollback"},
+    }));
+    world.deploy("new");
+    world.run(5);
+    let (service, reason) = ("web".to_owned(), "why".to_owned());
+    world.seen.obstacles = vec![SplitObstacle { service, code: EventReason::NoSplit, reason }];
+    set_ready(&mut world, false);
+    world.run(70);
+    assert_eq!(world.status.phase, Phase::Failed);
+    assert_eq!(world.status.evidence_summary, "not decided within the deadline of 60s");
+}
+
+#[test]
 fn the_evidence_says_that_a_step_waits_for_pods() {
     let mut world = World::quick();
     world.deploy("new");
