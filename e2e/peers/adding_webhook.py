@@ -1,18 +1,23 @@
-"""A mutating webhook that adds a container to every pod. Arguments: its port, and the container as JSON. The
-certificate and its key are in /tls."""
+"""A mutating webhook that adds a container to every pod, and a native sidecar before all init containers. Arguments: its
+port, and the two as JSON. The certificate and its key are in /tls."""
 import base64
 import http.server
 import json
 import ssl
 import sys
 
-ADDED = json.loads(sys.argv[2])
+ADDED, FIRST = (json.loads(argument) for argument in sys.argv[2:4])
 
 
 def patch(pod):
     if any(container["name"] == ADDED["name"] for container in pod["spec"]["containers"]):
         return []
-    return [{"op": "add", "path": "/spec/containers/-", "value": ADDED}]
+    first = "/spec/initContainers/0" if "initContainers" in pod["spec"] else "/spec/initContainers"
+    value = FIRST if first.endswith("/0") else [FIRST]
+    return [
+        {"op": "add", "path": "/spec/containers/-", "value": ADDED},
+        {"op": "add", "path": first, "value": value},
+    ]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -109,7 +109,10 @@ pub(super) const TESTS: &[Test] = &[
         "under Strict every kind of probe succeeds, fails and arrives as without a sidecar",
         probes::as_without_a_sidecar,
     ),
-    ("the probes of a container that a later webhook adds pass under Strict", probes::of_a_later_webhook),
+    (
+        "the probes of a container that a later webhook adds pass under Strict, and what it puts first comes after the sidecar",
+        probes::of_a_later_webhook,
+    ),
     ("the CRDs are accepted without a warning", objects::definitions),
     (
         "contradictory and meaningless values are rejected, and the message says what to write",

@@ -156,8 +156,12 @@ pub(super) fn of_a_later_webhook(kube: &Kube) -> Result<()> {
     borrows(kube)?;
     let hook = TestNamespace::plain(kube, "t-adm-hook")?;
     let fields = [TestNamespace::meshed(kube, "t-adm-later")?, requires(kube, "t-adm-later-required")?];
-    let mut added = serves("added", 8090);
-    let authority = serve(&hook, &added["spec"]["containers"][0].take())?;
+    let container = |name: &str| serves(name, 8090)["spec"]["containers"][0].take();
+    let mut first = container("first");
+    first["restartPolicy"] = json!("Always");
+    first["command"] = json!(["/bin/sleep", "3600"]);
+    first.as_object_mut().context("no container")?.remove("readinessProbe");
+    let authority = serve(&hook, [&container("added"), &first])?;
     let _configuration = Configuration(kube);
     kube.apply(&configure(&hook, &authority, &fields).to_string())?;
     for field in &fields {
@@ -168,7 +172,11 @@ pub(super) fn of_a_later_webhook(kube: &Kube) -> Result<()> {
         })?;
         field.apply(serves("app", 8080))?;
         field.ready("app")?;
-        is_moved(&pod(field, "app")?).with_context(|| format!("in {}", field.namespace))?;
+        let app = pod(field, "app")?;
+        is_moved(&app).with_context(|| format!("in {}", field.namespace))?;
+        // kubelet ends native sidecars in the reverse order: one before the sidecar would lose its connections first.
+        let order = field.get("pod/app", ".spec.initContainers[*].name")?;
+        ensure!(order == "tulle-init tulle-proxy first", "init containers in {}: {order}", field.namespace);
         kube.wait_for("Strict to be enforced", 60, || {
             Ok(field.get("meshpolicy/strict", ".status.enforced")? == "1/1")
         })?;
@@ -209,8 +217,8 @@ fn is_moved(pod: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Runs the webhook that adds a container; returns the certificate to trust, in Base64.
-fn serve(hook: &TestNamespace<'_>, added: &Value) -> Result<String> {
+/// Runs the webhook that adds a container and a native sidecar; returns the certificate to trust, in Base64.
+fn serve(hook: &TestNamespace<'_>, added: [&Value; 2]) -> Result<String> {
     let name = format!("hook.{}.svc", hook.namespace);
     let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(vec![name])?;
     let files = json!({"tls.crt": cert.pem(), "tls.key": signing_key.serialize_pem()});
@@ -218,8 +226,8 @@ fn serve(hook: &TestNamespace<'_>, added: &Value) -> Result<String> {
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hook"}, "stringData": files}),
     )?;
     let server = include_str!("../../../peers/adding_webhook.py");
-    let added = added.to_string();
-    let mut pod = host_pod("hook", "default", &["/usr/bin/python3", "-c", server, "8443", &added]);
+    let [added, first] = added.map(Value::to_string);
+    let mut pod = host_pod("hook", "default", &["/usr/bin/python3", "-c", server, "8443", &added, &first]);
     let volumes = pod["spec"]["volumes"].as_array_mut().context("the pod has no volumes")?;
     volumes.push(json!({"name": "tls", "secret": {"secretName": "hook"}}));
     let container = &mut pod["spec"]["containers"][0];
