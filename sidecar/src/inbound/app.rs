@@ -37,6 +37,9 @@ static UNCONNECTED: Limited = Limited::new(1);
 
 /// When a request is sent again to the same application, counted from the failure.
 const REPEATS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(25)];
+/// When it is looked whether an application has stopped listening, each time after the one before. Servers close their
+/// listener and what is idle at about the same time.
+const STOPS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(10), Duration::from_millis(40)];
 /// Who has waited so long for a first byte on a fresh connection may wait for the application to accept it.
 const LONG_WAIT: Duration = Duration::from_millis(20);
 /// An application that is well accepts within this time: what is in its backlog before and after is not being taken.
@@ -92,6 +95,22 @@ fn unconnected(port: u16) -> String {
     }
 }
 
+/// Whether the application has stopped listening, or does within a moment: it shuts down, or its process has ended. What
+/// it closes then it does not reset, unless something is there that it has not read (`close(2)` of a TCP socket on Linux):
+/// of a short request, all. Only one that resets on purpose (`SO_LINGER` with 0) would say the same of a request that it
+/// has read. Asked before a request is answered with 502 that must not be carried out twice.
+async fn has_stopped(address: SocketAddr) -> bool {
+    for wait in STOPS {
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+        if matches!(backlog::takes(address), Ok(false)) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Carries one request to the application and its answer back.
 pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
     if let Err(failure) = call.prepare().await {
@@ -117,6 +136,13 @@ pub(super) async fn request(peer: &Peer, call: &mut Call<'_>) -> Ended {
                 true => peer.keep_own(reader, writer),
                 false => keep_after(peer, reader, writer, attempt.head_at, reused),
             }
+        }
+        if matches!(attempt.end, End::Reset(_))
+            && !attempt.end.may_repeat(call)
+            && call.body.is_read_at_once()
+            && Box::pin(has_stopped(peer.server.address)).await
+        {
+            attempt.end = End::Unread(Failure::UpstreamReset);
         }
         let repeat = match &attempt.end {
             End::NotProcessed(_) | End::Unread(_) | End::Reset(_) => true,

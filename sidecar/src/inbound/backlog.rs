@@ -4,6 +4,7 @@
 //! backlog. Asking takes some 30 µs and no right beyond that of any process in the pod's network namespace.
 
 use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,12 +23,14 @@ const TCP_LISTEN: u32 = 1 << 10;
 const HEADER: usize = 16;
 /// Bytes of a header and a `struct inet_diag_req_v2`.
 const REQUEST: usize = HEADER + 56;
-/// In a `struct inet_diag_msg`: where the port and the receive queue are.
+/// In a `struct inet_diag_msg`: where the port, the address and the receive queue are.
 const PORT_AT: usize = 4;
+const ADDRESS_AT: usize = 8;
 const QUEUE_AT: usize = 56;
 
 /// A listening TCP socket.
 struct Listening {
+    address: IpAddr,
     port: u16,
     /// Connections in its backlog.
     queue: u32,
@@ -51,6 +54,19 @@ pub(super) fn unaccepted() -> io::Result<Vec<u16>> {
 /// As those of [`unaccepted`].
 pub(super) fn listens(port: u16) -> io::Result<bool> {
     Ok(listening()?.iter().any(|socket| socket.port == port))
+}
+
+/// Whether connections to this address of the pod are taken: by a socket of its own, or of all addresses.
+///
+/// # Errors
+/// As those of [`unaccepted`].
+pub(super) fn takes(address: SocketAddr) -> io::Result<bool> {
+    let own = address.ip().to_canonical();
+    let takes = |socket: &Listening| {
+        let at = socket.address.to_canonical();
+        socket.port == address.port() && (at.is_unspecified() || at == own)
+    };
+    Ok(listening()?.iter().any(takes))
 }
 
 /// All listening TCP sockets.
@@ -108,7 +124,11 @@ fn read_sockets(mut bytes: &[u8], sockets: &mut Vec<Listening>) -> io::Result<bo
         let message = bytes.get(HEADER..length).ok_or_else(broken)?;
         let port = u16::from_be_bytes(field(message, PORT_AT).ok_or_else(broken)?);
         let queue = u32::from_ne_bytes(field(message, QUEUE_AT).ok_or_else(broken)?);
-        sockets.push(Listening { port, queue });
+        let address = match message.first() {
+            Some(2) => Ipv4Addr::from(field::<4>(message, ADDRESS_AT).ok_or_else(broken)?).into(),
+            _ => Ipv6Addr::from(field::<16>(message, ADDRESS_AT).ok_or_else(broken)?).into(),
+        };
+        sockets.push(Listening { address, port, queue });
         // Messages begin at multiples of four.
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
     }
@@ -143,6 +163,19 @@ mod tests {
         assert!(listens(port).unwrap());
         drop(listener);
         assert!(!listens(port).unwrap());
+    }
+
+    #[test]
+    fn an_address_is_taken_by_a_socket_of_its_own_or_of_all_addresses() {
+        for (bound, taken) in
+            [("127.0.0.1:0", true), ("127.0.0.2:0", false), ("0.0.0.0:0", true), ("[::]:0", true)]
+        {
+            let Ok(listener) = TcpListener::bind(bound) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            assert_eq!(takes(SocketAddr::from(([127, 0, 0, 1], port))).unwrap(), taken, "{bound}");
+            drop(listener);
+            assert!(!takes(SocketAddr::from(([127, 0, 0, 1], port))).unwrap(), "{bound}");
+        }
     }
 
     #[test]
