@@ -85,7 +85,7 @@ struct Found {
 }
 
 impl Ready {
-    /// All of them, in the order in which they are asked.
+    /// Every replica that is ready; they are asked in this order.
     pub fn into_all(self) -> Vec<Located> {
         std::iter::once(self.first).chain(self.others).collect()
     }

@@ -21,13 +21,13 @@ use crate::worker::Worker;
 /// A connection whose server spoke last, and on which nothing has moved for so long, is between two exchanges: most
 /// likely it is kept for a next request.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The same for one that has been waited for: a busy client leaves no longer ones.
+/// A shorter pause, which is enough once [`LONG_WAIT`] is over: a busy client leaves no longer ones.
 const SHORT_PAUSE: Duration = Duration::from_millis(25);
-/// When shorter pauses do, and when none is waited for any more.
+/// How long a pause of [`PAUSE`] is waited for.
 const LONG_WAIT: Duration = Duration::from_secs(5);
-/// The same of the end.
+/// How long any pause is waited for. Then the connection is broken off wherever it is.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How often is looked.
+/// Time between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Bytes as they are to the address as it was dialled, until each way has ended. When `stop` resolves, the

@@ -65,7 +65,7 @@ pub(super) const UNJUDGED: Rule = error(
 );
 pub(super) const HINDERED: Rule = warning(
     "T1204",
-    "The update strategy of a Canary's target costs stable pods, all of them where there are so few, or makes rollouts wait for a person.",
+    "The update strategy of a Canary's target costs stable pods during a rollout (with few replicas, possibly all), or makes rollouts wait for a person.",
 );
 pub(super) const REJECTED: Rule = error("T1901", "The API server would reject the object.");
 pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server would warn about the object.");
