@@ -1,8 +1,8 @@
 //! The page in a real Chromium: what `e2e/browser/page.mjs` looks at, of a mesh with traffic and of a large one.
 //!
 //! In: Debian's Chromium and Node, and two packages that `e2e/browser/package-lock.json` pins, kept outside the clone.
-//! Out: screenshots of every view in `screenshots` below cargo's target directory. Browser and page run in the
-//! cluster's network, where nothing else can be reached.
+//! Out: screenshots of every view in `screenshots` below cargo's target directory. The page runs in the cluster's network,
+//! and the browser in one of its own (`e2e/browser/apart.mjs`): pods that start beside it would stop what it loads.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -220,7 +220,9 @@ fn look(kube: &Kube, name: &str, login: &str, more: &[&str], paths: &[&str]) -> 
     }
     // The browser may be in other namespaces than this process, so that only a program beside it can end both.
     let mut command = kube.program("timeout")?;
-    command.args(["--kill-after=10", &SECONDS.to_string(), "node"]).arg(source().join("page.mjs"));
+    // A network of its own takes root's rights, which are there where the cluster is the embedded one.
+    let script = if matches!(kube, Kube::Context(_)) { "page.mjs" } else { "apart.mjs" };
+    command.args(["--kill-after=10", &SECONDS.to_string(), "node"]).arg(source().join(script));
     command.args(["--login", login, "--browser", CHROMIUM]).arg("--shots").arg(&shots);
     command.arg("--modules").arg(modules()?).args(more).arg("--").args(paths);
     let ended = host::ended_within(&mut command, Duration::from_secs(SECONDS + 30))?;
