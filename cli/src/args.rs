@@ -8,8 +8,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::commands::{
-    access, canary, check, completion, config, dashboard, diff, edges, explain, inject, install, lint, pods,
-    report, routes, stat, tap, top, uninstall, version,
+    access, canary, check, completion, config, dashboard, denials, diff, edges, explain, inject, install,
+    lint, pods, report, routes, stat, tap, top, uninstall, version,
 };
 use crate::exit;
 use crate::output::Format;
@@ -87,6 +87,8 @@ pub enum Command {
     Routes(routes::Args),
     /// Single requests as they end, with filters
     Tap(tap::Args),
+    /// Requests and connections that access rules or Strict mTLS refused, one by one
+    Denials(denials::Args),
     /// Sidecars: version, configuration and certificate
     Pods(pods::Args),
     /// The configuration that a pod's sidecar has

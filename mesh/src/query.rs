@@ -10,9 +10,11 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use denials::{DenialRow, Denials};
 pub use evidence::{Evidence, EvidenceTest, PodAttempts, VersionAttempts};
 pub use routes::{RouteBackend, RouteRow, Routes, RuleName};
 
+mod denials;
 mod evidence;
 mod routes;
 mod secured;
@@ -64,6 +66,9 @@ impl Paths {
     /// [`Access`]; parameters `namespace`, `name`, `who` (`can` whom: clients of the workload) or `what` (what it may
     /// reach), and `window` (default 3,600 with a name; without one 21,600, which is everything that is kept).
     pub const ACCESS: &'static str = "/api/v1/access";
+    /// [`Denials`]; parameters `namespace`, `name` (of a workload). Callers of other namespaces are hidden from whoever may
+    /// not see all.
+    pub const DENIALS: &'static str = "/api/v1/denials";
     /// [`Evidence`]; parameters `namespace` and `canary`. 404 where there is no such Canary.
     pub const EVIDENCE: &'static str = "/api/v1/evidence";
     /// POST of a MeshPolicy as JSON, answered with [`Diff`]; parameter `window` (default 3,600).

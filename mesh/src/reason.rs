@@ -97,7 +97,7 @@ reasons! {
         "Look at the client and the network; the log of the sidecar names what took too long: `kubectl logs POD -c tulle-proxy`.";
     PolicyDenied, Policy,
         "An access rule of a MeshPolicy refused it, or the pod has no policy yet. Opaque connections are reset.",
-        "`tulle explain CLIENT SERVICE` names the rule, and `tulle access who-can SERVICE` those who may call.";
+        "`tulle denials WORKLOAD` lists the last ones with caller and rule, and `tulle access who-can SERVICE` those who may call.";
     PolicyPlaintext, Policy,
         "It was plain text where mTLS is Strict: new connections are reset, requests on older ones get 403.",
         "Give the client a sidecar (`tulle edges` shows who sends plain text), or set `mtls: Permissive`.";

@@ -10,6 +10,7 @@ pub mod check;
 pub mod completion;
 pub mod config;
 pub mod dashboard;
+pub mod denials;
 pub mod diff;
 pub mod edges;
 pub mod explain;
@@ -40,6 +41,7 @@ pub async fn run(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Edges(args) => edges::run(context, args).await,
         Command::Routes(args) => routes::run(context, args).await,
         Command::Tap(args) => tap::run(context, args).await,
+        Command::Denials(args) => denials::run(context, args).await,
         Command::Pods(args) => pods::run(context, args).await,
         Command::Config(args) => config::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,

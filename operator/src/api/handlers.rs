@@ -14,14 +14,14 @@ use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tulle_mesh::query::{
-    Access, Diff, Edges, Evidence, Explanation, Health, Routes, Sidecars, Stat, Timeline,
+    Access, Denials, Diff, Edges, Evidence, Explanation, Health, Routes, Sidecars, Stat, Timeline,
 };
 
 use super::parameters::{MAX_WINDOW, namespaced};
 use super::{Api, Authenticated, Caller, Parameters, Refused, posted, sidecars, turn};
 use crate::explain::{self, AccessDirection, Address, Question};
 use crate::model::Key;
-use crate::telemetry::history::MAX_SERIES;
+use crate::telemetry::history::{MAX_SERIES, Reporter};
 use crate::telemetry::query::{self, StatQuery};
 
 /// Seconds that are summed unless a request says otherwise.
@@ -229,6 +229,23 @@ pub async fn access(api: Api, caller: Arc<Caller>, parameters: Parameters) -> An
         let found = explain::access(&api.hub.model(), &sum, &namespace, &name, direction);
         let found = found.map_err(Refused::bad_request)?;
         Ok(Access { window: sum.window, lost: sum.lost, ..found })
+    })
+    .await
+}
+
+/// Callers of other namespaces are hidden from whoever may not see all, as on the page of a workload.
+pub async fn denials(api: Api, caller: Arc<Caller>, parameters: Parameters) -> Answer<Denials> {
+    let parameters = parameters.only(&["namespace", "name"])?;
+    let (namespace, name) = (parameters.name("namespace")?, parameters.name("name")?);
+    api.sees(&caller, namespace.as_deref()).await?;
+    let shows_all = namespace.is_none() || api.sees(&caller, None).await.is_ok();
+    compute(&Arc::clone(&api.turns), move || {
+        let (namespace, name) = (namespace.as_deref(), name.as_deref());
+        let wanted = |by: &Reporter| {
+            namespace.is_none_or(|namespace| *namespace == *by.namespace)
+                && name.is_none_or(|name| *name == *by.workload)
+        };
+        Ok(api.denials(wanted, namespace.filter(|_| !shows_all)))
     })
     .await
 }

@@ -48,7 +48,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tulle_crds::Canary;
-use tulle_mesh::query::{Evidence, Paths};
+use tulle_mesh::query::{Denials, Evidence, Paths};
 
 pub use auth::{Authenticator, Caller, Scope};
 pub use handlers::health_of;
@@ -68,6 +68,7 @@ use crate::rollout::input::{JudgeInput, JudgeInputs};
 use crate::settings::Settings;
 use crate::tap::Taps;
 use crate::telemetry::Aggregates;
+use crate::telemetry::history::Reporter;
 use crate::watch::Hub;
 
 /// The longest query of a URL, in bytes, and the longest message of gRPC without a MeshPolicy.
@@ -112,6 +113,16 @@ impl Api {
     /// 403 with the rule to add, 503 where the API server does not answer.
     pub async fn sees(&self, caller: &Caller, namespace: Option<&str>) -> Result<(), Refused> {
         self.authenticator.sees(caller, namespace).await
+    }
+
+    /// The last denials at the workloads that are wanted. With `only`, callers of other namespaces are hidden.
+    pub fn denials(&self, wanted: impl Fn(&Reporter) -> bool, only: Option<&str>) -> Denials {
+        let mut found = self.aggregates.denials(wanted);
+        found.leader = self.leadership.borrow().mine;
+        if let Some(namespace) = only {
+            found.hide_callers_outside(namespace);
+        }
+        found
     }
 
     /// A Canary, and what its judge decides by at present. `None`: there is no such Canary.
@@ -172,6 +183,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
         .route(Paths::HEALTH, json(handlers::health))
         .route(Paths::EXPLAIN, json(handlers::explain))
         .route(Paths::ACCESS, json(handlers::access))
+        .route(Paths::DENIALS, json(handlers::denials))
         .route(Paths::EVIDENCE, json(handlers::evidence))
         .route(Paths::DIFF, post(handlers::diff))
         .route(Paths::TAP, get(tap::tap))
@@ -187,7 +199,7 @@ fn routes_with(api: Api, requests: usize) -> Router {
 async fn unknown_path() -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
-        "unknown path; this operator answers /api/v1/stat, edges, routes, timeline, sidecars, resources, health, explain, access, evidence, diff and tap",
+        "unknown path; this operator answers /api/v1/stat, edges, routes, timeline, sidecars, resources, health, explain, access, denials, evidence, diff and tap",
     )
     .with_hint("a newer `tulle` asks an older operator? `tulle version` shows both")
 }

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::{ServiceExt as _, service_fn};
-use tulle_mesh::query::{AUDIENCE, Access, Diff, Evidence, Health, Paths, Refusal, Sidecars, Stat};
+use tulle_mesh::denial::DenialId;
+use tulle_mesh::proto::{RecentDenial, RecentDenials, TelemetryReport};
+use tulle_mesh::query::{AUDIENCE, Access, Denials, Diff, Evidence, Health, Paths, Refusal, Sidecars, Stat};
 
 use super::{Api, Authenticator, routes};
 use crate::discovery::AckTracker;
@@ -120,6 +122,30 @@ pub(super) fn api_of_rare_clients() -> Api {
     Api { aggregates, ..api() }
 }
 
+/// The same mesh, where pod `a` has refused a client of another namespace, then one of its own, and three more.
+pub(super) fn api_of_denials() -> Api {
+    let api = api();
+    let denial = |number: u32, namespace: &str, account: &str| RecentDenial {
+        id: DenialId::new("uid-a", number).to_string(),
+        at_unix_ms: i64::from(number),
+        policy: "shop/web".into(),
+        rule: "DenyRule(0)".into(),
+        client: format!("spiffe://cluster.local/ns/{namespace}/sa/{account}"),
+        method: "GET".into(),
+        path: format!("/{number}"),
+        cut: false,
+    };
+    let denials = vec![denial(1, "payments", "cart"), denial(2, "shop", "api")];
+    let report = TelemetryReport {
+        process: 7,
+        sequence: 1,
+        denials: Some(RecentDenials { denials, dropped: 3 }),
+        ..TelemetryReport::default()
+    };
+    api.aggregates.add("uid-a", Some(served_to("client").reporter), &report);
+    api
+}
+
 /// A MeshPolicy as JSON that would deny everything in namespace `shop`.
 pub(super) fn policy_for_nobody() -> String {
     let object = json!({
@@ -178,7 +204,7 @@ async fn refused(request: Request<Body>) -> (StatusCode, Refusal) {
 
 #[tokio::test]
 async fn without_a_valid_token_nothing_is_answered_and_the_hint_says_how_to_get_one() {
-    for path in [Paths::STAT, Paths::EDGES, Paths::ROUTES, Paths::SIDECARS, Paths::HEALTH] {
+    for path in [Paths::STAT, Paths::EDGES, Paths::ROUTES, Paths::SIDECARS, Paths::DENIALS, Paths::HEALTH] {
         for token in ["", "stolen"] {
             let (status, refusal) = refused(get(token, path)).await;
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
@@ -215,6 +241,40 @@ async fn a_person_sees_what_a_rule_of_rbac_allows() {
     let _: Stat = answered("anna", "/api/v1/stat?namespace=shop").await;
     for path in ["/api/v1/stat?namespace=payments", Paths::STAT] {
         assert_eq!(refused(get("anna", path)).await.0, StatusCode::FORBIDDEN, "{path}");
+    }
+}
+
+/// What is answered about denials.
+async fn denials(token: &str, query: &str) -> Denials {
+    let path = format!("{}?{query}", Paths::DENIALS);
+    let (status, body) = asked_of(api_of_denials(), get(token, &path)).await;
+    assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).unwrap()
+}
+
+/// Path and caller of each.
+fn callers(found: &Denials) -> Vec<(&str, Option<&str>)> {
+    let rows = found.rows.iter();
+    rows.map(|row| (row.path.as_str(), row.caller.as_ref().map(|caller| caller.name.as_str()))).collect()
+}
+
+#[tokio::test]
+async fn denials_name_the_rule_and_hide_callers_that_the_token_does_not_show() {
+    let all = denials("viewer", "").await;
+    assert_eq!(callers(&all), [("/2", Some("api")), ("/1", Some("cart"))]);
+    assert!(all.leader);
+    let first = &all.rows[0];
+    assert_eq!((first.workload.name.as_str(), first.policy.as_str()), ("web", "web"));
+    assert_eq!((first.rule.as_str(), &first.id), ("DenyRule(0)", &DenialId::new("uid-a", 2).to_string()));
+    assert_eq!(callers(&denials("viewer", "namespace=shop").await), callers(&all));
+    for token in ["shop", "anna"] {
+        let own = denials(token, "namespace=shop&name=web").await;
+        assert_eq!((callers(&own), own.dropped), (vec![("/2", Some("api")), ("/1", None)], 3), "{token}");
+        let other = denials(token, "namespace=shop&name=api").await;
+        assert_eq!(other, Denials { leader: true, ..Denials::default() }, "of another workload");
+        for path in ["/api/v1/denials", "/api/v1/denials?namespace=payments"] {
+            assert_eq!(refused(get(token, path)).await.0, StatusCode::FORBIDDEN, "{path}");
+        }
     }
 }
 

@@ -159,11 +159,7 @@ pub async fn workload(
             let key: Key = (view.me.namespace.as_str().into(), canary.name.as_str().into());
             canary.evidence = api.evidence(&key).map(|(_, evidence)| evidence);
         }
-        view.denials = api.aggregates.denials(&view.me);
-        if let Some(namespace) = &viewer.only {
-            view.denials.hide_callers_outside(namespace);
-        }
-        view.leads = api.leadership.borrow().mine;
+        view.denials = api.denials(|by| by.is(&view.me), viewer.only.as_deref());
         view.only = viewer.only.as_deref();
         view.now = now;
         Ok(super::workload::workload(&view))

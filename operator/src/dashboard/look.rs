@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use tulle_crds::{Canary, MeshPolicy, PolicyMode, WorkloadKind};
-use tulle_mesh::query::{By, Party, Sidecars, StatRow, Timeline};
+use tulle_mesh::query::{By, Denials, Party, Sidecars, StatRow, Timeline};
 
 use crate::model::{Key, Model, Pod, WorkloadKey};
 use crate::telemetry::counts::Verdicts;
-use crate::telemetry::denials::Recent;
 use crate::telemetry::history::{Direction, SeriesId, Sum};
 use crate::telemetry::query::{self, StatQuery};
 use crate::telemetry::rules::{self, RuleId};
@@ -72,8 +71,7 @@ pub fn look(
         timeline,
         failures: failures(sum, &me),
         // Whoever knows the viewer adds them.
-        denials: Recent::default(),
-        leads: false,
+        denials: Denials::default(),
         neighbours: Neighbours::of(edges, &me, &services.unwrap_or_default()),
         routes: query::stat(sum, model, &to).rows,
         without: without.collect(),

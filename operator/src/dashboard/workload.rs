@@ -1,10 +1,9 @@
 //! `/workload/{namespace}/{name}`: what somebody on call needs to know of one workload.
 
 use maud::{Markup, html};
-use tulle_mesh::query::{Evidence, Golden, Party, Sidecar, StatRow, Timeline};
+use tulle_mesh::query::{Denials, Evidence, Golden, Party, Sidecar, StatRow, Timeline};
 
 use crate::telemetry::counts::Verdicts;
-use crate::telemetry::denials::Recent;
 
 use super::canary::totals;
 use super::chart::{Chart, Line, Unit};
@@ -88,9 +87,7 @@ pub struct Workload<'a> {
     /// What of it failed or was denied, the most frequent first.
     pub failures: Vec<FailureRow>,
     /// The last requests and connections that its sidecars refused, one by one.
-    pub denials: Recent,
-    /// This replica of the operator leads: sidecars report single denials to the leader only.
-    pub leads: bool,
+    pub denials: Denials,
     /// Its neighbours.
     pub neighbours: Neighbours,
     /// Routes that lead to it.
@@ -156,6 +153,7 @@ pub fn workload(view: &Workload<'_>) -> Markup {
             command(&["tulle", "stat", "routes", "-n", namespace, "--to", &whole, "--window", window]),
             command(&["tulle", "edges", "-n", namespace, "--window", window]),
             command(&["tulle", "pods", "-n", namespace]),
+            command(&["tulle", "denials", name, "-n", namespace]),
         ],
     };
     let kind = html! { input type="hidden" name="kind" value=(view.me.kind); };
@@ -321,7 +319,8 @@ fn denied(number: u64) -> Markup {
         p {
             (count(number)) " of these were denied by a policy or refused by a limit, and are not failures. For a request that access rules have denied, "
             code { "tulle explain --denial ID" }
-            " shows the rule: the ID is in the list below, in header " code { "tulle-denial" }
+            " shows the rule: the ID is in the list below and in "
+            code { "tulle denials" } ", in header " code { "tulle-denial" }
             " of the answer, in the log of the sidecar, and in "
             code { "/denials" } " of its admin port."
         }

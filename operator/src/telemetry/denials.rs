@@ -1,8 +1,8 @@
 //! The last requests and connections that access rules or Strict mTLS refused, by workload.
 //!
-//! In: the few that each report carries. Out: those of one workload, for its page. They are in the memory of the replica
-//! that leads, and not copied: a new leader begins with none, because sidecars report each once. Bounded in number and in
-//! time; `discovery/bounds.rs` has bounded the length of texts.
+//! In: the few that each report carries. Out: those of the workloads that are wanted, for the page of one, the query API
+//! and `tulle denials`. They are in the memory of the replica that leads, and not copied: a new leader begins with none,
+//! because sidecars report each once. Bounded in number and in time; `discovery/bounds.rs` has bounded the length of texts.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -11,59 +11,20 @@ use std::sync::Arc;
 use tulle_mesh::denial::DenialId;
 use tulle_mesh::identity::WorkloadId;
 use tulle_mesh::proto::{RecentDenial, RecentDenials};
-use tulle_mesh::query::Party;
+use tulle_mesh::query::{DenialRow, Denials, Party};
 
 use super::history::Reporter;
 use super::query;
 
 /// Denials that are kept of one workload.
 pub const OF_WORKLOAD: usize = 20;
+/// Denials of an answer.
+const LISTED: usize = 200;
 /// Denials that are kept of the whole mesh, of about 400 bytes each. Beyond, the first of the namespace goes that has most:
 /// one that refuses everything does not push out what others have refused.
 const OF_MESH: usize = 2_000;
 /// How long a denial is kept, in seconds: as long as the counts.
 const KEPT_FOR: i64 = 6 * 3_600;
-
-/// A request or connection that was refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Denied {
-    /// When, in milliseconds since 1970, by the clock of the sidecar.
-    pub at_unix_ms: i64,
-    /// The id, as in the header `tulle-denial`.
-    pub id: String,
-    /// Who called. `None`: somebody of a namespace that is not shown.
-    pub caller: Option<Party>,
-    /// The method; empty: a connection whose content is opaque.
-    pub method: String,
-    /// The path, without its query.
-    pub path: String,
-    /// The sidecar has cut the method, the host or the path.
-    pub is_cut: bool,
-    /// The MeshPolicy, which is in the namespace of the workload; empty: mTLS is Strict.
-    pub policy: String,
-    /// What decided: `DenyRule(0)`, `NoAllowMatched`, `Plaintext`.
-    pub rule: String,
-}
-
-/// The last denials of a workload.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recent {
-    /// The latest first.
-    pub denied: Vec<Denied>,
-    /// How many more the same reports have counted, and not listed.
-    pub dropped: u64,
-}
-
-impl Recent {
-    /// Removes the names of callers of other namespaces than this one: beside a method and a path, a name says what
-    /// somebody else has tried.
-    pub fn hide_callers_outside(&mut self, namespace: &str) {
-        let is_hidden = |caller: &Party| !caller.namespace.is_empty() && caller.namespace != namespace;
-        for denied in &mut self.denied {
-            denied.caller = denied.caller.take().filter(|caller| !is_hidden(caller));
-        }
-    }
-}
 
 /// The denials that are kept.
 #[derive(Debug, Default)]
@@ -83,7 +44,7 @@ struct Kept {
     reporter: Reporter,
     /// In Unix seconds, by the clock of this replica.
     came: i64,
-    denied: Denied,
+    row: DenialRow,
     /// What its report has counted and not listed, with the first of the report.
     dropped: u64,
 }
@@ -93,9 +54,9 @@ impl DenialLog {
     pub(super) fn add(&mut self, pod_uid: &str, reporter: &Reporter, report: &RecentDenials, now: i64) {
         let mut dropped = report.dropped;
         for denial in &report.denials {
-            let Some(denied) = denied(pod_uid, reporter, denial, now) else { continue };
+            let Some(row) = row(pod_uid, reporter, denial, now) else { continue };
             let dropped = std::mem::take(&mut dropped);
-            self.keep(Kept { reporter: reporter.clone(), came: now, denied, dropped });
+            self.keep(Kept { reporter: reporter.clone(), came: now, row, dropped });
         }
     }
 
@@ -150,23 +111,17 @@ impl DenialLog {
         }
     }
 
-    /// The last of a workload.
-    pub(super) fn of(&self, workload: &Party, now: i64) -> Recent {
-        let Party { namespace, kind, name } = workload;
-        let reporter = Reporter {
-            namespace: namespace.as_str().into(),
-            kind: kind.as_str().into(),
-            workload: name.as_str().into(),
-        };
-        let mut recent = Recent::default();
-        let keys = self.by_workload.get(&reporter).into_iter().flatten().rev();
-        for kept in keys.filter_map(|key| self.all.get(key)).filter(|kept| kept.is_recent(now)) {
-            recent.dropped = recent.dropped.saturating_add(kept.dropped);
-            recent.denied.push(kept.denied.clone());
-        }
+    /// The last at the workloads that are wanted.
+    pub(super) fn last(&self, wanted: impl Fn(&Reporter) -> bool, now: i64) -> Denials {
+        let is_shown = |kept: &&Kept| kept.is_recent(now) && wanted(&kept.reporter);
+        let mut found: Vec<&Kept> = self.all.values().rev().filter(is_shown).collect();
         // Stable: of the same time, those that came last stay in front.
-        recent.denied.sort_by_key(|denied| Reverse(denied.at_unix_ms));
-        recent
+        found.sort_by_key(|kept| Reverse(kept.row.at_unix_ms));
+        let left_out = u64::try_from(found.len().saturating_sub(LISTED)).unwrap_or(u64::MAX);
+        let dropped = found.iter().fold(left_out, |sum, kept| sum.saturating_add(kept.dropped));
+        let row = |kept: &Kept| DenialRow { workload: kept.reporter.party(), ..kept.row.clone() };
+        // Who leads is known to the caller.
+        Denials { leader: false, dropped, rows: found.into_iter().take(LISTED).map(row).collect() }
     }
 }
 
@@ -177,7 +132,7 @@ impl Kept {
 }
 
 /// A denial as it is kept. `None`: its id is not one of this pod, or it names a policy that the pod is not subject to.
-fn denied(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -> Option<Denied> {
+fn row(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -> Option<DenialRow> {
     let id: DenialId = denial.id.parse().ok()?;
     if !id.may_be_of(pod_uid) {
         return None;
@@ -192,14 +147,16 @@ fn denied(pod_uid: &str, reporter: &Reporter, denial: &RecentDenial, now: i64) -
         let id: WorkloadId = denial.client.parse().ok()?;
         query::client(&id.namespace, &id.service_account)
     };
-    Some(Denied {
+    Some(DenialRow {
+        // That of its reporter, which is kept once.
+        workload: Party::default(),
         // One with a time in the future would stay in front of all others.
         at_unix_ms: denial.at_unix_ms.min(now.saturating_mul(1_000)),
         id: id.to_string(),
         caller: Some(caller),
         method: denial.method.clone(),
         path: denial.path.clone(),
-        is_cut: denial.cut,
+        cut: denial.cut,
         policy: policy.to_owned(),
         rule: denial.rule.clone(),
     })
@@ -237,12 +194,12 @@ mod tests {
         RecentDenials { denials, dropped }
     }
 
-    fn paths(recent: &Recent) -> Vec<&str> {
-        recent.denied.iter().map(|denied| denied.path.as_str()).collect()
+    fn paths(recent: &Denials) -> Vec<&str> {
+        recent.rows.iter().map(|row| row.path.as_str()).collect()
     }
 
-    fn of(log: &DenialLog, workload: &str, now: i64) -> Recent {
-        log.of(&reporter(workload).party(), now)
+    fn of(log: &DenialLog, workload: &str, now: i64) -> Denials {
+        log.last(|by| *by == reporter(workload), now)
     }
 
     #[test]
@@ -253,15 +210,15 @@ mod tests {
         log.add("uid", &reporter("web"), &report(vec![denial(3, 5)], 2), NOW);
         let recent = of(&log, "web", NOW);
         assert_eq!((paths(&recent), recent.dropped), (vec!["/2", "/3", "/1"], 9));
-        let first = recent.denied.last().unwrap();
+        let first = recent.rows.last().unwrap();
         let caller = Party { namespace: "pay".into(), kind: "ServiceAccount".into(), name: "cart".into() };
         assert_eq!((first.caller.as_ref(), first.policy.as_str()), (Some(&caller), "web"));
-        assert_eq!(of(&log, "api", NOW), Recent::default(), "of another workload");
+        assert_eq!(of(&log, "api", NOW), Denials::default(), "of another workload");
         for number in 10..30 {
             log.add("uid", &reporter("web"), &report(vec![denial(number, 0)], 0), NOW);
         }
         let recent = of(&log, "web", NOW);
-        assert_eq!((recent.denied.len(), recent.dropped), (OF_WORKLOAD, 0));
+        assert_eq!((recent.rows.len(), recent.dropped), (OF_WORKLOAD, 0));
         assert_eq!((paths(&recent)[0], paths(&recent)[19]), ("/29", "/10"));
         assert_eq!(log.all.len(), OF_WORKLOAD, "those before are forgotten");
     }
@@ -274,8 +231,23 @@ mod tests {
             log.add("uid", &reporter(&format!("web-{number}")), &twenty, NOW);
         }
         assert_eq!((log.all.len(), log.by_workload.len()), (OF_MESH, OF_MESH / OF_WORKLOAD));
-        assert!(of(&log, "web-99", NOW).denied.is_empty());
-        assert_eq!(of(&log, "web-100", NOW).denied.len(), OF_WORKLOAD);
+        assert!(of(&log, "web-99", NOW).rows.is_empty());
+        assert_eq!(of(&log, "web-100", NOW).rows.len(), OF_WORKLOAD);
+    }
+
+    #[test]
+    fn an_answer_about_several_workloads_is_bounded_and_counts_what_it_leaves_out() {
+        let mut log = DenialLog::default();
+        for number in 0..11_u32 {
+            let twenty = report((0..20).map(|of| denial(of, i64::from(number))).collect(), 1);
+            log.add("uid", &reporter(&format!("web-{number}")), &twenty, NOW);
+        }
+        let pay = RecentDenial { policy: "pay/web".into(), ..denial(1, 0) };
+        log.add("uid", &reporter_in("pay", "web"), &report(vec![pay], 0), NOW);
+        let found = log.last(|by| *by.namespace == *"shop", NOW);
+        assert_eq!((found.rows.len(), found.dropped), (LISTED, 20 + 11), "one workload is left out");
+        let names: Vec<_> = found.rows.iter().map(|row| row.workload.name.as_str()).collect();
+        assert_eq!((names[0], names[20], names[199]), ("web-0", "web-1", "web-9"));
     }
 
     #[test]
@@ -301,7 +273,7 @@ mod tests {
             log.add("uid", &reporter(&format!("web-{number}")), &twenty, NOW);
         }
         assert_eq!(log.all.len(), OF_MESH);
-        assert_eq!(paths(&log.of(&reporter_in("pay", "web").party(), NOW)), ["/2", "/1"]);
+        assert_eq!(paths(&log.last(|by| *by == reporter_in("pay", "web"), NOW)), ["/2", "/1"]);
         assert_eq!(log.of_namespace.values().sum::<usize>(), OF_MESH);
     }
 
@@ -318,7 +290,7 @@ mod tests {
         log.add("uid", &reporter("web"), &report(wrong, 0), NOW);
         let recent = of(&log, "web", NOW);
         assert_eq!(paths(&recent), ["/5"]);
-        assert_eq!(recent.denied[0].at_unix_ms, NOW * 1_000);
+        assert_eq!(recent.rows[0].at_unix_ms, NOW * 1_000);
     }
 
     #[test]
@@ -329,7 +301,7 @@ mod tests {
         log.add("uid", &reporter("web"), &report(vec![denial(1, 3), own, plain], 0), NOW);
         let mut recent = of(&log, "web", NOW);
         recent.hide_callers_outside("shop");
-        let callers: Vec<_> = recent.denied.iter().map(|denied| denied.caller.as_ref()).collect();
+        let callers: Vec<_> = recent.rows.iter().map(|row| row.caller.as_ref()).collect();
         let names: Vec<_> = callers.iter().map(|caller| caller.map(|caller| caller.kind.as_str())).collect();
         assert_eq!(names, [Some("Plain"), Some("ServiceAccount"), None]);
         assert!(!format!("{recent:?}").contains("cart"), "{recent:?}");

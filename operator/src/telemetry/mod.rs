@@ -22,11 +22,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tulle_mesh::histogram::Histogram;
 use tulle_mesh::proto::{AttemptCounts, TelemetryReport};
-use tulle_mesh::query::Party;
+use tulle_mesh::query::Denials;
 
 use crate::model::{Key, Model};
 use counts::{OTHER, Verdicts};
-use denials::{DenialLog, Recent};
+use denials::DenialLog;
 use history::{Direction, History, Interner, Reporter, SeriesId, Sum};
 use keys::Process;
 use rules::{RuleId, Rules};
@@ -387,9 +387,9 @@ impl Aggregates {
         inner.rules.all()
     }
 
-    /// The last denials at a workload that have reached this replica while it led.
-    pub fn denials(&self, workload: &Party) -> Recent {
-        lock(&self.inner).denials.of(workload, now())
+    /// The last denials at the workloads that are wanted, which have reached this replica while it led.
+    pub fn denials(&self, wanted: impl Fn(&Reporter) -> bool) -> Denials {
+        lock(&self.inner).denials.last(wanted, now())
     }
 
     /// All destinations, for `/metrics`.

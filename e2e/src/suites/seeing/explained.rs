@@ -117,6 +117,7 @@ fn replayed(field: &TestNamespace<'_>) -> Result<()> {
     ensure!(denial["policy"] == format!("MeshPolicy/{}/guarded", field.namespace), "{found}");
     says(denial["client"].as_str().unwrap_or(""), &["/sa/friend"])?;
     ensure!(found["now"]["reaches"] == false, "the request is refused as before: {found}");
+    listed(field, id)?;
     let text = explain(exit::FINDINGS, "table")?.stdout;
     says(&text, &["refused POST /orders of host guarded", "no rule of allow matches", "× stop"])?;
     ensure!(!text.contains("s3cret") && !found.to_string().contains("s3cret"), "the query is shown: {text}");
@@ -141,6 +142,24 @@ fn replayed(field: &TestNamespace<'_>) -> Result<()> {
         .kube
         .tulle_expecting(exit::FAILED, &["-n", &field.namespace, "explain", "--denial", unknown])?;
     says(&refused.stderr, &["error:", unknown, "hint:"])
+}
+
+/// The refusal is in the list of the last ones, as soon as the sidecar has reported it.
+fn listed(field: &TestNamespace<'_>, id: &str) -> Result<()> {
+    let mut found = Value::Null;
+    let waited = field.kube.wait_for("the denial to be listed", 60, || {
+        found = field.kube.tulle_json(&["-n", &field.namespace, "denials", "guarded"])?;
+        let row = find(&found["rows"], |row| row["id"] == id);
+        let is_named = row["caller"]["name"] == "friend" && row["workload"]["name"] == "guarded";
+        let is_decided = row["policy"] == "guarded" && row["rule"] == "NoAllowMatched";
+        Ok(is_named && is_decided && row["method"] == "POST" && row["path"] == "/orders")
+    });
+    waited.with_context(|| format!("last listed: {found}"))?;
+    let printed = field.kube.tulle_expecting(exit::FINE, &["-n", &field.namespace, "denials"])?;
+    says(&printed.stdout, &["CALLER", "POST /orders", "NoAllowMatched", id])?;
+    says(&printed.stderr, &["tulle explain --denial ID"])?;
+    let nobody = field.kube.tulle_expecting(exit::FINE, &["-n", &field.namespace, "denials", "beta"])?;
+    says(&nobody.stderr, &["nothing was denied at beta"])
 }
 
 /// A real request, and what is said about it.

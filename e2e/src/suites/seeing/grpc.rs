@@ -65,6 +65,9 @@ fn same_answers(api: &Api<'_>, field: &TestNamespace<'_>) -> Result<()> {
     let edge = find(&edges["edges"], |edge| edge["source"]["name"] == "load");
     ensure!(edge["destination"]["name"] == "web" && edge["mtls"] == true, "no edge of the load: {edges}");
     ensure!(edge["golden"]["requests"].as_f64() > Some(0.0), "{edge}");
+    // Nothing was refused here.
+    let denials = api.agree(&token, "denials", "Denials", &json!({"namespace": namespace}))?;
+    ensure!(denials == json!({"leader": true}), "{denials}");
     Ok(())
 }
 

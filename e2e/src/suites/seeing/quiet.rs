@@ -141,6 +141,7 @@ fn traffic(field: &TestNamespace<'_>, pod: &str) -> Result<()> {
     fine(&["top", "--once", "--window", WINDOW], &["SOURCE", "WORST", "client", "svc/web"])?;
     // The namespace has no HTTPRoute or GRPCRoute: only the header is printed.
     fine(&["routes"], &["ROUTE", "SERVICE", "RULE", "ASKED-OK"])?;
+    fine(&["denials", "web"], &["CALLER", "REQUEST", "RULE"])?;
     let tapped = fine(&["tap", "web", "--timeout", "3s"], &["METHOD", "LATENCY"])?;
     says(&tapped.stderr, &["0 shown"])?;
     fine(&["pods", "-o", "wide"], &["CERT-LEFT", "OPERATOR", "MEM", pod, "Deployment/web"])?;

@@ -5,6 +5,7 @@ use tulle_mesh::query;
 use super::proto;
 use crate::api::Parameters;
 
+mod denials;
 mod routes;
 
 impl From<proto::StatRequest> for Parameters {

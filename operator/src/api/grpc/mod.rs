@@ -146,6 +146,10 @@ impl Query for Queries {
         self.answer(request, handlers::access).await
     }
 
+    async fn denials(&self, request: tonic::Request<proto::DenialsRequest>) -> Reply<proto::DenialsReply> {
+        self.answer(request, handlers::denials).await
+    }
+
     async fn evidence(&self, request: tonic::Request<proto::EvidenceRequest>) -> Reply<proto::EvidenceReply> {
         self.answer(request, handlers::evidence).await
     }

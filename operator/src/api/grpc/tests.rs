@@ -15,7 +15,7 @@ use tulle_mesh::query::{self, Paths};
 use super::proto::query_client::QueryClient;
 use super::*;
 use crate::api::serve;
-use crate::api::tests::{api, api_of_rare_clients, api_on_trial, get, policy_for_nobody};
+use crate::api::tests::{api, api_of_denials, api_of_rare_clients, api_on_trial, get, policy_for_nobody};
 use crate::telemetry::history::{Counts, Direction, Reporter, SeriesId};
 
 /// A client of an API that is served on a port of its own.
@@ -196,6 +196,17 @@ async fn evidence_of_a_canary_is_the_judges_input_within_its_namespace() {
     assert_eq!((status.code(), status.message()), (Code::NotFound, "there is no Canary shop/other"));
     let status = client.evidence(with_token("shop", proto::EvidenceRequest::default())).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
+
+#[tokio::test]
+async fn denials_are_listed_within_their_namespace() {
+    let mut client = client(api_of_denials()).await;
+    let asked = proto::DenialsRequest { namespace: Some("shop".to_owned()), name: None };
+    let found = client.denials(with_token("shop", asked)).await.unwrap().into_inner();
+    let rows: Vec<_> = found.rows.iter().map(|row| (row.path.as_str(), row.caller.is_some())).collect();
+    assert_eq!((found.leader, found.dropped, rows), (true, 3, vec![("/2", true), ("/1", false)]));
+    let status = client.denials(with_token("shop", proto::DenialsRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! The table of single denials. Counts of all denials are in the table of failures.
 
 use maud::{Markup, html};
+use tulle_mesh::query::{DenialRow, Denials};
 
-use crate::telemetry::denials::{Denied, OF_WORKLOAD, Recent};
+use crate::telemetry::denials::OF_WORKLOAD;
 
 use super::super::layout::columns;
 use super::super::words::{NONE, clock_with_seconds, command, count, party};
@@ -10,9 +11,9 @@ use super::Workload;
 
 /// The last denials, or why there are none.
 pub(super) fn recent(view: &Workload<'_>) -> Markup {
-    let Recent { denied, dropped } = &view.denials;
+    let Denials { leader, dropped, rows } = &view.denials;
     html! {
-        @if denied.is_empty() {
+        @if rows.is_empty() {
             p.empty { (nothing(view)) }
         } @else {
             table {
@@ -21,9 +22,9 @@ pub(super) fn recent(view: &Workload<'_>) -> Markup {
                     " that sidecars reported, of six hours at most, whatever the window"
                 }
                 (columns(&["Time (UTC)", "Caller", "Request", "MeshPolicy", "Rule", "Replay"]))
-                tbody { @for one in denied { (row(&view.me.namespace, one)) } }
+                tbody { @for one in rows { (row(&view.me.namespace, one)) } }
             }
-            @if !view.leads {
+            @if !leader {
                 p.note {
                     "This replica of the operator does not lead: denials since it led last are missing."
                 }
@@ -38,7 +39,7 @@ pub(super) fn recent(view: &Workload<'_>) -> Markup {
     }
 }
 
-fn row(namespace: &str, denied: &Denied) -> Markup {
+fn row(namespace: &str, denied: &DenialRow) -> Markup {
     let hidden = || "a client of another namespace".to_owned();
     html! {
         tr {
@@ -46,7 +47,7 @@ fn row(namespace: &str, denied: &Denied) -> Markup {
             td { (denied.caller.as_ref().map_or_else(hidden, party)) }
             td {
                 @if denied.method.is_empty() { "opaque connection" }
-                @else { (denied.method) " " (denied.path) @if denied.is_cut { " (cut)" } }
+                @else { (denied.method) " " (denied.path) @if denied.cut { " (cut)" } }
             }
             td { @if denied.policy.is_empty() { (NONE) } @else { (denied.policy) } }
             td { (denied.rule) }
@@ -57,7 +58,7 @@ fn row(namespace: &str, denied: &Denied) -> Markup {
 
 /// Why no denial is listed.
 fn nothing(view: &Workload<'_>) -> String {
-    if !view.leads {
+    if !view.denials.leader {
         return "This replica of the operator does not lead, and sidecars report single denials to the leader only. \
                 `tulle dashboard` opens the page of the leader."
             .into();

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use tulle_mesh::query::VersionAttempts;
+use tulle_mesh::query::{DenialRow, VersionAttempts};
 
 use super::*;
-use crate::telemetry::denials::Denied;
 
 fn view() -> Workload<'static> {
     let golden =
@@ -39,6 +38,7 @@ fn a_page_has_a_table_for_every_chart_and_the_commands() {
     assert_eq!(text.matches("<figure").count(), 3);
     assert_eq!(text.matches("<details").count(), 3, "no neighbours here, so only the charts have tables");
     assert!(text.contains("tulle stat deployment/web -n shop --window 1m"), "{text}");
+    assert!(text.contains("tulle denials web -n shop"), "{text}");
     assert!(text.contains("<h1>Deployment shop/web</h1>"), "{text}");
     assert!(!text.contains(" style=") && !text.contains("<style"), "the CSP forbids it");
 }
@@ -46,7 +46,7 @@ fn a_page_has_a_table_for_every_chart_and_the_commands() {
 #[test]
 fn a_denial_is_listed_with_its_rule_and_the_command_that_replays_it() {
     let caller = Party { namespace: "pay".into(), kind: "ServiceAccount".into(), name: "cart".into() };
-    let denied = Denied {
+    let denied = DenialRow {
         at_unix_ms: 3_661_500,
         id: "0123456789abcdef".into(),
         caller: Some(caller),
@@ -54,12 +54,12 @@ fn a_denial_is_listed_with_its_rule_and_the_command_that_replays_it() {
         path: "/orders".into(),
         policy: "guarded".into(),
         rule: "DenyRule(0)".into(),
-        ..Denied::default()
+        ..DenialRow::default()
     };
-    let opaque = Denied { method: String::new(), path: String::new(), caller: None, ..denied.clone() };
-    let strict = Denied { policy: String::new(), rule: "Plaintext".into(), is_cut: true, ..denied.clone() };
-    let denials = Recent { denied: vec![denied, opaque, strict], dropped: 1_200 };
-    let text = workload(&Workload { denials, leads: true, ..view() }).into_string();
+    let opaque = DenialRow { method: String::new(), path: String::new(), caller: None, ..denied.clone() };
+    let strict = DenialRow { policy: String::new(), rule: "Plaintext".into(), cut: true, ..denied.clone() };
+    let denials = Denials { leader: true, dropped: 1_200, rows: vec![denied, opaque, strict] };
+    let text = workload(&Workload { denials, ..view() }).into_string();
     for part in [
         "<th scope=\"row\">01:01:01</th><td>ServiceAccount pay/cart</td><td>POST /orders</td><td>guarded</td>\
          <td>DenyRule(0)</td><td><code>tulle explain --denial 0123456789abcdef -n shop</code></td>",
@@ -80,16 +80,17 @@ fn an_empty_list_of_denials_names_its_cause() {
         let (section, _) = rest.split_once("</section>").unwrap();
         assert!(section.contains(cause), "{cause} in {section}");
     };
-    let mut view = Workload { leads: true, ..view() };
+    let mut view = view();
+    view.denials.leader = true;
     view.pods[0].connected = true;
     says(&view, "have refused nothing");
     view.row.golden.denied = 3;
     says(&view, "no single one has been reported");
     view.pods[0].connected = false;
     says(&view, "No sidecar of this workload is connected to the operator; `tulle check` says why.");
-    view.leads = false;
+    view.denials.leader = false;
     says(&view, "This replica of the operator does not lead");
-    view.denials.denied = vec![Denied::default()];
+    view.denials.rows = vec![DenialRow::default()];
     says(&view, "does not lead: denials since it led last are missing");
 }
 
@@ -172,7 +173,7 @@ fn names_from_the_cluster_are_escaped_wherever_they_stand() {
     view.canary = Some(CanaryLine { name: evil.into(), sentence: evil.into(), ..CanaryLine::default() });
     view.routes = vec![StatRow { route: Some(evil.into()), ..StatRow::default() }];
     view.without = vec![evil.into()];
-    view.denials.denied = vec![Denied { path: evil.into(), rule: evil.into(), ..Denied::default() }];
+    view.denials.rows = vec![DenialRow { path: evil.into(), rule: evil.into(), ..DenialRow::default() }];
     view.me.name = evil.into();
     let text = workload(&view).into_string();
     assert!(!text.contains("<img") && text.contains("&lt;img"), "{text}");

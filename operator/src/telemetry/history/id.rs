@@ -26,6 +26,13 @@ impl Reporter {
         Self { namespace: Arc::default(), kind: "Pod".into(), workload: Arc::default() }
     }
 
+    /// Whether it is this workload.
+    pub fn is(&self, workload: &query::Party) -> bool {
+        *self.namespace == *workload.namespace
+            && *self.kind == *workload.kind
+            && *self.workload == *workload.name
+    }
+
     /// As it is shown.
     pub fn party(&self) -> query::Party {
         query::Party {
