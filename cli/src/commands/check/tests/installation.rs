@@ -45,6 +45,27 @@ fn a_repair_keeps_to_the_tool_and_the_namespace_of_the_installation() {
 }
 
 #[test]
+fn an_upgrade_takes_fields_over_from_a_kubectl_that_applied_them() {
+    let fix = |operation: &str, cli: &str| {
+        let managed = json!([{"manager": "kubectl", "operation": operation}]);
+        let cli = cli.to_owned();
+        let found = faults(move |facts| {
+            let mut operator = super::deployment("tulle-operator");
+            operator["metadata"]["managedFields"] = managed;
+            facts.deployments.insert("tulle-operator", Ok(Some(operator)));
+            facts.deployments.insert("tulle-webhook", Ok(None));
+            facts.cli = cli;
+        });
+        found[0].strip_prefix(MISSING).map(str::to_owned)
+    };
+    let plain = Some("tulle upgrade --apply --system-namespace tulle-system".to_owned());
+    let forced = "tulle upgrade --apply --force-conflicts --system-namespace tulle-system".to_owned();
+    assert_eq!(fix("Apply", "0.3.1"), Some(forced));
+    assert_eq!(fix("Apply", "0.3.0"), plain, "the same version changes nothing of kubectl's");
+    assert_eq!(fix("Update", "0.3.1"), plain, "somebody has scaled it");
+}
+
+#[test]
 fn a_newer_operator_is_not_repaired_with_an_older_program() {
     assert_eq!(
         faults(|facts| facts.health.as_mut().unwrap().version = "0.4.0".to_owned()),
