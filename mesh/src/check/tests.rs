@@ -189,6 +189,32 @@ fn the_time_left_of_a_root_is_compared_with_the_wanted_one() {
 }
 
 #[test]
+fn a_condition_of_the_mesh_config_that_is_false_is_reported_with_its_message() {
+    let of = |type_, status, reason| {
+        let found = config([Condition { type_, status, reason, message: "why", since: None }]);
+        assert!(found.iter().all(|finding| !finding.hint.is_empty()), "{found:?}");
+        found.into_iter().map(|finding| (finding.id, finding.result, finding.found, finding.fix)).next()
+    };
+    let expected = |result, found: &str, fix: &str| Some(("T0401", result, found.to_owned(), fix.to_owned()));
+    for reason in ["RootMissing", "RootMismatch", "RootReplaced"] {
+        let found = format!("MeshConfig mesh: {reason}: why");
+        let restore = "kubectl replace --force -f tulle-root.yaml";
+        assert_eq!(of("RootValid", "False", reason), expected(Outcome::Error, &found, restore));
+    }
+    let describe = "kubectl describe meshconfig mesh";
+    assert_eq!(
+        of("Ready", "False", "TrustDomainFixed"),
+        expected(Outcome::Error, "MeshConfig mesh: TrustDomainFixed: why", describe)
+    );
+    assert_eq!(
+        of("LeafLifetime", "False", "Clamped"),
+        expected(Outcome::Warning, "MeshConfig mesh: Clamped: why", "kubectl edit meshconfig mesh")
+    );
+    assert_eq!(of("RootValid", "True", "RootInUse"), None);
+    assert_eq!(of("RootValid", "Unknown", "Pending"), None);
+}
+
+#[test]
 fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
     let unknown = Health { series: 1, max_series: 1, ..health(false) };
     let view = view(Reader::Page);

@@ -4,11 +4,12 @@ use std::cmp::Ordering;
 
 use k8s_openapi::ByteString;
 use serde_json::Value;
-use tulle_mesh::check::{self, Finding, Leadership, list as checks, or_ok, version};
+use tulle_mesh::check::{self, Finding, Leadership, Outcome, list as checks, or_ok, version};
 use x509_parser::pem::Pem;
 
 use super::super::facts::Facts;
 use super::super::finding::{ReadRequest, UnreadCheck as _};
+use super::mesh::condition;
 use super::{Options, UNANSWERED, duration, operator_is, operator_pods, or_ok_if_read, repair, time, view};
 use crate::manifests::{DEPLOYMENTS, OPERATOR};
 use crate::objects::{self, Kind, Read, items, label, name, number, text};
@@ -22,7 +23,7 @@ pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     findings.extend(replicas(facts));
     findings.push(leader(facts));
     findings.extend(query(facts));
-    findings.push(root(facts, options));
+    findings.extend(root(facts, options));
     findings.extend(hooks(facts));
     findings.extend(bundles(facts));
     findings.extend(failure_policies(facts));
@@ -141,12 +142,29 @@ fn query(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn root(facts: &Facts, options: Options) -> Finding {
-    let Ok(health) = &facts.health else {
-        let unknown = checks::ROOT.unknown("the root certificate", "the operator did not answer");
-        return unknown.hint(UNANSWERED).fix(operator_pods(facts));
+fn root(facts: &Facts, options: Options) -> Vec<Finding> {
+    let mut findings = match &facts.config {
+        Ok(config) => {
+            let conditions = config.as_ref().map(|config| items(config, "/status/conditions"));
+            check::config(conditions.unwrap_or_default().iter().map(condition))
+        }
+        Err(why) => {
+            let request = ReadRequest::object(objects::MESH_CONFIG, None, "mesh");
+            vec![checks::ROOT.unread("MeshConfig mesh", why, &request)]
+        }
     };
-    check::root(health, options.certs_within, &view(facts))
+    let in_use = match &facts.health {
+        Ok(health) => check::root(health, options.certs_within, &view(facts)),
+        Err(_) => checks::ROOT
+            .unknown("the root certificate", "the operator did not answer")
+            .hint(UNANSWERED)
+            .fix(operator_pods(facts)),
+    };
+    // That the root in memory is valid for long is not well beside a Secret that is lost.
+    if findings.is_empty() || in_use.result != Outcome::Ok {
+        findings.push(in_use);
+    }
+    findings
 }
 
 /// A webhook configuration of Tulle.

@@ -198,7 +198,8 @@ fn policy(object: &Value) -> Policy<'_> {
     Policy { namespace: namespace(object), name: name(object), state }
 }
 
-fn condition(value: &Value) -> Condition<'_> {
+/// A condition in the status of an object.
+pub(super) fn condition(value: &Value) -> Condition<'_> {
     Condition {
         type_: text(value, "/type"),
         status: text(value, "/status"),

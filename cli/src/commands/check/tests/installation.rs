@@ -1,6 +1,7 @@
 //! What repairs an installation, and whether it is complete.
 
 use serde_json::{Value, json};
+use tulle_mesh::check::Outcome;
 
 use super::super::facts::Part;
 use super::{faults, namespace};
@@ -63,6 +64,30 @@ fn an_upgrade_takes_fields_over_from_a_kubectl_that_applied_them() {
     assert_eq!(fix("Apply", "0.3.1"), Some(forced));
     assert_eq!(fix("Apply", "0.3.0"), plain, "the same version changes nothing of kubectl's");
     assert_eq!(fix("Update", "0.3.1"), plain, "somebody has scaled it");
+}
+
+#[test]
+fn a_lost_or_damaged_secret_of_the_root_is_an_error_while_the_operators_have_it_in_memory() {
+    let with = |status: &str, reason: &str| {
+        let condition = json!({"type": "RootValid", "status": status, "reason": reason, "message": "why"});
+        move |facts: &mut super::Facts| {
+            facts.config = Ok(Some(json!({"status": {"conditions": [condition]}})))
+        }
+    };
+    let lost = "T0401 error: MeshConfig mesh: RootMissing: why => kubectl replace --force -f tulle-root.yaml";
+    assert_eq!(faults(with("False", "RootMissing")), [lost]);
+    assert_eq!(faults(with("True", "RootInUse")), Vec::<String>::new());
+    let mut facts = super::healthy();
+    with("False", "RootMissing")(&mut facts);
+    let found = super::judge(&facts, super::OPTIONS);
+    let of_root: Vec<Outcome> =
+        found.iter().filter(|finding| finding.id == "T0401").map(|finding| finding.result).collect();
+    assert_eq!(of_root, [Outcome::Error], "and it is not said to be well");
+    let both = faults(|facts| {
+        facts.health.as_mut().unwrap().root_not_after = Some(super::NOW + super::DAY);
+        with("False", "RootMissing")(facts);
+    });
+    assert_eq!((both.len(), both[0].as_str()), (2, lost), "{both:?}");
 }
 
 #[test]
