@@ -251,11 +251,14 @@ fn a_control_plane_without_pods_or_with_one_is_reported() {
             "T0301 error: Deployment tulle-system/tulle-webhook does not exist => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
+    let scale = "kubectl -n tulle-system scale deployment tulle-webhook --replicas=2";
     assert_eq!(
         faults(with(pods(1, 1))),
-        [
-            "T0302 warning: Deployment tulle-system/tulle-webhook has 1 replicas => kubectl -n tulle-system scale deployment tulle-webhook --replicas=2"
-        ]
+        [format!("T0302 warning: Deployment tulle-system/tulle-webhook has only 1 replica => {scale}")]
+    );
+    assert_eq!(
+        faults(with(pods(0, 0))),
+        [format!("T0301 error: Deployment tulle-system/tulle-webhook is scaled to 0 replicas => {scale}")]
     );
     assert_eq!(
         faults(with(pods(3, 0))),

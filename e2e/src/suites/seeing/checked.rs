@@ -203,6 +203,6 @@ fn one_replica(field: &TestNamespace<'_>) -> Result<()> {
     let count = kube.field(SYSTEM, "deployment/tulle-webhook", ".spec.replicas")?;
     let webhook = Replicas { kube, deployment: "tulle-webhook", count };
     webhook.set("1")?;
-    found(field, "T0302", "warning", &["tulle-system/tulle-webhook has 1 replicas"])?;
+    found(field, "T0302", "warning", &["tulle-system/tulle-webhook has only 1 replica"])?;
     gone(field, "T0302")
 }

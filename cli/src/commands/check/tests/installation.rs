@@ -91,6 +91,28 @@ fn a_lost_or_damaged_secret_of_the_root_is_an_error_while_the_operators_have_it_
 }
 
 #[test]
+fn what_stands_still_is_said_of_each_deployment_and_one_without_replicas_is_not_well() {
+    let judged = |name: &'static str, wanted: u32| {
+        let mut facts = super::healthy();
+        let pods = json!({"spec": {"replicas": wanted}, "status": {"availableReplicas": 0}});
+        facts.deployments.insert(name, Ok(Some(pods)));
+        super::judge(&facts, super::OPTIONS)
+    };
+    for wanted in [0, 1, 3] {
+        let hint = |name| {
+            let found = judged(name, wanted);
+            found.into_iter().find(|finding| finding.id == "T0301").map(|finding| finding.hint).unwrap()
+        };
+        let (operator, webhook) = (hint("tulle-operator"), hint("tulle-webhook"));
+        assert!(operator.contains("wait for a certificate"), "{operator}");
+        assert!(webhook.contains("start without a sidecar") && webhook.contains("rejected"), "{webhook}");
+        assert!(!webhook.contains("certificate"), "{webhook}");
+    }
+    let without = judged("tulle-webhook", 0);
+    assert!(!without.iter().any(|finding| finding.id == "T0302"), "it has no spare replica: {without:?}");
+}
+
+#[test]
 fn a_newer_operator_is_not_repaired_with_an_older_program() {
     assert_eq!(
         faults(|facts| facts.health.as_mut().unwrap().version = "0.4.0".to_owned()),
