@@ -250,10 +250,35 @@ fn a_pod_that_no_restart_replaces_is_not_to_be_restarted() {
     assert_eq!(alone.fix, "kubectl -n shop replace --force -f MANIFEST");
     assert!(alone.hint.ends_with("must be created again"), "{}", alone.hint);
     let mixed = judged(vec![pod("a", false), pod("b", true)]);
-    assert!(mixed.fix.contains("rollout restart"), "{}", mixed.fix);
-    assert!(mixed.hint.ends_with("must be created again"), "{}", mixed.hint);
+    assert!(mixed.fix.ends_with("rollout restart deployment,statefulset,daemonset"), "{}", mixed.fix);
+    assert!(mixed.hint.contains("must be created again"), "{}", mixed.hint);
+    assert!(mixed.hint.contains("restarts every workload of the namespace"), "{}", mixed.hint);
     let all = judged(vec![pod("b", true)]);
-    assert!(all.hint.ends_with("while the webhook was unavailable"), "{}", all.hint);
+    assert!(!all.hint.contains("must be created again"), "{}", all.hint);
+}
+
+#[test]
+fn only_the_workloads_of_pods_without_a_sidecar_are_restarted_unless_they_are_many() {
+    let of = |name, workload: Option<String>| {
+        let is_restartable = workload.is_some();
+        Uninjected { pod: WithoutSidecar { namespace: "shop", name, is_restartable }, workload }
+    };
+    let judged = |pods: Vec<Uninjected<'static>>| uninjected(pods).remove(0);
+    let known = |name, workload: &str| of(name, Some(workload.to_owned()));
+    let few = judged(vec![
+        known("db-0", "statefulset/db"),
+        known("web-1", "deployment/web"),
+        known("web-2", "deployment/web"),
+        of("alone", None),
+    ]);
+    assert_eq!(few.fix, "kubectl -n shop rollout restart deployment/web statefulset/db");
+    assert!(few.hint.ends_with("must be created again"), "{}", few.hint);
+    let numbered =
+        |count: usize| judged((0..count).map(|number| known("a", &format!("deployment/{number}"))).collect());
+    assert!(numbered(10).fix.contains(" deployment/9"), "{}", numbered(10).fix);
+    let many = numbered(11);
+    assert_eq!(many.fix, "kubectl -n shop rollout restart deployment,statefulset,daemonset");
+    assert!(many.hint.contains("every workload") && many.hint.contains("Canary"), "{}", many.hint);
 }
 
 #[test]

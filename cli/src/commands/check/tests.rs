@@ -417,7 +417,8 @@ fn a_label_that_means_nothing_and_no_label_at_all_are_warnings() {
 fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
     let pod = |name: &str, rest: Value| {
         let mut pod = json!({"metadata": {"name": name, "namespace": "shop",
-            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-1", "controller": true}]}});
+            "labels": {"pod-template-hash": "6d9f"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-a-6d9f", "controller": true}]}});
         for (key, value) in rest.as_object().unwrap() {
             pod[key] = value.clone();
         }
@@ -432,7 +433,7 @@ fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
     assert_eq!(
         faults(|facts| facts.uninjected = Ok(pods)),
         [
-            "T0602 warning: 6 pods of namespace shop have no sidecar: web-0, web-1, web-2, web-3, web-4 and 1 more => kubectl -n shop rollout restart deployment,statefulset,daemonset"
+            "T0602 warning: 6 pods of namespace shop have no sidecar: web-0, web-1, web-2, web-3, web-4 and 1 more => kubectl -n shop rollout restart deployment/web-a"
         ]
     );
 }

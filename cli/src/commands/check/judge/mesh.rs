@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tulle_crds::{Effect, WorkloadKind, hindrances, keys, parse_duration};
 use tulle_mesh::check::{
-    self, Condition, Finding, Idle, Pod, Policy, PolicyState, SidecarJudge, WithoutSidecar, list as checks,
-    or_ok,
+    self, Condition, Finding, Idle, Pod, Policy, PolicyState, SidecarJudge, Uninjected, WithoutSidecar,
+    list as checks, or_ok,
 };
 
 use super::super::facts::{Facts, target_name};
@@ -68,12 +68,22 @@ fn should_have_sidecar(pod: &Value) -> bool {
     own_network && !is_static && !opted_out && !matches!(phase, "Succeeded" | "Failed")
 }
 
-/// Whether a restart of its workload makes a pod anew.
-fn is_restartable(pod: &Value) -> bool {
-    let owners = items(pod, "/metadata/ownerReferences").iter();
-    owners
-        .map(|owner| text(owner, "/kind"))
-        .any(|kind| matches!(kind, "ReplicaSet" | "StatefulSet" | "DaemonSet"))
+/// The workload whose restart makes a pod anew, as `kubectl rollout restart` takes it.
+fn workload(pod: &Value) -> Option<String> {
+    items(pod, "/metadata/ownerReferences").iter().find_map(|owner| {
+        let owner_name = text(owner, "/name");
+        match text(owner, "/kind") {
+            // A Deployment names its ReplicaSets after itself and the hash of their template. kubectl restarts no other.
+            "ReplicaSet" => {
+                let hash = label(pod, "pod-template-hash")?;
+                let deployment = owner_name.strip_suffix(hash)?.strip_suffix('-')?;
+                Some(format!("deployment/{deployment}"))
+            }
+            "StatefulSet" => Some(format!("statefulset/{owner_name}")),
+            "DaemonSet" => Some(format!("daemonset/{owner_name}")),
+            _ => None,
+        }
+    })
 }
 
 /// A list of the namespace that is looked at, or of all.
@@ -99,10 +109,11 @@ fn injected(facts: &Facts) -> Vec<Finding> {
         matches!(namespace.and_then(|found| label(found, keys::INJECT)), Some("enabled" | "required"))
     };
     let without = pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod)));
-    check::injected(without.map(|pod| WithoutSidecar {
-        namespace: namespace(pod),
-        name: name(pod),
-        is_restartable: is_restartable(pod),
+    check::uninjected(without.map(|pod| {
+        let workload = workload(pod);
+        let is_restartable = workload.is_some();
+        let pod = WithoutSidecar { namespace: namespace(pod), name: name(pod), is_restartable };
+        Uninjected { pod, workload }
     }))
 }
 

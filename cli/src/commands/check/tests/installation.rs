@@ -113,6 +113,22 @@ fn what_stands_still_is_said_of_each_deployment_and_one_without_replicas_is_not_
 }
 
 #[test]
+fn a_restart_is_of_the_workload_that_kubectl_can_restart() {
+    let fix = |kind: &str, owner: &str| {
+        let pod = json!({"metadata": {"name": "db-0", "namespace": "shop", "labels": {"pod-template-hash": "6d9f"},
+            "ownerReferences": [{"kind": kind, "name": owner}]}});
+        let found = faults(move |facts| facts.uninjected = Ok(vec![pod]));
+        found[0].split_once(" => ").map(|(_, fix)| fix.to_owned()).unwrap()
+    };
+    assert_eq!(fix("ReplicaSet", "db-6d9f"), "kubectl -n shop rollout restart deployment/db");
+    assert_eq!(fix("StatefulSet", "db"), "kubectl -n shop rollout restart statefulset/db");
+    assert_eq!(fix("DaemonSet", "db"), "kubectl -n shop rollout restart daemonset/db");
+    for (kind, owner) in [("ReplicaSet", "alone"), ("Job", "db")] {
+        assert_eq!(fix(kind, owner), "kubectl -n shop replace --force -f MANIFEST", "{kind} {owner}");
+    }
+}
+
+#[test]
 fn a_newer_operator_is_not_repaired_with_an_older_program() {
     assert_eq!(
         faults(|facts| facts.health.as_mut().unwrap().version = "0.4.0".to_owned()),
