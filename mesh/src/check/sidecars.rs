@@ -116,8 +116,8 @@ pub struct Idle<'a> {
     pub container: &'a str,
     /// Its state, such as `CrashLoopBackOff`.
     pub state: &'a str,
-    /// It has run, so that there is a log.
-    pub has_log: bool,
+    /// Its log says why; else the events of its pod do.
+    pub is_logged: bool,
 }
 
 impl Pod<'_> {
@@ -291,7 +291,7 @@ impl<'a> SidecarJudge<'a> {
         };
         let pods: Vec<String> = idle.iter().map(named).collect();
         let (count, listed) = (pods.len(), some_of(&pods));
-        let fix = match why.has_log {
+        let fix = match why.is_logged {
             true => format!("kubectl -n {} logs {} -c {}", first.namespace, first.pod, why.container),
             false => format!("kubectl -n {} describe pod {}", first.namespace, first.pod),
         };

@@ -73,9 +73,9 @@ fn a_pod_need_not_be_connected_in_its_first_thirty_seconds_or_once_it_ends() {
 #[test]
 fn a_sidecar_that_does_not_run_is_not_said_to_enforce_anything() {
     let lost = Sidecar { connected: false, ..sidecar() };
-    let failing = |has_log| {
-        let state = if has_log { "CrashLoopBackOff" } else { "ImagePullBackOff" };
-        Pod { idle: Some(Idle { container: "tulle-init", state, has_log }), ..pod(Some(NOW - 60), false) }
+    let failing = |is_logged| {
+        let state = if is_logged { "CrashLoopBackOff" } else { "ImagePullBackOff" };
+        Pod { idle: Some(Idle { container: "tulle-init", state, is_logged }), ..pod(Some(NOW - 60), false) }
     };
     assert_eq!(
         judged(&lost, Some(failing(true))),

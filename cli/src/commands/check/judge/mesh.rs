@@ -159,10 +159,9 @@ fn idle(pod: &Value) -> Option<Idle<'_>> {
     wanted.find_map(|container| {
         let statuses = items(pod, "/status/initContainerStatuses");
         let Some(status) = statuses.iter().find(|one| text(one, "/name") == container) else {
-            return Some(Idle { container, state: "no node has started it", has_log: false });
+            return Some(Idle { container, state: "no node has started it", is_logged: false });
         };
         // The init container has done its work when it has ended well; the proxy must go on.
-        let has_ended = status.pointer("/state/terminated").is_some();
         let is_done = container == "tulle-init" && number(status, "/state/terminated/exitCode") == Some(0);
         let is_running = status.pointer("/state/running").is_some();
         let has_started = status.pointer("/started").and_then(Value::as_bool).unwrap_or(true);
@@ -176,8 +175,10 @@ fn idle(pod: &Value) -> Option<Idle<'_>> {
             (true, _) => "running",
             (false, _) => "waiting",
         });
-        let has_run = number(status, "/restartCount").unwrap_or(0) > 0;
-        Some(Idle { container, state, has_log: has_run || has_ended || is_running })
+        // Why a container was not started again is in the pod's events only: an image that cannot be pulled any more, a
+        // node that has no memory left. A proxy that has ended, however it did, keeps that state meanwhile.
+        let has_failed = container == "tulle-init" && status.pointer("/state/terminated").is_some();
+        Some(Idle { container, state, is_logged: is_running || has_failed || state == "CrashLoopBackOff" })
     })
 }
 
