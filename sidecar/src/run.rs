@@ -150,13 +150,14 @@ async fn control(
     let client = tokio::spawn(client);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
         // A worker that cannot start, or has panicked, takes the sidecar with it: it is started again.
         _ = workers.recv() => anyhow::bail!("a worker has ended"),
-    }
-    tracing::info!("told to stop: the application has exited");
+    };
+    // Who sent it is not known: kubelet does so after the application has exited, and also to start this container again.
+    tracing::info!(signal, "received a signal to stop: what runs is completed");
     stop.cancel();
     let all = async {
         for _ in 0..count {

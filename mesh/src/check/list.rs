@@ -40,7 +40,7 @@ checks! {
     QUERY "T0304" "operator" "the operator answers";
     SKEW "T0305" "operator" "this program has the operator's version";
     SERIES "T0306" "operator" "the operator has room for all series";
-    ROOT "T0401" "certificates" "the root certificate is valid for long enough";
+    ROOT "T0401" "certificates" "the root certificate is valid for long enough, and the MeshConfig is in use";
     HOOKS "T0501" "webhook" "the webhook configurations are installed";
     BUNDLE "T0502" "webhook" "the API server can verify the webhook";
     FAILURE "T0503" "webhook" "the failure policies are those of Tulle";

@@ -4,7 +4,7 @@
 //! ```text
 //!   list       every check with the number that never changes
 //!   finding    what a check has found
-//!   operator   T0303, T0306, T0401: the leader, the series and the root certificate
+//!   operator   T0303, T0306, T0401: the leader, the series, the root certificate and the MeshConfig
 //!   sidecars   T0602, T07xx: pods without a sidecar, and sidecars
 //!   objects    T0801, T0901, T0902: MeshPolicies and Canaries
 //!   words      times, versions and lists of names as findings write them
@@ -25,8 +25,8 @@ mod words;
 pub use finding::{Finding, Outcome, or_ok};
 pub use list::Check;
 pub use objects::{Canary, Condition, Policy, PolicyState, canaries, policies};
-pub use operator::{Leadership, leader, root, series};
-pub use sidecars::{Idle, Pod, SidecarJudge, WithoutSidecar, injected};
+pub use operator::{Leadership, config, leader, root, series};
+pub use sidecars::{Idle, Pod, SidecarJudge, Uninjected, WithoutSidecar, injected, uninjected};
 pub use words::{Version, age, some_of, version};
 
 /// A root certificate that ends within this many seconds is reported, unless the user chooses another time.

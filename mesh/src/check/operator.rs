@@ -1,7 +1,7 @@
-//! The operator: who leads, how much it holds, and its root certificate.
+//! The operator: who leads, how much it holds, its root certificate, and its MeshConfig.
 
 use super::words::duration;
-use super::{Finding, LATE, View, list as checks};
+use super::{Condition, Finding, LATE, View, list as checks};
 use crate::query::Health;
 
 /// What is known of the leader.
@@ -88,4 +88,35 @@ pub fn root(health: &Health, within: i64, view: &View<'_>) -> Finding {
                 tulle.dev/new-root of MeshConfig mesh, delete the Secret and restart the operator; sidecars reject each \
                 other until all have a certificate of the new root";
     finding.hint(hint).fix(format!("kubectl -n {system} get secret tulle-root -o yaml > tulle-root.yaml"))
+}
+
+/// T0401: what the status of MeshConfig `mesh` says is wrong with Secret `tulle-root`, and which settings are not in use.
+/// Empty: nothing.
+///
+/// A running operator has its root in memory, so that a lost Secret harms nobody until an operator starts. By then it is too
+/// late for a warning.
+pub fn config<'a>(conditions: impl IntoIterator<Item = Condition<'a>>) -> Vec<Finding> {
+    conditions.into_iter().filter(|condition| condition.status == "False").map(false_condition).collect()
+}
+
+fn false_condition(condition: Condition<'_>) -> Finding {
+    let found = format!("MeshConfig mesh: {}: {}", condition.reason, condition.message);
+    match condition.type_ {
+        // Deleted and created, because a backup that kubectl wrote has the version of the object that it is about: over one
+        // that was changed since, the API server refuses to apply it.
+        "RootValid" => checks::ROOT
+            .error(found)
+            .hint("repair it before an operator restarts; tulle-root.yaml is the backup of the Secret")
+            .fix("kubectl replace --force -f tulle-root.yaml"),
+        "LeafLifetime" => checks::ROOT
+            .warning(found)
+            .hint("set spec.certificates.leafLifetime to a value that is allowed")
+            .fix("kubectl edit meshconfig mesh"),
+        _ => checks::ROOT
+            .error(found)
+            .hint(
+                "the setting has no effect; the message says how to change it, or how to keep what is in use",
+            )
+            .fix("kubectl describe meshconfig mesh"),
+    }
 }

@@ -1,6 +1,6 @@
 //! Sidecars, and pods without one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::words::duration;
@@ -18,24 +18,48 @@ pub struct WithoutSidecar<'a> {
     pub is_restartable: bool,
 }
 
-/// T0602: pods that should have a sidecar and have none. One finding for each namespace.
+/// A pod that should have a sidecar and has none, with the workload that a restart makes its pods anew.
+#[derive(Clone, Debug)]
+pub struct Uninjected<'a> {
+    /// The pod.
+    pub pod: WithoutSidecar<'a>,
+    /// Its workload as `kubectl rollout restart` takes it, such as `deployment/web`; `None`: not known, or not restartable.
+    pub workload: Option<String>,
+}
+
+/// Workloads that a command names; above that it names all of the namespace.
+const NAMED: usize = 10;
+
+/// T0602: pods that should have a sidecar and have none, of workloads that are not known. One finding for each namespace.
 pub fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Vec<Finding> {
-    let mut by_namespace: BTreeMap<&str, Vec<WithoutSidecar<'_>>> = BTreeMap::new();
-    for pod in without {
-        by_namespace.entry(pod.namespace).or_default().push(pod);
+    uninjected(without.into_iter().map(|pod| Uninjected { pod, workload: None }))
+}
+
+/// T0602: pods that should have a sidecar and have none. One finding for each namespace.
+pub fn uninjected<'a>(without: impl IntoIterator<Item = Uninjected<'a>>) -> Vec<Finding> {
+    let mut by_namespace: BTreeMap<&str, Vec<Uninjected<'_>>> = BTreeMap::new();
+    for one in without {
+        by_namespace.entry(one.pod.namespace).or_default().push(one);
     }
-    let one = |(namespace, pods): (&str, Vec<WithoutSidecar<'_>>)| {
-        let names: Vec<&str> = pods.iter().map(|pod| pod.name).collect();
-        let restartable = pods.iter().filter(|pod| pod.is_restartable).count();
+    let one = |(namespace, pods): (&str, Vec<Uninjected<'_>>)| {
+        let names: Vec<&str> = pods.iter().map(|one| one.pod.name).collect();
         let mut hint = "they were created before the label, or while the webhook was unavailable".to_owned();
-        if restartable < pods.len() {
+        if pods.iter().any(|one| !one.pod.is_restartable) {
             hint.push_str(
                 "; those that no Deployment, StatefulSet or DaemonSet manages must be created again",
             );
         }
-        let fix = match restartable {
-            0 => format!("kubectl -n {namespace} replace --force -f MANIFEST"),
-            _ => format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset"),
+        let fix = match Restart::of(&pods) {
+            Restart::None => format!("kubectl -n {namespace} replace --force -f MANIFEST"),
+            Restart::Named(workloads) => {
+                format!("kubectl -n {namespace} rollout restart {}", workloads.join(" "))
+            }
+            Restart::All => {
+                hint.push_str(
+                    "; the command restarts every workload of the namespace, and a rollout that a Canary has in progress starts again: name single ones, such as deployment/web, to spare the others",
+                );
+                format!("kubectl -n {namespace} rollout restart deployment,statefulset,daemonset")
+            }
         };
         let (count, names) = (pods.len(), some_of(&names));
         checks::INJECTED
@@ -44,6 +68,30 @@ pub fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Ve
             .fix(fix)
     };
     or_ok(by_namespace.into_iter().map(one).collect(), || checks::INJECTED.ok("none is without"))
+}
+
+/// Which workloads of a namespace are to be restarted.
+enum Restart<'a> {
+    /// None: no pod belongs to one.
+    None,
+    /// These.
+    Named(Vec<&'a str>),
+    /// All: they are too many to be named, or not known.
+    All,
+}
+
+impl<'a> Restart<'a> {
+    fn of(pods: &'a [Uninjected<'_>]) -> Self {
+        let restartable: Vec<&Uninjected<'_>> = pods.iter().filter(|one| one.pod.is_restartable).collect();
+        if restartable.is_empty() {
+            return Self::None;
+        }
+        let known: Option<BTreeSet<&str>> = restartable.iter().map(|one| one.workload.as_deref()).collect();
+        match known {
+            Some(workloads) if workloads.len() <= NAMED => Self::Named(workloads.into_iter().collect()),
+            _ => Self::All,
+        }
+    }
 }
 
 /// What a pod's object tells about its sidecar.
@@ -68,8 +116,8 @@ pub struct Idle<'a> {
     pub container: &'a str,
     /// Its state, such as `CrashLoopBackOff`.
     pub state: &'a str,
-    /// It has run, so that there is a log.
-    pub has_log: bool,
+    /// Its log says why; else the events of its pod do.
+    pub is_logged: bool,
 }
 
 impl Pod<'_> {
@@ -243,7 +291,7 @@ impl<'a> SidecarJudge<'a> {
         };
         let pods: Vec<String> = idle.iter().map(named).collect();
         let (count, listed) = (pods.len(), some_of(&pods));
-        let fix = match why.has_log {
+        let fix = match why.is_logged {
             true => format!("kubectl -n {} logs {} -c {}", first.namespace, first.pod, why.container),
             false => format!("kubectl -n {} describe pod {}", first.namespace, first.pod),
         };

@@ -73,9 +73,9 @@ fn a_pod_need_not_be_connected_in_its_first_thirty_seconds_or_once_it_ends() {
 #[test]
 fn a_sidecar_that_does_not_run_is_not_said_to_enforce_anything() {
     let lost = Sidecar { connected: false, ..sidecar() };
-    let failing = |has_log| {
-        let state = if has_log { "CrashLoopBackOff" } else { "ImagePullBackOff" };
-        Pod { idle: Some(Idle { container: "tulle-init", state, has_log }), ..pod(Some(NOW - 60), false) }
+    let failing = |is_logged| {
+        let state = if is_logged { "CrashLoopBackOff" } else { "ImagePullBackOff" };
+        Pod { idle: Some(Idle { container: "tulle-init", state, is_logged }), ..pod(Some(NOW - 60), false) }
     };
     assert_eq!(
         judged(&lost, Some(failing(true))),
@@ -189,6 +189,32 @@ fn the_time_left_of_a_root_is_compared_with_the_wanted_one() {
 }
 
 #[test]
+fn a_condition_of_the_mesh_config_that_is_false_is_reported_with_its_message() {
+    let of = |type_, status, reason| {
+        let found = config([Condition { type_, status, reason, message: "why", since: None }]);
+        assert!(found.iter().all(|finding| !finding.hint.is_empty()), "{found:?}");
+        found.into_iter().map(|finding| (finding.id, finding.result, finding.found, finding.fix)).next()
+    };
+    let expected = |result, found: &str, fix: &str| Some(("T0401", result, found.to_owned(), fix.to_owned()));
+    for reason in ["RootMissing", "RootMismatch", "RootReplaced"] {
+        let found = format!("MeshConfig mesh: {reason}: why");
+        let restore = "kubectl replace --force -f tulle-root.yaml";
+        assert_eq!(of("RootValid", "False", reason), expected(Outcome::Error, &found, restore));
+    }
+    let describe = "kubectl describe meshconfig mesh";
+    assert_eq!(
+        of("Ready", "False", "TrustDomainFixed"),
+        expected(Outcome::Error, "MeshConfig mesh: TrustDomainFixed: why", describe)
+    );
+    assert_eq!(
+        of("LeafLifetime", "False", "Clamped"),
+        expected(Outcome::Warning, "MeshConfig mesh: Clamped: why", "kubectl edit meshconfig mesh")
+    );
+    assert_eq!(of("RootValid", "True", "RootInUse"), None);
+    assert_eq!(of("RootValid", "Unknown", "Pending"), None);
+}
+
+#[test]
 fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
     let unknown = Health { series: 1, max_series: 1, ..health(false) };
     let view = view(Reader::Page);
@@ -224,10 +250,35 @@ fn a_pod_that_no_restart_replaces_is_not_to_be_restarted() {
     assert_eq!(alone.fix, "kubectl -n shop replace --force -f MANIFEST");
     assert!(alone.hint.ends_with("must be created again"), "{}", alone.hint);
     let mixed = judged(vec![pod("a", false), pod("b", true)]);
-    assert!(mixed.fix.contains("rollout restart"), "{}", mixed.fix);
-    assert!(mixed.hint.ends_with("must be created again"), "{}", mixed.hint);
+    assert!(mixed.fix.ends_with("rollout restart deployment,statefulset,daemonset"), "{}", mixed.fix);
+    assert!(mixed.hint.contains("must be created again"), "{}", mixed.hint);
+    assert!(mixed.hint.contains("restarts every workload of the namespace"), "{}", mixed.hint);
     let all = judged(vec![pod("b", true)]);
-    assert!(all.hint.ends_with("while the webhook was unavailable"), "{}", all.hint);
+    assert!(!all.hint.contains("must be created again"), "{}", all.hint);
+}
+
+#[test]
+fn only_the_workloads_of_pods_without_a_sidecar_are_restarted_unless_they_are_many() {
+    let of = |name, workload: Option<String>| {
+        let is_restartable = workload.is_some();
+        Uninjected { pod: WithoutSidecar { namespace: "shop", name, is_restartable }, workload }
+    };
+    let judged = |pods: Vec<Uninjected<'static>>| uninjected(pods).remove(0);
+    let known = |name, workload: &str| of(name, Some(workload.to_owned()));
+    let few = judged(vec![
+        known("db-0", "statefulset/db"),
+        known("web-1", "deployment/web"),
+        known("web-2", "deployment/web"),
+        of("alone", None),
+    ]);
+    assert_eq!(few.fix, "kubectl -n shop rollout restart deployment/web statefulset/db");
+    assert!(few.hint.ends_with("must be created again"), "{}", few.hint);
+    let numbered =
+        |count: usize| judged((0..count).map(|number| known("a", &format!("deployment/{number}"))).collect());
+    assert!(numbered(10).fix.contains(" deployment/9"), "{}", numbered(10).fix);
+    let many = numbered(11);
+    assert_eq!(many.fix, "kubectl -n shop rollout restart deployment,statefulset,daemonset");
+    assert!(many.hint.contains("every workload") && many.hint.contains("Canary"), "{}", many.hint);
 }
 
 #[test]

@@ -58,7 +58,20 @@ fn repair(facts: &Facts) -> String {
     {
         return format!("upgrade with tulle {}", health.version);
     }
-    format!("tulle upgrade --apply --system-namespace {}", facts.system)
+    // Of the same version only what is missing or was changed by hand is written. A new one changes fields of kubectl's, the
+    // images first.
+    let takes_over =
+        operator_is(facts, std::cmp::Ordering::Less) && installed.into_iter().any(is_applied_by_kubectl);
+    let force = if takes_over { " --force-conflicts" } else { "" };
+    format!("tulle upgrade --apply{force} --system-namespace {}", facts.system)
+}
+
+/// Whether `kubectl apply --server-side` owns fields of the object.
+fn is_applied_by_kubectl(object: &Value) -> bool {
+    let is_apply = |entry: &Value| {
+        objects::text(entry, "/manager") == "kubectl" && objects::text(entry, "/operation") == "Apply"
+    };
+    objects::items(object, "/metadata/managedFields").iter().any(is_apply)
 }
 
 /// The request that reads the labelled namespaces, or the single namespace that `check` was given.

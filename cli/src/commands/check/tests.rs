@@ -251,11 +251,14 @@ fn a_control_plane_without_pods_or_with_one_is_reported() {
             "T0301 error: Deployment tulle-system/tulle-webhook does not exist => tulle upgrade --apply --system-namespace tulle-system"
         ]
     );
+    let scale = "kubectl -n tulle-system scale deployment tulle-webhook --replicas=2";
     assert_eq!(
         faults(with(pods(1, 1))),
-        [
-            "T0302 warning: Deployment tulle-system/tulle-webhook has 1 replicas => kubectl -n tulle-system scale deployment tulle-webhook --replicas=2"
-        ]
+        [format!("T0302 warning: Deployment tulle-system/tulle-webhook has only 1 replica => {scale}")]
+    );
+    assert_eq!(
+        faults(with(pods(0, 0))),
+        [format!("T0301 error: Deployment tulle-system/tulle-webhook is scaled to 0 replicas => {scale}")]
     );
     assert_eq!(
         faults(with(pods(3, 0))),
@@ -414,7 +417,8 @@ fn a_label_that_means_nothing_and_no_label_at_all_are_warnings() {
 fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
     let pod = |name: &str, rest: Value| {
         let mut pod = json!({"metadata": {"name": name, "namespace": "shop",
-            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-1", "controller": true}]}});
+            "labels": {"pod-template-hash": "6d9f"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-a-6d9f", "controller": true}]}});
         for (key, value) in rest.as_object().unwrap() {
             pod[key] = value.clone();
         }
@@ -429,7 +433,7 @@ fn pods_without_a_sidecar_are_listed_unless_they_cannot_or_need_not_have_one() {
     assert_eq!(
         faults(|facts| facts.uninjected = Ok(pods)),
         [
-            "T0602 warning: 6 pods of namespace shop have no sidecar: web-0, web-1, web-2, web-3, web-4 and 1 more => kubectl -n shop rollout restart deployment,statefulset,daemonset"
+            "T0602 warning: 6 pods of namespace shop have no sidecar: web-0, web-1, web-2, web-3, web-4 and 1 more => kubectl -n shop rollout restart deployment/web-a"
         ]
     );
 }

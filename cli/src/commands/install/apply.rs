@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::Args;
-use super::plan::{Change, is_called, missing, obstacle, ordered, taken, title};
+use super::plan::{Change, conflict_hint, is_called, missing, obstacle, ordered, taken, title};
 use crate::cluster::{Context, failure};
 use crate::exit::{CliError, note};
 use crate::manifests::DEPLOYMENTS;
@@ -127,8 +127,7 @@ async fn send(
         Err(kube::Error::Api(status)) if status.code == 404 && dry_run => Ok(None),
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let what = format!("{}: {}", title(new), status.message);
-            Err(CliError::failed(what)
-                .hint("somebody else has set these fields: --force-conflicts takes them over"))
+            Err(CliError::failed(what).hint(conflict_hint(&status.message)))
         }
         Err(error) => Err(failure::doing(&title(new), &error)),
     }

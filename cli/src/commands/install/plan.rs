@@ -53,6 +53,18 @@ pub fn taken(namespace: &Value, workloads: &[Value]) -> Option<String> {
     })
 }
 
+/// What to do about a conflict of a server-side apply. `message`: the API server's.
+///
+/// It names a manager that applies with a colon right after it, and one that updates, such as `kubectl scale`, with the
+/// version of the API in between.
+pub fn conflict_hint(message: &str) -> &'static str {
+    if message.contains("with \"kubectl\":") {
+        "these fields were applied with `kubectl apply --server-side`: --force-conflicts takes them over, and so undoes what an overlay has set in them; or apply this version's manifests with kubectl"
+    } else {
+        "somebody else has set these fields: --force-conflicts takes them over"
+    }
+}
+
 /// What would become of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -208,6 +220,69 @@ mod tests {
         let own =
             json!({"kind": "Service", "metadata": {"name": "a", "managedFields": [{"manager": "kubectl"}]}});
         assert_eq!(obstacle(&own, &own), None);
+    }
+
+    /// Appends the fields that the API server replaces only as a whole and into which it fills a default that is missing here.
+    fn incomplete(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, inner) in fields {
+                    let defaulted: &[&str] = match key.as_str() {
+                        "fieldRef" => &["apiVersion"],
+                        "matchConstraints" => &["matchPolicy", "namespaceSelector", "objectSelector"],
+                        "roleRef" => &["apiGroup"],
+                        _ => &[],
+                    };
+                    if defaulted.iter().any(|field| inner.get(field).is_none()) {
+                        found.push(format!("{key}: {inner}"));
+                    }
+                    incomplete(inner, found);
+                }
+                // A rule of a webhook, or of an admission policy.
+                if fields.contains_key("operations") && !fields.contains_key("scope") {
+                    found.push(value.to_string());
+                }
+            }
+            Value::Array(items) => {
+                for item in items {
+                    incomplete(item, found);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_manifests_conflict_with_themselves_under_no_other_field_manager() {
+        let settings = crate::manifests::Settings { undo: true, ..crate::manifests::Settings::default() };
+        let objects = crate::manifests::objects(&settings).unwrap();
+        let mut found = Vec::new();
+        for object in objects.iter().filter(|object| text(object, "/kind") != "CustomResourceDefinition") {
+            incomplete(object, &mut found);
+        }
+        assert_eq!(found, Vec::<String>::new());
+        let field = json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
+        let rule = json!({"rules": [{"operations": ["CREATE"], "resources": ["pods"]}]});
+        incomplete(&json!([field, rule]), &mut found);
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn a_conflict_with_an_applying_kubectl_is_told_from_one_with_another_manager() {
+        let of_kubectl =
+            "Apply failed with 2 conflicts: conflicts with \"kubectl\":\n- .spec.replicas\n- .spec.paused";
+        assert!(conflict_hint(of_kubectl).contains("overlay"));
+        assert!(
+            conflict_hint("Apply failed with 1 conflict: conflict with \"kubectl\": .spec.replicas")
+                .contains("overlay")
+        );
+        let scaled = "Apply failed with 1 conflict: conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas";
+        for other in [
+            scaled,
+            "Apply failed with 1 conflict: conflict with \"kubectl-edit\" using apps/v1: .spec.replicas",
+        ] {
+            assert!(conflict_hint(other).starts_with("somebody else"), "{other}");
+        }
     }
 
     #[test]

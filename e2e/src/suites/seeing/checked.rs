@@ -91,7 +91,12 @@ fn without_sidecar(kube: &Kube) -> Result<()> {
     let pods = field.pods("late")?;
     let pod = pods.first().context("the Deployment has no pod")?;
     // A warning, so that a pipeline chooses whether it counts.
-    checked(&field, exit::FINE, &[], &["‼ warning T0602", pod, "fix: kubectl", "rollout restart"])?;
+    checked(
+        &field,
+        exit::FINE,
+        &[],
+        &["‼ warning T0602", pod, "fix: kubectl", "rollout restart deployment/late"],
+    )?;
     checked(&field, exit::FINDINGS, &["--fail-on", "warning"], &["‼ warning T0602"])?;
     let names = checked(&field, exit::FINE, &["-o", "name"], &["T0602"])?;
     ensure!(names.lines().any(|line| line == "T0602"), "{names}");
@@ -203,6 +208,6 @@ fn one_replica(field: &TestNamespace<'_>) -> Result<()> {
     let count = kube.field(SYSTEM, "deployment/tulle-webhook", ".spec.replicas")?;
     let webhook = Replicas { kube, deployment: "tulle-webhook", count };
     webhook.set("1")?;
-    found(field, "T0302", "warning", &["tulle-system/tulle-webhook has 1 replicas"])?;
+    found(field, "T0302", "warning", &["tulle-system/tulle-webhook has only 1 replica"])?;
     gone(field, "T0302")
 }

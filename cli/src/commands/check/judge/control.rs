@@ -4,13 +4,14 @@ use std::cmp::Ordering;
 
 use k8s_openapi::ByteString;
 use serde_json::Value;
-use tulle_mesh::check::{self, Finding, Leadership, list as checks, or_ok, version};
+use tulle_mesh::check::{self, Finding, Leadership, Outcome, list as checks, or_ok, version};
 use x509_parser::pem::Pem;
 
 use super::super::facts::Facts;
 use super::super::finding::{ReadRequest, UnreadCheck as _};
+use super::mesh::condition;
 use super::{Options, UNANSWERED, duration, operator_is, operator_pods, or_ok_if_read, repair, time, view};
-use crate::manifests::{DEPLOYMENTS, OPERATOR};
+use crate::manifests::{DEPLOYMENTS, OPERATOR, WEBHOOK};
 use crate::objects::{self, Kind, Read, items, label, name, number, text};
 
 /// The hint where the API server does not trust the webhook's certificate.
@@ -22,7 +23,7 @@ pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     findings.extend(replicas(facts));
     findings.push(leader(facts));
     findings.extend(query(facts));
-    findings.push(root(facts, options));
+    findings.extend(root(facts, options));
     findings.extend(hooks(facts));
     findings.extend(bundles(facts));
     findings.extend(failure_policies(facts));
@@ -30,14 +31,43 @@ pub(super) fn judge(facts: &Facts, options: Options) -> Vec<Finding> {
     findings
 }
 
+/// What stands still while no pod of a Deployment is available.
+fn without(deployment: &str) -> &'static str {
+    match deployment {
+        WEBHOOK => {
+            "new pods of `enabled` namespaces start without a sidecar, and those of `required` ones are rejected; objects are checked by their schema only"
+        }
+        _ => {
+            "running sidecars go on with their last configuration; new pods wait for a certificate, and Canaries stand still"
+        }
+    }
+}
+
+/// The command that gives a Deployment a spare replica.
+fn scale(system: &str, deployment: &str) -> String {
+    format!("kubectl -n {system} scale deployment {deployment} --replicas=2")
+}
+
+/// How many pods a Deployment should have.
+fn wanted(deployment: &Value) -> i64 {
+    number(deployment, "/spec/replicas").unwrap_or(1)
+}
+
 fn deployments(facts: &Facts) -> Vec<Finding> {
     let system = &facts.system;
     let one = |(name, found): (&&'static str, &Read<Option<Value>>)| match found {
+        // Before what is available: its last pods may still be ending.
+        Ok(Some(deployment)) if wanted(deployment) == 0 => Some(
+            checks::DEPLOYMENT
+                .error(format!("Deployment {system}/{name} is scaled to 0 replicas"))
+                .hint(without(name))
+                .fix(scale(system, name)),
+        ),
         Ok(Some(deployment)) if number(deployment, "/status/availableReplicas").unwrap_or(0) > 0 => None,
         Ok(Some(_)) => Some(
             checks::DEPLOYMENT
                 .error(format!("Deployment {system}/{name} has no available pod"))
-                .hint("running sidecars go on with their last configuration; new pods wait for a certificate")
+                .hint(without(name))
                 .fix(format!("kubectl -n {system} describe pods -l app={name}")),
         ),
         Ok(None) => Some(
@@ -60,17 +90,15 @@ fn replicas(facts: &Facts) -> Vec<Finding> {
     let system = &facts.system;
     let one = |(name, found): (&&'static str, &Read<Option<Value>>)| {
         let deployment = found.as_ref().ok()?.as_ref()?;
-        let wanted = number(deployment, "/spec/replicas").unwrap_or(1);
         let available = number(deployment, "/status/availableReplicas").unwrap_or(0);
-        let fix = format!("kubectl -n {system} scale deployment {name} --replicas=2");
-        match (wanted, available) {
-            (0 | 1, _) => Some(
-                checks::REPLICAS
-                    .warning(format!("Deployment {system}/{name} has {wanted} replicas"))
-                    .hint("while its only pod restarts, new pods wait, or start without a sidecar")
-                    .fix(fix),
-            ),
-            (wanted, available) if available < wanted => Some(
+        match wanted(deployment) {
+            0 => None,
+            1 => {
+                let hint = format!("while its only pod restarts: {}", without(name));
+                let found = format!("Deployment {system}/{name} has only 1 replica");
+                Some(checks::REPLICAS.warning(found).hint(hint).fix(scale(system, name)))
+            }
+            wanted if available < wanted => Some(
                 checks::REPLICAS
                     .warning(format!(
                         "{available} of {wanted} replicas of Deployment {system}/{name} are available"
@@ -81,9 +109,11 @@ fn replicas(facts: &Facts) -> Vec<Finding> {
             _ => None,
         }
     };
-    // T0301 is about a Deployment that does not exist or cannot be read.
-    let is_read = facts.deployments.values().all(|found| matches!(found, Ok(Some(_))));
-    or_ok_if_read(facts.deployments.iter().filter_map(one).collect(), is_read, || {
+    // T0301 is about a Deployment that does not exist, cannot be read, or has no replica.
+    let is_judged =
+        |found: &Read<Option<Value>>| matches!(found, Ok(Some(deployment)) if wanted(deployment) != 0);
+    let all_are = facts.deployments.values().all(is_judged);
+    or_ok_if_read(facts.deployments.iter().filter_map(one).collect(), all_are, || {
         checks::REPLICAS.ok("every Deployment has at least two available replicas")
     })
 }
@@ -141,12 +171,29 @@ fn query(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn root(facts: &Facts, options: Options) -> Finding {
-    let Ok(health) = &facts.health else {
-        let unknown = checks::ROOT.unknown("the root certificate", "the operator did not answer");
-        return unknown.hint(UNANSWERED).fix(operator_pods(facts));
+fn root(facts: &Facts, options: Options) -> Vec<Finding> {
+    let mut findings = match &facts.config {
+        Ok(config) => {
+            let conditions = config.as_ref().map(|config| items(config, "/status/conditions"));
+            check::config(conditions.unwrap_or_default().iter().map(condition))
+        }
+        Err(why) => {
+            let request = ReadRequest::object(objects::MESH_CONFIG, None, "mesh");
+            vec![checks::ROOT.unread("MeshConfig mesh", why, &request)]
+        }
     };
-    check::root(health, options.certs_within, &view(facts))
+    let in_use = match &facts.health {
+        Ok(health) => check::root(health, options.certs_within, &view(facts)),
+        Err(_) => checks::ROOT
+            .unknown("the root certificate", "the operator did not answer")
+            .hint(UNANSWERED)
+            .fix(operator_pods(facts)),
+    };
+    // That the root in memory is valid for long is not well beside a Secret that is lost.
+    if findings.is_empty() || in_use.result != Outcome::Ok {
+        findings.push(in_use);
+    }
+    findings
 }
 
 /// A webhook configuration of Tulle.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tulle_crds::{Effect, WorkloadKind, hindrances, keys, parse_duration};
 use tulle_mesh::check::{
-    self, Condition, Finding, Idle, Pod, Policy, PolicyState, SidecarJudge, WithoutSidecar, list as checks,
-    or_ok,
+    self, Condition, Finding, Idle, Pod, Policy, PolicyState, SidecarJudge, Uninjected, WithoutSidecar,
+    list as checks, or_ok,
 };
 
 use super::super::facts::{Facts, target_name};
@@ -68,12 +68,22 @@ fn should_have_sidecar(pod: &Value) -> bool {
     own_network && !is_static && !opted_out && !matches!(phase, "Succeeded" | "Failed")
 }
 
-/// Whether a restart of its workload makes a pod anew.
-fn is_restartable(pod: &Value) -> bool {
-    let owners = items(pod, "/metadata/ownerReferences").iter();
-    owners
-        .map(|owner| text(owner, "/kind"))
-        .any(|kind| matches!(kind, "ReplicaSet" | "StatefulSet" | "DaemonSet"))
+/// The workload whose restart makes a pod anew, as `kubectl rollout restart` takes it.
+fn workload(pod: &Value) -> Option<String> {
+    items(pod, "/metadata/ownerReferences").iter().find_map(|owner| {
+        let owner_name = text(owner, "/name");
+        match text(owner, "/kind") {
+            // A Deployment names its ReplicaSets after itself and the hash of their template. kubectl restarts no other.
+            "ReplicaSet" => {
+                let hash = label(pod, "pod-template-hash")?;
+                let deployment = owner_name.strip_suffix(hash)?.strip_suffix('-')?;
+                Some(format!("deployment/{deployment}"))
+            }
+            "StatefulSet" => Some(format!("statefulset/{owner_name}")),
+            "DaemonSet" => Some(format!("daemonset/{owner_name}")),
+            _ => None,
+        }
+    })
 }
 
 /// A list of the namespace that is looked at, or of all.
@@ -99,10 +109,11 @@ fn injected(facts: &Facts) -> Vec<Finding> {
         matches!(namespace.and_then(|found| label(found, keys::INJECT)), Some("enabled" | "required"))
     };
     let without = pods.iter().filter(|pod| should_have_sidecar(pod) && asks(namespace(pod)));
-    check::injected(without.map(|pod| WithoutSidecar {
-        namespace: namespace(pod),
-        name: name(pod),
-        is_restartable: is_restartable(pod),
+    check::uninjected(without.map(|pod| {
+        let workload = workload(pod);
+        let is_restartable = workload.is_some();
+        let pod = WithoutSidecar { namespace: namespace(pod), name: name(pod), is_restartable };
+        Uninjected { pod, workload }
     }))
 }
 
@@ -148,10 +159,9 @@ fn idle(pod: &Value) -> Option<Idle<'_>> {
     wanted.find_map(|container| {
         let statuses = items(pod, "/status/initContainerStatuses");
         let Some(status) = statuses.iter().find(|one| text(one, "/name") == container) else {
-            return Some(Idle { container, state: "no node has started it", has_log: false });
+            return Some(Idle { container, state: "no node has started it", is_logged: false });
         };
         // The init container has done its work when it has ended well; the proxy must go on.
-        let has_ended = status.pointer("/state/terminated").is_some();
         let is_done = container == "tulle-init" && number(status, "/state/terminated/exitCode") == Some(0);
         let is_running = status.pointer("/state/running").is_some();
         let has_started = status.pointer("/started").and_then(Value::as_bool).unwrap_or(true);
@@ -165,8 +175,10 @@ fn idle(pod: &Value) -> Option<Idle<'_>> {
             (true, _) => "running",
             (false, _) => "waiting",
         });
-        let has_run = number(status, "/restartCount").unwrap_or(0) > 0;
-        Some(Idle { container, state, has_log: has_run || has_ended || is_running })
+        // Why a container was not started again is in the pod's events only: an image that cannot be pulled any more, a
+        // node that has no memory left. A proxy that has ended, however it did, keeps that state meanwhile.
+        let has_failed = container == "tulle-init" && status.pointer("/state/terminated").is_some();
+        Some(Idle { container, state, is_logged: is_running || has_failed || state == "CrashLoopBackOff" })
     })
 }
 
@@ -198,7 +210,8 @@ fn policy(object: &Value) -> Policy<'_> {
     Policy { namespace: namespace(object), name: name(object), state }
 }
 
-fn condition(value: &Value) -> Condition<'_> {
+/// A condition in the status of an object.
+pub(super) fn condition(value: &Value) -> Condition<'_> {
     Condition {
         type_: text(value, "/type"),
         status: text(value, "/status"),

@@ -1,6 +1,7 @@
 //! What repairs an installation, and whether it is complete.
 
 use serde_json::{Value, json};
+use tulle_mesh::check::Outcome;
 
 use super::super::facts::Part;
 use super::{faults, namespace};
@@ -42,6 +43,89 @@ fn a_repair_keeps_to_the_tool_and_the_namespace_of_the_installation() {
     assert!(
         faults(|facts| drop(facts.deployments.insert("tulle-webhook", Ok(None))))[0].starts_with(MISSING)
     );
+}
+
+#[test]
+fn an_upgrade_takes_fields_over_from_a_kubectl_that_applied_them() {
+    let fix = |operation: &str, cli: &str| {
+        let managed = json!([{"manager": "kubectl", "operation": operation}]);
+        let cli = cli.to_owned();
+        let found = faults(move |facts| {
+            let mut operator = super::deployment("tulle-operator");
+            operator["metadata"]["managedFields"] = managed;
+            facts.deployments.insert("tulle-operator", Ok(Some(operator)));
+            facts.deployments.insert("tulle-webhook", Ok(None));
+            facts.cli = cli;
+        });
+        found[0].strip_prefix(MISSING).map(str::to_owned)
+    };
+    let plain = Some("tulle upgrade --apply --system-namespace tulle-system".to_owned());
+    let forced = "tulle upgrade --apply --force-conflicts --system-namespace tulle-system".to_owned();
+    assert_eq!(fix("Apply", "0.3.1"), Some(forced));
+    assert_eq!(fix("Apply", "0.3.0"), plain, "the same version changes nothing of kubectl's");
+    assert_eq!(fix("Update", "0.3.1"), plain, "somebody has scaled it");
+}
+
+#[test]
+fn a_lost_or_damaged_secret_of_the_root_is_an_error_while_the_operators_have_it_in_memory() {
+    let with = |status: &str, reason: &str| {
+        let condition = json!({"type": "RootValid", "status": status, "reason": reason, "message": "why"});
+        move |facts: &mut super::Facts| {
+            facts.config = Ok(Some(json!({"status": {"conditions": [condition]}})))
+        }
+    };
+    let lost = "T0401 error: MeshConfig mesh: RootMissing: why => kubectl replace --force -f tulle-root.yaml";
+    assert_eq!(faults(with("False", "RootMissing")), [lost]);
+    assert_eq!(faults(with("True", "RootInUse")), Vec::<String>::new());
+    let mut facts = super::healthy();
+    with("False", "RootMissing")(&mut facts);
+    let found = super::judge(&facts, super::OPTIONS);
+    let of_root: Vec<Outcome> =
+        found.iter().filter(|finding| finding.id == "T0401").map(|finding| finding.result).collect();
+    assert_eq!(of_root, [Outcome::Error], "and it is not said to be well");
+    let both = faults(|facts| {
+        facts.health.as_mut().unwrap().root_not_after = Some(super::NOW + super::DAY);
+        with("False", "RootMissing")(facts);
+    });
+    assert_eq!((both.len(), both[0].as_str()), (2, lost), "{both:?}");
+}
+
+#[test]
+fn what_stands_still_is_said_of_each_deployment_and_one_without_replicas_is_not_well() {
+    let judged = |name: &'static str, wanted: u32| {
+        let mut facts = super::healthy();
+        let pods = json!({"spec": {"replicas": wanted}, "status": {"availableReplicas": 0}});
+        facts.deployments.insert(name, Ok(Some(pods)));
+        super::judge(&facts, super::OPTIONS)
+    };
+    for wanted in [0, 1, 3] {
+        let hint = |name| {
+            let found = judged(name, wanted);
+            found.into_iter().find(|finding| finding.id == "T0301").map(|finding| finding.hint).unwrap()
+        };
+        let (operator, webhook) = (hint("tulle-operator"), hint("tulle-webhook"));
+        assert!(operator.contains("wait for a certificate"), "{operator}");
+        assert!(webhook.contains("start without a sidecar") && webhook.contains("rejected"), "{webhook}");
+        assert!(!webhook.contains("certificate"), "{webhook}");
+    }
+    let without = judged("tulle-webhook", 0);
+    assert!(!without.iter().any(|finding| finding.id == "T0302"), "it has no spare replica: {without:?}");
+}
+
+#[test]
+fn a_restart_is_of_the_workload_that_kubectl_can_restart() {
+    let fix = |kind: &str, owner: &str| {
+        let pod = json!({"metadata": {"name": "db-0", "namespace": "shop", "labels": {"pod-template-hash": "6d9f"},
+            "ownerReferences": [{"kind": kind, "name": owner}]}});
+        let found = faults(move |facts| facts.uninjected = Ok(vec![pod]));
+        found[0].split_once(" => ").map(|(_, fix)| fix.to_owned()).unwrap()
+    };
+    assert_eq!(fix("ReplicaSet", "db-6d9f"), "kubectl -n shop rollout restart deployment/db");
+    assert_eq!(fix("StatefulSet", "db"), "kubectl -n shop rollout restart statefulset/db");
+    assert_eq!(fix("DaemonSet", "db"), "kubectl -n shop rollout restart daemonset/db");
+    for (kind, owner) in [("ReplicaSet", "alone"), ("Job", "db")] {
+        assert_eq!(fix(kind, owner), "kubectl -n shop replace --force -f MANIFEST", "{kind} {owner}");
+    }
 }
 
 #[test]

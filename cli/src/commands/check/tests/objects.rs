@@ -155,6 +155,15 @@ fn a_sidecar_that_does_not_run_is_named_with_the_state_of_its_container() {
             "tulle-proxy: running, but its startup probe fails",
             "logs web-1 -c tulle-proxy",
         ),
+        (fine(), proxy(ended(0, "Completed"), false), "tulle-proxy: Completed", "describe pod web-1"),
+        (fine(), proxy(ended(137, "OOMKilled"), false), "tulle-proxy: OOMKilled", "describe pod web-1"),
+        (init(waiting("ImagePullBackOff"), 2), later(), "tulle-init: ImagePullBackOff", "describe pod web-1"),
+        (
+            fine(),
+            proxy(waiting("CrashLoopBackOff"), false),
+            "tulle-proxy: CrashLoopBackOff",
+            "logs web-1 -c tulle-proxy",
+        ),
         (Value::Null, Value::Null, "tulle-init: no node has started it", "describe pod web-1"),
     ] {
         let expected =

@@ -63,6 +63,7 @@ fn where_a_right_is_missing_the_command_names_it() {
             "T0301 kubectl auth can-i get deployments.apps/tulle-webhook -n mesh",
             "T0303 kubectl auth can-i get leases.coordination.k8s.io/tulle-operator -n mesh",
             "T0304 kubectl -n mesh get pods -l app=tulle-operator",
+            "T0401 kubectl auth can-i get meshconfigs.tulle.dev/mesh",
             "T0401 kubectl -n mesh get pods -l app=tulle-operator",
             "T0501 kubectl auth can-i get mutatingwebhookconfigurations.admissionregistration.k8s.io/tulle",
             "T0501 kubectl auth can-i get validatingwebhookconfigurations.admissionregistration.k8s.io/tulle",
