@@ -73,7 +73,8 @@ impl FailOn {
 /// Runs `tulle lint`.
 ///
 /// # Errors
-/// [`CliError::Findings`] for findings at or above `--fail-on`; a file that is not there, or no access to the cluster.
+/// [`CliError::Findings`] for findings at or above `--fail-on`; a file that is not there, or no access to the cluster. What
+/// was found without the cluster is printed then, too.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     if args.rules {
         return context.output.print(&rules::RULES, |_| rules::table());
@@ -82,15 +83,27 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let namespace = context.namespace().unwrap_or("default");
     let mut findings = check(&input, namespace, Timestamp::now());
     findings.extend(Finding::of_nothing(&input));
-    if args.with_cluster {
-        let client = context.client().await?;
-        findings.extend(cluster::check(&client, &input.documents, namespace).await?);
-    }
+    let asked = match args.with_cluster {
+        true => ask(context, &input.documents, namespace, &mut findings).await,
+        false => Ok(()),
+    };
     print(&context.output, &findings, input.documents.len())?;
+    asked?;
     if findings.iter().any(|finding| args.fail_on.includes(finding.level)) {
         return Err(CliError::Findings);
     }
     Ok(())
+}
+
+/// Adds what the API server says about the objects.
+async fn ask(
+    context: &Context,
+    documents: &[Document],
+    namespace: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<(), CliError> {
+    let client = context.client().await?;
+    cluster::check(&client, documents, namespace, findings).await
 }
 
 fn print(output: &Output, findings: &[Finding], documents: usize) -> Result<(), CliError> {

@@ -13,13 +13,16 @@ use crate::commands::inject::admission::{Answer, send};
 use crate::exit::CliError;
 use crate::objects::{self, Kind};
 
-/// Asks about each of Tulle's objects. Nothing is changed.
+/// Asks about each of Tulle's objects, and adds what it finds. Nothing is changed.
+///
+/// # Errors
+/// The API server cannot say about an object; what it said about those before is among the findings.
 pub(super) async fn check(
     client: &Client,
     documents: &[Document],
     namespace: &str,
-) -> Result<Vec<Finding>, CliError> {
-    let mut findings = Vec::new();
+    findings: &mut Vec<Finding>,
+) -> Result<(), CliError> {
     for document in documents.iter().filter(|document| document.is_tulle() && !document.name().is_empty()) {
         let Some(path) = path(document, namespace) else { continue };
         let mut add = |rule, message| {
@@ -38,7 +41,7 @@ pub(super) async fn check(
             add(NOT_IN_CLUSTER, absent);
         }
     }
-    Ok(findings)
+    Ok(())
 }
 
 /// The path of a kind's objects.
