@@ -143,6 +143,42 @@ serving: sidecars send the pod its share. Kubernetes shows it as not ready until
 }
 
 #[test]
+fn a_pod_that_is_not_ready_is_shown_with_the_reason_that_kubernetes_has() {
+    let container = |name: &str, state: Value| json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+    let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+    let why = |scheduled: Value, init: Value, web: Value| {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web-5d4f-a", "labels": {"pod-template-hash": "5d4f"}},
+            "spec": {"containers": []},
+            "status": {
+                "conditions": [scheduled],
+                "initContainerStatuses": [container("tulle-init", init)],
+                "containerStatuses": [container("web", web)],
+            },
+        }))
+        .unwrap();
+        PodSeen::of(&pod, WorkloadKind::Deployment)
+    };
+    let (placed, ended) =
+        (json!({"type": "PodScheduled", "status": "True"}), json!({"terminated": {"exitCode": 0}}));
+    let homeless = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable"});
+    let crashed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+    let running = json!({"running": {}});
+    for (pod, expected) in [
+        (why(placed.clone(), ended.clone(), waiting("ImagePullBackOff")), Some("web: ImagePullBackOff")),
+        (why(placed.clone(), ended.clone(), crashed.clone()), Some("web: Error")),
+        (why(placed.clone(), crashed, waiting("PodInitializing")), Some("tulle-init: Error")),
+        (why(homeless, json!({}), json!({})), Some("Unschedulable")),
+        (why(placed.clone(), ended.clone(), running), None),
+    ] {
+        assert_eq!(pod.why.as_deref(), expected);
+    }
+    let crashes = why(placed, ended, waiting("CrashLoopBackOff"));
+    let text = View::of(&in_progress(), &[crashes]).text(now(), &Output::default());
+    assert!(text.contains("web-5d4f-a    not ready (web: CrashLoopBackOff)   none"), "{text}");
+}
+
+#[test]
 fn a_pod_is_held_by_its_gate_only_where_everything_else_is_ready() {
     let held = |containers: &str, other: &str, approved: &str| {
         let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
