@@ -230,6 +230,9 @@ fn is_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
+/// What to do about a file with a mistake.
+pub(crate) const LISTS_ALL: &str = "`tulle lint -f FILE` lists everything that is wrong";
+
 /// The first shape or value of an object of Tulle's that its schema does not allow, with its file, and what to do.
 pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> {
     let schemas = schema::Schemas::generated();
@@ -237,7 +240,7 @@ pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> 
     let mut problems = schema::check(schema, &document.value).into_iter();
     let problem = problems.find(|problem| problem.what != schema::What::Unknown)?;
     let what = format!("{}: {}: {}", document.file, document.label(namespace), problem.message);
-    Some(CliError::failed(what).hint("`tulle lint -f FILE` lists everything that is wrong"))
+    Some(CliError::failed(what).hint(LISTS_ALL))
 }
 
 /// Without status, which nobody applies, and without fields that are not known, which were reported.
