@@ -11,6 +11,7 @@ pub(crate) mod read;
 #[cfg(test)]
 mod reference;
 mod rollout;
+mod routes;
 mod rules;
 mod schema;
 mod settings;
@@ -38,7 +39,7 @@ pub struct Args {
     /// Files, or directories with all files below them that end in .yaml, .yml or .json; `-`: standard input
     #[arg(short, long = "file", value_name = "FILE", num_args = 1.., required_unless_present = "rules")]
     files: Vec<PathBuf>,
-    /// Ask the API server too: whether it would take the objects, and whether their targets exist. Nothing is changed
+    /// Ask the API server too: whether it would take the objects, and whether their targets and callers exist. Nothing is changed
     #[arg(long)]
     with_cluster: bool,
     /// The least level of a finding that makes the exit code 3
@@ -146,6 +147,7 @@ fn check(input: &Input, namespace: &str, now: Timestamp) -> Vec<Finding> {
         one(document, namespace, &schemas, now, &mut findings);
     }
     findings.extend(together::check(&input.documents, namespace));
+    findings.extend(routes::check(&input.documents, namespace));
     findings
 }
 
