@@ -1,6 +1,6 @@
 //! What the API server says about objects, by a dry run of each, and whether their targets and callers exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::Client;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -9,6 +9,7 @@ use serde_json::Value;
 use tulle_crds::{CanaryTarget, PolicyTarget, TargetKind};
 
 use super::read::Document;
+use super::routes;
 use super::rules::{ADMISSION_WARNING, Finding, NO_CALLER, NOT_IN_CLUSTER, REJECTED};
 use crate::cluster::failure::cannot;
 use crate::commands::inject::admission::{Answer, send};
@@ -46,7 +47,27 @@ pub(super) async fn check(
             add(NO_CALLER, absent);
         }
     }
+    findings.extend(shared_rules(client, documents, namespace).await);
     Ok(())
+}
+
+/// Rules that a route of the cluster has too. Without a kind of route in the cluster, or without the right to list it,
+/// nothing is found.
+async fn shared_rules(client: &Client, documents: &[Document], namespace: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for kind in [objects::HTTP_ROUTE, objects::GRPC_ROUTE] {
+        let of_kind = documents.iter().filter(|document| {
+            document.kind() == kind.kind && document.api_version().starts_with(routes::GROUP)
+        });
+        let namespaces: BTreeSet<&str> = of_kind.map(|route| route.namespace(namespace)).collect();
+        for place in namespaces {
+            let Ok(stored) = objects::list(client, kind, Some(place), None).await else { continue };
+            let stored = stored.into_iter().map(|value| Document { file: String::new(), value });
+            let stored: Vec<Document> = stored.collect();
+            findings.extend(routes::beside(documents, &stored, namespace));
+        }
+    }
+    findings
 }
 
 /// The path of a kind's objects.

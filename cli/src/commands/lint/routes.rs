@@ -8,20 +8,35 @@ use super::read::Document;
 use super::rules::{Finding, HIDDEN_RULE};
 use crate::objects::{items, text};
 
-const GROUP: &str = "gateway.networking.k8s.io/";
+/// The group of routes.
+pub(super) const GROUP: &str = "gateway.networking.k8s.io/";
 /// Kinds whose rules match requests.
 const KINDS: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// Looks at all routes at once. Those without a namespace are in `namespace`.
 pub(super) fn check(documents: &[Document], namespace: &str) -> Vec<Finding> {
-    let is_route =
-        |document: &&Document| KINDS.contains(&document.kind()) && document.api_version().starts_with(GROUP);
-    let routes: Vec<&Document> = documents.iter().filter(is_route).collect();
+    let routes: Vec<&Document> = documents.iter().filter(|document| is_route(document)).collect();
     let mut findings = Vec::new();
     for (index, route) in routes.iter().enumerate() {
         findings.extend(routes.iter().take(index).filter_map(|other| shared(route, other, namespace)));
     }
     findings
+}
+
+/// Looks at the routes among `documents` beside those that the cluster has already.
+pub(super) fn beside(documents: &[Document], stored: &[Document], namespace: &str) -> Vec<Finding> {
+    let identity = |document: &Document| document.label(namespace);
+    let named: Vec<String> = documents.iter().map(identity).collect();
+    let others: Vec<&Document> = stored.iter().filter(|stored| !named.contains(&identity(stored))).collect();
+    let mut findings = Vec::new();
+    for route in documents.iter().filter(|document| is_route(document)) {
+        findings.extend(others.iter().filter_map(|other| shared(route, other, namespace)));
+    }
+    findings
+}
+
+fn is_route(document: &Document) -> bool {
+    KINDS.contains(&document.kind()) && document.api_version().starts_with(GROUP)
 }
 
 /// The first rule of a route that matches the same requests as one of another route. Routes of different namespaces are for

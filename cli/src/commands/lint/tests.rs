@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::cluster::callers;
 use super::read::{Input, documents, files};
+use super::routes::beside;
 use super::rules::{Finding, Level, RULES};
 use super::settings::is_quantity;
 use super::{FailOn, check, text};
@@ -467,6 +468,20 @@ fn a_rule_that_another_route_has_too_is_found_for_the_same_clients_and_port() {
     assert_eq!(routes("", "shop", "{path: {type: Exact, value: /api}}"), none);
     assert_eq!(routes(", port: 81", "shop", ""), none, "another port");
     assert_eq!(routes("", "client", ""), none, "it is for clients of another namespace");
+}
+
+#[test]
+fn a_rule_that_a_route_of_the_cluster_has_too_is_found_unless_it_is_the_same_route() {
+    let route = |name: &str| {
+        read(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: {name}, namespace: shop}}, spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{}}]}}}}"
+        ))
+    };
+    let beside = |stored: &str| beside(&route("a").documents, &route(stored).documents, "shop");
+    let found = beside("b");
+    let [one] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((one.id, one.object.as_str()), ("T1110", "HTTPRoute shop/a"));
+    assert_eq!(beside("a"), Vec::new());
 }
 
 #[test]
