@@ -19,11 +19,13 @@ use clap::Subcommand;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client};
+use serde_json::Value;
 use tulle_crds::{Canary, CanaryVerdict};
 
 use crate::cluster::{Context, failure};
 use crate::exit::CliError;
 use crate::human;
+use crate::objects::{self, Read};
 use crate::output::Table;
 
 /// Arguments of `tulle canary`.
@@ -93,8 +95,20 @@ async fn list(context: &Context) -> Result<(), CliError> {
         .list(&ListParams::default())
         .await
         .map_err(|error| failure::doing_tulle("cannot list Canaries", &error))?;
+    if let Some(namespace) = context.namespace().filter(|_| found.items.is_empty()) {
+        // The API server lists nothing in a namespace that does not exist. Whoever may not read namespaces is not told.
+        let read = objects::get(&context.client().await?, objects::NAMESPACE, None, namespace).await;
+        if let Some(error) = absent(&read, namespace) {
+            return Err(error);
+        }
+    }
     let now = Timestamp::now();
     context.output.print(&found.items, |_| table(&found.items, context.namespace().is_none(), now))
+}
+
+/// The error about a namespace that surely does not exist.
+fn absent(read: &Read<Option<Value>>, namespace: &str) -> Option<CliError> {
+    matches!(read, Ok(None)).then(|| CliError::failed(format!("there is no namespace {namespace}")))
 }
 
 /// The columns of `kubectl get canaries`, the longest one last.

@@ -9,8 +9,8 @@ use tulle_mesh::query::{Diff, DiffRow, Paths};
 
 use super::access::name;
 use super::explain::visible;
-use super::lint::mistake;
 use super::lint::read::{self, Input};
+use super::lint::{LISTS_ALL, mistake};
 use super::stat;
 use crate::cluster::Context;
 use crate::exit::CliError;
@@ -58,14 +58,15 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let window = stat::window(args.window)?;
     let input = read::files(std::slice::from_ref(&args.filename))?.whole()?;
     let policies = policies(&input, context.namespace())?;
-    for (namespace, ..) in &policies {
-        visible(context, namespace)?;
+    for policy in &policies {
+        visible(context, &policy.namespace)?;
     }
     let operator = context.operator().await?;
     let mut answers = Vec::new();
-    for (namespace, name, policy) in policies {
-        let diff: Diff = operator.post(Paths::DIFF, &[("window", window.as_str())], &policy).await?;
-        answers.push(Answer { policy: format!("{namespace}/{name}"), diff });
+    for policy in policies {
+        let asked = operator.post(Paths::DIFF, &[("window", window.as_str())], &policy.object).await;
+        let diff: Diff = asked.map_err(|error| policy.failed(error))?;
+        answers.push(Answer { policy: policy.qualified(), diff });
     }
     match context.output.format {
         Format::Table | Format::Wide => {
@@ -102,8 +103,40 @@ fn is_finding(answers: &[Answer], fail_on: Option<FailOn>) -> bool {
     }
 }
 
-/// The MeshPolicies of files, each with its namespace and name. Other kinds are skipped.
-fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<(String, String, Value)>, CliError> {
+/// A MeshPolicy of a file.
+#[derive(Debug)]
+struct Policy {
+    file: String,
+    namespace: String,
+    name: String,
+    object: Value,
+}
+
+impl Policy {
+    /// `namespace/name`.
+    fn qualified(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// An error of the question about it. The operator names neither the file nor the policy.
+    fn failed(&self, error: CliError) -> CliError {
+        match error {
+            CliError::Failed { what, hint } => {
+                let is_unreadable = what.contains(UNREADABLE);
+                let hint = hint.or_else(|| is_unreadable.then(|| LISTS_ALL.to_owned()));
+                let what = format!("{}: MeshPolicy {}: {what}", self.file, self.qualified());
+                CliError::Failed { what, hint }
+            }
+            other => other,
+        }
+    }
+}
+
+/// What is in the operator's refusal of a policy with a field that it does not know.
+const UNREADABLE: &str = "not a MeshPolicy";
+
+/// The MeshPolicies of files. Other kinds are skipped.
+fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<Policy>, CliError> {
     let mut found = Vec::new();
     for document in input.documents.iter().filter(|document| document.kind() == "MeshPolicy") {
         let name = document.name();
@@ -120,11 +153,12 @@ fn policies(input: &Input, namespace: Option<&str>) -> Result<Vec<(String, Strin
         if let Some(mistake) = mistake(document, own) {
             return Err(mistake);
         }
-        let mut policy = document.value.clone();
-        if let Some(metadata) = policy.get_mut("metadata").and_then(Value::as_object_mut) {
+        let mut object = document.value.clone();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("namespace".to_owned(), Value::String(own.to_owned()));
         }
-        found.push((own.to_owned(), name.to_owned(), policy));
+        let (file, namespace, name) = (document.file.clone(), own.to_owned(), name.to_owned());
+        found.push(Policy { file, namespace, name, object });
     }
     if found.is_empty() {
         return Err(CliError::failed("there is no MeshPolicy in the file")
@@ -229,10 +263,9 @@ mod tests {
             input
         };
         let found = policies(&read(text), Some("shop")).unwrap();
-        let names: Vec<(&str, &str)> =
-            found.iter().map(|(namespace, name, _)| (namespace.as_str(), name.as_str())).collect();
-        assert_eq!(names, [("shop", "a"), ("pay", "b")]);
-        assert_eq!(found[0].2["metadata"]["namespace"], "shop");
+        let names: Vec<String> = found.iter().map(Policy::qualified).collect();
+        assert_eq!(names, ["shop/a", "pay/b"]);
+        assert_eq!(found[0].object["metadata"]["namespace"], "shop");
         assert!(policies(&read(text), None).unwrap_err().to_string().contains("MeshPolicy a"));
         let none = policies(&read("kind: Service\n"), Some("shop")).unwrap_err();
         assert_eq!(none.to_string(), "there is no MeshPolicy in the file");
@@ -252,6 +285,20 @@ mod tests {
             "{what}"
         );
         assert!(hint.unwrap().contains("tulle lint -f"));
+    }
+
+    #[test]
+    fn what_the_operator_refuses_is_said_with_its_file_and_policy() {
+        let policy =
+            Policy { file: "p.yaml".into(), namespace: "shop".into(), name: "p".into(), object: Value::Null };
+        let typo = CliError::failed("not a MeshPolicy as JSON: unknown field `timeouts`");
+        let CliError::Failed { what, hint } = policy.failed(typo) else { panic!("another kind of error") };
+        assert_eq!(what, "p.yaml: MeshPolicy shop/p: not a MeshPolicy as JSON: unknown field `timeouts`");
+        assert!(hint.unwrap().contains("tulle lint -f"));
+        let CliError::Failed { hint, .. } = policy.failed(CliError::failed("the operator is gone")) else {
+            panic!("another kind of error")
+        };
+        assert_eq!(hint, None);
     }
 
     #[test]

@@ -46,9 +46,9 @@ pub async fn ask(operator: &Operator, namespace: Option<&str>, window: &str) -> 
 }
 
 fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) -> Table {
-    let mut headers = vec!["SRC", "DST", "PORT", "PROTO", "MTLS", "RPS", "SUCCESS", "P99"];
+    let mut headers = vec!["SRC", "DST", "PORT", "PROTO", "MTLS", "RPS", "SUCCESS", "P99", "WORST"];
     if wide {
-        headers.extend(["WORST", "CONNS", "IN", "OUT", "ZONE", "CLIENT-ID", "SERVER-ID"]);
+        headers.extend(["DENIED", "CONNS", "IN", "OUT", "ZONE", "CLIENT-ID", "SERVER-ID"]);
     }
     let rows = edges.edges.iter().map(|edge| {
         let golden = &edge.golden;
@@ -61,10 +61,11 @@ fn table(edges: &Edges, namespace: Option<&str>, wide: bool, output: &Output) ->
             human::rate(golden.rps),
             stat::success(golden, output),
             human::millis(golden.p99_ms),
+            stat::worst(golden),
         ];
         if wide {
             cells.extend([
-                stat::worst(golden),
+                human::count(golden.denied),
                 human::count(golden.connections),
                 human::bytes_per_second(golden.bytes_up, edges.window),
                 human::bytes_per_second(golden.bytes_down, edges.window),
@@ -119,7 +120,7 @@ pub fn party(party: &Party, namespace: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tulle_mesh::query::Golden;
+    use tulle_mesh::query::{Golden, Reason};
 
     use super::*;
 
@@ -157,9 +158,9 @@ mod tests {
             ],
         };
         let expected = "\
-SRC     DST                     PORT   PROTO    MTLS   RPS   SUCCESS   P99
-web     payments/svc/checkout   8080   http2    yes    12    100.00%   7.0ms
-plain   db                      -      opaque   no     0     -         -
+SRC     DST                     PORT   PROTO    MTLS   RPS   SUCCESS   P99     WORST
+web     payments/svc/checkout   8080   http2    yes    12    100.00%   7.0ms   -
+plain   db                      -      opaque   no     0     -         -       -
 ";
         let output = Output::default();
         assert_eq!(table(&edges, Some("shop"), false, &output).to_string(), expected);
@@ -177,5 +178,28 @@ plain   db                      -      opaque   no     0     -         -
         assert_eq!(json["edges"][0]["port"], 8080);
         assert_eq!(json["edges"][0]["serverZones"][1], "eu-b");
         assert_eq!(json["edges"][0]["clientIds"][0], "spiffe://c/ns/shop/sa/web");
+    }
+
+    #[test]
+    fn an_edge_whose_requests_are_denied_says_so() {
+        let denied = Golden {
+            requests: 118,
+            denied: 118,
+            rps: 2.0,
+            p99_ms: Some(2.0),
+            reasons: vec![Reason { name: "PolicyDenied".into(), count: 118 }],
+            ..Golden::default()
+        };
+        let (source, destination) = (of("tonc", "Deployment", "batch"), of("tonc", "Service", "stock"));
+        let edge = Edge { source, destination, mtls: true, golden: denied, ..Edge::default() };
+        let edges = Edges { window: 60, lost: 0, edges: vec![edge] };
+        let last = |wide: bool| -> Vec<String> {
+            let table = table(&edges, Some("tonc"), wide, &Output::default()).to_string();
+            table.lines().last().unwrap().split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(last(false).last().map(String::as_str), Some("PolicyDenied"));
+        let wide = last(true);
+        let at = wide.iter().position(|word| word == "PolicyDenied").unwrap();
+        assert_eq!(wide[at + 1], "118", "{wide:?}");
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod read;
 #[cfg(test)]
 mod reference;
 mod rollout;
+mod routes;
 mod rules;
 mod schema;
 mod settings;
@@ -38,7 +39,7 @@ pub struct Args {
     /// Files, or directories with all files below them that end in .yaml, .yml or .json; `-`: standard input
     #[arg(short, long = "file", value_name = "FILE", num_args = 1.., required_unless_present = "rules")]
     files: Vec<PathBuf>,
-    /// Ask the API server too: whether it would take the objects, and whether their targets exist. Nothing is changed
+    /// Ask the API server too: whether it would take the objects, and whether their targets and callers exist. Nothing is changed
     #[arg(long)]
     with_cluster: bool,
     /// The least level of a finding that makes the exit code 3
@@ -73,7 +74,8 @@ impl FailOn {
 /// Runs `tulle lint`.
 ///
 /// # Errors
-/// [`CliError::Findings`] for findings at or above `--fail-on`; a file that is not there, or no access to the cluster.
+/// [`CliError::Findings`] for findings at or above `--fail-on`; a file that is not there, or no access to the cluster. What
+/// was found without the cluster is printed then, too.
 pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     if args.rules {
         return context.output.print(&rules::RULES, |_| rules::table());
@@ -82,15 +84,27 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
     let namespace = context.namespace().unwrap_or("default");
     let mut findings = check(&input, namespace, Timestamp::now());
     findings.extend(Finding::of_nothing(&input));
-    if args.with_cluster {
-        let client = context.client().await?;
-        findings.extend(cluster::check(&client, &input.documents, namespace).await?);
-    }
+    let asked = match args.with_cluster {
+        true => ask(context, &input.documents, namespace, &mut findings).await,
+        false => Ok(()),
+    };
     print(&context.output, &findings, input.documents.len())?;
+    asked?;
     if findings.iter().any(|finding| args.fail_on.includes(finding.level)) {
         return Err(CliError::Findings);
     }
     Ok(())
+}
+
+/// Adds what the API server says about the objects.
+async fn ask(
+    context: &Context,
+    documents: &[Document],
+    namespace: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<(), CliError> {
+    let client = context.client().await?;
+    cluster::check(&client, documents, namespace, findings).await
 }
 
 fn print(output: &Output, findings: &[Finding], documents: usize) -> Result<(), CliError> {
@@ -133,6 +147,7 @@ fn check(input: &Input, namespace: &str, now: Timestamp) -> Vec<Finding> {
         one(document, namespace, &schemas, now, &mut findings);
     }
     findings.extend(together::check(&input.documents, namespace));
+    findings.extend(routes::check(&input.documents, namespace));
     findings
 }
 
@@ -217,6 +232,9 @@ fn is_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
+/// What to do about a file with a mistake.
+pub(crate) const LISTS_ALL: &str = "`tulle lint -f FILE` lists everything that is wrong";
+
 /// The first shape or value of an object of Tulle's that its schema does not allow, with its file, and what to do.
 pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> {
     let schemas = schema::Schemas::generated();
@@ -224,7 +242,7 @@ pub(crate) fn mistake(document: &Document, namespace: &str) -> Option<CliError> 
     let mut problems = schema::check(schema, &document.value).into_iter();
     let problem = problems.find(|problem| problem.what != schema::What::Unknown)?;
     let what = format!("{}: {}: {}", document.file, document.label(namespace), problem.message);
-    Some(CliError::failed(what).hint("`tulle lint -f FILE` lists everything that is wrong"))
+    Some(CliError::failed(what).hint(LISTS_ALL))
 }
 
 /// Without status, which nobody applies, and without fields that are not known, which were reported.

@@ -104,7 +104,8 @@ fn unused(rows: &[RouteRow]) -> Option<String> {
     let first: Vec<&str> = unused.first()?.splitn(3, '/').collect();
     let [kind, namespace, name] = first.as_slice() else { return None };
     Some(format!(
-        "nothing was counted for {}; `kubectl -n {namespace} describe {} {name}` shows whether it is accepted",
+        "nothing was counted for {}; `kubectl -n {namespace} describe {} {name}` shows whether it is accepted, and \
+         `tulle explain` whether another route takes its requests",
         some_of(&unused),
         kind.to_ascii_lowercase()
     ))
@@ -346,7 +347,7 @@ grpcroute/orders   4      -                 -        -      -     -          -  
         let half = [of("HTTPRoute/shop/web", None), of("HTTPRoute/shop/web", Some(7))];
         let rows = [&half[..], &[idle]].concat();
         let expected = "nothing was counted for GRPCRoute/shop/orders; `kubectl -n shop describe grpcroute orders` \
-                        shows whether it is accepted";
+                        shows whether it is accepted, and `tulle explain` whether another route takes its requests";
         assert_eq!(unused(&rows).as_deref(), Some(expected));
         assert_eq!((unused(&half), unused(&[])), (None, None));
     }

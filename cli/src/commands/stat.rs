@@ -18,6 +18,9 @@ mod tests;
 /// The shortest and the longest time that the operator sums.
 const WINDOW: std::ops::RangeInclusive<u64> = 10..=21_600;
 
+/// The kind of a workload that is a pod of its own.
+const POD: &str = "Pod";
+
 /// Options of `tulle stat`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -85,7 +88,11 @@ pub async fn run(context: &Context, args: Args) -> Result<(), CliError> {
         if stat.rows.is_empty() {
             let workloads = from.as_deref().or(to.as_deref());
             known(context, &target, workloads).await?;
-            notes.push(nothing(namespace, asked));
+        }
+        match target.kind {
+            Some(POD) => notes.push(of_pods(namespace)),
+            _ if stat.rows.is_empty() => notes.push(nothing(namespace, asked)),
+            _ => {}
         }
         let table = |wide| table(&stat, target.by, namespace.is_none(), wide, output);
         Ok(Frame { text: output.text(&stat, table)?, notes })
@@ -139,7 +146,7 @@ impl Target {
             "statefulset" | "statefulsets" | "sts" => (By::Workload, Some("StatefulSet")),
             "daemonset" | "daemonsets" | "ds" => (By::Workload, Some("DaemonSet")),
             "job" | "jobs" => (By::Workload, Some("Job")),
-            "pod" | "pods" | "po" => (By::Workload, Some("Pod")),
+            "pod" | "pods" | "po" => (By::Workload, Some(POD)),
             "service" | "services" | "svc" => (By::Service, None),
             "route" | "routes" => (By::Route, None),
             "revision" | "revisions" | "rev" => (By::Revision, None),
@@ -201,6 +208,16 @@ pub fn nothing(namespace: Option<&str>, window: Duration) -> String {
     let window = human::age(window);
     format!(
         "no sidecar has counted this in {place} in the last {window}; `tulle pods` shows which pods have a sidecar"
+    )
+}
+
+/// What rows about pods leave out: what a pod of a Deployment has served is counted for the Deployment.
+fn of_pods(namespace: Option<&str>) -> String {
+    let scope = namespace.map_or(" -A".to_owned(), |namespace| format!(" -n {namespace}"));
+    let tap = namespace.map_or(" -n NAMESPACE".to_owned(), |namespace| format!(" -n {namespace}"));
+    format!(
+        "only pods that belong to no workload have counts of their own: `tulle stat workload{scope}` shows the others by \
+         workload, and `tulle tap WORKLOAD{tap} --status 5xx -o wide` names the pod of each request that fails"
     )
 }
 

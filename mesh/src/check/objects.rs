@@ -126,7 +126,7 @@ impl<'a> Canary<'a> {
     }
 }
 
-/// T0901: every Canary is valid, and none is stuck. T0902: no rollout has passed its deadline
+/// T0901: every Canary is valid, and none is stuck or lacks ready pods for long. T0902: no rollout has passed its deadline
 /// undecided.
 pub fn canaries(canaries: &[Canary<'_>]) -> Vec<Finding> {
     let count = format!("{} Canaries", canaries.len());
@@ -150,13 +150,31 @@ fn stuck(canary: &Canary<'_>) -> Option<Finding> {
             "clients reach pods by their addresses, so no share can be set: let them use a ClusterIP Service";
         return finding(true, dial, hint);
     }
-    let not_ready = canary.with("Ready", "False")?;
+    let Some(not_ready) = canary.with("Ready", "False") else { return short_of_pods(canary) };
     // A target that does not exist yet is what a Canary waits for when both are applied together.
     if canary.is_waiting {
         finding(false, not_ready, "create the target, or correct its name")
     } else {
         finding(true, not_ready, "new versions are not rolled out in steps")
     }
+}
+
+/// How the operator ends the message of condition Capacity after a minute. A test of the operator hands in its condition.
+const LASTING: &str = "this has lasted for more than a minute";
+
+/// A step that has waited for ready pods of the new version for a while.
+fn short_of_pods(canary: &Canary<'_>) -> Option<Finding> {
+    let short = canary.with("Capacity", "False").filter(|short| short.message.ends_with(LASTING))?;
+    let found = format!("{}: {}", short.reason, short.message);
+    let hint =
+        "the step waits: find out why pods of the new version are missing or not ready, or raise maxSurge";
+    let finding = canary.finding(&checks::CANARIES, false, &found, hint);
+    // Where there are pods that are not ready, the message has the command that describes them.
+    let command = short.message.split_once("see ").and_then(|(_, rest)| rest.split(';').next());
+    Some(match command.filter(|command| command.starts_with("kubectl ")) {
+        Some(command) => finding.fix(command),
+        None => finding,
+    })
 }
 
 /// A deadline that has passed without a decision.

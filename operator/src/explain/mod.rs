@@ -108,7 +108,7 @@ fn walk(world: &World<'_>, trace: &mut Trace) -> Result<String, Ended> {
     server::access(world, &servers, path, trace)?;
     server::limits(world, &servers, trace);
     let over = if servers.iter().all(|server| server.mtls) { "over mTLS" } else { "in plain text" };
-    Ok(format!("{} at {} of its pods, {over}", target.service, servers.len()))
+    Ok(format!("{} at {}, {over}", target.service, server::place(&servers)))
 }
 
 /// What a question is asked of.

@@ -53,6 +53,19 @@ impl<'a> Server<'a> {
     }
 }
 
+/// Where the request arrives, in words. An EndpointSlice that somebody writes may list an address at which nothing answers.
+pub(super) fn place(servers: &[Server<'_>]) -> String {
+    let all = servers.len();
+    let others = servers.iter().filter(|server| server.pod.is_none()).count();
+    let noun = if others == 1 { "address" } else { "addresses" };
+    let unchecked = format!("{others} {noun} of no pod (whether anything answers there is not checked)");
+    match all.saturating_sub(others) {
+        _ if others == 0 => format!("{all} of its pods"),
+        0 => unchecked,
+        pods => format!("{pods} of its pods and {unchecked}"),
+    }
+}
+
 /// The pods that it may go to.
 pub(super) fn endpoint<'a>(
     world: &World<'a>,

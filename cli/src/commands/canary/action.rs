@@ -106,7 +106,12 @@ impl Verb {
             }
             Self::Pause => after.phase == Phase::Paused,
             Self::Resume => after.phase != Phase::Paused || after.step != before.step,
-            Self::Abort => after.phase == Phase::Failed,
+            // After an undo the target may be back at the approved revision before the operator sees the action.
+            Self::Abort => {
+                let is_back =
+                    after.phase == Phase::Stable && after.approved_revision != before.canary_revision;
+                is_back || after.phase == Phase::Failed
+            }
             Self::Retry => after.phase != Phase::Failed,
         }
     }
@@ -120,6 +125,10 @@ impl Verb {
                 format!("the rollout of revision {revision} of {target} pauses at {}%", after.weight)
             }
             Self::Resume => format!("the rollout of revision {revision} of {target} continues"),
+            Self::Abort if after.phase == Phase::Stable => format!(
+                "revision {revision} of {target} is not rolled out any more: the target is back at revision {}",
+                after.approved_revision
+            ),
             Self::Abort => format!(
                 "revision {revision} of {target} is treated as failed and {}; its pods stay until the template is restored (tulle canary undo)",
                 left_to_failed(after)

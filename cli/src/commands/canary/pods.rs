@@ -1,6 +1,6 @@
 //! The pods of a Canary's target, as the tree shows them.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
@@ -25,6 +25,9 @@ pub(super) struct PodSeen {
     /// Whether it would be ready but for its shut gate: its containers are ready, and other readiness gates open.
     pub(super) held: bool,
     pub(super) terminating: bool,
+    /// Why it is not ready, where Kubernetes says so: `web: ImagePullBackOff`, `Unschedulable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
     pub(super) gate: Gate,
     /// Of its container with the most.
     pub(super) restarts: i32,
@@ -78,6 +81,7 @@ impl PodSeen {
             ready,
             held: !ready && gate == Gate::Shut && holds("ContainersReady") && others_open,
             terminating: meta.deletion_timestamp.is_some(),
+            why: status.filter(|_| !ready).and_then(why),
             gate,
             restarts: containers.iter().map(|container| container.restart_count).max().unwrap_or(0),
             created: meta.creation_timestamp.as_ref().map(|created| created.0.as_second()),
@@ -93,6 +97,28 @@ impl PodSeen {
     pub(super) fn age(&self, now: Timestamp) -> String {
         super::age(self.created.map(|created| now.as_second().saturating_sub(created)))
     }
+}
+
+/// Why a pod is not ready: it has no node, or the first of its containers that does not run.
+fn why(status: &PodStatus) -> Option<String> {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let without_node = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(reason) = without_node.and_then(|condition| condition.reason.clone()) {
+        return Some(reason);
+    }
+    let containers = [&status.init_container_statuses, &status.container_statuses].into_iter();
+    let stuck = |container: &ContainerStatus| Some(format!("{}: {}", container.name, stopped(container)?));
+    containers.flatten().flatten().find_map(stuck)
+}
+
+/// Why a container does not run.
+fn stopped(container: &ContainerStatus) -> Option<&str> {
+    let state = container.state.as_ref()?;
+    // It waits for an init container, which says more.
+    let waiting = state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref());
+    let waiting = waiting.filter(|reason| *reason != "PodInitializing");
+    let failed = state.terminated.as_ref().filter(|ended| ended.exit_code != 0);
+    waiting.or_else(|| failed.and_then(|ended| ended.reason.as_deref()))
 }
 
 /// What a Canary's target is at the moment.

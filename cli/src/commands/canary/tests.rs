@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tulle_crds::{Canary, CanaryAction, CanarySpec, CanaryStatus, WorkloadKind};
 use tulle_mesh::query::Evidence;
 
+use super::absent;
 use super::action::{Undone, Verb, annotation, is_refused, is_taken, late, moved_on, patch, refusal};
 use super::attempts;
 use super::pods::{Gate, PodSeen, Target, is_observed};
@@ -13,6 +14,7 @@ use super::status::{Rest, gives_up};
 use super::undo::{revision_to_restore, template_of, unmanaged};
 use super::view::{End, View, end, on_its_way};
 use crate::exit::CliError;
+use crate::objects::Unread;
 use crate::output::Output;
 
 const VERBS: [Verb; 5] = [Verb::Promote, Verb::Pause, Verb::Resume, Verb::Abort, Verb::Retry];
@@ -143,6 +145,50 @@ serving: sidecars send the pod its share. Kubernetes shows it as not ready until
 }
 
 #[test]
+fn a_pod_that_is_not_ready_is_shown_with_the_reason_that_kubernetes_has() {
+    let container = |name: &str, state: Value| json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+    let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+    let why = |scheduled: Value, init: Value, web: Value| {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web-5d4f-a", "labels": {"pod-template-hash": "5d4f"}},
+            "spec": {"containers": []},
+            "status": {
+                "conditions": [scheduled],
+                "initContainerStatuses": [container("tulle-init", init)],
+                "containerStatuses": [container("web", web)],
+            },
+        }))
+        .unwrap();
+        PodSeen::of(&pod, WorkloadKind::Deployment)
+    };
+    let (placed, ended) =
+        (json!({"type": "PodScheduled", "status": "True"}), json!({"terminated": {"exitCode": 0}}));
+    let homeless = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable"});
+    let crashed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+    let running = json!({"running": {}});
+    for (pod, expected) in [
+        (why(placed.clone(), ended.clone(), waiting("ImagePullBackOff")), Some("web: ImagePullBackOff")),
+        (why(placed.clone(), ended.clone(), crashed.clone()), Some("web: Error")),
+        (why(placed.clone(), crashed, waiting("PodInitializing")), Some("tulle-init: Error")),
+        (why(homeless, json!({}), json!({})), Some("Unschedulable")),
+        (why(placed.clone(), ended.clone(), running), None),
+    ] {
+        assert_eq!(pod.why.as_deref(), expected);
+    }
+    let crashes = why(placed, ended, waiting("CrashLoopBackOff"));
+    let text = View::of(&in_progress(), &[crashes]).text(now(), &Output::default());
+    assert!(text.contains("web-5d4f-a    not ready (web: CrashLoopBackOff)   none"), "{text}");
+}
+
+#[test]
+fn an_empty_list_of_a_namespace_that_does_not_exist_is_an_error() {
+    let error = absent(&Ok(None), "nope").unwrap();
+    assert_eq!((error.to_string().as_str(), error.code()), ("there is no namespace nope", 1));
+    assert_eq!(absent(&Ok(Some(json!({}))), "shop"), None);
+    assert_eq!(absent(&Err(Unread::Forbidden("no".into())), "shop"), None, "it may exist");
+}
+
+#[test]
 fn a_pod_is_held_by_its_gate_only_where_everything_else_is_ready() {
     let held = |containers: &str, other: &str, approved: &str| {
         let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
@@ -207,6 +253,8 @@ fn an_abort_says_what_the_revision_still_gets() {
     assert!(done(0, "0%").contains("failed and gets no traffic;"));
     assert!(done(0, "30%").contains("acknowledged that (30% until then);"));
     assert!(done(75, "50%").contains("keeps 75% of the traffic"));
+    let undone = Verb::Abort.done("new", &status("Stable"));
+    assert!(undone.ends_with("is not rolled out any more: the target is back at revision old"), "{undone}");
 }
 
 #[test]
@@ -389,6 +437,9 @@ fn the_effect_of_an_action_is_read_from_the_status() {
     assert!(Verb::Pause.has_effect(&before, &status("Paused")));
     assert!(Verb::Resume.has_effect(&status("Paused"), &next_step), "the next step may be a pause too");
     assert!(Verb::Abort.has_effect(&before, &status("Failed")));
+    assert!(Verb::Abort.has_effect(&before, &status("Stable")), "an undo came first");
+    let approved = CanaryStatus { approved_revision: "new".into(), ..status("Stable") };
+    assert!(!Verb::Abort.has_effect(&before, &approved), "it was promoted meanwhile");
     assert!(Verb::Retry.has_effect(&status("Failed"), &status("Progressing")));
     for (verb, phase) in
         VERBS.into_iter().zip(["Progressing", "Progressing", "Paused", "Progressing", "Failed"])

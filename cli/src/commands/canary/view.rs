@@ -178,7 +178,7 @@ impl View {
                 let branch = if index + 1 == revision.pods.len() { "└─" } else { "├─" };
                 rows.push(vec![
                     format!("{branch} {}", pod.name),
-                    revision.state(pod).to_owned(),
+                    revision.state(pod),
                     pod.gate.name().to_owned(),
                     pod.restarts.to_string(),
                     pod.age(now),
@@ -208,15 +208,19 @@ impl View {
 }
 
 impl Revision {
-    /// The state of one of its pods.
-    fn state(&self, pod: &PodSeen) -> &'static str {
-        match (pod.terminating, pod.ready) {
+    /// The state of one of its pods, such as `not ready (web: ImagePullBackOff)`.
+    fn state(&self, pod: &PodSeen) -> String {
+        let state = match (pod.terminating, pod.ready) {
             (true, _) => "terminating",
             (false, true) => "ready",
             (false, false) if pod.is_held() && self.steered => "serving",
             (false, false) if pod.is_held() => "held back",
-            (false, false) => "not ready",
-        }
+            (false, false) => match &pod.why {
+                Some(why) => return format!("not ready ({why})"),
+                None => "not ready",
+            },
+        };
+        state.to_owned()
     }
 
     /// How many of its pods are as they should be, such as `1/2 serving`.

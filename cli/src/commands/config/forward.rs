@@ -7,6 +7,8 @@ use http_body_util::Full;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use kube::Client;
+use kube::client::UpgradeConnectionError;
+use serde_json::Value;
 
 use crate::cluster::failure::{self, cannot};
 use crate::cluster::forward::{self, Answer, ForwardError};
@@ -86,11 +88,46 @@ async fn ask(client: &Client, namespace: &str, pod: &str, port: u16, path: &str)
     if !objects::has_sidecar(&found.data) {
         return Err(CliError::failed(format!("pod {namespace}/{pod} has no sidecar")).hint(listed(namespace)));
     }
-    let unanswered = |error| unanswered(error, namespace, pod);
+    let idle = not_running(&found.data);
+    let unanswered = |error: ForwardError| match idle.as_deref().filter(|_| is_of_pod(&error)) {
+        Some(why) => CliError::failed(format!("the sidecar of {namespace}/{pod} does not run: {why}"))
+            .hint(format!("kubectl -n {namespace} describe pod {pod}")),
+        None => unanswered(error, namespace, pod),
+    };
     let request = Request::builder().uri(path).header(HOST, "localhost").body(Full::<Bytes>::default());
     let request = request.map_err(|error| CliError::failed(format!("invalid request: {error}")))?;
     let tunnel = forward::open(client, namespace, pod, port).await.map_err(unanswered)?;
     forward::exchange(tunnel, request).await.map_err(unanswered)
+}
+
+/// Why the sidecar of a pod cannot answer: the reason of its container, or the phase of a pod that has none yet. `None`: it
+/// runs.
+fn not_running(pod: &Value) -> Option<String> {
+    let containers = objects::items(pod, "/status/initContainerStatuses");
+    let proxy = containers.iter().find(|container| objects::text(container, "/name") == "tulle-proxy");
+    let Some(proxy) = proxy else {
+        let phase = objects::text(pod, "/status/phase");
+        return (phase != "Running").then(|| format!("the pod is {phase}"));
+    };
+    if proxy.pointer("/state/running").is_some() {
+        return None;
+    }
+    let reasons = ["/state/waiting/reason", "/state/terminated/reason"].map(|at| objects::text(proxy, at));
+    let reason = reasons.into_iter().find(|reason| !reason.is_empty()).unwrap_or("waiting");
+    Some(format!("its container is {reason}"))
+}
+
+/// Whether an error may come from the pod's state: the API server answers 500 to a port-forward to a pod that is starting.
+fn is_of_pod(error: &ForwardError) -> bool {
+    let of_user = |status: u16| matches!(status, 401 | 403 | 404);
+    match error {
+        ForwardError::Unopened(kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(
+            status,
+        ))) => !of_user(status.as_u16()),
+        ForwardError::Unopened(kube::Error::Api(status)) => !of_user(status.code),
+        ForwardError::Unopened(_) => false,
+        ForwardError::Refused(_) | ForwardError::Broken(_) | ForwardError::Unreadable(_) => true,
+    }
 }
 
 /// What it means that a sidecar gave no answer.
@@ -115,6 +152,8 @@ fn logs(namespace: &str, pod: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -122,6 +161,26 @@ mod tests {
         let refused = Answer { status: StatusCode::FORBIDDEN, body: Bytes::from_static(b"not here\n") };
         let error = read(&refused, "shop", "web-1", "/config/resources").unwrap_err().to_string();
         assert!(error.contains("403") && error.ends_with("/config/resources: not here"), "{error}");
+    }
+
+    #[test]
+    fn a_pod_that_is_starting_is_said_to_be_so_instead_of_the_status_of_its_port_forward() {
+        let pod = |state: Value| {
+            let proxy = json!({"name": "tulle-proxy", "state": state});
+            json!({"status": {"phase": "Pending", "initContainerStatuses": [{"name": "tulle-init"}, proxy]}})
+        };
+        let why = |state: Value| not_running(&pod(state));
+        assert_eq!(why(json!({"running": {}})), None, "a sidecar runs before the pod does");
+        let waits = why(json!({"waiting": {"reason": "PodInitializing"}}));
+        assert_eq!(waits.as_deref(), Some("its container is PodInitializing"));
+        let unscheduled = not_running(&json!({"status": {"phase": "Pending"}}));
+        assert_eq!(unscheduled.as_deref(), Some("the pod is Pending"));
+        let switch = |status| {
+            let refused = UpgradeConnectionError::ProtocolSwitch(status);
+            is_of_pod(&ForwardError::Unopened(kube::Error::UpgradeConnection(refused)))
+        };
+        assert!(switch(StatusCode::INTERNAL_SERVER_ERROR));
+        assert!(!switch(StatusCode::FORBIDDEN), "the user may not forward ports");
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub(crate) async fn send(client: &Client, request: hyper::Request<Vec<u8>>) -> R
     answer(status, object, warnings)
 }
 
+/// How the API server words that fields of an apply are not those of its schema. It answers 500, although the object is to
+/// blame: structured-merge-diff returns an error without a status.
+const NOT_OF_SCHEMA: &str = "failed to create typed patch object";
+
 /// What a status and a body mean.
 pub(super) fn answer(status: u16, object: Value, warnings: Vec<String>) -> Result<Answer, CliError> {
     if (200..300).contains(&status) {
@@ -49,6 +53,7 @@ pub(super) fn answer(status: u16, object: Value, warnings: Vec<String>) -> Resul
     let said = object.get("message").and_then(Value::as_str);
     let message = said.map_or_else(|| format!("HTTP status {status}"), str::to_owned);
     match status {
+        500 if message.contains(NOT_OF_SCHEMA) => Ok(Answer::Refused { message, warnings }),
         401 | 408 | 429 | 500.. => Err(CliError::failed(format!("the API server cannot say: {message}"))),
         // Who may not create it may not try it either. Admission policies and webhooks answer 403 too, in other words.
         403 if message.contains(" cannot ") => Err(CliError::failed(message)

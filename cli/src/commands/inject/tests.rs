@@ -95,6 +95,17 @@ fn a_rejection_is_an_answer_and_a_missing_right_is_an_error() {
 }
 
 #[test]
+fn an_apply_with_an_unknown_field_is_a_rejection_although_its_status_is_500() {
+    let said = |message: &str| json!({"kind": "Status", "message": message});
+    let typo = "failed to create typed patch object (shop/p; tulle.dev/v1alpha1, Kind=MeshPolicy): \
+                .spec.timeouts: field not declared in schema";
+    let found = answer(500, said(typo), Vec::new()).unwrap();
+    assert_eq!(found, Answer::Refused { message: typo.to_owned(), warnings: Vec::new() });
+    let webhook = "Internal error occurred: failed calling webhook \"web.shop.dev\"";
+    assert!(answer(500, said(webhook), Vec::new()).is_err());
+}
+
+#[test]
 fn what_the_api_server_writes_for_itself_is_not_printed() {
     let pod = json!({"metadata": {"name": "web", "uid": "1", "managedFields": []}, "spec": {}, "status": {}});
     assert_eq!(without_bookkeeping(pod), json!({"metadata": {"name": "web"}, "spec": {}}));

@@ -1,4 +1,6 @@
-//! What the API server says about objects, by a dry run of each, and whether their targets exist.
+//! What the API server says about objects, by a dry run of each, and whether their targets and callers exist.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::Client;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -7,19 +9,23 @@ use serde_json::Value;
 use tulle_crds::{CanaryTarget, PolicyTarget, TargetKind};
 
 use super::read::Document;
-use super::rules::{ADMISSION_WARNING, Finding, NOT_IN_CLUSTER, REJECTED};
+use super::routes;
+use super::rules::{ADMISSION_WARNING, Finding, NO_CALLER, NOT_IN_CLUSTER, REJECTED};
 use crate::cluster::failure::cannot;
 use crate::commands::inject::admission::{Answer, send};
 use crate::exit::CliError;
 use crate::objects::{self, Kind};
 
-/// Asks about each of Tulle's objects. Nothing is changed.
+/// Asks about each of Tulle's objects, and adds what it finds. Nothing is changed.
+///
+/// # Errors
+/// The API server cannot say about an object; what it said about those before is among the findings.
 pub(super) async fn check(
     client: &Client,
     documents: &[Document],
     namespace: &str,
-) -> Result<Vec<Finding>, CliError> {
-    let mut findings = Vec::new();
+    findings: &mut Vec<Finding>,
+) -> Result<(), CliError> {
     for document in documents.iter().filter(|document| document.is_tulle() && !document.name().is_empty()) {
         let Some(path) = path(document, namespace) else { continue };
         let mut add = |rule, message| {
@@ -37,8 +43,31 @@ pub(super) async fn check(
         if let Some(absent) = absent_target(client, document, document.namespace(namespace)).await? {
             add(NOT_IN_CLUSTER, absent);
         }
+        for absent in absent_callers(client, document, document.namespace(namespace)).await {
+            add(NO_CALLER, absent);
+        }
     }
-    Ok(findings)
+    findings.extend(shared_rules(client, documents, namespace).await);
+    Ok(())
+}
+
+/// Rules that a route of the cluster has too. Without a kind of route in the cluster, or without the right to list it,
+/// nothing is found.
+async fn shared_rules(client: &Client, documents: &[Document], namespace: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for kind in [objects::HTTP_ROUTE, objects::GRPC_ROUTE] {
+        let of_kind = documents.iter().filter(|document| {
+            document.kind() == kind.kind && document.api_version().starts_with(routes::GROUP)
+        });
+        let namespaces: BTreeSet<&str> = of_kind.map(|route| route.namespace(namespace)).collect();
+        for place in namespaces {
+            let Ok(stored) = objects::list(client, kind, Some(place), None).await else { continue };
+            let stored = stored.into_iter().map(|value| Document { file: String::new(), value });
+            let stored: Vec<Document> = stored.collect();
+            findings.extend(routes::beside(documents, &stored, namespace));
+        }
+    }
+    findings
 }
 
 /// The path of a kind's objects.
@@ -98,6 +127,57 @@ async fn absent(
     let found = found.map_err(|error| cannot(&format!("read {kind} {namespace}/{name}"), &error))?;
     let absent = || format!("spec.target: there is no {kind} {namespace}/{name} in the cluster");
     Ok(found.is_none().then(absent))
+}
+
+/// A sentence for each service account that a rule names and that does not exist. One that the user may not read is taken to
+/// exist.
+async fn absent_callers(client: &Client, document: &Document, namespace: &str) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for (caller, place) in callers(document, namespace) {
+        let Caller { namespace, account } = &caller;
+        let found = objects::get(client, objects::SERVICE_ACCOUNT, Some(namespace.as_str()), account).await;
+        if matches!(found, Ok(None)) {
+            sentences.push(format!(
+                "{place}.serviceAccount: there is no ServiceAccount {namespace}/{account} in the cluster"
+            ));
+        }
+    }
+    sentences
+}
+
+/// A service account that rules name.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Caller {
+    pub(super) namespace: String,
+    pub(super) account: String,
+}
+
+/// The service accounts that the rules of a policy name, each with the first place. Where a rule has labels of namespaces,
+/// the account may be in any of them.
+pub(super) fn callers(document: &Document, namespace: &str) -> BTreeMap<Caller, String> {
+    let mut found = BTreeMap::new();
+    if document.kind() != "MeshPolicy" {
+        return found;
+    }
+    for list in ["allow", "deny"] {
+        let rules = objects::items(&document.value, &format!("/spec/access/{list}")).iter().enumerate();
+        for (rule, from) in rules.map(|(rule, value)| (rule, objects::items(value, "/from"))) {
+            for (index, caller) in from.iter().enumerate() {
+                let account = objects::text(caller, "/serviceAccount");
+                if account.is_empty() || caller.get("namespaceLabels").is_some() {
+                    continue;
+                }
+                let namespace = match objects::text(caller, "/namespace") {
+                    "" => namespace,
+                    named => named,
+                };
+                let caller = Caller { namespace: namespace.to_owned(), account: account.to_owned() };
+                let place = format!("spec.access.{list}[{rule}].from[{index}]");
+                found.entry(caller).or_insert(place);
+            }
+        }
+    }
+    found
 }
 
 async fn absent_policy_target(

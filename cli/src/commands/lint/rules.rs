@@ -57,6 +57,10 @@ pub(super) const MISPLACED: Rule = warning(
     "T1109",
     "A label or annotation of Tulle on a namespace, pod or workload is not known, or has no effect there.",
 );
+pub(super) const HIDDEN_RULE: Rule = warning(
+    "T1110",
+    "Two routes match the same requests to a Service. The older one wins, and both are accepted.",
+);
 pub(super) const SECOND_CANARY: Rule = error("T1201", "Two Canaries have the same target.");
 pub(super) const STEPS: Rule = warning("T1202", "The weights of a Canary's steps do not grow.");
 pub(super) const UNJUDGED: Rule = error(
@@ -70,9 +74,11 @@ pub(super) const HINDERED: Rule = warning(
 pub(super) const REJECTED: Rule = error("T1901", "The API server would reject the object.");
 pub(super) const ADMISSION_WARNING: Rule = warning("T1902", "The API server would warn about the object.");
 pub(super) const NOT_IN_CLUSTER: Rule = warning("T1903", "The target does not exist in the cluster.");
+pub(super) const NO_CALLER: Rule =
+    warning("T1904", "A service account that an access rule names does not exist in the cluster.");
 
 /// Every rule of `tulle lint`.
-pub(super) const RULES: [Rule; 21] = [
+pub(super) const RULES: [Rule; 23] = [
     UNREADABLE,
     UNKNOWN_KIND,
     UNNAMED,
@@ -87,6 +93,7 @@ pub(super) const RULES: [Rule; 21] = [
     NO_TARGET,
     CONFLICT,
     MISPLACED,
+    HIDDEN_RULE,
     SECOND_CANARY,
     STEPS,
     UNJUDGED,
@@ -94,6 +101,7 @@ pub(super) const RULES: [Rule; 21] = [
     REJECTED,
     ADMISSION_WARNING,
     NOT_IN_CLUSTER,
+    NO_CALLER,
 ];
 
 /// All rules as a table.

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::cluster::callers;
 use super::read::{Input, documents, files};
+use super::routes::beside;
 use super::rules::{Finding, Level, RULES};
 use super::settings::is_quantity;
 use super::{FailOn, check, text};
@@ -431,6 +433,55 @@ fn a_route_whose_parent_is_a_service_without_its_group_is_found() {
     );
     assert_eq!(route("group: '', kind: Service, name: web"), Vec::<String>::new());
     assert_eq!(route("name: gateway"), Vec::<String>::new(), "a Gateway");
+}
+
+#[test]
+fn the_service_accounts_that_rules_name_are_looked_for_in_their_namespaces() {
+    let yaml = "{apiVersion: tulle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p}, spec: {access: {
+        allow: [{}, {from: [{namespace: pay}, {serviceAccount: frnt}, {serviceAccount: till, namespace: pay}]}],
+        deny: [{from: [{serviceAccount: frnt}, {serviceAccount: any, namespaceLabels: {team: pay}}]}]}}}";
+    let input = read(yaml);
+    let found: Vec<String> = callers(&input.documents[0], "shop")
+        .into_iter()
+        .map(|(caller, place)| format!("{}/{} {place}", caller.namespace, caller.account))
+        .collect();
+    assert_eq!(found, ["pay/till spec.access.allow[1].from[2]", "shop/frnt spec.access.allow[1].from[1]"]);
+}
+
+#[test]
+fn a_rule_that_another_route_has_too_is_found_for_the_same_clients_and_port() {
+    let routes = |rest: &str, namespace: &str, matches: &str| {
+        let head = "apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute";
+        let parent = "group: '', kind: Service, name: web, namespace: shop";
+        lint(&format!(
+            "{{{head}, metadata: {{name: a}}, spec: {{parentRefs: [{{{parent}, port: 80}}], rules: [{{matches: [{{path: {{value: /api}}}}]}}, {{}}]}}}}\n---\n\
+             {{{head}, metadata: {{name: b, namespace: {namespace}}}, spec: {{parentRefs: [{{{parent}{rest}}}], rules: [{{matches: [{matches}]}}]}}}}"
+        ))
+    };
+    assert_one(
+        &routes("", "shop", "{path: {type: PathPrefix, value: /api}}"),
+        "T1110 HTTPRoute shop/b",
+        "spec.rules[0] matches the same requests to Service shop/web as spec.rules[0] of HTTPRoute a",
+    );
+    assert_one(&routes(", port: 80", "shop", ""), "T1110", "as spec.rules[1] of HTTPRoute a");
+    let none = Vec::<String>::new();
+    assert_eq!(routes("", "shop", "{path: {type: Exact, value: /api}}"), none);
+    assert_eq!(routes(", port: 81", "shop", ""), none, "another port");
+    assert_eq!(routes("", "client", ""), none, "it is for clients of another namespace");
+}
+
+#[test]
+fn a_rule_that_a_route_of_the_cluster_has_too_is_found_unless_it_is_the_same_route() {
+    let route = |name: &str| {
+        read(&format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: {name}, namespace: shop}}, spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{}}]}}}}"
+        ))
+    };
+    let beside = |stored: &str| beside(&route("a").documents, &route(stored).documents, "shop");
+    let found = beside("b");
+    let [one] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((one.id, one.object.as_str()), ("T1110", "HTTPRoute shop/a"));
+    assert_eq!(beside("a"), Vec::new());
 }
 
 #[test]

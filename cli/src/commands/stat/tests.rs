@@ -148,3 +148,12 @@ fn a_low_success_rate_is_coloured_and_still_a_number() {
     assert_eq!(of(Some(1.0)), "100.00%");
     assert_eq!(of(None), "-");
 }
+
+#[test]
+fn what_is_not_counted_by_pod_is_said_with_the_command_that_names_pods() {
+    let note = of_pods(Some("shop"));
+    assert!(note.contains("`tulle stat workload -n shop`"), "{note}");
+    assert!(note.contains("`tulle tap WORKLOAD -n shop --status 5xx -o wide`"), "{note}");
+    assert!(of_pods(None).contains("`tulle stat workload -A`"));
+    assert_eq!(Target::read("pod/web-1", None).unwrap().kind, Some(POD));
+}

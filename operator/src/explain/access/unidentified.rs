@@ -4,10 +4,11 @@
 use std::collections::{BTreeSet, HashMap};
 
 use tulle_mesh::query::{Party, Unidentified};
+use tulle_mesh::reason::Reason;
 
 use super::{Counted, admitted, is_named};
 use crate::model::{Key, Model};
-use crate::telemetry::history::{Direction, Sum};
+use crate::telemetry::history::{Counts, Direction, Sum};
 
 /// Senders that are named of each workload at most.
 const MOST_SENDERS: usize = 20;
@@ -30,7 +31,7 @@ pub(super) fn name_senders(model: &Model, counted: &Sum, found: &mut [Unidentifi
     }
     let mut senders: HashMap<Key, BTreeSet<Party>> = HashMap::new();
     for (id, counts) in &counted.series {
-        if id.direction == Direction::Outbound && !id.mtls && admitted(counts) > 0 {
+        if id.direction == Direction::Outbound && !id.mtls && sent(counts) > 0 {
             let service = (id.namespace.clone(), id.peer.clone());
             senders.entry(service).or_default().insert(id.reporter.party());
         }
@@ -46,4 +47,31 @@ pub(super) fn name_senders(model: &Model, counted: &Sum, found: &mut [Unidentifi
         let senders = behind.get(&one.destination).into_iter().flatten();
         one.senders = senders.take(MOST_SENDERS).map(|party| (*party).clone()).collect();
     }
+}
+
+/// Requests and connections of an outbound series that an endpoint may have got. A sidecar counts those that went to none
+/// as without mTLS, because no endpoint says whether it would have secured them.
+fn sent(counts: &Counts) -> u64 {
+    let never = |name: &str| Reason::from_name(name).is_some_and(was_never_sent);
+    let unsent = counts.reasons.iter().filter(|(name, _)| never(name));
+    admitted(counts).saturating_sub(unsent.map(|(_, count)| count).sum())
+}
+
+/// Whether no endpoint got anything of a request that failed for this reason.
+fn was_never_sent(reason: Reason) -> bool {
+    use Reason::{
+        ClientBadRequest, ClientHeadTooLong, FaultInjected, OursNoCertificate, OursResources,
+        RouteHeadTooLong, UpstreamConnect,
+    };
+    reason.has_no_endpoint()
+        || matches!(
+            reason,
+            ClientBadRequest
+                | ClientHeadTooLong
+                | FaultInjected
+                | OursNoCertificate
+                | OursResources
+                | RouteHeadTooLong
+                | UpstreamConnect
+        )
 }

@@ -51,6 +51,27 @@ fn each_cause_of_having_no_endpoint_has_its_own_sentence() {
     assert!(by_hand.contains("it has no selector"), "{by_hand}");
 }
 
+#[test]
+fn an_address_of_no_pod_is_not_said_to_be_a_pod_that_is_reached() {
+    let outcome = |endpoints: Vec<Endpoint>| {
+        let mut model = world();
+        let ports = vec![("http".into(), 8080)];
+        model.apply_slice(key("shop", "web-1"), Slice { service: "web".into(), ports, endpoints });
+        ask(&model, &question("/")).outcome
+    };
+    let outside = || Endpoint {
+        address: Some("192.0.2.7".parse().unwrap()),
+        ready: true,
+        serving: true,
+        ..Endpoint::default()
+    };
+    let alone = outcome(vec![outside()]);
+    let unchecked = "1 address of no pod (whether anything answers there is not checked), in plain text.";
+    assert!(alone.ends_with(&format!("reaches shop/web:80 at {unchecked}")), "{alone}");
+    let both = outcome(vec![ready(&pod("web-1", "10.1.0.1", "r1")), outside()]);
+    assert!(both.contains(&format!("at 1 of its pods and {unchecked}")), "{both}");
+}
+
 /// What is answered about a destination, by a token for these namespaces.
 fn dialled(destination: &str, shown: &[&str]) -> Result<Explanation, String> {
     let asked = Question { destination: destination.to_owned(), ..question("/") };

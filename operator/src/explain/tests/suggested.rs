@@ -26,6 +26,29 @@ fn clients_without_an_identity_are_counted_beside_the_suggested_policy() {
 }
 
 #[test]
+fn a_workload_whose_requests_reached_no_endpoint_is_not_named_as_a_sender_of_plain_text() {
+    let mut sum = last_hour();
+    let (id, _) = counted(None, 0);
+    let outbound = |workload: &str, answered: u64, unsent: &[(&str, u64)]| {
+        let reporter =
+            Reporter { namespace: "shop".into(), kind: "Deployment".into(), workload: workload.into() };
+        let mut counts = Counts::default();
+        counts.classes[1] = answered;
+        for (name, count) in unsent {
+            counts.classes[6] += count;
+            counts.add_reason(&(*name).into(), *count);
+        }
+        let series = SeriesId { reporter, direction: Direction::Outbound, peer: "web".into(), ..id.clone() };
+        (SeriesId { namespace: "shop".into(), mtls: false, ..series }, counts)
+    };
+    let unsent = [("UpstreamNone", 58), ("UpstreamConnect", 2), ("PolicyDenied", 1)];
+    sum.series.extend([outbound("batch", 1, &unsent), outbound("user", 0, &unsent)]);
+    let found = access(&world(), &sum, "shop", "web", AccessDirection::WhoCan).unwrap().unidentified;
+    let senders: Vec<&str> = found[0].senders.iter().map(|party| party.name.as_str()).collect();
+    assert_eq!(senders, ["batch"], "user has sent nothing");
+}
+
+#[test]
 fn who_was_only_ever_refused_is_not_admitted_by_the_suggested_policy() {
     let model = world();
     let refused = |account: Option<&str>, requests: u64, refused: u64| {

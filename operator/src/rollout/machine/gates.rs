@@ -108,12 +108,7 @@ impl Evaluation<'_> {
         {
             self.actions.push(Action::OpenGate(name(parked)));
         }
-        let message = format!(
-            "{} needs {needed} ready pods of revision {}, {ready} are{}",
-            wanted.summary(),
-            self.status.canary_revision,
-            self.paused_hint()
-        );
+        let message = self.shortage(wanted, needed, ready, mine.len());
         self.show_shortage(message, None);
         // Where users look first. The judge's sentence was written anew at this look, if there is one.
         let waits = format!("step {} waits for pods: {ready} of {needed} are ready", self.status.step + 1);
@@ -124,6 +119,23 @@ impl Evaluation<'_> {
             self.status.evidence_summary = waits;
         }
         false
+    }
+
+    /// How many pods a step lacks. Where there are pods that are not ready, with the command that says why; otherwise the
+    /// controller of the target has not made them yet.
+    fn shortage(&self, wanted: &Wanted, needed: usize, ready: usize, existing: usize) -> String {
+        let noun = if needed == 1 { "pod" } else { "pods" };
+        let verb = if ready == 1 { "is" } else { "are" };
+        let look = match ready < existing {
+            true => format!("; see {}", self.pods_command("describe")),
+            false => String::new(),
+        };
+        format!(
+            "{} needs {needed} ready {noun} of revision {}, and {ready} {verb} ready{look}{}",
+            wanted.summary(),
+            self.status.canary_revision,
+            self.paused_hint()
+        )
     }
 
     /// No pod of a revision that gets requests is ready, for the first time since `since`.

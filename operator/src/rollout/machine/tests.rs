@@ -370,7 +370,7 @@ fn keep_stable_never_gives_a_stable_pod_up() {
     world.run(60);
     assert_eq!(world.status.weight, 0);
     let capacity = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
-    assert_eq!(capacity.message, "50% needs 2 ready pods of revision new, 1 are");
+    assert_eq!(capacity.message, "50% needs 2 ready pods of revision new, and 1 is ready");
 }
 
 #[test]

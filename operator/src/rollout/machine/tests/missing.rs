@@ -1,5 +1,7 @@
 //! Pods that are missing: whether the Deployment's deadline runs meanwhile, and what users read of it.
 
+use tulle_mesh::check::{self, Finding, Outcome};
+
 use super::*;
 
 fn is_held_back(world: &World) -> bool {
@@ -18,6 +20,33 @@ fn short_of_one_pod() -> World {
     world.run(2);
     assert_eq!(world.condition("Capacity"), ("False", "TooFewPods"));
     world
+}
+
+/// What `tulle check` finds about the Canary itself.
+fn finding(world: &World) -> Finding {
+    let conditions = world.status.conditions.iter().map(|condition| check::Condition {
+        type_: &condition.type_,
+        status: &condition.status,
+        reason: &condition.reason,
+        message: &condition.message,
+        since: None,
+    });
+    let conditions = conditions.collect();
+    let canary = check::Canary { namespace: "shop", name: "web", is_waiting: false, conditions };
+    check::canaries(&[canary]).swap_remove(0)
+}
+
+#[test]
+fn pods_that_are_missing_for_a_minute_are_a_finding_of_tulle_check() {
+    let mut world = short_of_one_pod();
+    assert_eq!(finding(&world).result, Outcome::Ok, "most come within seconds");
+    for pod in &mut world.target().pods {
+        pod.containers_ready &= pod.revision != "new";
+    }
+    world.run(70);
+    let found = finding(&world);
+    let command = "kubectl -n shop describe pods -l pod-template-hash=new";
+    assert_eq!((found.result, found.fix.as_str()), (Outcome::Warning, command), "{}", found.found);
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn a_match_needs_one_pod_and_copies_never_cost_a_stable_one() {
     assert_eq!(flows(&world), "match", "half of the requests need two pods, and the surge is one");
     assert_eq!(world.condition("Capacity"), ("False", "TooFewPods"));
     let found = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
-    let missing = "match, mirror 50% needs 2 ready pods of revision new, 1 are";
+    let missing = "match, mirror 50% needs 2 ready pods of revision new, and 1 is ready";
     assert!(found.message.starts_with(missing), "{}", found.message);
     assert_eq!(ready_of(&world, "old"), 4);
 }
@@ -168,6 +168,10 @@ fn blue_green_switches_at_once_when_every_pod_is_ready_and_keeps_the_old_ones_fo
     }
     world.run(20);
     assert_eq!((world.status.weight, world.condition("Capacity").0), (0, "False"), "a pod is missing");
+    let found = world.status.conditions.iter().find(|c| c.type_ == "Capacity").unwrap();
+    let missing = "100% needs 4 ready pods of revision new, and 3 are ready; see kubectl -n shop describe pods -l \
+                   pod-template-hash=new";
+    assert_eq!(found.message, missing, "why one is not ready is in its description");
     for pod in &mut world.target().pods {
         pod.containers_ready = true;
     }
