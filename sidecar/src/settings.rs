@@ -1,6 +1,6 @@
 //! What the webhook tells the sidecar through its environment, read once, before a port is bound.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 use tulle_mesh::identity::WorkloadId;
@@ -19,6 +19,8 @@ pub mod env {
     pub const TRUST_DOMAIN: &str = "TULLE_TRUST_DOMAIN";
     /// `host:port` of the operator.
     pub const OPERATOR: &str = "TULLE_OPERATOR";
+    /// Addresses and port of the operator's Service at admission, comma separated; none unless it is set.
+    pub const OPERATOR_ADDRESSES: &str = "TULLE_OPERATOR_ADDRESSES";
     /// Whom the operator's certificate must name, `namespace/service-account`.
     pub const OPERATOR_IDENTITY: &str = "TULLE_OPERATOR_IDENTITY";
     /// The projected token.
@@ -64,6 +66,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// `host:port` of the operator.
     pub operator: String,
+    /// The operator where `operator` cannot be resolved or does not lead to it.
+    pub operator_addresses: Vec<SocketAddr>,
     /// Whom the operator's certificate must name.
     pub operator_identity: WorkloadId,
     /// Path of the projected token.
@@ -113,6 +117,10 @@ impl Settings {
             Ok(text) => features(&text)?,
             Err(_) => tulle_mesh::features::ALL.to_vec(),
         };
+        let operator_addresses = match std::env::var(env::OPERATOR_ADDRESSES) {
+            Ok(text) => operator_addresses(&text)?,
+            Err(_) => Vec::new(),
+        };
         let source_address = match std::env::var(env::SOURCE_ADDRESS) {
             Ok(text) => source_address(&text)?,
             Err(_) => SourceAddress::default(),
@@ -132,6 +140,7 @@ impl Settings {
             operator_identity: WorkloadId::new(&trust_domain, namespace, account),
             trust_domain,
             operator: read(env::OPERATOR)?,
+            operator_addresses,
             token_file: read(env::TOKEN_FILE)?,
             trust_file: read(env::TRUST_FILE)?,
             probes,
@@ -148,6 +157,12 @@ fn features(text: &str) -> Result<Vec<&'static str>> {
         found.with_context(|| format!("{} may hold {}, not {name:?}", env::FEATURES, all.join(", ")))
     };
     names.map(known).collect()
+}
+
+fn operator_addresses(text: &str) -> Result<Vec<SocketAddr>> {
+    let addresses = text.split(',').filter(|address| !address.is_empty());
+    let parsed = addresses.map(str::parse).collect::<Result<_, _>>();
+    parsed.with_context(|| format!("{} must be addresses with ports, not {text:?}", env::OPERATOR_ADDRESSES))
 }
 
 fn source_address(text: &str) -> Result<SourceAddress> {
@@ -177,6 +192,7 @@ impl Settings {
             pod_ips: Vec::new(),
             trust_domain: "cluster.local".to_owned(),
             operator: String::new(),
+            operator_addresses: Vec::new(),
             operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
             token_file: String::new(),
             trust_file: String::new(),
@@ -198,6 +214,19 @@ mod tests {
         assert_eq!(source_address("preserve").unwrap(), SourceAddress::Preserve);
         assert_eq!(source_address("sidecar").unwrap(), SourceAddress::default());
         assert!(source_address("Preserve").unwrap_err().to_string().contains("TULLE_SOURCE_ADDRESS"));
+    }
+
+    #[test]
+    fn the_operators_addresses_are_of_both_families_and_have_a_port() {
+        let found = operator_addresses("10.96.7.9:26160,[fd00::7]:26160").unwrap();
+        let wanted = [
+            SocketAddr::from(([10, 96, 7, 9], 26160)),
+            SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 7], 26160)),
+        ];
+        assert_eq!(found, wanted);
+        assert!(operator_addresses("").unwrap().is_empty());
+        let error = operator_addresses("10.96.7.9").unwrap_err().to_string();
+        assert!(error.contains("TULLE_OPERATOR_ADDRESSES"), "{error}");
     }
 
     #[test]

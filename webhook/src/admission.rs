@@ -21,6 +21,7 @@ use crate::access;
 use crate::canary::{self, Facts, Target};
 use crate::cluster::{Cluster, READ_TIMEOUT};
 use crate::inject::{self, Context, Mode, Outcome, SealKey};
+use crate::operator::OperatorAddresses;
 use crate::settings::Settings;
 use crate::validate::{self, Validation};
 
@@ -34,6 +35,8 @@ pub struct Admission {
     pub settings: Arc<Settings>,
     /// Watched objects.
     pub cluster: Arc<Cluster>,
+    /// The addresses of the operator's Service.
+    pub operator: Arc<OperatorAddresses>,
     /// Reads the target of a Canary, the Services of a namespace, and whether a namespace exists.
     pub client: Client,
     /// Signs injected sidecars.
@@ -175,6 +178,7 @@ impl Admission {
             defaults: self.cluster.defaults(),
             image: self.settings.sidecar_image.clone(),
             operator: self.settings.operator(),
+            operator_addresses: self.operator.known(),
             operator_identity: format!("{}/tulle-operator", self.settings.namespace),
             trust_domain: self.cluster.trust_domain(),
             key: self.key.clone(),

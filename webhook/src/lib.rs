@@ -7,6 +7,7 @@
 //!   access        warnings about access rules that match nothing in the cluster; pure
 //!   admission     HTTP handlers: AdmissionReview in and out
 //!   cluster       watched objects: namespaces, limits, Canaries, MeshConfig
+//!   operator      the addresses of the operator's Service
 //!   drain         shutdown without failed admission requests
 //!   certificates  the serving certificate, and caBundle of the webhook configurations
 //! ```
@@ -20,6 +21,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod drain;
 pub mod inject;
+pub mod operator;
 pub mod quantity;
 pub mod run;
 pub mod settings;

@@ -19,6 +19,7 @@ use crate::admission::{Admission, routes};
 use crate::certificates::Authority;
 use crate::cluster::Cluster;
 use crate::drain;
+use crate::operator::OperatorAddresses;
 use crate::settings::Settings;
 
 /// Interval between two attempts to read or create the CA's Secret.
@@ -50,6 +51,7 @@ struct Prepared {
     client: Client,
     cluster: Arc<Cluster>,
     authority: Arc<Authority>,
+    operator: Arc<OperatorAddresses>,
 }
 
 fn health_routes(ready: Arc<AtomicBool>) -> Router {
@@ -75,18 +77,20 @@ async fn prepare(settings: &Settings) -> Result<Prepared> {
     while !cluster.is_synced() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(Prepared { client, cluster, authority })
+    let operator = OperatorAddresses::follow(&client, settings).await;
+    Ok(Prepared { client, cluster, authority, operator })
 }
 
 async fn serve(
-    Prepared { client, cluster, authority }: Prepared,
+    Prepared { client, cluster, authority, operator }: Prepared,
     settings: &Arc<Settings>,
     ready: &AtomicBool,
     mut terminate: Signal,
 ) -> Result<()> {
     let serving = authority.serve()?;
     let (key, listener) = (authority.seal_key(), bind(ports::WEBHOOK)?);
-    let admission = Admission { settings: Arc::clone(settings), cluster, client: client.clone(), key };
+    let admission =
+        Admission { settings: Arc::clone(settings), cluster, operator, client: client.clone(), key };
     let handle = Handle::new();
     let server = from_tcp_rustls(listener, serving)?.handle(handle.clone());
     let draining = Arc::new(AtomicBool::new(false));

@@ -82,6 +82,10 @@ pub(super) const TESTS: &[Test] = &[
         pods::injected_names,
     ),
     ("the ports of NSQ are free for an application, and are reached through the mesh", pods::nsq_ports),
+    (
+        "pods whose name server knows no Services, or does not answer, come up with their sidecar",
+        pods::foreign_name_servers,
+    ),
     ("a Windows pod is left alone where the sidecar is optional, and a warning says why", pods::windows),
     (
         "where the sidecar is optional, a pod without one is reported unless it cannot have one",

@@ -6,13 +6,14 @@
 //! begins with the operator.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
@@ -34,6 +35,10 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::report::Reporter;
 use crate::tls::{TlsStore, peer_identity};
 
+/// How long connecting to the operator may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the lookup of its name may take, and each address, while another address is left to try.
+const NEXT_AFTER: Duration = Duration::from_secs(2);
 /// The longest wait before the stream is tried again.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// What has not been used for one to two of these is forgotten.
@@ -86,30 +91,69 @@ impl From<&Name> for Key {
 /// # Errors
 /// What could not be reached or was not the operator.
 pub async fn connect(settings: &Settings, tls: Arc<rustls::ClientConfig>) -> Result<Channel> {
-    let connect = async {
-        let stream = TcpStream::connect(&settings.operator).await;
-        let stream = stream.with_context(|| format!("cannot reach the operator at {}", settings.operator))?;
-        stream.set_nodelay(true)?;
-        let name = ServerName::try_from("operator.tulle").context("a server name")?;
-        let stream = TlsConnector::from(tls).connect(name, stream).await.context("TLS to the operator")?;
-        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let identity = peer_identity(peer.context("the operator showed no certificate")?)?;
-        if identity != settings.operator_identity {
-            bail!("{} is not the operator: its certificate names {identity}", settings.operator);
-        }
-        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .keep_alive_while_idle(true);
-        let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Channel(send))
-    };
-    timeout(Duration::from_secs(10), connect)
+    timeout(CONNECT_TIMEOUT, reach(settings, &tls))
         .await
         .context("connecting to the operator took longer than 10 s")?
+}
+
+/// Tries the operator's name, and then the addresses of its Service.
+///
+/// The name alone is not enough: a pod with `dnsPolicy: Default` or `None` may be unable to resolve Services, and its
+/// name server may answer with an address outside the cluster. Whoever answers has to prove that it is the operator.
+async fn reach(settings: &Settings, tls: &Arc<rustls::ClientConfig>) -> Result<Channel> {
+    let (found, mut error) = match look_up(settings).await {
+        Ok(found) => (found, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let others = settings.operator_addresses.iter().filter(|address| !found.contains(address));
+    let all: Vec<SocketAddr> = found.iter().chain(others).copied().collect();
+    let mut addresses = all.into_iter().peekable();
+    while let Some(address) = addresses.next() {
+        let limit = if addresses.peek().is_some() { NEXT_AFTER } else { CONNECT_TIMEOUT };
+        let dialled = timeout(limit, dial(address, settings, tls)).await;
+        let failed = match dialled.with_context(|| format!("{address} did not answer within {limit:?}")) {
+            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Err(failed)) | Err(failed) => failed,
+        };
+        error = Some(match error {
+            Some(before) => anyhow::anyhow!("{before:#}; {failed:#}"),
+            None => failed,
+        });
+    }
+    Err(error.unwrap_or_else(|| anyhow::anyhow!("{} has no address", settings.operator)))
+}
+
+/// Resolves the operator's name as the pod resolves names.
+async fn look_up(settings: &Settings) -> Result<Vec<SocketAddr>> {
+    let name = &settings.operator;
+    let limit = if settings.operator_addresses.is_empty() { CONNECT_TIMEOUT } else { NEXT_AFTER };
+    let found = timeout(limit, lookup_host(name.as_str())).await;
+    let found = found.with_context(|| format!("looking up {name} took longer than {limit:?}"))?;
+    Ok(found.with_context(|| format!("cannot resolve {name}"))?.collect())
+}
+
+/// Connects to an address, if the operator is there.
+async fn dial(address: SocketAddr, settings: &Settings, tls: &Arc<rustls::ClientConfig>) -> Result<Channel> {
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.with_context(|| format!("cannot reach the operator at {address}"))?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from("operator.tulle").context("a server name")?;
+    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
+    let stream = stream.with_context(|| format!("TLS to the operator at {address}"))?;
+    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = peer_identity(peer.context("the operator showed no certificate")?)?;
+    if identity != settings.operator_identity {
+        bail!("{address} is not the operator: its certificate names {identity}");
+    }
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true);
+    let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(Channel(send))
 }
 
 /// Keeps the discovery stream up until `stop`, and then reports what has been counted last.

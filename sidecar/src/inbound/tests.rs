@@ -33,6 +33,7 @@ fn worker(mtls: Mtls, access: Option<InboundAccess>, source_address: SourceAddre
         pod_ips: vec![IpAddr::from([127, 0, 0, 1])],
         trust_domain: "cluster.local".to_owned(),
         operator: String::new(),
+        operator_addresses: Vec::new(),
         operator_identity: WorkloadId::new("cluster.local", "tulle", "operator"),
         token_file: String::new(),
         trust_file: String::new(),

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::{Gate, IMPATIENT, connect, entry, handshake_limit, not_connected};
 use crate::error::Failure;
 use crate::io::Prefixed;
 use crate::listen::MESH_UNACKNOWLEDGED;
+use crate::telemetry::Limited;
 use crate::tls::store::Configs;
 use crate::tls::{TlsStore, peer_identity};
 use crate::wire::{Connection, Receiver, Role, Sender, TLS_BUFFER, drive};
@@ -226,6 +228,24 @@ fn in_use<'a>(all: impl Iterator<Item = &'a Connection>) -> usize {
     all.filter(|connection| !connection.is_draining()).count()
 }
 
+/// Logs why a TLS handshake failed. A server that does not speak TLS gets a line at level warn, because connections to it
+/// do not arrive at its sidecar, and nothing in its own pod can notice that.
+fn handshake_failed(address: SocketAddr, error: &io::Error) -> Failure {
+    static LINES: Limited = Limited::new(1);
+    if is_not_tls(error)
+        && let Some(suppressed) = LINES.allow()
+    {
+        tracing::warn!(%address, %error, suppressed, "a server with a sidecar did not answer in TLS, so its application answered in place of the sidecar; if this lasts longer than seconds, which a reused address does not, software in the pod has removed the redirect rules (nft flush ruleset): restart the pod, and let the software delete only its own tables");
+    }
+    not_connected(address, "TLS", error)
+}
+
+/// Whether what came is not TLS, which every sidecar speaks.
+fn is_not_tls(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::InvalidMessage(_)))
+}
+
 async fn open_connection(
     tls: &TlsStore,
     address: SocketAddr,
@@ -241,7 +261,8 @@ async fn open_connection(
     let handshake = TlsConnector::from(Arc::clone(&configs.mesh_client))
         .connect(name, Prefixed::new(stream, BytesMut::new()));
     let stream = timeout(handshake_limit(limit), handshake).await;
-    let mut stream = stream.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    let stream = stream.map_err(|error| failed(&error))?;
+    let mut stream = stream.map_err(|error| handshake_failed(address, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let named = leaf.and_then(|leaf| peer_identity(leaf).ok());
@@ -272,7 +293,7 @@ mod tests {
     use std::future::poll_fn;
 
     use bytes::Bytes;
-    use tokio::io::duplex;
+    use tokio::io::{AsyncWriteExt as _, duplex};
     use tokio::task::LocalSet;
 
     use super::*;
@@ -294,6 +315,29 @@ mod tests {
         let waits = Cell::new(false);
         let opened = pool.open(address, &identity, || BytesMut::from("head"), true, IMPATIENT, &waits).await;
         assert_eq!((opened.err(), waits.get()), (Some(Failure::OursNoCertificate), false));
+    }
+
+    /// The error of a handshake with a server that answers with these bytes and closes.
+    async fn handshake_with(answer: &[u8]) -> io::Error {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let roots = rustls::RootCertStore::empty();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let (near, mut far) = duplex(1 << 16);
+        far.write_all(answer).await.unwrap();
+        far.shutdown().await.unwrap();
+        let name = ServerName::try_from("mesh.tulle").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, near).await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_application_that_answers_in_place_of_its_sidecar_is_not_taken_for_one_that_ends() {
+        for greeting in ["HTTP/1.1 400 Bad Request\r\n\r\n", "-ERR unknown command\r\n", "220 mail ready\r\n"]
+        {
+            assert!(is_not_tls(&handshake_with(greeting.as_bytes()).await), "{greeting:?}");
+        }
+        assert!(!is_not_tls(&handshake_with(b"").await), "it has closed");
+        // A fatal alert: no application protocol in common.
+        assert!(!is_not_tls(&handshake_with(&[21, 3, 3, 0, 2, 2, 120]).await), "it speaks TLS");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@
 //!   retries     method × body × how the server ends × kept or fresh connection × one or two endpoints
 //!   clients     clients that end their side, leave, or are slow
 //!   connecting  servers that do not take connections
+//!   discovery   how a sidecar reaches the operator
 //!   detection   what is spoken on a port that declares nothing, and what that costs the application
 //!   access      clients that are denied do not reach the application
 //!   drains      a sidecar that ends
@@ -36,6 +37,7 @@ mod access;
 mod clients;
 mod connecting;
 mod detection;
+mod discovery;
 mod drains;
 mod harness;
 mod limits;

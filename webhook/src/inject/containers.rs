@@ -14,6 +14,9 @@ const TRUST_PATH: &str = "/var/run/tulle/trust";
 /// The variable by which the sidecar knows whose address the application sees. Without it, the sidecar's.
 const SOURCE_ADDRESS: &str = "TULLE_SOURCE_ADDRESS";
 
+/// The variable with the addresses of the operator's Service.
+const OPERATOR_ADDRESSES: &str = "TULLE_OPERATOR_ADDRESSES";
+
 /// The init container, which sets the redirect rules and exits. It is root to use NET_ADMIN, its only capability.
 pub(super) fn init(context: &Context, settings: &PodSettings, resources: &Value) -> Value {
     let mut arguments = vec!["init".to_owned()];
@@ -60,6 +63,10 @@ pub(super) fn proxy(context: &Context, settings: &PodSettings, resources: &Value
         json!({"name": "TULLE_TOKEN_FILE", "value": format!("{TOKEN_PATH}/token")}),
         json!({"name": "TULLE_TRUST_FILE", "value": format!("{TRUST_PATH}/roots.pem")}),
     ];
+    if !context.operator_addresses.is_empty() {
+        let addresses: Vec<String> = context.operator_addresses.iter().map(ToString::to_string).collect();
+        env.push(json!({"name": OPERATOR_ADDRESSES, "value": addresses.join(",")}));
+    }
     if probes.as_array().is_some_and(|probes| !probes.is_empty()) {
         env.push(json!({"name": "TULLE_PROBES", "value": probes.to_string()}));
     }
@@ -256,7 +263,9 @@ pub(super) fn difference(found: &Value, wanted: &Value) -> Option<String> {
     }
     let (has, needs) = (variables(found), variables(wanted));
     let foreign = has.iter().find(|variable| !needs.contains(variable));
-    let missing = needs.iter().find(|variable| !has.contains(variable));
+    // A pod that was injected before they were known does without them.
+    let is_needed = |variable: &&Value| variable.get(0).and_then(Value::as_str) != Some(OPERATOR_ADDRESSES);
+    let missing = needs.iter().filter(is_needed).find(|variable| !has.contains(variable));
     if let Some(variable) = foreign.or(missing) {
         let name = variable.get(0).and_then(Value::as_str).unwrap_or("");
         return Some(format!("differs from the injected container in environment variable {name}"));

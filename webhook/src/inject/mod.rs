@@ -25,6 +25,7 @@ mod seal;
 mod update;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, MoveOperation, Patch, PatchOperation};
@@ -71,6 +72,8 @@ pub struct Context {
     pub image: String,
     /// `host:port` of the operator.
     pub operator: String,
+    /// The addresses of the operator's Service, for pods that cannot resolve `operator`; none while they are unknown.
+    pub operator_addresses: Vec<SocketAddr>,
     /// `namespace/service-account` of the operator.
     pub operator_identity: String,
     /// The trust domain.
@@ -157,10 +160,12 @@ fn decide(pod: &Value, context: &Context, warnings: &mut Vec<String>) -> Outcome
             context.namespace.name
         ));
     }
-    if let Some(policy @ ("Default" | "None")) = pod.pointer("/spec/dnsPolicy").and_then(Value::as_str) {
+    if let Some(policy @ ("Default" | "None")) = pod.pointer("/spec/dnsPolicy").and_then(Value::as_str)
+        && context.operator_addresses.is_empty()
+    {
         warnings.push(format!(
-            "spec.dnsPolicy is {policy}, so the sidecar may be unable to resolve the operator's Service; if the pod stays in Init, set dnsPolicy to ClusterFirst, or leave the pod out with label {}=disabled",
-            keys::INJECT
+            "spec.dnsPolicy is {policy}, so the sidecar may be unable to resolve {}; if the pod stays in Init, set dnsPolicy to ClusterFirst, or to None with the cluster's name server and the cluster's domain (cluster.local) in spec.dnsConfig.nameservers and spec.dnsConfig.searches",
+            context.operator
         ));
     }
     warn_about_ports(pod, warnings);

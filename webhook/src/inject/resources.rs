@@ -94,6 +94,10 @@ pub(super) fn resources(
                 describe(&share)
             ));
         }
+        // The API server rejects a container whose limit exceeds that of its pod.
+        if let Some(most) = raised(pod, resource.name, "limits", &share) {
+            share.limit = share.limit.map(|limit| limit.min(most));
+        }
         warn_about_rejection(pod, resource.name, &share, namespace, warnings);
         requests.insert(resource.name.to_owned(), json!(share.request.to_string()));
         if let Some(limit) = share.limit {
@@ -107,19 +111,32 @@ pub(super) fn resources(
 /// The pod's own requests and limits, where it has them (`spec.resources`), with room for the sidecar:
 /// `(kind, resource, amount)`.
 pub(super) fn pod_level(pod: &Value, ours: &Value) -> Vec<(&'static str, &'static str, String)> {
-    let mut raised = Vec::new();
+    let ours = |resource: &Resource| {
+        let at = |kind: &str| amount(ours.pointer(&format!("/{kind}/{}", resource.name))?);
+        Some(Share { request: at("requests")?, limit: at("limits") })
+    };
+    let mut amounts = Vec::new();
     for kind in ["requests", "limits"] {
         for resource in &RESOURCES {
-            let at =
-                |value: &Value, kind: &str| amount(value.pointer(&format!("/{kind}/{}", resource.name))?);
-            let room = at(ours, kind).or_else(|| at(ours, "requests"));
-            let own = pod.pointer("/spec/resources").and_then(|resources| at(resources, kind));
-            if let (Some(own), Some(room)) = (own, room) {
-                raised.push((kind, resource.name, own.plus(room).to_string()));
+            let Some(share) = ours(resource) else { continue };
+            if let Some(amount) = raised(pod, resource.name, kind, &share) {
+                amounts.push((kind, resource.name, amount.to_string()));
             }
         }
     }
-    raised
+    amounts
+}
+
+/// The pod's own request or limit, where it has one (`spec.resources`), with room for the sidecar.
+///
+/// A limit that equals the request stays equal to it, because the pod's QoS class depends on that. The sidecar's share
+/// of such a limit is its request; above that, it shares with the application what the pod has.
+fn raised(pod: &Value, name: &str, kind: &str, share: &Share) -> Option<Quantity> {
+    let own = |kind: &str| amount(pod.pointer(&format!("/spec/resources/{kind}/{name}"))?);
+    // The API server takes the limit for a request that is missing.
+    let is_equal = own("limits").is_some_and(|limit| own("requests").is_none_or(|request| request == limit));
+    let room = if kind == "limits" && !is_equal { share.limit } else { None };
+    Some(own(kind)?.plus(room.unwrap_or(share.request)))
 }
 
 fn describe(share: &Share) -> String {
@@ -240,7 +257,8 @@ fn warn_about_rejection(
         ("limits", total(pod, name, "limits", share.limit)),
     ];
     for (kind, total) in totals {
-        let Some(total) = total else { continue };
+        // A request or limit of the pod itself counts in place of those of its containers.
+        let Some(total) = raised(pod, name, kind, share).or(total) else { continue };
         for quota in &namespace.quotas {
             let names = [format!("{kind}.{name}"), name.to_owned()];
             // In a ResourceQuota, `cpu` is the same as `requests.cpu`.
@@ -297,7 +315,7 @@ fn is_guaranteed(pod: &Value) -> bool {
             limit.is_some_and(|limit| at("requests").is_none_or(|request| request == limit))
         })
     };
-    // With resources of its own, the pod's class does not depend on its containers.
+    // With resources of its own, the pod's class does not depend on its containers, and `raised` keeps it.
     if pod.pointer("/spec/resources").is_some_and(|resources| *resources != json!({})) {
         return false;
     }
@@ -369,213 +387,4 @@ fn hard(quota: &ResourceQuota, name: &str) -> Option<Quantity> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(ranges: Value, quotas: Value) -> NamespaceLimits {
-        let object = |kind: &str, spec: &Value, status: &Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "team"}, "spec": spec, "status": status});
-        let all = |list: &Value| list.as_array().unwrap().clone();
-        NamespaceLimits {
-            ranges: all(&ranges)
-                .iter()
-                .map(|item| {
-                    serde_json::from_value(object("LimitRange", &json!({"limits": [item]}), &Value::Null))
-                        .unwrap()
-                })
-                .collect(),
-            quotas: all(&quotas)
-                .iter()
-                .map(|q| {
-                    serde_json::from_value(object(
-                        "ResourceQuota",
-                        &json!({"hard": q["hard"]}),
-                        &json!({"used": q["used"]}),
-                    ))
-                    .unwrap()
-                })
-                .collect(),
-        }
-    }
-
-    fn pod(resources: Value) -> Value {
-        json!({"spec": {"containers": [{"name": "app", "resources": resources}]}})
-    }
-
-    fn of(pod: &Value, settings: &PodSettings, limits: &NamespaceLimits) -> (Value, Vec<String>) {
-        let mut warnings = Vec::new();
-        (resources(pod, Asked { pod: settings, all: settings }, limits, &mut warnings), warnings)
-    }
-
-    #[test]
-    fn a_pod_without_resources_gets_small_requests_and_no_limits() {
-        let (got, warnings) = of(&pod(json!({})), &PodSettings::default(), &NamespaceLimits::default());
-        assert_eq!(got, json!({"requests": {"cpu": "10m", "memory": "16Mi"}}));
-        assert!(warnings.is_empty());
-    }
-
-    #[test]
-    fn a_guaranteed_pod_stays_guaranteed() {
-        let fixed = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}});
-        let (got, warnings) = of(&pod(fixed.clone()), &PodSettings::default(), &NamespaceLimits::default());
-        let same = json!({"cpu": "100m", "memory": "64Mi"});
-        assert_eq!((got, warnings), (json!({"requests": same, "limits": same}), vec![]));
-        let cpu = PodSettings { cpu: Some("250m".into()), ..PodSettings::default() };
-        let (got, _) = of(&pod(fixed.clone()), &cpu, &NamespaceLimits::default());
-        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("250m"), &json!("250m")));
-        let minimum = limits(json!([{"type": "Container", "min": {"memory": "100Mi"}}]), json!([]));
-        let (got, _) = of(&pod(fixed.clone()), &PodSettings::default(), &minimum);
-        assert_eq!(got["requests"], got["limits"]);
-        let both =
-            PodSettings { cpu: Some("50m".into()), cpu_limit: Some("1".into()), ..PodSettings::default() };
-        let (_, warnings) = of(&pod(fixed), &both, &NamespaceLimits::default());
-        assert!(warnings[0].contains("QoS class from Guaranteed to Burstable"), "{warnings:?}");
-    }
-
-    #[test]
-    fn a_best_effort_pod_stays_best_effort_where_a_quota_counts_by_this_class() {
-        let none = PodSettings::default();
-        let by_scope = |scope: &str| {
-            let mut limits = limits(json!([]), json!([{"hard": {"limits.cpu": "4", "pods": "9"}}]));
-            limits.quotas[0].spec.as_mut().unwrap().scopes = Some(vec![scope.into()]);
-            limits
-        };
-        for scope in ["NotBestEffort", "BestEffort"] {
-            let (got, warnings) = of(&pod(json!({})), &none, &by_scope(scope));
-            assert_eq!((got, warnings), (json!({}), vec![]), "{scope}");
-            let own = pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}));
-            let (got, _) = of(&own, &none, &by_scope(scope));
-            assert_eq!(got["limits"]["cpu"], "500m", "a Burstable pod, {scope}");
-            let asked = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
-            let (got, _) = of(&pod(json!({})), &asked, &by_scope(scope));
-            assert_eq!(got["requests"]["cpu"], "20m", "what the pod asks for, {scope}");
-        }
-        let (got, _) = of(&pod(json!({})), &none, &by_scope("NotTerminating"));
-        assert_eq!(got["requests"]["cpu"], "10m", "another scope");
-
-        let mut selected = by_scope("NotTerminating");
-        let spec = selected.quotas[0].spec.as_mut().unwrap();
-        spec.scopes = None;
-        let selector = json!({"matchExpressions": [{"scopeName": "NotBestEffort", "operator": "Exists"}]});
-        spec.scope_selector = Some(serde_json::from_value(selector).unwrap());
-        assert_eq!(of(&pod(json!({})), &none, &selected).0, json!({}), "by a selector");
-        let mut of_mesh = Vec::new();
-        let mesh = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
-        let asked = Asked { pod: &none, all: &mesh };
-        assert_eq!(resources(&pod(json!({})), asked, &selected, &mut of_mesh), json!({}), "a default");
-    }
-
-    #[test]
-    fn a_pod_is_best_effort_only_if_nothing_of_it_has_a_request_or_limit() {
-        assert!(is_best_effort(&pod(json!({"requests": {"cpu": "0", "ephemeral-storage": "1Gi"}}))));
-        assert!(!is_best_effort(&pod(json!({"limits": {"memory": "1Gi"}}))));
-        for part in [
-            json!({"initContainers": [{"name": "i", "resources": {"requests": {"cpu": 1}}}]}),
-            json!({"resources": {"requests": {"memory": "1Mi"}}}),
-        ] {
-            assert!(!is_best_effort(&json!({"spec": part})), "{part}");
-        }
-    }
-
-    #[test]
-    fn a_quota_on_limits_gets_limits() {
-        let quota = limits(json!([]), json!([{"hard": {"limits.cpu": "4", "limits.memory": "4Gi"}}]));
-        let (got, warnings) = of(&pod(json!({})), &PodSettings::default(), &quota);
-        assert_eq!(got["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
-        assert!(warnings.is_empty(), "{warnings:?}");
-    }
-
-    #[test]
-    fn a_limit_range_is_kept_at_both_ends() {
-        let range = json!([{"type": "Container", "min": {"cpu": "20m", "memory": "32Mi"}, "max": {"cpu": "2", "memory": "64Mi"},
-            "default": {"cpu": "2", "memory": "64Mi"}, "maxLimitRequestRatio": {"cpu": "10"}}]);
-        let (got, _) = of(&pod(json!({})), &PodSettings::default(), &limits(range.clone(), json!([])));
-        assert_eq!(
-            got,
-            json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}})
-        );
-        let asked = PodSettings { memory: Some("128Mi".into()), ..PodSettings::default() };
-        let (got, warnings) = of(&pod(json!({})), &asked, &limits(range, json!([])));
-        assert_eq!(got["requests"]["memory"], "64Mi");
-        assert!(
-            warnings[0]
-                .contains("memory is set to request 64Mi, limit 64Mi because a LimitRange of the namespace"),
-            "{warnings:?}"
-        );
-    }
-
-    #[test]
-    fn a_memory_limit_below_the_default_request_lowers_the_request() {
-        let small = PodSettings { memory_limit: Some("12Mi".into()), ..PodSettings::default() };
-        let (got, _) = of(&pod(json!({})), &small, &NamespaceLimits::default());
-        assert_eq!((&got["requests"]["memory"], &got["limits"]["memory"]), (&json!("12Mi"), &json!("12Mi")));
-    }
-
-    #[test]
-    fn what_will_be_rejected_anyway_is_said_with_the_numbers() {
-        let quota =
-            limits(json!([]), json!([{"hard": {"requests.cpu": "1"}, "used": {"requests.cpu": "950m"}}]));
-        let (_, warnings) = of(&pod(json!({"requests": {"cpu": "45m"}})), &PodSettings::default(), &quota);
-        assert_eq!(
-            warnings,
-            [
-                "the pod with its sidecar needs requests.cpu 55m and will be rejected because ResourceQuota team allows 1, of which 950m is used; raise the quota, or lower the sidecar's share with annotations tulle.dev/cpu and tulle.dev/cpu-limit"
-            ]
-        );
-        let range = limits(json!([{"type": "Pod", "max": {"memory": "64Mi"}}]), json!([]));
-        let (_, warnings) =
-            of(&pod(json!({"requests": {"memory": "60Mi"}})), &PodSettings::default(), &range);
-        assert!(warnings[0].contains("needs requests.memory 76Mi and will be rejected because LimitRange team allows a pod at most 64Mi"), "{warnings:?}");
-    }
-
-    #[test]
-    fn a_ratio_alone_a_scoped_quota_and_storage_are_met_too() {
-        let none = PodSettings::default();
-        let ratio = limits(json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "4"}}]), json!([]));
-        let (got, _) = of(&pod(json!({})), &none, &ratio);
-        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("25m"), &json!("100m")));
-        // The maximum of one range is met after the minimum of another has raised the limit.
-        let two = json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "10"}}, {"type": "Container", "min": {"cpu": "200m"}, "max": {"cpu": "300m"}}]);
-        let (got, _) = of(&pod(json!({})), &none, &limits(two, json!([])));
-        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("200m"), &json!("200m")));
-        let mut scoped = limits(json!([]), json!([{"hard": {"limits.cpu": "4"}}]));
-        scoped.quotas[0].spec.as_mut().unwrap().scopes = Some(vec!["NotTerminating".into()]);
-        let (got, warnings) = of(&pod(json!({})), &none, &scoped);
-        assert_eq!((&got["limits"]["cpu"], warnings.len()), (&json!("500m"), 0));
-        let storage = limits(
-            json!([{"type": "Container", "max": {"ephemeral-storage": "10Gi"}, "default": {"ephemeral-storage": "10Gi"}}]),
-            json!([]),
-        );
-        let (got, _) = of(&pod(json!({})), &none, &storage);
-        assert_eq!(
-            (&got["requests"]["ephemeral-storage"], &got["limits"]["ephemeral-storage"]),
-            (&json!("16Mi"), &json!("256Mi"))
-        );
-    }
-
-    #[test]
-    fn the_default_limit_of_a_namespace_is_not_taken_for_the_sidecars() {
-        let range = json!([{"type": "Container", "max": {"cpu": "4", "memory": "8Gi"}, "default": {"cpu": "4", "memory": "8Gi"}}]);
-        let (got, _) = of(&pod(json!({})), &PodSettings::default(), &limits(range, json!([])));
-        assert_eq!(got["limits"], json!({"cpu": "500m", "memory": "128Mi"}));
-    }
-
-    #[test]
-    fn a_default_request_of_the_mesh_is_no_limit_of_a_guaranteed_pod() {
-        let fixed = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
-        let mesh = PodSettings { cpu: Some("20m".into()), ..PodSettings::default() };
-        let asked = Asked { pod: &PodSettings::default(), all: &mesh };
-        let got = resources(&pod(fixed), asked, &NamespaceLimits::default(), &mut Vec::new());
-        assert_eq!((&got["requests"]["cpu"], &got["limits"]["cpu"]), (&json!("100m"), &json!("100m")));
-    }
-
-    #[test]
-    fn a_pod_with_resources_of_its_own_gets_room_for_the_sidecar() {
-        let mut pod = pod(json!({"requests": {"cpu": "500m"}}));
-        pod["spec"]["resources"] = json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}});
-        let (ours, _) = of(&pod, &PodSettings::default(), &NamespaceLimits::default());
-        assert_eq!(
-            pod_level(&pod, &ours),
-            [("requests", "cpu", "510m".to_owned()), ("limits", "cpu", "1010m".to_owned())]
-        );
-    }
-}
+mod tests;

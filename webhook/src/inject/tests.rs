@@ -14,6 +14,7 @@ pub(super) fn context(mode: Mode) -> Context {
         needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:26160".into(),
+        operator_addresses: Vec::new(),
         operator_identity: "tulle-system/tulle-operator".into(),
         trust_domain: "cluster.local".into(),
         key: SealKey::derive(b"of the tests"),
@@ -97,6 +98,45 @@ fn a_required_sidecar_cannot_be_impersonated() {
     let bare = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}],
         "initContainers": [{"name": PROXY, "image": "pause:1", "restartPolicy": "Always"}]}});
     assert!(matches!(inject(&bare, &context(Mode::Required)).0, Outcome::Refuse(_)));
+}
+
+#[test]
+fn a_sidecar_gets_the_operators_addresses_and_a_forged_one_is_refused() {
+    let known = |mode| Context {
+        operator_addresses: vec![
+            SocketAddr::from(([10, 96, 7, 9], 26160)),
+            SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 7], 26160)),
+        ],
+        ..context(mode)
+    };
+    let plain = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}], "dnsPolicy": "Default"}});
+    let (mut pod, warnings) = injected(&plain, &known(Mode::Required));
+    assert_eq!(warnings, Vec::<String>::new(), "it needs no name server");
+    let variable = pod["spec"]["initContainers"][1]["env"]
+        .as_array_mut()
+        .unwrap()
+        .iter_mut()
+        .find(|variable| variable["name"] == "TULLE_OPERATOR_ADDRESSES")
+        .unwrap();
+    assert_eq!(variable["value"], "10.96.7.9:26160,[fd00::7]:26160");
+    variable["value"] = json!("192.0.2.1:26160");
+    assert!(
+        matches!(inject(&pod, &known(Mode::Required)).0, Outcome::Refuse(why) if why.contains("ADDRESSES"))
+    );
+
+    let (pod, warnings) = injected(&plain, &context(Mode::Required));
+    assert!(
+        warnings[0].contains("spec.dnsPolicy is Default") && warnings[0].contains("dnsConfig"),
+        "{warnings:?}"
+    );
+    assert_eq!(
+        inject(&pod, &known(Mode::Required)).0,
+        Outcome::Skip,
+        "by a replica that knows them meanwhile"
+    );
+    let mut unsealed = pod;
+    unsealed["metadata"]["annotations"] = json!({});
+    assert_eq!(inject(&unsealed, &known(Mode::Required)).0, Outcome::Skip, "injected before they were known");
 }
 
 #[test]

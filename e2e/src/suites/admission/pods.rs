@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{INIT, PROXY, injected, pod, rejection, requires, reviewed, sidecar_process, sleeper, strict};
+use super::{
+    INIT, PROXY, injected, pod, rejection, requires, reviewed, sidecar_process, sleeper, strict, variable,
+};
 use crate::host;
 use crate::kubectl::Kube;
 use crate::suites::Skip;
@@ -68,6 +70,28 @@ pub(super) fn taken_ports(kube: &Kube) -> Result<()> {
     others["spec"]["containers"][0]["ports"] = json!([{"containerPort": 26149}, {"containerPort": 26154}]);
     let said = field.apply(others)?;
     ensure!(!said.contains("uses port"), "a warning about a port that is free: {said}");
+    Ok(())
+}
+
+pub(super) fn foreign_name_servers(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-adm-dns")?;
+    let mut of_node = sleeper("of-node");
+    of_node["spec"]["dnsPolicy"] = json!("Default");
+    let mut silent = sleeper("silent");
+    silent["spec"]["dnsPolicy"] = json!("None");
+    // An address of a documentation network, where nothing answers.
+    silent["spec"]["dnsConfig"] = json!({"nameservers": ["192.0.2.53"]});
+    for pod in [of_node, silent] {
+        let said = field.apply(pod)?;
+        ensure!(!said.contains("dnsPolicy"), "a warning about pods that do start: {said}");
+    }
+    for name in ["of-node", "silent"] {
+        field.ready(name)?;
+        let app = pod(&field, name)?;
+        let addresses = variable(&app, "TULLE_OPERATOR_ADDRESSES")?;
+        ensure!(addresses.contains(":26160"), "addresses of the operator in pod {name}: {addresses:?}");
+    }
     Ok(())
 }
 

@@ -47,6 +47,16 @@ pub(super) fn guaranteed(kube: &Kube) -> Result<()> {
             "resources of {name}: {resources}"
         );
     }
+
+    let mut pooled = sleeper("pooled");
+    let amounts = json!({"cpu": "40m", "memory": "100Mi"});
+    let fixed = json!({"requests": amounts, "limits": amounts});
+    // Kubernetes without resources of pods goes by those of the container.
+    pooled["spec"]["containers"][0]["resources"] = fixed.clone();
+    pooled["spec"]["resources"] = fixed;
+    let seen = reviewed(&field, pooled)?;
+    let (class, own) = (&seen["status"]["qosClass"], &seen["spec"]["resources"]);
+    ensure!(class == "Guaranteed", "QoS class of a pod with resources of its own: {class}, {own}");
     Ok(())
 }
 

@@ -67,6 +67,7 @@ impl Sidecar {
             pod_ips: ips.iter().map(|ip| (*ip).into()).collect(),
             trust_domain: TRUST_DOMAIN.to_owned(),
             operator: operator.address.to_string(),
+            operator_addresses: Vec::new(),
             operator_identity: operator::identity(),
             token_file: path("token"),
             trust_file: path("roots.pem"),

@@ -12,6 +12,7 @@ fn context(mode: Mode) -> Context {
         needs_approval: false,
         image: "tulle/sidecar:test".into(),
         operator: "tulle-operator.tulle-system.svc:4160".into(),
+        operator_addresses: Vec::new(),
         operator_identity: "tulle-system/tulle-operator".into(),
         trust_domain: "cluster.local".into(),
         key: crate::inject::SealKey::derive(b"of the tests"),

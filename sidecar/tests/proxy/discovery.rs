@@ -1,0 +1,69 @@
+//! How a sidecar reaches the operator: by name, and by address where the pod cannot resolve the name.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tulle_sidecar::config::client;
+use tulle_sidecar::settings::{Settings, SourceAddress};
+
+use crate::harness::operator::{Operator, identity};
+use crate::harness::{NAMESPACE, TRUST_DOMAIN, within};
+
+/// Reaches the operator by this name and these addresses, or says why not.
+async fn reach(operator: &Operator, name: &str, addresses: &[SocketAddr]) -> Result<(), String> {
+    let settings = Settings {
+        pod_name: "web".to_owned(),
+        pod_namespace: NAMESPACE.to_owned(),
+        pod_uid: "web".to_owned(),
+        pod_ips: Vec::new(),
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        operator: name.to_owned(),
+        operator_addresses: addresses.to_vec(),
+        operator_identity: identity(),
+        token_file: String::new(),
+        trust_file: String::new(),
+        probes: Vec::new(),
+        workers: 1,
+        source_address: SourceAddress::Sidecar,
+        features: Vec::new(),
+        telemetry: true,
+    };
+    let tls = Arc::clone(&operator.credentials("web").current().unwrap().operator_client);
+    within(client::connect(&settings, tls)).await.map(drop).map_err(|error| format!("{error:#}"))
+}
+
+/// The address of a server that answers everything with this.
+async fn answering(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(bytes).await;
+            open.push(stream);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_operator_whose_name_leads_nowhere_or_elsewhere_is_reached_by_its_address() {
+    let operator = Operator::start();
+    let foreign = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.to_string();
+    let silent = answering(b"").await.to_string();
+    for name in ["operator.invalid:26160", foreign.as_str(), silent.as_str()] {
+        assert_eq!(reach(&operator, name, &[operator.address]).await, Ok(()), "{name}");
+    }
+    let other = answering(b"220 ready\r\n").await;
+    let why = reach(&operator, &foreign, &[other]).await.unwrap_err();
+    assert!(why.contains(&foreign) && why.contains(&other.to_string()), "{why}");
+}
+
+#[tokio::test]
+async fn an_operator_whose_address_has_changed_is_reached_by_its_name() {
+    let operator = Operator::start();
+    let former = answering(b"").await;
+    assert_eq!(reach(&operator, &operator.address.to_string(), &[former]).await, Ok(()));
+}
