@@ -10,6 +10,9 @@ use super::model::{Framing, Head, Start};
 use super::scan::Scan;
 use super::{MAX_LINES, MAX_REWRITTEN_HEAD, target};
 
+/// What each response begins with (RFC 9112 §4).
+const BEGINNING: &[u8] = b"HTTP/1.";
+
 /// Takes a request's head off a block that another sidecar has written; `None` when it is cut short.
 ///
 /// # Errors
@@ -57,7 +60,11 @@ pub(super) fn next_response(
     most: usize,
     method: &[u8],
 ) -> Result<Option<Head>, HeadError> {
-    let Some(length) = scan.end(buffer)? else { return Ok(None) };
+    let Some(length) = scan.end(buffer)? else {
+        // What is no HTTP may never have an empty line, and its client would wait for one.
+        let is_http = buffer.iter().zip(BEGINNING).all(|(byte, wanted)| byte == wanted);
+        return if is_http { Ok(None) } else { Err(HeadError("an answer that is not HTTP/1")) };
+    };
     let raw = buffer.split_to(length).freeze();
     let read = response(&raw, most, method);
     // A folded line fails as a name that begins with a blank. Few servers send one, so it is looked for only then.

@@ -130,6 +130,19 @@ fn responses_with_two_readings_are_refused() {
     }
 }
 
+#[test]
+fn an_answer_that_is_not_http_is_refused_before_it_has_an_empty_line() {
+    let begun = |text: &str| parse_response(&mut BytesMut::from(text.as_bytes()), b"GET");
+    // vsftpd's greeting, an error of Redis, one of beanstalkd.
+    for text in ["220 (vsFTPd 3.0.3)\r\n", "-ERR unknown command\r\n", "UNKNOWN_COMMAND", "HTTP/2"] {
+        assert!(begun(text).is_err(), "{text:?}");
+    }
+    let head = "HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
+    for cut in 0..head.len() {
+        assert_eq!(begun(&head[..cut]).map(|head| head.is_some()), Ok(false), "{cut}");
+    }
+}
+
 /// What is sent on of a response that is a little off the standard.
 #[test]
 fn responses_with_one_reading_are_repaired() {
