@@ -21,10 +21,11 @@ use tulle_mesh::counted_event::{RepeatedRequest, Timeout};
 use super::opaque::Opened;
 use super::retry_state::{Injected, RequestTraits, Retry, RetryState};
 use super::{ANEW, MAX_ENDPOINTS, count, observe, patience, unserved};
-use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Report, open, run, until};
+use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Pace, Report, open, run, until};
 use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
+use crate::grpc;
 use crate::http1::Head;
 use crate::route::RouteTarget;
 use crate::telemetry::Series;
@@ -194,6 +195,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     };
     let policy = AttemptPolicy {
         refuses: if trying.policy.judges_answers() { Some(&refuses) } else { None },
+        compared: evidence.is_some(),
         ..limits
     };
     let mut attempt = run(call, exchange, &policy).await;
@@ -206,11 +208,14 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     for _ in 0..attempt.report.broken {
         count(evidence.as_ref(), backend, &upstream, Some(Seen::Failed), None);
     }
-    count(evidence.as_ref(), backend, &upstream, seen, head_after);
     if let Some(at) = attempt.head_at {
         upstream.report(attempt.report.load, attempt.report.latency_us, at);
     }
     let ended_at = Instant::now();
+    if evidence.is_some() {
+        let is_late = grpc::content_type(&call.head).is_some() && trying.is_past_grpc_timeout(call, ended_at);
+        count(evidence.as_ref(), backend, &upstream, compared(&attempt, seen, is_late), head_after);
+    }
     let span = (in_flight.since(), ended_at);
     observe(worker, backend, &upstream, call.protocol(), trying.route, span, verdict(&attempt, seen, trying));
     AttemptResult { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
@@ -241,7 +246,7 @@ async fn connect(
         limit: patience(backend, upstream),
         route,
         deadline: call.deadline,
-        renews_grpc_timeout: trying.has_grpc_timeout,
+        renews_grpc_timeout: trying.grpc_timeout.is_some(),
         waits: Cell::new(false),
     };
     let (expires, overdue) = limits.expiry();
@@ -383,6 +388,29 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
     evidence_of(result, attempt.grpc_status, attempt.report.shed)
 }
 
+/// What an attempt says of the version when versions are compared. A breaker takes the head for the answer, as clients of
+/// endless streams do. Here a server that has stopped behind the head has failed, if it owes something: a part of a length,
+/// or (`is_late`) what its gRPC client has waited for until its own deadline. One that had sent messages by then may have had
+/// nothing more to say.
+fn compared(attempt: &Attempt, seen: Option<Seen>, is_late: bool) -> Option<Seen> {
+    if attempt.end != End::Delivered(Err(Failure::ClientGone)) || seen != Some(Seen::Good) {
+        return seen;
+    }
+    if is_late && attempt.grpc_status.is_none() {
+        return match attempt.bytes.1 {
+            0 => Some(Seen::Failed),
+            // Its last word may have wanted an answer, or acknowledged one.
+            _ if attempt.is_unanswered => None,
+            _ => seen,
+        };
+    }
+    match attempt.pace {
+        Pace::InTime => seen,
+        Pace::Slow => None,
+        Pace::Stalled => Some(Seen::Failed),
+    }
+}
+
 /// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
 /// load is not ejected: the others would get its load too.
 fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &RetryState<'_>) -> Verdict {
@@ -437,6 +465,36 @@ mod tests {
                 assert_eq!(seen(&Attempt { report, ..answered }), None);
             }
         }
+    }
+
+    #[test]
+    fn a_server_that_stops_behind_the_head_has_failed_if_it_owes_something() {
+        let left = |pace, bytes, is_unanswered| Attempt {
+            status: Some(200),
+            pace,
+            bytes: (5, bytes),
+            is_unanswered,
+            ..Attempt::of(End::Delivered(Err(Failure::ClientGone)))
+        };
+        for (attempt, is_late, expected) in [
+            (left(Pace::Stalled, 300, true), false, Some(Seen::Failed)),
+            (left(Pace::Slow, 300, true), false, None),
+            (left(Pace::InTime, 300, true), false, Some(Seen::Good)),
+            // gRPC: a call without a message, a client that has spoken last, and a watch.
+            (left(Pace::InTime, 0, true), true, Some(Seen::Failed)),
+            (left(Pace::InTime, 300, true), true, None),
+            (left(Pace::InTime, 300, false), true, Some(Seen::Good)),
+            (left(Pace::InTime, 0, true), false, Some(Seen::Good)),
+        ] {
+            let said = seen(&attempt);
+            assert_eq!(said, Some(Seen::Good), "what breakers learn stays as it is");
+            assert_eq!(compared(&attempt, said, is_late), expected, "{attempt:?} {is_late}");
+        }
+        let status =
+            |status| Attempt { status: Some(status), pace: Pace::Stalled, ..left(Pace::Stalled, 1, true) };
+        assert_eq!(compared(&status(404), seen(&status(404)), false), Some(Seen::ClientError));
+        let ended = Attempt { grpc_status: Some(0), ..left(Pace::InTime, 0, true) };
+        assert_eq!(compared(&ended, seen(&ended), true), Some(Seen::Good));
     }
 
     #[test]

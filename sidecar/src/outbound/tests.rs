@@ -2,6 +2,7 @@
 
 mod connecting;
 mod copies;
+mod evidence;
 mod http2_clients;
 mod passing;
 mod silent;
