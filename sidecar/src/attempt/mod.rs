@@ -125,7 +125,7 @@ pub struct Attempt {
     pub grpc_status: Option<u16>,
     /// What the endpoint's sidecar reports with the answer.
     pub report: Report,
-    /// What the server was doing when the client left its answer.
+    /// What the server was doing when the client left its answer, or how it ended a tunnel.
     pub pace: Pace,
     /// The client has spoken last: the server has sent nothing of its answer since.
     pub is_unanswered: bool,

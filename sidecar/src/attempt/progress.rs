@@ -27,7 +27,7 @@ impl Moved {
     }
 }
 
-/// How a server kept up with its answer, up to the moment when the client left that.
+/// How a server kept up with its answer, up to the moment when the client left that, or what became of its tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pace {
     /// Nothing was missing, as far as can be seen: the answer has no length, all of it had come, or the client did not take
@@ -38,6 +38,8 @@ pub enum Pace {
     Slow,
     /// The same for longer.
     Stalled,
+    /// It granted a tunnel, and ended it soon after without a word.
+    HungUp,
 }
 
 impl Pace {

@@ -25,7 +25,6 @@ use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Pace, Repor
 use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
-use crate::grpc;
 use crate::http1::Head;
 use crate::route::RouteTarget;
 use crate::telemetry::Series;
@@ -213,8 +212,10 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     }
     let ended_at = Instant::now();
     if evidence.is_some() {
-        let is_late = grpc::content_type(&call.head).is_some() && trying.is_past_grpc_timeout(call, ended_at);
-        count(evidence.as_ref(), backend, &upstream, compared(&attempt, seen, is_late), head_after);
+        let is_late = trying.is_past_grpc_timeout(call, ended_at);
+        let ends = || backend.is_ending(&upstream.endpoint);
+        let said = compared(&attempt, seen, is_late, ends);
+        count(evidence.as_ref(), backend, &upstream, said, head_after);
     }
     let span = (in_flight.since(), ended_at);
     observe(worker, backend, &upstream, call.protocol(), trying.route, span, verdict(&attempt, seen, trying));
@@ -388,26 +389,37 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
     evidence_of(result, attempt.grpc_status, attempt.report.shed)
 }
 
-/// What an attempt says of the version when versions are compared. A breaker takes the head for the answer, as clients of
-/// endless streams do. Here a server that has stopped behind the head has failed, if it owes something: a part of a length,
-/// or (`is_late`) what its gRPC client has waited for until its own deadline. One that had sent messages by then may have had
+/// What an attempt says of the version when versions are compared. What it has left open says nothing if its pod `ends`:
+/// every rollout does that.
+fn compared(
+    attempt: &Attempt,
+    seen: Option<Seen>,
+    is_late: bool,
+    ends: impl FnOnce() -> bool,
+) -> Option<Seen> {
+    let said = if seen == Some(Seen::Good) { behind_head(attempt, is_late) } else { seen };
+    let was_open = seen == Some(Seen::Good) || attempt.status == Some(101);
+    said.filter(|said| *said != Seen::Failed || !was_open || !ends())
+}
+
+/// The same of one whose head was good. The breaker takes that for the answer, as clients of endless streams do. Here a
+/// server that has stopped behind it has failed, if it owes something: a part of a length, the tunnel that it granted, or
+/// (`is_late`) what its gRPC client has waited for until its own deadline. One that had sent messages by then may have had
 /// nothing more to say.
-fn compared(attempt: &Attempt, seen: Option<Seen>, is_late: bool) -> Option<Seen> {
-    if attempt.end != End::Delivered(Err(Failure::ClientGone)) || seen != Some(Seen::Good) {
-        return seen;
-    }
-    if is_late && attempt.grpc_status.is_none() {
+fn behind_head(attempt: &Attempt, is_late: bool) -> Option<Seen> {
+    let was_left = attempt.end == End::Delivered(Err(Failure::ClientGone));
+    if was_left && is_late && attempt.grpc_status.is_none() {
         return match attempt.bytes.1 {
             0 => Some(Seen::Failed),
             // Its last word may have wanted an answer, or acknowledged one.
             _ if attempt.is_unanswered => None,
-            _ => seen,
+            _ => Some(Seen::Good),
         };
     }
     match attempt.pace {
-        Pace::InTime => seen,
+        Pace::InTime => Some(Seen::Good),
         Pace::Slow => None,
-        Pace::Stalled => Some(Seen::Failed),
+        Pace::Stalled | Pace::HungUp => Some(Seen::Failed),
     }
 }
 
@@ -488,13 +500,30 @@ mod tests {
         ] {
             let said = seen(&attempt);
             assert_eq!(said, Some(Seen::Good), "what breakers learn stays as it is");
-            assert_eq!(compared(&attempt, said, is_late), expected, "{attempt:?} {is_late}");
+            assert_eq!(compared(&attempt, said, is_late, || false), expected, "{attempt:?} {is_late}");
         }
-        let status =
-            |status| Attempt { status: Some(status), pace: Pace::Stalled, ..left(Pace::Stalled, 1, true) };
-        assert_eq!(compared(&status(404), seen(&status(404)), false), Some(Seen::ClientError));
+        let refused = Attempt { status: Some(404), ..left(Pace::Stalled, 1, true) };
+        assert_eq!(compared(&refused, seen(&refused), false, || false), Some(Seen::ClientError));
         let ended = Attempt { grpc_status: Some(0), ..left(Pace::InTime, 0, true) };
-        assert_eq!(compared(&ended, seen(&ended), true), Some(Seen::Good));
+        assert_eq!(compared(&ended, seen(&ended), true, || false), Some(Seen::Good));
+    }
+
+    #[test]
+    fn what_a_pod_leaves_open_at_its_end_is_not_evidence_and_what_it_fails_is() {
+        let tunnel = |end| Attempt { status: Some(101), ..Attempt::of(end) };
+        let hung_up = Attempt { pace: Pace::HungUp, ..tunnel(End::Delivered(Ok(101))) };
+        let reset = tunnel(End::Delivered(Err(Failure::UpstreamReset)));
+        let failed = Attempt { status: Some(500), ..Attempt::of(End::Delivered(Ok(500))) };
+        for (attempt, ends, expected) in [
+            (&hung_up, true, None),
+            (&hung_up, false, Some(Seen::Failed)),
+            (&reset, true, None),
+            (&reset, false, Some(Seen::Failed)),
+            (&failed, true, Some(Seen::Failed)),
+        ] {
+            let said = compared(attempt, seen(attempt), false, || ends);
+            assert_eq!(said, expected, "{attempt:?} {ends}");
+        }
     }
 
     #[test]

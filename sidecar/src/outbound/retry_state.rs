@@ -236,6 +236,7 @@ impl<'a> RetryState<'a> {
     /// one in a hundred, and gives up before that.
     pub(super) fn is_past_grpc_timeout(&self, call: &Call<'_>, now: Instant) -> bool {
         self.grpc_timeout
+            .filter(|_| grpc::content_type(&call.head).is_some())
             .is_some_and(|limit| now.saturating_duration_since(call.since) + EARLY.max(limit / 50) >= limit)
     }
 

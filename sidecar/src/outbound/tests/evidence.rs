@@ -3,10 +3,18 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::telemetry::attempts::{AttemptKey, AttemptTable};
 
-/// A server that answers the first words of each connection with these pieces, each after so many milliseconds, and then
-/// says nothing more.
-async fn server_that_stops(pieces: &'static [(u64, &'static [u8])]) -> SocketAddr {
+/// What a server does behind its last piece.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Stays,
+    Closes,
+    Resets,
+}
+
+/// A server that answers the first words of each connection with these pieces, each after so many milliseconds.
+async fn server_of(pieces: &'static [(u64, &'static [u8])], then: Then) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     spawn_local(async move {
@@ -20,7 +28,15 @@ async fn server_that_stops(pieces: &'static [(u64, &'static [u8])]) -> SocketAdd
                         return;
                     }
                 }
-                while matches!(stream.read(&mut room).await, Ok(1..)) {}
+                match then {
+                    Then::Stays => while matches!(stream.read(&mut room).await, Ok(1..)) {},
+                    Then::Closes => {}
+                    Then::Resets => {
+                        // The client reads what came before.
+                        sleep(Duration::from_millis(50)).await;
+                        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                    }
+                }
             });
         }
     });
@@ -49,10 +65,10 @@ async fn an_answer_that_stops_in_the_middle_of_its_length_has_failed_and_one_tha
     const MOVES: &[(u64, &[u8])] = &[(0, SHORT), (800, b"more"), (800, b"more"), (800, b"more")];
     let long = Duration::from_millis(2_300);
     let test = async {
-        let stopped = left_after(server_that_stops(&[(0, SHORT)]).await, long);
-        let left_early = left_after(server_that_stops(&[(0, SHORT)]).await, Duration::from_millis(200));
-        let moving = left_after(server_that_stops(MOVES).await, long);
-        let endless = left_after(server_that_stops(&[(0, STREAM)]).await, long);
+        let stopped = left_after(server_of(&[(0, SHORT)], Then::Stays).await, long);
+        let left_early = left_after(server_of(&[(0, SHORT)], Then::Stays).await, Duration::from_millis(200));
+        let moving = left_after(server_of(MOVES, Then::Stays).await, long);
+        let endless = left_after(server_of(&[(0, STREAM)], Then::Stays).await, long);
         let seen = tokio::join!(stopped, left_early, moving, endless);
         assert_eq!(seen, ((1, 1), (0, 0), (0, 0), (1, 0)));
     };
@@ -113,6 +129,112 @@ async fn a_grpc_call_without_a_message_by_its_own_deadline_has_failed_and_a_watc
             let _ = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.expect("it ends");
             let seen = evidence(&worker, "new");
             assert_eq!((seen.attempts, seen.failures), expected, "{bytes:?} {stay_ms}");
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// What a version with this server is charged with when a client says this and reads to the end. `ends`: its pod does.
+async fn read_to_end(address: SocketAddr, ends: bool, protocol: Protocol, words: &[u8]) -> (u64, u64) {
+    let (worker, port) = port_to(vec![endpoint(address, "new", ends)]).await;
+    let (mut client, accepted) = connection().await;
+    let served = speak(&worker, &port, protocol, accepted, BytesMut::new());
+    let asked = async move {
+        client.write_all(words).await.unwrap();
+        let _ = client.read_to_end(&mut Vec::new()).await;
+    };
+    let _ = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.expect("it ends");
+    let seen = evidence(&worker, "new");
+    (seen.attempts, seen.failures)
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_up_on_its_clients_has_failed() {
+    const NOTHING: &[(u64, &[u8])] = &[];
+    const WORD: &[(u64, &[u8])] = &[(0, b"-ERR busy\r\n")];
+    let test = async {
+        for (pieces, then, expected) in
+            [(NOTHING, Then::Closes, (1, 1)), (NOTHING, Then::Resets, (1, 1)), (WORD, Then::Resets, (1, 1))]
+        {
+            for (ends, expected) in [(false, expected), (true, (0, 0))] {
+                let address = server_of(pieces, then).await;
+                let seen = read_to_end(address, ends, Protocol::Opaque, b"PING\r\n").await;
+                assert_eq!(seen, expected, "{pieces:?} {then:?} {ends}");
+            }
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_server_that_has_answered_and_ends_has_served() {
+    const FAREWELL: &[(u64, &[u8])] = &[(0, b"+OK\r\n")];
+    let test = async {
+        for ends in [false, true] {
+            let address = server_of(FAREWELL, Then::Closes).await;
+            assert_eq!(read_to_end(address, ends, Protocol::Opaque, b"QUIT\r\n").await, (1, 0));
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_a_tunnel_without_a_word_has_failed() {
+    const UPGRADE: &[u8] =
+        b"GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    const GRANTED: (u64, &[u8]) =
+        (0, b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    // A frame that closes, as every server sends it that ends a WebSocket properly.
+    const GOODBYE: (u64, &[u8]) = (20, b"\x88\x02\x03\xe9");
+    let test = async {
+        let mute = server_of(&[GRANTED], Then::Closes).await;
+        assert_eq!(read_to_end(mute, false, Protocol::Http1, UPGRADE).await, (1, 1));
+        assert_eq!(read_to_end(mute, true, Protocol::Http1, UPGRADE).await, (0, 0));
+        let proper = server_of(&[GRANTED, GOODBYE], Then::Closes).await;
+        assert_eq!(read_to_end(proper, false, Protocol::Http1, UPGRADE).await, (1, 0));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_all_it_has_to_say_and_ends_was_served_without_an_answer() {
+    let test = async {
+        let (worker, port) = port_to_one(server_of(&[], Then::Stays).await).await;
+        let (mut client, accepted) = connection().await;
+        let served = speak(&worker, &port, Protocol::Opaque, accepted, BytesMut::new());
+        let asked = async move {
+            client.write_all(b"<13>a line of a log\n").await.unwrap();
+            sleep(Duration::from_millis(50)).await;
+            drop(client);
+        };
+        let _ = timeout(PATIENCE, async { tokio::join!(served, asked) }).await.expect("it ends");
+        let seen = evidence(&worker, "new");
+        assert_eq!((seen.attempts, seen.failures), (1, 0));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_served_for_a_while_is_not_charged_with_its_end() {
+    let test = async {
+        let key = |uid: &str| AttemptKey {
+            namespace: "shop".into(),
+            canary: "web".into(),
+            epoch: 3,
+            revision: "new".into(),
+            pod_uid: uid.into(),
+        };
+        let table = AttemptTable::default();
+        let moment = Duration::from_millis(100);
+        for (lasts, failures) in [(opaque::PROVES_ITSELF - moment, 1), (opaque::PROVES_ITSELF + moment, 0)] {
+            let held = opaque::Held::new(table.of(key("a")).unwrap());
+            held.heard();
+            sleep(lasts).await;
+            held.ended(Some(Seen::Failed));
+            sleep(opaque::PROVES_ITSELF).await;
+            let counts = table.take();
+            let seen: Vec<_> = counts.iter().map(|counts| (counts.attempts, counts.failures)).collect();
+            assert_eq!(seen, [(1, failures)], "{lasts:?}");
         }
     };
     LocalSet::new().run_until(test).await;
