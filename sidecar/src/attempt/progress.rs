@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::http1::Framing;
 use crate::message::Progress;
 
-/// A server that sends nothing for so long in the middle of an answer, whose length it knows, has stopped. Few clients wait
-/// for less.
-pub(super) const STALLED: Duration = Duration::from_secs(2);
+/// A server that sends nothing for so long in the middle of an answer, whose length it knows, has stopped. Clients that wait
+/// for two seconds in all leave behind that.
+pub(super) const STALLED: Duration = Duration::from_millis(1_500);
 
 /// What has moved of the bodies so far.
 #[derive(Default)]
@@ -34,7 +34,7 @@ pub enum Pace {
     /// what had come. Or nobody measured.
     #[default]
     InTime,
-    /// Some of its length was missing, and the server was waited for, for less than two seconds.
+    /// Some of its length was missing, and the server was waited for, for less than 1.5 s.
     Slow,
     /// The same for longer.
     Stalled,
@@ -68,7 +68,7 @@ mod tests {
             waits_since: Cell::new(Some(begun)),
             ..Progress::default()
         };
-        advance(Duration::from_millis(1_900)).await;
+        advance(Duration::from_millis(1_400)).await;
         assert_eq!(Pace::of(Framing::Length(1_000), &waiting(300)), Pace::Slow);
         advance(Duration::from_millis(200)).await;
         assert_eq!(Pace::of(Framing::Length(1_000), &waiting(300)), Pace::Stalled);

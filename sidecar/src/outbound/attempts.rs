@@ -397,7 +397,14 @@ fn compared(
     is_late: bool,
     ends: impl FnOnce() -> bool,
 ) -> Option<Seen> {
-    let said = if seen == Some(Seen::Good) { behind_head(attempt, is_late) } else { seen };
+    let said = match (seen, &attempt.end) {
+        (Some(Seen::Good), _) => behind_head(attempt, is_late),
+        // The policy has ended what its server had left unfinished.
+        (None, End::Delivered(Err(Failure::IdleTimeout))) if attempt.pace == Pace::Stalled => {
+            Some(Seen::Failed)
+        }
+        _ => seen,
+    };
     let was_open = seen == Some(Seen::Good) || attempt.status == Some(101);
     said.filter(|said| *said != Seen::Failed || !was_open || !ends())
 }
@@ -504,6 +511,11 @@ mod tests {
         }
         let refused = Attempt { status: Some(404), ..left(Pace::Stalled, 1, true) };
         assert_eq!(compared(&refused, seen(&refused), false, || false), Some(Seen::ClientError));
+        for (pace, expected) in [(Pace::Stalled, Some(Seen::Failed)), (Pace::InTime, None)] {
+            let end = End::Delivered(Err(Failure::IdleTimeout));
+            let idle = Attempt { end, ..left(pace, 300, true) };
+            assert_eq!(compared(&idle, seen(&idle), false, || false), expected);
+        }
         let ended = Attempt { grpc_status: Some(0), ..left(Pace::InTime, 0, true) };
         assert_eq!(compared(&ended, seen(&ended), true, || false), Some(Seen::Good));
     }
