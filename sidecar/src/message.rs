@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use tokio::time::Instant;
 use tulle_mesh::wire::frame::Code;
 
 use crate::claim::is_claim;
@@ -152,9 +153,23 @@ fn sink_error(error: BodyError) -> PumpError {
     }
 }
 
+/// How far the body of an answer has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes from the server.
+    pub bytes: Cell<u64>,
+    /// Nothing has come from the server since the client sent something.
+    pub is_unanswered: Cell<bool>,
+    /// Waiting for the server is timed. It costs a look at the clock each time, so only where somebody asks.
+    pub is_timed: Cell<bool>,
+    /// Since when the server is waited for, with everything passed on that has come. `None`: the client is waited for, or
+    /// nothing is timed.
+    pub waits_since: Cell<Option<Instant>>,
+}
+
 /// The next part. What has gathered in the sink is written as soon as the source has nothing more at hand,
 /// so that a slow stream of events is not held back. `watch`: a reader that goes away ends the wait.
-async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<Part, PumpError> {
+async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: Option<&Progress>) -> Result<Part, PumpError> {
     if let Some(part) = from.next().now_or_never() {
         if part.is_err() {
             // What came before the source broke off still belongs to the reader.
@@ -163,14 +178,17 @@ async fn next(from: &mut Source<'_>, to: &mut Sink<'_>, watch: bool) -> Result<P
         return part;
     }
     to.flush().await?;
-    if !watch {
-        return from.next().await;
+    let Some(progress) = watch else { return from.next().await };
+    if progress.is_timed.get() {
+        progress.waits_since.set(Some(Instant::now()));
     }
-    tokio::select! {
+    let part = tokio::select! {
         biased;
-        part = from.next() => part,
-        () = to.gone() => Err(PumpError::SinkGone),
-    }
+        part = from.next() => part?,
+        () = to.gone() => return Err(PumpError::SinkGone),
+    };
+    progress.waits_since.set(None);
+    Ok(part)
 }
 
 /// Moves one direction of an opaque connection to its end, and counts into `moved`. The other direction
@@ -185,7 +203,7 @@ pub async fn pump(
     mut admit: impl FnMut(Bytes) -> Option<Bytes>,
 ) -> Result<(), PumpError> {
     loop {
-        match next(&mut from, to, false).await? {
+        match next(&mut from, to, None).await? {
             Part::Data(bytes) => {
                 let Some(bytes) = admit(bytes) else {
                     return Err(PumpError::SourceMalformed("bytes that are not admitted"));
@@ -199,21 +217,22 @@ pub async fn pump(
     }
 }
 
-/// Moves the body of an answer to its end, and counts into `moved`. `seen` is shown the trailers.
+/// Moves the body of an answer to its end, and notes its `progress`. `seen` is shown the trailers.
 ///
 /// # Errors
 /// [`PumpError`] says which side broke off; also when the client goes away while the server is silent.
 pub async fn deliver(
     mut from: Source<'_>,
     mut to: Sink<'_>,
-    moved: &Cell<u64>,
+    progress: &Progress,
     mut seen: impl FnMut(&[(Bytes, Bytes)]),
 ) -> Result<(), PumpError> {
     let mut trailers = None;
     loop {
-        match next(&mut from, &mut to, true).await? {
+        match next(&mut from, &mut to, Some(progress)).await? {
             Part::Data(bytes) => {
-                moved.set(moved.get() + bytes.len() as u64);
+                progress.bytes.set(progress.bytes.get() + bytes.len() as u64);
+                progress.is_unanswered.set(false);
                 to.data(bytes).await?;
             }
             Part::Trailers(lines) => {

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::exchange::Arrived;
+use super::progress::STALLED;
 use super::{Attempt, End, Exchange, grpc_status, idle};
 use crate::error::Failure;
-use crate::http1::{Head, Part, Reader, Writer};
+use crate::http1::{Framing, Head, Part, Reader, Writer};
 
 /// What became of a copy.
 #[derive(Debug)]
 pub struct Copied {
-    /// The status of its answer, also of one that was still coming when the time was over. Or why there was none, or
-    /// why it broke off.
+    /// The status of its answer, also of one that was still coming when the time was over. Or why there was none, why it
+    /// broke off, or that it had stopped in the middle of its length.
     pub result: Result<u16, Failure>,
     /// The `grpc-status` of its answer.
     pub grpc_status: Option<u16>,
@@ -59,14 +60,22 @@ pub async fn send_copy(exchange: Exchange, request: &Head, body: Bytes, ends_by:
             copied.head_at = Some(Instant::now());
             copied.shed = report.shed;
             copied.grpc_status = grpc_status(&head.headers);
+            let mut missing = if let Framing::Length(length) = head.framing { length } else { 0 };
+            let mut moved_at = Instant::now();
             let mut rest = if end { None } else { source.body() };
             while let Some(from) = &mut rest {
                 let Ok(part) = timeout_at(ends_by, from.next()).await else {
                     ended = false;
+                    if missing > 0 && moved_at.elapsed() >= STALLED {
+                        return Err(End::Final(Failure::UpstreamTimeout));
+                    }
                     break;
                 };
                 match part.map_err(|_| End::Unanswered(Failure::UpstreamReset))? {
-                    Part::Data(_) => {}
+                    Part::Data(bytes) => {
+                        missing = missing.saturating_sub(bytes.len() as u64);
+                        moved_at = Instant::now();
+                    }
                     Part::Trailers(lines) => {
                         copied.grpc_status = grpc_status(&lines).or(copied.grpc_status);
                     }

@@ -13,6 +13,7 @@
 //!   copied    a copy of a request, whose answer is dropped
 //!   exchange  the server's side: where the request goes and the answer comes from
 //!   open      an exchange with an endpoint
+//!   progress  how far both bodies have come
 //!   tunnel    bytes both ways until each way has ended
 //! ```
 
@@ -21,6 +22,7 @@ pub mod body;
 mod copied;
 pub mod exchange;
 pub mod open;
+mod progress;
 mod reply;
 #[cfg(test)]
 mod tests;
@@ -31,9 +33,9 @@ pub use body::RequestBody;
 pub use copied::{Copied, send_copy};
 pub use exchange::{Exchange, Report, UpSink, UpSource, http1_exchange, http2_exchange};
 pub use open::{Opening, open, take_kept};
+pub use progress::Pace;
 pub use tunnel::{Joined, join, proxy_tcp, splice, tunnel};
 
-use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -47,9 +49,10 @@ use tulle_mesh::wire::frame::Code;
 use crate::call::{Call, Ended};
 use crate::error::{Failure, PumpError};
 use crate::http1::{Framing, Head, Reader, Writer};
-use crate::message;
+use crate::message::{self, Progress};
 use crate::route::ResponseEdits;
 use exchange::Arrived;
+use progress::Moved;
 use tunnel::{Terms, stalled, upgraded};
 
 /// What an attempt may take, and which answers are accepted. The default takes whatever comes, whenever it comes.
@@ -63,6 +66,8 @@ pub struct AttemptPolicy<'a> {
     pub idle: Option<Duration>,
     /// What a client sends behind a CONNECT must not name a client to the application.
     pub refuses_claims: bool,
+    /// How the attempt ends is compared with others: see [`Attempt::pace`].
+    pub compared: bool,
     /// Whether another attempt is made instead of delivering this answer. Only whoever makes it may say so.
     pub refuses: Option<Refuses<'a>>,
 }
@@ -120,6 +125,10 @@ pub struct Attempt {
     pub grpc_status: Option<u16>,
     /// What the endpoint's sidecar reports with the answer.
     pub report: Report,
+    /// What the server was doing when the client left its answer, or how it ended a tunnel.
+    pub pace: Pace,
+    /// The client has spoken last: the server has sent nothing of its answer since.
+    pub is_unanswered: bool,
     /// Bytes of the bodies: request, answer.
     pub bytes: (u64, u64),
     /// A connection to an HTTP/1 server that has ended its exchange cleanly.
@@ -167,22 +176,6 @@ impl Attempt {
             bytes: self.bytes,
             client_reusable: self.client_reusable,
         }
-    }
-}
-
-/// Bytes of the bodies that have moved so far.
-#[derive(Default)]
-struct Moved {
-    up: Cell<u64>,
-    down: Cell<u64>,
-    /// The answer is complete.
-    answered: Cell<bool>,
-}
-
-impl Moved {
-    /// So much more of the request's body goes to the server.
-    fn sent(&self, bytes: usize) {
-        self.up.set(self.up.get() + bytes as u64);
     }
 }
 
@@ -243,13 +236,16 @@ pub async fn run(call: &mut Call<'_>, exchange: Exchange, policy: &AttemptPolicy
                     attempt.end = End::Refused(heard.head.status());
                 } else {
                     complete(&mut heard.head, edits.as_deref(), set_cookie.as_ref());
+                    let has_length = matches!(heard.head.framing, Framing::Length(_));
+                    moved.down.is_timed.set(policy.compared && has_length);
                     let way = Passage { request, moved: &moved, idle: policy.idle };
                     clean = deliver(&way, heard, upload, &mut source, answer, &mut attempt).await;
                 }
             }
         }
     }
-    attempt.bytes = (moved.up.get(), moved.down.get());
+    attempt.bytes = (moved.up.get(), moved.down.bytes.get());
+    attempt.is_unanswered = moved.down.is_unanswered.get();
     if let Some(head) = granted {
         // Few requests become tunnels: theirs is not a part of every request's future.
         let is_connect = request.is_connect();
@@ -302,6 +298,8 @@ impl Attempt {
             status: None,
             grpc_status: None,
             report: Report::default(),
+            pace: Pace::InTime,
+            is_unanswered: false,
             bytes: (0, 0),
             idle: None,
             bound: false,
@@ -445,7 +443,7 @@ async fn deliver(
     let ended = tokio::select! {
         biased;
         ended = finish(upload.as_mut(), download, attempt) => ended,
-        () = stalled(idle, || moved.up.get().wrapping_add(moved.down.get())) => {
+        () = stalled(idle, || moved.up.get().wrapping_add(moved.down.bytes.get())) => {
             attempt.end = End::Delivered(Err(Failure::IdleTimeout));
             Finished::Broken
         }
@@ -472,6 +470,7 @@ async fn deliver(
     };
     attempt.client_reusable = clean && keep;
     if matches!(attempt.end, End::Delivered(Err(_))) {
+        attempt.pace = Pace::of(head.framing, &moved.down);
         Box::pin(answer.abort(&head, reset)).await;
     }
     clean
@@ -553,7 +552,7 @@ async fn download(
     bodiless: bool,
     source: &mut UpSource,
     answer: &mut Answer<'_>,
-    moved: &Cell<u64>,
+    progress: &Progress,
 ) -> Result<Option<u16>, PumpError> {
     if bodiless {
         answer.flush().await?;
@@ -562,7 +561,7 @@ async fn download(
     let Some(from) = source.body() else { return Err(PumpError::SourceGone) };
     let mut grpc = None;
     let to = answer.sink(head)?;
-    message::deliver(from, to, moved, |trailers| grpc = grpc_status(trailers)).await?;
+    message::deliver(from, to, progress, |trailers| grpc = grpc_status(trailers)).await?;
     Ok(grpc)
 }
 

@@ -53,8 +53,14 @@ pub(super) async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
 }
 
 /// Waits for as long as it takes.
-pub(super) const ANY: AttemptPolicy<'static> =
-    AttemptPolicy { deadline: None, cutoff: None, idle: None, refuses_claims: false, refuses: None };
+pub(super) const ANY: AttemptPolicy<'static> = AttemptPolicy {
+    deadline: None,
+    cutoff: None,
+    idle: None,
+    refuses_claims: false,
+    compared: true,
+    refuses: None,
+};
 
 #[tokio::test]
 async fn what_may_be_repeated_depends_on_what_was_read_and_on_the_method() {
@@ -564,6 +570,17 @@ async fn an_answer_that_a_cache_keeps_for_everybody_carries_nobodys_cookie() {
         let seen = read_until(&mut asking, b"\r\n\r\nok").await;
         assert_eq!(seen.contains("set-cookie: version=a\r\n"), carried, "{lines}");
     }
+}
+
+#[tokio::test]
+async fn a_copy_whose_answer_stops_in_the_middle_of_its_length_has_failed() {
+    let (_client, mut reader, mut writer, head) = client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let call = Call::http1(head, &mut reader, &mut writer);
+    let (mut far, exchange) = server(&call).await;
+    far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await.unwrap();
+    let ends_by = Instant::now() + progress::STALLED + Duration::from_millis(100);
+    let copied = timeout(PATIENCE, send_copy(exchange, &call.head, Bytes::new(), ends_by)).await.unwrap();
+    assert_eq!(copied.result, Err(Failure::UpstreamTimeout));
 }
 
 #[tokio::test]

@@ -17,12 +17,16 @@ use tulle_mesh::wire::frame::Code;
 use super::answer::Answer;
 use super::body::RequestBody;
 use super::exchange::{UpSink, UpSource};
-use super::{Attempt, End};
+use super::{Attempt, End, Pace};
 use crate::claim::ForgedIdentityFilter;
 use crate::error::{Failure, PumpError};
 use crate::http1::conn::split;
 use crate::http1::{Head, Reader, Writer};
 use crate::message::{Sink, Source, pump};
+
+/// A server that takes what a client sends for so long and says nothing has a protocol in which it says nothing, such as
+/// syslog, and ends connections that are idle, or with its pod.
+const ONE_WAY: Duration = Duration::from_secs(30);
 
 /// How both ways of a tunnel ended.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,8 @@ pub struct Joined {
     pub from_client: Option<Result<(), PumpError>>,
     /// How the way from the server ended; `None`: it was ended with the other.
     pub from_server: Option<Result<(), PumpError>>,
+    /// The server's side ended before the client's, properly or not.
+    pub server_first: bool,
 }
 
 impl Joined {
@@ -48,6 +54,11 @@ impl Joined {
             }
             _ => None,
         }
+    }
+
+    /// Whether the server ended a tunnel of this age without a word, while its client stayed.
+    pub fn is_hung_up(&self, age: Duration) -> bool {
+        self.server_first && self.bytes.1 == 0 && age < ONE_WAY
     }
 }
 
@@ -73,7 +84,7 @@ pub async fn join(
 ) -> Joined {
     let (mut sent, mut received) = (0u64, 0u64);
     let ((from_client, mut to_server), (from_server, mut to_client)) = (up, down);
-    let (uploaded, downloaded) = {
+    let (uploaded, downloaded, server_first) = {
         let upload = pin!(pump(from_client, &mut to_server, &mut sent, admit));
         let download = pin!(pump(from_server, &mut to_client, &mut received, |bytes| {
             heard();
@@ -83,19 +94,19 @@ pub async fn join(
             match select(upload, download).await {
                 // A reader that is gone may still have something to say.
                 Either::Left((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
-                    (Some(result), Some(other.await))
+                    (Some(result), Some(other.await), result.is_err())
                 }
                 Either::Right((result @ (Ok(()) | Err(PumpError::SinkGone)), other)) => {
-                    (Some(other.await), Some(result))
+                    (Some(other.await), Some(result), result.is_ok())
                 }
-                Either::Left((broken, _)) => (Some(broken), None),
-                Either::Right((broken, _)) => (None, Some(broken)),
+                Either::Left((broken, _)) => (Some(broken), None, false),
+                Either::Right((broken, _)) => (None, Some(broken), true),
             }
         };
         // First, so that nothing passes of a connection that was forbidden while it was being opened.
         tokio::select! {
             biased;
-            () = stop => (None, None),
+            () = stop => (None, None, false),
             ends = both => ends,
         }
     };
@@ -106,7 +117,7 @@ pub async fn join(
     if downloaded != Some(Ok(())) {
         to_client.abort();
     }
-    Joined { bytes: (sent, received), from_client: uploaded, from_server: downloaded }
+    Joined { bytes: (sent, received), from_client: uploaded, from_server: downloaded, server_first }
 }
 
 /// Resolves when `moved`, which grows with everything that moves, has not grown for this long, give or take a quarter
@@ -213,6 +224,8 @@ pub(super) async fn upgraded(
         && !(terms.is_connect && failure == Failure::UpstreamReset)
     {
         attempt.end = End::Delivered(Err(failure));
+    } else if attempt.head_at.is_some_and(|at| joined.is_hung_up(at.elapsed())) && !terms.is_connect {
+        attempt.pace = Pace::HungUp;
     }
     if let Some(Err(PumpError::SourceMalformed(why))) = joined.from_client {
         attempt.end = End::Delivered(Err(Failure::ClientBadRequest(why)));

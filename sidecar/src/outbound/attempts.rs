@@ -21,7 +21,7 @@ use tulle_mesh::counted_event::{RepeatedRequest, Timeout};
 use super::opaque::Opened;
 use super::retry_state::{Injected, RequestTraits, Retry, RetryState};
 use super::{ANEW, MAX_ENDPOINTS, count, observe, patience, unserved};
-use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Report, open, run, until};
+use crate::attempt::{Attempt, AttemptPolicy, End, Exchange, Opening, Pace, Report, open, run, until};
 use crate::backend::{Ask, InFlight, Outcome, Tried, Upstream, Verdict};
 use crate::call::{Call, Ended};
 use crate::error::Failure;
@@ -194,6 +194,7 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     };
     let policy = AttemptPolicy {
         refuses: if trying.policy.judges_answers() { Some(&refuses) } else { None },
+        compared: evidence.is_some(),
         ..limits
     };
     let mut attempt = run(call, exchange, &policy).await;
@@ -206,11 +207,16 @@ async fn make(trying: &RetryState<'_>, chosen: Chosen, call: &mut Call<'_>) -> A
     for _ in 0..attempt.report.broken {
         count(evidence.as_ref(), backend, &upstream, Some(Seen::Failed), None);
     }
-    count(evidence.as_ref(), backend, &upstream, seen, head_after);
     if let Some(at) = attempt.head_at {
         upstream.report(attempt.report.load, attempt.report.latency_us, at);
     }
     let ended_at = Instant::now();
+    if evidence.is_some() {
+        let is_late = trying.is_past_grpc_timeout(call, ended_at);
+        let ends = || backend.is_ending(&upstream.endpoint);
+        let said = compared(&attempt, seen, is_late, ends);
+        count(evidence.as_ref(), backend, &upstream, said, head_after);
+    }
     let span = (in_flight.since(), ended_at);
     observe(worker, backend, &upstream, call.protocol(), trying.route, span, verdict(&attempt, seen, trying));
     AttemptResult { attempt, kept, in_flight: Some(in_flight), retry: decided.get(), ended_at }
@@ -241,7 +247,7 @@ async fn connect(
         limit: patience(backend, upstream),
         route,
         deadline: call.deadline,
-        renews_grpc_timeout: trying.has_grpc_timeout,
+        renews_grpc_timeout: trying.grpc_timeout.is_some(),
         waits: Cell::new(false),
     };
     let (expires, overdue) = limits.expiry();
@@ -383,6 +389,47 @@ fn seen(attempt: &Attempt) -> Option<Seen> {
     evidence_of(result, attempt.grpc_status, attempt.report.shed)
 }
 
+/// What an attempt says of the version when versions are compared. What it has left open says nothing if its pod `ends`:
+/// every rollout does that.
+fn compared(
+    attempt: &Attempt,
+    seen: Option<Seen>,
+    is_late: bool,
+    ends: impl FnOnce() -> bool,
+) -> Option<Seen> {
+    let said = match (seen, &attempt.end) {
+        (Some(Seen::Good), _) => behind_head(attempt, is_late),
+        // The policy has ended what its server had left unfinished.
+        (None, End::Delivered(Err(Failure::IdleTimeout))) if attempt.pace == Pace::Stalled => {
+            Some(Seen::Failed)
+        }
+        _ => seen,
+    };
+    let was_open = seen == Some(Seen::Good) || attempt.status == Some(101);
+    said.filter(|said| *said != Seen::Failed || !was_open || !ends())
+}
+
+/// The same of one whose head was good. The breaker takes that for the answer, as clients of endless streams do. Here a
+/// server that has stopped behind it has failed, if it owes something: a part of a length, the tunnel that it granted, or
+/// (`is_late`) what its gRPC client has waited for until its own deadline. One that had sent messages by then may have had
+/// nothing more to say.
+fn behind_head(attempt: &Attempt, is_late: bool) -> Option<Seen> {
+    let was_left = attempt.end == End::Delivered(Err(Failure::ClientGone));
+    if was_left && is_late && attempt.grpc_status.is_none() {
+        return match attempt.bytes.1 {
+            0 => Some(Seen::Failed),
+            // Its last word may have wanted an answer, or acknowledged one.
+            _ if attempt.is_unanswered => None,
+            _ => Some(Seen::Good),
+        };
+    }
+    match attempt.pace {
+        Pace::InTime => Some(Seen::Good),
+        Pace::Slow => None,
+        Pace::Stalled | Pace::HungUp => Some(Seen::Failed),
+    }
+}
+
 /// What an attempt says to the breaker. A client that is impatient says nothing of the endpoint, and a pod that sheds
 /// load is not ejected: the others would get its load too.
 fn verdict(attempt: &Attempt, seen: Option<Seen>, trying: &RetryState<'_>) -> Verdict {
@@ -436,6 +483,58 @@ mod tests {
                 let report = Report { shed: true, ..Report::default() };
                 assert_eq!(seen(&Attempt { report, ..answered }), None);
             }
+        }
+    }
+
+    #[test]
+    fn a_server_that_stops_behind_the_head_has_failed_if_it_owes_something() {
+        let left = |pace, bytes, is_unanswered| Attempt {
+            status: Some(200),
+            pace,
+            bytes: (5, bytes),
+            is_unanswered,
+            ..Attempt::of(End::Delivered(Err(Failure::ClientGone)))
+        };
+        for (attempt, is_late, expected) in [
+            (left(Pace::Stalled, 300, true), false, Some(Seen::Failed)),
+            (left(Pace::Slow, 300, true), false, None),
+            (left(Pace::InTime, 300, true), false, Some(Seen::Good)),
+            // gRPC: a call without a message, a client that has spoken last, and a watch.
+            (left(Pace::InTime, 0, true), true, Some(Seen::Failed)),
+            (left(Pace::InTime, 300, true), true, None),
+            (left(Pace::InTime, 300, false), true, Some(Seen::Good)),
+            (left(Pace::InTime, 0, true), false, Some(Seen::Good)),
+        ] {
+            let said = seen(&attempt);
+            assert_eq!(said, Some(Seen::Good), "what breakers learn stays as it is");
+            assert_eq!(compared(&attempt, said, is_late, || false), expected, "{attempt:?} {is_late}");
+        }
+        let refused = Attempt { status: Some(404), ..left(Pace::Stalled, 1, true) };
+        assert_eq!(compared(&refused, seen(&refused), false, || false), Some(Seen::ClientError));
+        for (pace, expected) in [(Pace::Stalled, Some(Seen::Failed)), (Pace::InTime, None)] {
+            let end = End::Delivered(Err(Failure::IdleTimeout));
+            let idle = Attempt { end, ..left(pace, 300, true) };
+            assert_eq!(compared(&idle, seen(&idle), false, || false), expected);
+        }
+        let ended = Attempt { grpc_status: Some(0), ..left(Pace::InTime, 0, true) };
+        assert_eq!(compared(&ended, seen(&ended), true, || false), Some(Seen::Good));
+    }
+
+    #[test]
+    fn what_a_pod_leaves_open_at_its_end_is_not_evidence_and_what_it_fails_is() {
+        let tunnel = |end| Attempt { status: Some(101), ..Attempt::of(end) };
+        let hung_up = Attempt { pace: Pace::HungUp, ..tunnel(End::Delivered(Ok(101))) };
+        let reset = tunnel(End::Delivered(Err(Failure::UpstreamReset)));
+        let failed = Attempt { status: Some(500), ..Attempt::of(End::Delivered(Ok(500))) };
+        for (attempt, ends, expected) in [
+            (&hung_up, true, None),
+            (&hung_up, false, Some(Seen::Failed)),
+            (&reset, true, None),
+            (&reset, false, Some(Seen::Failed)),
+            (&failed, true, Some(Seen::Failed)),
+        ] {
+            let said = compared(attempt, seen(attempt), false, || ends);
+            assert_eq!(said, expected, "{attempt:?} {ends}");
         }
     }
 

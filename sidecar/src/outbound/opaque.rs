@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout_at};
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
 
@@ -29,7 +30,7 @@ use crate::message::{Sink, Source, pump};
 use crate::pool::{self, Server};
 use crate::route::{Connection, Port, RouteTarget};
 use crate::telemetry::Limited;
-use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_silence};
+use crate::telemetry::attempts::{Attempts, Seen, evidence_of, evidence_of_connection, evidence_of_silence};
 use crate::wire::{Event, Receiver, Sender};
 use crate::worker::Worker;
 
@@ -39,12 +40,16 @@ static FAILURES: Limited = Limited::new(10);
 /// How long the rest of a ClientHello may take. Servers wait for the whole handshake for 10 s to a minute.
 const HELLO_COMES_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a connection goes on behind its server's first word until it counts as served. A server that answers with an
+/// error and breaks off does it sooner, and a connection that has lasted longer may be reset when its pod ends.
+pub(super) const PROVES_ITSELF: Duration = Duration::from_secs(10);
+
 /// A connection that is open to an endpoint.
 pub(super) struct Opened {
     backend: Rc<Backend>,
     upstream: Rc<Upstream>,
     transport: Transport,
-    /// Where the attempt is counted, once the server has been heard or has ended.
+    /// Where the attempt is counted: see [`Held`].
     evidence: Option<Arc<Attempts>>,
     /// Counts the connection as under way. What it lasts says nothing of the endpoint's latency.
     in_flight: InFlight,
@@ -91,6 +96,35 @@ impl Greeting {
             [0, 0, length, 4, 0, 0, 0, 0, 0, ..] if length % 6 == 0 => Self::Settings,
             _ if bytes.starts_with(b"HTTP/") || b"HTTP/".starts_with(bytes) => Self::None,
             _ => Self::Opaque,
+        }
+    }
+}
+
+/// The evidence of a connection under a Canary, held back until it is known how it goes on. `None`: it was counted.
+pub(super) struct Held(Rc<Cell<Option<Arc<Attempts>>>>);
+
+impl Held {
+    pub(super) fn new(attempts: Arc<Attempts>) -> Self {
+        Self(Rc::new(Cell::new(Some(attempts))))
+    }
+
+    /// The server has sent its first word: the connection has served, unless something else is seen soon.
+    pub(super) fn heard(&self) {
+        let held = Rc::clone(&self.0);
+        spawn_local(async move {
+            sleep(PROVES_ITSELF).await;
+            if let Some(attempts) = held.take() {
+                attempts.count(Seen::Good, None);
+            }
+        });
+    }
+
+    /// The connection has ended, and its end says this.
+    pub(super) fn ended(&self, seen: Option<Seen>) {
+        if let Some(seen) = seen
+            && let Some(attempts) = self.0.take()
+        {
+            attempts.count(seen, None);
         }
     }
 }
@@ -152,7 +186,7 @@ pub(super) async fn open(
             && last == Failure::UpstreamNotProcessed
             && let Some(wait) = anew.next()
         {
-            tokio::time::sleep(*wait).await;
+            sleep(*wait).await;
             again = true;
             next = Some(upstream);
         }
@@ -365,44 +399,54 @@ pub(super) fn carry<'a>(
     });
     let backend = &*way.backend;
     async move {
-        let Opened { upstream, transport, mut evidence, in_flight, .. } = opened?;
-        // Counted once, with the server's first word or at the end.
+        let Opened { upstream, transport, evidence, in_flight, .. } = opened?;
+        let held = evidence.map(Held::new);
+        // The breaker learns once, with the server's first word or at the end.
         let mut is_silent = true;
-        let mut heard = |seen: Seen| {
+        let mut tell = |seen: Seen| {
             if !std::mem::take(&mut is_silent) {
-                return;
-            }
-            if let Some(attempts) = evidence.take() {
-                attempts.count(seen, None);
+                return false;
             }
             let span = (in_flight.since(), Instant::now());
             observe(worker, backend, &upstream, "opaque", way.route.as_ref(), span, verdict(Some(seen)));
+            true
+        };
+        let mut heard = || {
+            if tell(Seen::Good)
+                && let Some(held) = &held
+            {
+                held.heard();
+            }
         };
         let (joined, failure) = match transport {
             Transport::Plain(_, _, true) => {
                 writer.abort();
                 let from_server = Some(Err(PumpError::SourceGone));
-                let joined = Joined { bytes: (0, 0), from_client: None, from_server };
+                let joined = Joined { bytes: (0, 0), from_client: None, from_server, server_first: true };
                 (joined, joined.failure_of_server(Failure::UpstreamReset))
             }
             Transport::Plain(stream, read, false) => {
                 let (mut input, mut output) = split(stream, read);
                 let ways = ((&mut reader, &mut writer), (&mut input, &mut output));
-                let joined = proxy_tcp(ways.0, ways.1, Some, || heard(Seen::Good), pending()).await;
+                let joined = proxy_tcp(ways.0, ways.1, Some, &mut heard, pending()).await;
                 (joined, joined.failure_of_server(Failure::UpstreamReset))
             }
             Transport::Mesh(sender, receiver, first) => {
-                let joined = through_sidecar((sender, receiver, first), &mut reader, &mut writer, || {
-                    heard(Seen::Good)
-                })
-                .await;
+                let stream = (sender, receiver, first);
+                let joined = through_sidecar(stream, &mut reader, &mut writer, &mut heard).await;
                 (joined, joined.failure_of_server(Failure::UpstreamLost))
             }
         };
         if let Some(seen) = evidence_of_silence(joined.from_client, joined.from_server) {
-            heard(seen);
+            tell(seen);
         }
         let took = in_flight.since().elapsed();
+        if let Some(held) = &held {
+            let seen = evidence_of_connection(&joined, took);
+            // A pod that ends breaks off what is open: every rollout does that.
+            let ends = || backend.is_ending(&upstream.endpoint);
+            held.ended(seen.filter(|seen| *seen != Seen::Failed || !ends()));
+        }
         let (up, down) = joined.bytes;
         tracing::debug!(endpoint = %upstream.endpoint.address, ?took, up, down, "an opaque connection ended");
         let series = upstream.series(&worker.telemetry, "opaque", way.route.as_ref());
@@ -446,7 +490,10 @@ async fn through_sidecar(
     writer: &mut Writer,
     mut heard: impl FnMut(),
 ) -> Joined {
-    let ended = |from_client, from_server, up| Joined { bytes: (up, 0), from_client, from_server };
+    let ended = |from_client, from_server: Result<(), PumpError>, up| {
+        let server_first = from_server != Err(PumpError::SinkGone);
+        Joined { bytes: (up, 0), from_client, from_server: Some(from_server), server_first }
+    };
     reader.unframe();
     writer.unframe();
     let mut early = Bytes::new();
@@ -454,20 +501,20 @@ async fn through_sidecar(
         // The server will say nothing; it may still listen.
         Some(Event::End) => {
             if writer.end(&[]).await.is_err() {
-                return ended(None, Some(Err(PumpError::SinkGone)), 0);
+                return ended(None, Err(PumpError::SinkGone), 0);
             }
             let mut up = 0;
             let mut to_server = Sink::Mesh(&sender);
             let uploaded = pump(Source::Http1(reader), &mut to_server, &mut up, Some).await;
-            return ended(Some(uploaded), Some(Ok(())), up);
+            return ended(Some(uploaded), Ok(()), up);
         }
         Some(Event::Reset(code)) => {
             writer.abort();
-            return ended(None, Some(Err(PumpError::SourceReset(code))), 0);
+            return ended(None, Err(PumpError::SourceReset(code)), 0);
         }
         Some(Event::Lost) => {
             writer.abort();
-            return ended(None, Some(Err(PumpError::SourceGone)), 0);
+            return ended(None, Err(PumpError::SourceGone), 0);
         }
         Some(Event::Data(bytes)) => early = bytes,
         Some(Event::Head(_) | Event::Trailers(_)) | None => {}
@@ -475,7 +522,7 @@ async fn through_sidecar(
     if !early.is_empty() {
         heard();
         if writer.data(&early).await.is_err() || writer.flush().await.is_err() {
-            return ended(None, Some(Err(PumpError::SinkGone)), 0);
+            return ended(None, Err(PumpError::SinkGone), 0);
         }
     }
     let up = (Source::Http1(reader), Sink::Mesh(&sender));
@@ -509,7 +556,8 @@ mod tests {
 
     #[test]
     fn only_a_server_that_breaks_off_unasked_fails_a_connection() {
-        let joined = |from_client, from_server| Joined { bytes: (0, 0), from_client, from_server };
+        let joined =
+            |from_client, from_server| Joined { bytes: (0, 0), from_client, from_server, server_first: true };
         let gone = Some(Err(PumpError::SourceGone));
         for (ends, expected) in [
             (joined(None, gone), Some(Failure::UpstreamReset)),

@@ -40,8 +40,8 @@ pub(super) struct RetryState<'a> {
     retries: u8,
     /// Retries that have been decided.
     granted: Cell<u8>,
-    /// It has a `grpc-timeout`.
-    pub(super) has_grpc_timeout: bool,
+    /// Its `grpc-timeout`.
+    pub(super) grpc_timeout: Option<Duration>,
     /// When the time is over that the client gives; `None`: never, or that of the policy is over before.
     client_deadline: Option<Instant>,
 }
@@ -108,7 +108,7 @@ impl<'a> RetryState<'a> {
             route: way.route.as_ref(),
             retries: retries.map_or(allowed, |wished| wished.min(allowed)),
             granted: Cell::new(0),
-            has_grpc_timeout: grpc_timeout.is_some(),
+            grpc_timeout,
             client_deadline: call.deadline.filter(|_| limit != policy.request),
         }
     }
@@ -120,13 +120,14 @@ impl<'a> RetryState<'a> {
             cutoff: self.policy.attempt.map(|limit| now + limit),
             idle: self.policy.idle,
             refuses_claims: false,
+            compared: false,
             refuses: None,
         }
     }
 
     /// Tells the server what is left of the request's time.
     pub(super) fn pass_deadline_on(&self, call: &mut Call<'_>) {
-        if self.has_grpc_timeout
+        if self.grpc_timeout.is_some()
             && let Some(deadline) = call.deadline
         {
             grpc::renew_timeout(&mut call.head, deadline);
@@ -229,6 +230,14 @@ impl<'a> RetryState<'a> {
             _ => return attempt.end == End::Final(Failure::DeadlineExceeded),
         };
         said_at + EARLY >= deadline
+    }
+
+    /// Whether the time is over at `now` that its gRPC client gives it. gRPC in C rounds what it announces up by less than
+    /// one in a hundred, and gives up before that.
+    pub(super) fn is_past_grpc_timeout(&self, call: &Call<'_>, now: Instant) -> bool {
+        self.grpc_timeout
+            .filter(|_| grpc::content_type(&call.head).is_some())
+            .is_some_and(|limit| now.saturating_duration_since(call.since) + EARLY.max(limit / 50) >= limit)
     }
 
     /// Draws whether an attempt is to wait or fail. `None`: neither, as of most. Counts what a policy that is only tried

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tulle_mesh::histogram::{BUCKETS, bucket_of};
 use tulle_mesh::proto::AttemptCounts;
 
+use crate::attempt::Joined;
 use crate::error::{Failure, PumpError};
 use crate::grpc::is_server_error;
 
@@ -179,7 +180,27 @@ pub fn evidence_of(result: Result<u16, &Failure>, grpc: Option<u16>, shed: bool)
     }
 }
 
-/// What the end of an opaque connection says of its endpoint when the server has sent no byte: how the way
+/// What the end of an opaque connection of this age says of the version of its endpoint. A server that has sent something
+/// and does not break off has served. One that ends first without a word, behind what its client has sent, has failed: a
+/// client that has said all it wants to say ends first.
+pub fn evidence_of_connection(joined: &Joined, age: Duration) -> Option<Seen> {
+    let (sent, received) = joined.bytes;
+    if received > 0 {
+        return match joined.failure_of_server(Failure::UpstreamReset) {
+            // A rule that came meanwhile.
+            None | Some(Failure::PolicyDenied) => Some(Seen::Good),
+            Some(_) => Some(Seen::Failed),
+        };
+    }
+    match evidence_of_silence(joined.from_client, joined.from_server) {
+        Some(Seen::Good) if sent > 0 && joined.is_hung_up(age) => Some(Seen::Failed),
+        // Nobody has used it, or only in one direction.
+        Some(Seen::Good) if joined.server_first => None,
+        seen => seen,
+    }
+}
+
+/// What the end of an opaque connection says to the breaker of its endpoint when the server has sent no byte: how the way
 /// from the client ended, and the way from the server.
 pub fn evidence_of_silence(
     from_client: Option<Result<(), PumpError>>,
@@ -198,6 +219,8 @@ pub fn evidence_of_silence(
 
 #[cfg(test)]
 mod tests {
+    use tulle_mesh::wire::frame::Code;
+
     use super::*;
     use crate::error::REQUEST_HEAD;
 
@@ -275,6 +298,39 @@ mod tests {
         ];
         for (from_client, from_server, expected) in table {
             assert_eq!(evidence_of_silence(from_client, from_server), expected);
+        }
+    }
+
+    #[test]
+    fn what_the_end_of_a_connection_says_of_the_version() {
+        const GONE: Option<Result<(), PumpError>> = Some(Err(PumpError::SourceGone));
+        const ENDED: Option<Result<(), PumpError>> = Some(Ok(()));
+        const YOUNG: u64 = 1;
+        let table = [
+            // Ended by the server without a word: behind a question, unasked, and after hours of one direction.
+            ((9, 0), ENDED, ENDED, true, YOUNG, Some(Seen::Failed)),
+            ((9, 0), Some(Err(PumpError::SinkGone)), ENDED, true, YOUNG, Some(Seen::Failed)),
+            ((0, 0), ENDED, ENDED, true, YOUNG, None),
+            ((9, 0), ENDED, ENDED, true, 7_200, None),
+            // Ended by the client: one direction, a health check, and a client that does not wait.
+            ((9, 0), ENDED, ENDED, false, YOUNG, Some(Seen::Good)),
+            ((0, 0), ENDED, ENDED, false, YOUNG, Some(Seen::Good)),
+            ((9, 0), GONE, None, false, YOUNG, None),
+            // It has answered, and ends properly, also behind a farewell that is not answered.
+            ((9, 5), ENDED, ENDED, true, YOUNG, Some(Seen::Good)),
+            ((9, 5), ENDED, ENDED, false, YOUNG, Some(Seen::Good)),
+            ((9, 5), GONE, None, false, YOUNG, Some(Seen::Good)),
+            ((9, 5), ENDED, GONE, false, YOUNG, Some(Seen::Good)),
+            // Or breaks off.
+            ((9, 5), None, GONE, true, YOUNG, Some(Seen::Failed)),
+            ((9, 0), None, GONE, true, YOUNG, Some(Seen::Failed)),
+            // Forbidden meanwhile.
+            ((9, 5), None, Some(Err(PumpError::SourceReset(Code::Denied))), true, YOUNG, Some(Seen::Good)),
+        ];
+        for (bytes, from_client, from_server, server_first, age_s, expected) in table {
+            let joined = Joined { bytes, from_client, from_server, server_first };
+            let seen = evidence_of_connection(&joined, Duration::from_secs(age_s));
+            assert_eq!(seen, expected, "{joined:?} after {age_s} s");
         }
     }
 
