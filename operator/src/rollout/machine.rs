@@ -15,6 +15,7 @@ mod progress;
 mod properties;
 mod report;
 mod returning;
+mod silence;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use tulle_mesh::event_reason::EventReason;
 
 use super::exposure::is_exposed;
 use super::input::{is_alone, judged};
-use super::judge::{Judgement, PodBlock, Rules, judge};
+use super::judge::{Judgement, PodBlock, Rules, Unanswered, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
 use gates::{CAPACITY, is_short_of_pods};
@@ -329,6 +330,8 @@ impl Evaluation<'_> {
     fn expose(&mut self, weight: u32, steering: Option<CanarySteering>) {
         self.close_block();
         self.status.evidence.before_step = self.status.evidence.canary.attempts;
+        // As many as another weight sends were not sent before.
+        Unanswered::forget(&mut self.status.evidence);
         self.status.weight = weight;
         self.status.steering = steering;
         self.status.epoch += 1;
