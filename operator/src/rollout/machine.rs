@@ -250,6 +250,7 @@ impl Evaluation<'_> {
             self.no_longer_stalled(EventReason::Restored.name(), "the target is back at its former revision");
         }
         if latest == self.status.approved_revision {
+            self.forget_verdict();
             self.change_weight(0);
             self.status.phase = Phase::Stable;
             self.nothing_acknowledged();
@@ -274,6 +275,19 @@ impl Evaluation<'_> {
             self.event(EventReason::Started, format!("revision {latest} goes through {steps} steps"));
             self.refuse_again(latest);
         }
+    }
+
+    /// The verdict was that of the revision that is withdrawn; what is stable is not judged. Why it had failed stays readable.
+    fn forget_verdict(&mut self) {
+        let withdrawn = &self.status.canary_revision;
+        let failed = self.status.phase == Phase::Failed;
+        let last = self.status.history.iter().find(|entry| failed && entry.revision == *withdrawn);
+        self.status.evidence_summary = match (withdrawn.as_str(), last) {
+            ("", _) => String::new(),
+            (_, None) => format!("revision {withdrawn} was withdrawn"),
+            (_, Some(last)) => format!("revision {withdrawn} was withdrawn: {}", last.because),
+        };
+        self.status.verdict = CanaryVerdict::NotJudged;
     }
 
     /// A revision that was undone and comes back, as a GitOps controller brings it, is not tried again and

@@ -36,6 +36,8 @@ const BLOCKS: u64 = 30;
 /// had and may have answered so at most.
 const REFUSED: u64 = 56;
 const NEARLY_ALL: f64 = 0.95;
+/// What such answers are called: the HTTP status of a gRPC call is 200.
+const REFUSALS: &str = "4xx or a gRPC error of the client";
 const STABLE_ATTEMPTS: u64 = 30;
 const HARDLY_ANY: f64 = 0.05;
 
@@ -158,7 +160,7 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
         && Test::ClientErrors.log_evidence(evidence) > NO_EVIDENCE
     {
         return Some(format!(
-            "answers {:.2}% with 4xx, the stable version {:.2}%, not surely worse yet",
+            "answers {:.2}% with {REFUSALS}, the stable version {:.2}%, not surely worse yet",
             forbidden.0 * 100.0,
             forbidden.1 * 100.0
         ));
@@ -284,7 +286,7 @@ fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
                 format!("{} of {} ({share:.2}%)", totals.client_errors, totals.attempts)
             };
             let both = format!(
-                "canary answered {} with 4xx, stable {}",
+                "canary answered {} with {REFUSALS}, stable {}",
                 answered(&evidence.canary),
                 answered(&evidence.stable)
             );

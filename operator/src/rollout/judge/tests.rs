@@ -371,7 +371,7 @@ fn a_version_that_answers_nearly_everything_with_4xx_needs_no_statistics() {
     let judged = |block: &[PodBlock], rules: &Rules| judge(&after(1, block, rules), rules, false);
     let all = judged(&refused(60, 59, 0), &rules());
     assert!(all.held && all.verdict == Verdict::Inconclusive, "{}", all.because);
-    let sentence = "canary answered 59 of 60 (98.33%) with 4xx, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore";
+    let sentence = "canary answered 59 of 60 (98.33%) with 4xx or a gRPC error of the client, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore";
     assert!(all.because.ends_with(sentence), "{}", all.because);
     let fail = Rules { client_errors: OnClientErrors::Fail, ..rules() };
     assert_eq!(judged(&refused(60, 60, 10), &fail).verdict, Verdict::Fail);

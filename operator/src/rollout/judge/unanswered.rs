@@ -35,7 +35,7 @@ impl Unanswered {
     }
 
     /// With one more block.
-    pub(super) fn fold(self, block: &[PodBlock]) -> Self {
+    pub fn fold(self, block: &[PodBlock]) -> Self {
         if block.iter().any(|pod| pod.side == Side::Canary && pod.totals.attempts > 0) {
             return Self::default();
         }

@@ -5,6 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::Evaluation;
 use super::steps::duration;
+use crate::rollout::exposure::is_exposed;
 use crate::rollout::judge::{Judgement, Unanswered, Verdict};
 
 /// Requests to the new version, by its weight, of which none has ended: that is not chance.
@@ -42,7 +43,9 @@ impl Silence {
 impl Evaluation<'_> {
     /// `None`: requests to the new version end, the stable version gets none either, or the weight sends none.
     pub(super) fn silence(&self) -> Option<Silence> {
-        let Unanswered { blocks, stable } = Unanswered::stored(&self.evidence());
+        let stored = Unanswered::stored(&self.status.evidence);
+        let counts = is_exposed(&self.status) && !self.closed;
+        let Unanswered { blocks, stable } = if counts { stored.fold(&self.seen.block) } else { stored };
         let weight = self.status.weight;
         if weight == 0 || weight >= 100 || stable <= 0.0 {
             return None;
