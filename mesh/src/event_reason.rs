@@ -177,7 +177,7 @@ event_reasons! {
         "An action had no effect; the message says why.",
         "Compare the action with the phase and the revision of the Canary: `tulle canary status CANARY`.";
     NothingToCompareWith, Canary, Warning,
-        "No stable pod is left, so the revision takes all traffic.",
+        "No stable pod is left, so the revision takes all traffic. One that had a share of it and has not passed stays on trial, and is judged alone; any other is approved.",
         "Find out why the stable pods have gone: `kubectl get events`.";
     ServingFailedRevision, Canary, Warning,
         "A failed revision serves because nothing else can.",

@@ -204,8 +204,14 @@ impl Evaluation<'_> {
             Phase::Waiting => self.status.phase = Phase::Stable,
             Phase::Stable => self.forget_former(&target),
             Phase::Failed => self.failed(&target),
+            // Nobody has seen the weight of this look yet, and the judge compares nothing from now on.
+            Phase::Progressing | Phase::Paused if self.changed && self.is_left_alone(&target) => {}
             Phase::Progressing | Phase::Paused => self.progress(&target),
             Phase::Promoting => self.promoting(&target),
+        }
+        // It failed at this look: where nothing else can serve, no look may pass without it.
+        if self.status.phase == Phase::Failed && self.status.weight == 0 {
+            self.take_what_is_left(&target, &latest);
         }
         self.show_obstacles(&target);
         self.show_paused();

@@ -59,7 +59,8 @@ impl Evaluation<'_> {
         self.status.phase = Phase::Progressing;
         let wanted = self.wanted();
         // Also where the spec was edited meanwhile: what flows changes with an epoch of its own only.
-        if self.status.weight != wanted.weight || self.status.steering != wanted.steering {
+        let differs = self.status.weight != wanted.weight || self.status.steering != wanted.steering;
+        if differs && !self.is_left_alone(target) {
             if self.has_capacity(target, &wanted) {
                 let (revision, what) = (&self.status.canary_revision, wanted.summary());
                 let message = format!("step {}: {what} to revision {revision}", self.status.step + 1);
@@ -199,6 +200,10 @@ impl Evaluation<'_> {
             Verdict::Fail => return self.fail(judged.because),
             Verdict::Inconclusive => self.say_what_is_missing(target),
             Verdict::Pass => {}
+        }
+        if self.is_left_alone(target) {
+            let alone = format!("; no pod of revision {} is left beside it", self.status.approved_revision);
+            self.status.evidence_summary.push_str(&alone);
         }
         let silent = self.of_silence(&judged);
         self.show_held(silent.as_ref().unwrap_or(&judged));
