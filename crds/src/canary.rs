@@ -533,8 +533,9 @@ pub struct AttemptTotals {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestEvidence {
-    /// Name of the comparison: errors, latency, latencyP90, clientErrors, successRate, p99, alone or sustained. A
-    /// name that ends in Dispersion stands for how strongly the events of that comparison come in bursts.
+    /// Name of the comparison: errors, latency, latencyP90, clientErrors, successRate, p99, alone, sustained, or
+    /// unanswered (attempts at the stable version since the last one at the new version has ended). A name that ends in
+    /// Dispersion stands for how strongly the events of that comparison come in bursts.
     pub name: String,
     /// What the comparison remembers of the past: the stable version's quantile in microseconds, or the size of a
     /// typical burst.
@@ -554,8 +555,8 @@ pub struct EvidenceWindow {
     pub number: u32,
     /// Blocks of ten seconds since then.
     pub blocks: u32,
-    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion or of sustained
-    /// failures, sums.
+    /// Logarithm of the evidence for each factor that the new version may be worse by; of a dispersion, of sustained
+    /// failures or of unanswered requests, sums.
     #[schemars(length(max = 16))]
     pub log_evidence: Vec<f64>,
 }

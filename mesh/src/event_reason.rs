@@ -177,7 +177,7 @@ event_reasons! {
         "An action had no effect; the message says why.",
         "Compare the action with the phase and the revision of the Canary: `tulle canary status CANARY`.";
     NothingToCompareWith, Canary, Warning,
-        "No stable pod is left, so the revision takes all traffic.",
+        "No stable pod is left, so the revision takes all traffic. One that had a share of it and has not passed stays on trial, and is judged alone; any other is approved.",
         "Find out why the stable pods have gone: `kubectl get events`.";
     ServingFailedRevision, Canary, Warning,
         "A failed revision serves because nothing else can.",
@@ -192,7 +192,7 @@ event_reasons! {
         "The revision is promoted, and its Deployment is paused, so no pod is replaced.",
         "Run the command in the message: `kubectl rollout resume`.";
     HeldByJudge, Canary, Warning,
-        "The judge does not let the revision pass: it surely answers more with 4xx, or has looked worse for five minutes. It keeps its share of the requests. Once per rollout.",
+        "The judge does not let the revision pass: it surely answers more with 4xx, none of its requests ends while those to the stable revision do, or it has looked worse for five minutes. It keeps its share of the requests. Once per rollout.",
         "Run the command in the message: `tulle canary abort CANARY` takes the requests away. Or promote the revision, if it is meant to answer so.";
     DeadlineExceeded, Canary, Warning,
         "No verdict before `spec.deadline`.",

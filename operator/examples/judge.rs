@@ -25,6 +25,9 @@ fn main() {
         ("ramp, bursts of 20", Scenario { weights: vec![1, 5, 10, 25, 50], ..burst(20) }),
         ("bursts of 50, 10 requests/s, weight 20 %", quiet(20, &burst(50))),
         ("bursts of 50, 10 requests/s, weight 80 %", quiet(80, &burst(50))),
+        ("the same, 5 % errors, weight 20 %", quiet(20, &Scenario { error_rate: 0.05, ..burst(50) })),
+        ("both fail every request, weight 5 %", Scenario { error_rate: 1.0, ..good.clone() }),
+        ("both fail every request, weight 50 %", quiet(50, &Scenario { error_rate: 1.0, ..good.clone() })),
     ] {
         alarms(name, &repeat(&scenario, &rules, runs));
     }
@@ -75,12 +78,24 @@ fn main() {
             power(&format!("fails {share} % of requests"), weight, &repeat(&scenario, &rules, runs / 10));
         }
     }
+    nearly_all(&good, &rules, runs / 10);
     slow_with_few_requests(&good, &rules, runs);
     println!("At 0.1 % errors, 100 requests/s:");
     let hours = 10 * 3600;
     let late =
         Scenario { error_rate: 0.001, worse: 100.0, bad_from: hours, seconds: hours + 1800, ..good.clone() };
     power("fails 100x, after 10 h", 5, &repeat(&late, &rules, runs / 40));
+}
+
+/// Versions that fail nearly every request, some of them not from the beginning on.
+fn nearly_all(good: &Scenario, rules: &Rules, runs: u32) {
+    println!("10 requests/s, one pod of each version, nearly all requests fail:");
+    for weight in [20, 50, 80] {
+        let late = Scenario { error_rate: 0.001, worse: 1000.0, bad_from: 30, ..good.clone() };
+        power("all, after 30 s", weight, &repeat(&quiet(weight, &late), rules, runs));
+        let beside = Scenario { error_rate: 0.03, worse: 97.0 / 3.0, ..good.clone() };
+        power("97 %, the stable 3 %", weight, &repeat(&quiet(weight, &beside), rules, runs));
+    }
 }
 
 /// Of which versions a share of the answers is slow, and how many of them get a Pass all the same.

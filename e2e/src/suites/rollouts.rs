@@ -44,6 +44,10 @@ pub(super) const TESTS: &[Test] = &[
         "a failed version stays Failed when its Deployment is scaled to zero and back",
         decisions::scaled_to_zero,
     ),
+    (
+        "a version whose last stable pod is scaled away is not promoted unjudged, and takes all requests",
+        decisions::scaled_down,
+    ),
     ("kubectl events shows the start of each of two rollouts", decisions::events),
     ("kubectl rollout undo to an approved revision takes no second trial", decisions::undo_approved),
     ("promote for another revision is ignored and says so", decisions::promote_other),

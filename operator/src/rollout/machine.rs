@@ -15,6 +15,7 @@ mod progress;
 mod properties;
 mod report;
 mod returning;
+mod silence;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use tulle_mesh::event_reason::EventReason;
 
 use super::exposure::is_exposed;
 use super::input::{is_alone, judged};
-use super::judge::{Judgement, PodBlock, Rules, judge};
+use super::judge::{Judgement, PodBlock, Rules, Unanswered, judge};
 use crate::discovery::Acknowledgement;
 use crate::model::{SplitObstacle, WorkloadSeen};
 use gates::{CAPACITY, is_short_of_pods};
@@ -203,8 +204,14 @@ impl Evaluation<'_> {
             Phase::Waiting => self.status.phase = Phase::Stable,
             Phase::Stable => self.forget_former(&target),
             Phase::Failed => self.failed(&target),
+            // Nobody has seen the weight of this look yet, and the judge compares nothing from now on.
+            Phase::Progressing | Phase::Paused if self.changed && self.is_left_alone(&target) => {}
             Phase::Progressing | Phase::Paused => self.progress(&target),
             Phase::Promoting => self.promoting(&target),
+        }
+        // It failed at this look: where nothing else can serve, no look may pass without it.
+        if self.status.phase == Phase::Failed && self.status.weight == 0 {
+            self.take_what_is_left(&target, &latest);
         }
         self.show_obstacles(&target);
         self.show_paused();
@@ -249,6 +256,7 @@ impl Evaluation<'_> {
             self.no_longer_stalled(EventReason::Restored.name(), "the target is back at its former revision");
         }
         if latest == self.status.approved_revision {
+            self.forget_verdict();
             self.change_weight(0);
             self.status.phase = Phase::Stable;
             self.nothing_acknowledged();
@@ -273,6 +281,19 @@ impl Evaluation<'_> {
             self.event(EventReason::Started, format!("revision {latest} goes through {steps} steps"));
             self.refuse_again(latest);
         }
+    }
+
+    /// The verdict was that of the revision that is withdrawn; what is stable is not judged. Why it had failed stays readable.
+    fn forget_verdict(&mut self) {
+        let withdrawn = &self.status.canary_revision;
+        let failed = self.status.phase == Phase::Failed;
+        let last = self.status.history.iter().find(|entry| failed && entry.revision == *withdrawn);
+        self.status.evidence_summary = match (withdrawn.as_str(), last) {
+            ("", _) => String::new(),
+            (_, None) => format!("revision {withdrawn} was withdrawn"),
+            (_, Some(last)) => format!("revision {withdrawn} was withdrawn: {}", last.because),
+        };
+        self.status.verdict = CanaryVerdict::NotJudged;
     }
 
     /// A revision that was undone and comes back, as a GitOps controller brings it, is not tried again and
@@ -329,6 +350,8 @@ impl Evaluation<'_> {
     fn expose(&mut self, weight: u32, steering: Option<CanarySteering>) {
         self.close_block();
         self.status.evidence.before_step = self.status.evidence.canary.attempts;
+        // As many as another weight sends were not sent before.
+        Unanswered::forget(&mut self.status.evidence);
         self.status.weight = weight;
         self.status.steering = steering;
         self.status.epoch += 1;

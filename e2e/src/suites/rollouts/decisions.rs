@@ -70,6 +70,28 @@ pub(super) fn scaled_to_zero(kube: &Kube) -> Result<()> {
     Ok(())
 }
 
+/// Of four pods, two of v2 have an opened gate at 75 %, so Kubernetes counts them when two are left.
+pub(super) fn scaled_down(kube: &Kube) -> Result<()> {
+    borrows(kube)?;
+    let field = TestNamespace::meshed(kube, "t-scaled")?;
+    field.service("web", 4, &["--version=v1"])?;
+    field.load("load", "web:80", 50)?;
+    watch(&field, canary("web", "Deployment", json!([{"weight": 75, "hold": "600s"}]), 100_000))?;
+    deploy(&field, "v2", 0)?;
+    flows(&field, "75%", 90)?;
+    let (approved, trial) = (status(&field, ".approvedRevision")?, status(&field, ".canaryRevision")?);
+    field.kubectl(&["scale", "deployment", "web", "--replicas", "2"])?;
+    flows(&field, "100%", 90)?;
+    let (phase, now) = (status(&field, ".phase")?, status(&field, ".approvedRevision")?);
+    ensure!(phase == "Progressing", "a version that nobody has judged is {phase}");
+    ensure!(now == approved, "the approved revision is {now}, although nobody approved it");
+    act(&field, "promote@1")?;
+    reaches(&field, "Stable", 60)?;
+    let now = status(&field, ".approvedRevision")?;
+    ensure!(now == trial, "the approved revision is {now} instead of {trial}");
+    Ok(())
+}
+
 pub(super) fn events(kube: &Kube) -> Result<()> {
     let field = shop(kube, "t-events", json!([{"pause": {}}]), 10)?;
     let mut revisions = Vec::new();

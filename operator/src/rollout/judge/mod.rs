@@ -13,6 +13,7 @@
 //!   slow        slow answers of the canary over the rollout: what holds a version that the tests do not find
 //!   burst       how much an event counts when events come in bursts
 //!   sustained   a canary that fails on and on beside a stable version that does not
+//!   unanswered  what the stable version answers while no request to the canary ends
 //!   sentence    verdict and sentence
 //!   simulation  rollouts on paper: how often the judge errs and how soon it finds what is bad
 //! ```
@@ -32,6 +33,7 @@ mod slow;
 mod sustained;
 #[cfg(test)]
 mod tests;
+mod unanswered;
 mod windows;
 
 use std::time::Duration;
@@ -42,6 +44,7 @@ use tulle_mesh::histogram::Histogram;
 use dispersion::Dispersion;
 use gathered::Gathered;
 use sustained::Sustained;
+pub use unanswered::Unanswered;
 
 /// How many times worse than what is still accepted the canary may be: the alternatives that a test bets on.
 const FACTORS: [f64; 9] = [1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0];
@@ -434,7 +437,7 @@ fn answered(pod: &PodBlock) -> f64 {
 /// Adds one block (also a running one, provisionally) to the evidence. `alone`: the canary is meant to get all
 /// requests.
 ///
-/// A block in which the canary got no attempt counts for neither version.
+/// A block in which the canary got no attempt counts for neither version, but see [`Unanswered`].
 pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool) -> Evidence {
     let (mut canary, mut stable) = (evidence.canary, evidence.stable);
     let heard = block.iter().any(|pod| pod.side == Side::Canary && pod.totals.attempts > 0);
@@ -443,7 +446,8 @@ pub fn fold(evidence: &Evidence, block: &[PodBlock], rules: &Rules, alone: bool)
     }
     let tests = rules.tests().into_iter().flat_map(|test| test.fold(evidence, block, rules, alone));
     let sustained = Sustained::stored(evidence).fold(block, rules).store();
-    let tests = tests.chain([sustained]).collect();
+    let unanswered = Unanswered::stored(evidence).fold(block).store();
+    let tests = tests.chain([sustained]).chain(unanswered).collect();
     Evidence { canary, stable, tests, ..*evidence }
 }
 

@@ -8,6 +8,9 @@ use super::{Judgement, LatencyRule, Rules, Test, Verdict, latency, rank};
 
 /// Attempts from which on a share of failures is looked at without statistics.
 const A_FEW: u64 = 20;
+/// As likely it may be, at the stable version's failure rate, that every request to the canary fails: what both depend on
+/// may be down then, and the canary is not to blame.
+const CHANCE: f64 = 0.001;
 /// Evidence, as a logarithm, from which on a canary is waited for whatever the counts say: 1 to 20.
 const LOOKS_WORSE: f64 = 3.0;
 /// One or two failures beside none look like nothing.
@@ -33,6 +36,8 @@ const BLOCKS: u64 = 30;
 /// had and may have answered so at most.
 const REFUSED: u64 = 56;
 const NEARLY_ALL: f64 = 0.95;
+/// What such answers are called: the HTTP status of a gRPC call is 200.
+const REFUSALS: &str = "4xx or a gRPC error of the client";
 const STABLE_ATTEMPTS: u64 = 30;
 const HARDLY_ANY: f64 = 0.05;
 
@@ -40,7 +45,8 @@ const HARDLY_ANY: f64 = 0.05;
 pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgement {
     let facts = facts(evidence);
     let canary = &evidence.canary;
-    if canary.attempts >= A_FEW && canary.failures >= canary.attempts {
+    let both = both_fail(evidence, rules, alone);
+    if fails_all(canary) && both.is_none() {
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
         return failed(because);
     }
@@ -64,15 +70,40 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
         );
         return Judgement { held: true, ..judgement(Verdict::Inconclusive, because) };
     }
-    let doubt = doubt(evidence, rules, alone);
+    let enough = both.is_some() || canary.attempts >= rules.min_requests.max(1);
+    let doubt = both.or_else(|| doubt(evidence, rules, alone));
     let awaited = if doubt.is_none() { awaited(evidence, rules, alone) } else { None };
     let uncompared = awaited.is_some();
-    let doubted = doubt.is_some() && canary.attempts >= rules.min_requests.max(1);
+    let doubted = doubt.is_some() && enough;
     let (verdict, because) = match doubt.or(awaited) {
         Some(missing) => (Verdict::Inconclusive, missing),
         None => (Verdict::Pass, fine(evidence, rules)),
     };
     Judgement { doubted, uncompared, ..judgement(verdict, format!("{facts}: {because}")) }
+}
+
+fn fails_all(canary: &AttemptTotals) -> bool {
+    canary.attempts >= A_FEW && canary.failures >= canary.attempts
+}
+
+/// That the stable version fails much as often as a canary that fails most of its requests. `None`: it does not, or it gets no
+/// request to compare with.
+fn both_fail(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
+    let (canary, stable) = (&evidence.canary, &evidence.stable);
+    if alone || stable.attempts == 0 || canary.attempts < A_FEW {
+        return None;
+    }
+    let (rate, stable_rate) = (share(canary.failures, canary), share(stable.failures, stable));
+    let alike = if fails_all(canary) {
+        // One more failure, so that one success of the stable version is enough to tell the two apart.
+        let likely = (stable.failures as f64 + 1.0) / (stable.attempts as f64 + 1.0);
+        likely.min(1.0).powf(canary.attempts as f64) >= CHANCE
+    } else {
+        rate > 0.5 && rate <= rules.errors_worse_by * stable_rate
+    };
+    alike.then(|| {
+        "both versions fail, as when something is down that both depend on: no verdict before one of them recovers; if this revision is the cure, tulle canary promote NAME accepts it".to_owned()
+    })
 }
 
 fn failed(because: String) -> Judgement {
@@ -129,7 +160,7 @@ fn doubt(evidence: &Evidence, rules: &Rules, alone: bool) -> Option<String> {
         && Test::ClientErrors.log_evidence(evidence) > NO_EVIDENCE
     {
         return Some(format!(
-            "answers {:.2}% with 4xx, the stable version {:.2}%, not surely worse yet",
+            "answers {:.2}% with {REFUSALS}, the stable version {:.2}%, not surely worse yet",
             forbidden.0 * 100.0,
             forbidden.1 * 100.0
         ));
@@ -255,7 +286,7 @@ fn certainly(test: Test, evidence: &Evidence, rules: &Rules) -> String {
                 format!("{} of {} ({share:.2}%)", totals.client_errors, totals.attempts)
             };
             let both = format!(
-                "canary answered {} with 4xx, stable {}",
+                "canary answered {} with {REFUSALS}, stable {}",
                 answered(&evidence.canary),
                 answered(&evidence.stable)
             );

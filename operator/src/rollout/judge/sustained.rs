@@ -1,16 +1,21 @@
 //! A canary that fails on and on beside a stable version that does not, without statistics.
 //!
 //! The tests count a pod once per block, because a burst must not decide. With few pods and a large weight that is slow:
-//! half of all requests may fail for minutes. What is longer than several bursts in a row is none. Two rules say so:
+//! half of all requests may fail for minutes. What is longer than several bursts in a row is none. Three rules say so:
 //!
 //! - many: a share that is far too large in each of three blocks, and as many failures as ten bursts of fifty;
-//! - most: about half of all requests, however few they are. Blocks are put together until the canary has had 56 attempts,
-//!   and four such groups in a row decide, which is after 30 s at the earliest.
+//! - half: about half of all requests, however few they are. Blocks are put together until the canary has had 56 attempts,
+//!   and four such groups in a row decide, which is after 30 s at the earliest;
+//! - nearly all: at least 95 % of one such group, if it is more than one block. A pod that stands still for some seconds
+//!   fails all that it gets in one block.
 //!
 //! A burst of fifty makes one group of the second rule and no two, because two need 2 × 0.45 × 56 > 50 failures. Four groups
 //! are at least 101 failures, so three bursts that follow each other almost without a success between them, while the stable
 //! version fails a tenth as often at most, in these blocks and in the whole rollout. In simulated rollouts of half an hour
 //! without the last condition, bursts of fifty made four groups in none of 6000 at 1 % of failures, and in 8 of 6000 at 5 %.
+//!
+//! The third rule needs 54 failures of 56, so two bursts with three successes between them at most. Groups begin anew, so it
+//! finds a version that was good at first.
 
 use tulle_crds::{AttemptTotals, Evidence, EvidenceWindow, TestEvidence};
 
@@ -29,10 +34,12 @@ const LEAST: f64 = 0.05;
 /// How many times what is accepted of the stable version is beyond doubt.
 const TIMES: f64 = 4.0;
 
-/// Attempts at the canary that make a group of blocks, the share of them that must have failed, and groups in a row.
+/// Attempts at the canary that make a group of blocks.
 const GROUP: f64 = 56.0;
-const SHARE: f64 = 0.45;
-const GROUPS: u32 = 4;
+/// About half of its attempts, in each of four groups.
+const HALF: Rule = Rule { window: 1, share: 0.45, groups: 4, blocks: 1.0, most_of_stable: 1.0 };
+/// Nearly all of them, in one group of two blocks or in one each.
+const NEARLY_ALL: Rule = Rule { window: 2, share: 0.95, groups: 1, blocks: 2.0, most_of_stable: 0.05 };
 /// Attempts at the stable version over the same blocks, and how many times less often it fails: whatever both depend on may
 /// be gone. Where `errors.worseBy` accepts more than that, it is as many times.
 const STABLE: f64 = 30.0;
@@ -70,7 +77,8 @@ impl Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sustained {
     many: Many,
-    most: Most,
+    half: Row,
+    nearly_all: Row,
 }
 
 /// Blocks in a row in which the canary was far worse, and what was counted in them.
@@ -81,16 +89,60 @@ struct Many {
     stable: Counts,
 }
 
-/// Groups of blocks in a row in which the canary failed about half of its attempts, and what was counted in them.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Most {
+/// How large a share of how much must have failed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rule {
+    /// The number under which its row is stored.
+    window: u32,
+    /// Share of each group that must have failed.
+    share: f64,
+    /// Groups in a row, and blocks that they must consist of.
     groups: u32,
-    /// The canary in the group that is not full yet.
-    group: Counts,
-    /// The canary in the full ones.
+    blocks: f64,
+    /// Share that the stable version may have failed.
+    most_of_stable: f64,
+}
+
+/// Groups of blocks in a row in which the canary failed as large a share of its attempts as a rule names.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Row {
+    groups: u32,
+    /// The group that is not full yet.
+    group: Sums,
+    /// The full ones.
+    full: Sums,
+}
+
+/// What was counted in some blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Sums {
+    blocks: f64,
     canary: Counts,
-    /// The stable version in all of them.
     stable: Counts,
+}
+
+impl Sums {
+    fn plus(self, more: Self) -> Self {
+        Self {
+            blocks: self.blocks + more.blocks,
+            canary: self.canary.plus(more.canary),
+            stable: self.stable.plus(more.stable),
+        }
+    }
+
+    fn numbers(self) -> [f64; 5] {
+        let Self { blocks, canary, stable } = self;
+        [blocks, canary.attempts, canary.failures, stable.attempts, stable.failures]
+    }
+
+    fn of(numbers: [f64; 5]) -> Self {
+        let [blocks, attempts, failures, stable, stable_failures] = numbers;
+        Self {
+            blocks,
+            canary: Counts { attempts, failures },
+            stable: Counts { attempts: stable, failures: stable_failures },
+        }
+    }
 }
 
 impl Sustained {
@@ -99,13 +151,14 @@ impl Sustained {
         let Some(test) = evidence.tests.iter().find(|test| test.name == NAME) else { return Self::default() };
         Self {
             many: test.windows.first().map(Many::stored).unwrap_or_default(),
-            most: test.windows.get(1).map(Most::stored).unwrap_or_default(),
+            half: test.windows.get(1).map(Row::stored).unwrap_or_default(),
+            nearly_all: test.windows.get(2).map(Row::stored).unwrap_or_default(),
         }
     }
 
     /// To be stored.
     pub(super) fn store(self) -> TestEvidence {
-        let windows = vec![self.many.store(), self.most.store()];
+        let windows = vec![self.many.store(), self.half.store(HALF), self.nearly_all.store(NEARLY_ALL)];
         TestEvidence { name: NAME.to_owned(), reference: None, windows }
     }
 
@@ -117,15 +170,24 @@ impl Sustained {
             sum
         };
         let (canary, stable) = (sum(Side::Canary), sum(Side::Stable));
+        let reached = Sums { blocks: 1.0, canary: Counts::reached(&canary), stable: Counts::of(&stable) };
         Self {
             many: self.many.fold(Counts::of(&canary), Counts::of(&stable), rules),
-            most: self.most.fold(Counts::reached(&canary), Counts::of(&stable), rules),
+            half: self.half.fold(reached, HALF, rules),
+            nearly_all: self.nearly_all.fold(reached, NEARLY_ALL, rules),
         }
     }
 
     /// Whether that is beyond doubt; one sentence part. `stable`: the stable version since the rollout began.
     pub(super) fn verdict(&self, stable: &AttemptTotals, rules: &Rules) -> Option<String> {
-        self.many.verdict().or_else(|| self.most.verdict(Counts::of(stable), rules))
+        let stable = Counts::of(stable);
+        let (half, nearly_all) = (&self.half, &self.nearly_all);
+        let groups =
+            || format!("at least {:.0}% in each of {} groups in a row", HALF.share * 100.0, half.groups);
+        self.many
+            .verdict()
+            .or_else(|| nearly_all.finding(stable, NEARLY_ALL, rules, "nearly every one"))
+            .or_else(|| half.finding(stable, HALF, rules, &groups()))
     }
 }
 
@@ -178,51 +240,55 @@ impl Many {
     }
 }
 
-impl Most {
+impl Row {
     fn stored(window: &EvidenceWindow) -> Self {
-        let [attempts, failures, canary, failed, stable, stable_failed] = window.log_evidence[..] else {
+        let [b, c, f, s, t, blocks, canary, failed, stable, stable_failed] = window.log_evidence[..] else {
             return Self::default();
         };
         Self {
             groups: window.blocks,
-            group: Counts { attempts, failures },
-            canary: Counts { attempts: canary, failures: failed },
-            stable: Counts { attempts: stable, failures: stable_failed },
+            group: Sums::of([b, c, f, s, t]),
+            full: Sums::of([blocks, canary, failed, stable, stable_failed]),
         }
     }
 
-    fn store(self) -> EvidenceWindow {
-        let Self { groups, group, canary, stable } = self;
-        let counts =
-            [group, canary, stable].into_iter().flat_map(|counts| [counts.attempts, counts.failures]);
-        EvidenceWindow { number: 1, blocks: groups, log_evidence: counts.collect() }
+    fn store(self, rule: Rule) -> EvidenceWindow {
+        let Self { groups, group, full } = self;
+        let log_evidence = [group, full].into_iter().flat_map(Sums::numbers).collect();
+        EvidenceWindow { number: rule.window, blocks: groups, log_evidence }
     }
 
     /// A block in which no attempt reached the canary changes nothing.
-    fn fold(self, canary: Counts, stable: Counts, rules: &Rules) -> Self {
-        if canary.attempts <= 0.0 {
+    fn fold(self, block: Sums, rule: Rule, rules: &Rules) -> Self {
+        if block.canary.attempts <= 0.0 {
             return self;
         }
-        let (group, stable) = (self.group.plus(canary), self.stable.plus(stable));
-        if group.attempts < GROUP {
-            return Self { group, stable, ..self };
+        let group = self.group.plus(block);
+        if group.canary.attempts < GROUP {
+            return Self { group, ..self };
         }
-        let all = Self {
-            groups: self.groups.saturating_add(1),
-            group: Counts::default(),
-            canary: self.canary.plus(group),
-            stable,
-        };
-        let goes_on = group.rate() >= SHARE && is_far_better(stable, all.canary, rules);
-        if goes_on { all } else { Self::default() }
+        let full = self.full.plus(group);
+        if group.canary.rate() < rule.share || !is_far_better(full.stable, full.canary, rules) {
+            return Self::default();
+        }
+        Self { groups: self.groups.saturating_add(1), group: Sums::default(), full }
     }
 
-    fn verdict(&self, rollout: Counts, rules: &Rules) -> Option<String> {
-        let enough = self.groups >= GROUPS && self.stable.attempts >= STABLE;
-        (enough && is_far_better(rollout, self.canary, rules)).then(|| {
+    /// `stable`: the stable version since the rollout began. `how`: how its requests failed.
+    fn finding(&self, stable: Counts, rule: Rule, rules: &Rules, how: &str) -> Option<String> {
+        let full = self.full;
+        let is_long = self.groups >= rule.groups && full.blocks >= rule.blocks;
+        let is_good = full.stable.attempts >= STABLE
+            && full.stable.rate().max(stable.rate()) <= rule.most_of_stable
+            && is_far_better(stable, full.canary, rules);
+        (is_long && is_good).then(|| {
             format!(
-                "{} of its last {} requests failed, about half of them all the time, and {} of {} of the stable version",
-                self.canary.failures, self.canary.attempts, self.stable.failures, self.stable.attempts
+                "{} of its last {} requests failed ({:.0}%), {how}, and {} of {} of the stable version",
+                full.canary.failures,
+                full.canary.attempts,
+                full.canary.rate() * 100.0,
+                full.stable.failures,
+                full.stable.attempts
             )
         })
     }
@@ -290,7 +356,8 @@ mod tests {
     fn a_version_that_fails_more_than_half_of_few_requests_is_stopped_after_some_two_hundred() {
         assert_eq!(beside((20, 0), &[(80, 48); 3]), None);
         let because = beside((20, 0), &[(80, 48); 4]).unwrap();
-        assert!(because.contains("192 of its last 320 requests failed"), "{because}");
+        let sentence = "192 of its last 320 requests failed (60%), at least 45% in each of 4 groups in a row";
+        assert!(because.contains(sentence), "{because}");
         // Three blocks are one group.
         assert_eq!(beside((80, 0), &[(20, 12); 11]), None);
         assert!(beside((80, 0), &[(20, 12); 12]).is_some());
@@ -300,13 +367,44 @@ mod tests {
     fn two_bursts_of_fifty_do_not_stop_a_version_that_gets_few_requests() {
         for attempts in [10_u64, 20, 50, 100] {
             let mut blocks = vec![(attempts, 0); 6];
-            let failed = attempts.min(50);
-            blocks.extend(vec![(attempts, failed); usize::try_from(100 / failed).unwrap()]);
+            for _ in 0..2 {
+                let mut left = 50;
+                while left > 0 {
+                    let failed = attempts.min(left);
+                    blocks.push((attempts, failed));
+                    left -= failed;
+                }
+                blocks.push((attempts, 0));
+            }
             blocks.extend(vec![(attempts, 0); 6]);
-            for end in 1..=blocks.len() {
-                assert_eq!(beside((100, 0), &blocks[..end]), None, "{attempts} attempts per block");
+            for start in 0..6 {
+                for end in start..=blocks.len() {
+                    assert_eq!(beside((100, 0), &blocks[start..end]), None, "{attempts} attempts per block");
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_version_that_turns_bad_and_fails_nearly_all_is_stopped_by_its_next_group() {
+        let mut blocks = vec![(30, 0); 3];
+        blocks.extend([(30, 30), (30, 29)]);
+        assert_eq!(beside((30, 0), &blocks), None, "the fourth block belongs to the group of the third");
+        blocks.push((30, 29));
+        let sentence =
+            "58 of its last 60 requests failed (97%), nearly every one, and 0 of 60 of the stable version";
+        assert_eq!(beside((30, 0), &blocks).as_deref(), Some(sentence));
+        assert_eq!(beside((30, 2), &blocks), None, "7 % of the stable version fail too");
+        assert_eq!(beside((14, 0), &blocks), None, "28 attempts at the stable version do not show it");
+        blocks.extend([(30, 30); 2]);
+        assert!(beside((14, 0), &blocks).is_some());
+    }
+
+    #[test]
+    fn some_seconds_in_which_a_pod_stands_still_do_not_stop_a_busy_version() {
+        assert_eq!(after(&[(1000, 0), (1000, 1000)]), None);
+        assert_eq!(after(&[(1000, 0), (1000, 1000), (1000, 200)]), None);
+        assert!(after(&[(1000, 0), (1000, 1000), (100, 100)]).is_some());
     }
 
     #[test]

@@ -129,6 +129,45 @@ fn a_dead_version_fails_though_the_stable_one_fails_too() {
 }
 
 #[test]
+fn a_version_does_not_fail_for_what_the_stable_one_fails_by_too() {
+    for (canaries, stables, blocks) in [(21, 16, 1), (20, 24, 1), (300, 3, 1), (21, 16, 60), (100, 100, 60)] {
+        let evidence = after(blocks, &[canary(canaries, canaries), stable(stables, stables)], &rules());
+        let judged = judge(&evidence, &rules(), false);
+        assert_eq!((judged.verdict, judged.doubted), (Verdict::Inconclusive, true), "{}", judged.because);
+        assert!(
+            judged.because.contains("both versions fail, as when something is down"),
+            "{}",
+            judged.because
+        );
+    }
+    // What was down is up again, and the new version fails on.
+    let evidence = after(3, &[canary(21, 21), stable(16, 16)], &rules());
+    let evidence = fold(&evidence, &[canary(21, 21), stable(60, 0)], &rules(), false);
+    let judged = judge(&evidence, &rules(), false);
+    assert_eq!(judged.verdict, Verdict::Fail, "{}", judged.because);
+    // One failure of the stable version is no outage once it has answered at all.
+    let evidence = after(1, &[canary(30, 30), stable(2, 1)], &rules());
+    assert_eq!(judge(&evidence, &rules(), false).verdict, Verdict::Fail);
+    // Nothing is compared at a weight of 100.
+    let evidence = after(1, &[canary(30, 30), stable(2, 2)], &rules());
+    assert_eq!(judge(&evidence, &rules(), true).verdict, Verdict::Fail);
+}
+
+#[test]
+fn a_version_that_turns_bad_or_fails_nearly_all_is_stopped_within_a_minute() {
+    let late = Scenario { error_rate: 0.001, worse: 1000.0, bad_from: 30, seconds: 330, ..quiet(50) };
+    let nearly_all = Scenario { error_rate: 0.03, worse: 97.0 / 3.0, seconds: 300, ..quiet(50) };
+    for (name, scenario) in [("good for 30 s", late), ("97 % beside 3 %", nearly_all)] {
+        let summary = repeat(&scenario, &rules(), 40);
+        assert!(summary.stopped >= 39, "{name}: {summary:?}");
+        assert!(summary.seconds.unwrap() <= 60, "{name}: {summary:?}");
+        assert!(summary.canary_failures.unwrap() <= 220, "{name}: {summary:?}");
+    }
+    let outage = Scenario { error_rate: 1.0, seconds: 300, ..quiet(50) };
+    assert_eq!(repeat(&outage, &rules(), 40).stopped, 0);
+}
+
+#[test]
 fn added_latency_is_found_and_a_slowdown_of_both_is_not() {
     let quick = [(40_000, 98), (100_000, 2)];
     let block = [
@@ -332,7 +371,7 @@ fn a_version_that_answers_nearly_everything_with_4xx_needs_no_statistics() {
     let judged = |block: &[PodBlock], rules: &Rules| judge(&after(1, block, rules), rules, false);
     let all = judged(&refused(60, 59, 0), &rules());
     assert!(all.held && all.verdict == Verdict::Inconclusive, "{}", all.because);
-    let sentence = "canary answered 59 of 60 (98.33%) with 4xx, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore";
+    let sentence = "canary answered 59 of 60 (98.33%) with 4xx or a gRPC error of the client, stable 0 of 200 (0.00%): nearly every one of its requests; the rollout is held: tulle canary abort NAME takes its requests away; to go on regardless, set judge.clientErrors: Ignore";
     assert!(all.because.ends_with(sentence), "{}", all.because);
     let fail = Rules { client_errors: OnClientErrors::Fail, ..rules() };
     assert_eq!(judged(&refused(60, 60, 10), &fail).verdict, Verdict::Fail);

@@ -1,6 +1,6 @@
 //! What users request with the annotation `tulle.dev/action`.
 
-use tulle_crds::{CanaryAction, Phase};
+use tulle_crds::{CanaryAction, CanaryVerdict, Phase};
 use tulle_mesh::event_reason::EventReason;
 
 use super::Evaluation;
@@ -33,6 +33,7 @@ impl Evaluation<'_> {
             CanaryAction::Promote if on_trial || self.status.phase == Phase::Failed => {
                 if self.status.phase == Phase::Failed {
                     // Why it had failed is in the history.
+                    self.status.verdict = CanaryVerdict::NotJudged;
                     "promoted by hand after it had failed".clone_into(&mut self.status.evidence_summary);
                 }
                 self.no_longer_short();

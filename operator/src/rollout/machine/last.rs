@@ -2,12 +2,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use tulle_crds::{Phase, RolloutOutcome, reason};
+use tulle_crds::{CanarySteering, Phase, RolloutOutcome, reason};
 use tulle_mesh::event_reason::EventReason;
 
 use super::gates::{CAPACITY, is_ungated};
 use super::held::HELD;
 use super::report::SPLIT;
+use super::steps::sticky;
 use super::{Action, Evaluation};
 use crate::model::WorkloadSeen;
 use crate::rollout::exposure::is_exposed;
@@ -22,7 +23,7 @@ pub(super) const SERVING_FAILED: &str = EventReason::ServingFailedRevision.name(
 impl Evaluation<'_> {
     /// Where no pod of what is stable is left (scaled to zero and back, made anew, a strategy that replaces all at
     /// once), a trial would be an outage: the newest revision is all there is. One that has failed serves and stays
-    /// Failed.
+    /// Failed, and one that was being judged gets all requests and is judged alone.
     pub(super) fn take_what_is_left(&mut self, target: &WorkloadSeen, latest: &str) {
         if self.is_returning() {
             return self.keep_returning(target);
@@ -48,11 +49,19 @@ impl Evaluation<'_> {
             if target.replicas == 0 {
                 return;
             }
+            if !replaced && self.is_left_alone(target) {
+                return self.open_failed(target);
+            }
             // What was on trial and did not look good is not approved because the other has gone.
-            if self.did_not_look_good(replaced) {
+            if self.did_not_look_good() {
                 let because = self.status.evidence_summary.clone();
                 self.fail(format!("no stable pod is left, and it did not pass: {because}"));
                 return self.serve_failed(target, latest);
+            }
+            // An autoscaler has taken the last stable pod: Kubernetes counts pods whose gates were opened, and scales the
+            // old ReplicaSet down first.
+            if !replaced && self.judge().verdict != Verdict::Pass {
+                return self.go_on_alone(target);
             }
         }
         self.status.stable_gone_since = None;
@@ -71,17 +80,40 @@ impl Evaluation<'_> {
         self.promote(&because);
     }
 
-    /// Whether something speaks against what is on trial. `replaced`: nothing held its pods back, so it got a share before
-    /// there were requests enough for a verdict, and one failure says nothing.
-    fn did_not_look_good(&self, replaced: bool) -> bool {
+    /// Whether something speaks against what is on trial. Before there were requests enough for a verdict, one failure
+    /// says nothing.
+    fn did_not_look_good(&self) -> bool {
         if self.status.evidence.canary.failures == 0 {
             return false;
         }
         let judged = self.judge();
-        if replaced {
-            return judged.verdict == Verdict::Fail || judged.held || judged.doubted || self.fails_mostly();
+        judged.verdict == Verdict::Fail || judged.held || judged.doubted || self.fails_mostly()
+    }
+
+    /// Whether what is on trial gets every request because no stable pod is left.
+    pub(super) fn is_left_alone(&self, target: &WorkloadSeen) -> bool {
+        self.is_on_trial() && self.status.weight >= 100 && self.stable_pods(target).next().is_none()
+    }
+
+    /// The trial goes on at a weight of 100, through the steps that are left, until it passes or fails or a user decides. Before
+    /// one of its pods could serve, nobody can.
+    fn go_on_alone(&mut self, target: &WorkloadSeen) {
+        if !self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            return;
         }
-        judged.verdict != Verdict::Pass
+        self.open_failed(target);
+        let steering = CanarySteering {
+            mirror: 0,
+            sticky: sticky(self.spec),
+            ..self.status.steering.clone().unwrap_or_default()
+        };
+        self.expose(100, (steering != CanarySteering::default()).then_some(steering));
+        let (promote, abort) = (self.action_command("promote"), self.action_command("abort"));
+        let message = format!(
+            "revision {} takes all traffic and stays on trial: no pod of revision {} is left to compare with, as after the target was scaled down; {promote} accepts it, {abort} fails it",
+            self.status.canary_revision, self.status.approved_revision
+        );
+        self.event(EventReason::NothingToCompareWith, message);
     }
 
     /// A target that is gone ends its rollout. A workload of the same name that comes later has pods of its own.
@@ -153,6 +185,7 @@ impl Evaluation<'_> {
         self.event(EventReason::StableIsBack, message);
     }
 
+    /// Nothing but this revision can serve, also clients without a sidecar.
     pub(super) fn open_failed(&mut self, target: &WorkloadSeen) {
         let revision = self.status.canary_revision.clone();
         let parked = self.pods_of(target, &revision).filter(|pod| pod.parked);

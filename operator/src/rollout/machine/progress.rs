@@ -9,7 +9,7 @@ use super::gates::STEADY_AFTER;
 use super::steps::{hold, is_pause, sticky};
 use super::{Evaluation, is_exposed};
 use crate::model::WorkloadSeen;
-use crate::rollout::judge::Verdict;
+use crate::rollout::judge::{Unanswered, Verdict};
 
 /// A version whose pods take traffic and are all broken for these seconds is bad. That includes the time that a pod
 /// needs which replaces one of a drained node: the stable version serves meanwhile. Before it has any, and while it
@@ -59,7 +59,8 @@ impl Evaluation<'_> {
         self.status.phase = Phase::Progressing;
         let wanted = self.wanted();
         // Also where the spec was edited meanwhile: what flows changes with an epoch of its own only.
-        if self.status.weight != wanted.weight || self.status.steering != wanted.steering {
+        let differs = self.status.weight != wanted.weight || self.status.steering != wanted.steering;
+        if differs && !self.is_left_alone(target) {
             if self.has_capacity(target, &wanted) {
                 let (revision, what) = (&self.status.canary_revision, wanted.summary());
                 let message = format!("step {}: {what} to revision {revision}", self.status.step + 1);
@@ -188,7 +189,11 @@ impl Evaluation<'_> {
         if self.seen.block_ended {
             self.close_block();
         }
-        let judged = self.judge();
+        if !self.pods_on_trial(target).any(|pod| pod.containers_ready) {
+            // Its requests go to the stable version meanwhile, and the first ones to the pod that comes are a warm-up.
+            Unanswered::forget(&mut self.status.evidence);
+        }
+        let judged = self.judge_unless_silent();
         self.status.verdict = judged.verdict.into();
         self.status.evidence_summary.clone_from(&judged.because);
         match judged.verdict {
@@ -196,7 +201,12 @@ impl Evaluation<'_> {
             Verdict::Inconclusive => self.say_what_is_missing(target),
             Verdict::Pass => {}
         }
-        self.show_held(&judged);
+        if self.is_left_alone(target) {
+            let alone = format!("; no pod of revision {} is left beside it", self.status.approved_revision);
+            self.status.evidence_summary.push_str(&alone);
+        }
+        let silent = self.of_silence(&judged);
+        self.show_held(silent.as_ref().unwrap_or(&judged));
     }
 
     /// Requests that are missing, and how long they take to come.
@@ -213,7 +223,13 @@ impl Evaluation<'_> {
                 _ => "; no Service selects the target",
             };
             self.status.evidence_summary.push_str(none);
-        } else if attempts == 0 && evidence.stable.attempts == 0 {
+        } else if let Some(silence) = self.silence().filter(|silence| attempts == 0 || silence.is_long) {
+            let sentence = silence.sentence(attempts > 0);
+            self.status.evidence_summary = match attempts {
+                0 => sentence,
+                _ => format!("{}; {sentence}", self.status.evidence_summary),
+            };
+        } else if attempts == 0 {
             let none = match self.status.weight {
                 0 => {
                     "no request of a meshed client counts yet: only HTTP requests that match, or copies of GET, HEAD and OPTIONS, go to the new version in this step"
@@ -223,8 +239,6 @@ impl Evaluation<'_> {
                 }
             };
             self.status.evidence_summary = none.to_owned();
-        } else if attempts == 0 {
-            self.status.evidence_summary.push_str("; requests, streams and connections count when they end");
         } else if missing > 0 {
             let seconds = missing as f64 * self.taken().as_secs_f64() / attempts as f64;
             if seconds > LONG_WAIT {
@@ -255,7 +269,7 @@ impl Evaluation<'_> {
         if hold(step).is_none_or(|hold| held < hold) {
             return;
         }
-        let judged = self.judge();
+        let judged = self.judge_unless_silent();
         if judged.held {
             return;
         }

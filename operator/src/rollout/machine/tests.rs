@@ -23,6 +23,8 @@ struct World {
     canary_failures: u64,
     /// Answers with 4xx per hundred requests of the canary.
     client_errors: u64,
+    /// No request to the canary ends.
+    silent: bool,
     /// Requests per second.
     rate: u64,
     /// Microseconds that each answer takes; `None`: nobody measures that.
@@ -63,6 +65,7 @@ impl World {
             actions: Vec::new(),
             canary_failures: 0,
             client_errors: 0,
+            silent: false,
             rate: 400,
             micros: None,
         };
@@ -94,7 +97,8 @@ impl World {
         let steering = self.status.steering.clone().unwrap_or_default();
         let insiders = if steering.match_.is_empty() { 0 } else { self.rate / 10 };
         let served = (self.rate * u64::from(self.status.weight) / 100 + insiders).min(self.rate);
-        let canary = served + self.rate * u64::from(steering.mirror) / 100;
+        let ending = u64::from(!self.silent);
+        let canary = ending * (served + self.rate * u64::from(steering.mirror) / 100);
         let ended = self.seen.now.as_second() % 10 == 0;
         self.seen.block_ended = ended;
         if !is_exposed(&self.status) {

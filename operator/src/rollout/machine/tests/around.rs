@@ -242,4 +242,24 @@ fn the_evidence_says_why_a_rollout_failed_that_the_judge_did_not_fail() {
     world.request(CanaryAction::Promote, "2");
     let (status, _) = next(&world.spec, &world.status, &world.seen);
     assert_eq!(status.evidence_summary, "promoted by hand after it had failed");
+    assert_eq!((status.phase, status.verdict), (Phase::Promoting, CanaryVerdict::NotJudged));
+}
+
+#[test]
+fn what_is_back_at_its_approved_revision_has_no_verdict_of_the_one_that_was_withdrawn() {
+    let back = |failures: u64| {
+        let mut world = World::quick();
+        world.canary_failures = failures;
+        world.deploy("new");
+        world.run(8);
+        assert_ne!(world.status.verdict, CanaryVerdict::NotJudged);
+        let because = world.status.evidence_summary.clone();
+        world.target().latest = Some("old".into());
+        world.run(1);
+        assert_eq!((world.status.phase, world.status.verdict), (Phase::Stable, CanaryVerdict::NotJudged));
+        (world.status.evidence_summary, because)
+    };
+    assert_eq!(back(0).0, "revision new was withdrawn");
+    let (shown, because) = back(100);
+    assert_eq!(shown, format!("revision new was withdrawn: {because}"));
 }

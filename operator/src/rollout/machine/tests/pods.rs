@@ -277,3 +277,92 @@ fn a_step_does_not_pass_on_the_requests_of_earlier_ones() {
     let because = &world.status.evidence_summary;
     assert!(because.contains("since this step began"), "{because}");
 }
+
+/// Half of the requests go to two new pods, one of them with its gate opened, when an autoscaler takes all pods but one:
+/// Kubernetes keeps the one that is ready and new.
+fn scaled_down(more: serde_json::Value) -> World {
+    let mut spec = json!({"steps": [{"weight": 50, "hold": "60s"}], "judge": {"minRequests": 20_000}});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let mut world = World::new(spec);
+    world.deploy("new");
+    while world.status.weight < 50 {
+        world.run(1);
+    }
+    world.run(5);
+    world.target().replicas = 1;
+    world.target().pods.retain(|pod| pod.opened);
+    assert_eq!(world.target().pods.len(), 1);
+    world.run(15);
+    world
+}
+
+fn left_alone(world: &World) -> usize {
+    world.reasons().iter().filter(|reason| **reason == EventReason::NothingToCompareWith.name()).count()
+}
+
+#[test]
+fn a_version_whose_last_stable_pod_is_scaled_away_is_not_promoted_before_it_passes() {
+    let mut world = scaled_down(json!({}));
+    let shown = |world: &World| (world.status.phase, world.status.weight);
+    assert_eq!((shown(&world), left_alone(&world)), ((Phase::Progressing, 100), 1));
+    let evidence = &world.status.evidence_summary;
+    assert!(evidence.ends_with("; no pod of revision old is left beside it"), "{evidence}");
+    assert_eq!(world.status.approved_revision, "old");
+    // The autoscaler brings more of them, which wait behind gates: nothing else can serve.
+    world.target().replicas = 2;
+    let parked = pod("new-9", "new", true);
+    world.target().pods.push(parked);
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::OpenGate(named("new-9"))), "{actions:?}");
+    world.run(150);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+    assert_eq!(left_alone(&world), 1);
+}
+
+#[test]
+fn a_version_that_is_left_alone_can_still_fail_and_serves_without_a_gap_then() {
+    let mut world = scaled_down(json!({}));
+    world.canary_failures = 60;
+    let mut looks = 0;
+    while world.status.phase == Phase::Progressing {
+        world.run(1);
+        assert_eq!(world.status.weight, 100, "nothing else can serve");
+        looks += 1;
+        assert!(looks < 300, "{:?}", world.status);
+    }
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Failed, "old"));
+    assert_eq!(world.condition("ServingFailedRevision").0, "True");
+
+    let mut world = scaled_down(json!({"onFailure": "Undo"}));
+    world.request(CanaryAction::Abort, "1");
+    world.run(1);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Failed, 100));
+    let actions = world.run(1);
+    assert!(actions.contains(&Action::Undo { revision: "old".to_owned() }), "{actions:?}");
+    world.target().latest = Some("old".into());
+    world.run(1);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "old"));
+}
+
+#[test]
+fn a_trial_without_a_stable_pod_ends_at_its_deadline_and_by_stable_pods_that_come_back() {
+    let judge = json!({"minRequests": 1_000_000, "onInconclusive": "Promote"});
+    let mut world =
+        scaled_down(json!({"judge": judge, "steps": [{"weight": 50, "hold": "1h"}], "deadline": "60s"}));
+    assert_eq!(world.status.phase, Phase::Progressing);
+    world.run(60);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+
+    let mut world = scaled_down(json!({}));
+    world.target().pods.push(pod("old-9", "old", false));
+    world.run(3);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Progressing, 50));
+
+    // A pause has nothing else to end it than a user.
+    let mut world = scaled_down(json!({"steps": [{"weight": 50, "hold": "60s"}, {"pause": {}}]}));
+    world.run(150);
+    assert_eq!((world.status.phase, world.status.weight), (Phase::Paused, 100));
+    world.request(CanaryAction::Promote, "1");
+    world.run(5);
+    assert_eq!((world.status.phase, world.status.approved_revision.as_str()), (Phase::Stable, "new"));
+}
