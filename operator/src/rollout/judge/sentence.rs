@@ -50,7 +50,7 @@ pub(super) fn judge(evidence: &Evidence, rules: &Rules, alone: bool) -> Judgemen
         let because = format!("{facts}: canary failed every one of its {} requests", canary.attempts);
         return failed(because);
     }
-    if let Some(sustained) = Sustained::stored(evidence).verdict(&evidence.stable, rules) {
+    if let Some(sustained) = Sustained::stored(evidence).verdict(&evidence.stable, rules, alone) {
         return failed(format!("{facts}: {sustained}"));
     }
     let certain = rules.certain();

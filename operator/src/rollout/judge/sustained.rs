@@ -19,7 +19,7 @@
 
 use tulle_crds::{AttemptTotals, Evidence, EvidenceWindow, TestEvidence};
 
-use super::{PodBlock, Rules, Side};
+use super::{ENOUGH_TO_REMEMBER, PodBlock, Rules, Side};
 
 /// The name under which it is stored.
 pub(super) const NAME: &str = "sustained";
@@ -178,16 +178,18 @@ impl Sustained {
         }
     }
 
-    /// Whether that is beyond doubt; one sentence part. `stable`: the stable version since the rollout began.
-    pub(super) fn verdict(&self, stable: &AttemptTotals, rules: &Rules) -> Option<String> {
+    /// Whether that is beyond doubt; one sentence part. `stable`: the stable version since the rollout began. `alone`: the
+    /// canary gets all requests, so that what is known of the stable version is from earlier.
+    pub(super) fn verdict(&self, stable: &AttemptTotals, rules: &Rules, alone: bool) -> Option<String> {
         let stable = Counts::of(stable);
+        let remembered = (alone && stable.attempts >= ENOUGH_TO_REMEMBER as f64).then_some(stable);
         let (half, nearly_all) = (&self.half, &self.nearly_all);
         let groups =
             || format!("at least {:.0}% in each of {} groups in a row", HALF.share * 100.0, half.groups);
         self.many
             .verdict()
-            .or_else(|| nearly_all.finding(stable, NEARLY_ALL, rules, "nearly every one"))
-            .or_else(|| half.finding(stable, HALF, rules, &groups()))
+            .or_else(|| nearly_all.finding(stable, remembered, NEARLY_ALL, rules, "nearly every one"))
+            .or_else(|| half.finding(stable, remembered, HALF, rules, &groups()))
     }
 }
 
@@ -274,12 +276,22 @@ impl Row {
         Self { groups: self.groups.saturating_add(1), group: Sums::default(), full }
     }
 
-    /// `stable`: the stable version since the rollout began. `how`: how its requests failed.
-    fn finding(&self, stable: Counts, rule: Rule, rules: &Rules, how: &str) -> Option<String> {
-        let full = self.full;
+    /// `stable`: the stable version since the rollout began. `remembered`: what stands for its requests over the same blocks,
+    /// where it got none. `how`: how the canary's requests failed.
+    fn finding(
+        &self,
+        stable: Counts,
+        remembered: Option<Counts>,
+        rule: Rule,
+        rules: &Rules,
+        how: &str,
+    ) -> Option<String> {
+        let mut full = self.full;
+        if full.stable.attempts < STABLE {
+            full.stable = remembered?;
+        }
         let is_long = self.groups >= rule.groups && full.blocks >= rule.blocks;
-        let is_good = full.stable.attempts >= STABLE
-            && full.stable.rate().max(stable.rate()) <= rule.most_of_stable
+        let is_good = full.stable.rate().max(stable.rate()) <= rule.most_of_stable
             && is_far_better(stable, full.canary, rules);
         (is_long && is_good).then(|| {
             format!(
@@ -310,6 +322,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_canary_that_gets_all_requests_is_compared_with_what_is_remembered() {
+        let rules = Rules::of(&tulle_crds::Judge::default());
+        let found = |attempts, failures, alone| {
+            let block = [pod(Side::Canary, 400, 240), pod(Side::Stable, 0, 0)];
+            let all = (0..4).fold(Sustained::default(), |all, _| all.fold(&block, &rules));
+            all.verdict(&AttemptTotals { attempts, failures, ..Default::default() }, &rules, alone)
+        };
+        let because = found(3_200, 10, true).unwrap();
+        assert!(because.starts_with("960 of its last 1600 requests failed (60%)"), "{because}");
+        assert!(because.ends_with("10 of 3200 of the stable version"), "{because}");
+        assert_eq!(found(3_200, 400, true), None, "the stable version failed often too");
+        assert_eq!(found(100, 0, true), None, "too little is known of it");
+        assert_eq!(found(3_200, 10, false), None, "it could be compared, and got nothing");
+    }
+
     /// After these blocks of the canary (attempts and failures), each beside the same one of the stable version.
     fn beside(stable: (u64, u64), blocks: &[(u64, u64)]) -> Option<String> {
         let pods = blocks.iter().map(|(attempts, failures)| pod(Side::Canary, *attempts, *failures));
@@ -328,7 +356,7 @@ mod tests {
             evidence.tests = vec![sustained.store()];
             super::super::add(&mut evidence.stable, &block[1].totals);
         }
-        Sustained::stored(&evidence).verdict(&evidence.stable, rules)
+        Sustained::stored(&evidence).verdict(&evidence.stable, rules, false)
     }
 
     fn after(blocks: &[(u64, u64)]) -> Option<String> {
