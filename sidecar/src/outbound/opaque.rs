@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout_at};
 use tulle_mesh::wire::frame::Code;
 use tulle_mesh::wire::head::Fields;
@@ -100,29 +100,37 @@ impl Greeting {
     }
 }
 
-/// The evidence of a connection under a Canary, held back until it is known how it goes on. `None`: it was counted.
-pub(super) struct Held(Rc<Cell<Option<Arc<Attempts>>>>);
+/// The evidence of a connection under a Canary, held back until it is known how it goes on. Counted once.
+pub(super) struct Held {
+    attempts: Rc<Cell<Option<Arc<Attempts>>>>,
+    /// What counts it as served when it has lasted.
+    waiting: Cell<Option<AbortHandle>>,
+}
 
 impl Held {
     pub(super) fn new(attempts: Arc<Attempts>) -> Self {
-        Self(Rc::new(Cell::new(Some(attempts))))
+        Self { attempts: Rc::new(Cell::new(Some(attempts))), waiting: Cell::new(None) }
     }
 
     /// The server has sent its first word: the connection has served, unless something else is seen soon.
     pub(super) fn heard(&self) {
-        let held = Rc::clone(&self.0);
-        spawn_local(async move {
+        let held = Rc::clone(&self.attempts);
+        let waiting = spawn_local(async move {
             sleep(PROVES_ITSELF).await;
             if let Some(attempts) = held.take() {
                 attempts.count(Seen::Good, None);
             }
         });
+        self.waiting.set(Some(waiting.abort_handle()));
     }
 
-    /// The connection has ended, and its end says this.
+    /// The connection has ended, and its end says this. One that was heard and whose end says nothing has served.
     pub(super) fn ended(&self, seen: Option<Seen>) {
+        // Short connections are many: none of them leaves a timer behind.
+        let was_heard = self.waiting.take().map(|waiting| waiting.abort()).is_some();
+        let seen = seen.or(was_heard.then_some(Seen::Good));
         if let Some(seen) = seen
-            && let Some(attempts) = self.0.take()
+            && let Some(attempts) = self.attempts.take()
         {
             attempts.count(seen, None);
         }
