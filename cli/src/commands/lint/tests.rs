@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::cluster::callers;
+use super::cluster::{callers, has};
 use super::read::{Input, documents, files};
 use super::routes::beside;
 use super::rules::{Finding, Level, RULES};
@@ -446,6 +446,17 @@ fn the_service_accounts_that_rules_name_are_looked_for_in_their_namespaces() {
         .map(|(caller, place)| format!("{}/{} {place}", caller.namespace, caller.account))
         .collect();
     assert_eq!(found, ["pay/till spec.access.allow[1].from[2]", "shop/frnt spec.access.allow[1].from[1]"]);
+}
+
+#[test]
+fn an_object_that_the_files_have_is_not_missed_in_the_cluster() {
+    let input = read(
+        "{apiVersion: v1, kind: ServiceAccount, metadata: {name: front}}\n---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: till, namespace: pay}}",
+    );
+    let made = |kind: &str, namespace: &str, name: &str| has(&input.documents, "shop", kind, namespace, name);
+    assert!(made("ServiceAccount", "shop", "front") && made("ServiceAccount", "pay", "till"));
+    assert!(!made("ServiceAccount", "pay", "front") && !made("ServiceAccount", "shop", "till"));
+    assert!(!made("Service", "shop", "front"));
 }
 
 #[test]
