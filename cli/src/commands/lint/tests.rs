@@ -478,6 +478,7 @@ fn a_rule_that_another_route_has_too_is_found_for_the_same_clients_and_port() {
     let none = Vec::<String>::new();
     assert_eq!(routes("", "shop", "{path: {type: Exact, value: /api}}"), none);
     assert_eq!(routes(", port: 81", "shop", ""), none, "another port");
+    assert_eq!(routes(", sectionName: admin", "shop", ""), none, "perhaps another port");
     assert_eq!(routes("", "client", ""), none, "it is for clients of another namespace");
 }
 
