@@ -249,6 +249,11 @@ fn every_finding_that_is_not_ok_has_a_hint_and_a_command() {
     }
 }
 
+/// Pods without a sidecar, of workloads that are not known.
+fn injected<'a>(without: impl IntoIterator<Item = WithoutSidecar<'a>>) -> Vec<Finding> {
+    uninjected(without.into_iter().map(|pod| Uninjected { pod, workload: None }))
+}
+
 #[test]
 fn a_pod_that_no_restart_replaces_is_not_to_be_restarted() {
     let pod = |name, is_restartable| WithoutSidecar { namespace: "shop", name, is_restartable };
